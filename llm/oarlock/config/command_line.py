@@ -1,0 +1,86 @@
+"""What both entrypoints do first: --help, --print_config, or a checked configuration."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+import typing
+from collections.abc import Sequence
+
+import yaml
+
+from oarlock.config.load import ConfigT, LoadedConfig, flatten, load_config
+from oarlock.config.options import OptionSpec, option_specs
+from oarlock.errors import ConfigError
+
+
+def read_command_line(config_class: type[ConfigT], argv: Sequence[str], program: str) -> LoadedConfig[ConfigT] | None:
+    """The checked configuration, or None when --help or --print_config was answered instead.
+
+    Raises:
+        ConfigError: with every problem found and where to look for the right names.
+    """
+    words = list(argv)
+    if "--help" in words or "-h" in words:
+        print(help_text(config_class, program))
+        return None
+    printing = [word for word in words if word in ("--print_config", "--print-config")]
+    words = [word for word in words if word not in printing]
+    try:
+        loaded = load_config(config_class, words)
+    except ConfigError as error:
+        raise ConfigError(f"{error}\nAll options: {program} --help") from error
+    if printing:
+        print(to_yaml(loaded.config, loaded.origins), end="")
+        return None
+    return loaded
+
+
+def to_yaml(config: typing.Any, origins: dict[str, str] | None = None) -> str:
+    """The configuration as a YAML file the entrypoints read; with origins, each line says where its value is from."""
+    flat, lines, section = flatten(config), [], ""
+    for name, spec in option_specs(type(config)).items():
+        if spec.section != section:
+            section = spec.section
+            lines.append(f"{section}:")
+        line = yaml.safe_dump({name: flat[name]}, allow_unicode=True, width=10_000).strip()
+        origin = (origins or {}).get(name, "default")
+        lines.append(f"  {line}" + (f"  # {origin}" if origin != "default" else ""))
+    return "\n".join(lines) + "\n"
+
+
+def help_text(config_class: type, program: str, width: int | None = None) -> str:
+    """--help: options in their sections, with type, unit, default and other spellings."""
+    width = width or min(120, shutil.get_terminal_size((100, 24)).columns)
+    lines = [
+        f"usage: {program} [config.yaml] [--option value ...]",
+        "",
+        *textwrap.wrap(
+            "Options come from the YAML file (flat or by section; `include: [files]` composes them), flags go over it. "
+            "Yes/no options: --recompute, --recompute 1, --recompute true, --no_recompute.",
+            width,
+        ),
+        "  --print_config  print the resolved configuration and stop",
+        "  --help          this text",
+    ]
+    sections = typing.get_type_hints(config_class)
+    section = ""
+    for name, spec in option_specs(config_class).items():
+        if spec.section != section:
+            section = spec.section
+            lines += ["", f"{(sections[section].__doc__ or section).strip()} ({section}:)"]
+        lines += _option_lines(name, spec, width)
+    return "\n".join(lines)
+
+
+def _option_lines(name: str, spec: OptionSpec, width: int) -> list[str]:
+    default = spec.default
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
+    elif default is None or default == "":
+        default = "not set"
+    spellings = ", ".join(f"--{spelling}" for spelling in (name, *spec.aliases))
+    return [
+        f"  {spellings}  [{spec.kind}; default {default}]",
+        *textwrap.wrap(spec.help, width, initial_indent="      ", subsequent_indent="      "),
+    ]

@@ -1,0 +1,46 @@
+"""Which device a run uses, and what that device can't do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from oarlock.environment import say_once
+from oarlock.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    from oarlock.config.schema import Config
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+def choose_device(requested: str | None) -> str:
+    """ "gpu" or "cpu"; None takes a GPU where there is one.
+
+    Raises:
+        EnvironmentProblem: for --device gpu without one, saying whether the wheel or the card is missing.
+    """
+    import paddle
+
+    compiled = paddle.device.is_compiled_with_cuda()
+    count = paddle.device.cuda.device_count() if compiled else 0
+    if requested == "gpu" and not count:
+        raise EnvironmentProblem(
+            "--device gpu: no GPU is visible to Paddle (check nvidia-smi and CUDA_VISIBLE_DEVICES)"
+            if compiled
+            else "--device gpu: this is a CPU build of Paddle. Install paddlepaddle-gpu (bash scripts/setup.sh picks "
+            "the wheel for your driver), or use --device cpu"
+        )
+    return requested or ("gpu" if count else "cpu")
+
+
+def fit_to_device(config: ConfigT, device: str) -> ConfigT:
+    """The configuration with what a CPU can't do replaced by what it can; each replacement is said once."""
+    if device != "cpu":
+        return config
+    precision = config.precision
+    if precision.fp16 or precision.bf16:
+        say_once(f"{'fp16' if precision.fp16 else 'bf16'} on a CPU: training in float32")
+    precision = replace(precision, fp16=False, bf16=False, amp_master_grad=False)
+    runtime = replace(config.runtime, device="cpu")
+    return replace(config, precision=precision, runtime=runtime)

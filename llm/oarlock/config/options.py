@@ -1,0 +1,209 @@
+"""How one option is declared: a typed dataclass field, its check, unit and other spellings beside it.
+
+The text under a field (a string literal, as in a class docstring) is its help. Example:
+
+    @dataclass(frozen=True)
+    class Batch:
+        per_device_train_batch_size: int = option(8, at_least(1), unit="samples")
+        \"\"\"Samples in one forward pass on one data-parallel rank.\"\"\"
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+Check = Callable[[Any], "str | None"]
+
+TRUE_WORDS = frozenset({"1", "true", "yes", "y", "t", "on"})
+FALSE_WORDS = frozenset({"0", "false", "no", "n", "f", "off"})
+NONE_WORDS = frozenset({"none", "null", ""})
+
+
+def option(
+    default: Any,
+    *checks: Check,
+    unit: str = "",
+    aliases: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),
+    may_change: bool = False,
+) -> Any:
+    """Declare an option.
+
+    Args:
+        default: its value when neither YAML nor flags name it.
+        checks: functions value -> None or what is wrong with it; not called for None.
+        unit: what the number counts ("samples", "tokens", "steps"), shown in --help.
+        aliases: other published spellings of the same option.
+        choices: the words it may be.
+        may_change: a run can be resumed although this differs (it does not change what is learnt).
+    """
+    meta = {"checks": checks, "unit": unit, "aliases": aliases, "choices": choices, "may_change": may_change}
+    return field(default=default, metadata=meta)
+
+
+def at_least(minimum: float) -> Check:
+    """The value must be >= minimum."""
+    return lambda value: None if value >= minimum else f"must be at least {minimum}"
+
+
+def more_than(minimum: float) -> Check:
+    """The value must be > minimum."""
+    return lambda value: None if value > minimum else f"must be more than {minimum}"
+
+
+def between(low: float, high: float) -> Check:
+    """The value must lie in [low, high]."""
+    return lambda value: None if low <= value <= high else f"must lie in [{low}, {high}]"
+
+
+def degree(value: int) -> str | None:
+    """A parallel degree: -1 means not used (as in PaddleNLP), otherwise a positive count of ranks."""
+    return None if value == -1 or value >= 1 else "must be -1 (not used) or at least 1"
+
+
+@dataclass(frozen=True)
+class OptionSpec:
+    """One option of a configuration, ready for the parser, the help and the checks."""
+
+    section: str
+    name: str
+    type: type
+    optional: bool
+    default: Any
+    checks: tuple[Check, ...]
+    unit: str
+    aliases: tuple[str, ...]
+    choices: tuple[str, ...]
+    may_change: bool
+    help: str
+
+    def convert(self, value: Any) -> Any:
+        """Turn a flag's word or a YAML value into the option's type.
+
+        Raises:
+            ValueError: with a sentence saying what was expected.
+        """
+        if value is None or (self.optional and isinstance(value, str) and value.lower() in NONE_WORDS):
+            if self.optional:
+                return None
+            raise ValueError(f"needs a value ({self.kind})")
+        converted = _CONVERTERS[self.type](value)
+        if self.choices and converted not in self.choices:
+            raise ValueError(f"must be one of {', '.join(self.choices)}; got {value!r}")
+        return converted
+
+    def problem(self, value: Any) -> str | None:
+        """What the option's own checks say of a converted value."""
+        if value is None:
+            return None
+        return next((message for check in self.checks if (message := check(value)) is not None), None)
+
+    @property
+    def kind(self) -> str:
+        """The type in words, for --help and messages."""
+        if self.choices:
+            return "|".join(self.choices)
+        word = {bool: "yes or no", int: "whole number", float: "number", str: "text"}[self.type]
+        return f"{word}, {self.unit}" if self.unit else word
+
+
+def _to_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word in TRUE_WORDS:
+        return True
+    if word in FALSE_WORDS:
+        return False
+    raise ValueError(f"must be yes/no, true/false or 1/0; got {value!r}")
+
+
+def _to_int(value: Any) -> int:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a whole number; got {value!r}")
+    try:
+        number = float(value)
+        if number == int(number):
+            return int(value) if isinstance(value, (int, str)) and str(value).lstrip("+-").isdigit() else int(number)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"must be a whole number; got {value!r}")
+
+
+def _to_float(value: Any) -> float:
+    if not isinstance(value, bool):
+        try:
+            number = float(value)
+            if number == number:
+                return number
+        except (TypeError, ValueError):
+            pass
+    raise ValueError(f"must be a number; got {value!r}")
+
+
+def _to_str(value: Any) -> str:
+    if isinstance(value, (list, dict)):
+        raise ValueError(f"must be text; got a {'list' if isinstance(value, list) else 'mapping'}")
+    return str(value)
+
+
+_CONVERTERS: dict[type, Callable[[Any], Any]] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
+
+
+@functools.cache
+def _field_docs(cls: type) -> dict[str, str]:
+    """The string literal under each field of a dataclass, whitespace folded."""
+    docs: dict[str, str] = {}
+    for base in cls.__mro__[1:-1]:
+        docs = _field_docs(base) | docs
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(tree, ast.ClassDef)
+    for statement, below in zip(tree.body, tree.body[1:], strict=False):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
+            docs[statement.target.id] = " ".join(below.value.value.split())
+    return docs
+
+
+def _plain_type(annotation: Any) -> tuple[type, bool]:
+    """(int, True) for `int | None`; (int, False) for `int`."""
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        (inner,) = (a for a in typing.get_args(annotation) if a is not type(None))
+        return inner, True
+    return annotation, False
+
+
+def option_specs(config_class: type) -> dict[str, OptionSpec]:
+    """Every option of a configuration class, by name, in the order of its sections."""
+    return _specs_of(config_class)
+
+
+@functools.cache
+def _specs_of(config_class: Hashable) -> dict[str, OptionSpec]:
+    specs: dict[str, OptionSpec] = {}
+    for section, section_class in typing.get_type_hints(config_class).items():
+        hints, docs = typing.get_type_hints(section_class), _field_docs(section_class)
+        for item in dataclasses.fields(section_class):
+            plain, optional = _plain_type(hints[item.name])
+            spec = OptionSpec(
+                section=section,
+                name=item.name,
+                type=plain,
+                optional=optional,
+                default=item.default,
+                help=docs.get(item.name, ""),
+                **item.metadata,
+            )
+            assert item.name not in specs, f"option {item.name} is declared twice"
+            specs[item.name] = spec
+    return specs

@@ -1,0 +1,110 @@
+"""Rules that span several options; what one option may be stands beside its field in schema.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from oarlock.config.schema import Config
+
+Rule = Callable[[Any], Iterator[str]]
+
+
+def cross_problems(config: Any) -> list[str]:
+    """Everything the rules below find wrong with a configuration."""
+    return [problem for rule in _RULES for problem in rule(config)]
+
+
+def parse_split(text: str) -> tuple[float, float, float]:
+    """Shares (train, evaluation, test) of "949,50,1" or "949/50/1", normalised to sum 1.
+
+    Raises:
+        ValueError: naming what is wrong with it.
+    """
+    words = text.replace("/", ",").split(",")
+    if len(words) > 3:
+        raise ValueError("has more than three parts (train, evaluation, test)")
+    try:
+        parts = [float(word) for word in words] + [0.0] * (3 - len(words))
+    except ValueError:
+        raise ValueError("must be numbers separated by commas, for example 949,50,1") from None
+    if min(parts) < 0 or not 0 < sum(parts) < float("inf"):
+        raise ValueError("must be shares >= 0 with a sum above 0")
+    total = sum(parts)
+    return parts[0] / total, parts[1] / total, parts[2] / total
+
+
+def _something_to_do(config: Config) -> Iterator[str]:
+    if not (config.evaluation.do_train or config.evaluation.do_eval):
+        yield "nothing to do: give --do_train, --do_eval or both"
+
+
+def _one_precision(config: Config) -> Iterator[str]:
+    precision = config.precision
+    if precision.fp16 and precision.bf16:
+        yield "--fp16 and --bf16 exclude each other"
+    if precision.amp_master_grad and not (precision.fp16 or precision.bf16):
+        yield "--amp_master_grad needs --fp16 or --bf16"
+
+
+def _learning_rates(config: Config) -> Iterator[str]:
+    schedule = config.schedule
+    if schedule.min_learning_rate > schedule.learning_rate:
+        yield f"--min_learning_rate {schedule.min_learning_rate} is above --learning_rate {schedule.learning_rate}"
+    if 0 < schedule.max_steps <= schedule.warmup_steps:
+        yield f"--warmup_steps {schedule.warmup_steps} leaves no step of --max_steps {schedule.max_steps}"
+    if schedule.max_steps == 0 or schedule.max_steps < -1:
+        yield f"--max_steps must be above 0, or -1 to use --num_train_epochs; got {schedule.max_steps}"
+    if schedule.decay_steps is not None and schedule.decay_steps <= schedule.warmup_steps:
+        yield f"--decay_steps {schedule.decay_steps} must be above --warmup_steps {schedule.warmup_steps}"
+
+
+def _split(config: Config) -> Iterator[str]:
+    text = getattr(config.data, "split", None)
+    if text is None:
+        return
+    try:
+        train, evaluation, _ = parse_split(text)
+    except ValueError as error:
+        yield f"--split {text} {error}"
+        return
+    if config.evaluation.do_train and train == 0:
+        yield f"--split {text} leaves no documents for training, which --do_train asks for"
+    if config.evaluation.do_eval and evaluation == 0:
+        yield f"--split {text} leaves no documents for evaluation, which --do_eval asks for"
+
+
+def _scratch_only(config: Config) -> Iterator[str]:
+    model = config.model
+    if not getattr(model, "continue_training", False):
+        return
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    for name in (*sizes, "vocab_size"):
+        if getattr(model, name) is not None:
+            yield f"--{name} changes the model and can't go with --continue_training, which loads its weights"
+
+
+def _sequence_parallel(config: Config) -> Iterator[str]:
+    parallel = config.parallel
+    if parallel.sequence_parallel and parallel.tensor_parallel_degree <= 1:
+        yield "--sequence_parallel needs --tensor_parallel_degree above 1"
+    if parallel.virtual_pp_degree > 1 and parallel.pipeline_parallel_degree <= 1:
+        yield "--virtual_pp_degree above 1 needs --pipeline_parallel_degree above 1"
+
+
+def _resume(config: Config) -> Iterator[str]:
+    checkpoint = config.checkpoint
+    if checkpoint.overwrite_output_dir and checkpoint.resume_from_checkpoint:
+        yield "--overwrite_output_dir starts anew and --resume_from_checkpoint goes on: give one of them"
+
+
+_RULES: tuple[Rule, ...] = (
+    _something_to_do,
+    _one_precision,
+    _learning_rates,
+    _split,
+    _scratch_only,
+    _sequence_parallel,
+    _resume,
+)

@@ -1,0 +1,153 @@
+"""The machine under a process: cores, threads, ranks, and quiet imports. Imports paddle only inside functions."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from oarlock.errors import EnvironmentProblem
+
+
+def available_cores() -> int:
+    """Cores this process may use: its CPU affinity, cut by the container's quota (cgroup v2 or v1)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
+    return max(1, min(cores, math.ceil(quota)) if quota else cores)
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """The container's CPU limit in cores, or None where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        period_us = int((root / "cpu/cpu.cfs_period_us").read_text())
+        return quota_us / period_us if quota_us > 0 else None
+    return None
+
+
+def world_size() -> int:
+    """Processes of this run, as the launcher says (1 without a launcher)."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+
+
+def rank() -> int:
+    """This process among them."""
+    return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+
+
+def local_world_size() -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all (log, progress, files written once)."""
+    return rank() == 0
+
+
+def say(message: str) -> None:
+    """One line on the console, from rank 0 only."""
+    if is_first_rank():
+        tqdm.write(f"oarlock: {message}", file=sys.stdout)  # leaves a progress bar whole
+        sys.stdout.flush()
+
+
+def progress_bar(total: int, desc: str, unit: str, **options: Any) -> tqdm:
+    """A bar on rank 0; where there is no terminal, a line every 30 seconds."""
+    interval = {} if sys.stderr.isatty() else {"mininterval": 30.0, "maxinterval": 60.0}
+    return tqdm(total=total, desc=desc, unit=unit, disable=not is_first_rank(), **interval, **options)
+
+
+_said: set[str] = set()
+
+
+def say_once(message: str) -> None:
+    """Like say(), but the same sentence is said only once in a process."""
+    if message not in _said:
+        _said.add(message)
+        say(message)
+
+
+def thread_share(requested: int | None = None) -> int:
+    """Threads for this process on a CPU.
+
+    --num_threads goes first, then OMP_NUM_THREADS, then an even share of the cores. Under Paddle's launcher
+    OMP_NUM_THREADS=1 is not the user's word (importing paddle in the launcher sets it), so the share is taken.
+    """
+    if requested:
+        return requested
+    from_environment = os.environ.get("OMP_NUM_THREADS", "")
+    launched = "PADDLE_LOCAL_SIZE" in os.environ
+    if from_environment.isdigit() and (int(from_environment) > 1 or not launched):
+        return int(from_environment)
+    return max(1, available_cores() // local_world_size())
+
+
+# Import-time and deprecation noise that no user can act on.
+_NOISE = (
+    r"[\s\S]*No ccache found",
+    r"[\s\S]*Setuptools is replacing distutils",
+    r"[\s\S]*pkg_resources is deprecated",
+    r"[\s\S]*API \"paddle\.",
+)
+_threads: int | None = None
+
+
+def import_paddle(num_threads: int | None = None) -> int:
+    """Import paddle quietly, for the first time in this process, with its share of the cores; later calls do nothing.
+
+    Returns:
+        The number of threads it got. (Plain paddle leaves one in use: importing it sets OMP_NUM_THREADS=1.)
+    """
+    global _threads
+    if _threads is not None:
+        return _threads
+    _threads = thread_share(num_threads)
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    _silence()
+    os.environ.pop("OMP_NUM_THREADS", None)  # any other value than 1 makes paddle print advice; it is set below
+    try:
+        import paddle
+    except ModuleNotFoundError as error:
+        raise EnvironmentProblem(
+            f"{error.name} is not installed in this Python ({sys.executable}); `bash scripts/setup.sh` sets up .venv"
+        ) from error
+
+    _silence()  # paddle puts filters of its own in front
+    os.environ["OMP_NUM_THREADS"] = str(_threads)  # for child processes and OpenMP code loaded later
+    paddle.base.core.set_num_threads(_threads)
+    return _threads
+
+
+def _silence() -> None:
+    for pattern in _NOISE:
+        warnings.filterwarnings("ignore", message=pattern)
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent dies, SIGKILL included (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def set_paddlenlp_log_level(level: str) -> None:
+    """PaddleNLP's logger is chatty at its default; ours says what matters."""
+    from paddlenlp.utils.log import logger
+
+    logger.set_level(level.upper())
+    logging.getLogger("paddle").setLevel(level.upper())

@@ -1,0 +1,64 @@
+"""Errors that are meant for the person at the keyboard: what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+# Exit codes, the same everywhere: a wrong flag or file is 2 (as argparse and sysexits do), a run that fails is 1.
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+class OarlockError(Exception):
+    """A failure with a message complete enough that no stack trace is needed."""
+
+    exit_code = EXIT_FAILED
+
+
+class ConfigError(OarlockError):
+    """The configuration (YAML, flags) is wrong; raised before Paddle is imported."""
+
+    exit_code = EXIT_USAGE
+
+
+class DataError(OarlockError):
+    """An input file or record is missing, unreadable or malformed; names file:line where there is one."""
+
+
+class ModelError(OarlockError):
+    """A model or tokenizer can't be found, loaded, or does not fit the data."""
+
+
+class CheckpointError(OarlockError):
+    """A checkpoint can't be written, read or trusted."""
+
+
+class TrainingError(OarlockError):
+    """Training can't go on (NaN loss, for example)."""
+
+
+class EnvironmentProblem(OarlockError):
+    """The machine lacks something: a device, a package, disk space."""
+
+
+def report(error: OarlockError) -> None:
+    """Print an error once, on stderr, with the rank when there is more than one process."""
+    rank = os.environ.get("PADDLE_TRAINER_ID")
+    where = f" (rank {rank})" if rank and os.environ.get("PADDLE_TRAINERS_NUM", "1") != "1" else ""
+    print(f"\noarlock: error{where}: {error}", file=sys.stderr, flush=True)
+
+
+def exit_with(main: Callable[[], int | None]) -> None:
+    """Run a program's main function; an OarlockError becomes a message and its exit code, never a stack trace."""
+    try:
+        code = main() or 0
+    except OarlockError as error:
+        report(error)
+        code = error.exit_code
+    except BrokenPipeError:  # `oarlock data show | head`
+        code = 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.stdout.flush()
+    sys.exit(code)

@@ -1,0 +1,56 @@
+"""Files written so that they are either whole or not there, and their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+_BLOCK = 1 << 22
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hex (what `sha256sum` prints)."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def settle_file(path: str | Path) -> None:
+    """Give a finished file the permissions the umask asks for (safetensors writes 0600) and have the disk hold it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)
+    sync_file(path)
+
+
+def sync_file(path: str | Path) -> None:
+    """Have the disk hold what was written to a file (or, for a folder, its list of names)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """Replace a small text file in one step."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON that people can read, in one step."""
+    write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

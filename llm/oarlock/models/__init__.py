@@ -1,0 +1,1 @@
+"""What is trained: families, building and loading."""

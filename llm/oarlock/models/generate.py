@@ -1,0 +1,46 @@
+"""Greedy generation for a batch of prompts of different lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+
+
+@paddle.no_grad()
+def generate_ids(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    """New token ids of each row, up to its end token (left out).
+
+    Shorter rows are padded on the left and masked, and their positions start where their text does, so that an answer
+    is the one the row would get alone.
+
+    Args:
+        rows: prompt ids of each, [tokens].
+    """
+    eos = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
+    longest = max(len(row) for row in rows)
+    input_ids = np.full([len(rows), longest], pad, np.int64)
+    mask = np.zeros_like(input_ids)
+    for i, row in enumerate(rows):
+        input_ids[i, longest - len(row) :] = row
+        mask[i, longest - len(row) :] = 1
+    positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
+    new_ids, _ = model.generate(
+        input_ids=paddle.to_tensor(input_ids),
+        attention_mask=paddle.to_tensor(mask),
+        position_ids=paddle.to_tensor(positions),
+        max_new_tokens=max_new_tokens,
+        decode_strategy="greedy_search",
+        eos_token_id=eos,
+        pad_token_id=pad,
+        bos_token_id=tokenizer.bos_token_id,
+        use_cache=True,
+    )
+    return [_until(row, eos) for row in new_ids.numpy().tolist()]
+
+
+def _until(row: list[int], end: int | None) -> list[int]:
+    return row[: row.index(end)] if end in row else row

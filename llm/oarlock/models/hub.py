@@ -1,0 +1,64 @@
+"""Model names -> local folders. A folder is used as it is; a name is downloaded once into PaddleNLP's cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from oarlock.environment import say_once
+from oarlock.errors import ModelError
+from oarlock.models.weights import INDEX_NAME
+
+
+def local_folder(name_or_path: str, with_weights: bool, allow_pickle: bool = False) -> Path:
+    """The folder of a model.
+
+    Args:
+        name_or_path: a folder, a config.json, or a name on the hub PaddleNLP uses (its built-in names included; set
+            from_modelscope=True in the environment for ModelScope).
+        with_weights: whether weights are needed, or config.json is enough.
+
+    Raises:
+        ModelError: when neither a folder nor any hub has it.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file() and path.name == "config.json":
+        path = path.parent
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path}: no config.json in this folder, so it is not a model")
+        return path
+    if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
+        raise ModelError(f"--model_name_or_path {name_or_path}: no such folder")
+    return _download(name_or_path, with_weights, allow_pickle)
+
+
+def _download(name: str, with_weights: bool, allow_pickle: bool) -> Path:
+    from paddlenlp.utils.download import resolve_file_path
+
+    def fetch(*files: str) -> str | None:
+        try:
+            return resolve_file_path(name, list(files))
+        except Exception as error:  # each hub client has its own errors
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(
+                f"model {name}: not a folder here, and it could not be downloaded ({reason}). Without network, give "
+                "the folder of a model that is on this machine with --model_name_or_path"
+            ) from error
+
+    say_once(f"{name}: looking in the cache, then on the hub")
+    config = fetch("config.json", "model_config.json")
+    if config is None:
+        raise ModelError(f"model {name}: not a folder here, and the hub has no config.json under this name")
+    folder = Path(config).parent
+    if with_weights:
+        found = fetch(INDEX_NAME, "model.safetensors", *(("model_state.pdparams",) if allow_pickle else ()))
+        if found is None:
+            raise ModelError(
+                f"model {name}: the hub has no safetensors weights under this name"
+                + ("" if allow_pickle else "; add --allow_pickle_weights to take *.pdparams if you trust the source")
+            )
+        if found.endswith(INDEX_NAME):
+            for shard in sorted(set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values())):
+                fetch(shard)
+    return folder

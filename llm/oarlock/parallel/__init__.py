@@ -1,0 +1,1 @@
+"""Who does what: ranks, groups, and what they carry."""

@@ -1,0 +1,1 @@
+"""The run: trainer, loss, meters, callbacks, checkpoints."""

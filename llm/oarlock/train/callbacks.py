@@ -1,0 +1,200 @@
+"""Where the figures of a run go: console, metrics.jsonl, VisualDL."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from paddlenlp.trainer import TrainerCallback
+from paddlenlp.trainer.integrations import VisualDLCallback
+from tqdm import tqdm
+
+from oarlock.environment import is_first_rank, progress_bar, say
+
+Row = dict[str, Any]
+
+
+class Console(TrainerCallback):
+    """One progress bar on rank 0, with loss, learning rate, gradient norm, tokens/s and time left.
+
+    Without a terminal, or with --disable_tqdm, a line per log row in its place.
+    """
+
+    def __init__(self, as_lines: bool) -> None:
+        self.as_lines = as_lines or not sys.stderr.isatty()
+        self._bar: tqdm | None = None
+        self._eval_bar: tqdm | None = None
+        self._started, self._first_step = time.monotonic(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Draw the bar."""
+        self._started, self._first_step = time.monotonic(), state.global_step
+        if is_first_rank() and not self.as_lines:
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="train", unit="step", dynamic_ncols=True
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One step further."""
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
+        """One evaluation batch further."""
+        if self._eval_bar is None and not self.as_lines:
+            self._eval_bar = progress_bar(len(eval_dataloader), "evaluate", "batch", leave=False)
+        if self._eval_bar is not None:
+            self._eval_bar.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
+        """Show a row."""
+        if self._eval_bar is not None:
+            self._eval_bar.close()
+            self._eval_bar = None
+        if not is_first_rank() or not logs:
+            return
+        if "loss" not in logs:
+            self._print(f"step {state.global_step}: " + ", ".join(f"{k} {short(v)}" for k, v in logs.items()))
+        elif self._bar is not None:
+            self._bar.set_postfix_str(_training_text(logs))
+        else:
+            self._print(f"step {state.global_step}/{state.max_steps}: {_training_text(logs)}{self._left(state)}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            say(text)
+
+    def _left(self, state: Any) -> str:
+        done = state.global_step - self._first_step
+        if done <= 0 or state.global_step >= state.max_steps:
+            return ""
+        seconds = (time.monotonic() - self._started) / done * (state.max_steps - state.global_step)
+        return f", {tqdm.format_interval(seconds)} left"
+
+
+def _training_text(logs: Row) -> str:
+    parts = [
+        f"loss {logs['loss']:.4f}",
+        f"lr {logs['learning_rate']:.3g}",
+        f"grad norm {logs['grad_norm']:.3g}",
+        f"{logs['tokens_per_second']:,.0f} tokens/s",
+    ]
+    if "mfu" in logs:
+        parts.append(f"MFU {logs['mfu']:.1%}")
+    return ", ".join(parts)
+
+
+def short(value: Any) -> str:
+    """A figure in few characters."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class MetricsFile(TrainerCallback):
+    """metrics.jsonl: a row per log, keys step, epoch, loss, learning_rate, grad_norm, tokens_per_second, ... or eval_*.
+
+    After a resume the rows behind the checkpoint's step are cut off first: they are about to be made again.
+    """
+
+    def __init__(self, path: Path, cut_after: int | None) -> None:
+        self.path = path
+        if is_first_rank() and cut_after is not None:
+            cut_rows_after(path, cut_after)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
+        """Append a row."""
+        if is_first_rank() and logs:
+            row = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 6)} | logs | {"time": time.time()}
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(finite) + "\n")
+
+
+def cut_rows_after(path: Path, step: int) -> None:
+    """Keep the rows of a .jsonl up to a step; none for step 0."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last line of a killed process may be half written
+            continue
+        if row.get("step", 0) <= step and step > 0:
+            kept.append(line + "\n")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
+class VisualDLReporter(VisualDLCallback):
+    """PaddleNLP's VisualDL callback with hyper-parameters of the run's own configuration.
+
+    (PaddleNLP's hands over TrainingArguments with booleans, which VisualDL stores as an int and protobuf 6 refuses.)
+    """
+
+    def __init__(self, logdir: Path, options: dict[str, Any], text: str) -> None:
+        super().__init__()
+        self._logdir, self._options, self._text = logdir, options, text
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Open the log and write what the run is."""
+        if not is_first_rank():
+            return
+        self._init_summary_writer(args, str(self._logdir))
+        self.vdl_writer.add_text("config", f"```\n{self._text}\n```", 0)
+        simple = {k: v if type(v) in (int, float) else str(v) for k, v in self._options.items()}
+        self.vdl_writer.add_hparams(simple, metrics_list=["train/loss", "eval/loss"])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any) -> None:
+        """Scalars: train/* and eval/*."""
+        numbers = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        super().on_log(args, state, control, logs=numbers, **kwargs)
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        """Sample text."""
+        if self.vdl_writer is not None:
+            self.vdl_writer.add_text(tag, text, step)
+            self.vdl_writer.flush()
+
+
+class SampleLog:
+    """samples.jsonl and VisualDL text: what the model says at each evaluation."""
+
+    def __init__(self, path: Path, reporter: VisualDLReporter | None) -> None:
+        self.path, self.reporter = path, reporter
+
+    def add(self, step: int, samples: list[dict[str, str]]) -> None:
+        """Append {"prompt", "answer", "expected"} rows of one evaluation."""
+        if not is_first_rank():
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            for sample in samples:
+                file.write(json.dumps({"step": step} | sample, ensure_ascii=False) + "\n")
+        if self.reporter is not None:
+            blocks = [f"{sample['prompt']}\n=> {sample['answer']}" for sample in samples]
+            self.reporter.add_text("samples", "```\n" + "\n\n".join(blocks) + "\n```", step)
+
+
+class EvaluateOnStart(TrainerCallback):
+    """--eval_on_start: the figures before the first step."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Evaluate once, unless the run is being resumed."""
+        if state.global_step == 0:
+            self.trainer.evaluate()

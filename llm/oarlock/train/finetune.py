@@ -1,0 +1,87 @@
+"""Fine-tuning from end to end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from oarlock.data.collate import FinetuneCollator
+from oarlock.data.finetune import FinetuneData, load_finetune_data
+from oarlock.data.order import SampleOrder
+from oarlock.data.tokenizers import load_tokenizer
+from oarlock.environment import say
+from oarlock.errors import DataError
+from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
+from oarlock.train.checkpoint import find_resume_point
+from oarlock.train.flops import token_flops
+from oarlock.train.generation import generate_answers
+from oarlock.train.run import make_trainer, start, train
+from oarlock.train.trainer import OarlockTrainer
+
+if TYPE_CHECKING:
+    from oarlock.config.load import LoadedConfig
+    from oarlock.config.schema import FinetuneConfig
+
+_SHOWN_SAMPLES = 8
+
+
+def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
+    """parse -> check -> plan -> build -> train; returns the exit code."""
+    run = start(loaded)
+    config: FinetuneConfig = run.config
+    source = find_model(config, from_weights=True)
+    longest = config.data.src_length + config.data.tgt_length
+    check_lengths(source, longest, "--src_length + --tgt_length")
+    tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
+    tokenizer = load_tokenizer(tokenizer_name)
+    check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}")
+    data = load_finetune_data(config.data, tokenizer, need_train=config.evaluation.do_train)
+    if config.evaluation.do_eval and data.dev is None:
+        raise DataError(
+            f"--do_eval: {config.data.dataset_name_or_path} has no dev file; give a folder with train.json and "
+            "dev.json (or .jsonl), or leave --do_eval out"
+        )
+    resume = find_resume_point(config, data.fingerprint)
+    model = build_model(source, run.dtype, config.model.allow_pickle_weights)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    trainer = make_trainer(
+        run,
+        model,
+        resume,
+        order=SampleOrder(len(data.train), config.runtime.seed) if len(data.train) else None,
+        template=data.template,
+        tokenizer=tokenizer,
+        flops=token_flops(source.config, longest),
+        data_fingerprint=data.fingerprint,
+        generation_metrics=_Answers(config, data) if config.evaluation.do_generation else None,
+        train_dataset=data.train if config.evaluation.do_train else None,
+        eval_dataset=data.dev if config.evaluation.do_eval else None,
+        data_collator=FinetuneCollator(source.config.vocab_size, pad),
+    )
+    if config.evaluation.do_train:
+        train(run, trainer)
+    elif config.evaluation.do_eval:
+        trainer.evaluate()
+    return 0
+
+
+class _Answers:
+    """do_generation: exact match on the held-out prompts; the first answers go to samples.jsonl and VisualDL."""
+
+    def __init__(self, config: FinetuneConfig, data: FinetuneData) -> None:
+        limit = config.evaluation.max_evaluate_steps
+        count = limit * config.batch.per_device_eval_batch_size if limit > 0 else None
+        self.config, self.prompts = config, data.dev_prompts[:count]
+
+    def __call__(self, trainer: OarlockTrainer) -> dict[str, float]:
+        answers = generate_answers(
+            trainer.model,
+            trainer.tokenizer,
+            self.prompts,
+            max_new_tokens=self.config.data.tgt_length,
+            batch_size=self.config.batch.per_device_eval_batch_size,
+        )
+        right = sum(answer.right for answer in answers)
+        if trainer.samples is not None:
+            trainer.samples.add(trainer.state.global_step, [answer.row() for answer in answers[:_SHOWN_SAMPLES]])
+        say(f"exact match: {right} of {len(answers)}")
+        return {"exact_match": right / max(1, len(answers))}

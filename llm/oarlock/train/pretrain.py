@@ -1,0 +1,157 @@
+"""Pretraining from end to end."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from oarlock.config.rules import parse_split
+from oarlock.data.collate import PretrainCollator
+from oarlock.data.corpus import (
+    SPLIT_NAMES,
+    BlendedDataset,
+    ConcatenatedDataset,
+    Corpus,
+    PretrainDataset,
+    largest_known_id,
+    parse_input,
+)
+from oarlock.data.embedded.prepare import cache_folder, embedded_corpus
+from oarlock.data.labels import Prompt
+from oarlock.data.order import SampleOrder, StreamOrder
+from oarlock.data.tokenizers import load_tokenizer
+from oarlock.environment import say
+from oarlock.errors import DataError
+from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
+from oarlock.train.checkpoint import find_resume_point
+from oarlock.train.flops import token_flops
+from oarlock.train.generation import generate_answers
+from oarlock.train.run import make_trainer, start, train
+from oarlock.train.trainer import OarlockTrainer
+
+if TYPE_CHECKING:
+    from oarlock.config.load import LoadedConfig
+    from oarlock.config.schema import PretrainConfig
+
+
+def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
+    """parse -> check -> plan -> build -> train; returns the exit code."""
+    run = start(loaded)
+    config: PretrainConfig = run.config
+    source = find_model(config, from_weights=config.model.continue_training)
+    check_lengths(source, config.data.max_seq_length, "--max_seq_length")
+    tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
+    tokenizer = load_tokenizer(tokenizer_name)
+    check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}")
+    inputs = parse_input(config.data.input_dir or _embedded(tokenizer_name))
+    corpora = [Corpus.open(prefix) for _, prefix in inputs]
+    check_vocabulary(source, largest_known_id(corpora) + 1, f"the corpus {inputs[0][1]}")
+    weights = [weight for weight, _ in inputs]
+    train_sets, eval_sets = _datasets(config, corpora, 0), _datasets(config, corpora, 1)
+
+    fingerprint = _fingerprint(corpora, weights)
+    resume = find_resume_point(config, fingerprint)
+    train_set, order = _mixed(config, train_sets, weights)
+    model = build_model(source, run.dtype, config.model.allow_pickle_weights)
+    trainer = make_trainer(
+        run,
+        model,
+        resume,
+        order=order,
+        template=None,
+        tokenizer=tokenizer,
+        flops=token_flops(source.config, config.data.max_seq_length),
+        data_fingerprint=fingerprint,
+        train_dataset=train_set,
+        eval_dataset=ConcatenatedDataset(eval_sets) if eval_sets else None,
+        data_collator=PretrainCollator(source.config.vocab_size),
+    )
+    if eval_sets:
+        trainer.generation_metrics = _Continuations(trainer, eval_sets[0])
+    if config.evaluation.do_train:
+        train(run, trainer)
+    elif config.evaluation.do_eval:
+        trainer.evaluate()
+    return 0
+
+
+def _embedded(tokenizer_name: str) -> str:
+    say("no --input_dir: pretraining on the embedded text (the Python standard library)")
+    try:
+        return str(embedded_corpus(cache_folder(), tokenizer_name))
+    except OSError as error:
+        raise DataError(
+            f"the embedded text can't be kept in {cache_folder()} ({error.strerror}); set XDG_CACHE_HOME to a folder "
+            "that can be written, or give --input_dir"
+        ) from error
+
+
+def _datasets(config: PretrainConfig, corpora: list[Corpus], split: int) -> list[PretrainDataset]:
+    """The datasets of one split; empty when it is not asked for.
+
+    Raises:
+        DataError: when the split of a corpus holds no whole sample, with the numbers.
+    """
+    wanted = config.evaluation.do_train if split == 0 else config.evaluation.do_eval
+    if not wanted:
+        return []
+    shares = parse_split(config.data.split)
+    found = []
+    for corpus in corpora:
+        documents = corpus.split(shares)[split]
+        dataset = PretrainDataset(corpus, documents, config.data.max_seq_length, config.runtime.seed)
+        if len(dataset):
+            found.append(dataset)
+            continue
+        tokens = int(corpus.reader.sizes[documents.start : documents.stop].sum())
+        problem = (
+            f"{corpus.prefix}: the {SPLIT_NAMES[split]} split (--split {config.data.split}) has {len(documents):,} of "
+            f"{corpus.num_documents:,} documents with {tokens:,} tokens; one sample needs "
+            f"{config.data.max_seq_length + 1:,}"
+        )
+        if split == 0:
+            raise DataError(f"{problem}. Give it a larger share, or a smaller --max_seq_length")
+        say(f"{problem}; left out of the evaluation")
+    if not found:
+        raise DataError("--do_eval: no corpus has an evaluation sample; give evaluation a larger share in --split")
+    return found
+
+
+def _mixed(
+    config: PretrainConfig, datasets: list[PretrainDataset], weights: list[float]
+) -> tuple[Any, SampleOrder | None]:
+    """One training set and its order, from one or several corpora."""
+    if not datasets:
+        return None, None
+    if len(datasets) == 1:
+        return datasets[0], SampleOrder(len(datasets[0]), config.runtime.seed)
+    for dataset, weight in zip(datasets, weights, strict=True):
+        say(f"blend: {weight / sum(weights):.1%} {dataset.name} ({len(dataset):,} samples)")
+    blend = BlendedDataset(datasets, weights, config.runtime.seed)
+    return blend, StreamOrder(len(blend))
+
+
+def _fingerprint(corpora: list[Corpus], weights: list[float]) -> str:
+    text = "".join(f"{corpus.fingerprint}{weight}" for corpus, weight in zip(corpora, weights, strict=True))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Continuations:
+    """What the model writes after the first tokens of held-out samples: samples.jsonl and VisualDL, each evaluation."""
+
+    def __init__(self, trainer: OarlockTrainer, dataset: PretrainDataset, count: int = 3, length: int = 24) -> None:
+        tokenizer = trainer.tokenizer
+        length = min(length, len(dataset[0]["text"]) // 2)
+        rows = [dataset[i]["text"][: 2 * length].tolist() for i in range(min(count, len(dataset)))]
+        self.prompts = [
+            Prompt(row[:length], tokenizer.decode(row[:length]), tokenizer.decode(row[length:])) for row in rows
+        ]
+        self.length = length
+
+    def __call__(self, trainer: OarlockTrainer) -> dict[str, float]:
+        answers = generate_answers(
+            trainer.model, trainer.tokenizer, self.prompts, max_new_tokens=self.length, batch_size=len(self.prompts)
+        )
+        if trainer.samples is not None:
+            trainer.samples.add(trainer.state.global_step, [answer.row() for answer in answers])
+        return {}

@@ -1,0 +1,172 @@
+"""What pretraining and fine-tuning share: start, record, train, finish."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import paddle
+
+from oarlock.config.command_line import to_yaml
+from oarlock.config.device import choose_device, fit_to_device
+from oarlock.config.load import LoadedConfig, flatten
+from oarlock.config.paddle_args import training_arguments, visualdl_dir
+from oarlock.environment import import_paddle, is_first_rank, say, say_once, set_paddlenlp_log_level, world_size
+from oarlock.errors import EnvironmentProblem
+from oarlock.files import write_json, write_text_atomically
+from oarlock.models.build import num_parameters
+from oarlock.models.save import save_model
+from oarlock.train.callbacks import Console, EvaluateOnStart, MetricsFile, SampleLog, VisualDLReporter
+from oarlock.train.checkpoint import ResumePoint
+from oarlock.train.signals import StopRequest
+from oarlock.train.trainer import OarlockTrainer, seed_step
+from oarlock.versions import package_versions
+
+if TYPE_CHECKING:
+    from oarlock.config.schema import Config
+
+RUN_FILE = "run.json"
+CONFIG_FILE = "oarlock_config.yaml"
+
+
+@dataclass
+class Run:
+    """A started run.
+
+    Attributes:
+        config: with device and precision settled.
+        dtype: of the model's weights when they are built.
+        stop: set by SIGTERM.
+    """
+
+    config: Any
+    dtype: str
+    stop: StopRequest
+
+
+def start(loaded: LoadedConfig[Any]) -> Run:
+    """Settle the device, the threads and the log, and make sure output_dir can be written.
+
+    Raises:
+        EnvironmentProblem: when there is no such device or the folder can't be written.
+    """
+    config: Config = loaded.config
+    threads = import_paddle(config.runtime.num_threads)
+    set_paddlenlp_log_level(config.logging.log_level)
+    device = choose_device(config.runtime.device)
+    paddle.set_device(device)
+    config = fit_to_device(config, device)
+    output_dir = Path(config.checkpoint.output_dir)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        probe = output_dir / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EnvironmentProblem(f"--output_dir {output_dir}: can't be written: {error.strerror}") from error
+    _say_unused_degrees(config)
+    say(f"device {device}" + (f", {threads} thread(s)" if device == "cpu" else "") + f", output in {output_dir}")
+    seed_step(config.runtime.seed, 0)
+    precision = config.precision
+    half = precision.fp16_opt_level == "O2" and (precision.fp16 or precision.bf16)
+    dtype = ("float16" if precision.fp16 else "bfloat16") if half else "float32"
+    return Run(config, dtype, StopRequest().install())
+
+
+def _say_unused_degrees(config: Config) -> None:
+    """One process has nobody to share with: PaddleNLP drops these settings without a word."""
+    if world_size() > 1:
+        return
+    parallel = config.parallel
+    degrees = {
+        "--tensor_parallel_degree": parallel.tensor_parallel_degree,
+        "--pipeline_parallel_degree": parallel.pipeline_parallel_degree,
+        "--sharding_parallel_degree": parallel.sharding_parallel_degree,
+    }
+    unused = [f"{flag} {value}" for flag, value in degrees.items() if value > 1]
+    unused += [f"--sharding {parallel.sharding}"] if parallel.sharding else []
+    if unused:
+        say_once(
+            f"one process: {', '.join(unused)} not in effect (start with `python -m paddle.distributed.launch` on as "
+            "many devices as the degrees multiply to)"
+        )
+
+
+def make_trainer(run: Run, model: Any, resume: ResumePoint | None, **kwargs: Any) -> OarlockTrainer:
+    """The trainer with its callbacks, and the run's record in output_dir."""
+    config = run.config
+    output_dir = Path(config.checkpoint.output_dir)
+    total, trainable = num_parameters(model)
+    say(f"model: {type(model).__name__}, {total:,} parameters, {trainable:,} of them trained")
+    text = to_yaml(config)
+    if is_first_rank():
+        _record(run, output_dir, text)
+    cut_after = (resume.manifest.step if resume else 0) if config.evaluation.do_train else None
+    callbacks: list[Any] = [
+        Console(config.logging.disable_tqdm),
+        MetricsFile(output_dir / "metrics.jsonl", cut_after),
+    ]
+    reporter = None
+    if config.logging.report_to == "visualdl":
+        reporter = VisualDLReporter(visualdl_dir(config), flatten(config), text)
+        callbacks.append(reporter)
+    on_start = EvaluateOnStart()
+    if config.evaluation.eval_on_start and config.evaluation.do_eval:
+        callbacks.append(on_start)
+    args = training_arguments(config)
+    trainer = OarlockTrainer(
+        config=config, model=model, args=args, resume=resume, stop=run.stop, callbacks=callbacks, **kwargs
+    )
+    on_start.trainer = trainer
+    trainer.samples = SampleLog(output_dir / "samples.jsonl", reporter)
+    _remove_printer(trainer)
+    return trainer
+
+
+def _remove_printer(trainer: OarlockTrainer) -> None:
+    from paddlenlp.trainer import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _record(run: Run, output_dir: Path, text: str) -> None:
+    """The resolved configuration, versions and command, for whoever finds the folder later."""
+    write_text_atomically(output_dir / CONFIG_FILE, text)
+    write_json(
+        output_dir / RUN_FILE,
+        {
+            "command": shlex.join([sys.executable.rsplit("/", 1)[-1], *sys.argv]),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "world_size": world_size(),
+            "device": paddle.device.get_device(),
+            "versions": package_versions(),
+        },
+    )
+
+
+def train(run: Run, trainer: OarlockTrainer) -> bool:
+    """Train to the end, or to a SIGTERM; returns whether the end was reached. The final model goes to output_dir."""
+    config = run.config
+    output_dir = Path(config.checkpoint.output_dir)
+    resume = trainer.resume
+    assert trainer.order is not None
+    steps = trainer.planned_steps()
+    if resume:
+        say(f"going on from {resume.folder} (step {resume.manifest.step}, {resume.manifest.samples:,} samples seen)")
+    if resume and resume.manifest.step >= steps:
+        say("this run is complete; train more with another --output_dir, or anew with --overwrite_output_dir")
+    say(f"{steps:,} steps of {trainer.global_batch:,} samples ({trainer.order.num_samples:,} samples an epoch)")
+    trainer.args.max_steps = steps
+    trainer.train_or_resume()
+    if trainer.state.global_step < steps:
+        say(f"stopped by {run.stop.name} at step {trainer.state.global_step}; the same command goes on from there")
+        return False
+    if is_first_rank():
+        save_model(trainer.model, trainer.tokenizer, trainer.template, output_dir)
+    say(f"done: {steps:,} steps; the model is in {output_dir}")
+    return True

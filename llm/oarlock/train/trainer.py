@@ -1,0 +1,348 @@
+"""The PaddleNLP Trainer with token-weighted loss, exact resume and checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddlenlp.trainer import Trainer
+from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
+from paddlenlp.trainer.trainer_utils import EvalLoopOutput
+
+from oarlock.config.load import flatten
+from oarlock.data.order import SampleOrder
+from oarlock.data.sampler import ResumableBatchSampler
+from oarlock.environment import say
+from oarlock.errors import TrainingError
+from oarlock.train import checkpoint as checkpoints
+from oarlock.train.clip import RecordingGlobalNormClip
+from oarlock.train.evaluation import EvaluationStopped, evaluate_tokens
+from oarlock.train.loss import TokenCrossEntropy, trained_tokens
+from oarlock.train.manifest import Manifest
+from oarlock.train.meters import Meter, device_peak
+from oarlock.train.schedule import make_scheduler, total_steps
+from oarlock.train.signals import StopRequest
+from oarlock.versions import package_versions
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedTokenizerBase
+
+    from oarlock.config.schema import Config
+    from oarlock.data.templates import ChatTemplate
+    from oarlock.train.callbacks import SampleLog
+    from oarlock.train.flops import TokenFlops
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it is in the manifest.
+
+    Attributes:
+        samples: consumed over all ranks.
+        window_loss, window_steps: step losses since the last log row.
+    """
+
+    samples: int = 0
+    window_loss: float = 0.0
+    window_steps: int = 0
+
+
+class OarlockTrainer(Trainer):
+    """See the module. Three things differ from the Trainer's own way:
+
+    - the micro-batches of a step are collected first, so that the loss can be divided by the trained tokens of all
+      of them; then they are run one after the other;
+    - random numbers are seeded anew in every step from (seed, step), so that no generator state has to be kept;
+    - the data position is the number of samples consumed (see oarlock.data.order).
+    """
+
+    lr_scheduler: Any
+    control: Any
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        order: SampleOrder | None,
+        resume: checkpoints.ResumePoint | None,
+        template: ChatTemplate | None,
+        flops: TokenFlops | None,
+        data_fingerprint: str,
+        stop: StopRequest,
+        generation_metrics: Callable[[OarlockTrainer], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(criterion=TokenCrossEntropy(), **kwargs)
+        self.stop, self.generation_metrics = stop, generation_metrics
+        self.config, self.order, self.resume, self.template = config, order, resume, template
+        self.data_fingerprint = data_fingerprint
+        self.progress = Progress(samples=resume.manifest.samples) if resume else Progress()
+        if resume:
+            self.progress.window_loss, self.progress.window_steps = resume.manifest.loss_window
+        self.meter = Meter(flops, self.args.world_size, device_peak())
+        self.best: dict[str, Any] = dict(resume.manifest.best) if resume else {}
+        self._collected: list[dict[str, paddle.Tensor]] = []
+        self._collected_tokens = 0
+        self._handled_step = -1
+        self.samples: SampleLog | None = None
+        self._step_lr = 0.0
+        self.clip = RecordingGlobalNormClip(config.optimizer.max_grad_norm)
+
+    # data
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step over all ranks."""
+        args = self.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        assert self.order is not None
+        done = self.resume.manifest.step if self.resume else 0
+        return total_steps(self.config.schedule, self.order.num_samples, self.global_batch, done, self.progress.samples)
+
+    def _get_train_sampler(self) -> ResumableBatchSampler:
+        assert self.order is not None
+        done = self.resume.manifest.step if self.resume else 0
+        return ResumableBatchSampler(
+            self.order,
+            self.args.per_device_train_batch_size,
+            self.args.gradient_accumulation_steps,
+            max(1, self.args.dataset_world_size),
+            self.args.dataset_rank if self.args.world_size > 1 else 0,
+            self.progress.samples,
+            steps_done=done,
+            steps_left=self.planned_steps() - done,
+        )
+
+    # optimizer
+
+    def create_scheduler(self, num_training_steps: int) -> Any:
+        """Warm-up and decay of oarlock.train.schedule."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = make_scheduler(self.config.schedule, num_training_steps)
+        return self.lr_scheduler
+
+    def create_optimizer(self, lr_scheduler: Any = None) -> Any:
+        """AdamW as the Trainer makes it, with a clip that remembers the norm."""
+        optimizer = super().create_optimizer(lr_scheduler)
+        optimizer._grad_clip = self.clip
+        return optimizer
+
+    # a step
+
+    def training_step(self, model: nn.Layer, inputs: dict[str, Any], step_control: int = 0) -> paddle.Tensor:
+        """Collect a micro-batch; with the last of a step, run them all. Returns the step's loss, or 0 before."""
+        self._collected_tokens += int(inputs.pop("num_tokens").sum())
+        self._collected.append(inputs)
+        if len(self._collected) < self.args.gradient_accumulation_steps:
+            return paddle.zeros([])
+        micro_batches, self._collected = self._collected, []
+        replicas = max(1, self.args.dataset_world_size)
+        counts = self._sum_over_data_ranks(
+            [sum(trained_tokens(batch["labels"]) for batch in micro_batches), self._collected_tokens]
+        )
+        self._collected_tokens = 0
+        self._step_lr = float(self.optimizer.get_lr())
+        if self._handled_step < 0:
+            self.meter.read()  # start-up is no training
+            self._handled_step = self.state.global_step
+        # Gradients are averaged over data-parallel ranks, so each rank's share is weighed up by their number.
+        self.criterion.normalizer = max(1, counts[0]) / replicas
+        self.meter.count(counts[1])
+        seed_step(self.config.runtime.seed, self.state.global_step, self.args.dataset_rank)
+        model.train()
+        loss = paddle.zeros([])
+        for i, batch in enumerate(micro_batches):
+            last = i + 1 == len(micro_batches)
+            local = contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
+            with local:
+                loss += self._run_micro_batch(model, batch)
+        return loss
+
+    def _run_micro_batch(self, model: nn.Layer, batch: dict[str, paddle.Tensor]) -> paddle.Tensor:
+        with self.autocast_smart_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(batch))
+        (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
+        return loss.detach()
+
+    def _sum_over_data_ranks(self, numbers: list[int]) -> list[int]:
+        """Sums over the ranks that see different data."""
+        if self.args.world_size <= 1:
+            return numbers
+        total = paddle.to_tensor(numbers, dtype="int64")
+        paddle.distributed.all_reduce(total)
+        copies = self.args.world_size // max(1, self.args.dataset_world_size)
+        return [int(number) // copies for number in total]
+
+    def _check_loss_valid(self, loss: paddle.Tensor) -> None:
+        value = loss.item()
+        if not math.isfinite(value) and not self.args.fp16:
+            kept = next(iter(checkpoints.list_checkpoints(self.args.output_dir)), None)
+            raise TrainingError(
+                f"the loss of step {self.state.global_step + 1} is {value}. Earlier checkpoints are intact"
+                + (f" (newest: {kept}). " if kept else " (none was written yet). ")
+                + "Usual causes: --learning_rate too high, no warm-up, or a damaged sample; lower the rate and go on "
+                "from a checkpoint with --resume_from_checkpoint."
+            )
+
+    # logging, evaluation, saving
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: paddle.Tensor, model: nn.Layer, epoch: int, ignore_keys_for_eval: Any, **kwargs: Any
+    ) -> None:
+        if self._handled_step == self.state.global_step:  # the Trainer calls once more at the end of its epoch
+            return
+        self._handled_step = self.state.global_step
+        before = self.progress.samples
+        self.progress.samples += self.global_batch
+        self.progress.window_loss += tr_loss.item()
+        self.progress.window_steps += 1
+        tr_loss.zero_()
+        self._decide(before)
+        if self.control.should_log:
+            self.log(self._log_row())
+        metrics: dict[str, float] | None = None
+        started = time.perf_counter()
+        if self.control.should_evaluate:
+            metrics = self.evaluate()
+            if self.stop.requested:
+                self.control.should_save = self.control.should_training_stop = True
+        if self.control.should_save:
+            self._save_checkpoint(model, metrics)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.meter.leave_out(time.perf_counter() - started)
+
+    def _decide(self, samples_before: int) -> None:
+        """What is due after this step. (The Trainer's own strategies are off: they count steps of one plan.)"""
+        assert self.order is not None
+        step, control, config = self.state.global_step, self.control, self.config
+        epoch_over = self.progress.samples // self.order.num_samples > samples_before // self.order.num_samples
+        last = step >= self.state.max_steps
+        stopping = self.stop.requested
+        self.state.consumed_samples = self.progress.samples
+        self.state.epoch = self.progress.samples / self.order.num_samples
+        control.should_log = last or step % config.logging.logging_steps == 0
+        eval_steps = config.evaluation.eval_steps
+        due = epoch_over if eval_steps is None else step % eval_steps == 0
+        control.should_evaluate = config.evaluation.do_eval and (last or due) and not stopping
+        saving = config.checkpoint
+        due = saving.save_strategy == "steps" and step % saving.save_steps == 0
+        due = due or (saving.save_strategy == "epoch" and epoch_over)
+        control.should_save = stopping or (saving.save_strategy != "no" and (due or last))
+        control.should_training_stop = control.should_training_stop or stopping
+
+    def _log_row(self) -> dict[str, float]:
+        row = {
+            "loss": self._mean_over_ranks(self.progress.window_loss) / self.progress.window_steps,
+            "learning_rate": self._step_lr,
+            "grad_norm": self.clip.last_norm(),
+        }
+        self.progress.window_loss, self.progress.window_steps = 0.0, 0
+        return row | self.meter.read() | {"samples": self.progress.samples}
+
+    def _mean_over_ranks(self, value: float) -> float:
+        if self.args.world_size <= 1:
+            return value
+        total = paddle.to_tensor(value, dtype="float64")
+        paddle.distributed.all_reduce(total)
+        return total.item() / self.args.world_size
+
+    def log(self, logs: dict[str, float], **_: Any) -> None:
+        """Hand a row to the callbacks (console, metrics.jsonl, VisualDL)."""
+        if "train_runtime" in logs:  # the Trainer's closing summary; its train_loss is wrong after a resume
+            return
+        self.state.log_history = []
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The Trainer's, but given up without a result when SIGTERM comes."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        except EvaluationStopped:
+            self.control.should_evaluate = False
+            return {}
+
+    def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **kwargs: Any) -> EvalLoopOutput:
+        """See oarlock.train.evaluation."""
+        return evaluate_tokens(
+            self, dataloader, kwargs.get("metric_key_prefix", "eval"), kwargs.get("max_eval_iters") or -1
+        )
+
+    def _save_checkpoint(self, model: nn.Layer, metrics: dict[str, float] | None = None) -> None:
+        manifest = Manifest(
+            step=self.state.global_step,
+            samples=self.progress.samples,
+            seed=self.config.runtime.seed,
+            lr_scheduler=self.lr_scheduler.state_dict(),
+            loss_window=(self._mean_over_ranks(self.progress.window_loss), self.progress.window_steps),
+            config=flatten(self.config),
+            data_fingerprint=self.data_fingerprint,
+            loss_scaler=self._scaler_state(),
+            best=self.best,
+            versions=package_versions(),
+        )
+        folder = checkpoints.save(self, manifest)
+        checkpoints.rotate(Path(self.args.output_dir), self.config.checkpoint.save_total_limit, self.best.get("name"))
+        say(f"checkpoint: {folder}")
+
+    def save_tokenizer_and_template(self, folder: Path) -> None:
+        """The tokenizer's files and the chat template, so that the folder is a model on its own."""
+        from oarlock.models.save import save_tokenizer
+
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        tokenizer: PretrainedTokenizerBase | None = self.tokenizer
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, folder, self.template)
+
+    def _scaler_state(self) -> dict[str, Any] | None:
+        if not self.do_grad_scaling:
+            return None
+        state = self.scaler.state_dict()
+        return {name: np.asarray(value).tolist() for name, value in state.items()}
+
+    # resume
+
+    def train_or_resume(self) -> Any:
+        """Train from the start, or from the resume point this trainer was made with."""
+        return self.train(resume_from_checkpoint=str(self.resume.folder) if self.resume else None)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
+        if self.resume:
+            self._optimizer_state = checkpoints.load(self, self.resume)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.resume is None:
+            return
+        manifest = self.resume.manifest
+        self.optimizer.set_state_dict(self._optimizer_state)
+        del self._optimizer_state
+        self.lr_scheduler.set_state_dict(manifest.lr_scheduler)
+        if self.do_grad_scaling and manifest.loss_scaler:
+            state = {name: np.asarray(value) for name, value in manifest.loss_scaler.items()}
+            self.scaler.load_state_dict(state)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing to do: every step seeds its own random numbers."""
+
+
+def seed_step(seed: int, step: int, data_rank: int = 0) -> None:
+    """Seed Paddle's, NumPy's and Python's generators for one optimizer step.
+
+    A step's random numbers (dropout) depend on (seed, step, data-parallel rank) alone, which makes a resume exact
+    under any batch size without keeping generator states (Paddle's can only be kept in a pickle).
+    """
+    mixed = np.random.SeedSequence([seed, step, data_rank]).generate_state(1)[0]
+    paddle.seed(int(mixed) & 0x7FFFFFFF)
+    np.random.seed(int(mixed))
+    random.seed(int(mixed))

@@ -1,0 +1,33 @@
+"""Versions of everything that matters, without importing any of it."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+from oarlock import __version__
+
+_PACKAGES = (
+    "paddlepaddle", "paddlepaddle-gpu", "paddlenlp", "visualdl", "numpy", "safetensors", "tokenizers", "datasets",
+    "fast_dataindex", "protobuf",
+)  # fmt: skip
+
+
+def package_versions() -> dict[str, str]:
+    """Name -> version of what is installed, Oarlock and Python first."""
+    versions = {"oarlock": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def version_text() -> str:
+    """What `oarlock --version` prints."""
+    versions = package_versions()
+    lines = [f"{name} {version}" for name, version in versions.items()]
+    if "paddlepaddle" not in versions and "paddlepaddle-gpu" not in versions:
+        lines.append("paddlepaddle: not installed")
+    return "\n".join([*lines, f"platform {platform.platform()}"])

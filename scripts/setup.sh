@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Set up the environment: a virtual environment with Oarlock and the Paddle wheel that fits this machine.
+# Safe to run again at any time; does nothing when all is there.
+#
+#   bash scripts/setup.sh [EXTRAS]        EXTRAS: e.g. "test"
+#
+#   VENV=DIR            where the environment goes (default: .venv in the repository)
+#   PYTHON=python3.11   which Python makes it (default: the first 3.11 or 3.10 found)
+#   PADDLE=cpu          which Paddle: cpu, cu118, cu126, cu129 or cu130 (default: by the NVIDIA driver)
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${VENV:-$ROOT/.venv}
+EXTRAS=${1:-}
+PADDLE_VERSION=3.3.1
+PADDLE_INDEX=https://www.paddlepaddle.org.cn/packages/stable # PyPI has GPU wheels only up to 2.6.2
+
+say() { echo "setup: $*"; }
+fail() {
+  echo "setup: error: $*" >&2
+  exit 1
+}
+
+find_python() {
+  local candidate version
+  for candidate in ${PYTHON:-python3.11 python3.10 python3 python}; do
+    version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+    case $version in 3.10 | 3.11)
+      command -v "$candidate"
+      return
+      ;;
+    esac
+  done
+  fail "no Python 3.10 or 3.11 found. Install one (Debian, Ubuntu: apt-get install python3 python3-venv), or set PYTHON."
+}
+
+# cpu, or the newest CUDA series of Paddle's wheels that the driver can run.
+choose_paddle() {
+  local cuda
+  if [ -n "${PADDLE:-}" ]; then
+    echo "$PADDLE"
+    return
+  fi
+  cuda=$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\)\.\([0-9]*\).*/\1 \2/p' | head -n 1)
+  [ -n "$cuda" ] || {
+    echo cpu
+    return
+  }
+  set -- $cuda
+  local number=$(($1 * 100 + $2))
+  if [ $number -ge 1300 ]; then
+    echo cu130
+  elif [ $number -ge 1209 ]; then
+    echo cu129
+  elif [ $number -ge 1206 ]; then
+    echo cu126
+  elif [ $number -ge 1108 ]; then
+    echo cu118
+  else
+    fail "this driver knows CUDA $1.$2 only; Paddle $PADDLE_VERSION needs 11.8 or newer. Update the driver, or PADDLE=cpu."
+  fi
+}
+
+make_venv() {
+  local python=$1
+  [ -x "$VENV/bin/python" ] && "$VENV/bin/python" -m pip --version >/dev/null 2>&1 && return
+  say "making $VENV with $("$python" --version)"
+  rm -rf "$VENV"
+  if ! "$python" -m venv "$VENV" >/dev/null 2>&1; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+      say "this Python has no venv module: apt-get install python3-venv"
+      { apt-get update && apt-get install -y python3-venv "$(basename "$python")-venv"; } >/dev/null 2>&1 ||
+        apt-get install -y python3-venv >/dev/null 2>&1 || true
+    fi
+    rm -rf "$VENV"
+    "$python" -m venv "$VENV" || fail "$python can't make a virtual environment (Debian, Ubuntu: apt-get install python3-venv)"
+  fi
+}
+
+install() {
+  local log=$VENV/setup.log
+  if ! "$VENV/bin/python" -m pip install --disable-pip-version-check -c "$ROOT/constraints.txt" "$@" >"$log" 2>&1; then
+    tail -n 15 "$log" >&2
+    fail "pip failed (whole output in $log). Check the network and run this again; what is there is not fetched twice."
+  fi
+}
+
+main() {
+  local python wheel stamp wanted
+  python=$(find_python)
+  wheel=$(choose_paddle)
+  wanted=$(cat "$ROOT"/{constraints.txt,pyproject.toml,setup.py,scripts/setup.sh} | sha256sum | cut -c1-16)-$wheel-$("$python" -V | tr -d ' ')
+  for stamp in "$VENV/.set-up-$EXTRAS" "$VENV/.set-up-test"; do
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$VENV/bin/oarlock" --version >/dev/null 2>&1; then
+      say "$VENV is up to date (Paddle for $wheel)"
+      return
+    fi
+  done
+  make_venv "$python"
+  rm -f "$VENV"/.set-up-*
+  if [ "$wheel" = cpu ]; then
+    say "installing paddlepaddle $PADDLE_VERSION (CPU: no NVIDIA driver here)"
+    install "paddlepaddle==$PADDLE_VERSION"
+  else
+    say "installing paddlepaddle-gpu $PADDLE_VERSION for $wheel (driver $(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1))"
+    "$VENV/bin/python" -m pip uninstall -y paddlepaddle >/dev/null 2>&1 || true
+    install "paddlepaddle-gpu==$PADDLE_VERSION" --index-url "$PADDLE_INDEX/$wheel/" --extra-index-url "${PIP_INDEX_URL:-https://pypi.org/simple}"
+  fi
+  say "installing Oarlock and its dependencies${EXTRAS:+ (with $EXTRAS)}"
+  OARLOCK_PADDLE=none install -e "$ROOT${EXTRAS:+[$EXTRAS]}"
+  echo "$wanted" >"$VENV/.set-up-$EXTRAS"
+  say "done: $VENV"
+}
+
+main
