@@ -282,7 +282,7 @@ class EvaluationSection:
     """What to do, and evaluation"""
 
     do_train: bool = option(False, may_change=True)
-    """Train."""
+    """Train (without it the named model is only evaluated)."""
 
     do_eval: bool = option(False, may_change=True)
     """Evaluate: every eval_steps during training, and at the end."""

@@ -58,6 +58,10 @@ def find_model(config: Config, from_weights: bool) -> ModelSource:
         model_config = AutoConfig.from_pretrained(str(folder))
     except Exception as error:  # PaddleNLP raises KeyError, AttributeError, OSError, ... for a file it can't place
         raise ModelError(f"{folder / 'config.json'}: not a model configuration PaddleNLP knows: {error!r}") from error
+    if not model_config.architectures:
+        raise ModelError(
+            f'{folder / "config.json"} names no "architectures" (for example ["LlamaForCausalLM"]): add the line'
+        )
     family = model_config.model_type
     if config.model.model_type and family != config.model.model_type:
         raise ModelError(f"--model_type {config.model.model_type}, but {folder / 'config.json'} is of type {family}")
@@ -175,7 +179,8 @@ def load_weights(model: PretrainedModel, weights: WeightFolder) -> None:
             continue
         array = readers[name]()
         if list(array.shape) != list(parameter.shape):
-            raise ModelError(f"{weights.folder}: {name} is {list(array.shape)}, the model expects {parameter.shape}")
+            shapes = f"is {list(array.shape)}, the model expects {list(parameter.shape)}"
+            raise ModelError(f"{weights.folder}: {name} {shapes}")
         set_parameter(parameter, array)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlenlp.trainer import TrainerCallback
-from paddlenlp.trainer.integrations import VisualDLCallback
+from paddlenlp.trainer.integrations import VisualDLCallback, rewrite_logs
 from tqdm import tqdm
 
 from oarlock.environment import is_first_rank, progress_bar, say
@@ -122,18 +123,20 @@ class MetricsFile(TrainerCallback):
                 file.write(json.dumps(finite) + "\n")
 
 
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a .jsonl; a half-written last line (of a killed process) is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def cut_rows_after(path: Path, step: int) -> None:
     """Keep the rows of a .jsonl up to a step; none for step 0."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the last line of a killed process may be half written
-            continue
-        if row.get("step", 0) <= step and step > 0:
-            kept.append(line + "\n")
+    kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in read_rows(path) if 0 < step >= row["step"]]
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(kept), encoding="utf-8")
     os.replace(partial, path)
@@ -143,11 +146,14 @@ class VisualDLReporter(VisualDLCallback):
     """PaddleNLP's VisualDL callback with hyper-parameters of the run's own configuration.
 
     (PaddleNLP's hands over TrainingArguments with booleans, which VisualDL stores as an int and protobuf 6 refuses.)
+
+    VisualDL shows only the newest file of a folder and can't append to one, so after a resume the curve before it
+    would be gone: what metrics.jsonl and samples.jsonl hold is written again first.
     """
 
-    def __init__(self, logdir: Path, options: dict[str, Any], text: str) -> None:
+    def __init__(self, logdir: Path, options: dict[str, Any], text: str, output_dir: Path) -> None:
         super().__init__()
-        self._logdir, self._options, self._text = logdir, options, text
+        self._logdir, self._options, self._text, self._output_dir = logdir, options, text, output_dir
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open the log and write what the run is."""
@@ -157,24 +163,48 @@ class VisualDLReporter(VisualDLCallback):
         self.vdl_writer.add_text("config", f"```\n{self._text}\n```", 0)
         simple = {k: v if type(v) in (int, float) else str(v) for k, v in self._options.items()}
         self.vdl_writer.add_hparams(simple, metrics_list=["train/loss", "eval/loss"])
+        for row in read_rows(self._output_dir / "metrics.jsonl"):
+            for name, value in rewrite_logs(_scalars(row)).items():
+                self.vdl_writer.add_scalar(name, value, row["step"], walltime=int(row["time"] * 1000))
+        samples: dict[int, list[Row]] = {}
+        for row in read_rows(self._output_dir / "samples.jsonl"):
+            samples.setdefault(row["step"], []).append(row)
+        for step, rows in samples.items():
+            self.add_samples(step, rows)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any) -> None:
         """Scalars: train/* and eval/*."""
-        numbers = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float)) and math.isfinite(v)}
-        super().on_log(args, state, control, logs=numbers, **kwargs)
+        super().on_log(args, state, control, logs=_scalars(logs or {}), **kwargs)
 
-    def add_text(self, tag: str, text: str, step: int) -> None:
-        """Sample text."""
+    def add_samples(self, step: int, samples: list[Row]) -> None:
+        """Sample text: {"prompt", "answer"} of one evaluation."""
         if self.vdl_writer is not None:
-            self.vdl_writer.add_text(tag, text, step)
+            text = "\n\n".join(f"{sample['prompt']}\n=> {sample['answer']}" for sample in samples)
+            self.vdl_writer.add_text("samples", f"```\n{text}\n```", step)
             self.vdl_writer.flush()
+
+
+def _scalars(row: Row) -> dict[str, float]:
+    """The figures of a row that are worth a chart."""
+    left_out = (
+        "step",
+        "epoch",
+        "time",
+        "eval_tokens",
+        "eval_runtime",
+        "eval_samples_per_second",
+        "eval_steps_per_second",
+    )
+    return {k: v for k, v in row.items() if k not in left_out and isinstance(v, (int, float)) and math.isfinite(v)}
 
 
 class SampleLog:
     """samples.jsonl and VisualDL text: what the model says at each evaluation."""
 
-    def __init__(self, path: Path, reporter: VisualDLReporter | None) -> None:
+    def __init__(self, path: Path, reporter: VisualDLReporter | None, cut_after: int | None) -> None:
         self.path, self.reporter = path, reporter
+        if is_first_rank() and cut_after is not None:
+            cut_rows_after(path, cut_after)
 
     def add(self, step: int, samples: list[dict[str, str]]) -> None:
         """Append {"prompt", "answer", "expected"} rows of one evaluation."""
@@ -184,8 +214,7 @@ class SampleLog:
             for sample in samples:
                 file.write(json.dumps({"step": step} | sample, ensure_ascii=False) + "\n")
         if self.reporter is not None:
-            blocks = [f"{sample['prompt']}\n=> {sample['answer']}" for sample in samples]
-            self.reporter.add_text("samples", "```\n" + "\n\n".join(blocks) + "\n```", step)
+            self.reporter.add_samples(step, samples)
 
 
 class EvaluateOnStart(TrainerCallback):

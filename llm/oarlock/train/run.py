@@ -113,7 +113,7 @@ def make_trainer(run: Run, model: Any, resume: ResumePoint | None, **kwargs: Any
     ]
     reporter = None
     if config.logging.report_to == "visualdl":
-        reporter = VisualDLReporter(visualdl_dir(config), flatten(config), text)
+        reporter = VisualDLReporter(visualdl_dir(config), flatten(config), text, output_dir)
         callbacks.append(reporter)
     on_start = EvaluateOnStart()
     if config.evaluation.eval_on_start and config.evaluation.do_eval:
@@ -123,7 +123,7 @@ def make_trainer(run: Run, model: Any, resume: ResumePoint | None, **kwargs: Any
         config=config, model=model, args=args, resume=resume, stop=run.stop, callbacks=callbacks, **kwargs
     )
     on_start.trainer = trainer
-    trainer.samples = SampleLog(output_dir / "samples.jsonl", reporter)
+    trainer.samples = SampleLog(output_dir / "samples.jsonl", reporter, cut_after)
     _remove_printer(trainer)
     return trainer
 

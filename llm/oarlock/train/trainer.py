@@ -186,11 +186,14 @@ class OarlockTrainer(Trainer):
         return [int(number) // copies for number in total]
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
-        value = loss.item()
+        self._refuse_nan("loss", loss.item(), self.state.global_step + 1)
+
+    def _refuse_nan(self, what: str, value: float, step: int) -> None:
+        """Stop before a checkpoint is written. (fp16 skips such steps by itself and lowers the loss scale.)"""
         if not math.isfinite(value) and not self.args.fp16:
             kept = next(iter(checkpoints.list_checkpoints(self.args.output_dir)), None)
             raise TrainingError(
-                f"the loss of step {self.state.global_step + 1} is {value}. Earlier checkpoints are intact"
+                f"the {what} of step {step} is {value}. Earlier checkpoints are intact"
                 + (f" (newest: {kept}). " if kept else " (none was written yet). ")
                 + "Usual causes: --learning_rate too high, no warm-up, or a damaged sample; lower the rate and go on "
                 "from a checkpoint with --resume_from_checkpoint."
@@ -204,6 +207,8 @@ class OarlockTrainer(Trainer):
         if self._handled_step == self.state.global_step:  # the Trainer calls once more at the end of its epoch
             return
         self._handled_step = self.state.global_step
+        # Paddle's CPU kernel gives a finite cross entropy for NaN scores; the gradient tells the truth.
+        self._refuse_nan("gradient", self.clip.last_norm(), self.state.global_step)
         before = self.progress.samples
         self.progress.samples += self.global_batch
         self.progress.window_loss += tr_loss.item()

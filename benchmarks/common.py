@@ -1,0 +1,93 @@
+"""What the benchmarks share: the machine's name, a table, the memory of a process tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "llm"))
+
+
+def machine() -> dict[str, Any]:
+    """CPU, cores and versions, for the head of every result."""
+    from oarlock.environment import available_cores
+    from oarlock.versions import package_versions
+
+    model = "unknown CPU"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    return {"cpu": model, "cores": available_cores(), "system": platform.platform(), "versions": package_versions()}
+
+
+def report(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Print a table for people, then one JSON line for programs."""
+    about = machine()
+    print(f"\n{name}: {about['cpu']}, {about['cores']} cores")
+    columns = list(rows[0])
+    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(len(c), *(len(row[i]) for row in cells)) for i, c in enumerate(columns)]
+    print("| " + " | ".join(c.ljust(w) for c, w in zip(columns, widths, strict=True)) + " |")
+    print("| " + " | ".join("-" * w for w in widths) + " |")
+    for row in cells:
+        print("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |")
+    print(json.dumps({"benchmark": name, "rows": rows, "machine": about, **more}))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+class TreeMemory:
+    """Peak memory of a process and its children, MB: proportional set size, so that shared pages count once."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.peak = pid, 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            self.peak = max(self.peak, sum(_pss(pid) for pid in _tree(self.pid)))
+            time.sleep(0.1)
+
+    def stop(self) -> float:
+        """End watching; the peak."""
+        self._stop.set()
+        self._thread.join()
+        return self.peak
+
+
+def _tree(pid: int) -> list[int]:
+    found = [pid]
+    for parent in found:
+        try:
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        except OSError:
+            continue
+        found += map(int, children)
+    return found
+
+
+def _pss(pid: int) -> float:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1e3
+    except OSError:
+        pass
+    return 0.0
+
+
+def free_of_noise() -> float:
+    """Load average of the last minute: above the cores' number, timings say little."""
+    return os.getloadavg()[0]

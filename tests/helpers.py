@@ -1,0 +1,104 @@
+"""Small models, tokenizers and runs that the tests share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LLM = ROOT / "llm"
+
+TINY_LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.1,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+
+def make_tiny_tokenizer(folder: str | Path, vocab_size: int = 512) -> Path:
+    """A byte-level BPE tokenizer trained on a few of the embedded instructions (fractions of a second)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from oarlock.data.embedded.instructions import instruction_records
+    from oarlock.data.embedded.tokenizer import ASSISTANT, EOS, USER, save_tokenizer
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS, USER, ASSISTANT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [" ".join((r["instruction"], r["input"], r["output"])) for r in instruction_records("train")[:500]]
+    tokenizer.train_from_iterator(texts, trainer)
+    save_tokenizer(folder, tokenizer.to_str())
+    return Path(folder)
+
+
+def make_tiny_model(folder: str | Path, **changes: Any) -> Path:
+    """A random Llama with its tokenizer, saved as people have them (safetensors)."""
+    from oarlock.environment import import_paddle, set_paddlenlp_log_level
+
+    import_paddle()
+    import paddle
+    from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
+
+    set_paddlenlp_log_level("error")
+    paddle.seed(7)
+    model = LlamaForCausalLM(LlamaConfig(**(TINY_LLAMA | changes)))
+    model.save_pretrained(str(folder), safe_serialization=True)
+    make_tiny_tokenizer(folder)
+    return Path(folder)
+
+
+def make_tiny_config(folder: str | Path, **changes: Any) -> Path:
+    """config.json and tokenizer alone, for training from scratch."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"model_type": "llama", **TINY_LLAMA, **changes}
+    (folder / "config.json").write_text(json.dumps(content))
+    make_tiny_tokenizer(folder)
+    return folder
+
+
+def flags(**options: Any) -> list[str]:
+    """{"max_steps": 3, "do_train": True} -> ["--max_steps", "3", "--do_train", "True"]."""
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def run_program(
+    program: str | Path, *words: str, cwd: Path | None = None, timeout: int = 300, **kwargs: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run one of the entrypoints (a path below llm/) or "oarlock" in a process of its own."""
+    start = ["-m", "oarlock"] if program == "oarlock" else [str(LLM / program)]
+    environment = {**os.environ, "PYTHONPATH": str(LLM), **kwargs.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, *start, *words],
+        cwd=cwd or ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment,
+        check=False,
+        **kwargs,
+    )
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,114 @@
+"""Kill a training run with SIGKILL at random moments, start the same command again, and compare with a run left alone.
+
+    python tests/kill_and_resume.py --kills 20
+
+Losses, gradient norms and the final weights must be the same to the last bit. Every third kill waits for a save to be
+under way. Prints a JSON summary; exit code 1 when anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPARED = ("step", "epoch", "loss", "learning_rate", "grad_norm", "samples", "eval_loss", "eval_exact_match")
+
+
+def make_model(folder: Path) -> None:
+    """A tiny random Llama with the embedded tokenizer, in its own process (paddle stays out of this one)."""
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[1] + '/llm', sys.argv[1] + '/tests']\n"
+        "from helpers import make_tiny_model; make_tiny_model(sys.argv[2])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(ROOT), str(folder)], check=True)
+
+
+def command(model: Path, output: Path, steps: int) -> list[str]:
+    """A fine-tuning run with dropout-free but shuffled data, accumulation, and log rows that span checkpoints."""
+    flags = {
+        "model_name_or_path": model, "output_dir": output, "max_steps": steps, "src_length": 32, "tgt_length": 16,
+        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-3,
+        "logging_steps": 5, "save_steps": 2, "save_total_limit": 3, "eval_steps": 10, "max_evaluate_steps": 2,
+        "warmup_steps": 3, "lr_scheduler_type": "cosine", "report_to": "none",
+    }  # fmt: skip
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, str(ROOT / "llm/finetune_generation.py"), *words, "--do_train", "--do_eval"]
+
+
+def figures(output: Path) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl, without times and rates."""
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in COMPARED if key in row} for row in rows]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def run_killed(words: list[str], output: Path, kills: int, rng: random.Random) -> tuple[int, int]:
+    """Run until the command ends by itself, killing it `kills` times on the way: (kills done, of them during a save)."""
+    done = during_save = 0
+    while True:
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done < kills:
+            deadline = time.monotonic() + rng.uniform(4.0, 14.0)
+            wait_for_save = done % 3 == 2
+            while process.poll() is None and time.monotonic() < deadline + (10 if wait_for_save else 0):
+                if wait_for_save and any(output.glob(".checkpoint-*.partial")):
+                    during_save += 1
+                    break
+                time.sleep(0.0005 if wait_for_save else 0.02)
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                done += 1
+                continue
+        _, errors = process.communicate()
+        if process.returncode != 0:
+            raise SystemExit(f"the run failed with code {process.returncode}:\n{errors}")
+        return done, during_save
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=None, help="default: enough for the kills")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    steps = arguments.steps or 60 + 110 * arguments.kills
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        make_model(base / "model")
+        alone, killed = base / "alone", base / "killed"
+        subprocess.run(command(base / "model", alone, steps), check=True, stdout=subprocess.DEVNULL)
+        done, during_save = run_killed(
+            command(base / "model", killed, steps), killed, arguments.kills, random.Random(arguments.seed)
+        )
+        same_figures = figures(alone) == figures(killed)
+        same_weights = digest(alone / "model.safetensors") == digest(killed / "model.safetensors")
+        leftovers = [path.name for path in killed.glob(".*")]
+        summary = {
+            "steps": steps,
+            "kills": done,
+            "kills_during_a_save": during_save,
+            "same_losses": same_figures,
+            "same_weights": same_weights,
+            "leftovers": leftovers,
+        }
+        print(json.dumps(summary))
+        return 0 if same_figures and same_weights and not leftovers and done >= arguments.kills else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The house's rules: nobody imports upstream, and asking for help does not import paddle."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "llm" / "oarlock"
+# Each room may use itself and those before it. Modules beside the rooms (errors, files, ...) may be used by all;
+# the CLI and doctor may use all.
+ROOMS = ("config", "parallel", "data", "models", "train")
+BESIDE = {"errors", "files", "environment", "versions", "__init__"}
+ABOVE = {"cli", "doctor", "__main__"}
+
+
+def imported(path: Path) -> set[str]:
+    """oarlock.X that a file imports at run time (not under TYPE_CHECKING)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hints = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    names = set()
+    for node in ast.walk(tree):
+        if id(node) in hints:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("oarlock"):
+            parts = node.module.split(".")
+            names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("oarlock.")}
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nobody_imports_upstream(path):
+    parts = path.relative_to(PACKAGE).parts
+    used = imported(path) - {"__version__"}
+    if len(parts) == 1:
+        allowed = {*ROOMS, *BESIDE, *ABOVE} if path.stem in ABOVE else BESIDE
+    else:
+        allowed = {*ROOMS[: ROOMS.index(parts[0]) + 1], *BESIDE}
+    assert used <= allowed, f"{path} imports {sorted(used - allowed)}"
+
+
+def test_every_room_has_a_place_in_the_order():
+    rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert rooms == set(ROOMS)
+
+
+def test_only_one_file_knows_training_arguments():
+    users = [p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if "TrainingArguments(" in p.read_text()]
+    assert users == ["config/paddle_args.py"]
+
+
+@pytest.mark.parametrize("words", [["-m", "oarlock", "--version"], ["-m", "oarlock", "data", "pretrain", "--help"]])
+def test_light_commands_do_not_import_paddle(words):
+    code = f"import sys, runpy; sys.argv = {words[1:]!r}\ntry: runpy.run_module('oarlock', run_name='__main__')\nexcept SystemExit: pass\nassert not {{'paddle', 'paddlenlp'}} & set(sys.modules), 'paddle was imported'"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_eval_exec_or_shell():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in {"eval", "exec"}, f"{path}:{node.lineno}"
+            if isinstance(node, ast.keyword) and node.arg == "shell":
+                assert False, f"{path}:{node.value.lineno}: shell"  # noqa: B011
