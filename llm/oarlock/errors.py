@@ -43,8 +43,14 @@ class EnvironmentProblem(OarlockError):
     """The machine lacks something: a device, a package, disk space."""
 
 
+class StoppedWithOthers(OarlockError):
+    """Another rank failed and has told why; this one stops without a word."""
+
+
 def report(error: OarlockError) -> None:
     """Print an error once, on stderr, with the rank when there is more than one process."""
+    if isinstance(error, StoppedWithOthers):
+        return
     rank = os.environ.get("PADDLE_TRAINER_ID")
     where = f" (rank {rank})" if rank and os.environ.get("PADDLE_TRAINERS_NUM", "1") != "1" else ""
     print(f"\noarlock: error{where}: {error}", file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from oarlock.data.finetune import load_finetune_data
 from oarlock.data.order import SampleOrder
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.models.build import build_model, find_model
-from oarlock.train.run import make_trainer, start
+from oarlock.train.run import connect, make_trainer, start
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,7 @@ def gradients(uneven, tmp_path, batch: int, accumulation: int) -> tuple[float, d
     )  # fmt: skip
     config = load_config(FinetuneConfig, words)
     run = start(LoadedConfig(config.config))
+    connect(run)
     tokenizer = load_tokenizer(str(model_folder))
     data = load_finetune_data(run.config.data, tokenizer)
     model = build_model(find_model(run.config, from_weights=True))

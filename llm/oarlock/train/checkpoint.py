@@ -19,9 +19,10 @@ from paddlenlp.utils.log import logger as paddlenlp_logger
 
 from oarlock.config.load import flatten
 from oarlock.config.options import option_specs
-from oarlock.environment import is_first_rank, say
-from oarlock.errors import CheckpointError
+from oarlock.environment import say
+from oarlock.errors import CheckpointError, StoppedWithOthers
 from oarlock.files import sync_file
+from oarlock.parallel.sync import together
 from oarlock.train.manifest import Manifest, list_checkpoints, newest_whole, verify
 
 if TYPE_CHECKING:
@@ -52,11 +53,9 @@ def find_resume_point(config: Config, data_fingerprint: str) -> ResumePoint | No
         return None
     checkpoint = config.checkpoint
     output_dir = Path(checkpoint.output_dir)
-    if is_first_rank():
-        _remove_leftovers(output_dir)
+    together(lambda: _remove_leftovers(output_dir), first_rank_only=True)
     if checkpoint.overwrite_output_dir:
-        if is_first_rank():
-            _clear_run(output_dir)
+        together(lambda: _clear_run(output_dir), first_rank_only=True)
         return None
     if checkpoint.resume_from_checkpoint:
         folder = Path(checkpoint.resume_from_checkpoint)
@@ -122,26 +121,37 @@ def save(trainer: OarlockTrainer, manifest: Manifest) -> Path:
     output_dir = Path(trainer.args.output_dir)
     final = output_dir / f"checkpoint-{manifest.step}"
     partial = output_dir / f".checkpoint-{manifest.step}.partial"
-    try:
+
+    def prepare() -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+
+    def write() -> None:
+        handler = trainer.unified_checkpoint_handler
         with _quiet():
-            trainer.unified_checkpoint_handler.save_unified_checkpoint(trainer.model, trainer.optimizer, str(partial))
-            trainer.unified_checkpoint_handler.save_unified_optimizer(
-                trainer.model, trainer.optimizer, str(partial), str(partial)
-            )
+            handler.save_unified_checkpoint(trainer.model, trainer.optimizer, str(partial))
+            handler.save_unified_optimizer(trainer.model, trainer.optimizer, str(partial), str(partial))
+
+    def commit() -> None:
         trainer.save_tokenizer_and_template(partial)
         manifest.seal(partial)
         if final.exists():
             _delete(final)
         partial.rename(final)
         sync_file(output_dir)
+
+    try:
+        together(prepare, first_rank_only=True)
+        together(write)
+        together(commit, first_rank_only=True)
+    except StoppedWithOthers:
+        raise
     except Exception as error:  # safetensors has its own error class for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         kept = next(iter(list_checkpoints(output_dir)), None)
         raise CheckpointError(
             f"checkpoint {final.name} could not be written: {_reason(error, output_dir)}. "
-            + (f"{kept.name} is whole; the same command goes on from it" if kept else "There is no earlier checkpoint.")
+            + (f"{kept.name} is whole; the same command goes on from it" if kept else "There is no earlier checkpoint")
         ) from error
     return final
 

@@ -42,10 +42,13 @@ def evaluate_tokens(trainer: OarlockTrainer, dataloader: Any, prefix: str, limit
             labels = batch.pop("labels")
             with trainer.autocast_smart_context_manager():
                 losses = trainer.criterion.token_losses(model(**trainer._prepare_inputs(batch)), labels)
-            total += float(losses.sum(dtype="float64"))
-            tokens += trained_tokens(labels)
-            samples += labels.shape[0]
+            real = dataloader.batch_sampler.real(step)
+            total += float(losses[:real].sum(dtype="float64"))
+            tokens += trained_tokens(labels[:real])
+            samples += real
             trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
+    total, all_tokens, all_samples = trainer.sum_over_data_ranks([total, tokens, samples])
+    tokens, samples = round(all_tokens), round(all_samples)
     loss = total / max(1, tokens)
     metrics: dict[str, float] = {
         f"{prefix}_loss": loss,

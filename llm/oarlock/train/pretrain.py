@@ -26,7 +26,7 @@ from oarlock.models.build import build_model, check_lengths, check_vocabulary, f
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
 from oarlock.train.generation import generate_answers
-from oarlock.train.run import make_trainer, start, train
+from oarlock.train.run import connect, make_trainer, start, train
 from oarlock.train.trainer import OarlockTrainer
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     config: PretrainConfig = run.config
     source = find_model(config, from_weights=config.model.continue_training)
     check_lengths(source, config.data.max_seq_length, "--max_seq_length")
+    connect(run)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
     check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}")

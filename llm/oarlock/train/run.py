@@ -42,11 +42,13 @@ class Run:
         config: with device and precision settled.
         dtype: of the model's weights when they are built.
         stop: set by SIGTERM.
+        args: PaddleNLP's TrainingArguments, once connect() was called.
     """
 
     config: Any
     dtype: str
     stop: StopRequest
+    args: Any = None
 
 
 def start(loaded: LoadedConfig[Any]) -> Run:
@@ -76,6 +78,11 @@ def start(loaded: LoadedConfig[Any]) -> Run:
     half = precision.fp16_opt_level == "O2" and (precision.fp16 or precision.bf16)
     dtype = ("float16" if precision.fp16 else "bfloat16") if half else "float32"
     return Run(config, dtype, StopRequest().install())
+
+
+def connect(run: Run) -> None:
+    """Make the process groups (TrainingArguments does), after all that can be checked from the configuration alone."""
+    run.args = training_arguments(run.config)
 
 
 def _say_unused_degrees(config: Config) -> None:
@@ -118,9 +125,8 @@ def make_trainer(run: Run, model: Any, resume: ResumePoint | None, **kwargs: Any
     on_start = EvaluateOnStart()
     if config.evaluation.eval_on_start and config.evaluation.do_eval:
         callbacks.append(on_start)
-    args = training_arguments(config)
     trainer = OarlockTrainer(
-        config=config, model=model, args=args, resume=resume, stop=run.stop, callbacks=callbacks, **kwargs
+        config=config, model=model, args=run.args, resume=resume, stop=run.stop, callbacks=callbacks, **kwargs
     )
     on_start.trainer = trainer
     trainer.samples = SampleLog(output_dir / "samples.jsonl", reporter, cut_after)

@@ -6,8 +6,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,13 @@ from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 
 from oarlock.config.load import flatten
 from oarlock.data.order import SampleOrder
-from oarlock.data.sampler import ResumableBatchSampler
-from oarlock.environment import say
+from oarlock.data.sampler import EvaluationBatchSampler, ResumableBatchSampler
+from oarlock.environment import is_first_rank, say
 from oarlock.errors import TrainingError
 from oarlock.train import checkpoint as checkpoints
 from oarlock.train.clip import RecordingGlobalNormClip
 from oarlock.train.evaluation import EvaluationStopped, evaluate_tokens
+from oarlock.train.flow import Progress, what_is_due
 from oarlock.train.loss import TokenCrossEntropy, trained_tokens
 from oarlock.train.manifest import Manifest
 from oarlock.train.meters import Meter, device_peak
@@ -40,20 +40,6 @@ if TYPE_CHECKING:
     from oarlock.data.templates import ChatTemplate
     from oarlock.train.callbacks import SampleLog
     from oarlock.train.flops import TokenFlops
-
-
-@dataclass
-class Progress:
-    """Where a run stands; all of it is in the manifest.
-
-    Attributes:
-        samples: consumed over all ranks.
-        window_loss, window_steps: step losses since the last log row.
-    """
-
-    samples: int = 0
-    window_loss: float = 0.0
-    window_steps: int = 0
 
 
 class OarlockTrainer(Trainer):
@@ -125,6 +111,11 @@ class OarlockTrainer(Trainer):
             steps_left=self.planned_steps() - done,
         )
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> EvaluationBatchSampler:
+        replicas = max(1, self.args.dataset_world_size)
+        replica = self.args.dataset_rank if self.args.world_size > 1 else 0
+        return EvaluationBatchSampler(len(eval_dataset), self.args.per_device_eval_batch_size, replicas, replica)
+
     # optimizer
 
     def create_scheduler(self, num_training_steps: int) -> Any:
@@ -149,9 +140,8 @@ class OarlockTrainer(Trainer):
             return paddle.zeros([])
         micro_batches, self._collected = self._collected, []
         replicas = max(1, self.args.dataset_world_size)
-        counts = self._sum_over_data_ranks(
-            [sum(trained_tokens(batch["labels"]) for batch in micro_batches), self._collected_tokens]
-        )
+        mine = [sum(trained_tokens(batch["labels"]) for batch in micro_batches), self._collected_tokens]
+        counts = [int(number) for number in self.sum_over_data_ranks(mine)]
         self._collected_tokens = 0
         self._step_lr = float(self.optimizer.get_lr())
         if self._handled_step < 0:
@@ -176,14 +166,14 @@ class OarlockTrainer(Trainer):
         (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
         return loss.detach()
 
-    def _sum_over_data_ranks(self, numbers: list[int]) -> list[int]:
-        """Sums over the ranks that see different data."""
+    def sum_over_data_ranks(self, numbers: Sequence[float]) -> list[float]:
+        """Sums over the ranks that see different data (those that split a model see the same)."""
         if self.args.world_size <= 1:
-            return numbers
-        total = paddle.to_tensor(numbers, dtype="int64")
+            return list(numbers)
+        total = paddle.to_tensor(numbers, dtype="float64")
         paddle.distributed.all_reduce(total)
         copies = self.args.world_size // max(1, self.args.dataset_world_size)
-        return [int(number) // copies for number in total]
+        return [float(number) / copies for number in total]
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
         self._refuse_nan("loss", loss.item(), self.state.global_step + 1)
@@ -229,39 +219,28 @@ class OarlockTrainer(Trainer):
         self.meter.leave_out(time.perf_counter() - started)
 
     def _decide(self, samples_before: int) -> None:
-        """What is due after this step. (The Trainer's own strategies are off: they count steps of one plan.)"""
         assert self.order is not None
-        step, control, config = self.state.global_step, self.control, self.config
-        epoch_over = self.progress.samples // self.order.num_samples > samples_before // self.order.num_samples
-        last = step >= self.state.max_steps
-        stopping = self.stop.requested
-        self.state.consumed_samples = self.progress.samples
-        self.state.epoch = self.progress.samples / self.order.num_samples
-        control.should_log = last or step % config.logging.logging_steps == 0
-        eval_steps = config.evaluation.eval_steps
-        due = epoch_over if eval_steps is None else step % eval_steps == 0
-        control.should_evaluate = config.evaluation.do_eval and (last or due) and not stopping
-        saving = config.checkpoint
-        due = saving.save_strategy == "steps" and step % saving.save_steps == 0
-        due = due or (saving.save_strategy == "epoch" and epoch_over)
-        control.should_save = stopping or (saving.save_strategy != "no" and (due or last))
+        state, control, epoch_size = self.state, self.control, self.order.num_samples
+        samples, stopping = self.progress.samples, self.stop.requested
+        due = what_is_due(
+            self.config, state.global_step, state.max_steps, samples_before, samples, epoch_size, stopping
+        )
+        state.consumed_samples, state.epoch = samples, samples / epoch_size
+        control.should_log, control.should_evaluate, control.should_save = due.log, due.evaluate, due.save
         control.should_training_stop = control.should_training_stop or stopping
 
     def _log_row(self) -> dict[str, float]:
         row = {
-            "loss": self._mean_over_ranks(self.progress.window_loss) / self.progress.window_steps,
+            "loss": self._mean_loss() / self.progress.window_steps,
             "learning_rate": self._step_lr,
             "grad_norm": self.clip.last_norm(),
         }
         self.progress.window_loss, self.progress.window_steps = 0.0, 0
         return row | self.meter.read() | {"samples": self.progress.samples}
 
-    def _mean_over_ranks(self, value: float) -> float:
-        if self.args.world_size <= 1:
-            return value
-        total = paddle.to_tensor(value, dtype="float64")
-        paddle.distributed.all_reduce(total)
-        return total.item() / self.args.world_size
+    def _mean_loss(self) -> float:
+        """Sum of the step losses since the last row, mean over the ranks."""
+        return self.sum_over_data_ranks([self.progress.window_loss])[0] / max(1, self.args.dataset_world_size)
 
     def log(self, logs: dict[str, float], **_: Any) -> None:
         """Hand a row to the callbacks (console, metrics.jsonl, VisualDL)."""
@@ -290,7 +269,7 @@ class OarlockTrainer(Trainer):
             samples=self.progress.samples,
             seed=self.config.runtime.seed,
             lr_scheduler=self.lr_scheduler.state_dict(),
-            loss_window=(self._mean_over_ranks(self.progress.window_loss), self.progress.window_steps),
+            loss_window=(self._mean_loss(), self.progress.window_steps),
             config=flatten(self.config),
             data_fingerprint=self.data_fingerprint,
             loss_scaler=self._scaler_state(),
@@ -298,7 +277,9 @@ class OarlockTrainer(Trainer):
             versions=package_versions(),
         )
         folder = checkpoints.save(self, manifest)
-        checkpoints.rotate(Path(self.args.output_dir), self.config.checkpoint.save_total_limit, self.best.get("name"))
+        if is_first_rank():
+            keep = self.config.checkpoint.save_total_limit
+            checkpoints.rotate(Path(self.args.output_dir), keep, self.best.get("name"))
         say(f"checkpoint: {folder}")
 
     def save_tokenizer_and_template(self, folder: Path) -> None:

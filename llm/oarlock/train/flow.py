@@ -1,0 +1,60 @@
+"""What is due after a step, decided from samples and steps alone (the Trainer's strategies count steps of one plan)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from oarlock.config.schema import Config
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it is in the manifest.
+
+    Attributes:
+        samples: consumed over all ranks.
+        window_loss, window_steps: step losses since the last log row.
+    """
+
+    samples: int = 0
+    window_loss: float = 0.0
+    window_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Due:
+    """What to do now."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+
+
+def what_is_due(
+    config: Config, step: int, last_step: int, samples_before: int, samples: int, epoch_size: int, stopping: bool
+) -> Due:
+    """Decide.
+
+    Args:
+        step: just done; last_step ends the run.
+        samples_before, samples: consumed before and after it.
+        epoch_size: samples of an epoch.
+        stopping: SIGTERM came: save, and nothing else that takes long.
+    """
+    last = step >= last_step
+    epoch_over = samples // epoch_size > samples_before // epoch_size
+    eval_steps = config.evaluation.eval_steps
+    evaluation_due = epoch_over if eval_steps is None else step % eval_steps == 0
+    saving = config.checkpoint
+    save_due = {
+        "steps": step % saving.save_steps == 0,
+        "epoch": epoch_over,
+        "no": False,
+    }[saving.save_strategy]
+    return Due(
+        log=last or step % config.logging.logging_steps == 0,
+        evaluate=config.evaluation.do_eval and (last or evaluation_due) and not stopping,
+        save=stopping or save_due or (last and saving.save_strategy != "no"),
+    )

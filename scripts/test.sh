@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Set up and run every check: style, types, tests. Arguments go to pytest (bash scripts/test.sh tests/unit -k config).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+VENV=${VENV:-$PWD/.venv}
+
+# The VisualDL test looks at the page in a browser.
+if ! { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || ! command -v chromedriver >/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "test: installing Chromium and its driver (apt-get)"
+    { apt-get update && apt-get install -y chromium chromium-driver; } >/dev/null 2>&1 ||
+      echo "test: apt-get could not install chromium and chromium-driver; the VisualDL test will fail"
+  else
+    echo "test: Chromium and chromedriver are missing (apt-get install chromium chromium-driver); the VisualDL test will fail"
+  fi
+fi
+
+VENV=$VENV bash scripts/setup.sh test
+python=$VENV/bin/python
+
+echo "test: ruff"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+echo "test: types (mypy)"
+"$python" -m mypy
+echo "test: pytest"
+exec "$python" -m pytest "$@"

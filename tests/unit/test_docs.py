@@ -1,0 +1,57 @@
+"""Every command in the documents is one that the programs accept."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from oarlock.cli import _parser
+from oarlock.config import FinetuneConfig, PretrainConfig, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for path in DOCUMENTS:
+        for block in re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [(path.name, line.strip()) for line in lines if line.strip() and not line.startswith("#")]
+    return found
+
+
+@pytest.mark.parametrize(("document", "line"), commands(), ids=lambda text: text[:60])
+def test_commands_are_accepted(document, line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line, comments=True)
+    if words[0] == "oarlock":
+        with contextlib.suppress(SystemExit) as exited:
+            _parser().parse_args(words[1:])
+        assert exited is None or "--version" in words
+    elif words[:2] in (["python", "llm/run_pretrain.py"], ["python", "llm/finetune_generation.py"]):
+        kind = PretrainConfig if "pretrain" in words[1] else FinetuneConfig
+        rest = [word for word in words[2:] if word != "--print_config"]
+        assert "--help" in rest or load_config(kind, rest)
+    else:
+        programs = [word for word in words if word.endswith((".sh", ".py"))]
+        assert all((ROOT / program).exists() for program in programs)
+        assert programs or words[0] in ("visualdl", "source", "pip", "git"), f"who runs this? {line}"
+
+
+def test_links_lead_somewhere():
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_every_pin_that_looks_odd_says_why():
+    odd = ("aistudio-sdk", "numpy", "protobuf", "pyarrow", "pandas", "datasets", "setuptools")
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    for name in odd:
+        (line,) = [line for line in lines if line.startswith(f"{name}==")]
+        assert "  # " in line, name
