@@ -14,7 +14,10 @@ python=$VENV/bin/python
 
 echo
 echo "== 1/4 data (embedded, no download) =="
-[ -f "$OUTPUT/data/done" ] || { "$python" -m oarlock data embedded --output "$OUTPUT/data" && touch "$OUTPUT/data/done"; }
+if [ ! -f "$OUTPUT/data/done" ]; then
+  "$python" -m oarlock data embedded --output "$OUTPUT/data"
+  touch "$OUTPUT/data/done"
+fi
 
 echo
 echo "== 2/4 pretraining =="

@@ -1,0 +1,64 @@
+"""Samples -> batches of arrays: {"input_ids", "labels"} int64 [batch, tokens], and "num_tokens" int64 [batch].
+
+No attention mask: padding lies on the right, where causal attention never looks from a real token, and its labels are
+ignored. (DataCollatorForSeq2Seq pads where the tokenizer pads for generation, which is the left.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from oarlock.data.labels import IGNORE_INDEX, Example
+from oarlock.errors import DataError
+
+Arrays = dict[str, np.ndarray]
+
+
+class PretrainCollator:
+    """Samples of seq_length + 1 tokens -> inputs and the tokens after them."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> Arrays:
+        tokens = np.stack([sample["text"] for sample in samples])
+        check_ids(tokens, self.vocab_size)
+        labels = tokens[:, 1:]
+        if "mask" in samples[0]:  # a .lsm file beside the corpus says which tokens count
+            labels = np.where(np.stack([sample["mask"] for sample in samples])[:, 1:] > 0, labels, IGNORE_INDEX)
+        length = np.full([len(samples)], tokens.shape[1] - 1, np.int64)
+        return {"input_ids": tokens[:, :-1], "labels": np.ascontiguousarray(labels), "num_tokens": length}
+
+
+class FinetuneCollator:
+    """Examples of any length -> padded to the longest of the batch."""
+
+    def __init__(self, vocab_size: int, pad_id: int) -> None:
+        self.vocab_size, self.pad_id = vocab_size, pad_id
+
+    def __call__(self, examples: Sequence[Example]) -> Arrays:
+        lengths = np.asarray([len(example.input_ids) for example in examples], np.int64)
+        input_ids = np.full([len(examples), lengths.max()], self.pad_id, np.int64)
+        labels = np.full_like(input_ids, IGNORE_INDEX)
+        for row, example in enumerate(examples):
+            input_ids[row, : lengths[row]] = example.input_ids
+            labels[row, : lengths[row]] = example.labels
+        check_ids(input_ids, self.vocab_size)
+        return {"input_ids": input_ids, "labels": labels, "num_tokens": lengths}
+
+
+def check_ids(ids: np.ndarray, vocab_size: int) -> None:
+    """Refuse ids without a row in the embedding (on a GPU they would crash the process without a message).
+
+    Raises:
+        DataError: naming the id.
+    """
+    top = int(ids.max())
+    if top >= vocab_size:
+        raise DataError(
+            f"the data holds token id {top:,}, but the model's vocabulary has {vocab_size:,} rows: the data was made "
+            "with another tokenizer"
+        )

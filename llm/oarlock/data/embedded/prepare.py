@@ -1,0 +1,55 @@
+"""`oarlock data embedded`: tokenizer, pretraining corpus and instructions in one folder, made once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+from oarlock.data.build_corpus import BuildOptions, build_from_sources
+from oarlock.data.corpus_format import check_corpus, corpus_exists
+from oarlock.data.embedded.instructions import write_instructions
+from oarlock.data.embedded.stdlib_text import stdlib_sources
+from oarlock.data.embedded.tokenizer import train_tokenizer
+from oarlock.data.tokenizers import load_encoder
+from oarlock.environment import available_cores, say
+
+CORPUS_NAME = "stdlib"
+
+
+def prepare_embedded(folder: str | Path, vocab_size: int = 4096) -> None:
+    """Make folder/tokenizer, folder/pretrain/stdlib.{bin,idx} and folder/instructions/{train,dev}.json."""
+    folder = Path(folder)
+    say(f"training a tokenizer of {vocab_size:,} tokens on the standard library of Python {platform.python_version()}")
+    train_tokenizer(folder / "tokenizer", vocab_size)
+    embedded_corpus(folder / "pretrain", str(folder / "tokenizer"))
+    counts = write_instructions(folder / "instructions")
+    say(f"{counts['train']:,} instructions to train on, {counts['dev']:,} held out, in {folder / 'instructions'}")
+
+
+def embedded_corpus(folder: str | Path, tokenizer: str) -> Path:
+    """The embedded text in a tokenizer's ids; built if it is not there yet. Returns the corpus prefix."""
+    prefix = Path(folder) / f"{CORPUS_NAME}-{_fingerprint(tokenizer)}"
+    if corpus_exists(prefix):
+        check_corpus(prefix)
+        return prefix
+    sources = stdlib_sources()
+    say(f"tokenising {sum(s.size for s in sources) / 1e6:.1f} MB of the standard library")
+    report = build_from_sources(
+        sources, BuildOptions(inputs=(), tokenizer=tokenizer, output_prefix=str(prefix), workers=available_cores())
+    )
+    say(f"{report.documents:,} files, {report.tokens:,} tokens in {report.seconds:.1f} s: {prefix}.bin")
+    return prefix
+
+
+def cache_folder() -> Path:
+    """Where embedded data is kept between runs: $XDG_CACHE_HOME/oarlock, by default ~/.cache/oarlock."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "oarlock"
+
+
+def _fingerprint(tokenizer: str) -> str:
+    """Changes with the tokenizer or the Python that gives the text."""
+    python = hashlib.sha256(platform.python_version().encode()).hexdigest()[:6]
+    return f"{load_encoder(tokenizer).fingerprint}-{python}"

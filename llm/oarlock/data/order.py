@@ -1,0 +1,64 @@
+"""Which sample comes at which position of a run: a pure function of seed and position.
+
+The data position of a run is one number, the samples consumed so far. It means the same whatever the batch size, the
+accumulation or the number of ranks, which is what makes a resume exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+class SampleOrder:
+    """An endless stream over a dataset of `num_samples`: each epoch visits every sample once, in its own order.
+
+    Args:
+        num_samples: samples of the dataset.
+        seed: of the permutations.
+    """
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        self.num_samples, self.seed = num_samples, seed
+        self._epoch, self._permutation = -1, np.zeros(0, np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        """The sample at a position of the stream."""
+        epoch, place = divmod(position, self.num_samples)
+        if epoch != self._epoch:
+            self._epoch, self._permutation = epoch, self._permuted(epoch)
+        return int(self._permutation[place])
+
+    def _permuted(self, epoch: int) -> np.ndarray:
+        # RandomState's stream is frozen by NumPy's policy (NEP 19); default_rng's may change between releases.
+        return np.random.RandomState([self.seed, epoch]).permutation(self.num_samples)
+
+
+class StreamOrder(SampleOrder):
+    """The order of a dataset that is itself an endless stream (a blend): position i is item i.
+
+    Args:
+        num_samples: what counts as an epoch.
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__(num_samples, seed=0)
+
+    def __getitem__(self, position: int) -> int:
+        return position
+
+
+def micro_batches(
+    order: SampleOrder, start: int, stop: int, batch_size: int, accumulation: int, replicas: int, replica: int
+) -> Iterator[list[int]]:
+    """The micro-batches of one data-parallel rank for positions [start, stop), stop - start whole global batches.
+
+    A step takes the next batch_size x accumulation x replicas positions, so every plan with the same global batch
+    trains on the same samples in every step. Within the step, micro-batch a of replica r holds the positions
+    [(a x replicas + r) x batch_size, ... + batch_size).
+    """
+    for first in range(start, stop, batch_size * accumulation * replicas):
+        for micro in range(accumulation):
+            begin = first + (micro * replicas + replica) * batch_size
+            yield [order[position] for position in range(begin, begin + batch_size)]

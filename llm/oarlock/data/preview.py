@@ -1,0 +1,85 @@
+"""`oarlock data show`: examples as the model sees them, with what is trained on marked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from oarlock.config.schema import FinetuneDataSection
+from oarlock.data.corpus import Corpus, PretrainDataset, parse_input
+from oarlock.data.corpus_format import corpus_exists
+from oarlock.data.finetune import load_finetune_data
+from oarlock.data.labels import IGNORE_INDEX, Example
+from oarlock.data.tokenizers import load_tokenizer
+
+_GREEN, _DIM, _OFF = "\x1b[32m", "\x1b[2m", "\x1b[0m"
+
+
+def show_data(
+    path: str | None,
+    tokenizer_name: str,
+    num: int,
+    max_seq_length: int,
+    src_length: int,
+    tgt_length: int,
+    chat_template: str,
+    color: bool,
+) -> None:
+    """Print `num` examples of a corpus or of fine-tuning data."""
+    tokenizer = load_tokenizer(tokenizer_name)
+    if path is not None and _is_corpus(path):
+        for _, prefix in parse_input(path):
+            _show_corpus(prefix, tokenizer, num, max_seq_length, color)
+        return
+    section = FinetuneDataSection(
+        dataset_name_or_path=path, src_length=src_length, tgt_length=tgt_length, chat_template=chat_template
+    )
+    examples = load_finetune_data(section, tokenizer).train.examples
+    legend = f"{_GREEN}trained on{_OFF}, {_DIM}read only{_OFF}" if color else "⟦trained on⟧, the rest is read only"
+    print(f"{len(examples):,} examples; {legend}\n")
+    for number, example in enumerate(examples[:num], 1):
+        trained = sum(label != IGNORE_INDEX for label in example.labels)
+        note = ", cut" if example.truncated else ""
+        print(f"--- example {number}: {len(example.input_ids) + 1} tokens, {trained} trained on{note}")
+        print(marked(example, tokenizer, color) + "\n")
+
+
+def _is_corpus(path: str) -> bool:
+    folder = Path(path)
+    if folder.is_dir():
+        return any(folder.glob("*.idx")) or any(folder.glob("*_idx.npz"))
+    return corpus_exists(path) or len(path.split()) > 1
+
+
+def _show_corpus(prefix: str, tokenizer: Any, num: int, max_seq_length: int, color: bool) -> None:
+    corpus = Corpus.open(prefix)
+    dataset = PretrainDataset(corpus, range(corpus.num_documents), max_seq_length, seed=42)
+    print(f"{prefix}: {corpus.num_documents:,} documents, {len(dataset):,} samples of {max_seq_length} tokens")
+    print("every token but the first of a sample is trained on\n")
+    for number in range(min(num, len(dataset))):
+        ids = dataset[number]["text"].tolist()
+        print(f"--- sample {number + 1}: {len(ids)} tokens")
+        print(marked(Example(ids[:-1], ids[1:], False), tokenizer, color) + "\n")
+
+
+def marked(example: Example, tokenizer: Any, color: bool) -> str:
+    """The text of an example with its trained stretches in green, or in ⟦ ⟧."""
+    tokens = [example.input_ids[0], *(_label_or_input(example, i) for i in range(len(example.labels)))]
+    flags = [False, *(label != IGNORE_INDEX for label in example.labels)]
+    parts, start = [], 0
+    for i in range(1, len(tokens) + 1):
+        if i == len(tokens) or flags[i] != flags[start]:
+            text = tokenizer.decode(tokens[start:i], skip_special_tokens=False)
+            if flags[start]:
+                parts.append(f"{_GREEN}{text}{_OFF}" if color else f"⟦{text}⟧")
+            else:
+                parts.append(f"{_DIM}{text}{_OFF}" if color else text)
+            start = i
+    return "".join(parts)
+
+
+def _label_or_input(example: Example, i: int) -> int:
+    """Token i + 1: the label where there is one, else the next input."""
+    if example.labels[i] != IGNORE_INDEX:
+        return example.labels[i]
+    return example.input_ids[i + 1] if i + 1 < len(example.input_ids) else example.labels[i]

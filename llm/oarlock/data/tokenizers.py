@@ -1,0 +1,137 @@
+"""Load tokenizers as people have them, with paddlenlp or, for plain encoding, without importing it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oarlock.errors import ModelError
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedTokenizerBase
+
+# Hugging Face writes tokenizer classes that PaddleNLP's AutoTokenizer does not know; all of them are a tokenizer.json
+# behind the `tokenizers` library, which PaddleNLP's PretrainedTokenizerFast loads.
+_GENERIC_FAST = "PretrainedTokenizerFast"
+
+
+def load_tokenizer(name_or_path: str) -> PretrainedTokenizerBase:
+    """A PaddleNLP tokenizer from a folder or a hub name.
+
+    Raises:
+        ModelError: naming the folder and the files it lacks, or the hub name that could not be had.
+    """
+    from paddlenlp.transformers import AutoTokenizer, PretrainedTokenizerFast
+
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        config = _read_json(folder / "tokenizer_config.json")
+        known = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+        if not any((folder / file).exists() for file in (*known, "tokenizer_config.json")):
+            raise ModelError(
+                f"{folder}: no tokenizer in this folder (looked for {', '.join(known)}); "
+                "name another with --tokenizer_name_or_path"
+            )
+        if (folder / "tokenizer.json").exists() and not _knows(config.get("tokenizer_class")):
+            return PretrainedTokenizerFast.from_pretrained(str(folder))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except Exception as error:  # the hub clients raise everything from OSError to their own classes
+        kind = "folder" if folder.is_dir() else "name (no such folder here, and no hub gave it)"
+        raise ModelError(f"tokenizer {name_or_path}: can't be loaded from this {kind}: {_first_line(error)}") from error
+    return tokenizer
+
+
+def _knows(class_name: str | None) -> bool:
+    """Whether PaddleNLP's AutoTokenizer can make this class."""
+    from paddlenlp.transformers.auto.tokenizer import tokenizer_class_from_name
+
+    if not class_name:
+        return False
+    return tokenizer_class_from_name(class_name) is not None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON: {error}") from error
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Text to ids, nothing else, without special tokens added.
+
+    Attributes:
+        encode: texts -> ids of each.
+        vocab_size: ids are below it.
+        eos_id: appended after a document.
+        fingerprint: changes when the tokenizer does.
+    """
+
+    encode: Callable[[Sequence[str]], list[np.ndarray]]
+    vocab_size: int
+    eos_id: int
+    fingerprint: str
+
+
+def load_encoder(name_or_path: str) -> Encoder:
+    """An Encoder for a tokenizer folder or hub name.
+
+    A folder with tokenizer.json and a generic or *Fast class is read by the `tokenizers` library alone: importing
+    paddle costs each worker process seconds and hundreds of MB that text encoding does not need.
+
+    Raises:
+        ModelError: when it can't be loaded, or has no end-of-sequence token.
+    """
+    folder = Path(name_or_path)
+    config = _read_json(folder / "tokenizer_config.json") if folder.is_dir() else {}
+    if (folder / "tokenizer.json").is_file() and str(config.get("tokenizer_class", _GENERIC_FAST)).endswith("Fast"):
+        return _fast_encoder(folder, config)
+    tokenizer = load_tokenizer(name_or_path)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"tokenizer {name_or_path} has no end-of-sequence token to put between documents")
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return [np.asarray(row, dtype=np.int32) for row in rows]
+
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+    fingerprint = hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+    return Encoder(encode, len(tokenizer), int(tokenizer.eos_token_id), fingerprint)
+
+
+def _fast_encoder(folder: Path, config: dict[str, Any]) -> Encoder:
+    from tokenizers import Tokenizer
+
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    try:
+        backend = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(f"{folder / 'tokenizer.json'}: not a tokenizer: {_first_line(error)}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    eos = config.get("eos_token") or _read_json(folder / "special_tokens_map.json").get("eos_token")
+    eos = eos.get("content") if isinstance(eos, dict) else eos
+    eos_id = backend.token_to_id(eos) if eos else None
+    if eos_id is None:
+        raise ModelError(f"{folder}: no end-of-sequence token (eos_token) to put between documents")
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        rows = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(row.ids, dtype=np.int32) for row in rows]
+
+    size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+    return Encoder(encode, size, eos_id, hashlib.sha256(text.encode()).hexdigest()[:16])
