@@ -24,6 +24,7 @@ class PretrainCollator:
         self.vocab_size = vocab_size
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> Arrays:
+        """[batch, seq_length] inputs and labels."""
         tokens = np.stack([sample["text"] for sample in samples])
         check_ids(tokens, self.vocab_size)
         labels = tokens[:, 1:]
@@ -40,6 +41,7 @@ class FinetuneCollator:
         self.vocab_size, self.pad_id = vocab_size, pad_id
 
     def __call__(self, examples: Sequence[Example]) -> Arrays:
+        """[batch, longest] inputs and labels."""
         lengths = np.asarray([len(example.input_ids) for example in examples], np.int64)
         input_ids = np.full([len(examples), lengths.max()], self.pad_id, np.int64)
         labels = np.full_like(input_ids, IGNORE_INDEX)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,10 @@ class Corpus:
         """Documents of train, eval and test: consecutive, the rounding PaddleNLP's get_train_valid_test_split_ uses."""
         bounds = [0]
         for share in shares:
-            bounds.append(bounds[-1] + int(round(share * self.num_documents)))
+            bounds.append(bounds[-1] + round(share * self.num_documents))
         excess = bounds[-1] - self.num_documents
         bounds = [0, *(max(0, bound - excess) for bound in bounds[1:])]
-        return [range(first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
+        return [range(first, last) for first, last in itertools.pairwise(bounds)]
 
 
 class PretrainDataset(GPTDataset):

@@ -156,7 +156,9 @@ def check_corpus(prefix: str | Path) -> None:
     sizes = np.memmap(index, np.int32, "r", offset=_HEADER.size, shape=(sequences,)) if sequences else np.zeros(0)
     expected = int(sizes.sum(dtype=np.int64)) * itemsize
     if data.stat().st_size != expected:
-        raise DataError(f"{data}: {data.stat().st_size:,} bytes, its index expects {expected:,}; build the corpus again")
+        raise DataError(
+            f"{data}: {data.stat().st_size:,} bytes, its index expects {expected:,}; build the corpus again"
+        )
 
 
 def corpus_summary(prefix: str | Path) -> dict[str, Any]:

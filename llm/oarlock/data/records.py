@@ -158,7 +158,9 @@ def _from_src_tgt(item: Any) -> list[Message]:
     if len(sources) != len(targets):
         raise ValueError(f"{len(sources)} rounds in 'src' but {len(targets)} in 'tgt'")
     rounds = zip(sources, targets, strict=True)
-    return [m for s, t in rounds for m in ({"role": "user", "content": s}, {"role": "assistant", "content": _answer(t)})]
+    return [
+        m for s, t in rounds for m in ({"role": "user", "content": s}, {"role": "assistant", "content": _answer(t)})
+    ]
 
 
 def _from_alpaca(item: Any) -> list[Message]:

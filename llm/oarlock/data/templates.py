@@ -149,7 +149,9 @@ def choose_template(
             choice = "alpaca" if record_form == "alpaca" else "plain"
     if choice == "tokenizer":
         if own is None:
-            raise ConfigError("--chat_template tokenizer: this tokenizer has none; choose plain, alpaca or a Jinja file")
+            raise ConfigError(
+                "--chat_template tokenizer: this tokenizer has none; choose plain, alpaca or a Jinja file"
+            )
         source = own
     elif choice in BUILT_IN:
         source = ("{{ bos_token }}" if adds_bos(tokenizer) else "") + BUILT_IN[choice]

@@ -32,7 +32,14 @@ def load_tokenizer(name_or_path: str) -> PretrainedTokenizerBase:
     folder = Path(name_or_path)
     if folder.is_dir():
         config = _read_json(folder / "tokenizer_config.json")
-        known = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+        known = (
+            "tokenizer.json",
+            "tokenizer.model",
+            "vocab.txt",
+            "vocab.json",
+            "spiece.model",
+            "sentencepiece.bpe.model",
+        )
         if not any((folder / file).exists() for file in (*known, "tokenizer_config.json")):
             raise ModelError(
                 f"{folder}: no tokenizer in this folder (looked for {', '.join(known)}); "

@@ -1,5 +1,7 @@
 """Word lists of the embedded instruction tasks."""
 
+# ruff: noqa: SIM905 - a list of words reads better as words
+
 ENGLISH_CHINESE = dict(
     line.split()
     for line in """
