@@ -41,7 +41,7 @@ choose_paddle() {
     echo "$PADDLE"
     return
   fi
-  cuda=$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\)\.\([0-9]*\).*/\1 \2/p' | head -n 1)
+  cuda=$({ nvidia-smi 2>/dev/null || true; } | sed -n 's/.*CUDA Version: *\([0-9]*\)\.\([0-9]*\).*/\1 \2/p' | head -n 1)
   [ -n "$cuda" ] || {
     echo cpu
     return
@@ -112,4 +112,5 @@ main() {
   say "done: $VENV"
 }
 
-main
+# Sourced (by a test), the functions can be called one by one.
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then main; fi

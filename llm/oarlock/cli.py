@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from oarlock.environment import available_cores, import_paddle, say
+from oarlock.environment import available_cores, exit_on_sigterm, import_paddle, say
 from oarlock.errors import exit_with
 from oarlock.versions import version_text
 
@@ -21,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not hasattr(arguments, "run"):
         _parser().print_help()
         sys.exit(2)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` cleans up
+    exit_on_sigterm()
     exit_with(lambda: arguments.run(arguments))
 
 

@@ -136,6 +136,26 @@ def _silence() -> None:
         warnings.filterwarnings("ignore", message=pattern)
 
 
+_terminated = False
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end the program through its `finally` blocks (for commands that write files)."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _on_sigterm(*_: object) -> None:
+    global _terminated
+    _terminated = True
+    stop_if_terminated()
+
+
+def stop_if_terminated() -> None:
+    """Call in long loops: what a signal handler raises is lost when it interrupts a fork hook or a destructor."""
+    if _terminated:
+        sys.exit(128 + signal.SIGTERM)
+
+
 def die_with_parent() -> None:
     """Have the kernel end this process when its parent dies, SIGKILL included (Linux; elsewhere nothing happens)."""
     if sys.platform == "linux":

@@ -93,6 +93,13 @@ def _sequence_parallel(config: Config) -> Iterator[str]:
         yield "--virtual_pp_degree above 1 needs --pipeline_parallel_degree above 1"
 
 
+def _methods(config: Config) -> Iterator[str]:
+    method = getattr(config, "method", None)
+    for name in ("lora", "prefix_tuning", "merge_weights"):
+        if method is not None and getattr(method, name):
+            yield f"--{name}: this version trains all parameters; adapters come with the next one"
+
+
 def _resume(config: Config) -> Iterator[str]:
     checkpoint = config.checkpoint
     if checkpoint.overwrite_output_dir and checkpoint.resume_from_checkpoint:
@@ -106,5 +113,6 @@ _RULES: tuple[Rule, ...] = (
     _split,
     _scratch_only,
     _sequence_parallel,
+    _methods,
     _resume,
 )

@@ -306,6 +306,26 @@ class FinetuneEvaluationSection(EvaluationSection):
 
 
 @dataclass(frozen=True)
+class MethodSection:
+    """Fine-tuning method"""
+
+    lora: bool = option(False)
+    """Train low-rank matrices beside the weights (LoRA)."""
+
+    r: int = option(8, at_least(1), aliases=("lora_rank",))
+    """LoRA rank."""
+
+    prefix_tuning: bool = option(False)
+    """Train a prefix of keys and values."""
+
+    num_prefix_tokens: int = option(64, at_least(1), unit="tokens")
+    """Length of the prefix."""
+
+    merge_weights: bool = option(False)
+    """Merge the base model and the LoRA weights at the end."""
+
+
+@dataclass(frozen=True)
 class RuntimeSection:
     """Machine"""
 
@@ -343,6 +363,7 @@ class FinetuneConfig:
 
     model: ModelSection
     data: FinetuneDataSection
+    method: MethodSection
     batch: BatchSection
     schedule: ScheduleSection
     optimizer: OptimizerSection

@@ -18,7 +18,7 @@ import numpy as np
 from oarlock.data.corpus_format import CorpusWriter
 from oarlock.data.readers import BadLine, Batch, Piece, Source, find_sources, parse_batch, read_batches
 from oarlock.data.tokenizers import Encoder, load_encoder
-from oarlock.environment import die_with_parent, progress_bar
+from oarlock.environment import die_with_parent, progress_bar, stop_if_terminated
 from oarlock.errors import DataError, OarlockError
 
 _SHOWN_BAD_LINES = 5
@@ -93,6 +93,7 @@ def build_from_sources(sources: list[Source], options: BuildOptions) -> BuildRep
         progress_bar(report.bytes, "tokenise", "B", unit_scale=True) as bar,
     ):
         for encoded in _encode_all(batches, encoder, options):
+            stop_if_terminated()
             report.bad_lines += encoded.num_bad
             report.empty += encoded.empty
             report.first_bad += encoded.bad[: _SHOWN_BAD_LINES - len(report.first_bad)]

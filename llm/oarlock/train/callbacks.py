@@ -60,7 +60,8 @@ class Console(TrainerCallback):
         if not is_first_rank() or not logs:
             return
         if "loss" not in logs:
-            self._print(f"step {state.global_step}: " + ", ".join(f"{k} {short(v)}" for k, v in logs.items()))
+            figures = (f"{k} {short(v)}" for k, v in logs.items() if not k.endswith(("_per_second", "_tokens")))
+            self._print(f"step {state.global_step}: {', '.join(figures)}")
         elif self._bar is not None:
             self._bar.set_postfix_str(_training_text(logs))
         else:
