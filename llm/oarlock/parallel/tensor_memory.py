@@ -1,0 +1,164 @@
+"""CPU tensors as NumPy arrays over the same memory, and reductions of them that are the same on every rank."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from oarlock.errors import EnvironmentProblem
+
+# NumPy has no type for these; their bits travel in an unsigned one.
+_BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
+# The order is the number that ranks exchange.
+KIND_NAMES = (
+    "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "bfloat16", "float32",
+    "float64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2",
+)  # fmt: skip
+REDUCTIONS = ("sum", "max", "min", "product", "average")  # in the order of paddle.distributed.ReduceOp
+_UFUNCS: tuple[np.ufunc, ...] = (np.add, np.maximum, np.minimum, np.multiply, np.add)
+_BLOCK = 1 << 16  # elements summed at a time, so that sums stay in the core's cache
+
+
+class Kind(NamedTuple):
+    """A tensor's element type."""
+
+    name: str
+    code: int
+    array: np.dtype
+    itemsize: int
+
+
+@functools.cache
+def kind_of(dtype: Any) -> Kind:
+    """The kind of a paddle dtype.
+
+    Raises:
+        TypeError: it can't be sent.
+    """
+    name = str(dtype).removeprefix("paddle.")
+    if name not in KIND_NAMES:
+        raise TypeError(f"tensors of {name} can't be sent between CPU ranks")
+    array = np.dtype(_BITS.get(name, name))
+    return Kind(name, KIND_NAMES.index(name), array, array.itemsize)
+
+
+class TensorMemory:
+    """A tensor's elements as a flat array that shares its memory.
+
+    Where the tensor is not contiguous the array is a copy; `put_back` writes it into the tensor. As with Paddle's own
+    groups the tensor's version, which autograd looks at, stays as it is.
+
+    Attributes:
+        array: [number of elements]; bfloat16 as uint16, and so on.
+        bytes: the same, uint8.
+    """
+
+    __slots__ = ("_strided", "_tensor", "_whole", "array", "bytes", "kind", "nbytes", "shape")
+
+    def __init__(self, tensor: Any, output: bool = False) -> None:
+        self._tensor, self._strided = tensor, None  # the memory lives as long as the tensor
+        self.shape, self.kind = tuple(tensor.shape), kind_of(tensor.dtype)
+        self.nbytes = math.prod(self.shape) * self.kind.itemsize
+        address = tensor.data_ptr() if self.nbytes else 0
+        if not self.nbytes:
+            self.array = np.empty(0, self.kind.array)
+        elif not address:
+            address = _allocate(tensor, output)
+        if self.nbytes:
+            if not tensor.place.is_cpu_place():
+                raise EnvironmentProblem(f"a tensor on {tensor.place} was given to a group of CPU ranks")
+            if tensor.is_contiguous():
+                memory = (ctypes.c_uint8 * self.nbytes).from_address(address)
+                self.array = np.frombuffer(memory, dtype=self.kind.array)
+            else:
+                self._strided = _strided_view(address, self.shape, tensor.strides, self.kind)
+                self.array = np.ascontiguousarray(self._strided).reshape(-1)
+        self._whole, self.bytes = self.array, self.array.view(np.uint8)
+
+    def part(self, num_parts: int, index: int) -> TensorMemory:
+        """Keep to one of num_parts equal parts of the elements; returns itself."""
+        if len(self._whole) % num_parts:
+            raise ValueError(f"a tensor of {len(self._whole):,} elements has no {num_parts} equal parts")
+        size = len(self._whole) // num_parts
+        self.array = self._whole[index * size : (index + 1) * size]
+        self.bytes, self.nbytes = self.array.view(np.uint8), self.array.nbytes
+        return self
+
+    def put_back(self) -> None:
+        """After the array was written: make sure that the tensor has it."""
+        if self._strided is not None:
+            self._strided[...] = self._whole.reshape(self.shape)
+
+
+def _allocate(tensor: Any, output: bool) -> int:
+    """Give an output tensor without memory (cleared, never written) some."""
+    if not output:
+        raise ValueError(f"a tensor of shape {list(tensor.shape)} that has no data was given to be sent")
+    import paddle
+
+    paddle.empty(tensor.shape, dtype=tensor.dtype)._share_buffer_to(tensor)
+    return int(tensor.data_ptr())
+
+
+def _strided_view(address: int, shape: tuple[int, ...], strides: Sequence[int], kind: Kind) -> np.ndarray:
+    last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    memory: Any = (ctypes.c_uint8 * ((last + 1) * kind.itemsize)).from_address(address)
+    return np.ndarray(shape, kind.array, memory, strides=[stride * kind.itemsize for stride in strides])
+
+
+def reduce_arrays(out: np.ndarray, parts: Sequence[np.ndarray], kind: Kind, reduction: int) -> None:
+    """out = parts[0] + parts[1] + ..., always in this order; `out` may share memory with parts[0] or parts[1] alone.
+
+    bfloat16 and float16 are reduced in float32 and rounded once. Averages of whole numbers are rounded down.
+
+    Args:
+        out: flat, of the parts' length and type.
+        reduction: index into REDUCTIONS.
+    """
+    reduce = _in_float32 if kind.name in ("bfloat16", "float16") else _in_place
+    if (reduction == 4 and kind.name == "bool") or kind.name.startswith("float8"):
+        raise TypeError(f"{REDUCTIONS[reduction]} of {kind.name} tensors is not defined")
+    with np.errstate(all="ignore"):  # overflows and NaN are the training's to find
+        for begin in range(0, len(out), _BLOCK):
+            block = slice(begin, begin + _BLOCK)
+            reduce(out[block], [part[block] for part in parts], kind, reduction)
+
+
+def _in_place(out: np.ndarray, parts: Sequence[np.ndarray], kind: Kind, reduction: int) -> None:
+    combine = _UFUNCS[reduction]
+    if len(parts) == 1:
+        out[...] = parts[0]
+    else:
+        combine(parts[0], parts[1], out=out)
+    for part in parts[2:]:
+        combine(out, part, out=out)
+    if reduction == 4:
+        divide: Callable[..., Any] = np.floor_divide if kind.array.kind in "iu" else np.divide
+        divide(out, len(parts), out=out)
+
+
+def _in_float32(out: np.ndarray, parts: Sequence[np.ndarray], kind: Kind, reduction: int) -> None:
+    total = _widened(parts[0], kind)
+    for part in parts[1:]:
+        _UFUNCS[reduction](total, _widened(part, kind), out=total)
+    if reduction == 4:
+        total /= len(parts)
+    out[...] = total.astype(np.float16) if kind.name == "float16" else _to_bfloat16(total)
+
+
+def _widened(part: np.ndarray, kind: Kind) -> np.ndarray:
+    if kind.name == "float16":
+        return part.astype(np.float32)
+    return (part.astype(np.uint32) << 16).view(np.float32)
+
+
+def _to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Round to the nearest, ties to even; NaN stays NaN."""
+    bits = values.view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
