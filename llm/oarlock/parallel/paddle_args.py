@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments
 
     from oarlock.config.schema import Config
+    from oarlock.parallel.plan import ParallelPlan
 
 
-def training_arguments(config: Config) -> TrainingArguments:
-    """Translate a configuration.
+def training_arguments(config: Config, plan: ParallelPlan) -> TrainingArguments:
+    """Translate a configuration and its plan.
 
     Strategies for logging, evaluation and saving are off (the trainer decides, see OarlockTrainer._decide), and so is
     reporting (our callbacks do it). Building TrainingArguments calls fleet.init: everything that can be checked must
@@ -50,18 +51,33 @@ def training_arguments(config: Config) -> TrainingArguments:
         scale_loss=precision.scale_loss,
         amp_master_grad=precision.amp_master_grad,
         recompute=config.kernels.recompute,
-        sharding=parallel.sharding,
-        sharding_parallel_degree=parallel.sharding_parallel_degree,
-        tensor_parallel_degree=parallel.tensor_parallel_degree,
-        pipeline_parallel_degree=parallel.pipeline_parallel_degree,
-        sequence_parallel=parallel.sequence_parallel,
+        sharding=_sharding(plan),
+        sharding_parallel_degree=plan.sharding if plan.sharding > 1 else -1,
+        tensor_parallel_degree=plan.tensor if plan.tensor > 1 else -1,
+        pipeline_parallel_degree=plan.pipeline if plan.pipeline > 1 else -1,
+        sequence_parallel=plan.sequence_parallel,
         tensor_parallel_config=parallel.tensor_parallel_config,
-        pipeline_parallel_config=parallel.pipeline_parallel_config,
+        pipeline_parallel_config=_pipeline_switches(config),
         sharding_parallel_config=parallel.sharding_parallel_config,
-        unified_checkpoint=True,
+        unified_checkpoint=True,  # never used (see train.saving), but only with it Fleet makes the groups of plain DP
         device=config.runtime.device or "cpu",
         seed=config.runtime.seed,
     )
+
+
+def _sharding(plan: ParallelPlan) -> str:
+    """Stage 2 under a pipeline is stage 1 to PaddleNLP: it refuses the pair (see parallel.sharded_gradients)."""
+    if plan.sharding <= 1:
+        return ""
+    return "stage1" if plan.stage == 2 and plan.pipeline > 1 else f"stage{plan.stage}"
+
+
+def _pipeline_switches(config: Config) -> str:
+    """Fine-tuning batches have lengths of their own: the stages may not cache the shapes they send each other."""
+    switches = config.parallel.pipeline_parallel_config.split()
+    if hasattr(config.data, "src_length") and "disable_p2p_cache_shape" not in switches:
+        switches.append("disable_p2p_cache_shape")
+    return " ".join(switches)
 
 
 def visualdl_dir(config: Config) -> Path:

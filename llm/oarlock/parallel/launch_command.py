@@ -1,0 +1,76 @@
+"""Understand a launch command as it stands in people's shell history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oarlock.config.load import load_config
+from oarlock.config.schema import Config, FinetuneConfig, PretrainConfig
+from oarlock.errors import ConfigError
+
+_ENTRYPOINTS: dict[str, type[Any]] = {"run_pretrain.py": PretrainConfig, "finetune_generation.py": FinetuneConfig}
+_RANK_FLAGS = ("--gpus", "--devices", "--xpus", "--npus")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is to be rehearsed."""
+
+    config: Config
+    num_ranks: int
+
+
+def parse_command(words: Sequence[str], num_ranks: int | None) -> Command:
+    """Understand `[python -m paddle.distributed.launch ...] run_pretrain.py FLAGS`, or a YAML file and flags.
+
+    Args:
+        num_ranks: --ranks; where it is not given the launcher's --gpus, --devices or --nproc_per_node says it.
+
+    Raises:
+        ConfigError: when it names no entrypoint, or no number of ranks.
+    """
+    words = [word for word in words if word.strip()]  # line continuations leave blanks
+    place = next((i for i, word in enumerate(words) if Path(word).name in _ENTRYPOINTS), None)
+    if place is not None:
+        config_class = _ENTRYPOINTS[Path(words[place]).name]
+        num_ranks = num_ranks or _launched_ranks(words[:place])
+        flags = list(words[place + 1 :])
+    elif words and words[0].endswith((".yaml", ".yml")):
+        flags = list(words)
+        config_class = _class_for(flags)
+    else:
+        raise ConfigError(
+            "give a launch command with run_pretrain.py or finetune_generation.py in it, or a .yaml configuration"
+        )
+    if not num_ranks:
+        raise ConfigError("how many ranks? Add --ranks N before the command (or --gpus 0,1,... in it)")
+    return Command(load_config(config_class, flags).config, num_ranks)
+
+
+def _launched_ranks(words: Sequence[str]) -> int | None:
+    """Ranks that the launcher's own flags ask for."""
+    values: dict[str, str] = {}
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name in (*_RANK_FLAGS, "--nproc_per_node", "--nnodes"):
+            values[name] = value if equals else words[i + 1] if i + 1 < len(words) else ""
+    per_node = next((len(values[flag].strip("\"' ").split(",")) for flag in _RANK_FLAGS if flag in values), None)
+    if "--nproc_per_node" in values:
+        per_node = int(values["--nproc_per_node"])
+    return per_node * int(values.get("--nnodes", "1").partition(":")[0]) if per_node else None
+
+
+def _class_for(flags: Sequence[str]) -> type[Any]:
+    """Which entrypoint a YAML file is for: the one that knows all its options."""
+    try:
+        load_config(PretrainConfig, flags)
+    except ConfigError as error:
+        try:
+            load_config(FinetuneConfig, flags)
+        except ConfigError:
+            raise error from None
+        return FinetuneConfig
+    return PretrainConfig

@@ -1,0 +1,276 @@
+"""What a plan must satisfy before Paddle sees it: the rules of PaddleNLP's model classes and of Fleet's schedules.
+
+Read in paddle 3.3.1 and paddlenlp 3.0.0b4. Pure Python: a plan is checked before there are process groups, and on a
+machine without Paddle.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING
+
+from oarlock.config.schema import FinetuneDataSection
+from oarlock.errors import ConfigError
+from oarlock.parallel.families import FAMILY_SUPPORT, FamilySupport, ModelSizes
+
+if TYPE_CHECKING:
+    from oarlock.config.schema import Config, ParallelSection
+    from oarlock.parallel.plan import ParallelPlan
+
+Rule = Callable[["ParallelPlan", ModelSizes, int], Iterator[str]]
+
+
+def refuse(problems: list[str], world_size: int) -> None:
+    """Raise a ConfigError with all problems, if there are any."""
+    if len(problems) > 1:
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise ConfigError(f"{len(problems)} problems with the plan for {world_size} ranks:\n{listing}")
+    if problems:
+        raise ConfigError(problems[0])
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, ascending."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def nearest(value: int, legal: Collection[int]) -> str:
+    """The legal numbers next to an illegal one, in words: "2 or 4"."""
+    below, above = [n for n in legal if n < value], [n for n in legal if n > value]
+    return " or ".join(f"{n:,}" for n in ([max(below)] if below else []) + ([min(above)] if above else []))
+
+
+def cut_layers(num_layers: int, pipeline: int, virtual: int = 1) -> list[range]:
+    """The decoder layers of every piece of a pipeline; piece i is chunk i // pipeline of stage i % pipeline.
+
+    PaddleNLP's pipe classes cut by "layer:...DecoderLayer" where the stages divide the layers, and else "uniform":
+    SegmentLayers.do_segment then cuts all there is (embedding, layers, norm, output layer) into nearly equal pieces.
+
+    Raises:
+        ValueError: where Paddle has no cut.
+    """
+    pieces = pipeline * virtual
+    if num_layers % pieces == 0:
+        size = num_layers // pieces
+        return [range(i * size, (i + 1) * size) for i in range(pieces)]
+    # PipelineLayer: "seg_method should be start with layer: for interleave scheduler"; SegmentLayers: "number of
+    # layers should be divided by part number", "layer number should be greater than number of segments".
+    items = num_layers + 3
+    if virtual > 1 or items < pipeline:
+        raise ValueError(f"{num_layers} layers can't be cut into {pieces} pieces")
+    size, extra = divmod(items, pipeline)
+    sizes = [size + (i > pipeline - extra) for i in range(1, pipeline)]
+    bounds = [0, *itertools.accumulate(sizes), items]
+    firsts = [min(max(bound - 1, 0), num_layers) for bound in bounds]  # item 0 is the embedding
+    return [range(start, stop) for start, stop in itertools.pairwise(firsts)]
+
+
+# rules that need a configuration
+
+
+def degree_problems(parallel: ParallelSection, tensor: int, pipeline: int, world_size: int) -> list[str]:
+    """Why the degrees do not multiply to the ranks."""
+    problems = []
+    given = parallel.sharding_parallel_degree
+    # PaddleNLP warns and makes the groups all the same. Trainer._wrap_model then leaves the model as it is, and no
+    # gradients are averaged; with tensor or pipeline parallel, HybridParallelOptimizer shards states unasked.
+    if given > 1 and not parallel.sharding:
+        problems.append(
+            f"--sharding_parallel_degree {given} needs --sharding stage1, stage2 or stage3 (data parallel needs "
+            "neither)"
+        )
+    if world_size % (tensor * pipeline):
+        degrees = (("--tensor_parallel_degree", tensor), ("--pipeline_parallel_degree", pipeline))
+        asked = " x ".join(f"{flag} {degree}" for flag, degree in degrees if degree > 1)
+        product = f" = {tensor * pipeline}" if min(tensor, pipeline) > 1 else ""
+        choices = _nearest_degrees(tensor, pipeline, world_size)
+        problems.append(f"{asked}{product} does not divide {world_size} ranks; nearest: {choices}")
+    elif parallel.sharding and given > 1 and (left := world_size // (tensor * pipeline)) % given:
+        problems.append(
+            f"--sharding_parallel_degree {given} does not divide the {left} rank{'s' * (left > 1)} that tensor "
+            f"{tensor} x pipeline {pipeline} leave of {world_size}; nearest: {nearest(given, divisors(left))}"
+        )
+    return problems
+
+
+def _nearest_degrees(tensor: int, pipeline: int, world_size: int) -> str:
+    """The neighbours of a degree given alone; of two, the two legal pairs nearest by ratio."""
+    if min(tensor, pipeline) == 1:
+        return nearest(max(tensor, pipeline), divisors(world_size))
+    pairs = [(t, p) for t in divisors(world_size) for p in divisors(world_size // t)]
+    pairs.sort(key=lambda pair: abs(math.log(pair[0] / tensor)) + abs(math.log(pair[1] / pipeline)))
+    return " or ".join(f"{t} x {p}" for t, p in sorted(pairs[:2]))
+
+
+def option_problems(config: Config, plan: ParallelPlan) -> Iterator[str]:
+    """What options of other sections and a plan do to each other."""
+    # Trainer._wrap_model: "Sharding stage 2 / Sharding stage 3 main grad is not compatible with dp for now." (Under a
+    # pipeline, stage 2 is stage 1 to the Trainer, and may.)
+    if config.precision.amp_master_grad and plan.stage >= 2 and plan.pipeline == 1 and plan.data > 1:
+        yield (
+            f"--amp_master_grad with --sharding stage{plan.stage} needs data 1, and these degrees make it {plan.data}; "
+            f"nearest: --sharding_parallel_degree {plan.replicas}, or --sharding stage1"
+        )
+    # Prompts have lengths of their own; see plan.sequence_length.
+    if plan.sequence_parallel and getattr(config.evaluation, "do_generation", False):
+        yield (
+            "--do_generation can't go with --sequence_parallel, under which PaddleNLP's layers take sequences of "
+            "--src_length + --tgt_length tokens only: leave one of them out"
+        )
+    # PipelineParallelWithInterleave: "cache should be enabled for pipeline with interleave".
+    if plan.virtual_pipeline > 1 and plan.pipeline > 1:
+        if isinstance(config.data, FinetuneDataSection):
+            yield (
+                f"--virtual_pp_degree {plan.virtual_pipeline}: Fleet's interleaved schedule wants batches of one "
+                "shape, and fine-tuning pads each to its own longest; nearest: 1"
+            )
+        elif "disable_p2p_cache_shape" in config.parallel.pipeline_parallel_config:
+            yield (
+                f"--virtual_pp_degree {plan.virtual_pipeline} can't go with --pipeline_parallel_config "
+                "disable_p2p_cache_shape (Fleet's interleaved schedule needs that cache): leave one of them out"
+            )
+
+
+# rules that need neither configuration nor model
+
+
+def plan_problems(plan: ParallelPlan) -> list[str]:
+    """Everything wrong with a plan whatever the model."""
+    return [*_stage3(plan), *_interleaved(plan), *_sequence_needs_tensor(plan)]
+
+
+def _stage3(plan: ParallelPlan) -> Iterator[str]:
+    # TrainingArguments: "pipeline parallel is not compatible for sharding stage2 or stage3". Stage 2 is done by
+    # parallel.sharded_gradients.
+    if plan.stage == 3 and plan.pipeline > 1:
+        yield (
+            f"--sharding stage3 can't go with --pipeline_parallel_degree {plan.pipeline}: every micro-batch would "
+            "gather its stage's parameters anew, forward and backward, and Fleet has no such path; "
+            "nearest: --sharding stage2"
+        )
+
+
+def _interleaved(plan: ParallelPlan) -> Iterator[str]:
+    stages, chunks, count = plan.pipeline, plan.virtual_pipeline, plan.micro_batches
+    if chunks == 1:
+        return
+    if stages <= 2:  # PipelineParallelWithInterleave._check_sanity: "virtual pipeline must run under pp degree > 2"
+        yield f"--virtual_pp_degree {chunks} needs --pipeline_parallel_degree above 2 (Fleet's rule); got {stages}"
+    # fleet.distributed_model: PipelineParallelWithInterleave from 2 x stages on (remainders are fine), before that
+    # PipelineParallelWithInterleaveFthenB, which asserts a multiple of the stages; fewer than stages is a ValueError.
+    elif count != stages and count < 2 * stages:
+        yield (
+            f"--gradient_accumulation_steps {count}: with --virtual_pp_degree {chunks}, a pipeline of {stages} stages "
+            f"takes {stages} micro-batches or at least {2 * stages}; nearest: {nearest(count, (stages, 2 * stages))}"
+        )
+
+
+def _sequence_needs_tensor(plan: ParallelPlan) -> Iterator[str]:
+    if plan.sequence_parallel and plan.tensor == 1:  # ColumnSequenceParallelLinear asserts world_size > 1
+        yield "--sequence_parallel needs --tensor_parallel_degree above 1"
+
+
+# rules that span plan and model
+
+
+def check_plan(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> list[str]:
+    """Hold a plan against a model.
+
+    Returns:
+        What should be said at the start.
+
+    Raises:
+        ConfigError: with every problem, each naming the flag, the numbers and the nearest legal values.
+    """
+    problems = [problem for rule in _MODEL_RULES for problem in rule(plan, sizes, seq_length)]
+    refuse(plan_problems(plan) + problems, plan.world_size)
+    return list(_uneven_stages(plan, sizes))
+
+
+def _family(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
+    known = FAMILY_SUPPORT.get(sizes.family, FamilySupport(tensor=False, pipeline=False, sequence=False))
+    wanted = (
+        ("tensor", plan.tensor > 1, f"--tensor_parallel_degree {plan.tensor}", "tensor-parallel layers"),
+        ("pipeline", plan.pipeline > 1, f"--pipeline_parallel_degree {plan.pipeline}", "pipeline class"),
+        ("sequence", plan.sequence_parallel, "--sequence_parallel", "sequence-parallel layers"),
+    )
+    for way, used, flag, what in wanted:
+        if used and not getattr(known, way):
+            others = ", ".join(family for family, support in FAMILY_SUPPORT.items() if getattr(support, way))
+            yield f"{flag}: PaddleNLP has no {what} for {sizes.family} (it has for {others}); leave the flag out"
+
+
+def _tensor_indivisible(sizes: ModelSizes, tensor: int) -> Iterator[str]:
+    if sizes.heads % tensor:  # LlamaAttention and its kin: assert num_heads % tensor_parallel_degree == 0
+        yield f"num_attention_heads {sizes.heads}"
+    # Qwen2, Mistral, Mixtral and ChatGLMv2 assert it. Llama and Gemma go on with whole key and value projections, and
+    # nobody sums the gradients of these and of their input over the ranks. (Run with 4 heads on 1: Gemma's gradients
+    # are wrong, and Llama's plain attention fails in the forward pass.)
+    if sizes.kv_heads % tensor:
+        yield f"num_key_value_heads {sizes.kv_heads}"
+    # ColumnParallelLinear asserts out_features % world_size == 0, RowParallelLinear in_features.
+    if sizes.hidden % tensor:
+        yield f"hidden_size {sizes.hidden:,}"
+    if sizes.intermediate % tensor:
+        yield f"intermediate_size {sizes.intermediate:,}"
+    # VocabParallelEmbedding asserts num_embeddings % world_size == 0. (Llama, Qwen2, Gemma and Mixtral would keep
+    # embedding and output layer whole; then the scores are not split, as train.loss takes them to be.)
+    if sizes.vocab % tensor:
+        yield f"vocab_size {sizes.vocab:,}"
+
+
+def _tensor_divides(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
+    legal = [n for n in divisors(plan.world_size // plan.pipeline) if not any(_tensor_indivisible(sizes, n))]
+    for size in _tensor_indivisible(sizes, plan.tensor):
+        yield f"--tensor_parallel_degree {plan.tensor} does not divide {size}; nearest: {nearest(plan.tensor, legal)}"
+
+
+def _every_stage_has_layers(num_layers: int, stages: int, chunks: int = 1) -> bool:
+    try:
+        return all(cut_layers(num_layers, stages, chunks))
+    except ValueError:
+        return False
+
+
+def _layers_fill_stages(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
+    stages, chunks, layers = plan.pipeline, plan.virtual_pipeline, sizes.num_layers
+    if _every_stage_has_layers(layers, stages, chunks):
+        return
+    legal_chunks = [n for n in range(1, layers + 1) if _every_stage_has_layers(layers, stages, n)]
+    if chunks > 1 and legal_chunks:
+        yield (
+            f"--pipeline_parallel_degree {stages} x --virtual_pp_degree {chunks} = {stages * chunks} does not divide "
+            f"num_hidden_layers {layers}; nearest --virtual_pp_degree: {nearest(chunks, legal_chunks)}"
+        )
+        return
+    legal = [n for n in divisors(plan.world_size // plan.tensor) if _every_stage_has_layers(layers, n)]
+    yield (
+        f"--pipeline_parallel_degree {stages}: Paddle's cut of num_hidden_layers {layers} leaves a stage without one; "
+        f"nearest: {nearest(stages, legal)}"
+    )
+
+
+def _sequence_divides(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
+    # sequence_parallel_utils.scatter: "Input sequence length can't be divided exactly by sequence parallelism". It
+    # scatters batch x sequence; the sequence itself has to divide, since a batch may be of one sample.
+    if plan.sequence_parallel and seq_length % plan.tensor:
+        lower = seq_length - seq_length % plan.tensor
+        choices = nearest(seq_length, [n for n in (lower, lower + plan.tensor) if n])
+        yield (
+            f"--sequence_parallel: sequences of {seq_length:,} tokens (--max_seq_length, or --src_length + "
+            f"--tgt_length) are not divisible by --tensor_parallel_degree {plan.tensor}; nearest: {choices}"
+        )
+
+
+_MODEL_RULES: tuple[Rule, ...] = (_family, _tensor_divides, _layers_fill_stages, _sequence_divides)
+
+
+def _uneven_stages(plan: ParallelPlan, sizes: ModelSizes) -> Iterator[str]:
+    held = [len(piece) for piece in cut_layers(sizes.num_layers, plan.pipeline, plan.virtual_pipeline)]
+    if len(set(held)) > 1:
+        yield (
+            f"--pipeline_parallel_degree {plan.pipeline} does not divide num_hidden_layers {sizes.num_layers}: the "
+            f"stages hold {', '.join(map(str, held))} layers, and the fuller ones keep the others waiting"
+        )
