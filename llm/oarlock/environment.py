@@ -100,6 +100,9 @@ _NOISE = (
     r"[\s\S]*Setuptools is replacing distutils",
     r"[\s\S]*pkg_resources is deprecated",
     r"[\s\S]*API \"paddle\.",
+    r"Current global rank \d+ is not in group",  # every rank makes every group
+    r"No shared comm will be constructed",
+    r"nccl reduce_avg requires",
 )
 _threads: int | None = None
 
@@ -171,3 +174,6 @@ def set_paddlenlp_log_level(level: str) -> None:
 
     logger.set_level(level.upper())
     logging.getLogger("paddle").setLevel(level.upper())
+    from paddle.distributed.fleet.utils.log_util import set_log_level
+
+    set_log_level(level.upper())

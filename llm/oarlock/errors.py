@@ -11,6 +11,10 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 
+# Called with the message of an error that ends this program (so that other ranks learn of it).
+failure_listeners: list[Callable[[str], None]] = []
+
+
 class OarlockError(Exception):
     """A failure with a message complete enough that no stack trace is needed."""
 
@@ -62,6 +66,9 @@ def exit_with(main: Callable[[], int | None]) -> None:
         code = main() or 0
     except OarlockError as error:
         report(error)
+        if not isinstance(error, StoppedWithOthers):
+            for listener in failure_listeners:
+                listener(str(error))
         code = error.exit_code
     except BrokenPipeError:  # `oarlock data show | head`
         code = 0

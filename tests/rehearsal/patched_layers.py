@@ -1,0 +1,207 @@
+"""Fleet's layers on two CPU ranks, with oarlock's patches and without each of them: python patched_layers.py FOLDER.
+
+Rank r writes into FOLDER/checks-r.json how every check went ("" or a traceback), and into FOLDER/LABEL-r.json how the
+check of a patch went without it; outcomes.json has the latter, with what killed a rank, and what the parent saw.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import resource
+import signal
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+RANKS = 2
+WORKS = "works"
+CHECKS = (  # the last one makes other groups
+    "layer_checks.identity",
+    "layer_checks.all_reduce",
+    "layer_checks.concat",
+    "layer_checks.split",
+    "layer_checks.cross_entropy",
+    "layer_checks.names_of_paddlenlp",
+    "layer_checks.broadcast_input_data",
+    "layer_checks.embedding",
+    "layer_checks.column_linear",
+    "layer_checks.overlapped_column_linear",
+    "layer_checks.row_linear",
+    "layer_checks.sequence_operators",
+    "layer_checks.tensor_parallel_wrapper",
+    "layer_checks.pipeline_layer",
+    "layer_checks.timers",
+    "layer_checks.synchronize",
+    "layer_checks.stage_2",
+    "layer_checks.stage_3",
+    "model_checks.tracker",
+    "model_checks.recompute_draws_the_same_masks",
+    "model_checks.reseeded_tracker",
+    "model_checks.tied_embeddings_on_two_stages",
+)
+NEEDED_BY = {  # a patch -> a check that fails without it
+    "hybrid_parallel_util.broadcast_input_data": "layer_checks.broadcast_input_data",
+    "ParallelEnv._device_id": "layer_checks.pipeline_layer",
+    "_C_ops.c_identity": "layer_checks.identity",
+    "_legacy_C_ops.c_identity": "layer_checks.overlapped_column_linear",
+    "cuda.synchronize": "layer_checks.timers",
+    "device.synchronize": "layer_checks.synchronize",
+    "mp_ops._c_concat": "layer_checks.concat",
+    "mp_ops._c_split": "layer_checks.split",
+    "mp_ops._c_softmax_with_cross_entropy": "layer_checks.cross_entropy",
+    "core.is_compiled_with_cuda": "layer_checks.stage_3",
+    "paddle.get_device": "layer_checks.stage_2",
+    "ParamStorage.add_rank_params": "layer_checks.stage_2",
+}
+
+
+def main(folder: Path) -> int:
+    """In the parent: import, look at what a run on a GPU would do, fork the ranks."""
+    from oarlock.environment import import_paddle, set_paddlenlp_log_level
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some of Paddle's operators crash
+    import_paddle(1)
+    import paddlenlp.transformers  # noqa: F401
+
+    from oarlock.train import run, wrap
+
+    set_paddlenlp_log_level("error")
+    with wrap._building("gpu"):
+        outcomes = {"lends": who_is_lent_a_cpu(run), "imported": imported()}
+    from oarlock.parallel import fleet_on_cpu
+    from oarlock.parallel.fork_launch import launch
+
+    patches = {label(patch): patch for patch in (*fleet_on_cpu.PATCHES, *fleet_on_cpu.BUILD_PATCHES)}
+    outcomes["owners"] = {name: owners_and_holders(patch) for name, patch in patches.items()}
+    originals = {
+        name: [vars(owner).get(patch.name, mock.DEFAULT) for owner in patch.owners] for name, patch in patches.items()
+    }
+    codes = launch(RANKS, lambda: all_checks(folder), folder / "log", 100, quiet=True)
+    if any(codes):
+        sys.exit("".join(log.read_text()[-3000:] for log in sorted((folder / "log").iterdir())))
+    for name, patch in patches.items():
+        codes = launch(RANKS, partial(without, patch, originals[name], folder), folder / "log", 30, quiet=True)
+        outcomes[name] = [read(folder / f"{name}-{rank}.json", codes[rank]) for rank in range(RANKS)]
+    (folder / "outcomes.json").write_text(json.dumps(outcomes))
+    return 0
+
+
+def imported() -> list[str]:
+    names = ("fleet_on_cpu", "collective_ops", "cpu_group")
+    return [name for name in names if f"oarlock.parallel.{name}" in sys.modules]
+
+
+def who_is_lent_a_cpu(run) -> dict[str, bool]:
+    """Device and ranks -> whether run.connect() installs what is for CPUs."""
+    found = {}
+    for device in ("cpu", "gpu"):
+        for ranks in (1, 2):
+            plan = SimpleNamespace(world_size=ranks, describe=str)
+            config = SimpleNamespace(runtime=SimpleNamespace(device=device, collective_timeout=9.0))
+            with (
+                mock.patch.multiple(
+                    run, check_plan=lambda *_: (), place_model=mock.DEFAULT, training_arguments=mock.DEFAULT
+                ),
+                mock.patch.object(run.ModelSizes, "of"),
+                mock.patch.object(run, "_lend_fleet_a_cpu") as lend,
+            ):
+                run.connect(run.Run(config, "float32", None, plan), SimpleNamespace(config=None), 8)
+            found[f"{device}, {ranks}"] = lend.called
+    return found
+
+
+def label(patch) -> str:
+    return f"{owner_name(patch.owners[0]).rpartition('.')[2]}.{patch.name}"
+
+
+def owner_name(owner) -> str:
+    """paddle._C_ops has the __name__ of another module."""
+    return next((name for name, module in list(sys.modules.items()) if module is owner), owner.__name__)
+
+
+def owners_and_holders(patch) -> tuple[list[str], list[str]]:
+    """What a patch changes, and the modules that hold what it replaces in the first of them."""
+    original = vars(patch.owners[0]).get(patch.name)
+    holders = [name for name, module in list(sys.modules.items()) if vars(module).get(patch.name, patch) is original]
+    return [owner_name(owner) for owner in patch.owners], [name for name in holders if name.startswith("paddle")]
+
+
+def read(path: Path, code: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return json.loads(path.read_text()) if path.exists() else f"exit code {code}"
+
+
+# In a rank.
+
+
+def run_check(name: str) -> None:
+    module, function = name.split(".")
+    getattr(importlib.import_module(module), function)()
+
+
+def connect() -> None:
+    import paddle
+
+    from oarlock.train.run import _lend_fleet_a_cpu
+
+    paddle.set_device("cpu")
+    _lend_fleet_a_cpu(20.0)
+    split(mp_degree=2)
+
+
+def split(**degrees: int) -> None:
+    """Groups for this plan (once more, for another)."""
+    from paddle.distributed import fleet
+    from paddle.distributed.fleet.base import topology
+
+    topology._HYBRID_PARALLEL_GROUP = None
+    strategy = fleet.DistributedStrategy()
+    strategy.hybrid_configs = {"dp_degree": 1, **degrees}
+    fleet.init(is_collective=True, strategy=strategy)
+
+
+def all_checks(folder: Path) -> int:
+    from oarlock.environment import rank
+    from oarlock.parallel.sync import barrier
+
+    connect()
+    result = dict.fromkeys(CHECKS, "not reached, see the first that failed")
+    for name in CHECKS:
+        try:
+            run_check(name)
+            barrier()
+        except BaseException:
+            result[name] = traceback.format_exc()
+            break  # the ranks are no longer at the same place
+        result[name] = ""
+    (folder / f"checks-{rank()}.json").write_text(json.dumps(result))
+    return 0
+
+
+def without(patch, originals: list, folder: Path) -> int:
+    """The patch's check with Paddle's own in the place of this one patch."""
+    from oarlock.environment import rank
+    from oarlock.parallel import fleet_on_cpu
+
+    connect()
+    if patch in fleet_on_cpu.BUILD_PATCHES:
+        fleet_on_cpu.BUILD_PATCHES = tuple(other for other in fleet_on_cpu.BUILD_PATCHES if other is not patch)
+    else:
+        for owner, original in zip(patch.owners, originals, strict=True):
+            delattr(owner, patch.name) if original is mock.DEFAULT else setattr(owner, patch.name, original)
+    try:
+        run_check(NEEDED_BY[label(patch)])
+        outcome = WORKS
+    except Exception as error:
+        outcome = f"{type(error).__name__}: {error}"
+    (folder / f"{label(patch)}-{rank()}.json").write_text(json.dumps(outcome))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
