@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _BLOCK = 1 << 22
+_UMASK = os.umask(0)  # asking for it sets it, for all threads: once, while there is one
+os.umask(_UMASK)
+
+
+@contextlib.contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """One process at a time (flock on a file that stays there, empty); the kernel frees it when a process dies."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def file_sha256(path: str | Path) -> str:
@@ -22,9 +36,7 @@ def file_sha256(path: str | Path) -> str:
 
 def settle_file(path: str | Path) -> None:
     """Give a finished file the permissions the umask asks for (safetensors writes 0600) and have the disk hold it."""
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, 0o666 & ~umask)
+    os.chmod(path, 0o666 & ~_UMASK)
     sync_file(path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,13 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
+import paddlenlp.transformers
 from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PretrainedModel
 
 from oarlock.config.schema import PretrainDataSection
 from oarlock.environment import say, say_once
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models.hub import local_folder
+from oarlock.models.initial import RandomWeights, without_values
+from oarlock.models.load import load_distributed
+from oarlock.models.sources import PickleSource, SafetensorsSource, WeightSource
 from oarlock.models.weights import WeightFolder, has_safetensors
+from oarlock.parallel.sync import together
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
@@ -29,6 +33,7 @@ _SIZES = (
     "num_key_value_heads",
     "vocab_size",
 )
+_CAUSAL = ("ForCausalLM", "ForConditionalGeneration")
 
 
 @dataclass(frozen=True)
@@ -144,60 +149,68 @@ def check_vocabulary(source: ModelSource, needed: int, what: str) -> None:
         )
 
 
-def build_model(source: ModelSource, dtype: str = "float32", allow_pickle: bool = False) -> PretrainedModel:
-    """Make the model, with its weights or random ones.
+def build_model(
+    source: ModelSource, dtype: str = "float32", allow_pickle: bool = False, seed: int = 0, pipeline: bool = False
+) -> PretrainedModel:
+    """Make this rank's part of the model (all of it without a plan), with its weights or random ones.
+
+    Every rank has to call it at the same time.
+
+    Args:
+        source: its configuration says which part (see oarlock.models.place).
+        dtype: of the parameters.
+        seed: of random weights; they are the same under every plan.
+        pipeline: build a pipeline stage.
 
     Raises:
-        ModelError: when weights are missing, of another shape, or only there as a pickle.
+        ModelError: when weights are missing, of another shape, or only there as a pickle, or the family has no
+            pipeline. StoppedWithOthers where another rank says so.
     """
-    if not source.from_weights:
-        return AutoModelForCausalLM.from_config(source.config, dtype=dtype)
-    if not has_safetensors(source.folder) and allow_pickle:
-        say(f"{source.folder}: reading pickled weights, as you allowed")
-        return AutoModelForCausalLM.from_pretrained(str(source.folder), config=source.config, dtype=dtype)
-    with WeightFolder.open(source.folder) as weights:
-        model = AutoModelForCausalLM.from_config(source.config, dtype=dtype)
-        load_weights(model, weights)
+    found: Any = None
+
+    def find_class() -> None:
+        nonlocal found
+        found = model_class(source.config, pipeline)
+
+    together(find_class)
+    with without_values():
+        model = found._from_config(source.config, dtype=dtype)
+    load_distributed(model, partial(_open_source, source, allow_pickle, seed))
     return model
 
 
-def load_weights(model: PretrainedModel, weights: WeightFolder) -> None:
-    """Put every tensor of a folder into its parameter, one at a time.
+def model_class(config: PretrainedConfig, pipeline: bool = False) -> Any:
+    """PaddleNLP's class for a configuration: the one that "architectures" names, or the family's causal model.
 
     Raises:
-        ModelError: naming the parameters without a tensor, or the first of another shape.
+        ModelError: when there is none.
     """
-    readers = _tensor_readers(model, weights)
-    state = model.state_dict()
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
-    missing = [name for name in state if name not in readers and name not in tied]
-    if missing:
-        shown = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
-        raise ModelError(f"{weights.folder}: no weights for {len(missing)} of {len(state)} parameters ({shown})")
-    for name, parameter in state.items():
-        if name not in readers:
-            continue
-        array = readers[name]()
-        if list(array.shape) != list(parameter.shape):
-            shapes = f"is {list(array.shape)}, the model expects {list(parameter.shape)}"
-            raise ModelError(f"{weights.folder}: {name} {shapes}")
-        set_parameter(parameter, array)
+    name = str(config.architectures[0]) if config.architectures else ""
+    # The automatic choice goes by parts of names and takes "GPTJForCausalLM" for a GPT.
+    found = getattr(paddlenlp.transformers, name, None) if name.endswith(_CAUSAL) else None
+    if found is None:
+        try:
+            found = AutoModelForCausalLM._get_model_class_from_config(None, None, config)
+        except (AttributeError, KeyError) as error:
+            raise ModelError(f"PaddleNLP has no causal language model for the architecture {name!r}") from error
+    if not pipeline:
+        return found
+    staged = getattr(paddlenlp.transformers, f"{found.__name__}Pipe", None)
+    if staged is None:
+        raise ModelError(f"PaddleNLP has no pipeline form of {found.__name__}: use --pipeline_parallel_degree 1")
+    return staged
 
 
-def _tensor_readers(model: PretrainedModel, weights: WeightFolder) -> dict[str, Callable[[], np.ndarray]]:
-    """Parameter name -> how to get its array from the folder."""
-    if weights.layout != "pt":
-        return {name: partial(weights.read, name) for name in weights.files}
-    readers: dict[str, Callable[[], np.ndarray]] = {}
-    for mapping in type(model)._get_name_mappings(model.config):
-        if mapping.source_name in weights.files:
-            readers[mapping.target_name] = partial(_converted, mapping, weights)
-    return readers
-
-
-def _converted(mapping: Any, weights: WeightFolder) -> np.ndarray:
-    """A Hugging Face tensor in Paddle's layout (PaddleNLP's StateDictNameMapping says how)."""
-    return mapping.run({mapping.source_name: weights.read(mapping.source_name)}, mapping.source_name)
+def _open_source(source: ModelSource, allow_pickle: bool, seed: int) -> WeightSource:
+    """What the parameters are filled from."""
+    whole = model_class(source.config)
+    if not source.from_weights:
+        return RandomWeights(whole, source.config, seed)
+    if allow_pickle and not has_safetensors(source.folder):
+        say(f"{source.folder}: reading pickled weights, as you allowed")
+        return PickleSource(source.folder, whole, source.config)
+    with WeightFolder.open(source.folder) as folder:
+        return SafetensorsSource(folder, whole, source.config)
 
 
 def set_parameter(parameter: paddle.Tensor, array: np.ndarray) -> None:

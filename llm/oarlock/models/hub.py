@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from oarlock.environment import say_once
-from oarlock.errors import ModelError
+from oarlock.environment import rank, say_once, world_size
+from oarlock.errors import ModelError, StoppedWithOthers
 from oarlock.models.weights import INDEX_NAME
+from oarlock.parallel.nodes import node_key, ranks_by_node, share_through_store
 
 
 def local_folder(name_or_path: str, with_weights: bool, allow_pickle: bool = False) -> Path:
-    """The folder of a model.
+    """The folder of a model. The first rank of each machine looks for it; every rank of the run has to call this.
 
     Args:
         name_or_path: a folder, a config.json, or a name on the hub PaddleNLP uses (its built-in names included; set
@@ -19,8 +21,34 @@ def local_folder(name_or_path: str, with_weights: bool, allow_pickle: bool = Fal
         with_weights: whether weights are needed, or config.json is enough.
 
     Raises:
-        ModelError: when neither a folder nor any hub has it.
+        ModelError: when neither a folder nor any hub has it. StoppedWithOthers where another rank says so.
     """
+    return _once_a_node(lambda: _find(name_or_path, with_weights, allow_pickle))
+
+
+def _once_a_node(find: Callable[[], Path]) -> Path:
+    """The folder that the first rank of this node finds, once all nodes have theirs. No groups are needed for it."""
+    if world_size() <= 1:
+        return find()
+    nodes = ranks_by_node([tuple(key) for key in share_through_store(node_key())])
+    mine = next(ranks for ranks in nodes if rank() in ranks)
+    folder: Path | None = None
+    error: Exception | None = None
+    if mine[0] == rank():
+        try:
+            folder = find()
+        except Exception as raised:
+            error = raised
+    told = share_through_store({"folder": str(folder) if folder else None, "failed": error is not None})
+    failed = next((i for i, result in enumerate(told) if result["failed"]), None)
+    if failed is None:
+        return Path(told[mine[0]]["folder"])
+    if error is not None and failed == rank():
+        raise error
+    raise StoppedWithOthers(f"rank {failed} could not find the model")
+
+
+def _find(name_or_path: str, with_weights: bool, allow_pickle: bool) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_file() and path.name == "config.json":
         path = path.parent

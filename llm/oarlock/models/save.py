@@ -5,17 +5,35 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oarlock.errors import ModelError
 from oarlock.files import settle_file, sync_file, write_json
+from oarlock.models.safetensors_stream import TensorSource, in_file_order, write_safetensors
+from oarlock.models.weights import INDEX_NAME
 
 if TYPE_CHECKING:
-    from paddlenlp.transformers import PretrainedModel, PretrainedTokenizerBase
+    from paddlenlp.transformers import PretrainedConfig, PretrainedTokenizerBase
 
     from oarlock.data.templates import ChatTemplate
 
+MAX_SHARD_BYTES = 5_000_000_000
+# Fields of a model's configuration that say how this run split and computed it.
+_PLAN_KEYS = (
+    "tensor_parallel_degree",
+    "tensor_parallel_rank",
+    "tensor_parallel_output",
+    "sequence_parallel",
+    "virtual_pp_degree",
+    "recompute",
+    "recompute_granularity",
+    "use_flash_attention",
+    "use_fused_rms_norm",
+    "use_fast_layer_norm",
+    "seq_length",
+)
 # What PaddleNLP notes about where a tokenizer was loaded from: a path of this machine, of no use on another.
 _LOCAL_KEYS = ("name_or_path", "_from_auto", "special_tokens_map_file", "tokenizer_file", "vocab_file")
 
@@ -31,13 +49,28 @@ def save_tokenizer(tokenizer: PretrainedTokenizerBase, folder: Path, template: C
         template.save(folder)
 
 
+def save_config(model_config: PretrainedConfig, folder: Path) -> None:
+    """config.json of the model on one card, without a trace of the plan it was trained under."""
+    content = model_config.to_diff_dict()
+    for name in _PLAN_KEYS:
+        content.pop(name, None)
+    content["architectures"] = [name.removesuffix("Pipe") for name in model_config.architectures or []]
+    write_json(folder / "config.json", content)
+
+
 def save_model(
-    model: PretrainedModel,
+    tensors: Sequence[TensorSource],
+    model_config: PretrainedConfig,
     tokenizer: PretrainedTokenizerBase | None,
     template: ChatTemplate | None,
     folder: str | Path,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write into `folder` (which may hold other things), each file complete before it gets its name.
+    """Write a model folder, each file complete before it gets its name; other files in it are left alone.
+
+    Args:
+        tensors: all weights as on one card; each is read once, in the order of file_order().
+        max_shard_bytes: where the weights are cut into several files with an index.
 
     Raises:
         ModelError: when it can't be written; older files of the same names are then still there.
@@ -47,14 +80,56 @@ def save_model(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        model.save_pretrained(str(partial), safe_serialization=True)
+        write_weights(tensors, partial, max_shard_bytes)
+        save_config(model_config, partial)
         if tokenizer is not None:
             save_tokenizer(tokenizer, partial, template)
+        new = {path.name for path in partial.iterdir()}
         for path in sorted(partial.iterdir()):
             settle_file(path)
             os.replace(path, folder / path.name)
+        for path in (*folder.glob("model*.safetensors"), folder / INDEX_NAME):  # of an earlier, larger model
+            if path.name not in new:
+                path.unlink(missing_ok=True)
         sync_file(folder)
     except Exception as error:
         raise ModelError(f"{folder}: the model could not be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def file_order(tensors: Sequence[TensorSource], max_shard_bytes: int = MAX_SHARD_BYTES) -> list[list[TensorSource]]:
+    """The tensors of each weight file, in the order in which they are written."""
+    shards: list[list[TensorSource]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.num_bytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.num_bytes
+    return [in_file_order(shard) for shard in shards]
+
+
+def write_weights(
+    tensors: Sequence[TensorSource],
+    folder: Path,
+    max_shard_bytes: int,
+    progress: Callable[[int], Any] | None = None,
+) -> None:
+    """model.safetensors, or several files and their index.
+
+    Args:
+        progress: called with the bytes of each tensor once it is written.
+    """
+    shards = file_order(tensors, max_shard_bytes)
+    if len(shards) == 1:
+        write_safetensors(folder / "model.safetensors", shards[0], {"format": "np"}, progress)
+        return
+    weight_map: dict[str, str] = {}
+    for i, shard in enumerate(shards, start=1):
+        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / name, shard, {"format": "np"}, progress)
+        weight_map |= {tensor.name: name for tensor in shard}
+    total = sum(tensor.num_bytes for tensor in tensors)
+    write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -1,0 +1,94 @@
+"""Copying parts of whole tensors into parameters, a few rows at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+import paddle
+
+from oarlock.models.layout import Block
+from oarlock.parallel.tensor_memory import TensorMemory
+
+_TILE = 128  # rows and columns that fit in a core's cache when a matrix is transposed
+
+
+def type_name(tensor: paddle.Tensor) -> str:
+    """Paddle's name of its elements' type, "bfloat16" for example."""
+    return str(tensor.dtype).rsplit(".", 1)[-1]
+
+
+class Target:
+    """A tensor of this rank that is being filled, row by row (of its first axis)."""
+
+    def __init__(self, tensor: paddle.Tensor) -> None:
+        self.tensor = tensor
+        if not tensor._is_initialized():
+            paddle.empty(tensor.shape, tensor.dtype)._share_buffer_to(tensor)
+            tensor.set_init_func(None)  # as after parameter.initialize()
+        self.array: np.ndarray | None = None  # of the same memory, where that is the host's
+        if tensor.place.is_cpu_place():
+            memory = TensorMemory(tensor, output=True).array
+            self.array = memory.view(array_type(type_name(tensor))).reshape(tuple(tensor.shape))
+
+    def rows(self, begin: int, end: int) -> paddle.Tensor:
+        """Some rows, in the same memory."""
+        with paddle.no_grad():
+            return self.tensor._slice(begin, end) if self.tensor.ndim else self.tensor
+
+    def put(self, begin: int, end: int, values: np.ndarray) -> None:
+        """Copy values of any float type into some rows."""
+        if self.array is not None:
+            copy_array(self.array[begin:end] if self.array.ndim else self.array, values)
+        else:
+            rows = self.rows(begin, end)
+            rows.copy_(to_tensor(values, array_type(type_name(rows))), True)
+
+
+def row_ranges(shape: tuple[int, ...], itemsize: int, max_bytes: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) along the first axis, of at most max_bytes (or one row) each."""
+    num_rows = shape[0] if shape else 1
+    step = max(1, max_bytes // max(1, math.prod(shape[1:]) * itemsize))
+    for begin in range(0, num_rows, step):
+        yield begin, min(begin + step, num_rows)
+
+
+def block_rows(block: Block, whole: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """Rows of block.cut(whole), without making all of them."""
+    if block.axis != 0:
+        return block.cut(whole[begin:end] if whole.ndim else whole)
+    found, at = [], 0
+    for start, length in block.runs:
+        first, last = max(begin, at), min(end, at + length)
+        if first < last:
+            found.append(whole[start + first - at : start + last - at])
+        at += length
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def array_type(dtype: str) -> np.dtype:
+    """NumPy's type for Paddle's name of one."""
+    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+def to_tensor(values: np.ndarray, dtype: np.dtype) -> paddle.Tensor:
+    """A tensor on the current device."""
+    if values.dtype != dtype or not values.flags.c_contiguous:
+        values, source = np.empty(values.shape, dtype), values
+        copy_array(values, source)
+    return paddle.to_tensor(values.view(np.uint16) if dtype == ml_dtypes.bfloat16 else values)
+
+
+def copy_array(to: np.ndarray, values: np.ndarray) -> None:
+    """Copy between any two float types; a transposed matrix tile by tile, which is several times faster."""
+    if values.ndim != 2 or abs(values.strides[0]) >= abs(values.strides[1]):
+        np.copyto(to, values, casting="unsafe")
+        return
+    for row in range(0, to.shape[0], _TILE):
+        for column in range(0, to.shape[1], _TILE):
+            tile = slice(row, row + _TILE), slice(column, column + _TILE)
+            # Turning and converting at once is slower than one after the other.
+            part = values[tile] if to.dtype == values.dtype else np.ascontiguousarray(values[tile])
+            np.copyto(to[tile], part, casting="unsafe")

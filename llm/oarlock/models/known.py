@@ -1,0 +1,45 @@
+"""Configurations of models by name, without a download where that is possible."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from oarlock.errors import ModelError
+from oarlock.models.hub import local_folder
+
+_KNOWN = Path(__file__).parent / "known_configs"
+
+
+def model_config_content(name_or_path: str) -> dict[str, Any]:
+    """What the model's config.json says: of a folder, of a name we or PaddleNLP know, of a name on the hub.
+
+    Raises:
+        ModelError: when nobody has it.
+    """
+    known = _KNOWN / f"{name_or_path.replace('/', '--')}.json"
+    if Path(name_or_path).expanduser().exists():
+        path = local_folder(name_or_path, with_weights=False) / "config.json"
+    elif known.is_file():
+        path = known
+    elif (built_in := _built_in(name_or_path)) is not None:
+        return built_in
+    else:
+        path = local_folder(name_or_path, with_weights=False) / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable: {error}") from error
+    return dict(content)
+
+
+def _built_in(name: str) -> dict[str, Any] | None:
+    """PaddleNLP carries the configurations of some names in its code."""
+    from paddlenlp.transformers import LlamaConfig, Qwen2Config
+
+    for config_class, architecture in ((LlamaConfig, "LlamaForCausalLM"), (Qwen2Config, "Qwen2ForCausalLM")):
+        if name in config_class.pretrained_init_configuration:
+            content = config_class.from_pretrained(name).to_dict()
+            return content | {"architectures": [architecture]}
+    return None

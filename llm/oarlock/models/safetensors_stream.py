@@ -1,0 +1,191 @@
+"""Write and read safetensors files with memory for one tensor at a time.
+
+The library's save_file wants all tensors at once, and pages of the files it maps to read them count as memory of the
+process, up to all of the file. The format (https://github.com/huggingface/safetensors#format): the
+header's length as 8 little-endian bytes, a JSON header with dtype, shape and offsets, then the data without gaps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import ml_dtypes
+import numpy as np
+
+_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+_NUMPY = {code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name, code in _DTYPES.items()}
+_SIZES = {name: _NUMPY[code].itemsize for name, code in _DTYPES.items()}
+_BITS = {"bfloat16": "uint16"}
+_CHUNK = 1 << 24
+_MAX_READ = 1 << 30  # bytes a call; Linux stops at 2 GiB
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """A tensor to be written.
+
+    Attributes:
+        name: in the file.
+        dtype: NumPy's name of it, or "bfloat16".
+        shape: of the tensor.
+        read: gives the values (bfloat16 as ml_dtypes.bfloat16 or as the same bits in uint16).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * _SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a manifest says of a file."""
+
+    num_bytes: int
+    sha256: str
+
+
+def in_file_order(tensors: Sequence[TensorSource]) -> list[TensorSource]:
+    """Wide types first, as the library does: every tensor then starts at a multiple of its element's size."""
+    return sorted(tensors, key=lambda tensor: (-_SIZES[tensor.dtype], tensor.name))
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Sequence[TensorSource],
+    metadata: Mapping[str, str],
+    progress: Callable[[int], None] | None = None,
+) -> FileRecord:
+    """Write a file and have the disk hold it.
+
+    Args:
+        metadata: strings for the header, for example {"format": "np"}.
+        progress: called with the bytes of each tensor once it is written.
+
+    Raises:
+        OSError: when it can't be written.
+        ValueError: when a tensor is not what its source said.
+    """
+    ordered = in_file_order(tensors)
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for tensor in ordered:
+        end = offset + tensor.num_bytes
+        entry = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[tensor.name], offset = entry, end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for block in (len(text).to_bytes(8, "little"), text):
+            file.write(block)
+            digest.update(block)
+        for tensor in ordered:
+            values = tensor.read()
+            if values.shape != tensor.shape or values.dtype.name not in (tensor.dtype, _BITS.get(tensor.dtype)):
+                found = f"{values.dtype.name} {list(values.shape)}"
+                raise ValueError(f"{tensor.name} has {found}, expected {tensor.dtype} {list(tensor.shape)}")
+            values = np.ascontiguousarray(values)
+            data = values.reshape(-1).view(np.uint8).data
+            for start in range(0, len(data), _CHUNK):
+                file.write(data[start : start + _CHUNK])
+                digest.update(data[start : start + _CHUNK])
+            del values, data  # before the next one is made
+            if progress is not None:
+                progress(tensor.num_bytes)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileRecord(8 + len(text) + offset, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a file's header says of a tensor.
+
+    Attributes:
+        dtype: ml_dtypes.bfloat16 for BF16.
+        offset: of its first byte in the file.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
+class SafetensorsFile:
+    """A file whose tensors are read in ranges, with plain reads.
+
+    Attributes:
+        tensors: all that are in it.
+
+    Raises:
+        OSError, ValueError: when it is not there, damaged, or shorter than its header says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        try:
+            self.tensors = dict(self._entries())
+        except (KeyError, TypeError, AttributeError) as error:
+            self._file.close()
+            raise ValueError(f"not a safetensors file: {error!r}") from error
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def read(self, name: str, start: int, into: np.ndarray) -> None:
+        """Elements from `start` on of a flattened tensor, as many as a contiguous array of its type has."""
+        tensor = self.tensors[name]
+        offset = tensor.offset + start * tensor.dtype.itemsize
+        rest = into.reshape(-1).view(np.uint8).data
+        while rest:
+            done = os.preadv(self._file.fileno(), [rest[:_MAX_READ]], offset)
+            if not done:
+                raise ValueError("the file ends before it")
+            rest, offset = rest[done:], offset + done
+
+    def _entries(self) -> list[tuple[str, StoredTensor]]:
+        size = os.fstat(self._file.fileno()).st_size
+        length = int.from_bytes(self._file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ValueError("not a safetensors file, or not all of one")
+        found = []
+        for name, entry in json.loads(self._file.read(length)).items():
+            if name == "__metadata__":
+                continue
+            tensor = StoredTensor(_NUMPY[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+            if tensor.offset + math.prod(tensor.shape) * tensor.dtype.itemsize > size:
+                raise ValueError(f"the file ends before all of {name}")
+            found.append((name, tensor))
+        return found
