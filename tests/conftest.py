@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "llm"), str(ROOT / "tests")]
 
 from helpers import make_tiny_config, make_tiny_model, make_tiny_tokenizer  # noqa: E402
+from oarlock.data.build_corpus import BuildOptions, build_corpus  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +28,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_config(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory, tiny_tokenizer) -> Path:
+    """A folder with one small corpus."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [f"document {i}: " + " ".join(str(n) for n in range(i % 60 + 20)) for i in range(600)]
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    build_corpus(BuildOptions((str(folder / "text.jsonl"),), str(tiny_tokenizer), str(folder / "data" / "c")))
+    return folder / "data"

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from oarlock.cli_parallel import add_checkpoint, add_rehearse
 from oarlock.environment import available_cores, exit_on_sigterm, import_paddle, say
 from oarlock.errors import exit_with
 from oarlock.versions import version_text
@@ -32,6 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_data(commands)
     _add_ask(commands)
+    add_rehearse(commands, _command)
+    add_checkpoint(commands, _command)
     _add_doctor(commands)
     return parser
 

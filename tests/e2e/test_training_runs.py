@@ -17,7 +17,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from helpers import LLM, ROOT, flags, make_tiny_model, rows, run_program
-from oarlock.data.build_corpus import BuildOptions, build_corpus
 from oarlock.train.manifest import read_manifest, verify
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -31,16 +30,6 @@ def long_model(tmp_path_factory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("long"), max_position_embeddings=2048)
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory, tiny_tokenizer) -> Path:
-    """A folder with one small corpus."""
-    folder = tmp_path_factory.mktemp("corpus")
-    texts = [f"document {i}: " + " ".join(str(n) for n in range(i % 60 + 20)) for i in range(600)]
-    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    build_corpus(BuildOptions((str(folder / "text.jsonl"),), str(tiny_tokenizer), str(folder / "data" / "c")))
-    return folder / "data"
-
-
 def pretrain_flags(model: Path, corpus: Path, output: Path, **changes) -> list[str]:
     options = {
         "model_name_or_path": model, "input_dir": corpus, "output_dir": output, "max_seq_length": 32, "split": "90,10,0",
@@ -50,7 +39,7 @@ def pretrain_flags(model: Path, corpus: Path, output: Path, **changes) -> list[s
     return flags(**(options | changes))
 
 
-def wait_for_rows(path: Path, count: int, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for_rows(path: Path, count: int, process: subprocess.Popen, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         if path.exists() and path.read_text().count("\n") >= count:
@@ -221,7 +210,7 @@ def test_a_changed_batch_size_goes_on_at_the_right_sample(tmp_path, tiny_config,
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, tiny_config, corpus):
     words = pretrain_flags(tiny_config, corpus, tmp_path)
     assert run_program("run_pretrain.py", *words).returncode == 0
-    weights = tmp_path / "checkpoint-6" / "model-00001-of-00001.safetensors"
+    weights = tmp_path / "checkpoint-6" / "rank-00000.safetensors"
     content = bytearray(weights.read_bytes())
     content[-5] ^= 255
     weights.write_bytes(content)
@@ -271,9 +260,9 @@ def test_problems_are_told_in_a_sentence(tmp_path, tiny_config, corpus, changes,
 def test_a_nan_loss_stops_and_names_the_newest_checkpoint(tmp_path, tiny_config, corpus):
     assert run_program("run_pretrain.py", *pretrain_flags(tiny_config, corpus, tmp_path)).returncode == 0
     folder = tmp_path / "checkpoint-6"
-    tensors = load_file(folder / "model-00001-of-00001.safetensors")
-    tensors["llama.norm.weight"][0] = np.nan
-    save_file(tensors, folder / "model-00001-of-00001.safetensors", metadata={"format": "np"})
+    tensors = load_file(folder / "rank-00000.safetensors")
+    tensors["model/llama.norm.weight"][0] = np.nan
+    save_file(tensors, folder / "rank-00000.safetensors", metadata={"format": "np"})
     manifest = read_manifest(folder)
     manifest.files = {}
     (folder / "manifest.json").unlink()

@@ -40,10 +40,11 @@ def gradients(uneven, tmp_path, batch: int, accumulation: int) -> tuple[float, d
     )  # fmt: skip
     config = load_config(FinetuneConfig, words)
     run = start(LoadedConfig(config.config))
-    connect(run)
+    source = find_model(run.config, from_weights=True)
+    connect(run, source, 160)
     tokenizer = load_tokenizer(str(model_folder))
     data = load_finetune_data(run.config.data, tokenizer)
-    model = build_model(find_model(run.config, from_weights=True))
+    model = build_model(source)
     trainer = make_trainer(
         run, model, None, order=SampleOrder(len(data.train), 1), template=None, tokenizer=tokenizer, flops=None,
         data_fingerprint="", train_dataset=data.train, data_collator=FinetuneCollator(512, 0),

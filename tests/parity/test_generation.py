@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from paddlenlp.transformers import AutoConfig
 
@@ -9,6 +11,7 @@ from oarlock.data.labels import Prompt
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.generate import generate_ids
+from oarlock.parallel.plan import ParallelPlan
 from oarlock.train.generation import Answer, generate_answers
 
 
@@ -32,7 +35,8 @@ def test_left_padded_batches_answer_as_one_at_a_time(loaded):
 def test_answers_come_in_the_order_of_the_prompts(loaded):
     model, tokenizer = loaded
     prompts = [Prompt(row, f"prompt {i}", "x") for i, row in enumerate(ROWS)]
-    answers = generate_answers(model, tokenizer, prompts, max_new_tokens=6, batch_size=3)
+    trainer = SimpleNamespace(plan=ParallelPlan(), model=model, tokenizer=tokenizer)
+    answers = generate_answers(trainer, prompts, max_new_tokens=6, batch_size=3)
     assert [answer.prompt.text for answer in answers] == [f"prompt {i}" for i in range(4)]
     alone = [tokenizer.decode(generate_ids(model, tokenizer, [row], 6)[0], skip_special_tokens=True) for row in ROWS]
     assert [answer.text for answer in answers] == alone

@@ -1,4 +1,4 @@
-"""Two data-parallel processes through Paddle's own launcher equal one: losses, evaluation, checkpoint, final weights."""
+"""Whole fine-tuning runs through Paddle's own launcher equal one process: losses, evaluation, answers, final model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,15 @@ from safetensors.numpy import load_file
 from helpers import LLM, flags, rows
 
 
-def run(words, processes: int, folder) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(folder / "log")]
+def run(words, processes: int, folder, module: str = "launch") -> subprocess.CompletedProcess[str]:
+    launcher = [
+        "-m",
+        f"paddle.distributed.{module}",
+        "--nproc_per_node",
+        str(processes),
+        "--log_dir",
+        str(folder / "log"),
+    ]
     command = [sys.executable, *(launcher if processes > 1 else []), str(LLM / "finetune_generation.py"), *words]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=folder
@@ -28,27 +36,54 @@ def run(words, processes: int, folder) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(command, process.returncode, output, "")
 
 
-@pytest.mark.parametrize("lengths", ["uneven"])
-def test_two_processes_equal_one(tmp_path, tiny_model, lengths):
-    found = {}
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        words = flags(
-            model_name_or_path=tiny_model, output_dir=folder / "out", max_steps=6, src_length=32, tgt_length=16,
-            per_device_train_batch_size=4 // processes, gradient_accumulation_steps=2, per_device_eval_batch_size=5,
-            learning_rate=1e-3, logging_steps=1, save_steps=3, do_train=1, do_eval=1, report_to="none", device="cpu",
-        )  # fmt: skip
-        result = run(words, processes, folder)
-        assert result.returncode == 0, result.stdout[-3000:]
-        found[processes] = rows(folder / "out" / "metrics.jsonl"), load_file(folder / "out" / "model.safetensors")
-        assert (folder / "out" / "checkpoint-3" / "manifest.json").exists()
-    one, two = found[1], found[2]
-    assert len(one[0]) == len(two[0]) == 7
-    for a, b in zip(one[0], two[0], strict=True):
-        for name in ("loss", "grad_norm", "eval_loss"):
-            if name in a:
-                assert a[name] == pytest.approx(b[name], rel=1e-5), (name, a["step"])
-        assert a.get("samples") == b.get("samples") and a.get("eval_tokens") == b.get("eval_tokens")
-    for name, weight in one[1].items():
-        assert np.abs(weight - two[1][name]).max() < 1e-5, name
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_model):
+    """plan name -> its folder; run when first asked for."""
+    done: dict[str, Any] = {}
+
+    def get(name: str, processes: int, micro: int, **options: Any) -> Any:
+        if name not in done:
+            folder = tmp_path_factory.mktemp(name)
+            words = flags(
+                model_name_or_path=tiny_model, output_dir=folder / "out", max_steps=6, src_length=32, tgt_length=16,
+                per_device_train_batch_size=micro, gradient_accumulation_steps=2, per_device_eval_batch_size=5,
+                learning_rate=1e-3, adam_epsilon=1e-5, logging_steps=1, save_steps=3, do_train=1, do_eval=1,
+                do_generation=1, max_evaluate_steps=3, report_to="none", device="cpu", **options,
+            )  # fmt: skip
+            result = run(words, processes, folder)
+            assert result.returncode == 0, result.stdout[-3000:]
+            done[name] = folder / "out"
+        return done[name]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("name", "micro", "options"),
+    [
+        ("data", 2, {}),
+        ("tensor", 4, {"tensor_parallel_degree": 2}),
+        ("pipeline", 4, {"pipeline_parallel_degree": 2}),
+        ("stage3", 2, {"sharding": "stage3", "stage3_min_elements": 256, "async_save": 1}),
+    ],
+)
+def test_two_processes_equal_one(runs, name, micro, options):
+    one, two = runs("one", 1, 4), runs(name, 2, micro, **options)
+    alone, together = rows(one / "metrics.jsonl"), rows(two / "metrics.jsonl")
+    assert len(alone) == len(together) == 7
+    compared = 0
+    for a, b in zip(alone, together, strict=True):
+        for key in ("loss", "grad_norm", "eval_loss"):
+            if key in a and (micro == 4 or key != "eval_loss"):  # max_evaluate_steps counts batches of each rank
+                assert a[key] == pytest.approx(b[key], rel=1e-5), (key, a["step"])
+                compared += 1
+        assert a.get("samples") == b.get("samples")
+    assert compared >= 12
+    answers = [[row["answer"] for row in rows(folder / "samples.jsonl")] for folder in (one, two)]
+    assert answers[0] == answers[1] and len(answers[0]) > 3  # through tensor and pipeline ranks too
+    weights = [load_file(folder / "model.safetensors") for folder in (one, two)]
+    assert weights[0].keys() == weights[1].keys()
+    for key, weight in weights[0].items():
+        assert np.abs(weight - weights[1][key]).max() < 1e-5, key
+    assert (two / "checkpoint-3" / "manifest.json").exists() and (two / "checkpoint-6" / "manifest.json").exists()
+    assert not list(two.glob(".checkpoint*"))

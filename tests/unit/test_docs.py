@@ -40,7 +40,7 @@ def test_commands_are_accepted(document, line, monkeypatch):
     else:
         programs = [word for word in words if word.endswith((".sh", ".py"))]
         assert all((ROOT / program).exists() for program in programs)
-        assert programs or words[0] in ("visualdl", "source", "pip", "git"), f"who runs this? {line}"
+        assert programs or words[0] in ("visualdl", "source", "pip", "git", "sbatch"), f"who runs this? {line}"
 
 
 def test_links_lead_somewhere():
@@ -55,3 +55,11 @@ def test_every_pin_that_looks_odd_says_why():
     for name in odd:
         (line,) = [line for line in lines if line.startswith(f"{name}==")]
         assert "  # " in line, name
+
+
+def test_the_picture_of_the_ranks_is_the_present_one():
+    from oarlock.parallel.plan import ParallelPlan
+    from oarlock.parallel.plan_drawing import draw_rank_map
+
+    plan = ParallelPlan(world_size=8, sharding=2, stage=2, tensor=2, pipeline=2, micro_batches=4)
+    assert (ROOT / "docs/images/rank_map.svg").read_text() == draw_rank_map(plan)

@@ -150,7 +150,7 @@ def flip(path: Path) -> None:
         (lambda f: (f / "manifest.json").unlink(), "never finished"),
         (lambda f: (f / "manifest.json").write_text("{"), "not readable"),
         (lambda f: (f / "manifest.json").write_text('{"format": 99}'), "format 99"),
-        (lambda f: (f / "manifest.json").write_text('{"format": 1}'), "missing"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 2}'), "missing"),
     ],
 )
 def test_damage_is_named_and_the_one_before_is_used(tmp_path, capsys, damage, expected):

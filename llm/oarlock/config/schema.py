@@ -232,6 +232,9 @@ class ParallelSection:
     sharding_parallel_config: str = option("", may_change=True)
     """Switches for sharding, separated by spaces."""
 
+    stage3_min_elements: int | None = option(None, at_least(1), may_change=True)
+    """Stage 3 leaves parameters with fewer elements whole on every rank; default: 1,048,576, as Paddle does."""
+
 
 @dataclass(frozen=True)
 class CheckpointSection:
@@ -251,6 +254,9 @@ class CheckpointSection:
 
     save_total_limit: int | None = option(None, at_least(1), may_change=True)
     """Checkpoints kept; older ones are deleted after a newer one is complete."""
+
+    async_save: bool = option(False, may_change=True)
+    """Train on while a checkpoint is written: training waits only for the copy in memory."""
 
     resume_from_checkpoint: str | None = option(None, may_change=True)
     """Go on from this checkpoint folder, even of another configuration. Default: the newest whole one in
@@ -334,6 +340,9 @@ class RuntimeSection:
 
     num_threads: int | None = option(None, at_least(1), unit="threads", may_change=True)
     """Threads of one process on a CPU; default: its share of the cores."""
+
+    collective_timeout: float = option(600.0, more_than(0), unit="seconds", may_change=True)
+    """How long a rank waits for the others in one operation before it gives up, on a CPU."""
 
     seed: int = option(42, at_least(0))
     """Seeds the weights, the data order and dropout."""

@@ -35,15 +35,20 @@ class PretrainCollator:
 
 
 class FinetuneCollator:
-    """Examples of any length -> padded to the longest of the batch."""
+    """Examples of any length -> padded to the longest of the batch.
 
-    def __init__(self, vocab_size: int, pad_id: int) -> None:
-        self.vocab_size, self.pad_id = vocab_size, pad_id
+    Args:
+        multiple_of: what the padded length must be divisible by (sequence parallel splits it).
+    """
+
+    def __init__(self, vocab_size: int, pad_id: int, multiple_of: int = 1) -> None:
+        self.vocab_size, self.pad_id, self.multiple_of = vocab_size, pad_id, multiple_of
 
     def __call__(self, examples: Sequence[Example]) -> Arrays:
         """[batch, longest] inputs and labels."""
         lengths = np.asarray([len(example.input_ids) for example in examples], np.int64)
-        input_ids = np.full([len(examples), lengths.max()], self.pad_id, np.int64)
+        longest = -(-int(lengths.max()) // self.multiple_of) * self.multiple_of
+        input_ids = np.full([len(examples), longest], self.pad_id, np.int64)
         labels = np.full_like(input_ids, IGNORE_INDEX)
         for row, example in enumerate(examples):
             input_ids[row, : lengths[row]] = example.input_ids

@@ -1,8 +1,7 @@
 """Write, read, rotate and choose checkpoints.
 
-The tensors are PaddleNLP's unified checkpoint (safetensors under structured names, readable under another plan); what
-it keeps in pickles beside them (trainer state, scheduler, random numbers, arguments) is in our manifest, so that no
-pickle is ever read.
+The tensors are in one safetensors file a rank (see oarlock.models.pieces), what else a run needs is in the manifest:
+no pickle is ever read, nothing is gathered to write it, and any plan can go on from it.
 """
 
 from __future__ import annotations
@@ -15,15 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paddlenlp.utils.log import logger as paddlenlp_logger
-
 from oarlock.config.load import flatten
 from oarlock.config.options import option_specs
 from oarlock.environment import say
 from oarlock.errors import CheckpointError, StoppedWithOthers
-from oarlock.files import sync_file
-from oarlock.parallel.sync import together
-from oarlock.train.manifest import Manifest, list_checkpoints, newest_whole, verify
+from oarlock.parallel.sync import share, together
+from oarlock.train.manifest import Manifest, list_checkpoints, newest_whole, read_manifest, verify
+from oarlock.train.saving import PendingSave, delete_folder
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
@@ -57,6 +54,18 @@ def find_resume_point(config: Config, data_fingerprint: str) -> ResumePoint | No
     if checkpoint.overwrite_output_dir:
         together(lambda: _clear_run(output_dir), first_rank_only=True)
         return None
+    chosen: list[ResumePoint | None] = []
+    together(lambda: chosen.append(_choose(config, data_fingerprint)), first_rank_only=True)
+    if chosen:
+        share(str(chosen[0].folder) if chosen[0] else None)
+        return chosen[0]
+    folder = share(None)[0]  # checksums are rank 0's to take
+    return ResumePoint(Path(folder), read_manifest(folder)) if folder else None
+
+
+def _choose(config: Config, data_fingerprint: str) -> ResumePoint | None:
+    checkpoint = config.checkpoint
+    output_dir = Path(checkpoint.output_dir)
     if checkpoint.resume_from_checkpoint:
         folder = Path(checkpoint.resume_from_checkpoint)
         manifest = verify(folder)
@@ -101,7 +110,7 @@ def _remove_leftovers(output_dir: Path) -> None:
 def _clear_run(output_dir: Path) -> None:
     checkpoints = list_checkpoints(output_dir)
     for path in checkpoints:
-        _delete(path)
+        delete_folder(path)
     for name in ("metrics.jsonl", "visualdl", "samples.jsonl"):
         path = output_dir / name
         if path.is_dir():
@@ -112,8 +121,11 @@ def _clear_run(output_dir: Path) -> None:
         say(f"--overwrite_output_dir: deleted {len(checkpoints)} checkpoint(s) of the run in {output_dir}")
 
 
-def save(trainer: OarlockTrainer, manifest: Manifest) -> Path:
+def save(trainer: OarlockTrainer, manifest: Manifest, in_background: bool = False) -> PendingSave:
     """Write output_dir/checkpoint-<step>: aside first, then renamed.
+
+    Args:
+        in_background: return as soon as the state is copied; wait for it with finish().
 
     Raises:
         CheckpointError: when it can't be written; what was written of it is removed, earlier ones are untouched.
@@ -121,39 +133,56 @@ def save(trainer: OarlockTrainer, manifest: Manifest) -> Path:
     output_dir = Path(trainer.args.output_dir)
     final = output_dir / f"checkpoint-{manifest.step}"
     partial = output_dir / f".checkpoint-{manifest.step}.partial"
+    pending: list[PendingSave] = []
+    parts: list[dict[str, Any]] = []
 
     def prepare() -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-
-    def write() -> None:
-        handler = trainer.unified_checkpoint_handler
-        with _quiet():
-            handler.save_unified_checkpoint(trainer.model, trainer.optimizer, str(partial))
-            handler.save_unified_optimizer(trainer.model, trainer.optimizer, str(partial), str(partial))
-
-    def commit() -> None:
         trainer.save_tokenizer_and_template(partial)
-        manifest.seal(partial)
-        if final.exists():
-            _delete(final)
-        partial.rename(final)
-        sync_file(output_dir)
 
-    try:
+    def begin() -> None:
+        pending.append(PendingSave(trainer, manifest, partial, final, copy=in_background))
+        if not in_background:
+            parts.append(pending[0].write())
+
+    with _explained(final):
         together(prepare, first_rank_only=True)
-        together(write)
-        together(commit, first_rank_only=True)
+        together(begin)
+        if not in_background:
+            everyones = share(parts[0])
+            together(lambda: pending[0].commit(everyones), first_rank_only=True)
+    return pending[0]
+
+
+def finish(pending: PendingSave) -> None:
+    """Wait for a save in the background, on all ranks.
+
+    Raises:
+        CheckpointError: as save() does.
+    """
+    with _explained(pending.final):
+        together(pending.wait)
+
+
+@contextlib.contextmanager
+def _explained(final: Path) -> Iterator[None]:
+    """Clean up after a save that failed, and say what is left."""
+    try:
+        yield
     except StoppedWithOthers:
         raise
-    except Exception as error:  # safetensors has its own error class for a full disk
-        shutil.rmtree(partial, ignore_errors=True)
-        kept = next(iter(list_checkpoints(output_dir)), None)
-        raise CheckpointError(
-            f"checkpoint {final.name} could not be written: {_reason(error, output_dir)}. "
-            + (f"{kept.name} is whole; the same command goes on from it" if kept else "There is no earlier checkpoint")
-        ) from error
-    return final
+    except Exception as error:
+        shutil.rmtree(final.parent / f".{final.name}.partial", ignore_errors=True)
+        raise CheckpointError(failure_text(final, error)) from error
+
+
+def failure_text(final: Path, error: Exception) -> str:
+    """What to tell about a save that failed."""
+    kept = next((path for path in list_checkpoints(final.parent) if path != final), None)
+    return f"checkpoint {final.name} could not be written: {_reason(error, final.parent)}. " + (
+        f"{kept.name} is whole; the same command goes on from it" if kept else "There is no earlier checkpoint"
+    )
 
 
 def _reason(error: Exception, folder: Path) -> str:
@@ -164,38 +193,10 @@ def _reason(error: Exception, folder: Path) -> str:
     return text
 
 
-def load(trainer: OarlockTrainer, point: ResumePoint) -> dict[str, Any]:
-    """Put a checkpoint's weights into the model; returns the optimizer's state, for after it is wrapped."""
-    with _quiet():
-        trainer.unified_checkpoint_handler.load_unified_checkpoint(trainer.model, str(point.folder))
-        return trainer.unified_checkpoint_handler.load_unified_optimizer(
-            model=trainer.model, optimizer=trainer.optimizer, resume_from_checkpoint=str(point.folder)
-        )
-
-
 def rotate(output_dir: Path, keep: int | None, best: str | None = None) -> None:
     """Delete the oldest checkpoints beyond `keep`; never the best one."""
     if keep is None:
         return
     others = [path for path in list_checkpoints(output_dir) if path.name != best]
     for path in others[max(1, keep - (best is not None)) :]:
-        _delete(path)
-
-
-def _delete(path: Path) -> None:
-    """Out of sight in one step first: a half-deleted folder must not look like a damaged checkpoint."""
-    hidden = path.with_name(f".{path.name}.deleted")
-    shutil.rmtree(hidden, ignore_errors=True)
-    path.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """PaddleNLP warns at every save on one card that it can't be asynchronous."""
-    level = paddlenlp_logger.logger.level
-    paddlenlp_logger.set_level("ERROR")
-    try:
-        yield
-    finally:
-        paddlenlp_logger.logger.setLevel(level)
+        delete_folder(path)

@@ -1,23 +1,58 @@
-"""Clipping by global norm that remembers the norm, for the log."""
+"""Clipping by global norm under every plan, with the norm remembered for the log."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import paddle
 from paddle import nn
 
+from oarlock.models.layout import shared_between_stages
 
-class RecordingGlobalNormClip(nn.ClipGradByGlobalNorm):
-    """nn.ClipGradByGlobalNorm with the norm of the last step kept.
+_SLICE = "slice@"  # what GroupShardedStage3 puts before the name of a parameter it slices
+
+
+class GlobalNormClip(nn.clip.GradientClipBase):
+    """Scale all gradients by min(1, clip_norm / global norm).
+
+    Fleet has a clip for each of its wrappers (HybridParallelClipGrad, GroupShardedClipGrad), none for stage 3 with
+    tensor parallel, and none tells the norm. This one serves all: every element of the model is counted once, whoever
+    holds it. Not a ClipGradByGlobalNorm, so that Fleet leaves it in place.
 
     Args:
         clip_norm: gradients are scaled down to this global norm; 0 only measures.
     """
 
     def __init__(self, clip_norm: float) -> None:
-        super().__init__(clip_norm if clip_norm > 0 else math.inf)
+        super().__init__()
+        self.clip_norm = clip_norm if clip_norm > 0 else math.inf
         self._norm: paddle.Tensor | None = None
+        self._groups: list[Any] = []
+        self._held_elsewhere: set[str] = set()
+        self._counts_unsliced = True
+
+    def follow_plan(self, model: nn.Layer, hcg: Any) -> None:
+        """Say who holds what, before the model is wrapped.
+
+        Args:
+            model: this rank's.
+            hcg: Fleet's HybridCommunicateGroup.
+        """
+        groups = [
+            hcg.get_model_parallel_group() if hcg.get_model_parallel_world_size() > 1 else None,
+            hcg.get_sharding_parallel_group() if hcg.get_sharding_parallel_world_size() > 1 else None,
+            hcg.get_pipe_parallel_group() if hcg.get_pipe_parallel_world_size() > 1 else None,
+        ]
+        self._groups = [group for group in groups if group is not None]
+        self._counts_unsliced = hcg.get_sharding_parallel_rank() == 0
+        counts_copies = hcg.get_model_parallel_rank() == 0
+        shared = shared_between_stages(model)
+        self._held_elsewhere = {
+            p.name
+            for p in model.parameters()
+            if not (p.is_distributed or counts_copies) or not shared.get(p.name, True)
+        }
 
     def last_norm(self) -> float:
         """Global norm of the last step's gradients, before clipping; NaN before the first step."""
@@ -28,14 +63,21 @@ class RecordingGlobalNormClip(nn.ClipGradByGlobalNorm):
         self, params_grads: list[tuple[paddle.Tensor, paddle.Tensor | None]]
     ) -> list[tuple[paddle.Tensor, paddle.Tensor | None]]:
         clipped = [(p, g) for p, g in params_grads if g is not None and getattr(p, "need_clip", True)]
-        if not clipped:
-            return params_grads
-        squares = [paddle._C_ops.squared_l2_norm(g).astype("float32") for _, g in clipped]
-        self._norm = paddle.sqrt(paddle.stack(squares).sum())
+        squares = [paddle._C_ops.squared_l2_norm(g).astype("float32") for p, g in clipped if self._counts(p)]
+        total = paddle.stack(squares).sum() if squares else paddle.zeros([])
+        for group in self._groups:
+            paddle.distributed.all_reduce(total, group=group)
+        self._norm = paddle.sqrt(total)
         if math.isinf(self.clip_norm):
             return params_grads
-        # The same small constant as HybridParallelClipGrad's, so that parallel runs equal this one.
+        # The same small constant as HybridParallelClipGrad's.
         scale = self.clip_norm / (paddle.maximum(self._norm, paddle.full([], self.clip_norm)) + 1e-6)
         for _, grad in clipped:
             grad.multiply_(scale.astype(grad.dtype))
         return params_grads
+
+    def _counts(self, parameter: paddle.Tensor) -> bool:
+        """Whether this rank is the one that counts it, of those that hold it after gradients were reduced."""
+        if hasattr(parameter, "unslice") and not self._counts_unsliced:  # too small for stage 3 to slice
+            return False
+        return parameter.name.removeprefix(_SLICE) not in self._held_elsewhere

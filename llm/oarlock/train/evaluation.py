@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import paddle
 from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 
+from oarlock.data.labels import IGNORE_INDEX
 from oarlock.train.loss import trained_tokens
+from oarlock.train.pipeline import pipeline_loss_sum
 
 if TYPE_CHECKING:
     from oarlock.train.trainer import OarlockTrainer
@@ -16,6 +18,46 @@ if TYPE_CHECKING:
 
 class EvaluationStopped(Exception):
     """SIGTERM came during an evaluation: it is given up, so that the checkpoint is written in time."""
+
+
+class _Loss:
+    """Sum of the token losses of batches."""
+
+    def __init__(self, trainer: OarlockTrainer) -> None:
+        self.trainer, self.total = trainer, 0.0
+        trainer.model.eval()
+
+    def add(self, batch: dict[str, paddle.Tensor]) -> None:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        with self.trainer.autocast_smart_context_manager():
+            scores = self.trainer.model(**self.trainer._prepare_inputs(inputs))
+            losses = self.trainer.criterion.token_losses(scores, batch["labels"])
+        self.total += float(losses.sum(dtype="float64"))
+
+    def sum(self) -> float:
+        return self.total
+
+
+class _PipelineLoss:
+    """The same through a pipeline, as many batches at once as a step has micro-batches."""
+
+    def __init__(self, trainer: OarlockTrainer) -> None:
+        self.trainer, self.model, self.total = trainer, trainer.pipeline_model(), 0.0
+        self.waiting: list[dict[str, paddle.Tensor]] = []
+
+    def add(self, batch: dict[str, paddle.Tensor]) -> None:
+        self.waiting.append(batch)
+        if len(self.waiting) == self.model.accumulate_steps:
+            self._flush()
+
+    def sum(self) -> float:
+        if self.waiting:
+            self._flush()
+        return self.total
+
+    def _flush(self) -> None:
+        self.total += pipeline_loss_sum(self.trainer, self.model, self.waiting)
+        self.waiting = []
 
 
 def evaluate_tokens(trainer: OarlockTrainer, dataloader: Any, prefix: str, limit: int) -> EvalLoopOutput:
@@ -28,25 +70,23 @@ def evaluate_tokens(trainer: OarlockTrainer, dataloader: Any, prefix: str, limit
     Raises:
         EvaluationStopped: on SIGTERM.
     """
-    model = trainer.model
-    model.eval()
-    total, tokens, samples = 0.0, 0, 0
+    forward = _PipelineLoss(trainer) if trainer.plan.pipeline > 1 else _Loss(trainer)
+    tokens, samples = 0, 0
     trainer.callback_handler.eval_dataloader = dataloader
     with paddle.no_grad():
         for step, batch in enumerate(dataloader):
             if 0 < limit <= step:
                 break
-            if trainer.stop.requested:
+            if trainer.any_rank_stopping():
                 raise EvaluationStopped
             batch.pop("num_tokens")
-            labels = batch.pop("labels")
-            with trainer.autocast_smart_context_manager():
-                losses = trainer.criterion.token_losses(model(**trainer._prepare_inputs(batch)), labels)
             real = dataloader.batch_sampler.real(step)
-            total += float(losses[:real].sum(dtype="float64"))
-            tokens += trained_tokens(labels[:real])
+            batch["labels"][real:] = IGNORE_INDEX  # fillers, where the samples end
+            tokens += trained_tokens(batch["labels"])
+            forward.add(batch)
             samples += real
             trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
+        total = forward.sum()
     total, all_tokens, all_samples = trainer.sum_over_data_ranks([total, tokens, samples])
     tokens, samples = round(all_tokens), round(all_samples)
     loss = total / max(1, tokens)

@@ -11,6 +11,7 @@ from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import DataError
 from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
+from oarlock.parallel.plan import sequence_length
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
 from oarlock.train.generation import generate_answers
@@ -29,9 +30,9 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     run = start(loaded)
     config: FinetuneConfig = run.config
     source = find_model(config, from_weights=True)
-    longest = config.data.src_length + config.data.tgt_length
+    longest = sequence_length(config)
     check_lengths(source, longest, "--src_length + --tgt_length")
-    connect(run)
+    connect(run, source, longest)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
     check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}")
@@ -42,7 +43,9 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
             "dev.json (or .jsonl), or leave --do_eval out"
         )
     resume = find_resume_point(config, data.fingerprint)
-    model = build_model(source, run.dtype, config.model.allow_pickle_weights)
+    model = build_model(
+        source, run.dtype, config.model.allow_pickle_weights, config.runtime.seed, run.plan.pipeline > 1
+    )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     trainer = make_trainer(
         run,
@@ -56,7 +59,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         generation_metrics=_Answers(config, data) if config.evaluation.do_generation else None,
         train_dataset=data.train if config.evaluation.do_train else None,
         eval_dataset=data.dev if config.evaluation.do_eval else None,
-        data_collator=FinetuneCollator(source.config.vocab_size, pad),
+        data_collator=FinetuneCollator(source.config.vocab_size, pad, run.plan.length_multiple),
     )
     if config.evaluation.do_train:
         train(run, trainer)
@@ -75,8 +78,7 @@ class _Answers:
 
     def __call__(self, trainer: OarlockTrainer) -> dict[str, float]:
         answers = generate_answers(
-            trainer.model,
-            trainer.tokenizer,
+            trainer,
             self.prompts,
             max_new_tokens=self.config.data.tgt_length,
             batch_size=self.config.batch.per_device_eval_batch_size,

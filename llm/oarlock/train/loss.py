@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import paddle
 from paddle import nn
+from paddle.distributed import fleet
 
 from oarlock.data.labels import IGNORE_INDEX
 
@@ -14,11 +15,17 @@ class TokenCrossEntropy(nn.Layer):
     PaddleNLP's criteria divide by the tokens of the micro-batch, so that with uneven lengths a token weighs less the
     more of them its micro-batch holds. Here the trainer sets `normalizer` before a step to the trained tokens of all
     its micro-batches and ranks, and the accumulated gradient is that of one big batch.
+
+    Args:
+        split_vocabulary: the scores are this rank's part of the vocabulary (tensor parallel).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, split_vocabulary: bool = False) -> None:
         super().__init__()
         self.normalizer = 1.0
+        self._parallel = (
+            fleet.meta_parallel.ParallelCrossEntropy(ignore_index=IGNORE_INDEX) if split_vocabulary else None
+        )
 
     def forward(self, logits: paddle.Tensor | tuple[paddle.Tensor, ...], labels: paddle.Tensor) -> paddle.Tensor:
         """Scalar float32 loss.
@@ -33,9 +40,11 @@ class TokenCrossEntropy(nn.Layer):
         """float32 [batch, tokens], 0 where nothing is trained."""
         scores = logits[0] if isinstance(logits, (tuple, list)) else logits
         with paddle.amp.auto_cast(False):
-            losses = nn.functional.cross_entropy(
-                scores.astype("float32"), labels.unsqueeze(-1), reduction="none", ignore_index=IGNORE_INDEX
-            )
+            scores, labels = scores.astype("float32"), labels.unsqueeze(-1)
+            if self._parallel is not None:
+                losses = self._parallel(scores, labels)
+            else:
+                losses = nn.functional.cross_entropy(scores, labels, reduction="none", ignore_index=IGNORE_INDEX)
         return losses.squeeze(-1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 from oarlock.environment import say
 from oarlock.errors import CheckpointError
 from oarlock.files import file_sha256, settle_file, sync_file, write_json
+from oarlock.models.safetensors_stream import FileRecord
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -34,6 +36,7 @@ class Manifest:
         config: the run's options.
         data_fingerprint: of the training data.
         loss_scaler: state of fp16 loss scaling, or None.
+        plan: that wrote it, in words; any other reads it.
         versions: packages that wrote it.
         files: name -> {"bytes", "sha256"}.
     """
@@ -47,15 +50,23 @@ class Manifest:
     data_fingerprint: str
     loss_scaler: dict[str, Any] | None = None
     best: dict[str, Any] = field(default_factory=dict)
+    plan: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
 
-    def seal(self, folder: Path) -> None:
-        """Record every file of the folder, have the disk hold them, and write the manifest."""
+    def seal(self, folder: Path, known: Mapping[str, FileRecord] | None = None) -> None:
+        """Record every file of the folder, have the disk hold them, and write the manifest.
+
+        Args:
+            known: files whose checksums were taken when they were written.
+        """
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            settle_file(path)
             name = path.relative_to(folder).as_posix()
+            if known and name in known:
+                self.files[name] = {"bytes": known[name].num_bytes, "sha256": known[name].sha256}
+                continue
+            settle_file(path)
             self.files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         write_json(folder / MANIFEST, asdict(self))
         sync_file(folder)

@@ -40,7 +40,7 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     config: PretrainConfig = run.config
     source = find_model(config, from_weights=config.model.continue_training)
     check_lengths(source, config.data.max_seq_length, "--max_seq_length")
-    connect(run)
+    connect(run, source, config.data.max_seq_length)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
     check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}")
@@ -53,7 +53,9 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     fingerprint = _fingerprint(corpora, weights)
     resume = find_resume_point(config, fingerprint)
     train_set, order = _mixed(config, train_sets, weights)
-    model = build_model(source, run.dtype, config.model.allow_pickle_weights)
+    model = build_model(
+        source, run.dtype, config.model.allow_pickle_weights, config.runtime.seed, run.plan.pipeline > 1
+    )
     trainer = make_trainer(
         run,
         model,
@@ -67,7 +69,7 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         eval_dataset=ConcatenatedDataset(eval_sets) if eval_sets else None,
         data_collator=PretrainCollator(source.config.vocab_size),
     )
-    if eval_sets:
+    if eval_sets and not run.plan.sequence_parallel:  # which fixes the length of what goes through the model
         trainer.generation_metrics = _Continuations(trainer, eval_sets[0])
     if config.evaluation.do_train:
         train(run, trainer)
@@ -150,9 +152,7 @@ class _Continuations:
         self.length = length
 
     def __call__(self, trainer: OarlockTrainer) -> dict[str, float]:
-        answers = generate_answers(
-            trainer.model, trainer.tokenizer, self.prompts, max_new_tokens=self.length, batch_size=len(self.prompts)
-        )
+        answers = generate_answers(trainer, self.prompts, max_new_tokens=self.length, batch_size=len(self.prompts))
         if trainer.samples is not None:
             trainer.samples.add(trainer.state.global_step, [answer.row() for answer in answers])
         return {}

@@ -15,20 +15,25 @@ import paddle
 from oarlock.config.command_line import to_yaml
 from oarlock.config.device import choose_device, fit_to_device
 from oarlock.config.load import LoadedConfig, flatten
-from oarlock.config.paddle_args import training_arguments, visualdl_dir
-from oarlock.environment import import_paddle, is_first_rank, say, say_once, set_paddlenlp_log_level, world_size
-from oarlock.errors import EnvironmentProblem
+from oarlock.environment import import_paddle, is_first_rank, rank, say, say_once, set_paddlenlp_log_level, world_size
+from oarlock.errors import EnvironmentProblem, StoppedWithOthers, failure_listeners
 from oarlock.files import write_json, write_text_atomically
 from oarlock.models.build import num_parameters
-from oarlock.models.save import save_model
+from oarlock.models.place import place_model
+from oarlock.parallel.paddle_args import training_arguments, visualdl_dir
+from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan
 from oarlock.train.callbacks import Console, EvaluateOnStart, MetricsFile, SampleLog, VisualDLReporter
 from oarlock.train.checkpoint import ResumePoint
+from oarlock.train.final_model import save_final_model
+from oarlock.train.manifest import list_checkpoints
+from oarlock.train.seeds import seed_step
 from oarlock.train.signals import StopRequest
-from oarlock.train.trainer import OarlockTrainer, seed_step
+from oarlock.train.trainer import OarlockTrainer
 from oarlock.versions import package_versions
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
+    from oarlock.models.build import ModelSource
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "oarlock_config.yaml"
@@ -42,12 +47,14 @@ class Run:
         config: with device and precision settled.
         dtype: of the model's weights when they are built.
         stop: set by SIGTERM.
+        plan: which rank does what.
         args: PaddleNLP's TrainingArguments, once connect() was called.
     """
 
     config: Any
     dtype: str
     stop: StopRequest
+    plan: ParallelPlan
     args: Any = None
 
 
@@ -71,37 +78,40 @@ def start(loaded: LoadedConfig[Any]) -> Run:
         probe.unlink()
     except OSError as error:
         raise EnvironmentProblem(f"--output_dir {output_dir}: can't be written: {error.strerror}") from error
-    _say_unused_degrees(config)
+    plan, notes = make_plan(config, world_size())
+    for note in notes:
+        say_once(note)
     say(f"device {device}" + (f", {threads} thread(s)" if device == "cpu" else "") + f", output in {output_dir}")
     seed_step(config.runtime.seed, 0)
     precision = config.precision
     half = precision.fp16_opt_level == "O2" and (precision.fp16 or precision.bf16)
     dtype = ("float16" if precision.fp16 else "bfloat16") if half else "float32"
-    return Run(config, dtype, StopRequest().install())
+    return Run(config, dtype, StopRequest().install(), plan)
 
 
-def connect(run: Run) -> None:
-    """Make the process groups (TrainingArguments does), after all that can be checked from the configuration alone."""
-    run.args = training_arguments(run.config)
+def connect(run: Run, source: ModelSource, seq_length: int) -> None:
+    """Make the process groups (TrainingArguments does), after all that can be checked from the configuration alone.
+
+    Raises:
+        ConfigError: when the plan does not fit the model.
+    """
+    for note in check_plan(run.plan, ModelSizes.of(source.config), seq_length):
+        say_once(note)
+    if run.plan.world_size > 1:
+        say(f"plan: {run.plan.describe()}")
+        if run.config.runtime.device == "cpu":
+            _lend_fleet_a_cpu(run.config.runtime.collective_timeout)
+    run.args = training_arguments(run.config, run.plan)
+    place_model(source, run.plan, rank())
 
 
-def _say_unused_degrees(config: Config) -> None:
-    """One process has nobody to share with: PaddleNLP drops these settings without a word."""
-    if world_size() > 1:
-        return
-    parallel = config.parallel
-    degrees = {
-        "--tensor_parallel_degree": parallel.tensor_parallel_degree,
-        "--pipeline_parallel_degree": parallel.pipeline_parallel_degree,
-        "--sharding_parallel_degree": parallel.sharding_parallel_degree,
-    }
-    unused = [f"{flag} {value}" for flag, value in degrees.items() if value > 1]
-    unused += [f"--sharding {parallel.sharding}"] if parallel.sharding else []
-    if unused:
-        say_once(
-            f"one process: {', '.join(unused)} not in effect (start with `python -m paddle.distributed.launch` on as "
-            "many devices as the degrees multiply to)"
-        )
+def _lend_fleet_a_cpu(timeout_s: float) -> None:
+    from oarlock.parallel import cpu_group, fleet_on_cpu
+
+    os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"  # what Paddle calls the backend without a device; launchers differ
+    cpu_group.install(timeout_s)
+    failure_listeners.append(cpu_group.announce_failure)
+    fleet_on_cpu.install()
 
 
 def make_trainer(run: Run, model: Any, resume: ResumePoint | None, **kwargs: Any) -> OarlockTrainer:
@@ -109,7 +119,7 @@ def make_trainer(run: Run, model: Any, resume: ResumePoint | None, **kwargs: Any
     config = run.config
     output_dir = Path(config.checkpoint.output_dir)
     total, trainable = num_parameters(model)
-    say(f"model: {type(model).__name__}, {total:,} parameters, {trainable:,} of them trained")
+    say(f"model: {type(model).__name__}, {total:,} parameters{_here(run)}, {trainable:,} of them trained")
     text = to_yaml(config)
     if is_first_rank():
         _record(run, output_dir, text)
@@ -126,12 +136,23 @@ def make_trainer(run: Run, model: Any, resume: ResumePoint | None, **kwargs: Any
     if config.evaluation.eval_on_start and config.evaluation.do_eval:
         callbacks.append(on_start)
     trainer = OarlockTrainer(
-        config=config, model=model, args=run.args, resume=resume, stop=run.stop, callbacks=callbacks, **kwargs
+        config=config,
+        plan=run.plan,
+        model=model,
+        args=run.args,
+        resume=resume,
+        stop=run.stop,
+        callbacks=callbacks,
+        **kwargs,
     )
     on_start.trainer = trainer
     trainer.samples = SampleLog(output_dir / "samples.jsonl", reporter, cut_after)
     _remove_printer(trainer)
     return trainer
+
+
+def _here(run: Run) -> str:
+    return " on this rank" if run.plan.tensor * run.plan.pipeline > 1 else ""
 
 
 def _remove_printer(trainer: OarlockTrainer) -> None:
@@ -168,11 +189,16 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
         say("this run is complete; train more with another --output_dir, or anew with --overwrite_output_dir")
     say(f"{steps:,} steps of {trainer.global_batch:,} samples ({trainer.order.num_samples:,} samples an epoch)")
     trainer.args.max_steps = steps
-    trainer.train_or_resume()
+    try:
+        trainer.train_or_resume()
+        trainer.finish_save()
+    except StoppedWithOthers:
+        kept = next(iter(list_checkpoints(output_dir)), None)
+        say(f"{kept.name} is whole; the same command goes on from it" if kept else "no checkpoint was written yet")
+        raise
     if trainer.state.global_step < steps:
         say(f"stopped by {run.stop.name} at step {trainer.state.global_step}; the same command goes on from there")
         return False
-    if is_first_rank():
-        save_model(trainer.model, trainer.tokenizer, trainer.template, output_dir)
+    save_final_model(trainer, output_dir)
     say(f"done: {steps:,} steps; the model is in {output_dir}")
     return True

@@ -4,45 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import paddle
 from paddle import nn
-from paddlenlp.trainer import Trainer
-from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
+from paddle.distributed import fleet
+from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 
-from oarlock.config.load import flatten
 from oarlock.data.order import SampleOrder
 from oarlock.data.sampler import EvaluationBatchSampler, ResumableBatchSampler
-from oarlock.environment import is_first_rank, say
+from oarlock.environment import die_with_parent, rank
 from oarlock.errors import TrainingError
+from oarlock.models.layout import shared_between_stages
+from oarlock.parallel.sharded_gradients import ShardedGradients
 from oarlock.train import checkpoint as checkpoints
-from oarlock.train.clip import RecordingGlobalNormClip
+from oarlock.train.checkpointing import CheckpointingTrainer
+from oarlock.train.clip import GlobalNormClip
 from oarlock.train.evaluation import EvaluationStopped, evaluate_tokens
 from oarlock.train.flow import Progress, what_is_due
+from oarlock.train.holding import Held
 from oarlock.train.loss import TokenCrossEntropy, trained_tokens
-from oarlock.train.manifest import Manifest
 from oarlock.train.meters import Meter, device_peak
+from oarlock.train.pipeline import pipeline_step
 from oarlock.train.schedule import make_scheduler, total_steps
+from oarlock.train.seeds import seed_step
 from oarlock.train.signals import StopRequest
-from oarlock.versions import package_versions
+from oarlock.train.wrap import BUCKET_ELEMENTS, wrap_group_sharded
 
 if TYPE_CHECKING:
-    from paddlenlp.transformers import PretrainedTokenizerBase
-
     from oarlock.config.schema import Config
     from oarlock.data.templates import ChatTemplate
+    from oarlock.parallel.plan import ParallelPlan
     from oarlock.train.callbacks import SampleLog
     from oarlock.train.flops import TokenFlops
 
 
-class OarlockTrainer(Trainer):
+class OarlockTrainer(CheckpointingTrainer):
     """See the module. Three things differ from the Trainer's own way:
 
     - the micro-batches of a step are collected first, so that the loss can be divided by the trained tokens of all
@@ -51,13 +51,11 @@ class OarlockTrainer(Trainer):
     - the data position is the number of samples consumed (see oarlock.data.order).
     """
 
-    lr_scheduler: Any
-    control: Any
-
     def __init__(
         self,
         *,
         config: Config,
+        plan: ParallelPlan,
         order: SampleOrder | None,
         resume: checkpoints.ResumePoint | None,
         template: ChatTemplate | None,
@@ -67,7 +65,12 @@ class OarlockTrainer(Trainer):
         generation_metrics: Callable[[OarlockTrainer], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(criterion=TokenCrossEntropy(), **kwargs)
+        super().__init__(criterion=TokenCrossEntropy(split_vocabulary=plan.tensor > 1), **kwargs)
+        self.plan = plan
+        self.sharded_gradients: ShardedGradients | None = None
+        self.held = Held(self)
+        if plan.pipeline > 1:
+            self.model._loss_fn = [self.criterion]
         self.stop, self.generation_metrics = stop, generation_metrics
         self.config, self.order, self.resume, self.template = config, order, resume, template
         self.data_fingerprint = data_fingerprint
@@ -81,7 +84,8 @@ class OarlockTrainer(Trainer):
         self._handled_step = -1
         self.samples: SampleLog | None = None
         self._step_lr = 0.0
-        self.clip = RecordingGlobalNormClip(config.optimizer.max_grad_norm)
+        self._stopping = False
+        self.clip = GlobalNormClip(config.optimizer.max_grad_norm)
 
     # data
 
@@ -96,6 +100,22 @@ class OarlockTrainer(Trainer):
         assert self.order is not None
         done = self.resume.manifest.step if self.resume else 0
         return total_steps(self.config.schedule, self.order.num_samples, self.global_batch, done, self.progress.samples)
+
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's, which leaves nothing behind."""
+        loader = super().get_train_dataloader()
+        return self._settled(loader)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The same for evaluation."""
+        return self._settled(super().get_eval_dataloader(eval_dataset))
+
+    @staticmethod
+    def _settled(loader: Any) -> Any:
+        """Nothing outlives this process when it is killed: no workers, and no batches in /dev/shm (ids are small)."""
+        loader.worker_init_fn = lambda _: die_with_parent()
+        loader.use_shared_memory = False
+        return loader
 
     def _get_train_sampler(self) -> ResumableBatchSampler:
         assert self.order is not None
@@ -130,6 +150,27 @@ class OarlockTrainer(Trainer):
         optimizer._grad_clip = self.clip
         return optimizer
 
+    @property
+    def _reduces_itself(self) -> bool:
+        """Data parallel alone, on a CPU: paddle.DataParallel's reducer is C++ over Paddle's own process groups."""
+        return self.args.world_size > 1 and not self.args.use_hybrid_parallel and self.args.device == "cpu"
+
+    def _wrap_model(self, model: nn.Layer, training: bool = True) -> nn.Layer:
+        """Fleet's wrappers; see oarlock.train.wrap for those that are not the Trainer's."""
+        if not training or self._reduces_itself:
+            return model
+        if not self.args.use_hybrid_parallel:
+            return super()._wrap_model(model, training)
+        hcg = fleet.get_hybrid_communicate_group()
+        self.clip.follow_plan(model, hcg)
+        if self.plan.stage in (2, 3) and self.plan.pipeline == 1:
+            return wrap_group_sharded(self, model)
+        wrapped = super()._wrap_model(model, training)
+        if self.plan.stage == 2:
+            shared = shared_between_stages(model)
+            self.sharded_gradients = ShardedGradients(self.optimizer._inner_opt, hcg, BUCKET_ELEMENTS, shared)
+        return wrapped
+
     # a step
 
     def training_step(self, model: nn.Layer, inputs: dict[str, Any], step_control: int = 0) -> paddle.Tensor:
@@ -140,8 +181,10 @@ class OarlockTrainer(Trainer):
             return paddle.zeros([])
         micro_batches, self._collected = self._collected, []
         replicas = max(1, self.args.dataset_world_size)
-        mine = [sum(trained_tokens(batch["labels"]) for batch in micro_batches), self._collected_tokens]
-        counts = [int(number) for number in self.sum_over_data_ranks(mine)]
+        trained = sum(trained_tokens(batch["labels"]) for batch in micro_batches)
+        *numbers, stopping = self.sum_over_data_ranks([trained, self._collected_tokens, self.stop.requested])
+        counts = [round(number) for number in numbers]
+        self._stopping = stopping > 0  # SIGTERM may reach the ranks in different steps; they must stop in the same one
         self._collected_tokens = 0
         self._step_lr = float(self.optimizer.get_lr())
         if self._handled_step < 0:
@@ -149,15 +192,23 @@ class OarlockTrainer(Trainer):
             self._handled_step = self.state.global_step
         # Gradients are averaged over data-parallel ranks, so each rank's share is weighed up by their number.
         self.criterion.normalizer = max(1, counts[0]) / replicas
+        if self.plan.pipeline > 1:  # PipelineParallel divides by the number of micro-batches
+            self.criterion.normalizer /= len(micro_batches)
         self.meter.count(counts[1])
-        seed_step(self.config.runtime.seed, self.state.global_step, self.args.dataset_rank)
+        at = self.plan.coordinates(rank())
+        seed_step(self.config.runtime.seed, self.state.global_step, self.args.dataset_rank, at.tensor, at.pipeline)
         model.train()
+        if self.plan.pipeline > 1:
+            return pipeline_step(self, model, micro_batches)
         loss = paddle.zeros([])
+        no_sync = getattr(model, "no_sync", None)  # OPT answers None to every name
         for i, batch in enumerate(micro_batches):
             last = i + 1 == len(micro_batches)
-            local = contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
+            local = contextlib.nullcontext() if last or no_sync is None else no_sync()
             with local:
                 loss += self._run_micro_batch(model, batch)
+        if self._reduces_itself:
+            fused_allreduce_gradients(list(model.parameters()), None)
         return loss
 
     def _run_micro_batch(self, model: nn.Layer, batch: dict[str, paddle.Tensor]) -> paddle.Tensor:
@@ -165,6 +216,17 @@ class OarlockTrainer(Trainer):
             loss = self.compute_loss(model, self._prepare_inputs(batch))
         (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
         return loss.detach()
+
+    def any_rank_stopping(self) -> bool:
+        """Whether SIGTERM came to any rank: all must leave the same loop at the same place."""
+        self._stopping = self._stopping or self.sum_over_data_ranks([self.stop.requested])[0] > 0
+        return self._stopping
+
+    def pipeline_model(self) -> Any:
+        """The model in its PipelineParallel wrapper, for an evaluation without training too."""
+        if self.model_wrapped is self.model:
+            self.model_wrapped = fleet.distributed_model(self.model)
+        return self.model_wrapped
 
     def sum_over_data_ranks(self, numbers: Sequence[float]) -> list[float]:
         """Sums over the ranks that see different data (those that split a model see the same)."""
@@ -211,7 +273,7 @@ class OarlockTrainer(Trainer):
         started = time.perf_counter()
         if self.control.should_evaluate:
             metrics = self.evaluate()
-            if self.stop.requested:
+            if self._stopping:
                 self.control.should_save = self.control.should_training_stop = True
         if self.control.should_save:
             self._save_checkpoint(model, metrics)
@@ -221,7 +283,7 @@ class OarlockTrainer(Trainer):
     def _decide(self, samples_before: int) -> None:
         assert self.order is not None
         state, control, epoch_size = self.state, self.control, self.order.num_samples
-        samples, stopping = self.progress.samples, self.stop.requested
+        samples, stopping = self.progress.samples, self._stopping
         due = what_is_due(
             self.config, state.global_step, state.max_steps, samples_before, samples, epoch_size, stopping
         )
@@ -262,73 +324,3 @@ class OarlockTrainer(Trainer):
         return evaluate_tokens(
             self, dataloader, kwargs.get("metric_key_prefix", "eval"), kwargs.get("max_eval_iters") or -1
         )
-
-    def _save_checkpoint(self, model: nn.Layer, metrics: dict[str, float] | None = None) -> None:
-        manifest = Manifest(
-            step=self.state.global_step,
-            samples=self.progress.samples,
-            seed=self.config.runtime.seed,
-            lr_scheduler=self.lr_scheduler.state_dict(),
-            loss_window=(self._mean_loss(), self.progress.window_steps),
-            config=flatten(self.config),
-            data_fingerprint=self.data_fingerprint,
-            loss_scaler=self._scaler_state(),
-            best=self.best,
-            versions=package_versions(),
-        )
-        folder = checkpoints.save(self, manifest)
-        if is_first_rank():
-            keep = self.config.checkpoint.save_total_limit
-            checkpoints.rotate(Path(self.args.output_dir), keep, self.best.get("name"))
-        say(f"checkpoint: {folder}")
-
-    def save_tokenizer_and_template(self, folder: Path) -> None:
-        """The tokenizer's files and the chat template, so that the folder is a model on its own."""
-        from oarlock.models.save import save_tokenizer
-
-        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        tokenizer: PretrainedTokenizerBase | None = self.tokenizer
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, folder, self.template)
-
-    def _scaler_state(self) -> dict[str, Any] | None:
-        if not self.do_grad_scaling:
-            return None
-        state = self.scaler.state_dict()
-        return {name: np.asarray(value).tolist() for name, value in state.items()}
-
-    # resume
-
-    def train_or_resume(self) -> Any:
-        """Train from the start, or from the resume point this trainer was made with."""
-        return self.train(resume_from_checkpoint=str(self.resume.folder) if self.resume else None)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
-        if self.resume:
-            self._optimizer_state = checkpoints.load(self, self.resume)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self.resume is None:
-            return
-        manifest = self.resume.manifest
-        self.optimizer.set_state_dict(self._optimizer_state)
-        del self._optimizer_state
-        self.lr_scheduler.set_state_dict(manifest.lr_scheduler)
-        if self.do_grad_scaling and manifest.loss_scaler:
-            state = {name: np.asarray(value) for name, value in manifest.loss_scaler.items()}
-            self.scaler.load_state_dict(state)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Nothing to do: every step seeds its own random numbers."""
-
-
-def seed_step(seed: int, step: int, data_rank: int = 0) -> None:
-    """Seed Paddle's, NumPy's and Python's generators for one optimizer step.
-
-    A step's random numbers (dropout) depend on (seed, step, data-parallel rank) alone, which makes a resume exact
-    under any batch size without keeping generator states (Paddle's can only be kept in a pickle).
-    """
-    mixed = np.random.SeedSequence([seed, step, data_rank]).generate_state(1)[0]
-    paddle.seed(int(mixed) & 0x7FFFFFFF)
-    np.random.seed(int(mixed))
-    random.seed(int(mixed))

@@ -14,6 +14,7 @@ from oarlock.data.embedded.stdlib_text import stdlib_sources
 from oarlock.data.embedded.tokenizer import train_tokenizer
 from oarlock.data.tokenizers import load_encoder
 from oarlock.environment import available_cores, say
+from oarlock.files import locked
 
 CORPUS_NAME = "stdlib"
 
@@ -31,6 +32,11 @@ def prepare_embedded(folder: str | Path, vocab_size: int = 4096) -> None:
 def embedded_corpus(folder: str | Path, tokenizer: str) -> Path:
     """The embedded text in a tokenizer's ids; built if it is not there yet. Returns the corpus prefix."""
     prefix = Path(folder) / f"{CORPUS_NAME}-{_fingerprint(tokenizer)}"
+    with locked(Path(folder) / f".{prefix.name}.lock"):  # the first of several ranks builds it, the others wait
+        return _corpus_at(prefix, tokenizer)
+
+
+def _corpus_at(prefix: Path, tokenizer: str) -> Path:
     if corpus_exists(prefix):
         check_corpus(prefix)
         return prefix

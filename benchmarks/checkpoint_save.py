@@ -1,0 +1,236 @@
+"""Saving on two ranks, in the foreground and in the background, and making one model folder of a checkpoint.
+
+    python benchmarks/checkpoint_save.py [--saves 4] [--steps 8]
+
+One training run (tensor parallel 2, float32, a Llama of 234 MB, checkpoints of 702 MB with AdamW's states) saves in the
+two ways in turn. `stall s`: training waits inside the save, the longer of the two ranks. `lost s`: the stall, and by
+how much the steps until the checkpoint exists take longer than the median step in which nothing is written (the ranks
+compute on all cores, so that whoever writes takes time from them). `exists after s`: from the start of the save to the
+renamed folder.
+
+`oarlock checkpoint consolidate` then takes turns with `cp` of the model file it writes, followed by `sync` of it as
+consolidate does too; memory is the peak (VmHWM: mapped pages too) above what the process held before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, free_of_noise, report
+
+RANKS = 2
+REPEATS = 3
+SIZES = {"vocab_size": 32000, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8}
+WAYS = {False: "in the foreground", True: "--async_save"}
+
+
+def make_inputs(folder: Path) -> None:
+    """config.json, a tokenizer and a small corpus."""
+    from oarlock.data.build_corpus import BuildOptions, build_corpus
+    from oarlock.data.embedded.tokenizer import train_tokenizer
+
+    train_tokenizer(folder / "model", 1024)
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 256}
+    content = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SIZES, **heads}
+    (folder / "model" / "config.json").write_text(json.dumps(content))
+    sources = sorted((ROOT / "llm" / "oarlock").glob("*/*.py"))
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": path.read_text()}) for path in sources))
+    build_corpus(
+        BuildOptions((str(folder / "text.jsonl"),), str(folder / "model"), str(folder / "data" / "c"), workers=1)
+    )
+
+
+def rank_main(folder: Path, saves: int, steps: int) -> int:
+    """Pretraining in which every other save is in the background; what was measured goes to rank-N.json."""
+    from oarlock.config.load import load_config
+    from oarlock.config.schema import PretrainConfig
+    from oarlock.environment import rank
+    from oarlock.train import pretrain
+    from oarlock.train.trainer import OarlockTrainer
+
+    really_save, really_saved, really_step = (
+        OarlockTrainer._save_checkpoint,
+        OarlockTrainer._saved,
+        OarlockTrainer.training_step,
+    )
+    measured: list[dict[str, Any]] = []
+    step_starts: list[float] = []
+
+    def save(trainer: Any, *arguments: Any) -> None:
+        in_background = len(measured) % 2 == 1
+        section = dataclasses.replace(trainer.config.checkpoint, async_save=in_background)
+        trainer.config = dataclasses.replace(trainer.config, checkpoint=section)
+        row: dict[str, Any] = {"background": in_background, "start": time.perf_counter()}
+        measured.append(row)
+        really_save(trainer, *arguments)
+        row["stall"] = time.perf_counter() - row["start"]
+
+    def saved(trainer: Any, *arguments: Any) -> None:
+        really_saved(trainer, *arguments)
+        measured[-1]["exists"] = time.perf_counter()
+
+    def step(*arguments: Any, **keywords: Any) -> Any:
+        step_starts.append(time.perf_counter())
+        return really_step(*arguments, **keywords)
+
+    OarlockTrainer._save_checkpoint, OarlockTrainer._saved, OarlockTrainer.training_step = save, saved, step
+    options = {
+        "model_name_or_path": folder / "model", "input_dir": folder / "data", "output_dir": folder / "out",
+        "tensor_parallel_degree": RANKS, "max_seq_length": 32, "per_device_train_batch_size": 1, "split": "100,0,0",
+        "max_steps": (saves + 1) * steps, "save_steps": steps, "save_total_limit": 1, "do_train": 1, "device": "cpu",
+        "num_threads": 1, "report_to": "none", "logging_steps": steps, "disable_tqdm": 1, "log_level": "error",
+    }  # fmt: skip
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    code = pretrain.pretrain(load_config(PretrainConfig, words))
+    (folder / f"rank-{rank()}.json").write_text(json.dumps({"saves": measured, "steps": step_starts}))
+    return code
+
+
+def measure_saves(folder: Path, saves: int, steps: int) -> list[dict[str, Any]]:
+    """A row a way; the first save of the run warms up and the last is left out, since no step follows it."""
+    from oarlock.parallel.fork_launch import launch
+    from oarlock.train import pretrain  # noqa: F401  (before the fork)
+
+    codes = launch(RANKS, partial(rank_main, folder, saves, steps), folder / "log", timeout_s=1500, quiet=True)
+    if any(codes):
+        raise SystemExit("".join(log.read_text()[-3000:] for log in sorted((folder / "log").iterdir())))
+    ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
+    starts = ranks[0]["steps"]
+    found = [
+        {
+            "background": row["background"],
+            "stall": max(rank["saves"][i]["stall"] for rank in ranks),
+            "exists": row["exists"] - row["start"],
+            "span": (row["start"], max(row["exists"], row["start"] + row["stall"])),
+        }
+        for i, row in enumerate(ranks[0]["saves"])
+    ]
+    spans = [row["span"] for row in found]
+    durations = [
+        (begin, end - begin, any(begin < last and first < end for first, last in spans))
+        for begin, end in pairwise(starts)
+    ]
+    quiet = statistics.median(seconds for _, seconds, busy in durations if not busy)
+    rows = []
+    for background, name in WAYS.items():
+        chosen = [row for row in found[1:-1] if row["background"] == background]
+        lost = [
+            row["stall"] + sum(s - quiet for b, s, _ in durations if row["span"][0] < b < row["span"][1])
+            for row in chosen
+        ]
+        rows.append(
+            {
+                "save": name,
+                "stall s": _median(row["stall"] for row in chosen),
+                "lost s": _median(lost),
+                "exists after s": _median(row["exists"] for row in chosen),
+                "saves": len(chosen),
+                "step s": round(quiet, 3),
+            }
+        )
+    return rows
+
+
+def _median(values: Any) -> str:
+    numbers = list(values)
+    return f"{statistics.median(numbers):.2f} ({min(numbers):.2f} to {max(numbers):.2f})"
+
+
+def peak_mb() -> float:
+    """Most that this process ever held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
+
+
+def in_child(action: Callable[[], None]) -> tuple[float, float]:
+    """(seconds, MB of peak above what is held before) of an action in a process of its own."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()  # the child's peak begins with what it holds
+    if pid == 0:
+        before, started = peak_mb(), time.perf_counter()
+        action()
+        os.write(write_end, json.dumps((time.perf_counter() - started, peak_mb() - before)).encode())
+        os._exit(0)
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        result = pipe.read()
+    os.waitpid(pid, 0)
+    return tuple(json.loads(result))
+
+
+def measure_consolidate(folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """consolidate with and without checksums of the checkpoint, and cp, in turn."""
+    from oarlock.models.pieces import PieceFolder
+    from oarlock.train.checkpoint_tools import consolidate
+    from oarlock.train.manifest import list_checkpoints
+
+    checkpoint = list_checkpoints(folder / "out")[0]
+    one, copy = folder / "one", folder / "copy.safetensors"
+    in_child(partial(consolidate, checkpoint, one, 10**10))
+    model = shutil.move(one / "model.safetensors", folder / "model.safetensors")
+    times: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        subprocess.run(["cp", model, copy], check=True)
+        times.setdefault("cp", []).append((time.perf_counter() - started, 0.0))
+        subprocess.run(["sync", copy], check=True)
+        times.setdefault("cp and sync", []).append((time.perf_counter() - started, 0.0))
+        copy.unlink()
+        for name, check in (("consolidate --no-verify", False), ("consolidate", True)):
+            shutil.rmtree(one)
+            times.setdefault(name, []).append(in_child(partial(consolidate, checkpoint, one, 10**10, check)))
+    with PieceFolder.open(checkpoint) as pieces:
+        sizes = [4e-6 * float(_elements(pieces.shape("model", name))) for name in pieces.names()]
+    rows = [
+        {
+            "what": name,
+            "seconds": _median(seconds for seconds, _ in values),
+            "MB/s": sum(sizes) / statistics.median(seconds for seconds, _ in values),
+            "peak MB above": max(peak for _, peak in values) if "consolidate" in name else "",
+        }
+        for name, values in times.items()
+    ]
+    return rows, {"model_mb": sum(sizes), "largest_tensor_mb": max(sizes)}
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    product = 1
+    for length in shape:
+        product *= length
+    return product
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--saves", type=int, default=4, help="of each way")
+    parser.add_argument("--steps", type=int, default=8, help="between saves")
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    from oarlock.environment import import_paddle
+
+    import_paddle(1)
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name:
+        folder = Path(name)
+        make_inputs(folder)
+        rows = measure_saves(folder, 2 * arguments.saves + 1, arguments.steps)
+        report("saving a checkpoint", rows, ranks=RANKS, load_average=free_of_noise())
+        rows, sizes = measure_consolidate(folder)
+        report("oarlock checkpoint consolidate", rows, **sizes, load_average=free_of_noise())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What `oarlock checkpoint` does."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oarlock.environment import progress_bar, say
+from oarlock.errors import CheckpointError
+from oarlock.files import settle_file, sync_file
+from oarlock.models.pieces import WEIGHTS, PieceFolder
+from oarlock.models.safetensors_stream import TensorSource
+from oarlock.models.save import write_weights
+from oarlock.train.manifest import MANIFEST, read_manifest, verify
+
+_NOT_CARRIED = {MANIFEST, "tensors.json", "trainer_state.json"}
+
+
+def inspect_text(folder: str | Path, with_tensors: bool) -> str:
+    """Step, plan, sizes, and on request every tensor with its pieces.
+
+    Raises:
+        CheckpointError: when it is not a checkpoint.
+    """
+    manifest = read_manifest(folder)
+    with PieceFolder.open(folder) as pieces:
+        files: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
+        lines = [
+            f"step            {manifest.step:,}",
+            f"samples seen    {manifest.samples:,}",
+            f"written by      {manifest.plan or 'an unknown plan'}",
+            f"paddle          {manifest.versions.get('paddlepaddle', '?')}, "
+            f"paddlenlp {manifest.versions.get('paddlenlp', '?')}",
+        ]
+        for name, entry in manifest.files.items():
+            what = "parts" if name.endswith(".safetensors") else "other files"
+            files[what] += entry["bytes"]
+            counts[what] += 1
+        for what, size in files.items():
+            lines.append(f"{what:15s} {size:,} bytes in {counts[what]:,} file(s)")
+        for kind in pieces.kinds:
+            names = list(pieces.names(kind))
+            elements = sum(int(np.prod(pieces.shape(kind, name))) for name in names)
+            stored = sum(len(pieces.where[f"{kind}/{name}"]) for name in names)
+            lines.append(
+                f"{kind:15s} {len(names):,} tensors, {elements:,} elements of {_types(pieces, kind, names)}, "
+                f"in {stored:,} piece(s)"
+            )
+        if with_tensors:
+            for key in sorted(pieces.where):
+                for path, piece in pieces.where[key]:
+                    lines.append(f"  {key} {_where(piece)} in {path.name}")
+    return "\n".join(lines)
+
+
+def _types(pieces: PieceFolder, kind: str, names: list[str]) -> str:
+    try:
+        return " and ".join(sorted({pieces.dtype(kind, name) for name in names}))
+    except CheckpointError as error:
+        return f"a type that can't be told ({error})"
+
+
+def _where(piece: Any) -> str:
+    text = str(list(piece.block.shape))
+    if piece.block.axis is not None:
+        runs = ", ".join(f"{start}:{start + length}" for start, length in piece.block.runs)
+        text += f" axis {piece.block.axis} [{runs}]"
+    return text + (f" elements {piece.flat[0]}:{piece.flat[1]}" if piece.flat else "")
+
+
+def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, check: bool = True) -> None:
+    """Write the weights of a checkpoint as one model folder; memory holds one tensor at a time.
+
+    Args:
+        max_shard_bytes: of a weight file.
+        check: verify the checkpoint's checksums first.
+
+    Raises:
+        CheckpointError: when the checkpoint is damaged, or the output folder holds something or can't be written.
+    """
+    folder, output = Path(folder), Path(output).resolve()
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise CheckpointError(f"{output} is not empty; give a folder that does not exist yet")
+    if check:
+        verify(folder)
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        with PieceFolder.open(folder) as pieces:
+            names = sorted(pieces.names(WEIGHTS))
+            sources = [
+                TensorSource(name, pieces.dtype(WEIGHTS, name), pieces.shape(WEIGHTS, name), _reader(pieces, name))
+                for name in names
+            ]
+            total = sum(source.num_bytes for source in sources)
+            with progress_bar(total, "consolidate", "B", unit_scale=True) as bar:
+                write_weights(sources, partial, max_shard_bytes, bar.update)
+        for path in folder.iterdir():
+            if path.is_file() and path.suffix != ".safetensors" and path.name not in _NOT_CARRIED:
+                shutil.copyfile(path, partial / path.name)
+        for path in partial.iterdir():
+            settle_file(path)
+        if output.exists():
+            output.rmdir()
+        partial.rename(output)
+        sync_file(output.parent)
+    except OSError as error:
+        raise CheckpointError(f"{output}: could not be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    say(f"{len(names):,} tensors, {total / 1e6:,.1f} MB: {output}")
+
+
+def _reader(pieces: PieceFolder, name: str) -> Any:
+    return lambda: pieces.read(name)

@@ -1,0 +1,128 @@
+"""The PaddleNLP Trainer with checkpoints that are whole or not there, written by all ranks and read under any plan."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from paddle import nn
+from paddlenlp.trainer import Trainer
+from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
+
+from oarlock.config.load import flatten
+from oarlock.environment import is_first_rank, say
+from oarlock.errors import CheckpointError, StoppedWithOthers, report
+from oarlock.models.pieces import PieceFolder
+from oarlock.models.save import save_config, save_tokenizer
+from oarlock.train import checkpoint as checkpoints
+from oarlock.train.holding import Held, load_states, load_weights
+from oarlock.train.manifest import Manifest
+from oarlock.train.saving import PendingSave
+from oarlock.versions import package_versions
+
+if TYPE_CHECKING:
+    from oarlock.config.schema import Config
+    from oarlock.data.templates import ChatTemplate
+    from oarlock.parallel.plan import ParallelPlan
+    from oarlock.train.flow import Progress
+
+
+class CheckpointingTrainer(Trainer):
+    """What a trainer saves and how it goes on; OarlockTrainer sets the attributes."""
+
+    config: Config
+    plan: ParallelPlan
+    held: Held
+    resume: checkpoints.ResumePoint | None
+    progress: Progress
+    template: ChatTemplate | None
+    data_fingerprint: str
+    best: dict[str, Any]
+    lr_scheduler: Any
+    control: Any
+    model_wrapped: Any
+    _pending_save: PendingSave | None = None
+
+    def _mean_loss(self) -> float:
+        raise NotImplementedError
+
+    def _save_checkpoint(self, model: nn.Layer, metrics: dict[str, float] | None = None) -> None:
+        manifest = Manifest(
+            step=self.state.global_step,
+            samples=self.progress.samples,
+            seed=self.config.runtime.seed,
+            lr_scheduler=self.lr_scheduler.state_dict(),
+            loss_window=(self._mean_loss(), self.progress.window_steps),
+            config=flatten(self.config),
+            data_fingerprint=self.data_fingerprint,
+            loss_scaler=self._scaler_state(),
+            best=self.best,
+            plan=self.plan.describe(),
+            versions=package_versions(),
+        )
+        with contextlib.suppress(
+            CheckpointError, StoppedWithOthers
+        ):  # told already; this save tries again, on all ranks
+            self.finish_save()
+        pending = checkpoints.save(self, manifest, self.config.checkpoint.async_save)
+        if not self.config.checkpoint.async_save:
+            self._saved(pending)
+            return
+        self._pending_save = pending
+        pending.start(self.config.runtime.collective_timeout, lambda error: self._saved(pending, error))
+
+    def finish_save(self) -> None:
+        """Wait for a save in the background, if there is one."""
+        if self._pending_save is not None:
+            pending, self._pending_save = self._pending_save, None
+            checkpoints.finish(pending)
+
+    def _saved(self, pending: PendingSave, error: Exception | None = None) -> None:
+        if error is not None:
+            report(CheckpointError(checkpoints.failure_text(pending.final, error)))
+            return
+        if is_first_rank():
+            keep = self.config.checkpoint.save_total_limit
+            checkpoints.rotate(Path(self.args.output_dir), keep, self.best.get("name"))
+        say(f"checkpoint: {pending.final} ({pending.timing})")
+
+    def save_tokenizer_and_template(self, folder: Path) -> None:
+        """The tokenizer's files and the chat template, so that the folder is a model on its own."""
+
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        save_config(self.model.config, folder)
+        if self.tokenizer is not None:
+            save_tokenizer(self.tokenizer, folder, self.template)
+
+    def _scaler_state(self) -> dict[str, Any] | None:
+        if not self.do_grad_scaling:
+            return None
+        state = self.scaler.state_dict()
+        return {name: np.asarray(value).tolist() for name, value in state.items()}
+
+    # resume
+
+    def train_or_resume(self) -> Any:
+        """Train from the start, or from the resume point this trainer was made with."""
+        return self.train(resume_from_checkpoint=str(self.resume.folder) if self.resume else None)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
+        if self.resume:
+            with PieceFolder.open(self.resume.folder) as folder:
+                load_weights(self.held, folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.resume is None:
+            return
+        manifest = self.resume.manifest
+        with PieceFolder.open(self.resume.folder) as folder:
+            load_states(self.held, self.optimizer, folder, manifest.lr_scheduler)
+        self.lr_scheduler.set_state_dict(manifest.lr_scheduler)
+        if self.do_grad_scaling and manifest.loss_scaler:
+            state = {name: np.asarray(value) for name, value in manifest.loss_scaler.items()}
+            self.scaler.load_state_dict(state)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing to do: every step seeds its own random numbers."""

@@ -1,0 +1,235 @@
+"""What one rank of a rehearsal does: a few real steps on made-up data, every weight compared with one process's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddlenlp.trainer import TrainerCallback
+
+from oarlock.config.load import LoadedConfig
+from oarlock.config.schema import FinetuneConfig
+from oarlock.data.collate import FinetuneCollator, PretrainCollator
+from oarlock.data.labels import IGNORE_INDEX, Example
+from oarlock.data.order import SampleOrder
+from oarlock.environment import rank, world_size
+from oarlock.models.build import build_model, find_model
+from oarlock.parallel.plan import sequence_length
+from oarlock.train.checkpoint import find_resume_point
+from oarlock.train.holding import innermost
+from oarlock.train.run import connect, make_trainer, start, train
+from oarlock.train.trainer import OarlockTrainer
+
+NUM_SAMPLES = 4096
+
+
+@dataclass
+class RankReport:
+    """What a rank has to tell.
+
+    Attributes:
+        steps_before: steps of the checkpoint this run went on from.
+        losses, grad_norms: of each step.
+        eval_loss: after the last step.
+        parameter_bytes, gradient_bytes, optimizer_bytes: measured before the last optimizer step.
+        collectives: "operation over group" -> [calls, bytes] of one step.
+        difference: largest |weight - reference| so far, and where it first went over the tolerance.
+    """
+
+    steps_before: int = 0
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    eval_loss: float | None = None
+    parameter_bytes: int = 0
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+    collectives: dict[str, list[int]] = field(default_factory=dict)
+    difference: float = 0.0
+    first_difference: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, folder: Path, rank: int) -> RankReport:
+        """As write() left it."""
+        return cls(**json.loads((folder / f"rank-{rank}.json").read_text()))
+
+    def write(self, folder: Path) -> None:
+        """Into the folder of its run."""
+        (folder / f"rank-{rank()}.json").write_text(json.dumps(asdict(self)))
+
+
+def run_rank(config: Any, folder: Path, reference: Path | None, tolerance: float, stop_after: int | None = None) -> int:
+    """Train as the configuration says, through the same code as a real run; goes on from a checkpoint it finds.
+
+    Args:
+        config: of a small model, a few steps and float32.
+        folder: for the reports.
+        reference: folder of the one-process run; None makes this that run.
+        tolerance: of weights, absolute.
+        stop_after: as SIGTERM would, with a checkpoint after this step.
+    """
+    run = start(LoadedConfig(config))
+    config = run.config
+    source = find_model(config, from_weights=True)
+    tuning = isinstance(config, FinetuneConfig)
+    length = sequence_length(config)
+    connect(run, source, length)
+    model = build_model(source, run.dtype, False, config.runtime.seed, run.plan.pipeline > 1)
+    vocab = source.config.vocab_size
+    data: Any = MadeUpExamples(vocab, length) if tuning else MadeUpText(vocab, length)
+    collator = FinetuneCollator(vocab, 0, run.plan.length_multiple) if tuning else PretrainCollator(vocab)
+    resume = find_resume_point(config, "made up")
+    trainer = make_trainer(
+        run,
+        model,
+        resume,
+        order=SampleOrder(NUM_SAMPLES, config.runtime.seed),
+        template=None,
+        tokenizer=None,
+        flops=None,
+        data_fingerprint="made up",
+        train_dataset=data,
+        eval_dataset=Head(data, 2 * config.batch.per_device_eval_batch_size + 1),
+        data_collator=collator,
+    )
+    report = RankReport(steps_before=resume.manifest.step if resume else 0)
+    trainer.add_callback(_Recorder(trainer, report, folder, reference, tolerance, stop_after))
+    if train(run, trainer):
+        report.eval_loss = trainer.evaluate()["eval_loss"]
+    report.write(folder)
+    return 0
+
+
+class MadeUpText:
+    """Random sequences of length + 1 tokens; sample i is the same in every process."""
+
+    def __init__(self, vocab_size: int, length: int) -> None:
+        self.vocab_size, self.length = vocab_size, length
+
+    def __len__(self) -> int:
+        return NUM_SAMPLES
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"text": np.random.RandomState(index).randint(0, self.vocab_size, self.length + 1).astype(np.int64)}
+
+
+class MadeUpExamples:
+    """Random prompts and answers of very uneven lengths, the prompts masked."""
+
+    def __init__(self, vocab_size: int, longest: int) -> None:
+        self.vocab_size, self.longest = vocab_size, longest
+
+    def __len__(self) -> int:
+        return NUM_SAMPLES
+
+    def __getitem__(self, index: int) -> Example:
+        random = np.random.RandomState(index)
+        length = int(random.randint(4, self.longest + 1))
+        prompt = int(random.randint(1, length - 1))
+        ids = random.randint(0, self.vocab_size, length + 1).tolist()
+        return Example(ids[:-1], [IGNORE_INDEX] * prompt + ids[prompt + 1 :], False)
+
+
+class Head:
+    """The first samples of a dataset."""
+
+    def __init__(self, data: Any, count: int) -> None:
+        self.data, self.count = data, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+
+class _Recorder(TrainerCallback):
+    """Writes down (or compares) losses and weights after every step."""
+
+    def __init__(
+        self,
+        trainer: OarlockTrainer,
+        report: RankReport,
+        folder: Path,
+        reference: Path | None,
+        tolerance: float,
+        stop_after: int | None,
+    ) -> None:
+        self.trainer, self.report, self.stop_after = trainer, report, stop_after
+        self.folder, self.reference, self.tolerance = folder, reference, tolerance
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._groups("reset")
+
+    def on_optimizer_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.report.gradient_bytes = _gradient_bytes(self.trainer)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        report, trainer = self.report, self.trainer
+        self._groups("read")
+        report.grad_norms.append(trainer.clip.last_norm())
+        report.parameter_bytes = sum(_bytes(local.data) for local in trainer.held.locals())
+        inner = innermost(trainer.optimizer)
+        tables = [*inner._accumulators.values(), inner._master_weights]
+        report.optimizer_bytes = sum(_bytes(tensor) for table in tables for tensor in table.values())
+        if self.stop_after == state.global_step + 1:  # what stops a run is noticed in the step after it
+            trainer.stop.requested = True
+        if self.reference is None:
+            self._save_weights(state.global_step)
+        else:
+            self._compare(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.report.losses.append(logs["loss"])
+
+    def _groups(self, what: str) -> None:
+        if world_size() <= 1:
+            return
+        from oarlock.parallel import cpu_group
+
+        for group in cpu_group.groups():
+            if what == "reset":
+                group.reset_statistics()
+                continue
+            for operation, (calls, num_bytes) in group.statistics().items():
+                name = f"{operation} over {','.join(map(str, group.ranks))}"
+                self.report.collectives[name] = [calls, num_bytes]
+
+    def _save_weights(self, step: int) -> None:
+        arrays = {local.holding.name: local.data.numpy() for local in self.trainer.held.locals()}
+        np.savez(self.folder / f"step-{step}.npz", **arrays)
+
+    def _compare(self, step: int) -> None:
+        assert self.reference is not None
+        with np.load(self.reference / f"step-{step}.npz") as expected:
+            for local in self.trainer.held.locals():
+                part = local.holding.block.cut(expected[local.holding.name])
+                if local.flat is not None:
+                    part = np.ascontiguousarray(part).reshape(-1)[local.flat[0] : local.flat[1]]
+                if not part.size:
+                    continue
+                difference = float(np.abs(part - local.data.numpy()).max())
+                self.report.difference = max(self.report.difference, difference)
+                if not difference <= self.tolerance and self.report.first_difference is None:
+                    name = local.holding.name
+                    self.report.first_difference = {"step": step, "tensor": name, "difference": difference}
+
+
+def _gradient_bytes(trainer: OarlockTrainer) -> int:
+    """Bytes of gradients that are there when the optimizer begins."""
+    total = 0
+    for parameter in trainer.model.parameters():
+        sliced = getattr(parameter, "bw_storage", None)  # GroupShardedStage3
+        grad = sliced if sliced is not None else parameter._grad_ivar()
+        if grad is not None and grad._is_initialized():
+            total += _bytes(grad)
+    return total
+
+
+def _bytes(tensor: paddle.Tensor) -> int:
+    return int(tensor._numel() * tensor.element_size())

@@ -1,0 +1,301 @@
+"""Checkpoints of several ranks: `oarlock checkpoint`, saving in the background, and saves that fail.
+
+This file is also the program that the tests start once: it imports Paddle and forks the ranks of one run after the
+other.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from helpers import flags, rows
+from oarlock.cli import main as oarlock
+from oarlock.data.build_corpus import BuildOptions, build_corpus
+from oarlock.models.pieces import PieceFolder, part_name
+from oarlock.train.manifest import list_checkpoints, read_manifest, verify
+
+LLM = Path(__file__).resolve().parents[2] / "llm"
+SPLIT = {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2, "save_total_limit": 1}
+STAGE3 = {"sharding": "stage3", "sharding_parallel_degree": 2, "stage3_min_elements": 512}
+# name -> (ranks, flags, what happens to the second save, name of the output folder)
+RUNS = {
+    "split": (4, SPLIT, "", "split"),
+    "stage3": (2, STAGE3, "", "stage3"),
+    "background": (2, STAGE3 | {"async_save": 1}, "late", "background"),
+    "full": (2, STAGE3, "full", "full"),
+    "full_background": (2, STAGE3 | {"async_save": 1}, "full", "full_background"),
+    "killed": (2, STAGE3, "killed", "killed"),
+    "resumed": (2, STAGE3 | {"async_save": 1, "save_total_limit": 1}, "", "killed"),
+}
+
+
+# The tests.
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_config) -> Path:
+    """A folder with the outputs, the logs and the exit codes of all runs."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    texts = [f"document {i}: " + " ".join(str(n) for n in range(i % 60 + 20)) for i in range(100)]
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    build_corpus(BuildOptions((str(folder / "text.jsonl"),), str(tiny_config), str(folder / "data" / "c"), workers=1))
+    shutil.copytree(tiny_config, folder / "model")
+    program = subprocess.run(
+        [sys.executable, __file__, str(folder)],
+        env={**os.environ, "PYTHONPATH": f"{LLM}:{LLM.parent / 'tests'}", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert program.returncode == 0, program.stdout[-3000:] + program.stderr[-3000:]
+    return folder
+
+
+def codes(runs: Path, name: str) -> list[int]:
+    return json.loads((runs / "codes.json").read_text())[name]
+
+
+def log(runs: Path, name: str, rank: int = 0) -> str:
+    return (runs / "log" / name / f"workerlog.{rank}").read_text()
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs `oarlock checkpoint ...`: (exit code, what it printed)."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*words) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stop:
+            oarlock(["checkpoint", *map(str, words)])
+        printed = capsys.readouterr()
+        return stop.value.code, printed.out + printed.err
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def copy(runs, tmp_path):
+    """A checkpoint to be damaged."""
+    return shutil.copytree(runs / "split" / "checkpoint-4", tmp_path / "checkpoint-4")
+
+
+@pytest.mark.parametrize("name", ["split", "stage3", "background", "resumed"])
+def test_runs_that_end_well(runs, name):
+    assert not any(codes(runs, name)), log(runs, name)
+
+
+@pytest.mark.parametrize("name", ["split", "stage3"])
+def test_every_rank_writes_its_own_part(runs, name):
+    """Every element is written once, by all ranks about the same, and next to nothing is sent for it."""
+    ranks, folder = RUNS[name][0], runs / name / "checkpoint-4"
+    sizes = [(folder / part_name(rank)).stat().st_size for rank in range(ranks)]
+    model = load_file(runs / name / "model.safetensors")
+    with PieceFolder.open(folder) as pieces:
+        for kind in ("model", "moment1", "moment2"):
+            ranges = [piece.range for name in model for _, piece in pieces.where[f"{kind}/{name}"]]
+            assert sum(stop - start for start, stop in ranges) == sum(array.size for array in model.values())
+    assert max(sizes) < 1.5 * sum(sizes) / ranks
+    for save in rows(runs / name / "sent-0.jsonl"):
+        assert 0 < save["bytes"] < 0.1 * sum(sizes), save
+
+
+def test_inspect(runs, command):
+    folder = runs / "split" / "checkpoint-4"
+    code, text = command("inspect", folder)
+    manifest = read_manifest(folder)
+    assert code == 0 and "step            4\n" in text and f"samples seen    {manifest.samples}\n" in text
+    assert "tensor 2" in text and "pipeline 2" in text and "float32" in text
+    assert all(f"{kind:15s} 21 tensors, 51,360 elements" in text for kind in ("model", "moment1", "moment2"))
+    code, text = command("inspect", folder, "--tensors")
+    assert "model/llama.layers.1.mlp.up_proj.weight [32, 64] axis 1 [32:64] in rank-0000" in text
+    code, text = command("inspect", runs / "stage3" / "checkpoint-4", "--tensors")
+    assert "model/llama.layers.1.mlp.up_proj.weight [32, 64] elements 1024:2048 in rank-00001" in text
+    assert "not a checkpoint" in command("inspect", runs / "data")[1]
+
+
+def test_verify(runs, command, copy):
+    code, text = command("verify", copy)
+    assert code == 0 and f"{copy}: whole (" in text and "step 4" in text
+    for name in (part_name(2), "tensors.json", "tokenizer.json", "config.json"):
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        code, text = command("verify", copy)
+        assert code == 1 and f"{copy / name}: checksum differs" in text, text
+        (copy / name).write_bytes(content[:-1])
+        code, text = command("verify", copy)
+        assert code == 1 and f"{copy / name} has " in text, text
+        (copy / name).unlink()
+        code, text = command("verify", copy)
+        assert code == 1 and f"{copy / name} is missing" in text, text
+        (copy / name).write_bytes(content)
+    assert command("verify", copy)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["split", "stage3"])
+def test_consolidated_is_the_final_model(runs, command, tmp_path, name):
+    code, text = command("consolidate", runs / name / "checkpoint-4", tmp_path / "one")
+    assert code == 0, text
+    written = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    expected = {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    }
+    assert written == {path: (runs / name / path).read_bytes() for path in expected}
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_consolidated_loads_with_paddlenlp(runs, command, tmp_path):
+    from oarlock.environment import import_paddle, set_paddlenlp_log_level
+
+    import_paddle()
+    from paddlenlp.transformers import AutoModelForCausalLM, AutoTokenizer
+
+    set_paddlenlp_log_level("error")
+    final = load_file(runs / "split" / "model.safetensors")
+    code, text = command("consolidate", runs / "split" / "checkpoint-4", tmp_path / "one", "--max-shard-size", "2e-5")
+    assert code == 0, text
+    assert len(list((tmp_path / "one").glob("model-*.safetensors"))) > 3
+    model = AutoModelForCausalLM.from_pretrained(str(tmp_path / "one"))
+    found = model.state_dict()
+    assert set(found) == set(final) and all(np.array_equal(found[name].numpy(), final[name]) for name in final)
+    assert AutoTokenizer.from_pretrained(str(tmp_path / "one")).vocab_size == 512
+
+
+def test_consolidate_refuses(runs, command, copy, tmp_path):
+    (tmp_path / "file").write_text("something")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "model.safetensors").write_text("somebody's")
+    for output in ("file", "full"):
+        assert "is not empty" in command("consolidate", copy, tmp_path / output)[1]
+    assert command("consolidate", tmp_path / "full", tmp_path / "new")[0] == 1
+    (copy / part_name(1)).unlink()
+    code, text = command("consolidate", copy, tmp_path / "new")
+    assert code == 1 and f"{copy / part_name(1)} is missing" in text
+    code, text = command("consolidate", copy, tmp_path / "new", "--no-verify")
+    assert code == 1 and part_name(1) in text and "could not be written" not in text
+    assert "could not be written" in command("consolidate", runs / "split" / "checkpoint-4", "/proc/none/new")[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "file", "full"]
+
+
+def test_a_checkpoint_written_in_the_background_is_the_same(runs):
+    """Although training had gone on when it was written."""
+    one, other = (read_manifest(runs / name / "checkpoint-2").files for name in ("stage3", "background"))
+    assert one.keys() == other.keys()
+    assert all(one[name] == other[name] for name in (part_name(0), part_name(1), "tensors.json", "config.json"))
+    assert json.loads((runs / "background" / "late.json").read_text()) > 2
+
+
+def test_save_total_limit(runs):
+    assert [path.name for path in list_checkpoints(runs / "stage3")] == ["checkpoint-4", "checkpoint-2"]
+    assert [path.name for path in list_checkpoints(runs / "split")] == ["checkpoint-4"]
+    assert [path.name for path in list_checkpoints(runs / "killed")] == ["checkpoint-4"]  # by the run that went on
+
+
+@pytest.mark.parametrize("name", ["full", "full_background"])
+def test_a_full_disk_leaves_the_checkpoint_before(runs, name):
+    """The second save of rank 1 finds no space."""
+    assert codes(runs, name) == [1, 1]
+    console = log(runs, name, 0)
+    assert "checkpoint-4 could not be written: no space left on the disk of" in console
+    assert "checkpoint-2 is whole; the same command goes on from it" in console
+    assert "Traceback" not in console + log(runs, name, 1)
+    assert verify(runs / name / "checkpoint-2").step == 2
+    assert [path.name for path in (runs / name).glob("*checkpoint*")] == ["checkpoint-2"]
+
+
+def test_a_rank_killed_while_it_saves(runs):
+    """The ranks stop, the checkpoint before is whole, and the same command goes on from it to the same end."""
+    assert codes(runs, "killed") == [1, -signal.SIGKILL]
+    assert "rank 1 (pid" in log(runs, "killed") and "died without a word" in log(runs, "killed")
+    assert "checkpoint-2 is whole; the same command goes on from it" in log(runs, "killed")
+    assert "Traceback" not in log(runs, "killed") and "checkpoint-2 (step 2" in log(runs, "resumed")
+    expected, found = (load_file(runs / name / "model.safetensors") for name in ("stage3", "killed"))
+    assert all(np.array_equal(found[name], array) for name, array in expected.items())
+    assert verify(runs / "killed" / "checkpoint-4").step == 4
+    assert not list((runs / "killed").glob(".checkpoint-*"))
+
+
+# The program.
+
+
+def main(folder: Path) -> int:
+    """In the parent: import, fork, wait."""
+    from oarlock.environment import import_paddle
+
+    import_paddle(1)
+    from oarlock.parallel.fork_launch import launch
+    from oarlock.train import pretrain  # noqa: F401
+
+    found = {}
+    for name, (ranks, options, disturbance, output) in RUNS.items():
+        words = flags(
+            model_name_or_path=folder / "model", input_dir=folder / "data", output_dir=folder / output, split="100,0,0",
+            max_seq_length=32, per_device_train_batch_size=1, gradient_accumulation_steps=2, max_steps=4, save_steps=2,
+            learning_rate=1e-3, logging_steps=1, do_train=1, report_to="none", device="cpu", num_threads=1,
+            collective_timeout=60, disable_tqdm=1, log_level="error", **options,
+        )  # fmt: skip
+        main = partial(one_rank, words, disturbance)
+        found[name] = launch(ranks, main, folder / "log" / name, timeout_s=90, quiet=True)
+    (folder / "codes.json").write_text(json.dumps(found))
+    return 0
+
+
+def one_rank(words: list[str], disturbance: str) -> int:
+    """Pretraining as it is, with the second save disturbed on rank 1, and notes of what a save sends."""
+    from oarlock.config.load import load_config
+    from oarlock.config.schema import PretrainConfig
+    from oarlock.environment import rank
+    from oarlock.parallel import cpu_group
+    from oarlock.train import saving
+    from oarlock.train.pretrain import pretrain
+    from oarlock.train.trainer import OarlockTrainer
+
+    loaded = load_config(PretrainConfig, words)
+    output = Path(loaded.config.checkpoint.output_dir)
+    really_save, really_write = OarlockTrainer._save_checkpoint, saving.write_safetensors
+    trainers: list[OarlockTrainer] = []
+
+    def sent() -> int:
+        return sum(amount for group in cpu_group.groups() for _, amount in group.statistics().values())
+
+    def save(trainer, *arguments):
+        trainers.append(trainer)
+        before = sent()
+        really_save(trainer, *arguments)
+        with open(output / f"sent-{rank()}.jsonl", "a") as file:
+            file.write(json.dumps({"bytes": sent() - before}) + "\n")
+
+    def write(path, *arguments):
+        if disturbance == "late" and len(trainers) == 1:
+            deadline = time.monotonic() + 20
+            while trainers[0].state.global_step == 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            (output / "late.json").write_text(json.dumps(trainers[0].state.global_step))
+        if disturbance in ("full", "killed") and len(trainers) == 2 and rank() == 1:
+            path.write_bytes(b"the beginning")
+            if disturbance == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return really_write(path, *arguments)
+
+    OarlockTrainer._save_checkpoint, saving.write_safetensors = save, write
+    return pretrain(loaded)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

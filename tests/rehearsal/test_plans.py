@@ -1,0 +1,151 @@
+"""Every plan of up to 4 ranks, and tp2 x pp2 x sharding2 (x dp2), against one process on the same global batch.
+
+Losses and gradient norms of 10 steps to 1e-5 relative with clipping on, every weight after every step to 1e-5,
+evaluation after them; and runs that go on from each other's checkpoints under other plans.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+    "llama-grouped": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 2},
+    "qwen2-tied": {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+}
+BATCH, STEPS = 8, 10
+
+
+def plan(ranks: int, replicas: int = 1, micro: int = 2, **flags: Any) -> dict[str, Any]:
+    """replicas: ranks that see different data."""
+    batch = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": BATCH // (micro * replicas)}
+    return {"ranks": ranks, "flags": batch | flags}
+
+
+TP, PP, SH = "tensor_parallel_degree", "pipeline_parallel_degree", "sharding_parallel_degree"
+UP_TO_4 = [
+    plan(2, 2),
+    *(plan(2, 2, sharding=stage) for stage in ("stage1", "stage2", "stage3")),
+    plan(2, **{TP: 2}),
+    plan(2, **{TP: 2, "sequence_parallel": 1}),
+    plan(2, **{PP: 2}),
+    plan(4, 4),
+    *(plan(4, 4, sharding=stage) for stage in ("stage1", "stage2", "stage3")),
+    *(plan(4, 4, sharding=stage, **{SH: 2}) for stage in ("stage1", "stage2", "stage3")),
+    plan(4, 2, **{TP: 2}),
+    *(plan(4, 2, sharding=stage, **{TP: 2}) for stage in ("stage1", "stage2", "stage3")),
+    plan(4, 2, micro=1, **{PP: 2}),
+    *(plan(4, 2, micro=1, sharding=stage, **{PP: 2}) for stage in ("stage1", "stage2")),
+    plan(4, **{TP: 2, PP: 2}),
+    plan(4, micro=1, **{PP: 4}),
+    plan(4, **{TP: 2, PP: 2, "sequence_parallel": 1, "recompute": 1}),
+    plan(4, 2, sharding="stage2", recompute=1, **{TP: 2}),
+]
+FOUR_D = [
+    plan(8, 2, micro=1, sharding="stage1", **{TP: 2, PP: 2}),
+    plan(8, 2, micro=1, sharding="stage2", **{TP: 2, PP: 2}),
+    plan(16, 4, micro=1, sharding="stage2", **{TP: 2, PP: 2, SH: 2}),
+]
+TENSOR_4 = [plan(4, **{TP: 4}), plan(4, **{TP: 4, "sequence_parallel": 1})]
+INTERLEAVED = [
+    plan(4, micro=1, **{PP: 4, "virtual_pp_degree": 2}),
+    plan(4, micro=2, **{PP: 4, "virtual_pp_degree": 2}),
+]
+
+
+def until(step: int, chosen: dict[str, Any]) -> dict[str, Any]:
+    return chosen | {"stop_after": step}
+
+
+# Each goes on where the one before it stopped, and 5 or more steps are compared after every change of plan.
+CHAINS = [
+    [
+        until(5, plan(1)),
+        until(10, plan(8, 2, micro=1, sharding="stage2", **{TP: 2, PP: 2})),
+        until(15, plan(2, 2)),
+        plan(2, 2, sharding="stage3"),
+    ],
+    [until(5, plan(4, 4, sharding="stage3")), until(10, plan(2, **{TP: 2})), plan(1)],
+    [until(5, plan(4, 2, sharding="stage1", **{TP: 2})), until(10, plan(4, 4, sharding="stage2")), plan(2, **{PP: 2})],
+    [until(5, plan(2, **{PP: 2})), until(10, plan(4, 2, sharding="stage3", **{TP: 2})), plan(4, 2, **{TP: 2})],
+]
+RESUMED_STEPS = 20
+
+
+def groups() -> list[dict[str, Any]]:
+    common = {"batch": BATCH, "steps": STEPS}
+    found = [
+        {"name": f"{kind}-{model}", "model": MODELS[model], "kind": kind, "plans": [*UP_TO_4, *FOUR_D]}
+        for kind in ("pretrain", "finetune")
+        for model in MODELS
+    ]
+    found[0]["plans"] = [*found[0]["plans"], *TENSOR_4]
+    deep = MODELS["llama-grouped"] | {"num_hidden_layers": 8}
+    found.append({"name": "interleaved", "model": deep, "kind": "pretrain", "plans": INTERLEAVED})
+    resumed = {"steps": RESUMED_STEPS}
+    found.append(
+        {"name": "resume-llama", "model": MODELS["llama-grouped"], "kind": "finetune", "plans": CHAINS} | resumed
+    )
+    found.append(
+        {"name": "resume-qwen2", "model": MODELS["qwen2-tied"], "kind": "pretrain", "plans": CHAINS[:1]} | resumed
+    )
+    return [common | group for group in found]
+
+
+def cases() -> list[Any]:
+    listed = []
+    for number, group in enumerate(groups()):
+        for position, chain in enumerate(group["plans"]):
+            for link, each in enumerate(chain if isinstance(chain, list) else [chain]):
+                words = [f"{name.removesuffix('_parallel_degree')}{value}" for name, value in each["flags"].items()]
+                name = f"{group['name']}-{position}.{link}-{each['ranks']}ranks-{'-'.join(words[2:]) or 'data'}"
+                listed.append(pytest.param(number, position, link, id=name))
+    return listed
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[tuple[int, int, int], dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("plans")
+    (folder / "spec.json").write_text(json.dumps(groups()))
+    command = [sys.executable, str(Path(__file__).with_name("runs.py")), str(folder / "spec.json"), str(folder / "out")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=environment, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return {tuple(result["case"]): result for result in json.loads((folder / "out").read_text())}
+
+
+@pytest.mark.parametrize(("group", "position", "link"), cases())
+def test_a_plan_equals_one_process(results, group, position, link):
+    result = results[group, position, link]
+    assert result["problem"] is None, "\n".join([str(result["problem"]), *result.get("logs", [])])
+    last = result["plan"].get("stop_after", groups()[group]["steps"])
+    assert result["num_losses"] == last - result["steps_before"] >= 5  # no step left out or done twice
+
+
+def test_stage_2_under_a_pipeline_keeps_half_of_the_gradients(results):
+    position = UP_TO_4.index(plan(4, 2, micro=1, sharding="stage2", **{PP: 2}))
+    result = results[1, position, 0]
+    for kept, whole in zip(result["gradient_bytes"], result["parameter_bytes"], strict=True):
+        assert kept == pytest.approx(whole / 2, rel=0.02)
+    first = results[1, position - 1, 0]
+    assert first["gradient_bytes"] == first["parameter_bytes"]  # stage 1 keeps them all
+
+
+def test_stage_3_keeps_a_share_of_everything(results):
+    result = results[1, UP_TO_4.index(plan(4, 4, sharding="stage3")), 0]
+    whole = results[1, UP_TO_4.index(plan(4, 4)), 0]
+    for name in ("parameter_bytes", "gradient_bytes", "optimizer_bytes"):
+        for mine, all_of_it in zip(result[name], whole[name], strict=True):
+            assert mine < 0.4 * all_of_it  # a quarter, and the norms, which are too small to be sliced
