@@ -84,7 +84,7 @@ def load_distributed(model: nn.Layer, open_source: Callable[[], WeightSource]) -
 
         def finish() -> None:
             if error is not None:
-                pass
+                raise error
 
         together(finish)
 
