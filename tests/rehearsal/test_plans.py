@@ -52,6 +52,7 @@ UP_TO_4 = [
     plan(4, micro=1, **{PP: 4}),
     plan(4, **{TP: 2, PP: 2, "sequence_parallel": 1, "recompute": 1}),
     plan(4, 2, sharding="stage2", recompute=1, **{TP: 2}),
+    *(plan(4, 2, sharding=stage, **{TP: 2, "sequence_parallel": 1}) for stage in ("stage1", "stage2", "stage3")),
 ]
 FOUR_D = [
     plan(8, 2, micro=1, sharding="stage1", **{TP: 2, PP: 2}),

@@ -22,7 +22,7 @@ from oarlock.errors import ConfigError
 from oarlock.parallel.families import FAMILY_SUPPORT
 from oarlock.parallel.plan import AXES, Coordinates, ModelSizes, ParallelPlan, check_plan, make_plan
 from oarlock.parallel.plan_drawing import draw_rank_map
-from oarlock.parallel.plan_rules import cut_layers
+from oarlock.parallel.plan_rules import cut_layers, slicing_problems
 
 LLAMA = ModelSizes("llama", num_layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, vocab=32000)
 FOUR_D = ParallelPlan(32, 2, 2, 2, 4, 2, micro_batches=4)
@@ -556,3 +556,13 @@ def test_a_large_plan_shows_its_first_rows():
 
 def test_coordinates_have_names():
     assert FOUR_D.coordinates(13) == Coordinates(data=0, pipeline=1, sharding=1, tensor=1)
+
+
+def test_norms_are_not_sliced_under_sequence_parallel():
+    plan = ParallelPlan(world_size=4, tensor=2, sharding=2, stage=3, sequence_parallel=True)
+    sizes = ModelSizes("llama", 2, 64, 128, 4, 4, 128)
+    words = ["--do_train", "--stage3_min_elements"]
+    (problem,) = slicing_problems(load_config(PretrainConfig, [*words, "63"]).config, plan, sizes)
+    assert "--stage3_min_elements 63" in problem and "nearest: 64" in problem
+    assert not slicing_problems(load_config(PretrainConfig, [*words, "64"]).config, plan, sizes)
+    assert not slicing_problems(load_config(PretrainConfig, ["--do_train"]).config, plan, sizes)

@@ -175,6 +175,21 @@ def _sequence_needs_tensor(plan: ParallelPlan) -> Iterator[str]:
 # rules that span plan and model
 
 
+def slicing_problems(config: Config, plan: ParallelPlan, sizes: ModelSizes) -> list[str]:
+    """Stage 3 must not slice what sequence parallel sums at the end of a step: the norms, of hidden-size elements.
+
+    GroupShardedStage3 takes a sliced parameter's gradient away after every micro-batch;
+    register_sequence_parallel_allreduce_hooks sums it over the tensor ranks with the last one only.
+    """
+    smallest = config.parallel.stage3_min_elements
+    if plan.stage < 3 or not plan.sequence_parallel or smallest is None or smallest >= sizes.hidden:
+        return []
+    return [
+        f"--stage3_min_elements {smallest:,} with --sequence_parallel would slice norms of {sizes.hidden:,} elements, "
+        f"whose gradients are summed whole; nearest: {sizes.hidden:,}"
+    ]
+
+
 def check_plan(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> list[str]:
     """Hold a plan against a model.
 

@@ -114,7 +114,7 @@ def shrink_config(config: Config, plan: ParallelPlan, model: Path, output_dir: P
         "disable_tqdm": True,
         "log_level": "error",
         "save_strategy": "no",
-        "stage3_min_elements": 64,
+        "stage3_min_elements": 512 if plan.sequence_parallel else 64,  # see plan_rules.slicing_problems
         "collective_timeout": 120.0,
     }
     changes |= {"max_seq_length": length, "continue_training": True, "input_dir": None}

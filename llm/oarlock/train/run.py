@@ -22,6 +22,7 @@ from oarlock.models.build import num_parameters
 from oarlock.models.place import place_model
 from oarlock.parallel.paddle_args import training_arguments, visualdl_dir
 from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan
+from oarlock.parallel.plan_rules import refuse, slicing_problems
 from oarlock.train.callbacks import Console, EvaluateOnStart, MetricsFile, SampleLog, VisualDLReporter
 from oarlock.train.checkpoint import ResumePoint
 from oarlock.train.final_model import save_final_model
@@ -95,8 +96,10 @@ def connect(run: Run, source: ModelSource, seq_length: int) -> None:
     Raises:
         ConfigError: when the plan does not fit the model.
     """
-    for note in check_plan(run.plan, ModelSizes.of(source.config), seq_length):
+    sizes = ModelSizes.of(source.config)
+    for note in check_plan(run.plan, sizes, seq_length):
         say_once(note)
+    refuse(slicing_problems(run.config, run.plan, sizes), run.plan.world_size)
     if run.plan.world_size > 1:
         say(f"plan: {run.plan.describe()}")
         if run.config.runtime.device == "cpu":

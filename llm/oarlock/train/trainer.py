@@ -192,7 +192,7 @@ class OarlockTrainer(CheckpointingTrainer):
             self._handled_step = self.state.global_step
         # Gradients are averaged over data-parallel ranks, so each rank's share is weighed up by their number.
         self.criterion.normalizer = max(1, counts[0]) / replicas
-        if self.plan.pipeline > 1:  # PipelineParallel divides by the number of micro-batches
+        if self.plan.pipeline > 1 or self._enable_delay_scale_loss():  # Fleet divides by the number of micro-batches
             self.criterion.normalizer /= len(micro_batches)
         self.meter.count(counts[1])
         at = self.plan.coordinates(rank())

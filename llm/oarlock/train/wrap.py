@@ -13,6 +13,7 @@ from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_optimizer_sta
 from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_stage2 import GroupShardedStage2
 from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_stage3 import GroupShardedStage3
 from paddle.distributed.fleet.utils import mix_precision_utils
+from paddle.distributed.fleet.utils.sequence_parallel_utils import register_sequence_parallel_allreduce_hooks
 
 if TYPE_CHECKING:
     from oarlock.train.trainer import OarlockTrainer
@@ -34,6 +35,8 @@ def wrap_group_sharded(trainer: OarlockTrainer, model: nn.Layer) -> nn.Layer:
             models=model, optimizers=optimizer, level=args.fp16_opt_level, dtype=trainer.amp_dtype
         )
     hcg = fleet.get_hybrid_communicate_group()
+    if plan.sequence_parallel:  # sums the gradients of norms, which each tensor rank has for its part of the sequence
+        register_sequence_parallel_allreduce_hooks(model, args.gradient_accumulation_steps, False)
     if plan.tensor > 1:
         model = TensorParallel(model, hcg, strategy=None)
     if args.amp_master_grad:
