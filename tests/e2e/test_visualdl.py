@@ -61,7 +61,7 @@ def server(logdir: Path) -> Iterator[str]:
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
@@ -103,7 +103,7 @@ def screenshot(window) -> np.ndarray:
 def test_the_page_draws_the_loss_curve(logdir, tmp_path):
     with server(logdir) as address, browser(tmp_path / "profile") as window:
         window.get(f"{address}/app/scalar")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not (boxes := window.find_elements("css selector", "input[placeholder*='Search tags']")):
             assert time.monotonic() < deadline, "the page did not come up"
             time.sleep(0.5)

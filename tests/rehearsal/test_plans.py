@@ -122,7 +122,7 @@ def results(tmp_path_factory) -> dict[tuple[int, int, int], dict[str, Any]]:
     (folder / "spec.json").write_text(json.dumps(groups()))
     command = [sys.executable, str(Path(__file__).with_name("runs.py")), str(folder / "spec.json"), str(folder / "out")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2400, env=environment, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return {tuple(result["case"]): result for result in json.loads((folder / "out").read_text())}
 
