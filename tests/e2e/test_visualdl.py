@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 
 from helpers import flags, run_program
 
@@ -75,8 +77,6 @@ def server(logdir: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def browser(folder: Path) -> Iterator:
     """Headless Chromium."""
-    from selenium import webdriver
-
     chromium = next(
         (p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None
     )
@@ -111,7 +111,8 @@ def test_the_page_draws_the_loss_curve(logdir, tmp_path):
         blue, drawn = np.zeros((1, 1), bool), []
         while time.monotonic() < deadline and not (blue.sum() > 200 and len(drawn) == 1):
             time.sleep(1)
-            drawn = [c for c in window.find_elements("tag name", "canvas") if c.size["width"] > 100]
+            with contextlib.suppress(StaleElementReferenceException):  # the page was drawing itself anew
+                drawn = [c for c in window.find_elements("tag name", "canvas") if c.size["width"] > 100]
             blue = np.abs(screenshot(window)[150:, :1100] - CURVE).sum(axis=2) < 60
         columns, lines = np.flatnonzero(blue.any(axis=0)), np.flatnonzero(blue.any(axis=1))
         assert len(drawn) == 1, "one chart is asked for"

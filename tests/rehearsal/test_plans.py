@@ -49,7 +49,6 @@ UP_TO_4 = [
     plan(4, 2, micro=1, **{PP: 2}),
     *(plan(4, 2, micro=1, sharding=stage, **{PP: 2}) for stage in ("stage1", "stage2")),
     plan(4, **{TP: 2, PP: 2}),
-    plan(4, micro=1, **{PP: 4}),
     plan(4, **{TP: 2, PP: 2, "sequence_parallel": 1, "recompute": 1}),
     plan(4, 2, sharding="stage2", recompute=1, **{TP: 2}),
     *(plan(4, 2, sharding=stage, **{TP: 2, "sequence_parallel": 1}) for stage in ("stage1", "stage2", "stage3")),
@@ -59,6 +58,7 @@ FOUR_D = [
     plan(8, 2, micro=1, sharding="stage2", **{TP: 2, PP: 2}),
     plan(16, 4, micro=1, sharding="stage2", **{TP: 2, PP: 2, SH: 2}),
 ]
+FOUR_STAGES = [plan(4, micro=1, **{PP: 4})]
 TENSOR_4 = [plan(4, **{TP: 4}), plan(4, **{TP: 4, "sequence_parallel": 1})]
 INTERLEAVED = [
     plan(4, micro=1, **{PP: 4, "virtual_pp_degree": 2}),
@@ -93,6 +93,11 @@ def groups() -> list[dict[str, Any]]:
         for model in MODELS
     ]
     found[0]["plans"] = [*found[0]["plans"], *TENSOR_4]
+    found += [
+        group
+        | {"name": f"{group['name']}-deep", "model": group["model"] | {"num_hidden_layers": 4}, "plans": FOUR_STAGES}
+        for group in found
+    ]
     deep = MODELS["llama-grouped"] | {"num_hidden_layers": 8}
     found.append({"name": "interleaved", "model": deep, "kind": "pretrain", "plans": INTERLEAVED})
     resumed = {"steps": RESUMED_STEPS}
@@ -127,6 +132,7 @@ def results(tmp_path_factory) -> dict[tuple[int, int, int], dict[str, Any]]:
     return {tuple(result["case"]): result for result in json.loads((folder / "out").read_text())}
 
 
+@pytest.mark.timeout(2400)  # the first one waits for all the runs
 @pytest.mark.parametrize(("group", "position", "link"), cases())
 def test_a_plan_equals_one_process(results, group, position, link):
     result = results[group, position, link]

@@ -98,8 +98,7 @@ def run_rank(config: Any, folder: Path, reference: Path | None, tolerance: float
     )
     report = RankReport(steps_before=resume.manifest.step if resume else 0)
     trainer.add_callback(_Recorder(trainer, report, folder, reference, tolerance, stop_after))
-    if train(run, trainer):
-        report.eval_loss = trainer.evaluate()["eval_loss"]
+    train(run, trainer)
     report.write(folder)
     return 0
 
@@ -186,6 +185,8 @@ class _Recorder(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
             self.report.losses.append(logs["loss"])
+        if logs and "eval_loss" in logs:
+            self.report.eval_loss = logs["eval_loss"]
 
     def _groups(self, what: str) -> None:
         if world_size() <= 1:
