@@ -432,6 +432,7 @@ def test_failed_trainers_start_again(
 def test_signals_reach_the_trainers_and_not_the_launcher(machine: Machine, number: signal.Signals) -> None:
     process = machine.start(SCRIPTS / "run_trainer.sh", FAKE_DOES="train", MAX_RESTART="3")
     machine.wait_for("ready-*", 2)
+    time.sleep(0.5)  # on a busy machine the script may not wait for its launcher yet
     os.killpg(process.pid, number)  # as Ctrl-C in a terminal: to all processes of the group
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
