@@ -181,8 +181,10 @@ def slicing_problems(config: Config, plan: ParallelPlan, sizes: ModelSizes) -> l
     GroupShardedStage3 takes a sliced parameter's gradient away after every micro-batch;
     register_sequence_parallel_allreduce_hooks sums it over the tensor ranks with the last one only.
     """
+    if plan.stage < 3 or not plan.sequence_parallel:
+        return []
     smallest = config.parallel.stage3_min_elements
-    if plan.stage < 3 or not plan.sequence_parallel or smallest is None or smallest >= sizes.hidden:
+    if smallest is None or smallest >= sizes.hidden:
         return []
     return [
         f"--stage3_min_elements {smallest:,} with --sequence_parallel would slice norms of {sizes.hidden:,} elements, "
