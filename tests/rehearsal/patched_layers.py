@@ -104,7 +104,11 @@ def who_is_lent_a_cpu(run) -> dict[str, bool]:
             config = SimpleNamespace(runtime=SimpleNamespace(device=device, collective_timeout=9.0))
             with (
                 mock.patch.multiple(
-                    run, check_plan=lambda *_: (), place_model=mock.DEFAULT, training_arguments=mock.DEFAULT
+                    run,
+                    check_plan=lambda *_: (),
+                    slicing_problems=lambda *_: [],
+                    place_model=mock.DEFAULT,
+                    training_arguments=mock.DEFAULT,
                 ),
                 mock.patch.object(run.ModelSizes, "of"),
                 mock.patch.object(run, "_lend_fleet_a_cpu") as lend,
