@@ -148,7 +148,8 @@ def _data_embedded(arguments: argparse.Namespace) -> int:
 
 def _add_ask(commands: argparse._SubParsersAction) -> None:
     ask = _command(commands, "ask", "Ask a trained model; the chat template saved with it is used.", _ask)
-    ask.add_argument("model", metavar="DIR", help="model folder")
+    ask.add_argument("model", metavar="DIR", help="model folder, or adapter folder")
+    ask.add_argument("--base", metavar="DIR", help="where the base of an adapter is, if not where it was")
     ask.add_argument("question", nargs="+", help="one answer for each")
     ask.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
 
@@ -157,7 +158,7 @@ def _ask(arguments: argparse.Namespace) -> int:
     import_paddle()
     from oarlock.models.ask import ask_model
 
-    for question, answer in ask_model(arguments.model, arguments.question, arguments.max_new_tokens):
+    for question, answer in ask_model(arguments.model, arguments.question, arguments.max_new_tokens, arguments.base):
         print(f"Q: {question.replace(chr(10), ' / ')}\nA: {answer}")
     return 0
 

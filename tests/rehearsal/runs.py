@@ -71,6 +71,7 @@ def main() -> None:
         codes = launch(1, partial(make_model, content, model), folder / "log", 120, quiet=True)
         batch, micro = group["batch"], group.get("micro_batch", 2)
         alone = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": batch // micro}
+        alone |= group.get("flags", {})  # of the method; plans name them too
         config = make_config(kind, model, folder / "out-one", steps, alone)
         codes += launch(1, partial(run_rank, config, one, None, TOLERANCE), folder / "log", 120, quiet=True)
         if any(codes):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError
-from oarlock.parallel.families import FAMILY_SUPPORT
+from oarlock.parallel.families import FAMILIES
 from oarlock.parallel.plan import AXES, Coordinates, ModelSizes, ParallelPlan, check_plan, make_plan
 from oarlock.parallel.plan_drawing import draw_rank_map
 from oarlock.parallel.plan_rules import cut_layers, slicing_problems
@@ -479,7 +479,7 @@ def test_the_nearest_degree_named_is_legal(tensor, others, heads, groups, interm
 
 def test_what_paddlenlp_can_split_is_what_the_table_says():
     transformers = Path(importlib.util.find_spec("paddlenlp").origin).parent / "transformers"
-    for family, support in FAMILY_SUPPORT.items():
+    for family, support in FAMILIES.items():
         source = (transformers / family / "modeling.py").read_text()
         assert support.tensor == ("ColumnParallelLinear(" in source and family != "opt"), family  # whose head is wrong
         assert support.sequence == ("config.sequence_parallel" in source), family

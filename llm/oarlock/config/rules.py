@@ -93,11 +93,27 @@ def _sequence_parallel(config: Config) -> Iterator[str]:
         yield "--virtual_pp_degree above 1 needs --pipeline_parallel_degree above 1"
 
 
+_METHODS = ("lora", "prefix_tuning", "p_tuning")
+
+
 def _methods(config: Config) -> Iterator[str]:
     method = getattr(config, "method", None)
-    for name in ("lora", "prefix_tuning", "merge_weights"):
-        if method is not None and getattr(method, name):
-            yield f"--{name}: this version trains all parameters; adapters come with the next one"
+    if method is None:
+        return
+    chosen = [f"--{name}" for name in _METHODS if getattr(method, name)]
+    if len(chosen) > 1:
+        yield f"{' and '.join(chosen)} exclude each other: choose one method"
+    for name in ("prefix_tuning", "p_tuning"):
+        if getattr(method, name) and config.parallel.pipeline_parallel_degree > 1:
+            why = {
+                "prefix_tuning": "the stages of PaddleNLP's pipelines take no keys and values from outside",
+                "p_tuning": "only the first stage would have anything to train",
+            }[name]
+            yield f"--{name} can't go with --pipeline_parallel_degree: {why}; use --lora, or other kinds of parallelism"
+    if method.merge_weights and not method.lora:
+        yield "--merge_weights needs --lora: only its matrices can be added to the base model's weights"
+    if method.adapter_name_or_path and not chosen:
+        yield f"--adapter_name_or_path needs the method it was trained with: {', '.join(f'--{n}' for n in _METHODS)}"
 
 
 def _resume(config: Config) -> Iterator[str]:

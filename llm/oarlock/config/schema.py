@@ -321,11 +321,42 @@ class MethodSection:
     r: int = option(8, at_least(1), aliases=("lora_rank",))
     """LoRA rank."""
 
+    lora_alpha: float | None = option(None, more_than(0))
+    """LoRA scaling times its rank (or the root of it, with rslora); default: 2 r, and 4 with rslora."""
+
+    lora_dropout: float = option(0.0, between(0, 1))
+    """Dropout before the low-rank matrices."""
+
+    lora_target_modules: str | None = option(None)
+    """Linear layers that get LoRA, by the last part of their names, separated by commas; default: all in the
+    transformer layers."""
+
+    rslora: bool = option(False)
+    """Scale LoRA by alpha / sqrt(r) instead of alpha / r (rsLoRA)."""
+
+    lora_plus_scale: float = option(1.0, more_than(0))
+    """Learning rate of LoRA's B over that of A (LoRA+)."""
+
     prefix_tuning: bool = option(False)
-    """Train a prefix of keys and values."""
+    """Train a prefix of keys and values in every layer."""
 
     num_prefix_tokens: int = option(64, at_least(1), unit="tokens")
     """Length of the prefix."""
+
+    p_tuning: bool = option(False)
+    """Train virtual tokens before the text, made by a small encoder (p-tuning)."""
+
+    num_virtual_tokens: int = option(32, at_least(1), unit="tokens")
+    """Virtual tokens of p-tuning."""
+
+    p_tuning_encoder: str = option("lstm", choices=("lstm", "mlp"))
+    """What makes the virtual tokens: a bidirectional LSTM with an MLP, or an MLP alone."""
+
+    p_tuning_hidden_size: int | None = option(None, at_least(1))
+    """Width of that encoder; default: the model's."""
+
+    adapter_name_or_path: str | None = option(None)
+    """Folder of an adapter that an earlier run saved: train it further, or only evaluate it."""
 
     merge_weights: bool = option(False)
     """Merge the base model and the LoRA weights at the end."""

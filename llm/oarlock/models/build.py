@@ -12,14 +12,16 @@ import paddle
 import paddlenlp.transformers
 from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PretrainedModel
 
-from oarlock.config.schema import PretrainDataSection
 from oarlock.environment import say, say_once
 from oarlock.errors import ConfigError, ModelError
+from oarlock.models.adapter import read_adapter
 from oarlock.models.hub import local_folder
 from oarlock.models.initial import RandomWeights, without_values
 from oarlock.models.load import load_distributed
+from oarlock.models.methods import Method, fill_trained, initial_values
 from oarlock.models.sources import PickleSource, SafetensorsSource, WeightSource
 from oarlock.models.weights import WeightFolder, has_safetensors
+from oarlock.parallel.plan import sequence_length
 from oarlock.parallel.sync import together
 
 if TYPE_CHECKING:
@@ -110,10 +112,7 @@ def _apply_kernels(config: Config, model_config: PretrainedConfig) -> None:
     model_config.recompute = kernels.recompute
     model_config.recompute_granularity = kernels.recompute_granularity
     model_config.use_cache = False
-    data = config.data
-    model_config.seq_length = (
-        data.max_seq_length if isinstance(data, PretrainDataSection) else data.src_length + data.tgt_length
-    )
+    model_config.seq_length = sequence_length(config)
 
 
 def _fused_norm_available() -> bool:
@@ -150,7 +149,13 @@ def check_vocabulary(source: ModelSource, needed: int, what: str) -> None:
 
 
 def build_model(
-    source: ModelSource, dtype: str = "float32", allow_pickle: bool = False, seed: int = 0, pipeline: bool = False
+    source: ModelSource,
+    dtype: str = "float32",
+    allow_pickle: bool = False,
+    seed: int = 0,
+    pipeline: bool = False,
+    method: Method | None = None,
+    adapter: Path | None = None,
 ) -> PretrainedModel:
     """Make this rank's part of the model (all of it without a plan), with its weights or random ones.
 
@@ -161,6 +166,8 @@ def build_model(
         dtype: of the parameters.
         seed: of random weights; they are the same under every plan.
         pipeline: build a pipeline stage.
+        method: that trains few parameters; they are put into the model.
+        adapter: folder with values for them; else they start as the method says.
 
     Raises:
         ModelError: when weights are missing, of another shape, or only there as a pickle, or the family has no
@@ -175,7 +182,15 @@ def build_model(
     together(find_class)
     with without_values():
         model = found._from_config(source.config, dtype=dtype)
-    load_distributed(model, partial(_open_source, source, allow_pickle, seed))
+        if method is not None:
+            together(lambda: method.attach(model))
+    of_base = partial(_open_source, source, allow_pickle, seed)
+    if method is None:
+        load_distributed(model, of_base)
+    else:
+        load_distributed(model, of_base, wanted=lambda holding: holding.tensor.stop_gradient)
+        values = read_adapter(adapter, method).value if adapter else initial_values(method, seed)
+        together(lambda: fill_trained(model, values))
     return model
 
 

@@ -47,7 +47,9 @@ def holdings(model: nn.Layer) -> list[Holding]:
         seen.add(id(tensor))
         split = actions.get(name)
         shape = tuple(tensor.shape)
-        block = _block(shape, split, degree, name) if split is not None and tensor.is_distributed else Block(shape)
+        block = getattr(tensor, "whole_block", None)  # of what a fine-tuning method put there (see models.methods)
+        if block is None:
+            block = _block(shape, split, degree, name) if split is not None and tensor.is_distributed else Block(shape)
         found.append(Holding(rename(name), tensor, block))
     return found
 

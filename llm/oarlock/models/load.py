@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from paddle.base.framework import EagerParamBase
 from oarlock.environment import import_paddle, progress_bar
 from oarlock.errors import ModelError
 from oarlock.models.fill import Target, array_type, block_rows, row_ranges, to_tensor, type_name
-from oarlock.models.layout import Block, holdings
+from oarlock.models.layout import Block, Holding, holdings
 from oarlock.models.sources import WeightSource
 from oarlock.parallel.nodes import Node, this_node
 from oarlock.parallel.sync import together
@@ -51,8 +51,10 @@ class Request:
     optional: bool
 
 
-def load_distributed(model: nn.Layer, open_source: Callable[[], WeightSource]) -> None:
-    """Fill all parameters of this rank's (unwrapped) model; every rank of the run has to call it.
+def load_distributed(
+    model: nn.Layer, open_source: Callable[[], WeightSource], wanted: Callable[[Holding], bool] = lambda _: True
+) -> None:
+    """Fill the parameters of this rank's (unwrapped) model; every rank of the run has to call it.
 
     Names and shapes are checked before the first tensor is read. Parameters without memory (paddle.LazyGuard) get it
     when their value comes.
@@ -60,14 +62,15 @@ def load_distributed(model: nn.Layer, open_source: Callable[[], WeightSource]) -
     Args:
         model: plain, tensor-parallel or pipeline.
         open_source: opens what is read; called by the ranks that read.
+        wanted: which of the parameters; all by default.
 
     Raises:
         ModelError: naming the parameters without a tensor, or the first of another shape, or what could not be read;
             on the first rank that fails. StoppedWithOthers on the others.
     """
     node = this_node()
-    wanted = _requests(model)
-    requests = node.share([request for request, _ in wanted])
+    mine = _requests(holding for holding in holdings(model) if wanted(holding))
+    requests = node.share([request for request, _ in mine])
     with ExitStack() as stack:
         source: WeightSource | None = None
         names: list[str] = []
@@ -80,7 +83,7 @@ def load_distributed(model: nn.Layer, open_source: Callable[[], WeightSource]) -
 
         together(prepare)
         names = node.share(names)[0]
-        error = _Transfer(node, wanted, requests, names, source).run()
+        error = _Transfer(node, mine, requests, names, source).run()
 
         def finish() -> None:
             if error is not None:
@@ -113,9 +116,9 @@ def _check_shape(source: WeightSource, name: str, shape: tuple[int, ...], block:
         raise ModelError(f"{source.place}: {name} is {list(shape)}, the model expects {list(block.shape)}")
 
 
-def _requests(model: nn.Layer) -> list[tuple[Request, paddle.Tensor]]:
+def _requests(held: Iterable[Holding]) -> list[tuple[Request, paddle.Tensor]]:
     found = []
-    for holding in holdings(model):
+    for holding in held:
         optional = not isinstance(holding.tensor, EagerParamBase)
         found.append((Request(holding.name, holding.block, type_name(holding.tensor), optional), holding.tensor))
     return found

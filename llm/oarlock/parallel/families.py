@@ -10,34 +10,52 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class FamilySupport:
-    """How PaddleNLP can split the models of a family.
+class Family:
+    """What PaddleNLP can do with the models of a family, and where their parts are.
 
     Attributes:
         tensor: its layers use Column/RowParallelLinear.
         pipeline: it has a ForCausalLMPipe class.
         sequence: its layers read config.sequence_parallel (the others ignore it without a word).
+        lora_targets: last parts of the names of the linear layers that LoRA goes beside: all but the output head.
+        past: axes of a layer's keys and values as the attention takes them from an earlier call, from "batch",
+            "token" and "head" (the size of a head is last); empty where they can't be given.
     """
 
     tensor: bool
     pipeline: bool
     sequence: bool
+    lora_targets: tuple[str, ...]
+    past: tuple[str, ...] = ()
 
 
-# By model_type. The pipeline classes tie embeddings, where a model ties them, with SharedLayerDesc.
-FAMILY_SUPPORT = {
-    "llama": FamilySupport(tensor=True, pipeline=True, sequence=True),
-    "qwen2": FamilySupport(tensor=True, pipeline=True, sequence=True),
-    "gemma": FamilySupport(tensor=True, pipeline=True, sequence=True),
-    "chatglm_v2": FamilySupport(tensor=True, pipeline=True, sequence=True),
-    "mixtral": FamilySupport(tensor=True, pipeline=False, sequence=True),
-    "mistral": FamilySupport(tensor=True, pipeline=False, sequence=False),
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_GATED = ("gate_proj", "up_proj", "down_proj")
+_FUSED = ("qkv_proj", "gate_up_fused_proj")  # --fuse_attention_qkv and --fuse_attention_ffn
+_MEGATRON = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+_BATCH_FIRST, _TOKEN_FIRST = ("batch", "token", "head"), ("token", "batch", "head")
+_HEADS_BEFORE_TOKENS = ("batch", "head", "token")
+
+# By model_type. The pipeline classes tie embeddings, where a model ties them, with SharedLayerDesc. PaddleNLP's own
+# lists of LoRA targets (trl/llm_utils.py) lack GLM, GPT-J and Gemma, and give Mistral the names of Mixtral's experts.
+FAMILIES = {
+    "llama": Family(True, True, True, (*_ATTENTION, *_GATED, *_FUSED), _BATCH_FIRST),
+    "qwen2": Family(True, True, True, (*_ATTENTION, *_GATED, *_FUSED), _BATCH_FIRST),
+    "gemma": Family(True, True, True, (*_ATTENTION, *_GATED, *_FUSED), _BATCH_FIRST),
+    "chatglm_v2": Family(True, True, True, _MEGATRON, _TOKEN_FIRST),
+    "mixtral": Family(True, False, True, (*_ATTENTION, "w1", "w2", "w3"), _BATCH_FIRST),
+    "mistral": Family(True, False, False, (*_ATTENTION, *_GATED), _HEADS_BEFORE_TOKENS),
     # PaddleNLP's OPTLMHead neither sums the gradient nor gathers the scores: two tensor ranks train another model.
-    "opt": FamilySupport(tensor=False, pipeline=False, sequence=False),
-    "bloom": FamilySupport(tensor=True, pipeline=False, sequence=False),
-    "chatglm": FamilySupport(tensor=True, pipeline=False, sequence=False),
-    "glm": FamilySupport(tensor=True, pipeline=False, sequence=False),
-    "gptj": FamilySupport(tensor=False, pipeline=False, sequence=False),
+    "opt": Family(
+        False,
+        False,
+        False,
+        ("project_in", "project_out", "q_proj", "k_proj", "v_proj", "qkv_proj", "out_proj", "linear1", "linear2"),
+    ),
+    "bloom": Family(True, False, False, _MEGATRON, _BATCH_FIRST),
+    "chatglm": Family(True, False, False, _MEGATRON, _TOKEN_FIRST),
+    "glm": Family(True, False, False, _MEGATRON),
+    "gptj": Family(False, False, False, ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")),
 }
 
 
@@ -48,6 +66,7 @@ class ModelSizes:
     Attributes:
         family: model_type.
         tied: the output layer uses the embedding's weights.
+        head_dim: size of a head, where it is not hidden / heads.
     """
 
     family: str
@@ -58,6 +77,12 @@ class ModelSizes:
     kv_heads: int
     vocab: int
     tied: bool = False
+    head_dim: int | None = None
+
+    @property
+    def head_size(self) -> int:
+        """Of queries, keys and values."""
+        return self.head_dim or self.hidden // self.heads
 
     @classmethod
     def of(cls, config: Any) -> ModelSizes:
@@ -76,6 +101,7 @@ class ModelSizes:
             vocab=_first(config, "vocab_size"),
             # PretrainedConfig says True unless told otherwise; ChatGLMv2 has an output layer of its own all the same.
             tied=bool(getattr(config, "tie_word_embeddings", False)) and config.model_type != "chatglm_v2",
+            head_dim=size if (size := getattr(config, "head_dim", None)) != hidden // heads else None,
         )
 
 

@@ -217,20 +217,26 @@ def make_plan(config: Config, world_size: int) -> tuple[ParallelPlan, list[str]]
         sequence_parallel=parallel.sequence_parallel,
         micro_batches=micro_batches,
         micro_batch_size=micro_batch_size,
-        length_multiple=sequence_length(config) if parallel.sequence_parallel else 1,
+        length_multiple=text_length(config) if parallel.sequence_parallel else 1,
     )
     refuse([*plan_problems(plan), *option_problems(config, plan)], world_size)
     return plan, _notes(parallel, plan)
 
 
-def sequence_length(config: Config) -> int:
-    """The length that models are built for, which sequence parallel makes the only one.
-
-    LlamaAttention and the other classes put gathered tokens back into rows of config.seq_length: batches of any other
-    length would be cut in the wrong places.
-    """
+def text_length(config: Config) -> int:
+    """The longest text, in tokens; the padded length of every batch under sequence parallel."""
     data = config.data
     return data.src_length + data.tgt_length if isinstance(data, FinetuneDataSection) else data.max_seq_length
+
+
+def sequence_length(config: Config) -> int:
+    """The length that models are built for: the longest text, after the virtual tokens of p-tuning.
+
+    Sequence parallel makes it the only one: LlamaAttention and the other classes put gathered tokens back into rows of
+    config.seq_length, and would cut batches of any other length in the wrong places.
+    """
+    method = getattr(config, "method", None)
+    return text_length(config) + (method.num_virtual_tokens if method is not None and method.p_tuning else 0)
 
 
 def _unused(parallel: ParallelSection) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from oarlock.config.schema import FinetuneDataSection
 from oarlock.errors import ConfigError
-from oarlock.parallel.families import FAMILY_SUPPORT, FamilySupport, ModelSizes
+from oarlock.parallel.families import FAMILIES, Family, ModelSizes
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config, ParallelSection
@@ -207,7 +207,7 @@ def check_plan(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> list[s
 
 
 def _family(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
-    known = FAMILY_SUPPORT.get(sizes.family, FamilySupport(tensor=False, pipeline=False, sequence=False))
+    known = FAMILIES.get(sizes.family, Family(False, False, False, ()))
     wanted = (
         ("tensor", plan.tensor > 1, f"--tensor_parallel_degree {plan.tensor}", "tensor-parallel layers"),
         ("pipeline", plan.pipeline > 1, f"--pipeline_parallel_degree {plan.pipeline}", "pipeline class"),
@@ -215,7 +215,7 @@ def _family(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[
     )
     for way, used, flag, what in wanted:
         if used and not getattr(known, way):
-            others = ", ".join(family for family, support in FAMILY_SUPPORT.items() if getattr(support, way))
+            others = ", ".join(family for family, support in FAMILIES.items() if getattr(support, way))
             yield f"{flag}: PaddleNLP has no {what} for {sizes.family} (it has for {others}); leave the flag out"
 
 

@@ -24,6 +24,7 @@ from oarlock.train.saving import PendingSave, delete_folder
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
+    from oarlock.models.adapter import Base
     from oarlock.train.trainer import OarlockTrainer
 
 
@@ -35,7 +36,7 @@ class ResumePoint:
     manifest: Manifest
 
 
-def find_resume_point(config: Config, data_fingerprint: str) -> ResumePoint | None:
+def find_resume_point(config: Config, data_fingerprint: str, base: Base | None = None) -> ResumePoint | None:
     """Where this run goes on, None for a new one.
 
     --resume_from_checkpoint names it; otherwise the newest whole checkpoint in output_dir is used if it is of the
@@ -55,7 +56,7 @@ def find_resume_point(config: Config, data_fingerprint: str) -> ResumePoint | No
         together(lambda: _clear_run(output_dir), first_rank_only=True)
         return None
     chosen: list[ResumePoint | None] = []
-    together(lambda: chosen.append(_choose(config, data_fingerprint)), first_rank_only=True)
+    together(lambda: chosen.append(_choose(config, data_fingerprint, base)), first_rank_only=True)
     if chosen:
         share(str(chosen[0].folder) if chosen[0] else None)
         return chosen[0]
@@ -63,13 +64,13 @@ def find_resume_point(config: Config, data_fingerprint: str) -> ResumePoint | No
     return ResumePoint(Path(folder), read_manifest(folder)) if folder else None
 
 
-def _choose(config: Config, data_fingerprint: str) -> ResumePoint | None:
+def _choose(config: Config, data_fingerprint: str, base: Base | None) -> ResumePoint | None:
     checkpoint = config.checkpoint
     output_dir = Path(checkpoint.output_dir)
     if checkpoint.resume_from_checkpoint:
         folder = Path(checkpoint.resume_from_checkpoint)
         manifest = verify(folder)
-        differing = differences(config, manifest, data_fingerprint)
+        differing = differences(config, manifest, data_fingerprint, base)
         if differing:
             say(f"{folder} is of another configuration, as you asked: {'; '.join(differing)}")
         return ResumePoint(folder, manifest)
@@ -77,7 +78,7 @@ def _choose(config: Config, data_fingerprint: str) -> ResumePoint | None:
     if found is None:
         return None
     folder, manifest = found
-    differing = differences(config, manifest, data_fingerprint)
+    differing = differences(config, manifest, data_fingerprint, base)
     if differing:
         listing = "".join(f"\n  - {line}" for line in differing)
         raise CheckpointError(
@@ -88,7 +89,7 @@ def _choose(config: Config, data_fingerprint: str) -> ResumePoint | None:
     return ResumePoint(folder, manifest)
 
 
-def differences(config: Config, manifest: Manifest, data_fingerprint: str) -> list[str]:
+def differences(config: Config, manifest: Manifest, data_fingerprint: str, base: Base | None = None) -> list[str]:
     """What stops a silent resume: options that change what is learnt, and the data."""
     now, specs = flatten(config), option_specs(type(config))
     lines = [
@@ -98,6 +99,8 @@ def differences(config: Config, manifest: Manifest, data_fingerprint: str) -> li
     ]
     if manifest.data_fingerprint != data_fingerprint:
         lines.append("the training data changed")
+    if base is not None and manifest.base.get("fingerprint") != base.fingerprint:
+        lines.append(f"the weights of the base model {base.name} changed")
     return lines
 
 
@@ -111,7 +114,7 @@ def _clear_run(output_dir: Path) -> None:
     checkpoints = list_checkpoints(output_dir)
     for path in checkpoints:
         delete_folder(path)
-    for name in ("metrics.jsonl", "visualdl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "visualdl", "samples.jsonl", "adapter.json"):
         path = output_dir / name
         if path.is_dir():
             shutil.rmtree(path)

@@ -25,6 +25,7 @@ from oarlock.versions import package_versions
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
     from oarlock.data.templates import ChatTemplate
+    from oarlock.models.adapter import Base
     from oarlock.parallel.plan import ParallelPlan
     from oarlock.train.flow import Progress
 
@@ -39,6 +40,7 @@ class CheckpointingTrainer(Trainer):
     progress: Progress
     template: ChatTemplate | None
     data_fingerprint: str
+    base: Base | None
     best: dict[str, Any]
     lr_scheduler: Any
     control: Any
@@ -59,6 +61,7 @@ class CheckpointingTrainer(Trainer):
             data_fingerprint=self.data_fingerprint,
             loss_scaler=self._scaler_state(),
             best=self.best,
+            base=vars(self.base) if self.base is not None else {},
             plan=self.plan.describe(),
             versions=package_versions(),
         )

@@ -1,4 +1,4 @@
-"""The finished model as one folder, collected from all ranks one tensor at a time."""
+"""The finished model (or adapter) as one folder, collected from all ranks one tensor at a time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import paddle
 import paddle.distributed as dist
 
 from oarlock.environment import is_first_rank, rank
+from oarlock.models.adapter import save_adapter
 from oarlock.models.layout import Block
 from oarlock.models.pieces import Piece
-from oarlock.models.safetensors_stream import TensorSource
+from oarlock.models.safetensors_stream import TensorSource, in_file_order
 from oarlock.models.save import file_order, save_model
 from oarlock.parallel.sync import share, together
 from oarlock.train.holding import Local
@@ -45,11 +46,20 @@ def save_final_model(trainer: OarlockTrainer, folder: Path) -> None:
         TensorSource(name, dtypes[name], holders[name][0][1].block.shape, partial(collector.collect, name))
         for name in sorted(holders)
     ]
-    order = [tensor.name for shard in file_order(tensors) for tensor in shard]
+    method = trainer.method
+    order = [
+        tensor.name
+        for shard in (file_order(tensors) if method is None else [in_file_order(tensors)])
+        for tensor in shard
+    ]
 
     def write() -> None:
         try:
-            save_model(tensors, trainer.model.config, trainer.tokenizer, trainer.template, folder)
+            if method is None:
+                save_model(tensors, trainer.model.config, trainer.tokenizer, trainer.template, folder)
+            else:
+                assert trainer.base is not None
+                save_adapter(tensors, method, trainer.base, trainer.tokenizer, trainer.template, folder)
         finally:
             for name in order:  # what was not taken because of an error must still be received
                 if name not in collector.collected:

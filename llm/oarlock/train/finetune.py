@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oarlock.data.collate import FinetuneCollator
@@ -10,7 +11,9 @@ from oarlock.data.order import SampleOrder
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import DataError
+from oarlock.models.adapter import shared_base
 from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
+from oarlock.models.methods import choose_method
 from oarlock.parallel.plan import sequence_length
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
@@ -42,15 +45,26 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
             f"--do_eval: {config.data.dataset_name_or_path} has no dev file; give a folder with train.json and "
             "dev.json (or .jsonl), or leave --do_eval out"
         )
-    resume = find_resume_point(config, data.fingerprint)
+    method = choose_method(config.method)
+    base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
+    resume = find_resume_point(config, data.fingerprint, base)
+    adapter = config.method.adapter_name_or_path
     model = build_model(
-        source, run.dtype, config.model.allow_pickle_weights, config.runtime.seed, run.plan.pipeline > 1
+        source,
+        run.dtype,
+        config.model.allow_pickle_weights,
+        config.runtime.seed,
+        run.plan.pipeline > 1,
+        method,
+        Path(adapter) if adapter else None,
     )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     trainer = make_trainer(
         run,
         model,
         resume,
+        method=method,
+        base=base,
         order=SampleOrder(len(data.train), config.runtime.seed) if len(data.train) else None,
         template=data.template,
         tokenizer=tokenizer,

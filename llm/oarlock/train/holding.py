@@ -60,10 +60,12 @@ class Held:
 
     def __init__(self, trainer: OarlockTrainer) -> None:
         self._trainer = trainer
-        self._holdings = holdings(trainer.model)
+        held = holdings(trainer.model)
+        # Beside a frozen model, only what a method trains is the run's own: it is all that checkpoints hold.
+        self._holdings = [h for h in held if not h.tensor.stop_gradient] if trainer.method is not None else held
 
     def weights(self) -> list[Holding]:
-        """As they were before wrapping."""
+        """What is saved of the model, as it was before wrapping."""
         return self._holdings
 
     def locals(self) -> Iterator[Local]:

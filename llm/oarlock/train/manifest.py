@@ -36,6 +36,7 @@ class Manifest:
         config: the run's options.
         data_fingerprint: of the training data.
         loss_scaler: state of fp16 loss scaling, or None.
+        base: name and fingerprint of the frozen model, where only an adapter is trained and saved.
         plan: that wrote it, in words; any other reads it.
         versions: packages that wrote it.
         files: name -> {"bytes", "sha256"}.
@@ -50,6 +51,7 @@ class Manifest:
     data_fingerprint: str
     loss_scaler: dict[str, Any] | None = None
     best: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)
     plan: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)

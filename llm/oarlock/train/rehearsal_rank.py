@@ -18,8 +18,10 @@ from oarlock.data.collate import FinetuneCollator, PretrainCollator
 from oarlock.data.labels import IGNORE_INDEX, Example
 from oarlock.data.order import SampleOrder
 from oarlock.environment import rank, world_size
+from oarlock.models.adapter import shared_base
 from oarlock.models.build import build_model, find_model
-from oarlock.parallel.plan import sequence_length
+from oarlock.models.methods import choose_method
+from oarlock.parallel.plan import sequence_length, text_length
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.holding import innermost
 from oarlock.train.run import connect, make_trainer, start, train
@@ -76,9 +78,11 @@ def run_rank(config: Any, folder: Path, reference: Path | None, tolerance: float
     config = run.config
     source = find_model(config, from_weights=True)
     tuning = isinstance(config, FinetuneConfig)
-    length = sequence_length(config)
-    connect(run, source, length)
-    model = build_model(source, run.dtype, False, config.runtime.seed, run.plan.pipeline > 1)
+    length = text_length(config)
+    connect(run, source, sequence_length(config))
+    method = choose_method(config.method) if isinstance(config, FinetuneConfig) else None
+    base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
+    model = build_model(source, run.dtype, False, config.runtime.seed, run.plan.pipeline > 1, method)
     vocab = source.config.vocab_size
     data: Any = MadeUpExamples(vocab, length) if tuning else MadeUpText(vocab, length)
     collator = FinetuneCollator(vocab, 0, run.plan.length_multiple) if tuning else PretrainCollator(vocab)
@@ -87,6 +91,8 @@ def run_rank(config: Any, folder: Path, reference: Path | None, tolerance: float
         run,
         model,
         resume,
+        method=method,
+        base=base,
         order=SampleOrder(NUM_SAMPLES, config.runtime.seed),
         template=None,
         tokenizer=None,

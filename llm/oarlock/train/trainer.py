@@ -37,6 +37,8 @@ from oarlock.train.wrap import BUCKET_ELEMENTS, wrap_group_sharded
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
     from oarlock.data.templates import ChatTemplate
+    from oarlock.models.adapter import Base
+    from oarlock.models.methods import Method
     from oarlock.parallel.plan import ParallelPlan
     from oarlock.train.callbacks import SampleLog
     from oarlock.train.flops import TokenFlops
@@ -62,11 +64,13 @@ class OarlockTrainer(CheckpointingTrainer):
         flops: TokenFlops | None,
         data_fingerprint: str,
         stop: StopRequest,
+        method: Method | None = None,
+        base: Base | None = None,
         generation_metrics: Callable[[OarlockTrainer], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(criterion=TokenCrossEntropy(split_vocabulary=plan.tensor > 1), **kwargs)
-        self.plan = plan
+        self.plan, self.method, self.base = plan, method, base
         self.sharded_gradients: ShardedGradients | None = None
         self.held = Held(self)
         if plan.pipeline > 1:
@@ -148,6 +152,9 @@ class OarlockTrainer(CheckpointingTrainer):
         """AdamW as the Trainer makes it, with a clip that remembers the norm."""
         optimizer = super().create_optimizer(lr_scheduler)
         optimizer._grad_clip = self.clip
+        if self.method is not None:  # sharding would deal the frozen ones out too, and send them around every step
+            trained = [parameter for parameter in optimizer._parameter_list if not parameter.stop_gradient]
+            optimizer._parameter_list = optimizer._param_groups = trained
         return optimizer
 
     @property

@@ -1,0 +1,236 @@
+"""An adapter folder: what a method trained, in one layout whatever the plan, and which base it belongs to.
+
+    adapter.json                        method, its settings, the base's name and fingerprint
+    peft_model.safetensors(.index.json) whole tensors under their names in the model of one card
+    lora_config.json                    LoRA only: with it PaddleNLP's LoRAModel.from_pretrained reads the folder
+
+PaddleNLP itself saves one file a tensor-parallel rank, which no other plan loads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oarlock.errors import ModelError
+from oarlock.files import settle_file, sync_file, write_json
+from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource, in_file_order, write_safetensors
+from oarlock.models.save import save_tokenizer
+from oarlock.models.weights import WeightFolder, has_safetensors
+from oarlock.parallel.sync import share, together
+from oarlock.versions import package_versions
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedTokenizerBase
+
+    from oarlock.data.templates import ChatTemplate
+    from oarlock.models.methods import Method
+
+ADAPTER_FILE = "adapter.json"
+WEIGHTS_FILE = "peft_model.safetensors"
+LORA_FILE = "lora_config.json"
+FORMAT = 1
+_SAMPLE = 1024  # elements of the beginning and the end of a tensor that go into the base's fingerprint
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model an adapter was trained on.
+
+    Attributes:
+        name: as it was given.
+        fingerprint: of its weight files; "" for a base without them (random weights).
+    """
+
+    name: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, name: str, folder: Path) -> Base:
+        """The base in a folder.
+
+        The fingerprint covers names, types, shapes and the first and last bytes of every tensor: enough to tell two
+        trainings of one architecture apart, without reading 100 GB.
+        """
+        if not has_safetensors(folder):  # pickles (read by permission), or random weights
+            return cls(name, "")
+        digest = hashlib.sha256()
+        with WeightFolder.open(folder) as weights:
+            paths = sorted(set(weights.files.values()))
+        try:
+            for path in paths:
+                with SafetensorsFile(path) as file:
+                    for tensor in sorted(file.tensors):
+                        digest.update(_ends(file, tensor))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{folder}: the weights can't be read: {error}") from error
+        return cls(name, digest.hexdigest())
+
+
+def _ends(file: SafetensorsFile, name: str) -> bytes:
+    """Description, first and last values of a tensor."""
+    about = file.tensors[name]
+    size = math.prod(about.shape)
+    count = min(_SAMPLE, size)
+    values = np.empty([count], about.dtype)
+    parts = [f"{name} {about.dtype} {list(about.shape)}".encode()]
+    for start in (0, size - count) if count else ():
+        file.read(name, start, values)
+        parts.append(values.tobytes())
+    return b"".join(parts)
+
+
+def shared_base(name: str, folder: Path) -> Base:
+    """The same on every rank, read by one."""
+    found: list[Base] = []
+    together(lambda: found.append(Base.of(name, folder)), first_rank_only=True)
+    return share(found[0] if found else None)[0]
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter on disk.
+
+    Attributes:
+        method: "lora", "prefix" or "p_tuning".
+        settings: of the method, as it described itself.
+        names: of its tensors.
+    """
+
+    folder: Path
+    method: str
+    settings: dict[str, Any]
+    base: Base
+    names: tuple[str, ...]
+
+    def value(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A whole tensor.
+
+        Raises:
+            ModelError: when it is missing, damaged or of another shape.
+        """
+        if name not in self.names:
+            raise ModelError(f"{self.folder}: the adapter has no {name}: it was trained on another model or layers")
+        try:
+            with SafetensorsFile(self.folder / WEIGHTS_FILE) as file:
+                about = file.tensors[name]
+                if about.shape != tuple(shape):
+                    raise ModelError(f"{self.folder}: {name} is {list(about.shape)}, the model needs {list(shape)}")
+                array = np.empty(about.shape, about.dtype)
+                file.read(name, 0, array)
+                return array
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self.folder / WEIGHTS_FILE}: {name} can't be read: {error}") from error
+
+
+def open_adapter(folder: str | Path) -> AdapterFolder:
+    """Read what an adapter folder is.
+
+    Raises:
+        ModelError: when it is none, or damaged.
+    """
+    folder = Path(folder)
+    path = folder / ADAPTER_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ModelError(f"{path}: format {content['format']}, this version reads {FORMAT}")
+        with SafetensorsFile(folder / WEIGHTS_FILE) as file:
+            names = tuple(file.tensors)
+        return AdapterFolder(folder, content["method"], content["settings"], Base(**content["base"]), names)
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder}: not an adapter folder: {Path(error.filename or path).name} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not a readable adapter: {error!r}") from error
+
+
+def read_adapter(folder: str | Path, method: Method) -> AdapterFolder:
+    """An adapter that continues what `method` is about to train.
+
+    Raises:
+        ModelError: when it was trained with other settings that shape it.
+    """
+    found = open_adapter(folder)
+    mine = method.describe()
+    if found.method != method.name:
+        raise ModelError(f"{folder} was trained with {found.method}, not with {method.name}")
+    shaping = ("r", "num_tokens", "encoder", "hidden_size", "targets", "scaling")
+    other = [key for key in shaping if key in mine and found.settings.get(key) != mine[key]]
+    if other:
+        differing = ", ".join(f"{key} {found.settings.get(key)} there, {mine[key]} here" for key in other)
+        raise ModelError(f"{folder}: the adapter has other settings ({differing}): give the same flags")
+    return found
+
+
+def save_adapter(
+    tensors: Sequence[TensorSource],
+    method: Method,
+    base: Base,
+    tokenizer: PretrainedTokenizerBase | None,
+    template: ChatTemplate | None,
+    folder: str | Path,
+) -> None:
+    """Write an adapter folder, each file complete before it gets its name; other files in it are left alone.
+
+    Args:
+        tensors: all that was trained, whole; each is read once, in the order of in_file_order().
+
+    Raises:
+        ModelError: when it can't be written.
+    """
+    folder = Path(folder)
+    partial = folder / ".adapter.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_safetensors(partial / WEIGHTS_FILE, in_file_order(tensors), {"format": "np"})
+        total = sum(tensor.num_bytes for tensor in tensors)
+        weight_map = {tensor.name: WEIGHTS_FILE for tensor in tensors}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(partial / f"{WEIGHTS_FILE}.index.json", index)
+        if method.name == "lora":
+            write_json(partial / LORA_FILE, _for_paddlenlp(method.describe(), base, list(weight_map)))
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, partial, template)
+        content = {
+            "format": FORMAT,
+            "method": method.name,
+            "settings": method.describe(),
+            "base": vars(base),
+            "versions": package_versions(),
+        }
+        write_json(partial / ADAPTER_FILE, content)
+        for path in sorted(partial.iterdir()):
+            settle_file(path)
+            path.replace(folder / path.name)
+        if method.name != "lora":
+            (folder / LORA_FILE).unlink(missing_ok=True)  # of an adapter of another kind that was here
+        sync_file(folder)
+    except Exception as error:
+        raise ModelError(f"{folder}: the adapter could not be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _for_paddlenlp(settings: dict[str, Any], base: Base, names: Sequence[str]) -> dict[str, Any]:
+    """paddlenlp.peft.LoRAConfig as JSON."""
+    targets = sorted({name.split(".")[-2] for name in names})
+    return {
+        "r": settings["r"],
+        "lora_alpha": settings["alpha"],
+        "lora_dropout": settings["dropout"],
+        "rslora": settings["rslora"],
+        "lora_plus_scale": settings["plus_scale"],
+        "scaling": settings["scaling"],
+        "target_modules": [rf"(.*\.)?{target}" for target in targets],
+        "base_model_name_or_path": base.name,
+        "tensor_parallel_degree": -1,
+    }

@@ -1,0 +1,122 @@
+"""Prefix tuning (arXiv 2101.00190; without the reparametrisation, as P-Tuning v2, arXiv 2110.07602).
+
+PaddleNLP's PrefixModelForCausalLM is not used: it takes grouped key/value heads for full ones (Llama), and under
+tensor parallel each rank's share of the gradient of a whole prefix never reaches the others (3.0.0b4;
+tests/parity/test_prefix.py shows both). Here a rank has the prefix of its own heads.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from oarlock.errors import ModelError
+from oarlock.models.layout import Block
+from oarlock.parallel.families import FAMILIES, ModelSizes
+
+_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Trained keys and values before those of the text, in every layer.
+
+    Attributes:
+        num_tokens: of the prefix.
+    """
+
+    num_tokens: int
+
+    name = "prefix"
+
+    def attach(self, model: nn.Layer) -> None:
+        """See Method."""
+        config = model.config
+        family, sizes = FAMILIES.get(config.model_type), ModelSizes.of(config)
+        if family is None or not family.past:
+            raise ModelError(
+                f"--prefix_tuning: the attention of {config.model_type} models in PaddleNLP takes no keys and values "
+                "from outside; use --lora or --p_tuning"
+            )
+        for parameter in model.parameters():
+            parameter.stop_gradient = True
+        degree = max(1, config.tensor_parallel_degree)
+        heads = sizes.kv_heads // degree
+        whole = (self.num_tokens, 2 * sizes.num_layers, sizes.kv_heads, sizes.head_size)
+        model.prefix_encoder = PrefixEncoder((*whole[:2], heads, whole[3]), family.past, config.dtype or "float32")
+        weight = model.prefix_encoder.weight
+        if degree > 1:
+            weight.is_distributed, weight.split_axis = True, 2
+            weight.whole_block = Block(whole, 2, ((config.tensor_parallel_rank * heads, heads),))
+        # Past PretrainedModel.__setattr__, which takes a forward for one that wants the model as its first argument.
+        object.__setattr__(model, "forward", _with_prefix(model, model.forward, self.num_tokens))
+
+    def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+        """Normal, as wide as a model's weights."""
+        return random.normal(0.0, _STD, shape).astype(np.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """See Method."""
+        return asdict(self)
+
+
+class PrefixEncoder(nn.Layer):
+    """The prefix of this rank's heads.
+
+    Args:
+        shape: [prefix tokens, 2 x layers (keys and values), heads, head size].
+        axes: of what a layer of the model takes (see Family.past).
+    """
+
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str) -> None:
+        super().__init__()
+        self.num_layers = shape[1] // 2
+        self.weight = self.create_parameter(list(shape), dtype=dtype, default_initializer=nn.initializer.Constant(0.0))
+        # of [2 x layers, batch, prefix tokens, heads, head size]
+        self._order = [0, *({"batch": 1, "token": 2, "head": 3}[axis] for axis in axes), 4]
+
+    def forward(self, batch_size: int) -> paddle.Tensor:
+        """Keys of all layers, then values (one tensor: sharding stage 3 hooks into what a layer returns)."""
+        tokens, layers, heads, size = self.weight.shape
+        of_layers = self.weight.transpose([1, 0, 2, 3]).unsqueeze(1)
+        return of_layers.expand([layers, batch_size, tokens, heads, size]).transpose(self._order)
+
+    def past(self, batch_size: int) -> tuple[tuple[paddle.Tensor, paddle.Tensor], ...]:
+        """(keys, values) of each layer."""
+        found = self(batch_size).unbind(0)
+        return tuple(zip(found[: self.num_layers], found[self.num_layers :], strict=True))
+
+
+def _with_prefix(model: nn.Layer, forward: Callable[..., Any], num_tokens: int) -> Callable[..., Any]:
+    """The model's forward, which sees the prefix where it starts without keys and values, and where it goes on."""
+    signature = inspect.signature(forward)
+    past_name = "past_key_values" if "past_key_values" in signature.parameters else "cache"
+
+    def prefixed(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs).arguments
+        named = {**bound, **bound.pop("kwargs", {})}
+        if named.get(past_name) is None:
+            named[past_name] = model.prefix_encoder.past(named["input_ids"].shape[0])
+        mask = named.get("attention_mask")
+        if mask is not None:
+            named["attention_mask"] = seen_before(mask, num_tokens)
+        return forward(**named)
+
+    return prefixed
+
+
+def seen_before(mask: paddle.Tensor, num_tokens: int) -> paddle.Tensor:
+    """A mask with columns on the left for tokens that all others see.
+
+    Args:
+        mask: [batch, keys] or [batch, 1 or heads, queries, keys]; 1 or True where seen; floats are added to scores.
+    """
+    added_to_scores = mask.ndim > 2 and mask.dtype in (paddle.float32, paddle.float16, paddle.bfloat16)
+    seen = paddle.zeros if added_to_scores else paddle.ones
+    return paddle.concat([seen([*mask.shape[:-1], num_tokens], dtype=mask.dtype), mask], axis=-1)

@@ -1,0 +1,71 @@
+"""A trained model ready to be used: a whole one, or a base with an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddlenlp.transformers import AutoConfig
+
+from oarlock.data.templates import choose_template
+from oarlock.data.tokenizers import load_tokenizer
+from oarlock.errors import ModelError
+from oarlock.models.adapter import ADAPTER_FILE, Base, open_adapter
+from oarlock.models.build import ModelSource, build_model
+from oarlock.models.hub import local_folder
+from oarlock.models.methods import method_of
+
+if TYPE_CHECKING:
+    from oarlock.data.templates import ChatTemplate
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """What is needed to ask.
+
+    Attributes:
+        model: in evaluation mode.
+        template: that the model was trained with.
+    """
+
+    model: Any
+    tokenizer: Any
+    template: ChatTemplate
+
+
+def open_tuned(name_or_path: str, base: str | None = None) -> TunedModel:
+    """Load a model folder, or an adapter folder with the base it was trained on.
+
+    Args:
+        base: where that base is now, if not where it was.
+
+    Raises:
+        ModelError: when something is missing, or the base is not the one of the adapter.
+    """
+    adapter = Path(name_or_path) if (Path(name_or_path) / ADAPTER_FILE).is_file() else None
+    if adapter is None and base is not None:
+        raise ModelError(f"{name_or_path} is a whole model; a base is only for an adapter")
+    found = open_adapter(adapter) if adapter else None
+    folder = local_folder(base or found.base.name if found else name_or_path, with_weights=True)
+    if found is not None:
+        check_base(found.base, Base.of(str(folder), folder))
+    source = ModelSource(folder, AutoConfig.from_pretrained(str(folder)), from_weights=True)
+    tokenizer = load_tokenizer(str(adapter or folder))
+    method = method_of(found.method, found.settings) if found else None
+    model = build_model(source, method=method, adapter=adapter)
+    model.eval()
+    return TunedModel(model, tokenizer, choose_template("auto", tokenizer, "src_tgt"))
+
+
+def check_base(trained_on: Base, given: Base) -> None:
+    """Refuse a base that is not the one an adapter was trained on.
+
+    Raises:
+        ModelError: naming both.
+    """
+    if trained_on.fingerprint != given.fingerprint:
+        raise ModelError(
+            f"{given.name} is not the base of this adapter: it was trained on {trained_on.name}, whose weights had the "
+            f"fingerprint {trained_on.fingerprint[:12] or 'none'}, and these have {given.fingerprint[:12] or 'none'}"
+        )
