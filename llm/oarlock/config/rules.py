@@ -93,7 +93,7 @@ def _sequence_parallel(config: Config) -> Iterator[str]:
         yield "--virtual_pp_degree above 1 needs --pipeline_parallel_degree above 1"
 
 
-_METHODS = ("lora", "prefix_tuning", "p_tuning")
+_METHODS = ("lora", "qlora", "prefix_tuning", "p_tuning")
 
 
 def _methods(config: Config) -> Iterator[str]:
@@ -101,6 +101,8 @@ def _methods(config: Config) -> Iterator[str]:
     if method is None:
         return
     chosen = [f"--{name}" for name in _METHODS if getattr(method, name)]
+    if method.lora and method.qlora:  # QLoRA is a LoRA
+        chosen.remove("--lora")
     if len(chosen) > 1:
         yield f"{' and '.join(chosen)} exclude each other: choose one method"
     for name in ("prefix_tuning", "p_tuning"):
@@ -110,8 +112,8 @@ def _methods(config: Config) -> Iterator[str]:
                 "p_tuning": "only the first stage would have anything to train",
             }[name]
             yield f"--{name} can't go with --pipeline_parallel_degree: {why}; use --lora, or other kinds of parallelism"
-    if method.merge_weights and not method.lora:
-        yield "--merge_weights needs --lora: only its matrices can be added to the base model's weights"
+    if method.merge_weights and not (method.lora or method.qlora):
+        yield "--merge_weights needs --lora or --qlora: only its matrices can be added to the base model's weights"
     if method.adapter_name_or_path and not chosen:
         yield f"--adapter_name_or_path needs the method it was trained with: {', '.join(f'--{n}' for n in _METHODS)}"
 

@@ -337,6 +337,18 @@ class MethodSection:
     lora_plus_scale: float = option(1.0, more_than(0))
     """Learning rate of LoRA's B over that of A (LoRA+)."""
 
+    qlora: bool = option(False)
+    """LoRA on a base whose linear layers are kept in 4 bits (QLoRA)."""
+
+    weight_quantize_algo: str = option("nf4", choices=("nf4", "fp4"))
+    """Type of QLoRA's 4 bits: NormalFloat, or floating point."""
+
+    qlora_weight_blocksize: int = option(64, at_least(2))
+    """Weights that share a scale under QLoRA."""
+
+    qlora_weight_double_quant: bool = option(True)
+    """Keep QLoRA's scales in 8 bits (double quantisation)."""
+
     prefix_tuning: bool = option(False)
     """Train a prefix of keys and values in every layer."""
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ import numpy as np
 
 from oarlock.errors import ModelError
 from oarlock.files import settle_file, sync_file, write_json
-from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource, in_file_order, write_safetensors
+from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource, write_safetensors
 from oarlock.models.save import save_tokenizer
 from oarlock.models.weights import WeightFolder, has_safetensors
 from oarlock.parallel.sync import share, together
@@ -170,6 +170,37 @@ def read_adapter(folder: str | Path, method: Method) -> AdapterFolder:
     return found
 
 
+def describe_adapter(method: Method, base: Base) -> dict[str, Any]:
+    """The content of adapter.json."""
+    return {
+        "format": FORMAT,
+        "method": method.name,
+        "settings": method.describe(),
+        "base": vars(base),
+        "versions": package_versions(),
+    }
+
+
+def write_adapter_weights(
+    tensors: Sequence[TensorSource],
+    content: dict[str, Any],
+    folder: Path,
+    progress: Callable[[int], Any] | None = None,
+) -> None:
+    """The weights, their index, and for LoRA what PaddleNLP reads beside them.
+
+    Args:
+        content: of adapter.json.
+        progress: called with the bytes of each tensor once it is written.
+    """
+    write_safetensors(folder / WEIGHTS_FILE, tensors, {"format": "np"}, progress)
+    total = sum(tensor.num_bytes for tensor in tensors)
+    weight_map = {tensor.name: WEIGHTS_FILE for tensor in tensors}
+    write_json(folder / f"{WEIGHTS_FILE}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    if content["method"] == "lora":
+        write_json(folder / LORA_FILE, _for_paddlenlp(content["settings"], content["base"]["name"], list(weight_map)))
+
+
 def save_adapter(
     tensors: Sequence[TensorSource],
     method: Method,
@@ -191,22 +222,10 @@ def save_adapter(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write_safetensors(partial / WEIGHTS_FILE, in_file_order(tensors), {"format": "np"})
-        total = sum(tensor.num_bytes for tensor in tensors)
-        weight_map = {tensor.name: WEIGHTS_FILE for tensor in tensors}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(partial / f"{WEIGHTS_FILE}.index.json", index)
-        if method.name == "lora":
-            write_json(partial / LORA_FILE, _for_paddlenlp(method.describe(), base, list(weight_map)))
+        content = describe_adapter(method, base)
+        write_adapter_weights(tensors, content, partial)
         if tokenizer is not None:
             save_tokenizer(tokenizer, partial, template)
-        content = {
-            "format": FORMAT,
-            "method": method.name,
-            "settings": method.describe(),
-            "base": vars(base),
-            "versions": package_versions(),
-        }
         write_json(partial / ADAPTER_FILE, content)
         for path in sorted(partial.iterdir()):
             settle_file(path)
@@ -220,7 +239,7 @@ def save_adapter(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _for_paddlenlp(settings: dict[str, Any], base: Base, names: Sequence[str]) -> dict[str, Any]:
+def _for_paddlenlp(settings: dict[str, Any], base: str, names: Sequence[str]) -> dict[str, Any]:
     """paddlenlp.peft.LoRAConfig as JSON."""
     targets = sorted({name.split(".")[-2] for name in names})
     return {
@@ -231,6 +250,6 @@ def _for_paddlenlp(settings: dict[str, Any], base: Base, names: Sequence[str]) -
         "lora_plus_scale": settings["plus_scale"],
         "scaling": settings["scaling"],
         "target_modules": [rf"(.*\.)?{target}" for target in targets],
-        "base_model_name_or_path": base.name,
+        "base_model_name_or_path": base,
         "tensor_parallel_degree": -1,
     }

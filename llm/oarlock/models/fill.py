@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Iterator
 
 import ml_dtypes
@@ -12,7 +14,9 @@ import paddle
 from oarlock.models.layout import Block
 from oarlock.parallel.tensor_memory import TensorMemory
 
-_TILE = 128  # rows and columns that fit in a core's cache when a matrix is transposed
+_TILE = (64, 256)  # rows and columns that fit in a core's cache when a matrix is transposed
+_HUGE_PAGE = 1 << 21  # bytes
+_MADV_HUGEPAGE = 14  # Linux: asm-generic/mman-common.h
 
 
 def type_name(tensor: paddle.Tensor) -> str:
@@ -25,12 +29,15 @@ class Target:
 
     def __init__(self, tensor: paddle.Tensor) -> None:
         self.tensor = tensor
-        if not tensor._is_initialized():
+        fresh = not tensor._is_initialized()
+        if fresh:
             paddle.empty(tensor.shape, tensor.dtype)._share_buffer_to(tensor)
             tensor.set_init_func(None)  # as after parameter.initialize()
         self.array: np.ndarray | None = None  # of the same memory, where that is the host's
         if tensor.place.is_cpu_place():
             memory = TensorMemory(tensor, output=True).array
+            if fresh:
+                _use_huge_pages(memory)
             self.array = memory.view(array_type(type_name(tensor))).reshape(tuple(tensor.shape))
 
     def rows(self, begin: int, end: int) -> paddle.Tensor:
@@ -45,6 +52,17 @@ class Target:
         else:
             rows = self.rows(begin, end)
             rows.copy_(to_tensor(values, array_type(type_name(rows))), True)
+
+
+def _use_huge_pages(memory: np.ndarray) -> None:
+    """Have Linux give memory that was never touched in large pages: a third of the time of a load goes into small ones.
+
+    A wish: where it can't be granted nothing changes.
+    """
+    first = -(-memory.ctypes.data // _HUGE_PAGE) * _HUGE_PAGE
+    size = (memory.ctypes.data + memory.nbytes) // _HUGE_PAGE * _HUGE_PAGE - first
+    if sys.platform == "linux" and size > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_HUGEPAGE)
 
 
 def row_ranges(shape: tuple[int, ...], itemsize: int, max_bytes: int) -> Iterator[tuple[int, int]]:
@@ -86,9 +104,9 @@ def copy_array(to: np.ndarray, values: np.ndarray) -> None:
     if values.ndim != 2 or abs(values.strides[0]) >= abs(values.strides[1]):
         np.copyto(to, values, casting="unsafe")
         return
-    for row in range(0, to.shape[0], _TILE):
-        for column in range(0, to.shape[1], _TILE):
-            tile = slice(row, row + _TILE), slice(column, column + _TILE)
+    for row in range(0, to.shape[0], _TILE[0]):
+        for column in range(0, to.shape[1], _TILE[1]):
+            tile = slice(row, row + _TILE[0]), slice(column, column + _TILE[1])
             # Turning and converting at once is slower than one after the other.
             part = values[tile] if to.dtype == values.dtype else np.ascontiguousarray(values[tile])
             np.copyto(to[tile], part, casting="unsafe")

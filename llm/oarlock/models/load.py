@@ -57,7 +57,7 @@ def load_distributed(
     """Fill the parameters of this rank's (unwrapped) model; every rank of the run has to call it.
 
     Names and shapes are checked before the first tensor is read. Parameters without memory (paddle.LazyGuard) get it
-    when their value comes.
+    when their value comes; then their attribute `when_filled`, if there is one, is called.
 
     Args:
         model: plain, tensor-parallel or pipeline.
@@ -222,6 +222,9 @@ class _Transfer:
             for again in self._tensors[request][1:]:  # two stages of this rank hold it
                 Target(again).tensor.copy_(target.tensor, True)
             del self._targets[request]
+            for tensor in self._tensors.pop(request):
+                if (when_filled := getattr(tensor, "when_filled", None)) is not None:
+                    when_filled()
         return math.prod(block.part_shape) * dtype.itemsize * len(others)
 
 

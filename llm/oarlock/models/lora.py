@@ -14,6 +14,8 @@ from paddlenlp.peft import LoRAConfig, LoRAModel
 
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models.layout import Block, holdings
+from oarlock.models.qlora import quantize_base
+from oarlock.models.quantized import Quantization
 from oarlock.parallel.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class LoRA:
         dropout: on the input of A.
         targets: last parts of the names of the layers that get it; empty for the family's (see parallel.families).
         plus_scale: the learning rate of B is this times that of A (LoRA+).
+        quantization: of W, for QLoRA.
     """
 
     r: int
@@ -40,6 +43,7 @@ class LoRA:
     targets: tuple[str, ...] = ()
     rslora: bool = False
     plus_scale: float = 1.0
+    quantization: Quantization | None = None
 
     name = "lora"
 
@@ -49,7 +53,12 @@ class LoRA:
         # PaddleNLP's own defaults: 2 r, and 4 with rslora.
         alpha = section.lora_alpha if section.lora_alpha is not None else (4 if section.rslora else 2 * section.r)
         targets = tuple(word for word in re.split(r"[,\s]+", section.lora_target_modules or "") if word)
-        return cls(section.r, alpha, section.lora_dropout, targets, section.rslora, section.lora_plus_scale)
+        how = None
+        if section.qlora:
+            how = Quantization(
+                section.weight_quantize_algo, section.qlora_weight_blocksize, section.qlora_weight_double_quant
+            )
+        return cls(section.r, alpha, section.lora_dropout, targets, section.rslora, section.lora_plus_scale, how)
 
     @property
     def scaling(self) -> float:
@@ -58,7 +67,8 @@ class LoRA:
 
     def attach(self, model: nn.Layer) -> None:
         """See Method."""
-        before = {id(holding.tensor): holding.block for holding in holdings(model)}
+        held = holdings(model)
+        before = {id(holding.tensor): holding.block for holding in held}
         targets = self._patterns(model)
         # LoRAModel changes the model in place; what it adds around it (saving, merging) is not used: it keeps the
         # tensor-parallel parts in files of their own, and does not know a pipeline's stages.
@@ -77,6 +87,8 @@ class LoRA:
         for layer in model.sublayers():
             if hasattr(layer, _MATRIX_A):
                 layer.lora_A.whole_block, layer.lora_B.whole_block = self._blocks(before[id(layer.weight)])
+        if self.quantization is not None:
+            quantize_base(model, held, self.quantization)
 
     def _patterns(self, model: nn.Layer) -> list[str]:
         family = model.config.model_type
@@ -112,6 +124,14 @@ class LoRA:
     def describe(self) -> dict[str, Any]:
         """See Method."""
         return asdict(self) | {"targets": list(self.targets), "scaling": self.scaling}
+
+    @classmethod
+    def from_description(cls, settings: dict[str, Any]) -> LoRA:
+        """What described itself so."""
+        known = {key: value for key, value in settings.items() if key != "scaling"}
+        how = known.get("quantization")
+        known["quantization"] = Quantization(**how) if how else None
+        return cls(**known | {"targets": tuple(known["targets"])})
 
 
 def _is_linear(layer: nn.Layer) -> bool:

@@ -51,7 +51,7 @@ class Method(Protocol):
 
 def choose_method(section: MethodSection) -> Method | None:
     """The method that was asked for; None trains all parameters."""
-    if section.lora:
+    if section.lora or section.qlora:
         return LoRA.of(section)
     if section.prefix_tuning:
         return Prefix(section.num_prefix_tokens)
@@ -68,8 +68,7 @@ def method_of(name: str, settings: dict[str, Any]) -> Method:
     """
     try:
         if name == LoRA.name:
-            known = {key: value for key, value in settings.items() if key != "scaling"}
-            return LoRA(**known | {"targets": tuple(settings["targets"])})
+            return LoRA.from_description(settings)
         return {Prefix.name: Prefix, PTuning.name: PTuning}[name](**settings)
     except (KeyError, TypeError) as error:
         raise ModelError(f"a fine-tuning method this version does not know: {name} {settings}") from error

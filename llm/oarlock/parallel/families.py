@@ -36,6 +36,12 @@ _MEGATRON = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 _BATCH_FIRST, _TOKEN_FIRST = ("batch", "token", "head"), ("token", "batch", "head")
 _HEADS_BEFORE_TOKENS = ("batch", "head", "token")
 
+# Linear layers that tensor parallel cuts along their input, by the last part of their names; all others that it cuts
+# are cut along their output.
+ROW_PARALLEL = frozenset(
+    {"o_proj", "out_proj", "dense", "down_proj", "dense_4h_to_h", "linear2", "fc_out", "w2", "project_out"}
+)
+
 # By model_type. The pipeline classes tie embeddings, where a model ties them, with SharedLayerDesc. PaddleNLP's own
 # lists of LoRA targets (trl/llm_utils.py) lack GLM, GPT-J and Gemma, and give Mistral the names of Mixtral's experts.
 FAMILIES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from oarlock.environment import progress_bar, say
 from oarlock.errors import CheckpointError
 from oarlock.files import settle_file, sync_file
+from oarlock.models.adapter import ADAPTER_FILE, write_adapter_weights
 from oarlock.models.pieces import WEIGHTS, PieceFolder
 from oarlock.models.safetensors_stream import TensorSource
 from oarlock.models.save import write_weights
@@ -74,7 +76,7 @@ def _where(piece: Any) -> str:
 
 
 def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, check: bool = True) -> None:
-    """Write the weights of a checkpoint as one model folder; memory holds one tensor at a time.
+    """Write the weights of a checkpoint as one model (or adapter) folder; memory holds one tensor at a time.
 
     Args:
         max_shard_bytes: of a weight file.
@@ -100,9 +102,14 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
             ]
             total = sum(source.num_bytes for source in sources)
             with progress_bar(total, "consolidate", "B", unit_scale=True) as bar:
-                write_weights(sources, partial, max_shard_bytes, bar.update)
+                if (folder / ADAPTER_FILE).is_file():
+                    content = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+                    write_adapter_weights(sources, content, partial, bar.update)
+                else:
+                    write_weights(sources, partial, max_shard_bytes, bar.update)
+        not_carried = _NOT_CARRIED | ({"config.json"} if (folder / ADAPTER_FILE).is_file() else set())
         for path in folder.iterdir():
-            if path.is_file() and path.suffix != ".safetensors" and path.name not in _NOT_CARRIED:
+            if path.is_file() and path.suffix != ".safetensors" and path.name not in not_carried:
                 shutil.copyfile(path, partial / path.name)
         for path in partial.iterdir():
             settle_file(path)

@@ -14,6 +14,8 @@ from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
 from oarlock.config.load import flatten
 from oarlock.environment import is_first_rank, say
 from oarlock.errors import CheckpointError, StoppedWithOthers, report
+from oarlock.files import write_json
+from oarlock.models.adapter import ADAPTER_FILE, describe_adapter
 from oarlock.models.pieces import PieceFolder
 from oarlock.models.save import save_config, save_tokenizer
 from oarlock.train import checkpoint as checkpoints
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from oarlock.config.schema import Config
     from oarlock.data.templates import ChatTemplate
     from oarlock.models.adapter import Base
+    from oarlock.models.methods import Method
     from oarlock.parallel.plan import ParallelPlan
     from oarlock.train.flow import Progress
 
@@ -40,6 +43,7 @@ class CheckpointingTrainer(Trainer):
     progress: Progress
     template: ChatTemplate | None
     data_fingerprint: str
+    method: Method | None
     base: Base | None
     best: dict[str, Any]
     lr_scheduler: Any
@@ -96,6 +100,8 @@ class CheckpointingTrainer(Trainer):
 
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         save_config(self.model.config, folder)
+        if self.method is not None and self.base is not None:
+            write_json(folder / ADAPTER_FILE, describe_adapter(self.method, self.base))
         if self.tokenizer is not None:
             save_tokenizer(self.tokenizer, folder, self.template)
 

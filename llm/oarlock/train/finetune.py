@@ -14,6 +14,7 @@ from oarlock.errors import DataError
 from oarlock.models.adapter import shared_base
 from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
 from oarlock.models.methods import choose_method
+from oarlock.models.qlora import quantized_bytes
 from oarlock.parallel.plan import sequence_length
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
@@ -58,6 +59,10 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         method,
         Path(adapter) if adapter else None,
     )
+    if config.method.qlora:
+        now, before = quantized_bytes(model)
+        algorithm = config.method.weight_quantize_algo
+        say(f"QLoRA: {algorithm} weights take {now / 1e6:,.1f} MB, {before / now:.1f} times less than in float32")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     trainer = make_trainer(
         run,
