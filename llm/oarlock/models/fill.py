@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Iterator
 
 import ml_dtypes
@@ -15,8 +13,6 @@ from oarlock.models.layout import Block
 from oarlock.parallel.tensor_memory import TensorMemory
 
 _TILE = (64, 256)  # rows and columns that fit in a core's cache when a matrix is transposed
-_HUGE_PAGE = 1 << 21  # bytes
-_MADV_HUGEPAGE = 14  # Linux: asm-generic/mman-common.h
 
 
 def type_name(tensor: paddle.Tensor) -> str:
@@ -29,15 +25,12 @@ class Target:
 
     def __init__(self, tensor: paddle.Tensor) -> None:
         self.tensor = tensor
-        fresh = not tensor._is_initialized()
-        if fresh:
+        if not tensor._is_initialized():
             paddle.empty(tensor.shape, tensor.dtype)._share_buffer_to(tensor)
             tensor.set_init_func(None)  # as after parameter.initialize()
         self.array: np.ndarray | None = None  # of the same memory, where that is the host's
         if tensor.place.is_cpu_place():
             memory = TensorMemory(tensor, output=True).array
-            if fresh:
-                _use_huge_pages(memory)
             self.array = memory.view(array_type(type_name(tensor))).reshape(tuple(tensor.shape))
 
     def rows(self, begin: int, end: int) -> paddle.Tensor:
@@ -52,17 +45,6 @@ class Target:
         else:
             rows = self.rows(begin, end)
             rows.copy_(to_tensor(values, array_type(type_name(rows))), True)
-
-
-def _use_huge_pages(memory: np.ndarray) -> None:
-    """Have Linux give memory that was never touched in large pages: a third of the time of a load goes into small ones.
-
-    A wish: where it can't be granted nothing changes.
-    """
-    first = -(-memory.ctypes.data // _HUGE_PAGE) * _HUGE_PAGE
-    size = (memory.ctypes.data + memory.nbytes) // _HUGE_PAGE * _HUGE_PAGE - first
-    if sys.platform == "linux" and size > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_HUGEPAGE)
 
 
 def row_ranges(shape: tuple[int, ...], itemsize: int, max_bytes: int) -> Iterator[tuple[int, int]]:

@@ -29,6 +29,7 @@ _DTYPES: dict[str, Any] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_AHEAD = 32 << 20  # bytes that the system is asked to have ready
 _MAX_READ = 8 << 20  # bytes a call: larger ones get slower where the file is not in memory yet
 _PADDLE_PICKLE, _TORCH_PICKLE = "model_state.pdparams", "pytorch_model.bin"
 
@@ -150,6 +151,8 @@ class SafetensorsSource:
                 self._files[entry.path] = os.open(entry.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
                 self._stack.callback(os.close, self._files[entry.path])
             while rest:
+                if hasattr(os, "posix_fadvise"):  # the disk goes on while this thread copies, or does something else
+                    os.posix_fadvise(self._files[entry.path], offset, _AHEAD, os.POSIX_FADV_WILLNEED)
                 done = os.preadv(self._files[entry.path], [rest[:_MAX_READ]], offset)
                 if not done:
                     raise EOFError("the file ends before it")
