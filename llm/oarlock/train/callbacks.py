@@ -16,6 +16,7 @@ from paddlenlp.trainer.integrations import VisualDLCallback, rewrite_logs
 from tqdm import tqdm
 
 from oarlock.environment import is_first_rank, progress_bar, say
+from oarlock.train.evaluation import make_up_evaluation
 
 Row = dict[str, Any]
 
@@ -219,12 +220,15 @@ class SampleLog:
 
 
 class EvaluateOnStart(TrainerCallback):
-    """--eval_on_start: the figures before the first step."""
+    """--eval_on_start: the figures before the first step; in a resumed run, an evaluation that SIGTERM took."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
         self.trainer: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate once, unless the run is being resumed."""
-        if state.global_step == 0:
+        """Evaluate once, if there is reason to."""
+        if state.global_step > 0:
+            make_up_evaluation(self.trainer)
+        elif self.wanted:
             self.trainer.evaluate()

@@ -21,9 +21,10 @@ from oarlock.errors import TrainingError
 from oarlock.models.layout import shared_between_stages
 from oarlock.parallel.sharded_gradients import ShardedGradients
 from oarlock.train import checkpoint as checkpoints
+from oarlock.train.best import BestEvaluation
 from oarlock.train.checkpointing import CheckpointingTrainer
 from oarlock.train.clip import GlobalNormClip
-from oarlock.train.evaluation import EvaluationStopped, evaluate_tokens
+from oarlock.train.evaluation import EvaluationStopped, evaluate_tokens, judge
 from oarlock.train.flow import Progress, what_is_due
 from oarlock.train.holding import Held
 from oarlock.train.loss import TokenCrossEntropy, trained_tokens
@@ -80,9 +81,10 @@ class OarlockTrainer(CheckpointingTrainer):
         self.data_fingerprint = data_fingerprint
         self.progress = Progress(samples=resume.manifest.samples) if resume else Progress()
         if resume:
+            self.progress.owes_evaluation = resume.manifest.owes_evaluation
             self.progress.window_loss, self.progress.window_steps = resume.manifest.loss_window
         self.meter = Meter(flops, self.args.world_size, device_peak())
-        self.best: dict[str, Any] = dict(resume.manifest.best) if resume else {}
+        self.best = BestEvaluation.of(config, resume)
         self._collected: list[dict[str, paddle.Tensor]] = []
         self._collected_tokens = 0
         self._handled_step = -1
@@ -100,9 +102,11 @@ class OarlockTrainer(CheckpointingTrainer):
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
 
     def planned_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the whole run; those done already, where it was stopped early."""
         assert self.order is not None
         done = self.resume.manifest.step if self.resume else 0
+        if self.resume and self.best.exhausted:
+            return done
         return total_steps(self.config.schedule, self.order.num_samples, self.global_batch, done, self.progress.samples)
 
     def get_train_dataloader(self) -> Any:
@@ -282,6 +286,8 @@ class OarlockTrainer(CheckpointingTrainer):
             metrics = self.evaluate()
             if self._stopping:
                 self.control.should_save = self.control.should_training_stop = True
+            else:
+                judge(self, metrics)
         if self.control.should_save:
             self._save_checkpoint(model, metrics)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
@@ -296,6 +302,7 @@ class OarlockTrainer(CheckpointingTrainer):
         )
         state.consumed_samples, state.epoch = samples, samples / epoch_size
         control.should_log, control.should_evaluate, control.should_save = due.log, due.evaluate, due.save
+        self.progress.owes_evaluation = due.owed
         control.should_training_stop = control.should_training_stop or stopping
 
     def _log_row(self) -> dict[str, float]:
@@ -324,6 +331,7 @@ class OarlockTrainer(CheckpointingTrainer):
             return super().evaluate(*args, **kwargs)
         except EvaluationStopped:
             self.control.should_evaluate = False
+            self.progress.owes_evaluation = True
             return {}
 
     def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **kwargs: Any) -> EvalLoopOutput:
