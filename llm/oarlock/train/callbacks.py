@@ -179,11 +179,16 @@ class VisualDLReporter(VisualDLCallback):
         super().on_log(args, state, control, logs=_scalars(logs or {}), **kwargs)
 
     def add_samples(self, step: int, samples: list[Row]) -> None:
-        """Sample text: {"prompt", "answer"} of one evaluation."""
-        if self.vdl_writer is not None:
-            text = "\n\n".join(f"{sample['prompt']}\n=> {sample['answer']}" for sample in samples)
-            self.vdl_writer.add_text("samples", f"```\n{text}\n```", step)
-            self.vdl_writer.flush()
+        """The answers of one evaluation as text; those of --eval_prompts, which have a "source", by themselves."""
+        if self.vdl_writer is None:
+            return
+        tabs: dict[str, list[str]] = {}
+        for sample in samples:
+            tab = tabs.setdefault("eval_prompts" if "source" in sample else "samples", [])
+            tab.append(f"{sample['prompt']}\n=> {sample['answer']}")
+        for name, texts in tabs.items():
+            self.vdl_writer.add_text(name, "```\n" + "\n\n".join(texts) + "\n```", step)
+        self.vdl_writer.flush()
 
 
 def _scalars(row: Row) -> dict[str, float]:
@@ -208,13 +213,13 @@ class SampleLog:
         if is_first_rank() and cut_after is not None:
             cut_rows_after(path, cut_after)
 
-    def add(self, step: int, samples: list[dict[str, str]]) -> None:
-        """Append {"prompt", "answer", "expected"} rows of one evaluation."""
+    def add(self, step: int, epoch: float, samples: list[dict[str, str]]) -> None:
+        """Append rows of one evaluation (see Answer.row)."""
         if not is_first_rank():
             return
         with open(self.path, "a", encoding="utf-8") as file:
             for sample in samples:
-                file.write(json.dumps({"step": step} | sample, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"step": step, "epoch": round(epoch, 6)} | sample, ensure_ascii=False) + "\n")
         if self.reporter is not None:
             self.reporter.add_samples(step, samples)
 

@@ -18,6 +18,7 @@ from oarlock.data.order import SampleOrder
 from oarlock.data.sampler import EvaluationBatchSampler, ResumableBatchSampler
 from oarlock.environment import die_with_parent, rank
 from oarlock.errors import TrainingError
+from oarlock.models.inputs import with_masks
 from oarlock.models.layout import shared_between_stages
 from oarlock.parallel.sharded_gradients import ShardedGradients
 from oarlock.train import checkpoint as checkpoints
@@ -221,6 +222,10 @@ class OarlockTrainer(CheckpointingTrainer):
         if self._reduces_itself:
             fused_allreduce_gradients(list(model.parameters()), None)
         return loss
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The Trainer's, and the masks some families can't do without."""
+        return with_masks(self.model.config, super()._prepare_inputs(inputs))
 
     def _run_micro_batch(self, model: nn.Layer, batch: dict[str, paddle.Tensor]) -> paddle.Tensor:
         with self.autocast_smart_context_manager():
