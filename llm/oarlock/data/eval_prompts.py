@@ -79,7 +79,7 @@ def _with_answer(item: Any) -> Any:
     if item.get("instruction") is not None and not item.get("output"):
         return item | {"output": _UNKNOWN}
     questions, answers = item.get("src"), item.get("tgt")
-    if isinstance(questions, str) and not answers:
+    if questions is not None and not isinstance(questions, list) and not answers:
         return item | {"tgt": _UNKNOWN}
     if isinstance(questions, list) and isinstance(answers or [], list) and len(answers or []) < len(questions):
         return item | {"tgt": [*(answers or []), _UNKNOWN]}
