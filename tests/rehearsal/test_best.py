@@ -28,15 +28,14 @@ PATIENCE = 2
 RUNS = {
     "one": (1, {"do_generation": 1, "eval_prompts": "prompts.jsonl", "report_to": "visualdl"}, 0, "one"),
     "again": (1, {"do_generation": 1, "eval_prompts": "prompts.jsonl", "report_to": "visualdl"}, 0, "one"),
-    "data": (2, {"per_device_train_batch_size": 4}, 0, "data"),
     "stage2": (2, {"per_device_train_batch_size": 4, "sharding": "stage2", "async_save": 1}, 0, "stage2"),
     "stage3": (2, {"per_device_train_batch_size": 4, "sharding": "stage3", "stage3_min_elements": 512}, 0, "stage3"),
     "split": (4, {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2, "per_device_train_batch_size": 4,
                   "gradient_accumulation_steps": 2}, 0, "split"),
-    "cut": (1, {}, 8, "cut"),
+    "cut": (1, {}, 4, "cut"),
     "resumed": (1, {}, 0, "cut"),
 }  # fmt: skip
-PLANS = ("one", "data", "stage2", "stage3", "split", "cut")
+PLANS = ("one", "stage2", "stage3", "split", "cut")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +102,7 @@ def test_the_final_model_is_the_best_one(runs, name):
 
 def test_a_resumed_run_decides_as_the_uninterrupted_one(runs):
     """SIGTERM came at the step of an evaluation: the resumed run makes that up."""
-    assert "stopped by SIGTERM at step 8" in log(runs, "cut")
+    assert "stopped by SIGTERM at step 4" in log(runs, "cut")
     assert evaluations(runs, "cut") == evaluations(runs, "one")
     one, cut = (load_file(runs / name / "model.safetensors") for name in ("one", "cut"))
     assert all(np.array_equal(one[key], cut[key]) for key in one)
@@ -111,7 +110,7 @@ def test_a_resumed_run_decides_as_the_uninterrupted_one(runs):
 
 def test_a_run_that_stopped_early_is_complete(runs):
     said = log(runs, "again")
-    assert "this run is complete" in said and "is the final model" in said and "epoch" not in said
+    assert "this run is complete" in said and "is the final model" in said and "oarlock: step" not in said
 
 
 def test_scores_of_the_answers(runs):
@@ -137,7 +136,7 @@ def test_fixed_prompts_are_answered_at_every_evaluation(runs):
     assert [record.id for record in texts] == steps
     for step, record in zip(steps, texts, strict=True):
         answers = [row["answer"] for row in found if row["step"] == step]
-        assert all(f"=> {answer}" in record.text.encoded_text_string.decode() for answer in answers)
+        assert all(f"=> {answer}" in record.text.encoded_text_string for answer in answers)
 
 
 # The program.
@@ -155,7 +154,7 @@ def main(folder: Path, model: Path) -> int:
     for name, (ranks, changes, stop_at, output) in RUNS.items():
         words = flags(**({
             "model_name_or_path": model, "dataset_name_or_path": folder / "data", "output_dir": folder / output,
-            "src_length": 32, "tgt_length": 16, "do_train": 1, "do_eval": 1, "max_steps": 40, "learning_rate": 1e-2,
+            "src_length": 32, "tgt_length": 16, "do_train": 1, "do_eval": 1, "max_steps": 40, "learning_rate": 3e-2,
             "per_device_train_batch_size": 8, "eval_steps": 2, "save_steps": 1000, "save_total_limit": 1,
             "logging_steps": 1, "report_to": "none", "device": "cpu", "adam_epsilon": 1e-5, "num_threads": 1,
             "early_stopping_patience": PATIENCE, "load_best_model_at_end": 1, "collective_timeout": 60,
