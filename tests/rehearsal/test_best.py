@@ -104,6 +104,8 @@ def test_a_resumed_run_decides_as_the_uninterrupted_one(runs):
     """SIGTERM came at the step of an evaluation: the resumed run makes that up."""
     assert "stopped by SIGTERM at step 4" in log(runs, "cut")
     assert evaluations(runs, "cut") == evaluations(runs, "one")
+    epochs = [[row["epoch"] for row in rows(runs / name / "metrics.jsonl")] for name in ("one", "cut")]
+    assert epochs[0] == epochs[1]
     one, cut = (load_file(runs / name / "model.safetensors") for name in ("one", "cut"))
     assert all(np.array_equal(one[key], cut[key]) for key in one)
 

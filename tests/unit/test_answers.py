@@ -84,6 +84,7 @@ def test_lines_of_text(load):
 @pytest.mark.parametrize(
     ("line", "text", "answer"),
     [
+        ('{"text": "a"}', "<|user|>a<|assistant|>", ""),
         ('{"src": "a"}', "<|user|>a<|assistant|>", ""),
         ('{"src": "a", "tgt": "b"}', "<|user|>a<|assistant|>", "b"),
         ('{"src": ["a", "c"], "tgt": ["b"]}', "<|user|>a<|assistant|>b<|endoftext|><|user|>c<|assistant|>", ""),

@@ -307,8 +307,8 @@ class EvaluationSection:
     """Evaluate at most this many batches; -1: all."""
 
     eval_prompts: str | None = option(None, may_change=True)
-    """File of prompts that the model answers at every evaluation, for samples.jsonl and VisualDL: lines of text, or
-    .json/.jsonl records (src, instruction or messages; a right answer may be there)."""
+    """File of prompts that the model answers at every evaluation, for samples.jsonl and VisualDL: lines of text, or of
+    .jsonl records (src, instruction, messages or text; a right answer may be there)."""
 
     metric_for_best_model: str = option("eval_loss", may_change=True)
     """Figure by which evaluations are compared: eval_loss, eval_perplexity, and with do_generation eval_exact_match,

@@ -57,6 +57,8 @@ def load_eval_prompts(
 def _prompt(
     item: Any, where: str, tokenizer: PretrainedTokenizerBase, template: ChatTemplate, src_length: int
 ) -> Prompt:
+    if isinstance(item, dict) and isinstance(item.get("text"), str):
+        item = item["text"]
     if isinstance(item, str):
         item = {"messages": [{"role": "user", "content": item}]}
     filled = _with_answer(item)
