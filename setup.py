@@ -29,6 +29,8 @@ DEPENDENCIES = [
     "pyyaml>=6,<7",
     "tqdm>=4.65,<5",
     "zstandard>=0.22,<1",
+    "sacrebleu>=2.4,<3",  # BLEU, with tokenizers for English and Chinese
+    "rouge-score>=0.1.2,<0.2",  # ROUGE as Google computes it, with a tokenizer of one's own
 ]
 
 

@@ -44,7 +44,9 @@ def test_the_end_logs_and_saves_unless_told_not_to():
 
 
 def test_sigterm_saves_and_does_not_evaluate():
-    assert due(20, "--do_eval", "--eval_steps", "20", "--save_strategy", "no", stopping=True) == Due(True, False, True)
+    words = ["--eval_steps", "20", "--save_strategy", "no"]
+    assert due(20, "--do_eval", *words, stopping=True) == Due(True, False, True, owed=True)
+    assert not due(21, "--do_eval", *words, stopping=True).owed and not due(20, *words, stopping=True).owed
 
 
 @given(size=st.integers(1, 50), batch=st.integers(1, 7), replicas=st.integers(1, 4))

@@ -310,6 +310,9 @@ def test_half_precision_parameters_take_any_array():
         parameter = paddle.zeros([1, 2], dtype)
         set_parameter(parameter, values)
         assert parameter.astype("float32").tolist() == values.tolist()
+        number = paddle.zeros([], dtype)  # GPT-J keeps its scale so
+        set_parameter(number, np.asarray(1.5, np.float32))
+        assert number.astype("float32").item() == 1.5
 
 
 def test_wrong_weight_folders(tmp_path):

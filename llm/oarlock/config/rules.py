@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+
+from oarlock.config.metrics import METRICS, PREFIX, best_metric
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
@@ -124,6 +127,48 @@ def _resume(config: Config) -> Iterator[str]:
         yield "--overwrite_output_dir starts anew and --resume_from_checkpoint goes on: give one of them"
 
 
+def _best_model(config: Config) -> Iterator[str]:
+    evaluation, checkpoint = config.evaluation, config.checkpoint
+    wanted = []
+    if evaluation.early_stopping_patience is not None:
+        wanted.append("--early_stopping_patience")
+    elif evaluation.early_stopping_threshold > 0:
+        yield "--early_stopping_threshold has no meaning without --early_stopping_patience"
+    if checkpoint.load_best_model_at_end:
+        wanted.append("--load_best_model_at_end")
+        if checkpoint.save_strategy == "no":
+            yield "--load_best_model_at_end needs checkpoints, which --save_strategy no forbids: use steps or epoch"
+    for flag in wanted:
+        if evaluation.do_train and not evaluation.do_eval:
+            yield f"{flag} compares evaluations: give --do_eval too"
+        elif not evaluation.do_train:
+            yield f"{flag} is for training: give --do_train too, or leave it out"
+    if evaluation.eval_prompts is not None and not evaluation.do_eval:
+        yield "--eval_prompts are answered at evaluations: give --do_eval too"
+    yield from _metric(config)
+
+
+def _metric(config: Config) -> Iterator[str]:
+    evaluation, name = config.evaluation, best_metric(config)
+    given = f"--metric_for_best_model {evaluation.metric_for_best_model}"
+    metric = METRICS.get(name)
+    if metric is None:
+        near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.6)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        yield f"{given}: no evaluation gives it (known: {', '.join(METRICS)}){hint}"
+        return
+    if metric.from_answers and not hasattr(evaluation, "do_generation"):
+        yield f"{given} is a figure of fine-tuning; pretraining gives eval_loss and eval_perplexity"
+    elif metric.from_answers and not getattr(evaluation, "do_generation", False):
+        yield f"{given} is a figure of the model's answers: give --do_generation too"
+    if evaluation.greater_is_better not in (None, metric.greater_is_better):
+        better = "more" if metric.greater_is_better else "less"
+        yield (
+            f"--greater_is_better {evaluation.greater_is_better}, but {better} {name.removeprefix(PREFIX)} is better: "
+            "leave the flag out"
+        )
+
+
 _RULES: tuple[Rule, ...] = (
     _something_to_do,
     _one_precision,
@@ -133,4 +178,5 @@ _RULES: tuple[Rule, ...] = (
     _sequence_parallel,
     _methods,
     _resume,
+    _best_model,
 )

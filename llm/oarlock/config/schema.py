@@ -255,6 +255,10 @@ class CheckpointSection:
     save_total_limit: int | None = option(None, at_least(1), may_change=True)
     """Checkpoints kept; older ones are deleted after a newer one is complete."""
 
+    load_best_model_at_end: bool = option(False, may_change=True)
+    """Make the final model from the best evaluation's weights (see metric_for_best_model). Every new best is saved,
+    whatever save_steps says, and kept, whatever save_total_limit says."""
+
     async_save: bool = option(False, may_change=True)
     """Train on while a checkpoint is written: training waits only for the copy in memory."""
 
@@ -302,13 +306,31 @@ class EvaluationSection:
     max_evaluate_steps: int = option(-1, unit="batches", may_change=True)
     """Evaluate at most this many batches; -1: all."""
 
+    eval_prompts: str | None = option(None, may_change=True)
+    """File of prompts that the model answers at every evaluation, for samples.jsonl and VisualDL: lines of text, or of
+    .jsonl records (src, instruction, messages or text; a right answer may be there)."""
+
+    metric_for_best_model: str = option("eval_loss", may_change=True)
+    """Figure by which evaluations are compared: eval_loss, eval_perplexity, and with do_generation eval_exact_match,
+    eval_bleu, eval_rouge_1, eval_rouge_2, eval_rouge_l. "eval_" may be left out."""
+
+    greater_is_better: bool | None = option(None, may_change=True)
+    """Whether more of metric_for_best_model is better. It is known for every figure: only a check."""
+
+    early_stopping_patience: int | None = option(None, at_least(1), unit="evaluations", may_change=True)
+    """Stop after so many evaluations in a row without an improvement. Default: train to the end."""
+
+    early_stopping_threshold: float = option(0.0, at_least(0), may_change=True)
+    """What metric_for_best_model must change by, from the best so far, to count as an improvement for
+    early_stopping_patience."""
+
 
 @dataclass(frozen=True)
 class FinetuneEvaluationSection(EvaluationSection):
     """What to do, and evaluation"""
 
     do_generation: bool = option(False, aliases=("eval_with_do_generation",), may_change=True)
-    """Call model.generate in evaluation and report exact match."""
+    """Call model.generate in evaluation and report exact match, BLEU and ROUGE."""
 
 
 @dataclass(frozen=True)

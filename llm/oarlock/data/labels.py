@@ -33,11 +33,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked in evaluation, and the right answer."""
+    """What a model is asked in evaluation, the right answer ("" where there is none), and file:line of fixed ones."""
 
     input_ids: list[int]
     text: str
     answer: str
+    where: str = ""
 
 
 def encode_text(tokenizer: PretrainedTokenizerBase, text: str) -> list[int]:

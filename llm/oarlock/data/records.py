@@ -71,8 +71,8 @@ def _collect(items: Iterable[tuple[int, Any]], name: str, form: str, skip_bad: b
             if isinstance(item, ValueError):
                 raise item
             if records.form == "auto":
-                records.form = _detect(item)
-            records.conversations.append(Conversation(_FORMS[records.form](item), where))
+                records.form = detect_form(item)
+            records.conversations.append(parse_record(item, records.form, where))
         except ValueError as error:
             if not skip_bad:
                 raise DataError(f"{where}: {error}") from error
@@ -117,14 +117,30 @@ def _list_items(text: str, path: Path) -> Iterator[tuple[int, Any]]:
         yield line, item
 
 
-def _detect(item: Any) -> str:
+def parse_record(item: Any, form: str, where: str) -> Conversation:
+    """A record of a known form.
+
+    Raises:
+        ValueError: naming the field and what was expected there.
+    """
+    return Conversation(_FORMS[form](item), where)
+
+
+def detect_form(item: Any) -> str:
+    """The form of a record, by its fields.
+
+    Raises:
+        ValueError: listing the fields it has and the forms that are known.
+    """
     if isinstance(item, dict):
         if "src" in item and "tgt" in item:
             return "src_tgt"
         if "instruction" in item and "output" in item:
             return "alpaca"
+        if "messages" in item:
+            return "messages"
     fields = ", ".join(map(repr, list(item)[:8])) if isinstance(item, dict) else type(item).__name__
-    raise ValueError(f"unknown form of record ({fields}); known are src/tgt and instruction/input/output")
+    raise ValueError(f"unknown form of record ({fields}); known are src/tgt, instruction/input/output and messages")
 
 
 def _text(item: dict[str, Any], name: str, required: bool = True) -> str:
@@ -171,10 +187,23 @@ def _from_alpaca(item: Any) -> list[Message]:
     return [user, {"role": "assistant", "content": _answer(_text(item, "output"))}]
 
 
+def _from_messages(item: Any) -> list[Message]:
+    messages = _object(item).get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("field 'messages' must be a list with at least one message")
+    found = [{name: _text(_object(message), name) for name in ("role", "content")} for message in messages]
+    _answer(found[-1]["content"])
+    return found
+
+
 def _answer(text: str) -> str:
     if not text.strip():
         raise ValueError("the answer is empty: there is nothing to train on")
     return text
 
 
-_FORMS: dict[str, Callable[[Any], list[Message]]] = {"src_tgt": _from_src_tgt, "alpaca": _from_alpaca}
+_FORMS: dict[str, Callable[[Any], list[Message]]] = {
+    "src_tgt": _from_src_tgt,
+    "alpaca": _from_alpaca,
+    "messages": _from_messages,
+}

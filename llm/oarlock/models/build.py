@@ -230,14 +230,14 @@ def _open_source(source: ModelSource, allow_pickle: bool, seed: int) -> WeightSo
 
 def set_parameter(parameter: paddle.Tensor, array: np.ndarray) -> None:
     """Copy an array of any float type into a parameter, in the parameter's type."""
-    target = str(parameter.dtype).rsplit(".", 1)[-1]
+    target, shape = str(parameter.dtype).rsplit(".", 1)[-1], array.shape
     if target == "bfloat16":
         import ml_dtypes
 
         array = np.ascontiguousarray(array.astype(ml_dtypes.bfloat16)).view(np.uint16)
     else:
         array = np.ascontiguousarray(array.astype(target))
-    parameter.set_value(array)
+    parameter.set_value(array.reshape(shape))  # a number is an array of one to ascontiguousarray
 
 
 def num_parameters(model: Any) -> tuple[int, int]:

@@ -114,10 +114,11 @@ def option_problems(config: Config, plan: ParallelPlan) -> Iterator[str]:
             f"nearest: --sharding_parallel_degree {plan.replicas}, or --sharding stage1"
         )
     # Prompts have lengths of their own; see plan.sequence_length.
-    if plan.sequence_parallel and getattr(config.evaluation, "do_generation", False):
+    asked = [flag for flag in ("do_generation", "eval_prompts") if getattr(config.evaluation, flag, None)]
+    if plan.sequence_parallel and asked:
         yield (
-            "--do_generation can't go with --sequence_parallel, under which PaddleNLP's layers take sequences of "
-            "--src_length + --tgt_length tokens only: leave one of them out"
+            f"--{asked[0]} can't go with --sequence_parallel, under which PaddleNLP's layers take sequences of "
+            "one length only: leave one of them out"
         )
     # PipelineParallelWithInterleave: "cache should be enabled for pipeline with interleave".
     if plan.virtual_pipeline > 1 and plan.pipeline > 1:

@@ -16,6 +16,7 @@ from paddlenlp.trainer.integrations import VisualDLCallback, rewrite_logs
 from tqdm import tqdm
 
 from oarlock.environment import is_first_rank, progress_bar, say
+from oarlock.train.evaluation import make_up_evaluation
 
 Row = dict[str, Any]
 
@@ -178,11 +179,16 @@ class VisualDLReporter(VisualDLCallback):
         super().on_log(args, state, control, logs=_scalars(logs or {}), **kwargs)
 
     def add_samples(self, step: int, samples: list[Row]) -> None:
-        """Sample text: {"prompt", "answer"} of one evaluation."""
-        if self.vdl_writer is not None:
-            text = "\n\n".join(f"{sample['prompt']}\n=> {sample['answer']}" for sample in samples)
-            self.vdl_writer.add_text("samples", f"```\n{text}\n```", step)
-            self.vdl_writer.flush()
+        """The answers of one evaluation as text; those of --eval_prompts, which have a "source", by themselves."""
+        if self.vdl_writer is None:
+            return
+        tabs: dict[str, list[str]] = {}
+        for sample in samples:
+            tab = tabs.setdefault("eval_prompts" if "source" in sample else "samples", [])
+            tab.append(f"{sample['prompt']}\n=> {sample['answer']}")
+        for name, texts in tabs.items():
+            self.vdl_writer.add_text(name, "```\n" + "\n\n".join(texts) + "\n```", step)
+        self.vdl_writer.flush()
 
 
 def _scalars(row: Row) -> dict[str, float]:
@@ -207,24 +213,27 @@ class SampleLog:
         if is_first_rank() and cut_after is not None:
             cut_rows_after(path, cut_after)
 
-    def add(self, step: int, samples: list[dict[str, str]]) -> None:
-        """Append {"prompt", "answer", "expected"} rows of one evaluation."""
+    def add(self, step: int, epoch: float, samples: list[dict[str, str]]) -> None:
+        """Append rows of one evaluation (see Answer.row)."""
         if not is_first_rank():
             return
         with open(self.path, "a", encoding="utf-8") as file:
             for sample in samples:
-                file.write(json.dumps({"step": step} | sample, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"step": step, "epoch": round(epoch, 6)} | sample, ensure_ascii=False) + "\n")
         if self.reporter is not None:
             self.reporter.add_samples(step, samples)
 
 
 class EvaluateOnStart(TrainerCallback):
-    """--eval_on_start: the figures before the first step."""
+    """--eval_on_start: the figures before the first step; in a resumed run, an evaluation that SIGTERM took."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
         self.trainer: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate once, unless the run is being resumed."""
-        if state.global_step == 0:
+        """Evaluate once, if there is reason to."""
+        if state.global_step > 0:
+            make_up_evaluation(self.trainer)
+        elif self.wanted:
             self.trainer.evaluate()

@@ -18,9 +18,11 @@ from oarlock.files import write_json
 from oarlock.models.adapter import ADAPTER_FILE, describe_adapter
 from oarlock.models.pieces import PieceFolder
 from oarlock.models.save import save_config, save_tokenizer
+from oarlock.parallel.sync import together
 from oarlock.train import checkpoint as checkpoints
-from oarlock.train.holding import Held, load_states, load_weights
-from oarlock.train.manifest import Manifest
+from oarlock.train.best import BestEvaluation
+from oarlock.train.holding import Held, load_states, load_weights, reload_weights
+from oarlock.train.manifest import Manifest, verify
 from oarlock.train.saving import PendingSave
 from oarlock.versions import package_versions
 
@@ -45,7 +47,7 @@ class CheckpointingTrainer(Trainer):
     data_fingerprint: str
     method: Method | None
     base: Base | None
-    best: dict[str, Any]
+    best: BestEvaluation
     lr_scheduler: Any
     control: Any
     model_wrapped: Any
@@ -64,8 +66,9 @@ class CheckpointingTrainer(Trainer):
             config=flatten(self.config),
             data_fingerprint=self.data_fingerprint,
             loss_scaler=self._scaler_state(),
-            best=self.best,
             base=vars(self.base) if self.base is not None else {},
+            best=self.best.state(),
+            owes_evaluation=self.progress.owes_evaluation,
             plan=self.plan.describe(),
             versions=package_versions(),
         )
@@ -92,7 +95,8 @@ class CheckpointingTrainer(Trainer):
             return
         if is_first_rank():
             keep = self.config.checkpoint.save_total_limit
-            checkpoints.rotate(Path(self.args.output_dir), keep, self.best.get("name"))
+            # The best that this checkpoint knows of: a newer one may still be on its way to the disk.
+            checkpoints.rotate(Path(self.args.output_dir), keep, pending.manifest.best.get("name"))
         say(f"checkpoint: {pending.final} ({pending.timing})")
 
     def save_tokenizer_and_template(self, folder: Path) -> None:
@@ -132,6 +136,32 @@ class CheckpointingTrainer(Trainer):
         if self.do_grad_scaling and manifest.loss_scaler:
             state = {name: np.asarray(value) for name, value in manifest.loss_scaler.items()}
             self.scaler.load_state_dict(state)
+
+    def load_best(self) -> None:
+        """After training: the weights of the best evaluation, under any plan, in place of the last ones.
+
+        Raises:
+            CheckpointError: when its checkpoint is not whole.
+        """
+        best = self.best
+        if best.folder is None or best.step == self.state.global_step:
+            say(f"{best.describe()}: the last weights are the final model's")
+            return
+        folder = best.folder
+
+        def check() -> None:
+            verify(folder)
+
+        try:
+            together(check, first_rank_only=True)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"--load_best_model_at_end: {best.describe()}, but {error}. To have the last weights as the final "
+                "model, start the same command again without this flag"
+            ) from error
+        with PieceFolder.open(folder) as pieces:
+            reload_weights(self.held, pieces)
+        say(f"{best.describe()}: {folder.name} is the final model")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to do: every step seeds its own random numbers."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 
 from oarlock.data.labels import IGNORE_INDEX
+from oarlock.environment import say
+from oarlock.parallel.sync import share
 from oarlock.train.loss import trained_tokens
 from oarlock.train.pipeline import pipeline_loss_sum
 
@@ -98,3 +101,29 @@ def evaluate_tokens(trainer: OarlockTrainer, dataloader: Any, prefix: str, limit
     if trainer.generation_metrics is not None:
         metrics |= {f"{prefix}_{name}": value for name, value in trainer.generation_metrics(trainer).items()}
     return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=samples)
+
+
+def judge(trainer: OarlockTrainer, metrics: dict[str, float]) -> None:
+    """Is this evaluation the best so far (then it may have to be saved), and is it time to stop?"""
+    step, best, control = trainer.state.global_step, trainer.best, trainer.control
+    value = share(metrics[best.metric])[0]  # rank 0's: a last bit that differs must not part the ranks
+    if best.see(value, step, Path(trainer.args.output_dir) / f"checkpoint-{step}") and best.keep:
+        control.should_save = True
+    if best.exhausted and step < trainer.state.max_steps:
+        say(f"stopping early at step {step}: {best.describe()}; {best.evaluations_since} evaluation(s) since")
+        control.should_training_stop = True
+        control.should_save = control.should_save or trainer.config.checkpoint.save_strategy != "no"
+
+
+def make_up_evaluation(trainer: OarlockTrainer) -> None:
+    """At the start of a resumed run: the evaluation that SIGTERM took from the step of its checkpoint."""
+    if not trainer.progress.owes_evaluation:
+        return
+    metrics = trainer.evaluate()
+    stopped_again = not metrics
+    if not stopped_again:
+        trainer.progress.owes_evaluation = False
+        judge(trainer, metrics)
+        trainer._save_checkpoint(trainer.model, metrics)  # in place of the one that owes it
+    if stopped_again or trainer.control.should_training_stop:
+        trainer.callback_handler.train_dataloader.batch_sampler.steps_left = 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oarlock.data.collate import FinetuneCollator
+from oarlock.data.eval_prompts import load_eval_prompts
 from oarlock.data.finetune import FinetuneData, load_finetune_data
 from oarlock.data.order import SampleOrder
 from oarlock.data.tokenizers import load_tokenizer
@@ -16,17 +17,14 @@ from oarlock.models.build import build_model, check_lengths, check_vocabulary, f
 from oarlock.models.methods import choose_method
 from oarlock.models.qlora import quantized_bytes
 from oarlock.parallel.plan import sequence_length
+from oarlock.train.answers import Asking, FixedPrompts, HeldOutPrompts, one_after_another
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
-from oarlock.train.generation import generate_answers
 from oarlock.train.run import connect, make_trainer, start, train
-from oarlock.train.trainer import OarlockTrainer
 
 if TYPE_CHECKING:
     from oarlock.config.load import LoadedConfig
     from oarlock.config.schema import FinetuneConfig
-
-_SHOWN_SAMPLES = 8
 
 
 def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
@@ -46,6 +44,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
             f"--do_eval: {config.data.dataset_name_or_path} has no dev file; give a folder with train.json and "
             "dev.json (or .jsonl), or leave --do_eval out"
         )
+    asking = _asking(config, data, tokenizer)
     method = choose_method(config.method)
     base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
     resume = find_resume_point(config, data.fingerprint, base)
@@ -75,7 +74,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         tokenizer=tokenizer,
         flops=token_flops(source.config, longest),
         data_fingerprint=data.fingerprint,
-        generation_metrics=_Answers(config, data) if config.evaluation.do_generation else None,
+        generation_metrics=asking,
         train_dataset=data.train if config.evaluation.do_train else None,
         eval_dataset=data.dev if config.evaluation.do_eval else None,
         data_collator=FinetuneCollator(source.config.vocab_size, pad, run.plan.length_multiple),
@@ -87,23 +86,13 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     return 0
 
 
-class _Answers:
-    """do_generation: exact match on the held-out prompts; the first answers go to samples.jsonl and VisualDL."""
-
-    def __init__(self, config: FinetuneConfig, data: FinetuneData) -> None:
-        limit = config.evaluation.max_evaluate_steps
-        count = limit * config.batch.per_device_eval_batch_size if limit > 0 else None
-        self.config, self.prompts = config, data.dev_prompts[:count]
-
-    def __call__(self, trainer: OarlockTrainer) -> dict[str, float]:
-        answers = generate_answers(
-            trainer,
-            self.prompts,
-            max_new_tokens=self.config.data.tgt_length,
-            batch_size=self.config.batch.per_device_eval_batch_size,
-        )
-        right = sum(answer.right for answer in answers)
-        if trainer.samples is not None:
-            trainer.samples.add(trainer.state.global_step, [answer.row() for answer in answers[:_SHOWN_SAMPLES]])
-        say(f"exact match: {right} of {len(answers)}")
-        return {"exact_match": right / max(1, len(answers))}
+def _asking(config: FinetuneConfig, data: FinetuneData, tokenizer: Any) -> Asking | None:
+    """What the model is asked at evaluations."""
+    parts: list[Asking] = []
+    batch, longest = config.batch.per_device_eval_batch_size, config.data.tgt_length
+    if config.evaluation.do_generation:
+        parts.append(HeldOutPrompts(data.dev_prompts, longest, batch, config.evaluation.max_evaluate_steps))
+    if config.evaluation.eval_prompts is not None:
+        prompts = load_eval_prompts(config.evaluation.eval_prompts, tokenizer, data.template, config.data.src_length)
+        parts.append(FixedPrompts(prompts, longest, batch))
+    return one_after_another(parts)

@@ -16,20 +16,27 @@ class Progress:
     Attributes:
         samples: consumed over all ranks.
         window_loss, window_steps: step losses since the last log row.
+        owes_evaluation: the evaluation of this step was given up when SIGTERM came; the resumed run makes it up.
     """
 
     samples: int = 0
     window_loss: float = 0.0
     window_steps: int = 0
+    owes_evaluation: bool = False
 
 
 @dataclass(frozen=True)
 class Due:
-    """What to do now."""
+    """What to do now.
+
+    Attributes:
+        owed: an evaluation is due, but there is no time for it.
+    """
 
     log: bool
     evaluate: bool
     save: bool
+    owed: bool = False
 
 
 def what_is_due(
@@ -46,7 +53,9 @@ def what_is_due(
     last = step >= last_step
     epoch_over = samples // epoch_size > samples_before // epoch_size
     eval_steps = config.evaluation.eval_steps
-    evaluation_due = epoch_over if eval_steps is None else step % eval_steps == 0
+    evaluation_due = config.evaluation.do_eval and (
+        last or (epoch_over if eval_steps is None else step % eval_steps == 0)
+    )
     saving = config.checkpoint
     save_due = {
         "steps": step % saving.save_steps == 0,
@@ -55,6 +64,7 @@ def what_is_due(
     }[saving.save_strategy]
     return Due(
         log=last or step % config.logging.logging_steps == 0,
-        evaluate=config.evaluation.do_eval and (last or evaluation_due) and not stopping,
+        evaluate=evaluation_due and not stopping,
         save=stopping or save_due or (last and saving.save_strategy != "no"),
+        owed=evaluation_due and stopping,
     )

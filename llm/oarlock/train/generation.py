@@ -1,14 +1,15 @@
-"""Greedy answers in batches under any plan, and how many of them are right."""
+"""Greedy answers in batches under any plan."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from oarlock.data.labels import Prompt
 from oarlock.environment import progress_bar, say_once
-from oarlock.models.generate import generate_ids
+from oarlock.models.generate import generate_ids, generate_without_cache
 from oarlock.train.pipeline import pipeline_next_ids
 
 if TYPE_CHECKING:
@@ -22,14 +23,11 @@ class Answer:
     prompt: Prompt
     text: str
 
-    @property
-    def right(self) -> bool:
-        """Exact match, but for space at the ends."""
-        return self.text.strip() == self.prompt.answer.strip()
-
     def row(self) -> dict[str, str]:
-        """For samples.jsonl."""
-        return {"prompt": self.prompt.text, "answer": self.text, "expected": self.prompt.answer}
+        """For samples.jsonl: prompt, answer, expected; and the source (file:line) of a fixed prompt."""
+        source = {"source": self.prompt.where} if self.prompt.where else {}
+        expected = {"expected": self.prompt.answer} if self.prompt.answer else {}
+        return source | {"prompt": self.prompt.text, "answer": self.text} | expected
 
 
 def generate_answers(
@@ -70,17 +68,5 @@ def _generate(trainer: OarlockTrainer, rows: list[list[int]], max_new_tokens: in
 def _generate_through_pipeline(trainer: OarlockTrainer, rows: list[list[int]], max_new_tokens: int) -> list[list[int]]:
     """One forward pass of all stages for every new token: PipelineParallel keeps no keys and values."""
     say_once("generation through pipeline stages computes every token anew (no cache); it is slow for long answers")
-    tokenizer, model = trainer.tokenizer, trainer.pipeline_model()
-    end = tokenizer.eos_token_id
-    answers: list[list[int]] = [[] for _ in rows]
-    going = list(range(len(rows)))
-    for _ in range(max_new_tokens):
-        if not going:
-            break
-        next_ids = pipeline_next_ids(model, [rows[i] + answers[i] for i in going], 0)
-        for i, token in zip(list(going), next_ids, strict=True):
-            if token == end:
-                going.remove(i)
-            else:
-                answers[i].append(token)
-    return answers
+    next_ids = partial(pipeline_next_ids, trainer.pipeline_model(), pad_id=0)
+    return generate_without_cache(next_ids, rows, trainer.tokenizer.eos_token_id, max_new_tokens)

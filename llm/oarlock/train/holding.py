@@ -145,11 +145,25 @@ def load_weights(held: Held, folder: PieceFolder) -> None:
     """Before wrapping: every parameter of this rank from a checkpoint, whatever plan wrote it."""
     from oarlock.models.build import set_parameter
 
-    kinds = set(folder.kinds)
     for holding in held.weights():
-        exact = holding.tensor.dtype == paddle.float32 and MASTER in kinds
-        kind = MASTER if exact and f"{MASTER}/{holding.name}" in folder.where else WEIGHTS
-        set_parameter(holding.tensor, folder.read_part(kind, holding.name, holding.block))
+        set_parameter(holding.tensor, folder.read_part(_kind(holding, folder), holding.name, holding.block))
+
+
+def reload_weights(held: Held, folder: PieceFolder) -> None:
+    """The same after wrapping, for a model that is not trained on (the optimizer's states stay what they are)."""
+    from oarlock.models.build import set_parameter
+
+    for local in held.locals():
+        holding = local.holding
+        values = folder.read_part(_kind(holding, folder), holding.name, holding.block, local.flat)
+        target = holding.tensor if local.flat is None else holding.tensor.fw_storage
+        set_parameter(target, _padded(values, local))
+
+
+def _kind(holding: Holding, folder: PieceFolder) -> str:
+    """Float32 parameters come from the master weights where a half-precision run left some."""
+    exact = holding.tensor.dtype == paddle.float32 and f"{MASTER}/{holding.name}" in folder.where
+    return MASTER if exact else WEIGHTS
 
 
 def load_states(held: Held, optimizer: Any, folder: PieceFolder, lr_scheduler: dict[str, Any]) -> None:

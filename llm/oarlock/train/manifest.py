@@ -37,6 +37,8 @@ class Manifest:
         data_fingerprint: of the training data.
         loss_scaler: state of fp16 loss scaling, or None.
         base: name and fingerprint of the frozen model, where only an adapter is trained and saved.
+        best: the best evaluation so far (see oarlock.train.best); its "name" is its checkpoint beside this one.
+        owes_evaluation: SIGTERM took the evaluation of this step; a resumed run begins with it.
         plan: that wrote it, in words; any other reads it.
         versions: packages that wrote it.
         files: name -> {"bytes", "sha256"}.
@@ -52,6 +54,7 @@ class Manifest:
     loss_scaler: dict[str, Any] | None = None
     best: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=dict)
+    owes_evaluation: bool = False
     plan: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import paddle
 from paddle.distributed import fleet
 from paddle.distributed.fleet.meta_parallel.pp_utils.p2p_communication import P2pHelper
 
 from oarlock.data.labels import IGNORE_INDEX
+from oarlock.models.generate import last_scores, right_padded
 
 if TYPE_CHECKING:
     from oarlock.train.trainer import OarlockTrainer
@@ -98,10 +98,7 @@ def pipeline_next_ids(model: Any, rows: Sequence[Sequence[int]], pad_id: int) ->
         model: PipelineParallel.
         rows: token ids.
     """
-    lengths = [len(row) for row in rows]
-    ids = np.full([len(rows), max(lengths)], pad_id, np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : lengths[i]] = row
+    ids, lengths = right_padded(rows, pad_id)
     copies = [{"input_ids": paddle.to_tensor(ids), "labels": paddle.to_tensor(ids)}] * model.accumulate_steps
     data = model._prepare_pipeline_inputs_func([dict(copy) for copy in copies])
     config = model._layers.config
@@ -115,8 +112,7 @@ def pipeline_next_ids(model: Any, rows: Sequence[Sequence[int]], pad_id: int) ->
     best = paddle.zeros([len(rows)], dtype="int64")
     if model.is_pipeline_last_stage(ignore_virtual=True):
         scores = outputs[0][0] if isinstance(outputs[0], (tuple, list)) else outputs[0]
-        last = paddle.to_tensor([[i, length - 1] for i, length in enumerate(lengths)])
-        best = paddle.gather_nd(scores, last).argmax(axis=-1)
+        best = last_scores(scores, lengths).argmax(axis=-1)
     group = hcg.get_pipe_parallel_group()
     paddle.distributed.broadcast(best, src=group.ranks[-1], group=group)
     return [int(token) for token in best]

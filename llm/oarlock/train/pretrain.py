@@ -17,12 +17,15 @@ from oarlock.data.corpus import (
     parse_input,
 )
 from oarlock.data.embedded.prepare import cache_folder, embedded_corpus
+from oarlock.data.eval_prompts import load_eval_prompts
 from oarlock.data.labels import Prompt
 from oarlock.data.order import SampleOrder, StreamOrder
+from oarlock.data.templates import choose_template
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import DataError
 from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
+from oarlock.train.answers import Asking, FixedPrompts, one_after_another, show
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
 from oarlock.train.generation import generate_answers
@@ -32,6 +35,8 @@ from oarlock.train.trainer import OarlockTrainer
 if TYPE_CHECKING:
     from oarlock.config.load import LoadedConfig
     from oarlock.config.schema import PretrainConfig
+
+_ANSWER_LENGTH = 64  # tokens after a prompt of --eval_prompts
 
 
 def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
@@ -50,6 +55,7 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     weights = [weight for weight, _ in inputs]
     train_sets, eval_sets = _datasets(config, corpora, 0), _datasets(config, corpora, 1)
 
+    fixed = _fixed_prompts(config, tokenizer)
     fingerprint = _fingerprint(corpora, weights)
     resume = find_resume_point(config, fingerprint)
     train_set, order = _mixed(config, train_sets, weights)
@@ -70,7 +76,8 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         data_collator=PretrainCollator(source.config.vocab_size),
     )
     if eval_sets and not run.plan.sequence_parallel:  # which fixes the length of what goes through the model
-        trainer.generation_metrics = _Continuations(trainer, eval_sets[0])
+        parts: list[Asking] = [_Continuations(trainer, eval_sets[0])]
+        trainer.generation_metrics = one_after_another([*parts, *([fixed] if fixed else [])])
     if config.evaluation.do_train:
         train(run, trainer)
     elif config.evaluation.do_eval:
@@ -139,6 +146,17 @@ def _fingerprint(corpora: list[Corpus], weights: list[float]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _fixed_prompts(config: PretrainConfig, tokenizer: Any) -> FixedPrompts | None:
+    """--eval_prompts, as plain text."""
+    if config.evaluation.eval_prompts is None:
+        return None
+    new_tokens = min(_ANSWER_LENGTH, config.data.max_seq_length // 2)
+    template = choose_template("plain", tokenizer, "")
+    longest = config.data.max_seq_length - new_tokens
+    prompts = load_eval_prompts(config.evaluation.eval_prompts, tokenizer, template, longest)
+    return FixedPrompts(prompts, new_tokens, config.batch.per_device_eval_batch_size)
+
+
 class _Continuations:
     """What the model writes after the first tokens of held-out samples: samples.jsonl and VisualDL, each evaluation."""
 
@@ -153,6 +171,5 @@ class _Continuations:
 
     def __call__(self, trainer: OarlockTrainer) -> dict[str, float]:
         answers = generate_answers(trainer, self.prompts, max_new_tokens=self.length, batch_size=len(self.prompts))
-        if trainer.samples is not None:
-            trainer.samples.add(trainer.state.global_step, [answer.row() for answer in answers])
+        show(trainer, answers)
         return {}

@@ -135,8 +135,8 @@ def make_trainer(run: Run, model: Any, resume: ResumePoint | None, **kwargs: Any
     if config.logging.report_to == "visualdl":
         reporter = VisualDLReporter(visualdl_dir(config), flatten(config), text, output_dir)
         callbacks.append(reporter)
-    on_start = EvaluateOnStart()
-    if config.evaluation.eval_on_start and config.evaluation.do_eval:
+    on_start = EvaluateOnStart(config.evaluation.eval_on_start)
+    if config.evaluation.do_eval:
         callbacks.append(on_start)
     trainer = OarlockTrainer(
         config=config,
@@ -199,9 +199,12 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
         kept = next(iter(list_checkpoints(output_dir)), None)
         say(f"{kept.name} is whole; the same command goes on from it" if kept else "no checkpoint was written yet")
         raise
-    if trainer.state.global_step < steps:
-        say(f"stopped by {run.stop.name} at step {trainer.state.global_step}; the same command goes on from there")
+    done = trainer.state.global_step
+    if done < steps and not trainer.best.exhausted:
+        say(f"stopped by {run.stop.name} at step {done}; the same command goes on from there")
         return False
+    if config.checkpoint.load_best_model_at_end:
+        trainer.load_best()
     save_final_model(trainer, output_dir)
-    say(f"done: {steps:,} steps; the model is in {output_dir}")
+    say(f"done: {done:,} steps; the model is in {output_dir}")
     return True

@@ -18,12 +18,14 @@ from oarlock.data.order import SampleOrder
 from oarlock.data.sampler import EvaluationBatchSampler, ResumableBatchSampler
 from oarlock.environment import die_with_parent, rank
 from oarlock.errors import TrainingError
+from oarlock.models.inputs import with_masks
 from oarlock.models.layout import shared_between_stages
 from oarlock.parallel.sharded_gradients import ShardedGradients
 from oarlock.train import checkpoint as checkpoints
+from oarlock.train.best import BestEvaluation
 from oarlock.train.checkpointing import CheckpointingTrainer
 from oarlock.train.clip import GlobalNormClip
-from oarlock.train.evaluation import EvaluationStopped, evaluate_tokens
+from oarlock.train.evaluation import EvaluationStopped, evaluate_tokens, judge
 from oarlock.train.flow import Progress, what_is_due
 from oarlock.train.holding import Held
 from oarlock.train.loss import TokenCrossEntropy, trained_tokens
@@ -80,9 +82,10 @@ class OarlockTrainer(CheckpointingTrainer):
         self.data_fingerprint = data_fingerprint
         self.progress = Progress(samples=resume.manifest.samples) if resume else Progress()
         if resume:
+            self.progress.owes_evaluation = resume.manifest.owes_evaluation
             self.progress.window_loss, self.progress.window_steps = resume.manifest.loss_window
         self.meter = Meter(flops, self.args.world_size, device_peak())
-        self.best: dict[str, Any] = dict(resume.manifest.best) if resume else {}
+        self.best = BestEvaluation.of(config, resume)
         self._collected: list[dict[str, paddle.Tensor]] = []
         self._collected_tokens = 0
         self._handled_step = -1
@@ -100,9 +103,11 @@ class OarlockTrainer(CheckpointingTrainer):
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
 
     def planned_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the whole run; those done already, where it was stopped early."""
         assert self.order is not None
         done = self.resume.manifest.step if self.resume else 0
+        if self.resume and self.best.exhausted:
+            return done
         return total_steps(self.config.schedule, self.order.num_samples, self.global_batch, done, self.progress.samples)
 
     def get_train_dataloader(self) -> Any:
@@ -218,6 +223,10 @@ class OarlockTrainer(CheckpointingTrainer):
             fused_allreduce_gradients(list(model.parameters()), None)
         return loss
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The Trainer's, and the masks some families can't do without."""
+        return with_masks(self.model.config, super()._prepare_inputs(inputs))
+
     def _run_micro_batch(self, model: nn.Layer, batch: dict[str, paddle.Tensor]) -> paddle.Tensor:
         with self.autocast_smart_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(batch))
@@ -282,6 +291,8 @@ class OarlockTrainer(CheckpointingTrainer):
             metrics = self.evaluate()
             if self._stopping:
                 self.control.should_save = self.control.should_training_stop = True
+            else:
+                judge(self, metrics)
         if self.control.should_save:
             self._save_checkpoint(model, metrics)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
@@ -296,6 +307,7 @@ class OarlockTrainer(CheckpointingTrainer):
         )
         state.consumed_samples, state.epoch = samples, samples / epoch_size
         control.should_log, control.should_evaluate, control.should_save = due.log, due.evaluate, due.save
+        self.progress.owes_evaluation = due.owed
         control.should_training_stop = control.should_training_stop or stopping
 
     def _log_row(self) -> dict[str, float]:
@@ -324,6 +336,7 @@ class OarlockTrainer(CheckpointingTrainer):
             return super().evaluate(*args, **kwargs)
         except EvaluationStopped:
             self.control.should_evaluate = False
+            self.progress.owes_evaluation = True
             return {}
 
     def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **kwargs: Any) -> EvalLoopOutput:

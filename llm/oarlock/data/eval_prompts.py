@@ -1,0 +1,88 @@
+"""--eval_prompts FILE: fixed prompts that the model answers at every evaluation.
+
+Lines of a .jsonl file are records in the forms of oarlock.data.records, whose last answer may be missing; lines of any
+other file are texts, each what a user says.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oarlock.data.labels import Prompt, encode_prompt
+from oarlock.data.records import detect_form, parse_record
+from oarlock.errors import DataError
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedTokenizerBase
+
+    from oarlock.data.templates import ChatTemplate
+
+_UNKNOWN = "?"  # stands for an answer that is not given, since a conversation ends with one
+
+
+def load_eval_prompts(
+    path: str | Path, tokenizer: PretrainedTokenizerBase, template: ChatTemplate, src_length: int
+) -> list[Prompt]:
+    """The prompts of a file, each with its file:line and, where it is given, the right answer.
+
+    Raises:
+        DataError: naming file:line and what is wrong there.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"--eval_prompts {path}: {error.strerror}") from error
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            text = line.decode("utf-8-sig").rstrip("\r")
+            item = json.loads(text) if path.suffix == ".jsonl" else text
+            prompts.append(_prompt(item, f"{path.name}:{number}", tokenizer, template, src_length))
+        except UnicodeDecodeError as error:
+            raise DataError(f"--eval_prompts {path}:{number}: not UTF-8") from error
+        except json.JSONDecodeError as error:
+            raise DataError(f"--eval_prompts {path}:{number}: not valid JSON: {error}") from error
+        except (ValueError, DataError) as error:
+            raise DataError(f"--eval_prompts {path}:{number}: {error}") from error
+    if not prompts:
+        raise DataError(f"--eval_prompts {path}: no prompt in this file")
+    return prompts
+
+
+def _prompt(
+    item: Any, where: str, tokenizer: PretrainedTokenizerBase, template: ChatTemplate, src_length: int
+) -> Prompt:
+    if isinstance(item, dict) and isinstance(item.get("text"), str):
+        item = item["text"]
+    if isinstance(item, str):
+        item = {"messages": [{"role": "user", "content": item}]}
+    filled = _with_answer(item)
+    conversation = parse_record(filled, detect_form(filled), where)
+    prompt = encode_prompt(conversation, tokenizer, template, src_length)
+    if not prompt.input_ids:
+        raise ValueError("the prompt is empty")
+    return Prompt(prompt.input_ids, prompt.text, prompt.answer if filled is item else "", where)
+
+
+def _with_answer(item: Any) -> Any:
+    """The record itself, or one with a stand-in for its missing last answer."""
+    if not isinstance(item, dict):
+        return item
+    messages = item.get("messages")
+    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+        if messages[-1].get("role") == "assistant":
+            return item
+        return item | {"messages": [*messages, {"role": "assistant", "content": _UNKNOWN}]}
+    if item.get("instruction") is not None and not item.get("output"):
+        return item | {"output": _UNKNOWN}
+    questions, answers = item.get("src"), item.get("tgt")
+    if questions is not None and not isinstance(questions, list) and not answers:
+        return item | {"tgt": _UNKNOWN}
+    if isinstance(questions, list) and isinstance(answers or [], list) and len(answers or []) < len(questions):
+        return item | {"tgt": [*(answers or []), _UNKNOWN]}
+    return item
