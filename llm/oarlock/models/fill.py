@@ -12,7 +12,7 @@ import paddle
 from oarlock.models.layout import Block
 from oarlock.parallel.tensor_memory import TensorMemory
 
-_TILE = (64, 256)  # rows and columns that fit in a core's cache when a matrix is transposed
+_TILE = (192, 256)  # rows and columns that fit in a core's cache when a matrix is transposed
 
 
 def type_name(tensor: paddle.Tensor) -> str:

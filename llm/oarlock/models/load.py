@@ -29,7 +29,7 @@ from oarlock.parallel.nodes import Node, this_node
 from oarlock.parallel.sync import together
 
 PIECE_BYTES = 4 << 20  # of a message
-_COPY_BYTES = 2 << 20  # that a thread copies at a time
+_COPY_BYTES, _COPY_ROWS = 2 << 20, 192  # that a thread copies at a time, at least; fewer rows are slow to transpose
 STATUS_BYTES = 64 << 20  # of messages after which the ranks ask whether the reader failed
 _MAX_THREADS = 4
 
@@ -205,7 +205,8 @@ class _Transfer:
         dtype = array_type(request.dtype)
         if target is not None and whole is not None and whole is not target.array:
             fill = functools.partial(_fill, target, block, whole)
-            copies = row_ranges(block.part_shape, dtype.itemsize, _COPY_BYTES)
+            row_bytes = math.prod(block.part_shape[1:]) * dtype.itemsize
+            copies = row_ranges(block.part_shape, dtype.itemsize, max(_COPY_BYTES, _COPY_ROWS * row_bytes))
             list((pool.map if target.array is not None else map)(fill, copies))
         reader, others = node.ranks[0], [number for number in ranks if number != node.ranks[0]]
         for begin, end in row_ranges(block.part_shape, dtype.itemsize, PIECE_BYTES) if others else ():
