@@ -9,11 +9,12 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from oarlock.environment import rank, world_size
+from oarlock.errors import StoppedWithOthers
 from oarlock.parallel.sync import share
 
 _POLL_S = 0.02
@@ -99,3 +100,29 @@ def share_through_store(value: Any) -> list[Any]:
     while rank() == 0 and store.add(f"{prefix}/read", 0) < world_size():  # the store ends with rank 0
         time.sleep(_POLL_S)
     return values
+
+
+def first_of_node() -> bool:
+    """Whether this rank is the first that its launcher started on this machine."""
+    return node_key()[1] in (None, rank())
+
+
+def once_per_node(action: Callable[[], Any]) -> list[Any]:
+    """Run an action on the first rank of every node, the others wait as long as it takes; JSON values, node by node.
+
+    Raises:
+        OarlockError: on the first rank that failed, with its message; on the others StoppedWithOthers.
+    """
+    value, error = None, None
+    if first_of_node():
+        try:
+            value = action()
+        except Exception as raised:
+            error = raised
+    results = share_through_store([first_of_node(), error is not None, value])
+    failures = [i for i, (_, failed, _) in enumerate(results) if failed]
+    if not failures:
+        return [found for first, _, found in results if first]
+    if error is not None and rank() == failures[0]:
+        raise error
+    raise StoppedWithOthers(f"rank {failures[0]} failed")
