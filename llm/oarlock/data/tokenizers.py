@@ -84,8 +84,8 @@ def batch_encode(tokenizer: PretrainedTokenizerBase, texts: Sequence[str]) -> li
 
     if not texts:
         return []
-    plain = "_batch_encode_plus" not in vars(type(tokenizer))  # no subclass does something of its own
-    if isinstance(tokenizer, PretrainedTokenizerFast) and plain and not tokenizer.split_special_tokens:
+    own = getattr(type(tokenizer), "_batch_encode_plus", None) is not PretrainedTokenizerFast._batch_encode_plus
+    if isinstance(tokenizer, PretrainedTokenizerFast) and not own and not tokenizer.split_special_tokens:
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
