@@ -22,9 +22,8 @@ from oarlock.data.example_cache import ExampleWriter, StoredExamples, StoredProm
 from oarlock.data.finetune import load_finetune_data
 from oarlock.data.labels import IGNORE_INDEX, Encoded, Prompt
 from oarlock.data.tokenizers import load_tokenizer
-from oarlock.errors import DataError, StoppedWithOthers
+from oarlock.errors import DataError
 from oarlock.files import file_sha256, file_sha256_noted
-from oarlock.parallel import nodes
 
 
 @pytest.fixture(scope="module")
@@ -181,38 +180,11 @@ def test_hashes_are_noted_until_a_file_changes(tmp_path, monkeypatch):
     assert file_sha256_noted(file, tmp_path / "notes") == file_sha256(file)
 
 
-# several ranks
-
-
-def as_rank(monkeypatch, rank: int, results: list) -> None:
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4")
-    monkeypatch.setenv("PADDLE_TRAINER_ID", str(rank))
-    monkeypatch.setenv("PADDLE_RANK_IN_NODE", str(rank % 2))  # two nodes of two
-    monkeypatch.setattr(
-        nodes, "share_through_store", lambda value: [value if i == rank else r for i, r in enumerate(results)]
-    )
-
-
-def test_the_first_rank_of_each_node_works_and_all_get_what_it_found(monkeypatch):
-    for rank in range(4):
-        calls = []
-        as_rank(monkeypatch, rank, [[True, False, "a"], [False, False, None], [True, False, "a"], [False, False, None]])
-        assert nodes.once_per_node(lambda calls=calls: calls.append(1) or "a") == ["a", "a"]
-        assert len(calls) == (rank % 2 == 0)
-
-
-def test_a_failure_is_told_once(monkeypatch):
-    def fail():
-        raise DataError("file:3: wrong")
-
-    for rank, expected in enumerate((DataError, StoppedWithOthers, StoppedWithOthers, StoppedWithOthers)):
-        as_rank(monkeypatch, rank, [[True, True, None], [False, False, None], [True, True, None], [False, False, None]])
-        with pytest.raises(expected):
-            nodes.once_per_node(fail)
+# several ranks (tests/rehearsal/test_loading.py has real ones)
 
 
 def test_nodes_with_other_data_are_found_out(data, tokenizer, monkeypatch):
-    monkeypatch.setattr(finetune, "once_per_node", lambda action: [action(), {"train": "other", "dev": "other"}])
+    monkeypatch.setattr(finetune, "once_per_node", lambda action: (found := action(), [found, {"train": "other"}]))
     with pytest.raises(DataError, match="nodes of this run hold different data"):
         load_finetune_data(data, tokenizer)
 

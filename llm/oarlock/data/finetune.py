@@ -26,7 +26,7 @@ from oarlock.data.tokenizers import tokenizer_fingerprint
 from oarlock.environment import cache_folder, progress_bar, say, stop_if_terminated
 from oarlock.errors import DataError
 from oarlock.files import locked
-from oarlock.parallel.nodes import once_per_node
+from oarlock.parallel.nodes import on_all_ranks, once_per_node
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
@@ -76,8 +76,8 @@ def load_finetune_data(
     Raises:
         DataError: for a missing file or a wrong record.
     """
-    sources = find_sources(section)
-    recipe = make_recipe(section, tokenizer, sources)
+    sources = on_all_ranks(lambda: find_sources(section))
+    recipe = on_all_ranks(lambda: make_recipe(section, tokenizer, sources))
     say(f"fine-tuning data: {section.dataset_name_or_path or EMBEDDED}; chat template: {recipe.template.name}")
     for side, found in (("train", sources.train), ("dev", sources.dev)):
         if found and section.dataset_name_or_path:
@@ -127,13 +127,13 @@ def store_examples(
                 f"{cache}: tokenised data can't be kept here ({error.strerror}); name a folder with --data_cache_dir"
             ) from error
 
-    keys = once_per_node(keys_of_node)
-    if any(other != keys[0] for other in keys):
+    keys, of_all_nodes = once_per_node(keys_of_node)
+    if any(other != keys for other in of_all_nodes):
         raise DataError(
             f"{section.dataset_name_or_path}: the nodes of this run hold different data, tokenizers or templates; "
             "copy the same files to all of them"
         )
-    return {side: StoredExamples(cache / key, [s.name for s in wanted[side][0]]) for side, key in keys[0].items()}
+    return {side: StoredExamples(cache / key, [s.name for s in wanted[side][0]]) for side, key in keys.items()}
 
 
 def _stored(cache: Path, side: str, sources: list[RecordSource], recipe: Recipe) -> str:
