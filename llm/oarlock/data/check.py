@@ -102,16 +102,16 @@ def draw_lengths(sides: dict[str, StoredExamples], src_length: int, tgt_length: 
         # Whole tokens in every bin; beyond a hundred times the limit a few long records would hide the others.
         edges = np.unique(np.linspace(0, min(top, 100 * limit) + 1, _BINS + 1).astype(int))
         for (side, lengths), color in zip(values.items(), ("#1864ab", "#d9480f"), strict=False):
-            beyond = int((lengths > limit).sum())
+            beyond = int(((lengths > limit) & sides[side].rows["truncated"]).sum())  # plain text is never cut
             label = f"{side}: {beyond:,} of {len(lengths):,} longer"
             kind = "stepfilled" if side == "train" else "step"
             shown = np.minimum(lengths, edges[-1] - 1)
             axes.hist(shown, edges, color=color, histtype=kind, linewidth=1.5, label=label)
-        axes.axvline(limit + 0.5, color="#212529", linewidth=1, linestyle="--", label=f"{flag} {limit}")
+        axes.axvline(limit + 0.5, color="#212529", linewidth=1, linestyle="--", zorder=1.5, label=f"{flag} {limit}")
         axes.set_yscale("log")
         axes.set(xlabel=title, ylabel="records", xlim=(0, edges[-1]), ylim=(0.7, None))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(edgecolor="none", framealpha=1, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     settle_file(path)
