@@ -17,6 +17,7 @@ from PIL import Image
 from oarlock.cli import main
 from oarlock.config.schema import FinetuneDataSection
 from oarlock.data import finetune
+from oarlock.data.embedded.tokenizer import ASSISTANT, EOS, USER
 from oarlock.data.encode import ENCODING_VERSION, Counts, Row
 from oarlock.data.example_cache import ExampleWriter, StoredExamples, StoredPrompts, is_whole
 from oarlock.data.finetune import load_finetune_data
@@ -189,7 +190,21 @@ def test_nodes_with_other_data_are_found_out(data, tokenizer, monkeypatch):
         load_finetune_data(data, tokenizer)
 
 
-# oarlock data check
+# oarlock data show and check
+
+
+def test_show_colours_what_is_trained_and_goes_past_wrong_records(tiny_tokenizer, tmp_path, capsys):
+    lines = ['{"src": "q", "tgt": "a"}', '{"src": "q"}', '{"src": "r", "tgt": "b"}', '{"src": "s", "tgt": "c"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(SystemExit) as stopped:
+        words = ["--tokenizer", str(tiny_tokenizer), "--num", "2", "--color", "always"]
+        main(["data", "show", str(tmp_path / "a.jsonl"), *words])
+    output = capsys.readouterr().out
+    assert stopped.value.code == 0 and "1 bad records on the way" in output
+    for line, question, answer in ((1, "q", "a"), (3, "r", "b")):
+        shown = f"\x1b[2m{USER}{question}{ASSISTANT}\x1b[0m\x1b[32m{answer}{EOS}\x1b[0m"
+        assert f"a.jsonl:{line}: 5 tokens, 2 trained on\n{shown}\n" in output
+    assert output.count("--- example") == 2
 
 
 def test_check_reports_what_a_run_would_meet(tiny_tokenizer, tmp_path, capsys):
