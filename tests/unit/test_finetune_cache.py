@@ -113,7 +113,6 @@ def test_tokenised_once_and_again_when_anything_changes(data, tokenizer, made, t
         {"src_length": 5},
         {"tgt_length": 5},
         {"chat_template": "plain"},
-        {"skip_bad": True},
         {"data_format": "src_tgt"},
     ]
     for change in changes:
@@ -125,6 +124,20 @@ def test_tokenised_once_and_again_when_anything_changes(data, tokenizer, made, t
     made.clear()
     seen.add(load_finetune_data(data, tokenizer).fingerprint)
     assert made == ["train"] and len(seen) == len(changes) + 2
+
+
+def test_what_was_made_with_skip_bad_serves_others_only_if_nothing_was_bad(data, tokenizer, made, tmp_path):
+    skipping = dataclasses.replace(data, skip_bad=True)
+    key = load_finetune_data(skipping, tokenizer).fingerprint
+    assert load_finetune_data(data, tokenizer).fingerprint == key and made == ["train", "dev"]
+    train = tmp_path / "data" / "train.jsonl"
+    train.write_text(train.read_text() + '\n{"src": "q"}')
+    assert len(load_finetune_data(skipping, tokenizer).train) == 15
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"train.jsonl:16: field 'tgt' is missing"):
+            load_finetune_data(data, tokenizer)
+    made.clear()
+    assert len(load_finetune_data(skipping, tokenizer).train) == 15 and made == [], "and it is still there"
 
 
 def test_another_tokenizer_makes_other_examples(data, tokenizer, tiny_tokenizer, tmp_path):

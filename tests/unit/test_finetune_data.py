@@ -242,7 +242,7 @@ def test_other_wrong_files(tmp_path, tokenizer):
          ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"], ["validation-0.parquet"]),
         (["data/train/a.jsonl.zst", "data/train/b.jsonl.gz", "data/eval/a.jsonl"],
          ["data/train/a.jsonl.zst", "data/train/b.jsonl.gz"], ["data/eval/a.jsonl"]),
-        (["a.jsonl", "b.json", "test.json", ".hidden.json"], ["a.jsonl", "b.json"], ["test.json"]),
+        (["a.jsonl", "b.json", "test.json", ".hidden.json", ".cache/a/c.json"], ["a.jsonl", "b.json"], ["test.json"]),
         (["trains.jsonl"], ["trains.jsonl"], []),
     ],
 )  # fmt: skip
@@ -298,6 +298,7 @@ def test_a_template_file_and_its_errors(tokenizer, tmp_path):
         ("{% for %}", "chat template"),
         ("{{ messages[0]['content'] }}", "does not begin with its prompt"),
         ("{{ raise_exception('no') }}", "refuses these messages: no"),
+        ("{{ messages[0]['content'] + 1 }}", "fails: TypeError: can only concatenate"),
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "refuses|begin with its prompt"),
     ):
         path.write_text(text)

@@ -44,9 +44,9 @@ def find_records(name: str) -> RecordSources:
 def _folder(folder: Path) -> RecordSources:
     sides: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and (stem := _stem(path)) is not None:
-            side = _side((*path.relative_to(folder).parts[:-1], stem))
-            sides.setdefault(side, []).append(path)
+        parts = path.relative_to(folder).parts
+        if path.is_file() and (stem := _stem(path)) is not None and not any(part.startswith(".") for part in parts):
+            sides.setdefault(_side((*parts[:-1], stem)), []).append(path)
     train = sides.get("train") or sides.get("", [])
     dev = next((sides[name] for name in _DEV_NAMES if name in sides), [])
     if not train:
@@ -61,7 +61,7 @@ def _folder(folder: Path) -> RecordSources:
 def _stem(path: Path) -> str | None:
     """The name without its endings; None for other files than data."""
     match = re.fullmatch(r"(.+?)\.(jsonl?|ndjson|parquet|txt)(\.gz|\.zst)?", path.name, re.IGNORECASE)
-    return match[1] if match and not path.name.startswith(".") else None
+    return match[1] if match else None
 
 
 def _side(parts: Iterable[str]) -> str:

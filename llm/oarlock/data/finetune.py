@@ -139,11 +139,16 @@ def store_examples(
 def _stored(cache: Path, side: str, sources: list[RecordSource], recipe: Recipe) -> str:
     """The folder's name; makes it if it is not there."""
     key = _key(cache, sources, recipe)
-    if not is_whole(cache / key):
+    if not _usable(cache / key, recipe):
         with locked(cache / f".{key}.lock"):  # another run may be making it
-            if not is_whole(cache / key):
+            if not _usable(cache / key, recipe):
                 _make(cache / key, side, sources, recipe)
     return key
+
+
+def _usable(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder is there; one made with skip_bad serves others too if there was nothing to skip."""
+    return is_whole(folder) and (recipe.skip_bad or not StoredExamples(folder).counts.bad)
 
 
 def _key(cache: Path, sources: list[RecordSource], recipe: Recipe) -> str:
@@ -153,7 +158,7 @@ def _key(cache: Path, sources: list[RecordSource], recipe: Recipe) -> str:
         "sources": [source.digest(cache / "hashes") for source in sources],
         "tokenizer": tokenizer_fingerprint(recipe.tokenizer),
         "template": [recipe.template.source, recipe.template.special_tokens],
-        "recipe": [recipe.src_length, recipe.tgt_length, recipe.form, recipe.skip_bad, recipe.prompts],
+        "recipe": [recipe.src_length, recipe.tgt_length, recipe.form, recipe.prompts],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -127,7 +127,7 @@ class ChatTemplate:
         """The text of a conversation; with add_generation_prompt, up to where the answer begins.
 
         Raises:
-            DataError: with the template's own complaint (a role it does not know, for example).
+            DataError: with the template's own complaint (a role it does not know, for example) or failure.
         """
         try:
             return self._compiled.render(
@@ -135,6 +135,8 @@ class ChatTemplate:
             )
         except TemplateError as error:
             raise DataError(f"chat template {self.name} refuses these messages: {error.message}") from error
+        except Exception as error:  # a template is a program: it may add text to a number
+            raise DataError(f"chat template {self.name} fails: {type(error).__name__}: {error}") from error
 
     @cached_property
     def _end_marker(self) -> str:
