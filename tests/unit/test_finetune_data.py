@@ -255,6 +255,23 @@ def test_files_of_a_folder_are_told_apart_by_name(tmp_path, files, train, dev):
     assert [source.name for source in found.dev] == [str(tmp_path / name) for name in dev]
 
 
+def test_a_saved_dataset_with_splits(tmp_path, tokenizer):
+    sides = {
+        side: datasets.Dataset.from_list(rows) for side, rows in (("train", RECORDS[:5]), ("validation", RECORDS[5:]))
+    }
+    datasets.DatasetDict(sides).save_to_disk(tmp_path / "saved")
+    section = FinetuneDataSection(dataset_name_or_path=str(tmp_path / "saved"), data_cache_dir=str(tmp_path / "cache"))
+    data = load_finetune_data(section, tokenizer)
+    assert (len(data.train), len(data.dev)) == (5, 3) and [prompt.answer for prompt in data.dev_prompts[1:]] == [
+        "answer 7",
+        "answer 8",
+    ]
+    assert data.dev.examples.where(1) == f"{tmp_path}/saved[validation]:2"
+    datasets.DatasetDict({"validation": sides["validation"]}).save_to_disk(tmp_path / "half")
+    with pytest.raises(DataError, match=r"half: no train split \(it has validation\)"):
+        find_records(str(tmp_path / "half"))
+
+
 def test_the_same_data_in_two_forms_is_refused(tmp_path):
     for name in ("train.json", "train.jsonl"):
         (tmp_path / name).write_text('{"src": "a", "tgt": "b"}')
