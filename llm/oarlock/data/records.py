@@ -13,7 +13,7 @@ from typing import Any
 
 Message = dict[str, str]
 
-_ROLES = {
+ROLES = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -168,8 +168,8 @@ def _message(row: Any, within: str) -> Message:
     role_field = "from" if row.get("from") is not None else "role"
     text_field = "value" if row.get("value") is not None else "content"
     role = _text(row, role_field, within=f"{within}.")
-    if role not in _ROLES:
-        known = ", ".join(_ROLES)
+    if role not in ROLES:
+        known = ", ".join(ROLES)
         raise ValueError(f"field '{within}.{role_field}' is {role!r}; known roles are {known} (no tool calls)")
     content = row.get(text_field)
     if isinstance(content, list):  # OpenAI's parts: [{"type": "text", "text": ...}, ...]
@@ -179,7 +179,7 @@ def _message(row: Any, within: str) -> Message:
         content = "".join(map(str, parts))
     elif not isinstance(content, str):
         content = _text(row, text_field, within=f"{within}.")
-    return {"role": _ROLES[role], "content": _answer(content) if _ROLES[role] == "assistant" else content}
+    return {"role": ROLES[role], "content": _answer(content) if ROLES[role] == "assistant" else content}
 
 
 def _from_text(item: dict[str, Any], where: str) -> PlainText:

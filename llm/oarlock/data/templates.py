@@ -148,9 +148,8 @@ class ChatTemplate:
         return (end.split(eos)[0] if eos and eos in end else end).strip()
 
     def answer_in(self, text: str) -> str:
-        """The answer in what a model said: without the template's end marker and space at the ends."""
-        text = text.strip()
-        return text.removesuffix(self._end_marker).rstrip() if self._end_marker else text
+        """The answer in what a model said: without the end marker that the template puts before the end token."""
+        return text.rstrip().removesuffix(self._end_marker) if self._end_marker else text
 
     def check(self) -> None:
         """Compile it and render a round.
