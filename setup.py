@@ -26,6 +26,7 @@ DEPENDENCIES = [
     "fast_dataindex>=0.1.2,<0.2",
     "ml_dtypes>=0.4,<1",
     "jinja2>=3.1,<4",
+    "matplotlib>=3.7,<4",  # the picture of `oarlock data check`; visualdl brings it too
     "pyyaml>=6,<7",
     "tqdm>=4.65,<5",
     "zstandard>=0.22,<1",

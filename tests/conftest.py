@@ -15,6 +15,14 @@ from helpers import make_tiny_config, make_tiny_model, make_tiny_tokenizer  # no
 from oarlock.data.build_corpus import BuildOptions, build_corpus  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """What programs keep between runs is kept between the tests of a session, and no longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))

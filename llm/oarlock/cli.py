@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from oarlock.cli_parallel import add_checkpoint, add_rehearse
+from oarlock.config import FinetuneConfig
+from oarlock.config.options import option_specs
+from oarlock.config.schema import FinetuneDataSection
 from oarlock.environment import available_cores, exit_on_sigterm, import_paddle, say
 from oarlock.errors import exit_with
 from oarlock.versions import version_text
@@ -81,16 +85,44 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     show.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer folder or hub name")
     show.add_argument("--num", type=int, default=3, help="examples (default: 3)")
     show.add_argument("--max-seq-length", type=int, default=128, help="tokens of a pretraining sample (default: 128)")
-    show.add_argument("--src-length", type=int, default=128, help="as in finetune_generation.py (default: 128)")
-    show.add_argument("--tgt-length", type=int, default=160, help="as in finetune_generation.py (default: 160)")
-    show.add_argument("--chat-template", default="auto", help="as in finetune_generation.py (default: auto)")
+    _add_record_options(show)
     show.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default: on a terminal")
+
+    check = _command(
+        kinds, "check", "Count fine-tuning data: lengths, what is cut, duplicates, wrong records.", _data_check
+    )
+    check.add_argument("path", nargs="?", help="fine-tuning file, folder or hub name; none: embedded")
+    check.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer folder or hub name")
+    _add_record_options(check)
+    check.add_argument("--histogram", metavar="FILE", help="draw the lengths into FILE (.svg, .png or .pdf)")
+    check.add_argument("--data-cache-dir", metavar="DIR", help="as in finetune_generation.py")
 
     embedded = _command(
         kinds, "embedded", "Make the embedded tokenizer, corpus and instructions (no download).", _data_embedded
     )
     embedded.add_argument("--output", required=True, metavar="DIR")
     embedded.add_argument("--vocab-size", type=int, default=4096, help="tokens of the tokenizer (default: 4096)")
+
+
+def _add_record_options(parser: argparse.ArgumentParser) -> None:
+    forms = option_specs(FinetuneConfig)["data_format"].choices
+    parser.add_argument("--src-length", type=int, default=128, help="as in finetune_generation.py (default: 128)")
+    parser.add_argument("--tgt-length", type=int, default=160, help="as in finetune_generation.py (default: 160)")
+    parser.add_argument("--chat-template", default="auto", help="as in finetune_generation.py (default: auto)")
+    parser.add_argument("--data-format", default="auto", choices=forms, help="form of the records (default: auto)")
+    parser.add_argument("--instruction-generation", action="store_true", help="as in finetune_generation.py")
+
+
+def _record_section(arguments: argparse.Namespace, **more: Any) -> FinetuneDataSection:
+    return FinetuneDataSection(
+        dataset_name_or_path=arguments.path,
+        src_length=arguments.src_length,
+        tgt_length=arguments.tgt_length,
+        chat_template=arguments.chat_template,
+        data_format=arguments.data_format,
+        instruction_generation=arguments.instruction_generation,
+        **more,
+    )
 
 
 def _data_pretrain(arguments: argparse.Namespace) -> int:
@@ -124,16 +156,21 @@ def _data_show(arguments: argparse.Namespace) -> int:
     from oarlock.data.preview import show_data
 
     show_data(
-        arguments.path,
+        _record_section(arguments, skip_bad=True),
         arguments.tokenizer,
         num=arguments.num,
         max_seq_length=arguments.max_seq_length,
-        src_length=arguments.src_length,
-        tgt_length=arguments.tgt_length,
-        chat_template=arguments.chat_template,
         color=arguments.color == "always" or (arguments.color == "auto" and sys.stdout.isatty()),
     )
     return 0
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    import_paddle()
+    from oarlock.data.check import check_data
+
+    section = _record_section(arguments, data_cache_dir=arguments.data_cache_dir, skip_bad=True)
+    return check_data(section, arguments.tokenizer, arguments.histogram)
 
 
 def _data_embedded(arguments: argparse.Namespace) -> int:

@@ -36,6 +36,12 @@ def _cgroup_quota(root: Path) -> float | None:
     return None
 
 
+def cache_folder() -> Path:
+    """Where made data is kept between runs: $XDG_CACHE_HOME/oarlock, by default ~/.cache/oarlock."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "oarlock"
+
+
 def world_size() -> int:
     """Processes of this run, as the launcher says (1 without a launcher)."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,26 @@ def file_sha256(path: str | Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_sha256_noted(path: str | Path, notes: str | Path) -> str:
+    """file_sha256, taken again only when the file changed (by its size, times and inode); `notes` is a folder.
+
+    A file changed within the last two seconds is not noted: the next change might not show in its times.
+    """
+    path = Path(path).resolve()
+    state = path.stat()
+    seen = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+    note = Path(notes) / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        if noted["seen"] == seen:
+            return str(noted["sha256"])
+    digest = file_sha256(path)
+    if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > 2_000_000_000:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, {"path": str(path), "seen": seen, "sha256": digest})
+    return digest
 
 
 def settle_file(path: str | Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import traceback
@@ -50,7 +51,10 @@ SCENARIOS = [
     "broken_at_the_end/both",
     "one_of_two_nodes_broken/both",
 ]
-BEFORE_CONNECTING = ["hub/one", "hub/fails", "hub/two_nodes", "hub/gone_folder"]
+BEFORE_CONNECTING = [
+    *("hub/one", "hub/fails", "hub/two_nodes", "hub/gone_folder"),
+    *("data/one", "data/two_nodes", "data/wrong", "data/gone"),
+]
 
 
 # The tests.
@@ -109,7 +113,8 @@ def all_scenarios(folder: Path) -> int:
     result: dict[str, object] = {}
     for scenario in BEFORE_CONNECTING:
         try:
-            do_hub(folder, scenario.removeprefix("hub/"))
+            kind, case = scenario.split("/")
+            {"hub": do_hub, "data": do_data}[kind](folder, case)
             result[scenario] = ""
         except BaseException:
             result[scenario] = traceback.format_exc()
@@ -445,10 +450,11 @@ def do_two_nodes(folder: Path, plan: str) -> None:
 def expect_failure(action, message: str, first: int = 0) -> None:
     """The first rank that fails tells why, the others stop without a word."""
     from oarlock.environment import rank
-    from oarlock.errors import ModelError, StoppedWithOthers
+    from oarlock.errors import OarlockError, StoppedWithOthers
 
-    with pytest.raises(ModelError if rank() == first else StoppedWithOthers) as caught:
+    with pytest.raises(OarlockError) as caught:
         action()
+    assert isinstance(caught.value, StoppedWithOthers) == (rank() != first)
     assert (message if rank() == first else f"rank {first} ") in str(caught.value)
 
 
@@ -546,6 +552,48 @@ def do_hub(folder: Path, case: str) -> None:
     if rank() == 0 and case in ("one", "two_nodes"):
         readers = [int(line.split()[0]) for line in calls.read_text().splitlines()]
         assert sorted(readers) == ([0] * 3 if case == "one" else [0] * 3 + [2] * 3)
+
+
+def do_data(folder: Path, case: str) -> None:
+    """Fine-tuning data is tokenised by the first rank of each node; a wrong record stops all and is told by one."""
+    from unittest import mock
+
+    from helpers import make_tiny_tokenizer
+    from oarlock.config.schema import FinetuneDataSection
+    from oarlock.data import finetune
+    from oarlock.data.tokenizers import load_tokenizer
+    from oarlock.environment import rank
+
+    place = folder / f"data-{case}"
+    records = [{"src": f"q{i}", "tgt": f"a{i}"} for i in range(5)] + [{"src": "q"}] * (case == "wrong")
+    text = "\n".join(map(json.dumps, records))
+    (place / f"of-{rank()}").mkdir(parents=True)
+    (place / f"of-{rank()}" / "train.jsonl").write_text(text)  # the content counts, not the place
+    tokenizer = load_tokenizer(str(make_tiny_tokenizer(place / f"of-{rank()}")))
+    cache = place / (f"cache-{rank() // 2}" if case == "two_nodes" else "cache")
+    section = FinetuneDataSection(dataset_name_or_path=str(place / f"of-{rank()}"), data_cache_dir=str(cache))
+    really = finetune._make
+
+    def counted(*arguments):
+        (place / f"made-by-{rank()}").touch()
+        really(*arguments)
+
+    with (
+        two_nodes() if case == "two_nodes" else contextlib.nullcontext(),
+        mock.patch.object(finetune, "_make", counted),
+    ):
+        if case == "gone":
+            shutil.rmtree(place / f"of-{rank()}")
+            expect_failure(lambda: finetune.load_finetune_data(section, tokenizer), "of-0: neither a file nor a folder")
+        elif case == "wrong":
+            expect_failure(lambda: finetune.load_finetune_data(section, tokenizer), "of-0/train.jsonl:6: field 'tgt'")
+        else:
+            train = finetune.load_finetune_data(section, tokenizer).train
+            assert len(train) == 5 and train.examples.folder.parent == cache
+            assert train.examples.where(4) == f"{place}/of-{rank()}/train.jsonl:5"
+    if rank() == 0:
+        makers = sorted(path.name for path in place.glob("made-by-*"))
+        assert makers == {"two_nodes": ["made-by-0", "made-by-2"], "gone": []}.get(case, ["made-by-0"])
 
 
 if __name__ == "__main__":

@@ -92,6 +92,11 @@ def test_lines_of_text(load):
         ('{"instruction": "a", "output": "c"}', "<|user|>a<|assistant|>", "c"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "<|user|>a<|assistant|>", ""),
         (
+            '{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]}',
+            "<|user|>a<|assistant|>b<|endoftext|><|user|>c<|assistant|>",
+            "",
+        ),
+        (
             '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
             "<|user|>a<|assistant|>",
             "b",

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oarlock.config.schema import FinetuneDataSection
+from oarlock.data import record_files
 from oarlock.data.collate import FinetuneCollator, PretrainCollator
 from oarlock.data.embedded.instructions import TASKS, instruction_records
 from oarlock.data.embedded.stdlib_text import MINIMUM_BYTES, stdlib_sources
 from oarlock.data.embedded.tokenizer import ASSISTANT, EOS, USER
+from oarlock.data.encode import Counts, Recipe, encode_source
+from oarlock.data.find_records import find_records
 from oarlock.data.finetune import load_finetune_data
 from oarlock.data.labels import IGNORE_INDEX, Example, encode_conversation, encode_prompt
 from oarlock.data.preview import marked
-from oarlock.data.records import Conversation, read_records
+from oarlock.data.record_files import FileRecords
+from oarlock.data.records import Conversation, parse_record
 from oarlock.data.templates import BUILT_IN, ChatTemplate, choose_template, own_template
 from oarlock.data.tokenizers import load_encoder, load_tokenizer
 from oarlock.errors import ConfigError, DataError, ModelError
@@ -35,26 +45,61 @@ def write(path: Path, records, as_list=False) -> Path:
     return path
 
 
+def read(path: Path, tokenizer, form="auto", skip_bad=False, name="tokenizer", src_length=400, tgt_length=400):
+    """Rows and counts of a file; a tokenizer's own template writes <|user|>q<|assistant|>a<|endoftext|>."""
+    template = choose_template(name, tokenizer, "src_tgt")
+    counts = Counts()
+    recipe = Recipe(tokenizer, template, src_length, tgt_length, form, skip_bad)
+    return [row for rows, _ in encode_source(FileRecords.of(path), recipe, counts) for row in rows], counts
+
+
+def shown(row, tokenizer) -> str:
+    return marked(row.encoded.example(), tokenizer, color=False)
+
+
 # records
 
 
-def test_src_tgt_and_alpaca_are_told_apart(tmp_path):
-    one = read_records(write(tmp_path / "a.jsonl", [{"src": "q", "tgt": "a"}]))
-    assert one.form == "src_tgt" and [m["content"] for m in one.conversations[0].messages] == ["q", "a"]
-    two = read_records(write(tmp_path / "b.json", [{"instruction": "do", "input": "x", "output": "y"}], as_list=True))
-    user = two.conversations[0].messages[0]
-    assert two.form == "alpaca" and user["content"] == "do\nx" and user["instruction"] == "do" and user["input"] == "x"
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"src": "q", "tgt": "a"}, f"{USER}q{ASSISTANT}⟦a{EOS}⟧"),
+        ({"src": ["q", "r"], "tgt": ["a", "b"]}, f"{USER}q{ASSISTANT}⟦a{EOS}⟧{USER}r{ASSISTANT}⟦b{EOS}⟧"),
+        ({"instruction": "do", "input": "x", "output": "y"}, f"{USER}do\nx{ASSISTANT}⟦y{EOS}⟧"),
+        ({"instruction": "do", "output": "y", "history": [["q", "a"]]}, f"{USER}q{ASSISTANT}⟦a{EOS}⟧{USER}do{ASSISTANT}⟦y{EOS}⟧"),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"}, f"{USER}s{USER}q{ASSISTANT}⟦a{EOS}⟧"),
+        ({"messages": [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "q"), ("assistant", "a"))]}, f"{USER}s{USER}q{ASSISTANT}⟦a{EOS}⟧"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a"}]}, f"{USER}q{ASSISTANT}⟦a{EOS}⟧"),
+        ({"messages": [{"role": "assistant", "content": "a", "weight": 0}, {"role": "assistant", "content": "b"}]}, f"{ASSISTANT}a{EOS}{ASSISTANT}⟦b{EOS}⟧"),
+        ({"text": "a whole text"}, f"a⟦ whole text{EOS}⟧"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("as_list", [False, True])
+def test_forms_are_told_by_their_fields(tmp_path, tokenizer, record, expected, as_list):
+    (row,), counts = read(write(tmp_path / "a.json", [record], as_list), tokenizer)
+    assert shown(row, tokenizer) == expected and counts.records == 1
 
 
-def test_several_rounds(tmp_path):
-    records = read_records(write(tmp_path / "a.jsonl", [{"src": ["a", "c"], "tgt": ["b", "d"]}]))
-    assert [m["role"] for m in records.conversations[0].messages] == ["user", "assistant"] * 2
+def test_a_last_question_without_answer_is_left_out_and_counted(tmp_path, tokenizer):
+    messages = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}, {"from": "human", "value": "more"}]
+    (row,), counts = read(write(tmp_path / "a.jsonl", [{"conversations": messages}]), tokenizer)
+    assert shown(row, tokenizer) == f"{USER}q{ASSISTANT}⟦a{EOS}⟧" and counts.unanswered == 1
 
 
-def test_items_of_a_json_list_know_their_line(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text('[\n {"src": "a",\n  "tgt": "b"},\n\n {"src": "c", "tgt": "d"}\n]\n')
-    assert [c.where.rsplit(":", 1)[1] for c in read_records(path).conversations] == ["2", "5"]
+def test_an_alpaca_message_keeps_its_parts():
+    record = parse_record({"instruction": "do", "input": "x", "output": "y"}, "alpaca", "here:1")
+    assert record.messages[0] == {"role": "user", "content": "do\nx", "instruction": "do", "input": "x"}
+
+
+def test_long_texts_are_cut_so_that_every_token_is_trained_once(tmp_path, tokenizer):
+    text = "\n".join(f"line {i} of a longer text" for i in range(40))
+    (tmp_path / "a.txt").write_text(text)
+    whole = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]
+    rows, counts = read(tmp_path / "a.txt", tokenizer, src_length=10, tgt_length=21)
+    assert counts.records == 1 and counts.truncated == 0 and len(rows) > 10
+    examples = [row.encoded.example() for row in rows]
+    assert [label for example in examples for label in example.labels] == whole[1:]
+    assert max(len(example.input_ids) for example in examples) == 30
 
 
 @pytest.mark.parametrize(
@@ -69,29 +114,169 @@ def test_items_of_a_json_list_know_their_line(tmp_path):
         ("[1]", "expected an object, got list"),
     ],
 )
-def test_wrong_records_name_file_line_and_field(tmp_path, line, expected):
+def test_wrong_records_name_file_line_and_field(tmp_path, tokenizer, line, expected):
     path = tmp_path / "a.jsonl"
     path.write_text('{"src": "a", "tgt": "b"}\n' + line + "\n")
     with pytest.raises(DataError) as error:
-        read_records(path)
-    assert f"{path}:2: {expected}" in str(error.value)
-    left = read_records(path, skip_bad=True)
-    assert len(left.conversations) == 1 and len(left.bad) == 1
+        read(path, tokenizer)
+    assert str(error.value).startswith(f"{path}:2: {expected}")
+    rows, counts = read(path, tokenizer, skip_bad=True)
+    assert len(rows) == 1 and counts.bad == 1 and counts.first_bad[0].startswith(f"{path}:2: {expected}")
 
 
-def test_other_wrong_files(tmp_path):
+@pytest.mark.parametrize(
+    ("form", "record", "expected"),
+    [
+        ("messages", {}, "field 'messages' is missing, expected a list"),
+        ("messages", {"messages": "x"}, "field 'messages' holds str, expected a list"),
+        ("messages", {"messages": ["x"]}, "field 'messages[0]' holds str, expected an object"),
+        ("messages", {"messages": [{"role": "user", "content": 1}]}, "field 'messages[0].content' holds int, expected text"),
+        ("messages", {"messages": [{"role": "assistant", "content": None}]}, "field 'messages[0].content' holds NoneType"),
+        ("messages", {"messages": [{"role": "tool", "content": "x"}]}, "field 'messages[0].role' is 'tool'; known roles are"),
+        ("messages", {"messages": [{"role": "user", "content": "x"}]}, "has no assistant message"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "holds parts that are not text"),
+        ("sharegpt", {"conversations": [{"from": "human"}]}, "field 'conversations[0].content' is missing"),
+        ("alpaca", {"instruction": "x", "output": "y", "history": ["q"]}, "field 'history[0]' must be a pair"),
+        ("text", {"text": ""}, "field 'text' is empty"),
+        ("auto", {"q": 1}, "unknown form of record ('q'); known are src/tgt (src_tgt), instruction/output (alpaca)"),
+    ],
+)  # fmt: skip
+def test_wrong_records_of_each_form(tmp_path, tokenizer, form, record, expected):
+    path = write(tmp_path / "a.jsonl", [record])
+    with pytest.raises(DataError) as error:
+        read(path, tokenizer, form)
+    assert str(error.value).startswith(f"{path}:1: ") and expected in str(error.value)
+
+
+def test_a_template_that_refuses_a_record_names_it(tmp_path, tokenizer):
+    path = write(
+        tmp_path / "a.jsonl", [{"messages": [{"role": "assistant", "content": "a"}]}, {"src": "a", "tgt": "b"}]
+    )
+    with pytest.raises(
+        DataError, match=r"a.jsonl:1: chat template llama2 refuses these messages: an answer must follow"
+    ):
+        read(path, tokenizer, name="llama2")
+    rows, counts = read(path, tokenizer, name="llama2", skip_bad=True)
+    assert (len(rows), counts.bad) == (0, 2)  # the second is not of the first one's form
+
+
+# files
+
+
+def packed(text: bytes, ending: str) -> bytes:
+    if ending.endswith(".gz"):
+        return gzip.compress(text)
+    return zstandard.compress(text) if ending.endswith(".zst") else text
+
+
+RECORDS = [{"src": f"question {i} é", "tgt": f"answer {i}"} for i in range(1, 9)]
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", "", ".parquet", "/saved"])
+def test_every_kind_of_file_gives_the_same_examples(tmp_path, tokenizer, ending):
+    expected = [f"{USER}{r['src']}{ASSISTANT}⟦{r['tgt']}{EOS}⟧" for r in RECORDS]
+    is_list = ending in (".json", ".json.gz")
+    path = tmp_path / f"a{ending}"
+    if ending == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path, row_group_size=3)
+    elif ending == "/saved":
+        path = tmp_path / "saved"
+        datasets.Dataset.from_list(RECORDS).save_to_disk(path)
+    else:
+        text = json.dumps(RECORDS, indent=1) if is_list else "\n".join(map(json.dumps, RECORDS))
+        path.write_bytes(packed(b"\xef\xbb\xbf" + text.encode(), ending))
+    section = FinetuneDataSection(dataset_name_or_path=str(path), data_cache_dir=str(tmp_path / "cache"))
+    examples = load_finetune_data(section, tokenizer).train.examples
+    assert [marked(example, tokenizer, color=False) for example in examples] == expected
+    assert examples.where(2).endswith(":10" if is_list else ":3")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    records=st.lists(
+        st.dictionaries(st.text(max_size=3), st.text(max_size=9) | st.integers() | st.none()), max_size=12
+    ),
+    indent=st.sampled_from([None, 1]),
+    block=st.integers(1, 40),
+)
+def test_json_lists_are_read_in_pieces_of_any_size(records, indent, block, tmp_path_factory):
+    path = tmp_path_factory.mktemp("list") / "a.json"
+    text = json.dumps(records, indent=indent, ensure_ascii=False)
+    path.write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record_files, "BATCH_BYTES", block)
+        items = [item for batch in FileRecords.of(path).batches() for item in batch.items]
+        consumed = sum(batch.consumed for batch in FileRecords.of(path).batches())
+    assert [item for _, item in items] == records and consumed == path.stat().st_size
+    if indent:
+        starts = [n for n, line in enumerate(text.split("\n"), 1) if line.startswith(" {")]
+        assert [line for line, _ in items] == starts
+
+
+def test_other_wrong_files(tmp_path, tokenizer):
     for content, expected in (
-        (b'[{"src": "a", "tgt": "b"}, ', "the list is not closed"),
-        (b'[{"src": "a", "tgt": "b"} oops]', "not valid JSON"),
+        (b'[{"src": "a", "tgt": "b"},\n ', "a.json:2: the list is not closed"),
+        (b'[{"src": "a", "tgt": "b"}\n oops]', "a.json:2: not valid JSON"),
+        (b'[{"src": "a", "tgt": "b"},\n{"src": "\xff"}]', "a.json:2: not UTF-8"),
         (b'{"src": "\xff", "tgt": "b"}', "a.json:1: not UTF-8"),
         (b'{"q": 1}', "unknown form of record"),
+        (b"\x1f\x8b\x08damaged", "a.json: damaged gz file"),
         (b"", "no usable record"),
     ):
         (tmp_path / "a.json").write_bytes(content)
+        section = FinetuneDataSection(dataset_name_or_path=str(tmp_path / "a.json"), data_cache_dir=str(tmp_path / "c"))
         with pytest.raises(DataError, match=expected):
-            read_records(tmp_path / "a.json")
-    with pytest.raises(DataError, match="No such file"):
-        read_records(tmp_path / "absent.json")
+            load_finetune_data(section, tokenizer)
+    (tmp_path / "a.json").write_text('{"q": 1}\n{"r": 1}')
+    with pytest.raises(DataError, match=r"no usable record \(2 bad ones, the first: .*a.json:1: unknown form"):
+        load_finetune_data(dataclasses.replace(section, skip_bad=True), tokenizer)
+    with pytest.raises(DataError, match="no hub gave it"):
+        load_finetune_data(FinetuneDataSection(dataset_name_or_path=str(tmp_path / "absent.json")), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("files", "train", "dev"),
+    [
+        (["train.jsonl", "dev.json", "README.md"], ["train.jsonl"], ["dev.json"]),
+        (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "validation-0.parquet", "test-0.parquet"],
+         ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"], ["validation-0.parquet"]),
+        (["data/train/a.jsonl.zst", "data/train/b.jsonl.gz", "data/eval/a.jsonl"],
+         ["data/train/a.jsonl.zst", "data/train/b.jsonl.gz"], ["data/eval/a.jsonl"]),
+        (["a.jsonl", "b.json", "test.json", ".hidden.json", ".cache/a/c.json"], ["a.jsonl", "b.json"], ["test.json"]),
+        (["trains.jsonl"], ["trains.jsonl"], []),
+    ],
+)  # fmt: skip
+def test_files_of_a_folder_are_told_apart_by_name(tmp_path, files, train, dev):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"src": "a", "tgt": "b"}')
+    found = find_records(str(tmp_path))
+    assert [source.name for source in found.train] == [str(tmp_path / name) for name in train]
+    assert [source.name for source in found.dev] == [str(tmp_path / name) for name in dev]
+
+
+def test_a_saved_dataset_with_splits(tmp_path, tokenizer):
+    sides = {
+        side: datasets.Dataset.from_list(rows) for side, rows in (("train", RECORDS[:5]), ("validation", RECORDS[5:]))
+    }
+    datasets.DatasetDict(sides).save_to_disk(tmp_path / "saved")
+    section = FinetuneDataSection(dataset_name_or_path=str(tmp_path / "saved"), data_cache_dir=str(tmp_path / "cache"))
+    data = load_finetune_data(section, tokenizer)
+    assert (len(data.train), len(data.dev)) == (5, 3) and [prompt.answer for prompt in data.dev_prompts[1:]] == [
+        "answer 7",
+        "answer 8",
+    ]
+    assert data.dev.examples.where(1) == f"{tmp_path}/saved[validation]:2"
+    datasets.DatasetDict({"validation": sides["validation"]}).save_to_disk(tmp_path / "half")
+    with pytest.raises(DataError, match=r"half: no train split \(it has validation\)"):
+        find_records(str(tmp_path / "half"))
+
+
+def test_the_same_data_in_two_forms_is_refused(tmp_path):
+    for name in ("train.json", "train.jsonl"):
+        (tmp_path / name).write_text('{"src": "a", "tgt": "b"}')
+    with pytest.raises(DataError, match="look like the same data in two forms"):
+        find_records(str(tmp_path))
 
 
 # templates
@@ -130,12 +315,13 @@ def test_a_template_file_and_its_errors(tokenizer, tmp_path):
         ("{% for %}", "chat template"),
         ("{{ messages[0]['content'] }}", "does not begin with its prompt"),
         ("{{ raise_exception('no') }}", "refuses these messages: no"),
+        ("{{ messages[0]['content'] + 1 }}", "fails: TypeError: can only concatenate"),
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "refuses|begin with its prompt"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=expected):
             choose_template(str(path), tokenizer, "src_tgt")
-    with pytest.raises(ConfigError, match=r"known names are auto, tokenizer, plain, alpaca"):
+    with pytest.raises(ConfigError, match=r"known names are auto, tokenizer, plain, alpaca, llama2"):
         choose_template("chatmll", tokenizer, "src_tgt")
 
 

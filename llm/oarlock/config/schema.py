@@ -93,10 +93,14 @@ class FinetuneDataSection:
     """Fine-tuning data"""
 
     dataset_name_or_path: str | None = option(None)
-    """A .json/.jsonl file, a folder with train and dev files, or a hub name. Not given: the embedded instructions."""
+    """A file (.json, .jsonl, .parquet, .txt, also .gz or .zst), a folder with train and dev files, a dataset saved to
+    disk, or a hub name. Not given: the embedded instructions."""
 
-    data_format: str = option("auto", choices=("auto", "src_tgt", "alpaca"))
-    """Form of the records; auto looks at the first one."""
+    data_format: str = option("auto", choices=("auto", "src_tgt", "alpaca", "sharegpt", "messages", "text"))
+    """Form of the records; auto looks at the first one of each file."""
+
+    data_cache_dir: str | None = option(None, may_change=True)
+    """Where tokenised data is kept between runs. Not given: ~/.cache/oarlock/finetune (or below $XDG_CACHE_HOME)."""
 
     src_length: int = option(128, at_least(1), unit="tokens")
     """Longest context (prompt); longer ones lose their beginning."""
@@ -105,8 +109,8 @@ class FinetuneDataSection:
     """Longest generated text (answer); longer ones lose their end."""
 
     chat_template: str = option("auto")
-    """auto (the tokenizer's own, else alpaca for instruction records, else plain), tokenizer, plain, alpaca, or a
-    Jinja file."""
+    """auto (the tokenizer's own, else alpaca for instruction records, else plain), tokenizer, plain, alpaca, llama2,
+    chatml, openassistant, or a Jinja file."""
 
     instruction_generation: bool = option(False)
     """Instruction tuning: records are put into the Alpaca prompt."""

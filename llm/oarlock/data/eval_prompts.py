@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.data.labels import Prompt, encode_prompt
-from oarlock.data.records import detect_form, parse_record
+from oarlock.data.records import ROLES, PlainText, detect_form, parse_record
 from oarlock.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def _prompt(
         item = {"messages": [{"role": "user", "content": item}]}
     filled = _with_answer(item)
     conversation = parse_record(filled, detect_form(filled), where)
+    assert not isinstance(conversation, PlainText)  # a text is a question here
     prompt = encode_prompt(conversation, tokenizer, template, src_length)
     if not prompt.input_ids:
         raise ValueError("the prompt is empty")
@@ -73,11 +74,12 @@ def _with_answer(item: Any) -> Any:
     """The record itself, or one with a stand-in for its missing last answer."""
     if not isinstance(item, dict):
         return item
-    messages = item.get("messages")
-    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-        if messages[-1].get("role") == "assistant":
-            return item
-        return item | {"messages": [*messages, {"role": "assistant", "content": _UNKNOWN}]}
+    for field in ("messages", "conversations"):
+        messages = item.get(field)
+        if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+            if ROLES.get(str(messages[-1].get("role") or messages[-1].get("from"))) == "assistant":
+                return item
+            return item | {field: [*messages, {"role": "assistant", "content": _UNKNOWN}]}
     if item.get("instruction") is not None and not item.get("output"):
         return item | {"output": _UNKNOWN}
     questions, answers = item.get("src"), item.get("tgt")

@@ -1,21 +1,32 @@
-"""Fine-tuning datasets: find the files, tokenise them, hand out examples."""
+"""Fine-tuning datasets: find the records, tokenise them once per node, hand out examples.
+
+Examples lie in a folder named by the hash of the data files' content, the tokenizer, the template and the lengths, so
+that they are made once and a change of any of these makes others. Every rank maps that folder: memory stays flat.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import paddle
 
 from oarlock.data.embedded.instructions import instruction_records
-from oarlock.data.labels import IGNORE_INDEX, Example, Prompt, encode_conversation, encode_prompt
-from oarlock.data.records import Conversation, Records, read_items, read_records
+from oarlock.data.encode import ENCODING_VERSION, Counts, Recipe, encode_source, first_form
+from oarlock.data.example_cache import ExampleWriter, StoredExamples, StoredPrompts, is_whole
+from oarlock.data.find_records import RecordSources, find_records
+from oarlock.data.labels import Example, Prompt
+from oarlock.data.record_files import RecordSource, RowRecords
 from oarlock.data.templates import ChatTemplate, choose_template
-from oarlock.environment import progress_bar, say
+from oarlock.data.tokenizers import tokenizer_fingerprint
+from oarlock.environment import cache_folder, progress_bar, say, stop_if_terminated
 from oarlock.errors import DataError
+from oarlock.files import locked
+from oarlock.parallel.nodes import on_all_ranks, once_per_node
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
@@ -23,7 +34,6 @@ if TYPE_CHECKING:
     from oarlock.config.schema import FinetuneDataSection
 
 EMBEDDED = "embedded instructions"
-_DEV_NAMES = ("dev", "validation", "valid", "eval", "test")
 
 
 @dataclass
@@ -39,7 +49,7 @@ class FinetuneData:
 
     train: ExampleDataset
     dev: ExampleDataset | None
-    dev_prompts: list[Prompt]
+    dev_prompts: Sequence[Prompt]
     template: ChatTemplate
     fingerprint: str
 
@@ -47,7 +57,7 @@ class FinetuneData:
 class ExampleDataset(paddle.io.Dataset):
     """Tokenised examples; item i is an Example."""
 
-    def __init__(self, examples: list[Example]) -> None:
+    def __init__(self, examples: Sequence[Example]) -> None:
         super().__init__()
         self.examples = examples
 
@@ -58,123 +68,137 @@ class ExampleDataset(paddle.io.Dataset):
         return self.examples[index]
 
 
-@dataclass
-class _Files:
-    train: Records
-    dev: Records | None = None
-    sources: list[str] = field(default_factory=list)
-
-
 def load_finetune_data(
     section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase, need_train: bool = True
 ) -> FinetuneData:
-    """Read, check and tokenise.
+    """Find, check and tokenise, or take what an earlier run tokenised; every rank has to call it at the same time.
 
     Raises:
         DataError: for a missing file or a wrong record.
     """
-    files = _read(section)
-    template = choose_template(section.chat_template, tokenizer, files.train.form, section.instruction_generation)
-    say(f"fine-tuning data: {', '.join(files.sources)}; chat template: {template.name}")
-    for side, records in (("train", files.train), ("dev", files.dev)):
-        if records is not None and records.bad:
-            shown = "".join(f"\n  {line}" for line in records.bad[:5])
-            say(f"{len(records.bad):,} bad {side} records left out (--skip_bad):{shown}")
-
-    def examples(records: Records, side: str) -> ExampleDataset:
-        return ExampleDataset(_encode_all(records.conversations, side, tokenizer, template, section))
-
-    train = examples(files.train, "train") if need_train else ExampleDataset([])
-    dev = examples(files.dev, "dev") if files.dev else None
-    prompts = [
-        encode_prompt(conversation, tokenizer, template, section.src_length)
-        for conversation in (files.dev.conversations if files.dev else [])
-    ]
-    digest = hashlib.sha256()
-    for example in train.examples:
-        digest.update(json.dumps([example.input_ids, example.labels]).encode())
-    return FinetuneData(train, dev, prompts, template, digest.hexdigest())
+    sources = on_all_ranks(lambda: find_sources(section))
+    recipe = on_all_ranks(lambda: make_recipe(section, tokenizer, sources))
+    say(f"fine-tuning data: {section.dataset_name_or_path or EMBEDDED}; chat template: {recipe.template.name}")
+    for side, found in (("train", sources.train), ("dev", sources.dev)):
+        if found and section.dataset_name_or_path:
+            say(f"{side}: {found[0].name}" + (f" and {len(found) - 1} more" if len(found) > 1 else ""))
+    stored = store_examples(section, sources, recipe, ("train", "dev") if need_train else ("dev",))
+    for side, examples in stored.items():
+        _tell(side, examples)
+    train, dev = stored.get("train"), stored.get("dev")
+    return FinetuneData(
+        ExampleDataset(train if train is not None else []),
+        ExampleDataset(dev) if dev is not None else None,
+        StoredPrompts(dev) if dev is not None else [],
+        recipe.template,
+        train.folder.name if train is not None else "",
+    )
 
 
-def _encode_all(
-    conversations: list[Conversation],
-    side: str,
-    tokenizer: PretrainedTokenizerBase,
-    template: ChatTemplate,
-    section: FinetuneDataSection,
-) -> list[Example]:
-    examples = []
-    untrained = truncated = 0
-    bar = progress_bar(len(conversations), f"tokenise {side}", "record", leave=False)
-    for conversation in conversations:
-        bar.update()
-        example = encode_conversation(conversation, tokenizer, template, section.src_length, section.tgt_length)
-        truncated += example.truncated
-        if any(label != IGNORE_INDEX for label in example.labels):
-            examples.append(example)
-        else:
-            untrained += 1
-    bar.close()
-    if truncated:
-        say(f"{side}: {truncated:,} of {len(conversations):,} records were cut by --src_length or --tgt_length")
-    if untrained:
-        say(f"{side}: {untrained:,} records left out, nothing of their answer fits")
-    if not examples:
-        raise DataError(f"{side}: no record has anything to train on after --src_length and --tgt_length")
-    return examples
+def find_sources(section: FinetuneDataSection) -> RecordSources:
+    """Where --dataset_name_or_path points; without it the embedded instructions."""
+    if section.dataset_name_or_path is not None:
+        return find_records(section.dataset_name_or_path)
+    say("no --dataset_name_or_path: fine-tuning on the embedded instructions (small English and Chinese tasks)")
+    train, dev = (RowRecords(f"{EMBEDDED}, {side}", instruction_records(side)) for side in ("train", "dev"))
+    return RecordSources([train], [dev])
 
 
-def _read(section: FinetuneDataSection) -> _Files:
-    name = section.dataset_name_or_path
-    if name is None:
-        say("no --dataset_name_or_path: fine-tuning on the embedded instructions (small English and Chinese tasks)")
-        return _Files(
-            read_items(instruction_records("train"), f"{EMBEDDED}, train", "alpaca"),
-            read_items(instruction_records("dev"), f"{EMBEDDED}, dev", "alpaca"),
-            [EMBEDDED],
-        )
-    path = Path(name)
-    if path.is_file():
-        return _Files(read_records(path, section.data_format, section.skip_bad), None, [str(path)])
-    if path.is_dir():
-        return _read_folder(path, section)
-    return _read_hub(name, section)
+def make_recipe(section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase, sources: RecordSources) -> Recipe:
+    """How the records become tokens; the first training record decides what auto means."""
+    form = first_form(sources.train, section.data_format)
+    template = choose_template(section.chat_template, tokenizer, form, section.instruction_generation)
+    return Recipe(tokenizer, template, section.src_length, section.tgt_length, section.data_format, section.skip_bad)
 
 
-def _read_folder(folder: Path, section: FinetuneDataSection) -> _Files:
-    train, dev = _one_of(folder, ("train",)), _one_of(folder, _DEV_NAMES)
-    if train is None:
-        raise DataError(f"{folder}: no train.json or train.jsonl in this folder")
-    files = _Files(read_records(train, section.data_format, section.skip_bad), None, [str(train)])
-    if dev is not None:
-        files.dev = read_records(dev, section.data_format, section.skip_bad)
-        files.sources.append(str(dev))
-    return files
+def store_examples(
+    section: FinetuneDataSection, sources: RecordSources, recipe: Recipe, sides: Sequence[str]
+) -> dict[str, StoredExamples]:
+    """The examples of each side that has records, tokenised by the first rank of each node if they are not there."""
+    cache = Path(section.data_cache_dir) if section.data_cache_dir else cache_folder() / "finetune"
+    parts = {"train": (sources.train, recipe), "dev": (sources.dev, replace(recipe, prompts=True))}
+    wanted = {side: parts[side] for side in sides if parts[side][0]}
 
+    def keys_of_node() -> dict[str, str]:
+        try:
+            return {side: _stored(cache, side, *wanted[side]) for side in wanted}
+        except OSError as error:
+            raise DataError(
+                f"{cache}: tokenised data can't be kept here ({error.strerror}); name a folder with --data_cache_dir"
+            ) from error
 
-def _one_of(folder: Path, names: tuple[str, ...]) -> Path | None:
-    for name in names:
-        for ending in (".jsonl", ".json"):
-            if (folder / f"{name}{ending}").is_file():
-                return folder / f"{name}{ending}"
-    return None
-
-
-def _read_hub(name: str, section: FinetuneDataSection) -> _Files:
-    """A dataset of the Hugging Face hub (or one in its cache)."""
-    from datasets import load_dataset
-
-    try:
-        found = load_dataset(name)
-    except Exception as error:  # the hub client raises everything from OSError to its own classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    keys, of_all_nodes = once_per_node(keys_of_node)
+    if any(other != keys for other in of_all_nodes):
         raise DataError(
-            f"--dataset_name_or_path {name}: neither a file nor a folder here, and no hub gave it ({reason})"
-        ) from error
-    if "train" not in found:
-        raise DataError(f"{name}: no train split (it has {', '.join(found)})")
-    dev = next((split for split in _DEV_NAMES if split in found), None)
-    files = _Files(read_items(found["train"], f"{name}[train]", section.data_format, section.skip_bad), None, [name])
-    if dev is not None:
-        files.dev = read_items(found[dev], f"{name}[{dev}]", section.data_format, section.skip_bad)
-    return files
+            f"{section.dataset_name_or_path}: the nodes of this run hold different data, tokenizers or templates; "
+            "copy the same files to all of them"
+        )
+    return {side: StoredExamples(cache / key, [s.name for s in wanted[side][0]]) for side, key in keys.items()}
+
+
+def _stored(cache: Path, side: str, sources: list[RecordSource], recipe: Recipe) -> str:
+    """The folder's name; makes it if it is not there."""
+    key = _key(cache, sources, recipe)
+    if not _usable(cache / key, recipe):
+        with locked(cache / f".{key}.lock"):  # another run may be making it
+            if not _usable(cache / key, recipe):
+                _make(cache / key, side, sources, recipe)
+    return key
+
+
+def _usable(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder is there; one made with skip_bad serves others too if there was nothing to skip."""
+    return is_whole(folder) and (recipe.skip_bad or not StoredExamples(folder).counts.bad)
+
+
+def _key(cache: Path, sources: list[RecordSource], recipe: Recipe) -> str:
+    """A hash of all that the examples depend on."""
+    content = {
+        "version": ENCODING_VERSION,
+        "sources": [source.digest(cache / "hashes") for source in sources],
+        "tokenizer": tokenizer_fingerprint(recipe.tokenizer),
+        "template": [recipe.template.source, recipe.template.special_tokens],
+        "recipe": [recipe.src_length, recipe.tgt_length, recipe.form, recipe.prompts],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _make(folder: Path, side: str, sources: list[RecordSource], recipe: Recipe) -> None:
+    counts, size = Counts(), sum(source.size for source in sources)
+    unit = sources[0].unit
+    with (
+        ExampleWriter(folder, len(recipe.tokenizer)) as writer,
+        progress_bar(size, f"tokenise {side}", unit, leave=False, unit_scale=unit == "B") as bar,
+    ):
+        for source in sources:
+            writer.begin_source()
+            for rows, consumed in encode_source(source, recipe, counts):
+                stop_if_terminated()
+                writer.add(rows)
+                bar.update(consumed)
+        _check_counts(side, sources[0].name, counts, writer.num_examples)
+        writer.finish(counts)
+
+
+def _check_counts(side: str, name: str, counts: Counts, num_examples: int) -> None:
+    if not counts.records:
+        raise DataError(
+            f"{name}: no usable record"
+            + (f" ({counts.bad} bad ones, the first: {counts.first_bad[0]})" if counts.bad else "")
+        )
+    if not num_examples:
+        raise DataError(f"{side}: no record has anything to train on after --src_length and --tgt_length")
+
+
+def _tell(side: str, examples: StoredExamples) -> None:
+    counts = examples.counts
+    if counts.bad:
+        shown = "".join(f"\n  {line}" for line in counts.first_bad)
+        say(f"{counts.bad:,} bad {side} records left out (--skip_bad):{shown}")
+    if counts.truncated:
+        say(f"{side}: {counts.truncated:,} of {counts.records:,} records were cut by --src_length or --tgt_length")
+    if counts.untrained:
+        shown = ", ".join(counts.first_untrained)
+        say(f"{side}: {counts.untrained:,} records left out, nothing of them is trained on ({shown})")
+    if counts.unanswered:
+        say(f"{side}: {counts.unanswered:,} conversations end with a question; it was left out")

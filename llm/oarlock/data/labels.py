@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,48 @@ class Example:
     input_ids: list[int]
     labels: list[int]
     truncated: bool
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenised example as it is kept.
+
+    Attributes:
+        ids: [tokens], the last one included.
+        runs: lengths of the stretches that are read only and trained on, in turn, beginning with read only.
+        context, answer: tokens before the last answer and from it on, before anything was cut.
+        truncated: whether src_length or tgt_length cut something.
+    """
+
+    ids: Sequence[int]
+    runs: Sequence[int]
+    context: int
+    answer: int
+    truncated: bool
+
+    @property
+    def trains(self) -> bool:
+        """Whether any token is trained on (the first one of an example is never predicted)."""
+        return sum(self.runs[1::2]) > (self.runs[0] == 0)
+
+    def example(self) -> Example:
+        """Inputs and labels."""
+        labels = [IGNORE_INDEX] * len(self.ids)
+        end = 0
+        for i, length in enumerate(self.runs):
+            start, end = end, end + length
+            if i % 2:
+                labels[start:end] = self.ids[start:end]
+        return Example(list(self.ids[:-1]), labels[1:], self.truncated)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a conversation's text. An answer begins a span of its own."""
+
+    text: str
+    answer: bool
+    trained: bool
 
 
 @dataclass(frozen=True)
@@ -61,29 +104,49 @@ def encode_conversation(
     Raises:
         DataError: when the template is not consistent (a longer conversation must begin as the shorter one did).
     """
-    ids: list[int] = []
-    trained: list[bool] = []
-    answer_start, done = 0, ""
-    for i, message in enumerate(conversation.messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = template.render(conversation.messages[:i], add_generation_prompt=True)
-        whole = template.render(conversation.messages[: i + 1])
-        if not prompt.startswith(done) or not whole.startswith(prompt):
-            raise DataError(
-                f"{conversation.where}: chat template {template.name} changes the text of earlier rounds when a later "
-                "one is added, so that answers can't be told from prompts"
-            )
-        question, answer = encode_text(tokenizer, prompt[len(done) :]), encode_text(tokenizer, whole[len(prompt) :])
-        answer_start = len(ids) + len(question)
-        ids += question + answer
-        trained += [False] * len(question) + [True] * len(answer)
-        done = whole
-    first = max(0, answer_start - src_length)
-    last = min(len(ids), answer_start + tgt_length)
-    kept, flags = ids[first:last], trained[first:last]
-    labels = [token if flag else IGNORE_INDEX for token, flag in zip(kept[1:], flags[1:], strict=True)]
-    return Example(kept[:-1], labels, last - first < len(ids))
+    spans = conversation_spans(conversation, template)
+    return join_spans(spans, [encode_text(tokenizer, span.text) for span in spans], src_length, tgt_length).example()
+
+
+def conversation_spans(conversation: Conversation, template: ChatTemplate) -> list[Span]:
+    """Prompts and answers in turn, the last one an answer.
+
+    Raises:
+        DataError: as encode_conversation.
+    """
+    spans, done = [], ""
+    try:
+        for i, message in enumerate(conversation.messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = template.render(conversation.messages[:i], add_generation_prompt=True)
+            whole = template.render(conversation.messages[: i + 1])
+            if not prompt.startswith(done) or not whole.startswith(prompt):
+                raise DataError(
+                    f"chat template {template.name} changes the text of earlier rounds when a later one is added, so "
+                    "that answers can't be told from prompts"
+                )
+            spans.append(Span(prompt[len(done) :], answer=False, trained=False))
+            spans.append(Span(whole[len(prompt) :], answer=True, trained=i not in conversation.not_trained))
+            done = whole
+    except DataError as error:
+        raise DataError(f"{conversation.where}: {error}") from error
+    return spans
+
+
+def join_spans(spans: Sequence[Span], rows: Sequence[Sequence[int]], src_length: int, tgt_length: int) -> Encoded:
+    """The spans of a conversation, whose ids are `rows`, as one example."""
+    ids = [token for row in rows for token in row]
+    answer_start = len(ids) - len(rows[-1])
+    first, last = max(0, answer_start - src_length), min(len(ids), answer_start + tgt_length)
+    runs, end = [0], 0
+    for span, row in zip(spans, rows, strict=True):
+        start, end = end, end + len(row)
+        length = max(0, min(end, last) - max(start, first))
+        if length and span.trained != (len(runs) % 2 == 0):
+            runs.append(0)
+        runs[-1] += length
+    return Encoded(ids[first:last], runs, answer_start, len(rows[-1]), last - first < len(ids))
 
 
 def encode_prompt(

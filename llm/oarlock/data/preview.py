@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 from oarlock.config.schema import FinetuneDataSection
 from oarlock.data.corpus import Corpus, PretrainDataset, parse_input
 from oarlock.data.corpus_format import corpus_exists
-from oarlock.data.finetune import load_finetune_data
+from oarlock.data.encode import Counts, encode_source
+from oarlock.data.finetune import find_sources, make_recipe
 from oarlock.data.labels import IGNORE_INDEX, Example
 from oarlock.data.tokenizers import load_tokenizer
 
 _GREEN, _DIM, _OFF = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
 
-def show_data(
-    path: str | None,
-    tokenizer_name: str,
-    num: int,
-    max_seq_length: int,
-    src_length: int,
-    tgt_length: int,
-    chat_template: str,
-    color: bool,
-) -> None:
-    """Print `num` examples of a corpus or of fine-tuning data."""
+def show_data(section: FinetuneDataSection, tokenizer_name: str, num: int, max_seq_length: int, color: bool) -> None:
+    """Print the first `num` examples of a corpus or of fine-tuning data."""
     tokenizer = load_tokenizer(tokenizer_name)
+    path = section.dataset_name_or_path
     if path is not None and _is_corpus(path):
         for _, prefix in parse_input(path):
             _show_corpus(prefix, tokenizer, num, max_seq_length, color)
         return
-    section = FinetuneDataSection(
-        dataset_name_or_path=path, src_length=src_length, tgt_length=tgt_length, chat_template=chat_template
-    )
-    examples = load_finetune_data(section, tokenizer).train.examples
+    sources = find_sources(section)
+    recipe = make_recipe(section, tokenizer, sources)
     legend = f"{_GREEN}trained on{_OFF}, {_DIM}read only{_OFF}" if color else "⟦trained on⟧, the rest is read only"
-    print(f"{len(examples):,} examples; {legend}\n")
-    for number, example in enumerate(examples[:num], 1):
+    print(f"chat template: {recipe.template.name}; {legend}\n")
+    counts = Counts()
+    rows = (
+        (source.name, row)
+        for source in sources.train
+        for part, _ in encode_source(source, recipe, counts)
+        for row in part
+    )
+    for number, (name, row) in enumerate(itertools.islice(rows, num), 1):
+        example = row.encoded.example()
         trained = sum(label != IGNORE_INDEX for label in example.labels)
         note = ", cut" if example.truncated else ""
-        print(f"--- example {number}: {len(example.input_ids) + 1} tokens, {trained} trained on{note}")
+        print(f"--- example {number}, {name}:{row.line}: {len(row.encoded.ids)} tokens, {trained} trained on{note}")
         print(marked(example, tokenizer, color) + "\n")
+    if counts.bad:
+        print(f"{counts.bad:,} bad records on the way:" + "".join(f"\n  {line}" for line in counts.first_bad))
 
 
 def _is_corpus(path: str) -> bool:

@@ -6,6 +6,7 @@ file:line wherever it is parsed.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -86,21 +87,22 @@ def find_sources(paths: Sequence[str]) -> list[Source]:
     for name in paths:
         path = Path(name)
         if path.is_dir():
-            found = [s for p in sorted(path.rglob("*")) if p.is_file() and (s := _source(p)) is not None]
+            found = [s for p in sorted(path.rglob("*")) if p.is_file() and (s := known_source(p)) is not None]
             if not found:
                 raise DataError(f"{path}: no {', '.join(_FORMATS)} files (or .gz, .zst of them) in this folder")
             sources += found
         elif not path.exists():
             raise DataError(f"{path}: no such file or folder")
         else:
-            source = _source(path)
+            source = known_source(path)
             if source is None:
                 raise DataError(f"{path}: unknown kind of file; known are {', '.join(_FORMATS)}, also as .gz or .zst")
             sources.append(source)
     return sources
 
 
-def _source(path: Path) -> Source | None:
+def known_source(path: Path) -> Source | None:
+    """The source a file is by its name, None for an unknown kind."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = _COMPRESSIONS.get(suffixes[-1], "") if suffixes else ""
     if compression:
@@ -117,8 +119,15 @@ def read_batches(source: Source) -> Iterator[Batch]:
     Raises:
         DataError: for a file that can't be opened or decompressed.
     """
-    try:
+    with naming(source):
         yield from _parquet_batches(source) if source.format == "parquet" else _line_batches(source)
+
+
+@contextlib.contextmanager
+def naming(source: Source) -> Iterator[None]:
+    """Turn what goes wrong in reading a source into a DataError that names it."""
+    try:
+        yield
     except DataError:
         raise
     except Exception as error:  # each decompressor has its own error class (gzip's is an OSError without errno)
@@ -131,7 +140,7 @@ def read_batches(source: Source) -> Iterator[Batch]:
 
 def _line_batches(source: Source) -> Iterator[Batch]:
     with open(source.path, "rb") as raw:
-        stream = _decompressed(raw, source.compression)
+        stream = decompressed(raw, source.compression)
         parts: list[bytes] = []
         line, pending, read_before = 1, 0, 0
         while True:
@@ -161,14 +170,19 @@ def _character_boundary(block: bytes) -> int:
     return cut - 1 if cut > 0 and block[cut - 1] >= 0xC0 else cut
 
 
-def _decompressed(raw: BinaryIO, compression: str) -> _Readable:
+def decompressed(raw: BinaryIO, compression: str) -> Readable:
+    """The bytes of an opened file as they were before compression ("", gz or zst)."""
     if compression == "gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), BATCH_BYTES)
     return _ZstdStream(raw) if compression == "zst" else raw
 
 
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
+class Readable(Protocol):
+    """What can be read in blocks."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to about `size` bytes; none at the end."""
+        ...
 
 
 class _ZstdStream:

@@ -24,17 +24,24 @@ if TYPE_CHECKING:
 
 TEMPLATE_FILE = "chat_template.jinja"
 
+
+def _end(marker: str) -> str:
+    """An answer's end: the format's own marker, then the tokenizer's where it is another: generation stops at that."""
+    return marker + "{% if eos_token != '" + marker + "' %}{{ eos_token }}{% endif %}"
+
+
 _ANSWER = "{{ message['content'] }}{{ eos_token }}"
 BUILT_IN = {
     # The text as it is: what PaddleNLP's finetune_generation does with src and tgt.
     "plain": "{% for message in messages %}{% if message['role'] == 'assistant' %}"
     + _ANSWER
+    + "{% elif message['role'] == 'system' %}{{ message['content'] + '\n' }}"
     + "{% else %}{{ message['content'] }}{% endif %}{% endfor %}",
     # Stanford Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py), with and without an input.
     "alpaca": """\
 {% for message in messages %}{% if message['role'] == 'assistant' %}"""
     + _ANSWER
-    + """{% elif message['input'] %}\
+    + """{% elif message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}{% elif message['input'] %}\
 Below is an instruction that describes a task, paired with an input that provides further context. \
 Write a response that appropriately completes the request.
 
@@ -51,6 +58,34 @@ Below is an instruction that describes a task. Write a response that appropriate
 {{ message['instruction'] or message['content'] }}
 
 ### Response:{% endif %}{% endfor %}""",
+    # Llama 2 chat (meta-llama/llama, generation.py): the system text stands in the first question, every round begins
+    # with the begin-of-sequence token.
+    "llama2": "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}"
+    "{% if loop.index0 > 0 and messages[loop.index0 - 1]['role'] == 'user' %}"
+    "{{ raise_exception('two questions follow each other') }}{% endif %}"
+    "{{ bos_token }}[INST] "
+    "{% if loop.index0 == 1 and messages[0]['role'] == 'system' %}"
+    "{{ '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' + message['content'].strip() }}"
+    "{% else %}{{ message['content'].strip() }}{% endif %} [/INST]"
+    "{% elif message['role'] == 'assistant' %}"
+    "{% if loop.index0 == 0 or messages[loop.index0 - 1]['role'] != 'user' %}"
+    "{{ raise_exception('an answer must follow a question') }}{% endif %}"
+    "{{ ' ' + message['content'].strip() + ' ' }}{{ eos_token }}"
+    "{% elif loop.index0 > 0 %}{{ raise_exception('a system text may only come first') }}"
+    "{% endif %}{% endfor %}",
+    # ChatML (openai/openai-python, chatml.md).
+    "chatml": "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}" + _end("<|im_end|>") + "{% else %}<|im_end|>{% endif %}{{ '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    # <|system|> S <|endoftext|> <|prompter|> Q <|endoftext|> <|assistant|> A <|endoftext|>, OpenAssistant's words.
+    "openassistant": "{% for message in messages %}{% if not loop.first %} {% endif %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|> {{ message['content'] }} "
+    + _end("<|endoftext|>")
+    + "{% else %}"
+    "{{ '<|system|> ' if message['role'] == 'system' else '<|prompter|> ' }}{{ message['content'] }} <|endoftext|>"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %} <|assistant|>{% endif %}",
 }
 
 
@@ -92,7 +127,7 @@ class ChatTemplate:
         """The text of a conversation; with add_generation_prompt, up to where the answer begins.
 
         Raises:
-            DataError: with the template's own complaint (a role it does not know, for example).
+            DataError: with the template's own complaint (a role it does not know, for example) or failure.
         """
         try:
             return self._compiled.render(
@@ -100,6 +135,21 @@ class ChatTemplate:
             )
         except TemplateError as error:
             raise DataError(f"chat template {self.name} refuses these messages: {error.message}") from error
+        except Exception as error:  # a template is a program: it may add text to a number
+            raise DataError(f"chat template {self.name} fails: {type(error).__name__}: {error}") from error
+
+    @cached_property
+    def _end_marker(self) -> str:
+        """What the template puts after an answer, up to the end token, at which generation stops."""
+        answer = "answer-9f2c"
+        whole = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}])
+        end = whole.rpartition(answer)[2] if answer in whole else ""
+        eos = self.special_tokens.get("eos_token")
+        return (end.split(eos)[0] if eos and eos in end else end).strip()
+
+    def answer_in(self, text: str) -> str:
+        """The answer in what a model said: without the end marker that the template puts before the end token."""
+        return text.rstrip().removesuffix(self._end_marker) if self._end_marker else text
 
     def check(self) -> None:
         """Compile it and render a round.
@@ -154,7 +204,8 @@ def choose_template(
             )
         source = own
     elif choice in BUILT_IN:
-        source = ("{{ bos_token }}" if adds_bos(tokenizer) else "") + BUILT_IN[choice]
+        begin = "{{ bos_token }}" if adds_bos(tokenizer) and "bos_token" not in BUILT_IN[choice] else ""
+        source = begin + BUILT_IN[choice]
     else:
         path = Path(choice)
         if not path.is_file():

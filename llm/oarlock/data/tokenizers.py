@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oarlock.errors import ModelError
+from oarlock.files import file_sha256
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
@@ -75,6 +76,38 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable as JSON: {error}") from error
+
+
+def batch_encode(tokenizer: PretrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts in which all special tokens stand already; on all cores where the tokenizer is a fast one."""
+    from paddlenlp.transformers import PretrainedTokenizerFast
+
+    if not texts:
+        return []
+    own = getattr(type(tokenizer), "_batch_encode_plus", None) is not PretrainedTokenizerFast._batch_encode_plus
+    if isinstance(tokenizer, PretrainedTokenizerFast) and not own and not tokenizer.split_special_tokens:
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return [row.ids for row in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return [list(row) for row in rows]
+
+
+def tokenizer_fingerprint(tokenizer: PretrainedTokenizerBase) -> str:
+    """Changes when the ids that a tokenizer gives may."""
+    from paddlenlp.transformers import PretrainedTokenizerFast
+
+    parts = [type(tokenizer).__name__, json.dumps(sorted(tokenizer.special_tokens_map.items()), default=str)]
+    if isinstance(tokenizer, PretrainedTokenizerFast):
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        parts.append(json.dumps({key: backend[key] for key in backend if key not in ("truncation", "padding")}))
+    else:
+        settings = {key: value for key, value in tokenizer.init_kwargs.items() if isinstance(value, (bool, int, float))}
+        parts += [json.dumps(settings, sort_keys=True), json.dumps(sorted(tokenizer.get_vocab().items()))]
+        files = [getattr(tokenizer, name, None) for name in ("vocab_file", "merges_file", "sp_model_file")]
+        parts += [file_sha256(file) for file in files if isinstance(file, str) and Path(file).is_file()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

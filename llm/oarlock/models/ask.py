@@ -19,4 +19,4 @@ def ask_model(
     for question in questions:
         prompt = tuned.template.render([{"role": "user", "content": question}], add_generation_prompt=True)
         (ids,) = generate_ids(tuned.model, tuned.tokenizer, [encode_text(tuned.tokenizer, prompt)], max_new_tokens)
-        yield question, tuned.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        yield question, tuned.template.answer_in(tuned.tokenizer.decode(ids, skip_special_tokens=True)).strip()

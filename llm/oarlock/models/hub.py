@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-from oarlock.environment import rank, say_once, world_size
-from oarlock.errors import ModelError, StoppedWithOthers
+from oarlock.environment import say_once
+from oarlock.errors import ModelError
 from oarlock.models.weights import INDEX_NAME
-from oarlock.parallel.nodes import node_key, ranks_by_node, share_through_store
+from oarlock.parallel.nodes import once_per_node
 
 
 def local_folder(name_or_path: str, with_weights: bool, allow_pickle: bool = False) -> Path:
@@ -23,29 +22,7 @@ def local_folder(name_or_path: str, with_weights: bool, allow_pickle: bool = Fal
     Raises:
         ModelError: when neither a folder nor any hub has it. StoppedWithOthers where another rank says so.
     """
-    return _once_a_node(lambda: _find(name_or_path, with_weights, allow_pickle))
-
-
-def _once_a_node(find: Callable[[], Path]) -> Path:
-    """The folder that the first rank of this node finds, once all nodes have theirs. No groups are needed for it."""
-    if world_size() <= 1:
-        return find()
-    nodes = ranks_by_node([tuple(key) for key in share_through_store(node_key())])
-    mine = next(ranks for ranks in nodes if rank() in ranks)
-    folder: Path | None = None
-    error: Exception | None = None
-    if mine[0] == rank():
-        try:
-            folder = find()
-        except Exception as raised:
-            error = raised
-    told = share_through_store({"folder": str(folder) if folder else None, "failed": error is not None})
-    failed = next((i for i, result in enumerate(told) if result["failed"]), None)
-    if failed is None:
-        return Path(told[mine[0]]["folder"])
-    if error is not None and failed == rank():
-        raise error
-    raise StoppedWithOthers(f"rank {failed} could not find the model")
+    return Path(once_per_node(lambda: str(_find(name_or_path, with_weights, allow_pickle)))[0])
 
 
 def _find(name_or_path: str, with_weights: bool, allow_pickle: bool) -> Path:

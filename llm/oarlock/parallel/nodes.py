@@ -9,13 +9,15 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from oarlock.environment import rank, world_size
+from oarlock.errors import StoppedWithOthers
 from oarlock.parallel.sync import share
 
+T = TypeVar("T")
 _POLL_S = 0.02
 _calls = itertools.count()  # all ranks make the same calls in the same order
 
@@ -99,3 +101,47 @@ def share_through_store(value: Any) -> list[Any]:
     while rank() == 0 and store.add(f"{prefix}/read", 0) < world_size():  # the store ends with rank 0
         time.sleep(_POLL_S)
     return values
+
+
+def on_all_ranks(action: Callable[[], T]) -> T:
+    """Run an action on every rank, however long it takes, and make sure that it worked everywhere. Needs no groups.
+
+    Raises:
+        OarlockError: on the first rank that failed, with its message; on the others StoppedWithOthers.
+    """
+    value, error = _tried(action)
+    _stop_together(error, share_through_store(error is not None))
+    return value
+
+
+def once_per_node(action: Callable[[], Any]) -> tuple[Any, list[Any]]:
+    """Run an action on the first rank of every node; the others wait as long as it takes. Needs no groups.
+
+    Returns:
+        What it gave on this node, and on all nodes in order (JSON values).
+
+    Raises:
+        OarlockError: on the first rank that failed, with its message; on the others StoppedWithOthers.
+    """
+    nodes = ranks_by_node([tuple(key) for key in share_through_store(node_key())])
+    mine = next(ranks for ranks in nodes if rank() in ranks)
+    value, error = _tried(action) if rank() == mine[0] else (None, None)
+    results = share_through_store([error is not None, value])
+    _stop_together(error, [failed for failed, _ in results])
+    return results[mine[0]][1], [results[ranks[0]][1] for ranks in nodes]
+
+
+def _tried(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return action(), None
+    except Exception as error:
+        return None, error
+
+
+def _stop_together(error: Exception | None, failed: Sequence[bool]) -> None:
+    if not any(failed):
+        return
+    first = failed.index(True)
+    if error is not None and rank() == first:
+        raise error
+    raise StoppedWithOthers(f"rank {first} failed")

@@ -47,7 +47,8 @@ def generate_answers(
             chosen = order[start : start + batch_size]
             rows = _generate(trainer, [prompts[i].input_ids for i in chosen], max_new_tokens)
             for i, row in zip(chosen, rows, strict=True):
-                texts[i] = tokenizer.decode(row, skip_special_tokens=True)
+                text = tokenizer.decode(row, skip_special_tokens=True)
+                texts[i] = trainer.template.answer_in(text) if trainer.template is not None else text
             bar.update(len(chosen))
     if was_training:
         trainer.model.train()

@@ -16,13 +16,13 @@ from oarlock.data.corpus import (
     largest_known_id,
     parse_input,
 )
-from oarlock.data.embedded.prepare import cache_folder, embedded_corpus
+from oarlock.data.embedded.prepare import embedded_corpus
 from oarlock.data.eval_prompts import load_eval_prompts
 from oarlock.data.labels import Prompt
 from oarlock.data.order import SampleOrder, StreamOrder
 from oarlock.data.templates import choose_template
 from oarlock.data.tokenizers import load_tokenizer
-from oarlock.environment import say
+from oarlock.environment import cache_folder, say
 from oarlock.errors import DataError
 from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
 from oarlock.train.answers import Asking, FixedPrompts, one_after_another, show

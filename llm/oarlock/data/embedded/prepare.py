@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from pathlib import Path
 
@@ -47,12 +46,6 @@ def _corpus_at(prefix: Path, tokenizer: str) -> Path:
     )
     say(f"{report.documents:,} files, {report.tokens:,} tokens in {report.seconds:.1f} s: {prefix}.bin")
     return prefix
-
-
-def cache_folder() -> Path:
-    """Where embedded data is kept between runs: $XDG_CACHE_HOME/oarlock, by default ~/.cache/oarlock."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "oarlock"
 
 
 def _fingerprint(tokenizer: str) -> str:

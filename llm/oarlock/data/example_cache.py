@@ -1,0 +1,213 @@
+"""Tokenised examples on disk: written as a stream, mapped by every rank, in memory that does not grow with them.
+
+A folder holds tokens.bin (ids), runs.bin (lengths of stretches read only and trained on, in turn), rows.bin (one row
+an example), prompts.jsonl (for evaluation) and about.json. It is written under another name and renamed when it is
+complete; its name is the hash of everything its content depends on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, overload
+
+import numpy as np
+
+from oarlock.data.encode import Counts, Row
+from oarlock.data.labels import Encoded, Example, Prompt
+from oarlock.errors import DataError
+from oarlock.files import sync_file, write_json
+
+_ROW = np.dtype(
+    [
+        ("tokens", "<i8"),  # where its ids end in tokens.bin, in tokens
+        ("runs", "<i8"),  # where its runs end in runs.bin
+        ("prompt", "<i8"),  # where its prompt ends in prompts.jsonl, in bytes
+        ("line", "<i8"),
+        ("context", "<i4"),  # tokens before anything was cut
+        ("answer", "<i4"),
+        ("truncated", "?"),
+    ]
+)
+_FILES = ("tokens.bin", "runs.bin", "rows.bin", "prompts.jsonl")
+_ABOUT = "about.json"
+_RUNS = np.dtype("<i4")
+
+
+class ExampleWriter:
+    """Write a folder of examples; it is there, whole, when `finish` returns, and nothing of it otherwise."""
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        self.folder = folder
+        self._partial = folder.with_name(f".{folder.name}.partial")
+        self._dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<i4")
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        self._files: dict[str, BinaryIO] = {}
+        for name in _FILES:
+            self._files[name] = open(self._partial / name, "wb")  # noqa: SIM115 - closed by __exit__
+        self._ends = [0, 0, 0]
+        self._sources: list[int] = []
+        self.num_examples = 0
+
+    def __enter__(self) -> ExampleWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def begin_source(self) -> None:
+        """What follows comes from the next source."""
+        self._sources.append(self.num_examples)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append examples."""
+        if not rows:
+            return
+        prompts = [_prompt_line(row.prompt) for row in rows]
+        table = np.zeros(len(rows), _ROW)
+        columns = (
+            [len(row.encoded.ids) for row in rows],
+            [len(row.encoded.runs) for row in rows],
+            [len(prompt) for prompt in prompts],
+        )
+        for i, (name, lengths) in enumerate(zip(("tokens", "runs", "prompt"), columns, strict=True)):
+            table[name] = self._ends[i] + np.cumsum(lengths)
+            self._ends[i] = int(table[name][-1])
+        table["line"] = [row.line for row in rows]
+        for name in ("context", "answer", "truncated"):
+            table[name] = [getattr(row.encoded, name) for row in rows]
+        self._files["tokens.bin"].write(np.concatenate([row.encoded.ids for row in rows]).astype(self._dtype).tobytes())
+        self._files["runs.bin"].write(np.concatenate([row.encoded.runs for row in rows]).astype(_RUNS).tobytes())
+        self._files["rows.bin"].write(table.tobytes())
+        self._files["prompts.jsonl"].writelines(prompts)
+        self.num_examples += len(rows)
+
+    def finish(self, counts: Counts) -> None:
+        """Give the folder its name."""
+        sizes = {}
+        for name, file in self._files.items():
+            file.flush()
+            sizes[name] = file.tell()
+            file.close()
+            sync_file(self._partial / name)
+        about = {
+            "dtype": self._dtype.str,
+            "num_examples": self.num_examples,
+            "first_of_each_source": self._sources,
+            "counts": dataclasses.asdict(counts),
+            "bytes": sizes,
+        }
+        write_json(self._partial / _ABOUT, about)
+        shutil.rmtree(self.folder, ignore_errors=True)  # a damaged one
+        os.replace(self._partial, self.folder)
+        sync_file(self.folder.parent)
+
+
+def _prompt_line(prompt: Prompt | None) -> bytes:
+    return (json.dumps(dataclasses.asdict(prompt), ensure_ascii=False) + "\n").encode() if prompt is not None else b""
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder of examples is there with all its bytes."""
+    try:
+        sizes = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["bytes"]
+        return all((folder / name).stat().st_size == sizes[name] for name in _FILES)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+class StoredExamples(Sequence[Example]):
+    """The examples of a folder; each is read when it is asked for.
+
+    Args:
+        names: of the sources they came from, for `where`.
+    """
+
+    def __init__(self, folder: str | Path, names: Sequence[str] = ()) -> None:
+        self.folder, self.names = Path(folder), tuple(names)
+        if not is_whole(self.folder):
+            raise DataError(f"{folder}: damaged or incomplete examples; delete this folder, and they are made again")
+        self.about: dict[str, Any] = json.loads((self.folder / _ABOUT).read_text(encoding="utf-8"))
+        self.counts = Counts(**self.about["counts"])
+        self._tokens = _mapped(self.folder / "tokens.bin", np.dtype(self.about["dtype"]))
+        self._runs = _mapped(self.folder / "runs.bin", _RUNS)
+        self.rows = _mapped(self.folder / "rows.bin", _ROW)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredExamples, (self.folder, self.names)  # to another process goes the place, not the content
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.encoded(index).example()
+
+    def encoded(self, index: int) -> Encoded:
+        """An example as it is kept."""
+        row = self.rows[index]
+        ids, runs = self._part("tokens", self._tokens, index), self._part("runs", self._runs, index)
+        return Encoded(ids.tolist(), runs.tolist(), int(row["context"]), int(row["answer"]), bool(row["truncated"]))
+
+    def _part(self, name: str, values: np.ndarray, index: int) -> np.ndarray:
+        index = range(len(self))[index]
+        return values[self.rows[name][index - 1] if index else 0 : self.rows[name][index]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Input tokens of each example, int64 [examples]."""
+        return np.diff(self.rows["tokens"], prepend=0) - 1
+
+    def where(self, index: int) -> str:
+        """file:line of the record behind an example."""
+        source = int(np.searchsorted(self.about["first_of_each_source"], index, side="right")) - 1
+        return f"{self.names[source]}:{self.rows['line'][index]}"
+
+    def content_hashes(self) -> Iterator[bytes]:
+        """A short hash of the tokens and what is trained of each example, in order."""
+        import hashlib
+
+        for i in range(len(self)):
+            digest = hashlib.blake2b(self._part("tokens", self._tokens, i).tobytes(), digest_size=8)
+            digest.update(b"|" + self._part("runs", self._runs, i).tobytes())
+            yield digest.digest()
+
+
+class StoredPrompts(Sequence[Prompt]):
+    """The prompts of a folder of examples, read when they are asked for."""
+
+    def __init__(self, examples: StoredExamples) -> None:
+        self._path = examples.folder / "prompts.jsonl"
+        ends = examples.rows["prompt"]
+        self._ends = np.unique(ends[ends > 0])  # plain text has no prompt
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        with open(self._path, "rb") as file:
+            file.seek(int(self._ends[index - 1]) if index else 0)
+            return Prompt(**json.loads(file.readline()))
+
+
+def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)

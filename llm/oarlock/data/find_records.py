@@ -1,0 +1,123 @@
+"""What --dataset_name_or_path names: a file, a folder, a dataset saved to disk, or one of a hub.
+
+A folder's files are told apart by their names (train..., dev...); saved datasets and those of a hub are read by Hugging
+Face's `datasets`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oarlock.data.record_files import FileRecords, RecordSource, RowRecords
+from oarlock.errors import DataError
+
+_TRAIN_NAMES = ("train", "training")
+_DEV_NAMES = ("dev", "validation", "valid", "eval", "test")
+
+
+@dataclass
+class RecordSources:
+    """What --dataset_name_or_path named. `dev` is empty where there is none."""
+
+    train: list[RecordSource]
+    dev: list[RecordSource] = field(default_factory=list)
+
+
+def find_records(name: str) -> RecordSources:
+    """The sources that --dataset_name_or_path names: a file, a folder, a dataset saved to disk, or a hub name.
+
+    Raises:
+        DataError: when nothing is there.
+    """
+    path = Path(name)
+    if path.is_file():
+        return RecordSources([FileRecords.of(path)])
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _saved_dataset(path)
+    return _folder(path) if path.is_dir() else _hub(name)
+
+
+def _folder(folder: Path) -> RecordSources:
+    sides: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and (stem := _stem(path)) is not None and not any(part.startswith(".") for part in parts):
+            sides.setdefault(_side((*parts[:-1], stem)), []).append(path)
+    train = sides.get("train") or sides.get("", [])
+    dev = next((sides[name] for name in _DEV_NAMES if name in sides), [])
+    if not train:
+        raise DataError(
+            f"{folder}: no train.json or train.jsonl (or .parquet, .txt, also as .gz or .zst) in this folder"
+        )
+    for paths in (train, dev):
+        _one_file_each(paths)
+    return RecordSources([FileRecords.of(path) for path in train], [FileRecords.of(path) for path in dev])
+
+
+def _stem(path: Path) -> str | None:
+    """The name without its endings; None for other files than data."""
+    match = re.fullmatch(r"(.+?)\.(jsonl?|ndjson|parquet|txt)(\.gz|\.zst)?", path.name, re.IGNORECASE)
+    return match[1] if match else None
+
+
+def _side(parts: Iterable[str]) -> str:
+    """train, one of the dev names, or "" where no part of the path says."""
+    for part in parts:
+        word = re.split(r"[-_. ]", part.lower())[0]
+        if word in _TRAIN_NAMES:
+            return "train"
+        if word in _DEV_NAMES:
+            return word
+    return ""
+
+
+def _one_file_each(paths: Sequence[Path]) -> None:
+    seen: dict[tuple[Path, str | None], Path] = {}
+    for path in paths:
+        other = seen.setdefault((path.parent, _stem(path)), path)
+        if other != path:
+            raise DataError(f"{other} and {path.name} look like the same data in two forms: remove or name one of them")
+
+
+def _saved_dataset(folder: Path) -> RecordSources:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(str(folder))
+    except Exception as error:  # Arrow's and the library's own classes
+        raise DataError(f"{folder}: a saved dataset that can't be read: {_first_line(error)}") from error
+    return (
+        _splits(found, str(folder))
+        if isinstance(found, DatasetDict)
+        else RecordSources([RowRecords(str(folder), found)])
+    )
+
+
+def _hub(name: str) -> RecordSources:
+    """A dataset of the Hugging Face hub (or one in its cache)."""
+    from datasets import load_dataset
+
+    try:
+        found = load_dataset(name)
+    except Exception as error:  # the hub client raises everything from OSError to its own classes
+        raise DataError(
+            f"--dataset_name_or_path {name}: neither a file nor a folder here, and no hub gave it "
+            f"({_first_line(error)})"
+        ) from error
+    return _splits(found, name)
+
+
+def _splits(found: Any, name: str) -> RecordSources:
+    if "train" not in found:
+        raise DataError(f"{name}: no train split (it has {', '.join(found)})")
+    dev = next((split for split in _DEV_NAMES if split in found), None)
+    train: list[RecordSource] = [RowRecords(f"{name}[train]", found["train"])]
+    return RecordSources(train, [RowRecords(f"{name}[{dev}]", found[dev])] if dev else [])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
