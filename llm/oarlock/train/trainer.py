@@ -19,6 +19,7 @@ from oarlock.data.sampler import EvaluationBatchSampler, ResumableBatchSampler
 from oarlock.environment import die_with_parent, rank
 from oarlock.errors import TrainingError
 from oarlock.models.layout import shared_between_stages
+from oarlock.models.packed import with_attention
 from oarlock.parallel.sharded_gradients import ShardedGradients
 from oarlock.train import checkpoint as checkpoints
 from oarlock.train.checkpointing import CheckpointingTrainer
@@ -217,6 +218,10 @@ class OarlockTrainer(CheckpointingTrainer):
         if self._reduces_itself:
             fused_allreduce_gradients(list(model.parameters()), None)
         return loss
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The Trainer's, packed rows with their mask."""
+        return with_attention(super()._prepare_inputs(inputs), self.model)
 
     def _run_micro_batch(self, model: nn.Layer, batch: dict[str, paddle.Tensor]) -> paddle.Tensor:
         with self.autocast_smart_context_manager():
