@@ -61,13 +61,14 @@ def made_up_examples(count: int = 12) -> list[Example]:
     return found
 
 
+BLOCK = 16
 EXAMPLES = made_up_examples()
 PACKED = PackedDataset(ExampleDataset(EXAMPLES), 30, seed=1)
 
 
 @pytest.fixture(scope="module", params=[*MODELS, "llama-grouped in blocks", "qwen2 in blocks"])
 def model(request) -> Any:
-    """In blocks of at most 9 tokens where no example is longer."""
+    """In blocks: of at most BLOCK tokens where no example is longer."""
     kind, _, blocks = request.param.partition(" ")
     name, changes = MODELS[kind]
     paddle.seed(11)
@@ -77,7 +78,7 @@ def model(request) -> Any:
         if len(parameter.shape) == 2:
             parameter.set_value(paddle.randn(parameter.shape) * 0.2)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(packed, "_BLOCK", 9)
+        patched.setattr(packed, "_BLOCK", BLOCK)
         if blocks:
             packed.attend_in_blocks(found)
         yield found
@@ -124,9 +125,13 @@ def difference(found: dict[int, np.ndarray], expected: dict[int, np.ndarray]) ->
 
 
 def test_packed_equals_unpacked(model):
+    arrays = packed_arrays()
     assert max(len(PACKED[i]) for i in range(len(PACKED))) > 2
+    filled = [row[:count] for row, count in zip(arrays[ENDS], arrays["num_tokens"], strict=True)]
+    held = [len(set(row[start:stop])) for row in filled for start, stop in packed.cut_row(row)]
+    assert 2 in held and len(held) > len(PACKED)  # blocks of several examples, and rows of several blocks
     expected_logits, expected_loss, expected_gradients = alone(model)
-    logits, loss, gradients = run(model, packed_arrays())
+    logits, loss, gradients = run(model, arrays)
     assert difference(cut_out(logits), expected_logits) <= 1e-5 * max(np.abs(a).max() for a in expected_logits.values())
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     for name, expected in expected_gradients.items():
