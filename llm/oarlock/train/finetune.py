@@ -97,8 +97,12 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     return 0
 
 
-def _packed(config: FinetuneConfig, examples: ExampleDataset) -> PackedDataset:
+def _packed(config: FinetuneConfig, examples: ExampleDataset) -> ExampleDataset | PackedDataset:
+    """Packs, or the examples themselves where no two fit together: then the mask would only cost time."""
     packed = PackedDataset(examples, config.data.packing_length, config.runtime.seed)
+    if len(packed) == len(examples):
+        say(f"--packing: no two examples fit into {packed.capacity:,} tokens, so that nothing is packed")
+        return examples
     say(packed.describe(config.batch.per_device_train_batch_size, config.runtime.seed))
     return packed
 
