@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def _silence() -> None:
         warnings.filterwarnings("ignore", message=pattern)
 
 
-_terminated = False
+_terminated = _deferring = False
 
 
 def exit_on_sigterm() -> None:
@@ -156,11 +157,27 @@ def exit_on_sigterm() -> None:
 def _on_sigterm(*_: object) -> None:
     global _terminated
     _terminated = True
-    stop_if_terminated()
+    if not _deferring:
+        stop_if_terminated()
+
+
+@contextlib.contextmanager
+def deferred_sigterm() -> Iterator[None]:
+    """In here SIGTERM takes effect at stop_if_terminated() alone, which has to be called often.
+
+    What a signal handler raises is lost when it interrupts a fork hook or a destructor, and leaves locks taken when it
+    interrupts a pool of processes.
+    """
+    global _deferring
+    before, _deferring = _deferring, True
+    try:
+        yield
+    finally:
+        _deferring = before
 
 
 def stop_if_terminated() -> None:
-    """Call in long loops: what a signal handler raises is lost when it interrupts a fork hook or a destructor."""
+    """End the program if SIGTERM came (see deferred_sigterm)."""
     if _terminated:
         sys.exit(128 + signal.SIGTERM)
 

@@ -1,7 +1,8 @@
 """Run many small plans from one warm process and say how each compares with one process: python runs.py SPEC OUT.
 
-SPEC (JSON): a list of groups {"model", "kind", "batch", "steps", "plans": [...]}; a plan is {"ranks", "flags", ...}
-and may be a chain [{...}, {...}] of plans that go on from each other's checkpoints. OUT gets one entry a plan.
+SPEC (JSON): a list of groups {"model", "kind", "batch", "steps", "plans": [...]}, perhaps with "flags" for all runs; a
+plan is {"ranks", "flags", ...} and may be a chain [{...}, {...}] of plans that go on from each other's checkpoints. OUT
+gets one entry a plan.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def main() -> None:
         codes = launch(1, partial(make_model, content, model), folder / "log", 120, quiet=True)
         batch, micro = group["batch"], group.get("micro_batch", 2)
         alone = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": batch // micro}
-        alone |= group.get("flags", {})  # of the method; plans name them too
-        config = make_config(kind, model, folder / "out-one", steps, alone)
+        common = group.get("flags", {})  # of the one process and of all plans
+        config = make_config(kind, model, folder / "out-one", steps, common | alone)
         codes += launch(1, partial(run_rank, config, one, None, TOLERANCE), folder / "log", 120, quiet=True)
         if any(codes):
             sys.exit((folder / "log" / "workerlog.0").read_text())
@@ -83,7 +84,7 @@ def main() -> None:
                 many = folder / "many"
                 shutil.rmtree(many, ignore_errors=True)
                 many.mkdir()
-                config = make_config(kind, model, output, steps, plan["flags"])
+                config = make_config(kind, model, output, steps, common | plan["flags"])
                 stop_after = plan.get("stop_after")
                 started = time.perf_counter()
                 codes = launch(

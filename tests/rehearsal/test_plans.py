@@ -83,6 +83,15 @@ CHAINS = [
     [until(5, plan(2, **{PP: 2})), until(10, plan(4, 2, sharding="stage3", **{TP: 2})), plan(4, 2, **{TP: 2})],
 ]
 RESUMED_STEPS = 20
+# Packs of about four examples; tests/parity/test_packed_examples.py has them beside unpacked ones.
+PACKED = {"packing": 1, "packing_length": 64}
+PACKED_PLANS = [
+    plan(2, **{TP: 2, "sequence_parallel": 1, "recompute": 1}),
+    plan(2, 2, sharding="stage2"),
+    plan(4, **{TP: 2, PP: 2}),
+    plan(4, **{TP: 2, PP: 2, "sequence_parallel": 1, "recompute": 1}),
+    [until(5, plan(2, **{PP: 2})), plan(2, 2, micro=4, sharding="stage3")],
+]
 
 
 def groups() -> list[dict[str, Any]]:
@@ -107,6 +116,9 @@ def groups() -> list[dict[str, Any]]:
     found.append(
         {"name": "resume-qwen2", "model": MODELS["qwen2-tied"], "kind": "pretrain", "plans": CHAINS[:1]} | resumed
     )
+    packed = {"kind": "finetune", "flags": PACKED}
+    found.append({"name": "packed-llama", "model": MODELS["llama-grouped"], "plans": PACKED_PLANS} | packed)
+    found.append({"name": "packed-qwen2", "model": MODELS["qwen2-tied"], "plans": [plan(2, **{PP: 2})]} | packed)
     return [common | group for group in found]
 
 

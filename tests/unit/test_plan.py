@@ -442,8 +442,8 @@ def test_plans_that_do_not_fit_a_model(plan, sizes, message):
 def test_sequence_parallel_splits_the_sequence_evenly():
     plan = plan_of(tensor=4, sequence_parallel=True)
     assert misfit(plan, seq_length=1022) == (
-        "--sequence_parallel: sequences of 1,022 tokens (--max_seq_length, or --src_length + --tgt_length) are not "
-        "divisible by --tensor_parallel_degree 4; nearest: 1,020 or 1,024"
+        "--sequence_parallel: sequences of 1,022 tokens (--max_seq_length; --src_length + --tgt_length or "
+        "--packing_length) are not divisible by --tensor_parallel_degree 4; nearest: 1,020 or 1,024"
     )
     assert misfit(plan, seq_length=3).endswith("nearest: 4")
 

@@ -88,6 +88,15 @@ def _scratch_only(config: Config) -> Iterator[str]:
             yield f"--{name} changes the model and can't go with --continue_training, which loads its weights"
 
 
+def _packing(config: Config) -> Iterator[str]:
+    data = config.data
+    if getattr(data, "packing_length", None) is not None and not getattr(data, "packing", False):
+        yield f"--packing_length {getattr(data, 'packing_length', None)} needs --packing"
+    for name in ("prefix_tuning", "p_tuning"):
+        if getattr(data, "packing", False) and getattr(getattr(config, "method", None), name):
+            yield f"--packing can't go with --{name}, whose tokens stand once before a row: leave one of them out"
+
+
 def _sequence_parallel(config: Config) -> Iterator[str]:
     parallel = config.parallel
     if parallel.sequence_parallel and parallel.tensor_parallel_degree <= 1:
@@ -175,6 +184,7 @@ _RULES: tuple[Rule, ...] = (
     _learning_rates,
     _split,
     _scratch_only,
+    _packing,
     _sequence_parallel,
     _methods,
     _resume,

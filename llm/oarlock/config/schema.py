@@ -118,6 +118,12 @@ class FinetuneDataSection:
     skip_bad: bool = option(False)
     """Leave malformed records out and count them; otherwise the first one stops the run."""
 
+    packing: bool = option(False, aliases=("zero_padding",))
+    """Several examples in a row in place of padding, kept apart by mask and positions. Samples then are packs."""
+
+    packing_length: int | None = option(None, at_least(1), unit="tokens")
+    """Tokens of a pack; longer examples go alone. Default: the length of the longest example."""
+
 
 @dataclass(frozen=True)
 class BatchSection:

@@ -18,7 +18,7 @@ import numpy as np
 from oarlock.data.corpus_format import CorpusWriter
 from oarlock.data.readers import BadLine, Batch, Piece, Source, find_sources, parse_batch, read_batches
 from oarlock.data.tokenizers import Encoder, load_encoder
-from oarlock.environment import die_with_parent, progress_bar, stop_if_terminated
+from oarlock.environment import deferred_sigterm, die_with_parent, progress_bar, stop_if_terminated
 from oarlock.errors import DataError, OarlockError
 
 _SHOWN_BAD_LINES = 5
@@ -89,6 +89,7 @@ def build_from_sources(sources: list[Source], options: BuildOptions) -> BuildRep
     report = BuildReport(bytes=sum(source.size for source in sources))
     batches = (batch for source in sources for batch in read_batches(source))
     with (
+        deferred_sigterm(),
         CorpusWriter(options.output_prefix, encoder.vocab_size) as writer,
         progress_bar(report.bytes, "tokenise", "B", unit_scale=True) as bar,
     ):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from oarlock.data.labels import IGNORE_INDEX, Example
+from oarlock.data.packing import Pack
 from oarlock.errors import DataError
 
 Arrays = dict[str, np.ndarray]
@@ -55,6 +56,40 @@ class FinetuneCollator:
             labels[row, : lengths[row]] = example.labels
         check_ids(input_ids, self.vocab_size)
         return {"input_ids": input_ids, "labels": labels, "num_tokens": lengths}
+
+
+class PackCollator(FinetuneCollator):
+    """The same for packs, which add what keeps their examples apart:
+
+    - position_ids int64 [batch, longest], from 0 in every example;
+    - attn_mask_startend_row_indices int32 [batch, longest], the place at which a token's example ends: from there on
+      nothing sees the token (PaddleNLP's name, for flashmask; oarlock.models.packed makes a dense mask of it).
+    """
+
+    def __call__(self, rows: Sequence[Example] | Sequence[Pack]) -> Arrays:
+        """Single examples, as an evaluation has them, need nothing more."""
+        packs = [row for row in rows if isinstance(row, tuple)]
+        arrays = super().__call__([row if isinstance(row, Example) else _joined(row) for row in rows])
+        if not packs:
+            return arrays
+        positions = np.zeros_like(arrays["input_ids"])
+        ends = np.tile(np.arange(1, positions.shape[1] + 1, dtype=np.int32), [len(packs), 1])  # padding is alone
+        for row, pack in enumerate(packs):
+            start = 0
+            for example in pack:
+                end = start + len(example.input_ids)
+                positions[row, start:end] = np.arange(end - start)
+                ends[row, start:end] = end
+                start = end
+        return arrays | {"position_ids": positions, "attn_mask_startend_row_indices": ends}
+
+
+def _joined(pack: Pack) -> Example:
+    return Example(
+        [token for example in pack for token in example.input_ids],
+        [label for example in pack for label in example.labels],
+        truncated=False,
+    )
 
 
 def check_ids(ids: np.ndarray, vocab_size: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import paddle
 
 from oarlock.data.embedded.instructions import instruction_records
@@ -66,6 +67,13 @@ class ExampleDataset(paddle.io.Dataset):
 
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [examples], tokens of each."""
+        if isinstance(self.examples, StoredExamples):
+            return self.examples.lengths
+        return np.fromiter((len(example.input_ids) for example in self.examples), np.int64, len(self))
 
 
 def load_finetune_data(

@@ -226,7 +226,9 @@ def make_plan(config: Config, world_size: int) -> tuple[ParallelPlan, list[str]]
 def text_length(config: Config) -> int:
     """The longest text, in tokens; the padded length of every batch under sequence parallel."""
     data = config.data
-    return data.src_length + data.tgt_length if isinstance(data, FinetuneDataSection) else data.max_seq_length
+    if not isinstance(data, FinetuneDataSection):
+        return data.max_seq_length
+    return max(data.src_length + data.tgt_length, (data.packing_length or 0) if data.packing else 0)
 
 
 def sequence_length(config: Config) -> int:

@@ -277,8 +277,9 @@ def _sequence_divides(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) ->
         lower = seq_length - seq_length % plan.tensor
         choices = nearest(seq_length, [n for n in (lower, lower + plan.tensor) if n])
         yield (
-            f"--sequence_parallel: sequences of {seq_length:,} tokens (--max_seq_length, or --src_length + "
-            f"--tgt_length) are not divisible by --tensor_parallel_degree {plan.tensor}; nearest: {choices}"
+            f"--sequence_parallel: sequences of {seq_length:,} tokens (--max_seq_length; --src_length + "
+            f"--tgt_length or --packing_length) are not divisible by --tensor_parallel_degree {plan.tensor}; nearest: "
+            f"{choices}"
         )
 
 

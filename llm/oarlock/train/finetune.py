@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oarlock.data.collate import FinetuneCollator
+from oarlock.data.collate import FinetuneCollator, PackCollator
 from oarlock.data.eval_prompts import load_eval_prompts
-from oarlock.data.finetune import FinetuneData, load_finetune_data
+from oarlock.data.finetune import ExampleDataset, FinetuneData, load_finetune_data
 from oarlock.data.order import SampleOrder
+from oarlock.data.packing import PackedDataset
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import DataError
 from oarlock.models.adapter import shared_base
 from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
 from oarlock.models.methods import choose_method
+from oarlock.models.packed import attend_in_blocks, check_packing
 from oarlock.models.qlora import quantized_bytes
-from oarlock.parallel.plan import sequence_length
+from oarlock.parallel.plan import sequence_length, text_length
 from oarlock.train.answers import Asking, FixedPrompts, HeldOutPrompts, one_after_another
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
@@ -32,8 +34,12 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     run = start(loaded)
     config: FinetuneConfig = run.config
     source = find_model(config, from_weights=True)
-    longest = sequence_length(config)
-    check_lengths(source, longest, "--src_length + --tgt_length")
+    packing, longest = config.data.packing, sequence_length(config)
+    example_length = config.data.src_length + config.data.tgt_length
+    longer_packs = text_length(config) > example_length
+    check_lengths(source, longest, "--packing_length" if longer_packs else "--src_length + --tgt_length")
+    if packing:
+        check_packing(source.config, run.plan.pipeline > 1)
     connect(run, source, longest)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
@@ -45,6 +51,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
             "dev.json (or .jsonl), or leave --do_eval out"
         )
     asking = _asking(config, data, tokenizer)
+    train_set = _packed(config, data.train) if packing and config.evaluation.do_train else data.train
     method = choose_method(config.method)
     base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
     resume = find_resume_point(config, data.fingerprint, base)
@@ -62,6 +69,9 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         now, before = quantized_bytes(model)
         algorithm = config.method.weight_quantize_algo
         say(f"QLoRA: {algorithm} weights take {now / 1e6:,.1f} MB, {before / now:.1f} times less than in float32")
+    if packing:
+        attend_in_blocks(model)
+    collator = PackCollator if packing else FinetuneCollator
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     trainer = make_trainer(
         run,
@@ -69,21 +79,31 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         resume,
         method=method,
         base=base,
-        order=SampleOrder(len(data.train), config.runtime.seed) if len(data.train) else None,
+        order=SampleOrder(len(train_set), config.runtime.seed) if len(train_set) else None,
         template=data.template,
         tokenizer=tokenizer,
-        flops=token_flops(source.config, longest),
+        flops=token_flops(source.config, example_length if packing else longest),
         data_fingerprint=data.fingerprint,
         generation_metrics=asking,
-        train_dataset=data.train if config.evaluation.do_train else None,
+        train_dataset=train_set if config.evaluation.do_train else None,
         eval_dataset=data.dev if config.evaluation.do_eval else None,
-        data_collator=FinetuneCollator(source.config.vocab_size, pad, run.plan.length_multiple),
+        data_collator=collator(source.config.vocab_size, pad, run.plan.length_multiple),
     )
     if config.evaluation.do_train:
         train(run, trainer)
     elif config.evaluation.do_eval:
         trainer.evaluate()
     return 0
+
+
+def _packed(config: FinetuneConfig, examples: ExampleDataset) -> ExampleDataset | PackedDataset:
+    """Packs, or the examples themselves where no two fit together: then the mask would only cost time."""
+    packed = PackedDataset(examples, config.data.packing_length, config.runtime.seed)
+    if len(packed) == len(examples):
+        say(f"--packing: no two examples fit into {packed.capacity:,} tokens, so that nothing is packed")
+        return examples
+    say(packed.describe(config.batch.per_device_train_batch_size, config.runtime.seed))
+    return packed
 
 
 def _asking(config: FinetuneConfig, data: FinetuneData, tokenizer: Any) -> Asking | None:

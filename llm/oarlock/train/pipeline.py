@@ -12,6 +12,7 @@ from paddle.distributed.fleet.meta_parallel.pp_utils.p2p_communication import P2
 
 from oarlock.data.labels import IGNORE_INDEX
 from oarlock.models.generate import last_scores, right_padded
+from oarlock.models.packed import ENDS
 
 if TYPE_CHECKING:
     from oarlock.train.trainer import OarlockTrainer
@@ -49,7 +50,7 @@ def _same_length(batches: Sequence[Batch]) -> list[Batch]:
             return tensor
         return paddle.concat([tensor, paddle.full([tensor.shape[0], missing], value, tensor.dtype)], axis=1)
 
-    fill = {"labels": IGNORE_INDEX}
+    fill = {"labels": IGNORE_INDEX, ENDS: longest}
     return [{name: padded(tensor, fill.get(name, 0)) for name, tensor in batch.items()} for batch in batches]
 
 

@@ -14,13 +14,15 @@ from paddlenlp.trainer import TrainerCallback
 
 from oarlock.config.load import LoadedConfig
 from oarlock.config.schema import FinetuneConfig
-from oarlock.data.collate import FinetuneCollator, PretrainCollator
+from oarlock.data.collate import FinetuneCollator, PackCollator, PretrainCollator
 from oarlock.data.labels import IGNORE_INDEX, Example
 from oarlock.data.order import SampleOrder
+from oarlock.data.packing import PackedDataset
 from oarlock.environment import rank, world_size
 from oarlock.models.adapter import shared_base
 from oarlock.models.build import build_model, find_model
 from oarlock.models.methods import choose_method
+from oarlock.models.packed import attend_in_blocks, check_packing
 from oarlock.parallel.plan import sequence_length, text_length
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.holding import innermost
@@ -78,14 +80,22 @@ def run_rank(config: Any, folder: Path, reference: Path | None, tolerance: float
     config = run.config
     source = find_model(config, from_weights=True)
     tuning = isinstance(config, FinetuneConfig)
-    length = text_length(config)
+    length = config.data.src_length + config.data.tgt_length if tuning else text_length(config)
     connect(run, source, sequence_length(config))
     method = choose_method(config.method) if isinstance(config, FinetuneConfig) else None
     base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
     model = build_model(source, run.dtype, False, config.runtime.seed, run.plan.pipeline > 1, method)
     vocab = source.config.vocab_size
     data: Any = MadeUpExamples(vocab, length) if tuning else MadeUpText(vocab, length)
-    collator = FinetuneCollator(vocab, 0, run.plan.length_multiple) if tuning else PretrainCollator(vocab)
+    packing = tuning and config.data.packing
+    train_set: Any = data
+    collator: Any = PretrainCollator(vocab)
+    if tuning:
+        collator = (PackCollator if packing else FinetuneCollator)(vocab, 0, run.plan.length_multiple)
+    if packing:
+        check_packing(source.config, run.plan.pipeline > 1)
+        attend_in_blocks(model)
+        train_set = PackedDataset(data, config.data.packing_length, config.runtime.seed)
     resume = find_resume_point(config, "made up")
     trainer = make_trainer(
         run,
@@ -93,12 +103,12 @@ def run_rank(config: Any, folder: Path, reference: Path | None, tolerance: float
         resume,
         method=method,
         base=base,
-        order=SampleOrder(NUM_SAMPLES, config.runtime.seed),
+        order=SampleOrder(len(train_set), config.runtime.seed),
         template=None,
         tokenizer=None,
         flops=None,
         data_fingerprint="made up",
-        train_dataset=data,
+        train_dataset=train_set,
         eval_dataset=Head(data, 2 * config.batch.per_device_eval_batch_size + 1),
         data_collator=collator,
     )
@@ -137,6 +147,11 @@ class MadeUpExamples:
         prompt = int(random.randint(1, length - 1))
         ids = random.randint(0, self.vocab_size, length + 1).tolist()
         return Example(ids[:-1], [IGNORE_INDEX] * prompt + ids[prompt + 1 :], False)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [examples]."""
+        return np.asarray([len(self[index].input_ids) for index in range(len(self))], np.int64)
 
 
 class Head:

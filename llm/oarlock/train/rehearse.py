@@ -119,6 +119,7 @@ def shrink_config(config: Config, plan: ParallelPlan, model: Path, output_dir: P
     }
     changes |= {"max_seq_length": length, "continue_training": True, "input_dir": None}
     changes |= {"src_length": length // 2, "tgt_length": length - length // 2, "dataset_name_or_path": None}
+    changes |= {"packing_length": 2 * length if getattr(config.data, "packing", False) else None}
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     changes |= dict.fromkeys((*sizes, "vocab_size"))
     flat = flatten(config)
