@@ -1,0 +1,139 @@
+"""Every fine-tuning method on the embedded instructions, from one base: parameters, memory, speed, exact match.
+
+    python benchmarks/methods.py [--folder DIR] [--only lora prefix ...] [--picture docs/images/methods.svg]
+
+The base is a small Llama (configs/models/quickstart) pretrained here on documents in which the training records stand
+as questions and answers in running text; the answers' form, the template and its special tokens are new to it, as they
+are to a released base model. Then each method learns the instructions, one after the other, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, TreeMemory, free_of_noise, report
+
+DOCUMENTS, RECORDS_EACH, BASE_STEPS = 12_000, 6, 700
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"learning_rate": 2e-3},
+    "lora": {"lora": 1, "r": 8, "learning_rate": 1e-2},
+    "qlora": {"qlora": 1, "r": 8, "learning_rate": 1e-2},
+    "prefix": {"prefix_tuning": 1, "num_prefix_tokens": 64, "learning_rate": 3e-2},
+    "p_tuning": {"p_tuning": 1, "num_virtual_tokens": 32, "learning_rate": 5e-3},
+}
+
+
+def run(program: str, *words: Any) -> tuple[str, float]:
+    """Run one of the programs; returns what it said, and the peak of its memory in MB."""
+    command = [sys.executable, *(["-m", "oarlock"] if program == "oarlock" else [str(ROOT / "llm" / program)])]
+    process = subprocess.Popen(
+        [*command, *map(str, words)], cwd=ROOT / "llm", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    memory = TreeMemory(process.pid)
+    output, _ = process.communicate()
+    peak = memory.stop()
+    if process.returncode:
+        raise SystemExit(output[-4000:])
+    return output, peak
+
+
+def make_base(folder: Path) -> None:
+    """Tokenizer, instructions and the base; what is there already is kept."""
+    from oarlock.data.embedded.instructions import instruction_records
+
+    if not (folder / "tokenizer").is_dir():
+        run("oarlock", "data", "embedded", "--output", folder)
+    if (folder / "base" / "model.safetensors").is_file():
+        return
+    records, rng = instruction_records("train"), random.Random(0)
+    (folder / "corpus").mkdir(parents=True, exist_ok=True)
+    with open(folder / "documents.jsonl", "w", encoding="utf-8") as file:
+        for _ in range(DOCUMENTS):
+            chosen = rng.sample(records, RECORDS_EACH)
+            text = "\n".join(f"Question: {r['instruction']} {r['input']}\nAnswer: {r['output']}" for r in chosen)
+            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    words = ("--input", folder / "documents.jsonl", "--tokenizer", folder / "tokenizer")
+    run("oarlock", "data", "pretrain", *words, "--output-prefix", folder / "corpus" / "documents")
+    run(
+        "run_pretrain.py", ROOT / "configs/quickstart/pretrain.yaml",
+        "--model_name_or_path", ROOT / "configs/models/quickstart", "--input_dir", folder / "corpus",
+        "--tokenizer_name_or_path", folder / "tokenizer", "--output_dir", folder / "base", "--max_steps", BASE_STEPS,
+        "--disable_tqdm", 1, "--save_strategy", "no", "--overwrite_output_dir",
+    )  # fmt: skip
+
+
+def measure(folder: Path, name: str, flags: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, float]]]:
+    """A row of the table, and the loss curve."""
+    out = folder / "runs" / name
+    words = [word for key, value in flags.items() for word in (f"--{key}", value)]
+    output, peak = run(
+        "finetune_generation.py", ROOT / "configs/quickstart/finetune.yaml", "--model_name_or_path", folder / "base",
+        "--dataset_name_or_path", folder / "instructions", "--output_dir", out, "--overwrite_output_dir",
+        "--disable_tqdm", 1, "--save_strategy", "no", *words,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    evaluations = [row for row in rows if "eval_loss" in row]
+    counts = next(line for line in output.splitlines() if "of them trained" in line).split()
+    adapter = next(out / file for file in ("peft_model.safetensors", "model.safetensors") if (out / file).is_file())
+    row = {
+        "method": name,
+        "trained": int(counts[counts.index("of") - 1].replace(",", "")),
+        "saved kB": adapter.stat().st_size // 1000,
+        "peak MB": round(peak),
+        "tokens/s": round(statistics.median(step["tokens_per_second"] for step in steps)),
+        "eval loss": evaluations[-1]["eval_loss"],
+        "exact match before": evaluations[0]["eval_exact_match"],
+        "exact match": evaluations[-1]["eval_exact_match"],
+        "flags": " ".join(map(str, words)),
+    }
+    return row, [(step["step"], step["loss"]) for step in steps]
+
+
+def draw(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
+    """Loss over steps, one line a method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for name, points in curves.items():
+        axes.plot(*zip(*points, strict=True), label=name)
+    axes.set(xlabel="step", ylabel="training loss", yscale="log", title="Embedded instructions, one base")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", help="where base and runs are kept; default: a temporary one")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--picture", type=Path, help="draw the loss curves (.svg, .png)")
+    words = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="oarlock-methods-") as temporary:
+        folder = Path(words.folder or temporary).resolve()
+        make_base(folder)
+        rows, curves = [], {}
+        for name in words.only:
+            row, curves[name] = measure(folder, name, METHODS[name])
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+        if words.picture:
+            draw(curves, words.picture)
+    report("methods", rows, load_average=free_of_noise())
+
+
+if __name__ == "__main__":
+    main()
