@@ -16,11 +16,13 @@ from oarlock.environment import say, say_once
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models.adapter import read_adapter
 from oarlock.models.hub import local_folder
+from oarlock.models.inputs import adapt_inputs
 from oarlock.models.initial import RandomWeights, without_values
 from oarlock.models.load import load_distributed
 from oarlock.models.methods import Method, fill_trained, initial_values
 from oarlock.models.sources import PickleSource, SafetensorsSource, WeightSource
 from oarlock.models.weights import WeightFolder, has_safetensors
+from oarlock.parallel.families import BROKEN
 from oarlock.parallel.plan import sequence_length
 from oarlock.parallel.sync import together
 
@@ -72,6 +74,8 @@ def find_model(config: Config, from_weights: bool) -> ModelSource:
     family = model_config.model_type
     if config.model.model_type and family != config.model.model_type:
         raise ModelError(f"--model_type {config.model.model_type}, but {folder / 'config.json'} is of type {family}")
+    if family in BROKEN:
+        raise ModelError(f"{folder}: {family} models can't be trained here: {BROKEN[family]}")
     if not from_weights:
         _apply_sizes(config, model_config)
     _apply_kernels(config, model_config)
@@ -182,6 +186,7 @@ def build_model(
     together(find_class)
     with without_values():
         model = found._from_config(source.config, dtype=dtype)
+        adapt_inputs(model)
         if method is not None:
             together(lambda: method.attach(model))
     of_base = partial(_open_source, source, allow_pickle, seed)

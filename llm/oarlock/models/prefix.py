@@ -7,7 +7,6 @@ tests/parity/test_prefix.py shows both). Here a rank has the prefix of its own h
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import paddle
 from paddle import nn
 
 from oarlock.errors import ModelError
+from oarlock.models.inputs import named_arguments, set_forward
 from oarlock.models.layout import Block
 from oarlock.parallel.families import FAMILIES, ModelSizes
 
@@ -40,10 +40,7 @@ class Prefix:
         config = model.config
         family, sizes = FAMILIES.get(config.model_type), ModelSizes.of(config)
         if family is None or not family.past:
-            raise ModelError(
-                f"--prefix_tuning: the attention of {config.model_type} models in PaddleNLP takes no keys and values "
-                "from outside; use --lora or --p_tuning"
-            )
+            raise ModelError(f"--prefix_tuning: {lacks_prefix(config.model_type)}; use --lora or --p_tuning")
         for parameter in model.parameters():
             parameter.stop_gradient = True
         degree = max(1, config.tensor_parallel_degree)
@@ -54,8 +51,7 @@ class Prefix:
         if degree > 1:
             weight.is_distributed, weight.split_axis = True, 2
             weight.whole_block = Block(whole, 2, ((config.tensor_parallel_rank * heads, heads),))
-        # Past PretrainedModel.__setattr__, which takes a forward for one that wants the model as its first argument.
-        object.__setattr__(model, "forward", _with_prefix(model, model.forward, self.num_tokens))
+        set_forward(model, _with_prefix(model, model.forward, self.num_tokens))
 
     def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
         """Normal, as wide as a model's weights."""
@@ -64,6 +60,14 @@ class Prefix:
     def describe(self) -> dict[str, Any]:
         """See Method."""
         return asdict(self)
+
+
+def lacks_prefix(family: str) -> str:
+    """Why a family has no prefix tuning, as a part of a sentence; "" where it has."""
+    known = FAMILIES.get(family)
+    if known is None:
+        return f"the shape of keys and values of {family} models is not known"
+    return "" if known.past else known.lacks(family, "past", "way to give keys and values from outside")
 
 
 class PrefixEncoder(nn.Layer):
@@ -95,15 +99,16 @@ class PrefixEncoder(nn.Layer):
 
 def _with_prefix(model: nn.Layer, forward: Callable[..., Any], num_tokens: int) -> Callable[..., Any]:
     """The model's forward, which sees the prefix where it starts without keys and values, and where it goes on."""
-    signature = inspect.signature(forward)
-    past_name = "past_key_values" if "past_key_values" in signature.parameters else "cache"
+    name, past = named_arguments(forward)
 
     def prefixed(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs).arguments
-        named = {**bound, **bound.pop("kwargs", {})}
-        if named.get(past_name) is None:
-            named[past_name] = model.prefix_encoder.past(named["input_ids"].shape[0])
-        mask = named.get("attention_mask")
+        named = name(*args, **kwargs)
+        ids, mask = named["input_ids"], named.get("attention_mask")
+        if named.get(past) is None:
+            named[past] = model.prefix_encoder.past(ids.shape[0])
+            # The text starts at 0, as in generation; Mistral would start after the keys it is given.
+            if named.get("position_ids") is None:
+                named["position_ids"] = paddle.arange(ids.shape[1]).unsqueeze(0).expand(ids.shape)
         if mask is not None:
             named["attention_mask"] = seen_before(mask, num_tokens)
         return forward(**named)
