@@ -16,8 +16,8 @@ from oarlock.environment import say, say_once
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models.adapter import read_adapter
 from oarlock.models.hub import local_folder
-from oarlock.models.inputs import adapt_inputs
 from oarlock.models.initial import RandomWeights, without_values
+from oarlock.models.inputs import adapt_inputs
 from oarlock.models.load import load_distributed
 from oarlock.models.methods import Method, fill_trained, initial_values
 from oarlock.models.sources import PickleSource, SafetensorsSource, WeightSource

@@ -9,11 +9,15 @@ Llama does. The models below want more, or make something else of it (paddlenlp 
 - ChatGLM refuses any but such a mask, and takes pairs of positions from special tokens that a text need not have.
 - ChatGLM2 forgets the keys and values it is given, unless it is to return them.
 - GPT-J hides the tokens that are equal to the padding, wherever they are, unless there is a mask.
-- OPT counts positions by the mask; any it is given reach nobody or are warned of.
+- OPT counts positions by the mask; any it is given reach nobody or are warned of. It also answers None to names of
+  methods that it has not, which the Trainer then calls.
+- Mistral's embedding on one card gives zeros for the padding's id (which may be that of the end of a text), and
+  neither learns it nor does so under tensor parallel.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +59,9 @@ def adapt_inputs(model: nn.Layer) -> None:
     (The stages of pipelines pass masks and positions on by themselves; the families below that have pipelines need
     nothing there.)
     """
+    for layer in model.sublayers():
+        if isinstance(layer, nn.Embedding):
+            layer._padding_idx = None
     family = FAMILIES.get(model.config.model_type)
     if family is None or not family.inputs or isinstance(model, PipelineLayer):
         return
@@ -71,6 +78,8 @@ def adapt_inputs(model: nn.Layer) -> None:
     set_forward(model, forward)
     if family.inputs in _PAIRS:
         _generate_with_pairs(model, past)
+    if family.inputs == "opt":
+        object.__setattr__(model, "no_sync", contextlib.nullcontext)
 
 
 # masks

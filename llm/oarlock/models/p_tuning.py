@@ -140,7 +140,7 @@ def _with_virtual_tokens(forward: Callable[..., Any], number: int) -> Callable[.
 
     def prompted(*args: Any, **kwargs: Any) -> Any:
         named = name(*args, **kwargs)
-        ids, mask, positions = (named.get(key) for key in ("input_ids", "attention_mask", "position_ids"))
+        ids, mask, positions = named["input_ids"], named.get("attention_mask"), named.get("position_ids")
         starts = named.get(past) is None
         first = paddle.zeros([ids.shape[0], 1], "int64")
         if mask is not None:

@@ -116,7 +116,7 @@ def hugging_face_names(model_class: Any, config: Any) -> list[tuple[tuple[str, .
         ) from error
     prefix = f"{model_class.base_model_prefix}."
     bare = not any(mapping.target_name.startswith(prefix) for mapping in mappings)
-    found = []
+    found: list[tuple[tuple[str, ...], Any]] = []
     for mapping in mappings:
         names = (mapping.source_name, f"transformer.{mapping.source_name}") if bare else (mapping.source_name,)
         mapping.target_name = f"{prefix}{mapping.target_name}" if bare else mapping.target_name

@@ -22,6 +22,7 @@ class Family:
         lora_targets: last parts of the names of the linear layers that LoRA goes beside: all but the output head.
         past: axes of a layer's keys and values as the attention takes them from an earlier call, from "batch",
             "token" and "head" (the size of a head is last); empty where prefix tuning can't give them.
+        after_prefix: the positions of the text go on after those of a prefix (elsewhere they start at 0 all the same).
         gated: its feed-forward has three matrices (a gate beside the other two), for the count of operations.
         hugging_face: weights in Hugging Face's format can be read.
         inputs: what its forward has to be given beside ids; see oarlock.models.inputs.
@@ -34,6 +35,7 @@ class Family:
     sequence: bool
     lora_targets: tuple[str, ...]
     past: tuple[str, ...] = ()
+    after_prefix: bool = False
     gated: bool = True
     hugging_face: bool = True
     inputs: str = ""
@@ -80,16 +82,17 @@ FAMILIES = {
         False,
         ("project_in", "project_out", "q_proj", "k_proj", "v_proj", "qkv_proj", "out_proj", "linear1", "linear2"),
         _HEADS_BEFORE_TOKENS,
+        after_prefix=True,
         gated=False,
         hugging_face=False,
         inputs="opt",
         why_not={
             "tensor": "PaddleNLP's OPTLMHead neither sums its input's gradient over the ranks nor gathers the scores, "
             "so that two ranks would train another model",
-            "hugging_face": "PaddleNLP's OPT has an output layer of its own, which Hugging Face's tied weights have not",
+            "hugging_face": "PaddleNLP's OPT has an output layer of its own, for which they have no weights",
         },
     ),
-    "bloom": Family("BloomForCausalLM", True, False, False, _MEGATRON, _BATCH_FIRST, gated=False),
+    "bloom": Family("BloomForCausalLM", True, False, False, _MEGATRON, _BATCH_FIRST, after_prefix=True, gated=False),
     "chatglm": Family(
         "ChatGLMForCausalLM",
         True,

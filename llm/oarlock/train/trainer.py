@@ -214,7 +214,7 @@ class OarlockTrainer(CheckpointingTrainer):
         if self.plan.pipeline > 1:
             return pipeline_step(self, model, micro_batches)
         loss = paddle.zeros([])
-        no_sync = getattr(model, "no_sync", None)  # OPT answers None to every name
+        no_sync = getattr(model, "no_sync", None)
         for i, batch in enumerate(micro_batches):
             last = i + 1 == len(micro_batches)
             local = contextlib.nullcontext() if last or no_sync is None else no_sync()
