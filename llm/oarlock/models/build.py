@@ -131,11 +131,12 @@ def check_lengths(source: ModelSource, longest: int, flag: str) -> None:
     Raises:
         ConfigError: naming the flag and the largest legal value.
     """
-    positions = getattr(source.config, "max_position_embeddings", None)
+    names = ("max_position_embeddings", "max_sequence_length")
+    name, positions = next(((name, value) for name in names if (value := getattr(source.config, name, None))), ("", 0))
     if positions and longest > positions:
         raise ConfigError(
             f"{flag} asks for sequences of {longest:,} tokens, but the model was made for {positions:,} "
-            f"(max_position_embeddings in {source.folder / 'config.json'}); give at most that"
+            f"({name} in {source.folder / 'config.json'}); give at most that"
         )
 
 

@@ -8,6 +8,8 @@ Llama does. The models below want more, or make something else of it (paddlenlp 
   keys] is understood, and the default of zeros lets every token see every other one. Its positions are pairs.
 - ChatGLM refuses any but such a mask, and takes pairs of positions from special tokens that a text need not have.
 - ChatGLM2 forgets the keys and values it is given, unless it is to return them.
+  Its pipeline takes rotary embeddings for positions, and goes without the former, unless both a mask and positions
+  come with the ids.
 - GPT-J hides the tokens that are equal to the padding, wherever they are, unless there is a mask.
 - OPT counts positions by the mask; any it is given reach nobody or are warned of. It also answers None to names of
   methods that it has not, which the Trainer then calls.
@@ -20,12 +22,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import paddle
 from paddle import nn
 from paddle.distributed.fleet.meta_parallel import PipelineLayer
 from paddlenlp.generation.utils import GenerationMixin
+from paddlenlp.transformers.chatglm_v2.modeling_pp import EmbeddingPipe
 from paddlenlp.transformers.opt.modeling import MultiHeadAttention
 
 from oarlock.parallel.families import FAMILIES
@@ -54,16 +58,15 @@ def set_forward(model: nn.Layer, forward: Callable[..., Any]) -> None:
 
 
 def adapt_inputs(model: nn.Layer) -> None:
-    """Give the model the forward that the module's docstring describes, in place, and generation that goes with it.
-
-    (The stages of pipelines pass masks and positions on by themselves; the families below that have pipelines need
-    nothing there.)
-    """
+    """Give the model the forward that the module's docstring describes, in place, and generation that goes with it."""
     for layer in model.sublayers():
         if isinstance(layer, nn.Embedding):
             layer._padding_idx = None
     family = FAMILIES.get(model.config.model_type)
-    if family is None or not family.inputs or isinstance(model, PipelineLayer):
+    if family is None or not family.inputs:
+        return
+    if isinstance(model, PipelineLayer):
+        _complete_first_stage(model)
         return
     complete = _COMPLETERS[family.inputs]
     plain = model.forward
@@ -199,6 +202,19 @@ def _generate_with_pairs(model: nn.Layer, past: str) -> None:
 def _complete_chatglm_v2(config: Any, named: Named, past: str) -> None:
     if named.get(past) is not None:
         named["use_cache"] = True
+
+
+def _complete_first_stage(model: PipelineLayer) -> None:
+    for layer in model.sublayers():
+        if isinstance(layer, EmbeddingPipe):
+            set_forward(layer, partial(_with_mask_and_positions, layer.forward))
+
+
+def _with_mask_and_positions(plain: Callable[..., Any], ids: Any) -> Any:
+    if isinstance(ids, tuple):  # as the caller wants it
+        return plain(ids)
+    positions = paddle.arange(ids.shape[1]).unsqueeze(0).expand(ids.shape)
+    return plain((ids, paddle.ones_like(ids), positions))
 
 
 def _complete_gptj(config: Any, named: Named, past: str) -> None:

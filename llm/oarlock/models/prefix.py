@@ -38,9 +38,8 @@ class Prefix:
     def attach(self, model: nn.Layer) -> None:
         """See Method."""
         config = model.config
-        family, sizes = FAMILIES.get(config.model_type), ModelSizes.of(config)
-        if family is None or not family.past:
-            raise ModelError(f"--prefix_tuning: {lacks_prefix(config.model_type)}; use --lora or --p_tuning")
+        self.check(config.model_type)
+        family, sizes = FAMILIES[config.model_type], ModelSizes.of(config)
         for parameter in model.parameters():
             parameter.stop_gradient = True
         degree = max(1, config.tensor_parallel_degree)
@@ -53,6 +52,24 @@ class Prefix:
             weight.whole_block = Block(whole, 2, ((config.tensor_parallel_rank * heads, heads),))
         set_forward(model, _with_prefix(model, model.forward, self.num_tokens))
 
+    def check(self, name: str) -> None:
+        """Refuse a family that takes no keys and values from outside.
+
+        Raises:
+            ModelError: saying why, and what to use.
+        """
+        family = FAMILIES.get(name)
+        if family is None:
+            why = f"the shape of keys and values of {name} models is not known"
+        else:
+            why = "" if family.past else family.lacks(name, "past", "way to give keys and values from outside")
+        if why:
+            raise ModelError(f"--prefix_tuning: {why}; use --lora or --p_tuning")
+
+    def positions(self, name: str) -> int:
+        """How many of a model's positions the prefix takes."""
+        return self.num_tokens if FAMILIES[name].after_prefix else 0
+
     def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
         """Normal, as wide as a model's weights."""
         return random.normal(0.0, _STD, shape).astype(np.float32)
@@ -60,14 +77,6 @@ class Prefix:
     def describe(self) -> dict[str, Any]:
         """See Method."""
         return asdict(self)
-
-
-def lacks_prefix(family: str) -> str:
-    """Why a family has no prefix tuning, as a part of a sentence; "" where it has."""
-    known = FAMILIES.get(family)
-    if known is None:
-        return f"the shape of keys and values of {family} models is not known"
-    return "" if known.past else known.lacks(family, "past", "way to give keys and values from outside")
 
 
 class PrefixEncoder(nn.Layer):
@@ -88,7 +97,9 @@ class PrefixEncoder(nn.Layer):
     def forward(self, batch_size: int) -> paddle.Tensor:
         """Keys of all layers, then values (one tensor: sharding stage 3 hooks into what a layer returns)."""
         tokens, layers, heads, size = self.weight.shape
-        of_layers = self.weight.transpose([1, 0, 2, 3]).unsqueeze(1)
+        # Scaled, so that its gradient is contiguous: that of a transposition is a view, and fused_allreduce_gradients
+        # (Paddle 3.3.1) puts sums back into those in the wrong order.
+        of_layers = paddle.scale(self.weight, 1.0).transpose([1, 0, 2, 3]).unsqueeze(1)
         return of_layers.expand([layers, batch_size, tokens, heads, size]).transpose(self._order)
 
     def past(self, batch_size: int) -> tuple[tuple[paddle.Tensor, paddle.Tensor], ...]:

@@ -200,3 +200,25 @@ def _first(config: Any, *names: str, default: int | None = None) -> int:
     if value is None:
         raise ValueError(f"a model configuration of type {config.model_type} without {names[0]}")
     return value
+
+
+def families_table() -> str:
+    """The registry in Markdown: what each family has, and below it why not, where something may be expected."""
+    heads = ("family", "LoRA", "prefix", "p-tuning", "tensor parallel", "pipeline", "sequence parallel", "Hugging Face")
+    rows = [heads, tuple("---" for _ in heads)]
+    notes: list[str] = []
+    for name, family in FAMILIES.items():
+        cells = [name, "yes"]  # LoRA and p-tuning need nothing of a family
+        for way in ("past", "p_tuning", "tensor", "pipeline", "sequence", "hugging_face"):
+            if way in family.why_not:
+                notes.append(family.why_not[way] + ".")
+                cells.append(f"no ({len(notes)})")
+            else:
+                cells.append("yes" if getattr(family, way, True) else "no")
+        rows.append(tuple(cells))
+    for name, reason in BROKEN.items():
+        notes.append(reason + ".")
+        rows.append((name, *["no"] * (len(heads) - 2), f"no ({len(notes)})"))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    numbered = [f"{number}. {note[0].upper()}{note[1:]}" for number, note in enumerate(notes, 1)]
+    return "\n".join([*lines, "", *numbered])
