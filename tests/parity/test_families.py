@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from safetensors.numpy import save_file
 
 from families import FAMILIES as TINY
 from families import family_config, family_model
 from oarlock.config import schema
-from oarlock.errors import ModelError
-from oarlock.models.build import ModelSource, build_model, model_class
+from oarlock.errors import ConfigError, ModelError
+from oarlock.models.build import ModelSource, build_model, check_lengths, find_model, model_class
 from oarlock.models.generate import generate_ids
 from oarlock.models.layout import holdings
 from oarlock.models.lora import LoRA
+from oarlock.models.methods import check_method
 from oarlock.models.p_tuning import PTuning
 from oarlock.models.prefix import Prefix
 from oarlock.models.sources import hugging_face_names
 from oarlock.parallel.families import FAMILIES
+from oarlock.train.finetune import finetune
 
 NAMES = list(TINY)
 WITH_PREFIX = [name for name in NAMES if FAMILIES[name].past]
@@ -275,3 +279,50 @@ def test_tied_embeddings_keep_their_output_layer():
     all_have_gradients(model)
     check_generation(with_method("llama", None, tie_word_embeddings=True))
     assert family_model("llama").config.model_type == "llama"
+
+
+# refusals at the start
+
+
+def find(folder, content, *words: str, start=False):
+    from oarlock.config.load import load_config
+
+    (folder / "config.json").write_text(json.dumps(content))
+    words = ("--model_name_or_path", str(folder), "--output_dir", str(folder / "out"), "--do_train", *words)
+    loaded = load_config(schema.FinetuneConfig, list(words))
+    return finetune(loaded) if start else find_model(loaded.config, from_weights=False)
+
+
+def test_a_family_that_does_not_run_says_so(tmp_path):
+    content = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
+    with pytest.raises(ModelError, match="mixtral models can't be trained here: .*MixtralSparseMoeBlock fails"):
+        find(tmp_path, content)
+
+
+def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(tmp_path):
+    content = TINY["glm"] | {"model_type": "glm", "architectures": [FAMILIES["glm"].model]}
+    check_method(PTuning(3), "glm")
+    check_method(None, "glm")
+    for family in WITH_PREFIX:
+        check_method(Prefix(3), family)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing that could be read")
+    with pytest.raises(ModelError, match="--prefix_tuning: glm has none: its layers remember hidden states"):
+        find(tmp_path, content, "--prefix_tuning", start=True)
+
+
+def test_positions_that_a_prefix_takes_are_counted(tmp_path):
+    content = TINY["opt"] | {"model_type": "opt", "architectures": [FAMILIES["opt"].model]}
+    (tmp_path / "model.safetensors").write_bytes(b"nothing that could be read")
+    words = ("--prefix_tuning", "--num_prefix_tokens", "100", "--src_length", "100", "--tgt_length", "100")
+    with pytest.raises(ConfigError, match="after the prefix asks for sequences of 300 tokens, .* made for 256"):
+        find(tmp_path, content, *words, start=True)
+    with pytest.raises(ConfigError, match="made for 256 .max_sequence_length"):
+        source = ModelSource(tmp_path, family_config("glm"), from_weights=False)
+        check_lengths(source, 257, "--max_seq_length")
+
+
+def test_weights_in_a_format_that_a_family_is_not_read_from_say_why(tmp_path):
+    save_file({"x": np.zeros([2], np.float32)}, tmp_path / "model.safetensors", {"format": "pt"})
+    source = ModelSource(tmp_path, family_config("glm"), from_weights=True)
+    with pytest.raises(ModelError, match="glm has none: its converter .* is gone; give them in Paddle's format"):
+        build_model(source)

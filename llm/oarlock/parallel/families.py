@@ -89,7 +89,8 @@ FAMILIES = {
         why_not={
             "tensor": "PaddleNLP's OPTLMHead neither sums its input's gradient over the ranks nor gathers the scores, "
             "so that two ranks would train another model",
-            "hugging_face": "PaddleNLP's OPT has an output layer of its own, for which they have no weights",
+            "hugging_face": "PaddleNLP's OPT has an output layer of its own, and the tied weights there have "
+            "nothing for it",
         },
     ),
     "bloom": Family("BloomForCausalLM", True, False, False, _MEGATRON, _BATCH_FIRST, after_prefix=True, gated=False),
@@ -207,18 +208,21 @@ def families_table() -> str:
     heads = ("family", "LoRA", "prefix", "p-tuning", "tensor parallel", "pipeline", "sequence parallel", "Hugging Face")
     rows = [heads, tuple("---" for _ in heads)]
     notes: list[str] = []
+
+    def number(reason: str) -> int:
+        if reason not in notes:
+            notes.append(reason)
+        return notes.index(reason) + 1
+
     for name, family in FAMILIES.items():
         cells = [name, "yes"]  # LoRA and p-tuning need nothing of a family
         for way in ("past", "p_tuning", "tensor", "pipeline", "sequence", "hugging_face"):
             if way in family.why_not:
-                notes.append(family.why_not[way] + ".")
-                cells.append(f"no ({len(notes)})")
+                cells.append(f"no ({number(family.why_not[way])})")
             else:
                 cells.append("yes" if getattr(family, way, True) else "no")
         rows.append(tuple(cells))
-    for name, reason in BROKEN.items():
-        notes.append(reason + ".")
-        rows.append((name, *["no"] * (len(heads) - 2), f"no ({len(notes)})"))
+    rows += [(name, *[f"no ({number(reason)})"] * (len(heads) - 1)) for name, reason in BROKEN.items()]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    numbered = [f"{number}. {note[0].upper()}{note[1:]}" for number, note in enumerate(notes, 1)]
+    numbered = [f"{i}. {note[0].upper()}{note[1:]}." for i, note in enumerate(notes, 1)]
     return "\n".join([*lines, "", *numbered])
