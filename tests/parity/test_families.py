@@ -295,7 +295,7 @@ def find(folder, content, *words: str, start=False):
 
 def test_a_family_that_does_not_run_says_so(tmp_path):
     content = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
-    with pytest.raises(ModelError, match="mixtral models can't be trained here: .*MixtralSparseMoeBlock fails"):
+    with pytest.raises(ModelError, match=r"mixtral models can't be trained here: .*MixtralSparseMoeBlock fails"):
         find(tmp_path, content)
 
 
@@ -314,9 +314,9 @@ def test_positions_that_a_prefix_takes_are_counted(tmp_path):
     content = TINY["opt"] | {"model_type": "opt", "architectures": [FAMILIES["opt"].model]}
     (tmp_path / "model.safetensors").write_bytes(b"nothing that could be read")
     words = ("--prefix_tuning", "--num_prefix_tokens", "100", "--src_length", "100", "--tgt_length", "100")
-    with pytest.raises(ConfigError, match="after the prefix asks for sequences of 300 tokens, .* made for 256"):
+    with pytest.raises(ConfigError, match=r"after the prefix asks for sequences of 300 tokens, .* made for 256"):
         find(tmp_path, content, *words, start=True)
-    with pytest.raises(ConfigError, match="made for 256 .max_sequence_length"):
+    with pytest.raises(ConfigError, match=r"made for 256 .max_sequence_length"):
         source = ModelSource(tmp_path, family_config("glm"), from_weights=False)
         check_lengths(source, 257, "--max_seq_length")
 
@@ -324,5 +324,5 @@ def test_positions_that_a_prefix_takes_are_counted(tmp_path):
 def test_weights_in_a_format_that_a_family_is_not_read_from_say_why(tmp_path):
     save_file({"x": np.zeros([2], np.float32)}, tmp_path / "model.safetensors", {"format": "pt"})
     source = ModelSource(tmp_path, family_config("glm"), from_weights=True)
-    with pytest.raises(ModelError, match="glm has none: its converter .* is gone; give them in Paddle's format"):
+    with pytest.raises(ModelError, match=r"glm has none: its converter .* is gone; give them in Paddle's format"):
         build_model(source)

@@ -1,8 +1,9 @@
 """Prefix tuning (arXiv 2101.00190; without the reparametrisation, as P-Tuning v2, arXiv 2110.07602).
 
-PaddleNLP's PrefixModelForCausalLM is not used: it takes grouped key/value heads for full ones (Llama), and under
-tensor parallel each rank's share of the gradient of a whole prefix never reaches the others (3.0.0b4;
-tests/parity/test_prefix.py shows both). Here a rank has the prefix of its own heads.
+PaddleNLP's PrefixModelForCausalLM is not used (3.0.0b4). It takes grouped key/value heads for full ones (Llama;
+tests/parity/test_prefix.py shows it). Under tensor parallel it looks a whole prefix up in a VocabParallelEmbedding and
+takes this rank's heads out of it: a rank holds some tokens of the prefix, and learns them from its own heads alone,
+since that layer's backward pass sums nothing over the ranks. Here a rank has the prefix of its own heads.
 """
 
 from __future__ import annotations
