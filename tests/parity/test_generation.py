@@ -82,7 +82,7 @@ def test_answers_come_in_the_order_of_the_prompts(tiny_model):
     model.eval()
     tokenizer = load_tokenizer(str(tiny_model))
     prompts = [Prompt(row, f"prompt {i}", "x") for i, row in enumerate(ROWS)]
-    trainer = SimpleNamespace(plan=ParallelPlan(), model=model, tokenizer=tokenizer)
+    trainer = SimpleNamespace(plan=ParallelPlan(), model=model, tokenizer=tokenizer, template=None)
     answers = generate_answers(trainer, prompts, max_new_tokens=6, batch_size=3)
     assert [answer.prompt.text for answer in answers] == [f"prompt {i}" for i in range(4)]
     alone = [tokenizer.decode(generate_ids(model, tokenizer, [row], 6)[0], skip_special_tokens=True) for row in ROWS]
