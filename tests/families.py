@@ -22,14 +22,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": _GROUPED,
     "mistral": _GROUPED,
     "gemma": _GROUPED | {"head_dim": 8},
-    "opt": _SIZES | {"word_embed_proj_dim": 32, "ffn_dim": 64},
+    "opt": _SIZES | {"word_embed_proj_dim": 32, "ffn_dim": 64, "hidden_dropout_prob": 0.0},
     "bloom": _TOKENS | {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.1},
     "chatglm": _CHATGLM | {"inner_hidden_size": 64, "gmask_token_id": 1, "mask_token_id": 3, "bos_token_id": 2},
     "chatglm_v2": _CHATGLM
     | {"padded_vocab_size": 512, "ffn_hidden_size": 64, "kv_channels": 8, "seq_length": 256, "multi_query_group_num": 2},
     "glm": _TOKENS
     | {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "max_sequence_length": 256, "output_predict": True,
-       "initializer_range": 0.1},
+       "initializer_range": 0.1, "embedding_dropout_prob": 0.0, "attention_dropout_prob": 0.0, "output_dropout_prob": 0.0},
     "gptj": _TOKENS | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "rotary_dim": 4, "initializer_range": 0.1},
 }  # fmt: skip
 

@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ask(commands)
     add_rehearse(commands, _command)
     add_checkpoint(commands, _command)
+    _command(commands, "families", "Say what each model family can do, as a Markdown table.", _families)
     _add_doctor(commands)
     return parser
 
@@ -197,6 +198,16 @@ def _ask(arguments: argparse.Namespace) -> int:
 
     for question, answer in ask_model(arguments.model, arguments.question, arguments.max_new_tokens, arguments.base):
         print(f"Q: {question.replace(chr(10), ' / ')}\nA: {answer}")
+    return 0
+
+
+# families
+
+
+def _families(arguments: argparse.Namespace) -> int:
+    from oarlock.parallel.families import families_table
+
+    print(families_table())
     return 0
 
 

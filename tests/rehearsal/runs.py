@@ -1,8 +1,8 @@
 """Run many small plans from one warm process and say how each compares with one process: python runs.py SPEC OUT.
 
-SPEC (JSON): a list of groups {"model", "kind", "batch", "steps", "plans": [...]}, perhaps with "flags" for all runs; a
-plan is {"ranks", "flags", ...} and may be a chain [{...}, {...}] of plans that go on from each other's checkpoints. OUT
-gets one entry a plan.
+SPEC (JSON): a list of groups {"model", "kind", "batch", "steps", "plans": [...]}, perhaps with "flags" for all runs;
+"model" is what differs from SMALL, or all of config.json where "whole" is true. A plan is {"ranks", "flags", ...} and
+may be a chain [{...}, {...}] of plans that go on from each other's checkpoints. OUT gets one entry a plan.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
         model, one = folder / "model", folder / "one"
         model.mkdir()
         one.mkdir()
-        content = SMALL | group["model"]
+        content = group["model"] if group.get("whole") else SMALL | group["model"]
         codes = launch(1, partial(make_model, content, model), folder / "log", 120, quiet=True)
         batch, micro = group["batch"], group.get("micro_batch", 2)
         alone = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": batch // micro}

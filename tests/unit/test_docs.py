@@ -43,6 +43,12 @@ def test_commands_are_accepted(document, line, monkeypatch):
         assert programs or words[0] in ("visualdl", "source", "pip", "git", "sbatch"), f"who runs this? {line}"
 
 
+def test_the_table_of_families_is_the_registry():
+    from oarlock.parallel.families import families_table
+
+    assert f"{families_table()}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_links_lead_somewhere():
     for path in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):

@@ -63,6 +63,9 @@ def test_distributions_are_paddlenlps(name):
         ours = weights.read(key)
         assert ours.shape == theirs.shape == weights.shapes[key] and ours.dtype == np.float32
         spread = theirs.std()
+        if name == "Bloom" and spread == 0 and len(theirs.shape) == 2:  # its initialiser's mistake; see initial.py
+            assert abs(ours.std() / config.initializer_range - 1) < 5 * ours.size**-0.5, key
+            continue
         if spread == 0:
             assert np.array_equal(ours, theirs), key
             continue

@@ -422,7 +422,7 @@ def test_sharding_with_data_and_tensor_is_fine(degrees):
             {"family": "gptj"},
             "2 problems with the plan for 8 ranks:\n"
             "  - --tensor_parallel_degree 4: PaddleNLP has no tensor-parallel layers for gptj (it has for llama, qwen2, "
-            "gemma, chatglm_v2, mixtral, mistral, bloom, chatglm, glm); leave the flag out\n"
+            "mistral, gemma, bloom, chatglm, chatglm_v2, glm); leave the flag out\n"
             "  - --pipeline_parallel_degree 2: PaddleNLP has no pipeline class for gptj (it has for llama, qwen2, gemma, "
             "chatglm_v2); leave the flag out",
         ),
@@ -430,7 +430,13 @@ def test_sharding_with_data_and_tensor_is_fine(degrees):
             plan_of(tensor=2, sequence_parallel=True),
             {"family": "mistral"},
             "--sequence_parallel: PaddleNLP has no sequence-parallel layers for mistral (it has for llama, qwen2, gemma, "
-            "chatglm_v2, mixtral); leave the flag out",
+            "chatglm_v2); leave the flag out",
+        ),
+        (
+            plan_of(tensor=2),
+            {"family": "opt"},
+            "--tensor_parallel_degree 2: opt has none: PaddleNLP's OPTLMHead neither sums its input's gradient over the "
+            "ranks nor gathers the scores, so that two ranks would train another model; leave the flag out",
         ),
         (plan_of(sequence_parallel=True), {}, "--sequence_parallel needs --tensor_parallel_degree above 1"),
     ],
@@ -496,7 +502,7 @@ def test_what_paddlenlp_can_split_is_what_the_table_says():
         ("GLM", {}, ModelSizes("glm", 24, 1024, 4096, 16, 16, 30592, tied=True)),
         ("Bloom", {"n_layer": 6, "n_head": 4}, ModelSizes("bloom", 6, 64, 256, 4, 4, 250880, tied=True)),
         ("GPTJ", {"n_embd": 2048}, ModelSizes("gptj", 28, 2048, 8192, 16, 16, 50400)),
-        ("OPT", {}, ModelSizes("opt", 24, 2048, 8192, 32, 32, 50272, tied=True)),
+        ("OPT", {}, ModelSizes("opt", 24, 2048, 8192, 32, 32, 50272)),
     ],
 )
 def test_sizes_are_read_from_every_familys_configuration(name, options, expected):

@@ -17,10 +17,12 @@ from oarlock.errors import ConfigError, ModelError
 from oarlock.models.adapter import read_adapter
 from oarlock.models.hub import local_folder
 from oarlock.models.initial import RandomWeights, without_values
+from oarlock.models.inputs import adapt_inputs
 from oarlock.models.load import load_distributed
 from oarlock.models.methods import Method, fill_trained, initial_values
 from oarlock.models.sources import PickleSource, SafetensorsSource, WeightSource
 from oarlock.models.weights import WeightFolder, has_safetensors
+from oarlock.parallel.families import BROKEN
 from oarlock.parallel.plan import sequence_length
 from oarlock.parallel.sync import together
 
@@ -72,6 +74,8 @@ def find_model(config: Config, from_weights: bool) -> ModelSource:
     family = model_config.model_type
     if config.model.model_type and family != config.model.model_type:
         raise ModelError(f"--model_type {config.model.model_type}, but {folder / 'config.json'} is of type {family}")
+    if family in BROKEN:
+        raise ModelError(f"{folder}: {family} models can't be trained here: {BROKEN[family]}")
     if not from_weights:
         _apply_sizes(config, model_config)
     _apply_kernels(config, model_config)
@@ -127,11 +131,12 @@ def check_lengths(source: ModelSource, longest: int, flag: str) -> None:
     Raises:
         ConfigError: naming the flag and the largest legal value.
     """
-    positions = getattr(source.config, "max_position_embeddings", None)
+    names = ("max_position_embeddings", "max_sequence_length")
+    name, positions = next(((name, value) for name in names if (value := getattr(source.config, name, None))), ("", 0))
     if positions and longest > positions:
         raise ConfigError(
             f"{flag} asks for sequences of {longest:,} tokens, but the model was made for {positions:,} "
-            f"(max_position_embeddings in {source.folder / 'config.json'}); give at most that"
+            f"({name} in {source.folder / 'config.json'}); give at most that"
         )
 
 
@@ -182,6 +187,7 @@ def build_model(
     together(find_class)
     with without_values():
         model = found._from_config(source.config, dtype=dtype)
+        adapt_inputs(model)
         if method is not None:
             together(lambda: method.attach(model))
     of_base = partial(_open_source, source, allow_pickle, seed)

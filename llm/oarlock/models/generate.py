@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import paddle
 
-from oarlock.environment import say_once
-from oarlock.models.inputs import with_masks
-
 NextIds = Callable[[list[list[int]]], list[int]]
-
-# Their generate() wants four-dimensional masks and two-dimensional positions for text that ends in [gMASK] and <sop>,
-# and GLM's cache needs a mask of the final length beforehand.
-_WITHOUT_CACHE = ("glm", "chatglm")
 
 
 @paddle.no_grad()
@@ -31,10 +23,6 @@ def generate_ids(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_
     """
     eos = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
-    family = model.config.model_type
-    if family in _WITHOUT_CACHE:
-        say_once(f"generation with {family} computes every token anew (no cache); it is slow for long answers")
-        return generate_without_cache(partial(_next_ids, model, pad), rows, eos, max_new_tokens)
     longest = max(len(row) for row in rows)
     input_ids = np.full([len(rows), longest], pad, np.int64)
     mask = np.zeros_like(input_ids)
@@ -98,10 +86,3 @@ def right_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, l
 def last_scores(scores: paddle.Tensor, lengths: Sequence[int]) -> paddle.Tensor:
     """Those after each row's last token, [rows, vocabulary]."""
     return paddle.gather_nd(scores, paddle.to_tensor([[i, length - 1] for i, length in enumerate(lengths)]))
-
-
-def _next_ids(model: Any, pad: int, rows: Sequence[Sequence[int]]) -> list[int]:
-    ids, lengths = right_padded(rows, pad)
-    outputs = model(**with_masks(model.config, {"input_ids": paddle.to_tensor(ids)}))
-    scores = outputs if isinstance(outputs, paddle.Tensor) else outputs[0]
-    return [int(token) for token in last_scores(scores, lengths).argmax(axis=-1)]

@@ -77,9 +77,17 @@ class _Block:
     def initialise(self) -> None:
         """What PaddleNLP does to it, in the same order."""
         if self.recursive:
-            self.layer.apply(self.model._init_weights)
+            self.layer.apply(self._initialise)
         else:
-            self.model._init_weights(self.layer)
+            self._initialise(self.layer)
+
+    def _initialise(self, layer: nn.Layer) -> None:
+        self.model._init_weights(layer)
+        # Bloom's zeroes the weight where it means the bias (3.0.0b4): no layer would ever learn anything.
+        if self.model.config.model_type == "bloom" and isinstance(layer, nn.Linear) and layer.bias is not None:
+            std = self.model.config.initializer_range
+            layer.weight.set_value(paddle.tensor.normal(mean=0.0, std=std, shape=layer.weight.shape))
+            layer.bias.set_value(paddle.zeros(layer.bias.shape, layer.bias.dtype))
 
 
 class RandomWeights:

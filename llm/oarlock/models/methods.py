@@ -60,6 +60,16 @@ def choose_method(section: MethodSection) -> Method | None:
     return None
 
 
+def check_method(method: Method | None, family: str) -> None:
+    """Refuse a method that a family lacks, before anything is read.
+
+    Raises:
+        ModelError: saying why, and what to use.
+    """
+    if isinstance(method, Prefix):
+        method.check(family)
+
+
 def method_of(name: str, settings: dict[str, Any]) -> Method:
     """The method that described itself so.
 

@@ -5,7 +5,6 @@ PaddleNLP has it for classification with templates only (paddlenlp.prompt), not 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from oarlock.models.prefix import seen_before
+from oarlock.models.inputs import named_arguments, set_forward
 
 ENCODERS = ("lstm", "mlp")
 
@@ -47,8 +46,7 @@ class PTuning:
         if dtype != "float32":
             model.prompt_encoder.to(dtype=dtype)
         _embed_virtual_tokens(embedding, model.prompt_encoder)
-        forward = _with_virtual_tokens(model, model.forward, self.num_tokens)
-        object.__setattr__(model, "forward", forward)  # see oarlock.models.prefix
+        set_forward(model, _with_virtual_tokens(model.forward, self.num_tokens))
 
     def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
         """Uniform by the width of the input, as torch.nn.LSTM and Linear; the tokens normal."""
@@ -117,49 +115,64 @@ _VIRTUAL = -1  # the id that stands for a virtual token
 
 
 def _embed_virtual_tokens(embedding: nn.Layer, encoder: nn.Layer) -> None:
-    """Have the embedding put the encoder's rows where ids are _VIRTUAL: the first ones of every sample."""
+    """Have the embedding put the encoder's rows where ids are _VIRTUAL, in their order."""
     plain = embedding.forward
 
     def forward(ids: paddle.Tensor) -> paddle.Tensor:
         virtual = ids == _VIRTUAL
         words = plain(paddle.where(virtual, paddle.zeros_like(ids), ids))
-        number = int(encoder.tokens.shape[0])
-        if ids.shape[1] < number or not bool(virtual[0, 0]):
+        if not bool(virtual.any()):
             return words
-        rows = encoder().astype(words.dtype).unsqueeze(0).expand([ids.shape[0], number, words.shape[-1]])
-        return paddle.concat([rows, words[:, number:]], axis=1)
+        order = (virtual.astype("int64").cumsum(axis=1) - 1).clip(min=0)
+        rows = F.embedding(order, encoder()).astype(words.dtype)
+        return paddle.where(virtual.unsqueeze(-1), rows, words)
 
     embedding.forward = forward
 
 
-def _with_virtual_tokens(model: nn.Layer, forward: Callable[..., Any], number: int) -> Callable[..., Any]:
-    """The model's forward with the virtual tokens before a text that starts, and their keys where it goes on."""
-    signature = inspect.signature(forward)
+def _with_virtual_tokens(forward: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """The model's forward with the virtual tokens before a text that starts, and their keys where it goes on.
+
+    Padding on the left stays in front of them: models that count positions or distances from the first token on
+    (GPT-J) must find the virtual ones as far from the text in every row.
+    """
+    name, past = named_arguments(forward)
 
     def prompted(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs).arguments
-        named = {**bound, **bound.pop("kwargs", {})}
-        starts = named.get("past_key_values") is None and named.get("cache") is None
-        ids = named["input_ids"]
-        if starts:
-            named["input_ids"] = paddle.concat([paddle.full([ids.shape[0], number], _VIRTUAL, ids.dtype), ids], axis=1)
-        if named.get("attention_mask") is not None:
-            named["attention_mask"] = seen_before(named["attention_mask"], number)
-        positions = named.get("position_ids")
-        if positions is not None:
-            positions = positions + number
+        named = name(*args, **kwargs)
+        ids, mask, positions = named["input_ids"], named.get("attention_mask"), named.get("position_ids")
+        starts = named.get(past) is None
+        first = paddle.zeros([ids.shape[0], 1], "int64")
+        if mask is not None:
+            first = mask.astype("int64").argmax(axis=1, keepdim=True)
+            named["attention_mask"] = _insert(mask, first, paddle.ones([number], mask.dtype))
+        if positions is not None and positions.ndim == 3 and starts:
+            named["position_ids"] = None  # pairs follow from the ids; see oarlock.models.inputs
+        elif positions is not None:
+            after = number if positions.ndim == 2 else paddle.to_tensor([[number], [0]])
+            named["position_ids"] = positions + after
             if starts:
-                first = paddle.arange(number, dtype=positions.dtype).expand([ids.shape[0], number])
-                positions = paddle.concat([first, positions], axis=1)
-            named["position_ids"] = positions
-        outputs = forward(**named)
-        return _without_first(outputs, number) if starts else outputs
+                named["position_ids"] = _insert(positions + number, first, paddle.arange(number))
+        if not starts:
+            return forward(**named)
+        named["input_ids"] = _insert(ids, first, paddle.full([number], _VIRTUAL, ids.dtype))
+        return _without_first(forward(**named), number)
 
     return prompted
 
 
+def _insert(rows: paddle.Tensor, first: paddle.Tensor, new: paddle.Tensor) -> paddle.Tensor:
+    """Put the same new values [number] into every row [batch, tokens], before its index `first` [batch, 1]."""
+    number = new.shape[0]
+    index = paddle.arange(rows.shape[1] + number).unsqueeze(0).expand([rows.shape[0], -1])
+    old = paddle.where(index < first, index, index - number).clip(min=0)
+    there = (index >= first) & (index < first + number)
+    inserted = paddle.gather(new, (index - first).clip(0, number - 1).flatten()).reshape(index.shape)
+    return paddle.where(there, inserted, paddle.take_along_axis(rows, old, axis=1))
+
+
 def _without_first(outputs: Any, number: int) -> Any:
-    """Scores of the text alone."""
+    """Scores of the text alone (and of some of the padding)."""
     if isinstance(outputs, paddle.Tensor):
         return outputs[:, number:]
     if isinstance(outputs, tuple):

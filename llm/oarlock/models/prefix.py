@@ -1,13 +1,13 @@
 """Prefix tuning (arXiv 2101.00190; without the reparametrisation, as P-Tuning v2, arXiv 2110.07602).
 
-PaddleNLP's PrefixModelForCausalLM is not used: it takes grouped key/value heads for full ones (Llama), and under
-tensor parallel each rank's share of the gradient of a whole prefix never reaches the others (3.0.0b4;
-tests/parity/test_prefix.py shows both). Here a rank has the prefix of its own heads.
+PaddleNLP's PrefixModelForCausalLM is not used (3.0.0b4). It takes grouped key/value heads for full ones (Llama;
+tests/parity/test_prefix.py shows it). Under tensor parallel it looks a whole prefix up in a VocabParallelEmbedding and
+takes this rank's heads out of it: a rank holds some tokens of the prefix, and learns them from its own heads alone,
+since that layer's backward pass sums nothing over the ranks. Here a rank has the prefix of its own heads.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +17,7 @@ import paddle
 from paddle import nn
 
 from oarlock.errors import ModelError
+from oarlock.models.inputs import named_arguments, set_forward
 from oarlock.models.layout import Block
 from oarlock.parallel.families import FAMILIES, ModelSizes
 
@@ -38,12 +39,8 @@ class Prefix:
     def attach(self, model: nn.Layer) -> None:
         """See Method."""
         config = model.config
-        family, sizes = FAMILIES.get(config.model_type), ModelSizes.of(config)
-        if family is None or not family.past:
-            raise ModelError(
-                f"--prefix_tuning: the attention of {config.model_type} models in PaddleNLP takes no keys and values "
-                "from outside; use --lora or --p_tuning"
-            )
+        self.check(config.model_type)
+        family, sizes = FAMILIES[config.model_type], ModelSizes.of(config)
         for parameter in model.parameters():
             parameter.stop_gradient = True
         degree = max(1, config.tensor_parallel_degree)
@@ -54,8 +51,25 @@ class Prefix:
         if degree > 1:
             weight.is_distributed, weight.split_axis = True, 2
             weight.whole_block = Block(whole, 2, ((config.tensor_parallel_rank * heads, heads),))
-        # Past PretrainedModel.__setattr__, which takes a forward for one that wants the model as its first argument.
-        object.__setattr__(model, "forward", _with_prefix(model, model.forward, self.num_tokens))
+        set_forward(model, _with_prefix(model, model.forward, self.num_tokens))
+
+    def check(self, name: str) -> None:
+        """Refuse a family that takes no keys and values from outside.
+
+        Raises:
+            ModelError: saying why, and what to use.
+        """
+        family = FAMILIES.get(name)
+        if family is None:
+            why = f"the shape of keys and values of {name} models is not known"
+        else:
+            why = "" if family.past else family.lacks(name, "past", "way to give keys and values from outside")
+        if why:
+            raise ModelError(f"--prefix_tuning: {why}; use --lora or --p_tuning")
+
+    def positions(self, name: str) -> int:
+        """How many of a model's positions the prefix takes."""
+        return self.num_tokens if FAMILIES[name].after_prefix else 0
 
     def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
         """Normal, as wide as a model's weights."""
@@ -84,7 +98,9 @@ class PrefixEncoder(nn.Layer):
     def forward(self, batch_size: int) -> paddle.Tensor:
         """Keys of all layers, then values (one tensor: sharding stage 3 hooks into what a layer returns)."""
         tokens, layers, heads, size = self.weight.shape
-        of_layers = self.weight.transpose([1, 0, 2, 3]).unsqueeze(1)
+        # Scaled, so that its gradient is contiguous: that of a transposition is a view, and fused_allreduce_gradients
+        # (Paddle 3.3.1) puts sums back into those in the wrong order.
+        of_layers = paddle.scale(self.weight, 1.0).transpose([1, 0, 2, 3]).unsqueeze(1)
         return of_layers.expand([layers, batch_size, tokens, heads, size]).transpose(self._order)
 
     def past(self, batch_size: int) -> tuple[tuple[paddle.Tensor, paddle.Tensor], ...]:
@@ -95,15 +111,16 @@ class PrefixEncoder(nn.Layer):
 
 def _with_prefix(model: nn.Layer, forward: Callable[..., Any], num_tokens: int) -> Callable[..., Any]:
     """The model's forward, which sees the prefix where it starts without keys and values, and where it goes on."""
-    signature = inspect.signature(forward)
-    past_name = "past_key_values" if "past_key_values" in signature.parameters else "cache"
+    name, past = named_arguments(forward)
 
     def prefixed(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs).arguments
-        named = {**bound, **bound.pop("kwargs", {})}
-        if named.get(past_name) is None:
-            named[past_name] = model.prefix_encoder.past(named["input_ids"].shape[0])
-        mask = named.get("attention_mask")
+        named = name(*args, **kwargs)
+        ids, mask = named["input_ids"], named.get("attention_mask")
+        if named.get(past) is None:
+            named[past] = model.prefix_encoder.past(ids.shape[0])
+            # The text starts at 0, as in generation; Mistral would start after the keys it is given.
+            if named.get("position_ids") is None:
+                named["position_ids"] = paddle.arange(ids.shape[1]).unsqueeze(0).expand(ids.shape)
         if mask is not None:
             named["attention_mask"] = seen_before(mask, num_tokens)
         return forward(**named)

@@ -16,6 +16,7 @@ import numpy as np
 
 from oarlock.errors import ModelError
 from oarlock.models.weights import WeightFolder
+from oarlock.parallel.families import FAMILIES
 
 _DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -83,17 +84,44 @@ def _mapped(model_class: Any, config: Any, stored: Mapping[str, Any], hugging_fa
     """The model's name of a tensor -> where it is in the files.
 
     Raises:
-        ModelError: for a family without a mapping.
+        ModelError: for a family that can't be read from Hugging Face's format.
     """
     if not hugging_face:
         return {name: _Mapped(name) for name in stored}
+    family = FAMILIES.get(config.model_type)
+    if family is not None and not family.hugging_face:
+        why = family.lacks(config.model_type, "hugging_face", "names of Hugging Face's format")
+        raise ModelError(f"weights in Hugging Face's format: {why}; give them in Paddle's format")
+    found = {}
+    for names, mapping in hugging_face_names(model_class, config):
+        mapping.source_name = next((name for name in names if name in stored), None)
+        if mapping.source_name:
+            found[mapping.target_name] = _Mapped(mapping.source_name, mapping)
+    return found
+
+
+def hugging_face_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """What a tensor may be called in Hugging Face's files, and PaddleNLP's StateDictNameMapping for it.
+
+    Those of ChatGLM2 lack the prefixes of both sides (paddlenlp 3.0.0b4).
+
+    Raises:
+        ModelError: for a family without them.
+    """
     try:
         mappings = model_class._get_name_mappings(config)
-    except NotImplementedError as error:
+    except (NotImplementedError, ImportError) as error:
         raise ModelError(
             f"PaddleNLP can't read Hugging Face weights of {model_class.__name__}: give them in Paddle's format"
         ) from error
-    return {m.target_name: _Mapped(m.source_name, m) for m in mappings if m.source_name in stored}
+    prefix = f"{model_class.base_model_prefix}."
+    bare = not any(mapping.target_name.startswith(prefix) for mapping in mappings)
+    found: list[tuple[tuple[str, ...], Any]] = []
+    for mapping in mappings:
+        names = (mapping.source_name, f"transformer.{mapping.source_name}") if bare else (mapping.source_name,)
+        mapping.target_name = f"{prefix}{mapping.target_name}" if bare else mapping.target_name
+        found.append((names, mapping))
+    return found
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ def check_plan(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> list[s
 
 
 def _family(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
-    known = FAMILIES.get(sizes.family, Family(False, False, False, ()))
+    known = FAMILIES.get(sizes.family, Family("", tensor=False, pipeline=False, sequence=False, lora_targets=()))
     wanted = (
         ("tensor", plan.tensor > 1, f"--tensor_parallel_degree {plan.tensor}", "tensor-parallel layers"),
         ("pipeline", plan.pipeline > 1, f"--pipeline_parallel_degree {plan.pipeline}", "pipeline class"),
@@ -216,8 +216,7 @@ def _family(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[
     )
     for way, used, flag, what in wanted:
         if used and not getattr(known, way):
-            others = ", ".join(family for family, support in FAMILIES.items() if getattr(support, way))
-            yield f"{flag}: PaddleNLP has no {what} for {sizes.family} (it has for {others}); leave the flag out"
+            yield f"{flag}: {known.lacks(sizes.family, way, what)}; leave the flag out"
 
 
 def _tensor_indivisible(sizes: ModelSizes, tensor: int) -> Iterator[str]:

@@ -8,8 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-# Families whose feed-forward has two matrices; all others have a gate beside them (SwiGLU and its kin).
-_TWO_MATRIX_FFN = frozenset({"opt", "bloom", "glm", "gptj", "chatglm"})
+from oarlock.parallel.families import FAMILIES, ModelSizes
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,11 @@ def token_flops(config: Any, seq_length: int) -> TokenFlops:
     Args:
         config: a PaddleNLP PretrainedConfig.
     """
-    hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_size = getattr(config, "head_dim", None) or hidden // heads
-    width = getattr(config, "intermediate_size", None) or getattr(config, "ffn_hidden_size", None) or 4 * hidden
-    attention = hidden * head_size * (2 * heads + 2 * kv_heads)
-    feed_forward = hidden * width * (2 if config.model_type in _TWO_MATRIX_FFN else 3)
-    parameters = layers * (attention + feed_forward) + hidden * config.vocab_size
-    forward = 2 * parameters + 4 * layers * heads * head_size * seq_length
+    sizes, family = ModelSizes.of(config), FAMILIES.get(config.model_type)
+    attention = sizes.hidden * sizes.head_size * (2 * sizes.heads + 2 * sizes.kv_heads)
+    feed_forward = sizes.hidden * sizes.intermediate * (3 if family is None or family.gated else 2)
+    parameters = sizes.num_layers * (attention + feed_forward) + sizes.hidden * sizes.vocab
+    forward = 2 * parameters + 4 * sizes.num_layers * sizes.heads * sizes.head_size * seq_length
     return TokenFlops(parameters, 3.0 * forward, 1.0 * forward)
 
 

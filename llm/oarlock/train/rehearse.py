@@ -196,15 +196,17 @@ def _run(command: Command, plan: ParallelPlan, content: dict[str, Any], steps: i
 
 def make_model(content: dict[str, Any], folder: Path) -> int:
     """Random weights for a configuration, as a model folder."""
-    from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM
+    from paddlenlp.transformers import AutoConfig
 
     from oarlock.environment import set_paddlenlp_log_level
+    from oarlock.models.build import ModelSource, build_model
 
     set_paddlenlp_log_level("error")
     (folder / "config.json").write_text(json.dumps(content))
     model_config = AutoConfig.from_pretrained(str(folder))
     model_config.use_fast_layer_norm = False
-    AutoModelForCausalLM.from_config(model_config).save_pretrained(str(folder), safe_serialization=True)
+    model = build_model(ModelSource(folder, model_config, from_weights=False))
+    model.save_pretrained(str(folder), safe_serialization=True)
     return 0
 
 

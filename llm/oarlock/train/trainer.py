@@ -18,7 +18,6 @@ from oarlock.data.order import SampleOrder
 from oarlock.data.sampler import EvaluationBatchSampler, ResumableBatchSampler
 from oarlock.environment import die_with_parent, rank
 from oarlock.errors import TrainingError
-from oarlock.models.inputs import with_masks
 from oarlock.models.layout import shared_between_stages
 from oarlock.models.packed import with_attention
 from oarlock.parallel.sharded_gradients import ShardedGradients
@@ -214,7 +213,7 @@ class OarlockTrainer(CheckpointingTrainer):
         if self.plan.pipeline > 1:
             return pipeline_step(self, model, micro_batches)
         loss = paddle.zeros([])
-        no_sync = getattr(model, "no_sync", None)  # OPT answers None to every name
+        no_sync = getattr(model, "no_sync", None)
         for i, batch in enumerate(micro_batches):
             last = i + 1 == len(micro_batches)
             local = contextlib.nullcontext() if last or no_sync is None else no_sync()
@@ -225,8 +224,8 @@ class OarlockTrainer(CheckpointingTrainer):
         return loss
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The Trainer's, with the masks some families can't do without, and those of packed rows."""
-        return with_masks(self.model.config, with_attention(super()._prepare_inputs(inputs), self.model))
+        """The Trainer's, with the masks of packed rows."""
+        return with_attention(super()._prepare_inputs(inputs), self.model)
 
     def _run_micro_batch(self, model: nn.Layer, batch: dict[str, paddle.Tensor]) -> paddle.Tensor:
         with self.autocast_smart_context_manager():
