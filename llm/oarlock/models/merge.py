@@ -26,7 +26,7 @@ from oarlock.models.fill import array_type, copy_array, row_ranges
 from oarlock.models.layout import holdings
 from oarlock.models.load import Request, check_source
 from oarlock.models.lora_changes import Change, changes_of
-from oarlock.models.merge_proof import Proof, prove
+from oarlock.models.merge_proof import TOLERANCES, Proof, prove
 from oarlock.models.safetensors_stream import TensorSource
 from oarlock.models.save import MAX_SHARD_BYTES, save_config, save_tokenizer, write_weights
 from oarlock.models.sources import PickleSource, SafetensorsSource, WeightSource
@@ -97,7 +97,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
         _write_rest(base, mix, config, options.dtype, folder)
         proof = None
         if options.proof:
-            proof = prove(trained_base, mix, folder, config, sorted({tensor.dtype for tensor in merged}))
+            proof = prove(trained_base, mix, folder, config, {tensor.dtype for tensor in merged})
             say(proof.text())
         _write_record(base, mix, proof, folder)
         _put(folder, output)
@@ -132,7 +132,8 @@ def _merged_tensors(
             changes.setdefault(f"{change.layer}.weight", []).append(change)
     tensors = []
     for name in names:
-        target, shape = dtype or _stored_dtype(source, name), held[name].block.shape
+        stored, shape = _stored_dtype(source, name), held[name].block.shape
+        target = dtype if dtype and stored in TOLERANCES else stored  # buffers of integers stay what they are
         read = partial(_merged, base, name, shape, array_type(target), changes.get(name, []))
         tensors.append(TensorSource(name, target, shape, read))
     return tensors

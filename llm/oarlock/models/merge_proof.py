@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ class Proof:
         return found
 
 
-def prove(base: WeightSource, mix: AdapterMix, folder: Path, config: PretrainedConfig, dtypes: Sequence[str]) -> Proof:
+def prove(base: WeightSource, mix: AdapterMix, folder: Path, config: PretrainedConfig, dtypes: Iterable[str]) -> Proof:
     """Run base + adapters (PaddleNLP's LoRA layers), the base alone and the merged model, one after the other.
 
     All compute in float32, layer by layer from the files (see oarlock.models.streamed).
@@ -80,7 +80,7 @@ def prove(base: WeightSource, mix: AdapterMix, folder: Path, config: PretrainedC
     model = empty_model(model_type, config)
     with WeightFolder.open(folder) as weights, closing(SafetensorsSource(weights, model_type, config, False)) as source:
         merged = stream_logits(model, source.read, set(source.shapes), ids)
-    return judge(tuned, plain, merged, max(dtypes, key=lambda dtype: TOLERANCES[dtype]))
+    return judge(tuned, plain, merged, max(dtypes, key=lambda dtype: TOLERANCES.get(dtype, 0)))
 
 
 def judge(tuned: np.ndarray, plain: np.ndarray, merged: np.ndarray, dtype: str) -> Proof:
