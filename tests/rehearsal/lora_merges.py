@@ -1,6 +1,6 @@
 """Fine-tune with LoRA under one process and tensor 2 x pipeline 2, and merge at the end: python lora_merges.py MODEL OUT.
 
-OUT/one and OUT/four become what the runs leave. The ranks are forks of this process.
+OUT/one and OUT/four become what the runs leave. The ranks are forks of this process, which has llm/ and tests/ on its PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "llm"), str(Path(__file__).resolve().parents[1])]
 
 from helpers import flags
 from oarlock.config.load import load_config
