@@ -27,6 +27,7 @@ from oarlock.models.lora import LoRA
 from oarlock.models.merge import MergeOptions, merge
 from oarlock.models.methods import method_of, trained
 from oarlock.models.prefix import Prefix
+from oarlock.models.quantized import Quantization
 from oarlock.models.safetensors_stream import TensorSource
 from oarlock.models.streamed import empty_model
 
@@ -70,7 +71,7 @@ def bases(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def make_adapter(base: Path, folder: Path, method=None, seed: int = 0, std: float = 0.1) -> Path:
+def make_adapter(base: Path, folder: Path, method=None, method_saved=None, seed: int = 0, std: float = 0.1) -> Path:
     """One with random matrices."""
     method = method or LoRA(r=4, alpha=6.0)
     config = AutoConfig.from_pretrained(str(base))
@@ -80,7 +81,7 @@ def make_adapter(base: Path, folder: Path, method=None, seed: int = 0, std: floa
         values = (random.standard_normal(holding.block.shape) * std).astype(np.float32)
         tensors.append(TensorSource(holding.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir(parents=True)
-    save_adapter(tensors, method, Base.of(str(base), base), None, None, folder)
+    save_adapter(tensors, method_saved or method, Base.of(str(base), base), None, None, folder)
     return folder
 
 
@@ -195,21 +196,24 @@ def test_paddlenlp_reads_our_adapters(bases, adapter):
     assert close(scores(whole_model(bases["llama"])), ours) > 0.1
 
 
-def test_a_base_that_was_quantised_is_merged_as_it_was_in_training(bases, tmp_path, monkeypatch, capsys):
-    base, adapter = bases["llama"], make_adapter(bases["llama"], tmp_path / "adapter")
+@pytest.mark.parametrize("name", ["llama", "qwen2-hf"])
+def test_qlora_is_merged_with_the_base_as_it_was_in_training(bases, tmp_path, capsys, monkeypatch, name):
+    """Equal to the model with 4-bit weights, not to the one with exact weights; rounded in parts as in one piece."""
+    monkeypatch.setattr(trained_base, "_ROWS_BYTES", 1000)
+    how = Quantization("nf4", 16, double=True)
+    adapter = make_adapter(bases[name], tmp_path / "adapter", LoRA(4, 6.0), method_saved=LoRA(4, 6.0, quantization=how))
+    proof = merge(bases[name], AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions("float32"))
+    assert proof.difference < 1e-5
+    merged = scores(whole_model(tmp_path / "merged"))
+    assert close(merged, scores(tuned_model(bases[name], adapter))) < 1e-5
     content = json.loads((adapter / "adapter.json").read_text())
-    content["settings"]["quantized"] = {"algorithm": "nf4", "block_size": 64, "double": True}
+    content["settings"]["quantization"] = None
     (adapter / "adapter.json").write_text(json.dumps(content))
-    monkeypatch.setattr(
-        trained_base, "base_value", lambda name, weight, quantized: np.round(weight, 1) if "proj" in name else weight
-    )
-    merge(base, AdapterMix.open([adapter]), tmp_path / "merged")
-    name = "llama.layers.0.mlp.up_proj"
-    plain, low_rank = (load_file(path) for path in (base / "model.safetensors", adapter / "peft_model.safetensors"))
-    change = 6 / 4 * low_rank[f"{name}.lora_A"] @ low_rank[f"{name}.lora_B"]
-    merged = load_file(tmp_path / "merged" / "model.safetensors")[f"{name}.weight"]
-    assert np.abs(merged - np.round(plain[f"{name}.weight"], 1) - change).max() < 1e-6
-    assert "as they were quantised in training (algorithm nf4, block_size 64, double True)" in capsys.readouterr().out
+    assert close(merged, scores(tuned_model(bases[name], adapter))) > 0.01
+    assert "as they were in training, rounded to nf4 in blocks of 16" in capsys.readouterr().out
+    quantised = make_adapter(bases["llama"], tmp_path / "4-bit", LoRA(4, 6.0), LoRA(4, 6.0, quantization=how))
+    with pytest.raises(ModelError, match="differently quantised"):
+        AdapterMix.open([quantised, make_adapter(bases["llama"], tmp_path / "exact")])
 
 
 # the proof

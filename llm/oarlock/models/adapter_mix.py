@@ -29,12 +29,13 @@ class AdapterMix:
 
     Attributes:
         base: that all of them were trained on.
-        quantized: how the base's weights were quantised in training (see oarlock.models.trained_base), or None.
+        quantization: how the weights under LoRA were quantised in training (as oarlock.models.quantized describes
+            it), or None.
     """
 
     parts: tuple[Weighted, ...]
     base: Base
-    quantized: dict[str, Any] | None
+    quantization: dict[str, Any] | None
 
     @classmethod
     def open(cls, folders: Sequence[str | Path], weights: Sequence[float] = ()) -> AdapterMix:
@@ -61,7 +62,12 @@ class AdapterMix:
         first = parts[0].adapter
         for part in parts:
             _check(part.adapter, first)
-        return cls(parts, first.base, first.settings.get("quantized"))
+        return cls(parts, first.base, first.settings.get("quantization"))
+
+    @property
+    def layers(self) -> set[str]:
+        """Names of those with LoRA."""
+        return {layer for part in self.parts for layer in _layers(part.adapter)}
 
 
 def _check(adapter: AdapterFolder, first: AdapterFolder) -> None:
@@ -75,11 +81,16 @@ def _check(adapter: AdapterFolder, first: AdapterFolder) -> None:
             f"{adapter.folder} and {first.folder} have different bases ({adapter.base.name} and {first.base.name}): "
             "only adapters of one base can be merged together"
         )
-    if adapter.settings.get("quantized") != first.settings.get("quantized"):
+    how = adapter.settings.get("quantization")
+    if how != first.settings.get("quantization") or (how and _layers(adapter) != _layers(first)):
         raise ModelError(
             f"{adapter.folder} and {first.folder} were trained on differently quantised weights of {first.base.name}: "
             "merge them one by one"
         )
+
+
+def _layers(adapter: AdapterFolder) -> set[str]:
+    return {name.rsplit(".", 1)[0] for name in adapter.names}
 
 
 def check_output(output: Path) -> None:

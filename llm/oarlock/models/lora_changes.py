@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,10 +44,9 @@ class Change:
 
 def lora_of(adapter: AdapterFolder) -> LoRA:
     """The method of an adapter, as for a base that is not quantised."""
-    settings = {key: value for key, value in adapter.settings.items() if key != "quantized"}
-    method = method_of(adapter.method, settings)
+    method = method_of(adapter.method, adapter.settings)
     assert isinstance(method, LoRA)
-    return method
+    return replace(method, quantization=None)
 
 
 def changes_of(part: Weighted, model_class: Any, config: PretrainedConfig) -> Iterator[Change]:

@@ -89,7 +89,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
         closing(_open_base(base, config, options.allow_pickle)) as source,
         _partial(output) as folder,
     ):
-        trained_base = TrainedBase(source, mix.quantized)
+        trained_base = TrainedBase(source, mix)
         merged = _merged_tensors(source, trained_base, mix, config, options.dtype)
         _check_space(merged, output)
         with progress_bar(sum(tensor.num_bytes for tensor in merged), "merge", "B", unit_scale=True) as bar:
