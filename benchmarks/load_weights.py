@@ -57,7 +57,8 @@ def generate(folder: Path, form: str, sizes: dict[str, int]) -> None:
         if form != "paddle":
             shape = shape[::-1] if "proj" in name or "lm_head" in name else shape
             name = name.replace("llama.", "model.")
-        values = random.standard_normal(shape, dtype=np.float32)
+        values = random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)  # as models begin
+        values += len(shape) == 1  # of norms
         values = values.astype(ml_dtypes.bfloat16) if form == "bfloat16" else values
         if sum(array.nbytes for array in shards[-1].values()) + values.nbytes > SHARD_BYTES:
             shards.append({})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from oarlock.cli_parallel import add_checkpoint, add_rehearse
 from oarlock.config import FinetuneConfig
 from oarlock.config.options import option_specs
 from oarlock.config.schema import FinetuneDataSection
-from oarlock.environment import available_cores, exit_on_sigterm, import_paddle, say
+from oarlock.environment import available_cores, exit_on_sigterm, import_paddle, say, set_paddlenlp_log_level
 from oarlock.errors import exit_with
 from oarlock.versions import version_text
 
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_data(commands)
     _add_ask(commands)
+    _add_merge(commands)
     add_rehearse(commands, _command)
     add_checkpoint(commands, _command)
     _command(commands, "families", "Say what each model family can do, as a Markdown table.", _families)
@@ -208,6 +210,46 @@ def _families(arguments: argparse.Namespace) -> int:
     from oarlock.parallel.families import families_table
 
     print(families_table())
+    return 0
+
+
+# merge
+
+
+def _add_merge(commands: argparse._SubParsersAction) -> None:
+    merge = _command(
+        commands, "merge", "Add LoRA adapters to their base model: one model folder, proven equal to both.", _merge
+    )
+    merge.add_argument("--model", metavar="BASE", help="the base; default: where it was in training")
+    merge.add_argument("--adapter", metavar="DIR", action="append", required=True, help="adapter folder (repeatable)")
+    merge.add_argument("--weight", type=float, action="append", default=[], help="of each adapter (default: 1)")
+    merge.add_argument("--output", metavar="DIR", required=True, help="folder that does not exist yet")
+    merge.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the merged weights (default: as in the base)"
+    )
+    merge.add_argument("--max-shard-size", type=float, default=5.0, help="of a weight file, in GB (default: 5)")
+    merge.add_argument(
+        "--no-proof", "--no_proof", action="store_true", help="do not compare the result with base + adapters"
+    )
+    merge.add_argument(
+        "--allow-pickle-weights", "--allow_pickle_weights", action="store_true", help="read a base in a pickle format"
+    )
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from oarlock.models.adapter_mix import AdapterMix, check_output
+
+    mix, output = AdapterMix.open(arguments.adapter, arguments.weight), Path(arguments.output)
+    check_output(output)
+    import_paddle()
+    set_paddlenlp_log_level("error")
+    from oarlock.models.hub import local_folder
+    from oarlock.models.merge import MergeOptions, merge
+
+    allow_pickle = arguments.allow_pickle_weights
+    base = local_folder(arguments.model or mix.base.name, with_weights=True, allow_pickle=allow_pickle)
+    size = round(arguments.max_shard_size * 1e9)
+    merge(base, mix, output, MergeOptions(arguments.dtype, size, not arguments.no_proof, allow_pickle))
     return 0
 
 

@@ -102,6 +102,12 @@ def test_nothing_to_do_is_an_error():
         load_config(PretrainConfig, [])
 
 
+def test_merging_is_for_the_end_of_a_lora_training():
+    for words, message in ((["--do_train"], "needs --lora"), (["--do_eval", "--lora"], "end of a training")):
+        with pytest.raises(ConfigError, match=message):
+            load_config(FinetuneConfig, ["--merge_weights", *words])
+
+
 def test_yaml_by_section_flat_with_include_and_flags_over_it(tmp_path):
     (tmp_path / "base.yaml").write_text("schedule:\n  learning_rate: 1e-4\n  max_steps: 7\nseed: 3\n")
     (tmp_path / "run.yaml").write_text(

@@ -59,7 +59,14 @@ def test_only_one_file_knows_training_arguments():
     assert users == ["parallel/paddle_args.py"]
 
 
-@pytest.mark.parametrize("words", [["-m", "oarlock", "--version"], ["-m", "oarlock", "data", "pretrain", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "oarlock", "--version"],
+        ["-m", "oarlock", "data", "pretrain", "--help"],
+        ["-m", "oarlock", "merge", "--adapter", "tests", "--output", "out"],  # refused: not an adapter
+    ],
+)
 def test_light_commands_do_not_import_paddle(words):
     code = f"import sys, runpy; sys.argv = {words[1:]!r}\ntry: runpy.run_module('oarlock', run_name='__main__')\nexcept SystemExit: pass\nassert not {{'paddle', 'paddlenlp'}} & set(sys.modules), 'paddle was imported'"
     result = subprocess.run(

@@ -403,7 +403,7 @@ class MethodSection:
     """Folder of an adapter that an earlier run saved: train it further, or only evaluate it."""
 
     merge_weights: bool = option(False)
-    """Merge the base model and the LoRA weights at the end."""
+    """Merge the base model and the LoRA weights at the end, into output_dir/merged."""
 
 
 @dataclass(frozen=True)

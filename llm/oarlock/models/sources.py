@@ -49,7 +49,7 @@ class WeightSource(Protocol):
     read_ahead: bool
 
     def read(self, name: str, into: np.ndarray | None = None) -> np.ndarray:
-        """A whole tensor, good until the read after the next.
+        """A whole tensor, good until the read after the next (until the next one without read_ahead).
 
         Args:
             into: an array of its shape. Where the source can read right into it, it does and returns it.
@@ -136,23 +136,25 @@ class _Entry:
 
 
 class SafetensorsSource:
-    """The safetensors of a folder, read with plain reads into two buffers in turn.
+    """The safetensors of a folder, read with plain reads into two buffers in turn, or into one without read_ahead.
 
     Nothing is mapped: pages of a mapped file count as memory of this process, up to the whole file.
     """
 
-    read_ahead = True
-
-    def __init__(self, folder: WeightFolder, model_class: Any, config: Any) -> None:
-        self.place = str(folder.folder)
+    def __init__(self, folder: WeightFolder, model_class: Any, config: Any, read_ahead: bool = True) -> None:
+        self.place, self.read_ahead = str(folder.folder), read_ahead
         self._entries = _all_entries(folder)
         found = _mapped(model_class, config, self._entries, folder.layout == "pt")
         in_file_order = sorted(found, key=lambda name: self._position(found[name]))
         self._tensors = {name: found[name] for name in in_file_order}
         self.shapes: dict[str, tuple[int, ...] | None] = {name: self._shape(name) for name in in_file_order}
-        self._buffers = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+        self._buffers = [np.empty(0, np.uint8) for _ in range(2 if read_ahead else 1)]
         self._files: dict[Path, int] = {}
         self._stack = ExitStack()
+
+    def dtype(self, name: str) -> np.dtype:
+        """In which a tensor is stored."""
+        return self._entries[self._tensors[name].stored].dtype
 
     def close(self) -> None:
         """See WeightSource."""

@@ -12,7 +12,9 @@ import paddle.distributed as dist
 
 from oarlock.environment import is_first_rank, rank
 from oarlock.models.adapter import save_adapter
+from oarlock.models.adapter_mix import AdapterMix
 from oarlock.models.layout import Block
+from oarlock.models.merge import MergeOptions, merge
 from oarlock.models.pieces import Piece
 from oarlock.models.safetensors_stream import TensorSource, in_file_order
 from oarlock.models.save import file_order, save_model
@@ -21,6 +23,8 @@ from oarlock.train.holding import Local
 
 if TYPE_CHECKING:
     from oarlock.train.trainer import OarlockTrainer
+
+MERGED = "merged"
 
 
 def save_final_model(trainer: OarlockTrainer, folder: Path) -> None:
@@ -71,6 +75,20 @@ def save_final_model(trainer: OarlockTrainer, folder: Path) -> None:
                 dist.send(mine[name].data.contiguous(), dst=0)
 
     together(write if is_first_rank() else send)
+
+
+def merge_adapter(folder: Path, base: Path, allow_pickle: bool) -> None:
+    """Rank 0 adds the LoRA adapter in a folder to its base, as folder/merged; the others wait.
+
+    Raises:
+        ModelError: as oarlock.models.merge says.
+    """
+    options = MergeOptions(allow_pickle=allow_pickle, replace=True)
+    together(lambda: _merge(folder, base, options), first_rank_only=True)
+
+
+def _merge(folder: Path, base: Path, options: MergeOptions) -> None:
+    merge(base, AdapterMix.open([folder]), folder / MERGED, options)
 
 
 class _Collector:

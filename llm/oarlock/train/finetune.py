@@ -22,6 +22,7 @@ from oarlock.models.qlora import quantized_bytes
 from oarlock.parallel.plan import sequence_length, text_length
 from oarlock.train.answers import Asking, FixedPrompts, HeldOutPrompts, one_after_another
 from oarlock.train.checkpoint import find_resume_point
+from oarlock.train.final_model import merge_adapter
 from oarlock.train.flops import token_flops
 from oarlock.train.run import connect, make_trainer, start, train
 
@@ -94,7 +95,9 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         data_collator=collator(source.config.vocab_size, pad, run.plan.length_multiple),
     )
     if config.evaluation.do_train:
-        train(run, trainer)
+        finished = train(run, trainer)
+        if finished and config.method.merge_weights:
+            merge_adapter(Path(config.checkpoint.output_dir), source.folder, config.model.allow_pickle_weights)
     elif config.evaluation.do_eval:
         trainer.evaluate()
     return 0

@@ -1,0 +1,147 @@
+"""Memory and time of merging a LoRA adapter into a generated Llama, beside copying its files.
+
+    python benchmarks/merge.py [--size 1GB]
+
+`over` is the process's peak (VmHWM: all pages, those of mapped files included) above what it held after its imports;
+the `bound` is twice the largest tensor (in the wider of the stored and the written type) + 300 MB. Every row is a
+process of its own; copying writes through to the disk, as merging does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common import free_of_noise, report
+from load_weights import FORMS, SIZES, generate, in_child, kilobytes
+
+MB = 1 << 20
+
+
+def make_adapter(base: Path, folder: Path, rank: int) -> None:
+    """Random matrices beside every linear layer of the transformer."""
+    import numpy as np
+    from paddlenlp.transformers import AutoConfig
+
+    from oarlock.models.adapter import Base, save_adapter
+    from oarlock.models.build import model_class
+    from oarlock.models.lora import LoRA
+    from oarlock.models.methods import trained
+    from oarlock.models.safetensors_stream import TensorSource
+    from oarlock.models.streamed import empty_model
+
+    config, method, random = AutoConfig.from_pretrained(str(base)), LoRA(rank, 2.0 * rank), np.random.default_rng(1)
+
+    def values(shape: tuple[int, ...]) -> np.ndarray:
+        return random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+
+    held = trained(empty_model(model_class(config), config, method))
+    tensors = [TensorSource(h.name, "float32", h.block.shape, partial(values, h.block.shape)) for h in held]
+    save_adapter(tensors, method, Base.of(str(base), base), None, None, folder)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def largest_tensor(folder: Path) -> int:
+    """Bytes."""
+    from oarlock.models.safetensors_stream import SafetensorsFile
+
+    sizes = []
+    for path in files_of(folder):
+        with SafetensorsFile(path) as file:
+            for tensor in file.tensors.values():
+                size = tensor.dtype.itemsize
+                for length in tensor.shape:
+                    size *= length
+                sizes.append(size)
+    return max(sizes)
+
+
+def measure(base: Path, adapter: Path, output: Path, proof: bool) -> dict[str, Any]:
+    """In a process of its own."""
+    import paddle
+
+    from oarlock.models.adapter_mix import AdapterMix
+    from oarlock.models.merge import MergeOptions, merge
+
+    paddle.set_device("cpu")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is held now
+    before, start = kilobytes("VmHWM"), time.perf_counter()
+    found = merge(base, AdapterMix.open([adapter]), output, MergeOptions(proof=proof, max_shard_bytes=400 * MB))
+    return {
+        "seconds": time.perf_counter() - start,
+        "over MB": (kilobytes("VmHWM") - before) // 1024,
+        "difference": found.difference if found else "",
+    }
+
+
+def copy(base: Path, output: Path) -> float:
+    output.mkdir()
+    start = time.perf_counter()
+    for path in files_of(base):
+        shutil.copyfile(path, output / path.name)
+        descriptor = os.open(output / path.name, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="1GB")
+    parser.add_argument("--rank", type=int, default=16, help="of the adapter")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", help="for the generated weights; by default the system's temporary folder")
+    words = parser.parse_args()
+    from oarlock.environment import available_cores, import_paddle, set_paddlenlp_log_level
+
+    import_paddle(available_cores())
+    import paddlenlp.transformers  # noqa: F401
+
+    import oarlock.models.merge  # noqa: F401
+
+    set_paddlenlp_log_level("error")
+    rows = []
+    for form in FORMS:
+        with tempfile.TemporaryDirectory(prefix="oarlock-merge-", dir=words.folder) as name:
+            base, adapter, output = (Path(name) / part for part in ("base", "adapter", "merged"))
+            in_child(partial(generate, base, form, SIZES[words.size]))
+            adapter.mkdir()
+            in_child(partial(make_adapter, base, adapter, words.rank))
+            for way in ("copy", "merge", "merge and proof"):
+                seconds, over, difference = [], [], ""
+                for _ in range(words.repeats):
+                    if way == "copy":
+                        seconds.append(in_child(partial(copy, base, output)))
+                    else:
+                        found = in_child(partial(measure, base, adapter, output, way != "merge"))
+                        seconds.append(found["seconds"])
+                        over.append(found["over MB"])
+                        difference = found["difference"]
+                    shutil.rmtree(output)
+                rows.append(
+                    {
+                        "files": form,
+                        "MB": sum(path.stat().st_size for path in files_of(base)) // MB,
+                        "way": way,
+                        "seconds": statistics.median(seconds),
+                        "over MB": max(over, default=""),
+                        "bound MB": 2 * largest_tensor(base) // MB + 300 if over else "",
+                        "difference": difference,
+                    }
+                )
+    within = all(row["over MB"] <= row["bound MB"] for row in rows if row["way"] != "copy")
+    report("merging", rows, within_bound=within, repeats=words.repeats, load_average=free_of_noise())
+
+
+if __name__ == "__main__":
+    main()

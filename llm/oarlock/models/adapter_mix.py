@@ -1,0 +1,103 @@
+"""LoRA adapters that are merged together: which, with what weights, and whether they belong together.
+
+Imports no paddle, so that a command line is checked before seconds go by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oarlock.errors import ConfigError, ModelError
+from oarlock.models.adapter import AdapterFolder, Base, open_adapter
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """An adapter and what its change of the base is multiplied with."""
+
+    adapter: AdapterFolder
+    weight: float
+
+
+@dataclass(frozen=True)
+class AdapterMix:
+    """Base + the sum of weight * change over the adapters.
+
+    Attributes:
+        base: that all of them were trained on.
+        quantization: how the weights under LoRA were quantised in training (as oarlock.models.quantized describes
+            it), or None.
+    """
+
+    parts: tuple[Weighted, ...]
+    base: Base
+    quantization: dict[str, Any] | None
+
+    @classmethod
+    def open(cls, folders: Sequence[str | Path], weights: Sequence[float] = ()) -> AdapterMix:
+        """Read what the adapters are.
+
+        Args:
+            weights: one for each folder; none: 1 for all.
+
+        Raises:
+            ConfigError: when there are not as many weights as adapters, or one is no number.
+            ModelError: for a folder that holds no LoRA adapter, or one of another base than the first.
+        """
+        if weights and len(weights) != len(folders):
+            raise ConfigError(
+                f"{len(folders)} adapter(s) and {len(weights)} weight(s): give --weight once for each --adapter, in "
+                "the same order, or not at all"
+            )
+        if not all(math.isfinite(weight) for weight in weights):
+            raise ConfigError(f"--weight {' '.join(map(str, weights))}: must be finite numbers")
+        parts = tuple(
+            Weighted(open_adapter(folder), weight)
+            for folder, weight in zip(folders, weights or [1.0] * len(folders), strict=True)
+        )
+        first = parts[0].adapter
+        for part in parts:
+            _check(part.adapter, first)
+        return cls(parts, first.base, first.settings.get("quantization"))
+
+    @property
+    def layers(self) -> set[str]:
+        """Names of those with LoRA."""
+        return {layer for part in self.parts for layer in _layers(part.adapter)}
+
+
+def _check(adapter: AdapterFolder, first: AdapterFolder) -> None:
+    if adapter.method != "lora":
+        raise ModelError(
+            f"{adapter.folder} was trained with {adapter.method}: only LoRA's matrices can be added to the base "
+            "model's weights; use this adapter with its base"
+        )
+    if adapter.base.fingerprint != first.base.fingerprint:
+        raise ModelError(
+            f"{adapter.folder} and {first.folder} have different bases ({adapter.base.name} and {first.base.name}): "
+            "only adapters of one base can be merged together"
+        )
+    how = adapter.settings.get("quantization")
+    if how != first.settings.get("quantization") or (how and _layers(adapter) != _layers(first)):
+        raise ModelError(
+            f"{adapter.folder} and {first.folder} were trained on differently quantised weights of {first.base.name}: "
+            "merge them one by one"
+        )
+
+
+def _layers(adapter: AdapterFolder) -> set[str]:
+    return {name.rsplit(".", 1)[0] for name in adapter.names}
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        ModelError: naming it.
+    """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ModelError(f"{output} is not empty; give a folder that does not exist yet")

@@ -1,0 +1,83 @@
+"""What LoRA adapters add to the weights of their base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from paddlenlp.transformers import PretrainedConfig
+
+from oarlock.errors import ModelError
+from oarlock.models.adapter import WEIGHTS_FILE, AdapterFolder
+from oarlock.models.adapter_mix import Weighted
+from oarlock.models.lora import LoRA
+from oarlock.models.methods import method_of, trained
+from oarlock.models.safetensors_stream import SafetensorsFile
+from oarlock.models.streamed import empty_model
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter adds to one weight: factor * A @ B.
+
+    Attributes:
+        layer: the weight's name without ".weight".
+        factor: the adapter's weight times LoRA's scaling.
+        shapes: of A [in, r] and B [r, out].
+    """
+
+    adapter: AdapterFolder
+    layer: str
+    factor: float
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        """A and factor * B, float32."""
+        a, b = (
+            self.adapter.value(f"{self.layer}.{name}", shape).astype(np.float32)
+            for name, shape in zip(("lora_A", "lora_B"), self.shapes, strict=True)
+        )
+        return a, b * np.float32(self.factor)
+
+
+def lora_of(adapter: AdapterFolder) -> LoRA:
+    """The method of an adapter, as for a base that is not quantised."""
+    method = method_of(adapter.method, adapter.settings)
+    assert isinstance(method, LoRA)
+    return replace(method, quantization=None)
+
+
+def changes_of(part: Weighted, model_class: Any, config: PretrainedConfig) -> Iterator[Change]:
+    """What an adapter adds to each layer.
+
+    Raises:
+        ModelError: when its tensors are not those that this method trains on this model.
+    """
+    adapter = part.adapter
+    method = lora_of(adapter)
+    expected = {held.name: held.block.shape for held in trained(empty_model(model_class, config, method))}
+    other = sorted(set(expected) ^ set(adapter.names))
+    if other:
+        lacks = "lacks" if other[0] in expected else "has"
+        raise ModelError(
+            f"{adapter.folder}: not an adapter of this model: it {lacks} {other[0]}"
+            + (f" and differs in {len(other) - 1} more" if len(other) > 1 else "")
+        )
+    for name, shape in _stored_shapes(adapter).items():
+        if shape != expected[name]:
+            raise ModelError(f"{adapter.folder}: {name} is {list(shape)}, the model needs {list(expected[name])}")
+    for name, shape in expected.items():
+        layer, matrix = name.rsplit(".", 1)
+        if matrix == "lora_A":
+            yield Change(adapter, layer, part.weight * method.scaling, (shape, expected[f"{layer}.lora_B"]))
+
+
+def _stored_shapes(adapter: AdapterFolder) -> dict[str, tuple[int, ...]]:
+    path = adapter.folder / WEIGHTS_FILE
+    try:
+        with SafetensorsFile(path) as file:
+            return {name: tensor.shape for name, tensor in file.tensors.items()}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: can't be read: {error}") from error

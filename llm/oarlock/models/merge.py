@@ -1,0 +1,232 @@
+"""Add LoRA adapters to their base: one model folder, written tensor by tensor and compared before it gets its name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paddle.base.framework import EagerParamBase
+from paddlenlp.transformers import AutoConfig, PretrainedConfig
+
+from oarlock.data.templates import choose_template, own_template
+from oarlock.data.tokenizers import load_tokenizer
+from oarlock.environment import progress_bar, say
+from oarlock.errors import ModelError
+from oarlock.files import settle_file, sync_file, write_json
+from oarlock.models.adapter import Base
+from oarlock.models.adapter_mix import AdapterMix, check_output
+from oarlock.models.build import model_class
+from oarlock.models.fill import array_type, copy_array, row_ranges
+from oarlock.models.layout import holdings
+from oarlock.models.load import Request, check_source
+from oarlock.models.lora_changes import Change, changes_of
+from oarlock.models.merge_proof import TOLERANCES, Proof, prove
+from oarlock.models.safetensors_stream import TensorSource
+from oarlock.models.save import MAX_SHARD_BYTES, save_config, save_tokenizer, write_weights
+from oarlock.models.sources import PickleSource, SafetensorsSource, WeightSource
+from oarlock.models.streamed import empty_model, on_cpu
+from oarlock.models.trained_base import TrainedBase
+from oarlock.models.tuned import check_base
+from oarlock.models.weights import WeightFolder, has_safetensors
+from oarlock.versions import package_versions
+
+MERGE_FILE = "merge.json"
+_ROWS_BYTES = 16 << 20  # of a weight in float32 that are changed at a time
+_GENERATION_FILE = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How to merge.
+
+    Attributes:
+        dtype: of the merged weights; None keeps each tensor's own.
+        max_shard_bytes: of a weight file.
+        proof: run base + adapter and the merged model, and compare their scores.
+        allow_pickle: read a base that is only there as a pickle.
+        replace: what is in the output folder, once the merged model is complete.
+    """
+
+    dtype: str | None = None
+    max_shard_bytes: int = MAX_SHARD_BYTES
+    proof: bool = True
+    allow_pickle: bool = False
+    replace: bool = False
+
+
+def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | None = None) -> Proof | None:
+    """Write base + adapters as a model folder in Paddle's layout, on the CPU.
+
+    Memory: two tensors (in the wider of stored and written type), and some 100 MB for rows in float32; the proof runs
+    both models layer by layer and needs no more. Nothing is left of a merge that fails.
+
+    Args:
+        base: folder of the model the adapters were trained on, in Paddle's or Hugging Face's layout.
+
+    Returns:
+        What the proof found, None where it was left out.
+
+    Raises:
+        ModelError: when the base is another one, something can't be read or written, or the proof fails.
+    """
+    options = options or MergeOptions()
+    output = output.resolve()
+    if not options.replace:
+        check_output(output)
+    check_base(mix.base, Base.of(str(base), base))
+    try:
+        config = AutoConfig.from_pretrained(str(base))
+    except Exception as error:  # PaddleNLP raises KeyError, AttributeError, OSError, ... for a file it can't place
+        raise ModelError(f"{base / 'config.json'}: not a model configuration PaddleNLP knows: {error!r}") from error
+    with (
+        on_cpu(),
+        closing(_open_base(base, config, options.allow_pickle)) as source,
+        _partial(output) as folder,
+    ):
+        trained_base = TrainedBase(source, mix)
+        merged = _merged_tensors(source, trained_base, mix, config, options.dtype)
+        _check_space(merged, output)
+        with progress_bar(sum(tensor.num_bytes for tensor in merged), "merge", "B", unit_scale=True) as bar:
+            write_weights(merged, folder, options.max_shard_bytes, bar.update)
+        _write_rest(base, mix, config, options.dtype, folder)
+        proof = None
+        if options.proof:
+            proof = prove(trained_base, mix, folder, config, {tensor.dtype for tensor in merged})
+            say(proof.text())
+        _write_record(base, mix, proof, folder)
+        _put(folder, output)
+    size = sum(tensor.num_bytes for tensor in merged)
+    say(f"merged {_text(mix)} into {base}: {size / 1e6:,.1f} MB, {output}")
+    return proof
+
+
+def _open_base(folder: Path, config: PretrainedConfig, allow_pickle: bool) -> WeightSource:
+    whole = model_class(config)
+    if allow_pickle and not has_safetensors(folder):
+        say(f"{folder}: reading pickled weights, as you allowed")
+        return PickleSource(folder, whole, config)
+    with WeightFolder.open(folder) as weights:
+        return SafetensorsSource(weights, whole, config, read_ahead=False)
+
+
+def _merged_tensors(
+    source: WeightSource, base: TrainedBase, mix: AdapterMix, config: PretrainedConfig, dtype: str | None
+) -> list[TensorSource]:
+    """All tensors of the merged model, in the order in which the base has them."""
+    whole = model_class(config)
+    held = {holding.name: holding for holding in holdings(empty_model(whole, config))}
+    requests = [
+        Request(name, holding.block, "float32", not isinstance(holding.tensor, EagerParamBase))
+        for name, holding in held.items()
+    ]
+    names = check_source(source, requests)
+    changes: dict[str, list[Change]] = {}
+    for part in mix.parts:
+        for change in changes_of(part, whole, config):
+            changes.setdefault(f"{change.layer}.weight", []).append(change)
+    tensors = []
+    for name in names:
+        stored, shape = _stored_dtype(source, name), held[name].block.shape
+        target = dtype if dtype and stored in TOLERANCES else stored  # buffers of integers stay what they are
+        read = partial(_merged, base, name, shape, array_type(target), changes.get(name, []))
+        tensors.append(TensorSource(name, target, shape, read))
+    return tensors
+
+
+def _stored_dtype(source: WeightSource, name: str) -> str:
+    """What is pickled has to be read for it."""
+    return (source.dtype(name) if isinstance(source, SafetensorsSource) else source.read(name).dtype).name
+
+
+def _merged(base: TrainedBase, name: str, shape: tuple[int, ...], dtype: np.dtype, changes: list[Change]) -> np.ndarray:
+    """A tensor of the merged model: a few rows at a time in float32, then in its own type."""
+    whole = np.empty(shape, dtype)
+    values = base.read(name, whole)
+    if not changes:
+        if values is not whole:
+            copy_array(whole, values)
+        return whole
+    matrices = [change.matrices() for change in changes]
+    for begin, end in row_ranges(shape, 4, _ROWS_BYTES):
+        rows = np.empty((end - begin, *shape[1:]), np.float32)
+        copy_array(rows, values[begin:end])
+        for a, b in matrices:
+            rows += a[begin:end] @ b
+        copy_array(whole[begin:end], rows)
+    return whole
+
+
+@contextmanager
+def _partial(output: Path) -> Iterator[Path]:
+    """A folder beside the output that goes away whatever happens, and errors of writing with the output's name."""
+    folder = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise ModelError(f"{output}: the merged model could not be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_space(tensors: list[TensorSource], output: Path) -> None:
+    needed, free = sum(tensor.num_bytes for tensor in tensors), shutil.disk_usage(output.parent).free
+    if needed > free:
+        raise ModelError(
+            f"{output}: the merged model takes {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there"
+        )
+
+
+def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: str | None, folder: Path) -> None:
+    """Configuration; tokenizer, template and generation settings of the adapter, or else of the base."""
+    if dtype is not None:
+        config.dtype = dtype
+    save_config(config, folder)
+    places = (*(part.adapter.folder for part in mix.parts), base)
+    found = next((place for place in places if any(place.glob("*token*"))), None)
+    if found is None:
+        say(f"neither {places[0]} nor {base} has a tokenizer: the merged model has none")
+    else:
+        tokenizer = load_tokenizer(str(found))
+        own = own_template(tokenizer) is not None
+        save_tokenizer(tokenizer, folder, choose_template("tokenizer", tokenizer, "") if own else None)
+    settings = next((place / _GENERATION_FILE for place in places if (place / _GENERATION_FILE).is_file()), None)
+    if settings is not None:
+        shutil.copyfile(settings, folder / _GENERATION_FILE)
+
+
+def _write_record(base: Path, mix: AdapterMix, proof: Proof | None, folder: Path) -> None:
+    """Where the model comes from, for whoever finds the folder later."""
+    adapters = [
+        {"folder": str(p.adapter.folder), "weight": p.weight, "settings": p.adapter.settings} for p in mix.parts
+    ]
+    content: Mapping[str, Any] = {
+        "base": {"name": str(base), "fingerprint": mix.base.fingerprint},
+        "adapters": adapters,
+        "proof": None if proof is None else asdict(proof),
+        "versions": package_versions(),
+    }
+    write_json(folder / MERGE_FILE, content)
+
+
+def _put(folder: Path, output: Path) -> None:
+    for path in folder.iterdir():
+        settle_file(path)
+    if output.exists():
+        shutil.rmtree(output)
+    folder.rename(output)
+    sync_file(output.parent)
+
+
+def _text(mix: AdapterMix) -> str:
+    return " + ".join(
+        f"{part.weight:g} x {part.adapter.folder}" if part.weight != 1 else str(part.adapter.folder)
+        for part in mix.parts
+    )
