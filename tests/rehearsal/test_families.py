@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from plan_runs import run_groups
 
 from families import FAMILIES as TINY
 from oarlock.parallel.families import FAMILIES
@@ -21,7 +17,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "prefix": {"prefix_tuning": 1, "num_prefix_tokens": 3},
     "p_tuning": {"p_tuning": 1, "num_virtual_tokens": 3, "p_tuning_encoder": "mlp"},
 }
-WAYS = {"tensor": {"tensor_parallel_degree": 2}, "pipeline": {"pipeline_parallel_degree": 2}, "data": {}}
+WAYS: dict[str, dict[str, Any]] = {
+    "tensor": {"tensor_parallel_degree": 2},
+    "sequence": {"tensor_parallel_degree": 2, "sequence_parallel": 1},
+    "pipeline": {"pipeline_parallel_degree": 2},
+    "data": {},
+}
 
 
 def ways(name: str, method: str) -> list[str]:
@@ -30,6 +31,8 @@ def ways(name: str, method: str) -> list[str]:
     if method == "prefix" and not family.past:
         return []
     found = ["tensor"] if family.tensor else ["data"]
+    if family.sequence and method in ("full", "lora"):
+        found.append("sequence")
     return [*found, "pipeline"] if family.pipeline and method in ("full", "lora") else found
 
 
@@ -54,13 +57,8 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[tuple[int, int], dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("families")
-    (folder / "spec.json").write_text(json.dumps([group(*each) for each in GROUPS]))
-    command = [sys.executable, str(Path(__file__).with_name("runs.py")), str(folder / "spec.json"), str(folder / "out")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=850, env=environment, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return {tuple(result["case"][:2]): result for result in json.loads((folder / "out").read_text())}
+    found = run_groups([group(*each) for each in GROUPS], tmp_path_factory.mktemp("families"), seconds=850)
+    return {(number, position): result for (number, position, _), result in found.items()}
 
 
 @pytest.mark.parametrize(("number", "position"), CASES)

@@ -5,14 +5,10 @@ Losses and gradient norms of every step to 1e-5 relative, and every trained weig
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from plan_runs import run_groups
 from test_plans import BATCH, MODELS, PP, TP, plan, until
 
 LORA = {"lora": 1, "r": 4, "lora_plus_scale": 4}
@@ -72,13 +68,7 @@ def cases() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[tuple[int, int, int], dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("methods")
-    (folder / "spec.json").write_text(json.dumps(groups()))
-    command = [sys.executable, str(Path(__file__).with_name("runs.py")), str(folder / "spec.json"), str(folder / "out")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return {tuple(result["case"]): result for result in json.loads((folder / "out").read_text())}
+    return run_groups(groups(), tmp_path_factory.mktemp("methods"), seconds=600)
 
 
 @pytest.mark.parametrize(("group", "position", "link"), cases())

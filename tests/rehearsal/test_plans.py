@@ -6,14 +6,10 @@ evaluation after them; and runs that go on from each other's checkpoints under o
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from plan_runs import run_groups
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
@@ -135,13 +131,7 @@ def cases() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[tuple[int, int, int], dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("plans")
-    (folder / "spec.json").write_text(json.dumps(groups()))
-    command = [sys.executable, str(Path(__file__).with_name("runs.py")), str(folder / "spec.json"), str(folder / "out")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=2400, env=environment, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return {tuple(result["case"]): result for result in json.loads((folder / "out").read_text())}
+    return run_groups(groups(), tmp_path_factory.mktemp("plans"), seconds=2400)
 
 
 @pytest.mark.timeout(2400)  # the first one waits for all the runs

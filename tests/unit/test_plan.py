@@ -429,7 +429,7 @@ def test_sharding_with_data_and_tensor_is_fine(degrees):
         (
             plan_of(tensor=2, sequence_parallel=True),
             {"family": "mistral"},
-            "--sequence_parallel: PaddleNLP has no sequence-parallel layers for mistral (it has for llama, qwen2, gemma, "
+            "--sequence_parallel: PaddleNLP has no sequence-parallel layers for mistral (it has for llama, qwen2, "
             "chatglm_v2); leave the flag out",
         ),
         (
@@ -488,7 +488,8 @@ def test_what_paddlenlp_can_split_is_what_the_table_says():
     for family, support in FAMILIES.items():
         source = (transformers / family / "modeling.py").read_text()
         assert support.tensor == ("ColumnParallelLinear(" in source and family != "opt"), family  # whose head is wrong
-        assert support.sequence == ("config.sequence_parallel" in source), family
+        # Gemma reads it and fails (GemmaModel.forward, inputs_embeds.shape before the embedding is asked).
+        assert support.sequence == ("config.sequence_parallel" in source and family != "gemma"), family
         assert support.pipeline == (transformers / family / "modeling_pp.py").exists(), family
 
 

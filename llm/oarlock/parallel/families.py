@@ -74,7 +74,15 @@ FAMILIES = {
     "llama": Family("LlamaForCausalLM", True, True, True, (*_ATTENTION, *_GATED, *_FUSED), _BATCH_FIRST),
     "qwen2": Family("Qwen2ForCausalLM", True, True, True, (*_ATTENTION, *_GATED, *_FUSED), _BATCH_FIRST),
     "mistral": Family("MistralForCausalLM", True, False, False, (*_ATTENTION, *_GATED), _HEADS_BEFORE_TOKENS),
-    "gemma": Family("GemmaForCausalLM", True, True, True, (*_ATTENTION, *_GATED, *_FUSED), _BATCH_FIRST),
+    "gemma": Family(
+        "GemmaForCausalLM",
+        True,
+        True,
+        False,
+        (*_ATTENTION, *_GATED, *_FUSED),
+        _BATCH_FIRST,
+        why_not={"sequence": "PaddleNLP's GemmaModel takes the size of embeddings that it has not made yet"},
+    ),
     "opt": Family(
         "OPTForCausalLM",
         False,
