@@ -1,6 +1,7 @@
 """Every fine-tuning method on the embedded instructions, from one base: parameters, memory, speed, exact match.
 
     python benchmarks/methods.py [--folder DIR] [--only lora prefix ...] [--picture docs/images/methods.svg]
+    python benchmarks/methods.py --memory 1GB     # of the base alone, under LoRA and QLoRA
 
 The base is a small Llama (configs/models/quickstart) pretrained here on documents in which the training records stand
 as questions and answers in running text; the answers' form, the template and its special tokens are new to it, as they
@@ -16,10 +17,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common import ROOT, TreeMemory, free_of_noise, report
+from load_weights import MB, SIZES, generate, in_child, kilobytes
 
 DOCUMENTS, RECORDS_EACH, BASE_STEPS = 12_000, 6, 700
 METHODS: dict[str, dict[str, Any]] = {
@@ -98,6 +101,42 @@ def measure(folder: Path, name: str, flags: dict[str, Any]) -> tuple[dict[str, A
     return row, [(step["step"], step["loss"]) for step in steps]
 
 
+def base_memory(folder: Path, size: str) -> None:
+    """A larger base under LoRA and under QLoRA: what it takes, and the peak while it is loaded and quantised."""
+    generate(folder / "large", "paddle", SIZES[size])
+    rows = []
+    for name, flags in (("lora", {"lora": True}), ("qlora", {"qlora": True})):
+        rows.append({"method": name, **in_child(partial(_loaded, folder / "large", flags))})
+    report(f"memory of a base of {size}", rows)
+
+
+def _loaded(folder: Path, flags: dict[str, bool]) -> dict[str, int]:
+    import paddle
+    from paddlenlp.transformers import AutoConfig
+
+    from oarlock.config.schema import MethodSection
+    from oarlock.models.build import ModelSource, build_model
+    from oarlock.models.methods import choose_method
+    from oarlock.models.qlora import quantized_bytes
+
+    paddle.set_device("cpu")
+    source = ModelSource(folder, AutoConfig.from_pretrained(str(folder)), from_weights=True)
+    before = kilobytes("VmRSS")
+    model = build_model(source, method=choose_method(MethodSection(**flags)))
+    rest = sum(p._numel() * p.element_size() for p in model.parameters())
+    four_bits, wide = quantized_bytes(model)
+    return {
+        "linear layers MB": (four_bits or wide or _linear_bytes(model)) // MB,
+        "all weights MB": (rest + four_bits) // MB,
+        "held MB": (kilobytes("VmRSS") - before) // 1024,
+        "peak MB": (kilobytes("VmHWM") - before) // 1024,
+    }
+
+
+def _linear_bytes(model: Any) -> int:
+    return sum(p._numel() * p.element_size() for name, p in model.named_parameters() if "_proj.weight" in name)
+
+
 def draw(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
     """Loss over steps, one line a method."""
     import matplotlib
@@ -121,9 +160,17 @@ def main() -> None:
     parser.add_argument("--folder", help="where base and runs are kept; default: a temporary one")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--picture", type=Path, help="draw the loss curves (.svg, .png)")
+    parser.add_argument("--memory", choices=SIZES, help="measure only what a base of this size takes")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="oarlock-methods-") as temporary:
         folder = Path(words.folder or temporary).resolve()
+        if words.memory:
+            from oarlock.environment import available_cores, import_paddle, set_paddlenlp_log_level
+
+            import_paddle(available_cores())
+            set_paddlenlp_log_level("error")
+            base_memory(folder, words.memory)
+            return
         make_base(folder)
         rows, curves = [], {}
         for name in words.only:

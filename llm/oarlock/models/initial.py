@@ -125,6 +125,10 @@ class RandomWeights:
             self._drawn = self._draw(*self._blocks[self._where[name]])
         return self._drawn[name]
 
+    def in_place(self, name: str, into: np.ndarray) -> bool:
+        """See WeightSource."""
+        return False
+
     def close(self) -> None:
         """See WeightSource."""
         self._pool.shutdown()

@@ -188,8 +188,8 @@ class _Transfer:
         for request in self._ranks[name]:
             if request in self._tensors and request.block.axis is None:
                 into = self._target(request).array
-        alone_and_in_place = into is not None and len(self.node.ranks) == 1  # nothing else is to be done meanwhile
-        if source.read_ahead and not alone_and_in_place:
+        in_place = into is not None and source.in_place(name, into)
+        if source.read_ahead and not (in_place and len(self.node.ranks) == 1):  # then nothing else is to be done
             return ahead.submit(source.read, name, into).result
         return functools.partial(source.read, name, into)
 

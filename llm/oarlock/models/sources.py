@@ -59,6 +59,10 @@ class WeightSource(Protocol):
         """
         ...
 
+    def in_place(self, name: str, into: np.ndarray) -> bool:
+        """Whether read() would put the tensor into this very array."""
+        ...
+
     def close(self) -> None:
         """Give back files and memory."""
         ...
@@ -165,7 +169,7 @@ class SafetensorsSource:
         """See WeightSource."""
         tensor = self._tensors[name]
         entry = self._entries[tensor.stored]
-        if into is None or not tensor.as_stored or into.dtype != entry.dtype or not into.flags.c_contiguous:
+        if into is None or not self.in_place(name, into):
             self._buffers.reverse()
             if len(self._buffers[0]) < entry.num_bytes:
                 self._buffers[0] = np.empty(0, np.uint8)  # give the old one back first
@@ -173,6 +177,11 @@ class SafetensorsSource:
             into = self._buffers[0][: entry.num_bytes].view(entry.dtype).reshape(entry.shape)
         self._fill(name, entry, into)
         return tensor.convert(into)
+
+    def in_place(self, name: str, into: np.ndarray) -> bool:
+        """See WeightSource."""
+        tensor = self._tensors[name]
+        return tensor.as_stored and into.dtype == self._entries[tensor.stored].dtype and into.flags.c_contiguous
 
     def _fill(self, name: str, entry: _Entry, array: np.ndarray) -> None:
         rest, offset = array.reshape(-1).view(np.uint8).data, entry.offset
@@ -284,6 +293,10 @@ class PickleSource:
         if tensor.stored not in self._arrays:
             raise ModelError(f"{self._files[tensor.stored]}: {tensor.stored} should be in this file and is not")
         return tensor.convert(self._arrays[tensor.stored])
+
+    def in_place(self, name: str, into: np.ndarray) -> bool:
+        """See WeightSource."""
+        return False
 
     def _load(self, path: Path) -> None:
         if path == self._file:

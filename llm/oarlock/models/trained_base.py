@@ -38,6 +38,10 @@ class TrainedBase:
             return self._source.read(name, into)
         return _base_value(self._source.read(name), block_axis(name), self._how)
 
+    def in_place(self, name: str, into: np.ndarray) -> bool:
+        """See WeightSource."""
+        return (self._how is None or name not in self._rounded) and self._source.in_place(name, into)
+
     def close(self) -> None:
         """See WeightSource."""
         self._source.close()
