@@ -11,8 +11,8 @@ set -euo pipefail
 RECIPE=${RECIPE:-p_tuning_7b}    # of configs/recipes: all values stand there (others: p_tuning_13b, p_tuning_70b)
 GPUS=${GPUS:-1}                  # a list of at least two (0,1,2,3), or how many
 MODEL=${MODEL:-}                 # a built-in name or a folder; empty: the recipe's
-DATA=${DATA:-}                   # a file, a folder or a hub name; empty: the embedded instructions
-OUTPUT=${OUTPUT:-./checkpoints/} # a run that is there is deleted, as published; with OVERWRITE=0 it goes on
+DATA=${DATA:-}                   # file, folder or hub name; empty: the embedded instructions
+OUTPUT=${OUTPUT:-./checkpoints/} # an old run there is deleted, as published (unless OVERWRITE=0)
 # Also DEVICE, PYTHON, LOG_DIR, NNODES, MASTER, NODE_RANK and MAX_RESTART, see launch_common.sh.
 
 # shellcheck source=scripts/launch_common.sh

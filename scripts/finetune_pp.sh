@@ -11,8 +11,8 @@ set -euo pipefail
 RECIPE=${RECIPE:-full_pipeline_7b}                     # of configs/recipes: all values stand there
 GPUS=${GPUS:-4,5,6,7}                                  # a list of at least two (0,1,2,3), or how many
 MODEL=${MODEL:-__internal_testing__/tiny-random-llama} # a built-in name or a folder
-DATA=${DATA:-}                                         # a file, a folder or a hub name; empty: the embedded instructions
-OUTPUT=${OUTPUT:-./checkpoints/}                       # a run that is there is deleted, as published; with OVERWRITE=0 it goes on
+DATA=${DATA:-}                                         # file, folder or hub name; empty: the embedded instructions
+OUTPUT=${OUTPUT:-./checkpoints/}                       # an old run there is deleted, as published (unless OVERWRITE=0)
 # Also DEVICE, PYTHON, LOG_DIR, NNODES, MASTER, NODE_RANK and MAX_RESTART, see launch_common.sh.
 
 # shellcheck source=scripts/launch_common.sh
