@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from helpers import ROOT, flags, make_tiny_model, rows
+from oarlock.config import FinetuneConfig, load_config
 from unit.test_launch_scripts import Machine
 
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
@@ -52,6 +53,8 @@ def recipe_command(recipe: Path, folder: Path, corpus: Path, output: Path) -> li
         program, more = "run_pretrain.py", SMALLER | {"input_dir": corpus, "split": "90,10,0", "max_seq_length": 32}
     else:
         program, more = "finetune_generation.py", SMALLER_TUNING | {"dataset_name_or_path": folder / "data"}
+        if load_config(FinetuneConfig, [str(recipe)]).config.data.packing:
+            more |= {"packing_length": 128}
     return [program, str(recipe), *flags(**(common | more))]
 
 
@@ -108,6 +111,7 @@ def test_a_recipe_trains(results, folder, recipe):
     assert result["codes"] == [0], result["said"]
     check_trained(folder / recipe.stem / "out", recipe.stem)
     assert ("QLoRA: nf4 weights" in result["said"]) == recipe.stem.startswith("qlora")
+    assert ("packing: " in result["said"]) == (recipe.stem == "full_70b")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

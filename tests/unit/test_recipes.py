@@ -103,7 +103,7 @@ def test_the_peers_run_of_70b():
     assert precision.bf16 and not precision.fp16 and kernels.recompute and kernels.use_flash_attention
     assert (schedule.learning_rate, schedule.lr_scheduler_type, schedule.warmup_ratio) == (5e-5, "cosine", 0.03)
     assert schedule.warmup_steps == 0, "it would go over warmup_ratio"
-    assert config.optimizer.weight_decay == 0.01
+    assert config.optimizer.weight_decay == 0.01 and config.data.packing
 
 
 def test_all_of_a_kind_share_their_numbers():
