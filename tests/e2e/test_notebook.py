@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import nbclient
 import nbformat
 import pytest
 
 from helpers import LLM, ROOT, rows
 
-NOTEBOOK = ROOT / "notebooks" / "aistudio_quickstart.ipynb"
+sys.path.insert(0, str(ROOT / "notebooks"))
+from refresh import NOTEBOOK, execute
+
 STEPS, EPOCHS = 4, "0.05"
 
 
@@ -36,7 +38,7 @@ def check_outputs(notebook: Any) -> None:
     *_, tuning, curve, asked = code_cells(notebook)
     assert "eval_exact_match" in text_of(tuning)
     assert len(pictures_of(curve)) == 1
-    assert re.fullmatch(r"(Q: [^\n]+\nA: [^\n]*\n){3}", text_of(asked)), text_of(asked)
+    assert len(re.findall(r"^Q: .+\nA: ", text_of(asked), re.M)) == 3, text_of(asked)
     assert "反义词是什么？" in text_of(asked)
     for cell in code_cells(notebook):
         assert not any(output.output_type == "error" for output in cell.outputs)
@@ -55,12 +57,7 @@ def kernel_environment(tmp_path, monkeypatch) -> Path:
 
 def test_it_runs(kernel_environment):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    for cell in code_cells(notebook):
-        cell.outputs, cell.execution_count = [], None
-    client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
-    )
-    client.execute()  # an error of a cell is raised
+    execute(notebook)  # an error of a cell is raised
     check_outputs(notebook)
     base, lora = (rows(kernel_environment / run / "metrics.jsonl") for run in ("base", "lora"))
     assert max(row["step"] for row in base) == STEPS and any("eval_perplexity" in row for row in base)
