@@ -2,7 +2,7 @@
 # What the launch scripts share (sourced, not run): Python, devices, nodes, and handing signals to the trainers.
 #
 # They set DEVICE, GPUS, MODEL, OUTPUT and LOG_DIR, call start_command, append the trainer's flags to COMMAND, and call
-# run_command.
+# run_command. The fine-tuning scripts set RECIPE, GPUS, MODEL, DATA and OUTPUT and call finetune.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -26,6 +26,7 @@ choose_python() {
 }
 
 # DEVICES (array) and NUM_DEVICES from GPUS: a list of at least two (0,1,2,3), or a number of devices.
+# (CUDA_VISIBLE_DEVICES=3 GPUS=1 is the card 3 alone.)
 choose_devices() {
   local available=() device why
   case $DEVICE in
@@ -93,7 +94,7 @@ choose_nodes() {
   fi
 }
 
-# COMMAND: Python and Paddle's launcher, up to the training script.
+# COMMAND: Python, and Paddle's launcher where there are several processes, up to the training script.
 start_command() {
   choose_python
   choose_devices
@@ -104,7 +105,11 @@ start_command() {
     fail "DEVICE=cpu needs MODEL=<folder of a small model>: every process holds the whole of it in float32"
   fi
 
-  COMMAND=("$PYTHON" -u -m paddle.distributed.launch)
+  COMMAND=("$PYTHON" -u)
+  LAUNCHED=
+  if [ "$NUM_DEVICES" = 1 ] && [ "$NNODES" = 1 ]; then return 0; fi
+  LAUNCHED=yes
+  COMMAND+=(-m paddle.distributed.launch)
   if [ "$DEVICE" = cpu ]; then
     COMMAND+=(--nproc_per_node "$NUM_DEVICES") # --gpus crashes in a CPU build of Paddle
   else
@@ -119,6 +124,24 @@ start_command() {
   fi
   if [ -n "$MAX_RESTART" ]; then COMMAND+=(--max_restart "$MAX_RESTART"); fi
   COMMAND+=(--log_dir "$LOG_DIR")
+}
+
+# Fine-tune as a recipe says, with the script's own arguments at the end, and leave with the exit code. Variables that
+# all fine-tuning scripts take from the environment get their defaults here.
+finetune() {
+  local recipe=$RECIPE
+  DEVICE=${DEVICE:-gpu}       # gpu, or cpu: then GPUS counts processes, and MODEL has to be a small one
+  LOG_DIR=${LOG_DIR:-log}     # what each process says (workerlog.0, ...), where there are several
+  OVERWRITE=${OVERWRITE:-1}   # as published, a run that OUTPUT holds is deleted; 0: go on from its checkpoint
+  [ -f "$recipe" ] || recipe=$ROOT/configs/recipes/$RECIPE.yaml
+  [ -f "$recipe" ] || fail "RECIPE must be a YAML file, or the name of one in $ROOT/configs/recipes; got \"$RECIPE\""
+  start_command
+  COMMAND+=(
+    "$ROOT/llm/finetune_generation.py" "$recipe"
+    ${MODEL:+--model_name_or_path "$MODEL"} ${DATA:+--dataset_name_or_path "$DATA"}
+    --output_dir "$OUTPUT" --overwrite_output_dir "$OVERWRITE" --device "$DEVICE"
+  )
+  run_command "$@"
 }
 
 # Run COMMAND with the script's own arguments at the end (later flags win), and leave with its exit code.
@@ -152,7 +175,9 @@ run_command() {
   done
   # 143: ended by SIGTERM. The launcher says 15 then, and 1 where it was waiting for the other nodes.
   if [ "$stops" -gt 0 ] && { [ "$code" = 15 ] || { [ -n "$early" ] && [ "$code" != 0 ]; }; }; then code=143; fi
-  if [ "$code" != 0 ]; then say "the trainers ended with code $code; what they said is in $LOG_DIR/workerlog.*"; fi
+  if [ "$code" != 0 ]; then
+    say "the trainers ended with code $code${LAUNCHED:+; what they said is in $LOG_DIR/workerlog.*}"
+  fi
   exit "$code"
 }
 
@@ -165,7 +190,7 @@ print_command() {
   echo "${line# }"
 }
 
-# Start the launcher once; sets `code` when it has ended.
+# Start the launcher (or the only trainer) once; sets `code` when it has ended.
 run_once() {
   local again=0
   # A process group of its own (set -m): Ctrl-C in a terminal then reaches this script alone.
@@ -203,6 +228,10 @@ stop_trainers() {
 # Process ids of the trainers: the launcher's children that lead a session (its other children are brief helpers).
 find_trainers() {
   local file line pid parent session
+  if [ -z "$LAUNCHED" ]; then
+    echo "$launcher"
+    return
+  fi
   for file in /proc/[0-9]*/stat; do
     { read -r line <"$file"; } 2>/dev/null || continue # it ended meanwhile
     pid=${line%% *}

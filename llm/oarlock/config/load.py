@@ -158,16 +158,24 @@ class _Loader(yaml.SafeLoader):
 
 
 def _from_file(
-    path: Path, specs: dict[str, OptionSpec], problems: list[str], parents: tuple[Path, ...] = ()
+    path: Path, specs: dict[str, OptionSpec], problems: list[str], parents: tuple[Path, ...] = (), named_at: str = ""
 ) -> dict[str, tuple[Any, str]]:
-    """Read one YAML (or JSON) file; `include:` names files, relative to it, that are read before it."""
+    """Read one YAML (or JSON) file; `include:` names files, relative to it, that are read before it.
+
+    Args:
+        parents: the files that include it, outermost first.
+        named_at: file:line of the include.
+    """
     path = path.resolve() if parents else path
     if path.resolve() in parents:
-        raise ConfigError(f"{path}: includes itself (through {' -> '.join(p.name for p in parents)})")
+        chain = " -> ".join(p.name for p in (*parents, path))
+        raise ConfigError(f"{named_at}: include: {path} includes itself (through {chain})")
     try:
         with open(path, encoding="utf-8") as stream:
             root = yaml.compose(stream, Loader=_Loader)
     except OSError as error:
+        if parents:
+            raise ConfigError(f"{named_at}: include: {path}: {error.strerror}") from error
         raise ConfigError(f"{path}: {error.strerror}; the first argument must be a YAML file or a flag") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
@@ -181,8 +189,9 @@ def _from_file(
     names, sections = _names(specs), {spec.section for spec in specs.values()}
     for key, node in _items(root, path, problems):
         if key.value == "include":
+            named_at = f"{path}:{key.start_mark.line + 1}"
             for entry in _constructed(node, path, list):
-                values |= _from_file(path.parent / str(entry), specs, problems, (*parents, path.resolve()))
+                values |= _from_file(path.parent / str(entry), specs, problems, (*parents, path.resolve()), named_at)
         elif key.value in sections and isinstance(node, yaml.MappingNode):
             for inner, value in _items(node, path, problems):
                 _take(inner, value, path, names, specs, own, problems, section=key.value)

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# QLoRA of llama-7b on one GPU: LoRA beside weights of 4 bits.
+#
+#   bash scripts/finetune_qlora.sh [FLAGS]     FLAGS of llm/finetune_generation.py, which go over the recipe
+#
+#   DRY_RUN=1 bash scripts/finetune_qlora.sh                                         print the command
+#   DATA=my_dataset bash scripts/finetune_qlora.sh --num_train_epochs 3              your data
+#   DEVICE=cpu MODEL=small-model bash scripts/finetune_qlora.sh --max_steps 30       rehearse on the CPU
+set -euo pipefail
+
+RECIPE=${RECIPE:-qlora_7b}       # of configs/recipes: all values stand there (others: qlora_13b, qlora_70b)
+GPUS=${GPUS:-1}                  # a list of at least two (0,1,2,3), or how many
+MODEL=${MODEL:-}                 # a built-in name or a folder; empty: the recipe's
+DATA=${DATA:-}                   # file, folder or hub name; empty: the embedded instructions
+OUTPUT=${OUTPUT:-./checkpoints/} # an old run there is deleted, as published (unless OVERWRITE=0)
+# Also DEVICE, PYTHON, LOG_DIR, NNODES, MASTER, NODE_RANK and MAX_RESTART, see launch_common.sh.
+
+# shellcheck source=scripts/launch_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launch_common.sh"
+finetune "$@"

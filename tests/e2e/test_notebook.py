@@ -1,0 +1,106 @@
+"""The notebook runs from its first cell to its last, and its saved outputs are small and name no machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from helpers import LLM, ROOT, rows
+
+sys.path.insert(0, str(ROOT / "notebooks"))
+from refresh import NOTEBOOK, execute
+
+STEPS, EPOCHS = 4, "0.05"
+
+
+def text_of(cell: Any) -> str:
+    """What a code cell printed."""
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+def pictures_of(cell: Any) -> list[str]:
+    return [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def check_outputs(notebook: Any) -> None:
+    """A loss curve, an evaluation, and the three answers, whatever they say."""
+    *_, tuning, curve, asked = code_cells(notebook)
+    assert "eval_exact_match" in text_of(tuning)
+    assert len(pictures_of(curve)) == 1
+    assert len(re.findall(r"^Q: .+\nA: ", text_of(asked), re.M)) == 3, text_of(asked)
+    assert "反义词是什么？" in text_of(asked)
+    for cell in code_cells(notebook):
+        assert not any(output.output_type == "error" for output in cell.outputs)
+
+
+@pytest.fixture
+def kernel_environment(tmp_path, monkeypatch) -> Path:
+    """Short runs into a folder of the test, with this checkout's package, which counts as installed."""
+    monkeypatch.setenv("PYTHONPATH", str(LLM))
+    monkeypatch.setenv("OUTPUT", str(tmp_path / "out"))
+    monkeypatch.setenv("PRETRAIN_STEPS", str(STEPS))
+    monkeypatch.setenv("LORA_EPOCHS", EPOCHS)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    return tmp_path / "out"
+
+
+def test_it_runs(kernel_environment):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    execute(notebook)  # an error of a cell is raised
+    check_outputs(notebook)
+    base, lora = (rows(kernel_environment / run / "metrics.jsonl") for run in ("base", "lora"))
+    assert max(row["step"] for row in base) == STEPS and any("eval_perplexity" in row for row in base)
+    assert any("eval_exact_match" in row for row in lora)
+    assert (kernel_environment / "lora" / "adapter.json").exists()
+    assert list((kernel_environment / "lora" / "visualdl").iterdir())
+
+
+def test_the_saved_outputs_are_of_a_whole_run():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
+    check_outputs(notebook)
+    asked = code_cells(notebook)[-1]
+    assert "A: 山\n" in text_of(asked), "a run long enough to learn"
+
+
+def test_the_notebook_is_small_and_names_no_machine():
+    assert NOTEBOOK.stat().st_size < 200_000
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:
+        texts = [cell.source, *(text_of(cell).splitlines() if cell.cell_type == "code" else [])]
+        for text in texts:
+            found = re.search(r"(?<![\w.:/}])(/(home|root|work|tmp|usr|opt|mnt|var|Users)/\S+|[A-Z]:\\)", text)
+            assert not found, found
+    assert not [
+        name for name in (os.uname().nodename, str(Path.home())) if len(name) > 5 and name in NOTEBOOK.read_text()
+    ]
+
+
+def test_the_installation_is_left_out_where_there_is_one():
+    """Its cell, with a Python that has no oarlock and a pip that writes down what it is asked for."""
+    (cell,) = [cell for cell in code_cells(nbformat.read(NOTEBOOK, as_version=4)) if "pip install" in cell.source]
+    script = cell.source.removeprefix("%%bash\n")
+
+    def run(oarlock: bool) -> str:
+        stand_in = (
+            'python() { case "$*" in "-c import oarlock") return '
+            + str(int(not oarlock))
+            + ';; *) echo "python $*";; esac; }\n'
+        )
+        done = subprocess.run(["bash", "-c", stand_in + script], capture_output=True, text=True, cwd=ROOT, check=True)
+        return done.stdout
+
+    assert "pip install" not in run(oarlock=True)
+    assert "-c constraints.txt ." in run(oarlock=False)
