@@ -3,16 +3,17 @@
     python benchmarks/methods.py [--folder DIR] [--only lora prefix ...] [--picture docs/images/methods.svg]
     python benchmarks/methods.py --memory 1GB     # of the base alone, under LoRA and QLoRA
 
-The base is a small Llama (configs/models/quickstart) pretrained here on documents in which the training records stand
-as questions and answers in running text; the answers' form, the template and its special tokens are new to it, as they
-are to a released base model. Then each method learns the instructions, one after the other, in a process of its own.
+The base is a small Llama (configs/models/quickstart), pretrained as in the quickstart and then on the training records
+as "Question: ... Answer: ...": it knows the answers, as a released base model knows of the world, but not the chat
+template and its special tokens, in which it answers nothing. Then each method learns the instructions in that template,
+one after the other, in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from typing import Any
 from common import ROOT, TreeMemory, free_of_noise, report
 from load_weights import MB, SIZES, generate, in_child, kilobytes
 
-DOCUMENTS, RECORDS_EACH, BASE_STEPS = 12_000, 6, 700
+QUIET = ("--disable_tqdm", 1, "--save_strategy", "no", "--overwrite_output_dir")
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"learning_rate": 2e-3},
     "lora": {"lora": 1, "r": 8, "learning_rate": 1e-2},
@@ -54,23 +55,28 @@ def make_base(folder: Path) -> None:
 
     if not (folder / "tokenizer").is_dir():
         run("oarlock", "data", "embedded", "--output", folder)
+    if not (folder / "pretrained" / "model.safetensors").is_file():
+        run(
+            "run_pretrain.py", ROOT / "configs/quickstart/pretrain.yaml",
+            "--model_name_or_path", ROOT / "configs/models/quickstart", "--input_dir", folder / "pretrain",
+            "--tokenizer_name_or_path", folder / "tokenizer", "--output_dir", folder / "pretrained", *QUIET,
+        )  # fmt: skip
     if (folder / "base" / "model.safetensors").is_file():
         return
-    records, rng = instruction_records("train"), random.Random(0)
-    (folder / "corpus").mkdir(parents=True, exist_ok=True)
-    with open(folder / "documents.jsonl", "w", encoding="utf-8") as file:
-        for _ in range(DOCUMENTS):
-            chosen = rng.sample(records, RECORDS_EACH)
-            text = "\n".join(f"Question: {r['instruction']} {r['input']}\nAnswer: {r['output']}" for r in chosen)
-            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-    words = ("--input", folder / "documents.jsonl", "--tokenizer", folder / "tokenizer")
-    run("oarlock", "data", "pretrain", *words, "--output-prefix", folder / "corpus" / "documents")
+    (folder / "questions").mkdir(parents=True, exist_ok=True)
+    for side in ("train", "dev"):
+        rows = [
+            {"src": f"Question: {record['instruction']} {record['input']}\nAnswer: ", "tgt": record["output"]}
+            for record in instruction_records(side)
+        ]
+        (folder / "questions" / f"{side}.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     run(
-        "run_pretrain.py", ROOT / "configs/quickstart/pretrain.yaml",
-        "--model_name_or_path", ROOT / "configs/models/quickstart", "--input_dir", folder / "corpus",
-        "--tokenizer_name_or_path", folder / "tokenizer", "--output_dir", folder / "base", "--max_steps", BASE_STEPS,
-        "--disable_tqdm", 1, "--save_strategy", "no", "--overwrite_output_dir",
+        "finetune_generation.py", ROOT / "configs/quickstart/finetune.yaml", "--chat_template", "plain",
+        "--model_name_or_path", folder / "pretrained", "--dataset_name_or_path", folder / "questions",
+        "--output_dir", folder / "base", *QUIET,
     )  # fmt: skip
+    (folder / "base" / "chat_template.jinja").unlink()  # what is asked for now is the tokenizer's own
+    shutil.copyfile(folder / "tokenizer" / "tokenizer_config.json", folder / "base" / "tokenizer_config.json")
 
 
 def measure(folder: Path, name: str, flags: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, float]]]:
@@ -79,8 +85,7 @@ def measure(folder: Path, name: str, flags: dict[str, Any]) -> tuple[dict[str, A
     words = [word for key, value in flags.items() for word in (f"--{key}", value)]
     output, peak = run(
         "finetune_generation.py", ROOT / "configs/quickstart/finetune.yaml", "--model_name_or_path", folder / "base",
-        "--dataset_name_or_path", folder / "instructions", "--output_dir", out, "--overwrite_output_dir",
-        "--disable_tqdm", 1, "--save_strategy", "no", *words,
+        "--dataset_name_or_path", folder / "instructions", "--output_dir", out, *QUIET, *words,
     )  # fmt: skip
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
