@@ -4,16 +4,16 @@
     python benchmarks/methods.py --memory 1GB     # of the base alone, under LoRA and QLoRA
 
 The base is a small Llama (configs/models/quickstart), pretrained as in the quickstart and then on the training records
-as "Question: ... Answer: ...": it knows the answers, as a released base model knows of the world, but not the chat
-template and its special tokens, in which it answers nothing. Then each method learns the instructions in that template,
-one after the other, in a process of its own.
+in six forms ("Question: ... Answer: ...", ...): it knows of the tasks, as a released base model knows of the world, but
+has not met the form in which it is asked from now on. Then each method learns that form, one after the other, in a
+process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import random
 import statistics
 import subprocess
 import sys
@@ -25,11 +25,24 @@ from typing import Any
 from common import ROOT, TreeMemory, free_of_noise, report
 from load_weights import MB, SIZES, generate, in_child, kilobytes
 
+# Six forms in which the base has met the tasks, and the one in which it is to answer from now on.
+KNOWN_FORMS = (
+    "Question: {instruction} {input}\nAnswer: ",
+    "Q: {instruction} {input} A: ",
+    "{instruction}\n{input}\n= ",
+    "Task: {instruction}\nInput: {input}\nOutput: ",
+    "User: {instruction}\n{input}\nBot: ",
+    "{instruction} ({input}) -> ",
+)
+NEW_FORM = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ message['content'] }}{{ eos_token }}"
+    "{% else %}Instruction: {{ message['content'] }}\nResponse: {% endif %}{% endfor %}"
+)
 QUIET = ("--disable_tqdm", 1, "--save_strategy", "no", "--overwrite_output_dir")
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"learning_rate": 2e-3},
-    "lora": {"lora": 1, "r": 8, "learning_rate": 1e-2},
-    "qlora": {"qlora": 1, "r": 8, "learning_rate": 1e-2},
+    "lora": {"lora": 1, "r": 8, "learning_rate": 5e-3},
+    "qlora": {"qlora": 1, "r": 8, "learning_rate": 5e-3},
     "prefix": {"prefix_tuning": 1, "num_prefix_tokens": 64, "learning_rate": 3e-2},
     "p_tuning": {"p_tuning": 1, "num_virtual_tokens": 32, "learning_rate": 5e-3},
 }
@@ -65,27 +78,25 @@ def make_base(folder: Path) -> None:
         return
     (folder / "questions").mkdir(parents=True, exist_ok=True)
     for side in ("train", "dev"):
-        rows = [
-            {"src": f"Question: {record['instruction']} {record['input']}\nAnswer: ", "tgt": record["output"]}
-            for record in instruction_records(side)
-        ]
+        rng = random.Random(side)
+        rows = [{"src": rng.choice(KNOWN_FORMS).format(**r), "tgt": r["output"]} for r in instruction_records(side)]
         (folder / "questions" / f"{side}.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     run(
         "finetune_generation.py", ROOT / "configs/quickstart/finetune.yaml", "--chat_template", "plain",
         "--model_name_or_path", folder / "pretrained", "--dataset_name_or_path", folder / "questions",
-        "--output_dir", folder / "base", *QUIET,
+        "--num_train_epochs", 6, "--output_dir", folder / "base", *QUIET,
     )  # fmt: skip
-    (folder / "base" / "chat_template.jinja").unlink()  # what is asked for now is the tokenizer's own
-    shutil.copyfile(folder / "tokenizer" / "tokenizer_config.json", folder / "base" / "tokenizer_config.json")
 
 
 def measure(folder: Path, name: str, flags: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, float]]]:
     """A row of the table, and the loss curve."""
-    out = folder / "runs" / name
+    out, template = folder / "runs" / name, folder / "new_form.jinja"
+    template.write_text(NEW_FORM, encoding="utf-8")
     words = [word for key, value in flags.items() for word in (f"--{key}", value)]
     output, peak = run(
         "finetune_generation.py", ROOT / "configs/quickstart/finetune.yaml", "--model_name_or_path", folder / "base",
-        "--dataset_name_or_path", folder / "instructions", "--output_dir", out, *QUIET, *words,
+        "--dataset_name_or_path", folder / "instructions", "--output_dir", out, "--chat_template", template,
+        *QUIET, *words,
     )  # fmt: skip
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
