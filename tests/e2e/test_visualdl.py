@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import ElementNotInteractableException, StaleElementReferenceException
+from selenium.webdriver.common.keys import Keys
 
 from helpers import flags, run_program
 
@@ -100,18 +101,31 @@ def screenshot(window) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(window.get_screenshot_as_png())).convert("RGB")).astype(int)
 
 
+def typed(window, text: str) -> bool:
+    """Have the text in the box for tags; False while the page is not there, or is drawing itself anew."""
+    try:
+        for box in window.find_elements("css selector", "input[placeholder*='Search tags']"):
+            if box.get_attribute("value") != text:
+                box.send_keys(Keys.CONTROL, "a")
+                box.send_keys(text)
+            return box.get_attribute("value") == text
+    except (StaleElementReferenceException, ElementNotInteractableException):
+        pass
+    return False
+
+
 def test_the_page_draws_the_loss_curve(logdir, tmp_path):
     with server(logdir) as address, browser(tmp_path / "profile") as window:
         window.get(f"{address}/app/scalar")
         deadline = time.monotonic() + 180
-        while not (boxes := window.find_elements("css selector", "input[placeholder*='Search tags']")):
+        while not typed(window, "^train/loss$"):
             assert time.monotonic() < deadline, "the page did not come up"
             time.sleep(0.5)
-        boxes[0].send_keys("^train/loss$")
         blue, drawn = np.zeros((1, 1), bool), []
         while time.monotonic() < deadline and not (blue.sum() > 200 and len(drawn) == 1):
             time.sleep(1)
-            with contextlib.suppress(StaleElementReferenceException):  # the page was drawing itself anew
+            with contextlib.suppress(StaleElementReferenceException):
+                typed(window, "^train/loss$")
                 drawn = [c for c in window.find_elements("tag name", "canvas") if c.size["width"] > 100]
             blue = np.abs(screenshot(window)[150:, :1100] - CURVE).sum(axis=2) < 60
         columns, lines = np.flatnonzero(blue.any(axis=0)), np.flatnonzero(blue.any(axis=1))
