@@ -76,6 +76,16 @@ def make_tiny_config(folder: str | Path, **changes: Any) -> Path:
     return folder
 
 
+def encode_conversation(conversation: Any, tokenizer: Any, template: Any, src_length: int, tgt_length: int) -> Any:
+    """A conversation as oarlock.data.encode makes an example of it."""
+    from oarlock.data.labels import conversation_spans, join_spans
+    from oarlock.data.tokenizers import batch_encode
+
+    spans = conversation_spans(conversation, template)
+    rows = batch_encode(tokenizer, [span.text for span in spans])
+    return join_spans(spans, rows, src_length, tgt_length).example()
+
+
 def flags(**options: Any) -> list[str]:
     """{"max_steps": 3, "do_train": True} -> ["--max_steps", "3", "--do_train", "True"]."""
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -191,6 +191,20 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """Make and run tensors on the CPU in here; the device is as before afterwards."""
+    import paddle
+
+    device = paddle.device.get_device()
+    paddle.set_device("cpu")
+    try:
+        yield
+    finally:
+        if device != "cpu":
+            paddle.set_device(device)
+
+
 def set_paddlenlp_log_level(level: str) -> None:
     """PaddleNLP's logger is chatty at its default; ours says what matters."""
     from paddlenlp.utils.log import logger

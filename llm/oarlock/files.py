@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,54 @@ def sync_file(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether a new folder may have this name: nothing is there, or an empty folder."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when all is written; one of that name gives way to it.
+
+    After an error nothing of it is left, and an older one is still there.
+    """
+    partial, older = output.with_name(f".{output.name}.partial"), output.with_name(f".{output.name}.deleted")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.iterdir():
+            settle_file(path)
+        if output.exists():
+            shutil.rmtree(older, ignore_errors=True)
+            output.rename(older)
+        partial.rename(output)
+        sync_file(output.parent)
+        shutil.rmtree(older, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def complete_files(folder: Path, last: str = "") -> Iterator[Path]:
+    """A place to write files that go into a folder when all of them are whole; others in it are left alone.
+
+    Args:
+        last: the file that comes after all others, since readers go by it.
+    """
+    partial = folder / ".files.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in sorted(partial.iterdir(), key=lambda path: (path.name == last, path.name)):
+            settle_file(path)
+            os.replace(path, folder / path.name)
+        sync_file(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:

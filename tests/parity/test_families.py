@@ -19,7 +19,6 @@ from oarlock.models.build import ModelSource, build_model, check_lengths, find_m
 from oarlock.models.generate import generate_ids
 from oarlock.models.layout import holdings
 from oarlock.models.lora import LoRA
-from oarlock.models.methods import check_method
 from oarlock.models.p_tuning import PTuning
 from oarlock.models.prefix import Prefix
 from oarlock.models.sources import hugging_face_names
@@ -301,10 +300,9 @@ def test_a_family_that_does_not_run_says_so(tmp_path):
 
 def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(tmp_path):
     content = TINY["glm"] | {"model_type": "glm", "architectures": [FAMILIES["glm"].model]}
-    check_method(PTuning(3), "glm")
-    check_method(None, "glm")
+    PTuning(3).check("glm")
     for family in WITH_PREFIX:
-        check_method(Prefix(3), family)
+        Prefix(3).check(family)
     (tmp_path / "model.safetensors").write_bytes(b"nothing that could be read")
     with pytest.raises(ModelError, match="--prefix_tuning: glm has none: its layers remember hidden states"):
         find(tmp_path, content, "--prefix_tuning", start=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import transformers
 
-from oarlock.data.labels import IGNORE_INDEX, encode_conversation, encode_prompt
+from helpers import encode_conversation
+from oarlock.data.labels import IGNORE_INDEX, encode_prompt
 from oarlock.data.records import Conversation
 from oarlock.data.templates import BUILT_IN, ChatTemplate, choose_template
 from oarlock.data.tokenizers import load_tokenizer

@@ -16,6 +16,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import encode_conversation
 from oarlock.config.schema import FinetuneDataSection
 from oarlock.data import record_files
 from oarlock.data.collate import FinetuneCollator, PretrainCollator
@@ -25,7 +26,7 @@ from oarlock.data.embedded.tokenizer import ASSISTANT, EOS, USER
 from oarlock.data.encode import Counts, Recipe, encode_source
 from oarlock.data.find_records import find_records
 from oarlock.data.finetune import load_finetune_data
-from oarlock.data.labels import IGNORE_INDEX, Example, encode_conversation, encode_prompt
+from oarlock.data.labels import IGNORE_INDEX, Example, encode_prompt
 from oarlock.data.preview import marked
 from oarlock.data.record_files import FileRecords
 from oarlock.data.records import Conversation, parse_record

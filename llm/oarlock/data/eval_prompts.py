@@ -6,11 +6,11 @@ other file are texts, each what a user says.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.data.labels import Prompt, encode_prompt
+from oarlock.data.readers import parse_json_line
 from oarlock.data.records import ROLES, PlainText, detect_form, parse_record
 from oarlock.errors import DataError
 
@@ -40,13 +40,10 @@ def load_eval_prompts(
         if not line.strip():
             continue
         try:
-            text = line.decode("utf-8-sig").rstrip("\r")
-            item = json.loads(text) if path.suffix == ".jsonl" else text
+            item = parse_json_line(line) if path.suffix == ".jsonl" else line.decode("utf-8-sig").rstrip("\r")
             prompts.append(_prompt(item, f"{path.name}:{number}", tokenizer, template, src_length))
         except UnicodeDecodeError as error:
             raise DataError(f"--eval_prompts {path}:{number}: not UTF-8") from error
-        except json.JSONDecodeError as error:
-            raise DataError(f"--eval_prompts {path}:{number}: not valid JSON: {error}") from error
         except (ValueError, DataError) as error:
             raise DataError(f"--eval_prompts {path}:{number}: {error}") from error
     if not prompts:

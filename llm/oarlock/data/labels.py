@@ -89,30 +89,13 @@ def encode_text(tokenizer: PretrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]) if text else []
 
 
-def encode_conversation(
-    conversation: Conversation,
-    tokenizer: PretrainedTokenizerBase,
-    template: ChatTemplate,
-    src_length: int,
-    tgt_length: int,
-) -> Example:
-    """Tokenise a conversation; the assistant's texts (with the end token the template puts) are trained on.
+def conversation_spans(conversation: Conversation, template: ChatTemplate) -> list[Span]:
+    """Prompts and answers in turn, the last one an answer; each is tokenised apart, as when the model is asked.
 
-    Prompt and answer are tokenised apart, as they are when the model is asked. The context before the last answer
-    keeps its last src_length tokens, the last answer its first tgt_length.
+    The assistant's texts, with the end token that the template puts, are trained on.
 
     Raises:
         DataError: when the template is not consistent (a longer conversation must begin as the shorter one did).
-    """
-    spans = conversation_spans(conversation, template)
-    return join_spans(spans, [encode_text(tokenizer, span.text) for span in spans], src_length, tgt_length).example()
-
-
-def conversation_spans(conversation: Conversation, template: ChatTemplate) -> list[Span]:
-    """Prompts and answers in turn, the last one an answer.
-
-    Raises:
-        DataError: as encode_conversation.
     """
     spans, done = [], ""
     try:
@@ -135,7 +118,10 @@ def conversation_spans(conversation: Conversation, template: ChatTemplate) -> li
 
 
 def join_spans(spans: Sequence[Span], rows: Sequence[Sequence[int]], src_length: int, tgt_length: int) -> Encoded:
-    """The spans of a conversation, whose ids are `rows`, as one example."""
+    """The spans of a conversation, whose ids are `rows`, as one example.
+
+    The context before the last answer keeps its last src_length tokens, the last answer its first tgt_length.
+    """
     ids = [token for row in rows for token in row]
     answer_start = len(ids) - len(rows[-1])
     first, last = max(0, answer_start - src_length), min(len(ids), answer_start + tgt_length)

@@ -253,13 +253,25 @@ def _decoded(line: bytes, path: str, number: int, ends_document: bool) -> Piece 
         return BadLine(path, number, f"not UTF-8 (byte {error.start} of the line)")
 
 
+def parse_json_line(line: bytes) -> Any:
+    """The content of a line of JSON.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start} of the line)") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+
+
 def _parse_json(line: bytes, path: str, number: int, text_key: str) -> Piece | BadLine:
     try:
-        record = json.loads(line)
-    except UnicodeDecodeError as error:
-        return BadLine(path, number, f"not UTF-8 (byte {error.start} of the line)")
-    except (ValueError, RecursionError) as error:
-        return BadLine(path, number, f"not valid JSON: {error}")
+        record = parse_json_line(line)
+    except ValueError as error:
+        return BadLine(path, number, str(error))
     if not isinstance(record, dict):
         return BadLine(path, number, f"expected an object with the field {text_key!r}, got {type(record).__name__}")
     text = record.get(text_key)

@@ -24,6 +24,7 @@ from oarlock.data.readers import (
     known_source,
     naming,
     parse_batch,
+    parse_json_line,
     read_batches,
 )
 from oarlock.data.records import PlainText
@@ -155,11 +156,9 @@ def _json_lines(batch: Batch) -> Iterator[ItemBatch]:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return ValueError(f"not UTF-8 (byte {error.start} of the line)")
-    except (ValueError, RecursionError) as error:
-        return ValueError(f"not valid JSON: {error}")
+        return parse_json_line(line)
+    except ValueError as error:
+        return error
 
 
 def _texts(batch: Batch) -> Iterator[ItemBatch]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oarlock.errors import ModelError
-from oarlock.files import settle_file, sync_file, write_json
+from oarlock.files import complete_files, write_json
 from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource, write_safetensors
 from oarlock.models.save import save_tokenizer
 from oarlock.models.weights import WeightFolder, has_safetensors
@@ -218,25 +217,17 @@ def save_adapter(
         ModelError: when it can't be written.
     """
     folder = Path(folder)
-    partial = folder / ".adapter.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        content = describe_adapter(method, base)
-        write_adapter_weights(tensors, content, partial)
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, partial, template)
-        write_json(partial / ADAPTER_FILE, content)
-        for path in sorted(partial.iterdir()):
-            settle_file(path)
-            path.replace(folder / path.name)
+        with complete_files(folder, last=ADAPTER_FILE) as partial:
+            content = describe_adapter(method, base)
+            write_adapter_weights(tensors, content, partial)
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, partial, template)
+            write_json(partial / ADAPTER_FILE, content)
         if method.name != "lora":
             (folder / LORA_FILE).unlink(missing_ok=True)  # of an adapter of another kind that was here
-        sync_file(folder)
     except Exception as error:
         raise ModelError(f"{folder}: the adapter could not be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _for_paddlenlp(settings: dict[str, Any], base: str, names: Sequence[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ConfigError, ModelError
+from oarlock.files import is_vacant
 from oarlock.models.adapter import AdapterFolder, Base, open_adapter
 
 
@@ -99,5 +100,5 @@ def check_output(output: Path) -> None:
     Raises:
         ModelError: naming it.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if not is_vacant(output):
         raise ModelError(f"{output} is not empty; give a folder that does not exist yet")

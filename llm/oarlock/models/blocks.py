@@ -46,16 +46,6 @@ class Block:
             whole[self._index(start, length)] = part[self._index(begin, length)]
             begin += length
 
-    def overlaps(self, other: Block) -> bool:
-        """Whether two parts of the same tensor have elements in common."""
-        if self.axis is None or other.axis is None or self.axis != other.axis:
-            return True
-        return any(
-            start < other_start + other_length and other_start < start + length
-            for start, length in self.runs
-            for other_start, other_length in other.runs
-        )
-
     def _index(self, start: int, length: int) -> tuple[slice, ...]:
         assert self.axis is not None
         return (*(slice(None) for _ in range(self.axis)), slice(start, start + length))

@@ -20,7 +20,8 @@ from oarlock.models.initial import RandomWeights, without_values
 from oarlock.models.inputs import adapt_inputs
 from oarlock.models.load import load_distributed
 from oarlock.models.methods import Method, fill_trained, initial_values
-from oarlock.models.sources import PickleSource, SafetensorsSource, WeightSource
+from oarlock.models.pickles import PickleSource
+from oarlock.models.sources import SafetensorsSource, WeightSource
 from oarlock.models.weights import WeightFolder, has_safetensors
 from oarlock.parallel.families import BROKEN
 from oarlock.parallel.plan import sequence_length

@@ -24,7 +24,7 @@ from paddle.distributed.fleet.meta_parallel import PipelineLayer
 from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 from paddlenlp.transformers.model_utils import no_init_weights
 
-from oarlock.environment import import_paddle
+from oarlock.environment import import_paddle, on_cpu
 from oarlock.models.layout import holdings
 
 _MAX_THREADS = 16
@@ -227,15 +227,12 @@ def _drawing_fast(seed: int, pool: ThreadPoolExecutor) -> contextlib.AbstractCon
 @contextlib.contextmanager
 def _drawing_on_cpu(seed: int | None = None) -> Iterator[None]:
     """Work on the CPU, with a seeded generator; device and generator are as before afterwards."""
-    device, generator = paddle.device.get_device(), paddle.framework.core.default_cpu_generator()
+    generator = paddle.framework.core.default_cpu_generator()
     state = generator.get_state()
-    paddle.set_device("cpu")
     try:
         if seed is not None:
             generator.manual_seed(seed)
-        with paddle.no_grad():
+        with on_cpu(), paddle.no_grad():
             yield
     finally:
         generator.set_state(state)
-        if device != "cpu":
-            paddle.set_device(device)

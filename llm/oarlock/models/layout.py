@@ -16,6 +16,7 @@ import paddlenlp.transformers
 from paddle import nn
 from paddle.distributed.fleet.meta_parallel import PipelineLayer, SharedLayerDesc
 
+from oarlock.errors import ModelError
 from oarlock.models.blocks import Block
 
 
@@ -112,7 +113,7 @@ def _block(part: tuple[int, ...], split: Callable[[np.ndarray], np.ndarray], deg
             if cut.size == part[axis]:
                 shape = (*part[:axis], whole_length, *part[axis + 1 :])
                 return Block(shape, axis, _runs(cut.reshape(-1)))
-    raise NotImplementedError(f"{name}: how PaddleNLP splits it among tensor-parallel ranks is not understood")
+    raise ModelError(f"{name}: how PaddleNLP splits it among tensor-parallel ranks is not understood")
 
 
 def _runs(indices: np.ndarray) -> tuple[tuple[int, int], ...]:

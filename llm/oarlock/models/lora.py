@@ -17,6 +17,7 @@ from oarlock.models.layout import Block, holdings
 from oarlock.models.qlora import quantize_base
 from oarlock.models.quantized import Quantization
 from oarlock.parallel.families import FAMILIES
+from oarlock.parallel.sync import share
 
 if TYPE_CHECKING:
     from oarlock.config.schema import MethodSection
@@ -94,8 +95,10 @@ class LoRA:
         family = model.config.model_type
         targets = self.targets or FAMILIES[family].lora_targets
         found = {path.rsplit(".", 1)[-1] for path, layer in model.named_sublayers() if _is_linear(layer)}
+        if isinstance(model, PipelineLayer):  # a stage may lack what another has
+            found = set().union(*share(found))
         unknown = [target for target in self.targets if target not in found]
-        if unknown and not isinstance(model, PipelineLayer):  # a stage may lack what another has
+        if unknown:
             raise ConfigError(
                 f"--lora_target_modules {', '.join(unknown)}: no such linear layer in this {family} model; it has "
                 f"{', '.join(sorted(found))}"
@@ -113,6 +116,13 @@ class LoRA:
         elif weight.axis == 1:
             second = Block(second.shape, 1, weight.runs)
         return first, second
+
+    def check(self, family: str) -> None:
+        """Every family has it."""
+
+    def positions(self, family: str) -> int:
+        """None."""
+        return 0
 
     def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
         """A as PaddleNLP draws it (Kaiming uniform with a = sqrt 5), B zero."""

@@ -16,9 +16,9 @@ from paddlenlp.transformers import AutoConfig, PretrainedConfig
 
 from oarlock.data.templates import choose_template, own_template
 from oarlock.data.tokenizers import load_tokenizer
-from oarlock.environment import progress_bar, say
+from oarlock.environment import on_cpu, progress_bar, say
 from oarlock.errors import ModelError
-from oarlock.files import settle_file, sync_file, write_json
+from oarlock.files import new_folder, write_json
 from oarlock.models.adapter import Base
 from oarlock.models.adapter_mix import AdapterMix, check_output
 from oarlock.models.build import model_class
@@ -27,10 +27,11 @@ from oarlock.models.layout import holdings
 from oarlock.models.load import Request, check_source
 from oarlock.models.lora_changes import Change, changes_of
 from oarlock.models.merge_proof import TOLERANCES, Proof, prove
+from oarlock.models.pickles import PickleSource
 from oarlock.models.safetensors_stream import TensorSource
 from oarlock.models.save import MAX_SHARD_BYTES, save_config, save_tokenizer, write_weights
-from oarlock.models.sources import PickleSource, SafetensorsSource, WeightSource
-from oarlock.models.streamed import empty_model, on_cpu
+from oarlock.models.sources import SafetensorsSource, WeightSource
+from oarlock.models.streamed import empty_model
 from oarlock.models.trained_base import TrainedBase
 from oarlock.models.tuned import check_base
 from oarlock.models.weights import WeightFolder, has_safetensors
@@ -87,7 +88,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
     with (
         on_cpu(),
         closing(_open_base(base, config, options.allow_pickle)) as source,
-        _partial(output) as folder,
+        _written(output) as folder,
     ):
         trained_base = TrainedBase(source, mix)
         merged = _merged_tensors(source, trained_base, mix, config, options.dtype)
@@ -100,7 +101,6 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
             proof = prove(trained_base, mix, folder, config, {tensor.dtype for tensor in merged})
             say(proof.text())
         _write_record(base, mix, proof, folder)
-        _put(folder, output)
     size = sum(tensor.num_bytes for tensor in merged)
     say(f"merged {_text(mix)} into {base}: {size / 1e6:,.1f} MB, {output}")
     return proof
@@ -163,17 +163,13 @@ def _merged(base: TrainedBase, name: str, shape: tuple[int, ...], dtype: np.dtyp
 
 
 @contextmanager
-def _partial(output: Path) -> Iterator[Path]:
-    """A folder beside the output that goes away whatever happens, and errors of writing with the output's name."""
-    folder = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
+def _written(output: Path) -> Iterator[Path]:
+    """A new folder, and errors of writing with its name."""
     try:
-        folder.mkdir(parents=True)
-        yield folder
+        with new_folder(output) as folder:
+            yield folder
     except OSError as error:
         raise ModelError(f"{output}: the merged model could not be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_space(tensors: list[TensorSource], output: Path) -> None:
@@ -214,15 +210,6 @@ def _write_record(base: Path, mix: AdapterMix, proof: Proof | None, folder: Path
         "versions": package_versions(),
     }
     write_json(folder / MERGE_FILE, content)
-
-
-def _put(folder: Path, output: Path) -> None:
-    for path in folder.iterdir():
-        settle_file(path)
-    if output.exists():
-        shutil.rmtree(output)
-    folder.rename(output)
-    sync_file(output.parent)
 
 
 def _text(mix: AdapterMix) -> str:

@@ -24,10 +24,22 @@ class Method(Protocol):
     """One way to train few parameters.
 
     Attributes:
-        name: as it is called in the log and in adapter_config.json.
+        name: as it is called in adapter.json.
     """
 
     name: str
+
+    def check(self, family: str) -> None:
+        """Refuse a family that lacks what the method needs, before anything is read.
+
+        Raises:
+            ModelError: saying why, and what to use.
+        """
+        ...
+
+    def positions(self, family: str) -> int:
+        """How many of a model's positions it takes, beside those of parallel.plan.sequence_length."""
+        ...
 
     def attach(self, model: nn.Layer) -> None:
         """Put its parameters into this rank's (unwrapped) model, in place; nothing else has gradients afterwards.
@@ -58,16 +70,6 @@ def choose_method(section: MethodSection) -> Method | None:
     if section.p_tuning:
         return PTuning(section.num_virtual_tokens, section.p_tuning_encoder, section.p_tuning_hidden_size)
     return None
-
-
-def check_method(method: Method | None, family: str) -> None:
-    """Refuse a method that a family lacks, before anything is read.
-
-    Raises:
-        ModelError: saying why, and what to use.
-    """
-    if isinstance(method, Prefix):
-        method.check(family)
 
 
 def method_of(name: str, settings: dict[str, Any]) -> Method:

@@ -16,8 +16,6 @@ from paddle import nn
 
 from oarlock.models.inputs import named_arguments, set_forward
 
-ENCODERS = ("lstm", "mlp")
-
 
 @dataclass(frozen=True)
 class PTuning:
@@ -47,6 +45,13 @@ class PTuning:
             model.prompt_encoder.to(dtype=dtype)
         _embed_virtual_tokens(embedding, model.prompt_encoder)
         set_forward(model, _with_virtual_tokens(model.forward, self.num_tokens))
+
+    def check(self, family: str) -> None:
+        """Every family has it."""
+
+    def positions(self, family: str) -> int:
+        """None."""
+        return 0
 
     def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
         """Uniform by the width of the input, as torch.nn.LSTM and Linear; the tokens normal."""

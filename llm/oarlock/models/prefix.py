@@ -53,23 +53,19 @@ class Prefix:
             weight.whole_block = Block(whole, 2, ((config.tensor_parallel_rank * heads, heads),))
         set_forward(model, _with_prefix(model, model.forward, self.num_tokens))
 
-    def check(self, name: str) -> None:
-        """Refuse a family that takes no keys and values from outside.
-
-        Raises:
-            ModelError: saying why, and what to use.
-        """
-        family = FAMILIES.get(name)
-        if family is None:
-            why = f"the shape of keys and values of {name} models is not known"
+    def check(self, family: str) -> None:
+        """Refuse a family that takes no keys and values from outside; see Method."""
+        known = FAMILIES.get(family)
+        if known is None:
+            why = f"the shape of keys and values of {family} models is not known"
         else:
-            why = "" if family.past else family.lacks(name, "past", "way to give keys and values from outside")
+            why = "" if known.past else known.lacks(family, "past", "way to give keys and values from outside")
         if why:
             raise ModelError(f"--prefix_tuning: {why}; use --lora or --p_tuning")
 
-    def positions(self, name: str) -> int:
-        """How many of a model's positions the prefix takes."""
-        return self.num_tokens if FAMILIES[name].after_prefix else 0
+    def positions(self, family: str) -> int:
+        """Those of the prefix, where the text is counted after it; see Method."""
+        return self.num_tokens if FAMILIES[family].after_prefix else 0
 
     def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
         """Normal, as wide as a model's weights."""

@@ -9,7 +9,7 @@ Blocks lie along the axis of a weight that tensor parallel does not cut, so that
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -48,10 +48,6 @@ class Quantization:
     block_size: int = 64
     double: bool = True
     double_block_size: int = 256
-
-    def describe(self) -> dict[str, Any]:
-        """For adapter.json."""
-        return asdict(self)
 
     def rounded(self, weight: np.ndarray, axis: int) -> np.ndarray:
         """What a weight is after it was stored: the base that an adapter is trained on.

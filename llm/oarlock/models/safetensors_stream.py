@@ -35,7 +35,8 @@ _NUMPY = {code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for
 _SIZES = {name: _NUMPY[code].itemsize for name, code in _DTYPES.items()}
 _BITS = {"bfloat16": "uint16"}
 _CHUNK = 1 << 24
-_MAX_READ = 1 << 30  # bytes a call; Linux stops at 2 GiB
+_AHEAD = 32 << 20  # bytes that the system is asked to have ready
+_MAX_READ = 8 << 20  # bytes a call: larger ones get slower where the file is not in memory yet
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
 
+    @property
+    def num_bytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 class SafetensorsFile:
     """A file whose tensors are read in ranges, with plain reads.
@@ -169,8 +175,11 @@ class SafetensorsFile:
         tensor = self.tensors[name]
         offset = tensor.offset + start * tensor.dtype.itemsize
         rest = into.reshape(-1).view(np.uint8).data
+        descriptor = self._file.fileno()
         while rest:
-            done = os.preadv(self._file.fileno(), [rest[:_MAX_READ]], offset)
+            if hasattr(os, "posix_fadvise"):  # the disk goes on while this thread copies, or does something else
+                os.posix_fadvise(descriptor, offset, _AHEAD, os.POSIX_FADV_WILLNEED)
+            done = os.preadv(descriptor, [rest[:_MAX_READ]], offset)
             if not done:
                 raise ValueError("the file ends before it")
             rest, offset = rest[done:], offset + done
@@ -184,8 +193,11 @@ class SafetensorsFile:
         for name, entry in json.loads(self._file.read(length)).items():
             if name == "__metadata__":
                 continue
-            tensor = StoredTensor(_NUMPY[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-            if tensor.offset + math.prod(tensor.shape) * tensor.dtype.itemsize > size:
-                raise ValueError(f"the file ends before all of {name}")
+            if entry["dtype"] not in _NUMPY:
+                raise ValueError(f"{name} is of type {entry['dtype']}, which can't be used here")
+            begin, end = entry["data_offsets"]
+            tensor = StoredTensor(_NUMPY[entry["dtype"]], tuple(map(int, entry["shape"])), 8 + length + begin)
+            if end - begin != tensor.num_bytes or 8 + length + end > size:
+                raise ValueError(f"{name} is not all there")
             found.append((name, tensor))
         return found

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.errors import ModelError
-from oarlock.files import settle_file, sync_file, write_json
+from oarlock.files import complete_files, write_json
 from oarlock.models.safetensors_stream import TensorSource, in_file_order, write_safetensors
 from oarlock.models.weights import INDEX_NAME
 
@@ -76,26 +74,18 @@ def save_model(
         ModelError: when it can't be written; older files of the same names are then still there.
     """
     folder = Path(folder)
-    partial = folder / ".model.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write_weights(tensors, partial, max_shard_bytes)
-        save_config(model_config, partial)
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, partial, template)
-        new = {path.name for path in partial.iterdir()}
-        for path in sorted(partial.iterdir()):
-            settle_file(path)
-            os.replace(path, folder / path.name)
+        with complete_files(folder) as partial:
+            write_weights(tensors, partial, max_shard_bytes)
+            save_config(model_config, partial)
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, partial, template)
+            new = {path.name for path in partial.iterdir()}
         for path in (*folder.glob("model*.safetensors"), folder / INDEX_NAME):  # of an earlier, larger model
             if path.name not in new:
                 path.unlink(missing_ok=True)
-        sync_file(folder)
     except Exception as error:
         raise ModelError(f"{folder}: the model could not be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def file_order(tensors: Sequence[TensorSource], max_shard_bytes: int = MAX_SHARD_BYTES) -> list[list[TensorSource]]:

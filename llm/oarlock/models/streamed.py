@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -92,14 +91,3 @@ def _hooks(layer: nn.Layer, fill: Callable[[paddle.Tensor], None]) -> Iterator[A
 
     yield layer.register_forward_pre_hook(before)
     yield layer.register_forward_post_hook(after)
-
-
-@contextlib.contextmanager
-def on_cpu() -> Iterator[None]:
-    """Make and run models on the CPU; the device is as before afterwards."""
-    device = paddle.device.get_device()
-    paddle.set_device("cpu")
-    try:
-        yield
-    finally:
-        paddle.set_device(device)

@@ -12,7 +12,7 @@ import numpy as np
 
 from oarlock.environment import progress_bar, say
 from oarlock.errors import CheckpointError
-from oarlock.files import settle_file, sync_file
+from oarlock.files import is_vacant, new_folder
 from oarlock.models.adapter import ADAPTER_FILE, write_adapter_weights
 from oarlock.models.pieces import WEIGHTS, PieceFolder
 from oarlock.models.safetensors_stream import TensorSource
@@ -86,41 +86,32 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
         CheckpointError: when the checkpoint is damaged, or the output folder holds something or can't be written.
     """
     folder, output = Path(folder), Path(output).resolve()
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if not is_vacant(output):
         raise CheckpointError(f"{output} is not empty; give a folder that does not exist yet")
     if check:
         verify(folder)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    adapter = (folder / ADAPTER_FILE).is_file()
     try:
-        partial.mkdir(parents=True)
-        with PieceFolder.open(folder) as pieces:
-            names = sorted(pieces.names(WEIGHTS))
-            sources = [
-                TensorSource(name, pieces.dtype(WEIGHTS, name), pieces.shape(WEIGHTS, name), _reader(pieces, name))
-                for name in names
-            ]
-            total = sum(source.num_bytes for source in sources)
-            with progress_bar(total, "consolidate", "B", unit_scale=True) as bar:
-                if (folder / ADAPTER_FILE).is_file():
-                    content = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-                    write_adapter_weights(sources, content, partial, bar.update)
-                else:
-                    write_weights(sources, partial, max_shard_bytes, bar.update)
-        not_carried = _NOT_CARRIED | ({"config.json"} if (folder / ADAPTER_FILE).is_file() else set())
-        for path in folder.iterdir():
-            if path.is_file() and path.suffix != ".safetensors" and path.name not in not_carried:
-                shutil.copyfile(path, partial / path.name)
-        for path in partial.iterdir():
-            settle_file(path)
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-        sync_file(output.parent)
+        with new_folder(output) as partial:
+            with PieceFolder.open(folder) as pieces:
+                names = sorted(pieces.names(WEIGHTS))
+                sources = [
+                    TensorSource(name, pieces.dtype(WEIGHTS, name), pieces.shape(WEIGHTS, name), _reader(pieces, name))
+                    for name in names
+                ]
+                total = sum(source.num_bytes for source in sources)
+                with progress_bar(total, "consolidate", "B", unit_scale=True) as bar:
+                    if adapter:
+                        content = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+                        write_adapter_weights(sources, content, partial, bar.update)
+                    else:
+                        write_weights(sources, partial, max_shard_bytes, bar.update)
+            not_carried = _NOT_CARRIED | ({"config.json"} if adapter else set())
+            for path in folder.iterdir():
+                if path.is_file() and path.suffix != ".safetensors" and path.name not in not_carried:
+                    shutil.copyfile(path, partial / path.name)
     except OSError as error:
         raise CheckpointError(f"{output}: could not be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     say(f"{len(names):,} tensors, {total / 1e6:,.1f} MB: {output}")
 
 

@@ -51,11 +51,8 @@ def save_final_model(trainer: OarlockTrainer, folder: Path) -> None:
         for name in sorted(holders)
     ]
     method = trainer.method
-    order = [
-        tensor.name
-        for shard in (file_order(tensors) if method is None else [in_file_order(tensors)])
-        for tensor in shard
-    ]
+    shards = file_order(tensors) if method is None else [in_file_order(tensors)]
+    order = [tensor.name for shard in shards for tensor in shard]
 
     def write() -> None:
         try:

@@ -15,9 +15,8 @@ from oarlock.environment import say
 from oarlock.errors import DataError
 from oarlock.models.adapter import shared_base
 from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
-from oarlock.models.methods import check_method, choose_method
+from oarlock.models.methods import choose_method
 from oarlock.models.packed import attend_in_blocks, check_packing
-from oarlock.models.prefix import Prefix
 from oarlock.models.qlora import quantized_bytes
 from oarlock.parallel.plan import sequence_length, text_length
 from oarlock.train.answers import Asking, FixedPrompts, HeldOutPrompts, one_after_another
@@ -36,14 +35,15 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     run = start(loaded)
     config: FinetuneConfig = run.config
     source = find_model(config, from_weights=True)
-    method = choose_method(config.method)
-    check_method(method, source.config.model_type)
+    method, family = choose_method(config.method), source.config.model_type
+    if method is not None:
+        method.check(family)
     packing, longest = config.data.packing, sequence_length(config)
     example_length = config.data.src_length + config.data.tgt_length
     longer_packs = text_length(config) > example_length
-    prefix = method.positions(source.config.model_type) if isinstance(method, Prefix) else 0
+    more = method.positions(family) if method is not None else 0
     flag = "--packing_length" if longer_packs else "--src_length + --tgt_length"
-    check_lengths(source, longest + prefix, f"{flag} after the prefix" if prefix else flag)
+    check_lengths(source, longest + more, f"{flag} after the prefix" if more else flag)
     if packing:
         check_packing(source.config, run.plan.pipeline > 1)
     connect(run, source, longest)

@@ -1,0 +1,100 @@
+"""Pickled weights, for folders that the user trusts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from oarlock.errors import ModelError
+from oarlock.models.sources import mapped
+
+_PADDLE_PICKLE, _TORCH_PICKLE = "model_state.pdparams", "pytorch_model.bin"
+
+
+class PickleSource:
+    """Pickled weights (model_state.pdparams, pytorch_model.bin, or shards of them), a file at a time in memory.
+
+    Only for folders that the user trusts: unpickling can run code.
+    """
+
+    read_ahead = False
+
+    def __init__(self, folder: Path, model_class: Any, config: Any) -> None:
+        self.place = str(folder)
+        kind = next((name for name in (_PADDLE_PICKLE, _TORCH_PICKLE) if _has(folder, name)), None)
+        if kind is None:
+            raise ModelError(
+                f"{folder}: neither {_PADDLE_PICKLE} nor {_TORCH_PICKLE} (or their indices) in this folder"
+            )
+        self._unpickle = _unpickle_paddle if kind == _PADDLE_PICKLE else _unpickle_torch
+        self._file: Path | None = None
+        self._arrays: dict[str, np.ndarray] = {}
+        index = folder / f"{kind}.index.json"
+        if (folder / kind).is_file():
+            self._load(folder / kind)
+            files = dict.fromkeys(self._arrays, folder / kind)
+        else:
+            try:
+                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                files = {name: folder / file for name, file in weight_map.items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ModelError(f"{index}: not an index of weight files: {error!r}") from error
+        found = mapped(model_class, config, files, kind == _TORCH_PICKLE)
+        self._files = files
+        self._tensors = {name: found[name] for name in sorted(found, key=lambda name: files[found[name].stored])}
+        self.shapes: dict[str, tuple[int, ...] | None] = {name: self._known_shape(name) for name in self._tensors}
+
+    def close(self) -> None:
+        """See WeightSource."""
+        self._arrays = {}
+
+    def read(self, name: str, into: np.ndarray | None = None) -> np.ndarray:
+        """See WeightSource."""
+        tensor = self._tensors[name]
+        self._load(self._files[tensor.stored])
+        if tensor.stored not in self._arrays:
+            raise ModelError(f"{self._files[tensor.stored]}: {tensor.stored} should be in this file and is not")
+        return tensor.convert(self._arrays[tensor.stored])
+
+    def in_place(self, name: str, into: np.ndarray) -> bool:
+        """See WeightSource."""
+        return False
+
+    def _load(self, path: Path) -> None:
+        if path == self._file:
+            return
+        self._arrays, self._file = {}, path
+        try:
+            content = self._unpickle(path)
+        except Exception as error:  # a pickle can raise anything
+            raise ModelError(f"{path}: can't be read: {error!r}") from error
+        for name, array in content.items():
+            if isinstance(array, np.ndarray):  # both formats give bfloat16 as its bits
+                self._arrays[name] = array.view(ml_dtypes.bfloat16) if array.dtype == np.uint16 else array
+
+    def _known_shape(self, name: str) -> tuple[int, ...] | None:
+        tensor = self._tensors[name]
+        array = self._arrays.get(tensor.stored)
+        return None if array is None else tensor.convert(array).shape
+
+
+def _has(folder: Path, name: str) -> bool:
+    return (folder / name).is_file() or (folder / f"{name}.index.json").is_file()
+
+
+def _unpickle_paddle(path: Path) -> dict[str, Any]:
+    import paddle
+
+    return paddle.load(str(path), return_numpy=True)
+
+
+def _unpickle_torch(path: Path) -> dict[str, Any]:
+    from paddlenlp.utils.serialization import load_torch
+
+    loader: Callable[[str], dict[str, Any]] = load_torch
+    return loader(str(path))
