@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from families import FAMILIES as TINY
 from families import family_config, family_model
-from oarlock.config import schema
+from oarlock.config import schema, sections
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models.build import ModelSource, build_model, check_lengths, find_model, model_class
 from oarlock.models.generate import generate_ids
@@ -84,7 +84,7 @@ def all_have_gradients(model, ids=TEXT) -> None:
 
 
 def test_the_registry_knows_the_families_of_the_options():
-    assert set(schema.FAMILIES) == set(FAMILIES) == set(NAMES)
+    assert set(sections.FAMILIES) == set(FAMILIES) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

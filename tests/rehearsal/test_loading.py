@@ -489,14 +489,14 @@ def break_at(position: int, readers: tuple[int, ...] = (0,)):
     from oarlock.errors import ModelError
     from oarlock.models.sources import SafetensorsSource
 
-    really_fill = SafetensorsSource._fill
+    really_read = SafetensorsSource.read
 
-    def fill(self, name, entry, array):
+    def read(self, name, into=None):
         if name == list(self.shapes)[position] and rank() in readers:
             raise ModelError(f"{name}: the disk is gone")
-        really_fill(self, name, entry, array)
+        return really_read(self, name, into)
 
-    return mock.patch.object(SafetensorsSource, "_fill", fill)
+    return mock.patch.object(SafetensorsSource, "read", read)
 
 
 def do_broken_on_the_way(folder: Path, plan: str, position: int = 7) -> None:

@@ -122,7 +122,7 @@ def test_yaml_by_section_flat_with_include_and_flags_over_it(tmp_path):
     assert loaded.origins["learning_rate"].endswith("base.yaml:2")
     assert loaded.origins["max_steps"].endswith("run.yaml:5")
     assert loaded.origins["seed"] == "flag --seed"
-    assert not loaded.explicit("split") and loaded.explicit("seed")
+    assert loaded.origins["split"] == "default"
 
 
 @pytest.mark.parametrize(

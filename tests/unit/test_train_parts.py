@@ -18,7 +18,7 @@ from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 from helpers import TINY_LLAMA, flags
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.config.load import flatten
-from oarlock.config.schema import ScheduleSection
+from oarlock.config.sections import ScheduleSection
 from oarlock.environment import _cgroup_quota, available_cores, thread_share
 from oarlock.errors import CheckpointError, ModelError
 from oarlock.models.build import build_model, num_parameters, set_parameter

@@ -25,10 +25,6 @@ class LoadedConfig(typing.Generic[ConfigT]):
     config: ConfigT
     origins: dict[str, str] = field(default_factory=dict)
 
-    def explicit(self, name: str) -> bool:
-        """Whether the user named this option."""
-        return self.origins[name] != "default"
-
 
 def load_config(config_class: type[ConfigT], argv: Sequence[str]) -> LoadedConfig[ConfigT]:
     """Read `[file.yaml] [--flag value ...]`.

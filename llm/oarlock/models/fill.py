@@ -89,6 +89,6 @@ def copy_array(to: np.ndarray, values: np.ndarray) -> None:
     for row in range(0, to.shape[0], _TILE[0]):
         for column in range(0, to.shape[1], _TILE[1]):
             tile = slice(row, row + _TILE[0]), slice(column, column + _TILE[1])
-            # Turning and converting at once is slower than one after the other.
-            part = values[tile] if to.dtype == values.dtype else np.ascontiguousarray(values[tile])
-            np.copyto(to[tile], part, casting="unsafe")
+            # Converting and turning at once is slower than one after the other.
+            part = values[tile]
+            to[tile] = part if to.dtype == values.dtype else part.T.astype(to.dtype).T

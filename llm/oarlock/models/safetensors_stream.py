@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -35,8 +36,7 @@ _NUMPY = {code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for
 _SIZES = {name: _NUMPY[code].itemsize for name, code in _DTYPES.items()}
 _BITS = {"bfloat16": "uint16"}
 _CHUNK = 1 << 24
-_AHEAD = 32 << 20  # bytes that the system is asked to have ready
-_MAX_READ = 8 << 20  # bytes a call: larger ones get slower where the file is not in memory yet
+_PIECE = 2 << 20  # bytes a thread reads at a time
 
 
 @dataclass(frozen=True)
@@ -170,16 +170,22 @@ class SafetensorsFile:
     ) -> None:
         self._file.close()
 
-    def read(self, name: str, start: int, into: np.ndarray) -> None:
-        """Elements from `start` on of a flattened tensor, as many as a contiguous array of its type has."""
+    def read(self, name: str, start: int, into: np.ndarray, threads: Executor | None = None) -> None:
+        """Elements from `start` on of a flattened tensor, as many as a contiguous array of its type has.
+
+        Args:
+            threads: to read in; several are faster, from a disk as from memory (the pages of `into` may be new).
+        """
         tensor = self.tensors[name]
         offset = tensor.offset + start * tensor.dtype.itemsize
         rest = into.reshape(-1).view(np.uint8).data
-        descriptor = self._file.fileno()
+        pieces = [(offset + at, rest[at : at + _PIECE]) for at in range(0, len(rest), _PIECE)]
+        list((map if threads is None or len(pieces) == 1 else threads.map)(self._read_piece, pieces))
+
+    def _read_piece(self, piece: tuple[int, memoryview]) -> None:
+        offset, rest = piece
         while rest:
-            if hasattr(os, "posix_fadvise"):  # the disk goes on while this thread copies, or does something else
-                os.posix_fadvise(descriptor, offset, _AHEAD, os.POSIX_FADV_WILLNEED)
-            done = os.preadv(descriptor, [rest[:_MAX_READ]], offset)
+            done = os.preadv(self._file.fileno(), [rest], offset)
             if not done:
                 raise ValueError("the file ends before it")
             rest, offset = rest[done:], offset + done

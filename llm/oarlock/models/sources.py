@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from oarlock.errors import ModelError
 from oarlock.models.safetensors_stream import SafetensorsFile, StoredTensor
 from oarlock.models.weights import WeightFolder
 from oarlock.parallel.families import FAMILIES
+
+_READING_THREADS = 4  # they wait for the disk more than they compute
 
 
 class WeightSource(Protocol):
@@ -118,6 +121,7 @@ class SafetensorsSource:
     def __init__(self, folder: WeightFolder, model_class: Any, config: Any, read_ahead: bool = True) -> None:
         self.place, self.read_ahead = str(folder.folder), read_ahead
         self._stack = ExitStack()
+        self._threads = self._stack.enter_context(ThreadPoolExecutor(_READING_THREADS))
         self._files = {path: self._opened(path) for path in sorted(set(folder.files.values()))}
         self._paths = folder.files
         gone = next((name for name, path in self._paths.items() if name not in self._files[path].tensors), None)
@@ -149,7 +153,7 @@ class SafetensorsSource:
                 self._buffers[0] = np.empty(about.num_bytes, np.uint8)
             into = self._buffers[0][: about.num_bytes].view(about.dtype).reshape(about.shape)
         try:
-            self._files[path].read(tensor.stored, 0, into)
+            self._files[path].read(tensor.stored, 0, into, self._threads)
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: {name} can't be read: {error}") from error
         return tensor.convert(into)

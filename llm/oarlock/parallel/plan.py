@@ -22,7 +22,8 @@ from oarlock.parallel.plan_rules import (
 )
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config, ParallelSection
+    from oarlock.config.schema import Config
+    from oarlock.config.sections import ParallelSection
 
 __all__ = ["AXES", "Axis", "Coordinates", "ModelSizes", "ParallelPlan", "check_plan", "make_plan"]
 

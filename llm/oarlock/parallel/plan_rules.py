@@ -16,7 +16,8 @@ from oarlock.errors import ConfigError
 from oarlock.parallel.families import FAMILIES, Family, ModelSizes
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config, ParallelSection
+    from oarlock.config.schema import Config
+    from oarlock.config.sections import ParallelSection
     from oarlock.parallel.plan import ParallelPlan
 
 Rule = Callable[["ParallelPlan", ModelSizes, int], Iterator[str]]

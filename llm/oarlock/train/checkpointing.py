@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from paddle import nn
-from paddlenlp.trainer import Trainer
 from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
 
 from oarlock.config.load import flatten
@@ -20,41 +19,32 @@ from oarlock.models.pieces import PieceFolder
 from oarlock.models.save import save_config, save_tokenizer
 from oarlock.parallel.sync import together
 from oarlock.train import checkpoint as checkpoints
-from oarlock.train.best import BestEvaluation
+from oarlock.train.feeding import FeedingTrainer
 from oarlock.train.holding import Held, load_states, load_weights, reload_weights
 from oarlock.train.manifest import Manifest, verify
 from oarlock.train.saving import PendingSave
 from oarlock.versions import package_versions
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
     from oarlock.data.templates import ChatTemplate
     from oarlock.models.adapter import Base
     from oarlock.models.methods import Method
     from oarlock.parallel.plan import ParallelPlan
-    from oarlock.train.flow import Progress
 
 
-class CheckpointingTrainer(Trainer):
+class CheckpointingTrainer(FeedingTrainer):
     """What a trainer saves and how it goes on; OarlockTrainer sets the attributes."""
 
-    config: Config
     plan: ParallelPlan
     held: Held
-    resume: checkpoints.ResumePoint | None
-    progress: Progress
     template: ChatTemplate | None
     data_fingerprint: str
     method: Method | None
     base: Base | None
-    best: BestEvaluation
     lr_scheduler: Any
     control: Any
     model_wrapped: Any
     _pending_save: PendingSave | None = None
-
-    def _mean_loss(self) -> float:
-        raise NotImplementedError
 
     def _save_checkpoint(self, model: nn.Layer, metrics: dict[str, float] | None = None) -> None:
         manifest = Manifest(

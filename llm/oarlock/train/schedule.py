@@ -9,7 +9,7 @@ from paddle.optimizer.lr import LambdaDecay, LRScheduler
 from paddlenlp.transformers import CosineAnnealingWithWarmupDecay, LinearAnnealingWithWarmupDecay
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import ScheduleSection
+    from oarlock.config.sections import ScheduleSection
 
 
 def total_steps(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import paddle
@@ -15,8 +15,7 @@ from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_
 from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 
 from oarlock.data.order import SampleOrder
-from oarlock.data.sampler import EvaluationBatchSampler, ResumableBatchSampler
-from oarlock.environment import die_with_parent, rank
+from oarlock.environment import rank
 from oarlock.errors import TrainingError
 from oarlock.models.layout import shared_between_stages
 from oarlock.models.packed import with_attention
@@ -31,7 +30,7 @@ from oarlock.train.holding import Held
 from oarlock.train.loss import TokenCrossEntropy, trained_tokens
 from oarlock.train.meters import Meter, device_peak
 from oarlock.train.pipeline import pipeline_step
-from oarlock.train.schedule import make_scheduler, total_steps
+from oarlock.train.schedule import make_scheduler
 from oarlock.train.seeds import seed_step
 from oarlock.train.signals import StopRequest
 from oarlock.train.wrap import BUCKET_ELEMENTS, wrap_group_sharded
@@ -93,57 +92,6 @@ class OarlockTrainer(CheckpointingTrainer):
         self._step_lr = 0.0
         self._stopping = False
         self.clip = GlobalNormClip(config.optimizer.max_grad_norm)
-
-    # data
-
-    @property
-    def global_batch(self) -> int:
-        """Samples of one optimizer step over all ranks."""
-        args = self.args
-        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
-
-    def planned_steps(self) -> int:
-        """Optimizer steps of the whole run; those done already, where it was stopped early."""
-        assert self.order is not None
-        done = self.resume.manifest.step if self.resume else 0
-        if self.resume and self.best.exhausted:
-            return done
-        return total_steps(self.config.schedule, self.order.num_samples, self.global_batch, done, self.progress.samples)
-
-    def get_train_dataloader(self) -> Any:
-        """The Trainer's, which leaves nothing behind."""
-        loader = super().get_train_dataloader()
-        return self._settled(loader)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """The same for evaluation."""
-        return self._settled(super().get_eval_dataloader(eval_dataset))
-
-    @staticmethod
-    def _settled(loader: Any) -> Any:
-        """Nothing outlives this process when it is killed: no workers, and no batches in /dev/shm (ids are small)."""
-        loader.worker_init_fn = lambda _: die_with_parent()
-        loader.use_shared_memory = False
-        return loader
-
-    def _get_train_sampler(self) -> ResumableBatchSampler:
-        assert self.order is not None
-        done = self.resume.manifest.step if self.resume else 0
-        return ResumableBatchSampler(
-            self.order,
-            self.args.per_device_train_batch_size,
-            self.args.gradient_accumulation_steps,
-            max(1, self.args.dataset_world_size),
-            self.args.dataset_rank if self.args.world_size > 1 else 0,
-            self.progress.samples,
-            steps_done=done,
-            steps_left=self.planned_steps() - done,
-        )
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> EvaluationBatchSampler:
-        replicas = max(1, self.args.dataset_world_size)
-        replica = self.args.dataset_rank if self.args.world_size > 1 else 0
-        return EvaluationBatchSampler(len(eval_dataset), self.args.per_device_eval_batch_size, replicas, replica)
 
     # optimizer
 
@@ -244,15 +192,6 @@ class OarlockTrainer(CheckpointingTrainer):
             self.model_wrapped = fleet.distributed_model(self.model)
         return self.model_wrapped
 
-    def sum_over_data_ranks(self, numbers: Sequence[float]) -> list[float]:
-        """Sums over the ranks that see different data (those that split a model see the same)."""
-        if self.args.world_size <= 1:
-            return list(numbers)
-        total = paddle.to_tensor(numbers, dtype="float64")
-        paddle.distributed.all_reduce(total)
-        copies = self.args.world_size // max(1, self.args.dataset_world_size)
-        return [float(number) / copies for number in total]
-
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
         self._refuse_nan("loss", loss.item(), self.state.global_step + 1)
 
@@ -318,10 +257,6 @@ class OarlockTrainer(CheckpointingTrainer):
         }
         self.progress.window_loss, self.progress.window_steps = 0.0, 0
         return row | self.meter.read() | {"samples": self.progress.samples}
-
-    def _mean_loss(self) -> float:
-        """Sum of the step losses since the last row, mean over the ranks."""
-        return self.sum_over_data_ranks([self.progress.window_loss])[0] / max(1, self.args.dataset_world_size)
 
     def log(self, logs: dict[str, float], **_: Any) -> None:
         """Hand a row to the callbacks (console, metrics.jsonl, VisualDL)."""

@@ -1,0 +1,92 @@
+"""The PaddleNLP Trainer with data that goes on at a sample, whatever the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import paddle
+from paddlenlp.trainer import Trainer
+
+from oarlock.data.order import SampleOrder
+from oarlock.data.sampler import EvaluationBatchSampler, ResumableBatchSampler
+from oarlock.environment import die_with_parent
+from oarlock.train.best import BestEvaluation
+from oarlock.train.checkpoint import ResumePoint
+from oarlock.train.flow import Progress
+from oarlock.train.schedule import total_steps
+
+if TYPE_CHECKING:
+    from oarlock.config.schema import Config
+
+
+class FeedingTrainer(Trainer):
+    """Which samples a rank sees, and sums over those that see different ones; OarlockTrainer sets the attributes."""
+
+    config: Config
+    order: SampleOrder | None
+    resume: ResumePoint | None
+    progress: Progress
+    best: BestEvaluation
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step over all ranks."""
+        args = self.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run; those done already, where it was stopped early."""
+        assert self.order is not None
+        done = self.resume.manifest.step if self.resume else 0
+        if self.resume and self.best.exhausted:
+            return done
+        return total_steps(self.config.schedule, self.order.num_samples, self.global_batch, done, self.progress.samples)
+
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's, which leaves nothing behind."""
+        loader = super().get_train_dataloader()
+        return self._settled(loader)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The same for evaluation."""
+        return self._settled(super().get_eval_dataloader(eval_dataset))
+
+    @staticmethod
+    def _settled(loader: Any) -> Any:
+        """Nothing outlives this process when it is killed: no workers, and no batches in /dev/shm (ids are small)."""
+        loader.worker_init_fn = lambda _: die_with_parent()
+        loader.use_shared_memory = False
+        return loader
+
+    def _get_train_sampler(self) -> ResumableBatchSampler:
+        assert self.order is not None
+        done = self.resume.manifest.step if self.resume else 0
+        return ResumableBatchSampler(
+            self.order,
+            self.args.per_device_train_batch_size,
+            self.args.gradient_accumulation_steps,
+            max(1, self.args.dataset_world_size),
+            self.args.dataset_rank if self.args.world_size > 1 else 0,
+            self.progress.samples,
+            steps_done=done,
+            steps_left=self.planned_steps() - done,
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> EvaluationBatchSampler:
+        replicas = max(1, self.args.dataset_world_size)
+        replica = self.args.dataset_rank if self.args.world_size > 1 else 0
+        return EvaluationBatchSampler(len(eval_dataset), self.args.per_device_eval_batch_size, replicas, replica)
+
+    def sum_over_data_ranks(self, numbers: Sequence[float]) -> list[float]:
+        """Sums over the ranks that see different data (those that split a model see the same)."""
+        if self.args.world_size <= 1:
+            return list(numbers)
+        total = paddle.to_tensor(numbers, dtype="float64")
+        paddle.distributed.all_reduce(total)
+        copies = self.args.world_size // max(1, self.args.dataset_world_size)
+        return [float(number) / copies for number in total]
+
+    def _mean_loss(self) -> float:
+        """Sum of the step losses since the last row, mean over the ranks."""
+        return self.sum_over_data_ranks([self.progress.window_loss])[0] / max(1, self.args.dataset_world_size)
