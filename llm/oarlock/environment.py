@@ -154,9 +154,14 @@ def exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, _on_sigterm)
 
 
-def _on_sigterm(*_: object) -> None:
+def note_sigterm() -> None:
+    """For programs with a handler of their own: the next stop_if_terminated() ends them."""
     global _terminated
     _terminated = True
+
+
+def _on_sigterm(*_: object) -> None:
+    note_sigterm()
     if not _deferring:
         stop_if_terminated()
 

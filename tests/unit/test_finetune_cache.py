@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from oarlock import environment
 from oarlock.cli import main
 from oarlock.config.schema import FinetuneDataSection
 from oarlock.data import finetune
@@ -25,6 +27,7 @@ from oarlock.data.labels import IGNORE_INDEX, Encoded, Prompt
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.errors import DataError
 from oarlock.files import file_sha256, file_sha256_noted
+from oarlock.train.signals import StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,22 @@ def made(monkeypatch) -> list[str]:
         finetune, "_make", lambda folder, side, *rest: (sides.append(side), really(folder, side, *rest))
     )
     return sides
+
+
+def test_sigterm_while_a_run_makes_its_data_ready_leaves_nothing(data, tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr(environment, "_terminated", False)
+    stop, really = StopRequest(), finetune.encode_source
+
+    def interrupted(*args):
+        stop._handle(signal.SIGTERM, None)
+        return really(*args)
+
+    monkeypatch.setattr(finetune, "encode_source", interrupted)
+    with pytest.raises(SystemExit) as exit_:
+        load_finetune_data(data, tokenizer)
+    assert exit_.value.code == 128 + signal.SIGTERM
+    assert "SIGTERM: stopping" in capsys.readouterr().out
+    assert [path for path in Path(data.data_cache_dir).rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 
 
 @settings(max_examples=30, deadline=None)

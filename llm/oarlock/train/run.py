@@ -192,6 +192,7 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
         say("this run is complete; train more with another --output_dir, or anew with --overwrite_output_dir")
     say(f"{steps:,} steps of {trainer.global_batch:,} samples ({trainer.order.num_samples:,} samples an epoch)")
     trainer.args.max_steps = steps
+    run.stop.training = True
     try:
         trainer.train_or_resume()
         trainer.finish_save()

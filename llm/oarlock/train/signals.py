@@ -5,14 +5,17 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-from oarlock.environment import say
+from oarlock.environment import note_sigterm, say
 
 
 class StopRequest:
-    """Set by the first SIGTERM or SIGINT; a second SIGINT interrupts at once."""
+    """Set by the first SIGTERM or SIGINT; a second SIGINT interrupts at once.
+
+    Data that are being made ready before the training begins are given up (see stop_if_terminated).
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.training = False
         self.name = ""
 
     def install(self) -> StopRequest:
@@ -24,5 +27,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        note_sigterm()
         self.requested, self.name = True, signal.Signals(number).name
-        say(f"{self.name}: finishing this step, then saving (Ctrl-C again stops without saving)")
+        what = "finishing this step, then saving" if self.training else "stopping"
+        say(f"{self.name}: {what} (Ctrl-C again stops without saving)")
