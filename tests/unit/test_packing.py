@@ -20,6 +20,7 @@ from oarlock.errors import ConfigError, DataError
 from oarlock.models import packed
 from oarlock.models.packed import ENDS, check_packing, cut_row, dense_mask, with_attention
 from oarlock.parallel.plan import sequence_length
+from oarlock.train.finetune import _packed
 
 
 def best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
@@ -119,14 +120,33 @@ def test_the_log_line_and_the_default_length():
     dataset = PackedDataset(ExampleDataset([example(1, n) for n in (10, 5, 5, 4, 3, 3)]), None, seed=0)
     assert dataset.capacity == 10 and len(dataset) == 3
     assert sorted(len(pack) for pack in (dataset[i] for i in range(3))) == [1, 2, 3]
-    assert dataset.describe(6, 0) == (
-        "packing: 6 examples in 3 packs of 10 tokens, 2.0 a pack, 100.0% full (padded batches of 6: 50.0%); samples, "
+    assert dataset.describe() == (
+        "packing: 6 examples in 3 packs of 10 tokens, 2.0 a pack, 100.0% full (padded batches of 8: 50.0%); samples, "
         "steps and epochs count packs"
     )
     shorter = PackedDataset(dataset.examples, 6, seed=0)
-    assert "5 packs of 6 tokens, 1.2 a pack, 88.2% full" in shorter.describe(6, 0)  # 10 | 5 | 5 | 4 | 3 + 3
+    assert "5 packs of 6 tokens, 1.2 a pack, 60.0% full" in shorter.describe()  # 10 | 5 | 5 | 4 | 3 + 3
     with pytest.raises(DataError, match="no example"):
         PackedDataset(ExampleDataset([]), None, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "packs"),
+    [
+        ([12] * 200 + [20] * 8, None),  # no two fit
+        ([9] * 3 + [12] * 200 + [20] * 8, None),  # some do, but rows of 12 in 20 are emptier than padded ones
+        ([5] * 100 + [20] * 8, 33),
+    ],
+)
+def test_nothing_is_packed_where_packs_would_be_no_fuller(lengths, packs, capsys):
+    config = load_config(FinetuneConfig, ["--do_train", "--packing"]).config
+    examples = ExampleDataset([example(1, length) for length in lengths])
+    rows = _packed(config, examples)
+    said = capsys.readouterr().out
+    if packs is None:
+        assert rows is examples and "so that nothing is packed; a larger --packing_length" in said
+    else:
+        assert len(rows) == packs and "full (padded batches of 8: " in said
 
 
 # what can't be packed

@@ -16,6 +16,7 @@ from oarlock.data.labels import Example
 from oarlock.errors import DataError
 
 Pack = tuple[Example, ...]
+COMPARED_BATCH = 8  # not the run's: whether packing pays must not depend on how many ranks share a batch
 
 
 class Examples(Protocol):
@@ -138,23 +139,24 @@ class PackedDataset(paddle.io.Dataset):
     def __getitem__(self, index: int) -> Pack:
         return tuple(self.examples[int(member)] for member in self.packs[index])
 
-    def describe(self, batch_size: int, seed: int) -> str:
-        """One line for the log: packs, how full they are, and how full padded batches would be.
+    def fill(self) -> tuple[float, float]:
+        """Share of real tokens in batches of COMPARED_BATCH packs, and in padded batches of as many examples."""
+        of_packs = np.add.reduceat(self._lengths[self.packs.members], self.packs.offsets[:-1])
+        return padded_fill(of_packs, COMPARED_BATCH, 0), padded_fill(self._lengths, COMPARED_BATCH, 0)
 
-        Args:
-            batch_size: of the padded batches, in random order.
-        """
-        lengths, count = self._lengths, len(self)
-        fill = lengths.sum() / np.maximum(lengths, self.capacity)[self.packs.members[self.packs.offsets[:-1]]].sum()
+    def describe(self) -> str:
+        """One line for the log: packs, how full batches of them are, and how full padded batches would be."""
+        packed, padded = self.fill()
+        examples, count = len(self._lengths), len(self)
         return (
-            f"packing: {len(lengths):,} examples in {count:,} packs of {self.capacity:,} tokens, "
-            f"{len(lengths) / count:.1f} a pack, {fill:.1%} full (padded batches of {batch_size}: "
-            f"{padded_fill(lengths, batch_size, seed):.1%}); samples, steps and epochs count packs"
+            f"packing: {examples:,} examples in {count:,} packs of {self.capacity:,} tokens, {examples / count:.1f} a "
+            f"pack, {packed:.1%} full (padded batches of {COMPARED_BATCH}: {padded:.1%}); samples, steps and epochs "
+            "count packs"
         )
 
 
 def padded_fill(lengths: np.ndarray, batch_size: int, seed: int) -> float:
-    """Share of real tokens in batches of examples in random order, padded to the longest of each."""
+    """Share of real tokens in batches of rows of these lengths in random order, padded to the longest of each."""
     order = np.random.RandomState(seed).permutation(len(lengths))
     heads = np.arange(0, len(lengths), batch_size)
     longest = np.maximum.reduceat(lengths[order], heads)

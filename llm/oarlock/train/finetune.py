@@ -9,7 +9,7 @@ from oarlock.data.collate import FinetuneCollator, PackCollator
 from oarlock.data.eval_prompts import load_eval_prompts
 from oarlock.data.finetune import ExampleDataset, FinetuneData, load_finetune_data
 from oarlock.data.order import SampleOrder
-from oarlock.data.packing import PackedDataset
+from oarlock.data.packing import COMPARED_BATCH, PackedDataset
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import DataError
@@ -104,13 +104,17 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
 
 
 def _packed(config: FinetuneConfig, examples: ExampleDataset) -> ExampleDataset | PackedDataset:
-    """Packs, or the examples themselves where no two fit together: then the mask would only cost time."""
-    packed = PackedDataset(examples, config.data.packing_length, config.runtime.seed)
-    if len(packed) == len(examples):
-        say(f"--packing: no two examples fit into {packed.capacity:,} tokens, so that nothing is packed")
-        return examples
-    say(packed.describe(config.batch.per_device_train_batch_size, config.runtime.seed))
-    return packed
+    """Packs, or the examples themselves where packs would be no fuller: then the mask would only cost time."""
+    made = PackedDataset(examples, config.data.packing_length, config.runtime.seed)
+    packed, padded = made.fill()
+    if len(made) < len(examples) and packed > padded:
+        say(made.describe())
+        return made
+    say(
+        f"--packing: packs of {made.capacity:,} tokens would be {packed:.1%} full, and padded batches of "
+        f"{COMPARED_BATCH} are {padded:.1%} full, so that nothing is packed; a larger --packing_length may pack better"
+    )
+    return examples
 
 
 def _asking(config: FinetuneConfig, data: FinetuneData, tokenizer: Any) -> Asking | None:
