@@ -20,12 +20,13 @@ from helpers import make_tiny_model, run_program
 from oarlock.data.templates import ChatTemplate
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models import lora_changes, merge_proof, streamed, trained_base
-from oarlock.models.adapter import Base, save_adapter
+from oarlock.models.adapter import Base, open_adapter, save_adapter
 from oarlock.models.adapter_mix import AdapterMix
 from oarlock.models.build import ModelSource, build_model, model_class
 from oarlock.models.lora import LoRA
 from oarlock.models.merge import MergeOptions, merge
 from oarlock.models.methods import method_of, trained
+from oarlock.models.pieces import INDEX
 from oarlock.models.prefix import Prefix
 from oarlock.models.quantized import Quantization
 from oarlock.models.safetensors_stream import TensorSource
@@ -305,6 +306,14 @@ def test_an_adapter_of_another_model_is_refused(bases, tmp_path, change, message
     with pytest.raises(ModelError, match=message):
         merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_checkpoint_is_no_adapter_folder_and_the_message_says_how_to_make_one(tmp_path):
+    with pytest.raises(ModelError, match="not an adapter folder: adapter.json is missing$"):
+        open_adapter(tmp_path)
+    (tmp_path / INDEX).write_text("{}")
+    with pytest.raises(ModelError, match="`oarlock checkpoint consolidate .* ADAPTER` makes"):
+        open_adapter(tmp_path)
 
 
 def test_another_base_is_refused(bases, adapter, tmp_path):

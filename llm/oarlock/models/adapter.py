@@ -21,6 +21,7 @@ import numpy as np
 
 from oarlock.errors import ModelError
 from oarlock.files import complete_files, write_json
+from oarlock.models.pieces import INDEX
 from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource, write_safetensors
 from oarlock.models.save import save_tokenizer
 from oarlock.models.weights import WeightFolder, has_safetensors
@@ -146,7 +147,10 @@ def open_adapter(folder: str | Path) -> AdapterFolder:
             names = tuple(file.tensors)
         return AdapterFolder(folder, content["method"], content["settings"], Base(**content["base"]), names)
     except FileNotFoundError as error:
-        raise ModelError(f"{folder}: not an adapter folder: {Path(error.filename or path).name} is missing") from error
+        missing = Path(error.filename or path).name
+        how = f". It is a checkpoint: `oarlock checkpoint consolidate {folder} ADAPTER` makes an adapter folder of it"
+        how = how if (folder / INDEX).exists() else ""
+        raise ModelError(f"{folder}: not an adapter folder: {missing} is missing{how}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: not a readable adapter: {error!r}") from error
 
