@@ -309,10 +309,10 @@ def test_an_adapter_of_another_model_is_refused(bases, tmp_path, change, message
 
 
 def test_a_checkpoint_is_no_adapter_folder_and_the_message_says_how_to_make_one(tmp_path):
-    with pytest.raises(ModelError, match="not an adapter folder: adapter.json is missing$"):
+    with pytest.raises(ModelError, match=r"not an adapter folder: adapter\.json is missing$"):
         open_adapter(tmp_path)
     (tmp_path / INDEX).write_text("{}")
-    with pytest.raises(ModelError, match="`oarlock checkpoint consolidate .* ADAPTER` makes"):
+    with pytest.raises(ModelError, match=r"`oarlock checkpoint consolidate .* ADAPTER` makes"):
         open_adapter(tmp_path)
 
 
