@@ -29,6 +29,10 @@ std::string shape_text(const Shape& shape) {
   return text + "]";
 }
 
+std::string describe(const Tensor& tensor) {
+  return phi::DataTypeToString(tensor.dtype()) + " " + shape_text(tensor.shape());
+}
+
 // Dense row-major memory on the CPU: what the kernels read.
 Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : tensor.contiguous(); }
 
@@ -82,8 +86,7 @@ Outputs norm_forward(const Tensor& given, const Tensor* given_residual, const Te
   }
   if (given_residual) {
     PD_CHECK(residual.shape() == x.shape() && residual.dtype() == x.dtype(),
-             "residual has to be of x's shape and type; got ", shape_text(residual.shape()), " beside ",
-             shape_text(x.shape()));
+             "residual has to be like x; got ", describe(residual), " beside ", describe(x));
     out.sum = empty(x.shape(), x.dtype(), x);
     args.residual = residual.data();
     args.sum = out.sum.data();
