@@ -145,7 +145,9 @@ def main() -> None:
                 found |= answer["seconds"]
             for name, pair in found.items() if turn else ():
                 figures.setdefault(name, []).append(pair)
-        middle = {name: [statistics.median(column) for column in zip(*pairs, strict=True)] for name, pairs in figures.items()}
+        middle = {
+            name: [statistics.median(column) for column in zip(*pairs, strict=True)] for name, pairs in figures.items()
+        }
         copy = min(middle["copy"][0], middle["copy, 1 thread"][0])
         for name, (forward, both) in middle.items():
             times = [pair[1] for pair in figures[name]]
