@@ -5,6 +5,8 @@
 
 namespace oarlock {
 
+extern "C" {
+
 // On `stream` (a cudaStream_t) of the current device. They return a cudaError_t: 0 is success.
 int norm_forward_cuda(const NormForward& args, void* stream);
 int norm_backward_cuda(const NormBackward& args, void* stream);
@@ -14,5 +16,7 @@ int64_t norm_cuda_workspace(int64_t rows, int64_t cols, bool with_bias);
 
 // Of a code that they returned.
 const char* norm_cuda_error(int code);
+
+}  // extern "C"
 
 }  // namespace oarlock
