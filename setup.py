@@ -1,11 +1,14 @@
-"""Build of Oarlock: the package in llm/oarlock, and its dependencies."""
+"""Build of Oarlock: the package in llm/oarlock, its dependencies, and the fused ops of custom_ops/."""
 
+import importlib.util
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 
@@ -47,6 +50,48 @@ def dependencies():
     return DEPENDENCIES
 
 
+def ops_builder():
+    """The module custom_ops/build.py."""
+    spec = importlib.util.spec_from_file_location("build_custom_ops", ROOT / "custom_ops" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+ops = ops_builder()
+
+
+class BuildOps(build_ext):
+    """custom_ops/build.py in the place of setuptools' own compiling. OARLOCK_OPS=0 leaves the ops out."""
+
+    def run(self):
+        if os.environ.get("OARLOCK_OPS", "1") != "0":
+            ops.build_or_say(self._folder())
+
+    def _folder(self):
+        return ops.PLACE if self.inplace else Path(self.build_lib) / "oarlock" / "ops"
+
+    def get_outputs(self):
+        return [str(path) for name in (ops.LIBRARY, ops.STAMP) if (path := self._folder() / name).exists()]
+
+    def get_output_mapping(self):
+        return {}
+
+
+def build_requirements():
+    """A Paddle to build the ops against, where this environment has none yet but will get the CPU build.
+
+    pip runs builds apart from the environment; ops.Paddle.find sees its Paddle all the same.
+    """
+    paddle = [name for name in dependencies() if name.startswith("paddlepaddle")]
+    try:
+        ops.Paddle.find()
+    except ops.CannotBuild:
+        return paddle if shutil.which("g++") and os.environ.get("OARLOCK_OPS", "1") != "0" else []
+    return []
+
+
 def version():
     text = (ROOT / "llm" / "oarlock" / "__init__.py").read_text(encoding="utf-8")
     return re.search(r'__version__ = "(.+)"', text).group(1)
@@ -57,4 +102,9 @@ setup(
     install_requires=dependencies(),
     package_dir={"": "llm"},
     packages=find_packages("llm", include=["oarlock", "oarlock.*"]),
+    py_modules=["fused_ln"],
+    ext_modules=[Extension("oarlock.ops.oarlock_ops", [])],
+    cmdclass={"build_ext": BuildOps},
+    setup_requires=build_requirements(),
+    zip_safe=False,
 )

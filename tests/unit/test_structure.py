@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "llm" / "oarlock"
 # Each room may use itself and those before it. Modules beside the rooms (errors, files, ...) may be used by all;
 # the CLI and doctor may use all.
-ROOMS = ("config", "parallel", "data", "models", "train")
+ROOMS = ("config", "parallel", "ops", "data", "models", "train")
 BESIDE = {"errors", "files", "environment", "versions", "__init__"}
 ABOVE = {"cli", "cli_parallel", "doctor", "__main__"}
 

@@ -1,0 +1,223 @@
+"""RMSNorm on the CPU: forward, and forward + backward, beside a copy of as many bytes, Paddle's ops and torch.
+
+    python benchmarks/rms_norm.py [--peer PYTHON_WITH_TORCH] [--shapes 8192x1024 ...]
+
+float32. The sides take turns within a round; a figure is the median of the rounds. The copy (numpy, into memory that is
+there) moves what a forward pass has to: it reads x and writes y; "of copy" is the copy's time / the op's. Where x has
+16 MB and more, calls go through 8 of them in turn, for copy, op and peers alike, so that they come from memory and not
+from a cache. Oarlock keeps freed memory, as in training (oarlock.ops.memory); torch runs as it is, and a second time
+with the same settings of malloc ("memory kept"). Paddle copies the gradient that backward() is given, which counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+SHAPES = ["8192x1024", "4096x4096", "2048x256", "1024x512", "1024x1003"]
+EPSILON = 1e-6
+Runs = dict[str, tuple[Callable[[], object], Callable[[], object]]]  # name -> (forward, forward + backward)
+
+
+def in_turn(run: Callable[[int], object], size: int) -> Callable[[], object]:
+    """run(i) for the next i at every call."""
+    counter = itertools.cycle(range(turns(size)))
+    return lambda: run(next(counter))
+
+
+def turns(size: int) -> int:
+    return 8 if size * 4 >= 16 << 20 else 1
+
+
+def paddle_runs(rows: int, cols: int) -> Runs:
+    """The fused op, and the same of Paddle's ops (as PaddleNLP's LlamaRMSNorm has it)."""
+    import paddle
+
+    from oarlock.ops import norms
+
+    size = rows * cols
+    inputs = [paddle.randn([rows, cols]) for _ in range(turns(size))]
+    scale, grad = paddle.ones([cols]), paddle.randn([rows, cols])
+    for tensor in (*inputs, scale):
+        tensor.stop_gradient = False
+
+    def fused(i: int) -> paddle.Tensor:
+        return norms.fused_rms_norm(inputs[i], scale, EPSILON)[0]
+
+    def plain(i: int) -> paddle.Tensor:
+        return paddle.rsqrt(inputs[i].pow(2).mean(-1, keepdim=True) + EPSILON) * inputs[i] * scale
+
+    def of(norm: Callable[[int], paddle.Tensor]) -> tuple[Callable[[], object], Callable[[], object]]:
+        return in_turn(norm, size), in_turn(lambda i: paddle.grad([norm(i)], [inputs[i], scale], [grad]), size)
+
+    return {"Oarlock": of(fused), "Paddle ops": of(plain)}
+
+
+def torch_runs(rows: int, cols: int, note: str) -> Runs:
+    """F.rms_norm, as it is and compiled."""
+    import torch
+
+    size = rows * cols
+    inputs = [torch.randn(rows, cols, requires_grad=True) for _ in range(turns(size))]
+    scale, grad = torch.ones(cols, requires_grad=True), torch.randn(rows, cols)
+
+    def of(norm: Callable[..., torch.Tensor]) -> tuple[Callable[[], object], Callable[[], object]]:
+        def forward(i: int) -> torch.Tensor:
+            return norm(inputs[i], (cols,), scale, EPSILON)
+
+        return (
+            in_turn(forward, size),
+            in_turn(lambda i: torch.autograd.grad([forward(i)], [inputs[i], scale], [grad]), size),
+        )
+
+    compiled = torch.compile(torch.nn.functional.rms_norm, dynamic=False)
+    return {f"torch{note}": of(torch.nn.functional.rms_norm), f"torch.compile{note}": of(compiled)}
+
+
+def copy_runs(rows: int, cols: int, threads: int) -> Runs:
+    """numpy's copy, by one thread and by all."""
+    size = rows * cols
+    pairs = [(np.zeros(size, np.float32), np.ones(size, np.float32)) for _ in range(turns(size))]
+    pool = ThreadPoolExecutor(threads)
+
+    def by_all(i: int) -> None:
+        parts = (np.array_split(array, threads) for array in pairs[i])
+        list(pool.map(np.copyto, *parts))
+
+    together, alone = in_turn(by_all, size), in_turn(lambda i: np.copyto(*pairs[i]), size)
+    return {"copy": (together, together), "copy, 1 thread": (alone, alone)}
+
+
+def seconds(run: Callable[[], object], at_least: float) -> float:
+    """Of one call: the median of those in `at_least` seconds, at least three."""
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < at_least:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def measure(runs: Runs, at_least: float) -> dict[str, tuple[float, float]]:
+    """Name -> seconds forward, seconds forward + backward."""
+    return {name: (seconds(forward, at_least), seconds(both, at_least)) for name, (forward, both) in runs.items()}
+
+
+def serve_peer(threads: int, at_least: float, note: str) -> None:
+    """The torch side: for each line `rows cols` on stdin, its figures as a JSON line."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    shape, runs = "", {}
+    for line in sys.stdin:
+        if line != shape:
+            torch.compiler.reset()
+            shape, runs = line, torch_runs(*map(int, line.split()), note)
+        print(json.dumps({"torch": torch.__version__, "seconds": measure(runs, at_least)}), flush=True)
+
+
+class Peer:
+    """serve_peer in a Python of its own."""
+
+    def __init__(self, python: str, threads: int, at_least: float, note: str = "", **environment: str) -> None:
+        command = [python, __file__, "--serve", str(threads), "--seconds", str(at_least), "--note", note]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **environment}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.version = ""
+
+    def measure(self, rows: int, cols: int) -> dict[str, tuple[float, float]]:
+        """As measure()."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(rows, cols, file=self._process.stdin, flush=True)
+        answer = json.loads(self._process.stdout.readline())
+        self.version = answer["torch"]
+        return answer["seconds"]
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=60)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", help="a Python that has torch")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="ROWSxCOLS")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.2, help="of each side in a round")
+    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--note", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve_peer(options.serve, options.seconds, options.note)
+        return
+
+    from common import report
+
+    from oarlock.environment import import_paddle
+    from oarlock.ops.memory import keep_freed_memory
+
+    keep_freed_memory()
+    threads = import_paddle()
+    peers = []
+    if options.peer:
+        kept = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+        peers.append(Peer(options.peer, threads, options.seconds))
+        peers.append(Peer(options.peer, threads, options.seconds, ", memory kept", **kept))
+    table = []
+    for shape in options.shapes:
+        size = tuple(map(int, shape.split("x")))
+        ours = [paddle_runs(*size), copy_runs(*size, threads)]
+        rounds = []
+        for _ in range(options.rounds + 1):  # the first one warms up, and compiles
+            found = {}
+            for runs in ours:
+                found |= measure(runs, options.seconds)
+            time.sleep(0.3)  # the threads of OpenMP spin for a while after their work
+            for peer in peers:
+                found |= peer.measure(*size)
+            rounds.append(found)
+        table += summary(shape, rounds[1:])
+    for peer in peers:
+        peer.stop()
+    report("RMSNorm on the CPU", table, threads=threads, torch=peers[0].version if peers else "")
+
+
+def summary(shape: str, rounds: list[dict[str, tuple[float, float]]]) -> list[dict[str, object]]:
+    """A row for each side."""
+    middle = {
+        name: [statistics.median(found[name][which] for found in rounds) for which in (0, 1)] for name in rounds[0]
+    }
+    copy = min(middle.pop("copy")[0], middle.pop("copy, 1 thread")[0])
+    table: list[dict[str, object]] = []
+    for name, (forward, both) in middle.items():
+        times = [found[name][1] for found in rounds]
+        table.append(
+            {
+                "shape": shape,
+                "what": name,
+                "forward ms": forward * 1e3,
+                "of copy": copy / forward,
+                "both ms": both * 1e3,
+                "spread": (max(times) - min(times)) / both,
+                "Oarlock is faster, forward": forward / middle["Oarlock"][0],
+                "both": both / middle["Oarlock"][1],
+            }
+        )
+    return [*table, {"shape": shape, "what": "copy", "forward ms": copy * 1e3, "of copy": 1.0}]
+
+
+if __name__ == "__main__":
+    main()
