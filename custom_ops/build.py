@@ -30,7 +30,7 @@ PLACE = HERE.parent / "llm" / "oarlock" / "ops"
 LIBRARY, STAMP = "oarlock_ops.so", "oarlock_ops.stamp"
 
 # CPU kernels, free of Paddle: each is compiled once per instruction set, into a namespace of its own.
-CPU_KERNELS = ("rms_norm/rms_norm_cpu.cc",)
+CPU_KERNELS = ("rms_norm/rms_norm_cpu.cc", "attention/attention_cpu.cc")
 # C++ that is compiled once, without Paddle.
 SHARED = ("common/isa.cc",)
 # CUDA kernels, free of Paddle: compiled where there is nvcc and Paddle is a GPU build.
