@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up the environment: a virtual environment with Oarlock and the Paddle wheel that fits this machine.
+# Set up the environment: a virtual environment with Oarlock, the Paddle wheel that fits this machine, and the fused ops.
 # Safe to run again at any time; does nothing when all is there.
 #
 #   bash scripts/setup.sh [EXTRAS]        EXTRAS: e.g. "test"
@@ -85,6 +85,18 @@ install() {
   fi
 }
 
+# The fused ops of custom_ops/, into llm/oarlock/ops; what has not changed is not compiled again.
+build_ops() {
+  if ! command -v g++ >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "no g++, which builds the fused ops: apt-get install g++"
+    { apt-get install -y g++ || { apt-get update && apt-get install -y g++; }; } >/dev/null 2>&1 || true
+  fi
+  local code=0
+  "$VENV/bin/python" "$ROOT/custom_ops/build.py" || code=$?
+  # 3: this machine can't build them, it has said why, and training works without. Any other code is a fault to see.
+  [ $code = 0 ] || [ $code = 3 ] || fail "the fused ops of custom_ops/ do not compile here, see above"
+}
+
 main() {
   local python wheel stamp wanted
   python=$(find_python)
@@ -92,6 +104,7 @@ main() {
   wanted=$(cat "$ROOT"/{constraints.txt,pyproject.toml,setup.py,scripts/setup.sh} | sha256sum | cut -c1-16)-$wheel-$("$python" -V | tr -d ' ')
   for stamp in "$VENV/.set-up-$EXTRAS" "$VENV/.set-up-test"; do
     if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$VENV/bin/oarlock" --version >/dev/null 2>&1; then
+      build_ops
       say "$VENV is up to date (Paddle for $wheel)"
       return
     fi
@@ -106,6 +119,7 @@ main() {
     "$VENV/bin/python" -m pip uninstall -y paddlepaddle >/dev/null 2>&1 || true
     install "paddlepaddle-gpu==$PADDLE_VERSION" --index-url "$PADDLE_INDEX/$wheel/" --extra-index-url "${PIP_INDEX_URL:-https://pypi.org/simple}"
   fi
+  build_ops
   say "installing Oarlock and its dependencies${EXTRAS:+ (with $EXTRAS)}"
   OARLOCK_PADDLE=none install -e "$ROOT${EXTRAS:+[$EXTRAS]}"
   echo "$wanted" >"$VENV/.set-up-$EXTRAS"

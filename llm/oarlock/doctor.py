@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 from oarlock.environment import available_cores, import_paddle
@@ -137,11 +136,25 @@ def nvidia_driver() -> tuple[str, str] | None:
 
 
 def _ops() -> Iterator[Finding]:
-    if find_spec("fused_ln") is not None:
-        yield Finding("fused RMSNorm op (fused_ln) is installed")
-    else:
-        fix = "optional: python setup.py install builds it; without it --use_fused_rms_norm uses the plain one"
-        yield Finding("fused RMSNorm op (fused_ln) is not installed", fix, warning=True)
+    """Built, for this Paddle and device, and computing what the reference does."""
+    from oarlock.ops import library
+    from oarlock.ops.norms import check_norms
+
+    try:
+        import paddle
+
+        on_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+        if reason := library.why_missing(on_gpu):
+            fix = "optional: without them training uses the plain versions, which are slower"
+            yield Finding(reason, fix, warning=True)
+            return
+        check_norms()
+        devices = "CPU and GPU" if (library.built_for() or {})["cuda"] else "CPU"
+        yield Finding(f"fused ops ({devices}) load and agree with the reference; PaddleNLP finds them as fused_ln")
+    except EnvironmentProblem as error:
+        yield Finding("fused ops", str(error))
+    except Exception as error:  # whatever a broken library raises is the finding
+        yield Finding(f"fused ops do not load: {error!r}", "rm -r build/custom_ops; python custom_ops/build.py")
 
 
 def _shared_memory() -> Iterator[Finding]:

@@ -64,7 +64,7 @@ class KernelSection:
     """Flash attention (an A100-class card or newer; elsewhere the plain attention is used, and the log says so)."""
 
     use_fused_rms_norm: bool = option(False, may_change=True)
-    """The fused RMSNorm custom op (built by `python setup.py install`; without it the plain one, said once)."""
+    """The fused RMSNorm (of custom_ops/, built by scripts/setup.sh; without it the plain one, said once)."""
 
     recompute: bool = option(False, may_change=True)
     """Recompute activations in the backward pass: less memory, about a third more arithmetic."""

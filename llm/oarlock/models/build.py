@@ -23,6 +23,8 @@ from oarlock.models.methods import Method, fill_trained, initial_values
 from oarlock.models.pickles import PickleSource
 from oarlock.models.sources import SafetensorsSource, WeightSource
 from oarlock.models.weights import WeightFolder, has_safetensors
+from oarlock.ops import library
+from oarlock.ops.norms import check_norms
 from oarlock.parallel.families import BROKEN
 from oarlock.parallel.plan import sequence_length
 from oarlock.parallel.sync import together
@@ -105,12 +107,11 @@ def _apply_kernels(config: Config, model_config: PretrainedConfig) -> None:
         say_once("no flash attention on a CPU: the plain attention is used (same result)")
         flash = False
     fused_norm = kernels.use_fused_rms_norm
-    if fused_norm and not _fused_norm_available():
-        say_once(
-            "--use_fused_rms_norm: the custom op `fused_ln` is not installed (python setup.py install builds it); the "
-            "plain RMSNorm is used (same result)"
-        )
+    if fused_norm and (reason := library.why_missing(on_gpu)):
+        say_once(f"--use_fused_rms_norm: {reason}; the plain RMSNorm is used (same result)")
         fused_norm = False
+    if fused_norm:
+        check_norms()
     model_config.use_flash_attention = flash
     model_config.use_fused_rms_norm = fused_norm
     model_config.use_fast_layer_norm = False  # Llama reads it beside use_fused_rms_norm and fails when it is unset
@@ -118,12 +119,6 @@ def _apply_kernels(config: Config, model_config: PretrainedConfig) -> None:
     model_config.recompute_granularity = kernels.recompute_granularity
     model_config.use_cache = False
     model_config.seq_length = sequence_length(config)
-
-
-def _fused_norm_available() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("fused_ln") is not None
 
 
 def check_lengths(source: ModelSource, longest: int, flag: str) -> None:

@@ -2,54 +2,70 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 LIBRARY = Path(__file__).with_name("oarlock_ops.so")
-BUILD = "bash scripts/setup.sh, or `python custom_ops/build.py`, builds them"
-_loaded = False
+_HOW = "`bash scripts/setup.sh` or `python custom_ops/build.py` builds them, with g++ (and nvcc for GPUs)"
 
 
-def why_missing() -> str:
-    """What keeps the library from being used, with what to do; "" when nothing does. Does not import paddle."""
-    from importlib import metadata
-
-    stamp = LIBRARY.with_suffix(".stamp")
-    if not LIBRARY.exists() or not stamp.exists():
-        return f"the fused ops are not built ({BUILD}; it takes g++)"
-    built_for = json.loads(stamp.read_text(encoding="utf-8"))["paddle"]
-    for name in ("paddlepaddle", "paddlepaddle-gpu"):
-        try:
-            version = metadata.version(name).split("+")[0].split(".post")[0]
-        except metadata.PackageNotFoundError:
-            continue
-        if version != built_for:
-            return f"the fused ops were built for Paddle {built_for}, here is {version} ({BUILD})"
+def why_missing(on_gpu: bool = False) -> str:
+    """What keeps the operators from being used, with what to do; "" when nothing does. Does not import paddle."""
+    built = built_for()
+    if built is None:
+        return f"the fused ops are not built ({_HOW})"
+    here = _paddle_version()
+    if here and here != built["paddle"]:
+        return f"the fused ops were built for Paddle {built['paddle']}, this is {here} ({_HOW})"
+    if on_gpu and not built["cuda"]:
+        return f"the fused ops were built for the CPU alone ({_HOW})"
     return ""
 
 
+def built_for() -> dict[str, Any] | None:
+    """What the build says of itself: {"paddle": version, "cuda": its CUDA or "", ...}; None when there is none."""
+    stamp = LIBRARY.with_suffix(".stamp")
+    if not LIBRARY.exists() or not stamp.exists():
+        return None
+    return json.loads(stamp.read_text(encoding="utf-8"))
+
+
+def _paddle_version() -> str:
+    for name in ("paddlepaddle-gpu", "paddlepaddle"):
+        try:
+            return metadata.version(name).split("+")[0].split(".post")[0]
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+@functools.cache
 def load() -> None:
     """Register the operators with Paddle; later calls do nothing.
 
     Raises:
         ImportError: when they are not built, or for another Paddle.
     """
-    global _loaded
-    if _loaded:
-        return
     if reason := why_missing():
         raise ImportError(reason)
     from paddle.utils.cpp_extension.extension_utils import load_op_meta_info_and_register_op
 
     load_op_meta_info_and_register_op(str(LIBRARY))
-    _loaded = True
 
 
 def run(operator: str, *arguments: Any) -> Any:
-    """Call a loaded operator: its inputs, then its attributes; gives its output, or a list of several."""
+    """Call an operator: its inputs, then its attributes; gives its output, or a list of several.
+
+    Raises:
+        ImportError: when the operators are not built.
+        ValueError: when the operator refuses the shapes or types it got.
+    """
     from paddle import _C_ops
 
+    load()
     try:
         outputs = _C_ops._run_custom_op(operator, *arguments)
     except OSError as error:  # what PD_CHECK becomes: "text\n  [file:line]"
