@@ -21,12 +21,11 @@ static int64_t backward_scratch(const AttentionShape& s) {
   return (5 * kBlock + 3) * kTile * padded(s.head_dim) + 2 * kTile * kTile;
 }
 
-// The backward's workers take all queries of some keys. Where there are too few heads for the threads, keys are split
-// into parts, each with a gradient of the queries of its own.
+// The backward's workers take all queries of some keys. Where there are few heads for them, keys are split into parts,
+// each with a gradient of the queries of its own; by the shape alone, so that sums do not depend on the threads.
 static int64_t key_parts(const AttentionShape& s) {
-  const int64_t heads = s.batch * s.num_key_value_heads, threads = omp_get_max_threads();
-  if (heads % threads == 0 || heads >= 4 * threads) return 1;
-  const int64_t wanted = (4 * threads + heads - 1) / heads, most = tiles(s.key_length) < 8 ? tiles(s.key_length) : 8;
+  const int64_t heads = s.batch * s.num_key_value_heads, wanted = heads < 16 ? 16 / heads : 1;
+  const int64_t blocks = (tiles(s.key_length) + kBlock - 1) / kBlock, most = blocks < 8 ? blocks : 8;
   return wanted < most ? wanted : most;
 }
 
@@ -45,7 +44,8 @@ int64_t attention_cpu_backward_workspace(const AttentionShape& s) {
 
 namespace OARLOCK_ISA {
 
-static_assert(kPanel <= kLanes && kTile % (kUnroll * kLanes) < kLanes * 3 && kTile % kPanel == 0, "tiles are whole");
+// A panel's rows lie within the vector in which causality's edge is, so that what a product reads has been written.
+static_assert(kLanes % kPanel == 0 && kTile % kLanes == 0, "panels and vectors have to nest in a tile");
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.69314718f, kInfinity = __builtin_inff();
 constexpr float kHidden = -1e30f;
 constexpr float kLowest = 2 * kHidden;  // a row's largest score before any is known: finite, to be subtracted from
@@ -118,8 +118,8 @@ struct Problem : AttentionShape {
 // ---- forward: scores lie [keys, rows], so that a row's maximum and sum are found without leaving its lane ----
 
 struct ForwardScratch {
-  float *keys, *values, *scores, *biases, *factors;       // of a tile
-  float *queries, *outputs, *maxima, *sums;  // of a block
+  float *keys, *values, *scores, *biases, *factors;  // of a tile
+  float *queries, *outputs, *maxima, *sums;          // of a block
 
   ForwardScratch(const Problem& p, float* from)
       : keys(from), values(keys + kTile * p.width), scores(values + kTile * p.width), biases(scores + kTile * kTile),
@@ -232,8 +232,9 @@ void attention_forward_cpu(const AttentionForward& args) {
 #pragma omp parallel
   {
     const ForwardScratch scratch(p, workspace + omp_get_thread_num() * forward_scratch(p));
-    // The last queries see the most keys: they go first, and short blocks fill what is left.
-#pragma omp for schedule(dynamic)
+    // The last queries see the most keys: they go first, and short blocks fill what is left. (Monotonic: Paddle's OpenMP
+    // runtime is older than GNU's entry points of the other kind.)
+#pragma omp for schedule(monotonic : dynamic)
     for (int64_t item = 0; item < heads * blocks; ++item) {
       const int64_t head = item % heads, start = (blocks - 1 - item / heads) * block * kTile;
       forward_block(p, scratch, args, head / p.num_heads, head % p.num_heads, start,
@@ -353,7 +354,7 @@ static void backward_block(const Problem& p, const BackwardScratch& s, const Att
 void attention_backward_cpu(const AttentionBackward& args) {
   const Problem p(args.shape);
   const int64_t heads = p.batch * p.num_key_value_heads, rows = p.batch * p.query_length, parts = key_parts(p),
-                part = (tiles(p.key_length) + parts - 1) / parts * kTile, size = rows * p.query_stride();
+                part = round_up((tiles(p.key_length) + parts - 1) / parts, kBlock) * kTile, size = rows * p.query_stride();
   float* scratches = aligned(args.workspace);
   float* delta = scratches + omp_get_max_threads() * backward_scratch(p);  // sums of output * grad_output, of each row
   float* part_grads = delta + rows * p.num_heads;                          // of the queries, of parts after the first
@@ -369,7 +370,7 @@ void attention_backward_cpu(const AttentionBackward& args) {
         for_columns(p.head_dim, [&](auto unit, int64_t d) { sum.add(unit.load(output + d) * unit.load(grad + d)); });
         delta[(row / p.query_length * p.num_heads + h) * p.query_length + row % p.query_length] = sum.total();
       }
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(monotonic : dynamic)
     for (int64_t item = 0; item < heads * parts; ++item) {
       const int64_t b = item % heads / p.num_key_value_heads, head = item % p.num_key_value_heads,
                     which = item / heads, stop = smaller((which + 1) * part, p.key_length);

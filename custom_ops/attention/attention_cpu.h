@@ -3,7 +3,7 @@
 // Scores are made tile by tile and forgotten: the forward keeps one log-sum-exp a row, from which the backward makes
 // them again (FlashAttention-2, arXiv 2307.08691). Tensors are dense, [batch, tokens, heads, head_dim], as PaddleNLP
 // has them; key and value may have fewer heads than the query, each for a group of query heads that follow one another.
-// With as many threads the result has the same bits every time.
+// The result has the same bits every time, with any number of threads.
 #pragma once
 
 #include <cstdint>
