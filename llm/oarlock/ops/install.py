@@ -16,7 +16,8 @@ import paddle
 from oarlock.environment import say_once
 from oarlock.ops import library
 from oarlock.ops.adamw import fused_adamw
-from oarlock.ops.norms import fused_rms_norm
+from oarlock.ops.memory import keep_freed_memory
+from oarlock.ops.norms import check_norms, fused_rms_norm
 from oarlock.ops.step import HeldScores, fused_lora_linear, fused_rotary, fused_swiglu
 
 Function = Callable[..., Any]
@@ -147,11 +148,22 @@ PATCHES: list[Patch] = [
 _originals: list[tuple[Any, str, Function]] = []
 
 
+def use(wanted: bool) -> None:
+    """install(), or uninstall() what an earlier run in this process put in place."""
+    if wanted:
+        install()
+    else:
+        uninstall()
+
+
 def install() -> bool:
     """Put the fused operators in place, once in a process, before models are built.
 
     Returns:
         Whether they are in place; where they are not built, that is said once and nothing changes.
+
+    Raises:
+        EnvironmentProblem: when they do not compute what the reference does.
     """
     if _originals:
         return True
@@ -159,6 +171,8 @@ def install() -> bool:
         say_once(f"{reason}; Paddle's own ops are used (same result, slower)")
         return False
     library.load()
+    check_norms()
+    keep_freed_memory()
     for patch in PATCHES:
         owner = patch.find()
         original = getattr(owner, patch.name)
@@ -168,7 +182,7 @@ def install() -> bool:
 
 
 def uninstall() -> None:
-    """Put the originals back (tests compare both)."""
+    """Put the originals back."""
     while _originals:
         owner, name, original = _originals.pop()
         setattr(owner, name, original)
