@@ -14,11 +14,12 @@ import paddle
 from oarlock.environment import say_once
 from oarlock.ops import attention, library
 from oarlock.ops.adamw import fused_adamw
-from oarlock.ops.norms import fused_rms_norm
+from oarlock.ops.memory import keep_freed_memory
+from oarlock.ops.norms import check_norms, fused_rms_norm
 from oarlock.ops.patch import Function, Patch, fits
 from oarlock.ops.step import HeldScores, fused_lora_linear, fused_rotary, fused_swiglu
 
-Tensor = paddle.Tensor
+Tensor = Any
 
 
 def _rms_norm(original: Function) -> Function:
@@ -116,11 +117,22 @@ PATCHES: list[Patch] = [
 _originals: list[tuple[Any, str, Function]] = []
 
 
+def use(wanted: bool) -> None:
+    """install(), or uninstall() what an earlier run in this process put in place."""
+    if wanted:
+        install()
+    else:
+        uninstall()
+
+
 def install() -> bool:
     """Put the fused operators in place, once in a process, before models are built.
 
     Returns:
         Whether they are in place; where they are not built, that is said once and nothing changes.
+
+    Raises:
+        EnvironmentProblem: when they do not compute what the reference does.
     """
     if _originals:
         return True
@@ -128,6 +140,8 @@ def install() -> bool:
         say_once(f"{reason}; Paddle's own ops are used (same result, slower)")
         return False
     library.load()
+    check_norms()
+    keep_freed_memory()
     for patch in PATCHES:
         owner = patch.find()
         _originals.append((owner, patch.name, inspect.getattr_static(owner, patch.name)))
@@ -136,7 +150,7 @@ def install() -> bool:
 
 
 def uninstall() -> None:
-    """Put the originals back (tests compare both)."""
+    """Put the originals back."""
     while _originals:
         owner, name, original = _originals.pop()
         setattr(owner, name, original)
