@@ -44,14 +44,19 @@ def fused_lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: 
     return library.run("fused_lora_linear", x, weight, a, b, scaling)[0]
 
 
+# How many scores exist at a time: 32 MB, which caches hold; more where each piece goes over the weight's whole gradient.
+SCORES, SCORES_FOR_WEIGHT = 2**23, 2**25
+
+
 class _LinearCrossEntropy(PyLayer):
     """The gradients are made in the forward, piece by piece, so that no more than a piece of the scores exists."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, transposed: bool, scale: float,
                 ignored: int, wanted: tuple[bool, bool]) -> Tensor:  # fmt: skip
+        most = SCORES_FOR_WEIGHT if wanted[1] else SCORES
         losses, *gradients = library.run(
-            "fused_linear_cross_entropy", hidden, weight, labels, transposed, scale, ignored, *wanted
+            "fused_linear_cross_entropy", hidden, weight, labels, transposed, scale, ignored, most, *wanted
         )
         ctx.gradients = [gradient if asked else None for gradient, asked in zip(gradients, wanted, strict=True)]
         return losses.sum() * scale
