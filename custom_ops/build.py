@@ -31,6 +31,7 @@ LIBRARY, STAMP = "oarlock_ops.so", "oarlock_ops.stamp"
 
 # CPU kernels, free of Paddle: each is compiled once per instruction set, into a namespace of its own.
 CPU_KERNELS = (
+    "attention/attention_cpu.cc",
     "rms_norm/rms_norm_cpu.cc",
     "training_step/adamw.cc",
     "training_step/cross_entropy.cc",
@@ -42,7 +43,11 @@ SHARED = ("common/gemm.cc", "common/isa.cc")
 # CUDA kernels, free of Paddle: compiled where there is nvcc and Paddle is a GPU build.
 CUDA_KERNELS: tuple[str, ...] = ()
 # What registers the kernels as Paddle operators.
-BINDINGS = ("rms_norm/rms_norm_paddle.cc", "training_step/training_step_paddle.cc")
+BINDINGS = (
+    "attention/attention_paddle.cc",
+    "rms_norm/rms_norm_paddle.cc",
+    "training_step/training_step_paddle.cc",
+)
 
 INSTRUCTION_SETS = {
     "plain": [],

@@ -6,52 +6,20 @@ place. The replacement calls the original wherever `fits` says no: other devices
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
+import inspect
 from typing import Any
 
 import paddle
 
 from oarlock.environment import say_once
-from oarlock.ops import library
+from oarlock.ops import attention, library
 from oarlock.ops.adamw import fused_adamw
 from oarlock.ops.memory import keep_freed_memory
 from oarlock.ops.norms import check_norms, fused_rms_norm
+from oarlock.ops.patch import Function, Patch, fits
 from oarlock.ops.step import HeldScores, fused_lora_linear, fused_rotary, fused_swiglu
 
-Function = Callable[..., Any]
-Tensor = paddle.Tensor
-
-
-@dataclass(frozen=True)
-class Patch:
-    """What is replaced.
-
-    Attributes:
-        owner: "module" or "module:Class".
-        name: of the function or method in it.
-        make: original -> replacement.
-    """
-
-    owner: str
-    name: str
-    make: Callable[[Function], Function]
-
-    def find(self) -> Any:
-        """The module or class."""
-        module, _, of_class = self.owner.partition(":")
-        found = import_module(module)
-        return getattr(found, of_class) if of_class else found
-
-
-def fits(*tensors: Any) -> bool:
-    """Whether the fused operators serve these: all float32 on the CPU."""
-    for tensor in tensors:
-        if tensor.dtype != paddle.float32 or not tensor.place.is_cpu_place():
-            say_once(f"the fused CPU ops are for float32; {tensor.dtype} goes through Paddle's own")
-            return False
-    return True
+Tensor = Any
 
 
 def _rms_norm(original: Function) -> Function:
@@ -141,6 +109,7 @@ PATCHES: list[Patch] = [
     Patch(_MODELS + "mixtral.modeling", "apply_rotary_pos_emb", _rotary),
     Patch(_MODELS + "gemma.modeling", "apply_rotary_pos_emb", _rotary),
     Patch(_MODELS + "llama.modeling", "swiglu", _swiglu),
+    *attention.PATCHES,
     *(Patch(head, "forward", _head) for head in _HEADS),
     Patch("paddlenlp.peft.lora.lora_layers:LoRALinear", "forward", _lora_linear),
     Patch("paddle.optimizer:AdamW", "_create_optimization_pass", _adamw),
@@ -175,9 +144,8 @@ def install() -> bool:
     keep_freed_memory()
     for patch in PATCHES:
         owner = patch.find()
-        original = getattr(owner, patch.name)
-        _originals.append((owner, patch.name, original))
-        setattr(owner, patch.name, patch.make(original))
+        _originals.append((owner, patch.name, inspect.getattr_static(owner, patch.name)))
+        setattr(owner, patch.name, patch.make(getattr(owner, patch.name)))
     return True
 
 
