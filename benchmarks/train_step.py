@@ -24,9 +24,9 @@ from typing import Any
 from common import ROOT, TreeMemory, report
 
 SIZES: dict[str, dict[str, int]] = {
-    "small": dict(hidden=256, layers=4, heads=4, vocab=4096, seq=256, batch=8),
-    "medium": dict(hidden=512, layers=8, heads=8, vocab=8192, seq=512, batch=2),
-    "large": dict(hidden=1024, layers=4, heads=16, vocab=32000, seq=1024, batch=1),
+    "small": {"hidden": 256, "layers": 4, "heads": 4, "vocab": 4096, "seq": 256, "batch": 8},
+    "medium": {"hidden": 512, "layers": 8, "heads": 8, "vocab": 8192, "seq": 512, "batch": 2},
+    "large": {"hidden": 1024, "layers": 4, "heads": 16, "vocab": 32000, "seq": 1024, "batch": 1},
 }
 PEER_SCRIPT = ROOT.parent / "shared" / "bench" / "peer_torch_train.py"
 # The peer's script, with the model's forward compiled.
@@ -118,7 +118,7 @@ def intermediate(hidden: int) -> int:
 
 
 def product_seconds(size: dict[str, int], lora: int) -> float:
-    """What the products of a step's linear layers take alone: each forward, for its input, and (full) for its weight."""
+    """What the products of a step's linear layers take alone: forward, for the input, and (full) for the weight."""
     import paddle
 
     hidden, tokens = size["hidden"], size["batch"] * size["seq"]

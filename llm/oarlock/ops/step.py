@@ -44,7 +44,7 @@ def fused_lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: 
     return library.run("fused_lora_linear", x, weight, a, b, scaling)[0]
 
 
-# How many scores exist at a time: 32 MB, which caches hold; more where each piece goes over the weight's whole gradient.
+# Scores that exist at a time: 32 MB, which caches hold; more where each piece goes over the weight's whole gradient.
 SCORES, SCORES_FOR_WEIGHT = 2**23, 2**25
 
 
