@@ -8,7 +8,7 @@
 namespace oarlock {
 namespace OARLOCK_ISA {
 
-// Relative error below 2e-7; 0 below -87, exp(88) above 88, NaN stays.
+// Relative error below 2e-7; 0 below -87, infinity above 88, NaN stays.
 OARLOCK_INLINE Vector exponential(Vector x) {
   const Vector bounded = x > 88.0f ? splat(88.0f) : x;
   // Adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits.
@@ -23,9 +23,10 @@ OARLOCK_INLINE Vector exponential(Vector x) {
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   const Vector power = (Vector)(((Bits)shifted << 23) + 0x3f800000);
-  return x < -87.0f ? Vector{} : p * power;
+  const Vector value = x < -87.0f ? Vector{} : p * power;
+  return x > 88.0f ? splat(INFINITY) : value;
 }
-OARLOCK_INLINE float exponential(float x) { return std::exp(x > 88.0f ? 88.0f : x); }
+OARLOCK_INLINE float exponential(float x) { return std::exp(x); }
 
 }  // namespace OARLOCK_ISA
 }  // namespace oarlock

@@ -1,5 +1,7 @@
 // The parts of a training step as Paddle operators, float32 on the CPU. Python's oarlock/ops is how they are meant to be
 // called.
+#include <algorithm>
+
 #include "common/gemm.h"
 #include "common/tensors.h"
 #include "training_step/adamw.h"
@@ -109,13 +111,11 @@ std::vector<Tensor> swiglu_halves_grad(const Tensor& given, const Tensor& given_
 
 // ---- fused_linear_cross_entropy ----
 
-// Scores of so many floats are made at a time; more where each piece also goes over the weight's whole gradient.
-constexpr int64_t kScores = int64_t{8} << 20, kScoresForWeight = int64_t{32} << 20;
-
-// The losses [rows], and their gradients times `scale`; an empty tensor for one that is not asked for.
+// The losses [rows], and their gradients times `scale`; an empty tensor for one that is not asked for. About `most`
+// scores exist at a time.
 std::vector<Tensor> linear_cross_entropy(const Tensor& given_hidden, const Tensor& given_weight,
                                          const Tensor& given_labels, bool transposed, float scale, int64_t ignored,
-                                         bool for_hidden, bool for_weight) {
+                                         int64_t most, bool for_hidden, bool for_weight) {
   const Tensor hidden = floats(given_hidden, "hidden"), weight = floats(given_weight, "weight"),
                labels = dense(given_labels);
   PD_CHECK(oarlock::has_gemm(), "this Paddle is without MKL");
@@ -134,7 +134,7 @@ std::vector<Tensor> linear_cross_entropy(const Tensor& given_hidden, const Tenso
   Tensor losses = empty_floats({rows}, hidden);
   Tensor grad_hidden = empty_floats(for_hidden ? hidden.shape() : Shape{0}, hidden);
   Tensor grad_weight = empty_floats(for_weight ? weight_shape : Shape{0}, hidden);
-  const int64_t most = (for_weight ? kScoresForWeight : kScores) / classes, piece = most < 1 ? 1 : most < rows ? most : rows;
+  const int64_t piece = std::min(std::max(most / classes, int64_t{1}), rows);
   Tensor scores = empty_floats({piece, classes}, hidden);
   float *s = scores.data<float>(), *grad_w = grad_weight.data<float>();
   const float *h = hidden.data<float>(), *w = weight.data<float>();
@@ -253,7 +253,8 @@ PD_BUILD_GRAD_OP(fused_swiglu_halves)
 PD_BUILD_OP(fused_linear_cross_entropy)  // without a gradient operator: it gives the gradients along
     .Inputs({"hidden", "weight", "labels"})
     .Outputs({"losses", "grad_hidden", "grad_weight"})
-    .Attrs({"transposed: bool", "scale: float", "ignored: int64_t", "for_hidden: bool", "for_weight: bool"})
+    .Attrs({"transposed: bool", "scale: float", "ignored: int64_t", "most: int64_t",
+            "for_hidden: bool", "for_weight: bool"})
     .SetKernelFn(PD_KERNEL(linear_cross_entropy));
 
 PD_BUILD_OP(fused_lora_linear)

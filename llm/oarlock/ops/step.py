@@ -44,23 +44,26 @@ def fused_lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: 
     return library.run("fused_lora_linear", x, weight, a, b, scaling)[0]
 
 
+# Scores that exist at a time: 32 MB, which caches hold; more where each piece goes over the weight's whole gradient.
+SCORES, SCORES_FOR_WEIGHT = 2**23, 2**25
+
+
 class _LinearCrossEntropy(PyLayer):
     """The gradients are made in the forward, piece by piece, so that no more than a piece of the scores exists."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, transposed: bool, scale: float,
                 ignored: int, wanted: tuple[bool, bool]) -> Tensor:  # fmt: skip
+        most = SCORES_FOR_WEIGHT if wanted[1] else SCORES
         losses, *gradients = library.run(
-            "fused_linear_cross_entropy", hidden, weight, labels, transposed, scale, ignored, *wanted
+            "fused_linear_cross_entropy", hidden, weight, labels, transposed, scale, ignored, most, *wanted
         )
         ctx.gradients = [gradient if asked else None for gradient, asked in zip(gradients, wanted, strict=True)]
         return losses.sum() * scale
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError("fused_linear_cross_entropy: its gradients are given away with the first backward")
+        gradients, ctx.gradients = ctx.gradients, ()  # the caller's now, who may write to them
         factor = float(grad)
         return (*(g if g is None or factor == 1 else g.scale_(factor) for g in gradients), None)
 
@@ -70,7 +73,7 @@ def fused_linear_cross_entropy(
 ) -> Tensor:
     """scale * sum of -log softmax(hidden weight)[label], a scalar, without all of the scores in memory at a time.
 
-    Can be differentiated once.
+    Can be differentiated once (Paddle crashes in a second pass through any PyLayer).
 
     Args:
         hidden: [..., width].

@@ -73,7 +73,8 @@ class OarlockTrainer(CheckpointingTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(criterion=TokenCrossEntropy(split_vocabulary=plan.tensor > 1), **kwargs)
-        hold_scores(self.model)
+        if plan.stage != 3:  # takes the head's weight away after its forward
+            hold_scores(self.model)
         self.plan, self.method, self.base = plan, method, base
         self.sharded_gradients: ShardedGradients | None = None
         self.held = Held(self)
