@@ -30,13 +30,24 @@ PLACE = HERE.parent / "llm" / "oarlock" / "ops"
 LIBRARY, STAMP = "oarlock_ops.so", "oarlock_ops.stamp"
 
 # CPU kernels, free of Paddle: each is compiled once per instruction set, into a namespace of its own.
-CPU_KERNELS = ("rms_norm/rms_norm_cpu.cc",)
+CPU_KERNELS = (
+    "attention/attention_cpu.cc",
+    "rms_norm/rms_norm_cpu.cc",
+    "training_step/adamw.cc",
+    "training_step/cross_entropy.cc",
+    "training_step/rotary.cc",
+    "training_step/swiglu.cc",
+)
 # C++ that is compiled once, without Paddle.
-SHARED = ("common/isa.cc",)
+SHARED = ("common/gemm.cc", "common/isa.cc")
 # CUDA kernels, free of Paddle: compiled where there is nvcc and Paddle is a GPU build.
 CUDA_KERNELS = ("rms_norm/rms_norm_cuda.cu",)
 # What registers the kernels as Paddle operators.
-BINDINGS = ("rms_norm/rms_norm_paddle.cc",)
+BINDINGS = (
+    "attention/attention_paddle.cc",
+    "rms_norm/rms_norm_paddle.cc",
+    "training_step/training_step_paddle.cc",
+)
 
 INSTRUCTION_SETS = {
     "plain": [],

@@ -36,6 +36,9 @@ class KernelSection:
     use_fused_rms_norm: bool = option(False, may_change=True)
     """The fused RMSNorm (of custom_ops/, built by scripts/setup.sh; without it the plain one, said once)."""
 
+    fused_ops: bool = option(True, may_change=True)
+    """On a CPU: the fused operators of custom_ops/ in place of Paddle's own, where they are built (the same losses)."""
+
     recompute: bool = option(False, may_change=True)
     """Recompute activations in the backward pass: less memory, about a third more arithmetic."""
 

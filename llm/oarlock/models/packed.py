@@ -14,6 +14,7 @@ import paddle
 from paddle.distributed.fleet.meta_parallel import PipelineLayer
 
 from oarlock.errors import ConfigError
+from oarlock.ops.attention import dense_mask, takes_ends
 
 ENDS = "attn_mask_startend_row_indices"  # see oarlock.data.collate.PackCollator
 # Families whose models take a mask [batch, tokens, tokens] and position_ids. OPT takes positions from a 2-D mask,
@@ -65,29 +66,19 @@ def with_attention(inputs: dict[str, Any], model: Any) -> dict[str, Any]:
     return others | {"attention_mask": dense_mask(ends)}
 
 
-def dense_mask(ends: paddle.Tensor) -> paddle.Tensor:
-    """bool [batch, tokens, tokens], true where a token (row) sees another (column): its own example up to itself.
-
-    Args:
-        ends: int32 [batch, tokens], see oarlock.data.collate.PackCollator.
-    """
-    places = paddle.arange(ends.shape[1], dtype=ends.dtype)
-    seeing, seen = places.unsqueeze([0, 2]), places.unsqueeze([0, 1])
-    return (seen <= seeing) & (seeing < ends.unsqueeze(1))
-
-
 def attend_in_blocks(model: Any) -> None:
     """On a CPU, have the plain attention work on pieces of a packed row in place of the whole.
 
     The scores of a whole row would be mostly masked and grow with the square of the row's length; those of the pieces
-    are no more than without packing. Nothing is changed where the model's attention is not given ENDS: other families,
-    and pipeline stages, which on a CPU take it for positions (LlamaDecoderLayerPipe).
+    are no more than without packing (the fused attention leaves out what is masked, and gets the row as it is).
+    Nothing is changed where the model's attention is not given ENDS: other families, and pipeline stages, which on a
+    CPU take it for positions (LlamaDecoderLayerPipe).
     """
     on_cpu = paddle.device.get_device() == "cpu"
     if not on_cpu or model.config.model_type not in _HAND_ON_ENDS or isinstance(model, PipelineLayer):
         return
     for layer in model.sublayers():
-        if hasattr(layer, "attn_func"):
+        if hasattr(layer, "attn_func") and not takes_ends(layer.attn_func):
             layer.attn_func = _BlockAttention(layer.attn_func)
     setattr(model, _IN_BLOCKS, True)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import paddle
 from paddle import nn
 from paddle.distributed import fleet
 
 from oarlock.data.labels import IGNORE_INDEX
+from oarlock.ops.step import HeldScores
 
 
 class TokenCrossEntropy(nn.Layer):
@@ -27,13 +30,16 @@ class TokenCrossEntropy(nn.Layer):
             fleet.meta_parallel.ParallelCrossEntropy(ignore_index=IGNORE_INDEX) if split_vocabulary else None
         )
 
-    def forward(self, logits: paddle.Tensor | tuple[paddle.Tensor, ...], labels: paddle.Tensor) -> paddle.Tensor:
+    def forward(self, logits: Any, labels: paddle.Tensor) -> paddle.Tensor:
         """Scalar float32 loss.
 
         Args:
-            logits: [batch, tokens, vocabulary] (or the model's output tuple that begins with them).
+            logits: [batch, tokens, vocabulary] (or the model's output tuple that begins with them), or HeldScores.
             labels: [batch, tokens], already shifted; IGNORE_INDEX where nothing is trained.
         """
+        scores = logits[0] if isinstance(logits, (tuple, list)) else logits
+        if isinstance(scores, HeldScores):
+            return scores.cross_entropy(labels, 1 / self.normalizer, IGNORE_INDEX)
         return self.token_losses(logits, labels).sum() / self.normalizer
 
     def token_losses(self, logits: paddle.Tensor | tuple[paddle.Tensor, ...], labels: paddle.Tensor) -> paddle.Tensor:

@@ -20,6 +20,7 @@ from oarlock.errors import EnvironmentProblem, StoppedWithOthers, failure_listen
 from oarlock.files import write_json, write_text_atomically
 from oarlock.models.build import num_parameters
 from oarlock.models.place import place_model
+from oarlock.ops import install as fused_ops
 from oarlock.parallel.paddle_args import training_arguments, visualdl_dir
 from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan
 from oarlock.parallel.plan_rules import refuse, slicing_problems
@@ -71,6 +72,7 @@ def start(loaded: LoadedConfig[Any]) -> Run:
     device = choose_device(config.runtime.device)
     paddle.set_device(device)
     config = fit_to_device(config, device)
+    fused_ops.use(config.kernels.fused_ops and device == "cpu")
     output_dir = Path(config.checkpoint.output_dir)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from oarlock.environment import rank
 from oarlock.errors import TrainingError
 from oarlock.models.layout import shared_between_stages
 from oarlock.models.packed import with_attention
+from oarlock.ops.install import hold_scores
 from oarlock.parallel.sharded_gradients import ShardedGradients
 from oarlock.train import checkpoint as checkpoints
 from oarlock.train.best import BestEvaluation
@@ -71,6 +72,8 @@ class OarlockTrainer(CheckpointingTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(criterion=TokenCrossEntropy(split_vocabulary=plan.tensor > 1), **kwargs)
+        if plan.stage != 3:  # takes the head's weight away after its forward
+            hold_scores(self.model)
         self.plan, self.method, self.base = plan, method, base
         self.sharded_gradients: ShardedGradients | None = None
         self.held = Held(self)

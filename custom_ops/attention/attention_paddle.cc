@@ -1,0 +1,108 @@
+// The attention as a Paddle operator. Python's oarlock/ops/attention.py is how it is meant to be called.
+#include "attention/attention_cpu.h"
+#include "common/tensors.h"
+
+using namespace oarlock;
+using paddle::DataType;
+using paddle::optional;
+using paddle::Tensor;
+
+namespace {
+
+optional<Tensor> dense_if_any(const optional<Tensor>& tensor) {
+  return tensor ? optional<Tensor>(dense(*tensor)) : tensor;
+}
+
+void check(const Tensor& tensor, const char* name, DataType dtype, const Shape& shape) {
+  PD_CHECK(tensor.dtype() == dtype, name, " has to be ", phi::DataTypeToString(dtype), "; got ",
+           phi::DataTypeToString(tensor.dtype()));
+  PD_CHECK(tensor.shape() == shape, name, " has to be ", shape_text(shape), "; got ", shape_text(tensor.shape()));
+}
+
+// Of dense tensors; what it points to is theirs.
+AttentionShape shape_of(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& ends,
+                        const optional<Tensor>& bias, float scale, bool causal) {
+  const Shape q = query.shape(), k = key.shape();
+  PD_CHECK(q.size() == 4 && k.size() == 4, "query and key have to be [batch, tokens, heads, head_dim]; got ",
+           shape_text(q), " and ", shape_text(k));
+  PD_CHECK(k[2] > 0 && q[2] % k[2] == 0, "the query's heads have to be a multiple of the key's; got ", q[2], " and ",
+           k[2]);
+  check(query, "query", DataType::FLOAT32, q);
+  check(key, "key", DataType::FLOAT32, {q[0], k[1], k[2], q[3]});
+  check(value, "value", DataType::FLOAT32, k);
+  AttentionShape shape{q[0], q[1], k[1], q[2], k[2], q[3], scale, causal};
+  if (ends) {
+    check(*ends, "ends", DataType::INT32, {q[0], k[1]});
+    shape.ends = ends->data<int32_t>();
+  }
+  if (bias) {
+    const Shape b = bias->shape();
+    shape.bias_heads = b.size() == 4 && b[1] == q[2] ? q[2] : 1;
+    check(*bias, "bias", DataType::FLOAT32, {q[0], shape.bias_heads, q[1], k[1]});
+    shape.bias = bias->data<float>();
+  }
+  return shape;
+}
+
+std::vector<Tensor> forward(const Tensor& given_query, const Tensor& given_key, const Tensor& given_value,
+                            const optional<Tensor>& given_ends, const optional<Tensor>& given_bias, float scale,
+                            bool causal) {
+  const Tensor query = dense(given_query), key = dense(given_key), value = dense(given_value);
+  const optional<Tensor> ends = dense_if_any(given_ends), bias = dense_if_any(given_bias);
+  const AttentionShape shape = shape_of(query, key, value, ends, bias, scale, causal);
+  Tensor output = empty_floats(query.shape(), query);
+  Tensor log_sum_exp = empty_floats({shape.batch, shape.num_heads, shape.query_length}, query);
+  Tensor workspace = empty_floats({attention_cpu_workspace(shape)}, query);
+  if (query.numel())
+    attention_forward_cpu({shape, query.data<float>(), key.data<float>(), value.data<float>(),
+                                    workspace.data<float>(), output.data<float>(), log_sum_exp.data<float>()});
+  return {output, log_sum_exp};
+}
+
+std::vector<Tensor> backward(const Tensor& given_query, const Tensor& given_key, const Tensor& given_value,
+                             const optional<Tensor>& given_ends, const optional<Tensor>& given_bias,
+                             const Tensor& output, const Tensor& log_sum_exp, const Tensor& given_grad, float scale,
+                             bool causal) {
+  const Tensor query = dense(given_query), key = dense(given_key), value = dense(given_value), grad = dense(given_grad);
+  const optional<Tensor> ends = dense_if_any(given_ends), bias = dense_if_any(given_bias);
+  const AttentionShape shape = shape_of(query, key, value, ends, bias, scale, causal);
+  check(grad, "the gradient", DataType::FLOAT32, query.shape());
+  if (!query.numel() || !key.numel()) {
+    const auto zeros = [](const Tensor& like) { return paddle::experimental::full_like(like, 0); };
+    return {zeros(query), zeros(key), zeros(value)};
+  }
+  Tensor grad_query = empty_floats(query.shape(), query), grad_key = empty_floats(key.shape(), query),
+         grad_value = empty_floats(value.shape(), query);
+  Tensor workspace = empty_floats({attention_cpu_backward_workspace(shape)}, query);
+  attention_backward_cpu({shape, query.data<float>(), key.data<float>(), value.data<float>(),
+                                   output.data<float>(), log_sum_exp.data<float>(), grad.data<float>(),
+                                   workspace.data<float>(), grad_query.data<float>(), grad_key.data<float>(),
+                                   grad_value.data<float>()});
+  return {grad_query, grad_key, grad_value};
+}
+
+std::vector<Shape> shapes(const Shape& query, const Shape& key, const Shape& value, const optional<Shape>& ends,
+                          const optional<Shape>& bias) {
+  return {query, {query[0], query[2], query[1]}};
+}
+
+std::vector<DataType> types(DataType query, DataType key, DataType value, const optional<DataType>& ends,
+                            const optional<DataType>& bias) {
+  return {query, DataType::FLOAT32};
+}
+
+}  // namespace
+
+PD_BUILD_OP(oarlock_attention)
+    .Inputs({"query", "key", "value", paddle::Optional("ends"), paddle::Optional("bias")})
+    .Outputs({"output", "log_sum_exp"})
+    .Attrs({"scale: float", "causal: bool"})
+    .SetKernelFn(PD_KERNEL(forward))
+    .SetInferShapeFn(PD_INFER_SHAPE(shapes))
+    .SetInferDtypeFn(PD_INFER_DTYPE(types));
+PD_BUILD_GRAD_OP(oarlock_attention)
+    .Inputs({"query", "key", "value", paddle::Optional("ends"), paddle::Optional("bias"), "output", "log_sum_exp",
+             paddle::Grad("output")})
+    .Outputs({paddle::Grad("query"), paddle::Grad("key"), paddle::Grad("value")})
+    .Attrs({"scale: float", "causal: bool"})
+    .SetKernelFn(PD_KERNEL(backward));

@@ -1,0 +1,46 @@
+#include "training_step/swiglu.h"
+
+#include "common/exp.h"
+#include "common/parallel.h"
+
+namespace oarlock {
+namespace OARLOCK_ISA {
+
+// work(row) for all rows, over the threads.
+template <typename Work>
+static void for_rows(int64_t rows, int64_t cols, const Work& work) {
+  parallel_for(rows, 4 * 1024 / (cols + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) work(row);
+  });
+}
+
+void swiglu_cpu(const SwiGlu& args) {
+  for_rows(args.rows, args.cols, [&](int64_t row) {
+    const float *gate = args.gate + row * args.stride, *up = args.up + row * args.stride;
+    float* y = args.y + row * args.cols;
+    for_columns(args.cols, [&](auto unit, int64_t i) {
+      const auto g = unit.load(gate + i);
+      unit.store(y + i, g / (1.0f + exponential(-g)) * unit.load(up + i));
+    });
+  });
+}
+
+void swiglu_backward_cpu(const SwiGluBackward& args) {
+  for_rows(args.rows, args.cols, [&](int64_t row) {
+    const float *gate = args.gate + row * args.stride, *up = args.up + row * args.stride;
+    const float* grad_y = args.grad_y + row * args.cols;
+    float *grad_gate = args.grad_gate + row * args.stride, *grad_up = args.grad_up + row * args.stride;
+    for_columns(args.cols, [&](auto unit, int64_t i) {
+      const auto g = unit.load(gate + i), grad = unit.load(grad_y + i);
+      const auto sigmoid = 1.0f / (1.0f + exponential(-g)), silu = g * sigmoid;
+      unit.store(grad_up + i, grad * silu);
+      unit.store(grad_gate + i, grad * unit.load(up + i) * (sigmoid + silu * (1.0f - sigmoid)));
+    });
+  });
+}
+
+}  // namespace OARLOCK_ISA
+}  // namespace oarlock
+
+OARLOCK_ENTRY(swiglu_cpu, SwiGlu)
+OARLOCK_ENTRY(swiglu_backward_cpu, SwiGluBackward)

@@ -1,0 +1,168 @@
+"""The one place where fused operators take the place of Paddle's and PaddleNLP's own, by their names.
+
+A patch is a class or module, the name in it, and a function that is given what is there and returns what takes its
+place. The replacement calls the original wherever `fits` says no: other devices, types and modes keep their way.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import paddle
+
+from oarlock.environment import say_once
+from oarlock.ops import attention, library
+from oarlock.ops.adamw import fused_adamw
+from oarlock.ops.memory import keep_freed_memory
+from oarlock.ops.norms import check_norms, fused_rms_norm
+from oarlock.ops.patch import Function, Patch, fits
+from oarlock.ops.step import HeldScores, fused_lora_linear, fused_rotary, fused_swiglu
+
+Tensor = Any
+
+
+def _rms_norm(original: Function) -> Function:
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        if not fits(hidden_states, self.weight):
+            return original(self, hidden_states)
+        return fused_rms_norm(hidden_states, self.weight, self.variance_epsilon)[0]
+
+    return forward
+
+
+def _rotary(original: Function) -> Function:
+    def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None) -> Any:
+        if not fits(q, k, cos, sin):
+            return original(q, k, cos, sin, position_ids)
+        return fused_rotary(q, k, cos, sin, position_ids)
+
+    return apply_rotary_pos_emb
+
+
+def _swiglu(original: Function) -> Function:
+    def swiglu(x: Tensor, y: Tensor | None = None) -> Tensor:
+        return fused_swiglu(x, y) if fits(x) else original(x, y)
+
+    return swiglu
+
+
+def _lora_linear(original: Function) -> Function:
+    """LoRALinear where it is plain LoRA at work; its other forms keep their way."""
+
+    def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        other = self.use_mora or self.lora_use_mixer or self.pissa or self.disable_lora or self.merged
+        other = other or self.use_quick_lora or isinstance(self.lora_dropout, paddle.nn.Dropout)
+        if other or not self.weight.stop_gradient or not fits(input, self.weight):
+            return original(self, input, *args, **kwargs)
+        result = fused_lora_linear(input, self.weight, self.lora_A, self.lora_B, self.scaling)
+        return result if self.bias is None else result + self.bias
+
+    return forward
+
+
+def _head(original: Function) -> Function:
+    """A language model's head that hold_scores() marked: in training it leaves its product to the loss."""
+
+    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        holds = getattr(self, _HOLDS, False) and self.training and paddle.is_grad_enabled()
+        if not holds or not fits(hidden_states, self.weight):
+            return original(self, hidden_states, *args, **kwargs)
+        return HeldScores(hidden_states, self.weight, self.transpose_y)
+
+    return forward
+
+
+def _adamw(original: Function) -> Function:
+    """AdamW's pass over its parameters: those it would update one by one are updated together."""
+
+    def _create_optimization_pass(self: Any, parameters_and_grads: Any, *args: Any, **kwargs: Any) -> Any:
+        exact = type(self) is paddle.optimizer.AdamW and not (self._amsgrad or self._lazy_mode)
+        if not exact or not isinstance(parameters_and_grads, list):
+            return original(self, parameters_and_grads, *args, **kwargs)
+        pairs = [(p, g) for p, g in parameters_and_grads if g is not None]
+        if not all(g.is_dense() and fits(p, g) for p, g in pairs):
+            return original(self, parameters_and_grads, *args, **kwargs)
+        pairs.clear()
+        self._append_optimize_op = lambda block, pair: pairs.append(pair)
+        try:
+            result = original(self, parameters_and_grads, *args, **kwargs)
+        finally:
+            del self._append_optimize_op
+        fused_adamw(self, pairs)
+        return result
+
+    return _create_optimization_pass
+
+
+_HOLDS = "oarlock_holds_scores"
+_MODELS = "paddlenlp.transformers."
+_HEADS = (_MODELS + "llama.modeling:LlamaLMHead", _MODELS + "qwen2.modeling:Qwen2LMHead")
+PATCHES: list[Patch] = [
+    Patch(_MODELS + "llama.modeling:LlamaRMSNorm", "forward", _rms_norm),
+    Patch(_MODELS + "qwen2.modeling:Qwen2RMSNorm", "forward", _rms_norm),
+    Patch(_MODELS + "mistral.modeling:MistralRMSNorm", "forward", _rms_norm),
+    Patch(_MODELS + "mixtral.modeling:MixtralRMSNorm", "forward", _rms_norm),
+    # Mistral has a rotary embedding of its own layout.
+    Patch(_MODELS + "llama.modeling", "apply_rotary_pos_emb", _rotary),
+    Patch(_MODELS + "qwen2.modeling", "apply_rotary_pos_emb", _rotary),
+    Patch(_MODELS + "mixtral.modeling", "apply_rotary_pos_emb", _rotary),
+    Patch(_MODELS + "gemma.modeling", "apply_rotary_pos_emb", _rotary),
+    Patch(_MODELS + "llama.modeling", "swiglu", _swiglu),
+    *attention.PATCHES,
+    *(Patch(head, "forward", _head) for head in _HEADS),
+    Patch("paddlenlp.peft.lora.lora_layers:LoRALinear", "forward", _lora_linear),
+    Patch("paddle.optimizer:AdamW", "_create_optimization_pass", _adamw),
+]
+_originals: list[tuple[Any, str, Function]] = []
+
+
+def use(wanted: bool) -> None:
+    """install(), or uninstall() what an earlier run in this process put in place."""
+    if wanted:
+        install()
+    else:
+        uninstall()
+
+
+def install() -> bool:
+    """Put the fused operators in place, once in a process, before models are built.
+
+    Returns:
+        Whether they are in place; where they are not built, that is said once and nothing changes.
+
+    Raises:
+        EnvironmentProblem: when they do not compute what the reference does.
+    """
+    if _originals:
+        return True
+    if reason := library.why_missing():
+        say_once(f"{reason}; Paddle's own ops are used (same result, slower)")
+        return False
+    library.load()
+    check_norms()
+    attention.check_attention()
+    keep_freed_memory()
+    for patch in PATCHES:
+        owner = patch.find()
+        _originals.append((owner, patch.name, inspect.getattr_static(owner, patch.name)))
+        setattr(owner, patch.name, patch.make(getattr(owner, patch.name)))
+    return True
+
+
+def uninstall() -> None:
+    """Put the originals back."""
+    while _originals:
+        owner, name, original = _originals.pop()
+        setattr(owner, name, original)
+
+
+def hold_scores(model: paddle.nn.Layer) -> None:
+    """Have the model's head give HeldScores in training, for a loss that knows them.
+
+    Not where tensor parallel splits the vocabulary: that loss is a collective.
+    """
+    heads = tuple(Patch(head, "forward", _head).find() for head in _HEADS)
+    for layer in model.sublayers():
+        if isinstance(layer, heads) and layer.config.tensor_parallel_degree <= 1:
+            setattr(layer, _HOLDS, True)

@@ -1,0 +1,44 @@
+"""What a replacement of Paddle's or PaddleNLP's own is, and when it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import paddle
+
+from oarlock.environment import say_once
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What is replaced.
+
+    Attributes:
+        owner: "module" or "module:Class".
+        name: of the function or method in it.
+        make: original -> replacement.
+    """
+
+    owner: str
+    name: str
+    make: Callable[[Function], Function]
+
+    def find(self) -> Any:
+        """The module or class."""
+        module, _, of_class = self.owner.partition(":")
+        found = import_module(module)
+        return getattr(found, of_class) if of_class else found
+
+
+def fits(*tensors: Any) -> bool:
+    """Whether the fused operators serve these: all float32 on the CPU."""
+    for tensor in tensors:
+        if tensor.dtype != paddle.float32 or not tensor.place.is_cpu_place():
+            say_once(f"the fused CPU ops are for float32; {tensor.dtype} goes through Paddle's own")
+            return False
+    return True

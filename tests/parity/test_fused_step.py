@@ -1,0 +1,105 @@
+"""Training with the fused ops has the losses of training without, whatever else is on."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import paddlenlp.transformers
+import pytest
+
+from oarlock.models.lora import LoRA
+from oarlock.ops import install, library
+from oarlock.ops.step import HeldScores
+from oarlock.train.loss import TokenCrossEntropy
+
+pytestmark = pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing())
+SIZES = {
+    "vocab_size": 96, "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "initializer_range": 0.2, "use_cache": False, "use_flash_attention": False,
+    "use_fast_layer_norm": False, "seq_length": 48,
+}  # fmt: skip
+FAMILIES = {
+    "Llama": {"num_key_value_heads": 2},
+    "Qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},  # with biases
+    "Mistral": {"num_key_value_heads": 2},
+    "Gemma": {"num_key_value_heads": 1, "head_dim": 10},
+}
+
+
+@pytest.fixture(autouse=True)
+def paddles_own():
+    yield
+    install.use(False)
+
+
+def losses(family, lora=False, recompute=False, fuse=False):
+    """Of four steps, each on another padded batch; and what the head of the model gave last."""
+    more = {"fuse_attention_qkv": True, "fuse_attention_ffn": True} if fuse else {}
+    config = getattr(paddlenlp.transformers, f"{family}Config")(
+        **SIZES, **FAMILIES[family], **more, recompute=recompute
+    )
+    paddle.seed(5)
+    model = getattr(paddlenlp.transformers, f"{family}ForCausalLM")(config)
+    if lora:
+        method = LoRA(r=4, alpha=8.0, targets=("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"))
+        method.attach(model)
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_B"):
+                parameter.set_value(paddle.randn(parameter.shape) * 0.1)
+    if recompute:
+        model.recompute_enable()
+    model.train()
+    install.hold_scores(model)
+    trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
+    optimizer = paddle.optimizer.AdamW(1e-2, parameters=trained, weight_decay=0.1)
+    criterion, random, found = TokenCrossEntropy(), np.random.default_rng(3), []
+    for _ in range(4):
+        ids, lengths = random.integers(1, 96, (3, 48)), random.integers(9, 49, 3)
+        text = np.arange(48) < lengths[:, None]
+        labels = paddle.to_tensor(np.where(text, np.roll(ids, -1, 1), -100))
+        criterion.normalizer = int(text.sum())
+        output = model(paddle.to_tensor(ids * text), attention_mask=paddle.to_tensor(text.astype("int64")))
+        loss = criterion(output, labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad(set_to_zero=False)
+        found.append(loss.item())
+    return found, output[0] if isinstance(output, (list, tuple)) else output
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        *((family, {}) for family in FAMILIES),
+        *((family, {"lora": True}) for family in ("Llama", "Qwen2")),
+        ("Llama", {"recompute": True}),
+        ("Llama", {"lora": True, "recompute": True}),
+        ("Llama", {"fuse": True}),
+    ],
+    ids=str,
+)
+def test_losses_are_the_same(family, settings):
+    install.use(False)
+    plain, scores = losses(family, **settings)
+    assert isinstance(scores, paddle.Tensor) and len({round(value, 4) for value in plain}) == 4
+    install.use(True)
+    fused, held = losses(family, **settings)
+    np.testing.assert_allclose(fused, plain, rtol=1e-5)
+    assert isinstance(held, HeldScores) == (family in ("Llama", "Qwen2"))
+
+
+def test_scores_are_made_where_they_are_wanted():
+    """In evaluation, without gradients, and by a model whose loss does not know HeldScores."""
+    install.use(True)
+    config = paddlenlp.transformers.LlamaConfig(**SIZES)
+    model, ids = paddlenlp.transformers.LlamaForCausalLM(config), paddle.arange(20).reshape([2, 10])
+    model.train()
+    loss, scores = model(ids, labels=ids)[:2]
+    loss.backward()
+    assert scores.shape == [2, 10, 96] and model.lm_head.weight.grad is not None
+    install.hold_scores(model)
+    assert isinstance(model(ids)[0], HeldScores)
+    with paddle.no_grad():
+        assert model(ids)[0].shape == [2, 10, 96]
+    model.eval()
+    assert model(ids)[0].shape == [2, 10, 96]
