@@ -40,7 +40,8 @@ class Forward(ctypes.Structure):
 
     _fields_ = [
         ("rows", ctypes.c_int64), ("cols", ctypes.c_int64), ("epsilon", ctypes.c_float),
-        ("x_type", ctypes.c_int32), ("scale_type", ctypes.c_int32), *((name, ctypes.c_void_p) for name in _NAMES_FORWARD),
+        ("x_type", ctypes.c_int32), ("scale_type", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in _NAMES_FORWARD),
     ]  # fmt: skip
 
 

@@ -106,10 +106,7 @@ def _apply_kernels(config: Config, model_config: PretrainedConfig) -> None:
     if flash and not on_gpu:
         say_once("no flash attention on a CPU: the plain attention is used (same result)")
         flash = False
-    fused_norm = kernels.use_fused_rms_norm
-    if fused_norm and (reason := library.why_missing(on_gpu)):
-        say_once(f"--use_fused_rms_norm: {reason}; the plain RMSNorm is used (same result)")
-        fused_norm = False
+    fused_norm = kernels.use_fused_rms_norm and library.usable(on_gpu)
     if fused_norm:
         check_norms()
     model_config.use_flash_attention = flash

@@ -11,7 +11,6 @@ from typing import Any
 
 import paddle
 
-from oarlock.environment import say_once
 from oarlock.ops import attention, library
 from oarlock.ops.adamw import fused_adamw
 from oarlock.ops.memory import keep_freed_memory
@@ -136,8 +135,7 @@ def install() -> bool:
     """
     if _originals:
         return True
-    if reason := library.why_missing():
-        say_once(f"{reason}; Paddle's own ops are used (same result, slower)")
+    if not library.usable():
         return False
     library.load()
     check_norms()

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from oarlock.environment import say_once
+
 LIBRARY = Path(__file__).with_name("oarlock_ops.so")
 _HOW = "`bash scripts/setup.sh` or `python custom_ops/build.py` builds them, with g++ (and nvcc for GPUs)"
 
@@ -23,6 +25,14 @@ def why_missing(on_gpu: bool = False) -> str:
     if on_gpu and not built["cuda"]:
         return f"the fused ops were built for the CPU alone ({_HOW})"
     return ""
+
+
+def usable(on_gpu: bool = False) -> bool:
+    """Whether nothing keeps the operators from being used; what does is said once."""
+    reason = why_missing(on_gpu)
+    if reason:
+        say_once(f"{reason}; Paddle's own ops are used (same result, slower)")
+    return not reason
 
 
 def built_for() -> dict[str, Any] | None:
