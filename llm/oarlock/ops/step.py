@@ -101,6 +101,10 @@ class HeldScores:
     weight: Tensor
     transposed: bool
 
+    def __getitem__(self, tokens: Any) -> HeldScores:
+        """The scores of some [batch, tokens]."""
+        return HeldScores(self.hidden[tokens], self.weight, self.transposed)
+
     def cross_entropy(self, labels: Tensor, scale: float, ignored: int) -> Tensor:
         """fused_linear_cross_entropy of them."""
         return fused_linear_cross_entropy(self.hidden, self.weight, labels, self.transposed, scale, ignored)
