@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import shutil
 import statistics
 import subprocess
@@ -40,7 +39,8 @@ class Forward(ctypes.Structure):
 
     _fields_ = [
         ("rows", ctypes.c_int64), ("cols", ctypes.c_int64), ("epsilon", ctypes.c_float),
-        ("x_type", ctypes.c_int32), ("scale_type", ctypes.c_int32), *((name, ctypes.c_void_p) for name in _NAMES_FORWARD),
+        ("x_type", ctypes.c_int32), ("scale_type", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in _NAMES_FORWARD),
     ]  # fmt: skip
 
 
@@ -259,6 +259,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--build", help="folder for the library of kernels (default: a temporary one)")
     options = parser.parse_args()
+    from common import report  # needs tqdm; better to miss it now than after the measurement
+
     if not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU here")
     with tempfile.TemporaryDirectory() as temporary:
@@ -277,10 +279,7 @@ def main() -> None:
         else:
             print("compute-sanitizer is not installed")
         table = [row for shape in SHAPES for row in measure(kernels, *shape, options.rounds, torch.bfloat16)]
-    from common import report
-
     about = {"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__, "cuda": torch.version.cuda}
-    print(json.dumps(about))
     report(f"RMSNorm in bfloat16 on {about['gpu']}", table, **about)
 
 
