@@ -108,7 +108,7 @@ def check(kernels: Kernels) -> int:
         (5, 8192),
         (2, 16384),
         (2, 40001),
-        (1, 1),
+        (1, 8),
         (3000, 48),
     ]
     pairs = [(x, scale) for x in TYPES for scale in TYPES]
