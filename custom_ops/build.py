@@ -207,9 +207,10 @@ def cuda_toolkit(nvcc: str) -> Path:
 def _compiler() -> str:
     if sys.platform != "linux":
         raise CannotBuild(f"they are written for Linux, not {sys.platform}")
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    name = os.environ.get("CXX", "g++")
+    compiler = shutil.which(name)
     if compiler is None:
-        raise CannotBuild("there is no g++ (Debian, Ubuntu: apt-get install g++)")
+        raise CannotBuild(f"there is no {name} (Debian, Ubuntu: apt-get install g++)")
     return compiler
 
 
