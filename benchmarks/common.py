@@ -1,13 +1,16 @@
-"""What the benchmarks share: the machine's name, a table, the memory of a process tree."""
+"""What the benchmarks share: the machine's name, a table, the memory of a process tree, turns with a peer."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import statistics
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +94,49 @@ def _pss(pid: int) -> float:
 def free_of_noise() -> float:
     """Load average of the last minute: above the cores' number, timings say little."""
     return os.getloadavg()[0]
+
+
+def seconds(run: Callable[[], object], at_least: float) -> float:
+    """Of one call: the median of those in `at_least` seconds, at least three."""
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < at_least:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+class Peer:
+    """A script in another Python, asked by a JSON line and answering by one (see answer_asked)."""
+
+    def __init__(self, *command: str) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, question: Any) -> Any:
+        assert self._process.stdin and self._process.stdout
+        print(json.dumps(question), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the peer left with code {self._process.wait()}")
+        return json.loads(line)
+
+
+def answer_asked(answer: Callable[[Any], Any]) -> None:
+    """The peer's side: until stdin ends."""
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)
+
+
+def peak_mb(run: Callable[[], object]) -> float:
+    """By how much a run raises the memory of this process above what it has before, at its peak (Linux)."""
+    before = _status_kb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    run()
+    return (_status_kb("VmHWM") - before) / 1024
+
+
+def _status_kb(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    raise KeyError(name)

@@ -102,8 +102,9 @@ static void fetch(const float* from, int64_t stride, int64_t rows, int64_t colum
                   int64_t width) {
   for (int64_t i = 0; i < rows; ++i) {
     const float* row = from + i * stride;
-    for (int64_t j = 0; j < width; j += kLanes)
-      store(to + i * width + j, load_some<Vector>(row + j, larger(0, columns - j)) * factor);
+    int64_t j = 0;
+    for (; j + kLanes <= columns; j += kLanes) store(to + i * width + j, load(row + j) * factor);
+    for (; j < width; j += kLanes) store(to + i * width + j, load_some<Vector>(row + j, larger(0, columns - j)) * factor);
   }
 }
 

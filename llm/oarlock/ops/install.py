@@ -141,6 +141,7 @@ def install() -> bool:
         return False
     library.load()
     check_norms()
+    attention.check_attention()
     keep_freed_memory()
     for patch in PATCHES:
         owner = patch.find()
