@@ -3,13 +3,18 @@
     python benchmarks/rms_norm.py [--peer PYTHON_WITH_TORCH] [--shapes 8192x1024 ...]
 
 float32. The sides take turns within a round; a figure is the median of the rounds. The copy (numpy, into memory that is
-there) moves what a forward pass has to: it reads x and writes y; "of copy" is the copy's time / the op's.
+there) moves what a forward pass has to: it reads x and writes y; "of copy" is the copy's time / the op's. Where x has
+16 MB and more, calls go through 8 of them in turn, for copy, op and peers alike, so that they come from memory and not
+from a cache. Oarlock keeps freed memory, as in training (oarlock.ops.memory); torch runs as it is, and a second time
+with the same settings of malloc ("memory kept"). Paddle copies the gradient that backward() is given, which counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -24,58 +29,73 @@ EPSILON = 1e-6
 Runs = dict[str, tuple[Callable[[], object], Callable[[], object]]]  # name -> (forward, forward + backward)
 
 
+def in_turn(run: Callable[[int], object], size: int) -> Callable[[], object]:
+    """run(i) for the next i at every call."""
+    counter = itertools.cycle(range(turns(size)))
+    return lambda: run(next(counter))
+
+
+def turns(size: int) -> int:
+    return 8 if size * 4 >= 16 << 20 else 1
+
+
 def paddle_runs(rows: int, cols: int) -> Runs:
     """The fused op, and the same of Paddle's ops (as PaddleNLP's LlamaRMSNorm has it)."""
     import paddle
 
-    from oarlock.ops import library, norms
+    from oarlock.ops import norms
 
-    library.load()
-    x, scale, grad = paddle.randn([rows, cols]), paddle.ones([cols]), paddle.randn([rows, cols])
-    x.stop_gradient = scale.stop_gradient = False
+    size = rows * cols
+    inputs = [paddle.randn([rows, cols]) for _ in range(turns(size))]
+    scale, grad = paddle.ones([cols]), paddle.randn([rows, cols])
+    for tensor in (*inputs, scale):
+        tensor.stop_gradient = False
 
-    def plain() -> paddle.Tensor:
-        return paddle.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPSILON) * x * scale
+    def fused(i: int) -> paddle.Tensor:
+        return norms.fused_rms_norm(inputs[i], scale, EPSILON)[0]
 
-    def both(forward: Callable[[], paddle.Tensor]) -> None:
-        paddle.autograd.backward([forward()], [grad])
-        x.clear_gradient(False)
-        scale.clear_gradient(False)
+    def plain(i: int) -> paddle.Tensor:
+        return paddle.rsqrt(inputs[i].pow(2).mean(-1, keepdim=True) + EPSILON) * inputs[i] * scale
 
-    def fused() -> paddle.Tensor:
-        return norms.fused_rms_norm(x, scale, EPSILON)[0]
+    def of(norm: Callable[[int], paddle.Tensor]) -> tuple[Callable[[], object], Callable[[], object]]:
+        return in_turn(norm, size), in_turn(lambda i: paddle.grad([norm(i)], [inputs[i], scale], [grad]), size)
 
-    return {"Oarlock": (fused, lambda: both(fused)), "Paddle ops": (plain, lambda: both(plain))}
+    return {"Oarlock": of(fused), "Paddle ops": of(plain)}
 
 
-def torch_runs(rows: int, cols: int) -> Runs:
+def torch_runs(rows: int, cols: int, note: str) -> Runs:
     """F.rms_norm, as it is and compiled."""
     import torch
 
-    x, scale = torch.randn(rows, cols, requires_grad=True), torch.ones(cols, requires_grad=True)
-    grad = torch.randn(rows, cols)
-    compiled = torch.compile(torch.nn.functional.rms_norm, dynamic=False)
+    size = rows * cols
+    inputs = [torch.randn(rows, cols, requires_grad=True) for _ in range(turns(size))]
+    scale, grad = torch.ones(cols, requires_grad=True), torch.randn(rows, cols)
 
     def of(norm: Callable[..., torch.Tensor]) -> tuple[Callable[[], object], Callable[[], object]]:
-        def both() -> None:
-            norm(x, (cols,), scale, EPSILON).backward(grad)
-            x.grad = scale.grad = None
+        def forward(i: int) -> torch.Tensor:
+            return norm(inputs[i], (cols,), scale, EPSILON)
 
-        return (lambda: norm(x, (cols,), scale, EPSILON)), both
+        return (
+            in_turn(forward, size),
+            in_turn(lambda i: torch.autograd.grad([forward(i)], [inputs[i], scale], [grad]), size),
+        )
 
-    return {"torch F.rms_norm": of(torch.nn.functional.rms_norm), "torch.compile": of(compiled)}
+    compiled = torch.compile(torch.nn.functional.rms_norm, dynamic=False)
+    return {f"torch{note}": of(torch.nn.functional.rms_norm), f"torch.compile{note}": of(compiled)}
 
 
 def copy_runs(rows: int, cols: int, threads: int) -> Runs:
     """numpy's copy, by one thread and by all."""
-    source, target = np.ones(rows * cols, np.float32), np.zeros(rows * cols, np.float32)
+    size = rows * cols
+    pairs = [(np.zeros(size, np.float32), np.ones(size, np.float32)) for _ in range(turns(size))]
     pool = ThreadPoolExecutor(threads)
-    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
 
-    def by_all() -> None:
-        list(pool.map(lambda part: np.copyto(*part), parts))
+    def by_all(i: int) -> None:
+        parts = (np.array_split(array, threads) for array in pairs[i])
+        list(pool.map(np.copyto, *parts))
 
-    return {"copy": (by_all, by_all), "copy, 1 thread": (lambda: np.copyto(target, source),) * 2}
+    together, alone = in_turn(by_all, size), in_turn(lambda i: np.copyto(*pairs[i]), size)
+    return {"copy": (together, together), "copy, 1 thread": (alone, alone)}
 
 
 def seconds(run: Callable[[], object], at_least: float) -> float:
@@ -93,18 +113,42 @@ def measure(runs: Runs, at_least: float) -> dict[str, tuple[float, float]]:
     return {name: (seconds(forward, at_least), seconds(both, at_least)) for name, (forward, both) in runs.items()}
 
 
-def serve_peer(threads: int, at_least: float) -> None:
+def serve_peer(threads: int, at_least: float, note: str) -> None:
     """The torch side: for each line `rows cols` on stdin, its figures as a JSON line."""
     import torch
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    made: dict[str, Runs] = {}
+    shape, runs = "", {}
     for line in sys.stdin:
-        runs = made.setdefault(line, torch_runs(*map(int, line.split())))
-        if "warm" not in made:
-            made["warm"] = runs
+        if line != shape:
+            torch.compiler.reset()
+            shape, runs = line, torch_runs(*map(int, line.split()), note)
         print(json.dumps({"torch": torch.__version__, "seconds": measure(runs, at_least)}), flush=True)
+
+
+class Peer:
+    """serve_peer in a Python of its own."""
+
+    def __init__(self, python: str, threads: int, at_least: float, note: str = "", **environment: str) -> None:
+        command = [python, __file__, "--serve", str(threads), "--seconds", str(at_least), "--note", note]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **environment}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.version = ""
+
+    def measure(self, rows: int, cols: int) -> dict[str, tuple[float, float]]:
+        """As measure()."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(rows, cols, file=self._process.stdin, flush=True)
+        answer = json.loads(self._process.stdout.readline())
+        self.version = answer["torch"]
+        return answer["seconds"]
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=60)
 
 
 def main() -> None:
@@ -114,57 +158,65 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.2, help="of each side in a round")
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--note", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve_peer(options.serve, options.seconds)
+        serve_peer(options.serve, options.seconds, options.note)
         return
 
     from common import report
 
     from oarlock.environment import import_paddle
+    from oarlock.ops.memory import keep_freed_memory
 
+    keep_freed_memory()
     threads = import_paddle()
-    peer = None
+    peers = []
     if options.peer:
-        command = [options.peer, __file__, "--serve", str(threads), "--seconds", str(options.seconds)]
-        peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    rows, versions = [], {}
+        kept = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+        peers.append(Peer(options.peer, threads, options.seconds))
+        peers.append(Peer(options.peer, threads, options.seconds, ", memory kept", **kept))
+    table = []
     for shape in options.shapes:
         size = tuple(map(int, shape.split("x")))
         ours = [paddle_runs(*size), copy_runs(*size, threads)]
-        figures: dict[str, list[tuple[float, float]]] = {}
-        for turn in range(options.rounds + 1):  # the first one warms up, and compiles
+        rounds = []
+        for _ in range(options.rounds + 1):  # the first one warms up, and compiles
             found = {}
             for runs in ours:
                 found |= measure(runs, options.seconds)
-                time.sleep(0.3)  # the threads of OpenMP spin for a while after their work
-            if peer:
-                print(*size, file=peer.stdin, flush=True)
-                answer = json.loads(peer.stdout.readline())
-                versions["torch"] = answer["torch"]
-                found |= answer["seconds"]
-            for name, pair in found.items() if turn else ():
-                figures.setdefault(name, []).append(pair)
-        middle = {name: [statistics.median(column) for column in zip(*pairs, strict=True)] for name, pairs in figures.items()}
-        copy = min(middle["copy"][0], middle["copy, 1 thread"][0])
-        for name, (forward, both) in middle.items():
-            times = [pair[1] for pair in figures[name]]
-            rows.append(
-                {
-                    "shape": shape,
-                    "what": name,
-                    "forward ms": forward * 1e3,
-                    "of copy": copy / forward,
-                    "forward + backward ms": both * 1e3,
-                    "spread": (max(times) - min(times)) / both,
-                    "Oarlock's speed, forward": forward / middle["Oarlock"][0],
-                    "both": both / middle["Oarlock"][1],
-                }
-            )
-    if peer:
-        peer.stdin.close()
-        peer.wait()
-    report("RMSNorm on the CPU", rows, threads=threads, peer=versions)
+            time.sleep(0.3)  # the threads of OpenMP spin for a while after their work
+            for peer in peers:
+                found |= peer.measure(*size)
+            rounds.append(found)
+        table += summary(shape, rounds[1:])
+    for peer in peers:
+        peer.stop()
+    report("RMSNorm on the CPU", table, threads=threads, torch=peers[0].version if peers else "")
+
+
+def summary(shape: str, rounds: list[dict[str, tuple[float, float]]]) -> list[dict[str, object]]:
+    """A row for each side."""
+    middle = {
+        name: [statistics.median(found[name][which] for found in rounds) for which in (0, 1)] for name in rounds[0]
+    }
+    copy = min(middle.pop("copy")[0], middle.pop("copy, 1 thread")[0])
+    table: list[dict[str, object]] = []
+    for name, (forward, both) in middle.items():
+        times = [found[name][1] for found in rounds]
+        table.append(
+            {
+                "shape": shape,
+                "what": name,
+                "forward ms": forward * 1e3,
+                "of copy": copy / forward,
+                "both ms": both * 1e3,
+                "spread": (max(times) - min(times)) / both,
+                "Oarlock is faster, forward": forward / middle["Oarlock"][0],
+                "both": both / middle["Oarlock"][1],
+            }
+        )
+    return [*table, {"shape": shape, "what": "copy", "forward ms": copy * 1e3, "of copy": 1.0}]
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ CPU_KERNELS = (
 # C++ that is compiled once, without Paddle.
 SHARED = ("common/gemm.cc", "common/isa.cc")
 # CUDA kernels, free of Paddle: compiled where there is nvcc and Paddle is a GPU build.
-CUDA_KERNELS: tuple[str, ...] = ()
+CUDA_KERNELS = ("rms_norm/rms_norm_cuda.cu",)
 # What registers the kernels as Paddle operators.
 BINDINGS = (
     "attention/attention_paddle.cc",
@@ -102,9 +102,10 @@ class Job:
     @classmethod
     def of(cls, source: str, label: str, command: list[str], context: str) -> Job:
         """`context` is all else that the object depends on."""
-        digest = hashlib.sha256(context.encode())
-        for part in (*command, (HERE / source).read_text(encoding="utf-8")):
-            digest.update(part.encode())
+        digest = hashlib.sha256("\0".join((context, *command)).encode())
+        headers = [path for folder in ("common", str(Path(source).parent)) for path in (HERE / folder).glob("*.*h")]
+        for path in (HERE / source, *sorted(headers)):
+            digest.update(path.read_bytes())
         name = f"{source.replace('/', '-')}-{label}-{digest.hexdigest()[:16]}.o"
         return cls(HERE / source, tuple(command), OBJECTS / name)
 
@@ -161,9 +162,8 @@ def build_or_say(into: Path = PLACE) -> Path | None:
 
 
 def _jobs(compiler: str, paddle: Paddle, nvcc: str | None) -> list[Job]:
-    headers = sorted(HERE.rglob("*.h"))
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    context = "".join((version, paddle.version, *(path.read_text(encoding="utf-8") for path in headers)))
+    context = version + paddle.version
     cxx = [compiler, *CXX_FLAGS, f"-I{HERE}"]
     sets = INSTRUCTION_SETS if platform.machine() == "x86_64" else {"plain": []}
     jobs = [
@@ -172,33 +172,45 @@ def _jobs(compiler: str, paddle: Paddle, nvcc: str | None) -> list[Job]:
         for name, flags in sets.items()
     ]
     jobs += [Job.of(source, "shared", cxx, context) for source in SHARED]
-    include = paddle.folder / "include"
-    paddle_flags = [f"-I{HERE}", f"-isystem{include}", f"-isystem{include / 'third_party'}"]
     if nvcc:
-        paddle_flags += ["-DPADDLE_WITH_CUDA", f"-isystem{Path(nvcc).resolve().parents[1] / 'include'}"]
         arguments = [nvcc, *nvcc_flags(nvcc), f"-I{HERE}", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
         jobs += [Job.of(source, "cuda", arguments, context) for source in CUDA_KERNELS]
     # Paddle's headers are heavy and the bindings compute nothing: -O1 halves their time.
-    binding = [*cxx, "-O1", *paddle_flags]
+    binding = [*cxx, "-O1", *binding_flags(paddle.folder, nvcc)]
     return [Job.of(source, "paddle", binding, context) for source in BINDINGS] + jobs
 
 
+def binding_flags(paddle: Path, nvcc: str | None) -> list[str]:
+    """For what includes Paddle's headers; with nvcc: for its GPU build."""
+    flags = [f"-I{HERE}", f"-isystem{paddle / 'include'}", f"-isystem{paddle / 'include' / 'third_party'}"]
+    if nvcc:
+        toolkit = cuda_toolkit(nvcc) / "include"
+        flags += ["-DPADDLE_WITH_CUDA", f"-isystem{toolkit}", f"-isystem{toolkit / 'cccl'}"]  # CUDA 13's Thrust
+    return flags
+
+
 def nvcc_flags(nvcc: str) -> list[str]:
-    """Code for every architecture from Volta (sm_70) on that this nvcc knows, and PTX of the newest."""
+    """Code for the generations from Volta on that this nvcc knows (a card runs that of its generation), and PTX."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-    known = sorted({int(number) for number in re.findall(r"compute_(\d+)$", listed, re.MULTILINE)} - {101})
-    wanted = [number for number in known if number >= 70 and number in (70, 75, 80, 86, 89, 90, 100, 120)]
+    known = {int(number) for number in re.findall(r"compute_(\d+)$", listed, re.MULTILINE)}
+    wanted = sorted(known & {70, 75, 80, 90, 100, 120})
     flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in wanted]
-    flags.append(f"-gencode=arch=compute_{wanted[-1]},code=compute_{wanted[-1]}")
-    return ["-std=c++17", "-O3", "--threads", "0", *flags]
+    return ["-std=c++17", "--threads", "0", *flags, f"-gencode=arch=compute_{wanted[-1]},code=compute_{wanted[-1]}"]
+
+
+def cuda_toolkit(nvcc: str) -> Path:
+    """The folder with CUDA's include/ and lib64/, as nvcc itself sees it (the one in PATH may be a script)."""
+    said = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, check=True)
+    return Path(re.findall(r"^#\$ TOP=(.*)$", said.stderr, re.MULTILINE)[0].strip()).resolve()
 
 
 def _compiler() -> str:
     if sys.platform != "linux":
         raise CannotBuild(f"they are written for Linux, not {sys.platform}")
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    name = os.environ.get("CXX", "g++")
+    compiler = shutil.which(name)
     if compiler is None:
-        raise CannotBuild("there is no g++ (Debian, Ubuntu: apt-get install g++)")
+        raise CannotBuild(f"there is no {name} (Debian, Ubuntu: apt-get install g++)")
     return compiler
 
 
@@ -227,8 +239,7 @@ def _link_flags(paddle: Paddle, nvcc: str | None) -> list[str]:
     flags += [f"-l:{name}" for name in needed if any((folder / name).exists() for folder in folders)]
     flags += [] if has_openmp else ["-fopenmp"]
     if nvcc:
-        toolkit = Path(nvcc).resolve().parents[1]
-        flags += [f"-L{toolkit / 'lib64'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        flags += [f"-L{cuda_toolkit(nvcc) / 'lib64'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     return [*flags, "-Wl,-z,defs", "-Wl,--allow-shlib-undefined"]
 
 

@@ -35,12 +35,12 @@ struct NormBackward {
   const void* scale;
   const void* grad_y;    // of scale_type
   const void* grad_sum;  // of x_type; null: no residual, or nobody used the sum
-  const float* mean;     // null: RMSNorm
+  const float* mean;     // LayerNorm only
   const float* invvar;
   void* grad_x;
   void* grad_residual;  // equal to grad_x; null: no residual
   void* grad_scale;
-  void* grad_bias;   // LayerNorm only
+  void* grad_bias;   // null: RMSNorm
   float* workspace;  // norm_*_workspace(rows, cols, with bias) floats
 };
 

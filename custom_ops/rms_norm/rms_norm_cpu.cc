@@ -93,7 +93,7 @@ template <typename X, typename W>
 static void backward(const NormBackward& args) {
   const int64_t rows = args.rows, cols = args.cols, chunks = num_chunks(rows);
   const W* scale = static_cast<const W*>(args.scale);
-  const bool centred = args.mean, stream = streams(static_cast<const X*>(args.grad_x), rows, cols);
+  const bool centred = args.grad_bias, stream = streams(static_cast<const X*>(args.grad_x), rows, cols);
   float* bias_sums = args.workspace + chunks * cols;
 
   const auto one_row = [&](int64_t row, float* scale_sum, float* bias_sum) {

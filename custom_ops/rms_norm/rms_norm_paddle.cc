@@ -4,6 +4,9 @@
 #include "paddle/phi/api/include/api.h"
 
 #include "rms_norm/rms_norm_cpu.h"
+#if defined(PADDLE_WITH_CUDA)
+#include "rms_norm/rms_norm_cuda.h"
+#endif
 
 using oarlock::DType;
 using oarlock::NormBackward;
@@ -29,12 +32,55 @@ std::string shape_text(const Shape& shape) {
   return text + "]";
 }
 
+std::string describe(const Tensor& tensor) {
+  return phi::DataTypeToString(tensor.dtype()) + " " + shape_text(tensor.shape());
+}
+
 // Dense row-major memory on the CPU: what the kernels read.
 Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : tensor.contiguous(); }
+
+std::string place_text(const Tensor& tensor) { return tensor.place().DebugString(); }
+
+void check_place(const Tensor& tensor, const Tensor& x) {
+  PD_CHECK(tensor.place() == x.place(), "all tensors have to be on one device; got ", place_text(x), " and ",
+           place_text(tensor));
+}
+
+#if defined(PADDLE_WITH_CUDA)
+void check_cuda(int code) { PD_CHECK(code == 0, "CUDA: ", oarlock::norm_cuda_error(code)); }
+#endif
+
+void check_cpu(const Tensor& x) {
+  PD_CHECK(x.is_cpu(), "this operator was built for the CPU alone, x is on ", place_text(x));
+}
+
+void run(const Tensor& x, const NormForward& args) {
+#if defined(PADDLE_WITH_CUDA)
+  if (x.is_gpu()) return check_cuda(oarlock::norm_forward_cuda(args, x.stream()));
+#endif
+  check_cpu(x);
+  oarlock::norm_forward_cpu(args);
+}
+
+void run(const Tensor& x, const NormBackward& args) {
+#if defined(PADDLE_WITH_CUDA)
+  if (x.is_gpu()) return check_cuda(oarlock::norm_backward_cuda(args, x.stream()));
+#endif
+  check_cpu(x);
+  oarlock::norm_backward_cpu(args);
+}
+
+int64_t workspace_size(const Tensor& x, int64_t rows, int64_t cols, bool with_bias) {
+#if defined(PADDLE_WITH_CUDA)
+  if (x.is_gpu()) return oarlock::norm_cuda_workspace(rows, cols, with_bias);
+#endif
+  return oarlock::norm_cpu_workspace(rows, cols, with_bias);
+}
 
 void check_vector(const Tensor& vector, const Tensor& x, const char* name) {
   PD_CHECK(vector.shape() == Shape{x.shape().back()}, name, " has to be of x's last axis, [", x.shape().back(),
            "]; got ", shape_text(vector.shape()));
+  check_place(vector, x);
 }
 
 struct Sizes {
@@ -82,13 +128,13 @@ Outputs norm_forward(const Tensor& given, const Tensor* given_residual, const Te
   }
   if (given_residual) {
     PD_CHECK(residual.shape() == x.shape() && residual.dtype() == x.dtype(),
-             "residual has to be of x's shape and type; got ", shape_text(residual.shape()), " beside ",
-             shape_text(x.shape()));
+             "residual has to be like x; got ", describe(residual), " beside ", describe(x));
+    check_place(residual, x);
     out.sum = empty(x.shape(), x.dtype(), x);
     args.residual = residual.data();
     args.sum = out.sum.data();
   }
-  if (sizes.rows) oarlock::norm_forward_cpu(args);
+  if (sizes.rows) run(x, args);
   return out;
 }
 
@@ -106,15 +152,14 @@ Gradients norm_backward(const Tensor& given, const Tensor& scale, const Tensor* 
   Gradients out;
   out.x = empty(h.shape(), h.dtype(), h);
   out.scale = empty(weight.shape(), weight.dtype(), h);
-  const Tensor workspace =
-      empty({oarlock::norm_cpu_workspace(sizes.rows, sizes.cols, mean)}, DataType::FLOAT32, h);
+  Tensor workspace = empty({workspace_size(h, sizes.rows, sizes.cols, mean)}, DataType::FLOAT32, h);
   args.h = h.data();
   args.scale = weight.data();
   args.grad_y = grad_y.data();
   args.invvar = invvar.data<float>();
   args.grad_x = out.x.data();
   args.grad_scale = out.scale.data();
-  args.workspace = const_cast<float*>(workspace.data<float>());
+  args.workspace = workspace.data<float>();
   if (mean) {
     out.bias = empty(weight.shape(), weight.dtype(), h);
     args.mean = mean->data<float>();
@@ -125,7 +170,7 @@ Gradients norm_backward(const Tensor& given, const Tensor& scale, const Tensor* 
     args.grad_residual = out.residual.data();
     args.grad_sum = given_grad_sum ? grad_sum.data() : nullptr;
   }
-  oarlock::norm_backward_cpu(args);
+  run(h, args);
   return out;
 }
 

@@ -1,0 +1,87 @@
+"""--use_fused_rms_norm: PaddleNLP's models with the fused op and without train alike; without the op they say so."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from helpers import LLM, TINY_LLAMA, flags, rows, run_program
+from oarlock.environment import import_paddle
+from oarlock.ops import library
+
+import_paddle()
+import paddle  # noqa: E402
+from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
+
+built = pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing())
+
+
+def loss_and_gradients(model, ids):
+    logits = model(ids)
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    loss = paddle.nn.functional.cross_entropy(logits[:, :-1], ids[:, 1:])
+    loss.backward()
+    gradients = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    model.clear_gradients()
+    return float(loss), gradients
+
+
+@built
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("config", "model"), [(LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM)])
+def test_same_loss_and_gradients(config, model, recompute):
+    paddle.seed(3)
+    made = model(config(**TINY_LLAMA, use_fast_layer_norm=False, recompute=recompute))
+    made.train()
+    ids = paddle.randint(3, 512, [2, 33])
+    found = {}
+    for fused in (False, True):
+        for layer in made.sublayers():
+            if hasattr(layer, "variance_epsilon"):
+                layer.config.use_fused_rms_norm = fused
+        found[fused] = loss_and_gradients(made, ids)
+    assert abs(found[True][0] - found[False][0]) < 1e-5
+    for name, gradient in found[False][1].items():
+        largest = max(abs(gradient).max(), 1e-3)
+        assert abs(found[True][1][name] - gradient).max() < 1e-5 * max(1, largest), name
+
+
+@built
+def test_the_module_that_paddlenlp_imports():
+    import fused_ln
+
+    x, scale = paddle.randn([3, 8]), paddle.ones([8])
+    y, invvar = fused_ln.fused_rms_norm(x, scale, 1e-6)
+    z, mean, _ = fused_ln.fused_ln(x, scale, paddle.zeros([8]), 1e-6)
+    assert list(y.shape) == list(z.shape) == [3, 8] and list(invvar.shape) == list(mean.shape) == [3]
+
+
+@built
+def test_the_published_command_with_and_without_the_op(tmp_path, corpus, tiny_config):
+    """The same losses; a tree in which the op is not built says so once."""
+    bare = tmp_path / "llm"
+    shutil.copytree(LLM, bare, ignore=shutil.ignore_patterns("*.so", "*.stamp", "__pycache__", "*.egg-info"))
+    losses, outputs = [], []
+    for tree in (LLM, bare):
+        words = flags(
+            model_name_or_path=tiny_config, input_dir=corpus, output_dir=tmp_path / f"out{len(losses)}", max_steps=4,
+            max_seq_length=32, use_fused_rms_norm=1, logging_steps=1, do_train=True, device="cpu",
+        )  # fmt: skip
+        result = run_program(tree / "run_pretrain.py", *words, env={"PYTHONPATH": str(tree)})
+        assert result.returncode == 0, result.stderr[-2000:]
+        outputs.append(result.stdout)
+        lines = rows(tmp_path / f"out{len(losses)}" / "metrics.jsonl")
+        losses.append([row["loss"] for row in lines if "loss" in row])
+    assert len(losses[0]) == 4
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert "RMSNorm" not in outputs[0]
+    assert outputs[1].count("the fused ops are not built") == 1 and "the plain RMSNorm is used" in outputs[1]
+    result = subprocess.run(
+        [sys.executable, "-c", "import fused_ln"], cwd=bare, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(bare)},
+    )  # fmt: skip
+    assert result.returncode == 1 and "ImportError: the fused ops are not built (" in result.stderr
