@@ -66,7 +66,9 @@ struct Problem : AttentionShape {
   int64_t keys(int64_t k) const { return smaller(kTile, key_length - k); }
   int64_t query_stride() const { return num_heads * head_dim; }
   int64_t key_stride() const { return num_key_value_heads * head_dim; }
-  int64_t query_at(int64_t b, int64_t i, int64_t h) const { return ((b * query_length + i) * num_heads + h) * head_dim; }
+  int64_t query_at(int64_t b, int64_t i, int64_t h) const {
+    return ((b * query_length + i) * num_heads + h) * head_dim;
+  }
   int64_t key_at(int64_t b, int64_t j, int64_t h) const {
     return ((b * key_length + j) * num_key_value_heads + h) * head_dim;
   }
@@ -232,8 +234,8 @@ void attention_forward_cpu(const AttentionForward& args) {
 #pragma omp parallel
   {
     const ForwardScratch scratch(p, workspace + omp_get_thread_num() * forward_scratch(p));
-    // The last queries see the most keys: they go first, and short blocks fill what is left. (Monotonic: Paddle's OpenMP
-    // runtime is older than GNU's entry points of the other kind.)
+    // The last queries see the most keys: they go first, and short blocks fill what is left. (Monotonic: Paddle's
+    // OpenMP runtime is older than GNU's entry points of the other kind.)
 #pragma omp for schedule(monotonic : dynamic)
     for (int64_t item = 0; item < heads * blocks; ++item) {
       const int64_t head = item % heads, start = (blocks - 1 - item / heads) * block * kTile;
@@ -354,7 +356,8 @@ static void backward_block(const Problem& p, const BackwardScratch& s, const Att
 void attention_backward_cpu(const AttentionBackward& args) {
   const Problem p(args.shape);
   const int64_t heads = p.batch * p.num_key_value_heads, rows = p.batch * p.query_length, parts = key_parts(p),
-                part = round_up((tiles(p.key_length) + parts - 1) / parts, kBlock) * kTile, size = rows * p.query_stride();
+                part = round_up((tiles(p.key_length) + parts - 1) / parts, kBlock) * kTile,
+                size = rows * p.query_stride();
   float* scratches = aligned(args.workspace);
   float* delta = scratches + omp_get_max_threads() * backward_scratch(p);  // sums of output * grad_output, of each row
   float* part_grads = delta + rows * p.num_heads;                          // of the queries, of parts after the first

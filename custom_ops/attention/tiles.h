@@ -104,7 +104,8 @@ static void fetch(const float* from, int64_t stride, int64_t rows, int64_t colum
     const float* row = from + i * stride;
     int64_t j = 0;
     for (; j + kLanes <= columns; j += kLanes) store(to + i * width + j, load(row + j) * factor);
-    for (; j < width; j += kLanes) store(to + i * width + j, load_some<Vector>(row + j, larger(0, columns - j)) * factor);
+    for (; j < width; j += kLanes)
+      store(to + i * width + j, load_some<Vector>(row + j, larger(0, columns - j)) * factor);
   }
 }
 
