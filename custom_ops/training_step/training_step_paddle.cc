@@ -61,6 +61,7 @@ std::vector<Tensor> rotary(const Tensor& q, const Tensor& k, const Tensor& given
 
 std::vector<Tensor> rotary_grad(const Tensor& given_cos, const Tensor& given_sin, const MaybeTensor& given_positions,
                                 const Tensor& grad_q, const Tensor& grad_k) {
+  PD_CHECK(grad_q.defined() && grad_k.defined(), "both outputs have to be used where gradients are wanted");
   const Tensor cos = dense(given_cos), sin = dense(given_sin);
   const MaybeTensor positions = dense_or_none(given_positions);
   return {rotate(grad_q, cos, sin, positions, true), rotate(grad_k, cos, sin, positions, true)};

@@ -11,6 +11,7 @@ import pytest
 
 from helpers import LLM
 from oarlock.environment import import_paddle
+from oarlock.errors import EnvironmentProblem
 from oarlock.ops import install, library, step
 
 import_paddle()
@@ -218,6 +219,14 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def test_a_wrong_library_refuses_to_train(monkeypatch):
+    step.check_step.__wrapped__()
+    right = step.fused_swiglu
+    monkeypatch.setattr(step, "fused_swiglu", lambda gate, up: right(gate, up) * 1.01)
+    with pytest.raises(EnvironmentProblem, match="the fused SwiGLU is wrong"):
+        step.check_step.__wrapped__()
 
 
 @pytest.mark.parametrize("isa", ["plain", "avx2"])

@@ -16,7 +16,7 @@ from oarlock.ops.adamw import fused_adamw
 from oarlock.ops.memory import keep_freed_memory
 from oarlock.ops.norms import check_norms, fused_rms_norm
 from oarlock.ops.patch import Function, Patch, fits
-from oarlock.ops.step import HeldScores, fused_lora_linear, fused_rotary, fused_swiglu
+from oarlock.ops.step import HeldScores, check_step, fused_lora_linear, fused_rotary, fused_swiglu
 
 Tensor = Any
 
@@ -139,6 +139,7 @@ def install() -> bool:
         return False
     library.load()
     check_norms()
+    check_step()
     attention.check_attention()
     keep_freed_memory()
     for patch in PATCHES:

@@ -5,12 +5,15 @@ Float32 on the CPU. `install` puts them behind PaddleNLP's names.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import paddle
 from paddle.autograd import PyLayer
+from paddle.nn import functional
 
+from oarlock.errors import EnvironmentProblem
 from oarlock.ops import library
 
 Tensor = Any
@@ -108,3 +111,52 @@ class HeldScores:
     def cross_entropy(self, labels: Tensor, scale: float, ignored: int) -> Tensor:
         """fused_linear_cross_entropy of them."""
         return fused_linear_cross_entropy(self.hidden, self.weight, labels, self.transposed, scale, ignored)
+
+
+@functools.cache
+def check_step() -> None:
+    """Compare the operators with Paddle's own, values and gradients, on a small input.
+
+    Raises:
+        EnvironmentProblem: when they compute something else; training with them would go wrong without a word.
+    """
+    wave = (paddle.arange(24 * 24, dtype="float32") * 0.7).sin().reshape([24, 24])
+    labels = paddle.arange(24)
+
+    def heads(x: Tensor) -> Tensor:
+        return x.reshape([2, 12, 2, 12])
+
+    def turned(x: Tensor) -> Tensor:
+        first, second = heads(x).chunk(2, axis=-1)
+        half_turned = paddle.concat([-second, first], axis=-1)
+        return heads(x) * wave[:12, :12].unsqueeze(1) + half_turned * wave[12:, 12:].unsqueeze(1)
+
+    def rotated(x: Tensor) -> Tensor:
+        q, k = fused_rotary(heads(x), heads(x), wave[:12, :12], wave[12:, 12:], None)
+        return (q + k) / 2
+
+    pairs = {
+        "rotary embedding": (rotated, turned),
+        "SwiGLU": (lambda x: fused_swiglu(x, wave), lambda x: functional.silu(x) * wave),
+        "LoRA": (
+            lambda x: fused_lora_linear(x, wave, wave[:, :8], wave[:8], 2.0),
+            lambda x: x @ wave + x @ wave[:, :8] @ wave[:8] * 2.0,
+        ),
+        "cross entropy": (
+            lambda x: fused_linear_cross_entropy(x, wave, labels, False, 0.1, -100),
+            lambda x: functional.cross_entropy(x @ wave, labels, reduction="sum") * 0.1,
+        ),
+    }
+    for name, functions in pairs.items():
+        results = []
+        for function in functions:
+            x = (wave * 3 + 0.1).detach()
+            x.stop_gradient = False
+            y = function(x)
+            results.append((y.detach(), *paddle.grad([y], [x], [(y.detach() + 1).sin()])))
+        difference = max(float((a - b).abs().max()) for a, b in zip(*results, strict=True))
+        if not difference <= 1e-3:  # NaN too
+            raise EnvironmentProblem(
+                f"the fused {name} is wrong on this machine: it differs from the reference by {difference:.3g}. Build "
+                "it again (rm -r build/custom_ops; python custom_ops/build.py), or train with --fused_ops false"
+            )
