@@ -9,10 +9,6 @@ using paddle::Tensor;
 
 namespace {
 
-optional<Tensor> dense_if_any(const optional<Tensor>& tensor) {
-  return tensor ? optional<Tensor>(dense(*tensor)) : tensor;
-}
-
 void check(const Tensor& tensor, const char* name, DataType dtype, const Shape& shape) {
   PD_CHECK(tensor.dtype() == dtype, name, " has to be ", phi::DataTypeToString(dtype), "; got ",
            phi::DataTypeToString(tensor.dtype()));

@@ -29,6 +29,10 @@ inline paddle::Tensor floats(const paddle::Tensor& tensor, const char* name) {
   return dense(tensor);
 }
 
+inline paddle::optional<paddle::Tensor> dense_if_any(const paddle::optional<paddle::Tensor>& tensor) {
+  return tensor ? paddle::optional<paddle::Tensor>(dense(*tensor)) : tensor;
+}
+
 inline paddle::Tensor empty_floats(const Shape& shape, const paddle::Tensor& like) {
   return paddle::experimental::empty(shape, paddle::DataType::FLOAT32, like.place());
 }

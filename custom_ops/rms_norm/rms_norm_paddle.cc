@@ -1,19 +1,19 @@
 // The norms as Paddle operators: fused_rms_norm, fused_ln, fused_add_rms_norm. Python's oarlock/ops/norms.py is how
 // they are meant to be called.
-#include "paddle/phi/api/ext/op_meta_info.h"
-#include "paddle/phi/api/include/api.h"
-
+#include "common/tensors.h"
 #include "rms_norm/rms_norm_cpu.h"
 #if defined(PADDLE_WITH_CUDA)
 #include "rms_norm/rms_norm_cuda.h"
 #endif
 
+using oarlock::dense;
 using oarlock::DType;
 using oarlock::NormBackward;
 using oarlock::NormForward;
+using oarlock::Shape;
+using oarlock::shape_text;
 using paddle::DataType;
 using paddle::Tensor;
-using Shape = std::vector<int64_t>;
 
 namespace {
 
@@ -26,18 +26,9 @@ DType dtype_of(const Tensor& tensor, const char* name) {
   }
 }
 
-std::string shape_text(const Shape& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
-}
-
 std::string describe(const Tensor& tensor) {
   return phi::DataTypeToString(tensor.dtype()) + " " + shape_text(tensor.shape());
 }
-
-// Dense row-major memory on the CPU: what the kernels read.
-Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : tensor.contiguous(); }
 
 std::string place_text(const Tensor& tensor) { return tensor.place().DebugString(); }
 

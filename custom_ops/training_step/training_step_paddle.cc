@@ -10,6 +10,7 @@
 #include "training_step/swiglu.h"
 
 using oarlock::dense;
+using oarlock::dense_if_any;
 using oarlock::empty_floats;
 using oarlock::floats;
 using oarlock::Shape;
@@ -48,12 +49,10 @@ void check_rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, const M
     PD_CHECK(values[i] >= 0 && values[i] < rows, "position ", values[i], " is not among the ", rows, " of cos and sin");
 }
 
-MaybeTensor dense_or_none(const MaybeTensor& tensor) { return tensor ? MaybeTensor(dense(*tensor)) : tensor; }
-
 std::vector<Tensor> rotary(const Tensor& q, const Tensor& k, const Tensor& given_cos, const Tensor& given_sin,
                            const MaybeTensor& given_positions) {
   const Tensor cos = floats(given_cos, "cos"), sin = floats(given_sin, "sin");
-  const MaybeTensor positions = dense_or_none(given_positions);
+  const MaybeTensor positions = dense_if_any(given_positions);
   check_rotary(q, cos, sin, positions);
   check_rotary(k, cos, sin, positions);
   return {rotate(q, cos, sin, positions, false), rotate(k, cos, sin, positions, false)};
@@ -63,7 +62,7 @@ std::vector<Tensor> rotary_grad(const Tensor& given_cos, const Tensor& given_sin
                                 const Tensor& grad_q, const Tensor& grad_k) {
   PD_CHECK(grad_q.defined() && grad_k.defined(), "both outputs have to be used where gradients are wanted");
   const Tensor cos = dense(given_cos), sin = dense(given_sin);
-  const MaybeTensor positions = dense_or_none(given_positions);
+  const MaybeTensor positions = dense_if_any(given_positions);
   return {rotate(grad_q, cos, sin, positions, true), rotate(grad_k, cos, sin, positions, true)};
 }
 
