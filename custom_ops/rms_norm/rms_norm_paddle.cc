@@ -136,8 +136,13 @@ struct Gradients {
 Gradients norm_backward(const Tensor& given, const Tensor& scale, const Tensor* mean, const Tensor& invvar,
                         const Tensor& given_grad, const Tensor* given_grad_sum, bool with_residual) {
   const Sizes sizes = sizes_of(given);
-  const Tensor h = dense(given), weight = dense(scale), grad_y = dense(given_grad),
-               grad_sum = given_grad_sum ? dense(*given_grad_sum) : Tensor();
+  const Tensor h = dense(given), weight = dense(scale);
+  // Paddle leaves the gradient of an output that was not used undefined.
+  const bool has_grad_sum = given_grad_sum && given_grad_sum->defined();
+  const Tensor grad_sum = has_grad_sum ? dense(*given_grad_sum) : Tensor();
+  const Tensor grad_y = given_grad.defined()
+                            ? dense(given_grad)
+                            : paddle::experimental::full(h.shape(), 0, weight.dtype(), h.place());
   PD_CHECK(grad_y.dtype() == weight.dtype() && grad_y.shape() == h.shape(), "the gradient has to be like y");
   NormBackward args{sizes.rows, sizes.cols, dtype_of(h, "x"), dtype_of(weight, "scale")};
   Gradients out;
@@ -159,7 +164,7 @@ Gradients norm_backward(const Tensor& given, const Tensor& scale, const Tensor* 
   if (with_residual) {
     out.residual = empty(h.shape(), h.dtype(), h);
     args.grad_residual = out.residual.data();
-    args.grad_sum = given_grad_sum ? grad_sum.data() : nullptr;
+    args.grad_sum = has_grad_sum ? grad_sum.data() : nullptr;
   }
   run(h, args);
   return out;

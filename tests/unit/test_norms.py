@@ -101,6 +101,18 @@ def check_all(shape, x_type, scale_type, seed=0):
     close(grads[2], wanted[2], scale_type, 8 * of_sums)
 
 
+@pytest.mark.parametrize("used", [0, 1, 2])
+def test_outputs_that_nobody_uses_give_no_gradient(used):
+    x, residual, scale, *_ = tensors((3, 5))
+    norms.fused_add_rms_norm(x, residual, scale, EPSILON)[used].sum().backward()
+    wanted = paddle.grad([norms.reference_rms_norm(x + residual, scale, EPSILON).sum()], [x, scale])
+    if used == 0:
+        close(x.grad, wide(wanted[0]), "float32", 4)
+        close(scale.grad, wide(wanted[1]), "float32", 4)
+    else:  # the sum itself; 1/rms, through which nothing flows
+        assert (x.grad.numpy() == (used == 1)).all() and not scale.grad.numpy().any()
+
+
 @pytest.mark.parametrize("scale_type", ROUNDING)
 @pytest.mark.parametrize("x_type", ROUNDING)
 def test_types(x_type, scale_type):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def load() -> None:
     """
     if reason := why_missing():
         raise ImportError(reason)
-    from paddle.utils.cpp_extension.extension_utils import load_op_meta_info_and_register_op
+    with warnings.catch_warnings():  # of a ccache that nobody needs
+        warnings.filterwarnings("ignore", "No ccache found")
+        from paddle.utils.cpp_extension.extension_utils import load_op_meta_info_and_register_op
 
     load_op_meta_info_and_register_op(str(LIBRARY))
 
