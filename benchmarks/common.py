@@ -109,8 +109,10 @@ def seconds(run: Callable[[], object], at_least: float) -> float:
 class Peer:
     """A script in another Python, asked by a JSON line and answering by one (see answer_asked)."""
 
-    def __init__(self, *command: str) -> None:
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, *command: str, **environment: str) -> None:
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | environment
+        )
 
     def ask(self, question: Any) -> Any:
         assert self._process.stdin and self._process.stdout

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from common import Peer, answer_asked, report, seconds
 
 SHAPES = ["8192x1024", "4096x4096", "2048x256", "1024x512", "1024x1003"]
 EPSILON = 1e-6
@@ -98,57 +95,34 @@ def copy_runs(rows: int, cols: int, threads: int) -> Runs:
     return {"copy": (together, together), "copy, 1 thread": (alone, alone)}
 
 
-def seconds(run: Callable[[], object], at_least: float) -> float:
-    """Of one call: the median of those in `at_least` seconds, at least three."""
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < at_least:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def measure(runs: Runs, at_least: float) -> dict[str, tuple[float, float]]:
     """Name -> seconds forward, seconds forward + backward."""
     return {name: (seconds(forward, at_least), seconds(both, at_least)) for name, (forward, both) in runs.items()}
 
 
 def serve_peer(threads: int, at_least: float, note: str) -> None:
-    """The torch side: for each line `rows cols` on stdin, its figures as a JSON line."""
+    """The torch side: asked [rows, columns], answers with its version and figures."""
     import torch
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    shape, runs = "", {}
-    for line in sys.stdin:
-        if line != shape:
+    shape: list[int] = []
+    runs: Runs = {}
+
+    def answer(asked: list[int]) -> dict[str, object]:
+        nonlocal shape, runs
+        if asked != shape:
             torch.compiler.reset()
-            shape, runs = line, torch_runs(*map(int, line.split()), note)
-        print(json.dumps({"torch": torch.__version__, "seconds": measure(runs, at_least)}), flush=True)
+            shape, runs = asked, torch_runs(*asked, note)
+        return {"torch": torch.__version__, "seconds": measure(runs, at_least)}
+
+    answer_asked(answer)
 
 
-class Peer:
+def torch_peer(python: str, threads: int, at_least: float, note: str = "", **environment: str) -> Peer:
     """serve_peer in a Python of its own."""
-
-    def __init__(self, python: str, threads: int, at_least: float, note: str = "", **environment: str) -> None:
-        command = [python, __file__, "--serve", str(threads), "--seconds", str(at_least), "--note", note]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **environment}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.version = ""
-
-    def measure(self, rows: int, cols: int) -> dict[str, tuple[float, float]]:
-        """As measure()."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        print(rows, cols, file=self._process.stdin, flush=True)
-        answer = json.loads(self._process.stdout.readline())
-        self.version = answer["torch"]
-        return answer["seconds"]
-
-    def stop(self) -> None:
-        """End it."""
-        self._process.communicate(timeout=60)
+    words = "--serve", str(threads), "--seconds", str(at_least), "--note", note
+    return Peer(python, __file__, *words, OMP_NUM_THREADS=str(threads), **environment)
 
 
 def main() -> None:
@@ -164,8 +138,6 @@ def main() -> None:
         serve_peer(options.serve, options.seconds, options.note)
         return
 
-    from common import report
-
     from oarlock.environment import import_paddle
     from oarlock.ops.memory import keep_freed_memory
 
@@ -174,9 +146,9 @@ def main() -> None:
     peers = []
     if options.peer:
         kept = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-        peers.append(Peer(options.peer, threads, options.seconds))
-        peers.append(Peer(options.peer, threads, options.seconds, ", memory kept", **kept))
-    table = []
+        peers.append(torch_peer(options.peer, threads, options.seconds))
+        peers.append(torch_peer(options.peer, threads, options.seconds, ", memory kept", **kept))
+    table, version = [], ""
     for shape in options.shapes:
         size = tuple(map(int, shape.split("x")))
         ours = [paddle_runs(*size), copy_runs(*size, threads)]
@@ -187,12 +159,12 @@ def main() -> None:
                 found |= measure(runs, options.seconds)
             time.sleep(0.3)  # the threads of OpenMP spin for a while after their work
             for peer in peers:
-                found |= peer.measure(*size)
+                answer = peer.ask(list(size))
+                version = answer["torch"]
+                found |= answer["seconds"]
             rounds.append(found)
         table += summary(shape, rounds[1:])
-    for peer in peers:
-        peer.stop()
-    report("RMSNorm on the CPU", table, threads=threads, torch=peers[0].version if peers else "")
+    report("RMSNorm on the CPU", table, threads=threads, torch=version)
 
 
 def summary(shape: str, rounds: list[dict[str, tuple[float, float]]]) -> list[dict[str, object]]:
