@@ -158,6 +158,8 @@ class Machine:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell can't trap what it inherits as ignored, and under nohup SIGHUP is.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def run(self, script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
