@@ -175,10 +175,11 @@ LoraSizes lora_sizes(const Tensor& x, const Tensor& weight, const Tensor& a, con
   return {x.numel() / in, in, out, rank, shape};
 }
 
-std::vector<Tensor> lora_linear(const Tensor& given, const Tensor& weight, const Tensor& a, const Tensor& b,
-                                float scaling) {
-  const Tensor x = floats(given, "x");
-  const LoraSizes size = lora_sizes(x, floats(weight, "weight"), floats(a, "a"), floats(b, "b"));
+std::vector<Tensor> lora_linear(const Tensor& given, const Tensor& given_weight, const Tensor& given_a,
+                                const Tensor& given_b, float scaling) {
+  const Tensor x = floats(given, "x"), weight = floats(given_weight, "weight"), a = floats(given_a, "a"),
+               b = floats(given_b, "b");
+  const LoraSizes size = lora_sizes(x, weight, a, b);
   Tensor y = empty_floats(size.y_shape, x), low = empty_floats({size.rows, size.rank}, x);
   const float* in = x.data<float>();
   oarlock::gemm({false, false, size.rows, size.rank, size.in, 1, in, a.data<float>(), 0, low.data<float>()});
@@ -188,9 +189,11 @@ std::vector<Tensor> lora_linear(const Tensor& given, const Tensor& weight, const
   return {y, low};
 }
 
-std::vector<Tensor> lora_linear_grad(const Tensor& given, const Tensor& weight, const Tensor& a, const Tensor& b,
-                                     const Tensor& low, const Tensor& given_grad, float scaling) {
-  const Tensor x = dense(given), grad = floats(given_grad, "the gradient");
+std::vector<Tensor> lora_linear_grad(const Tensor& given, const Tensor& given_weight, const Tensor& given_a,
+                                     const Tensor& given_b, const Tensor& low, const Tensor& given_grad,
+                                     float scaling) {
+  const Tensor x = dense(given), weight = dense(given_weight), a = dense(given_a), b = dense(given_b),
+               grad = floats(given_grad, "the gradient");
   const LoraSizes size = lora_sizes(x, weight, a, b);
   Tensor grad_x = empty_floats(x.shape(), x), grad_a = empty_floats(a.shape(), x), grad_b = empty_floats(b.shape(), x),
          grad_low = empty_floats(low.shape(), x);

@@ -84,9 +84,11 @@ def test_swiglu_far_out():
     np.testing.assert_allclose(y.numpy(), wanted.numpy(), rtol=1e-6, atol=1e-36)
 
 
-def test_lora_linear():
-    weight = normal(33, 21)
-    weight.stop_gradient = True
+@pytest.mark.parametrize("turned", [False, True])
+def test_lora_linear(turned):
+    weight = normal(21, 33).t() if turned else normal(33, 21)
+    assert weight.is_contiguous() is not turned
+    weight = weight.detach()
     same(
         lambda x, a, b: step.fused_lora_linear(x, weight, a, b, 2.0),
         lambda x, a, b: x @ weight + (x @ a @ b) * 2.0,
@@ -253,3 +255,11 @@ def test_names_are_put_back():
     assert all(getattr(p.find(), p.name) is not original for p, original in zip(install.PATCHES, before, strict=True))
     install.use(False)
     assert [getattr(patch.find(), patch.name) for patch in install.PATCHES] == before
+
+
+def test_a_paddle_without_mkl_keeps_its_own_operators(monkeypatch, capsys):
+    install.uninstall()
+    monkeypatch.setattr(library, "has_products", lambda: False)
+    own = paddle.optimizer.AdamW._create_optimization_pass
+    assert not install.install() and paddle.optimizer.AdamW._create_optimization_pass is own
+    assert "without MKL" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from typing import Any
 
 import paddle
 
+from oarlock.environment import say_once
 from oarlock.ops import attention, library
 from oarlock.ops.adamw import fused_adamw
 from oarlock.ops.memory import keep_freed_memory
@@ -101,11 +102,9 @@ PATCHES: list[Patch] = [
     Patch(_MODELS + "llama.modeling:LlamaRMSNorm", "forward", _rms_norm),
     Patch(_MODELS + "qwen2.modeling:Qwen2RMSNorm", "forward", _rms_norm),
     Patch(_MODELS + "mistral.modeling:MistralRMSNorm", "forward", _rms_norm),
-    Patch(_MODELS + "mixtral.modeling:MixtralRMSNorm", "forward", _rms_norm),
     # Mistral has a rotary embedding of its own layout.
     Patch(_MODELS + "llama.modeling", "apply_rotary_pos_emb", _rotary),
     Patch(_MODELS + "qwen2.modeling", "apply_rotary_pos_emb", _rotary),
-    Patch(_MODELS + "mixtral.modeling", "apply_rotary_pos_emb", _rotary),
     Patch(_MODELS + "gemma.modeling", "apply_rotary_pos_emb", _rotary),
     Patch(_MODELS + "llama.modeling", "swiglu", _swiglu),
     *attention.PATCHES,
@@ -136,6 +135,11 @@ def install() -> bool:
     if _originals:
         return True
     if not library.usable():
+        return False
+    if not library.has_products():
+        say_once(
+            "this Paddle is without MKL, which the fused ops call; Paddle's own ops are used (same result, slower)"
+        )
         return False
     library.load()
     check_norms()

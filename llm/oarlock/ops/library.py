@@ -36,6 +36,13 @@ def usable(on_gpu: bool = False) -> bool:
     return not reason
 
 
+def has_products() -> bool:
+    """Whether this Paddle comes with MKL, whose matrix products some operators call (on x86 it does)."""
+    import paddle
+
+    return (Path(paddle.__file__).parent / "libs" / "libmklml_intel.so").exists()
+
+
 def built_for() -> dict[str, Any] | None:
     """What the build says of itself: {"paddle": version, "cuda": its CUDA or "", ...}; None when there is none."""
     stamp = LIBRARY.with_suffix(".stamp")
