@@ -1,0 +1,1 @@
+"""Out of the house: directories that other programs read, each proven."""

@@ -1,0 +1,1 @@
+"""Answers from exported directories: the engine, Triton, the OpenAI-compatible endpoint, chat."""
