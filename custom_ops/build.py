@@ -37,6 +37,7 @@ CPU_KERNELS = (
     "training_step/cross_entropy.cc",
     "training_step/rotary.cc",
     "training_step/swiglu.cc",
+    "weights/copy_matrix.cc",
 )
 # C++ that is compiled once, without Paddle.
 SHARED = ("common/gemm.cc", "common/isa.cc")

@@ -10,9 +10,11 @@ import numpy as np
 import paddle
 
 from oarlock.models.layout import Block
+from oarlock.models.pages import populate
+from oarlock.ops.matrices import copy_matrix
 from oarlock.parallel.tensor_memory import TensorMemory
 
-_TILE = (192, 256)  # rows and columns that fit in a core's cache when a matrix is transposed
+_TILE = (192, 256)  # rows and columns that fit in a core's cache when NumPy transposes a matrix
 
 
 def type_name(tensor: paddle.Tensor) -> str:
@@ -41,10 +43,12 @@ class Target:
     def put(self, begin: int, end: int, values: np.ndarray) -> None:
         """Copy values of any float type into some rows."""
         if self.array is not None:
-            copy_array(self.array[begin:end] if self.array.ndim else self.array, values)
+            rows = self.array[begin:end] if self.array.ndim else self.array
+            populate(rows)
+            copy_array(rows, values)
         else:
-            rows = self.rows(begin, end)
-            rows.copy_(to_tensor(values, array_type(type_name(rows))), True)
+            part = self.rows(begin, end)
+            part.copy_(to_tensor(values, array_type(type_name(part))), True)
 
 
 def row_ranges(shape: tuple[int, ...], itemsize: int, max_bytes: int) -> Iterator[tuple[int, int]]:
@@ -83,6 +87,8 @@ def to_tensor(values: np.ndarray, dtype: np.dtype) -> paddle.Tensor:
 
 def copy_array(to: np.ndarray, values: np.ndarray) -> None:
     """Copy between any two float types; a transposed matrix tile by tile, which is several times faster."""
+    if copy_matrix(to, values):
+        return
     if values.ndim != 2 or abs(values.strides[0]) >= abs(values.strides[1]):
         np.copyto(to, values, casting="unsafe")
         return

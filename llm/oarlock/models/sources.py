@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from oarlock.errors import ModelError
+from oarlock.models.pages import populate
 from oarlock.models.safetensors_stream import SafetensorsFile, StoredTensor
 from oarlock.models.weights import WeightFolder
 from oarlock.parallel.families import FAMILIES
@@ -151,6 +152,7 @@ class SafetensorsSource:
             if len(self._buffers[0]) < about.num_bytes:
                 self._buffers[0] = np.empty(0, np.uint8)  # give the old one back first
                 self._buffers[0] = np.empty(about.num_bytes, np.uint8)
+                populate(self._buffers[0])
             into = self._buffers[0][: about.num_bytes].view(about.dtype).reshape(about.shape)
         try:
             self._files[path].read(tensor.stored, 0, into, self._threads)
