@@ -55,19 +55,34 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def run_killed(words: list[str], output: Path, kills: int, rng: random.Random) -> tuple[int, int]:
-    """Run until the command ends by itself, killing it `kills` times on the way: (kills done, of them during a save)."""
+def rows_written(output: Path) -> int:
+    """How far a run is, in rows of its metrics."""
+    path = output / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def run_killed(words: list[str], output: Path, kills: int, most_rows: int, rng: random.Random) -> tuple[int, int]:
+    """Run until the command ends by itself, killing it `kills` times on the way: (kills done, of them during a save).
+
+    Each at some moment within `most_rows` new rows of metrics, so that a fast machine has as many kills as a slow one;
+    one in five while it starts.
+    """
     done = during_save = 0
     while True:
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done < kills:
-            deadline = time.monotonic() + rng.uniform(4.0, 14.0)
             wait_for_save = done % 3 == 2
-            while process.poll() is None and time.monotonic() < deadline + (10 if wait_for_save else 0):
+            starting = not wait_for_save and rng.random() < 0.2
+            rows = rows_written(output) + rng.randint(1, most_rows)
+            last = time.monotonic() + (rng.uniform(0.5, 4.0) if starting else 120.0)
+            while process.poll() is None and time.monotonic() < last and rows_written(output) < rows:
+                time.sleep(0.02)
+            save_by = time.monotonic() + (10 if wait_for_save else rng.uniform(0.0, 0.1))
+            while process.poll() is None and time.monotonic() < save_by:
                 if wait_for_save and any(output.glob(".checkpoint-*.partial")):
                     during_save += 1
                     break
-                time.sleep(0.0005 if wait_for_save else 0.02)
+                time.sleep(0.0005)
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 process.communicate()
@@ -86,15 +101,15 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=None, help="default: enough for the kills")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    steps = arguments.steps or 60 + 110 * arguments.kills
+    steps = arguments.steps or 60 + 40 * arguments.kills
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         make_model(base / "model")
         alone, killed = base / "alone", base / "killed"
         subprocess.run(command(base / "model", alone, steps), check=True, stdout=subprocess.DEVNULL)
-        done, during_save = run_killed(
-            command(base / "model", killed, steps), killed, arguments.kills, random.Random(arguments.seed)
-        )
+        most_rows = max(1, steps // 5 // (arguments.kills + 1))  # a row every 5 steps
+        words = command(base / "model", killed, steps)
+        done, during_save = run_killed(words, killed, arguments.kills, most_rows, random.Random(arguments.seed))
         same_figures = figures(alone) == figures(killed)
         same_weights = digest(alone / "model.safetensors") == digest(killed / "model.safetensors")
         leftovers = [path.name for path in killed.glob(".*")]

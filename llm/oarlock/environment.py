@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from oarlock import light_imports
 from oarlock.errors import EnvironmentProblem
 
 
@@ -117,6 +118,8 @@ _threads: int | None = None
 def import_paddle(num_threads: int | None = None) -> int:
     """Import paddle quietly, for the first time in this process, with its share of the cores; later calls do nothing.
 
+    paddlenlp, when it is imported after this, leaves out what training does not use (see oarlock.light_imports).
+
     Returns:
         The number of threads it got. (Plain paddle leaves one in use: importing it sets OMP_NUM_THREADS=1.)
     """
@@ -127,6 +130,7 @@ def import_paddle(num_threads: int | None = None) -> int:
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     _silence()
+    light_imports.install()
     os.environ.pop("OMP_NUM_THREADS", None)  # any other value than 1 makes paddle print advice; it is set below
     try:
         import paddle

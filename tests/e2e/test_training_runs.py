@@ -165,11 +165,11 @@ def test_embedded_text_without_input_dir(tmp_path, tiny_config):
 
 def test_killed_at_random_moments_and_resumed_bit_for_bit(monkeypatch, capsys):
     """The short form of tests/kill_and_resume.py (20 kills are run by hand)."""
-    monkeypatch.setattr(sys, "argv", ["kill_and_resume.py", "--kills", "3", "--steps", "300", "--seed", "5"])
+    monkeypatch.setattr(sys, "argv", ["kill_and_resume.py", "--kills", "3", "--steps", "200", "--seed", "5"])
     code = kill_and_resume.main()
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["same_losses"] and summary["same_weights"] and not summary["leftovers"], summary
-    assert summary["kills"] >= 1 and code in (0, 1)
+    assert summary["kills"] == 3 and code == 0
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, tiny_config, corpus):
