@@ -19,6 +19,13 @@ fi
 VENV=$VENV bash scripts/setup.sh test
 python=$VENV/bin/python
 
+# The tests of the CUDA kernels compile them.
+if ! command -v nvcc >/dev/null && ! ls "$VENV"/lib/python3*/site-packages/nvidia/cu13/bin/nvcc >/dev/null 2>&1; then
+  echo "test: installing NVIDIA's nvcc from the package index"
+  OARLOCK_PADDLE=none "$python" -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[nvcc]" ||
+    echo "test: nvcc could not be installed; the tests of the CUDA kernels will fail"
+fi
+
 echo "test: ruff"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
