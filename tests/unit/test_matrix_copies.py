@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oarlock.models.fill import copy_array
+from oarlock.models.arrays import copy_array
 from oarlock.models.pages import populate
 from oarlock.ops import matrices
 

@@ -12,7 +12,7 @@ import paddle
 import paddlenlp.transformers
 from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PretrainedModel
 
-from oarlock.environment import say, say_once
+from oarlock.environment import say_once
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models.adapter import read_adapter
 from oarlock.models.hub import local_folder
@@ -20,9 +20,8 @@ from oarlock.models.initial import RandomWeights, without_values
 from oarlock.models.inputs import adapt_inputs
 from oarlock.models.load import load_distributed
 from oarlock.models.methods import Method, fill_trained, initial_values
-from oarlock.models.pickles import PickleSource
-from oarlock.models.sources import SafetensorsSource, WeightSource
-from oarlock.models.weights import WeightFolder, has_safetensors
+from oarlock.models.pickles import open_weights
+from oarlock.models.sources import WeightSource
 from oarlock.ops import library
 from oarlock.ops.norms import check_norms
 from oarlock.parallel.families import BROKEN
@@ -220,11 +219,7 @@ def _open_source(source: ModelSource, allow_pickle: bool, seed: int) -> WeightSo
     whole = model_class(source.config)
     if not source.from_weights:
         return RandomWeights(whole, source.config, seed)
-    if allow_pickle and not has_safetensors(source.folder):
-        say(f"{source.folder}: reading pickled weights, as you allowed")
-        return PickleSource(source.folder, whole, source.config)
-    with WeightFolder.open(source.folder) as folder:
-        return SafetensorsSource(folder, whole, source.config)
+    return open_weights(source.folder, whole, source.config, allow_pickle)
 
 
 def set_parameter(parameter: paddle.Tensor, array: np.ndarray) -> None:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import ml_dtypes
 import numpy as np
 import paddle
 
+from oarlock.models.arrays import array_type, copy_array
 from oarlock.models.layout import Block
 from oarlock.models.pages import populate
-from oarlock.ops.matrices import copy_matrix
 from oarlock.parallel.tensor_memory import TensorMemory
-
-_TILE = (192, 256)  # rows and columns that fit in a core's cache when NumPy transposes a matrix
 
 
 def type_name(tensor: paddle.Tensor) -> str:
@@ -51,14 +46,6 @@ class Target:
             part.copy_(to_tensor(values, array_type(type_name(part))), True)
 
 
-def row_ranges(shape: tuple[int, ...], itemsize: int, max_bytes: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) along the first axis, of at most max_bytes (or one row) each."""
-    num_rows = shape[0] if shape else 1
-    step = max(1, max_bytes // max(1, math.prod(shape[1:]) * itemsize))
-    for begin in range(0, num_rows, step):
-        yield begin, min(begin + step, num_rows)
-
-
 def block_rows(block: Block, whole: np.ndarray, begin: int, end: int) -> np.ndarray:
     """Rows of block.cut(whole), without making all of them."""
     if block.axis != 0:
@@ -72,29 +59,9 @@ def block_rows(block: Block, whole: np.ndarray, begin: int, end: int) -> np.ndar
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-def array_type(dtype: str) -> np.dtype:
-    """NumPy's type for Paddle's name of one."""
-    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-
-
 def to_tensor(values: np.ndarray, dtype: np.dtype) -> paddle.Tensor:
     """A tensor on the current device."""
     if values.dtype != dtype or not values.flags.c_contiguous:
         values, source = np.empty(values.shape, dtype), values
         copy_array(values, source)
     return paddle.to_tensor(values.view(np.uint16) if dtype == ml_dtypes.bfloat16 else values)
-
-
-def copy_array(to: np.ndarray, values: np.ndarray) -> None:
-    """Copy between any two float types; a transposed matrix tile by tile, which is several times faster."""
-    if copy_matrix(to, values):
-        return
-    if values.ndim != 2 or abs(values.strides[0]) >= abs(values.strides[1]):
-        np.copyto(to, values, casting="unsafe")
-        return
-    for row in range(0, to.shape[0], _TILE[0]):
-        for column in range(0, to.shape[1], _TILE[1]):
-            tile = slice(row, row + _TILE[0]), slice(column, column + _TILE[1])
-            # Converting and turning at once is slower than one after the other.
-            part = values[tile]
-            to[tile] = part if to.dtype == values.dtype else part.T.astype(to.dtype).T

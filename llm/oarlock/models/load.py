@@ -22,7 +22,8 @@ from paddle.base.framework import EagerParamBase
 
 from oarlock.environment import import_paddle, progress_bar
 from oarlock.errors import ModelError
-from oarlock.models.fill import Target, array_type, block_rows, row_ranges, to_tensor, type_name
+from oarlock.models.arrays import array_type, row_ranges
+from oarlock.models.fill import Target, block_rows, to_tensor, type_name
 from oarlock.models.layout import Block, Holding, holdings
 from oarlock.models.sources import WeightSource
 from oarlock.parallel.nodes import Node, this_node

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,23 +18,29 @@ from oarlock.data.templates import choose_template, own_template
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import on_cpu, progress_bar, say
 from oarlock.errors import ModelError
-from oarlock.files import new_folder, write_json
+from oarlock.files import write_json
 from oarlock.models.adapter import Base
 from oarlock.models.adapter_mix import AdapterMix, check_output
+from oarlock.models.arrays import array_type, copy_array, row_ranges
 from oarlock.models.build import model_class
-from oarlock.models.fill import array_type, copy_array, row_ranges
 from oarlock.models.layout import holdings
 from oarlock.models.load import Request, check_source
 from oarlock.models.lora_changes import Change, changes_of
 from oarlock.models.merge_proof import TOLERANCES, Proof, prove
-from oarlock.models.pickles import PickleSource
+from oarlock.models.pickles import open_weights
 from oarlock.models.safetensors_stream import TensorSource
-from oarlock.models.save import MAX_SHARD_BYTES, save_config, save_tokenizer, write_weights
-from oarlock.models.sources import SafetensorsSource, WeightSource
+from oarlock.models.save import (
+    MAX_SHARD_BYTES,
+    check_space,
+    save_config,
+    save_tokenizer,
+    whole_folder,
+    write_weights,
+)
+from oarlock.models.sources import WeightSource, stored_dtype
 from oarlock.models.streamed import empty_model
 from oarlock.models.trained_base import TrainedBase
 from oarlock.models.tuned import check_base
-from oarlock.models.weights import WeightFolder, has_safetensors
 from oarlock.versions import package_versions
 
 MERGE_FILE = "merge.json"
@@ -87,12 +93,12 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
         raise ModelError(f"{base / 'config.json'}: not a model configuration PaddleNLP knows: {error!r}") from error
     with (
         on_cpu(),
-        closing(_open_base(base, config, options.allow_pickle)) as source,
-        _written(output) as folder,
+        closing(open_weights(base, model_class(config), config, options.allow_pickle, read_ahead=False)) as source,
+        whole_folder(output, "the merged model") as folder,
     ):
         trained_base = TrainedBase(source, mix)
         merged = _merged_tensors(source, trained_base, mix, config, options.dtype)
-        _check_space(merged, output)
+        check_space(merged, output, "the merged model")
         with progress_bar(sum(tensor.num_bytes for tensor in merged), "merge", "B", unit_scale=True) as bar:
             write_weights(merged, folder, options.max_shard_bytes, bar.update)
         _write_rest(base, mix, config, options.dtype, folder)
@@ -104,15 +110,6 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
     size = sum(tensor.num_bytes for tensor in merged)
     say(f"merged {_text(mix)} into {base}: {size / 1e6:,.1f} MB, {output}")
     return proof
-
-
-def _open_base(folder: Path, config: PretrainedConfig, allow_pickle: bool) -> WeightSource:
-    whole = model_class(config)
-    if allow_pickle and not has_safetensors(folder):
-        say(f"{folder}: reading pickled weights, as you allowed")
-        return PickleSource(folder, whole, config)
-    with WeightFolder.open(folder) as weights:
-        return SafetensorsSource(weights, whole, config, read_ahead=False)
 
 
 def _merged_tensors(
@@ -132,16 +129,11 @@ def _merged_tensors(
             changes.setdefault(f"{change.layer}.weight", []).append(change)
     tensors = []
     for name in names:
-        stored, shape = _stored_dtype(source, name), held[name].block.shape
+        stored, shape = stored_dtype(source, name), held[name].block.shape
         target = dtype if dtype and stored in TOLERANCES else stored  # buffers of integers stay what they are
         read = partial(_merged, base, name, shape, array_type(target), changes.get(name, []))
         tensors.append(TensorSource(name, target, shape, read))
     return tensors
-
-
-def _stored_dtype(source: WeightSource, name: str) -> str:
-    """What is pickled has to be read for it."""
-    return (source.dtype(name) if isinstance(source, SafetensorsSource) else source.read(name).dtype).name
 
 
 def _merged(base: TrainedBase, name: str, shape: tuple[int, ...], dtype: np.dtype, changes: list[Change]) -> np.ndarray:
@@ -160,24 +152,6 @@ def _merged(base: TrainedBase, name: str, shape: tuple[int, ...], dtype: np.dtyp
             rows += a[begin:end] @ b
         copy_array(whole[begin:end], rows)
     return whole
-
-
-@contextmanager
-def _written(output: Path) -> Iterator[Path]:
-    """A new folder, and errors of writing with its name."""
-    try:
-        with new_folder(output) as folder:
-            yield folder
-    except OSError as error:
-        raise ModelError(f"{output}: the merged model could not be written: {error.strerror or error}") from error
-
-
-def _check_space(tensors: list[TensorSource], output: Path) -> None:
-    needed, free = sum(tensor.num_bytes for tensor in tensors), shutil.disk_usage(output.parent).free
-    if needed > free:
-        raise ModelError(
-            f"{output}: the merged model takes {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there"
-        )
 
 
 def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: str | None, folder: Path) -> None:

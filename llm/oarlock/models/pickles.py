@@ -10,10 +10,30 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from oarlock.environment import say
 from oarlock.errors import ModelError
-from oarlock.models.sources import mapped
+from oarlock.models.sources import FileSource, Mapped, SafetensorsSource, left_over, mapped
+from oarlock.models.weights import WeightFolder, has_safetensors
 
 _PADDLE_PICKLE, _TORCH_PICKLE = "model_state.pdparams", "pytorch_model.bin"
+
+
+def open_weights(
+    folder: Path, model_class: Any, config: Any, allow_pickle: bool = False, read_ahead: bool = True
+) -> FileSource:
+    """What a model's weights are read from: its safetensors, or by permission its pickles.
+
+    Args:
+        read_ahead: keep two tensors in memory, so that one can be read while the other is in use.
+
+    Raises:
+        ModelError: when there is nothing to read, or it is damaged.
+    """
+    if allow_pickle and not has_safetensors(folder):
+        say(f"{folder}: reading pickled weights, as you allowed")
+        return PickleSource(folder, model_class, config)
+    with WeightFolder.open(folder) as weights:
+        return SafetensorsSource(weights, model_class, config, read_ahead)
 
 
 class PickleSource:
@@ -45,9 +65,12 @@ class PickleSource:
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ModelError(f"{index}: not an index of weight files: {error!r}") from error
         found = mapped(model_class, config, files, kind == _TORCH_PICKLE)
-        self._files = files
+        self._files, self.left_over = files, left_over(files, found)
+        found |= {name: Mapped(name) for name in self.left_over}
         self._tensors = {name: found[name] for name in sorted(found, key=lambda name: files[found[name].stored])}
-        self.shapes: dict[str, tuple[int, ...] | None] = {name: self._known_shape(name) for name in self._tensors}
+        self.shapes: dict[str, tuple[int, ...] | None] = {
+            name: self._known_shape(name) for name in self._tensors if name not in self.left_over
+        }
 
     def close(self) -> None:
         """See WeightSource."""

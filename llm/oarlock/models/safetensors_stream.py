@@ -11,14 +11,18 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from oarlock.models.arrays import array_type, copy_array, row_ranges
 
 _DTYPES = {
     "float64": "F64",
@@ -33,9 +37,11 @@ _DTYPES = {
     "bool": "BOOL",
 }
 _NUMPY = {code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name, code in _DTYPES.items()}
+_NUMPY["U16"] = _NUMPY["BF16"]  # what PaddleNLP's own save_pretrained calls bfloat16
 _SIZES = {name: _NUMPY[code].itemsize for name, code in _DTYPES.items()}
 _BITS = {"bfloat16": "uint16"}
-_CHUNK = 1 << 24
+_CHUNK = 1 << 23
+_MOST_AHEAD = 3  # chunks that are made before the first of them is written and hashed
 _PIECE = 2 << 20  # bytes a thread reads at a time
 _AHEAD = 64 << 20  # bytes the disk is asked for beyond what is being read
 
@@ -48,13 +54,15 @@ class TensorSource:
         name: in the file.
         dtype: NumPy's name of it, or "bfloat16".
         shape: of the tensor.
-        read: gives the values (bfloat16 as ml_dtypes.bfloat16 or as the same bits in uint16).
+        read: gives the values (bfloat16 as ml_dtypes.bfloat16 or as the same bits in uint16), in any memory layout.
+        cast: they may be of another float type, and are rounded to this one.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    cast: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -100,27 +108,70 @@ def write_safetensors(
         header[tensor.name], offset = entry, end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
-        for block in (len(text).to_bytes(8, "little"), text):
-            file.write(block)
-            digest.update(block)
+    with open(path, "wb") as file, _HashedFile(file) as out:
+        out.put_all([len(text).to_bytes(8, "little") + text])
         for tensor in ordered:
-            values = tensor.read()
-            if values.shape != tensor.shape or values.dtype.name not in (tensor.dtype, _BITS.get(tensor.dtype)):
-                found = f"{values.dtype.name} {list(values.shape)}"
-                raise ValueError(f"{tensor.name} has {found}, expected {tensor.dtype} {list(tensor.shape)}")
-            values = np.ascontiguousarray(values)
-            data = values.reshape(-1).view(np.uint8).data
-            for start in range(0, len(data), _CHUNK):
-                file.write(data[start : start + _CHUNK])
-                digest.update(data[start : start + _CHUNK])
-            del values, data  # before the next one is made
+            out.put_all(_chunks(tensor))
             if progress is not None:
                 progress(tensor.num_bytes)
         file.flush()
         os.fsync(file.fileno())
-    return FileRecord(8 + len(text) + offset, digest.hexdigest())
+    return FileRecord(8 + len(text) + offset, out.digest.hexdigest())
+
+
+def _chunks(tensor: TensorSource) -> Iterator[memoryview]:
+    """A tensor's bytes in the file, rows of it at a time where they have to be turned or rounded.
+
+    Raises:
+        ValueError: when it is not what its source said.
+    """
+    values = tensor.read()
+    same = values.dtype.name in (tensor.dtype, _BITS.get(tensor.dtype))
+    if values.shape != tensor.shape or not (same or (tensor.cast and values.dtype.kind in "fV")):
+        found = f"{values.dtype.name} {list(values.shape)}"
+        raise ValueError(f"{tensor.name} has {found}, expected {tensor.dtype} {list(tensor.shape)}")
+    if same and (values.flags.c_contiguous or not values.ndim):
+        data = values.reshape(-1).view(np.uint8).data
+        yield from (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
+        return
+    dtype = values.dtype if same else array_type(tensor.dtype)
+    for begin, end in row_ranges(values.shape, dtype.itemsize, _CHUNK):
+        rows = np.empty((end - begin, *values.shape[1:]), dtype) if values.ndim else np.empty((), dtype)
+        copy_array(rows, values[begin:end] if values.ndim else values)
+        yield rows.reshape(-1).view(np.uint8).data
+
+
+class _HashedFile:
+    """Writes to a file in one thread and hashes in another, while the caller makes the next chunks.
+
+    Attributes:
+        digest: of what was put.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self.digest = hashlib.sha256()
+        self._work = (file.write, self.digest.update)
+        self._pools = [ThreadPoolExecutor(1) for _ in self._work]
+        self._coming: deque[list[Future[Any]]] = deque()
+
+    def __enter__(self) -> _HashedFile:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=error is not None)
+
+    def put_all(self, chunks: Iterable[bytes | memoryview]) -> None:
+        """Add to the file; their memory is free again afterwards."""
+        for chunk in chunks:
+            self._coming.append([pool.submit(work, chunk) for pool, work in zip(self._pools, self._work, strict=True)])
+            self._wait(_MOST_AHEAD)
+        self._wait(0)
+
+    def _wait(self, most: int) -> None:
+        while len(self._coming) > most:
+            for future in self._coming.popleft():
+                future.result()
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.errors import ModelError
-from oarlock.files import complete_files, write_json
-from oarlock.models.safetensors_stream import TensorSource, in_file_order, write_safetensors
+from oarlock.files import complete_files, new_folder, write_json
+from oarlock.models.safetensors_stream import FileRecord, TensorSource, in_file_order, write_safetensors
 from oarlock.models.weights import INDEX_NAME
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ _PLAN_KEYS = (
     "seq_length",
 )
 # What PaddleNLP notes about where a tokenizer was loaded from: a path of this machine, of no use on another.
-_LOCAL_KEYS = ("name_or_path", "_from_auto", "special_tokens_map_file", "tokenizer_file", "vocab_file")
+LOCAL_KEYS = ("name_or_path", "_from_auto", "special_tokens_map_file", "tokenizer_file", "vocab_file")
 
 
 def save_tokenizer(tokenizer: PretrainedTokenizerBase, folder: Path, template: ChatTemplate | None) -> None:
@@ -42,7 +44,7 @@ def save_tokenizer(tokenizer: PretrainedTokenizerBase, folder: Path, template: C
     config_file = folder / "tokenizer_config.json"
     if config_file.is_file():
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        write_json(config_file, {key: value for key, value in config.items() if key not in _LOCAL_KEYS})
+        write_json(config_file, {key: value for key, value in config.items() if key not in LOCAL_KEYS})
     if template is not None:
         template.save(folder)
 
@@ -101,25 +103,57 @@ def file_order(tensors: Sequence[TensorSource], max_shard_bytes: int = MAX_SHARD
     return [in_file_order(shard) for shard in shards]
 
 
+def check_space(tensors: Sequence[TensorSource], output: Path, what: str) -> None:
+    """Refuse to begin what the disk can't hold.
+
+    Raises:
+        ModelError: with both sizes.
+    """
+    needed, free = sum(tensor.num_bytes for tensor in tensors), shutil.disk_usage(output.parent).free
+    if needed > free:
+        raise ModelError(f"{output}: {what} takes {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there")
+
+
+@contextmanager
+def whole_folder(output: Path, what: str) -> Iterator[Path]:
+    """A new folder (see files.new_folder), and errors of writing with its name.
+
+    Raises:
+        ModelError: for an OSError in it.
+    """
+    try:
+        with new_folder(output) as folder:
+            yield folder
+    except OSError as error:
+        raise ModelError(f"{output}: {what} could not be written: {error.strerror or error}") from error
+
+
 def write_weights(
     tensors: Sequence[TensorSource],
     folder: Path,
     max_shard_bytes: int,
     progress: Callable[[int], Any] | None = None,
-) -> None:
+    layout: str = "np",
+) -> dict[str, FileRecord]:
     """model.safetensors, or several files and their index.
 
     Args:
         progress: called with the bytes of each tensor once it is written.
+        layout: what readers are told: "np" for Paddle's, "pt" for Hugging Face's.
+
+    Returns:
+        The name of each weight file -> its size and hash.
     """
-    shards = file_order(tensors, max_shard_bytes)
+    shards, metadata = file_order(tensors, max_shard_bytes), {"format": layout}
     if len(shards) == 1:
-        write_safetensors(folder / "model.safetensors", shards[0], {"format": "np"}, progress)
-        return
+        name = "model.safetensors"
+        return {name: write_safetensors(folder / name, shards[0], metadata, progress)}
     weight_map: dict[str, str] = {}
+    records = {}
     for i, shard in enumerate(shards, start=1):
         name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / name, shard, {"format": "np"}, progress)
+        records[name] = write_safetensors(folder / name, shard, metadata, progress)
         weight_map |= {tensor.name: name for tensor in shard}
     total = sum(tensor.num_bytes for tensor in tensors)
     write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return records

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from oarlock.errors import ModelError
+from oarlock.models.hf_names import OPTIONAL_PREFIXES, own_names
 from oarlock.models.pages import populate
 from oarlock.models.safetensors_stream import SafetensorsFile, StoredTensor
 from oarlock.models.weights import WeightFolder
-from oarlock.parallel.families import FAMILIES
+from oarlock.parallel.families import FAMILIES, ModelSizes
 
 _READING_THREADS = 4  # they wait for the disk more than they compute
 
@@ -50,6 +51,16 @@ class WeightSource(Protocol):
     def close(self) -> None:
         """Give back files and memory."""
         ...
+
+
+class FileSource(WeightSource, Protocol):
+    """A WeightSource over a folder's files.
+
+    Attributes:
+        left_over: names of stored tensors that no tensor of the model comes from; they can be read too.
+    """
+
+    left_over: tuple[str, ...]
 
 
 class Mapped:
@@ -89,14 +100,51 @@ def mapped(model_class: Any, config: Any, stored: Mapping[str, Any], hugging_fac
     return found
 
 
+def left_over(stored: Iterable[str], found: Mapping[str, Mapped]) -> tuple[str, ...]:
+    """Names in the files that no tensor of the model comes from."""
+    used = {tensor.stored for tensor in found.values()}
+    return tuple(sorted(name for name in stored if name not in used))
+
+
+def stored_dtype(source: WeightSource, name: str) -> str:
+    """NumPy's name of the type of a tensor in the files. What is pickled has to be read for it."""
+    return (source.dtype(name) if isinstance(source, SafetensorsSource) else source.read(name).dtype).name
+
+
 def hugging_face_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], Any]]:
     """What a tensor may be called in Hugging Face's files, and PaddleNLP's StateDictNameMapping for it.
 
     Those of ChatGLM2 lack the prefixes of both sides (paddlenlp 3.0.0b4).
 
+    Returns:
+        The first of the names is what Hugging Face's own models write.
+
     Raises:
         ModelError: for a family without them.
     """
+    family = config.model_type
+    if family in OPTIONAL_PREFIXES:
+        return list(_names_with_prefix(model_class, config, OPTIONAL_PREFIXES[family]))
+    return _paddlenlp_names(model_class, config)
+
+
+def _names_with_prefix(model_class: Any, config: Any, prefix: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    from paddlenlp.transformers.conversion_utils import StateDictNameMapping
+
+    own = own_names(config.model_type, ModelSizes.of(config).num_layers, bool(config.tie_word_embeddings))
+    found = (
+        _paddlenlp_names(model_class, config)
+        if own is None
+        else [
+            ((there,), StateDictNameMapping(there, here, "transpose" if turned else None))
+            for there, here, turned in own
+        ]
+    )
+    for (name, *_), mapping in found:
+        yield (name, name.removeprefix(prefix)) if name.startswith(prefix) else (name,), mapping
+
+
+def _paddlenlp_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], Any]]:
     try:
         mappings = model_class._get_name_mappings(config)
     except (NotImplementedError, ImportError) as error:
@@ -130,7 +178,8 @@ class SafetensorsSource:
             raise ModelError(f"{self._paths[gone]}: {gone} should be in this file and is not")
         found = mapped(model_class, config, self._paths, folder.layout == "pt")
         in_file_order = sorted(found, key=lambda name: self._position(found[name]))
-        self._tensors = {name: found[name] for name in in_file_order}
+        self.left_over = left_over(self._paths, found)
+        self._tensors = {name: found[name] for name in in_file_order} | {name: Mapped(name) for name in self.left_over}
         self.shapes: dict[str, tuple[int, ...] | None] = {name: self._shape(name) for name in in_file_order}
         self._buffers = [np.empty(0, np.uint8) for _ in range(2 if read_ahead else 1)]
 

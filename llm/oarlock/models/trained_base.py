@@ -6,7 +6,7 @@ import numpy as np
 
 from oarlock.environment import say_once
 from oarlock.models.adapter_mix import AdapterMix
-from oarlock.models.fill import row_ranges
+from oarlock.models.arrays import row_ranges
 from oarlock.models.qlora import block_axis
 from oarlock.models.quantized import Quantization
 from oarlock.models.sources import WeightSource

@@ -92,13 +92,10 @@ FAMILIES = {
         _HEADS_BEFORE_TOKENS,
         after_prefix=True,
         gated=False,
-        hugging_face=False,
         inputs="opt",
         why_not={
             "tensor": "PaddleNLP's OPTLMHead neither sums its input's gradient over the ranks nor gathers the scores, "
             "so that two ranks would train another model",
-            "hugging_face": "PaddleNLP's OPT has an output layer of its own, and the tied weights there have "
-            "nothing for it",
         },
     ),
     "bloom": Family("BloomForCausalLM", True, False, False, _MEGATRON, _BATCH_FIRST, after_prefix=True, gated=False),
@@ -136,12 +133,10 @@ FAMILIES = {
         False,
         ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"),
         gated=False,
-        hugging_face=False,
         inputs="gptj",
         why_not={
             "past": "PaddleNLP's GPT-J counts positions from the padding on, so that a prefix would lie at another "
             "distance in every row of a batch",
-            "hugging_face": _NO_NAMES,
         },
     ),
 }

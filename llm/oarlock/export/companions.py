@@ -1,0 +1,146 @@
+"""What stands beside the weights of a converted model: tokenizer, chat template, generation settings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from oarlock.data.templates import TEMPLATE_FILE
+from oarlock.data.tokenizers import load_tokenizer
+from oarlock.environment import say
+from oarlock.errors import ModelError
+from oarlock.files import write_json
+from oarlock.models.save import LOCAL_KEYS
+
+_CONFIG, _TOKENIZER, _GENERATION = "tokenizer_config.json", "tokenizer.json", "generation_config.json"
+_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE)
+_SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model")  # there, and here for Llama
+# Where there is no tokenizer.json: PaddleNLP's class -> Hugging Face's that reads the same files.
+_CLASSES = {
+    "LlamaTokenizer": "LlamaTokenizer",
+    "GemmaTokenizer": "GemmaTokenizer",
+    "Qwen2Tokenizer": "Qwen2Tokenizer",
+    "GPTTokenizer": "GPT2Tokenizer",
+    "GPTJTokenizer": "GPT2Tokenizer",
+    "OPTTokenizer": "GPT2Tokenizer",
+}
+# Both read a tokenizer.json as it stands; the classes of single families may build another one of its vocabulary.
+_GENERIC = {"hf": "PreTrainedTokenizerFast", "paddle": "PretrainedTokenizerFast"}
+# Generation settings that mean the same on both sides.
+_SETTINGS = (
+    "max_new_tokens", "min_new_tokens", "max_length", "temperature", "top_k", "top_p", "repetition_penalty",
+    "length_penalty", "no_repeat_ngram_size", "num_beams", "num_return_sequences", "early_stopping",
+    "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+_TEXTS = ("Hello, world! 3 + 4 = 7.", "  two spaces, 中文 and\n\nnew lines\t.", "naïve café 😀 <s> </s> [INST] x")
+
+
+def write_companions(source: Path, layout: str, to: str, config: Any, folder: Path) -> None:
+    """Carry tokenizer, template and generation settings over.
+
+    Args:
+        layout: of the source, "np" or "pt".
+        to: "hf" or "paddle".
+        config: PaddleNLP's of the model, for ids where there are no settings.
+
+    Raises:
+        ModelError: when the tokenizer can't be read, or no class of the other side reads its files.
+    """
+    if any((source / name).is_file() for name in (_TOKENIZER, "vocab.json", *_SENTENCEPIECE)):
+        _write_tokenizer(source, to, folder)
+        _compare_tokenizers(source, folder)
+    else:
+        say(f"{source} has no tokenizer: the converted model has none")
+    _write_generation(source, layout, to, config, folder)
+
+
+def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
+    for name in _FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    piece = next((source / name for name in _SENTENCEPIECE if (source / name).is_file()), None)
+    content = _read(source / _CONFIG)
+    family = str(content.get("tokenizer_class", ""))
+    if piece is not None:
+        llama_here = to == "paddle" and "Llama" in family
+        shutil.copyfile(piece, folder / _SENTENCEPIECE[1 if llama_here else 0])
+    content = {name: value for name, value in content.items() if name not in (*LOCAL_KEYS, "auto_map")}
+    content["tokenizer_class"] = _class_for(source, family, to)
+    content.setdefault("clean_up_tokenization_spaces", False)
+    template = folder / TEMPLATE_FILE
+    if template.is_file():
+        content["chat_template"] = template.read_text(encoding="utf-8")
+    elif isinstance(content.get("chat_template"), str):
+        template.write_text(content["chat_template"], encoding="utf-8")
+    elif (source / "chat_template.json").is_file():
+        say(f"{source / 'chat_template.json'}: PaddleNLP's own form of a chat template is not carried over")
+    write_json(folder / _CONFIG, content)
+
+
+def _class_for(source: Path, family: str, to: str) -> str:
+    if (source / _TOKENIZER).is_file():
+        return _GENERIC[to]
+    plain = family.removesuffix("Fast")
+    if to == "hf":
+        found = _CLASSES.get(plain) or (plain if plain in _CLASSES.values() else None)
+    else:
+        found = next((here for here, there in _CLASSES.items() if plain in (here, there)), None)
+    if found is None:
+        raise ModelError(
+            f"{source}: no tokenizer.json, and nothing on the other side reads the files of {family or 'its tokenizer'}"
+            "; put a tokenizer.json there (transformers' save_pretrained writes one)"
+        )
+    return found
+
+
+def _compare_tokenizers(source: Path, folder: Path) -> None:
+    """Say so if the two give other ids (where that can be seen without transformers)."""
+    before = load_tokenizer(str(source))
+    if (folder / _TOKENIZER).is_file():
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
+        after = [tokenizer.encode(text).ids for text in _TEXTS]
+    else:
+        return
+    for text, ids in zip(_TEXTS, after, strict=True):
+        here = list(before(text)["input_ids"])
+        if here != ids:
+            say(
+                f"tokenizer: {text!r} is {here} through PaddleNLP from {source}, and {ids} by the tokenizer.json of the "
+                "result"
+            )
+            return
+
+
+def _write_generation(source: Path, layout: str, to: str, config: Any, folder: Path) -> None:
+    content = _read(source / _GENERATION)
+    if to == "hf" and layout == "pt" and content:
+        shutil.copyfile(source / _GENERATION, folder / _GENERATION)
+        return
+    found = {name: content[name] for name in _SETTINGS if content.get(name) is not None}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if name not in found and getattr(config, name, None) is not None:
+            found[name] = getattr(config, name)
+    write_json(folder / _GENERATION, found | _strategy(content, to))
+
+
+def _strategy(content: Mapping[str, Any], to: str) -> dict[str, Any]:
+    """How the next token is chosen: `do_sample` there, `decode_strategy` here."""
+    if "do_sample" not in content and "decode_strategy" not in content:
+        return {}
+    samples = bool(content.get("do_sample")) or content.get("decode_strategy") == "sampling"
+    return {"do_sample": samples} if to == "hf" else {"decode_strategy": "sampling" if samples else "greedy_search"}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON: {error}") from error
+    return content if isinstance(content, dict) else {}

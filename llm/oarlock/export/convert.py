@@ -1,0 +1,222 @@
+"""A model folder in Hugging Face's or Paddle's layout, written tensor by tensor and compared before it gets its name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from paddlenlp.transformers import PretrainedConfig
+
+from oarlock.environment import on_cpu, progress_bar, say
+from oarlock.errors import ModelError
+from oarlock.export.companions import write_companions
+from oarlock.export.manifest import write_manifest
+from oarlock.export.tensors import InTurn, converted_tensors, plain_config, same_values
+from oarlock.files import is_vacant, write_json
+from oarlock.models.adapter import Base
+from oarlock.models.build import model_class
+from oarlock.models.configs import config_content, layout_of, read_config
+from oarlock.models.hf_config import to_hugging_face, words_of
+from oarlock.models.merge_proof import TOLERANCES
+from oarlock.models.pickles import open_weights
+from oarlock.models.safetensors_stream import FileRecord, TensorSource
+from oarlock.models.save import MAX_SHARD_BYTES, check_space, file_order, save_config, whole_folder, write_weights
+from oarlock.models.sources import FileSource
+from oarlock.models.streamed import empty_model, stream_logits
+
+Target = Literal["hf", "paddle"]
+_LAYOUTS = {"hf": "pt", "paddle": "np"}
+_BATCH = (2, 16)  # texts, tokens
+_WHAT = "the converted model"
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How to convert.
+
+    Attributes:
+        dtype: of float weights; None keeps each tensor's own.
+        shard_bytes: the most of a weight file.
+        proof: run the source and the result, and compare their scores.
+        allow_pickle: read a source that is only there as a pickle.
+    """
+
+    dtype: str | None = None
+    shard_bytes: int = MAX_SHARD_BYTES
+    proof: bool = True
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class SameScores:
+    """What the comparison of source and result found.
+
+    Attributes:
+        difference: the largest of a score, relative to the largest score.
+        allowed: the most it may be, for the coarsest type that weights were rounded to.
+        tokens: that were scored.
+    """
+
+    difference: float
+    allowed: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written.
+
+    Attributes:
+        family: model_type.
+        proof: None where it was left out.
+        names: of the weights.
+        hashes: weight file -> SHA-256.
+        num_bytes: of the weight files.
+        dtype: that config.json names.
+    """
+
+    family: str
+    proof: SameScores | None
+    names: tuple[str, ...]
+    hashes: Mapping[str, str]
+    num_bytes: int
+    dtype: str
+
+
+def convert(source: Path, output: Path, to: Target, options: ConvertOptions | None = None) -> Conversion:
+    """Write a model folder in the other layout (or again in its own), on the CPU.
+
+    Memory: two tensors and some 100 MB; the proof runs both models layer by layer and needs no more. Nothing is left of
+    a conversion that fails.
+
+    Args:
+        source: model folder in either layout; which one is seen from its weights.
+
+    Raises:
+        ModelError: when the family can't be converted, a weight is missing or left over, the configuration says what
+            the other side does not compute, something can't be read or written, or the proof fails.
+    """
+    source, output = Path(source), Path(output).resolve()
+    options = options or ConvertOptions()
+    if not is_vacant(output):
+        raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
+    words_of(str(config_content(source).get("model_type")))
+    layout = _layout(source, options.allow_pickle)
+    config = read_config(source, layout)
+    with (
+        on_cpu(),
+        closing(open_weights(source, model_class(config), config, options.allow_pickle)) as weights,
+        whole_folder(output, _WHAT) as folder,
+    ):
+        result = _result_config(weights, config, to)
+        tensors, records = _write(weights, config, result, to, options, folder)
+        dtype = _main_dtype(tensors)
+        _write_config(source, layout, result, to, dtype, folder)
+        write_companions(source, layout, to, result, folder)
+        proof = _prove(weights, config, folder, to, {tensor.dtype for tensor in tensors}) if options.proof else None
+        hashes = {name: record.sha256 for name, record in records.items()}
+        facts = {"target": to, "family": config.model_type, "dtype": dtype, "proof": proof and asdict(proof)}
+        about = {"folder": str(source), "layout": layout, "fingerprint": Base.of("", source).fingerprint}
+        write_manifest(folder, known=hashes, source=about, **facts)
+    num_bytes = sum(record.num_bytes for record in records.values())
+    names = tuple(tensor.name for tensor in tensors)
+    say(f"{source} -> {output}: {config.model_type}, {len(names)} weights, {num_bytes / 1e6:,.1f} MB, {dtype}")
+    return Conversion(config.model_type, proof, names, hashes, num_bytes, dtype)
+
+
+def _layout(source: Path, allow_pickle: bool) -> str:
+    """See layout_of; refuses pickles that were not allowed before anything is read."""
+    layout = layout_of(source)
+    if not allow_pickle:
+        from oarlock.models.weights import WeightFolder
+
+        with WeightFolder.open(source):
+            pass
+    return layout
+
+
+def _result_config(weights: FileSource, config: PretrainedConfig, to: Target) -> PretrainedConfig:
+    """PaddleNLP's configuration of the result."""
+    result = plain_config(config)
+    head, embedding = "lm_head.decoder_weight", "opt.embeddings.word_embeddings.weight"
+    if config.model_type == "opt" and to == "hf" and {head, embedding} <= set(weights.shapes):
+        result.tie_word_embeddings = same_values(weights, head, embedding)
+    return result
+
+
+def _write(
+    weights: FileSource,
+    config: PretrainedConfig,
+    result: PretrainedConfig,
+    to: Target,
+    options: ConvertOptions,
+    folder: Path,
+) -> tuple[list[TensorSource], dict[str, FileRecord]]:
+    with InTurn(weights) as reader:
+        made = converted_tensors(weights, config, result, to, options.dtype, reader.read)
+        tensors = [tensor for tensor, _ in made]
+        check_space(tensors, folder, _WHAT)
+        stored = {tensor.name: name for tensor, name in made}
+        reader.expect([stored[tensor.name] for shard in file_order(tensors, options.shard_bytes) for tensor in shard])
+        total = sum(tensor.num_bytes for tensor in tensors)
+        with progress_bar(total, "convert", "B", unit_scale=True) as bar:
+            return tensors, write_weights(tensors, folder, options.shard_bytes, bar.update, _LAYOUTS[to])
+
+
+def _main_dtype(tensors: list[TensorSource]) -> str:
+    """The type of most weights."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.dtype] += tensor.num_bytes
+    return sizes.most_common(1)[0][0]
+
+
+def _write_config(source: Path, layout: str, config: PretrainedConfig, to: Target, dtype: str, folder: Path) -> None:
+    if to == "paddle":
+        config.dtype = dtype
+        save_config(config, folder)
+        return
+    if layout == "pt":  # as it came, but for the type
+        content = {
+            name: value for name, value in config_content(source).items() if name not in ("dtype", "torch_dtype")
+        }
+        content["torch_dtype"] = dtype
+    else:
+        content = to_hugging_face(config, dtype, str(source))
+    write_json(folder / "config.json", content)
+
+
+def _prove(weights: FileSource, config: PretrainedConfig, folder: Path, to: Target, dtypes: set[str]) -> SameScores:
+    """Run the source and the result, one after the other, in float32, layer by layer from their files.
+
+    Raises:
+        ModelError: when their scores differ by more than rounding the weights can do.
+    """
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, _BATCH)
+    before = _scores(weights, config, ids)
+    read_back = read_config(folder, _LAYOUTS[to])
+    with closing(open_weights(folder, model_class(read_back), read_back)) as result:
+        after = _scores(result, read_back, ids)
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+        where = "the source" if not np.isfinite(before).all() else _WHAT
+        raise ModelError(f"proof: {where} gives scores that are not finite numbers, so nothing was written")
+    difference = float(np.abs(after - before).max()) / (float(np.abs(before).max()) or 1.0)
+    coarsest = max(dtypes, key=lambda dtype: TOLERANCES.get(dtype, 0))
+    proof = SameScores(difference, TOLERANCES.get(coarsest, TOLERANCES["float32"]), ids.size)
+    if difference > proof.allowed:
+        raise ModelError(
+            f"proof: {_WHAT} is not the source: scores differ by {difference:.1e} of the largest, allowed for "
+            f"{coarsest} are {proof.allowed:.1e}; nothing was written"
+        )
+    say(f"proof: scores of source and result differ by {difference:.1e} of the largest (allowed: {proof.allowed:.1e})")
+    return proof
+
+
+def _scores(weights: FileSource, config: PretrainedConfig, ids: np.ndarray) -> np.ndarray:
+    model = empty_model(model_class(config), config)
+    return stream_logits(model, weights.read, set(weights.shapes), ids)

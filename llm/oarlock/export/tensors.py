@@ -1,0 +1,250 @@
+"""Every tensor of the converted model: its name there, and where its values come from.
+
+In between stand the names and matrices of PaddleNLP's plain model on one card ([in, out], nothing fused), which both
+layouts are read as.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from paddle.base.framework import EagerParamBase
+from paddlenlp.transformers import PretrainedConfig
+
+from oarlock.errors import ModelError
+from oarlock.models.arrays import row_ranges
+from oarlock.models.build import model_class
+from oarlock.models.layout import Holding, holdings
+from oarlock.models.merge_proof import TOLERANCES
+from oarlock.models.safetensors_stream import TensorSource
+from oarlock.models.sources import FileSource, hugging_face_names, stored_dtype
+from oarlock.models.streamed import empty_model
+
+# Tables that the layers compute themselves; published files have them now and then.
+_COMPUTED = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.attn\.(masked_)?bias$")
+_EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight")
+_HEADS = ("lm_head.weight", "lm_head.decoder_weight")
+_COMPARED_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A parameter of the plain model.
+
+    Attributes:
+        name, shape: in PaddleNLP's plain model.
+        stored: what it is read from in the source, by the name the source gives it.
+        part: cuts it out of that, where it is fused with others.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored: str
+    part: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+def plain_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The same model with nothing fused."""
+    plain = copy.deepcopy(config)
+    for name in ("fuse_attention_qkv", "fuse_attention_ffn"):
+        if getattr(plain, name, False):
+            setattr(plain, name, False)
+    return plain
+
+
+def plain_parameters(source: FileSource, config: PretrainedConfig) -> list[Plain]:
+    """All parameters, each once, in the order in which the source is read fastest.
+
+    Raises:
+        ModelError: naming those that are missing, of another shape, or left over.
+    """
+    stored = _parameters(config)
+    parts = {part.name: part for name, shape in stored.items() for part in _parts(name, shape, config)}
+    wanted = _parameters(plain_config(config))
+    lacking = [name for name in wanted if parts.get(name) is None or parts[name].stored not in source.shapes]
+    if lacking:
+        raise ModelError(f"{source.place}: {_named(lacking, len(wanted))} missing; nothing was written")
+    for name, shape in stored.items():
+        found = source.shapes.get(name)
+        if found is not None and found != shape:
+            raise ModelError(f"{source.place}: {name} is {list(found)}, config.json makes it {list(shape)}")
+    _check_left_over(source, config, set(stored))
+    order = {name: i for i, name in enumerate(source.shapes)}
+    return sorted((parts[name] for name in wanted), key=lambda part: order[part.stored])
+
+
+def _parameters(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    return {held.name: held.block.shape for held in _held(config) if isinstance(held.tensor, EagerParamBase)}
+
+
+def _held(config: PretrainedConfig) -> list[Holding]:
+    return holdings(empty_model(model_class(config), config))
+
+
+def _named(names: Sequence[str], total: int) -> str:
+    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    return f"{len(names)} of {total} weights ({shown}) {'is' if len(names) == 1 else 'are'}"
+
+
+def _check_left_over(source: FileSource, config: PretrainedConfig, used: set[str]) -> None:
+    embedding = next(name for name in used if name.endswith(_EMBEDDINGS))
+    buffers = {held.name for held in _held(config)}
+    extra = []
+    for name in (*source.left_over, *(name for name in source.shapes if name not in used and name not in buffers)):
+        if _COMPUTED.search(name) or (name in _HEADS and same_values(source, name, embedding)):
+            continue
+        extra.append(name)
+    if extra:
+        total = len(source.left_over) + len(source.shapes)
+        raise ModelError(
+            f"{source.place}: {_named(extra, total)} left over: the architecture in config.json has no place for "
+            + ("it" if len(extra) == 1 else "them")
+            + "; nothing was written"
+        )
+
+
+def same_values(source: FileSource, one: str, other: str) -> bool:
+    """Whether two stored tensors are equal, bit for bit."""
+    first = source.read(one)
+    first = first if source.read_ahead else first.copy()
+    second = source.read(other)
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    rows = row_ranges(first.shape, first.dtype.itemsize, _COMPARED_BYTES)
+    return all(_bytes(first[a:b]) == _bytes(second[a:b]) for a, b in rows)
+
+
+def _bytes(rows: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+
+
+# fused inputs
+
+
+def _parts(name: str, shape: tuple[int, ...], config: PretrainedConfig) -> Iterator[Plain]:
+    """What a parameter of the source's model is in the plain one."""
+    layer, _, kind = name.rpartition(".")
+    path, _, last = layer.rpartition(".")
+    width = shape[-1] if shape else 0
+    if last == "gate_up_fused_proj":  # [gate | up]
+        for i, own in enumerate(("gate_proj", "up_proj")):
+            half = slice(i * width // 2, (i + 1) * width // 2)
+            yield Plain(f"{path}.{own}.{kind}", (*shape[:-1], width // 2), name, partial(_columns, half))
+    elif last == "qkv_proj":  # per head of keys and values: [its queries, key, value]
+        groups = config.num_key_value_heads
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        queries = config.num_attention_heads // groups * head
+        for own, begin, size in (("q", 0, queries), ("k", queries, head), ("v", queries + head, head)):
+            cut = partial(_of_groups, groups, slice(begin, begin + size))
+            yield Plain(f"{path}.{own}_proj.{kind}", (*shape[:-1], groups * size), name, cut)
+    else:
+        yield Plain(name, shape, name)
+
+
+def _columns(which: slice, values: np.ndarray) -> np.ndarray:
+    return values[..., which]
+
+
+def _of_groups(groups: int, which: slice, values: np.ndarray) -> np.ndarray:
+    each = values.reshape(*values.shape[:-1], groups, -1)[..., which]
+    return each.reshape(*values.shape[:-1], -1)
+
+
+# the result
+
+
+class InTurn:
+    """Reads stored tensors in the order in which they will be asked for, the next one while the last is written."""
+
+    def __init__(self, source: FileSource) -> None:
+        self._source = source
+        self._names: deque[str] = deque()
+        self._thread = ThreadPoolExecutor(1)
+        self._coming: Future[np.ndarray] | None = None
+
+    def __enter__(self) -> InTurn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def expect(self, names: Sequence[str]) -> None:
+        """What will be read, in this order."""
+        self._names.extend(names)
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor, good until the next call."""
+        due = self._names.popleft()
+        if due != name:
+            raise ValueError(f"{name} was asked for, {due} is next")
+        values = self._source.read(name) if self._coming is None else self._coming.result()
+        self._coming = None
+        if self._source.read_ahead and self._names:
+            self._coming = self._thread.submit(self._source.read, self._names[0])
+        return values
+
+
+def converted_tensors(
+    source: FileSource,
+    config: PretrainedConfig,
+    result: PretrainedConfig,
+    to: str,
+    dtype: str | None,
+    read: Callable[[str], np.ndarray],
+) -> list[tuple[TensorSource, str]]:
+    """What is written, and what the source calls the tensor each is made of.
+
+    Args:
+        source: of the weights.
+        config: of the source.
+        result: of the result, with nothing fused.
+        to: "hf" or "paddle".
+        dtype: of float weights; None keeps each tensor's own.
+        read: gives a stored tensor when it is written.
+
+    Raises:
+        ModelError: when the source's weights are not those of the architecture, or one has no name there.
+    """
+    parameters = plain_parameters(source, config)
+    names = _names_there(result) if to == "hf" else {part.name: (part.name, False) for part in parameters}
+    nameless = [part.name for part in parameters if part.name not in names]
+    if nameless:
+        raise ModelError(f"{source.place}: {_named(nameless, len(parameters))} without a name in Hugging Face's format")
+    found: dict[str, tuple[TensorSource, str]] = {}
+    for part in parameters:
+        name, turned = names[part.name]
+        if name in found:  # PaddleNLP's OPT has a copy of what is tied there
+            continue
+        own = stored_dtype(source, part.stored)
+        target = dtype if dtype and own in TOLERANCES else own
+        shape = part.shape[::-1] if turned else part.shape
+        values = partial(_values, read, part, turned)
+        found[name] = TensorSource(name, target, shape, values, cast=target != own), part.stored
+    return list(found.values())
+
+
+def _names_there(config: PretrainedConfig) -> dict[str, tuple[str, bool]]:
+    """PaddleNLP's name -> the one in Hugging Face's files, and whether the matrix is turned.
+
+    Raises:
+        ModelError: when PaddleNLP's table does something else to a tensor.
+    """
+    found = {}
+    for (name, *_), mapping in hugging_face_names(model_class(config), config):
+        if mapping.action not in (None, "transpose"):
+            raise ModelError(f"{mapping.target_name}: PaddleNLP's {mapping.action!r} can't be undone")
+        found[mapping.target_name] = (name, mapping.action == "transpose")
+    return found
+
+
+def _values(read: Callable[[str], np.ndarray], part: Plain, turned: bool) -> np.ndarray:
+    values = read(part.stored)
+    values = part.part(values) if part.part else values
+    return values.T if turned else values

@@ -1,0 +1,84 @@
+"""Scaled rotary embeddings in Hugging Face's words and in PaddleNLP's.
+
+There: rope_theta and a dictionary rope_scaling, or (transformers 5) both in rope_parameters. Here: rope_theta,
+rope_scaling_type and rope_scaling_factor, and for Llama 3 the same dictionary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from oarlock.environment import say_once
+from oarlock.errors import ModelError
+
+_KINDS = {"linear": "linear", "dynamic": "dynamic_ntk"}  # there -> here
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def rope_from_hugging_face(content: Mapping[str, Any], scaled: bool, who: str) -> dict[str, Any]:
+    """PaddleNLP's fields.
+
+    Args:
+        content: of config.json.
+        scaled: whether PaddleNLP's model knows scaling.
+        who: file and family, for messages.
+
+    Raises:
+        ModelError: for a scaling that PaddleNLP does not compute.
+    """
+    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    kind, factor = rope.get("rope_type", rope.get("type", "default")) or "default", rope.get("factor", 1.0)
+    found = {"rope_theta": rope.get("rope_theta", content.get("rope_theta", 10000.0))}
+    if rope.get("partial_rotary_factor", content.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise ModelError(f"{who} has no partial_rotary_factor")
+    if kind == "default" or (kind in _KINDS and factor == 1.0):
+        return found
+    if not scaled or kind not in (*_KINDS, "llama3"):
+        knows = ", ".join((*_KINDS, "llama3")) if scaled else "none"
+        raise ModelError(f"{who} does not know rope_scaling of type {kind!r} (it knows: {knows})")
+    if kind == "llama3":
+        missing = [name for name in _LLAMA3 if name not in rope]
+        if missing:
+            raise ModelError(f"{who}: rope_scaling of type llama3 lacks {', '.join(missing)}")
+        return found | {"rope_scaling": {"rope_type": kind} | {name: rope[name] for name in _LLAMA3}}
+    original = rope.get("original_max_position_embeddings")
+    if kind == "dynamic" and original not in (None, content.get("max_position_embeddings")):
+        raise ModelError(
+            f"{who}: dynamic rope_scaling from {original} positions, where max_position_embeddings says "
+            f"{content.get('max_position_embeddings')}: PaddleNLP has one number for both"
+        )
+    return found | {"rope_scaling_type": _KINDS[kind], "rope_scaling_factor": factor}
+
+
+def rope_to_hugging_face(config: Any, scaled: bool, head_size: int) -> dict[str, Any]:
+    """rope_theta and rope_scaling.
+
+    "ntk" is another base and nothing else, so that is what it becomes; PaddleNLP then also computes more positions.
+
+    Args:
+        config: PaddleNLP's.
+        scaled: whether PaddleNLP's model heeds its own fields for scaling.
+        head_size: of queries and keys.
+    """
+    theta = float(getattr(config, "rope_theta", 10000.0))
+    kind, factor = getattr(config, "rope_scaling_type", None), getattr(config, "rope_scaling_factor", 1.0)
+    llama3 = getattr(config, "rope_scaling", None) or {}
+    if not scaled:
+        if kind is not None or llama3:
+            say_once(f"PaddleNLP's {config.model_type} computes without its rope_scaling: it is left out")
+        return {"rope_theta": theta, "rope_scaling": None}
+    if llama3.get("rope_type") == "llama3":
+        return {"rope_theta": theta, "rope_scaling": {"rope_type": "llama3"} | {k: llama3[k] for k in _LLAMA3}}
+    if kind is None:
+        return {"rope_theta": theta, "rope_scaling": None}
+    if kind == "ntk":
+        return {
+            "rope_theta": theta * factor ** (head_size / (head_size - 2)),
+            "rope_scaling": None,
+            "max_position_embeddings": round(config.max_position_embeddings * factor),
+        }
+    names = {here: there for there, here in _KINDS.items()}
+    if kind not in names:
+        raise ModelError(f"rope_scaling_type {kind!r} is none that transformers has ({', '.join(names)}, ntk, llama3)")
+    return {"rope_theta": theta, "rope_scaling": {"rope_type": names[kind], "factor": float(factor)}}

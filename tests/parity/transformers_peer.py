@@ -1,0 +1,82 @@
+"""The other side of tests/parity/test_convert.py: transformers, torch and peft, in the Python of scripts/parity_env.sh.
+
+    python transformers_peer.py JOBS.json
+
+Each job is a dictionary: "make" writes a random model of a configuration; "adapter" puts a LoRA adapter beside the
+model; every model is then run, and its scores, its greedy continuation and its tokenizer's ids go to OUT.npz/.json.
+Knows nothing of oarlock.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+
+def make(job: dict[str, Any], folder: Path) -> None:
+    """A model with weights large enough that its answers hang on all that it reads."""
+    torch.manual_seed(job.get("seed", 0))
+    about = dict(job["make"])
+    config = AutoConfig.for_model(about.pop("model_type"), **about)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed" not in name and "wte" not in name and "lm_head" not in name:
+                parameter.add_(torch.randn_like(parameter) * (0.6 if parameter.ndim > 1 else 0.3))
+    model.to(getattr(torch, job.get("dtype", "float32")))
+    model.save_pretrained(folder, max_shard_size=job.get("max_shard_size", "5GB"))
+    if job.get("pickle"):
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+
+
+def run(job: dict[str, Any], folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    said: dict[str, Any] = {"class": type(model).__name__, "dtype": str(model.config.dtype)}
+    if job.get("adapter"):
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, job["adapter"]).eval()
+    ids = torch.tensor(job["ids"])
+    with torch.no_grad():
+        found = {"scores": model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.numpy()}
+        if "generate" in job:
+            prompt = torch.tensor([job["generate"]])
+            answer = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=32,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=0,
+            )
+            said["answer"] = answer[0, prompt.shape[1] :].tolist()
+    if "texts" in job:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        said["token_ids"] = [tokenizer(text)["input_ids"] for text in job["texts"]]
+        said["decoded"] = [tokenizer.decode(ids) for ids in said["token_ids"]]
+        said["tokenizer"] = type(tokenizer).__name__
+        if "messages" in job:
+            said["prompt"] = tokenizer.apply_chat_template(job["messages"], tokenize=False, add_generation_prompt=True)
+    return found, said
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        folder, out = Path(job["folder"]), Path(job["out"])
+        if "make" in job:
+            make(job, folder)
+        arrays, said = run(job, folder)
+        np.savez(out.with_suffix(".npz"), **arrays)
+        out.with_suffix(".json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()
