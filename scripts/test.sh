@@ -17,6 +17,7 @@ if ! { command -v chromium || command -v chromium-browser || command -v google-c
 fi
 
 VENV=$VENV bash scripts/setup.sh test
+bash scripts/parity_env.sh
 python=$VENV/bin/python
 
 # The tests of the CUDA kernels compile them.

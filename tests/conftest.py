@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_config(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="session")
+def parity_python() -> str:
+    """The Python that has torch, transformers and peft (scripts/parity_env.sh, or $OARLOCK_PARITY_PYTHON)."""
+    python = Path(os.environ.get("OARLOCK_PARITY_PYTHON") or ROOT / ".venv-parity" / "bin" / "python")
+    assert python.exists(), f"{python} is not there: run `bash scripts/parity_env.sh`, which makes it"
+    return str(python)
 
 
 @pytest.fixture(scope="session")

@@ -29,12 +29,14 @@ _CLASSES = {
 }
 # Both read a tokenizer.json as it stands; the classes of single families may build another one of its vocabulary.
 _GENERIC = {"hf": "PreTrainedTokenizerFast", "paddle": "PretrainedTokenizerFast"}
-# Generation settings that mean the same on both sides.
+# Generation settings that mean the same on both sides (max_length does not: the prompt counts there alone).
 _SETTINGS = (
-    "max_new_tokens", "min_new_tokens", "max_length", "temperature", "top_k", "top_p", "repetition_penalty",
+    "max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty",
     "length_penalty", "no_repeat_ngram_size", "num_beams", "num_return_sequences", "early_stopping",
     "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
+# Of the pattern by which Qwen2 cuts text into words: every digit stands alone.
+_QWEN2_DIGITS = "\\\\p{N}| ?[^\\\\s"
 _TEXTS = ("Hello, world! 3 + 4 = 7.", "  two spaces, 中文 and\n\nnew lines\t.", "naïve café 😀 <s> </s> [INST] x")
 
 
@@ -49,12 +51,31 @@ def write_companions(source: Path, layout: str, to: str, config: Any, folder: Pa
     Raises:
         ModelError: when the tokenizer can't be read, or no class of the other side reads its files.
     """
-    if any((source / name).is_file() for name in (_TOKENIZER, "vocab.json", *_SENTENCEPIECE)):
-        _write_tokenizer(source, to, folder)
-        _compare_tokenizers(source, folder)
+    if has_tokenizer(source):
+        write_tokenizer(source, to, config.model_type, folder)
     else:
         say(f"{source} has no tokenizer: the converted model has none")
     _write_generation(source, layout, to, config, folder)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there are files of one."""
+    return any((folder / name).is_file() for name in (_TOKENIZER, "vocab.json", *_SENTENCEPIECE))
+
+
+def write_tokenizer(source: Path, to: str, family: str, folder: Path) -> None:
+    """The tokenizer and the chat template of a folder, as the readers of the other side want them.
+
+    Args:
+        family: model_type of the model.
+
+    Raises:
+        ModelError: when they can't be read, or no class of the other side reads the files.
+    """
+    _write_tokenizer(source, to, folder)
+    if to == "hf" and family == "qwen2":
+        _check_qwen2(folder)
+    _compare_tokenizers(source, folder)
 
 
 def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
@@ -78,6 +99,16 @@ def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
     elif (source / "chat_template.json").is_file():
         say(f"{source / 'chat_template.json'}: PaddleNLP's own form of a chat template is not carried over")
     write_json(folder / _CONFIG, content)
+
+
+def _check_qwen2(folder: Path) -> None:
+    """transformers 5 cuts text as Qwen2 does for every model of that type, whatever its tokenizer.json says."""
+    path = folder / _TOKENIZER
+    if path.is_file() and _QWEN2_DIGITS not in json.dumps(_read(path).get("pre_tokenizer")):
+        say(
+            "this tokenizer does not cut text as Qwen2's own: the AutoTokenizer of transformers 5 reads that of a "
+            "Qwen2 as if it did, and may give other ids; PreTrainedTokenizerFast.from_pretrained gives the right ones"
+        )
 
 
 def _class_for(source: Path, family: str, to: str) -> str:
@@ -110,8 +141,8 @@ def _compare_tokenizers(source: Path, folder: Path) -> None:
         here = list(before(text)["input_ids"])
         if here != ids:
             say(
-                f"tokenizer: {text!r} is {here} through PaddleNLP from {source}, and {ids} by the tokenizer.json of the "
-                "result"
+                f"tokenizer: {text!r} is {here} through PaddleNLP from {source}, and {ids} by the tokenizer.json of "
+                "the result"
             )
             return
 

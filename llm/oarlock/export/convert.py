@@ -1,4 +1,4 @@
-"""A model folder in Hugging Face's or Paddle's layout, written tensor by tensor and compared before it gets its name."""
+"""A model folder in Hugging Face's or Paddle's layout: written tensor by tensor, compared before it has its name."""
 
 from __future__ import annotations
 
@@ -182,10 +182,8 @@ def _write_config(source: Path, layout: str, config: PretrainedConfig, to: Targe
         save_config(config, folder)
         return
     if layout == "pt":  # as it came, but for the type
-        content = {
-            name: value for name, value in config_content(source).items() if name not in ("dtype", "torch_dtype")
-        }
-        content["torch_dtype"] = dtype
+        content = {**config_content(source), "torch_dtype": dtype}
+        content.pop("dtype", None)
     else:
         content = to_hugging_face(config, dtype, str(source))
     write_json(folder / "config.json", content)

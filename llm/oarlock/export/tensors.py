@@ -66,7 +66,7 @@ def plain_parameters(source: FileSource, config: PretrainedConfig) -> list[Plain
         ModelError: naming those that are missing, of another shape, or left over.
     """
     stored = _parameters(config)
-    parts = {part.name: part for name, shape in stored.items() for part in _parts(name, shape, config)}
+    parts = {part.name: part for name, shape in stored.items() for part in parts_of(name, shape, config)}
     wanted = _parameters(plain_config(config))
     lacking = [name for name in wanted if parts.get(name) is None or parts[name].stored not in source.shapes]
     if lacking:
@@ -128,7 +128,7 @@ def _bytes(rows: np.ndarray) -> memoryview:
 # fused inputs
 
 
-def _parts(name: str, shape: tuple[int, ...], config: PretrainedConfig) -> Iterator[Plain]:
+def parts_of(name: str, shape: tuple[int, ...], config: PretrainedConfig) -> Iterator[Plain]:
     """What a parameter of the source's model is in the plain one."""
     layer, _, kind = name.rpartition(".")
     path, _, last = layer.rpartition(".")
@@ -213,7 +213,7 @@ def converted_tensors(
         ModelError: when the source's weights are not those of the architecture, or one has no name there.
     """
     parameters = plain_parameters(source, config)
-    names = _names_there(result) if to == "hf" else {part.name: (part.name, False) for part in parameters}
+    names = names_there(result) if to == "hf" else {part.name: (part.name, False) for part in parameters}
     nameless = [part.name for part in parameters if part.name not in names]
     if nameless:
         raise ModelError(f"{source.place}: {_named(nameless, len(parameters))} without a name in Hugging Face's format")
@@ -230,7 +230,7 @@ def converted_tensors(
     return list(found.values())
 
 
-def _names_there(config: PretrainedConfig) -> dict[str, tuple[str, bool]]:
+def names_there(config: PretrainedConfig) -> dict[str, tuple[str, bool]]:
     """PaddleNLP's name -> the one in Hugging Face's files, and whether the matrix is turned.
 
     Raises:
