@@ -20,7 +20,7 @@ from oarlock.export.tensors import InTurn, converted_tensors, plain_config, same
 from oarlock.files import is_vacant, write_json
 from oarlock.models.adapter import Base
 from oarlock.models.build import model_class
-from oarlock.models.configs import config_content, layout_of, read_config
+from oarlock.models.configs import config_content, config_writer, layout_of, read_config
 from oarlock.models.hf_config import to_hugging_face, words_of
 from oarlock.models.merge_proof import TOLERANCES
 from oarlock.models.pickles import open_weights
@@ -107,7 +107,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
         raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
     words_of(str(config_content(source).get("model_type")))
     layout = _layout(source, options.allow_pickle)
-    config = read_config(source, layout)
+    config = read_config(source)
     with (
         on_cpu(),
         closing(open_weights(source, model_class(config), config, options.allow_pickle)) as weights,
@@ -116,7 +116,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
         result = _result_config(weights, config, to)
         tensors, records = _write(weights, config, result, to, options, folder)
         dtype = _main_dtype(tensors)
-        _write_config(source, layout, result, to, dtype, folder)
+        _write_config(source, result, to, dtype, folder)
         write_companions(source, layout, to, result, folder)
         proof = _prove(weights, config, folder, to, {tensor.dtype for tensor in tensors}) if options.proof else None
         hashes = {name: record.sha256 for name, record in records.items()}
@@ -176,12 +176,12 @@ def _main_dtype(tensors: list[TensorSource]) -> str:
     return sizes.most_common(1)[0][0]
 
 
-def _write_config(source: Path, layout: str, config: PretrainedConfig, to: Target, dtype: str, folder: Path) -> None:
+def _write_config(source: Path, config: PretrainedConfig, to: Target, dtype: str, folder: Path) -> None:
     if to == "paddle":
         config.dtype = dtype
         save_config(config, folder)
         return
-    if layout == "pt":  # as it came, but for the type
+    if config_writer(source) == "pt":  # as it came, but for the type
         content = {**config_content(source), "torch_dtype": dtype}
         content.pop("dtype", None)
     else:
@@ -197,7 +197,7 @@ def _prove(weights: FileSource, config: PretrainedConfig, folder: Path, to: Targ
     """
     ids = np.random.default_rng(0).integers(0, config.vocab_size, _BATCH)
     before = _scores(weights, config, ids)
-    read_back = read_config(folder, _LAYOUTS[to])
+    read_back = read_config(folder)
     with closing(open_weights(folder, model_class(read_back), read_back)) as result:
         after = _scores(result, read_back, ids)
     if not (np.isfinite(before).all() and np.isfinite(after).all()):

@@ -20,7 +20,7 @@ from oarlock.files import is_vacant, write_json
 from oarlock.models.adapter import AdapterFolder, open_adapter
 from oarlock.models.adapter_mix import Weighted
 from oarlock.models.build import model_class
-from oarlock.models.configs import layout_of, read_config
+from oarlock.models.configs import read_config
 from oarlock.models.hf_config import words_of
 from oarlock.models.hub import local_folder
 from oarlock.models.lora_changes import Change, changes_of
@@ -68,7 +68,7 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
         raise ModelError(f"{adapter}: PEFT's LoRA has no place for what {found.method} trains")
     name = base or found.base.name
     folder = local_folder(name, with_weights=False)
-    config = read_config(folder, layout_of(folder))
+    config = read_config(folder)
     words_of(config.model_type)
     tensors = list(_tensors(found, config))
     targets = tuple(sorted({tensor.name.split(".")[-3] for tensor in tensors}))

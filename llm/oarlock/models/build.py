@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import paddle
 import paddlenlp.transformers
-from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PretrainedModel
+from paddlenlp.transformers import AutoModelForCausalLM, PretrainedConfig, PretrainedModel
 
 from oarlock.environment import say_once
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models.adapter import read_adapter
+from oarlock.models.configs import read_config
 from oarlock.models.hub import local_folder
 from oarlock.models.initial import RandomWeights, without_values
 from oarlock.models.inputs import adapt_inputs
@@ -65,10 +66,7 @@ def find_model(config: Config, from_weights: bool) -> ModelSource:
         ConfigError: when sizes do not fit together.
     """
     folder = local_folder(config.model.model_name_or_path, from_weights, config.model.allow_pickle_weights)
-    try:
-        model_config = AutoConfig.from_pretrained(str(folder))
-    except Exception as error:  # PaddleNLP raises KeyError, AttributeError, OSError, ... for a file it can't place
-        raise ModelError(f"{folder / 'config.json'}: not a model configuration PaddleNLP knows: {error!r}") from error
+    model_config = read_config(folder)
     if not model_config.architectures:
         raise ModelError(
             f'{folder / "config.json"} names no "architectures" (for example ["LlamaForCausalLM"]): add the line'

@@ -10,9 +10,11 @@ import paddlenlp.transformers
 from paddlenlp.transformers import AutoConfig, PretrainedConfig
 
 from oarlock.errors import ModelError
-from oarlock.models.hf_config import from_hugging_face
+from oarlock.models.hf_config import WORDS, from_hugging_face
 from oarlock.models.weights import WeightFolder, has_safetensors
 from oarlock.parallel.families import FAMILIES
+
+_PICKLES = {"np": "model_state*.pdparams*", "pt": "pytorch_model*.bin*"}
 
 
 def layout_of(folder: Path) -> str:
@@ -22,10 +24,9 @@ def layout_of(folder: Path) -> str:
         ModelError: when the folder is none, or its files are damaged or missing.
     """
     if not has_safetensors(folder):
-        if any(folder.glob("pytorch_model*.bin*")) and not any(folder.glob("model_state*.pdparams*")):
-            return "pt"
-        if any(folder.glob("model_state*.pdparams*")):
-            return "np"
+        for layout, pattern in _PICKLES.items():
+            if any(folder.glob(pattern)):
+                return layout
     with WeightFolder.open(folder) as weights:
         return weights.layout
 
@@ -48,20 +49,31 @@ def config_content(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read_config(folder: Path, layout: str) -> PretrainedConfig:
-    """PaddleNLP's configuration of the model in a folder.
+def config_writer(folder: Path) -> str:
+    """Whose words config.json is in: "np" (PaddleNLP's) or "pt" (transformers').
 
-    Args:
-        layout: "np" or "pt", who wrote config.json.
+    Weights do not tell: PaddleNLP's own converters leave its configuration beside Hugging Face's weights.
+    """
+    content = config_content(folder)
+    theirs = any(name in content for name in ("transformers_version", "torch_dtype", "rope_parameters"))
+    return "pt" if theirs and "paddlenlp_version" not in content else "np"
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """PaddleNLP's configuration of the model in a folder, whichever side wrote it.
+
+    PaddleNLP takes a configuration of transformers as it stands, so that a rotary base in transformers 5's words, or a
+    scaling, would be lost without a word.
 
     Raises:
         ModelError: when it can't be read, or PaddleNLP's model does not compute what it says.
     """
     path = folder / "config.json"
     content = config_content(folder)
-    if layout == "pt":
+    family = content.get("model_type")
+    if family in WORDS and config_writer(folder) == "pt":
         arguments = from_hugging_face(content, str(path))
-        name = f"{FAMILIES[content['model_type']].model.removesuffix('ForCausalLM')}Config"
+        name = f"{FAMILIES[family].model.removesuffix('ForCausalLM')}Config"
         return getattr(paddlenlp.transformers, name)(**arguments)
     try:
         return AutoConfig.from_pretrained(str(folder))

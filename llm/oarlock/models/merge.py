@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 from paddle.base.framework import EagerParamBase
-from paddlenlp.transformers import AutoConfig, PretrainedConfig
+from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.data.templates import choose_template, own_template
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import on_cpu, progress_bar, say
-from oarlock.errors import ModelError
 from oarlock.files import write_json
 from oarlock.models.adapter import Base
 from oarlock.models.adapter_mix import AdapterMix, check_output
 from oarlock.models.arrays import array_type, copy_array, row_ranges
 from oarlock.models.build import model_class
+from oarlock.models.configs import read_config
 from oarlock.models.layout import holdings
 from oarlock.models.load import Request, check_source
 from oarlock.models.lora_changes import Change, changes_of
@@ -87,10 +87,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
     if not options.replace:
         check_output(output)
     check_base(mix.base, Base.of(str(base), base))
-    try:
-        config = AutoConfig.from_pretrained(str(base))
-    except Exception as error:  # PaddleNLP raises KeyError, AttributeError, OSError, ... for a file it can't place
-        raise ModelError(f"{base / 'config.json'}: not a model configuration PaddleNLP knows: {error!r}") from error
+    config = read_config(base)
     with (
         on_cpu(),
         closing(open_weights(base, model_class(config), config, options.allow_pickle, read_ahead=False)) as source,

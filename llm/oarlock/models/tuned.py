@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paddlenlp.transformers import AutoConfig
-
 from oarlock.data.templates import choose_template
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.errors import ModelError
 from oarlock.models.adapter import ADAPTER_FILE, Base, open_adapter
 from oarlock.models.build import ModelSource, build_model
+from oarlock.models.configs import read_config
 from oarlock.models.hub import local_folder
 from oarlock.models.methods import method_of
 
@@ -50,7 +49,7 @@ def open_tuned(name_or_path: str, base: str | None = None) -> TunedModel:
     folder = local_folder(base or found.base.name if found else name_or_path, with_weights=True)
     if found is not None:
         check_base(found.base, Base.of(str(folder), folder))
-    source = ModelSource(folder, AutoConfig.from_pretrained(str(folder)), from_weights=True)
+    source = ModelSource(folder, read_config(folder), from_weights=True)
     tokenizer = load_tokenizer(str(adapter or folder))
     method = method_of(found.method, found.settings) if found else None
     model = build_model(source, method=method, adapter=adapter)
