@@ -13,6 +13,7 @@ Llama does. The models below want more, or make something else of it (paddlenlp 
 - GPT-J hides the tokens that are equal to the padding, wherever they are, unless there is a mask.
 - OPT counts positions by the mask; any it is given reach nobody or are warned of. It also answers None to names of
   methods that it has not, which the Trainer then calls.
+- Gemma computes the exact GELU whatever hidden_act says; published Gemmas want the approximation.
 - Mistral's embedding on one card gives zeros for the padding's id (which may be that of the end of a text), and
   neither learns it nor does so under tensor parallel.
 """
@@ -30,6 +31,7 @@ from paddle import nn
 from paddle.distributed.fleet.meta_parallel import PipelineLayer
 from paddlenlp.generation.utils import GenerationMixin
 from paddlenlp.transformers.chatglm_v2.modeling_pp import EmbeddingPipe
+from paddlenlp.transformers.gemma.modeling import GemmaMLP
 from paddlenlp.transformers.opt.modeling import MultiHeadAttention
 
 from oarlock.parallel.families import FAMILIES
@@ -62,6 +64,8 @@ def adapt_inputs(model: nn.Layer) -> None:
     for layer in model.sublayers():
         if isinstance(layer, nn.Embedding):
             layer._padding_idx = None
+        if isinstance(layer, GemmaMLP) and model.config.hidden_act == "gelu_pytorch_tanh":
+            set_forward(layer, partial(_approximate_geglu, layer))
     family = FAMILIES.get(model.config.model_type)
     if family is None or not family.inputs:
         return
@@ -197,6 +201,10 @@ def _generate_with_pairs(model: nn.Layer, past: str) -> None:
 
 
 # the others
+
+
+def _approximate_geglu(layer: nn.Layer, x: paddle.Tensor) -> paddle.Tensor:
+    return layer.down_proj(nn.functional.gelu(layer.gate_proj(x), approximate=True) * layer.up_proj(x))
 
 
 def _complete_chatglm_v2(config: Any, named: Named, past: str) -> None:
