@@ -48,8 +48,11 @@ def load_tokenizer(name_or_path: str) -> PretrainedTokenizerBase:
             )
         if (folder / "tokenizer.json").exists() and not _knows(config.get("tokenizer_class")):
             return PretrainedTokenizerFast.from_pretrained(str(folder))
+    # Hugging Face's name of a sentencepiece model; PaddleNLP's Llama looks for another.
+    piece = folder / "tokenizer.model"
+    named = piece.is_file() and not (folder / "sentencepiece.bpe.model").exists()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **({"vocab_file": str(piece)} if named else {}))
     except Exception as error:  # the hub clients raise everything from OSError to their own classes
         kind = "folder" if folder.is_dir() else "name (no such folder here, and no hub gave it)"
         raise ModelError(f"tokenizer {name_or_path}: can't be loaded from this {kind}: {_first_line(error)}") from error

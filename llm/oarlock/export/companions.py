@@ -75,7 +75,7 @@ def write_tokenizer(source: Path, to: str, family: str, folder: Path) -> None:
     _write_tokenizer(source, to, folder)
     if to == "hf" and family == "qwen2":
         _check_qwen2(folder)
-    _compare_tokenizers(source, folder)
+    _compare_tokenizers(source if to == "hf" else folder, folder / _TOKENIZER)
 
 
 def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
@@ -91,6 +91,8 @@ def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
     content = {name: value for name, value in content.items() if name not in (*LOCAL_KEYS, "auto_map")}
     content["tokenizer_class"] = _class_for(source, family, to)
     content.setdefault("clean_up_tokenization_spaces", False)
+    if to == "hf" and content["tokenizer_class"] == "LlamaTokenizer":
+        content.setdefault("legacy", True)  # a space goes before a text that begins with one too, as in PaddleNLP
     template = folder / TEMPLATE_FILE
     if template.is_file():
         content["chat_template"] = template.read_text(encoding="utf-8")
@@ -127,23 +129,22 @@ def _class_for(source: Path, family: str, to: str) -> str:
     return found
 
 
-def _compare_tokenizers(source: Path, folder: Path) -> None:
-    """Say so if the two give other ids (where that can be seen without transformers)."""
-    before = load_tokenizer(str(source))
-    if (folder / _TOKENIZER).is_file():
-        from tokenizers import Tokenizer
+def _compare_tokenizers(folder: Path, path: Path) -> None:
+    """Say so if PaddleNLP gives other ids than tokenizer.json does (what transformers goes by).
 
-        tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
-        after = [tokenizer.encode(text).ids for text in _TEXTS]
-    else:
+    Args:
+        folder: that PaddleNLP reads.
+    """
+    here = load_tokenizer(str(folder))
+    if not path.is_file():
         return
-    for text, ids in zip(_TEXTS, after, strict=True):
-        here = list(before(text)["input_ids"])
-        if here != ids:
-            say(
-                f"tokenizer: {text!r} is {here} through PaddleNLP from {source}, and {ids} by the tokenizer.json of "
-                "the result"
-            )
+    from tokenizers import Tokenizer
+
+    there = Tokenizer.from_file(str(path))
+    for text in _TEXTS:
+        ours, theirs = list(here(text)["input_ids"]), there.encode(text).ids
+        if ours != theirs:
+            say(f"tokenizer: {text!r} is {ours} in PaddleNLP and {theirs} in transformers, by the same {_TOKENIZER}")
             return
 
 
