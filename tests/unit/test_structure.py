@@ -67,6 +67,7 @@ def test_only_one_file_knows_training_arguments():
         ["-m", "oarlock", "--version"],
         ["-m", "oarlock", "data", "pretrain", "--help"],
         ["-m", "oarlock", "merge", "--adapter", "tests", "--output", "out"],  # refused: not an adapter
+        ["-m", "oarlock", "convert", "--to", "hf", "--input", "x", "--output", "."],  # refused: a folder with files
     ],
 )
 def test_light_commands_do_not_import_paddle(words):

@@ -40,8 +40,10 @@ _NUMPY = {code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for
 _NUMPY["U16"] = _NUMPY["BF16"]  # what PaddleNLP's own save_pretrained calls bfloat16
 _SIZES = {name: _NUMPY[code].itemsize for name, code in _DTYPES.items()}
 _BITS = {"bfloat16": "uint16"}
-_CHUNK = 1 << 23
-_MOST_AHEAD = 3  # chunks that are made before the first of them is written and hashed
+_CHUNK = 8 << 20  # bytes made and hashed at a time: with less, the threads wait for each other
+_WRITTEN = 1 << 20  # bytes written at a time, which is faster than many
+_MOST_AHEAD = 2  # chunks that are written before the first of them is hashed
+_SYNC_BYTES = 32 << 20  # written before the disk is asked to begin with them
 _PIECE = 2 << 20  # bytes a thread reads at a time
 _AHEAD = 64 << 20  # bytes the disk is asked for beyond what is being read
 
@@ -142,7 +144,7 @@ def _chunks(tensor: TensorSource) -> Iterator[memoryview]:
 
 
 class _HashedFile:
-    """Writes to a file in one thread and hashes in another, while the caller makes the next chunks.
+    """Writes to a file, while one thread hashes and another has the disk hold what is written.
 
     Attributes:
         digest: of what was put.
@@ -150,28 +152,36 @@ class _HashedFile:
 
     def __init__(self, file: Any) -> None:
         self.digest = hashlib.sha256()
-        self._work = (file.write, self.digest.update)
-        self._pools = [ThreadPoolExecutor(1) for _ in self._work]
-        self._coming: deque[list[Future[Any]]] = deque()
+        self._file, self._unsynced = file, 0
+        self._hash, self._sync = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
+        self._hashing: deque[Future[None]] = deque()
 
     def __enter__(self) -> _HashedFile:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        for pool in self._pools:
+        for pool in (self._hash, self._sync):
             pool.shutdown(cancel_futures=error is not None)
 
     def put_all(self, chunks: Iterable[bytes | memoryview]) -> None:
         """Add to the file; their memory is free again afterwards."""
         for chunk in chunks:
-            self._coming.append([pool.submit(work, chunk) for pool, work in zip(self._pools, self._work, strict=True)])
+            self._hashing.append(self._hash.submit(self.digest.update, chunk))
+            self._write(chunk)
             self._wait(_MOST_AHEAD)
         self._wait(0)
 
+    def _write(self, chunk: bytes | memoryview) -> None:
+        for start in range(0, len(chunk), _WRITTEN):
+            self._file.write(chunk[start : start + _WRITTEN])
+        self._unsynced += len(chunk)
+        if self._unsynced >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+            self._syncing, self._unsynced = self._sync.submit(os.fdatasync, self._file.fileno()), 0
+
     def _wait(self, most: int) -> None:
-        while len(self._coming) > most:
-            for future in self._coming.popleft():
-                future.result()
+        while len(self._hashing) > most:
+            self._hashing.popleft().result()
 
 
 @dataclass(frozen=True)
