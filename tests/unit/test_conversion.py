@@ -198,7 +198,7 @@ def test_the_manifest_notices_every_change(tmp_path):
         changed_files(tmp_path)
 
 
-@given(st.data())
+@given(data=st.data())
 def test_writing_turns_and_rounds_any_shape(data, tmp_path_factory):
     shape = data.draw(st.lists(st.integers(0, 5), max_size=3).map(tuple))
     dtype = data.draw(st.sampled_from(["float32", "float16", "bfloat16"]))

@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from oarlock.data.templates import TEMPLATE_FILE
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import ModelError
+from oarlock.export.sentencepiece_json import llama_tokenizer_json
 from oarlock.files import write_json
 from oarlock.models.save import LOCAL_KEYS
 
@@ -37,7 +40,8 @@ _SETTINGS = (
 )  # fmt: skip
 # Of the pattern by which Qwen2 cuts text into words: every digit stands alone.
 _QWEN2_DIGITS = "\\\\p{N}| ?[^\\\\s"
-_TEXTS = ("Hello, world! 3 + 4 = 7.", "  two spaces, 中文 and\n\nnew lines\t.", "naïve café 😀 <s> </s> [INST] x")
+_PLAIN_TEXTS = ("Hello, world! 3 + 4 = 7.", "  two spaces, 中文 and\n\nnew lines\t.", " naïve café 😀")
+_TEXTS = (*_PLAIN_TEXTS, "a <s> </s> [INST] x")
 
 
 def write_companions(source: Path, layout: str, to: str, config: Any, folder: Path) -> None:
@@ -75,7 +79,8 @@ def write_tokenizer(source: Path, to: str, family: str, folder: Path) -> None:
     _write_tokenizer(source, to, folder)
     if to == "hf" and family == "qwen2":
         _check_qwen2(folder)
-    _compare_tokenizers(source if to == "hf" else folder, folder / _TOKENIZER)
+    if (source / _TOKENIZER).is_file():
+        _compare_tokenizers(source if to == "hf" else folder, folder / _TOKENIZER)
 
 
 def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
@@ -89,7 +94,9 @@ def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
         llama_here = to == "paddle" and "Llama" in family
         shutil.copyfile(piece, folder / _SENTENCEPIECE[1 if llama_here else 0])
     content = {name: value for name, value in content.items() if name not in (*LOCAL_KEYS, "auto_map")}
-    content["tokenizer_class"] = _class_for(source, family, to)
+    if to == "hf" and piece is not None and not (folder / _TOKENIZER).is_file():
+        _add_tokenizer_json(source, folder)
+    content["tokenizer_class"] = _class_for(folder, family, to)
     content.setdefault("clean_up_tokenization_spaces", False)
     if to == "hf" and content["tokenizer_class"] == "LlamaTokenizer":
         content.setdefault("legacy", True)  # a space goes before a text that begins with one too, as in PaddleNLP
@@ -113,8 +120,21 @@ def _check_qwen2(folder: Path) -> None:
         )
 
 
-def _class_for(source: Path, family: str, to: str) -> str:
-    if (source / _TOKENIZER).is_file():
+def _add_tokenizer_json(source: Path, folder: Path) -> None:
+    """Of PaddleNLP's Llama tokenizer, where that is one which gives the same ids."""
+    tokenizer = load_tokenizer(str(source))
+    text = llama_tokenizer_json(tokenizer) if type(tokenizer).__name__ == "LlamaTokenizer" else None
+    if text is None:
+        return
+    made = Tokenizer.from_str(text)
+    if all(made.encode(sample).ids == list(tokenizer(sample)["input_ids"]) for sample in _PLAIN_TEXTS):
+        (folder / _TOKENIZER).write_text(text, encoding="utf-8")
+    else:
+        say(f"{source}: no tokenizer.json gives the ids of this sentencepiece model; readers make their own of it")
+
+
+def _class_for(folder: Path, family: str, to: str) -> str:
+    if (folder / _TOKENIZER).is_file():
         return _GENERIC[to]
     plain = family.removesuffix("Fast")
     if to == "hf":
@@ -123,7 +143,7 @@ def _class_for(source: Path, family: str, to: str) -> str:
         found = next((here for here, there in _CLASSES.items() if plain in (here, there)), None)
     if found is None:
         raise ModelError(
-            f"{source}: no tokenizer.json, and nothing on the other side reads the files of {family or 'its tokenizer'}"
+            f"no tokenizer.json, and nothing on the other side reads the files of {family or 'its tokenizer'}"
             "; put a tokenizer.json there (transformers' save_pretrained writes one)"
         )
     return found
@@ -136,10 +156,6 @@ def _compare_tokenizers(folder: Path, path: Path) -> None:
         folder: that PaddleNLP reads.
     """
     here = load_tokenizer(str(folder))
-    if not path.is_file():
-        return
-    from tokenizers import Tokenizer
-
     there = Tokenizer.from_file(str(path))
     for text in _TEXTS:
         ours, theirs = list(here(text)["input_ids"]), there.encode(text).ids

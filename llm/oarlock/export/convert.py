@@ -108,17 +108,16 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     words_of(str(config_content(source).get("model_type")))
     layout = _layout(source, options.allow_pickle)
     config = read_config(source)
-    with (
-        on_cpu(),
-        closing(open_weights(source, model_class(config), config, options.allow_pickle)) as weights,
-        whole_folder(output, _WHAT) as folder,
-    ):
-        result = _result_config(weights, config, to)
-        tensors, records = _write(weights, config, result, to, options, folder)
+    with on_cpu(), whole_folder(output, _WHAT) as folder:
+        with closing(open_weights(source, model_class(config), config, options.allow_pickle)) as weights:
+            result = _result_config(weights, config, to)
+            tensors, records = _write(weights, config, result, to, options, folder)
         dtype = _main_dtype(tensors)
         _write_config(source, result, to, dtype, folder)
         write_companions(source, layout, to, result, folder)
-        proof = _prove(weights, config, folder, to, {tensor.dtype for tensor in tensors}) if options.proof else None
+        proof = None
+        if options.proof:
+            proof = _prove(source, config, folder, options.allow_pickle, {tensor.dtype for tensor in tensors})
         hashes = {name: record.sha256 for name, record in records.items()}
         facts = {"target": to, "family": config.model_type, "dtype": dtype, "proof": proof and asdict(proof)}
         about = {"folder": str(source), "layout": layout, "fingerprint": Base.of("", source).fingerprint}
@@ -189,17 +188,15 @@ def _write_config(source: Path, config: PretrainedConfig, to: Target, dtype: str
     write_json(folder / "config.json", content)
 
 
-def _prove(weights: FileSource, config: PretrainedConfig, folder: Path, to: Target, dtypes: set[str]) -> SameScores:
+def _prove(source: Path, config: PretrainedConfig, folder: Path, allow_pickle: bool, dtypes: set[str]) -> SameScores:
     """Run the source and the result, one after the other, in float32, layer by layer from their files.
 
     Raises:
         ModelError: when their scores differ by more than rounding the weights can do.
     """
     ids = np.random.default_rng(0).integers(0, config.vocab_size, _BATCH)
-    before = _scores(weights, config, ids)
-    read_back = read_config(folder)
-    with closing(open_weights(folder, model_class(read_back), read_back)) as result:
-        after = _scores(result, read_back, ids)
+    before = _scores(source, config, ids, allow_pickle)
+    after = _scores(folder, read_config(folder), ids)
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         where = "the source" if not np.isfinite(before).all() else _WHAT
         raise ModelError(f"proof: {where} gives scores that are not finite numbers, so nothing was written")
@@ -215,6 +212,7 @@ def _prove(weights: FileSource, config: PretrainedConfig, folder: Path, to: Targ
     return proof
 
 
-def _scores(weights: FileSource, config: PretrainedConfig, ids: np.ndarray) -> np.ndarray:
-    model = empty_model(model_class(config), config)
-    return stream_logits(model, weights.read, set(weights.shapes), ids)
+def _scores(folder: Path, config: PretrainedConfig, ids: np.ndarray, allow_pickle: bool = False) -> np.ndarray:
+    whole = model_class(config)
+    with closing(open_weights(folder, whole, config, allow_pickle, read_ahead=False)) as weights:
+        return stream_logits(empty_model(whole, config), weights.read, set(weights.shapes), ids)

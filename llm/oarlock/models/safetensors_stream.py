@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,18 +111,19 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file, _HashedFile(file) as out:
-        out.put_all([len(text).to_bytes(8, "little") + text])
+        out.put(len(text).to_bytes(8, "little") + text)
         for tensor in ordered:
-            out.put_all(_chunks(tensor))
+            _put(out, tensor)
             if progress is not None:
                 progress(tensor.num_bytes)
+        out.drain()
         file.flush()
         os.fsync(file.fileno())
     return FileRecord(8 + len(text) + offset, out.digest.hexdigest())
 
 
-def _chunks(tensor: TensorSource) -> Iterator[memoryview]:
-    """A tensor's bytes in the file, rows of it at a time where they have to be turned or rounded.
+def _put(out: _HashedFile, tensor: TensorSource) -> None:
+    """Write a tensor, rows of it at a time where they have to be turned or rounded.
 
     Raises:
         ValueError: when it is not what its source said.
@@ -134,13 +135,15 @@ def _chunks(tensor: TensorSource) -> Iterator[memoryview]:
         raise ValueError(f"{tensor.name} has {found}, expected {tensor.dtype} {list(tensor.shape)}")
     if same and (values.flags.c_contiguous or not values.ndim):
         data = values.reshape(-1).view(np.uint8).data
-        yield from (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
+        for start in range(0, len(data), _CHUNK):
+            out.put(data[start : start + _CHUNK])
+        out.drain()  # what read() gave may change with the next call
         return
     dtype = values.dtype if same else array_type(tensor.dtype)
     for begin, end in row_ranges(values.shape, dtype.itemsize, _CHUNK):
         rows = np.empty((end - begin, *values.shape[1:]), dtype) if values.ndim else np.empty((), dtype)
         copy_array(rows, values[begin:end] if values.ndim else values)
-        yield rows.reshape(-1).view(np.uint8).data
+        out.put(rows.reshape(-1).view(np.uint8).data)
 
 
 class _HashedFile:
@@ -164,12 +167,14 @@ class _HashedFile:
         for pool in (self._hash, self._sync):
             pool.shutdown(cancel_futures=error is not None)
 
-    def put_all(self, chunks: Iterable[bytes | memoryview]) -> None:
-        """Add to the file; their memory is free again afterwards."""
-        for chunk in chunks:
-            self._hashing.append(self._hash.submit(self.digest.update, chunk))
-            self._write(chunk)
-            self._wait(_MOST_AHEAD)
+    def put(self, chunk: bytes | memoryview) -> None:
+        """Add to the file; the memory has to stay as it is until drain()."""
+        self._hashing.append(self._hash.submit(self.digest.update, chunk))
+        self._write(chunk)
+        self._wait(_MOST_AHEAD)
+
+    def drain(self) -> None:
+        """Wait for all that was put."""
         self._wait(0)
 
     def _write(self, chunk: bytes | memoryview) -> None:
