@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from families import family_model
 from helpers import make_tiny_tokenizer
+from oarlock.data.embedded.instructions import instruction_records
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.manifest import changed_files, read_manifest
@@ -62,6 +63,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("bloom", {"apply_residual_connection_post_layernorm": True}),
     "gptj": ("gptj", {}),
 }  # fmt: skip
+PIECES = "llama tied"  # its tokenizer is a sentencepiece model alone
 _TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _SIZES = _TOKENS | {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -112,6 +114,19 @@ def make_tokenizer(folder: Path, family: str) -> None:
             "pretokenizers": [split, content["pre_tokenizer"] | {"use_regex": False}],
         }
         path.write_text(json.dumps(content))
+
+
+def make_pieces(folder: Path) -> None:
+    """A sentencepiece model as Llama's is made, under PaddleNLP's name and without a tokenizer.json."""
+    import sentencepiece
+
+    texts = [record["instruction"] + " " + record["output"] for record in instruction_records("train")[:300]]
+    with open(folder / "sentencepiece.bpe.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=file, vocab_size=480, model_type="bpe", byte_fallback=True,
+            character_coverage=0.98, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+        )  # fmt: skip
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_bos_token": true}')
 
 
 def stirred(name: str):
@@ -172,7 +187,10 @@ class World:
             model.save_pretrained(
                 str(folder), safe_serialization=True, max_shard_size="100KB" if "fused" in name else "5GB"
             )
-            make_tokenizer(folder, family)
+            if name == PIECES:
+                make_pieces(folder)
+            else:
+                make_tokenizer(folder, family)
             self.scores[name], self.answers[name] = scores(model), answer(model)
             shards = 30_000 if name == "llama" else 10**9
             self.proofs[name] = convert(folder, root / "hf" / name, "hf", ConvertOptions(shard_bytes=shards)).proof
@@ -182,7 +200,7 @@ class World:
                     "folder": f"{root}/hf/{name}",
                     "out": f"{root}/said/ours {name}",
                     "texts": TEXTS,
-                    "messages": MESSAGES,
+                    "messages": None if name == PIECES else MESSAGES,
                 }
             )
         for name, method in ADAPTERS.items():
@@ -252,6 +270,13 @@ def test_the_tokenizer_and_template_come_along(world, name):
     assert said["token_ids"] == [list(here(text)["input_ids"]) for text in TEXTS]
     assert said["decoded"] == TEXTS
     assert said["prompt"] == "<|user|>How far?<|assistant|>"
+
+
+def test_a_sentencepiece_model_alone(world):
+    said = world.theirs(f"ours {PIECES}")[1]
+    here = load_tokenizer(str(world.root / "ours" / PIECES))
+    assert said["token_ids"] == [list(here(text)["input_ids"]) for text in TEXTS]
+    assert (world.root / "hf" / PIECES / "tokenizer.model").exists()
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -62,7 +62,7 @@ def run(job: dict[str, Any], folder: Path) -> tuple[dict[str, np.ndarray], dict[
         said["token_ids"] = [tokenizer(text)["input_ids"] for text in job["texts"]]
         said["decoded"] = [tokenizer.decode(ids) for ids in said["token_ids"]]
         said["tokenizer"] = type(tokenizer).__name__
-        if "messages" in job:
+        if job.get("messages"):
             said["prompt"] = tokenizer.apply_chat_template(job["messages"], tokenize=False, add_generation_prompt=True)
     return found, said
 

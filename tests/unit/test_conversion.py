@@ -202,7 +202,7 @@ def test_the_manifest_notices_every_change(tmp_path):
 def test_writing_turns_and_rounds_any_shape(data, tmp_path_factory):
     shape = data.draw(st.lists(st.integers(0, 5), max_size=3).map(tuple))
     dtype = data.draw(st.sampled_from(["float32", "float16", "bfloat16"]))
-    values = np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape) / 7
+    values = np.asarray(np.arange(int(np.prod(shape))).reshape(shape) / 7, np.float32)
     turned = values.T if data.draw(st.booleans()) else values
     path = tmp_path_factory.mktemp("file") / "x.safetensors"
     write_safetensors(path, [TensorSource("x", dtype, turned.shape, lambda: turned, cast=dtype != "float32")], {})
