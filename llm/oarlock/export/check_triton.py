@@ -1,0 +1,101 @@
+"""A model repository by Triton's rules; its configurations are read by Triton's own protobuf."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+from oarlock.environment import say_once
+from oarlock.export.check_weights import check_headers
+from oarlock.export.findings import Finding
+
+CONFIG = "config.pbtxt"
+_EXPORT = "Export again with --target triton"
+_PYTHON = "python"
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether Triton would find a model in it."""
+    return any(folder.glob(f"*/{CONFIG}"))
+
+
+def check_repository(folder: Path) -> list[Finding]:
+    """Every model of the repository, and the weights in it."""
+    models = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    if not models:
+        return [Finding("repository", str(folder), f"no */{CONFIG}, so that Triton finds no model", _EXPORT)]
+    findings = [finding for model in models for finding in _check_model(model)]
+    weights = sorted({path.parent for path in folder.rglob("*.safetensors")})
+    for place in weights:
+        findings += check_headers(place, str(place.relative_to(folder)))
+    if not weights:
+        findings.append(Finding("weights", str(folder), "no weights anywhere in the repository", _EXPORT))
+    if not (folder / "requirements.txt").is_file():
+        problem = "missing: what a Triton image has to install is not said"
+        findings.append(Finding("requirements", "requirements.txt", problem, _EXPORT))
+    return findings
+
+
+def _check_model(folder: Path) -> list[Finding]:
+    place = f"{folder.name}/{CONFIG}"
+    config = _parse(folder / CONFIG)
+    if config is None:
+        return []
+    if isinstance(config, str):
+        return [Finding("pbtxt", place, f"Triton can't read it: {config}", _EXPORT)]
+    if config.name and config.name != folder.name:
+        problem = f"the model is called {config.name!r}, its folder {folder.name!r}, and Triton wants one name"
+        return [Finding("pbtxt", f"{place}, name", problem, f"Write {folder.name!r}")]
+    if not (config.backend or config.platform):
+        return [Finding("pbtxt", f"{place}, backend", "no backend is named", 'Write backend: "python"')]
+    vague = [tensor.name or "?" for tensor in (*config.input, *config.output) if not tensor.data_type or not tensor.dims]
+    if vague or not config.input or not config.output:
+        problem = f"inputs and outputs need data_type and dims ({', '.join(vague) or 'there are none'})"
+        return [Finding("pbtxt", f"{place}, input and output", problem, _EXPORT)]
+    return _check_versions(folder, config)
+
+
+def _parse(path: Path) -> Any:
+    """Triton's ModelConfig, what is wrong with the text, or None where there is nothing to read it with."""
+    try:
+        from google.protobuf import text_format
+        from tritonclient.grpc import model_config_pb2
+    except ImportError:
+        say_once(
+            "tritonclient is not installed: config.pbtxt is not checked by Triton's own protobuf "
+            "(pip install 'oarlock[serve]')"
+        )
+        return None
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except (OSError, ValueError, text_format.ParseError) as error:
+        return str(error).splitlines()[0]
+
+
+def _check_versions(folder: Path, config: Any) -> list[Finding]:
+    versions = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit() and path.name != "0")
+    if not versions:
+        return [Finding("version", f"{folder.name}/1", "no folder of a version, so that nothing is loaded", _EXPORT)]
+    file = config.default_model_filename or ("model.py" if config.backend == _PYTHON else "")
+    findings = []
+    for version in versions:
+        place = f"{folder.name}/{version.name}/{file}"
+        if file and not (version / file).exists():
+            findings.append(Finding("version", place, "named by the configuration, and not there", _EXPORT))
+        elif file.endswith(".py"):
+            findings += _check_code(version / file, place)
+    return findings
+
+
+def _check_code(path: Path, place: str) -> list[Finding]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError) as error:
+        return [Finding("code", place, f"not Python: {error}", _EXPORT)]
+    # Triton looks the class up by name; it may be imported.
+    names = {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    names |= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    if "TritonPythonModel" in names:
+        return []
+    return [Finding("code", place, "no class TritonPythonModel, which Triton's Python backend makes", _EXPORT)]

@@ -1,0 +1,59 @@
+"""Which weights Hugging Face's files of a model have, by its architecture: PaddleNLP's empty model and its names there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from paddle.base.framework import EagerParamBase
+
+from oarlock.environment import on_cpu
+from oarlock.export.tensors import plain_config
+from oarlock.models.build import model_class
+from oarlock.models.configs import read_config
+from oarlock.models.layout import holdings
+from oarlock.models.sources import hugging_face_names
+from oarlock.models.streamed import empty_model
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Between the weights of a directory and those of its architecture; names, sorted.
+
+    Attributes:
+        shapes: names with both shapes.
+    """
+
+    missing: list[str]
+    left_over: list[str]
+    shapes: list[str]
+
+
+def compare_names(folder: Path, stored: Mapping[str, tuple[int, ...]]) -> Differences:
+    """Compare what config.json implies with what is stored.
+
+    Args:
+        stored: name -> shape.
+
+    Raises:
+        ModelError: when config.json makes no model, or the family has no names in Hugging Face's format.
+    """
+    config = plain_config(read_config(folder, "pt"))
+    kind = model_class(config)
+    with on_cpu():
+        own = {h.name: h.block.shape for h in holdings(empty_model(kind, config)) if isinstance(h.tensor, EagerParamBase)}
+    missing, shapes, used = [], [], set()
+    for names, mapping in hugging_face_names(kind, config):
+        if mapping.target_name not in own:
+            continue
+        name = next((name for name in names if name in stored), None)
+        if name is None:
+            missing.append(names[0])
+            continue
+        used.add(name)
+        shape = own[mapping.target_name]
+        shape = shape[::-1] if mapping.action == "transpose" else shape
+        if stored[name] != shape:
+            shapes.append(f"{name} ({list(stored[name])}, not {list(shape)})")
+    return Differences(sorted(set(missing)), sorted(set(stored) - used), sorted(shapes))
