@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.cli_convert import add_convert
+from oarlock.cli_export import add_export
 from oarlock.cli_parallel import add_checkpoint, add_rehearse
 from oarlock.config import FinetuneConfig
 from oarlock.config.options import option_specs
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ask(commands)
     _add_merge(commands)
     add_convert(commands, _command)
+    add_export(commands, _command)
     add_rehearse(commands, _command)
     add_checkpoint(commands, _command)
     _command(commands, "families", "Say what each model family can do, as a Markdown table.", _families)

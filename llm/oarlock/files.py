@@ -58,7 +58,8 @@ def file_sha256_noted(path: str | Path, notes: str | Path) -> str:
 
 def settle_file(path: str | Path) -> None:
     """Give a finished file the permissions the umask asks for (safetensors writes 0600) and have the disk hold it."""
-    os.chmod(path, 0o666 & ~_UMASK)
+    may_run = os.stat(path).st_mode & 0o100
+    os.chmod(path, (0o777 if may_run else 0o666) & ~_UMASK)
     sync_file(path)
 
 
@@ -87,7 +88,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        for path in partial.iterdir():
+        for path in partial.rglob("*"):
             settle_file(path)
         if output.exists():
             shutil.rmtree(older, ignore_errors=True)

@@ -58,4 +58,9 @@ def check_model(folder: Path, server: str) -> list[Finding]:
     findings = check_config(config, server)
     unknown = isinstance(config, str) or any(finding.kind in ("architecture", "config", "rope") for finding in findings)
     known = None if unknown or isinstance(config, str) else config
-    return [*findings, *check_weights(folder, known, server), *check_leftovers(folder), *check_tokenizer(folder, config)]
+    return [
+        *findings,
+        *check_weights(folder, known, server),
+        *check_leftovers(folder),
+        *check_tokenizer(folder, config),
+    ]

@@ -96,7 +96,9 @@ def _check_dtype_keys(config: dict[str, Any], server: str) -> list[Finding]:
         problem = f"neither torch_dtype nor dtype is given, so that {about.title} picks a type of its own"
     elif len(set(given.values())) > 1:
         problem = "the two name different types"
-    return [Finding("dtype-keys", place, problem, "Keep only torch_dtype, with the type of the weights")] * bool(problem)
+    return [Finding("dtype-keys", place, problem, "Keep only torch_dtype, with the type of the weights")] * bool(
+        problem
+    )
 
 
 def _check_rope(config: dict[str, Any]) -> list[Finding]:
@@ -180,7 +182,9 @@ def _check_template(folder: Path, about: dict[str, Any]) -> list[Finding]:
         problem = "no chat template, so that questions would not be asked as in training (or chat is refused)"
         return [Finding("template", TEMPLATE_FILE, problem, "Export from a folder that has the template")]
     if beside and inside and beside.strip() != inside.strip():
-        problem = "another template than in tokenizer_config.json: which one is used depends on the version of the server"
+        problem = (
+            "another template than in tokenizer_config.json: which one is used depends on the version of the server"
+        )
         return [Finding("template", TEMPLATE_FILE, problem, "Keep one of them in both places")]
     tokens = {key: _token(value) for key, value in about.items() if key.endswith("_token")}
     try:

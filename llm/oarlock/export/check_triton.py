@@ -49,7 +49,9 @@ def _check_model(folder: Path) -> list[Finding]:
         return [Finding("pbtxt", f"{place}, name", problem, f"Write {folder.name!r}")]
     if not (config.backend or config.platform):
         return [Finding("pbtxt", f"{place}, backend", "no backend is named", 'Write backend: "python"')]
-    vague = [tensor.name or "?" for tensor in (*config.input, *config.output) if not tensor.data_type or not tensor.dims]
+    vague = [
+        tensor.name or "?" for tensor in (*config.input, *config.output) if not tensor.data_type or not tensor.dims
+    ]
     if vague or not config.input or not config.output:
         problem = f"inputs and outputs need data_type and dims ({', '.join(vague) or 'there are none'})"
         return [Finding("pbtxt", f"{place}, input and output", problem, _EXPORT)]
@@ -94,7 +96,12 @@ def _check_code(path: Path, place: str) -> list[Finding]:
     except (OSError, ValueError, SyntaxError) as error:
         return [Finding("code", place, f"not Python: {error}", _EXPORT)]
     # Triton looks the class up by name; it may be imported.
-    names = {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    names = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
     names |= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     if "TritonPythonModel" in names:
         return []

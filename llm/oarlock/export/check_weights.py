@@ -38,7 +38,9 @@ class _Stored:
 def check_leftovers(folder: Path) -> list[Finding]:
     """Weights in formats that a server may prefer, and parts of interrupted work."""
     found = sorted({path.name for pattern in _LEFTOVERS for path in folder.glob(pattern)})
-    problem = "a server may read it in place of the safetensors (FastDeploy prefers *.pdparams), or it is an unfinished file"
+    problem = (
+        "a server may read it in place of the safetensors (FastDeploy prefers *.pdparams), or it is an unfinished file"
+    )
     return [Finding("leftovers", shown(found), problem, "Delete it")] * bool(found)
 
 
@@ -54,7 +56,9 @@ def check_weights(folder: Path, config: dict[str, Any] | None, server: str) -> l
     if isinstance(index, str) and index != "is missing":
         return [Finding("index", INDEX_NAME, f"the file {index}, so that no shard is found", _EXPORT)]
     if not shards:
-        return [Finding("weights", _SINGLE, f"no weights (neither this file nor {INDEX_NAME} with its shards)", _EXPORT)]
+        return [
+            Finding("weights", _SINGLE, f"no weights (neither this file nor {INDEX_NAME} with its shards)", _EXPORT)
+        ]
     stored, broken, formats = _read_headers(folder, shards)
     findings += broken + formats
     if isinstance(index, dict):
@@ -65,7 +69,7 @@ def check_weights(folder: Path, config: dict[str, Any] | None, server: str) -> l
     if broken:
         return findings  # what is missing in a file that can't be read is not missing
     if not any(finding.kind == "index" for finding in findings):
-        findings += _check_names(folder, stored, config, server)
+        findings += _check_names(stored, config, server)
     return [*findings, *_check_types(stored, config)]
 
 
@@ -75,9 +79,7 @@ def check_headers(folder: Path, place: str) -> list[Finding]:
     return [Finding(found.kind, f"{place}/{found.place}", found.problem, found.remedy) for found in broken]
 
 
-def _read_headers(
-    folder: Path, shards: list[str]
-) -> tuple[list[tuple[str, _Stored]], list[Finding], list[Finding]]:
+def _read_headers(folder: Path, shards: list[str]) -> tuple[list[tuple[str, _Stored]], list[Finding], list[Finding]]:
     """Names and what they are; findings about files that can't be read, and about those of another layout."""
     stored, broken, formats = [], [], []
     for shard in shards:
@@ -141,9 +143,7 @@ def _check_types(stored: list[tuple[str, _Stored]], config: dict[str, Any] | Non
     return []
 
 
-def _check_names(
-    folder: Path, stored: list[tuple[str, _Stored]], config: dict[str, Any] | None, server: str
-) -> list[Finding]:
+def _check_names(stored: list[tuple[str, _Stored]], config: dict[str, Any] | None, server: str) -> list[Finding]:
     """Every weight of the architecture, once and in its shape, and no other."""
     about = SERVERS[server]
     twice = sorted(name for name, count in Counter(name for name, _ in stored).items() if count > 1)
@@ -154,7 +154,7 @@ def _check_names(
     from oarlock.export.expected import compare_names
 
     try:
-        differences = compare_names(folder, {name: tensor.shape for name, tensor in stored})
+        differences = compare_names(config, {name: tensor.shape for name, tensor in stored})
     except OarlockError as error:
         return [Finding("config", "config.json", f"no model can be made of it ({error})", _EXPORT)]
     findings = []

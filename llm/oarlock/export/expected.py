@@ -1,20 +1,22 @@
-"""Which weights Hugging Face's files of a model have, by its architecture: PaddleNLP's empty model and its names there."""
+"""Which weights Hugging Face's files of a model have: PaddleNLP's empty model, under its names there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from paddle.base.framework import EagerParamBase
 
 from oarlock.environment import on_cpu
 from oarlock.export.tensors import plain_config
 from oarlock.models.build import model_class
-from oarlock.models.configs import read_config
+from oarlock.models.configs import config_of
 from oarlock.models.layout import holdings
 from oarlock.models.sources import hugging_face_names
 from oarlock.models.streamed import empty_model
+
+_NO_WEIGHTS = ("rope_scaling", "rope_parameters")  # PaddleNLP may not compute what a server does
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,22 @@ class Differences:
     shapes: list[str]
 
 
-def compare_names(folder: Path, stored: Mapping[str, tuple[int, ...]]) -> Differences:
+def compare_names(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]]) -> Differences:
     """Compare what config.json implies with what is stored.
 
     Args:
+        config: its content.
         stored: name -> shape.
 
     Raises:
         ModelError: when config.json makes no model, or the family has no names in Hugging Face's format.
     """
-    config = plain_config(read_config(folder, "pt"))
-    kind = model_class(config)
+    ours = plain_config(config_of({k: v for k, v in config.items() if k not in _NO_WEIGHTS}, "config.json"))
+    kind = model_class(ours)
     with on_cpu():
-        own = {h.name: h.block.shape for h in holdings(empty_model(kind, config)) if isinstance(h.tensor, EagerParamBase)}
+        own = {h.name: h.block.shape for h in holdings(empty_model(kind, ours)) if isinstance(h.tensor, EagerParamBase)}
     missing, shapes, used = [], [], set()
-    for names, mapping in hugging_face_names(kind, config):
+    for names, mapping in hugging_face_names(kind, ours):
         if mapping.target_name not in own:
             continue
         name = next((name for name in names if name in stored), None)

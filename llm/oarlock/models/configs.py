@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ def config_content(folder: Path) -> dict[str, Any]:
     return content
 
 
+def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
+    """PaddleNLP's configuration for the content of Hugging Face's config.json.
+
+    Args:
+        place: the file, for messages.
+
+    Raises:
+        ModelError: when PaddleNLP's model does not compute what it says.
+    """
+    arguments = from_hugging_face(content, place)
+    name = f"{FAMILIES[content['model_type']].model.removesuffix('ForCausalLM')}Config"
+    return getattr(paddlenlp.transformers, name)(**arguments)
+
+
 def config_writer(folder: Path) -> str:
     """Whose words config.json is in: "np" (PaddleNLP's) or "pt" (transformers').
 
@@ -70,11 +85,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     """
     path = folder / "config.json"
     content = config_content(folder)
-    family = content.get("model_type")
-    if family in WORDS and config_writer(folder) == "pt":
-        arguments = from_hugging_face(content, str(path))
-        name = f"{FAMILIES[family].model.removesuffix('ForCausalLM')}Config"
-        return getattr(paddlenlp.transformers, name)(**arguments)
+    if content.get("model_type") in WORDS and config_writer(folder) == "pt":
+        return config_of(content, str(path))
     try:
         return AutoConfig.from_pretrained(str(folder))
     except Exception as error:  # PaddleNLP raises KeyError, AttributeError, OSError, ... for a file it can't place

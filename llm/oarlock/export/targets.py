@@ -1,0 +1,159 @@
+"""`oarlock export`: one directory for one kind of server, whole or not there, with what was proven in its manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from oarlock.environment import say
+from oarlock.errors import ModelError
+from oarlock.export.check import check_model
+from oarlock.export.companions import write_companions
+from oarlock.export.convert import ConvertOptions, convert
+from oarlock.export.findings import read_object
+from oarlock.export.manifest import MANIFEST_FILE, read_manifest, write_manifest
+from oarlock.export.request import Request, adapter_names, check_source, template_of
+from oarlock.export.servers import SERVERS
+from oarlock.export.start_scripts import ADAPTERS, START_FILE, write_start_script
+from oarlock.export.static_graph import GRAPH, check_graph_family, write_graph
+from oarlock.models.adapter import Base
+from oarlock.models.adapter_mix import AdapterMix
+from oarlock.models.build import ModelSource
+from oarlock.models.configs import layout_of, read_config
+from oarlock.models.hub import local_folder
+from oarlock.models.merge import MergeOptions, merge
+from oarlock.models.save import save_config, whole_folder
+
+_WHAT = "the export"
+
+
+def export(request: Request) -> None:
+    """Write what is asked for into request.output; nothing is left of an export that fails.
+
+    Args:
+        request: checked by check_options().
+
+    Raises:
+        ModelError: when the target can't run the model, something can't be read or written, or a proof fails.
+    """
+    mix = AdapterMix.open(request.adapters) if request.adapters else None
+    name = request.model or (mix.base.name if mix else "")
+    base = local_folder(name, with_weights=True, allow_pickle=request.allow_pickle)
+    check_source(request, base)
+    output = request.output.resolve()
+    if request.target == "peft":
+        _export_adapter(request, base, output)
+    elif request.target == "triton":
+        _export_repository(request, base, output)
+    else:
+        with _whole_model(request, base, mix) as (folder, facts), whole_folder(output, _WHAT) as result:
+            facts["target"] = request.target
+            if request.converts:
+                _write_converted(request, folder, result, facts)
+            else:
+                _write_graph(request, folder, result, facts)
+            if mix is not None and not request.merges:
+                _keep_adapters(request, base, result, facts)
+            _finish(request, result, facts)
+    _say_what_next(request)
+
+
+@contextmanager
+def _whole_model(request: Request, base: Path, mix: AdapterMix | None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The model to be written, merged into a folder beside the output where there are adapters; facts about it."""
+    source: dict[str, Any] = {"folder": str(base), "fingerprint": Base.of("", base).fingerprint}
+    facts: dict[str, Any] = {"source": source, "proof": {}}
+    if mix is None or not request.merges:
+        yield base, facts
+        return
+    source["adapters"] = [{"folder": str(p.adapter.folder), "settings": p.adapter.settings} for p in mix.parts]
+    folder = request.output.resolve().with_name(f".{request.output.name}.merged")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        options = MergeOptions(None, request.max_shard_bytes, request.proof, request.allow_pickle)
+        proof = merge(base, mix, folder, options)
+        facts["proof"]["merge"] = proof and asdict(proof)
+        yield folder, facts
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_converted(request: Request, folder: Path, result: Path, facts: dict[str, Any]) -> None:
+    options = ConvertOptions(request.dtype, request.max_shard_bytes, request.proof, request.allow_pickle)
+    done = convert(folder, result, "hf", options)
+    facts["proof"]["conversion"] = done.proof and asdict(done.proof)
+    facts |= {"family": done.family, "dtype": done.dtype}
+
+
+def _write_graph(request: Request, folder: Path, result: Path, facts: dict[str, Any]) -> None:
+    layout = layout_of(folder)
+    config = read_config(folder, layout)
+    check_graph_family(config.model_type)
+    proof = write_graph(ModelSource(folder, config, from_weights=True), result, request.allow_pickle)
+    save_config(config, result)
+    write_companions(folder, layout, "paddle", config, result)
+    facts["proof"]["graph"] = asdict(proof)
+    facts |= {"family": config.model_type, "dtype": "float32", "disable_mkldnn": True}
+
+
+def _keep_adapters(request: Request, base: Path, result: Path, facts: dict[str, Any]) -> None:
+    from oarlock.export.peft import export_peft
+
+    for name, adapter in adapter_names(request.adapters).items():
+        (result / ADAPTERS).mkdir(exist_ok=True)
+        export_peft(adapter, result / ADAPTERS / name, request.name)
+    facts["source"]["adapters"] = [str(adapter) for adapter in request.adapters]
+
+
+def _finish(request: Request, result: Path, facts: dict[str, Any]) -> None:
+    """Start script, manifest, and the checker's word on a directory that a server reads."""
+    if not template_of(result):
+        say("the model has no chat template: servers complete text, and refuse or improvise chats")
+    if request.target in ("vllm", "fastdeploy"):
+        config = read_object(result / "config.json")
+        if isinstance(config, str):
+            raise ModelError(f"{result / 'config.json'} {config}")
+        ranks = {path.name: _rank(path) for path in sorted((result / ADAPTERS).glob("*"))}
+        write_start_script(request.target, config, request.name, result, ranks)
+    known = {}
+    if (result / MANIFEST_FILE).is_file():  # of the conversion: its hashes hold
+        known = {name: about["sha256"] for name, about in read_manifest(result)["files"].items()}
+    write_manifest(result, known=known, **facts)
+    if request.converts:
+        findings = check_model(result, request.target)
+        if findings:
+            listed = "\n".join(f"  {finding.text()}" for finding in findings)
+            raise ModelError(f"{SERVERS[request.target].title} would not serve this; nothing was written:\n{listed}")
+
+
+def _rank(adapter: Path) -> int:
+    config = read_object(adapter / "adapter_config.json")
+    return int(config["r"]) if isinstance(config, dict) else 0
+
+
+def _export_adapter(request: Request, base: Path, output: Path) -> None:
+    from oarlock.export.peft import export_peft
+
+    export_peft(request.adapters[0], output, request.base_name or str(base))
+
+
+def _export_repository(request: Request, base: Path, output: Path) -> None:
+    from oarlock.export.triton import export_triton
+
+    export_triton(base, adapter_names(request.adapters), output, request.name)
+
+
+def _say_what_next(request: Request) -> None:
+    output = request.output
+    if request.target in ("vllm", "fastdeploy"):
+        say(f"{output}: start it with `bash {output / START_FILE}`")
+    elif request.target == "triton":
+        say(f"{output}: start it with `oarlock serve {output}`")
+    elif request.target == "paddle-inference":
+        say(f"{output}: {GRAPH}.json and {GRAPH}.pdiparams for paddle.inference (call disable_mkldnn() on a CPU)")
+    else:
+        say(f"{output}: exported")
