@@ -68,7 +68,7 @@ def check_weights(folder: Path, config: dict[str, Any] | None, server: str) -> l
         return [*findings, Finding("index", INDEX_NAME, f"missing: {problem}", _EXPORT)]
     if broken:
         return findings  # what is missing in a file that can't be read is not missing
-    if not any(finding.kind == "index" for finding in findings):
+    if all(finding.kind == "total-size" for finding in findings):  # else what is missing follows from that
         findings += _check_names(stored, config, server)
     return [*findings, *_check_types(stored, config)]
 
