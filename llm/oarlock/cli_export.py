@@ -38,7 +38,6 @@ def add_export(commands: Any, command: Adder) -> None:
     export.add_argument(
         "--keep-adapter", "--keep_adapter", action="store_true", help="vllm: adapters beside the model, not merged"
     )
-    export.add_argument("--base-name", default="", help="peft: what the adapter calls its base (default: its folder)")
     export.add_argument("--no-proof", "--no_proof", action="store_true", help="do not compare scores")
     export.add_argument(
         "--allow-pickle-weights", "--allow_pickle_weights", action="store_true", help="read a model in a pickle format"
@@ -69,7 +68,6 @@ def _export(arguments: argparse.Namespace) -> int:
         proof=not arguments.no_proof,
         allow_pickle=arguments.allow_pickle_weights,
         keep_adapters=arguments.keep_adapter,
-        base_name=arguments.base_name,
     )
     check_options(request)
     if request.adapters:

@@ -89,7 +89,8 @@ def new_folder(output: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         for path in partial.rglob("*"):
-            settle_file(path)
+            if path.is_dir() or path.stat().st_nlink == 1:  # a hard link is a file of somewhere else too
+                settle_file(path)
         if output.exists():
             shutil.rmtree(older, ignore_errors=True)
             output.rename(older)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from oarlock.errors import ConfigError, ModelError
 from oarlock.export.findings import read_object
 from oarlock.export.servers import SERVERS, check_architecture
 from oarlock.files import is_vacant
-from oarlock.models.adapter_mix import AdapterMix
 from oarlock.models.hf_config import words_of
 from oarlock.models.save import MAX_SHARD_BYTES
 from oarlock.parallel.families import FAMILIES
@@ -45,7 +44,6 @@ class Request:
         dtype: of the weights; None keeps each tensor's own.
         proof: compare scores.
         keep_adapters: beside the model, not merged (vllm).
-        base_name: what an exported adapter calls its base (peft); "" for the folder's own name.
     """
 
     target: str
@@ -58,8 +56,6 @@ class Request:
     proof: bool = True
     allow_pickle: bool = False
     keep_adapters: bool = False
-    base_name: str = ""
-    mix: AdapterMix | None = field(default=None, compare=False)
 
     @property
     def merges(self) -> bool:
@@ -105,8 +101,6 @@ def check_options(request: Request) -> None:
         raise ConfigError("--keep-adapter is for --target vllm with --adapter DIR (triton always keeps adapters)")
     if request.dtype and not request.converts:
         raise ConfigError(f"--dtype is for the weights of {', '.join(_CONVERTED)}; --target {target} has its own type")
-    if request.base_name and target != "peft":
-        raise ConfigError("--base-name is for --target peft")
     if not _NAME.fullmatch(request.name):
         raise ConfigError(f"--name {request.name!r}: use letters, digits, . _ - (it becomes part of addresses)")
     if request.keep_adapters or target == "triton":

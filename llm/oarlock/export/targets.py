@@ -91,7 +91,7 @@ def _write_converted(request: Request, folder: Path, result: Path, facts: dict[s
 
 def _write_graph(request: Request, folder: Path, result: Path, facts: dict[str, Any]) -> None:
     layout = layout_of(folder)
-    config = read_config(folder, layout)
+    config = read_config(folder)
     check_graph_family(config.model_type)
     proof = write_graph(ModelSource(folder, config, from_weights=True), result, request.allow_pickle)
     save_config(config, result)
@@ -105,7 +105,7 @@ def _keep_adapters(request: Request, base: Path, result: Path, facts: dict[str, 
 
     for name, adapter in adapter_names(request.adapters).items():
         (result / ADAPTERS).mkdir(exist_ok=True)
-        export_peft(adapter, result / ADAPTERS / name, request.name)
+        export_peft(adapter, result / ADAPTERS / name, str(base))
     facts["source"]["adapters"] = [str(adapter) for adapter in request.adapters]
 
 
@@ -138,7 +138,7 @@ def _rank(adapter: Path) -> int:
 def _export_adapter(request: Request, base: Path, output: Path) -> None:
     from oarlock.export.peft import export_peft
 
-    export_peft(request.adapters[0], output, request.base_name or str(base))
+    export_peft(request.adapters[0], output, str(base))
 
 
 def _export_repository(request: Request, base: Path, output: Path) -> None:
