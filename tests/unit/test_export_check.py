@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from helpers import run_program
+from oarlock.cli import _parser
 from oarlock.errors import ConfigError
 from oarlock.export.check import check_folder, check_model, guess_server
 from oarlock.export.manifest import write_manifest
@@ -486,9 +486,15 @@ def test_hashes_are_compared_with_the_manifest(good, tmp_path):
     assert finding.kind == "changed" and finding.place == "generation_config.json"
 
 
-def test_the_command_prints_findings_and_fails(good, tmp_path):
+def test_the_command_prints_findings_and_fails(good, tmp_path, capsys):
     folder = shutil.copytree(good[1], tmp_path / "model")
     leftover(folder, lambda choices: choices[0])
-    result = run_program("oarlock", "export", "--check", str(folder), "--server", "fastdeploy")
-    assert result.returncode == 1, result.stderr
-    assert "model_state.pdparams: a server may read it" in result.stdout and "1 thing would go wrong" in result.stdout
+    arguments = _parser().parse_args(["export", "--check", str(folder), "--server", "fastdeploy"])
+    assert arguments.run(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "model_state.pdparams: a server may read it" in printed and "1 thing would go wrong" in printed
+    (folder / "model_state.pdparams").unlink()
+    assert arguments.run(arguments) == 0 and "nothing found" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--check DIR"):
+        arguments = _parser().parse_args(["export", "--check", str(folder), "--target", "vllm"])
+        arguments.run(arguments)
