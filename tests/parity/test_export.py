@@ -175,9 +175,9 @@ def test_options_that_do_not_go_together(changes, message, tmp_path):
 
 
 def test_models_that_a_server_does_not_run(tiny_model, tmp_path, monkeypatch):
-    def source(family: str) -> Path:
-        folder = shutil.copytree(tiny_model, tmp_path / family)
-        (folder / "config.json").write_text(json.dumps({"model_type": family, "architectures": []}))
+    def source(name: str, family: str = "") -> Path:
+        folder = shutil.copytree(tiny_model, tmp_path / name)
+        (folder / "config.json").write_text(json.dumps({"model_type": family or name, "architectures": []}))
         return folder
 
     with pytest.raises(ModelError, match=r"FastDeploy 2.x does not run MistralForCausalLM .*Qwen2ForCausalLM"):
@@ -185,6 +185,10 @@ def test_models_that_a_server_does_not_run(tiny_model, tmp_path, monkeypatch):
     check_source(Request("vllm", "m", tmp_path / "out"), tmp_path / "mistral")
     with pytest.raises(ModelError, match="chatglm: transformers has no ChatGLM"):
         check_source(Request("hf", "m", tmp_path / "out"), source("chatglm"))
+    for target in ("triton", "paddle-inference"):
+        check_source(Request(target, "m", tmp_path / "out"), tmp_path / "chatglm")
+        with pytest.raises(ModelError, match=f"{target}: mixtral can't be run: PaddleNLP 3.0.0b4's Mixtral"):
+            check_source(Request(target, "m", tmp_path / "out"), source(f"mixtral-{target}", "mixtral"))
     (tmp_path / "mistral" / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="has no tokenizer"):
         check_source(Request("vllm", "m", tmp_path / "out"), tmp_path / "mistral")
@@ -243,8 +247,3 @@ def test_a_graph_with_other_scores_is_not_handed_over(tiny_model, tmp_path, monk
     with pytest.raises(ModelError, match="not the model"):
         export(Request("paddle-inference", str(tiny_model), tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_family_without_a_graph_says_why():
-    with pytest.raises(ModelError, match=r"mixtral can't be run: PaddleNLP 3.0.0b4's MixtralSparseMoeBlock"):
-        static_graph.check_graph_family("mixtral")

@@ -12,7 +12,7 @@ from typing import Any
 from oarlock.data.templates import TEMPLATE_FILE
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.findings import read_object
-from oarlock.export.servers import SERVERS, check_architecture
+from oarlock.export.servers import SERVERS, check_architecture, check_runs_here
 from oarlock.files import is_vacant
 from oarlock.models.hf_config import words_of
 from oarlock.models.save import MAX_SHARD_BYTES
@@ -121,20 +121,25 @@ def check_source(request: Request, folder: Path) -> None:
     config = read_object(folder / "config.json")
     if isinstance(config, str):
         raise ModelError(f"{folder / 'config.json'} {config}, so it is not a model")
-    if request.converts:
-        _check_convertible(request.target, config)
+    _check_family(request, _family_of(config))
     if request.target != "peft":
         _check_tokenizer(request, folder)
         _check_space(request, folder)
 
 
-def _check_convertible(target: str, config: Mapping[str, Any]) -> None:
-    family = str(config.get("model_type"))
-    if family not in FAMILIES:  # PaddleNLP writes no model_type where the class alone says it
-        named = (config.get("architectures") or [""])[0]
-        family = next((name for name, about in FAMILIES.items() if about.model == named), family)
-    words_of(family)
-    check_architecture(target, FAMILIES[family].model)
+def _family_of(config: Mapping[str, Any]) -> str:
+    named = (config.get("architectures") or [""])[0]
+    by_class = next((name for name, about in FAMILIES.items() if about.model == named), "None")
+    return str(config.get("model_type") or by_class)
+
+
+def _check_family(request: Request, family: str) -> None:
+    if request.converts or request.target == "peft":
+        words_of(family)
+    if request.converts:
+        check_architecture(request.target, FAMILIES[family].model)
+    elif request.target != "peft":
+        check_runs_here(request.target, family)
 
 
 def _check_tokenizer(request: Request, folder: Path) -> None:

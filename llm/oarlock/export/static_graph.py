@@ -14,9 +14,9 @@ from paddle import nn
 
 from oarlock.environment import on_cpu, say
 from oarlock.errors import ModelError
+from oarlock.export.servers import check_runs_here
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.inputs import pairs_of_positions
-from oarlock.parallel.families import BROKEN, FAMILIES
 
 GRAPH = "model"  # model.json and model.pdiparams
 ALLOWED = 1e-4  # of the largest score, in float32
@@ -51,21 +51,6 @@ class GraphProof:
         )
 
 
-def check_graph_family(family: str) -> None:
-    """Refuse a family that can't become a static graph, with the reason.
-
-    Raises:
-        ModelError: naming those that can.
-    """
-    if family in BROKEN:
-        raise ModelError(f"--target paddle-inference: {family} can't be run: {BROKEN[family]}")
-    if family not in FAMILIES:
-        raise ModelError(
-            f"--target paddle-inference: {family} is not among the families that become a static graph "
-            f"({', '.join(FAMILIES)})"
-        )
-
-
 def write_graph(source: ModelSource, folder: Path, allow_pickle: bool = False) -> GraphProof:
     """Write model.json and model.pdiparams, in float32 and for any batch and length, and compare them with the model.
 
@@ -75,7 +60,7 @@ def write_graph(source: ModelSource, folder: Path, allow_pickle: bool = False) -
         ModelError: when Paddle can't translate the model, or the graph's scores are others.
     """
     family = source.config.model_type
-    check_graph_family(family)
+    check_runs_here("paddle-inference", family)
     with on_cpu():
         source.config.use_cache = False
         model = build_model(source, allow_pickle=allow_pickle)

@@ -19,7 +19,7 @@ from oarlock.export.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from oarlock.export.request import Request, adapter_names, check_source, template_of
 from oarlock.export.servers import SERVERS
 from oarlock.export.start_scripts import ADAPTERS, START_FILE, write_start_script
-from oarlock.export.static_graph import GRAPH, check_graph_family, write_graph
+from oarlock.export.static_graph import GRAPH, write_graph
 from oarlock.models.adapter import Base
 from oarlock.models.adapter_mix import AdapterMix
 from oarlock.models.build import ModelSource
@@ -92,7 +92,6 @@ def _write_converted(request: Request, folder: Path, result: Path, facts: dict[s
 def _write_graph(request: Request, folder: Path, result: Path, facts: dict[str, Any]) -> None:
     layout = layout_of(folder)
     config = read_config(folder)
-    check_graph_family(config.model_type)
     proof = write_graph(ModelSource(folder, config, from_weights=True), result, request.allow_pickle)
     save_config(config, result)
     write_companions(folder, layout, "paddle", config, result)
