@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from families import FAMILIES, family_config, family_model
 from helpers import run_program
@@ -26,6 +26,7 @@ from oarlock.export.targets import export
 from oarlock.models.adapter import Base, save_adapter
 from oarlock.models.build import ModelSource, build_model, model_class
 from oarlock.models.configs import read_config
+from oarlock.models.hf_config import WORDS
 from oarlock.models.lora import LoRA
 from oarlock.models.methods import trained
 from oarlock.models.safetensors_stream import TensorSource
@@ -71,6 +72,26 @@ def test_a_merged_model_is_exported_and_passes_the_check(tiny_model, lora, tmp_p
     assert manifest["template"] == (output / "chat_template.jinja").read_text()
     assert changed_files(output) == [] and check_model(output, target) == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("family", WORDS)
+def test_the_checker_knows_the_weights_of_every_family(family, tiny_tokenizer, tmp_path):
+    folder = tmp_path / "model"
+    tied = {"tie_word_embeddings": True} if family in ("qwen2", "opt") else {}
+    family_model(family, **tied).save_pretrained(str(folder), safe_serialization=True)
+    shutil.copytree(tiny_tokenizer, folder, dirs_exist_ok=True)
+    export(Request("vllm", str(folder), tmp_path / "out", max_shard_bytes=60_000))
+    out = tmp_path / "out"
+    assert check_model(out, "vllm") == [] and check_model(out, "hf") == []
+    arrays = {name: values for path in out.glob("*.safetensors") for name, values in load_file(path).items()}
+    for path in out.glob("*.safetensors*"):
+        path.unlink()
+    for name in arrays:
+        save_file(
+            {key: values for key, values in arrays.items() if key != name}, out / "model.safetensors", {"format": "pt"}
+        )
+        (finding,) = check_model(out, "hf")
+        assert finding.kind == "names" and finding.place == name
 
 
 def started(script: Path, program: str, folder: Path, **variables: str) -> list[str]:
