@@ -18,7 +18,6 @@ from oarlock.models.hf_config import words_of
 from oarlock.models.save import MAX_SHARD_BYTES
 from oarlock.parallel.families import FAMILIES
 
-TARGETS = ("hf", "vllm", "fastdeploy", "triton", "paddle-inference", "peft")
 _CONVERTED = tuple(SERVERS)
 _BESIDE = ("triton", "peft")  # take adapters as they are
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
