@@ -139,7 +139,7 @@ class ChatTemplate:
             raise DataError(f"chat template {self.name} fails: {type(error).__name__}: {error}") from error
 
     @cached_property
-    def _end_marker(self) -> str:
+    def end_marker(self) -> str:
         """What the template puts after an answer, up to the end token, at which generation stops."""
         answer = "answer-9f2c"
         whole = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}])
@@ -149,7 +149,7 @@ class ChatTemplate:
 
     def answer_in(self, text: str) -> str:
         """The answer in what a model said: without the end marker that the template puts before the end token."""
-        return text.rstrip().removesuffix(self._end_marker) if self._end_marker else text
+        return text.rstrip().removesuffix(self.end_marker) if self.end_marker else text
 
     def check(self) -> None:
         """Compile it and render a round.

@@ -1,0 +1,45 @@
+"""LoRA adapters that are served beside their base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from paddlenlp.transformers import PretrainedConfig
+
+from oarlock.errors import ModelError
+from oarlock.models.adapter import Base, open_adapter
+from oarlock.models.adapter_mix import Weighted
+from oarlock.models.build import model_class
+from oarlock.models.lora import LoRA
+from oarlock.models.lora_changes import changes_of
+from oarlock.models.tuned import check_base
+
+# Name of a linear layer -> A [in, r] and scaling * B [r, out], float32.
+LoraWeights = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def read_adapters(adapters: Mapping[str, Path], folder: Path, config: PretrainedConfig) -> dict[str, LoraWeights]:
+    """The weights of each, by its name.
+
+    Args:
+        folder, config: of the base.
+
+    Raises:
+        ModelError: when one is no LoRA adapter, or of another base.
+    """
+    found: dict[str, LoraWeights] = {}
+    base = Base.of(str(folder), folder) if adapters else None
+    for name, place in adapters.items():
+        adapter = open_adapter(place)
+        if adapter.method != LoRA.name:
+            raise ModelError(
+                f"{place}: trained with {adapter.method}; only LoRA adapters are served beside a base (`oarlock ask` "
+                "answers with this one)"
+            )
+        assert base is not None
+        check_base(adapter.base, base)
+        changes = changes_of(Weighted(adapter, 1.0), model_class(config), config)
+        found[name] = {change.layer: change.matrices() for change in changes}
+    return found

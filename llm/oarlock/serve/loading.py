@@ -1,0 +1,141 @@
+"""A model folder ready to be served: the decoder, the tokenizer, the template, the tokens that end an answer."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import paddle
+from paddlenlp.transformers import AutoConfig
+
+from oarlock.data.labels import encode_text
+from oarlock.data.templates import ChatTemplate, choose_template
+from oarlock.data.tokenizers import load_tokenizer
+from oarlock.environment import say_once, set_paddlenlp_log_level
+from oarlock.errors import DataError, ModelError
+from oarlock.models.build import ModelSource, build_model
+from oarlock.models.hub import local_folder
+from oarlock.serve.adapters import read_adapters
+from oarlock.serve.generic import GenericDecoder
+from oarlock.serve.requests import Prompt, RequestRefused
+
+if TYPE_CHECKING:
+    from oarlock.serve.decoder import Decoder
+
+_CONTEXT = ("max_position_embeddings", "max_sequence_length", "n_positions", "seq_length")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the engine works with.
+
+    Attributes:
+        name: of the model, for clients.
+        context: tokens that the model was made for, prompt and answer together.
+        ends: tokens that end an answer.
+    """
+
+    name: str
+    decoder: Decoder
+    tokenizer: Any
+    template: ChatTemplate
+    context: int
+    ends: frozenset[int]
+    adapters: tuple[str, ...] = ()
+    # The `tokenizers` library refuses to be used from two threads where PaddleNLP changes its padding.
+    _tokenizing: threading.Lock = field(default_factory=threading.Lock)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt.
+
+        Raises:
+            RequestRefused: when there are none, or they are no tokens of this model.
+        """
+        try:
+            if prompt.messages is not None:
+                text = self.template.render(prompt.messages, add_generation_prompt=True)  # type: ignore[arg-type]
+                with self._tokenizing:
+                    ids = encode_text(self.tokenizer, text)
+            elif prompt.text is not None:
+                with self._tokenizing:
+                    ids = self.tokenizer(prompt.text)["input_ids"]
+            else:
+                ids = prompt.token_ids or []
+        except DataError as error:  # the template's own complaint
+            raise RequestRefused(str(error)) from error
+        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise RequestRefused(f"the prompt is not valid text: {error.reason} at character {error.start}") from error
+        if not ids:
+            raise RequestRefused("the prompt is empty: it has no token")
+        wrong = next((token for token in ids if not 0 <= token < self.decoder.vocabulary), None)
+        if wrong is not None:
+            raise RequestRefused(f"token {wrong} is not in the model's vocabulary of {self.decoder.vocabulary:,}")
+        return list(ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Their text, without special tokens."""
+        with self._tokenizing:
+            return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def end_of_turn(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Tokens and texts that the chat template puts at the end of an answer, where they are not the tokenizer's."""
+        marker = self.template.end_marker
+        if not marker:
+            return (), ()
+        with self._tokenizing:
+            ids = encode_text(self.tokenizer, marker)
+        return ((ids[0],), ()) if len(ids) == 1 else ((), (marker,))
+
+
+def open_served(model: str | Path, adapters: Mapping[str, Path]) -> Served:
+    """Load a model folder and the adapters beside it.
+
+    Raises:
+        ModelError: when something is missing, or does not belong together.
+    """
+    set_paddlenlp_log_level("error")
+    folder = local_folder(str(model), with_weights=True)
+    try:
+        config = AutoConfig.from_pretrained(str(folder))
+    except Exception as error:  # PaddleNLP raises KeyError, AttributeError, OSError, ... for a file it can't place
+        raise ModelError(f"{folder / 'config.json'}: not a model configuration PaddleNLP knows: {error!r}") from error
+    tokenizer = load_tokenizer(str(folder))
+    found = read_adapters(adapters, folder, config)
+    dtype = _dtype(config)
+    built = build_model(ModelSource(folder, config, from_weights=True), dtype=dtype)
+    built.eval()
+    context = next((int(value) for name in _CONTEXT if (value := getattr(config, name, None))), 2048)
+    return Served(
+        name=folder.resolve().name,
+        decoder=GenericDecoder(built, found),
+        tokenizer=tokenizer,
+        template=choose_template("auto", tokenizer, "src_tgt"),
+        context=context,
+        ends=frozenset(_ends(folder, config, tokenizer)),
+        adapters=tuple(found),
+    )
+
+
+def _dtype(config: Any) -> str:
+    """That of the weights on a GPU; a CPU computes in float32."""
+    stored = str(getattr(config, "dtype", None) or "float32")
+    if paddle.device.get_device().startswith("gpu"):
+        return stored if stored in ("float16", "bfloat16", "float32") else "float32"
+    if stored in ("float16", "bfloat16"):
+        say_once(f"{stored} on a CPU: answers are computed in float32")
+    return "float32"
+
+
+def _ends(folder: Path, config: Any, tokenizer: Any) -> Iterable[int]:
+    """Of the tokenizer, the configuration and generation_config.json, where each names one or several."""
+    path = folder / "generation_config.json"
+    try:
+        generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ModelError(f"{path}: not readable as JSON: {error}") from error
+    for given in (tokenizer.eos_token_id, getattr(config, "eos_token_id", None), generation.get("eos_token_id")):
+        yield from (int(token) for token in (given if isinstance(given, (list, tuple)) else [given]) if token is not None)

@@ -1,0 +1,203 @@
+"""What a caller asks of the engine, and what comes back. Does not import paddle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from oarlock.errors import OarlockError
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class RequestRefused(OarlockError):
+    """The caller asked for what can't be: a bad prompt, too many tokens, an adapter that is not here."""
+
+
+class QueueFull(OarlockError):
+    """As many requests wait as may, or the engine is closing: try again later."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine gives at most.
+
+    Attributes:
+        max_batch: requests that are answered at a time; the others wait.
+        max_length: tokens of a prompt and its answer together; None for the model's context.
+        max_queue: requests that may wait.
+        max_tokens: of an answer.
+        seconds: from the call of submit() to the last token.
+    """
+
+    max_batch: int = 16
+    max_length: int | None = None
+    max_queue: int = 256
+    max_tokens: int = 4096
+    seconds: float = 600.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen, and when an answer ends.
+
+    The order is: repetition, frequency and presence penalties, temperature, top_k, top_p, as in Hugging Face's and vLLM's
+    samplers.
+
+    Attributes:
+        max_tokens: of the answer; None for as many as the limits allow.
+        min_tokens: before which nothing ends it.
+        temperature: of the distribution; 0 takes the likeliest token (greedy).
+        top_p: mass of the likeliest tokens that are kept (at least one), in (0, 1].
+        top_k: how many of the likeliest tokens are kept; 0 for all.
+        repetition_penalty: divides positive and multiplies negative scores of what is in prompt or answer
+            (arXiv 1909.05858).
+        frequency_penalty: is subtracted from a token's score for each time that the answer has it.
+        presence_penalty: is subtracted once when the answer has it.
+        seed: the same gives the same answer, whatever else is in the batch; None draws one.
+        stop: texts that end the answer, they and what follows left out.
+        stop_token_ids: tokens that do, beside the model's own.
+        ignore_eos: go on after the model's own.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def check(self) -> None:
+        """Refuse values outside of their ranges.
+
+        Raises:
+            RequestRefused: naming the field and what it may be.
+        """
+        for name in ("temperature", "top_p", "repetition_penalty", "frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise RequestRefused(f"{name} has to be a finite number; got {value!r}")
+        for name in ("max_tokens", "min_tokens", "top_k", "seed"):
+            value = getattr(self, name)
+            optional = name in ("max_tokens", "seed") and value is None
+            if not optional and (isinstance(value, bool) or not isinstance(value, int)):
+                raise RequestRefused(f"{name} has to be a whole number; got {value!r}")
+        rules = {
+            "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            "min_tokens": (self.min_tokens >= 0, "at least 0"),
+            "temperature": (0 <= self.temperature <= 100, "from 0 to 100"),
+            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
+            "top_k": (self.top_k >= 0, "at least 0 (0 for all)"),
+            "repetition_penalty": (0 < self.repetition_penalty <= 100, "above 0, at most 100"),
+            "frequency_penalty": (abs(self.frequency_penalty) <= 100, "from -100 to 100"),
+            "presence_penalty": (abs(self.presence_penalty) <= 100, "from -100 to 100"),
+            "seed": (self.seed is None or -(2**63) <= self.seed < 2**64, "a number of 64 bits"),
+            "stop": (all(isinstance(text, str) and text for text in self.stop), "texts that are not empty"),
+            "stop_token_ids": (
+                all(isinstance(token, int) and not isinstance(token, bool) for token in self.stop_token_ids),
+                "token ids",
+            ),
+        }
+        for name, (holds, allowed) in rules.items():
+            if not holds:
+                raise RequestRefused(f"{name} has to be {allowed}; got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked: exactly one of the first three.
+
+    Attributes:
+        text: as it is; the tokenizer adds what it puts before a text.
+        messages: of a chat, {"role": ..., "content": ...}; the model's chat template makes the text of them.
+        token_ids: as they are.
+        adapter: its name; None for the base.
+    """
+
+    text: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    token_ids: list[int] | None = None
+    adapter: str | None = None
+
+    def check(self) -> None:
+        """Refuse anything but one well-formed form.
+
+        Raises:
+            RequestRefused: saying what is wrong.
+        """
+        given = [name for name in ("text", "messages", "token_ids") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise RequestRefused(f"give one of text, messages and token_ids; got {', '.join(given) or 'none'}")
+        if self.text is not None and not isinstance(self.text, str):
+            raise RequestRefused(f"text has to be a text; got {type(self.text).__name__}")
+        if self.messages is not None:
+            _check_messages(self.messages)
+        if self.token_ids is not None and not all(
+            isinstance(token, int) and not isinstance(token, bool) for token in self.token_ids
+        ):
+            raise RequestRefused("token_ids have to be whole numbers")
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise RequestRefused("messages has to be a list of at least one message")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise RequestRefused(f'messages[{i}] has to be {{"role": ..., "content": ...}}')
+        if not isinstance(message.get("content"), str):
+            raise RequestRefused(f"messages[{i}].content has to be a text")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer, in order.
+
+    Attributes:
+        text: that is new; empty while it may be the beginning of a stop text or of a character.
+        token_ids: that are new; the one that ended the answer is left out.
+        index: counts the pieces of an answer from 0.
+        finish_reason: None but for the last piece: "stop" (the model's end, or a stop text), "length", "cancelled", "error".
+        prompt_tokens: of the whole prompt.
+        completion_tokens: so far.
+        error: what went wrong, for people.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    index: int
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    completion_tokens: int
+    error: str = ""
+
+
+@dataclass
+class Answer:
+    """Pieces put together.
+
+    Attributes:
+        text, token_ids: whole.
+        finish_reason: None as long as the last piece is not there.
+    """
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    error: str = ""
+
+    def add(self, piece: Piece) -> None:
+        """The next one."""
+        self.text += piece.text
+        self.token_ids += piece.token_ids
+        self.finish_reason, self.error = piece.finish_reason, piece.error
+        self.prompt_tokens, self.completion_tokens = piece.prompt_tokens, piece.completion_tokens

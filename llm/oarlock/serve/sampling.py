@@ -1,0 +1,114 @@
+"""The next token of one row from its scores, in NumPy: rows of a batch may each want something else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from oarlock.serve.requests import Sampling
+
+_CANDIDATES = 1024  # of which top_p is looked for first, before all tokens are sorted
+
+
+class Sampler:
+    """Chooses the tokens of one answer. Its random numbers are its own, so that the batch around it has no say."""
+
+    def __init__(self, sampling: Sampling, prompt: Iterable[int], ends: Iterable[int] = ()) -> None:
+        """Of a request.
+
+        Args:
+            ends: tokens that are not chosen before min_tokens are there.
+        """
+        self._sampling = sampling
+        self._ends = np.array(sorted(ends), np.int64)
+        self._seen = set(prompt) if sampling.repetition_penalty != 1 else set()
+        self._counts: dict[int, int] = {}
+        self._chosen = 0
+        seed = None if sampling.seed is None else sampling.seed % 2**64
+        self._random = np.random.Generator(np.random.Philox(seed))
+
+    def choose(self, scores: np.ndarray) -> int:
+        """The next token.
+
+        Args:
+            scores: of all tokens, float32 [vocabulary]; left as they are.
+
+        Raises:
+            ArithmeticError: when none of them is finite, or one is NaN.
+        """
+        token = self._choose(self._penalised(scores))
+        self._chosen += 1
+        self._counts[token] = self._counts.get(token, 0) + 1
+        if self._sampling.repetition_penalty != 1:
+            self._seen.add(token)
+        return token
+
+    def _penalised(self, scores: np.ndarray) -> np.ndarray:
+        how = self._sampling
+        hides_ends = self._chosen < how.min_tokens and self._ends.size
+        if not (hides_ends or self._seen or how.frequency_penalty or how.presence_penalty):
+            return scores
+        scores = scores.copy()
+        if self._seen:
+            seen = np.fromiter(self._seen, np.int64)
+            seen = seen[seen < scores.size]
+            values = scores[seen]
+            scores[seen] = np.where(values > 0, values / how.repetition_penalty, values * how.repetition_penalty)
+        if self._counts and (how.frequency_penalty or how.presence_penalty):
+            tokens = np.fromiter(self._counts, np.int64)
+            counts = np.fromiter(self._counts.values(), np.float32)
+            scores[tokens] -= np.float32(how.frequency_penalty) * counts + np.float32(how.presence_penalty)
+        if hides_ends:
+            scores[self._ends] = -np.inf
+        return scores
+
+    def _choose(self, scores: np.ndarray) -> int:
+        best = int(scores.argmax())  # the place of a NaN, where there is one
+        if not np.isfinite(scores[best]):
+            raise ArithmeticError("the model's scores are not finite numbers")
+        if self._sampling.temperature == 0 or self._sampling.top_k == 1:
+            return best
+        tokens, masses = kept(scores, self._sampling)
+        sums = masses.cumsum()
+        place = int(np.searchsorted(sums, self._random.random() * sums[-1], side="right"))
+        return int(tokens[min(place, len(tokens) - 1)])
+
+
+def kept(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that temperature, top_k and top_p leave, likeliest first (of equals the smaller id), and their masses.
+
+    Masses are float64, and relative: they sum to what top_p left of 1 (after top_k).
+    """
+    scaled = (scores.astype(np.float64) - float(scores.max())) / how.temperature
+    masses = np.exp(scaled)
+    size = len(masses)
+    if 0 < how.top_k < size:
+        tokens = _likeliest(masses, how.top_k)
+        total = masses[tokens].sum()
+    else:
+        tokens = None
+        total = masses.sum()
+    if how.top_p >= 1:
+        tokens = np.flatnonzero(masses > 0) if tokens is None else tokens
+        return tokens, masses[tokens] / total
+    if tokens is None:
+        tokens = _likeliest(masses, min(_CANDIDATES, size))
+        if masses[tokens].sum() < how.top_p * total:
+            tokens = _likeliest(masses, size)
+    shares = masses[tokens] / total
+    before = shares.cumsum() - shares  # a token is kept when those before it do not make up top_p
+    count = max(1, int((before < how.top_p).sum()))
+    return tokens[:count], shares[:count]
+
+
+def _likeliest(masses: np.ndarray, count: int) -> np.ndarray:
+    """Places of the largest, in order; of equals the first ones."""
+    if count < len(masses):
+        least = np.partition(masses, len(masses) - count)[len(masses) - count]
+        above, equal = np.flatnonzero(masses > least), np.flatnonzero(masses == least)
+        places = np.concatenate([above, equal[: count - len(above)]])
+        places.sort()
+    else:
+        places = np.arange(len(masses))
+    return places[np.argsort(-masses[places], kind="stable")]

@@ -1,0 +1,78 @@
+"""Tokens to text as they come: whole characters only, and nothing from a stop text on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+_BROKEN = "\ufffd"  # what decoders make of a part of a character
+
+
+class Detokenizer:
+    """The text of tokens, piece by piece; all pieces together are the text of all tokens.
+
+    A token's text may hang on the one before it (a space that begins a text is dropped, a character may lie in several
+    tokens), so that each is decoded behind those that were new before.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        """Of one answer.
+
+        Args:
+            decode: ids -> text.
+        """
+        self._decode = decode
+        self._tokens: list[int] = []
+        self._begin = self._end = 0  # of the tokens whose text was given last
+
+    def add(self, token: int) -> str:
+        """The text that is new and certain; empty in the middle of a character."""
+        self._tokens.append(token)
+        before, now = self._texts()
+        if now.endswith(_BROKEN) or len(now) <= len(before):
+            return ""
+        self._begin, self._end = self._end, len(self._tokens)
+        return now[len(before) :]
+
+    def rest(self) -> str:
+        """What was held back, at the end of the answer."""
+        before, now = self._texts()
+        self._begin = self._end = len(self._tokens)
+        return now[len(before) :]
+
+    def _texts(self) -> tuple[str, str]:
+        known = self._tokens[self._begin : self._end]
+        return self._decode(known) if known else "", self._decode(self._tokens[self._begin :])
+
+
+class StopFinder:
+    """Finds the first stop text to be complete in a text that comes in pieces, however it is cut.
+
+    Of several that are complete at the same character, the longest counts.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """Of one answer."""
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found = False
+
+    def add(self, text: str) -> str:
+        """What may be shown: nothing that is, or may be the beginning of, a stop text, nor what follows one."""
+        if self.found or not self._stops:
+            return "" if self.found else text
+        held = self._held + text
+        ends = [(place + len(stop), place) for stop in self._stops if (place := held.find(stop)) >= 0]
+        if ends:
+            self.found, self._held = True, ""
+            return held[: min(ends)[1]]
+        longest = max(len(stop) for stop in self._stops) - 1
+        keep = next(
+            (n for n in range(min(longest, len(held)), 0, -1) if any(s.startswith(held[-n:]) for s in self._stops)), 0
+        )
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def rest(self) -> str:
+        """What was held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held
