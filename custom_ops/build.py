@@ -32,6 +32,7 @@ LIBRARY, STAMP = "oarlock_ops.so", "oarlock_ops.stamp"
 # CPU kernels, free of Paddle: each is compiled once per instruction set, into a namespace of its own.
 CPU_KERNELS = (
     "attention/attention_cpu.cc",
+    "decoder/decoder_cpu.cc",
     "rms_norm/rms_norm_cpu.cc",
     "training_step/adamw.cc",
     "training_step/cross_entropy.cc",
@@ -46,6 +47,7 @@ CUDA_KERNELS = ("rms_norm/rms_norm_cuda.cu",)
 # What registers the kernels as Paddle operators.
 BINDINGS = (
     "attention/attention_paddle.cc",
+    "decoder/decoder_paddle.cc",
     "rms_norm/rms_norm_paddle.cc",
     "training_step/training_step_paddle.cc",
 )

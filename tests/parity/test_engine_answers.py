@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 
 from families import FAMILIES
@@ -11,6 +9,7 @@ from oarlock.data.templates import ChatTemplate
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.models.generate import generate_ids
 from oarlock.serve.engine import Engine
+from oarlock.serve.fused import FusedDecoder
 from oarlock.serve.generic import GenericDecoder
 from oarlock.serve.loading import Served
 from oarlock.serve.requests import Answer, Limits, Prompt, Sampling
@@ -42,11 +41,15 @@ def tokenizer(tiny_tokenizer):
     return load_tokenizer(str(tiny_tokenizer))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_answers_are_those_of_generate(family, tokenizer):
+WAYS = [(family, "generic") for family in FAMILIES] + [(f, "fused") for f in ("llama", "qwen2", "mistral", "gemma")]
+
+
+@pytest.mark.parametrize(("family", "way"), WAYS)
+def test_answers_are_those_of_generate(family, way, tokenizer):
     model = stirred(family)
     wanted = [generate_ids(model, TOKENIZER, [row], 12)[0] for row in PROMPTS]
-    engine = Engine(served(GenericDecoder(model, {}), tokenizer), Limits(max_batch=3))
+    decoder = GenericDecoder(model, {}) if way == "generic" else FusedDecoder(model, {}, 256)
+    engine = Engine(served(decoder, tokenizer), Limits(max_batch=3))
     try:
         # four requests of different lengths for three places: the last one joins when another is done
         sampling = [Sampling(max_tokens=count) for count in (12, 3, 12, 7)]

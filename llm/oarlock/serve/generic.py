@@ -14,6 +14,7 @@ import numpy as np
 import paddle
 
 from oarlock.errors import ModelError
+from oarlock.parallel.families import FAMILIES
 from oarlock.serve.adapters import LoraWeights
 from oarlock.serve.decoder import Feed
 
@@ -54,6 +55,9 @@ class GenericDecoder:
         layers = dict(model.named_sublayers())
         for name in sorted({layer for weights in adapters.values() for layer in weights}):
             layers[name].register_forward_post_hook(self._beside(name))
+        # GPT-J counts positions from the first column on, so that keys can't be moved to another one.
+        family = FAMILIES.get(model.config.model_type)
+        self._fixed_columns = family is not None and family.inputs == "gptj"
         self._axes = self._find_axes()
 
     def _beside(self, name: str) -> Callable[..., Any]:
@@ -88,8 +92,10 @@ class GenericDecoder:
         for adapter, some in by_adapter.items():
             self._active = self._adapters[adapter] if adapter is not None else {}
             batch = self._batches.pop(adapter, None)
-            old = [given for given in some if given.sequence.tokens]
             new = [given for given in some if not given.sequence.tokens]
+            if new and self._fixed_columns:
+                new, batch = some, None  # all of them are read anew
+            old = [given for given in some if given not in new]
             for given in some:
                 given.sequence.tokens.extend(given.tokens)
             if old:
@@ -159,6 +165,7 @@ class GenericDecoder:
             return batch
         order = paddle.to_tensor(rows)
         length = min(batch.length, max(len(sequence.tokens) for sequence in sequences))
+        length = batch.length if self._fixed_columns else length
 
         def cut(tensor: paddle.Tensor, batch_axis: int, token_axis: int) -> paddle.Tensor:
             some = paddle.index_select(tensor, order, axis=batch_axis)

@@ -19,7 +19,8 @@ from oarlock.environment import say_once, set_paddlenlp_log_level
 from oarlock.errors import DataError, ModelError
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.hub import local_folder
-from oarlock.serve.adapters import read_adapters
+from oarlock.serve.adapters import LoraWeights, read_adapters
+from oarlock.serve.fused import FusedDecoder, why_not_fused
 from oarlock.serve.generic import GenericDecoder
 from oarlock.serve.requests import Prompt, RequestRefused
 
@@ -111,13 +112,23 @@ def open_served(model: str | Path, adapters: Mapping[str, Path]) -> Served:
     context = next((int(value) for name in _CONTEXT if (value := getattr(config, name, None))), 2048)
     return Served(
         name=folder.resolve().name,
-        decoder=GenericDecoder(built, found),
+        decoder=choose_decoder(built, found, context),
         tokenizer=tokenizer,
         template=choose_template("auto", tokenizer, "src_tgt"),
         context=context,
         ends=frozenset(_ends(folder, config, tokenizer)),
         adapters=tuple(found),
     )
+
+
+def choose_decoder(model: Any, adapters: dict[str, LoraWeights], context: int) -> Decoder:
+    """The fused one where it serves this model on this machine; said once. `model` is of no other use afterwards."""
+    reason = why_not_fused(model)
+    if reason:
+        say_once(f"answers go through PaddleNLP's own forward, not the fused decoder: {reason}")
+        return GenericDecoder(model, adapters)
+    say_once("answers go through the fused decoder (float32 on the CPU)")
+    return FusedDecoder(model, adapters, context)
 
 
 def _dtype(config: Any) -> str:

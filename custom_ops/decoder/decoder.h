@@ -1,0 +1,70 @@
+// One pass of a decoder of Llama's kind (RMSNorm, rotary positions, grouped heads, gated feed-forward) over the new
+// tokens of several sequences, float32 on the CPU.
+//
+// Every sum runs in an order that depends on its own row alone. So the scores of a sequence have the same bits alone
+// and in any batch, and whether its prompt is read at once or in parts.
+//
+// Matrices [in, out] are kept in panels of 32 columns, [ceil(out / 32)][in][32], the last one filled up with zeros:
+// a step for few tokens reads each weight once, in order.
+#pragma once
+
+#include <cstdint>
+
+namespace oarlock {
+
+constexpr int64_t kPanel = 32;    // columns of a panel
+constexpr int64_t kKeyBlock = 16;  // keys of a block, see DecoderRun
+
+struct DecoderSizes {
+  int64_t hidden, intermediate, num_layers, num_heads, num_key_value_heads, head_dim, vocabulary;
+  float epsilon;          // of the norms
+  float embedding_scale;  // Gemma's sqrt(hidden); 1 elsewhere
+  bool gelu;              // in the place of silu
+};
+
+struct DecoderLayer {
+  const float *input_norm, *attention_norm;  // [hidden]; the second stands before the feed-forward
+  const float* qkv_bias;                     // [(heads + 2 key heads) * dim]
+  const float *qkv, *o, *gate_up, *down;     // panels; q | k | v and gate | up beside each other
+};
+
+// A low-rank change x A B, in panels; null where there is none.
+struct DecoderLora {
+  const float *a, *b;
+};
+enum DecoderTarget { kQ, kK, kV, kO, kGate, kUp, kDown, kTargets };
+
+// Tokens of one sequence, which follow one another in the pass.
+struct DecoderRun {
+  int64_t begin, count;  // among the tokens of the pass
+  int64_t position;      // of the first one in the sequence
+  int64_t rank;          // of the LoRA matrices
+  const DecoderLora* lora;  // [layers][kTargets]; null for the base
+  // [layers][keys, values][key heads], keys in blocks [capacity / 16][dim][16], values [capacity][padded dim].
+  float* cache;
+  int64_t capacity;  // a multiple of 16
+  bool scored;       // whether the scores after its last token are wanted
+};
+
+struct DecoderPass {
+  DecoderSizes sizes;
+  const DecoderLayer* layers;
+  const float* embedding;    // [vocabulary, hidden]
+  const float* norm;         // [hidden]
+  const float* head;         // panels of [hidden, vocabulary]
+  const float *cos, *sin;    // [positions, dim]
+  const int64_t* tokens;     // [num_tokens]
+  int64_t num_tokens;
+  const DecoderRun* runs;
+  int64_t num_runs;
+  float* workspace;  // decoder_workspace floats
+  float* scores;     // [scored runs, vocabulary]
+};
+
+// Floats of a sequence's cache.
+int64_t decoder_cache(const DecoderSizes& sizes, int64_t capacity);
+// Depends on the number of threads, which has to be the same in the pass.
+int64_t decoder_workspace(const DecoderPass& pass);
+void decoder_cpu(const DecoderPass& pass);
+
+}  // namespace oarlock

@@ -1,0 +1,250 @@
+#include "decoder/decoder.h"
+
+#include <cmath>
+
+#include "common/exp.h"
+#include "common/parallel.h"
+#include "decoder/attention.h"
+#include "decoder/panels.h"
+
+namespace oarlock {
+namespace OARLOCK_ISA {
+
+struct Widths {
+  int64_t q, kv, qkv, gate_up;
+  explicit Widths(const DecoderSizes& s)
+      : q(s.num_heads * s.head_dim), kv(s.num_key_value_heads * s.head_dim), qkv(q + 2 * kv), gate_up(2 * s.intermediate) {}
+};
+
+// Floats of a head's keys, and of its values, in a cache.
+OARLOCK_INLINE int64_t keys_size(const DecoderSizes& s, int64_t capacity) { return capacity * s.head_dim; }
+OARLOCK_INLINE int64_t values_size(const DecoderSizes& s, int64_t capacity) { return capacity * padded(s.head_dim); }
+
+struct Heads {  // of a layer of a sequence
+  float *keys, *values;
+  Heads(const DecoderSizes& s, const DecoderRun& run, int64_t layer) {
+    const int64_t k = keys_size(s, run.capacity), v = values_size(s, run.capacity);
+    keys = run.cache + layer * s.num_key_value_heads * (k + v);
+    values = keys + s.num_key_value_heads * k;
+  }
+};
+
+// work(row) for all rows, over the threads where they are many.
+template <typename Work>
+static void for_rows(int64_t rows, int64_t width, const Work& work) {
+  parallel_for(rows, 32 * 1024 / (width + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) work(row);
+  });
+}
+
+static void norm(const DecoderSizes& s, int64_t rows, const float* from, const float* weight, float* to) {
+  for_rows(rows, s.hidden, [&](int64_t row) {
+    const float* x = from + row * s.hidden;
+    float* y = to + row * s.hidden;
+    Sum squares;
+    for_columns(s.hidden, [&](auto unit, int64_t i) {
+      const auto value = unit.load(x + i);
+      squares.add(value * value);
+    });
+    const float factor = 1.0f / std::sqrt(squares.total() / float(s.hidden) + s.epsilon);
+    for_columns(s.hidden, [&](auto unit, int64_t i) { unit.store(y + i, unit.load(x + i) * factor * unit.load(weight + i)); });
+  });
+}
+
+// C (+)= X W of all tokens.
+static void linear(const DecoderPass& p, const float* x, int64_t in, const float* panels, const float* bias, bool add,
+                   float* c, int64_t out) {
+  panel_product({p.num_tokens, in, out, x, in, panels, bias, add, c, out});
+}
+
+// C += X A B of the tokens that have an adapter; columns [column, column + out) of C.
+static void low_rank(const DecoderPass& p, int64_t layer, DecoderTarget target, const float* x, int64_t in, float* low,
+                     float* c, int64_t ldc, int64_t column, int64_t out) {
+  for (int64_t i = 0; i < p.num_runs; ++i) {
+    const DecoderRun& run = p.runs[i];
+    if (!run.lora) continue;
+    const DecoderLora lora = run.lora[layer * kTargets + target];
+    if (!lora.a) continue;
+    int64_t count = run.count;  // runs of one adapter that follow one another go together
+    while (i + 1 < p.num_runs && p.runs[i + 1].lora == run.lora) count += p.runs[++i].count;
+    panel_product({count, in, run.rank, x + run.begin * in, in, lora.a, nullptr, false, low, run.rank});
+    float* to = c + run.begin * ldc + column;
+    panel_product({count, run.rank, out, low, run.rank, lora.b, nullptr, true, to, ldc});
+  }
+}
+
+// One copy, not inlined: which of the products are fused with the sums is the compiler's choice.
+__attribute__((noinline)) static void rotate(const float* x, const float* cos, const float* sin, int64_t dim, float* y) {
+  const int64_t half = dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float first = x[i], second = x[half + i];
+    y[i] = first * cos[i] - second * sin[i];
+    y[half + i] = second * cos[half + i] + first * sin[half + i];
+  }
+}
+
+// Turns queries in place, and puts keys and values of the new tokens into their sequence's cache.
+static void remember(const DecoderPass& p, int64_t layer, float* qkv) {
+  const DecoderSizes& s = p.sizes;
+  const Widths w(s);
+  const int64_t dim = s.head_dim, wide = padded(dim);
+  for (int64_t i = 0; i < p.num_runs; ++i) {
+    const DecoderRun& run = p.runs[i];
+    const Heads heads(s, run, layer);
+    for_rows(run.count, w.qkv, [&](int64_t t) {
+      const int64_t position = run.position + t;
+      const float *cos = p.cos + position * dim, *sin = p.sin + position * dim;
+      float *q = qkv + (run.begin + t) * w.qkv, *k = q + w.q, *v = k + w.kv;
+      for (int64_t head = 0; head < s.num_heads; ++head) rotate(q + head * dim, cos, sin, dim, q + head * dim);
+      for (int64_t head = 0; head < s.num_key_value_heads; ++head) {
+        rotate(k + head * dim, cos, sin, dim, k + head * dim);
+        float* key = heads.keys + head * keys_size(s, run.capacity) + position / kKeyBlock * kKeyBlock * dim +
+                     position % kKeyBlock;
+        for (int64_t d = 0; d < dim; ++d) key[d * kKeyBlock] = k[head * dim + d];
+        float* value = heads.values + head * values_size(s, run.capacity) + position * wide;
+        for (int64_t d = 0; d < wide; ++d) value[d] = d < dim ? v[head * dim + d] : 0.0f;
+      }
+    });
+  }
+}
+
+static int64_t longest(const DecoderPass& p) {
+  int64_t keys = 0;
+  for (int64_t i = 0; i < p.num_runs; ++i) {
+    const int64_t end = p.runs[i].position + p.runs[i].count;
+    if (end > keys) keys = end;
+  }
+  return (keys + 4 * kKeyBlock) / kKeyBlock * kKeyBlock;
+}
+
+// A unit of attention's work: up to kQueries queries of a key head, from `first` on; they count the query heads of the
+// group, and the tokens of the run.
+static void attention(const DecoderPass& p, int64_t layer, const float* qkv, float* scores, float* output) {
+  const DecoderSizes& s = p.sizes;
+  const Widths w(s);
+  const int64_t group = s.num_heads / s.num_key_value_heads, dim = s.head_dim, length = longest(p);
+  int64_t units = 0, keys = 0;
+  for (int64_t i = 0; i < p.num_runs; ++i) {
+    units += (p.runs[i].count * group + kQueries - 1) / kQueries * s.num_key_value_heads;
+    keys += p.runs[i].count * (p.runs[i].position + p.runs[i].count / 2 + 1);
+  }
+  const float scale = 1.0f / std::sqrt(float(dim));
+  const int64_t work = keys * s.num_heads * dim / (units ? units : 1);  // of a unit
+  parallel_for(units, 32 * 1024 / (work + 1) + 1, [&](int64_t begin, int64_t end) {
+    float* own = scores + omp_get_thread_num() * kQueries * length;
+    int64_t before = 0;  // units of earlier runs
+    for (int64_t i = 0; i < p.num_runs && before < end; ++i) {
+      const DecoderRun& run = p.runs[i];
+      const int64_t queries = run.count * group, tiles = (queries + kQueries - 1) / kQueries;
+      const int64_t own_units = tiles * s.num_key_value_heads;
+      const Heads heads(s, run, layer);
+      const int64_t from = begin > before ? begin - before : 0, to = end - before < own_units ? end - before : own_units;
+      for (int64_t unit = from; unit < to; ++unit) {
+        const int64_t head = unit / tiles, first = unit % tiles * kQueries;
+        AttentionTile tile{dim, queries - first < kQueries ? queries - first : kQueries};
+        tile.key_blocks = heads.keys + head * keys_size(s, run.capacity);
+        tile.values = heads.values + head * values_size(s, run.capacity);
+        tile.scale = scale;
+        for (int64_t q = 0; q < tile.count; ++q) {
+          const int64_t token = (first + q) / group, column = (head * group + (first + q) % group) * dim;
+          tile.query[q] = qkv + (run.begin + token) * w.qkv + column;
+          tile.keys[q] = run.position + token + 1;
+          tile.scores[q] = own + q * length;
+          tile.output[q] = output + (run.begin + token) * w.q + column;
+        }
+        attend(tile);
+      }
+      before += own_units;
+    }
+  });
+}
+
+static void gated(const DecoderSizes& s, int64_t rows, const float* gate_up, float* to) {
+  for_rows(rows, 4 * s.intermediate, [&](int64_t row) {
+    const float *gate = gate_up + row * 2 * s.intermediate, *up = gate + s.intermediate;
+    float* y = to + row * s.intermediate;
+    if (s.gelu) {
+      for (int64_t i = 0; i < s.intermediate; ++i)
+        y[i] = 0.5f * gate[i] * (1.0f + std::erf(gate[i] * 0.70710678f)) * up[i];
+    } else {
+      for_columns(s.intermediate, [&](auto unit, int64_t i) {
+        const auto g = unit.load(gate + i);
+        unit.store(y + i, g / (1.0f + exponential(-g)) * unit.load(up + i));
+      });
+    }
+  });
+}
+
+static void pass_layer(const DecoderPass& p, int64_t index, float* x, float* normed, float* wide, float* inner,
+                       float* scores) {
+  const DecoderSizes& s = p.sizes;
+  const Widths w(s);
+  const DecoderLayer& layer = p.layers[index];
+  const int64_t rows = p.num_tokens, h = s.hidden;
+  float* low = scores;  // not used at the same time
+  norm(s, rows, x, layer.input_norm, normed);
+  linear(p, normed, h, layer.qkv, layer.qkv_bias, false, wide, w.qkv);
+  low_rank(p, index, kQ, normed, h, low, wide, w.qkv, 0, w.q);
+  low_rank(p, index, kK, normed, h, low, wide, w.qkv, w.q, w.kv);
+  low_rank(p, index, kV, normed, h, low, wide, w.qkv, w.q + w.kv, w.kv);
+  remember(p, index, wide);
+  attention(p, index, wide, scores, inner);
+  linear(p, inner, w.q, layer.o, nullptr, true, x, h);
+  low_rank(p, index, kO, inner, w.q, low, x, h, 0, h);
+  norm(s, rows, x, layer.attention_norm, normed);
+  linear(p, normed, h, layer.gate_up, nullptr, false, wide, w.gate_up);
+  low_rank(p, index, kGate, normed, h, low, wide, w.gate_up, 0, s.intermediate);
+  low_rank(p, index, kUp, normed, h, low, wide, w.gate_up, s.intermediate, s.intermediate);
+  gated(s, rows, wide, inner);
+  linear(p, inner, s.intermediate, layer.down, nullptr, true, x, h);
+  low_rank(p, index, kDown, inner, s.intermediate, low, x, h, 0, h);
+}
+
+struct Workspace {
+  int64_t x, wide, inner, scores, total;
+  explicit Workspace(const DecoderPass& p) {
+    const DecoderSizes& s = p.sizes;
+    const Widths w(s);
+    int64_t rank = 0;
+    for (int64_t i = 0; i < p.num_runs; ++i) rank = p.runs[i].rank > rank ? p.runs[i].rank : rank;
+    const int64_t tiles = omp_get_max_threads() * kQueries * longest(p), lows = p.num_tokens * rank;
+    x = p.num_tokens * s.hidden;
+    wide = p.num_tokens * (w.qkv > w.gate_up ? w.qkv : w.gate_up);
+    inner = p.num_tokens * (w.q > s.intermediate ? w.q : s.intermediate);
+    scores = tiles > lows ? tiles : lows;
+    total = 2 * x + wide + inner + scores;
+  }
+};
+
+void decoder_cpu(const DecoderPass& p) {
+  const DecoderSizes& s = p.sizes;
+  const Workspace sizes(p);
+  float *x = p.workspace, *normed = x + sizes.x, *wide = normed + sizes.x, *inner = wide + sizes.wide,
+        *scores = inner + sizes.inner;
+  for (int64_t t = 0; t < p.num_tokens; ++t) {
+    const float* row = p.embedding + p.tokens[t] * s.hidden;
+    for_columns(s.hidden, [&](auto unit, int64_t i) { unit.store(x + t * s.hidden + i, unit.load(row + i) * s.embedding_scale); });
+  }
+  for (int64_t layer = 0; layer < s.num_layers; ++layer) pass_layer(p, layer, x, normed, wide, inner, scores);
+  int64_t scored = 0;
+  for (int64_t i = 0; i < p.num_runs; ++i) {
+    if (!p.runs[i].scored) continue;
+    const int64_t last = p.runs[i].begin + p.runs[i].count - 1;
+    norm(s, 1, x + last * s.hidden, p.norm, normed + scored++ * s.hidden);
+  }
+  panel_product({scored, s.hidden, s.vocabulary, normed, s.hidden, p.head, nullptr, false, p.scores, s.vocabulary});
+}
+
+#if defined(OARLOCK_ISA_PLAIN)
+}  // namespace OARLOCK_ISA
+int64_t decoder_workspace(const DecoderPass& pass) { return plain::Workspace(pass).total; }
+int64_t decoder_cache(const DecoderSizes& s, int64_t capacity) {
+  return s.num_layers * s.num_key_value_heads * (plain::keys_size(s, capacity) + plain::values_size(s, capacity));
+}
+namespace OARLOCK_ISA {
+#endif
+
+}  // namespace OARLOCK_ISA
+}  // namespace oarlock
+
+OARLOCK_ENTRY(decoder_cpu, DecoderPass)
