@@ -115,8 +115,13 @@ class Peer:
         )
 
     def ask(self, question: Any) -> Any:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
         print(json.dumps(question), file=self._process.stdin, flush=True)
+        return self.ready()
+
+    def ready(self) -> Any:
+        """What it says next."""
+        assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"the peer left with code {self._process.wait()}")

@@ -27,7 +27,14 @@ typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 typedef uint16_t HalfBits __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 
+// Vector{} + value would be an addition (it makes 0 of -0), in the way of the arithmetic in inner loops.
+#if defined(OARLOCK_ISA_AVX512)
+OARLOCK_INLINE Vector splat(float value) { return (Vector)_mm512_set1_ps(value); }
+#elif defined(OARLOCK_ISA_AVX2)
+OARLOCK_INLINE Vector splat(float value) { return (Vector)_mm256_set1_ps(value); }
+#else
 OARLOCK_INLINE Vector splat(float value) { return Vector{} + value; }
+#endif
 
 // ---- one element ----
 

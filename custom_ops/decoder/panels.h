@@ -25,6 +25,7 @@ constexpr int64_t kTileRows = 12;  // 24 of 32 registers hold sums
 #else
 constexpr int64_t kTileRows = 6;  // 12 of 16
 #endif
+constexpr int64_t kAhead = 1024;  // floats: with few rows nothing but the way from memory takes time
 constexpr int64_t kTileVectors = 2, kTileColumns = kTileVectors * kLanes;
 
 // Rows [0, R) of `a` with kTileColumns columns of a panel; sums go over `in` one after the other, for every R.
@@ -34,6 +35,8 @@ static void panel_tile(const PanelProduct& p, const float* a, const float* panel
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Vector{};
   for (int64_t k = 0; k < p.in; ++k) {
+    __builtin_prefetch(panel + k * kPanel + kAhead);
+    if (kTileColumns * 4 > 64) __builtin_prefetch(panel + k * kPanel + kAhead + 16);
     const Vector first = load(panel + k * kPanel), second = load(panel + k * kPanel + kLanes);
     for (int r = 0; r < R; ++r) {
       const Vector value = splat(a[r * p.lda + k]);
@@ -68,8 +71,7 @@ static void panel_tile_of(int64_t rows, const PanelProduct& p, const float* a, c
 
 static void panel_product(const PanelProduct& p) {
   const int64_t num_panels = (p.out + kPanel - 1) / kPanel, num_tiles = (p.rows + kTileRows - 1) / kTileRows;
-  // About 50 microseconds of reading weights for a thread, or as much computing.
-  const int64_t grain = 64 * 1024 / (p.in * (1 + p.rows / 8)) + 1;
+  const int64_t grain = 2048 / (p.in * (1 + p.rows / 8)) + 1;  // panels that take longer than starting a thread
   parallel_for(num_panels, grain, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       for (int64_t t = 0; t < num_tiles; ++t) {
