@@ -25,7 +25,6 @@ import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from common import Peer, answer_asked, report

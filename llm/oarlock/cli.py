@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from oarlock.cli_chat import add_chat
 from oarlock.cli_convert import add_convert
 from oarlock.cli_export import add_export
 from oarlock.cli_parallel import add_checkpoint, add_rehearse
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_data(commands)
     _add_ask(commands)
+    add_chat(commands, _command)
     _add_merge(commands)
     add_convert(commands, _command)
     add_export(commands, _command)

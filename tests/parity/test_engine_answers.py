@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from paddlenlp.transformers import AutoConfig
+from test_generation import ROWS, TOKENIZER, stirred
+from test_merge import make_adapter
 
-from families import FAMILIES
+from families import FAMILIES, family_config
 from oarlock.data.templates import ChatTemplate
 from oarlock.data.tokenizers import load_tokenizer
+from oarlock.errors import EnvironmentProblem, ModelError
+from oarlock.models.ask import ask_model
+from oarlock.models.build import ModelSource, build_model
 from oarlock.models.generate import generate_ids
+from oarlock.models.lora import LoRA
+from oarlock.models.prefix import Prefix
+from oarlock.serve import loading
+from oarlock.serve.decoder import Feed
 from oarlock.serve.engine import Engine
-from oarlock.serve.fused import FusedDecoder
+from oarlock.serve.fused import FusedDecoder, fused_decoder, why_not_fused
 from oarlock.serve.generic import GenericDecoder
 from oarlock.serve.loading import Served
-from oarlock.serve.requests import Answer, Limits, Prompt, Sampling
-from test_generation import ROWS, TOKENIZER, stirred
+from oarlock.serve.requests import Answer, Limits, Prompt, RequestRefused, Sampling
 
 OPEN, ANSWER = 1, 2
 PROMPTS = [[*row, OPEN, ANSWER, row[0]] for row in ROWS]
@@ -60,3 +70,132 @@ def test_answers_are_those_of_generate(family, way, tokenizer):
             assert answer.text == tokenizer.decode(answer.token_ids, skip_special_tokens=True)
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_the_fused_decoder_gives_the_same_bits_in_any_company(family):
+    """Alone or in a batch, at once or in parts, token by token."""
+    decoder = FusedDecoder(stirred(family), {}, 256)
+    random = np.random.default_rng(0)
+    rows = [random.integers(0, 512, length).tolist() for length in (37, 5, 100, 18, 1, 64, 33, 16, 17)]
+
+    def scores(parts_of_rows):
+        sequences = [decoder.start(128, None) for _ in parts_of_rows]
+        final = {}
+        for step in range(max(len(parts) for parts in parts_of_rows)):
+            given = zip(sequences, parts_of_rows, strict=True)
+            feeds = [Feed(sequence, parts[step]) for sequence, parts in given if step < len(parts)]
+            final |= {id(feed.sequence): row for feed, row in zip(feeds, decoder.feed(feeds), strict=True)}
+        return np.stack([final[id(s)] for s in sequences])
+
+    alone = np.concatenate([scores([[row]]) for row in rows])
+    assert np.array_equal(scores([[row] for row in rows]), alone)
+    halves = [[row[:i], row[i:]] for row, i in zip(rows[:4], (3, 4, 61, 1), strict=True)]
+    assert np.array_equal(scores(halves), alone[:4])
+    assert np.array_equal(scores([[[token] for token in row] for row in rows]), alone)
+
+
+def test_a_fused_decoder_that_differs_is_refused(monkeypatch):
+    monkeypatch.setattr("oarlock.serve.fused._norm", lambda layer, gemma: layer.weight.numpy() * 1.01)
+    with pytest.raises(EnvironmentProblem, match="fused decoder is wrong on this machine"):
+        fused_decoder(stirred("llama"), {}, 64)
+
+
+def test_which_models_the_fused_decoder_is_for():
+    def reason(family, **changes):
+        class Model:
+            config = family_config(family, **changes)
+
+        return why_not_fused(Model)
+
+    assert all(reason(family) == "" for family in ("llama", "qwen2", "mistral", "gemma"))
+    assert "bloom" in reason("bloom") and "ALiBi" in reason("llama", alibi=True)
+    assert "length" in reason("llama", rope_scaling_type="dynamic_ntk")
+    assert "merged" in reason("qwen2", fuse_attention_qkv=True)
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    return {name: make_adapter(tiny_model, folder / name, seed=i, std=0.3) for i, name in enumerate(("red", "blue"))}
+
+
+@pytest.fixture(scope="module", params=["fused", "generic"])
+def engine(request, tiny_model, adapters):
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "generic":
+            patch.setattr(loading, "why_not_fused", lambda model: "the test says so")
+        engine = Engine.load(tiny_model, adapters, Limits(max_batch=4))
+    yield engine
+    engine.close()
+
+
+def test_adapters_and_base_in_one_batch(engine, tiny_model, adapters):
+    names = [None, "red", "blue", "red", None, "blue"]
+    rows = [[*PROMPTS[i % 4], i + 20] for i in range(6)]
+    answers = ask(engine, rows, Sampling(max_tokens=10, ignore_eos=True), names)
+    base = ModelSource(tiny_model, AutoConfig.from_pretrained(str(tiny_model)), from_weights=True)
+    method = LoRA(r=4, alpha=6.0)
+    alone = {name: build_model(base, method=method, adapter=folder) for name, folder in adapters.items()}
+    alone[None] = build_model(base)
+    for model in alone.values():
+        model.eval()
+    no_end = type("T", (), {"eos_token_id": None, "pad_token_id": 0, "bos_token_id": 0})
+    for row, name, answer in zip(rows, names, answers, strict=True):
+        assert answer.token_ids == generate_ids(alone[name], no_end, [row], 10)[0], (name, answer.error)
+    plain = ask(engine, rows, Sampling(max_tokens=10, ignore_eos=True))
+    assert all((a.token_ids == b.token_ids) == (name is None) for a, b, name in zip(answers, plain, names, strict=True))
+
+
+def test_a_seed_gives_the_same_answer_in_any_batch(engine):
+    how = [
+        Sampling(max_tokens=12, temperature=1.5, top_p=0.9, top_k=50, seed=seed, ignore_eos=True)
+        for seed in (1, 2, 3, -4)
+    ]
+    together = ask(engine, PROMPTS, how)
+    for prompt, one, answer in zip(PROMPTS, how, together, strict=True):
+        assert ask(engine, [prompt], one)[0].token_ids == answer.token_ids
+    other = ask(engine, PROMPTS, [Sampling(**{**vars(one), "seed": 99}) for one in how])
+    assert all(a.token_ids != b.token_ids for a, b in zip(together, other, strict=True))
+    unseeded = [
+        ask(engine, PROMPTS[:1], Sampling(max_tokens=12, temperature=2.0, ignore_eos=True))[0] for _ in range(2)
+    ]
+    assert unseeded[0].token_ids != unseeded[1].token_ids
+
+
+def test_messages_are_asked_as_oarlock_ask_does(engine, tiny_model):
+    question = "Repeat the words. / river"
+    ((_, wanted),) = ask_model(str(tiny_model), [question], 12)
+    text = "".join(
+        piece.text
+        for piece in engine.stream(Prompt(messages=[{"role": "user", "content": question}]), Sampling(max_tokens=12))
+    )
+    assert text.strip() == wanted and wanted
+
+
+def test_what_is_refused(engine):
+    def refusal(prompt, **how):
+        with pytest.raises(RequestRefused) as caught:
+            engine.submit(prompt, Sampling(**how), lambda piece: None)
+        return str(caught.value)
+
+    assert "give one of" in refusal(Prompt()) and "give one of" in refusal(Prompt(text="a", token_ids=[1]))
+    assert "is empty" in refusal(Prompt(text="")) and "is empty" in refusal(Prompt(token_ids=[]))
+    assert "vocabulary of 512" in refusal(Prompt(token_ids=[5, 512])) and "-1" in refusal(Prompt(token_ids=[-1]))
+    assert "256 tokens" in refusal(Prompt(token_ids=[1] * 256)).replace("may have 256", "256 tokens")
+    assert "leaves 200" in refusal(Prompt(token_ids=[1] * 56), max_tokens=201)
+    assert "'green'" in refusal(Prompt(text="a", adapter="green")) and "red, blue" in refusal(
+        Prompt(text="a", adapter="x")
+    )
+    assert "messages[0].content" in refusal(Prompt(messages=[{"role": "user"}]))
+    assert "min_tokens" in refusal(Prompt(text="a"), max_tokens=3, min_tokens=4)
+    assert "stop_token_ids" in refusal(Prompt(text="a"), stop_token_ids=(512,))
+    assert "not valid text" in refusal(Prompt(text="half \ud83d"))
+
+
+def test_adapters_that_can_not_be_served(tiny_model, tmp_path):
+    prefix = make_adapter(tiny_model, tmp_path / "prefix", Prefix(4))
+    with pytest.raises(ModelError, match="only LoRA adapters"):
+        Engine.load(tiny_model, {"p": prefix})
+    with pytest.raises(ModelError, match="not an adapter folder"):
+        Engine.load(tiny_model, {"p": tmp_path})

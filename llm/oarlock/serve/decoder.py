@@ -28,7 +28,7 @@ class Decoder(Protocol):
     """A model that reads sequences of its own lengths together.
 
     Attributes:
-        chunk: tokens that it takes in a call of feed(), apart from one for each sequence; None for any number, of which a
+        chunk: tokens that it takes in a call of feed(), apart from one for each sequence; None for any number, where a
             prompt has to come whole.
         vocabulary: number of scores.
     """

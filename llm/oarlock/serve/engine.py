@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oarlock.serve.decoder import Feed
-from oarlock.serve.requests import Limits, Piece, Prompt, QueueFull, RequestRefused, Sampling
+from oarlock.serve.requests import Limits, Piece, Prompt, PromptTooLong, QueueFull, RequestRefused, Sampling
 from oarlock.serve.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -126,15 +126,16 @@ class Engine:
         ids = served.encode(prompt)
         room = self._context - len(ids)
         if room < 1:
-            raise RequestRefused(
+            raise PromptTooLong(
                 f"the prompt has {len(ids):,} tokens; prompt and answer together may have {self._context:,}"
             )
-        if sampling.max_tokens is not None and sampling.max_tokens > min(room, limits.max_tokens):
-            raise RequestRefused(
-                f"max_tokens {sampling.max_tokens:,} is too many: a prompt of {len(ids):,} tokens leaves {room:,} of "
-                f"{self._context:,}, and an answer may have {limits.max_tokens:,}"
-            )
         most = sampling.max_tokens or min(room, limits.max_tokens)
+        if most > limits.max_tokens:
+            raise RequestRefused(f"max_tokens {most:,} is too many: an answer may have {limits.max_tokens:,}")
+        if most > room:
+            raise PromptTooLong(
+                f"max_tokens {most:,} is too many: a prompt of {len(ids):,} tokens leaves {room:,} of {self._context:,}"
+            )
         if sampling.min_tokens > most:
             raise RequestRefused(f"min_tokens {sampling.min_tokens:,} is more than the {most:,} of max_tokens")
         beyond = [token for token in sampling.stop_token_ids if not 0 <= token < served.decoder.vocabulary]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import paddle
 
+from oarlock.errors import EnvironmentProblem
 from oarlock.ops import library
 from oarlock.ops.decoder import (
     KEY_BLOCK,
@@ -46,6 +47,33 @@ def why_not_fused(model: Any) -> str:
     return found or library.why_missing()
 
 
+@paddle.no_grad()
+def fused_decoder(model: Any, adapters: dict[str, LoraWeights], positions: int) -> FusedDecoder:
+    """Of a model, which is of no use afterwards: its memory is given back as its weights are taken.
+
+    Args:
+        positions: that there may be.
+
+    Raises:
+        EnvironmentProblem: when it does not give the scores of the model's own forward.
+    """
+    ids = np.arange(5, 12) * 37 % model.config.vocab_size
+    outputs = model(input_ids=paddle.to_tensor(ids[None]))
+    wanted = (outputs[0] if isinstance(outputs, (tuple, list)) else outputs)[0, -1].numpy()
+    decoder = FusedDecoder(model, adapters, positions)
+    sequence = decoder.start(len(ids), None)
+    decoder.feed([Feed(sequence, ids[:4].tolist(), scored=False)])
+    found = decoder.feed([Feed(sequence, ids[4:].tolist())])[0]
+    difference, largest = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
+    if not difference <= 1e-3 * largest:  # NaN too
+        raise EnvironmentProblem(
+            f"the fused decoder is wrong on this machine: its scores differ by {difference:.3g} from those of "
+            f"{type(model).__name__}, of which the largest is {largest:.3g}. Build it again (rm -r build/custom_ops; "
+            "python custom_ops/build.py)"
+        )
+    return decoder
+
+
 @dataclass(eq=False)
 class _Sequence:
     """Keys and values of a sequence. Their memory is only taken from the system where it is written to."""
@@ -59,14 +87,10 @@ class _Sequence:
 class FusedDecoder:
     """See the module."""
 
-    chunk = 256
+    chunk: int | None = 256
 
     def __init__(self, model: Any, adapters: dict[str, LoraWeights], positions: int) -> None:
-        """Take the weights of a model, which is of no use afterwards.
-
-        Args:
-            positions: that there may be.
-        """
+        """See fused_decoder()."""
         config = model.config
         base = getattr(model, config.model_type)
         heads = config.num_attention_heads
@@ -88,12 +112,16 @@ class FusedDecoder:
         cos, sin = base.layers[0].self_attn.rotary_emb(paddle.zeros([1, 1, 1, 1]), seq_len=positions)
         self._positions = cos.size // self._sizes.head_dim
         table = base.embed_tokens.weight
-        head = model.lm_head.weight
-        head = head.numpy().T if head.shape[0] == self.vocabulary and head.shape != [self.vocabulary] * 2 else head.numpy()
+        head = model.lm_head.weight.numpy()
+        if getattr(model.lm_head, "transpose_y", gemma and config.tie_word_embeddings):
+            head = head.T
         shared = [
-            table.reshape([-1]).clone(), paddle.to_tensor(_norm(base.norm, gemma)), paddle.to_tensor(panels(head).ravel()),
-            cos.reshape([-1]).clone(), sin.reshape([-1]).clone(),
-        ]  # fmt: skip
+            table.reshape([-1]).clone(),
+            paddle.to_tensor(_norm(base.norm, gemma)),
+            paddle.to_tensor(panels(head).ravel()),
+            cos.reshape([-1]).clone(),
+            sin.reshape([-1]).clone(),
+        ]
         packed = [self._packed(name, weights, config.model_type) for name, weights in adapters.items()]
         if not packed:  # the operator wants one
             packed = [(np.zeros(0, np.float32), np.zeros(1 + len(TARGETS) * self._sizes.num_layers, np.int64))]

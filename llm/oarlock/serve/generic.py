@@ -39,7 +39,7 @@ class _Batch:
 class GenericDecoder:
     """See the module."""
 
-    chunk = None
+    chunk: int | None = None
 
     def __init__(self, model: Any, adapters: dict[str, LoraWeights]) -> None:
         """Of a model in evaluation mode.
@@ -143,7 +143,7 @@ class GenericDecoder:
 
     @paddle.no_grad()
     def _find_axes(self) -> list[tuple[int, int]]:
-        """(batch, token) axis of each tensor that the model remembers: where its shape follows from those of the ids."""
+        """(batch, token) axis of each tensor that the model remembers: where its shape follows that of the ids."""
         shapes = []
         for rows, tokens in ((2, 5), (3, 7)):
             ids = np.arange(3, 3 + rows * tokens).reshape(rows, tokens) % self.vocabulary
@@ -188,8 +188,7 @@ class GenericDecoder:
 
         pasts = [_leaves(self._each(padded(batch), batch.past)) for batch in (first, second)]
         both = [
-            paddle.concat([a, b], axis=batch_axis)
-            for a, b, (batch_axis, _) in zip(*pasts, self._axes, strict=True)
+            paddle.concat([a, b], axis=batch_axis) for a, b, (batch_axis, _) in zip(*pasts, self._axes, strict=True)
         ]
         return _Batch(first.sequences + second.sequences, _like(first.past, iter(both)), length)
 

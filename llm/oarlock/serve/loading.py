@@ -20,7 +20,7 @@ from oarlock.errors import DataError, ModelError
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.hub import local_folder
 from oarlock.serve.adapters import LoraWeights, read_adapters
-from oarlock.serve.fused import FusedDecoder, why_not_fused
+from oarlock.serve.fused import fused_decoder, why_not_fused
 from oarlock.serve.generic import GenericDecoder
 from oarlock.serve.requests import Prompt, RequestRefused
 
@@ -58,10 +58,12 @@ class Served:
         """
         try:
             if prompt.messages is not None:
-                text = self.template.render(prompt.messages, add_generation_prompt=True)  # type: ignore[arg-type]
+                text = self.template.render(prompt.messages, add_generation_prompt=True)
+                text.encode()
                 with self._tokenizing:
                     ids = encode_text(self.tokenizer, text)
             elif prompt.text is not None:
+                prompt.text.encode()
                 with self._tokenizing:
                     ids = self.tokenizer(prompt.text)["input_ids"]
             else:
@@ -109,7 +111,7 @@ def open_served(model: str | Path, adapters: Mapping[str, Path]) -> Served:
     dtype = _dtype(config)
     built = build_model(ModelSource(folder, config, from_weights=True), dtype=dtype)
     built.eval()
-    context = next((int(value) for name in _CONTEXT if (value := getattr(config, name, None))), 2048)
+    context = _context(config)
     return Served(
         name=folder.resolve().name,
         decoder=choose_decoder(built, found, context),
@@ -128,7 +130,17 @@ def choose_decoder(model: Any, adapters: dict[str, LoraWeights], context: int) -
         say_once(f"answers go through PaddleNLP's own forward, not the fused decoder: {reason}")
         return GenericDecoder(model, adapters)
     say_once("answers go through the fused decoder (float32 on the CPU)")
-    return FusedDecoder(model, adapters, context)
+    return fused_decoder(model, adapters, context)
+
+
+def _context(config: Any) -> int:
+    """How many tokens the model was made for."""
+    context = next((int(value) for name in _CONTEXT if (value := getattr(config, name, None))), 2048)
+    window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
+    if window and window < context:  # beyond it the model was trained to forget, which PaddleNLP's Mistral does not
+        say_once(f"the model's context is cut from {context:,} to the {window:,} tokens of its sliding window")
+        return int(window)
+    return context
 
 
 def _dtype(config: Any) -> str:
@@ -149,4 +161,5 @@ def _ends(folder: Path, config: Any, tokenizer: Any) -> Iterable[int]:
     except ValueError as error:
         raise ModelError(f"{path}: not readable as JSON: {error}") from error
     for given in (tokenizer.eos_token_id, getattr(config, "eos_token_id", None), generation.get("eos_token_id")):
-        yield from (int(token) for token in (given if isinstance(given, (list, tuple)) else [given]) if token is not None)
+        tokens = given if isinstance(given, (list, tuple)) else [given]
+        yield from (int(token) for token in tokens if token is not None)

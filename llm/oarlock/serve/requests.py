@@ -16,6 +16,10 @@ class RequestRefused(OarlockError):
     """The caller asked for what can't be: a bad prompt, too many tokens, an adapter that is not here."""
 
 
+class PromptTooLong(RequestRefused):
+    """A prompt that leaves no room for an answer."""
+
+
 class QueueFull(OarlockError):
     """As many requests wait as may, or the engine is closing: try again later."""
 
@@ -43,8 +47,8 @@ class Limits:
 class Sampling:
     """How the next token is chosen, and when an answer ends.
 
-    The order is: repetition, frequency and presence penalties, temperature, top_k, top_p, as in Hugging Face's and vLLM's
-    samplers.
+    The order is: repetition, frequency and presence penalties, temperature, top_k, top_p, as in the samplers of
+    Hugging Face and vLLM.
 
     Attributes:
         max_tokens: of the answer; None for as many as the limits allow.
@@ -164,7 +168,8 @@ class Piece:
         text: that is new; empty while it may be the beginning of a stop text or of a character.
         token_ids: that are new; the one that ended the answer is left out.
         index: counts the pieces of an answer from 0.
-        finish_reason: None but for the last piece: "stop" (the model's end, or a stop text), "length", "cancelled", "error".
+        finish_reason: None but for the last piece: "stop" (the model's end, or a stop text), "length", "cancelled",
+            "error".
         prompt_tokens: of the whole prompt.
         completion_tokens: so far.
         error: what went wrong, for people.

@@ -1,0 +1,124 @@
+"""`oarlock chat`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oarlock.environment import import_paddle
+from oarlock.errors import EXIT_FAILED, OarlockError, report
+
+if TYPE_CHECKING:
+    from oarlock.serve.chat import Chat
+
+Adder = Callable[..., argparse.ArgumentParser]
+_HELP = "/reset begins anew, /quit leaves; Ctrl-C stops an answer"
+
+
+def add_chat(commands: Any, command: Adder) -> None:
+    """The chat subcommand."""
+    chat = command(commands, "chat", "Talk with a model in the terminal; answers appear as they are made.", _chat)
+    chat.add_argument("model", metavar="DIR", help="model folder, or adapter folder")
+    chat.add_argument("--adapter", metavar="DIR", help="LoRA adapter beside the model")
+    chat.add_argument("--system", default="", metavar="TEXT", help="stands before the conversation")
+    chat.add_argument("--temperature", type=float, default=0.0, help="0 for the likeliest tokens (default: 0)")
+    chat.add_argument(
+        "--top-p", type=float, default=1.0, help="mass of the likeliest tokens to choose from (default: 1)"
+    )
+    chat.add_argument("--top-k", type=int, default=0, help="number of the likeliest tokens, 0 for all (default: 0)")
+    chat.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 against repetitions (default: 1)")
+    chat.add_argument("--seed", type=int, help="of the choice of tokens")
+    chat.add_argument("--max-tokens", type=int, help="longest answer (default: what the model's context leaves)")
+    chat.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends an answer (repeatable)")
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from oarlock.serve.requests import Limits, Sampling
+
+    sampling = Sampling(
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        repetition_penalty=arguments.repetition_penalty,
+        seed=arguments.seed,
+        stop=tuple(arguments.stop),
+    )
+    sampling.check()
+    model, adapter = _folders(arguments.model, arguments.adapter)
+    import_paddle()
+    from oarlock.serve.chat import Chat
+    from oarlock.serve.engine import Engine
+
+    with contextlib.redirect_stdout(sys.stderr):  # what is said in loading is no answer
+        engine = Engine.load(
+            model, {"chat": adapter} if adapter else {}, Limits(max_tokens=2**31, seconds=float("inf"))
+        )
+    try:
+        return talk(Chat(engine, sampling, arguments.system, "chat" if adapter else None))
+    finally:
+        engine.close(drain=False)
+
+
+def _folders(model: str, adapter: str | None) -> tuple[str, Path | None]:
+    """Model and adapter; of an adapter folder alone, the base it was trained on."""
+    from oarlock.models.adapter import ADAPTER_FILE, open_adapter
+
+    if adapter is None and (Path(model) / ADAPTER_FILE).is_file():
+        return open_adapter(model).base.name, Path(model)
+    return model, Path(adapter) if adapter else None
+
+
+def talk(chat: Chat) -> int:
+    """Answer the lines of standard input until it ends; whether one of them could not be answered is the exit code."""
+    failed = False
+    for line in _lines():
+        if line == "/quit":
+            break
+        if line == "/reset":
+            chat.reset()
+            chat.dropped = 0
+            print("(a new conversation)", file=sys.stderr)
+        elif line.startswith("/"):
+            print(_HELP, file=sys.stderr)
+        elif line.strip():
+            failed = not _answer(chat, line) or failed
+    return EXIT_FAILED if failed else 0
+
+
+def _answer(chat: Chat, line: str) -> bool:
+    dropped = chat.dropped
+    try:
+        for text in chat.ask(line):
+            print(text, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" ...", end="")
+    except OarlockError as error:
+        report(error)
+        return False
+    print(flush=True)
+    if chat.dropped > dropped:
+        print(f"(the context is full: the first {chat.dropped} question(s) are forgotten)", file=sys.stderr)
+    return True
+
+
+def _lines() -> Iterator[str]:
+    """Of a person with a prompt, or of a pipe."""
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives input() its editing and history
+    print(_HELP, file=sys.stderr)
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print(f"\n({_HELP})", file=sys.stderr)

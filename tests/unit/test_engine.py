@@ -1,0 +1,264 @@
+"""The engine around a scripted decoder: who gets a place, who loses it, and what an error does to the others."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from oarlock.data.templates import ChatTemplate
+from oarlock.serve.engine import Engine
+from oarlock.serve.loading import Served
+from oarlock.serve.requests import Answer, Limits, Prompt, QueueFull, RequestRefused, Sampling
+
+VOCABULARY = 300
+END = 0
+
+
+class Letters:
+    """Text of one character a token."""
+
+    def __call__(self, text, **_):
+        return {"input_ids": [ord(letter) for letter in text]}
+
+    def decode(self, ids, **_):
+        return "".join(map(chr, ids))
+
+
+class Script:
+    """After a token t comes t + 1; keeps account of what it is fed."""
+
+    vocabulary = VOCABULARY
+
+    def __init__(self, chunk=None):
+        self.chunk = chunk
+        self.steps = []  # lengths of what was fed
+        self.alive = {}
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.fails = lambda tokens: None  # of all tokens of a sequence
+
+    def start(self, capacity, adapter):
+        sequence = object()
+        self.alive[id(sequence)] = (sequence, capacity, [])
+        return sequence
+
+    def drop(self, sequence):
+        self.alive.pop(id(sequence), None)
+
+    def feed(self, feeds):
+        self.entered.set()
+        assert self.gate.wait(20)
+        self.steps.append([len(feed.tokens) for feed in feeds])
+        rows = []
+        for feed in feeds:
+            _, capacity, tokens = self.alive[id(feed.sequence)]
+            tokens += feed.tokens
+            assert len(tokens) <= capacity
+            self.fails(tokens)
+            row = np.zeros(VOCABULARY, np.float32)
+            row[(tokens[-1] + 1) % VOCABULARY] = np.nan if tokens[0] == 99 else 1
+            if feed.scored:
+                rows.append(row)
+        return np.stack(rows)
+
+
+@pytest.fixture
+def make():
+    engines = []
+
+    def build(decoder, context=64, **limits):
+        served = Served("script", decoder, Letters(), ChatTemplate("t", "{{ messages[0]['content'] }}", {}), context,
+                        frozenset([END]))  # fmt: skip
+        engines.append(Engine(served, Limits(**limits)))
+        return engines[-1]
+
+    yield build
+    for engine in engines:
+        engine.close(drain=False)
+
+
+def submit(engine, tokens, **how):
+    answer = Answer()
+    answer.pieces = []
+
+    def take(piece):
+        answer.add(piece)
+        answer.pieces.append(piece)
+
+    return engine.submit(Prompt(token_ids=tokens), Sampling(**how), take), answer
+
+
+def test_pieces_of_an_answer(make):
+    engine = make(Script())
+    ticket, answer = submit(engine, [65, 66], max_tokens=4)
+    assert ticket.wait(10)
+    assert [piece.text for piece in answer.pieces] == ["C", "D", "E", "F"] and answer.token_ids == [67, 68, 69, 70]
+    assert [piece.index for piece in answer.pieces] == [0, 1, 2, 3]
+    assert [piece.completion_tokens for piece in answer.pieces] == [1, 2, 3, 4] and answer.prompt_tokens == 2
+    assert [piece.finish_reason for piece in answer.pieces] == [None, None, None, "length"]
+    # the model's own end, with nothing of it in the answer
+    ticket, answer = submit(engine, [298], max_tokens=4)
+    assert ticket.wait(10) and answer.token_ids == [299] and answer.finish_reason == "stop"
+    ticket, answer = submit(engine, [298], max_tokens=4, ignore_eos=True)
+    assert ticket.wait(10) and answer.token_ids == [299, 0, 1, 2] and answer.finish_reason == "length"
+    ticket, answer = submit(engine, [65], max_tokens=9, stop_token_ids=(69,))
+    assert ticket.wait(10) and answer.token_ids == [66, 67, 68] and answer.finish_reason == "stop"
+    ticket, answer = submit(engine, [65], max_tokens=9, stop=("EF", "zz"))
+    assert ticket.wait(10) and answer.text == "BCD" and answer.token_ids == [66, 67, 68, 69, 70]
+    assert answer.finish_reason == "stop" and [piece.text for piece in answer.pieces] == ["B", "C", "D", "", ""]
+    ticket, answer = submit(engine, [65], max_tokens=5, stop=("FG",))  # held back, then there is no more
+    assert ticket.wait(10) and answer.text == "BCDEF" and answer.finish_reason == "length"
+    ticket, answer = submit(engine, [65], max_tokens=6, min_tokens=3, stop=("C", "F"), stop_token_ids=(67,))
+    assert ticket.wait(10) and 67 not in answer.token_ids and answer.finish_reason in ("stop", "length")
+
+
+def test_requests_join_and_leave_between_steps(make):
+    decoder = Script()
+    engine = make(decoder, max_batch=2)
+    asked = [submit(engine, [1 + i] * (3 + i), max_tokens=count) for i, count in enumerate((8, 2, 3, 1))]
+    assert all(ticket.wait(10) for ticket, _ in asked)
+    assert [len(answer.token_ids) for _, answer in asked] == [8, 2, 3, 1]
+    assert max(map(len, decoder.steps)) == 2 and not decoder.alive
+    assert any(5 in step and 1 in step for step in decoder.steps), "the third prompt was read beside an answer"
+    assert len(decoder.steps) <= 8 + 1
+
+
+def test_long_prompts_are_read_in_parts_beside_answers(make):
+    decoder = Script(chunk=10)
+    engine = make(decoder, context=200)
+    decoder.gate.clear()
+    asked = [submit(engine, list(range(1, 1 + n)), max_tokens=6) for n in (3, 25, 12)]
+    decoder.gate.set()
+    assert all(ticket.wait(10) for ticket, _ in asked)
+    assert [answer.token_ids[0] for _, answer in asked] == [4, 26, 13]
+    assert all(sum(count for count in step if count > 1) <= 10 for step in decoder.steps)
+    assert any(1 in step and max(step) > 1 for step in decoder.steps), "answers go on while a prompt is read"
+
+
+def test_a_cancelled_request_frees_its_place(make):
+    decoder = Script()
+    engine = make(decoder, context=10_000, max_batch=1, max_tokens=9000)
+    first, answer = submit(engine, [1], ignore_eos=True)
+    second, other = submit(engine, [5], max_tokens=2)
+    while not answer.token_ids:
+        time.sleep(0.001)
+    first.cancel()
+    assert second.wait(10) and other.token_ids == [6, 7]
+    assert first.wait(10) and answer.finish_reason == "cancelled" and answer.completion_tokens == len(answer.token_ids)
+    assert not decoder.alive and engine.info()["busy"] == 0
+    pieces = engine.stream(Prompt(token_ids=[1]), Sampling(ignore_eos=True))
+    piece = next(pieces)
+    pieces.close()  # a caller that leaves its loop
+    assert piece.token_ids == (2,) and submit(engine, [5], max_tokens=1)[0].wait(10)
+
+
+def test_a_waiting_request_can_be_cancelled_and_runs_out_of_time(make):
+    decoder = Script()
+    engine = make(decoder, max_batch=1, seconds=0.3)
+    decoder.gate.clear()
+    _, running = submit(engine, [1], max_tokens=30)
+    assert decoder.entered.wait(10)
+    (cancelled, one), (late, other) = submit(engine, [2], max_tokens=3), submit(engine, [3], max_tokens=3)
+    cancelled.cancel()
+    time.sleep(0.4)
+    decoder.gate.set()
+    assert cancelled.wait(10) and one.finish_reason == "cancelled" and not one.token_ids
+    assert late.wait(10) and other.finish_reason == "error" and "longer than the 0.3 seconds" in other.error
+    assert running.finish_reason == "error"
+
+
+def test_an_error_ends_only_the_request_it_belongs_to(make):
+    decoder = Script()
+
+    def fails(tokens):
+        if 7 in tokens:
+            raise MemoryError("no room for 7")
+
+    decoder.fails = fails
+    decoder.gate.clear()
+    engine = make(decoder)
+    asked = [submit(engine, [start], max_tokens=4, ignore_eos=True) for start in (40, 5, 99, 20)]
+    decoder.gate.set()
+    assert all(ticket.wait(10) for ticket, _ in asked)
+    good, bad, nan, other = (answer for _, answer in asked)
+    assert good.token_ids == [41, 42, 43, 44] and other.token_ids == [21, 22, 23, 24]
+    assert bad.token_ids == [6, 7] and bad.finish_reason == "error" and bad.error == "MemoryError: no room for 7"
+    assert nan.finish_reason == "error" and "not finite" in nan.error and not nan.token_ids
+    ticket, answer = submit(engine, [50], max_tokens=1)
+    assert ticket.wait(10) and answer.token_ids == [51] and not decoder.alive
+
+
+def test_a_client_that_fails_is_cancelled(make, capsys):
+    decoder = Script()
+    engine = make(decoder, context=10_000, max_tokens=9000)
+
+    def broken(piece):
+        raise ConnectionError("gone")
+
+    ticket = engine.submit(Prompt(token_ids=[1]), Sampling(ignore_eos=True), broken)
+    other, answer = submit(engine, [5], max_tokens=3)
+    assert ticket.wait(10) and other.wait(10) and answer.token_ids == [6, 7, 8] and not decoder.alive
+    assert "ConnectionError: gone" in capsys.readouterr().out
+
+
+def test_the_queue_has_an_end(make):
+    decoder = Script()
+    decoder.gate.clear()
+    engine = make(decoder, max_batch=1, max_queue=2)
+    asked = [submit(engine, [1], max_tokens=1)]
+    assert decoder.entered.wait(10)
+    asked += [submit(engine, [1], max_tokens=1) for _ in range(2)]
+    with pytest.raises(QueueFull, match="2 requests wait"):
+        submit(engine, [1], max_tokens=1)
+    assert engine.info()["waiting"] == 2 and engine.info()["busy"] == 1
+    decoder.gate.set()
+    assert all(ticket.wait(10) for ticket, _ in asked)
+    assert submit(engine, [1], max_tokens=1)[0].wait(10)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_closing(make, drain):
+    decoder = Script()
+    decoder.gate.clear()
+    engine = make(decoder, max_batch=1)
+    asked = [submit(engine, [1], max_tokens=3) for _ in range(4)]
+    assert decoder.entered.wait(10)
+    closing = threading.Thread(target=engine.close, args=(drain,))
+    closing.start()
+    while not engine._closing:
+        time.sleep(0.001)
+    with pytest.raises(QueueFull, match="closing"):
+        submit(engine, [1], max_tokens=1)
+    decoder.gate.set()
+    closing.join(10)
+    assert not closing.is_alive() and all(ticket.wait(0) for ticket, _ in asked)
+    assert {answer.finish_reason for _, answer in asked} == {"length" if drain else "cancelled"}
+    assert not decoder.alive
+
+
+def test_limits_of_an_answer(make):
+    engine = make(Script(), context=64, max_length=20, max_tokens=8)
+    ticket, answer = submit(engine, [1] * 15, ignore_eos=True)
+    assert ticket.wait(10) and answer.completion_tokens == 5  # what the length leaves
+    ticket, answer = submit(engine, [1] * 5, ignore_eos=True)
+    assert ticket.wait(10) and answer.completion_tokens == 8
+    with pytest.raises(RequestRefused, match="may have 8"):
+        submit(engine, [1], max_tokens=9)
+    with pytest.raises(RequestRefused, match="together may have 20"):
+        submit(engine, [1] * 20)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", -0.1), ("temperature", float("nan")), ("temperature", "1"), ("top_p", 0), ("top_p", 1.1),
+     ("top_k", -1), ("top_k", 1.5), ("repetition_penalty", 0), ("frequency_penalty", float("inf")), ("max_tokens", 0),
+     ("max_tokens", True), ("min_tokens", -1), ("seed", 2**64), ("seed", 0.5), ("stop", ("",)),
+     ("stop_token_ids", (1.0,)), ("presence_penalty", 101)],
+)  # fmt: skip
+def test_wrong_sampling_is_refused_by_name(make, field, value):
+    with pytest.raises(RequestRefused, match=field):
+        Sampling(**{field: value}).check()
