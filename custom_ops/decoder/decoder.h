@@ -15,11 +15,13 @@ namespace oarlock {
 constexpr int64_t kPanel = 32;    // columns of a panel
 constexpr int64_t kKeyBlock = 16;  // keys of a block, see DecoderRun
 
+enum DecoderActivation { kSilu, kGelu, kGeluTanh };
+
 struct DecoderSizes {
   int64_t hidden, intermediate, num_layers, num_heads, num_key_value_heads, head_dim, vocabulary;
   float epsilon;          // of the norms
   float embedding_scale;  // Gemma's sqrt(hidden); 1 elsewhere
-  bool gelu;              // in the place of silu
+  int64_t activation;     // DecoderActivation, of the gate
 };
 
 struct DecoderLayer {

@@ -163,7 +163,12 @@ static void gated(const DecoderSizes& s, int64_t rows, const float* gate_up, flo
   for_rows(rows, 4 * s.intermediate, [&](int64_t row) {
     const float *gate = gate_up + row * 2 * s.intermediate, *up = gate + s.intermediate;
     float* y = to + row * s.intermediate;
-    if (s.gelu) {
+    if (s.activation == kGeluTanh) {  // 0.5 g (1 + tanh(u)) = g / (1 + exp(-2 u))
+      for_columns(s.intermediate, [&](auto unit, int64_t i) {
+        const auto g = unit.load(gate + i), twice = g * (1.5957691216f + 0.0713548163f * (g * g));
+        unit.store(y + i, g / (1.0f + exponential(-twice)) * unit.load(up + i));
+      });
+    } else if (s.activation == kGelu) {
       for (int64_t i = 0; i < s.intermediate; ++i)
         y[i] = 0.5f * gate[i] * (1.0f + std::erf(gate[i] * 0.70710678f)) * up[i];
     } else {

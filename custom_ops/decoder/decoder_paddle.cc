@@ -95,9 +95,9 @@ DecoderRun run_of(const int64_t* row, Tensor& cache, const std::vector<Adapter>&
 std::vector<Tensor> decoder(const Tensor& tokens, const Tensor& runs, const std::vector<Tensor>& weights,
                             const std::vector<Tensor>& layers, const std::vector<Tensor>& adapters,
                             const std::vector<Tensor>& plans, std::vector<Tensor>& caches,
-                            const std::vector<int64_t>& sizes, float epsilon, float embedding_scale, bool gelu) {
+                            const std::vector<int64_t>& sizes, float epsilon, float embedding_scale, int64_t activation) {
   PD_CHECK(sizes.size() == 7 && weights.size() == 5, "7 sizes and 5 weights are needed");
-  const DecoderSizes s{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], epsilon, embedding_scale, gelu};
+  const DecoderSizes s{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], epsilon, embedding_scale, activation};
   PD_CHECK(s.num_key_value_heads > 0 && s.num_heads % s.num_key_value_heads == 0 && s.head_dim % 2 == 0,
            "heads have to be a multiple of key heads, and their size even");
   PD_CHECK(int64_t(layers.size()) == s.num_layers, "there have to be ", s.num_layers, " layers");
@@ -143,5 +143,5 @@ PD_BUILD_OP(oarlock_decoder)  // for inference: without a gradient
              paddle::Vec("plans"), paddle::Vec("caches")})
     .Outputs({"scores", paddle::Vec("new_caches")})
     .SetInplaceMap({{paddle::Vec("caches"), paddle::Vec("new_caches")}})
-    .Attrs({"sizes: std::vector<int64_t>", "epsilon: float", "embedding_scale: float", "gelu: bool"})
+    .Attrs({"sizes: std::vector<int64_t>", "epsilon: float", "embedding_scale: float", "activation: int64_t"})
     .SetKernelFn(PD_KERNEL(decoder));

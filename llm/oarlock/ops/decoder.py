@@ -16,6 +16,7 @@ from oarlock.ops import library
 
 Tensor = Any
 PANEL, KEY_BLOCK = 32, 16  # as in custom_ops/decoder/decoder.h
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -26,7 +27,7 @@ class DecoderSizes:
     Attributes:
         epsilon: of the norms.
         embedding_scale: what embeddings are multiplied with.
-        gelu: in the place of silu.
+        activation: of the gate, one of ACTIVATIONS.
     """
 
     hidden: int
@@ -38,7 +39,7 @@ class DecoderSizes:
     vocabulary: int
     epsilon: float
     embedding_scale: float = 1.0
-    gelu: bool = False
+    activation: str = "silu"
 
     def counts(self) -> list[int]:
         """The whole numbers, as the operator takes them."""
@@ -83,7 +84,8 @@ def decoder_pass(
     """
     outputs = library.run(
         "oarlock_decoder", tokens, runs, list(weights.shared), list(weights.layers), list(weights.adapters),
-        list(weights.plans), list(caches), sizes.counts(), sizes.epsilon, sizes.embedding_scale, sizes.gelu,
+        list(weights.plans), list(caches), sizes.counts(), sizes.epsilon, sizes.embedding_scale,
+        ACTIVATIONS.index(sizes.activation),
     )  # fmt: skip
     return outputs[0]
 

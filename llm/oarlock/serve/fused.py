@@ -12,6 +12,7 @@ import paddle
 from oarlock.errors import EnvironmentProblem
 from oarlock.ops import library
 from oarlock.ops.decoder import (
+    ACTIVATIONS,
     KEY_BLOCK,
     TARGETS,
     DecoderSizes,
@@ -36,8 +37,7 @@ def why_not_fused(model: Any) -> str:
         f"the device is {device}": device != "cpu",
         f"there is none for {config.model_type}": config.model_type not in _FAMILIES,
         "the model has ALiBi": getattr(config, "alibi", False),
-        f"the model's activation is {getattr(config, 'hidden_act', '')}": config.model_type != "gemma"
-        and getattr(config, "hidden_act", "silu") != "silu",
+        f"the model's activation is {getattr(config, 'hidden_act', '')}": _activation(config) not in ACTIVATIONS,
         "its rotary positions hang on the length": scaling == "dynamic_ntk",
         "its layers are merged": any(
             getattr(config, name, False) for name in ("fuse_attention_qkv", "fuse_attention_ffn")
@@ -45,6 +45,13 @@ def why_not_fused(model: Any) -> str:
     }
     found = next((reason for reason, holds in reasons.items() if holds), "")
     return found or library.why_missing()
+
+
+def _activation(config: Any) -> str:
+    named = getattr(config, "hidden_act", None) or "silu"
+    if config.model_type == "gemma":  # see models.inputs
+        return named if named == "gelu_pytorch_tanh" else "gelu"
+    return named
 
 
 @paddle.no_grad()
@@ -105,7 +112,7 @@ class FusedDecoder:
             vocabulary=config.vocab_size,
             epsilon=config.rms_norm_eps,
             embedding_scale=config.hidden_size**0.5 if gemma else 1.0,
-            gelu=gemma,
+            activation=_activation(config),
         )
         self.vocabulary = self._sizes.vocabulary
         self._names = {name: i for i, name in enumerate(adapters)}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import paddle
-from paddlenlp.transformers import AutoConfig
 
 from oarlock.data.labels import encode_text
 from oarlock.data.templates import ChatTemplate, choose_template
@@ -18,6 +17,7 @@ from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say_once, set_paddlenlp_log_level
 from oarlock.errors import DataError, ModelError
 from oarlock.models.build import ModelSource, build_model
+from oarlock.models.configs import read_config
 from oarlock.models.hub import local_folder
 from oarlock.serve.adapters import LoraWeights, read_adapters
 from oarlock.serve.fused import fused_decoder, why_not_fused
@@ -102,10 +102,7 @@ def open_served(model: str | Path, adapters: Mapping[str, Path]) -> Served:
     """
     set_paddlenlp_log_level("error")
     folder = local_folder(str(model), with_weights=True)
-    try:
-        config = AutoConfig.from_pretrained(str(folder))
-    except Exception as error:  # PaddleNLP raises KeyError, AttributeError, OSError, ... for a file it can't place
-        raise ModelError(f"{folder / 'config.json'}: not a model configuration PaddleNLP knows: {error!r}") from error
+    config = read_config(folder)
     tokenizer = load_tokenizer(str(folder))
     found = read_adapters(adapters, folder, config)
     dtype = _dtype(config)
