@@ -101,7 +101,7 @@ def test_a_fused_decoder_that_differs_is_refused(monkeypatch):
         fused_decoder(stirred("llama"), {}, 64)
 
 
-def test_which_models_the_fused_decoder_is_for():
+def test_which_models_the_fused_decoder_is_for(monkeypatch):
     def reason(family, **changes):
         class Model:
             config = family_config(family, **changes)
@@ -112,6 +112,9 @@ def test_which_models_the_fused_decoder_is_for():
     assert "bloom" in reason("bloom") and "ALiBi" in reason("llama", alibi=True)
     assert "length" in reason("llama", rope_scaling_type="dynamic_ntk")
     assert "merged" in reason("qwen2", fuse_attention_qkv=True)
+    assert "activation is relu" in reason("llama", hidden_act="relu")
+    monkeypatch.setattr("oarlock.ops.library.built_for", lambda: None)
+    assert "not built" in reason("llama")
 
 
 @pytest.fixture(scope="module")

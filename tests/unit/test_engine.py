@@ -192,6 +192,21 @@ def test_an_error_ends_only_the_request_it_belongs_to(make):
     assert ticket.wait(10) and answer.token_ids == [51] and not decoder.alive
 
 
+def test_a_failure_of_the_engine_leaves_nobody_waiting(make, monkeypatch, capsys):
+    decoder = Script()
+    engine = make(decoder)
+    shares = engine._shares
+    monkeypatch.setattr(engine, "_shares", lambda: 1 / 0)
+    monkeypatch.setattr(decoder, "drop", lambda sequence: 1 / 0)
+    ticket, answer = submit(engine, [1], max_tokens=3)
+    assert ticket.wait(10) and answer.finish_reason == "error" and "the engine failed: ZeroDivision" in answer.error
+    monkeypatch.setattr(engine, "_shares", shares)
+    ticket, answer = submit(engine, [1], max_tokens=3)
+    assert ticket.wait(10) and answer.token_ids == [2, 3, 4]
+    engine.close()
+    assert "could not be dropped" in capsys.readouterr().out
+
+
 def test_a_client_that_fails_is_cancelled(make, capsys):
     decoder = Script()
     engine = make(decoder, context=10_000, max_tokens=9000)

@@ -68,6 +68,7 @@ def test_only_one_file_knows_training_arguments():
         ["-m", "oarlock", "data", "pretrain", "--help"],
         ["-m", "oarlock", "merge", "--adapter", "tests", "--output", "out"],  # refused: not an adapter
         ["-m", "oarlock", "convert", "--to", "hf", "--input", "x", "--output", "."],  # refused: a folder with files
+        ["-m", "oarlock", "chat", "tests", "--top-p", "2"],  # refused: out of range
     ],
 )
 def test_light_commands_do_not_import_paddle(words):

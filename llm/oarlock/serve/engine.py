@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from oarlock.environment import say
 from oarlock.serve.decoder import Feed
 from oarlock.serve.requests import Limits, Piece, Prompt, PromptTooLong, QueueFull, RequestRefused, Sampling
 from oarlock.serve.ticket import Ticket
@@ -147,7 +148,12 @@ class Engine:
 
     def _work(self) -> None:
         while self._admit():
-            self._step()
+            try:
+                self._step()
+            except Exception as error:  # not of the model, which _step sees to: nobody may wait for ever
+                for ticket in self._running:
+                    ticket.fail(f"the engine failed: {type(error).__name__}: {error}")
+                self._leave_out()
 
     def _admit(self) -> bool:
         """Wait for work; give free places to those that wait longest. False when there is none and will be none."""
@@ -230,9 +236,13 @@ class Engine:
             ticket.fail(f"{type(error).__name__}: {error}")
 
     def _forget(self, ticket: Ticket) -> None:
-        if ticket.sequence is not None:
-            self._served.decoder.drop(ticket.sequence)
-            ticket.sequence = None
+        sequence, ticket.sequence = ticket.sequence, None
+        if sequence is None:
+            return
+        try:
+            self._served.decoder.drop(sequence)
+        except Exception as error:  # memory, perhaps; the decoder goes on without it in its next step
+            say(f"a finished request could not be dropped: {type(error).__name__}: {error}")
 
     def _leave_out(self) -> None:
         done = [ticket for ticket in self._running if ticket.over(self._limits.seconds)]

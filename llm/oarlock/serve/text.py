@@ -23,25 +23,27 @@ class Detokenizer:
         self._decode = decode
         self._tokens: list[int] = []
         self._begin = self._end = 0  # of the tokens whose text was given last
+        self._known = ""  # that text
 
     def add(self, token: int) -> str:
         """The text that is new and certain; empty in the middle of a character."""
         self._tokens.append(token)
-        before, now = self._texts()
-        if now.endswith(_BROKEN) or len(now) <= len(before):
+        now = self._decode(self._tokens[self._begin :])
+        if now.endswith(_BROKEN) or len(now) <= len(self._known):
             return ""
+        new = now[len(self._known) :]
         self._begin, self._end = self._end, len(self._tokens)
-        return now[len(before) :]
+        self._known = self._decode(self._tokens[self._begin :])
+        return new
 
     def rest(self) -> str:
         """What was held back, at the end of the answer."""
-        before, now = self._texts()
+        if self._end == len(self._tokens):
+            return ""
+        new = self._decode(self._tokens[self._begin :])[len(self._known) :]
         self._begin = self._end = len(self._tokens)
-        return now[len(before) :]
-
-    def _texts(self) -> tuple[str, str]:
-        known = self._tokens[self._begin : self._end]
-        return self._decode(known) if known else "", self._decode(self._tokens[self._begin :])
+        self._known = ""
+        return new
 
 
 class StopFinder:
