@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import paddle
 import pytest
 from paddlenlp.transformers import AutoConfig
 from test_generation import ROWS, TOKENIZER, stirred
@@ -17,6 +20,7 @@ from oarlock.models.build import ModelSource, build_model
 from oarlock.models.generate import generate_ids
 from oarlock.models.lora import LoRA
 from oarlock.models.prefix import Prefix
+from oarlock.parallel.families import FAMILIES as REGISTRY
 from oarlock.serve import loading
 from oarlock.serve.decoder import Feed
 from oarlock.serve.engine import Engine
@@ -68,6 +72,36 @@ def test_answers_are_those_of_generate(family, way, tokenizer):
             assert answer.token_ids == tokens[: how.max_tokens], answer.error
             assert answer.finish_reason == ("length" if len(answer.token_ids) == how.max_tokens else "stop")
             assert answer.text == tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(("family", "way"), WAYS)
+def test_adapters_of_every_family(family, way, tokenizer):
+    """Rows of an adapter, beside rows of another and of the base, are answered as by a model that it is added to."""
+    random = np.random.default_rng(3)
+    targets = REGISTRY[family].lora_targets
+    adapters, wanted = {}, {None: stirred(family)}
+    for name in ("red", "blue"):
+        wanted[name], adapters[name] = stirred(family), {}
+        for path, layer in wanted[name].named_sublayers():
+            weight = getattr(layer, "weight", None)
+            if path.split(".")[-1] in targets and weight is not None and weight.ndim == 2:
+                rows, columns = weight.shape
+                a, b = (random.normal(0, 0.5, shape).astype("float32") for shape in ((rows, 3), (3, columns)))
+                adapters[name][path] = a, b
+                weight.set_value(weight + paddle.to_tensor(a @ b))
+    model = stirred(family)
+    decoder = GenericDecoder(model, adapters) if way == "generic" else FusedDecoder(model, adapters, 256)
+    engine = Engine(served(decoder, tokenizer, adapters=adapters), Limits())
+    names = [None, "red", "blue", "red"]
+    try:
+        answers = ask(engine, PROMPTS, Sampling(max_tokens=6), names)
+        expected = [
+            generate_ids(wanted[name], TOKENIZER, [row], 6)[0] for name, row in zip(names, PROMPTS, strict=True)
+        ]
+        assert [answer.token_ids for answer in answers] == expected, [answer.error for answer in answers]
+        assert all(adapters.values()) and max(map(len, expected)) == 6
     finally:
         engine.close()
 
@@ -143,7 +177,7 @@ def test_adapters_and_base_in_one_batch(engine, tiny_model, adapters):
     alone[None] = build_model(base)
     for model in alone.values():
         model.eval()
-    no_end = type("T", (), {"eos_token_id": None, "pad_token_id": 0, "bos_token_id": 0})
+    no_end = SimpleNamespace(eos_token_id=None, pad_token_id=0, bos_token_id=0)
     for row, name, answer in zip(rows, names, answers, strict=True):
         assert answer.token_ids == generate_ids(alone[name], no_end, [row], 10)[0], (name, answer.error)
     plain = ask(engine, rows, Sampling(max_tokens=10, ignore_eos=True))
