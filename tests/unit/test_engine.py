@@ -119,7 +119,9 @@ def test_pieces_of_an_answer(make):
 def test_requests_join_and_leave_between_steps(make):
     decoder = Script()
     engine = make(decoder, max_batch=2)
+    decoder.gate.clear()
     asked = [submit(engine, [1 + i] * (3 + i), max_tokens=count) for i, count in enumerate((8, 2, 3, 1))]
+    decoder.gate.set()
     assert all(ticket.wait(10) for ticket, _ in asked)
     assert [len(answer.token_ids) for _, answer in asked] == [8, 2, 3, 1]
     assert max(map(len, decoder.steps)) == 2 and not decoder.alive
@@ -271,7 +273,7 @@ def test_limits_of_an_answer(make):
     ("field", "value"),
     [("temperature", -0.1), ("temperature", float("nan")), ("temperature", "1"), ("top_p", 0), ("top_p", 1.1),
      ("top_k", -1), ("top_k", 1.5), ("repetition_penalty", 0), ("frequency_penalty", float("inf")), ("max_tokens", 0),
-     ("max_tokens", True), ("min_tokens", -1), ("seed", 2**64), ("seed", 0.5), ("stop", ("",)),
+     ("max_tokens", True), ("min_tokens", -1), ("seed", 2**64), ("seed", 0.5), ("stop", ("",)), ("stop", "ab"),
      ("stop_token_ids", (1.0,)), ("presence_penalty", 101)],
 )  # fmt: skip
 def test_wrong_sampling_is_refused_by_name(make, field, value):

@@ -26,19 +26,17 @@ from oarlock.serve.adapters import LoraWeights
 from oarlock.serve.decoder import Feed
 
 _FAMILIES = ("llama", "qwen2", "mistral", "gemma")
-_MERGED = ("qkv_proj", "gate_up_fused_proj")
 
 
 def why_not_fused(model: Any) -> str:
     """What keeps a model from this decoder; "" when nothing does."""
     config, device = model.config, paddle.device.get_device()
-    scaling = getattr(config, "rope_scaling_type", None)
     reasons = {
         f"the device is {device}": device != "cpu",
         f"there is none for {config.model_type}": config.model_type not in _FAMILIES,
         "the model has ALiBi": getattr(config, "alibi", False),
         f"the model's activation is {getattr(config, 'hidden_act', '')}": _activation(config) not in ACTIVATIONS,
-        "its rotary positions hang on the length": scaling == "dynamic_ntk",
+        "its rotary positions hang on the length": getattr(config, "rope_scaling_type", None) == "dynamic_ntk",
         "its layers are merged": any(
             getattr(config, name, False) for name in ("fuse_attention_qkv", "fuse_attention_ffn")
         ),
@@ -117,7 +115,6 @@ class FusedDecoder:
         self.vocabulary = self._sizes.vocabulary
         self._names = {name: i for i, name in enumerate(adapters)}
         cos, sin = base.layers[0].self_attn.rotary_emb(paddle.zeros([1, 1, 1, 1]), seq_len=positions)
-        self._positions = cos.size // self._sizes.head_dim
         table = base.embed_tokens.weight
         head = model.lm_head.weight.numpy()
         if getattr(model.lm_head, "transpose_y", gemma and config.tie_word_embeddings):

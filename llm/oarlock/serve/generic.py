@@ -51,7 +51,8 @@ class GenericDecoder:
         self.vocabulary = int(model.config.vocab_size)
         self._batches: dict[str | None, _Batch] = {}
         self._active: dict[str, tuple[paddle.Tensor, paddle.Tensor]] = {}
-        self._adapters = {name: _tensors(weights) for name, weights in adapters.items()}
+        dtype = next(iter(model.parameters())).dtype
+        self._adapters = {name: _tensors(weights, dtype) for name, weights in adapters.items()}
         layers = dict(model.named_sublayers())
         for name in sorted({layer for weights in adapters.values() for layer in weights}):
             layers[name].register_forward_post_hook(self._beside(name))
@@ -153,7 +154,7 @@ class GenericDecoder:
         for first, second in zip(*shapes, strict=True):
             batch = [i for i, pair in enumerate(zip(first, second, strict=True)) if pair == (2, 3)]
             token = [i for i, pair in enumerate(zip(first, second, strict=True)) if pair == (5, 7)]
-            if len(batch) != 1 or len(token) != 1 or first[: batch[0]] + first[batch[0] + 1 :] == []:
+            if len(batch) != 1 or len(token) != 1:
                 raise ModelError(f"{type(self._model).__name__} remembers {first}: rows of it can't be joined")
             axes.append((batch[0], token[0]))
         return axes
@@ -209,5 +210,8 @@ def _like(past: Any, leaves: Any) -> Any:
     return parts if isinstance(past, list) else tuple(parts)
 
 
-def _tensors(weights: LoraWeights) -> dict[str, tuple[paddle.Tensor, paddle.Tensor]]:
-    return {layer: (paddle.to_tensor(a), paddle.to_tensor(b)) for layer, (a, b) in weights.items()}
+def _tensors(weights: LoraWeights, dtype: Any) -> dict[str, tuple[paddle.Tensor, paddle.Tensor]]:
+    return {
+        layer: (paddle.to_tensor(a).astype(dtype), paddle.to_tensor(b).astype(dtype))
+        for layer, (a, b) in weights.items()
+    }

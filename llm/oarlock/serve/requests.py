@@ -104,11 +104,8 @@ class Sampling:
             "frequency_penalty": (abs(self.frequency_penalty) <= 100, "from -100 to 100"),
             "presence_penalty": (abs(self.presence_penalty) <= 100, "from -100 to 100"),
             "seed": (self.seed is None or -(2**63) <= self.seed < 2**64, "a number of 64 bits"),
-            "stop": (all(isinstance(text, str) and text for text in self.stop), "texts that are not empty"),
-            "stop_token_ids": (
-                all(isinstance(token, int) and not isinstance(token, bool) for token in self.stop_token_ids),
-                "token ids",
-            ),
+            "stop": (_all_of(self.stop, str) and all(self.stop), "several texts that are not empty"),
+            "stop_token_ids": (_all_of(self.stop_token_ids, int), "several token ids"),
         }
         for name, (holds, allowed) in rules.items():
             if not holds:
@@ -144,10 +141,13 @@ class Prompt:
             raise RequestRefused(f"text has to be a text; got {type(self.text).__name__}")
         if self.messages is not None:
             _check_messages(self.messages)
-        if self.token_ids is not None and not all(
-            isinstance(token, int) and not isinstance(token, bool) for token in self.token_ids
-        ):
+        if self.token_ids is not None and not _all_of(self.token_ids, int):
             raise RequestRefused("token_ids have to be whole numbers")
+
+
+def _all_of(values: Any, kind: type) -> bool:
+    """Whether it is a list or tuple of such values (a bool is no int here)."""
+    return isinstance(values, (list, tuple)) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
 def _check_messages(messages: Any) -> None:

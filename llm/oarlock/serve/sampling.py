@@ -8,6 +8,7 @@ import numpy as np
 
 from oarlock.serve.requests import Sampling
 
+_LEAST = 40.0  # exp(-40) is less than what rounding makes of the largest mass
 _CANDIDATES = 1024  # of which top_p is looked for first, before all tokens are sorted
 
 
@@ -76,30 +77,27 @@ class Sampler:
 
 
 def kept(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens that temperature, top_k and top_p leave, likeliest first (of equals the smaller id), and their masses.
+    """The tokens that temperature, top_k and top_p leave, and their masses, float64.
 
-    Masses are float64, and relative: they sum to what top_p left of 1 (after top_k).
+    With top_p they come likeliest first (of equals the smaller id). Masses are relative: they sum to what top_p left
+    of 1 (after top_k).
     """
-    scaled = (scores.astype(np.float64) - float(scores.max())) / how.temperature
-    masses = np.exp(scaled)
-    size = len(masses)
-    if 0 < how.top_k < size:
-        tokens = _likeliest(masses, how.top_k)
-        total = masses[tokens].sum()
-    else:
-        tokens = None
-        total = masses.sum()
+    largest = scores.max()
+    places = np.flatnonzero(scores > largest - _LEAST * how.temperature)  # of 150,000 tokens mostly few
+    masses = np.exp((scores[places].astype(np.float64) - float(largest)) / how.temperature)
+    if 0 < how.top_k < len(masses):
+        chosen = _likeliest(masses, how.top_k)
+        places, masses = places[chosen], masses[chosen]
+    masses /= masses.sum()
     if how.top_p >= 1:
-        tokens = np.flatnonzero(masses > 0) if tokens is None else tokens
-        return tokens, masses[tokens] / total
-    if tokens is None:
-        tokens = _likeliest(masses, min(_CANDIDATES, size))
-        if masses[tokens].sum() < how.top_p * total:
-            tokens = _likeliest(masses, size)
-    shares = masses[tokens] / total
+        return places, masses
+    chosen = _likeliest(masses, min(_CANDIDATES, len(masses)))
+    if masses[chosen].sum() < how.top_p:
+        chosen = _likeliest(masses, len(masses))
+    shares = masses[chosen]
     before = shares.cumsum() - shares  # a token is kept when those before it do not make up top_p
     count = max(1, int((before < how.top_p).sum()))
-    return tokens[:count], shares[:count]
+    return places[chosen[:count]], shares[:count]
 
 
 def _likeliest(masses: np.ndarray, count: int) -> np.ndarray:
