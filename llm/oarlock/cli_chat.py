@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.environment import import_paddle
-from oarlock.errors import EXIT_FAILED, OarlockError, report
+from oarlock.errors import EXIT_FAILED, ConfigError, OarlockError, report
 
 if TYPE_CHECKING:
     from oarlock.serve.chat import Chat
@@ -37,7 +37,7 @@ def add_chat(commands: Any, command: Adder) -> None:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from oarlock.serve.requests import Limits, Sampling
+    from oarlock.serve.requests import Limits, RequestRefused, Sampling
 
     sampling = Sampling(
         max_tokens=arguments.max_tokens,
@@ -48,7 +48,10 @@ def _chat(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         stop=tuple(arguments.stop),
     )
-    sampling.check()
+    try:
+        sampling.check()
+    except RequestRefused as error:  # of flags, here
+        raise ConfigError(str(error)) from error
     model, adapter = _folders(arguments.model, arguments.adapter)
     import_paddle()
     from oarlock.serve.chat import Chat
