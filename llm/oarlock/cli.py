@@ -12,6 +12,7 @@ from oarlock.cli_chat import add_chat
 from oarlock.cli_convert import add_convert
 from oarlock.cli_export import add_export
 from oarlock.cli_parallel import add_checkpoint, add_rehearse
+from oarlock.cli_serve import add_serve
 from oarlock.config import FinetuneConfig
 from oarlock.config.options import option_specs
 from oarlock.config.schema import FinetuneDataSection
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     add_export(commands, _command)
     add_rehearse(commands, _command)
     add_checkpoint(commands, _command)
+    add_serve(commands, _command)
     _command(commands, "families", "Say what each model family can do, as a Markdown table.", _families)
     _add_doctor(commands)
     return parser

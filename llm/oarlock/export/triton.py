@@ -1,0 +1,209 @@
+"""A Triton model repository that needs nothing but the packages of its requirements.txt.
+
+    oarlock/        config.pbtxt, 1/model.py        the engine: streams (decoupled), Triton's generate fields
+            1/model/, 1/adapters/NAME/, 1/lib/      weights, tokenizer and template; LoRA adapters; this package
+    oarlock_json/   config.pbtxt, 1/model.py        FastDeploy's JSON form, IN -> OUT, streams
+    oarlock_infer/  config.pbtxt, 1/model.py        one request, one response
+    requirements.txt, oarlock_export.json
+
+The last two ask the first one inside of Triton, so that one engine answers all. FastDeploy Serving 1.x reads the same
+layout; its Triton (21.10) is too old for decoupled Python models.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oarlock.errors import EnvironmentProblem, ModelError
+from oarlock.export.manifest import write_manifest
+from oarlock.files import file_sha256, new_folder
+from oarlock.models.adapter import ADAPTER_FILE, Base, open_adapter
+from oarlock.models.adapter_mix import check_output
+from oarlock.models.tuned import check_base
+from oarlock.models.weights import WeightFolder
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+PACKAGE = Path(__file__).resolve().parents[1]
+_TEMPLATES = PACKAGE / "serve" / "triton_models"
+# What the models that only pass requests on import of this package.
+_RELAY_MODULES = (
+    *("__init__.py", "errors.py", "serve/__init__.py", "serve/requests.py"),
+    *("serve/triton_fields.py", "serve/json_form.py", "serve/triton_relay.py"),
+)
+_MODEL_FILES = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "chat_template.*"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+)
+_ADAPTER_FILES = (ADAPTER_FILE, "lora_config.json", "peft_model*.safetensors", "peft_model.safetensors.index.json")
+# What serving imports; pinned to what is installed here.
+_REQUIREMENTS = (
+    *("paddlepaddle", "paddlenlp", "aistudio-sdk", "numpy", "protobuf", "pyarrow", "pandas", "datasets", "setuptools"),
+    *("tokenizers", "safetensors", "ml_dtypes", "jinja2", "tqdm", "pyyaml"),
+)
+_GPU_INDEX = "https://www.paddlepaddle.org.cn/packages/stable/"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class TritonExport:
+    """What was written.
+
+    Attributes:
+        models: names of the Triton models.
+        files: path in the folder -> SHA-256.
+    """
+
+    folder: Path
+    models: tuple[str, ...]
+    files: dict[str, str]
+
+
+def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name: str = "oarlock") -> TritonExport:
+    """Write a model repository; nothing is left of an export that fails.
+
+    Weights are hard links where the file system can, copies elsewhere.
+
+    Args:
+        model: a model folder (Paddle's or Hugging Face's layout) with its tokenizer.
+        adapters: LoRA adapters of this model, by the names that clients use.
+        name: of the streaming model.
+
+    Raises:
+        ModelError: when something is missing, does not belong together, or can't be written.
+        EnvironmentProblem: without `tritonclient`, whose protobuf the configurations are checked against.
+    """
+    model, output = Path(model), Path(output).resolve()
+    configs = {folder: _config(folder, name, tuple(adapters)) for folder in _model_names(name)}
+    _check(model, adapters, name)
+    check_output(output)
+    try:
+        with new_folder(output) as folder:
+            for own, config in configs.items():
+                _write_model(folder / config.name, own, config)
+            version = folder / name / "1"
+            _take(model, version / "model", _MODEL_FILES)
+            for adapter, place in adapters.items():
+                _take(Path(place), version / "adapters" / adapter, _ADAPTER_FILES)
+            (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
+            hashes = {
+                path.relative_to(folder).as_posix(): file_sha256(path)
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            }
+            template = version / "model" / "chat_template.jinja"
+            write_manifest(
+                folder,
+                hashes,
+                target="triton",
+                source=str(model),
+                adapters={adapter: str(place) for adapter, place in adapters.items()},
+                template=template.read_text(encoding="utf-8") if template.is_file() else None,
+            )
+    except OSError as error:
+        raise ModelError(f"{output}: the repository could not be written: {error.strerror or error}") from error
+    return TritonExport(output, tuple(config.name for config in configs.values()), hashes)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """A config.pbtxt, by Triton's own protobuf.
+
+    Raises:
+        ModelError: when it is not one.
+    """
+    text_format, model_config = _protobuf()
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config())
+    except (OSError, ValueError, text_format.ParseError) as error:
+        raise ModelError(f"{path}: not a Triton model configuration: {error}") from error
+
+
+def _protobuf() -> tuple[Any, type[ModelConfig]]:
+    try:
+        from google.protobuf import text_format
+        from tritonclient.grpc.model_config_pb2 import ModelConfig
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"{error.name} is missing, which a Triton repository is checked with: pip install 'oarlock[serve]'"
+        ) from error
+    return text_format, ModelConfig
+
+
+def _model_names(name: str) -> dict[str, str]:
+    """Folder of the template -> name in the repository."""
+    return {own: own.replace("oarlock", name, 1) for own in ("oarlock", "oarlock_json", "oarlock_infer")}
+
+
+def _config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
+    config = read_config(_TEMPLATES / own / "config.pbtxt")
+    config.name = _model_names(name)[own]
+    if own == "oarlock":
+        config.parameters["adapters"].string_value = " ".join(adapters)
+    else:
+        config.parameters["engine"].string_value = name
+    return config
+
+
+def _check(model: Path, adapters: Mapping[str, Path], name: str) -> None:
+    for word, what in ((name, "model"), *((adapter, "adapter") for adapter in adapters)):
+        if not _NAME.fullmatch(word):
+            raise ModelError(f"{word!r} can't be the name of the {what}: letters, digits, '.', '_' and '-' can")
+    if set(adapters) & {name, *_model_names(name).values()}:
+        raise ModelError(f"an adapter can't have the name of the model, {name!r}")
+    if not (model / "config.json").is_file():
+        raise ModelError(f"{model}: no config.json in this folder: not a model")
+    if not any(model.glob("tokenizer*")):
+        raise ModelError(f"{model}: no tokenizer in this folder; a server needs one")
+    with WeightFolder.open(model):
+        pass
+    base = Base.of(str(model), model) if adapters else None
+    for place in adapters.values():
+        found = open_adapter(place)
+        if found.method != "lora":
+            raise ModelError(f"{place}: trained with {found.method}; beside a base only LoRA adapters are served")
+        assert base is not None
+        check_base(found.base, base)
+
+
+def _write_model(folder: Path, own: str, config: ModelConfig) -> None:
+    version = folder / "1"
+    version.mkdir(parents=True)
+    text_format, _ = _protobuf()
+    (folder / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
+    shutil.copyfile(_TEMPLATES / own / "model.py", version / "model.py")
+    library = version / "lib" / "oarlock"
+    if own == "oarlock":
+        shutil.copytree(PACKAGE, library, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    else:
+        for module in _RELAY_MODULES:
+            (library / module).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(PACKAGE / module, library / module)
+
+
+def _take(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    target.mkdir(parents=True)
+    for path in sorted({path for pattern in patterns for path in source.glob(pattern) if path.is_file()}):
+        try:
+            os.link(path.resolve(), target / path.name)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(path, target / path.name)
+
+
+def _requirements() -> str:
+    lines = ["# On a GPU: paddlepaddle-gpu in the place of paddlepaddle, from " + _GPU_INDEX]
+    for name in _REQUIREMENTS:
+        for candidate in (name, f"{name}-gpu") if name == "paddlepaddle" else (name,):
+            try:
+                lines.append(f"{name}=={metadata.version(candidate).split('+')[0]}")
+                break
+            except metadata.PackageNotFoundError:
+                continue
+    return "\n".join(lines) + "\n"

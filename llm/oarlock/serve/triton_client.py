@@ -1,0 +1,132 @@
+"""Asks a Triton server's streaming model, over gRPC; for asyncio."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from oarlock.serve.triton_fields import FIELDS, OUTPUTS
+
+_MAX_MESSAGE = 2**31 - 1
+# With this header a failed request ends the stream with its status, in place of a message without one.
+_METADATA = (("triton_grpc_error", "true"),)
+_TYPES: dict[type, tuple[str, Any]] = {
+    int: ("INT32", np.int32),
+    float: ("FP32", np.float32),
+    bool: ("BOOL", np.bool_),
+}
+
+
+class TritonFailure(Exception):
+    """Triton refused a request, or could not answer it.
+
+    Attributes:
+        code: of gRPC.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of an answer; the last one has a finish_reason."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class TritonClient:
+    """One connection, for all requests."""
+
+    def __init__(self, address: str, model: str) -> None:
+        """To HOST:PORT."""
+        options = [("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", _MAX_MESSAGE)]
+        self._channel = grpc.aio.insecure_channel(address, options=options)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._model = model
+
+    async def close(self) -> None:
+        """The connection."""
+        await self._channel.close()
+
+    async def is_ready(self) -> bool:
+        """Whether the model can be asked."""
+        with contextlib.suppress(grpc.RpcError):
+            answer = await self._stub.ModelReady(service_pb2.ModelReadyRequest(name=self._model), timeout=5)
+            return bool(answer.ready)
+        return False
+
+    async def adapters(self) -> list[str]:
+        """Names of the adapters beside the model.
+
+        Raises:
+            TritonFailure: when the model is not there.
+        """
+        try:
+            answer = await self._stub.ModelConfig(service_pb2.ModelConfigRequest(name=self._model), timeout=5)
+        except grpc.RpcError as error:
+            raise TritonFailure(error.code(), error.details() or "") from error
+        return list(answer.config.parameters["adapters"].string_value.split())
+
+    async def ask(self, values: Mapping[str, Any]) -> AsyncGenerator[Part, None]:
+        """The answer as it comes. Leaving the iteration early (aclose, cancellation) cancels it in Triton.
+
+        Args:
+            values: of the model's inputs (triton_fields.FIELDS), without "stream".
+
+        Raises:
+            TritonFailure: when it is refused, or fails.
+        """
+        request = service_pb2.ModelInferRequest(model_name=self._model)
+        for name, value in {**values, "stream": True}.items():
+            _add(request, name, value)
+        for output in OUTPUTS:
+            request.outputs.add().name = output
+        call = self._stub.ModelStreamInfer(metadata=_METADATA)
+        try:
+            await call.write(request)
+            await call.done_writing()
+            async for answer in call:
+                if answer.error_message:
+                    raise TritonFailure(grpc.StatusCode.INTERNAL, answer.error_message)
+                yield _part(answer.infer_response)
+        except grpc.RpcError as error:
+            raise TritonFailure(error.code(), error.details() or "") from error
+        finally:
+            if not call.done():
+                call.cancel()
+
+
+def _add(request: service_pb2.ModelInferRequest, name: str, value: Any) -> None:
+    kind, is_list = FIELDS[name]
+    values = value if is_list else [value]
+    tensor = request.inputs.add()
+    tensor.name = name
+    tensor.shape.append(len(values))
+    if kind is str:
+        tensor.datatype = "BYTES"
+        texts = [text.encode("utf-8") for text in values]
+        request.raw_input_contents.append(b"".join(len(text).to_bytes(4, "little") + text for text in texts))
+        return
+    tensor.datatype, numpy_type = ("INT64", np.int64) if name == "seed" else _TYPES[kind]
+    request.raw_input_contents.append(np.array(values, numpy_type).tobytes())
+
+
+def _part(response: service_pb2.ModelInferResponse) -> Part:
+    raw = {output.name: content for output, content in zip(response.outputs, response.raw_output_contents, strict=True)}
+    return Part(
+        raw["text_output"][4:].decode("utf-8"),
+        raw["finish_reason"][4:].decode("utf-8"),
+        int.from_bytes(raw["prompt_tokens"], "little"),
+        int.from_bytes(raw["completion_tokens"], "little"),
+    )

@@ -1,0 +1,165 @@
+"""The models beside the streaming one: they ask it inside of Triton (business logic scripting) and pass its answer on.
+
+Triton 24.10 has no way to cancel such an inner request, so that a second one tells the streaming model that the client
+of the first is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from oarlock.serve.json_form import read_form, write_form
+from oarlock.serve.requests import RequestRefused
+from oarlock.serve.triton_fields import CANCEL, OUTPUTS, RELAYED
+
+_LOOK_SECONDS = 0.2
+
+
+class _Relay:
+    """What both have in common."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Learn which model to ask."""
+        self._engine = json.loads(args["model_config"])["parameters"]["engine"]["string_value"]
+        self._open: dict[str, Callable[[], bool]] = {}  # id -> whether its client is gone
+        self._lock = threading.Lock()
+        threading.Thread(target=self._look, name="oarlock-look", daemon=True).start()
+
+    @contextmanager
+    def _asked(self, tensors: list[Any], is_cancelled: Callable[[], bool]) -> Iterator[Iterator[Any]]:
+        """The engine's responses to these tensors."""
+        relayed = uuid.uuid4().hex
+        inner = pb_utils.InferenceRequest(
+            model_name=self._engine,
+            requested_output_names=list(OUTPUTS),
+            inputs=tensors,
+            parameters={RELAYED: relayed},
+        )
+        with self._lock:
+            self._open[relayed] = is_cancelled
+        try:
+            yield iter(inner.exec(decoupled=True))
+        finally:
+            with self._lock:
+                self._open.pop(relayed, None)
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            with self._lock:
+                looked_at = list(self._open.items())
+            for relayed, is_cancelled in looked_at:
+                try:
+                    if is_cancelled():
+                        with self._lock:
+                            self._open.pop(relayed, None)
+                        self._cancel(relayed)
+                except Exception as error:  # answered in the meantime
+                    print(f"oarlock: a look for a client failed: {error}", flush=True)
+
+    def _cancel(self, relayed: str) -> None:
+        nothing = pb_utils.Tensor("text_input", np.array([b""], dtype=object))
+        inner = pb_utils.InferenceRequest(
+            model_name=self._engine,
+            requested_output_names=list(OUTPUTS),
+            inputs=[nothing],
+            parameters={CANCEL: relayed},
+        )
+        for _ in inner.exec(decoupled=True):
+            pass
+
+
+class JsonModel(_Relay):
+    """FastDeploy's form: IN -> OUT, a response for each piece."""
+
+    def execute(self, requests: list[Any]) -> None:
+        """Each in a thread of its own; there are no more than the engine has places and queue for."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                (text,) = pb_utils.get_input_tensor_by_name(request, "IN").as_numpy().reshape(-1)
+                tensors, req_id = read_form(text)
+            except RequestRefused as error:
+                _send_error(sender, pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+            except Exception as error:
+                _send_error(sender, pb_utils.TritonError(f"IN: malformed: {error}", pb_utils.TritonError.INVALID_ARG))
+            else:
+                inputs = [pb_utils.Tensor(name, tensor) for name, tensor in tensors.items()]
+                threading.Thread(target=self._answer, args=(sender, inputs, req_id), daemon=True).start()
+
+    def _answer(self, sender: Any, inputs: list[Any], req_id: Any) -> None:
+        try:
+            with self._asked(inputs, sender.is_cancelled) as responses:
+                ended = False
+                for send_idx, response in enumerate(responses):
+                    if response.has_error():
+                        _send_error(sender, _with_code(response.error()))
+                        return
+                    if ended or not response.output_tensors():
+                        continue
+                    values = _values(response)
+                    ended = bool(values["finish_reason"])
+                    out = write_form(values["text_output"], values["token_ids"], req_id, send_idx, ended)
+                    tensor = pb_utils.Tensor("OUT", np.array([out], dtype=object))
+                    sender.send(pb_utils.InferenceResponse([tensor]))
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception as error:
+            traceback.print_exc()
+            _send_error(sender, pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL))
+
+
+class InferModel(_Relay):
+    """One request, one response, with the tensors of the streaming model."""
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One after another: Triton has several of this model."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            with self._asked(list(request.inputs()), request.is_cancelled) as responses:
+                found = [response for response in responses if response.has_error() or response.output_tensors()]
+        except Exception as error:
+            traceback.print_exc()
+            return _failed(pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL))
+        if not found:
+            return _failed(pb_utils.TritonError("the request was cancelled", pb_utils.TritonError.CANCELLED))
+        if found[0].has_error():
+            return _failed(_with_code(found[0].error()))
+        wanted = set(request.requested_output_names() or OUTPUTS)
+        return pb_utils.InferenceResponse([t for t in found[0].output_tensors() if t.name() in wanted])
+
+
+def _values(response: Any) -> dict[str, Any]:
+    arrays = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+    return {
+        "text_output": arrays["text_output"][0].decode("utf-8"),
+        "token_ids": arrays["token_ids"].tolist(),
+        "finish_reason": arrays["finish_reason"][0].decode("utf-8"),
+    }
+
+
+def _with_code(error: Any) -> Any:
+    """The streaming model puts the code before the message, see there; Triton's own errors have none."""
+    code, separator, message = error.message().partition(": ")
+    if separator and code in ("INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"):
+        return pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+    return error
+
+
+def _failed(error: Any) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=error)
+
+
+def _send_error(sender: Any, error: Any) -> None:
+    sender.send(_failed(error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
