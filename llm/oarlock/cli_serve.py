@@ -85,7 +85,8 @@ def _run(repository: Path, limits: dict[str, float], arguments: argparse.Namespa
     from oarlock.serve.installed import check_installed
 
     check_installed()
-    from oarlock.serve.run import ServeOptions, serve
+    from oarlock.serve.options import ServeOptions
+    from oarlock.serve.run import serve
     from oarlock.serve.triton_server import Ports
 
     return serve(

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from oarlock.environment import die_with_parent
 from oarlock.errors import ConfigError
 from oarlock.serve.openai_api import ApiOptions, make_app
 
@@ -48,7 +47,6 @@ def main(told: dict[str, Any]) -> None:
     """Serve until SIGTERM; then answer what is open, `drain_seconds` at most."""
     import uvicorn
 
-    die_with_parent()
     host, port, drain = told.pop("host"), told.pop("port"), told.pop("drain_seconds")
     key_file = told.pop("key_file")
     told["keys"] = read_keys(Path(key_file)) if key_file else ()

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class StreamingModel:
         self._lock = threading.Lock()
         self._outbox: queue.SimpleQueue[tuple[_Open, Piece] | None] = queue.SimpleQueue()
         self._busy_file = busy_file(os.getpid())
+        self._metrics = _Metrics(args["model_name"])
         self._note_busy()
         self._sender = threading.Thread(target=self._send_all, name="oarlock-sender", daemon=True)
         self._sender.start()
@@ -146,11 +148,13 @@ class StreamingModel:
                 if item is not None:
                     item[0].answer.add(item[1])
                     touched[item[0]] = None
+            self._metrics.add(touched, len(self._open))
             for opened in touched:
                 self._send(opened)
             if None in pieces:
                 return
             if time.monotonic() >= look:
+                self._metrics.add((), len(self._open))
                 self._cancel_for_the_gone()
                 look = time.monotonic() + _LOOK_SECONDS
 
@@ -181,6 +185,31 @@ class StreamingModel:
         for opened in waiting:
             if opened.ticket and opened.sender.is_cancelled():
                 opened.ticket.cancel()
+
+
+class _Metrics:
+    """What Triton's metrics port says of the engine, beside Triton's own figures."""
+
+    def __init__(self, model: str) -> None:
+        families = pb_utils.MetricFamily
+        labels = {"model": model, "process": str(os.getpid())}
+        self._open = families(
+            name="oarlock_open_requests",
+            description="Requests that are answered or wait",
+            kind=families.GAUGE,
+        ).Metric(labels=labels)
+        self._tokens = families(
+            name="oarlock_answered_tokens",
+            description="Tokens of answers",
+            kind=families.COUNTER,
+        ).Metric(labels=labels)
+
+    def add(self, answers: Iterable[_Open], num_open: int) -> None:
+        """Tokens that are about to be sent."""
+        self._open.set(num_open)
+        tokens = sum(len(opened.answer.token_ids) for opened in answers)
+        if tokens:
+            self._tokens.increment(tokens)
 
 
 def _tensors(request: Any) -> dict[str, np.ndarray]:

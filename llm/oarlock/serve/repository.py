@@ -1,0 +1,43 @@
+"""What a model repository says of itself, without loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from oarlock.errors import ConfigError
+from oarlock.serve.settings import Settings
+
+
+def repository_models(repository: Path) -> tuple[str, ...]:
+    """Names of the models in a repository.
+
+    Raises:
+        ConfigError: when there is none with our engine.
+    """
+    found = tuple(sorted(path.parent.name for path in repository.glob("*/config.pbtxt")))
+    if not found:
+        raise ConfigError(f"{repository}: no model repository (oarlock export --target triton --output DIR makes one)")
+    engine_model(repository)
+    return found
+
+
+def engine_model(repository: Path) -> str:
+    """The name of the model that has the engine."""
+    found = [path.parents[1].name for path in repository.glob("*/1/model") if path.is_dir()]
+    if len(found) != 1:
+        raise ConfigError(f"{repository}: {len(found)} models with weights in this repository, not one")
+    return found[0]
+
+
+def engine_settings(repository: Path, limits: Mapping[str, float]) -> Settings:
+    """The limits of a repository's config.pbtxt, and over them those that were given."""
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    path = repository / engine_model(repository) / "config.pbtxt"
+    try:
+        config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+    except (OSError, ValueError, text_format.ParseError) as error:
+        raise ConfigError(f"{path}: not a Triton model configuration: {error}") from error
+    return Settings.read({name: value.string_value for name, value in config.parameters.items()}, limits)
