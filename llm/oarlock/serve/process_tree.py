@@ -23,6 +23,7 @@ _LOOK_SECONDS = 0.1
 _NOISE = (
     "Unable to allocate pinned system memory",
     "CUDA memory pool disabled",
+    "HandleCancellation called even when the context was not cancelled",  # for each stream that ended with an error
     "CudaDriverHelper has not been initialized",
     "DCGM unable to start",
     "Failed to initialize NVML",
@@ -40,6 +41,7 @@ class ProcessTree:
         self._triton: subprocess.Popen[str] | None = None
         self._openai: subprocess.Popen[str] | None = None
         self._echo: list[threading.Thread] = []
+        self._ready = False
 
     def start(self, stopped: list[int]) -> None:
         """Until both answer."""
@@ -58,16 +60,17 @@ class ProcessTree:
             if time.monotonic() - began > options.start_seconds:
                 raise ModelError(f"the model was not loaded within {options.start_seconds:g} s (--start-seconds)")
             time.sleep(_LOOK_SECONDS)
+        self._ready = True
         self._say_ready(time.monotonic() - began)
 
     def check(self) -> None:
         """Raise for a part that ended by itself, or a model that does not load."""
-        failure = noted_failure(self._triton_options.run)
+        failure = "" if self._ready else noted_failure(self._triton_options.run)
+        if failure:
+            raise ModelError(f"the model does not load: {failure}")
         for name, process in (("Triton", self._triton), ("the OpenAI endpoint", self._openai)):
             if process is None or process.poll() is None:
                 continue
-            if failure:
-                raise ModelError(f"the model does not load: {failure}")
             for thread in self._echo:
                 thread.join(2)  # its last words come first
             how = f"signal {-process.returncode}" if process.returncode < 0 else f"code {process.returncode}"
@@ -145,7 +148,9 @@ class ProcessTree:
         def echo() -> None:
             assert process.stdout is not None
             for line in process.stdout:
-                if line.strip() and not any(words in line for words in _NOISE):
+                # What Triton says after the model has told why it does not load is that, several times.
+                known = not self._ready and not self._options.verbose and noted_failure(self._triton_options.run)
+                if line.strip() and not known and not any(words in line for words in _NOISE):
                     print(f"{name}: {line.rstrip()}", flush=True)
 
         thread = threading.Thread(target=echo, name=f"{name}-log", daemon=True)

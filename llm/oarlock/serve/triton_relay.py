@@ -19,6 +19,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from oarlock.serve.json_form import read_form, write_form
+from oarlock.serve.orphans import end_with_parent
 from oarlock.serve.requests import RequestRefused
 from oarlock.serve.triton_fields import CANCEL, OUTPUTS, RELAYED
 
@@ -30,6 +31,7 @@ class _Relay:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Learn which model to ask."""
+        end_with_parent()
         self._engine = json.loads(args["model_config"])["parameters"]["engine"]["string_value"]
         self._open: dict[str, Callable[[], bool]] = {}  # id -> whether its client is gone
         self._lock = threading.Lock()
@@ -37,7 +39,7 @@ class _Relay:
 
     @contextmanager
     def _asked(self, tensors: list[Any], is_cancelled: Callable[[], bool]) -> Iterator[Iterator[Any]]:
-        """The engine's responses to these tensors."""
+        """The engine's responses to these tensors. The last response goes out after this has been left."""
         relayed = uuid.uuid4().hex
         inner = pb_utils.InferenceRequest(
             model_name=self._engine,
@@ -56,16 +58,16 @@ class _Relay:
     def _look(self) -> None:
         while True:
             time.sleep(_LOOK_SECONDS)
+            # Under the lock, since Triton crashes when it is asked for a request that has its last response.
             with self._lock:
-                looked_at = list(self._open.items())
-            for relayed, is_cancelled in looked_at:
+                gone = [relayed for relayed, is_cancelled in self._open.items() if is_cancelled()]
+                for relayed in gone:
+                    del self._open[relayed]
+            for relayed in gone:
                 try:
-                    if is_cancelled():
-                        with self._lock:
-                            self._open.pop(relayed, None)
-                        self._cancel(relayed)
-                except Exception as error:  # answered in the meantime
-                    print(f"oarlock: a look for a client failed: {error}", flush=True)
+                    self._cancel(relayed)
+                except Exception:  # the others need this thread
+                    traceback.print_exc()
 
     def _cancel(self, relayed: str) -> None:
         nothing = pb_utils.Tensor("text_input", np.array([b""], dtype=object))
@@ -98,24 +100,21 @@ class JsonModel(_Relay):
                 threading.Thread(target=self._answer, args=(sender, inputs, req_id), daemon=True).start()
 
     def _answer(self, sender: Any, inputs: list[Any], req_id: Any) -> None:
+        failure = None
         try:
             with self._asked(inputs, sender.is_cancelled) as responses:
-                ended = False
                 for send_idx, response in enumerate(responses):
                     if response.has_error():
-                        _send_error(sender, _with_code(response.error()))
-                        return
-                    if ended or not response.output_tensors():
-                        continue
-                    values = _values(response)
-                    ended = bool(values["finish_reason"])
-                    out = write_form(values["text_output"], values["token_ids"], req_id, send_idx, ended)
-                    tensor = pb_utils.Tensor("OUT", np.array([out], dtype=object))
-                    sender.send(pb_utils.InferenceResponse([tensor]))
-            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                        failure = _with_code(response.error())
+                    elif response.output_tensors():
+                        sender.send(_part(response, req_id, send_idx))
         except Exception as error:
             traceback.print_exc()
-            _send_error(sender, pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL))
+            failure = pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)
+        if failure is not None:
+            _send_error(sender, failure)
+        else:
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 class InferModel(_Relay):
@@ -140,13 +139,12 @@ class InferModel(_Relay):
         return pb_utils.InferenceResponse([t for t in found[0].output_tensors() if t.name() in wanted])
 
 
-def _values(response: Any) -> dict[str, Any]:
+def _part(response: Any, req_id: Any, send_idx: int) -> Any:
+    """A piece in FastDeploy's form."""
     arrays = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
-    return {
-        "text_output": arrays["text_output"][0].decode("utf-8"),
-        "token_ids": arrays["token_ids"].tolist(),
-        "finish_reason": arrays["finish_reason"][0].decode("utf-8"),
-    }
+    text, token_ids = arrays["text_output"][0].decode("utf-8"), arrays["token_ids"].tolist()
+    out = write_form(text, token_ids, req_id, send_idx, bool(arrays["finish_reason"][0]))
+    return pb_utils.InferenceResponse([pb_utils.Tensor("OUT", np.array([out], dtype=object))])
 
 
 def _with_code(error: Any) -> Any:

@@ -12,7 +12,6 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import triton_python_backend_utils as pb_utils
 
 from oarlock.environment import import_paddle, say
 from oarlock.errors import OarlockError
+from oarlock.serve.orphans import end_with_parent
 from oarlock.serve.requests import Answer, Limits, Piece, QueueFull, RequestRefused
 from oarlock.serve.settings import Settings, busy_file, note_failure
 from oarlock.serve.ticket import Ticket
@@ -47,6 +47,7 @@ class StreamingModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load what stands beside model.py."""
+        end_with_parent()
         folder = Path(args["model_repository"]) / args["model_version"]
         try:
             self._settings = Settings.read(
@@ -62,6 +63,7 @@ class StreamingModel:
             note_failure(str(error))
             raise pb_utils.TritonModelException(str(error)) from None
         except Exception as error:
+            traceback.print_exc()
             note_failure(f"{type(error).__name__}: {error}")
             raise
         self._open: set[_Open] = set()
@@ -135,28 +137,36 @@ class StreamingModel:
 
     def _send_all(self) -> None:
         look = time.monotonic() + _LOOK_SECONDS
-        while True:
-            wait = max(0.0, look - time.monotonic()) if self._open else None
+        going = True
+        while going:
+            items = self._wait_for_items(max(0.0, look - time.monotonic()))
+            going = None not in items
             try:
-                pieces = [self._outbox.get(timeout=wait)]
-                while not self._outbox.empty():
-                    pieces.append(self._outbox.get())
-            except queue.Empty:
-                pieces = []
-            touched: dict[_Open, None] = {}
-            for item in pieces:
-                if item is not None:
-                    item[0].answer.add(item[1])
-                    touched[item[0]] = None
-            self._metrics.add(touched, len(self._open))
-            for opened in touched:
-                self._send(opened)
-            if None in pieces:
-                return
-            if time.monotonic() >= look:
-                self._metrics.add((), len(self._open))
-                self._cancel_for_the_gone()
-                look = time.monotonic() + _LOOK_SECONDS
+                self._send_pieces([item for item in items if item is not None])
+                if time.monotonic() >= look:
+                    self._metrics.set_open(len(self._open))
+                    self._cancel_for_the_gone()
+                    look = time.monotonic() + _LOOK_SECONDS
+            except Exception:  # whatever it is, the other requests need this thread
+                traceback.print_exc()
+
+    def _wait_for_items(self, seconds: float) -> list[tuple[_Open, Piece] | None]:
+        try:
+            items = [self._outbox.get(timeout=seconds)]
+            while not self._outbox.empty():
+                items.append(self._outbox.get())
+        except queue.Empty:
+            return []
+        return items
+
+    def _send_pieces(self, items: list[tuple[_Open, Piece]]) -> None:
+        touched: dict[_Open, None] = {}
+        for opened, piece in items:
+            opened.answer.add(piece)
+            touched[opened] = None
+        for opened in touched:
+            self._send(opened)
+        self._metrics.add_tokens(sum(len(piece.token_ids) for _, piece in items))
 
     def _send(self, opened: _Open) -> None:
         answer = opened.answer
@@ -191,25 +201,22 @@ class _Metrics:
     """What Triton's metrics port says of the engine, beside Triton's own figures."""
 
     def __init__(self, model: str) -> None:
-        families = pb_utils.MetricFamily
+        kinds = pb_utils.MetricFamily
         labels = {"model": model, "process": str(os.getpid())}
-        self._open = families(
-            name="oarlock_open_requests",
-            description="Requests that are answered or wait",
-            kind=families.GAUGE,
-        ).Metric(labels=labels)
-        self._tokens = families(
-            name="oarlock_answered_tokens",
-            description="Tokens of answers",
-            kind=families.COUNTER,
-        ).Metric(labels=labels)
+        self._families = [  # which have to live as long as their metrics
+            kinds(name="oarlock_open_requests", description="Requests that are answered or wait", kind=kinds.GAUGE),
+            kinds(name="oarlock_answered_tokens", description="Tokens of answers", kind=kinds.COUNTER),
+        ]
+        self._open, self._tokens = (family.Metric(labels=labels) for family in self._families)
 
-    def add(self, answers: Iterable[_Open], num_open: int) -> None:
-        """Tokens that are about to be sent."""
-        self._open.set(num_open)
-        tokens = sum(len(opened.answer.token_ids) for opened in answers)
-        if tokens:
-            self._tokens.increment(tokens)
+    def set_open(self, count: int) -> None:
+        """Requests that are open now."""
+        self._open.set(count)
+
+    def add_tokens(self, count: int) -> None:
+        """That were sent."""
+        if count:
+            self._tokens.increment(count)
 
 
 def _tensors(request: Any) -> dict[str, np.ndarray]:

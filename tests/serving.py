@@ -1,0 +1,130 @@
+"""A server under test: started as users start it, and looked at from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from helpers import LLM
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for probe in sockets:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in sockets]
+    for probe in sockets:
+        probe.close()
+    return ports
+
+
+@dataclass
+class Server:
+    """`oarlock serve` in a process of its own."""
+
+    folder: Path
+    log: Path
+    words: tuple[str, ...] = ()
+    ports: list[int] = field(default_factory=lambda: free_ports(4))
+
+    def __post_init__(self) -> None:
+        self.openai, self.rest, self.grpc, self.metrics = self.ports
+        self.url, self.rest_url = f"http://127.0.0.1:{self.openai}", f"http://127.0.0.1:{self.rest}"
+        self.grpc_url = f"127.0.0.1:{self.grpc}"
+        flags = ["--port", "--rest-port", "--grpc-port", "--metrics-port"]
+        where = [word for pair in zip(flags, map(str, self.ports), strict=True) for word in pair]
+        with open(self.log, "w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "oarlock", "serve", str(self.folder), *where, *self.words],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": str(LLM), "OMP_NUM_THREADS": "1"},
+            )
+
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def wait_ready(self, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while "oarlock: ready after" not in self.said():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.1)
+
+    def post(self, path: str, content: Any, timeout: float = 60) -> Any:
+        request = urllib.request.Request(f"{self.rest_url}{path}", json.dumps(content).encode(), method="POST")
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            body = answer.read()
+            return json.loads(body) if body else None
+
+    def generate(self, **fields: Any) -> Any:
+        return self.post("/v2/models/oarlock/generate", fields)
+
+    def metric(self, name: str) -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
+
+    def wait_open(self, count: int, seconds: float = 10) -> None:
+        """Until so many requests are open."""
+        deadline = time.monotonic() + seconds
+        while (found := self.metric("oarlock_open_requests")) != count:
+            assert time.monotonic() < deadline, f"{found} requests are open, not {count}"
+            time.sleep(0.02)
+
+    def wait_idle(self, seconds: float = 10) -> None:
+        self.wait_open(0, seconds)
+
+    def processes(self) -> list[int]:
+        """All below the first."""
+        parents = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        found, level = [], {self.process.pid}
+        while level := {pid for pid, parent in parents.items() if parent in level}:
+            found += level
+        return found
+
+    def stop(self, number: int = signal.SIGTERM, seconds: float = 60) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+    def memory(self) -> list[str]:
+        return [path.name for path in Path("/dev/shm").glob(f"oarlock-serve-{self.process.pid}-*")]
+
+
+def gone(pids: list[int], seconds: float) -> bool:
+    """Whether none of these processes runs any more, within some time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not any(alive(pid) for pid in pids):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
