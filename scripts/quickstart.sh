@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to answers: set up, pretrain a small Llama on the standard library's text, teach it twelve tasks, ask it.
+# From nothing to a server: set up, pretrain a small Llama on the standard library's text, teach it twelve tasks, ask it,
+# serve it.
 #
 #   OUTPUT=DIR   where models and logs go (default: output/quickstart); all other variables are setup.sh's
 set -euo pipefail
@@ -9,29 +10,33 @@ VENV=${VENV:-$PWD/.venv}
 OUTPUT=${OUTPUT:-output/quickstart}
 started=$SECONDS
 
-VENV=$VENV bash scripts/setup.sh
+VENV=$VENV bash scripts/setup.sh serve
 python=$VENV/bin/python
 
 echo
-echo "== 1/4 data (embedded, no download) =="
+echo "== 1/5 data (embedded, no download) =="
 if [ ! -f "$OUTPUT/data/done" ]; then
   "$python" -m oarlock data embedded --output "$OUTPUT/data"
   touch "$OUTPUT/data/done"
 fi
 
 echo
-echo "== 2/4 pretraining =="
+echo "== 2/5 pretraining =="
 "$python" llm/run_pretrain.py configs/quickstart/pretrain.yaml \
   --input_dir "$OUTPUT/data/pretrain" --tokenizer_name_or_path "$OUTPUT/data/tokenizer" --output_dir "$OUTPUT/pretrained"
 
 echo
-echo "== 3/4 instruction tuning =="
+echo "== 3/5 instruction tuning =="
 "$python" llm/finetune_generation.py configs/quickstart/finetune.yaml \
   --model_name_or_path "$OUTPUT/pretrained" --dataset_name_or_path "$OUTPUT/data/instructions" --output_dir "$OUTPUT/tuned"
 
 echo
-echo "== 4/4 questions =="
+echo "== 4/5 questions =="
 "$python" -m oarlock ask "$OUTPUT/tuned" $'Translate to Chinese.\nmountain' $'Repeat the words.\nriver window' $'反义词是什么？\n大' |
   tee "$OUTPUT/answers.txt"
+
+echo
+echo "== 5/5 a server =="
+bash scripts/quickstart_serve.sh "$python" "$OUTPUT/tuned" "$OUTPUT/served"
 
 "$python" scripts/quickstart_report.py "$OUTPUT" $((SECONDS - started))

@@ -36,6 +36,8 @@ def main() -> None:
         "  python llm/finetune_generation.py configs/quickstart/finetune.yaml --model_name_or_path output/mine "
         "--dataset_name_or_path YOUR.jsonl --output_dir output/mine-tuned --no_do_eval"
     )
+    print("serve it until Ctrl-C, with OpenAI's interface on port 8080:")
+    print(f"  oarlock serve {output / 'served'}")
 
 
 if __name__ == "__main__":

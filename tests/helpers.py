@@ -66,6 +66,32 @@ def make_tiny_model(folder: str | Path, **changes: Any) -> Path:
     return Path(folder)
 
 
+def make_adapter(
+    base: str | Path, folder: Path, method: Any = None, method_saved: Any = None, seed: int = 0, std: float = 0.1
+) -> Path:
+    """An adapter of a base with random matrices, by default LoRA."""
+    import numpy as np
+    from paddlenlp.transformers import AutoConfig
+
+    from oarlock.models.adapter import Base, save_adapter
+    from oarlock.models.build import model_class
+    from oarlock.models.lora import LoRA
+    from oarlock.models.methods import trained
+    from oarlock.models.safetensors_stream import TensorSource
+    from oarlock.models.streamed import empty_model
+
+    method = method or LoRA(r=4, alpha=6.0)
+    config = AutoConfig.from_pretrained(str(base))
+    random = np.random.default_rng(seed)
+    tensors = []
+    for holding in trained(empty_model(model_class(config), config, method)):
+        values = (random.standard_normal(holding.block.shape) * std).astype(np.float32)
+        tensors.append(TensorSource(holding.name, "float32", values.shape, lambda values=values: values))
+    folder.mkdir(parents=True)
+    save_adapter(tensors, method_saved or method, Base.of(str(base), Path(base)), None, None, folder)
+    return folder
+
+
 def make_tiny_config(folder: str | Path, **changes: Any) -> Path:
     """config.json and tokenizer alone, for training from scratch."""
     folder = Path(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -15,7 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import tritonclient.grpc as grpcclient
+
 from helpers import LLM
+
+KEY = "a-key-for-the-tests"
+QUESTION = "Repeat the words: river window"
+LONG = {"ignore_eos": True, "max_tokens": 3000}  # some seconds
+TOKENS = 12
 
 
 def free_ports(count: int) -> list[int]:
@@ -128,3 +137,49 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def tensor(name, values, kind):
+    array = np.array(
+        [v.encode() for v in values] if kind == "BYTES" else values,
+        dtype={"BYTES": object, "INT32": np.int32, "FP32": np.float32, "BOOL": bool, "INT64": np.int64}[kind],
+    )
+    made = grpcclient.InferInput(name, list(array.shape), kind)
+    made.set_data_from_numpy(array)
+    return made
+
+
+def chat_tensors(question, tokens=TOKENS, **more):
+    kinds = {"stream": "BOOL", "ignore_eos": "BOOL", "temperature": "FP32", "seed": "INT64", "adapter": "BYTES"}
+    extra = [tensor(name, [value], kinds[name]) for name, value in more.items()]
+    return [
+        tensor("text_input", [question], "BYTES"),
+        tensor("chat", [True], "BOOL"),
+        tensor("max_tokens", [tokens], "INT32"),
+        *extra,
+    ]
+
+
+class GrpcStream:
+    """tritonclient's streaming, as a loop."""
+
+    def __init__(self, server):
+        self.client = grpcclient.InferenceServerClient(server.grpc_url)
+        self.results = queue.Queue()
+        self.client.start_stream(lambda result, error: self.results.put(error or result))
+
+    def ask(self, model, inputs):
+        self.client.async_stream_infer(model, inputs, enable_empty_final_response=True)
+        while True:
+            result = self.results.get(timeout=60)
+            if isinstance(result, Exception):
+                raise result
+            response = result.get_response()
+            if response.outputs:
+                yield result
+            if response.parameters["triton_final_response"].bool_param:
+                return
+
+    def close(self):
+        self.client.stop_stream(cancel_requests=True)
+        self.client.close()

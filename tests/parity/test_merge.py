@@ -16,20 +16,19 @@ from paddlenlp.peft import LoRAModel
 from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from safetensors.numpy import load_file, save_file
 
-from helpers import make_tiny_model, run_program
+from helpers import make_adapter, make_tiny_model, run_program
 from oarlock.data.templates import ChatTemplate
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models import lora_changes, merge_proof, streamed, trained_base
-from oarlock.models.adapter import Base, open_adapter, save_adapter
+from oarlock.models.adapter import Base, open_adapter
 from oarlock.models.adapter_mix import AdapterMix
 from oarlock.models.build import ModelSource, build_model, model_class
 from oarlock.models.lora import LoRA
 from oarlock.models.merge import MergeOptions, merge
-from oarlock.models.methods import method_of, trained
+from oarlock.models.methods import method_of
 from oarlock.models.pieces import INDEX
 from oarlock.models.prefix import Prefix
 from oarlock.models.quantized import Quantization
-from oarlock.models.safetensors_stream import TensorSource
 from oarlock.models.streamed import empty_model
 
 SMALL = {
@@ -70,20 +69,6 @@ def bases(tmp_path_factory) -> dict[str, Path]:
         "llama-hf": as_hugging_face(llama, folder / "llama-hf", "llama"),
         "qwen2-hf": as_hugging_face(folder / "qwen2-tied", folder / "qwen2-hf", "qwen2"),
     }
-
-
-def make_adapter(base: Path, folder: Path, method=None, method_saved=None, seed: int = 0, std: float = 0.1) -> Path:
-    """One with random matrices."""
-    method = method or LoRA(r=4, alpha=6.0)
-    config = AutoConfig.from_pretrained(str(base))
-    random = np.random.default_rng(seed)
-    tensors = []
-    for holding in trained(empty_model(model_class(config), config, method)):
-        values = (random.standard_normal(holding.block.shape) * std).astype(np.float32)
-        tensors.append(TensorSource(holding.name, "float32", values.shape, lambda values=values: values))
-    folder.mkdir(parents=True)
-    save_adapter(tensors, method_saved or method, Base.of(str(base), base), None, None, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

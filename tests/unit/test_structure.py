@@ -66,6 +66,9 @@ def test_only_one_file_knows_training_arguments():
     [
         ["-m", "oarlock", "--version"],
         ["-m", "oarlock", "data", "pretrain", "--help"],
+        ["-m", "oarlock", "serve", "--help"],
+        ["-m", "oarlock", "serve", "tests"],  # refused: no repository
+        ["-m", "oarlock", "serve", "tests", "--max-batch", "0"],
         ["-m", "oarlock", "merge", "--adapter", "tests", "--output", "out"],  # refused: not an adapter
         ["-m", "oarlock", "convert", "--to", "hf", "--input", "x", "--output", "."],  # refused: a folder with files
         ["-m", "oarlock", "chat", "tests", "--top-p", "2"],  # refused: out of range

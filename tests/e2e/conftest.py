@@ -1,0 +1,59 @@
+"""One server for all tests that ask one; the last of them (test_serving_life.py) stops it."""
+
+from __future__ import annotations
+
+import signal
+
+import openai
+import pytest
+
+from helpers import make_adapter, make_tiny_model
+from oarlock.export.triton import export_triton
+from serving import KEY, GrpcStream, Server
+
+
+@pytest.fixture(scope="session")
+def served_model(tmp_path_factory):
+    """A random model of many layers with a long context, so that an answer can take a while."""
+    return make_tiny_model(
+        tmp_path_factory.mktemp("served") / "model", max_position_embeddings=4096, num_hidden_layers=12
+    )
+
+
+@pytest.fixture(scope="session")
+def served_adapter(served_model, tmp_path_factory):
+    return make_adapter(served_model, tmp_path_factory.mktemp("adapter") / "lora", std=0.5)
+
+
+@pytest.fixture(scope="session")
+def repository(served_model, served_adapter, tmp_path_factory):
+    return export_triton(
+        served_model, {"pirate": served_adapter}, tmp_path_factory.mktemp("export") / "repository"
+    ).folder
+
+
+@pytest.fixture(scope="session")
+def server(repository, tmp_path_factory):
+    place = tmp_path_factory.mktemp("server")
+    (place / "keys").write_text(f"# for the tests\nanother\n{KEY}\n")
+    words = ("--api-key-file", str(place / "keys"), "--max-batch", "4", "--max-queue", "40", "--max-body", "100000")
+    running = Server(repository, place / "log", words)
+    try:
+        running.wait_ready()
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.stop(signal.SIGTERM)
+        print(running.said())
+
+
+@pytest.fixture(scope="session")
+def client(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def stream(server):
+    made = GrpcStream(server)
+    yield made
+    made.close()

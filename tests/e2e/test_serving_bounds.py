@@ -1,0 +1,224 @@
+"""What a server refuses, and that it is there afterwards: fuzz over gRPC and HTTP, full queues, clients that go away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import subprocess
+import sys
+import time
+import urllib.error
+
+import grpc
+import httpx
+import hypothesis.strategies as st
+import numpy as np
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
+from serving import KEY, LONG, GrpcStream, chat_tensors, tensor
+
+NAMES = [
+    "text_input",
+    "messages",
+    "input_ids",
+    "chat",
+    "stream",
+    "adapter",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "ignore_eos",
+    "nobody",
+]
+TYPES = {
+    "BYTES": None,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+}
+
+
+@st.composite
+def wild_tensors(draw):
+    """A request with anything in it: names, types, shapes, sizes, contents that fit and that do not."""
+    request = service_pb2.ModelInferRequest()
+    for name in draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True)):
+        made = request.inputs.add()
+        made.name = name
+        made.datatype = draw(st.sampled_from([*TYPES, "BYTES", "BYTES", "FP99"]))
+        made.shape.extend(draw(st.sampled_from([[1], [1], [1], [2], [0], [1, 1], [-1], [], [2**40]])))
+        if made.datatype == "BYTES":
+            texts = draw(st.lists(st.binary(max_size=12), min_size=1, max_size=2))
+            content = b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+            content = draw(
+                st.sampled_from([content, content, content[:-1], b"\xff\xff\xff\xff", b"\xff\xff\xff\x7fabc", b""])
+            )
+        else:
+            content = draw(
+                st.one_of(
+                    st.binary(max_size=16),
+                    st.sampled_from([b"\x01", b"\x01\0\0\0", b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\xff" * 8]),
+                )
+            )
+        request.raw_input_contents.append(content)
+    return request
+
+
+def test_any_tensors_are_refused_as_invalid(server):
+    """Over gRPC, by both kinds of models; the server is as it was afterwards."""
+    channel = grpc.insecure_channel(server.grpc_url)
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    processes = server.processes()
+    counts = {"refused": 0, "answered": 0}
+
+    def outcome(call):
+        try:
+            call()
+            counts["answered"] += 1
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, (error.code(), error.details())
+            counts["refused"] += 1
+
+    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(wild_tensors())
+    def fuzz(request):
+        if not any(made.name == "max_tokens" for made in request.inputs):
+            made = request.inputs.add()
+            made.name, made.datatype = "max_tokens", "INT32"
+            made.shape.append(1)
+            request.raw_input_contents.append(b"\x02\0\0\0")
+        request.model_name = "oarlock"
+        outcome(
+            lambda: list(stub.ModelStreamInfer(iter([request]), metadata=(("triton_grpc_error", "true"),), timeout=30))
+        )
+        request.model_name = "oarlock_infer"
+        outcome(lambda: stub.ModelInfer(request, timeout=30))
+
+    fuzz()
+    broken = service_pb2.ModelInferRequest(model_name="oarlock_json")
+    made = broken.inputs.add(name="IN", datatype="BYTES", shape=[1])
+    for text in (
+        b"\xff\xfe",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"text": 5}',
+        b'{"text": "x", "topp": "y"}',
+        b'{"text": "x", "hm": 1}',
+        b'{"text": "x", "max_dec_len": 99999999999}',
+        b'{"text": "x", "temperature": NaN}',
+        b"[" * 5000,
+    ):
+        del broken.raw_input_contents[:]
+        broken.raw_input_contents.append(len(text).to_bytes(4, "little") + text)
+        before = counts["refused"]
+        outcome(
+            lambda: list(stub.ModelStreamInfer(iter([broken]), metadata=(("triton_grpc_error", "true"),), timeout=30))
+        )
+        assert counts["refused"] == before + 1, text
+    assert made.name == "IN"
+    channel.close()
+    assert counts["refused"] > 100 and counts["answered"] > 5, counts
+    assert server.processes() == processes
+    assert server.generate(text_input="x", max_tokens=3)["completion_tokens"] == 3
+    assert "Traceback" not in server.said()
+
+
+def test_invalid_requests_name_what_is_wrong(server):
+    for fields, words in (
+        ({}, "give one of text_input, messages and input_ids; got none"),
+        ({"text_input": "x", "messages": "[]"}, "got text_input, messages"),
+        ({"messages": "{"}, "messages: not JSON"),
+        ({"messages": "[5]"}, 'messages[0] has to be {"role"'),
+        ({"text_input": "x", "adapter": "nobody"}, "there is no adapter 'nobody'"),
+        ({"text_input": "x", "temperature": -1}, "temperature has to be from 0"),
+        ({"text_input": "x", "stop": ["a"] * 17}, "stop: at most 16 texts"),
+        ({"text_input": "x" * 100_001}, "larger than the 100,000 bytes"),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            server.generate(**{"max_tokens": 2, **fields})
+        assert refused.value.code == 400 and words in json.loads(refused.value.read())["error"]
+
+
+def test_schemathesis(server, tmp_path):
+    """Every route of the OpenAPI description, with what fits it and what does not: nothing but what is described."""
+    done = subprocess.run(
+        [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "-H", f"Authorization: Bearer {KEY}",
+         "--max-examples", "25", "--phases", "examples,coverage,fuzzing", "--seed", "1", "--request-timeout", "30", "--generation-database", "none",
+         "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"],
+        capture_output=True, text=True, timeout=170, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert httpx.get(f"{server.url}/health").status_code == 200 and "Traceback" not in server.said()
+
+
+def test_a_client_that_goes_away_frees_its_place(server, client):
+    """By every way in; a place that is not freed would take many seconds."""
+    server.wait_idle()
+    started = time.monotonic()
+    stream = client.completions.create(
+        model="oarlock", prompt="x", stream=True, max_tokens=3000, temperature=0, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    server.wait_open(1)
+    stream.close()
+    server.wait_idle(3)
+
+    with contextlib.suppress(httpx.TimeoutException):  # one that waits for the whole answer
+        httpx.post(
+            f"{server.url}/v1/completions",
+            headers={"Authorization": f"Bearer {KEY}"},
+            json={"model": "oarlock", "prompt": "x", **LONG},
+            timeout=0.5,
+        )
+        raise AssertionError("the model is too quick for this test")
+    server.wait_idle(3)
+
+    over_grpc = GrpcStream(server)
+    next(over_grpc.ask("oarlock", chat_tensors("x", 3000, stream=True, ignore_eos=True)))
+    over_grpc.close()
+    server.wait_idle(3)
+
+    over_grpc = GrpcStream(server)  # through the model beside it, where Triton has no cancellation of its own
+    form = json.dumps({"text": "x", "max_dec_len": 3000, "min_dec_len": 3000})
+    next(over_grpc.ask("oarlock_json", [tensor("IN", [form], "BYTES")]))
+    over_grpc.close()
+    server.wait_idle(3)
+
+    with contextlib.suppress(TimeoutError):
+        server.post("/v2/models/oarlock/generate", {"text_input": "x", **LONG}, timeout=0.5)
+        raise AssertionError("the model is too quick for this test")
+    server.wait_idle(3)
+    assert time.monotonic() - started < 20
+
+
+def test_a_full_queue_says_so(server, client):
+    """4 places and a queue of 40."""
+    streams = [GrpcStream(server) for _ in range(2)]
+    refused = 0
+    try:
+        for i in range(50):
+            streams[i % 2].client.async_stream_infer("oarlock", chat_tensors("x", 3000, stream=True, ignore_eos=True))
+        deadline = time.monotonic() + 20
+        while refused < 6 and time.monotonic() < deadline:
+            for made in streams:
+                with contextlib.suppress(queue.Empty):
+                    refused += isinstance(made.results.get(timeout=0.02), InferenceServerException)
+        assert refused == 6
+        with pytest.raises(openai.APIStatusError, match="requests wait already") as busy:
+            client.completions.create(model="oarlock", prompt="x")
+        assert busy.value.status_code == 503
+    finally:
+        for made in streams:
+            made.close()
+    server.wait_idle()

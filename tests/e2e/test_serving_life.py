@@ -1,0 +1,151 @@
+"""How a server begins, goes on with another model, and ends."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import shutil
+import signal
+import socket
+import threading
+import time
+
+import tritonclient.grpc as grpcclient
+
+from helpers import ROOT
+from oarlock.export.manifest import read_manifest
+from oarlock.export.triton import read_config
+from serving import Server, free_ports, gone, is_free, tensor
+
+
+def test_reload_under_load_loses_nothing(server, client, repository):
+    """200 requests from 16 clients, while the model is loaded anew in the place of the old one."""
+    (repository / "oarlock" / "1" / "model.py").touch()  # else Triton sees nothing to load
+    expected = server.generate(text_input="river", max_tokens=16)["text_output"]
+    before = set(server.processes())
+    reloaded = threading.Event()
+
+    def reload():
+        server.post("/v2/repository/models/oarlock/load", {})
+        reloaded.set()
+
+    def ask(i):
+        if i % 3:
+            return (
+                client.completions.create(model="oarlock", prompt="river", max_tokens=16, temperature=0).choices[0].text
+            )
+        if i % 2:
+            return server.generate(text_input="river", max_tokens=16)["text_output"]
+        inputs = [tensor("text_input", ["river"], "BYTES"), tensor("max_tokens", [16], "INT32")]
+        with grpcclient.InferenceServerClient(server.grpc_url) as over_grpc:
+            return over_grpc.infer("oarlock_infer", inputs).as_numpy("text_output")[0].decode()
+
+    loader = threading.Thread(target=reload)
+    loader.start()
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(200)))
+        while not reloaded.is_set():  # some of them after the change, too
+            answers += pool.map(ask, range(16))
+        answers += pool.map(ask, range(32))
+    loader.join()
+    assert len(answers) >= 200 and set(answers) == {expected}
+    assert len(set(server.processes()) - before) == 1  # the model's new process
+
+
+def test_sigterm_answers_what_is_open_and_leaves_nothing(server, client):
+    """The last test of this server."""
+    processes = server.processes()
+    assert len(processes) > 3 and server.memory()
+    answers = []
+
+    def ask(tokens):
+        answers.append(server.generate(text_input="x", max_tokens=tokens, ignore_eos=True)["completion_tokens"])
+
+    def ask_openai(tokens):
+        chunks = client.completions.create(
+            model="oarlock",
+            prompt="x",
+            max_tokens=tokens,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+        answers.append(list(chunks)[-1].usage.completion_tokens)
+
+    threads = [threading.Thread(target=ask, args=(600,)), threading.Thread(target=ask_openai, args=(601,))]
+    for thread in threads:
+        thread.start()
+    server.wait_open(2)
+    assert server.stop(signal.SIGTERM) == 0, server.said()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(answers) == [600, 601], server.said()
+    assert gone(processes, 1) and not server.memory()
+    assert all(is_free(port) for port in server.ports)
+    assert "Traceback" not in server.said()
+
+
+def test_killed_it_leaves_nothing_either(served_model, tmp_path):
+    """SIGKILL of the first process alone; started on a model folder, which is exported by the way."""
+    running = Server(served_model, tmp_path / "log")
+    try:
+        running.wait_ready()
+        processes = running.processes()
+        assert running.generate(text_input="x", max_tokens=2)["completion_tokens"] == 2
+    finally:
+        running.process.kill()
+        running.process.wait()
+    assert gone(processes, 15)
+    deadline = time.monotonic() + 5
+    while running.memory() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not running.memory()
+
+
+def test_a_model_that_does_not_load_says_why_once(repository, tmp_path):
+    broken = tmp_path / "repository"
+    shutil.copytree(repository, broken)
+    (broken / "oarlock" / "1" / "model" / "config.json").write_text("{")
+    running = Server(broken, tmp_path / "log")
+    assert running.process.wait(60) == 1
+    assert running.said().count("config.json: not") == 1, running.said()
+    assert "oarlock: error: the model does not load:" in running.said() and not running.memory()
+
+
+def test_a_taken_port_is_said_before_the_start(repository, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        running = Server(
+            repository,
+            tmp_path / "log",
+            ports=[*free_ports(3), taken.getsockname()[1]],
+        )
+        assert running.process.wait(30) == 1
+    assert "--metrics-port" in running.said() and "the port is taken" in running.said()
+
+
+def test_the_configurations_are_what_the_models_read(repository):
+    """Triton's own protobuf reads them, and the fields in code are those of the configuration."""
+    from oarlock.serve.triton_fields import FIELDS, OUTPUTS
+
+    kinds = {8: int, 9: int, 11: float, 13: str, 1: bool}  # TYPE_INT32, INT64, FP32, STRING, BOOL
+    config = read_config(repository / "oarlock" / "config.pbtxt")
+    assert {i.name: (kinds[i.data_type], list(i.dims) == [-1]) for i in config.input} == FIELDS
+    assert [o.name for o in config.output] == list(OUTPUTS) and config.model_transaction_policy.decoupled
+    infer = read_config(repository / "oarlock_infer" / "config.pbtxt")
+    assert {i.name for i in infer.input} == set(FIELDS) - {"stream"} and not infer.model_transaction_policy.decoupled
+    assert not [name for name in read_manifest(repository)["files"] if "__pycache__" in name]
+
+
+def test_documents_name_every_limit():
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    for flag in (
+        "--max-batch",
+        "--max-queue",
+        "--max-tokens",
+        "--max-length",
+        "--max-body",
+        "--timeout",
+        "--drain-seconds",
+    ):
+        assert flag in text
