@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields
@@ -75,13 +76,16 @@ def _serve(arguments: argparse.Namespace) -> int:
         return _run(folder, limits, arguments)
     from oarlock.export.triton import export_triton
 
-    with tempfile.TemporaryDirectory(prefix=".oarlock-serve-", dir=_near(folder)) as place:
+    with tempfile.TemporaryDirectory(prefix=".oarlock-serve-", dir=_near(folder), ignore_cleanup_errors=True) as name:
+        place = Path(name)
         say(f"{folder} is a model folder: exporting it for Triton first")
-        export_triton(folder, adapters, Path(place) / "repository")
-        return _run(Path(place) / "repository", limits, arguments)
+        export_triton(folder, adapters, place / "repository")
+        return _run(place / "repository", limits, arguments, place)
 
 
-def _run(repository: Path, limits: dict[str, float], arguments: argparse.Namespace) -> int:
+def _run(
+    repository: Path, limits: dict[str, float], arguments: argparse.Namespace, temporary: Path | None = None
+) -> int:
     from oarlock.serve.installed import check_installed
 
     check_installed()
@@ -98,6 +102,7 @@ def _run(repository: Path, limits: dict[str, float], arguments: argparse.Namespa
             limits=limits,
             api_key_file=arguments.api_key_file,
             admin_key_file=arguments.admin_key_file,
+            temporary=temporary,
             start_seconds=arguments.start_seconds,
             drain_seconds=arguments.drain_seconds,
             verbose=arguments.verbose,
@@ -115,9 +120,7 @@ def _adapters(words: list[str]) -> dict[str, Path]:
     return found
 
 
-def _near(folder: Path) -> str | None:
+def _near(folder: Path) -> Path:
     """A place on the same disk, where weights need no copy; else wherever temporary files go."""
-    import os
-
     parent = folder.resolve().parent
-    return str(parent) if os.access(parent, os.W_OK) else None
+    return parent if os.access(parent, os.W_OK) else Path(tempfile.gettempdir())

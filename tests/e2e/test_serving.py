@@ -72,7 +72,7 @@ def test_the_same_tokens_by_every_way(server, client, stream, served_model):
     assert answer.choices[0].message.content == text and answer.choices[0].finish_reason == "length"
     assert answer.usage.completion_tokens == TOKENS and answer.usage.prompt_tokens == rest["prompt_tokens"]
     program = run_program("oarlock", "chat", str(served_model), "--max-tokens", str(TOKENS), input=QUESTION + "\n")
-    assert program.stdout.rstrip("\n") == text.rstrip("\n"), program.stderr
+    assert program.stdout.strip() == text.strip(), program.stderr
 
     plain = client.completions.create(model="oarlock", prompt=prompt, max_tokens=TOKENS, temperature=0)
     assert plain.choices[0].text == text
@@ -192,7 +192,7 @@ def test_the_clients_of_deploy(server, client):
     ]
     for words, environment in runs:
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
-        assert done.stdout.rstrip("\n") == expected.rstrip("\n"), (words, done.stderr)
+        assert done.stdout.strip() == expected.strip(), (words, done.stderr)
 
 
 def test_answers_in_a_batch_equal_answers_alone(server, client):

@@ -37,7 +37,7 @@ _TEMPLATES = PACKAGE / "serve" / "triton_models"
 # What the models that only pass requests on import of this package.
 _RELAY_MODULES = (
     *("__init__.py", "errors.py", "serve/__init__.py", "serve/requests.py"),
-    *("serve/triton_fields.py", "serve/json_form.py", "serve/triton_relay.py", "serve/orphans.py"),
+    *("serve/triton_fields.py", "serve/json_form.py", "serve/triton_relay.py"),
 )
 _MODEL_FILES = (
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "chat_template.*"),

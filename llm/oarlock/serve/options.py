@@ -17,6 +17,7 @@ class ServeOptions:
         repository: model repository of `oarlock export --target triton`.
         host: address that all ports are opened on.
         triton_host: the same for Triton's; "" for `host`, but for loopback where API keys are asked for.
+        temporary: a folder that is removed when the server ends, however that comes.
         start_seconds: for loading the model.
         drain_seconds: for requests in flight when it is told to stop.
     """
@@ -28,6 +29,7 @@ class ServeOptions:
     limits: Mapping[str, float] = field(default_factory=dict)
     api_key_file: Path | None = None
     admin_key_file: Path | None = None
+    temporary: Path | None = None
     start_seconds: float = 600.0
     drain_seconds: float = 30.0
     verbose: bool = False

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from oarlock.environment import die_with_parent, say
 from oarlock.errors import ModelError, OarlockError
+from oarlock.serve.guardian import guard
 from oarlock.serve.openai_api import ApiOptions
 from oarlock.serve.openai_process import command
 from oarlock.serve.options import ServeOptions
@@ -43,12 +44,13 @@ class ProcessTree:
         self._echo: list[threading.Thread] = []
         self._ready = False
 
-    def start(self, stopped: list[int]) -> None:
+    def start(self, stopped: list[int], guardian: subprocess.Popen[str]) -> None:
         """Until both answer."""
         options, ports = self._options, self._options.ports
         host = self._triton_options.host
         began = time.monotonic()
         self._triton = start_triton(self._installation, self._triton_options)
+        guard(guardian, self._triton.pid)  # which leads a session of its own
         # Before there is a thread: a child that is told to die with its parent has to be made by one that stays.
         self._openai = self._start_openai(f"{url_host(host)}:{ports.grpc}")
         self._follow(self._triton, "triton")

@@ -1,10 +1,11 @@
 """`oarlock serve`: Triton and the OpenAI-compatible endpoint as one tree of processes.
 
     oarlock serve ── tritonserver ── a process for each Python model (one has the engine)
-                 └── uvicorn: asks Triton over gRPC
+                 ├── uvicorn: asks Triton over gRPC
+                 └── guardian: clears up behind all of them
 
-SIGTERM and Ctrl-C come to the first alone: it has the endpoint finish what is open, then Triton, and at last ends
-whatever is left. When it is killed, the kernel kills both children, and Triton's models end by themselves.
+SIGTERM and Ctrl-C come to the first alone: it has the endpoint finish what is open, then Triton. When it is killed, the
+kernel kills Triton and uvicorn, and the guardian what is left.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from types import FrameType
 
 from oarlock.environment import say
 from oarlock.errors import ConfigError, EnvironmentProblem
+from oarlock.serve.guardian import end_guardian, start_guardian
 from oarlock.serve.openai_process import read_keys
 from oarlock.serve.options import ServeOptions
 from oarlock.serve.process_tree import ProcessTree
@@ -30,13 +32,8 @@ from oarlock.serve.triton_server import (
     ADMIN_HEADER,
     Installation,
     TritonOptions,
-    adopt_orphans,
-    end_leftovers,
-    remove_run_folder,
-    sweep_memory,
 )
 
-_MEMORY_PREFIX = "oarlock-serve"
 _LOOK_SECONDS = 0.1
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -54,35 +51,32 @@ def serve(options: ServeOptions) -> int:
         read_keys(options.api_key_file)
     triton_host = options.triton_host or ("127.0.0.1" if options.api_key_file else options.host)
     _check_ports(options, triton_host)
-    sweep_memory(_MEMORY_PREFIX)
-    adopt_orphans()
     admin_key = _admin_key(options, triton_host)
     run = Path(tempfile.mkdtemp(prefix="oarlock-serve-"))
-    prefix = f"{_MEMORY_PREFIX}-{os.getpid()}-"
-    triton_options = TritonOptions(
+    triton = TritonOptions(
         repository=options.repository.resolve(),
         models=models,
         host=triton_host,
         ports=options.ports,
         limits=options.limits,
         run=run,
-        memory_prefix=prefix,
+        memory_prefix=f"oarlock-serve-{os.getpid()}-",
         admin_key=admin_key,
         drain_seconds=options.drain_seconds,
         verbose=options.verbose,
     )
     with _stop_signals() as stopped:
-        tree = ProcessTree(installation, triton_options, options)
+        guardian = start_guardian(triton.memory_prefix, [run, *filter(None, [options.temporary])])
+        tree = ProcessTree(installation, triton, options)
         try:
-            tree.start(stopped)
+            tree.start(stopped, guardian)
             while not stopped:
                 tree.check()
                 time.sleep(_LOOK_SECONDS)
             return tree.drain(stopped)
         finally:
             tree.end()
-            end_leftovers(prefix)
-            remove_run_folder(run)
+            end_guardian(guardian)
 
 
 def _admin_key(options: ServeOptions, host: str) -> str:

@@ -19,7 +19,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from oarlock.serve.json_form import read_form, write_form
-from oarlock.serve.orphans import end_with_parent
 from oarlock.serve.requests import RequestRefused
 from oarlock.serve.triton_fields import CANCEL, OUTPUTS, RELAYED
 
@@ -31,7 +30,6 @@ class _Relay:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Learn which model to ask."""
-        end_with_parent()
         self._engine = json.loads(args["model_config"])["parameters"]["engine"]["string_value"]
         self._open: dict[str, Callable[[], bool]] = {}  # id -> whether its client is gone
         self._lock = threading.Lock()

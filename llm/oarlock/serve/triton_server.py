@@ -6,12 +6,9 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
-import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +19,6 @@ from oarlock.environment import die_with_parent
 from oarlock.errors import EnvironmentProblem
 from oarlock.serve.settings import LIMITS_VARIABLE, RUN_VARIABLE
 
-_SHARED_MEMORY = Path("/dev/shm")
 _INSTALL = "pip install 'oarlock[serve]'"
 ADMIN_HEADER = "oarlock-admin-key"
 
@@ -197,53 +193,3 @@ def url_host(host: str) -> str:
     """A host as it is reached from here, as it stands in a URL."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
-
-
-def end_leftovers(memory_prefix: str) -> None:
-    """Kill what is left below this process (which has to be their reaper), and remove their shared memory."""
-    deadline = time.monotonic() + 10
-    while (left := _descendants()) and time.monotonic() < deadline:
-        for process in left:
-            with contextlib.suppress(OSError):
-                os.kill(process, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        time.sleep(0.02)
-    for path in _SHARED_MEMORY.glob(f"{memory_prefix}*"):
-        path.unlink(missing_ok=True)
-
-
-def sweep_memory(prefix: str) -> None:
-    """Remove shared memory of servers that were killed with everything below them; names are PREFIX-PROCESS-..."""
-    for path in _SHARED_MEMORY.glob(f"{prefix}-*"):
-        process = path.name.removeprefix(f"{prefix}-").split("-")[0]
-        if process.isdigit() and not Path("/proc", process).exists():
-            with contextlib.suppress(OSError):  # another user's
-                path.unlink(missing_ok=True)
-
-
-def adopt_orphans() -> None:
-    """Make this process the parent of those below it whose own parent dies (Linux)."""
-    import ctypes
-
-    pr_set_child_subreaper = 36
-    ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
-
-
-def _descendants() -> list[int]:
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            words = (folder / "stat").read_text().rpartition(")")[2].split()
-            parents[int(folder.name)] = int(words[1])
-    found: list[int] = []
-    level = {os.getpid()}
-    while level := {process for process, parent in parents.items() if parent in level}:
-        found += level
-    return found
-
-
-def remove_run_folder(run: Path) -> None:
-    """The folder of a server that has ended."""
-    shutil.rmtree(run, ignore_errors=True)

@@ -21,7 +21,6 @@ import triton_python_backend_utils as pb_utils
 
 from oarlock.environment import import_paddle, say
 from oarlock.errors import OarlockError
-from oarlock.serve.orphans import end_with_parent
 from oarlock.serve.requests import Answer, Limits, Piece, QueueFull, RequestRefused
 from oarlock.serve.settings import Settings, busy_file, note_failure
 from oarlock.serve.ticket import Ticket
@@ -47,7 +46,6 @@ class StreamingModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load what stands beside model.py."""
-        end_with_parent()
         folder = Path(args["model_repository"]) / args["model_version"]
         try:
             self._settings = Settings.read(
