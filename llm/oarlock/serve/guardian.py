@@ -3,8 +3,8 @@
     python -m oarlock.serve.guardian PREFIX FOLDER...
 
 It reads from standard input the number of Triton's session. When that ends (the server is done, or was killed), it
-kills what is left of the session (Triton's Python models may wait for a dead Triton for ever, holding Python's lock, so that
-nothing in them can notice), and removes the shared memory under PREFIX and the folders.
+kills what is left of the session, and removes the shared memory under PREFIX and the folders. (Triton's Python models
+may wait for a dead Triton for ever, holding Python's lock, so that nothing inside of them can notice.)
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,17 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from oarlock.serve.triton_fields import FIELDS, OUTPUTS
+from oarlock.serve.triton_fields import FIELDS, OUTPUTS, RELAYED
 
 _MAX_MESSAGE = 2**31 - 1
-# With this header a failed request ends the stream with its status, in place of a message without one.
-_METADATA = (("triton_grpc_error", "true"),)
+# A stream's errors are messages without a status. (The header triton_grpc_error would end it with one, but Triton 24.10
+# crashes now and then when it does.) Our model puts the code first for those who say that they pass it on.
+_CODES = {
+    "INVALID_ARG": grpc.StatusCode.INVALID_ARGUMENT,
+    "UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
+    "CANCELLED": grpc.StatusCode.CANCELLED,
+    "INTERNAL": grpc.StatusCode.INTERNAL,
+}
 _TYPES: dict[type, tuple[str, Any]] = {
     int: ("INT32", np.int32),
     float: ("FP32", np.float32),
@@ -88,17 +95,18 @@ class TritonClient:
             TritonFailure: when it is refused, or fails.
         """
         request = service_pb2.ModelInferRequest(model_name=self._model)
+        request.parameters[RELAYED].string_param = uuid.uuid4().hex
         for name, value in {**values, "stream": True}.items():
             _add(request, name, value)
         for output in OUTPUTS:
             request.outputs.add().name = output
-        call = self._stub.ModelStreamInfer(metadata=_METADATA)
+        call = self._stub.ModelStreamInfer()
         try:
             await call.write(request)
             await call.done_writing()
             async for answer in call:
                 if answer.error_message:
-                    raise TritonFailure(grpc.StatusCode.INTERNAL, answer.error_message)
+                    raise _failure(answer.error_message)
                 yield _part(answer.infer_response)
         except grpc.RpcError as error:
             raise TritonFailure(error.code(), error.details() or "") from error
@@ -120,6 +128,14 @@ def _add(request: service_pb2.ModelInferRequest, name: str, value: Any) -> None:
         return
     tensor.datatype, numpy_type = ("INT64", np.int64) if name == "seed" else _TYPES[kind]
     request.raw_input_contents.append(np.array(values, numpy_type).tobytes())
+
+
+def _failure(text: str) -> TritonFailure:
+    code, separator, message = text.partition(": ")
+    if separator and code in _CODES:
+        return TritonFailure(_CODES[code], message)
+    is_away = "unknown model" in text or "not ready" in text or "unavailable" in text.lower()
+    return TritonFailure(grpc.StatusCode.UNAVAILABLE if is_away else grpc.StatusCode.INTERNAL, text)
 
 
 def _part(response: service_pb2.ModelInferResponse) -> Part:
