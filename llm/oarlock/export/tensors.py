@@ -65,9 +65,11 @@ def plain_parameters(source: FileSource, config: PretrainedConfig) -> list[Plain
     Raises:
         ModelError: naming those that are missing, of another shape, or left over.
     """
-    stored = _parameters(config)
+    held, plain = _held(config), plain_config(config)
+    stored = _parameters(held)
     parts = {part.name: part for name, shape in stored.items() for part in parts_of(name, shape, config)}
-    wanted = _parameters(plain_config(config))
+    fused = any(part.part is not None for part in parts.values())
+    wanted = _parameters(_held(plain)) if fused else stored
     lacking = [name for name in wanted if parts.get(name) is None or parts[name].stored not in source.shapes]
     if lacking:
         raise ModelError(f"{source.place}: {_named(lacking, len(wanted))} missing; nothing was written")
@@ -75,13 +77,13 @@ def plain_parameters(source: FileSource, config: PretrainedConfig) -> list[Plain
         found = source.shapes.get(name)
         if found is not None and found != shape:
             raise ModelError(f"{source.place}: {name} is {list(found)}, config.json makes it {list(shape)}")
-    _check_left_over(source, config, set(stored))
+    _check_left_over(source, set(stored), {holding.name for holding in held})
     order = {name: i for i, name in enumerate(source.shapes)}
     return sorted((parts[name] for name in wanted), key=lambda part: order[part.stored])
 
 
-def _parameters(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    return {held.name: held.block.shape for held in _held(config) if isinstance(held.tensor, EagerParamBase)}
+def _parameters(held: Sequence[Holding]) -> dict[str, tuple[int, ...]]:
+    return {holding.name: holding.block.shape for holding in held if isinstance(holding.tensor, EagerParamBase)}
 
 
 def _held(config: PretrainedConfig) -> list[Holding]:
@@ -93,11 +95,10 @@ def _named(names: Sequence[str], total: int) -> str:
     return f"{len(names)} of {total} weights ({shown}) {'is' if len(names) == 1 else 'are'}"
 
 
-def _check_left_over(source: FileSource, config: PretrainedConfig, used: set[str]) -> None:
+def _check_left_over(source: FileSource, used: set[str], held: set[str]) -> None:
     embedding = next(name for name in used if name.endswith(_EMBEDDINGS))
-    buffers = {held.name for held in _held(config)}
     extra = []
-    for name in (*source.left_over, *(name for name in source.shapes if name not in used and name not in buffers)):
+    for name in (*source.left_over, *(name for name in source.shapes if name not in held)):
         if _COMPUTED.search(name) or (name in _HEADS and same_values(source, name, embedding)):
             continue
         extra.append(name)
