@@ -1,6 +1,7 @@
 """What each server can read and how it is started, as data; pure Python.
 
-Read in the servers' own sources and documents (vLLM 0.11, FastDeploy 2.2, transformers 4.55, Triton 2.x).
+vLLM's models are those of its documentation (0.6), FastDeploy's those of its 2.x releases; neither was run here, as
+both need a GPU. transformers is run by the tests of oarlock.export.convert.
 """
 
 from __future__ import annotations
