@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,10 @@ def test_commands_are_accepted(document, line, monkeypatch):
         kind = PretrainConfig if "pretrain" in words[1] else FinetuneConfig
         rest = [word for word in words[2:] if word != "--print_config"]
         assert "--help" in rest or load_config(kind, rest)
+    elif words[0] == "curl":  # tests/e2e asks a server at these addresses
+        (address,) = [word for word in words if word.startswith("http://127.0.0.1:")]
+        assert address.split("/", 3)[3].startswith(("v1/chat/completions", "v2/models/", "v2/repository/models/"))
+        assert all(json.loads(given) for option, given in pairwise(words) if option in ("-d", "--data"))
     else:
         programs = [word for word in words if word.endswith((".sh", ".py"))]
         assert all((ROOT / program).exists() for program in programs)

@@ -10,7 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oarlock.models.arrays import copy_array
@@ -39,6 +39,7 @@ def check(rows: int, columns: int, source: np.dtype, target: np.dtype, turned: b
     assert np.all(around == np.array(7, target))
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 300),
     st.integers(1, 300),
