@@ -92,6 +92,7 @@ class Server:
             time.sleep(0.02)
 
     def wait_idle(self, seconds: float = 10) -> None:
+        time.sleep(0.3)  # the metric is that old at most
         self.wait_open(0, seconds)
 
     def processes(self) -> list[int]:
