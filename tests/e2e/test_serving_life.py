@@ -134,7 +134,10 @@ def test_the_configurations_are_what_the_models_read(repository):
     assert [o.name for o in config.output] == list(OUTPUTS) and config.model_transaction_policy.decoupled
     infer = read_config(repository / "oarlock_infer" / "config.pbtxt")
     assert {i.name for i in infer.input} == set(FIELDS) - {"stream"} and not infer.model_transaction_policy.decoupled
-    assert not [name for name in read_manifest(repository)["files"] if "__pycache__" in name]
+    manifest = read_manifest(repository)
+    assert not [name for name in manifest["files"] if "__pycache__" in name]
+    copied = [name for name in manifest["files"] if name.startswith(("oarlock/1/model/", "oarlock/1/adapters/"))]
+    assert manifest["proof"] == {"same_files": len(copied)} and manifest["source"]["adapters"]
 
 
 def test_documents_name_every_limit():

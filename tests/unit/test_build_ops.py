@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,14 +42,21 @@ def test_what_has_not_changed_is_not_compiled(tmp_path):
     assert "compiling 0 of" in build(tmp_path).stdout and (tmp_path / "oarlock_ops.so").exists()
 
 
+def test_the_build_is_what_this_version_looks_for():
+    assert re.findall(r"^INTERFACE = (\d+)$", SCRIPT.read_text(), re.MULTILINE) == [str(library.INTERFACE)]
+    assert library.why_missing() == ""
+
+
 def test_a_library_for_another_paddle_or_device(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "LIBRARY", tmp_path / "oarlock_ops.so")
     assert library.why_missing().startswith("the fused ops are not built (`bash scripts/setup.sh`")
     (tmp_path / "oarlock_ops.so").touch()
     assert library.why_missing().startswith("the fused ops are not built")
-    stamp = {"paddle": library._paddle_version(), "cuda": "", "objects": []}
+    stamp = {"interface": library.INTERFACE, "paddle": library._paddle_version(), "cuda": "", "objects": []}
     (tmp_path / "oarlock_ops.stamp").write_text(json.dumps(stamp))
     assert library.why_missing() == ""
     assert library.why_missing(on_gpu=True).startswith("the fused ops were built for the CPU alone")
+    (tmp_path / "oarlock_ops.stamp").write_text(json.dumps(stamp | {"interface": 1}))
+    assert library.why_missing().startswith("the fused ops were built from other sources")
     (tmp_path / "oarlock_ops.stamp").write_text(json.dumps(stamp | {"paddle": "3.2.0"}))
     assert library.why_missing().startswith("the fused ops were built for Paddle 3.2.0, this is 3.")

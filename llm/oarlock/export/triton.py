@@ -91,8 +91,10 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
                 _write_model(folder / config.name, own, config)
             version = folder / name / "1"
             _take(model, version / "model", _MODEL_FILES)
+            sources = {version / "model": model}
             for adapter, place in adapters.items():
                 _take(Path(place), version / "adapters" / adapter, _ADAPTER_FILES)
+                sources[version / "adapters" / adapter] = Path(place)
             (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
             hashes = {
                 path.relative_to(folder).as_posix(): file_sha256(path)
@@ -104,8 +106,12 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
                 folder,
                 hashes,
                 target="triton",
-                source=str(model),
-                adapters={adapter: str(place) for adapter, place in adapters.items()},
+                source={
+                    "folder": str(model),
+                    "fingerprint": Base.of("", model).fingerprint,
+                    "adapters": [{"name": adapter, "folder": str(place)} for adapter, place in adapters.items()],
+                },
+                proof={"same_files": _same_files(folder, sources, hashes)},
                 template=template.read_text(encoding="utf-8") if template.is_file() else None,
             )
     except OSError as error:
@@ -195,6 +201,22 @@ def _take(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
             os.link(path.resolve(), target / path.name)
         except OSError:  # another file system, or one without links
             shutil.copyfile(path, target / path.name)
+
+
+def _same_files(folder: Path, sources: Mapping[Path, Path], hashes: Mapping[str, str]) -> int:
+    """How many files there are of the model and its adapters, every one with the bytes of its source.
+
+    Raises:
+        ModelError: when one has not.
+    """
+    count = 0
+    for target, source in sources.items():
+        for path in sorted(target.iterdir()):
+            own = source / path.name
+            if not path.samefile(own) and file_sha256(own) != hashes[path.relative_to(folder).as_posix()]:
+                raise ModelError(f"{own} changed while it was exported; nothing was written")
+            count += 1
+    return count
 
 
 def _requirements() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from oarlock.environment import say_once
 
 LIBRARY = Path(__file__).with_name("oarlock_ops.so")
+INTERFACE = 2  # of custom_ops/build.py
 _HOW = "`bash scripts/setup.sh` or `python custom_ops/build.py` builds them, with g++ (and nvcc for GPUs)"
 
 
@@ -20,6 +21,8 @@ def why_missing(on_gpu: bool = False) -> str:
     built = built_for()
     if built is None:
         return f"the fused ops are not built ({_HOW})"
+    if built.get("interface") != INTERFACE:
+        return f"the fused ops were built from other sources than this Oarlock's ({_HOW})"
     here = _paddle_version()
     if here and here != built["paddle"]:
         return f"the fused ops were built for Paddle {built['paddle']}, this is {here} ({_HOW})"
@@ -44,7 +47,8 @@ def has_products() -> bool:
 
 
 def built_for() -> dict[str, Any] | None:
-    """What the build says of itself: {"paddle": version, "cuda": its CUDA or "", ...}; None when there is none."""
+    """What the build says of itself: {"interface": number, "paddle": version, "cuda": its CUDA or "", ...}; None when
+    there is none."""
     stamp = LIBRARY.with_suffix(".stamp")
     if not LIBRARY.exists() or not stamp.exists():
         return None

@@ -54,9 +54,7 @@ def _function() -> Callable[..., None] | None:
         return None
     import paddle  # noqa: F401  the library needs it in the process
 
-    function = getattr(ctypes.CDLL(str(LIBRARY)), "oarlock_copy_matrix", None)
-    if function is None:  # an older build
-        return None
+    function = ctypes.CDLL(str(LIBRARY)).oarlock_copy_matrix
     size, place, kind = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int32
     function.argtypes = [size, size, place, size, kind, kind, place, size, kind]
     function.restype = None
