@@ -17,6 +17,7 @@ from oarlock.errors import ModelError
 from oarlock.export.servers import check_runs_here
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.inputs import pairs_of_positions
+from oarlock.ops.install import originals
 
 GRAPH = "model"  # model.json and model.pdiparams
 ALLOWED = 1e-4  # of the largest score, in float32
@@ -61,7 +62,7 @@ def write_graph(source: ModelSource, folder: Path, allow_pickle: bool = False) -
     """
     family = source.config.model_type
     check_runs_here("paddle-inference", family)
-    with on_cpu():
+    with on_cpu(), originals():  # a graph for any machine has Paddle's operators alone
         source.config.use_cache = False
         model = build_model(source, allow_pickle=allow_pickle)
         model.eval()

@@ -6,7 +6,9 @@ place. The replacement calls the original wherever `fits` says no: other devices
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import paddle
@@ -158,6 +160,17 @@ def uninstall() -> None:
     while _originals:
         owner, name, original = _originals.pop()
         setattr(owner, name, original)
+
+
+@contextlib.contextmanager
+def originals() -> Iterator[None]:
+    """Paddle's and PaddleNLP's own operators, inside."""
+    were_used = bool(_originals)
+    uninstall()
+    try:
+        yield
+    finally:
+        use(were_used)
 
 
 def hold_scores(model: paddle.nn.Layer) -> None:
