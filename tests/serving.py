@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import tritonclient.grpc as grpcclient
 
 from helpers import LLM
@@ -112,6 +113,16 @@ class Server:
 
     def memory(self) -> list[str]:
         return [path.name for path in Path("/dev/shm").glob(f"oarlock-serve-{self.process.pid}-*")]
+
+
+def listening(port: int) -> set[str]:
+    """Addresses on which somebody waits for connections to a port."""
+    found = psutil.net_connections("tcp")
+    return {
+        one.laddr.ip.removeprefix("::ffff:")
+        for one in found
+        if one.status == psutil.CONN_LISTEN and one.laddr.port == port
+    }
 
 
 def gone(pids: list[int], seconds: float) -> bool:

@@ -13,6 +13,7 @@ from oarlock.cli_convert import add_convert
 from oarlock.cli_export import add_export
 from oarlock.cli_parallel import add_checkpoint, add_rehearse
 from oarlock.cli_serve import add_serve
+from oarlock.cli_weights import add_weight_flags
 from oarlock.config import FinetuneConfig
 from oarlock.config.options import option_specs
 from oarlock.config.schema import FinetuneDataSection
@@ -232,16 +233,7 @@ def _add_merge(commands: argparse._SubParsersAction) -> None:
     merge.add_argument("--adapter", metavar="DIR", action="append", required=True, help="adapter folder (repeatable)")
     merge.add_argument("--weight", type=float, action="append", default=[], help="of each adapter (default: 1)")
     merge.add_argument("--output", metavar="DIR", required=True, help="folder that does not exist yet")
-    merge.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the merged weights (default: as in the base)"
-    )
-    merge.add_argument("--max-shard-size", type=float, default=5.0, help="of a weight file, in GB (default: 5)")
-    merge.add_argument(
-        "--no-proof", "--no_proof", action="store_true", help="do not compare the result with base + adapters"
-    )
-    merge.add_argument(
-        "--allow-pickle-weights", "--allow_pickle_weights", action="store_true", help="read a base in a pickle format"
-    )
+    add_weight_flags(merge, "the base")
 
 
 def _merge(arguments: argparse.Namespace) -> int:
@@ -256,7 +248,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 
     allow_pickle = arguments.allow_pickle_weights
     base = local_folder(arguments.model or mix.base.name, with_weights=True, allow_pickle=allow_pickle)
-    size = round(arguments.max_shard_size * 1e9)
+    size = arguments.shard_bytes
     merge(base, mix, output, MergeOptions(arguments.dtype, size, not arguments.no_proof, allow_pickle))
     return 0
 

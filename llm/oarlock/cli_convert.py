@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from oarlock.cli_weights import add_weight_flags
 from oarlock.environment import import_paddle, set_paddlenlp_log_level
 from oarlock.errors import ModelError
 from oarlock.files import is_vacant
@@ -22,19 +23,7 @@ def add_convert(commands: Any, command: Adder) -> None:
     convert.add_argument("--to", choices=("hf", "paddle"), required=True, help="layout of the result")
     convert.add_argument("--input", metavar="DIR", required=True, help="model folder in either layout, or a hub name")
     convert.add_argument("--output", metavar="DIR", required=True, help="folder that does not exist yet")
-    convert.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: as in the source)"
-    )
-    convert.add_argument("--max-shard-size", type=float, default=5.0, help="of a weight file, in GB (default: 5)")
-    convert.add_argument(
-        "--no-proof", "--no_proof", action="store_true", help="do not compare the scores of source and result"
-    )
-    convert.add_argument(
-        "--allow-pickle-weights",
-        "--allow_pickle_weights",
-        action="store_true",
-        help="read pytorch_model.bin or *.pdparams where there are no safetensors",
-    )
+    add_weight_flags(convert, "the source")
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -48,6 +37,6 @@ def _convert(arguments: argparse.Namespace) -> int:
 
     allow_pickle = arguments.allow_pickle_weights
     source = local_folder(arguments.input, with_weights=True, allow_pickle=allow_pickle)
-    size = round(arguments.max_shard_size * 1e9)
+    size = arguments.shard_bytes
     convert(source, output, arguments.to, ConvertOptions(arguments.dtype, size, not arguments.no_proof, allow_pickle))
     return 0

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from oarlock.cli_weights import add_weight_flags
 from oarlock.environment import import_paddle, say, set_paddlenlp_log_level
 from oarlock.errors import EXIT_FAILED, ConfigError
+from oarlock.export.servers import SERVERS, TARGETS, TRITON
 
 Adder = Callable[..., argparse.ArgumentParser]
-_TARGETS = ("hf", "vllm", "fastdeploy", "triton", "paddle-inference", "peft")
-_SERVERS = ("hf", "vllm", "fastdeploy", "triton")
 
 
 def add_export(commands: Any, command: Adder) -> None:
@@ -28,22 +28,15 @@ def add_export(commands: Any, command: Adder) -> None:
         default=[],
         help="LoRA adapter, merged first (triton and peft take it as it is; repeatable)",
     )
-    export.add_argument("--target", choices=_TARGETS, help="what will read the directory")
+    export.add_argument("--target", choices=TARGETS, help="what will read the directory")
     export.add_argument("--output", metavar="DIR", help="folder that does not exist yet")
     export.add_argument("--name", default="oarlock", help="what clients call the model (default: oarlock)")
-    export.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: as they are)"
-    )
-    export.add_argument("--max-shard-size", type=float, default=5.0, help="of a weight file, in GB (default: 5)")
+    add_weight_flags(export, "the model")
     export.add_argument(
         "--keep-adapter", "--keep_adapter", action="store_true", help="vllm: adapters beside the model, not merged"
     )
-    export.add_argument("--no-proof", "--no_proof", action="store_true", help="do not compare scores")
-    export.add_argument(
-        "--allow-pickle-weights", "--allow_pickle_weights", action="store_true", help="read a model in a pickle format"
-    )
     export.add_argument("--check", metavar="DIR", help="check a directory in place of writing one")
-    export.add_argument("--server", choices=_SERVERS, help="by whose rules (default: those it was exported for)")
+    export.add_argument("--server", choices=(*SERVERS, TRITON), help="by whose rules (default: its target's)")
     export.add_argument("--hashes", action="store_true", help="with --check: compare every file with the manifest")
 
 
@@ -53,7 +46,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.server or arguments.hashes:
         raise ConfigError("--server and --hashes are for --check DIR")
     if not (arguments.target and arguments.output):
-        raise ConfigError(f"--target ({', '.join(_TARGETS)}) and --output DIR are missing, or --check DIR")
+        raise ConfigError(f"--target ({', '.join(TARGETS)}) and --output DIR are missing, or --check DIR")
     from oarlock.export.request import Request, check_options, check_source
     from oarlock.models.adapter_mix import AdapterMix
 
@@ -64,7 +57,7 @@ def _export(arguments: argparse.Namespace) -> int:
         adapters=tuple(map(Path, arguments.adapter)),
         name=arguments.name,
         dtype=arguments.dtype,
-        max_shard_bytes=round(arguments.max_shard_size * 1e9),
+        max_shard_bytes=arguments.shard_bytes,
         proof=not arguments.no_proof,
         allow_pickle=arguments.allow_pickle_weights,
         keep_adapters=arguments.keep_adapter,

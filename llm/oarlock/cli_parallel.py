@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from oarlock.cli_weights import add_shard_flag
 from oarlock.environment import import_paddle, say
 from oarlock.errors import EXIT_FAILED, CheckpointError, report
 from oarlock.files import write_json
@@ -66,7 +67,7 @@ def add_checkpoint(commands: Any, command: Adder) -> None:
     )
     consolidate.add_argument("folder", metavar="DIR")
     consolidate.add_argument("output", metavar="OUTPUT")
-    consolidate.add_argument("--max-shard-size", type=float, default=5.0, help="of a weight file, in GB (default: 5)")
+    add_shard_flag(consolidate)
     consolidate.add_argument("--no-verify", action="store_true", help="leave out the checksums of the checkpoint")
 
 
@@ -96,7 +97,5 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _consolidate(arguments: argparse.Namespace) -> int:
     from oarlock.train.checkpoint_tools import consolidate
 
-    consolidate(
-        arguments.folder, arguments.output, round(arguments.max_shard_size * 1e9), check=not arguments.no_verify
-    )
+    consolidate(arguments.folder, arguments.output, arguments.shard_bytes, check=not arguments.no_verify)
     return 0

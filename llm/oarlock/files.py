@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from oarlock.errors import ModelError
+
 _BLOCK = 1 << 22
 _UMASK = os.umask(0)  # asking for it sets it, for all threads: once, while there is one
 os.umask(_UMASK)
@@ -133,6 +135,23 @@ def write_text_atomically(path: str | Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """A JSON object of a file that may be missing; {} then.
+
+    Raises:
+        ModelError: when it is there and is none.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return content
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -9,12 +9,13 @@ import socket
 import threading
 import time
 
+import requests
 import tritonclient.grpc as grpcclient
 
 from helpers import ROOT
 from oarlock.export.manifest import read_manifest
-from oarlock.export.triton import read_config
-from serving import Server, free_ports, gone, is_free, tensor
+from oarlock.triton_config import read_triton_config
+from serving import Server, free_ports, gone, is_free, listening, tensor
 
 
 def test_reload_under_load_loses_nothing(server, client, repository):
@@ -84,13 +85,29 @@ def test_sigterm_answers_what_is_open_and_leaves_nothing(server, client):
     assert "Traceback" not in server.said()
 
 
-def test_killed_it_leaves_nothing_either(served_model, tmp_path):
-    """SIGKILL of the first process alone; started on a model folder, which is exported by the way."""
-    running = Server(served_model, tmp_path / "log")
+def test_an_open_host_and_an_end_by_sigkill(served_model, tmp_path):
+    """Keys open the OpenAI side alone, and loading asks for its own; then SIGKILL of the first process alone.
+
+    Started on a model folder, which is exported by the way.
+    """
+    for name in ("keys", "admin"):
+        (tmp_path / name).write_text(f"{name}-of-the-test\n")
+    words = ("--host", "0.0.0.0", "--api-key-file", str(tmp_path / "keys"), "--admin-key-file", str(tmp_path / "admin"))
+    running = Server(served_model, tmp_path / "log", (*words, "--timeout", "2"))
     try:
         running.wait_ready()
+        assert [listening(port) for port in running.ports] == [{"0.0.0.0"}, *[{"127.0.0.1"}] * 3]
+        load = f"{running.rest_url}/v2/repository/models/oarlock/load"
+        for key, status in (("", 403), ("keys-of-the-test", 403), ("admin-of-the-test", 200)):
+            assert requests.post(load, headers={"oarlock-admin-key": key}, timeout=60).status_code == status
         processes = running.processes()
         assert running.generate(text_input="x", max_tokens=2)["completion_tokens"] == 2
+        late = requests.post(
+            f"{running.rest_url}/v2/models/oarlock/generate",
+            json={"text_input": "x", "max_tokens": 4000, "ignore_eos": True},
+            timeout=60,
+        )
+        assert late.status_code >= 400 and "longer than the 2 seconds" in late.text
     finally:
         running.process.kill()
         running.process.wait()
@@ -129,10 +146,10 @@ def test_the_configurations_are_what_the_models_read(repository):
     from oarlock.serve.triton_fields import FIELDS, OUTPUTS
 
     kinds = {8: int, 9: int, 11: float, 13: str, 1: bool}  # TYPE_INT32, INT64, FP32, STRING, BOOL
-    config = read_config(repository / "oarlock" / "config.pbtxt")
+    config = read_triton_config(repository / "oarlock" / "config.pbtxt")
     assert {i.name: (kinds[i.data_type], list(i.dims) == [-1]) for i in config.input} == FIELDS
     assert [o.name for o in config.output] == list(OUTPUTS) and config.model_transaction_policy.decoupled
-    infer = read_config(repository / "oarlock_infer" / "config.pbtxt")
+    infer = read_triton_config(repository / "oarlock_infer" / "config.pbtxt")
     assert {i.name for i in infer.input} == set(FIELDS) - {"stream"} and not infer.model_transaction_policy.decoupled
     manifest = read_manifest(repository)
     assert not [name for name in manifest["files"] if "__pycache__" in name]

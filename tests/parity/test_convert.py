@@ -20,6 +20,8 @@ from families import family_model
 from helpers import make_tiny_tokenizer
 from oarlock.data.embedded.instructions import instruction_records
 from oarlock.data.tokenizers import load_tokenizer
+from oarlock.errors import ModelError
+from oarlock.export import peft
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.manifest import changed_files, read_manifest
 from oarlock.export.peft import export_peft
@@ -204,7 +206,10 @@ class World:
             )
         for name, method in ADAPTERS.items():
             adapter = make_adapter(root / "ours" / name, root / "adapter" / name, method)
-            export_peft(adapter, root / "peft" / name, base=f"{root}/ours/{name}")
+            proven = export_peft(adapter, root / "peft" / name, base=f"{root}/ours/{name}")
+            assert proven.difference < 1e-5 and read_manifest(root / "peft" / name)["proof"]["tensors"] == len(
+                proven.names
+            )
             jobs.append(
                 {
                     "ids": IDS.tolist(),
@@ -354,3 +359,12 @@ def test_peft_reads_our_adapters(world, name):
     assert {key.split(".")[-3] for key in stored} == set(content["target_modules"])
     if name == "llama fused":
         assert {"q_proj", "v_proj", "up_proj"} <= set(content["target_modules"])
+
+
+def test_an_adapter_that_adds_something_else_is_not_written(world, monkeypatch, tmp_path):
+    name = next(iter(ADAPTERS))
+    own = peft._config
+    monkeypatch.setattr(peft, "_config", lambda *about: own(*about) | {"r": 2 * own(*about)["r"]})
+    with pytest.raises(ModelError, match="would be changed by other values"):
+        export_peft(world.root / "adapter" / name, tmp_path / "out", base=f"{world.root}/ours/{name}")
+    assert not list(tmp_path.iterdir())

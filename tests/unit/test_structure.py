@@ -15,8 +15,18 @@ PACKAGE = Path(__file__).resolve().parents[2] / "llm" / "oarlock"
 ROOMS = ("config", "parallel", "ops", "data", "models", "train", "export", "serve")
 # What is ready for the world knows nothing of training, and a server knows only the directories that it is given.
 NEVER = {"export": {"train"}, "serve": {"train", "export"}}
-BESIDE = {"errors", "files", "environment", "light_imports", "versions", "__init__"}
-ABOVE = {"cli", "cli_parallel", "cli_convert", "cli_export", "cli_chat", "cli_serve", "doctor", "__main__"}
+BESIDE = {"errors", "files", "environment", "light_imports", "triton_config", "versions", "__init__"}
+ABOVE = {
+    "cli",
+    "cli_parallel",
+    "cli_convert",
+    "cli_export",
+    "cli_chat",
+    "cli_serve",
+    "cli_weights",
+    "doctor",
+    "__main__",
+}
 
 
 def imported(path: Path) -> set[str]:

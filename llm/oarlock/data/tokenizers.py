@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oarlock.errors import ModelError
-from oarlock.files import file_sha256
+from oarlock.files import file_sha256, read_json_object
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 # Hugging Face writes tokenizer classes that PaddleNLP's AutoTokenizer does not know; all of them are a tokenizer.json
 # behind the `tokenizers` library, which PaddleNLP's PretrainedTokenizerFast loads.
 _GENERIC_FAST = "PretrainedTokenizerFast"
+_VOCABULARIES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model"),
+)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is the vocabulary of one."""
+    return any((folder / name).is_file() for name in _VOCABULARIES)
 
 
 def load_tokenizer(name_or_path: str) -> PretrainedTokenizerBase:
@@ -32,18 +40,10 @@ def load_tokenizer(name_or_path: str) -> PretrainedTokenizerBase:
 
     folder = Path(name_or_path)
     if folder.is_dir():
-        config = _read_json(folder / "tokenizer_config.json")
-        known = (
-            "tokenizer.json",
-            "tokenizer.model",
-            "vocab.txt",
-            "vocab.json",
-            "spiece.model",
-            "sentencepiece.bpe.model",
-        )
-        if not any((folder / file).exists() for file in (*known, "tokenizer_config.json")):
+        config = read_json_object(folder / "tokenizer_config.json")
+        if not (has_tokenizer(folder) or (folder / "tokenizer_config.json").exists()):
             raise ModelError(
-                f"{folder}: no tokenizer in this folder (looked for {', '.join(known)}); "
+                f"{folder}: no tokenizer in this folder (looked for {', '.join(_VOCABULARIES)}); "
                 "name another with --tokenizer_name_or_path"
             )
         if (folder / "tokenizer.json").exists() and not _knows(config.get("tokenizer_class")):
@@ -70,15 +70,6 @@ def _knows(class_name: str | None) -> bool:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON: {error}") from error
 
 
 def batch_encode(tokenizer: PretrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -140,7 +131,7 @@ def load_encoder(name_or_path: str) -> Encoder:
         ModelError: when it can't be loaded, or has no end-of-sequence token.
     """
     folder = Path(name_or_path)
-    config = _read_json(folder / "tokenizer_config.json") if folder.is_dir() else {}
+    config = read_json_object(folder / "tokenizer_config.json") if folder.is_dir() else {}
     if (folder / "tokenizer.json").is_file() and str(config.get("tokenizer_class", _GENERIC_FAST)).endswith("Fast"):
         return _fast_encoder(folder, config)
     tokenizer = load_tokenizer(name_or_path)
@@ -166,7 +157,7 @@ def _fast_encoder(folder: Path, config: dict[str, Any]) -> Encoder:
         raise ModelError(f"{folder / 'tokenizer.json'}: not a tokenizer: {_first_line(error)}") from error
     backend.no_truncation()
     backend.no_padding()
-    eos = config.get("eos_token") or _read_json(folder / "special_tokens_map.json").get("eos_token")
+    eos = config.get("eos_token") or read_json_object(folder / "special_tokens_map.json").get("eos_token")
     eos = eos.get("content") if isinstance(eos, dict) else eos
     eos_id = backend.token_to_id(eos) if eos else None
     if eos_id is None:

@@ -10,9 +10,7 @@ from oarlock.export.check_triton import check_repository, is_repository
 from oarlock.export.check_weights import check_leftovers, check_weights
 from oarlock.export.findings import Finding, read_object
 from oarlock.export.manifest import MANIFEST_FILE, changed_files, read_manifest
-from oarlock.export.servers import SERVERS
-
-TRITON = "triton"
+from oarlock.export.servers import SERVERS, TRITON
 
 
 def guess_server(folder: Path) -> str:

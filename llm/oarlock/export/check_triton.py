@@ -7,24 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.environment import say_once
+from oarlock.errors import EnvironmentProblem, ModelError
 from oarlock.export.check_weights import check_headers
 from oarlock.export.findings import Finding
+from oarlock.triton_config import TRITON_CONFIG, read_triton_config
 
-CONFIG = "config.pbtxt"
 _EXPORT = "Export again with --target triton"
 _PYTHON = "python"
 
 
 def is_repository(folder: Path) -> bool:
     """Whether Triton would find a model in it."""
-    return any(folder.glob(f"*/{CONFIG}"))
+    return any(folder.glob(f"*/{TRITON_CONFIG}"))
 
 
 def check_repository(folder: Path) -> list[Finding]:
     """Every model of the repository, and the weights in it."""
-    models = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    models = sorted(path.parent for path in folder.glob(f"*/{TRITON_CONFIG}"))
     if not models:
-        return [Finding("repository", str(folder), f"no */{CONFIG}, so that Triton finds no model", _EXPORT)]
+        return [Finding("repository", str(folder), f"no */{TRITON_CONFIG}, so that Triton finds no model", _EXPORT)]
     findings = [finding for model in models for finding in _check_model(model)]
     weights = sorted({path.parent for path in folder.rglob("*.safetensors")})
     for place in weights:
@@ -38,8 +39,8 @@ def check_repository(folder: Path) -> list[Finding]:
 
 
 def _check_model(folder: Path) -> list[Finding]:
-    place = f"{folder.name}/{CONFIG}"
-    config = _parse(folder / CONFIG)
+    place = f"{folder.name}/{TRITON_CONFIG}"
+    config = _parse(folder / TRITON_CONFIG)
     if config is None:
         return []
     if isinstance(config, str):
@@ -61,18 +62,12 @@ def _check_model(folder: Path) -> list[Finding]:
 def _parse(path: Path) -> Any:
     """Triton's ModelConfig, what is wrong with the text, or None where there is nothing to read it with."""
     try:
-        from google.protobuf import text_format
-        from tritonclient.grpc import model_config_pb2
-    except ImportError:
-        say_once(
-            "tritonclient is not installed: config.pbtxt is not checked by Triton's own protobuf "
-            "(pip install 'oarlock[serve]')"
-        )
+        return read_triton_config(path)
+    except EnvironmentProblem as error:
+        say_once(f"{TRITON_CONFIG} is not checked by Triton's own protobuf: {error}")
         return None
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    except (OSError, ValueError, text_format.ParseError) as error:
-        return str(error).splitlines()[0]
+    except ModelError as error:
+        return str(error)
 
 
 def _check_versions(folder: Path, config: Any) -> list[Finding]:

@@ -14,11 +14,11 @@ from oarlock.errors import OarlockError
 from oarlock.export.check_config import DTYPES
 from oarlock.export.findings import Finding, read_object, shown
 from oarlock.export.servers import SERVERS
+from oarlock.models.safetensors_stream import ITEM_SIZES
 from oarlock.models.weights import INDEX_NAME
 
 _SINGLE = "model.safetensors"
 _LEFTOVERS = ("*.pdparams", "*.pdiparams", "*.pdopt", "*.bin", "*.pt", "*.pth", "*.partial", "*.tmp")
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _EXPORT = "Export the model again with `oarlock export`"
 
 
@@ -32,7 +32,7 @@ class _Stored:
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * _BYTES.get(self.dtype, 1)
+        return math.prod(self.shape) * ITEM_SIZES.get(self.dtype, 1)
 
 
 def check_leftovers(folder: Path) -> list[Finding]:

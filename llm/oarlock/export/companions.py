@@ -11,11 +11,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from oarlock.data.templates import TEMPLATE_FILE
-from oarlock.data.tokenizers import load_tokenizer
+from oarlock.data.tokenizers import has_tokenizer, load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import ModelError
 from oarlock.export.sentencepiece_json import llama_tokenizer_json
-from oarlock.files import write_json
+from oarlock.files import read_json_object, write_json
 from oarlock.models.save import LOCAL_KEYS
 
 _CONFIG, _TOKENIZER, _GENERATION = "tokenizer_config.json", "tokenizer.json", "generation_config.json"
@@ -62,11 +62,6 @@ def write_companions(source: Path, layout: str, to: str, config: Any, folder: Pa
     _write_generation(source, layout, to, config, folder)
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether there are files of one."""
-    return any((folder / name).is_file() for name in (_TOKENIZER, "vocab.json", *_SENTENCEPIECE))
-
-
 def write_tokenizer(source: Path, to: str, family: str, folder: Path) -> None:
     """The tokenizer and the chat template of a folder, as the readers of the other side want them.
 
@@ -88,7 +83,7 @@ def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     piece = next((source / name for name in _SENTENCEPIECE if (source / name).is_file()), None)
-    content = _read(source / _CONFIG)
+    content = read_json_object(source / _CONFIG)
     family = str(content.get("tokenizer_class", ""))
     if piece is not None:
         llama_here = to == "paddle" and "Llama" in family
@@ -113,7 +108,7 @@ def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
 def _check_qwen2(folder: Path) -> None:
     """transformers 5 cuts text as Qwen2 does for every model of that type, whatever its tokenizer.json says."""
     path = folder / _TOKENIZER
-    if path.is_file() and _QWEN2_DIGITS not in json.dumps(_read(path).get("pre_tokenizer")):
+    if path.is_file() and _QWEN2_DIGITS not in json.dumps(read_json_object(path).get("pre_tokenizer")):
         say(
             "this tokenizer does not cut text as Qwen2's own: the AutoTokenizer of transformers 5 reads that of a "
             "Qwen2 as if it did, and may give other ids; PreTrainedTokenizerFast.from_pretrained gives the right ones"
@@ -165,7 +160,7 @@ def _compare_tokenizers(folder: Path, path: Path) -> None:
 
 
 def _write_generation(source: Path, layout: str, to: str, config: Any, folder: Path) -> None:
-    content = _read(source / _GENERATION)
+    content = read_json_object(source / _GENERATION)
     if to == "hf" and layout == "pt" and content:
         shutil.copyfile(source / _GENERATION, folder / _GENERATION)
         return
@@ -182,13 +177,3 @@ def _strategy(content: Mapping[str, Any], to: str) -> dict[str, Any]:
         return {}
     samples = bool(content.get("do_sample")) or content.get("decode_strategy") == "sampling"
     return {"do_sample": samples} if to == "hf" else {"decode_strategy": "sampling" if samples else "greedy_search"}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON: {error}") from error
-    return content if isinstance(content, dict) else {}

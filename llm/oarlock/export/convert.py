@@ -44,12 +44,14 @@ class ConvertOptions:
         shard_bytes: the most of a weight file.
         proof: run the source and the result, and compare their scores.
         allow_pickle: read a source that is only there as a pickle.
+        says_places: whether source and output are said at the end; not where they are steps of something else.
     """
 
     dtype: str | None = None
     shard_bytes: int = MAX_SHARD_BYTES
     proof: bool = True
     allow_pickle: bool = False
+    says_places: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
         write_manifest(folder, known=hashes, source=about, **facts)
     num_bytes = sum(record.num_bytes for record in records.values())
     names = tuple(tensor.name for tensor in tensors)
-    say(f"{source} -> {output}: {config.model_type}, {len(names)} weights, {num_bytes / 1e6:,.1f} MB, {dtype}")
+    if options.says_places:
+        say(f"{source} -> {output}: {config.model_type}, {len(names)} weights, {num_bytes / 1e6:,.1f} MB, {dtype}")
     return Conversion(config.model_type, proof, names, hashes, num_bytes, dtype)
 
 

@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paddle.base.framework import EagerParamBase
-
 from oarlock.environment import on_cpu
-from oarlock.export.tensors import plain_config
+from oarlock.export.tensors import plain_config, shapes_of
 from oarlock.models.build import model_class
 from oarlock.models.configs import config_of
-from oarlock.models.layout import holdings
 from oarlock.models.sources import hugging_face_names
-from oarlock.models.streamed import empty_model
 
 _NO_WEIGHTS = ("rope_scaling", "rope_parameters")  # PaddleNLP may not compute what a server does
 
@@ -43,11 +39,10 @@ def compare_names(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...
         ModelError: when config.json makes no model, or the family has no names in Hugging Face's format.
     """
     ours = plain_config(config_of({k: v for k, v in config.items() if k not in _NO_WEIGHTS}, "config.json"))
-    kind = model_class(ours)
     with on_cpu():
-        own = {h.name: h.block.shape for h in holdings(empty_model(kind, ours)) if isinstance(h.tensor, EagerParamBase)}
+        own = shapes_of(ours)
     missing, shapes, used = [], [], set()
-    for names, mapping in hugging_face_names(kind, ours):
+    for names, mapping in hugging_face_names(model_class(ours), ours):
         if mapping.target_name not in own:
             continue
         name = next((name for name in names if name in stored), None)

@@ -10,25 +10,29 @@ from typing import Any
 
 import numpy as np
 from paddlenlp.transformers import PretrainedConfig
+from safetensors.numpy import load_file
 
+from oarlock.data.tokenizers import has_tokenizer
 from oarlock.environment import say
 from oarlock.errors import ModelError
-from oarlock.export.companions import has_tokenizer, write_tokenizer
+from oarlock.export.companions import write_tokenizer
 from oarlock.export.manifest import write_manifest
 from oarlock.export.tensors import names_there, parts_of, plain_config
-from oarlock.files import is_vacant, write_json
-from oarlock.models.adapter import AdapterFolder, open_adapter
+from oarlock.files import is_vacant, read_json_object, write_json
+from oarlock.models.adapter import AdapterFolder, open_lora
 from oarlock.models.adapter_mix import Weighted
 from oarlock.models.build import model_class
 from oarlock.models.configs import read_config
 from oarlock.models.hf_config import words_of
 from oarlock.models.hub import local_folder
 from oarlock.models.lora_changes import Change, changes_of
+from oarlock.models.merge_proof import TOLERANCES
 from oarlock.models.safetensors_stream import TensorSource, write_safetensors
 from oarlock.models.save import whole_folder
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
+_INPUTS = 4  # random ones, by which changes of a layer are compared
 
 
 @dataclass(frozen=True)
@@ -40,32 +44,36 @@ class PeftAdapter:
         names: of the tensors.
         targets: last parts of the names of the layers there.
         sha256: of the weight file.
+        difference: the largest between what PEFT adds by these files and what the adapter adds in training, relative to
+            the largest of a layer.
     """
 
     base: str
     names: tuple[str, ...]
     targets: tuple[str, ...]
     sha256: str
+    difference: float
 
 
 def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAdapter:
     """Write adapter_config.json and adapter_model.safetensors.
 
-    An adapter of a fused layer becomes one of each of its parts, with the same A: what it adds is the same.
+    An adapter of a fused layer becomes one of each of its parts, with the same A: what it adds is the same. That is
+    shown before the folder has its name: by PEFT's rule, the files that were read back change some inputs of every layer
+    as the adapter does.
 
     Args:
         adapter: folder that a LoRA run wrote.
         base: folder or hub name of the base model, if not where it was in training; it is what the result names.
 
     Raises:
-        ModelError: for an adapter of another kind, one that does not fit the base, or a family transformers has not.
+        ModelError: for an adapter of another kind, one that does not fit the base, a family transformers has not, or
+            when the proof fails.
     """
     adapter, output = Path(adapter), Path(output).resolve()
     if not is_vacant(output):
         raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
-    found = open_adapter(adapter)
-    if found.method != "lora":
-        raise ModelError(f"{adapter}: PEFT's LoRA has no place for what {found.method} trains")
+    found = open_lora(adapter, "written for PEFT")
     name = base or found.base.name
     folder = local_folder(name, with_weights=False)
     config = read_config(folder)
@@ -78,12 +86,41 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
         if has_tokenizer(adapter):
             write_tokenizer(adapter, "hf", config.model_type, partial_folder)
         about = {"adapter": str(adapter), "base": found.base.name, "fingerprint": found.base.fingerprint}
-        facts: dict[str, Any] = {"target": "peft", "family": config.model_type, "proof": None}
+        difference = _prove(found, config, partial_folder)
+        proof = {"difference": difference, "allowed": TOLERANCES["float32"], "tensors": len(tensors)}
+        facts: dict[str, Any] = {"target": "peft", "family": config.model_type, "proof": proof}
         write_manifest(partial_folder, known={_WEIGHTS: record.sha256}, source=about, **facts)
     if found.settings.get("quantization"):
         say(f"{adapter} was trained on a quantised base: beside the plain one it corrects roundings that are not there")
     say(f"{adapter} -> {output}: {len(tensors)} tensors for PEFT, {record.num_bytes / 1e6:,.1f} MB, base {name}")
-    return PeftAdapter(name, tuple(tensor.name for tensor in tensors), targets, record.sha256)
+    return PeftAdapter(name, tuple(tensor.name for tensor in tensors), targets, record.sha256, difference)
+
+
+def _prove(adapter: AdapterFolder, config: PretrainedConfig, folder: Path) -> float:
+    """See PeftAdapter.difference; by peft.tuners.lora.layer.Linear.
+
+    Raises:
+        ModelError: when it is more than rounding.
+    """
+    stored, settings = load_file(folder / _WEIGHTS), read_json_object(folder / _CONFIG)
+    scaling = settings["lora_alpha"] / (settings["r"] ** 0.5 if settings["use_rslora"] else settings["r"])
+    there, random, worst = names_there(plain_config(config)), np.random.default_rng(0), 0.0
+    for change in changes_of(Weighted(adapter, 1.0), model_class(config), config):
+        a, b = change.matrices()
+        inputs = random.standard_normal((_INPUTS, a.shape[0]), np.float32)
+        for part in parts_of(f"{change.layer}.weight", change.shapes[1], config):
+            layer = _PREFIX + there[part.name][0].removesuffix(".weight")
+            wanted = inputs @ a @ (part.part(b) if part.part else b)
+            found = scaling * (inputs @ stored[f"{layer}.lora_A.weight"].T @ stored[f"{layer}.lora_B.weight"].T)
+            difference = float(np.abs(found - wanted).max()) / (float(np.abs(wanted).max()) or 1.0)
+            worst = max(worst, difference)
+            if not difference <= TOLERANCES["float32"]:  # NaN too
+                raise ModelError(
+                    f"proof: {part.name} would be changed by other values than in training ({difference:.1e} of the "
+                    "largest); nothing was written"
+                )
+    say(f"proof: what PEFT adds to every layer and what the adapter adds differ by {worst:.1e} of the largest")
+    return worst
 
 
 def _tensors(adapter: AdapterFolder, config: PretrainedConfig) -> Iterator[TensorSource]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.data.templates import TEMPLATE_FILE
+from oarlock.data.tokenizers import has_tokenizer
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.findings import read_object
-from oarlock.export.servers import SERVERS, check_architecture, check_runs_here
+from oarlock.export.servers import SERVED_NAME, SERVERS, check_architecture, check_runs_here
 from oarlock.files import is_vacant
 from oarlock.models.hf_config import words_of
 from oarlock.models.save import MAX_SHARD_BYTES
@@ -20,15 +20,6 @@ from oarlock.parallel.families import FAMILIES
 
 _CONVERTED = tuple(SERVERS)
 _BESIDE = ("triton", "peft")  # take adapters as they are
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-)
 _SPARE_BYTES = 50_000_000  # for tokenizer, manifest and the like
 
 
@@ -78,7 +69,7 @@ def adapter_names(adapters: Sequence[Path]) -> dict[str, Path]:
         name = path.resolve().name
         if name in found:
             raise ConfigError(f"--adapter {path}: there is a second one of the name {name}, and it is asked for by it")
-        if not _NAME.fullmatch(name):
+        if not SERVED_NAME.fullmatch(name):
             raise ConfigError(f"--adapter {path}: clients ask for it by the folder's name; use letters, digits, . _ -")
         found[name] = path
     return found
@@ -100,7 +91,7 @@ def check_options(request: Request) -> None:
         raise ConfigError("--keep-adapter is for --target vllm with --adapter DIR (triton always keeps adapters)")
     if request.dtype and not request.converts:
         raise ConfigError(f"--dtype is for the weights of {', '.join(_CONVERTED)}; --target {target} has its own type")
-    if not _NAME.fullmatch(request.name):
+    if not SERVED_NAME.fullmatch(request.name):
         raise ConfigError(f"--name {request.name!r}: use letters, digits, . _ - (it becomes part of addresses)")
     if request.keep_adapters or target == "triton":
         adapter_names(request.adapters)
@@ -143,7 +134,7 @@ def _check_family(request: Request, family: str) -> None:
 
 def _check_tokenizer(request: Request, folder: Path) -> None:
     places = (*(request.adapters if request.merges else ()), folder)
-    if not any((place / name).is_file() for place in places for name in _TOKENIZERS):
+    if not any(map(has_tokenizer, places)):
         raise ModelError(
             f"{folder} has no tokenizer, so that no server could be asked in words: copy its files there "
             f"(`oarlock convert` writes weights alone)"

@@ -6,6 +6,7 @@ both need a GPU. transformers is run by the tests of oarlock.export.convert.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -53,6 +54,10 @@ SERVERS = {
         missing="it keeps random values, in silence",
     ),
 }
+
+TRITON = "triton"
+TARGETS = (*SERVERS, TRITON, "paddle-inference", "peft")
+SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a model or an adapter: it becomes part of addresses
 
 
 def check_architecture(server: str, architecture: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,8 @@ def _save(model: nn.Layer, family: str, folder: Path) -> None:
     layer.eval()
     spec = [paddle.static.InputSpec([None, None], "int64", name) for name in _inputs(family)]
     try:
-        with paddle.no_grad(), _lenient_values():
+        with paddle.no_grad(), _lenient_values(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the translator, about names in PaddleNLP's code
             graph = paddle.jit.to_static(layer, input_spec=spec, full_graph=True)
             paddle.jit.save(graph, str(folder / GRAPH))
     except Exception as error:  # Paddle raises whatever the translated code does

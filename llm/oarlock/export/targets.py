@@ -74,7 +74,7 @@ def _whole_model(request: Request, base: Path, mix: AdapterMix | None) -> Iterat
     folder = request.output.resolve().with_name(f".{request.output.name}.merged")
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        options = MergeOptions(None, request.max_shard_bytes, request.proof, request.allow_pickle)
+        options = MergeOptions(None, request.max_shard_bytes, request.proof, request.allow_pickle, says_places=False)
         proof = merge(base, mix, folder, options)
         facts["proof"]["merge"] = proof and asdict(proof)
         yield folder, facts
@@ -83,10 +83,13 @@ def _whole_model(request: Request, base: Path, mix: AdapterMix | None) -> Iterat
 
 
 def _write_converted(request: Request, folder: Path, result: Path, facts: dict[str, Any]) -> None:
-    options = ConvertOptions(request.dtype, request.max_shard_bytes, request.proof, request.allow_pickle)
+    options = ConvertOptions(
+        request.dtype, request.max_shard_bytes, request.proof, request.allow_pickle, says_places=False
+    )
     done = convert(folder, result, "hf", options)
     facts["proof"]["conversion"] = done.proof and asdict(done.proof)
     facts |= {"family": done.family, "dtype": done.dtype}
+    say(f"{done.family}, {len(done.names)} weights, {done.num_bytes / 1e6:,.1f} MB, {done.dtype}")
 
 
 def _write_graph(request: Request, folder: Path, result: Path, facts: dict[str, Any]) -> None:

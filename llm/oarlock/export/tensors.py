@@ -69,7 +69,7 @@ def plain_parameters(source: FileSource, config: PretrainedConfig) -> list[Plain
     stored = _parameters(held)
     parts = {part.name: part for name, shape in stored.items() for part in parts_of(name, shape, config)}
     fused = any(part.part is not None for part in parts.values())
-    wanted = _parameters(_held(plain)) if fused else stored
+    wanted = shapes_of(plain) if fused else stored
     lacking = [name for name in wanted if parts.get(name) is None or parts[name].stored not in source.shapes]
     if lacking:
         raise ModelError(f"{source.place}: {_named(lacking, len(wanted))} missing; nothing was written")
@@ -80,6 +80,11 @@ def plain_parameters(source: FileSource, config: PretrainedConfig) -> list[Plain
     _check_left_over(source, set(stored), {holding.name for holding in held})
     order = {name: i for i, name in enumerate(source.shapes)}
     return sorted((parts[name] for name in wanted), key=lambda part: order[part.stored])
+
+
+def shapes_of(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """The parameters of PaddleNLP's model."""
+    return _parameters(_held(config))
 
 
 def _parameters(held: Sequence[Holding]) -> dict[str, tuple[int, ...]]:

@@ -13,21 +13,23 @@ layout; its Triton (21.10) is too old for decoupled Python models.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from oarlock.errors import EnvironmentProblem, ModelError
+from oarlock.data.tokenizers import has_tokenizer
+from oarlock.errors import ModelError
 from oarlock.export.manifest import write_manifest
+from oarlock.export.servers import SERVED_NAME
 from oarlock.files import file_sha256, new_folder
-from oarlock.models.adapter import ADAPTER_FILE, Base, open_adapter
+from oarlock.models.adapter import ADAPTER_FILE, Base, open_lora
 from oarlock.models.adapter_mix import check_output
 from oarlock.models.tuned import check_base
 from oarlock.models.weights import WeightFolder
+from oarlock.triton_config import TRITON_CONFIG, read_triton_config
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -50,7 +52,6 @@ _REQUIREMENTS = (
     *("tokenizers", "safetensors", "ml_dtypes", "jinja2", "tqdm", "pyyaml"),
 )
 _GPU_INDEX = "https://www.paddlepaddle.org.cn/packages/stable/"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -119,37 +120,13 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
     return TritonExport(output, tuple(config.name for config in configs.values()), hashes)
 
 
-def read_config(path: Path) -> ModelConfig:
-    """A config.pbtxt, by Triton's own protobuf.
-
-    Raises:
-        ModelError: when it is not one.
-    """
-    text_format, model_config = _protobuf()
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), model_config())
-    except (OSError, ValueError, text_format.ParseError) as error:
-        raise ModelError(f"{path}: not a Triton model configuration: {error}") from error
-
-
-def _protobuf() -> tuple[Any, type[ModelConfig]]:
-    try:
-        from google.protobuf import text_format
-        from tritonclient.grpc.model_config_pb2 import ModelConfig
-    except ImportError as error:
-        raise EnvironmentProblem(
-            f"{error.name} is missing, which a Triton repository is checked with: pip install 'oarlock[serve]'"
-        ) from error
-    return text_format, ModelConfig
-
-
 def _model_names(name: str) -> dict[str, str]:
     """Folder of the template -> name in the repository."""
     return {own: own.replace("oarlock", name, 1) for own in ("oarlock", "oarlock_json", "oarlock_infer")}
 
 
 def _config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
-    config = read_config(_TEMPLATES / own / "config.pbtxt")
+    config = read_triton_config(_TEMPLATES / own / TRITON_CONFIG)
     config.name = _model_names(name)[own]
     if own == "oarlock":
         config.parameters["adapters"].string_value = " ".join(adapters)
@@ -160,30 +137,26 @@ def _config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
 
 def _check(model: Path, adapters: Mapping[str, Path], name: str) -> None:
     for word, what in ((name, "model"), *((adapter, "adapter") for adapter in adapters)):
-        if not _NAME.fullmatch(word):
+        if not SERVED_NAME.fullmatch(word):
             raise ModelError(f"{word!r} can't be the name of the {what}: letters, digits, '.', '_' and '-' can")
     if set(adapters) & {name, *_model_names(name).values()}:
         raise ModelError(f"an adapter can't have the name of the model, {name!r}")
     if not (model / "config.json").is_file():
         raise ModelError(f"{model}: no config.json in this folder: not a model")
-    if not any(model.glob("tokenizer*")):
+    if not has_tokenizer(model):
         raise ModelError(f"{model}: no tokenizer in this folder; a server needs one")
     with WeightFolder.open(model):
         pass
     base = Base.of(str(model), model) if adapters else None
     for place in adapters.values():
-        found = open_adapter(place)
-        if found.method != "lora":
-            raise ModelError(f"{place}: trained with {found.method}; beside a base only LoRA adapters are served")
         assert base is not None
-        check_base(found.base, base)
+        check_base(open_lora(place, "served beside a base").base, base)
 
 
 def _write_model(folder: Path, own: str, config: ModelConfig) -> None:
     version = folder / "1"
     version.mkdir(parents=True)
-    text_format, _ = _protobuf()
-    (folder / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
+    (folder / TRITON_CONFIG).write_text(str(config), encoding="utf-8")  # protobuf's text format
     shutil.copyfile(_TEMPLATES / own / "model.py", version / "model.py")
     library = version / "lib" / "oarlock"
     if own == "oarlock":

@@ -155,6 +155,24 @@ def open_adapter(folder: str | Path) -> AdapterFolder:
         raise ModelError(f"{path}: not a readable adapter: {error!r}") from error
 
 
+def open_lora(folder: str | Path, what: str) -> AdapterFolder:
+    """A LoRA adapter.
+
+    Args:
+        what: is to be done with it, for the message.
+
+    Raises:
+        ModelError: when it is none, damaged, or trained with another method.
+    """
+    found = open_adapter(folder)
+    if found.method != "lora":
+        raise ModelError(
+            f"{folder} was trained with {found.method}: only LoRA adapters can be {what} (`oarlock ask` answers "
+            "with this one)"
+        )
+    return found
+
+
 def read_adapter(folder: str | Path, method: Method) -> AdapterFolder:
     """An adapter that continues what `method` is about to train.
 

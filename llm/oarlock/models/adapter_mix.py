@@ -13,7 +13,7 @@ from typing import Any
 
 from oarlock.errors import ConfigError, ModelError
 from oarlock.files import is_vacant
-from oarlock.models.adapter import AdapterFolder, Base, open_adapter
+from oarlock.models.adapter import AdapterFolder, Base, open_lora
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class AdapterMix:
         if not all(math.isfinite(weight) for weight in weights):
             raise ConfigError(f"--weight {' '.join(map(str, weights))}: must be finite numbers")
         parts = tuple(
-            Weighted(open_adapter(folder), weight)
+            Weighted(open_lora(folder, "added to the weights of their base"), weight)
             for folder, weight in zip(folders, weights or [1.0] * len(folders), strict=True)
         )
         first = parts[0].adapter
@@ -72,11 +72,6 @@ class AdapterMix:
 
 
 def _check(adapter: AdapterFolder, first: AdapterFolder) -> None:
-    if adapter.method != "lora":
-        raise ModelError(
-            f"{adapter.folder} was trained with {adapter.method}: only LoRA's matrices can be added to the base "
-            "model's weights; use this adapter with its base"
-        )
     if adapter.base.fingerprint != first.base.fingerprint:
         raise ModelError(
             f"{adapter.folder} and {first.folder} have different bases ({adapter.base.name} and {first.base.name}): "

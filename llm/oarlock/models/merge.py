@@ -58,6 +58,7 @@ class MergeOptions:
         proof: run base + adapter and the merged model, and compare their scores.
         allow_pickle: read a base that is only there as a pickle.
         replace: what is in the output folder, once the merged model is complete.
+        says_places: whether base and output are said at the end; not where they are steps of something else.
     """
 
     dtype: str | None = None
@@ -65,6 +66,7 @@ class MergeOptions:
     proof: bool = True
     allow_pickle: bool = False
     replace: bool = False
+    says_places: bool = True
 
 
 def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | None = None) -> Proof | None:
@@ -105,7 +107,8 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
             say(proof.text())
         _write_record(base, mix, proof, folder)
     size = sum(tensor.num_bytes for tensor in merged)
-    say(f"merged {_text(mix)} into {base}: {size / 1e6:,.1f} MB, {output}")
+    if options.says_places:
+        say(f"merged {_text(mix)} into {base}: {size / 1e6:,.1f} MB, {output}")
     return proof
 
 

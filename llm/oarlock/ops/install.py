@@ -55,7 +55,7 @@ def _lora_linear(original: Function) -> Function:
     def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         other = self.use_mora or self.lora_use_mixer or self.pissa or self.disable_lora or self.merged
         other = other or self.use_quick_lora or isinstance(self.lora_dropout, paddle.nn.Dropout)
-        if other or not self.weight.stop_gradient or not fits(input, self.weight):
+        if other or not self.weight.stop_gradient or not fits(input, self.weight, self.lora_A, self.lora_B):
             return original(self, input, *args, **kwargs)
         result = fused_lora_linear(input, self.weight, self.lora_A, self.lora_B, self.scaling)
         return result if self.bias is None else result + self.bias

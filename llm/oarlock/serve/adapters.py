@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 from paddlenlp.transformers import PretrainedConfig
 
-from oarlock.errors import ModelError
-from oarlock.models.adapter import Base, open_adapter
+from oarlock.models.adapter import Base, open_lora
 from oarlock.models.adapter_mix import Weighted
 from oarlock.models.build import model_class
-from oarlock.models.lora import LoRA
 from oarlock.models.lora_changes import changes_of
 from oarlock.models.tuned import check_base
 
@@ -32,12 +30,7 @@ def read_adapters(adapters: Mapping[str, Path], folder: Path, config: Pretrained
     found: dict[str, LoraWeights] = {}
     base = Base.of(str(folder), folder) if adapters else None
     for name, place in adapters.items():
-        adapter = open_adapter(place)
-        if adapter.method != LoRA.name:
-            raise ModelError(
-                f"{place}: trained with {adapter.method}; only LoRA adapters are served beside a base (`oarlock ask` "
-                "answers with this one)"
-            )
+        adapter = open_lora(place, "served beside a base")
         assert base is not None
         check_base(adapter.base, base)
         changes = changes_of(Weighted(adapter, 1.0), model_class(config), config)

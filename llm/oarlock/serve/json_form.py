@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from oarlock.serve.requests import RequestRefused
-from oarlock.serve.triton_fields import FIELDS
+from oarlock.serve.triton_fields import FIELDS, make_tensor
 
 # Name in the form -> name of the tensor.
 _NAMES = {
@@ -78,9 +78,6 @@ def _tensor(name: str, value: Any) -> np.ndarray:
     if any(type(item) is not kind for item in values):
         raise RequestRefused(f"{name}: it has to be {'a list of ' if is_list else ''}{kind.__name__}")
     try:
-        if kind is str:
-            return np.array([item.encode("utf-8") for item in values], dtype=object)
-        numpy_type = {int: np.int64 if name == "seed" else np.int32, float: np.float32, bool: np.bool_}[kind]
-        return np.array(values, dtype=numpy_type)
+        return make_tensor(_NAMES[name], values)
     except (OverflowError, UnicodeEncodeError) as error:
         raise RequestRefused(f"{name}: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from oarlock.data.labels import encode_text
 from oarlock.data.templates import ChatTemplate, choose_template
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say_once, set_paddlenlp_log_level
-from oarlock.errors import DataError, ModelError
+from oarlock.errors import DataError
+from oarlock.files import read_json_object
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.configs import read_config
 from oarlock.models.hub import local_folder
@@ -152,11 +152,7 @@ def _dtype(config: Any) -> str:
 
 def _ends(folder: Path, config: Any, tokenizer: Any) -> Iterable[int]:
     """Of the tokenizer, the configuration and generation_config.json, where each names one or several."""
-    path = folder / "generation_config.json"
-    try:
-        generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ModelError(f"{path}: not readable as JSON: {error}") from error
+    generation = read_json_object(folder / "generation_config.json")
     for given in (tokenizer.eos_token_id, getattr(config, "eos_token_id", None), generation.get("eos_token_id")):
         tokens = given if isinstance(given, (list, tuple)) else [given]
         yield from (int(token) for token in tokens if token is not None)

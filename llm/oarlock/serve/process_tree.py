@@ -27,6 +27,8 @@ _NOISE = (
     "HandleCancellation called even when the context was not cancelled",  # for each stream that ended with an error
     "CudaDriverHelper has not been initialized",
     "DCGM unable to start",
+    "Signal (15) received",
+    "Non-graceful termination detected",  # of a process that is ended when all is answered
     "Failed to initialize NVML",
     "No ccache found",
     "warnings.warn(warning_message)",

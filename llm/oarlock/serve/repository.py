@@ -7,6 +7,7 @@ from pathlib import Path
 
 from oarlock.errors import ConfigError
 from oarlock.serve.settings import Settings
+from oarlock.triton_config import TRITON_CONFIG, read_triton_config
 
 
 def repository_models(repository: Path) -> tuple[str, ...]:
@@ -15,7 +16,7 @@ def repository_models(repository: Path) -> tuple[str, ...]:
     Raises:
         ConfigError: when there is none with our engine.
     """
-    found = tuple(sorted(path.parent.name for path in repository.glob("*/config.pbtxt")))
+    found = tuple(sorted(path.parent.name for path in repository.glob(f"*/{TRITON_CONFIG}")))
     if not found:
         raise ConfigError(f"{repository}: no model repository (oarlock export --target triton --output DIR makes one)")
     engine_model(repository)
@@ -32,12 +33,5 @@ def engine_model(repository: Path) -> str:
 
 def engine_settings(repository: Path, limits: Mapping[str, float]) -> Settings:
     """The limits of a repository's config.pbtxt, and over them those that were given."""
-    from google.protobuf import text_format
-    from tritonclient.grpc.model_config_pb2 import ModelConfig
-
-    path = repository / engine_model(repository) / "config.pbtxt"
-    try:
-        config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-    except (OSError, ValueError, text_format.ParseError) as error:
-        raise ConfigError(f"{path}: not a Triton model configuration: {error}") from error
+    config = read_triton_config(repository / engine_model(repository) / TRITON_CONFIG)
     return Settings.read({name: value.string_value for name, value in config.parameters.items()}, limits)

@@ -9,24 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
-from oarlock.serve.triton_fields import FIELDS, OUTPUTS, RELAYED
+from oarlock.serve.triton_fields import FIELDS, OUTPUTS, RELAYED, make_tensor, split_code
 
 _MAX_MESSAGE = 2**31 - 1
 # A stream's errors are messages without a status. (The header triton_grpc_error would end it with one, but Triton 24.10
-# crashes now and then when it does.) Our model puts the code first for those who say that they pass it on.
+# crashes now and then when it does.)
 _CODES = {
     "INVALID_ARG": grpc.StatusCode.INVALID_ARGUMENT,
     "UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "CANCELLED": grpc.StatusCode.CANCELLED,
     "INTERNAL": grpc.StatusCode.INTERNAL,
-}
-_TYPES: dict[type, tuple[str, Any]] = {
-    int: ("INT32", np.int32),
-    float: ("FP32", np.float32),
-    bool: ("BOOL", np.bool_),
 }
 
 
@@ -116,23 +111,18 @@ class TritonClient:
 
 
 def _add(request: service_pb2.ModelInferRequest, name: str, value: Any) -> None:
-    kind, is_list = FIELDS[name]
-    values = value if is_list else [value]
+    _, is_list = FIELDS[name]
+    values = make_tensor(name, value if is_list else [value])
     tensor = request.inputs.add()
-    tensor.name = name
-    tensor.shape.append(len(values))
-    if kind is str:
-        tensor.datatype = "BYTES"
-        texts = [text.encode("utf-8") for text in values]
-        request.raw_input_contents.append(b"".join(len(text).to_bytes(4, "little") + text for text in texts))
-        return
-    tensor.datatype, numpy_type = ("INT64", np.int64) if name == "seed" else _TYPES[kind]
-    request.raw_input_contents.append(np.array(values, numpy_type).tobytes())
+    tensor.name, tensor.datatype = name, np_to_triton_dtype(values.dtype)
+    tensor.shape.extend(values.shape)
+    is_text = values.dtype == object
+    request.raw_input_contents.append(serialize_byte_tensor(values).item() if is_text else values.tobytes())
 
 
 def _failure(text: str) -> TritonFailure:
-    code, separator, message = text.partition(": ")
-    if separator and code in _CODES:
+    code, message = split_code(text)
+    if code:
         return TritonFailure(_CODES[code], message)
     is_away = "unknown model" in text or "not ready" in text or "unavailable" in text.lower()
     return TritonFailure(grpc.StatusCode.UNAVAILABLE if is_away else grpc.StatusCode.INTERNAL, text)

@@ -35,12 +35,34 @@ FIELDS: dict[str, tuple[type, bool]] = {
 OUTPUTS = ("text_output", "token_ids", "finish_reason", "prompt_tokens", "completion_tokens")
 # Parameters of requests that the models beside the streaming one make.
 CANCEL, RELAYED = "oarlock_cancel", "oarlock_relayed"
+# Inside of Triton, and in a stream, an error is a text without its code: the code goes before it for those who say that
+# they pass it on.
+CODES = ("INVALID_ARG", "UNAVAILABLE", "CANCELLED", "INTERNAL")
+_NUMPY: dict[type, Any] = {int: np.int32, float: np.float32, bool: np.bool_}
 _SAMPLING = (
     *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty"),
     *("frequency_penalty", "presence_penalty", "ignore_eos"),
 )
 # A stop text is searched for at every token.
 MAX_STOPS, MAX_STOP_LENGTH, MAX_STOP_TOKENS = 16, 256, 256
+
+
+def split_code(text: str) -> tuple[str, str]:
+    """Code and message of an error's text; the code is "" where there is none."""
+    code, separator, message = text.partition(": ")
+    return (code, message) if separator and code in CODES else ("", text)
+
+
+def make_tensor(name: str, values: list[Any]) -> np.ndarray:
+    """A field's tensor of Python values.
+
+    Raises:
+        OverflowError, UnicodeEncodeError: for what does not fit it.
+    """
+    kind, _ = FIELDS[name]
+    if kind is str:
+        return np.array([text.encode("utf-8") for text in values], dtype=object)
+    return np.array(values, np.int64 if name == "seed" else _NUMPY[kind])
 
 
 @dataclass(frozen=True)

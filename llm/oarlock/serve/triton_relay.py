@@ -20,7 +20,7 @@ import triton_python_backend_utils as pb_utils
 
 from oarlock.serve.json_form import read_form, write_form
 from oarlock.serve.requests import RequestRefused
-from oarlock.serve.triton_fields import CANCEL, OUTPUTS, RELAYED
+from oarlock.serve.triton_fields import CANCEL, OUTPUTS, RELAYED, split_code
 
 _LOOK_SECONDS = 0.2
 
@@ -146,9 +146,9 @@ def _part(response: Any, req_id: Any, send_idx: int) -> Any:
 
 
 def _with_code(error: Any) -> Any:
-    """The streaming model puts the code before the message, see there; Triton's own errors have none."""
-    code, separator, message = error.message().partition(": ")
-    if separator and code in ("INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"):
+    """The streaming model puts the code before the message; Triton's own errors have none."""
+    code, message = split_code(error.message())
+    if code:
         return pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
     return error
 
