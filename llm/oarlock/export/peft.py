@@ -59,8 +59,8 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
     """Write adapter_config.json and adapter_model.safetensors.
 
     An adapter of a fused layer becomes one of each of its parts, with the same A: what it adds is the same. That is
-    shown before the folder has its name: by PEFT's rule, the files that were read back change some inputs of every layer
-    as the adapter does.
+    shown before the folder has its name: by PEFT's rule, the files that were read back change some inputs of every
+    layer as the adapter does.
 
     Args:
         adapter: folder that a LoRA run wrote.
