@@ -43,6 +43,16 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_config(tmp_path_factory.mktemp("config"))
 
 
+@pytest.fixture
+def fused_ops():
+    """In place (where they are built) for a test, as in a program that has trained before."""
+    from oarlock.ops import install
+
+    install.use(True)
+    yield
+    install.use(False)
+
+
 @pytest.fixture(scope="session")
 def parity_python() -> str:
     """The Python that has torch, transformers and peft (scripts/parity_env.sh, or $OARLOCK_PARITY_PYTHON)."""

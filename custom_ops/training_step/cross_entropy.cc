@@ -19,39 +19,57 @@ static float largest(const float* values, int64_t count) {
   return one;
 }
 
-static float one_row(float* scores, int64_t classes, int64_t label, float scale, bool with_gradient) {
-  const float most = largest(scores, classes), at_label = scores[label];
+static float exponentials(float* scores, int64_t classes, float most) {
   Sum total;
   for_columns(classes, [&](auto unit, int64_t i) {
     const auto power = exponential(unit.load(scores + i) - most);
     total.add(power);
     unit.store(scores + i, power);
   });
-  const float sum = total.total();
-  if (with_gradient) {
-    const float factor = scale / sum;
-    for_columns(classes, [&](auto unit, int64_t i) { unit.store(scores + i, unit.load(scores + i) * factor); });
-    scores[label] -= scale;
-  }
-  return std::log(sum) + (most - at_label);
+  return total.total();
 }
 
-void cross_entropy_cpu(const CrossEntropy& args) {
+constexpr int64_t kElsewhere = -1, kIgnored = -2;
+
+// work(row, its scores, its label: among these classes, or one of the above) for all rows.
+template <typename Work>
+static void for_rows(const ClassScores& args, const Work& work) {
   parallel_for(args.rows, 4 * 1024 / (args.classes + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      float* scores = args.scores + row * args.classes;
-      const int64_t label = args.labels[row];
-      if (label == args.ignored) {
-        args.losses[row] = 0;
-        for (int64_t i = 0; args.with_gradient && i < args.classes; ++i) scores[i] = 0;
-      } else {
-        args.losses[row] = one_row(scores, args.classes, label, args.scale, args.with_gradient);
-      }
+      const int64_t label = args.labels[row], own = label - args.first;
+      const bool is_own = own >= 0 && own < args.classes;
+      work(row, args.scores + row * args.classes, label == args.ignored ? kIgnored : is_own ? own : kElsewhere);
     }
+  });
+}
+
+void softmax_cpu(const Softmax& args) {
+  for_rows(args, [&](int64_t row, float* scores, int64_t label) {
+    if (label == kIgnored) {
+      args.largest[row] = args.at_label[row] = 0;
+      args.sums[row] = 1;
+      return;
+    }
+    args.at_label[row] = label == kElsewhere ? -__builtin_inff() : scores[label];
+    args.largest[row] = largest(scores, args.classes);
+    args.sums[row] = exponentials(scores, args.classes, args.largest[row]);
+  });
+}
+
+void softmax_gradient_cpu(const SoftmaxGradient& args) {
+  for_rows(args, [&](int64_t row, float* scores, int64_t label) {
+    if (label == kIgnored) {
+      for (int64_t i = 0; i < args.classes; ++i) scores[i] = 0;
+      return;
+    }
+    const float factor = args.factors[row];
+    for_columns(args.classes, [&](auto unit, int64_t i) { unit.store(scores + i, unit.load(scores + i) * factor); });
+    if (label != kElsewhere) scores[label] -= args.scale;
   });
 }
 
 }  // namespace OARLOCK_ISA
 }  // namespace oarlock
 
-OARLOCK_ENTRY(cross_entropy_cpu, CrossEntropy)
+OARLOCK_ENTRY(softmax_cpu, Softmax)
+OARLOCK_ENTRY(softmax_gradient_cpu, SoftmaxGradient)

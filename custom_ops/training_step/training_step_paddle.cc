@@ -1,13 +1,12 @@
 // The parts of a training step as Paddle operators, float32 on the CPU. Python's oarlock/ops is how they are meant to be
 // called.
-#include <algorithm>
-
 #include "common/gemm.h"
 #include "common/tensors.h"
 #include "training_step/adamw.h"
 #include "training_step/cross_entropy.h"
 #include "training_step/rotary.h"
 #include "training_step/swiglu.h"
+#include "weights/copy_matrix.h"
 
 using oarlock::dense;
 using oarlock::dense_if_any;
@@ -109,52 +108,68 @@ std::vector<Tensor> swiglu_halves_grad(const Tensor& given, const Tensor& given_
   return {grad_x};
 }
 
-// ---- fused_linear_cross_entropy ----
+// ---- fused_linear_softmax, fused_linear_softmax_gradient ----
 
-// The losses [rows], and their gradients times `scale`; an empty tensor for one that is not asked for. About `most`
-// scores exist at a time.
-std::vector<Tensor> linear_cross_entropy(const Tensor& given_hidden, const Tensor& given_weight,
-                                         const Tensor& given_labels, bool transposed, float scale, int64_t ignored,
-                                         int64_t most, bool for_hidden, bool for_weight) {
-  const Tensor hidden = floats(given_hidden, "hidden"), weight = floats(given_weight, "weight"),
-               labels = dense(given_labels);
-  PD_CHECK(oarlock::has_gemm(), "this Paddle is without MKL");
-  const Shape weight_shape = weight.shape();
+struct HeadSizes {
+  int64_t rows, width, classes;
+};
+
+HeadSizes head_sizes(const Tensor& hidden, const Tensor& weight, const Tensor& labels, bool transposed) {
+  const Shape shape = weight.shape();
   const int64_t width = hidden.shape().back(), rows = hidden.numel() / width;
-  PD_CHECK(weight_shape.size() == 2 && weight_shape[transposed] == width, "weight has to be [",
-           transposed ? "classes, " : "", width, transposed ? "]" : ", classes]", "; got ", shape_text(weight_shape));
+  PD_CHECK(shape.size() == 2 && shape[transposed] == width, "weight has to be [", transposed ? "classes, " : "", width,
+           transposed ? "]" : ", classes]", "; got ", shape_text(shape));
   PD_CHECK(labels.numel() == rows && labels.dtype() == paddle::DataType::INT64,
            "labels have to be int64, one for each of the ", rows, " rows of hidden; got ", shape_text(labels.shape()));
-  const int64_t classes = weight_shape[!transposed];
-  const int64_t* label = labels.data<int64_t>();
-  for (int64_t i = 0; i < rows; ++i)
-    PD_CHECK(label[i] == ignored || (label[i] >= 0 && label[i] < classes), "label ", label[i], " is not among the ",
-             classes, " classes");
+  PD_CHECK(oarlock::has_gemm(), "this Paddle is without MKL");
+  return {rows, width, shape[!transposed]};
+}
 
-  Tensor losses = empty_floats({rows}, hidden);
+// exp(score - the row's largest) of the weight's classes, `first` and later ones of `all`; and of each row the largest
+// score, the sum of the exponentials, and the score at the label (-infinity where it is another rank's).
+std::vector<Tensor> linear_softmax(const Tensor& given_hidden, const Tensor& given_weight, const Tensor& given_labels,
+                                   bool transposed, int64_t ignored, int64_t first, int64_t all) {
+  const Tensor hidden = floats(given_hidden, "hidden"), weight = floats(given_weight, "weight"),
+               labels = dense(given_labels);
+  const HeadSizes size = head_sizes(hidden, weight, labels, transposed);
+  const int64_t* label = labels.data<int64_t>();
+  for (int64_t i = 0; i < size.rows; ++i)
+    PD_CHECK(label[i] == ignored || (label[i] >= 0 && label[i] < all), "label ", label[i], " is not among the ", all,
+             " classes");
+  Tensor scores = empty_floats({size.rows, size.classes}, hidden), stats = empty_floats({3, size.rows}, hidden);
+  float *s = scores.data<float>(), *found = stats.data<float>();
+  oarlock::gemm({false, transposed, size.rows, size.classes, size.width, 1, hidden.data<float>(), weight.data<float>(),
+                 0, s});
+  oarlock::softmax_cpu(
+      {{size.rows, size.classes, first, ignored, label, s}, found, found + size.rows, found + 2 * size.rows});
+  return {scores, stats};
+}
+
+// The gradients of hidden and weight for the sum of `scale` times the rows' losses, by those exponentials (they are
+// written over) and the rows' factors. That of the weight is added to `grad_weight`, or put there where it is the
+// first. For one that is not asked for, an empty tensor.
+std::vector<Tensor> linear_softmax_gradient(Tensor& exponentials, Tensor& grad_weight, const Tensor& given_hidden,
+                                            const Tensor& given_weight, const Tensor& given_labels,
+                                            const Tensor& given_factors, bool transposed, float scale, int64_t ignored,
+                                            int64_t first, bool is_first, bool for_hidden, bool for_weight) {
+  const Tensor hidden = floats(given_hidden, "hidden"), weight = floats(given_weight, "weight"),
+               labels = dense(given_labels), factors = floats(given_factors, "factors");
+  const HeadSizes size = head_sizes(hidden, weight, labels, transposed);
+  PD_CHECK(exponentials.shape() == Shape({size.rows, size.classes}) && factors.numel() == size.rows &&
+               (!for_weight || grad_weight.shape() == weight.shape()),
+           "exponentials, factors or grad_weight do not fit hidden and weight");
+  float *s = exponentials.data<float>(), *grad_w = grad_weight.data<float>();
+  const float *h = hidden.data<float>(), *w = weight.data<float>(), kept = is_first ? 0 : 1;
+  oarlock::softmax_gradient_cpu({{size.rows, size.classes, first, ignored, labels.data<int64_t>(), s},
+                                 factors.data<float>(), scale});
   Tensor grad_hidden = empty_floats(for_hidden ? hidden.shape() : Shape{0}, hidden);
-  Tensor grad_weight = empty_floats(for_weight ? weight_shape : Shape{0}, hidden);
-  const int64_t piece = std::min(std::max(most / classes, int64_t{1}), rows);
-  Tensor scores = empty_floats({piece, classes}, hidden);
-  float *s = scores.data<float>(), *grad_w = grad_weight.data<float>();
-  const float *h = hidden.data<float>(), *w = weight.data<float>();
-  for (int64_t row = 0; row < rows; row += piece) {
-    const int64_t count = row + piece < rows ? piece : rows - row;
-    const float* x = h + row * width;
-    oarlock::gemm({false, transposed, count, classes, width, 1, x, w, 0, s});
-    oarlock::cross_entropy_cpu({count, classes, ignored, label + row, scale, s, losses.data<float>() + row,
-                                for_hidden || for_weight});
-    if (for_hidden)
-      oarlock::gemm({false, !transposed, count, width, classes, 1, s, w, 0, grad_hidden.data<float>() + row * width});
-    if (!for_weight) continue;
-    const float kept = row ? 1 : 0;
-    if (transposed) {
-      oarlock::gemm({true, false, classes, width, count, 1, s, x, kept, grad_w});
-    } else {
-      oarlock::gemm({true, false, width, classes, count, 1, x, s, kept, grad_w});
-    }
-  }
-  return {losses, grad_hidden, grad_weight};
+  if (for_hidden)
+    oarlock::gemm({false, !transposed, size.rows, size.width, size.classes, 1, s, w, 0, grad_hidden.data<float>()});
+  if (for_weight && transposed)
+    oarlock::gemm({true, false, size.classes, size.width, size.rows, 1, s, h, kept, grad_w});
+  if (for_weight && !transposed)
+    oarlock::gemm({true, false, size.width, size.classes, size.rows, 1, h, s, kept, grad_w});
+  return {grad_hidden};
 }
 
 // ---- fused_lora_linear ----
@@ -176,7 +191,7 @@ LoraSizes lora_sizes(const Tensor& x, const Tensor& weight, const Tensor& a, con
 }
 
 std::vector<Tensor> lora_linear(const Tensor& given, const Tensor& given_weight, const Tensor& given_a,
-                                const Tensor& given_b, float scaling) {
+                                const Tensor& given_b, float scaling, bool for_x) {
   const Tensor x = floats(given, "x"), weight = floats(given_weight, "weight"), a = floats(given_a, "a"),
                b = floats(given_b, "b");
   const LoraSizes size = lora_sizes(x, weight, a, b);
@@ -191,17 +206,22 @@ std::vector<Tensor> lora_linear(const Tensor& given, const Tensor& given_weight,
 
 std::vector<Tensor> lora_linear_grad(const Tensor& given, const Tensor& given_weight, const Tensor& given_a,
                                      const Tensor& given_b, const Tensor& low, const Tensor& given_grad,
-                                     float scaling) {
+                                     float scaling, bool for_x) {
   const Tensor x = dense(given), weight = dense(given_weight), a = dense(given_a), b = dense(given_b),
                grad = floats(given_grad, "the gradient");
   const LoraSizes size = lora_sizes(x, weight, a, b);
-  Tensor grad_x = empty_floats(x.shape(), x), grad_a = empty_floats(a.shape(), x), grad_b = empty_floats(b.shape(), x),
-         grad_low = empty_floats(low.shape(), x);
+  Tensor grad_x = empty_floats(for_x ? x.shape() : Shape{0}, x), grad_a = empty_floats(a.shape(), x),
+         grad_b = empty_floats(b.shape(), x), grad_low = empty_floats(low.shape(), x);
   const float* dy = grad.data<float>();
   float* dl = grad_low.data<float>();
   oarlock::gemm({false, true, size.rows, size.rank, size.out, scaling, dy, b.data<float>(), 0, dl});
   oarlock::gemm({true, false, size.rank, size.out, size.rows, scaling, low.data<float>(), dy, 0, grad_b.data<float>()});
-  oarlock::gemm({true, false, size.in, size.rank, size.rows, 1, x.data<float>(), dl, 0, grad_a.data<float>()});
+  // grad_a = x^T dl, made as the turned dl^T x: a product this narrow is twice as fast lying down.
+  Tensor turned = empty_floats({size.rank, size.in}, x);
+  oarlock::gemm({true, false, size.rank, size.in, size.rows, 1, dl, x.data<float>(), 0, turned.data<float>()});
+  oarlock::copy_matrix_cpu({size.in, size.rank, turned.data<float>(), size.in, oarlock::DType::kFloat32, true,
+                            grad_a.data<float>(), size.rank, oarlock::DType::kFloat32});
+  if (!for_x) return {grad_x, grad_a, grad_b};  // nobody takes the gradient of the first layer's input
   oarlock::gemm({false, true, size.rows, size.in, size.out, 1, dy, weight.data<float>(), 0, grad_x.data<float>()});
   oarlock::gemm({false, true, size.rows, size.in, size.rank, 1, dl, a.data<float>(), 1, grad_x.data<float>()});
   return {grad_x, grad_a, grad_b};
@@ -253,22 +273,29 @@ PD_BUILD_GRAD_OP(fused_swiglu_halves)
     .Outputs({paddle::Grad("x")})
     .SetKernelFn(PD_KERNEL(swiglu_halves_grad));
 
-PD_BUILD_OP(fused_linear_cross_entropy)  // without a gradient operator: it gives the gradients along
+PD_BUILD_OP(fused_linear_softmax)
     .Inputs({"hidden", "weight", "labels"})
-    .Outputs({"losses", "grad_hidden", "grad_weight"})
-    .Attrs({"transposed: bool", "scale: float", "ignored: int64_t", "most: int64_t",
+    .Outputs({"exponentials", "stats"})
+    .Attrs({"transposed: bool", "ignored: int64_t", "first: int64_t", "all: int64_t"})
+    .SetKernelFn(PD_KERNEL(linear_softmax));
+
+PD_BUILD_OP(fused_linear_softmax_gradient)
+    .Inputs({"exponentials", "grad_weight", "hidden", "weight", "labels", "factors"})
+    .Outputs({"gradients", "grad_weight_sum", "grad_hidden"})
+    .SetInplaceMap({{"exponentials", "gradients"}, {"grad_weight", "grad_weight_sum"}})
+    .Attrs({"transposed: bool", "scale: float", "ignored: int64_t", "first: int64_t", "is_first: bool",
             "for_hidden: bool", "for_weight: bool"})
-    .SetKernelFn(PD_KERNEL(linear_cross_entropy));
+    .SetKernelFn(PD_KERNEL(linear_softmax_gradient));
 
 PD_BUILD_OP(fused_lora_linear)
     .Inputs({"x", "weight", "a", "b"})
     .Outputs({"y", "low"})
-    .Attrs({"scaling: float"})
+    .Attrs({"scaling: float", "for_x: bool"})
     .SetKernelFn(PD_KERNEL(lora_linear));
 PD_BUILD_GRAD_OP(fused_lora_linear)
     .Inputs({"x", "weight", "a", "b", "low", paddle::Grad("y")})
     .Outputs({paddle::Grad("x"), paddle::Grad("a"), paddle::Grad("b")})
-    .Attrs({"scaling: float"})
+    .Attrs({"scaling: float", "for_x: bool"})
     .SetKernelFn(PD_KERNEL(lora_linear_grad));
 
 PD_BUILD_OP(fused_adamw)

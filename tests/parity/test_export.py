@@ -31,7 +31,6 @@ from oarlock.models.lora import LoRA
 from oarlock.models.methods import trained
 from oarlock.models.safetensors_stream import TensorSource
 from oarlock.models.streamed import empty_model
-from oarlock.ops.install import install
 
 IDS = np.random.default_rng(3).integers(0, 512, (2, 9))
 
@@ -236,8 +235,8 @@ def test_a_wrong_command_costs_no_import_of_paddle(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("fused_ops")
 def test_every_family_becomes_a_static_graph(family, tmp_path):
-    install()  # as in a program that has trained before
     proof = write_graph(ModelSource(Path(family), family_config(family), from_weights=False), tmp_path)
     assert proof.difference < 1e-5 and len({tokens for _, tokens in proof.shapes}) == 4
     # Not only the proof's own word: loaded by Paddle's other reader, beside a second model of the same weights.

@@ -30,7 +30,6 @@ from oarlock.models.pieces import INDEX
 from oarlock.models.prefix import Prefix
 from oarlock.models.quantized import Quantization
 from oarlock.models.streamed import empty_model
-from oarlock.ops.install import install
 
 SMALL = {
     "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -152,8 +151,8 @@ def test_several_adapters_are_added_with_their_weights(bases, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.usefixtures("fused_ops")
 def test_another_type(bases, adapter, tmp_path, dtype, capsys):
-    install()  # as in a run that merges at its end
     proof = merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions(dtype))
     assert 1e-5 < proof.difference < proof.allowed == merge_proof.TOLERANCES[dtype]
     merged = load_file(tmp_path / "merged" / "model.safetensors")

@@ -148,7 +148,7 @@ def test_a_leak_would_be_seen(model):
     assert len(starts[0]) > len(arrays[ENDS])
     mistakes = [
         {ENDS: np.full_like(arrays[ENDS], 32)},
-        {"position_ids": arrays["position_ids"] * 2},  # (a shift is no change under rotary positions)
+        {"position_ids": arrays["position_ids"] // 2},  # (a shift is no change under rotary positions)
     ]
     if not getattr(model, "attends_in_blocks", False):  # blocks are cut where the ends change
         mistakes.append({ENDS: one_late})

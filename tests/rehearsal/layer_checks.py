@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from unittest import mock
+
 import numpy as np
 import paddle
 from paddle.distributed import collective, fleet
@@ -22,6 +25,8 @@ from paddle.distributed.fleet.utils import sequence_parallel_utils as sequence
 from paddle.nn import functional as F
 
 from oarlock.environment import rank
+from oarlock.ops import library
+from oarlock.ops import step as fused
 from oarlock.parallel.fleet_on_cpu import building_group_sharded
 
 
@@ -117,6 +122,30 @@ def cross_entropy(module=mp_ops) -> None:
             same(ParallelCrossEntropy(ignore_index=ignored)(part, label), expected)
             backward(loss, array(2, 3, 5, 1))
             same(part.grad, mine(whole.grad.numpy()))
+
+
+def fused_cross_entropy() -> None:
+    """Of a head that is split, in pieces of 6 rows and in one: the fused loss beside the whole scores' on one process."""
+    if library.why_missing():
+        return
+    labels = np.random.default_rng(1).integers(0, 16, (3, 5))
+    labels[0, :3] = -100
+    for transposed, scores in itertools.product((False, True), (6 * 8, 2**25)):
+        axis = 0 if transposed else 1
+        hidden, weight = array(0, 3, 5, 4) * 4, array(1, *((16, 4) if transposed else (4, 16)))
+        whole, part = ((variable(hidden), variable(each)) for each in (weight, mine(weight, axis)))
+        logits = paddle.matmul(*whole, transpose_y=transposed)
+        expected = F.cross_entropy(logits, paddle.to_tensor(labels), reduction="sum") / 7
+        held = fused.HeldScores(mp_ops._c_identity(part[0], group=group()), part[1], transposed, group())
+        with mock.patch.object(fused, "SCORES", scores):
+            found = held.cross_entropy(paddle.to_tensor(labels), 1 / 7, -100)
+        same(found, expected)
+        for result in (found, expected):
+            (result * 3).backward()
+        same(part[0].grad, whole[0].grad)
+        same(part[1].grad, mine(whole[1].grad.numpy(), axis))
+    far = fused.HeldScores(paddle.to_tensor([[1e4, -1e4]]), paddle.eye(2)[:, rank() : rank() + 1], False, group())
+    assert [float(far.cross_entropy(paddle.to_tensor([label]), 1.0, -100)) for label in (0, 1)] == [0.0, 2e4]
 
 
 def broadcast_input_data() -> None:

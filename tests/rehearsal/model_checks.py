@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 
 import numpy as np
 import paddle
 from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
 from paddle.distributed.fleet.recompute import recompute
 from paddle.nn import functional as F
+from paddlenlp.transformers import LlamaConfig, Qwen2Config
+from paddlenlp.transformers.llama.modeling import LlamaLMHead
+from paddlenlp.transformers.qwen2.modeling import Qwen2LMHead
 
 from oarlock.environment import rank
 from oarlock.models.layout import shared_between_stages
+from oarlock.ops import install, library
+from oarlock.ops.install import hold_scores
+from oarlock.ops.step import HeldScores
 from oarlock.parallel.sync import share
+from oarlock.train.loss import TokenCrossEntropy
 from oarlock.train.seeds import reseed_tracker, seed_step
 
 NAMES = ("global_seed", "local_seed", "model_parallel_rng")
@@ -103,3 +111,37 @@ def tied_embeddings_on_two_stages() -> None:
     assert len(shared) == 1
     assert shared_between_stages(model) == {shared[0].name: rank() == 0}
     assert shared_between_stages(LlamaForCausalLMPipe(LlamaConfig(**TINY_LLAMA))) == {}
+
+
+def split_heads() -> None:
+    """A marked head leaves its product to the loss, and loss and gradients are what ParallelCrossEntropy makes of it."""
+    if library.why_missing():
+        return
+    random = np.random.default_rng(4)
+    values, labels = random.standard_normal((2, 6, 8), "float32"), paddle.to_tensor(random.integers(0, 16, (2, 6)))
+    heads = ((LlamaLMHead, LlamaConfig), (Qwen2LMHead, Qwen2Config))
+    for (head, config), sequence_parallel in itertools.product(heads, (False, True)):
+        model = head(config(
+            vocab_size=16, hidden_size=8, tensor_parallel_degree=2, tensor_parallel_output=True, seq_length=6,
+            sequence_parallel=sequence_parallel,
+        ))  # fmt: skip
+        rows = values.reshape(-1, 8)[rank() * 6 : rank() * 6 + 6] if sequence_parallel else values
+        results = []
+        for is_fused in (False, True):
+            install.use(is_fused)
+            hold_scores(model)
+            hidden = paddle.to_tensor(rows, stop_gradient=False)
+            criterion = TokenCrossEntropy(split_vocabulary=True)
+            criterion.normalizer = 5
+            model.clear_gradients()
+            output = model(hidden)
+            assert isinstance(output, HeldScores) == is_fused
+            loss = criterion(output, labels)
+            loss.backward()
+            results.append([loss.item(), hidden.grad.numpy(), model.weight.grad.numpy()])
+            assert model(hidden, tensor_parallel_output=False).shape == [2, 6, 16]
+            with paddle.no_grad():
+                assert model(hidden).shape == [2, 6, 8]
+        install.use(False)
+        for plain, found in zip(*results, strict=True):
+            np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)

@@ -25,6 +25,7 @@ CHECKS = (  # the last one makes other groups
     "layer_checks.concat",
     "layer_checks.split",
     "layer_checks.cross_entropy",
+    "layer_checks.fused_cross_entropy",
     "layer_checks.names_of_paddlenlp",
     "layer_checks.broadcast_input_data",
     "layer_checks.embedding",
@@ -41,6 +42,7 @@ CHECKS = (  # the last one makes other groups
     "model_checks.tracker",
     "model_checks.recompute_draws_the_same_masks",
     "model_checks.reseeded_tracker",
+    "model_checks.split_heads",
     "model_checks.tied_embeddings_on_two_stages",
 )
 NEEDED_BY = {  # a patch -> a check that fails without it

@@ -96,6 +96,20 @@ def test_lora_linear(turned):
     )
 
 
+def test_lora_linear_of_an_input_without_a_gradient(monkeypatch):
+    """A first layer's: half of the backward is left out, the others' gradients are the same."""
+    x, weight, asked = normal(2, 9, 33).detach(), normal(33, 21).detach(), []
+    run = library.run
+    monkeypatch.setattr(library, "run", lambda *arguments: asked.append(arguments[-1]) or run(*arguments))
+    same(
+        lambda a, b: step.fused_lora_linear(x, weight, a, b, 2.0),
+        lambda a, b: x @ weight + (x @ a @ b) * 2.0,
+        [normal(33, 8), normal(8, 21)],
+    )
+    step.fused_lora_linear(normal(2, 9, 33), weight, normal(33, 8), normal(8, 21), 2.0).sum().backward()
+    assert x.grad is None and asked == [False, True]
+
+
 def check_cross_entropy(transposed, classes=77, rows=(4, 50)):
     hidden, weight = normal(*rows, 32), normal(*((classes, 32) if transposed else (32, classes)))
     labels = paddle.to_tensor(np.random.default_rng(2).integers(0, classes, rows))
@@ -113,7 +127,7 @@ def check_cross_entropy(transposed, classes=77, rows=(4, 50)):
 @pytest.mark.parametrize("scores", [1, 77 * 7, 2**25])
 def test_cross_entropy(monkeypatch, transposed, scores):
     """In pieces of one row, of seven (the last has less), and in one."""
-    monkeypatch.setattr(step, "SCORES_FOR_WEIGHT", scores)
+    monkeypatch.setattr(step, "SCORES", scores)
     check_cross_entropy(transposed)
 
 

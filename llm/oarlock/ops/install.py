@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import paddle
+from paddle.distributed import collective, fleet
 
 from oarlock.environment import say_once
 from oarlock.ops import attention, library
@@ -66,13 +67,31 @@ def _lora_linear(original: Function) -> Function:
 def _head(original: Function) -> Function:
     """A language model's head that hold_scores() marked: in training it leaves its product to the loss."""
 
-    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        holds = getattr(self, _HOLDS, False) and self.training and paddle.is_grad_enabled()
-        if not holds or not fits(hidden_states, self.weight):
-            return original(self, hidden_states, *args, **kwargs)
-        return HeldScores(hidden_states, self.weight, self.transpose_y)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        global _is_holding
+        _is_holding = getattr(self, _HOLDS, False) and self.training and paddle.is_grad_enabled()
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _is_holding = False
 
     return forward
+
+
+def _parallel_matmul(original: Function) -> Function:
+    """The product that such a head makes, of what it gathered before."""
+
+    def parallel_matmul(x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not _is_holding or not fits(x, y):
+            return original(x, y, *args, **kwargs)
+        if not y.is_distributed:
+            return HeldScores(x, y, kwargs["transpose_y"])  # both heads name it
+        if not kwargs["tensor_parallel_output"]:
+            return original(x, y, *args, **kwargs)
+        group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
+        return HeldScores(collective._c_identity(x, group=group), y, kwargs["transpose_y"], group)
+
+    return parallel_matmul
 
 
 def _adamw(original: Function) -> Function:
@@ -98,6 +117,7 @@ def _adamw(original: Function) -> Function:
 
 
 _HOLDS = "oarlock_holds_scores"
+_is_holding = False  # while such a head's forward runs
 _MODELS = "paddlenlp.transformers."
 _HEADS = (_MODELS + "llama.modeling:LlamaLMHead", _MODELS + "qwen2.modeling:Qwen2LMHead")
 PATCHES: list[Patch] = [
@@ -111,6 +131,7 @@ PATCHES: list[Patch] = [
     Patch(_MODELS + "llama.modeling", "swiglu", _swiglu),
     *attention.PATCHES,
     *(Patch(head, "forward", _head) for head in _HEADS),
+    *(Patch(head.partition(":")[0], "parallel_matmul", _parallel_matmul) for head in _HEADS),
     Patch("paddlenlp.peft.lora.lora_layers:LoRALinear", "forward", _lora_linear),
     Patch("paddle.optimizer:AdamW", "_create_optimization_pass", _adamw),
 ]
@@ -174,11 +195,8 @@ def originals() -> Iterator[None]:
 
 
 def hold_scores(model: paddle.nn.Layer) -> None:
-    """Have the model's head give HeldScores in training, for a loss that knows them.
-
-    Not where tensor parallel splits the vocabulary: that loss is a collective.
-    """
+    """Have the model's head give HeldScores in training, for a loss that knows them."""
     heads = tuple(Patch(head, "forward", _head).find() for head in _HEADS)
-    for layer in model.sublayers():
-        if isinstance(layer, heads) and layer.config.tensor_parallel_degree <= 1:
+    for layer in model.sublayers(include_self=True):
+        if isinstance(layer, heads):
             setattr(layer, _HOLDS, True)

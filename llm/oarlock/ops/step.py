@@ -6,10 +6,12 @@ Float32 on the CPU. `install` puts them behind PaddleNLP's names.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import paddle
+import paddle.distributed as dist
 from paddle.autograd import PyLayer
 from paddle.nn import functional
 
@@ -44,25 +46,46 @@ def fused_lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: 
     Args:
         weight: [in, out]; a: [in, rank]; b: [rank, out].
     """
-    return library.run("fused_lora_linear", x, weight, a, b, scaling)[0]
+    # A custom operator is not told which gradients are wanted; x's is half of the work.
+    return library.run("fused_lora_linear", x, weight, a, b, scaling, not x.stop_gradient)[0]
 
 
-# Scores that exist at a time: 32 MB, which caches hold; more where each piece goes over the weight's whole gradient.
-SCORES, SCORES_FOR_WEIGHT = 2**23, 2**25
+# That exist at a time: 128 MB. Each piece reads the whole weight, so small pieces wait for memory.
+SCORES = 2**25
 
 
 class _LinearCrossEntropy(PyLayer):
     """The gradients are made in the forward, piece by piece, so that no more than a piece of the scores exists."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, transposed: bool, scale: float,
-                ignored: int, wanted: tuple[bool, bool]) -> Tensor:  # fmt: skip
-        most = SCORES_FOR_WEIGHT if wanted[1] else SCORES
-        losses, *gradients = library.run(
-            "fused_linear_cross_entropy", hidden, weight, labels, transposed, scale, ignored, most, *wanted
-        )
-        ctx.gradients = [gradient if asked else None for gradient, asked in zip(gradients, wanted, strict=True)]
-        return losses.sum() * scale
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, transposed: bool, scale: float, ignored: int,
+                wanted: tuple[bool, bool], group: Any) -> Tensor:  # fmt: skip
+        rows, targets = hidden.reshape([-1, hidden.shape[-1]]), labels.flatten()
+        classes, count = weight.shape[not transposed], max(len(rows), 1)
+        first, ranks = (group.rank * classes, group.nranks) if group else (0, 1)
+        grad_weight = paddle.empty(weight.shape if wanted[1] else [0], weight.dtype)
+
+        def piece(begin: int, end: int) -> tuple[Tensor, Tensor]:
+            x, label = rows[begin:end], targets[begin:end]
+            exponentials, stats = library.run(
+                "fused_linear_softmax", x, weight, label, transposed, ignored, first, classes * ranks
+            )
+            largest, total, at_label = _of_all_ranks(stats, group)
+            losses = paddle.where(label == ignored, paddle.zeros_like(total), total.log() + (largest - at_label))
+            grad = None
+            if any(wanted):
+                factors = (stats[0] - largest).exp() * scale / total
+                *_, grad = library.run(
+                    "fused_linear_softmax_gradient", exponentials, grad_weight, x, weight, label, factors,
+                    transposed, scale, ignored, first, begin == 0, *wanted,
+                )  # fmt: skip
+            return losses.sum() * scale, grad
+
+        size = math.ceil(count / math.ceil(count * classes / SCORES))  # pieces of one size
+        losses, grads = zip(*(piece(at, at + size) for at in range(0, count, size)), strict=True)
+        grad_hidden = paddle.concat(grads).reshape(hidden.shape) if wanted[0] else None
+        ctx.gradients = [grad_hidden, grad_weight if wanted[1] else None]
+        return paddle.add_n(losses)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -71,8 +94,19 @@ class _LinearCrossEntropy(PyLayer):
         return (*(g if g is None or factor == 1 else g.scale_(factor) for g in gradients), None)
 
 
+def _of_all_ranks(stats: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's largest score, sum of exp(score - largest), and score at the label, by each rank's stats [3, rows]."""
+    if not group:
+        return stats[0], stats[1], stats[2]
+    parts: list[Tensor] = []
+    dist.all_gather(parts, stats, group=group)
+    largest, totals, at_label = paddle.stack(parts, axis=1)
+    most = largest.max(axis=0)
+    return most, (totals * (largest - most).exp()).sum(axis=0), at_label.max(axis=0)
+
+
 def fused_linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, transposed: bool, scale: float, ignored: int
+    hidden: Tensor, weight: Tensor, labels: Tensor, transposed: bool, scale: float, ignored: int, group: Any = None
 ) -> Tensor:
     """scale * sum of -log softmax(hidden weight)[label], a scalar, without all of the scores in memory at a time.
 
@@ -82,13 +116,15 @@ def fused_linear_cross_entropy(
         hidden: [..., width].
         weight: [width, classes]; `transposed`: [classes, width].
         labels: int64 [...]; `ignored` where there is no loss.
+        group: whose ranks have the classes, each its part of them in order (Megatron-LM's vocabulary parallel loss,
+            https://arxiv.org/abs/1909.08053). hidden's gradient is of this rank's classes alone.
 
     Raises:
         ValueError: when a label is no class, or shapes do not fit.
     """
     tracked = paddle.is_grad_enabled()
     wanted = tuple(tracked and not tensor.stop_gradient for tensor in (hidden, weight))
-    return _LinearCrossEntropy.apply(hidden, weight, labels, transposed, scale, ignored, wanted)
+    return _LinearCrossEntropy.apply(hidden, weight, labels, transposed, scale, ignored, wanted, group)
 
 
 @dataclass(frozen=True)
@@ -98,19 +134,21 @@ class HeldScores:
     Attributes:
         hidden: [batch, tokens, width].
         weight: [width, vocabulary]; `transposed`: [vocabulary, width].
+        group: whose ranks have parts of the vocabulary (tensor parallel).
     """
 
     hidden: Tensor
     weight: Tensor
     transposed: bool
+    group: Any = None
 
     def __getitem__(self, tokens: Any) -> HeldScores:
         """The scores of some [batch, tokens]."""
-        return HeldScores(self.hidden[tokens], self.weight, self.transposed)
+        return HeldScores(self.hidden[tokens], self.weight, self.transposed, self.group)
 
     def cross_entropy(self, labels: Tensor, scale: float, ignored: int) -> Tensor:
         """fused_linear_cross_entropy of them."""
-        return fused_linear_cross_entropy(self.hidden, self.weight, labels, self.transposed, scale, ignored)
+        return fused_linear_cross_entropy(self.hidden, self.weight, labels, self.transposed, scale, ignored, self.group)
 
 
 @functools.cache

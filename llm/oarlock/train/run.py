@@ -15,7 +15,16 @@ import paddle
 from oarlock.config.command_line import to_yaml
 from oarlock.config.device import choose_device, fit_to_device
 from oarlock.config.load import LoadedConfig, flatten
-from oarlock.environment import import_paddle, is_first_rank, rank, say, say_once, set_paddlenlp_log_level, world_size
+from oarlock.environment import (
+    import_paddle,
+    is_first_rank,
+    rank,
+    say,
+    say_once,
+    set_paddlenlp_log_level,
+    start_up_left_uncollected,
+    world_size,
+)
 from oarlock.errors import EnvironmentProblem, StoppedWithOthers, failure_listeners
 from oarlock.files import write_json, write_text_atomically
 from oarlock.models.build import num_parameters
@@ -196,7 +205,8 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
     trainer.args.max_steps = steps
     run.stop.training = True
     try:
-        trainer.train_or_resume()
+        with start_up_left_uncollected():
+            trainer.train_or_resume()
         trainer.finish_save()
     except StoppedWithOthers:
         kept = next(iter(list_checkpoints(output_dir)), None)
