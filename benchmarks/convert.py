@@ -10,17 +10,14 @@ the disk, as converting does, and converting also hashes what it writes. `speed`
 from __future__ import annotations
 
 import argparse
-import shutil
-import statistics
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common import free_of_noise, report
-from load_weights import SIZES, generate, in_child, kilobytes
-from merge import MB, copy, files_of, largest_tensor
+from load_weights import SIZES, generate, in_child
+from merge import MB, beside_copying, measured
 
 # Generated form -> where it goes; "fused" is Paddle's with fuse_attention_qkv and fuse_attention_ffn.
 WAYS = {"paddle": "hf", "hugging_face": "paddle", "bfloat16": "paddle", "fused": "hf"}
@@ -58,21 +55,11 @@ def generate_fused(folder: Path, sizes: dict[str, int]) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def measure(source: Path, output: Path, to: Any, proof: bool) -> dict[str, Any]:
-    """In a process of its own."""
-    import paddle
-
+def converted(source: Path, output: Path, to: Any, proof: bool) -> dict[str, Any]:
     from oarlock.export.convert import ConvertOptions, convert
 
-    paddle.set_device("cpu")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is held now
-    before, start = kilobytes("VmHWM"), time.perf_counter()
-    found = convert(source, output, to, ConvertOptions(proof=proof, shard_bytes=400 * MB))
-    return {
-        "seconds": time.perf_counter() - start,
-        "over MB": (kilobytes("VmHWM") - before) // 1024,
-        "difference": found.proof.difference if found.proof else "",
-    }
+    options = ConvertOptions(proof=proof, shard_bytes=400 * MB)
+    return measured(lambda: convert(source, output, to, options).proof)
 
 
 def main() -> None:
@@ -98,40 +85,15 @@ def main() -> None:
             source, output = (Path(name) / part for part in ("source", "output"))
             make = generate_fused if form == "fused" else partial(generate, form=form)
             in_child(partial(make, source, sizes=SIZES[words.size]))
-            seconds: dict[str, list[float]] = {"copy": [], f"to {to}": [], f"to {to}, with proof": []}
-            over: dict[str, list[int]] = {way: [] for way in seconds}
-            difference = ""
-            for _ in range(words.repeats):
-                for way in seconds:
-                    if way == "copy":
-                        seconds[way].append(in_child(partial(copy, source, output)))
-                    else:
-                        found = in_child(partial(measure, source, output, to, "proof" in way))
-                        seconds[way].append(found["seconds"])
-                        over[way].append(found["over MB"])
-                        difference = found["difference"]
-                    shutil.rmtree(output)
-            size = sum(path.stat().st_size for path in files_of(source)) // MB
-            bound = 2 * largest_tensor(source) // MB + 300
-        for way, times in seconds.items():
-            rows.append(
-                {
-                    "files": form,
-                    "MB": size,
-                    "way": way,
-                    "seconds": statistics.median(times),
-                    "speed": statistics.median(seconds["copy"]) / statistics.median(times),
-                    "over MB": max(over[way], default=""),
-                    "bound MB": bound if over[way] else "",
-                    "difference": difference if "proof" in way else "",
-                }
-            )
-    converted = [row for row in rows if row["way"] != "copy"]
+            run = partial(converted, source, output, to)
+            ways = {f"to {to}": partial(run, False), f"to {to}, with proof": partial(run, True)}
+            rows += [{"files": form} | row for row in beside_copying(source, output, ways, words.repeats)]
+    ways_of_ours = [row for row in rows if row["way"] != "copy"]
     report(
         "converting",
         rows,
-        within_bound=all(row["over MB"] <= row["bound MB"] for row in converted),
-        half_of_copying=all(row["speed"] >= 0.5 for row in converted if "proof" not in row["way"]),
+        within_bound=all(row["over MB"] <= row["bound MB"] for row in ways_of_ours),
+        half_of_copying=all(row["speed"] >= 0.5 for row in ways_of_ours if "proof" not in row["way"]),
         repeats=words.repeats,
         load_average=free_of_noise(),
     )

@@ -4,7 +4,7 @@
 
 `over` is the process's peak (VmHWM: all pages, those of mapped files included) above what it held after its imports;
 the `bound` is twice the largest tensor (in the wider of the stored and the written type) + 300 MB. Every row is a
-process of its own; copying writes through to the disk, as merging does.
+process of its own, in turns; copying writes through to the disk, as merging does. `speed` is that of copying = 1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,22 +67,52 @@ def largest_tensor(folder: Path) -> int:
     return max(sizes)
 
 
-def measure(base: Path, adapter: Path, output: Path, proof: bool) -> dict[str, Any]:
-    """In a process of its own."""
+def measured(run: Callable[[], Any]) -> dict[str, Any]:
+    """Of this process, which does nothing else: seconds, memory above what it held before, what run() gave."""
     import paddle
-
-    from oarlock.models.adapter_mix import AdapterMix
-    from oarlock.models.merge import MergeOptions, merge
 
     paddle.set_device("cpu")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is held now
     before, start = kilobytes("VmHWM"), time.perf_counter()
-    found = merge(base, AdapterMix.open([adapter]), output, MergeOptions(proof=proof, max_shard_bytes=400 * MB))
+    found = run()
     return {
         "seconds": time.perf_counter() - start,
         "over MB": (kilobytes("VmHWM") - before) // 1024,
         "difference": found.difference if found else "",
     }
+
+
+def beside_copying(
+    source: Path, output: Path, ways: dict[str, Callable[[], dict[str, Any]]], repeats: int
+) -> list[dict[str, Any]]:
+    """A row for copying and for each of the ways (of measured(), into `output`), in turns, each in a process."""
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ("copy", *ways)}
+    for _ in range(repeats):
+        for way, found in runs.items():
+            run = ways.get(way)
+            found.append(in_child(run) if run else {"seconds": in_child(partial(copy, source, output))})
+            shutil.rmtree(output)
+    medians = {way: statistics.median(run["seconds"] for run in found) for way, found in runs.items()}
+    return [
+        {
+            "MB": sum(path.stat().st_size for path in files_of(source)) // MB,
+            "way": way,
+            "seconds": medians[way],
+            "speed": medians["copy"] / medians[way],
+            "over MB": max(run["over MB"] for run in found) if way in ways else "",
+            "bound MB": 2 * largest_tensor(source) // MB + 300 if way in ways else "",
+            "difference": found[-1].get("difference", ""),
+        }
+        for way, found in runs.items()
+    ]
+
+
+def merged(base: Path, adapter: Path, output: Path, proof: bool) -> dict[str, Any]:
+    from oarlock.models.adapter_mix import AdapterMix
+    from oarlock.models.merge import MergeOptions, merge
+
+    options = MergeOptions(proof=proof, max_shard_bytes=400 * MB)
+    return measured(lambda: merge(base, AdapterMix.open([adapter]), output, options))
 
 
 def copy(base: Path, output: Path) -> float:
@@ -117,28 +148,9 @@ def main() -> None:
             in_child(partial(generate, base, form, SIZES[words.size]))
             adapter.mkdir()
             in_child(partial(make_adapter, base, adapter, words.rank))
-            for way in ("copy", "merge", "merge and proof"):
-                seconds, over, difference = [], [], ""
-                for _ in range(words.repeats):
-                    if way == "copy":
-                        seconds.append(in_child(partial(copy, base, output)))
-                    else:
-                        found = in_child(partial(measure, base, adapter, output, way != "merge"))
-                        seconds.append(found["seconds"])
-                        over.append(found["over MB"])
-                        difference = found["difference"]
-                    shutil.rmtree(output)
-                rows.append(
-                    {
-                        "files": form,
-                        "MB": sum(path.stat().st_size for path in files_of(base)) // MB,
-                        "way": way,
-                        "seconds": statistics.median(seconds),
-                        "over MB": max(over, default=""),
-                        "bound MB": 2 * largest_tensor(base) // MB + 300 if over else "",
-                        "difference": difference,
-                    }
-                )
+            run = partial(merged, base, adapter, output)
+            ways = {"merge": partial(run, False), "merge and proof": partial(run, True)}
+            rows += [{"files": form} | row for row in beside_copying(base, output, ways, words.repeats)]
     within = all(row["over MB"] <= row["bound MB"] for row in rows if row["way"] != "copy")
     report("merging", rows, within_bound=within, repeats=words.repeats, load_average=free_of_noise())
 
