@@ -53,6 +53,16 @@ def fused_ops():
     install.use(False)
 
 
+@pytest.fixture
+def paddles_own_ops():
+    """In their places when a test begins, and again when it ends, for a test that puts the fused ones there."""
+    from oarlock.ops import install
+
+    install.use(False)
+    yield
+    install.use(False)
+
+
 @pytest.fixture(scope="session")
 def parity_python() -> str:
     """The Python that has torch, transformers and peft (scripts/parity_env.sh, or $OARLOCK_PARITY_PYTHON)."""

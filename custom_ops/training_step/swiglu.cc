@@ -30,11 +30,13 @@ void swiglu_backward_cpu(const SwiGluBackward& args) {
     const float *gate = args.gate + row * args.stride, *up = args.up + row * args.stride;
     const float* grad_y = args.grad_y + row * args.cols;
     float *grad_gate = args.grad_gate + row * args.stride, *grad_up = args.grad_up + row * args.stride;
+    float* y = args.y ? args.y + row * args.cols : nullptr;
     for_columns(args.cols, [&](auto unit, int64_t i) {
       const auto g = unit.load(gate + i), grad = unit.load(grad_y + i);
-      const auto sigmoid = 1.0f / (1.0f + exponential(-g)), silu = g * sigmoid;
+      const auto u = unit.load(up + i), sigmoid = 1.0f / (1.0f + exponential(-g)), silu = g * sigmoid;
       unit.store(grad_up + i, grad * silu);
-      unit.store(grad_gate + i, grad * unit.load(up + i) * (sigmoid + silu * (1.0f - sigmoid)));
+      unit.store(grad_gate + i, grad * u * (sigmoid + silu * (1.0f - sigmoid)));
+      if (y) unit.store(y + i, silu * u);
     });
   });
 }

@@ -6,7 +6,7 @@
 namespace oarlock {
 
 // Rows of gate, up and their gradients begin every `stride` floats (twice cols where both lie in one tensor), those of y
-// and its gradient every cols.
+// and its gradient every cols. The backward makes y again where it is asked to; that may be grad_y's own memory.
 struct SwiGlu {
   int64_t rows, cols, stride;
   const float *gate, *up;
@@ -15,7 +15,7 @@ struct SwiGlu {
 struct SwiGluBackward {
   int64_t rows, cols, stride;
   const float *gate, *up, *grad_y;
-  float *grad_gate, *grad_up;
+  float *grad_gate, *grad_up, *y = nullptr;
 };
 
 void swiglu_cpu(const SwiGlu& args);

@@ -1,12 +1,11 @@
-// The parts of a training step as Paddle operators, float32 on the CPU. Python's oarlock/ops is how they are meant to be
-// called.
+// The parts of a training step as Paddle operators, float32 on the CPU; linear_paddle.cc has the linear layers. Python's
+// oarlock/ops is how they are meant to be called.
 #include "common/gemm.h"
 #include "common/tensors.h"
 #include "training_step/adamw.h"
 #include "training_step/cross_entropy.h"
 #include "training_step/rotary.h"
 #include "training_step/swiglu.h"
-#include "weights/copy_matrix.h"
 
 using oarlock::dense;
 using oarlock::dense_if_any;
@@ -172,61 +171,6 @@ std::vector<Tensor> linear_softmax_gradient(Tensor& exponentials, Tensor& grad_w
   return {grad_hidden};
 }
 
-// ---- fused_lora_linear ----
-
-struct LoraSizes {
-  int64_t rows, in, out, rank;
-  Shape y_shape;
-};
-
-LoraSizes lora_sizes(const Tensor& x, const Tensor& weight, const Tensor& a, const Tensor& b) {
-  Shape shape = x.shape();
-  const int64_t in = shape.back(), out = weight.shape().back(), rank = b.shape()[0];
-  PD_CHECK(weight.shape() == Shape({in, out}) && a.shape() == Shape({in, rank}) && b.shape() == Shape({rank, out}),
-           "x, weight, a and b do not fit together: ", shape_text(shape), ", ", shape_text(weight.shape()), ", ",
-           shape_text(a.shape()), ", ", shape_text(b.shape()));
-  PD_CHECK(oarlock::has_gemm(), "this Paddle is without MKL");
-  shape.back() = out;
-  return {x.numel() / in, in, out, rank, shape};
-}
-
-std::vector<Tensor> lora_linear(const Tensor& given, const Tensor& given_weight, const Tensor& given_a,
-                                const Tensor& given_b, float scaling, bool for_x) {
-  const Tensor x = floats(given, "x"), weight = floats(given_weight, "weight"), a = floats(given_a, "a"),
-               b = floats(given_b, "b");
-  const LoraSizes size = lora_sizes(x, weight, a, b);
-  Tensor y = empty_floats(size.y_shape, x), low = empty_floats({size.rows, size.rank}, x);
-  const float* in = x.data<float>();
-  oarlock::gemm({false, false, size.rows, size.rank, size.in, 1, in, a.data<float>(), 0, low.data<float>()});
-  oarlock::gemm({false, false, size.rows, size.out, size.in, 1, in, weight.data<float>(), 0, y.data<float>()});
-  oarlock::gemm({false, false, size.rows, size.out, size.rank, scaling, low.data<float>(), b.data<float>(), 1,
-                 y.data<float>()});
-  return {y, low};
-}
-
-std::vector<Tensor> lora_linear_grad(const Tensor& given, const Tensor& given_weight, const Tensor& given_a,
-                                     const Tensor& given_b, const Tensor& low, const Tensor& given_grad,
-                                     float scaling, bool for_x) {
-  const Tensor x = dense(given), weight = dense(given_weight), a = dense(given_a), b = dense(given_b),
-               grad = floats(given_grad, "the gradient");
-  const LoraSizes size = lora_sizes(x, weight, a, b);
-  Tensor grad_x = empty_floats(for_x ? x.shape() : Shape{0}, x), grad_a = empty_floats(a.shape(), x),
-         grad_b = empty_floats(b.shape(), x), grad_low = empty_floats(low.shape(), x);
-  const float* dy = grad.data<float>();
-  float* dl = grad_low.data<float>();
-  oarlock::gemm({false, true, size.rows, size.rank, size.out, scaling, dy, b.data<float>(), 0, dl});
-  oarlock::gemm({true, false, size.rank, size.out, size.rows, scaling, low.data<float>(), dy, 0, grad_b.data<float>()});
-  // grad_a = x^T dl, made as the turned dl^T x: a product this narrow is twice as fast lying down.
-  Tensor turned = empty_floats({size.rank, size.in}, x);
-  oarlock::gemm({true, false, size.rank, size.in, size.rows, 1, dl, x.data<float>(), 0, turned.data<float>()});
-  oarlock::copy_matrix_cpu({size.in, size.rank, turned.data<float>(), size.in, oarlock::DType::kFloat32, true,
-                            grad_a.data<float>(), size.rank, oarlock::DType::kFloat32});
-  if (!for_x) return {grad_x, grad_a, grad_b};  // nobody takes the gradient of the first layer's input
-  oarlock::gemm({false, true, size.rows, size.in, size.out, 1, dy, weight.data<float>(), 0, grad_x.data<float>()});
-  oarlock::gemm({false, true, size.rows, size.in, size.rank, 1, dl, a.data<float>(), 1, grad_x.data<float>()});
-  return {grad_x, grad_a, grad_b};
-}
-
 // ---- fused_adamw ----
 
 void adamw(std::vector<Tensor>& parameters, const std::vector<Tensor>& gradients, std::vector<Tensor>& moments1,
@@ -286,17 +230,6 @@ PD_BUILD_OP(fused_linear_softmax_gradient)
     .Attrs({"transposed: bool", "scale: float", "ignored: int64_t", "first: int64_t", "is_first: bool",
             "for_hidden: bool", "for_weight: bool"})
     .SetKernelFn(PD_KERNEL(linear_softmax_gradient));
-
-PD_BUILD_OP(fused_lora_linear)
-    .Inputs({"x", "weight", "a", "b"})
-    .Outputs({"y", "low"})
-    .Attrs({"scaling: float", "for_x: bool"})
-    .SetKernelFn(PD_KERNEL(lora_linear));
-PD_BUILD_GRAD_OP(fused_lora_linear)
-    .Inputs({"x", "weight", "a", "b", "low", paddle::Grad("y")})
-    .Outputs({paddle::Grad("x"), paddle::Grad("a"), paddle::Grad("b")})
-    .Attrs({"scaling: float", "for_x: bool"})
-    .SetKernelFn(PD_KERNEL(lora_linear_grad));
 
 PD_BUILD_OP(fused_adamw)
     .Inputs({paddle::Vec("parameters"), paddle::Vec("gradients"), paddle::Vec("moments1"), paddle::Vec("moments2"),

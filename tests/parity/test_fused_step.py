@@ -12,7 +12,10 @@ from oarlock.ops import install, library
 from oarlock.ops.step import HeldScores
 from oarlock.train.loss import TokenCrossEntropy
 
-pytestmark = pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing())
+pytestmark = [
+    pytest.mark.usefixtures("paddles_own_ops"),
+    pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing()),
+]
 SIZES = {
     "vocab_size": 96, "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 64, "initializer_range": 0.2, "use_cache": False, "use_flash_attention": False,
@@ -24,12 +27,6 @@ FAMILIES = {
     "Mistral": {"num_key_value_heads": 2},
     "Gemma": {"num_key_value_heads": 1, "head_dim": 10},
 }
-
-
-@pytest.fixture(autouse=True)
-def paddles_own():
-    yield
-    install.use(False)
 
 
 def losses(family, lora=False, recompute=False, fuse=False):

@@ -13,42 +13,18 @@ from helpers import LLM
 from oarlock.environment import import_paddle
 from oarlock.errors import EnvironmentProblem
 from oarlock.ops import install, library, step
+from op_checks import normal, same
 
 import_paddle()
 import paddle  # noqa: E402
 from paddle.nn.functional import cross_entropy  # noqa: E402
 from paddlenlp.transformers.llama import modeling as llama  # noqa: E402
 
-pytestmark = pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing())
+pytestmark = [
+    pytest.mark.usefixtures("paddles_own_ops"),
+    pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing()),
+]
 IGNORED = -100
-
-
-@pytest.fixture(autouse=True)
-def paddles_own():
-    """The names have Paddle's functions behind them when a test begins, and again when it ends."""
-    install.uninstall()
-    yield
-    install.uninstall()
-
-
-def normal(*shape, seed=0):
-    tensor = paddle.to_tensor(np.random.default_rng([seed, *shape]).normal(0, 1, shape).astype("float32"))
-    tensor.stop_gradient = False
-    return tensor
-
-
-def same(fused, reference, inputs, rtol=1e-5):
-    """Both functions of the inputs have the same outputs, and gradients for uneven ones of the outputs."""
-    results = []
-    for function in (fused, reference):
-        outputs = function(*inputs)
-        outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
-        gradients = [normal(*output.shape, seed=7) for output in outputs]
-        results.append([*outputs, *paddle.grad(outputs, inputs, gradients)])
-    for found, wanted in zip(*results, strict=True):
-        assert found.shape == wanted.shape
-        most = np.abs(wanted.numpy()).max(initial=0)
-        np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=rtol, atol=rtol * most)
 
 
 def check_rotary(dim, heads, kv_heads, packed):
@@ -82,32 +58,6 @@ def test_swiglu_far_out():
     gate = paddle.to_tensor([-1e30, -200.0, -87.5, 0.0, 87.5, 88.5, 200.0, 1e30, float("nan")] * 4)
     y, wanted = step.fused_swiglu(gate, paddle.ones_like(gate)), paddle.nn.functional.silu(gate)
     np.testing.assert_allclose(y.numpy(), wanted.numpy(), rtol=1e-6, atol=1e-36)
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_lora_linear(turned):
-    weight = normal(21, 33).t() if turned else normal(33, 21)
-    assert weight.is_contiguous() is not turned
-    weight = weight.detach()
-    same(
-        lambda x, a, b: step.fused_lora_linear(x, weight, a, b, 2.0),
-        lambda x, a, b: x @ weight + (x @ a @ b) * 2.0,
-        [normal(2, 9, 33), normal(33, 8), normal(8, 21)],
-    )
-
-
-def test_lora_linear_of_an_input_without_a_gradient(monkeypatch):
-    """A first layer's: half of the backward is left out, the others' gradients are the same."""
-    x, weight, asked = normal(2, 9, 33).detach(), normal(33, 21).detach(), []
-    run = library.run
-    monkeypatch.setattr(library, "run", lambda *arguments: asked.append(arguments[-1]) or run(*arguments))
-    same(
-        lambda a, b: step.fused_lora_linear(x, weight, a, b, 2.0),
-        lambda a, b: x @ weight + (x @ a @ b) * 2.0,
-        [normal(33, 8), normal(8, 21)],
-    )
-    step.fused_lora_linear(normal(2, 9, 33), weight, normal(33, 8), normal(8, 21), 2.0).sum().backward()
-    assert x.grad is None and asked == [False, True]
 
 
 def check_cross_entropy(transposed, classes=77, rows=(4, 50)):
@@ -228,7 +178,6 @@ def test_refusals():
         (lambda: step.fused_swiglu(x, weight), r"of one shape; got \[5, 4\] and \[4, 6\]"),
         (lambda: step.fused_swiglu(x.astype("float64"), x), "gate has to be float32; got float64"),
         (lambda: step.fused_swiglu(normal(2, 3)), r"beside each other; got \[2, 3\]"),
-        (lambda: step.fused_lora_linear(x, weight, normal(4, 2), normal(3, 6), 1.0), "do not fit together"),
         (lambda: step.fused_linear_cross_entropy(x, weight, labels + 2, False, 1.0, IGNORED), "label 6 is not among"),
         (lambda: step.fused_linear_cross_entropy(x, weight, labels[:4], False, 1.0, IGNORED), "each of the 5 rows"),
         (lambda: step.fused_linear_cross_entropy(x, weight, labels, True, 1.0, IGNORED), r"\[classes, 4\]; got"),
@@ -250,8 +199,10 @@ def test_lower_instruction_sets(isa):
     """What CPUs without AVX-512 run; the choice is made once in a process."""
     code = """
 import test_step_ops as ops
+import test_linear_ops
 ops.check_rotary(10, 3, 1, True)
 ops.check_swiglu((3, 5, 67))
+test_linear_ops.check_linears((2, 9))
 ops.check_cross_entropy(False)
 ops.check_adamw()
 """

@@ -15,12 +15,12 @@ import paddle
 from paddle.distributed import collective, fleet
 
 from oarlock.environment import say_once
-from oarlock.ops import attention, library
+from oarlock.ops import attention, library, linears
 from oarlock.ops.adamw import fused_adamw
 from oarlock.ops.memory import keep_freed_memory
 from oarlock.ops.norms import check_norms, fused_rms_norm
 from oarlock.ops.patch import Function, Patch, fits
-from oarlock.ops.step import HeldScores, check_step, fused_lora_linear, fused_rotary, fused_swiglu
+from oarlock.ops.step import HeldScores, check_step, fused_rotary, fused_swiglu
 
 Tensor = Any
 
@@ -48,20 +48,6 @@ def _swiglu(original: Function) -> Function:
         return fused_swiglu(x, y) if fits(x) else original(x, y)
 
     return swiglu
-
-
-def _lora_linear(original: Function) -> Function:
-    """LoRALinear where it is plain LoRA at work; its other forms keep their way."""
-
-    def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        other = self.use_mora or self.lora_use_mixer or self.pissa or self.disable_lora or self.merged
-        other = other or self.use_quick_lora or isinstance(self.lora_dropout, paddle.nn.Dropout)
-        if other or not self.weight.stop_gradient or not fits(input, self.weight, self.lora_A, self.lora_B):
-            return original(self, input, *args, **kwargs)
-        result = fused_lora_linear(input, self.weight, self.lora_A, self.lora_B, self.scaling)
-        return result if self.bias is None else result + self.bias
-
-    return forward
 
 
 def _head(original: Function) -> Function:
@@ -119,7 +105,8 @@ def _adamw(original: Function) -> Function:
 _HOLDS = "oarlock_holds_scores"
 _is_holding = False  # while such a head's forward runs
 _MODELS = "paddlenlp.transformers."
-_HEADS = (_MODELS + "llama.modeling:LlamaLMHead", _MODELS + "qwen2.modeling:Qwen2LMHead")
+_LAYERS = (_MODELS + "llama.modeling:Llama", _MODELS + "qwen2.modeling:Qwen2")
+_HEADS = tuple(layer + "LMHead" for layer in _LAYERS)
 PATCHES: list[Patch] = [
     Patch(_MODELS + "llama.modeling:LlamaRMSNorm", "forward", _rms_norm),
     Patch(_MODELS + "qwen2.modeling:Qwen2RMSNorm", "forward", _rms_norm),
@@ -132,7 +119,10 @@ PATCHES: list[Patch] = [
     *attention.PATCHES,
     *(Patch(head, "forward", _head) for head in _HEADS),
     *(Patch(head.partition(":")[0], "parallel_matmul", _parallel_matmul) for head in _HEADS),
-    Patch("paddlenlp.peft.lora.lora_layers:LoRALinear", "forward", _lora_linear),
+    Patch("paddlenlp.peft.lora.lora_layers:LoRALinear", "forward", linears.for_lora),
+    *(Patch(layer + "MLP", "forward", linears.for_mlp) for layer in _LAYERS),
+    *(Patch(layer + "Attention", "forward", linears.for_attention) for layer in _LAYERS),
+    Patch("paddle.nn:Linear", "forward", linears.for_linear),
     Patch("paddle.optimizer:AdamW", "_create_optimization_pass", _adamw),
 ]
 _originals: list[tuple[Any, str, Function]] = []

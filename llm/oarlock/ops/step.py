@@ -1,6 +1,6 @@
 """Parts of a training step in one pass over memory, forward and backward (custom_ops/training_step).
 
-Float32 on the CPU. `install` puts them behind PaddleNLP's names.
+Float32 on the CPU. `install` puts them behind PaddleNLP's names. Linear layers are in `linears`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from paddle.nn import functional
 
 from oarlock.errors import EnvironmentProblem
 from oarlock.ops import library
+from oarlock.ops.linears import fused_lora_linear, fused_mlp, fused_projections
 
 Tensor = Any
 
@@ -38,16 +39,6 @@ def fused_rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tens
 def fused_swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     """silu(gate) * up, all of one shape; without `up`, gate holds both, beside each other on the last axis."""
     return library.run("fused_swiglu_halves", gate) if up is None else library.run("fused_swiglu", gate, up)
-
-
-def fused_lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """x weight + scaling * (x a) b: [..., in] -> [..., out]. No gradient for weight, which LoRA leaves as it is.
-
-    Args:
-        weight: [in, out]; a: [in, rank]; b: [rank, out].
-    """
-    # A custom operator is not told which gradients are wanted; x's is half of the work.
-    return library.run("fused_lora_linear", x, weight, a, b, scaling, not x.stop_gradient)[0]
 
 
 # That exist at a time: 128 MB. Each piece reads the whole weight, so small pieces wait for memory.
@@ -176,6 +167,14 @@ def check_step() -> None:
     pairs = {
         "rotary embedding": (rotated, turned),
         "SwiGLU": (lambda x: fused_swiglu(x, wave), lambda x: functional.silu(x) * wave),
+        "projections": (
+            lambda x: paddle.concat(fused_projections(x, wave, wave[:, :8], wave[:, 8:]), axis=-1),
+            lambda x: x @ paddle.concat([wave, wave], axis=-1),
+        ),
+        "MLP": (
+            lambda x: fused_mlp(x / 8, wave, wave.t(), wave[:, :8]),
+            lambda x: (functional.silu(x @ wave / 8) * (x @ wave.t() / 8)) @ wave[:, :8],
+        ),
         "LoRA": (
             lambda x: fused_lora_linear(x, wave, wave[:, :8], wave[:8], 2.0),
             lambda x: x @ wave + x @ wave[:, :8] @ wave[:8] * 2.0,

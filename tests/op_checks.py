@@ -1,0 +1,30 @@
+"""What the tests of fused operators share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from oarlock.environment import import_paddle
+
+import_paddle()
+import paddle  # noqa: E402
+
+
+def normal(*shape, seed=0):
+    tensor = paddle.to_tensor(np.random.default_rng([seed, *shape]).normal(0, 1, shape).astype("float32"))
+    tensor.stop_gradient = False
+    return tensor
+
+
+def same(fused, reference, inputs, rtol=1e-5):
+    """Both functions of the inputs have the same outputs, and gradients for uneven ones of the outputs."""
+    results = []
+    for function in (fused, reference):
+        outputs = function(*inputs)
+        outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        gradients = [normal(*output.shape, seed=7) for output in outputs]
+        results.append([*outputs, *paddle.grad(outputs, inputs, gradients)])
+    for found, wanted in zip(*results, strict=True):
+        assert found.shape == wanted.shape
+        most = np.abs(wanted.numpy()).max(initial=0)
+        np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=rtol, atol=rtol * most)
