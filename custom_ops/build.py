@@ -53,6 +53,7 @@ BINDINGS = (
     "decoder/decoder_paddle.cc",
     "rms_norm/rms_norm_paddle.cc",
     "training_step/linear_paddle.cc",
+    "training_step/lora_paddle.cc",
     "training_step/training_step_paddle.cc",
 )
 

@@ -21,6 +21,8 @@ SIZES = {
     "max_position_embeddings": 64, "initializer_range": 0.2, "use_cache": False, "use_flash_attention": False,
     "use_fast_layer_norm": False, "seq_length": 48,
 }  # fmt: skip
+SOME = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
+ALL = (*SOME, "k_proj", "up_proj")  # made together
 FAMILIES = {
     "Llama": {"num_key_value_heads": 2},
     "Qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},  # with biases
@@ -29,7 +31,7 @@ FAMILIES = {
 }
 
 
-def losses(family, lora=False, recompute=False, fuse=False):
+def losses(family, lora=(), recompute=False, fuse=False):
     """Of four steps, each on another padded batch; and what the head of the model gave last."""
     more = {"fuse_attention_qkv": True, "fuse_attention_ffn": True} if fuse else {}
     config = getattr(paddlenlp.transformers, f"{family}Config")(
@@ -38,7 +40,7 @@ def losses(family, lora=False, recompute=False, fuse=False):
     paddle.seed(5)
     model = getattr(paddlenlp.transformers, f"{family}ForCausalLM")(config)
     if lora:
-        method = LoRA(r=4, alpha=8.0, targets=("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"))
+        method = LoRA(r=4, alpha=8.0, targets=lora)
         method.attach(model)
         for name, parameter in model.named_parameters():
             if name.endswith("lora_B"):
@@ -68,9 +70,9 @@ def losses(family, lora=False, recompute=False, fuse=False):
     ("family", "settings"),
     [
         *((family, {}) for family in FAMILIES),
-        *((family, {"lora": True}) for family in ("Llama", "Qwen2")),
+        *((family, {"lora": targets}) for family in ("Llama", "Qwen2") for targets in (SOME, ALL)),
         ("Llama", {"recompute": True}),
-        ("Llama", {"lora": True, "recompute": True}),
+        ("Llama", {"lora": ALL, "recompute": True}),
         ("Llama", {"fuse": True}),
     ],
     ids=str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import paddle
 import pytest
+from paddlenlp.peft.lora.lora_layers import LoRALinear
 from paddlenlp.transformers.llama import modeling as llama
 
 from oarlock.ops import install, library, linears
@@ -27,9 +28,40 @@ def check_linears(rows):
     )
 
 
+def lora_of(*shapes):
+    """Weights of the shapes, their matrices of rank 8, and scalings."""
+    weights = [normal(*shape).detach() for shape in shapes]
+    a = [normal(shape[0], 8, seed=seed) for seed, shape in enumerate(shapes)]
+    b = [normal(8, shape[1], seed=seed) for seed, shape in enumerate(shapes)]
+    return weights, a, b, [0.5, 1.0, 2.0]
+
+
+def check_lora(rows):
+    x, out = normal(*rows, 33), (48, 16, 21)
+    weights, a, b, scalings = lora_of(*((33, size) for size in out))
+    same(
+        lambda x, *ab: linears.fused_lora_projections(x, linears.Three(weights, ab[:3], ab[3:], scalings)),
+        lambda x, *ab: [x @ weights[i] + (x @ ab[i] @ ab[3 + i]) * scalings[i] for i in range(3)],
+        [x, *a, *b],
+    )
+    weights, a, b, scalings = lora_of((33, 67), (33, 67), (67, 21))
+
+    def mlp(x, *ab):
+        gate, up = ((x @ weights[i] + (x @ ab[i] @ ab[3 + i]) * scalings[i]) for i in (0, 1))
+        inner = llama.swiglu(gate, up)
+        return inner @ weights[2] + (inner @ ab[2] @ ab[5]) * scalings[2]
+
+    same(
+        lambda x, *ab: linears.fused_lora_mlp(x, linears.Three(weights, ab[:3], ab[3:], scalings)),
+        mlp,
+        [x / 8, *a, *b],
+    )
+
+
 @pytest.mark.parametrize("rows", [(2, 9), (300,), (0, 4), (1, 1)])
 def test_linears(rows):
     check_linears(rows)
+    check_lora(rows)
 
 
 def test_linears_of_turned_weights():
@@ -50,6 +82,16 @@ def test_a_projection_that_nobody_uses():
     assert not gradients[1].any()
 
 
+def test_a_lora_projection_that_nobody_uses():
+    x, (weights, a, b, scalings) = normal(2, 9, 33), lora_of(*[(33, 16)] * 3)
+    made = linears.fused_lora_projections(x, linears.Three(weights, a, b, scalings))
+    gradients = paddle.grad([made[1]], [x, a[0], b[0], b[1]], [normal(2, 9, 16)])
+    plain = x @ weights[1] + x @ a[1] @ b[1]
+    for found, wanted in zip(gradients[::3], paddle.grad([plain], [x, b[1]], [normal(2, 9, 16)]), strict=True):
+        np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=1e-5, atol=1e-4)
+    assert not gradients[1].any() and not gradients[2].any()
+
+
 @pytest.fixture
 def operators(monkeypatch):
     """Every operator that is called, in order."""
@@ -58,9 +100,8 @@ def operators(monkeypatch):
     return called
 
 
-def test_layers_that_are_made_together(operators):
-    """Plain trained ones, and only where nobody looks into one of them."""
-    assert install.install()
+def layer_and_its_use(operators):
+    """A layer of a small Llama; a function that runs it and tells which operators it called."""
     layer = llama.LlamaDecoderLayer(
         llama.LlamaConfig(hidden_size=32, num_attention_heads=4, intermediate_size=48, use_flash_attention=False)
     )
@@ -69,8 +110,15 @@ def test_layers_that_are_made_together(operators):
     def used():
         operators.clear()
         layer(x, attention_mask=ends)
-        return [name for name in operators if name in ("fused_projections", "fused_mlp")]
+        return [name for name in operators if "projections" in name or "mlp" in name or "linear" in name]
 
+    return layer, used
+
+
+def test_layers_that_are_made_together(operators):
+    """Plain trained ones, and only where nobody looks into one of them."""
+    assert install.install()
+    layer, used = layer_and_its_use(operators)
     assert used() == ["fused_projections", "fused_mlp"]
     with paddle.no_grad():
         assert used() == []
@@ -82,6 +130,22 @@ def test_layers_that_are_made_together(operators):
     hook.remove()
     layer.self_attn.k_proj = paddle.nn.Sequential(layer.self_attn.k_proj)
     assert used() == []
+
+
+def test_layers_with_lora_that_are_made_together(operators):
+    assert install.install()
+    layer, used = layer_and_its_use(operators)
+    names = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+    for owner, name in [(layer.self_attn, name) for name in names[0]] + [(layer.mlp, name) for name in names[1]]:
+        before = getattr(owner, name)
+        with_lora = LoRALinear(*before.weight.shape, r=8, lora_alpha=16, bias_attr=False)
+        with_lora.weight.stop_gradient = True
+        setattr(owner, name, with_lora)
+    assert used() == ["fused_lora_projections", "fused_lora_linear", "fused_lora_mlp"]
+    layer.mlp.up_proj.disable_lora = True
+    assert used() == ["fused_lora_projections", *["fused_lora_linear"] * 3]
+    layer.self_attn.k_proj = paddle.nn.Linear(32, 32, bias_attr=False)
+    assert used() == ["fused_lora_linear"] * 5
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -96,7 +160,7 @@ def test_lora_linear(turned):
     )
 
 
-def test_lora_linear_of_an_input_without_a_gradient(monkeypatch):
+def test_lora_of_an_input_without_a_gradient(monkeypatch):
     """A first layer's: half of the backward is left out, the others' gradients are the same."""
     x, weight, asked = normal(2, 9, 33).detach(), normal(33, 21).detach(), []
     run = library.run
@@ -107,7 +171,14 @@ def test_lora_linear_of_an_input_without_a_gradient(monkeypatch):
         [normal(33, 8), normal(8, 21)],
     )
     linears.fused_lora_linear(normal(2, 9, 33), weight, normal(33, 8), normal(8, 21), 2.0).sum().backward()
-    assert x.grad is None and asked == [False, True]
+    weights, a, b, scalings = lora_of((33, 67), (33, 67), (67, 33))
+    same(
+        lambda *ab: sum(linears.fused_lora_projections(x, linears.Three([weight] * 3, ab[:3], ab[3:], scalings))),
+        lambda *ab: sum(x @ weight + (x @ ab[i] @ ab[3 + i]) * scalings[i] for i in range(3)),
+        [normal(33, 8, seed=seed) for seed in range(3)] + [normal(8, 21, seed=seed) for seed in range(3)],
+    )
+    linears.fused_lora_mlp(x, linears.Three(weights, a, b, scalings)).sum().backward()
+    assert x.grad is None and asked == [False, True, False, False] and a[0].grad.any()
 
 
 def test_refusals():
@@ -116,6 +187,13 @@ def test_refusals():
         (lambda: linears.fused_projections(x, weight, normal(5, 4), weight), r"\[4, out\]; got \[5, 4\]"),
         (lambda: linears.fused_mlp(x, weight, normal(4, 5), weight), r"of one shape; got \[4, 6\] and \[4, 5\]"),
         (lambda: linears.fused_mlp(x, weight, weight, weight), r"down has to be \[6, out\]; got \[4, 6\]"),
+        (
+            lambda: linears.fused_lora_projections(
+                x,
+                linears.Three([weight] * 3, [normal(4, 2)] * 3, [normal(2, 6), normal(2, 6), normal(3, 6)], [1.0] * 3),
+            ),
+            "do not fit together",
+        ),
         (lambda: linears.fused_lora_linear(x, weight, normal(4, 2), normal(3, 6), 1.0), "do not fit together"),
     ):
         with pytest.raises(ValueError, match=words):

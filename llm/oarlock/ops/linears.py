@@ -1,4 +1,4 @@
-"""Linear layers of one model layer made together, forward and backward (custom_ops/training_step/linear_paddle.cc).
+"""Linear layers of one model layer made together, forward and backward (custom_ops/training_step).
 
 Float32 on the CPU, through Paddle's MKL. `install` puts them behind PaddleNLP's names.
 """
@@ -6,10 +6,12 @@ Float32 on the CPU, through Paddle's MKL. `install` puts them behind PaddleNLP's
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import paddle
+from paddlenlp.peft.lora.lora_layers import LoRALinear
 
 from oarlock.ops import library
 from oarlock.ops.patch import Function, fits
@@ -48,9 +50,37 @@ def fused_lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: 
 
     Args:
         weight: [in, out]; a: [in, rank]; b: [rank, out].
+
+    Raises:
+        ValueError: when shapes do not fit.
     """
     # A custom operator is not told which gradients are wanted; x's is half of the work.
     return library.run("fused_lora_linear", x, weight, a, b, scaling, not x.stop_gradient)[0]
+
+
+@dataclass(frozen=True)
+class Three:
+    """Three linear layers with LoRA: of each in turn what fused_lora_linear takes."""
+
+    weights: Sequence[Tensor]
+    a: Sequence[Tensor]
+    b: Sequence[Tensor]
+    scalings: Sequence[float]
+
+    def run(self, operator: str, x: Tensor) -> list[Tensor]:
+        """An operator that takes x and them."""
+        given = (list(part) for part in (self.weights, self.a, self.b, self.scalings))
+        return library.run(operator, x, *given, not x.stop_gradient)
+
+
+def fused_lora_projections(x: Tensor, layers: Three) -> tuple[Tensor, Tensor, Tensor]:
+    """fused_projections with LoRA."""
+    return tuple(layers.run("fused_lora_projections", x)[:3])
+
+
+def fused_lora_mlp(x: Tensor, layers: Three) -> Tensor:
+    """fused_mlp with LoRA: gate, up, down."""
+    return layers.run("fused_lora_mlp", x)[0]
 
 
 # Replacements of PaddleNLP's; see install.
@@ -60,11 +90,23 @@ def for_lora(original: Function) -> Function:
     """LoRALinear's forward where it is plain LoRA at work; its other forms keep their way."""
 
     def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        other = self.use_mora or self.lora_use_mixer or self.pissa or self.disable_lora or self.merged
-        other = other or self.use_quick_lora or isinstance(self.lora_dropout, paddle.nn.Dropout)
-        if other or not self.weight.stop_gradient or not fits(input, self.weight, self.lora_A, self.lora_B):
-            return original(self, input, *args, **kwargs)
-        result = fused_lora_linear(input, self.weight, self.lora_A, self.lora_B, self.scaling)
+        result = _result_of(self, input)
+        if result is None:
+            if not _adds_lora(self) or not fits(input, self.weight, self.lora_A, self.lora_B):
+                return original(self, input, *args, **kwargs)
+            result = fused_lora_linear(input, self.weight, self.lora_A, self.lora_B, self.scaling)
+        return result if self.bias is None else result + self.bias
+
+    return forward
+
+
+def for_linear(original: Function) -> Function:
+    """paddle.nn.Linear's forward."""
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        result = _result_of(self, input)
+        if result is None:
+            return original(self, input)
         return result if self.bias is None else result + self.bias
 
     return forward
@@ -74,10 +116,12 @@ def for_mlp(original: Function) -> Function:
     """LlamaMLP's and Qwen2MLP's forward."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        layers: list[Any] = [getattr(self, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
         is_swiglu = getattr(self, "fuse_swiglu", True)  # Qwen2's may have another activation
-        if not is_swiglu or not _together(x, layers) or any(layer.bias is not None for layer in layers):
+        layers = _alike(self, x, "gate_proj", "up_proj", "down_proj")
+        if not is_swiglu or not layers or any(layer.bias is not None for layer in layers):
             return original(self, x)
+        if _adds_lora(layers[0]):
+            return fused_lora_mlp(x, _three(layers))
         return fused_mlp(x, *(layer.weight for layer in layers))
 
     return forward
@@ -87,37 +131,56 @@ def for_attention(original: Function) -> Function:
     """The forward of an attention layer: q_proj, k_proj and v_proj have their results when it calls them."""
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        layers: list[Any] = [getattr(self, name, None) for name in ("q_proj", "k_proj", "v_proj")]
-        if not _together(hidden_states, layers):
+        layers = _alike(self, hidden_states, "q_proj", "k_proj", "v_proj")
+        if not layers:
             return original(self, hidden_states, *args, **kwargs)
-        made = fused_projections(hidden_states, *(layer.weight for layer in layers))
+        if _adds_lora(layers[0]):
+            made = fused_lora_projections(hidden_states, _three(layers))
+        else:
+            made = fused_projections(hidden_states, *(layer.weight for layer in layers))
         with _waiting(hidden_states, dict(zip(map(id, layers), made, strict=True))):
             return original(self, hidden_states, *args, **kwargs)
 
     return forward
 
 
-def for_linear(original: Function) -> Function:
-    """paddle.nn.Linear's forward, for those."""
-
-    def forward(self: Any, input: Tensor) -> Tensor:
-        made = _results.pop(id(self), None) if input is _input else None
-        if made is None:
-            return original(self, input)
-        return made if self.bias is None else made + self.bias
-
-    return forward
-
-
-def _together(x: Tensor, layers: list[Any]) -> bool:
-    """Whether these are plain linear layers in training, that nothing else looks into (stage 3 gathers weights so)."""
+def _alike(owner: Any, x: Tensor, *names: str) -> list[Any]:
+    """The layers of those names where they can be made together: all trained whole or all with LoRA, and nothing else
+    looks into one of them (as stage 3 does, which gathers a layer's weights before its forward). [] where not."""
+    layers: list[Any] = [getattr(owner, name, None) for name in names]
     if not (paddle.in_dynamic_mode() and paddle.is_grad_enabled()):
+        return []
+    if any(layer is None or layer._forward_pre_hooks or layer._forward_post_hooks for layer in layers):
+        return []
+    if all(map(_is_trained, layers)):
+        tensors = [layer.weight for layer in layers]
+    elif all(map(_adds_lora, layers)):
+        tensors = [tensor for layer in layers for tensor in (layer.weight, layer.lora_A, layer.lora_B)]
+    else:
+        return []
+    return layers if fits(x, *tensors) else []
+
+
+def _is_trained(layer: Any) -> bool:
+    return type(layer) is paddle.nn.Linear and not layer.weight.stop_gradient
+
+
+def _adds_lora(layer: Any) -> bool:
+    """Whether it is plain LoRA beside a weight that stays."""
+    if type(layer) is not LoRALinear or not layer.weight.stop_gradient:
         return False
-    for layer in layers:
-        hooked = type(layer) is not paddle.nn.Linear or layer._forward_pre_hooks or layer._forward_post_hooks
-        if hooked or layer.weight.stop_gradient:
-            return False
-    return fits(x, *(layer.weight for layer in layers))
+    other = layer.use_mora or layer.lora_use_mixer or layer.pissa or layer.disable_lora or layer.merged
+    return not (other or layer.use_quick_lora or isinstance(layer.lora_dropout, paddle.nn.Dropout))
+
+
+def _three(layers: list[Any]) -> Three:
+    parts = zip(*((layer.weight, layer.lora_A, layer.lora_B, layer.scaling) for layer in layers), strict=True)
+    return Three(*map(list, parts))
+
+
+def _result_of(layer: Any, input: Tensor) -> Tensor | None:
+    """What was made for it, without its bias."""
+    return _results.pop(id(layer), None) if input is _input else None
 
 
 _input: Tensor = None

@@ -17,7 +17,14 @@ from paddle.nn import functional
 
 from oarlock.errors import EnvironmentProblem
 from oarlock.ops import library
-from oarlock.ops.linears import fused_lora_linear, fused_mlp, fused_projections
+from oarlock.ops.linears import (
+    Three,
+    fused_lora_linear,
+    fused_lora_mlp,
+    fused_lora_projections,
+    fused_mlp,
+    fused_projections,
+)
 
 Tensor = Any
 
@@ -151,6 +158,10 @@ def check_step() -> None:
     """
     wave = (paddle.arange(24 * 24, dtype="float32") * 0.7).sin().reshape([24, 24])
     labels = paddle.arange(24)
+    three = Three([wave, wave.t(), wave + 0.1], [wave[:, :8]] * 3, [wave[:8]] * 3, [0.5, 1.0, 2.0])
+    whole = [
+        weight + wave[:, :8] @ wave[:8] * scaling for weight, scaling in zip(three.weights, three.scalings, strict=True)
+    ]
 
     def heads(x: Tensor) -> Tensor:
         return x.reshape([2, 12, 2, 12])
@@ -178,6 +189,14 @@ def check_step() -> None:
         "LoRA": (
             lambda x: fused_lora_linear(x, wave, wave[:, :8], wave[:8], 2.0),
             lambda x: x @ wave + x @ wave[:, :8] @ wave[:8] * 2.0,
+        ),
+        "projections with LoRA": (
+            lambda x: paddle.concat(fused_lora_projections(x, three), axis=-1),
+            lambda x: paddle.concat([x @ weight for weight in whole], axis=-1),
+        ),
+        "MLP with LoRA": (
+            lambda x: fused_lora_mlp(x / 8, three),
+            lambda x: (functional.silu(x @ whole[0] / 8) * (x @ whole[1] / 8)) @ whole[2],
         ),
         "cross entropy": (
             lambda x: fused_linear_cross_entropy(x, wave, labels, False, 0.1, -100),
