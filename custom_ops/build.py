@@ -52,6 +52,7 @@ BINDINGS = (
     "attention/attention_paddle.cc",
     "decoder/decoder_paddle.cc",
     "rms_norm/rms_norm_paddle.cc",
+    "training_step/layer_paddle.cc",
     "training_step/linear_paddle.cc",
     "training_step/lora_paddle.cc",
     "training_step/training_step_paddle.cc",
@@ -111,8 +112,7 @@ class Job:
     def of(cls, source: str, label: str, command: list[str], context: str) -> Job:
         """`context` is all else that the object depends on."""
         digest = hashlib.sha256("\0".join((context, *command)).encode())
-        headers = [path for folder in ("common", str(Path(source).parent)) for path in (HERE / folder).glob("*.*h")]
-        for path in (HERE / source, *sorted(headers)):
+        for path in (HERE / source, *sorted(HERE.glob("*/*.*h"))):  # bindings include other folders' headers
             digest.update(path.read_bytes())
         name = f"{source.replace('/', '-')}-{label}-{digest.hexdigest()[:16]}.o"
         return cls(HERE / source, tuple(command), OBJECTS / name)

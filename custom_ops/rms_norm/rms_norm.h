@@ -34,7 +34,7 @@ struct NormBackward {
   const void* h;  // x, or x + residual
   const void* scale;
   const void* grad_y;    // of scale_type
-  const void* grad_sum;  // of x_type; null: no residual, or nobody used the sum
+  const void* grad_sum;  // of what h went into beside the norm, of x_type; null: nothing
   const float* mean;     // LayerNorm only
   const float* invvar;
   void* grad_x;

@@ -123,14 +123,14 @@ static void backward(const NormBackward& args) {
       const auto normed = (unit.load(h + i) - mean) * invvar;
       return (unit.load(grad_y + i) * unit.load(scale + i) - normed * product - gradient) * invvar;
     };
-    if (args.grad_residual) {
+    if (args.grad_residual || args.grad_sum) {
       X* grad_residual = row_of(static_cast<X*>(args.grad_residual), row, cols);
       const X* grad_sum = row_of(static_cast<const X*>(args.grad_sum), row, cols);
       for_columns(cols, [&](auto unit, int64_t i) {
         auto value = gradient_at(unit, i);
         if (grad_sum) value += unit.load(grad_sum + i);
         unit.store(grad_x + i, value);
-        unit.store(grad_residual + i, value);
+        if (grad_residual) unit.store(grad_residual + i, value);
       });
     } else if (stream) {
       for_columns(cols, [&](auto unit, int64_t i) { unit.stream(grad_x + i, gradient_at(unit, i)); });

@@ -161,10 +161,10 @@ Gradients norm_backward(const Tensor& given, const Tensor& scale, const Tensor* 
     args.mean = mean->data<float>();
     args.grad_bias = out.bias.data();
   }
+  args.grad_sum = has_grad_sum ? grad_sum.data() : nullptr;
   if (with_residual) {
     out.residual = empty(h.shape(), h.dtype(), h);
     args.grad_residual = out.residual.data();
-    args.grad_sum = has_grad_sum ? grad_sum.data() : nullptr;
   }
   run(h, args);
   return out;
@@ -210,6 +210,19 @@ std::vector<Shape> layer_norm_shapes(const Shape& x, const Shape& scale, const S
 
 std::vector<DataType> layer_norm_types(DataType x, DataType scale, DataType bias) {
   return {scale, DataType::FLOAT32, DataType::FLOAT32};
+}
+
+// ---- fused_rms_norm_kept: x goes on beside its norm, for one gradient of both ----
+
+std::vector<Tensor> rms_norm_kept(const Tensor& x, const Tensor& scale, float epsilon) {
+  Outputs out = norm_forward(x, nullptr, scale, nullptr, epsilon);
+  return {out.y, x, out.invvar};  // a second name of x's memory
+}
+
+std::vector<Tensor> rms_norm_kept_grad(const Tensor& x, const Tensor& scale, const Tensor& invvar, const Tensor& grad_y,
+                                       const Tensor& grad_kept) {
+  Gradients out = norm_backward(x, scale, nullptr, invvar, grad_y, &grad_kept, false);
+  return {out.x, out.scale};
 }
 
 // ---- fused_add_rms_norm ----
@@ -258,6 +271,16 @@ PD_BUILD_GRAD_OP(fused_ln)
     .Inputs({"x", "scale", "mean", "invvar", paddle::Grad("y")})
     .Outputs({paddle::Grad("x"), paddle::Grad("scale"), paddle::Grad("bias")})
     .SetKernelFn(PD_KERNEL(layer_norm_grad));
+
+PD_BUILD_OP(fused_rms_norm_kept)
+    .Inputs({"x", "scale"})
+    .Outputs({"y", "kept", "invvar"})
+    .Attrs({"epsilon: float"})
+    .SetKernelFn(PD_KERNEL(rms_norm_kept));
+PD_BUILD_GRAD_OP(fused_rms_norm_kept)
+    .Inputs({"x", "scale", "invvar", paddle::Grad("y"), paddle::Grad("kept")})
+    .Outputs({paddle::Grad("x"), paddle::Grad("scale")})
+    .SetKernelFn(PD_KERNEL(rms_norm_kept_grad));
 
 PD_BUILD_OP(fused_add_rms_norm)
     .Inputs({"x", "residual", "scale"})

@@ -1,11 +1,22 @@
 // What the bindings of linear layers share.
 #pragma once
 
+#include <cstring>
+
 #include "common/gemm.h"
 #include "common/tensors.h"
 #include "training_step/swiglu.h"
 
 namespace oarlock {
+
+inline void copy_floats(const paddle::Tensor& from, paddle::Tensor& to) {
+  const int64_t count = from.numel(), piece = 1 << 14;
+  const float* source = from.data<float>();
+  float* target = to.data<float>();
+#pragma omp parallel for schedule(static) if (count > 4 * piece)
+  for (int64_t at = 0; at < count; at += piece)
+    memcpy(target + at, source + at, (count - at < piece ? count - at : piece) * sizeof(float));
+}
 
 // A layer without bias: x [..., in], weight [in, out].
 struct Linear {
@@ -23,10 +34,12 @@ inline Linear linear_of(const paddle::Tensor& x, const paddle::Tensor& weight, c
   return {in ? x.numel() / in : 0, in, shape[1], y_shape};
 }
 
-// x weight.
-inline paddle::Tensor product(const Linear& size, const paddle::Tensor& x, const paddle::Tensor& weight) {
+// x weight, added to `base`, which is like it, where there is one.
+inline paddle::Tensor product(const Linear& size, const paddle::Tensor& x, const paddle::Tensor& weight,
+                              const paddle::Tensor* base = nullptr) {
   paddle::Tensor y = empty_floats(size.y_shape, x);
-  gemm({false, false, size.rows, size.out, size.in, 1, x.data<float>(), weight.data<float>(), 0,
+  if (base) copy_floats(*base, y);
+  gemm({false, false, size.rows, size.out, size.in, 1, x.data<float>(), weight.data<float>(), base ? 1.f : 0.f,
         y.data<float>()});
   return y;
 }
@@ -60,5 +73,17 @@ inline paddle::Tensor inner_of(const Linear& wide, const paddle::Tensor& gates, 
   swiglu_cpu({wide.rows, wide.out, wide.out, gates.data<float>(), ups.data<float>(), inner.data<float>()});
   return inner;
 }
+
+// Of linear_paddle.cc, which says what they do.
+std::vector<paddle::Tensor> projections(const paddle::Tensor& x, const paddle::Tensor& q, const paddle::Tensor& k,
+                                        const paddle::Tensor& v);
+std::vector<paddle::Tensor> projections_grad(const paddle::Tensor& x, const paddle::Tensor& q, const paddle::Tensor& k,
+                                             const paddle::Tensor& v, const paddle::Tensor& grad_q,
+                                             const paddle::Tensor& grad_k, const paddle::Tensor& grad_v);
+std::vector<paddle::Tensor> mlp_onto(const paddle::Tensor* base, const paddle::Tensor& x, const paddle::Tensor& gate,
+                                     const paddle::Tensor& up, const paddle::Tensor& down);
+std::vector<paddle::Tensor> mlp_grad(const paddle::Tensor& x, const paddle::Tensor& gate, const paddle::Tensor& up,
+                                     const paddle::Tensor& down, const paddle::Tensor& gates, const paddle::Tensor& ups,
+                                     const paddle::Tensor& grad);
 
 }  // namespace oarlock

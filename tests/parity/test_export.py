@@ -100,6 +100,7 @@ def started(script: Path, program: str, folder: Path, **variables: str) -> list[
     fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **variables}
+    environment.pop("PYTHON", None)  # which would be the one that starts
     words = ["bash", str(script), "--more", "flags"]
     return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 

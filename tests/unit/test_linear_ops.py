@@ -8,7 +8,7 @@ import pytest
 from paddlenlp.peft.lora.lora_layers import LoRALinear
 from paddlenlp.transformers.llama import modeling as llama
 
-from oarlock.ops import install, library, linears
+from oarlock.ops import install, layers, library, linears, norms
 from op_checks import normal, same
 
 pytestmark = [
@@ -26,6 +26,32 @@ def check_linears(rows):
         lambda x, gate, up, down: llama.swiglu(x @ gate, x @ up) @ down,
         [x, normal(33, 67), normal(33, 67, seed=1), normal(67, 21)],
     )
+
+
+def check_layer(rows):
+    x, scale, weights = normal(*rows, 33), normal(33), [normal(33, size) for size in (48, 16, 21)]
+    same(
+        lambda *given: layers.fused_layer_start(*given, 1e-6)[:4],
+        lambda x, scale, *weights: [*(norms.reference_rms_norm(x, scale, 1e-6) @ weight for weight in weights), x * 1],
+        [x, scale, *weights],
+    )
+
+    def end(attended, kept, output, scale, gate, up, down):
+        total = kept + attended @ output
+        normed = norms.reference_rms_norm(total, scale, 1e-6)
+        return total + llama.swiglu(normed @ gate, normed @ up) @ down
+
+    attended, kept = normal(*rows, 24), normal(*rows, 33, seed=1)
+    weights = [normal(24, 33), scale, normal(33, 67), normal(33, 67, seed=1), normal(67, 33)]
+    same(lambda *given: layers.fused_layer_end(*given, 1e-6), end, [attended, kept, *weights])
+
+
+def test_a_start_of_a_layer_whose_attention_nobody_uses():
+    x, scale, weights = normal(2, 9, 33), normal(33), [normal(33, 16, seed=seed) for seed in range(3)]
+    *_, kept, _ = layers.fused_layer_start(x, scale, *weights, 1e-6)
+    gradients = paddle.grad([kept], [x, scale, *weights], [normal(2, 9, 33, seed=1)])
+    np.testing.assert_array_equal(gradients[0].numpy(), normal(2, 9, 33, seed=1).numpy())
+    assert not any(gradient.any() for gradient in gradients[1:])
 
 
 def lora_of(*shapes):
@@ -62,6 +88,7 @@ def check_lora(rows):
 def test_linears(rows):
     check_linears(rows)
     check_lora(rows)
+    check_layer(rows)
 
 
 def test_linears_of_turned_weights():
@@ -110,7 +137,7 @@ def layer_and_its_use(operators):
     def used():
         operators.clear()
         layer(x, attention_mask=ends)
-        return [name for name in operators if "projections" in name or "mlp" in name or "linear" in name]
+        return [name for name in operators if name not in ("fused_rotary", "oarlock_attention", "fused_swiglu")]
 
     return layer, used
 
@@ -119,17 +146,24 @@ def test_layers_that_are_made_together(operators):
     """Plain trained ones, and only where nobody looks into one of them."""
     assert install.install()
     layer, used = layer_and_its_use(operators)
-    assert used() == ["fused_projections", "fused_mlp"]
+    assert used() == ["fused_layer_start", "fused_layer_end"]
     with paddle.no_grad():
-        assert used() == []
-    layer.mlp.up_proj.weight.stop_gradient = True
-    assert used() == ["fused_projections"]
+        assert used() == ["fused_rms_norm"] * 2
     seen = []
-    hook = layer.self_attn.v_proj.register_forward_post_hook(lambda *call: seen.append(call))
-    assert used() == [] and len(seen) == 1
-    hook.remove()
+    for hooked, wanted in (
+        (layer.mlp, ["fused_rms_norm_kept", "fused_projections", "fused_add_rms_norm", "fused_mlp"]),
+        (layer.self_attn.o_proj, ["fused_rms_norm_kept", "fused_projections", "fused_add_rms_norm", "fused_mlp"]),
+        (layer.self_attn.v_proj, ["fused_rms_norm_kept", "fused_add_rms_norm", "fused_mlp"]),
+        (layer.input_layernorm, ["fused_rms_norm", "fused_projections", "fused_rms_norm", "fused_mlp"]),
+    ):
+        hook = hooked.register_forward_post_hook(lambda *call: seen.append(call))
+        assert used() == wanted and seen
+        hook.remove()
+        seen.clear()
+    layer.mlp.up_proj.weight.stop_gradient = True
+    assert used() == ["fused_rms_norm_kept", "fused_projections", "fused_add_rms_norm"]
     layer.self_attn.k_proj = paddle.nn.Sequential(layer.self_attn.k_proj)
-    assert used() == []
+    assert used() == ["fused_rms_norm_kept", "fused_add_rms_norm"]
 
 
 def test_layers_with_lora_that_are_made_together(operators):
@@ -141,11 +175,12 @@ def test_layers_with_lora_that_are_made_together(operators):
         with_lora = LoRALinear(*before.weight.shape, r=8, lora_alpha=16, bias_attr=False)
         with_lora.weight.stop_gradient = True
         setattr(owner, name, with_lora)
-    assert used() == ["fused_lora_projections", "fused_lora_linear", "fused_lora_mlp"]
+    norms = "fused_rms_norm_kept", "fused_add_rms_norm"
+    assert used() == [norms[0], "fused_lora_projections", "fused_lora_linear", norms[1], "fused_lora_mlp"]
     layer.mlp.up_proj.disable_lora = True
-    assert used() == ["fused_lora_projections", *["fused_lora_linear"] * 3]
+    assert used() == [norms[0], "fused_lora_projections", "fused_lora_linear", norms[1], *["fused_lora_linear"] * 2]
     layer.self_attn.k_proj = paddle.nn.Linear(32, 32, bias_attr=False)
-    assert used() == ["fused_lora_linear"] * 5
+    assert used() == [norms[0], *["fused_lora_linear"] * 3, norms[1], *["fused_lora_linear"] * 2]
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -186,6 +221,11 @@ def test_refusals():
     for call, words in (
         (lambda: linears.fused_projections(x, weight, normal(5, 4), weight), r"\[4, out\]; got \[5, 4\]"),
         (lambda: linears.fused_mlp(x, weight, normal(4, 5), weight), r"of one shape; got \[4, 6\] and \[4, 5\]"),
+        (lambda: layers.fused_layer_start(x, normal(5), weight, weight, weight, 1e-6), r"scale has to be \[4\]; got"),
+        (
+            lambda: layers.fused_layer_end(x, x, weight, normal(6), *[normal(6, 6)] * 3, 1e-6),
+            r"kept has to be \[5, 6\], as the layer's output; got \[5, 4\]",
+        ),
         (lambda: linears.fused_mlp(x, weight, weight, weight), r"down has to be \[6, out\]; got \[4, 6\]"),
         (
             lambda: linears.fused_lora_projections(

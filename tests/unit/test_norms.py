@@ -257,3 +257,22 @@ def test_a_wrong_library_refuses_to_train(monkeypatch):
     monkeypatch.setattr(norms, "fused_rms_norm", lambda x, scale, epsilon: [right(x, scale, epsilon)[0] * 1.01])
     with pytest.raises(EnvironmentProblem, match="y differs from the reference by"):
         norms.check_norms.__wrapped__()
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 33), (3, 640), (0, 8)])
+def test_a_norm_whose_input_goes_on(shape):
+    """One gradient for both uses of x, also where there is only one of them."""
+    x, _, scale, _, grad_y, grad_kept = tensors(shape)
+    y, kept = norms.fused_rms_norm_kept(x, scale, EPSILON)
+    np.testing.assert_array_equal(kept.numpy(), x.numpy())
+    np.testing.assert_array_equal(y.numpy(), norms.fused_rms_norm(x, scale, EPSILON)[0].numpy())
+    of_norm = paddle.grad([norms.fused_rms_norm(x, scale, EPSILON)[0]], [x, scale], [grad_y])
+    both = paddle.grad([y, kept], [x, scale], [grad_y, grad_kept], retain_graph=True)
+    close(both[0], wide(of_norm[0]) + wide(grad_kept), "float32", 4)
+    np.testing.assert_array_equal(both[1].numpy(), of_norm[1].numpy())
+    for grads, wanted in (
+        (paddle.grad([y], [x, scale], [grad_y], retain_graph=True), of_norm),
+        (paddle.grad([kept], [x, scale], [grad_kept]), [grad_kept, paddle.zeros_like(scale)]),
+    ):
+        for found, right in zip(grads, wanted, strict=True):
+            np.testing.assert_array_equal(found.numpy(), right.numpy())

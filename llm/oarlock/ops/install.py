@@ -15,7 +15,7 @@ import paddle
 from paddle.distributed import collective, fleet
 
 from oarlock.environment import say_once
-from oarlock.ops import attention, library, linears
+from oarlock.ops import attention, layers, library, linears
 from oarlock.ops.adamw import fused_adamw
 from oarlock.ops.memory import keep_freed_memory
 from oarlock.ops.norms import check_norms, fused_rms_norm
@@ -122,6 +122,7 @@ PATCHES: list[Patch] = [
     Patch("paddlenlp.peft.lora.lora_layers:LoRALinear", "forward", linears.for_lora),
     *(Patch(layer + "MLP", "forward", linears.for_mlp) for layer in _LAYERS),
     *(Patch(layer + "Attention", "forward", linears.for_attention) for layer in _LAYERS),
+    *(Patch(layer + "DecoderLayer", "forward", layers.for_layer) for layer in _LAYERS),
     Patch("paddle.nn:Linear", "forward", linears.for_linear),
     Patch("paddle.optimizer:AdamW", "_create_optimization_pass", _adamw),
 ]

@@ -104,6 +104,8 @@ def for_linear(original: Function) -> Function:
     """paddle.nn.Linear's forward."""
 
     def forward(self: Any, input: Tensor) -> Tensor:
+        if self is _left_out:
+            return input
         result = _result_of(self, input)
         if result is None:
             return original(self, input)
@@ -117,7 +119,7 @@ def for_mlp(original: Function) -> Function:
 
     def forward(self: Any, x: Tensor) -> Tensor:
         is_swiglu = getattr(self, "fuse_swiglu", True)  # Qwen2's may have another activation
-        layers = _alike(self, x, "gate_proj", "up_proj", "down_proj")
+        layers = alike(self, x, "gate_proj", "up_proj", "down_proj")
         if not is_swiglu or not layers or any(layer.bias is not None for layer in layers):
             return original(self, x)
         if _adds_lora(layers[0]):
@@ -131,28 +133,29 @@ def for_attention(original: Function) -> Function:
     """The forward of an attention layer: q_proj, k_proj and v_proj have their results when it calls them."""
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        layers = _alike(self, hidden_states, "q_proj", "k_proj", "v_proj")
+        is_done = hidden_states is _input  # by for_layer
+        layers = [] if is_done else alike(self, hidden_states, "q_proj", "k_proj", "v_proj")
         if not layers:
             return original(self, hidden_states, *args, **kwargs)
         if _adds_lora(layers[0]):
             made = fused_lora_projections(hidden_states, _three(layers))
         else:
             made = fused_projections(hidden_states, *(layer.weight for layer in layers))
-        with _waiting(hidden_states, dict(zip(map(id, layers), made, strict=True))):
+        with waiting(hidden_states, layers, made):
             return original(self, hidden_states, *args, **kwargs)
 
     return forward
 
 
-def _alike(owner: Any, x: Tensor, *names: str) -> list[Any]:
+def alike(owner: Any, x: Tensor, *names: str) -> list[Any]:
     """The layers of those names where they can be made together: all trained whole or all with LoRA, and nothing else
     looks into one of them (as stage 3 does, which gathers a layer's weights before its forward). [] where not."""
-    layers: list[Any] = [getattr(owner, name, None) for name in names]
+    layers: list[Any] = [owner._sub_layers.get(name) for name in names]  # getattr looks elsewhere first
     if not (paddle.in_dynamic_mode() and paddle.is_grad_enabled()):
         return []
     if any(layer is None or layer._forward_pre_hooks or layer._forward_post_hooks for layer in layers):
         return []
-    if all(map(_is_trained, layers)):
+    if all(map(is_trained, layers)):
         tensors = [layer.weight for layer in layers]
     elif all(map(_adds_lora, layers)):
         tensors = [tensor for layer in layers for tensor in (layer.weight, layer.lora_A, layer.lora_B)]
@@ -161,7 +164,8 @@ def _alike(owner: Any, x: Tensor, *names: str) -> list[Any]:
     return layers if fits(x, *tensors) else []
 
 
-def _is_trained(layer: Any) -> bool:
+def is_trained(layer: Any) -> bool:
+    """Whether it is a plain linear layer, trained whole."""
     return type(layer) is paddle.nn.Linear and not layer.weight.stop_gradient
 
 
@@ -185,13 +189,16 @@ def _result_of(layer: Any, input: Tensor) -> Tensor | None:
 
 _input: Tensor = None
 _results: dict[int, Tensor] = {}  # of that input, by the layer that is about to be asked for them
+_left_out: Any = None  # a layer that gives its input, because what it does is done later
 
 
 @contextlib.contextmanager
-def _waiting(given: Tensor, results: dict[int, Tensor]) -> Iterator[None]:
-    global _input, _results
-    before, (_input, _results) = (_input, _results), (given, results)
+def waiting(given: Tensor, layers: Sequence[Any], made: Sequence[Tensor], left_out: Any = None) -> Iterator[None]:
+    """What the layers give for this input, and a layer that does nothing, inside."""
+    global _input, _results, _left_out
+    before = _input, _results, _left_out
+    _input, _results, _left_out = given, dict(zip(map(id, layers), made, strict=True)), left_out
     try:
         yield
     finally:
-        _input, _results = before
+        _input, _results, _left_out = before

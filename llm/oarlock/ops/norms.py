@@ -33,6 +33,14 @@ def fused_add_rms_norm(x: Tensor, residual: Tensor, scale: Tensor, epsilon: floa
     return tuple(library.run("fused_add_rms_norm", x, residual, scale, epsilon))
 
 
+def fused_rms_norm_kept(x: Tensor, scale: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """y of fused_rms_norm, and x for its other uses: the gradients of both are summed where the norm's is made.
+
+    The second is x's own memory: neither may be written to.
+    """
+    return tuple(library.run("fused_rms_norm_kept", x, scale, epsilon)[:2])
+
+
 def reference_rms_norm(x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
     """y of fused_rms_norm in Paddle's ops."""
     import paddle

@@ -17,6 +17,7 @@ from paddle.nn import functional
 
 from oarlock.errors import EnvironmentProblem
 from oarlock.ops import library
+from oarlock.ops.layers import fused_layer_end, fused_layer_start
 from oarlock.ops.linears import (
     Three,
     fused_lora_linear,
@@ -25,6 +26,7 @@ from oarlock.ops.linears import (
     fused_mlp,
     fused_projections,
 )
+from oarlock.ops.norms import reference_rms_norm
 
 Tensor = Any
 
@@ -175,6 +177,12 @@ def check_step() -> None:
         q, k = fused_rotary(heads(x), heads(x), wave[:12, :12], wave[12:, 12:], None)
         return (q + k) / 2
 
+    def gated(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        return (functional.silu(x @ gate) * (x @ up)) @ down
+
+    def normed(x: Tensor) -> Tensor:
+        return reference_rms_norm(x, wave[0] + 1, 1e-6)
+
     pairs = {
         "rotary embedding": (rotated, turned),
         "SwiGLU": (lambda x: fused_swiglu(x, wave), lambda x: functional.silu(x) * wave),
@@ -184,7 +192,15 @@ def check_step() -> None:
         ),
         "MLP": (
             lambda x: fused_mlp(x / 8, wave, wave.t(), wave[:, :8]),
-            lambda x: (functional.silu(x @ wave / 8) * (x @ wave.t() / 8)) @ wave[:, :8],
+            lambda x: gated(x / 8, wave, wave.t(), wave[:, :8]),
+        ),
+        "start of a layer": (
+            lambda x: paddle.add_n(fused_layer_start(x, wave[0] + 1, wave, wave.t(), wave, 1e-6)[:4]),
+            lambda x: normed(x) @ (wave * 2 + wave.t()) + x,
+        ),
+        "end of a layer": (
+            lambda x: fused_layer_end(x, x, wave / 8, wave[0] + 1, wave / 8, wave.t() / 8, wave, 1e-6),
+            lambda x: x + x @ wave / 8 + gated(normed(x + x @ wave / 8), wave / 8, wave.t() / 8, wave),
         ),
         "LoRA": (
             lambda x: fused_lora_linear(x, wave, wave[:, :8], wave[:8], 2.0),
@@ -196,7 +212,7 @@ def check_step() -> None:
         ),
         "MLP with LoRA": (
             lambda x: fused_lora_mlp(x / 8, three),
-            lambda x: (functional.silu(x @ whole[0] / 8) * (x @ whole[1] / 8)) @ whole[2],
+            lambda x: gated(x / 8, *whole),
         ),
         "cross entropy": (
             lambda x: fused_linear_cross_entropy(x, wave, labels, False, 0.1, -100),
