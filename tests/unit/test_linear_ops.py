@@ -177,6 +177,12 @@ def test_layers_with_lora_that_are_made_together(operators):
         setattr(owner, name, with_lora)
     norms = "fused_rms_norm_kept", "fused_add_rms_norm"
     assert used() == [norms[0], "fused_lora_projections", "fused_lora_linear", norms[1], "fused_lora_mlp"]
+    up = layer.mlp.up_proj
+    up.forward = lambda x: x @ normal(32, 48).detach()  # as QLoRA does it, which has no weight any more
+    weight = up._parameters.pop("weight")
+    assert used() == [norms[0], "fused_lora_projections", "fused_lora_linear", norms[1], *["fused_lora_linear"] * 2]
+    del up.forward
+    up.weight = weight
     layer.mlp.up_proj.disable_lora = True
     assert used() == [norms[0], "fused_lora_projections", "fused_lora_linear", norms[1], *["fused_lora_linear"] * 2]
     layer.self_attn.k_proj = paddle.nn.Linear(32, 32, bias_attr=False)

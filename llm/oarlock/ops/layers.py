@@ -12,7 +12,7 @@ import paddle
 
 from oarlock.ops import library, linears
 from oarlock.ops.norms import fused_add_rms_norm, fused_rms_norm_kept
-from oarlock.ops.patch import Function, fits
+from oarlock.ops.patch import Function, fits, is_as_made
 
 Tensor = Any
 
@@ -91,8 +91,12 @@ def _whole(layer: Any, x: Tensor) -> list[Any]:
     attention, mlp = layer.self_attn, layer.mlp
     projections = linears.alike(attention, x, "q_proj", "k_proj", "v_proj")
     others = linears.alike(attention, x, "o_proj") + linears.alike(mlp, x, "gate_proj", "up_proj", "down_proj")
-    hooked = any(part._forward_pre_hooks or part._forward_post_hooks for part in (attention, mlp))
-    if hooked or not projections or len(others) != 4 or not all(map(linears.is_trained, projections + others)):
+    if (
+        not (is_as_made(attention) and is_as_made(mlp))
+        or not projections
+        or len(others) != 4
+        or not all(map(linears.is_trained, projections + others))
+    ):
         return []
     if not getattr(mlp, "fuse_swiglu", True) or any(linear.bias is not None for linear in others):
         return []
@@ -108,8 +112,6 @@ def _is_plain(layer: Any, given: dict[str, Any]) -> bool:
 
 
 def _fit(norms: tuple[Any, Any], x: Tensor) -> bool:
-    """Nothing else may look into the norms (stage 3 does, which gathers a layer's weights before its forward)."""
-    for norm in norms:
-        if norm._forward_pre_hooks or norm._forward_post_hooks or not hasattr(norm, "variance_epsilon"):
-            return False
+    if not all(is_as_made(norm) and hasattr(norm, "variance_epsilon") for norm in norms):
+        return False
     return fits(x, *(norm.weight for norm in norms))

@@ -14,7 +14,7 @@ import paddle
 from paddlenlp.peft.lora.lora_layers import LoRALinear
 
 from oarlock.ops import library
-from oarlock.ops.patch import Function, fits
+from oarlock.ops.patch import Function, fits, is_as_made
 
 Tensor = Any
 
@@ -148,12 +148,12 @@ def for_attention(original: Function) -> Function:
 
 
 def alike(owner: Any, x: Tensor, *names: str) -> list[Any]:
-    """The layers of those names where they can be made together: all trained whole or all with LoRA, and nothing else
-    looks into one of them (as stage 3 does, which gathers a layer's weights before its forward). [] where not."""
+    """The layers of those names where they can be made together: all trained whole or all with LoRA, and as they were
+    made. [] where not."""
     layers: list[Any] = [owner._sub_layers.get(name) for name in names]  # getattr looks elsewhere first
     if not (paddle.in_dynamic_mode() and paddle.is_grad_enabled()):
         return []
-    if any(layer is None or layer._forward_pre_hooks or layer._forward_post_hooks for layer in layers):
+    if not all(layer is not None and is_as_made(layer) for layer in layers):
         return []
     if all(map(is_trained, layers)):
         tensors = [layer.weight for layer in layers]

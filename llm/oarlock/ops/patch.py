@@ -35,6 +35,12 @@ class Patch:
         return getattr(found, of_class) if of_class else found
 
 
+def is_as_made(layer: Any) -> bool:
+    """Whether a layer's forward is its class's, and nothing looks into its calls (stage 3 gathers weights before them,
+    QLoRA gives layers a forward of their own)."""
+    return not (layer._forward_pre_hooks or layer._forward_post_hooks or "forward" in vars(layer))
+
+
 def fits(*tensors: Any) -> bool:
     """Whether the fused operators serve these: all float32 on the CPU."""
     for tensor in tensors:
