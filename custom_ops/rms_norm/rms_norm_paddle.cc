@@ -1,20 +1,16 @@
 // The norms as Paddle operators: fused_rms_norm, fused_ln, fused_add_rms_norm. Python's oarlock/ops/norms.py is how
 // they are meant to be called.
-#include "common/tensors.h"
+#include "rms_norm/rms_norm_paddle.h"
+
 #include "rms_norm/rms_norm_cpu.h"
 #if defined(PADDLE_WITH_CUDA)
 #include "rms_norm/rms_norm_cuda.h"
 #endif
 
-using oarlock::dense;
-using oarlock::DType;
-using oarlock::NormBackward;
-using oarlock::NormForward;
-using oarlock::Shape;
-using oarlock::shape_text;
 using paddle::DataType;
 using paddle::Tensor;
 
+namespace oarlock {
 namespace {
 
 DType dtype_of(const Tensor& tensor, const char* name) {
@@ -38,7 +34,7 @@ void check_place(const Tensor& tensor, const Tensor& x) {
 }
 
 #if defined(PADDLE_WITH_CUDA)
-void check_cuda(int code) { PD_CHECK(code == 0, "CUDA: ", oarlock::norm_cuda_error(code)); }
+void check_cuda(int code) { PD_CHECK(code == 0, "CUDA: ", norm_cuda_error(code)); }
 #endif
 
 void check_cpu(const Tensor& x) {
@@ -47,25 +43,25 @@ void check_cpu(const Tensor& x) {
 
 void run(const Tensor& x, const NormForward& args) {
 #if defined(PADDLE_WITH_CUDA)
-  if (x.is_gpu()) return check_cuda(oarlock::norm_forward_cuda(args, x.stream()));
+  if (x.is_gpu()) return check_cuda(norm_forward_cuda(args, x.stream()));
 #endif
   check_cpu(x);
-  oarlock::norm_forward_cpu(args);
+  norm_forward_cpu(args);
 }
 
 void run(const Tensor& x, const NormBackward& args) {
 #if defined(PADDLE_WITH_CUDA)
-  if (x.is_gpu()) return check_cuda(oarlock::norm_backward_cuda(args, x.stream()));
+  if (x.is_gpu()) return check_cuda(norm_backward_cuda(args, x.stream()));
 #endif
   check_cpu(x);
-  oarlock::norm_backward_cpu(args);
+  norm_backward_cpu(args);
 }
 
 int64_t workspace_size(const Tensor& x, int64_t rows, int64_t cols, bool with_bias) {
 #if defined(PADDLE_WITH_CUDA)
-  if (x.is_gpu()) return oarlock::norm_cuda_workspace(rows, cols, with_bias);
+  if (x.is_gpu()) return norm_cuda_workspace(rows, cols, with_bias);
 #endif
-  return oarlock::norm_cpu_workspace(rows, cols, with_bias);
+  return norm_cpu_workspace(rows, cols, with_bias);
 }
 
 void check_vector(const Tensor& vector, const Tensor& x, const char* name) {
@@ -91,19 +87,16 @@ Tensor empty(const Shape& shape, DataType dtype, const Tensor& like) {
   return paddle::experimental::empty(shape, dtype, like.place());
 }
 
-// Of all three operators; returns {y, sum, mean, invvar} of which the caller takes what it has.
-struct Outputs {
-  Tensor y, sum, mean, invvar;
-};
+}  // namespace
 
-Outputs norm_forward(const Tensor& given, const Tensor* given_residual, const Tensor& scale, const Tensor* bias,
-                     float epsilon) {
+NormOutputs norm_forward(const Tensor& given, const Tensor* given_residual, const Tensor& scale, const Tensor* bias,
+                         float epsilon) {
   const Sizes sizes = sizes_of(given);
   check_vector(scale, given, "scale");
   const Tensor x = dense(given), weight = dense(scale), residual = given_residual ? dense(*given_residual) : Tensor(),
                shift = bias ? dense(*bias) : Tensor();
   NormForward args{sizes.rows, sizes.cols, epsilon, dtype_of(x, "x"), dtype_of(weight, "scale")};
-  Outputs out;
+  NormOutputs out;
   out.y = empty(x.shape(), weight.dtype(), x);
   out.invvar = empty(sizes.per_row, DataType::FLOAT32, x);
   args.x = x.data();
@@ -118,8 +111,8 @@ Outputs norm_forward(const Tensor& given, const Tensor* given_residual, const Te
     args.mean = out.mean.data<float>();
   }
   if (given_residual) {
-    PD_CHECK(residual.shape() == x.shape() && residual.dtype() == x.dtype(),
-             "residual has to be like x; got ", describe(residual), " beside ", describe(x));
+    PD_CHECK(residual.shape() == x.shape() && residual.dtype() == x.dtype(), "residual has to be like x; got ",
+             describe(residual), " beside ", describe(x));
     check_place(residual, x);
     out.sum = empty(x.shape(), x.dtype(), x);
     args.residual = residual.data();
@@ -129,23 +122,18 @@ Outputs norm_forward(const Tensor& given, const Tensor* given_residual, const Te
   return out;
 }
 
-struct Gradients {
-  Tensor x, residual, scale, bias;
-};
-
-Gradients norm_backward(const Tensor& given, const Tensor& scale, const Tensor* mean, const Tensor& invvar,
-                        const Tensor& given_grad, const Tensor* given_grad_sum, bool with_residual) {
+NormGradients norm_backward(const Tensor& given, const Tensor& scale, const Tensor* mean, const Tensor& invvar,
+                            const Tensor& given_grad, const Tensor* given_grad_sum, bool with_residual) {
   const Sizes sizes = sizes_of(given);
   const Tensor h = dense(given), weight = dense(scale);
   // Paddle leaves the gradient of an output that was not used undefined.
   const bool has_grad_sum = given_grad_sum && given_grad_sum->defined();
   const Tensor grad_sum = has_grad_sum ? dense(*given_grad_sum) : Tensor();
-  const Tensor grad_y = given_grad.defined()
-                            ? dense(given_grad)
-                            : paddle::experimental::full(h.shape(), 0, weight.dtype(), h.place());
+  const Tensor grad_y =
+      given_grad.defined() ? dense(given_grad) : paddle::experimental::full(h.shape(), 0, weight.dtype(), h.place());
   PD_CHECK(grad_y.dtype() == weight.dtype() && grad_y.shape() == h.shape(), "the gradient has to be like y");
   NormBackward args{sizes.rows, sizes.cols, dtype_of(h, "x"), dtype_of(weight, "scale")};
-  Gradients out;
+  NormGradients out;
   out.x = empty(h.shape(), h.dtype(), h);
   out.scale = empty(weight.shape(), weight.dtype(), h);
   Tensor workspace = empty({workspace_size(h, sizes.rows, sizes.cols, mean)}, DataType::FLOAT32, h);
@@ -170,6 +158,8 @@ Gradients norm_backward(const Tensor& given, const Tensor& scale, const Tensor* 
   return out;
 }
 
+namespace {
+
 Shape without_last(Shape shape) {
   if (!shape.empty()) shape.pop_back();
   return shape;
@@ -178,12 +168,12 @@ Shape without_last(Shape shape) {
 // ---- fused_rms_norm ----
 
 std::vector<Tensor> rms_norm(const Tensor& x, const Tensor& scale, float epsilon) {
-  Outputs out = norm_forward(x, nullptr, scale, nullptr, epsilon);
+  NormOutputs out = norm_forward(x, nullptr, scale, nullptr, epsilon);
   return {out.y, out.invvar};
 }
 
 std::vector<Tensor> rms_norm_grad(const Tensor& x, const Tensor& scale, const Tensor& invvar, const Tensor& grad_y) {
-  Gradients out = norm_backward(x, scale, nullptr, invvar, grad_y, nullptr, false);
+  NormGradients out = norm_backward(x, scale, nullptr, invvar, grad_y, nullptr, false);
   return {out.x, out.scale};
 }
 
@@ -194,13 +184,13 @@ std::vector<DataType> rms_norm_types(DataType x, DataType scale) { return {scale
 // ---- fused_ln ----
 
 std::vector<Tensor> layer_norm(const Tensor& x, const Tensor& scale, const Tensor& bias, float epsilon) {
-  Outputs out = norm_forward(x, nullptr, scale, &bias, epsilon);
+  NormOutputs out = norm_forward(x, nullptr, scale, &bias, epsilon);
   return {out.y, out.mean, out.invvar};
 }
 
 std::vector<Tensor> layer_norm_grad(const Tensor& x, const Tensor& scale, const Tensor& mean, const Tensor& invvar,
                                     const Tensor& grad_y) {
-  Gradients out = norm_backward(x, scale, &mean, invvar, grad_y, nullptr, false);
+  NormGradients out = norm_backward(x, scale, &mean, invvar, grad_y, nullptr, false);
   return {out.x, out.scale, out.bias};
 }
 
@@ -215,26 +205,26 @@ std::vector<DataType> layer_norm_types(DataType x, DataType scale, DataType bias
 // ---- fused_rms_norm_kept: x goes on beside its norm, for one gradient of both ----
 
 std::vector<Tensor> rms_norm_kept(const Tensor& x, const Tensor& scale, float epsilon) {
-  Outputs out = norm_forward(x, nullptr, scale, nullptr, epsilon);
+  NormOutputs out = norm_forward(x, nullptr, scale, nullptr, epsilon);
   return {out.y, x, out.invvar};  // a second name of x's memory
 }
 
 std::vector<Tensor> rms_norm_kept_grad(const Tensor& x, const Tensor& scale, const Tensor& invvar, const Tensor& grad_y,
                                        const Tensor& grad_kept) {
-  Gradients out = norm_backward(x, scale, nullptr, invvar, grad_y, &grad_kept, false);
+  NormGradients out = norm_backward(x, scale, nullptr, invvar, grad_y, &grad_kept, false);
   return {out.x, out.scale};
 }
 
 // ---- fused_add_rms_norm ----
 
 std::vector<Tensor> add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& scale, float epsilon) {
-  Outputs out = norm_forward(x, &residual, scale, nullptr, epsilon);
+  NormOutputs out = norm_forward(x, &residual, scale, nullptr, epsilon);
   return {out.y, out.sum, out.invvar};
 }
 
 std::vector<Tensor> add_rms_norm_grad(const Tensor& scale, const Tensor& sum, const Tensor& invvar,
                                       const Tensor& grad_y, const Tensor& grad_sum) {
-  Gradients out = norm_backward(sum, scale, nullptr, invvar, grad_y, &grad_sum, true);
+  NormGradients out = norm_backward(sum, scale, nullptr, invvar, grad_y, &grad_sum, true);
   return {out.x, out.residual, out.scale};
 }
 
@@ -247,49 +237,50 @@ std::vector<DataType> add_rms_norm_types(DataType x, DataType residual, DataType
 }
 
 }  // namespace
+}  // namespace oarlock
 
 PD_BUILD_OP(fused_rms_norm)
     .Inputs({"x", "scale"})
     .Outputs({"y", "invvar"})
     .Attrs({"epsilon: float"})
-    .SetKernelFn(PD_KERNEL(rms_norm))
-    .SetInferShapeFn(PD_INFER_SHAPE(rms_norm_shapes))
-    .SetInferDtypeFn(PD_INFER_DTYPE(rms_norm_types));
+    .SetKernelFn(PD_KERNEL(oarlock::rms_norm))
+    .SetInferShapeFn(PD_INFER_SHAPE(oarlock::rms_norm_shapes))
+    .SetInferDtypeFn(PD_INFER_DTYPE(oarlock::rms_norm_types));
 PD_BUILD_GRAD_OP(fused_rms_norm)
     .Inputs({"x", "scale", "invvar", paddle::Grad("y")})
     .Outputs({paddle::Grad("x"), paddle::Grad("scale")})
-    .SetKernelFn(PD_KERNEL(rms_norm_grad));
+    .SetKernelFn(PD_KERNEL(oarlock::rms_norm_grad));
 
 PD_BUILD_OP(fused_ln)
     .Inputs({"x", "scale", "bias"})
     .Outputs({"y", "mean", "invvar"})
     .Attrs({"epsilon: float"})
-    .SetKernelFn(PD_KERNEL(layer_norm))
-    .SetInferShapeFn(PD_INFER_SHAPE(layer_norm_shapes))
-    .SetInferDtypeFn(PD_INFER_DTYPE(layer_norm_types));
+    .SetKernelFn(PD_KERNEL(oarlock::layer_norm))
+    .SetInferShapeFn(PD_INFER_SHAPE(oarlock::layer_norm_shapes))
+    .SetInferDtypeFn(PD_INFER_DTYPE(oarlock::layer_norm_types));
 PD_BUILD_GRAD_OP(fused_ln)
     .Inputs({"x", "scale", "mean", "invvar", paddle::Grad("y")})
     .Outputs({paddle::Grad("x"), paddle::Grad("scale"), paddle::Grad("bias")})
-    .SetKernelFn(PD_KERNEL(layer_norm_grad));
+    .SetKernelFn(PD_KERNEL(oarlock::layer_norm_grad));
 
 PD_BUILD_OP(fused_rms_norm_kept)
     .Inputs({"x", "scale"})
     .Outputs({"y", "kept", "invvar"})
     .Attrs({"epsilon: float"})
-    .SetKernelFn(PD_KERNEL(rms_norm_kept));
+    .SetKernelFn(PD_KERNEL(oarlock::rms_norm_kept));
 PD_BUILD_GRAD_OP(fused_rms_norm_kept)
     .Inputs({"x", "scale", "invvar", paddle::Grad("y"), paddle::Grad("kept")})
     .Outputs({paddle::Grad("x"), paddle::Grad("scale")})
-    .SetKernelFn(PD_KERNEL(rms_norm_kept_grad));
+    .SetKernelFn(PD_KERNEL(oarlock::rms_norm_kept_grad));
 
 PD_BUILD_OP(fused_add_rms_norm)
     .Inputs({"x", "residual", "scale"})
     .Outputs({"y", "sum", "invvar"})
     .Attrs({"epsilon: float"})
-    .SetKernelFn(PD_KERNEL(add_rms_norm))
-    .SetInferShapeFn(PD_INFER_SHAPE(add_rms_norm_shapes))
-    .SetInferDtypeFn(PD_INFER_DTYPE(add_rms_norm_types));
+    .SetKernelFn(PD_KERNEL(oarlock::add_rms_norm))
+    .SetInferShapeFn(PD_INFER_SHAPE(oarlock::add_rms_norm_shapes))
+    .SetInferDtypeFn(PD_INFER_DTYPE(oarlock::add_rms_norm_types));
 PD_BUILD_GRAD_OP(fused_add_rms_norm)
     .Inputs({"scale", "sum", "invvar", paddle::Grad("y"), paddle::Grad("sum")})
     .Outputs({paddle::Grad("x"), paddle::Grad("residual"), paddle::Grad("scale")})
-    .SetKernelFn(PD_KERNEL(add_rms_norm_grad));
+    .SetKernelFn(PD_KERNEL(oarlock::add_rms_norm_grad));

@@ -7,8 +7,8 @@ namespace oarlock {
 
 // As Paddle's adamw does it: with m and v the moments after this step, and beta1_power, beta2_power the betas to the
 // power of the step's number (from 1),
-//   parameter -= learning_rate * decay * parameter
-//   parameter -= learning_rate * sqrt(1 - beta2_power) / (1 - beta1_power) * m / (sqrt(v) + epsilon * sqrt(1 - beta2_power))
+//   parameter -= learning_rate * sqrt(1 - beta2_power) / (1 - beta1_power)
+//                * m / (sqrt(v) + epsilon * sqrt(1 - beta2_power))
 struct AdamWTensor {
   int64_t count;
   float *parameter, *moment1, *moment2;

@@ -1,57 +1,13 @@
 // A decoder layer's two ends around its attention as Paddle operators, float32 on the CPU: from the layer's input to
 // query, key and value, and from the attention's output to the layer's. Python's oarlock/ops is how they are meant to
 // be called.
-#include "rms_norm/rms_norm_cpu.h"
+#include "rms_norm/rms_norm_paddle.h"
 #include "training_step/linear.h"
 
-using oarlock::dense;
-using oarlock::DType;
-using oarlock::empty_floats;
-using oarlock::floats;
-using oarlock::Linear;
-using oarlock::Shape;
-using oarlock::shape_text;
 using paddle::Tensor;
 
+namespace oarlock {
 namespace {
-
-struct Normed {
-  Tensor y, invvar;
-};
-
-Normed rms_norm(const Tensor& x, const Tensor& given_scale, float epsilon) {
-  const Tensor scale = floats(given_scale, "scale");
-  const int64_t cols = x.shape().back(), rows = cols ? x.numel() / cols : 0;
-  PD_CHECK(scale.shape() == Shape{cols}, "scale has to be [", cols, "]; got ", shape_text(scale.shape()));
-  Normed result = {empty_floats(x.shape(), x), empty_floats({rows}, x)};
-  oarlock::NormForward args{rows, cols, epsilon, DType::kFloat32, DType::kFloat32};
-  args.x = x.data();
-  args.scale = scale.data();
-  args.y = result.y.data();
-  args.invvar = result.invvar.data<float>();
-  if (rows) oarlock::norm_forward_cpu(args);
-  return result;
-}
-
-// The gradients of x, which went into other things beside the norm (grad_beside, where it is defined), and of scale.
-std::vector<Tensor> rms_norm_grad(const Tensor& x, const Tensor& given_scale, const Tensor& invvar,
-                                  const Tensor& grad_y, const Tensor& grad_beside) {
-  const Tensor scale = dense(given_scale);
-  const int64_t cols = x.shape().back(), rows = cols ? x.numel() / cols : 0;
-  Tensor grad_x = empty_floats(x.shape(), x), grad_scale = empty_floats(scale.shape(), x),
-         workspace = empty_floats({oarlock::norm_cpu_workspace(rows, cols, false)}, x);
-  oarlock::NormBackward args{rows, cols, DType::kFloat32, DType::kFloat32};
-  args.h = x.data();
-  args.scale = scale.data();
-  args.grad_y = grad_y.data();
-  args.grad_sum = grad_beside.defined() ? grad_beside.data() : nullptr;
-  args.invvar = invvar.data<float>();
-  args.grad_x = grad_x.data();
-  args.grad_scale = grad_scale.data();
-  args.workspace = workspace.data<float>();
-  oarlock::norm_backward_cpu(args);
-  return {grad_x, grad_scale};
-}
 
 // ---- fused_layer_start ----
 
@@ -59,76 +15,110 @@ std::vector<Tensor> rms_norm_grad(const Tensor& x, const Tensor& given_scale, co
 std::vector<Tensor> layer_start(const Tensor& given, const Tensor& scale, const Tensor& q, const Tensor& k,
                                 const Tensor& v, float epsilon) {
   const Tensor x = floats(given, "x");
-  const Normed normed = rms_norm(x, scale, epsilon);
-  std::vector<Tensor> results = oarlock::projections(normed.y, q, k, v);
+  const NormOutputs normed = norm_forward(x, nullptr, floats(scale, "scale"), nullptr, epsilon);
+  std::vector<Tensor> results;
+  for (const Tensor* weight : {&q, &k, &v})
+    results.push_back(product(linear_of(x, *weight, "a weight"), normed.y, floats(*weight, "a weight")));
   results.insert(results.end(), {x, normed.y, normed.invvar});
   return results;
 }
 
-std::vector<Tensor> layer_start_grad(const Tensor& given, const Tensor& scale, const Tensor& q, const Tensor& k,
+// The normed x's gradients of the three are summed by the products, not after them.
+std::vector<Tensor> layer_start_grad(const Tensor& x, const Tensor& scale, const Tensor& q, const Tensor& k,
                                      const Tensor& v, const Tensor& normed, const Tensor& invvar, const Tensor& grad_q,
                                      const Tensor& grad_k, const Tensor& grad_v, const Tensor& grad_kept) {
-  const auto of_linear = oarlock::projections_grad(normed, q, k, v, grad_q, grad_k, grad_v);
-  const Tensor beside = grad_kept.defined() ? floats(grad_kept, "the gradient") : grad_kept;
-  const auto of_norm = rms_norm_grad(dense(given), scale, invvar, of_linear[0], beside);
-  return {of_norm[0], of_norm[1], of_linear[1], of_linear[2], of_linear[3]};
+  Tensor grad_normed = empty_floats(normed.shape(), normed);
+  std::vector<Tensor> of_weights;
+  bool is_first = true;
+  for (const auto& [weight, given_grad] : {std::pair(&q, &grad_q), std::pair(&k, &grad_k), std::pair(&v, &grad_v)}) {
+    if (!given_grad->defined()) {  // that output went into nothing
+      of_weights.push_back(zeros(*weight));
+      continue;
+    }
+    const Tensor grad = floats(*given_grad, "the gradient"), w = dense(*weight);
+    const Linear size = linear_of(normed, w, "a weight");
+    grad_of_input(size, grad.data<float>(), w, is_first, grad_normed.data<float>());
+    is_first = false;
+    of_weights.push_back(grad_of_weight(size, normed.data<float>(), grad.data<float>(), w));
+  }
+  const NormGradients of_norm =
+      norm_backward(x, scale, nullptr, invvar, is_first ? Tensor() : grad_normed, &grad_kept, false);
+  return {of_norm.x, of_norm.scale, of_weights[0], of_weights[1], of_weights[2]};
 }
 
 // ---- fused_layer_end ----
 
-// total = kept + attended output; y = total + mlp(the normed total); and what the backward needs.
-std::vector<Tensor> layer_end(const Tensor& given, const Tensor& given_kept, const Tensor& given_output,
-                              const Tensor& scale, const Tensor& gate, const Tensor& up, const Tensor& down,
+// total = kept + attended output; y = total + (silu(n gate) * (n up)) down with n, the normed total; and what the
+// backward needs.
+std::vector<Tensor> layer_end(const Tensor& given, const Tensor& kept, const Tensor& given_output, const Tensor& scale,
+                              const Tensor& given_gate, const Tensor& given_up, const Tensor& given_down,
                               float epsilon) {
-  const Tensor attended = floats(given, "attended"), kept = floats(given_kept, "kept"),
-               output = floats(given_output, "output");
-  const Linear size = oarlock::linear_of(attended, output, "output");
-  PD_CHECK(kept.shape() == size.y_shape && down.shape().back() == size.out, "kept has to be ",
-           shape_text(size.y_shape), ", as the layer's output; got ", shape_text(kept.shape()), " and down ",
-           shape_text(down.shape()));
-  const Tensor total = oarlock::product(size, attended, output, &kept);
-  const Normed normed = rms_norm(total, scale, epsilon);
-  const auto made = oarlock::mlp_onto(&total, normed.y, gate, up, down);
-  return {made[0], total, normed.y, normed.invvar, made[1], made[2]};
+  const Tensor attended = floats(given, "attended"), output = floats(given_output, "output"),
+               gate = floats(given_gate, "gate"), up = floats(given_up, "up"), down = floats(given_down, "down");
+  const Linear size = linear_of(attended, output, "output");
+  PD_CHECK(kept.shape() == size.y_shape && down.shape().back() == size.out, "kept has to be ", shape_text(size.y_shape),
+           ", as the layer's output; got ", shape_text(kept.shape()), " and down ", shape_text(down.shape()));
+  const NormOutputs normed =
+      norm_forward(product(size, attended, output), &kept, floats(scale, "scale"), nullptr, epsilon);
+  const Linear wide = linear_of(normed.y, gate, "gate");
+  check_mlp(gate, up);
+  const Tensor gates = product(wide, normed.y, gate), ups = product(wide, normed.y, up),
+               inner = inner_of(wide, gates, ups);
+  const Tensor y = product(linear_of(inner, down, "down"), inner, down, &normed.sum);
+  return {y, normed.sum, normed.y, normed.invvar, gates, ups};
 }
 
 std::vector<Tensor> layer_end_grad(const Tensor& given, const Tensor& given_output, const Tensor& scale,
-                                   const Tensor& gate, const Tensor& up, const Tensor& down, const Tensor& total,
-                                   const Tensor& normed, const Tensor& invvar, const Tensor& gates, const Tensor& ups,
-                                   const Tensor& given_grad) {
-  const Tensor attended = dense(given), output = dense(given_output), grad = floats(given_grad, "the gradient");
-  const auto of_mlp = oarlock::mlp_grad(normed, gate, up, down, gates, ups, grad);
-  const auto of_norm = rms_norm_grad(total, scale, invvar, of_mlp[0], grad);
-  const float* of_total = of_norm[0].data<float>();
-  const Linear size = oarlock::linear_of(attended, output, "output");
+                                   const Tensor& given_gate, const Tensor& given_up, const Tensor& given_down,
+                                   const Tensor& total, const Tensor& normed, const Tensor& invvar, const Tensor& gates,
+                                   const Tensor& ups, const Tensor& given_grad) {
+  const Tensor attended = dense(given), output = dense(given_output), gate = dense(given_gate), up = dense(given_up),
+               down = dense(given_down), grad = floats(given_grad, "the gradient");
+  const Linear size = linear_of(attended, output, "output"), wide = linear_of(normed, gate, "gate"),
+               narrow = linear_of(gates, down, "down");
+  Tensor inner = empty_floats(gates.shape(), normed), grad_gates = empty_floats(gates.shape(), normed),
+         grad_ups = empty_floats(gates.shape(), normed), grad_normed = empty_floats(normed.shape(), normed);
+  const float *in = normed.data<float>(), *dy = grad.data<float>();
+  float *middle = inner.data<float>(), *dg = grad_gates.data<float>(), *du = grad_ups.data<float>();
+  grad_of_input(narrow, dy, down, true, middle);
+  // SwiGLU's output is made a second time, in the memory of its gradient, which has been read: no layer keeps it.
+  swiglu_backward_cpu({wide.rows, wide.out, wide.out, gates.data<float>(), ups.data<float>(), middle, dg, du, middle});
+  const Tensor grad_down = grad_of_weight(narrow, middle, dy, down), grad_gate = grad_of_weight(wide, in, dg, gate),
+               grad_up = grad_of_weight(wide, in, du, up);
+  grad_of_input(wide, dg, gate, true, grad_normed.data<float>());
+  grad_of_input(wide, du, up, false, grad_normed.data<float>());
+
+  const NormGradients of_norm = norm_backward(total, scale, nullptr, invvar, grad_normed, &grad, false);
+  const float* of_total = of_norm.x.data<float>();
   Tensor grad_attended = empty_floats(attended.shape(), attended);
-  oarlock::grad_of_input(size, of_total, output, true, grad_attended.data<float>());
-  const Tensor grad_output = oarlock::grad_of_weight(size, attended.data<float>(), of_total, output);
-  return {grad_attended, of_norm[0], grad_output, of_norm[1], of_mlp[1], of_mlp[2], of_mlp[3]};
+  grad_of_input(size, of_total, output, true, grad_attended.data<float>());
+  const Tensor grad_output = grad_of_weight(size, attended.data<float>(), of_total, output);
+  return {grad_attended, of_norm.x, grad_output, of_norm.scale, grad_gate, grad_up, grad_down};
 }
 
 }  // namespace
+}  // namespace oarlock
 
 PD_BUILD_OP(fused_layer_start)
     .Inputs({"x", "scale", "query", "key", "value"})
     .Outputs({"queries", "keys", "values", "kept", "normed", "invvar"})
     .Attrs({"epsilon: float"})
-    .SetKernelFn(PD_KERNEL(layer_start));
+    .SetKernelFn(PD_KERNEL(oarlock::layer_start));
 PD_BUILD_GRAD_OP(fused_layer_start)
     .Inputs({"x", "scale", "query", "key", "value", "normed", "invvar", paddle::Grad("queries"), paddle::Grad("keys"),
              paddle::Grad("values"), paddle::Grad("kept")})
     .Outputs({paddle::Grad("x"), paddle::Grad("scale"), paddle::Grad("query"), paddle::Grad("key"),
               paddle::Grad("value")})
-    .SetKernelFn(PD_KERNEL(layer_start_grad));
+    .SetKernelFn(PD_KERNEL(oarlock::layer_start_grad));
 
 PD_BUILD_OP(fused_layer_end)
     .Inputs({"attended", "kept", "output", "scale", "gate", "up", "down"})
     .Outputs({"y", "total", "normed", "invvar", "gates", "ups"})
     .Attrs({"epsilon: float"})
-    .SetKernelFn(PD_KERNEL(layer_end));
+    .SetKernelFn(PD_KERNEL(oarlock::layer_end));
 PD_BUILD_GRAD_OP(fused_layer_end)
     .Inputs({"attended", "output", "scale", "gate", "up", "down", "total", "normed", "invvar", "gates", "ups",
              paddle::Grad("y")})
     .Outputs({paddle::Grad("attended"), paddle::Grad("kept"), paddle::Grad("output"), paddle::Grad("scale"),
               paddle::Grad("gate"), paddle::Grad("up"), paddle::Grad("down")})
-    .SetKernelFn(PD_KERNEL(layer_end_grad));
+    .SetKernelFn(PD_KERNEL(oarlock::layer_end_grad));

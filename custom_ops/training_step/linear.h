@@ -74,16 +74,4 @@ inline paddle::Tensor inner_of(const Linear& wide, const paddle::Tensor& gates, 
   return inner;
 }
 
-// Of linear_paddle.cc, which says what they do.
-std::vector<paddle::Tensor> projections(const paddle::Tensor& x, const paddle::Tensor& q, const paddle::Tensor& k,
-                                        const paddle::Tensor& v);
-std::vector<paddle::Tensor> projections_grad(const paddle::Tensor& x, const paddle::Tensor& q, const paddle::Tensor& k,
-                                             const paddle::Tensor& v, const paddle::Tensor& grad_q,
-                                             const paddle::Tensor& grad_k, const paddle::Tensor& grad_v);
-std::vector<paddle::Tensor> mlp_onto(const paddle::Tensor* base, const paddle::Tensor& x, const paddle::Tensor& gate,
-                                     const paddle::Tensor& up, const paddle::Tensor& down);
-std::vector<paddle::Tensor> mlp_grad(const paddle::Tensor& x, const paddle::Tensor& gate, const paddle::Tensor& up,
-                                     const paddle::Tensor& down, const paddle::Tensor& gates, const paddle::Tensor& ups,
-                                     const paddle::Tensor& grad);
-
 }  // namespace oarlock

@@ -1,16 +1,11 @@
-// Linear layers with LoRA (https://arxiv.org/abs/2106.09685) as Paddle operators, float32 on the CPU: one alone, and
-// those of linear_paddle.cc. Python's oarlock/ops is how they are meant to be called.
+// Linear layers with LoRA (https://arxiv.org/abs/2106.09685) as Paddle operators, float32 on the CPU: one alone, query,
+// key and value, and an MLP. Python's oarlock/ops is how they are meant to be called.
 #include "training_step/linear.h"
 #include "weights/copy_matrix.h"
 
-using oarlock::dense;
-using oarlock::empty_floats;
-using oarlock::floats;
-using oarlock::Linear;
-using oarlock::Shape;
-using oarlock::shape_text;
 using paddle::Tensor;
 
+namespace oarlock {
 namespace {
 
 // y = x weight + scaling * (x a) b; no gradient for weight.
@@ -26,7 +21,7 @@ Lora lora_of(const Tensor& x, const Tensor& weight, const Tensor& a, const Tenso
   PD_CHECK(weight.shape() == Shape({in, out}) && a.shape() == Shape({in, rank}) && b.shape() == Shape({rank, out}),
            "x, weight, a and b do not fit together: ", shape_text(x.shape()), ", ", shape_text(weight.shape()), ", ",
            shape_text(a.shape()), ", ", shape_text(b.shape()));
-  const Linear size = oarlock::linear_of(x, weight, "weight");
+  const Linear size = linear_of(x, weight, "weight");
   return {size, floats(weight, "weight"), floats(a, "a"), floats(b, "b"), scaling, rank};
 }
 
@@ -34,11 +29,10 @@ Lora lora_of(const Tensor& x, const Tensor& weight, const Tensor& a, const Tenso
 std::vector<Tensor> lora_product(const Lora& layer, const Tensor& x) {
   const Linear& size = layer.size;
   Tensor low = empty_floats({size.rows, layer.rank}, x);
-  oarlock::gemm({false, false, size.rows, layer.rank, size.in, 1, x.data<float>(), layer.a.data<float>(), 0,
-                 low.data<float>()});
-  Tensor y = oarlock::product(size, x, layer.weight);
-  oarlock::gemm({false, false, size.rows, size.out, layer.rank, layer.scaling, low.data<float>(),
-                 layer.b.data<float>(), 1, y.data<float>()});
+  gemm({false, false, size.rows, layer.rank, size.in, 1, x.data<float>(), layer.a.data<float>(), 0, low.data<float>()});
+  Tensor y = product(size, x, layer.weight);
+  gemm({false, false, size.rows, size.out, layer.rank, layer.scaling, low.data<float>(), layer.b.data<float>(), 1,
+        y.data<float>()});
   return {y, low};
 }
 
@@ -46,17 +40,16 @@ std::vector<Tensor> lora_product(const Lora& layer, const Tensor& x) {
 Tensor low_gradient(const Lora& layer, const float* grad) {
   const Linear& size = layer.size;
   Tensor result = empty_floats({size.rows, layer.rank}, layer.a);
-  oarlock::gemm({false, true, size.rows, layer.rank, size.out, layer.scaling, grad, layer.b.data<float>(), 0,
-                 result.data<float>()});
+  gemm({false, true, size.rows, layer.rank, size.out, layer.scaling, grad, layer.b.data<float>(), 0,
+        result.data<float>()});
   return result;
 }
 
 // The input's, put in place or added to what is there.
 void input_gradient(const Lora& layer, const float* grad, const Tensor& grad_low, bool is_first, float* result) {
   const Linear& size = layer.size;
-  oarlock::grad_of_input(size, grad, layer.weight, is_first, result);
-  oarlock::gemm({false, true, size.rows, size.in, layer.rank, 1, grad_low.data<float>(), layer.a.data<float>(), 1,
-                 result});
+  grad_of_input(size, grad, layer.weight, is_first, result);
+  gemm({false, true, size.rows, size.in, layer.rank, 1, grad_low.data<float>(), layer.a.data<float>(), 1, result});
 }
 
 // Those of a and b.
@@ -65,13 +58,12 @@ std::vector<Tensor> matrix_gradients(const Lora& layer, const float* x, const Te
   const Linear& size = layer.size;
   const int64_t rank = layer.rank;
   Tensor grad_a = empty_floats(layer.a.shape(), low), grad_b = empty_floats(layer.b.shape(), low);
-  oarlock::gemm({true, false, rank, size.out, size.rows, layer.scaling, low.data<float>(), grad, 0,
-                 grad_b.data<float>()});
+  gemm({true, false, rank, size.out, size.rows, layer.scaling, low.data<float>(), grad, 0, grad_b.data<float>()});
   // grad_a = x^T grad_low, made as the turned grad_low^T x: a product this narrow is twice as fast lying down.
   Tensor turned = empty_floats({rank, size.in}, low);
-  oarlock::gemm({true, false, rank, size.in, size.rows, 1, grad_low.data<float>(), x, 0, turned.data<float>()});
-  oarlock::copy_matrix_cpu({size.in, rank, turned.data<float>(), size.in, oarlock::DType::kFloat32, true,
-                            grad_a.data<float>(), rank, oarlock::DType::kFloat32});
+  gemm({true, false, rank, size.in, size.rows, 1, grad_low.data<float>(), x, 0, turned.data<float>()});
+  copy_matrix_cpu({size.in, rank, turned.data<float>(), size.in, DType::kFloat32, true, grad_a.data<float>(), rank,
+                   DType::kFloat32});
   return {grad_a, grad_b};
 }
 
@@ -126,8 +118,8 @@ std::vector<Tensor> lora_projections_grad(const Tensor& given, const Tensors& we
   bool is_first = true;
   for (size_t i = 0; i < 3; ++i) {
     if (!grads[i]->defined()) {  // that output went into nothing
-      results[1 + i] = oarlock::zeros(a[i]);
-      results[4 + i] = oarlock::zeros(b[i]);
+      results[1 + i] = zeros(a[i]);
+      results[4 + i] = zeros(b[i]);
       continue;
     }
     const Tensor grad = floats(*grads[i], "the gradient");
@@ -144,11 +136,11 @@ std::vector<Tensor> lora_projections_grad(const Tensor& given, const Tensors& we
 std::vector<Tensor> lora_mlp(const Tensor& given, const Tensors& weights, const Tensors& a, const Tensors& b,
                              const std::vector<float>& scalings, bool for_x) {
   const Tensor x = floats(given, "x");
-  oarlock::check_mlp(weights[0], weights[1]);
+  check_mlp(weights[0], weights[1]);
   const Lora gate = lora_of(x, weights[0], a[0], b[0], scalings[0]),
              up = lora_of(x, weights[1], a[1], b[1], scalings[1]);
   const auto gates = lora_product(gate, x), ups = lora_product(up, x);
-  const Tensor inner = oarlock::inner_of(gate.size, gates[0], ups[0]);
+  const Tensor inner = inner_of(gate.size, gates[0], ups[0]);
   const auto made = lora_product(lora_of(inner, weights[2], a[2], b[2], scalings[2]), inner);
   return {made[0], gates[0], ups[0], gates[1], ups[1], made[1]};
 }
@@ -168,9 +160,8 @@ std::vector<Tensor> lora_mlp_grad(const Tensor& given, const Tensors& weights, c
   float *middle = inner.data<float>(), *dg = grad_gates.data<float>(), *du = grad_ups.data<float>(),
         *dx = for_x ? grad_x.data<float>() : nullptr;
   input_gradient(down, grad.data<float>(), grad_low, true, middle);
-  // As in fused_mlp: SwiGLU's output is made again, in the memory of its gradient.
-  oarlock::swiglu_backward_cpu(
-      {wide.rows, wide.out, wide.out, gates.data<float>(), ups.data<float>(), middle, dg, du, middle});
+  // As in fused_layer_end: SwiGLU's output is made again, in the memory of its gradient.
+  swiglu_backward_cpu({wide.rows, wide.out, wide.out, gates.data<float>(), ups.data<float>(), middle, dg, du, middle});
   const auto of_down = matrix_gradients(down, middle, low_down, grad.data<float>(), grad_low),
              of_gate = lora_gradients(gate, x.data<float>(), low_gate, dg, true, dx),
              of_up = lora_gradients(up, x.data<float>(), low_up, du, false, dx);
@@ -178,38 +169,39 @@ std::vector<Tensor> lora_mlp_grad(const Tensor& given, const Tensors& weights, c
 }
 
 }  // namespace
+}  // namespace oarlock
 
 PD_BUILD_OP(fused_lora_linear)
     .Inputs({"x", "weight", "a", "b"})
     .Outputs({"y", "low"})
     .Attrs({"scaling: float", "for_x: bool"})
-    .SetKernelFn(PD_KERNEL(lora_linear));
+    .SetKernelFn(PD_KERNEL(oarlock::lora_linear));
 PD_BUILD_GRAD_OP(fused_lora_linear)
     .Inputs({"x", "weight", "a", "b", "low", paddle::Grad("y")})
     .Outputs({paddle::Grad("x"), paddle::Grad("a"), paddle::Grad("b")})
     .Attrs({"scaling: float", "for_x: bool"})
-    .SetKernelFn(PD_KERNEL(lora_linear_grad));
+    .SetKernelFn(PD_KERNEL(oarlock::lora_linear_grad));
 
 PD_BUILD_OP(fused_lora_projections)
     .Inputs({"x", paddle::Vec("weights"), paddle::Vec("a"), paddle::Vec("b")})
     .Outputs({"queries", "keys", "values", "low_q", "low_k", "low_v"})
     .Attrs({"scalings: std::vector<float>", "for_x: bool"})
-    .SetKernelFn(PD_KERNEL(lora_projections));
+    .SetKernelFn(PD_KERNEL(oarlock::lora_projections));
 PD_BUILD_GRAD_OP(fused_lora_projections)
     .Inputs({"x", paddle::Vec("weights"), paddle::Vec("a"), paddle::Vec("b"), "low_q", "low_k", "low_v",
              paddle::Grad("queries"), paddle::Grad("keys"), paddle::Grad("values")})
     .Outputs({paddle::Grad("x"), paddle::Grad(paddle::Vec("a")), paddle::Grad(paddle::Vec("b"))})
     .Attrs({"scalings: std::vector<float>", "for_x: bool"})
-    .SetKernelFn(PD_KERNEL(lora_projections_grad));
+    .SetKernelFn(PD_KERNEL(oarlock::lora_projections_grad));
 
 PD_BUILD_OP(fused_lora_mlp)
     .Inputs({"x", paddle::Vec("weights"), paddle::Vec("a"), paddle::Vec("b")})
     .Outputs({"y", "gates", "ups", "low_gate", "low_up", "low_down"})
     .Attrs({"scalings: std::vector<float>", "for_x: bool"})
-    .SetKernelFn(PD_KERNEL(lora_mlp));
+    .SetKernelFn(PD_KERNEL(oarlock::lora_mlp));
 PD_BUILD_GRAD_OP(fused_lora_mlp)
     .Inputs({"x", paddle::Vec("weights"), paddle::Vec("a"), paddle::Vec("b"), "gates", "ups", "low_gate", "low_up",
              "low_down", paddle::Grad("y")})
     .Outputs({paddle::Grad("x"), paddle::Grad(paddle::Vec("a")), paddle::Grad(paddle::Vec("b"))})
     .Attrs({"scalings: std::vector<float>", "for_x: bool"})
-    .SetKernelFn(PD_KERNEL(lora_mlp_grad));
+    .SetKernelFn(PD_KERNEL(oarlock::lora_mlp_grad));

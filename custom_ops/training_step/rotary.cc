@@ -21,7 +21,8 @@ static void rotate(const Rotary& args) {
           const auto sin_first = unit.load(sin + i), sin_second = unit.load(sin + half + i);
           const auto with_cos_first = first * unit.load(cos + i), with_cos_second = second * unit.load(cos + half + i);
           unit.store(y + i, backward ? with_cos_first + second * sin_second : with_cos_first - second * sin_first);
-          unit.store(y + half + i, backward ? with_cos_second - first * sin_first : with_cos_second + first * sin_second);
+          unit.store(y + half + i,
+                     backward ? with_cos_second - first * sin_first : with_cos_second + first * sin_second);
         });
       }
     }

@@ -5,8 +5,8 @@
 
 namespace oarlock {
 
-// Rows of gate, up and their gradients begin every `stride` floats (twice cols where both lie in one tensor), those of y
-// and its gradient every cols. The backward makes y again where it is asked to; that may be grad_y's own memory.
+// Rows of gate, up and their gradients begin every `stride` floats (twice cols where both lie in one tensor), those of
+// y and its gradient every cols. The backward makes y again where it is asked to; that may be grad_y's own memory.
 struct SwiGlu {
   int64_t rows, cols, stride;
   const float *gate, *up;

@@ -1,5 +1,5 @@
-// The parts of a training step as Paddle operators, float32 on the CPU; linear_paddle.cc has the linear layers. Python's
-// oarlock/ops is how they are meant to be called.
+// The parts of a training step as Paddle operators, float32 on the CPU; layer_paddle.cc has a layer's two ends,
+// lora_paddle.cc the linear layers with LoRA. Python's oarlock/ops is how they are meant to be called.
 #include "common/gemm.h"
 #include "common/tensors.h"
 #include "training_step/adamw.h"
@@ -7,15 +7,10 @@
 #include "training_step/rotary.h"
 #include "training_step/swiglu.h"
 
-using oarlock::dense;
-using oarlock::dense_if_any;
-using oarlock::empty_floats;
-using oarlock::floats;
-using oarlock::Shape;
-using oarlock::shape_text;
 using paddle::Tensor;
 using MaybeTensor = paddle::optional<Tensor>;
 
+namespace oarlock {
 namespace {
 
 // ---- fused_rotary ----
@@ -24,8 +19,8 @@ Tensor rotate(const Tensor& given, const Tensor& cos, const Tensor& sin, const M
   const Tensor x = floats(given, "x");
   const Shape shape = x.shape();
   Tensor y = empty_floats(shape, x);
-  oarlock::rotary_cpu({shape[0], shape[1], shape[2], shape[3], x.data<float>(), cos.data<float>(), sin.data<float>(),
-                       positions ? positions->data<int64_t>() : nullptr, y.data<float>(), backward});
+  rotary_cpu({shape[0], shape[1], shape[2], shape[3], x.data<float>(), cos.data<float>(), sin.data<float>(),
+              positions ? positions->data<int64_t>() : nullptr, y.data<float>(), backward});
   return y;
 }
 
@@ -72,7 +67,7 @@ std::vector<Tensor> swiglu(const Tensor& given_gate, const Tensor& given_up) {
            shape_text(up.shape()));
   Tensor y = empty_floats(gate.shape(), gate);
   const int64_t cols = gate.shape().back();
-  oarlock::swiglu_cpu({gate.numel() / cols, cols, cols, gate.data<float>(), up.data<float>(), y.data<float>()});
+  swiglu_cpu({gate.numel() / cols, cols, cols, gate.data<float>(), up.data<float>(), y.data<float>()});
   return {y};
 }
 
@@ -80,8 +75,8 @@ std::vector<Tensor> swiglu_grad(const Tensor& given_gate, const Tensor& given_up
   const Tensor gate = dense(given_gate), up = dense(given_up), grad = floats(given_grad, "the gradient");
   Tensor grad_gate = empty_floats(gate.shape(), gate), grad_up = empty_floats(gate.shape(), gate);
   const int64_t cols = gate.shape().back();
-  oarlock::swiglu_backward_cpu({gate.numel() / cols, cols, cols, gate.data<float>(), up.data<float>(),
-                                grad.data<float>(), grad_gate.data<float>(), grad_up.data<float>()});
+  swiglu_backward_cpu({gate.numel() / cols, cols, cols, gate.data<float>(), up.data<float>(), grad.data<float>(),
+                       grad_gate.data<float>(), grad_up.data<float>()});
   return {grad_gate, grad_up};
 }
 
@@ -92,7 +87,7 @@ std::vector<Tensor> swiglu_halves(const Tensor& given) {
   const int64_t cols = shape.back() /= 2;
   Tensor y = empty_floats(shape, x);
   const float* gate = x.data<float>();
-  oarlock::swiglu_cpu({x.numel() / (2 * cols), cols, 2 * cols, gate, gate + cols, y.data<float>()});
+  swiglu_cpu({x.numel() / (2 * cols), cols, 2 * cols, gate, gate + cols, y.data<float>()});
   return {y};
 }
 
@@ -102,8 +97,8 @@ std::vector<Tensor> swiglu_halves_grad(const Tensor& given, const Tensor& given_
   const int64_t cols = x.shape().back() / 2;
   const float* gate = x.data<float>();
   float* grad_gate = grad_x.data<float>();
-  oarlock::swiglu_backward_cpu({x.numel() / (2 * cols), cols, 2 * cols, gate, gate + cols, grad.data<float>(),
-                                grad_gate, grad_gate + cols});
+  swiglu_backward_cpu(
+      {x.numel() / (2 * cols), cols, 2 * cols, gate, gate + cols, grad.data<float>(), grad_gate, grad_gate + cols});
   return {grad_x};
 }
 
@@ -120,7 +115,7 @@ HeadSizes head_sizes(const Tensor& hidden, const Tensor& weight, const Tensor& l
            transposed ? "]" : ", classes]", "; got ", shape_text(shape));
   PD_CHECK(labels.numel() == rows && labels.dtype() == paddle::DataType::INT64,
            "labels have to be int64, one for each of the ", rows, " rows of hidden; got ", shape_text(labels.shape()));
-  PD_CHECK(oarlock::has_gemm(), "this Paddle is without MKL");
+  PD_CHECK(has_gemm(), "this Paddle is without MKL");
   return {rows, width, shape[!transposed]};
 }
 
@@ -137,10 +132,8 @@ std::vector<Tensor> linear_softmax(const Tensor& given_hidden, const Tensor& giv
              " classes");
   Tensor scores = empty_floats({size.rows, size.classes}, hidden), stats = empty_floats({3, size.rows}, hidden);
   float *s = scores.data<float>(), *found = stats.data<float>();
-  oarlock::gemm({false, transposed, size.rows, size.classes, size.width, 1, hidden.data<float>(), weight.data<float>(),
-                 0, s});
-  oarlock::softmax_cpu(
-      {{size.rows, size.classes, first, ignored, label, s}, found, found + size.rows, found + 2 * size.rows});
+  gemm({false, transposed, size.rows, size.classes, size.width, 1, hidden.data<float>(), weight.data<float>(), 0, s});
+  softmax_cpu({{size.rows, size.classes, first, ignored, label, s}, found, found + size.rows, found + 2 * size.rows});
   return {scores, stats};
 }
 
@@ -159,15 +152,13 @@ std::vector<Tensor> linear_softmax_gradient(Tensor& exponentials, Tensor& grad_w
            "exponentials, factors or grad_weight do not fit hidden and weight");
   float *s = exponentials.data<float>(), *grad_w = grad_weight.data<float>();
   const float *h = hidden.data<float>(), *w = weight.data<float>(), kept = is_first ? 0 : 1;
-  oarlock::softmax_gradient_cpu({{size.rows, size.classes, first, ignored, labels.data<int64_t>(), s},
-                                 factors.data<float>(), scale});
+  softmax_gradient_cpu(
+      {{size.rows, size.classes, first, ignored, labels.data<int64_t>(), s}, factors.data<float>(), scale});
   Tensor grad_hidden = empty_floats(for_hidden ? hidden.shape() : Shape{0}, hidden);
   if (for_hidden)
-    oarlock::gemm({false, !transposed, size.rows, size.width, size.classes, 1, s, w, 0, grad_hidden.data<float>()});
-  if (for_weight && transposed)
-    oarlock::gemm({true, false, size.classes, size.width, size.rows, 1, s, h, kept, grad_w});
-  if (for_weight && !transposed)
-    oarlock::gemm({true, false, size.width, size.classes, size.rows, 1, h, s, kept, grad_w});
+    gemm({false, !transposed, size.rows, size.width, size.classes, 1, s, w, 0, grad_hidden.data<float>()});
+  if (for_weight && transposed) gemm({true, false, size.classes, size.width, size.rows, 1, s, h, kept, grad_w});
+  if (for_weight && !transposed) gemm({true, false, size.width, size.classes, size.rows, 1, h, s, kept, grad_w});
   return {grad_hidden};
 }
 
@@ -177,7 +168,7 @@ void adamw(std::vector<Tensor>& parameters, const std::vector<Tensor>& gradients
            std::vector<Tensor>& moments2, std::vector<Tensor>& beta1_powers, std::vector<Tensor>& beta2_powers,
            const std::vector<float>& learning_rates, const std::vector<float>& decays, float beta1, float beta2,
            float epsilon) {
-  std::vector<oarlock::AdamWTensor> tensors;
+  std::vector<AdamWTensor> tensors;
   std::vector<Tensor> kept;  // a gradient without gaps may be a copy
   for (size_t i = 0; i < parameters.size(); ++i) {
     for (const Tensor* tensor : {&parameters[i], &moments1[i], &moments2[i]})
@@ -189,39 +180,40 @@ void adamw(std::vector<Tensor>& parameters, const std::vector<Tensor>& gradients
                        moments2[i].data<float>(), gradient.data<float>(), learning_rates[i], decays[i],
                        *beta1_powers[i].data<float>(), *beta2_powers[i].data<float>()});
   }
-  oarlock::adamw_cpu({int64_t(tensors.size()), tensors.data(), beta1, beta2, epsilon});
+  adamw_cpu({int64_t(tensors.size()), tensors.data(), beta1, beta2, epsilon});
   for (Tensor& power : beta1_powers) *power.data<float>() *= beta1;
   for (Tensor& power : beta2_powers) *power.data<float>() *= beta2;
 }
 
 }  // namespace
+}  // namespace oarlock
 
 PD_BUILD_OP(fused_rotary)
     .Inputs({"q", "k", "cos", "sin", paddle::Optional("positions")})
     .Outputs({"rotated_q", "rotated_k"})
-    .SetKernelFn(PD_KERNEL(rotary));
+    .SetKernelFn(PD_KERNEL(oarlock::rotary));
 PD_BUILD_GRAD_OP(fused_rotary)
     .Inputs({"cos", "sin", paddle::Optional("positions"), paddle::Grad("rotated_q"), paddle::Grad("rotated_k")})
     .Outputs({paddle::Grad("q"), paddle::Grad("k")})
-    .SetKernelFn(PD_KERNEL(rotary_grad));
+    .SetKernelFn(PD_KERNEL(oarlock::rotary_grad));
 
-PD_BUILD_OP(fused_swiglu).Inputs({"gate", "up"}).Outputs({"y"}).SetKernelFn(PD_KERNEL(swiglu));
+PD_BUILD_OP(fused_swiglu).Inputs({"gate", "up"}).Outputs({"y"}).SetKernelFn(PD_KERNEL(oarlock::swiglu));
 PD_BUILD_GRAD_OP(fused_swiglu)
     .Inputs({"gate", "up", paddle::Grad("y")})
     .Outputs({paddle::Grad("gate"), paddle::Grad("up")})
-    .SetKernelFn(PD_KERNEL(swiglu_grad));
+    .SetKernelFn(PD_KERNEL(oarlock::swiglu_grad));
 
-PD_BUILD_OP(fused_swiglu_halves).Inputs({"x"}).Outputs({"y"}).SetKernelFn(PD_KERNEL(swiglu_halves));
+PD_BUILD_OP(fused_swiglu_halves).Inputs({"x"}).Outputs({"y"}).SetKernelFn(PD_KERNEL(oarlock::swiglu_halves));
 PD_BUILD_GRAD_OP(fused_swiglu_halves)
     .Inputs({"x", paddle::Grad("y")})
     .Outputs({paddle::Grad("x")})
-    .SetKernelFn(PD_KERNEL(swiglu_halves_grad));
+    .SetKernelFn(PD_KERNEL(oarlock::swiglu_halves_grad));
 
 PD_BUILD_OP(fused_linear_softmax)
     .Inputs({"hidden", "weight", "labels"})
     .Outputs({"exponentials", "stats"})
     .Attrs({"transposed: bool", "ignored: int64_t", "first: int64_t", "all: int64_t"})
-    .SetKernelFn(PD_KERNEL(linear_softmax));
+    .SetKernelFn(PD_KERNEL(oarlock::linear_softmax));
 
 PD_BUILD_OP(fused_linear_softmax_gradient)
     .Inputs({"exponentials", "grad_weight", "hidden", "weight", "labels", "factors"})
@@ -229,7 +221,7 @@ PD_BUILD_OP(fused_linear_softmax_gradient)
     .SetInplaceMap({{"exponentials", "gradients"}, {"grad_weight", "grad_weight_sum"}})
     .Attrs({"transposed: bool", "scale: float", "ignored: int64_t", "first: int64_t", "is_first: bool",
             "for_hidden: bool", "for_weight: bool"})
-    .SetKernelFn(PD_KERNEL(linear_softmax_gradient));
+    .SetKernelFn(PD_KERNEL(oarlock::linear_softmax_gradient));
 
 PD_BUILD_OP(fused_adamw)
     .Inputs({paddle::Vec("parameters"), paddle::Vec("gradients"), paddle::Vec("moments1"), paddle::Vec("moments2"),
@@ -243,4 +235,4 @@ PD_BUILD_OP(fused_adamw)
                     {paddle::Vec("beta2_powers"), paddle::Vec("new_beta2_powers")}})
     .Attrs({"learning_rates: std::vector<float>", "decays: std::vector<float>", "beta1: float", "beta2: float",
             "epsilon: float"})
-    .SetKernelFn(PD_KERNEL(adamw));
+    .SetKernelFn(PD_KERNEL(oarlock::adamw));

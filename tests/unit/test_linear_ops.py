@@ -17,17 +17,6 @@ pytestmark = [
 ]
 
 
-def check_linears(rows):
-    x, out = normal(*rows, 33), (48, 16, 21)
-    weights = [normal(33, size) for size in out]
-    same(linears.fused_projections, lambda x, *weights: [x @ weight for weight in weights], [x, *weights])
-    same(
-        linears.fused_mlp,
-        lambda x, gate, up, down: llama.swiglu(x @ gate, x @ up) @ down,
-        [x, normal(33, 67), normal(33, 67, seed=1), normal(67, 21)],
-    )
-
-
 def check_layer(rows):
     x, scale, weights = normal(*rows, 33), normal(33), [normal(33, size) for size in (48, 16, 21)]
     same(
@@ -46,9 +35,15 @@ def check_layer(rows):
     same(lambda *given: layers.fused_layer_end(*given, 1e-6), end, [attended, kept, *weights])
 
 
-def test_a_start_of_a_layer_whose_attention_nobody_uses():
+def test_a_start_of_a_layer_of_which_not_all_is_used():
     x, scale, weights = normal(2, 9, 33), normal(33), [normal(33, 16, seed=seed) for seed in range(3)]
-    *_, kept, _ = layers.fused_layer_start(x, scale, *weights, 1e-6)
+    query, _, value, kept, _ = layers.fused_layer_start(x, scale, *weights, 1e-6)
+    gradients = paddle.grad([query + value], [x, *weights], [normal(2, 9, 16)], retain_graph=True)
+    normed = norms.reference_rms_norm(x, scale, 1e-6)
+    wanted = paddle.grad([normed @ weights[0] + normed @ weights[2]], [x, *weights[::2]], [normal(2, 9, 16)])
+    for found, expected in zip([*gradients[:2], gradients[3]], wanted, strict=True):
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5, atol=1e-4)
+    assert not gradients[2].any()
     gradients = paddle.grad([kept], [x, scale, *weights], [normal(2, 9, 33, seed=1)])
     np.testing.assert_array_equal(gradients[0].numpy(), normal(2, 9, 33, seed=1).numpy())
     assert not any(gradient.any() for gradient in gradients[1:])
@@ -86,27 +81,17 @@ def check_lora(rows):
 
 @pytest.mark.parametrize("rows", [(2, 9), (300,), (0, 4), (1, 1)])
 def test_linears(rows):
-    check_linears(rows)
     check_lora(rows)
     check_layer(rows)
 
 
-def test_linears_of_turned_weights():
-    x, weights = normal(2, 9, 33), [normal(16, 33) for _ in range(3)]
+def test_a_start_of_turned_weights():
+    x, scale, weights = normal(2, 9, 33), normal(33), [normal(16, 33) for _ in range(3)]
     same(
-        lambda x, *turned: linears.fused_projections(x, *(weight.t() for weight in turned)),
-        lambda x, *turned: [x @ weight.t() for weight in turned],
+        lambda x, *turned: layers.fused_layer_start(x, scale, *(weight.t() for weight in turned), 1e-6)[:3],
+        lambda x, *turned: [norms.reference_rms_norm(x, scale, 1e-6) @ weight.t() for weight in turned],
         [x, *weights],
     )
-
-
-def test_a_projection_that_nobody_uses():
-    x, weights = normal(2, 9, 33), [normal(33, 16, seed=seed) for seed in range(3)]
-    made = linears.fused_projections(x, *weights)
-    gradients = paddle.grad([made[0] + made[2]], [x, weights[1]], [normal(2, 9, 16)])
-    wanted = paddle.grad([x @ weights[0] + x @ weights[2]], [x], [normal(2, 9, 16)])
-    np.testing.assert_allclose(gradients[0].numpy(), wanted[0].numpy(), rtol=1e-5, atol=1e-5)
-    assert not gradients[1].any()
 
 
 def test_a_lora_projection_that_nobody_uses():
@@ -149,21 +134,23 @@ def test_layers_that_are_made_together(operators):
     assert used() == ["fused_layer_start", "fused_layer_end"]
     with paddle.no_grad():
         assert used() == ["fused_rms_norm"] * 2
-    seen = []
+    apart, seen = ["fused_rms_norm_kept", "fused_add_rms_norm"], []
     for hooked, wanted in (
-        (layer.mlp, ["fused_rms_norm_kept", "fused_projections", "fused_add_rms_norm", "fused_mlp"]),
-        (layer.self_attn.o_proj, ["fused_rms_norm_kept", "fused_projections", "fused_add_rms_norm", "fused_mlp"]),
-        (layer.self_attn.v_proj, ["fused_rms_norm_kept", "fused_add_rms_norm", "fused_mlp"]),
-        (layer.input_layernorm, ["fused_rms_norm", "fused_projections", "fused_rms_norm", "fused_mlp"]),
+        (layer.mlp, apart),
+        (layer.self_attn.o_proj, apart),
+        (layer.self_attn.v_proj, apart),
+        (layer.input_layernorm, ["fused_rms_norm"] * 2),
     ):
         hook = hooked.register_forward_post_hook(lambda *call: seen.append(call))
         assert used() == wanted and seen
         hook.remove()
         seen.clear()
     layer.mlp.up_proj.weight.stop_gradient = True
-    assert used() == ["fused_rms_norm_kept", "fused_projections", "fused_add_rms_norm"]
+    assert used() == apart
+    layer.mlp.up_proj.weight.stop_gradient = False
+    assert used() == ["fused_layer_start", "fused_layer_end"]
     layer.self_attn.k_proj = paddle.nn.Sequential(layer.self_attn.k_proj)
-    assert used() == ["fused_rms_norm_kept", "fused_add_rms_norm"]
+    assert used() == apart
 
 
 def test_layers_with_lora_that_are_made_together(operators):
@@ -223,16 +210,23 @@ def test_lora_of_an_input_without_a_gradient(monkeypatch):
 
 
 def test_refusals():
-    x, weight = normal(5, 4), normal(4, 6)
+    x, wide, weight = normal(5, 4), normal(5, 6), normal(4, 6)
+
+    def start(scale, *weights):
+        return layers.fused_layer_start(x, scale, *weights, 1e-6)
+
+    def end(kept, *mlp):
+        return layers.fused_layer_end(x, kept, weight, normal(6), *mlp, 1e-6)
+
     for call, words in (
-        (lambda: linears.fused_projections(x, weight, normal(5, 4), weight), r"\[4, out\]; got \[5, 4\]"),
-        (lambda: linears.fused_mlp(x, weight, normal(4, 5), weight), r"of one shape; got \[4, 6\] and \[4, 5\]"),
-        (lambda: layers.fused_layer_start(x, normal(5), weight, weight, weight, 1e-6), r"scale has to be \[4\]; got"),
+        (lambda: start(normal(4), weight, normal(5, 4), weight), r"\[4, out\]; got \[5, 4\]"),
+        (lambda: start(normal(5), weight, weight, weight), r"scale has to be of x's last axis, \[4\]; got \[5\]"),
         (
-            lambda: layers.fused_layer_end(x, x, weight, normal(6), *[normal(6, 6)] * 3, 1e-6),
+            lambda: end(x, normal(6, 6), normal(6, 6), normal(6, 6)),
             r"kept has to be \[5, 6\], as the layer's output; got \[5, 4\]",
         ),
-        (lambda: linears.fused_mlp(x, weight, weight, weight), r"down has to be \[6, out\]; got \[4, 6\]"),
+        (lambda: end(wide, normal(6, 6), normal(6, 5), normal(6, 6)), r"of one shape; got \[6, 6\] and \[6, 5\]"),
+        (lambda: end(wide, normal(6, 7), normal(6, 7), normal(6, 6)), r"down has to be \[7, out\]; got \[6, 6\]"),
         (
             lambda: linears.fused_lora_projections(
                 x,

@@ -202,7 +202,6 @@ import test_step_ops as ops
 import test_linear_ops
 ops.check_rotary(10, 3, 1, True)
 ops.check_swiglu((3, 5, 67))
-test_linear_ops.check_linears((2, 9))
 test_linear_ops.check_lora((2, 9))
 test_linear_ops.check_layer((2, 9))
 ops.check_cross_entropy(False)

@@ -89,18 +89,14 @@ def _alone(outputs: Any) -> Tensor:
 def _whole(layer: Any, x: Tensor) -> list[Any]:
     """Its linear layers where all are trained whole, with biases at query, key and value alone; [] otherwise."""
     attention, mlp = layer.self_attn, layer.mlp
-    projections = linears.alike(attention, x, "q_proj", "k_proj", "v_proj")
-    others = linears.alike(attention, x, "o_proj") + linears.alike(mlp, x, "gate_proj", "up_proj", "down_proj")
-    if (
-        not (is_as_made(attention) and is_as_made(mlp))
-        or not projections
-        or len(others) != 4
-        or not all(map(linears.is_trained, projections + others))
-    ):
+    in_attention = linears.trained_whole(attention, x, "q_proj", "k_proj", "v_proj", "o_proj")
+    in_mlp = linears.trained_whole(mlp, x, "gate_proj", "up_proj", "down_proj")
+    if not (in_attention and in_mlp and is_as_made(attention) and is_as_made(mlp)):
         return []
+    others = in_attention[3:] + in_mlp
     if not getattr(mlp, "fuse_swiglu", True) or any(linear.bias is not None for linear in others):
         return []
-    return projections + others
+    return in_attention + in_mlp
 
 
 def _is_plain(layer: Any, given: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ Float32 on the CPU, through Paddle's MKL. `install` puts them behind PaddleNLP's
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,32 +17,6 @@ from oarlock.ops import library
 from oarlock.ops.patch import Function, fits, is_as_made
 
 Tensor = Any
-
-
-def fused_projections(x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x query, x key, x value: their products sum the gradient of x as they make it.
-
-    Args:
-        x: [..., in]; query, key, value: weights [in, out], each with its out.
-
-    Raises:
-        ValueError: when shapes do not fit.
-    """
-    return tuple(library.run("fused_projections", x, query, key, value))
-
-
-def fused_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """(silu(x gate) * (x up)) down (https://arxiv.org/abs/2002.05202): [..., in] -> [..., out].
-
-    The product of the two is made a second time in the backward, where it costs no memory traffic, and not kept.
-
-    Args:
-        gate, up: weights [in, inner]; down: [inner, out].
-
-    Raises:
-        ValueError: when shapes do not fit.
-    """
-    return library.run("fused_mlp", x, gate, up, down)[0]
 
 
 def fused_lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
@@ -74,12 +48,18 @@ class Three:
 
 
 def fused_lora_projections(x: Tensor, layers: Three) -> tuple[Tensor, Tensor, Tensor]:
-    """fused_projections with LoRA."""
+    """Query, key and value of x [..., in], whose products sum the gradient of x as they make it."""
     return tuple(layers.run("fused_lora_projections", x)[:3])
 
 
 def fused_lora_mlp(x: Tensor, layers: Three) -> Tensor:
-    """fused_mlp with LoRA: gate, up, down."""
+    """(silu(x gate) * (x up)) down (https://arxiv.org/abs/2002.05202): [..., in] -> [..., out].
+
+    The product of the two is made a second time in the backward, where it costs no memory traffic, and not kept.
+
+    Args:
+        layers: gate, up, down.
+    """
     return layers.run("fused_lora_mlp", x)[0]
 
 
@@ -115,58 +95,52 @@ def for_linear(original: Function) -> Function:
 
 
 def for_mlp(original: Function) -> Function:
-    """LlamaMLP's and Qwen2MLP's forward."""
+    """LlamaMLP's and Qwen2MLP's forward, with LoRA at all three."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         is_swiglu = getattr(self, "fuse_swiglu", True)  # Qwen2's may have another activation
-        layers = alike(self, x, "gate_proj", "up_proj", "down_proj")
+        layers = _with_lora(self, x, "gate_proj", "up_proj", "down_proj")
         if not is_swiglu or not layers or any(layer.bias is not None for layer in layers):
             return original(self, x)
-        if _adds_lora(layers[0]):
-            return fused_lora_mlp(x, _three(layers))
-        return fused_mlp(x, *(layer.weight for layer in layers))
+        return fused_lora_mlp(x, _three(layers))
 
     return forward
 
 
 def for_attention(original: Function) -> Function:
-    """The forward of an attention layer: q_proj, k_proj and v_proj have their results when it calls them."""
+    """The forward of an attention layer with LoRA: q_proj, k_proj and v_proj have their results when it calls them."""
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         is_done = hidden_states is _input  # by for_layer
-        layers = [] if is_done else alike(self, hidden_states, "q_proj", "k_proj", "v_proj")
+        layers = [] if is_done else _with_lora(self, hidden_states, "q_proj", "k_proj", "v_proj")
         if not layers:
             return original(self, hidden_states, *args, **kwargs)
-        if _adds_lora(layers[0]):
-            made = fused_lora_projections(hidden_states, _three(layers))
-        else:
-            made = fused_projections(hidden_states, *(layer.weight for layer in layers))
-        with waiting(hidden_states, layers, made):
+        with waiting(hidden_states, layers, fused_lora_projections(hidden_states, _three(layers))):
             return original(self, hidden_states, *args, **kwargs)
 
     return forward
 
 
-def alike(owner: Any, x: Tensor, *names: str) -> list[Any]:
-    """The layers of those names where they can be made together: all trained whole or all with LoRA, and as they were
-    made. [] where not."""
+def trained_whole(owner: Any, x: Tensor, *names: str) -> list[Any]:
+    """The layers of those names where all are plain linear ones of which nothing is frozen, and can be made together;
+    [] where not."""
+    layers = _alike(owner, names, lambda layer: type(layer) is paddle.nn.Linear and not layer.weight.stop_gradient)
+    return layers if fits(x, *(layer.weight for layer in layers)) else []
+
+
+def _with_lora(owner: Any, x: Tensor, *names: str) -> list[Any]:
+    """The same of layers with LoRA."""
+    layers = _alike(owner, names, _adds_lora)
+    return layers if fits(x, *(each for layer in layers for each in (layer.weight, layer.lora_A, layer.lora_B))) else []
+
+
+def _alike(owner: Any, names: Sequence[str], is_wanted: Callable[[Any], bool]) -> list[Any]:
+    """Where a backward follows, and nobody looks into one of them."""
     layers: list[Any] = [owner._sub_layers.get(name) for name in names]  # getattr looks elsewhere first
     if not (paddle.in_dynamic_mode() and paddle.is_grad_enabled()):
         return []
-    if not all(layer is not None and is_as_made(layer) for layer in layers):
-        return []
-    if all(map(is_trained, layers)):
-        tensors = [layer.weight for layer in layers]
-    elif all(map(_adds_lora, layers)):
-        tensors = [tensor for layer in layers for tensor in (layer.weight, layer.lora_A, layer.lora_B)]
-    else:
-        return []
-    return layers if fits(x, *tensors) else []
-
-
-def is_trained(layer: Any) -> bool:
-    """Whether it is a plain linear layer, trained whole."""
-    return type(layer) is paddle.nn.Linear and not layer.weight.stop_gradient
+    # As made first: QLoRA's have a forward of their own and no weight.
+    return layers if all(layer is not None and is_as_made(layer) and is_wanted(layer) for layer in layers) else []
 
 
 def _adds_lora(layer: Any) -> bool:

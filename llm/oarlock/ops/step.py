@@ -18,14 +18,7 @@ from paddle.nn import functional
 from oarlock.errors import EnvironmentProblem
 from oarlock.ops import library
 from oarlock.ops.layers import fused_layer_end, fused_layer_start
-from oarlock.ops.linears import (
-    Three,
-    fused_lora_linear,
-    fused_lora_mlp,
-    fused_lora_projections,
-    fused_mlp,
-    fused_projections,
-)
+from oarlock.ops.linears import Three, fused_lora_linear, fused_lora_mlp, fused_lora_projections
 from oarlock.ops.norms import reference_rms_norm
 
 Tensor = Any
@@ -186,14 +179,6 @@ def check_step() -> None:
     pairs = {
         "rotary embedding": (rotated, turned),
         "SwiGLU": (lambda x: fused_swiglu(x, wave), lambda x: functional.silu(x) * wave),
-        "projections": (
-            lambda x: paddle.concat(fused_projections(x, wave, wave[:, :8], wave[:, 8:]), axis=-1),
-            lambda x: x @ paddle.concat([wave, wave], axis=-1),
-        ),
-        "MLP": (
-            lambda x: fused_mlp(x / 8, wave, wave.t(), wave[:, :8]),
-            lambda x: gated(x / 8, wave, wave.t(), wave[:, :8]),
-        ),
         "start of a layer": (
             lambda x: paddle.add_n(fused_layer_start(x, wave[0] + 1, wave, wave.t(), wave, 1e-6)[:4]),
             lambda x: normed(x) @ (wave * 2 + wave.t()) + x,
