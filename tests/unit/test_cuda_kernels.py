@@ -1,4 +1,5 @@
-"""What can be known of the CUDA kernels without a GPU: they compile, keep rows in registers, and bind to Paddle."""
+"""What can be known of the CUDA kernels without a GPU: they compile, keep rows in registers, bind to Paddle, and are right
+when a CPU runs them thread by thread."""
 
 from __future__ import annotations
 
@@ -60,3 +61,54 @@ def test_flags_name_the_architectures():
     flags = build.nvcc_flags(NVCC)
     assert {"-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90"} <= set(flags)
     assert (build.cuda_toolkit(NVCC) / "include" / "cuda_runtime.h").is_file()
+
+
+def run_on_cpu(python, folder, *changes):
+    """The GPU benchmark's own comparisons with float64, of the kernels as cuda_on_cpu.cc runs them; changes to their
+    sources are made first."""
+    sources = {name: (build.HERE / name).read_text() for name in (*build.CUDA_KERNELS, "common/cuda.cuh")}
+    for name, old, new in changes:
+        assert sources[name].count(old) == 1, old
+        sources[name] = sources[name].replace(old, new)
+    for name, source in sources.items():
+        source = re.sub(
+            r"(\w+(?:<[^<>]*>)?)\s*<<<(.+?)>>>\((.*?)\);", r"emulated::Launch(\2)([&] { \1(\3); });", source, flags=re.S
+        )
+        source = re.sub(r"extern __shared__ float (\w+)\[\];", r"float* \1 = emulated::dynamic_shared();", source)
+        assert "<<<" not in source
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(source)
+    includes = [f"-I{folder}", f"-I{build.HERE}", f"-isystem{build.cuda_toolkit(NVCC) / 'include'}"]
+    kernels = f'-DKERNELS="{folder / build.CUDA_KERNELS[0]}"'
+    command = ["g++", "-std=c++17", "-O2", "-w", "-fPIC", "-shared", *includes, kernels]
+    subprocess.run([*command, str(ROOT / "tests" / "cuda_on_cpu.cc"), "-o", str(folder / "kernels.so")], check=True)
+    benchmark = ROOT / "benchmarks" / "rms_norm_gpu.py"
+    command = [python, str(benchmark), "--on_cpu", str(folder / "kernels.so")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+
+def test_they_are_right_on_a_cpu(parity_python, tmp_path):
+    """Every kernel, by shapes, types and kinds of norm: values, bounds, barriers; the order of threads changes no bit."""
+    result = run_on_cpu(parity_python, tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout == "600 comparisons with float64: all right\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("common/cuda.cuh", "turn ^= 1;", ""), "wrong: y of layer"),
+        (
+            ("common/cuda.cuh", "__syncthreads();\n    float total", "float total"),
+            "results depend on the order of the threads",
+        ),
+        (
+            (build.CUDA_KERNELS[0], "(col < cols) {\n        const Pack<X, N> given", "(col <= cols) {\n        const Pack<X, N> given"),
+            "an access outside of a tensor",
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_kernel_is_found_on_a_cpu(parity_python, tmp_path, change, words):
+    result = run_on_cpu(parity_python, tmp_path, change)
+    assert result.returncode and words in result.stdout + result.stderr
