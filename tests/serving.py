@@ -81,18 +81,18 @@ class Server:
         return self.post("/v2/models/oarlock/generate", fields)
 
     def metric(self, name: str) -> float:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
 
-    def wait_open(self, count: int, seconds: float = 10) -> None:
+    def wait_open(self, count: int, seconds: float = 60) -> None:
         """Until so many requests are open."""
         deadline = time.monotonic() + seconds
         while (found := self.metric("oarlock_open_requests")) != count:
             assert time.monotonic() < deadline, f"{found} requests are open, not {count}"
             time.sleep(0.02)
 
-    def wait_idle(self, seconds: float = 10) -> None:
+    def wait_idle(self, seconds: float = 60) -> None:
         time.sleep(0.3)  # the metric is that old at most
         self.wait_open(0, seconds)
 
