@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,13 @@ def run_program(
         check=False,
         **kwargs,
     )
+
+
+def heed_signals() -> None:
+    """A preexec_fn: what a program inherits as ignored it may never see (SIGHUP under nohup, SIGINT behind a script's
+    "&")."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

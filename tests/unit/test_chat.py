@@ -13,7 +13,7 @@ import sys
 import pytest
 from test_engine import Letters, Script
 
-from helpers import LLM, run_program
+from helpers import LLM, heed_signals, run_program
 from oarlock import cli_chat
 from oarlock.data.templates import ChatTemplate
 from oarlock.models.ask import ask_model
@@ -121,14 +121,14 @@ def test_the_program_in_a_terminal(tiny_model):
     words = [sys.executable, "-m", "oarlock", "chat", str(tiny_model), "--max-tokens", "5"]
     environment = {**os.environ, "PYTHONPATH": str(LLM), "TERM": "dumb"}
     how = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "env": environment, "start_new_session": True}
-    with subprocess.Popen(words, **how) as program:
+    with subprocess.Popen(words, preexec_fn=heed_signals, **how) as program:
         os.close(theirs)
         seen = ""
 
         def until(text, count, remind=None):
             nonlocal seen
-            for _ in range(60):
-                while seen.count(text) < count and select.select([ours], [], [], 1)[0]:
+            for _ in range(12):
+                while seen.count(text) < count and select.select([ours], [], [], 5)[0]:
                     seen += os.read(ours, 4096).decode(errors="replace")
                 if seen.count(text) >= count:
                     return

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from helpers import ROOT, rows
+from helpers import ROOT, heed_signals, rows
 from oarlock.config import PretrainConfig, load_config
 
 SCRIPTS = ROOT / "scripts"
@@ -158,8 +158,7 @@ class Machine:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # A shell can't trap what it inherits as ignored, and under nohup SIGHUP is.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+            preexec_fn=heed_signals,
         )
 
     def run(self, script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
