@@ -92,7 +92,7 @@ def test_they_are_right_on_a_cpu(parity_python, tmp_path):
     """Every kernel, by shapes, types and kinds of norm: values, bounds, barriers; the order of threads changes no bit."""
     result = run_on_cpu(parity_python, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout == "600 comparisons with float64: all right\n"
+    assert result.stdout == "750 comparisons with float64: all right\n"
 
 
 @pytest.mark.parametrize(
