@@ -96,6 +96,11 @@ class Server:
         time.sleep(0.3)  # the metric is that old at most
         self.wait_open(0, seconds)
 
+    def tokens_when_idle(self) -> float:
+        """Those of all answers so far, when none is open."""
+        self.wait_idle()
+        return self.metric("oarlock_answered_tokens")
+
     def processes(self) -> list[int]:
         """All below the first."""
         parents = {}

@@ -64,7 +64,7 @@ def test_flags_name_the_architectures():
 
 
 def run_on_cpu(python, folder, *changes):
-    """The GPU benchmark's own comparisons with float64, of the kernels as cuda_on_cpu.cc runs them; changes to their
+    """The GPU benchmark's own comparisons with float64, of the kernels as cuda_on_cpu/ runs them; changes to their
     sources are made first."""
     sources = {name: (build.HERE / name).read_text() for name in (*build.CUDA_KERNELS, "common/cuda.cuh")}
     for name, old, new in changes:
@@ -82,7 +82,9 @@ def run_on_cpu(python, folder, *changes):
     includes = [f"-I{folder}", f"-I{build.HERE}", f"-isystem{build.cuda_toolkit(NVCC) / 'include'}"]
     kernels = f'-DKERNELS="{folder / build.CUDA_KERNELS[0]}"'
     command = ["g++", "-std=c++17", "-O2", "-w", "-fPIC", "-shared", *includes, kernels]
-    subprocess.run([*command, str(ROOT / "tests" / "cuda_on_cpu.cc"), "-o", str(folder / "kernels.so")], check=True)
+    subprocess.run(
+        [*command, str(ROOT / "tests" / "cuda_on_cpu" / "norms.cc"), "-o", str(folder / "kernels.so")], check=True
+    )
     benchmark = ROOT / "benchmarks" / "rms_norm_gpu.py"
     command = [python, str(benchmark), "--on_cpu", str(folder / "kernels.so")]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

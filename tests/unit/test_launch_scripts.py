@@ -5,6 +5,7 @@ Stand-ins for nvidia-smi, getent, Python with Paddle's launcher, and Slurm's pro
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -12,10 +13,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from helpers import ROOT, heed_signals, rows
@@ -200,8 +202,13 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path)
+    yield made
+    for process in psutil.process_iter():  # where a test fails, in sessions of their own
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("FAKE") == made.environment["FAKE"]:
+                process.kill()
 
 
 def parsed(words: list[str]) -> PretrainConfig:

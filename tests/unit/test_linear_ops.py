@@ -25,6 +25,12 @@ def check_layer(rows):
         [x, scale, *weights],
     )
 
+    same(
+        lambda x, *turned: layers.fused_layer_start(x, scale, *(weight.t() for weight in turned), 1e-6)[:3],
+        lambda x, *turned: [norms.reference_rms_norm(x, scale, 1e-6) @ weight.t() for weight in turned],
+        [x, *(normal(size, 33) for size in (48, 16, 21))],
+    )
+
     def end(attended, kept, output, scale, gate, up, down):
         total = kept + attended @ output
         normed = norms.reference_rms_norm(total, scale, 1e-6)
@@ -83,15 +89,6 @@ def check_lora(rows):
 def test_linears(rows):
     check_lora(rows)
     check_layer(rows)
-
-
-def test_a_start_of_turned_weights():
-    x, scale, weights = normal(2, 9, 33), normal(33), [normal(16, 33) for _ in range(3)]
-    same(
-        lambda x, *turned: layers.fused_layer_start(x, scale, *(weight.t() for weight in turned), 1e-6)[:3],
-        lambda x, *turned: [norms.reference_rms_norm(x, scale, 1e-6) @ weight.t() for weight in turned],
-        [x, *weights],
-    )
 
 
 def test_a_lora_projection_that_nobody_uses():

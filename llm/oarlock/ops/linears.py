@@ -111,8 +111,7 @@ def for_attention(original: Function) -> Function:
     """The forward of an attention layer with LoRA: q_proj, k_proj and v_proj have their results when it calls them."""
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        is_done = hidden_states is _input  # by for_layer
-        layers = [] if is_done else _with_lora(self, hidden_states, "q_proj", "k_proj", "v_proj")
+        layers = _with_lora(self, hidden_states, "q_proj", "k_proj", "v_proj")
         if not layers:
             return original(self, hidden_states, *args, **kwargs)
         with waiting(hidden_states, layers, fused_lora_projections(hidden_states, _three(layers))):
