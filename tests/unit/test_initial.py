@@ -7,7 +7,7 @@ import paddle
 import paddlenlp.transformers as families
 import pytest
 
-from helpers import TINY_LLAMA
+from helpers import TINY_LLAMA, ordinary
 from oarlock.errors import ModelError
 from oarlock.models.build import ModelSource, build_model, model_class
 from oarlock.models.configs import read_config
@@ -82,7 +82,7 @@ def test_distributions_are_paddlenlps(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_family_comes_back_from_its_files(tmp_path, name):
     config = configuration(name)
-    model = model_class(config)._from_config(config, dtype="float32")
+    model = ordinary(model_class(config)._from_config(config, dtype="float32"))
     model.save_pretrained(str(tmp_path), safe_serialization=True)
     loaded = build_model(ModelSource(tmp_path, read_config(tmp_path), from_weights=True)).state_dict()
     state = model.state_dict()

@@ -41,22 +41,21 @@ def head_and_embedding(family: str, stored: Iterable[str]) -> tuple[str, str] | 
 def has_own_head(folder: Path, family: str) -> bool:
     """Whether a folder stores an output layer that is another matrix than its embedding, as safetensors.
 
-    Raises:
-        ModelError: when the files can't be read.
+    False for files that can't be read, too: who loads them says so.
     """
     if family not in _NAMES or not has_safetensors(folder):
         return False
-    with WeightFolder.open(folder) as weights:
-        files = weights.files
-    pair = head_and_embedding(family, files)
-    if pair is None:
-        return False
     try:
+        with WeightFolder.open(folder) as weights:
+            files = weights.files
+        pair = head_and_embedding(family, files)
+        if pair is None:
+            return False
         with ExitStack() as stack:
             opened = {files[name]: stack.enter_context(SafetensorsFile(files[name])) for name in pair}
             return not _same([(opened[files[name]], name) for name in pair])
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: {' and '.join(pair)} can't be read: {error}") from error
+    except (ModelError, OSError, ValueError, KeyError):
+        return False
 
 
 def _same(pair: list[tuple[SafetensorsFile, str]]) -> bool:
