@@ -38,6 +38,7 @@ class Served:
         name: of the model, for clients.
         context: tokens that the model was made for, prompt and answer together.
         ends: tokens that end an answer.
+        special_tokens: those that decode() leaves out, and their texts.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Served:
     context: int
     ends: frozenset[int]
     adapters: tuple[str, ...] = ()
+    special_tokens: Mapping[int, str] = field(default_factory=dict)
     # The `tokenizers` library refuses to be used from two threads where PaddleNLP changes its padding.
     _tokenizing: threading.Lock = field(default_factory=threading.Lock)
 
