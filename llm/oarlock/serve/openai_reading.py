@@ -119,11 +119,12 @@ def without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_object(given: Any, known: Iterable[str]) -> Any:
-    """A request's fields that are to be honoured.
+def read_object(given: Any, known: Iterable[str], path: str = "") -> Any:
+    """The fields of a request, or of an object in it, that are to be honoured.
 
     Args:
         known: names of these.
+        path: of the object, as `stream_options`; "" for the request.
 
     Raises:
         WrongRequest: naming a field that is not done here, or that there is none of.
@@ -136,6 +137,8 @@ def read_object(given: Any, known: Iterable[str]) -> Any:
         del values["best_of"]
     for name in [name for name in values if name not in known]:
         value = values.pop(name)
+        if path:
+            raise _unknown(f"{path}.{name}", known)
         why, harmless = _NOT_DONE.get(name, ("", ()))
         if name in _OF_NO_MEANING or any(_same(value, other) for other in harmless):
             continue
@@ -177,7 +180,9 @@ def wrong_value(error: Mapping[str, Any]) -> WrongRequest:
         return WrongRequest(path, f"{path} is missing")
     if kind == "extra_forbidden":
         return WrongRequest(path, f"{path}: there is no such field here")
-    return has_to_be(path or "the request", _ALLOWED[kind](limits) if kind in _ALLOWED else "something else", error["input"])
+    return has_to_be(
+        path or "the request", _ALLOWED[kind](limits) if kind in _ALLOWED else "something else", error["input"]
+    )
 
 
 _ALLOWED: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -195,10 +200,14 @@ _ALLOWED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "model_type": lambda _: "an object",
     "model_attributes_type": lambda _: "an object",
     "dict_type": lambda _: "an object",
-    "greater_than_equal": lambda limits: f"at least {limits['ge']:,}",
-    "greater_than": lambda limits: f"above {limits['gt']:,}",
-    "less_than_equal": lambda limits: f"at most {limits['le']:,}",
+    "greater_than_equal": lambda limits: f"at least {_number(limits['ge'])}",
+    "greater_than": lambda limits: f"above {_number(limits['gt'])}",
+    "less_than_equal": lambda limits: f"at most {_number(limits['le'])}",
 }
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
@@ -59,15 +59,18 @@ class _Strict(BaseModel):
     """JSON's types as they are: "1" is no number, 1 is not true. What says nothing is absent."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    path: ClassVar[str] = ""  # where it stands in a request
 
     @model_validator(mode="before")
     @classmethod
     def _read(cls, given: Any) -> Any:
-        return read_object(given, cls.model_fields)
+        return read_object(given, cls.model_fields, cls.path)
 
 
 class StreamOptions(_Strict):
     """Of a streamed answer."""
+
+    path: ClassVar[str] = "stream_options"
 
     include_usage: bool = False
     include_obfuscation: bool = Field(False, description="Accepted; nothing is obfuscated here.")
@@ -78,6 +81,8 @@ class _Request(_Strict):
 
     `top_k`, `min_tokens`, `repetition_penalty`, `ignore_eos` and `stop_token_ids` are additions that vLLM has too.
     """
+
+    default_tokens: ClassVar[int | None] = None  # of an answer without max_tokens, as far as the context allows
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     max_tokens: Whole | None = Field(None, ge=1, le=_TOKEN_BITS)
@@ -129,6 +134,8 @@ class ChatRequest(_Request):
 
 class CompletionRequest(_Request):
     """POST /v1/completions."""
+
+    default_tokens: ClassVar[int | None] = 16  # OpenAI's
 
     prompt: Prompts
 

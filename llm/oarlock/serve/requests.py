@@ -55,7 +55,8 @@ class Sampling:
     Hugging Face and vLLM.
 
     Attributes:
-        max_tokens: of the answer; None for as many as the limits allow.
+        max_tokens: of the answer; None for as many as the context and the limits allow.
+        default_tokens: of an answer without max_tokens, where the context and the limits allow as many.
         min_tokens: before which nothing ends it.
         temperature: of the distribution; 0 takes the likeliest token (greedy).
         top_p: mass of the likeliest tokens that are kept (at least one), in (0, 1].
@@ -82,6 +83,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    default_tokens: int | None = None
 
     def check(self) -> None:
         """Refuse values outside of their ranges.
@@ -93,13 +95,14 @@ class Sampling:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise RequestRefused(f"{name} has to be a finite number; got {value!r}")
-        for name in ("max_tokens", "min_tokens", "top_k", "seed"):
+        for name in ("max_tokens", "min_tokens", "top_k", "seed", "default_tokens"):
             value = getattr(self, name)
-            optional = name in ("max_tokens", "seed") and value is None
+            optional = name in ("max_tokens", "seed", "default_tokens") and value is None
             if not optional and (isinstance(value, bool) or not isinstance(value, int)):
                 raise RequestRefused(f"{name} has to be a whole number; got {value!r}")
         rules = {
             "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            "default_tokens": (self.default_tokens is None or self.default_tokens >= 1, "at least 1"),
             "min_tokens": (self.min_tokens >= 0, "at least 0"),
             "temperature": (0 <= self.temperature <= 100, "from 0 to 100"),
             "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
