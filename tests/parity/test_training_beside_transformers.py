@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from safetensors.numpy import load_file
 
 from helpers import flags, make_adapter, make_tiny_tokenizer, rows
 from oarlock.config import FinetuneConfig, load_config
+from oarlock.config.sections import ScheduleSection
 from oarlock.data.finetune import load_finetune_data
 from oarlock.data.order import SampleOrder
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.peft import export_peft
 from oarlock.models.lora import LoRA
+from oarlock.train.schedule import make_scheduler
 
 Weights = dict[str, np.ndarray]
 PEER = Path(__file__).with_name("trainer_peer.py")
@@ -63,6 +66,14 @@ BOTH = {
     "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": MICRO, "max_steps": STEPS,
     "learning_rate": RATE, "weight_decay": 0.1, "max_grad_norm": CLIP, "adam_beta2": 0.95,
 }  # fmt: skip
+# Schedules of every shape, by transformers' names.
+SCHEDULE_CASES: list[dict[str, Any]] = [
+    {"steps": steps, "lr_scheduler_type": shape, "warmup_steps": warmup, "learning_rate": 3e-4}
+    for shape in ("linear", "cosine", "constant_with_warmup")
+    for steps in (1, 2, 3, 7, 10, 50, 99, 100, 333)
+    for warmup in (0, 0.01, 0.03, 0.1, 0.29, 0.5, 0.999, 1, 2, 9, 90)
+    if warmup < steps
+] + [{"steps": 20, "lr_scheduler_type": "constant", "warmup_steps": 0, "learning_rate": 3e-4}]
 # Weights are float32 numbers of about 1 after twenty steps, each rounded to 6e-8 of its size and summed in another
 # order: their difference is a few such roundings. The measured largest is 4e-7.
 WEIGHTS = 2e-6
@@ -89,7 +100,8 @@ class Peers:
             make_tiny_tokenizer(self.model(name))
             make_adapter(self.model(name), self.adapter(name), LoRA(r=4, alpha=8.0), seed=3)
             export_peft(self.adapter(name), self.adapter(name, "peft"))
-        self.theirs = self.ask_peer({run: self._their_job(run) for run in RUNS})
+        jobs = {run: self._their_job(run) for run in RUNS}
+        self.theirs = self.ask_peer(jobs | {"schedules": {"out": str(folder), "schedules": SCHEDULE_CASES}})
         self.ours = self._train_ours()
 
     def ask_peer(self, jobs: dict[str, Any]) -> dict[str, Any]:
@@ -208,6 +220,22 @@ def test_final_weights_are_those_of_transformers(peers, run):
         assert np.abs(begin[key] - wanted).max() > 100 * WEIGHTS, f"{key} was not trained"
     said = peers.ours[run]["said"]
     assert f" {peers.theirs[run]['trained']:,} of them trained" in said
+
+
+def test_rates_of_every_schedule_are_those_of_transformers(peers):
+    for case, wanted in zip(SCHEDULE_CASES, peers.theirs["schedules"], strict=True):
+        warmup, steps = case["warmup_steps"], case["steps"]
+        given = {"warmup_steps": warmup} if isinstance(warmup, int) else {"warmup_ratio": warmup}
+        shape = case["lr_scheduler_type"]
+        schedule = ScheduleSection(learning_rate=3e-4, lr_scheduler_type=shape, **given)
+        scheduler, rates = make_scheduler(schedule, steps), []
+        for _ in range(steps):
+            rates.append(scheduler())
+            scheduler.step()
+        np.testing.assert_allclose(rates, wanted, rtol=1e-12, atol=3e-4 * 1e-15, err_msg=str(case))
+        if shape == "constant_with_warmup":  # ours warms a plain constant up too, where that is asked for
+            constant = make_scheduler(replace(schedule, lr_scheduler_type="constant"), steps)
+            assert [(constant(), constant.step())[0] for _ in range(steps)] == rates
 
 
 def test_the_table(peers, capsys):
