@@ -216,12 +216,9 @@ def _how_to_train_more(trainer: OarlockTrainer, resume: ResumePoint) -> str:
             f"train on, give a larger --early_stopping_patience (now {trainer.best.patience})"
         )
     schedule = trainer.config.schedule
-    by_steps = schedule.max_steps > 0
-    length = (
-        f"--max_steps (now {schedule.max_steps})"
-        if by_steps
-        else f"--num_train_epochs (now {schedule.num_train_epochs:g})"
-    )
+    length = f"--num_train_epochs (now {schedule.num_train_epochs:g})"
+    if schedule.max_steps > 0:
+        length = f"--max_steps (now {schedule.max_steps})"
     return (
         f"this run is complete; to train on, give a larger {length} and --resume_from_checkpoint {resume.folder}; "
         "--overwrite_output_dir starts anew"

@@ -34,7 +34,7 @@ def total_steps(
 
 
 def warmup_steps(schedule: ScheduleSection, steps: int) -> int:
-    """Steps of the linear rise: warmup_steps, or warmup_ratio of all, rounded up (TrainingArguments.get_warmup_steps)."""
+    """Steps of the linear rise: warmup_steps, or warmup_ratio of all rounded up (as transformers rounds it)."""
     return schedule.warmup_steps or math.ceil(steps * schedule.warmup_ratio)
 
 
@@ -60,8 +60,8 @@ def check_warmup(schedule: ScheduleSection, steps: int, done: int = 0) -> None:
         )
     if warmup >= steps:
         say_once(
-            f"--warmup_ratio {schedule.warmup_ratio:g} is {warmup:,} of this run's {steps:,} step(s): the learning rate "
-            f"never reaches {schedule.learning_rate:g}"
+            f"--warmup_ratio {schedule.warmup_ratio:g} is {warmup:,} of this run's {steps:,} step(s): the learning "
+            f"rate never reaches {schedule.learning_rate:g}"
         )
 
 
