@@ -35,8 +35,10 @@ from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_pla
 from oarlock.parallel.plan_rules import refuse, slicing_problems
 from oarlock.train.callbacks import Console, EvaluateOnStart, MetricsFile, SampleLog, VisualDLReporter
 from oarlock.train.checkpoint import ResumePoint
+from oarlock.train.feeding import steps_of_a_run
 from oarlock.train.final_model import save_final_model
 from oarlock.train.manifest import list_checkpoints
+from oarlock.train.schedule import check_warmup, rate_change
 from oarlock.train.seeds import seed_step
 from oarlock.train.signals import StopRequest
 from oarlock.train.trainer import OarlockTrainer
@@ -44,6 +46,7 @@ from oarlock.versions import package_versions
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
+    from oarlock.data.order import SampleOrder
     from oarlock.models.build import ModelSource
 
 RUN_FILE = "run.json"
@@ -128,6 +131,21 @@ def _lend_fleet_a_cpu(timeout_s: float) -> None:
     fleet_on_cpu.install()
 
 
+def check_schedule(run: Run, order: SampleOrder | None, resume: ResumePoint | None) -> None:
+    """Compare the schedule with the length of the run, which is known once the data is counted; before the model is
+    built.
+
+    Args:
+        order: of the training data, None where nothing is trained.
+
+    Raises:
+        ConfigError: for a warm-up that leaves no step of the run.
+    """
+    if order is not None:
+        steps = steps_of_a_run(run.config, run.args, order, resume)
+        check_warmup(run.config.schedule, steps, resume.manifest.step if resume else 0)
+
+
 def make_trainer(run: Run, model: Any, resume: ResumePoint | None, **kwargs: Any) -> OarlockTrainer:
     """The trainer with its callbacks, and the run's record in output_dir."""
     config = run.config
@@ -190,6 +208,23 @@ def _record(run: Run, output_dir: Path, text: str) -> None:
     )
 
 
+def _how_to_train_more(trainer: OarlockTrainer, resume: ResumePoint) -> str:
+    """What a run that has reached its end has to say."""
+    if trainer.best.exhausted:
+        return (
+            f"this run ended early, after {trainer.best.evaluations_since} evaluation(s) without an improvement; to "
+            f"train on, give a larger --early_stopping_patience (now {trainer.best.patience})"
+        )
+    schedule = trainer.config.schedule
+    length = f"--num_train_epochs (now {schedule.num_train_epochs:g})"
+    if schedule.max_steps > 0:
+        length = f"--max_steps (now {schedule.max_steps})"
+    return (
+        f"this run is complete; to train on, give a larger {length} and --resume_from_checkpoint {resume.folder}; "
+        "--overwrite_output_dir starts anew"
+    )
+
+
 def train(run: Run, trainer: OarlockTrainer) -> bool:
     """Train to the end, or to a SIGTERM; returns whether the end was reached. The final model goes to output_dir."""
     config = run.config
@@ -199,8 +234,12 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
     steps = trainer.planned_steps()
     if resume:
         say(f"going on from {resume.folder} (step {resume.manifest.step}, {resume.manifest.samples:,} samples seen)")
-    if resume and resume.manifest.step >= steps:
-        say("this run is complete; train more with another --output_dir, or anew with --overwrite_output_dir")
+        if resume.manifest.step >= steps:
+            say(_how_to_train_more(trainer, resume))
+        elif before := resume.manifest.planned_steps:
+            change = rate_change(config.schedule, steps, resume.manifest.config, before, resume.manifest.step)
+            if change:
+                say(change)
     say(f"{steps:,} steps of {trainer.global_batch:,} samples ({trainer.order.num_samples:,} samples an epoch)")
     trainer.args.max_steps = steps
     run.stop.training = True
