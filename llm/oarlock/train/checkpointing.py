@@ -10,6 +10,7 @@ import numpy as np
 from paddle import nn
 from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
 
+from oarlock import products
 from oarlock.config.load import flatten
 from oarlock.environment import is_first_rank, say
 from oarlock.errors import CheckpointError, StoppedWithOthers, report
@@ -61,6 +62,7 @@ class CheckpointingTrainer(FeedingTrainer):
             owes_evaluation=self.progress.owes_evaluation,
             plan=self.plan.describe(),
             versions=package_versions(),
+            products=products.in_use(),
         )
         with contextlib.suppress(
             CheckpointError, StoppedWithOthers

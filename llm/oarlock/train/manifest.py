@@ -41,6 +41,7 @@ class Manifest:
         owes_evaluation: SIGTERM took the evaluation of this step; a resumed run begins with it.
         plan: that wrote it, in words; any other reads it.
         versions: packages that wrote it.
+        products: the library that multiplied matrices (see oarlock.products); "" on a GPU, and in older checkpoints.
         files: name -> {"bytes", "sha256"}.
     """
 
@@ -57,6 +58,7 @@ class Manifest:
     owes_evaluation: bool = False
     plan: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    products: str = ""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
 
