@@ -1,7 +1,7 @@
 """Operators of Paddle that compute something wrong, put right behind their own names.
 
-Each entry of CORRECTIONS was written for Paddle 3.3.1; tests/parity/test_frozen_gradients.py shows what is wrong without
-it, and fails itself when a newer Paddle no longer needs it.
+Each entry of CORRECTIONS was written for Paddle 3.3.1; tests/parity/test_frozen_gradients.py shows what is wrong
+without it, and fails itself when a newer Paddle no longer needs it.
 """
 
 from __future__ import annotations
