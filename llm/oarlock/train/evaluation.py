@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,10 +111,15 @@ def evaluate_tokens(trainer: OarlockTrainer, dataloader: Any, prefix: str) -> Ev
         f"{prefix}_tokens": sum(counts),
     }
     if len(names) > 1:
-        metrics |= {f"{prefix}_loss_{name}": value for name, value in zip(names, losses, strict=True)}
+        metrics |= {f"{prefix}_loss_{_word(name)}": value for name, value in zip(names, losses, strict=True)}
     if trainer.generation_metrics is not None:
         metrics |= {f"{prefix}_{name}": value for name, value in trainer.generation_metrics(trainer).items()}
     return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=samples)
+
+
+def _word(name: str) -> str:
+    """A set's name within that of a figure."""
+    return re.sub(r"[^\w./-]+", "_", name)
 
 
 def judge(trainer: OarlockTrainer, metrics: dict[str, float]) -> None:

@@ -23,7 +23,7 @@ from oarlock.train.answers import Asking, FixedPrompts, one_after_another, show
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
 from oarlock.train.generation import generate_answers
-from oarlock.train.run import connect, make_trainer, start, train
+from oarlock.train.run import check_schedule, connect, make_trainer, start, train
 from oarlock.train.trainer import OarlockTrainer
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     fingerprint = _fingerprint(corpora, weights)
     resume = find_resume_point(config, fingerprint)
     train_set, order = _mixed(config, [dataset for dataset in train_sets if dataset], names, weights)
+    check_schedule(run, order, resume)
     model = build_model(
         source, run.dtype, config.model.allow_pickle_weights, config.runtime.seed, run.plan.pipeline > 1
     )
@@ -107,7 +108,8 @@ def _tell_of_ends(corpus: Corpus, tokenizer: Any) -> None:
         ends = f"only {share:.1%} of the documents end" if share else "no document ends"
         say(
             f"{corpus.prefix}: {ends} with the tokenizer's end token ({tokenizer.eos_token}), from which a model "
-            "learns where a text ends. `oarlock data pretrain` puts it there (other programs: --append-eod, --append_eos)"
+            "learns where a text ends. `oarlock data pretrain` puts it there (in other programs: --append-eod or "
+            "--append_eos)"
         )
 
 
