@@ -62,7 +62,6 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     train_set, order = _training_set(config, data) if training else (None, None)
     base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
     resume = find_resume_point(config, data.fingerprint, base)
-    order = SampleOrder(len(train_set), config.runtime.seed) if len(train_set) else None
     check_schedule(run, order, resume)
     adapter = config.method.adapter_name_or_path
     model = build_model(
