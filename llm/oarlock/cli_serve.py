@@ -13,6 +13,7 @@ from typing import Any
 from oarlock.environment import say
 from oarlock.errors import ConfigError
 from oarlock.files import ADAPTER_FILE
+from oarlock.serve.prompts import PARSINGS
 from oarlock.serve.settings import Settings
 
 Adder = Callable[..., argparse.ArgumentParser]
@@ -57,6 +58,12 @@ def add_serve(commands: Any, command: Adder) -> None:
         ("--timeout", float, "seconds for a request"),
     ):
         limits.add_argument(flag, type=kind, metavar="N", help=text)
+    serve.add_argument(
+        "--parse-special-tokens",
+        choices=PARSINGS,
+        help="where the spelling of a special token in a client's text is that token: in raw prompts (default), in "
+        "messages too, or nowhere",
+    )
     life = serve.add_argument_group("start and stop")
     life.add_argument("--start-seconds", type=float, default=600.0, metavar="S", help="for loading (default: 600)")
     life.add_argument(
@@ -83,7 +90,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     return _serve_model(folder, adapters, limits, arguments)
 
 
-def _serve_adapter(folder: Path, limits: dict[str, float], arguments: argparse.Namespace) -> int:
+def _serve_adapter(folder: Path, limits: dict[str, Any], arguments: argparse.Namespace) -> int:
     """An adapter alone, beside its base; both are asked with the tokenizer and the template of the training."""
     from oarlock.models.adapter import open_lora
     from oarlock.models.adapter_base import find_base, with_texts_of
@@ -98,7 +105,7 @@ def _serve_adapter(folder: Path, limits: dict[str, float], arguments: argparse.N
 def _serve_model(
     folder: Path,
     adapters: dict[str, Path],
-    limits: dict[str, float],
+    limits: dict[str, Any],
     arguments: argparse.Namespace,
     near: Path | None = None,
 ) -> int:
@@ -112,9 +119,7 @@ def _serve_model(
         return _run(place / "repository", limits, arguments, place)
 
 
-def _run(
-    repository: Path, limits: dict[str, float], arguments: argparse.Namespace, temporary: Path | None = None
-) -> int:
+def _run(repository: Path, limits: dict[str, Any], arguments: argparse.Namespace, temporary: Path | None = None) -> int:
     from oarlock.serve.installed import check_installed
 
     check_installed()

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
-from helpers import TINY_LLAMA, flags
+from helpers import TINY_LLAMA, flags, ordinary
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.config.load import flatten
 from oarlock.config.sections import ScheduleSection
@@ -337,7 +337,7 @@ def source(folder: Path, config: LlamaConfig):
 )
 def test_weights_load_from_either_layout(tmp_path, layout, shards, bf16):
     config = LlamaConfig(**TINY_LLAMA)
-    model = LlamaForCausalLM(config)
+    model = ordinary(LlamaForCausalLM(config))
     if layout == "np":
         model.save_pretrained(str(tmp_path), safe_serialization=True)
     else:

@@ -10,6 +10,7 @@ import numpy as np
 from paddle import nn
 from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
 
+from oarlock import products
 from oarlock.config.load import flatten
 from oarlock.environment import is_first_rank, say
 from oarlock.errors import CheckpointError, StoppedWithOthers, report
@@ -62,6 +63,7 @@ class CheckpointingTrainer(FeedingTrainer):
             planned_steps=self.state.max_steps,
             plan=self.plan.describe(),
             versions=package_versions(),
+            products=products.in_use(),
         )
         with contextlib.suppress(
             CheckpointError, StoppedWithOthers

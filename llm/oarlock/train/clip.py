@@ -10,7 +10,7 @@ from paddle import nn
 
 from oarlock.models.layout import shared_between_stages
 
-_SLICE = "slice@"  # what GroupShardedStage3 puts before the name of a parameter it slices
+SLICE = "slice@"  # what GroupShardedStage3 puts before the name of a parameter it slices
 
 
 class GlobalNormClip(nn.clip.GradientClipBase):
@@ -80,4 +80,4 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         """Whether this rank is the one that counts it, of those that hold it after gradients were reduced."""
         if hasattr(parameter, "unslice") and not self._counts_unsliced:  # too small for stage 3 to slice
             return False
-        return parameter.name.removeprefix(_SLICE) not in self._held_elsewhere
+        return parameter.name.removeprefix(SLICE) not in self._held_elsewhere

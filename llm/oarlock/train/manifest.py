@@ -42,6 +42,7 @@ class Manifest:
         planned_steps: of the whole run when it was written; 0 where a version wrote it that did not record them.
         plan: that wrote it, in words; any other reads it.
         versions: packages that wrote it.
+        products: the library that multiplied matrices (see oarlock.products); "" on a GPU, and in older checkpoints.
         files: name -> {"bytes", "sha256"}.
     """
 
@@ -59,6 +60,7 @@ class Manifest:
     planned_steps: int = 0
     plan: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    products: str = ""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
 
