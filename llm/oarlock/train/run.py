@@ -296,5 +296,6 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
     if config.checkpoint.load_best_model_at_end:
         trainer.load_best()
     save_final_model(trainer, output_dir)
-    say(f"done: {done:,} steps; the model is in {output_dir}")
+    what = "model" if trainer.method is None else "adapter"
+    say(f"done: {done:,} steps; the {what} is in {output_dir}")
     return True
