@@ -76,14 +76,14 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="txt, jsonl, parquet files (also .gz, .zst), or folders",
+        help="txt, jsonl, json, csv, tsv, parquet files (also .gz, .zst), or folders",
     )
     pretrain.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer folder or hub name")
     pretrain.add_argument("--output-prefix", required=True, metavar="P", help="writes P.bin, P.idx and P.json")
     pretrain.add_argument(
         "--workers", type=int, default=available_cores(), help="processes (default: %(default)s, the cores)"
     )
-    pretrain.add_argument("--text-key", default="text", help="JSON field or parquet column (default: text)")
+    pretrain.add_argument("--text-key", default="text", help="JSON field or column (default: text)")
     pretrain.add_argument(
         "--txt-document",
         choices=("file", "line"),
@@ -91,6 +91,7 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         help="what one document of a .txt file is (default: file)",
     )
     pretrain.add_argument("--skip-bad", action="store_true", help="count bad lines and go on, in place of stopping")
+    pretrain.add_argument("--overwrite", action="store_true", help="replace a corpus that is there already")
 
     show = _command(kinds, "show", "Decode examples and show which tokens are trained on.", _data_show)
     show.add_argument("path", nargs="?", help="corpus prefix or folder, or fine-tuning file or folder; none: embedded")
@@ -122,6 +123,9 @@ def _add_record_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tgt-length", type=int, default=160, help="as in finetune_generation.py (default: 160)")
     parser.add_argument("--chat-template", default="auto", help="as in finetune_generation.py (default: auto)")
     parser.add_argument("--data-format", default="auto", choices=forms, help="form of the records (default: auto)")
+    parser.add_argument(
+        "--columns", metavar="F=C,...", help="as in finetune_generation.py: prompt=question,response=answer"
+    )
     parser.add_argument("--instruction-generation", action="store_true", help="as in finetune_generation.py")
 
 
@@ -132,6 +136,7 @@ def _record_section(arguments: argparse.Namespace, **more: Any) -> FinetuneDataS
         tgt_length=arguments.tgt_length,
         chat_template=arguments.chat_template,
         data_format=arguments.data_format,
+        columns=arguments.columns,
         instruction_generation=arguments.instruction_generation,
         **more,
     )
@@ -148,18 +153,10 @@ def _data_pretrain(arguments: argparse.Namespace) -> int:
         text_key=arguments.text_key,
         txt_document=arguments.txt_document,
         skip_bad=arguments.skip_bad,
+        overwrite=arguments.overwrite,
     )
-    report = build_corpus(options)
-    rate = report.bytes / 1e6 / max(1e-9, report.seconds)
-    say(
-        f"{report.documents:,} documents, {report.tokens:,} tokens from {report.bytes / 1e6:,.1f} MB in "
-        f"{report.seconds:.1f} s ({rate:.2f} MB/s): {arguments.output_prefix}.bin"
-    )
-    if report.bad_lines:
-        shown = "".join(f"\n  {line}" for line in report.first_bad)
-        say(f"{report.bad_lines:,} bad line(s) left out:{shown}")
-    if report.empty:
-        say(f"{report.empty:,} empty text(s) left out")
+    for line in build_corpus(options).lines(arguments.output_prefix):
+        say(line)
     return 0
 
 
@@ -243,11 +240,15 @@ def _merge(arguments: argparse.Namespace) -> int:
     check_output(output)
     import_paddle()
     set_paddlenlp_log_level("error")
+    from oarlock.models.adapter_base import find_base
     from oarlock.models.hub import local_folder
     from oarlock.models.merge import MergeOptions, merge
 
     allow_pickle = arguments.allow_pickle_weights
-    base = local_folder(arguments.model or mix.base.name, with_weights=True, allow_pickle=allow_pickle)
+    if arguments.model:
+        base = local_folder(arguments.model, with_weights=True, allow_pickle=allow_pickle)
+    else:
+        base = find_base(mix.parts[0].adapter, "Name it: --model BASE", allow_pickle=allow_pickle)
     size = arguments.shard_bytes
     merge(base, mix, output, MergeOptions(arguments.dtype, size, not arguments.no_proof, allow_pickle))
     return 0

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oarlock.errors import ModelError
-from oarlock.files import complete_files, write_json
+from oarlock.files import ADAPTER_FILE, complete_files, write_json
 from oarlock.models.pieces import INDEX
 from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource, main_dtype, write_safetensors
 from oarlock.models.save import save_tokenizer
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from oarlock.data.templates import ChatTemplate
     from oarlock.models.methods import Method
 
-ADAPTER_FILE = "adapter.json"
 WEIGHTS_FILE = "peft_model.safetensors"
 LORA_FILE = "lora_config.json"
 FORMAT = 1
@@ -149,7 +148,8 @@ def open_adapter(folder: str | Path) -> AdapterFolder:
     except FileNotFoundError as error:
         missing = Path(error.filename or path).name
         how = f". It is a checkpoint: `oarlock checkpoint consolidate {folder} ADAPTER` makes an adapter folder of it"
-        how = how if (folder / INDEX).exists() else ""
+        if not (path.exists() and (folder / INDEX).exists()):  # a checkpoint of a whole model has no adapter
+            how = ""
         raise ModelError(f"{folder}: not an adapter folder: {missing} is missing{how}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: not a readable adapter: {error!r}") from error

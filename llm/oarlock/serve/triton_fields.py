@@ -15,6 +15,7 @@ from oarlock.serve.requests import Prompt, RequestRefused, Sampling
 FIELDS: dict[str, tuple[type, bool]] = {
     "text_input": (str, False),
     "messages": (str, False),
+    "tools": (str, False),
     "input_ids": (int, True),
     "chat": (bool, False),
     "stream": (bool, False),
@@ -33,8 +34,8 @@ FIELDS: dict[str, tuple[type, bool]] = {
     "ignore_eos": (bool, False),
 }
 OUTPUTS = ("text_output", "token_ids", "finish_reason", "prompt_tokens", "completion_tokens")
-# Parameters of requests that the models beside the streaming one make.
-CANCEL, RELAYED = "oarlock_cancel", "oarlock_relayed"
+# Parameters of requests that the endpoint and the models beside the streaming one make.
+CANCEL, RELAYED, DEFAULT_TOKENS = "oarlock_cancel", "oarlock_relayed", "oarlock_default_tokens"
 # Inside of Triton, and in a stream, an error is a text without its code: the code goes before it for those who say that
 # they pass it on.
 CODES = ("INVALID_ARG", "UNAVAILABLE", "CANCELLED", "INTERNAL")
@@ -78,11 +79,12 @@ class Asked:
     stream: bool
 
 
-def read_fields(tensors: Mapping[str, np.ndarray], max_bytes: int) -> Asked:
+def read_fields(tensors: Mapping[str, np.ndarray], max_bytes: int, default_tokens: int | None = None) -> Asked:
     """A request's tensors, each of shape [1] or, for lists, [n]; BYTES are numpy arrays of bytes.
 
     Args:
         max_bytes: of all texts together.
+        default_tokens: of an answer without max_tokens; None for as many as there is room for.
 
     Raises:
         RequestRefused: naming the tensor that is not as it should be.
@@ -90,10 +92,10 @@ def read_fields(tensors: Mapping[str, np.ndarray], max_bytes: int) -> Asked:
     if sum(_num_bytes(tensor) for tensor in tensors.values()) > max_bytes:
         raise RequestRefused(f"the request is larger than the {max_bytes:,} bytes that one may have")
     values = {name: _value(name, tensor) for name, tensor in tensors.items()}
-    return read_values(values)
+    return read_values(values, default_tokens)
 
 
-def read_values(values: Mapping[str, Any]) -> Asked:
+def read_values(values: Mapping[str, Any], default_tokens: int | None = None) -> Asked:
     """The same from Python values."""
     stops, stop_tokens = tuple(values.get("stop", ())), tuple(values.get("stop_token_ids", ()))
     if len(stops) > MAX_STOPS or any(len(stop) > MAX_STOP_LENGTH for stop in stops):
@@ -101,7 +103,7 @@ def read_values(values: Mapping[str, Any]) -> Asked:
     if len(stop_tokens) > MAX_STOP_TOKENS:
         raise RequestRefused(f"stop_token_ids: at most {MAX_STOP_TOKENS}")
     given = {name: values[name] for name in _SAMPLING if name in values}
-    sampling = Sampling(**given, stop=stops, stop_token_ids=stop_tokens)
+    sampling = Sampling(**given, stop=stops, stop_token_ids=stop_tokens, default_tokens=default_tokens)
     return Asked(_prompt(values), sampling, bool(values.get("stream", False)))
 
 
@@ -110,22 +112,22 @@ def _prompt(values: Mapping[str, Any]) -> Prompt:
     if len(given) != 1:
         raise RequestRefused(f"give one of text_input, messages and input_ids; got {', '.join(given) or 'none'}")
     adapter = values.get("adapter") or None
+    tools = _json("tools", values["tools"]) if values.get("tools") else None
     if given == ["input_ids"]:
-        return Prompt(token_ids=list(values["input_ids"]), adapter=adapter)
+        return Prompt(token_ids=list(values["input_ids"]), adapter=adapter, tools=tools)
     if given == ["messages"]:
-        return Prompt(messages=_messages(values["messages"]), adapter=adapter)
+        return Prompt(messages=_json("messages", values["messages"]), adapter=adapter, tools=tools)
     text = values["text_input"]
     if values.get("chat"):
-        return Prompt(messages=[{"role": "user", "content": text}], adapter=adapter)
-    return Prompt(text=text, adapter=adapter)
+        return Prompt(messages=[{"role": "user", "content": text}], adapter=adapter, tools=tools)
+    return Prompt(text=text, adapter=adapter, tools=tools)
 
 
-def _messages(text: str) -> list[dict[str, Any]]:
+def _json(name: str, text: str) -> Any:
     try:
-        messages: list[dict[str, Any]] = json.loads(text)
+        return json.loads(text)  # the engine looks at what is in it
     except (ValueError, RecursionError) as error:
-        raise RequestRefused(f"messages: not JSON: {error}") from error
-    return messages  # the engine looks at what is in it
+        raise RequestRefused(f"{name}: not JSON: {error}") from error
 
 
 def _num_bytes(tensor: np.ndarray) -> int:

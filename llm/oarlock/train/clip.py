@@ -70,8 +70,8 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         self._norm = paddle.sqrt(total)
         if math.isinf(self.clip_norm):
             return params_grads
-        # The same small constant as HybridParallelClipGrad's.
-        scale = self.clip_norm / (paddle.maximum(self._norm, paddle.full([], self.clip_norm)) + 1e-6)
+        # As torch.nn.utils.clip_grad_norm_ has it; HybridParallelClipGrad's also scales what is not too large.
+        scale = paddle.clip(self.clip_norm / (self._norm + 1e-6), max=1.0)
         for _, grad in clipped:
             grad.multiply_(scale.astype(grad.dtype))
         return params_grads

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import paddle
 from paddlenlp.trainer import Trainer
 
+from oarlock.data.blend import ConcatenatedDataset
 from oarlock.data.order import SampleOrder
 from oarlock.data.sampler import EvaluationBatchSampler, ResumableBatchSampler
 from oarlock.environment import die_with_parent
@@ -18,6 +19,17 @@ from oarlock.train.schedule import total_steps
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
+
+
+def samples_of_a_step(args: Any) -> int:
+    """Samples of one optimizer step over all ranks, by PaddleNLP's TrainingArguments."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
+
+
+def steps_of_a_run(config: Config, args: Any, order: SampleOrder, resume: ResumePoint | None) -> int:
+    """Optimizer steps of the whole run, those done included."""
+    done, samples = (resume.manifest.step, resume.manifest.samples) if resume else (0, 0)
+    return total_steps(config.schedule, order.num_samples, samples_of_a_step(args), done, samples)
 
 
 class FeedingTrainer(Trainer):
@@ -32,16 +44,14 @@ class FeedingTrainer(Trainer):
     @property
     def global_batch(self) -> int:
         """Samples of one optimizer step over all ranks."""
-        args = self.args
-        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
+        return samples_of_a_step(self.args)
 
     def planned_steps(self) -> int:
         """Optimizer steps of the whole run; those done already, where it was stopped early."""
         assert self.order is not None
-        done = self.resume.manifest.step if self.resume else 0
         if self.resume and self.best.exhausted:
-            return done
-        return total_steps(self.config.schedule, self.order.num_samples, self.global_batch, done, self.progress.samples)
+            return self.resume.manifest.step
+        return steps_of_a_run(self.config, self.args, self.order, self.resume)
 
     def get_train_dataloader(self) -> Any:
         """The Trainer's, which leaves nothing behind."""
@@ -76,7 +86,9 @@ class FeedingTrainer(Trainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> EvaluationBatchSampler:
         replicas = max(1, self.args.dataset_world_size)
         replica = self.args.dataset_rank if self.args.world_size > 1 else 0
-        return EvaluationBatchSampler(len(eval_dataset), self.args.per_device_eval_batch_size, replicas, replica)
+        sizes = eval_dataset.sizes if isinstance(eval_dataset, ConcatenatedDataset) else [len(eval_dataset)]
+        limit = self.args.max_evaluate_steps
+        return EvaluationBatchSampler(sizes, self.args.per_device_eval_batch_size, replicas, replica, limit)
 
     def sum_over_data_ranks(self, numbers: Sequence[float]) -> list[float]:
         """Sums over the ranks that see different data (those that split a model see the same)."""
