@@ -240,11 +240,15 @@ def _merge(arguments: argparse.Namespace) -> int:
     check_output(output)
     import_paddle()
     set_paddlenlp_log_level("error")
+    from oarlock.models.adapter_base import find_base
     from oarlock.models.hub import local_folder
     from oarlock.models.merge import MergeOptions, merge
 
     allow_pickle = arguments.allow_pickle_weights
-    base = local_folder(arguments.model or mix.base.name, with_weights=True, allow_pickle=allow_pickle)
+    if arguments.model:
+        base = local_folder(arguments.model, with_weights=True, allow_pickle=allow_pickle)
+    else:
+        base = find_base(mix.parts[0].adapter, "Name it: --model BASE", allow_pickle=allow_pickle)
     size = arguments.shard_bytes
     merge(base, mix, output, MergeOptions(arguments.dtype, size, not arguments.no_proof, allow_pickle))
     return 0

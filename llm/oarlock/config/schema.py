@@ -181,7 +181,8 @@ class MethodSection:
     """Width of that encoder; default: the model's."""
 
     adapter_name_or_path: str | None = option(None)
-    """Folder of an adapter that an earlier run saved: train it further, or only evaluate it."""
+    """Folder of an adapter that an earlier run saved: train it further, or only evaluate it. Method and settings are
+    taken from it where they are not given. --model_name_or_path may name the adapter too, without its base."""
 
     merge_weights: bool = option(False)
     """Merge the base model and the LoRA weights at the end, into output_dir/merged."""

@@ -14,17 +14,20 @@ from oarlock.data.packing import COMPARED_BATCH, PackedDataset
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import DataError
-from oarlock.models.adapter import shared_base
+from oarlock.models.adapter import open_adapter, shared_base
 from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
 from oarlock.models.methods import choose_method
 from oarlock.models.packed import attend_in_blocks, check_packing
 from oarlock.models.qlora import quantized_bytes
+from oarlock.models.tuned import check_base
 from oarlock.parallel.plan import sequence_length, text_length
 from oarlock.train.answers import Asking, FixedPrompts, HeldOutPrompts, one_after_another
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.final_model import merge_adapter
 from oarlock.train.flops import token_flops
+from oarlock.train.lengths import fit_lengths
 from oarlock.train.run import check_schedule, connect, make_trainer, start, train
+from oarlock.train.start_from_adapter import start_from_adapter
 
 if TYPE_CHECKING:
     from oarlock.config.load import LoadedConfig
@@ -34,15 +37,17 @@ if TYPE_CHECKING:
 def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     """parse -> check -> plan -> build -> train; returns the exit code."""
     run = start(loaded)
-    config: FinetuneConfig = run.config
-    source = find_model(config, from_weights=True)
-    method, family = choose_method(config.method), source.config.model_type
+    run.config = start_from_adapter(run.config, loaded.origins)
+    source = find_model(run.config, from_weights=True)
+    method, family = choose_method(run.config.method), source.config.model_type
     if method is not None:
         method.check(family)
+    more = method.positions(family) if method is not None else 0
+    run.config = fit_lengths(run.config, source, loaded.origins, more)
+    config: FinetuneConfig = run.config
     packing, longest = config.data.packing, sequence_length(config)
     example_length = config.data.src_length + config.data.tgt_length
     longer_packs = text_length(config) > example_length
-    more = method.positions(family) if method is not None else 0
     flag = "--packing_length" if longer_packs else "--src_length + --tgt_length"
     check_lengths(source, longest + more, f"{flag} after the prefix" if more else flag)
     if packing:
@@ -61,9 +66,11 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     asking = _asking(config, data, tokenizer)
     train_set, order = _training_set(config, data) if training else (None, None)
     base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
+    adapter = config.method.adapter_name_or_path
+    if adapter and base is not None:
+        check_base(open_adapter(adapter).base, base)
     resume = find_resume_point(config, data.fingerprint, base)
     check_schedule(run, order, resume)
-    adapter = config.method.adapter_name_or_path
     model = build_model(
         source,
         run.dtype,

@@ -23,6 +23,7 @@ from oarlock.train.answers import Asking, FixedPrompts, one_after_another, show
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
 from oarlock.train.generation import generate_answers
+from oarlock.train.lengths import fit_lengths
 from oarlock.train.run import check_schedule, connect, make_trainer, start, train
 from oarlock.train.trainer import OarlockTrainer
 
@@ -36,8 +37,9 @@ _ANSWER_LENGTH = 64  # tokens after a prompt of --eval_prompts
 def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     """parse -> check -> plan -> build -> train; returns the exit code."""
     run = start(loaded)
+    source = find_model(run.config, from_weights=run.config.model.continue_training)
+    run.config = fit_lengths(run.config, source, loaded.origins)
     config: PretrainConfig = run.config
-    source = find_model(config, from_weights=config.model.continue_training)
     check_lengths(source, config.data.max_seq_length, "--max_seq_length")
     connect(run, source, config.data.max_seq_length)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
