@@ -123,6 +123,9 @@ def _add_record_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tgt-length", type=int, default=160, help="as in finetune_generation.py (default: 160)")
     parser.add_argument("--chat-template", default="auto", help="as in finetune_generation.py (default: auto)")
     parser.add_argument("--data-format", default="auto", choices=forms, help="form of the records (default: auto)")
+    parser.add_argument(
+        "--columns", metavar="F=C,...", help="as in finetune_generation.py: prompt=question,response=answer"
+    )
     parser.add_argument("--instruction-generation", action="store_true", help="as in finetune_generation.py")
 
 
@@ -133,6 +136,7 @@ def _record_section(arguments: argparse.Namespace, **more: Any) -> FinetuneDataS
         tgt_length=arguments.tgt_length,
         chat_template=arguments.chat_template,
         data_format=arguments.data_format,
+        columns=arguments.columns,
         instruction_generation=arguments.instruction_generation,
         **more,
     )

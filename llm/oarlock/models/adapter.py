@@ -22,7 +22,7 @@ import numpy as np
 from oarlock.errors import ModelError
 from oarlock.files import ADAPTER_FILE, complete_files, write_json
 from oarlock.models.pieces import INDEX
-from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource, write_safetensors
+from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource, main_dtype, write_safetensors
 from oarlock.models.save import save_tokenizer
 from oarlock.models.weights import WeightFolder, has_safetensors
 from oarlock.parallel.sync import share, together
@@ -191,13 +191,18 @@ def read_adapter(folder: str | Path, method: Method) -> AdapterFolder:
     return found
 
 
-def describe_adapter(method: Method, base: Base) -> dict[str, Any]:
-    """The content of adapter.json."""
+def describe_adapter(method: Method, base: Base, dtype: str) -> dict[str, Any]:
+    """The content of adapter.json.
+
+    Args:
+        dtype: of the adapter's weights, which is not always the base's.
+    """
     return {
         "format": FORMAT,
         "method": method.name,
         "settings": method.describe(),
         "base": vars(base),
+        "dtype": dtype,
         "versions": package_versions(),
     }
 
@@ -219,7 +224,8 @@ def write_adapter_weights(
     weight_map = {tensor.name: WEIGHTS_FILE for tensor in tensors}
     write_json(folder / f"{WEIGHTS_FILE}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
     if content["method"] == "lora":
-        write_json(folder / LORA_FILE, _for_paddlenlp(content["settings"], content["base"]["name"], list(weight_map)))
+        settings, name = content["settings"], content["base"]["name"]
+        write_json(folder / LORA_FILE, _for_paddlenlp(settings, name, list(weight_map), main_dtype(tensors)))
 
 
 def save_adapter(
@@ -241,7 +247,7 @@ def save_adapter(
     folder = Path(folder)
     try:
         with complete_files(folder, last=ADAPTER_FILE) as partial:
-            content = describe_adapter(method, base)
+            content = describe_adapter(method, base, main_dtype(tensors))
             write_adapter_weights(tensors, content, partial)
             if tokenizer is not None:
                 save_tokenizer(tokenizer, partial, template)
@@ -252,7 +258,7 @@ def save_adapter(
         raise ModelError(f"{folder}: the adapter could not be written: {error}") from error
 
 
-def _for_paddlenlp(settings: dict[str, Any], base: str, names: Sequence[str]) -> dict[str, Any]:
+def _for_paddlenlp(settings: dict[str, Any], base: str, names: Sequence[str], dtype: str) -> dict[str, Any]:
     """paddlenlp.peft.LoRAConfig as JSON."""
     targets = sorted({name.split(".")[-2] for name in names})
     return {
@@ -264,5 +270,6 @@ def _for_paddlenlp(settings: dict[str, Any], base: str, names: Sequence[str]) ->
         "scaling": settings["scaling"],
         "target_modules": [rf"(.*\.)?{target}" for target in targets],
         "base_model_name_or_path": base,
+        "dtype": dtype,
         "tensor_parallel_degree": -1,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oarlock.data.blend import blend
 from oarlock.data.collate import FinetuneCollator, PackCollator
 from oarlock.data.eval_prompts import load_eval_prompts
 from oarlock.data.finetune import ExampleDataset, FinetuneData, load_finetune_data
@@ -55,20 +56,20 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
     check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}")
-    data = load_finetune_data(config.data, tokenizer, need_train=config.evaluation.do_train)
+    training, seed = config.evaluation.do_train, config.runtime.seed
+    data = load_finetune_data(config.data, tokenizer, need_train=training, seed=seed)
     if config.evaluation.do_eval and data.dev is None:
         raise DataError(
             f"--do_eval: {config.data.dataset_name_or_path} has no dev file; give a folder with train.json and "
-            "dev.json (or .jsonl), or leave --do_eval out"
+            "dev.json (or .jsonl), hold examples out with --validation_split 0.02, or leave --do_eval out"
         )
     asking = _asking(config, data, tokenizer)
-    train_set = _packed(config, data.train) if packing and config.evaluation.do_train else data.train
+    train_set, order = _training_set(config, data) if training else (None, None)
     base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
     adapter = config.method.adapter_name_or_path
     if adapter and base is not None:
         check_base(open_adapter(adapter).base, base)
     resume = find_resume_point(config, data.fingerprint, base)
-    order = SampleOrder(len(train_set), config.runtime.seed) if len(train_set) else None
     check_schedule(run, order, resume)
     model = build_model(
         source,
@@ -99,7 +100,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         flops=token_flops(source.config, example_length if packing else longest),
         data_fingerprint=data.fingerprint,
         generation_metrics=asking,
-        train_dataset=train_set if config.evaluation.do_train else None,
+        train_dataset=train_set,
         eval_dataset=data.dev if config.evaluation.do_eval else None,
         data_collator=collator(source.config.vocab_size, pad, run.plan.length_multiple),
     )
@@ -110,6 +111,12 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     elif config.evaluation.do_eval:
         trainer.evaluate()
     return 0
+
+
+def _training_set(config: FinetuneConfig, data: FinetuneData) -> tuple[Any, SampleOrder]:
+    """The examples of all sets, packed where that is asked for, and their order."""
+    sets = [_packed(config, part.train) if config.data.packing else part.train for part in data.sets]
+    return blend(sets, [part.name for part in data.sets], [part.weight for part in data.sets], config.runtime.seed)
 
 
 def _packed(config: FinetuneConfig, examples: ExampleDataset) -> ExampleDataset | PackedDataset:

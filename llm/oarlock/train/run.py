@@ -114,7 +114,7 @@ def _choose_products(recorded: str | None) -> None:
         recorded: in the checkpoint; "" where it does not say, None without one.
     """
     best = products.best()
-    wanted = best if products.asked_for() else (recorded or best)
+    wanted = recorded if recorded in products.TITLES and not products.asked_for() else best
     problem = products.use(wanted)
     found = products.in_use()
     if problem:
