@@ -26,7 +26,7 @@ from oarlock.export.targets import export
 from oarlock.models.adapter import Base, save_adapter
 from oarlock.models.build import ModelSource, build_model, model_class
 from oarlock.models.configs import read_config
-from oarlock.models.hf_config import WORDS
+from oarlock.models.hf_words import WORDS
 from oarlock.models.lora import LoRA
 from oarlock.models.methods import trained
 from oarlock.models.safetensors_stream import TensorSource

@@ -16,18 +16,19 @@ from oarlock.environment import on_cpu, progress_bar, say
 from oarlock.errors import ModelError
 from oarlock.export.companions import write_companions
 from oarlock.export.manifest import write_manifest
-from oarlock.export.tensors import InTurn, converted_tensors, plain_config, same_values
+from oarlock.export.tensors import InTurn, converted_tensors, plain_config
 from oarlock.files import is_vacant, write_json
 from oarlock.models.adapter import Base
 from oarlock.models.build import model_class
 from oarlock.models.configs import config_content, config_writer, layout_of, read_config
-from oarlock.models.hf_config import to_hugging_face, words_of
+from oarlock.models.hf_config import family_of, to_hugging_face, words_of
 from oarlock.models.merge_proof import TOLERANCES
 from oarlock.models.pickles import open_weights
 from oarlock.models.safetensors_stream import FileRecord, TensorSource
 from oarlock.models.save import MAX_SHARD_BYTES, check_space, file_order, save_config, whole_folder, write_weights
 from oarlock.models.sources import FileSource
 from oarlock.models.streamed import empty_model, stream_logits
+from oarlock.models.unused import same_values
 
 Target = Literal["hf", "paddle"]
 _LAYOUTS = {"hf": "pt", "paddle": "np"}
@@ -107,7 +108,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     options = options or ConvertOptions()
     if not is_vacant(output):
         raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
-    words_of(str(config_content(source).get("model_type")))
+    words_of(family_of(config_content(source), str(source / "config.json")))
     layout = _layout(source, options.allow_pickle)
     config = read_config(source)
     with on_cpu(), whole_folder(output, _WHAT) as folder:
@@ -184,7 +185,8 @@ def _write_config(source: Path, config: PretrainedConfig, to: Target, dtype: str
         save_config(config, folder)
         return
     if config_writer(source) == "pt":  # as it came, but for the type
-        content = {**config_content(source), "torch_dtype": dtype}
+        about = {"architectures": config.architectures, "model_type": config.model_type, "torch_dtype": dtype}
+        content = {**config_content(source), **about}
         content.pop("dtype", None)
     else:
         content = to_hugging_face(config, dtype, str(source))

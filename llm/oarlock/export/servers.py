@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from oarlock.errors import ModelError
-from oarlock.models.hf_config import WORDS
+from oarlock.models.hf_words import WORDS
 from oarlock.parallel.families import BROKEN, FAMILIES
 
 _TRANSFORMERS = tuple(FAMILIES[family].model for family in WORDS)  # vLLM has all of them too

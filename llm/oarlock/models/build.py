@@ -25,7 +25,6 @@ from oarlock.models.pickles import open_weights
 from oarlock.models.sources import WeightSource
 from oarlock.ops import library
 from oarlock.ops.norms import check_norms
-from oarlock.parallel.families import BROKEN
 from oarlock.parallel.plan import sequence_length
 from oarlock.parallel.sync import together
 
@@ -67,15 +66,9 @@ def find_model(config: Config, from_weights: bool) -> ModelSource:
     """
     folder = local_folder(config.model.model_name_or_path, from_weights, config.model.allow_pickle_weights)
     model_config = read_config(folder)
-    if not model_config.architectures:
-        raise ModelError(
-            f'{folder / "config.json"} names no "architectures" (for example ["LlamaForCausalLM"]): add the line'
-        )
     family = model_config.model_type
     if config.model.model_type and family != config.model.model_type:
         raise ModelError(f"--model_type {config.model.model_type}, but {folder / 'config.json'} is of type {family}")
-    if family in BROKEN:
-        raise ModelError(f"{folder}: {family} models can't be trained here: {BROKEN[family]}")
     if not from_weights:
         _apply_sizes(config, model_config)
     _apply_kernels(config, model_config)
