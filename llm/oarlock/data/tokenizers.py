@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from oarlock.data.marked_encoding import TokenizedText, marked_encoder
+from oarlock.data.marked_text import MarkedText
 from oarlock.errors import ModelError
 from oarlock.files import file_sha256, read_json_object
 
@@ -86,6 +88,24 @@ def batch_encode(tokenizer: PretrainedTokenizerBase, texts: Sequence[str]) -> li
         return [row.ids for row in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
     rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
     return [list(row) for row in rows]
+
+
+def encode_marked(tokenizer: PretrainedTokenizerBase, texts: Sequence[MarkedText]) -> list[TokenizedText]:
+    """Ids and offsets of texts, without begin and end tokens added; special tokens only outside of literal ranges.
+
+    Raises:
+        ModelError: for a tokenizer without a tokenizer.json.
+    """
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ModelError(f"{type(tokenizer).__name__}: not a tokenizer of the `tokenizers` library")
+    return marked_encoder(tokenizer).encode(texts) if texts else []
+
+
+def special_spellings(tokenizer: PretrainedTokenizerBase) -> tuple[str, ...]:
+    """The special tokens as they are written, the longest first."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return tuple(sorted(map(str, tokenizer.all_special_tokens), key=lambda text: (-len(text), text)))
+    return marked_encoder(tokenizer).spellings
 
 
 def tokenizer_fingerprint(tokenizer: PretrainedTokenizerBase) -> str:
