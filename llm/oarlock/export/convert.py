@@ -117,7 +117,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
             tensors, records = _write(weights, config, result, to, options, folder)
         dtype = _main_dtype(tensors)
         _write_config(source, result, to, dtype, folder)
-        write_companions(source, layout, to, result, folder)
+        write_companions(source, to, result, folder)
         proof = None
         if options.proof:
             proof = _prove(source, config, folder, options.allow_pickle, {tensor.dtype for tensor in tensors})

@@ -11,7 +11,7 @@ from oarlock.data.templates import TEMPLATE_FILE
 from oarlock.data.tokenizers import has_tokenizer
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.findings import read_object
-from oarlock.export.servers import SERVED_NAME, SERVERS, check_architecture, check_runs_here
+from oarlock.export.servers import SERVED_NAME, SERVERS, check_architecture
 from oarlock.files import is_vacant
 from oarlock.models.hf_config import family_of, words_of
 from oarlock.models.save import MAX_SHARD_BYTES
@@ -121,8 +121,6 @@ def _check_family(request: Request, family: str) -> None:
         words_of(family)
     if request.converts:
         check_architecture(request.target, FAMILIES[family].model)
-    elif request.target != "peft":
-        check_runs_here(request.target, family)
 
 
 def _check_tokenizer(request: Request, folder: Path) -> None:

@@ -14,8 +14,9 @@ from paddlenlp.transformers import AutoModelForCausalLM, PretrainedConfig, Pretr
 
 from oarlock.environment import say_once
 from oarlock.errors import ConfigError, ModelError
-from oarlock.models.adapter import read_adapter
+from oarlock.models.adapter import open_adapter, read_adapter
 from oarlock.models.configs import read_config
+from oarlock.models.generation_config import generation_content
 from oarlock.models.hub import local_folder
 from oarlock.models.initial import RandomWeights, without_values
 from oarlock.models.inputs import adapt_inputs
@@ -23,6 +24,7 @@ from oarlock.models.load import load_distributed
 from oarlock.models.methods import Method, fill_trained, initial_values
 from oarlock.models.pickles import open_weights
 from oarlock.models.sources import WeightSource
+from oarlock.models.window import check_window
 from oarlock.ops import library
 from oarlock.ops.norms import check_norms
 from oarlock.parallel.plan import sequence_length
@@ -55,6 +57,14 @@ class ModelSource:
     folder: Path
     config: PretrainedConfig
     from_weights: bool
+
+    def generation(self) -> dict[str, Any]:
+        """The content of generation_config.json; {} where there is none.
+
+        Raises:
+            ModelError: when it can't be read.
+        """
+        return generation_content(self.folder)
 
 
 def find_model(config: Config, from_weights: bool) -> ModelSource:
@@ -109,11 +119,13 @@ def _apply_kernels(config: Config, model_config: PretrainedConfig) -> None:
 
 
 def check_lengths(source: ModelSource, longest: int, flag: str) -> None:
-    """Refuse sequences longer than the model's positions.
+    """Refuse sequences longer than the model's positions, or than its sliding window.
 
     Raises:
         ConfigError: naming the flag and the largest legal value.
+        ModelError: for the window.
     """
+    check_window(source.config, longest, str(source.folder / "config.json"), f"{flag} asks for sequences of")
     names = ("max_position_embeddings", "max_sequence_length")
     name, positions = next(((name, value) for name in names if (value := getattr(source.config, name, None))), ("", 0))
     if positions and longest > positions:
@@ -178,7 +190,11 @@ def build_model(
         load_distributed(model, of_base)
     else:
         load_distributed(model, of_base, wanted=lambda holding: holding.tensor.stop_gradient)
-        values = read_adapter(adapter, method).value if adapter else initial_values(method, seed)
+        values = (
+            read_adapter(open_adapter(adapter).of_model(found, source.config), method).value
+            if adapter
+            else initial_values(method, seed)
+        )
         together(lambda: fill_trained(model, values))
     return model
 

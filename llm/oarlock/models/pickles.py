@@ -57,7 +57,8 @@ class PickleSource:
         self.place = str(folder)
         kinds = [name for name in (_PADDLE_PICKLE, _TORCH_PICKLE) if _has(folder, name)]
         kind = kinds[0] if kinds else None
-        both = kinds if len(kinds) > 1 else [name for name in (kind, f"{kind}.index.json") if (folder / name).is_file()]
+        forms = [form for name in kinds for form in (name, f"{name}.index.json")]
+        both = [name for name in forms if (folder / name).is_file()]
         if len(both) > 1:
             raise ModelError(f"{folder}: two sets of weights: {both[0]} and {both[1]}: remove one of them")
         if kind is None:

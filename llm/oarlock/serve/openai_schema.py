@@ -67,15 +67,14 @@ class _Request(_Strict):
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, le=_TOKEN_BITS)]], Field(max_length=256)] | None = None
 
     def fields(self) -> dict[str, Any]:
-        """Values of the streaming model's tensors (see triton_fields), without the prompt and the seed."""
+        """Values of the streaming model's tensors (see triton_fields) that are given, without prompt and seed."""
         values = {
             name: getattr(self, name)
             for name in (
                 *("max_tokens", "top_p", "top_k", "min_tokens", "frequency_penalty", "presence_penalty"),
-                *("repetition_penalty", "ignore_eos", "stop_token_ids"),
+                *("repetition_penalty", "ignore_eos", "stop_token_ids", "temperature"),
             )
         }
-        values["temperature"] = 1.0 if self.temperature is None else self.temperature  # OpenAI's default
         values["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
         return {name: value for name, value in values.items() if value is not None}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from oarlock.errors import OarlockError
@@ -64,6 +64,8 @@ class Sampling:
         stop: texts that end the answer, they and what follows left out.
         stop_token_ids: tokens that do, beside the model's own.
         ignore_eos: go on after the model's own.
+        given: names of the fields that the caller chose; the others are as the model's generation_config.json says.
+            None where all of them are.
     """
 
     max_tokens: int | None = None
@@ -78,6 +80,14 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    given: frozenset[str] | None = None
+
+    def with_defaults(self, defaults: Mapping[str, float | int]) -> Sampling:
+        """With a model's own values for what the caller did not choose."""
+        given = self.given
+        if given is None:
+            return self
+        return replace(self, **{name: value for name, value in defaults.items() if name not in given})  # type: ignore[arg-type]
 
     def check(self) -> None:
         """Refuse values outside of their ranges.

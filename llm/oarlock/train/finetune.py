@@ -84,6 +84,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         resume,
         method=method,
         base=base,
+        generation=source.generation(),
         order=SampleOrder(len(train_set), config.runtime.seed) if len(train_set) else None,
         template=data.template,
         tokenizer=tokenizer,
