@@ -28,7 +28,6 @@ from oarlock.models.safetensors_stream import FileRecord, TensorSource
 from oarlock.models.save import MAX_SHARD_BYTES, check_space, file_order, save_config, whole_folder, write_weights
 from oarlock.models.sources import FileSource
 from oarlock.models.streamed import empty_model, stream_logits
-from oarlock.models.unused import same_values
 
 Target = Literal["hf", "paddle"]
 _LAYOUTS = {"hf": "pt", "paddle": "np"}
@@ -113,7 +112,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     config = read_config(source)
     with on_cpu(), whole_folder(output, _WHAT) as folder:
         with closing(open_weights(source, model_class(config), config, options.allow_pickle)) as weights:
-            result = _result_config(weights, config, to)
+            result = plain_config(config)
             tensors, records = _write(weights, config, result, to, options, folder)
         dtype = _main_dtype(tensors)
         _write_config(source, result, to, dtype, folder)
@@ -141,15 +140,6 @@ def _layout(source: Path, allow_pickle: bool) -> str:
         with WeightFolder.open(source):
             pass
     return layout
-
-
-def _result_config(weights: FileSource, config: PretrainedConfig, to: Target) -> PretrainedConfig:
-    """PaddleNLP's configuration of the result."""
-    result = plain_config(config)
-    head, embedding = "lm_head.decoder_weight", "opt.embeddings.word_embeddings.weight"
-    if config.model_type == "opt" and to == "hf" and {head, embedding} <= set(weights.shapes):
-        result.tie_word_embeddings = same_values(weights, head, embedding)
-    return result
 
 
 def _write(
@@ -188,6 +178,8 @@ def _write_config(source: Path, config: PretrainedConfig, to: Target, dtype: str
         about = {"architectures": config.architectures, "model_type": config.model_type, "torch_dtype": dtype}
         content = {**config_content(source), **about}
         content.pop("dtype", None)
+        if content.get("tie_word_embeddings", True) and not config.tie_word_embeddings:
+            content["tie_word_embeddings"] = False  # two that differ were stored
     else:
         content = to_hugging_face(config, dtype, str(source))
     write_json(folder / "config.json", content)

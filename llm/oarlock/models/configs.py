@@ -12,9 +12,11 @@ import paddlenlp.transformers
 from paddlenlp.transformers import PretrainedConfig
 from paddlenlp.transformers.configuration_utils import LlmMetaConfig
 
+from oarlock.environment import say_once
 from oarlock.errors import ModelError
 from oarlock.models.hf_config import arguments_of, family_of, writer_of
 from oarlock.models.hf_words import PLAN
+from oarlock.models.tied_head import has_own_head
 from oarlock.models.weights import WeightFolder, has_safetensors
 from oarlock.parallel.families import FAMILIES
 
@@ -95,7 +97,16 @@ def config_writer(folder: Path) -> str:
 def read_config(folder: Path) -> PretrainedConfig:
     """PaddleNLP's configuration of the model in a folder, whichever side wrote it.
 
+    An output layer that is stored beside another embedding is not tied to it, whatever the configuration says.
+
     Raises:
         ModelError: when it can't be read, or PaddleNLP's model does not compute what it says.
     """
-    return config_of(config_content(folder), str(folder / "config.json"))
+    config = config_of(config_content(folder), str(folder / "config.json"))
+    if getattr(config, "tie_word_embeddings", False) and has_own_head(folder, config.model_type):
+        say_once(
+            f"{folder}: config.json ties the output layer to the embedding (tie_word_embeddings), but the two that are "
+            "stored differ: the model has both"
+        )
+        config.tie_word_embeddings = False
+    return config

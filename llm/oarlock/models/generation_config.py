@@ -13,6 +13,7 @@ from typing import Any
 from oarlock.errors import ModelError
 
 GENERATION_FILE = "generation_config.json"
+_NOT_TEMPERATURE = ("top_p", "top_k", "repetition_penalty")
 
 
 def generation_content(folder: Path) -> dict[str, Any]:
