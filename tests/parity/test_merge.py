@@ -352,7 +352,7 @@ def test_a_full_disk_leaves_nothing(bases, adapter, tmp_path, monkeypatch):
         (folder / "model.safetensors").write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "write_weights", full)
+    monkeypatch.setattr("oarlock.models.merge.write_weights", full)
     with pytest.raises(ModelError, match="merged: the merged model could not be written: No space left"):
         merge(bases["llama"], mix, output)
     assert not list(tmp_path.iterdir())
