@@ -33,14 +33,12 @@ _CLASSES = {
 }
 # Both read a tokenizer.json as it stands; the classes of single families may build another one of its vocabulary.
 _GENERIC = {"hf": "PreTrainedTokenizerFast", "paddle": "PretrainedTokenizerFast"}
-# Of the generation settings that PaddleNLP wrote: those that mean the same there (its lengths are without the prompt).
+# What PaddleNLP's generation settings say in words of its own.
 _PADDLE_SETTINGS = frozenset(
-    {
-        "max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "length_penalty",
-        "no_repeat_ngram_size", "num_beams", "num_return_sequences", "early_stopping", "bos_token_id", "eos_token_id",
-        "pad_token_id",
-    }
-)  # fmt: skip
+    {"decode_strategy", "paddlenlp_version", "trunc_input", "use_fast", "use_fp16_decoding", "fast_ptq_sampling"}
+)
+# What it means otherwise (lengths are without the prompt), or notes of a training.
+_OTHERWISE_THERE = frozenset({"max_length", "min_length", "use_cache", "_from_model_config"})
 # Of the pattern by which Qwen2 cuts text into words: every digit stands alone.
 _QWEN2_DIGITS = "\\\\p{N}| ?[^\\\\s"
 _PLAIN_TEXTS = ("Hello, world! 3 + 4 = 7.", "  two spaces, 中文 and\n\nnew lines\t.", " naïve café 😀")
@@ -176,11 +174,9 @@ def _translated(content: Mapping[str, Any], to: str) -> dict[str, Any]:
         if "do_sample" in content and "decode_strategy" not in content:
             return {**content, "decode_strategy": "sampling" if content["do_sample"] else "greedy_search"}
         return dict(content)
-    found = dict(content)
-    if "paddlenlp_version" in content or "decode_strategy" in content:
-        found = {name: value for name, value in content.items() if name in _PADDLE_SETTINGS and value is not None}
-        if "do_sample" in content:
-            found["do_sample"] = content["do_sample"]
+    theirs = "transformers_version" in content
+    left_out = _PADDLE_SETTINGS | (set() if theirs else _OTHERWISE_THERE)
+    found = {name: value for name, value in content.items() if name not in left_out}
     if "decode_strategy" in content and "do_sample" not in content:
         found["do_sample"] = content["decode_strategy"] == "sampling"
     return found
