@@ -92,7 +92,18 @@ def writer_of(content: Mapping[str, Any], own: Collection[str]) -> str:
     words = WORDS.get(str(content.get("model_type")))
     if words is None:
         return "np"
-    theirs = {*words.fields, *words.aliases, *words.only, *TOKEN_IDS, *RECORDS, *ROPE_FIELDS, *NEUTRAL, *words.dropouts}
+    both = ("hidden_act", "head_dim", "sliding_window", "use_sliding_window", "max_window_layers")
+    theirs = {
+        *both,
+        *words.fields,
+        *words.aliases,
+        *words.only,
+        *TOKEN_IDS,
+        *RECORDS,
+        *ROPE_FIELDS,
+        *NEUTRAL,
+        *words.dropouts,
+    }
     return "np" if any(name in own and name not in theirs for name in content) else "pt"
 
 
@@ -303,7 +314,7 @@ def _gemma_activation(content: Mapping[str, Any], place: str, writer: str) -> di
     """ "gelu" alone is how the first Gemmas were published, and means the approximation (transformers says so)."""
     act, newer = content.get("hidden_act"), content.get("hidden_activation")
     approximate = ("gelu", "gelu_pytorch_tanh", "gelu_new", None)
-    if writer == "np" and act in ("gelu", None):
+    if writer == "np" and act in ("gelu", None) and newer in ("gelu", None):
         return {"hidden_act": "gelu"}  # PaddleNLP's word for the exact one
     if act == "gelu_python" and newer in ("gelu", None):
         return {"hidden_act": "gelu"}
