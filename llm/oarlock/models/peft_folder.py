@@ -159,6 +159,11 @@ def is_peft(folder: Path) -> bool:
     return (folder / PEFT_FILE).is_file()
 
 
+def is_peft_folder(adapter: AdapterFolder) -> bool:
+    """Whether PEFT saved it."""
+    return isinstance(adapter, PeftFolder)
+
+
 def open_peft(folder: Path) -> PeftFolder:
     """Read what the adapter is.
 

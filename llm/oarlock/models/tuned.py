@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from oarlock.data.templates import choose_template
 from oarlock.data.tokenizers import has_tokenizer, load_tokenizer
 from oarlock.errors import ModelError
-from oarlock.models.adapter import UNKNOWN_BASE, AdapterFolder, Base, is_adapter, open_adapter
+from oarlock.models.adapter import UNKNOWN_BASE, Base, open_adapter
+from oarlock.models.adapter_base import find_base, is_adapter
 from oarlock.models.build import ModelSource, build_model, model_class
 from oarlock.models.configs import read_config
 from oarlock.models.generation_config import end_tokens
@@ -51,7 +52,10 @@ def open_tuned(name_or_path: str, base: str | None = None) -> TunedModel:
     if adapter is None and base is not None:
         raise ModelError(f"{name_or_path} is a whole model; a base is only for an adapter")
     found = open_adapter(adapter) if adapter else None
-    folder = base_folder(found, base) if found else local_folder(name_or_path, with_weights=True)
+    if found is not None and base is None:
+        folder = find_base(found, "Name it: --base DIR")
+    else:
+        folder = local_folder(base or name_or_path, with_weights=True)
     if found is not None:
         check_base(found.base, Base.of(str(folder), folder))
     source = ModelSource(folder, read_config(folder), from_weights=True)
@@ -63,23 +67,6 @@ def open_tuned(name_or_path: str, base: str | None = None) -> TunedModel:
     model.eval()
     ends = end_tokens(source.generation(), source.config, tokenizer)
     return TunedModel(model, tokenizer, choose_template("auto", tokenizer, "src_tgt"), ends, folder)
-
-
-def base_folder(adapter: AdapterFolder, given: str | None) -> Path:
-    """Where the base of an adapter is: where the user says, else where the adapter does.
-
-    Raises:
-        ModelError: when it is not there.
-    """
-    name = given or adapter.base.name
-    if not name:
-        raise ModelError(f"{adapter.folder} does not name its base: say where that is (--base DIR)")
-    try:
-        return local_folder(name, with_weights=True)
-    except ModelError as error:
-        if given:
-            raise
-        raise ModelError(f"{error} ({adapter.folder} names it as its base; --base DIR says where it is now)") from error
 
 
 def check_base(trained_on: Base, given: Base) -> None:
