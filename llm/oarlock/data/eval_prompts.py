@@ -41,11 +41,7 @@ def load_eval_prompts(
         if not line.strip():
             continue
         try:
-            item = (
-                parse_json_line(line)
-                if path.suffix == ".jsonl"
-                else decode_text(line).removeprefix("\ufeff").rstrip("\r")
-            )
+            item = parse_json_line(line) if path.suffix == ".jsonl" else _line_of_text(line)
             check_characters(item)
             prompts.append(_prompt(item, f"{path.name}:{number}", tokenizer, template, src_length))
         except (ValueError, DataError) as error:
@@ -53,6 +49,10 @@ def load_eval_prompts(
     if not prompts:
         raise DataError(f"--eval_prompts {path}: no prompt in this file")
     return prompts
+
+
+def _line_of_text(line: bytes) -> str:
+    return decode_text(line).removeprefix("\ufeff").rstrip("\r")
 
 
 def _prompt(

@@ -133,18 +133,25 @@ class _Walk:
         return False
 
 
+def how_packed(path: Path) -> str:
+    """Why a file can't be read, where its name says that it is an archive or compressed in another way; else ""."""
+    last = path.suffix.lower()
+    if last in _ARCHIVES:
+        return "an archive; unpack it"
+    return f"compressed as {last}; gz and zst are read" if last in _OTHER_COMPRESSIONS else ""
+
+
 def source_of(path: Path) -> Source | str:
     """The source that a file is, by its name (and, for .json, its content); or why it can't be read.
 
     Raises:
         DataError: when it can't be opened.
     """
+    packed = how_packed(path)
+    if packed:
+        return packed
     suffixes = [suffix.lower() for suffix in path.suffixes]
     last = suffixes[-1] if suffixes else ""
-    if last in _ARCHIVES:
-        return "an archive; unpack it"
-    if last in _OTHER_COMPRESSIONS:
-        return f"compressed as {last}; gz and zst are read"
     named = _COMPRESSIONS.get(last, "")
     if named:
         suffixes.pop()
