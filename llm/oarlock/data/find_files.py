@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from oarlock.data import streams
 from oarlock.data.streams import Source, compression_of, decompressed, naming
 from oarlock.errors import DataError
 
@@ -23,6 +22,7 @@ FORMATS = {
 _COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 _OTHER_COMPRESSIONS = (".bz2", ".xz", ".lzma", ".lz4", ".br", ".z", ".snappy")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".tbz2", ".txz")
+_HEAD_BYTES = 1 << 20  # of a .json file, looked at to see what it holds
 _NAMED = 10  # files that are left out are counted, so many of them named
 
 
@@ -173,13 +173,13 @@ def source_of(path: Path) -> Source | str:
 def _json_source(source: Source) -> Source | str:
     """Names ending in .json stand for lists, for JSON Lines (C4), and for settings, which are no data."""
     with naming(source), open(source.path, "rb") as raw:
-        head = decompressed(raw, source.compression).read(streams.BLOCK_BYTES)
+        head = decompressed(raw, source.compression).read(_HEAD_BYTES)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"["):
         return source
     line, end, _ = text.partition(b"\n")
     try:
-        if end or len(head) < streams.BLOCK_BYTES:
+        if end or len(head) < _HEAD_BYTES:
             json.loads(line)
     except (ValueError, RecursionError):
         if text.startswith(b"{"):
