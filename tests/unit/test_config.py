@@ -79,7 +79,7 @@ SUITES = {
     "finetuning_type lora": "here it is --lora true",
     "finetuning_type full": "without one all weights train",
     "template qwen": "here it is --chat_template",
-    "val_size 0.1": "here held-out records are a dev file",
+    "val_size 0.1": "here it is --validation_split",
     "flash_attn fa2": "here it is --use_flash_attention true",
     "quantization_bit 4": "here it is --qlora true",
     "stage sft": "here pretraining (pt) is run_pretrain.py, fine-tuning (sft) is finetune_generation.py",

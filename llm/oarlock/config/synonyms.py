@@ -26,6 +26,8 @@ SAME = {
     "input_dir": "dataset datasets dataset_path dataset_dir data data_dir data_path data_prefix train_data train_file "
     "train_data_path dataset_name_or_path",
     "data_format": "dataset_format dataset_type formatting prompt_style record_format",
+    "validation_split": "val_size val_set_size split_dataset_ratio eval_split_ratio test_size",
+    "columns": "column_mapping column_names columns_mapping",
     "data_cache_dir": "cache_dir dataset_prepared_path tokenized_path",
     "chat_template": "template template_type template_name prompt_template prompt_type chat_format conv_template "
     "conversation_template",
@@ -206,8 +208,9 @@ ABSENT = {
     "wandb_project": "figures go to metrics.jsonl and VisualDL (report_to): leave it out",
     "use_wandb": "figures go to metrics.jsonl and VisualDL (report_to): leave it out",
     "use_swanlab": "figures go to metrics.jsonl and VisualDL (report_to): leave it out",
-    "val_size": "held-out records are a dev file beside the training file",
-    "val_set_size": "held-out records are a dev file beside the training file",
+    "validation_split_percentage": "it is validation_split, a share: 0.05 for 5",
+    "mix_strategy": "the weights stand in dataset_name_or_path: \"0.7 a 0.3 b\"",
+    "interleave_probs": "the weights stand in dataset_name_or_path: \"0.7 a 0.3 b\"",
     "run_name": "a run is known by its output_dir: leave it out",
     "logging_first_step": "logging_steps 1 logs every step",
     "plot_loss": "VisualDL draws metrics.jsonl: leave it out",
