@@ -194,6 +194,11 @@ class Machine:
         wait_until(lambda: len(self.names(pattern)) == count, f"{count} {pattern}")
 
 
+def is_waiting(pid: int) -> bool:
+    """Whether a process waits for a child, as far as this kernel tells."""
+    return Path(f"/proc/{pid}/wchan").read_text() in ("do_wait", "0", "")
+
+
 def wait_until(condition: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + 300
     while not condition():
@@ -440,7 +445,7 @@ def test_failed_trainers_start_again(
 def test_signals_reach_the_trainers_and_not_the_launcher(machine: Machine, number: signal.Signals) -> None:
     process = machine.start(SCRIPTS / "run_trainer.sh", FAKE_DOES="train", MAX_RESTART="3")
     machine.wait_for("ready-*", 2)
-    time.sleep(0.5)  # on a busy machine the script may not wait for its launcher yet
+    wait_until(lambda: is_waiting(process.pid), "the script to wait for its launcher")
     os.killpg(process.pid, number)  # as Ctrl-C in a terminal: to all processes of the group
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
