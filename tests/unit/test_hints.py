@@ -22,7 +22,17 @@ FOREIGN_FILES = {
     *("export/start_scripts.py", "export/servers.py", "config/synonyms.py", "parallel/launch_command.py"),
     "serve/triton_server.py",
 }
-FOREIGN_FLAGS = {"option", "dataset-impl", "append-eod", "append_eos", "shm-size"}
+FOREIGN_FLAGS = {
+    "option",
+    "dataset-impl",
+    "append-eod",
+    "append_eos",
+    "shm-size",
+    "gpus",
+    "devices",
+    "nnodes",
+    "nproc_per_node",
+}
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -62,7 +72,7 @@ OPTIONS = {
     for kind in (FinetuneConfig, PretrainConfig)
     for name, spec in option_specs(kind).items()
     for spelling in (name, *spec.aliases)
-} | {"help", "print_config"}
+} | {"help", "print_config", "print-config"}
 FLAGS = OPTIONS | {
     word.removeprefix("--") for parser in COMMANDS.values() for a in parser._actions for word in a.option_strings
 }
