@@ -73,7 +73,9 @@ class FinetuneDataSection:
     """A file (.json, .jsonl, .parquet, .txt, also .gz or .zst), a folder with train and dev files, a dataset saved to
     disk, or a hub name. Not given: the embedded instructions."""
 
-    data_format: str = option("auto", choices=("auto", "src_tgt", "alpaca", "sharegpt", "messages", "text"))
+    data_format: str = option(
+        "auto", choices=("auto", "src_tgt", "alpaca", "question_answer", "sharegpt", "messages", "text")
+    )
     """Form of the records; auto looks at the first one of each file."""
 
     data_cache_dir: str | None = option(None, may_change=True)
@@ -88,6 +90,13 @@ class FinetuneDataSection:
     chat_template: str = option("auto")
     """auto (the tokenizer's own, else alpaca for instruction records, else plain), tokenizer, plain, alpaca, llama2,
     chatml, openassistant, or a Jinja file."""
+
+    chat_template_name: str | None = option(None)
+    """Which of the tokenizer's chat templates, where it has several. Not given: default, and tool_use for conversations
+    with tools."""
+
+    parse_special_tokens: bool = option(False)
+    """Special tokens that stand in records as words are special; otherwise they are text."""
 
     instruction_generation: bool = option(False)
     """Instruction tuning: records are put into the Alpaca prompt."""

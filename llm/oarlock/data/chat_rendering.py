@@ -81,6 +81,7 @@ class PreparedChat:
 
 
 def place_of(error: BaseException) -> str:
+    """ ", line N,": where in its template an error happened, or nothing."""
     line = failing_line(error)
     return f", line {line}," if line else ""
 

@@ -115,7 +115,14 @@ def find_sources(section: FinetuneDataSection) -> RecordSources:
 def make_recipe(section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase, sources: RecordSources) -> Recipe:
     """How the records become tokens; the first training record decides what auto means."""
     form = first_form(sources.train, section.data_format)
-    template = choose_template(section.chat_template, tokenizer, form, section.instruction_generation)
+    template = choose_template(
+        section.chat_template,
+        tokenizer,
+        form,
+        section.instruction_generation,
+        section.chat_template_name,
+        section.parse_special_tokens,
+    )
     return Recipe(tokenizer, template, section.src_length, section.tgt_length, section.data_format, section.skip_bad)
 
 
@@ -165,7 +172,7 @@ def _key(cache: Path, sources: list[RecordSource], recipe: Recipe) -> str:
         "version": ENCODING_VERSION,
         "sources": [source.digest(cache / "hashes") for source in sources],
         "tokenizer": tokenizer_fingerprint(recipe.tokenizer),
-        "template": [recipe.template.source, recipe.template.special_tokens],
+        "template": recipe.template.identity,
         "recipe": [recipe.src_length, recipe.tgt_length, recipe.form, recipe.prompts],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -210,3 +217,12 @@ def _tell(side: str, examples: StoredExamples) -> None:
         say(f"{side}: {counts.untrained:,} records left out, nothing of them is trained on ({shown})")
     if counts.unanswered:
         say(f"{side}: {counts.unanswered:,} conversations end with a question; it was left out")
+    if counts.spelled:
+        say(f"{side}: {counts.spelled:,} records spell a special token; it is text there (--parse_special_tokens)")
+    if counts.joined:
+        say(
+            f"{side}: {counts.joined:,} records have a token that joins the prompt to its answer, which the model is "
+            "not asked with; let the chat template end a prompt with a special token or a new line"
+        )
+    for field in counts.unread:
+        say(f"{field} is not read")

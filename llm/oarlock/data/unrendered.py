@@ -92,6 +92,14 @@ def _probe_call(call: Message, number: int, k: int, ids: dict[str, str]) -> Mess
     return {**call, **given, "function": function}
 
 
+def stand_ins(probe: Message) -> list[str]:
+    """The stand-ins in a message that probe_message made."""
+    words = [probe[name] for name in ("content", REASONING[0]) if str(probe.get(name, "")).startswith("Probe")]
+    for call in probe.get("tool_calls") or ():
+        words += [call["function"]["name"], *call["function"]["arguments"].values()]
+    return words
+
+
 def _left_out(chat: PreparedChat, add_generation_prompt: bool) -> str | None:
     ids: dict[str, str] = {}
     probes = [probe_message(message, i, ids) for i, message in enumerate(chat.messages)]
