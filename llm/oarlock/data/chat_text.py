@@ -40,6 +40,11 @@ class ChatText:
     answer: int
     answer_end: int
 
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Where stretches that are read and trained on meet."""
+        return tuple(sorted({place for span in (*self.trained, (self.answer, self.answer_end)) for place in span}))
+
 
 def chat_text(conversation: Conversation, template: ChatTemplate) -> ChatText:
     """Render a conversation and find its answers.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from oarlock.data.record_files import RecordSource
 from oarlock.data.records import READ_FIELDS, Conversation, PlainText, detect_form, parse_record
 from oarlock.data.spelled import spelling_pattern
 from oarlock.data.templates import ChatTemplate, adds_bos
-from oarlock.data.tokenizers import encode_marked
+from oarlock.data.text_parts import cut_texts
+from oarlock.data.tokens import tokenize
 from oarlock.data.train_marks import unread_fields
 from oarlock.errors import DataError
 
@@ -116,7 +117,11 @@ def encode_source(source: RecordSource, recipe: Recipe, counts: Counts) -> Itera
         DataError: for a wrong record (file:line, the field, what was expected), unless skip_bad.
     """
     form, texts, told = recipe.form, _Texts(recipe), set[str]()
-    for batch in source.batches():
+
+    def ids_of(parts: Sequence[str]) -> list[list[int]]:
+        return [row.ids for row in tokenize(recipe.tokenizer, [_plain(part, recipe.template) for part in parts])]
+
+    for batch in cut_texts(source, ids_of):
         jobs: list[_Job] = []
         for line, item in batch.items:
             where = f"{source.name}:{line}"
@@ -167,7 +172,8 @@ def _plain(text: str, template: ChatTemplate) -> MarkedText:
 def _encode(jobs: list[_Job], texts: _Texts, recipe: Recipe, counts: Counts, name: str) -> list[Row]:
     """Tokenise the texts of all jobs at once, and put the ids where they belong."""
     rows: list[Row] = []
-    for job, tokens in zip(jobs, encode_marked(recipe.tokenizer, [job.text for job in jobs]), strict=True):
+    cuts = [job.chat.cuts if job.chat else () for job in jobs]
+    for job, tokens in zip(jobs, tokenize(recipe.tokenizer, [job.text for job in jobs], cuts), strict=True):
         counts.spelled += bool(job.text.literal)
         if isinstance(job.record, PlainText):
             rows += texts.add(tokens.ids, job.line, job.record.ends)

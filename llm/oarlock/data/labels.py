@@ -11,7 +11,7 @@ from oarlock.data.chat_text import ChatText, chat_text
 from oarlock.data.marked_text import MarkedText
 from oarlock.data.records import Conversation
 from oarlock.data.templates import ChatTemplate
-from oarlock.data.tokenizers import encode_marked
+from oarlock.data.tokens import tokenize
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
@@ -130,5 +130,5 @@ def encode_prompt(
         text = template.render_chat(
             context, add_generation_prompt=True, tools=conversation.tools, variables=conversation.variables
         ).text
-    (tokens,) = encode_marked(tokenizer, [text])
+    (tokens,) = tokenize(tokenizer, [text])
     return Prompt(tokens.ids[-src_length:], text.text, answer)

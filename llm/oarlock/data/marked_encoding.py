@@ -50,6 +50,7 @@ class MarkedEncoder:
     def __init__(self, backend: Tokenizer) -> None:
         self._source = backend.to_str()
         self._plain = _bare(self._source)
+        self._plain.encode_special_tokens = backend.encode_special_tokens
         added: dict[int, AddedToken] = self._plain.get_added_tokens_decoder()
         self.spellings = special_spellings_of(added)
         unknown = json.loads(self._source)["model"].get("unk_token")
@@ -73,6 +74,20 @@ class MarkedEncoder:
             for i, row in zip(spelled, self._encode_spelled([texts[i] for i in spelled]), strict=True):
                 rows[i] = row
         return rows
+
+    def encode_documents(self, texts: Sequence[str], parse_special_tokens: bool) -> tuple[list[list[int]], list[bool]]:
+        """Ids of texts that are users' from end to end, and whether each spells a special token.
+
+        Args:
+            parse_special_tokens: it becomes that token; else it is text.
+        """
+        rows = [row.ids for row in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        spelled = [not self._special_ids.isdisjoint(row) for row in rows]
+        again = [] if parse_special_tokens else [i for i, found in enumerate(spelled) if found]
+        if again:
+            for i, row in zip(again, self._encode_spelled([MarkedText.of(texts[i]) for i in again]), strict=True):
+                rows[i] = row.ids
+        return rows, spelled
 
     def _spells(self, text: MarkedText, row: TokenizedText) -> bool:
         """Whether any of the users' words became a special token.

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from oarlock.data.fast_tokenizer import FastTokenizer
 from oarlock.data.marked_encoding import TokenizedText, marked_encoder
 from oarlock.data.marked_text import MarkedText
+from oarlock.data.tokenizer_folder import needs_paddlenlp, read_tokenizer
+from oarlock.data.tokenizer_identity import ids_fingerprint
 from oarlock.errors import ModelError
 from oarlock.files import file_sha256, read_json_object
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
 
-# Hugging Face writes tokenizer classes that PaddleNLP's AutoTokenizer does not know; all of them are a tokenizer.json
-# behind the `tokenizers` library, which PaddleNLP's PretrainedTokenizerFast loads.
-_GENERIC_FAST = "PretrainedTokenizerFast"
 _VOCABULARIES = (
     *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model"),
+    *("tekken.json", "tiktoken.model"),
 )
+# What is asked of a hub, in the order of the rule; the first that is there decides.
+_HUB_FILES = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "config.json"),
+    *("generation_config.json", "tokenizer.json"),
+)
+_HUB_VOCABULARIES = (("tokenizer.model",), ("sentencepiece.bpe.model",), ("vocab.json", "merges.txt"), ("tekken.json",))
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -32,65 +40,91 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _VOCABULARIES)
 
 
-def load_tokenizer(name_or_path: str) -> PretrainedTokenizerBase:
-    """A PaddleNLP tokenizer from a folder or a hub name.
+def load_tokenizer(name_or_path: str) -> FastTokenizer | PretrainedTokenizerBase:
+    """A tokenizer from a folder or a hub name.
+
+    The ids are those of the folder's tokenizer.json (see oarlock.data.tokenizer_folder); a class of PaddleNLP is taken
+    for what no tokenizer.json expresses (ChatGLM, GLM).
 
     Raises:
-        ModelError: naming the folder and the files it lacks, or the hub name that could not be had.
+        ModelError: naming the folder and the files it lacks or that can't be read, or the hub name that was not found.
     """
-    from paddlenlp.transformers import AutoTokenizer, PretrainedTokenizerFast
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        folder = _from_hub(name_or_path)
+    config = read_json_object(folder / "tokenizer_config.json")
+    if not (has_tokenizer(folder) or config):
+        raise ModelError(
+            f"{folder}: no tokenizer in this folder (looked for {', '.join(_VOCABULARIES)}); "
+            "name another with --tokenizer_name_or_path"
+        )
+    return _of_paddlenlp(str(folder)) if needs_paddlenlp(folder, config) else read_tokenizer(folder)
 
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        config = read_json_object(folder / "tokenizer_config.json")
-        if not (has_tokenizer(folder) or (folder / "tokenizer_config.json").exists()):
+
+def _from_hub(name: str) -> Path:
+    """The folder of the cache with a tokenizer's files, which are downloaded where they are not there."""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"tokenizer {name}: no such folder")
+    from paddlenlp.utils.download import resolve_file_path
+
+    def fetch(*names: str) -> list[str]:
+        try:
+            return [found for file in names if (found := resolve_file_path(name, [file]))]
+        except Exception as error:  # the hub clients raise everything from OSError to their own classes
             raise ModelError(
-                f"{folder}: no tokenizer in this folder (looked for {', '.join(_VOCABULARIES)}); "
-                "name another with --tokenizer_name_or_path"
-            )
-        if (folder / "tokenizer.json").exists() and not _knows(config.get("tokenizer_class")):
-            return PretrainedTokenizerFast.from_pretrained(str(folder))
-    # Hugging Face's name of a sentencepiece model; PaddleNLP's Llama looks for another.
-    piece = folder / "tokenizer.model"
-    named = piece.is_file() and not (folder / "sentencepiece.bpe.model").exists()
+                f"tokenizer {name}: can't be loaded from this name (no such folder here, and no hub gave it): "
+                f"{_first_line(error)}"
+            ) from error
+
+    found = fetch(*_HUB_FILES)
+    if not any(Path(file).name == "tokenizer.json" for file in found):
+        found += next((files for names in _HUB_VOCABULARIES if (files := fetch(*names))), [])
+    if not found:
+        raise ModelError(f"tokenizer {name}: no such folder here, and no hub has a tokenizer under this name")
+    return Path(found[0]).parent
+
+
+def _of_paddlenlp(folder: str) -> PretrainedTokenizerBase:
+    from paddlenlp.transformers import AutoTokenizer
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **({"vocab_file": str(piece)} if named else {}))
-    except Exception as error:  # the hub clients raise everything from OSError to their own classes
-        kind = "folder" if folder.is_dir() else "name (no such folder here, and no hub gave it)"
-        raise ModelError(f"tokenizer {name_or_path}: can't be loaded from this {kind}: {_first_line(error)}") from error
-    return tokenizer
-
-
-def _knows(class_name: str | None) -> bool:
-    """Whether PaddleNLP's AutoTokenizer can make this class."""
-    from paddlenlp.transformers.auto.tokenizer import tokenizer_class_from_name
-
-    if not class_name:
-        return False
-    return tokenizer_class_from_name(class_name) is not None
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise ModelError(f"tokenizer {folder}: can't be loaded from this folder: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def batch_encode(tokenizer: PretrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def batch_encode(tokenizer: FastTokenizer | PretrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Ids of texts in which all special tokens stand already; on all cores where the tokenizer is a fast one."""
-    from paddlenlp.transformers import PretrainedTokenizerFast
-
     if not texts:
         return []
-    own = getattr(type(tokenizer), "_batch_encode_plus", None) is not PretrainedTokenizerFast._batch_encode_plus
-    if isinstance(tokenizer, PretrainedTokenizerFast) and not own and not tokenizer.split_special_tokens:
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        return [row.ids for row in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
     rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
     return [list(row) for row in rows]
 
 
-def encode_marked(tokenizer: PretrainedTokenizerBase, texts: Sequence[MarkedText]) -> list[TokenizedText]:
+def prompt_ids(tokenizer: FastTokenizer | PretrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text that is to be gone on with.
+
+    What the tokenizer puts before a text stands before it, once: a text that begins with the begin token gets no more.
+    An end token that the tokenizer puts behind is left out: a model that reads one has nothing to add.
+    """
+    body = list(tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+    probe = list(tokenizer("a", add_special_tokens=False, return_attention_mask=False)["input_ids"])
+    whole = list(tokenizer("a", return_attention_mask=False)["input_ids"])
+    start = next((i for i in range(len(whole)) if whole[i : i + len(probe)] == probe), 0)
+    before, behind = whole[:start], whole[start + len(probe) :]
+    before = [] if before and body[: len(before)] == before else before
+    if before and body and body[0] == before[0] == tokenizer.bos_token_id:
+        before = before[1:]
+    return before + body + [token for token in behind if token != tokenizer.eos_token_id]
+
+
+def encode_marked(
+    tokenizer: FastTokenizer | PretrainedTokenizerBase, texts: Sequence[MarkedText]
+) -> list[TokenizedText]:
     """Ids and offsets of texts, without begin and end tokens added; special tokens only outside of literal ranges.
 
     Raises:
@@ -101,91 +135,78 @@ def encode_marked(tokenizer: PretrainedTokenizerBase, texts: Sequence[MarkedText
     return marked_encoder(tokenizer).encode(texts) if texts else []
 
 
-def special_spellings(tokenizer: PretrainedTokenizerBase) -> tuple[str, ...]:
+def special_spellings(tokenizer: FastTokenizer | PretrainedTokenizerBase) -> tuple[str, ...]:
     """The special tokens as they are written, the longest first."""
     if not hasattr(tokenizer, "backend_tokenizer"):
         return tuple(sorted(map(str, tokenizer.all_special_tokens), key=lambda text: (-len(text), text)))
     return marked_encoder(tokenizer).spellings
 
 
-def tokenizer_fingerprint(tokenizer: PretrainedTokenizerBase) -> str:
-    """Changes when the ids that a tokenizer gives may."""
-    from paddlenlp.transformers import PretrainedTokenizerFast
-
-    parts = [type(tokenizer).__name__, json.dumps(sorted(tokenizer.special_tokens_map.items()), default=str)]
-    if isinstance(tokenizer, PretrainedTokenizerFast):
-        backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        parts.append(json.dumps({key: backend[key] for key in backend if key not in ("truncation", "padding")}))
-    else:
-        settings = {key: value for key, value in tokenizer.init_kwargs.items() if isinstance(value, (bool, int, float))}
-        parts += [json.dumps(settings, sort_keys=True), json.dumps(sorted(tokenizer.get_vocab().items()))]
-        files = [getattr(tokenizer, name, None) for name in ("vocab_file", "merges_file", "sp_model_file")]
-        parts += [file_sha256(file) for file in files if isinstance(file, str) and Path(file).is_file()]
+def tokenizer_fingerprint(tokenizer: FastTokenizer | PretrainedTokenizerBase) -> str:
+    """Changes when the ids of a text, its special tokens, or what is put around it may change."""
+    if isinstance(tokenizer, FastTokenizer):
+        around = prompt_ids(tokenizer, "a"), tokenizer.encode("a")
+        special = sorted(tokenizer.special_tokens_map.items())
+        return hashlib.sha256(json.dumps([ids_fingerprint(tokenizer), special, around]).encode()).hexdigest()
+    parts = [ids_fingerprint(tokenizer), json.dumps(sorted(tokenizer.special_tokens_map.items()), default=str)]
+    files = [getattr(tokenizer, name, None) for name in ("vocab_file", "merges_file", "sp_model_file")]
+    parts += [file_sha256(file) for file in files if isinstance(file, str) and Path(file).is_file()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Text to ids, nothing else, without special tokens added.
+    """Documents to ids, nothing else, without begin and end tokens added.
 
     Attributes:
-        encode: texts -> ids of each.
+        encode_and_tell: texts -> ids of each, and whether each spells a special token.
         vocab_size: ids are below it.
         eos_id: appended after a document.
-        fingerprint: changes when the tokenizer does.
+        fingerprint: changes when the ids do (see oarlock.data.tokenizer_identity).
     """
 
-    encode: Callable[[Sequence[str]], list[np.ndarray]]
+    encode_and_tell: Callable[[Sequence[str]], tuple[list[np.ndarray], list[bool]]]
     vocab_size: int
     eos_id: int
     fingerprint: str
 
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text."""
+        return self.encode_and_tell(texts)[0]
 
-def load_encoder(name_or_path: str) -> Encoder:
-    """An Encoder for a tokenizer folder or hub name.
 
-    A folder with tokenizer.json and a generic or *Fast class is read by the `tokenizers` library alone: importing
-    paddle costs each worker process seconds and hundreds of MB that text encoding does not need.
+def load_encoder(name_or_path: str, parse_special_tokens: bool = False) -> Encoder:
+    """An Encoder for a tokenizer folder or hub name; without paddle, where PaddleNLP's classes are not needed.
+
+    Args:
+        parse_special_tokens: a special token that a document spells becomes that token; else it is text.
 
     Raises:
         ModelError: when it can't be loaded, or has no end-of-sequence token.
     """
-    folder = Path(name_or_path)
-    config = read_json_object(folder / "tokenizer_config.json") if folder.is_dir() else {}
-    if (folder / "tokenizer.json").is_file() and str(config.get("tokenizer_class", _GENERIC_FAST)).endswith("Fast"):
-        return _fast_encoder(folder, config)
     tokenizer = load_tokenizer(name_or_path)
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"tokenizer {name_or_path} has no end-of-sequence token to put between documents")
+        raise ModelError(
+            f"tokenizer {name_or_path} has no end-of-sequence token to put between documents; name it as eos_token in "
+            "its tokenizer_config.json"
+        )
+    if isinstance(tokenizer, FastTokenizer):
+        documents = marked_encoder(tokenizer)
 
-    def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return [np.asarray(row, dtype=np.int32) for row in rows]
+        def encode(texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]:
+            rows, spelled = documents.encode_documents(texts, parse_special_tokens)
+            return [np.asarray(row, dtype=np.int32) for row in rows], spelled
+    else:
+        pattern = re.compile("|".join(map(re.escape, special_spellings(tokenizer))) or r"(?!)")
 
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
-    fingerprint = hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
-    return Encoder(encode, len(tokenizer), int(tokenizer.eos_token_id), fingerprint)
+        def encode(texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]:
+            spelled = [bool(pattern.search(text)) for text in texts]
+            rows = [
+                tokenizer.convert_tokens_to_ids(
+                    tokenizer.tokenize(text, split_special_tokens=told and not parse_special_tokens)
+                )
+                for text, told in zip(texts, spelled, strict=True)
+            ]
+            return [np.asarray(row, dtype=np.int32) for row in rows], spelled
 
-
-def _fast_encoder(folder: Path, config: dict[str, Any]) -> Encoder:
-    from tokenizers import Tokenizer
-
-    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    try:
-        backend = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"{folder / 'tokenizer.json'}: not a tokenizer: {_first_line(error)}") from error
-    backend.no_truncation()
-    backend.no_padding()
-    eos = config.get("eos_token") or read_json_object(folder / "special_tokens_map.json").get("eos_token")
-    eos = eos.get("content") if isinstance(eos, dict) else eos
-    eos_id = backend.token_to_id(eos) if eos else None
-    if eos_id is None:
-        raise ModelError(f"{folder}: no end-of-sequence token (eos_token) to put between documents")
-
-    def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        rows = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(row.ids, dtype=np.int32) for row in rows]
-
-    size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    return Encoder(encode, size, eos_id, hashlib.sha256(text.encode()).hexdigest()[:16])
+    return Encoder(encode, len(tokenizer), int(tokenizer.eos_token_id), ids_fingerprint(tokenizer))

@@ -1,0 +1,294 @@
+"""A folder's tokenizer: one rule for all of them.
+
+The ids are those of tokenizer.json, whatever class tokenizer_config.json names. Where there is none, it is made of the
+vocabulary that lies there, as transformers 5 makes it. Special tokens, added tokens and the begin and end tokens are
+read from tokenizer_config.json, special_tokens_map.json and added_tokens.json as transformers 5 reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, processors
+
+from oarlock.data.fast_tokenizer import SPECIAL_NAMES, FastTokenizer
+from oarlock.data.vocabulary_files import (
+    BYTE_LEVEL_CLASSES,
+    byte_level_tokenizer,
+    sentencepiece_tokenizer,
+    tekken_tokenizer,
+    tiktoken_tokenizer,
+)
+from oarlock.environment import say_once
+from oarlock.errors import ModelError
+from oarlock.files import read_json_object
+
+CONFIG, TOKENIZER, SPECIAL, ADDED = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+# sentencepiece models: Hugging Face's name, and that of PaddleNLP's Llama.
+_HF_PIECES, _PADDLE_PIECES = "tokenizer.model", "sentencepiece.bpe.model"
+_TIKTOKEN = "tiktoken.model"
+# Classes of transformers that read the same files in the same way, and PaddleNLP's names.
+_SAME_CLASS = {
+    "CodeGenTokenizer": "GPT2Tokenizer",
+    "GPTTokenizer": "GPT2Tokenizer",
+    "GPTJTokenizer": "GPT2Tokenizer",
+    "OPTTokenizer": "GPT2Tokenizer",
+}
+# Families whose class transformers 5 takes over what the folder names: of Qwen2's own, or none ("": the file's word).
+_TAKEN = {"qwen2": "Qwen2Tokenizer", "mistral": "", "mixtral": "", "phi3": "", "glm": "", "glm4": ""}
+_OF_FAMILY = {
+    **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), "Qwen2Tokenizer"),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), "GemmaTokenizer"),
+    **dict.fromkeys(("gpt2", "opt", "gptj", "phi", "codegen"), "GPT2Tokenizer"),
+    "gpt_neox": "GPTNeoXTokenizer",
+}
+# What a class has for special tokens where the folder names none.
+_OWN_SPECIAL = {
+    "Qwen2Tokenizer": dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
+    "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
+    "GPTNeoXTokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
+    | {"pad_token": "<|padding|>"},
+    "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+    "GemmaTokenizer": {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+}
+# PaddleNLP's classes for tokenizers that no tokenizer.json expresses: ChatGLM and GLM look tokens up beside their
+# sentencepiece model, put tokens behind a text, and tell line ends and runs of spaces from text in Python.
+_PADDLENLP_ALONE = (
+    "ChatGLMTokenizer",
+    "ChatGLMv2Tokenizer",
+    "GLMGPT2Tokenizer",
+    "GLMChineseTokenizer",
+    "GLMBertTokenizer",
+)
+
+
+def needs_paddlenlp(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the tokenizer of this folder is one that only a class of PaddleNLP reads."""
+    if (folder / TOKENIZER).is_file():
+        return False
+    named = str(config.get("tokenizer_class") or config.get("init_class") or "")
+    files = [_HF_PIECES, _TIKTOKEN, "tekken.json", "merges.txt"]
+    files += [_PADDLE_PIECES] if "Llama" in named or not named else []  # other families put other tokens before its own
+    return named in _PADDLENLP_ALONE or not any((folder / name).is_file() for name in files)
+
+
+def read_tokenizer(folder: Path) -> FastTokenizer:
+    """The tokenizer of a folder.
+
+    Raises:
+        ModelError: naming the file that can't be read, and why.
+    """
+    config = read_json_object(folder / CONFIG)
+    kind = _class_of(folder, config)
+    named = {} if "added_tokens_decoder" in config else read_json_object(folder / SPECIAL)
+    told = {**config, **{name: value for name, value in named.items() if value is not None}}
+    listed = _listed_tokens(folder, config, told)
+    special = {name: _content(value) for name, value in told.items() if name.endswith("_token") and _content(value)}
+    extra = told.get("extra_special_tokens") or told.get("additional_special_tokens") or []
+    if isinstance(extra, dict):
+        special |= {str(name): _content(value) for name, value in extra.items()}
+        extra = []
+    path = folder / TOKENIZER
+    if path.is_file():
+        backend, own = _read_json(path, set(special.values())), _OWN_SPECIAL.get(kind, {})
+    else:
+        backend, pieces, own = _of_vocabulary(folder, kind, told, listed)
+        extra = [*extra, *pieces]
+        own = own or _OWN_SPECIAL.get(kind, {})
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    special = {**{name: token for name, token in own.items() if token in vocabulary}, **special}
+    special = dict(sorted(special.items(), key=lambda item: (*SPECIAL_NAMES, item[0]).index(item[0])))
+    _add_tokens(backend, folder, listed, special, extra)
+    if not path.is_file():
+        _add_begin_and_end(backend, folder, told, special)
+    else:
+        _check_begin_and_end(backend, path, told, special)
+    if "eos_token" not in told and "eos_token" not in special:
+        special |= _end_of_the_model(folder, backend)
+    return FastTokenizer(backend, config, special, str(folder))
+
+
+def _class_of(folder: Path, config: Mapping[str, Any]) -> str:
+    """The class that transformers 5 takes for a folder, "" for its generic one."""
+    model = read_json_object(folder / "config.json")
+    family = str(model.get("model_type") or "")
+    named = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
+    if family in _TAKEN and named != _TAKEN[family]:
+        return _TAKEN[family]
+    return _SAME_CLASS.get(named, named) if named else _OF_FAMILY.get(family, "")
+
+
+def _content(token: Any) -> str:
+    """How a token of a configuration is written: a string, or an object with its flags."""
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else ""
+
+
+def _added(token: Any, special: bool) -> AddedToken:
+    if not isinstance(token, dict):
+        return AddedToken(str(token), special=special, normalized=not special)
+    flags = {name: bool(token[name]) for name in ("lstrip", "rstrip", "single_word", "normalized") if name in token}
+    return AddedToken(_content(token), special=bool(token.get("special", special)), **flags)
+
+
+def _listed_tokens(folder: Path, config: Mapping[str, Any], told: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """Id -> added token, of tokenizer_config.json or else of the older added_tokens.json."""
+    listed = config.get("added_tokens_decoder")
+    if listed is not None:
+        return {
+            int(id_): _added(token, special=False) for id_, token in sorted(listed.items(), key=lambda x: int(x[0]))
+        }
+    older = read_json_object(folder / ADDED)
+    special = {_content(told.get(name)) for name in SPECIAL_NAMES}
+    special |= {_content(token) for token in told.get("additional_special_tokens") or []}
+    ordered = sorted(older.items(), key=lambda item: item[1])
+    return {
+        int(id_): AddedToken(text, special=text in special, normalized=text not in special) for text, id_ in ordered
+    }
+
+
+def _read_json(path: Path, special: set[str]) -> Tokenizer:
+    """tokenizer.json, with the tokens that the configuration names as special marked so.
+
+    Raises:
+        ModelError: naming the part that this version of the `tokenizers` library does not know.
+    """
+    content = read_json_object(path)
+    for token in content.get("added_tokens") or []:
+        token["special"] = bool(token.get("special")) or token.get("content") in special
+    try:
+        return Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(f"{path}: {_what_is_wrong(content)}{_first_line(error)}") from error
+
+
+def _what_is_wrong(content: Mapping[str, Any]) -> str:
+    bare = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}
+    bare |= {"pre_tokenizer": None, "post_processor": None, "decoder": None}
+    bare["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "model"):
+        try:
+            Tokenizer.from_str(json.dumps({**bare, part: content.get(part)}))
+        except Exception:
+            kind = content[part].get("type") if isinstance(content.get(part), dict) else content.get(part)
+            here = version("tokenizers")
+            return f"its {part} ({kind}) can't be read by the `tokenizers` library of this environment ({here}): "
+    return "not a tokenizer: "
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _of_vocabulary(
+    folder: Path, kind: str, told: Mapping[str, Any], listed: Mapping[int, AddedToken]
+) -> tuple[Tokenizer, list[AddedToken], dict[str, str]]:
+    """A tokenizer of what lies in a folder without tokenizer.json, tokens to add to it, and special tokens by name."""
+    if (folder / "tekken.json").is_file():
+        backend, special = tekken_tokenizer(folder / "tekken.json")
+        return backend, [], special
+    prefix = told.get("add_prefix_space")
+    for name in (_HF_PIECES, _PADDLE_PIECES, _TIKTOKEN):
+        path = folder / name
+        if not path.is_file():
+            continue
+        if name == _TIKTOKEN or _is_tiktoken(path):
+            return tiktoken_tokenizer(path, _behind(path, listed)), [], {}
+        # PaddleNLP's own layout has sentencepiece itself read the model: the file is followed to the letter.
+        plain = name == _PADDLE_PIECES
+        renamed = {id_: token.content for id_, token in listed.items()}
+        return sentencepiece_tokenizer(
+            path, "" if plain else kind, True if plain else told.get("legacy"), prefix, renamed
+        )
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if not (vocabulary.is_file() and merges.is_file()):
+        raise ModelError(f"{folder}: no {TOKENIZER}, and only one of {vocabulary.name} and {merges.name}")
+    if kind not in BYTE_LEVEL_CLASSES:
+        raise ModelError(
+            f"{folder}: {vocabulary.name} and {merges.name} do not say how text is cut into words, and the tokenizer's "
+            f"class ({kind or 'none is named'}) is none of {', '.join(BYTE_LEVEL_CLASSES)}; name the right one as "
+            f"tokenizer_class in {CONFIG}, or put a {TOKENIZER} there (transformers' save_pretrained writes one)"
+        )
+    return byte_level_tokenizer(vocabulary, merges, kind, bool(prefix)), [], {}
+
+
+def _is_tiktoken(path: Path) -> bool:
+    """Whether a .model file is lines "base64 rank" (Llama 3 as Meta gives it out) and no sentencepiece model."""
+    with open(path, "rb") as file:
+        words = file.readline(200).split()
+    return len(words) == 2 and words[1].isdigit()
+
+
+def _behind(path: Path, listed: Mapping[int, AddedToken]) -> list[str]:
+    """The tokens behind a vocabulary of tiktoken, with a name for each id that has none."""
+    with open(path, "rb") as file:
+        size = sum(1 for line in file if line.strip())
+    last = max(listed, default=-1)
+    return [listed[i].content if i in listed else f"<|reserved_token_{i}|>" for i in range(size, last + 1)]
+
+
+def _add_tokens(
+    backend: Tokenizer, folder: Path, listed: Mapping[int, AddedToken], special: Mapping[str, str], extra: list[Any]
+) -> None:
+    """What the configuration lists, then what it names, then what it calls special beside these."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    tokens = {token.content: token for token in listed.values()}
+    for content in special.values():
+        if content in tokens:
+            tokens[content].special = True
+        elif content not in known:
+            tokens[content] = AddedToken(content, special=True, normalized=False)
+    for token in extra:
+        content = token.content if isinstance(token, AddedToken) else _content(token)
+        if content and content not in tokens and content not in known:
+            tokens[content] = token if isinstance(token, AddedToken) else _added(token, special=True)
+    backend.add_tokens(list(tokens.values()))
+    for id_, token in listed.items():
+        found = backend.token_to_id(token.content)
+        if found != id_:
+            say_once(f"{folder / CONFIG} gives the added token {token.content!r} the id {id_}, the vocabulary {found}")
+
+
+def _add_begin_and_end(backend: Tokenizer, folder: Path, told: Mapping[str, Any], special: Mapping[str, str]) -> None:
+    """add_bos_token and add_eos_token; PaddleNLP's Llama adds the begin token where nothing is said."""
+    begins = told.get("add_bos_token", (folder / _PADDLE_PIECES).is_file() and not (folder / _HF_PIECES).is_file())
+    begin = [special["bos_token"]] if begins and "bos_token" in special else []
+    end = [special["eos_token"]] if told.get("add_eos_token") and "eos_token" in special else []
+    if begin or end:
+        pair = [*begin, "$A", *end, *(f"{token}:1" for token in begin), "$B:1", *(f"{token}:1" for token in end)]
+        backend.post_processor = processors.TemplateProcessing(
+            single=" ".join([*begin, "$A", *end]),
+            pair=" ".join(pair),
+            special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys([*begin, *end])],
+        )
+
+
+def _check_begin_and_end(backend: Tokenizer, path: Path, told: Mapping[str, Any], special: Mapping[str, str]) -> None:
+    """Whether tokenizer.json adds what the configuration says; the file goes first, as in transformers 5."""
+    row = backend.encode("a", add_special_tokens=True).ids
+    for flag, name, has in (("add_bos_token", "bos_token", row[:1]), ("add_eos_token", "eos_token", row[-1:])):
+        id_ = backend.token_to_id(special.get(name, "")) if name in special else None
+        if id_ is not None and isinstance(told.get(flag), bool) and told[flag] != (has == [id_]):
+            adds = "adds it" if has == [id_] else "does not add it"
+            say_once(f"{path.parent / CONFIG} says {flag} {told[flag]}, {path.name} {adds}: the latter holds")
+
+
+def _end_of_the_model(folder: Path, backend: Tokenizer) -> dict[str, str]:
+    """The end token by the model's ids, for a folder whose tokenizer says nothing of one."""
+    for file in ("generation_config.json", "config.json"):
+        ids = read_json_object(folder / file).get("eos_token_id")
+        id_ = ids[0] if isinstance(ids, list) and ids else ids
+        token = backend.id_to_token(id_) if isinstance(id_, int) and id_ >= 0 else None
+        if token is not None:
+            say_once(f"{folder}: the tokenizer names no eos_token; {token!r} is taken, the eos_token_id of {file}")
+            return {"eos_token": token}
+    return {}
