@@ -107,7 +107,18 @@ def _left_out(chat: PreparedChat, add_generation_prompt: bool) -> str | None:
     try:
         text = asked.run(probes, add_generation_prompt)
     except DataError:
-        return _UNKNOWN
+        # Many templates fail on a call without words that do not know of calls: that is what has to be said.
+        worded = [{"content": "", **probe} for probe in probes]
+        text = asked.try_run(worded, add_generation_prompt)
+        if not text or worded == probes:
+            return _UNKNOWN
+        return _all_left_out(chat, worded, text, asked, add_generation_prompt) or _UNKNOWN
+    return _all_left_out(chat, probes, text, asked, add_generation_prompt)
+
+
+def _all_left_out(
+    chat: PreparedChat, probes: list[Message], text: str, asked: _Probed, add_generation_prompt: bool
+) -> str | None:
     if chat.tools and "ProbeTool" not in text:
         return "does not render 'tools'"
     for i, probe in enumerate(probes):
