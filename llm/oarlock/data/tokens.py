@@ -31,7 +31,7 @@ def tokenize(
         )
     stretches = [
         list(itertools.pairwise((0, *(cut for cut in places if 0 < cut < len(text.text)), len(text.text))))
-        for text, places in itertools.zip_longest(texts, cuts, fillvalue=())
+        for text, places in zip(texts, cuts or [()] * len(texts), strict=True)
     ]
     rows = iter(
         batch_encode(tokenizer, [t.text[a:b] for t, parts in zip(texts, stretches, strict=True) for a, b in parts])
