@@ -98,7 +98,7 @@ ENDLESS = {
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_what_runs_for_ever_or_fills_the_memory_is_stopped(kind, monkeypatch):
     monkeypatch.setattr(jinja_bounds, "_STEPS", 100_000)  # as it would be at the real bound, sooner
-    with pytest.raises(DataError, match="chat template mine.*(is stopped|fails: (OverflowError|RecursionError))"):
+    with pytest.raises(DataError, match=r"chat template mine.*(is stopped|fails: (OverflowError|RecursionError))"):
         template(ALL + ENDLESS[kind]).prepare(ROUND).run()
 
 

@@ -196,7 +196,8 @@ class ChatTemplate:
             (prompt, _), (before, _), (whole, _) = chat.run([question], True), chat.run([question]), chat.run()
         except DataError as error:
             raise ConfigError(str(error)) from error
-        if not whole.startswith((prompt, before)) or _ANSWER not in whole[len(before) :]:
+        begun = next((text for text in (prompt, before) if whole.startswith(text)), whole)
+        if _ANSWER not in whole[len(begun) :]:
             raise ConfigError(
                 f"chat template {self.name}: the text of a round does not begin with its prompt, so that the answer "
                 f"can't be told from it (prompt {prompt!r}, whole {whole!r})"
