@@ -3,7 +3,8 @@
     python chat_peer.py JOBS.json OUT.json
 
 Each job names a tokenizer folder and conversations; written are ids, the mask of what the assistant says, the text, and
-the ids of the prompt of the last answer, or the error. Knows nothing of oarlock.
+the ids of the prompt of the last answer, or the error; for a conversation with a template of its own the text alone.
+Knows nothing of oarlock.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from transformers import AutoTokenizer
 
 def answer(tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
     given = {"tools": job.get("tools"), **job.get("variables", {})}
+    if "template" in job:
+        given["chat_template"] = job["template"]
     try:
+        if "template" in job:
+            return {"text": tokenizer.apply_chat_template(job["messages"], tokenize=False, **given)}
         whole = tokenizer.apply_chat_template(
             job["messages"], return_dict=True, return_assistant_tokens_mask=True, **given
         )

@@ -120,13 +120,47 @@ def peer(tmp_path_factory, parity_python) -> dict[str, dict[str, Any]]:
     for name in FAMILIES:
         make_tokenizer(folder / name, name, (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"))
     jobs = [{"folder": str(folder / name), "conversations": list(CONVERSATIONS.values())} for name in FAMILIES]
+    rules = [{"template": SAY_ALL + source, "messages": ROUNDS} for source in RULES]
+    jobs += [{"folder": str(folder / "chatml"), "conversations": rules}]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     subprocess.run(
         [parity_python, str(HERE / "chat_peer.py"), str(folder / "jobs.json"), str(folder / "out.json")], check=True
     )
     found = json.loads((folder / "out.json").read_text())
-    answers = {name: dict(zip(CONVERSATIONS, rows, strict=True)) for name, rows in zip(FAMILIES, found, strict=True)}
-    return {"folder": folder, **answers}
+    answers = {name: dict(zip(CONVERSATIONS, rows, strict=True)) for name, rows in zip(FAMILIES, found, strict=False)}
+    return {"folder": folder, "rules": found[-1], **answers}
+
+
+# What a template may be made of; SAY_ALL before it, so that nothing is left out.
+SAY_ALL = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\n"
+RULES = [
+    "{{ tools is none }} {{ documents is none }} {{ tools }} {{ add_generation_prompt }} {{ nothing is defined }}{{ nothing }}",
+    "{{ {'b': 'é<\\'&', 'a': [1, 2.5, none, true]} | tojson }}",
+    "{{ {'b': 'é', 'a': {'c': []}} | tojson(ensure_ascii=true, indent=2, sort_keys=true) }}",
+    "{{ {'b': 1, 'a': 'x'} | tojson(separators=(',', ':')) }}",
+    "{% for i in range(9) %}{% if i == 3 %}{% continue %}{% endif %}{% if i > 5 %}{% break %}{% endif %}{{ i }}{{ loop.length }}{{ loop.last }}{{ loop.previtem }}{{ loop.nextitem }}{% endfor %}",
+    "{% for m in messages if m.role == 'user' %}{{ loop.index }}/{{ loop.length }} {% else %}none{% endfor %}",
+    "{% for k, v in {'a': 1, 'b': 2}.items() %}{{ k ~ v ~ none }}{% endfor %}",
+    "  {% if true %}\n    kept\n  {%- endif %}\n\n{{ '  x ' | trim }}\n",
+    "{% macro item(x, sep=', ') -%}<{{ x }}{{ sep }}>{%- endmacro %}{{ item('a') }}{{ item('b', sep='') }}",
+    "{% set ns = namespace(count=0, names=[]) %}{% for m in messages %}{% set ns.count = ns.count + 1 %}{% set ns.names = ns.names + [m.role] %}{% endfor %}{{ ns.count }}{{ ns.names }}",
+    "{{ messages[::-1] | map(attribute='role') | join('|') }} {{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+    "{{ '%05.1f|%s' % (2.25, 'a') }} {{ '{:>4}|{}'.format(1, messages[0].role) }} {{ 'a,b,,c'.split(',') }} {{ 'x'.upper().startswith('X') }}",
+    "{{ dict(a=1, **{'b': 2}) }} {{ [1, [2, 3]] }} {{ (1, 'a') }} {{ {'a': none} }} {{ 7 // 2 }} {{ 2 ** 10 }} {{ -7 % 3 }} {{ 'ab' * 3 }}",
+    "{% set x %}a{{ 1 + 1 }}b{% endset %}{{ x | length }}{{ x }} {{ [3, 1, 2] | sort | first }} {{ 'a b' | title | replace('A', 'c') | indent(2, true) }}",
+    "{{ messages[0].content[:3] }} {{ messages[-1]['content'] | string | length }} {{ messages[0].missing is defined }} {{ messages[0].get('x', 'y') }}",
+    "{{ strftime_now('%Y') | length }} {{ bos_token is defined }} {{ eos_token }} {{ pad_token }}",
+    "{% call(x) each(messages) %}[{{ x.role }}]{% endcall %}".replace("{% call", "{% macro each(ms) %}{% for m in ms %}{{ caller(m) }}{% endfor %}{% endmacro %}{% call"),
+    "{% filter upper %}a{{ 'b' }}{% endfilter %}{% raw %}{{ x }}{% endraw %}{# nothing #}{{- ' y' -}}   z",
+]  # fmt: skip
+
+
+def test_templates_run_by_the_same_rules(peer):
+    tokenizer = load_tokenizer(str(peer["folder"] / "chatml"))
+    base = choose_template("auto", tokenizer, "messages")
+    for source, theirs in zip(RULES, peer["rules"], strict=True):
+        ours = ChatTemplate("rule", SAY_ALL + source, base.special_tokens, base.spellings).render(ROUNDS)
+        assert ours == theirs["text"], source
 
 
 def mask_of(chat: Any, tokens: Any) -> list[int]:
