@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from oarlock.data.chat_text import ChatText, chat_text
-from oarlock.data.labels import Encoded, Prompt, encode_chat, encode_prompt, joins_answer
+from oarlock.data.counts import Counts
+from oarlock.data.labels import Encoded, Prompt, encode_chat, encode_prompt
 from oarlock.data.marked_text import MarkedText
 from oarlock.data.messages import MessageError
 from oarlock.data.record_files import RecordSource
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 # Part of every cache key: raise it when the same records give other examples than before.
 ENCODING_VERSION = 2
-_NAMED = 5  # bad records are counted, so many of them named
 _UNREAD = 20
 
 
@@ -45,43 +45,6 @@ class Recipe:
     form: str = "auto"
     skip_bad: bool = False
     prompts: bool = False
-
-
-@dataclass
-class Counts:
-    """What became of the records.
-
-    Attributes:
-        records: that could be used (a plain text is one, however many examples it gives).
-        bad: left out because they are wrong; first_bad names some.
-        untrained: left out because nothing of them is trained on; first_untrained names some.
-        truncated: cut by src_length or tgt_length.
-        unanswered: a question at the end without an answer was left out.
-        spelled: hold text that spells a special token.
-        joined: a token joins the prompt to the answer.
-        unread: fields that look as if they told the trainer something, each once a file, with the place.
-    """
-
-    records: int = 0
-    bad: int = 0
-    untrained: int = 0
-    truncated: int = 0
-    unanswered: int = 0
-    spelled: int = 0
-    joined: int = 0
-    first_bad: list[str] = field(default_factory=list)
-    first_untrained: list[str] = field(default_factory=list)
-    unread: list[str] = field(default_factory=list)
-
-    def note_bad(self, what: str) -> None:
-        """Count a wrong record."""
-        self.bad += 1
-        self.first_bad += [what] if len(self.first_bad) < _NAMED else []
-
-    def note_untrained(self, where: str) -> None:
-        """Count a record with nothing to train on."""
-        self.untrained += 1
-        self.first_untrained += [where] if len(self.first_untrained) < _NAMED else []
 
 
 @dataclass(frozen=True)
@@ -184,7 +147,7 @@ def _encode(jobs: list[_Job], texts: _Texts, recipe: Recipe, counts: Counts, nam
         counts.records += 1
         counts.truncated += encoded.truncated
         counts.unanswered += job.record.unanswered
-        counts.joined += joins_answer(job.chat, tokens)
+        counts.joined += encoded.joined
         if encoded.trains:
             rows.append(Row(encoded, job.line, _prompt(job.record, recipe) if recipe.prompts else None))
         else:

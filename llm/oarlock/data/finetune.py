@@ -18,8 +18,9 @@ import paddle
 
 from oarlock.data.blend import ConcatenatedDataset, parse_blend, shares_of, short_names
 from oarlock.data.columns import Columns, MappedRecords
+from oarlock.data.counts import Counts
 from oarlock.data.embedded.instructions import instruction_records
-from oarlock.data.encode import ENCODING_VERSION, Counts, Recipe, encode_source, first_form
+from oarlock.data.encode import ENCODING_VERSION, Recipe, encode_source, first_form
 from oarlock.data.example_cache import ExampleWriter, JoinedPrompts, StoredExamples, StoredPrompts, is_whole
 from oarlock.data.find_records import RecordSources, find_records
 from oarlock.data.hold_out import ChosenExamples, hold_out
@@ -170,7 +171,8 @@ def _load_set(
     sides = ("train", "dev") if need_train or split is not None else ("dev",)
     stored = store_examples(section, sources, recipe, sides)
     for side, examples in stored.items():
-        _tell(prefix + side, examples)
+        for note in examples.counts.notes(prefix + side):
+            say(note)
     train, dev = stored.get("train"), stored.get("dev")
     fingerprint = train.folder.name if train is not None else ""
     if split is None or train is None:
@@ -308,26 +310,3 @@ def _check_counts(side: str, name: str, counts: Counts, num_examples: int) -> No
         )
     if not num_examples:
         raise DataError(f"{side}: no record has anything to train on after --src_length and --tgt_length")
-
-
-def _tell(side: str, examples: StoredExamples) -> None:
-    counts = examples.counts
-    if counts.bad:
-        shown = "".join(f"\n  {line}" for line in counts.first_bad)
-        say(f"{counts.bad:,} bad {side} records left out (--skip_bad):{shown}")
-    if counts.truncated:
-        say(f"{side}: {counts.truncated:,} of {counts.records:,} records were cut by --src_length or --tgt_length")
-    if counts.untrained:
-        shown = ", ".join(counts.first_untrained)
-        say(f"{side}: {counts.untrained:,} records left out, nothing of them is trained on ({shown})")
-    if counts.unanswered:
-        say(f"{side}: {counts.unanswered:,} conversations end with a question; it was left out")
-    if counts.spelled:
-        say(f"{side}: {counts.spelled:,} records spell a special token; it is text there (--parse_special_tokens)")
-    if counts.joined:
-        say(
-            f"{side}: {counts.joined:,} records have a token that joins the prompt to its answer, which the model is "
-            "not asked with; let the chat template end a prompt with a special token or a new line"
-        )
-    for field in counts.unread:
-        say(f"{field} is not read")

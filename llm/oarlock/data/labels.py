@@ -46,6 +46,7 @@ class Encoded:
         runs: lengths of the stretches that are read only and trained on, in turn, beginning with read only.
         context, answer: tokens before the last answer and from it on, before anything was cut.
         truncated: whether src_length or tgt_length cut something.
+        joined: whether a token joins the prompt to the answer, so that the model is asked with another in its place.
     """
 
     ids: Sequence[int]
@@ -53,6 +54,7 @@ class Encoded:
     context: int
     answer: int
     truncated: bool
+    joined: bool = False
 
     @property
     def trains(self) -> bool:
@@ -105,13 +107,8 @@ def encode_chat(chat: ChatText, tokens: TokenizedText, src_length: int, tgt_leng
             done = stop
     runs += [last - done] if done < last else []
     cut = first > 0 or answer_end > last
-    return Encoded(tokens.ids[first:last], runs, answer, answer_end - answer, cut)
-
-
-def joins_answer(chat: ChatText, tokens: TokenizedText) -> bool:
-    """Whether a token joins the prompt to its answer, so that the model is asked with another token in its place."""
-    answer = bisect_right([end for _, end in tokens.offsets], chat.answer)
-    return answer < len(tokens.offsets) and tokens.offsets[answer][0] < chat.answer
+    joined = answer < len(starts) and starts[answer] < chat.answer
+    return Encoded(tokens.ids[first:last], runs, answer, answer_end - answer, cut, joined)
 
 
 def encode_prompt(
