@@ -228,6 +228,24 @@ def test_tool_calls_in_the_forms_people_have(tokenizer):
     assert "<|im_start|>user\n<tool_response>\n-3\n</tool_response><|im_end|>" in shown[0], "results are read only"
 
 
+def test_a_turn_that_ends_otherwise_in_the_middle(tokenizer, tmp_path):
+    path = tmp_path / "harmony.jinja"  # as gpt-oss writes it
+    path.write_text(
+        "{% for m in messages %}<|user|>{{ m.role }}:\n{% if m.thinking and loop.last %}{{ '(' + m.thinking + ')' }}{% endif %}{{ m.content }}"
+        "{% if loop.last and m.role == 'assistant' %}<|endoftext|>{% else %}<|assistant|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|user|>assistant:\n{% endif %}"
+    )
+    rounds = [
+        *({"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "thinking": "t"}),
+        *({"role": "user", "content": "r"}, {"role": "assistant", "content": "b", "thinking": "u"}),
+    ]
+    (shown,), _ = read([{"messages": rounds}], tokenizer, str(path))
+    assert shown == (
+        "<|user|>user:\nq<|assistant|><|user|>assistant:\n⟦a<|assistant|>⟧<|user|>user:\nr<|assistant|>"
+        "<|user|>assistant:\n⟦(u)b<|endoftext|>⟧"
+    )
+
+
 def test_several_calls_at_once_are_one_turn(tokenizer):
     call = {"from": "function_call", "value": '{"name": "weather", "arguments": {}}'}
     record = {

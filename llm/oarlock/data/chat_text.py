@@ -131,6 +131,7 @@ def _changed_answer(chat: PreparedChat, i: int, whole: str, prompt: str | None) 
     probe = probe_message(messages[i], i, same_ids)
     try:
         text = chat.run([*messages[:i], probe, *messages[i + 1 :]])[0]
+        alone = chat.run([*messages[:i], probe])[0]
         before = chat.run(messages[:i])[0] if i else ""
     except DataError as error:
         raise _untold(chat) from error
@@ -141,18 +142,40 @@ def _changed_answer(chat: PreparedChat, i: int, whole: str, prompt: str | None) 
     opening = prompt[len(before) :] if prompt is not None and prompt.startswith(before) else ""
     at = text.rfind(opening, 0, start) if opening else -1
     start = at + len(opening) if at >= 0 else start
-    known = chat.template.turn_end(chat.source)
-    turn_end = known[1] if known else ""
-    at = rest.find(turn_end) if turn_end else 0
-    rest = rest[max(0, at) :]
-    if whole[:start] != text[:start] or not whole.endswith(rest) or at < 0 or len(whole) - len(rest) < start:
+    alone = alone[max((end for word in stand_ins(probe) for _, end in _places(alone, word)), default=0) :]
+    at, length = _turn_end_in(chat, rest, _common_beginning(rest, alone))
+    rest = rest[at:]
+    if whole[:start] != text[:start] or not whole.endswith(rest) or len(whole) - len(rest) < start:
         raise _untold(chat)
     if i == len(messages) - 1 and prompt is not None and not whole.startswith(prompt):
         say_once(
             f"chat template {chat.template.name} asks with {opening!r} before an answer, but does not write all of it "
             "into a whole conversation: the model is trained without it"
         )
-    return start, len(whole) - len(rest) + len(turn_end)
+    return start, len(whole) - len(rest) + length
+
+
+def _turn_end_in(chat: PreparedChat, rest: str, common: str) -> tuple[int, int]:
+    """Where, in what follows an answer's words, its turn ends: the beginning and length of what ends it.
+
+    Args:
+        common: the beginning of it that also follows the same words as the last ones of a conversation.
+    """
+    known = chat.template.turn_end(chat.source)
+    turn_end = known[1] if known else None
+    if turn_end is not None and turn_end in common:
+        return common.index(turn_end), len(turn_end)
+    # An answer in the middle may end otherwise than the last one (gpt-oss: <|end|> and <|return|>).
+    tokens = chat.template.special_in(rest)
+    if not tokens:
+        raise _untold(chat)
+    return tokens[0][0], tokens[0][1] - tokens[0][0]
+
+
+def _common_beginning(one: str, other: str) -> str:
+    return one[
+        : next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    ]
 
 
 def _places(text: str, word: str) -> list[tuple[int, int]]:

@@ -22,7 +22,8 @@ _WORDS = {
 }
 # Fields that may tell a trainer, or a model, something, and that nothing here reads.
 _ALIKE = re.compile(
-    r"(^|_)(train\w*|loss\w*|weights?|mask(ed)?|ignored?|skip(ped)?|labels?|targets?|rewards?|scores?|chosen|rejected)(_|$)"
+    r"(^|_)(train\w*|loss\w*|weights?|mask(ed)?|ignored?|skip(ped)?|labels?|targets?|rewards?|scores?|chosen|rejected"
+    r"|tools?|functions?|calls?|thoughts?|rationales?|cot)(_|$)"
 )
 _ALSO = frozenset(("images", "image", "videos", "video", "audios", "audio", "documents", "chat_template", "objects"))
 
