@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from oarlock.data.templates import TEMPLATE_FILE
+from oarlock.data.template_files import save_templates, templates_in_folder
 from oarlock.data.tokenizers import has_tokenizer, load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import ModelError
@@ -20,7 +20,7 @@ from oarlock.models.generation_config import GENERATION_FILE, generation_content
 from oarlock.models.save import LOCAL_KEYS
 
 _CONFIG, _TOKENIZER = "tokenizer_config.json", "tokenizer.json"
-_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE)
+_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model")  # there, and here for Llama
 # Where there is no tokenizer.json: PaddleNLP's class -> Hugging Face's that reads the same files.
 _CLASSES = {
@@ -95,14 +95,9 @@ def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
     content.setdefault("clean_up_tokenization_spaces", False)
     if to == "hf" and content["tokenizer_class"] == "LlamaTokenizer":
         content.setdefault("legacy", True)  # a space goes before a text that begins with one too, as in PaddleNLP
-    template = folder / TEMPLATE_FILE
-    if template.is_file():
-        content["chat_template"] = template.read_text(encoding="utf-8")
-    elif isinstance(content.get("chat_template"), str):
-        template.write_text(content["chat_template"], encoding="utf-8")
-    elif (source / "chat_template.json").is_file():
-        say(f"{source / 'chat_template.json'}: PaddleNLP's own form of a chat template is not carried over")
+    content.pop("chat_template", None)
     write_json(folder / _CONFIG, content)
+    save_templates(folder, templates_in_folder(source))
 
 
 def _check_qwen2(folder: Path) -> None:
