@@ -34,6 +34,11 @@ def add_chat(commands: Any, command: Adder) -> None:
     chat.add_argument("--repetition-penalty", type=float, help=f"above 1 against repetitions ({own} 1)")
     chat.add_argument("--seed", type=int, help="of the choice of tokens")
     chat.add_argument("--max-tokens", type=int, help="longest answer (default: what the model's context leaves)")
+    chat.add_argument(
+        "--parse-special-tokens",
+        action="store_true",
+        help="the spelling of a special token in what you write is that token (default: it is text)",
+    )
     chat.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends an answer (repeatable)")
 
 
@@ -63,7 +68,10 @@ def _chat(arguments: argparse.Namespace) -> int:
     ):
         model, adapter = _folders(arguments.model, arguments.adapter, Path(place))
         engine = Engine.load(
-            model, {"chat": adapter} if adapter else {}, Limits(max_tokens=2**31, seconds=float("inf"))
+            model,
+            {"chat": adapter} if adapter else {},
+            Limits(max_tokens=2**31, seconds=float("inf")),
+            "all" if arguments.parse_special_tokens else "prompts",
         )
     try:
         return talk(Chat(engine, sampling, arguments.system, "chat" if adapter else None))

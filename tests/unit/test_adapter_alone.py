@@ -14,8 +14,9 @@ from helpers import flags, make_adapter, make_tiny_tokenizer
 from oarlock import cli_chat, cli_serve
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError, ModelError
+from oarlock.files import holds_adapter
 from oarlock.models.adapter import Base, open_adapter
-from oarlock.models.adapter_base import find_base, holds_adapter, with_texts_of
+from oarlock.models.adapter_base import find_base, with_texts_of
 from oarlock.models.hub import local_folder
 from oarlock.models.lora import LoRA
 from oarlock.models.pieces import INDEX

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -153,9 +154,14 @@ def _add_error_handlers(app: FastAPI) -> None:
         return error_response(400, str(found.detail), param=found.param or None)
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
         param = getattr(error, "param", "") or None
-        return error_response(error.status_code, str(error.detail), param=param, headers=error.headers)
+        message = str(error.detail)
+        if message == http.HTTPStatus(error.status_code).phrase:  # an address or method that is not here
+            allowed = next((v for k, v in (error.headers or {}).items() if k.lower() == "allow"), "")
+            why = f"this address takes {allowed}" if allowed else "there is no such address here"
+            message = f"{request.method} {request.url.path}: {why}"
+        return error_response(error.status_code, message, param=param, headers=error.headers)
 
     @app.exception_handler(TritonFailure)
     async def failed(_: Request, error: TritonFailure) -> JSONResponse:
