@@ -95,6 +95,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         resume,
         method=method,
         base=base,
+        generation=source.generation(),
         order=order,
         template=data.template,
         tokenizer=tokenizer,

@@ -73,6 +73,7 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         run,
         model,
         resume,
+        generation=source.generation(),
         order=order,
         template=None,
         tokenizer=tokenizer,
