@@ -277,6 +277,31 @@ def test_tools_and_their_calls_go_to_the_template(api):
     assert error["param"] == "messages[1].tool_calls[0].function.arguments" and "not valid JSON" in error["message"]
 
 
+def test_objects_in_objects_have_an_end(api):
+    """A template that walks through them must not run out of stack."""
+    deep: dict = {}
+    for _ in range(80):
+        deep = {"type": "object", "properties": deep}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": deep}}]
+    assert chat(api, tools=tools)["message"] == "tools: more than 64 objects in each other"
+    arguments = "[" * 100 + "]" * 100
+    calls = [{"function": {"name": "f", "arguments": f'{{"a": {arguments}}}'}}]
+    error = chat(api, messages=[*HI, {"role": "assistant", "tool_calls": calls}])
+    assert error["param"] == "messages[1].tool_calls" and "64 objects" in error["message"]
+    calls[0]["function"]["arguments"] = "[" * 100_000
+    error = chat(api, messages=[*HI, {"role": "assistant", "tool_calls": calls}])
+    assert "messages[1]" in error["message"] or "recursion" in error["message"]
+
+
+def test_other_addresses_and_methods(api):
+    for method, path, status, words in (
+        ("POST", "/v1/embeddings", 404, "POST /v1/embeddings: there is no such address here"),
+        ("GET", "/v1/chat/completions", 405, "GET /v1/chat/completions: this address takes POST"),
+    ):
+        answer = api.request(method, path)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (status, words)
+
+
 def test_developer_is_system(api):
     asked = chat(api, messages=[{"role": "developer", "content": "Be brief."}, *HI])
     assert json.loads(asked["messages"])[0] == {"role": "system", "content": "Be brief."}
