@@ -80,7 +80,7 @@ SUITES = {
     "finetuning_type full": "without one all weights train",
     "template qwen": "here it is --chat_template",
     "val_size 0.1": "here it is --validation_split",
-    "validation_split_percentage 5": "here it is validation_split, a share: 0.05 for 5",
+    "validation_split_percentage 3": "here validation_split is a share (0.05), or a number of records",
     "flash_attn fa2": "here it is --use_flash_attention true",
     "quantization_bit 4": "here it is --qlora true",
     "stage sft": "here pretraining (pt) is run_pretrain.py, fine-tuning (sft) is finetune_generation.py",
