@@ -26,12 +26,11 @@ def add_chat(commands: Any, command: Adder) -> None:
     chat.add_argument("model", metavar="DIR", help="model folder, or adapter folder")
     chat.add_argument("--adapter", metavar="DIR", help="LoRA adapter beside the model")
     chat.add_argument("--system", default="", metavar="TEXT", help="stands before the conversation")
-    chat.add_argument("--temperature", type=float, default=0.0, help="0 for the likeliest tokens (default: 0)")
-    chat.add_argument(
-        "--top-p", type=float, default=1.0, help="mass of the likeliest tokens to choose from (default: 1)"
-    )
-    chat.add_argument("--top-k", type=int, default=0, help="number of the likeliest tokens, 0 for all (default: 0)")
-    chat.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 against repetitions (default: 1)")
+    own = "default: the model's generation_config.json, else"
+    chat.add_argument("--temperature", type=float, help=f"0 for the likeliest tokens ({own} 0)")
+    chat.add_argument("--top-p", type=float, help=f"mass of the likeliest tokens to choose from ({own} 1)")
+    chat.add_argument("--top-k", type=int, help=f"number of the likeliest tokens, 0 for all ({own} 0)")
+    chat.add_argument("--repetition-penalty", type=float, help=f"above 1 against repetitions ({own} 1)")
     chat.add_argument("--seed", type=int, help="of the choice of tokens")
     chat.add_argument("--max-tokens", type=int, help="longest answer (default: what the model's context leaves)")
     chat.add_argument(
@@ -45,14 +44,14 @@ def add_chat(commands: Any, command: Adder) -> None:
 def _chat(arguments: argparse.Namespace) -> int:
     from oarlock.serve.requests import Limits, RequestRefused, Sampling
 
+    names = ("temperature", "top_p", "top_k", "repetition_penalty")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     sampling = Sampling(
         max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        top_k=arguments.top_k,
-        repetition_penalty=arguments.repetition_penalty,
         seed=arguments.seed,
         stop=tuple(arguments.stop),
+        given=frozenset(given),
+        **given,
     )
     try:
         sampling.check()

@@ -10,7 +10,8 @@ import numpy as np
 
 from oarlock.config.schema import FinetuneDataSection
 from oarlock.data.example_cache import StoredExamples
-from oarlock.data.finetune import find_sets, make_recipe, store_examples
+from oarlock.data.finetune import make_recipe, store_examples
+from oarlock.data.record_sets import find_sets
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import ConfigError

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.data.labels import Prompt, encode_prompt
-from oarlock.data.readers import parse_json_line
+from oarlock.data.readers import check_characters, parse_json_line
 from oarlock.data.records import ROLES, PlainText, detect_form, parse_record
+from oarlock.data.streams import decode_text
 from oarlock.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,15 +41,18 @@ def load_eval_prompts(
         if not line.strip():
             continue
         try:
-            item = parse_json_line(line) if path.suffix == ".jsonl" else line.decode("utf-8-sig").rstrip("\r")
+            item = parse_json_line(line) if path.suffix == ".jsonl" else _line_of_text(line)
+            check_characters(item)
             prompts.append(_prompt(item, f"{path.name}:{number}", tokenizer, template, src_length))
-        except UnicodeDecodeError as error:
-            raise DataError(f"--eval_prompts {path}:{number}: not UTF-8") from error
         except (ValueError, DataError) as error:
             raise DataError(f"--eval_prompts {path}:{number}: {error}") from error
     if not prompts:
         raise DataError(f"--eval_prompts {path}: no prompt in this file")
     return prompts
+
+
+def _line_of_text(line: bytes) -> str:
+    return decode_text(line).removeprefix("\ufeff").rstrip("\r")
 
 
 def _prompt(

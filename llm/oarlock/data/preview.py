@@ -11,8 +11,9 @@ from oarlock.data.blend import parse_blend
 from oarlock.data.corpus import Corpus, PretrainDataset, parse_input
 from oarlock.data.corpus_format import corpus_exists
 from oarlock.data.encode import Counts, encode_source
-from oarlock.data.finetune import find_sets, make_recipe
+from oarlock.data.finetune import make_recipe
 from oarlock.data.labels import IGNORE_INDEX, Example
+from oarlock.data.record_sets import find_sets
 from oarlock.data.tokenizers import load_tokenizer
 
 _GREEN, _DIM, _OFF = "\x1b[32m", "\x1b[2m", "\x1b[0m"

@@ -10,7 +10,7 @@ from oarlock.errors import ConfigError, ModelError
 from oarlock.export.findings import Finding, read_object, shown
 from oarlock.export.manifest import read_manifest
 from oarlock.export.servers import SERVERS
-from oarlock.models.hf_config import WORDS
+from oarlock.models.hf_words import WORDS
 from oarlock.parallel.families import FAMILIES
 
 # What PaddleNLP writes and no other program reads; the first two change what the weights mean.

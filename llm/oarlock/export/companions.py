@@ -16,9 +16,10 @@ from oarlock.environment import say
 from oarlock.errors import ModelError
 from oarlock.export.sentencepiece_json import llama_tokenizer_json
 from oarlock.files import read_json_object, write_json
+from oarlock.models.generation_config import GENERATION_FILE, generation_content
 from oarlock.models.save import LOCAL_KEYS
 
-_CONFIG, _TOKENIZER, _GENERATION = "tokenizer_config.json", "tokenizer.json", "generation_config.json"
+_CONFIG, _TOKENIZER = "tokenizer_config.json", "tokenizer.json"
 _FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE)
 _SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model")  # there, and here for Llama
 # Where there is no tokenizer.json: PaddleNLP's class -> Hugging Face's that reads the same files.
@@ -32,23 +33,22 @@ _CLASSES = {
 }
 # Both read a tokenizer.json as it stands; the classes of single families may build another one of its vocabulary.
 _GENERIC = {"hf": "PreTrainedTokenizerFast", "paddle": "PretrainedTokenizerFast"}
-# Generation settings that mean the same on both sides (max_length does not: the prompt counts there alone).
-_SETTINGS = (
-    "max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty",
-    "length_penalty", "no_repeat_ngram_size", "num_beams", "num_return_sequences", "early_stopping",
-    "bos_token_id", "eos_token_id", "pad_token_id",
-)  # fmt: skip
+# What PaddleNLP's generation settings say in words of its own.
+_PADDLE_SETTINGS = frozenset(
+    {"decode_strategy", "paddlenlp_version", "trunc_input", "use_fast", "use_fp16_decoding", "fast_ptq_sampling"}
+)
+# What it means otherwise (lengths are without the prompt), or notes of a training.
+_OTHERWISE_THERE = frozenset({"max_length", "min_length", "use_cache", "_from_model_config"})
 # Of the pattern by which Qwen2 cuts text into words: every digit stands alone.
 _QWEN2_DIGITS = "\\\\p{N}| ?[^\\\\s"
 _PLAIN_TEXTS = ("Hello, world! 3 + 4 = 7.", "  two spaces, 中文 and\n\nnew lines\t.", " naïve café 😀")
 _TEXTS = (*_PLAIN_TEXTS, "a <s> </s> [INST] x")
 
 
-def write_companions(source: Path, layout: str, to: str, config: Any, folder: Path) -> None:
+def write_companions(source: Path, to: str, config: Any, folder: Path) -> None:
     """Carry tokenizer, template and generation settings over.
 
     Args:
-        layout: of the source, "np" or "pt".
         to: "hf" or "paddle".
         config: PaddleNLP's of the model, for ids where there are no settings.
 
@@ -59,7 +59,7 @@ def write_companions(source: Path, layout: str, to: str, config: Any, folder: Pa
         write_tokenizer(source, to, config.model_type, folder)
     else:
         say(f"{source} has no tokenizer: the converted model has none")
-    _write_generation(source, layout, to, config, folder)
+    _write_generation(source, to, config, folder)
 
 
 def write_tokenizer(source: Path, to: str, family: str, folder: Path) -> None:
@@ -159,21 +159,24 @@ def _compare_tokenizers(folder: Path, path: Path) -> None:
             return
 
 
-def _write_generation(source: Path, layout: str, to: str, config: Any, folder: Path) -> None:
-    content = read_json_object(source / _GENERATION)
-    if to == "hf" and layout == "pt" and content:
-        shutil.copyfile(source / _GENERATION, folder / _GENERATION)
-        return
-    found = {name: content[name] for name in _SETTINGS if content.get(name) is not None}
+def _write_generation(source: Path, to: str, config: Any, folder: Path) -> None:
+    content = generation_content(source)
+    found = dict(content)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if name not in found and getattr(config, name, None) is not None:
             found[name] = getattr(config, name)
-    write_json(folder / _GENERATION, found | _strategy(content, to))
+    write_json(folder / GENERATION_FILE, _translated(found, to))
 
 
-def _strategy(content: Mapping[str, Any], to: str) -> dict[str, Any]:
-    """How the next token is chosen: `do_sample` there, `decode_strategy` here."""
-    if "do_sample" not in content and "decode_strategy" not in content:
-        return {}
-    samples = bool(content.get("do_sample")) or content.get("decode_strategy") == "sampling"
-    return {"do_sample": samples} if to == "hf" else {"decode_strategy": "sampling" if samples else "greedy_search"}
+def _translated(content: Mapping[str, Any], to: str) -> dict[str, Any]:
+    """With the words of the other side beside, or (to Hugging Face) in place of PaddleNLP's own."""
+    if to == "paddle":
+        if "do_sample" in content and "decode_strategy" not in content:
+            return {**content, "decode_strategy": "sampling" if content["do_sample"] else "greedy_search"}
+        return dict(content)
+    theirs = "transformers_version" in content
+    left_out = _PADDLE_SETTINGS | (set() if theirs else _OTHERWISE_THERE)
+    found = {name: value for name, value in content.items() if name not in left_out}
+    if "decode_strategy" in content and "do_sample" not in content:
+        found["do_sample"] = content["decode_strategy"] == "sampling"
+    return found

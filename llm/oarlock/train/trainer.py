@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import paddle
@@ -69,6 +69,7 @@ class OarlockTrainer(CheckpointingTrainer):
         stop: StopRequest,
         method: Method | None = None,
         base: Base | None = None,
+        generation: Mapping[str, Any] | None = None,
         generation_metrics: Callable[[OarlockTrainer], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -76,6 +77,7 @@ class OarlockTrainer(CheckpointingTrainer):
         if plan.stage != 3:  # takes the head's weight away after its forward
             hold_scores(self.model)
         self.plan, self.method, self.base = plan, method, base
+        self.generation = generation or {}
         self.sharded_gradients: ShardedGradients | None = None
         self.held = Held(self)
         if plan.pipeline > 1:
