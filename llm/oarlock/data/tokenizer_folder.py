@@ -58,7 +58,8 @@ _OWN_SPECIAL = {
     "GPTNeoXTokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
     | {"pad_token": "<|padding|>"},
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
-    "GemmaTokenizer": {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+    "GemmaTokenizer": {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    | {"mask_token": "<mask>"},
 }
 # PaddleNLP's classes for tokenizers that no tokenizer.json expresses: ChatGLM and GLM look tokens up beside their
 # sentencepiece model, put tokens behind a text, and tell line ends and runs of spaces from text in Python.
@@ -105,7 +106,10 @@ def read_tokenizer(folder: Path) -> FastTokenizer:
         extra = [*extra, *pieces]
         own = own or _OWN_SPECIAL.get(kind, {})
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    special = {**{name: token for name, token in own.items() if token in vocabulary}, **special}
+    own = {
+        name: token for name, token in own.items() if token in vocabulary and name not in told
+    }  # null: there is none
+    special = {**own, **special}
     special = dict(sorted(special.items(), key=lambda item: (*SPECIAL_NAMES, item[0]).index(item[0])))
     _add_tokens(backend, folder, listed, special, extra)
     if not path.is_file():
