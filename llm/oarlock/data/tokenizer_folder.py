@@ -77,7 +77,7 @@ def needs_paddlenlp(folder: Path, config: Mapping[str, Any]) -> bool:
     if (folder / TOKENIZER).is_file():
         return False
     named = str(config.get("tokenizer_class") or config.get("init_class") or "")
-    files = [_HF_PIECES, _TIKTOKEN, "tekken.json", "merges.txt"]
+    files = [_HF_PIECES, _TIKTOKEN, "tekken.json", "vocab.json"]
     files += [_PADDLE_PIECES] if "Llama" in named or not named else []  # other families put other tokens before its own
     return named in _PADDLENLP_ALONE or not any((folder / name).is_file() for name in files)
 
@@ -215,7 +215,7 @@ def _of_vocabulary(
         )
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocabulary.is_file() and merges.is_file()):
-        raise ModelError(f"{folder}: no {TOKENIZER}, and only one of {vocabulary.name} and {merges.name}")
+        raise ModelError(f"{folder}: no {TOKENIZER}, and {vocabulary.name} without {merges.name}")
     if kind not in BYTE_LEVEL_CLASSES:
         raise ModelError(
             f"{folder}: {vocabulary.name} and {merges.name} do not say how text is cut into words, and the tokenizer's "
