@@ -91,6 +91,11 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         help="what one document of a .txt file is (default: file)",
     )
     pretrain.add_argument("--skip-bad", action="store_true", help="count bad lines and go on, in place of stopping")
+    pretrain.add_argument(
+        "--parse-special-tokens",
+        action="store_true",
+        help="a special token that a text spells becomes that token (default: it is text)",
+    )
 
     show = _command(kinds, "show", "Decode examples and show which tokens are trained on.", _data_show)
     show.add_argument("path", nargs="?", help="corpus prefix or folder, or fine-tuning file or folder; none: embedded")
@@ -148,6 +153,7 @@ def _data_pretrain(arguments: argparse.Namespace) -> int:
         text_key=arguments.text_key,
         txt_document=arguments.txt_document,
         skip_bad=arguments.skip_bad,
+        parse_special_tokens=arguments.parse_special_tokens,
     )
     report = build_corpus(options)
     rate = report.bytes / 1e6 / max(1e-9, report.seconds)
@@ -160,6 +166,10 @@ def _data_pretrain(arguments: argparse.Namespace) -> int:
         say(f"{report.bad_lines:,} bad line(s) left out:{shown}")
     if report.empty:
         say(f"{report.empty:,} empty text(s) left out")
+    if report.spelled:
+        became = "they became those tokens" if arguments.parse_special_tokens else "they are text"
+        spell = "1 document spells" if report.spelled == 1 else f"{report.spelled:,} documents spell"
+        say(f"{spell} special tokens; {became} (--parse-special-tokens)")
     return 0
 
 

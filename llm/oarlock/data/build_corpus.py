@@ -36,6 +36,7 @@ class BuildOptions:
         text_key: JSON field or parquet column with the text.
         txt_document: what a document of a .txt file is, "file" or "line".
         skip_bad: leave bad lines out and count them, in place of stopping at the first.
+        parse_special_tokens: a special token that a text spells becomes that token; else it is text.
     """
 
     inputs: tuple[str, ...]
@@ -45,11 +46,12 @@ class BuildOptions:
     text_key: str = "text"
     txt_document: str = "file"
     skip_bad: bool = False
+    parse_special_tokens: bool = False
 
 
 @dataclass
 class BuildReport:
-    """What came of it. `bytes` counts the input files as they lie on disk."""
+    """What came of it. `bytes` counts the input files as they lie on disk, `spelled` documents with special tokens."""
 
     documents: int = 0
     tokens: int = 0
@@ -57,6 +59,7 @@ class BuildReport:
     seconds: float = 0.0
     bad_lines: int = 0
     empty: int = 0
+    spelled: int = 0
     first_bad: list[BadLine] = field(default_factory=list)
 
 
@@ -69,6 +72,7 @@ class _Encoded:
     num_bad: int
     empty: int
     consumed: int
+    spelled: int
 
 
 def build_corpus(options: BuildOptions) -> BuildReport:
@@ -85,7 +89,7 @@ def build_from_sources(sources: list[Source], options: BuildOptions) -> BuildRep
     """build_corpus for files already chosen (the embedded text is .py files)."""
     started = time.monotonic()
     sources = [source for source in sources if source.size]
-    encoder = load_encoder(options.tokenizer)
+    encoder = load_encoder(options.tokenizer, options.parse_special_tokens)
     report = BuildReport(bytes=sum(source.size for source in sources))
     batches = (batch for source in sources for batch in read_batches(source))
     with (
@@ -97,6 +101,7 @@ def build_from_sources(sources: list[Source], options: BuildOptions) -> BuildRep
             stop_if_terminated()
             report.bad_lines += encoded.num_bad
             report.empty += encoded.empty
+            report.spelled += encoded.spelled
             report.first_bad += encoded.bad[: _SHOWN_BAD_LINES - len(report.first_bad)]
             if encoded.num_bad and not options.skip_bad:
                 raise DataError(f"{encoded.bad[0]}\nNothing was written. With --skip-bad such lines are left out.")
@@ -108,6 +113,8 @@ def build_from_sources(sources: list[Source], options: BuildOptions) -> BuildRep
                 "tokenizer_fingerprint": encoder.fingerprint,
                 "vocab_size": encoder.vocab_size,
                 "bad_lines_skipped": report.bad_lines,
+                "documents_that_spell_special_tokens": report.spelled,
+                "parse_special_tokens": options.parse_special_tokens,
             }
         )
         report.documents, report.tokens = writer.num_documents, writer.num_tokens
@@ -152,7 +159,7 @@ class _Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
         die_with_parent()
         cls.options = options
-        cls.encoder = cls.encoder or load_encoder(options.tokenizer)
+        cls.encoder = cls.encoder or load_encoder(options.tokenizer, options.parse_special_tokens)
 
     @classmethod
     def encode(cls, batch: Batch) -> _Encoded:
@@ -174,7 +181,7 @@ def _encode(batch: Batch, encoder: Encoder, options: BuildOptions) -> _Encoded:
         else:
             pieces.append(item)
     try:
-        rows = encoder.encode([piece.text for piece in pieces]) if pieces else []
+        rows, spelled = encoder.encode_and_tell([piece.text for piece in pieces]) if pieces else ([], [])
     except OarlockError:
         raise
     except Exception as error:  # tokenizers raise bare Exception; say where in the data it was
@@ -197,7 +204,18 @@ def _encode(batch: Batch, encoder: Encoder, options: BuildOptions) -> _Encoded:
         num_bad,
         empty,
         batch.consumed,
+        _count_documents(pieces, spelled),
     )
+
+
+def _count_documents(pieces: list[Piece], found: list[bool]) -> int:
+    """Documents of which a piece was found (one that goes on in the next batch may be counted there too)."""
+    count, of_this = 0, False
+    for piece, hit in zip(pieces, found, strict=True):
+        of_this |= hit
+        if piece.ends_document:
+            count, of_this = count + of_this, False
+    return count + of_this
 
 
 def _is_whole_file(batch: Batch, options: BuildOptions) -> bool:

@@ -176,7 +176,13 @@ def _read_json(path: Path, special: set[str]) -> Tokenizer:
 
 
 def _what_is_wrong(content: Mapping[str, Any]) -> str:
-    bare = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}
+    bare: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+    }
     bare |= {"pre_tokenizer": None, "post_processor": None, "decoder": None}
     bare["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "model"):

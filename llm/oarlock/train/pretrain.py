@@ -16,6 +16,7 @@ from oarlock.data.corpus import (
     largest_known_id,
     parse_input,
 )
+from oarlock.data.corpus_tokenizer import check_corpus_tokenizers
 from oarlock.data.embedded.prepare import embedded_corpus
 from oarlock.data.eval_prompts import load_eval_prompts
 from oarlock.data.labels import Prompt
@@ -51,6 +52,8 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}")
     inputs = parse_input(config.data.input_dir or _embedded(tokenizer_name))
     corpora = [Corpus.open(prefix) for _, prefix in inputs]
+    prefixes = [corpus.prefix for corpus in corpora]
+    check_corpus_tokenizers(prefixes, tokenizer, tokenizer_name, config.data.allow_other_tokenizer)
     check_vocabulary(source, largest_known_id(corpora) + 1, f"the corpus {inputs[0][1]}")
     weights = [weight for weight, _ in inputs]
     train_sets, eval_sets = _datasets(config, corpora, 0), _datasets(config, corpora, 1)
