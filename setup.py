@@ -73,7 +73,9 @@ class BuildOps(build_ext):
         return ops.PLACE if self.inplace else Path(self.build_lib) / "oarlock" / "ops"
 
     def get_outputs(self):
-        return [str(path) for name in (ops.LIBRARY, ops.STAMP) if (path := self._folder() / name).exists()]
+        return [
+            str(path) for name in (ops.LIBRARY, ops.PRODUCTS, ops.STAMP) if (path := self._folder() / name).exists()
+        ]
 
     def get_output_mapping(self):
         return {}

@@ -1,4 +1,5 @@
-"""Builds the fused ops into one shared library, oarlock_ops.so. Needs the standard library and an installed Paddle.
+"""Builds the fused ops into one shared library, oarlock_ops.so, and oarlock_gemm.so, which puts oneDNN's products in the
+place of MKL's (llm/oarlock/products.py says where). Needs the standard library and an installed Paddle.
 
     python custom_ops/build.py [--into FOLDER]      default: llm/oarlock/ops of this tree
 
@@ -28,9 +29,10 @@ HERE = Path(__file__).resolve().parent
 OBJECTS = HERE.parent / "build" / "custom_ops"
 PLACE = HERE.parent / "llm" / "oarlock" / "ops"
 LIBRARY, STAMP = "oarlock_ops.so", "oarlock_ops.stamp"
+PRODUCTS = "oarlock_gemm.so"
 # Raise it with every operator that is new or takes other arguments, here and in llm/oarlock/ops/library.py, which
 # leaves a library of another number alone.
-INTERFACE = 5
+INTERFACE = 6
 
 # CPU kernels, free of Paddle: each is compiled once per instruction set, into a namespace of its own.
 CPU_KERNELS = (
@@ -45,6 +47,9 @@ CPU_KERNELS = (
 )
 # C++ that is compiled once, without Paddle.
 SHARED = ("common/gemm.cc", "common/isa.cc")
+# A library of its own, where Paddle brings the two that it needs.
+PRODUCTS_SOURCE = "common/onednn_gemm.cc"
+PRODUCTS_NEEDS = ("libmklml_intel.so", "libdnnl.so.3", "libiomp5.so")
 # CUDA kernels, free of Paddle: compiled where there is nvcc and Paddle is a GPU build.
 CUDA_KERNELS = ("rms_norm/rms_norm_cuda.cu",)
 # What registers the kernels as Paddle operators.
@@ -109,8 +114,9 @@ class Job:
 
     @classmethod
     def of(cls, source: str, label: str, command: list[str], context: str) -> Job:
-        """`context` is all else that the object depends on."""
-        digest = hashlib.sha256("\0".join((context, *command)).encode())
+        """`context` is all else that the object depends on; the place of Paddle's headers is not, but its version."""
+        flags = [flag for flag in command if not flag.startswith("-isystem")]
+        digest = hashlib.sha256("\0".join((context, *flags)).encode())
         for path in (HERE / source, *sorted(HERE.glob("*/*.*h"))):  # bindings include other folders' headers
             digest.update(path.read_bytes())
         name = f"{source.replace('/', '-')}-{label}-{digest.hexdigest()[:16]}.o"
@@ -134,28 +140,32 @@ def build(into: Path = PLACE) -> Path:
     nvcc = _nvcc(paddle)
     jobs = _jobs(compiler, paddle, nvcc)
     into.mkdir(parents=True, exist_ok=True)
-    library, stamp = into / LIBRARY, into / STAMP
+    library, products, stamp = into / LIBRARY, into / PRODUCTS, into / STAMP
+    of_products = _products_job(compiler, paddle)
     wanted = {
         "interface": INTERFACE,
         "paddle": paddle.version,
         "cuda": paddle.cuda if nvcc else "",
-        "objects": [job.object.name for job in jobs],
+        "objects": [job.object.name for job in (*jobs, *of_products)],
     }
-    if library.exists() and stamp.exists() and json.loads(stamp.read_text()) == wanted:
+    whole = library.exists() and (products.exists() or not of_products)
+    if whole and stamp.exists() and json.loads(stamp.read_text()) == wanted:
         _say(f"{library} is up to date ({_devices(paddle, nvcc)})")
         return library
     started = time.monotonic()
     OBJECTS.mkdir(parents=True, exist_ok=True)
-    missing = [job for job in jobs if not job.object.exists()]
-    _say(f"compiling {len(missing)} of {len(jobs)} files for Paddle {paddle.version} ({_devices(paddle, nvcc)})")
+    everything = [*jobs, *of_products]
+    missing = [job for job in everything if not job.object.exists()]
+    _say(f"compiling {len(missing)} of {len(everything)} files for Paddle {paddle.version} ({_devices(paddle, nvcc)})")
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(Job.run, missing))
     stamp.unlink(missing_ok=True)
-    partial = library.with_suffix(f".{os.getpid()}")
-    _run([compiler, "-shared", *(str(job.object) for job in jobs), "-o", str(partial), *_link_flags(paddle, nvcc)])
-    partial.replace(library)  # a process that has the old one loaded keeps it
+    products.unlink(missing_ok=True)
+    _link(compiler, jobs, library, _link_flags(paddle, nvcc))
+    if of_products:
+        _link(compiler, of_products, products, _products_link_flags(paddle))
     stamp.write_text(json.dumps(wanted, indent=1) + "\n")
-    _remove_stale(jobs)
+    _remove_stale(everything)
     _say(f"built {library} in {time.monotonic() - started:.0f} s")
     return library
 
@@ -170,8 +180,7 @@ def build_or_say(into: Path = PLACE) -> Path | None:
 
 
 def _jobs(compiler: str, paddle: Paddle, nvcc: str | None) -> list[Job]:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    context = version + paddle.version
+    context = _version(compiler) + paddle.version + paddle.cuda
     cxx = [compiler, *CXX_FLAGS, f"-I{HERE}"]
     sets = INSTRUCTION_SETS if platform.machine() == "x86_64" else {"plain": []}
     jobs = [
@@ -186,6 +195,26 @@ def _jobs(compiler: str, paddle: Paddle, nvcc: str | None) -> list[Job]:
     # Paddle's headers are heavy and the bindings compute nothing: -O1 halves their time.
     binding = [*cxx, "-O1", *binding_flags(paddle.folder, nvcc)]
     return [Job.of(source, "paddle", binding, context) for source in BINDINGS] + jobs
+
+
+def _products_job(compiler: str, paddle: Paddle) -> list[Job]:
+    """Of oarlock_gemm.so; none where this Paddle has no MKL or no oneDNN to choose from."""
+    if not all((paddle.folder / "libs" / name).exists() for name in PRODUCTS_NEEDS):
+        return []
+    return [Job.of(PRODUCTS_SOURCE, "products", [compiler, *CXX_FLAGS], _version(compiler) + paddle.version)]
+
+
+def _products_link_flags(paddle: Paddle) -> list[str]:
+    """See _link_flags. It is found by its name, as those are that it needs."""
+    needed = (f"-l:{name}" for name in PRODUCTS_NEEDS)
+    flags = [f"-L{paddle.folder / 'libs'}", f"-Wl,-soname,{PRODUCTS}", "-Wl,--no-as-needed", *needed]
+    return [*flags, "-Wl,-z,defs", "-Wl,--allow-shlib-undefined"]
+
+
+def _link(compiler: str, jobs: list[Job], library: Path, flags: list[str]) -> None:
+    partial = library.with_suffix(f".{os.getpid()}")
+    _run([compiler, "-shared", *(str(job.object) for job in jobs), "-o", str(partial), *flags])
+    partial.replace(library)  # a process that has the old one loaded keeps it
 
 
 def binding_flags(paddle: Path, nvcc: str | None) -> list[str]:
@@ -210,6 +239,10 @@ def cuda_toolkit(nvcc: str) -> Path:
     """The folder with CUDA's include/ and lib64/, as nvcc itself sees it (the one in PATH may be a script)."""
     said = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, check=True)
     return Path(re.findall(r"^#\$ TOP=(.*)$", said.stderr, re.MULTILINE)[0].strip()).resolve()
+
+
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
 def _compiler() -> str:

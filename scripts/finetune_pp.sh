@@ -5,7 +5,8 @@
 #
 #   DRY_RUN=1 bash scripts/finetune_pp.sh                                         print the command
 #   DATA=my_dataset bash scripts/finetune_pp.sh --num_train_epochs 3              your data
-#   DEVICE=cpu MODEL=small-model bash scripts/finetune_pp.sh --max_steps 30       rehearse on the CPU
+#   DEVICE=cpu MODEL=output/quickstart/pretrained bash scripts/finetune_pp.sh FLAGS
+#       rehearse the same ranks on the CPU; FLAGS as REHEARSAL below has them
 set -euo pipefail
 
 RECIPE=${RECIPE:-full_pipeline_7b}                     # of configs/recipes: all values stand there
@@ -13,6 +14,7 @@ GPUS=${GPUS:-4,5,6,7}                                  # a list of at least two 
 MODEL=${MODEL:-__internal_testing__/tiny-random-llama} # a built-in name or a folder
 DATA=${DATA:-}                                         # file, folder or hub name; empty: the embedded instructions
 OUTPUT=${OUTPUT:-./checkpoints/}                       # an old run there is deleted, as published (unless OVERWRITE=0)
+REHEARSAL="--max_steps 5 --warmup_steps 1 --gradient_accumulation_steps 2" # flags that make it short enough for a CPU
 # Also DEVICE, PYTHON, LOG_DIR, NNODES, MASTER, NODE_RANK and MAX_RESTART, see launch_common.sh.
 
 # shellcheck source=scripts/launch_common.sh

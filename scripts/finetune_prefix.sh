@@ -5,7 +5,8 @@
 #
 #   DRY_RUN=1 bash scripts/finetune_prefix.sh                                         print the command
 #   DATA=my_dataset bash scripts/finetune_prefix.sh --num_train_epochs 3              your data
-#   DEVICE=cpu MODEL=small-model bash scripts/finetune_prefix.sh --max_steps 30       rehearse on the CPU
+#   DEVICE=cpu MODEL=output/quickstart/pretrained bash scripts/finetune_prefix.sh FLAGS
+#       rehearse the same ranks on the CPU; FLAGS as REHEARSAL below has them
 set -euo pipefail
 
 RECIPE=${RECIPE:-prefix_7b}      # of configs/recipes: all values stand there (others: prefix_13b, prefix_70b)
@@ -13,6 +14,7 @@ GPUS=${GPUS:-1}                  # a list of at least two (0,1,2,3), or how many
 MODEL=${MODEL:-}                 # a built-in name or a folder; empty: the recipe's
 DATA=${DATA:-}                   # file, folder or hub name; empty: the embedded instructions
 OUTPUT=${OUTPUT:-./checkpoints/} # an old run there is deleted, as published (unless OVERWRITE=0)
+REHEARSAL="--max_steps 5 --warmup_steps 1 --gradient_accumulation_steps 1" # flags that make it short enough for a CPU
 # Also DEVICE, PYTHON, LOG_DIR, NNODES, MASTER, NODE_RANK and MAX_RESTART, see launch_common.sh.
 
 # shellcheck source=scripts/launch_common.sh

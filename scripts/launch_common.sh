@@ -1,8 +1,9 @@
 # shellcheck shell=bash disable=SC2153  # DEVICE and others: set by the scripts
 # What the launch scripts share (sourced, not run): Python, devices, nodes, and handing signals to the trainers.
 #
-# They set DEVICE, GPUS, MODEL, OUTPUT and LOG_DIR, call start_command, append the trainer's flags to COMMAND, and call
-# run_command. The fine-tuning scripts set RECIPE, GPUS, MODEL, DATA and OUTPUT and call finetune.
+# They set DEVICE, GPUS, MODEL, OUTPUT, LOG_DIR and REHEARSAL (flags that make a run short enough for a CPU), call
+# start_command, append the trainer's flags to COMMAND, and call run_command. The fine-tuning scripts set RECIPE, GPUS,
+# MODEL, DATA, OUTPUT and REHEARSAL and call finetune.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -55,7 +56,8 @@ choose_devices() {
     return 0 # a dry run may describe another machine
   fi
   if [ ${#available[@]} = 0 ]; then
-    fail "no NVIDIA GPU here ($why). To rehearse on the CPU: DEVICE=cpu GPUS=2 MODEL=<folder of a small model>"
+    fail "no NVIDIA GPU here ($why). To rehearse on the CPU, with the quickstart's model or another small one:
+  DEVICE=cpu MODEL=output/quickstart/pretrained DATA= bash scripts/$(basename "$0") $REHEARSAL"
   fi
   if [ "$NUM_DEVICES" -gt ${#available[@]} ]; then
     fail "GPUS=$GPUS asks for $NUM_DEVICES GPUs, but ${#available[@]} can be seen (${available[*]}): set GPUS"

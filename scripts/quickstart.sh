@@ -2,7 +2,10 @@
 # From nothing to a server: set up, pretrain a small Llama on the standard library's text, teach it twelve tasks, ask it,
 # serve it.
 #
-#   OUTPUT=DIR   where models and logs go (default: output/quickstart); all other variables are setup.sh's
+#   OUTPUT=DIR             where models and logs go (default: output/quickstart)
+#   PRETRAIN_STEPS=N       fewer steps of pretraining, for a quick look (default: 200)
+#   TUNING_EPOCHS=N        less instruction tuning, a fraction is possible (default: 4)
+#   All other variables are setup.sh's.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -23,12 +26,14 @@ fi
 echo
 echo "== 2/5 pretraining =="
 "$python" llm/run_pretrain.py configs/quickstart/pretrain.yaml \
-  --input_dir "$OUTPUT/data/pretrain" --tokenizer_name_or_path "$OUTPUT/data/tokenizer" --output_dir "$OUTPUT/pretrained"
+  --input_dir "$OUTPUT/data/pretrain" --tokenizer_name_or_path "$OUTPUT/data/tokenizer" --output_dir "$OUTPUT/pretrained" \
+  ${PRETRAIN_STEPS:+--max_steps "$PRETRAIN_STEPS"}
 
 echo
 echo "== 3/5 instruction tuning =="
 "$python" llm/finetune_generation.py configs/quickstart/finetune.yaml \
-  --model_name_or_path "$OUTPUT/pretrained" --dataset_name_or_path "$OUTPUT/data/instructions" --output_dir "$OUTPUT/tuned"
+  --model_name_or_path "$OUTPUT/pretrained" --dataset_name_or_path "$OUTPUT/data/instructions" --output_dir "$OUTPUT/tuned" \
+  ${TUNING_EPOCHS:+--num_train_epochs "$TUNING_EPOCHS"}
 
 echo
 echo "== 4/5 questions =="

@@ -5,8 +5,8 @@
 #
 #   DRY_RUN=1 bash scripts/run_trainer.sh                        print the command
 #   GPUS=4 MODEL=my-llama bash scripts/run_trainer.sh            four GPUs, another model
-#   DEVICE=cpu GPUS=2 MODEL=small-model bash scripts/run_trainer.sh --max_steps 20 --max_seq_length 256
-#                                                                rehearse with two processes on the CPU
+#   DEVICE=cpu MODEL=output/quickstart/pretrained DATA= bash scripts/run_trainer.sh FLAGS
+#       rehearse the same ranks on the CPU; FLAGS as REHEARSAL below has them
 #   NNODES=2 MASTER=node1:29500 NODE_RANK=0 bash scripts/run_trainer.sh     on node1; NODE_RANK=1 on the other
 #
 # SIGTERM and Ctrl-C let the trainers save a checkpoint and leave with code 0; the same command goes on from there.
@@ -24,6 +24,7 @@ LOG_DIR=${LOG_DIR:-${OUTPUT}_log}  # what each process says (workerlog.0, ...)
 NNODES=${NNODES:-1}                # for several nodes also: MASTER=host:port of the first, NODE_RANK=0, 1, ...
 MAX_RESTART=${MAX_RESTART:-}       # start failed trainers again up to so many times
 PYTHON=${PYTHON:-}                 # default: the repository's .venv, else the first in PATH
+REHEARSAL="--max_steps 5 --max_seq_length 128 --max_evaluate_steps 4" # flags that make it short enough for a CPU
 
 # shellcheck source=scripts/launch_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch_common.sh"

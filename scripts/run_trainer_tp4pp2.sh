@@ -9,8 +9,8 @@
 #
 #   NNODES=4 MASTER=node1:29500 NODE_RANK=0 bash scripts/run_trainer_tp4pp2.sh    on node1; 1, 2, 3 on the others
 #   DRY_RUN=1 bash scripts/run_trainer_tp4pp2.sh                 print the command
-#   DEVICE=cpu GPUS=8 MODEL=small-model bash scripts/run_trainer_tp4pp2.sh --max_steps 20 --max_seq_length 256
-#                                                                rehearse with eight processes on the CPU
+#   DEVICE=cpu MODEL=output/quickstart/pretrained DATA= bash scripts/run_trainer_tp4pp2.sh FLAGS
+#       rehearse the same ranks on the CPU; FLAGS as REHEARSAL below has them
 #
 # With Slurm: sbatch scripts/launch.slurm. SIGTERM and Ctrl-C let the trainers save a checkpoint and leave with code 0;
 # the same command goes on from there.
@@ -32,6 +32,7 @@ LOG_DIR=${LOG_DIR:-${OUTPUT}_log}  # what each process says (workerlog.0, ...)
 NNODES=${NNODES:-1}                # for several nodes also: MASTER=host:port of the first, NODE_RANK=0, 1, ...
 MAX_RESTART=${MAX_RESTART:-}       # start failed trainers again up to so many times
 PYTHON=${PYTHON:-}                 # default: the repository's .venv, else the first in PATH
+REHEARSAL="--max_steps 5 --max_seq_length 128 --max_evaluate_steps 4" # flags that make it short enough for a CPU
 
 # shellcheck source=scripts/launch_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch_common.sh"

@@ -5,7 +5,8 @@
 #   bash scripts/setup.sh [EXTRAS]        EXTRAS: e.g. "test"
 #
 #   VENV=DIR            where the environment goes (default: .venv in the repository)
-#   PYTHON=python3.11   which Python makes it (default: the first 3.11 or 3.10 found)
+#   PYTHON=python3.12   which Python makes it (default: the newest of 3.12, 3.11 and 3.10 found; an environment that is
+#                       there keeps its own)
 #   PADDLE=cpu          which Paddle: cpu, cu118, cu126, cu129 or cu130 (default: by the NVIDIA driver)
 set -euo pipefail
 

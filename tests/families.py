@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from helpers import ordinary
+
 _TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _SIZES = _TOKENS | {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -48,8 +50,13 @@ def family_config(family: str, **changes: Any) -> Any:
     return config_class(**(FAMILIES[family] | changes), architectures=[f"{name}For{kind}"])
 
 
-def family_model(family: str, seed: int = 0, **changes: Any) -> Any:
-    """It, with random weights (under a path that does not exist: nothing is read)."""
+def family_model(family: str, seed: int = 0, method: Any = None, **changes: Any) -> Any:
+    """It, with random weights and ordinary norms and biases (under a path that does not exist: nothing is read).
+
+    Args:
+        method: that trains few parameters beside it.
+    """
     from oarlock.models.build import ModelSource, build_model
 
-    return build_model(ModelSource(Path(family), family_config(family, **changes), from_weights=False), seed=seed)
+    source = ModelSource(Path(family), family_config(family, **changes), from_weights=False)
+    return ordinary(build_model(source, seed=seed, method=method))

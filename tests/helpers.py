@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,36 @@ def make_tiny_model(folder: str | Path, **changes: Any) -> Path:
 
     set_paddlenlp_log_level("error")
     paddle.seed(7)
-    model = LlamaForCausalLM(LlamaConfig(**(TINY_LLAMA | changes)))
+    model = ordinary(LlamaForCausalLM(LlamaConfig(**(TINY_LLAMA | changes))))
     model.save_pretrained(str(folder), safe_serialization=True)
     make_tiny_tokenizer(folder)
     return Path(folder)
+
+
+def ordinary(model: Any) -> Any:
+    """A model whose norms are not 1 and whose biases are not 0, as every trained one's, in place: ones and zeros hide
+    faults. The values follow from the names."""
+    for name, parameter in model.named_parameters():
+        if len(parameter.shape) == 1:
+            parameter.set_value(_off_by_some(name, parameter.numpy()))
+    return model
+
+
+def ordinary_folder(folder: Path) -> None:
+    """The same for the model in a folder (one float32 file in Paddle's layout)."""
+    from safetensors.numpy import load_file, save_file
+
+    file = folder / "model.safetensors"
+    arrays = load_file(file)
+    vectors = {n: a for n, a in arrays.items() if a.ndim == 1 and n.endswith((".weight", ".bias"))}
+    save_file(arrays | {n: _off_by_some(n, a) for n, a in vectors.items()}, file, metadata={"format": "np"})
+
+
+def _off_by_some(name: str, values: Any) -> Any:
+    import numpy as np
+
+    noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(values.shape)
+    return (values + 0.2 * noise).astype(values.dtype)
 
 
 def make_adapter(

@@ -13,8 +13,10 @@ using Sgemm = void (*)(Order, Transpose, Transpose, int m, int n, int k, float a
                        const float* b, int ldb, float beta, float* c, int ldc);
 
 Sgemm find() {
-  // Paddle loads it for itself alone, so it is asked for by name; it is never loaded anew.
-  void* library = dlopen("libmklml_intel.so", RTLD_NOW | RTLD_NOLOAD);
+  // What Paddle itself multiplies with: MKL, or what llm/oarlock/products.py has put before it. They are loaded for
+  // themselves alone, so they are asked for by name; neither is loaded anew.
+  void* library = dlopen("oarlock_gemm.so", RTLD_NOW | RTLD_NOLOAD);
+  if (!library) library = dlopen("libmklml_intel.so", RTLD_NOW | RTLD_NOLOAD);
   return library ? reinterpret_cast<Sgemm>(dlsym(library, "cblas_sgemm")) : nullptr;
 }
 

@@ -76,14 +76,14 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="txt, jsonl, parquet files (also .gz, .zst), or folders",
+        help="txt, jsonl, json, csv, tsv, parquet files (also .gz, .zst), or folders",
     )
     pretrain.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer folder or hub name")
     pretrain.add_argument("--output-prefix", required=True, metavar="P", help="writes P.bin, P.idx and P.json")
     pretrain.add_argument(
         "--workers", type=int, default=available_cores(), help="processes (default: %(default)s, the cores)"
     )
-    pretrain.add_argument("--text-key", default="text", help="JSON field or parquet column (default: text)")
+    pretrain.add_argument("--text-key", default="text", help="JSON field or column (default: text)")
     pretrain.add_argument(
         "--txt-document",
         choices=("file", "line"),
@@ -91,6 +91,7 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         help="what one document of a .txt file is (default: file)",
     )
     pretrain.add_argument("--skip-bad", action="store_true", help="count bad lines and go on, in place of stopping")
+    pretrain.add_argument("--overwrite", action="store_true", help="replace a corpus that is there already")
     pretrain.add_argument(
         "--parse-special-tokens",
         action="store_true",
@@ -153,23 +154,11 @@ def _data_pretrain(arguments: argparse.Namespace) -> int:
         text_key=arguments.text_key,
         txt_document=arguments.txt_document,
         skip_bad=arguments.skip_bad,
+        overwrite=arguments.overwrite,
         parse_special_tokens=arguments.parse_special_tokens,
     )
-    report = build_corpus(options)
-    rate = report.bytes / 1e6 / max(1e-9, report.seconds)
-    say(
-        f"{report.documents:,} documents, {report.tokens:,} tokens from {report.bytes / 1e6:,.1f} MB in "
-        f"{report.seconds:.1f} s ({rate:.2f} MB/s): {arguments.output_prefix}.bin"
-    )
-    if report.bad_lines:
-        shown = "".join(f"\n  {line}" for line in report.first_bad)
-        say(f"{report.bad_lines:,} bad line(s) left out:{shown}")
-    if report.empty:
-        say(f"{report.empty:,} empty text(s) left out")
-    if report.spelled:
-        became = "they became those tokens" if arguments.parse_special_tokens else "they are text"
-        spell = "1 document spells" if report.spelled == 1 else f"{report.spelled:,} documents spell"
-        say(f"{spell} special tokens; {became} (--parse-special-tokens)")
+    for line in build_corpus(options).lines(arguments.output_prefix):
+        say(line)
     return 0
 
 

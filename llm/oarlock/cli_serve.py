@@ -12,6 +12,7 @@ from typing import Any
 
 from oarlock.environment import say
 from oarlock.errors import ConfigError
+from oarlock.serve.prompts import PARSINGS
 from oarlock.serve.settings import Settings
 
 Adder = Callable[..., argparse.ArgumentParser]
@@ -54,6 +55,12 @@ def add_serve(commands: Any, command: Adder) -> None:
         ("--timeout", float, "seconds for a request"),
     ):
         limits.add_argument(flag, type=kind, metavar="N", help=text)
+    serve.add_argument(
+        "--parse-special-tokens",
+        choices=PARSINGS,
+        help="where the spelling of a special token in a client's text is that token: in raw prompts (default), in "
+        "messages too, or nowhere",
+    )
     life = serve.add_argument_group("start and stop")
     life.add_argument("--start-seconds", type=float, default=600.0, metavar="S", help="for loading (default: 600)")
     life.add_argument(
@@ -83,9 +90,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         return _run(place / "repository", limits, arguments, place)
 
 
-def _run(
-    repository: Path, limits: dict[str, float], arguments: argparse.Namespace, temporary: Path | None = None
-) -> int:
+def _run(repository: Path, limits: dict[str, Any], arguments: argparse.Namespace, temporary: Path | None = None) -> int:
     from oarlock.serve.installed import check_installed
 
     check_installed()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from oarlock import products
 from oarlock.environment import available_cores, import_paddle
 from oarlock.errors import EnvironmentProblem
 
@@ -33,7 +34,16 @@ class Finding:
 def run_doctor(launch: bool = True) -> int:
     """Print the report; 0 when nothing has to be fixed."""
     failed = 0
-    checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages, _paddle, _gpu, _ops, _shared_memory, _disk]
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        _python,
+        _packages,
+        _paddle,
+        _products,
+        _gpu,
+        _ops,
+        _shared_memory,
+        _disk,
+    ]
     if launch:
         checks.append(_launch)
     for check in checks:
@@ -106,6 +116,20 @@ def _paddle() -> Iterator[Finding]:
         yield Finding(f"paddlenlp {paddlenlp.__version__} imports")
     except Exception as error:
         yield Finding(f"paddlenlp does not import: {error!r}", "pip install -c constraints.txt paddlenlp")
+
+
+def _products() -> Iterator[Finding]:
+    """Which library multiplies on the CPU, and why."""
+    try:
+        best, found = products.best(), products.in_use()
+    except Exception:  # _paddle has said what does not import
+        return
+    if not found:
+        return
+    reason = f"{products.VARIABLE}={best}" if products.asked_for() else f"{products.processor() or 'processor unknown'}"
+    text = f"matrix products on the CPU by {products.TITLES[found]} ({reason})"
+    fix = "" if found == best else f"{products.TITLES[best]} is faster here: {products.use(best) or 'start anew'}"
+    yield Finding(text, fix, warning=True)
 
 
 def _gpu() -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from oarlock import light_imports
+from oarlock import light_imports, products
 from oarlock.errors import EnvironmentProblem
 
 
@@ -117,7 +117,8 @@ _threads: int | None = None
 
 
 def import_paddle(num_threads: int | None = None) -> int:
-    """Import paddle quietly, for the first time in this process, with its share of the cores; later calls do nothing.
+    """Import paddle quietly, for the first time in this process, with its share of the cores and the library for matrix
+    products that is best on this processor; later calls do nothing.
 
     paddlenlp, when it is imported after this, leaves out what training does not use (see oarlock.light_imports).
 
@@ -128,6 +129,7 @@ def import_paddle(num_threads: int | None = None) -> int:
     if _threads is not None:
         return _threads
     _threads = thread_share(num_threads)
+    best = products.best()
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     _silence()
@@ -143,6 +145,7 @@ def import_paddle(num_threads: int | None = None) -> int:
     _silence()  # paddle puts filters of its own in front
     os.environ["OMP_NUM_THREADS"] = str(_threads)  # for child processes and OpenMP code loaded later
     paddle.base.core.set_num_threads(_threads)
+    products.use(best)
     return _threads
 
 

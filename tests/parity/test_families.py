@@ -35,8 +35,7 @@ TWO_PART = [[9, 30, 41, 1, 2, 88, 33, 12], [400, 5, 1, 2, 310, 6, 44, 219]]
 
 
 def with_method(name: str, method=None, **changes):
-    config = family_config(name, use_cache=False, **changes)
-    return build_model(ModelSource(name, config, from_weights=False), seed=3, method=method)
+    return family_model(name, 3, method, use_cache=False, **changes)
 
 
 def scores(model, ids, **kwargs) -> paddle.Tensor:

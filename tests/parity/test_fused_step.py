@@ -7,6 +7,7 @@ import paddle
 import paddlenlp.transformers
 import pytest
 
+from helpers import ordinary
 from oarlock.models.lora import LoRA
 from oarlock.ops import install, library
 from oarlock.ops.step import HeldScores
@@ -38,7 +39,7 @@ def losses(family, lora=(), recompute=False, fuse=False):
         **SIZES, **FAMILIES[family], **more, recompute=recompute
     )
     paddle.seed(5)
-    model = getattr(paddlenlp.transformers, f"{family}ForCausalLM")(config)
+    model = ordinary(getattr(paddlenlp.transformers, f"{family}ForCausalLM")(config))
     if lora:
         method = LoRA(r=4, alpha=8.0, targets=lora)
         method.attach(model)

@@ -16,7 +16,7 @@ from paddlenlp.peft import LoRAModel
 from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from safetensors.numpy import load_file, save_file
 
-from helpers import make_adapter, make_tiny_model, run_program
+from helpers import make_adapter, make_tiny_model, ordinary, run_program
 from oarlock.data.templates import ChatTemplate
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models import lora_changes, merge_proof, streamed, trained_base
@@ -43,7 +43,10 @@ def as_hugging_face(folder: Path, output: Path, prefix: str) -> Path:
     output.mkdir()
     shutil.copy(folder / "config.json", output)
     arrays = {}
-    for name, values in load_file(folder / "model.safetensors").items():
+    stored = load_file(folder / "model.safetensors")
+    if np.array_equal(stored.get("lm_head.weight"), stored[f"{prefix}.embed_tokens.weight"]):
+        del stored["lm_head.weight"]  # tied
+    for name, values in stored.items():
         if "proj" in name or name == "lm_head.weight":
             values = np.ascontiguousarray(values.T)
         arrays[name.replace(f"{prefix}.", "model.")] = values.astype(ml_dtypes.bfloat16)
@@ -60,7 +63,8 @@ def as_hugging_face(folder: Path, output: Path, prefix: str) -> Path:
 def bases(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bases")
     paddle.seed(3)
-    qwen = Qwen2ForCausalLM(Qwen2Config(**SMALL, tie_word_embeddings=True, architectures=["Qwen2ForCausalLM"]))
+    config = Qwen2Config(**SMALL, tie_word_embeddings=True, architectures=["Qwen2ForCausalLM"])
+    qwen = ordinary(Qwen2ForCausalLM(config))
     qwen.save_pretrained(str(folder / "qwen2-tied"), safe_serialization=True)
     llama = make_tiny_model(folder / "llama")
     return {

@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "llm"))
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "llm"), str(Path(__file__).resolve().parents[1])]
 
+from helpers import ordinary_folder
 from oarlock.config.load import load_config
 from oarlock.config.schema import FinetuneConfig, PretrainConfig
 from oarlock.environment import import_paddle
@@ -41,7 +42,7 @@ def make_config(kind: str, model: Path, output: Path, steps: int, flags: dict[st
         "model_name_or_path": model, "output_dir": output, "do_train": 1, "do_eval": 1, "max_steps": steps,
         "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "device": "cpu",
         "max_grad_norm": 0.5, "per_device_eval_batch_size": 3, "eval_steps": 1000, "disable_tqdm": 1,
-        "stage3_min_elements": 512, "num_threads": 1, "adam_epsilon": ADAM_EPSILON, "collective_timeout": 60, "log_level": "error",
+        "stage3_min_elements": 512, "weight_decay": 0.3, "num_threads": 1, "adam_epsilon": ADAM_EPSILON, "collective_timeout": 60, "log_level": "error",
     }  # fmt: skip
     if kind == "pretrain":
         words |= {"max_seq_length": 32, "continue_training": 1}
@@ -54,12 +55,21 @@ def make_config(kind: str, model: Path, output: Path, steps: int, flags: dict[st
     ).config
 
 
+def make_ordinary_model(content: dict[str, Any], folder: Path) -> int:
+    """A random model whose norms and biases are those of a trained one."""
+    from oarlock.train.rehearse import make_model
+
+    code = make_model(content, folder)
+    ordinary_folder(folder)
+    return code
+
+
 def main() -> None:
     groups = json.loads(Path(sys.argv[1]).read_text())
     import_paddle(1)
     from oarlock.parallel.fork_launch import launch
     from oarlock.train.rehearsal_rank import RankReport, run_rank
-    from oarlock.train.rehearse import TOLERANCE, first_problem, make_model
+    from oarlock.train.rehearse import TOLERANCE, first_problem
 
     results = []
     for number, group in enumerate(groups):
@@ -69,7 +79,7 @@ def main() -> None:
         model.mkdir()
         one.mkdir()
         content = group["model"] if group.get("whole") else SMALL | group["model"]
-        codes = launch(1, partial(make_model, content, model), folder / "log", 120, quiet=True)
+        codes = launch(1, partial(make_ordinary_model, content, model), folder / "log", 120, quiet=True)
         batch, micro = group["batch"], group.get("micro_batch", 2)
         alone = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": batch // micro}
         common = group.get("flags", {})  # of the one process and of all plans

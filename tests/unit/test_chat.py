@@ -32,7 +32,7 @@ def engine():
     def make(context=64, ends=()):
         made.append(
             Engine(
-                Served("s", Script(), Letters(), ChatTemplate("t", TEMPLATE, {}), context, frozenset(ends)), Limits()
+                Served("s", Script(), Letters({}), ChatTemplate("t", TEMPLATE, {}), context, frozenset(ends)), Limits()
             )
         )
         return made[-1]

@@ -23,7 +23,7 @@ from paddlenlp.data.causal_dataset import build_train_valid_test_datasets
 from paddlenlp.data.indexed_dataset import MMapIndexedDataset
 
 from helpers import LLM, run_program
-from oarlock.data import readers
+from oarlock.data import pieces, readers, streams
 from oarlock.data.build_corpus import BuildOptions, build_corpus
 from oarlock.data.corpus import BlendedDataset, ConcatenatedDataset, Corpus, PretrainDataset, parse_input, sample_index
 from oarlock.data.corpus_format import CorpusWriter, check_corpus, corpus_summary, token_dtype
@@ -48,6 +48,13 @@ def documents(prefix: Path) -> list[list[int]]:
         np.concatenate([data[int(s)] for s in range(first, last)]).tolist()
         for first, last in itertools.pairwise(bounds)
     ]
+
+
+def sequences(prefix: Path) -> list[list[int]]:
+    """Every sequence of the index, by the same reader; each has to be a document."""
+    data = MMapIndexedDataset(str(prefix), skip_warmup=True)
+    assert data.doc_idx.tolist() == list(range(len(data) + 1))
+    return [data[i].tolist() for i in range(len(data))]
 
 
 def expected(tokenizer: Path, texts: list[str]) -> list[list[int]]:
@@ -96,32 +103,28 @@ def test_a_txt_file_is_one_document_and_a_folder_is_read_in_order(tmp_path, tiny
     assert documents(prefix) == expected(tiny_tokenizer, ["one\ntwo\n", "three"])
 
 
-def test_long_files_are_cut_at_line_ends_and_stay_one_document(tmp_path, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(readers, "BATCH_BYTES", 64)
-    monkeypatch.setattr(readers, "PIECE_BYTES", 32)
+def test_long_files_are_one_sequence_with_the_ids_of_the_whole(tmp_path, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(pieces, "PIECE", 32)
+    monkeypatch.setattr(pieces, "CONTEXT", 16)
     text = "".join(f"line {i} 星期\n" for i in range(50))
     (tmp_path / "long.txt").write_text(text, encoding="utf-8")
-    prefix, _ = build(tmp_path, tiny_tokenizer, tmp_path / "long.txt")
-    data = MMapIndexedDataset(str(prefix), skip_warmup=True)
-    assert len(data) > 5 and len(data.doc_idx) == 2
-    encoder = load_encoder(str(tiny_tokenizer))
-    from tokenizers import Tokenizer
-
-    decoded = Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json")).decode(documents(prefix)[0][:-1])
-    assert decoded == text and documents(prefix)[0][-1] == encoder.eos_id
+    prefix, report = build(tmp_path, tiny_tokenizer, tmp_path / "long.txt")
+    assert sequences(prefix) == expected(tiny_tokenizer, [text])
+    assert report.documents == 1 and report.unsure_cuts == 0
 
 
-def test_a_text_without_line_ends_is_cut_between_characters(tmp_path, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(readers, "BATCH_BYTES", 16)
+def test_a_text_without_line_ends_is_read_between_characters(tmp_path, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 16)
     monkeypatch.setattr(readers, "LONGEST_TEXT_LINE", 40)
     text = "星期一é" * 60
     (tmp_path / "one.txt").write_text(text, encoding="utf-8")
-    _, report = build(tmp_path, tiny_tokenizer, tmp_path / "one.txt")
-    assert report.bad_lines == 0 and report.documents == 1
+    prefix, report = build(tmp_path, tiny_tokenizer, tmp_path / "one.txt")
+    assert report.bad_lines == 0 and sequences(prefix) == expected(tiny_tokenizer, [text])
 
 
 def test_workers_give_the_same_corpus(tmp_path, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(readers, "BATCH_BYTES", 256)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 256)
     path = write_jsonl(tmp_path / "data.jsonl", TEXTS * 40)
     one, _ = build(tmp_path, tiny_tokenizer, path, name="one", workers=1)
     two, _ = build(tmp_path, tiny_tokenizer, path, name="two", workers=2)
@@ -176,7 +179,7 @@ def test_files_cut_in_the_middle_are_not_taken_for_whole(tmp_path, tiny_tokenize
     assert build(tmp_path, tiny_tokenizer, path)[1].documents == 3000
     path.write_bytes(packed[:-100])
     with pytest.raises(DataError, match=f"damaged {end} file"):
-        build(tmp_path, tiny_tokenizer, path)
+        build(tmp_path, tiny_tokenizer, path, overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -280,14 +283,20 @@ def test_the_command_reports_what_it_did(tmp_path, tiny_tokenizer):
 )
 def test_written_corpora_read_back_with_paddlenlp(tmp_path_factory, rows, wide):
     prefix = tmp_path_factory.mktemp("corpus") / "c"
+    rows[-1] = rows[-1][0], True
+    whole, parts = [], []
     with CorpusWriter(prefix, 100_000 if wide else 60_001) as writer:
-        for ids, ends in rows:
-            writer.add(np.asarray(ids), np.asarray([len(ids)]), np.asarray([ends]))
+        for first in range(0, len(rows), 3):
+            batch = rows[first : first + 3]
+            ids = np.concatenate([np.asarray(ids) for ids, _ in batch])
+            writer.add(ids, np.asarray([len(ids) for ids, _ in batch]), np.asarray([ends for _, ends in batch]))
         writer.finish({})
+    for ids, ends in rows:
+        parts += ids
+        if ends:
+            whole, parts = [*whole, parts], []
     check_corpus(prefix)
-    data = MMapIndexedDataset(str(prefix), skip_warmup=True)
-    assert [data[i].tolist() for i in range(len(data))] == [ids for ids, _ in rows]
-    assert data.doc_idx.tolist() == [0, *(i + 1 for i, (_, ends) in enumerate(rows) if ends)]
+    assert sequences(prefix) == whole
     assert corpus_summary(prefix)["largest_id"] == max(max(ids) for ids, _ in rows)
 
 

@@ -43,7 +43,7 @@ def test_what_a_document_spells_is_text(tiny_tokenizer, text, tmp_path, workers)
         assert tokenizer.decode(ids[:-1]) == spelled
     assert report.spelled == 2
     notes = json.loads((tmp_path / "c.json").read_text())
-    assert notes["documents_that_spell_special_tokens"] == 2 and not notes["parse_special_tokens"]
+    assert notes["documents_that_spell_special_tokens"] == 2 and not notes["special_tokens_parsed"]
 
 
 def test_one_option_brings_special_tokens_back(tiny_tokenizer, text, tmp_path, capsys):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from types import MappingProxyType
 
 import numpy as np
 import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from oarlock.data.templates import ChatTemplate
 from oarlock.serve.engine import Engine
 from oarlock.serve.loading import Served
+from oarlock.serve.prompts import hidden_tokens
 from oarlock.serve.requests import Answer, Limits, Prompt, QueueFull, RequestRefused, Sampling
 
 VOCABULARY = 300
@@ -18,13 +21,17 @@ END = 0
 
 
 class Letters:
-    """Text of one character a token."""
+    """Text of one character a token; special ones stand in the place of some, and are shown to nobody."""
 
-    def __call__(self, text, **_):
-        return {"input_ids": [ord(letter) for letter in text]}
+    def __init__(self, special):
+        vocabulary = {special.get(i, chr(i)): i for i in range(VOCABULARY)}
+        self.backend_tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+        self.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        self.backend_tokenizer.add_special_tokens(list(special.values()))
+        self.hidden = hidden_tokens(self)
 
     def decode(self, ids, **_):
-        return "".join(map(chr, ids))
+        return "".join(chr(token) for token in ids if token not in self.hidden)
 
 
 class Script:
@@ -70,9 +77,10 @@ class Script:
 def make():
     engines = []
 
-    def build(decoder, context=64, **limits):
-        served = Served("script", decoder, Letters(), ChatTemplate("t", "{{ messages[0]['content'] }}", {}), context,
-                        frozenset([END]))  # fmt: skip
+    def build(decoder, context=64, special=MappingProxyType({}), begin=(), parsing="prompts", **limits):
+        letters = Letters(special)
+        served = Served("script", decoder, letters, ChatTemplate("t", "{{ messages[0]['content'] }}", {}), context,
+                        frozenset([END]), begin=begin, special_tokens=letters.hidden, parse_special_tokens=parsing)  # fmt: skip
         engines.append(Engine(served, Limits(**limits)))
         return engines[-1]
 
@@ -114,6 +122,54 @@ def test_pieces_of_an_answer(make):
     assert ticket.wait(10) and answer.text == "BCDEF" and answer.finish_reason == "length"
     ticket, answer = submit(engine, [65], max_tokens=6, min_tokens=3, stop=("C", "F"), stop_token_ids=(67,))
     assert ticket.wait(10) and 67 not in answer.token_ids and answer.finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "tokens"),
+    [
+        (("<x>",), "BCDE", 5),  # hidden in the text all the same
+        (("DE<x>G",), "BC", 6),  # with what stands around it
+        (("E<x>",), "BCD", 5),
+        (("<x>H",), "BCDEG", 6),  # is not said
+        ((">",), "BCDE", 5),
+    ],
+)
+def test_stop_texts_are_found_in_special_tokens(make, stop, text, tokens):
+    engine = make(Script(), special={70: "<x>"})
+    ticket, answer = submit(engine, [65], max_tokens=6, stop=stop)
+    assert ticket.wait(10) and (answer.text, answer.completion_tokens) == (text, tokens)
+    assert answer.finish_reason == ("length" if "H" in stop[0] else "stop")
+    ticket, answer = submit(engine, [65], max_tokens=6)
+    assert ticket.wait(10) and answer.text == "BCDEG" and answer.completion_tokens == 6
+
+
+def test_a_stop_text_ends_nothing_before_min_tokens(make):
+    engine = make(Script(), special={70: "<x>"})
+    ticket, answer = submit(engine, [65], max_tokens=8, min_tokens=5, stop=("<x>", "I"))
+    assert ticket.wait(10) and answer.text == "BCDEGH" and answer.finish_reason == "stop"
+
+
+def ids_of(engine, **prompt):
+    return engine._ticket(Prompt(**prompt), Sampling(), lambda piece: None).prompt_ids
+
+
+def test_raw_prompts_begin_once(make):
+    engine = make(Script(), special={70: "<x>"}, begin=(70,))
+    assert ids_of(engine, text="AB") == [70, 65, 66] == ids_of(engine, text="<x>AB")
+    assert ids_of(engine, text="A<x>") == [70, 65, 70] and ids_of(engine, text="<x>") == [70]
+    assert ids_of(engine, token_ids=[65]) == [65]
+    two = make(Script(), special={70: "<x>", 71: "<y>"}, begin=(70, 71))
+    assert ids_of(two, text="<x><y>A") == [70, 71, 65] == ids_of(two, text="A")
+
+
+@pytest.mark.parametrize(
+    ("parsing", "raw", "said"), [("prompts", [70], "<x>"), ("all", [70], [70]), ("none", "<x>", "<x>")]
+)
+def test_special_tokens_in_a_clients_text(make, parsing, raw, said):
+    engine = make(Script(), special={70: "<x>"}, parsing=parsing)
+    text, messages = "<x>", [{"role": "user", "content": "<x>"}]
+    assert ids_of(engine, text=text) == (list(map(ord, raw)) if isinstance(raw, str) else raw)
+    assert ids_of(engine, messages=messages) == (list(map(ord, said)) if isinstance(said, str) else said)
 
 
 def test_requests_join_and_leave_between_steps(make):
@@ -263,6 +319,12 @@ def test_limits_of_an_answer(make):
     assert ticket.wait(10) and answer.completion_tokens == 5  # what the length leaves
     ticket, answer = submit(engine, [1] * 5, ignore_eos=True)
     assert ticket.wait(10) and answer.completion_tokens == 8
+    ticket, answer = submit(engine, [1] * 18, ignore_eos=True, default_tokens=4)
+    assert ticket.wait(10) and answer.completion_tokens == 2
+    ticket, answer = submit(engine, [1] * 5, ignore_eos=True, default_tokens=4)
+    assert ticket.wait(10) and answer.completion_tokens == 4
+    with pytest.raises(RequestRefused, match="leaves 2 of 20"):
+        submit(engine, [1] * 18, max_tokens=3)
     with pytest.raises(RequestRefused, match="may have 8"):
         submit(engine, [1], max_tokens=9)
     with pytest.raises(RequestRefused, match="together may have 20"):

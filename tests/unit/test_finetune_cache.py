@@ -182,7 +182,7 @@ def test_the_ids_of_this_version(data, tokenizer, tmp_path):
     """When this changes for the same tokenizer and records, raise ENCODING_VERSION: caches hold the old ids."""
     folder = tmp_path / "cache" / load_finetune_data(data, tokenizer).fingerprint
     stored = [file_sha256(folder / name)[:8] for name in ("tokens.bin", "runs.bin", "rows.bin")]
-    assert (ENCODING_VERSION, stored) == (1, ["18b38779", "1f322736", "f0333e52"])
+    assert (ENCODING_VERSION, stored) == (2, ["18b38779", "1f322736", "f0333e52"])
 
 
 def test_a_data_folder_may_be_read_only_and_a_cache_that_may_not_is_named(data, tokenizer, tmp_path):

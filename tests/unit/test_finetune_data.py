@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from helpers import encode_conversation
 from oarlock.config.schema import FinetuneDataSection
-from oarlock.data import record_files
+from oarlock.data import streams
 from oarlock.data.collate import FinetuneCollator, PretrainCollator
 from oarlock.data.embedded.instructions import TASKS, instruction_records
 from oarlock.data.embedded.stdlib_text import MINIMUM_BYTES, stdlib_sources
@@ -205,7 +205,7 @@ def test_json_lists_are_read_in_pieces_of_any_size(records, indent, block, tmp_p
     text = json.dumps(records, indent=indent, ensure_ascii=False)
     path.write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record_files, "BATCH_BYTES", block)
+        patch.setattr(streams, "BLOCK_BYTES", block)
         items = [item for batch in FileRecords.of(path).batches() for item in batch.items]
         consumed = sum(batch.consumed for batch in FileRecords.of(path).batches())
     assert [item for _, item in items] == records and consumed == path.stat().st_size

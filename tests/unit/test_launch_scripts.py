@@ -340,7 +340,7 @@ TWO = {"NNODES": "2"}
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({"FAKE_GPUS": "0"}, "no NVIDIA GPU here (nvidia-smi lists none). To rehearse on the CPU: DEVICE=cpu"),
+        ({"FAKE_GPUS": "0"}, "no NVIDIA GPU here (nvidia-smi lists none). To rehearse on the CPU,"),
         ({"CUDA_VISIBLE_DEVICES": ""}, "no NVIDIA GPU here (CUDA_VISIBLE_DEVICES is empty)"),
         ({"FAKE_GPUS": "4"}, "asks for 8 GPUs, but 4 can be seen (0 1 2 3): set GPUS"),
         ({"GPUS": "7,8"}, "no GPU 8 here"),

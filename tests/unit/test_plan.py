@@ -503,7 +503,7 @@ def test_what_paddlenlp_can_split_is_what_the_table_says():
         ("GLM", {}, ModelSizes("glm", 24, 1024, 4096, 16, 16, 30592, tied=True)),
         ("Bloom", {"n_layer": 6, "n_head": 4}, ModelSizes("bloom", 6, 64, 256, 4, 4, 250880, tied=True)),
         ("GPTJ", {"n_embd": 2048}, ModelSizes("gptj", 28, 2048, 8192, 16, 16, 50400)),
-        ("OPT", {}, ModelSizes("opt", 24, 2048, 8192, 32, 32, 50272)),
+        ("OPT", {}, ModelSizes("opt", 24, 2048, 8192, 32, 32, 50272, tied=True)),
     ],
 )
 def test_sizes_are_read_from_every_familys_configuration(name, options, expected):

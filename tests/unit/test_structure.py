@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "llm" / "oarlock"
 ROOMS = ("config", "parallel", "ops", "data", "models", "train", "export", "serve")
 # What is ready for the world knows nothing of training, and a server knows only the directories that it is given.
 NEVER = {"export": {"train"}, "serve": {"train", "export"}}
-BESIDE = {"errors", "files", "environment", "light_imports", "triton_config", "versions", "__init__"}
+BESIDE = {"errors", "files", "environment", "light_imports", "products", "triton_config", "versions", "__init__"}
 ABOVE = {
     "cli",
     "cli_parallel",

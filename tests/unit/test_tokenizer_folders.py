@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tests.tokenizer_layouts import QWEN2_WORDS, SHAPES, TEXTS, save, sentencepiece_model
 
-from oarlock.data.tokenizers import load_encoder, load_tokenizer, prompt_ids, tokenizer_fingerprint
+from oarlock.data.marked_text import MarkedText
+from oarlock.data.tokenizers import encode_marked, load_encoder, load_tokenizer, tokenizer_fingerprint
 from oarlock.errors import ModelError
 
 PLAIN = [text for text in TEXTS if "{" not in text]
@@ -51,7 +52,7 @@ def test_spaces_beside_special_tokens_stay(tmp_path):
     assert encoder.encode(["a\nb "])[0].tolist() == ours("a\nb ")["input_ids"]
 
 
-def test_a_begin_token_stands_once_and_an_end_token_behind_no_prompt(tmp_path):
+def test_a_begin_token_stands_once(tmp_path):
     folder = folder_of(tmp_path, "llama2 first")
     content = json.loads((folder / "tokenizer.json").read_text())
     around = {"single": ["<s>", "A", "</s>"]}
@@ -65,9 +66,6 @@ def test_a_begin_token_stands_once_and_an_end_token_behind_no_prompt(tmp_path):
     words = tokenizer("hi", add_special_tokens=False)["input_ids"]
     assert tokenizer("hi")["input_ids"] == [1, *words, 2]
     assert tokenizer("<s>hi")["input_ids"].count(1) == 1
-    assert prompt_ids(tokenizer, "hi") == [1, *words] and prompt_ids(tokenizer, "<s>hi").count(1) == 1
-    assert prompt_ids(tokenizer, "hi</s>")[-1] == 2, "what was asked for stays"
-    assert prompt_ids(tokenizer, "") == [1]
 
 
 def test_a_begin_token_that_is_the_end_token_too(tmp_path):
@@ -75,8 +73,8 @@ def test_a_begin_token_that_is_the_end_token_too(tmp_path):
     folder = save(tmp_path / "opt", None, config | {"add_bos_token": True}, "opt")
     tokenizer.model.save(str(folder))
     found = load_tokenizer(str(folder))
-    assert prompt_ids(found, "hi") == [0, *found("hi", add_special_tokens=False)["input_ids"]]
-    assert prompt_ids(found, "<|endoftext|>hi") == prompt_ids(found, "hi") and prompt_ids(found, "") == [0]
+    assert found("hi")["input_ids"] == [0, *found("hi", add_special_tokens=False)["input_ids"]]
+    assert found("<|endoftext|>hi") == found("hi") and found("")["input_ids"] == [0]
 
 
 def test_no_padding_token_is_no_trouble(tmp_path):
@@ -200,7 +198,14 @@ def test_only_chatglm_and_glm_are_left_to_paddlenlp(tmp_path):
     (tmp_path / "x" / "tokenizer_config.json").write_text('{"tokenizer_class": "ChatGLMv2Tokenizer"}')
     found = load_tokenizer(str(tmp_path / "x"))
     assert type(found).__name__ == "ChatGLMv2Tokenizer"
-    assert prompt_ids(found, "a")[:2] == [found.get_command("[gMASK]"), found.get_command("sop")]
+    assert found("a")["input_ids"][:2] == [found.get_command("[gMASK]"), found.get_command("sop")]
+    text = "Hi, who</s> are 你 [gMASK]?"
+    (whole, cut) = encode_marked(found, [MarkedText(text), MarkedText(text, ((4, 15),))])
+    assert whole.ids == found(text, add_special_tokens=False)["input_ids"]
+    assert found.eos_token_id not in cut.ids
+    for row in (whole, cut):
+        assert len(row.ids) == len(row.offsets) and row.offsets == sorted(row.offsets)
+        assert "".join(text[start:end] for start, end in row.offsets).split() == text.split()
     assert load_encoder(str(tmp_path / "x")).eos_id == found.eos_token_id
     shutil.copy(model, tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')

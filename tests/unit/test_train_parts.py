@@ -7,27 +7,30 @@ import itertools
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
-from helpers import TINY_LLAMA, flags
+from helpers import TINY_LLAMA, flags, ordinary
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.config.load import flatten
 from oarlock.config.sections import ScheduleSection
 from oarlock.environment import _cgroup_quota, available_cores, thread_share
-from oarlock.errors import CheckpointError, ModelError
+from oarlock.errors import CheckpointError, ConfigError, ModelError
 from oarlock.models.build import build_model, num_parameters, set_parameter
 from oarlock.models.weights import WeightFolder
 from oarlock.train import checkpoint as checkpoints
 from oarlock.train.callbacks import cut_rows_after
+from oarlock.train.clip import GlobalNormClip
 from oarlock.train.flops import peak_flops, token_flops
 from oarlock.train.manifest import Manifest, list_checkpoints, newest_whole, read_manifest, verify
-from oarlock.train.schedule import make_scheduler, total_steps
+from oarlock.train.schedule import check_warmup, make_scheduler, rate_change, total_steps, warmup_steps
 
 # schedule
 
@@ -61,6 +64,55 @@ def test_every_epoch_is_trained_whole(samples, epochs, batch, steps):
     done = min(steps, total)
     assert total_steps(ScheduleSection(num_train_epochs=epochs), samples, batch, done, done * batch) == total
     assert total_steps(ScheduleSection(max_steps=7), samples, batch, 3, 3) == 7
+
+
+def test_a_share_of_the_steps_is_rounded_up():
+    found = [warmup_steps(ScheduleSection(warmup_ratio=0.03), steps) for steps in (1, 33, 34, 100, 101)]
+    assert found == [1, 1, 2, 3, 4]
+    assert warmup_steps(ScheduleSection(warmup_ratio=0.03, warmup_steps=7), 100) == 7
+
+
+def test_a_warm_up_without_a_step_after_it(capsys):
+    """In steps it is refused, whatever the length of the run comes from; as a share it is said."""
+    for steps in (5, 6):
+        with pytest.raises(ConfigError, match=f"--warmup_steps 6 leaves no step of this run, which has {steps}"):
+            check_warmup(ScheduleSection(warmup_steps=6), steps)
+    check_warmup(ScheduleSection(warmup_steps=6), 7)
+    check_warmup(ScheduleSection(warmup_steps=6), 5, done=5)  # a run that is complete has nothing to complain of
+    with pytest.raises(ConfigError, match="--decay_steps 10 must be above the 20 steps"):
+        check_warmup(ScheduleSection(warmup_ratio=0.2, decay_steps=10), 100)
+    assert capsys.readouterr().out == ""
+    check_warmup(ScheduleSection(warmup_ratio=0.03, learning_rate=2e-4), 1)
+    assert "is 1 of this run's 1 step(s): the learning rate never reaches 0.0002" in capsys.readouterr().out
+
+
+def test_an_extended_run_says_what_its_rate_becomes():
+    before = ScheduleSection(learning_rate=1e-3, max_steps=10)
+    said = rate_change(replace(before, max_steps=20), 20, vars(before), 10, 10)
+    assert said.startswith("the learning rate changes from here: step 11 has 0.0005 in a run of 20 steps, and had 0 in")
+    assert "the run of 10 steps" in said
+    assert rate_change(before, 10, vars(before), 10, 5) == ""
+    flat = replace(before, lr_scheduler_type="constant")
+    assert rate_change(flat, 20, vars(flat), 10, 10) == ""
+    fixed = replace(before, decay_steps=40)
+    assert rate_change(fixed, 20, vars(fixed), 10, 10) == ""
+    assert "had 0.0001" in rate_change(before, 10, {"learning_rate": 2e-4, "of a later version": 1}, 10, 5)
+
+
+# clipping
+
+
+def test_gradients_that_are_small_enough_are_left_as_they_are():
+    random = np.random.default_rng(0).standard_normal((8, 8)).astype("float32")
+    for limit, expected in ((1e-3, 1e-3), (float(np.linalg.norm(random)) * 1.01, None)):
+        parameter, gradient = paddle.create_parameter([8, 8], "float32"), paddle.to_tensor(random)
+        clip = GlobalNormClip(limit)
+        ((_, found),) = clip._dygraph_clip([(parameter, gradient)])
+        assert clip.last_norm() == pytest.approx(np.linalg.norm(random), rel=1e-6)
+        if expected is None:
+            np.testing.assert_array_equal(found.numpy(), random)
+        else:
+            assert np.linalg.norm(found.numpy()) == pytest.approx(expected, rel=1e-5)
 
 
 # flops
@@ -285,7 +337,7 @@ def source(folder: Path, config: LlamaConfig):
 )
 def test_weights_load_from_either_layout(tmp_path, layout, shards, bf16):
     config = LlamaConfig(**TINY_LLAMA)
-    model = LlamaForCausalLM(config)
+    model = ordinary(LlamaForCausalLM(config))
     if layout == "np":
         model.save_pretrained(str(tmp_path), safe_serialization=True)
     else:

@@ -13,6 +13,7 @@ import yaml
 
 from oarlock.config.options import OptionSpec, option_specs
 from oarlock.config.rules import cross_problems
+from oarlock.config.synonyms import meaning
 from oarlock.errors import ConfigError
 
 ConfigT = typing.TypeVar("ConfigT")
@@ -92,7 +93,10 @@ def _listing(problems: list[str]) -> str:
     return f"{len(problems)} problems in the configuration:\n" + "\n".join(f"  - {problem}" for problem in problems)
 
 
-def _suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
+def _suggest(name: str, value: Any, known: Iterable[str], specs: dict[str, OptionSpec], prefix: str = "") -> str:
+    """What an unknown name probably means: what other suites call so, else the nearest name."""
+    if found := meaning(name, value, specs.keys(), as_flags=bool(prefix)):
+        return f": {found}"
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
@@ -124,7 +128,8 @@ def _from_flags(words: list[str], specs: dict[str, OptionSpec], problems: list[s
             name = names[flag[3:]]
         following = words[position] if position < len(words) and not words[position].startswith("--") else None
         if name is None:
-            problems.append(f"unknown flag --{flag}{_suggest(flag, names, '--')}")
+            given = value if equals else following
+            problems.append(f"unknown flag --{flag}{_suggest(flag, given, names, specs, '--')}")
             position += following is not None and not equals
             continue
         is_bool = specs[name].type is bool
@@ -222,7 +227,10 @@ def _take(
         where = f" in section {section}" if section else ""
         inside = [n for n in names if section is None or specs[names[n]].section == section]
         known = inside if section else [*names, *{spec.section for spec in specs.values()}, "include"]
-        hint = f" (it belongs to section {specs[name].section})" if name else _suggest(str(key.value), known)
+        given = node.value if isinstance(node, yaml.ScalarNode) else ""
+        hint = _suggest(str(key.value), given, known, specs)
+        if name is not None:
+            hint = f" (it belongs to section {specs[name].section})"
         problems.append(f"{origin}: unknown key {key.value}{where}{hint}")
         return
     into[name] = (_constructed(node, path, object), origin)

@@ -68,7 +68,8 @@ class ScheduleSection:
     """How long, and the learning rate"""
 
     num_train_epochs: float = option(1.0, more_than(0), unit="epochs")
-    """Passes over the training data; may be a fraction. max_steps goes first."""
+    """Passes over the training data; may be a fraction. The last step is filled up from the next pass. max_steps goes
+    first."""
 
     max_steps: int = option(-1, unit="steps")
     """Optimizer steps; above 0 it overrides num_train_epochs."""
@@ -80,13 +81,13 @@ class ScheduleSection:
     """Where cosine and linear schedules end."""
 
     lr_scheduler_type: str = option("linear", choices=("linear", "cosine", "constant", "constant_with_warmup"))
-    """Shape of the learning rate after the warm-up."""
+    """Shape of the learning rate after the warm-up. constant warms up too where a warm-up is given."""
 
     warmup_steps: int = option(0, at_least(0), unit="steps")
     """Linear rise from 0; above 0 it overrides warmup_ratio."""
 
     warmup_ratio: float = option(0.0, between(0, 1))
-    """The same as a share of all steps."""
+    """The same as a share of all steps, rounded up."""
 
     decay_steps: int | None = option(None, at_least(1), unit="steps")
     """Steps until min_learning_rate is reached; default: all steps."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -15,8 +17,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from oarlock.data.corpus_format import CorpusWriter
-from oarlock.data.readers import BadLine, Batch, Piece, Source, find_sources, parse_batch, read_batches
+from oarlock.data.corpus_format import CorpusWriter, files_there
+from oarlock.data.find_files import LeftOut, find_sources
+from oarlock.data.pieces import Cutter
+from oarlock.data.readers import BadLine, Batch, Piece, parse_batch, read_batches
+from oarlock.data.streams import Source
 from oarlock.data.tokenizers import Encoder, load_encoder
 from oarlock.environment import deferred_sigterm, die_with_parent, progress_bar, stop_if_terminated
 from oarlock.errors import DataError, OarlockError
@@ -33,9 +38,10 @@ class BuildOptions:
         tokenizer: folder or hub name.
         output_prefix: the corpus is output_prefix.bin, .idx and .json.
         workers: processes that encode.
-        text_key: JSON field or parquet column with the text.
+        text_key: JSON field, or column of a table or parquet file, with the text.
         txt_document: what a document of a .txt file is, "file" or "line".
         skip_bad: leave bad lines out and count them, in place of stopping at the first.
+        overwrite: replace a corpus that lies at output_prefix.
         parse_special_tokens: a special token that a text spells becomes that token; else it is text.
     """
 
@@ -46,21 +52,73 @@ class BuildOptions:
     text_key: str = "text"
     txt_document: str = "file"
     skip_bad: bool = False
+    overwrite: bool = False
     parse_special_tokens: bool = False
 
 
 @dataclass
 class BuildReport:
-    """What came of it. `bytes` counts the input files as they lie on disk, `spelled` documents with special tokens."""
+    """What came of it.
+
+    Attributes:
+        documents, tokens: in the corpus; each document's end token is one of its tokens.
+        files, bytes: that were read; bytes as they lie on disk.
+        bad_lines: left out because they are wrong (skip_bad); first_bad are some.
+        empty: texts, and whole files, without a character (or without a token).
+        unsure_cuts: places within long texts where ids may not be those of the whole (oarlock.data.pieces).
+        spelled: documents that spell special tokens, which became those tokens where `parsed`, else are text.
+        left_out: files of the folders that were not read.
+    """
 
     documents: int = 0
     tokens: int = 0
+    files: int = 0
     bytes: int = 0
     seconds: float = 0.0
     bad_lines: int = 0
     empty: int = 0
+    unsure_cuts: int = 0
     spelled: int = 0
+    parsed: bool = False
     first_bad: list[BadLine] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    def lines(self, prefix: str) -> Iterator[str]:
+        """In words, for the console."""
+        rate = self.bytes / 1e6 / max(1e-9, self.seconds)
+        yield (
+            f"{self.documents:,} documents, {self.tokens:,} tokens from {self.files:,} file(s), "
+            f"{self.bytes / 1e6:,.1f} MB, in {self.seconds:.1f} s ({rate:.2f} MB/s): {prefix}.bin"
+        )
+        if self.bad_lines:
+            shown = "".join(f"\n  {line}" for line in self.first_bad)
+            yield f"{self.bad_lines:,} bad line(s) left out:{shown}"
+        if self.empty:
+            yield f"{self.empty:,} empty text(s) left out"
+        if self.spelled:
+            spell = "1 document spells" if self.spelled == 1 else f"{self.spelled:,} documents spell"
+            became = "they became those tokens" if self.parsed else "they are text"
+            yield f"{spell} special tokens; {became} (--parse-special-tokens)"
+        if self.unsure_cuts:
+            yield (
+                f"at {self.unsure_cuts:,} place(s) a long text without words was cut to be tokenised: the ids of the "
+                "whole may be others there"
+            )
+        if self.left_out.count:
+            yield self.left_out.text()
+
+    def counts(self) -> dict[str, object]:
+        """What stands in the corpus' .json beside the counts of its writer."""
+        return {
+            "files": self.files,
+            "input_bytes": self.bytes,
+            "bad_lines_skipped": self.bad_lines,
+            "empty_texts": self.empty,
+            "unsure_cuts": self.unsure_cuts,
+            "documents_that_spell_special_tokens": self.spelled,
+            "special_tokens_parsed": self.parsed,
+            "files_left_out": dict(self.left_out.reasons),
+        }
 
 
 @dataclass
@@ -68,58 +126,87 @@ class _Encoded:
     ids: np.ndarray
     sizes: np.ndarray
     ends: np.ndarray
+    spelled: list[bool]
     bad: list[BadLine]
     num_bad: int
     empty: int
+    unsure_cuts: int
+    where: str
     consumed: int
-    spelled: int
 
 
 def build_corpus(options: BuildOptions) -> BuildReport:
     """Tokenise the inputs and write the corpus.
 
     Raises:
-        DataError: for a bad line (file:line), unless skip_bad; nothing of the output remains then.
+        DataError: for a bad line (file:line), unless skip_bad, or a corpus that is there already, unless overwrite;
+            nothing of the output remains then, and nothing of what was there is changed.
         ModelError: when the tokenizer can't be loaded.
     """
-    return build_from_sources(find_sources(options.inputs), options)
+    there = files_there(options.output_prefix)
+    if there and not options.overwrite:
+        raise DataError(
+            f"{', '.join(map(str, there))}: already there; choose another --output-prefix, or replace "
+            "what is there with --overwrite"
+        )
+    left_out = LeftOut()
+    return build_from_sources(find_sources(options.inputs, left_out), options, left_out)
 
 
-def build_from_sources(sources: list[Source], options: BuildOptions) -> BuildReport:
+def build_from_sources(sources: list[Source], options: BuildOptions, left_out: LeftOut | None = None) -> BuildReport:
     """build_corpus for files already chosen (the embedded text is .py files)."""
     started = time.monotonic()
-    sources = [source for source in sources if source.size]
     encoder = load_encoder(options.tokenizer, options.parse_special_tokens)
-    report = BuildReport(bytes=sum(source.size for source in sources))
-    batches = (batch for source in sources for batch in read_batches(source))
+    size = sum(source.size for source in sources)
+    report = BuildReport(files=len(sources), bytes=size, left_out=left_out or LeftOut())
+    report.parsed = options.parse_special_tokens
+    report.empty = sum(not source.size for source in sources)
+    cutter = Cutter(encoder.encode)
+    batches = (
+        batch
+        for source in sources
+        if source.size
+        for batch in read_batches(source, cutter, options.text_key, options.txt_document)
+    )
     with (
         deferred_sigterm(),
         CorpusWriter(options.output_prefix, encoder.vocab_size) as writer,
         progress_bar(report.bytes, "tokenise", "B", unit_scale=True) as bar,
     ):
+        of_this = False  # whether the document that is under way spells one
         for encoded in _encode_all(batches, encoder, options):
             stop_if_terminated()
             report.bad_lines += encoded.num_bad
             report.empty += encoded.empty
-            report.spelled += encoded.spelled
+            report.unsure_cuts += encoded.unsure_cuts
+            for spelled, end in zip(encoded.spelled, encoded.ends, strict=True):
+                of_this |= spelled
+                report.spelled += of_this and bool(end)
+                of_this &= not end
             report.first_bad += encoded.bad[: _SHOWN_BAD_LINES - len(report.first_bad)]
             if encoded.num_bad and not options.skip_bad:
                 raise DataError(f"{encoded.bad[0]}\nNothing was written. With --skip-bad such lines are left out.")
-            writer.add(encoded.ids, encoded.sizes, encoded.ends)
+            with _named(encoded.where):
+                writer.add(encoded.ids, encoded.sizes, encoded.ends)
             bar.update(encoded.consumed)
-        writer.finish(
-            {
-                "tokenizer": options.tokenizer,
-                "tokenizer_fingerprint": encoder.fingerprint,
-                "vocab_size": encoder.vocab_size,
-                "bad_lines_skipped": report.bad_lines,
-                "documents_that_spell_special_tokens": report.spelled,
-                "parse_special_tokens": options.parse_special_tokens,
-            }
-        )
+        report.unsure_cuts += cutter.unsure
+        about = {
+            "tokenizer": options.tokenizer,
+            "tokenizer_fingerprint": encoder.fingerprint,
+            "vocab_size": encoder.vocab_size,
+        }
+        writer.finish(about | report.counts())
         report.documents, report.tokens = writer.num_documents, writer.num_tokens
     report.seconds = time.monotonic() - started
     return report
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def _encode_all(batches: Iterable[Batch], encoder: Encoder, options: BuildOptions) -> Iterator[_Encoded]:
@@ -168,7 +255,7 @@ class _Worker:
 
 
 def _encode(batch: Batch, encoder: Encoder, options: BuildOptions) -> _Encoded:
-    pieces: list[Piece] = []
+    found: list[Piece] = []
     bad: list[BadLine] = []
     num_bad = empty = 0
     for item in parse_batch(batch, options.text_key, options.txt_document):
@@ -176,48 +263,44 @@ def _encode(batch: Batch, encoder: Encoder, options: BuildOptions) -> _Encoded:
             num_bad += 1
             if len(bad) < _SHOWN_BAD_LINES:
                 bad.append(item)
-        elif not item.text and not _is_whole_file(batch, options):
-            empty += 1
+        elif item.text:
+            found.append(item)
         else:
-            pieces.append(item)
+            empty += 1
+    cutter = Cutter(encoder.encode)
+    parts = [cutter.pieces(item.text) for item in found]
+    where = f"{batch.source.path}: text from line {batch.first_line} on"
     try:
-        rows, spelled = encoder.encode_and_tell([piece.text for piece in pieces]) if pieces else ([], [])
+        all_rows, all_told = encoder.encode_and_tell([text for texts in parts for text in texts])
+        rows, told = iter(all_rows), iter(all_told)
     except OarlockError:
         raise
     except Exception as error:  # tokenizers raise bare Exception; say where in the data it was
-        place = f"{batch.source.path}: lines from {batch.first_line}"
-        raise DataError(f"{place}: the tokenizer failed: {type(error).__name__}: {error}") from error
+        raise DataError(f"{where}: the tokenizer failed: {type(error).__name__}: {error}") from error
     eos = np.asarray([encoder.eos_id], dtype=np.int32)
-    parts: list[np.ndarray] = []
-    sizes, ends = [], []
-    for row, piece in zip(rows, pieces, strict=True):
-        ids = np.concatenate((row, eos)) if piece.ends_document else row
-        if len(ids):
-            parts.append(ids)
-            sizes.append(len(ids))
-            ends.append(piece.ends_document)
+    ids: list[np.ndarray] = []
+    sizes, ends, spelled = [], [], []
+    for item, texts in zip(found, parts, strict=True):
+        row = np.concatenate(list(itertools.islice(rows, len(texts))))
+        spells = any(list(itertools.islice(told, len(texts))))
+        if not len(row) and item.begins_document and item.ends_document:
+            empty += 1
+            continue
+        row = np.concatenate((row, eos)) if item.ends_document else row
+        if len(row):
+            ids.append(row)
+            sizes.append(len(row))
+            ends.append(item.ends_document)
+            spelled.append(spells)
     return _Encoded(
-        np.concatenate(parts) if parts else np.zeros(0, np.int32),
+        np.concatenate(ids) if ids else np.zeros(0, np.int32),
         np.asarray(sizes, np.int32),
         np.asarray(ends, bool),
+        spelled,
         bad,
         num_bad,
         empty,
+        cutter.unsure,
+        where,
         batch.consumed,
-        _count_documents(pieces, spelled),
     )
-
-
-def _count_documents(pieces: list[Piece], found: list[bool]) -> int:
-    """Documents of which a piece was found (one that goes on in the next batch may be counted there too)."""
-    count, of_this = 0, False
-    for piece, hit in zip(pieces, found, strict=True):
-        of_this |= hit
-        if piece.ends_document:
-            count, of_this = count + of_this, False
-    return count + of_this
-
-
-def _is_whole_file(batch: Batch, options: BuildOptions) -> bool:
-    """Whether the batch is part of a document that is a file; its last piece may be empty and still ends it."""
-    return batch.source.format == "txt" and options.txt_document == "file"

@@ -20,9 +20,17 @@ import numpy as np
 from oarlock.errors import DataError
 
 _MAGIC = b"MMIDIDX\x00\x00"
-_DTYPE_CODES: dict[np.dtype, int] = {np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
+_OLD_MAGIC = b"TNTIDX"  # Megatron's index that is not memory-mapped
+# Megatron's codes, as PaddleNLP reads them. 6 and 7 are floating point, which no tokens are.
+_DTYPES = {
+    code: np.dtype(name)
+    for code, name in {1: "u1", 2: "i1", 3: "i2", 4: "i4", 5: "i8", 8: "u2", 9: "u4", 10: "u8"}.items()
+}
 _HEADER = struct.Struct("<9sQBQQ")
 _CHUNK = 1 << 20  # sizes converted at a time
+LARGEST_SEQUENCE = (1 << 31) - 1  # the sizes of an .idx are int32
+# Of prefix.json. 1 (without the field): .txt documents in several sequences, their end token apart.
+FORMAT = 2
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -32,6 +40,8 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 class CorpusWriter:
     """Write `prefix.bin`, `prefix.idx` and `prefix.json`; they appear together, complete, when `finish` returns.
+
+    A document is one sequence, however many parts it comes in.
 
     Until then everything lies in `*.partial` files, which are removed when the writer is closed without `finish`.
     """
@@ -43,10 +53,9 @@ class CorpusWriter:
         self.largest_id = -1
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
         self._files: dict[str, BinaryIO] = {}
-        self._sequences = 0
-        for kind in ("bin", "sizes", "bounds"):
+        self._open_tokens = 0  # of the document that is not at its end yet
+        for kind in ("bin", "sizes"):
             self._files[kind] = open(self._partial(kind), "wb")  # noqa: SIM115 - closed by close()
-        self._files["bounds"].write(struct.pack("<q", 0))
 
     def __enter__(self) -> CorpusWriter:
         return self
@@ -55,26 +64,36 @@ class CorpusWriter:
         self.close()
 
     def add(self, ids: np.ndarray, sizes: np.ndarray, ends: np.ndarray) -> None:
-        """Append sequences.
+        """Append documents, or parts of them.
 
         Args:
-            ids: token ids of all of them, one after the other, [total].
-            sizes: tokens of each, all above 0, [sequences].
-            ends: whether a document ends after each, bool [sequences].
+            ids: token ids of all parts, one after the other, [total].
+            sizes: tokens of each, all above 0, [parts].
+            ends: whether a document ends after each, bool [parts].
+
+        Raises:
+            DataError: for a document with more tokens than an .idx can say.
         """
         if not len(sizes):
             return
         self.largest_id = max(self.largest_id, int(ids.max()))
+        before = np.cumsum(sizes, dtype=np.int64)
+        at_ends = before[np.flatnonzero(ends)] + self._open_tokens
+        documents = np.diff(at_ends, prepend=0)
+        self._open_tokens += int(before[-1]) - (int(at_ends[-1]) if len(at_ends) else 0)
+        if max(documents.max(initial=0), self._open_tokens) > LARGEST_SEQUENCE:
+            raise DataError(
+                f"a document of more than {LARGEST_SEQUENCE:,} tokens can't be one sequence of a corpus (the sizes of "
+                "an .idx are 32 bits wide); split the file, or take each line for a document (--txt-document line)"
+            )
         self._files["bin"].write(ids.astype(self.dtype).tobytes())
-        self._files["sizes"].write(sizes.astype(np.int32).tobytes())
-        bounds = self._sequences + 1 + np.flatnonzero(ends)
-        self._files["bounds"].write(bounds.astype(np.int64).tobytes())
-        self._sequences += len(sizes)
+        self._files["sizes"].write(documents.astype(np.int32).tobytes())
         self.num_tokens += len(ids)
-        self.num_documents += len(bounds)
+        self.num_documents += len(documents)
 
     def finish(self, about: dict[str, Any]) -> None:
         """Write the index and put all three files in place (the index last, so that it vouches for the data)."""
+        assert not self._open_tokens, "the last document was not ended"
         if not self.num_tokens:
             raise DataError(f"{self.prefix}: the input holds no text, nothing was written")
         for file in self._files.values():
@@ -82,7 +101,13 @@ class CorpusWriter:
         with open(self._partial("idx"), "wb") as index:
             self._write_index(index)
             _flush_to_disk(index)
-        summary = {"documents": self.num_documents, "tokens": self.num_tokens, "largest_id": self.largest_id, **about}
+        summary = {
+            "format": FORMAT,
+            "documents": self.num_documents,
+            "tokens": self.num_tokens,
+            "largest_id": self.largest_id,
+            **about,
+        }
         self._partial("json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         # An index of an older corpus must never stand beside the new data.
         for kind in ("idx", "json"):
@@ -95,11 +120,12 @@ class CorpusWriter:
         """Close and remove what is not in place yet."""
         for file in self._files.values():
             file.close()
-        for kind in ("bin", "sizes", "bounds", "idx", "json"):
+        for kind in ("bin", "sizes", "idx", "json"):
             self._partial(kind).unlink(missing_ok=True)
 
     def _write_index(self, index: BinaryIO) -> None:
-        index.write(_HEADER.pack(_MAGIC, 1, _DTYPE_CODES[self.dtype], self._sequences, self.num_documents + 1))
+        code = next(code for code, dtype in _DTYPES.items() if dtype == self.dtype)
+        index.write(_HEADER.pack(_MAGIC, 1, code, self.num_documents, self.num_documents + 1))
         with open(self._partial("sizes"), "rb") as sizes:
             while block := sizes.read(4 * _CHUNK):
                 index.write(block)
@@ -109,9 +135,8 @@ class CorpusWriter:
                 ends = offset + np.cumsum(np.frombuffer(block, np.int32), dtype=np.int64) * self.dtype.itemsize
                 index.write(np.concatenate(([offset], ends[:-1])).astype(np.int64).tobytes())
                 offset = int(ends[-1])
-        with open(self._partial("bounds"), "rb") as bounds:
-            while block := bounds.read(8 * _CHUNK):
-                index.write(block)
+        for first in range(0, self.num_documents + 1, _CHUNK):
+            index.write(np.arange(first, min(first + _CHUNK, self.num_documents + 1), dtype=np.int64).tobytes())
 
     def _partial(self, kind: str) -> Path:
         return Path(f"{self.prefix}.{kind}.partial")
@@ -135,6 +160,12 @@ def is_legacy(prefix: str | Path) -> bool:
     return all(Path(f"{prefix}{end}").is_file() for end in ("_ids.npy", "_idx.npz"))
 
 
+def files_there(prefix: str | Path) -> list[Path]:
+    """Files of a corpus under this prefix, whole or not."""
+    ends = (".bin", ".idx", ".json", "_ids.npy", "_idx.npz")
+    return [path for end in ends if (path := Path(f"{prefix}{end}")).exists()]
+
+
 def check_corpus(prefix: str | Path) -> None:
     """Refuse an index that does not fit its data (a half copied or overwritten file).
 
@@ -144,17 +175,20 @@ def check_corpus(prefix: str | Path) -> None:
     index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     with open(index, "rb") as file:
         header = file.read(_HEADER.size)
+    if header.startswith(_OLD_MAGIC):
+        raise DataError(f"{index}: Megatron's old index (TNTIDX), which is not read; write it with --dataset-impl mmap")
     if len(header) < _HEADER.size or not header.startswith(_MAGIC):
         raise DataError(f"{index}: not an index file (expected one written by `oarlock data pretrain`, or Megatron's)")
     _, version, code, sequences, bounds = _HEADER.unpack(header)
-    itemsize = next((dtype.itemsize for dtype, known in _DTYPE_CODES.items() if known == code), None)
-    if version != 1 or itemsize is None:
-        raise DataError(f"{index}: version {version} with dtype code {code}; known are version 1, int32 and uint16")
+    if version != 1 or code not in _DTYPES:
+        raise DataError(f"{index}: version {version} with dtype code {code}; known are version 1 and whole numbers")
     expected = _HEADER.size + 12 * sequences + 8 * bounds
+    if sequences and index.stat().st_size == expected + sequences:
+        raise DataError(f"{index}: a corpus of text and other modes (a byte more a sequence), which is not read")
     if index.stat().st_size != expected:
         raise DataError(f"{index}: {index.stat().st_size:,} bytes, expected {expected:,}; the file is damaged")
     sizes = np.memmap(index, np.int32, "r", offset=_HEADER.size, shape=(sequences,)) if sequences else np.zeros(0)
-    expected = int(sizes.sum(dtype=np.int64)) * itemsize
+    expected = int(sizes.sum(dtype=np.int64)) * _DTYPES[code].itemsize
     if data.stat().st_size != expected:
         raise DataError(
             f"{data}: {data.stat().st_size:,} bytes, its index expects {expected:,}; build the corpus again"

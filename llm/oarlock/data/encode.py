@@ -11,6 +11,7 @@ from oarlock.data.labels import Encoded, Prompt, Span, conversation_spans, encod
 from oarlock.data.record_files import RecordSource
 from oarlock.data.records import Conversation, PlainText, detect_form, parse_record
 from oarlock.data.templates import ChatTemplate, adds_bos
+from oarlock.data.text_parts import cut_texts
 from oarlock.data.tokenizers import batch_encode
 from oarlock.errors import DataError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
 
 # Part of every cache key: raise it when the same records give other examples than before.
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 _NAMED = 5  # bad records are counted, so many of them named
 
 
@@ -105,7 +106,7 @@ def encode_source(source: RecordSource, recipe: Recipe, counts: Counts) -> Itera
         DataError: for a wrong record (file:line, the field, what was expected), unless skip_bad.
     """
     form, texts = recipe.form, _Texts(recipe)
-    for batch in source.batches():
+    for batch in cut_texts(source, lambda parts: batch_encode(recipe.tokenizer, parts)):
         jobs: list[_Job] = []
         for line, item in batch.items:
             where = f"{source.name}:{line}"

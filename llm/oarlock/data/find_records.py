@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from oarlock.data.find_files import LeftOut, files_in, source_of
 from oarlock.data.record_files import FileRecords, RecordSource, RowRecords
 from oarlock.errors import DataError
 
@@ -21,10 +22,16 @@ _DEV_NAMES = ("dev", "validation", "valid", "eval", "test")
 
 @dataclass
 class RecordSources:
-    """What --dataset_name_or_path named. `dev` is empty where there is none."""
+    """What --dataset_name_or_path named.
+
+    Attributes:
+        dev: empty where there is none.
+        left_out: files of the folder that are not read.
+    """
 
     train: list[RecordSource]
     dev: list[RecordSource] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def find_records(name: str) -> RecordSources:
@@ -42,25 +49,36 @@ def find_records(name: str) -> RecordSources:
 
 
 def _folder(folder: Path) -> RecordSources:
+    left_out = LeftOut()
     sides: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.is_file() and (stem := _stem(path)) is not None and not any(part.startswith(".") for part in parts):
-            sides.setdefault(_side((*parts[:-1], stem)), []).append(path)
-    train = sides.get("train") or sides.get("", [])
-    dev = next((sides[name] for name in _DEV_NAMES if name in sides), [])
+    for path in files_in(folder, left_out):
+        problem = source_of(path)
+        stem = _stem(path)
+        if isinstance(problem, str) or stem is None:
+            left_out.add(path, problem if isinstance(problem, str) else "not a file of records")
+        else:
+            sides.setdefault(_side((*path.relative_to(folder).parts[:-1], stem)), []).append(path)
+    train_side = "train" if "train" in sides else ""
+    dev_side = next((name for name in _DEV_NAMES if name in sides), None)
+    train, dev = sides.pop(train_side, []), sides.pop(dev_side, []) if dev_side else []
     if not train:
+        told = f"\n{left_out.text()}" if left_out.count else ""
         raise DataError(
-            f"{folder}: no train.json or train.jsonl (or .parquet, .txt, also as .gz or .zst) in this folder"
+            f"{folder}: no train.json or train.jsonl (or .csv, .tsv, .parquet, .txt, also as .gz or .zst) in this "
+            f"folder{told}"
         )
+    for side, paths in sides.items():
+        reason = f"{dev_side}... is held out already" if side else "not named train... or dev..., as others here are"
+        for path in paths:
+            left_out.add(path, reason)
     for paths in (train, dev):
         _one_file_each(paths)
-    return RecordSources([FileRecords.of(path) for path in train], [FileRecords.of(path) for path in dev])
+    return RecordSources([FileRecords.of(path) for path in train], [FileRecords.of(path) for path in dev], left_out)
 
 
 def _stem(path: Path) -> str | None:
     """The name without its endings; None for other files than data."""
-    match = re.fullmatch(r"(.+?)\.(jsonl?|ndjson|parquet|txt)(\.gz|\.zst)?", path.name, re.IGNORECASE)
+    match = re.fullmatch(r"(.+?)\.(jsonl?|ndjson|csv|tsv|parquet|txt)(\.gz|\.zst)?", path.name, re.IGNORECASE)
     return match[1] if match else None
 
 

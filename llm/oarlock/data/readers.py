@@ -1,68 +1,41 @@
-"""Read text files of any size in bounded memory: txt, jsonl and parquet, plain or compressed (gz, zst).
+"""Texts of files of any size in bounded memory: txt, jsonl, json lists, csv, tsv and parquet, plain or compressed.
 
 A file is cut into batches of about a megabyte that carry their first line number, so that a bad line can be named as
-file:line wherever it is parsed.
+file:line wherever it is parsed. A text stays as it stands in its file, line ends (CRLF) included; a byte-order mark and
+the line end after a line of JSON, a row, or a document of one line are not part of it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import io
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
-from oarlock.errors import DataError
+from oarlock.data import streams
+from oarlock.data.json_lists import read_json_list
+from oarlock.data.pieces import Cutter
+from oarlock.data.streams import Source, decode_text, naming, opened
+from oarlock.data.tables import read_table
 
-BATCH_BYTES = 1 << 20
-# A document that is a whole file is tokenised in pieces cut at line ends: tokenizers without a pre-tokenizer take
-# more than linear time on one long string.
-PIECE_BYTES = 1 << 16
-# A text without line ends is cut between characters after this much, so that memory stays bounded.
+# A text without line ends is read between characters after this much, so that memory stays bounded.
 LONGEST_TEXT_LINE = 1 << 24
-
-_COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
-_FORMATS = {".txt": "txt", ".md": "txt", ".text": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-
-
-@dataclass(frozen=True)
-class Source:
-    """One input file. `format` is txt, jsonl or parquet; `compression` is "", gz or zst."""
-
-    path: Path
-    format: str
-    compression: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A piece of a source, small enough to send to a worker.
-
-    Attributes:
-        first_line: number of the first line of `data` (txt, jsonl), or of the first row (parquet), from 1.
-        data: raw bytes of whole lines; for parquet empty (the worker reads `row_group` itself).
-        consumed: bytes of the file read for this batch (compressed ones where the file is compressed).
-        ends_file: nothing of the source follows.
-    """
-
-    source: Source
-    first_line: int
-    data: bytes
-    consumed: int
-    ends_file: bool
-    row_group: int = -1
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text to tokenise; `ends_document` says that an end-of-document token follows it."""
+    """Text to tokenise: a document, or a stretch of one that is too long to be held whole.
+
+    Attributes:
+        begins_document, ends_document: whether it is the first, the last stretch.
+        line: where it begins.
+    """
 
     text: str
-    ends_document: bool
+    begins_document: bool = True
+    ends_document: bool = True
+    line: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,83 +50,66 @@ class BadLine:
         return f"{self.path}:{self.line}: {self.reason}"
 
 
-def find_sources(paths: Sequence[str]) -> list[Source]:
-    """The files named, and those of known kinds inside folders, in a stable order.
+@dataclass(frozen=True)
+class Batch:
+    """A part of a source, small enough to send to a worker.
 
-    Raises:
-        DataError: for a missing path, an unknown kind, or a folder with nothing to read.
+    Attributes:
+        first_line: number of its first line, or of its first row in parquet, from 1.
+        consumed: bytes of the file read for this batch (compressed ones where the file is compressed).
+        data: raw bytes of whole lines that are still to be parsed.
+        row_group: of parquet, which the worker reads itself.
+        items: what was parsed already.
     """
-    sources: list[Source] = []
-    for name in paths:
-        path = Path(name)
-        if path.is_dir():
-            found = [s for p in sorted(path.rglob("*")) if p.is_file() and (s := known_source(p)) is not None]
-            if not found:
-                raise DataError(f"{path}: no {', '.join(_FORMATS)} files (or .gz, .zst of them) in this folder")
-            sources += found
-        elif not path.exists():
-            raise DataError(f"{path}: no such file or folder")
-        else:
-            source = known_source(path)
-            if source is None:
-                raise DataError(f"{path}: unknown kind of file; known are {', '.join(_FORMATS)}, also as .gz or .zst")
-            sources.append(source)
-    return sources
+
+    source: Source
+    first_line: int
+    consumed: int
+    data: bytes = b""
+    row_group: int = -1
+    items: tuple[Piece | BadLine, ...] = ()
 
 
-def known_source(path: Path) -> Source | None:
-    """The source a file is by its name, None for an unknown kind."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compression = _COMPRESSIONS.get(suffixes[-1], "") if suffixes else ""
-    if compression:
-        suffixes.pop()
-    kind = _FORMATS.get(suffixes[-1]) if suffixes else None
-    if kind is None or (kind == "parquet" and compression):
-        return None
-    return Source(path, kind, compression, path.stat().st_size)
-
-
-def read_batches(source: Source) -> Iterator[Batch]:
+def read_batches(source: Source, cutter: Cutter, text_key: str = "text", txt_document: str = "file") -> Iterator[Batch]:
     """Cut one source into batches.
 
+    Args:
+        cutter: says where a .txt document may be cut.
+        text_key, txt_document: see parse_batch.
+
     Raises:
-        DataError: for a file that can't be opened or decompressed.
+        DataError: for a file that can't be opened, decompressed or understood.
     """
-    with naming(source):
-        yield from _parquet_batches(source) if source.format == "parquet" else _line_batches(source)
+    if source.format == "parquet":
+        with naming(source):
+            yield from parquet_batches(source)
+    elif source.format == "json":
+        for elements, consumed in read_json_list(source):
+            yield _of_records(source, elements, consumed, text_key, "field")
+    elif source.format in ("csv", "tsv"):
+        for rows, consumed in read_table(source):
+            yield _of_records(source, rows, consumed, text_key, "column")
+    elif source.format == "txt" and txt_document == "file":
+        yield from _text_batches(source, cutter)
+    else:
+        yield from line_batches(source)
 
 
-@contextlib.contextmanager
-def naming(source: Source) -> Iterator[None]:
-    """Turn what goes wrong in reading a source into a DataError that names it."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:  # each decompressor has its own error class (gzip's is an OSError without errno)
-        if isinstance(error, OSError) and error.errno is not None:
-            raise DataError(f"{source.path}: {error.strerror}") from error
-        if not (source.compression or source.format == "parquet"):
-            raise
-        raise DataError(f"{source.path}: damaged {source.compression or source.format} file: {error}") from error
-
-
-def _line_batches(source: Source) -> Iterator[Batch]:
-    with open(source.path, "rb") as raw:
-        stream = decompressed(raw, source.compression)
+def line_batches(source: Source, cut_lines: bool = False) -> Iterator[Batch]:
+    """Whole lines, still as bytes; with `cut_lines` those above LONGEST_TEXT_LINE in parts, cut between characters."""
+    with opened(source) as stream:
         parts: list[bytes] = []
-        line, pending, read_before = 1, 0, 0
+        line, pending = 1, 0
         while True:
-            block = stream.read(BATCH_BYTES)
+            block = stream.read(streams.BLOCK_BYTES)
             cut = block.rfind(b"\n") + 1
-            if not cut and source.format == "txt" and pending > LONGEST_TEXT_LINE:
+            if not cut and cut_lines and pending > LONGEST_TEXT_LINE:
                 cut = _character_boundary(block)
             if cut or not block:
                 data = b"".join((*parts, block[:cut]))
                 parts, pending = [block[cut:]], len(block) - cut
-                position = min(raw.tell(), source.size)
-                yield Batch(source, line, data, position - read_before, not block)
-                read_before = position
+                if data:
+                    yield Batch(source, line, stream.consumed(), data)
                 line += data.count(b"\n")
             else:
                 parts.append(block)
@@ -170,50 +126,8 @@ def _character_boundary(block: bytes) -> int:
     return cut - 1 if cut > 0 and block[cut - 1] >= 0xC0 else cut
 
 
-def decompressed(raw: BinaryIO, compression: str) -> Readable:
-    """The bytes of an opened file as they were before compression ("", gz or zst)."""
-    if compression == "gz":
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), BATCH_BYTES)
-    return _ZstdStream(raw) if compression == "zst" else raw
-
-
-class Readable(Protocol):
-    """What can be read in blocks."""
-
-    def read(self, size: int, /) -> bytes:
-        """Up to about `size` bytes; none at the end."""
-        ...
-
-
-class _ZstdStream:
-    """Frames of a .zst file, one after the other. (zstandard's own stream reader takes a cut file for a whole one.)"""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        import zstandard
-
-        self._raw, self._decompressor = raw, zstandard.ZstdDecompressor()
-        self._frame: Any = None
-
-    def read(self, size: int, /) -> bytes:
-        """About `size` decompressed bytes; none at the end."""
-        parts: list[bytes] = []
-        have = 0
-        while have < size:
-            block = self._raw.read(1 << 17)
-            if not block:
-                if self._frame is not None:
-                    raise EOFError("the file ends in the middle of a frame")
-                break
-            while block:
-                self._frame = self._frame or self._decompressor.decompressobj()
-                parts.append(self._frame.decompress(block))
-                have += len(parts[-1])
-                block = self._frame.unused_data if self._frame.eof else b""
-                self._frame = None if self._frame.eof else self._frame
-        return b"".join(parts)
-
-
-def _parquet_batches(source: Source) -> Iterator[Batch]:
+def parquet_batches(source: Source) -> Iterator[Batch]:
+    """One batch a row group, without its content."""
     import pyarrow.parquet as parquet
 
     with parquet.ParquetFile(source.path) as file:
@@ -221,36 +135,68 @@ def _parquet_batches(source: Source) -> Iterator[Batch]:
         groups = file.metadata.num_row_groups
         for group in range(groups):
             share = source.size * (group + 1) // groups - source.size * group // groups
-            yield Batch(source, rows, b"", share, group + 1 == groups, row_group=group)
+            yield Batch(source, rows, share, row_group=group)
             rows += file.metadata.row_group(group).num_rows
+
+
+def _text_batches(source: Source, cutter: Cutter) -> Iterator[Batch]:
+    """A file that is one document; lines that can't be decoded are reported and left out."""
+    text, begins, first_line, consumed = "", True, 1, 0
+    for batch in line_batches(source, cut_lines=True):
+        parts: list[str] = [text]
+        bad: list[BadLine] = []
+        for item in decoded_lines(batch):
+            bad += [item] if isinstance(item, BadLine) else []
+            parts += [item] if isinstance(item, str) else []
+        text, consumed = "".join(parts), consumed + batch.consumed
+        done, text = cutter.split(text, streams.BLOCK_BYTES) if len(text) > streams.BLOCK_BYTES else ("", text)
+        if done or bad:
+            pieces = (Piece(done, begins, False, first_line),) if done else ()
+            yield Batch(source, batch.first_line, consumed, items=(*bad, *pieces))
+            begins, first_line, consumed = begins and not done, first_line + done.count("\n"), 0
+    yield Batch(source, first_line, consumed, items=(Piece(text, begins, True, first_line),))
+
+
+def decoded_lines(batch: Batch) -> Iterator[str | BadLine]:
+    """The lines of a batch as one text where all are good, else one by one."""
+    try:
+        yield decode_text(batch.data)
+        return
+    except ValueError:
+        pass
+    for number, line in enumerate(re.findall(rb"[^\n]*\n|[^\n]+", batch.data), batch.first_line):
+        try:
+            yield decode_text(line)
+        except ValueError as error:
+            yield BadLine(str(batch.source.path), number, str(error))
+
+
+def _of_records(source: Source, records: Iterable[tuple[int, Any]], consumed: int, text_key: str, field: str) -> Batch:
+    items = tuple(_text_of(record, str(source.path), line, text_key, field) for line, record in records)
+    return Batch(source, items[0].line if items else 1, consumed, items=items)
 
 
 def parse_batch(batch: Batch, text_key: str, txt_document: str) -> Iterator[Piece | BadLine]:
     """The texts of a batch, and what could not be used.
 
     Args:
-        text_key: JSON field or parquet column that holds the text.
+        text_key: JSON field or column that holds the text.
         txt_document: what one document of a .txt file is: "file" or "line".
     """
-    if batch.source.format == "parquet":
+    path = str(batch.source.path)
+    yield from batch.items
+    if batch.row_group >= 0:
         yield from _parse_parquet(batch, text_key)
-    elif batch.source.format == "jsonl":
-        for number, line in enumerate(batch.data.split(b"\n"), batch.first_line):
-            if line.strip():
-                yield _parse_json(line, str(batch.source.path), number, text_key)
-    elif txt_document == "line":
-        for number, line in enumerate(batch.data.split(b"\n"), batch.first_line):
-            if line.strip():
-                yield _decoded(line.rstrip(b"\r"), str(batch.source.path), number, True)
-    else:
-        yield from _parse_text(batch)
-
-
-def _decoded(line: bytes, path: str, number: int, ends_document: bool) -> Piece | BadLine:
-    try:
-        return Piece(line.decode("utf-8"), ends_document)
-    except UnicodeDecodeError as error:
-        return BadLine(path, number, f"not UTF-8 (byte {error.start} of the line)")
+    for number, line in enumerate(batch.data.split(b"\n"), batch.first_line):
+        if not line.strip():
+            continue
+        try:
+            if batch.source.format == "txt":
+                yield Piece(decode_text(line.removesuffix(b"\r")), line=number)
+            else:
+                yield _text_of(parse_json_line(line), path, number, text_key, "field")
+        except ValueError as error:
+            yield BadLine(path, number, str(error))
 
 
 def parse_json_line(line: bytes) -> Any:
@@ -259,46 +205,55 @@ def parse_json_line(line: bytes) -> Any:
     Raises:
         ValueError: saying what is wrong with it.
     """
+    text = decode_text(line).removeprefix("\ufeff")
     try:
-        return json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start} of the line)") from error
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from error
 
 
-def _parse_json(line: bytes, path: str, number: int, text_key: str) -> Piece | BadLine:
-    try:
-        record = parse_json_line(line)
-    except ValueError as error:
-        return BadLine(path, number, str(error))
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def check_characters(value: Any, name: str = "") -> None:
+    """Refuse a text with half of a surrogate pair, which JSON can write (\\ud83d) and UTF-8 can't.
+
+    Args:
+        value: any JSON content.
+        name: of the field it stands in.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if isinstance(value, str):
+        if not value.isascii() and (found := _SURROGATE.search(value)):
+            at = f"field {name!r} " if name else ""
+            raise ValueError(f"{at}holds half of a surrogate pair (\\u{ord(found[0]):04x}), which is no character")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            check_characters(key, name)
+            check_characters(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            check_characters(inner, f"{name}[{i}]")
+
+
+def _text_of(record: Any, path: str, line: int, text_key: str, field: str) -> Piece | BadLine:
+    """The text of a record."""
+    if isinstance(record, ValueError):
+        return BadLine(path, line, str(record))
     if not isinstance(record, dict):
-        return BadLine(path, number, f"expected an object with the field {text_key!r}, got {type(record).__name__}")
+        return BadLine(path, line, f"expected an object with the field {text_key!r}, got {type(record).__name__}")
     text = record.get(text_key)
     if not isinstance(text, str):
         have = ", ".join(map(repr, list(record)[:8])) or "none"
-        got = f"holds {type(text).__name__}" if text_key in record else f"is missing (fields: {have})"
-        return BadLine(path, number, f"field {text_key!r} {got}, expected text")
-    return Piece(text, True)
-
-
-def _parse_text(batch: Batch) -> Iterator[Piece | BadLine]:
-    """A whole-file document, in pieces cut at line ends; undecodable lines are reported and left out."""
-    pieces: list[str] = []
-    size, number = 0, batch.first_line
-    for line in batch.data.splitlines(keepends=True) if b"\n" in batch.data else [batch.data]:
-        item = _decoded(line, str(batch.source.path), number, False)
-        number += line.endswith(b"\n")
-        if isinstance(item, BadLine):
-            yield item
-            continue
-        pieces.append(item.text)
-        size += len(line)
-        if size >= PIECE_BYTES:
-            yield Piece("".join(pieces), False)
-            pieces, size = [], 0
-    if pieces or batch.ends_file:
-        yield Piece("".join(pieces), batch.ends_file)
+        got = f"holds {type(text).__name__}" if text_key in record else f"is missing ({field}s: {have})"
+        return BadLine(path, line, f"{field} {text_key!r} {got}, expected text")
+    try:
+        check_characters(text, text_key)
+    except ValueError as error:
+        return BadLine(path, line, str(error))
+    return Piece(text, line=line)
 
 
 def _parse_parquet(batch: Batch, text_key: str) -> Iterator[Piece | BadLine]:
@@ -314,7 +269,7 @@ def _parse_parquet(batch: Batch, text_key: str) -> Iterator[Piece | BadLine]:
         for part in file.iter_batches(batch_size=1024, row_groups=[batch.row_group], columns=[text_key]):
             for text in part.column(0).to_pylist():
                 if isinstance(text, str):
-                    yield Piece(text, True)
+                    yield Piece(text, line=row)
                 else:
                     yield BadLine(path, row, f"column {text_key!r} holds {type(text).__name__}, expected text")
                 row += 1

@@ -1,39 +1,37 @@
 """Where fine-tuning records lie -> a stream of records with their line numbers, in bounded memory.
 
-Files (.json lists, .jsonl, .parquet, .txt, plain or as .gz/.zst) are told apart by what they hold; find_records.py says
-which files belong to what the user named.
+Files (.json lists, .jsonl, .csv, .tsv, .parquet, .txt, plain or as .gz/.zst) are told apart by what they hold, tables
+and plain text by their names; find_records.py says which files belong to what the user named.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from oarlock.data import streams
+from oarlock.data.find_files import source_of
+from oarlock.data.json_lists import read_json_list
 from oarlock.data.readers import (
-    BATCH_BYTES,
     BadLine,
     Batch,
-    Readable,
-    Source,
-    decompressed,
-    known_source,
-    naming,
-    parse_batch,
+    check_characters,
+    decoded_lines,
+    line_batches,
+    parquet_batches,
     parse_json_line,
-    read_batches,
 )
 from oarlock.data.records import PlainText
+from oarlock.data.streams import Source, compression_of, naming, opened
+from oarlock.data.tables import read_table
 from oarlock.errors import DataError
 from oarlock.files import file_sha256_noted
 
-LONGEST_RECORD = 1 << 26  # of a JSON list, in characters; a longer one is taken for a damaged file
 _ROWS = 1000  # read at once from a dataset
-_MAGIC = {b"\x1f\x8b": "gz", b"\x28\xb5\x2f\xfd": "zst"}
 
 # A record as it was read: JSON content, a piece of plain text, or what is wrong with the line.
 Item = tuple[int, Any]
@@ -95,22 +93,18 @@ class FileRecords:
         Raises:
             DataError: when it can't be read.
         """
+        by_name = source_of(path)
+        if isinstance(by_name, Source) and by_name.format in ("txt", "csv", "tsv", "parquet"):
+            return cls(by_name)
         try:
             with open(path, "rb") as raw:
                 head = raw.read(4)
-                compression = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
-                by_name = known_source(path)
-                source = Source(path, "jsonl", compression, path.stat().st_size)
-                if head == b"PAR1":
-                    return cls(Source(path, "parquet", "", source.size))
-                if by_name is not None and by_name.format in ("txt", "parquet"):
-                    return cls(Source(path, by_name.format, compression, source.size))
-                raw.seek(0)
-                with naming(source):
-                    first = _first_character(decompressed(raw, compression))
+            source = Source(path, "jsonl", compression_of(head), path.stat().st_size)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from error
-        return cls(Source(path, "json" if first == b"[" else "jsonl", compression, source.size))
+        if head == b"PAR1":
+            return cls(replace(source, format="parquet"))
+        return cls(replace(source, format="json") if _first_character(source) == b"[" else source)
 
     unit = "B"
 
@@ -126,52 +120,67 @@ class FileRecords:
 
     def batches(self) -> Iterator[ItemBatch]:
         """Batches of about a megabyte."""
-        if self.source.format == "json":
+        if self.source.format in ("json", "csv", "tsv"):
+            read = read_json_list if self.source.format == "json" else read_table
+            for records, consumed in read(self.source):
+                yield ItemBatch([(line, _checked(record)) for line, record in records], consumed)
+        elif self.source.format == "parquet":
             with naming(self.source):
-                yield from _list_batches(self.source)
-            return
-        parse = {"parquet": _rows, "jsonl": _json_lines, "txt": _texts}[self.source.format]
-        for batch in read_batches(self.source):
-            with naming(self.source):
-                yield from parse(batch)
+                for batch in parquet_batches(self.source):
+                    yield from _rows(batch)
+        elif self.source.format == "txt":
+            yield from _texts(self.source)
+        else:
+            yield from map(_json_lines, line_batches(self.source))
 
     def digest(self, notes: Path) -> str:
         """Of the bytes, and of how they are read."""
         return f"{self.source.format} {file_sha256_noted(self.source.path, notes)}"
 
 
-def _first_character(stream: Readable) -> bytes:
-    while block := stream.read(BATCH_BYTES):
-        if text := block.removeprefix(codecs.BOM_UTF8).lstrip():
-            return text[:1]
+def _first_character(source: Source) -> bytes:
+    with opened(source) as stream:
+        while block := stream.read(streams.BLOCK_BYTES):
+            if text := block.lstrip():
+                return text[:1]
     return b""
 
 
-def _json_lines(batch: Batch) -> Iterator[ItemBatch]:
-    items = [
-        (number, _parsed(line)) for number, line in enumerate(batch.data.split(b"\n"), batch.first_line) if line.strip()
-    ]
-    yield ItemBatch(items, batch.consumed)
+def _json_lines(batch: Batch) -> ItemBatch:
+    lines = enumerate(batch.data.split(b"\n"), batch.first_line)
+    return ItemBatch([(number, _parsed(line)) for number, line in lines if line.strip()], batch.consumed)
 
 
 def _parsed(line: bytes) -> Any:
     try:
-        return parse_json_line(line)
+        return _checked(parse_json_line(line)) if b"\\u" in line else parse_json_line(line)
     except ValueError as error:
         return error
 
 
-def _texts(batch: Batch) -> Iterator[ItemBatch]:
-    """A .txt file is one document, in pieces."""
-    items: list[Item] = []
-    line = batch.first_line
-    for piece in parse_batch(batch, "text", "file"):
-        if isinstance(piece, BadLine):
-            items.append((piece.line, ValueError(piece.reason)))
-        else:
-            items.append((line, PlainText(piece.text, f"{batch.source.path}:{line}", piece.ends_document)))
-            line += piece.text.count("\n")
-    yield ItemBatch(items, batch.consumed)
+def _checked(record: Any) -> Any:
+    """The record, or what is wrong with its characters."""
+    try:
+        check_characters(record)
+    except ValueError as error:
+        return error
+    return record
+
+
+def _texts(source: Source) -> Iterator[ItemBatch]:
+    """A .txt file is one document, in the parts it is read in; oarlock.data.encode cuts it where its ids allow."""
+    where, line, any_text = f"{source.path}:1", 1, False
+    for batch in line_batches(source, cut_lines=True):
+        items: list[Item] = []
+        for item in decoded_lines(batch):
+            if isinstance(item, BadLine):
+                items.append((item.line, ValueError(item.reason)))
+            else:
+                items.append((line, PlainText(item, where, ends=False)))
+                line, any_text = line + item.count("\n"), any_text or bool(item)
+        yield ItemBatch(items, batch.consumed)
+    if any_text:
+        yield ItemBatch([(line, PlainText("", where, ends=True))], 0)
 
 
 def _rows(batch: Batch) -> Iterator[ItemBatch]:
@@ -182,81 +191,6 @@ def _rows(batch: Batch) -> Iterator[ItemBatch]:
         for part in file.iter_batches(batch_size=_ROWS, row_groups=[batch.row_group]):
             yield ItemBatch(list(enumerate(part.to_pylist(), row)), left)
             row, left = row + part.num_rows, 0
-
-
-class _Window:
-    """A moving stretch of the text of a file, with the line it stands on."""
-
-    def __init__(self, source: Source, stream: Readable) -> None:
-        self._source, self._stream = source, stream
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self.text, self.position, self.line, self.ended = "", 0, 1, False
-
-    def more(self) -> None:
-        """Drop what was passed and read on."""
-        block = self._stream.read(BATCH_BYTES)
-        self.ended = not block
-        self.text, self.position = self.text[self.position :], 0
-        try:
-            self.text += self._decoder.decode(block, final=self.ended)
-        except UnicodeDecodeError as error:
-            line = self.line + self.text.count("\n") + error.object[: error.start].count(b"\n")
-            raise DataError(f"{self._source.path}:{line}: not UTF-8") from error
-
-    def advance(self, position: int) -> None:
-        """Go on to a position."""
-        self.line += self.text.count("\n", self.position, position)
-        self.position = position
-
-    def next_character(self) -> str:
-        """The next one that is neither space nor a comma, "" at the end."""
-        while True:
-            place = self.position
-            while place < len(self.text) and self.text[place] in " \t\r\n,":
-                place += 1
-            self.advance(place)
-            if place < len(self.text) or self.ended:
-                return self.text[place : place + 1]
-            self.more()
-
-
-def _list_batches(source: Source) -> Iterator[ItemBatch]:
-    """The elements of a JSON list, each with the line it begins on, without holding the list."""
-    decoder, read_before = json.JSONDecoder(), 0
-    with open(source.path, "rb") as raw:
-        window = _Window(source, decompressed(raw, source.compression))
-        window.next_character()
-        window.advance(window.position + 1)  # the bracket
-        items: list[Item] = []
-        size = 0
-        while (first := window.next_character()) != "]":
-            if not first:
-                raise DataError(f"{source.path}:{window.line}: the list is not closed (the file ends in the middle)")
-            line, (item, length) = window.line, _element(window, decoder, source)
-            items.append((line, item))
-            size += length
-            if size > BATCH_BYTES:
-                position = min(raw.tell(), source.size)
-                yield ItemBatch(items, position - read_before)
-                items, size, read_before = [], 0, position
-        yield ItemBatch(items, source.size - read_before)
-
-
-def _element(window: _Window, decoder: json.JSONDecoder, source: Source) -> tuple[Any, int]:
-    """One element and its length; reads on while it may be cut by the end of the window."""
-    while True:
-        try:
-            item, end = decoder.raw_decode(window.text, window.position)
-            if end < len(window.text) or window.ended:
-                length = end - window.position
-                window.advance(end)
-                return item, length
-        except (ValueError, RecursionError) as error:
-            # Where the next element begins can't be known: this is the end even for skip_bad.
-            if window.ended or len(window.text) - window.position > LONGEST_RECORD:
-                raise DataError(f"{source.path}:{window.line}: not valid JSON: {error}") from error
-        for _ in range(max(1, (len(window.text) - window.position) // BATCH_BYTES)):  # twice as much each time
-            window.more()
 
 
 # records that are rows of something

@@ -1,4 +1,4 @@
-"""Chat templates: messages -> the text a model sees. Jinja, with Hugging Face's names and rules.
+"""Chat templates: messages -> the text a model sees. Jinja, with transformers' names and rules.
 
 One template makes the training text and is saved with the model (chat_template.jinja and tokenizer_config.json), so
 that whoever serves the model asks it as it was trained.
@@ -6,99 +6,31 @@ that whoever serves the model asks it as it was trained.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from oarlock.data.records import Message
+from oarlock.data.built_in_templates import BUILT_IN
+from oarlock.data.chat_rendering import PreparedChat, RenderedChat, continued, place_of
+from oarlock.data.jinja_rules import compile_template
+from oarlock.data.messages import Message, normalize_messages, normalize_tools
+from oarlock.data.spelled import Words, spelling_pattern
+from oarlock.data.template_files import DEFAULT, TEMPLATE_FILE, TOOL_USE, own_templates, save_templates
+from oarlock.data.tokenizers import special_spellings
+from oarlock.data.unrendered import check_rendered
 from oarlock.errors import ConfigError, DataError
-from oarlock.files import write_json, write_text_atomically
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
 
-TEMPLATE_FILE = "chat_template.jinja"
+__all__ = ["BUILT_IN", "TEMPLATE_FILE", "ChatTemplate", "PreparedChat", "RenderedChat", "choose_template"]
 
-
-def _end(marker: str) -> str:
-    """An answer's end: the format's own marker, then the tokenizer's where it is another: generation stops at that."""
-    return marker + "{% if eos_token != '" + marker + "' %}{{ eos_token }}{% endif %}"
-
-
-_ANSWER = "{{ message['content'] }}{{ eos_token }}"
-BUILT_IN = {
-    # The text as it is: what PaddleNLP's finetune_generation does with src and tgt.
-    "plain": "{% for message in messages %}{% if message['role'] == 'assistant' %}"
-    + _ANSWER
-    + "{% elif message['role'] == 'system' %}{{ message['content'] + '\n' }}"
-    + "{% else %}{{ message['content'] }}{% endif %}{% endfor %}",
-    # Stanford Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py), with and without an input.
-    "alpaca": """\
-{% for message in messages %}{% if message['role'] == 'assistant' %}"""
-    + _ANSWER
-    + """{% elif message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}{% elif message['input'] %}\
-Below is an instruction that describes a task, paired with an input that provides further context. \
-Write a response that appropriately completes the request.
-
-### Instruction:
-{{ message['instruction'] }}
-
-### Input:
-{{ message['input'] }}
-
-### Response:{% else %}\
-Below is an instruction that describes a task. Write a response that appropriately completes the request.
-
-### Instruction:
-{{ message['instruction'] or message['content'] }}
-
-### Response:{% endif %}{% endfor %}""",
-    # Llama 2 chat (meta-llama/llama, generation.py): the system text stands in the first question, every round begins
-    # with the begin-of-sequence token.
-    "llama2": "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}"
-    "{% if loop.index0 > 0 and messages[loop.index0 - 1]['role'] == 'user' %}"
-    "{{ raise_exception('two questions follow each other') }}{% endif %}"
-    "{{ bos_token }}[INST] "
-    "{% if loop.index0 == 1 and messages[0]['role'] == 'system' %}"
-    "{{ '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' + message['content'].strip() }}"
-    "{% else %}{{ message['content'].strip() }}{% endif %} [/INST]"
-    "{% elif message['role'] == 'assistant' %}"
-    "{% if loop.index0 == 0 or messages[loop.index0 - 1]['role'] != 'user' %}"
-    "{{ raise_exception('an answer must follow a question') }}{% endif %}"
-    "{{ ' ' + message['content'].strip() + ' ' }}{{ eos_token }}"
-    "{% elif loop.index0 > 0 %}{{ raise_exception('a system text may only come first') }}"
-    "{% endif %}{% endfor %}",
-    # ChatML (openai/openai-python, chatml.md).
-    "chatml": "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}" + _end("<|im_end|>") + "{% else %}<|im_end|>{% endif %}{{ '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    # <|system|> S <|endoftext|> <|prompter|> Q <|endoftext|> <|assistant|> A <|endoftext|>, OpenAssistant's words.
-    "openassistant": "{% for message in messages %}{% if not loop.first %} {% endif %}"
-    "{% if message['role'] == 'assistant' %}<|assistant|> {{ message['content'] }} "
-    + _end("<|endoftext|>")
-    + "{% else %}"
-    "{{ '<|system|> ' if message['role'] == 'system' else '<|prompter|> ' }}{{ message['content'] }} <|endoftext|>"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %} <|assistant|>{% endif %}",
-}
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The sandbox and whitespace rules of transformers' chat templates."""
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals["raise_exception"] = raise_exception
-    return environment
+_RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
+_ANSWER = "answer9f2c"
 
 
 @dataclass(frozen=True)
@@ -109,41 +41,120 @@ class ChatTemplate:
         name: a built-in name, "tokenizer", or the file it came from.
         source: Jinja text, self-contained.
         special_tokens: values of bos_token, eos_token, ...
+        spellings: of all special tokens; in messages they are text, unless parse_special_tokens.
+        others: the tokenizer's other templates by name, saved with this one.
+        with_tools: the one that is taken where a conversation has tools, if it is another.
     """
 
     name: str
     source: str
     special_tokens: dict[str, str]
+    spellings: tuple[str, ...] = ()
+    parse_special_tokens: bool = False
+    others: Mapping[str, str] = field(default_factory=dict)
+    with_tools: str | None = None
 
-    @cached_property
-    def _compiled(self) -> Any:
-        try:
-            return _environment().from_string(self.source)
-        except TemplateError as error:
-            place = f", line {line}" if (line := getattr(error, "lineno", None)) else ""
-            raise ConfigError(f"chat template {self.name}{place}: {error.message}") from error
+    @property
+    def identity(self) -> list[Any]:
+        """All that the text of a conversation, and its tokens, depend on."""
+        return [self.source, self.with_tools, self.special_tokens, self.spellings, self.parse_special_tokens]
 
-    def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        """The text of a conversation; with add_generation_prompt, up to where the answer begins.
+    def prepare(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Any = None,
+        documents: Any = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> PreparedChat:
+        """Messages, checked and in the form that templates expect.
+
+        Args:
+            variables: more that the template may read (enable_thinking, ...).
 
         Raises:
-            DataError: with the template's own complaint (a role it does not know, for example) or failure.
+            DataError: for a message that no template can be given (MessageError), naming it.
         """
+        wrong = sorted(set(variables or {}) & set(_RESERVED))
+        if wrong:
+            raise DataError(f"{', '.join(wrong)} can't be given to a chat template as a variable")
+        given = {
+            "messages": normalize_messages(messages),
+            "tools": normalize_tools(tools),
+            "documents": documents or None,
+        }
+        source = self.with_tools if self.with_tools is not None and given["tools"] else self.source
+        words = Words(given, () if self.parse_special_tokens else self.spellings, source)
+        given = words.hide(given)
+        return PreparedChat(
+            self, source, given["messages"], given["tools"], given["documents"], dict(variables or {}), words
+        )
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Any = None,
+        documents: Any = None,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> RenderedChat:
+        """The text of a conversation; with add_generation_prompt, up to where the answer begins.
+
+        Args:
+            continue_final_message: end the text with the last message's own words, for the model to go on from.
+
+        Raises:
+            MessageError: naming a message or field that is wrong.
+            DataError: with the template's own complaint or failure, or what it leaves out.
+        """
+        chat = self.prepare(messages, tools=tools, documents=documents, variables=variables)
+        check_rendered(chat, add_generation_prompt)
+        if continue_final_message:
+            return continued(chat)
+        text, places = chat.run(add_generation_prompt=add_generation_prompt)
+        marked, ends = chat.words.reveal(text, [place for block in places for place in block])
+        return RenderedChat(marked, tuple(zip(ends[::2], ends[1::2], strict=True)))
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """The text of a conversation, as render_chat gives it."""
+        return self.render_chat(messages, add_generation_prompt=add_generation_prompt).text.text
+
+    @cached_property
+    def _turn_end(self) -> tuple[str, str]:
+        """What the template puts after the text of a last answer: all of it, and the part that ends the turn."""
+        chat = self.prepare([{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}])
         try:
-            return self._compiled.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self.special_tokens
-            )
-        except TemplateError as error:
-            raise DataError(f"chat template {self.name} refuses these messages: {error.message}") from error
-        except Exception as error:  # a template is a program: it may add text to a number
-            raise DataError(f"chat template {self.name} fails: {type(error).__name__}: {error}") from error
+            text, _ = chat.run()
+        except DataError:
+            return "", ""
+        whole = text.rpartition(_ANSWER)[2] if _ANSWER in text else ""
+        return whole, whole[: self.end_of_turn_in(whole)]
+
+    def end_of_turn_in(self, text: str) -> int:
+        """Where the turn ends in what stands after an answer's words: behind the first special token, and those that
+        follow it at once; without any, behind all but white space at the end."""
+        names = {*self.spellings, *(token for token in self.special_tokens.values() if token)}
+        tokens = list(spelling_pattern(tuple(sorted(names))).finditer(text)) if names else []
+        if not tokens:
+            return len(text.rstrip() or text)
+        end = tokens[0].end()
+        for token in tokens[1:]:
+            if token.start() != end:
+                break
+            end = token.end()
+        return end
+
+    @property
+    def turn_end(self) -> tuple[str, str]:
+        """What the template puts after the text of a last answer, and the part of it that is trained on."""
+        return self._turn_end
 
     @cached_property
     def end_marker(self) -> str:
         """What the template puts after an answer, up to the end token, at which generation stops."""
-        answer = "answer-9f2c"
-        whole = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}])
-        end = whole.rpartition(answer)[2] if answer in whole else ""
+        end = self.turn_end[1]
         eos = self.special_tokens.get("eos_token")
         return (end.split(eos)[0] if eos and eos in end else end).strip()
 
@@ -157,13 +168,20 @@ class ChatTemplate:
         Raises:
             ConfigError: for a syntax error, or a template that gives no text.
         """
+        for source in filter(None, (self.source, self.with_tools)):
+            try:
+                compile_template(source)
+            except TemplateError as error:
+                raise ConfigError(f"chat template {self.name}{place_of(error).rstrip(',')}: {error.message}") from error
+            except RecursionError as error:
+                raise ConfigError(f"chat template {self.name}: it nests too deeply") from error
         question: Message = {"role": "user", "content": "a"}
         try:
-            whole = self.render([question, {"role": "assistant", "content": "b"}])
-            prompt = self.render([question], add_generation_prompt=True)
+            chat = self.prepare([question, {"role": "assistant", "content": _ANSWER}])
+            (prompt, _), (before, _), (whole, _) = chat.run([question], True), chat.run([question]), chat.run()
         except DataError as error:
             raise ConfigError(str(error)) from error
-        if not whole.startswith(prompt) or len(whole) <= len(prompt):
+        if not whole.startswith((prompt, before)) or _ANSWER not in whole[len(before) :]:
             raise ConfigError(
                 f"chat template {self.name}: the text of a round does not begin with its prompt, so that the answer "
                 f"can't be told from it (prompt {prompt!r}, whole {whole!r})"
@@ -171,66 +189,85 @@ class ChatTemplate:
 
     def save(self, folder: str | Path) -> None:
         """Put the template beside a saved tokenizer, in both places where readers look for it."""
-        folder = Path(folder)
-        write_text_atomically(folder / TEMPLATE_FILE, self.source)
-        config_file = folder / "tokenizer_config.json"
-        if config_file.is_file():
-            config = json.loads(config_file.read_text(encoding="utf-8"))
-            write_json(config_file, {**config, "chat_template": self.source})
+        save_templates(Path(folder), {DEFAULT: self.source, **self.others})
 
 
 def choose_template(
-    choice: str, tokenizer: PretrainedTokenizerBase, record_form: str, instruction_generation: bool = False
+    choice: str,
+    tokenizer: PretrainedTokenizerBase,
+    record_form: str,
+    instruction_generation: bool = False,
+    name: str | None = None,
+    parse_special_tokens: bool = False,
 ) -> ChatTemplate:
     """The template that --chat_template asks for.
 
     auto: alpaca with --instruction_generation, else the tokenizer's own, else alpaca for Alpaca records, else plain.
 
+    Args:
+        name: which of the tokenizer's own, where it has several; "default" where not given, and, as in transformers,
+            "tool_use" for conversations with tools.
+        parse_special_tokens: special tokens that messages spell are special.
+
     Raises:
         ConfigError: when the tokenizer has none although it was asked for, or a file is missing or wrong.
     """
-    own = own_template(tokenizer)
+    own = own_templates(tokenizer)
     if choice == "auto":
         if instruction_generation:
             choice = "alpaca"
-        elif own is not None:
+        elif own or name:
             choice = "tokenizer"
         else:
             choice = "alpaca" if record_form == "alpaca" else "plain"
+    others, with_tools = own, None
     if choice == "tokenizer":
-        if own is None:
-            raise ConfigError(
-                "--chat_template tokenizer: this tokenizer has none; choose plain, alpaca or a Jinja file"
-            )
-        source = own
+        source, others = _named(own, name)
+        with_tools = own.get(TOOL_USE) if name is None else None
+    elif name is not None:
+        raise ConfigError(f"--chat_template_name {name} is one of the tokenizer's own, but --chat_template is {choice}")
     elif choice in BUILT_IN:
         begin = "{{ bos_token }}" if adds_bos(tokenizer) and "bos_token" not in BUILT_IN[choice] else ""
-        source = begin + BUILT_IN[choice]
+        source, others = begin + BUILT_IN[choice], {}
     else:
         path = Path(choice)
         if not path.is_file():
             known = ", ".join(("auto", "tokenizer", *BUILT_IN))
             raise ConfigError(f"--chat_template {choice}: no such file; known names are {known}")
-        source = path.read_text(encoding="utf-8")
-    template = ChatTemplate(choice, source, special_tokens(tokenizer))
+        source, others = path.read_text(encoding="utf-8"), {}
+    template = ChatTemplate(
+        choice,
+        source,
+        special_tokens(tokenizer),
+        special_spellings(tokenizer),
+        parse_special_tokens,
+        others,
+        with_tools,
+    )
     template.check()
     return template
 
 
+def _named(own: Mapping[str, str], name: str | None) -> tuple[str, dict[str, str]]:
+    """The text of one of a tokenizer's templates, and the others as they are saved beside it."""
+    if not own:
+        raise ConfigError("--chat_template tokenizer: this tokenizer has none; choose plain, alpaca or a Jinja file")
+    chosen = name or DEFAULT
+    if chosen not in own:
+        wrong = f"none is named {chosen!r}" if name else "none of them is the default"
+        raise ConfigError(
+            f"the tokenizer's chat templates are {', '.join(sorted(own))}; {wrong}: choose with --chat_template_name"
+        )
+    others = {other: text for other, text in own.items() if other != DEFAULT}
+    if chosen != DEFAULT and DEFAULT in own:
+        others["base_default"] = own[DEFAULT]  # the chosen one is the saved model's default
+    return own[chosen], others
+
+
 def own_template(tokenizer: PretrainedTokenizerBase) -> str | None:
-    """The Jinja template a tokenizer came with, if any (PaddleNLP keeps only its compiled form)."""
-    source = (getattr(tokenizer, "init_kwargs", None) or {}).get("chat_template")
-    if isinstance(source, str):
-        return source
-    folder = getattr(tokenizer, "name_or_path", "") or ""
-    for name in (TEMPLATE_FILE, "tokenizer_config.json"):
-        path = Path(folder) / name
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-            found = text if name == TEMPLATE_FILE else json.loads(text).get("chat_template")
-            if isinstance(found, str):
-                return found
-    return None
+    """The Jinja template a tokenizer came with, if any (of several, the default)."""
+    own = own_templates(tokenizer)
+    return own.get(DEFAULT) or next(iter(own.values()), None)
 
 
 def special_tokens(tokenizer: PretrainedTokenizerBase) -> dict[str, str]:

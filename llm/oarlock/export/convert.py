@@ -16,7 +16,7 @@ from oarlock.environment import on_cpu, progress_bar, say
 from oarlock.errors import ModelError
 from oarlock.export.companions import write_companions
 from oarlock.export.manifest import write_manifest
-from oarlock.export.tensors import InTurn, converted_tensors, plain_config, same_values
+from oarlock.export.tensors import InTurn, converted_tensors, plain_config
 from oarlock.files import is_vacant, write_json
 from oarlock.models.adapter import Base
 from oarlock.models.build import model_class
@@ -112,7 +112,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     config = read_config(source)
     with on_cpu(), whole_folder(output, _WHAT) as folder:
         with closing(open_weights(source, model_class(config), config, options.allow_pickle)) as weights:
-            result = _result_config(weights, config, to)
+            result = plain_config(config)
             tensors, records = _write(weights, config, result, to, options, folder)
         dtype = _main_dtype(tensors)
         _write_config(source, result, to, dtype, folder)
@@ -140,15 +140,6 @@ def _layout(source: Path, allow_pickle: bool) -> str:
         with WeightFolder.open(source):
             pass
     return layout
-
-
-def _result_config(weights: FileSource, config: PretrainedConfig, to: Target) -> PretrainedConfig:
-    """PaddleNLP's configuration of the result."""
-    result = plain_config(config)
-    head, embedding = "lm_head.decoder_weight", "opt.embeddings.word_embeddings.weight"
-    if config.model_type == "opt" and to == "hf" and {head, embedding} <= set(weights.shapes):
-        result.tie_word_embeddings = same_values(weights, head, embedding)
-    return result
 
 
 def _write(
@@ -186,6 +177,8 @@ def _write_config(source: Path, config: PretrainedConfig, to: Target, dtype: str
     if config_writer(source) == "pt":  # as it came, but for the type
         content = {**config_content(source), "torch_dtype": dtype}
         content.pop("dtype", None)
+        if content.get("tie_word_embeddings", True) and not config.tie_word_embeddings:
+            content["tie_word_embeddings"] = False  # two that differ were stored
     else:
         content = to_hugging_face(config, dtype, str(source))
     write_json(folder / "config.json", content)

@@ -226,8 +226,6 @@ def converted_tensors(
     found: dict[str, tuple[TensorSource, str]] = {}
     for part in parameters:
         name, turned = names[part.name]
-        if name in found:  # PaddleNLP's OPT has a copy of what is tied there
-            continue
         own = stored_dtype(source, part.stored)
         target = dtype if dtype and own in TOLERANCES else own
         shape = part.shape[::-1] if turned else part.shape

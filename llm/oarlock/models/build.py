@@ -16,6 +16,7 @@ from oarlock.environment import say_once
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models.adapter import read_adapter
 from oarlock.models.configs import read_config
+from oarlock.models.construct import construct
 from oarlock.models.hub import local_folder
 from oarlock.models.initial import RandomWeights, without_values
 from oarlock.models.inputs import adapt_inputs
@@ -176,7 +177,7 @@ def build_model(
 
     together(find_class)
     with without_values():
-        model = found._from_config(source.config, dtype=dtype)
+        model = construct(found, source.config, dtype)
         adapt_inputs(model)
         if method is not None:
             together(lambda: method.attach(model))

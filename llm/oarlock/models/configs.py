@@ -10,8 +10,10 @@ from typing import Any
 import paddlenlp.transformers
 from paddlenlp.transformers import AutoConfig, PretrainedConfig
 
+from oarlock.environment import say_once
 from oarlock.errors import ModelError
 from oarlock.models.hf_config import WORDS, from_hugging_face
+from oarlock.models.tied_head import has_own_head
 from oarlock.models.weights import WeightFolder, has_safetensors
 from oarlock.parallel.families import FAMILIES
 
@@ -78,11 +80,22 @@ def read_config(folder: Path) -> PretrainedConfig:
     """PaddleNLP's configuration of the model in a folder, whichever side wrote it.
 
     PaddleNLP takes a configuration of transformers as it stands, so that a rotary base in transformers 5's words, or a
-    scaling, would be lost without a word.
+    scaling, would be lost without a word. An output layer that is stored beside another embedding is not tied to it.
 
     Raises:
         ModelError: when it can't be read, or PaddleNLP's model does not compute what it says.
     """
+    config = _read_config(folder)
+    if getattr(config, "tie_word_embeddings", False) and has_own_head(folder, config.model_type):
+        say_once(
+            f"{folder}: config.json ties the output layer to the embedding (tie_word_embeddings), but the two that are "
+            "stored differ: the model has both"
+        )
+        config.tie_word_embeddings = False
+    return config
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
     path = folder / "config.json"
     content = config_content(folder)
     if content.get("model_type") in WORDS and config_writer(folder) == "pt":

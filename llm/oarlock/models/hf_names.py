@@ -49,10 +49,7 @@ _OPT: tuple[Row, ...] = (
     ("model.decoder.final_layer_norm.weight", "opt.decoder.final_layer_norm.weight", False),
     ("model.decoder.final_layer_norm.bias", "opt.decoder.final_layer_norm.bias", False),
 )
-# PaddleNLP's OPT has an output layer of its own; there it is tied to the embedding, unless the configuration says no.
-_OPT_HEAD = "lm_head.decoder_weight"
-_OPT_TIED: tuple[Row, ...] = (*_OPT, ("model.decoder.embed_tokens.weight", _OPT_HEAD, False))
-_OPT_OWN: tuple[Row, ...] = (*_OPT, ("lm_head.weight", _OPT_HEAD, False))
+_OPT_UNTIED: tuple[Row, ...] = (*_OPT, ("lm_head.weight", "lm_head.decoder_weight", False))
 
 # First parts of names that some published files leave out (those of a model without its output layer).
 OPTIONAL_PREFIXES = {"bloom": "transformer.", "gptj": "transformer.", "opt": "model."}
@@ -60,7 +57,7 @@ OPTIONAL_PREFIXES = {"bloom": "transformer.", "gptj": "transformer.", "opt": "mo
 
 def own_names(family: str, num_layers: int, tied: bool) -> Iterator[Row] | None:
     """All names of a model, or None where PaddleNLP's table is whole."""
-    tables = {"gptj": _GPTJ, "opt": _OPT_TIED if tied else _OPT_OWN}
+    tables = {"gptj": _GPTJ, "opt": _OPT if tied else _OPT_UNTIED}
     return _every_layer(tables[family], num_layers) if family in tables else None
 
 

@@ -25,6 +25,7 @@ from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 from paddlenlp.transformers.model_utils import no_init_weights
 
 from oarlock.environment import import_paddle, on_cpu
+from oarlock.models.construct import construct
 from oarlock.models.layout import holdings
 
 _MAX_THREADS = 16
@@ -103,7 +104,7 @@ class RandomWeights:
         self._seed = seed
         # Parameters made later have the same automatic names as on ranks that do not draw.
         with _drawing_on_cpu(), without_values(), paddle.utils.unique_name.guard():
-            model: PretrainedModel = model_class._from_config(on_one_card(config), dtype="float32")
+            model = construct(model_class, on_one_card(config), "float32")
         names = {id(held.tensor): held.name for held in holdings(model) if hasattr(held.tensor, "_init_func")}
         self._blocks: list[tuple[_Block, dict[str, str]]] = []  # with the names (in the block, in the model) it gives
         self._where: dict[str, int] = {}

@@ -13,6 +13,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
+from paddlenlp.transformers.model_utils import dtype_guard
 
 from oarlock.models.inputs import named_arguments, set_forward
 
@@ -39,10 +40,8 @@ class PTuning:
             parameter.stop_gradient = True
         embedding = model.get_input_embeddings()
         width = embedding.weight.shape[1]
-        model.prompt_encoder = PromptEncoder(self.num_tokens, width, self.encoder, self.hidden_size or width)
-        dtype = model.config.dtype or "float32"
-        if dtype != "float32":
-            model.prompt_encoder.to(dtype=dtype)
+        with dtype_guard(model.config.dtype):
+            model.prompt_encoder = PromptEncoder(self.num_tokens, width, self.encoder, self.hidden_size or width)
         _embed_virtual_tokens(embedding, model.prompt_encoder)
         set_forward(model, _with_virtual_tokens(model.forward, self.num_tokens))
 
@@ -70,7 +69,7 @@ class PromptEncoder(nn.Layer):
 
     def __init__(self, num_tokens: int, width: int, encoder: str, hidden: int) -> None:
         super().__init__()
-        self.tokens = self.create_parameter([num_tokens, width])
+        self.tokens = self.create_parameter([num_tokens, width], dtype=paddle.get_default_dtype())
         self.recurrent = nn.LayerList()
         if encoder == "lstm":
             self.recurrent.extend([_BothWays(width, hidden), _BothWays(2 * hidden, hidden)])

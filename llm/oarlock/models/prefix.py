@@ -46,7 +46,7 @@ class Prefix:
         degree = max(1, config.tensor_parallel_degree)
         heads = sizes.kv_heads // degree
         whole = (self.num_tokens, 2 * sizes.num_layers, sizes.kv_heads, sizes.head_size)
-        model.prefix_encoder = PrefixEncoder((*whole[:2], heads, whole[3]), family.past, config.dtype or "float32")
+        model.prefix_encoder = PrefixEncoder((*whole[:2], heads, whole[3]), family.past, config.dtype)
         weight = model.prefix_encoder.weight
         if degree > 1:
             weight.is_distributed, weight.split_axis = True, 2

@@ -12,6 +12,7 @@ from paddle.base.framework import EagerParamBase
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
+from oarlock.models.construct import construct
 from oarlock.models.fill import Target
 from oarlock.models.initial import on_one_card, without_values
 from oarlock.models.inputs import adapt_inputs
@@ -30,7 +31,7 @@ def empty_model(model_class: Any, config: PretrainedConfig, method: Method | Non
     config = on_one_card(config)
     config.use_cache = False
     with without_values(), paddle.utils.unique_name.guard():
-        model: nn.Layer = model_class._from_config(config, dtype="float32")
+        model: nn.Layer = construct(model_class, config, "float32")
         adapt_inputs(model)
         if method is not None:
             method.attach(model)

@@ -12,7 +12,7 @@ from typing import Any
 from oarlock.environment import say_once
 
 LIBRARY = Path(__file__).with_name("oarlock_ops.so")
-INTERFACE = 5  # of custom_ops/build.py
+INTERFACE = 6  # of custom_ops/build.py
 _HOW = "`bash scripts/setup.sh` or `python custom_ops/build.py` builds them, with g++ (and nvcc for GPUs)"
 
 

@@ -189,13 +189,10 @@ class ModelSizes:
             heads=heads,
             kv_heads=_first(config, "num_key_value_heads", "multi_query_group_num", default=heads),
             vocab=_first(config, "vocab_size"),
-            # PretrainedConfig says True unless told otherwise; these have an output layer of their own all the same.
-            tied=bool(getattr(config, "tie_word_embeddings", False)) and config.model_type not in _OWN_HEAD,
+            # PretrainedConfig says True unless told otherwise; this one has an output layer of its own all the same.
+            tied=bool(getattr(config, "tie_word_embeddings", False)) and config.model_type != "chatglm_v2",
             head_dim=size if (size := getattr(config, "head_dim", None)) != hidden // heads else None,
         )
-
-
-_OWN_HEAD = frozenset({"chatglm_v2", "opt"})
 
 
 def _first(config: Any, *names: str, default: int | None = None) -> int:

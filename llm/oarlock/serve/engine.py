@@ -23,6 +23,7 @@ from oarlock.serve.ticket import Ticket
 
 if TYPE_CHECKING:
     from oarlock.serve.loading import Served
+    from oarlock.serve.prompts import Parsing
 
 _NO_ADAPTERS: Mapping[str, Path] = {}
 
@@ -43,16 +44,23 @@ class Engine:
 
     @classmethod
     def load(
-        cls, model: str | Path, adapters: Mapping[str, Path] = _NO_ADAPTERS, limits: Limits | None = None
+        cls,
+        model: str | Path,
+        adapters: Mapping[str, Path] = _NO_ADAPTERS,
+        limits: Limits | None = None,
+        parse_special_tokens: Parsing = "prompts",
     ) -> Engine:
         """Of a model folder (Paddle's or Hugging Face's layout) with its tokenizer, and LoRA adapters by their names.
+
+        Args:
+            parse_special_tokens: where a client's text is read as special tokens, see prompts.py.
 
         Raises:
             ModelError: when something is missing, or does not belong together.
         """
         from oarlock.serve.loading import open_served
 
-        return cls(open_served(model, adapters), limits or Limits())
+        return cls(open_served(model, adapters, parse_special_tokens), limits or Limits())
 
     def submit(self, prompt: Prompt, sampling: Sampling, on_piece: Callable[[Piece], None]) -> Ticket:
         """Ask.
@@ -130,7 +138,7 @@ class Engine:
             raise PromptTooLong(
                 f"the prompt has {len(ids):,} tokens; prompt and answer together may have {self._context:,}"
             )
-        most = sampling.max_tokens or min(room, limits.max_tokens)
+        most = sampling.max_tokens or min(room, limits.max_tokens, sampling.default_tokens or room)
         if most > limits.max_tokens:
             raise RequestRefused(f"max_tokens {most:,} is too many: an answer may have {limits.max_tokens:,}")
         if most > room:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import paddle
 
 from oarlock.data.labels import encode_text
+from oarlock.data.marked_text import MarkedText
 from oarlock.data.templates import ChatTemplate, choose_template
-from oarlock.data.tokenizers import load_tokenizer
+from oarlock.data.tokenizers import encode_marked, load_tokenizer
 from oarlock.environment import say_once, set_paddlenlp_log_level
 from oarlock.errors import DataError
 from oarlock.files import read_json_object
@@ -22,6 +23,7 @@ from oarlock.models.hub import local_folder
 from oarlock.serve.adapters import LoraWeights, read_adapters
 from oarlock.serve.fused import fused_decoder, why_not_fused
 from oarlock.serve.generic import GenericDecoder
+from oarlock.serve.prompts import Parsing, begin_tokens, begun, hidden_tokens
 from oarlock.serve.requests import Prompt, RequestRefused
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ class Served:
         name: of the model, for clients.
         context: tokens that the model was made for, prompt and answer together.
         ends: tokens that end an answer.
+        begin: tokens that a raw prompt begins with.
+        special_tokens: those that decode() leaves out, and how they are written.
+        parse_special_tokens: where a client's text is read as special tokens, see prompts.py.
     """
 
     name: str
@@ -47,6 +52,9 @@ class Served:
     context: int
     ends: frozenset[int]
     adapters: tuple[str, ...] = ()
+    begin: tuple[int, ...] = ()
+    special_tokens: Mapping[int, str] = field(default_factory=dict)
+    parse_special_tokens: Parsing = "prompts"
     # The `tokenizers` library refuses to be used from two threads where PaddleNLP changes its padding.
     _tokenizing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -59,13 +67,11 @@ class Served:
         try:
             if prompt.messages is not None:
                 text = self.template.render(prompt.messages, add_generation_prompt=True)
-                text.encode()
-                with self._tokenizing:
-                    ids = encode_text(self.tokenizer, text)
+                ids = self._ids(MarkedText(text))
             elif prompt.text is not None:
-                prompt.text.encode()
-                with self._tokenizing:
-                    ids = self.tokenizer(prompt.text)["input_ids"]
+                literal = self.parse_special_tokens == "none"
+                ids = self._ids(MarkedText.of(prompt.text) if literal else MarkedText(prompt.text))
+                ids = begun(ids, self.begin) if ids else []
             else:
                 ids = prompt.token_ids or []
         except DataError as error:  # the template's own complaint
@@ -78,6 +84,11 @@ class Served:
         if wrong is not None:
             raise RequestRefused(f"token {wrong} is not in the model's vocabulary of {self.decoder.vocabulary:,}")
         return list(ids)
+
+    def _ids(self, marked: MarkedText) -> list[int]:
+        marked.text.encode()
+        with self._tokenizing:
+            return encode_marked(self.tokenizer, [marked])[0].ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Their text, without special tokens."""
@@ -94,7 +105,7 @@ class Served:
         return ((ids[0],), ()) if len(ids) == 1 else ((), (marker,))
 
 
-def open_served(model: str | Path, adapters: Mapping[str, Path]) -> Served:
+def open_served(model: str | Path, adapters: Mapping[str, Path], parse_special_tokens: Parsing = "prompts") -> Served:
     """Load a model folder and the adapters beside it.
 
     Raises:
@@ -117,6 +128,9 @@ def open_served(model: str | Path, adapters: Mapping[str, Path]) -> Served:
         context=context,
         ends=frozenset(_ends(folder, config, tokenizer)),
         adapters=tuple(found),
+        begin=begin_tokens(tokenizer),
+        special_tokens=hidden_tokens(tokenizer),
+        parse_special_tokens=parse_special_tokens,
     )
 
 

@@ -112,7 +112,7 @@ async def answer(
         TritonFailure: when the first of them is refused; of a stream that began, an event says it.
         HTTPException: when the client is gone.
     """
-    parts = _merged(client, jobs)
+    parts = _merged(client, jobs, body.default_tokens)
     if not body.stream:
         answers, usage = await _unless_gone(request, _collected(parts, len(jobs), body.n or 1))
         return form.whole(answers, usage)
@@ -140,10 +140,12 @@ async def _unless_gone(request: Request, answer: Awaitable[_T]) -> _T:
         await asyncio.gather(waited, watch, return_exceptions=True)
 
 
-async def _merged(client: TritonClient, jobs: list[dict[str, Any]]) -> AsyncGenerator[tuple[int, Part], None]:
+async def _merged(
+    client: TritonClient, jobs: list[dict[str, Any]], default_tokens: int | None
+) -> AsyncGenerator[tuple[int, Part], None]:
     """(job, part) of all as they come; closing it cancels them in Triton, and so does the first failure."""
     if len(jobs) == 1:  # the common case needs no tasks
-        async with contextlib.aclosing(client.ask(jobs[0])) as parts:
+        async with contextlib.aclosing(client.ask(jobs[0], default_tokens)) as parts:
             async for part in parts:
                 yield 0, part
         return
@@ -151,7 +153,7 @@ async def _merged(client: TritonClient, jobs: list[dict[str, Any]]) -> AsyncGene
 
     async def follow(i: int) -> None:
         try:
-            async with contextlib.aclosing(client.ask(jobs[i])) as parts:
+            async with contextlib.aclosing(client.ask(jobs[i], default_tokens)) as parts:
                 async for part in parts:
                     arrived.put_nowait((i, part))
             arrived.put_nowait((i, None))

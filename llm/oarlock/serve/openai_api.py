@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from oarlock import __version__
 from oarlock.serve.openai_answers import ChatForm, CompletionForm, answer, status_of
 from oarlock.serve.openai_guard import Guard, error_response
+from oarlock.serve.openai_reading import JsonRoute, wrong_value
 from oarlock.serve.openai_schema import (
     ChatCompletion,
     ChatRequest,
@@ -74,6 +75,7 @@ def make_app(options: ApiOptions) -> FastAPI:
         await client[0].close()
 
     app = FastAPI(title="Oarlock", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.router.route_class = JsonRoute
     app.add_middleware(Guard, keys=options.keys, max_body=options.max_body, max_open=options.max_open)
     _add_error_handlers(app)
     _add_routes(app, lambda: client[0], options.model)
@@ -111,8 +113,7 @@ def _add_routes(app: FastAPI, client: Callable[[], TritonClient], model: str) ->
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_ERRORS)
     async def chat(body: ChatRequest, request: Request) -> Any:
-        messages = [{"role": message.role, "content": message.text()} for message in body.messages]
-        prompt = {"messages": json.dumps(messages)}
+        prompt = {"messages": json.dumps(body.messages)}
         jobs = _jobs(body, [prompt | await check_name(body.model)])
         return await answer(client(), jobs, body, ChatForm(body.model), request)
 
@@ -120,7 +121,7 @@ def _add_routes(app: FastAPI, client: Callable[[], TritonClient], model: str) ->
     async def completions(body: CompletionRequest, request: Request) -> Any:
         adapter = await check_name(body.model)
         prompts: list[dict[str, Any]] = [
-            {"text_input": prompt} if isinstance(prompt, str) else {"input_ids": prompt} for prompt in body.prompts()
+            {"text_input": prompt} if isinstance(prompt, str) else {"input_ids": prompt} for prompt in body.prompt
         ]
         jobs = _jobs(body, [prompt | adapter for prompt in prompts])
         return await answer(client(), jobs, body, CompletionForm(body.model), request)
@@ -143,13 +144,13 @@ def _jobs(body: ChatRequest | CompletionRequest, prompts: list[dict[str, Any]]) 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(word) for word in first["loc"] if word != "body")
-        return error_response(400, f"{place}: {first['msg']}" if place else str(first["msg"]), param=place or None)
+        found = wrong_value(error.errors()[0])
+        return error_response(400, str(found.detail), param=found.param or None)
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        return error_response(error.status_code, str(error.detail), headers=error.headers)
+        param = getattr(error, "param", "") or None
+        return error_response(error.status_code, str(error.detail), param=param, headers=error.headers)
 
     @app.exception_handler(TritonFailure)
     async def failed(_: Request, error: TritonFailure) -> JSONResponse:

@@ -2,44 +2,78 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from oarlock.serve.openai_messages import read_messages, read_prompts, read_stops
+from oarlock.serve.openai_reading import read_object
 
 _TOKEN_BITS = 2**31 - 1
-Text = Annotated[str, Field(min_length=1, max_length=256)]
-Stops = Annotated[list[Text], Field(max_length=16)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=_TOKEN_BITS)]], Field(min_length=1)]
+_TEXT = {"type": "string", "minLength": 1}
+_TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": _TOKEN_BITS}}
+_PART = {
+    "type": "object",
+    "required": ["type", "text"],
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "additionalProperties": False,
+}
+_MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool", "function"]},
+        "content": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _PART}]},
+        "name": {"type": "string"},
+    },
+}
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 2.0 is 2."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Token = Annotated[Whole, Field(ge=0, le=_TOKEN_BITS)]
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=256)]],
+    Field(max_length=16),
+    BeforeValidator(read_stops),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": 16}]}),
+]
+Messages = Annotated[
+    list[dict[str, Any]],
+    BeforeValidator(read_messages),
+    WithJsonSchema({"type": "array", "minItems": 1, "items": _MESSAGE}),
+]
+_ONE_PROMPT = {"anyOf": [_TEXT, _TOKENS]}
+Prompts = Annotated[
+    list[Any],
+    BeforeValidator(read_prompts),
+    WithJsonSchema({"anyOf": [*_ONE_PROMPT["anyOf"], {"type": "array", "minItems": 1, "items": _ONE_PROMPT}]}),
+]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    """JSON's types as they are: "1" is no number, 1 is not true. What says nothing is absent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    path: ClassVar[str] = ""  # where it stands in a request
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        return read_object(given, cls.model_fields, cls.path)
 
 
 class StreamOptions(_Strict):
     """Of a streamed answer."""
 
+    path: ClassVar[str] = "stream_options"
+
     include_usage: bool = False
     include_obfuscation: bool = Field(False, description="Accepted; nothing is obfuscated here.")
-
-
-class TextPart(_Strict):
-    """A part of a message; only text is understood."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(_Strict):
-    """One turn of a conversation."""
-
-    role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-    name: str | None = None
-
-    def text(self) -> str:
-        """The content in one piece."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class _Request(_Strict):
@@ -48,35 +82,37 @@ class _Request(_Strict):
     `top_k`, `min_tokens`, `repetition_penalty`, `ignore_eos` and `stop_token_ids` are additions that vLLM has too.
     """
 
+    default_tokens: ClassVar[int | None] = None  # of an answer without max_tokens, as far as the context allows
+
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    max_tokens: int | None = Field(None, ge=1, le=_TOKEN_BITS)
+    max_tokens: Whole | None = Field(None, ge=1, le=_TOKEN_BITS)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    n: int | None = Field(None, ge=1, le=16)
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: Text | Stops | None = None
+    n: Whole | None = Field(None, ge=1, le=16)
+    seed: Whole | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stop: Stops | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    top_k: int | None = Field(None, ge=0, le=_TOKEN_BITS)
-    min_tokens: int | None = Field(None, ge=0, le=_TOKEN_BITS)
+    top_k: Whole | None = Field(None, ge=-1, le=_TOKEN_BITS, description="0 or -1 for all")
+    min_tokens: Whole | None = Field(None, ge=0, le=_TOKEN_BITS)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     ignore_eos: bool | None = None
-    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, le=_TOKEN_BITS)]], Field(max_length=256)] | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=256)] | None = None
 
     def fields(self) -> dict[str, Any]:
         """Values of the streaming model's tensors (see triton_fields), without the prompt and the seed."""
         values = {
             name: getattr(self, name)
             for name in (
-                *("max_tokens", "top_p", "top_k", "min_tokens", "frequency_penalty", "presence_penalty"),
+                *("max_tokens", "top_p", "min_tokens", "frequency_penalty", "presence_penalty", "stop"),
                 *("repetition_penalty", "ignore_eos", "stop_token_ids"),
             )
         }
         values["temperature"] = 1.0 if self.temperature is None else self.temperature  # OpenAI's default
-        values["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
+        values["top_k"] = None if self.top_k is None else max(0, self.top_k)
         return {name: value for name, value in values.items() if value is not None}
 
     def includes_usage(self) -> bool:
@@ -87,10 +123,8 @@ class _Request(_Strict):
 class ChatRequest(_Request):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: int | None = Field(None, ge=1, le=_TOKEN_BITS)
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
-    logprobs: Literal[False] | None = None
+    messages: Messages
+    max_completion_tokens: Whole | None = Field(None, ge=1, le=_TOKEN_BITS)
 
     def fields(self) -> dict[str, Any]:
         """As of both, with the newer name of max_tokens."""
@@ -101,23 +135,9 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """POST /v1/completions."""
 
-    prompt: (
-        Annotated[str, Field(min_length=1)]
-        | TokenIds
-        | Annotated[list[Annotated[str, Field(min_length=1)] | TokenIds], Field(min_length=1, max_length=16)]
-    )
-    max_tokens: int | None = Field(16, ge=1, le=_TOKEN_BITS)
-    echo: Literal[False] | None = None
-    logprobs: None = None
-    best_of: Literal[1] | None = None
-    suffix: None = None
+    default_tokens: ClassVar[int | None] = 16  # OpenAI's
 
-    def prompts(self) -> list[str | list[int]]:
-        """One for each prompt."""
-        prompt: Any = self.prompt
-        if isinstance(prompt, str) or isinstance(prompt[0], int):
-            return [prompt]
-        return list(prompt)
+    prompt: Prompts
 
 
 class Usage(BaseModel):

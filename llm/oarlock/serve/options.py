@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from oarlock.serve.triton_server import Ports
 
@@ -26,7 +27,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     triton_host: str = ""
     ports: Ports = field(default_factory=Ports)
-    limits: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, Any] = field(default_factory=dict)
     api_key_file: Path | None = None
     admin_key_file: Path | None = None
     temporary: Path | None = None

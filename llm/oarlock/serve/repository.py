@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from oarlock.errors import ConfigError
 from oarlock.serve.settings import Settings
@@ -31,7 +32,7 @@ def engine_model(repository: Path) -> str:
     return found[0]
 
 
-def engine_settings(repository: Path, limits: Mapping[str, float]) -> Settings:
+def engine_settings(repository: Path, limits: Mapping[str, Any]) -> Settings:
     """The limits of a repository's config.pbtxt, and over them those that were given."""
     config = read_triton_config(repository / engine_model(repository) / TRITON_CONFIG)
     return Settings.read({name: value.string_value for name, value in config.parameters.items()}, limits)

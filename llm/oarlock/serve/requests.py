@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,9 @@ from typing import Any, Literal
 from oarlock.errors import OarlockError
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+# Of messages, as OpenAI names them; "developer" is its newer name of "system".
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_OTHER_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 
 
 class RequestRefused(OarlockError):
@@ -51,7 +55,8 @@ class Sampling:
     Hugging Face and vLLM.
 
     Attributes:
-        max_tokens: of the answer; None for as many as the limits allow.
+        max_tokens: of the answer; None for as many as the context and the limits allow.
+        default_tokens: of an answer without max_tokens, where the context and the limits allow as many.
         min_tokens: before which nothing ends it.
         temperature: of the distribution; 0 takes the likeliest token (greedy).
         top_p: mass of the likeliest tokens that are kept (at least one), in (0, 1].
@@ -78,6 +83,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    default_tokens: int | None = None
 
     def check(self) -> None:
         """Refuse values outside of their ranges.
@@ -89,13 +95,14 @@ class Sampling:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise RequestRefused(f"{name} has to be a finite number; got {value!r}")
-        for name in ("max_tokens", "min_tokens", "top_k", "seed"):
+        for name in ("max_tokens", "min_tokens", "top_k", "seed", "default_tokens"):
             value = getattr(self, name)
-            optional = name in ("max_tokens", "seed") and value is None
+            optional = name in ("max_tokens", "seed", "default_tokens") and value is None
             if not optional and (isinstance(value, bool) or not isinstance(value, int)):
                 raise RequestRefused(f"{name} has to be a whole number; got {value!r}")
         rules = {
             "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            "default_tokens": (self.default_tokens is None or self.default_tokens >= 1, "at least 1"),
             "min_tokens": (self.min_tokens >= 0, "at least 0"),
             "temperature": (0 <= self.temperature <= 100, "from 0 to 100"),
             "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
@@ -140,7 +147,7 @@ class Prompt:
         if self.text is not None and not isinstance(self.text, str):
             raise RequestRefused(f"text has to be a text; got {type(self.text).__name__}")
         if self.messages is not None:
-            _check_messages(self.messages)
+            check_messages(self.messages)
         if self.token_ids is not None and not _all_of(self.token_ids, int):
             raise RequestRefused("token_ids have to be whole numbers")
 
@@ -150,12 +157,22 @@ def _all_of(values: Any, kind: type) -> bool:
     return isinstance(values, (list, tuple)) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
-def _check_messages(messages: Any) -> None:
+def check_messages(messages: Any) -> None:
+    """Refuse what is no conversation; what of it a template renders shows when it does.
+
+    Raises:
+        RequestRefused: naming the message.
+    """
     if not isinstance(messages, list) or not messages:
         raise RequestRefused("messages has to be a list of at least one message")
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise RequestRefused(f'messages[{i}] has to be {{"role": ..., "content": ...}}')
+        role = message["role"]
+        if role not in ROLES:
+            near = _OTHER_NAMES.get(role.lower()) or next(iter(difflib.get_close_matches(role.lower(), ROLES, 1)), "")
+            hint = f"did you mean {near!r}?" if near else f"there is: {', '.join(ROLES)}"
+            raise RequestRefused(f"messages[{i}].role: there is no role {role[:64]!r} ({hint})")
         if not isinstance(message.get("content"), str):
             raise RequestRefused(f"messages[{i}].content has to be a text")
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ConfigError
 from oarlock.files import write_text_atomically
+from oarlock.serve.prompts import PARSINGS, Parsing
 
 LIMITS_VARIABLE, RUN_VARIABLE = "OARLOCK_SERVE", "OARLOCK_SERVE_RUN"
 _FAILURE_FILE = "failure.txt"
@@ -22,7 +23,7 @@ _FAILURE_FILE = "failure.txt"
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits of a server; all at least 1.
+    """Limits of a server, all at least 1, and how it reads texts.
 
     Attributes:
         max_batch: requests that are answered at a time.
@@ -31,6 +32,7 @@ class Settings:
         max_length: tokens of a prompt and its answer; 0 for the model's context.
         timeout: seconds for a request.
         max_body: bytes of a request.
+        parse_special_tokens: where a client's text is read as special tokens, see prompts.py.
     """
 
     max_batch: int = 16
@@ -39,9 +41,16 @@ class Settings:
     max_length: int = 0
     timeout: float = 600.0
     max_body: int = 1 << 20
+    parse_special_tokens: Parsing = "prompts"
 
     def __post_init__(self) -> None:
+        if self.parse_special_tokens not in PARSINGS:
+            raise ConfigError(
+                f"--parse-special-tokens {self.parse_special_tokens}: it has to be one of {', '.join(PARSINGS)}"
+            )
         for name, value in asdict(self).items():
+            if isinstance(value, str):
+                continue
             least = 0 if name == "max_length" else 1
             if not least <= value < 1 << 40:
                 raise ConfigError(f"--{name.replace('_', '-')} {value:g}: it has to be at least {least}")
@@ -58,15 +67,14 @@ class Settings:
         """
         over = json.loads(os.environ.get(LIMITS_VARIABLE) or "{}") if over is None else over
         given: dict[str, Any] = {**parameters, **over}
+        kinds: dict[str, Callable[[Any], Any]] = {"timeout": float, "parse_special_tokens": str}
         try:
-            numbers: dict[str, Any] = {
-                item.name: float(given[item.name]) if item.name == "timeout" else int(given[item.name])
-                for item in fields(cls)
-                if item.name in given
+            found = {
+                item.name: kinds.get(item.name, int)(given[item.name]) for item in fields(cls) if item.name in given
             }
         except ValueError as error:
             raise ConfigError(f"config.pbtxt: a parameter is not a number: {error}") from error
-        return cls(**numbers)
+        return cls(**found)
 
     def engine_limits(self) -> dict[str, Any]:
         """The arguments of oarlock.serve.requests.Limits."""

@@ -49,32 +49,36 @@ class Detokenizer:
 class StopFinder:
     """Finds the first stop text to be complete in a text that comes in pieces, however it is cut.
 
-    Of several that are complete at the same character, the longest counts.
+    Of several that are complete at the same character, the longest counts. Text of special tokens is hidden: stop
+    texts are found in it too, but it is not shown.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         """Of one answer."""
         self._stops = tuple(stops)
-        self._held = ""
+        self._held: list[tuple[str, bool]] = []  # characters that may be the beginning of a stop text, and if hidden
         self.found = False
 
-    def add(self, text: str) -> str:
+    def add(self, text: str, hidden: bool = False) -> str:
         """What may be shown: nothing that is, or may be the beginning of, a stop text, nor what follows one."""
         if self.found or not self._stops:
-            return "" if self.found else text
-        held = self._held + text
+            return "" if self.found or hidden else text
+        held = "".join(letter for letter, _ in self._held) + text
+        self._held += [(letter, hidden) for letter in text]
         ends = [(place + len(stop), place) for stop in self._stops if (place := held.find(stop)) >= 0]
         if ends:
-            self.found, self._held = True, ""
-            return held[: min(ends)[1]]
+            self.found = True
+            return self._shown(min(ends)[1])
         longest = max(len(stop) for stop in self._stops) - 1
         keep = next(
             (n for n in range(min(longest, len(held)), 0, -1) if any(s.startswith(held[-n:]) for s in self._stops)), 0
         )
-        self._held = held[len(held) - keep :]
-        return held[: len(held) - keep]
+        return self._shown(len(held) - keep)
 
     def rest(self) -> str:
         """What was held back, when no more text comes."""
-        held, self._held = self._held, ""
-        return held
+        return "" if self.found else self._shown(len(self._held))
+
+    def _shown(self, count: int) -> str:
+        shown, self._held = self._held[:count], self._held[count:]
+        return "".join(letter for letter, hidden in shown if not hidden)

@@ -47,6 +47,7 @@ class Ticket:
         self._ends = frozenset((*own_ends, *sampling.stop_token_ids))
         self._sampler = Sampler(sampling, prompt_ids, self._ends)
         self._text = Detokenizer(served.decode)
+        self._hidden = served.special_tokens
         self._stop = StopFinder((*sampling.stop, *(() if sampling.ignore_eos else end_texts)))
         self._min_tokens = sampling.min_tokens
         self._deadline, self._on_piece = deadline, on_piece
@@ -92,7 +93,7 @@ class Ticket:
         answered = len(self.tokens) - len(self.prompt_ids)
         text = self._text.add(token)
         if answered > self._min_tokens:  # what is said before that ends nothing
-            text = self._stop.add(text)
+            text = self._stop.add(text) + self._stop.add(self._hidden.get(token, ""), hidden=True)
         if self._stop.found:
             self._finish = "stop"
         elif answered >= self.max_tokens:

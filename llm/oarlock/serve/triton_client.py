@@ -12,7 +12,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
-from oarlock.serve.triton_fields import FIELDS, OUTPUTS, RELAYED, make_tensor, split_code
+from oarlock.serve.triton_fields import DEFAULT_TOKENS, FIELDS, OUTPUTS, RELAYED, make_tensor, split_code
 
 _MAX_MESSAGE = 2**31 - 1
 # A stream's errors are messages without a status. (The header triton_grpc_error would end it with one, but Triton 24.10
@@ -80,17 +80,20 @@ class TritonClient:
             raise TritonFailure(error.code(), error.details() or "") from error
         return list(answer.config.parameters["adapters"].string_value.split())
 
-    async def ask(self, values: Mapping[str, Any]) -> AsyncGenerator[Part, None]:
+    async def ask(self, values: Mapping[str, Any], default_tokens: int | None = None) -> AsyncGenerator[Part, None]:
         """The answer as it comes. Leaving the iteration early (aclose, cancellation) cancels it in Triton.
 
         Args:
             values: of the model's inputs (triton_fields.FIELDS), without "stream".
+            default_tokens: of an answer without max_tokens; None for as many as there is room for.
 
         Raises:
             TritonFailure: when it is refused, or fails.
         """
         request = service_pb2.ModelInferRequest(model_name=self._model)
         request.parameters[RELAYED].string_param = uuid.uuid4().hex
+        if default_tokens is not None:
+            request.parameters[DEFAULT_TOKENS].int64_param = default_tokens
         for name, value in {**values, "stream": True}.items():
             _add(request, name, value)
         for output in OUTPUTS:

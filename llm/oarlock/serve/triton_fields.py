@@ -33,8 +33,8 @@ FIELDS: dict[str, tuple[type, bool]] = {
     "ignore_eos": (bool, False),
 }
 OUTPUTS = ("text_output", "token_ids", "finish_reason", "prompt_tokens", "completion_tokens")
-# Parameters of requests that the models beside the streaming one make.
-CANCEL, RELAYED = "oarlock_cancel", "oarlock_relayed"
+# Parameters of requests that the endpoint and the models beside the streaming one make.
+CANCEL, RELAYED, DEFAULT_TOKENS = "oarlock_cancel", "oarlock_relayed", "oarlock_default_tokens"
 # Inside of Triton, and in a stream, an error is a text without its code: the code goes before it for those who say that
 # they pass it on.
 CODES = ("INVALID_ARG", "UNAVAILABLE", "CANCELLED", "INTERNAL")
@@ -78,11 +78,12 @@ class Asked:
     stream: bool
 
 
-def read_fields(tensors: Mapping[str, np.ndarray], max_bytes: int) -> Asked:
+def read_fields(tensors: Mapping[str, np.ndarray], max_bytes: int, default_tokens: int | None = None) -> Asked:
     """A request's tensors, each of shape [1] or, for lists, [n]; BYTES are numpy arrays of bytes.
 
     Args:
         max_bytes: of all texts together.
+        default_tokens: of an answer without max_tokens; None for as many as there is room for.
 
     Raises:
         RequestRefused: naming the tensor that is not as it should be.
@@ -90,10 +91,10 @@ def read_fields(tensors: Mapping[str, np.ndarray], max_bytes: int) -> Asked:
     if sum(_num_bytes(tensor) for tensor in tensors.values()) > max_bytes:
         raise RequestRefused(f"the request is larger than the {max_bytes:,} bytes that one may have")
     values = {name: _value(name, tensor) for name, tensor in tensors.items()}
-    return read_values(values)
+    return read_values(values, default_tokens)
 
 
-def read_values(values: Mapping[str, Any]) -> Asked:
+def read_values(values: Mapping[str, Any], default_tokens: int | None = None) -> Asked:
     """The same from Python values."""
     stops, stop_tokens = tuple(values.get("stop", ())), tuple(values.get("stop_token_ids", ()))
     if len(stops) > MAX_STOPS or any(len(stop) > MAX_STOP_LENGTH for stop in stops):
@@ -101,7 +102,7 @@ def read_values(values: Mapping[str, Any]) -> Asked:
     if len(stop_tokens) > MAX_STOP_TOKENS:
         raise RequestRefused(f"stop_token_ids: at most {MAX_STOP_TOKENS}")
     given = {name: values[name] for name in _SAMPLING if name in values}
-    sampling = Sampling(**given, stop=stops, stop_token_ids=stop_tokens)
+    sampling = Sampling(**given, stop=stops, stop_token_ids=stop_tokens, default_tokens=default_tokens)
     return Asked(_prompt(values), sampling, bool(values.get("stream", False)))
 
 

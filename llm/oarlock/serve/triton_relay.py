@@ -23,6 +23,7 @@ from oarlock.serve.requests import RequestRefused
 from oarlock.serve.triton_fields import CANCEL, OUTPUTS, RELAYED, split_code
 
 _LOOK_SECONDS = 0.2
+_MOST_KEPT = 1000
 
 
 class _Relay:
@@ -33,6 +34,7 @@ class _Relay:
         self._engine = json.loads(args["model_config"])["parameters"]["engine"]["string_value"]
         self._open: dict[str, Callable[[], bool]] = {}  # id -> whether its client is gone
         self._lock = threading.Lock()
+        self._kept: list[Any] = []  # see _let_go
         threading.Thread(target=self._look, name="oarlock-look", daemon=True).start()
 
     @contextmanager
@@ -47,11 +49,28 @@ class _Relay:
         )
         with self._lock:
             self._open[relayed] = is_cancelled
+        responses = None
         try:
-            yield iter(inner.exec(decoupled=True))
+            responses = inner.exec(decoupled=True)
+            yield iter(responses)
         finally:
             with self._lock:
                 self._open.pop(relayed, None)
+            self._let_go(responses, is_cancelled)
+
+    def _let_go(self, responses: Any, is_cancelled: Callable[[], bool]) -> None:
+        """Drop an iterator of responses, after Triton has.
+
+        Python has to be the last that does: Triton's thread would free the tensors without the global interpreter lock
+        (~PbTensor of python_backend before 24.12), which Python 3.12 does not survive, and earlier ones by luck. That
+        thread works off one queue, so it has dropped the iterator when it answers a question asked after the last
+        response.
+        """
+        with self._lock:
+            finished, self._kept = [*self._kept, responses], []
+        if is_cancelled():  # once known, that is answered without asking: they wait for the next request
+            with self._lock:
+                self._kept = [*finished, *self._kept][-_MOST_KEPT:]
 
     def _look(self) -> None:
         while True:

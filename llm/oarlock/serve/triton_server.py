@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from oarlock.environment import die_with_parent
 from oarlock.errors import EnvironmentProblem
@@ -111,7 +112,7 @@ class TritonOptions:
     models: tuple[str, ...]
     host: str
     ports: Ports
-    limits: Mapping[str, float]
+    limits: Mapping[str, Any]
     run: Path
     memory_prefix: str
     admin_key: str = ""

@@ -24,7 +24,7 @@ from oarlock.errors import OarlockError
 from oarlock.serve.requests import Answer, Limits, Piece, QueueFull, RequestRefused
 from oarlock.serve.settings import Settings, busy_file, note_failure
 from oarlock.serve.ticket import Ticket
-from oarlock.serve.triton_fields import CANCEL, OUTPUTS, RELAYED, read_fields
+from oarlock.serve.triton_fields import CANCEL, DEFAULT_TOKENS, OUTPUTS, RELAYED, read_fields
 
 _LOOK_SECONDS = 0.2  # between looks for clients that are gone
 
@@ -56,7 +56,8 @@ class StreamingModel:
 
             adapters = {path.name: path for path in sorted((folder / "adapters").glob("*")) if path.is_dir()}
             limits = Limits(**self._settings.engine_limits())
-            self._engine = Engine.load(folder / "model", adapters, limits)
+            parsing = self._settings.parse_special_tokens
+            self._engine = Engine.load(folder / "model", adapters, limits, parsing)
         except OarlockError as error:
             note_failure(str(error))
             raise pb_utils.TritonModelException(str(error)) from None
@@ -84,7 +85,7 @@ class StreamingModel:
                     self._cancel_relayed(str(parameters[CANCEL]))
                     sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                 else:
-                    self._take(request, sender, relayed)
+                    self._take(request, sender, relayed, parameters.get(DEFAULT_TOKENS))
             except RequestRefused as error:
                 _send_error(sender, "INVALID_ARG", str(error), relayed)
             except QueueFull as error:
@@ -101,8 +102,8 @@ class StreamingModel:
 
     # taking in
 
-    def _take(self, request: Any, sender: Any, relayed: str) -> None:
-        asked = read_fields(_tensors(request), self._settings.max_body)
+    def _take(self, request: Any, sender: Any, relayed: str, default_tokens: Any) -> None:
+        asked = read_fields(_tensors(request), self._settings.max_body, default_tokens)
         opened = _Open(sender, asked.stream, frozenset(request.requested_output_names() or OUTPUTS), relayed)
         with self._lock:
             self._open.add(opened)

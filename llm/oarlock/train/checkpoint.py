@@ -64,6 +64,20 @@ def find_resume_point(config: Config, data_fingerprint: str, base: Base | None =
     return ResumePoint(Path(folder), read_manifest(folder)) if folder else None
 
 
+def recorded_products(config: Config) -> str | None:
+    """The library that multiplied matrices in the checkpoint that this run will likely go on from ("" where it does not
+    say so), None without one. For the start, before anything is multiplied; find_resume_point has the word later."""
+    checkpoint = config.checkpoint
+    if not config.evaluation.do_train or checkpoint.overwrite_output_dir:
+        return None
+    named = checkpoint.resume_from_checkpoint
+    folders = [Path(named)] if named else list_checkpoints(Path(checkpoint.output_dir))
+    for folder in folders:
+        with contextlib.suppress(CheckpointError):
+            return read_manifest(folder).products
+    return None
+
+
 def _choose(config: Config, data_fingerprint: str, base: Base | None) -> ResumePoint | None:
     checkpoint = config.checkpoint
     output_dir = Path(checkpoint.output_dir)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from oarlock import products
 from oarlock.environment import progress_bar, say
 from oarlock.errors import CheckpointError
 from oarlock.files import is_vacant, new_folder
@@ -38,6 +39,7 @@ def inspect_text(folder: str | Path, with_tensors: bool) -> str:
             f"written by      {manifest.plan or 'an unknown plan'}",
             f"paddle          {manifest.versions.get('paddlepaddle', '?')}, "
             f"paddlenlp {manifest.versions.get('paddlenlp', '?')}",
+            *([f"products by     {products.TITLES.get(manifest.products, '?')}"] if manifest.products else []),
         ]
         for name, entry in manifest.files.items():
             what = "parts" if name.endswith(".safetensors") else "other files"

@@ -10,6 +10,7 @@ import numpy as np
 from paddle import nn
 from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
 
+from oarlock import products
 from oarlock.config.load import flatten
 from oarlock.environment import is_first_rank, say
 from oarlock.errors import CheckpointError, StoppedWithOthers, report
@@ -59,8 +60,10 @@ class CheckpointingTrainer(FeedingTrainer):
             base=vars(self.base) if self.base is not None else {},
             best=self.best.state(),
             owes_evaluation=self.progress.owes_evaluation,
+            planned_steps=self.state.max_steps,
             plan=self.plan.describe(),
             versions=package_versions(),
+            products=products.in_use(),
         )
         with contextlib.suppress(
             CheckpointError, StoppedWithOthers
@@ -123,6 +126,7 @@ class CheckpointingTrainer(FeedingTrainer):
         with PieceFolder.open(self.resume.folder) as folder:
             load_states(self.held, self.optimizer, folder, manifest.lr_scheduler)
         self.lr_scheduler.set_state_dict(manifest.lr_scheduler)
+        self.lr_scheduler.step(self.lr_scheduler.last_epoch)  # the rate of this run's schedule, not the one stored
         if self.do_grad_scaling and manifest.loss_scaler:
             state = {name: np.asarray(value) for name, value in manifest.loss_scaler.items()}
             self.scaler.load_state_dict(state)

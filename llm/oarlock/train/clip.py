@@ -10,7 +10,7 @@ from paddle import nn
 
 from oarlock.models.layout import shared_between_stages
 
-_SLICE = "slice@"  # what GroupShardedStage3 puts before the name of a parameter it slices
+SLICE = "slice@"  # what GroupShardedStage3 puts before the name of a parameter it slices
 
 
 class GlobalNormClip(nn.clip.GradientClipBase):
@@ -70,8 +70,8 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         self._norm = paddle.sqrt(total)
         if math.isinf(self.clip_norm):
             return params_grads
-        # The same small constant as HybridParallelClipGrad's.
-        scale = self.clip_norm / (paddle.maximum(self._norm, paddle.full([], self.clip_norm)) + 1e-6)
+        # As torch.nn.utils.clip_grad_norm_ has it; HybridParallelClipGrad's also scales what is not too large.
+        scale = paddle.clip(self.clip_norm / (self._norm + 1e-6), max=1.0)
         for _, grad in clipped:
             grad.multiply_(scale.astype(grad.dtype))
         return params_grads
@@ -80,4 +80,4 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         """Whether this rank is the one that counts it, of those that hold it after gradients were reduced."""
         if hasattr(parameter, "unslice") and not self._counts_unsliced:  # too small for stage 3 to slice
             return False
-        return parameter.name.removeprefix(_SLICE) not in self._held_elsewhere
+        return parameter.name.removeprefix(SLICE) not in self._held_elsewhere

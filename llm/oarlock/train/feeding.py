@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from oarlock.config.schema import Config
 
 
+def samples_of_a_step(args: Any) -> int:
+    """Samples of one optimizer step over all ranks, by PaddleNLP's TrainingArguments."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
+
+
+def steps_of_a_run(config: Config, args: Any, order: SampleOrder, resume: ResumePoint | None) -> int:
+    """Optimizer steps of the whole run, those done included."""
+    done, samples = (resume.manifest.step, resume.manifest.samples) if resume else (0, 0)
+    return total_steps(config.schedule, order.num_samples, samples_of_a_step(args), done, samples)
+
+
 class FeedingTrainer(Trainer):
     """Which samples a rank sees, and sums over those that see different ones; OarlockTrainer sets the attributes."""
 
@@ -32,16 +43,14 @@ class FeedingTrainer(Trainer):
     @property
     def global_batch(self) -> int:
         """Samples of one optimizer step over all ranks."""
-        args = self.args
-        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
+        return samples_of_a_step(self.args)
 
     def planned_steps(self) -> int:
         """Optimizer steps of the whole run; those done already, where it was stopped early."""
         assert self.order is not None
-        done = self.resume.manifest.step if self.resume else 0
         if self.resume and self.best.exhausted:
-            return done
-        return total_steps(self.config.schedule, self.order.num_samples, self.global_batch, done, self.progress.samples)
+            return self.resume.manifest.step
+        return steps_of_a_run(self.config, self.args, self.order, self.resume)
 
     def get_train_dataloader(self) -> Any:
         """The Trainer's, which leaves nothing behind."""

@@ -23,7 +23,7 @@ from oarlock.train.answers import Asking, FixedPrompts, HeldOutPrompts, one_afte
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.final_model import merge_adapter
 from oarlock.train.flops import token_flops
-from oarlock.train.run import connect, make_trainer, start, train
+from oarlock.train.run import check_schedule, connect, make_trainer, start, train
 
 if TYPE_CHECKING:
     from oarlock.config.load import LoadedConfig
@@ -60,6 +60,8 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     train_set = _packed(config, data.train) if packing and config.evaluation.do_train else data.train
     base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
     resume = find_resume_point(config, data.fingerprint, base)
+    order = SampleOrder(len(train_set), config.runtime.seed) if len(train_set) else None
+    check_schedule(run, order, resume)
     adapter = config.method.adapter_name_or_path
     model = build_model(
         source,
@@ -84,7 +86,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         resume,
         method=method,
         base=base,
-        order=SampleOrder(len(train_set), config.runtime.seed) if len(train_set) else None,
+        order=order,
         template=data.template,
         tokenizer=tokenizer,
         flops=token_flops(source.config, example_length if packing else longest),

@@ -12,6 +12,7 @@ import paddle
 from oarlock.environment import rank
 from oarlock.models.layout import Block, Holding, holdings, shared_between_stages
 from oarlock.models.pieces import WEIGHTS, Piece, PieceFolder
+from oarlock.train.clip import SLICE
 
 if TYPE_CHECKING:
     from oarlock.train.trainer import OarlockTrainer
@@ -82,7 +83,7 @@ class Held:
                 and at.data == i % plan.data
             )
             if plan.stage == 3 and getattr(parameter, "fw_storage", None) is not None:
-                yield Local(holding, self._slice(parameter), f"slice@{parameter.name}", True, once)
+                yield Local(holding, self._slice(parameter), f"{SLICE}{parameter.name}", True, once)
                 continue
             owner = owners.get(parameter.name, i % plan.sharding)
             owned = at.sharding == owner if parameter.name in owners else True

@@ -39,8 +39,10 @@ class Manifest:
         base: name and fingerprint of the frozen model, where only an adapter is trained and saved.
         best: the best evaluation so far (see oarlock.train.best); its "name" is its checkpoint beside this one.
         owes_evaluation: SIGTERM took the evaluation of this step; a resumed run begins with it.
+        planned_steps: of the whole run when it was written; 0 where a version wrote it that did not record them.
         plan: that wrote it, in words; any other reads it.
         versions: packages that wrote it.
+        products: the library that multiplied matrices (see oarlock.products); "" on a GPU, and in older checkpoints.
         files: name -> {"bytes", "sha256"}.
     """
 
@@ -55,8 +57,10 @@ class Manifest:
     best: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=dict)
     owes_evaluation: bool = False
+    planned_steps: int = 0
     plan: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    products: str = ""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
 

@@ -30,7 +30,7 @@ from oarlock.train.answers import Asking, FixedPrompts, one_after_another, show
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
 from oarlock.train.generation import generate_answers
-from oarlock.train.run import connect, make_trainer, start, train
+from oarlock.train.run import check_schedule, connect, make_trainer, start, train
 from oarlock.train.trainer import OarlockTrainer
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     fingerprint = _fingerprint(corpora, weights)
     resume = find_resume_point(config, fingerprint)
     train_set, order = _mixed(config, train_sets, weights)
+    check_schedule(run, order, resume)
     model = build_model(
         source, run.dtype, config.model.allow_pickle_weights, config.runtime.seed, run.plan.pipeline > 1
     )

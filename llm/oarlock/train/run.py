@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
+from oarlock import products
 from oarlock.config.command_line import to_yaml
 from oarlock.config.device import choose_device, fit_to_device
 from oarlock.config.load import LoadedConfig, flatten
@@ -34,9 +35,11 @@ from oarlock.parallel.paddle_args import training_arguments, visualdl_dir
 from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan
 from oarlock.parallel.plan_rules import refuse, slicing_problems
 from oarlock.train.callbacks import Console, EvaluateOnStart, MetricsFile, SampleLog, VisualDLReporter
-from oarlock.train.checkpoint import ResumePoint
+from oarlock.train.checkpoint import ResumePoint, recorded_products
+from oarlock.train.feeding import steps_of_a_run
 from oarlock.train.final_model import save_final_model
 from oarlock.train.manifest import list_checkpoints
+from oarlock.train.schedule import check_warmup, rate_change
 from oarlock.train.seeds import seed_step
 from oarlock.train.signals import StopRequest
 from oarlock.train.trainer import OarlockTrainer
@@ -44,6 +47,7 @@ from oarlock.versions import package_versions
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
+    from oarlock.data.order import SampleOrder
     from oarlock.models.build import ModelSource
 
 RUN_FILE = "run.json"
@@ -81,6 +85,8 @@ def start(loaded: LoadedConfig[Any]) -> Run:
     device = choose_device(config.runtime.device)
     paddle.set_device(device)
     config = fit_to_device(config, device)
+    if device == "cpu":
+        _choose_products(recorded_products(config))
     fused_ops.use(config.kernels.fused_ops and device == "cpu")
     output_dir = Path(config.checkpoint.output_dir)
     try:
@@ -93,12 +99,46 @@ def start(loaded: LoadedConfig[Any]) -> Run:
     plan, notes = make_plan(config, world_size())
     for note in notes:
         say_once(note)
-    say(f"device {device}" + (f", {threads} thread(s)" if device == "cpu" else "") + f", output in {output_dir}")
+    say(f"device {device}" + (f", {_with_what(threads)}" if device == "cpu" else "") + f", output in {output_dir}")
     seed_step(config.runtime.seed, 0)
     precision = config.precision
     half = precision.fp16_opt_level == "O2" and (precision.fp16 or precision.bf16)
     dtype = ("float16" if precision.fp16 else "bfloat16") if half else "float32"
     return Run(config, dtype, StopRequest().install(), plan)
+
+
+def _choose_products(recorded: str | None) -> None:
+    """The library for matrix products: a resumed run keeps its own, so that it goes on bit for bit.
+
+    Args:
+        recorded: in the checkpoint; "" where it does not say, None without one.
+    """
+    best = products.best()
+    wanted = best if products.asked_for() else (recorded or best)
+    problem = products.use(wanted)
+    found = products.in_use()
+    if problem:
+        say_once(f"matrix products by {products.TITLES[wanted]} are not to be had: {problem}")
+    if recorded and found and found != recorded:
+        say_once(
+            f"the checkpoint's matrix products are {products.TITLES.get(recorded, recorded)}'s, here they are "
+            f"{products.TITLES[found]}'s: the last bits may differ from a run without a stop"
+        )
+    elif recorded == "" and found == products.ONEDNN:
+        say_once(
+            "the checkpoint does not say which library made its matrix products, here it is oneDNN: the last bits may "
+            f"differ from a run without a stop ({products.VARIABLE}=mkl multiplies as earlier versions did)"
+        )
+    elif recorded and found != best:
+        say_once(
+            f"matrix products go on by {products.TITLES[found]}, as in the checkpoint; a new run here would take "
+            f"{products.TITLES[best]}"
+        )
+
+
+def _with_what(threads: int) -> str:
+    title = products.TITLES.get(products.in_use(), "")
+    return f"{threads} thread(s)" + (f", matrix products by {title}" if title else "")
 
 
 def connect(run: Run, source: ModelSource, seq_length: int) -> None:
@@ -126,6 +166,21 @@ def _lend_fleet_a_cpu(timeout_s: float) -> None:
     cpu_group.install(timeout_s)
     failure_listeners.append(cpu_group.announce_failure)
     fleet_on_cpu.install()
+
+
+def check_schedule(run: Run, order: SampleOrder | None, resume: ResumePoint | None) -> None:
+    """Compare the schedule with the length of the run, which is known once the data is counted; before the model is
+    built.
+
+    Args:
+        order: of the training data, None where nothing is trained.
+
+    Raises:
+        ConfigError: for a warm-up that leaves no step of the run.
+    """
+    if order is not None:
+        steps = steps_of_a_run(run.config, run.args, order, resume)
+        check_warmup(run.config.schedule, steps, resume.manifest.step if resume else 0)
 
 
 def make_trainer(run: Run, model: Any, resume: ResumePoint | None, **kwargs: Any) -> OarlockTrainer:
@@ -185,8 +240,26 @@ def _record(run: Run, output_dir: Path, text: str) -> None:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "world_size": world_size(),
             "device": paddle.device.get_device(),
+            "products": products.in_use(),
             "versions": package_versions(),
         },
+    )
+
+
+def _how_to_train_more(trainer: OarlockTrainer, resume: ResumePoint) -> str:
+    """What a run that has reached its end has to say."""
+    if trainer.best.exhausted:
+        return (
+            f"this run ended early, after {trainer.best.evaluations_since} evaluation(s) without an improvement; to "
+            f"train on, give a larger --early_stopping_patience (now {trainer.best.patience})"
+        )
+    schedule = trainer.config.schedule
+    length = f"--num_train_epochs (now {schedule.num_train_epochs:g})"
+    if schedule.max_steps > 0:
+        length = f"--max_steps (now {schedule.max_steps})"
+    return (
+        f"this run is complete; to train on, give a larger {length} and --resume_from_checkpoint {resume.folder}; "
+        "--overwrite_output_dir starts anew"
     )
 
 
@@ -199,8 +272,12 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
     steps = trainer.planned_steps()
     if resume:
         say(f"going on from {resume.folder} (step {resume.manifest.step}, {resume.manifest.samples:,} samples seen)")
-    if resume and resume.manifest.step >= steps:
-        say("this run is complete; train more with another --output_dir, or anew with --overwrite_output_dir")
+        if resume.manifest.step >= steps:
+            say(_how_to_train_more(trainer, resume))
+        elif before := resume.manifest.planned_steps:
+            change = rate_change(config.schedule, steps, resume.manifest.config, before, resume.manifest.step)
+            if change:
+                say(change)
     say(f"{steps:,} steps of {trainer.global_batch:,} samples ({trainer.order.num_samples:,} samples an epoch)")
     trainer.args.max_steps = steps
     run.stop.training = True

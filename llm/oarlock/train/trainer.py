@@ -25,6 +25,7 @@ from oarlock.train import checkpoint as checkpoints
 from oarlock.train.best import BestEvaluation
 from oarlock.train.checkpointing import CheckpointingTrainer
 from oarlock.train.clip import GlobalNormClip
+from oarlock.train.decay import apply_decay_param_fun
 from oarlock.train.evaluation import EvaluationStopped, evaluate_tokens, judge
 from oarlock.train.flow import Progress, what_is_due
 from oarlock.train.holding import Held
@@ -105,9 +106,10 @@ class OarlockTrainer(CheckpointingTrainer):
         return self.lr_scheduler
 
     def create_optimizer(self, lr_scheduler: Any = None) -> Any:
-        """AdamW as the Trainer makes it, with a clip that remembers the norm."""
+        """AdamW as the Trainer makes it, with a clip that remembers the norm and a decay of our own choice."""
         optimizer = super().create_optimizer(lr_scheduler)
         optimizer._grad_clip = self.clip
+        optimizer._apply_decay_param_fun = apply_decay_param_fun(self.model)
         if self.method is not None:  # sharding would deal the frozen ones out too, and send them around every step
             trained = [parameter for parameter in optimizer._parameter_list if not parameter.stop_gradient]
             optimizer._parameter_list = optimizer._param_groups = trained

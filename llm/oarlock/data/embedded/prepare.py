@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 from oarlock.data.build_corpus import BuildOptions, build_from_sources
-from oarlock.data.corpus_format import check_corpus, corpus_exists
+from oarlock.data.corpus_format import FORMAT, check_corpus, corpus_exists
 from oarlock.data.embedded.instructions import write_instructions
 from oarlock.data.embedded.stdlib_text import stdlib_sources
 from oarlock.data.embedded.tokenizer import train_tokenizer
@@ -49,6 +49,6 @@ def _corpus_at(prefix: Path, tokenizer: str) -> Path:
 
 
 def _fingerprint(tokenizer: str) -> str:
-    """Changes with the tokenizer or the Python that gives the text."""
-    python = hashlib.sha256(platform.python_version().encode()).hexdigest()[:6]
+    """Changes with the tokenizer, the Python that gives the text, or the way in which it is written."""
+    python = hashlib.sha256(f"{platform.python_version()} {FORMAT}".encode()).hexdigest()[:6]
     return f"{load_encoder(tokenizer).fingerprint}-{python}"

@@ -1,0 +1,285 @@
+"""What other training suites call our options: LLaMA-Factory, axolotl, transformers' Trainer, TRL, PEFT, ms-swift,
+torchtune, Megatron-LM, DeepSpeed, Lightning, and PaddleNLP's older scripts.
+
+An unknown name that stands here is answered with the option that it is here, and with the value where that differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from oarlock.config.options import FALSE_WORDS, TRUE_WORDS, option_specs
+from oarlock.config.schema import FinetuneConfig, PretrainConfig
+
+_LENGTHS = (
+    "cutoff_len max_length max_len max_seq_len seq_len seq_length sequence_len sequence_length block_size "
+    "model_max_length context_length"
+)
+# Option (or several) -> other names, with the same values. A name may stand under an option of each entrypoint.
+SAME = {
+    "model_name_or_path": "model model_name model_id model_path model_dir model_id_or_path base_model base_model_name "
+    "base_model_name_or_path pretrained_model_name_or_path checkpoint_path from_pretrained",
+    "tokenizer_name_or_path": "tokenizer tokenizer_name tokenizer_path tokenizer_dir tokenizer_model",
+    "dataset_name_or_path": "dataset datasets dataset_name dataset_path dataset_dir dataset_id data data_dir data_file "
+    "data_files data_path train_data train_file train_dataset train_data_path task_name task_name_or_path",
+    "input_dir": "dataset datasets dataset_path dataset_dir data data_dir data_path data_prefix train_data train_file "
+    "train_data_path dataset_name_or_path",
+    "data_format": "dataset_format dataset_type formatting prompt_style record_format",
+    "data_cache_dir": "cache_dir dataset_prepared_path tokenized_path",
+    "chat_template": "template template_type template_name prompt_template prompt_type chat_format conv_template "
+    "conversation_template",
+    "src_length": "max_source_length max_src_length max_prompt_length max_input_length source_max_len src_len",
+    "tgt_length": "max_target_length max_tgt_length max_completion_length max_new_tokens target_max_len tgt_len "
+    "max_output_length",
+    "src_length tgt_length": f"{_LENGTHS} max_seq_length",
+    "max_seq_length": f"{_LENGTHS} src_length tgt_length",
+    "packing": "sample_packing neat_packing pack_sequences intokens multipack use_packing",
+    "packing_length": "pack_length packing_len",
+    "lora": "use_lora use_peft lora_enable enable_lora",
+    "qlora": "use_qlora load_in_4bit use_4bit",
+    "r": "lora_r lora_dim lora_rank_dim rank",
+    "lora_alpha": "alpha lora_scale",
+    "lora_dropout": "lora_drop lora_p",
+    "lora_target_modules": "lora_target target_modules lora_modules lora_attn_modules",
+    "rslora": "use_rslora",
+    "lora_plus_scale": "loraplus_lr_ratio lora_plus_lr_ratio lorap_lr_ratio",
+    "weight_quantize_algo": "bnb_4bit_quant_type quantization_type",
+    "qlora_weight_double_quant": "double_quantization bnb_4bit_use_double_quant double_quant",
+    "num_prefix_tokens": "pre_seq_len prefix_length prefix_len",
+    "num_virtual_tokens": "virtual_tokens prompt_length",
+    "adapter_name_or_path": "adapters adapter_path adapter_dir lora_model_dir lora_path lora_weights peft_path "
+    "peft_model prefix_path lora_checkpoint",
+    "merge_weights": "merge_lora merge_adapter merge_and_unload",
+    "per_device_train_batch_size": "batch_size train_batch_size per_device_batch_size micro_batch_size "
+    "per_gpu_train_batch_size device_train_batch_size train_micro_batch_size_per_gpu device_batch_size bs",
+    "per_device_eval_batch_size": "eval_batch_size val_batch_size per_gpu_eval_batch_size device_eval_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation grad_accum grad_accumulation_steps accumulation_steps "
+    "accumulate_grad_batches grad_accum_steps",
+    "dataloader_num_workers": "num_workers dataloader_workers",
+    "num_train_epochs": "epochs num_epochs n_epochs max_epochs train_epochs epoch",
+    "max_steps": "train_iters total_steps num_train_steps num_steps max_iters max_train_steps num_training_steps "
+    "max_steps_per_run train_steps iterations iters",
+    "learning_rate": "lr base_lr max_lr peak_lr",
+    "min_learning_rate": "min_lr lr_min eta_min final_lr end_lr",
+    "lr_scheduler_type": "lr_scheduler scheduler scheduler_type lr_schedule lr_decay_style schedule_type",
+    "warmup_steps": "warmup num_warmup_steps lr_warmup_steps warmup_iters lr_warmup_iters warmup_step",
+    "warmup_ratio": "warmup_proportion lr_warmup_fraction warmup_fraction warm_up_ratio",
+    "decay_steps": "lr_decay_steps lr_decay_iters decay_iters",
+    "weight_decay": "wd decay l2",
+    "max_grad_norm": "grad_clip clip_grad max_norm gradient_clip_val clip_grad_norm gradient_clipping grad_norm_clip "
+    "gradient_clip",
+    "adam_beta1": "beta1 adam_b1",
+    "adam_beta2": "beta2 adam_b2",
+    "adam_epsilon": "eps adam_eps epsilon",
+    "do_train": "train",
+    "do_eval": "evaluate do_evaluate do_validation do_predict eval",
+    "eval_steps": "eval_interval eval_every eval_freq val_check_interval eval_iters evaluation_steps "
+    "evals_per_step valid_steps",
+    "max_evaluate_steps": "eval_samples max_eval_steps limit_val_batches max_eval_batches",
+    "do_generation": "predict_with_generate do_generate",
+    "metric_for_best_model": "best_metric metric monitor",
+    "early_stopping_patience": "patience early_stopping early_stopping_steps",
+    "output_dir": "output out_dir save_dir save_path output_path checkpoint_dir save_folder output_folder "
+    "ckpt_output_dir default_root_dir",
+    "overwrite_output_dir": "overwrite overwrite_output",
+    "save_strategy": "checkpoint_strategy",
+    "save_steps": "save_interval save_every save_freq checkpointing_steps checkpoint_interval checkpoint_every",
+    "save_total_limit": "keep_last_n max_checkpoints keep_checkpoints save_last_n total_limit",
+    "load_best_model_at_end": "load_best_model load_best",
+    "async_save": "async_checkpoint async_checkpointing",
+    "resume_from_checkpoint": "resume resume_from resume_path resume_checkpoint resume_from_checkpoint_path load "
+    "auto_resume_from_checkpoints",
+    "logging_steps": "log_interval log_every log_freq log_every_n_steps logging_interval print_every log_steps",
+    "logging_dir": "log_dir tensorboard_dir tensorboard_log_dir vdl_dir",
+    "report_to": "logger tracker log_with",
+    "disable_tqdm": "no_progress_bar",
+    "bf16": "use_bf16 bfloat16",
+    "fp16": "use_fp16 float16 half",
+    "scale_loss": "loss_scale initial_loss_scale init_loss_scale initial_scale_power",
+    "amp_master_grad": "master_grad",
+    "fp16_opt_level": "amp_level opt_level",
+    "recompute": "gradient_checkpointing activation_checkpointing enable_activation_checkpointing use_recompute "
+    "checkpoint_activations recompute_activations use_gradient_checkpointing",
+    "use_flash_attention": "flash_attention use_flash_attn",
+    "use_fused_rms_norm": "fused_rms_norm",
+    "tensor_parallel_degree": "tp tp_size tp_degree mp_degree tensor_parallel tensor_parallel_size tensor_parallel_dim "
+    "tensor_model_parallel_size model_parallel_size",
+    "pipeline_parallel_degree": "pp pp_size pp_degree pipeline_parallel pipeline_parallel_size "
+    "pipeline_model_parallel_size",
+    "virtual_pp_degree": "vpp virtual_pipeline_model_parallel_size num_virtual_stages",
+    "sharding_parallel_degree": "sharding_size fsdp_size data_parallel_shard_degree",
+    "sequence_parallel": "use_sequence_parallel",
+    "device": "device_type accelerator",
+    "num_threads": "threads cpu_threads omp_num_threads",
+    "collective_timeout": "ddp_timeout distributed_timeout nccl_timeout",
+    "seed": "random_seed data_seed seed_everything rng_seed",
+    "split": "train_valid_test_split split_ratio",
+    "allow_pickle_weights": "allow_pickle",
+    "model_type": "model_family",
+    "skip_bad": "skip_errors ignore_errors",
+}
+# Names whose values are others here: name -> (value there -> options here, what to say of all other values). "yes" and
+# "no" stand for all words of that meaning.
+_TRUE, _FALSE = "true", "false"
+_METHODS = {
+    "lora": {"lora": _TRUE},
+    "qlora": {"qlora": _TRUE},
+    "prefix": {"prefix_tuning": _TRUE},
+    "prefix_tuning": {"prefix_tuning": _TRUE},
+    "p_tuning": {"p_tuning": _TRUE},
+    "ptuning": {"p_tuning": _TRUE},
+}
+_PRECISIONS = {
+    "bf16": {"bf16": _TRUE},
+    "bfloat16": {"bf16": _TRUE},
+    "fp16": {"fp16": _TRUE},
+    "float16": {"fp16": _TRUE},
+    "half": {"fp16": _TRUE},
+}
+_ZERO = {
+    "1": {"sharding": "stage1"},
+    "2": {"sharding": "stage2"},
+    "3": {"sharding": "stage3"},
+    "os": {"sharding": "stage1"},
+    "os_g": {"sharding": "stage2"},
+    "p_g_os": {"sharding": "stage3"},
+    "shard_grad_op": {"sharding": "stage2"},
+    "full_shard": {"sharding": "stage3"},
+}
+_FLASH = {
+    "fa2": {"use_flash_attention": _TRUE},
+    "flash_attention_2": {"use_flash_attention": _TRUE},
+    "flash_attn": {"use_flash_attention": _TRUE},
+    "yes": {"use_flash_attention": _TRUE},
+    "eager": {"use_flash_attention": _FALSE},
+    "sdpa": {"use_flash_attention": _FALSE},
+    "no": {"use_flash_attention": _FALSE},
+}
+_WHEN = {"epoch": {"do_eval": _TRUE}, "steps": {"do_eval": _TRUE, "eval_steps": "N"}, "no": {"do_eval": _FALSE}}
+VALUES: dict[str, tuple[dict[str, dict[str, str]], str]] = {
+    **dict.fromkeys(
+        ("finetuning_type", "train_type", "tuner_type", "sft_type", "adapter", "peft_type", "method", "tuning_type"),
+        (_METHODS, "lora, qlora, prefix_tuning and p_tuning are options of their own; without one all weights train"),
+    ),
+    **dict.fromkeys(
+        ("mixed_precision", "precision", "torch_dtype", "dtype", "compute_dtype", "model_dtype"),
+        (_PRECISIONS, "bf16 and fp16 are options of their own; without one the weights are float32"),
+    ),
+    **dict.fromkeys(
+        ("deepspeed", "zero", "zero_stage", "deepspeed_stage", "fsdp", "sharding_stage"),
+        (_ZERO, "ZeRO's stages are sharding stage1, stage2 and stage3, without a file"),
+    ),
+    **dict.fromkeys(
+        ("flash_attn", "attn_implementation", "attn_impl"), (_FLASH, "it is use_flash_attention, yes or no")
+    ),
+    **dict.fromkeys(
+        ("eval_strategy", "evaluation_strategy", "val_strategy"),
+        (_WHEN, "do_eval evaluates every eval_steps, or at the end of every epoch where eval_steps is not given"),
+    ),
+    "quantization_bit": ({"4": {"qlora": _TRUE}}, "4 bits are qlora; there are no others"),
+    "quant_bits": ({"4": {"qlora": _TRUE}}, "4 bits are qlora; there are no others"),
+    **dict.fromkeys(
+        ("use_cpu", "no_cuda", "cpu", "force_cpu"),
+        ({"yes": {"device": "cpu"}, "no": {"device": "gpu"}}, "device is cpu or gpu"),
+    ),
+    "pure_bf16": ({"yes": {"bf16": _TRUE, "fp16_opt_level": "O2"}}, "bf16 with fp16_opt_level O2"),
+}
+# Names that are nothing here, and why.
+_OPTIMIZER = "AdamW is the only optimizer: leave it out"
+ABSENT = {
+    "optim": _OPTIMIZER,
+    "optimizer": _OPTIMIZER,
+    "optimizer_type": _OPTIMIZER,
+    "use_adam": _OPTIMIZER,
+    "stage": "pretraining (pt) is run_pretrain.py, fine-tuning (sft) is finetune_generation.py; others are not offered",
+    "rlhf_type": "only pretraining and supervised fine-tuning are offered",
+    "global_batch_size": "it is per_device_train_batch_size x gradient_accumulation_steps x data-parallel ranks: give "
+    "the first two",
+    "train_on_inputs": "prompts are not trained on; records of the form text train all of their text",
+    "train_on_prompt": "prompts are not trained on; records of the form text train all of their text",
+    "mask_prompt": "prompts are never trained on: leave it out",
+    "completion_only_loss": "prompts are never trained on: leave it out",
+    "assistant_only_loss": "only the assistant's texts are trained on: leave it out",
+    "group_by_length": "examples are not grouped by length; packing wastes less on padding",
+    "trust_remote_code": "no code of a model folder is ever run: leave it out",
+    "wandb_project": "figures go to metrics.jsonl and VisualDL (report_to): leave it out",
+    "use_wandb": "figures go to metrics.jsonl and VisualDL (report_to): leave it out",
+    "use_swanlab": "figures go to metrics.jsonl and VisualDL (report_to): leave it out",
+    "val_size": "held-out records are a dev file beside the training file",
+    "val_set_size": "held-out records are a dev file beside the training file",
+    "run_name": "a run is known by its output_dir: leave it out",
+    "logging_first_step": "logging_steps 1 logs every step",
+    "plot_loss": "VisualDL draws metrics.jsonl: leave it out",
+    "preprocessing_num_workers": "records are tokenised once and kept (data_cache_dir): leave it out",
+    "local_rank": "the launcher sets it: leave it out",
+    "unified_checkpoint": "every checkpoint can be read under every plan: leave it out",
+    "save_safetensors": "all weights are safetensors: leave it out",
+    "save_only_model": "the final model in output_dir has no optimizer states; checkpoints have them",
+    "push_to_hub": "nothing is uploaded: leave it out",
+    "remove_unused_columns": "records are read by their form (data_format): leave it out",
+    "gradient_checkpointing_kwargs": "recompute_granularity says what is recomputed",
+    "use_dora": "DoRA is not offered; rslora and lora_plus_scale are",
+    "modules_to_save": "LoRA trains its matrices alone",
+    "freeze_trainable_layers": "all weights are trained, or an adapter (lora, prefix_tuning, p_tuning)",
+    "neftune_noise_alpha": "NEFTune is not offered",
+    "label_smoothing_factor": "label smoothing is not offered",
+    "device_map": "the plan places the model (tensor_parallel_degree, pipeline_parallel_degree, sharding)",
+    "nproc_per_node": "it is an option of the launcher: python -m paddle.distributed.launch --devices 0,1,...",
+    "context_parallel_size": "context parallel is not offered; sequence_parallel and packing are",
+}
+
+
+def _by_name() -> dict[str, list[tuple[str, ...]]]:
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for options, names in SAME.items():
+        for name in names.split():
+            found.setdefault(name, []).append(tuple(options.split()))
+    return found
+
+
+_BY_NAME = _by_name()
+_PROGRAMS = {"run_pretrain.py": PretrainConfig, "finetune_generation.py": FinetuneConfig}
+
+
+def meaning(name: str, value: Any, options: Collection[str], as_flags: bool) -> str:
+    """What an unknown name is here, as the end of a sentence; "" for one that no suite is known to have.
+
+    Args:
+        name, value: as they were given; None where there is no value.
+        options: of the entrypoint.
+        as_flags: name them as flags ("--r 8"), or as keys of a file ("r: 8").
+    """
+    name = name.lower().replace("-", "_")
+    own = _own(name, value, options, as_flags)
+    if own or name in options:
+        return own
+    for program, config_class in _PROGRAMS.items():
+        theirs = option_specs(config_class)
+        if options != theirs.keys() and (name in theirs or _own(name, value, theirs, as_flags)):
+            found = _own(name, value, theirs, as_flags).replace("here ", f"in {program} ", 1)
+            return found or f"it is an option of {program}"
+    return ""
+
+
+def _own(name: str, value: Any, options: Collection[str], as_flags: bool) -> str:
+    """The same, of this entrypoint."""
+    for same in _BY_NAME.get(name, ()):
+        if all(option in options for option in same):
+            return "here it is " + " and ".join(_spelled(option, "", as_flags) for option in same)
+    if name in VALUES:
+        values, otherwise = VALUES[name]
+        if not all(option in options for row in values.values() for option in row):
+            return ""
+        word = "yes" if value is None else str(value).strip().lower()
+        chosen = values.get(word) or values.get("yes" if word in TRUE_WORDS else "no" if word in FALSE_WORDS else "")
+        if chosen is None:
+            return f"here {otherwise}"
+        return "here it is " + " and ".join(_spelled(option, value, as_flags) for option, value in chosen.items())
+    return f"here {ABSENT[name]}" if name in ABSENT else ""
+
+
+def _spelled(option: str, value: str, as_flags: bool) -> str:
+    if as_flags:
+        return f"--{option} {value}".strip()
+    return f"{option}: {value}" if value else option

@@ -1,0 +1,100 @@
+"""A conversation and its chat template: the text of the whole, and of its beginnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from oarlock.data.jinja_bounds import OverBudget
+from oarlock.data.jinja_rules import Refused, failing_line, run_template
+from oarlock.data.marked_text import MarkedText
+from oarlock.data.messages import Message
+from oarlock.data.spelled import Words
+from oarlock.errors import DataError
+
+if TYPE_CHECKING:
+    from oarlock.data.templates import ChatTemplate
+
+_CONTINUE = "CONTINUE9f2c "
+
+
+@dataclass(frozen=True)
+class RenderedChat:
+    """The text of a conversation.
+
+    Attributes:
+        text: with the places where users' words spell a special token.
+        generations: [start, end) of what stands between {% generation %} and {% endgeneration %}.
+    """
+
+    text: MarkedText
+    generations: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class PreparedChat:
+    """A conversation ready for its template: the beginnings of one are rendered with the same placeholders.
+
+    Attributes:
+        source: the template's text (with tools it may be another one).
+        messages, tools, documents: as the template gets them.
+        words: users' words in them.
+    """
+
+    template: ChatTemplate
+    source: str
+    messages: list[Message]
+    tools: list[Message] | None
+    documents: Any
+    variables: Mapping[str, Any]
+    words: Words
+
+    def run(
+        self, messages: Sequence[Message] | None = None, add_generation_prompt: bool = False, tools: Any = None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text of these messages (of all, where not given), placeholders in it, and its generation blocks.
+
+        Args:
+            tools: in place of the conversation's own.
+
+        Raises:
+            DataError: with the template's own complaint (a role it does not know, for example) or failure.
+        """
+        name = self.template.name
+        variables = {
+            **self.template.special_tokens,
+            **self.variables,
+            "messages": self.messages if messages is None else list(messages),
+            "tools": tools or self.tools,
+            "documents": self.documents,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return run_template(self.source, variables, self.words.size, (self.words.show, self.words.hide_in))
+        except Refused as error:
+            raise DataError(f"chat template {name} refuses these messages: {error.message}") from error
+        except OverBudget as error:
+            raise DataError(f"chat template {name}{place_of(error)} is stopped: {error}") from error
+        except Exception as error:  # a template is a program: it may add text to a number
+            raise DataError(f"chat template {name}{place_of(error)} fails: {type(error).__name__}: {error}") from error
+
+
+def place_of(error: BaseException) -> str:
+    line = failing_line(error)
+    return f", line {line}," if line else ""
+
+
+def continued(chat: PreparedChat) -> RenderedChat:
+    """The text up to the end of the last message's words, as transformers finds it."""
+    last = chat.messages[-1]
+    if not last.get("content"):
+        raise DataError("the last message has no content to go on from")
+    text, _ = chat.run([*chat.messages[:-1], {**last, "content": last["content"] + _CONTINUE}])
+    at = text.rfind(_CONTINUE.strip())
+    if at < 0:
+        raise DataError(
+            f"chat template {chat.template.name} changes the words of the last message; they can't be gone on from"
+        )
+    kept = text[:at] if text[at : at + len(_CONTINUE)] == _CONTINUE else text[:at].rstrip()
+    return RenderedChat(chat.words.reveal(kept)[0], ())

@@ -1,0 +1,48 @@
+"""Plain texts of fine-tuning data, cut where their ids are those of the whole text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from oarlock.data import streams
+from oarlock.data.pieces import Cutter, Encode
+from oarlock.data.record_files import ItemBatch, RecordSource
+from oarlock.data.records import PlainText
+from oarlock.environment import say
+
+
+def cut_texts(source: RecordSource, encode: Encode) -> Iterator[ItemBatch]:
+    """The batches of a source, with the parts of its plain texts cut anew (see oarlock.data.pieces).
+
+    Args:
+        encode: of the tokenizer that the parts are for.
+    """
+    cutter = Cutter(encode)
+    text, first_line = "", 0
+    for batch in source.batches():
+        items: list[tuple[int, Any]] = []
+        for line, item in batch.items:
+            if not isinstance(item, PlainText):
+                items.append((line, item))
+                continue
+            if not text:
+                first_line = line
+            text += item.text
+            done, rest = (text, "") if item.ends else _beginning(cutter, text)
+            for piece in cutter.pieces(done) if done or item.ends else ():
+                items.append((first_line, PlainText(piece, item.where, ends=False)))
+                first_line += piece.count("\n")
+            if item.ends:
+                items[-1] = (items[-1][0], PlainText(items[-1][1].text, item.where, ends=True))
+            text = rest
+        yield ItemBatch(items, batch.consumed)
+    if cutter.unsure:
+        say(
+            f"{source.name}: at {cutter.unsure:,} place(s) a long text without words was cut, where the ids of the "
+            "whole may be others"
+        )
+
+
+def _beginning(cutter: Cutter, text: str) -> tuple[str, str]:
+    return cutter.split(text, streams.BLOCK_BYTES) if len(text) > streams.BLOCK_BYTES else ("", text)

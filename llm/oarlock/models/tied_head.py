@@ -1,0 +1,73 @@
+"""Output layers that a folder stores beside the embedding that its configuration ties them to.
+
+PaddleNLP's own OPT has an output layer of its own whatever its configuration says (3.0.0b4), so that what it trained
+has two matrices. The rule is that of transformers 5: two that differ are two, whatever the configuration says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from oarlock.errors import ModelError
+from oarlock.models.safetensors_stream import SafetensorsFile
+from oarlock.models.weights import WeightFolder, has_safetensors
+
+_CHUNK = 4 << 20  # elements compared at a time
+_LLAMA_LIKE = (("lm_head.weight", "model.embed_tokens.weight"),)  # in Hugging Face's layout
+# Family -> (output layer, embedding), for families whose output layer may be tied or not.
+_NAMES = {
+    "llama": _LLAMA_LIKE,
+    "qwen2": _LLAMA_LIKE,
+    "gemma": _LLAMA_LIKE,
+    "opt": (
+        ("lm_head.decoder_weight", "opt.embeddings.word_embeddings.weight"),  # in Paddle's
+        ("lm_head.weight", "model.decoder.embed_tokens.weight"),
+        ("lm_head.weight", "decoder.embed_tokens.weight"),
+    ),
+}
+
+
+def head_and_embedding(family: str, stored: Iterable[str]) -> tuple[str, str] | None:
+    """Names of both, where both are among the names that are stored; None where they are not."""
+    names = set(stored)
+    return next((pair for pair in _NAMES.get(family, ()) if names.issuperset(pair)), None)
+
+
+def has_own_head(folder: Path, family: str) -> bool:
+    """Whether a folder stores an output layer that is another matrix than its embedding, as safetensors.
+
+    False for files that can't be read, too: who loads them says so.
+    """
+    if family not in _NAMES or not has_safetensors(folder):
+        return False
+    try:
+        with WeightFolder.open(folder) as weights:
+            files = weights.files
+        pair = head_and_embedding(family, files)
+        if pair is None:
+            return False
+        with ExitStack() as stack:
+            opened = {files[name]: stack.enter_context(SafetensorsFile(files[name])) for name in pair}
+            return not _same([(opened[files[name]], name) for name in pair])
+    except (ModelError, OSError, ValueError, KeyError):
+        return False
+
+
+def _same(pair: list[tuple[SafetensorsFile, str]]) -> bool:
+    first, second = (file.tensors[name] for file, name in pair)
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    size = math.prod(first.shape)
+    buffers = [np.empty(min(_CHUNK, size), about.dtype) for about in (first, second)]
+    for start in range(0, size, _CHUNK):
+        parts = [buffer[: size - start] for buffer in buffers]
+        for (file, name), part in zip(pair, parts, strict=True):
+            file.read(name, start, part)
+        if not np.array_equal(*(part.view(np.uint8) for part in parts)):
+            return False
+    return True

@@ -1,0 +1,223 @@
+"""How the JSON of OpenAI's requests is read: what says nothing is left out, what is not done here is refused by name.
+
+Clients write every optional field (null, or an empty list), and send messages back as they got them: such fields are
+absent. What is wrong is said in one sentence that names the field, whatever pydantic calls it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from email.message import Message
+from typing import Any
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+# Fields of OpenAI's requests, and of vLLM's, that are not done here: why, and the values that ask for nothing.
+_NOT_DONE: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "audio": ("answers are text", ()),
+    "best_of": ("use n", (1,)),
+    "echo": ("the prompt is not repeated", (False,)),
+    "function_call": ("the model is not made to call functions", ("none", "auto")),
+    "functions": ("use tools", ()),
+    "length_penalty": ("there is no beam search", (1, 1.0)),
+    "logit_bias": ("scores of tokens can't be changed", ()),
+    "logprobs": ("log probabilities are not given", (False,)),
+    "min_p": ("use top_p or top_k", (0, 0.0)),
+    "modalities": ("answers are text", (["text"],)),
+    "moderation": ("nothing is moderated", ()),
+    "prediction": ("answers are not predicted", ()),
+    "reasoning_effort": ("the template decides whether a model reasons", ("none",)),
+    "response_format": ("answers are plain text, not held to a form", ({"type": "text"},)),
+    "service_tier": ("all requests are served alike", ("auto", "default")),
+    "store": ("nothing is stored", (False,)),
+    "suffix": ("text is not inserted", ()),
+    "tool_choice": ("the model is not made to call tools", ("none", "auto")),
+    "top_logprobs": ("log probabilities are not given", (0,)),
+    "use_beam_search": ("there is no beam search", (False,)),
+    "verbosity": ("say it in a message", ("medium",)),
+    "web_search_options": ("nothing is searched", ()),
+}
+# What says who asks, and how to keep or to charge for it: of no meaning for the answer.
+_OF_NO_MEANING = (
+    *("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+    *("safety_identifier",),
+)
+_EVEN_EMPTY = ("messages", "model", "prompt", "content", "web_search_options")  # where empty is not absent
+_MAX_SHOWN = 80  # characters of a wrong value in an answer
+
+
+class WrongRequest(HTTPException):
+    """A request that can't be answered as it is asked.
+
+    Attributes:
+        param: the field, as `messages[0].content`.
+    """
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(400, message)
+        self.param = param
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is a JSON object; any other is refused before FastAPI sees it."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        """See APIRoute."""
+        handle = super().get_route_handler()
+
+        async def read(request: Request) -> Any:
+            return await handle(_JsonRequest(request.scope, request.receive))
+
+        return read
+
+
+class _JsonRequest(Request):
+    async def body(self) -> bytes:
+        """Bytes of what says that it is JSON. (Other types can be sent from web pages of other origins, unasked.)"""
+        content = await super().body()
+        given = self.headers.get("content-type", "")
+        message = Message()
+        message["content-type"] = given
+        subtype = message.get_content_subtype()
+        if message.get_content_maintype() != "application" or not (subtype == "json" or subtype.endswith("+json")):
+            told = f"it says {_shown(given)}" if given else "it has none"
+            raise WrongRequest("", f"a request needs the header Content-Type: application/json; {told}")
+        if not content.strip():
+            raise WrongRequest("", "the request has no body: it has to be a JSON object")
+        return content
+
+    async def json(self) -> Any:
+        """The object.
+
+        Raises:
+            WrongRequest: when it is none.
+        """
+        try:
+            found = json.loads(await self.body())
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+            raise WrongRequest("", f"the request is not JSON in UTF-8: {error}") from error
+        if not isinstance(found, dict):
+            raise WrongRequest("", f"the request has to be a JSON object; got {_shown(found)}")
+        return found
+
+
+def says_nothing(value: Any) -> bool:
+    """Whether a field that holds this is as good as absent: null, or empty."""
+    return value is None or (isinstance(value, (str, list, dict)) and not value)
+
+
+def without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """An object without the fields that say nothing."""
+    return {
+        name: value
+        for name, value in values.items()
+        if not (value is None if name in _EVEN_EMPTY else says_nothing(value))
+    }
+
+
+def read_object(given: Any, known: Iterable[str], path: str = "") -> Any:
+    """The fields of a request, or of an object in it, that are to be honoured.
+
+    Args:
+        known: names of these.
+        path: of the object, as `stream_options`; "" for the request.
+
+    Raises:
+        WrongRequest: naming a field that is not done here, or that there is none of.
+    """
+    if not isinstance(given, Mapping):
+        return given  # pydantic says so
+    known = tuple(known)
+    values = without_nothing(given)
+    if "n" in values and _same(values.get("best_of"), values["n"]):
+        del values["best_of"]
+    for name in [name for name in values if name not in known]:
+        value = values.pop(name)
+        if path:
+            raise _unknown(f"{path}.{name}", known)
+        why, harmless = _NOT_DONE.get(name, ("", ()))
+        if name in _OF_NO_MEANING or any(_same(value, other) for other in harmless):
+            continue
+        if why:
+            raise WrongRequest(name, f"{name}: {why} here; got {_shown(value)}")
+        raise _unknown(name, known)
+    return values
+
+
+def _unknown(path: str, known: Sequence[str]) -> WrongRequest:
+    name = path.rpartition(".")[2]
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there is: {', '.join(known)}"
+    return WrongRequest(path, f"{path}: there is no such field here ({hint})")
+
+
+def check_names(path: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse fields of an inner object that are not known.
+
+    Raises:
+        WrongRequest: naming the first of them.
+    """
+    for name in given:
+        if name not in known:
+            raise _unknown(f"{path}.{name}", known)
+
+
+def has_to_be(path: str, what: str, value: Any) -> WrongRequest:
+    """For a value of a wrong kind."""
+    return WrongRequest(path, f"{path} has to be {what}; got {_shown(value)}")
+
+
+def wrong_value(error: Mapping[str, Any]) -> WrongRequest:
+    """An error of pydantic's in our words."""
+    words = [word for word in error["loc"] if word != "body"]
+    path = "".join(f"[{word}]" if isinstance(word, int) else f".{word}" for word in words).removeprefix(".")
+    kind, limits = error["type"], error.get("ctx") or {}
+    if kind == "missing":
+        return WrongRequest(path, f"{path} is missing")
+    if kind == "extra_forbidden":
+        return WrongRequest(path, f"{path}: there is no such field here")
+    return has_to_be(
+        path or "the request", _ALLOWED[kind](limits) if kind in _ALLOWED else "something else", error["input"]
+    )
+
+
+_ALLOWED: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "string_type": lambda _: "a text",
+    "string_unicode": lambda _: "a text of valid Unicode",
+    "string_too_short": lambda _: "a text that is not empty",
+    "string_too_long": lambda limits: f"a text of at most {limits['max_length']} characters",
+    "int_type": lambda _: "a whole number",
+    "float_type": lambda _: "a number",
+    "finite_number": lambda _: "a finite number",
+    "bool_type": lambda _: "true or false",
+    "list_type": lambda _: "a list",
+    "too_short": lambda limits: f"a list of at least {limits['min_length']}",
+    "too_long": lambda limits: f"a list of at most {limits['max_length']}",
+    "model_type": lambda _: "an object",
+    "model_attributes_type": lambda _: "an object",
+    "dict_type": lambda _: "an object",
+    "greater_than_equal": lambda limits: f"at least {_number(limits['ge'])}",
+    "greater_than": lambda limits: f"above {_number(limits['gt'])}",
+    "less_than_equal": lambda limits: f"at most {_number(limits['le'])}",
+}
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, and of one type: 0 is not false."""
+    return type(one) is type(other) and bool(one == other)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except ValueError:  # a number of thousands of digits
+        text = type(value).__name__
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

@@ -1,0 +1,35 @@
+"""Which parameters weight decay is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from paddle import nn
+
+from oarlock.train.clip import SLICE
+
+
+def apply_decay_param_fun(model: nn.Layer) -> Callable[[str], bool]:
+    """Whether a parameter decays, by Paddle's name of it, under every plan: all but biases and the weights of norms.
+
+    They are told by what they are: a bias by what its layer calls it, a norm by its class. (PaddleNLP's Trainer looks
+    for "bias" and "norm" in the whole name, and so decays Bloom's `ln_f` and GPT-J's `ln_1`.) The result is that of
+    transformers 5 (Trainer.get_decay_parameter_names), whose rules by name and class come to the same on these families.
+
+    Args:
+        model: this rank's, before it is wrapped.
+    """
+    decayed = {
+        parameter.name
+        for layer in model.sublayers(include_self=True)
+        if not _is_norm(layer)
+        for name, parameter in layer._parameters.items()
+        if parameter is not None and not name.endswith("bias")
+    }
+    return lambda name: name.removeprefix(SLICE) in decayed
+
+
+def _is_norm(layer: Any) -> bool:
+    """LayerNorm, or RMSNorm, of which every family of PaddleNLP's has a class of its own."""
+    return any(base.__name__.endswith(("LayerNorm", "RMSNorm")) for base in type(layer).__mro__)

@@ -1,0 +1,162 @@
+"""The other side of tests/parity/test_training_beside_transformers.py: transformers' Trainer and PEFT.
+
+    python trainer_peer.py JOBS.json
+
+Each job is a dictionary; see make() and train(). Knows nothing of oarlock.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    get_scheduler,
+)
+from transformers.utils import logging
+
+
+def make(job: dict[str, Any]) -> None:
+    """A model whose norms are not 1 and whose biases are not 0, saved as people have it.
+
+    Job: "make" (the configuration), "folder", "seed".
+    """
+    torch.manual_seed(job["seed"])
+    about = dict(job["make"])
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(about.pop("model_type"), **about))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.05 if parameter.ndim > 1 else 0.3))
+    model.save_pretrained(job["folder"])
+
+
+class Recorder(TrainerCallback):
+    """The rate that a step was made with (the log's is that of the next step in some versions)."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.rates.append(more["lr_scheduler"].get_last_lr()[0])
+
+
+class RecordingTrainer(Trainer):
+    """Takes the samples in the order of the file, and keeps the losses that the log rounds."""
+
+    losses: list[float]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.losses.append(float(loss))
+        return loss
+
+
+def collate(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Padded on the right."""
+    longest = max(len(sample["input_ids"]) for sample in samples)
+
+    def padded(name: str, value: int) -> torch.Tensor:
+        return torch.tensor([sample[name] + [value] * (longest - len(sample[name])) for sample in samples])
+
+    mask = [[1] * len(sample["input_ids"]) + [0] * (longest - len(sample["input_ids"])) for sample in samples]
+    return {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100), "attention_mask": torch.tensor(mask)}
+
+
+def train(job: dict[str, Any]) -> dict[str, Any]:
+    """Train "folder" (with the PEFT adapter "adapter", if it is named) on the samples of "data"; the result is "out".
+
+    Job: "arguments" are those of TrainingArguments.
+    """
+    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32)
+    if "adapter" in job:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, job["adapter"], is_trainable=True)
+    recorder = Recorder()
+    trainer = RecordingTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=job["out"], use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+            logging_strategy="no", **job["arguments"],
+        ),
+        train_dataset=json.loads(Path(job["data"]).read_text()),
+        data_collator=collate,
+        callbacks=[recorder],
+    )  # fmt: skip
+    trainer.losses = []
+    norms: list[float] = []
+    clip = trainer.accelerator.clip_grad_norm_
+
+    def remember(*args: Any, **kwargs: Any) -> Any:
+        norm = clip(*args, **kwargs)
+        norms.append(float(norm))
+        return norm
+
+    trainer.accelerator.clip_grad_norm_ = remember
+    trainer.train()
+    micro = job["arguments"]["gradient_accumulation_steps"]
+    out = Path(job["out"])
+    if "adapter" in job:
+        model.save_pretrained(out)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        state = {name: value.detach().clone() for name, value in model.named_parameters()}
+        save_file(state, out / "model.safetensors")
+    return {
+        "losses": [sum(trainer.losses[i : i + micro]) for i in range(0, len(trainer.losses), micro)],
+        "rates": recorder.rates,
+        "norms": norms,
+        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def schedules(job: dict[str, Any]) -> list[list[float]]:
+    """The rate of every step of every case (the arguments of TrainingArguments that say it, and "steps")."""
+    found = []
+    for case in job["schedules"]:
+        about = dict(case)
+        steps = about.pop("steps")
+        arguments = TrainingArguments(output_dir=job["out"], use_cpu=True, report_to="none", **about)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+        warmup = arguments.get_warmup_steps(steps)
+        scheduler = get_scheduler(
+            arguments.lr_scheduler_type, optimizer, warmup, steps, arguments.lr_scheduler_kwargs or {}
+        )
+        rates = []
+        for _ in range(steps):
+            rates.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        found.append(rates)
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    results: dict[str, Any] = {}
+    jobs, results_file = Path(sys.argv[1]), Path(sys.argv[2])
+    for name, job in json.loads(jobs.read_text()).items():
+        if "make" in job:
+            make(job)
+        elif "schedules" in job:
+            results[name] = schedules(job)
+        else:
+            results[name] = train(job)
+    results_file.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
