@@ -12,6 +12,7 @@ from oarlock.cli_chat import add_chat
 from oarlock.cli_convert import add_convert
 from oarlock.cli_export import add_export
 from oarlock.cli_parallel import add_checkpoint, add_rehearse
+from oarlock.cli_resize import add_resize
 from oarlock.cli_serve import add_serve
 from oarlock.cli_weights import add_weight_flags
 from oarlock.config import FinetuneConfig
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add_chat(commands, _command)
     _add_merge(commands)
     add_convert(commands, _command)
+    add_resize(commands, _command)
     add_export(commands, _command)
     add_rehearse(commands, _command)
     add_checkpoint(commands, _command)

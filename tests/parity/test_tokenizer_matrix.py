@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tokenizer_layouts import SHAPES, TEXTS, save, sentencepiece_model
 
 from oarlock.data.tokenizers import load_encoder, load_tokenizer, tokenizer_fingerprint
+from tokenizer_layouts import SHAPES, TEXTS, save, sentencepiece_model
 
 MESSAGES = [{"role": "user", "content": "How far?"}]
 TURNS = {"begin": "<|im_start|>", "end": "<|im_end|>"}

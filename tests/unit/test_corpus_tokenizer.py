@@ -8,13 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.tokenizer_layouts import SHAPES, save
 
 from oarlock.cli import main
 from oarlock.data.build_corpus import BuildOptions, build_corpus
 from oarlock.data.corpus_tokenizer import check_corpus_tokenizers
 from oarlock.data.tokenizers import load_encoder, load_tokenizer
 from oarlock.errors import DataError
+from tokenizer_layouts import SHAPES, save
 
 TEXTS = ["a plain one", "say <|endoftext|> twice: <|endoftext|>", "<|user|>x", "and\na last one"]
 

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.tokenizer_layouts import QWEN2_WORDS, SHAPES, TEXTS, save, sentencepiece_model
 
 from oarlock.data.marked_text import MarkedText
 from oarlock.data.tokenizers import encode_marked, load_encoder, load_tokenizer, tokenizer_fingerprint
 from oarlock.errors import ModelError
+from tokenizer_layouts import QWEN2_WORDS, SHAPES, TEXTS, save, sentencepiece_model
 
 PLAIN = [text for text in TEXTS if "{" not in text]
 

@@ -49,7 +49,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     connect(run, source, longest)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
-    check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}")
+    check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}", tokenizer_name)
     data = load_finetune_data(config.data, tokenizer, need_train=config.evaluation.do_train)
     if config.evaluation.do_eval and data.dev is None:
         raise DataError(

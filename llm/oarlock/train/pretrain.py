@@ -49,7 +49,7 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     connect(run, source, config.data.max_seq_length)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
-    check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}")
+    check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}", tokenizer_name)
     inputs = parse_input(config.data.input_dir or _embedded(tokenizer_name))
     corpora = [Corpus.open(prefix) for _, prefix in inputs]
     prefixes = [corpus.prefix for corpus in corpora]
