@@ -4,9 +4,10 @@
 
 Every side runs in a process of its own, one at a time, in turns. A round's figure is the median of its steps; the table
 has the median of the rounds, the spread of them, and the median of the ratios to the peer within a round. The peer is
-the script --peer-script, as it is and with its forward under torch.compile. "Products" is the part of the step that
-the products of the linear layers take when they run alone on the step's shapes; attention's are not counted. "Others"
-is the most that other programs took of the cores while a side ran.
+peer_torch.py, as it is and with torch.compile, in .venv-parity/bin/python (`bash scripts/parity_env.sh`) or another
+Python with torch, transformers and peft. "Products" is the part of the step that the products of the linear layers take
+when they run alone on the step's shapes; attention's are not counted. "Others" is the most that other programs took of
+the cores while a side ran.
 Without --peer, only Oarlock's sides run.
 """
 
@@ -24,19 +25,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, report
+from common import report
 
 SIZES: dict[str, dict[str, int]] = {
     "small": {"hidden": 256, "layers": 4, "heads": 4, "vocab": 4096, "seq": 256, "batch": 8},
     "medium": {"hidden": 512, "layers": 8, "heads": 8, "vocab": 8192, "seq": 512, "batch": 2},
     "large": {"hidden": 1024, "layers": 4, "heads": 16, "vocab": 32000, "seq": 1024, "batch": 1},
 }
-PEER_SCRIPT = ROOT.parent / "shared" / "bench" / "peer_torch_train.py"
-# The peer's script, with the model's forward compiled.
-_COMPILED = (
-    "import runpy, sys, torch; from transformers import LlamaForCausalLM as Llama; "
-    "Llama.forward = torch.compile(Llama.forward); sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
-)
+PEER_SCRIPT = Path(__file__).with_name("peer_torch.py")
 
 
 def flags(size: str, lora: int, steps: int) -> list[str]:
@@ -188,8 +184,8 @@ def compare(options: argparse.Namespace, size: str) -> list[dict[str, Any]]:
     own = [sys.executable, __file__, "--side", size, "--lora", str(options.lora), "--steps", str(options.steps)]
     sides = {"Oarlock": own, "--fused_ops false": [*own, "--plain"]}
     if options.peer:
-        sides["torch"] = [options.peer, str(options.peer_script), *common]
-        sides["torch.compile"] = [options.peer, "-c", _COMPILED, str(options.peer_script), *common]
+        sides["torch"] = [options.peer, str(PEER_SCRIPT), *common]
+        sides["torch.compile"] = [*sides["torch"], "--compile"]
     sides = {name: command for name, command in sides.items() if name in (options.only or sides)}
     turns = range(options.rounds)
     rounds = [{name: run_side(command, options.tries) for name, command in sides.items()} for _ in turns]
@@ -220,7 +216,6 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="Python with torch, transformers and peft")
-    parser.add_argument("--peer-script", type=Path, default=PEER_SCRIPT)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--lora", type=int, default=0, help="rank; 0 trains all parameters")
     parser.add_argument("--only", nargs="+", metavar="SIDE", help="of the table's sides: Oarlock torch ...")

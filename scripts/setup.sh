@@ -13,6 +13,7 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${VENV:-$ROOT/.venv}
 EXTRAS=${1:-}
+PYTHONS="3.12 3.11 3.10" # the newest first; for 3.13 there is no numpy below 2, which paddlenlp needs
 PADDLE_VERSION=3.3.1
 PADDLE_INDEX=https://www.paddlepaddle.org.cn/packages/stable # PyPI has GPU wheels only up to 2.6.2
 
@@ -22,17 +23,30 @@ fail() {
   exit 1
 }
 
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+
+# Whether $VENV is an environment that works.
+venv_works() { [ -x "$VENV/bin/python" ] && "$VENV/bin/python" -m pip --version >/dev/null 2>&1; }
+
+# Prints the first supported Python of $PYTHON, or of: the environment that is there (it is not made anew for a newer
+# Python), the candidates given (default: the newest first), python3, python.
 find_python() {
-  local candidate version
-  for candidate in ${PYTHON:-python3.11 python3.10 python3 python}; do
-    version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
-    case $version in 3.10 | 3.11)
+  local candidate version others="" candidates=("$@")
+  [ $# -gt 0 ] || candidates=($(printf 'python%s ' $PYTHONS))
+  candidates+=(python3 python)
+  if venv_works; then candidates=("$VENV/bin/python" "${candidates[@]}"); fi
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
+    version=$(version_of "$candidate") || continue
+    case " $PYTHONS " in *" $version "*)
       command -v "$candidate"
       return
       ;;
     esac
+    others="$candidate is $version"
   done
-  fail "no Python 3.10 or 3.11 found. Install one (Debian, Ubuntu: apt-get install python3 python3-venv), or set PYTHON."
+  fail "no Python of ${PYTHONS// /, } found${others:+ ($others)}. Install one (Debian 12, Ubuntu: apt-get install python3" \
+    "python3-venv; elsewhere: uv python install ${PYTHONS%% *}) and name it: PYTHON=... bash scripts/setup.sh"
 }
 
 # cpu, or the newest CUDA series of Paddle's wheels that the driver can run.
@@ -64,7 +78,10 @@ choose_paddle() {
 
 make_venv() {
   local python=$1
-  [ -x "$VENV/bin/python" ] && "$VENV/bin/python" -m pip --version >/dev/null 2>&1 && return
+  if venv_works; then
+    [ "$(version_of "$VENV/bin/python")" != "$(version_of "$python")" ] || return 0
+    say "$VENV has Python $(version_of "$VENV/bin/python"), so it is made anew"
+  fi
   say "making $VENV with $("$python" --version)"
   rm -rf "$VENV"
   if ! "$python" -m venv "$VENV" >/dev/null 2>&1; then

@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
-# Set up and run every check: style, types, tests. Arguments go to pytest (bash scripts/test.sh tests/unit -k config).
+# Set up and run every check: style, types, tests, and a smoke test on the other Pythons found. Arguments go to pytest,
+# and leave the smoke test out (bash scripts/test.sh tests/unit -k config).
+#
+#   SMOKE=0   leave the smoke test out (scripts/smoke.sh: its first run makes an environment for each Python)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -33,4 +36,8 @@ echo "test: ruff"
 echo "test: types (mypy)"
 "$python" -m mypy
 echo "test: pytest"
-exec "$python" -m pytest "$@"
+"$python" -m pytest "$@"
+if [ $# = 0 ] && [ "${SMOKE:-1}" != 0 ]; then
+  echo "test: smoke test on other Pythons"
+  VENV=$VENV bash scripts/smoke.sh
+fi

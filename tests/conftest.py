@@ -12,9 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "llm"), str(ROOT / "tests")]
 
-from oarlock import light_imports  # noqa: E402
+from oarlock import light_imports, products  # noqa: E402
 
-light_imports.install()  # as every program of ours does before it imports paddlenlp
+# As every program of ours does: before it imports paddlenlp, and before anything is multiplied.
+light_imports.install()
+products.use(products.best())
 
 from helpers import make_tiny_config, make_tiny_model, make_tiny_tokenizer  # noqa: E402
 from oarlock.data.build_corpus import BuildOptions, build_corpus  # noqa: E402

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from oarlock.environment import import_paddle
+from oarlock.ops import library
 
 import_paddle()
 import paddle  # noqa: E402
+
+built = pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing())
 
 
 def normal(*shape, seed=0):

@@ -130,6 +130,9 @@ def _add_record_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tgt-length", type=int, default=160, help="as in finetune_generation.py (default: 160)")
     parser.add_argument("--chat-template", default="auto", help="as in finetune_generation.py (default: auto)")
     parser.add_argument("--data-format", default="auto", choices=forms, help="form of the records (default: auto)")
+    parser.add_argument(
+        "--columns", metavar="F=C,...", help="as in finetune_generation.py: prompt=question,response=answer"
+    )
     parser.add_argument("--instruction-generation", action="store_true", help="as in finetune_generation.py")
 
 
@@ -140,6 +143,7 @@ def _record_section(arguments: argparse.Namespace, **more: Any) -> FinetuneDataS
         tgt_length=arguments.tgt_length,
         chat_template=arguments.chat_template,
         data_format=arguments.data_format,
+        columns=arguments.columns,
         instruction_generation=arguments.instruction_generation,
         **more,
     )
@@ -244,11 +248,15 @@ def _merge(arguments: argparse.Namespace) -> int:
     check_output(output)
     import_paddle()
     set_paddlenlp_log_level("error")
+    from oarlock.models.adapter_base import find_base
     from oarlock.models.hub import local_folder
     from oarlock.models.merge import MergeOptions, merge
 
     allow_pickle = arguments.allow_pickle_weights
-    base = local_folder(arguments.model or mix.base.name, with_weights=True, allow_pickle=allow_pickle)
+    if arguments.model:
+        base = local_folder(arguments.model, with_weights=True, allow_pickle=allow_pickle)
+    else:
+        base = find_base(mix.parts[0].adapter, "Name it: --model BASE", allow_pickle=allow_pickle)
     size = arguments.shard_bytes
     merge(base, mix, output, MergeOptions(arguments.dtype, size, not arguments.no_proof, allow_pickle))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,12 +53,15 @@ def _chat(arguments: argparse.Namespace) -> int:
         sampling.check()
     except RequestRefused as error:  # of flags, here
         raise ConfigError(str(error)) from error
-    model, adapter = _folders(arguments.model, arguments.adapter)
     import_paddle()
     from oarlock.serve.chat import Chat
     from oarlock.serve.engine import Engine
 
-    with contextlib.redirect_stdout(sys.stderr):  # what is said in loading is no answer
+    with (
+        tempfile.TemporaryDirectory(prefix="oarlock-chat-") as place,
+        contextlib.redirect_stdout(sys.stderr),  # what is said in loading is no answer
+    ):
+        model, adapter = _folders(arguments.model, arguments.adapter, Path(place))
         engine = Engine.load(
             model, {"chat": adapter} if adapter else {}, Limits(max_tokens=2**31, seconds=float("inf"))
         )
@@ -67,12 +71,15 @@ def _chat(arguments: argparse.Namespace) -> int:
         engine.close(drain=False)
 
 
-def _folders(model: str, adapter: str | None) -> tuple[str, Path | None]:
-    """Model and adapter; of an adapter folder alone, the base it was trained on."""
-    from oarlock.models.adapter import ADAPTER_FILE, open_adapter
+def _folders(model: str, adapter: str | None, place: Path) -> tuple[str, Path | None]:
+    """Model and adapter; of an adapter folder alone, the base it was trained on with the adapter's own template."""
+    from oarlock.models.adapter import open_lora
+    from oarlock.models.adapter_base import find_base, is_adapter, with_texts_of
 
-    if adapter is None and (Path(model) / ADAPTER_FILE).is_file():
-        return open_adapter(model).base.name, Path(model)
+    if adapter is None and is_adapter(model):
+        found = open_lora(model, "talked with")
+        base = find_base(found, f"Name it: oarlock chat BASE --adapter {model}")
+        return str(with_texts_of(found.folder, base, place)), found.folder
     return model, Path(adapter) if adapter else None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from oarlock.environment import say
 from oarlock.errors import ConfigError
+from oarlock.files import ADAPTER_FILE
 from oarlock.serve.prompts import PARSINGS
 from oarlock.serve.settings import Settings
 
@@ -23,7 +24,9 @@ def add_serve(commands: Any, command: Adder) -> None:
     serve = command(
         commands, "serve", "Serve a model: Triton (gRPC, REST) and an OpenAI-compatible endpoint beside it.", _serve
     )
-    serve.add_argument("folder", metavar="DIR", help="export of `--target triton`, or a model folder")
+    serve.add_argument(
+        "folder", metavar="DIR", help="export of `--target triton`, model folder, or LoRA adapter folder"
+    )
     serve.add_argument(
         "--adapter",
         action="append",
@@ -77,15 +80,41 @@ def _serve(arguments: argparse.Namespace) -> int:
     adapters = _adapters(arguments.adapter)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder")
+    if not adapters and (folder / ADAPTER_FILE).is_file():
+        return _serve_adapter(folder, limits, arguments)
     if not (folder / "config.json").is_file():
         if adapters:
             raise ConfigError("--adapter goes with a model folder; an export has its adapters inside")
         return _run(folder, limits, arguments)
+    say(f"{folder} is a model folder: exporting it for Triton first")
+    return _serve_model(folder, adapters, limits, arguments)
+
+
+def _serve_adapter(folder: Path, limits: dict[str, Any], arguments: argparse.Namespace) -> int:
+    """An adapter alone, beside its base; both are asked with the tokenizer and the template of the training."""
+    from oarlock.models.adapter import open_lora
+    from oarlock.models.adapter_base import find_base, with_texts_of
+
+    found, name = open_lora(folder, "served"), folder.resolve().name
+    base = find_base(found, f"Name it: oarlock serve BASE --adapter {name}={folder}")
+    say(f"{folder} is an adapter of {base}: exporting both for Triton first; ask for model {name!r}")
+    with tempfile.TemporaryDirectory(prefix="oarlock-serve-") as place:
+        return _serve_model(with_texts_of(folder, base, Path(place)), {name: folder}, limits, arguments, near=base)
+
+
+def _serve_model(
+    folder: Path,
+    adapters: dict[str, Path],
+    limits: dict[str, Any],
+    arguments: argparse.Namespace,
+    near: Path | None = None,
+) -> int:
+    """Serve an export that is made for it, and deleted afterwards."""
     from oarlock.export.triton import export_triton
 
-    with tempfile.TemporaryDirectory(prefix=".oarlock-serve-", dir=_near(folder), ignore_cleanup_errors=True) as name:
+    where = _near(near or folder)
+    with tempfile.TemporaryDirectory(prefix=".oarlock-serve-", dir=where, ignore_cleanup_errors=True) as name:
         place = Path(name)
-        say(f"{folder} is a model folder: exporting it for Triton first")
         export_triton(folder, adapters, place / "repository")
         return _run(place / "repository", limits, arguments, place)
 

@@ -17,7 +17,7 @@ from oarlock import products
 from oarlock.environment import available_cores, import_paddle
 from oarlock.errors import EnvironmentProblem
 
-_TESTED_PYTHONS = ("3.10", "3.11")
+_TESTED_PYTHONS = ("3.10", "3.11", "3.12")
 _TESTED = {"paddlenlp": "3.0.0b4", "paddlepaddle": "3.3.1", "paddlepaddle-gpu": "3.3.1"}
 _LAUNCH_SECONDS = 180
 
@@ -57,7 +57,8 @@ def run_doctor(launch: bool = True) -> int:
 
 def _python() -> Iterator[Finding]:
     version = platform.python_version()
-    fix = "" if version.startswith(_TESTED_PYTHONS) else f"tested are Python {' and '.join(_TESTED_PYTHONS)}"
+    is_tested = version.rpartition(".")[0] in _TESTED_PYTHONS
+    fix = "" if is_tested else f"tested are Python {', '.join(_TESTED_PYTHONS[:-1])} and {_TESTED_PYTHONS[-1]}"
     yield Finding(f"Python {version}, {available_cores()} core(s)", fix, warning=True)
 
 

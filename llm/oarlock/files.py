@@ -15,6 +15,7 @@ from typing import Any
 
 from oarlock.errors import ModelError
 
+ADAPTER_FILE = "adapter.json"  # makes a folder an adapter folder (see oarlock.models.adapter)
 _BLOCK = 1 << 22
 _UMASK = os.umask(0)  # asking for it sets it, for all threads: once, while there is one
 os.umask(_UMASK)

@@ -138,8 +138,8 @@ def stirred(name: str):
     model = family_model(family, **changes)
     random = np.random.default_rng(5)
     for path, parameter in model.named_parameters():
-        if "embed" not in path and "wte" not in path and "lm_head" not in path:
-            noise = random.normal(0, 0.6 if len(parameter.shape) > 1 else 0.3, parameter.shape)
+        if len(parameter.shape) > 1 and "embed" not in path and "wte" not in path and "lm_head" not in path:
+            noise = random.normal(0, 0.6, parameter.shape)
             parameter.set_value(parameter + paddle.to_tensor(noise.astype("float32")))
     model.eval()
     return model

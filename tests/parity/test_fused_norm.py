@@ -11,13 +11,11 @@ import pytest
 
 from helpers import LLM, TINY_LLAMA, flags, ordinary, rows, run_program
 from oarlock.environment import import_paddle
-from oarlock.ops import library
+from op_checks import built
 
 import_paddle()
 import paddle  # noqa: E402
 from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
-
-built = pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing())
 
 
 def loss_and_gradients(model, ids):

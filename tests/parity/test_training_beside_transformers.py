@@ -217,7 +217,7 @@ def test_final_weights_are_those_of_transformers(peers, run):
     for key, wanted in theirs.items():
         free = key.endswith(NO_GRADIENT.get(run.split("/")[0], ()))
         assert np.abs(ours[key] - wanted).max() <= (RATE if free else WEIGHTS), key
-        assert np.abs(begin[key] - wanted).max() > 100 * WEIGHTS, f"{key} was not trained"
+        assert free or np.abs(begin[key] - wanted).max() > 100 * WEIGHTS, f"{key} was not trained"
     said = peers.ours[run]["said"]
     assert f" {peers.theirs[run]['trained']:,} of them trained" in said
 

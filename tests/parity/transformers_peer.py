@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 
 def make(job: dict[str, Any], folder: Path) -> None:
-    """A model with weights large enough that its answers hang on all that it reads."""
+    """A model with weights large enough (unless the job says less) that its answers hang on all that it reads."""
     torch.manual_seed(job.get("seed", 0))
     about = dict(job["make"])
     config = AutoConfig.for_model(about.pop("model_type"), **about)
@@ -28,7 +28,7 @@ def make(job: dict[str, Any], folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "embed" not in name and "wte" not in name and "lm_head" not in name:
-                parameter.add_(torch.randn_like(parameter) * (0.6 if parameter.ndim > 1 else 0.3))
+                parameter.add_(torch.randn_like(parameter) * (job.get("noise", 0.6) if parameter.ndim > 1 else 0.3))
     model.to(getattr(torch, job.get("dtype", "float32")))
     model.save_pretrained(folder, max_shard_size=job.get("max_shard_size", "5GB"))
     if job.get("pickle"):

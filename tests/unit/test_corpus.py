@@ -24,8 +24,9 @@ from paddlenlp.data.indexed_dataset import MMapIndexedDataset
 
 from helpers import LLM, run_program
 from oarlock.data import pieces, readers, streams
+from oarlock.data.blend import BlendedDataset, ConcatenatedDataset
 from oarlock.data.build_corpus import BuildOptions, build_corpus
-from oarlock.data.corpus import BlendedDataset, ConcatenatedDataset, Corpus, PretrainDataset, parse_input, sample_index
+from oarlock.data.corpus import Corpus, PretrainDataset, parse_input, sample_index
 from oarlock.data.corpus_format import CorpusWriter, check_corpus, corpus_summary, token_dtype
 from oarlock.data.tokenizers import load_encoder
 from oarlock.errors import DataError
@@ -347,7 +348,7 @@ def test_samples_are_the_joined_documents(tmp_path_factory, lengths, seq_length,
     prefix = make_corpus(tmp_path_factory.mktemp("corpus") / "c", lengths)
     corpus = Corpus.open(str(prefix))
     dataset = PretrainDataset(corpus, range(len(lengths)), seq_length, seed)
-    joined = np.concatenate([corpus.reader[int(i)] for i in dataset.doc_idx])
+    joined = np.concatenate([corpus.documents[int(i)] for i in dataset.doc_idx])
     assert len(dataset) == (len(joined) - 1) // seq_length
     for i in range(len(dataset)):
         assert dataset[i]["text"].tolist() == joined[i * seq_length : (i + 1) * seq_length + 1].tolist()
@@ -394,7 +395,7 @@ def test_legacy_corpora_are_read(tmp_path):
     )
     corpus = Corpus.open(str(tmp_path / "old"))
     dataset = PretrainDataset(corpus, range(2), 6, seed=1)
-    joined = np.concatenate([corpus.reader[int(i)] for i in dataset.doc_idx])
+    joined = np.concatenate([corpus.documents[int(i)] for i in dataset.doc_idx])
     assert dataset[1]["text"].tolist() == joined[6:13].tolist()
 
 
@@ -432,7 +433,7 @@ def test_concatenated_dataset(tmp_path):
         PretrainDataset(Corpus.open(str(make_corpus(tmp_path / name, [9], start))), range(1), 4, 0)
         for name, start in (("a", 0), ("b", 100))
     ]
-    joined = ConcatenatedDataset(datasets)
+    joined = ConcatenatedDataset(datasets, ["a", "b"])
     assert [int(joined[i]["text"][0]) for i in range(len(joined))] == [0, 4, 100, 104]
 
 
@@ -442,6 +443,7 @@ def test_concatenated_dataset(tmp_path):
         ("{0}/absent", "neither a folder"),
         ("{0}/empty", "no .bin/.idx corpus"),
         ("1 {0}/a x {0}/a", "weight 'x'"),
+        ("all {0}/a 1 {0}/b", "each of them `all`"),
         ("1 {0}/a 2", "a blend is"),
     ],
 )

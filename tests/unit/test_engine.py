@@ -18,6 +18,7 @@ from oarlock.serve.requests import Answer, Limits, Prompt, QueueFull, RequestRef
 
 VOCABULARY = 300
 END = 0
+FIRST = "{{ messages[0]['content'] }}"
 
 
 class Letters:
@@ -77,10 +78,10 @@ class Script:
 def make():
     engines = []
 
-    def build(decoder, context=64, special=MappingProxyType({}), begin=(), parsing="prompts", **limits):
+    def build(decoder, context=64, special=MappingProxyType({}), begin=(), parsing="prompts", template=FIRST, **limits):
         letters = Letters(special)
-        served = Served("script", decoder, letters, ChatTemplate("t", "{{ messages[0]['content'] }}", {}), context,
-                        frozenset([END]), begin=begin, special_tokens=letters.hidden, parse_special_tokens=parsing)  # fmt: skip
+        template = ChatTemplate("t", template, {}, tuple(special.values()), parsing == "all")
+        served = Served("script", decoder, letters, template, context, frozenset([END]), begin=begin, special_tokens=letters.hidden, parse_special_tokens=parsing)  # fmt: skip
         engines.append(Engine(served, Limits(**limits)))
         return engines[-1]
 
@@ -170,6 +171,39 @@ def test_special_tokens_in_a_clients_text(make, parsing, raw, said):
     text, messages = "<x>", [{"role": "user", "content": "<x>"}]
     assert ids_of(engine, text=text) == (list(map(ord, raw)) if isinstance(raw, str) else raw)
     assert ids_of(engine, messages=messages) == (list(map(ord, said)) if isinstance(said, str) else said)
+
+
+def refusal(engine, messages, **more):
+    with pytest.raises(RequestRefused) as caught:
+        ids_of(engine, messages=messages, **more)
+    return str(caught.value)
+
+
+ANY_ROLE = "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% endfor %}"
+WITH_NAMES = "{% for m in messages %}{{ m.name or m.role }}:{{ m.content }};{% endfor %}"
+
+
+def test_messages_that_are_lost_are_named(make):
+    user = {"role": "user", "content": "hi"}
+    engine = make(Script(), context=200)
+    assert "messages[1]" in refusal(engine, [user, {"role": "assistant", "content": "lost"}])
+    assert "messages[0].role" in refusal(engine, [{"role": "assitant", "content": "x"}])
+    assert "tools" in refusal(engine, [user], tools=[{"type": "function", "function": {"name": "f"}}])
+    assert "messages[0].name" in refusal(engine, [{**user, "name": "anna"}])
+    part = {"type": "text", "text": "a", "cache_control": {}}
+    assert "content[0].cache_control" in refusal(engine, [{"role": "user", "content": [part]}])
+    with pytest.raises(RequestRefused, match="tools go with messages"):
+        Prompt(text="a", tools=[]).check()
+    nameful = make(Script(), context=200, template=WITH_NAMES)
+    assert ids_of(nameful, messages=[{**user, "name": "anna"}]) == list(map(ord, "anna:hi;"))
+
+
+def test_developer_is_system(make):
+    engine = make(Script(), context=200, template=ANY_ROLE)
+    system, developer = (
+        [{"role": role, "content": "a"}, {"role": "user", "content": "b"}] for role in ("system", "developer")
+    )
+    assert ids_of(engine, messages=system) == ids_of(engine, messages=developer) == list(map(ord, "[system]a[user]b"))
 
 
 def test_requests_join_and_leave_between_steps(make):

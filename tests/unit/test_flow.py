@@ -51,7 +51,7 @@ def test_sigterm_saves_and_does_not_evaluate():
 
 @given(size=st.integers(1, 50), batch=st.integers(1, 7), replicas=st.integers(1, 4))
 def test_evaluation_counts_every_sample_once(size, batch, replicas):
-    samplers = [EvaluationBatchSampler(size, batch, replicas, r) for r in range(replicas)]
+    samplers = [EvaluationBatchSampler([size], batch, replicas, r) for r in range(replicas)]
     counted = []
     for sampler in samplers:
         batches = list(sampler)

@@ -17,6 +17,7 @@ from oarlock.serve.openai_api import ApiOptions, make_app
 from oarlock.serve.triton_client import Part
 
 HI = [{"role": "user", "content": "hi"}]
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
 PYDANTIC = ("Input should", "valid dictionary", "Extra inputs", "Field required", "extra_forbidden", "pydantic", "JSON decode error", "parsing the body")  # fmt: skip
 
 
@@ -122,7 +123,12 @@ def test_what_this_server_answers_goes_back_through_the_client(api):
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "tools"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", "has to be a text"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0]", '{"type": "function"'),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools[0].function.strict", "held to a schema"),
+        ({"tools": 5}, "tools", "expected a list"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice", 'got "required"'),
+        ({"tools": TOOLS, "parallel_tool_calls": False}, "parallel_tool_calls", "got false"),
         ({"functions": [{"name": "f"}]}, "functions", "functions: "),
         ({"tool_choice": "required"}, "tool_choice", 'got "required"'),
         ({"response_format": {"type": "json_object"}}, "response_format", "plain text"),
@@ -160,12 +166,12 @@ def test_what_this_server_answers_goes_back_through_the_client(api):
         ({"model": None}, "model", "model is missing"),
         ({"messages": None}, "messages", "messages is missing"),
         ({"messages": []}, "messages", "at least one message"),
-        ({"messages": "hi"}, "messages", 'got "hi"'),
+        ({"messages": "hi"}, "messages", "a list of at least one message"),
         ({"messages": ["hi"]}, "messages[0]", '{"role": ..., "content": ...}'),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "content is missing"),
         ({"messages": [*HI, {"role": "assistant", "content": None}]}, "messages[1].content", "content is missing"),
-        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "a text or a list of parts; got []"),
-        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "a text or a list of parts; got 5"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "a text or a list of parts"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "a text or a list of parts"),
         ({"messages": [{"role": "user", "content": "a", "colour": 1}]}, "messages[0].colour", "no such field"),
         ({"messages": [{"role": "assistant", "content": None, "refusal": "no"}]}, "messages[0].refusal", "as content"),
         (
@@ -176,14 +182,14 @@ def test_what_this_server_answers_goes_back_through_the_client(api):
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages[0].content[0].type",
-            'has to be "text"; got "image_url"',
+            "parts of type 'image_url' are not read here",
         ),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text", "a text; got null"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text", "has to be a text"),
         ({"messages": [{"role": "user", "content": ["a"]}]}, "messages[0].content[0]", "an object"),
-        ({"messages": [{"role": "assitant", "content": "a"}]}, "messages", "'assitant' (did you mean 'assistant'?)"),
-        ({"messages": [{"role": "User", "content": "a"}]}, "messages", "messages[0].role: there is no role 'User' (did you mean 'user'?)"),
-        ({"messages": [*HI, {"role": "gpt", "content": "a"}]}, "messages", "messages[1].role: there is no role 'gpt' (did you mean 'assistant'?)"),
-        ({"messages": [{"role": "narrator", "content": "a"}]}, "messages", "'narrator' (there is: system, developer, user"),
+        ({"messages": [{"role": "assitant", "content": "a"}]}, "messages[0].role", "'assitant' (did you mean 'assistant'?)"),
+        ({"messages": [{"role": "User", "content": "a"}]}, "messages[0].role", "'User' (did you mean 'user'?)"),
+        ({"messages": [*HI, {"role": "gpt", "content": "a"}]}, "messages[1].role", "'gpt'; known roles are system, developer"),
+        ({"messages": [{"role": "narrator", "content": "a"}]}, "messages[0].role", "'narrator'; known roles are"),
     ],
     ids=str,
 )  # fmt: skip
@@ -250,6 +256,30 @@ def test_a_wrong_content_type_is_said(api, kind):
 def test_json_by_any_of_its_names(api, kind):
     content = json.dumps({"model": "oarlock", "messages": HI}).encode()
     assert api.post("/v1/chat/completions", content=content, headers={"Content-Type": kind}).status_code == 200
+
+
+def test_tools_and_their_calls_go_to_the_template(api):
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}
+    back = ChatCompletionMessage.model_validate({"role": "assistant", "content": None, "tool_calls": [call]})
+    result = {"role": "tool", "tool_call_id": "c1", "content": "sun"}
+    asked = chat(api, tools=TOOLS, tool_choice="auto", messages=[*HI, back.model_dump(), result])
+    assert json.loads(asked["tools"]) == TOOLS
+    _, said, heard = json.loads(asked["messages"])
+    assert (
+        said["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Bern"}}
+        and "content" not in said
+    )
+    assert heard == result
+    assert "tools" not in chat(api, tools=TOOLS, tool_choice="none")
+    error = chat(
+        api, messages=[*HI, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]
+    )
+    assert error["param"] == "messages[1].tool_calls[0].function.arguments" and "not valid JSON" in error["message"]
+
+
+def test_developer_is_system(api):
+    asked = chat(api, messages=[{"role": "developer", "content": "Be brief."}, *HI])
+    assert json.loads(asked["messages"])[0] == {"role": "system", "content": "Be brief."}
 
 
 def test_limits_and_their_default(api):

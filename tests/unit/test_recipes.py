@@ -91,7 +91,10 @@ def test_a_recipe_fits_its_model_and_gpus(recipe):
 def test_published_numbers(name):
     recipe = CONFIGS / "recipes" / f"{name}.yaml"
     kind = PretrainConfig if name == "pretrain_7b" else FinetuneConfig
-    assert values(load(recipe)) == values(load_config(kind, shlex.split(PUBLISHED[name])).config)
+    found, published = values(load(recipe)), values(load_config(kind, shlex.split(PUBLISHED[name])).config)
+    # The published commands give a dev file, which goes before a split of the recipes.
+    assert found.pop("validation_split", 0.02) == 0.02 and published.pop("validation_split", None) is None
+    assert found == published
 
 
 def test_the_peers_run_of_70b():

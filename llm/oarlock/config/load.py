@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,18 @@ def config_from_flat(config_class: type[ConfigT], flat: dict[str, Any]) -> Confi
 def flatten(config: Any) -> dict[str, Any]:
     """Option name -> value, over all sections, in their order."""
     return {name: getattr(getattr(config, spec.section), name) for name, spec in option_specs(type(config)).items()}
+
+
+def is_default(config: Any, origins: Mapping[str, str], name: str) -> bool:
+    """Whether an option has its default because nobody gave it.
+
+    Args:
+        origins: of a LoadedConfig; where they are not known the value decides.
+    """
+    spec = option_specs(type(config))[name]
+    if name in origins:
+        return origins[name] == "default"
+    return getattr(getattr(config, spec.section), name) == spec.default
 
 
 def _convert(

@@ -35,6 +35,7 @@ def option(
     aliases: tuple[str, ...] = (),
     choices: tuple[str, ...] = (),
     may_change: bool = False,
+    from_yaml: Callable[[Any], str] | None = None,
 ) -> Any:
     """Declare an option.
 
@@ -45,8 +46,16 @@ def option(
         aliases: other published spellings of the same option.
         choices: the words it may be.
         may_change: a run can be resumed although this differs (it does not change what is learnt).
+        from_yaml: for text: what a list or a mapping in YAML stands for; raises ValueError.
     """
-    meta = {"checks": checks, "unit": unit, "aliases": aliases, "choices": choices, "may_change": may_change}
+    meta = {
+        "checks": checks,
+        "unit": unit,
+        "aliases": aliases,
+        "choices": choices,
+        "may_change": may_change,
+        "from_yaml": from_yaml,
+    }
     return field(default=default, metadata=meta)
 
 
@@ -84,6 +93,7 @@ class OptionSpec:
     aliases: tuple[str, ...]
     choices: tuple[str, ...]
     may_change: bool
+    from_yaml: Callable[[Any], str] | None
     help: str
 
     def convert(self, value: Any) -> Any:
@@ -96,6 +106,8 @@ class OptionSpec:
             if self.optional:
                 return None
             raise ValueError(f"needs a value ({self.kind})")
+        if self.from_yaml is not None and isinstance(value, (list, dict)):
+            value = self.from_yaml(value)
         converted = _CONVERTERS[self.type](value)
         if self.choices and converted not in self.choices:
             raise ValueError(f"must be one of {', '.join(self.choices)}; got {value!r}")

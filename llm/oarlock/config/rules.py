@@ -124,12 +124,11 @@ def _methods(config: Config) -> Iterator[str]:
                 "p_tuning": "only the first stage would have anything to train",
             }[name]
             yield f"--{name} can't go with --pipeline_parallel_degree: {why}; use --lora, or other kinds of parallelism"
-    if method.merge_weights and not (method.lora or method.qlora):
+    # An adapter that is named says its method itself (oarlock.train.start_from_adapter).
+    if method.merge_weights and not (method.lora or method.qlora or (method.adapter_name_or_path and not chosen)):
         yield "--merge_weights needs --lora or --qlora: only its matrices can be added to the base model's weights"
     if method.merge_weights and not config.evaluation.do_train:
         yield "--merge_weights merges at the end of a training: give --do_train, or use `oarlock merge` for an adapter"
-    if method.adapter_name_or_path and not chosen:
-        yield f"--adapter_name_or_path needs the method it was trained with: {', '.join(f'--{n}' for n in _METHODS)}"
 
 
 def _resume(config: Config) -> Iterator[str]:

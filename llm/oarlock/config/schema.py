@@ -22,6 +22,11 @@ from oarlock.config.sections import (
     RuntimeSection,
     ScheduleSection,
 )
+from oarlock.config.yaml_forms import blend_text, columns_text
+
+
+def _share_or_count(value: float) -> str | None:
+    return None if value < 1 or value == int(value) else "must be a share below 1, or a whole number of examples"
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,10 @@ class PretrainModelSection(ModelSection):
 class PretrainDataSection:
     """Pretraining data"""
 
-    input_dir: str | None = option(None)
-    """Folder of .bin/.idx files (see `oarlock data pretrain`), one prefix, or "w1 prefix1 w2 prefix2" to blend.
-    Not given: the embedded text, the Python standard library."""
+    input_dir: str | None = option(None, from_yaml=blend_text)
+    """Folder of .bin/.idx files (see `oarlock data pretrain`), one prefix, or "w1 prefix1 w2 prefix2" to blend (names
+    with spaces in quotes; in YAML a list or a mapping too). Not given: the embedded text, the Python standard
+    library."""
 
     allow_other_tokenizer: bool = option(False, may_change=True)
     """Go on with a corpus that was made with another tokenizer, where its ids are known to be this one's."""
@@ -72,9 +78,17 @@ class PretrainDataSection:
 class FinetuneDataSection:
     """Fine-tuning data"""
 
-    dataset_name_or_path: str | None = option(None)
-    """A file (.json, .jsonl, .parquet, .txt, also .gz or .zst), a folder with train and dev files, a dataset saved to
-    disk, or a hub name. Not given: the embedded instructions."""
+    dataset_name_or_path: str | None = option(None, from_yaml=blend_text)
+    """A file (.json, .jsonl, .csv, .tsv, .parquet, .txt, also .gz or .zst), a folder with train and dev files, a
+    dataset saved to disk, a hub name, or several of them as "w1 name1 w2 name2" (names with spaces in quotes; in YAML a
+    list or a mapping too). Not given: the embedded instructions."""
+
+    columns: str | None = option(None, from_yaml=columns_text)
+    """Which field or column holds what, for example prompt=question,response=answer; others are not read then."""
+
+    validation_split: float | None = option(None, more_than(0), _share_or_count)
+    """Hold out a share (below 1) or so many examples of each data set that has no dev file; chosen by content and
+    --seed, never trained on."""
 
     data_format: str = option("auto", choices=("auto", "src_tgt", "alpaca", "sharegpt", "messages", "text"))
     """Form of the records; auto looks at the first one of each file."""
@@ -170,7 +184,8 @@ class MethodSection:
     """Width of that encoder; default: the model's."""
 
     adapter_name_or_path: str | None = option(None)
-    """Folder of an adapter that an earlier run saved: train it further, or only evaluate it."""
+    """Folder of an adapter that an earlier run saved: train it further, or only evaluate it. Method and settings are
+    taken from it where they are not given. --model_name_or_path may name the adapter too, without its base."""
 
     merge_weights: bool = option(False)
     """Merge the base model and the LoRA weights at the end, into output_dir/merged."""

@@ -236,7 +236,7 @@ class EvaluationSection:
     """Evaluate before the first step too."""
 
     max_evaluate_steps: int = option(-1, unit="batches", may_change=True)
-    """Evaluate at most this many batches; -1: all."""
+    """Evaluate at most this many batches of each held-out set; -1: all."""
 
     eval_prompts: str | None = option(None, may_change=True)
     """File of prompts that the model answers at every evaluation, for samples.jsonl and VisualDL: lines of text, or of

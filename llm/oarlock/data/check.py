@@ -10,7 +10,7 @@ import numpy as np
 
 from oarlock.config.schema import FinetuneDataSection
 from oarlock.data.example_cache import StoredExamples
-from oarlock.data.finetune import find_sources, make_recipe, store_examples
+from oarlock.data.finetune import find_sets, make_recipe, store_examples
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import ConfigError
@@ -31,17 +31,30 @@ def check_data(section: FinetuneDataSection, tokenizer_name: str, histogram: str
     if histogram is not None and Path(histogram).suffix.lower() not in _PICTURES:
         raise ConfigError(f"--histogram {histogram}: known kinds are {', '.join(_PICTURES)}")
     tokenizer = load_tokenizer(tokenizer_name)
-    sources = find_sources(section)
-    recipe = make_recipe(section, tokenizer, sources)
-    sides = store_examples(section, sources, recipe, ("train", "dev"))
+    sets = find_sets(section)
+    recipe = make_recipe(section, tokenizer, sets)
     print(f"chat template: {recipe.template.name}\n")
-    print("\n\n".join("\n".join(_about(side, examples)) for side, examples in sides.items()))
-    for line in _duplicates(sides):
-        print(line)
-    if histogram is not None:
-        draw_lengths(sides, section.src_length, section.tgt_length, Path(histogram))
-        say(f"lengths drawn: {histogram}")
-    return int(any(examples.counts.bad for examples in sides.values()))
+    wrong = False
+    for number, part in enumerate(sets):
+        if len(sets) > 1:
+            print(f"{'' if number == 0 else chr(10)}=== {part.name}")
+        if part.sources.left_out.count:
+            print(f"{part.sources.left_out.text()}\n")
+        sides = store_examples(section, part.sources, recipe, ("train", "dev"))
+        print("\n\n".join("\n".join(_about(side, examples)) for side, examples in sides.items()))
+        for line in _duplicates(sides):
+            print(line)
+        if histogram is not None:
+            picture = _picture(Path(histogram), part.name if len(sets) > 1 else "")
+            draw_lengths(sides, section.src_length, section.tgt_length, picture)
+            say(f"lengths drawn: {picture}")
+        wrong = wrong or any(examples.counts.bad for examples in sides.values())
+    return int(wrong)
+
+
+def _picture(path: Path, name: str) -> Path:
+    """Of several sets each has its own."""
+    return path.with_stem(f"{path.stem}-{name.replace('/', '-')}") if name else path
 
 
 def _about(side: str, examples: StoredExamples) -> Iterator[str]:

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import paddle
-from fast_dataindex import helpers
 from paddlenlp.data.causal_dataset import GPTDataset
 from paddlenlp.data.indexed_dataset import CompatibleIndexedDataset, MMapIndexedDataset
 
+from oarlock.data.blend import parse_blend
+from oarlock.data.corpus_documents import Documents, check_summary, remarks
 from oarlock.data.corpus_format import check_corpus, corpus_exists, corpus_summary, is_legacy
-from oarlock.data.order import SampleOrder
+from oarlock.environment import say_once
 from oarlock.errors import DataError
 from oarlock.files import file_sha256
 
@@ -38,9 +39,13 @@ class LegacyCorpus(CompatibleIndexedDataset):
         try:
             self._token_ids = np.load(f"{prefix}_ids.npy", mmap_mode="r", allow_pickle=False)
             with np.load(f"{prefix}_idx.npz", allow_pickle=False) as index:
-                self._sizes, self._doc_idx = index["lens"].astype(np.int32), index["docs"]
+                self._sizes = index["lens"].astype(np.int32)
+                # The oldest ones have no bounds: a length is a document's there.
+                self._doc_idx = index["docs"].astype(np.int64) if "docs" in index.files else np.zeros(0, np.int64)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{prefix}_ids.npy / _idx.npz: not a readable corpus: {error}") from error
+        if len(self._doc_idx) and self._doc_idx[0] != 0:
+            self._doc_idx = np.concatenate(([0], self._doc_idx))
         self._pointers = np.concatenate(([0], np.cumsum(self._sizes, dtype=np.int64)))
         if self._pointers[-1] != len(self._token_ids):
             raise DataError(
@@ -53,19 +58,23 @@ class LegacyCorpus(CompatibleIndexedDataset):
 
 @dataclass(frozen=True)
 class Corpus:
-    """An opened corpus. `documents` are the sequences of the index."""
+    """An opened corpus."""
 
     prefix: str
-    reader: Any
-    num_documents: int
+    documents: Documents
     fingerprint: str
+
+    @property
+    def num_documents(self) -> int:
+        """How many; each in one piece."""
+        return len(self.documents)
 
     @classmethod
     def open(cls, prefix: str) -> Corpus:
         """Open and check.
 
         Raises:
-            DataError: when a file is missing or does not fit the other.
+            DataError: when a file is missing or does not fit the others.
         """
         if not corpus_exists(prefix):
             raise DataError(f"{prefix}.bin and {prefix}.idx: no such corpus; make one with `oarlock data pretrain`")
@@ -77,8 +86,14 @@ class Corpus:
             with contextlib.redirect_stdout(io.StringIO()):  # PaddleNLP prints six lines for each
                 reader = MMapIndexedDataset(prefix, skip_warmup=True)
             index = Path(f"{prefix}.idx")
-        # The index holds the length of every document, which is all that the order of samples depends on.
-        return cls(prefix, reader, len(reader.sizes), file_sha256(index))
+        documents = Documents(reader, prefix)
+        check_summary(prefix, documents)
+        for remark in remarks(prefix, documents, len(reader.sizes)):
+            say_once(remark)
+        # The index holds the length of every document, which is all that the order of samples depends on. Runs that
+        # began before documents were put together had another order.
+        together = "" if len(documents) == len(reader.sizes) else " by documents"
+        return cls(prefix, documents, file_sha256(index) + together)
 
     def split(self, shares: tuple[float, float, float]) -> list[range]:
         """Documents of train, eval and test: consecutive, the rounding PaddleNLP's get_train_valid_test_split_ uses."""
@@ -99,9 +114,9 @@ class PretrainDataset(GPTDataset):
 
     def __init__(self, corpus: Corpus, documents: range, seq_length: int, seed: int) -> None:
         paddle.io.Dataset.__init__(self)
-        self.name, self.indexed_dataset, self.return_doc_ids = corpus.prefix, corpus.reader, False
+        self.name, self.indexed_dataset, self.return_doc_ids = corpus.prefix, corpus.documents, False
         self.doc_idx = documents.start + np.random.RandomState(seed).permutation(len(documents)).astype(np.int32)
-        self.sample_idx = sample_index(np.asarray(corpus.reader.sizes)[self.doc_idx], seq_length)
+        self.sample_idx = sample_index(corpus.documents.sizes[self.doc_idx], seq_length)
         self.shuffle_idx = range(len(self))  # the order is the sampler's
 
     def __len__(self) -> int:
@@ -124,51 +139,8 @@ def sample_index(sizes: np.ndarray, seq_length: int) -> np.ndarray:
     return np.stack([document, starts - before], axis=1)
 
 
-class BlendedDataset(paddle.io.Dataset):
-    """An endless mix of datasets by weight: item i comes from the dataset that is furthest behind its share.
-
-    The choice at i does not depend on how many items follow (fast_dataindex's build_blending_indices is greedy), so
-    the table is made longer as positions ask for it. Each dataset goes through its own epochs. The length is that of
-    all datasets together, one epoch of the mix by convention.
-    """
-
-    def __init__(self, datasets: list[PretrainDataset], weights: list[float], seed: int) -> None:
-        self.datasets = datasets
-        self._shares = np.asarray(weights, np.float64) / sum(weights)
-        self._orders = [SampleOrder(len(dataset), seed + i) for i, dataset in enumerate(datasets)]
-        self._which, self._item = np.zeros(0, np.int16), np.zeros(0, np.int64)
-
-    def __len__(self) -> int:
-        return sum(len(dataset) for dataset in self.datasets)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if index >= len(self._which):
-            self._lengthen(max(index + 1, 2 * len(self._which), 1 << 16))
-        which = self._which[index]
-        return self.datasets[which][self._orders[which][int(self._item[index])]]
-
-    def _lengthen(self, size: int) -> None:
-        self._which, self._item = np.zeros(size, np.int16), np.zeros(size, np.int64)
-        helpers.build_blending_indices(self._which, self._item, self._shares, len(self.datasets), size, False)
-
-
-class ConcatenatedDataset(paddle.io.Dataset):
-    """Datasets one after the other (evaluation over a blend sees each once)."""
-
-    def __init__(self, datasets: list[PretrainDataset]) -> None:
-        self.datasets = datasets
-        self._ends = np.cumsum([len(dataset) for dataset in datasets])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        return self.datasets[which][index - int(self._ends[which - 1] if which else 0)]
-
-
-def parse_input(text: str) -> list[tuple[float, str]]:
-    """(weight, prefix) pairs of --input_dir: a folder, a prefix, or "w1 prefix1 w2 prefix2".
+def parse_input(text: str) -> list[tuple[float | None, str]]:
+    """(weight, prefix) pairs of --input_dir: a folder, a prefix, or "w1 prefix1 w2 prefix2" (see parse_blend).
 
     A folder with several corpora blends them with equal weights, as PaddleNLP does.
 
@@ -186,22 +158,9 @@ def parse_input(text: str) -> list[tuple[float, str]]:
                 f"`oarlock data pretrain --input FILES --tokenizer DIR --output-prefix {path / 'corpus'}`"
             )
         return [(1.0, prefix) for prefix in prefixes]
-    words = text.split()
-    if len(words) <= 1 or corpus_exists(text):
-        if not corpus_exists(text):
-            raise DataError(f"--input_dir {text}: neither a folder nor the prefix of a .bin/.idx corpus")
-        return [(1.0, text)]
-    if len(words) % 2:
-        raise DataError(f'--input_dir {text}: a blend is "weight1 prefix1 weight2 prefix2 ..."')
-    pairs = []
-    for weight, prefix in zip(words[::2], words[1::2], strict=True):
-        try:
-            value = float(weight)
-        except ValueError:
-            value = -1.0
-        if not 0 < value < float("inf"):
-            raise DataError(f"--input_dir: weight {weight!r} of {prefix} must be a number above 0")
-        pairs.append((value, prefix))
+    pairs = parse_blend(text, "--input_dir", corpus_exists)
+    if len(pairs) == 1 and not corpus_exists(pairs[0][1]):
+        raise DataError(f"--input_dir {text}: neither a folder nor the prefix of a .bin/.idx corpus")
     return pairs
 
 

@@ -186,15 +186,21 @@ class StoredExamples(Sequence[Example]):
 
 
 class StoredPrompts(Sequence[Prompt]):
-    """The prompts of a folder of examples, read when they are asked for."""
+    """The prompts of a folder of examples, read when they are asked for.
 
-    def __init__(self, examples: StoredExamples) -> None:
+    Args:
+        indices: of the examples whose prompts are wanted; None for all.
+    """
+
+    def __init__(self, examples: StoredExamples, indices: np.ndarray | None = None) -> None:
         self._path = examples.folder / "prompts.jsonl"
-        ends = examples.rows["prompt"]
-        self._ends = np.unique(ends[ends > 0])  # plain text has no prompt
+        ends = np.asarray(examples.rows["prompt"])
+        starts = np.concatenate(([0], ends[:-1]))
+        wanted = np.arange(len(ends)) if indices is None else indices
+        self._starts = starts[wanted][starts[wanted] < ends[wanted]]  # plain text has no prompt
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._starts)
 
     @overload
     def __getitem__(self, index: int) -> Prompt: ...
@@ -205,8 +211,32 @@ class StoredPrompts(Sequence[Prompt]):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         with open(self._path, "rb") as file:
-            file.seek(int(self._ends[index - 1]) if index else 0)
+            file.seek(int(self._starts[index]))
             return Prompt(**json.loads(file.readline()))
+
+
+class JoinedPrompts(Sequence[Prompt]):
+    """The prompts of several folders, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Prompt]]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        for part in self._parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
 
 
 def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:

@@ -150,7 +150,8 @@ def source_of(path: Path) -> Source | str:
         suffixes.pop()
     kind = FORMATS.get(suffixes[-1]) if suffixes else None
     if kind is None:
-        return f"{'no' if not suffixes else 'another'} ending than {', '.join(FORMATS)} (also as .gz or .zst)"
+        ending = f"the ending {suffixes[-1]}" if suffixes else "no ending"
+        return f"{ending}; known are {', '.join(FORMATS)}, also as .gz or .zst"
     try:
         with open(path, "rb") as file:
             compression = compression_of(file.read(4)) or named

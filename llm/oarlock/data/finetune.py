@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import paddle
 
+from oarlock.data.blend import ConcatenatedDataset, parse_blend, shares_of, short_names
+from oarlock.data.columns import Columns, MappedRecords
 from oarlock.data.embedded.instructions import instruction_records
 from oarlock.data.encode import ENCODING_VERSION, Counts, Recipe, encode_source, first_form
-from oarlock.data.example_cache import ExampleWriter, StoredExamples, StoredPrompts, is_whole
+from oarlock.data.example_cache import ExampleWriter, JoinedPrompts, StoredExamples, StoredPrompts, is_whole
 from oarlock.data.find_records import RecordSources, find_records
+from oarlock.data.hold_out import ChosenExamples, hold_out
 from oarlock.data.labels import Example, Prompt
 from oarlock.data.record_files import RecordSource, RowRecords
 from oarlock.data.templates import ChatTemplate, choose_template
@@ -38,21 +41,66 @@ EMBEDDED = "embedded instructions"
 
 
 @dataclass
+class RecordSet:
+    """One of the data sets that --dataset_name_or_path names.
+
+    Attributes:
+        name: short, for figures and messages.
+        weight: None for as much as it holds.
+    """
+
+    name: str
+    weight: float | None
+    sources: RecordSources
+
+
+@dataclass
+class FinetuneSet:
+    """The examples of one data set.
+
+    Attributes:
+        dev: held-out examples, None where there are none.
+    """
+
+    name: str
+    weight: float | None
+    train: ExampleDataset
+    dev: ExampleDataset | None
+
+
+@dataclass
 class FinetuneData:
     """Everything fine-tuning reads.
 
     Attributes:
-        train, dev: examples to learn from, and held-out ones (None without a dev file).
+        sets: examples to learn from, and held-out ones.
         dev_prompts: for do_generation.
         template: what turned messages into text.
         fingerprint: changes when the training examples do.
     """
 
-    train: ExampleDataset
-    dev: ExampleDataset | None
+    sets: list[FinetuneSet]
     dev_prompts: Sequence[Prompt]
     template: ChatTemplate
     fingerprint: str
+
+    @property
+    def train(self) -> ExampleDataset | ConcatenatedDataset:
+        """The training examples of all sets, one after the other."""
+        if len(self.sets) == 1:
+            return self.sets[0].train
+        return ConcatenatedDataset([part.train for part in self.sets], [part.name for part in self.sets])
+
+    @property
+    def dev(self) -> ExampleDataset | ConcatenatedDataset | None:
+        """The held-out examples of all sets that have some; each counts as it is trained."""
+        held_out = {part.name: part.dev for part in self.sets if part.dev is not None}
+        if len(self.sets) == 1 or not held_out:
+            return next(iter(held_out.values()), None)
+        parts = [part for part in self.sets if part.name in held_out]
+        sizes = [len(part.train) or len(held_out[part.name]) for part in parts]
+        shares = shares_of([part.weight for part in parts], sizes)
+        return ConcatenatedDataset(list(held_out.values()), list(held_out), shares)
 
 
 class ExampleDataset(paddle.io.Dataset):
@@ -71,50 +119,107 @@ class ExampleDataset(paddle.io.Dataset):
     @property
     def lengths(self) -> np.ndarray:
         """int64 [examples], tokens of each."""
-        if isinstance(self.examples, StoredExamples):
+        if isinstance(self.examples, (StoredExamples, ChosenExamples)):
             return self.examples.lengths
         return np.fromiter((len(example.input_ids) for example in self.examples), np.int64, len(self))
 
 
 def load_finetune_data(
-    section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase, need_train: bool = True
+    section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase, need_train: bool = True, seed: int = 42
 ) -> FinetuneData:
     """Find, check and tokenise, or take what an earlier run tokenised; every rank has to call it at the same time.
+
+    Args:
+        seed: of --validation_split.
 
     Raises:
         DataError: for a missing file or a wrong record.
     """
-    sources = on_all_ranks(lambda: find_sources(section))
-    recipe = on_all_ranks(lambda: make_recipe(section, tokenizer, sources))
+    found = on_all_ranks(lambda: find_sets(section))
+    recipe = on_all_ranks(lambda: make_recipe(section, tokenizer, found))
     say(f"fine-tuning data: {section.dataset_name_or_path or EMBEDDED}; chat template: {recipe.template.name}")
-    for side, found in (("train", sources.train), ("dev", sources.dev)):
-        if found and section.dataset_name_or_path:
-            say(f"{side}: {found[0].name}" + (f" and {len(found) - 1} more" if len(found) > 1 else ""))
-    stored = store_examples(section, sources, recipe, ("train", "dev") if need_train else ("dev",))
-    for side, examples in stored.items():
-        _tell(side, examples)
-    train, dev = stored.get("train"), stored.get("dev")
+    loaded = [_load_set(section, part, recipe, need_train, seed, several=len(found) > 1) for part in found]
+    fingerprints = [fingerprint for _, _, fingerprint in loaded]
+    if len(found) > 1:
+        fingerprints = [hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()[:32]]
+    prompts = [prompts for _, prompts, _ in loaded]
     return FinetuneData(
-        ExampleDataset(train if train is not None else []),
-        ExampleDataset(dev) if dev is not None else None,
-        StoredPrompts(dev) if dev is not None else [],
+        [part for part, _, _ in loaded],
+        prompts[0] if len(prompts) == 1 else JoinedPrompts(prompts),
         recipe.template,
-        train.folder.name if train is not None else "",
+        fingerprints[0],
     )
 
 
-def find_sources(section: FinetuneDataSection) -> RecordSources:
+def _load_set(
+    section: FinetuneDataSection, part: RecordSet, recipe: Recipe, need_train: bool, seed: int, several: bool
+) -> tuple[FinetuneSet, Sequence[Prompt], str]:
+    """The examples of one set, its prompts, and the fingerprint of what it is trained on."""
+    sources, split = part.sources, section.validation_split
+    prefix = f"{part.name}: " if several else ""
+    for side, files in (("train", sources.train), ("dev", sources.dev)):
+        if files and section.dataset_name_or_path:
+            say(f"{prefix}{side}: {files[0].name}" + (f" and {len(files) - 1} more" if len(files) > 1 else ""))
+    if sources.left_out.count:
+        say(prefix + sources.left_out.text())
+    if split is not None and sources.dev:
+        say(f"{prefix}--validation_split {split:g} is not used: there is a dev file, {sources.dev[0].name}")
+        split = None
+    if split is not None:
+        recipe = replace(recipe, prompts=True)
+    sides = ("train", "dev") if need_train or split is not None else ("dev",)
+    stored = store_examples(section, sources, recipe, sides)
+    for side, examples in stored.items():
+        _tell(prefix + side, examples)
+    train, dev = stored.get("train"), stored.get("dev")
+    fingerprint = train.folder.name if train is not None else ""
+    if split is None or train is None:
+        made = FinetuneSet(
+            part.name,
+            part.weight,
+            ExampleDataset(train if train is not None else []),
+            ExampleDataset(dev) if dev is not None else None,
+        )
+        return made, StoredPrompts(dev) if dev is not None else [], fingerprint
+    kept, held = hold_out(train, split, seed, sources.train[0].name)
+    say(f"{prefix}{len(held):,} of {len(train):,} examples are held out (--validation_split {split:g})")
+    made = FinetuneSet(
+        part.name,
+        part.weight,
+        ExampleDataset(ChosenExamples(train, kept)),
+        ExampleDataset(ChosenExamples(train, held)),
+    )
+    return made, StoredPrompts(train, held), fingerprint
+
+
+def find_sets(section: FinetuneDataSection) -> list[RecordSet]:
     """Where --dataset_name_or_path points; without it the embedded instructions."""
-    if section.dataset_name_or_path is not None:
-        return find_records(section.dataset_name_or_path)
-    say("no --dataset_name_or_path: fine-tuning on the embedded instructions (small English and Chinese tasks)")
-    train, dev = (RowRecords(f"{EMBEDDED}, {side}", instruction_records(side)) for side in ("train", "dev"))
-    return RecordSources([train], [dev])
+    if section.dataset_name_or_path is None:
+        say("no --dataset_name_or_path: fine-tuning on the embedded instructions (small English and Chinese tasks)")
+        train, dev = (RowRecords(f"{EMBEDDED}, {side}", instruction_records(side)) for side in ("train", "dev"))
+        return [_mapped(RecordSet(EMBEDDED, 1.0, RecordSources([train], [dev])), section)]
+    pairs = parse_blend(section.dataset_name_or_path, "--dataset_name_or_path", lambda name: Path(name).exists())
+    names = short_names([name for _, name in pairs])
+    return [
+        _mapped(RecordSet(short, weight, find_records(name)), section)
+        for short, (weight, name) in zip(names, pairs, strict=True)
+    ]
 
 
-def make_recipe(section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase, sources: RecordSources) -> Recipe:
-    """How the records become tokens; the first training record decides what auto means."""
-    form = first_form(sources.train, section.data_format)
+def _mapped(part: RecordSet, section: FinetuneDataSection) -> RecordSet:
+    """The set with --columns in place."""
+    if section.columns is None:
+        return part
+    columns = Columns.parse(section.columns, section.data_format)
+    train, dev = (
+        [MappedRecords(source, columns) for source in side] for side in (part.sources.train, part.sources.dev)
+    )
+    return replace(part, sources=RecordSources(list(train), list(dev), part.sources.left_out))
+
+
+def make_recipe(section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase, sets: Sequence[RecordSet]) -> Recipe:
+    """How the records become tokens; the first training record (of the first set) decides what auto means."""
+    form = first_form(sets[0].sources.train, section.data_format)
     template = choose_template(section.chat_template, tokenizer, form, section.instruction_generation)
     return Recipe(tokenizer, template, section.src_length, section.tgt_length, section.data_format, section.skip_bad)
 

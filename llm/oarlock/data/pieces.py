@@ -57,7 +57,8 @@ class Cutter:
             end, start_of_next = self._end_of_piece(text, start)
             parts.append(text[start:end])
             start = start_of_next
-        return [*parts, text[start:]]
+        rest = text[start:]
+        return [*parts, rest] if rest or not parts else parts
 
     def split(self, text: str, at_least: int) -> tuple[str, str]:
         """The beginning of a text that goes on, at least so long, and the rest, which is not empty.
@@ -98,9 +99,14 @@ class Cutter:
         return None
 
     def _changes_nothing(self, text: str, end: int, start: int) -> bool:
-        left, right = text[max(0, end - CONTEXT) : end], text[start : start + CONTEXT]
-        whole, *parts = self.encode([left + text[end:start] + right, left, right])
-        return np.array_equal(whole, np.concatenate([np.asarray(part) for part in parts]))
+        # Asked twice, from places that have no period in common: in a long run of digits, which some tokenizers take in
+        # groups of three, a group ends at the cut as seen from one of them only by chance.
+        for context in (CONTEXT, CONTEXT // 2 - 1):
+            left, right = text[max(0, end - context) : end], text[start : start + context]
+            whole, *parts = self.encode([left + text[end:start] + right, left, right])
+            if not np.array_equal(whole, np.concatenate([np.asarray(part) for part in parts])):
+                return False
+        return True
 
 
 def _last_matches(pattern: re.Pattern[str], text: str, low: int, high: int) -> Iterator[int]:

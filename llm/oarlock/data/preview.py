@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.config.schema import FinetuneDataSection
+from oarlock.data.blend import parse_blend
 from oarlock.data.corpus import Corpus, PretrainDataset, parse_input
 from oarlock.data.corpus_format import corpus_exists
 from oarlock.data.corpus_tokenizer import check_corpus_tokenizers
 from oarlock.data.encode import Counts, encode_source
-from oarlock.data.finetune import find_sources, make_recipe
+from oarlock.data.finetune import find_sets, make_recipe
 from oarlock.data.labels import IGNORE_INDEX, Example
 from oarlock.data.tokenizers import load_tokenizer
 
@@ -27,14 +28,15 @@ def show_data(section: FinetuneDataSection, tokenizer_name: str, num: int, max_s
             check_corpus_tokenizers([prefix], tokenizer, tokenizer_name, allow_other=True)
             _show_corpus(prefix, tokenizer, num, max_seq_length, color)
         return
-    sources = find_sources(section)
-    recipe = make_recipe(section, tokenizer, sources)
+    sets = find_sets(section)
+    recipe = make_recipe(section, tokenizer, sets)
     legend = f"{_GREEN}trained on{_OFF}, {_DIM}read only{_OFF}" if color else "⟦trained on⟧, the rest is read only"
     print(f"chat template: {recipe.template.name}; {legend}\n")
     counts = Counts()
     rows = (
         (source.name, row)
-        for source in sources.train
+        for each in sets
+        for source in each.sources.train
         for part, _ in encode_source(source, recipe, counts)
         for row in part
     )
@@ -52,7 +54,9 @@ def _is_corpus(path: str) -> bool:
     folder = Path(path)
     if folder.is_dir():
         return any(folder.glob("*.idx")) or any(folder.glob("*_idx.npz"))
-    return corpus_exists(path) or len(path.split()) > 1
+    if corpus_exists(path):
+        return True
+    return all(corpus_exists(name) for _, name in parse_blend(path, "PATH", lambda name: Path(name).exists()))
 
 
 def _show_corpus(prefix: str, tokenizer: Any, num: int, max_seq_length: int, color: bool) -> None:

@@ -31,6 +31,8 @@ from oarlock.data.tables import read_table
 from oarlock.errors import DataError
 from oarlock.files import file_sha256_noted
 
+# Fields that hold lists; tables have them as JSON text.
+_LISTS = ("messages", "conversations", "history", "tools")
 _ROWS = 1000  # read at once from a dataset
 
 # A record as it was read: JSON content, a piece of plain text, or what is wrong with the line.
@@ -123,7 +125,7 @@ class FileRecords:
         if self.source.format in ("json", "csv", "tsv"):
             read = read_json_list if self.source.format == "json" else read_table
             for records, consumed in read(self.source):
-                yield ItemBatch([(line, _checked(record)) for line, record in records], consumed)
+                yield ItemBatch([(line, _record(record)) for line, record in records], consumed)
         elif self.source.format == "parquet":
             with naming(self.source):
                 for batch in parquet_batches(self.source):
@@ -156,6 +158,33 @@ def _parsed(line: bytes) -> Any:
         return _checked(parse_json_line(line)) if b"\\u" in line else parse_json_line(line)
     except ValueError as error:
         return error
+
+
+def _record(item: Any) -> Any:
+    """A record of a table or a list, or what is wrong with it."""
+    try:
+        return _checked(parse_cells(item))
+    except ValueError as error:
+        return error
+
+
+def parse_cells(item: Any) -> Any:
+    """The record with its lists, where they stand as JSON text in a cell of a table.
+
+    Raises:
+        ValueError: naming the column.
+    """
+    if not isinstance(item, dict):
+        return item
+    parsed = {}
+    for name in _LISTS:
+        value = item.get(name)
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            try:
+                parsed[name] = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"column {name!r} does not hold JSON: {error}") from error
+    return item | parsed if parsed else item
 
 
 def _checked(record: Any) -> Any:

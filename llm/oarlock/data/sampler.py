@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from paddle.io import BatchSampler
 from paddlenlp.utils.batch_sampler import DistributedBatchSampler
@@ -13,28 +13,49 @@ from oarlock.data.order import SampleOrder, micro_batches
 class EvaluationBatchSampler(BatchSampler):
     """Every sample once over all data-parallel ranks, in order, and as many batches on each rank.
 
-    Batch t of replica r holds the samples from (t x replicas + r) x batch_size on; where the samples end the first
-    ones fill up, and `real(t)` says how many of a batch count. (Paddle's DistributedBatchSampler counts the fillers.)
+    The samples may be of several sets, one after the other; a batch is of one of them. Batch t of replica r holds the
+    samples of its set from (t x replicas + r) x batch_size on, t counted from the set's first batch; where its samples
+    end its first ones fill up, and `real(t)` says how many of a batch count. (Paddle's DistributedBatchSampler counts
+    the fillers.)
+
+    Args:
+        sizes: samples of each set, all above 0.
+        limit: batches of each set at most; -1 for all.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, replicas: int = 1, replica: int = 0) -> None:
-        self.num_samples, self.batch_size, self.replicas, self.replica = num_samples, batch_size, replicas, replica
+    def __init__(
+        self, sizes: Sequence[int], batch_size: int, replicas: int = 1, replica: int = 0, limit: int = -1
+    ) -> None:
+        self.sizes, self.batch_size, self.replicas, self.replica = list(sizes), batch_size, replicas, replica
+        counts = [-(-size // (batch_size * replicas)) for size in self.sizes]
+        self._counts = [min(count, limit) for count in counts] if limit > 0 else counts
 
     def __iter__(self) -> Iterator[list[int]]:
         for t in range(len(self)):
-            first = self._first(t)
-            size = self.batch_size if self.replicas > 1 else self.real(t)
-            yield [(first + i) % self.num_samples for i in range(size)]
+            part, first = self._place(t)
+            size, before = self.sizes[part], sum(self.sizes[:part])
+            wanted = self.batch_size if self.replicas > 1 else self.real(t)
+            yield [before + (first + i) % size for i in range(wanted)]
 
     def __len__(self) -> int:
-        return -(-self.num_samples // (self.batch_size * self.replicas))
+        return sum(self._counts)
+
+    def part(self, t: int) -> int:
+        """The set that batch t is of."""
+        return self._place(t)[0]
 
     def real(self, t: int) -> int:
         """Samples of batch t that are not fillers; they come first."""
-        return max(0, min(self.batch_size, self.num_samples - self._first(t)))
+        part, first = self._place(t)
+        return max(0, min(self.batch_size, self.sizes[part] - first))
 
-    def _first(self, t: int) -> int:
-        return (t * self.replicas + self.replica) * self.batch_size
+    def _place(self, t: int) -> tuple[int, int]:
+        """The set of batch t, and its first sample there."""
+        part = 0
+        while part + 1 < len(self._counts) and t >= self._counts[part]:
+            t -= self._counts[part]
+            part += 1
+        return part, (t * self.replicas + self.replica) * self.batch_size
 
 
 class ResumableBatchSampler(DistributedBatchSampler):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from oarlock.models.configs import config_content, config_writer, layout_of, rea
 from oarlock.models.hf_config import to_hugging_face, words_of
 from oarlock.models.merge_proof import TOLERANCES
 from oarlock.models.pickles import open_weights
-from oarlock.models.safetensors_stream import FileRecord, TensorSource
+from oarlock.models.safetensors_stream import FileRecord, TensorSource, main_dtype
 from oarlock.models.save import MAX_SHARD_BYTES, check_space, file_order, save_config, whole_folder, write_weights
 from oarlock.models.sources import FileSource
 from oarlock.models.streamed import empty_model, stream_logits
@@ -114,7 +113,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
         with closing(open_weights(source, model_class(config), config, options.allow_pickle)) as weights:
             result = plain_config(config)
             tensors, records = _write(weights, config, result, to, options, folder)
-        dtype = _main_dtype(tensors)
+        dtype = main_dtype(tensors)
         _write_config(source, result, to, dtype, folder)
         write_companions(source, layout, to, result, folder)
         proof = None
@@ -161,18 +160,9 @@ def _write(
             return tensors, write_weights(tensors, folder, options.shard_bytes, bar.update, _LAYOUTS[to])
 
 
-def _main_dtype(tensors: list[TensorSource]) -> str:
-    """The type of most weights."""
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        sizes[tensor.dtype] += tensor.num_bytes
-    return sizes.most_common(1)[0][0]
-
-
 def _write_config(source: Path, config: PretrainedConfig, to: Target, dtype: str, folder: Path) -> None:
     if to == "paddle":
-        config.dtype = dtype
-        save_config(config, folder)
+        save_config(config, folder, dtype)
         return
     if config_writer(source) == "pt":  # as it came, but for the type
         content = {**config_content(source), "torch_dtype": dtype}

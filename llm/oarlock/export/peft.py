@@ -20,6 +20,7 @@ from oarlock.export.manifest import write_manifest
 from oarlock.export.tensors import names_there, parts_of, plain_config
 from oarlock.files import is_vacant, read_json_object, write_json
 from oarlock.models.adapter import AdapterFolder, open_lora
+from oarlock.models.adapter_base import find_base
 from oarlock.models.adapter_mix import Weighted
 from oarlock.models.build import model_class
 from oarlock.models.configs import read_config
@@ -75,7 +76,7 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
         raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
     found = open_lora(adapter, "written for PEFT")
     name = base or found.base.name
-    folder = local_folder(name, with_weights=False)
+    folder = local_folder(base, False) if base else find_base(found, "Name it: --base BASE", with_weights=False)
     config = read_config(folder)
     words_of(config.model_type)
     tensors = list(_tensors(found, config))

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oarlock.errors import ModelError
-from oarlock.files import complete_files, write_json
+from oarlock.files import ADAPTER_FILE, complete_files, write_json
 from oarlock.models.pieces import INDEX
-from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource, write_safetensors
+from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource, main_dtype, write_safetensors
 from oarlock.models.save import save_tokenizer
 from oarlock.models.weights import WeightFolder, has_safetensors
 from oarlock.parallel.sync import share, together
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from oarlock.data.templates import ChatTemplate
     from oarlock.models.methods import Method
 
-ADAPTER_FILE = "adapter.json"
 WEIGHTS_FILE = "peft_model.safetensors"
 LORA_FILE = "lora_config.json"
 FORMAT = 1
@@ -149,7 +148,8 @@ def open_adapter(folder: str | Path) -> AdapterFolder:
     except FileNotFoundError as error:
         missing = Path(error.filename or path).name
         how = f". It is a checkpoint: `oarlock checkpoint consolidate {folder} ADAPTER` makes an adapter folder of it"
-        how = how if (folder / INDEX).exists() else ""
+        if not (path.exists() and (folder / INDEX).exists()):  # a checkpoint of a whole model has no adapter
+            how = ""
         raise ModelError(f"{folder}: not an adapter folder: {missing} is missing{how}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: not a readable adapter: {error!r}") from error
@@ -191,13 +191,18 @@ def read_adapter(folder: str | Path, method: Method) -> AdapterFolder:
     return found
 
 
-def describe_adapter(method: Method, base: Base) -> dict[str, Any]:
-    """The content of adapter.json."""
+def describe_adapter(method: Method, base: Base, dtype: str) -> dict[str, Any]:
+    """The content of adapter.json.
+
+    Args:
+        dtype: of the adapter's weights, which is not always the base's.
+    """
     return {
         "format": FORMAT,
         "method": method.name,
         "settings": method.describe(),
         "base": vars(base),
+        "dtype": dtype,
         "versions": package_versions(),
     }
 
@@ -219,7 +224,8 @@ def write_adapter_weights(
     weight_map = {tensor.name: WEIGHTS_FILE for tensor in tensors}
     write_json(folder / f"{WEIGHTS_FILE}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
     if content["method"] == "lora":
-        write_json(folder / LORA_FILE, _for_paddlenlp(content["settings"], content["base"]["name"], list(weight_map)))
+        settings, name = content["settings"], content["base"]["name"]
+        write_json(folder / LORA_FILE, _for_paddlenlp(settings, name, list(weight_map), main_dtype(tensors)))
 
 
 def save_adapter(
@@ -241,7 +247,7 @@ def save_adapter(
     folder = Path(folder)
     try:
         with complete_files(folder, last=ADAPTER_FILE) as partial:
-            content = describe_adapter(method, base)
+            content = describe_adapter(method, base, main_dtype(tensors))
             write_adapter_weights(tensors, content, partial)
             if tokenizer is not None:
                 save_tokenizer(tokenizer, partial, template)
@@ -252,7 +258,7 @@ def save_adapter(
         raise ModelError(f"{folder}: the adapter could not be written: {error}") from error
 
 
-def _for_paddlenlp(settings: dict[str, Any], base: str, names: Sequence[str]) -> dict[str, Any]:
+def _for_paddlenlp(settings: dict[str, Any], base: str, names: Sequence[str], dtype: str) -> dict[str, Any]:
     """paddlenlp.peft.LoRAConfig as JSON."""
     targets = sorted({name.split(".")[-2] for name in names})
     return {
@@ -264,5 +270,6 @@ def _for_paddlenlp(settings: dict[str, Any], base: str, names: Sequence[str]) ->
         "scaling": settings["scaling"],
         "target_modules": [rf"(.*\.)?{target}" for target in targets],
         "base_model_name_or_path": base,
+        "dtype": dtype,
         "tensor_parallel_degree": -1,
     }

@@ -116,14 +116,19 @@ def _apply_kernels(config: Config, model_config: PretrainedConfig) -> None:
     model_config.seq_length = sequence_length(config)
 
 
+def positions_of(config: PretrainedConfig) -> tuple[str, int]:
+    """How many tokens a model was made for, and the field that says so; ("", 0) for one without a limit."""
+    names = ("max_position_embeddings", "max_sequence_length")
+    return next(((name, int(value)) for name in names if (value := getattr(config, name, None))), ("", 0))
+
+
 def check_lengths(source: ModelSource, longest: int, flag: str) -> None:
     """Refuse sequences longer than the model's positions.
 
     Raises:
         ConfigError: naming the flag and the largest legal value.
     """
-    names = ("max_position_embeddings", "max_sequence_length")
-    name, positions = next(((name, value) for name in names if (value := getattr(source.config, name, None))), ("", 0))
+    name, positions = positions_of(source.config)
     if positions and longest > positions:
         raise ConfigError(
             f"{flag} asks for sequences of {longest:,} tokens, but the model was made for {positions:,} "

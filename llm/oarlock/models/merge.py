@@ -28,7 +28,7 @@ from oarlock.models.load import Request, check_source
 from oarlock.models.lora_changes import Change, changes_of
 from oarlock.models.merge_proof import TOLERANCES, Proof, prove
 from oarlock.models.pickles import open_weights
-from oarlock.models.safetensors_stream import TensorSource
+from oarlock.models.safetensors_stream import TensorSource, main_dtype
 from oarlock.models.save import (
     MAX_SHARD_BYTES,
     check_space,
@@ -100,7 +100,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
         check_space(merged, output, "the merged model")
         with progress_bar(sum(tensor.num_bytes for tensor in merged), "merge", "B", unit_scale=True) as bar:
             write_weights(merged, folder, options.max_shard_bytes, bar.update)
-        _write_rest(base, mix, config, options.dtype, folder)
+        _write_rest(base, mix, config, main_dtype(merged), folder)
         proof = None
         if options.proof:
             proof = prove(trained_base, mix, folder, config, {tensor.dtype for tensor in merged})
@@ -154,11 +154,9 @@ def _merged(base: TrainedBase, name: str, shape: tuple[int, ...], dtype: np.dtyp
     return whole
 
 
-def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: str | None, folder: Path) -> None:
+def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: str, folder: Path) -> None:
     """Configuration; tokenizer, template and generation settings of the adapter, or else of the base."""
-    if dtype is not None:
-        config.dtype = dtype
-    save_config(config, folder)
+    save_config(config, folder, dtype)
     places = (*(part.adapter.folder for part in mix.parts), base)
     found = next((place for place in places if has_tokenizer(place)), None)
     if found is None:

@@ -102,8 +102,8 @@ class PickleSource:
         arrays = []
         for name in pair:
             self._load(files[name])
-            arrays.append(self._arrays.get(name))
-        if not np.array_equal(*arrays):
+            arrays.append(self._arrays.get(name, np.empty(0)))
+        if not np.array_equal(arrays[0], arrays[1]):
             raise ModelError(
                 f"{self.place}: {pair[0]} is not {pair[1]}, to which config.json ties it: write "
                 '"tie_word_embeddings": false into config.json'

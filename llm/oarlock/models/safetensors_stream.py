@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,6 +79,14 @@ class FileRecord:
 
     num_bytes: int
     sha256: str
+
+
+def main_dtype(tensors: Sequence[TensorSource]) -> str:
+    """The type of most weights, which a configuration beside them names."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.dtype] += tensor.num_bytes
+    return sizes.most_common(1)[0][0]
 
 
 def in_file_order(tensors: Sequence[TensorSource]) -> list[TensorSource]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from oarlock.errors import ModelError
 from oarlock.files import complete_files, new_folder, write_json
-from oarlock.models.safetensors_stream import FileRecord, TensorSource, in_file_order, write_safetensors
+from oarlock.models.safetensors_stream import FileRecord, TensorSource, in_file_order, main_dtype, write_safetensors
 from oarlock.models.weights import INDEX_NAME
 
 if TYPE_CHECKING:
@@ -49,9 +49,13 @@ def save_tokenizer(tokenizer: PretrainedTokenizerBase, folder: Path, template: C
         template.save(folder)
 
 
-def save_config(model_config: PretrainedConfig, folder: Path) -> None:
-    """config.json of the model on one card, without a trace of the plan it was trained under."""
-    content = model_config.to_diff_dict()
+def save_config(model_config: PretrainedConfig, folder: Path, dtype: str | None = None) -> None:
+    """config.json of the model on one card, without a trace of the plan it was trained under.
+
+    Args:
+        dtype: of the weights beside it; None for that of the configuration.
+    """
+    content = model_config.to_diff_dict() | {"dtype": dtype or model_config.dtype}
     for name in _PLAN_KEYS:
         content.pop(name, None)
     content["architectures"] = [name.removesuffix("Pipe") for name in model_config.architectures or []]
@@ -79,7 +83,7 @@ def save_model(
     try:
         with complete_files(folder) as partial:
             write_weights(tensors, partial, max_shard_bytes)
-            save_config(model_config, partial)
+            save_config(model_config, partial, main_dtype(tensors))
             if tokenizer is not None:
                 save_tokenizer(tokenizer, partial, template)
             new = {path.name for path in partial.iterdir()}

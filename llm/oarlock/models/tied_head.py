@@ -65,9 +65,9 @@ def _same(pair: list[tuple[SafetensorsFile, str]]) -> bool:
     size = math.prod(first.shape)
     buffers = [np.empty(min(_CHUNK, size), about.dtype) for about in (first, second)]
     for start in range(0, size, _CHUNK):
-        parts = [buffer[: size - start] for buffer in buffers]
-        for (file, name), part in zip(pair, parts, strict=True):
+        one, other = (buffer[: size - start] for buffer in buffers)
+        for (file, name), part in zip(pair, (one, other), strict=True):
             file.read(name, start, part)
-        if not np.array_equal(*(part.view(np.uint8) for part in parts)):
+        if not np.array_equal(one.view(np.uint8), other.view(np.uint8)):
             return False
     return True

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from oarlock.data.templates import choose_template
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.errors import ModelError
-from oarlock.models.adapter import ADAPTER_FILE, Base, open_adapter
+from oarlock.models.adapter import Base, open_adapter
+from oarlock.models.adapter_base import find_base, is_adapter
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.configs import read_config
 from oarlock.models.hub import local_folder
@@ -42,11 +43,14 @@ def open_tuned(name_or_path: str, base: str | None = None) -> TunedModel:
     Raises:
         ModelError: when something is missing, or the base is not the one of the adapter.
     """
-    adapter = Path(name_or_path) if (Path(name_or_path) / ADAPTER_FILE).is_file() else None
+    adapter = Path(name_or_path) if is_adapter(name_or_path) else None
     if adapter is None and base is not None:
         raise ModelError(f"{name_or_path} is a whole model; a base is only for an adapter")
     found = open_adapter(adapter) if adapter else None
-    folder = local_folder(base or found.base.name if found else name_or_path, with_weights=True)
+    if found is not None and base is None:
+        folder = find_base(found, "Name it: --base DIR")
+    else:
+        folder = local_folder(base or name_or_path, with_weights=True)
     if found is not None:
         check_base(found.base, Base.of(str(folder), folder))
     source = ModelSource(folder, read_config(folder), from_weights=True)

@@ -1,7 +1,7 @@
 """Operators of Paddle that compute something wrong, put right behind their own names.
 
-Each entry of CORRECTIONS was written for Paddle 3.3.1; tests/parity/test_frozen_gradients.py shows what is wrong without
-it, and fails itself when a newer Paddle no longer needs it.
+Each entry of CORRECTIONS was written for Paddle 3.3.1; tests/parity/test_frozen_gradients.py shows what is wrong
+without it, and fails itself when a newer Paddle no longer needs it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def _layer_norm(original: Function) -> Function:
     """
 
     def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
-        if paddle.in_dynamic_mode() and weight is not None and weight.stop_gradient and not x.stop_gradient:
-            if paddle.is_grad_enabled() and x.place.is_cpu_place():
-                weight = weight.detach()
-                weight.stop_gradient = False
+        eager = paddle.in_dynamic_mode() and paddle.is_grad_enabled()
+        if eager and weight is not None and weight.stop_gradient and not x.stop_gradient and x.place.is_cpu_place():
+            weight = weight.detach()
+            weight.stop_gradient = False
         return original(x, weight, bias, *args, **kwargs)
 
     return layer_norm

@@ -4,7 +4,7 @@
      "frequency_score": ..., "presence_score": ..., "eos_token_ids": [...], "req_id": ...}
     -> {"result": ..., "req_id": ..., "token_ids": [...], "send_idx": 0, "is_end": 0}
 
-"messages" (in the place of "text"), "topk", "adapter", "seed" and "stop" are Oarlock's additions.
+"messages" (in the place of "text"), "tools", "topk", "adapter", "seed" and "stop" are Oarlock's additions.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from oarlock.serve.triton_fields import FIELDS, make_tensor
 _NAMES = {
     "text": "text_input",
     "messages": "messages",
+    "tools": "tools",
     "topp": "top_p",
     "topk": "top_k",
     "temperature": "temperature",
@@ -52,9 +53,12 @@ def read_form(text: bytes) -> tuple[dict[str, np.ndarray], Any]:
     unknown = sorted(set(form) - set(_NAMES))
     if unknown:
         raise RequestRefused(f"IN: there is no field {unknown[0]!r} (there is: req_id, {', '.join(_NAMES)})")
-    if form.get("messages") is not None:
-        form["messages"] = json.dumps(form["messages"])
-    tensors = {_NAMES[name]: _tensor(name, value) for name, value in form.items() if value is not None}
+    # A field that is null, or an empty list, says nothing.
+    given = {name: value for name, value in form.items() if value is not None and (value != [] or name == "messages")}
+    for name in ("messages", "tools"):
+        if name in given:
+            given[name] = json.dumps(given[name])
+    tensors = {_NAMES[name]: _tensor(name, value) for name, value in given.items()}
     return tensors | {"stream": np.array([True])}, req_id
 
 

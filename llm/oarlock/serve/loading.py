@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
-from oarlock.data.labels import encode_text
 from oarlock.data.marked_text import MarkedText
 from oarlock.data.templates import ChatTemplate, choose_template
 from oarlock.data.tokenizers import encode_marked, load_tokenizer
@@ -23,6 +22,7 @@ from oarlock.models.hub import local_folder
 from oarlock.serve.adapters import LoraWeights, read_adapters
 from oarlock.serve.fused import fused_decoder, why_not_fused
 from oarlock.serve.generic import GenericDecoder
+from oarlock.serve.messages import render_prompt
 from oarlock.serve.prompts import Parsing, begin_tokens, begun, hidden_tokens
 from oarlock.serve.requests import Prompt, RequestRefused
 
@@ -66,8 +66,7 @@ class Served:
         """
         try:
             if prompt.messages is not None:
-                text = self.template.render(prompt.messages, add_generation_prompt=True)
-                ids = self._ids(MarkedText(text))
+                ids = self._ids(render_prompt(self.template, prompt.messages, prompt.tools))
             elif prompt.text is not None:
                 literal = self.parse_special_tokens == "none"
                 ids = self._ids(MarkedText.of(prompt.text) if literal else MarkedText(prompt.text))
@@ -100,8 +99,7 @@ class Served:
         marker = self.template.end_marker
         if not marker:
             return (), ()
-        with self._tokenizing:
-            ids = encode_text(self.tokenizer, marker)
+        ids = self._ids(MarkedText(marker))
         return ((ids[0],), ()) if len(ids) == 1 else ((), (marker,))
 
 
@@ -124,7 +122,7 @@ def open_served(model: str | Path, adapters: Mapping[str, Path], parse_special_t
         name=folder.resolve().name,
         decoder=choose_decoder(built, found, context),
         tokenizer=tokenizer,
-        template=choose_template("auto", tokenizer, "src_tgt"),
+        template=choose_template("auto", tokenizer, "src_tgt", parse_special_tokens=parse_special_tokens == "all"),
         context=context,
         ends=frozenset(_ends(folder, config, tokenizer)),
         adapters=tuple(found),

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from oarlock import __version__
 from oarlock.serve.openai_answers import ChatForm, CompletionForm, answer, status_of
 from oarlock.serve.openai_guard import Guard, error_response
-from oarlock.serve.openai_reading import JsonRoute, wrong_value
+from oarlock.serve.openai_reading import JsonRoute, param_of, wrong_value
 from oarlock.serve.openai_schema import (
     ChatCompletion,
     ChatRequest,
@@ -113,7 +113,8 @@ def _add_routes(app: FastAPI, client: Callable[[], TritonClient], model: str) ->
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_ERRORS)
     async def chat(body: ChatRequest, request: Request) -> Any:
-        prompt = {"messages": json.dumps(body.messages)}
+        tools = {"tools": json.dumps(body.tools)} if body.tools else {}
+        prompt = {"messages": json.dumps(body.messages)} | tools
         jobs = _jobs(body, [prompt | await check_name(body.model)])
         return await answer(client(), jobs, body, ChatForm(body.model), request)
 
@@ -154,7 +155,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(TritonFailure)
     async def failed(_: Request, error: TritonFailure) -> JSONResponse:
-        return error_response(status_of(error), str(error))
+        return error_response(status_of(error), str(error), param=param_of(str(error)) or None)
 
 
 def _describe(app: FastAPI, with_keys: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from email.message import Message
 from typing import Any
@@ -16,13 +17,19 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from oarlock.serve.messages import read_messages, read_tools
+from oarlock.serve.requests import RequestRefused
+
 # Fields of OpenAI's requests, and of vLLM's, that are not done here: why, and the values that ask for nothing.
 _NOT_DONE: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "add_generation_prompt": ("an answer always has a turn of its own", (True,)),
     "audio": ("answers are text", ()),
     "best_of": ("use n", (1,)),
+    "continue_final_message": ("an answer always has a turn of its own", (False,)),
     "echo": ("the prompt is not repeated", (False,)),
     "function_call": ("the model is not made to call functions", ("none", "auto")),
     "functions": ("use tools", ()),
+    "include_stop_str_in_output": ("nothing of a stop text is given", (False,)),
     "length_penalty": ("there is no beam search", (1, 1.0)),
     "logit_bias": ("scores of tokens can't be changed", ()),
     "logprobs": ("log probabilities are not given", (False,)),
@@ -33,9 +40,9 @@ _NOT_DONE: dict[str, tuple[str, tuple[Any, ...]]] = {
     "reasoning_effort": ("the template decides whether a model reasons", ("none",)),
     "response_format": ("answers are plain text, not held to a form", ({"type": "text"},)),
     "service_tier": ("all requests are served alike", ("auto", "default")),
+    "skip_special_tokens": ("special tokens are not shown", (True,)),
     "store": ("nothing is stored", (False,)),
     "suffix": ("text is not inserted", ()),
-    "tool_choice": ("the model is not made to call tools", ("none", "auto")),
     "top_logprobs": ("log probabilities are not given", (0,)),
     "use_beam_search": ("there is no beam search", (False,)),
     "verbosity": ("say it in a message", ("medium",)),
@@ -43,10 +50,14 @@ _NOT_DONE: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 # What says who asks, and how to keep or to charge for it: of no meaning for the answer.
 _OF_NO_MEANING = (
-    *("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+    *("metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
     *("safety_identifier",),
 )
 _EVEN_EMPTY = ("messages", "model", "prompt", "content", "web_search_options")  # where empty is not absent
+_MAX_PROMPTS = 16
+_PARAM = re.compile(
+    r"\b(?:messages(?:\[\d+\](?:\.\w+|\[\d+\])*)?|tools(?:\[\d+\](?:\.\w+)*)?|max_tokens|min_tokens|stop_token_ids)(?!\w)"
+)
 _MAX_SHOWN = 80  # characters of a wrong value in an answer
 
 
@@ -148,22 +159,74 @@ def read_object(given: Any, known: Iterable[str], path: str = "") -> Any:
     return values
 
 
+def read_chat(given: Any) -> Any:
+    """A chat's messages and tools, as the engine reads them.
+
+    Raises:
+        WrongRequest: naming what can't be read.
+    """
+    if not isinstance(given, dict):
+        return given
+    choice, parallel = given.pop("tool_choice", "auto"), given.pop("parallel_tool_calls", True)
+    tools = given.pop("tools", None)
+    if choice not in ("auto", "none"):
+        raise WrongRequest(
+            "tool_choice", f"tool_choice: the model is not made to call tools here; got {_shown(choice)}"
+        )
+    try:
+        if given.get("messages") is not None:
+            given["messages"] = read_messages(given["messages"])
+        tools = read_tools(tools)
+    except RequestRefused as error:
+        raise WrongRequest(param_of(str(error)), str(error)) from error
+    if tools and choice == "auto":
+        if parallel is not True:
+            why = f"calls are not counted here; got {_shown(parallel)}"
+            raise WrongRequest("parallel_tool_calls", f"parallel_tool_calls: {why}")
+        given["tools"] = tools
+    return given
+
+
+def read_prompts(given: Any) -> list[Any]:
+    """The prompts of a completion: texts and lists of token ids.
+
+    Raises:
+        WrongRequest: saying what a prompt may be.
+    """
+    if _is_prompt(given):
+        return [given]
+    if isinstance(given, list) and given and not isinstance(given[0], int):
+        if len(given) > _MAX_PROMPTS:
+            raise WrongRequest("prompt", f"prompt: {len(given)} prompts; at most {_MAX_PROMPTS} may be in one request")
+        for i, one in enumerate(given):
+            if not _is_prompt(one):
+                raise has_to_be(f"prompt[{i}]", "a text that is not empty, or a list of token ids", one)
+        return given
+    raise has_to_be("prompt", "a text that is not empty, a list of token ids, or a list of these", given)
+
+
+def _is_prompt(given: Any) -> bool:
+    if isinstance(given, str):
+        return bool(given)
+    return isinstance(given, list) and bool(given) and all(type(token) is int and 0 <= token < 2**31 for token in given)
+
+
+def read_stops(given: Any) -> Any:
+    """Stop texts as a list."""
+    return [given] if isinstance(given, str) else given
+
+
+def param_of(message: str) -> str:
+    """The field that a refusal names; "" for none."""
+    found = _PARAM.search(message)
+    return found.group() if found else ""
+
+
 def _unknown(path: str, known: Sequence[str]) -> WrongRequest:
     name = path.rpartition(".")[2]
     near = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]}?" if near else f"there is: {', '.join(known)}"
     return WrongRequest(path, f"{path}: there is no such field here ({hint})")
-
-
-def check_names(path: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Refuse fields of an inner object that are not known.
-
-    Raises:
-        WrongRequest: naming the first of them.
-    """
-    for name in given:
-        if name not in known:
-            raise _unknown(f"{path}.{name}", known)
 
 
 def has_to_be(path: str, what: str, value: Any) -> WrongRequest:

@@ -6,8 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from oarlock.serve.openai_messages import read_messages, read_prompts, read_stops
-from oarlock.serve.openai_reading import read_object
+from oarlock.serve.openai_reading import read_chat, read_object, read_prompts, read_stops
 
 _TOKEN_BITS = 2**31 - 1
 _TEXT = {"type": "string", "minLength": 1}
@@ -20,11 +19,14 @@ _PART = {
 }
 _MESSAGE = {
     "type": "object",
-    "required": ["role", "content"],
+    "required": ["role"],
     "properties": {
         "role": {"enum": ["system", "developer", "user", "assistant", "tool", "function"]},
         "content": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _PART}]},
         "name": {"type": "string"},
+        "tool_calls": {"type": "array", "items": {"type": "object"}},
+        "tool_call_id": {"type": "string"},
+        "reasoning_content": {"type": "string"},
     },
 }
 
@@ -42,11 +44,14 @@ Stops = Annotated[
     BeforeValidator(read_stops),
     WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": 16}]}),
 ]
-Messages = Annotated[
-    list[dict[str, Any]],
-    BeforeValidator(read_messages),
-    WithJsonSchema({"type": "array", "minItems": 1, "items": _MESSAGE}),
-]
+Messages = Annotated[list[Any], WithJsonSchema({"type": "array", "minItems": 1, "items": _MESSAGE})]
+Tools = Annotated[
+    list[Any],
+    WithJsonSchema({"type": "array", "items": {"type": "object", "required": ["type", "function"], "properties": {
+        "type": {"const": "function"}, "function": {"type": "object", "required": ["name"], "properties": {
+            "name": {"type": "string", "minLength": 1}, "description": {"type": "string"},
+            "parameters": {"type": "object"}}}}}}),
+]  # fmt: skip
 _ONE_PROMPT = {"anyOf": [_TEXT, _TOKENS]}
 Prompts = Annotated[
     list[Any],
@@ -124,7 +129,13 @@ class ChatRequest(_Request):
     """POST /v1/chat/completions."""
 
     messages: Messages
+    tools: Tools | None = None
     max_completion_tokens: Whole | None = Field(None, ge=1, le=_TOKEN_BITS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        return read_chat(read_object(given, (*cls.model_fields, "tool_choice", "parallel_tool_calls")))
 
     def fields(self) -> dict[str, Any]:
         """As of both, with the newer name of max_tokens."""

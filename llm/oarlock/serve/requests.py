@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from oarlock.errors import OarlockError
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-# Of messages, as OpenAI names them; "developer" is its newer name of "system".
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-_OTHER_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 
 
 class RequestRefused(OarlockError):
@@ -126,6 +121,7 @@ class Prompt:
     Attributes:
         text: as it is; the tokenizer adds what it puts before a text.
         messages: of a chat, {"role": ..., "content": ...}; the model's chat template makes the text of them.
+        tools: descriptions of functions in OpenAI's form, for the template, beside messages.
         token_ids: as they are.
         adapter: its name; None for the base.
     """
@@ -134,6 +130,7 @@ class Prompt:
     messages: list[dict[str, Any]] | None = None
     token_ids: list[int] | None = None
     adapter: str | None = None
+    tools: list[dict[str, Any]] | None = None
 
     def check(self) -> None:
         """Refuse anything but one well-formed form.
@@ -146,8 +143,8 @@ class Prompt:
             raise RequestRefused(f"give one of text, messages and token_ids; got {', '.join(given) or 'none'}")
         if self.text is not None and not isinstance(self.text, str):
             raise RequestRefused(f"text has to be a text; got {type(self.text).__name__}")
-        if self.messages is not None:
-            check_messages(self.messages)
+        if self.tools is not None and self.messages is None:
+            raise RequestRefused("tools go with messages")
         if self.token_ids is not None and not _all_of(self.token_ids, int):
             raise RequestRefused("token_ids have to be whole numbers")
 
@@ -155,26 +152,6 @@ class Prompt:
 def _all_of(values: Any, kind: type) -> bool:
     """Whether it is a list or tuple of such values (a bool is no int here)."""
     return isinstance(values, (list, tuple)) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
-
-
-def check_messages(messages: Any) -> None:
-    """Refuse what is no conversation; what of it a template renders shows when it does.
-
-    Raises:
-        RequestRefused: naming the message.
-    """
-    if not isinstance(messages, list) or not messages:
-        raise RequestRefused("messages has to be a list of at least one message")
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise RequestRefused(f'messages[{i}] has to be {{"role": ..., "content": ...}}')
-        role = message["role"]
-        if role not in ROLES:
-            near = _OTHER_NAMES.get(role.lower()) or next(iter(difflib.get_close_matches(role.lower(), ROLES, 1)), "")
-            hint = f"did you mean {near!r}?" if near else f"there is: {', '.join(ROLES)}"
-            raise RequestRefused(f"messages[{i}].role: there is no role {role[:64]!r} ({hint})")
-        if not isinstance(message.get("content"), str):
-            raise RequestRefused(f"messages[{i}].content has to be a text")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from oarlock.serve.requests import Prompt, RequestRefused, Sampling
 FIELDS: dict[str, tuple[type, bool]] = {
     "text_input": (str, False),
     "messages": (str, False),
+    "tools": (str, False),
     "input_ids": (int, True),
     "chat": (bool, False),
     "stream": (bool, False),
@@ -111,22 +112,22 @@ def _prompt(values: Mapping[str, Any]) -> Prompt:
     if len(given) != 1:
         raise RequestRefused(f"give one of text_input, messages and input_ids; got {', '.join(given) or 'none'}")
     adapter = values.get("adapter") or None
+    tools = _json("tools", values["tools"]) if values.get("tools") else None
     if given == ["input_ids"]:
-        return Prompt(token_ids=list(values["input_ids"]), adapter=adapter)
+        return Prompt(token_ids=list(values["input_ids"]), adapter=adapter, tools=tools)
     if given == ["messages"]:
-        return Prompt(messages=_messages(values["messages"]), adapter=adapter)
+        return Prompt(messages=_json("messages", values["messages"]), adapter=adapter, tools=tools)
     text = values["text_input"]
     if values.get("chat"):
-        return Prompt(messages=[{"role": "user", "content": text}], adapter=adapter)
-    return Prompt(text=text, adapter=adapter)
+        return Prompt(messages=[{"role": "user", "content": text}], adapter=adapter, tools=tools)
+    return Prompt(text=text, adapter=adapter, tools=tools)
 
 
-def _messages(text: str) -> list[dict[str, Any]]:
+def _json(name: str, text: str) -> Any:
     try:
-        messages: list[dict[str, Any]] = json.loads(text)
+        return json.loads(text)  # the engine looks at what is in it
     except (ValueError, RecursionError) as error:
-        raise RequestRefused(f"messages: not JSON: {error}") from error
-    return messages  # the engine looks at what is in it
+        raise RequestRefused(f"{name}: not JSON: {error}") from error
 
 
 def _num_bytes(tensor: np.ndarray) -> int:

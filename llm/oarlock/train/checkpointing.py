@@ -98,7 +98,7 @@ class CheckpointingTrainer(FeedingTrainer):
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         save_config(self.model.config, folder)
         if self.method is not None and self.base is not None:
-            write_json(folder / ADAPTER_FILE, describe_adapter(self.method, self.base))
+            write_json(folder / ADAPTER_FILE, describe_adapter(self.method, self.base, self.model.config.dtype))
         if self.tokenizer is not None:
             save_tokenizer(self.tokenizer, folder, self.template)
 

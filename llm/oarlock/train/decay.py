@@ -14,8 +14,9 @@ def apply_decay_param_fun(model: nn.Layer) -> Callable[[str], bool]:
     """Whether a parameter decays, by Paddle's name of it, under every plan: all but biases and the weights of norms.
 
     They are told by what they are: a bias by what its layer calls it, a norm by its class. (PaddleNLP's Trainer looks
-    for "bias" and "norm" in the whole name, and so decays Bloom's `ln_f` and GPT-J's `ln_1`.) The result is that of
-    transformers 5 (Trainer.get_decay_parameter_names), whose rules by name and class come to the same on these families.
+    for "bias" and "norm" in the whole name, and so decays Bloom's `ln_f` and GPT-J's `ln_1`; the slices of stage 3
+    have names of their own.) transformers 5 (Trainer.get_decay_parameter_names) goes by name and class, and comes to
+    the same on these families.
 
     Args:
         model: this rank's, before it is wrapped.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 
+from oarlock.data.blend import ConcatenatedDataset
 from oarlock.data.labels import IGNORE_INDEX
 from oarlock.environment import say
 from oarlock.parallel.sync import share
@@ -24,7 +26,7 @@ class EvaluationStopped(Exception):
 
 
 class _Loss:
-    """Sum of the token losses of batches."""
+    """Sum of the token losses of batches since the last `take`."""
 
     def __init__(self, trainer: OarlockTrainer) -> None:
         self.trainer, self.total = trainer, 0.0
@@ -37,8 +39,9 @@ class _Loss:
             losses = self.trainer.criterion.token_losses(scores, batch["labels"])
         self.total += float(losses.sum(dtype="float64"))
 
-    def sum(self) -> float:
-        return self.total
+    def take(self) -> float:
+        total, self.total = self.total, 0.0
+        return total
 
 
 class _PipelineLoss:
@@ -53,54 +56,70 @@ class _PipelineLoss:
         if len(self.waiting) == self.model.accumulate_steps:
             self._flush()
 
-    def sum(self) -> float:
+    def take(self) -> float:
         if self.waiting:
             self._flush()
-        return self.total
+        total, self.total = self.total, 0.0
+        return total
 
     def _flush(self) -> None:
         self.total += pipeline_loss_sum(self.trainer, self.model, self.waiting)
         self.waiting = []
 
 
-def evaluate_tokens(trainer: OarlockTrainer, dataloader: Any, prefix: str, limit: int) -> EvalLoopOutput:
+def evaluate_tokens(trainer: OarlockTrainer, dataloader: Any, prefix: str) -> EvalLoopOutput:
     """Loss, perplexity and number of tokens, and what trainer.generation_metrics adds.
+
+    Of several held-out sets each has its own loss (eval_loss_NAME); the loss of all is their mean, weighted by the
+    shares they are trained with.
 
     Args:
         prefix: of the metric names, "eval".
-        limit: batches at most; -1 for all.
 
     Raises:
         EvaluationStopped: on SIGTERM.
     """
     forward = _PipelineLoss(trainer) if trainer.plan.pipeline > 1 else _Loss(trainer)
-    tokens, samples = 0, 0
+    sampler, dataset = dataloader.batch_sampler, dataloader.dataset
+    names = dataset.names if isinstance(dataset, ConcatenatedDataset) else [""]
+    shares = dataset.shares if isinstance(dataset, ConcatenatedDataset) else [1.0]
+    totals, tokens, samples, last = [0.0] * len(names), [0] * len(names), 0, 0
     trainer.callback_handler.eval_dataloader = dataloader
     with paddle.no_grad():
         for step, batch in enumerate(dataloader):
-            if 0 < limit <= step:
-                break
             if trainer.any_rank_stopping():
                 raise EvaluationStopped
+            part = sampler.part(step)
+            if part != last:
+                totals[last], last = forward.take(), part
             batch.pop("num_tokens")
-            real = dataloader.batch_sampler.real(step)
+            real = sampler.real(step)
             batch["labels"][real:] = IGNORE_INDEX  # fillers, where the samples end
-            tokens += trained_tokens(batch["labels"])
+            tokens[part] += trained_tokens(batch["labels"])
             forward.add(batch)
             samples += real
             trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
-        total = forward.sum()
-    total, all_tokens, all_samples = trainer.sum_over_data_ranks([total, tokens, samples])
-    tokens, samples = round(all_tokens), round(all_samples)
-    loss = total / max(1, tokens)
+        totals[last] = forward.take()
+    sums = trainer.sum_over_data_ranks([*totals, *tokens, samples])
+    totals, counts, samples = sums[: len(names)], [round(n) for n in sums[len(names) : -1]], round(sums[-1])
+    losses = [total / max(1, count) for total, count in zip(totals, counts, strict=True)]
+    seen = [share if count else 0.0 for share, count in zip(shares, counts, strict=True)]
+    loss = sum(share * value for share, value in zip(seen, losses, strict=True)) / (sum(seen) or 1.0)
     metrics: dict[str, float] = {
         f"{prefix}_loss": loss,
         f"{prefix}_perplexity": math.exp(min(loss, 700.0)),
-        f"{prefix}_tokens": tokens,
+        f"{prefix}_tokens": sum(counts),
     }
+    if len(names) > 1:
+        metrics |= {f"{prefix}_loss_{_word(name)}": value for name, value in zip(names, losses, strict=True)}
     if trainer.generation_metrics is not None:
         metrics |= {f"{prefix}_{name}": value for name, value in trainer.generation_metrics(trainer).items()}
     return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=samples)
+
+
+def _word(name: str) -> str:
+    """A set's name within that of a figure."""
+    return re.sub(r"[^\w./-]+", "_", name)
 
 
 def judge(trainer: OarlockTrainer, metrics: dict[str, float]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import paddle
 from paddlenlp.trainer import Trainer
 
+from oarlock.data.blend import ConcatenatedDataset
 from oarlock.data.order import SampleOrder
 from oarlock.data.sampler import EvaluationBatchSampler, ResumableBatchSampler
 from oarlock.environment import die_with_parent
@@ -85,7 +86,9 @@ class FeedingTrainer(Trainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> EvaluationBatchSampler:
         replicas = max(1, self.args.dataset_world_size)
         replica = self.args.dataset_rank if self.args.world_size > 1 else 0
-        return EvaluationBatchSampler(len(eval_dataset), self.args.per_device_eval_batch_size, replicas, replica)
+        sizes = eval_dataset.sizes if isinstance(eval_dataset, ConcatenatedDataset) else [len(eval_dataset)]
+        limit = self.args.max_evaluate_steps
+        return EvaluationBatchSampler(sizes, self.args.per_device_eval_batch_size, replicas, replica, limit)
 
     def sum_over_data_ranks(self, numbers: Sequence[float]) -> list[float]:
         """Sums over the ranks that see different data (those that split a model see the same)."""

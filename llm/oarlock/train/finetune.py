@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oarlock.data.blend import blend
 from oarlock.data.collate import FinetuneCollator, PackCollator
 from oarlock.data.eval_prompts import load_eval_prompts
 from oarlock.data.finetune import ExampleDataset, FinetuneData, load_finetune_data
@@ -13,17 +14,20 @@ from oarlock.data.packing import COMPARED_BATCH, PackedDataset
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import DataError
-from oarlock.models.adapter import shared_base
+from oarlock.models.adapter import open_adapter, shared_base
 from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
 from oarlock.models.methods import choose_method
 from oarlock.models.packed import attend_in_blocks, check_packing
 from oarlock.models.qlora import quantized_bytes
+from oarlock.models.tuned import check_base
 from oarlock.parallel.plan import sequence_length, text_length
 from oarlock.train.answers import Asking, FixedPrompts, HeldOutPrompts, one_after_another
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.final_model import merge_adapter
 from oarlock.train.flops import token_flops
+from oarlock.train.lengths import fit_lengths
 from oarlock.train.run import check_schedule, connect, make_trainer, start, train
+from oarlock.train.start_from_adapter import start_from_adapter
 
 if TYPE_CHECKING:
     from oarlock.config.load import LoadedConfig
@@ -33,15 +37,17 @@ if TYPE_CHECKING:
 def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     """parse -> check -> plan -> build -> train; returns the exit code."""
     run = start(loaded)
-    config: FinetuneConfig = run.config
-    source = find_model(config, from_weights=True)
-    method, family = choose_method(config.method), source.config.model_type
+    run.config = start_from_adapter(run.config, loaded.origins)
+    source = find_model(run.config, from_weights=True)
+    method, family = choose_method(run.config.method), source.config.model_type
     if method is not None:
         method.check(family)
+    more = method.positions(family) if method is not None else 0
+    run.config = fit_lengths(run.config, source, loaded.origins, more)
+    config: FinetuneConfig = run.config
     packing, longest = config.data.packing, sequence_length(config)
     example_length = config.data.src_length + config.data.tgt_length
     longer_packs = text_length(config) > example_length
-    more = method.positions(family) if method is not None else 0
     flag = "--packing_length" if longer_packs else "--src_length + --tgt_length"
     check_lengths(source, longest + more, f"{flag} after the prefix" if more else flag)
     if packing:
@@ -50,19 +56,21 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
     check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}", tokenizer_name)
-    data = load_finetune_data(config.data, tokenizer, need_train=config.evaluation.do_train)
+    training, seed = config.evaluation.do_train, config.runtime.seed
+    data = load_finetune_data(config.data, tokenizer, need_train=training, seed=seed)
     if config.evaluation.do_eval and data.dev is None:
         raise DataError(
             f"--do_eval: {config.data.dataset_name_or_path} has no dev file; give a folder with train.json and "
-            "dev.json (or .jsonl), or leave --do_eval out"
+            "dev.json (or .jsonl), hold examples out with --validation_split 0.02, or leave --do_eval out"
         )
     asking = _asking(config, data, tokenizer)
-    train_set = _packed(config, data.train) if packing and config.evaluation.do_train else data.train
+    train_set, order = _training_set(config, data) if training else (None, None)
     base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
-    resume = find_resume_point(config, data.fingerprint, base)
-    order = SampleOrder(len(train_set), config.runtime.seed) if len(train_set) else None
-    check_schedule(run, order, resume)
     adapter = config.method.adapter_name_or_path
+    if adapter and base is not None:
+        check_base(open_adapter(adapter).base, base)
+    resume = find_resume_point(config, data.fingerprint, base)
+    check_schedule(run, order, resume)
     model = build_model(
         source,
         run.dtype,
@@ -92,7 +100,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         flops=token_flops(source.config, example_length if packing else longest),
         data_fingerprint=data.fingerprint,
         generation_metrics=asking,
-        train_dataset=train_set if config.evaluation.do_train else None,
+        train_dataset=train_set,
         eval_dataset=data.dev if config.evaluation.do_eval else None,
         data_collator=collator(source.config.vocab_size, pad, run.plan.length_multiple),
     )
@@ -103,6 +111,12 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     elif config.evaluation.do_eval:
         trainer.evaluate()
     return 0
+
+
+def _training_set(config: FinetuneConfig, data: FinetuneData) -> tuple[Any, SampleOrder]:
+    """The examples of all sets, packed where that is asked for, and their order."""
+    sets = [_packed(config, part.train) if config.data.packing else part.train for part in data.sets]
+    return blend(sets, [part.name for part in data.sets], [part.weight for part in data.sets], config.runtime.seed)
 
 
 def _packed(config: FinetuneConfig, examples: ExampleDataset) -> ExampleDataset | PackedDataset:

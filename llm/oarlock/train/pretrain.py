@@ -6,21 +6,15 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from oarlock.config.rules import parse_split
+from oarlock.data.blend import ConcatenatedDataset, blend, shares_of, short_names
 from oarlock.data.collate import PretrainCollator
-from oarlock.data.corpus import (
-    SPLIT_NAMES,
-    BlendedDataset,
-    ConcatenatedDataset,
-    Corpus,
-    PretrainDataset,
-    largest_known_id,
-    parse_input,
-)
+from oarlock.data.corpus import SPLIT_NAMES, Corpus, PretrainDataset, largest_known_id, parse_input
+from oarlock.data.corpus_documents import ends_with
 from oarlock.data.corpus_tokenizer import check_corpus_tokenizers
 from oarlock.data.embedded.prepare import embedded_corpus
 from oarlock.data.eval_prompts import load_eval_prompts
 from oarlock.data.labels import Prompt
-from oarlock.data.order import SampleOrder, StreamOrder
+from oarlock.data.order import SampleOrder
 from oarlock.data.templates import choose_template
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import cache_folder, say
@@ -30,6 +24,7 @@ from oarlock.train.answers import Asking, FixedPrompts, one_after_another, show
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
 from oarlock.train.generation import generate_answers
+from oarlock.train.lengths import fit_lengths
 from oarlock.train.run import check_schedule, connect, make_trainer, start, train
 from oarlock.train.trainer import OarlockTrainer
 
@@ -43,8 +38,9 @@ _ANSWER_LENGTH = 64  # tokens after a prompt of --eval_prompts
 def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     """parse -> check -> plan -> build -> train; returns the exit code."""
     run = start(loaded)
+    source = find_model(run.config, from_weights=run.config.model.continue_training)
+    run.config = fit_lengths(run.config, source, loaded.origins)
     config: PretrainConfig = run.config
-    source = find_model(config, from_weights=config.model.continue_training)
     check_lengths(source, config.data.max_seq_length, "--max_seq_length")
     connect(run, source, config.data.max_seq_length)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
@@ -55,13 +51,20 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     prefixes = [corpus.prefix for corpus in corpora]
     check_corpus_tokenizers(prefixes, tokenizer, tokenizer_name, config.data.allow_other_tokenizer)
     check_vocabulary(source, largest_known_id(corpora) + 1, f"the corpus {inputs[0][1]}")
+    for corpus in corpora:
+        _tell_of_ends(corpus, tokenizer)
     weights = [weight for weight, _ in inputs]
     train_sets, eval_sets = _datasets(config, corpora, 0), _datasets(config, corpora, 1)
+    names = short_names([corpus.prefix for corpus in corpora])
+    # Held-out corpora count as they are trained; without training a corpus of weight `all` counts by its tokens.
+    sizes = [len(dataset) if dataset else int(corpus.documents.sizes.sum())
+             for dataset, corpus in zip(train_sets or [None] * len(corpora), corpora, strict=True)]  # fmt: skip
+    shares = shares_of(weights, sizes)
 
     fixed = _fixed_prompts(config, tokenizer)
     fingerprint = _fingerprint(corpora, weights)
     resume = find_resume_point(config, fingerprint)
-    train_set, order = _mixed(config, train_sets, weights)
+    train_set, order = _mixed(config, [dataset for dataset in train_sets if dataset], names, weights)
     check_schedule(run, order, resume)
     model = build_model(
         source, run.dtype, config.model.allow_pickle_weights, config.runtime.seed, run.plan.pipeline > 1
@@ -76,11 +79,12 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         flops=token_flops(source.config, config.data.max_seq_length),
         data_fingerprint=fingerprint,
         train_dataset=train_set,
-        eval_dataset=ConcatenatedDataset(eval_sets) if eval_sets else None,
+        eval_dataset=_held_out(eval_sets, names, shares),
         data_collator=PretrainCollator(source.config.vocab_size),
     )
-    if eval_sets and not run.plan.sequence_parallel:  # which fixes the length of what goes through the model
-        parts: list[Asking] = [_Continuations(trainer, eval_sets[0])]
+    first = next((dataset for dataset in eval_sets if dataset), None)
+    if first is not None and not run.plan.sequence_parallel:  # which fixes the length of what goes through the model
+        parts: list[Asking] = [_Continuations(trainer, first)]
         trainer.generation_metrics = one_after_another([*parts, *([fixed] if fixed else [])])
     if config.evaluation.do_train:
         train(run, trainer)
@@ -100,8 +104,31 @@ def _embedded(tokenizer_name: str) -> str:
         ) from error
 
 
-def _datasets(config: PretrainConfig, corpora: list[Corpus], split: int) -> list[PretrainDataset]:
-    """The datasets of one split; empty when it is not asked for.
+def _tell_of_ends(corpus: Corpus, tokenizer: Any) -> None:
+    """Say where documents run into each other: a model learns from their end tokens where texts end."""
+    if tokenizer.eos_token_id is None:
+        return
+    share = ends_with(corpus.documents, tokenizer.eos_token_id)
+    if share < 1:
+        ends = f"only {share:.1%} of the documents end" if share else "no document ends"
+        say(
+            f"{corpus.prefix}: {ends} with the tokenizer's end token ({tokenizer.eos_token}), from which a model "
+            "learns where a text ends. `oarlock data pretrain` puts it there (in other programs: --append-eod or "
+            "--append_eos)"
+        )
+
+
+def _held_out(
+    datasets: list[PretrainDataset | None], names: list[str], shares: list[float]
+) -> ConcatenatedDataset | None:
+    """The corpora that have an evaluation sample, by name."""
+    found = [i for i, dataset in enumerate(datasets) if dataset is not None]
+    parts = [dataset for dataset in datasets if dataset is not None]
+    return ConcatenatedDataset(parts, [names[i] for i in found], [shares[i] for i in found]) if parts else None
+
+
+def _datasets(config: PretrainConfig, corpora: list[Corpus], split: int) -> list[PretrainDataset | None]:
+    """The datasets of one split, None for a corpus that has no sample there; empty when it is not asked for.
 
     Raises:
         DataError: when the split of a corpus holds no whole sample, with the numbers.
@@ -110,14 +137,14 @@ def _datasets(config: PretrainConfig, corpora: list[Corpus], split: int) -> list
     if not wanted:
         return []
     shares = parse_split(config.data.split)
-    found = []
+    found: list[PretrainDataset | None] = []
     for corpus in corpora:
         documents = corpus.split(shares)[split]
         dataset = PretrainDataset(corpus, documents, config.data.max_seq_length, config.runtime.seed)
         if len(dataset):
             found.append(dataset)
             continue
-        tokens = int(corpus.reader.sizes[documents.start : documents.stop].sum())
+        tokens = int(corpus.documents.sizes[documents.start : documents.stop].sum())
         problem = (
             f"{corpus.prefix}: the {SPLIT_NAMES[split]} split (--split {config.data.split}) has {len(documents):,} of "
             f"{corpus.num_documents:,} documents with {tokens:,} tokens; one sample needs "
@@ -126,26 +153,20 @@ def _datasets(config: PretrainConfig, corpora: list[Corpus], split: int) -> list
         if split == 0:
             raise DataError(f"{problem}. Give it a larger share, or a smaller --max_seq_length")
         say(f"{problem}; left out of the evaluation")
-    if not found:
+        found.append(None)
+    if not any(found):
         raise DataError("--do_eval: no corpus has an evaluation sample; give evaluation a larger share in --split")
     return found
 
 
 def _mixed(
-    config: PretrainConfig, datasets: list[PretrainDataset], weights: list[float]
+    config: PretrainConfig, datasets: list[PretrainDataset], names: list[str], weights: list[float | None]
 ) -> tuple[Any, SampleOrder | None]:
     """One training set and its order, from one or several corpora."""
-    if not datasets:
-        return None, None
-    if len(datasets) == 1:
-        return datasets[0], SampleOrder(len(datasets[0]), config.runtime.seed)
-    for dataset, weight in zip(datasets, weights, strict=True):
-        say(f"blend: {weight / sum(weights):.1%} {dataset.name} ({len(dataset):,} samples)")
-    blend = BlendedDataset(datasets, weights, config.runtime.seed)
-    return blend, StreamOrder(len(blend))
+    return blend(datasets, names, weights, config.runtime.seed) if datasets else (None, None)
 
 
-def _fingerprint(corpora: list[Corpus], weights: list[float]) -> str:
+def _fingerprint(corpora: list[Corpus], weights: list[float | None]) -> str:
     text = "".join(f"{corpus.fingerprint}{weight}" for corpus, weight in zip(corpora, weights, strict=True))
     return hashlib.sha256(text.encode()).hexdigest()
 

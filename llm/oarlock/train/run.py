@@ -114,7 +114,7 @@ def _choose_products(recorded: str | None) -> None:
         recorded: in the checkpoint; "" where it does not say, None without one.
     """
     best = products.best()
-    wanted = best if products.asked_for() else (recorded or best)
+    wanted = recorded if recorded in products.TITLES and not products.asked_for() else best
     problem = products.use(wanted)
     found = products.in_use()
     if problem:
@@ -296,5 +296,6 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
     if config.checkpoint.load_best_model_at_end:
         trainer.load_best()
     save_final_model(trainer, output_dir)
-    say(f"done: {done:,} steps; the model is in {output_dir}")
+    what = "model" if trainer.method is None else "adapter"
+    say(f"done: {done:,} steps; the {what} is in {output_dir}")
     return True

@@ -281,6 +281,4 @@ class OarlockTrainer(CheckpointingTrainer):
 
     def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **kwargs: Any) -> EvalLoopOutput:
         """See oarlock.train.evaluation."""
-        return evaluate_tokens(
-            self, dataloader, kwargs.get("metric_key_prefix", "eval"), kwargs.get("max_eval_iters") or -1
-        )
+        return evaluate_tokens(self, dataloader, kwargs.get("metric_key_prefix", "eval"))

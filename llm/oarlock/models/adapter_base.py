@@ -1,0 +1,77 @@
+"""An adapter folder as a model of its own: the base it was trained on, and the tokenizer and template saved with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from oarlock.environment import say_once
+from oarlock.errors import ModelError
+from oarlock.files import ADAPTER_FILE
+from oarlock.models.adapter import AdapterFolder
+from oarlock.models.hub import local_folder
+
+# What decides over texts and ids, in a model folder and in an adapter folder alike.
+TEXT_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+    *("sentencepiece.*", "chat_template*"),
+)
+
+
+def is_adapter(name_or_path: str | Path) -> bool:
+    """Whether it is a folder that a LoRA, prefix or p-tuning run saved."""
+    return (Path(name_or_path) / ADAPTER_FILE).is_file()
+
+
+def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, allow_pickle: bool = False) -> Path:
+    """The folder of the base that an adapter records.
+
+    A relative path is looked for from the folder the program was started in, and from every folder above the
+    adapter's; whoever loads it compares its fingerprint.
+
+    Args:
+        way_out: how to say where the base is now, for the message.
+        with_weights, allow_pickle: see local_folder().
+
+    Raises:
+        ModelError: when it is not there. StoppedWithOthers where another rank says so.
+    """
+    name = adapter.base.name
+    places = [Path(name), *(parent / name for parent in adapter.folder.resolve().parents)]
+    found = next((place for place in places if (place / "config.json").is_file()), None) if name else None
+    if found is not None:
+        if found != places[0]:
+            say_once(f"{adapter.folder}: its base {name} is taken from {found}")
+        return local_folder(str(found), with_weights, allow_pickle)
+    try:
+        if name:
+            return local_folder(name, with_weights, allow_pickle)
+    except ModelError:
+        pass
+    raise ModelError(
+        f"{adapter.folder}: its base is recorded as {name!r}: there is no such folder, seen from here or from a folder "
+        f"above the adapter, and no model of that name that could be downloaded. {way_out}"
+    )
+
+
+def with_texts_of(adapter: Path, base: Path, into: Path) -> Path:
+    """A folder of links: the base with the tokenizer and the template that the adapter was trained with.
+
+    Returns:
+        it, or the base itself where the adapter has none of its own.
+    """
+    own = _texts(adapter)
+    if not own:
+        return base
+    folder = into / base.resolve().name
+    folder.mkdir()
+    texts_of_base = _texts(base)
+    for path in base.iterdir():
+        if path.is_file() and path.name not in texts_of_base:
+            (folder / path.name).symlink_to(path.resolve())
+    for name in own:
+        (folder / name).symlink_to((adapter / name).resolve())
+    return folder
+
+
+def _texts(folder: Path) -> set[str]:
+    return {path.name for pattern in TEXT_FILES for path in folder.glob(pattern) if path.is_file()}

@@ -1,0 +1,105 @@
+"""A run that begins with an adapter: named alone, its folder says base, method and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oarlock.config.load import is_default
+from oarlock.config.options import option_specs
+from oarlock.config.rules import cross_problems
+from oarlock.data.tokenizers import has_tokenizer
+from oarlock.environment import say
+from oarlock.errors import ConfigError
+from oarlock.models.adapter import AdapterFolder, open_adapter
+from oarlock.models.adapter_base import find_base, is_adapter
+
+if TYPE_CHECKING:
+    from oarlock.config.schema import FinetuneConfig
+
+_METHODS = ("lora", "qlora", "prefix_tuning", "p_tuning")
+
+
+def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> FinetuneConfig:
+    """The configuration with what an adapter folder says of itself, where the user did not say it.
+
+    `--model_name_or_path ADAPTER` alone is enough; with `--model_name_or_path BASE --adapter_name_or_path ADAPTER` the
+    base is the user's. Every rank has to call it.
+
+    Args:
+        origins: where each option is from (see LoadedConfig).
+
+    Raises:
+        ConfigError: when options contradict each other.
+        ModelError: when the adapter can't be read, or its base is not there.
+    """
+    named, given = config.model.model_name_or_path, config.method.adapter_name_or_path
+    alone = is_adapter(named)
+    if alone and given and Path(given).resolve() != Path(named).resolve():
+        raise ConfigError(
+            f"--model_name_or_path {named} is an adapter, and --adapter_name_or_path {given} another one: name the "
+            "base model, or leave the second flag out"
+        )
+    adapter = named if alone else given
+    if adapter is None:
+        return config
+    found = open_adapter(adapter)
+    options = _options(config, found)
+    changes = {name: value for name, value in options.items() if is_default(config, origins, name)}
+    if alone:
+        way_out = f"Name it: --model_name_or_path BASE --adapter_name_or_path {adapter}"
+        changes |= {"adapter_name_or_path": adapter, "model_name_or_path": str(find_base(found, way_out))}
+        if config.model.tokenizer_name_or_path is None and has_tokenizer(Path(adapter)):
+            changes["tokenizer_name_or_path"] = adapter
+        say(f"{adapter} is an adapter ({found.method}) of {changes['model_name_or_path']}: starting from both")
+    changed = _replaced(config, changes)
+    if problems := cross_problems(changed):
+        raise ConfigError(f"with the options of the adapter {adapter}: {'; '.join(problems)}")
+    return changed
+
+
+def _options(config: FinetuneConfig, adapter: AdapterFolder) -> dict[str, Any]:
+    """What the adapter's settings are as options; the method only where none was chosen."""
+    settings = adapter.settings
+    quantization = settings.get("quantization")
+    methods = {"lora": "qlora" if quantization else "lora", "prefix": "prefix_tuning"}
+    method = methods.get(adapter.method, adapter.method)
+    options: dict[str, Any] = {}
+    if not any(getattr(config.method, name) for name in _METHODS):
+        options[method] = True
+    if adapter.method == "lora":
+        options |= {
+            "r": settings.get("r"),
+            "lora_alpha": settings.get("alpha"),
+            "lora_dropout": settings.get("dropout"),
+            "lora_target_modules": ",".join(settings.get("targets") or ()) or None,
+            "rslora": settings.get("rslora"),
+            "lora_plus_scale": settings.get("plus_scale"),
+        }
+    elif adapter.method == "prefix":
+        options["num_prefix_tokens"] = settings.get("num_tokens")
+    elif adapter.method == "p_tuning":
+        options |= {
+            "num_virtual_tokens": settings.get("num_tokens"),
+            "p_tuning_encoder": settings.get("encoder"),
+            "p_tuning_hidden_size": settings.get("hidden_size"),
+        }
+    if quantization:
+        options |= {
+            "weight_quantize_algo": quantization.get("algorithm"),
+            "qlora_weight_blocksize": quantization.get("block_size"),
+            "qlora_weight_double_quant": quantization.get("double"),
+        }
+    optional = {name for name, spec in option_specs(type(config)).items() if spec.optional}
+    return {name: value for name, value in options.items() if value is not None or name in optional}
+
+
+def _replaced(config: FinetuneConfig, changes: Mapping[str, Any]) -> FinetuneConfig:
+    """The configuration with other values of some options."""
+    by_section: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        by_section.setdefault(option_specs(type(config))[name].section, {})[name] = value
+    sections = {section: replace(getattr(config, section), **values) for section, values in by_section.items()}
+    return replace(config, **sections)

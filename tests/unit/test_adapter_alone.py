@@ -1,0 +1,175 @@
+"""An adapter folder in the place of a model: its base is found and compared, its texts are its own; lengths that fit."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from helpers import flags, make_adapter, make_tiny_tokenizer
+from oarlock import cli_chat, cli_serve
+from oarlock.config import FinetuneConfig, PretrainConfig, load_config
+from oarlock.errors import ConfigError, ModelError
+from oarlock.models.adapter import Base, open_adapter
+from oarlock.models.adapter_base import find_base, is_adapter, with_texts_of
+from oarlock.models.hub import local_folder
+from oarlock.models.lora import LoRA
+from oarlock.models.pieces import INDEX
+from oarlock.models.prefix import Prefix
+from oarlock.models.tuned import open_tuned
+from oarlock.train.lengths import fit_lengths
+from oarlock.train.start_from_adapter import start_from_adapter
+
+TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+
+
+@pytest.fixture
+def place(tmp_path, tiny_model, monkeypatch) -> Path:
+    """models/a/base and out/lora (with a template of its own), as a run that was started here leaves them."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model, "models/a/base")
+    Path("out").mkdir()
+    make_adapter("models/a/base", Path("out/lora"), LoRA(r=3, alpha=5.0, targets=("q_proj",), rslora=True))
+    make_tiny_tokenizer("out/lora")
+    Path("out/lora/chat_template.jinja").write_text(TEMPLATE)
+    return tmp_path
+
+
+def loaded(*words: str, **options: object):
+    return load_config(FinetuneConfig, [*flags(do_train=1, **options), *words])
+
+
+def started(*words: str, **options: object) -> FinetuneConfig:
+    found = loaded(*words, **options)
+    return start_from_adapter(found.config, found.origins)
+
+
+def test_the_base_is_found_from_anywhere_and_asked_for_when_it_is_gone(place, monkeypatch, capsys):
+    adapter = open_adapter("out/lora")
+    assert find_base(adapter, "") == Path("models/a/base") and capsys.readouterr().out == ""
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    adapter = open_adapter("../out/lora")
+    assert find_base(adapter, "") == place / "models/a/base"
+    assert f"its base models/a/base is taken from {place / 'models/a/base'}" in capsys.readouterr().out
+    (place / "models").rename(place / "moved")
+    for program, way_out in (
+        (lambda: open_tuned("../out/lora"), "--base DIR"),
+        (lambda: started(model_name_or_path="../out/lora"), "--model_name_or_path BASE --adapter_name_or_path ../out/lora"),
+        (lambda: cli_chat._folders("../out/lora", None, place), "oarlock chat BASE --adapter ../out/lora"),
+    ):  # fmt: skip
+        with pytest.raises(
+            ModelError, match="its base is recorded as 'models/a/base': there is no such folder"
+        ) as error:
+            program()
+        assert str(error.value).endswith(f"Name it: {way_out}")
+    assert open_tuned("../out/lora", "../moved/a/base").template.source == TEMPLATE
+
+
+def test_the_options_are_the_adapters_where_they_are_not_given(place):
+    config = started(model_name_or_path="out/lora")
+    method, model = config.method, config.model
+    assert (method.lora, method.r, method.lora_alpha, method.lora_target_modules) == (True, 3, 5.0, "q_proj")
+    assert method.rslora and method.adapter_name_or_path == "out/lora"
+    assert (model.model_name_or_path, model.tokenizer_name_or_path) == ("models/a/base", "out/lora")
+    config = started(model_name_or_path="models/a/base", adapter_name_or_path="out/lora", r=8, lora_dropout=0.1)
+    assert (config.method.r, config.method.lora_alpha, config.method.lora_dropout) == (8, 5.0, 0.1)  # r: refused later
+    assert config.model.tokenizer_name_or_path is None
+    plain = loaded(model_name_or_path="models/a/base").config
+    assert start_from_adapter(plain, {}) is plain
+
+
+def test_what_does_not_go_together_is_refused(place):
+    make_adapter("models/a/base", Path("out/prefix"), Prefix(4))
+    with pytest.raises(ConfigError, match="--adapter_name_or_path out/prefix another one"):
+        started(model_name_or_path="out/lora", adapter_name_or_path="out/prefix")
+    with pytest.raises(ConfigError, match="with the options of the adapter out/prefix: --packing can't go with"):
+        started("--packing", model_name_or_path="out/prefix")
+    with pytest.raises(ModelError, match=r"it is an adapter folder .*`oarlock merge --adapter out/lora"):
+        local_folder("out/lora", with_weights=True)
+    with pytest.raises(ModelError, match="only LoRA adapters can be talked with"):
+        cli_chat._folders("out/prefix", None, place)
+
+
+def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
+    view, adapter = cli_chat._folders("out/lora", None, place)
+    assert adapter == Path("out/lora")
+    assert (Path(view) / "chat_template.jinja").read_text() == TEMPLATE
+    assert (Path(view) / "model.safetensors").samefile("models/a/base/model.safetensors")
+    assert Base.of("", Path(view)).fingerprint == Base.of("", Path("models/a/base")).fingerprint
+    assert with_texts_of(place, Path("models/a/base"), place) == Path("models/a/base")  # one without texts of its own
+    served = {}
+
+    def run(repository: Path, *_: object) -> int:
+        model = repository / "oarlock" / "1" / "model"
+        served["template"] = (model / "chat_template.jinja").read_text()
+        served["adapters"] = [path.name for path in (repository / "oarlock" / "1" / "adapters").iterdir()]
+        served["model"] = sorted(path.name for path in model.iterdir())
+        return 0
+
+    monkeypatch.setattr(cli_serve, "_run", run)
+    words = argparse.ArgumentParser()
+    commands = words.add_subparsers()
+    cli_serve.add_serve(commands, lambda commands, name, text, _: commands.add_parser(name))
+    assert cli_serve._serve(words.parse_args(["serve", "out/lora"])) == 0
+    assert served["template"] == TEMPLATE and served["adapters"] == ["lora"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(served["model"])
+    assert not any(path.name.startswith(".oarlock-serve") for path in Path("models/a").iterdir())
+
+
+def test_a_checkpoint_is_told_apart_from_an_adapter(place):
+    """The way from a checkpoint to an adapter is named where there is one."""
+    checkpoint = Path("out/checkpoint-1")
+    checkpoint.mkdir()
+    (checkpoint / INDEX).write_text("{}")
+    assert not is_adapter(checkpoint)
+    with pytest.raises(ModelError, match=r"adapter.json is missing$"):  # of a run that trained all weights
+        open_adapter(checkpoint)
+    shutil.copy("out/lora/adapter.json", checkpoint)
+    with pytest.raises(ModelError, match="`oarlock checkpoint consolidate out/checkpoint-1 ADAPTER`"):
+        open_adapter(checkpoint)
+
+
+def source(positions: int):
+    return SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions, seq_length=0))
+
+
+@pytest.mark.parametrize(
+    ("positions", "options", "before", "expected"),
+    [
+        (2048, {}, 0, (128, 160)),
+        (288, {}, 0, (128, 160)),
+        (256, {}, 0, (113, 143)),
+        (256, {}, 64, (85, 107)),
+        (256, {"src_length": 200}, 0, (200, 56)),
+        (256, {"tgt_length": 250}, 0, (6, 250)),
+        (256, {"src_length": 10}, 0, (10, 160)),
+        (256, {"src_length": 255}, 0, (255, 160)),  # no room for an answer: refused by check_lengths
+        (256, {"src_length": 128, "tgt_length": 160}, 0, (128, 160)),  # given, though they are the defaults
+        (256, {"p_tuning": 1, "num_virtual_tokens": 16}, 0, (106, 134)),
+        (0, {}, 0, (128, 160)),
+    ],
+)
+def test_default_lengths_are_cut_to_the_context(positions, options, before, expected):
+    found, model = loaded(**options), source(positions)
+    config = fit_lengths(found.config, model, found.origins, before)
+    data = config.data
+    assert (data.src_length, data.tgt_length) == expected
+    assert (config == found.config) == (model.config.seq_length == 0)
+    if model.config.seq_length:
+        assert model.config.seq_length == positions - before
+
+
+def test_a_corpus_is_cut_to_the_context_too():
+    found = load_config(PretrainConfig, ["--do_train"])
+    assert fit_lengths(found.config, source(512), found.origins).data.max_seq_length == 512
+    assert fit_lengths(found.config, source(4096), found.origins) is found.config
+    given = load_config(PretrainConfig, ["--do_train", "--max_seq_length", "1024"])
+    assert fit_lengths(given.config, source(512), given.origins) is given.config
+    # Where nobody knows where the values are from, one that is not the default was given.
+    other = replace(found.config, data=replace(found.config.data, max_seq_length=600))
+    assert fit_lengths(other, source(512), {}) is other
