@@ -27,10 +27,10 @@ def text(tmp_path) -> Path:
 
 
 def documents(prefix: Path) -> list[list[int]]:
-    from oarlock.data.corpus import Corpus
+    from paddlenlp.data.indexed_dataset import MMapIndexedDataset
 
-    corpus = Corpus.open(str(prefix))
-    return [corpus.reader[i].tolist() for i in range(corpus.num_documents)]
+    data = MMapIndexedDataset(str(prefix), skip_warmup=True)
+    return [data[i].tolist() for i in range(len(data))]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
