@@ -193,6 +193,39 @@ def test_ranks_of_tiktoken(tmp_path):
     assert ours("<|begin_of_text|>Hell<|end|>")["input_ids"] == [260, 258, 262]
 
 
+def test_chat_templates_come_along_however_they_lie(tmp_path):
+    folder = folder_of(tmp_path, "qwen2")
+    load_tokenizer(str(folder / "tokenizer.json")).save_pretrained(tmp_path / "a")
+    first = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())
+    assert first["chat_template"] == json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    assert "added_tokens_decoder" not in first and first["eos_token"] == "<|im_end|>"
+    (folder / "chat_templates").mkdir()
+    for name in ("chat_template.jinja", "chat_templates/tool_use.jinja"):
+        (folder / name).write_text(f"{{{{ 'from {name}' }}}}")
+    load_tokenizer(str(folder)).save_pretrained(tmp_path / "b")
+    assert (tmp_path / "b" / "chat_template.jinja").read_text() == "{{ 'from chat_template.jinja' }}"
+    assert (tmp_path / "b" / "chat_templates" / "tool_use.jinja").is_file()
+
+
+def test_a_name_on_a_hub_goes_by_the_same_rule(tmp_path, monkeypatch):
+    import paddlenlp.utils.download
+
+    folder = folder_of(tmp_path, "qwen2")
+    asked: list[str] = []
+
+    def fetch(name, files):
+        asked.extend(files)
+        return str(folder / files[0]) if name == "Qwen/mine" and (folder / files[0]).is_file() else None
+
+    monkeypatch.setattr(paddlenlp.utils.download, "resolve_file_path", fetch)
+    assert load_tokenizer("Qwen/mine").name_or_path == str(folder)
+    assert "tokenizer.json" in asked and "tokenizer.model" not in asked
+    with pytest.raises(ModelError, match="no hub has a tokenizer under this name"):
+        load_tokenizer("Qwen/other")
+    with pytest.raises(ModelError, match="no such folder"):
+        load_tokenizer("./nowhere")
+
+
 def test_only_chatglm_and_glm_are_left_to_paddlenlp(tmp_path):
     model = sentencepiece_model(tmp_path / "x", "bpe", user_defined_symbols=[])
     (tmp_path / "x" / "tokenizer_config.json").write_text('{"tokenizer_class": "ChatGLMv2Tokenizer"}')

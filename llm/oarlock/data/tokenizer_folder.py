@@ -118,7 +118,15 @@ def read_tokenizer(folder: Path) -> FastTokenizer:
         _check_begin_and_end(backend, path, told, special)
     if "eos_token" not in told and "eos_token" not in special:
         special |= _end_of_the_model(folder, backend)
-    return FastTokenizer(backend, config, special, str(folder))
+    return FastTokenizer(backend, config, special, str(folder), _template_files(folder))
+
+
+def _template_files(folder: Path) -> dict[str, str]:
+    found = [folder / "chat_template.jinja", *sorted(folder.glob("chat_templates/*.jinja"))]
+    try:
+        return {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in found if path.is_file()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{folder}: a chat template can't be read: {error}") from error
 
 
 def _class_of(folder: Path, config: Mapping[str, Any]) -> str:

@@ -41,7 +41,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def load_tokenizer(name_or_path: str) -> FastTokenizer | PretrainedTokenizerBase:
-    """A tokenizer from a folder or a hub name.
+    """A tokenizer from a folder (or the tokenizer.json in it) or a hub name.
 
     The ids are those of the folder's tokenizer.json (see oarlock.data.tokenizer_folder); a class of PaddleNLP is taken
     for what no tokenizer.json expresses (ChatGLM, GLM).
@@ -50,6 +50,7 @@ def load_tokenizer(name_or_path: str) -> FastTokenizer | PretrainedTokenizerBase
         ModelError: naming the folder and the files it lacks or that can't be read, or the hub name that was not found.
     """
     folder = Path(name_or_path).expanduser()
+    folder = folder.parent if folder.name == "tokenizer.json" and folder.is_file() else folder
     if not folder.is_dir():
         folder = _from_hub(name_or_path)
     config = read_json_object(folder / "tokenizer_config.json")
