@@ -73,7 +73,11 @@ class Matrix:
             root / "unigram", "unigram", normalization_rule_name="nmt_nfkc", byte_fallback=False, vocab_size=400
         )
         bare = sentencepiece_model(root / "bare", "bpe", add_dummy_prefix=False, remove_extra_whitespaces=True)
+        ids = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3, "pad_piece": "<pad>", "bos_piece": "<bos>"}
+        ids |= {"eos_piece": "<eos>", "user_defined_symbols": ["<mask>", "<|im_start|>", "<|im_end|>"]}
+        gemma = sentencepiece_model(root / "gemma pieces", "bpe", add_dummy_prefix=False, **ids)
         for name, source, family, config in (
+            ("gemma", gemma, "gemma", {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True}),
             ("llama", model, "llama", {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}),
             ("old llama", model, "llama", {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_eos_token": True}),
             (
@@ -118,7 +122,7 @@ VOCABULARIES = [
     *(f"vocab and merges of a {family}" for family in ("qwen2", "gpt2", "opt", "gptj")),
     *(
         f"pieces: {name}"
-        for name in ("llama", "old llama", "mistral", "class of nobody", "no prefix", "unigram", "renamed")
+        for name in ("gemma", "llama", "old llama", "mistral", "class of nobody", "no prefix", "unigram", "renamed")
     ),
     *(f"mistral {number}" for number in (1, 2, 3, 4)),
 ]
