@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from oarlock.data.marked_text import MarkedText
 from oarlock.data.tokenizers import encode_marked, load_encoder, load_tokenizer, tokenizer_fingerprint
@@ -191,6 +193,43 @@ def test_ranks_of_tiktoken(tmp_path):
         assert ours(text)["input_ids"] == theirs.encode(text)
         assert ours.decode(theirs.encode(text)) == text
     assert ours("<|begin_of_text|>Hell<|end|>")["input_ids"] == [260, 258, 262]
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 10**12) | st.text(max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["content", "3", "id", "a"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+_KEYS = (
+    "added_tokens_decoder",
+    "eos_token",
+    "extra_special_tokens",
+    "additional_special_tokens",
+    "tokenizer_class",
+    "model_input_names",
+)
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory) -> Path:
+    return folder_of(tmp_path_factory.mktemp("plain"), "gpt2")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(file=st.sampled_from(["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]),
+       content=st.dictionaries(st.sampled_from(_KEYS), _JSON, max_size=3))  # fmt: skip
+def test_configurations_of_any_form_are_read_or_refused_by_name(plain_folder, file, content):
+    path = plain_folder / file
+    path.write_text(json.dumps(content))
+    try:
+        found = load_tokenizer(str(plain_folder))
+        assert found.encode("Hello") and found.decode(found.encode("Hello"))
+    except ModelError as error:
+        assert str(plain_folder) in str(error)
+    finally:
+        path.unlink()
 
 
 def test_chat_templates_come_along_however_they_lie(tmp_path):

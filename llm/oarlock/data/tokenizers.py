@@ -17,6 +17,7 @@ from oarlock.data.marked_slow import encode_marked_slowly, slow_ids, slow_patter
 from oarlock.data.marked_text import MarkedText
 from oarlock.data.tokenizer_folder import needs_paddlenlp, read_tokenizer
 from oarlock.data.tokenizer_identity import ids_fingerprint
+from oarlock.data.tokenizer_json import first_line
 from oarlock.errors import ModelError
 from oarlock.files import file_sha256, read_json_object
 
@@ -74,7 +75,7 @@ def _from_hub(name: str) -> Path:
         except Exception as error:  # the hub clients raise everything from OSError to their own classes
             raise ModelError(
                 f"tokenizer {name}: can't be loaded from this name (no such folder here, and no hub gave it): "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
 
     found = fetch(*_HUB_FILES)
@@ -91,11 +92,7 @@ def _of_paddlenlp(folder: str) -> PretrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:
-        raise ModelError(f"tokenizer {folder}: can't be loaded from this folder: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"tokenizer {folder}: can't be loaded from this folder: {first_line(error)}") from error
 
 
 def batch_encode(tokenizer: FastTokenizer | PretrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
