@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "llm"), str(ROOT / "tests")]
@@ -20,6 +21,10 @@ products.use(products.best())
 
 from helpers import make_tiny_config, make_tiny_model, make_tiny_tokenizer  # noqa: E402
 from oarlock.data.build_corpus import BuildOptions, build_corpus  # noqa: E402
+
+# How long an example takes decides no test.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ from helpers import LLM
 
 KEY = "a-key-for-the-tests"
 QUESTION = "Repeat the words: river window"
-LONG = {"ignore_eos": True, "max_tokens": 3000}  # some seconds
+# An answer that no machine gets to the end of while a test looks: the tests end it.
+CONTEXT = 1 << 17
+ENDLESS = {"ignore_eos": True, "max_tokens": 120_000}
+GUARD_S = 600  # against a test that hangs; nothing is decided by it
 TOKENS = 12
 
 
@@ -64,14 +68,14 @@ class Server:
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8")
 
-    def wait_ready(self, seconds: float = 120) -> None:
+    def wait_ready(self, seconds: float = GUARD_S) -> None:
         deadline = time.monotonic() + seconds
         while "oarlock: ready after" not in self.said():
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.1)
 
-    def post(self, path: str, content: Any, timeout: float = 60) -> Any:
+    def post(self, path: str, content: Any, timeout: float = GUARD_S) -> Any:
         request = urllib.request.Request(f"{self.rest_url}{path}", json.dumps(content).encode(), method="POST")
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             body = answer.read()
@@ -80,26 +84,19 @@ class Server:
     def generate(self, **fields: Any) -> Any:
         return self.post("/v2/models/oarlock/generate", fields)
 
-    def metric(self, name: str) -> float:
+    def metric(self, name: str, **labels: str) -> float:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
+        words = [f'{label}="{value}"' for label, value in labels.items()]
+        found = [line for line in lines if line.startswith(name + "{") and all(word in line for word in words)]
+        return sum(float(line.split()[-1]) for line in found)
 
-    def wait_open(self, count: int, seconds: float = 60) -> None:
+    def wait_open(self, count: int, seconds: float = GUARD_S) -> None:
         """Until so many requests are open."""
         deadline = time.monotonic() + seconds
         while (found := self.metric("oarlock_open_requests")) != count:
             assert time.monotonic() < deadline, f"{found} requests are open, not {count}"
             time.sleep(0.02)
-
-    def wait_idle(self, seconds: float = 60) -> None:
-        time.sleep(0.3)  # the metric is that old at most
-        self.wait_open(0, seconds)
-
-    def tokens_when_idle(self) -> float:
-        """Those of all answers so far, when none is open."""
-        self.wait_idle()
-        return self.metric("oarlock_answered_tokens")
 
     def processes(self) -> list[int]:
         """All below the first."""
@@ -112,9 +109,19 @@ class Server:
             found += level
         return found
 
-    def stop(self, number: int = signal.SIGTERM, seconds: float = 60) -> int:
+    def stop(self, number: int = signal.SIGTERM, seconds: float = GUARD_S) -> int:
         self.process.send_signal(number)
         return self.process.wait(seconds)
+
+    @contextlib.contextmanager
+    def asked(self, port: int, path: str, content: Any) -> Iterator[None]:
+        """A plain request whose client waits for its answer in here, and goes away afterwards."""
+        body = json.dumps(content).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(head.encode() + body)
+            yield
 
     def memory(self) -> list[str]:
         return [path.name for path in Path("/dev/shm").glob(f"oarlock-serve-{self.process.pid}-*")]
@@ -130,7 +137,7 @@ def listening(port: int) -> set[str]:
     }
 
 
-def gone(pids: list[int], seconds: float) -> bool:
+def gone(pids: list[int], seconds: float = GUARD_S) -> bool:
     """Whether none of these processes runs any more, within some time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -188,7 +195,7 @@ class GrpcStream:
     def ask(self, model, inputs):
         self.client.async_stream_infer(model, inputs, enable_empty_final_response=True)
         while True:
-            result = self.results.get(timeout=60)
+            result = self.results.get(timeout=GUARD_S)
             if isinstance(result, Exception):
                 raise result
             response = result.get_response()

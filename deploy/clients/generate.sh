@@ -3,13 +3,14 @@
 set -euo pipefail
 URL=${URL:-http://127.0.0.1:8000}
 MODEL=${MODEL:-oarlock}
-MAX_TOKENS=${MAX_TOKENS:-64}
+MAX_TOKENS=${MAX_TOKENS:-} # of the answer; none: what the context leaves
 TEMPERATURE=${TEMPERATURE:-0}
 PYTHON=${PYTHON:-python3}
 question=${1:?"usage: bash generate.sh QUESTION"}
 
 body=$("$PYTHON" -c 'import json, sys
-print(json.dumps({"text_input": sys.argv[1], "chat": True, "stream": True, "max_tokens": int(sys.argv[2]), "temperature": float(sys.argv[3])}))' \
+print(json.dumps({"text_input": sys.argv[1], "chat": True, "stream": True, "temperature": float(sys.argv[3])}
+                 | ({"max_tokens": int(sys.argv[2])} if sys.argv[2] else {})))' \
   "$question" "$MAX_TOKENS" "$TEMPERATURE")
 curl --silent --show-error --fail-with-body --no-buffer --header "Content-Type: application/json" --data-binary "$body" \
   "$URL/v2/models/$MODEL/generate_stream" | "$PYTHON" -c 'import json, sys

@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--url", default="127.0.0.1:8001")
     parser.add_argument("--model", default="oarlock")
     parser.add_argument("--adapter", default="", help="a LoRA adapter that is served beside the model")
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, help="longest answer (default: what the context leaves)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
     parser.add_argument("--stream", action="store_true", help="print the answer as it comes")
     arguments = parser.parse_args()
@@ -37,9 +37,10 @@ def main() -> int:
         tensor("text_input", "BYTES", arguments.question.encode()),
         tensor("chat", "BOOL", True),  # put into the model's chat template
         tensor("stream", "BOOL", arguments.stream),
-        tensor("max_tokens", "INT32", arguments.max_tokens),
         tensor("temperature", "FP32", arguments.temperature),
     ]
+    if arguments.max_tokens is not None:
+        inputs.append(tensor("max_tokens", "INT32", arguments.max_tokens))
     if arguments.adapter:
         inputs.append(tensor("adapter", "BYTES", arguments.adapter.encode()))
     answers: queue.Queue[tuple[triton.InferResult | None, Exception | None]] = queue.Queue()

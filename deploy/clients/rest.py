@@ -20,17 +20,18 @@ def main() -> int:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--model", default="oarlock")
     parser.add_argument("--adapter", default="", help="a LoRA adapter that is served beside the model")
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, help="longest answer (default: what the context leaves)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
     parser.add_argument("--stream", action="store_true", help="print the answer as it comes")
     arguments = parser.parse_args()
     body = {
         "text_input": arguments.question,
         "chat": True,  # put into the model's chat template
-        "max_tokens": arguments.max_tokens,
         "temperature": arguments.temperature,
         "stream": arguments.stream,
     }
+    if arguments.max_tokens is not None:
+        body["max_tokens"] = arguments.max_tokens
     if arguments.adapter:
         body["adapter"] = arguments.adapter
     way = "generate_stream" if arguments.stream else "generate"

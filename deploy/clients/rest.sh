@@ -3,14 +3,15 @@
 set -euo pipefail
 URL=${URL:-http://127.0.0.1:8000}
 MODEL=${MODEL:-oarlock}
-MAX_TOKENS=${MAX_TOKENS:-64}
+MAX_TOKENS=${MAX_TOKENS:-} # of the answer; none: what the context leaves
 TEMPERATURE=${TEMPERATURE:-0}
 PYTHON=${PYTHON:-python3}
 question=${1:?"usage: bash rest.sh QUESTION"}
 
 # Python writes and reads the JSON: quotes and line breaks in a question have to be escaped.
 body=$("$PYTHON" -c 'import json, sys
-print(json.dumps({"text_input": sys.argv[1], "chat": True, "max_tokens": int(sys.argv[2]), "temperature": float(sys.argv[3])}))' \
+print(json.dumps({"text_input": sys.argv[1], "chat": True, "temperature": float(sys.argv[3])}
+                 | ({"max_tokens": int(sys.argv[2])} if sys.argv[2] else {})))' \
   "$question" "$MAX_TOKENS" "$TEMPERATURE")
 curl --silent --show-error --fail-with-body --header "Content-Type: application/json" --data-binary "$body" \
   "$URL/v2/models/$MODEL/generate" | "$PYTHON" -c 'import json, sys

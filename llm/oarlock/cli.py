@@ -129,6 +129,8 @@ def _add_record_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--src-length", type=int, default=128, help="as in finetune_generation.py (default: 128)")
     parser.add_argument("--tgt-length", type=int, default=160, help="as in finetune_generation.py (default: 160)")
     parser.add_argument("--chat-template", default="auto", help="as in finetune_generation.py (default: auto)")
+    parser.add_argument("--chat-template-name", metavar="NAME", help="as in finetune_generation.py")
+    parser.add_argument("--parse-special-tokens", action="store_true", help="as in finetune_generation.py")
     parser.add_argument("--data-format", default="auto", choices=forms, help="form of the records (default: auto)")
     parser.add_argument(
         "--columns", metavar="F=C,...", help="as in finetune_generation.py: prompt=question,response=answer"
@@ -142,6 +144,8 @@ def _record_section(arguments: argparse.Namespace, **more: Any) -> FinetuneDataS
         src_length=arguments.src_length,
         tgt_length=arguments.tgt_length,
         chat_template=arguments.chat_template,
+        chat_template_name=arguments.chat_template_name,
+        parse_special_tokens=arguments.parse_special_tokens,
         data_format=arguments.data_format,
         columns=arguments.columns,
         instruction_generation=arguments.instruction_generation,

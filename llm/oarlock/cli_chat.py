@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from oarlock.environment import import_paddle
 from oarlock.errors import EXIT_FAILED, ConfigError, OarlockError, report
+from oarlock.files import holds_adapter
 
 if TYPE_CHECKING:
     from oarlock.serve.chat import Chat
@@ -26,28 +27,32 @@ def add_chat(commands: Any, command: Adder) -> None:
     chat.add_argument("model", metavar="DIR", help="model folder, or adapter folder")
     chat.add_argument("--adapter", metavar="DIR", help="LoRA adapter beside the model")
     chat.add_argument("--system", default="", metavar="TEXT", help="stands before the conversation")
-    chat.add_argument("--temperature", type=float, default=0.0, help="0 for the likeliest tokens (default: 0)")
-    chat.add_argument(
-        "--top-p", type=float, default=1.0, help="mass of the likeliest tokens to choose from (default: 1)"
-    )
-    chat.add_argument("--top-k", type=int, default=0, help="number of the likeliest tokens, 0 for all (default: 0)")
-    chat.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 against repetitions (default: 1)")
+    own = "default: the model's generation_config.json, else"
+    chat.add_argument("--temperature", type=float, help=f"0 for the likeliest tokens ({own} 0)")
+    chat.add_argument("--top-p", type=float, help=f"mass of the likeliest tokens to choose from ({own} 1)")
+    chat.add_argument("--top-k", type=int, help=f"number of the likeliest tokens, 0 for all ({own} 0)")
+    chat.add_argument("--repetition-penalty", type=float, help=f"above 1 against repetitions ({own} 1)")
     chat.add_argument("--seed", type=int, help="of the choice of tokens")
     chat.add_argument("--max-tokens", type=int, help="longest answer (default: what the model's context leaves)")
+    chat.add_argument(
+        "--parse-special-tokens",
+        action="store_true",
+        help="the spelling of a special token in what you write is that token (default: it is text)",
+    )
     chat.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends an answer (repeatable)")
 
 
 def _chat(arguments: argparse.Namespace) -> int:
     from oarlock.serve.requests import Limits, RequestRefused, Sampling
 
+    names = ("temperature", "top_p", "top_k", "repetition_penalty")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     sampling = Sampling(
         max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        top_k=arguments.top_k,
-        repetition_penalty=arguments.repetition_penalty,
         seed=arguments.seed,
         stop=tuple(arguments.stop),
+        given=frozenset(given),
+        **given,
     )
     try:
         sampling.check()
@@ -63,7 +68,10 @@ def _chat(arguments: argparse.Namespace) -> int:
     ):
         model, adapter = _folders(arguments.model, arguments.adapter, Path(place))
         engine = Engine.load(
-            model, {"chat": adapter} if adapter else {}, Limits(max_tokens=2**31, seconds=float("inf"))
+            model,
+            {"chat": adapter} if adapter else {},
+            Limits(max_tokens=2**31, seconds=float("inf")),
+            "all" if arguments.parse_special_tokens else "prompts",
         )
     try:
         return talk(Chat(engine, sampling, arguments.system, "chat" if adapter else None))
@@ -74,9 +82,9 @@ def _chat(arguments: argparse.Namespace) -> int:
 def _folders(model: str, adapter: str | None, place: Path) -> tuple[str, Path | None]:
     """Model and adapter; of an adapter folder alone, the base it was trained on with the adapter's own template."""
     from oarlock.models.adapter import open_lora
-    from oarlock.models.adapter_base import find_base, is_adapter, with_texts_of
+    from oarlock.models.adapter_base import find_base, with_texts_of
 
-    if adapter is None and is_adapter(model):
+    if adapter is None and holds_adapter(model):
         found = open_lora(model, "talked with")
         base = find_base(found, f"Name it: oarlock chat BASE --adapter {model}")
         return str(with_texts_of(found.folder, base, place)), found.folder

@@ -9,14 +9,14 @@ import pytest
 
 from helpers import make_adapter, make_tiny_model
 from oarlock.export.triton import export_triton
-from serving import KEY, GrpcStream, Server
+from serving import CONTEXT, ENDLESS, GUARD_S, KEY, GrpcStream, Server
 
 
 @pytest.fixture(scope="session")
 def served_model(tmp_path_factory):
-    """A random model of many layers with a long context, so that an answer can take a while."""
+    """A random model of many layers with a long context, so that an answer can be endless."""
     return make_tiny_model(
-        tmp_path_factory.mktemp("served") / "model", max_position_embeddings=4096, num_hidden_layers=12
+        tmp_path_factory.mktemp("served") / "model", max_position_embeddings=CONTEXT, num_hidden_layers=12
     )
 
 
@@ -36,8 +36,9 @@ def repository(served_model, served_adapter, tmp_path_factory):
 def server(repository, tmp_path_factory):
     place = tmp_path_factory.mktemp("server")
     (place / "keys").write_text(f"# for the tests\nanother\n{KEY}\n")
-    words = ("--api-key-file", str(place / "keys"), "--max-batch", "4", "--max-queue", "40", "--max-body", "100000")
-    running = Server(repository, place / "log", words)
+    words = ["--api-key-file", str(place / "keys"), "--max-batch", "4", "--max-queue", "40", "--max-body", "100000"]
+    words += ["--max-tokens", str(ENDLESS["max_tokens"]), "--drain-seconds", str(GUARD_S)]
+    running = Server(repository, place / "log", tuple(words))
     try:
         running.wait_ready()
         yield running
@@ -49,7 +50,7 @@ def server(repository, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def client(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=GUARD_S)
 
 
 @pytest.fixture(scope="session")

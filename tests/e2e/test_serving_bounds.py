@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import os
 import queue
 import subprocess
 import sys
 import time
 import urllib.error
+from pathlib import Path
 
 import grpc
 import httpx
@@ -20,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from serving import KEY, LONG, GrpcStream, chat_tensors, tensor
+from serving import ENDLESS, GUARD_S, KEY, GrpcStream, chat_tensors, tensor
 
 NAMES = [
     "text_input",
@@ -89,7 +92,7 @@ def test_any_tensors_are_refused_as_invalid(server):
     def ask_once(request):
         request.model_name = "oarlock_infer"
         try:
-            stub.ModelInfer(request, timeout=30)
+            stub.ModelInfer(request, timeout=GUARD_S)
             counts["answered"] += 1
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, (error.code(), error.details())
@@ -99,7 +102,7 @@ def test_any_tensors_are_refused_as_invalid(server):
         """A stream's errors are messages; the model puts its code first when it is asked by a relay."""
         request.model_name = model
         request.parameters["oarlock_relayed"].string_param = "fuzz"
-        errors = [answer.error_message for answer in stub.ModelStreamInfer(iter([request]), timeout=30)]
+        errors = [answer.error_message for answer in stub.ModelStreamInfer(iter([request]), timeout=GUARD_S)]
         counts["refused" if any(errors) else "answered"] += 1
         for message in filter(None, errors):
             of_triton = ("string data", "unexpected", "expected", "shape", "byte size", "data-type", "datatype", "must")
@@ -122,7 +125,9 @@ def test_any_tensors_are_refused_as_invalid(server):
                  b'{"text": "x", "max_dec_len": 99999999999}', b'{"text": "x", "temperature": NaN}', b"[" * 5000):  # fmt: skip
         broken = service_pb2.ModelInferRequest(raw_input_contents=[len(text).to_bytes(4, "little") + text])
         broken.inputs.add(name="IN", datatype="BYTES", shape=[1])
-        (made,) = [a.error_message for a in stub.ModelStreamInfer(iter([_named(broken, "oarlock_json")]), timeout=30)]
+        (made,) = [
+            a.error_message for a in stub.ModelStreamInfer(iter([_named(broken, "oarlock_json")]), timeout=GUARD_S)
+        ]
         assert made, text
     channel.close()
     assert counts["refused"] > 100 and counts["answered"] > 0, counts
@@ -141,7 +146,11 @@ def test_invalid_requests_name_what_is_wrong(server):
         ({}, "give one of text_input, messages and input_ids; got none"),
         ({"text_input": "x", "messages": "[]"}, "got text_input, messages"),
         ({"messages": "{"}, "messages: not JSON"),
-        ({"messages": "[5]"}, 'messages[0] has to be {"role"'),
+        ({"messages": "[5]"}, 'messages[0] has to be an object {"role"'),
+        ({"messages": '[{"role": "critic", "content": "a"}]'}, "'messages[0].role' is 'critic'"),
+        ({"messages": '[{"role": "user", "content": "a", "refusal": "b"}]'}, "messages[0].refusal: "),
+        ({"messages": '[{"role": "user", "content": "a"}]', "tools": "{"}, "tools: not JSON"),
+        ({"text_input": "x", "tools": "[]"}, "tools go with messages"),
         ({"text_input": "x", "adapter": "nobody"}, "there is no adapter 'nobody'"),
         ({"text_input": "x", "temperature": -1}, "temperature has to be from 0"),
         ({"text_input": "x", "stop": ["a"] * 17}, "stop: at most 16 texts"),
@@ -156,85 +165,97 @@ def test_schemathesis(server, tmp_path):
     """Every route of the OpenAPI description, with what fits it and what does not: nothing but what is described."""
     done = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "-H", f"Authorization: Bearer {KEY}",
-         "--max-examples", "25", "--phases", "examples,coverage,fuzzing", "--seed", "1", "--request-timeout", "30", "--generation-database", "none",
+         "--max-examples", "25", "--phases", "examples,coverage,fuzzing", "--seed", "1", "--request-timeout", str(GUARD_S), "--generation-database", "none",
          "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"],
-        capture_output=True, text=True, timeout=170, check=False, cwd=tmp_path,
+        capture_output=True, text=True, timeout=GUARD_S, check=False, cwd=tmp_path,
+        env={**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(Path(__file__).parent)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert httpx.get(f"{server.url}/health").status_code == 200 and "Traceback" not in server.said()
 
 
 def test_a_client_that_goes_away_frees_its_place(server, client):
-    """A place that is not freed makes all of its 3000 tokens."""
-
-    counts = [server.tokens_when_idle()]
+    """By every way in. The answers have no end, so that a place that is not freed stays taken."""
+    server.wait_open(0)
     stream = client.completions.create(
-        model="oarlock", prompt="x", stream=True, max_tokens=3000, temperature=0, extra_body={"ignore_eos": True}
+        model="oarlock", prompt="x", stream=True, max_tokens=ENDLESS["max_tokens"], extra_body={"ignore_eos": True}
     )
     next(iter(stream))
     server.wait_open(1)
     stream.close()
-    counts.append(server.tokens_when_idle())
+    server.wait_open(0)
 
-    with contextlib.suppress(httpx.TimeoutException):  # one that waits for the whole answer
-        httpx.post(
-            f"{server.url}/v1/completions",
-            headers={"Authorization": f"Bearer {KEY}"},
-            json={"model": "oarlock", "prompt": "x", **LONG},
-            timeout=0.5,
-        )
-        raise AssertionError("the model is too quick for this test")
-    counts.append(server.tokens_when_idle())
+    with server.asked(server.openai, "/v1/completions", {"model": "oarlock", "prompt": "x", **ENDLESS}):
+        server.wait_open(1)  # one that waits for the whole answer
+    server.wait_open(0)
 
-    over_grpc = GrpcStream(server)
-    next(over_grpc.ask("oarlock", chat_tensors("x", 3000, stream=True, ignore_eos=True)))
-    over_grpc.close()
-    counts.append(server.tokens_when_idle())
+    tensors = chat_tensors("x", ENDLESS["max_tokens"], ignore_eos=True)
+    form = json.dumps({"text": "x", "max_dec_len": ENDLESS["max_tokens"], "min_dec_len": ENDLESS["max_tokens"]})
+    for model, inputs in (
+        ("oarlock", [*tensors, tensor("stream", [True], "BOOL")]),
+        # Through the model beside it, where Triton has no cancellation of its own.
+        ("oarlock_json", [tensor("IN", [form], "BYTES")]),
+    ):
+        over_grpc = GrpcStream(server)
+        next(over_grpc.ask(model, inputs))
+        server.wait_open(1)
+        over_grpc.close()
+        server.wait_open(0)
 
-    over_grpc = GrpcStream(server)  # through the model beside it, where Triton has no cancellation of its own
-    form = json.dumps({"text": "x", "max_dec_len": 3000, "min_dec_len": 3000})
-    next(over_grpc.ask("oarlock_json", [tensor("IN", [form], "BYTES")]))
-    over_grpc.close()
-    counts.append(server.tokens_when_idle())
+    with InferenceServerClient(server.grpc_url) as waiting:  # for the whole answer
+        call = waiting.async_infer("oarlock_infer", tensors, lambda result, error: None)
+        server.wait_open(1)
+        call.cancel()
+    server.wait_open(0)
 
-    with pytest.raises(InferenceServerException, match="Deadline"):  # one that waits for the whole answer
-        waiting = InferenceServerClient(server.grpc_url)
-        waiting.infer("oarlock_infer", chat_tensors("x", 3000, ignore_eos=True), client_timeout=0.5)
-    counts.append(server.tokens_when_idle())
-
-    content = {"text_input": "x", "stream": True, **LONG}
-    with httpx.stream("POST", f"{server.rest_url}/v2/models/oarlock/generate_stream", json=content) as answer:
-        next(answer.iter_lines())
-    counts.append(server.tokens_when_idle())
-    assert (np.diff(counts) < 3000).all(), counts
+    content = {"text_input": "x", "stream": True, **ENDLESS}
+    with server.asked(server.rest, "/v2/models/oarlock/generate_stream", content):
+        server.wait_open(1)
+    server.wait_open(0)
 
 
 def test_triton_does_not_see_that_the_client_of_a_plain_rest_request_goes_away(server):
-    """https://github.com/triton-inference-server/server/issues/7077; docs/serving.md says so."""
-    before = server.tokens_when_idle()
-    with contextlib.suppress(TimeoutError):
-        server.post("/v2/models/oarlock/generate", {"text_input": "x", **LONG}, timeout=0.5)
-        raise AssertionError("the model is too quick for this test")
-    assert server.tokens_when_idle() - before == 3000
+    """https://github.com/triton-inference-server/server/issues/7077; docs/serving.md says so.
+
+    The request waits behind four that have all places, so that its client is gone before it is begun.
+    """
+    server.wait_open(0)
+    success = functools.partial(server.metric, "nv_inference_request_success", model="oarlock")
+    in_front = GrpcStream(server)
+    tensors = chat_tensors("x", ENDLESS["max_tokens"], stream=True, ignore_eos=True)
+    for _ in range(4):
+        in_front.client.async_stream_infer("oarlock", tensors)
+    server.wait_open(4)
+    before = success()
+    with server.asked(
+        server.rest, "/v2/models/oarlock/generate", {"text_input": "x", "max_tokens": 50, "ignore_eos": True}
+    ):
+        server.wait_open(5)
+    in_front.close()
+    server.wait_open(0)
+    assert success() - before == 1
 
 
 def test_a_full_queue_says_so(server, client):
-    """4 places and a queue of 40."""
+    """4 places and a queue of 40, all taken by answers without an end."""
+    server.wait_open(0)
     streams = [GrpcStream(server) for _ in range(2)]
+    tensors = chat_tensors("x", ENDLESS["max_tokens"], stream=True, ignore_eos=True)
     refused = 0
     try:
         for i in range(50):
-            streams[i % 2].client.async_stream_infer("oarlock", chat_tensors("x", 3000, stream=True, ignore_eos=True))
-        deadline = time.monotonic() + 60
+            streams[i % 2].client.async_stream_infer("oarlock", tensors)
+        deadline = time.monotonic() + GUARD_S
         while refused < 6 and time.monotonic() < deadline:
             for made in streams:
                 with contextlib.suppress(queue.Empty):
                     refused += isinstance(made.results.get(timeout=0.02), InferenceServerException)
         assert refused == 6
+        server.wait_open(44)
         with pytest.raises(openai.APIStatusError, match="requests wait already") as busy:
             client.completions.create(model="oarlock", prompt="x")
         assert busy.value.status_code == 503
     finally:
         for made in streams:
             made.close()
-    server.wait_idle()
+    server.wait_open(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ import tritonclient.grpc as grpcclient
 from helpers import ROOT
 from oarlock.export.manifest import read_manifest
 from oarlock.triton_config import read_triton_config
-from serving import Server, free_ports, gone, is_free, listening, tensor
+from serving import ENDLESS, GUARD_S, Server, free_ports, gone, is_free, listening, tensor
 
 
 def test_reload_under_load_loses_nothing(server, client, repository):
@@ -58,29 +59,42 @@ def test_sigterm_answers_what_is_open_and_leaves_nothing(server, client):
     assert len(processes) > 3 and server.memory()
     answers = []
 
-    def ask(tokens):
-        answers.append(server.generate(text_input="x", max_tokens=tokens, ignore_eos=True)["completion_tokens"])
+    began = threading.Barrier(3, timeout=GUARD_S)
+    tokens = 4000  # which no machine makes between the first of them and the signal
 
-    def ask_openai(tokens):
-        chunks = client.completions.create(
-            model="oarlock",
-            prompt="x",
-            max_tokens=tokens,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={"ignore_eos": True},
+    def ask():
+        content = {"text_input": "x", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+        address = f"{server.rest_url}/v2/models/oarlock/generate_stream"
+        with requests.post(address, json=content, stream=True, timeout=GUARD_S) as answer:
+            lines = (line for line in answer.iter_lines() if line)
+            next(lines)
+            began.wait()
+            answers.append(json.loads(list(lines)[-1].removeprefix(b"data: "))["completion_tokens"])
+
+    def ask_openai():
+        chunks = iter(
+            client.completions.create(
+                model="oarlock",
+                prompt="x",
+                max_tokens=tokens + 1,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body={"ignore_eos": True},
+            )
         )
+        next(chunks)
+        began.wait()
         answers.append(list(chunks)[-1].usage.completion_tokens)
 
-    threads = [threading.Thread(target=ask, args=(600,)), threading.Thread(target=ask_openai, args=(601,))]
+    threads = [threading.Thread(target=ask), threading.Thread(target=ask_openai)]
     for thread in threads:
         thread.start()
-    server.wait_open(2)
+    began.wait()
     assert server.stop(signal.SIGTERM) == 0, server.said()
     for thread in threads:
-        thread.join(10)
-    assert sorted(answers) == [600, 601], server.said()
-    assert gone(processes, 1) and not server.memory()
+        thread.join(GUARD_S)
+    assert sorted(answers) == [tokens, tokens + 1], server.said()
+    assert gone(processes) and not server.memory()
     assert all(is_free(port) for port in server.ports)
     assert "Traceback" not in server.said()
 
@@ -93,26 +107,24 @@ def test_an_open_host_and_an_end_by_sigkill(served_model, tmp_path):
     for name in ("keys", "admin"):
         (tmp_path / name).write_text(f"{name}-of-the-test\n")
     words = ("--host", "0.0.0.0", "--api-key-file", str(tmp_path / "keys"), "--admin-key-file", str(tmp_path / "admin"))
-    running = Server(served_model, tmp_path / "log", (*words, "--timeout", "2"))
+    words += ("--timeout", "2", "--max-tokens", str(ENDLESS["max_tokens"]))
+    running = Server(served_model, tmp_path / "log", words)
     try:
         running.wait_ready()
         assert [listening(port) for port in running.ports] == [{"0.0.0.0"}, *[{"127.0.0.1"}] * 3]
         load = f"{running.rest_url}/v2/repository/models/oarlock/load"
         for key, status in (("", 403), ("keys-of-the-test", 403), ("admin-of-the-test", 200)):
-            assert requests.post(load, headers={"oarlock-admin-key": key}, timeout=60).status_code == status
+            assert requests.post(load, headers={"oarlock-admin-key": key}, timeout=GUARD_S).status_code == status
         processes = running.processes()
-        assert running.generate(text_input="x", max_tokens=2)["completion_tokens"] == 2
         late = requests.post(
-            f"{running.rest_url}/v2/models/oarlock/generate",
-            json={"text_input": "x", "max_tokens": 4000, "ignore_eos": True},
-            timeout=60,
+            f"{running.rest_url}/v2/models/oarlock/generate", json={"text_input": "x", **ENDLESS}, timeout=GUARD_S
         )
         assert late.status_code >= 400 and "longer than the 2 seconds" in late.text
     finally:
         running.process.kill()
         running.process.wait()
-    assert gone(processes, 10)
-    deadline = time.monotonic() + 5
+    assert gone(processes)
+    deadline = time.monotonic() + GUARD_S
     while (running.memory() or list(served_model.parent.glob(".*"))) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not running.memory() and not list(served_model.parent.glob(".*"))
@@ -123,7 +135,7 @@ def test_a_model_that_does_not_load_says_why_once(repository, tmp_path):
     shutil.copytree(repository, broken)
     (broken / "oarlock" / "1" / "model" / "config.json").write_text("{")
     running = Server(broken, tmp_path / "log")
-    assert running.process.wait(60) == 1
+    assert running.process.wait(GUARD_S) == 1
     assert running.said().count("config.json: not") == 1, running.said()
     assert "oarlock: error: the model does not load:" in running.said() and not running.memory()
 
@@ -137,7 +149,7 @@ def test_a_taken_port_is_said_before_the_start(repository, tmp_path):
             tmp_path / "log",
             ports=[*free_ports(3), taken.getsockname()[1]],
         )
-        assert running.process.wait(30) == 1
+        assert running.process.wait(GUARD_S) == 1
     assert "--metrics-port" in running.said() and "the port is taken" in running.said()
 
 
@@ -167,5 +179,6 @@ def test_documents_name_every_limit():
         "--max-body",
         "--timeout",
         "--drain-seconds",
+        "--parse-special-tokens",
     ):
         assert flag in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from helpers import LLM, ROOT, flags, make_tiny_model, rows, run_program
+from oarlock import products
 from oarlock.train.manifest import read_manifest, verify
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -43,7 +45,7 @@ def wait_for_rows(path: Path, count: int, process: subprocess.Popen, seconds: fl
     while time.monotonic() < deadline and process.poll() is None:
         if path.exists() and path.read_text().count("\n") >= count:
             return
-        time.sleep(0.05)
+        time.sleep(0.005)
     raise AssertionError(
         f"{path} did not reach {count} rows: {process.communicate()[1] if process.poll() is not None else 'time'}"
     )
@@ -179,7 +181,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, tiny_config, corpu
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_rows(tmp_path / "cut" / "metrics.jsonl", 3, process)
+    wait_for_rows(tmp_path / "cut" / "metrics.jsonl", 1, process)
     process.terminate()
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -222,6 +224,24 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, tiny_config, corpus):
         and "checkpoint-3" in result.stdout
     )
     assert (tmp_path / "model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.skipif(not products.LIBRARY.exists(), reason=f"{products.LIBRARY.name} is not built")
+def test_a_resumed_run_keeps_the_library_of_its_matrix_products(tmp_path, tiny_config, corpus):
+    """As when it began on a machine with another processor."""
+    other = next(library for library in products.TITLES if library != products.best())
+    words = pretrain_flags(tiny_config, corpus, tmp_path / "out")
+    first = run_program("run_pretrain.py", *words, env={products.VARIABLE: other})
+    assert f"matrix products by {products.TITLES[other]}" in first.stdout, first.stderr
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["products"] == other
+    whole = load_file(tmp_path / "out" / "model.safetensors")
+    (tmp_path / "out" / "model.safetensors").unlink()
+    shutil.rmtree(tmp_path / "out" / "checkpoint-6")
+    assert read_manifest(tmp_path / "out" / "checkpoint-3").products == other
+    second = run_program("run_pretrain.py", *words, env={products.VARIABLE: ""})
+    assert f"matrix products go on by {products.TITLES[other]}, as in the checkpoint" in second.stdout, second.stderr
+    again = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(np.array_equal(whole[name], again[name]) for name in whole)
 
 
 def test_another_configuration_is_refused(tmp_path, tiny_config, corpus):

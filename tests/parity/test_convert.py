@@ -57,7 +57,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 3": ("llama", {"rope_scaling": {"rope_type": "llama3", **LLAMA3}}),
     "qwen2": ("qwen2", {}),
     "qwen2 fused tied": ("qwen2", {"fuse_attention_qkv": True, "fuse_attention_ffn": True, "tie_word_embeddings": True}),
-    "mistral": ("mistral", {"sliding_window": 4}),
+    "mistral": ("mistral", {"sliding_window": 64}),  # the texts are shorter
     "gemma": ("gemma", {}),
     "gemma untied": ("gemma", {"tie_word_embeddings": False, "hidden_act": "gelu_pytorch_tanh"}),
     "opt": ("opt", {}),

@@ -293,7 +293,7 @@ def find(folder, content, *words: str, start=False):
 
 def test_a_family_that_does_not_run_says_so(tmp_path):
     content = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
-    with pytest.raises(ModelError, match=r"mixtral models can't be trained here: .*MixtralSparseMoeBlock fails"):
+    with pytest.raises(ModelError, match=r"mixtral models can't be run here: .*MixtralSparseMoeBlock fails"):
         find(tmp_path, content)
 
 

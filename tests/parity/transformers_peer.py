@@ -3,7 +3,7 @@
     python transformers_peer.py JOBS.json
 
 Each job is a dictionary: "make" writes a random model of a configuration; "adapter" puts a LoRA adapter beside the
-model; every model is then run, and its scores, its greedy continuation and its tokenizer's ids go to OUT.npz/.json.
+model, which "peft" makes before; every model is then run, and its scores, its greedy continuation and its tokenizer's ids go to OUT.npz/.json.
 Knows nothing of oarlock.
 """
 
@@ -34,6 +34,21 @@ def make(job: dict[str, Any], folder: Path) -> None:
     if job.get("pickle"):
         torch.save(model.state_dict(), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
+
+
+def make_adapter(job: dict[str, Any], folder: Path) -> None:
+    """A LoRA adapter of PEFT's own making, with random matrices, beside the model."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    about = {**job["peft"], "base_model_name_or_path": job.get("names_base", str(folder))}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), LoraConfig(**about))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.peft_config["default"].base_model_name_or_path = about["base_model_name_or_path"]
+    model.save_pretrained(job["adapter"])
 
 
 def run(job: dict[str, Any], folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -73,6 +88,8 @@ def main() -> None:
         folder, out = Path(job["folder"]), Path(job["out"])
         if "make" in job:
             make(job, folder)
+        if "peft" in job:
+            make_adapter(job, folder)
         arrays, said = run(job, folder)
         np.savez(out.with_suffix(".npz"), **arrays)
         out.with_suffix(".json").write_text(json.dumps(said))

@@ -282,7 +282,7 @@ def one_rank(words: list[str], disturbance: str) -> int:
 
     def write(path, *arguments):
         if disturbance == "late" and len(trainers) == 1:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 300
             while trainers[0].state.global_step == 2 and time.monotonic() < deadline:
                 time.sleep(0.01)
             (output / "late.json").write_text(json.dumps(trainers[0].state.global_step))

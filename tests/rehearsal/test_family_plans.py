@@ -22,6 +22,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "sequence": {"tensor_parallel_degree": 2, "sequence_parallel": 1},
     "pipeline": {"pipeline_parallel_degree": 2},
     "data": {},
+    "slices": {"sharding": "stage3"},
 }
 
 
@@ -31,6 +32,8 @@ def ways(name: str, method: str) -> list[str]:
     if method == "prefix" and not family.past:
         return []
     found = ["tensor"] if family.tensor else ["data"]
+    if name == "opt" and method in ("full", "lora"):  # tied, and read by Fleet for what it has not
+        found.append("slices")
     if family.sequence and method in ("full", "lora"):
         found.append("sequence")
     return [*found, "pipeline"] if family.pipeline and method in ("full", "lora") else found
@@ -40,7 +43,7 @@ def group(name: str, method: str) -> dict[str, Any]:
     flags = METHODS[method]
     plans = []
     for way in ways(name, method):
-        batch = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1 if way == "data" else 2}
+        batch = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1 if way in ("data", "slices") else 2}
         plans.append({"ranks": 2, "flags": batch | WAYS[way] | flags})
     model = TINY[name] | {"model_type": name, "architectures": [FAMILIES[name].model]}
     common = {"kind": "finetune", "batch": BATCH, "steps": STEPS, "whole": True}

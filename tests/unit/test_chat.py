@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from test_engine import Letters, Script
+from scripted_engine import Letters, Script
 
 from helpers import LLM, heed_signals, run_program
 from oarlock import cli_chat
@@ -127,7 +127,7 @@ def test_the_program_in_a_terminal(tiny_model):
 
         def until(text, count, remind=None):
             nonlocal seen
-            for _ in range(12):
+            for _ in range(60):  # five minutes, against a test that hangs
                 while seen.count(text) < count and select.select([ours], [], [], 5)[0]:
                     seen += os.read(ours, 4096).decode(errors="replace")
                 if seen.count(text) >= count:
@@ -147,7 +147,7 @@ def test_the_program_in_a_terminal(tiny_model):
             press_ctrl_c()
             until("/quit leaves", 2, remind=press_ctrl_c)
             os.write(ours, b"/quit\n")
-            assert program.wait(30) == 0
+            assert program.wait(300) == 0
         finally:
             program.kill()
             os.close(ours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -212,20 +213,25 @@ def test_sigkill_leaves_no_file_that_looks_whole(tmp_path, tiny_tokenizer):
         env={**os.environ, "PYTHONPATH": str(LLM)},
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
-    while not any((tmp_path / "out").glob("*.partial")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
-    ).stdout.split()
+    children: list[str] = []
+    while not (children and any((tmp_path / "out").glob("*.partial"))) and process.poll() is None:
+        words = ["pgrep", "-P", str(process.pid)]
+        children = subprocess.run(words, capture_output=True, text=True, check=False).stdout.split()
+        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not Path(f"{prefix}.idx").exists() and not Path(f"{prefix}.bin").exists()
-    time.sleep(0.5)
-    assert children and not [
-        pid for pid in children if Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    assert children
+    deadline = time.monotonic() + 300
+    while any(is_running(pid) for pid in children):
+        assert time.monotonic() < deadline, "its workers go on"
+        time.sleep(0.05)
+
+
+def is_running(pid: str) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return False
 
 
 def test_sigterm_removes_the_partial_files(tmp_path, tiny_tokenizer):
@@ -251,7 +257,7 @@ def test_sigterm_removes_the_partial_files(tmp_path, tiny_tokenizer):
     while not any((tmp_path / "out").glob("*.partial")) and process.poll() is None:
         time.sleep(0.05)
     process.terminate()
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=300) != 0
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -444,7 +450,7 @@ def test_concatenated_dataset(tmp_path):
         ("{0}/empty", "no .bin/.idx corpus"),
         ("1 {0}/a x {0}/a", "weight 'x'"),
         ("all {0}/a 1 {0}/b", "each of them `all`"),
-        ("1 {0}/a 2", "a blend is"),
+        ("1 {0}/a 2", "nor a blend"),
     ],
 )
 def test_wrong_input_dirs(tmp_path, text, expected):

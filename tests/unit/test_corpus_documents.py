@@ -13,9 +13,11 @@ from paddlenlp.data.indexed_dataset import MMapIndexedDataset, MMapIndexedDatase
 
 from oarlock.data import corpus_format
 from oarlock.data.build_corpus import BuildOptions, build_corpus, build_from_sources
+from oarlock.data.collate import PretrainCollator
 from oarlock.data.corpus import Corpus, PretrainDataset
 from oarlock.data.corpus_documents import ends_with
 from oarlock.data.corpus_format import CorpusWriter, corpus_summary
+from oarlock.data.embedded.prepare import _remove_others
 from oarlock.data.embedded.stdlib_text import stdlib_sources
 from oarlock.data.find_files import LeftOut, find_sources
 from oarlock.data.tokenizers import load_encoder
@@ -100,6 +102,23 @@ def test_a_document_of_more_tokens_than_an_index_can_say(tmp_path, tiny_tokenize
         writer.add(np.arange(15), np.asarray([5, 10]), np.asarray([True, False]))
         with pytest.raises(DataError, match="more than 20 tokens"):
             writer.add(np.arange(15), np.asarray([15]), np.asarray([True]))
+
+
+def test_the_embedded_corpus_of_an_earlier_version_is_not_blended_with_the_new_one(tmp_path, capsys):
+    for name in ("stdlib-new", "stdlib-old"):
+        for end in (".bin", ".idx", ".json"):
+            (tmp_path / f"{name}{end}").touch()
+    (tmp_path / "stdlib-notes.txt").touch()
+    _remove_others(tmp_path / "stdlib-new")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"stdlib-new.bin", "stdlib-new.idx", "stdlib-new.json", "stdlib-notes.txt"}
+    assert "stdlib-old.bin: removed, of another tokenizer or an earlier version" in capsys.readouterr().out
+
+
+def test_ids_below_zero_are_no_tokens(tmp_path):
+    dataset = PretrainDataset(Corpus.open(str(sequences(tmp_path / "c", [[[1, -2, 3, 4]]], np.int16))), range(1), 2, 0)
+    with pytest.raises(DataError, match="token id -2, which no tokenizer gives"):
+        PretrainCollator(10)([dataset[0]])
 
 
 # other makers

@@ -104,7 +104,7 @@ def test_one_process_gets_the_signal(machine: Machine) -> None:
     process = machine.start(ROOT / "scripts/finetune_lora.sh", FAKE_DOES="start", MAX_RESTART="3")
     machine.wait_for("ready-*", 1)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert "passing SIGTERM to 1 trainer(s)" in errors and len(machine.launched()) == 1
     assert process.returncode == 1, "the trainer's own code"
 

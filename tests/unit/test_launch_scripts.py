@@ -165,7 +165,7 @@ class Machine:
 
     def run(self, script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         process = self.start(SCRIPTS / script, *words, **environment)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def dry_run(self, script: str, *words: str, **environment: str) -> tuple[list[str], list[str]]:
@@ -194,8 +194,13 @@ class Machine:
         wait_until(lambda: len(self.names(pattern)) == count, f"{count} {pattern}")
 
 
+def is_waiting(pid: int) -> bool:
+    """Whether a process waits for a child, as far as this kernel tells."""
+    return Path(f"/proc/{pid}/wchan").read_text() in ("do_wait", "0", "")
+
+
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end, f"waited in vain for {what}"
         time.sleep(0.02)
@@ -390,7 +395,7 @@ def test_the_python_is_the_repositorys_where_there_is_one(machine: Machine, tmp_
     script = copied / "scripts" / "run_trainer.sh"
 
     def python(**environment: str) -> str:
-        output, errors = machine.start(script, DRY_RUN="1", **environment).communicate(timeout=60)
+        output, errors = machine.start(script, DRY_RUN="1", **environment).communicate(timeout=300)
         assert str(copied / "llm" / "run_pretrain.py") in shlex.split(output), errors
         return shlex.split(output)[0]
 
@@ -440,9 +445,9 @@ def test_failed_trainers_start_again(
 def test_signals_reach_the_trainers_and_not_the_launcher(machine: Machine, number: signal.Signals) -> None:
     process = machine.start(SCRIPTS / "run_trainer.sh", FAKE_DOES="train", MAX_RESTART="3")
     machine.wait_for("ready-*", 2)
-    time.sleep(0.5)  # on a busy machine the script may not wait for its launcher yet
+    wait_until(lambda: is_waiting(process.pid), "the script to wait for its launcher")
     os.killpg(process.pid, number)  # as Ctrl-C in a terminal: to all processes of the group
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "passing SIGTERM to 2 trainer(s)" in errors
     assert machine.names("saved-*") == ["saved-0-0", "saved-0-1"]
@@ -453,7 +458,7 @@ def test_a_signal_before_there_are_trainers(machine: Machine) -> None:
     process = machine.start(SCRIPTS / "run_trainer.sh", FAKE_DOES="start", MAX_RESTART="3")
     machine.wait_for("ready-*", 1)
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 143 and len(machine.launched()) == 1
 
 
@@ -475,7 +480,7 @@ class Job:
         self.process = machine.start(spool / "slurm_script", *words, **(job | environment))
 
     def end(self) -> tuple[int, str]:
-        output, errors = self.process.communicate(timeout=60)
+        output, errors = self.process.communicate(timeout=300)
         return self.process.returncode, output + errors
 
     @property

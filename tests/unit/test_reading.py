@@ -317,6 +317,16 @@ def test_files_of_records_that_are_not_read_are_named(tmp_path):
     ]
 
 
+def test_packed_files_that_are_named(tmp_path):
+    for name, reason in (("a.jsonl.bz2", "compressed as .bz2"), ("a.zip", "an archive; unpack it")):
+        (tmp_path / name).write_bytes(b"x")
+        for attempt in (lambda path: find_sources([str(path)], LeftOut()), FileRecords.of):
+            with pytest.raises(DataError, match=rf"{name}: .*{reason}"):
+                attempt(tmp_path / name)
+    (tmp_path / "part-00000").write_text('{"text": "x"}\n')
+    assert FileRecords.of(tmp_path / "part-00000").source.format == "jsonl", "a file of records is told by its content"
+
+
 def test_a_folder_that_can_not_be_listed(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -111,20 +112,27 @@ def cut(text, places):
 
 
 @given(
-    text=st.text("ab.\n", max_size=30),
-    stops=st.lists(st.text("ab.", min_size=1, max_size=4), max_size=3),
+    text=st.text("ab.\nX", max_size=30),
+    stops=st.lists(st.text("ab.X", min_size=1, max_size=4), max_size=3),
     places=st.lists(st.integers(0, 30), max_size=12),
 )
 @settings(max_examples=500, deadline=None)
 def test_stop_texts_however_the_text_is_cut(text, stops, places):
+    """X is hidden: found, and not shown."""
     ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
-    wanted = text[: min(ends)[1]] if ends else text
+    wanted = (text[: min(ends)[1]] if ends else text).replace("X", "")
     finder, shown = StopFinder(stops), ""
-    for piece in cut(text, places):
-        shown += finder.add(piece)
+    for piece in (run for part in cut(text, places) for run in re.findall("X+|[^X]+", part)):
+        shown += finder.add(piece, hidden=piece[0] == "X")
         assert wanted.startswith(shown), "never past the beginning of a stop text"
     assert finder.found == bool(ends)
     assert shown + finder.rest() == wanted
+
+
+def test_a_broken_character_before_a_hidden_token_is_shown():
+    tokens = [b"a", b"\xe5\xb1", b"", b"\xb1b", "山".encode()[:2], "山".encode()[2:]]
+    detokenizer = Detokenizer(lambda ids: b"".join(tokens[i] for i in ids).decode("utf-8", "replace"))
+    assert [detokenizer.add(i, hidden=i == 2) for i in range(6)] == ["a", "", "\ufffd", "\ufffdb", "", "山"]
 
 
 WORDS = "naïve 山 river 👩‍👩‍👧 🇫🇷"

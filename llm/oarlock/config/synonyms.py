@@ -12,6 +12,7 @@ from typing import Any
 from oarlock.config.options import FALSE_WORDS, TRUE_WORDS, option_specs
 from oarlock.config.schema import FinetuneConfig, PretrainConfig
 
+_PERCENT = "validation_split is a share (0.05), or a number of records"
 _LENGTHS = (
     "cutoff_len max_length max_len max_seq_len seq_len seq_length sequence_len sequence_length block_size "
     "model_max_length context_length"
@@ -25,6 +26,9 @@ SAME = {
     "data_files data_path train_data train_file train_dataset train_data_path task_name task_name_or_path",
     "input_dir": "dataset datasets dataset_path dataset_dir data data_dir data_path data_prefix train_data train_file "
     "train_data_path dataset_name_or_path",
+    "validation_split": "val_size val_set_size split_dataset_ratio eval_split_ratio test_size dev_size eval_size "
+    "val_split eval_split_size validation_ratio validation_fraction eval_ratio val_ratio",
+    "columns": "column_map column_mapping column_names columns_mapping field_mapping",
     "data_format": "dataset_format dataset_type formatting prompt_style record_format",
     "data_cache_dir": "cache_dir dataset_prepared_path tokenized_path",
     "chat_template": "template template_type template_name prompt_template prompt_type chat_format conv_template "
@@ -183,6 +187,7 @@ VALUES: dict[str, tuple[dict[str, dict[str, str]], str]] = {
         ("use_cpu", "no_cuda", "cpu", "force_cpu"),
         ({"yes": {"device": "cpu"}, "no": {"device": "gpu"}}, "device is cpu or gpu"),
     ),
+    "validation_split_percentage": ({"5": {"validation_split": "0.05"}}, _PERCENT),
     "pure_bf16": ({"yes": {"bf16": _TRUE, "fp16_opt_level": "O2"}}, "bf16 with fp16_opt_level O2"),
 }
 # Names that are nothing here, and why.
@@ -206,8 +211,8 @@ ABSENT = {
     "wandb_project": "figures go to metrics.jsonl and VisualDL (report_to): leave it out",
     "use_wandb": "figures go to metrics.jsonl and VisualDL (report_to): leave it out",
     "use_swanlab": "figures go to metrics.jsonl and VisualDL (report_to): leave it out",
-    "val_size": "held-out records are a dev file beside the training file",
-    "val_set_size": "held-out records are a dev file beside the training file",
+    "mix_strategy": 'the weights stand in dataset_name_or_path: "0.7 a 0.3 b"',
+    "interleave_probs": 'the weights stand in dataset_name_or_path: "0.7 a 0.3 b"',
     "run_name": "a run is known by its output_dir: leave it out",
     "logging_first_step": "logging_steps 1 logs every step",
     "plot_loss": "VisualDL draws metrics.jsonl: leave it out",

@@ -10,7 +10,8 @@ import numpy as np
 
 from oarlock.config.schema import FinetuneDataSection
 from oarlock.data.example_cache import StoredExamples
-from oarlock.data.finetune import find_sets, make_recipe, store_examples
+from oarlock.data.finetune import make_recipe, store_examples
+from oarlock.data.record_sets import find_sets
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import ConfigError
@@ -70,6 +71,12 @@ def _about(side: str, examples: StoredExamples) -> Iterator[str]:
     yield f"  nothing to train on      {counts.untrained:,}{_list(counts.first_untrained)}"
     if counts.unanswered:
         yield f"  end with a question      {counts.unanswered:,} (it is left out)"
+    if counts.spelled:
+        yield f"  spell a special token    {counts.spelled:,} (it is text there, unless --parse-special-tokens)"
+    if counts.joined:
+        yield f"  prompt joins its answer  {counts.joined:,} (by a token of both, which the model is not asked with)"
+    if counts.unread:
+        yield f"  fields that are not read {len(counts.unread):,}{_list(counts.unread)}"
     yield f"  wrong records            {counts.bad:,}{_list(counts.first_bad)}"
 
 

@@ -98,7 +98,9 @@ def check_ids(ids: np.ndarray, vocab_size: int) -> None:
     Raises:
         DataError: naming the id.
     """
-    top = int(ids.max())
+    top, lowest = int(ids.max()), int(ids.min())
+    if lowest < 0:
+        raise DataError(f"the data holds token id {lowest}, which no tokenizer gives: it is damaged, or no token ids")
     if top >= vocab_size:
         raise DataError(
             f"the data holds token id {top:,}, but the model's vocabulary has {vocab_size:,} rows: the data was made "

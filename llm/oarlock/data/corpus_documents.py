@@ -23,7 +23,7 @@ class Documents:
         prefix: for messages.
 
     Attributes:
-        sizes: tokens of each document, int64 [documents].
+        sizes: tokens of each document, [documents].
         joined: whether documents were put together.
 
     Raises:
@@ -41,6 +41,11 @@ class Documents:
                 f"{prefix}: its documents are said to end at sequence {int(bounds[-1]):,} of {num_sequences:,}; the "
                 "index is damaged, build the corpus again"
             )
+        self.joined = False
+        self._first: np.ndarray | None = None  # sequence that each document begins with; None: those of its own number
+        self.sizes = sequence_sizes
+        if len(bounds) == num_sequences + 1 and (np.diff(bounds) == 1).all() and sequence_sizes.all():
+            return  # the sizes stay in the mapped file
         ends = np.concatenate(([0], np.cumsum(sequence_sizes, dtype=np.int64)))[bounds]
         sizes = np.diff(ends)
         self._first = bounds[:-1][sizes > 0]
@@ -54,7 +59,8 @@ class Documents:
         """`length` ids of a document from `offset` on (to its end where no length is given), and their loss mask."""
         length = int(self.sizes[index]) - int(offset) if length is None else int(length)
         # PaddleNLP's readers do not stop at the end of a sequence, and the next one of a document lies behind it.
-        return self._reader.get(int(self._first[index]), offset=int(offset), length=length)
+        first = int(index) if self._first is None else int(self._first[index])
+        return self._reader.get(first, offset=int(offset), length=length)
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.get(index)[0]
@@ -84,7 +90,7 @@ def check_summary(prefix: str, documents: Documents) -> None:
     summary = corpus_summary(prefix)
     if summary.get("format") != FORMAT:
         return
-    for name, there in (("documents", len(documents)), ("tokens", int(documents.sizes.sum()))):
+    for name, there in (("documents", len(documents)), ("tokens", int(documents.sizes.sum(dtype=np.int64)))):
         if summary.get(name) != there:
             raise DataError(
                 f"{prefix}: {there:,} {name}, but {Path(prefix).name}.json says {summary.get(name)}; these files are "

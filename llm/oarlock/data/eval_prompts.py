@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.data.labels import Prompt, encode_prompt
-from oarlock.data.readers import parse_json_line
-from oarlock.data.records import ROLES, PlainText, detect_form, parse_record
+from oarlock.data.readers import check_characters, parse_json_line
+from oarlock.data.records import ANSWERS, QUESTIONS, ROLES, PlainText, detect_form, parse_record
+from oarlock.data.streams import decode_text
 from oarlock.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,15 +41,18 @@ def load_eval_prompts(
         if not line.strip():
             continue
         try:
-            item = parse_json_line(line) if path.suffix == ".jsonl" else line.decode("utf-8-sig").rstrip("\r")
+            item = parse_json_line(line) if path.suffix == ".jsonl" else _line_of_text(line)
+            check_characters(item)
             prompts.append(_prompt(item, f"{path.name}:{number}", tokenizer, template, src_length))
-        except UnicodeDecodeError as error:
-            raise DataError(f"--eval_prompts {path}:{number}: not UTF-8") from error
         except (ValueError, DataError) as error:
             raise DataError(f"--eval_prompts {path}:{number}: {error}") from error
     if not prompts:
         raise DataError(f"--eval_prompts {path}: no prompt in this file")
     return prompts
+
+
+def _line_of_text(line: bytes) -> str:
+    return decode_text(line).removeprefix("\ufeff").rstrip("\r")
 
 
 def _prompt(
@@ -71,17 +75,21 @@ def _with_answer(item: Any) -> Any:
     """The record itself, or one with a stand-in for its missing last answer."""
     if not isinstance(item, dict):
         return item
-    for field in ("messages", "conversations"):
+    for field in ("messages", "conversations", "conversation"):
         messages = item.get(field)
         if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-            if ROLES.get(str(messages[-1].get("role") or messages[-1].get("from"))) == "assistant":
+            role = str(messages[-1].get("role") or messages[-1].get("from"))
+            if ROLES.get(role, "assistant") == "assistant":
                 return item
             return item | {field: [*messages, {"role": "assistant", "content": _UNKNOWN}]}
-    if item.get("instruction") is not None and not item.get("output"):
-        return item | {"output": _UNKNOWN}
     questions, answers = item.get("src"), item.get("tgt")
     if questions is not None and not isinstance(questions, list) and not answers:
         return item | {"tgt": _UNKNOWN}
     if isinstance(questions, list) and isinstance(answers or [], list) and len(answers or []) < len(questions):
         return item | {"tgt": [*(answers or []), _UNKNOWN]}
+    if questions is None and not any(item.get(name) for name in ANSWERS):
+        if item.get("instruction") is not None:
+            return item | {"output": _UNKNOWN}
+        if any(item.get(name) is not None for name in QUESTIONS):
+            return item | {"answer": _UNKNOWN}
     return item

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from oarlock.data import streams
 from oarlock.data.streams import Source, compression_of, decompressed, naming
 from oarlock.errors import DataError
 
@@ -23,6 +22,7 @@ FORMATS = {
 _COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 _OTHER_COMPRESSIONS = (".bz2", ".xz", ".lzma", ".lz4", ".br", ".z", ".snappy")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".tbz2", ".txz")
+_HEAD_BYTES = 1 << 20  # of a .json file, looked at to see what it holds
 _NAMED = 10  # files that are left out are counted, so many of them named
 
 
@@ -133,18 +133,25 @@ class _Walk:
         return False
 
 
+def how_packed(path: Path) -> str:
+    """Why a file can't be read, where its name says that it is an archive or compressed in another way; else ""."""
+    last = path.suffix.lower()
+    if last in _ARCHIVES:
+        return "an archive; unpack it"
+    return f"compressed as {last}; gz and zst are read" if last in _OTHER_COMPRESSIONS else ""
+
+
 def source_of(path: Path) -> Source | str:
     """The source that a file is, by its name (and, for .json, its content); or why it can't be read.
 
     Raises:
         DataError: when it can't be opened.
     """
+    packed = how_packed(path)
+    if packed:
+        return packed
     suffixes = [suffix.lower() for suffix in path.suffixes]
     last = suffixes[-1] if suffixes else ""
-    if last in _ARCHIVES:
-        return "an archive; unpack it"
-    if last in _OTHER_COMPRESSIONS:
-        return f"compressed as {last}; gz and zst are read"
     named = _COMPRESSIONS.get(last, "")
     if named:
         suffixes.pop()
@@ -166,13 +173,13 @@ def source_of(path: Path) -> Source | str:
 def _json_source(source: Source) -> Source | str:
     """Names ending in .json stand for lists, for JSON Lines (C4), and for settings, which are no data."""
     with naming(source), open(source.path, "rb") as raw:
-        head = decompressed(raw, source.compression).read(streams.BLOCK_BYTES)
+        head = decompressed(raw, source.compression).read(_HEAD_BYTES)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"["):
         return source
     line, end, _ = text.partition(b"\n")
     try:
-        if end or len(head) < streams.BLOCK_BYTES:
+        if end or len(head) < _HEAD_BYTES:
             json.loads(line)
     except (ValueError, RecursionError):
         if text.startswith(b"{"):

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import paddle
 
-from oarlock.data.blend import ConcatenatedDataset, parse_blend, shares_of, short_names
-from oarlock.data.columns import Columns, MappedRecords
-from oarlock.data.embedded.instructions import instruction_records
-from oarlock.data.encode import ENCODING_VERSION, Counts, Recipe, encode_source, first_form
+from oarlock.data.blend import ConcatenatedDataset, shares_of
+from oarlock.data.counts import Counts
+from oarlock.data.encode import ENCODING_VERSION, Recipe, encode_source, first_form
 from oarlock.data.example_cache import ExampleWriter, JoinedPrompts, StoredExamples, StoredPrompts, is_whole
-from oarlock.data.find_records import RecordSources, find_records
+from oarlock.data.find_records import RecordSources
 from oarlock.data.hold_out import ChosenExamples, hold_out
 from oarlock.data.labels import Example, Prompt
-from oarlock.data.record_files import RecordSource, RowRecords
+from oarlock.data.record_files import RecordSource
+from oarlock.data.record_sets import EMBEDDED, RecordSet, find_sets
 from oarlock.data.templates import ChatTemplate, choose_template
 from oarlock.data.tokenizers import tokenizer_fingerprint
 from oarlock.environment import cache_folder, progress_bar, say, stop_if_terminated
@@ -36,22 +36,6 @@ if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
 
     from oarlock.config.schema import FinetuneDataSection
-
-EMBEDDED = "embedded instructions"
-
-
-@dataclass
-class RecordSet:
-    """One of the data sets that --dataset_name_or_path names.
-
-    Attributes:
-        name: short, for figures and messages.
-        weight: None for as much as it holds.
-    """
-
-    name: str
-    weight: float | None
-    sources: RecordSources
 
 
 @dataclass
@@ -125,12 +109,17 @@ class ExampleDataset(paddle.io.Dataset):
 
 
 def load_finetune_data(
-    section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase, need_train: bool = True, seed: int = 42
+    section: FinetuneDataSection,
+    tokenizer: PretrainedTokenizerBase,
+    need_train: bool = True,
+    seed: int = 42,
+    need_prompts: bool = True,
 ) -> FinetuneData:
     """Find, check and tokenise, or take what an earlier run tokenised; every rank has to call it at the same time.
 
     Args:
         seed: of --validation_split.
+        need_prompts: whether the prompts of examples that are held out of training data are asked for.
 
     Raises:
         DataError: for a missing file or a wrong record.
@@ -138,7 +127,8 @@ def load_finetune_data(
     found = on_all_ranks(lambda: find_sets(section))
     recipe = on_all_ranks(lambda: make_recipe(section, tokenizer, found))
     say(f"fine-tuning data: {section.dataset_name_or_path or EMBEDDED}; chat template: {recipe.template.name}")
-    loaded = [_load_set(section, part, recipe, need_train, seed, several=len(found) > 1) for part in found]
+    held_out = replace(recipe, prompts=need_prompts)
+    loaded = [_load_set(section, part, (recipe, held_out), need_train, seed, len(found) > 1) for part in found]
     fingerprints = [fingerprint for _, _, fingerprint in loaded]
     if len(found) > 1:
         fingerprints = [hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()[:32]]
@@ -152,9 +142,18 @@ def load_finetune_data(
 
 
 def _load_set(
-    section: FinetuneDataSection, part: RecordSet, recipe: Recipe, need_train: bool, seed: int, several: bool
+    section: FinetuneDataSection,
+    part: RecordSet,
+    recipes: tuple[Recipe, Recipe],
+    need_train: bool,
+    seed: int,
+    several: bool,
 ) -> tuple[FinetuneSet, Sequence[Prompt], str]:
-    """The examples of one set, its prompts, and the fingerprint of what it is trained on."""
+    """The examples of one set, its prompts, and the fingerprint of what it is trained on.
+
+    Args:
+        recipes: without --validation_split, and with it.
+    """
     sources, split = part.sources, section.validation_split
     prefix = f"{part.name}: " if several else ""
     for side, files in (("train", sources.train), ("dev", sources.dev)):
@@ -165,12 +164,12 @@ def _load_set(
     if split is not None and sources.dev:
         say(f"{prefix}--validation_split {split:g} is not used: there is a dev file, {sources.dev[0].name}")
         split = None
-    if split is not None:
-        recipe = replace(recipe, prompts=True)
+    recipe = recipes[0] if split is None else recipes[1]
     sides = ("train", "dev") if need_train or split is not None else ("dev",)
     stored = store_examples(section, sources, recipe, sides)
     for side, examples in stored.items():
-        _tell(prefix + side, examples)
+        for note in examples.counts.notes(prefix + side):
+            say(note)
     train, dev = stored.get("train"), stored.get("dev")
     fingerprint = train.folder.name if train is not None else ""
     if split is None or train is None:
@@ -192,35 +191,17 @@ def _load_set(
     return made, StoredPrompts(train, held), fingerprint
 
 
-def find_sets(section: FinetuneDataSection) -> list[RecordSet]:
-    """Where --dataset_name_or_path points; without it the embedded instructions."""
-    if section.dataset_name_or_path is None:
-        say("no --dataset_name_or_path: fine-tuning on the embedded instructions (small English and Chinese tasks)")
-        train, dev = (RowRecords(f"{EMBEDDED}, {side}", instruction_records(side)) for side in ("train", "dev"))
-        return [_mapped(RecordSet(EMBEDDED, 1.0, RecordSources([train], [dev])), section)]
-    pairs = parse_blend(section.dataset_name_or_path, "--dataset_name_or_path", lambda name: Path(name).exists())
-    names = short_names([name for _, name in pairs])
-    return [
-        _mapped(RecordSet(short, weight, find_records(name)), section)
-        for short, (weight, name) in zip(names, pairs, strict=True)
-    ]
-
-
-def _mapped(part: RecordSet, section: FinetuneDataSection) -> RecordSet:
-    """The set with --columns in place."""
-    if section.columns is None:
-        return part
-    columns = Columns.parse(section.columns, section.data_format)
-    train, dev = (
-        [MappedRecords(source, columns) for source in side] for side in (part.sources.train, part.sources.dev)
-    )
-    return replace(part, sources=RecordSources(list(train), list(dev), part.sources.left_out))
-
-
 def make_recipe(section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase, sets: Sequence[RecordSet]) -> Recipe:
     """How the records become tokens; the first training record (of the first set) decides what auto means."""
     form = first_form(sets[0].sources.train, section.data_format)
-    template = choose_template(section.chat_template, tokenizer, form, section.instruction_generation)
+    template = choose_template(
+        section.chat_template,
+        tokenizer,
+        form,
+        section.instruction_generation,
+        section.chat_template_name,
+        section.parse_special_tokens,
+    )
     return Recipe(tokenizer, template, section.src_length, section.tgt_length, section.data_format, section.skip_bad)
 
 
@@ -270,7 +251,7 @@ def _key(cache: Path, sources: list[RecordSource], recipe: Recipe) -> str:
         "version": ENCODING_VERSION,
         "sources": [source.digest(cache / "hashes") for source in sources],
         "tokenizer": tokenizer_fingerprint(recipe.tokenizer),
-        "template": [recipe.template.source, recipe.template.special_tokens],
+        "template": recipe.template.identity,
         "recipe": [recipe.src_length, recipe.tgt_length, recipe.form, recipe.prompts],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -301,17 +282,3 @@ def _check_counts(side: str, name: str, counts: Counts, num_examples: int) -> No
         )
     if not num_examples:
         raise DataError(f"{side}: no record has anything to train on after --src_length and --tgt_length")
-
-
-def _tell(side: str, examples: StoredExamples) -> None:
-    counts = examples.counts
-    if counts.bad:
-        shown = "".join(f"\n  {line}" for line in counts.first_bad)
-        say(f"{counts.bad:,} bad {side} records left out (--skip_bad):{shown}")
-    if counts.truncated:
-        say(f"{side}: {counts.truncated:,} of {counts.records:,} records were cut by --src_length or --tgt_length")
-    if counts.untrained:
-        shown = ", ".join(counts.first_untrained)
-        say(f"{side}: {counts.untrained:,} records left out, nothing of them is trained on ({shown})")
-    if counts.unanswered:
-        say(f"{side}: {counts.unanswered:,} conversations end with a question; it was left out")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from oarlock.data import streams
-from oarlock.data.find_files import source_of
+from oarlock.data.find_files import how_packed, source_of
 from oarlock.data.json_lists import read_json_list
 from oarlock.data.readers import (
     BadLine,
@@ -95,6 +95,8 @@ class FileRecords:
         Raises:
             DataError: when it can't be read.
         """
+        if packed := how_packed(path):
+            raise DataError(f"{path}: {packed}")
         by_name = source_of(path)
         if isinstance(by_name, Source) and by_name.format in ("txt", "csv", "tsv", "parquet"):
             return cls(by_name)

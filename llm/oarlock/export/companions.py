@@ -8,34 +8,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oarlock.data.templates import TEMPLATE_FILE
+from oarlock.data.template_files import save_templates, templates_in_folder
 from oarlock.data.tokenizer_folder import needs_paddlenlp, read_tokenizer
 from oarlock.data.tokenizers import has_tokenizer
 from oarlock.environment import say
 from oarlock.errors import ModelError
 from oarlock.files import read_json_object, write_json
+from oarlock.models.generation_config import GENERATION_FILE, generation_content
 from oarlock.models.save import LOCAL_KEYS
 
-_CONFIG, _TOKENIZER, _GENERATION = "tokenizer_config.json", "tokenizer.json", "generation_config.json"
-_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE)
+_CONFIG, _TOKENIZER = "tokenizer_config.json", "tokenizer.json"
+_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _PIECES, _PADDLE_PIECES = "tokenizer.model", "sentencepiece.bpe.model"  # of sentencepiece, there and here
 # Both read a tokenizer.json as it stands; the classes of single families may build another one of its vocabulary.
 _GENERIC = {"hf": "PreTrainedTokenizerFast", "paddle": "PretrainedTokenizerFast"}
-# Generation settings that mean the same on both sides (max_length does not: the prompt counts there alone).
-_SETTINGS = (
-    "max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty",
-    "length_penalty", "no_repeat_ngram_size", "num_beams", "num_return_sequences", "early_stopping",
-    "bos_token_id", "eos_token_id", "pad_token_id",
-)  # fmt: skip
+# What PaddleNLP's generation settings say in words of its own.
+_PADDLE_SETTINGS = frozenset(
+    {"decode_strategy", "paddlenlp_version", "trunc_input", "use_fast", "use_fp16_decoding", "fast_ptq_sampling"}
+)
+# What it means otherwise (lengths are without the prompt), or notes of a training.
+_OTHERWISE_THERE = frozenset({"max_length", "min_length", "use_cache", "_from_model_config"})
 # Of the pattern by which Qwen2 cuts text into words: every digit stands alone.
 _QWEN2_DIGITS = "\\\\p{N}| ?[^\\\\s"
 
 
-def write_companions(source: Path, layout: str, to: str, config: Any, folder: Path) -> None:
+def write_companions(source: Path, to: str, config: Any, folder: Path) -> None:
     """Carry tokenizer, template and generation settings over.
 
     Args:
-        layout: of the source, "np" or "pt".
         to: "hf" or "paddle".
         config: PaddleNLP's of the model, for ids where there are no settings.
 
@@ -46,7 +46,7 @@ def write_companions(source: Path, layout: str, to: str, config: Any, folder: Pa
         write_tokenizer(source, to, config.model_type, folder)
     else:
         say(f"{source} has no tokenizer: the converted model has none")
-    _write_generation(source, layout, to, config, folder)
+    _write_generation(source, to, config, folder)
 
 
 def write_tokenizer(source: Path, to: str, family: str, folder: Path) -> None:
@@ -82,14 +82,9 @@ def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
     content = {name: value for name, value in content.items() if name not in (*LOCAL_KEYS, "auto_map")}
     content["tokenizer_class"] = _GENERIC[to]
     content.setdefault("clean_up_tokenization_spaces", False)
-    template = folder / TEMPLATE_FILE
-    if template.is_file():
-        content["chat_template"] = template.read_text(encoding="utf-8")
-    elif isinstance(content.get("chat_template"), str):
-        template.write_text(content["chat_template"], encoding="utf-8")
-    elif (source / "chat_template.json").is_file():
-        say(f"{source / 'chat_template.json'}: PaddleNLP's own form of a chat template is not carried over")
+    content.pop("chat_template", None)
     write_json(folder / _CONFIG, content)
+    save_templates(folder, templates_in_folder(source))
 
 
 def _check_qwen2(folder: Path) -> None:
@@ -102,21 +97,24 @@ def _check_qwen2(folder: Path) -> None:
         )
 
 
-def _write_generation(source: Path, layout: str, to: str, config: Any, folder: Path) -> None:
-    content = read_json_object(source / _GENERATION)
-    if to == "hf" and layout == "pt" and content:
-        shutil.copyfile(source / _GENERATION, folder / _GENERATION)
-        return
-    found = {name: content[name] for name in _SETTINGS if content.get(name) is not None}
+def _write_generation(source: Path, to: str, config: Any, folder: Path) -> None:
+    content = generation_content(source)
+    found = dict(content)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if name not in found and getattr(config, name, None) is not None:
             found[name] = getattr(config, name)
-    write_json(folder / _GENERATION, found | _strategy(content, to))
+    write_json(folder / GENERATION_FILE, _translated(found, to))
 
 
-def _strategy(content: Mapping[str, Any], to: str) -> dict[str, Any]:
-    """How the next token is chosen: `do_sample` there, `decode_strategy` here."""
-    if "do_sample" not in content and "decode_strategy" not in content:
-        return {}
-    samples = bool(content.get("do_sample")) or content.get("decode_strategy") == "sampling"
-    return {"do_sample": samples} if to == "hf" else {"decode_strategy": "sampling" if samples else "greedy_search"}
+def _translated(content: Mapping[str, Any], to: str) -> dict[str, Any]:
+    """With the words of the other side beside, or (to Hugging Face) in place of PaddleNLP's own."""
+    if to == "paddle":
+        if "do_sample" in content and "decode_strategy" not in content:
+            return {**content, "decode_strategy": "sampling" if content["do_sample"] else "greedy_search"}
+        return dict(content)
+    theirs = "transformers_version" in content
+    left_out = _PADDLE_SETTINGS | (set() if theirs else _OTHERWISE_THERE)
+    found = {name: value for name, value in content.items() if name not in left_out}
+    if "decode_strategy" in content and "do_sample" not in content:
+        found["do_sample"] = content["decode_strategy"] == "sampling"
+    return found

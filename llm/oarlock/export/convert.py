@@ -20,7 +20,7 @@ from oarlock.files import is_vacant, write_json
 from oarlock.models.adapter import Base
 from oarlock.models.build import model_class
 from oarlock.models.configs import config_content, config_writer, layout_of, read_config
-from oarlock.models.hf_config import to_hugging_face, words_of
+from oarlock.models.hf_config import family_of, to_hugging_face, words_of
 from oarlock.models.merge_proof import TOLERANCES
 from oarlock.models.pickles import open_weights
 from oarlock.models.safetensors_stream import FileRecord, TensorSource, main_dtype
@@ -106,7 +106,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     options = options or ConvertOptions()
     if not is_vacant(output):
         raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
-    words_of(str(config_content(source).get("model_type")))
+    words_of(family_of(config_content(source), str(source / "config.json")))
     layout = _layout(source, options.allow_pickle)
     config = read_config(source)
     with on_cpu(), whole_folder(output, _WHAT) as folder:
@@ -115,7 +115,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
             tensors, records = _write(weights, config, result, to, options, folder)
         dtype = main_dtype(tensors)
         _write_config(source, result, to, dtype, folder)
-        write_companions(source, layout, to, result, folder)
+        write_companions(source, to, result, folder)
         proof = None
         if options.proof:
             proof = _prove(source, config, folder, options.allow_pickle, {tensor.dtype for tensor in tensors})
@@ -165,7 +165,8 @@ def _write_config(source: Path, config: PretrainedConfig, to: Target, dtype: str
         save_config(config, folder, dtype)
         return
     if config_writer(source) == "pt":  # as it came, but for the type
-        content = {**config_content(source), "torch_dtype": dtype}
+        about = {"architectures": config.architectures, "model_type": config.model_type, "torch_dtype": dtype}
+        content = {**config_content(source), **about}
         content.pop("dtype", None)
         if content.get("tie_word_embeddings", True) and not config.tie_word_embeddings:
             content["tie_word_embeddings"] = False  # two that differ were stored

@@ -12,7 +12,13 @@ from oarlock.models.build import model_class
 from oarlock.models.configs import config_of
 from oarlock.models.sources import hugging_face_names
 
-_NO_WEIGHTS = ("rope_scaling", "rope_parameters")  # PaddleNLP may not compute what a server does
+# Checked on their own (a server may know more), or without a say in names and shapes.
+_NO_WEIGHTS = (
+    "rope_scaling",
+    "rope_parameters",
+    "torch_dtype",
+    "dtype",
+)
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from oarlock.data.templates import TEMPLATE_FILE
 from oarlock.data.tokenizers import has_tokenizer
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.findings import read_object
-from oarlock.export.servers import SERVED_NAME, SERVERS, check_architecture, check_runs_here
+from oarlock.export.servers import SERVED_NAME, SERVERS, check_architecture
 from oarlock.files import is_vacant
-from oarlock.models.hf_config import words_of
+from oarlock.models.hf_config import family_of, words_of
 from oarlock.models.save import MAX_SHARD_BYTES
 from oarlock.parallel.families import FAMILIES
 
@@ -111,16 +110,10 @@ def check_source(request: Request, folder: Path) -> None:
     config = read_object(folder / "config.json")
     if isinstance(config, str):
         raise ModelError(f"{folder / 'config.json'} {config}, so it is not a model")
-    _check_family(request, _family_of(config))
+    _check_family(request, family_of(config, str(folder / "config.json")))
     if request.target != "peft":
         _check_tokenizer(request, folder)
         _check_space(request, folder)
-
-
-def _family_of(config: Mapping[str, Any]) -> str:
-    named = (config.get("architectures") or [""])[0]
-    by_class = next((name for name, about in FAMILIES.items() if about.model == named), "None")
-    return str(config.get("model_type") or by_class)
 
 
 def _check_family(request: Request, family: str) -> None:
@@ -128,8 +121,6 @@ def _check_family(request: Request, family: str) -> None:
         words_of(family)
     if request.converts:
         check_architecture(request.target, FAMILIES[family].model)
-    elif request.target != "peft":
-        check_runs_here(request.target, family)
 
 
 def _check_tokenizer(request: Request, folder: Path) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from oarlock.errors import ModelError
-from oarlock.models.hf_config import WORDS
-from oarlock.parallel.families import BROKEN, FAMILIES
+from oarlock.models.hf_words import WORDS
+from oarlock.parallel.families import FAMILIES
 
 _TRANSFORMERS = tuple(FAMILIES[family].model for family in WORDS)  # vLLM has all of them too
 
@@ -72,15 +72,3 @@ def check_architecture(server: str, architecture: str) -> None:
             f"--target {server}: {about.title} does not run {architecture or 'a model without an architecture'} (of "
             f"Oarlock's families it runs {', '.join(about.architectures)})"
         )
-
-
-def check_runs_here(target: str, family: str) -> None:
-    """Refuse a model for a target that runs it through PaddleNLP.
-
-    Raises:
-        ModelError: with the reason.
-    """
-    if family in BROKEN:
-        raise ModelError(f"--target {target}: {family} can't be run: {BROKEN[family]}")
-    if family not in FAMILIES:
-        raise ModelError(f"--target {target}: {family} is not one of Oarlock's families ({', '.join(FAMILIES)})")

@@ -15,7 +15,6 @@ from paddle import nn
 
 from oarlock.environment import on_cpu, say
 from oarlock.errors import ModelError
-from oarlock.export.servers import check_runs_here
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.inputs import pairs_of_positions
 from oarlock.ops.install import originals
@@ -62,7 +61,6 @@ def write_graph(source: ModelSource, folder: Path, allow_pickle: bool = False) -
         ModelError: when Paddle can't translate the model, or the graph's scores are others.
     """
     family = source.config.model_type
-    check_runs_here("paddle-inference", family)
     with on_cpu(), originals():  # a graph for any machine has Paddle's operators alone
         source.config.use_cache = False
         model = build_model(source, allow_pickle=allow_pickle)

@@ -23,7 +23,7 @@ from oarlock.export.static_graph import GRAPH, write_graph
 from oarlock.models.adapter import Base
 from oarlock.models.adapter_mix import AdapterMix
 from oarlock.models.build import ModelSource
-from oarlock.models.configs import layout_of, read_config
+from oarlock.models.configs import read_config
 from oarlock.models.hub import local_folder
 from oarlock.models.merge import MergeOptions, merge
 from oarlock.models.save import save_config, whole_folder
@@ -93,11 +93,10 @@ def _write_converted(request: Request, folder: Path, result: Path, facts: dict[s
 
 
 def _write_graph(request: Request, folder: Path, result: Path, facts: dict[str, Any]) -> None:
-    layout = layout_of(folder)
     config = read_config(folder)
     proof = write_graph(ModelSource(folder, config, from_weights=True), result, request.allow_pickle)
     save_config(config, result)
-    write_companions(folder, layout, "paddle", config, result)
+    write_companions(folder, "paddle", config, result)
     facts["proof"]["graph"] = asdict(proof)
     facts |= {"family": config.model_type, "dtype": "float32", "disable_mkldnn": True}
 

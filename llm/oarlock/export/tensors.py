@@ -7,7 +7,6 @@ layouts are read as.
 from __future__ import annotations
 
 import copy
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,19 +18,13 @@ from paddle.base.framework import EagerParamBase
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
-from oarlock.models.arrays import row_ranges
 from oarlock.models.build import model_class
 from oarlock.models.layout import Holding, holdings
 from oarlock.models.merge_proof import TOLERANCES
 from oarlock.models.safetensors_stream import TensorSource
 from oarlock.models.sources import FileSource, hugging_face_names, stored_dtype
 from oarlock.models.streamed import empty_model
-
-# Tables that the layers compute themselves; published files have them now and then.
-_COMPUTED = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.attn\.(masked_)?bias$")
-_EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight")
-_HEADS = ("lm_head.weight", "lm_head.decoder_weight")
-_COMPARED_BYTES = 16 << 20
+from oarlock.models.unused import named
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ def plain_parameters(source: FileSource, config: PretrainedConfig) -> list[Plain
     """All parameters, each once, in the order in which the source is read fastest.
 
     Raises:
-        ModelError: naming those that are missing, of another shape, or left over.
+        ModelError: naming those that are missing or of another shape. (open_weights refuses those left over.)
     """
     held, plain = _held(config), plain_config(config)
     stored = _parameters(held)
@@ -72,12 +65,11 @@ def plain_parameters(source: FileSource, config: PretrainedConfig) -> list[Plain
     wanted = shapes_of(plain) if fused else stored
     lacking = [name for name in wanted if parts.get(name) is None or parts[name].stored not in source.shapes]
     if lacking:
-        raise ModelError(f"{source.place}: {_named(lacking, len(wanted))} missing; nothing was written")
+        raise ModelError(f"{source.place}: {named(lacking, len(wanted))} missing; nothing was written")
     for name, shape in stored.items():
         found = source.shapes.get(name)
         if found is not None and found != shape:
             raise ModelError(f"{source.place}: {name} is {list(found)}, config.json makes it {list(shape)}")
-    _check_left_over(source, set(stored), {holding.name for holding in held})
     order = {name: i for i, name in enumerate(source.shapes)}
     return sorted((parts[name] for name in wanted), key=lambda part: order[part.stored])
 
@@ -93,42 +85,6 @@ def _parameters(held: Sequence[Holding]) -> dict[str, tuple[int, ...]]:
 
 def _held(config: PretrainedConfig) -> list[Holding]:
     return holdings(empty_model(model_class(config), config))
-
-
-def _named(names: Sequence[str], total: int) -> str:
-    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-    return f"{len(names)} of {total} weights ({shown}) {'is' if len(names) == 1 else 'are'}"
-
-
-def _check_left_over(source: FileSource, used: set[str], held: set[str]) -> None:
-    embedding = next(name for name in used if name.endswith(_EMBEDDINGS))
-    extra = []
-    for name in (*source.left_over, *(name for name in source.shapes if name not in held)):
-        if _COMPUTED.search(name) or (name in _HEADS and same_values(source, name, embedding)):
-            continue
-        extra.append(name)
-    if extra:
-        total = len(source.left_over) + len(source.shapes)
-        raise ModelError(
-            f"{source.place}: {_named(extra, total)} left over: the architecture in config.json has no place for "
-            + ("it" if len(extra) == 1 else "them")
-            + "; nothing was written"
-        )
-
-
-def same_values(source: FileSource, one: str, other: str) -> bool:
-    """Whether two stored tensors are equal, bit for bit."""
-    first = source.read(one)
-    first = first if source.read_ahead else first.copy()
-    second = source.read(other)
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    rows = row_ranges(first.shape, first.dtype.itemsize, _COMPARED_BYTES)
-    return all(_bytes(first[a:b]) == _bytes(second[a:b]) for a, b in rows)
-
-
-def _bytes(rows: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
 
 
 # fused inputs
@@ -222,7 +178,7 @@ def converted_tensors(
     names = names_there(result) if to == "hf" else {part.name: (part.name, False) for part in parameters}
     nameless = [part.name for part in parameters if part.name not in names]
     if nameless:
-        raise ModelError(f"{source.place}: {_named(nameless, len(parameters))} without a name in Hugging Face's format")
+        raise ModelError(f"{source.place}: {named(nameless, len(parameters))} without a name in Hugging Face's format")
     found: dict[str, tuple[TensorSource, str]] = {}
     for part in parameters:
         name, turned = names[part.name]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oarlock.errors import ModelError
-from oarlock.files import ADAPTER_FILE, complete_files, write_json
+from oarlock.files import ADAPTER_FILE, PEFT_FILE, complete_files, write_json
 from oarlock.models.pieces import INDEX
 from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource, main_dtype, write_safetensors
 from oarlock.models.save import save_tokenizer
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "peft_model.safetensors"
 LORA_FILE = "lora_config.json"
 FORMAT = 1
+UNKNOWN_BASE = "unknown"  # in place of a fingerprint: PEFT's adapters have none
 _SAMPLE = 1024  # elements of the beginning and the end of a tensor that go into the base's fingerprint
 
 
@@ -110,6 +111,23 @@ class AdapterFolder:
     base: Base
     names: tuple[str, ...]
 
+    def of_model(self, model_class: Any, config: Any) -> AdapterFolder:
+        """The same with PaddleNLP's names of the base's layers: where PEFT wrote it, they hang on the base."""
+        return self
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors.
+
+        Raises:
+            ModelError: when they can't be read.
+        """
+        path = self.folder / WEIGHTS_FILE
+        try:
+            with SafetensorsFile(path) as file:
+                return {name: tensor.shape for name, tensor in file.tensors.items()}
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path}: can't be read: {error}") from error
+
     def value(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A whole tensor.
 
@@ -131,13 +149,17 @@ class AdapterFolder:
 
 
 def open_adapter(folder: str | Path) -> AdapterFolder:
-    """Read what an adapter folder is.
+    """Read what an adapter folder is, one of PEFT's too.
 
     Raises:
         ModelError: when it is none, or damaged.
     """
+    from oarlock.models.peft_folder import open_peft
+
     folder = Path(folder)
     path = folder / ADAPTER_FILE
+    if (folder / PEFT_FILE).is_file() and not path.is_file():
+        return open_peft(folder)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
@@ -173,22 +195,28 @@ def open_lora(folder: str | Path, what: str) -> AdapterFolder:
     return found
 
 
-def read_adapter(folder: str | Path, method: Method) -> AdapterFolder:
+def read_adapter(found: AdapterFolder, method: Method) -> AdapterFolder:
     """An adapter that continues what `method` is about to train.
+
+    Args:
+        found: under PaddleNLP's names (see AdapterFolder.of_model).
 
     Raises:
         ModelError: when it was trained with other settings that shape it.
     """
-    found = open_adapter(folder)
-    mine = method.describe()
+    folder, mine = found.folder, method.describe()
     if found.method != method.name:
         raise ModelError(f"{folder} was trained with {found.method}, not with {method.name}")
     shaping = ("r", "num_tokens", "encoder", "hidden_size", "targets", "scaling")
-    other = [key for key in shaping if key in mine and found.settings.get(key) != mine[key]]
+    other = [key for key in shaping if key in mine and _in_order(found.settings.get(key)) != _in_order(mine[key])]
     if other:
         differing = ", ".join(f"{key} {found.settings.get(key)} there, {mine[key]} here" for key in other)
         raise ModelError(f"{folder}: the adapter has other settings ({differing}): give the same flags")
     return found
+
+
+def _in_order(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (list, tuple)) else value
 
 
 def describe_adapter(method: Method, base: Base, dtype: str) -> dict[str, Any]:

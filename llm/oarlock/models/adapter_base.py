@@ -6,7 +6,6 @@ from pathlib import Path
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
-from oarlock.files import ADAPTER_FILE
 from oarlock.models.adapter import AdapterFolder
 from oarlock.models.hub import local_folder
 
@@ -15,11 +14,6 @@ TEXT_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
     *("sentencepiece.*", "chat_template*"),
 )
-
-
-def is_adapter(name_or_path: str | Path) -> bool:
-    """Whether it is a folder that a LoRA, prefix or p-tuning run saved."""
-    return (Path(name_or_path) / ADAPTER_FILE).is_file()
 
 
 def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, allow_pickle: bool = False) -> Path:
@@ -51,6 +45,19 @@ def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, a
         f"{adapter.folder}: its base is recorded as {name!r}: there is no such folder, seen from here or from a folder "
         f"above the adapter, and no model of that name that could be downloaded. {way_out}"
     )
+
+
+def beside(adapter: AdapterFolder, base: Path) -> AdapterFolder:
+    """The adapter under PaddleNLP's names of a base's layers (see AdapterFolder.of_model).
+
+    Raises:
+        ModelError: when the base's configuration can't be read, or the adapter does not belong to it.
+    """
+    from oarlock.models.build import model_class
+    from oarlock.models.configs import read_config
+
+    config = read_config(base)
+    return adapter.of_model(model_class(config), config)
 
 
 def with_texts_of(adapter: Path, base: Path, into: Path) -> Path:

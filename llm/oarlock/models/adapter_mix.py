@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ConfigError, ModelError
 from oarlock.files import is_vacant
-from oarlock.models.adapter import AdapterFolder, Base, open_lora
+from oarlock.models.adapter import UNKNOWN_BASE, AdapterFolder, Base, open_lora
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,13 @@ class AdapterMix:
         first = parts[0].adapter
         for part in parts:
             _check(part.adapter, first)
-        return cls(parts, first.base, first.settings.get("quantization"))
+        known = next((part.adapter.base for part in parts if part.adapter.base.fingerprint != UNKNOWN_BASE), first.base)
+        return cls(parts, known, first.settings.get("quantization"))
+
+    def of_model(self, model_class: Any, config: Any) -> AdapterMix:
+        """The same with every adapter under PaddleNLP's names of the base's layers."""
+        parts = tuple(replace(part, adapter=part.adapter.of_model(model_class, config)) for part in self.parts)
+        return replace(self, parts=parts)
 
     @property
     def layers(self) -> set[str]:
@@ -72,7 +78,8 @@ class AdapterMix:
 
 
 def _check(adapter: AdapterFolder, first: AdapterFolder) -> None:
-    if adapter.base.fingerprint != first.base.fingerprint:
+    prints = {adapter.base.fingerprint, first.base.fingerprint}
+    if len(prints) > 1 and UNKNOWN_BASE not in prints:
         raise ModelError(
             f"{adapter.folder} and {first.folder} have different bases ({adapter.base.name} and {first.base.name}): "
             "only adapters of one base can be merged together"

@@ -14,9 +14,10 @@ from paddlenlp.transformers import AutoModelForCausalLM, PretrainedConfig, Pretr
 
 from oarlock.environment import say_once
 from oarlock.errors import ConfigError, ModelError
-from oarlock.models.adapter import read_adapter
+from oarlock.models.adapter import open_adapter, read_adapter
 from oarlock.models.configs import read_config
 from oarlock.models.construct import construct
+from oarlock.models.generation_config import generation_content
 from oarlock.models.hub import local_folder
 from oarlock.models.initial import RandomWeights, without_values
 from oarlock.models.inputs import adapt_inputs
@@ -24,9 +25,9 @@ from oarlock.models.load import load_distributed
 from oarlock.models.methods import Method, fill_trained, initial_values
 from oarlock.models.pickles import open_weights
 from oarlock.models.sources import WeightSource
+from oarlock.models.window import check_window, window_of
 from oarlock.ops import library
 from oarlock.ops.norms import check_norms
-from oarlock.parallel.families import BROKEN
 from oarlock.parallel.plan import sequence_length
 from oarlock.parallel.sync import together
 
@@ -58,6 +59,14 @@ class ModelSource:
     config: PretrainedConfig
     from_weights: bool
 
+    def generation(self) -> dict[str, Any]:
+        """The content of generation_config.json; {} where there is none.
+
+        Raises:
+            ModelError: when it can't be read.
+        """
+        return generation_content(self.folder)
+
 
 def find_model(config: Config, from_weights: bool) -> ModelSource:
     """Resolve the name, read and check the model's configuration.
@@ -68,15 +77,9 @@ def find_model(config: Config, from_weights: bool) -> ModelSource:
     """
     folder = local_folder(config.model.model_name_or_path, from_weights, config.model.allow_pickle_weights)
     model_config = read_config(folder)
-    if not model_config.architectures:
-        raise ModelError(
-            f'{folder / "config.json"} names no "architectures" (for example ["LlamaForCausalLM"]): add the line'
-        )
     family = model_config.model_type
     if config.model.model_type and family != config.model.model_type:
         raise ModelError(f"--model_type {config.model.model_type}, but {folder / 'config.json'} is of type {family}")
-    if family in BROKEN:
-        raise ModelError(f"{folder}: {family} models can't be trained here: {BROKEN[family]}")
     if not from_weights:
         _apply_sizes(config, model_config)
     _apply_kernels(config, model_config)
@@ -117,17 +120,21 @@ def _apply_kernels(config: Config, model_config: PretrainedConfig) -> None:
 
 
 def positions_of(config: PretrainedConfig) -> tuple[str, int]:
-    """How many tokens a model was made for, and the field that says so; ("", 0) for one without a limit."""
+    """How many tokens a model was made for (or looks back), and the field that says so; ("", 0) without a limit."""
     names = ("max_position_embeddings", "max_sequence_length")
-    return next(((name, int(value)) for name in names if (value := getattr(config, name, None))), ("", 0))
+    found = next(((name, int(value)) for name in names if (value := getattr(config, name, None))), ("", 0))
+    window = window_of(config)
+    return ("sliding_window", window) if window and not 0 < found[1] <= window else found
 
 
 def check_lengths(source: ModelSource, longest: int, flag: str) -> None:
-    """Refuse sequences longer than the model's positions.
+    """Refuse sequences longer than the model's positions, or than its sliding window.
 
     Raises:
         ConfigError: naming the flag and the largest legal value.
+        ModelError: for the window.
     """
+    check_window(source.config, longest, str(source.folder / "config.json"), f"{flag} asks for sequences of")
     name, positions = positions_of(source.config)
     if positions and longest > positions:
         raise ConfigError(
@@ -203,7 +210,11 @@ def build_model(
         load_distributed(model, of_base)
     else:
         load_distributed(model, of_base, wanted=lambda holding: holding.tensor.stop_gradient)
-        values = read_adapter(adapter, method).value if adapter else initial_values(method, seed)
+        values = (
+            read_adapter(open_adapter(adapter).of_model(found, source.config), method).value
+            if adapter
+            else initial_values(method, seed)
+        )
         together(lambda: fill_trained(model, values))
     return model
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import paddlenlp.transformers
-from paddlenlp.transformers import AutoConfig, PretrainedConfig
+from paddlenlp.transformers import PretrainedConfig
+from paddlenlp.transformers.configuration_utils import LlmMetaConfig
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
-from oarlock.models.hf_config import WORDS, from_hugging_face
+from oarlock.models.hf_config import arguments_of, family_of, writer_of
+from oarlock.models.hf_words import PLAN
 from oarlock.models.tied_head import has_own_head
 from oarlock.models.weights import WeightFolder, has_safetensors
 from oarlock.parallel.families import FAMILIES
@@ -53,39 +56,53 @@ def config_content(folder: Path) -> dict[str, Any]:
 
 
 def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
-    """PaddleNLP's configuration for the content of Hugging Face's config.json.
+    """PaddleNLP's configuration for the content of a config.json, in Hugging Face's or PaddleNLP's words.
+
+    PaddleNLP itself takes what transformers wrote as it stands, so that a rotary base in transformers 5's words, or a
+    scaling, would be lost without a word.
 
     Args:
         place: the file, for messages.
 
     Raises:
-        ModelError: when PaddleNLP's model does not compute what it says.
+        ModelError: for a family that is not supported, or a field that PaddleNLP's model does not compute with.
     """
-    arguments = from_hugging_face(content, place)
-    name = f"{FAMILIES[content['model_type']].model.removesuffix('ForCausalLM')}Config"
-    return getattr(paddlenlp.transformers, name)(**arguments)
+    config_class = _config_class(family_of(content, place))
+    how = LlmMetaConfig._get_defaults().keys() - PLAN  # how a run computed
+    content = {name: value for name, value in content.items() if name not in how}
+    arguments = arguments_of(content, place, own_fields(config_class))
+    try:
+        return config_class.from_dict(arguments)
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+        raise ModelError(f"{place}: PaddleNLP makes no configuration of it: {error!r}") from error
+
+
+def _config_class(family: str) -> Any:
+    stem = FAMILIES[family].model.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
+    return getattr(paddlenlp.transformers, f"{stem}Config")
+
+
+@cache
+def own_fields(config_class: Any) -> frozenset[str]:
+    """The fields of one of PaddleNLP's configuration classes, older names included."""
+    return frozenset(vars(config_class())) | frozenset(config_class.attribute_map)
 
 
 def config_writer(folder: Path) -> str:
-    """Whose words config.json is in: "np" (PaddleNLP's) or "pt" (transformers').
-
-    Weights do not tell: PaddleNLP's own converters leave its configuration beside Hugging Face's weights.
-    """
+    """Whose words config.json is in: "np" (PaddleNLP's) or "pt" (transformers')."""
     content = config_content(folder)
-    theirs = any(name in content for name in ("transformers_version", "torch_dtype", "rope_parameters"))
-    return "pt" if theirs and "paddlenlp_version" not in content else "np"
+    return writer_of(content, own_fields(_config_class(family_of(content, str(folder / "config.json")))))
 
 
 def read_config(folder: Path) -> PretrainedConfig:
     """PaddleNLP's configuration of the model in a folder, whichever side wrote it.
 
-    PaddleNLP takes a configuration of transformers as it stands, so that a rotary base in transformers 5's words, or a
-    scaling, would be lost without a word. An output layer that is stored beside another embedding is not tied to it.
+    An output layer that is stored beside another embedding is not tied to it, whatever the configuration says.
 
     Raises:
         ModelError: when it can't be read, or PaddleNLP's model does not compute what it says.
     """
-    config = _read_config(folder)
+    config = config_of(config_content(folder), str(folder / "config.json"))
     if getattr(config, "tie_word_embeddings", False) and has_own_head(folder, config.model_type):
         say_once(
             f"{folder}: config.json ties the output layer to the embedding (tie_word_embeddings), but the two that are "
@@ -93,14 +110,3 @@ def read_config(folder: Path) -> PretrainedConfig:
         )
         config.tie_word_embeddings = False
     return config
-
-
-def _read_config(folder: Path) -> PretrainedConfig:
-    path = folder / "config.json"
-    content = config_content(folder)
-    if content.get("model_type") in WORDS and config_writer(folder) == "pt":
-        return config_of(content, str(path))
-    try:
-        return AutoConfig.from_pretrained(str(folder))
-    except Exception as error:  # PaddleNLP raises KeyError, AttributeError, OSError, ... for a file it can't place
-        raise ModelError(f"{path}: not a model configuration PaddleNLP knows: {error!r}") from error

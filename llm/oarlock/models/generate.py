@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 import paddle
 
+from oarlock.models.generation_config import token_ids
+
 NextIds = Callable[[list[list[int]]], list[int]]
 
 
 @paddle.no_grad()
-def generate_ids(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+def generate_ids(
+    model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, ends: Collection[int] | None = None
+) -> list[list[int]]:
     """New token ids of each row, up to its end token (left out).
 
     Shorter rows are padded on the left and masked, and their positions start where their text does, so that an answer
@@ -20,9 +24,10 @@ def generate_ids(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_
 
     Args:
         rows: prompt ids of each, [tokens].
+        ends: tokens that end an answer; None for the tokenizer's.
     """
-    eos = tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
+    ends = token_ids(tokenizer.eos_token_id, "the tokenizer") if ends is None else tuple(ends)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     longest = max(len(row) for row in rows)
     input_ids = np.full([len(rows), longest], pad, np.int64)
     mask = np.zeros_like(input_ids)
@@ -36,29 +41,29 @@ def generate_ids(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_
         position_ids=paddle.to_tensor(positions),
         max_new_tokens=max_new_tokens,
         decode_strategy="greedy_search",
-        eos_token_id=eos,
+        eos_token_id=list(ends) or None,
         pad_token_id=pad,
         bos_token_id=tokenizer.bos_token_id,
         use_cache=True,
     )
-    return [_until(row, eos) for row in new_ids.numpy().tolist()]
+    return [_until(row, ends) for row in new_ids.numpy().tolist()]
 
 
-def _until(row: list[int], end: int | None) -> list[int]:
-    return row[: row.index(end)] if end in row else row
+def _until(row: list[int], ends: Collection[int]) -> list[int]:
+    return row[: next((i for i, token in enumerate(row) if token in ends), len(row))]
 
 
 def generate_without_cache(
     next_ids: NextIds,
     rows: Sequence[Sequence[int]],
-    end: int | None,
+    ends: Collection[int],
     max_new_tokens: int,
 ) -> list[list[int]]:
     """The same by a whole forward pass for every new token.
 
     Args:
         next_ids: the likeliest next token of each row.
-        end: the token that ends an answer.
+        ends: tokens that end an answer.
     """
     answers: list[list[int]] = [[] for _ in rows]
     going = list(range(len(rows)))
@@ -67,7 +72,7 @@ def generate_without_cache(
             break
         tokens = next_ids([[*rows[i], *answers[i]] for i in going])
         for i, token in zip(list(going), tokens, strict=True):
-            if token == end:
+            if token in ends:
                 going.remove(i)
             else:
                 answers[i].append(token)

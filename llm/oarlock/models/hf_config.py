@@ -1,143 +1,39 @@
 """A model's configuration in Hugging Face's words and in PaddleNLP's, both ways.
 
-The tables are read in transformers 4.55 and 5.x and in paddlenlp 3.0.0b4. What one side computes and the other can't is
-refused by name; what changes nothing of the scores is left out. Pure Python.
+What one side computes and the other can't is refused by name, and so is a field that nobody here knows; what changes
+nothing of the scores is left out. What decides is the field, not the program that wrote the file. Pure Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
 from oarlock.models.hf_rope import rope_from_hugging_face, rope_to_hugging_face
-from oarlock.parallel.families import FAMILIES
+from oarlock.models.hf_words import (
+    ACTIVATION_FIELDS,
+    ACTIVATIONS,
+    DTYPES,
+    NEUTRAL,
+    PADDLE_ONLY,
+    PLAN,
+    RECORDS,
+    REFUSED,
+    ROPE_FIELDS,
+    TOKEN_IDS,
+    WORDS,
+    Words,
+)
+from oarlock.models.window import from_hugging_face as window_from
+from oarlock.models.window import to_hugging_face as window_to
+from oarlock.parallel.families import BROKEN, FAMILIES
 
-_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-
-
-@dataclass(frozen=True)
-class Words:
-    """One family.
-
-    Attributes:
-        fields: name there -> its default there; what PaddleNLP calls the same unless `here` says otherwise.
-        here: name there -> name in PaddleNLP.
-        aliases: older names of fields there -> their present ones.
-        only: name there -> values PaddleNLP's model computes with, the first of which is what is written.
-        paddle_only: field of PaddleNLP's -> the one value that Hugging Face's model computes with.
-        rotary: it has rotary embeddings with a base in the configuration.
-        scaled: PaddleNLP's model knows scaled rotary embeddings.
-    """
-
-    fields: Mapping[str, Any]
-    here: Mapping[str, str] = field(default_factory=dict)
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    paddle_only: Mapping[str, Any] = field(default_factory=dict)
-    rotary: bool = True
-    scaled: bool = False
-
-
-_LLAMA_LIKE = {"hidden_act": "silu", "initializer_range": 0.02, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
-WORDS = {
-    "llama": Words(
-        {
-            "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-            "num_attention_heads": 32, "num_key_value_heads": None, "max_position_embeddings": 2048,
-            "initializer_range": 0.02, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
-        },
-        only={"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,)},
-        paddle_only={"alibi": False, "use_long_sequence_strategies": False},
-        scaled=True,
-    ),
-    "qwen2": Words(
-        {
-            "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32,
-            "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32768, **_LLAMA_LIKE,
-        },
-    ),
-    "mistral": Words(
-        {
-            "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-            "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072, **_LLAMA_LIKE,
-        },
-        only={"tie_word_embeddings": (False,)},
-    ),
-    "gemma": Words(
-        {
-            "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
-            "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256, "max_position_embeddings": 8192,
-            "initializer_range": 0.02, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
-        },
-        only={"attention_bias": (False,), "use_bidirectional_attention": (None, False)},
-        paddle_only={"alibi": False},
-    ),
-    "opt": Words(
-        {
-            "vocab_size": 50272, "hidden_size": 768, "num_hidden_layers": 12, "ffn_dim": 3072,
-            "max_position_embeddings": 2048, "do_layer_norm_before": True, "word_embed_proj_dim": None, "dropout": 0.1,
-            "attention_dropout": 0.0, "num_attention_heads": 12, "init_std": 0.02, "tie_word_embeddings": True,
-        },
-        here={
-            "ffn_dim": "intermediate_size", "do_layer_norm_before": "normalize_before",
-            "dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob",
-            "init_std": "initializer_range",
-        },
-        only={
-            "activation_function": ("relu",), "_remove_final_layer_norm": (False,), "enable_bias": (True,),
-            "layer_norm_elementwise_affine": (True,),
-        },
-        paddle_only={"hidden_act": "relu"},
-        rotary=False,
-    ),
-    "bloom": Words(
-        {
-            "vocab_size": 250880, "hidden_size": 64, "n_layer": 2, "n_head": 8, "layer_norm_epsilon": 1e-5,
-            "initializer_range": 0.02, "apply_residual_connection_post_layernorm": False, "hidden_dropout": 0.0,
-            "attention_dropout": 0.0,
-        },
-        aliases={"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
-        only={"tie_word_embeddings": (True,)},
-        paddle_only={"use_long_sequence_strategies": False},
-        rotary=False,
-    ),
-    "gptj": Words(
-        {
-            "vocab_size": 50400, "n_positions": 2048, "n_embd": 4096, "n_layer": 28, "n_head": 16, "rotary_dim": 64,
-            "n_inner": None, "activation_function": "gelu_new", "resid_pdrop": 0.0, "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0, "initializer_range": 0.02,
-        },
-        # PaddleNLP's GPT-J sets every norm's epsilon to 1e-5 when it is made.
-        only={"layer_norm_epsilon": (1e-5,), "tie_word_embeddings": (False,)},
-        paddle_only={"layer_norm_epsilon": 1e-5},
-        rotary=False,
-    ),
-}  # fmt: skip
-REFUSED = {
-    "chatglm": "transformers has no ChatGLM (its published models bring code of their own)",
-    "chatglm_v2": "transformers has no ChatGLM2 (its published models bring code of their own)",
-    "glm": "the GLM of transformers is GLM-4; that of PaddleNLP is the older one, with two positions and blank filling",
-    "mixtral": "PaddleNLP's Mixtral can't be run here (see `oarlock families`), so nothing could be proven",
-}
-# Fields there that leave the scores as they are: records, defaults of training and generation, how to compute.
-_IGNORED = frozenset(
-    {
-        "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "use_cache",
-        "pretraining_tp", "attention_dropout", "classifier_dropout", "output_attentions", "output_hidden_states",
-        "return_dict", "is_decoder", "is_encoder_decoder", "id2label", "label2id", "rope_theta", "rope_scaling",
-        "rope_parameters", "head_dim", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
-        "hidden_act", "hidden_activation", "prefix", "layerdrop", "gradient_checkpointing", "summary_type",
-        "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
-        "task_specific_params", "tokenizer_class", "rotary", "scale_attn_weights", "bias_dropout_fusion",
-        "masked_softmax_fusion", "attention_softmax_in_fp32", "unk_token_id", "offset_alibi", "seq_length",
-        "skip_bias_add", "skip_bias_add_qkv", "slow_but_exact", "bad_words_ids", "auto_map",
-        "_attn_implementation_autoset", "chunk_size_feed_forward", "n_inner", "problem_type", "mlp_bias",
-        "scale_embedding",
-    }
-)  # fmt: skip
+_CLASS_ENDS = ("ForCausalLM", "ForCausalLMPipe", "ForConditionalGeneration", "LMHeadModel", "Model")
+_NULL_HAS_A_MEANING = ("sliding_window", "rotary_dim")
+_QUANTISED = ("quantization_config", "quantization", "compression_config")
+_MARKS = ("transformers_version", "torch_dtype", "rope_parameters")
 
 
 def words_of(family: str) -> Words:
@@ -152,40 +48,208 @@ def words_of(family: str) -> Words:
     raise ModelError(f"{family}: {REFUSED.get(family, 'PaddleNLP and transformers do not both have it')}; {known}")
 
 
-def from_hugging_face(content: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Arguments of PaddleNLP's configuration class.
+def family_of(content: Mapping[str, Any], place: str) -> str:
+    """The family of a config.json: one of the registry (oarlock.parallel.families).
+
+    Raises:
+        ModelError: for any other, and for one that can't be run.
+    """
+    named = content.get("architectures") or []
+    named = named if isinstance(named, list) else [named]
+    family = content.get("model_type")
+    if family is None:
+        family = next((name for name, about in FAMILIES.items() if about.model in named), None)
+    if family == "chatglm" and "multi_query_group_num" in content:  # ChatGLM2 is published under this name too
+        family = "chatglm_v2"
+    what = f"model_type {family!r}" if family is not None else f"neither a model_type nor a known class ({named})"
+    if family in BROKEN:
+        raise ModelError(f"{place}: {family} models can't be run here: {BROKEN[str(family)]}")
+    if family not in FAMILIES:
+        raise ModelError(f"{place}: {what} is not supported; Oarlock has {', '.join(FAMILIES)}")
+    stem = FAMILIES[family].model.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
+    stems = {stem, "ChatGLM"} if family == "chatglm_v2" else {stem}
+    other = [name for name in named if name not in {f"{own}{end}" for own in stems for end in _CLASS_ENDS}]
+    if other:
+        raise ModelError(
+            f"{place}: architectures names {other[0]!r}, which is not a causal language model of model_type "
+            f"{family!r} ({FAMILIES[family].model}); Oarlock has {', '.join(FAMILIES)}"
+        )
+    return str(family)
+
+
+def writer_of(content: Mapping[str, Any], own: Collection[str]) -> str:
+    """In whose words a configuration is: "np" (PaddleNLP's) or "pt" (transformers'); it decides defaults alone.
+
+    Weights do not tell: PaddleNLP's own converters leave its configuration beside Hugging Face's weights.
 
     Args:
-        content: of Hugging Face's config.json.
+        own: fields of PaddleNLP's configuration class.
+    """
+    if "paddlenlp_version" in content:
+        return "np"
+    if any(name in content for name in _MARKS):
+        return "pt"
+    words = WORDS.get(str(content.get("model_type")))
+    if words is None:
+        return "np"
+    both = ("hidden_act", "head_dim", "sliding_window", "use_sliding_window", "max_window_layers")
+    theirs = {
+        *both,
+        *words.fields,
+        *words.aliases,
+        *words.only,
+        *TOKEN_IDS,
+        *RECORDS,
+        *ROPE_FIELDS,
+        *NEUTRAL,
+        *words.dropouts,
+    }
+    return "np" if any(name in own and name not in theirs for name in content) else "pt"
+
+
+def arguments_of(content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
+    """Arguments of PaddleNLP's configuration class, for a config.json in either side's words.
+
+    Args:
+        content: of config.json.
         place: the file, for messages.
+        own: fields of PaddleNLP's configuration class.
 
     Raises:
         ModelError: for what PaddleNLP's model does not compute, naming the field.
     """
-    family = str(content.get("model_type"))
-    words = words_of(family)
-    if content.get("quantization_config"):
-        raise ModelError(f"{place}: quantization_config: the weights are quantised; convert the plain model")
-    content = {words.aliases.get(name, name): value for name, value in content.items()}
+    family = family_of(content, place)
+    writer = writer_of(content, own)
+    content = {k: v for k, v in content.items() if v is not None or k in _NULL_HAS_A_MEANING}
+    quantised = next((name for name in _QUANTISED if _says_something(content.get(name))), None)
+    if quantised is not None:
+        raise ModelError(f"{place}: {quantised}: the weights are quantised; take the plain model")
+    content = {k: v for k, v in content.items() if k not in PLAN and k not in _QUANTISED}
+    found = (
+        _of_both(family, content, place, own, writer) if family in WORDS else _of_paddle(family, content, place, own)
+    )
+    found["architectures"] = [FAMILIES[family].model]
+    if (dtype := _dtype(content, place)) is not None:
+        found["dtype"] = dtype
+    return found
+
+
+def from_hugging_face(content: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """arguments_of() for what transformers wrote."""
+    words_of(str(content.get("model_type")))
+    return arguments_of(content, place, ())
+
+
+def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collection[str], writer: str) -> dict[str, Any]:
+    words = WORDS[family]
+    content = _present_names(content, words, place)
     for name, allowed in words.only.items():
         if name in content and content[name] not in allowed:
             raise ModelError(
                 f"{place}: {name} is {content[name]!r}, and PaddleNLP's {family} computes with {allowed[0]!r} alone"
             )
-    found = {words.here.get(name, name): content.get(name, default) for name, default in words.fields.items()}
-    found |= {name: content[name] for name in _IDS if content.get(name) is not None}
-    found["architectures"] = [FAMILIES[family].model]
-    if (dtype := content.get("torch_dtype", content.get("dtype"))) is not None:
-        found["dtype"] = str(dtype).removeprefix("torch.")
+    found: dict[str, Any] = {}
+    for name, default in words.fields.items():
+        if name in content:
+            found[words.here.get(name, name)] = _checked(name, content[name], default, place)
+        elif writer == "pt" and default is not None:
+            found[words.here.get(name, name)] = default
+    found |= {name: content[name] for name in TOKEN_IDS if name in content}
+    special = {**_activation(family, content, place, writer), **window_from(family, content, place)}
+    mapped = {*words.fields, *words.only, *TOKEN_IDS, *special, *ROPE_FIELDS, "hidden_activation", "layer_types"}
+    rest = {name: value for name, value in content.items() if name not in mapped}
+    for name, value in rest.items():
+        if name in words.unread and value not in words.unread[name]:
+            raise ModelError(f"{place}: {name} is {value!r}, and PaddleNLP's {family} does not compute with it")
+        if name in words.dropouts and value:
+            say_once(f"{place}: {name} {value}: PaddleNLP's {family} does not have it; training goes without")
+        if name in own and name not in RECORDS and (name not in NEUTRAL or name in words.paddle_only):
+            same = next((there for there, here in words.here.items() if here == name and there in content), None)
+            if same is not None and content[same] != value:
+                raise ModelError(f"{place}: {same} is {content[same]!r} and {name} is {value!r}: they mean the same")
+            found[name] = value
+        elif name == "seq_length" and name in own:
+            found[name] = value
+    found |= special
+    _check_head_size(family, content, found, place)
     if words.rotary:
         found |= rope_from_hugging_face(content, words.scaled, f"{place}: PaddleNLP's {family}")
-    found |= _special_from(family, content, place)
-    _check_head_size(family, content, found, place)
-    known = {*words.fields, *words.only, *_IDS, *_IGNORED}
-    unknown = [name for name in content if name not in known]
+    elif any(_says_something(content.get(name)) for name in ROPE_FIELDS[1:]):
+        raise ModelError(f"{place}: {ROPE_FIELDS[1]}: PaddleNLP's {family} has no scaled rotary embeddings")
+    known = {*(set(own) - (set(NEUTRAL) - set(words.paddle_only))), *words.ignored, *words.dropouts, "head_dim"}
+    _refuse_unknown(family, rest, known, place)
+    return found
+
+
+def _of_paddle(family: str, content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
+    """For a family that transformers has not."""
+    only = PADDLE_ONLY[family]
+    for name, allowed in only.items():
+        if name in content and content[name] not in allowed:
+            raise ModelError(f"{place}: {name} is {content[name]!r}, and PaddleNLP's {family} does not compute with it")
+    _refuse_unknown(family, {k: v for k, v in content.items() if k not in only}, set(own), place)
+    records = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map"}
+    return {name: value for name, value in content.items() if name in own and name not in records}
+
+
+def _refuse_unknown(family: str, rest: Mapping[str, Any], known: Collection[str], place: str) -> None:
+    unknown = []
+    for name, value in rest.items():
+        if name in known or name in RECORDS or name.startswith("_"):
+            continue
+        if name in NEUTRAL and value in NEUTRAL[name]:
+            continue
+        unknown.append(f"{name} ({_short(value)})")
     if unknown:
-        say_once(f"{place}: {', '.join(unknown)}: not known here, left out of PaddleNLP's configuration")
-    return {name: value for name, value in found.items() if value is not None}
+        raise ModelError(
+            f"{place}: {', '.join(unknown)}: PaddleNLP's {family} does not compute with "
+            f"{'it' if len(unknown) == 1 else 'them'}, so that the model might be another one; a field that is only a "
+            "note can be taken out of the file"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _says_something(value: Any) -> bool:
+    """Whether a nested setting holds anything (PaddleNLP writes one full of defaults)."""
+    if isinstance(value, Mapping) and "weight_quantize_algo" in value:
+        return value["weight_quantize_algo"] is not None
+    return bool(value)
+
+
+def _present_names(content: Mapping[str, Any], words: Words, place: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        own = words.aliases.get(name, name)
+        if own in found and found[own] != value:
+            raise ModelError(f"{place}: {own} is given twice, as {found[own]!r} and as {value!r} ({name})")
+        found[own] = value
+    return found
+
+
+def _checked(name: str, value: Any, default: Any, place: str) -> Any:
+    kinds: Any = bool if isinstance(default, bool) else (int, float) if isinstance(default, float) else int
+    kinds = str if isinstance(default, str) else kinds
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        words = {bool: "true or false", int: "a whole number", str: "a text"}.get(kinds, "a number")
+        raise ModelError(f"{place}: {name} has to be {words}; it is {_short(value)}")
+    return value
+
+
+def _dtype(content: Mapping[str, Any], place: str) -> str | None:
+    found: dict[str, str] = {}
+    for name in ("torch_dtype", "dtype"):
+        if name in content and content[name] != "auto":
+            dtype = DTYPES.get(str(content[name]).removeprefix("torch."))
+            if dtype is None:
+                raise ModelError(f"{place}: {name} is {content[name]!r}, not one of float32, float16, bfloat16")
+            found[name] = dtype
+    if len(set(found.values())) > 1:
+        raise ModelError(f"{place}: torch_dtype is {found['torch_dtype']} and dtype is {found['dtype']}")
+    return next(iter(found.values()), None)
 
 
 def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
@@ -210,46 +274,56 @@ def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
     for name, default in words.fields.items():
         found[name] = getattr(config, words.here.get(name, name), default)
     found |= {name: allowed[0] for name, allowed in words.only.items() if allowed[0] is not None}
-    found |= {name: getattr(config, name, None) for name in _IDS}
+    found |= {name: getattr(config, name, None) for name in TOKEN_IDS}
     if words.rotary:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         found |= rope_to_hugging_face(config, words.scaled, head_size)
-    found |= _special_to(family, config)
-    return {**found, "use_cache": True, "torch_dtype": dtype}
+    if family == "gemma":
+        # transformers takes "gelu" in hidden_act for the approximation; vLLM goes by hidden_activation.
+        exact = config.hidden_act != "gelu_pytorch_tanh"
+        names = ("gelu_python", "gelu") if exact else ("gelu_pytorch_tanh", "gelu_pytorch_tanh")
+        found |= {"hidden_act": names[0], "hidden_activation": names[1]}
+    if family == "opt":
+        _check_opt(config.word_embed_proj_dim, config.hidden_size, "this model")
+    return {**found, **window_to(config), "use_cache": True, "torch_dtype": dtype}
 
 
 # what a table can't say
 
 
-def _special_from(family: str, content: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _activation(family: str, content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
     if family == "gemma":
-        # "gelu" alone is how the first Gemmas were published, and means the approximation (transformers says so).
-        exact = content.get("hidden_activation") == "gelu" or content.get("hidden_act") in ("gelu_python",)
-        return {"hidden_act": "gelu" if exact else "gelu_pytorch_tanh"}
+        return _gemma_activation(content, place, writer)
     if family == "opt":
-        _check_opt(content.get("word_embed_proj_dim"), content.get("hidden_size"), place)
-        return {"word_embed_proj_dim": content.get("word_embed_proj_dim") or content.get("hidden_size")}
-    window = content.get("sliding_window") if family == "mistral" or content.get("use_sliding_window") else None
-    if window and window < content.get("max_position_embeddings", 0):
-        say_once(
-            f"{place}: PaddleNLP's {family} has no sliding window: scores of texts longer than {window:,} tokens differ"
+        projected, hidden = content.get("word_embed_proj_dim"), content.get("hidden_size")
+        _check_opt(projected, hidden, place)
+        given = projected or hidden
+        return {"word_embed_proj_dim": given} if given else {}
+    name = ACTIVATION_FIELDS.get(family)
+    if name is None or name not in content:
+        return {}
+    if content[name] not in ACTIVATIONS:
+        raise ModelError(
+            f"{place}: {name} is {_short(content[name])}, and PaddleNLP's {family} computes with "
+            f"{', '.join(ACTIVATIONS)} alone"
         )
-    return {"sliding_window": window} if family == "mistral" else {}
+    return {name: ACTIVATIONS[content[name]]}
 
 
-def _special_to(family: str, config: Any) -> dict[str, Any]:
-    if family == "gemma":
-        # transformers takes "gelu" in hidden_act for the approximation; vLLM goes by hidden_activation.
-        exact = config.hidden_act != "gelu_pytorch_tanh"
-        names = ("gelu_python", "gelu") if exact else ("gelu_pytorch_tanh", "gelu_pytorch_tanh")
-        return {"hidden_act": names[0], "hidden_activation": names[1]}
-    if family == "mistral":
-        return {"sliding_window": None}  # PaddleNLP's sees all of the text
-    if family == "qwen2":
-        return {"use_sliding_window": False}
-    if family == "opt":
-        _check_opt(config.word_embed_proj_dim, config.hidden_size, "this model")
-    return {}
+def _gemma_activation(content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
+    """ "gelu" alone is how the first Gemmas were published, and means the approximation (transformers says so)."""
+    act, newer = content.get("hidden_act"), content.get("hidden_activation")
+    approximate = ("gelu", "gelu_pytorch_tanh", "gelu_new", None)
+    if writer == "np" and act in ("gelu", None) and newer in ("gelu", None):
+        return {"hidden_act": "gelu"}  # PaddleNLP's word for the exact one
+    if act == "gelu_python" and newer in ("gelu", None):
+        return {"hidden_act": "gelu"}
+    if act in approximate and newer in approximate[1:]:
+        return {"hidden_act": "gelu_pytorch_tanh"}
+    named = f"hidden_act is {act!r}" + (f" and hidden_activation {newer!r}" if newer is not None else "")
+    raise ModelError(
+        f"{place}: {named}, and PaddleNLP's gemma computes with gelu_pytorch_tanh, or with gelu_python and gelu, alone"
+    )
 
 
 def _check_opt(projected: int | None, hidden: int | None, place: str) -> None:
@@ -262,7 +336,7 @@ def _check_opt(projected: int | None, hidden: int | None, place: str) -> None:
 
 def _check_head_size(family: str, content: Mapping[str, Any], found: Mapping[str, Any], place: str) -> None:
     size = content.get("head_dim")
-    if family == "gemma" or size is None or "num_attention_heads" not in found:
+    if family == "gemma" or size is None or "num_attention_heads" not in found or "hidden_size" not in found:
         return
     own = found["hidden_size"] // found["num_attention_heads"]
     if size != own:

@@ -14,41 +14,84 @@ from oarlock.errors import ModelError
 
 _KINDS = {"linear": "linear", "dynamic": "dynamic_ntk"}  # there -> here
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_ANY = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+# What each kind reads of the dictionary.
+_READ: dict[str, tuple[str, ...]] = {
+    "default": (*_ANY, "factor", "original_max_position_embeddings"),
+    "linear": (*_ANY, "factor", "original_max_position_embeddings"),
+    "dynamic": (*_ANY, "factor", "original_max_position_embeddings"),
+    "llama3": (*_ANY, *_LLAMA3),
+}
 
 
 def rope_from_hugging_face(content: Mapping[str, Any], scaled: bool, who: str) -> dict[str, Any]:
     """PaddleNLP's fields.
 
     Args:
-        content: of config.json.
+        content: of config.json, without nulls.
         scaled: whether PaddleNLP's model knows scaling.
         who: file and family, for messages.
 
     Raises:
         ModelError: for a scaling that PaddleNLP does not compute.
     """
-    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    kind, factor = rope.get("rope_type", rope.get("type", "default")) or "default", rope.get("factor", 1.0)
-    found = {"rope_theta": rope.get("rope_theta", content.get("rope_theta", 10000.0))}
+    rope = _dictionary(content, who)
+    kind, factor = rope.get("rope_type", rope.get("type", "default")), rope.get("factor", 1.0)
+    found = {"rope_theta": _number(rope.get("rope_theta", content.get("rope_theta", 10000.0)), "rope_theta", who)}
     if rope.get("partial_rotary_factor", content.get("partial_rotary_factor", 1.0)) != 1.0:
         raise ModelError(f"{who} has no partial_rotary_factor")
+    if kind in _READ and (unread := sorted(set(rope) - set(_READ[kind]))):
+        raise ModelError(f"{who} does not know {', '.join(unread)} in rope_scaling of type {kind!r}")
+    if kind in _KINDS and "factor" not in rope:
+        raise ModelError(f"{who}: rope_scaling of type {kind} lacks factor")
     if kind == "default" or (kind in _KINDS and factor == 1.0):
         return found
     if not scaled or kind not in (*_KINDS, "llama3"):
         knows = ", ".join((*_KINDS, "llama3")) if scaled else "none"
         raise ModelError(f"{who} does not know rope_scaling of type {kind!r} (it knows: {knows})")
+    if content.get("rope_scaling_type") is not None:
+        raise ModelError(f"{who}: rope_scaling of type {kind!r} and rope_scaling_type: keep one of them")
     if kind == "llama3":
         missing = [name for name in _LLAMA3 if name not in rope]
         if missing:
             raise ModelError(f"{who}: rope_scaling of type llama3 lacks {', '.join(missing)}")
-        return found | {"rope_scaling": {"rope_type": kind} | {name: rope[name] for name in _LLAMA3}}
+        return found | {
+            "rope_scaling": {"rope_type": kind} | {name: _number(rope[name], name, who) for name in _LLAMA3}
+        }
     original = rope.get("original_max_position_embeddings")
     if kind == "dynamic" and original not in (None, content.get("max_position_embeddings")):
         raise ModelError(
             f"{who}: dynamic rope_scaling from {original} positions, where max_position_embeddings says "
             f"{content.get('max_position_embeddings')}: PaddleNLP has one number for both"
         )
-    return found | {"rope_scaling_type": _KINDS[kind], "rope_scaling_factor": factor}
+    return found | {"rope_scaling_type": _KINDS[kind], "rope_scaling_factor": _number(factor, "factor", who)}
+
+
+def _dictionary(content: Mapping[str, Any], who: str) -> dict[str, Any]:
+    """rope_parameters or rope_scaling without nulls.
+
+    Raises:
+        ModelError: when it is none, the two differ, or it is one for each kind of layer.
+    """
+    given = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        value = content.get(name) or {}
+        if not isinstance(value, Mapping):
+            raise ModelError(f"{who}: {name} has to be an object; it is {value!r}")
+        if any(isinstance(own, Mapping) for own in value.values()):
+            raise ModelError(f"{who} does not know {name} of single layers ({', '.join(value)})")
+        given[name] = {key: own for key, own in value.items() if own is not None}
+    newer, older = given["rope_parameters"], given["rope_scaling"]
+    differing = [name for name in older if name in newer and newer[name] != older[name]]
+    if newer and older and (differing or set(older) - set(newer) - {"type", "rope_type"}):
+        raise ModelError(f"{who}: rope_scaling and rope_parameters say different things: keep one of them")
+    return newer or older
+
+
+def _number(value: Any, name: str, who: str) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise ModelError(f"{who}: {name} has to be a positive number; it is {value!r}")
+    return value
 
 
 def rope_to_hugging_face(config: Any, scaled: bool, head_size: int) -> dict[str, Any]:

@@ -11,8 +11,8 @@ Llama does. The models below want more, or make something else of it (paddlenlp 
   Its pipeline takes rotary embeddings for positions, and goes without the former, unless both a mask and positions
   come with the ids.
 - GPT-J hides the tokens that are equal to the padding, wherever they are, unless there is a mask.
-- OPT counts positions by the mask; any it is given reach nobody or are warned of. It also answers None to names of
-  methods that it has not, which the Trainer then calls.
+- OPT counts positions by the mask; any it is given reach nobody or are warned of. It also answers None to names
+  that it has not, which the Trainer and Fleet then use.
 - Gemma computes the exact GELU whatever hidden_act says; published Gemmas want the approximation.
 - Mistral's embedding on one card gives zeros for the padding's id (which may be that of the end of a text), and
   neither learns it nor does so under tensor parallel.
@@ -87,6 +87,7 @@ def adapt_inputs(model: nn.Layer) -> None:
         _generate_with_pairs(model, past)
     if family.inputs == "opt":
         object.__setattr__(model, "no_sync", contextlib.nullcontext)
+        object.__setattr__(model, "extra_parameters", ())  # GroupShardedStage3 lists them where a layer has them
 
 
 # masks

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ModelError
+from oarlock.models.hf_config import family_of
 from oarlock.models.hub import local_folder
 
 _KNOWN = Path(__file__).parent / "known_configs"
@@ -16,7 +17,7 @@ def model_config_content(name_or_path: str) -> dict[str, Any]:
     """What the model's config.json says: of a folder, of a name we or PaddleNLP know, of a name on the hub.
 
     Raises:
-        ModelError: when nobody has it.
+        ModelError: when nobody has it, or it is of a family that is not supported.
     """
     known = _KNOWN / f"{name_or_path.replace('/', '--')}.json"
     if Path(name_or_path).expanduser().exists():
@@ -24,14 +25,17 @@ def model_config_content(name_or_path: str) -> dict[str, Any]:
     elif known.is_file():
         path = known
     elif (built_in := _built_in(name_or_path)) is not None:
-        return built_in
+        path, content = Path(name_or_path), built_in
+        return content | {"model_type": family_of(content, str(path))}
     else:
         path = local_folder(name_or_path, with_weights=False) / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable: {error}") from error
-    return dict(content)
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return content | {"model_type": family_of(content, str(path))}
 
 
 def _built_in(name: str) -> dict[str, Any] | None:

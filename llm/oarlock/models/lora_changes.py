@@ -10,11 +10,10 @@ import numpy as np
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
-from oarlock.models.adapter import WEIGHTS_FILE, AdapterFolder
+from oarlock.models.adapter import AdapterFolder
 from oarlock.models.adapter_mix import Weighted
 from oarlock.models.lora import LoRA
 from oarlock.models.methods import method_of, trained
-from oarlock.models.safetensors_stream import SafetensorsFile
 from oarlock.models.streamed import empty_model
 
 
@@ -55,7 +54,7 @@ def changes_of(part: Weighted, model_class: Any, config: PretrainedConfig) -> It
     Raises:
         ModelError: when its tensors are not those that this method trains on this model.
     """
-    adapter = part.adapter
+    adapter = part.adapter.of_model(model_class, config)
     method = lora_of(adapter)
     expected = {held.name: held.block.shape for held in trained(empty_model(model_class, config, method))}
     other = sorted(set(expected) ^ set(adapter.names))
@@ -65,19 +64,10 @@ def changes_of(part: Weighted, model_class: Any, config: PretrainedConfig) -> It
             f"{adapter.folder}: not an adapter of this model: it {lacks} {other[0]}"
             + (f" and differs in {len(other) - 1} more" if len(other) > 1 else "")
         )
-    for name, shape in _stored_shapes(adapter).items():
+    for name, shape in adapter.shapes().items():
         if shape != expected[name]:
             raise ModelError(f"{adapter.folder}: {name} is {list(shape)}, the model needs {list(expected[name])}")
     for name, shape in expected.items():
         layer, matrix = name.rsplit(".", 1)
         if matrix == "lora_A":
             yield Change(adapter, layer, part.weight * method.scaling, (shape, expected[f"{layer}.lora_B"]))
-
-
-def _stored_shapes(adapter: AdapterFolder) -> dict[str, tuple[int, ...]]:
-    path = adapter.folder / WEIGHTS_FILE
-    try:
-        with SafetensorsFile(path) as file:
-            return {name: tensor.shape for name, tensor in file.tensors.items()}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: can't be read: {error}") from error

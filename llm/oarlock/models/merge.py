@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from oarlock.models.adapter_mix import AdapterMix, check_output
 from oarlock.models.arrays import array_type, copy_array, row_ranges
 from oarlock.models.build import model_class
 from oarlock.models.configs import read_config
+from oarlock.models.generation_config import first_settings
 from oarlock.models.layout import holdings
 from oarlock.models.load import Request, check_source
 from oarlock.models.lora_changes import Change, changes_of
@@ -33,6 +33,7 @@ from oarlock.models.save import (
     MAX_SHARD_BYTES,
     check_space,
     save_config,
+    save_generation,
     save_tokenizer,
     whole_folder,
     write_weights,
@@ -45,7 +46,6 @@ from oarlock.versions import package_versions
 
 MERGE_FILE = "merge.json"
 _ROWS_BYTES = 16 << 20  # of a weight in float32 that are changed at a time
-_GENERATION_FILE = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
         check_output(output)
     check_base(mix.base, Base.of(str(base), base))
     config = read_config(base)
+    mix = mix.of_model(model_class(config), config)
     with (
         on_cpu(),
         closing(open_weights(base, model_class(config), config, options.allow_pickle, read_ahead=False)) as source,
@@ -165,9 +166,7 @@ def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: st
         tokenizer = load_tokenizer(str(found))
         own = own_template(tokenizer) is not None
         save_tokenizer(tokenizer, folder, choose_template("tokenizer", tokenizer, "") if own else None)
-    settings = next((place / _GENERATION_FILE for place in places if (place / _GENERATION_FILE).is_file()), None)
-    if settings is not None:
-        shutil.copyfile(settings, folder / _GENERATION_FILE)
+    save_generation(first_settings(places), folder)
 
 
 def _write_record(base: Path, mix: AdapterMix, proof: Proof | None, folder: Path) -> None:

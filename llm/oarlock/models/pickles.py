@@ -14,6 +14,7 @@ from oarlock.environment import say
 from oarlock.errors import ModelError
 from oarlock.models.sources import FileSource, Mapped, SafetensorsSource, left_over, mapped
 from oarlock.models.tied_head import head_and_embedding
+from oarlock.models.unused import check_unused
 from oarlock.models.weights import WeightFolder, has_safetensors
 
 _PADDLE_PICKLE, _TORCH_PICKLE = "model_state.pdparams", "pytorch_model.bin"
@@ -28,13 +29,21 @@ def open_weights(
         read_ahead: keep two tensors in memory, so that one can be read while the other is in use.
 
     Raises:
-        ModelError: when there is nothing to read, or it is damaged.
+        ModelError: when there is nothing to read, it is damaged, or it holds what the model does not compute with.
     """
+    source: FileSource
     if allow_pickle and not has_safetensors(folder):
         say(f"{folder}: reading pickled weights, as you allowed")
-        return PickleSource(folder, model_class, config)
-    with WeightFolder.open(folder) as weights:
-        return SafetensorsSource(weights, model_class, config, read_ahead)
+        source = PickleSource(folder, model_class, config)
+    else:
+        with WeightFolder.open(folder) as weights:
+            source = SafetensorsSource(weights, model_class, config, read_ahead)
+    try:
+        check_unused(source, model_class, config)
+    except BaseException:
+        source.close()
+        raise
+    return source
 
 
 class PickleSource:
@@ -47,7 +56,12 @@ class PickleSource:
 
     def __init__(self, folder: Path, model_class: Any, config: Any) -> None:
         self.place = str(folder)
-        kind = next((name for name in (_PADDLE_PICKLE, _TORCH_PICKLE) if _has(folder, name)), None)
+        kinds = [name for name in (_PADDLE_PICKLE, _TORCH_PICKLE) if _has(folder, name)]
+        kind = kinds[0] if kinds else None
+        forms = [form for name in kinds for form in (name, f"{name}.index.json")]
+        both = [name for name in forms if (folder / name).is_file()]
+        if len(both) > 1:
+            raise ModelError(f"{folder}: two sets of weights: {both[0]} and {both[1]}: remove one of them")
         if kind is None:
             raise ModelError(
                 f"{folder}: neither {_PADDLE_PICKLE} nor {_TORCH_PICKLE} (or their indices) in this folder"

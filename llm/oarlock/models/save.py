@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.errors import ModelError
 from oarlock.files import complete_files, new_folder, write_json
+from oarlock.models.generation_config import GENERATION_FILE
 from oarlock.models.safetensors_stream import FileRecord, TensorSource, in_file_order, main_dtype, write_safetensors
 from oarlock.models.weights import INDEX_NAME
 
@@ -49,6 +50,12 @@ def save_tokenizer(tokenizer: PretrainedTokenizerBase, folder: Path, template: C
         template.save(folder)
 
 
+def save_generation(generation: Mapping[str, Any] | None, folder: Path) -> None:
+    """generation_config.json, where there is anything in it."""
+    if generation:
+        write_json(folder / GENERATION_FILE, generation)
+
+
 def save_config(model_config: PretrainedConfig, folder: Path, dtype: str | None = None) -> None:
     """config.json of the model on one card, without a trace of the plan it was trained under.
 
@@ -69,12 +76,14 @@ def save_model(
     template: ChatTemplate | None,
     folder: str | Path,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model folder, each file complete before it gets its name; other files in it are left alone.
 
     Args:
         tensors: all weights as on one card; each is read once, in the order of file_order().
         max_shard_bytes: where the weights are cut into several files with an index.
+        generation: content of generation_config.json, as the base had it.
 
     Raises:
         ModelError: when it can't be written; older files of the same names are then still there.
@@ -84,6 +93,7 @@ def save_model(
         with complete_files(folder) as partial:
             write_weights(tensors, partial, max_shard_bytes)
             save_config(model_config, partial, main_dtype(tensors))
+            save_generation(generation, partial)
             if tokenizer is not None:
                 save_tokenizer(tokenizer, partial, template)
             new = {path.name for path in partial.iterdir()}

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.data.templates import choose_template
-from oarlock.data.tokenizers import load_tokenizer
+from oarlock.data.tokenizers import has_tokenizer, load_tokenizer
 from oarlock.errors import ModelError
-from oarlock.models.adapter import Base, open_adapter
-from oarlock.models.adapter_base import find_base, is_adapter
-from oarlock.models.build import ModelSource, build_model
+from oarlock.files import holds_adapter
+from oarlock.models.adapter import UNKNOWN_BASE, Base, open_adapter
+from oarlock.models.adapter_base import find_base
+from oarlock.models.build import ModelSource, build_model, model_class
 from oarlock.models.configs import read_config
+from oarlock.models.generation_config import end_tokens
 from oarlock.models.hub import local_folder
 from oarlock.models.methods import method_of
 
@@ -27,11 +29,15 @@ class TunedModel:
     Attributes:
         model: in evaluation mode.
         template: that the model was trained with.
+        ends: tokens that end an answer.
+        folder: of the model (the base of an adapter).
     """
 
     model: Any
     tokenizer: Any
     template: ChatTemplate
+    ends: tuple[int, ...]
+    folder: Path
 
 
 def open_tuned(name_or_path: str, base: str | None = None) -> TunedModel:
@@ -43,7 +49,7 @@ def open_tuned(name_or_path: str, base: str | None = None) -> TunedModel:
     Raises:
         ModelError: when something is missing, or the base is not the one of the adapter.
     """
-    adapter = Path(name_or_path) if is_adapter(name_or_path) else None
+    adapter = Path(name_or_path) if holds_adapter(name_or_path) else None
     if adapter is None and base is not None:
         raise ModelError(f"{name_or_path} is a whole model; a base is only for an adapter")
     found = open_adapter(adapter) if adapter else None
@@ -54,11 +60,14 @@ def open_tuned(name_or_path: str, base: str | None = None) -> TunedModel:
     if found is not None:
         check_base(found.base, Base.of(str(folder), folder))
     source = ModelSource(folder, read_config(folder), from_weights=True)
-    tokenizer = load_tokenizer(str(adapter or folder))
+    tokenizer = load_tokenizer(str(adapter if adapter and has_tokenizer(adapter) else folder))
+    if found is not None:
+        found = found.of_model(model_class(source.config), source.config)
     method = method_of(found.method, found.settings) if found else None
     model = build_model(source, method=method, adapter=adapter)
     model.eval()
-    return TunedModel(model, tokenizer, choose_template("auto", tokenizer, "src_tgt"))
+    ends = end_tokens(source.generation(), source.config, tokenizer)
+    return TunedModel(model, tokenizer, choose_template("auto", tokenizer, "src_tgt"), ends, folder)
 
 
 def check_base(trained_on: Base, given: Base) -> None:
@@ -67,7 +76,7 @@ def check_base(trained_on: Base, given: Base) -> None:
     Raises:
         ModelError: naming both.
     """
-    if trained_on.fingerprint != given.fingerprint:
+    if trained_on.fingerprint not in (given.fingerprint, UNKNOWN_BASE):
         raise ModelError(
             f"{given.name} is not the base of this adapter: it was trained on {trained_on.name}, whose weights had the "
             f"fingerprint {trained_on.fingerprint[:12] or 'none'}, and these have {given.fingerprint[:12] or 'none'}"

@@ -1,6 +1,6 @@
 """Operators of Paddle that compute something wrong, put right behind their own names.
 
-Each entry of CORRECTIONS was written for Paddle 3.3.1; tests/parity/test_frozen_gradients.py shows what is wrong
+Each entry of CORRECTIONS was written for Paddle 3.3.1; tests/parity/test_frozen_operators.py shows what is wrong
 without it, and fails itself when a newer Paddle no longer needs it.
 """
 

@@ -128,6 +128,7 @@ class Engine:
     def _ticket(self, prompt: Prompt, sampling: Sampling, on_piece: Callable[[Piece], None]) -> Ticket:
         served, limits = self._served, self._limits
         prompt.check()
+        sampling = sampling.with_defaults(served.defaults)
         sampling.check()
         if prompt.adapter is not None and prompt.adapter not in served.adapters:
             known = ", ".join(served.adapters) or "none"

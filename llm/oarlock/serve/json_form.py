@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,9 @@ _NAMES = {
     "stop": "stop",
 }
 
+_FORM_NAMES = {tensor: name for name, tensor in _NAMES.items() if tensor != name}
+_TENSOR_NAMES = re.compile(rf"\b(?:{'|'.join(_FORM_NAMES)})\b")
+
 
 def read_form(text: bytes) -> tuple[dict[str, np.ndarray], Any]:
     """The tensors that a form asks for, and its req_id (None where it has none).
@@ -60,6 +64,11 @@ def read_form(text: bytes) -> tuple[dict[str, np.ndarray], Any]:
             given[name] = json.dumps(given[name])
     tensors = {_NAMES[name]: _tensor(name, value) for name, value in given.items()}
     return tensors | {"stream": np.array([True])}, req_id
+
+
+def in_form_words(message: str) -> str:
+    """A refusal of the streaming model's, with the form's names of the fields."""
+    return _TENSOR_NAMES.sub(lambda found: _FORM_NAMES[found.group()], message)
 
 
 def write_form(text: str, token_ids: list[int], req_id: Any, send_idx: int, is_end: bool) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,16 @@ from oarlock.data.templates import ChatTemplate, choose_template
 from oarlock.data.tokenizers import encode_marked, load_tokenizer
 from oarlock.environment import say_once, set_paddlenlp_log_level
 from oarlock.errors import DataError
-from oarlock.files import read_json_object
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.configs import read_config
+from oarlock.models.generation_config import (
+    GENERATION_FILE,
+    end_tokens,
+    generation_content,
+    sampling_defaults,
+)
 from oarlock.models.hub import local_folder
+from oarlock.models.window import window_of
 from oarlock.serve.adapters import LoraWeights, read_adapters
 from oarlock.serve.fused import fused_decoder, why_not_fused
 from oarlock.serve.generic import GenericDecoder
@@ -40,6 +46,7 @@ class Served:
         name: of the model, for clients.
         context: tokens that the model was made for, prompt and answer together.
         ends: tokens that end an answer.
+        defaults: how tokens are chosen where a request does not say, by generation_config.json.
         begin: tokens that a raw prompt begins with.
         special_tokens: those that decode() leaves out, and how they are written.
         parse_special_tokens: where a client's text is read as special tokens, see prompts.py.
@@ -52,6 +59,7 @@ class Served:
     context: int
     ends: frozenset[int]
     adapters: tuple[str, ...] = ()
+    defaults: Mapping[str, float | int] = field(default_factory=dict)
     begin: tuple[int, ...] = ()
     special_tokens: Mapping[int, str] = field(default_factory=dict)
     parse_special_tokens: Parsing = "prompts"
@@ -113,6 +121,7 @@ def open_served(model: str | Path, adapters: Mapping[str, Path], parse_special_t
     folder = local_folder(str(model), with_weights=True)
     config = read_config(folder)
     tokenizer = load_tokenizer(str(folder))
+    generation = generation_content(folder)
     found = read_adapters(adapters, folder, config)
     dtype = _dtype(config)
     built = build_model(ModelSource(folder, config, from_weights=True), dtype=dtype)
@@ -124,7 +133,8 @@ def open_served(model: str | Path, adapters: Mapping[str, Path], parse_special_t
         tokenizer=tokenizer,
         template=choose_template("auto", tokenizer, "src_tgt", parse_special_tokens=parse_special_tokens == "all"),
         context=context,
-        ends=frozenset(_ends(folder, config, tokenizer)),
+        ends=frozenset(end_tokens(generation, config, tokenizer)),
+        defaults=sampling_defaults(generation, str(folder / GENERATION_FILE)),
         adapters=tuple(found),
         begin=begin_tokens(tokenizer),
         special_tokens=hidden_tokens(tokenizer),
@@ -145,10 +155,10 @@ def choose_decoder(model: Any, adapters: dict[str, LoraWeights], context: int) -
 def _context(config: Any) -> int:
     """How many tokens the model was made for."""
     context = next((int(value) for name in _CONTEXT if (value := getattr(config, name, None))), 2048)
-    window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
-    if window and window < context:  # beyond it the model was trained to forget, which PaddleNLP's Mistral does not
+    window = window_of(config)
+    if window and window < context:  # beyond it the model was trained to forget, which PaddleNLP's does not
         say_once(f"the model's context is cut from {context:,} to the {window:,} tokens of its sliding window")
-        return int(window)
+        return window
     return context
 
 
@@ -160,11 +170,3 @@ def _dtype(config: Any) -> str:
     if stored in ("float16", "bfloat16"):
         say_once(f"{stored} on a CPU: answers are computed in float32")
     return "float32"
-
-
-def _ends(folder: Path, config: Any, tokenizer: Any) -> Iterable[int]:
-    """Of the tokenizer, the configuration and generation_config.json, where each names one or several."""
-    generation = read_json_object(folder / "generation_config.json")
-    for given in (tokenizer.eos_token_id, getattr(config, "eos_token_id", None), generation.get("eos_token_id")):
-        tokens = given if isinstance(given, (list, tuple)) else [given]
-        yield from (int(token) for token in tokens if token is not None)

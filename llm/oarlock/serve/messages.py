@@ -21,6 +21,7 @@ _NOT_READ = {
     "audio": "answers in sound are not read here",
     "refusal": "send what the model said as content",
 }
+_MAX_NESTING = 64
 # Where what is said may be empty; elsewhere a field that is empty says nothing.
 _EVEN_EMPTY = ("content", "role")
 
@@ -35,9 +36,27 @@ def read_messages(given: Any) -> list[Message]:
         raise RequestRefused("messages has to be a list of at least one message")
     messages = [_read_message(f"messages[{i}]", message) for i, message in enumerate(given)]
     try:
-        return normalize_messages(messages)
-    except MessageError as error:
+        read = normalize_messages(messages)
+    except (MessageError, RecursionError) as error:
         raise RequestRefused(str(error)) from error
+    for i, message in enumerate(read):
+        _check_nesting(f"messages[{i}].tool_calls", message.get("tool_calls"))
+    return read
+
+
+def _check_nesting(path: str, value: Any) -> None:
+    """Templates walk through what they are given by calling themselves."""
+    level = [value]
+    for _ in range(_MAX_NESTING):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (list, dict))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise RequestRefused(f"{path}: more than {_MAX_NESTING} objects in each other")
 
 
 def _read_message(path: str, given: Any) -> Message:
@@ -88,6 +107,7 @@ def read_tools(given: Any) -> list[Message] | None:
     Raises:
         RequestRefused: naming the entry that is no function, or that asks for more than a description does.
     """
+    _check_nesting("tools", given)
     try:
         tools = normalize_tools(given)
     except MessageError as error:

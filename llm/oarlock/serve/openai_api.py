@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -55,6 +56,7 @@ class ApiOptions:
         keys: API keys, any of which a request has to bring; empty for none.
         max_body: bytes of a request.
         max_open: requests that may be open; further ones get 429.
+        temperature: of requests that name none.
     """
 
     triton: str
@@ -62,6 +64,7 @@ class ApiOptions:
     keys: tuple[str, ...]
     max_body: int
     max_open: int
+    temperature: float = 1.0
 
 
 def make_app(options: ApiOptions) -> FastAPI:
@@ -78,12 +81,12 @@ def make_app(options: ApiOptions) -> FastAPI:
     app.router.route_class = JsonRoute
     app.add_middleware(Guard, keys=options.keys, max_body=options.max_body, max_open=options.max_open)
     _add_error_handlers(app)
-    _add_routes(app, lambda: client[0], options.model)
+    _add_routes(app, lambda: client[0], options.model, options.temperature)
     _describe(app, bool(options.keys))
     return app
 
 
-def _add_routes(app: FastAPI, client: Callable[[], TritonClient], model: str) -> None:
+def _add_routes(app: FastAPI, client: Callable[[], TritonClient], model: str, temperature: float) -> None:
     started = int(time.time())
 
     async def card_names() -> list[str]:
@@ -115,7 +118,7 @@ def _add_routes(app: FastAPI, client: Callable[[], TritonClient], model: str) ->
     async def chat(body: ChatRequest, request: Request) -> Any:
         tools = {"tools": json.dumps(body.tools)} if body.tools else {}
         prompt = {"messages": json.dumps(body.messages)} | tools
-        jobs = _jobs(body, [prompt | await check_name(body.model)])
+        jobs = _jobs(body, [prompt | await check_name(body.model)], temperature)
         return await answer(client(), jobs, body, ChatForm(body.model), request)
 
     @app.post("/v1/completions", response_model=Completion, responses=_ERRORS)
@@ -124,17 +127,19 @@ def _add_routes(app: FastAPI, client: Callable[[], TritonClient], model: str) ->
         prompts: list[dict[str, Any]] = [
             {"text_input": prompt} if isinstance(prompt, str) else {"input_ids": prompt} for prompt in body.prompt
         ]
-        jobs = _jobs(body, [prompt | adapter for prompt in prompts])
+        jobs = _jobs(body, [prompt | adapter for prompt in prompts], temperature)
         return await answer(client(), jobs, body, CompletionForm(body.model), request)
 
 
-def _jobs(body: ChatRequest | CompletionRequest, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _jobs(
+    body: ChatRequest | CompletionRequest, prompts: list[dict[str, Any]], temperature: float
+) -> list[dict[str, Any]]:
     """One request to Triton for each prompt and answer wanted; with a seed, each answer of a prompt has its own."""
     jobs = []
     for prompt in prompts:
         for i in range(body.n or 1):
             seed = {} if body.seed is None else {"seed": (body.seed + i + 2**63) % 2**64 - 2**63}
-            jobs.append(body.fields() | prompt | seed)
+            jobs.append({"temperature": temperature} | body.fields() | prompt | seed)
     try:
         json.dumps(jobs, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -149,9 +154,14 @@ def _add_error_handlers(app: FastAPI) -> None:
         return error_response(400, str(found.detail), param=found.param or None)
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
         param = getattr(error, "param", "") or None
-        return error_response(error.status_code, str(error.detail), param=param, headers=error.headers)
+        message = str(error.detail)
+        if message == http.HTTPStatus(error.status_code).phrase:  # an address or method that is not here
+            allowed = next((v for k, v in (error.headers or {}).items() if k.lower() == "allow"), "")
+            why = f"this address takes {allowed}" if allowed else "there is no such address here"
+            message = f"{request.method} {request.url.path}: {why}"
+        return error_response(error.status_code, message, param=param, headers=error.headers)
 
     @app.exception_handler(TritonFailure)
     async def failed(_: Request, error: TritonFailure) -> JSONResponse:

@@ -108,15 +108,14 @@ class _Request(_Strict):
     stop_token_ids: Annotated[list[Token], Field(max_length=256)] | None = None
 
     def fields(self) -> dict[str, Any]:
-        """Values of the streaming model's tensors (see triton_fields), without the prompt and the seed."""
+        """Values of the streaming model's tensors (see triton_fields) that are given, without prompt and seed."""
         values = {
             name: getattr(self, name)
             for name in (
-                *("max_tokens", "top_p", "min_tokens", "frequency_penalty", "presence_penalty", "stop"),
+                *("max_tokens", "temperature", "top_p", "min_tokens", "frequency_penalty", "presence_penalty", "stop"),
                 *("repetition_penalty", "ignore_eos", "stop_token_ids"),
             )
         }
-        values["temperature"] = 1.0 if self.temperature is None else self.temperature  # OpenAI's default
         values["top_k"] = None if self.top_k is None else max(0, self.top_k)
         return {name: value for name, value in values.items() if value is not None}
 
@@ -164,6 +163,7 @@ class AnswerMessage(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str
+    refusal: None = None
 
 
 class ChatChoice(BaseModel):

@@ -15,7 +15,7 @@ from oarlock.serve.guardian import guard
 from oarlock.serve.openai_api import ApiOptions
 from oarlock.serve.openai_process import command
 from oarlock.serve.options import ServeOptions
-from oarlock.serve.repository import engine_model, engine_settings
+from oarlock.serve.repository import chat_temperature, engine_model, engine_settings
 from oarlock.serve.settings import noted_failure, num_busy
 from oarlock.serve.triton_server import Installation, TritonOptions, answers, is_ready, start_triton, url_host
 
@@ -129,6 +129,7 @@ class ProcessTree:
             keys=(),
             max_body=settings.max_body,
             max_open=settings.max_batch + settings.max_queue,
+            temperature=chat_temperature(options.repository),
         )
         words = command(api, options.host, options.ports.openai, options.drain_seconds, options.api_key_file)
         package = str(Path(__file__).resolve().parents[2])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ConfigError
+from oarlock.models.generation_config import GENERATION_FILE, generation_content, sampling_defaults
 from oarlock.serve.settings import Settings
 from oarlock.triton_config import TRITON_CONFIG, read_triton_config
 
@@ -30,6 +31,17 @@ def engine_model(repository: Path) -> str:
     if len(found) != 1:
         raise ConfigError(f"{repository}: {len(found)} models with weights in this repository, not one")
     return found[0]
+
+
+def chat_temperature(repository: Path) -> float:
+    """Of OpenAI's requests that name none: that of the model's generation_config.json, else OpenAI's 1, as in vLLM.
+
+    Raises:
+        ModelError: when the file can't be read, or holds no temperature that tokens can be chosen by.
+    """
+    place = repository / engine_model(repository) / "1" / "model"
+    content = generation_content(place) | {"do_sample": True}
+    return float(sampling_defaults(content, str(place / GENERATION_FILE))["temperature"])
 
 
 def engine_settings(repository: Path, limits: Mapping[str, Any]) -> Settings:

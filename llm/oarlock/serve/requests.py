@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from oarlock.errors import OarlockError
@@ -64,6 +65,8 @@ class Sampling:
         stop: texts that end the answer, they and what follows left out.
         stop_token_ids: tokens that do, beside the model's own.
         ignore_eos: go on after the model's own.
+        given: names of the fields that the caller chose; the others are as the model's generation_config.json says.
+            None where all of them are.
     """
 
     max_tokens: int | None = None
@@ -79,6 +82,15 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     default_tokens: int | None = None
+    given: frozenset[str] | None = None
+
+    def with_defaults(self, defaults: Mapping[str, float | int]) -> Sampling:
+        """With a model's own values for what the caller did not choose."""
+        given = self.given
+        if given is None:
+            return self
+        own: dict[str, Any] = {name: value for name, value in defaults.items() if name not in given}
+        return replace(self, **own)
 
     def check(self) -> None:
         """Refuse values outside of their ranges.

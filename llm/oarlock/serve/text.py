@@ -25,10 +25,16 @@ class Detokenizer:
         self._begin = self._end = 0  # of the tokens whose text was given last
         self._known = ""  # that text
 
-    def add(self, token: int) -> str:
-        """The text that is new and certain; empty in the middle of a character."""
+    def add(self, token: int, hidden: bool = False) -> str:
+        """The text that is new and certain; empty in the middle of a character.
+
+        Args:
+            hidden: a token without text, behind which no character goes on.
+        """
         self._tokens.append(token)
         now = self._decode(self._tokens[self._begin :])
+        if hidden and now.endswith(_BROKEN):
+            return self.rest()
         if now.endswith(_BROKEN) or len(now) <= len(self._known):
             return ""
         new = now[len(self._known) :]

@@ -91,9 +91,10 @@ class Ticket:
             return
         self.tokens.append(token)
         answered = len(self.tokens) - len(self.prompt_ids)
-        text = self._text.add(token)
+        hidden = self._hidden.get(token, "")
+        text = self._text.add(token, bool(hidden))
         if answered > self._min_tokens:  # what is said before that ends nothing
-            text = self._stop.add(text) + self._stop.add(self._hidden.get(token, ""), hidden=True)
+            text = self._stop.add(text) + self._stop.add(hidden, hidden=True)
         if self._stop.found:
             self._finish = "stop"
         elif answered >= self.max_tokens:

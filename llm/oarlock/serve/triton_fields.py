@@ -103,7 +103,13 @@ def read_values(values: Mapping[str, Any], default_tokens: int | None = None) ->
     if len(stop_tokens) > MAX_STOP_TOKENS:
         raise RequestRefused(f"stop_token_ids: at most {MAX_STOP_TOKENS}")
     given = {name: values[name] for name in _SAMPLING if name in values}
-    sampling = Sampling(**given, stop=stops, stop_token_ids=stop_tokens, default_tokens=default_tokens)
+    sampling = Sampling(
+        **given,
+        stop=stops,
+        stop_token_ids=stop_tokens,
+        default_tokens=default_tokens,
+        given=frozenset(given),
+    )
     return Asked(_prompt(values), sampling, bool(values.get("stream", False)))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from oarlock.serve.json_form import read_form, write_form
+from oarlock.serve.json_form import in_form_words, read_form, write_form
 from oarlock.serve.requests import RequestRefused
 from oarlock.serve.triton_fields import CANCEL, OUTPUTS, RELAYED, split_code
 
@@ -122,7 +122,7 @@ class JsonModel(_Relay):
             with self._asked(inputs, sender.is_cancelled) as responses:
                 for send_idx, response in enumerate(responses):
                     if response.has_error():
-                        failure = _with_code(response.error())
+                        failure = _with_code(response.error(), in_form_words)
                     elif response.output_tensors():
                         sender.send(_part(response, req_id, send_idx))
         except Exception as error:
@@ -164,11 +164,11 @@ def _part(response: Any, req_id: Any, send_idx: int) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor("OUT", np.array([out], dtype=object))])
 
 
-def _with_code(error: Any) -> Any:
+def _with_code(error: Any, said: Callable[[str], str] = str) -> Any:
     """The streaming model puts the code before the message; Triton's own errors have none."""
     code, message = split_code(error.message())
     if code:
-        return pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+        return pb_utils.TritonError(said(message), getattr(pb_utils.TritonError, code))
     return error
 
 

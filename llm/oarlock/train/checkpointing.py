@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from oarlock.errors import CheckpointError, StoppedWithOthers, report
 from oarlock.files import write_json
 from oarlock.models.adapter import ADAPTER_FILE, describe_adapter
 from oarlock.models.pieces import PieceFolder
-from oarlock.models.save import save_config, save_tokenizer
+from oarlock.models.save import save_config, save_generation, save_tokenizer
 from oarlock.parallel.sync import together
 from oarlock.train import checkpoint as checkpoints
 from oarlock.train.feeding import FeedingTrainer
@@ -42,6 +43,7 @@ class CheckpointingTrainer(FeedingTrainer):
     data_fingerprint: str
     method: Method | None
     base: Base | None
+    generation: Mapping[str, Any]
     lr_scheduler: Any
     control: Any
     model_wrapped: Any
@@ -97,6 +99,7 @@ class CheckpointingTrainer(FeedingTrainer):
 
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         save_config(self.model.config, folder)
+        save_generation(self.generation, folder)
         if self.method is not None and self.base is not None:
             write_json(folder / ADAPTER_FILE, describe_adapter(self.method, self.base, self.model.config.dtype))
         if self.tokenizer is not None:

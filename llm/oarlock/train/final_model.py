@@ -57,7 +57,14 @@ def save_final_model(trainer: OarlockTrainer, folder: Path) -> None:
     def write() -> None:
         try:
             if method is None:
-                save_model(tensors, trainer.model.config, trainer.tokenizer, trainer.template, folder)
+                save_model(
+                    tensors,
+                    trainer.model.config,
+                    trainer.tokenizer,
+                    trainer.template,
+                    folder,
+                    generation=trainer.generation,
+                )
             else:
                 assert trainer.base is not None
                 save_adapter(tensors, method, trainer.base, trainer.tokenizer, trainer.template, folder)

@@ -57,7 +57,8 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     tokenizer = load_tokenizer(tokenizer_name)
     check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}", tokenizer_name)
     training, seed = config.evaluation.do_train, config.runtime.seed
-    data = load_finetune_data(config.data, tokenizer, need_train=training, seed=seed)
+    asked = config.evaluation.do_generation
+    data = load_finetune_data(config.data, tokenizer, need_train=training, seed=seed, need_prompts=asked)
     if config.evaluation.do_eval and data.dev is None:
         raise DataError(
             f"--do_eval: {config.data.dataset_name_or_path} has no dev file; give a folder with train.json and "
@@ -94,6 +95,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         resume,
         method=method,
         base=base,
+        generation=source.generation(),
         order=order,
         template=data.template,
         tokenizer=tokenizer,

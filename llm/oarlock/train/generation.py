@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from oarlock.data.labels import Prompt
 from oarlock.environment import progress_bar, say_once
 from oarlock.models.generate import generate_ids, generate_without_cache
+from oarlock.models.generation_config import end_tokens
 from oarlock.train.pipeline import pipeline_next_ids
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _generate(trainer: OarlockTrainer, rows: list[list[int]], max_new_tokens: in
     config = trainer.model.config
     split, config.tensor_parallel_output = config.tensor_parallel_output, False  # whole scores on every rank
     try:
-        return generate_ids(trainer.model, trainer.tokenizer, rows, max_new_tokens)
+        return generate_ids(trainer.model, trainer.tokenizer, rows, max_new_tokens, _ends(trainer))
     finally:
         config.tensor_parallel_output = split
 
@@ -70,4 +71,8 @@ def _generate_through_pipeline(trainer: OarlockTrainer, rows: list[list[int]], m
     """One forward pass of all stages for every new token: PipelineParallel keeps no keys and values."""
     say_once("generation through pipeline stages computes every token anew (no cache); it is slow for long answers")
     next_ids = partial(pipeline_next_ids, trainer.pipeline_model(), pad_id=0)
-    return generate_without_cache(next_ids, rows, trainer.tokenizer.eos_token_id, max_new_tokens)
+    return generate_without_cache(next_ids, rows, _ends(trainer), max_new_tokens)
+
+
+def _ends(trainer: OarlockTrainer) -> tuple[int, ...]:
+    return end_tokens(trainer.generation, trainer.model.config, trainer.tokenizer)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from oarlock.config.rules import parse_split
 from oarlock.data.blend import ConcatenatedDataset, blend, shares_of, short_names
 from oarlock.data.collate import PretrainCollator
@@ -56,9 +58,10 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     weights = [weight for weight, _ in inputs]
     train_sets, eval_sets = _datasets(config, corpora, 0), _datasets(config, corpora, 1)
     names = short_names([corpus.prefix for corpus in corpora])
-    # Held-out corpora count as they are trained; without training a corpus of weight `all` counts by its tokens.
-    sizes = [len(dataset) if dataset else int(corpus.documents.sizes.sum())
-             for dataset, corpus in zip(train_sets or [None] * len(corpora), corpora, strict=True)]  # fmt: skip
+    # Held-out corpora count as they are trained; without training, one of weight `all` counts by its tokens.
+    sizes = [len(dataset) for dataset in train_sets if dataset]
+    if not sizes:
+        sizes = [int(corpus.documents.sizes.sum(dtype=np.int64)) for corpus in corpora]
     shares = shares_of(weights, sizes)
 
     fixed = _fixed_prompts(config, tokenizer)
@@ -73,6 +76,7 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         run,
         model,
         resume,
+        generation=source.generation(),
         order=order,
         template=None,
         tokenizer=tokenizer,
@@ -144,7 +148,7 @@ def _datasets(config: PretrainConfig, corpora: list[Corpus], split: int) -> list
         if len(dataset):
             found.append(dataset)
             continue
-        tokens = int(corpus.documents.sizes[documents.start : documents.stop].sum())
+        tokens = int(corpus.documents.sizes[documents.start : documents.stop].sum(dtype=np.int64))
         problem = (
             f"{corpus.prefix}: the {SPLIT_NAMES[split]} split (--split {config.data.split}) has {len(documents):,} of "
             f"{corpus.num_documents:,} documents with {tokens:,} tokens; one sample needs "

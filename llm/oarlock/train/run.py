@@ -250,8 +250,8 @@ def _how_to_train_more(trainer: OarlockTrainer, resume: ResumePoint) -> str:
     """What a run that has reached its end has to say."""
     if trainer.best.exhausted:
         return (
-            f"this run ended early, after {trainer.best.evaluations_since} evaluation(s) without an improvement; to "
-            f"train on, give a larger --early_stopping_patience (now {trainer.best.patience})"
+            f"this run is complete: it stopped after {trainer.best.evaluations_since} evaluation(s) without an "
+            f"improvement; to train on, give a larger --early_stopping_patience (now {trainer.best.patience})"
         )
     schedule = trainer.config.schedule
     length = f"--num_train_epochs (now {schedule.num_train_epochs:g})"

@@ -13,8 +13,11 @@ from oarlock.config.rules import cross_problems
 from oarlock.data.tokenizers import has_tokenizer
 from oarlock.environment import say
 from oarlock.errors import ConfigError
+from oarlock.files import holds_adapter
 from oarlock.models.adapter import AdapterFolder, open_adapter
-from oarlock.models.adapter_base import find_base, is_adapter
+from oarlock.models.adapter_base import beside, find_base
+from oarlock.models.hub import local_folder
+from oarlock.models.peft_folder import is_peft_folder
 
 if TYPE_CHECKING:
     from oarlock.config.schema import FinetuneConfig
@@ -36,7 +39,7 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
         ModelError: when the adapter can't be read, or its base is not there.
     """
     named, given = config.model.model_name_or_path, config.method.adapter_name_or_path
-    alone = is_adapter(named)
+    alone = holds_adapter(named)
     if alone and given and Path(given).resolve() != Path(named).resolve():
         raise ConfigError(
             f"--model_name_or_path {named} is an adapter, and --adapter_name_or_path {given} another one: name the "
@@ -46,11 +49,14 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
     if adapter is None:
         return config
     found = open_adapter(adapter)
+    way_out = f"Name it: --model_name_or_path BASE --adapter_name_or_path {adapter}"
+    base = find_base(found, way_out) if alone else None
+    if is_peft_folder(found):  # which layers it has is known with the base's names
+        found = beside(found, base or local_folder(named, with_weights=False))
     options = _options(config, found)
     changes = {name: value for name, value in options.items() if is_default(config, origins, name)}
     if alone:
-        way_out = f"Name it: --model_name_or_path BASE --adapter_name_or_path {adapter}"
-        changes |= {"adapter_name_or_path": adapter, "model_name_or_path": str(find_base(found, way_out))}
+        changes |= {"adapter_name_or_path": adapter, "model_name_or_path": str(base)}
         if config.model.tokenizer_name_or_path is None and has_tokenizer(Path(adapter)):
             changes["tokenizer_name_or_path"] = adapter
         say(f"{adapter} is an adapter ({found.method}) of {changes['model_name_or_path']}: starting from both")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddle import nn
 from paddle.distributed import fleet
 from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
+from paddlenlp.peft import LoRAModel
 from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 
 from oarlock.data.order import SampleOrder
@@ -69,6 +70,7 @@ class OarlockTrainer(CheckpointingTrainer):
         stop: StopRequest,
         method: Method | None = None,
         base: Base | None = None,
+        generation: Mapping[str, Any] | None = None,
         generation_metrics: Callable[[OarlockTrainer], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -76,6 +78,7 @@ class OarlockTrainer(CheckpointingTrainer):
         if plan.stage != 3:  # takes the head's weight away after its forward
             hold_scores(self.model)
         self.plan, self.method, self.base = plan, method, base
+        self.generation = generation or {}
         self.sharded_gradients: ShardedGradients | None = None
         self.held = Held(self)
         if plan.pipeline > 1:
@@ -193,8 +196,10 @@ class OarlockTrainer(CheckpointingTrainer):
 
     def pipeline_model(self) -> Any:
         """The model in its PipelineParallel wrapper, for an evaluation without training too."""
-        if self.model_wrapped is self.model:
-            self.model_wrapped = fleet.distributed_model(self.model)
+        if self.model_wrapped is self.model:  # as the Trainer's _wrap_model does
+            stages = self.model.model if isinstance(self.model, LoRAModel) else self.model
+            self.model_wrapped = fleet.distributed_model(stages)
+            self.model_wrapped._prepare_pipeline_inputs_func = stages._prepare_pipeline_inputs_func
         return self.model_wrapped
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:

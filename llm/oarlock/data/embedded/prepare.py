@@ -23,9 +23,18 @@ def prepare_embedded(folder: str | Path, vocab_size: int = 4096) -> None:
     folder = Path(folder)
     say(f"training a tokenizer of {vocab_size:,} tokens on the standard library of Python {platform.python_version()}")
     train_tokenizer(folder / "tokenizer", vocab_size)
-    embedded_corpus(folder / "pretrain", str(folder / "tokenizer"))
+    corpus = embedded_corpus(folder / "pretrain", str(folder / "tokenizer"))
+    _remove_others(corpus)
     counts = write_instructions(folder / "instructions")
     say(f"{counts['train']:,} instructions to train on, {counts['dev']:,} held out, in {folder / 'instructions'}")
+
+
+def _remove_others(corpus: Path) -> None:
+    """Those of another tokenizer or an earlier version: --input_dir of the folder would blend them."""
+    for path in corpus.parent.glob(f"{CORPUS_NAME}-*"):
+        if path.suffix in (".bin", ".idx", ".json") and path.stem != corpus.name:
+            path.unlink()
+            say(f"{path}: removed, of another tokenizer or an earlier version")
 
 
 def embedded_corpus(folder: str | Path, tokenizer: str) -> Path:

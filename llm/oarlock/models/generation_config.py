@@ -1,0 +1,95 @@
+"""generation_config.json beside a model: which tokens end an answer, and how tokens are chosen unless the user says so.
+
+It is carried along by every step (training, checkpoints, merging, conversion, export). Pure Python.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from oarlock.errors import ModelError
+
+GENERATION_FILE = "generation_config.json"
+_NOT_TEMPERATURE = ("top_p", "top_k", "repetition_penalty")
+
+
+def generation_content(folder: Path) -> dict[str, Any]:
+    """The file as it stands; {} where there is none.
+
+    Raises:
+        ModelError: when it is no JSON object.
+    """
+    path = folder / GENERATION_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return content
+
+
+def token_ids(value: Any, place: str) -> tuple[int, ...]:
+    """Of a field that holds one token, a list of them, or null.
+
+    Raises:
+        ModelError: for anything else.
+    """
+    tokens = value if isinstance(value, (list, tuple)) else [value]
+    found = tuple(token for token in tokens if token is not None)
+    if any(isinstance(token, bool) or not isinstance(token, int) or token < 0 for token in found):
+        raise ModelError(f"{place}: eos_token_id has to be a token id or a list of them; it is {value!r}")
+    return found
+
+
+def end_tokens(generation: Mapping[str, Any], config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """All tokens that end an answer: of the tokenizer, of config.json and of generation_config.json, sorted.
+
+    Args:
+        generation: content of generation_config.json.
+        config: PaddleNLP's configuration.
+        tokenizer: may be None.
+    """
+    found: set[int] = set()
+    for given, place in (
+        (getattr(tokenizer, "eos_token_id", None), "the tokenizer"),
+        (getattr(config, "eos_token_id", None), "config.json"),
+        (generation.get("eos_token_id"), GENERATION_FILE),
+    ):
+        found.update(token_ids(given, place))
+    return tuple(sorted(found))
+
+
+def sampling_defaults(generation: Mapping[str, Any], place: str = GENERATION_FILE) -> dict[str, float | int]:
+    """How tokens are chosen where a request does not say: temperature, top_p, top_k, repetition_penalty, as given.
+
+    As in transformers, the temperature holds where do_sample is true (or PaddleNLP's decode_strategy is "sampling"),
+    and the likeliest token is taken elsewhere. A top_k that is not given is none (as in vLLM; transformers takes 50).
+
+    Raises:
+        ModelError: for a value out of its range.
+    """
+    given = {name: value for name, value in generation.items() if value is not None}
+    samples = given.get("do_sample") is True or given.get("decode_strategy") == "sampling"
+    found: dict[str, float | int] = {
+        name: given[name] for name in ("top_p", "top_k", "repetition_penalty") if name in given
+    }
+    if samples:
+        found["temperature"] = given.get("temperature", 1.0)
+    ranges: dict[str, tuple[float, float]] = {"temperature": (0, 100), "top_p": (0, 1), "repetition_penalty": (0, 100)}
+    for name, value in found.items():
+        low, high = ranges.get(name, (0, 2**31 - 1))
+        kinds = int if name == "top_k" else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            raise ModelError(f"{place}: {name} is {value!r}, which no token can be chosen by")
+    return found
+
+
+def first_settings(places: Iterable[Path]) -> dict[str, Any]:
+    """Those of the first folder that has the file."""
+    return next((content for place in places if (content := generation_content(place))), {})

@@ -1,0 +1,86 @@
+"""Sliding windows: how many tokens back a model of Mistral or Qwen2 looks, which PaddleNLP's models do not limit.
+
+Texts up to the window's length have the same scores with and without it; longer ones are refused. Pure Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from oarlock.errors import ModelError
+
+FAMILIES_WITH_WINDOW = ("mistral", "qwen2")
+_DEFAULT = 4096  # of both, on both sides
+_LAYERS = 28  # max_window_layers of Qwen2, on both sides
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+
+
+def from_hugging_face(family: str, content: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """PaddleNLP's fields; its classes keep them, and its models do not read them.
+
+    Raises:
+        ModelError: for layers of a kind that is not known.
+    """
+    kinds = content.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or set(kinds) - {_SLIDING, _FULL}):
+        raise ModelError(f"{place}: layer_types: only {_FULL} and {_SLIDING} are known here")
+    if family not in FAMILIES_WITH_WINDOW:
+        if kinds and _SLIDING in kinds:
+            raise ModelError(f"{place}: layer_types: PaddleNLP's {family} has no {_SLIDING}")
+        return {}
+    window = content.get("sliding_window", _DEFAULT)
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+        raise ModelError(f"{place}: sliding_window has to be a whole number or null; it is {window!r}")
+    if family == "mistral":
+        return {"sliding_window": window if kinds is None or _SLIDING in kinds else None}
+    if kinds is not None:  # says it layer by layer, over the other fields
+        used = bool(content.get("use_sliding_window")) and window is not None and _SLIDING in kinds
+        return {"use_sliding_window": used, "sliding_window": window, "max_window_layers": 0}
+    return {
+        "use_sliding_window": bool(content.get("use_sliding_window", False)),
+        "sliding_window": window,
+        "max_window_layers": content.get("max_window_layers", _LAYERS),
+    }
+
+
+def to_hugging_face(config: Any) -> dict[str, Any]:
+    """The fields of transformers."""
+    window = getattr(config, "sliding_window", None)
+    if config.model_type == "mistral":
+        return {"sliding_window": window}
+    if config.model_type == "qwen2":
+        return {
+            "use_sliding_window": bool(config.use_sliding_window),
+            "sliding_window": window,
+            "max_window_layers": config.max_window_layers,
+        }
+    return {}
+
+
+def window_of(config: Any) -> int | None:
+    """The window of PaddleNLP's configuration; None where all of a text is seen."""
+    family, window = config.model_type, getattr(config, "sliding_window", None)
+    if family not in FAMILIES_WITH_WINDOW or window is None:
+        return None
+    if family == "qwen2" and not (config.use_sliding_window and config.max_window_layers < config.num_hidden_layers):
+        return None
+    return int(window)
+
+
+def check_window(config: Any, longest: int, place: str, what: str) -> None:
+    """Refuse texts that are longer than the window.
+
+    Args:
+        longest: tokens of a text.
+        what: asks for that many, as the beginning of a sentence.
+
+    Raises:
+        ModelError: naming the field.
+    """
+    window = window_of(config)
+    if window is not None and longest > window:
+        raise ModelError(
+            f"{what} {longest:,} tokens, but the model looks back over {window:,} alone (sliding_window in "
+            f"{place}), which PaddleNLP's {config.model_type} does not compute: give at most that"
+        )
