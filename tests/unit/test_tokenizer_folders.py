@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from oarlock.data.marked_text import MarkedText
 from oarlock.data.tokenizers import encode_marked, load_encoder, load_tokenizer, tokenizer_fingerprint
+from oarlock.data.tokens import tokenize
 from oarlock.errors import ModelError
 from tokenizer_layouts import QWEN2_WORDS, SHAPES, TEXTS, save, sentencepiece_model
 
@@ -282,6 +283,25 @@ def test_only_chatglm_and_glm_are_left_to_paddlenlp(tmp_path):
     shutil.copy(model, tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     assert type(load_tokenizer(str(tmp_path))).__name__ == "FastTokenizer"
+
+
+@pytest.mark.parametrize("name", ["GLMGPT2Tokenizer", "GLMChineseTokenizer"])
+def test_glm_tells_text_from_special_tokens_too(tmp_path, name):
+    if name == "GLMGPT2Tokenizer":
+        tokenizer, _ = SHAPES["gpt2"][0]()
+        tokenizer.model.save(str(tmp_path))
+    else:
+        model = sentencepiece_model(tmp_path, "unigram", vocab_size=400, byte_fallback=False, user_defined_symbols=[])
+        model.rename(tmp_path / "cog-pretrain.model")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    found = load_tokenizer(str(tmp_path))
+    assert type(found).__name__ == name
+    text, end = "a<|endoftext|> b<|endoftext|>", found.convert_tokens_to_ids("<|endoftext|>")
+    rows = tokenize(found, [MarkedText(text), MarkedText(text, ((0, 16),))], [[16], [16]])
+    assert [row.ids.count(end) for row in rows] == [2, 1] and rows[1].ids[-1] == end
+    assert {span for row in rows for span in row.offsets} == {(0, 16), (16, len(text))}
+    ids, spelled = load_encoder(str(tmp_path)).encode_and_tell([text, "a b"])
+    assert end not in ids[0].tolist() and spelled == [True, False]
 
 
 def test_the_long_fingerprint_changes_with_what_stands_around_a_text(tmp_path):

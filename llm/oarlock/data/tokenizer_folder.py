@@ -62,7 +62,7 @@ _OWN_SPECIAL = {
 }
 # PaddleNLP's classes for tokenizers that no tokenizer.json expresses: ChatGLM and GLM look tokens up beside their
 # sentencepiece model, put tokens behind a text, and tell line ends and runs of spaces from text in Python.
-_PADDLENLP_ALONE = (
+PADDLENLP_ALONE = (
     "ChatGLMTokenizer",
     "ChatGLMv2Tokenizer",
     "GLMGPT2Tokenizer",
@@ -78,7 +78,7 @@ def needs_paddlenlp(folder: Path, config: Mapping[str, Any]) -> bool:
     named = str(config.get("tokenizer_class") or config.get("init_class") or "")
     files = [_HF_PIECES, _TIKTOKEN, "tekken.json", "vocab.json"]
     files += [_PADDLE_PIECES] if "Llama" in named or not named else []  # other families put other tokens before its own
-    return named in _PADDLENLP_ALONE or not any((folder / name).is_file() for name in files)
+    return named in PADDLENLP_ALONE or not any((folder / name).is_file() for name in files)
 
 
 def read_tokenizer(folder: Path) -> FastTokenizer:

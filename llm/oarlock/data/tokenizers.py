@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from oarlock.data.fast_tokenizer import FastTokenizer
 from oarlock.data.marked_encoding import TokenizedText, marked_encoder
 from oarlock.data.marked_slow import encode_marked_slowly, slow_ids, slow_pattern, slow_spellings
 from oarlock.data.marked_text import MarkedText
-from oarlock.data.tokenizer_folder import needs_paddlenlp, read_tokenizer
+from oarlock.data.tokenizer_folder import PADDLENLP_ALONE, needs_paddlenlp, read_tokenizer
 from oarlock.data.tokenizer_identity import ids_fingerprint
 from oarlock.data.tokenizer_json import first_line
 from oarlock.errors import ModelError
@@ -60,7 +60,7 @@ def load_tokenizer(name_or_path: str) -> FastTokenizer | PretrainedTokenizerBase
             f"{folder}: no tokenizer in this folder (looked for {', '.join(_VOCABULARIES)}); "
             "name another with --tokenizer_name_or_path"
         )
-    return _of_paddlenlp(str(folder)) if needs_paddlenlp(folder, config) else read_tokenizer(folder)
+    return _of_paddlenlp(folder, config) if needs_paddlenlp(folder, config) else read_tokenizer(folder)
 
 
 def _from_hub(name: str) -> Path:
@@ -86,21 +86,16 @@ def _from_hub(name: str) -> Path:
     return Path(found[0]).parent
 
 
-def _of_paddlenlp(folder: str) -> PretrainedTokenizerBase:
-    from paddlenlp.transformers import AutoTokenizer
+def _of_paddlenlp(folder: Path, config: Mapping[str, Any]) -> PretrainedTokenizerBase:
+    import paddlenlp.transformers
 
+    named = config.get("tokenizer_class")
+    # The automatic choice knows only one of GLM's.
+    name = named if named in PADDLENLP_ALONE and hasattr(paddlenlp.transformers, named) else "AutoTokenizer"
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return getattr(paddlenlp.transformers, name).from_pretrained(str(folder))
     except Exception as error:
         raise ModelError(f"tokenizer {folder}: can't be loaded from this folder: {first_line(error)}") from error
-
-
-def batch_encode(tokenizer: FastTokenizer | PretrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of texts in which all special tokens stand already; on all cores where the tokenizer is a fast one."""
-    if not texts:
-        return []
-    rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    return [list(row) for row in rows]
 
 
 def encode_marked(
