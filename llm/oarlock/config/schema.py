@@ -64,6 +64,9 @@ class PretrainDataSection:
     with spaces in quotes; in YAML a list or a mapping too). Not given: the embedded text, the Python standard
     library."""
 
+    allow_other_tokenizer: bool = option(False, may_change=True)
+    """Go on with a corpus that was made with another tokenizer, where its ids are known to be this one's."""
+
     split: str = option("949,50,1")
     """Shares of the documents for training, evaluation and test, for example 949,50,1."""
 

@@ -10,6 +10,7 @@ from oarlock.config.schema import FinetuneDataSection
 from oarlock.data.blend import parse_blend
 from oarlock.data.corpus import Corpus, PretrainDataset, parse_input
 from oarlock.data.corpus_format import corpus_exists
+from oarlock.data.corpus_tokenizer import check_corpus_tokenizers
 from oarlock.data.encode import Counts, encode_source
 from oarlock.data.finetune import make_recipe
 from oarlock.data.labels import IGNORE_INDEX, Encoded, Example
@@ -26,6 +27,7 @@ def show_data(section: FinetuneDataSection, tokenizer_name: str, num: int, max_s
     path = section.dataset_name_or_path
     if path is not None and _is_corpus(path):
         for _, prefix in parse_input(path):
+            check_corpus_tokenizers([prefix], tokenizer, tokenizer_name, allow_other=True)
             _show_corpus(prefix, tokenizer, num, max_seq_length, color)
         return
     sets = find_sets(section)

@@ -58,7 +58,8 @@ _OWN_SPECIAL = {
     "GPTNeoXTokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
     | {"pad_token": "<|padding|>"},
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
-    "GemmaTokenizer": {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+    "GemmaTokenizer": {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    | {"mask_token": "<mask>"},
 }
 # PaddleNLP's classes for tokenizers that no tokenizer.json expresses: ChatGLM and GLM look tokens up beside their
 # sentencepiece model, put tokens behind a text, and tell line ends and runs of spaces from text in Python.
@@ -76,7 +77,7 @@ def needs_paddlenlp(folder: Path, config: Mapping[str, Any]) -> bool:
     if (folder / TOKENIZER).is_file():
         return False
     named = str(config.get("tokenizer_class") or config.get("init_class") or "")
-    files = [_HF_PIECES, _TIKTOKEN, "tekken.json", "merges.txt"]
+    files = [_HF_PIECES, _TIKTOKEN, "tekken.json", "vocab.json"]
     files += [_PADDLE_PIECES] if "Llama" in named or not named else []  # other families put other tokens before its own
     return named in _PADDLENLP_ALONE or not any((folder / name).is_file() for name in files)
 
@@ -105,7 +106,10 @@ def read_tokenizer(folder: Path) -> FastTokenizer:
         extra = [*extra, *pieces]
         own = own or _OWN_SPECIAL.get(kind, {})
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    special = {**{name: token for name, token in own.items() if token in vocabulary}, **special}
+    own = {
+        name: token for name, token in own.items() if token in vocabulary and name not in told
+    }  # null: there is none
+    special = {**own, **special}
     special = dict(sorted(special.items(), key=lambda item: (*SPECIAL_NAMES, item[0]).index(item[0])))
     _add_tokens(backend, folder, listed, special, extra)
     if not path.is_file():
@@ -114,7 +118,15 @@ def read_tokenizer(folder: Path) -> FastTokenizer:
         _check_begin_and_end(backend, path, told, special)
     if "eos_token" not in told and "eos_token" not in special:
         special |= _end_of_the_model(folder, backend)
-    return FastTokenizer(backend, config, special, str(folder))
+    return FastTokenizer(backend, config, special, str(folder), _template_files(folder))
+
+
+def _template_files(folder: Path) -> dict[str, str]:
+    found = [folder / "chat_template.jinja", *sorted(folder.glob("chat_templates/*.jinja"))]
+    try:
+        return {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in found if path.is_file()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{folder}: a chat template can't be read: {error}") from error
 
 
 def _class_of(folder: Path, config: Mapping[str, Any]) -> str:
@@ -172,7 +184,13 @@ def _read_json(path: Path, special: set[str]) -> Tokenizer:
 
 
 def _what_is_wrong(content: Mapping[str, Any]) -> str:
-    bare = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}
+    bare: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+    }
     bare |= {"pre_tokenizer": None, "post_processor": None, "decoder": None}
     bare["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "model"):
@@ -211,7 +229,7 @@ def _of_vocabulary(
         )
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocabulary.is_file() and merges.is_file()):
-        raise ModelError(f"{folder}: no {TOKENIZER}, and only one of {vocabulary.name} and {merges.name}")
+        raise ModelError(f"{folder}: no {TOKENIZER}, and {vocabulary.name} without {merges.name}")
     if kind not in BYTE_LEVEL_CLASSES:
         raise ModelError(
             f"{folder}: {vocabulary.name} and {merges.name} do not say how text is cut into words, and the tokenizer's "

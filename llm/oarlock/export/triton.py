@@ -24,10 +24,9 @@ from oarlock.data.tokenizers import has_tokenizer
 from oarlock.errors import ModelError
 from oarlock.export.manifest import write_manifest
 from oarlock.export.servers import SERVED_NAME
-from oarlock.files import file_sha256, new_folder
+from oarlock.files import PEFT_FILE, PEFT_WEIGHTS, file_sha256, new_folder
 from oarlock.models.adapter import ADAPTER_FILE, Base, open_lora
 from oarlock.models.adapter_mix import check_output
-from oarlock.models.peft_folder import PEFT_FILE, PEFT_WEIGHTS
 from oarlock.models.tuned import check_base
 from oarlock.models.weights import WeightFolder
 from oarlock.triton_config import TRITON_CONFIG, read_triton_config
@@ -46,6 +45,7 @@ _MODEL_FILES = (
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "chat_template.*"),
     "additional_chat_templates/*.jinja",
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+    "tekken.json",
 )
 _ADAPTER_FILES = (
     *(ADAPTER_FILE, "lora_config.json", "peft_model*.safetensors", "peft_model.safetensors.index.json"),
