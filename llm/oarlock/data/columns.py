@@ -14,6 +14,8 @@ from typing import Any
 
 from oarlock.data.record_files import ItemBatch, RecordSource, parse_cells
 from oarlock.data.records import PlainText
+from oarlock.data.train_marks import lost_marks
+from oarlock.environment import say_once
 from oarlock.errors import ConfigError, DataError
 
 # Names that may stand on the left, and what they mean. Those of one meaning are the words of different forms.
@@ -21,10 +23,10 @@ _MEANINGS = {
     **dict.fromkeys(("prompt", "question", "instruction", "src"), "prompt"),
     **dict.fromkeys(("response", "answer", "completion", "output", "tgt"), "response"),
     **dict.fromkeys(("input", "query", "context"), "input"),
-    **{name: name for name in ("system", "history", "messages", "conversations", "tools", "text")},
+    **{name: name for name in ("system", "history", "messages", "conversations", "tools", "text", "weight")},
 }
 _WHOLE = ("messages", "conversations", "text")  # forms of one field
-_OPTIONAL = ("input", "system", "history", "tools")
+_OPTIONAL = ("input", "system", "history", "tools", "weight")
 _ALPACA = {"prompt": "instruction", "response": "output"}
 _SRC_TGT = {"prompt": "src", "response": "tgt"}
 _QUESTION_ANSWER = {"prompt": "question", "response": "answer"}
@@ -113,6 +115,7 @@ class MappedRecords:
         Raises:
             DataError: for a column that no record of the source has, and for plain text, which has none.
         """
+        named = {column for column, _ in self.columns.column_of.values()}
         never = {column for column, optional in self.columns.column_of.values() if optional}
         have: dict[str, None] = {}
         for batch in self.source.batches():
@@ -121,6 +124,8 @@ class MappedRecords:
                 if isinstance(item, PlainText):
                     raise DataError(f"{self.name}: plain text has no columns; leave --columns out, or this file")
                 if isinstance(item, dict):
+                    for lost in lost_marks(item.keys() - have.keys(), named):
+                        say_once(f"{self.name}:{line}: column {lost!r} is not read: --columns does not name it")
                     never -= item.keys()
                     have |= dict.fromkeys(item) if len(have) < 100 else {}
                 items.append((line, self._mapped(item)))

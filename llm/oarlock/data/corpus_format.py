@@ -198,5 +198,6 @@ def check_corpus(prefix: str | Path) -> None:
 def corpus_summary(prefix: str | Path) -> dict[str, Any]:
     """What `oarlock data pretrain` noted beside a corpus (largest_id, tokenizer, ...); empty for others."""
     with contextlib.suppress(OSError, ValueError):
-        return json.loads(Path(f"{prefix}.json").read_text(encoding="utf-8"))
+        content = json.loads(Path(f"{prefix}.json").read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
     return {}

@@ -12,7 +12,7 @@ from oarlock.data.labels import Encoded, Prompt, encode_chat, encode_prompt
 from oarlock.data.marked_text import MarkedText
 from oarlock.data.messages import MessageError
 from oarlock.data.record_files import RecordSource
-from oarlock.data.records import READ_FIELDS, Conversation, PlainText, detect_form, parse_record
+from oarlock.data.records import READ_FIELDS, Conversation, PlainText, detect_form, other_forms, parse_record
 from oarlock.data.spelled import spelling_pattern
 from oarlock.data.templates import ChatTemplate, adds_bos
 from oarlock.data.text_parts import cut_texts
@@ -88,10 +88,6 @@ def encode_source(source: RecordSource, recipe: Recipe, counts: Counts) -> Itera
         jobs: list[_Job] = []
         for line, item in batch.items:
             where = f"{source.name}:{line}"
-            for name in unread_fields(item, READ_FIELDS):
-                if name not in told and len(counts.unread) < _UNREAD:
-                    counts.unread.append(f"{where}: field {name!r}")
-                told.add(name)
             try:
                 form = detect_form(item) if form == "auto" and not isinstance(item, (ValueError, PlainText)) else form
                 jobs.append(_job(item, form, where, line, recipe.template))
@@ -101,6 +97,10 @@ def encode_source(source: RecordSource, recipe: Recipe, counts: Counts) -> Itera
                 if not recipe.skip_bad:
                     raise DataError(message) from error
                 counts.note_bad(message)
+            for name in (*unread_fields(item, READ_FIELDS), *other_forms(item, form)):
+                if name not in told and len(counts.unread) < _UNREAD:
+                    counts.unread.append(f"{where}: field {name!r}")
+                told.add(name)
         yield _encode(jobs, texts, recipe, counts, source.name), batch.consumed
 
 

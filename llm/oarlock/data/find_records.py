@@ -45,6 +45,8 @@ def find_records(name: str) -> RecordSources:
         return RecordSources([FileRecords.of(path)])
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _saved_dataset(path)
+    if half := next((end for end in (".bin", ".idx") if path.with_name(path.name + end).is_file()), None):
+        raise DataError(f"{name}{half} is half of a corpus: {name}{'.idx' if half == '.bin' else '.bin'} is not there")
     return _folder(path) if path.is_dir() else _hub(name)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from oarlock.data import streams
+from oarlock.data.json_text import DECODER, DoubledField
 from oarlock.data.streams import Readable, Source, opened
 from oarlock.errors import DataError
 
@@ -56,7 +57,6 @@ def read_json_list(source: Source) -> Iterator[tuple[list[tuple[int, Any]], int]
     Raises:
         DataError: for text that is not a list (file:line); where the next element begins can't be known then.
     """
-    decoder = json.JSONDecoder()
     with opened(source) as stream:
         window = _Window(source, stream)
         window.next_character()
@@ -66,7 +66,7 @@ def read_json_list(source: Source) -> Iterator[tuple[list[tuple[int, Any]], int]
         while (first := window.next_character()) != "]":
             if not first:
                 raise DataError(f"{source.path}:{window.line}: the list is not closed (the file ends in the middle)")
-            line, (item, length) = window.line, _element(window, decoder, source)
+            line, (item, length) = window.line, _element(window, source)
             items.append((line, item))
             size += length
             if size > streams.BLOCK_BYTES:
@@ -78,11 +78,19 @@ def read_json_list(source: Source) -> Iterator[tuple[list[tuple[int, Any]], int]
         yield items, stream.consumed()
 
 
-def _element(window: _Window, decoder: json.JSONDecoder, source: Source) -> tuple[Any, int]:
+def _decoded(window: _Window) -> tuple[Any, int]:
+    """The element that begins here, or what is wrong with it, and where it ends."""
+    try:
+        return DECODER.raw_decode(window.text, window.position)
+    except DoubledField as error:
+        return error, json.JSONDecoder().raw_decode(window.text, window.position)[1]
+
+
+def _element(window: _Window, source: Source) -> tuple[Any, int]:
     """One element and its length; reads on while it may be cut by the end of the window."""
     while True:
         try:
-            item, end = decoder.raw_decode(window.text, window.position)
+            item, end = _decoded(window)
             if end < len(window.text) or window.ended:
                 length = end - window.position
                 window.advance(end)

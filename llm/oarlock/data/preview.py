@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,10 @@ def show_data(section: FinetuneDataSection, tokenizer_name: str, num: int, max_s
         print(marked(row.encoded, tokenizer, color) + "\n")
     if counts.bad:
         print(f"{counts.bad:,} bad records on the way:" + "".join(f"\n  {line}" for line in counts.first_bad))
+    for line in replace(counts, bad=0, unread=[]).notes("so far"):
+        print(line)
+    if not counts.records + counts.bad:
+        print("no records")
     for field in counts.unread:
         print(f"{field} is not read")
 

@@ -7,7 +7,6 @@ the line end after a line of JSON, a row, or a document of one line are not part
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from oarlock.data import streams
 from oarlock.data.json_lists import read_json_list
+from oarlock.data.json_text import parse_line
 from oarlock.data.pieces import Cutter
 from oarlock.data.streams import Source, decode_text, naming, opened
 from oarlock.data.tables import read_table
@@ -192,7 +192,7 @@ def parse_batch(batch: Batch, text_key: str, txt_document: str) -> Iterator[Piec
             continue
         try:
             if batch.source.format == "txt":
-                yield Piece(decode_text(line.removesuffix(b"\r")), line=number)
+                yield Piece(decode_text(line.removesuffix(b"\r")).removeprefix("\ufeff"), line=number)
             else:
                 yield _text_of(parse_json_line(line), path, number, text_key, "field")
         except ValueError as error:
@@ -205,11 +205,7 @@ def parse_json_line(line: bytes) -> Any:
     Raises:
         ValueError: saying what is wrong with it.
     """
-    text = decode_text(line).removeprefix("\ufeff")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not valid JSON: {error}") from error
+    return parse_line(decode_text(line).removeprefix("\ufeff"))
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

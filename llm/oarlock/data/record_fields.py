@@ -8,7 +8,7 @@ from typing import Any
 
 from oarlock.data.messages import Message
 
-SYSTEM = ("system", "system_prompt")
+SYSTEM = ("system", "system_prompt", "system_message")
 QUESTIONS = ("question", "prompt", "query", "input")
 ANSWERS = ("answer", "completion", "response", "output")
 MORE = ("input", "context")

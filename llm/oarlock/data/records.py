@@ -49,6 +49,8 @@ def parse_record(item: Any, form: str, where: str) -> Conversation | PlainText:
     """
     if not isinstance(item, dict):
         raise ValueError(f"expected an object, got {type(item).__name__}")
+    if form != "text":
+        _check_wanted(item)
     record = _FORMS[form](item, where)
     if isinstance(record, PlainText):
         if not_trained(item, [{}], [True], "text"):
@@ -57,9 +59,14 @@ def parse_record(item: Any, form: str, where: str) -> Conversation | PlainText:
     variables = item.get("chat_template_kwargs") or {}
     if not isinstance(variables, dict):
         raise ValueError(f"field 'chat_template_kwargs' holds {type(variables).__name__}, expected an object")
-    tools = item.get("tools") or item.get("functions")
-    name = "tools" if item.get("tools") else "functions"
-    return replace(record, tools=normalize_tools(tools, name), variables=variables)
+    return replace(record, tools=_tools(item), variables=variables)
+
+
+def _tools(item: dict[str, Any]) -> list[Message] | None:
+    found = [normalize_tools(item.get(name), name) for name in ("tools", "functions")]
+    if all(found) and found[0] != found[1]:
+        raise ValueError("fields 'tools' and 'functions' describe different functions; leave one out")
+    return found[0] or found[1]
 
 
 def detect_form(item: Any) -> str:
@@ -73,7 +80,36 @@ def detect_form(item: Any) -> str:
             if all(any(item.get(name) is not None for name in names) for names in fields):
                 return form
     have = ", ".join(map(repr, list(item)[:8])) if isinstance(item, dict) else type(item).__name__
-    raise ValueError(f"unknown form of record ({have}); known are {_known()}")
+    raise ValueError(f"unknown form of record ({have}); {_advice(item)}known are {_known()}")
+
+
+def _advice(item: Any) -> str:
+    """What a record of another kind seems to be."""
+    if not isinstance(item, dict):
+        return ""
+    if "chosen" in item or "rejected" in item:
+        return "answers to choose from (chosen, rejected) are not trained on here; "
+    if "input_ids" in item:
+        return "data that are tokenised already (input_ids) are not read, give the text; "
+    inside = next((k for k, v in item.items() if isinstance(v, list) and v and isinstance(v[0], dict)), None)
+    return f"if the records are those of the list {inside!r}, the file has to hold this list alone; " if inside else ""
+
+
+def _check_wanted(item: dict[str, Any]) -> None:
+    """Refuse an answer that data for KTO marks as a bad one."""
+    for name in ("label", "kto_tag"):
+        if item.get(name) is False:
+            raise ValueError(f"field {name!r} is false: an answer that is not wanted (KTO); leave the record out")
+
+
+def other_forms(item: Any, form: str) -> list[str]:
+    """Fields of a record that belong to other forms than the one it is read as, so that they are not read."""
+    if not isinstance(item, dict) or form not in _READ:
+        return []
+    read = _READ[form]
+    if form in ("sharegpt", "messages"):
+        read = {*read, next((name for names in _FIELDS[form] for name in names if item.get(name) is not None), "")}
+    return [name for name in _ANY_FORM if name not in read and item.get(name) not in (None, "", [])]
 
 
 def _known() -> str:
@@ -192,6 +228,20 @@ _FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "question_answer": (QUESTIONS, ANSWERS),
     "text": (("text",),),
 }
+_ROUNDS = {"history", *SYSTEM}
+# What each form reads of the fields that any of them has; prompt is often beside messages, and is the first of them.
+_READ: dict[str, set[str]] = {
+    "src_tgt": {"src", "tgt", *SYSTEM},
+    "alpaca": {"instruction", *MORE, *ANSWERS, *_ROUNDS},
+    "question_answer": {*QUESTIONS, *MORE, *ANSWERS, *_ROUNDS},
+    "sharegpt": {"prompt", *SYSTEM},
+    "messages": {"prompt", *SYSTEM},
+    "text": {"text"},
+}
+_ANY_FORM = (
+    *("src", "tgt", "instruction", "history", "conversations", "conversation", "messages", "text"),
+    *SYSTEM, *QUESTIONS, *dict.fromkeys((*ANSWERS, "context")),
+)  # fmt: skip
 # Fields that one of the forms reads.
 READ_FIELDS = frozenset(
     (

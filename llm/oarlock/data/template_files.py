@@ -60,7 +60,7 @@ def templates_in_files(folder: Path) -> dict[str, str]:
     if (folder / TEMPLATE_FILE).is_file():
         files = {DEFAULT: folder / TEMPLATE_FILE, **{name: p for name, p in files.items() if name != DEFAULT}}
     try:
-        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+        return {name: path.read_text(encoding="utf-8-sig") for name, path in files.items()}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{folder}: a chat template can't be read: {error}") from error
 

@@ -250,7 +250,7 @@ def choose_template(
         if not path.is_file():
             known = ", ".join(("auto", "tokenizer", *BUILT_IN))
             raise ConfigError(f"--chat_template {choice}: no such file; known names are {known}")
-        source, others = path.read_text(encoding="utf-8"), {}
+        source, others = path.read_text(encoding="utf-8-sig"), {}
     template = ChatTemplate(
         choice,
         source,

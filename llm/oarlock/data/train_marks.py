@@ -8,7 +8,7 @@ An answer is trained on or only read; a mark for anything between is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 _MARKS = (
@@ -23,7 +23,7 @@ _WORDS = {
 # Fields that may tell a trainer, or a model, something, and that nothing here reads.
 _ALIKE = re.compile(
     r"(^|_)(train\w*|loss\w*|weights?|mask(ed)?|ignored?|skip(ped)?|labels?|targets?|rewards?|scores?|chosen|rejected"
-    r"|tools?|functions?|calls?|thoughts?|rationales?|cot)(_|$)"
+    r"|tools?|functions?|calls?|thoughts?|rationales?|cot|system|instructions?|refusals?|preferences?|kto)(_|$)"
 )
 _ALSO = frozenset(("images", "image", "videos", "video", "audios", "audio", "documents", "chat_template", "objects"))
 
@@ -72,7 +72,8 @@ def _given(item: dict[str, Any], within: str) -> list[str]:
     for name in _PARTS:
         if item.get(name):
             raise ValueError(f"field '{within}{name}' marks parts of an answer; an answer is trained on whole or not")
-    return [name for name in _MARKS if item.get(name) is not None]
+    nothing = (None,) if within else (None, "")  # the second is an empty cell of a table
+    return [name for name in _MARKS if item.get(name) not in nothing]
 
 
 def _flag_of(row: dict[str, Any], within: str) -> bool | None:
@@ -100,6 +101,12 @@ def _flag(value: Any, name: str) -> bool | None:
     )
 
 
+def lost_marks(columns: Iterable[str], read: Collection[str]) -> list[str]:
+    """Columns that --columns leaves out though they look as if they told the trainer something."""
+    left = [name for name in columns if isinstance(name, str) and name not in read]
+    return [name for name in left if name in (*_MARKS, *_PARTS)] + unread_fields(dict.fromkeys(left), frozenset())
+
+
 def unread_fields(item: Any, read: frozenset[str]) -> list[str]:
     """Fields of a record and its messages that look as if they told the trainer something, and are not read.
 
@@ -109,8 +116,8 @@ def unread_fields(item: Any, read: frozenset[str]) -> list[str]:
     if not isinstance(item, dict):
         return []
     names = list(item)
-    for rows in item.values():
-        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+    for field, rows in item.items():
+        if field not in ("tools", "functions") and isinstance(rows, list) and rows and isinstance(rows[0], dict):
             names += dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)
     return [
         name

@@ -6,6 +6,7 @@ nothing of the scores is left out. What decides is the field, not the program th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -154,7 +155,7 @@ def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collectio
             found[words.here.get(name, name)] = _checked(name, content[name], default, place)
         elif writer == "pt" and default is not None:
             found[words.here.get(name, name)] = default
-    found |= {name: content[name] for name in TOKEN_IDS if name in content}
+    found |= {name: _token_id(name, content[name], place) for name in TOKEN_IDS if name in content}
     special = {**_activation(family, content, place, writer), **window_from(family, content, place)}
     mapped = {*words.fields, *words.only, *TOKEN_IDS, *special, *ROPE_FIELDS, "hidden_activation", "layer_types"}
     rest = {name: value for name, value in content.items() if name not in mapped}
@@ -236,6 +237,17 @@ def _checked(name: str, value: Any, default: Any, place: str) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
         words = {bool: "true or false", int: "a whole number", str: "a text"}.get(kinds, "a number")
         raise ModelError(f"{place}: {name} has to be {words}; it is {_short(value)}")
+    # Sizes and lengths; a negative one reaches memory that is not the program's in Paddle's kernels.
+    if (kinds is int and value <= 0) or (kinds == (int, float) and not 0 <= value < math.inf):
+        raise ModelError(f"{place}: {name} has to be {'above 0' if kinds is int else 'at least 0'}; it is {value!r}")
+    return value
+
+
+def _token_id(name: str, value: Any, place: str) -> Any:
+    """A token id as it stands; older files write -1 for none, and eos_token_id may be a list."""
+    tokens = value if isinstance(value, list) and name == "eos_token_id" else [value]
+    if any(isinstance(token, bool) or not isinstance(token, int) for token in tokens):
+        raise ModelError(f"{place}: {name} has to be a whole number; it is {_short(value)}")
     return value
 
 

@@ -6,6 +6,7 @@ rope_scaling_type and rope_scaling_factor, and for Llama 3 the same dictionary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,12 @@ def rope_from_hugging_face(content: Mapping[str, Any], scaled: bool, who: str) -
         ModelError: for a scaling that PaddleNLP does not compute.
     """
     rope = _dictionary(content, who)
-    kind, factor = rope.get("rope_type", rope.get("type", "default")), rope.get("factor", 1.0)
+    kind, factor = _kind(rope, who), rope.get("factor", 1.0)
+    if {"rope_theta"} <= content.keys() & rope.keys() and content["rope_theta"] != rope["rope_theta"]:
+        raise ModelError(
+            f"{who}: rope_theta is {content['rope_theta']!r}, and {rope['rope_theta']!r} among the rope parameters: "
+            "keep one of them"
+        )
     found = {"rope_theta": _number(rope.get("rope_theta", content.get("rope_theta", 10000.0)), "rope_theta", who)}
     if rope.get("partial_rotary_factor", content.get("partial_rotary_factor", 1.0)) != 1.0:
         raise ModelError(f"{who} has no partial_rotary_factor")
@@ -88,8 +94,18 @@ def _dictionary(content: Mapping[str, Any], who: str) -> dict[str, Any]:
     return newer or older
 
 
+def _kind(rope: Mapping[str, Any], who: str) -> str:
+    """rope_type, or type as older files write it."""
+    kinds = [rope[name] for name in ("rope_type", "type") if name in rope]
+    if not all(isinstance(kind, str) for kind in kinds) or len(set(kinds)) > 1:
+        raise ModelError(f"{who}: rope_scaling has to be of one type; it names {' and '.join(map(repr, kinds))}")
+    if not kinds and rope.get("factor", 1.0) != 1.0:
+        raise ModelError(f"{who}: rope_scaling with factor {rope['factor']!r} does not say its type (rope_type)")
+    return kinds[0] if kinds else "default"
+
+
 def _number(value: Any, name: str, who: str) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ModelError(f"{who}: {name} has to be a positive number; it is {value!r}")
     return value
 

@@ -179,6 +179,12 @@ class SafetensorsSource:
         found = mapped(model_class, config, self._paths, folder.layout == "pt")
         in_file_order = sorted(found, key=lambda name: self._position(found[name]))
         self.left_over = left_over(self._paths, found)
+        whole = next((name for name, tensor in found.items() if self._about(tensor).dtype.kind in "iub"), None)
+        if whole is not None:
+            raise ModelError(
+                f"{self.place}: {found[whole].stored} is stored in {self._about(found[whole]).dtype}: quantised "
+                "weights, without anything that says how; take the plain model"
+            )
         self._tensors = {name: found[name] for name in in_file_order} | {name: Mapped(name) for name in self.left_over}
         self.shapes: dict[str, tuple[int, ...] | None] = {name: self._shape(name) for name in in_file_order}
         self._buffers = [np.empty(0, np.uint8) for _ in range(2 if read_ahead else 1)]

@@ -161,7 +161,15 @@ def opened(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
+        if _is_pointer(path):
+            raise ModelError(f"{path}: a pointer of Git LFS, not the file itself; fetch it: git lfs pull") from error
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def _is_pointer(path: Path) -> bool:
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(24) == b"version https://git-lfs."
+    return False
 
 
 def _layout(files: Mapping[str, Path]) -> str:
@@ -238,6 +246,8 @@ def _nothing_to_read(folder: Path) -> str:
         return f"{folder}: no such folder"
     others: Counter[str] = Counter()
     with suppress(OSError):
-        others.update(path.name for path in folder.glob("*.safetensors"))
+        others.update(
+            path.name for pattern in ("*.safetensors", "*.gguf", "*.pth", "*.ckpt") for path in folder.glob(pattern)
+        )
     found = f"; {', '.join(sorted(others)[:3])} is not read" if others else ""
     return f"{folder}: no {SINGLE_NAME} (or index of shards) in this folder{found}"
