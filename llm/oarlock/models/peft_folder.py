@@ -19,6 +19,7 @@ import numpy as np
 from oarlock.errors import ModelError
 from oarlock.files import PEFT_FILE, PEFT_WEIGHTS
 from oarlock.models.adapter import UNKNOWN_BASE, AdapterFolder, Base
+from oarlock.models.peft_tensors import check_tensors
 from oarlock.models.safetensors_stream import SafetensorsFile
 from oarlock.parallel.families import FAMILIES
 
@@ -28,15 +29,19 @@ _PLAIN_NAME = re.compile(r"\^?[\w.]+")
 # Fields that say nothing about what is added: records, defaults of training, which layers (the tensors say that).
 _RECORDS = frozenset(
     {
-        "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_type", "task_type",
-        "peft_version", "megatron_config", "megatron_core", "runtime_config", "qalora_group_size", "target_modules",
-        "exclude_modules", "layers_to_transform", "layers_pattern", "eva_config", "rank_pattern", "ensure_weight_tying",
+        "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_type", "peft_version",
+        "megatron_config", "megatron_core", "runtime_config", "qalora_group_size", "target_modules", "exclude_modules",
+        "layers_to_transform", "layers_pattern", "eva_config", "rank_pattern", "ensure_weight_tying",
     }
 )  # fmt: skip
 _HONOURED = frozenset({"r", "lora_alpha", "lora_dropout", "use_rslora", "alpha_pattern"})
 # Initialisations that leave the base's weights as they are (PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change them).
 _INITIAL = (True, False, "gaussian", "eva", "orthogonal", "kaiming")
-_ONLY: dict[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": _INITIAL}
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "init_lora_weights": _INITIAL,
+    "task_type": ("CAUSAL_LM",),
+}
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,8 @@ class PeftFolder(AdapterFolder):
                 file.read(stored, 0, values)
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.folder / PEFT_WEIGHTS}: {stored} can't be read: {error}") from error
+        if not np.isfinite(values.astype(np.float32)).all():
+            raise ModelError(f"{self.folder / PEFT_WEIGHTS}: {stored} holds values that are not finite numbers")
         found = values.T
         axis = 1 if name.endswith("lora_A") else 0
         missing = shape[axis] - found.shape[axis]
@@ -178,15 +185,19 @@ def open_peft(folder: Path) -> PeftFolder:
         pickle = " (adapter_model.bin is a pickle: save it again with safe_serialization)"
         raise ModelError(f"{folder}: no {PEFT_WEIGHTS}{pickle if (folder / 'adapter_model.bin').is_file() else ''}")
     alphas = content.get("alpha_pattern") or {}
-    odd = [name for name in alphas if not _PLAIN_NAME.fullmatch(name)]
-    if odd:
-        raise ModelError(f"{path}: alpha_pattern {odd[0]!r}: only names of layers are read, no regular expressions")
+    for name in ("alpha_pattern", "rank_pattern"):
+        patterns = content.get(name) or {}
+        if not isinstance(patterns, dict):
+            raise ModelError(f"{path}: {name} has to be an object; it is {patterns!r}")
+        odd = next((pattern for pattern in patterns if not _PLAIN_NAME.fullmatch(pattern)), None)
+        if odd is not None:
+            raise ModelError(f"{path}: {name} {odd!r}: only names of layers are read, no regular expressions")
     rank, alpha = _number(content, "r", 8, path), _number(content, "lora_alpha", 8, path)
     rslora = content.get("use_rslora", False)
     settings = {
         "r": int(rank),
         "alpha": float(alpha),
-        "dropout": float(content.get("lora_dropout", 0.0)),
+        "dropout": _dropout(content, path),
         "targets": [],
         "rslora": bool(rslora),
         "plus_scale": 1.0,
@@ -194,12 +205,11 @@ def open_peft(folder: Path) -> PeftFolder:
         "scaling": _scaling(alpha, int(rank), rslora),
     }
     base = Base(str(content.get("base_model_name_or_path", "")), UNKNOWN_BASE)
-    found = PeftFolder(folder, "lora", settings, base, (), {name: float(value) for name, value in alphas.items()})
+    found = PeftFolder(folder, "lora", settings, base, (), {name: _number(alphas, name, 0, path) for name in alphas})
     names = tuple(found.stored_shapes())
-    for name in names:
-        _parts(name, folder)
     if not names:
         raise ModelError(f"{folder / PEFT_WEIGHTS}: there is no tensor in it")
+    check_tensors(folder / PEFT_WEIGHTS, content, {name: _parts(name, folder) for name in names})
     return replace(found, names=names)
 
 
@@ -226,8 +236,15 @@ def _check_fields(content: Mapping[str, Any], path: Path) -> None:
         )
 
 
+def _dropout(content: Mapping[str, Any], path: Path) -> float:
+    value = content.get("lora_dropout", 0.0)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ModelError(f"{path}: lora_dropout has to be a number from 0 to below 1; it is {value!r}")
+    return float(value)
+
+
 def _number(content: Mapping[str, Any], name: str, default: int, path: Path) -> float:
     value = content.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ModelError(f"{path}: {name} has to be a positive number; it is {value!r}")
     return value
