@@ -14,7 +14,7 @@ from oarlock.cli_export import add_export
 from oarlock.cli_parallel import add_checkpoint, add_rehearse
 from oarlock.cli_resize import add_resize
 from oarlock.cli_serve import add_serve
-from oarlock.cli_weights import add_weight_flags
+from oarlock.cli_weights import add_weight_flags, positive
 from oarlock.config import FinetuneConfig
 from oarlock.config.options import option_specs
 from oarlock.config.schema import FinetuneDataSection
@@ -103,8 +103,10 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     show = _command(kinds, "show", "Decode examples and show which tokens are trained on.", _data_show)
     show.add_argument("path", nargs="?", help="corpus prefix or folder, or fine-tuning file or folder; none: embedded")
     show.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer folder or hub name")
-    show.add_argument("--num", type=int, default=3, help="examples (default: 3)")
-    show.add_argument("--max-seq-length", type=int, default=128, help="tokens of a pretraining sample (default: 128)")
+    show.add_argument("--num", type=positive, default=3, help="examples (default: 3)")
+    show.add_argument(
+        "--max-seq-length", type=positive, default=128, help="tokens of a pretraining sample (default: 128)"
+    )
     _add_record_options(show)
     show.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default: on a terminal")
 
@@ -121,13 +123,13 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         kinds, "embedded", "Make the embedded tokenizer, corpus and instructions (no download).", _data_embedded
     )
     embedded.add_argument("--output", required=True, metavar="DIR")
-    embedded.add_argument("--vocab-size", type=int, default=4096, help="tokens of the tokenizer (default: 4096)")
+    embedded.add_argument("--vocab-size", type=positive, default=4096, help="tokens of the tokenizer (default: 4096)")
 
 
 def _add_record_options(parser: argparse.ArgumentParser) -> None:
     forms = option_specs(FinetuneConfig)["data_format"].choices
-    parser.add_argument("--src-length", type=int, default=128, help="as in finetune_generation.py (default: 128)")
-    parser.add_argument("--tgt-length", type=int, default=160, help="as in finetune_generation.py (default: 160)")
+    parser.add_argument("--src-length", type=positive, default=128, help="as in finetune_generation.py (default: 128)")
+    parser.add_argument("--tgt-length", type=positive, default=160, help="as in finetune_generation.py (default: 160)")
     parser.add_argument("--chat-template", default="auto", help="as in finetune_generation.py (default: auto)")
     parser.add_argument("--chat-template-name", metavar="NAME", help="as in finetune_generation.py")
     parser.add_argument("--parse-special-tokens", action="store_true", help="as in finetune_generation.py")
@@ -209,7 +211,7 @@ def _add_ask(commands: argparse._SubParsersAction) -> None:
     ask.add_argument("model", metavar="DIR", help="model folder, or adapter folder")
     ask.add_argument("--base", metavar="DIR", help="where the base of an adapter is, if not where it was")
     ask.add_argument("question", nargs="+", help="one answer for each")
-    ask.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
+    ask.add_argument("--max-new-tokens", type=positive, default=64, help="longest answer (default: 64)")
 
 
 def _ask(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from oarlock.cli_weights import add_shard_flag
+from oarlock.cli_weights import add_shard_flag, positive
 from oarlock.environment import import_paddle, set_paddlenlp_log_level
 from oarlock.errors import ModelError
 from oarlock.files import is_vacant
@@ -22,19 +22,12 @@ def add_resize(commands: Any, command: Adder) -> None:
     resize.add_argument("--tokenizer", metavar="DIR", required=True, help="tokenizer folder or hub name")
     resize.add_argument("--output", metavar="DIR", required=True, help="folder that does not exist yet")
     resize.add_argument(
-        "--multiple-of", type=_positive, default=64, metavar="N", help="round the rows up to a multiple (default: 64)"
+        "--multiple-of", type=positive, default=64, metavar="N", help="round the rows up to a multiple (default: 64)"
     )
     add_shard_flag(resize)
     resize.add_argument(
         "--allow-pickle-weights", action="store_true", help="read pytorch_model.bin or *.pdparams where need be"
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
 
 
 def _resize(arguments: argparse.Namespace) -> int:

@@ -42,3 +42,11 @@ def _bytes(gigabytes: str) -> int:
     if size < 1:
         raise argparse.ArgumentTypeError(f"{gigabytes} GB is no size of a file")
     return size
+
+
+def positive(text: str) -> int:
+    """A count on the command line."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value

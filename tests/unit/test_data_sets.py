@@ -282,6 +282,15 @@ def test_wrong_columns(text, message):
         Columns.parse(text)
 
 
+def test_marks_beside_the_columns_are_read_where_they_are_named_and_else_said(tmp_path, tokenizer, capsys):
+    path = tmp_path / "d.csv"
+    path.write_text("q,a,train\nx,yes,\ny,WRONG,false\nz,true,1\n")
+    load_finetune_data(section(tmp_path, path, columns="prompt=q,response=a"), tokenizer)
+    assert "d.csv:2: column 'train' is not read: --columns does not name it" in capsys.readouterr().out
+    data = load_finetune_data(section(tmp_path, path, columns="prompt=q,response=a,weight=train"), tokenizer)
+    assert [data.train.examples.where(i).rpartition(":")[2] for i in range(len(data.train.examples))] == ["2", "4"]
+
+
 def test_lists_in_cells(tmp_path, tokenizer):
     chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     with open(tmp_path / "d.csv", "w", newline="") as file:

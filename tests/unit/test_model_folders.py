@@ -234,6 +234,28 @@ def test_headers_that_are_refused(folder, said, words):
         find_weights(folder)
 
 
+def test_whole_numbers_and_pointers_are_no_weights(folder):
+    arrays = load_file(folder / "model.safetensors")
+    name = next(name for name in arrays if name.endswith("down_proj.weight"))
+    put(folder, "model.safetensors", {**arrays, name: arrays[name].astype(np.int8)})
+    with pytest.raises(ModelError, match=rf"{name} is stored in int8: quantised weights"):
+        list(ask_model(str(folder), ["a"], 2))
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(ModelError, match="a pointer of Git LFS"):
+        find_weights(folder)
+    (folder / "model.safetensors").rename(folder / "model.gguf")
+    with pytest.raises(ModelError, match=r"model\.gguf is not read"):
+        find_weights(folder)
+
+
+def test_an_answer_fits_the_context(folder, capsys):
+    context = read_config(folder).max_position_embeddings
+    with pytest.raises(ModelError, match=rf"the question takes [\d,]+ tokens, and the model was made for {context:,}"):
+        list(ask_model(str(folder), ["a b c " * context], 2))
+    list(ask_model(str(folder), ["a"], context + 9))
+    assert f"--max-new-tokens {context + 9:,}: the model was made for {context:,} tokens" in capsys.readouterr().out
+
+
 def test_files_of_both_layouts(folder, paddle_model):
     arrays, own = cut(weights(folder), 2)[0], cut(weights(paddle_model), 2)[1]
     (folder / "model.safetensors").unlink()
@@ -349,6 +371,14 @@ def test_a_class_alone_and_chatglm2_under_its_published_name():
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}}, "say different things"),
         ("llama", {"rope_scaling": {"type": "linear"}}, "lacks factor"),
         ("llama", {"rope_scaling": "linear"}, "has to be an object"),
+        ("llama", {"rope_scaling": {"factor": 2.0}}, "rope_scaling with factor 2.0 does not say its type"),
+        ("llama", {"rope_scaling": {"type": "linear", "rope_type": "dynamic", "factor": 2.0}}, "names 'dynamic' and 'linear'"),
+        ("llama", {"rope_scaling": {"type": ["linear"], "factor": 2.0}}, "has to be of one type"),
+        ("llama", {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta is 10000.0, and 500000.0 among"),
+        ("llama", {"rope_theta": float("nan")}, "rope_theta has to be a positive number"),
+        ("llama", {"max_position_embeddings": -5}, "max_position_embeddings has to be above 0"),
+        ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps has to be at least 0"),
+        ("llama", {"eos_token_id": "2"}, "eos_token_id has to be a whole number"),
         ("llama", {"hidden_size": "32"}, "hidden_size has to be a whole number"),
         ("llama", {"rms_norm_eps": None, "tie_word_embeddings": "yes"}, "tie_word_embeddings has to be true or false"),
         ("llama", {"torch_dtype": "float32", "dtype": "bfloat16"}, "torch_dtype is float32 and dtype is bfloat16"),

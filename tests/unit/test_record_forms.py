@@ -57,6 +57,7 @@ QA = [("user", "q"), ("assistant", "a")]
         ({"prompt": "q", "response": "a"}, QA),
         ({"query": "q", "response": "a", "history": [["x", "y"]], "system": "s"}, [("system", "s"), ("user", "x"), ("assistant", "y"), *QA]),
         ({"input": "q", "output": "a"}, QA),
+        ({"system_message": "s", "prompt": "q", "response": "a"}, [("system", "s"), *QA]),
         ({"instruction": "q", "response": "a"}, QA),
         ({"instruction": "q", "context": "c", "response": "a", "category": "x"}, [("user", "q\nc"), QA[1]]),
         ({"question": "q", "context": "c", "answer": "a"}, [("user", "q\nc"), QA[1]]),
@@ -87,6 +88,12 @@ def test_names_that_people_have(record, expected):
         ({"messages": [{"role": "assistant", "content": "a"}], "tools": [1]}, "field 'tools[0]' holds int"),
         ({"messages": [{"role": "assistant", "content": "a"}], "chat_template_kwargs": 1}, "field 'chat_template_kwargs' holds int"),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "weather()"}]}, "field 'conversations[1].value' is not the JSON of a call"),
+        ({"messages": [{"role": "assistant", "content": "a"}], "tools": [{"name": "f"}], "functions": [{"name": "g"}]}, "'tools' and 'functions' describe different functions"),
+        ({"prompt": "q", "completion": "a", "label": False}, "field 'label' is false: an answer that is not wanted (KTO)"),
+        ({"instruction": "q", "output": "a", "kto_tag": False}, "field 'kto_tag' is false"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "answers to choose from (chosen, rejected) are not trained on here"),
+        ({"input_ids": [1], "labels": [1]}, "data that are tokenised already (input_ids) are not read"),
+        ({"version": "1", "data": [{"question": "q", "answer": "a"}]}, "if the records are those of the list 'data', the file has to hold this list alone"),
     ],
 )  # fmt: skip
 def test_records_that_are_not_clear_are_refused_by_field(record, expected):
@@ -175,6 +182,21 @@ def test_fields_that_look_like_orders_are_named_once_a_file(tokenizer):
     records = [{"messages": rounds, "rejected": "b", "id": 7, "images": ["x.png"]}] * 3
     _, counts = read(records, tokenizer)
     assert counts.unread == [f"data:1: field '{name}'" for name in ("rejected", "images", "mask", "no_train")]
+
+
+@pytest.mark.parametrize(
+    ("record", "unread"),
+    [
+        ({"messages": [{"role": "assistant", "content": "a"}], "conversations": [{"from": "gpt", "value": "b"}]}, ["messages"]),
+        ({"question": "q", "answer": "a", "text": "### q ### a"}, ["text"]),
+        ({"messages": [{"role": "assistant", "content": "a"}], "context": "c", "prompt": "q"}, ["context"]),
+        ({"prompt": "q", "response": "a", "meta_instruction": "m", "category": "x"}, ["meta_instruction"]),
+        ({"messages": [{"role": "assistant", "content": "a", "refusal": "no"}]}, ["refusal"]),
+        ({"messages": [{"role": "assistant", "content": "a"}], "tools": [{"type": "function", "function": {"name": "f"}}]}, []),
+    ],
+)  # fmt: skip
+def test_fields_of_another_form_are_named(tokenizer, record, unread):
+    assert read([record], tokenizer)[1].unread == [f"data:1: field '{name}'" for name in unread]
 
 
 # tool calls and reasoning
@@ -317,6 +339,16 @@ def test_show_and_check_tell_what_is_trained_and_what_is_text(tiny_tokenizer, to
     assert check_data(section, str(tiny_tokenizer), None) == 0
     said = capsys.readouterr().out
     assert "spell a special token    1 (it is text there" in said and "fields that are not read 1" in said
+    file.write_text('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}]}\n')
+    show_data(section, str(tiny_tokenizer), 3, 128, color=False)
+    assert "1 conversations end with a question; it was left out" in capsys.readouterr().out
+    file.write_text("")
+    show_data(section, str(tiny_tokenizer), 3, 128, color=False)
+    assert "no records" in capsys.readouterr().out
+    Path(f"{file}.bin").write_bytes(b"")
+    file.unlink()
+    with pytest.raises(DataError, match=r"a.jsonl.bin is half of a corpus: .*a.jsonl.idx is not there"):
+        show_data(section, str(tiny_tokenizer), 3, 128, color=False)
 
 
 def test_a_token_that_joins_prompt_and_answer_is_the_answers_and_is_counted(tokenizer, tmp_path):
