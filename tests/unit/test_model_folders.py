@@ -464,7 +464,7 @@ def test_configurations_that_paddlenlp_carries_are_read():
             if isinstance(content, dict):
                 assert config_of({"model_type": family, **content}, name).model_type == family
                 read += 1
-    assert read > 10
+    assert read > 5
 
 
 def test_how_a_run_computed_is_no_field_of_the_model():
