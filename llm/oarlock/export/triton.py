@@ -45,7 +45,9 @@ _RELAY_MODULES = (
 )
 _MODEL_FILES = (
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "chat_template.*"),
+    "additional_chat_templates/*.jinja",
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+    "tekken.json",
 )
 _ADAPTER_FILES = (
     *(ADAPTER_FILE, "lora_config.json", "peft_model*.safetensors", "peft_model.safetensors.index.json"),
@@ -175,10 +177,12 @@ def _write_model(folder: Path, own: str, config: ModelConfig) -> None:
 def _take(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
     target.mkdir(parents=True)
     for path in sorted({path for pattern in patterns for path in source.glob(pattern) if path.is_file()}):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
         try:
-            os.link(path.resolve(), target / path.name)
+            os.link(path.resolve(), place)
         except OSError:  # another file system, or one without links
-            shutil.copyfile(path, target / path.name)
+            shutil.copyfile(path, place)
 
 
 def _same_files(folder: Path, sources: Mapping[Path, Path], hashes: Mapping[str, str]) -> int:
@@ -189,8 +193,8 @@ def _same_files(folder: Path, sources: Mapping[Path, Path], hashes: Mapping[str,
     """
     count = 0
     for target, source in sources.items():
-        for path in sorted(target.iterdir()):
-            own = source / path.name
+        for path in sorted(path for path in target.rglob("*") if path.is_file()):
+            own = source / path.relative_to(target)
             if not path.samefile(own) and file_sha256(own) != hashes[path.relative_to(folder).as_posix()]:
                 raise ModelError(f"{own} changed while it was exported; nothing was written")
             count += 1

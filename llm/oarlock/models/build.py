@@ -145,17 +145,29 @@ def check_lengths(source: ModelSource, longest: int, flag: str) -> None:
         )
 
 
-def check_vocabulary(source: ModelSource, needed: int, what: str) -> None:
+def check_vocabulary(source: ModelSource, needed: int, what: str, tokenizer: str = "") -> None:
     """Refuse a model whose embedding has fewer rows than `what` needs.
 
+    Args:
+        tokenizer: its name, where a tokenizer needs them: tokens were added to it, or it is another model's.
+
     Raises:
-        ConfigError: with both numbers.
+        ConfigError: with both numbers, and the way out.
     """
-    if needed > source.config.vocab_size:
-        raise ConfigError(
-            f"{what} needs a vocabulary of {needed:,}, but the model's has {source.config.vocab_size:,} rows "
-            "(vocab_size): tokenizer and model do not belong together"
+    rows = source.config.vocab_size
+    if needed <= rows:
+        return
+    way_out = "tokenizer and model do not belong together"
+    if tokenizer and source.from_weights:
+        way_out = (
+            f"{way_out}, or {needed - rows:,} token(s) were added to it. Then grow the embedding and train the result: "
+            f"`oarlock resize --input {source.folder} --tokenizer {tokenizer} --output NEW`"
         )
+    elif tokenizer:
+        way_out = f"{way_out}; a model that is trained from the start takes --vocab_size {needed}"
+    raise ConfigError(
+        f"{what} needs a vocabulary of {needed:,}, but the model's has {rows:,} rows (vocab_size): {way_out}"
+    )
 
 
 def check_weights(source: ModelSource) -> None:

@@ -56,7 +56,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     check_weights(source)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
-    check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}")
+    check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}", tokenizer_name)
     training, seed = config.evaluation.do_train, config.runtime.seed
     asked = config.evaluation.do_generation
     data = load_finetune_data(config.data, tokenizer, need_train=training, seed=seed, need_prompts=asked)

@@ -12,6 +12,7 @@ from oarlock.data.blend import ConcatenatedDataset, blend, shares_of, short_name
 from oarlock.data.collate import PretrainCollator
 from oarlock.data.corpus import SPLIT_NAMES, Corpus, PretrainDataset, largest_known_id, parse_input
 from oarlock.data.corpus_documents import ends_with
+from oarlock.data.corpus_tokenizer import check_corpus_tokenizers
 from oarlock.data.embedded.prepare import embedded_corpus
 from oarlock.data.eval_prompts import load_eval_prompts
 from oarlock.data.labels import Prompt
@@ -47,9 +48,11 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     check_weights(source)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
-    check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}")
+    check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}", tokenizer_name)
     inputs = parse_input(config.data.input_dir or _embedded(tokenizer_name))
     corpora = [Corpus.open(prefix) for _, prefix in inputs]
+    prefixes = [corpus.prefix for corpus in corpora]
+    check_corpus_tokenizers(prefixes, tokenizer, tokenizer_name, config.data.allow_other_tokenizer)
     check_vocabulary(source, largest_known_id(corpora) + 1, f"the corpus {inputs[0][1]}")
     for corpus in corpora:
         _tell_of_ends(corpus, tokenizer)
