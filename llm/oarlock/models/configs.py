@@ -15,7 +15,8 @@ from paddlenlp.transformers.configuration_utils import LlmMetaConfig, flatten_mo
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
-from oarlock.models.hf_config import arguments_of, family_of, writer_of
+from oarlock.models.config_family import family_of, writer_of
+from oarlock.models.hf_config import arguments_of
 from oarlock.models.hf_words import PLAN
 from oarlock.models.tied_head import has_own_head
 from oarlock.models.weights import WeightFolder, has_safetensors
