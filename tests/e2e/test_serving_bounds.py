@@ -251,6 +251,7 @@ def test_a_full_queue_says_so(server, client):
                 with contextlib.suppress(queue.Empty):
                     refused += isinstance(made.results.get(timeout=0.02), InferenceServerException)
         assert refused == 6
+        server.wait_open(44)
         with pytest.raises(openai.APIStatusError, match="requests wait already") as busy:
             client.completions.create(model="oarlock", prompt="x")
         assert busy.value.status_code == 503

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from test_engine import Letters, Script
+from scripted_engine import Letters, Script
 
 from helpers import LLM, heed_signals, run_program
 from oarlock import cli_chat

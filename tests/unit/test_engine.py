@@ -4,103 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
-from types import MappingProxyType
 
-import numpy as np
 import pytest
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from scripted_engine import ENDLESS, GUARD_S, Script, build_engine, submit
 
-from oarlock.data.templates import ChatTemplate
-from oarlock.serve.engine import Engine
-from oarlock.serve.loading import Served
-from oarlock.serve.prompts import hidden_tokens
-from oarlock.serve.requests import Answer, Limits, Prompt, QueueFull, RequestRefused, Sampling
-
-VOCABULARY = 300
-END = 0
-GUARD_S = 300  # against a test that hangs
-ENDLESS = 10**9  # tokens of an answer that a test ends
-FIRST = "{{ messages[0]['content'] }}"
-
-
-class Letters:
-    """Text of one character a token; special ones stand in the place of some, and are shown to nobody."""
-
-    def __init__(self, special):
-        vocabulary = {special.get(i, chr(i)): i for i in range(VOCABULARY)}
-        self.backend_tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-        self.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-        self.backend_tokenizer.add_special_tokens(list(special.values()))
-        self.hidden = hidden_tokens(self)
-
-    def decode(self, ids, **_):
-        return "".join(chr(token) for token in ids if token not in self.hidden)
-
-
-class Script:
-    """After a token t comes t + 1; keeps account of what it is fed."""
-
-    vocabulary = VOCABULARY
-
-    def __init__(self, chunk=None):
-        self.chunk = chunk
-        self.steps = []  # lengths of what was fed
-        self.alive = {}
-        self.gate = threading.Event()
-        self.gate.set()
-        self.entered = threading.Event()
-        self.fails = lambda tokens: None  # of all tokens of a sequence
-
-    def start(self, capacity, adapter):
-        sequence = object()
-        self.alive[id(sequence)] = (sequence, capacity, [])
-        return sequence
-
-    def drop(self, sequence):
-        self.alive.pop(id(sequence), None)
-
-    def feed(self, feeds):
-        self.entered.set()
-        assert self.gate.wait(GUARD_S)
-        self.steps.append([len(feed.tokens) for feed in feeds])
-        rows = []
-        for feed in feeds:
-            _, capacity, tokens = self.alive[id(feed.sequence)]
-            tokens += feed.tokens
-            assert len(tokens) <= capacity
-            self.fails(tokens)
-            row = np.zeros(VOCABULARY, np.float32)
-            row[(tokens[-1] + 1) % VOCABULARY] = np.nan if tokens[0] == 99 else 1
-            if feed.scored:
-                rows.append(row)
-        return np.stack(rows)
+from oarlock.serve.requests import Prompt, QueueFull, RequestRefused, Sampling
 
 
 @pytest.fixture
 def make():
     engines = []
 
-    def build(decoder, context=64, special=MappingProxyType({}), begin=(), parsing="prompts", template=FIRST, **limits):
-        letters = Letters(special)
-        template = ChatTemplate("t", template, {}, tuple(special.values()), parsing == "all")
-        served = Served("script", decoder, letters, template, context, frozenset([END]), begin=begin, special_tokens=letters.hidden, parse_special_tokens=parsing)  # fmt: skip
-        engines.append(Engine(served, Limits(**limits)))
+    def build(*arguments, **options):
+        engines.append(build_engine(*arguments, **options))
         return engines[-1]
 
     yield build
     for engine in engines:
         engine.close(drain=False)
-
-
-def submit(engine, tokens, **how):
-    answer = Answer()
-    answer.pieces = []
-
-    def take(piece):
-        answer.add(piece)
-        answer.pieces.append(piece)
-
-    return engine.submit(Prompt(token_ids=tokens), Sampling(**how), take), answer
 
 
 def test_pieces_of_an_answer(make):
@@ -125,87 +46,6 @@ def test_pieces_of_an_answer(make):
     assert ticket.wait(GUARD_S) and answer.text == "BCDEF" and answer.finish_reason == "length"
     ticket, answer = submit(engine, [65], max_tokens=6, min_tokens=3, stop=("C", "F"), stop_token_ids=(67,))
     assert ticket.wait(GUARD_S) and 67 not in answer.token_ids and answer.finish_reason in ("stop", "length")
-
-
-@pytest.mark.parametrize(
-    ("stop", "text", "tokens"),
-    [
-        (("<x>",), "BCDE", 5),  # hidden in the text all the same
-        (("DE<x>G",), "BC", 6),  # with what stands around it
-        (("E<x>",), "BCD", 5),
-        (("<x>H",), "BCDEG", 6),  # is not said
-        ((">",), "BCDE", 5),
-    ],
-)
-def test_stop_texts_are_found_in_special_tokens(make, stop, text, tokens):
-    engine = make(Script(), special={70: "<x>"})
-    ticket, answer = submit(engine, [65], max_tokens=6, stop=stop)
-    assert ticket.wait(GUARD_S) and (answer.text, answer.completion_tokens) == (text, tokens)
-    assert answer.finish_reason == ("length" if "H" in stop[0] else "stop")
-    ticket, answer = submit(engine, [65], max_tokens=6)
-    assert ticket.wait(GUARD_S) and answer.text == "BCDEG" and answer.completion_tokens == 6
-
-
-def test_a_stop_text_ends_nothing_before_min_tokens(make):
-    engine = make(Script(), special={70: "<x>"})
-    ticket, answer = submit(engine, [65], max_tokens=8, min_tokens=5, stop=("<x>", "I"))
-    assert ticket.wait(GUARD_S) and answer.text == "BCDEGH" and answer.finish_reason == "stop"
-
-
-def ids_of(engine, **prompt):
-    return engine._ticket(Prompt(**prompt), Sampling(), lambda piece: None).prompt_ids
-
-
-def test_raw_prompts_begin_once(make):
-    engine = make(Script(), special={70: "<x>"}, begin=(70,))
-    assert ids_of(engine, text="AB") == [70, 65, 66] == ids_of(engine, text="<x>AB")
-    assert ids_of(engine, text="A<x>") == [70, 65, 70] and ids_of(engine, text="<x>") == [70]
-    assert ids_of(engine, token_ids=[65]) == [65]
-    two = make(Script(), special={70: "<x>", 71: "<y>"}, begin=(70, 71))
-    assert ids_of(two, text="<x><y>A") == [70, 71, 65] == ids_of(two, text="A")
-
-
-@pytest.mark.parametrize(
-    ("parsing", "raw", "said"), [("prompts", [70], "<x>"), ("all", [70], [70]), ("none", "<x>", "<x>")]
-)
-def test_special_tokens_in_a_clients_text(make, parsing, raw, said):
-    engine = make(Script(), special={70: "<x>"}, parsing=parsing)
-    text, messages = "<x>", [{"role": "user", "content": "<x>"}]
-    assert ids_of(engine, text=text) == (list(map(ord, raw)) if isinstance(raw, str) else raw)
-    assert ids_of(engine, messages=messages) == (list(map(ord, said)) if isinstance(said, str) else said)
-
-
-def refusal(engine, messages, **more):
-    with pytest.raises(RequestRefused) as caught:
-        ids_of(engine, messages=messages, **more)
-    return str(caught.value)
-
-
-ANY_ROLE = "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% endfor %}"
-WITH_NAMES = "{% for m in messages %}{{ m.name or m.role }}:{{ m.content }};{% endfor %}"
-
-
-def test_messages_that_are_lost_are_named(make):
-    user = {"role": "user", "content": "hi"}
-    engine = make(Script(), context=200)
-    assert "messages[1]" in refusal(engine, [user, {"role": "assistant", "content": "lost"}])
-    assert "messages[0].role" in refusal(engine, [{"role": "assitant", "content": "x"}])
-    assert "tools" in refusal(engine, [user], tools=[{"type": "function", "function": {"name": "f"}}])
-    assert "messages[0].name" in refusal(engine, [{**user, "name": "anna"}])
-    part = {"type": "text", "text": "a", "cache_control": {}}
-    assert "content[0].cache_control" in refusal(engine, [{"role": "user", "content": [part]}])
-    with pytest.raises(RequestRefused, match="tools go with messages"):
-        Prompt(text="a", tools=[]).check()
-    nameful = make(Script(), context=200, template=WITH_NAMES)
-    assert ids_of(nameful, messages=[{**user, "name": "anna"}]) == list(map(ord, "anna:hi;"))
-
-
-def test_developer_is_system(make):
-    engine = make(Script(), context=200, template=ANY_ROLE)
-    system, developer = (
-        [{"role": role, "content": "a"}, {"role": "user", "content": "b"}] for role in ("system", "developer")
-    )
-    assert ids_of(engine, messages=system) == ids_of(engine, messages=developer) == list(map(ord, "[system]a[user]b"))
 
 
 def test_requests_join_and_leave_between_steps(make):
