@@ -27,7 +27,8 @@ def _longest(config: Any, question: int, wanted: int | None) -> int:
         )
     if wanted is not None and wanted > room:
         raise ConfigError(
-            f"--max-new-tokens {wanted:,}: the model's context leaves {room:,} after the question ({name} {positions:,})"
+            f"--max-new-tokens {wanted:,}: the model's context leaves {room:,} after the question ({name} "
+            f"{positions:,})"
         )
     return wanted or min(DEFAULT_TOKENS, room)
 
@@ -49,10 +50,8 @@ def ask_model(
     for question in questions:
         chat = tuned.template.render_chat([{"role": "user", "content": question}], add_generation_prompt=True)
         (prompt,) = tokenize(tuned.tokenizer, [chat.text])
-        place, longest = (
-            str(tuned.folder / "config.json"),
-            _longest(tuned.model.config, len(prompt.ids), max_new_tokens),
-        )
+        place = str(tuned.folder / "config.json")
+        longest = _longest(tuned.model.config, len(prompt.ids), max_new_tokens)
         check_window(tuned.model.config, len(prompt.ids) + longest, place, "question and answer may take")
         (ids,) = generate_ids(tuned.model, tuned.tokenizer, [prompt.ids], longest, tuned.ends)
         yield question, tuned.template.answer_in(tuned.tokenizer.decode(ids, skip_special_tokens=True)).strip()
