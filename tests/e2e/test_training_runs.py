@@ -406,7 +406,7 @@ def test_data_errors_of_finetuning(tmp_path, tiny_model):
     )
     result = run_program("finetune_generation.py", *words, "--src_length", "32", "--tgt_length", "32")
     assert result.returncode == 1 and "train.jsonl:2: field 'tgt' is missing" in result.stderr
-    result = run_program("finetune_generation.py", *words)
+    result = run_program("finetune_generation.py", *words, "--src_length", "200", "--tgt_length", "57")
     assert result.returncode == 2 and "--src_length + --tgt_length" in result.stderr
     result = run_program(
         "finetune_generation.py", *words, "--src_length", "32", "--tgt_length", "32", "--do_eval", "--skip_bad"
