@@ -132,12 +132,13 @@ def make_tiny_config(folder: str | Path, **changes: Any) -> Path:
 
 def encode_conversation(conversation: Any, tokenizer: Any, template: Any, src_length: int, tgt_length: int) -> Any:
     """A conversation as oarlock.data.encode makes an example of it."""
-    from oarlock.data.labels import conversation_spans, join_spans
-    from oarlock.data.tokenizers import batch_encode
+    from oarlock.data.chat_text import chat_text
+    from oarlock.data.labels import encode_chat
+    from oarlock.data.tokenizers import encode_marked
 
-    spans = conversation_spans(conversation, template)
-    rows = batch_encode(tokenizer, [span.text for span in spans])
-    return join_spans(spans, rows, src_length, tgt_length).example()
+    chat = chat_text(conversation, template)
+    (tokens,) = encode_marked(tokenizer, [chat.text])
+    return encode_chat(chat, tokens, src_length, tgt_length)
 
 
 def flags(**options: Any) -> list[str]:

@@ -12,6 +12,7 @@ from oarlock.cli_chat import add_chat
 from oarlock.cli_convert import add_convert
 from oarlock.cli_export import add_export
 from oarlock.cli_parallel import add_checkpoint, add_rehearse
+from oarlock.cli_resize import add_resize
 from oarlock.cli_serve import add_serve
 from oarlock.cli_weights import add_weight_flags
 from oarlock.config import FinetuneConfig
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add_chat(commands, _command)
     _add_merge(commands)
     add_convert(commands, _command)
+    add_resize(commands, _command)
     add_export(commands, _command)
     add_rehearse(commands, _command)
     add_checkpoint(commands, _command)
@@ -92,6 +94,11 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     )
     pretrain.add_argument("--skip-bad", action="store_true", help="count bad lines and go on, in place of stopping")
     pretrain.add_argument("--overwrite", action="store_true", help="replace a corpus that is there already")
+    pretrain.add_argument(
+        "--parse-special-tokens",
+        action="store_true",
+        help="a special token that a text spells becomes that token (default: it is text)",
+    )
 
     show = _command(kinds, "show", "Decode examples and show which tokens are trained on.", _data_show)
     show.add_argument("path", nargs="?", help="corpus prefix or folder, or fine-tuning file or folder; none: embedded")
@@ -122,6 +129,8 @@ def _add_record_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--src-length", type=int, default=128, help="as in finetune_generation.py (default: 128)")
     parser.add_argument("--tgt-length", type=int, default=160, help="as in finetune_generation.py (default: 160)")
     parser.add_argument("--chat-template", default="auto", help="as in finetune_generation.py (default: auto)")
+    parser.add_argument("--chat-template-name", metavar="NAME", help="as in finetune_generation.py")
+    parser.add_argument("--parse-special-tokens", action="store_true", help="as in finetune_generation.py")
     parser.add_argument("--data-format", default="auto", choices=forms, help="form of the records (default: auto)")
     parser.add_argument(
         "--columns", metavar="F=C,...", help="as in finetune_generation.py: prompt=question,response=answer"
@@ -135,6 +144,8 @@ def _record_section(arguments: argparse.Namespace, **more: Any) -> FinetuneDataS
         src_length=arguments.src_length,
         tgt_length=arguments.tgt_length,
         chat_template=arguments.chat_template,
+        chat_template_name=arguments.chat_template_name,
+        parse_special_tokens=arguments.parse_special_tokens,
         data_format=arguments.data_format,
         columns=arguments.columns,
         instruction_generation=arguments.instruction_generation,
@@ -154,6 +165,7 @@ def _data_pretrain(arguments: argparse.Namespace) -> int:
         txt_document=arguments.txt_document,
         skip_bad=arguments.skip_bad,
         overwrite=arguments.overwrite,
+        parse_special_tokens=arguments.parse_special_tokens,
     )
     for line in build_corpus(options).lines(arguments.output_prefix):
         say(line)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from oarlock.environment import import_paddle
 from oarlock.errors import EXIT_FAILED, ConfigError, OarlockError, report
+from oarlock.files import holds_adapter
 
 if TYPE_CHECKING:
     from oarlock.serve.chat import Chat
@@ -81,9 +82,9 @@ def _chat(arguments: argparse.Namespace) -> int:
 def _folders(model: str, adapter: str | None, place: Path) -> tuple[str, Path | None]:
     """Model and adapter; of an adapter folder alone, the base it was trained on with the adapter's own template."""
     from oarlock.models.adapter import open_lora
-    from oarlock.models.adapter_base import find_base, is_adapter, with_texts_of
+    from oarlock.models.adapter_base import find_base, with_texts_of
 
-    if adapter is None and is_adapter(model):
+    if adapter is None and holds_adapter(model):
         found = open_lora(model, "talked with")
         base = find_base(found, f"Name it: oarlock chat BASE --adapter {model}")
         return str(with_texts_of(found.folder, base, place)), found.folder

@@ -12,7 +12,7 @@ from typing import Any
 
 from oarlock.environment import say
 from oarlock.errors import ConfigError
-from oarlock.files import ADAPTER_FILE
+from oarlock.files import holds_adapter
 from oarlock.serve.prompts import PARSINGS
 from oarlock.serve.settings import Settings
 
@@ -80,7 +80,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     adapters = _adapters(arguments.adapter)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder")
-    if not adapters and (folder / ADAPTER_FILE).is_file():
+    if not adapters and holds_adapter(folder):
         return _serve_adapter(folder, limits, arguments)
     if not (folder / "config.json").is_file():
         if adapters:

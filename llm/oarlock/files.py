@@ -16,6 +16,7 @@ from typing import Any
 from oarlock.errors import ModelError
 
 ADAPTER_FILE = "adapter.json"  # makes a folder an adapter folder (see oarlock.models.adapter)
+PEFT_FILE, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT saves an adapter
 _BLOCK = 1 << 22
 _UMASK = os.umask(0)  # asking for it sets it, for all threads: once, while there is one
 os.umask(_UMASK)
@@ -158,3 +159,12 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON that people can read, in one step."""
     write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def holds_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter, as a LoRA, prefix or p-tuning run saves it, or as PEFT does."""
+    folder = Path(folder)
+    if (folder / ADAPTER_FILE).is_file():
+        return True
+    whole = (folder / "config.json").is_file() and not any(folder.glob("adapter_model.*"))
+    return (folder / PEFT_FILE).is_file() and not whole

@@ -58,11 +58,11 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def pretrain(folder: Path, name: str, inputs: str, ranks: int = 1) -> list[str]:
+def pretrain(folder: Path, name: str, inputs: str, ranks: int = 1, **more: int) -> list[str]:
     launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     return [*launcher, "run_pretrain.py", *flags(**COMMON | {
         "model_name_or_path": folder / "model", "continue_training": 1, "input_dir": inputs, "split": "80,20,0",
-        "max_seq_length": 16, "per_device_eval_batch_size": 3, "do_eval": 1, "output_dir": folder / name / "out",
+        "max_seq_length": 16, "per_device_eval_batch_size": 3, "do_eval": 1, "output_dir": folder / name / "out", **more,
     })]  # fmt: skip
 
 
@@ -75,6 +75,7 @@ def results(folder) -> dict[str, Any]:
     commands = {
         "both": pretrain(folder, "both", f"0.7 {a} 0.3 {b}"),
         "both_on_two": pretrain(folder, "both_on_two", f"0.7 {a} 0.3 {b}", ranks=2),
+        "pipeline": pretrain(folder, "pipeline", f"0.7 {a} 0.3 {b}", ranks=2, pipeline_parallel_degree=2),
         "a": pretrain(folder, "a", a),
         "b": pretrain(folder, "b", b),
         "tune": ["finetune_generation.py", *flags(**TUNING | tune | {"output_dir": folder / "tune" / "out"})],
@@ -101,10 +102,12 @@ def test_a_blend_is_evaluated_by_corpus_and_weighted_as_trained(results, folder)
     assert both["eval_loss_b"] == pytest.approx(b["eval_loss"], rel=1e-6)
     assert abs(a["eval_loss"] - b["eval_loss"]) > 1e-3 and both["eval_tokens"] == a["eval_tokens"] + b["eval_tokens"]
     assert both["eval_loss"] == pytest.approx(0.7 * a["eval_loss"] + 0.3 * b["eval_loss"], rel=1e-6)
-    on_two = last(folder, "both_on_two")
-    for name in ("eval_loss", "eval_loss_a", "eval_loss_b"):
-        assert on_two[name] == pytest.approx(both[name], rel=1e-5)
-    assert on_two["eval_tokens"] == both["eval_tokens"] and "eval_loss_a" not in a
+    for run in ("both_on_two", "pipeline"):
+        found = last(folder, run)
+        for name in ("eval_loss", "eval_loss_a", "eval_loss_b"):
+            assert found[name] == pytest.approx(both[name], rel=1e-5), (run, name)
+        assert found["eval_tokens"] == both["eval_tokens"]
+    assert "eval_loss_a" not in a
 
 
 def test_sets_are_fine_tuned_by_weight_and_resumed_exactly(results, folder):

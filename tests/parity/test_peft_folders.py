@@ -46,7 +46,7 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "rslora": ("llama", _QV | {"use_rslora": True}),
     "one layer": ("llama", _QV | {"layers_to_transform": [1]}),
     "patterns": ("llama", _QV | {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.self_attn.v_proj": 16}}),
-    "opt": ("opt", {"r": 2, "lora_alpha": 4, "target_modules": ["fc1", "out_proj"]}),
+    "of opt": ("opt", {"r": 2, "lora_alpha": 4, "target_modules": ["fc1", "out_proj"]}),
     "dora": ("llama", _QV | {"use_dora": True}),
     "head": ("llama", _QV | {"modules_to_save": ["lm_head"]}),
     "biases": ("llama", _QV | {"lora_bias": True}),
@@ -57,8 +57,8 @@ REFUSED = {
     "dora": "use_dora is True",
     "head": r"modules_to_save is \['lm_head'\]",
     "biases": "lora_bias is True",
-    "embedding": "embed_tokens.lora_embedding_A",
-    "output": "lm_head is no layer of this llama that LoRA goes beside",
+    "embedding": "embed_tokens.* is neither A nor B",
+    "output": "lm_head.* is neither A nor B",
 }
 READ = [name for name in ADAPTERS if name not in REFUSED]
 
@@ -168,12 +168,14 @@ def test_a_base_that_is_gone_or_another_one(world, tmp_path):
     folder = shutil.copytree(world.adapter("two"), tmp_path / "a")
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "/gone/model"}))
-    with pytest.raises(ModelError, match=r"/gone/model: no such folder.*names it as its base; --base DIR says"):
+    with pytest.raises(
+        ModelError, match=r"its base is recorded as '/gone/model': there is no such folder.*Name it: --base DIR"
+    ):
         open_tuned(str(folder))
     np.testing.assert_allclose(
         scores(open_tuned(str(folder), str(world.base("two"))).model), world.scores["two"], atol=1e-4
     )
-    with pytest.raises((ModelError, ConfigError), match="is no layer of this opt|no such linear layer"):
+    with pytest.raises((ModelError, ConfigError), match=r"is no layer of this opt"):
         open_tuned(str(world.adapter("all")), str(world.root / "opt"))
     other = load_file(folder / "adapter_model.safetensors")
     save_file(

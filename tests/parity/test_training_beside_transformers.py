@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from helpers import flags, make_adapter, make_tiny_tokenizer, rows
+from helpers import flags, make_tiny_tokenizer, rows
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.config.sections import ScheduleSection
 from oarlock.data.finetune import load_finetune_data
@@ -26,7 +26,6 @@ from oarlock.data.order import SampleOrder
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.peft import export_peft
-from oarlock.models.lora import LoRA
 from oarlock.train.schedule import make_scheduler
 
 Weights = dict[str, np.ndarray]
@@ -93,13 +92,10 @@ class Peers:
             {"src": f"count to {i}", "tgt": " ".join(str(i * n) for n in range(words[i % 8]))} for i in range(100)
         ]
         self.data.write_text("\n".join(map(json.dumps, records)))
-        self.ask_peer(
-            {name: {"make": MODELS[name], "folder": str(self.model(name)), "seed": i} for i, name in enumerate(MODELS)}
-        )
+        places = {name: {"folder": str(self.model(name)), "adapter": str(self.adapter(name))} for name in MODELS}
+        self.ask_peer({name: place | {"make": MODELS[name], "seed": len(name)} for name, place in places.items()})
         for name in MODELS:
             make_tiny_tokenizer(self.model(name))
-            make_adapter(self.model(name), self.adapter(name), LoRA(r=4, alpha=8.0), seed=3)
-            export_peft(self.adapter(name), self.adapter(name, "peft"))
         jobs = {run: self._their_job(run) for run in RUNS}
         self.theirs = self.ask_peer(jobs | {"schedules": {"out": str(folder), "schedules": SCHEDULE_CASES}})
         self.ours = self._train_ours()
@@ -115,9 +111,9 @@ class Peers:
     def model(self, name: str) -> Path:
         return self.folder / "models" / name.replace(" ", "-")
 
-    def adapter(self, name: str, kind: str = "ours") -> Path:
-        """The same matrices, as ours and as PEFT's."""
-        return self.folder / "adapters" / kind / name.replace(" ", "-")
+    def adapter(self, name: str) -> Path:
+        """PEFT's, which both sides begin with."""
+        return self.folder / "adapters" / name.replace(" ", "-")
 
     def out(self, run: str, side: str) -> Path:
         return self.folder / side / run.replace(" ", "-").replace("/", "-")
@@ -131,7 +127,7 @@ class Peers:
             "device": "cpu", "output_dir": self.out(run, "ours"), **BOTH, **SCHEDULES[method][0],
         }  # fmt: skip
         if method == "lora":
-            options |= {"lora": 1, "r": 4, "lora_alpha": 8, "adapter_name_or_path": self.adapter(name)}
+            options["model_name_or_path"] = self.adapter(name)  # which says base, rank and layers
         return flags(**options)
 
     def _their_job(self, run: str) -> dict[str, Any]:
@@ -150,7 +146,7 @@ class Peers:
             "folder": str(self.model(name)), "data": str(data), "out": str(self.out(run, "theirs")),
             "arguments": BOTH | SCHEDULES[method][1],
         }  # fmt: skip
-        return job | ({"adapter": str(self.adapter(name, "peft"))} if method == "lora" else {})
+        return job | ({"adapter": str(self.adapter(name))} if method == "lora" else {})
 
     def _train_ours(self) -> dict[str, Any]:
         spec = [
@@ -174,7 +170,7 @@ class Peers:
         """Of the beginning, of our end and of theirs, by transformers' names."""
         name, method = run.split("/")
         file = "model.safetensors" if method == "full" else "adapter_model.safetensors"
-        begin = self.model(name) if method == "full" else self.adapter(name, "peft")
+        begin = self.model(name) if method == "full" else self.adapter(name)
         converted = self.out(run, "converted")
         if not converted.exists():
             if method == "full":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
@@ -26,9 +27,9 @@ from transformers.utils import logging
 
 
 def make(job: dict[str, Any]) -> None:
-    """A model whose norms are not 1 and whose biases are not 0, saved as people have it.
+    """A model whose norms are not 1 and whose biases are not 0, saved as people have it, and a LoRA adapter of PEFT's.
 
-    Job: "make" (the configuration), "folder", "seed".
+    Job: "make" (the configuration), "folder", "seed", "adapter" (its folder).
     """
     torch.manual_seed(job["seed"])
     about = dict(job["make"])
@@ -37,6 +38,13 @@ def make(job: dict[str, Any]) -> None:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.05 if parameter.ndim > 1 else 0.3))
     model.save_pretrained(job["folder"])
+    model = AutoModelForCausalLM.from_pretrained(job["folder"])
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:  # PEFT begins with zeros
+                parameter.normal_(0, 0.1)
+    adapted.save_pretrained(job["adapter"])
 
 
 class Recorder(TrainerCallback):
@@ -81,8 +89,6 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     """
     model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32)
     if "adapter" in job:
-        from peft import PeftModel
-
         model = PeftModel.from_pretrained(model, job["adapter"], is_trainable=True)
     recorder = Recorder()
     trainer = RecordingTrainer(

@@ -14,8 +14,9 @@ from helpers import flags, make_adapter, make_tiny_tokenizer
 from oarlock import cli_chat, cli_serve
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError, ModelError
+from oarlock.files import holds_adapter
 from oarlock.models.adapter import Base, open_adapter
-from oarlock.models.adapter_base import find_base, is_adapter, with_texts_of
+from oarlock.models.adapter_base import find_base, with_texts_of
 from oarlock.models.hub import local_folder
 from oarlock.models.lora import LoRA
 from oarlock.models.pieces import INDEX
@@ -126,7 +127,7 @@ def test_a_checkpoint_is_told_apart_from_an_adapter(place):
     checkpoint = Path("out/checkpoint-1")
     checkpoint.mkdir()
     (checkpoint / INDEX).write_text("{}")
-    assert not is_adapter(checkpoint)
+    assert not holds_adapter(checkpoint)
     with pytest.raises(ModelError, match=r"adapter.json is missing$"):  # of a run that trained all weights
         open_adapter(checkpoint)
     shutil.copy("out/lora/adapter.json", checkpoint)

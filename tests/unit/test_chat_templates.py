@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from helpers import encode_conversation
-from oarlock.data.labels import IGNORE_INDEX, encode_prompt
+from oarlock.data.labels import encode_prompt
 from oarlock.data.records import Conversation
 from oarlock.data.templates import BUILT_IN, ChatTemplate, choose_template
 from oarlock.data.tokenizers import load_tokenizer
@@ -69,6 +69,7 @@ def test_llama2_refuses_what_it_has_no_words_for():
         ([question, question], "two questions follow each other"),
         ([answer], "an answer must follow a question"),
         ([question, answer, MESSAGES[0]], "a system text may only come first"),
+        ([question, {"role": "tool", "content": "3"}], "there are no words for the role tool"),
     ):
         with pytest.raises(DataError, match=expected):
             template("llama2").render(messages)
@@ -89,15 +90,15 @@ def test_training_serving_and_hugging_face_see_the_same_ids(name, tokenizer, tmp
     hugging_face = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     for first in (0, 1):  # with and without a system text
         talk = Conversation(MESSAGES[first:], "here:1")
-        example = encode_conversation(talk, tokenizer, training, 999, 999)
-        trained_ids = [*example.input_ids, example.labels[-1]]
-        assert encode_conversation(talk, saved, serving, 999, 999) == example
+        encoded = encode_conversation(talk, tokenizer, training, 999, 999)
+        assert encode_conversation(talk, saved, serving, 999, 999) == encoded
+        assert encoded.ids == hugging_face.apply_chat_template(talk.messages, return_dict=False), "the whole"
         first_round = Conversation(talk.messages[: 3 - first], "here:1")
         prompt = encode_prompt(first_round, saved, serving, 999).input_ids
-        assert prompt == encode_prompt(first_round, tokenizer, training, 999).input_ids == trained_ids[: len(prompt)]
-        assert example.labels[: len(prompt) - 1] == [IGNORE_INDEX] * (len(prompt) - 1)
-        assert example.labels[len(prompt) - 1] != IGNORE_INDEX, "the answer begins where the prompt ends"
-        assert prompt == hugging_face.apply_chat_template(first_round.messages[:-1], add_generation_prompt=True)
-        # The whole at once may join what stands on both sides of prompt and answer; the text is the same.
-        whole = hugging_face.apply_chat_template(talk.messages)
-        assert hugging_face.decode(whole) == tokenizer.decode(trained_ids)
+        assert prompt == encode_prompt(first_round, tokenizer, training, 999).input_ids
+        assert prompt == hugging_face.apply_chat_template(
+            first_round.messages[:-1], add_generation_prompt=True, return_dict=False
+        )
+        example = encode_conversation(first_round, tokenizer, training, 999, 999)
+        assert prompt == example.ids[: example.context], "the answer begins where the prompt ends"
+        assert example.runs[0] == len(prompt) and example.runs[1] == example.answer

@@ -65,8 +65,9 @@ def test_blends(text, pairs):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a b c", "a blend is"),
-        ("x a 1 b", "weight 'x' of a"),
+        ("a b c", "not there, nor a blend"),
+        ("my data", "not there, nor a blend"),
+        ("1 a x b", "weight 'x' of b"),
         ("0 a 1 b", "above 0"),
         ("all a 1 b", "each of them `all`"),
     ],

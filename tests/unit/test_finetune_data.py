@@ -55,7 +55,7 @@ def read(path: Path, tokenizer, form="auto", skip_bad=False, name="tokenizer", s
 
 
 def shown(row, tokenizer) -> str:
-    return marked(row.encoded.example(), tokenizer, color=False)
+    return marked(row.encoded, tokenizer, color=False)
 
 
 # records
@@ -133,7 +133,7 @@ def test_wrong_records_name_file_line_and_field(tmp_path, tokenizer, line, expec
         ("messages", {"messages": ["x"]}, "field 'messages[0]' holds str, expected an object"),
         ("messages", {"messages": [{"role": "user", "content": 1}]}, "field 'messages[0].content' holds int, expected text"),
         ("messages", {"messages": [{"role": "assistant", "content": None}]}, "field 'messages[0].content' holds NoneType"),
-        ("messages", {"messages": [{"role": "tool", "content": "x"}]}, "field 'messages[0].role' is 'tool'; known roles are"),
+        ("messages", {"messages": [{"role": "robot", "content": "x"}]}, "field 'messages[0].role' is 'robot'; known roles are"),
         ("messages", {"messages": [{"role": "user", "content": "x"}]}, "has no assistant message"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "holds parts that are not text"),
         ("sharegpt", {"conversations": [{"from": "human"}]}, "field 'conversations[0].content' is missing"),
@@ -317,7 +317,10 @@ def test_a_template_file_and_its_errors(tokenizer, tmp_path):
         ("{{ messages[0]['content'] }}", "does not begin with its prompt"),
         ("{{ raise_exception('no') }}", "refuses these messages: no"),
         ("{{ messages[0]['content'] + 1 }}", "fails: TypeError: can only concatenate"),
-        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "refuses|begin with its prompt"),
+        (
+            "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+            "fails: SecurityError: access to attribute '__class__'",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=expected):
@@ -348,7 +351,7 @@ def trained_text(example: Example, tokenizer) -> str:
 
 def test_only_answers_and_their_end_are_trained(tokenizer):
     template = choose_template("tokenizer", tokenizer, "src_tgt")
-    example = encode_conversation(conversation("water", "fire", "sun", "moon"), tokenizer, template, 100, 100)
+    example = encode_conversation(conversation("water", "fire", "sun", "moon"), tokenizer, template, 100, 100).example()
     assert trained_text(example, tokenizer) == f"fire{EOS}moon{EOS}"
     assert len(example.input_ids) == len(example.labels)
     for i, label in enumerate(example.labels[:-1]):
@@ -362,7 +365,7 @@ def test_prompt_ids_are_the_beginning_of_the_training_ids(tokenizer):
     for name in ("tokenizer", "plain", "alpaca"):
         template = choose_template(name, tokenizer, "src_tgt")
         talk = conversation("Repeat the words", "water fire")
-        example = encode_conversation(talk, tokenizer, template, 500, 500)
+        example = encode_conversation(talk, tokenizer, template, 500, 500).example()
         prompt = encode_prompt(talk, tokenizer, template, 500)
         first = next(i for i, label in enumerate(example.labels) if label != IGNORE_INDEX)
         assert example.input_ids[: first + 1] == prompt.input_ids and prompt.answer == "water fire"
@@ -371,9 +374,9 @@ def test_prompt_ids_are_the_beginning_of_the_training_ids(tokenizer):
 def test_long_contexts_lose_their_beginning_and_long_answers_their_end(tokenizer):
     template = choose_template("plain", tokenizer, "src_tgt")
     talk = conversation("a b c d e f g h", "r s t u v w x y z")
-    whole = encode_conversation(talk, tokenizer, template, 500, 500)
+    whole = encode_conversation(talk, tokenizer, template, 500, 500).example()
     first = sum(label == IGNORE_INDEX for label in whole.labels) + 1
-    cut = encode_conversation(talk, tokenizer, template, 3, 4)
+    cut = encode_conversation(talk, tokenizer, template, 3, 4).example()
     assert cut.truncated and not whole.truncated
     assert cut.input_ids == whole.input_ids[first - 3 : first + 3]
     assert [label for label in cut.labels if label != IGNORE_INDEX] == whole.labels[first - 1 : first + 3]

@@ -20,6 +20,7 @@ ABOVE = {
     "cli",
     "cli_parallel",
     "cli_convert",
+    "cli_resize",
     "cli_export",
     "cli_chat",
     "cli_serve",

@@ -64,6 +64,9 @@ class PretrainDataSection:
     with spaces in quotes; in YAML a list or a mapping too). Not given: the embedded text, the Python standard
     library."""
 
+    allow_other_tokenizer: bool = option(False, may_change=True)
+    """Go on with a corpus that was made with another tokenizer, where its ids are known to be this one's."""
+
     split: str = option("949,50,1")
     """Shares of the documents for training, evaluation and test, for example 949,50,1."""
 
@@ -87,7 +90,9 @@ class FinetuneDataSection:
     """Hold out a share (below 1) or so many examples of each data set that has no dev file; chosen by content and
     --seed, never trained on."""
 
-    data_format: str = option("auto", choices=("auto", "src_tgt", "alpaca", "sharegpt", "messages", "text"))
+    data_format: str = option(
+        "auto", choices=("auto", "src_tgt", "alpaca", "question_answer", "sharegpt", "messages", "text")
+    )
     """Form of the records; auto looks at the first one of each file."""
 
     data_cache_dir: str | None = option(None, may_change=True)
@@ -102,6 +107,13 @@ class FinetuneDataSection:
     chat_template: str = option("auto")
     """auto (the tokenizer's own, else alpaca for instruction records, else plain), tokenizer, plain, alpaca, llama2,
     chatml, openassistant, or a Jinja file."""
+
+    chat_template_name: str | None = option(None)
+    """Which of the tokenizer's chat templates, where it has several. Not given: default, and tool_use for conversations
+    with tools."""
+
+    parse_special_tokens: bool = option(False)
+    """Special tokens that stand in records as words are special; otherwise they are text."""
 
     instruction_generation: bool = option(False)
     """Instruction tuning: records are put into the Alpaca prompt."""

@@ -26,8 +26,8 @@ SAME = {
     "data_files data_path train_data train_file train_dataset train_data_path task_name task_name_or_path",
     "input_dir": "dataset datasets dataset_path dataset_dir data data_dir data_path data_prefix train_data train_file "
     "train_data_path dataset_name_or_path",
-    "validation_split": "val_size val_set_size split_dataset_ratio eval_split_ratio test_size dev_size eval_size val_split "
-    "eval_split_size validation_ratio validation_fraction eval_ratio val_ratio",
+    "validation_split": "val_size val_set_size split_dataset_ratio eval_split_ratio test_size dev_size eval_size "
+    "val_split eval_split_size validation_ratio validation_fraction eval_ratio val_ratio",
     "columns": "column_map column_mapping column_names columns_mapping field_mapping",
     "data_format": "dataset_format dataset_type formatting prompt_style record_format",
     "data_cache_dir": "cache_dir dataset_prepared_path tokenized_path",

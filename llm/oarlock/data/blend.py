@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
@@ -40,9 +41,10 @@ def parse_blend(text: str, flag: str, is_there: Callable[[str], bool]) -> list[t
         words = [text]
     if len(words) <= 1 or is_there(text):
         return [(1.0, text if is_there(text) or not words else words[0])]
-    if len(words) % 2:
+    if len(words) % 2 or not re.match(r"all$|[-+.\d]", words[0]):
         raise DataError(
-            f'{flag} {text}: a blend is "weight1 name1 weight2 name2 ..." (names with spaces in quotes of their own)'
+            f'{flag} {text}: not there, nor a blend, which is "weight1 name1 weight2 name2 ..." (names with spaces in '
+            "quotes of their own)"
         )
     pairs = [(_weight(weight, name, flag), name) for weight, name in zip(words[::2], words[1::2], strict=True)]
     if len({weight is None for weight, _ in pairs}) > 1:

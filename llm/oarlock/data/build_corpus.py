@@ -42,6 +42,7 @@ class BuildOptions:
         txt_document: what a document of a .txt file is, "file" or "line".
         skip_bad: leave bad lines out and count them, in place of stopping at the first.
         overwrite: replace a corpus that lies at output_prefix.
+        parse_special_tokens: a special token that a text spells becomes that token; else it is text.
     """
 
     inputs: tuple[str, ...]
@@ -52,6 +53,7 @@ class BuildOptions:
     txt_document: str = "file"
     skip_bad: bool = False
     overwrite: bool = False
+    parse_special_tokens: bool = False
 
 
 @dataclass
@@ -64,6 +66,7 @@ class BuildReport:
         bad_lines: left out because they are wrong (skip_bad); first_bad are some.
         empty: texts, and whole files, without a character (or without a token).
         unsure_cuts: places within long texts where ids may not be those of the whole (oarlock.data.pieces).
+        spelled: documents that spell special tokens, which became those tokens where `parsed`, else are text.
         left_out: files of the folders that were not read.
     """
 
@@ -75,6 +78,8 @@ class BuildReport:
     bad_lines: int = 0
     empty: int = 0
     unsure_cuts: int = 0
+    spelled: int = 0
+    parsed: bool = False
     first_bad: list[BadLine] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
 
@@ -90,6 +95,10 @@ class BuildReport:
             yield f"{self.bad_lines:,} bad line(s) left out:{shown}"
         if self.empty:
             yield f"{self.empty:,} empty text(s) left out"
+        if self.spelled:
+            spell = "1 document spells" if self.spelled == 1 else f"{self.spelled:,} documents spell"
+            became = "they became those tokens" if self.parsed else "they are text"
+            yield f"{spell} special tokens; {became} (--parse-special-tokens)"
         if self.unsure_cuts:
             yield (
                 f"at {self.unsure_cuts:,} place(s) a long text without words was cut to be tokenised: the ids of the "
@@ -106,6 +115,8 @@ class BuildReport:
             "bad_lines_skipped": self.bad_lines,
             "empty_texts": self.empty,
             "unsure_cuts": self.unsure_cuts,
+            "documents_that_spell_special_tokens": self.spelled,
+            "special_tokens_parsed": self.parsed,
             "files_left_out": dict(self.left_out.reasons),
         }
 
@@ -115,6 +126,7 @@ class _Encoded:
     ids: np.ndarray
     sizes: np.ndarray
     ends: np.ndarray
+    spelled: list[bool]
     bad: list[BadLine]
     num_bad: int
     empty: int
@@ -144,9 +156,10 @@ def build_corpus(options: BuildOptions) -> BuildReport:
 def build_from_sources(sources: list[Source], options: BuildOptions, left_out: LeftOut | None = None) -> BuildReport:
     """build_corpus for files already chosen (the embedded text is .py files)."""
     started = time.monotonic()
-    encoder = load_encoder(options.tokenizer)
+    encoder = load_encoder(options.tokenizer, options.parse_special_tokens)
     size = sum(source.size for source in sources)
     report = BuildReport(files=len(sources), bytes=size, left_out=left_out or LeftOut())
+    report.parsed = options.parse_special_tokens
     report.empty = sum(not source.size for source in sources)
     cutter = Cutter(encoder.encode)
     batches = (
@@ -160,11 +173,16 @@ def build_from_sources(sources: list[Source], options: BuildOptions, left_out: L
         CorpusWriter(options.output_prefix, encoder.vocab_size) as writer,
         progress_bar(report.bytes, "tokenise", "B", unit_scale=True) as bar,
     ):
+        of_this = False  # whether the document that is under way spells one
         for encoded in _encode_all(batches, encoder, options):
             stop_if_terminated()
             report.bad_lines += encoded.num_bad
             report.empty += encoded.empty
             report.unsure_cuts += encoded.unsure_cuts
+            for spelled, end in zip(encoded.spelled, encoded.ends, strict=True):
+                of_this |= spelled
+                report.spelled += of_this and bool(end)
+                of_this &= not end
             report.first_bad += encoded.bad[: _SHOWN_BAD_LINES - len(report.first_bad)]
             if encoded.num_bad and not options.skip_bad:
                 raise DataError(f"{encoded.bad[0]}\nNothing was written. With --skip-bad such lines are left out.")
@@ -228,7 +246,7 @@ class _Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
         die_with_parent()
         cls.options = options
-        cls.encoder = cls.encoder or load_encoder(options.tokenizer)
+        cls.encoder = cls.encoder or load_encoder(options.tokenizer, options.parse_special_tokens)
 
     @classmethod
     def encode(cls, batch: Batch) -> _Encoded:
@@ -253,16 +271,18 @@ def _encode(batch: Batch, encoder: Encoder, options: BuildOptions) -> _Encoded:
     parts = [cutter.pieces(item.text) for item in found]
     where = f"{batch.source.path}: text from line {batch.first_line} on"
     try:
-        rows = iter(encoder.encode([text for texts in parts for text in texts]) if found else [])
+        all_rows, all_told = encoder.encode_and_tell([text for texts in parts for text in texts])
+        rows, told = iter(all_rows), iter(all_told)
     except OarlockError:
         raise
     except Exception as error:  # tokenizers raise bare Exception; say where in the data it was
         raise DataError(f"{where}: the tokenizer failed: {type(error).__name__}: {error}") from error
     eos = np.asarray([encoder.eos_id], dtype=np.int32)
     ids: list[np.ndarray] = []
-    sizes, ends = [], []
+    sizes, ends, spelled = [], [], []
     for item, texts in zip(found, parts, strict=True):
         row = np.concatenate(list(itertools.islice(rows, len(texts))))
+        spells = any(list(itertools.islice(told, len(texts))))
         if not len(row) and item.begins_document and item.ends_document:
             empty += 1
             continue
@@ -271,10 +291,12 @@ def _encode(batch: Batch, encoder: Encoder, options: BuildOptions) -> _Encoded:
             ids.append(row)
             sizes.append(len(row))
             ends.append(item.ends_document)
+            spelled.append(spells)
     return _Encoded(
         np.concatenate(ids) if ids else np.zeros(0, np.int32),
         np.asarray(sizes, np.int32),
         np.asarray(ends, bool),
+        spelled,
         bad,
         num_bad,
         empty,

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _CONTINUE = "CONTINUE9f2c "
 
 
+class TemplateStopped(DataError):
+    """A template ran too long, or made too much."""
+
+
 @dataclass(frozen=True)
 class RenderedChat:
     """The text of a conversation.
@@ -75,12 +79,13 @@ class PreparedChat:
         except Refused as error:
             raise DataError(f"chat template {name} refuses these messages: {error.message}") from error
         except OverBudget as error:
-            raise DataError(f"chat template {name}{place_of(error)} is stopped: {error}") from error
+            raise TemplateStopped(f"chat template {name}{place_of(error)} is stopped: {error}") from error
         except Exception as error:  # a template is a program: it may add text to a number
             raise DataError(f"chat template {name}{place_of(error)} fails: {type(error).__name__}: {error}") from error
 
 
 def place_of(error: BaseException) -> str:
+    """ ", line N,": where in its template an error happened, or nothing."""
     line = failing_line(error)
     return f", line {line}," if line else ""
 

@@ -27,6 +27,7 @@ _WHOLE = ("messages", "conversations", "text")  # forms of one field
 _OPTIONAL = ("input", "system", "history", "tools")
 _ALPACA = {"prompt": "instruction", "response": "output"}
 _SRC_TGT = {"prompt": "src", "response": "tgt"}
+_QUESTION_ANSWER = {"prompt": "question", "response": "answer"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Columns:
         as_alpaca = data_format == "alpaca" or (
             data_format == "auto" and bool({"instruction", "output"} & words or {"input", "history"} & set(chosen))
         )
-        fields = _ALPACA if as_alpaca else _SRC_TGT
+        fields = _ALPACA if as_alpaca else _QUESTION_ANSWER if data_format == "question_answer" else _SRC_TGT
         return cls({fields.get(name, name): (column, name in _OPTIONAL) for name, column in chosen.items()})
 
     def record(self, item: Any) -> dict[str, Any]:

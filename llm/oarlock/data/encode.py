@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from oarlock.data.labels import Encoded, Prompt, Span, conversation_spans, encode_prompt, join_spans
+from oarlock.data.chat_text import ChatText, chat_text
+from oarlock.data.counts import Counts
+from oarlock.data.labels import Encoded, Prompt, encode_chat, encode_prompt
+from oarlock.data.marked_text import MarkedText
+from oarlock.data.messages import MessageError
 from oarlock.data.record_files import RecordSource
-from oarlock.data.records import Conversation, PlainText, detect_form, parse_record
+from oarlock.data.records import READ_FIELDS, Conversation, PlainText, detect_form, parse_record
+from oarlock.data.spelled import spelling_pattern
 from oarlock.data.templates import ChatTemplate, adds_bos
 from oarlock.data.text_parts import cut_texts
-from oarlock.data.tokenizers import batch_encode
+from oarlock.data.tokens import tokenize
+from oarlock.data.train_marks import unread_fields
 from oarlock.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,7 +25,7 @@ if TYPE_CHECKING:
 
 # Part of every cache key: raise it when the same records give other examples than before.
 ENCODING_VERSION = 2
-_NAMED = 5  # bad records are counted, so many of them named
+_UNREAD = 20
 
 
 @dataclass(frozen=True)
@@ -40,37 +45,6 @@ class Recipe:
     form: str = "auto"
     skip_bad: bool = False
     prompts: bool = False
-
-
-@dataclass
-class Counts:
-    """What became of the records.
-
-    Attributes:
-        records: that could be used (a plain text is one, however many examples it gives).
-        bad: left out because they are wrong; first_bad names some.
-        untrained: left out because nothing of them is trained on; first_untrained names some.
-        truncated: cut by src_length or tgt_length.
-        unanswered: a question at the end without an answer was left out.
-    """
-
-    records: int = 0
-    bad: int = 0
-    untrained: int = 0
-    truncated: int = 0
-    unanswered: int = 0
-    first_bad: list[str] = field(default_factory=list)
-    first_untrained: list[str] = field(default_factory=list)
-
-    def note_bad(self, what: str) -> None:
-        """Count a wrong record."""
-        self.bad += 1
-        self.first_bad += [what] if len(self.first_bad) < _NAMED else []
-
-    def note_untrained(self, where: str) -> None:
-        """Count a record with nothing to train on."""
-        self.untrained += 1
-        self.first_untrained += [where] if len(self.first_untrained) < _NAMED else []
 
 
 @dataclass(frozen=True)
@@ -105,16 +79,25 @@ def encode_source(source: RecordSource, recipe: Recipe, counts: Counts) -> Itera
     Raises:
         DataError: for a wrong record (file:line, the field, what was expected), unless skip_bad.
     """
-    form, texts = recipe.form, _Texts(recipe)
-    for batch in cut_texts(source, lambda parts: batch_encode(recipe.tokenizer, parts)):
+    form, texts, told = recipe.form, _Texts(recipe), set[str]()
+
+    def ids_of(parts: Sequence[str]) -> list[list[int]]:
+        return [row.ids for row in tokenize(recipe.tokenizer, [_plain(part, recipe.template) for part in parts])]
+
+    for batch in cut_texts(source, ids_of):
         jobs: list[_Job] = []
         for line, item in batch.items:
             where = f"{source.name}:{line}"
+            for name in unread_fields(item, READ_FIELDS):
+                if name not in told and len(counts.unread) < _UNREAD:
+                    counts.unread.append(f"{where}: field {name!r}")
+                told.add(name)
             try:
                 form = detect_form(item) if form == "auto" and not isinstance(item, (ValueError, PlainText)) else form
                 jobs.append(_job(item, form, where, line, recipe.template))
             except (ValueError, DataError) as error:
-                message = str(error) if isinstance(error, DataError) else f"{where}: {error}"
+                named = isinstance(error, DataError) and not isinstance(error, MessageError)
+                message = str(error) if named else f"{where}: {error}"
                 if not recipe.skip_bad:
                     raise DataError(message) from error
                 counts.note_bad(message)
@@ -123,10 +106,11 @@ def encode_source(source: RecordSource, recipe: Recipe, counts: Counts) -> Itera
 
 @dataclass(frozen=True)
 class _Job:
-    """A record and the texts of it that are tokenised."""
+    """A record and the text of it that is tokenised; of a conversation, also what is trained on."""
 
     record: Conversation | PlainText
-    spans: list[Span]
+    text: MarkedText
+    chat: ChatText | None
     line: int
 
 
@@ -135,24 +119,37 @@ def _job(item: Any, form: str, where: str, line: int, template: ChatTemplate) ->
         raise item
     record = item if isinstance(item, PlainText) else parse_record(item, form, where)
     if isinstance(record, PlainText):
-        return _Job(record, [Span(record.text, answer=True, trained=True)], line)
-    return _Job(record, conversation_spans(record, template), line)
+        return _Job(record, _plain(record.text, template), None, line)
+    chat = chat_text(record, template)
+    return _Job(record, chat.text, chat, line)
+
+
+def _plain(text: str, template: ChatTemplate) -> MarkedText:
+    """A text in which special tokens are text too."""
+    if template.parse_special_tokens or not template.spellings:
+        return MarkedText(text)
+    return MarkedText.of(text)
 
 
 def _encode(jobs: list[_Job], texts: _Texts, recipe: Recipe, counts: Counts, name: str) -> list[Row]:
-    """Tokenise the texts of all jobs at once, and put the ids together again."""
-    ids = iter(batch_encode(recipe.tokenizer, [span.text for job in jobs for span in job.spans]))
+    """Tokenise the texts of all jobs at once, and put the ids where they belong."""
     rows: list[Row] = []
-    for job in jobs:
-        parts = list(itertools.islice(ids, len(job.spans)))
+    template = recipe.template
+    cuts = [job.chat.cuts if job.chat else () for job in jobs]
+    for job, tokens in zip(jobs, tokenize(recipe.tokenizer, [job.text for job in jobs], cuts), strict=True):
         if isinstance(job.record, PlainText):
-            rows += texts.add(parts[0], job.line, job.record.ends)
+            counts.spelled += bool(job.text.literal and spelling_pattern(template.spellings).search(job.text.text))
+            rows += texts.add(tokens.ids, job.line, job.record.ends)
             counts.records += job.record.ends
             continue
-        encoded = join_spans(job.spans, parts, recipe.src_length, recipe.tgt_length)
+        assert job.chat is not None
+        counts.spelled += bool(job.text.literal)
+        encoded = encode_chat(job.chat, tokens, recipe.src_length, recipe.tgt_length)
         counts.records += 1
         counts.truncated += encoded.truncated
         counts.unanswered += job.record.unanswered
+        counts.joined += encoded.joined
+        counts.forgotten += job.chat.forgotten
         if encoded.trains:
             rows.append(Row(encoded, job.line, _prompt(job.record, recipe) if recipe.prompts else None))
         else:

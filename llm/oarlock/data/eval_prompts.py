@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from oarlock.data.labels import Prompt, encode_prompt
 from oarlock.data.readers import check_characters, parse_json_line
-from oarlock.data.records import ROLES, PlainText, detect_form, parse_record
+from oarlock.data.records import ANSWERS, QUESTIONS, ROLES, PlainText, detect_form, parse_record
 from oarlock.data.streams import decode_text
 from oarlock.errors import DataError
 
@@ -75,17 +75,21 @@ def _with_answer(item: Any) -> Any:
     """The record itself, or one with a stand-in for its missing last answer."""
     if not isinstance(item, dict):
         return item
-    for field in ("messages", "conversations"):
+    for field in ("messages", "conversations", "conversation"):
         messages = item.get(field)
         if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-            if ROLES.get(str(messages[-1].get("role") or messages[-1].get("from"))) == "assistant":
+            role = str(messages[-1].get("role") or messages[-1].get("from"))
+            if ROLES.get(role, "assistant") == "assistant":
                 return item
             return item | {field: [*messages, {"role": "assistant", "content": _UNKNOWN}]}
-    if item.get("instruction") is not None and not item.get("output"):
-        return item | {"output": _UNKNOWN}
     questions, answers = item.get("src"), item.get("tgt")
     if questions is not None and not isinstance(questions, list) and not answers:
         return item | {"tgt": _UNKNOWN}
     if isinstance(questions, list) and isinstance(answers or [], list) and len(answers or []) < len(questions):
         return item | {"tgt": [*(answers or []), _UNKNOWN]}
+    if questions is None and not any(item.get(name) for name in ANSWERS):
+        if item.get("instruction") is not None:
+            return item | {"output": _UNKNOWN}
+        if any(item.get(name) is not None for name in QUESTIONS):
+            return item | {"answer": _UNKNOWN}
     return item

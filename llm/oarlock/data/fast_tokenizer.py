@@ -31,13 +31,19 @@ class FastTokenizer:
         init_kwargs: the content of tokenizer_config.json.
         special_tokens_map: bos_token, eos_token, ... as they are written; only those that there are.
         name_or_path: the folder it came from.
+        template_files: chat_template.jinja and those of chat_templates/, name -> text, to be saved again.
         model_input_names, padding_side, model_max_length: as PaddleNLP's tokenizers have them.
     """
 
     is_fast = True
 
     def __init__(
-        self, backend: Tokenizer, config: Mapping[str, Any], special: Mapping[str, str], name_or_path: str = ""
+        self,
+        backend: Tokenizer,
+        config: Mapping[str, Any],
+        special: Mapping[str, str],
+        name_or_path: str = "",
+        template_files: Mapping[str, str] | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -46,6 +52,7 @@ class FastTokenizer:
         self.init_kwargs = dict(config)
         self.special_tokens_map = dict(special)
         self.name_or_path = name_or_path
+        self.template_files = dict(template_files or {})
         self.model_input_names = list(config.get("model_input_names") or ("input_ids", "attention_mask"))
         self.padding_side = str(config.get("padding_side") or "right")
         self.model_max_length = config.get("model_max_length")
@@ -199,7 +206,7 @@ class FastTokenizer:
     def save_pretrained(self, folder: str | Path) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json, which give the same tokenizer again.
 
-        A chat template in tokenizer_config.json stays there.
+        Chat templates are written as they came, in tokenizer_config.json or in files of their own.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -211,6 +218,9 @@ class FastTokenizer:
         write_text_atomically(folder / "tokenizer.json", json.dumps(content, ensure_ascii=False, indent=2) + "\n")
         write_json(folder / "tokenizer_config.json", config)
         write_json(folder / "special_tokens_map.json", self.special_tokens_map)
+        for name, text in self.template_files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_text_atomically(folder / name, text)
         return tuple(
             str(folder / name) for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
         )

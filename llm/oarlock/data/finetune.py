@@ -17,7 +17,8 @@ import numpy as np
 import paddle
 
 from oarlock.data.blend import ConcatenatedDataset, shares_of
-from oarlock.data.encode import ENCODING_VERSION, Counts, Recipe, encode_source, first_form
+from oarlock.data.counts import Counts
+from oarlock.data.encode import ENCODING_VERSION, Recipe, encode_source, first_form
 from oarlock.data.example_cache import ExampleWriter, JoinedPrompts, StoredExamples, StoredPrompts, is_whole
 from oarlock.data.find_records import RecordSources
 from oarlock.data.hold_out import ChosenExamples, hold_out
@@ -167,7 +168,8 @@ def _load_set(
     sides = ("train", "dev") if need_train or split is not None else ("dev",)
     stored = store_examples(section, sources, recipe, sides)
     for side, examples in stored.items():
-        _tell(prefix + side, examples)
+        for note in examples.counts.notes(prefix + side):
+            say(note)
     train, dev = stored.get("train"), stored.get("dev")
     fingerprint = train.folder.name if train is not None else ""
     if split is None or train is None:
@@ -192,7 +194,14 @@ def _load_set(
 def make_recipe(section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase, sets: Sequence[RecordSet]) -> Recipe:
     """How the records become tokens; the first training record (of the first set) decides what auto means."""
     form = first_form(sets[0].sources.train, section.data_format)
-    template = choose_template(section.chat_template, tokenizer, form, section.instruction_generation)
+    template = choose_template(
+        section.chat_template,
+        tokenizer,
+        form,
+        section.instruction_generation,
+        section.chat_template_name,
+        section.parse_special_tokens,
+    )
     return Recipe(tokenizer, template, section.src_length, section.tgt_length, section.data_format, section.skip_bad)
 
 
@@ -242,7 +251,7 @@ def _key(cache: Path, sources: list[RecordSource], recipe: Recipe) -> str:
         "version": ENCODING_VERSION,
         "sources": [source.digest(cache / "hashes") for source in sources],
         "tokenizer": tokenizer_fingerprint(recipe.tokenizer),
-        "template": [recipe.template.source, recipe.template.special_tokens],
+        "template": recipe.template.identity,
         "recipe": [recipe.src_length, recipe.tgt_length, recipe.form, recipe.prompts],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -273,17 +282,3 @@ def _check_counts(side: str, name: str, counts: Counts, num_examples: int) -> No
         )
     if not num_examples:
         raise DataError(f"{side}: no record has anything to train on after --src_length and --tgt_length")
-
-
-def _tell(side: str, examples: StoredExamples) -> None:
-    counts = examples.counts
-    if counts.bad:
-        shown = "".join(f"\n  {line}" for line in counts.first_bad)
-        say(f"{counts.bad:,} bad {side} records left out (--skip_bad):{shown}")
-    if counts.truncated:
-        say(f"{side}: {counts.truncated:,} of {counts.records:,} records were cut by --src_length or --tgt_length")
-    if counts.untrained:
-        shown = ", ".join(counts.first_untrained)
-        say(f"{side}: {counts.untrained:,} records left out, nothing of them is trained on ({shown})")
-    if counts.unanswered:
-        say(f"{side}: {counts.unanswered:,} conversations end with a question; it was left out")

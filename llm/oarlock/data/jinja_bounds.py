@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-_STEPS = 5_000_000
-_SECONDS = 10  # of this thread's processor time, so that a busy machine changes nothing
+_STEPS = 3_000_000
+_SECONDS = 4  # of this thread's processor time, so that a busy machine changes nothing
 _LARGEST = 1 << 24  # characters of one text (or members of one list) ...
 _LARGEST_PER_GIVEN = 16  # ... and so many more for each character of the messages
 _WORK = 1 << 28  # characters of all texts together

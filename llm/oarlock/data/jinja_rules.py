@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2.ext
 from jinja2 import Template, TemplateError, nodes, pass_context, pass_eval_context
@@ -39,7 +39,7 @@ _RESPELL: ContextVar[Respell | None] = ContextVar("respell", default=None)
 class _GenerationBlocks(jinja2.ext.Extension):
     """{% generation %} ... {% endgeneration %}: what the model writes itself."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - Jinja declares it so
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -214,7 +214,9 @@ def run_template(
         TemplateError, OverBudget, or whatever the template's program runs into.
     """
     template = compile_template(source)
-    done, places, parts = [0], [], []
+    done: list[int] = [0]
+    places: list[tuple[int, int]] = []
+    parts: list[str] = []
     tokens = _TRACKED.set((done, places)), _RESPELL.set(respell)
     try:
         with spending(given) as budget:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from oarlock.data.chat_text import ChatText, chat_text
+from oarlock.data.marked_text import MarkedText
 from oarlock.data.records import Conversation
 from oarlock.data.templates import ChatTemplate
-from oarlock.errors import DataError
+from oarlock.data.tokens import tokenize
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
+
+    from oarlock.data.marked_encoding import TokenizedText
 
 IGNORE_INDEX = -100  # labels that no loss is computed for (paddle.nn.functional.cross_entropy's default)
 
@@ -41,6 +46,7 @@ class Encoded:
         runs: lengths of the stretches that are read only and trained on, in turn, beginning with read only.
         context, answer: tokens before the last answer and from it on, before anything was cut.
         truncated: whether src_length or tgt_length cut something.
+        joined: whether a token joins the prompt to the answer, so that the model is asked with another in its place.
     """
 
     ids: Sequence[int]
@@ -48,6 +54,7 @@ class Encoded:
     context: int
     answer: int
     truncated: bool
+    joined: bool = False
 
     @property
     def trains(self) -> bool:
@@ -66,15 +73,6 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Span:
-    """A stretch of a conversation's text. An answer begins a span of its own."""
-
-    text: str
-    answer: bool
-    trained: bool
-
-
-@dataclass(frozen=True)
 class Prompt:
     """What a model is asked in evaluation, the right answer ("" where there is none), and file:line of fixed ones."""
 
@@ -89,55 +87,45 @@ def encode_text(tokenizer: PretrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]) if text else []
 
 
-def conversation_spans(conversation: Conversation, template: ChatTemplate) -> list[Span]:
-    """Prompts and answers in turn, the last one an answer; each is tokenised apart, as when the model is asked.
+def encode_chat(chat: ChatText, tokens: TokenizedText, src_length: int, tgt_length: int) -> Encoded:
+    """The tokens of a conversation as one example.
 
-    The assistant's texts, with the end token that the template puts, are trained on.
-
-    Raises:
-        DataError: when the template is not consistent (a longer conversation must begin as the shorter one did).
+    A token is trained on where any of its characters is; so a token that joins the end of a prompt to the beginning of
+    its answer is the answer's, and the prompt ends before it. The context before the last answer keeps its last
+    src_length tokens, the last answer its first tgt_length.
     """
-    spans, done = [], ""
-    try:
-        for i, message in enumerate(conversation.messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = template.render(conversation.messages[:i], add_generation_prompt=True)
-            whole = template.render(conversation.messages[: i + 1])
-            if not prompt.startswith(done) or not whole.startswith(prompt):
-                raise DataError(
-                    f"chat template {template.name} changes the text of earlier rounds when a later one is added, so "
-                    "that answers can't be told from prompts"
-                )
-            spans.append(Span(prompt[len(done) :], answer=False, trained=False))
-            spans.append(Span(whole[len(prompt) :], answer=True, trained=i not in conversation.not_trained))
-            done = whole
-    except DataError as error:
-        raise DataError(f"{conversation.where}: {error}") from error
-    return spans
-
-
-def join_spans(spans: Sequence[Span], rows: Sequence[Sequence[int]], src_length: int, tgt_length: int) -> Encoded:
-    """The spans of a conversation, whose ids are `rows`, as one example.
-
-    The context before the last answer keeps its last src_length tokens, the last answer its first tgt_length.
-    """
-    ids = [token for row in rows for token in row]
-    answer_start = len(ids) - len(rows[-1])
-    first, last = max(0, answer_start - src_length), min(len(ids), answer_start + tgt_length)
-    runs, end = [0], 0
-    for span, row in zip(spans, rows, strict=True):
-        start, end = end, end + len(row)
-        length = max(0, min(end, last) - max(start, first))
-        if length and span.trained != (len(runs) % 2 == 0):
-            runs.append(0)
-        runs[-1] += length
-    return Encoded(ids[first:last], runs, answer_start, len(rows[-1]), last - first < len(ids))
+    starts = [start for start, _ in tokens.offsets]
+    ends = [end for _, end in tokens.offsets]
+    answer = bisect_right(ends, chat.answer)
+    answer_end = max(answer, bisect_left(starts, chat.answer_end))
+    first, last = max(0, answer - src_length), min(len(tokens.ids), answer + tgt_length)
+    runs, done = [], first
+    for start, end in chat.trained:
+        begin, stop = max(done, bisect_right(ends, start)), min(last, bisect_left(starts, end))
+        if begin < stop:
+            runs += [begin - done, stop - begin]
+            done = stop
+    runs += [last - done] if done < last else []
+    cut = first > 0 or answer_end > last
+    joined = answer < len(starts) and starts[answer] < chat.answer
+    return Encoded(tokens.ids[first:last], runs, answer, answer_end - answer, cut, joined)
 
 
 def encode_prompt(
     conversation: Conversation, tokenizer: PretrainedTokenizerBase, template: ChatTemplate, src_length: int
 ) -> Prompt:
     """The prompt of a conversation's last answer, cut like the training context."""
-    text = template.render(conversation.messages[:-1], add_generation_prompt=True)
-    return Prompt(encode_text(tokenizer, text)[-src_length:], text, conversation.messages[-1]["content"])
+    *context, last = conversation.messages
+    answer = last.get("content", "")
+    whole = chat_text(conversation, template) if last.get("tool_calls") or not context else None
+    if whole is not None and last.get("tool_calls"):
+        turn_end = template.turn_end()
+        answer = whole.text.text[whole.answer : whole.answer_end].removesuffix(turn_end[1] if turn_end else "")
+    if whole is not None and not context:
+        text = MarkedText(whole.text.text[: whole.answer])  # what comes before the first message
+    else:
+        text = template.render_chat(
+            context, add_generation_prompt=True, tools=conversation.tools, variables=conversation.variables
+        ).text
+    (tokens,) = tokenize(tokenizer, [text])
+    return Prompt(tokens.ids[-src_length:], text.text, answer)

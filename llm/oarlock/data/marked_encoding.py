@@ -224,6 +224,9 @@ def _pattern(tokens: list[AddedToken]) -> re.Pattern[str] | None:
 
 def _tokenized(ids: list[int], offsets: Sequence[tuple[int, int]]) -> TokenizedText:
     """With offsets in order; normalisers that move characters leave them out of it."""
+    starts, ends = [first for first, _ in offsets], [last for _, last in offsets]
+    if starts == sorted(starts) and ends == sorted(ends):  # nearly always, and quickly seen
+        return TokenizedText(ids, list(offsets))
     ordered, start, end = [], 0, 0
     for first, last in offsets:
         start, end = max(start, first), max(end, last)

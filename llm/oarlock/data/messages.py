@@ -90,7 +90,7 @@ def text_of(content: Any, within: str) -> str:
         ]
         if not all(isinstance(part, str) for part in parts):
             raise MessageError(f"field {within!r} holds parts that are not text")
-        return "".join(parts)
+        return "".join(map(str, parts))
     if not isinstance(content, str):
         raise MessageError(f"field {within!r} holds {type(content).__name__}, expected text")
     return content

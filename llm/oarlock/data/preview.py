@@ -10,11 +10,13 @@ from oarlock.config.schema import FinetuneDataSection
 from oarlock.data.blend import parse_blend
 from oarlock.data.corpus import Corpus, PretrainDataset, parse_input
 from oarlock.data.corpus_format import corpus_exists
+from oarlock.data.corpus_tokenizer import check_corpus_tokenizers
 from oarlock.data.encode import Counts, encode_source
 from oarlock.data.finetune import make_recipe
-from oarlock.data.labels import IGNORE_INDEX, Example
+from oarlock.data.labels import IGNORE_INDEX, Encoded, Example
 from oarlock.data.record_sets import find_sets
-from oarlock.data.tokenizers import load_tokenizer
+from oarlock.data.spelled import spelling_pattern
+from oarlock.data.tokenizers import load_tokenizer, special_spellings
 
 _GREEN, _DIM, _OFF = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
@@ -25,6 +27,7 @@ def show_data(section: FinetuneDataSection, tokenizer_name: str, num: int, max_s
     path = section.dataset_name_or_path
     if path is not None and _is_corpus(path):
         for _, prefix in parse_input(path):
+            check_corpus_tokenizers([prefix], tokenizer, tokenizer_name, allow_other=True)
             _show_corpus(prefix, tokenizer, num, max_seq_length, color)
         return
     sets = find_sets(section)
@@ -43,10 +46,14 @@ def show_data(section: FinetuneDataSection, tokenizer_name: str, num: int, max_s
         example = row.encoded.example()
         trained = sum(label != IGNORE_INDEX for label in example.labels)
         note = ", cut" if example.truncated else ""
+        spelled = _spelled(row.encoded, tokenizer)
+        note += f", {spelled} spelled special tokens are text" if spelled > 0 else ""
         print(f"--- example {number}, {name}:{row.line}: {len(row.encoded.ids)} tokens, {trained} trained on{note}")
-        print(marked(example, tokenizer, color) + "\n")
+        print(marked(row.encoded, tokenizer, color) + "\n")
     if counts.bad:
         print(f"{counts.bad:,} bad records on the way:" + "".join(f"\n  {line}" for line in counts.first_bad))
+    for field in counts.unread:
+        print(f"{field} is not read")
 
 
 def _is_corpus(path: str) -> bool:
@@ -69,15 +76,26 @@ def _show_corpus(prefix: str, tokenizer: Any, num: int, max_seq_length: int, col
         print(marked(Example(ids[:-1], ids[1:], False), tokenizer, color) + "\n")
 
 
-def marked(example: Example, tokenizer: Any, color: bool) -> str:
-    """The text of an example with its trained stretches in green, or in ⟦ ⟧."""
-    tokens = [example.input_ids[0], *(_label_or_input(example, i) for i in range(len(example.labels)))]
-    flags = [False, *(label != IGNORE_INDEX for label in example.labels)]
-    parts, start = [], 0
+def marked(example: Encoded | Example, tokenizer: Any, color: bool) -> str:
+    """The text of an example with its trained stretches in green, or in ⟦ ⟧.
+
+    Of an Example the last token is not known where it is only read; it is left out then.
+    """
+    if isinstance(example, Encoded):
+        tokens, labels = list(example.ids), example.example().labels
+    else:
+        known = [label for label in example.labels[-1:] if label != IGNORE_INDEX]
+        tokens, labels = [*example.input_ids, *known], example.labels
+    flags = [False, *(label != IGNORE_INDEX for label in labels)][: len(tokens)]
+    parts, start, done = [], 0, ""
     for i in range(1, len(tokens) + 1):
         if i == len(tokens) or flags[i] != flags[start]:
-            text = tokenizer.decode(tokens[start:i], skip_special_tokens=False)
-            if flags[start]:
+            # A tokenizer may write the beginning of a text in another way, so the text up to here is taken.
+            whole = tokenizer.decode(tokens[:i], skip_special_tokens=False)
+            joined = whole.startswith(done)
+            text = whole[len(done) :] if joined else tokenizer.decode(tokens[start:i], skip_special_tokens=False)
+            done, kept = whole, flags[start]
+            if kept:
                 parts.append(f"{_GREEN}{text}{_OFF}" if color else f"⟦{text}⟧")
             else:
                 parts.append(f"{_DIM}{text}{_OFF}" if color else text)
@@ -85,8 +103,11 @@ def marked(example: Example, tokenizer: Any, color: bool) -> str:
     return "".join(parts)
 
 
-def _label_or_input(example: Example, i: int) -> int:
-    """Token i + 1: the label where there is one, else the next input."""
-    if example.labels[i] != IGNORE_INDEX:
-        return example.labels[i]
-    return example.input_ids[i + 1] if i + 1 < len(example.input_ids) else example.labels[i]
+def _spelled(encoded: Encoded, tokenizer: Any) -> int:
+    """How many special tokens stand in the text of an example as ordinary text."""
+    spellings = special_spellings(tokenizer)
+    if not spellings:
+        return 0
+    special = set(tokenizer.convert_tokens_to_ids(list(spellings)))
+    found = spelling_pattern(spellings).findall(tokenizer.decode(list(encoded.ids), skip_special_tokens=False))
+    return len(found) - sum(token in special for token in encoded.ids)

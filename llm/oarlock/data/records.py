@@ -1,57 +1,44 @@
 """Fine-tuning records as people have them -> conversations, or plain text.
 
-Forms: src/tgt (strings, or lists of equal length for several rounds), Alpaca (instruction, input, output), ShareGPT
-(conversations of from/value), OpenAI messages (role/content), and plain text (text). Every record knows its file:line,
-so that a wrong one can be named.
+Forms: src/tgt (strings, or lists of equal length for several rounds), Alpaca (instruction, input, output), a question
+and an answer under the names people have (question/answer, prompt/completion, query/response), ShareGPT (conversations
+of from/value), OpenAI messages (role/content), and plain text (text). Every record knows its file:line, so that a wrong
+one can be named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-Message = dict[str, str]
+from oarlock.data.messages import Message, normalize_tools
+from oarlock.data.record_fields import (
+    ANSWERS,
+    MORE,
+    QUESTIONS,
+    SYSTEM,
+    Conversation,
+    PlainText,
+    answer_text,
+    one_of,
+    system_of,
+    text_in,
+)
+from oarlock.data.record_messages import ROLES, from_chat
+from oarlock.data.train_marks import not_trained
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-}
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages ({"role": system|user|assistant, "content": text}, ...) that end with an assistant's.
-
-    An Alpaca user message also holds "instruction" and "input", which the alpaca template puts in their places.
-
-    Attributes:
-        where: file:line.
-        not_trained: positions of assistant messages that are read only (OpenAI's "weight": 0).
-        unanswered: whether a question without an answer followed and was left out.
-    """
-
-    messages: list[Message]
-    where: str
-    not_trained: frozenset[int] = frozenset()
-    unanswered: bool = False
-
-
-@dataclass(frozen=True)
-class PlainText:
-    """Text that is trained on whole; a long one comes in pieces, the last of which ends it."""
-
-    text: str
-    where: str
-    ends: bool = True
+__all__ = [
+    "ANSWERS",
+    "QUESTIONS",
+    "READ_FIELDS",
+    "ROLES",
+    "Conversation",
+    "Message",
+    "PlainText",
+    "detect_form",
+    "parse_record",
+]
 
 
 def parse_record(item: Any, form: str, where: str) -> Conversation | PlainText:
@@ -62,7 +49,17 @@ def parse_record(item: Any, form: str, where: str) -> Conversation | PlainText:
     """
     if not isinstance(item, dict):
         raise ValueError(f"expected an object, got {type(item).__name__}")
-    return _FORMS[form](item, where)
+    record = _FORMS[form](item, where)
+    if isinstance(record, PlainText):
+        if not_trained(item, [{}], [True], "text"):
+            raise ValueError("the text is marked as one that is not trained on; leave it out")
+        return record
+    variables = item.get("chat_template_kwargs") or {}
+    if not isinstance(variables, dict):
+        raise ValueError(f"field 'chat_template_kwargs' holds {type(variables).__name__}, expected an object")
+    tools = item.get("tools") or item.get("functions")
+    name = "tools" if item.get("tools") else "functions"
+    return replace(record, tools=normalize_tools(tools, name), variables=variables)
 
 
 def detect_form(item: Any) -> str:
@@ -73,35 +70,20 @@ def detect_form(item: Any) -> str:
     """
     if isinstance(item, dict):
         for form, fields in _FIELDS.items():
-            if all(item.get(name) is not None for name in fields):
+            if all(any(item.get(name) is not None for name in names) for names in fields):
                 return form
     have = ", ".join(map(repr, list(item)[:8])) if isinstance(item, dict) else type(item).__name__
     raise ValueError(f"unknown form of record ({have}); known are {_known()}")
 
 
 def _known() -> str:
-    return ", ".join(f"{'/'.join(fields)} ({form})" for form, fields in _FIELDS.items())
+    return ", ".join(f"{'/'.join(names[0] for names in fields)} ({form})" for form, fields in _FIELDS.items())
 
 
-def _text(item: dict[str, Any], name: str, required: bool = True, within: str = "") -> str:
-    value = item.get(name)
-    if value is None and not required:
-        return ""
-    if not isinstance(value, str):
-        got = f"holds {type(value).__name__}" if name in item else "is missing"
-        raise ValueError(f"field {within + name!r} {got}, expected text")
-    return value
-
-
-def _answer(text: str) -> str:
-    if not text.strip():
-        raise ValueError("the answer is empty: there is nothing to train on")
-    return text
-
-
-def _system(item: dict[str, Any]) -> list[Message]:
-    text = _text(item, "system", required=False)
-    return [{"role": "system", "content": text}] if text else []
+def _marked(item: dict[str, Any], messages: list[Message], where: str) -> Conversation:
+    """A conversation of a form whose messages have no marks of their own."""
+    answers = [message["role"] == "assistant" for message in messages]
+    return Conversation(messages, where, frozenset(not_trained(item, [{}] * len(messages), answers, "messages")))
 
 
 def _from_src_tgt(item: dict[str, Any], where: str) -> Conversation:
@@ -113,22 +95,40 @@ def _from_src_tgt(item: dict[str, Any], where: str) -> Conversation:
         elif isinstance(value, list):
             raise ValueError(f"field {name!r} must be text or a list of texts with at least one")
         else:
-            sides.append([_text(item, name)])
+            sides.append([text_in(item, name)])
     sources, targets = sides
     if len(sources) != len(targets):
         raise ValueError(f"{len(sources)} rounds in 'src' but {len(targets)} in 'tgt'")
-    messages = _system(item)
+    messages = system_of(item)
     for source, target in zip(sources, targets, strict=True):
-        messages += [{"role": "user", "content": source}, {"role": "assistant", "content": _answer(target)}]
-    return Conversation(messages, where)
+        messages += [{"role": "user", "content": source}, {"role": "assistant", "content": answer_text(target)}]
+    return _marked(item, messages, where)
 
 
 def _from_alpaca(item: dict[str, Any], where: str) -> Conversation:
-    instruction, more = _text(item, "instruction"), _text(item, "input", required=False)
+    return _round(item, where, "instruction", MORE, ANSWERS[::-1])
+
+
+def _from_question_answer(item: dict[str, Any], where: str) -> Conversation:
+    question = one_of(item, QUESTIONS[:3])
+    if item.get(question) is None:
+        question = one_of(item, QUESTIONS)
+    if isinstance(item.get(question), list):
+        return _from_prompt_messages(item, question, where)
+    more = tuple(name for name in MORE if name != question)
+    return _round(item, where, question, more if len(more) == 1 else MORE, ANSWERS)
+
+
+def _round(
+    item: dict[str, Any], where: str, question: str, more_names: Sequence[str], answer_names: Sequence[str]
+) -> Conversation:
+    """A system text, earlier rounds, a question with what it is about, and its answer."""
+    instruction = text_in(item, question)
+    more = text_in(item, one_of(item, more_names) if len(more_names) > 1 else more_names[0], required=False)
     content = f"{instruction}\n{more}" if more else instruction
     user = {"role": "user", "content": content, "instruction": instruction, "input": more}
-    answer = {"role": "assistant", "content": _answer(_text(item, "output"))}
-    return Conversation([*_system(item), *_history(item), user, answer], where)
+    answer = {"role": "assistant", "content": answer_text(text_in(item, one_of(item, answer_names)))}
+    return _marked(item, [*system_of(item), *_history(item), user, answer], where)
 
 
 def _history(item: dict[str, Any]) -> list[Message]:
@@ -138,52 +138,38 @@ def _history(item: dict[str, Any]) -> list[Message]:
     for i, pair in enumerate(rounds if isinstance(rounds, list) else [None]):
         if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise ValueError(f"field 'history[{i}]' must be a pair of texts (question, answer)")
-        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": _answer(pair[1])}]
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": answer_text(pair[1])}]
     return messages
 
 
-def _chat(list_field: str) -> Callable[[dict[str, Any], str], Conversation]:
+def _from_prompt_messages(item: dict[str, Any], prompt: str, where: str) -> Conversation:
+    """TRL's conversational prompt and completion: messages to read, then messages to train on."""
+    answer = one_of(item, ANSWERS)
+    completion = item.get(answer)
+    if not isinstance(completion, list):
+        completion = [{"role": "assistant", "content": text_in(item, answer)}]
+    whole = from_chat(
+        {"messages": [*item[prompt], *completion], **{k: item[k] for k in SYSTEM if k in item}}, "messages", where
+    )
+    read = len(whole.messages) - len(completion)
+    earlier = {i for i in range(read) if whole.messages[i]["role"] == "assistant"}
+    if whole.unanswered:
+        raise ValueError(f"field {answer!r} must end with an assistant's message")
+    return replace(whole, not_trained=whole.not_trained | earlier)
+
+
+def _chat(*list_fields: str) -> Callable[[dict[str, Any], str], Conversation]:
     """ShareGPT and OpenAI messages: they differ in the names of fields and roles, and data mixes those."""
 
     def parse(item: dict[str, Any], where: str) -> Conversation:
-        rows = item.get(list_field)
-        if not isinstance(rows, list) or not rows:
-            got = f"holds {type(rows).__name__}" if list_field in item else "is missing"
-            raise ValueError(f"field {list_field!r} {got}, expected a list of messages with at least one")
-        messages = [_message(row, f"{list_field}[{i}]") for i, row in enumerate(rows)]
-        if messages[0]["role"] != "system":
-            messages, rows = [*_system(item), *messages], [{}] * len(_system(item)) + rows
-        last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
-        if last is None:
-            raise ValueError(f"field {list_field!r} has no assistant message: there is nothing to train on")
-        not_trained = frozenset(i for i, row in enumerate(rows) if row.get("weight") == 0)
-        return Conversation(messages[: last + 1], where, not_trained, unanswered=last + 1 < len(messages))
+        name = next((name for name in list_fields if item.get(name) is not None), list_fields[0])
+        return from_chat(item, name, where)
 
     return parse
 
 
-def _message(row: Any, within: str) -> Message:
-    if not isinstance(row, dict):
-        raise ValueError(f"field {within!r} holds {type(row).__name__}, expected an object")
-    role_field = "from" if row.get("from") is not None else "role"
-    text_field = "value" if row.get("value") is not None else "content"
-    role = _text(row, role_field, within=f"{within}.")
-    if role not in ROLES:
-        known = ", ".join(ROLES)
-        raise ValueError(f"field '{within}.{role_field}' is {role!r}; known roles are {known} (no tool calls)")
-    content = row.get(text_field)
-    if isinstance(content, list):  # OpenAI's parts: [{"type": "text", "text": ...}, ...]
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"field '{within}.{text_field}' holds parts that are not text")
-        content = "".join(map(str, parts))
-    elif not isinstance(content, str):
-        content = _text(row, text_field, within=f"{within}.")
-    return {"role": ROLES[role], "content": _answer(content) if ROLES[role] == "assistant" else content}
-
-
 def _from_text(item: dict[str, Any], where: str) -> PlainText:
-    text = _text(item, "text")
+    text = text_in(item, "text")
     if not text.strip():
         raise ValueError("field 'text' is empty: there is nothing to train on")
     return PlainText(text, where)
@@ -192,15 +178,25 @@ def _from_text(item: dict[str, Any], where: str) -> PlainText:
 _FORMS: dict[str, Callable[[dict[str, Any], str], Conversation | PlainText]] = {
     "src_tgt": _from_src_tgt,
     "alpaca": _from_alpaca,
-    "sharegpt": _chat("conversations"),
+    "sharegpt": _chat("conversations", "conversation"),
     "messages": _chat("messages"),
+    "question_answer": _from_question_answer,
     "text": _from_text,
 }
-# By which fields a form is told; the first that fits.
-_FIELDS: dict[str, tuple[str, ...]] = {
-    "src_tgt": ("src", "tgt"),
-    "alpaca": ("instruction", "output"),
-    "sharegpt": ("conversations",),
-    "messages": ("messages",),
-    "text": ("text",),
+# By which fields, one of each group, a form is told; the first that fits.
+_FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "src_tgt": (("src",), ("tgt",)),
+    "alpaca": (("instruction",), ANSWERS[::-1]),
+    "sharegpt": (("conversations", "conversation"),),
+    "messages": (("messages",),),
+    "question_answer": (QUESTIONS, ANSWERS),
+    "text": (("text",),),
 }
+# Fields that one of the forms reads.
+READ_FIELDS = frozenset(
+    (
+        *("src", "tgt", "instruction", "history", "conversations", "conversation", "messages", "text", "tools"),
+        *("functions", "chat_template_kwargs", "from", "value", "role", "content", "name", "tool_calls"),
+        *("tool_call_id", "function_call", *SYSTEM, *QUESTIONS, *ANSWERS, *MORE),
+    )
+)

@@ -79,10 +79,6 @@ class Words:
     def _show_in(self, text: str) -> str:
         return self._shown.sub(lambda found: self._spellings[found.group()], text)
 
-    def own_tokens(self, text: str, start: int, end: int) -> list[tuple[int, int]]:
-        """Where a text with placeholders holds special tokens, which are the template's own, between start and end."""
-        return [found.span() for found in self._pattern.finditer(text, start, end)]
-
     def reveal(self, text: str, places: Sequence[int] = ()) -> tuple[MarkedText, list[int]]:
         """A text with placeholders as it is read, and where these places of it are there."""
         if not self._letters:

@@ -87,16 +87,19 @@ def named_templates(value: Any, where: str) -> dict[str, str]:
 
 
 def save_templates(folder: Path, templates: Mapping[str, str]) -> None:
-    """Put templates, one of them named default, in both places where readers look for them."""
-    write_text_atomically(folder / TEMPLATE_FILE, templates[DEFAULT])
+    """Put templates where readers look for them.
+
+    The default one stands in a file and in tokenizer_config.json; there as a text, which readers understand that know
+    no list of named ones.
+    """
     for name, text in templates.items():
         if name != DEFAULT:
             (folder / TEMPLATE_FOLDER).mkdir(exist_ok=True)
             write_text_atomically(folder / TEMPLATE_FOLDER / f"{name}.jinja", text)
+    if DEFAULT not in templates:
+        return
+    write_text_atomically(folder / TEMPLATE_FILE, templates[DEFAULT])
     config_file = folder / "tokenizer_config.json"
     if config_file.is_file():
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        inside: Any = templates[DEFAULT]
-        if len(templates) > 1:
-            inside = [{"name": name, "template": text} for name, text in templates.items()]
-        write_json(config_file, {**config, "chat_template": inside})
+        write_json(config_file, {**config, "chat_template": templates[DEFAULT]})

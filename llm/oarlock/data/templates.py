@@ -6,6 +6,8 @@ that whoever serves the model asks it as it was trained.
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -122,39 +124,52 @@ class ChatTemplate:
         return self.render_chat(messages, add_generation_prompt=add_generation_prompt).text.text
 
     @cached_property
-    def _turn_end(self) -> tuple[str, str]:
-        """What the template puts after the text of a last answer: all of it, and the part that ends the turn."""
-        chat = self.prepare([{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}])
-        try:
-            text, _ = chat.run()
-        except DataError:
-            return "", ""
-        whole = text.rpartition(_ANSWER)[2] if _ANSWER in text else ""
-        return whole, whole[: self.end_of_turn_in(whole)]
+    def _special(self) -> re.Pattern[str]:
+        return spelling_pattern(tuple(sorted({*self.spellings, *filter(None, self.special_tokens.values())})))
 
-    def end_of_turn_in(self, text: str) -> int:
-        """Where the turn ends in what stands after an answer's words: behind the first special token, and those that
-        follow it at once; without any, behind all but white space at the end."""
-        names = {*self.spellings, *(token for token in self.special_tokens.values() if token)}
-        tokens = list(spelling_pattern(tuple(sorted(names))).finditer(text)) if names else []
+    def special_in(self, text: str, start: int = 0) -> list[tuple[int, int]]:
+        """Where a text with placeholders holds special tokens, which are the template's own."""
+        return [found.span() for found in self._special.finditer(text, start)]
+
+    @cached_property
+    def _turn_ends(self) -> dict[str, tuple[str, str] | None]:
+        return {}
+
+    def turn_end(self, source: str | None = None) -> tuple[str, str] | None:
+        """What the template puts after the words of a last answer, and the beginning of it that ends the turn.
+
+        The turn ends behind the first special token after the words, and those that follow it at once; where there is
+        none, behind all but white space. None where the template refuses a simple round.
+
+        Args:
+            source: of the template, where it is not this one's own but that for tools.
+        """
+        source = self.source if source is None else source
+        if source not in self._turn_ends:
+            chat = self.prepare([{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}])
+            try:
+                text, _ = dataclasses.replace(chat, source=source).run()
+            except DataError:
+                text = ""
+            whole = text.rpartition(_ANSWER)[2]
+            self._turn_ends[source] = (whole, whole[: self._end_of_turn(whole)]) if _ANSWER in text else None
+        return self._turn_ends[source]
+
+    def _end_of_turn(self, text: str) -> int:
+        tokens = self.special_in(text)
         if not tokens:
             return len(text.rstrip() or text)
-        end = tokens[0].end()
-        for token in tokens[1:]:
-            if token.start() != end:
+        end = tokens[0][1]
+        for token_start, token_end in tokens[1:]:
+            if token_start != end:
                 break
-            end = token.end()
+            end = token_end
         return end
-
-    @property
-    def turn_end(self) -> tuple[str, str]:
-        """What the template puts after the text of a last answer, and the part of it that is trained on."""
-        return self._turn_end
 
     @cached_property
     def end_marker(self) -> str:
         """What the template puts after an answer, up to the end token, at which generation stops."""
-        end = self.turn_end[1]
+        end = (self.turn_end() or ("", ""))[1]
         eos = self.special_tokens.get("eos_token")
         return (end.split(eos)[0] if eos and eos in end else end).strip()
 
@@ -181,7 +196,8 @@ class ChatTemplate:
             (prompt, _), (before, _), (whole, _) = chat.run([question], True), chat.run([question]), chat.run()
         except DataError as error:
             raise ConfigError(str(error)) from error
-        if not whole.startswith((prompt, before)) or _ANSWER not in whole[len(before) :]:
+        begun = next((text for text in (prompt, before) if whole.startswith(text)), whole)
+        if _ANSWER not in whole[len(begun) :]:
             raise ConfigError(
                 f"chat template {self.name}: the text of a round does not begin with its prompt, so that the answer "
                 f"can't be told from it (prompt {prompt!r}, whole {whole!r})"

@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from oarlock.data.fast_tokenizer import FastTokenizer
 
@@ -46,12 +46,23 @@ def _deciding(backend: Tokenizer) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(backend.to_str())
     model = content["model"]
     merges = model.pop("merges", None) or []
+    if _spells_every_byte(content):  # nothing is ever unknown
+        model.update(unk_token=None, fuse_unk=False)
     found = {name: _plain(content.get(name)) for name in ("normalizer", "pre_tokenizer", "model")}
     found["merges"] = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
     # Flags that are off are not told from those left out; each token has the same ones.
     found["added"] = sorted((token["id"], sorted(_plain(token).items())) for token in content["added_tokens"])
     found["special_as_text"] = backend.encode_special_tokens
     return found
+
+
+def _spells_every_byte(content: dict[str, Any]) -> bool:
+    """Whether the vocabulary has a token for each byte, and a text comes to be spelled with them."""
+    model = content["model"]
+    if model.get("byte_fallback") and isinstance(model.get("vocab"), dict):
+        return all(f"<0x{byte:02X}>" in model["vocab"] for byte in range(256))
+    cuts = json.dumps(content.get("pre_tokenizer"))
+    return '"ByteLevel"' in cuts and all(letter in model["vocab"] for letter in pre_tokenizers.ByteLevel.alphabet())
 
 
 def _plain(content: Any) -> Any:

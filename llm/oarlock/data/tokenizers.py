@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from oarlock.data.fast_tokenizer import FastTokenizer
 from oarlock.data.marked_encoding import TokenizedText, marked_encoder
+from oarlock.data.marked_slow import encode_marked_slowly, slow_ids, slow_pattern, slow_spellings
 from oarlock.data.marked_text import MarkedText
-from oarlock.data.tokenizer_folder import needs_paddlenlp, read_tokenizer
+from oarlock.data.tokenizer_folder import PADDLENLP_ALONE, needs_paddlenlp, read_tokenizer
 from oarlock.data.tokenizer_identity import ids_fingerprint
+from oarlock.data.tokenizer_json import first_line
 from oarlock.errors import ModelError
 from oarlock.files import file_sha256, read_json_object
 
@@ -41,7 +42,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def load_tokenizer(name_or_path: str) -> FastTokenizer | PretrainedTokenizerBase:
-    """A tokenizer from a folder or a hub name.
+    """A tokenizer from a folder (or the tokenizer.json in it) or a hub name.
 
     The ids are those of the folder's tokenizer.json (see oarlock.data.tokenizer_folder); a class of PaddleNLP is taken
     for what no tokenizer.json expresses (ChatGLM, GLM).
@@ -50,6 +51,7 @@ def load_tokenizer(name_or_path: str) -> FastTokenizer | PretrainedTokenizerBase
         ModelError: naming the folder and the files it lacks or that can't be read, or the hub name that was not found.
     """
     folder = Path(name_or_path).expanduser()
+    folder = folder.parent if folder.name == "tokenizer.json" and folder.is_file() else folder
     if not folder.is_dir():
         folder = _from_hub(name_or_path)
     config = read_json_object(folder / "tokenizer_config.json")
@@ -58,7 +60,7 @@ def load_tokenizer(name_or_path: str) -> FastTokenizer | PretrainedTokenizerBase
             f"{folder}: no tokenizer in this folder (looked for {', '.join(_VOCABULARIES)}); "
             "name another with --tokenizer_name_or_path"
         )
-    return _of_paddlenlp(str(folder)) if needs_paddlenlp(folder, config) else read_tokenizer(folder)
+    return _of_paddlenlp(folder, config) if needs_paddlenlp(folder, config) else read_tokenizer(folder)
 
 
 def _from_hub(name: str) -> Path:
@@ -73,7 +75,7 @@ def _from_hub(name: str) -> Path:
         except Exception as error:  # the hub clients raise everything from OSError to their own classes
             raise ModelError(
                 f"tokenizer {name}: can't be loaded from this name (no such folder here, and no hub gave it): "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
 
     found = fetch(*_HUB_FILES)
@@ -84,70 +86,41 @@ def _from_hub(name: str) -> Path:
     return Path(found[0]).parent
 
 
-def _of_paddlenlp(folder: str) -> PretrainedTokenizerBase:
-    from paddlenlp.transformers import AutoTokenizer
+def _of_paddlenlp(folder: Path, config: Mapping[str, Any]) -> PretrainedTokenizerBase:
+    import paddlenlp.transformers
 
+    named = config.get("tokenizer_class")
+    # The automatic choice knows only one of GLM's.
+    name = named if named in PADDLENLP_ALONE and hasattr(paddlenlp.transformers, named) else "AutoTokenizer"
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return getattr(paddlenlp.transformers, name).from_pretrained(str(folder))
     except Exception as error:
-        raise ModelError(f"tokenizer {folder}: can't be loaded from this folder: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def batch_encode(tokenizer: FastTokenizer | PretrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of texts in which all special tokens stand already; on all cores where the tokenizer is a fast one."""
-    if not texts:
-        return []
-    rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    return [list(row) for row in rows]
-
-
-def prompt_ids(tokenizer: FastTokenizer | PretrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text that is to be gone on with.
-
-    What the tokenizer puts before a text stands before it, once: a text that begins with the begin token gets no more.
-    An end token that the tokenizer puts behind is left out: a model that reads one has nothing to add.
-    """
-    body = list(tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
-    probe = list(tokenizer("a", add_special_tokens=False, return_attention_mask=False)["input_ids"])
-    whole = list(tokenizer("a", return_attention_mask=False)["input_ids"])
-    start = next((i for i in range(len(whole)) if whole[i : i + len(probe)] == probe), 0)
-    before, behind = whole[:start], whole[start + len(probe) :]
-    before = [] if before and body[: len(before)] == before else before
-    if before and body and body[0] == before[0] == tokenizer.bos_token_id:
-        before = before[1:]
-    return before + body + [token for token in behind if token != tokenizer.eos_token_id]
+        raise ModelError(f"tokenizer {folder}: can't be loaded from this folder: {first_line(error)}") from error
 
 
 def encode_marked(
     tokenizer: FastTokenizer | PretrainedTokenizerBase, texts: Sequence[MarkedText]
 ) -> list[TokenizedText]:
-    """Ids and offsets of texts, without begin and end tokens added; special tokens only outside of literal ranges.
-
-    Raises:
-        ModelError: for a tokenizer without a tokenizer.json.
-    """
+    """Ids and offsets of texts, without begin and end tokens added; special tokens only outside of literal ranges."""
     if not hasattr(tokenizer, "backend_tokenizer"):
-        raise ModelError(f"{type(tokenizer).__name__}: not a tokenizer of the `tokenizers` library")
+        return encode_marked_slowly(tokenizer, texts)
     return marked_encoder(tokenizer).encode(texts) if texts else []
 
 
 def special_spellings(tokenizer: FastTokenizer | PretrainedTokenizerBase) -> tuple[str, ...]:
     """The special tokens as they are written, the longest first."""
     if not hasattr(tokenizer, "backend_tokenizer"):
-        return tuple(sorted(map(str, tokenizer.all_special_tokens), key=lambda text: (-len(text), text)))
+        return slow_spellings(tokenizer)
     return marked_encoder(tokenizer).spellings
 
 
 def tokenizer_fingerprint(tokenizer: FastTokenizer | PretrainedTokenizerBase) -> str:
     """Changes when the ids of a text, its special tokens, or what is put around it may change."""
     if isinstance(tokenizer, FastTokenizer):
-        around = prompt_ids(tokenizer, "a"), tokenizer.encode("a")
         special = sorted(tokenizer.special_tokens_map.items())
-        return hashlib.sha256(json.dumps([ids_fingerprint(tokenizer), special, around]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([ids_fingerprint(tokenizer), special, tokenizer.encode("a")]).encode()
+        ).hexdigest()
     parts = [ids_fingerprint(tokenizer), json.dumps(sorted(tokenizer.special_tokens_map.items()), default=str)]
     files = [getattr(tokenizer, name, None) for name in ("vocab_file", "merges_file", "sp_model_file")]
     parts += [file_sha256(file) for file in files if isinstance(file, str) and Path(file).is_file()]
@@ -197,16 +170,12 @@ def load_encoder(name_or_path: str, parse_special_tokens: bool = False) -> Encod
             rows, spelled = documents.encode_documents(texts, parse_special_tokens)
             return [np.asarray(row, dtype=np.int32) for row in rows], spelled
     else:
-        pattern = re.compile("|".join(map(re.escape, special_spellings(tokenizer))) or r"(?!)")
+        pattern = slow_pattern(tokenizer)
 
         def encode(texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]:
             spelled = [bool(pattern.search(text)) for text in texts]
-            rows = [
-                tokenizer.convert_tokens_to_ids(
-                    tokenizer.tokenize(text, split_special_tokens=told and not parse_special_tokens)
-                )
-                for text, told in zip(texts, spelled, strict=True)
-            ]
+            literal = [told and not parse_special_tokens for told in spelled]
+            rows = [slow_ids(tokenizer, text, as_text)[1] for text, as_text in zip(texts, literal, strict=True)]
             return [np.asarray(row, dtype=np.int32) for row in rows], spelled
 
     return Encoder(encode, len(tokenizer), int(tokenizer.eos_token_id), ids_fingerprint(tokenizer))

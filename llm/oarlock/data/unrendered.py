@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from oarlock.data.chat_rendering import TemplateStopped
 from oarlock.data.messages import REASONING, Message
 from oarlock.errors import DataError
 
@@ -37,11 +38,11 @@ def check_rendered(chat: PreparedChat, add_generation_prompt: bool = False) -> N
         DataError: naming what it leaves out.
     """
     key = (*_shape(chat), add_generation_prompt)
-    if key not in _found:
-        _found[key] = _left_out(chat, add_generation_prompt)
+    problem = _found.get(key, "")
+    if problem == "":
+        problem = _found[key] = _left_out(chat, add_generation_prompt)
         if len(_found) > _KEPT:
             _found.popitem(last=False)
-    problem = _found[key]
     if problem == _UNKNOWN:
         problem = _words_left_out(chat, add_generation_prompt)
     if problem:
@@ -92,14 +93,35 @@ def _probe_call(call: Message, number: int, k: int, ids: dict[str, str]) -> Mess
     return {**call, **given, "function": function}
 
 
+def stand_ins(probe: Message) -> list[str]:
+    """The stand-ins in a message that probe_message made."""
+    words = [probe[name] for name in ("content", REASONING[0]) if str(probe.get(name, "")).startswith("Probe")]
+    for call in probe.get("tool_calls") or ():
+        words += [call["function"]["name"], *call["function"]["arguments"].values()]
+    return words
+
+
 def _left_out(chat: PreparedChat, add_generation_prompt: bool) -> str | None:
     ids: dict[str, str] = {}
     probes = [probe_message(message, i, ids) for i, message in enumerate(chat.messages)]
     asked = _Probed(chat, [_PROBE_TOOL] if chat.tools else None)
     try:
         text = asked.run(probes, add_generation_prompt)
+    except TemplateStopped:
+        raise
     except DataError:
-        return _UNKNOWN
+        # Many templates fail on a call without words that do not know of calls: that is what has to be said.
+        worded = [{"content": "", **probe} for probe in probes]
+        text = asked.try_run(worded, add_generation_prompt) if worded != probes else ""
+        if not text:
+            return _UNKNOWN
+        return _all_left_out(chat, worded, text, asked, add_generation_prompt) or _UNKNOWN
+    return _all_left_out(chat, probes, text, asked, add_generation_prompt)
+
+
+def _all_left_out(
+    chat: PreparedChat, probes: list[Message], text: str, asked: _Probed, add_generation_prompt: bool
+) -> str | None:
     if chat.tools and "ProbeTool" not in text:
         return "does not render 'tools'"
     for i, probe in enumerate(probes):

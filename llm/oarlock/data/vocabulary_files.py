@@ -100,7 +100,7 @@ def sentencepiece_tokenizer(
         for piece in model.pieces
         if piece.type in (PieceType.CONTROL, PieceType.USER_DEFINED)
     ]
-    if kind in ("LlamaTokenizer", "GemmaTokenizer"):
+    if kind in ("LlamaTokenizer", "GemmaTokenizer") and spec.model_type == ModelType.BPE:
         vocabulary = {piece.piece: id_ for id_, piece in enumerate(model.pieces)}
         merges = _merges_in_order_of_ids(vocabulary)
         if kind == "LlamaTokenizer":

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from oarlock.data.templates import TEMPLATE_FILE, ChatTemplate
+from oarlock.data.template_files import DEFAULT, TEMPLATE_FILE, named_templates
+from oarlock.data.templates import ChatTemplate
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.findings import Finding, read_object, shown
 from oarlock.export.manifest import read_manifest
@@ -174,7 +175,10 @@ def _ids(vocabulary: Any) -> list[int]:
 def _check_template(folder: Path, about: dict[str, Any]) -> list[Finding]:
     file = folder / TEMPLATE_FILE
     beside = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
-    inside = about.get("chat_template") if isinstance(about.get("chat_template"), str) else None
+    try:
+        inside = named_templates(about.get("chat_template"), "tokenizer_config.json").get(DEFAULT)
+    except ConfigError as error:
+        return [Finding("template", "tokenizer_config.json", str(error), "Mend the template")]
     source, place = beside or inside, TEMPLATE_FILE if beside else "tokenizer_config.json, chat_template"
     if source is None:
         if _exported_without_template(folder):

@@ -8,29 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
-from oarlock.data.templates import TEMPLATE_FILE
-from oarlock.data.tokenizers import has_tokenizer, load_tokenizer
+from oarlock.data.template_files import save_templates, templates_in_folder
+from oarlock.data.tokenizer_folder import needs_paddlenlp, read_tokenizer
+from oarlock.data.tokenizers import has_tokenizer
 from oarlock.environment import say
 from oarlock.errors import ModelError
-from oarlock.export.sentencepiece_json import llama_tokenizer_json
 from oarlock.files import read_json_object, write_json
 from oarlock.models.generation_config import GENERATION_FILE, generation_content
 from oarlock.models.save import LOCAL_KEYS
 
 _CONFIG, _TOKENIZER = "tokenizer_config.json", "tokenizer.json"
-_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE)
-_SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model")  # there, and here for Llama
-# Where there is no tokenizer.json: PaddleNLP's class -> Hugging Face's that reads the same files.
-_CLASSES = {
-    "LlamaTokenizer": "LlamaTokenizer",
-    "GemmaTokenizer": "GemmaTokenizer",
-    "Qwen2Tokenizer": "Qwen2Tokenizer",
-    "GPTTokenizer": "GPT2Tokenizer",
-    "GPTJTokenizer": "GPT2Tokenizer",
-    "OPTTokenizer": "GPT2Tokenizer",
-}
+_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+_PIECES, _PADDLE_PIECES = "tokenizer.model", "sentencepiece.bpe.model"  # of sentencepiece, there and here
 # Both read a tokenizer.json as it stands; the classes of single families may build another one of its vocabulary.
 _GENERIC = {"hf": "PreTrainedTokenizerFast", "paddle": "PretrainedTokenizerFast"}
 # What PaddleNLP's generation settings say in words of its own.
@@ -41,8 +30,6 @@ _PADDLE_SETTINGS = frozenset(
 _OTHERWISE_THERE = frozenset({"max_length", "min_length", "use_cache", "_from_model_config"})
 # Of the pattern by which Qwen2 cuts text into words: every digit stands alone.
 _QWEN2_DIGITS = "\\\\p{N}| ?[^\\\\s"
-_PLAIN_TEXTS = ("Hello, world! 3 + 4 = 7.", "  two spaces, 中文 and\n\nnew lines\t.", " naïve café 😀")
-_TEXTS = (*_PLAIN_TEXTS, "a <s> </s> [INST] x")
 
 
 def write_companions(source: Path, to: str, config: Any, folder: Path) -> None:
@@ -53,7 +40,7 @@ def write_companions(source: Path, to: str, config: Any, folder: Path) -> None:
         config: PaddleNLP's of the model, for ids where there are no settings.
 
     Raises:
-        ModelError: when the tokenizer can't be read, or no class of the other side reads its files.
+        ModelError: when the tokenizer can't be read, or is one that no tokenizer.json expresses.
     """
     if has_tokenizer(source):
         write_tokenizer(source, to, config.model_type, folder)
@@ -69,40 +56,35 @@ def write_tokenizer(source: Path, to: str, family: str, folder: Path) -> None:
         family: model_type of the model.
 
     Raises:
-        ModelError: when they can't be read, or no class of the other side reads the files.
+        ModelError: when they can't be read, or the tokenizer is one that no tokenizer.json expresses.
     """
     _write_tokenizer(source, to, folder)
     if to == "hf" and family == "qwen2":
         _check_qwen2(folder)
-    if (source / _TOKENIZER).is_file():
-        _compare_tokenizers(source if to == "hf" else folder, folder / _TOKENIZER)
 
 
 def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
-    for name in _FILES:
+    content = read_json_object(source / _CONFIG)
+    if needs_paddlenlp(source, content):
+        raise ModelError(
+            f"no tokenizer.json, and nothing on the other side reads the files of "
+            f"{content.get('tokenizer_class') or 'its tokenizer'}; put a tokenizer.json there (transformers' "
+            "save_pretrained writes one)"
+        )
+    for name in (*_FILES, _PIECES):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    piece = next((source / name for name in _SENTENCEPIECE if (source / name).is_file()), None)
-    content = read_json_object(source / _CONFIG)
-    family = str(content.get("tokenizer_class", ""))
-    if piece is not None:
-        llama_here = to == "paddle" and "Llama" in family
-        shutil.copyfile(piece, folder / _SENTENCEPIECE[1 if llama_here else 0])
+    if (source / _PADDLE_PIECES).is_file():
+        shutil.copyfile(source / _PADDLE_PIECES, folder / _PIECES)
+    if not (folder / _TOKENIZER).is_file():
+        read_tokenizer(source).save_pretrained(folder)
+        content = read_json_object(folder / _CONFIG)
     content = {name: value for name, value in content.items() if name not in (*LOCAL_KEYS, "auto_map")}
-    if to == "hf" and piece is not None and not (folder / _TOKENIZER).is_file():
-        _add_tokenizer_json(source, folder)
-    content["tokenizer_class"] = _class_for(folder, family, to)
+    content["tokenizer_class"] = _GENERIC[to]
     content.setdefault("clean_up_tokenization_spaces", False)
-    if to == "hf" and content["tokenizer_class"] == "LlamaTokenizer":
-        content.setdefault("legacy", True)  # a space goes before a text that begins with one too, as in PaddleNLP
-    template = folder / TEMPLATE_FILE
-    if template.is_file():
-        content["chat_template"] = template.read_text(encoding="utf-8")
-    elif isinstance(content.get("chat_template"), str):
-        template.write_text(content["chat_template"], encoding="utf-8")
-    elif (source / "chat_template.json").is_file():
-        say(f"{source / 'chat_template.json'}: PaddleNLP's own form of a chat template is not carried over")
+    content.pop("chat_template", None)
     write_json(folder / _CONFIG, content)
+    save_templates(folder, templates_in_folder(source))
 
 
 def _check_qwen2(folder: Path) -> None:
@@ -113,50 +95,6 @@ def _check_qwen2(folder: Path) -> None:
             "this tokenizer does not cut text as Qwen2's own: the AutoTokenizer of transformers 5 reads that of a "
             "Qwen2 as if it did, and may give other ids; PreTrainedTokenizerFast.from_pretrained gives the right ones"
         )
-
-
-def _add_tokenizer_json(source: Path, folder: Path) -> None:
-    """Of PaddleNLP's Llama tokenizer, where that is one which gives the same ids."""
-    tokenizer = load_tokenizer(str(source))
-    text = llama_tokenizer_json(tokenizer) if type(tokenizer).__name__ == "LlamaTokenizer" else None
-    if text is None:
-        return
-    made = Tokenizer.from_str(text)
-    if all(made.encode(sample).ids == list(tokenizer(sample)["input_ids"]) for sample in _PLAIN_TEXTS):
-        (folder / _TOKENIZER).write_text(text, encoding="utf-8")
-    else:
-        say(f"{source}: no tokenizer.json gives the ids of this sentencepiece model; readers make their own of it")
-
-
-def _class_for(folder: Path, family: str, to: str) -> str:
-    if (folder / _TOKENIZER).is_file():
-        return _GENERIC[to]
-    plain = family.removesuffix("Fast")
-    if to == "hf":
-        found = _CLASSES.get(plain) or (plain if plain in _CLASSES.values() else None)
-    else:
-        found = next((here for here, there in _CLASSES.items() if plain in (here, there)), None)
-    if found is None:
-        raise ModelError(
-            f"no tokenizer.json, and nothing on the other side reads the files of {family or 'its tokenizer'}"
-            "; put a tokenizer.json there (transformers' save_pretrained writes one)"
-        )
-    return found
-
-
-def _compare_tokenizers(folder: Path, path: Path) -> None:
-    """Say so if PaddleNLP gives other ids than tokenizer.json does (what transformers goes by).
-
-    Args:
-        folder: that PaddleNLP reads.
-    """
-    here = load_tokenizer(str(folder))
-    there = Tokenizer.from_file(str(path))
-    for text in _TEXTS:
-        ours, theirs = list(here(text)["input_ids"]), there.encode(text).ids
-        if ours != theirs:
-            say(f"tokenizer: {text!r} is {ours} in PaddleNLP and {theirs} in transformers, by the same {_TOKENIZER}")
-            return
 
 
 def _write_generation(source: Path, to: str, config: Any, folder: Path) -> None:

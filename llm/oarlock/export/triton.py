@@ -24,10 +24,9 @@ from oarlock.data.tokenizers import has_tokenizer
 from oarlock.errors import ModelError
 from oarlock.export.manifest import write_manifest
 from oarlock.export.servers import SERVED_NAME
-from oarlock.files import file_sha256, new_folder
+from oarlock.files import PEFT_FILE, PEFT_WEIGHTS, file_sha256, new_folder
 from oarlock.models.adapter import ADAPTER_FILE, Base, open_lora
 from oarlock.models.adapter_mix import check_output
-from oarlock.models.peft_folder import PEFT_FILE, PEFT_WEIGHTS
 from oarlock.models.tuned import check_base
 from oarlock.models.weights import WeightFolder
 from oarlock.triton_config import TRITON_CONFIG, read_triton_config
@@ -44,7 +43,9 @@ _RELAY_MODULES = (
 )
 _MODEL_FILES = (
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "chat_template.*"),
+    "additional_chat_templates/*.jinja",
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+    "tekken.json",
 )
 _ADAPTER_FILES = (
     *(ADAPTER_FILE, "lora_config.json", "peft_model*.safetensors", "peft_model.safetensors.index.json"),
@@ -174,10 +175,12 @@ def _write_model(folder: Path, own: str, config: ModelConfig) -> None:
 def _take(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
     target.mkdir(parents=True)
     for path in sorted({path for pattern in patterns for path in source.glob(pattern) if path.is_file()}):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
         try:
-            os.link(path.resolve(), target / path.name)
+            os.link(path.resolve(), place)
         except OSError:  # another file system, or one without links
-            shutil.copyfile(path, target / path.name)
+            shutil.copyfile(path, place)
 
 
 def _same_files(folder: Path, sources: Mapping[Path, Path], hashes: Mapping[str, str]) -> int:
@@ -188,8 +191,8 @@ def _same_files(folder: Path, sources: Mapping[Path, Path], hashes: Mapping[str,
     """
     count = 0
     for target, source in sources.items():
-        for path in sorted(target.iterdir()):
-            own = source / path.name
+        for path in sorted(path for path in target.rglob("*") if path.is_file()):
+            own = source / path.relative_to(target)
             if not path.samefile(own) and file_sha256(own) != hashes[path.relative_to(folder).as_posix()]:
                 raise ModelError(f"{own} changed while it was exported; nothing was written")
             count += 1

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oarlock.errors import ModelError
-from oarlock.files import ADAPTER_FILE, complete_files, write_json
+from oarlock.files import ADAPTER_FILE, PEFT_FILE, complete_files, write_json
 from oarlock.models.pieces import INDEX
 from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource, main_dtype, write_safetensors
 from oarlock.models.save import save_tokenizer
@@ -154,11 +154,11 @@ def open_adapter(folder: str | Path) -> AdapterFolder:
     Raises:
         ModelError: when it is none, or damaged.
     """
-    from oarlock.models.peft_folder import is_peft, open_peft
+    from oarlock.models.peft_folder import open_peft
 
     folder = Path(folder)
     path = folder / ADAPTER_FILE
-    if is_peft(folder) and not path.is_file():
+    if (folder / PEFT_FILE).is_file() and not path.is_file():
         return open_peft(folder)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

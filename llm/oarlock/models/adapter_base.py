@@ -6,21 +6,14 @@ from pathlib import Path
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
-from oarlock.files import ADAPTER_FILE
 from oarlock.models.adapter import AdapterFolder
 from oarlock.models.hub import local_folder
-from oarlock.models.peft_folder import is_peft
 
 # What decides over texts and ids, in a model folder and in an adapter folder alike.
 TEXT_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
     *("sentencepiece.*", "chat_template*"),
 )
-
-
-def is_adapter(name_or_path: str | Path) -> bool:
-    """Whether it is a folder that a LoRA, prefix or p-tuning run saved, or PEFT."""
-    return (Path(name_or_path) / ADAPTER_FILE).is_file() or is_peft(Path(name_or_path))
 
 
 def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, allow_pickle: bool = False) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from oarlock.data.labels import encode_text
+from oarlock.data.tokens import tokenize
 from oarlock.environment import set_paddlenlp_log_level
 from oarlock.models.generate import generate_ids
 from oarlock.models.tuned import open_tuned
@@ -22,9 +22,9 @@ def ask_model(
     set_paddlenlp_log_level("error")
     tuned = open_tuned(name_or_path, base)
     for question in questions:
-        prompt = tuned.template.render([{"role": "user", "content": question}], add_generation_prompt=True)
-        prompt_ids = encode_text(tuned.tokenizer, prompt)
+        chat = tuned.template.render_chat([{"role": "user", "content": question}], add_generation_prompt=True)
+        (prompt,) = tokenize(tuned.tokenizer, [chat.text])
         place = str(tuned.folder / "config.json")
-        check_window(tuned.model.config, len(prompt_ids) + max_new_tokens, place, "question and answer may take")
-        (ids,) = generate_ids(tuned.model, tuned.tokenizer, [prompt_ids], max_new_tokens, tuned.ends)
+        check_window(tuned.model.config, len(prompt.ids) + max_new_tokens, place, "question and answer may take")
+        (ids,) = generate_ids(tuned.model, tuned.tokenizer, [prompt.ids], max_new_tokens, tuned.ends)
         yield question, tuned.template.answer_in(tuned.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -25,9 +25,11 @@ from oarlock.models.load import load_distributed
 from oarlock.models.methods import Method, fill_trained, initial_values
 from oarlock.models.pickles import open_weights
 from oarlock.models.sources import WeightSource
-from oarlock.models.window import check_window
+from oarlock.models.weights import has_safetensors
+from oarlock.models.window import check_window, window_of
 from oarlock.ops import library
 from oarlock.ops.norms import check_norms
+from oarlock.parallel.nodes import once_per_node
 from oarlock.parallel.plan import sequence_length
 from oarlock.parallel.sync import together
 
@@ -120,9 +122,11 @@ def _apply_kernels(config: Config, model_config: PretrainedConfig) -> None:
 
 
 def positions_of(config: PretrainedConfig) -> tuple[str, int]:
-    """How many tokens a model was made for, and the field that says so; ("", 0) for one without a limit."""
+    """How many tokens a model was made for (or looks back), and the field that says so; ("", 0) without a limit."""
     names = ("max_position_embeddings", "max_sequence_length")
-    return next(((name, int(value)) for name in names if (value := getattr(config, name, None))), ("", 0))
+    found = next(((name, int(value)) for name in names if (value := getattr(config, name, None))), ("", 0))
+    window = window_of(config)
+    return ("sliding_window", window) if window and not 0 < found[1] <= window else found
 
 
 def check_lengths(source: ModelSource, longest: int, flag: str) -> None:
@@ -141,17 +145,41 @@ def check_lengths(source: ModelSource, longest: int, flag: str) -> None:
         )
 
 
-def check_vocabulary(source: ModelSource, needed: int, what: str) -> None:
+def check_vocabulary(source: ModelSource, needed: int, what: str, tokenizer: str = "") -> None:
     """Refuse a model whose embedding has fewer rows than `what` needs.
 
+    Args:
+        tokenizer: its name, where a tokenizer needs them: tokens were added to it, or it is another model's.
+
     Raises:
-        ConfigError: with both numbers.
+        ConfigError: with both numbers, and the way out.
     """
-    if needed > source.config.vocab_size:
-        raise ConfigError(
-            f"{what} needs a vocabulary of {needed:,}, but the model's has {source.config.vocab_size:,} rows "
-            "(vocab_size): tokenizer and model do not belong together"
+    rows = source.config.vocab_size
+    if needed <= rows:
+        return
+    way_out = "tokenizer and model do not belong together"
+    if tokenizer and source.from_weights:
+        way_out = (
+            f"{way_out}, or {needed - rows:,} token(s) were added to it. Then grow the embedding and train the result: "
+            f"`oarlock resize --input {source.folder} --tokenizer {tokenizer} --output NEW`"
         )
+    elif tokenizer:
+        way_out = f"{way_out}; a model that is trained from the start takes --vocab_size {needed}"
+    raise ConfigError(
+        f"{what} needs a vocabulary of {needed:,}, but the model's has {rows:,} rows (vocab_size): {way_out}"
+    )
+
+
+def check_weights(source: ModelSource) -> None:
+    """Refuse files that are not the model's weights by their headers, before data are read. Every rank has to call it.
+
+    Pickles are left for when they are loaded.
+
+    Raises:
+        ModelError: as open_weights(). StoppedWithOthers where another rank says so.
+    """
+    if source.from_weights and has_safetensors(source.folder):
+        once_per_node(lambda: _open_source(source, False, 0).close())
 
 
 def build_model(

@@ -14,7 +14,7 @@ from paddle.base.framework import EagerParamBase
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.data.templates import choose_template, own_template
-from oarlock.data.tokenizers import load_tokenizer
+from oarlock.data.tokenizers import has_tokenizer, load_tokenizer
 from oarlock.environment import on_cpu, progress_bar, say
 from oarlock.files import write_json
 from oarlock.models.adapter import Base
@@ -159,7 +159,7 @@ def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: st
     """Configuration; tokenizer, template and generation settings of the adapter, or else of the base."""
     save_config(config, folder, dtype)
     places = (*(part.adapter.folder for part in mix.parts), base)
-    found = next((place for place in places if any(place.glob("*token*"))), None)
+    found = next((place for place in places if has_tokenizer(place)), None)
     if found is None:
         say(f"neither {places[0]} nor {base} has a tokenizer: the merged model has none")
     else:

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from oarlock.errors import ModelError
+from oarlock.files import PEFT_FILE, PEFT_WEIGHTS
 from oarlock.models.adapter import UNKNOWN_BASE, AdapterFolder, Base
 from oarlock.models.safetensors_stream import SafetensorsFile
 from oarlock.parallel.families import FAMILIES
 
-PEFT_FILE, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<layer>.+)\.lora_(?P<which>[AB])(\.default)?\.weight")
 _PLAIN_NAME = re.compile(r"\^?[\w.]+")
@@ -152,11 +152,6 @@ def _with(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
 
 def _scaling(alpha: float, rank: int, rslora: bool) -> float:
     return alpha / (math.sqrt(rank) if rslora else rank)
-
-
-def is_peft(folder: Path) -> bool:
-    """Whether a folder holds an adapter as PEFT saves it."""
-    return (folder / PEFT_FILE).is_file()
 
 
 def is_peft_folder(adapter: AdapterFolder) -> bool:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from oarlock.data.templates import choose_template
 from oarlock.data.tokenizers import has_tokenizer, load_tokenizer
 from oarlock.errors import ModelError
+from oarlock.files import holds_adapter
 from oarlock.models.adapter import UNKNOWN_BASE, Base, open_adapter
-from oarlock.models.adapter_base import find_base, is_adapter
+from oarlock.models.adapter_base import find_base
 from oarlock.models.build import ModelSource, build_model, model_class
 from oarlock.models.configs import read_config
 from oarlock.models.generation_config import end_tokens
@@ -48,7 +49,7 @@ def open_tuned(name_or_path: str, base: str | None = None) -> TunedModel:
     Raises:
         ModelError: when something is missing, or the base is not the one of the adapter.
     """
-    adapter = Path(name_or_path) if is_adapter(name_or_path) else None
+    adapter = Path(name_or_path) if holds_adapter(name_or_path) else None
     if adapter is None and base is not None:
         raise ModelError(f"{name_or_path} is a whole model; a base is only for an adapter")
     found = open_adapter(adapter) if adapter else None

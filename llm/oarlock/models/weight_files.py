@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
+from oarlock.files import PEFT_WEIGHTS
 from oarlock.models.twin_pickles import differing_pickle
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
@@ -47,7 +48,6 @@ _NOT_READ = (
 )
 _PADDLE_NAMES = ("llama.", "qwen2.", "mistral.", "gemma.", "opt.", "bloom.", "chatglm.", "chatglm_v2.", "glm.")
 _LAYOUTS = {"np": "np", "pt": "pt", "mlx": "pt"}  # MLX keeps the names and the matrices of transformers
-_ADAPTER = "adapter_model.safetensors"
 
 
 def has_safetensors(folder: str | Path) -> bool:
@@ -207,8 +207,8 @@ def _layout_by_names(names: Iterable[str]) -> str | None:
 
 def _check_beside(folder: Path, used: set[Path]) -> None:
     """Refuse a second set in another format; say what is not read."""
-    if (folder / _ADAPTER).is_file():
-        _two_sets(folder, min(path.name for path in used), "", [_ADAPTER])
+    if (folder / PEFT_WEIGHTS).is_file():
+        _two_sets(folder, min(path.name for path in used), "", [PEFT_WEIGHTS])
     taken = INDEX_NAME if (folder / INDEX_NAME).is_file() else min(path.name for path in used)
     pickles = sorted({path for pattern in _PICKLE_FILES for path in folder.glob(pattern) if path.is_file()})
     if pickles:

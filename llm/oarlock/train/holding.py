@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from oarlock.environment import rank
+from oarlock.errors import CheckpointError
 from oarlock.models.layout import Block, Holding, holdings, shared_between_stages
 from oarlock.models.pieces import WEIGHTS, Piece, PieceFolder
 from oarlock.train.clip import SLICE
@@ -68,6 +69,22 @@ class Held:
     def weights(self) -> list[Holding]:
         """What is saved of the model, as it was before wrapping."""
         return self._holdings
+
+    def check_names(self, folder: PieceFolder) -> None:
+        """Refuse a checkpoint that holds more than this model (a pipeline's stage can't tell that).
+
+        Raises:
+            CheckpointError: naming what has no place.
+        """
+        if self._trainer.plan.pipeline > 1:
+            return
+        extra = sorted(set(folder.names()) - {holding.name for holding in self._holdings})
+        if extra:
+            shown = ", ".join(extra[:4]) + (", ..." if len(extra) > 4 else "")
+            raise CheckpointError(
+                f"{folder.folder}: {shown}: the model of this run has no such weight; go on with the configuration "
+                "that wrote the checkpoint"
+            )
 
     def locals(self) -> Iterator[Local]:
         """After wrapping."""
@@ -143,9 +160,14 @@ def _unpadded(tensor: paddle.Tensor, local: Local) -> paddle.Tensor:
 
 
 def load_weights(held: Held, folder: PieceFolder) -> None:
-    """Before wrapping: every parameter of this rank from a checkpoint, whatever plan wrote it."""
+    """Before wrapping: every parameter of this rank from a checkpoint, whatever plan wrote it.
+
+    Raises:
+        CheckpointError: for a weight that is not stored, or one that the model has not.
+    """
     from oarlock.models.build import set_parameter
 
+    held.check_names(folder)
     for holding in held.weights():
         set_parameter(holding.tensor, folder.read_part(_kind(holding, folder), holding.name, holding.block))
 

@@ -12,6 +12,7 @@ from oarlock.data.blend import ConcatenatedDataset, blend, shares_of, short_name
 from oarlock.data.collate import PretrainCollator
 from oarlock.data.corpus import SPLIT_NAMES, Corpus, PretrainDataset, largest_known_id, parse_input
 from oarlock.data.corpus_documents import ends_with
+from oarlock.data.corpus_tokenizer import check_corpus_tokenizers
 from oarlock.data.embedded.prepare import embedded_corpus
 from oarlock.data.eval_prompts import load_eval_prompts
 from oarlock.data.labels import Prompt
@@ -20,7 +21,7 @@ from oarlock.data.templates import choose_template
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import cache_folder, say
 from oarlock.errors import DataError
-from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
+from oarlock.models.build import build_model, check_lengths, check_vocabulary, check_weights, find_model
 from oarlock.train.answers import Asking, FixedPrompts, one_after_another, show
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
@@ -44,11 +45,14 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     config: PretrainConfig = run.config
     check_lengths(source, config.data.max_seq_length, "--max_seq_length")
     connect(run, source, config.data.max_seq_length)
+    check_weights(source)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
-    check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}")
+    check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}", tokenizer_name)
     inputs = parse_input(config.data.input_dir or _embedded(tokenizer_name))
     corpora = [Corpus.open(prefix) for _, prefix in inputs]
+    prefixes = [corpus.prefix for corpus in corpora]
+    check_corpus_tokenizers(prefixes, tokenizer, tokenizer_name, config.data.allow_other_tokenizer)
     check_vocabulary(source, largest_known_id(corpora) + 1, f"the corpus {inputs[0][1]}")
     for corpus in corpora:
         _tell_of_ends(corpus, tokenizer)

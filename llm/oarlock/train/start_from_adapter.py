@@ -13,8 +13,9 @@ from oarlock.config.rules import cross_problems
 from oarlock.data.tokenizers import has_tokenizer
 from oarlock.environment import say
 from oarlock.errors import ConfigError
+from oarlock.files import holds_adapter
 from oarlock.models.adapter import AdapterFolder, open_adapter
-from oarlock.models.adapter_base import beside, find_base, is_adapter
+from oarlock.models.adapter_base import beside, find_base
 from oarlock.models.hub import local_folder
 from oarlock.models.peft_folder import is_peft_folder
 
@@ -38,7 +39,7 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
         ModelError: when the adapter can't be read, or its base is not there.
     """
     named, given = config.model.model_name_or_path, config.method.adapter_name_or_path
-    alone = is_adapter(named)
+    alone = holds_adapter(named)
     if alone and given and Path(given).resolve() != Path(named).resolve():
         raise ConfigError(
             f"--model_name_or_path {named} is an adapter, and --adapter_name_or_path {given} another one: name the "

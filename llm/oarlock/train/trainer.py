@@ -12,6 +12,7 @@ import paddle
 from paddle import nn
 from paddle.distributed import fleet
 from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
+from paddlenlp.peft import LoRAModel
 from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 
 from oarlock.data.order import SampleOrder
@@ -195,8 +196,10 @@ class OarlockTrainer(CheckpointingTrainer):
 
     def pipeline_model(self) -> Any:
         """The model in its PipelineParallel wrapper, for an evaluation without training too."""
-        if self.model_wrapped is self.model:
-            self.model_wrapped = fleet.distributed_model(self.model)
+        if self.model_wrapped is self.model:  # as the Trainer's _wrap_model does
+            stages = self.model.model if isinstance(self.model, LoRAModel) else self.model
+            self.model_wrapped = fleet.distributed_model(stages)
+            self.model_wrapped._prepare_pipeline_inputs_func = stages._prepare_pipeline_inputs_func
         return self.model_wrapped
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:

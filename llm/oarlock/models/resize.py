@@ -1,0 +1,111 @@
+"""A model with more rows in its embedding, for a tokenizer to which tokens were added."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import closing
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from paddle.base.framework import EagerParamBase
+
+from oarlock.data.templates import choose_template, own_template
+from oarlock.data.tokenizers import load_tokenizer
+from oarlock.environment import on_cpu, progress_bar, say
+from oarlock.errors import ModelError
+from oarlock.files import is_vacant
+from oarlock.models.arrays import array_type
+from oarlock.models.build import model_class
+from oarlock.models.configs import read_config
+from oarlock.models.layout import holdings
+from oarlock.models.load import Request, check_source
+from oarlock.models.pickles import open_weights
+from oarlock.models.safetensors_stream import TensorSource
+from oarlock.models.save import MAX_SHARD_BYTES, check_space, save_config, save_tokenizer, whole_folder, write_weights
+from oarlock.models.sources import WeightSource, stored_dtype
+from oarlock.models.streamed import empty_model
+
+MULTIPLE = 64  # rows, so that tensor parallelism can split them evenly and matrix products are fast
+_WHAT = "the resized model"
+
+
+def resize_embedding(
+    model: Path,
+    tokenizer_name: str,
+    output: Path,
+    multiple_of: int = MULTIPLE,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    allow_pickle: bool = False,
+) -> int:
+    """Write a model folder in Paddle's layout whose embedding and output layer have a row for each token; on the CPU.
+
+    New rows are the mean of the old ones, so that a new token starts as an average one (Hewitt 2021). The rest is
+    carried over bit by bit, and the tokenizer comes along.
+
+    Args:
+        model: folder in either layout.
+        tokenizer_name: folder or hub name.
+        multiple_of: the number of rows is rounded up to a multiple of it.
+
+    Returns:
+        The number of rows now.
+
+    Raises:
+        ModelError: when there are rows enough, or something can't be read or written.
+    """
+    output = output.resolve()
+    if not is_vacant(output):
+        raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
+    config, tokenizer = read_config(model), load_tokenizer(tokenizer_name)
+    before, needed = config.vocab_size, len(tokenizer)
+    if needed <= before:
+        raise ModelError(
+            f"{model} has {before:,} rows (vocab_size) and the tokenizer {tokenizer_name} needs {needed:,}: there is "
+            "nothing to add"
+        )
+    grown = deepcopy(config)
+    grown.vocab_size = -(-needed // multiple_of) * multiple_of
+    whole = model_class(config)
+    with (
+        on_cpu(),
+        closing(open_weights(model, whole, config, allow_pickle, read_ahead=False)) as source,
+        whole_folder(output, _WHAT) as folder,
+    ):
+        old = {holding.name: holding for holding in holdings(empty_model(whole, config))}
+        new = {holding.name: holding.block.shape for holding in holdings(empty_model(whole, grown))}
+        changed = [name for name in new if new[name] != old[name].block.shape]
+        if not changed:
+            raise ModelError(f"{model}: the embedding of {config.model_type} models does not follow vocab_size")
+        requests = [
+            Request(name, holding.block, "float32", not isinstance(holding.tensor, EagerParamBase))
+            for name, holding in old.items()
+        ]
+        tensors = []
+        for name in check_source(source, requests):
+            stored = stored_dtype(source, name)
+            read = partial(_grown, source, name, old[name].block.shape, new[name], array_type(stored))
+            tensors.append(TensorSource(name, stored, new[name], read))
+        check_space(tensors, output, _WHAT)
+        with progress_bar(sum(tensor.num_bytes for tensor in tensors), "resize", "B", unit_scale=True) as bar:
+            write_weights(tensors, folder, max_shard_bytes, bar.update)
+        save_config(grown, folder)
+        own = own_template(tokenizer) is not None
+        save_tokenizer(tokenizer, folder, choose_template("tokenizer", tokenizer, "") if own else None)
+        settings = model / "generation_config.json"
+        if settings.is_file():
+            shutil.copyfile(settings, folder / settings.name)
+    names = ", ".join(changed)
+    say(f"{model} -> {output}: {before:,} rows are {grown.vocab_size:,} now ({names}), for {needed:,} tokens")
+    return int(grown.vocab_size)
+
+
+def _grown(source: WeightSource, name: str, old: tuple[int, ...], new: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A tensor with what it lacks filled by the mean along the axis that grew."""
+    values = source.read(name)
+    if old == new:
+        return values
+    axis = next(i for i, (before, after) in enumerate(zip(old, new, strict=True)) if before != after)
+    mean = values.astype(np.float32).mean(axis=axis, keepdims=True, dtype=np.float64).astype(dtype)
+    return np.concatenate([values, np.repeat(mean, new[axis] - old[axis], axis=axis)], axis=axis)
