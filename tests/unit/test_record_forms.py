@@ -344,8 +344,13 @@ def test_fixed_prompts_under_all_names(tokenizer, tmp_path):
 
 def test_a_tokenizer_without_offsets_is_given_stretches(tokenizer):
     class Slow:
-        def __call__(self, texts, **_):
-            return {"input_ids": [list(text.encode()) for text in texts]}
+        all_special_tokens = ()
+
+        def tokenize(self, text, **_):
+            return list(text)
+
+        def convert_tokens_to_ids(self, tokens):
+            return list("".join(tokens).encode())
 
     (row,) = tokenize(Slow(), [MarkedText("prompt answer.")], [(7, 14)])
     assert bytes(row.ids) == b"prompt answer." and row.offsets == [(0, 7)] * 7 + [(7, 14)] * 7
