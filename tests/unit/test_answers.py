@@ -120,7 +120,7 @@ def test_forms_may_be_mixed_and_long_prompts_lose_their_beginning(load):
     [
         ('{"src": "a"}\n{"src": 3}\n', r"p.jsonl:2: field 'src' holds int"),
         ('{"src": "a"}\n\n{"a": "b"\n', r"p.jsonl:3: not valid JSON"),
-        ('{"question": "a"}', r"p.jsonl:1: unknown form of record \('question'\)"),
+        ('{"asked": "a"}', r"p.jsonl:1: unknown form of record \('asked'\)"),
         ('{"messages": []}', r"p.jsonl:1: field 'messages'"),
         ('{"src": ["a", "b"]}', r"p.jsonl:1: 2 rounds in 'src' but 1 in 'tgt'"),
         (b'{"src": "a"}\n\xff\n', r"p.jsonl:2: not UTF-8"),

@@ -69,6 +69,7 @@ def test_llama2_refuses_what_it_has_no_words_for():
         ([question, question], "two questions follow each other"),
         ([answer], "an answer must follow a question"),
         ([question, answer, MESSAGES[0]], "a system text may only come first"),
+        ([question, {"role": "tool", "content": "3"}], "there are no words for the role tool"),
     ):
         with pytest.raises(DataError, match=expected):
             template("llama2").render(messages)

@@ -100,3 +100,11 @@ def test_developer_is_system(make):
         [{"role": role, "content": "a"}, {"role": "user", "content": "b"}] for role in ("system", "developer")
     )
     assert ids_of(engine, messages=system) == ids_of(engine, messages=developer) == list(map(ord, "[system]a[user]b"))
+
+
+def test_a_template_that_refuses_a_tool_is_told_with_its_message(make):
+    only_users = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}{{ raise_exception('who?') }}{% endif %}{% endfor %}"  # fmt: skip
+    engine = make(Script(), context=200, template=only_users)
+    said = refusal(engine, [{"role": "user", "content": "a"}, {"role": "function", "name": "f", "content": "b"}])
+    assert said.startswith("messages[1] (role function): ") and "who?" in said
+    assert refusal(engine, [{"role": "assistant", "content": "a"}]).endswith("who?")

@@ -277,6 +277,17 @@ def test_thoughts_and_variables_reach_the_template(tokenizer):
     assert prompt.text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
+def test_reasoning_that_a_template_leaves_out_is_never_silent(tokenizer, tmp_path):
+    thinking = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes"}
+    question = {"role": "user", "content": "q"}
+    (shown,), counts = read([{"messages": [question, thinking, question, thinking]}], tokenizer)
+    assert shown.count("hm") == 1 and "⟦<think>\nhm\n</think>\n\nYes<|im_end|>⟧" in shown and counts.forgotten == 1
+    assert "train: in 1 records the chat template leaves out the reasoning of earlier answers" in counts.notes("train")
+    path = Path(__file__).parents[1] / "chat_templates" / "deepseek_r1.jinja"
+    with pytest.raises(DataError, match=r"leaves out the reasoning in messages\[1\], which would be trained on"):
+        read([{"messages": [question, thinking]}], tokenizer, str(path))
+
+
 def test_a_call_is_what_an_evaluation_expects(tokenizer):
     record = {
         "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [CALL]}],
@@ -332,8 +343,13 @@ def test_fixed_prompts_under_all_names(tokenizer, tmp_path):
 
 def test_a_tokenizer_without_offsets_is_given_stretches(tokenizer):
     class Slow:
-        def __call__(self, texts, **_):
-            return {"input_ids": [list(text.encode()) for text in texts]}
+        all_special_tokens = ()
+
+        def tokenize(self, text, **_):
+            return list(text)
+
+        def convert_tokens_to_ids(self, tokens):
+            return list("".join(tokens).encode())
 
     (row,) = tokenize(Slow(), [MarkedText("prompt answer.")], [(7, 14)])
     assert bytes(row.ids) == b"prompt answer." and row.offsets == [(0, 7)] * 7 + [(7, 14)] * 7

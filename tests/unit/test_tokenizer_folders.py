@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from oarlock.data.marked_text import MarkedText
 from oarlock.data.tokenizers import encode_marked, load_encoder, load_tokenizer, tokenizer_fingerprint
+from oarlock.data.tokens import tokenize
 from oarlock.errors import ModelError
 from tokenizer_layouts import QWEN2_WORDS, SHAPES, TEXTS, save, sentencepiece_model
 
@@ -193,6 +196,43 @@ def test_ranks_of_tiktoken(tmp_path):
     assert ours("<|begin_of_text|>Hell<|end|>")["input_ids"] == [260, 258, 262]
 
 
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 10**12) | st.text(max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["content", "3", "id", "a"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+_KEYS = (
+    "added_tokens_decoder",
+    "eos_token",
+    "extra_special_tokens",
+    "additional_special_tokens",
+    "tokenizer_class",
+    "model_input_names",
+)
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory) -> Path:
+    return folder_of(tmp_path_factory.mktemp("plain"), "gpt2")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(file=st.sampled_from(["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]),
+       content=st.dictionaries(st.sampled_from(_KEYS), _JSON, max_size=3))  # fmt: skip
+def test_configurations_of_any_form_are_read_or_refused_by_name(plain_folder, file, content):
+    path = plain_folder / file
+    path.write_text(json.dumps(content))
+    try:
+        found = load_tokenizer(str(plain_folder))
+        assert found.encode("Hello") and found.decode(found.encode("Hello"))
+    except ModelError as error:
+        assert str(plain_folder) in str(error)
+    finally:
+        path.unlink()
+
+
 def test_chat_templates_come_along_however_they_lie(tmp_path):
     folder = folder_of(tmp_path, "qwen2")
     load_tokenizer(str(folder / "tokenizer.json")).save_pretrained(tmp_path / "a")
@@ -243,6 +283,25 @@ def test_only_chatglm_and_glm_are_left_to_paddlenlp(tmp_path):
     shutil.copy(model, tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     assert type(load_tokenizer(str(tmp_path))).__name__ == "FastTokenizer"
+
+
+@pytest.mark.parametrize("name", ["GLMGPT2Tokenizer", "GLMChineseTokenizer"])
+def test_glm_tells_text_from_special_tokens_too(tmp_path, name):
+    if name == "GLMGPT2Tokenizer":
+        tokenizer, _ = SHAPES["gpt2"][0]()
+        tokenizer.model.save(str(tmp_path))
+    else:
+        model = sentencepiece_model(tmp_path, "unigram", vocab_size=400, byte_fallback=False, user_defined_symbols=[])
+        model.rename(tmp_path / "cog-pretrain.model")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    found = load_tokenizer(str(tmp_path))
+    assert type(found).__name__ == name
+    text, end = "a<|endoftext|> b<|endoftext|>", found.convert_tokens_to_ids("<|endoftext|>")
+    rows = tokenize(found, [MarkedText(text), MarkedText(text, ((0, 16),))], [[16], [16]])
+    assert [row.ids.count(end) for row in rows] == [2, 1] and rows[1].ids[-1] == end
+    assert {span for row in rows for span in row.offsets} == {(0, 16), (16, len(text))}
+    ids, spelled = load_encoder(str(tmp_path)).encode_and_tell([text, "a b"])
+    assert end not in ids[0].tolist() and spelled == [True, False]
 
 
 def test_the_long_fingerprint_changes_with_what_stands_around_a_text(tmp_path):

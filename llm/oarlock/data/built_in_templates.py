@@ -50,6 +50,7 @@ Below is an instruction that describes a task. Write a response that appropriate
     "{% if loop.index0 == 0 or messages[loop.index0 - 1]['role'] != 'user' %}"
     "{{ raise_exception('an answer must follow a question') }}{% endif %}"
     "{{ ' ' + message['content'].strip() + ' ' }}{{ eos_token }}"
+    "{% elif message['role'] != 'system' %}{{ raise_exception('there are no words for the role ' + message['role']) }}"
     "{% elif loop.index0 > 0 %}{{ raise_exception('a system text may only come first') }}"
     "{% endif %}{% endfor %}",
     # ChatML (openai/openai-python, chatml.md).

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from oarlock.data.marked_text import MarkedText
+from oarlock.data.messages import REASONING, Message
 from oarlock.data.records import Conversation
 from oarlock.data.unrendered import check_rendered, probe_message, stand_ins
 from oarlock.environment import say_once
@@ -33,12 +34,14 @@ class ChatText:
         trained: [start, end) of what is trained on, in order.
         answer: where the last answer begins, which is where its prompt ends.
         answer_end: where it ends, with the token that ends its turn.
+        forgotten: whether the template leaves the reasoning of an earlier answer out.
     """
 
     text: MarkedText
     trained: tuple[tuple[int, int], ...]
     answer: int
     answer_end: int
+    forgotten: bool = False
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -70,10 +73,23 @@ def _find_answers(chat: PreparedChat, not_trained: frozenset[int]) -> ChatText:
     else:
         trained = [_answer(chat, i, whole) for i in answers[:-1] if i not in not_trained]
         trained += [last] if answers[-1] not in not_trained else []
+    earlier = [thought for i in answers[:-1] for thought in _thoughts(chat.messages[i])]
+    forgotten = any(whole.count(thought, 0, last[0]) < earlier.count(thought) for thought in earlier)
+    if not all(thought in whole[last[0] : last[1]] for thought in _thoughts(chat.messages[answers[-1]])):
+        raise DataError(
+            f"chat template {chat.template.name} leaves out the reasoning in messages[{answers[-1]}], which would be "
+            "trained on; give one that writes it with --chat_template"
+        )
     places = [place for span in (*trained, last) for place in span]
     text, places = chat.words.reveal(whole, places)
     *trained, last = zip(places[::2], places[1::2], strict=True)
-    return ChatText(text, tuple(trained), *last)
+    return ChatText(text, tuple(trained), *last, forgotten=forgotten)
+
+
+def _thoughts(message: Message) -> list[str]:
+    """What an assistant thought, in a field of its own or in <think> before its words."""
+    inside = message.get("content", "").rpartition("</think>")[0].replace("<think>", "")
+    return [text.strip() for text in (message.get(REASONING[0], ""), inside) if text.strip()]
 
 
 def _marked(

@@ -75,6 +75,8 @@ def _about(side: str, examples: StoredExamples) -> Iterator[str]:
         yield f"  spell a special token    {counts.spelled:,} (it is text there, unless --parse-special-tokens)"
     if counts.joined:
         yield f"  prompt joins its answer  {counts.joined:,} (by a token of both, which the model is not asked with)"
+    if counts.forgotten:
+        yield f"  reasoning left out       {counts.forgotten:,} (of earlier answers, by the chat template)"
     if counts.unread:
         yield f"  fields that are not read {len(counts.unread):,}{_list(counts.unread)}"
     yield f"  wrong records            {counts.bad:,}{_list(counts.first_bad)}"

@@ -20,6 +20,7 @@ class Counts:
         unanswered: a question at the end without an answer was left out.
         spelled: hold text that spells a special token.
         joined: a token joins the prompt to the answer.
+        forgotten: the template leaves the reasoning of an earlier answer out.
         unread: fields that look as if they told the trainer something, each once a file, with the place.
     """
 
@@ -30,6 +31,7 @@ class Counts:
     unanswered: int = 0
     spelled: int = 0
     joined: int = 0
+    forgotten: int = 0
     first_bad: list[str] = field(default_factory=list)
     first_untrained: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
@@ -63,5 +65,7 @@ class Counts:
                 f"{side}: in {self.joined:,} records a token joins the prompt to its answer, which the model is not "
                 "asked with; let the chat template end a prompt with a special token or a new line"
             )
+        if self.forgotten:
+            yield f"{side}: in {self.forgotten:,} records the chat template leaves out the reasoning of earlier answers"
         for field_ in self.unread:
             yield f"{side}: {field_} is not read"

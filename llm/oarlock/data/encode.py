@@ -125,29 +125,31 @@ def _job(item: Any, form: str, where: str, line: int, template: ChatTemplate) ->
 
 
 def _plain(text: str, template: ChatTemplate) -> MarkedText:
-    """A text with the special tokens that it spells, which are text too."""
+    """A text in which special tokens are text too."""
     if template.parse_special_tokens or not template.spellings:
         return MarkedText(text)
-    spelled = [found.span() for found in spelling_pattern(template.spellings).finditer(text)]
-    return MarkedText(text, tuple(spelled))
+    return MarkedText.of(text)
 
 
 def _encode(jobs: list[_Job], texts: _Texts, recipe: Recipe, counts: Counts, name: str) -> list[Row]:
     """Tokenise the texts of all jobs at once, and put the ids where they belong."""
     rows: list[Row] = []
+    template = recipe.template
     cuts = [job.chat.cuts if job.chat else () for job in jobs]
     for job, tokens in zip(jobs, tokenize(recipe.tokenizer, [job.text for job in jobs], cuts), strict=True):
-        counts.spelled += bool(job.text.literal)
         if isinstance(job.record, PlainText):
+            counts.spelled += bool(job.text.literal and spelling_pattern(template.spellings).search(job.text.text))
             rows += texts.add(tokens.ids, job.line, job.record.ends)
             counts.records += job.record.ends
             continue
         assert job.chat is not None
+        counts.spelled += bool(job.text.literal)
         encoded = encode_chat(job.chat, tokens, recipe.src_length, recipe.tgt_length)
         counts.records += 1
         counts.truncated += encoded.truncated
         counts.unanswered += job.record.unanswered
         counts.joined += encoded.joined
+        counts.forgotten += job.chat.forgotten
         if encoded.trains:
             rows.append(Row(encoded, job.line, _prompt(job.record, recipe) if recipe.prompts else None))
         else:

@@ -7,15 +7,14 @@ read from tokenizer_config.json, special_tokens_map.json and added_tokens.json a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, processors
 
 from oarlock.data.fast_tokenizer import SPECIAL_NAMES, FastTokenizer
+from oarlock.data.tokenizer_json import first_line, read_tokenizer_json
 from oarlock.data.vocabulary_files import (
     BYTE_LEVEL_CLASSES,
     byte_level_tokenizer,
@@ -63,7 +62,7 @@ _OWN_SPECIAL = {
 }
 # PaddleNLP's classes for tokenizers that no tokenizer.json expresses: ChatGLM and GLM look tokens up beside their
 # sentencepiece model, put tokens behind a text, and tell line ends and runs of spaces from text in Python.
-_PADDLENLP_ALONE = (
+PADDLENLP_ALONE = (
     "ChatGLMTokenizer",
     "ChatGLMv2Tokenizer",
     "GLMGPT2Tokenizer",
@@ -79,7 +78,7 @@ def needs_paddlenlp(folder: Path, config: Mapping[str, Any]) -> bool:
     named = str(config.get("tokenizer_class") or config.get("init_class") or "")
     files = [_HF_PIECES, _TIKTOKEN, "tekken.json", "vocab.json"]
     files += [_PADDLE_PIECES] if "Llama" in named or not named else []  # other families put other tokens before its own
-    return named in _PADDLENLP_ALONE or not any((folder / name).is_file() for name in files)
+    return named in PADDLENLP_ALONE or not any((folder / name).is_file() for name in files)
 
 
 def read_tokenizer(folder: Path) -> FastTokenizer:
@@ -88,6 +87,15 @@ def read_tokenizer(folder: Path) -> FastTokenizer:
     Raises:
         ModelError: naming the file that can't be read, and why.
     """
+    try:
+        return _read_tokenizer(folder)
+    except (AttributeError, TypeError, ValueError, KeyError, OverflowError) as error:
+        files = ", ".join(name for name in (CONFIG, TOKENIZER, SPECIAL, ADDED) if (folder / name).is_file())
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(f"{folder}: something in {files} has another form than tokenizers have ({what})") from error
+
+
+def _read_tokenizer(folder: Path) -> FastTokenizer:
     config = read_json_object(folder / CONFIG)
     kind = _class_of(folder, config)
     named = {} if "added_tokens_decoder" in config else read_json_object(folder / SPECIAL)
@@ -100,7 +108,7 @@ def read_tokenizer(folder: Path) -> FastTokenizer:
         extra = []
     path = folder / TOKENIZER
     if path.is_file():
-        backend, own = _read_json(path, set(special.values())), _OWN_SPECIAL.get(kind, {})
+        backend, own = read_tokenizer_json(path, set(special.values())), _OWN_SPECIAL.get(kind, {})
     else:
         backend, pieces, own = _of_vocabulary(folder, kind, told, listed)
         extra = [*extra, *pieces]
@@ -166,45 +174,6 @@ def _listed_tokens(folder: Path, config: Mapping[str, Any], told: Mapping[str, A
     return {
         int(id_): AddedToken(text, special=text in special, normalized=text not in special) for text, id_ in ordered
     }
-
-
-def _read_json(path: Path, special: set[str]) -> Tokenizer:
-    """tokenizer.json, with the tokens that the configuration names as special marked so.
-
-    Raises:
-        ModelError: naming the part that this version of the `tokenizers` library does not know.
-    """
-    content = read_json_object(path)
-    for token in content.get("added_tokens") or []:
-        token["special"] = bool(token.get("special")) or token.get("content") in special
-    try:
-        return Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"{path}: {_what_is_wrong(content)}{_first_line(error)}") from error
-
-
-def _what_is_wrong(content: Mapping[str, Any]) -> str:
-    bare: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-    }
-    bare |= {"pre_tokenizer": None, "post_processor": None, "decoder": None}
-    bare["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
-    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "model"):
-        try:
-            Tokenizer.from_str(json.dumps({**bare, part: content.get(part)}))
-        except Exception:
-            kind = content[part].get("type") if isinstance(content.get(part), dict) else content.get(part)
-            here = version("tokenizers")
-            return f"its {part} ({kind}) can't be read by the `tokenizers` library of this environment ({here}): "
-    return "not a tokenizer: "
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _of_vocabulary(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,8 +15,9 @@ from oarlock.data.fast_tokenizer import FastTokenizer
 from oarlock.data.marked_encoding import TokenizedText, marked_encoder
 from oarlock.data.marked_slow import encode_marked_slowly, slow_ids, slow_pattern, slow_spellings
 from oarlock.data.marked_text import MarkedText
-from oarlock.data.tokenizer_folder import needs_paddlenlp, read_tokenizer
+from oarlock.data.tokenizer_folder import PADDLENLP_ALONE, needs_paddlenlp, read_tokenizer
 from oarlock.data.tokenizer_identity import ids_fingerprint
+from oarlock.data.tokenizer_json import first_line
 from oarlock.errors import ModelError
 from oarlock.files import file_sha256, read_json_object
 
@@ -59,7 +60,7 @@ def load_tokenizer(name_or_path: str) -> FastTokenizer | PretrainedTokenizerBase
             f"{folder}: no tokenizer in this folder (looked for {', '.join(_VOCABULARIES)}); "
             "name another with --tokenizer_name_or_path"
         )
-    return _of_paddlenlp(str(folder)) if needs_paddlenlp(folder, config) else read_tokenizer(folder)
+    return _of_paddlenlp(folder, config) if needs_paddlenlp(folder, config) else read_tokenizer(folder)
 
 
 def _from_hub(name: str) -> Path:
@@ -74,7 +75,7 @@ def _from_hub(name: str) -> Path:
         except Exception as error:  # the hub clients raise everything from OSError to their own classes
             raise ModelError(
                 f"tokenizer {name}: can't be loaded from this name (no such folder here, and no hub gave it): "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
 
     found = fetch(*_HUB_FILES)
@@ -85,25 +86,16 @@ def _from_hub(name: str) -> Path:
     return Path(found[0]).parent
 
 
-def _of_paddlenlp(folder: str) -> PretrainedTokenizerBase:
-    from paddlenlp.transformers import AutoTokenizer
+def _of_paddlenlp(folder: Path, config: Mapping[str, Any]) -> PretrainedTokenizerBase:
+    import paddlenlp.transformers
 
+    named = config.get("tokenizer_class")
+    # The automatic choice knows only one of GLM's.
+    name = named if named in PADDLENLP_ALONE and hasattr(paddlenlp.transformers, named) else "AutoTokenizer"
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return getattr(paddlenlp.transformers, name).from_pretrained(str(folder))
     except Exception as error:
-        raise ModelError(f"tokenizer {folder}: can't be loaded from this folder: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def batch_encode(tokenizer: FastTokenizer | PretrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of texts in which all special tokens stand already; on all cores where the tokenizer is a fast one."""
-    if not texts:
-        return []
-    rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    return [list(row) for row in rows]
+        raise ModelError(f"tokenizer {folder}: can't be loaded from this folder: {first_line(error)}") from error
 
 
 def encode_marked(

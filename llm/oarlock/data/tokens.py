@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from oarlock.data.marked_encoding import TokenizedText
 from oarlock.data.marked_text import MarkedText
-from oarlock.data.tokenizers import batch_encode, encode_marked
-from oarlock.environment import say_once
+from oarlock.data.tokenizers import encode_marked
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
@@ -25,24 +24,24 @@ def tokenize(
     """
     if hasattr(tokenizer, "backend_tokenizer"):
         return encode_marked(tokenizer, texts)
-    if any(text.literal for text in texts):
-        say_once(
-            f"{type(tokenizer).__name__} does not tell text from special tokens: where records spell one, it is special"
-        )
     stretches = [
         list(itertools.pairwise((0, *(cut for cut in places if 0 < cut < len(text.text)), len(text.text))))
         for text, places in zip(texts, cuts or [()] * len(texts), strict=True)
     ]
-    rows = iter(
-        batch_encode(tokenizer, [t.text[a:b] for t, parts in zip(texts, stretches, strict=True) for a, b in parts])
-    )
+    marked = [_part(text, *span) for text, parts in zip(texts, stretches, strict=True) for span in parts]
+    rows = iter(encode_marked(tokenizer, marked))
     found = []
     for parts in stretches:
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        for span in parts:
+        for first, last in parts:
             row = next(rows)
-            ids += row
-            offsets += [span] * len(row)
+            ids += row.ids
+            offsets += [(first, last)] * len(row.ids)
         found.append(TokenizedText(ids, offsets))
     return found
+
+
+def _part(text: MarkedText, first: int, last: int) -> MarkedText:
+    literal = [(max(start, first) - first, min(end, last) - first) for start, end in text.literal]
+    return MarkedText(text.text[first:last], tuple((start, end) for start, end in literal if start < end))

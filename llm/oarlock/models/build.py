@@ -25,9 +25,11 @@ from oarlock.models.load import load_distributed
 from oarlock.models.methods import Method, fill_trained, initial_values
 from oarlock.models.pickles import open_weights
 from oarlock.models.sources import WeightSource
+from oarlock.models.weights import has_safetensors
 from oarlock.models.window import check_window, window_of
 from oarlock.ops import library
 from oarlock.ops.norms import check_norms
+from oarlock.parallel.nodes import once_per_node
 from oarlock.parallel.plan import sequence_length
 from oarlock.parallel.sync import together
 
@@ -166,6 +168,18 @@ def check_vocabulary(source: ModelSource, needed: int, what: str, tokenizer: str
     raise ConfigError(
         f"{what} needs a vocabulary of {needed:,}, but the model's has {rows:,} rows (vocab_size): {way_out}"
     )
+
+
+def check_weights(source: ModelSource) -> None:
+    """Refuse files that are not the model's weights by their headers, before data are read. Every rank has to call it.
+
+    Pickles are left for when they are loaded.
+
+    Raises:
+        ModelError: as open_weights(). StoppedWithOthers where another rank says so.
+    """
+    if source.from_weights and has_safetensors(source.folder):
+        once_per_node(lambda: _open_source(source, False, 0).close())
 
 
 def build_model(

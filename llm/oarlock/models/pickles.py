@@ -13,7 +13,6 @@ import numpy as np
 from oarlock.environment import say
 from oarlock.errors import ModelError
 from oarlock.models.sources import FileSource, Mapped, SafetensorsSource, left_over, mapped
-from oarlock.models.tied_head import head_and_embedding
 from oarlock.models.unused import check_unused
 from oarlock.models.weights import WeightFolder, has_safetensors
 
@@ -79,7 +78,6 @@ class PickleSource:
                 files = {name: folder / file for name, file in weight_map.items()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ModelError(f"{index}: not an index of weight files: {error!r}") from error
-        self._check_tied_head(config, files)
         found = mapped(model_class, config, files, kind == _TORCH_PICKLE)
         self._files, self.left_over = files, left_over(files, found)
         found |= {name: Mapped(name) for name in self.left_over}
@@ -103,25 +101,6 @@ class PickleSource:
     def in_place(self, name: str, into: np.ndarray) -> bool:
         """See WeightSource."""
         return False
-
-    def _check_tied_head(self, config: Any, files: dict[str, Path]) -> None:
-        """Safetensors are looked into when the configuration is read (see read_config); pickles are not opened there.
-
-        Raises:
-            ModelError: when an output layer is stored that is not the embedding it is tied to.
-        """
-        pair = head_and_embedding(config.model_type, files) if getattr(config, "tie_word_embeddings", False) else None
-        if pair is None:
-            return
-        arrays = []
-        for name in pair:
-            self._load(files[name])
-            arrays.append(self._arrays.get(name, np.empty(0)))
-        if not np.array_equal(arrays[0], arrays[1]):
-            raise ModelError(
-                f"{self.place}: {pair[0]} is not {pair[1]}, to which config.json ties it: write "
-                '"tie_word_embeddings": false into config.json'
-            )
 
     def _load(self, path: Path) -> None:
         if path == self._file:

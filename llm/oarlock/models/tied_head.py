@@ -7,7 +7,6 @@ has two matrices. The rule is that of transformers 5: two that differ are two, w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,12 +31,6 @@ _NAMES = {
 }
 
 
-def head_and_embedding(family: str, stored: Iterable[str]) -> tuple[str, str] | None:
-    """Names of both, where both are among the names that are stored; None where they are not."""
-    names = set(stored)
-    return next((pair for pair in _NAMES.get(family, ()) if names.issuperset(pair)), None)
-
-
 def has_own_head(folder: Path, family: str) -> bool:
     """Whether a folder stores an output layer that is another matrix than its embedding, as safetensors.
 
@@ -48,7 +41,7 @@ def has_own_head(folder: Path, family: str) -> bool:
     try:
         with WeightFolder.open(folder) as weights:
             files = weights.files
-        pair = head_and_embedding(family, files)
+        pair = next((pair for pair in _NAMES[family] if set(pair) <= files.keys()), None)
         if pair is None:
             return False
         with ExitStack() as stack:

@@ -40,7 +40,7 @@ def check_unused(source: FileSource, model_class: Any, config: PretrainedConfig)
                 continue
             raise ModelError(
                 f"{source.place}: config.json ties the output layer to the embedding (tie_word_embeddings), and "
-                f"{name} in the files has other values: take tie_word_embeddings out, or the tensor"
+                f'{name} in the files has other values: write "tie_word_embeddings": false, or take the tensor out'
             )
         extra.append(name)
     if extra:

@@ -60,7 +60,7 @@ def to_hugging_face(config: Any) -> dict[str, Any]:
 
 def window_of(config: Any) -> int | None:
     """The window of PaddleNLP's configuration; None where all of a text is seen."""
-    family, window = config.model_type, getattr(config, "sliding_window", None)
+    family, window = getattr(config, "model_type", None), getattr(config, "sliding_window", None)
     if family not in FAMILIES_WITH_WINDOW or window is None:
         return None
     if family == "qwen2" and not (config.use_sliding_window and config.max_window_layers < config.num_hidden_layers):

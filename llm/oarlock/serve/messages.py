@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from oarlock.data.messages import REASONING, Message, MessageError, normalize_messages, normalize_tools
+from oarlock.errors import DataError
 from oarlock.serve.requests import RequestRefused
 
 if TYPE_CHECKING:
@@ -131,7 +132,15 @@ def render_prompt(template: ChatTemplate, messages: Any, tools: Any) -> MarkedTe
         DataError: naming what the template refuses, or leaves out.
     """
     read = read_messages(messages)
-    rendered = template.render_chat(read, add_generation_prompt=True, tools=read_tools(tools)).text
+    described = read_tools(tools)
+    try:
+        rendered = template.render_chat(read, add_generation_prompt=True, tools=described).text
+    except DataError as error:
+        # A template that refuses knows no numbers; what templates know least often is a result of a tool.
+        i = next((i for i, message in enumerate(read) if message["role"] == "tool"), None)
+        if i is None or "messages[" in str(error):
+            raise
+        raise RequestRefused(f"messages[{i}] (role {messages[i]['role']}): {error}") from error
     _check_names(template, read, tools, rendered.text)
     return rendered
 

@@ -15,7 +15,7 @@ from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import DataError
 from oarlock.models.adapter import open_adapter, shared_base
-from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
+from oarlock.models.build import build_model, check_lengths, check_vocabulary, check_weights, find_model
 from oarlock.models.methods import choose_method
 from oarlock.models.packed import attend_in_blocks, check_packing
 from oarlock.models.qlora import quantized_bytes
@@ -53,6 +53,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     if packing:
         check_packing(source.config, run.plan.pipeline > 1)
     connect(run, source, longest)
+    check_weights(source)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
     check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}", tokenizer_name)

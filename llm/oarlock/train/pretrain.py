@@ -21,7 +21,7 @@ from oarlock.data.templates import choose_template
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import cache_folder, say
 from oarlock.errors import DataError
-from oarlock.models.build import build_model, check_lengths, check_vocabulary, find_model
+from oarlock.models.build import build_model, check_lengths, check_vocabulary, check_weights, find_model
 from oarlock.train.answers import Asking, FixedPrompts, one_after_another, show
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
@@ -45,6 +45,7 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     config: PretrainConfig = run.config
     check_lengths(source, config.data.max_seq_length, "--max_seq_length")
     connect(run, source, config.data.max_seq_length)
+    check_weights(source)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
     check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}", tokenizer_name)
