@@ -41,7 +41,7 @@ COMMAND_5 = """python -u -m paddle.distributed.launch --gpus "4,5,6,7" finetune_
 def command_7() -> str:
     """What the 4D script would run on 8 cards."""
     result = subprocess.run(
-        ["bash", "scripts/run_trainer_tp4pp2.sh"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+        ["bash", "scripts/run_trainer_tp4pp2.sh"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300,
         env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "DRY_RUN": "1", "GPUS": "8", "PYTHON": sys.executable},
     )  # fmt: skip
     return result.stdout

@@ -248,14 +248,6 @@ def test_whole_numbers_and_pointers_are_no_weights(folder):
         find_weights(folder)
 
 
-def test_an_answer_fits_the_context(folder, capsys):
-    context = read_config(folder).max_position_embeddings
-    with pytest.raises(ModelError, match=rf"the question takes [\d,]+ tokens, and the model was made for {context:,}"):
-        list(ask_model(str(folder), ["a b c " * context], 2))
-    list(ask_model(str(folder), ["a"], context + 9))
-    assert f"--max-new-tokens {context + 9:,}: the model was made for {context:,} tokens" in capsys.readouterr().out
-
-
 def test_files_of_both_layouts(folder, paddle_model):
     arrays, own = cut(weights(folder), 2)[0], cut(weights(paddle_model), 2)[1]
     (folder / "model.safetensors").unlink()
@@ -482,3 +474,23 @@ def test_bfloat16_beside_a_float32_word_is_no_matter(folder):
         {name: values.astype(ml_dtypes.bfloat16) for name, values in weights(folder).items()},
     )
     build_model(ModelSource(folder, read_config(folder), True))
+
+
+def test_configurations_that_paddlenlp_carries_are_read():
+    """Those of the hub names in its code, older nested ones too."""
+    from oarlock.models.configs import _config_class
+
+    read = 0
+    for family in FAMILIES:
+        for name, content in _config_class(family).pretrained_init_configuration.items():
+            if isinstance(content, dict):
+                assert config_of({"model_type": family, **content}, name).model_type == family
+                read += 1
+    assert read > 5
+
+
+def test_how_a_run_computed_is_no_field_of_the_model():
+    run = {"use_fast_layer_norm": False, "use_fused_rms_norm": True, "recompute": True, "recompute_granularity": "full",
+           "tensor_parallel_output": True, "seq_length": 128, "virtual_pp_degree": 2}  # fmt: skip
+    found = config_of({"model_type": "llama", "paddlenlp_version": "3.0.0b4", **SIZES, **run}, "x")
+    assert not found.use_fused_rms_norm and not found.recompute

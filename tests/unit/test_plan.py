@@ -523,7 +523,7 @@ def test_plans_need_no_paddle():
         "assert not {'paddle', 'paddlenlp', 'numpy'} & set(sys.modules)"
     )
     root = Path(__file__).resolve().parents[2] / "llm"
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=300)
 
 
 # the picture

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ModelError
-from oarlock.models.hf_config import family_of
+from oarlock.models.config_family import family_of
 from oarlock.models.hub import local_folder
 
 _KNOWN = Path(__file__).parent / "known_configs"
