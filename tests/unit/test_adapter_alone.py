@@ -73,7 +73,7 @@ def test_the_base_is_found_from_anywhere_and_asked_for_when_it_is_gone(place, mo
     assert open_tuned("../out/lora", "../moved/a/base").template.source == TEMPLATE
 
 
-def test_the_options_are_the_adapters_where_they_are_not_given(place):
+def test_the_options_are_the_adapters_where_they_are_not_given(place, capsys):
     config = started(model_name_or_path="out/lora")
     method, model = config.method, config.model
     assert (method.lora, method.r, method.lora_alpha, method.lora_target_modules) == (True, 3, 5.0, "q_proj")
@@ -84,6 +84,9 @@ def test_the_options_are_the_adapters_where_they_are_not_given(place):
     assert config.model.tokenizer_name_or_path is None
     plain = loaded(model_name_or_path="models/a/base").config
     assert start_from_adapter(plain, {}) is plain
+    assert "not used" not in capsys.readouterr().out
+    started("--lora_rank", "8", model_name_or_path="models/a/base", num_prefix_tokens=4)
+    assert "--r, --num_prefix_tokens: not used, since no method is chosen" in capsys.readouterr().out
 
 
 def test_what_does_not_go_together_is_refused(place):

@@ -333,6 +333,16 @@ def test_files_of_records_that_are_not_read_are_named(tmp_path):
     ]
 
 
+def test_the_side_is_told_by_the_names_people_have(tmp_path):
+    for name in ("train/a.jsonl", "val/b.jsonl", "test/c.jsonl", "dataset_info.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    found = find_records(str(tmp_path))
+    assert [source.name for source in found.dev] == [str(tmp_path / "val/b.jsonl")]
+    said = found.left_out.text()
+    assert "c.jsonl: val... is held out already" in said and "dataset_info.json: describes data" in said
+
+
 def test_packed_files_that_are_named(tmp_path):
     for name, reason in (("a.jsonl.bz2", "compressed as .bz2"), ("a.zip", "an archive; unpack it")):
         (tmp_path / name).write_bytes(b"x")

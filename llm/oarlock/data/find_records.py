@@ -17,7 +17,8 @@ from oarlock.data.record_files import FileRecords, RecordSource, RowRecords
 from oarlock.errors import DataError
 
 _TRAIN_NAMES = ("train", "training")
-_DEV_NAMES = ("dev", "validation", "valid", "eval", "test")
+_DEV_NAMES = ("dev", "validation", "valid", "val", "eval", "evaluation", "test")
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")  # of LLaMA-Factory and of Hugging Face
 
 
 @dataclass
@@ -56,7 +57,9 @@ def _folder(folder: Path) -> RecordSources:
     for path in files_in(folder, left_out):
         problem = source_of(path)
         stem = _stem(path)
-        if isinstance(problem, str) or stem is None:
+        if path.name in _DESCRIPTIONS:
+            left_out.add(path, "describes data, and holds no records")
+        elif isinstance(problem, str) or stem is None:
             left_out.add(path, problem if isinstance(problem, str) else "not a file of records")
         else:
             sides.setdefault(_side((*path.relative_to(folder).parts[:-1], stem)), []).append(path)

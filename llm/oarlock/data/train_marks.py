@@ -105,7 +105,7 @@ def _flag(value: Any, name: str) -> bool | None:
 def lost_marks(columns: Iterable[str], read: Collection[str]) -> list[str]:
     """Columns that --columns leaves out though they look as if they told the trainer something."""
     left = [name for name in columns if isinstance(name, str) and name not in read]
-    return [name for name in left if name in (*_MARKS, *_PARTS)] + unread_fields(dict.fromkeys(left), frozenset())
+    return [name for name in left if name in (*_MARKS, *_PARTS)] + unread_fields(dict.fromkeys(left, True), frozenset())
 
 
 def unread_fields(item: Any, read: frozenset[str]) -> list[str]:
@@ -116,11 +116,11 @@ def unread_fields(item: Any, read: frozenset[str]) -> list[str]:
     """
     if not isinstance(item, dict):
         return []
-    names = list(item)
-    for name in _MESSAGES:
-        rows = item.get(name)
+    names = [name for name, value in item.items() if value is not None]
+    for field in _MESSAGES:
+        rows = item.get(field)
         if isinstance(rows, list):
-            names += dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)
+            names += [name for row in rows if isinstance(row, dict) for name, value in row.items() if value is not None]
     return [
         name
         for name in dict.fromkeys(names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
         )
     adapter = named if alone else given
     if adapter is None:
+        _say_unused(config, origins)
         return config
     found = open_adapter(adapter)
     way_out = f"Name it: --model_name_or_path BASE --adapter_name_or_path {adapter}"
@@ -64,6 +65,20 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
     if problems := cross_problems(changed):
         raise ConfigError(f"with the options of the adapter {adapter}: {'; '.join(problems)}")
     return changed
+
+
+def _say_unused(config: FinetuneConfig, origins: Mapping[str, str]) -> None:
+    """Name options of methods where none is chosen."""
+    if any(getattr(config.method, name) for name in _METHODS):
+        return
+    given = [
+        f.name for f in fields(config.method) if f.name not in _METHODS and not is_default(config, origins, f.name)
+    ]
+    if given:
+        say(
+            f"{', '.join(f'--{name}' for name in given)}: not used, since no method is chosen and all weights are "
+            "trained; for LoRA give --lora"
+        )
 
 
 def _options(config: FinetuneConfig, adapter: AdapterFolder) -> dict[str, Any]:
