@@ -181,6 +181,11 @@ def test_a_corpus_is_cut_to_the_context_too():
     assert fit_lengths(other, source(512), {}) is other
 
 
+def test_a_question_that_is_no_text(tiny_model):
+    with pytest.raises(ConfigError, match="is not valid text"):
+        list(ask_model(str(tiny_model), ["caf\udce9"], 2))
+
+
 def test_an_answer_fits_the_context_of_the_model(tiny_model):
     (_, answer), *_ = ask_model(str(tiny_model), ["count to 3"])
     assert answer is not None

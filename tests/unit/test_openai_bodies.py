@@ -25,6 +25,7 @@ def test_a_body_that_is_no_json_object(api):
         ("[]", "a JSON object; got []"),
         ("null", "a JSON object; got null"),
         ("{}", "model is missing"),
+        ('{"model": "oarlock", "temperature": 0, "temperature": 2}', "field 'temperature' stands twice in one object"),
     ):
         assert words in post(api, "/v1/chat/completions", content)["message"], content[:20]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from oarlock.data.readers import check_characters
 from oarlock.data.tokens import tokenize
 from oarlock.environment import set_paddlenlp_log_level
 from oarlock.errors import ConfigError, ModelError
@@ -48,6 +49,10 @@ def ask_model(
     set_paddlenlp_log_level("error")
     tuned = open_tuned(name_or_path, base)
     for question in questions:
+        try:
+            check_characters(question)
+        except ValueError as error:  # a command line in another encoding
+            raise ConfigError(f"the question {question!r} is not valid text: it {error}") from error
         chat = tuned.template.render_chat([{"role": "user", "content": question}], add_generation_prompt=True)
         (prompt,) = tokenize(tuned.tokenizer, [chat.text])
         place = str(tuned.folder / "config.json")

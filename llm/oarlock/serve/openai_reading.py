@@ -17,6 +17,7 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from oarlock.data.json_text import DECODER
 from oarlock.serve.messages import read_messages, read_tools
 from oarlock.serve.requests import RequestRefused
 
@@ -108,7 +109,7 @@ class _JsonRequest(Request):
             WrongRequest: when it is none.
         """
         try:
-            found = json.loads(await self.body())
+            found = DECODER.decode((await self.body()).decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
             raise WrongRequest("", f"the request is not JSON in UTF-8: {error}") from error
         if not isinstance(found, dict):
