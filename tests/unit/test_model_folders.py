@@ -367,6 +367,7 @@ def test_a_class_alone_and_chatglm2_under_its_published_name():
         ("llama", {"rope_scaling": {"type": "linear", "rope_type": "dynamic", "factor": 2.0}}, "names 'dynamic' and 'linear'"),
         ("llama", {"rope_scaling": {"type": ["linear"], "factor": 2.0}}, "has to be of one type"),
         ("llama", {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta is 10000.0, and 500000.0 among"),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved"),
         ("llama", {"rope_theta": float("nan")}, "rope_theta has to be a positive number"),
         ("llama", {"max_position_embeddings": -5}, "max_position_embeddings has to be above 0"),
         ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps has to be at least 0"),
@@ -416,7 +417,7 @@ def test_nulls_are_absent(family):
 def test_fields_without_effect_and_neutral_values_are_let_pass():
     notes = {"_name_or_path": "a", "unsloth_version": "2", "license": "mit", "pretraining_tp": 4, "temperature": 0.6,
              "id2label": {"0": "a"}, "mlp_bias": False, "logits_scaling": 1.0, "head_dim": 8, "use_mrope": False,
-             "partial_rotary_factor": 1.0, "tensor_parallel_degree": 8, "use_flash_attention": True}  # fmt: skip
+             "rope_interleaved": False, "is_llama_config": True, "partial_rotary_factor": 1.0, "tensor_parallel_degree": 8, "use_flash_attention": True}  # fmt: skip
     found = config_of({"model_type": "llama", **SIZES, **notes}, "x")
     assert found.tensor_parallel_degree in (-1, 1) and not found.use_flash_attention
 

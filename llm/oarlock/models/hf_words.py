@@ -168,7 +168,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1,), "pruned_heads": ({},), "qk_layernorm": (False,), "qk_norm": (False,),
     "qkv_bias": (False,), "residual_multiplier": (1,), "rotary_pct": (1,), "tie_encoder_decoder": (False,),
     "use_mrope": (False,), "use_qk_norm": (False,), "use_sliding_window": (False,), "sliding_window": (None,),
-    "add_bias_linear": (False,),
+    "add_bias_linear": (False,), "rope_interleaved": (False,), "is_llama_config": (True,),
 }  # fmt: skip
 # Fields that leave the scores as they are: records, defaults of generation, how to compute, heads of other tasks.
 RECORDS = frozenset(
