@@ -115,7 +115,9 @@ def longer(stage) -> Stage:
         length, now, resume, checkpoint = found.groups()
         start = stage.words(name)
         commands[f"{name} longer"] = [*start, length, str(2 * int(now)), resume, checkpoint]
-    found = re.search(r"without an improvement; to train on, give a larger (--\w+) \(now 1\)", stage.said("patience again"))
+    found = re.search(
+        r"without an improvement; to train on, give a larger (--\w+) \(now 1\)", stage.said("patience again")
+    )
     assert found
     patience = stage.words("patience", early_stopping_threshold=100, eval_steps=1, max_steps=9)
     commands["patience longer"] = [*patience, found[1], "3"]

@@ -46,7 +46,9 @@ def test_commands_are_accepted(document, line, monkeypatch):
     else:
         programs = [word for word in words if word.endswith((".sh", ".py"))]
         assert all((ROOT / program).exists() for program in programs)
-        assert programs or words[0] in ("visualdl", "source", "pip", "git", "sbatch", "mkdir", "cp"), f"who runs this? {line}"
+        assert programs or words[0] in ("visualdl", "source", "pip", "git", "sbatch", "mkdir", "cp"), (
+            f"who runs this? {line}"
+        )
 
 
 def test_the_table_of_families_is_the_registry():

@@ -11,10 +11,9 @@ from typing import Any
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
+from oarlock.models.hf_activation import activation_from, check_opt, gemma_activation_to, short
 from oarlock.models.hf_rope import rope_from_hugging_face, rope_to_hugging_face
 from oarlock.models.hf_words import (
-    ACTIVATION_FIELDS,
-    ACTIVATIONS,
     DTYPES,
     NEUTRAL,
     PADDLE_ONLY,
@@ -155,7 +154,7 @@ def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collectio
         elif writer == "pt" and default is not None:
             found[words.here.get(name, name)] = default
     found |= {name: content[name] for name in TOKEN_IDS if name in content}
-    special = {**_activation(family, content, place, writer), **window_from(family, content, place)}
+    special = {**activation_from(family, content, place, writer), **window_from(family, content, place)}
     mapped = {*words.fields, *words.only, *TOKEN_IDS, *special, *ROPE_FIELDS, "hidden_activation", "layer_types"}
     rest = {name: value for name, value in content.items() if name not in mapped}
     for name, value in rest.items():
@@ -199,18 +198,13 @@ def _refuse_unknown(family: str, rest: Mapping[str, Any], known: Collection[str]
             continue
         if name in NEUTRAL and value in NEUTRAL[name]:
             continue
-        unknown.append(f"{name} ({_short(value)})")
+        unknown.append(f"{name} ({short(value)})")
     if unknown:
         raise ModelError(
             f"{place}: {', '.join(unknown)}: PaddleNLP's {family} does not compute with "
             f"{'it' if len(unknown) == 1 else 'them'}, so that the model might be another one; a field that is only a "
             "note can be taken out of the file"
         )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _says_something(value: Any) -> bool:
@@ -235,7 +229,7 @@ def _checked(name: str, value: Any, default: Any, place: str) -> Any:
     kinds = str if isinstance(default, str) else kinds
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
         words = {bool: "true or false", int: "a whole number", str: "a text"}.get(kinds, "a number")
-        raise ModelError(f"{place}: {name} has to be {words}; it is {_short(value)}")
+        raise ModelError(f"{place}: {name} has to be {words}; it is {short(value)}")
     return value
 
 
@@ -279,59 +273,10 @@ def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         found |= rope_to_hugging_face(config, words.scaled, head_size)
     if family == "gemma":
-        # transformers takes "gelu" in hidden_act for the approximation; vLLM goes by hidden_activation.
-        exact = config.hidden_act != "gelu_pytorch_tanh"
-        names = ("gelu_python", "gelu") if exact else ("gelu_pytorch_tanh", "gelu_pytorch_tanh")
-        found |= {"hidden_act": names[0], "hidden_activation": names[1]}
+        found |= gemma_activation_to(config)
     if family == "opt":
-        _check_opt(config.word_embed_proj_dim, config.hidden_size, "this model")
+        check_opt(config.word_embed_proj_dim, config.hidden_size, "this model")
     return {**found, **window_to(config), "use_cache": True, "torch_dtype": dtype}
-
-
-# what a table can't say
-
-
-def _activation(family: str, content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
-    if family == "gemma":
-        return _gemma_activation(content, place, writer)
-    if family == "opt":
-        projected, hidden = content.get("word_embed_proj_dim"), content.get("hidden_size")
-        _check_opt(projected, hidden, place)
-        given = projected or hidden
-        return {"word_embed_proj_dim": given} if given else {}
-    name = ACTIVATION_FIELDS.get(family)
-    if name is None or name not in content:
-        return {}
-    if content[name] not in ACTIVATIONS:
-        raise ModelError(
-            f"{place}: {name} is {_short(content[name])}, and PaddleNLP's {family} computes with "
-            f"{', '.join(ACTIVATIONS)} alone"
-        )
-    return {name: ACTIVATIONS[content[name]]}
-
-
-def _gemma_activation(content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
-    """ "gelu" alone is how the first Gemmas were published, and means the approximation (transformers says so)."""
-    act, newer = content.get("hidden_act"), content.get("hidden_activation")
-    approximate = ("gelu", "gelu_pytorch_tanh", "gelu_new", None)
-    if writer == "np" and act in ("gelu", None) and newer in ("gelu", None):
-        return {"hidden_act": "gelu"}  # PaddleNLP's word for the exact one
-    if act == "gelu_python" and newer in ("gelu", None):
-        return {"hidden_act": "gelu"}
-    if act in approximate and newer in approximate[1:]:
-        return {"hidden_act": "gelu_pytorch_tanh"}
-    named = f"hidden_act is {act!r}" + (f" and hidden_activation {newer!r}" if newer is not None else "")
-    raise ModelError(
-        f"{place}: {named}, and PaddleNLP's gemma computes with gelu_pytorch_tanh, or with gelu_python and gelu, alone"
-    )
-
-
-def _check_opt(projected: int | None, hidden: int | None, place: str) -> None:
-    if projected and projected != hidden:
-        raise ModelError(
-            f"{place}: word_embed_proj_dim {projected} is not hidden_size {hidden}: PaddleNLP's OPT can't run that "
-            "(its output layer has the hidden size)"
-        )
 
 
 def _check_head_size(family: str, content: Mapping[str, Any], found: Mapping[str, Any], place: str) -> None:

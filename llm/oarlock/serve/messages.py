@@ -5,7 +5,7 @@ The template has the last word (see data.templates): what it does not render is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from oarlock.data.messages import REASONING, Message, MessageError, normalize_messages, normalize_tools
@@ -45,6 +45,24 @@ def read_messages(given: Any) -> list[Message]:
     return read
 
 
+def says_nothing(value: Any) -> bool:
+    """Whether a field that holds this is as good as absent: null, or empty."""
+    return value is None or (isinstance(value, (str, list, dict)) and not value)
+
+
+def without_nothing(values: Mapping[str, Any], even_empty: Collection[str]) -> dict[str, Any]:
+    """An object without the fields that say nothing.
+
+    Args:
+        even_empty: fields in which an empty value says something.
+    """
+    return {
+        name: value
+        for name, value in values.items()
+        if not (value is None if name in even_empty else says_nothing(value))
+    }
+
+
 def _check_nesting(path: str, value: Any) -> None:
     """Templates walk through what they are given by calling themselves."""
     level = [value]
@@ -63,11 +81,7 @@ def _check_nesting(path: str, value: Any) -> None:
 def _read_message(path: str, given: Any) -> Message:
     if not isinstance(given, Mapping):
         raise RequestRefused(f'{path} has to be an object {{"role": ..., "content": ...}}')
-    message = {
-        name: value
-        for name, value in given.items()
-        if value is not None and (value not in ("", [], {}) or name in _EVEN_EMPTY)
-    }
+    message = without_nothing(given, _EVEN_EMPTY)
     for name in message:
         if name in _NOT_READ:
             raise RequestRefused(f"{path}.{name}: {_NOT_READ[name]}")
