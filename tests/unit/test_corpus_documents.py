@@ -162,7 +162,7 @@ def test_a_corpus_of_the_earlier_builder_is_told(tmp_path, capsys):
     corpus = Corpus.open(str(prefix))
     assert [corpus.documents[i].tolist() for i in range(2)] == [[1, 2, END], [3, 4, END]]
     said = capsys.readouterr().out
-    assert "built by an earlier version" in said and "put together from 3 parts" in said and "--overwrite" in said
+    assert "built by an earlier version" in said and "joined from 3 parts" in said and "--overwrite" in said
 
 
 def test_indices_without_bounds_and_with_wrong_ones(tmp_path):

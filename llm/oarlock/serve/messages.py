@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *REASONING)
 _NOT_READ = {
-    "annotations": "notes beside a text are not read here",
-    "audio": "answers in sound are not read here",
+    "annotations": "annotations are not read here",
+    "audio": "audio is not read here",
     "refusal": "send what the model said as content",
 }
 _MAX_NESTING = 64
@@ -45,13 +45,8 @@ def read_messages(given: Any) -> list[Message]:
     return read
 
 
-def says_nothing(value: Any) -> bool:
-    """Whether a field that holds this is as good as absent: null, or empty."""
-    return value is None or (isinstance(value, (str, list, dict)) and not value)
-
-
 def without_nothing(values: Mapping[str, Any], even_empty: Collection[str]) -> dict[str, Any]:
-    """An object without the fields that say nothing.
+    """An object without the fields that say nothing: null, or empty.
 
     Args:
         even_empty: fields in which an empty value says something.
@@ -59,7 +54,7 @@ def without_nothing(values: Mapping[str, Any], even_empty: Collection[str]) -> d
     return {
         name: value
         for name, value in values.items()
-        if not (value is None if name in even_empty else says_nothing(value))
+        if value is not None and (name in even_empty or value or not isinstance(value, (str, list, dict)))
     }
 
 
