@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,14 @@ def flags(size: str, lora: int, steps: int) -> list[str]:
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
 
-def run_side(command: list[str], tries: int) -> dict[str, Any]:
+def run_side(command: list[str], tries: int, threads: int) -> dict[str, Any]:
     """Run a side, anew while others take more than 5% of the cores; the least disturbed run's JSON line.
 
     Added to it: the peak memory of the process (resident), MB, and the cores' share that others took.
     """
     best: dict[str, Any] = {}
     for _ in range(tries):
-        run = run_once(command)
+        run = run_once(command, threads)
         if not best or run["others"] < best["others"]:
             best = run
         if best["others"] < 0.05:
@@ -64,9 +65,8 @@ def busy_seconds() -> tuple[float, float]:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), times[2] + times[3]
 
 
-def run_once(command: list[str]) -> dict[str, Any]:
+def run_once(command: list[str], threads: int) -> dict[str, Any]:
     """See run_side."""
-    threads = len(os.sched_getaffinity(0))
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     (all_before, own_before), started = busy_seconds(), time.perf_counter()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
@@ -83,7 +83,7 @@ def run_once(command: list[str]) -> dict[str, Any]:
         if side.returncode:
             sys.exit(f"{' '.join(command)}\n{err.read()[-2000:]}")
     (all_after, own_after), wall = busy_seconds(), time.perf_counter() - started
-    others = (all_after - all_before - (own_after - own_before)) / (wall * threads)
+    others = (all_after - all_before - (own_after - own_before)) / (wall * len(os.sched_getaffinity(0)))
     return json.loads(said.strip().splitlines()[-1]) | {"peak_mb": used.ru_maxrss / 1e3, "others": max(0.0, others)}
 
 
@@ -128,21 +128,22 @@ def oarlock_side(options: argparse.Namespace) -> dict[str, Any]:
     optimizer = paddle.optimizer.AdamW(1e-3, parameters=trained, weight_decay=0.01)
     ids = paddle.randint(0, size["vocab"], [size["batch"], size["seq"]])
     seconds, value = [], 0.0
+    now = time.process_time if options.one_thread else time.perf_counter
     with start_up_left_uncollected():
         for _ in range(options.steps):
-            start = time.perf_counter()
+            start = now()
             loss = loss_of(model(input_ids=ids), ids)
             loss.backward()
             optimizer.step()
             optimizer.clear_grad(set_to_zero=False)
             value = loss.item()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(now() - start)
     step = statistics.median(seconds[2:])
     return {
         "seconds_per_step": step,
         "tokens_per_second": size["batch"] * size["seq"] / step,
         "loss": value,
-        "product_seconds": product_seconds(size, options.lora) if options.products else None,
+        "product_seconds": product_seconds(size, options.lora, now) if options.products else None,
     }
 
 
@@ -151,7 +152,7 @@ def intermediate(hidden: int) -> int:
     return int(hidden * 8 / 3) // 64 * 64
 
 
-def product_seconds(size: dict[str, int], lora: int) -> float:
+def product_seconds(size: dict[str, int], lora: int, now: Callable[[], float]) -> float:
     """What the products of a step's linear layers take alone: forward, for the input, and (full) for the weight."""
     import paddle
 
@@ -171,9 +172,9 @@ def product_seconds(size: dict[str, int], lora: int) -> float:
         for a, b, transpose_a, transpose_b in products:
             times = []
             for _ in range(5):
-                start = time.perf_counter()
+                start = now()
                 paddle.matmul(a, b, transpose_a, transpose_b)
-                times.append(time.perf_counter() - start)
+                times.append(now() - start)
             total += count * statistics.median(times[1:])
     return total
 
@@ -182,14 +183,19 @@ def compare(options: argparse.Namespace, size: str) -> list[dict[str, Any]]:
     """Rows of the table for a size."""
     common = flags(size, options.lora, options.steps)
     own = [sys.executable, __file__, "--side", size, "--lora", str(options.lora), "--steps", str(options.steps)]
+    threads = len(os.sched_getaffinity(0))
+    if options.one_thread:
+        threads, common, own = 1, [*common, "--processor-time"], [*own, "--one-thread"]
     sides = {"Oarlock": own, "--fused_ops false": [*own, "--plain"]}
     if options.peer:
         sides["torch"] = [options.peer, str(PEER_SCRIPT), *common]
         sides["torch.compile"] = [*sides["torch"], "--compile"]
     sides = {name: command for name, command in sides.items() if name in (options.only or sides)}
     turns = range(options.rounds)
-    rounds = [{name: run_side(command, options.tries) for name, command in sides.items()} for _ in turns]
-    alone = run_side([*own, "--products"], options.tries)["product_seconds"]  # apart: it needs memory of its own
+    rounds = [{name: run_side(command, options.tries, threads) for name, command in sides.items()} for _ in turns]
+    alone = run_side([*own, "--products"], options.tries, threads)[
+        "product_seconds"
+    ]  # apart: it needs memory of its own
 
     def median(name: str, key: str) -> float:
         return statistics.median(one[name][key] for one in rounds)
@@ -221,6 +227,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="SIDE", help="of the table's sides: Oarlock torch ...")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tries", type=int, default=3, help="of a run while others take more than 5%% of the cores")
+    parser.add_argument(
+        "--one-thread",
+        action="store_true",
+        help="one thread a side, and the processor's time in place of the clock's: where others use the machine",
+    )
     parser.add_argument("--products", action="store_true", help="of --side: time the linear layers' products too")
     parser.add_argument("--steps", type=int, default=10, help="of a side in a round; the first two are left out")
     parser.add_argument("--side", choices=list(SIZES), help="run Oarlock's step of this size alone, and print JSON")

@@ -209,7 +209,7 @@ def _add_ask(commands: argparse._SubParsersAction) -> None:
     ask.add_argument("model", metavar="DIR", help="model folder, or adapter folder")
     ask.add_argument("--base", metavar="DIR", help="where the base of an adapter is, if not where it was")
     ask.add_argument("question", nargs="+", help="one answer for each")
-    ask.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
+    ask.add_argument("--max-new-tokens", type=int, help="longest answer (default: 64, or what the context leaves)")
 
 
 def _ask(arguments: argparse.Namespace) -> int:

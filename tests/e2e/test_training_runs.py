@@ -254,6 +254,17 @@ def test_another_configuration_is_refused(tmp_path, tiny_config, corpus):
 # what can go wrong
 
 
+def test_a_corpus_of_another_tokenizer_is_refused(tmp_path, tiny_config, tiny_tokenizer, corpus):
+    other = shutil.copytree(tiny_tokenizer, tmp_path / "other")
+    content = json.loads((other / "tokenizer.json").read_text())
+    content["model"]["merges"].reverse()
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    words = pretrain_flags(tiny_config, corpus, tmp_path / "out", tokenizer_name_or_path=str(other))
+    result = run_program("run_pretrain.py", *words)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert f"was made with the tokenizer {tiny_tokenizer}" in result.stderr and str(other) in result.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "expected"),
     [
@@ -395,7 +406,7 @@ def test_data_errors_of_finetuning(tmp_path, tiny_model):
     )
     result = run_program("finetune_generation.py", *words, "--src_length", "32", "--tgt_length", "32")
     assert result.returncode == 1 and "train.jsonl:2: field 'tgt' is missing" in result.stderr
-    result = run_program("finetune_generation.py", *words)
+    result = run_program("finetune_generation.py", *words, "--src_length", "200", "--tgt_length", "57")
     assert result.returncode == 2 and "--src_length + --tgt_length" in result.stderr
     result = run_program(
         "finetune_generation.py", *words, "--src_length", "32", "--tgt_length", "32", "--do_eval", "--skip_bad"

@@ -20,7 +20,7 @@ from helpers import make_adapter, make_tiny_model, ordinary, run_program
 from oarlock.data.templates import ChatTemplate
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models import lora_changes, merge_proof, streamed, trained_base
-from oarlock.models.adapter import Base, open_adapter
+from oarlock.models.adapter import ADAPTER_FILE, Base, open_adapter
 from oarlock.models.adapter_mix import AdapterMix
 from oarlock.models.build import ModelSource, build_model, model_class
 from oarlock.models.lora import LoRA
@@ -299,10 +299,13 @@ def test_an_adapter_of_another_model_is_refused(bases, tmp_path, change, message
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_a_checkpoint_is_no_adapter_folder_and_the_message_says_how_to_make_one(tmp_path):
+def test_a_checkpoint_is_no_adapter_folder_and_the_message_says_how_to_make_one(adapter, tmp_path):
     with pytest.raises(ModelError, match=r"not an adapter folder: adapter\.json is missing$"):
         open_adapter(tmp_path)
-    (tmp_path / INDEX).write_text("{}")
+    (tmp_path / INDEX).write_text("{}")  # as in a checkpoint of all weights, which holds no adapter
+    with pytest.raises(ModelError, match=r"not an adapter folder: adapter\.json is missing$"):
+        open_adapter(tmp_path)
+    shutil.copyfile(adapter / ADAPTER_FILE, tmp_path / ADAPTER_FILE)
     with pytest.raises(ModelError, match=r"`oarlock checkpoint consolidate .* ADAPTER` makes"):
         open_adapter(tmp_path)
 

@@ -551,7 +551,7 @@ def do_hub(folder: Path, case: str) -> None:
             assert local_folder("some/model", True) == cache
     if rank() == 0 and case in ("one", "two_nodes"):
         readers = [int(line.split()[0]) for line in calls.read_text().splitlines()]
-        assert sorted(readers) == ([0] * 3 if case == "one" else [0] * 3 + [2] * 3)
+        assert sorted(readers) == ([0] * 4 if case == "one" else [0] * 4 + [2] * 4)
 
 
 def do_data(folder: Path, case: str) -> None:

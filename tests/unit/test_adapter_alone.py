@@ -15,8 +15,10 @@ from oarlock import cli_chat, cli_serve
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError, ModelError
 from oarlock.files import holds_adapter
+from oarlock.models import ask
 from oarlock.models.adapter import Base, open_adapter
 from oarlock.models.adapter_base import find_base, with_texts_of
+from oarlock.models.ask import ask_model
 from oarlock.models.hub import local_folder
 from oarlock.models.lora import LoRA
 from oarlock.models.pieces import INDEX
@@ -180,3 +182,21 @@ def test_a_corpus_is_cut_to_the_context_too():
     # Where nobody knows where the values are from, one that is not the default was given.
     other = replace(found.config, data=replace(found.config.data, max_seq_length=600))
     assert fit_lengths(other, source(512), {}) is other
+
+
+def test_an_answer_fits_the_context_of_the_model(tiny_model):
+    (_, answer), *_ = ask_model(str(tiny_model), ["count to 3"])
+    assert answer is not None
+    with pytest.raises(ConfigError, match="--max-new-tokens 300: the model's context leaves "):
+        list(ask_model(str(tiny_model), ["count to 3"], 300))
+    with pytest.raises(
+        ModelError, match=r"the question has .* tokens, and the model was made for 256 .* a shorter one"
+    ):
+        list(ask_model(str(tiny_model), ["what " * 300]))
+    config = SimpleNamespace(max_position_embeddings=256)
+    assert [ask._longest(config, 100, None), ask._longest(config, 200, None), ask._longest(config, 200, 56)] == [
+        64,
+        56,
+        56,
+    ]
+    assert ask._longest(SimpleNamespace(), 1000, None) == 64  # Bloom has no limit

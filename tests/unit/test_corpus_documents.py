@@ -144,7 +144,7 @@ def test_documents_in_several_sequences_are_put_together(tmp_path, dtype, capsys
     corpus = Corpus.open(str(sequences(tmp_path / "c", ROWS, dtype)))
     assert [corpus.documents[i].tolist() for i in range(corpus.num_documents)] == WHOLE
     assert corpus.documents.get(0, offset=2, length=2)[0].tolist() == [3, 4]
-    assert "4 documents in 7 sequences, put together" in capsys.readouterr().out
+    assert "4 documents in 7 sequences, joined" in capsys.readouterr().out
     train, held_out, _ = corpus.split((0.5, 0.5, 0.0))
     assert (train, held_out) == (range(2), range(2, 4)), "between documents"
     dataset = PretrainDataset(corpus, range(4), 3, seed=0)

@@ -32,6 +32,7 @@ FOREIGN_FLAGS = {
     "devices",
     "nnodes",
     "nproc_per_node",
+    "log_dir",
 }
 
 

@@ -452,3 +452,23 @@ def test_bfloat16_beside_a_float32_word_is_no_matter(folder):
         {name: values.astype(ml_dtypes.bfloat16) for name, values in weights(folder).items()},
     )
     build_model(ModelSource(folder, read_config(folder), True))
+
+
+def test_configurations_that_paddlenlp_carries_are_read():
+    """Those of the hub names in its code, older nested ones too."""
+    from oarlock.models.configs import _config_class
+
+    read = 0
+    for family in FAMILIES:
+        for name, content in _config_class(family).pretrained_init_configuration.items():
+            if isinstance(content, dict):
+                assert config_of({"model_type": family, **content}, name).model_type == family
+                read += 1
+    assert read > 5
+
+
+def test_how_a_run_computed_is_no_field_of_the_model():
+    run = {"use_fast_layer_norm": False, "use_fused_rms_norm": True, "recompute": True, "recompute_granularity": "full",
+           "tensor_parallel_output": True, "seq_length": 128, "virtual_pp_degree": 2}  # fmt: skip
+    found = config_of({"model_type": "llama", "paddlenlp_version": "3.0.0b4", **SIZES, **run}, "x")
+    assert not found.use_fused_rms_norm and not found.recompute

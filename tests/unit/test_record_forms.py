@@ -172,7 +172,7 @@ def test_what_is_trained_are_the_answers_that_are_not_marked_off(marks):
 
 def test_fields_that_look_like_orders_are_named_once_a_file(tokenizer):
     rounds = [{"role": "user", "content": "q", "mask": 1}, {"role": "assistant", "content": "a", "no_train": True}]
-    records = [{"messages": rounds, "rejected": "b", "id": 7, "images": ["x.png"]}] * 3
+    records = [{"messages": rounds, "rejected": "b", "id": 7, "images": ["x.png"], "tools": []}] * 3
     _, counts = read(records, tokenizer)
     assert counts.unread == [f"data:1: field '{name}'" for name in ("rejected", "images", "mask", "no_train")]
 
@@ -218,7 +218,8 @@ def test_tool_calls_in_the_forms_people_have(tokenizer):
         {"role": "tool_response", "content": "-3"},
         {"role": "assistant", "content": "Cold."},
     ], "tools": [TOOL]}  # fmt: skip
-    shown, _ = read([openai, older], tokenizer)
+    shown, counts = read([openai, older], tokenizer)
+    assert not counts.unread
     shown += read([sharegpt], tokenizer)[0] + read([swift], tokenizer)[0]
     assert len(set(shown)) == 1
     expected = '⟦<think>\n\n</think>\n\n<tool_call>\n{"name": "weather", "arguments": {"place": "Oulu"}}\n</tool_call><|im_end|>⟧'

@@ -318,3 +318,19 @@ def test_named_templates_by_transformers_rules(tiny_tokenizer, tmp_path):
 def test_templates_without_a_default_are_saved_by_name(tmp_path):
     save_templates(tmp_path, {"tool_use": "x"})
     assert templates_in_folder(tmp_path) == {"tool_use": "x"} and not (tmp_path / "chat_template.jinja").exists()
+
+
+def test_conversion_carries_all_templates(tiny_tokenizer, tmp_path):
+    from oarlock.export.companions import write_tokenizer
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    for file in ("tokenizer.json", "special_tokens_map.json"):
+        (source / file).write_bytes((tiny_tokenizer / file).read_bytes())
+    config = json.loads((tiny_tokenizer / "tokenizer_config.json").read_text())
+    named = [{"name": "default", "template": ALL}, {"name": "tool_use", "template": ALL + "{{ tools | tojson }}"}]
+    (source / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": named}))
+    write_tokenizer(source, "hf", "llama", out)
+    assert templates_in_folder(out) == {entry["name"]: entry["template"] for entry in named}
+    assert json.loads((out / "tokenizer_config.json").read_text())["chat_template"] == ALL

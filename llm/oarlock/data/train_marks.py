@@ -25,6 +25,7 @@ _ALIKE = re.compile(
     r"(^|_)(train\w*|loss\w*|weights?|mask(ed)?|ignored?|skip(ped)?|labels?|targets?|rewards?|scores?|chosen|rejected"
     r"|tools?|functions?|calls?|thoughts?|rationales?|cot)(_|$)"
 )
+_MESSAGES = ("messages", "conversations", "conversation", "prompt", "completion")
 _ALSO = frozenset(("images", "image", "videos", "video", "audios", "audio", "documents", "chat_template", "objects"))
 
 
@@ -109,8 +110,9 @@ def unread_fields(item: Any, read: frozenset[str]) -> list[str]:
     if not isinstance(item, dict):
         return []
     names = list(item)
-    for rows in item.values():
-        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+    for name in _MESSAGES:
+        rows = item.get(name)
+        if isinstance(rows, list):
             names += dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)
     return [
         name

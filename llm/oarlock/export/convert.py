@@ -19,8 +19,9 @@ from oarlock.export.tensors import InTurn, converted_tensors, plain_config
 from oarlock.files import is_vacant, write_json
 from oarlock.models.adapter import Base
 from oarlock.models.build import model_class
+from oarlock.models.config_family import family_of
 from oarlock.models.configs import config_content, config_writer, layout_of, read_config
-from oarlock.models.hf_config import family_of, to_hugging_face, words_of
+from oarlock.models.hf_config import to_hugging_face, words_of
 from oarlock.models.merge_proof import TOLERANCES
 from oarlock.models.pickles import open_weights
 from oarlock.models.safetensors_stream import FileRecord, TensorSource, main_dtype

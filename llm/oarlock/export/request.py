@@ -13,7 +13,8 @@ from oarlock.errors import ConfigError, ModelError
 from oarlock.export.findings import read_object
 from oarlock.export.servers import SERVED_NAME, SERVERS, check_architecture
 from oarlock.files import is_vacant
-from oarlock.models.hf_config import family_of, words_of
+from oarlock.models.config_family import family_of
+from oarlock.models.hf_config import words_of
 from oarlock.models.save import MAX_SHARD_BYTES
 from oarlock.parallel.families import FAMILIES
 

@@ -28,8 +28,10 @@ from oarlock.files import PEFT_FILE, PEFT_WEIGHTS, file_sha256, new_folder
 from oarlock.models.adapter import ADAPTER_FILE, Base, open_lora
 from oarlock.models.adapter_base import TEXT_FILES
 from oarlock.models.adapter_mix import check_output
+from oarlock.models.build import model_class
+from oarlock.models.configs import read_config
+from oarlock.models.pickles import open_weights
 from oarlock.models.tuned import check_base
-from oarlock.models.weights import WeightFolder
 from oarlock.triton_config import TRITON_CONFIG, read_triton_config
 
 if TYPE_CHECKING:
@@ -149,8 +151,8 @@ def _check(model: Path, adapters: Mapping[str, Path], name: str) -> None:
         raise ModelError(f"{model}: no config.json in this folder: not a model")
     if not has_tokenizer(model):
         raise ModelError(f"{model}: no tokenizer in this folder; a server needs one")
-    with WeightFolder.open(model):
-        pass
+    config = read_config(model)
+    open_weights(model, model_class(config), config).close()  # refuses what the model does not compute with
     base = Base.of(str(model), model) if adapters else None
     for place in adapters.values():
         assert base is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import paddlenlp.transformers
 from paddlenlp.transformers import PretrainedConfig
-from paddlenlp.transformers.configuration_utils import LlmMetaConfig
+from paddlenlp.transformers.configuration_utils import LlmMetaConfig, flatten_model_config
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
 from oarlock.files import read_json_object
-from oarlock.models.hf_config import arguments_of, family_of, writer_of
+from oarlock.models.config_family import family_of, writer_of
+from oarlock.models.hf_config import arguments_of
 from oarlock.models.hf_words import PLAN
 from oarlock.models.tied_head import has_own_head
 from oarlock.models.weights import WeightFolder, has_safetensors
@@ -61,6 +63,7 @@ def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
     Raises:
         ModelError: for a family that is not supported, or a field that PaddleNLP's model does not compute with.
     """
+    content = flatten_model_config(copy.deepcopy(dict(content)))  # older files of PaddleNLP are nested
     config_class = _config_class(family_of(content, place))
     how = LlmMetaConfig._get_defaults().keys() - PLAN  # how a run computed
     content = {name: value for name, value in content.items() if name not in how}

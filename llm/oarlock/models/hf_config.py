@@ -11,9 +11,11 @@ from typing import Any
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
-from oarlock.models.hf_activation import activation_from, check_opt, gemma_activation_to, short
+from oarlock.models.config_family import family_of, writer_of
 from oarlock.models.hf_rope import rope_from_hugging_face, rope_to_hugging_face
 from oarlock.models.hf_words import (
+    ACTIVATION_FIELDS,
+    ACTIVATIONS,
     DTYPES,
     NEUTRAL,
     PADDLE_ONLY,
@@ -27,12 +29,10 @@ from oarlock.models.hf_words import (
 )
 from oarlock.models.window import from_hugging_face as window_from
 from oarlock.models.window import to_hugging_face as window_to
-from oarlock.parallel.families import BROKEN, FAMILIES
+from oarlock.parallel.families import FAMILIES
 
-_CLASS_ENDS = ("ForCausalLM", "ForCausalLMPipe", "ForConditionalGeneration", "LMHeadModel", "Model")
 _NULL_HAS_A_MEANING = ("sliding_window", "rotary_dim")
 _QUANTISED = ("quantization_config", "quantization", "compression_config")
-_MARKS = ("transformers_version", "torch_dtype", "rope_parameters")
 
 
 def words_of(family: str) -> Words:
@@ -45,65 +45,6 @@ def words_of(family: str) -> Words:
         return WORDS[family]
     known = f"families that can be converted: {', '.join(WORDS)}"
     raise ModelError(f"{family}: {REFUSED.get(family, 'PaddleNLP and transformers do not both have it')}; {known}")
-
-
-def family_of(content: Mapping[str, Any], place: str) -> str:
-    """The family of a config.json: one of the registry (oarlock.parallel.families).
-
-    Raises:
-        ModelError: for any other, and for one that can't be run.
-    """
-    named = content.get("architectures") or []
-    named = named if isinstance(named, list) else [named]
-    family = content.get("model_type")
-    if family is None:
-        family = next((name for name, about in FAMILIES.items() if about.model in named), None)
-    if family == "chatglm" and "multi_query_group_num" in content:  # ChatGLM2 is published under this name too
-        family = "chatglm_v2"
-    what = f"model_type {family!r}" if family is not None else f"neither a model_type nor a known class ({named})"
-    if family in BROKEN:
-        raise ModelError(f"{place}: {family} models can't be run here: {BROKEN[str(family)]}")
-    if family not in FAMILIES:
-        raise ModelError(f"{place}: {what} is not supported; Oarlock has {', '.join(FAMILIES)}")
-    stem = FAMILIES[family].model.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
-    stems = {stem, "ChatGLM"} if family == "chatglm_v2" else {stem}
-    other = [name for name in named if name not in {f"{own}{end}" for own in stems for end in _CLASS_ENDS}]
-    if other:
-        raise ModelError(
-            f"{place}: architectures names {other[0]!r}, which is not a causal language model of model_type "
-            f"{family!r} ({FAMILIES[family].model}); Oarlock has {', '.join(FAMILIES)}"
-        )
-    return str(family)
-
-
-def writer_of(content: Mapping[str, Any], own: Collection[str]) -> str:
-    """In whose words a configuration is: "np" (PaddleNLP's) or "pt" (transformers'); it decides defaults alone.
-
-    Weights do not tell: PaddleNLP's own converters leave its configuration beside Hugging Face's weights.
-
-    Args:
-        own: fields of PaddleNLP's configuration class.
-    """
-    if "paddlenlp_version" in content:
-        return "np"
-    if any(name in content for name in _MARKS):
-        return "pt"
-    words = WORDS.get(str(content.get("model_type")))
-    if words is None:
-        return "np"
-    both = ("hidden_act", "head_dim", "sliding_window", "use_sliding_window", "max_window_layers")
-    theirs = {
-        *both,
-        *words.fields,
-        *words.aliases,
-        *words.only,
-        *TOKEN_IDS,
-        *RECORDS,
-        *ROPE_FIELDS,
-        *NEUTRAL,
-        *words.dropouts,
-    }
-    return "np" if any(name in own and name not in theirs for name in content) else "pt"
 
 
 def arguments_of(content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
@@ -154,7 +95,7 @@ def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collectio
         elif writer == "pt" and default is not None:
             found[words.here.get(name, name)] = default
     found |= {name: content[name] for name in TOKEN_IDS if name in content}
-    special = {**activation_from(family, content, place, writer), **window_from(family, content, place)}
+    special = {**_activation(family, content, place, writer), **window_from(family, content, place)}
     mapped = {*words.fields, *words.only, *TOKEN_IDS, *special, *ROPE_FIELDS, "hidden_activation", "layer_types"}
     rest = {name: value for name, value in content.items() if name not in mapped}
     for name, value in rest.items():
@@ -198,13 +139,18 @@ def _refuse_unknown(family: str, rest: Mapping[str, Any], known: Collection[str]
             continue
         if name in NEUTRAL and value in NEUTRAL[name]:
             continue
-        unknown.append(f"{name} ({short(value)})")
+        unknown.append(f"{name} ({_short(value)})")
     if unknown:
         raise ModelError(
             f"{place}: {', '.join(unknown)}: PaddleNLP's {family} does not compute with "
             f"{'it' if len(unknown) == 1 else 'them'}, so that the model might be another one; a field that is only a "
             "note can be taken out of the file"
         )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _says_something(value: Any) -> bool:
@@ -229,7 +175,7 @@ def _checked(name: str, value: Any, default: Any, place: str) -> Any:
     kinds = str if isinstance(default, str) else kinds
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
         words = {bool: "true or false", int: "a whole number", str: "a text"}.get(kinds, "a number")
-        raise ModelError(f"{place}: {name} has to be {words}; it is {short(value)}")
+        raise ModelError(f"{place}: {name} has to be {words}; it is {_short(value)}")
     return value
 
 
@@ -273,10 +219,59 @@ def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         found |= rope_to_hugging_face(config, words.scaled, head_size)
     if family == "gemma":
-        found |= gemma_activation_to(config)
+        # transformers takes "gelu" in hidden_act for the approximation; vLLM goes by hidden_activation.
+        exact = config.hidden_act != "gelu_pytorch_tanh"
+        names = ("gelu_python", "gelu") if exact else ("gelu_pytorch_tanh", "gelu_pytorch_tanh")
+        found |= {"hidden_act": names[0], "hidden_activation": names[1]}
     if family == "opt":
-        check_opt(config.word_embed_proj_dim, config.hidden_size, "this model")
+        _check_opt(config.word_embed_proj_dim, config.hidden_size, "this model")
     return {**found, **window_to(config), "use_cache": True, "torch_dtype": dtype}
+
+
+# what a table can't say
+
+
+def _activation(family: str, content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
+    if family == "gemma":
+        return _gemma_activation(content, place, writer)
+    if family == "opt":
+        projected, hidden = content.get("word_embed_proj_dim"), content.get("hidden_size")
+        _check_opt(projected, hidden, place)
+        given = projected or hidden
+        return {"word_embed_proj_dim": given} if given else {}
+    name = ACTIVATION_FIELDS.get(family)
+    if name is None or name not in content:
+        return {}
+    if content[name] not in ACTIVATIONS:
+        raise ModelError(
+            f"{place}: {name} is {_short(content[name])}, and PaddleNLP's {family} computes with "
+            f"{', '.join(ACTIVATIONS)} alone"
+        )
+    return {name: ACTIVATIONS[content[name]]}
+
+
+def _gemma_activation(content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
+    """ "gelu" alone is how the first Gemmas were published, and means the approximation (transformers says so)."""
+    act, newer = content.get("hidden_act"), content.get("hidden_activation")
+    approximate = ("gelu", "gelu_pytorch_tanh", "gelu_new", None)
+    if writer == "np" and act in ("gelu", None) and newer in ("gelu", None):
+        return {"hidden_act": "gelu"}  # PaddleNLP's word for the exact one
+    if act == "gelu_python" and newer in ("gelu", None):
+        return {"hidden_act": "gelu"}
+    if act in approximate and newer in approximate[1:]:
+        return {"hidden_act": "gelu_pytorch_tanh"}
+    named = f"hidden_act is {act!r}" + (f" and hidden_activation {newer!r}" if newer is not None else "")
+    raise ModelError(
+        f"{place}: {named}, and PaddleNLP's gemma computes with gelu_pytorch_tanh, or with gelu_python and gelu, alone"
+    )
+
+
+def _check_opt(projected: int | None, hidden: int | None, place: str) -> None:
+    if projected and projected != hidden:
+        raise ModelError(
+            f"{place}: word_embed_proj_dim {projected} is not hidden_size {hidden}: PaddleNLP's OPT can't run that "
+            "(its output layer has the hidden size)"
+        )
 
 
 def _check_head_size(family: str, content: Mapping[str, Any], found: Mapping[str, Any], place: str) -> None:

@@ -185,6 +185,7 @@ RECORDS = frozenset(
         "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences",
         "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
         "suppress_tokens", "begin_suppress_tokens", "max_sequence_length", "model_max_length", "seq_length",
+        "bad_words_id", "use_recompute", "use_fast_layer_norm", "lm_shift_labels", "fp16_opt_level", "init_class",
         "unsloth_version", "unsloth_fixed", "transformers.js_config", "license", "language", "tags", "library_name",
     }
 )  # fmt: skip

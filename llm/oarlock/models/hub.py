@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
 from oarlock.files import ADAPTER_FILE
+from oarlock.models.generation_config import GENERATION_FILE
 from oarlock.models.weights import INDEX_NAME
 from oarlock.parallel.nodes import once_per_node
 
@@ -59,6 +61,8 @@ def _download(name: str, with_weights: bool, allow_pickle: bool) -> Path:
     if config is None:
         raise ModelError(f"model {name}: not a folder here, and the hub has no config.json under this name")
     folder = Path(config).parent
+    with contextlib.suppress(ModelError):  # which tokens end an answer; not every model has it
+        fetch(GENERATION_FILE)
     if with_weights:
         found = fetch(INDEX_NAME, "model.safetensors", *(("model_state.pdparams",) if allow_pickle else ()))
         if found is None:

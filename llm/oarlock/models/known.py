@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.files import read_json_object
-from oarlock.models.hf_config import family_of
+from oarlock.models.config_family import family_of
 from oarlock.models.hub import local_folder
 
 _KNOWN = Path(__file__).parent / "known_configs"
