@@ -56,7 +56,7 @@ def test_batches_answer_as_one_at_a_time(family):
     together = generate_ids(model, TOKENIZER, rows, 8)
     assert together == [generate_ids(model, TOKENIZER, [row], 8)[0] for row in rows]
     # ... which are those of the pass that training makes, token by token
-    assert together == generate_without_cache(partial(next_ids, model), rows, 0, 8)
+    assert together == generate_without_cache(partial(next_ids, model), rows, (0,), 8)
     assert len({tuple(row) for row in together}) == 4 and max(len(set(row)) for row in together) > 2
     without_first = generate_ids(model, TOKENIZER, [row[1:] for row in rows], 8)
     assert together != without_first, "the first tokens have no say"
@@ -82,7 +82,7 @@ def test_answers_come_in_the_order_of_the_prompts(tiny_model):
     model.eval()
     tokenizer = load_tokenizer(str(tiny_model))
     prompts = [Prompt(row, f"prompt {i}", "x") for i, row in enumerate(ROWS)]
-    trainer = SimpleNamespace(plan=ParallelPlan(), model=model, tokenizer=tokenizer, template=None)
+    trainer = SimpleNamespace(plan=ParallelPlan(), model=model, tokenizer=tokenizer, template=None, generation={})
     answers = generate_answers(trainer, prompts, max_new_tokens=6, batch_size=3)
     assert [answer.prompt.text for answer in answers] == [f"prompt {i}" for i in range(4)]
     alone = [tokenizer.decode(generate_ids(model, tokenizer, [row], 6)[0], skip_special_tokens=True) for row in ROWS]

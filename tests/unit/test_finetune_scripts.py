@@ -57,6 +57,7 @@ def test_it_is_the_published_command(machine: Machine, script: str) -> None:
     launcher, config = dry_run(machine, script)
     assert launcher == (gpus and {"gpus": gpus, "log_dir": "log"})
     flags = [*shlex.split(published), "--device", "gpu", "--model_type", "llama"]
+    flags += ["--validation_split", "0.02"]  # a recipe's own, for data without a dev file
     assert config == load_config(FinetuneConfig, flags).config
     assert os.access(ROOT / "scripts" / script, os.X_OK)
 
