@@ -68,6 +68,16 @@ def make_tiny_model(folder: str | Path, **changes: Any) -> Path:
     return Path(folder)
 
 
+def logits_of(model: Any, ids: Any) -> Any:
+    """The logits [rows, tokens, vocabulary] of a model for token ids, dropout off."""
+    import paddle
+
+    model.eval()
+    with paddle.no_grad():
+        found = model(input_ids=paddle.to_tensor(ids))
+    return (found[0] if isinstance(found, (tuple, list)) else found).numpy()
+
+
 def ordinary(model: Any) -> Any:
     """A model whose norms are not 1 and whose biases are not 0, as every trained one's, in place: ones and zeros hide
     faults. The values follow from the names."""

@@ -29,7 +29,7 @@ def add_chat(commands: Any, command: Adder) -> None:
     chat.add_argument("--system", default="", metavar="TEXT", help="stands before the conversation")
     own = "default: the model's generation_config.json, else"
     chat.add_argument("--temperature", type=float, help=f"0 for the likeliest tokens ({own} 0)")
-    chat.add_argument("--top-p", type=float, help=f"mass of the likeliest tokens to choose from ({own} 1)")
+    chat.add_argument("--top-p", type=float, help=f"probability mass of the tokens to choose from ({own} 1)")
     chat.add_argument("--top-k", type=int, help=f"number of the likeliest tokens, 0 for all ({own} 0)")
     chat.add_argument("--repetition-penalty", type=float, help=f"above 1 against repetitions ({own} 1)")
     chat.add_argument("--seed", type=int, help="of the choice of tokens")

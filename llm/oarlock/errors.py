@@ -51,6 +51,11 @@ class StoppedWithOthers(OarlockError):
     """Another rank failed and has told why; this one stops without a word."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def report(error: OarlockError) -> None:
     """Print an error once, on stderr, with the rank when there is more than one process."""
     if isinstance(error, StoppedWithOthers):

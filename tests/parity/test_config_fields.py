@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 import pytest
 
+from helpers import logits_of
 from oarlock.errors import ModelError
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.configs import read_config
@@ -109,10 +109,7 @@ def scores(folder: Path) -> np.ndarray:
     config = read_config(folder)
     check_window(config, IDS.shape[1], str(folder / "config.json"), "the texts have")
     model = build_model(ModelSource(folder, config, from_weights=True))
-    model.eval()
-    with paddle.no_grad():
-        found = model(input_ids=paddle.to_tensor(IDS))
-    return (found[0] if isinstance(found, (tuple, list)) else found).numpy()
+    return logits_of(model, IDS)
 
 
 def without_stamp(folder: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from families import family_model
-from helpers import make_tiny_tokenizer
+from helpers import logits_of, make_tiny_tokenizer
 from oarlock.data.embedded.instructions import instruction_records
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.errors import ModelError
@@ -146,9 +146,7 @@ def stirred(name: str):
 
 
 def scores(model) -> np.ndarray:
-    with paddle.no_grad():
-        found = model(input_ids=paddle.to_tensor(IDS))
-    return (found[0] if isinstance(found, (tuple, list)) else found).numpy()
+    return logits_of(model, IDS)
 
 
 def answer(model) -> list[int]:

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from families import FAMILIES, family_config, family_model
-from helpers import run_program
+from helpers import logits_of, run_program
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export import request as request_module
 from oarlock.export import static_graph, targets
@@ -50,10 +50,7 @@ def lora(tiny_model, tmp_path_factory) -> Path:
 
 def scores(folder: Path, **about) -> np.ndarray:
     model = build_model(ModelSource(folder, read_config(folder), from_weights=True), **about)
-    model.eval()
-    with paddle.no_grad():
-        found = model(input_ids=paddle.to_tensor(IDS))
-    return (found[0] if isinstance(found, (tuple, list)) else found).numpy()
+    return logits_of(model, IDS)
 
 
 # directories in Hugging Face's layout

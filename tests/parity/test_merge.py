@@ -16,7 +16,7 @@ from paddlenlp.peft import LoRAModel
 from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from safetensors.numpy import load_file, save_file
 
-from helpers import make_adapter, make_tiny_model, ordinary, run_program
+from helpers import logits_of, make_adapter, make_tiny_model, ordinary, run_program
 from oarlock.data.templates import ChatTemplate
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models import lora_changes, merge_proof, streamed, trained_base
@@ -82,10 +82,7 @@ def adapter(bases, tmp_path_factory) -> Path:
 
 
 def scores(model) -> np.ndarray:
-    model.eval()
-    with paddle.no_grad():
-        found = model(input_ids=paddle.to_tensor(IDS))
-    return (found[0] if isinstance(found, (tuple, list)) else found).numpy()
+    return logits_of(model, IDS)
 
 
 def tuned_model(base: Path, adapter: Path):

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from helpers import make_tiny_tokenizer
+from helpers import logits_of, make_tiny_tokenizer
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.peft import export_peft
 from oarlock.models.adapter import open_adapter
@@ -100,10 +99,7 @@ def world(tmp_path_factory, parity_python) -> World:
 
 
 def scores(model) -> np.ndarray:
-    model.eval()
-    with paddle.no_grad():
-        found = model(input_ids=paddle.to_tensor(IDS))
-    return (found[0] if isinstance(found, (tuple, list)) else found).numpy()
+    return logits_of(model, IDS)
 
 
 @pytest.mark.parametrize("name", READ)

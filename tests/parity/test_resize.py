@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import paddle
 import pytest
 from safetensors.numpy import load_file
 from tokenizers import AddedToken
 
 from families import FAMILIES, family_model
-from helpers import make_tiny_tokenizer
+from helpers import logits_of, make_tiny_tokenizer
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models.build import ModelSource, build_model, check_vocabulary
@@ -36,10 +35,7 @@ def a_model(folder: Path, family: str, **changes) -> tuple[Path, Path]:
 
 def scores(folder: Path, ids: np.ndarray) -> np.ndarray:
     model = build_model(ModelSource(folder, read_config(folder), from_weights=True))
-    model.eval()
-    with paddle.no_grad():
-        found = model(input_ids=paddle.to_tensor(ids))
-    return (found[0] if isinstance(found, (tuple, list)) else found).numpy()
+    return logits_of(model, ids)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from families import FAMILIES, family_config, family_model
-from helpers import flags, make_tiny_tokenizer
+from helpers import flags, logits_of, make_tiny_tokenizer
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.errors import CheckpointError, ModelError
 from oarlock.export.convert import ConvertOptions, convert
@@ -30,10 +30,7 @@ HEAD, EMBEDDING = "lm_head.decoder_weight", "opt.embeddings.word_embeddings.weig
 
 
 def scores(model) -> np.ndarray:
-    model.eval()
-    with paddle.no_grad():
-        found = model(input_ids=paddle.to_tensor(IDS))
-    return (found[0] if isinstance(found, (tuple, list)) else found).numpy()
+    return logits_of(model, IDS)
 
 
 def loaded(folder: Path):

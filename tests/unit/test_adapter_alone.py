@@ -102,9 +102,13 @@ def test_what_does_not_go_together_is_refused(place):
 
 
 def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
+    tools = Path("additional_chat_templates/tool_use.jinja")
+    (Path("out/lora") / tools).parent.mkdir()
+    (Path("out/lora") / tools).write_text(TEMPLATE + "{{ tools }}")
     view, adapter = cli_chat._folders("out/lora", None, place)
     assert adapter == Path("out/lora")
     assert (Path(view) / "chat_template.jinja").read_text() == TEMPLATE
+    assert (Path(view) / tools).read_text() == TEMPLATE + "{{ tools }}"
     assert (Path(view) / "model.safetensors").samefile("models/a/base/model.safetensors")
     assert Base.of("", Path(view)).fingerprint == Base.of("", Path("models/a/base")).fingerprint
     assert with_texts_of(place, Path("models/a/base"), place) == Path("models/a/base")  # one without texts of its own
@@ -113,6 +117,7 @@ def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
     def run(repository: Path, *_: object) -> int:
         model = repository / "oarlock" / "1" / "model"
         served["template"] = (model / "chat_template.jinja").read_text()
+        served["tools"] = (model / tools).read_text()
         served["adapters"] = [path.name for path in (repository / "oarlock" / "1" / "adapters").iterdir()]
         served["model"] = sorted(path.name for path in model.iterdir())
         return 0
@@ -123,6 +128,7 @@ def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
     cli_serve.add_serve(commands, lambda commands, name, text, _: commands.add_parser(name))
     assert cli_serve._serve(words.parse_args(["serve", "out/lora"])) == 0
     assert served["template"] == TEMPLATE and served["adapters"] == ["lora"]
+    assert served["tools"] == TEMPLATE + "{{ tools }}"
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(served["model"])
     assert not any(path.name.startswith(".oarlock-serve") for path in Path("models/a").iterdir())
 

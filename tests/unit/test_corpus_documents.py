@@ -144,7 +144,7 @@ def test_documents_in_several_sequences_are_put_together(tmp_path, dtype, capsys
     corpus = Corpus.open(str(sequences(tmp_path / "c", ROWS, dtype)))
     assert [corpus.documents[i].tolist() for i in range(corpus.num_documents)] == WHOLE
     assert corpus.documents.get(0, offset=2, length=2)[0].tolist() == [3, 4]
-    assert "4 documents in 7 sequences, put together" in capsys.readouterr().out
+    assert "4 documents in 7 sequences, joined" in capsys.readouterr().out
     train, held_out, _ = corpus.split((0.5, 0.5, 0.0))
     assert (train, held_out) == (range(2), range(2, 4)), "between documents"
     dataset = PretrainDataset(corpus, range(4), 3, seed=0)
@@ -162,7 +162,7 @@ def test_a_corpus_of_the_earlier_builder_is_told(tmp_path, capsys):
     corpus = Corpus.open(str(prefix))
     assert [corpus.documents[i].tolist() for i in range(2)] == [[1, 2, END], [3, 4, END]]
     said = capsys.readouterr().out
-    assert "built by an earlier version" in said and "put together from 3 parts" in said and "--overwrite" in said
+    assert "built by an earlier version" in said and "joined from 3 parts" in said and "--overwrite" in said
 
 
 def test_indices_without_bounds_and_with_wrong_ones(tmp_path):

@@ -173,7 +173,7 @@ def libraries(monkeypatch):
         ("mkl", {}, "mkl", "go on by MKL, as in the checkpoint; a new run here would take oneDNN"),
         ("onednn", {"best": "mkl"}, "onednn", "go on by oneDNN, as in the checkpoint; a new run here would take MKL"),
         ("mkl", {"asked": "onednn"}, "onednn", "are MKL's, here they are oneDNN's: the last bits may differ"),
-        ("onednn", {"best": "mkl", "problem": "no library"}, "mkl", "are not to be had: no library"),
+        ("onednn", {"best": "mkl", "problem": "no library"}, "mkl", "are not available: no library"),
         ("", {}, "onednn", "does not say which library made its matrix products, here it is oneDNN"),
         ("", {"best": "mkl"}, "mkl", ""),
         ("blis", {}, "onednn", "are blis's, here they are oneDNN's: the last bits may differ"),

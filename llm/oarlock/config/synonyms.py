@@ -181,8 +181,8 @@ VALUES: dict[str, tuple[dict[str, dict[str, str]], str]] = {
         ("eval_strategy", "evaluation_strategy", "val_strategy"),
         (_WHEN, "do_eval evaluates every eval_steps, or at the end of every epoch where eval_steps is not given"),
     ),
-    "quantization_bit": ({"4": {"qlora": _TRUE}}, "4 bits are qlora; there are no others"),
-    "quant_bits": ({"4": {"qlora": _TRUE}}, "4 bits are qlora; there are no others"),
+    "quantization_bit": ({"4": {"qlora": _TRUE}}, "4-bit weights are qlora's; no other width is offered"),
+    "quant_bits": ({"4": {"qlora": _TRUE}}, "4-bit weights are qlora's; no other width is offered"),
     **dict.fromkeys(
         ("use_cpu", "no_cuda", "cpu", "force_cpu"),
         ({"yes": {"device": "cpu"}, "no": {"device": "gpu"}}, "device is cpu or gpu"),

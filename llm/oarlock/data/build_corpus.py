@@ -101,8 +101,8 @@ class BuildReport:
             yield f"{spell} special tokens; {became} (--parse-special-tokens)"
         if self.unsure_cuts:
             yield (
-                f"at {self.unsure_cuts:,} place(s) a long text without words was cut to be tokenised: the ids of the "
-                "whole may be others there"
+                f"long texts without word boundaries were cut at {self.unsure_cuts:,} place(s), where the ids may "
+                "differ from those of the whole text"
             )
         if self.left_out.count:
             yield self.left_out.text()

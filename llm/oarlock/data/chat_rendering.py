@@ -99,7 +99,7 @@ def continued(chat: PreparedChat) -> RenderedChat:
     at = text.rfind(_CONTINUE.strip())
     if at < 0:
         raise DataError(
-            f"chat template {chat.template.name} changes the words of the last message; they can't be gone on from"
+            f"chat template {chat.template.name} changes the last message's text, so that it can't be continued"
         )
     kept = text[:at] if text[at : at + len(_CONTINUE)] == _CONTINUE else text[:at].rstrip()
     return RenderedChat(chat.words.reveal(kept)[0], ())

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from oarlock.data.chat_rendering import PreparedChat
 from oarlock.data.marked_text import MarkedText
 from oarlock.data.messages import REASONING, Message
 from oarlock.data.records import Conversation
@@ -20,7 +21,6 @@ from oarlock.environment import say_once
 from oarlock.errors import DataError
 
 if TYPE_CHECKING:
-    from oarlock.data.chat_rendering import PreparedChat
     from oarlock.data.templates import ChatTemplate
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")

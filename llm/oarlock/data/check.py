@@ -74,7 +74,7 @@ def _about(side: str, examples: StoredExamples) -> Iterator[str]:
     if counts.spelled:
         yield f"  spell a special token    {counts.spelled:,} (it is text there, unless --parse-special-tokens)"
     if counts.joined:
-        yield f"  prompt joins its answer  {counts.joined:,} (by a token of both, which the model is not asked with)"
+        yield f"  prompt joins its answer  {counts.joined:,} (by one token, which is not part of the prompt)"
     if counts.forgotten:
         yield f"  reasoning left out       {counts.forgotten:,} (of earlier answers, by the chat template)"
     if counts.unread:

@@ -71,13 +71,13 @@ def remarks(prefix: str, documents: Documents, num_sequences: int) -> list[str]:
     summary = corpus_summary(prefix)
     again = "build it again with `oarlock data pretrain --overwrite` to be rid of this"
     if "tokenizer_fingerprint" in summary and summary.get("format") != FORMAT:
-        joined = f"{len(documents):,} documents were put together from {num_sequences:,} parts; "
+        joined = f"{len(documents):,} documents were joined from {num_sequences:,} parts; "
         return [
             f"{prefix}: built by an earlier version, whose long .txt documents may have other ids at places that it "
             f"cut; {joined if documents.joined else ''}{again}"
         ]
     if documents.joined:
-        return [f"{prefix}: {len(documents):,} documents in {num_sequences:,} sequences, put together for training"]
+        return [f"{prefix}: {len(documents):,} documents in {num_sequences:,} sequences, joined for training"]
     return []
 
 

@@ -62,8 +62,8 @@ class Counts:
             yield f"{side}: {self.spelled:,} records spell a special token; it is text there (--parse_special_tokens)"
         if self.joined:
             yield (
-                f"{side}: in {self.joined:,} records a token joins the prompt to its answer, which the model is not "
-                "asked with; let the chat template end a prompt with a special token or a new line"
+                f"{side}: in {self.joined:,} records one token spans the end of the prompt and the answer, and counts "
+                "as the answer's; let the chat template end a prompt with a special token or a new line"
             )
         if self.forgotten:
             yield f"{side}: in {self.forgotten:,} records the chat template leaves out the reasoning of earlier answers"

@@ -14,7 +14,7 @@ from typing import Any
 
 from oarlock.data.find_files import LeftOut, files_in, source_of
 from oarlock.data.record_files import FileRecords, RecordSource, RowRecords
-from oarlock.errors import DataError
+from oarlock.errors import DataError, first_line
 
 _TRAIN_NAMES = ("train", "training")
 _DEV_NAMES = ("dev", "validation", "valid", "val", "eval", "evaluation", "test")
@@ -112,7 +112,7 @@ def _saved_dataset(folder: Path) -> RecordSources:
     try:
         found = load_from_disk(str(folder))
     except Exception as error:  # Arrow's and the library's own classes
-        raise DataError(f"{folder}: a saved dataset that can't be read: {_first_line(error)}") from error
+        raise DataError(f"{folder}: a saved dataset that can't be read: {first_line(error)}") from error
     return (
         _splits(found, str(folder))
         if isinstance(found, DatasetDict)
@@ -128,8 +128,7 @@ def _hub(name: str) -> RecordSources:
         found = load_dataset(name)
     except Exception as error:  # the hub client raises everything from OSError to its own classes
         raise DataError(
-            f"--dataset_name_or_path {name}: neither a file nor a folder here, and no hub gave it "
-            f"({_first_line(error)})"
+            f"--dataset_name_or_path {name}: neither a file nor a folder here, and no hub gave it ({first_line(error)})"
         ) from error
     return _splits(found, name)
 
@@ -140,7 +139,3 @@ def _splits(found: Any, name: str) -> RecordSources:
     dev = next((split for split in _DEV_NAMES if split in found), None)
     train: list[RecordSource] = [RowRecords(f"{name}[train]", found["train"])]
     return RecordSources(train, [RowRecords(f"{name}[{dev}]", found[dev])] if dev else [])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

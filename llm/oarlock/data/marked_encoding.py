@@ -18,11 +18,8 @@ from weakref import WeakKeyDictionary
 
 from tokenizers import AddedToken, Tokenizer
 
-from oarlock.data.marked_text import MarkedText
+from oarlock.data.marked_text import MarkedText, free_letters, private_letters
 from oarlock.errors import DataError
-
-# Private-use characters: planes 15 and 16, without their last two code points each, which are no characters.
-_PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 
 @dataclass(frozen=True)
@@ -114,12 +111,9 @@ class MarkedEncoder:
 
     def _respelling(self, texts: Sequence[MarkedText]) -> _Respelled:
         """A respelling that none of the texts holds."""
-        used = {ord(letter) for text in texts for letter in text.text if ord(letter) >= _PRIVATE_USE[0].start}
+        used = private_letters(text.text for text in texts)
         if self._respelled is None or used & self._respelled.letters:
-            free = [code for codes in _PRIVATE_USE for code in codes if code not in used][: len(self._special)]
-            if len(free) < len(self._special):
-                raise DataError("the text holds every character of Unicode's private use, which can't be right")
-            spelling = {content: chr(code) for content, code in zip(self.spellings, free, strict=True)}
+            spelling = dict(zip(self.spellings, free_letters(used, len(self.spellings)), strict=True))
             self._respelled = _respell_tokenizer(self._source, self._plain, spelling)
         return self._respelled
 
@@ -165,13 +159,13 @@ class _Respelled:
 
     Attributes:
         spelling: content of a special token -> the character in its place.
-        letters: the code points of those characters.
+        letters: those characters.
         ids: its ids -> those of the tokenizer that it was made from, where they are not the same.
     """
 
     backend: Tokenizer
     spelling: dict[str, str]
-    letters: frozenset[int]
+    letters: frozenset[str]
     ids: dict[int, int]
 
 
@@ -198,7 +192,7 @@ def _respell_tokenizer(source: str, plain: Tokenizer, spelling: dict[str, str]) 
             raise DataError(f"the special token {token.content!r} can't be told from text that spells it")
         if there != id_:
             ids[there] = id_
-    return _Respelled(backend, spelling, frozenset(map(ord, spelling.values())), ids)
+    return _Respelled(backend, spelling, frozenset(spelling.values()), ids)
 
 
 def _makes(merge: str | list[str], spelling: dict[str, str]) -> bool:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+
+from oarlock.errors import DataError
+
+# Private-use characters: planes 15 and 16, without their last two code points each, which are no characters.
+_PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 
 @dataclass(frozen=True)
@@ -31,3 +38,22 @@ class MarkedText:
     def of(cls, text: str) -> MarkedText:
         """A text that is users' content from end to end."""
         return cls(text, ((0, len(text)),) if text else ())
+
+
+def private_letters(texts: Iterable[str]) -> set[str]:
+    """The characters of Unicode's private use (planes 15 and 16) that texts hold."""
+    first = chr(_PRIVATE_USE[0].start)
+    return {letter for text in texts if max(text, default="") >= first for letter in text if letter >= first}
+
+
+def free_letters(used: Collection[str], number: int) -> list[str]:
+    """So many characters of Unicode's private use that are not used.
+
+    Raises:
+        DataError: when there are fewer.
+    """
+    free = (chr(code) for codes in _PRIVATE_USE for code in codes if chr(code) not in used)
+    found = list(itertools.islice(free, number))
+    if len(found) < number:
+        raise DataError("the text holds every character of Unicode's private use, which can't be right")
+    return found

@@ -11,11 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from oarlock.data.marked_text import MarkedText
-from oarlock.errors import DataError
-
-_PRIVATE = re.compile("[\U000f0000-\U000ffffd\U00100000-\U0010fffd]")
-_CODES = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+from oarlock.data.marked_text import MarkedText, free_letters, private_letters
 
 
 @lru_cache(maxsize=16)
@@ -56,11 +52,9 @@ class Words:
         self.spelled = sum(len(self._pattern.findall(text)) for text in texts) if spellings else 0
         self._letters: dict[str, str] = {}
         if self.spelled:
-            used = set(_PRIVATE.findall("".join([source, *texts])))
-            free = (chr(code) for codes in _CODES for code in codes if chr(code) not in used)
-            self._letters = dict(zip(spellings, free, strict=False))
-            if len(self._letters) < len(spellings):
-                raise DataError("the text holds every character of Unicode's private use, which can't be right")
+            self._letters = dict(
+                zip(spellings, free_letters(private_letters([source, *texts]), len(spellings)), strict=True)
+            )
         self._spellings = {letter: spelling for spelling, letter in self._letters.items()}
         self._shown = re.compile(f"[{''.join(self._spellings)}]") if self._spellings else re.compile("(?!)")
 

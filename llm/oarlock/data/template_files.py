@@ -6,7 +6,6 @@ is neither, tokenizer_config.json holds one text or a list of named ones.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,5 +100,5 @@ def save_templates(folder: Path, templates: Mapping[str, str]) -> None:
     write_text_atomically(folder / TEMPLATE_FILE, templates[DEFAULT])
     config_file = folder / "tokenizer_config.json"
     if config_file.is_file():
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config = read_json_object(config_file)
         write_json(config_file, {**config, "chat_template": templates[DEFAULT]})

@@ -39,8 +39,8 @@ def cut_texts(source: RecordSource, encode: Encode) -> Iterator[ItemBatch]:
         yield ItemBatch(items, batch.consumed)
     if cutter.unsure:
         say(
-            f"{source.name}: at {cutter.unsure:,} place(s) a long text without words was cut, where the ids of the "
-            "whole may be others"
+            f"{source.name}: long texts without word boundaries were cut at {cutter.unsure:,} place(s), where the ids "
+            "may differ from those of the whole text"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, processors
 
 from oarlock.data.fast_tokenizer import SPECIAL_NAMES, FastTokenizer
-from oarlock.data.tokenizer_json import first_line, read_tokenizer_json
+from oarlock.data.tokenizer_json import read_tokenizer_json
 from oarlock.data.vocabulary_files import (
     BYTE_LEVEL_CLASSES,
     byte_level_tokenizer,
@@ -23,7 +23,7 @@ from oarlock.data.vocabulary_files import (
     tiktoken_tokenizer,
 )
 from oarlock.environment import say_once
-from oarlock.errors import ModelError
+from oarlock.errors import ModelError, first_line
 from oarlock.files import read_json_object
 
 CONFIG, TOKENIZER, SPECIAL, ADDED = (

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from oarlock.errors import ModelError
+from oarlock.errors import ModelError, first_line
 from oarlock.files import read_json_object
 
 
@@ -47,8 +47,3 @@ def _what_is_wrong(content: Mapping[str, Any]) -> str:
             here = version("tokenizers")
             return f"its {part} ({kind}) can't be read by the `tokenizers` library of this environment ({here}): "
     return "not a tokenizer: "
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first; its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

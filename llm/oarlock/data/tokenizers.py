@@ -17,8 +17,7 @@ from oarlock.data.marked_slow import encode_marked_slowly, slow_ids, slow_patter
 from oarlock.data.marked_text import MarkedText
 from oarlock.data.tokenizer_folder import PADDLENLP_ALONE, needs_paddlenlp, read_tokenizer
 from oarlock.data.tokenizer_identity import ids_fingerprint
-from oarlock.data.tokenizer_json import first_line
-from oarlock.errors import ModelError
+from oarlock.errors import ModelError, first_line
 from oarlock.files import file_sha256, read_json_object
 
 if TYPE_CHECKING:

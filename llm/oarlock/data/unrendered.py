@@ -10,14 +10,11 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from oarlock.data.chat_rendering import TemplateStopped
+from oarlock.data.chat_rendering import PreparedChat, TemplateStopped
 from oarlock.data.messages import REASONING, Message
 from oarlock.errors import DataError
-
-if TYPE_CHECKING:
-    from oarlock.data.templates import PreparedChat
 
 _KEPT = 4096  # shapes whose answer is remembered
 _found: OrderedDict[Any, str | None] = OrderedDict()

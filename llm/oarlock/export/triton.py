@@ -26,6 +26,7 @@ from oarlock.export.manifest import write_manifest
 from oarlock.export.servers import SERVED_NAME
 from oarlock.files import PEFT_FILE, PEFT_WEIGHTS, file_sha256, new_folder
 from oarlock.models.adapter import ADAPTER_FILE, Base, open_lora
+from oarlock.models.adapter_base import TEXT_FILES
 from oarlock.models.adapter_mix import check_output
 from oarlock.models.build import model_class
 from oarlock.models.configs import read_config
@@ -44,10 +45,8 @@ _RELAY_MODULES = (
     *("serve/triton_fields.py", "serve/json_form.py", "serve/triton_relay.py"),
 )
 _MODEL_FILES = (
-    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "chat_template.*"),
-    "additional_chat_templates/*.jinja",
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
-    "tekken.json",
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *TEXT_FILES,
 )
 _ADAPTER_FILES = (
     *(ADAPTER_FILE, "lora_config.json", "peft_model*.safetensors", "peft_model.safetensors.index.json"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from oarlock.data.template_files import TEMPLATE_FOLDER
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
 from oarlock.models.adapter import AdapterFolder
@@ -12,7 +13,7 @@ from oarlock.models.hub import local_folder
 # What decides over texts and ids, in a model folder and in an adapter folder alike.
 TEXT_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
-    *("sentencepiece.*", "chat_template*"),
+    *("sentencepiece.*", "tekken.json", "chat_template*", f"{TEMPLATE_FOLDER}/*.jinja"),
 )
 
 
@@ -73,12 +74,13 @@ def with_texts_of(adapter: Path, base: Path, into: Path) -> Path:
     folder.mkdir()
     texts_of_base = _texts(base)
     for path in base.iterdir():
-        if path.is_file() and path.name not in texts_of_base:
+        if path.is_file() and path.relative_to(base) not in texts_of_base:
             (folder / path.name).symlink_to(path.resolve())
-    for name in own:
-        (folder / name).symlink_to((adapter / name).resolve())
+    for place in own:
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).symlink_to((adapter / place).resolve())
     return folder
 
 
-def _texts(folder: Path) -> set[str]:
-    return {path.name for pattern in TEXT_FILES for path in folder.glob(pattern) if path.is_file()}
+def _texts(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for pattern in TEXT_FILES for path in folder.glob(pattern) if path.is_file()}

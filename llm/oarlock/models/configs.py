@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from paddlenlp.transformers.configuration_utils import LlmMetaConfig, flatten_mo
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
+from oarlock.files import read_json_object
 from oarlock.models.config_family import family_of, writer_of
 from oarlock.models.hf_config import arguments_of
 from oarlock.models.hf_words import PLAN
@@ -46,15 +46,9 @@ def config_content(folder: Path) -> dict[str, Any]:
         ModelError: when there is none, or it is no JSON object.
     """
     path = folder / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder}: no config.json in this folder, so it is not a model") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return content
+    if not path.exists():
+        raise ModelError(f"{folder}: no config.json in this folder, so it is not a model")
+    return read_json_object(path)
 
 
 def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:

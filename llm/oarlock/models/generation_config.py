@@ -5,12 +5,12 @@ It is carried along by every step (training, checkpoints, merging, conversion, e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ModelError
+from oarlock.files import read_json_object
 
 GENERATION_FILE = "generation_config.json"
 _NOT_TEMPERATURE = ("top_p", "top_k", "repetition_penalty")
@@ -22,16 +22,7 @@ def generation_content(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: when it is no JSON object.
     """
-    path = folder / GENERATION_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return content
+    return read_json_object(folder / GENERATION_FILE)
 
 
 def token_ids(value: Any, place: str) -> tuple[int, ...]:
@@ -76,9 +67,7 @@ def sampling_defaults(generation: Mapping[str, Any], place: str = GENERATION_FIL
     """
     given = {name: value for name, value in generation.items() if value is not None}
     samples = given.get("do_sample") is True or given.get("decode_strategy") == "sampling"
-    found: dict[str, float | int] = {
-        name: given[name] for name in ("top_p", "top_k", "repetition_penalty") if name in given
-    }
+    found: dict[str, float | int] = {name: given[name] for name in _NOT_TEMPERATURE if name in given}
     if samples:
         found["temperature"] = given.get("temperature", 1.0)
     ranges: dict[str, tuple[float, float]] = {"temperature": (0, 100), "top_p": (0, 1), "repetition_penalty": (0, 100)}

@@ -46,7 +46,6 @@ class Words:
 ACTIVATIONS = {name: name for name in ("silu", "swish", "gelu", "gelu_new", "relu", "quick_gelu")} | {
     "gelu_pytorch_tanh": "gelu_new"
 }
-_ACTS = tuple(ACTIVATIONS)
 _LLAMA_LIKE = {"hidden_act": "silu", "initializer_range": 0.02, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 _UNSCALED: dict[str, tuple[Any, ...]] = {"rope_scaling_type": ()}
 WORDS = {

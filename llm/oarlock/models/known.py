@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from oarlock.errors import ModelError
+from oarlock.files import read_json_object
 from oarlock.models.config_family import family_of
 from oarlock.models.hub import local_folder
 
@@ -29,12 +28,7 @@ def model_config_content(name_or_path: str) -> dict[str, Any]:
         return content | {"model_type": family_of(content, str(path))}
     else:
         path = local_folder(name_or_path, with_weights=False) / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a JSON object")
+    content = read_json_object(path)
     return content | {"model_type": family_of(content, str(path))}
 
 

@@ -6,7 +6,6 @@ needed before they can be used: `of_model`. What an adapter does beside A and B 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from oarlock.errors import ModelError
-from oarlock.files import PEFT_FILE, PEFT_WEIGHTS
+from oarlock.files import PEFT_FILE, PEFT_WEIGHTS, read_json_object
 from oarlock.models.adapter import UNKNOWN_BASE, AdapterFolder, Base
 from oarlock.models.peft_tensors import check_tensors
 from oarlock.models.safetensors_stream import SafetensorsFile
@@ -173,11 +172,7 @@ def open_peft(folder: Path) -> PeftFolder:
         ModelError: when it is damaged, no LoRA adapter, or does more than A and B.
     """
     path = folder / PEFT_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content = {name: value for name, value in content.items() if value is not None}
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: not readable as a JSON object: {error}") from error
+    content = {name: value for name, value in read_json_object(path).items() if value is not None}
     if content.get("peft_type") != "LORA":
         raise ModelError(f"{path}: peft_type is {content.get('peft_type')!r}; of PEFT's adapters only LORA is read")
     _check_fields(content, path)

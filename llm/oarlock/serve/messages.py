@@ -5,7 +5,7 @@ The template has the last word (see data.templates): what it does not render is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from oarlock.data.messages import REASONING, Message, MessageError, normalize_messages, normalize_tools
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *REASONING)
 _NOT_READ = {
-    "annotations": "notes beside a text are not read here",
-    "audio": "answers in sound are not read here",
+    "annotations": "annotations are not read here",
+    "audio": "audio is not read here",
     "refusal": "send what the model said as content",
 }
 _MAX_NESTING = 64
@@ -45,6 +45,19 @@ def read_messages(given: Any) -> list[Message]:
     return read
 
 
+def without_nothing(values: Mapping[str, Any], even_empty: Collection[str]) -> dict[str, Any]:
+    """An object without the fields that say nothing: null, or empty.
+
+    Args:
+        even_empty: fields in which an empty value says something.
+    """
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and (name in even_empty or value or not isinstance(value, (str, list, dict)))
+    }
+
+
 def _check_nesting(path: str, value: Any) -> None:
     """Templates walk through what they are given by calling themselves."""
     level = [value]
@@ -63,11 +76,7 @@ def _check_nesting(path: str, value: Any) -> None:
 def _read_message(path: str, given: Any) -> Message:
     if not isinstance(given, Mapping):
         raise RequestRefused(f'{path} has to be an object {{"role": ..., "content": ...}}')
-    message = {
-        name: value
-        for name, value in given.items()
-        if value is not None and (value not in ("", [], {}) or name in _EVEN_EMPTY)
-    }
+    message = without_nothing(given, _EVEN_EMPTY)
     for name in message:
         if name in _NOT_READ:
             raise RequestRefused(f"{path}.{name}: {_NOT_READ[name]}")

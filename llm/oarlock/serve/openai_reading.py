@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from oarlock.data.json_text import DECODER
-from oarlock.serve.messages import read_messages, read_tools
+from oarlock.serve.messages import read_messages, read_tools, without_nothing
 from oarlock.serve.requests import RequestRefused
 
 # Fields of OpenAI's requests, and of vLLM's, that are not done here: why, and the values that ask for nothing.
@@ -117,20 +117,6 @@ class _JsonRequest(Request):
         return found
 
 
-def says_nothing(value: Any) -> bool:
-    """Whether a field that holds this is as good as absent: null, or empty."""
-    return value is None or (isinstance(value, (str, list, dict)) and not value)
-
-
-def without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
-    """An object without the fields that say nothing."""
-    return {
-        name: value
-        for name, value in values.items()
-        if not (value is None if name in _EVEN_EMPTY else says_nothing(value))
-    }
-
-
 def read_object(given: Any, known: Iterable[str], path: str = "") -> Any:
     """The fields of a request, or of an object in it, that are to be honoured.
 
@@ -144,7 +130,7 @@ def read_object(given: Any, known: Iterable[str], path: str = "") -> Any:
     if not isinstance(given, Mapping):
         return given  # pydantic says so
     known = tuple(known)
-    values = without_nothing(given)
+    values = without_nothing(given, _EVEN_EMPTY)
     if "n" in values and _same(values.get("best_of"), values["n"]):
         del values["best_of"]
     for name in [name for name in values if name not in known]:

@@ -118,7 +118,7 @@ def _choose_products(recorded: str | None) -> None:
     problem = products.use(wanted)
     found = products.in_use()
     if problem:
-        say_once(f"matrix products by {products.TITLES[wanted]} are not to be had: {problem}")
+        say_once(f"matrix products by {products.TITLES[wanted]} are not available: {problem}")
     if recorded and found and found != recorded:
         say_once(
             f"the checkpoint's matrix products are {products.TITLES.get(recorded, recorded)}'s, here they are "
