@@ -81,8 +81,8 @@ def _chat(arguments: argparse.Namespace) -> int:
 
 def _folders(model: str, adapter: str | None, place: Path) -> tuple[str, Path | None]:
     """Model and adapter; of an adapter folder alone, the base it was trained on with the adapter's own template."""
-    from oarlock.models.adapter import open_lora
     from oarlock.models.adapter_base import find_base, with_texts_of
+    from oarlock.models.open_adapter import open_lora
 
     if adapter is None and holds_adapter(model):
         found = open_lora(model, "talked with")

@@ -92,8 +92,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _serve_adapter(folder: Path, limits: dict[str, Any], arguments: argparse.Namespace) -> int:
     """An adapter alone, beside its base; both are asked with the tokenizer and the template of the training."""
-    from oarlock.models.adapter import open_lora
     from oarlock.models.adapter_base import find_base, with_texts_of
+    from oarlock.models.open_adapter import open_lora
 
     found, name = open_lora(folder, "served"), folder.resolve().name
     base = find_base(found, f"Name it: oarlock serve BASE --adapter {name}={folder}")

@@ -20,12 +20,13 @@ from helpers import logits_of, make_adapter, make_tiny_model, ordinary, run_prog
 from oarlock.data.templates import ChatTemplate
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models import lora_changes, merge_proof, streamed, trained_base
-from oarlock.models.adapter import ADAPTER_FILE, Base, open_adapter
+from oarlock.models.adapter import ADAPTER_FILE, Base
 from oarlock.models.adapter_mix import AdapterMix
 from oarlock.models.build import ModelSource, build_model, model_class
 from oarlock.models.lora import LoRA
 from oarlock.models.merge import MergeOptions, merge
 from oarlock.models.methods import method_of
+from oarlock.models.open_adapter import open_adapter
 from oarlock.models.pieces import INDEX
 from oarlock.models.prefix import Prefix
 from oarlock.models.quantized import Quantization

@@ -16,11 +16,12 @@ from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError, ModelError
 from oarlock.files import holds_adapter
 from oarlock.models import ask
-from oarlock.models.adapter import Base, open_adapter
+from oarlock.models.adapter import Base
 from oarlock.models.adapter_base import find_base, with_texts_of
 from oarlock.models.ask import ask_model
 from oarlock.models.hub import local_folder
 from oarlock.models.lora import LoRA
+from oarlock.models.open_adapter import open_adapter
 from oarlock.models.pieces import INDEX
 from oarlock.models.prefix import Prefix
 from oarlock.models.tuned import open_tuned

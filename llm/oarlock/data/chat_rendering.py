@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from oarlock.data.jinja_bounds import OverBudget
 from oarlock.data.jinja_rules import Refused, failing_line, run_template
@@ -12,9 +12,6 @@ from oarlock.data.marked_text import MarkedText
 from oarlock.data.messages import Message
 from oarlock.data.spelled import Words
 from oarlock.errors import DataError
-
-if TYPE_CHECKING:
-    from oarlock.data.templates import ChatTemplate
 
 _CONTINUE = "CONTINUE9f2c "
 
@@ -36,6 +33,33 @@ class RenderedChat:
     generations: tuple[tuple[int, int], ...]
 
 
+class Template(Protocol):
+    """What a conversation needs of its chat template (see oarlock.data.templates.ChatTemplate).
+
+    Attributes:
+        name: for messages.
+        special_tokens: values of bos_token, eos_token, ...
+    """
+
+    @property
+    def name(self) -> str:
+        """See above."""
+        ...
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """See above."""
+        ...
+
+    def turn_end(self, source: str | None = None) -> tuple[str, str] | None:
+        """What stands after the words of a last answer, and the beginning of it that ends the turn."""
+        ...
+
+    def special_in(self, text: str, start: int = 0) -> list[tuple[int, int]]:
+        """Where a text with placeholders holds special tokens, which are the template's own."""
+        ...
+
+
 @dataclass(frozen=True)
 class PreparedChat:
     """A conversation ready for its template: the beginnings of one are rendered with the same placeholders.
@@ -46,7 +70,7 @@ class PreparedChat:
         words: users' words in them.
     """
 
-    template: ChatTemplate
+    template: Template
     source: str
     messages: list[Message]
     tools: list[Message] | None

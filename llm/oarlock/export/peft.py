@@ -19,7 +19,7 @@ from oarlock.export.companions import write_tokenizer
 from oarlock.export.manifest import write_manifest
 from oarlock.export.tensors import names_there, parts_of, plain_config
 from oarlock.files import is_vacant, read_json_object, write_json
-from oarlock.models.adapter import AdapterFolder, open_lora
+from oarlock.models.adapter import AdapterFolder
 from oarlock.models.adapter_base import find_base
 from oarlock.models.adapter_mix import Weighted
 from oarlock.models.build import model_class
@@ -28,6 +28,7 @@ from oarlock.models.hf_config import words_of
 from oarlock.models.hub import local_folder
 from oarlock.models.lora_changes import Change, changes_of
 from oarlock.models.merge_proof import TOLERANCES
+from oarlock.models.open_adapter import open_lora
 from oarlock.models.safetensors_stream import TensorSource, write_safetensors
 from oarlock.models.save import whole_folder
 

@@ -25,11 +25,12 @@ from oarlock.errors import ModelError
 from oarlock.export.manifest import write_manifest
 from oarlock.export.servers import SERVED_NAME
 from oarlock.files import PEFT_FILE, PEFT_WEIGHTS, file_sha256, new_folder
-from oarlock.models.adapter import ADAPTER_FILE, Base, open_lora
+from oarlock.models.adapter import ADAPTER_FILE, Base
 from oarlock.models.adapter_base import TEXT_FILES
 from oarlock.models.adapter_mix import check_output
 from oarlock.models.build import model_class
 from oarlock.models.configs import read_config
+from oarlock.models.open_adapter import open_lora
 from oarlock.models.pickles import open_weights
 from oarlock.models.tuned import check_base
 from oarlock.triton_config import TRITON_CONFIG, read_triton_config

@@ -13,7 +13,8 @@ from typing import Any
 
 from oarlock.errors import ConfigError, ModelError
 from oarlock.files import is_vacant
-from oarlock.models.adapter import UNKNOWN_BASE, AdapterFolder, Base, open_lora
+from oarlock.models.adapter import UNKNOWN_BASE, AdapterFolder, Base
+from oarlock.models.open_adapter import open_lora
 
 
 @dataclass(frozen=True)

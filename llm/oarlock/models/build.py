@@ -14,7 +14,7 @@ from paddlenlp.transformers import AutoModelForCausalLM, PretrainedConfig, Pretr
 
 from oarlock.environment import say_once
 from oarlock.errors import ConfigError, ModelError
-from oarlock.models.adapter import open_adapter, read_adapter
+from oarlock.models.adapter import read_adapter
 from oarlock.models.configs import read_config
 from oarlock.models.construct import construct
 from oarlock.models.generation_config import generation_content
@@ -23,6 +23,7 @@ from oarlock.models.initial import RandomWeights, without_values
 from oarlock.models.inputs import adapt_inputs
 from oarlock.models.load import load_distributed
 from oarlock.models.methods import Method, fill_trained, initial_values
+from oarlock.models.open_adapter import open_adapter
 from oarlock.models.pickles import open_weights
 from oarlock.models.sources import WeightSource
 from oarlock.models.weights import has_safetensors

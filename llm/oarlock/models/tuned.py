@@ -10,13 +10,14 @@ from oarlock.data.templates import choose_template
 from oarlock.data.tokenizers import has_tokenizer, load_tokenizer
 from oarlock.errors import ModelError
 from oarlock.files import holds_adapter
-from oarlock.models.adapter import UNKNOWN_BASE, Base, open_adapter
+from oarlock.models.adapter import UNKNOWN_BASE, Base
 from oarlock.models.adapter_base import find_base
 from oarlock.models.build import ModelSource, build_model, model_class
 from oarlock.models.configs import read_config
 from oarlock.models.generation_config import end_tokens
 from oarlock.models.hub import local_folder
 from oarlock.models.methods import method_of
+from oarlock.models.open_adapter import open_adapter
 
 if TYPE_CHECKING:
     from oarlock.data.templates import ChatTemplate

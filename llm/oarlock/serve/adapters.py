@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from paddlenlp.transformers import PretrainedConfig
 
-from oarlock.models.adapter import Base, open_lora
+from oarlock.models.adapter import Base
 from oarlock.models.adapter_mix import Weighted
 from oarlock.models.build import model_class
 from oarlock.models.lora_changes import changes_of
+from oarlock.models.open_adapter import open_lora
 from oarlock.models.tuned import check_base
 
 # Name of a linear layer -> A [in, r] and scaling * B [r, out], float32.

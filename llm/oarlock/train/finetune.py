@@ -14,9 +14,10 @@ from oarlock.data.packing import COMPARED_BATCH, PackedDataset
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import say
 from oarlock.errors import DataError
-from oarlock.models.adapter import open_adapter, shared_base
+from oarlock.models.adapter import shared_base
 from oarlock.models.build import build_model, check_lengths, check_vocabulary, check_weights, find_model
 from oarlock.models.methods import choose_method
+from oarlock.models.open_adapter import open_adapter
 from oarlock.models.packed import attend_in_blocks, check_packing
 from oarlock.models.qlora import quantized_bytes
 from oarlock.models.tuned import check_base

@@ -14,9 +14,10 @@ from oarlock.data.tokenizers import has_tokenizer
 from oarlock.environment import say
 from oarlock.errors import ConfigError
 from oarlock.files import holds_adapter
-from oarlock.models.adapter import AdapterFolder, open_adapter
+from oarlock.models.adapter import AdapterFolder
 from oarlock.models.adapter_base import beside, find_base
 from oarlock.models.hub import local_folder
+from oarlock.models.open_adapter import open_adapter
 from oarlock.models.peft_folder import is_peft_folder
 
 if TYPE_CHECKING:
