@@ -181,7 +181,10 @@ def alone(stage) -> Stage:
         more = {"dataset_name_or_path": data, "report_to": "none", "device": "cpu", "logging_steps": 1}
         words = flags(model_name_or_path=adapter, do_eval=1, output_dir=f"../out/{name}-alone", **more)
         commands[f"{name} alone"] = ["finetune_generation.py", *words]
-        words = flags(model_name_or_path=adapter, do_train=1, max_steps=2, output_dir=f"../out/{name}-on", **more)
+        merged = {"merge_weights": 1} if name == "lora" else {}
+        words = flags(
+            model_name_or_path=adapter, do_train=1, max_steps=2, output_dir=f"../out/{name}-on", **more, **merged
+        )
         commands[f"{name} on"] = ["finetune_generation.py", *words]
     stage.run(commands, elsewhere)
     return stage
@@ -200,3 +203,4 @@ def test_an_adapter_folder_alone_is_evaluated_and_trained_further(alone, name):
     settings = [json.loads((alone.folder / "out" / n / "adapter.json").read_text()) for n in (name, f"{name}-on")]
     assert settings[0]["settings"] == settings[1]["settings"] and settings[0]["method"] == settings[1]["method"]
     assert settings[0]["base"]["fingerprint"] == settings[1]["base"]["fingerprint"] != ""
+    assert (alone.folder / "out" / f"{name}-on" / "merged" / "config.json").exists() == (name == "lora")

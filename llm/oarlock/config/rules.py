@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from oarlock.config.metrics import METRICS, PREFIX, best_metric
+from oarlock.files import holds_adapter
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
@@ -125,7 +126,8 @@ def _methods(config: Config) -> Iterator[str]:
             }[name]
             yield f"--{name} can't go with --pipeline_parallel_degree: {why}; use --lora, or other kinds of parallelism"
     # An adapter that is named says its method itself (oarlock.train.start_from_adapter).
-    if method.merge_weights and not (method.lora or method.qlora or (method.adapter_name_or_path and not chosen)):
+    adapter_says = not chosen and (method.adapter_name_or_path or holds_adapter(config.model.model_name_or_path))
+    if method.merge_weights and not (method.lora or method.qlora or adapter_says):
         yield "--merge_weights needs --lora or --qlora: only its matrices can be added to the base model's weights"
     if method.merge_weights and not config.evaluation.do_train:
         yield "--merge_weights merges at the end of a training: give --do_train, or use `oarlock merge` for an adapter"
