@@ -35,9 +35,22 @@ echo "test: ruff"
 "$python" -m ruff format --check .
 echo "test: types (mypy)"
 "$python" -m mypy
+# The smoke test mostly waits for pip, so it goes beside the other tests.
+smoke='' smoke_log=$VENV/smoke.log
+if [ $# = 0 ] && [ "${SMOKE:-1}" != 0 ]; then
+  set -m # in a process group of its own, so that nothing of it is left when the tests fail
+  VENV=$VENV bash scripts/smoke.sh >"$smoke_log" 2>&1 </dev/null &
+  smoke=$!
+  set +m
+  trap 'kill -- "-$smoke" 2>/dev/null || true' EXIT
+fi
 echo "test: pytest"
 "$python" -m pytest "$@"
-if [ $# = 0 ] && [ "${SMOKE:-1}" != 0 ]; then
+if [ -n "$smoke" ]; then
   echo "test: smoke test on other Pythons"
-  VENV=$VENV bash scripts/smoke.sh
+  code=0
+  wait "$smoke" || code=$?
+  trap - EXIT
+  cat "$smoke_log"
+  exit "$code"
 fi

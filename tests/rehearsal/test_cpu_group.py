@@ -63,7 +63,8 @@ def run():
     finally:
         driver.close()
     new = set(os.listdir("/dev/shm")) - before
-    assert not {name for name in new if "oarlock" in name}, new
+    # A server's regions are another program's (the smoke test of scripts/test.sh starts one meanwhile).
+    assert not {name for name in new if "oarlock" in name and not name.startswith("oarlock-serve-")}, new
 
 
 def errors(result: dict) -> list[str]:
