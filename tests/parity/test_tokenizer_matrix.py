@@ -151,10 +151,11 @@ def test_every_text_has_the_ids_of_transformers(matrix, name):
     assert [ours.decode(row, skip_special_tokens=True) for row in theirs["whole"]] == theirs["words"]
 
 
-@pytest.mark.parametrize("name", [*TRAINED, *VOCABULARIES])
+# (transformers names none of a tekken.json, which is the fourth.)
+@pytest.mark.parametrize("name", [name for name in (*TRAINED, *VOCABULARIES) if name != "mistral 4"])
 def test_every_special_token_has_its_name(matrix, name):
-    if name not in matrix.folders or name == "mistral 4":  # transformers names none of a tekken.json
-        pytest.skip("nothing to compare with")
+    if name not in matrix.folders:
+        pytest.skip("mistral-common wants Python 3.11")
     found = load_tokenizer(str(matrix.folders[name]))
     assert found.special_tokens_map == matrix.theirs(name)["special"]
 
