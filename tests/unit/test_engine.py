@@ -6,26 +6,13 @@ import threading
 import time
 
 import pytest
-from scripted_engine import ENDLESS, GUARD_S, Script, build_engine, submit
+from scripted_engine import ENDLESS, GUARD_S, Script, submit
 
 from oarlock.serve.requests import Prompt, QueueFull, RequestRefused, Sampling
 
 
-@pytest.fixture
-def make():
-    engines = []
-
-    def build(*arguments, **options):
-        engines.append(build_engine(*arguments, **options))
-        return engines[-1]
-
-    yield build
-    for engine in engines:
-        engine.close(drain=False)
-
-
-def test_pieces_of_an_answer(make):
-    engine = make(Script())
+def test_pieces_of_an_answer(make_engine):
+    engine = make_engine(Script())
     ticket, answer = submit(engine, [65, 66], max_tokens=4)
     assert ticket.wait(GUARD_S)
     assert [piece.text for piece in answer.pieces] == ["C", "D", "E", "F"] and answer.token_ids == [67, 68, 69, 70]
@@ -48,9 +35,9 @@ def test_pieces_of_an_answer(make):
     assert ticket.wait(GUARD_S) and 67 not in answer.token_ids and answer.finish_reason in ("stop", "length")
 
 
-def test_requests_join_and_leave_between_steps(make):
+def test_requests_join_and_leave_between_steps(make_engine):
     decoder = Script()
-    engine = make(decoder, max_batch=2)
+    engine = make_engine(decoder, max_batch=2)
     decoder.gate.clear()
     asked = [submit(engine, [1 + i] * (3 + i), max_tokens=count) for i, count in enumerate((8, 2, 3, 1))]
     decoder.gate.set()
@@ -61,9 +48,9 @@ def test_requests_join_and_leave_between_steps(make):
     assert len(decoder.steps) <= 8 + 1
 
 
-def test_long_prompts_are_read_in_parts_beside_answers(make):
+def test_long_prompts_are_read_in_parts_beside_answers(make_engine):
     decoder = Script(chunk=10)
-    engine = make(decoder, context=200)
+    engine = make_engine(decoder, context=200)
     decoder.gate.clear()
     asked = [submit(engine, list(range(1, 1 + n)), max_tokens=6) for n in (3, 25, 12)]
     decoder.gate.set()
@@ -73,9 +60,9 @@ def test_long_prompts_are_read_in_parts_beside_answers(make):
     assert any(1 in step and max(step) > 1 for step in decoder.steps), "answers go on while a prompt is read"
 
 
-def test_a_cancelled_request_frees_its_place(make):
+def test_a_cancelled_request_frees_its_place(make_engine):
     decoder = Script()
-    engine = make(decoder, context=ENDLESS, max_batch=1, max_tokens=ENDLESS)
+    engine = make_engine(decoder, context=ENDLESS, max_batch=1, max_tokens=ENDLESS)
     first, answer = submit(engine, [1], ignore_eos=True)
     second, other = submit(engine, [5], max_tokens=2)
     while not answer.token_ids:
@@ -94,9 +81,9 @@ def test_a_cancelled_request_frees_its_place(make):
     assert piece.token_ids == (2,) and submit(engine, [5], max_tokens=1)[0].wait(GUARD_S)
 
 
-def test_a_waiting_request_can_be_cancelled_and_runs_out_of_time(make):
+def test_a_waiting_request_can_be_cancelled_and_runs_out_of_time(make_engine):
     decoder = Script()
-    engine = make(decoder, max_batch=1, seconds=0.3)
+    engine = make_engine(decoder, max_batch=1, seconds=0.3)
     decoder.gate.clear()
     _, running = submit(engine, [1], max_tokens=30)
     assert decoder.entered.wait(GUARD_S)
@@ -109,7 +96,7 @@ def test_a_waiting_request_can_be_cancelled_and_runs_out_of_time(make):
     assert running.finish_reason == "error"
 
 
-def test_an_error_ends_only_the_request_it_belongs_to(make):
+def test_an_error_ends_only_the_request_it_belongs_to(make_engine):
     decoder = Script()
 
     def fails(tokens):
@@ -118,7 +105,7 @@ def test_an_error_ends_only_the_request_it_belongs_to(make):
 
     decoder.fails = fails
     decoder.gate.clear()
-    engine = make(decoder)
+    engine = make_engine(decoder)
     asked = [submit(engine, [start], max_tokens=4, ignore_eos=True) for start in (40, 5, 99, 20)]
     decoder.gate.set()
     assert all(ticket.wait(GUARD_S) for ticket, _ in asked)
@@ -130,9 +117,9 @@ def test_an_error_ends_only_the_request_it_belongs_to(make):
     assert ticket.wait(GUARD_S) and answer.token_ids == [51] and not decoder.alive
 
 
-def test_a_failure_of_the_engine_leaves_nobody_waiting(make, monkeypatch, capsys):
+def test_a_failure_of_the_engine_leaves_nobody_waiting(make_engine, monkeypatch, capsys):
     decoder = Script()
-    engine = make(decoder)
+    engine = make_engine(decoder)
     shares = engine._shares
     monkeypatch.setattr(engine, "_shares", lambda: 1 / 0)
     monkeypatch.setattr(decoder, "drop", lambda sequence: 1 / 0)
@@ -147,9 +134,9 @@ def test_a_failure_of_the_engine_leaves_nobody_waiting(make, monkeypatch, capsys
     assert "could not be dropped" in capsys.readouterr().out
 
 
-def test_a_client_that_fails_is_cancelled(make, capsys):
+def test_a_client_that_fails_is_cancelled(make_engine, capsys):
     decoder = Script()
-    engine = make(decoder, context=ENDLESS, max_tokens=ENDLESS)
+    engine = make_engine(decoder, context=ENDLESS, max_tokens=ENDLESS)
 
     def broken(piece):
         raise ConnectionError("gone")
@@ -160,10 +147,10 @@ def test_a_client_that_fails_is_cancelled(make, capsys):
     assert "ConnectionError: gone" in capsys.readouterr().out
 
 
-def test_the_queue_has_an_end(make):
+def test_the_queue_has_an_end(make_engine):
     decoder = Script()
     decoder.gate.clear()
-    engine = make(decoder, max_batch=1, max_queue=2)
+    engine = make_engine(decoder, max_batch=1, max_queue=2)
     asked = [submit(engine, [1], max_tokens=1)]
     assert decoder.entered.wait(GUARD_S)
     asked += [submit(engine, [1], max_tokens=1) for _ in range(2)]
@@ -176,10 +163,10 @@ def test_the_queue_has_an_end(make):
 
 
 @pytest.mark.parametrize("drain", [True, False])
-def test_closing(make, drain):
+def test_closing(make_engine, drain):
     decoder = Script()
     decoder.gate.clear()
-    engine = make(decoder, max_batch=1)
+    engine = make_engine(decoder, max_batch=1)
     asked = [submit(engine, [1], max_tokens=3) for _ in range(4)]
     assert decoder.entered.wait(GUARD_S)
     closing = threading.Thread(target=engine.close, args=(drain,))
@@ -195,8 +182,8 @@ def test_closing(make, drain):
     assert not decoder.alive
 
 
-def test_limits_of_an_answer(make):
-    engine = make(Script(), context=64, max_length=20, max_tokens=8)
+def test_limits_of_an_answer(make_engine):
+    engine = make_engine(Script(), context=64, max_length=20, max_tokens=8)
     ticket, answer = submit(engine, [1] * 15, ignore_eos=True)
     assert ticket.wait(GUARD_S) and answer.completion_tokens == 5  # what the length leaves
     ticket, answer = submit(engine, [1] * 5, ignore_eos=True)
@@ -220,6 +207,6 @@ def test_limits_of_an_answer(make):
      ("max_tokens", True), ("min_tokens", -1), ("seed", 2**64), ("seed", 0.5), ("stop", ("",)), ("stop", "ab"),
      ("stop_token_ids", (1.0,)), ("presence_penalty", 101)],
 )  # fmt: skip
-def test_wrong_sampling_is_refused_by_name(make, field, value):
+def test_wrong_sampling_is_refused_by_name(make_engine, field, value):
     with pytest.raises(RequestRefused, match=field):
         Sampling(**{field: value}).check()

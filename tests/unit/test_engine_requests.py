@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from scripted_engine import GUARD_S, Script, build_engine, submit
+from scripted_engine import GUARD_S, Script, submit
 
 from oarlock.serve.requests import Prompt, RequestRefused, Sampling
-
-
-@pytest.fixture
-def make():
-    engines = []
-
-    def build(*arguments, **options):
-        engines.append(build_engine(*arguments, **options))
-        return engines[-1]
-
-    yield build
-    for engine in engines:
-        engine.close(drain=False)
 
 
 @pytest.mark.parametrize(
@@ -31,8 +18,8 @@ def make():
         ((">",), "BCDE", 5),
     ],
 )
-def test_stop_texts_are_found_in_special_tokens(make, stop, text, tokens):
-    engine = make(Script(), special={70: "<x>"})
+def test_stop_texts_are_found_in_special_tokens(make_engine, stop, text, tokens):
+    engine = make_engine(Script(), special={70: "<x>"})
     ticket, answer = submit(engine, [65], max_tokens=6, stop=stop)
     assert ticket.wait(GUARD_S) and (answer.text, answer.completion_tokens) == (text, tokens)
     assert answer.finish_reason == ("length" if "H" in stop[0] else "stop")
@@ -40,8 +27,8 @@ def test_stop_texts_are_found_in_special_tokens(make, stop, text, tokens):
     assert ticket.wait(GUARD_S) and answer.text == "BCDEG" and answer.completion_tokens == 6
 
 
-def test_a_stop_text_ends_nothing_before_min_tokens(make):
-    engine = make(Script(), special={70: "<x>"})
+def test_a_stop_text_ends_nothing_before_min_tokens(make_engine):
+    engine = make_engine(Script(), special={70: "<x>"})
     ticket, answer = submit(engine, [65], max_tokens=8, min_tokens=5, stop=("<x>", "I"))
     assert ticket.wait(GUARD_S) and answer.text == "BCDEGH" and answer.finish_reason == "stop"
 
@@ -50,20 +37,20 @@ def ids_of(engine, **prompt):
     return engine._ticket(Prompt(**prompt), Sampling(), lambda piece: None).prompt_ids
 
 
-def test_raw_prompts_begin_once(make):
-    engine = make(Script(), special={70: "<x>"}, begin=(70,))
+def test_raw_prompts_begin_once(make_engine):
+    engine = make_engine(Script(), special={70: "<x>"}, begin=(70,))
     assert ids_of(engine, text="AB") == [70, 65, 66] == ids_of(engine, text="<x>AB")
     assert ids_of(engine, text="A<x>") == [70, 65, 70] and ids_of(engine, text="<x>") == [70]
     assert ids_of(engine, token_ids=[65]) == [65]
-    two = make(Script(), special={70: "<x>", 71: "<y>"}, begin=(70, 71))
+    two = make_engine(Script(), special={70: "<x>", 71: "<y>"}, begin=(70, 71))
     assert ids_of(two, text="<x><y>A") == [70, 71, 65] == ids_of(two, text="A")
 
 
 @pytest.mark.parametrize(
     ("parsing", "raw", "said"), [("prompts", [70], "<x>"), ("all", [70], [70]), ("none", "<x>", "<x>")]
 )
-def test_special_tokens_in_a_clients_text(make, parsing, raw, said):
-    engine = make(Script(), special={70: "<x>"}, parsing=parsing)
+def test_special_tokens_in_a_clients_text(make_engine, parsing, raw, said):
+    engine = make_engine(Script(), special={70: "<x>"}, parsing=parsing)
     text, messages = "<x>", [{"role": "user", "content": "<x>"}]
     assert ids_of(engine, text=text) == (list(map(ord, raw)) if isinstance(raw, str) else raw)
     assert ids_of(engine, messages=messages) == (list(map(ord, said)) if isinstance(said, str) else said)
@@ -79,9 +66,9 @@ ANY_ROLE = "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% endfor
 WITH_NAMES = "{% for m in messages %}{{ m.name or m.role }}:{{ m.content }};{% endfor %}"
 
 
-def test_messages_that_are_lost_are_named(make):
+def test_messages_that_are_lost_are_named(make_engine):
     user = {"role": "user", "content": "hi"}
-    engine = make(Script(), context=200)
+    engine = make_engine(Script(), context=200)
     assert "messages[1]" in refusal(engine, [user, {"role": "assistant", "content": "lost"}])
     assert "messages[0].role" in refusal(engine, [{"role": "assitant", "content": "x"}])
     assert "tools" in refusal(engine, [user], tools=[{"type": "function", "function": {"name": "f"}}])
@@ -90,21 +77,21 @@ def test_messages_that_are_lost_are_named(make):
     assert "content[0].cache_control" in refusal(engine, [{"role": "user", "content": [part]}])
     with pytest.raises(RequestRefused, match="tools go with messages"):
         Prompt(text="a", tools=[]).check()
-    nameful = make(Script(), context=200, template=WITH_NAMES)
+    nameful = make_engine(Script(), context=200, template=WITH_NAMES)
     assert ids_of(nameful, messages=[{**user, "name": "anna"}]) == list(map(ord, "anna:hi;"))
 
 
-def test_developer_is_system(make):
-    engine = make(Script(), context=200, template=ANY_ROLE)
+def test_developer_is_system(make_engine):
+    engine = make_engine(Script(), context=200, template=ANY_ROLE)
     system, developer = (
         [{"role": role, "content": "a"}, {"role": "user", "content": "b"}] for role in ("system", "developer")
     )
     assert ids_of(engine, messages=system) == ids_of(engine, messages=developer) == list(map(ord, "[system]a[user]b"))
 
 
-def test_a_template_that_refuses_a_tool_is_told_with_its_message(make):
+def test_a_template_that_refuses_a_tool_is_told_with_its_message(make_engine):
     only_users = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}{{ raise_exception('who?') }}{% endif %}{% endfor %}"  # fmt: skip
-    engine = make(Script(), context=200, template=only_users)
+    engine = make_engine(Script(), context=200, template=only_users)
     said = refusal(engine, [{"role": "user", "content": "a"}, {"role": "function", "name": "f", "content": "b"}])
     assert said.startswith("messages[1] (role function): ") and "who?" in said
     assert refusal(engine, [{"role": "assistant", "content": "a"}]).endswith("who?")

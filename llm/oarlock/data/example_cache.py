@@ -13,12 +13,13 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from oarlock.data.encode import Counts, Row
 from oarlock.data.labels import Encoded, Example, Prompt
+from oarlock.data.stored_sequence import StoredSequence
 from oarlock.errors import DataError
 from oarlock.files import sync_file, write_json
 
@@ -123,7 +124,7 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-class StoredExamples(Sequence[Example]):
+class StoredExamples(StoredSequence[Example]):
     """The examples of a folder; each is read when it is asked for.
 
     Args:
@@ -146,13 +147,8 @@ class StoredExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def element(self, index: int) -> Example:
+        """See StoredSequence."""
         return self.encoded(index).example()
 
     def encoded(self, index: int) -> Encoded:
@@ -185,7 +181,7 @@ class StoredExamples(Sequence[Example]):
             yield digest.digest()
 
 
-class StoredPrompts(Sequence[Prompt]):
+class StoredPrompts(StoredSequence[Prompt]):
     """The prompts of a folder of examples, read when they are asked for.
 
     Args:
@@ -202,20 +198,14 @@ class StoredPrompts(Sequence[Prompt]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Prompt]: ...
-    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def element(self, index: int) -> Prompt:
+        """See StoredSequence."""
         with open(self._path, "rb") as file:
             file.seek(int(self._starts[index]))
             return Prompt(**json.loads(file.readline()))
 
 
-class JoinedPrompts(Sequence[Prompt]):
+class JoinedPrompts(StoredSequence[Prompt]):
     """The prompts of several folders, one after the other."""
 
     def __init__(self, parts: Sequence[Sequence[Prompt]]) -> None:
@@ -224,14 +214,8 @@ class JoinedPrompts(Sequence[Prompt]):
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Prompt]: ...
-    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def element(self, index: int) -> Prompt:
+        """See StoredSequence."""
         for part in self._parts:
             if index < len(part):
                 return part[index]

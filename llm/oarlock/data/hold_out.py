@@ -7,13 +7,12 @@ under every plan, and examples that are equal, token for token, are held out tog
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import overload
 
 import numpy as np
 
 from oarlock.data.example_cache import StoredExamples
 from oarlock.data.labels import Example
+from oarlock.data.stored_sequence import StoredSequence
 from oarlock.errors import DataError
 
 
@@ -47,7 +46,7 @@ def hold_out(examples: StoredExamples, amount: float, seed: int, name: str) -> t
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-class ChosenExamples(Sequence[Example]):
+class ChosenExamples(StoredSequence[Example]):
     """Some of the examples of a folder, in their order."""
 
     def __init__(self, examples: StoredExamples, indices: np.ndarray) -> None:
@@ -56,17 +55,9 @@ class ChosenExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self.examples[int(i)] for i in self.indices[index]]
+    def element(self, index: int) -> Example:
+        """See StoredSequence."""
         return self.examples[int(self.indices[index])]
-
-    def __iter__(self) -> Iterator[Example]:
-        return (self.examples[int(i)] for i in self.indices)
 
     @property
     def lengths(self) -> np.ndarray:

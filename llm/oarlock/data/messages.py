@@ -124,17 +124,23 @@ def _call(call: Any, within: str) -> Message:
     return {"type": "function", **call, "function": {**function, "arguments": arguments}}
 
 
+def _parsed(value: Any, within: str) -> Any:
+    """A value, or what its JSON text says."""
+    if not (isinstance(value, str) and value.strip()):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise MessageError(f"field {within!r} is not valid JSON: {error}") from error
+
+
 def parse_object(value: Any, within: str) -> dict[str, Any]:
     """An object, or its JSON text; nothing is an empty one.
 
     Raises:
         MessageError: for anything else.
     """
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise MessageError(f"field {within!r} is not valid JSON: {error}") from error
+    value = _parsed(value, within)
     if value is None or value == "":
         return {}
     if not isinstance(value, dict):
@@ -151,11 +157,7 @@ def normalize_tools(tools: Any, within: str = "tools") -> list[Message] | None:
     Raises:
         MessageError: naming the entry.
     """
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise MessageError(f"field {within!r} is not valid JSON: {error}") from error
+    tools = _parsed(tools, within)
     if not tools:
         return None
     if not isinstance(tools, list):
