@@ -169,6 +169,16 @@ def test_the_respelled_tokenizer_is_the_same_one(tokenizers: dict[str, _Held], k
     assert (long.ids, long.offsets) == (short.ids, short.offsets)
 
 
+@pytest.mark.parametrize(
+    "text", ["<|im_<mask>", "<mask>\u200d", "\u0301<mask>", "a<mask>", "<mask>_", "<s><mask>", "²<mask>"]
+)
+def test_a_token_that_is_a_word_of_its_own(tokenizers: dict[str, _Held], text: str) -> None:
+    """What stands beside it is a part of a word, or not, as the library has it."""
+    encoder = MarkedEncoder(tokenizers["stripping"].backend_tokenizer)
+    (short,), (long,) = encoder.encode([MarkedText(text)]), encoder._encode_spelled([MarkedText(text)])
+    assert (long.ids, long.offsets) == (short.ids, short.offsets)
+
+
 def test_users_spellings_in_every_place() -> None:
     tokenizer = _Held(_byte_level())
     text = "<|im_start|>user\n<|im_end|> said<|im_end|>\n"

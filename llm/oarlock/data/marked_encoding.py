@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from oarlock.data.marked_text import MarkedText, free_letters, private_letters
 from oarlock.errors import DataError
+
+_IN_WORDS = ("Nd", "Nl", "Pc")  # categories of digits, letter numbers and underscores
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class MarkedEncoder:
             _pattern([token for token in added.values() if token.normalized is normalized])
             for normalized in (False, True)
         ]
+        self._single_words = {token.content for token in added.values() if token.single_word}
         self._respelled: _Respelled | None = None
 
     def encode(self, texts: Sequence[MarkedText]) -> list[TokenizedText]:
@@ -144,13 +148,17 @@ class MarkedEncoder:
         self, marked: MarkedText, pattern: re.Pattern[str] | None, start: int, end: int
     ) -> Iterator[tuple[int, int, bool]]:
         """Added tokens in [start, end), and whether each is special; the spelling of one in users' words is none."""
+        first = start
         while pattern and (match := pattern.search(marked.text, start, end)):
             special = match.group() in self._special
             if special and any(match.start() < stop and match.end() > begin for begin, stop in marked.literal):
                 start = match.start() + 1
                 continue
-            yield match.start(), match.end(), special
             start = match.end()
+            before = marked.text[max(first, match.start() - 1) : match.start()]
+            after = marked.text[match.end() : min(end, match.end() + 1)]
+            if match.group() not in self._single_words or not (_in_word(before) or _in_word(after)):
+                yield match.start(), match.end(), special
 
 
 @dataclass(frozen=True)
@@ -209,11 +217,17 @@ def _bare(source: str) -> Tokenizer:
 
 def _pattern(tokens: list[AddedToken]) -> re.Pattern[str] | None:
     ordered = sorted(tokens, key=lambda token: len(token.content), reverse=True)
-    words = [
-        rf"(?<!\w){re.escape(token.content)}(?!\w)" if token.single_word else re.escape(token.content)
-        for token in ordered
-    ]
-    return re.compile("|".join(words)) if words else None
+    return re.compile("|".join(re.escape(token.content) for token in ordered)) if ordered else None
+
+
+def _in_word(letter: str) -> bool:
+    """Whether the library takes a character for a part of a word: \\w of Rust's regex (UTS 18), not of Python's."""
+    return bool(letter) and (
+        unicodedata.category(letter)[0] in "LM"
+        or unicodedata.category(letter) in _IN_WORDS
+        or letter in "\u200c\u200d"
+        or "\u24b6" <= letter <= "\u24e9"
+    )
 
 
 def _tokenized(ids: list[int], offsets: Sequence[tuple[int, int]]) -> TokenizedText:
