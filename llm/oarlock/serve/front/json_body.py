@@ -1,11 +1,14 @@
-"""The JSON of a request's body: an object, bounded, each field once."""
+"""The JSON of a request's body: an object, bounded in depth, each field once, finite numbers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from oarlock.data.json_text import DECODER
+from oarlock.formats.json_file import parse_json
 from oarlock.serve.front.refusal import HttpRefusal
+from oarlock.serve.requests import RequestRefused
+
+_ALL = 1 << 62  # the size was limited while the body arrived
 
 
 def read_object(body: bytes) -> dict[str, Any]:
@@ -15,9 +18,6 @@ def read_object(body: bytes) -> dict[str, Any]:
         HttpRefusal: when it is none.
     """
     try:
-        found = DECODER.decode(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise HttpRefusal(400, f"the request is not JSON in UTF-8: {error}") from error
-    if not isinstance(found, dict):
-        raise HttpRefusal(400, "the request has to be a JSON object")
-    return found
+        return parse_json(body, "the request", dict[str, Any], error=RequestRefused, limit=_ALL)
+    except RequestRefused as error:
+        raise HttpRefusal(400, str(error)) from error

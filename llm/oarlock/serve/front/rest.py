@@ -47,6 +47,10 @@ _STATUS = {  # as Triton's REST has them
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 503,
 }
+_NOT_ONE = (
+    "generate expects model to produce exactly 1 response, "
+    "use generate stream for model that generates various number of responses"
+)
 _ASK_SECONDS, _MORE_SECONDS = 30.0, 30.0
 _Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -121,7 +125,7 @@ class _Rest:
         return await self._about(kind, name, version)
 
     async def _health(self, path: str) -> Response:
-        """"live" is this process, which starts Triton again; "ready" that the models can be asked."""
+        """Live is this process, behind which Triton is started again; ready, that the models can be asked."""
         if path.endswith("live") or await self._upstream.available():
             return Response(b"", 200)
         return rest_error(503, "the model is not ready")
@@ -135,7 +139,9 @@ class _Rest:
             return _json(as_dict(asked.config))
         if kind == "stats":
             return await self._statistics(name, version)
-        return _json(model_metadata(await self._asked("ModelMetadata", service_pb2.ModelMetadataRequest, name, version)))
+        return _json(
+            model_metadata(await self._asked("ModelMetadata", service_pb2.ModelMetadataRequest, name, version))
+        )
 
     async def _statistics(self, name: str, version: str) -> Response:
         return _json(as_dict(await self._asked("ModelStatistics", service_pb2.ModelStatisticsRequest, name, version)))
@@ -184,11 +190,7 @@ class _Rest:
                 return None
             found = [response async for response in responses]
             if len(found) != 1:
-                raise HttpRefusal(
-                    500,
-                    "generate expects model to produce exactly 1 response, use generate stream for model that generates "
-                    "various number of responses",
-                )
+                raise HttpRefusal(500, _NOT_ONE)
             return Response(write_generate(found[0]), media_type=_JSON)
         return None  # the client is gone
 

@@ -187,8 +187,7 @@ def _read_parameters(question: InferQuestion, given: Any) -> None:
         if name == _ALL_BINARY:
             question.all_binary = _truth(f"parameters.{name}", value)
         elif name.startswith("triton_"):
-            reserved = "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
-            raise HttpRefusal(400, reserved)
+            raise HttpRefusal(400, "parameter keys starting with 'triton_' are reserved for Triton's own use")
         else:
             set_parameter(question.request, name, value)
 

@@ -48,15 +48,15 @@ def values_to_bytes(name: str, datatype: str, values: Sequence[Any]) -> bytes:
         _check_kinds(name, values, (bool,), "true or false")
     elif kind.kind == "f":
         _check_kinds(name, values, (int, float), "a number")
+        with np.errstate(over="ignore"):  # what becomes infinite is refused by the check of the whole request
+            return np.array(values, np.float64).astype(kind).tobytes()
     else:
         _check_kinds(name, values, (int,), "a whole number")
         limits = np.iinfo(kind)
         wrong = next((value for value in values if not limits.min <= value <= limits.max), None)
         if wrong is not None:
             raise HttpRefusal(400, f"{name}: {shown(str(wrong))} does not fit {datatype}")
-        return np.array(values, kind).tobytes()
-    with np.errstate(over="ignore"):  # what becomes infinite is refused by the check of the whole request
-        return np.array(values, np.float64).astype(kind).tobytes() if kind.kind == "f" else np.array(values, kind).tobytes()
+    return np.array(values, kind).tobytes()
 
 
 def bytes_to_values(output: service_pb2.ModelInferResponse.InferOutputTensor, raw: bytes) -> list[Any]:
