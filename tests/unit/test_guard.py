@@ -54,7 +54,9 @@ def port(echo):
 
 
 def ask(port, path="/x", body=BODY, **headers):
-    answer = speak(port, head(path, **{"Content_Type": "application/json", "Content_Length": len(body), **headers}) + body)
+    answer = speak(
+        port, head(path, **{"Content_Type": "application/json", "Content_Length": len(body), **headers}) + body
+    )
     return status(answer), content(answer)
 
 
@@ -150,9 +152,13 @@ def test_a_client_that_looks_after_it_has_sent_all_hears_why(port):
 def test_many_small_chunks(echo, port):
     """A body of a few KB may not cost seconds."""
     before = len(echo.asked)
-    answer = speak(port, head(Content_Type="application/json", Transfer_Encoding="chunked"), b"1\r\nx\r\n" * 5000, b"0\r\n\r\n")
+    answer = speak(
+        port, head(Content_Type="application/json", Transfer_Encoding="chunked"), b"1\r\nx\r\n" * 5000, b"0\r\n\r\n"
+    )
     assert status(answer) == 413 and "pieces" in content(answer)["error"] and len(echo.asked) == before
-    some = speak(port, head(Content_Type="application/json", Transfer_Encoding="chunked"), b"1\r\nx\r\n" * 500, b"0\r\n\r\n")
+    some = speak(
+        port, head(Content_Type="application/json", Transfer_Encoding="chunked"), b"1\r\nx\r\n" * 500, b"0\r\n\r\n"
+    )
     assert status(some) == 200 and content(some) == {"size": 500}
 
 
@@ -185,11 +191,13 @@ def test_clients_that_take_nothing_are_let_go(echo):
         await send({"type": "http.response.body", "body": b""})
 
     places = Admission(1, 1)
-    with running(guarded(flood, OPTIONS, Keys(), places, error), write_seconds=0.05) as port:
-        with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as client:
-            client.sendall(head())
-            wait_until(lambda: places.num_open == 1)
-            wait_until(lambda: places.num_open == 0)
+    with (
+        running(guarded(flood, OPTIONS, Keys(), places, error), write_seconds=0.05) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as client,
+    ):
+        client.sendall(head())
+        wait_until(lambda: places.num_open == 1)
+        wait_until(lambda: places.num_open == 0)
 
 
 def wait_until(is_so):
@@ -306,7 +314,9 @@ def test_several_requests_of_a_connection(port):
 def test_whose_a_request_is():
     assert client_of("10.0.0.1") == "10.0.0.1" == client_of("::ffff:10.0.0.1")
     assert client_of("2001:db8:1:2:3::4") == client_of("2001:db8:1:2::9%eth0") != client_of("2001:db8:1:3::9")
-    assert client_of("10.0.0.1", b"Bearer k") == client_of("10.0.0.2", b"Bearer k") != client_of("10.0.0.1", b"Bearer l")
+    assert (
+        client_of("10.0.0.1", b"Bearer k") == client_of("10.0.0.2", b"Bearer k") != client_of("10.0.0.1", b"Bearer l")
+    )
     assert "Bearer" not in client_of("", b"Bearer k") and client_of("nonsense:") == "nonsense:"
 
 
