@@ -336,8 +336,11 @@ def test_while_triton_is_away(ask, upstream):
     assert ask("/v2/health/live").status_code == 200  # this process is
 
 
-@pytest.mark.parametrize(("path", "given"), [(GENERATE, {"text_input": "x"}), (STREAM, {"text_input": "x"}), (INFER, {"inputs": [ONE]})])  # fmt: skip
-@pytest.mark.parametrize("after", [[], [answer("h", [5], "")]])
+@pytest.mark.parametrize(
+    ("path", "given", "after"),
+    [(GENERATE, {"text_input": "x"}, []), (STREAM, {"text_input": "x"}, []), (INFER, {"inputs": [ONE]}, []),
+     (STREAM, {"text_input": "x"}, [answer("h", [5], "")])],
+)  # fmt: skip
 def test_a_client_that_goes_away_ends_its_request(upstream, path, given, after):
     upstream.script = [*after, ...]
     app = make_rest_app(OPTIONS, upstream)
