@@ -150,7 +150,7 @@ def _tensors(request: ModelInferRequest, form: ModelForm, max_body: int) -> dict
             raise RequestRefused(
                 f"{tensor.name}: data-type {_shown(tensor.datatype)}, model {form.name!r} expects {wanted.datatype!r}"
             )
-        shape = _shape(tensor.name, tensor.shape, wanted, form)
+        shape = _shape(tensor.name, tensor.shape, wanted, form, max_body)
         if raw:
             if tensor.HasField("contents"):
                 raise RequestRefused(f"{tensor.name}: contents beside raw_input_contents")
@@ -163,12 +163,12 @@ def _tensors(request: ModelInferRequest, form: ModelForm, max_body: int) -> dict
     return found
 
 
-def _shape(name: str, given: Sequence[int], wanted: InputForm, form: ModelForm) -> tuple[int, ...]:
-    """The shape of an input, when it may have that."""
+def _shape(name: str, given: Sequence[int], wanted: InputForm, form: ModelForm, most_elements: int) -> tuple[int, ...]:
+    """The shape of an input, when it may have that. (An element has at least a byte.)"""
     dims = ((-1, *wanted.dims) if form.max_batch_size else wanted.dims)[:_MAX_RANK]
     shape = tuple(given[: _MAX_RANK + 1])
     fits = len(given) == len(dims) and all(
-        size >= 0 and most in (-1, size) for size, most in zip(shape, dims, strict=True)
+        0 <= size <= most_elements and most in (-1, size) for size, most in zip(shape, dims, strict=True)
     )
     if not fits or (form.max_batch_size and not 1 <= shape[0] <= form.max_batch_size):
         shown = str(list(shape)) if len(given) <= _MAX_RANK else f"of {len(given)} dimensions"
@@ -180,7 +180,7 @@ def _shape(name: str, given: Sequence[int], wanted: InputForm, form: ModelForm) 
 def _from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: bytes) -> np.ndarray:
     count = math.prod(shape)
     if datatype == "BYTES":
-        return _as_array(_texts(name, raw, count), shape)
+        return _as_array(_texts(name, raw, shape), shape)
     numpy_type = np.dtype(_TYPES[datatype][0])
     if count * numpy_type.itemsize != len(raw):
         expected = count * numpy_type.itemsize
@@ -190,10 +190,10 @@ def _from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: bytes) ->
     return np.frombuffer(raw, numpy_type).reshape(shape)
 
 
-def _texts(name: str, raw: bytes, count: int) -> list[bytes]:
+def _texts(name: str, raw: bytes, shape: tuple[int, ...]) -> list[bytes]:
     """Elements of a BYTES tensor: each behind its length, 4 bytes."""
     texts: list[bytes] = []
-    place = 0
+    place, count = 0, math.prod(shape)
     while place < len(raw):
         length = int.from_bytes(raw[place : place + 4], "little")
         end = place + 4 + length
@@ -205,7 +205,9 @@ def _texts(name: str, raw: bytes, count: int) -> list[bytes]:
             break
     if len(texts) != count:
         more = "more than " if len(texts) > count else ""
-        raise RequestRefused(f"{name}: malformed: shape of {count:,} elements, contents of {more}{min(len(texts), count):,}")
+        raise RequestRefused(
+            f"{name}: malformed: shape of {count:,} elements, contents of {more}{min(len(texts), count):,}"
+        )
     return texts
 
 

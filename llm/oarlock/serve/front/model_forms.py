@@ -1,16 +1,22 @@
-"""What requests to the models of a repository may hold, by their config.pbtxt."""
+"""What requests to the models may hold, by their configurations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+import grpc
+from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
+from oarlock.serve.front.upstream import Upstream
+from oarlock.serve.triton_failure import TritonFailure
 from oarlock.serve.triton_fields import FIELDS
-from oarlock.triton_config import TRITON_CONFIG, read_triton_config
+
+_KNOWN_SECONDS, _ASK_SECONDS = 2.0, 5.0
 
 # How their contents are read: the tensors of triton_fields.FIELDS, FastDeploy's JSON form, or nothing known of them.
 Reading = Literal["fields", "form", "other"]
@@ -44,9 +50,7 @@ class ModelForm:
     @classmethod
     def of(cls, config: ModelConfig) -> ModelForm:
         """As a configuration has it."""
-        inputs = {
-            one.name: InputForm(_datatype(one.data_type), tuple(one.dims), one.optional) for one in config.input
-        }
+        inputs = {one.name: InputForm(_datatype(one.data_type), tuple(one.dims), one.optional) for one in config.input}
         outputs = tuple(one.name for one in config.output)
         reading: Reading = "other"
         if config.max_batch_size == 0 and config.backend == "python":
@@ -71,18 +75,43 @@ class RequestLimits:
     max_body: int
 
 
-def read_model_forms(repository: Path, models: tuple[str, ...]) -> dict[str, ModelForm]:
-    """Of models in a repository.
+class ModelForms:
+    """The forms of a server's models, as Triton has them now: asked for now and then, since models may be replaced."""
 
-    Raises:
-        ModelError: when a config.pbtxt can't be read.
-    """
-    found = {}
-    for name in models:
-        config = read_triton_config(repository / name / TRITON_CONFIG)
-        config.name = name  # Triton knows a model by its folder
-        found[name] = ModelForm.of(config)
-    return found
+    def __init__(self, upstream: Upstream, models: Sequence[str], max_body: int) -> None:
+        """Of `models` behind `upstream`."""
+        self._upstream, self._models = upstream, tuple(models)
+        self._limits = RequestLimits({}, max_body)
+        self._until = 0.0
+        self._asking = asyncio.Lock()
+
+    async def limits(self) -> RequestLimits:
+        """What requests are held against.
+
+        Raises:
+            TritonFailure: when Triton is away, and never was there.
+        """
+        if time.monotonic() >= self._until:
+            async with self._asking:
+                if time.monotonic() >= self._until:
+                    await self._ask()
+        return self._limits
+
+    async def _ask(self) -> None:
+        found = {}
+        for name in self._models:
+            request = service_pb2.ModelConfigRequest(name=name)
+            try:
+                answer = await self._upstream.ask("ModelConfig", request, timeout=_ASK_SECONDS)
+            except TritonFailure as error:
+                if name in self._limits.models:  # what it took before; whether it is there is Triton's to say
+                    found[name] = self._limits.models[name]
+                elif error.code != grpc.StatusCode.NOT_FOUND:
+                    raise
+            else:
+                found[name] = ModelForm.of(answer.config)
+        self._limits = RequestLimits(found, self._limits.max_body)
+        self._until = time.monotonic() + _KNOWN_SECONDS
 
 
 def _datatype(kind: int) -> str:
