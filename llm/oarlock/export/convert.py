@@ -110,7 +110,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     words_of(family_of(config_content(source), str(source / "config.json")))
     layout = _layout(source, options.allow_pickle)
     config = read_config(source)
-    with on_cpu(), whole_folder(output, _WHAT) as folder:
+    with on_cpu(), whole_folder(output, _WHAT, [source]) as folder:
         with closing(open_weights(source, model_class(config), config, options.allow_pickle)) as weights:
             result = plain_config(config)
             tensors, records = _write(weights, config, result, to, options, folder)

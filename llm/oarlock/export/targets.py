@@ -20,6 +20,7 @@ from oarlock.export.request import Request, adapter_names, check_source, templat
 from oarlock.export.servers import SERVERS
 from oarlock.export.start_scripts import ADAPTERS, START_FILE, write_start_script
 from oarlock.export.static_graph import GRAPH, write_graph
+from oarlock.files import remove_folder
 from oarlock.models.adapter import Base
 from oarlock.models.adapter_mix import AdapterMix
 from oarlock.models.build import ModelSource
@@ -50,7 +51,10 @@ def export(request: Request) -> None:
     elif request.target == "triton":
         _export_repository(request, base, output)
     else:
-        with _whole_model(request, base, mix) as (folder, facts), whole_folder(output, _WHAT) as result:
+        with (
+            _whole_model(request, base, mix) as (folder, facts),
+            whole_folder(output, _WHAT, (base, *request.adapters)) as result,
+        ):
             facts["target"] = request.target
             if request.converts:
                 _write_converted(request, folder, result, facts)
@@ -72,7 +76,7 @@ def _whole_model(request: Request, base: Path, mix: AdapterMix | None) -> Iterat
         return
     source["adapters"] = [{"folder": str(p.adapter.folder), "settings": p.adapter.settings} for p in mix.parts]
     folder = request.output.resolve().with_name(f".{request.output.name}.merged")
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     try:
         options = MergeOptions(None, request.max_shard_bytes, request.proof, request.allow_pickle, says_places=False)
         proof = merge(base, mix, folder, options)
