@@ -8,6 +8,7 @@ from typing import Any
 from oarlock.data.template_files import DEFAULT, TEMPLATE_FILE, named_templates
 from oarlock.data.templates import ChatTemplate
 from oarlock.errors import ConfigError, ModelError
+from oarlock.export.check_generation import check_generation
 from oarlock.export.findings import Finding, read_object, shown
 from oarlock.export.manifest import read_manifest
 from oarlock.export.servers import SERVERS
@@ -143,11 +144,7 @@ def check_tokenizer(folder: Path, config: dict[str, Any] | str) -> list[Finding]
             problem = f"{found} is PaddleNLP's spelling, which transformers refuses"
             findings.append(Finding("tokenizer", place, problem, "Write PreTrainedTokenizerFast"))
         findings += _check_template(folder, about)
-    settings = read_object(folder / "generation_config.json")
-    if isinstance(settings, str) and settings != "is missing":
-        problem = f"the file {settings}, and generation stops at it"
-        findings.append(Finding("generation", "generation_config.json", problem, "Mend or delete it"))
-    return findings
+    return findings + check_generation(folder, config)
 
 
 def _check_vocabulary(folder: Path, config: dict[str, Any] | str) -> list[Finding]:

@@ -168,7 +168,8 @@ def _write_config(source: Path, config: PretrainedConfig, to: Target, dtype: str
     if config_writer(source) == "pt":  # as it came, but for the type
         about = {"architectures": config.architectures, "model_type": config.model_type, "torch_dtype": dtype}
         content = {**config_content(source), **about}
-        content.pop("dtype", None)
+        for name in ("dtype", "auto_map"):  # the latter names code to run
+            content.pop(name, None)
         if content.get("tie_word_embeddings", True) and not config.tie_word_embeddings:
             content["tie_word_embeddings"] = False  # two that differ were stored
     else:

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 
+_SHOWN = 80  # characters of a value
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that would go wrong.
@@ -32,6 +35,12 @@ class Finding:
 def shown(names: list[str], most: int = 3) -> str:
     """The first of some names."""
     return ", ".join(names[:most]) + (f", ... ({len(names):,} in all)" if len(names) > most else "")
+
+
+def shown_value(value: Any) -> str:
+    """A value of a file, so much of it as a line of the console holds."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def read_object(path: Path) -> dict[str, Any] | str:

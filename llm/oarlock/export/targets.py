@@ -18,7 +18,7 @@ from oarlock.export.findings import read_object
 from oarlock.export.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from oarlock.export.request import Request, adapter_names, check_source, template_of
 from oarlock.export.servers import SERVERS
-from oarlock.export.start_scripts import ADAPTERS, START_FILE, write_start_script
+from oarlock.export.start_scripts import ADAPTERS, START_FILE, adapter_ranks, write_start_script
 from oarlock.export.static_graph import GRAPH, write_graph
 from oarlock.files import remove_folder
 from oarlock.models.adapter import Base
@@ -55,7 +55,7 @@ def export(request: Request) -> None:
             _whole_model(request, base, mix) as (folder, facts),
             whole_folder(output, _WHAT, (base, *request.adapters)) as result,
         ):
-            facts["target"] = request.target
+            facts |= {"target": request.target, "name": request.name}
             if request.converts:
                 _write_converted(request, folder, result, facts)
             else:
@@ -122,8 +122,7 @@ def _finish(request: Request, result: Path, facts: dict[str, Any]) -> None:
         config = read_object(result / "config.json")
         if isinstance(config, str):
             raise ModelError(f"{result / 'config.json'} {config}")
-        ranks = {path.name: _rank(path) for path in sorted((result / ADAPTERS).glob("*"))}
-        write_start_script(request.target, config, request.name, result, ranks)
+        write_start_script(request.target, config, request.name, result, adapter_ranks(result))
     known = {}
     if (result / MANIFEST_FILE).is_file():  # of the conversion: its hashes hold
         known = {name: about["sha256"] for name, about in read_manifest(result)["files"].items()}
@@ -133,11 +132,6 @@ def _finish(request: Request, result: Path, facts: dict[str, Any]) -> None:
         if findings:
             listed = "\n".join(f"  {finding.text()}" for finding in findings)
             raise ModelError(f"{SERVERS[request.target].title} would not serve this; nothing was written:\n{listed}")
-
-
-def _rank(adapter: Path) -> int:
-    config = read_object(adapter / "adapter_config.json")
-    return int(config["r"]) if isinstance(config, dict) else 0
 
 
 def _export_adapter(request: Request, base: Path, output: Path) -> None:
