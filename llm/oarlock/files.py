@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from oarlock.errors import ModelError
 
@@ -34,10 +34,15 @@ def locked(path: str | Path) -> Iterator[None]:
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hex (what `sha256sum` prints)."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+        return stream_sha256(file)
+
+
+def stream_sha256(file: BinaryIO) -> str:
+    """The same of a file that is open, from where it stands."""
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK):
+        digest.update(block)
     return digest.hexdigest()
 
 

@@ -75,7 +75,9 @@ def _check_start(
         text = read_bytes(path, limit=_SCRIPT_BYTES, what="a start script", error=ModelError).decode("utf-8")
         said = _NAME.search(text)
         name = str((manifest or {}).get("name") or (said["name"] if said else ""))
-        expected = start_script(target, config, name if SERVED_NAME.fullmatch(name) else "oarlock", adapter_ranks(folder))
+        expected = start_script(
+            target, config, name if SERVED_NAME.fullmatch(name) else "oarlock", adapter_ranks(folder)
+        )
     except (ModelError, UnicodeDecodeError) as error:
         return [Finding("start", START_FILE, f"it can't be compared with what it has to be: {error}", _EXPORT)]
     own, wanted = text.splitlines(), expected.splitlines()

@@ -17,9 +17,9 @@ from oarlock.formats.quoting import shell_word
 
 START_FILE = "start.sh"
 ADAPTERS = "adapters"  # folder of the adapters kept beside a model
-_LENGTHS = ("max_position_embeddings", "n_positions", "seq_length")
+LENGTHS = ("max_position_embeddings", "n_positions", "seq_length")
 _DEFAULT_LENGTH = 2048  # Bloom's positions have no end
-_MOST_LENGTH, _MOST_RANK = 1 << 30, 1 << 16
+MOST_LENGTH, _MOST_RANK = 1 << 31, 1 << 16
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 _HEAD = """\
@@ -101,8 +101,8 @@ def model_length(config: Mapping[str, Any]) -> int | None:
     Raises:
         ModelError: when the field is no such number.
     """
-    field = next((key for key in _LENGTHS if config.get(key) is not None), None)
-    return None if field is None else _whole(f"config.json, {field}", config[field], _MOST_LENGTH)
+    field = next((key for key in LENGTHS if config.get(key) is not None), None)
+    return None if field is None else _whole(f"config.json, {field}", config[field], MOST_LENGTH)
 
 
 def adapter_ranks(folder: Path) -> dict[str, int]:

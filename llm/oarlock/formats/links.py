@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from oarlock.errors import ModelError, OarlockError
+from oarlock.formats.files import open_regular
 
 _CACHED = re.compile(r"(models|datasets|spaces)--.+")  # a repository in a cache
 _MOST_ENTRIES = 100_000  # of a folder that are looked at, those nearest to its top first; what is read lies there
@@ -103,23 +104,13 @@ def open_inside(folder: str | Path, name: str | Path, *, error: type[OarlockErro
     Raises:
         OarlockError: of the class given.
     """
-    folder, path = Path(folder), Path(folder) / name
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a device may do something
-            raise error(f"{path}: not a regular file")
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except (OSError, ValueError) as problem:
-        raise error(f"{path}: can't be read: {getattr(problem, 'strerror', None) or problem}") from problem
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise error(f"{path}: not a regular file")
-        place = _place_of(descriptor, path)
-        if not _inside(place, _roots(folder)):
-            raise error(Foreign(path, f"a link that leads out of the folder, to {place}").text())
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
+    path = Path(folder) / name
+    file = open_regular(path, error=error)
+    place = _place_of(file.fileno(), path)
+    if not _inside(place, _roots(Path(folder))):
+        file.close()
+        raise error(Foreign(path, f"a link that leads out of the folder, to {place}").text())
+    return file
 
 
 def _wrong_link(path: Path, roots: tuple[Path, ...]) -> str:
