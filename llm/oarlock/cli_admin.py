@@ -18,10 +18,12 @@ def add_admin(commands: Any, command: Adder) -> None:
     admin.add_argument(
         "order",
         choices=_ORDERS,
-        help="status: print it (JSON); reload: load the model anew from its folder, the old one answers meanwhile; load, "
-        "unload: a model beside it (oarlock_infer, oarlock_json); keys: read --api-key-file again (as SIGHUP does)",
+        help="status: print it (JSON); reload: load the model anew from its folder, the old one answers meanwhile; "
+        "load, unload: a model beside it (oarlock_infer, oarlock_json); keys: read --api-key-file again, as on SIGHUP",
     )
-    admin.add_argument("model", nargs="?", default="", help="name of a model (reload: by default the one with the engine)")
+    admin.add_argument(
+        "model", nargs="?", default="", help="name of a model (reload: by default the one with the engine)"
+    )
     admin.add_argument(
         "--socket", type=Path, metavar="PATH", help="of the server, as it says it (default: the one that runs here)"
     )

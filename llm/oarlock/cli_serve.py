@@ -207,9 +207,7 @@ def _serve_model(folder: Path, adapters: dict[str, Path], options: ServeOptions,
 
         export_triton(folder, adapters, place / "repository")
         return _run(
-            dataclasses.replace(
-                options, repository=place / "repository", temporary=place, refresh=export_if_changed
-            )
+            dataclasses.replace(options, repository=place / "repository", temporary=place, refresh=export_if_changed)
         )
 
 

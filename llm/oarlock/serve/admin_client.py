@@ -43,7 +43,9 @@ def order(path: Path, name: str, model: str = "") -> dict[str, Any]:
             while part := connection.recv(1 << 16):
                 content += part
     except (OSError, ValueError) as error:
-        raise EnvironmentProblem(f"{path}: no server answers there: {getattr(error, 'strerror', 0) or error}") from error
+        raise EnvironmentProblem(
+            f"{path}: no server answers there: {getattr(error, 'strerror', 0) or error}"
+        ) from error
     if not content:
         raise EnvironmentProblem(f"{path}: the server did not answer: it serves its own user alone, 8 orders at a time")
     answer: dict[str, Any] = json.loads(content)

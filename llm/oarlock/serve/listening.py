@@ -66,7 +66,9 @@ def _open(host: str, port: int) -> list[socket.socket]:
     """On each address of a host."""
     found: list[socket.socket] = []
     with contextlib.ExitStack() as opened:
-        addresses = [(family, address) for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        addresses = [
+            (family, address) for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        ]
         for family, address in dict.fromkeys(addresses):
             made = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -56,7 +56,7 @@ class Part:
             self.is_up, self._up_since = True, time.monotonic()
 
     def note_end(self) -> float:
-        """It has ended. Gives the pause before its next start, in seconds: twice the last, but after a healthy minute."""
+        """It has ended. Gives the seconds before its next start: twice the last, but after a healthy minute."""
         now = time.monotonic()
         if self.is_up and now - self._up_since >= HEALTHY_SECONDS:
             self._pause = FIRST_PAUSE

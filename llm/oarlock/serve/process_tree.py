@@ -8,7 +8,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from oarlock.environment import say
 from oarlock.errors import ModelError, OarlockError
@@ -229,9 +228,7 @@ class ProcessTree:
                     thread.join(2)  # its last words come first
                 raise OarlockError(f"{part.name} ended by itself ({part.how_it_ended()}); what it said stands above")
         if self._triton.seconds > self._options.start_seconds:
-            raise ModelError(
-                f"the model was not loaded within {self._options.start_seconds:g} s (--start-seconds)"
-            )
+            raise ModelError(f"the model was not loaded within {self._options.start_seconds:g} s (--start-seconds)")
 
     def _look_whether_up(self) -> None:
         if self._triton.runs and not self._triton.is_up and self.control.is_ready():
@@ -279,7 +276,8 @@ class ProcessTree:
             self._loading.release()
         engine = self._front_options.model
         for name in dict.fromkeys(dead.values()):
-            say(f"a process of the model {name} ended by itself; {'Triton' if name == engine else 'it'} is started again")
+            again = "Triton" if name == engine else "it"
+            say(f"a process of the model {name} ended by itself; {again} is started again")
             if name == engine:  # without it nothing can be answered
                 self._triton.kill()
                 return

@@ -72,8 +72,8 @@ def make_served_tree(source: Path, folder: Path) -> ServedTree:
     foreign = [name for name in found if name not in kinds]
     if foreign:
         raise ConfigError(
-            f"{source / foreign[0]}: not a model of `oarlock export --target triton`, whose models are {', '.join(kinds)}"
-            "; take it out (a tritonserver of your own serves any)"
+            f"{source / foreign[0]}: not a model of `oarlock export --target triton`, which are {', '.join(kinds)}; "
+            "take it out (a tritonserver of your own serves any)"
         )
     tree = ServedTree(folder, source, {name: kinds[name] for name in found})
     for name in found:

@@ -13,8 +13,11 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from starlette.responses import Response
 
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.grpc_server import make_grpc_server
@@ -29,6 +32,10 @@ from oarlock.serve.openai_api import ApiOptions, make_app
 from oarlock.serve.openai_guard import error_response
 
 _LINE_BYTES = 4 << 20  # keys may be many
+
+
+def _openai_error(status: int, message: str, headers: Mapping[str, str]) -> Response:
+    return error_response(status, message, headers=headers)
 
 
 class Front:
@@ -48,9 +55,11 @@ class Front:
 
     def _make_http(self, counts: FrontCounts) -> dict[str, HttpServer]:
         options, ports = self._options, self._options.ports
-        api = ApiOptions(options.triton_grpc, options.model, (), options.max_body, options.max_open, options.temperature)
+        api = ApiOptions(
+            options.triton_grpc, options.model, (), options.max_body, options.max_open, options.temperature
+        )
         openai = guarded(
-            make_app(api), options, self._keys, self._admission, lambda status, text, more: error_response(status, text, headers=more),
+            make_app(api), options, self._keys, self._admission, _openai_error,
             open_paths=("/health", "/openapi.json"),
         )  # fmt: skip
         rest = guarded(
