@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ConfigError
+from oarlock.formats.links import check_links
 from oarlock.models.generation_config import GENERATION_FILE, generation_content, sampling_defaults
 from oarlock.serve.settings import Settings
 from oarlock.triton_config import TRITON_CONFIG, read_triton_config
@@ -18,6 +20,7 @@ def repository_models(repository: Path) -> tuple[str, ...]:
     Raises:
         ConfigError: when there is none with our engine.
     """
+    check_links(repository, error=ConfigError)
     found = tuple(sorted(path.parent.name for path in repository.glob(f"*/{TRITON_CONFIG}")))
     if not found:
         raise ConfigError(f"{repository}: no model repository (oarlock export --target triton --output DIR makes one)")
@@ -48,3 +51,8 @@ def engine_settings(repository: Path, limits: Mapping[str, Any]) -> Settings:
     """The limits of a repository's config.pbtxt, and over them those that were given."""
     config = read_triton_config(repository / engine_model(repository) / TRITON_CONFIG)
     return Settings.read({name: value.string_value for name, value in config.parameters.items()}, limits)
+
+
+def setting_names() -> tuple[str, ...]:
+    """Of the parameters of a config.pbtxt that a server reads."""
+    return tuple(item.name for item in fields(Settings))
