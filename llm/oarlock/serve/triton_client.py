@@ -78,7 +78,7 @@ class TritonClient:
         async with contextlib.aclosing(self._upstream.stream(request)) as answers:
             async for answer in answers:
                 if answer.error_message:
-                    raise _failure(answer.error_message)
+                    raise stream_failure(answer.error_message)
                 yield _part(answer.infer_response)
 
 
@@ -92,7 +92,8 @@ def _add(request: service_pb2.ModelInferRequest, name: str, value: Any) -> None:
     request.raw_input_contents.append(serialize_byte_tensor(values).item() if is_text else values.tobytes())
 
 
-def _failure(text: str) -> TritonFailure:
+def stream_failure(text: str) -> TritonFailure:
+    """What an error message in a stream says."""
     code, message = split_code(text)
     if code:
         return TritonFailure(_CODES[code], message)

@@ -1,4 +1,4 @@
-"""Who may come in: what is open at once of each client, and in all. For requests over HTTP and gRPC, and connections."""
+"""How much may be open at once, of each client and in all: requests over HTTP and gRPC, connections."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The head of a request: whether it is addressed to this server, by whom, and in the form that its routes read.
 
-Web pages of others can send requests to servers on the user's machine. A browser says in `Origin` (and `Sec-Fetch-Site`)
-which page asks. After DNS rebinding the page seems to be of the server itself; then `Host` has the page's name.
+Web pages of others can send requests to servers on the user's machine. A browser says which page asks, in `Origin` and
+`Sec-Fetch-Site`. After DNS rebinding the page seems to be of the server itself; then `Host` has the page's name.
 """
 
 from __future__ import annotations

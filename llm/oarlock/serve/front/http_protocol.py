@@ -112,8 +112,8 @@ class FrontProtocol(H11Protocol):
         if self._peer:
             self._limits.connections.leave(self._peer)
             self._peer = ""
-        self._head_timer = _cancelled(self._head_timer)
-        self._write_timer = _cancelled(self._write_timer)
+        self._stop_head_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
 
     # reading
@@ -122,7 +122,7 @@ class FrontProtocol(H11Protocol):
         """Some bytes; the time for a head begins with the first of it."""
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
-            self._head_timer = _cancelled(self._head_timer)
+            self._stop_head_timer()
         elif self._head_timer is None and not self.transport.is_closing():
             self._head_timer = self.loop.call_later(self._limits.head_seconds, self._head_is_late)
 
@@ -153,7 +153,7 @@ class FrontProtocol(H11Protocol):
 
     def resume_writing(self) -> None:
         """It took it."""
-        self._write_timer = _cancelled(self._write_timer)
+        self._stop_write_timer()
         super().resume_writing()
 
     def on_response_complete(self) -> None:
@@ -166,6 +166,16 @@ class FrontProtocol(H11Protocol):
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(self._limits.write_seconds, self.transport.abort)
 
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
     def _end_with(self, status: int, message: str, retry_after: int = 0) -> None:
         if self.transport.is_closing():
             return
@@ -176,11 +186,6 @@ class FrontProtocol(H11Protocol):
         self.transport.write(head.encode("ascii") + body)
         self.transport.close()
         self._abort_later()
-
-
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
 
 
 def _let_go_of_the_dead(connection: socket.socket | None) -> None:
