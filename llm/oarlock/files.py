@@ -25,9 +25,9 @@ ANYONE = 0o666  # the most permissions of a file, of which the umask takes some 
 
 def keep_private() -> None:
     """From now on what this process and its children write is readable by their user alone."""
-    global _UMASK
-    _UMASK = 0o077
-    os.umask(_UMASK)
+    global UMASK
+    UMASK = 0o077
+    os.umask(UMASK)
 
 
 @contextlib.contextmanager
