@@ -38,7 +38,7 @@ def target(data: bytes, folder: Path) -> None:
         assert str(error).startswith(str(path)) and "\n" not in str(error), error
     else:
         assert set(found) == set(json.loads(data.decode("utf-8-sig")))
-    parse_json(data, "x.json")
+    assert parse_json(data, "x.json") == json.loads(data.decode("utf-8-sig"))
 
 
 def seeds() -> list[bytes]:

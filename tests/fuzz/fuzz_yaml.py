@@ -31,6 +31,7 @@ def target(data: bytes, folder: Path) -> None:
         load_config(PretrainConfig, [str(recipe)])
     except ConfigError as error:
         assert str(folder) in str(error) or "--" in str(error), error
+        raise
 
 
 def seeds() -> list[bytes]:

@@ -14,7 +14,7 @@ class Row:
 
 
 TABLE = {
-    "json": Row("fuzz_json", ("json",)),
+    "json": Row("fuzz_json"),
     "yaml": Row("fuzz_yaml", ("yaml",)),
-    "safetensors": Row("fuzz_safetensors", ("json",)),
+    "safetensors": Row("fuzz_safetensors"),
 }

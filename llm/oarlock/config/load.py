@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.config.options import OptionSpec, option_specs, shown
-from oarlock.config.problems import Problems, listing, names_of, suggestion
+from oarlock.config.problems import Problems, WrongOptions, listing, names_of, suggestion
 from oarlock.config.recipe_files import RecipeFiles
 from oarlock.config.rules import cross_problems
-from oarlock.errors import ConfigError
 
 ConfigT = typing.TypeVar("ConfigT")
 
@@ -40,10 +39,10 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str]) -> LoadedConfi
     values |= _from_flags(arguments, specs, problems)
     converted, origins = _convert(values, specs, problems)
     if problems:
-        raise ConfigError(listing(problems))
+        raise WrongOptions(listing(problems))
     config = _build(config_class, converted)
     if crossed := cross_problems(config):
-        raise ConfigError(listing(crossed))
+        raise WrongOptions(listing(crossed))
     return LoadedConfig(config, origins)
 
 

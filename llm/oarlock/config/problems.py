@@ -14,6 +14,10 @@ _MOST = 50  # problems; who has more has another file in hand than a configurati
 _LONGEST_NAME = 64  # characters; the longest option has 35
 
 
+class WrongOptions(ConfigError):
+    """Options that are not there, or have values that they can't have."""
+
+
 class Problems(list[str]):
     """Sentences about what is wrong."""
 
@@ -25,7 +29,7 @@ class Problems(list[str]):
         """
         super().append(problem)
         if len(self) >= _MOST:
-            raise ConfigError(f"{listing(self)}\n  - reading stopped here")
+            raise WrongOptions(f"{listing(self)}\n  - reading stopped here")
 
 
 def listing(problems: list[str]) -> str:
