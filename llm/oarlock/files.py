@@ -23,6 +23,13 @@ os.umask(UMASK)
 ANYONE = 0o666  # the most permissions of a file, of which the umask takes some away
 
 
+def keep_private() -> None:
+    """From now on what this process and its children write is readable by their user alone."""
+    global _UMASK
+    _UMASK = 0o077
+    os.umask(_UMASK)
+
+
 @contextlib.contextmanager
 def locked(path: str | Path) -> Iterator[None]:
     """One process at a time (flock on a file that stays there, empty); the kernel frees it when a process dies."""
