@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from oarlock.environment import say
 from oarlock.errors import ModelError
 from oarlock.models.sources import FileSource, Mapped, SafetensorsSource, left_over, mapped
 from oarlock.models.unused import check_unused
+from oarlock.models.weight_index import read_index
 from oarlock.models.weights import WeightFolder, has_safetensors
 
 _PADDLE_PICKLE, _TORCH_PICKLE = "model_state.pdparams", "pytorch_model.bin"
@@ -73,11 +73,8 @@ class PickleSource:
             self._load(folder / kind)
             files = dict.fromkeys(self._arrays, folder / kind)
         else:
-            try:
-                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                files = {name: folder / file for name, file in weight_map.items()}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ModelError(f"{index}: not an index of weight files: {error!r}") from error
+            weight_map = read_index(index, Path(kind).suffix)
+            files = {name: folder / file for name, file in weight_map.items()}
         found = mapped(model_class, config, files, kind == _TORCH_PICKLE)
         self._files, self.left_over = files, left_over(files, found)
         found |= {name: Mapped(name) for name in self.left_over}

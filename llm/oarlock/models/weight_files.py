@@ -13,7 +13,6 @@ The rules, in this order:
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -27,6 +26,7 @@ from oarlock.environment import say_once
 from oarlock.errors import ModelError
 from oarlock.files import PEFT_WEIGHTS
 from oarlock.models.twin_pickles import differing_pickle
+from oarlock.models.weight_index import read_index
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (
@@ -73,13 +73,8 @@ def find_weights(folder: Path) -> tuple[dict[str, Path], str]:
 
 def _of_index(index: Path) -> dict[str, Path]:
     folder = index.parent
-    try:
-        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{index}: not an index of safetensors files: {error!r}") from error
+    weight_map = read_index(index)
     named = set(weight_map.values())
-    if not named or not all(isinstance(file, str) and file == Path(file).name for file in named):
-        raise ModelError(f"{index}: weight_map has to give each tensor the name of a file beside it")
     missing = sorted(file for file in named if not (folder / file).is_file())
     if missing:
         raise ModelError(f"{folder}: {INDEX_NAME} names {', '.join(missing)}, which is not there")
