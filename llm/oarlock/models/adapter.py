@@ -61,8 +61,7 @@ class Base:
         if not has_safetensors(folder):  # pickles (read by permission), or random weights
             return cls(name, "")
         digest = hashlib.sha256()
-        with WeightFolder.open(folder) as weights:
-            paths = sorted(set(weights.files.values()))
+        paths = sorted(set(WeightFolder.open(folder).files.values()))
         try:
             for path in paths:
                 with SafetensorsFile(path) as file:
