@@ -74,10 +74,10 @@ class Run:
 
 
 def start(loaded: LoadedConfig[Any]) -> Run:
-    """Settle the device, the threads and the log, and make sure output_dir can be written.
+    """Settle the device, the threads and the log, make sure output_dir can be written, and have CPU ranks meet.
 
     Raises:
-        EnvironmentProblem: when there is no such device or the folder can't be written.
+        EnvironmentProblem: when there is no such device, the folder can't be written, or ranks do not come.
     """
     config: Config = loaded.config
     threads = import_paddle(config.runtime.num_threads)
@@ -97,6 +97,8 @@ def start(loaded: LoadedConfig[Any]) -> Run:
     except OSError as error:
         raise EnvironmentProblem(f"--output_dir {output_dir}: can't be written: {error.strerror}") from error
     plan, notes = make_plan(config, world_size())
+    if plan.world_size > 1 and device == "cpu":
+        _lend_fleet_a_cpu(config.runtime.collective_timeout)
     for note in notes:
         say_once(note)
     say(f"device {device}" + (f", {_with_what(threads)}" if device == "cpu" else "") + f", output in {output_dir}")
@@ -153,8 +155,6 @@ def connect(run: Run, source: ModelSource, seq_length: int) -> None:
     refuse(slicing_problems(run.config, run.plan, sizes), run.plan.world_size)
     if run.plan.world_size > 1:
         say(f"plan: {run.plan.describe()}")
-        if run.config.runtime.device == "cpu":
-            _lend_fleet_a_cpu(run.config.runtime.collective_timeout)
     run.args = training_arguments(run.config, run.plan)
     place_model(source, run.plan, rank())
 
