@@ -168,7 +168,7 @@ def _key(i: int, key: Any) -> tuple[str, int | None]:
 
 
 def _pair(i: int, value: Any) -> tuple[Any, Any]:
-    if not isinstance(value, list) or len(value) != 2:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise CommunicationError(f"rank {i} shares something else than the others")
     return value[0], value[1]
 
