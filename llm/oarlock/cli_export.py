@@ -48,6 +48,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if not (arguments.target and arguments.output):
         raise ConfigError(f"--target ({', '.join(TARGETS)}) and --output DIR are missing, or --check DIR")
     from oarlock.export.request import Request, check_options, check_source
+    from oarlock.formats.links import check_links
     from oarlock.models.adapter_mix import AdapterMix
 
     request = Request(
@@ -66,6 +67,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if request.adapters:
         AdapterMix.open(request.adapters)
     if Path(request.model).is_dir() and request.model:
+        check_links(request.model)
         check_source(request, Path(request.model))
     import_paddle()
     set_paddlenlp_log_level("error")

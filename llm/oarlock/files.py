@@ -11,15 +11,16 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from oarlock.errors import ModelError
 
 ADAPTER_FILE = "adapter.json"  # makes a folder an adapter folder (see oarlock.models.adapter)
 PEFT_FILE, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT saves an adapter
 _BLOCK = 1 << 22
-_UMASK = os.umask(0)  # asking for it sets it, for all threads: once, while there is one
-os.umask(_UMASK)
+UMASK = os.umask(0)  # asking for it sets it, for all threads: once, while there is one
+os.umask(UMASK)
+ANYONE = 0o666  # the most permissions of a file, of which the umask takes some away
 
 
 @contextlib.contextmanager
@@ -33,10 +34,15 @@ def locked(path: str | Path) -> Iterator[None]:
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hex (what `sha256sum` prints)."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+        return stream_sha256(file)
+
+
+def stream_sha256(file: BinaryIO) -> str:
+    """The same of a file that is open, from where it stands."""
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -60,10 +66,14 @@ def file_sha256_noted(path: str | Path, notes: str | Path) -> str:
     return digest
 
 
-def settle_file(path: str | Path) -> None:
-    """Give a finished file the permissions the umask asks for (safetensors writes 0600) and have the disk hold it."""
+def settle_file(path: str | Path, most: int = ANYONE) -> None:
+    """Give a finished file the permissions the umask asks for (safetensors writes 0600) and have the disk hold it.
+
+    Args:
+        most: permissions that it has at most, where not everyone may read what it was made of.
+    """
     may_run = os.stat(path).st_mode & 0o100
-    os.chmod(path, (0o777 if may_run else 0o666) & ~_UMASK)
+    os.chmod(path, (most | (most & 0o444) >> 2 if may_run else most) & ~UMASK)
     sync_file(path)
 
 
@@ -77,32 +87,55 @@ def sync_file(path: str | Path) -> None:
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether a new folder may have this name: nothing is there, or an empty folder."""
+    """Whether a new folder may have this name: nothing is there, or an empty folder.
+
+    A link is one only where this user made it: in a folder for all (/tmp) another could have put it there.
+    """
+    if folder.is_symlink() and folder.lstat().st_uid != os.geteuid():
+        return False
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 @contextlib.contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
+def new_folder(output: Path, most: int = ANYONE) -> Iterator[Path]:
     """A folder to write into, which gets its name when all is written; one of that name gives way to it.
 
-    After an error nothing of it is left, and an older one is still there.
+    Until then it is this user's alone. After an error nothing of it is left, and an older one is still there.
+
+    Args:
+        most: permissions of its files at most (see settle_file).
+
+    Raises:
+        ModelError: when the name for the time of writing is taken by something that can't be removed.
     """
     partial, older = output.with_name(f".{output.name}.partial"), output.with_name(f".{output.name}.deleted")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_folder(partial)
     try:
-        partial.mkdir(parents=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(mode=0o700)
         yield partial
-        for path in partial.rglob("*"):
+        for path in (partial, *partial.rglob("*")):
             if path.is_dir() or path.stat().st_nlink == 1:  # a hard link is a file of somewhere else too
-                settle_file(path)
+                settle_file(path, most)
         if output.exists():
-            shutil.rmtree(older, ignore_errors=True)
+            remove_folder(older)
             output.rename(older)
         partial.rename(output)
         sync_file(output.parent)
         shutil.rmtree(older, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete what an interrupted program left under a name of its own.
+
+    Raises:
+        ModelError: when something else has that name: a link, a file, another user's folder.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.lexists(folder):
+        raise ModelError(f"{folder} is in the way, and is not a folder that can be deleted: remove it")
 
 
 @contextlib.contextmanager
@@ -113,9 +146,10 @@ def complete_files(folder: Path, last: str = "") -> Iterator[Path]:
         last: the file that comes after all others, since readers go by it.
     """
     partial = folder / ".files.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_folder(partial)
     try:
-        partial.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(mode=0o700)
         yield partial
         for path in sorted(partial.iterdir(), key=lambda path: (path.name == last, path.name)):
             settle_file(path)
@@ -130,7 +164,8 @@ def write_text_atomically(path: str | Path, text: str) -> None:
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        with open(partial, "w", encoding="utf-8") as file:
+        partial.unlink(missing_ok=True)  # of a process of that number that was killed
+        with open(partial, "x", encoding="utf-8") as file:  # not through a link that is there
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

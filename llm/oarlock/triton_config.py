@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oarlock.errors import EnvironmentProblem, ModelError
+from oarlock.errors import EnvironmentProblem, ModelError, first_line
+from oarlock.formats.files import read_bytes
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 TRITON_CONFIG = "config.pbtxt"
+_MOST_BYTES = 1 << 20  # ours have 2 kB
+_DEEPEST = 32  # levels; a configuration has 6
+_STEP = {**dict.fromkeys(b"{<[", 1), **dict.fromkeys(b"}>]", -1)}
 
 
 def read_triton_config(path: Path) -> ModelConfig:
@@ -27,8 +32,10 @@ def read_triton_config(path: Path) -> ModelConfig:
         raise EnvironmentProblem(
             f"{error.name} is missing, which Triton's {TRITON_CONFIG} is read with: pip install 'oarlock[serve]'"
         ) from error
+    content = read_bytes(path, limit=_MOST_BYTES, what="Triton model configuration")
+    if max(accumulate(_STEP.get(byte, 0) for byte in content), default=0) > _DEEPEST:
+        raise ModelError(f"{path}: more than {_DEEPEST} levels deep, which no Triton model configuration is")
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-    except (OSError, ValueError, text_format.ParseError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{path}: not a Triton model configuration: {first}") from error
+        return text_format.Parse(content.decode("utf-8"), ModelConfig())
+    except (ValueError, text_format.ParseError, RecursionError) as error:
+        raise ModelError(f"{path}: not a Triton model configuration: {first_line(error)}") from error

@@ -19,6 +19,7 @@ from oarlock.data.tokenizer_folder import PADDLENLP_ALONE, needs_paddlenlp, read
 from oarlock.data.tokenizer_identity import ids_fingerprint
 from oarlock.errors import ModelError, first_line
 from oarlock.files import file_sha256, read_json_object
+from oarlock.formats.links import check_links
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
@@ -53,6 +54,7 @@ def load_tokenizer(name_or_path: str) -> FastTokenizer | PretrainedTokenizerBase
     folder = folder.parent if folder.name == "tokenizer.json" and folder.is_file() else folder
     if not folder.is_dir():
         folder = _from_hub(name_or_path)
+    check_links(folder)
     config = read_json_object(folder / "tokenizer_config.json")
     if not (has_tokenizer(folder) or config):
         raise ModelError(

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.check_config import check_config, check_tokenizer
+from oarlock.export.check_files import check_files
 from oarlock.export.check_triton import check_repository, is_repository
-from oarlock.export.check_weights import check_leftovers, check_weights
+from oarlock.export.check_weights import LEFTOVERS, check_leftovers, check_weights
 from oarlock.export.findings import Finding, read_object
-from oarlock.export.manifest import MANIFEST_FILE, changed_files, read_manifest
+from oarlock.export.manifest import changed_files, read_manifest
 from oarlock.export.servers import SERVERS, TRITON
 
 
@@ -45,8 +46,6 @@ def check_folder(folder: Path, server: str, hashes: bool = False) -> list[Findin
             Finding("changed", sentence.split(" ")[0], sentence, "Export again, or copy it again")
             for sentence in changed_files(folder)
         ]
-    elif (folder / MANIFEST_FILE).exists() and isinstance(content := read_object(folder / MANIFEST_FILE), str):
-        findings.append(Finding("manifest", MANIFEST_FILE, f"the file {content}", "Export again"))
     return findings
 
 
@@ -58,6 +57,7 @@ def check_model(folder: Path, server: str) -> list[Finding]:
     known = None if unknown or isinstance(config, str) else config
     return [
         *findings,
+        *check_files(folder, server, config, LEFTOVERS),
         *check_weights(folder, known, server),
         *check_leftovers(folder),
         *check_tokenizer(folder, config),

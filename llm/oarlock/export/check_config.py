@@ -8,9 +8,13 @@ from typing import Any
 from oarlock.data.template_files import DEFAULT, TEMPLATE_FILE, named_templates
 from oarlock.data.templates import ChatTemplate
 from oarlock.errors import ConfigError, ModelError
+from oarlock.export.check_generation import check_generation
 from oarlock.export.findings import Finding, read_object, shown
 from oarlock.export.manifest import read_manifest
 from oarlock.export.servers import SERVERS
+from oarlock.export.start_scripts import LENGTHS, MOST_LENGTH
+from oarlock.formats.files import read_bytes
+from oarlock.formats.json_file import CONFIG_BYTES, TOKENIZER_BYTES
 from oarlock.models.hf_words import WORDS
 from oarlock.parallel.families import FAMILIES
 
@@ -68,6 +72,12 @@ def _check_family(config: dict[str, Any], server: str) -> list[Finding]:
         return [Finding("architecture", "config.json, model_type", problem, _EXPORT)]
     words = WORDS[family]
     given = {words.aliases.get(key, key) for key, value in config.items() if value is not None}
+    sizes = {key: words.fields.get(words.aliases.get(key, key)) for key in config}
+    wrong = [key for key, default in sizes.items() if _is_size(default) and not _is_size_value(config[key], default)]
+    wrong += [key for key in LENGTHS if key not in wrong and not _is_size_value(config.get(key), 1)]
+    if wrong:
+        problem = "not a number above 0, so that no model can be made of it"
+        return [Finding("config", f"config.json, {shown(sorted(wrong))}", problem, _EXPORT)]
     gone = [key for key, default in words.fields.items() if _is_size(default) and key not in given]
     if gone:
         problem = "missing, so that the default of another model would be taken"
@@ -78,6 +88,15 @@ def _check_family(config: dict[str, Any], server: str) -> list[Finding]:
 def _is_size(default: Any) -> bool:
     """Whether a field says how large a model is (or the epsilon of its norms), so that no default is right for all."""
     return (isinstance(default, int) and not isinstance(default, bool)) or default in (1e-5, 1e-6)
+
+
+def _is_size_value(value: Any, default: Any) -> bool:
+    """Whether a value can stand where that default does; null can."""
+    if value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, (int, float) if isinstance(default, float) else int):
+        return False
+    return 0 < value <= MOST_LENGTH
 
 
 def _check_dtype_keys(config: dict[str, Any], server: str) -> list[Finding]:
@@ -143,23 +162,22 @@ def check_tokenizer(folder: Path, config: dict[str, Any] | str) -> list[Finding]
             problem = f"{found} is PaddleNLP's spelling, which transformers refuses"
             findings.append(Finding("tokenizer", place, problem, "Write PreTrainedTokenizerFast"))
         findings += _check_template(folder, about)
-    settings = read_object(folder / "generation_config.json")
-    if isinstance(settings, str) and settings != "is missing":
-        problem = f"the file {settings}, and generation stops at it"
-        findings.append(Finding("generation", "generation_config.json", problem, "Mend or delete it"))
-    return findings
+    return findings + check_generation(folder, config)
 
 
 def _check_vocabulary(folder: Path, config: dict[str, Any] | str) -> list[Finding]:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return []
-    content = read_object(path)
+    content = read_object(path, TOKENIZER_BYTES)
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(model, dict) or "vocab" not in model:
         problem = content if isinstance(content, str) else "is not a tokenizer of the tokenizers library"
         return [Finding("tokenizer", path.name, f"the file {problem}", _EXPORT)]
-    ids = [*_ids(model["vocab"]), *(token.get("id", 0) for token in content.get("added_tokens") or [])]
+    ids = _ids(model["vocab"], content.get("added_tokens"))
+    if ids is None:
+        problem = "its vocabulary or added_tokens are not what a tokenizer has (tokens and their ids)"
+        return [Finding("tokenizer", path.name, problem, _EXPORT)]
     rows = config.get("vocab_size") if isinstance(config, dict) else None
     if isinstance(rows, int) and ids and max(ids) >= rows:
         problem = f"token {max(ids):,} is beyond the {rows:,} rows of the embedding (vocab_size)"
@@ -167,17 +185,22 @@ def _check_vocabulary(folder: Path, config: dict[str, Any] | str) -> list[Findin
     return []
 
 
-def _ids(vocabulary: Any) -> list[int]:
-    """Of a BPE's or WordPiece's table, or a Unigram's list of [token, score]."""
-    return list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+def _ids(vocabulary: Any, added: Any) -> list[int] | None:
+    """Of a BPE's or WordPiece's table, or a Unigram's list of [token, score], and of added tokens; None for others."""
+    added = [] if added is None else added
+    if not isinstance(vocabulary, (dict, list)) or not isinstance(added, list):
+        return None
+    own = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+    ids = [*own, *(token.get("id", 0) if isinstance(token, dict) else None for token in added)]
+    return ids if all(isinstance(id_, int) and not isinstance(id_, bool) for id_ in ids) else None
 
 
 def _check_template(folder: Path, about: dict[str, Any]) -> list[Finding]:
     file = folder / TEMPLATE_FILE
-    beside = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
     try:
+        beside = _text(file) if file.is_file() else None
         inside = named_templates(about.get("chat_template"), "tokenizer_config.json").get(DEFAULT)
-    except ConfigError as error:
+    except (ConfigError, ModelError) as error:
         return [Finding("template", "tokenizer_config.json", str(error), "Mend the template")]
     source, place = beside or inside, TEMPLATE_FILE if beside else "tokenizer_config.json, chat_template"
     if source is None:
@@ -196,6 +219,10 @@ def _check_template(folder: Path, about: dict[str, Any]) -> list[Finding]:
     except ConfigError as error:
         return [Finding("template", place, f"it does not work: {error}", "Mend the template")]
     return []
+
+
+def _text(path: Path) -> str:
+    return read_bytes(path, limit=CONFIG_BYTES, what="chat template").decode("utf-8", "replace")
 
 
 def _token(value: Any) -> str | None:

@@ -18,7 +18,7 @@ from oarlock.models.safetensors_stream import ITEM_SIZES
 from oarlock.models.weights import INDEX_NAME
 
 _SINGLE = "model.safetensors"
-_LEFTOVERS = ("*.pdparams", "*.pdiparams", "*.pdopt", "*.bin", "*.pt", "*.pth", "*.partial", "*.tmp")
+LEFTOVERS = ("*.pdparams", "*.pdiparams", "*.pdopt", "*.bin", "*.pt", "*.pth", "*.partial", "*.tmp")
 _EXPORT = "Export the model again with `oarlock export`"
 
 
@@ -37,7 +37,7 @@ class _Stored:
 
 def check_leftovers(folder: Path) -> list[Finding]:
     """Weights in formats that a server may prefer, and parts of interrupted work."""
-    found = sorted({path.name for pattern in _LEFTOVERS for path in folder.glob(pattern)})
+    found = sorted({path.name for pattern in LEFTOVERS for path in folder.glob(pattern)})
     problem = (
         "a server may read it in place of the safetensors (FastDeploy prefers *.pdparams), or it is an unfinished file"
     )
@@ -135,10 +135,22 @@ def _check_types(stored: list[tuple[str, _Stored]], config: dict[str, Any] | Non
     if as_bits:
         problem = "stored as U16 (PaddleNLP's bfloat16), which other programs take for integers"
         return [Finding("u16", shown(as_bits), problem, _EXPORT)]
-    floats = Counter(about.dtype for _, about in stored if about.dtype in DTYPES.values())
+    others = [
+        f"{name} ({about.dtype})"
+        for name, about in stored
+        if about.dtype not in DTYPES.values() and (len(about.shape) > 1 or name.endswith((".weight", ".bias")))
+    ]
+    if others:
+        problem = f"a weight in this layout is {', '.join(DTYPES.values())}: others are quantised, or damaged"
+        return [Finding("dtype", shown(others), problem, _EXPORT)]
+    sizes: Counter[str] = Counter()
+    for _, about in stored:
+        if about.dtype in DTYPES.values():
+            sizes[about.dtype] += about.num_bytes
     wanted = DTYPES.get(str((config or {}).get("torch_dtype") or (config or {}).get("dtype")))
-    if wanted and floats and wanted not in floats:
-        problem = f"the weights are {shown(list(floats))}, and config.json says {wanted}: they are converted in silence"
+    if wanted and sizes and sizes.most_common(1)[0][0] != wanted:
+        found = [f"{dtype} ({size / sizes.total():.0%} of the bytes)" for dtype, size in sizes.most_common()]
+        problem = f"the weights are {shown(found)}, and config.json says {wanted}: they are converted in silence"
         return [Finding("dtype", "config.json, torch_dtype", problem, "Write the type of the weights")]
     return []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from oarlock.data.tokenizers import has_tokenizer
 from oarlock.environment import say
 from oarlock.errors import ModelError
 from oarlock.files import read_json_object, write_json
+from oarlock.models.folder_files import copy_file
 from oarlock.models.generation_config import GENERATION_FILE, generation_content
 from oarlock.models.save import LOCAL_KEYS
 
@@ -73,9 +73,9 @@ def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
         )
     for name in (*_FILES, _PIECES):
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            copy_file(source, name, folder / name)
     if (source / _PADDLE_PIECES).is_file():
-        shutil.copyfile(source / _PADDLE_PIECES, folder / _PIECES)
+        copy_file(source, _PADDLE_PIECES, folder / _PIECES)
     if not (folder / _TOKENIZER).is_file():
         read_tokenizer(source).save_pretrained(folder)
         content = read_json_object(folder / _CONFIG)

@@ -110,7 +110,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     words_of(family_of(config_content(source), str(source / "config.json")))
     layout = _layout(source, options.allow_pickle)
     config = read_config(source)
-    with on_cpu(), whole_folder(output, _WHAT) as folder:
+    with on_cpu(), whole_folder(output, _WHAT, [source]) as folder:
         with closing(open_weights(source, model_class(config), config, options.allow_pickle)) as weights:
             result = plain_config(config)
             tensors, records = _write(weights, config, result, to, options, folder)
@@ -168,7 +168,8 @@ def _write_config(source: Path, config: PretrainedConfig, to: Target, dtype: str
     if config_writer(source) == "pt":  # as it came, but for the type
         about = {"architectures": config.architectures, "model_type": config.model_type, "torch_dtype": dtype}
         content = {**config_content(source), **about}
-        content.pop("dtype", None)
+        for name in ("dtype", "auto_map"):  # the latter names code to run
+            content.pop(name, None)
         if content.get("tie_word_embeddings", True) and not config.tie_word_embeddings:
             content["tie_word_embeddings"] = False  # two that differ were stored
     else:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from oarlock.errors import ModelError
+from oarlock.formats.json_file import CONFIG_BYTES, read_json_if_there
+
+_SHOWN = 80  # characters of a value
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,20 @@ def shown(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f", ... ({len(names):,} in all)" if len(names) > most else "")
 
 
-def read_object(path: Path) -> dict[str, Any] | str:
-    """A JSON object of a file, or what is wrong with the file."""
-    if not path.is_file():
-        return "is missing"
+def shown_value(value: Any) -> str:
+    """A value of a file, so much of it as a line of the console holds."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any] | str:
+    """A JSON object of a file, or what is wrong with the file ("is missing" where nothing has the name).
+
+    Args:
+        limit: the most bytes it may have.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"can't be read as JSON ({error})"
-    return content if isinstance(content, dict) else "is not a JSON object"
+        content = read_json_if_there(path, dict[str, Any], limit=limit)
+    except ModelError as error:
+        return f"can't be read ({str(error).removeprefix(str(path)).lstrip(':').strip()})"
+    return "is missing" if content is None else content

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Len
+from typing_extensions import NotRequired, TypedDict
 
 from oarlock.errors import ModelError
-from oarlock.files import file_sha256, write_json
+from oarlock.files import file_sha256, stream_sha256, write_json
+from oarlock.formats.json_file import INDEX_BYTES, read_json_if_there
+from oarlock.formats.links import open_inside
+from oarlock.formats.names import is_plain_path
 from oarlock.versions import package_versions
 
 MANIFEST_FILE = "oarlock_export.json"
 _FORMAT = 1
+
+
+class FileFacts(TypedDict):
+    """A file of the export."""
+
+    bytes: Annotated[int, Ge(0)]
+    sha256: Annotated[str, Len(64, 64)]
+
+
+class ExportManifest(TypedDict):
+    """The content of oarlock_export.json: what readers go by; `source` and `proof` are for people."""
+
+    format: int
+    files: dict[str, FileFacts]
+    versions: NotRequired[dict[str, str]]
+    target: NotRequired[str]
+    name: NotRequired[str]
+    family: NotRequired[str]
+    dtype: NotRequired[str]
+    template: NotRequired[str | None]
 
 
 def write_manifest(folder: Path, known: Mapping[str, str] | None = None, **facts: Any) -> dict[str, Any]:
@@ -46,15 +72,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ModelError: when there is none, or it is not one this version reads.
     """
     path = Path(folder) / MANIFEST_FILE
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT:
-            raise ModelError(f"{path}: format {content['format']}, this version reads {_FORMAT}")
-        return content
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder}: no {MANIFEST_FILE} in this folder: `oarlock` did not export it") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not a manifest: {error!r}") from error
+    content = read_json_if_there(path, ExportManifest, limit=INDEX_BYTES, extra="allow")
+    if content is None:
+        raise ModelError(f"{folder}: no {MANIFEST_FILE} in this folder: `oarlock` did not export it")
+    if content["format"] != _FORMAT:
+        raise ModelError(f"{path}: format {content['format']}, this version reads {_FORMAT}")
+    for name in content["files"]:
+        if not is_plain_path(name):
+            raise ModelError(f"{path}: files: {name!r} is not the name of a file in this folder")
+    return dict(content)
 
 
 def changed_files(folder: Path) -> list[str]:
@@ -65,11 +91,14 @@ def changed_files(folder: Path) -> list[str]:
     """
     found = []
     for name, about in read_manifest(folder)["files"].items():
-        path = Path(folder) / name
-        if not path.is_file():
-            found.append(f"{name} is missing")
-        elif path.stat().st_size != about["bytes"]:
-            found.append(f"{name} has {path.stat().st_size:,} bytes, the manifest says {about['bytes']:,}")
-        elif file_sha256(path) != about["sha256"]:
-            found.append(f"{name} has another SHA-256 than the manifest says")
+        try:
+            with open_inside(folder, name) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != about["bytes"]:
+                    found.append(f"{name} has {size:,} bytes, the manifest says {about['bytes']:,}")
+                elif stream_sha256(file) != about["sha256"]:
+                    found.append(f"{name} has another SHA-256 than the manifest says")
+        except ModelError as error:
+            gone = not os.path.lexists(Path(folder) / name)
+            found.append(f"{name} is missing" if gone else f"{name} can't be read ({error})")
     return found

@@ -82,7 +82,7 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
     words_of(config.model_type)
     tensors = list(_tensors(found, config))
     targets = tuple(sorted({tensor.name.split(".")[-3] for tensor in tensors}))
-    with whole_folder(output, "the adapter") as partial_folder:
+    with whole_folder(output, "the adapter", [adapter]) as partial_folder:
         record = write_safetensors(partial_folder / _WEIGHTS, tensors, {"format": "pt"})
         write_json(partial_folder / _CONFIG, _config(found.settings, name, targets))
         if has_tokenizer(adapter):

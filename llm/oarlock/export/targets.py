@@ -18,8 +18,9 @@ from oarlock.export.findings import read_object
 from oarlock.export.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from oarlock.export.request import Request, adapter_names, check_source, template_of
 from oarlock.export.servers import SERVERS
-from oarlock.export.start_scripts import ADAPTERS, START_FILE, write_start_script
+from oarlock.export.start_scripts import ADAPTERS, START_FILE, adapter_ranks, write_start_script
 from oarlock.export.static_graph import GRAPH, write_graph
+from oarlock.files import remove_folder
 from oarlock.models.adapter import Base
 from oarlock.models.adapter_mix import AdapterMix
 from oarlock.models.build import ModelSource
@@ -50,8 +51,11 @@ def export(request: Request) -> None:
     elif request.target == "triton":
         _export_repository(request, base, output)
     else:
-        with _whole_model(request, base, mix) as (folder, facts), whole_folder(output, _WHAT) as result:
-            facts["target"] = request.target
+        with (
+            _whole_model(request, base, mix) as (folder, facts),
+            whole_folder(output, _WHAT, (base, *request.adapters)) as result,
+        ):
+            facts |= {"target": request.target, "name": request.name}
             if request.converts:
                 _write_converted(request, folder, result, facts)
             else:
@@ -72,7 +76,7 @@ def _whole_model(request: Request, base: Path, mix: AdapterMix | None) -> Iterat
         return
     source["adapters"] = [{"folder": str(p.adapter.folder), "settings": p.adapter.settings} for p in mix.parts]
     folder = request.output.resolve().with_name(f".{request.output.name}.merged")
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     try:
         options = MergeOptions(None, request.max_shard_bytes, request.proof, request.allow_pickle, says_places=False)
         proof = merge(base, mix, folder, options)
@@ -118,8 +122,7 @@ def _finish(request: Request, result: Path, facts: dict[str, Any]) -> None:
         config = read_object(result / "config.json")
         if isinstance(config, str):
             raise ModelError(f"{result / 'config.json'} {config}")
-        ranks = {path.name: _rank(path) for path in sorted((result / ADAPTERS).glob("*"))}
-        write_start_script(request.target, config, request.name, result, ranks)
+        write_start_script(request.target, config, request.name, result, adapter_ranks(result))
     known = {}
     if (result / MANIFEST_FILE).is_file():  # of the conversion: its hashes hold
         known = {name: about["sha256"] for name, about in read_manifest(result)["files"].items()}
@@ -129,11 +132,6 @@ def _finish(request: Request, result: Path, facts: dict[str, Any]) -> None:
         if findings:
             listed = "\n".join(f"  {finding.text()}" for finding in findings)
             raise ModelError(f"{SERVERS[request.target].title} would not serve this; nothing was written:\n{listed}")
-
-
-def _rank(adapter: Path) -> int:
-    config = read_object(adapter / "adapter_config.json")
-    return int(config["r"]) if isinstance(config, dict) else 0
 
 
 def _export_adapter(request: Request, base: Path, output: Path) -> None:

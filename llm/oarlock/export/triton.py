@@ -12,7 +12,6 @@ layout; its Triton (21.10) is too old for decoupled Python models.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,12 +23,12 @@ from oarlock.data.tokenizers import has_tokenizer
 from oarlock.errors import ModelError
 from oarlock.export.manifest import write_manifest
 from oarlock.export.servers import SERVED_NAME
-from oarlock.files import PEFT_FILE, PEFT_WEIGHTS, file_sha256, new_folder
-from oarlock.models.adapter import ADAPTER_FILE, Base
-from oarlock.models.adapter_base import TEXT_FILES
+from oarlock.files import file_sha256, new_folder
+from oarlock.models.adapter import Base
 from oarlock.models.adapter_mix import check_output
 from oarlock.models.build import model_class
 from oarlock.models.configs import read_config
+from oarlock.models.folder_files import ADAPTER_FILES, MODEL_FILES, readers_of, take
 from oarlock.models.open_adapter import open_lora
 from oarlock.models.pickles import open_weights
 from oarlock.models.tuned import check_base
@@ -44,14 +43,6 @@ _TEMPLATES = PACKAGE / "serve" / "triton_models"
 _RELAY_MODULES = (
     *("__init__.py", "errors.py", "serve/__init__.py", "serve/requests.py"),
     *("serve/triton_fields.py", "serve/json_form.py", "serve/triton_relay.py"),
-)
-_MODEL_FILES = (
-    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
-    *TEXT_FILES,
-)
-_ADAPTER_FILES = (
-    *(ADAPTER_FILE, "lora_config.json", "peft_model*.safetensors", "peft_model.safetensors.index.json"),
-    *(PEFT_FILE, PEFT_WEIGHTS),
 )
 # What serving imports; pinned to what is installed here.
 _REQUIREMENTS = (
@@ -94,14 +85,14 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
     _check(model, adapters, name)
     check_output(output)
     try:
-        with new_folder(output) as folder:
+        with new_folder(output, readers_of(model, *map(Path, adapters.values()))) as folder:
             for own, config in configs.items():
                 _write_model(folder / config.name, own, config)
             version = folder / name / "1"
-            _take(model, version / "model", _MODEL_FILES)
+            take(model, version / "model", MODEL_FILES)
             sources = {version / "model": model}
             for adapter, place in adapters.items():
-                _take(Path(place), version / "adapters" / adapter, _ADAPTER_FILES)
+                take(Path(place), version / "adapters" / adapter, ADAPTER_FILES)
                 sources[version / "adapters" / adapter] = Path(place)
             (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
             hashes = {
@@ -172,17 +163,6 @@ def _write_model(folder: Path, own: str, config: ModelConfig) -> None:
         for module in _RELAY_MODULES:
             (library / module).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PACKAGE / module, library / module)
-
-
-def _take(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
-    target.mkdir(parents=True)
-    for path in sorted({path for pattern in patterns for path in source.glob(pattern) if path.is_file()}):
-        place = target / path.relative_to(source)
-        place.parent.mkdir(exist_ok=True)
-        try:
-            os.link(path.resolve(), place)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(path, place)
 
 
 def _same_files(folder: Path, sources: Mapping[Path, Path], hashes: Mapping[str, str]) -> int:

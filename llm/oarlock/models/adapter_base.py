@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from oarlock.data.template_files import TEMPLATE_FOLDER
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
+from oarlock.formats.links import check_links, own_links
 from oarlock.models.adapter import AdapterFolder
+from oarlock.models.folder_files import TEXT_FILES, listed
 from oarlock.models.hub import local_folder
-
-# What decides over texts and ids, in a model folder and in an adapter folder alike.
-TEXT_FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
-    *("sentencepiece.*", "tekken.json", "chat_template*", f"{TEMPLATE_FOLDER}/*.jinja"),
-)
 
 
 def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, allow_pickle: bool = False) -> Path:
@@ -71,7 +66,10 @@ def with_texts_of(adapter: Path, base: Path, into: Path) -> Path:
     if not own:
         return base
     folder = into / base.resolve().name
+    for source in (adapter, base):
+        check_links(source)
     folder.mkdir()
+    own_links(folder, (adapter, base))
     texts_of_base = _texts(base)
     for path in base.iterdir():
         if path.is_file() and path.relative_to(base) not in texts_of_base:
@@ -83,4 +81,4 @@ def with_texts_of(adapter: Path, base: Path, into: Path) -> Path:
 
 
 def _texts(folder: Path) -> set[Path]:
-    return {path.relative_to(folder) for pattern in TEXT_FILES for path in folder.glob(pattern) if path.is_file()}
+    return {path.relative_to(folder) for path in listed(folder, TEXT_FILES)}

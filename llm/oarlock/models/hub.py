@@ -9,6 +9,7 @@ from pathlib import Path
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
 from oarlock.files import ADAPTER_FILE
+from oarlock.formats.links import check_links
 from oarlock.models.generation_config import GENERATION_FILE
 from oarlock.models.weights import INDEX_NAME
 from oarlock.parallel.nodes import once_per_node
@@ -39,6 +40,7 @@ def _find(name_or_path: str, with_weights: bool, allow_pickle: bool) -> Path:
             how = f": it is an adapter folder (`oarlock merge --adapter {path} --output DIR` makes a model of it)"
             how = how if (path / ADAPTER_FILE).is_file() else ", so it is not a model"
             raise ModelError(f"{path}: no config.json in this folder{how}")
+        check_links(path)
         return path
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         raise ModelError(f"--model_name_or_path {name_or_path}: no such folder")

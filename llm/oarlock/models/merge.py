@@ -94,7 +94,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
     with (
         on_cpu(),
         closing(open_weights(base, model_class(config), config, options.allow_pickle, read_ahead=False)) as source,
-        whole_folder(output, "the merged model") as folder,
+        whole_folder(output, "the merged model", (base, *(part.adapter.folder for part in mix.parts))) as folder,
     ):
         trained_base = TrainedBase(source, mix)
         merged = _merged_tensors(source, trained_base, mix, config, options.dtype)

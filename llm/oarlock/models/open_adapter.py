@@ -7,6 +7,7 @@ from pathlib import Path
 
 from oarlock.errors import ModelError
 from oarlock.files import ADAPTER_FILE, PEFT_FILE
+from oarlock.formats.links import check_links
 from oarlock.models.adapter import FORMAT, WEIGHTS_FILE, AdapterFolder, Base
 from oarlock.models.peft_folder import open_peft
 from oarlock.models.pieces import INDEX
@@ -20,6 +21,7 @@ def open_adapter(folder: str | Path) -> AdapterFolder:
         ModelError: when it is none, or damaged.
     """
     folder = Path(folder)
+    check_links(folder)
     path = folder / ADAPTER_FILE
     if (folder / PEFT_FILE).is_file() and not path.is_file():
         return open_peft(folder)

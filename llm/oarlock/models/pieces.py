@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from oarlock.errors import CheckpointError
+from oarlock.formats.links import check_links
 from oarlock.models.blocks import Block
 from oarlock.models.safetensors_stream import SafetensorsFile
 
@@ -105,6 +106,7 @@ class PieceFolder:
             CheckpointError: when it is missing or not understood.
         """
         folder = Path(folder)
+        check_links(folder, error=CheckpointError)
         try:
             content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             where: dict[str, list[tuple[Path, Piece]]] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import closing
 from copy import deepcopy
 from functools import partial
@@ -19,6 +18,7 @@ from oarlock.files import is_vacant
 from oarlock.models.arrays import array_type
 from oarlock.models.build import model_class
 from oarlock.models.configs import read_config
+from oarlock.models.folder_files import copy_file
 from oarlock.models.layout import holdings
 from oarlock.models.load import Request, check_source
 from oarlock.models.pickles import open_weights
@@ -71,7 +71,7 @@ def resize_embedding(
     with (
         on_cpu(),
         closing(open_weights(model, whole, config, allow_pickle, read_ahead=False)) as source,
-        whole_folder(output, _WHAT) as folder,
+        whole_folder(output, _WHAT, [model]) as folder,
     ):
         old = {holding.name: holding for holding in holdings(empty_model(whole, config))}
         new = {holding.name: holding.block.shape for holding in holdings(empty_model(whole, grown))}
@@ -95,7 +95,7 @@ def resize_embedding(
         save_tokenizer(tokenizer, folder, choose_template("tokenizer", tokenizer, "") if own else None)
         settings = model / "generation_config.json"
         if settings.is_file():
-            shutil.copyfile(settings, folder / settings.name)
+            copy_file(model, settings.name, folder / settings.name)
     names = ", ".join(changed)
     say(f"{model} -> {output}: {before:,} rows are {grown.vocab_size:,} now ({names}), for {needed:,} tokens")
     return int(grown.vocab_size)

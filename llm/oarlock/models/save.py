@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from oarlock.errors import ModelError
 from oarlock.files import complete_files, new_folder, write_json
+from oarlock.models.folder_files import readers_of
 from oarlock.models.generation_config import GENERATION_FILE
 from oarlock.models.safetensors_stream import FileRecord, TensorSource, in_file_order, main_dtype, write_safetensors
 from oarlock.models.weights import INDEX_NAME
@@ -129,14 +130,17 @@ def check_space(tensors: Sequence[TensorSource], output: Path, what: str) -> Non
 
 
 @contextmanager
-def whole_folder(output: Path, what: str) -> Iterator[Path]:
+def whole_folder(output: Path, what: str, sources: Sequence[Path] = ()) -> Iterator[Path]:
     """A new folder (see files.new_folder), and errors of writing with its name.
+
+    Args:
+        sources: folders it is made of: whoever may not read them may not read it.
 
     Raises:
         ModelError: for an OSError in it.
     """
     try:
-        with new_folder(output) as folder:
+        with new_folder(output, readers_of(*sources)) as folder:
             yield folder
     except OSError as error:
         raise ModelError(f"{output}: {what} could not be written: {error.strerror or error}") from error

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from oarlock import __version__
+from oarlock.serve.front.upstream import Upstream
 from oarlock.serve.openai_answers import ChatForm, CompletionForm, answer, status_of
 from oarlock.serve.openai_guard import Guard, error_response
 from oarlock.serve.openai_reading import JsonRoute, param_of, wrong_value
@@ -51,7 +52,7 @@ class ApiOptions:
     """What the endpoint is told.
 
     Attributes:
-        triton: HOST:PORT of Triton's gRPC.
+        triton: unix:PATH (or HOST:PORT) of Triton's gRPC.
         model: Triton's streaming model; clients use its name for the base.
         keys: API keys, any of which a request has to bring; empty for none.
         max_body: bytes of a request.
@@ -73,9 +74,10 @@ def make_app(options: ApiOptions) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        client.append(TritonClient(options.triton, options.model))
+        upstream = Upstream(options.triton)
+        client.append(TritonClient(upstream, options.model))
         yield
-        await client[0].close()
+        await upstream.close()
 
     app = FastAPI(title="Oarlock", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.router.route_class = JsonRoute

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ConfigError
+from oarlock.formats.links import check_links
 from oarlock.models.generation_config import GENERATION_FILE, generation_content, sampling_defaults
 from oarlock.serve.settings import Settings
 from oarlock.triton_config import TRITON_CONFIG, read_triton_config
@@ -18,6 +19,7 @@ def repository_models(repository: Path) -> tuple[str, ...]:
     Raises:
         ConfigError: when there is none with our engine.
     """
+    check_links(repository, error=ConfigError)
     found = tuple(sorted(path.parent.name for path in repository.glob(f"*/{TRITON_CONFIG}")))
     if not found:
         raise ConfigError(f"{repository}: no model repository (oarlock export --target triton --output DIR makes one)")

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
+from oarlock.serve.front.upstream import Upstream
+from oarlock.serve.triton_failure import TritonFailure
 from oarlock.serve.triton_fields import DEFAULT_TOKENS, FIELDS, OUTPUTS, RELAYED, make_tensor, split_code
 
-_MAX_MESSAGE = 2**31 - 1
 # A stream's errors are messages without a status. (The header triton_grpc_error would end it with one, but Triton 24.10
 # crashes now and then when it does.)
 _CODES = {
@@ -23,18 +24,6 @@ _CODES = {
     "CANCELLED": grpc.StatusCode.CANCELLED,
     "INTERNAL": grpc.StatusCode.INTERNAL,
 }
-
-
-class TritonFailure(Exception):
-    """Triton refused a request, or could not answer it.
-
-    Attributes:
-        code: of gRPC.
-    """
-
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -48,25 +37,15 @@ class Part:
 
 
 class TritonClient:
-    """One connection, for all requests."""
+    """The streaming model, asked over one connection."""
 
-    def __init__(self, address: str, model: str) -> None:
-        """To HOST:PORT."""
-        options = [("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", _MAX_MESSAGE)]
-        self._channel = grpc.aio.insecure_channel(address, options=options)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._model = model
-
-    async def close(self) -> None:
-        """The connection."""
-        await self._channel.close()
+    def __init__(self, upstream: Upstream, model: str) -> None:
+        """Of a model behind `upstream`, which stays its owner's."""
+        self._upstream, self._model = upstream, model
 
     async def is_ready(self) -> bool:
         """Whether the model can be asked."""
-        with contextlib.suppress(grpc.RpcError):
-            answer = await self._stub.ModelReady(service_pb2.ModelReadyRequest(name=self._model), timeout=5)
-            return bool(answer.ready)
-        return False
+        return await self._upstream.is_ready(self._model)
 
     async def adapters(self) -> list[str]:
         """Names of the adapters beside the model.
@@ -74,10 +53,8 @@ class TritonClient:
         Raises:
             TritonFailure: when the model is not there.
         """
-        try:
-            answer = await self._stub.ModelConfig(service_pb2.ModelConfigRequest(name=self._model), timeout=5)
-        except grpc.RpcError as error:
-            raise TritonFailure(error.code(), error.details() or "") from error
+        request = service_pb2.ModelConfigRequest(name=self._model)
+        answer = await self._upstream.ask("ModelConfig", request, timeout=5)
         return list(answer.config.parameters["adapters"].string_value.split())
 
     async def ask(self, values: Mapping[str, Any], default_tokens: int | None = None) -> AsyncGenerator[Part, None]:
@@ -98,19 +75,11 @@ class TritonClient:
             _add(request, name, value)
         for output in OUTPUTS:
             request.outputs.add().name = output
-        call = self._stub.ModelStreamInfer()
-        try:
-            await call.write(request)
-            await call.done_writing()
-            async for answer in call:
+        async with contextlib.aclosing(self._upstream.stream(request)) as answers:
+            async for answer in answers:
                 if answer.error_message:
-                    raise _failure(answer.error_message)
+                    raise stream_failure(answer.error_message)
                 yield _part(answer.infer_response)
-        except grpc.RpcError as error:
-            raise TritonFailure(error.code(), error.details() or "") from error
-        finally:
-            if not call.done():
-                call.cancel()
 
 
 def _add(request: service_pb2.ModelInferRequest, name: str, value: Any) -> None:
@@ -123,7 +92,8 @@ def _add(request: service_pb2.ModelInferRequest, name: str, value: Any) -> None:
     request.raw_input_contents.append(serialize_byte_tensor(values).item() if is_text else values.tobytes())
 
 
-def _failure(text: str) -> TritonFailure:
+def stream_failure(text: str) -> TritonFailure:
+    """What an error message in a stream says."""
     code, message = split_code(text)
     if code:
         return TritonFailure(_CODES[code], message)

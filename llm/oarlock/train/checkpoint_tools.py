@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ from oarlock.environment import progress_bar, say
 from oarlock.errors import CheckpointError
 from oarlock.files import is_vacant, new_folder
 from oarlock.models.adapter import ADAPTER_FILE, write_adapter_weights
+from oarlock.models.folder_files import TEXT_FILES, copy_file, listed, readers_of
+from oarlock.models.generation_config import GENERATION_FILE
 from oarlock.models.pieces import WEIGHTS, PieceFolder
 from oarlock.models.safetensors_stream import TensorSource
 from oarlock.models.save import write_weights
-from oarlock.train.manifest import MANIFEST, read_manifest, verify
-
-_NOT_CARRIED = {MANIFEST, "tensors.json", "trainer_state.json"}
+from oarlock.train.manifest import read_manifest, verify
 
 
 def inspect_text(folder: str | Path, with_tensors: bool) -> str:
@@ -90,11 +89,10 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
     folder, output = Path(folder), Path(output).resolve()
     if not is_vacant(output):
         raise CheckpointError(f"{output} is not empty; give a folder that does not exist yet")
-    if check:
-        verify(folder)
+    recorded = set(verify(folder).files) if check else None
     adapter = (folder / ADAPTER_FILE).is_file()
     try:
-        with new_folder(output) as partial:
+        with new_folder(output, readers_of(folder)) as partial:
             with PieceFolder.open(folder) as pieces:
                 names = sorted(pieces.names(WEIGHTS))
                 sources = [
@@ -108,10 +106,11 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
                         write_adapter_weights(sources, content, partial, bar.update)
                     else:
                         write_weights(sources, partial, max_shard_bytes, bar.update)
-            not_carried = _NOT_CARRIED | ({"config.json"} if adapter else set())
-            for path in folder.iterdir():
-                if path.is_file() and path.suffix != ".safetensors" and path.name not in not_carried:
-                    shutil.copyfile(path, partial / path.name)
+            for path in listed(folder, (ADAPTER_FILE if adapter else "config.json", GENERATION_FILE, *TEXT_FILES)):
+                name = path.relative_to(folder)
+                if recorded is None or name.as_posix() in recorded:
+                    (partial / name).parent.mkdir(exist_ok=True)
+                    copy_file(folder, name, partial / name)
     except OSError as error:
         raise CheckpointError(f"{output}: could not be written: {error.strerror or error}") from error
     say(f"{len(names):,} tensors, {total / 1e6:,.1f} MB: {output}")

@@ -16,6 +16,7 @@ from typing import Any
 from oarlock.environment import say
 from oarlock.errors import CheckpointError
 from oarlock.files import file_sha256, settle_file, sync_file, write_json
+from oarlock.formats.links import check_links
 from oarlock.models.safetensors_stream import FileRecord
 
 MANIFEST = "manifest.json"
@@ -87,6 +88,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     Raises:
         CheckpointError: when it is missing, unreadable, or of a newer format.
     """
+    check_links(folder, error=CheckpointError)
     path = Path(folder) / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,110 @@
+"""What lies in an exported directory beside weights and tokenizer: links, foreign files, the start script."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from oarlock.errors import ModelError
+from oarlock.export.findings import Finding, shown
+from oarlock.export.manifest import MANIFEST_FILE, read_manifest
+from oarlock.export.servers import SERVED_NAME
+from oarlock.export.start_scripts import START_FILE, adapter_ranks, start_script
+from oarlock.formats.files import read_bytes
+from oarlock.formats.links import foreign_entries
+
+_EXPORT = "Export the model again with `oarlock export`"
+_STARTED = ("vllm", "fastdeploy")  # targets with a start script
+_SCRIPT_BYTES = 1 << 16
+_NAME = re.compile(r"^NAME=\$\{NAME:-(?P<name>[^}\n]*)\}", re.MULTILINE)
+# What else a model's folder on a hub has, and no server runs.
+_KNOWN = ("README*", "LICENSE*", "NOTICE*", ".gitattributes", ".gitignore")
+_OTHERS_FIND = ("*.safetensors", "*.safetensors.index.json")  # see check_weights
+_CODE = ("*.py", "*.sh", "*.so", "*.pyc", "*.pkl", "*.ps1", "*.bat", "*.exe")
+
+
+def check_files(folder: Path, server: str, config: Mapping[str, Any] | str, known: tuple[str, ...]) -> list[Finding]:
+    """Links, files that are not of the export, and a start script that is not the one for this model.
+
+    Args:
+        server: by whose rules.
+        config: config.json, as read_object() gave it.
+        known: patterns of files that another check finds.
+    """
+    findings = check_places(folder)
+    try:
+        manifest = read_manifest(folder) if os.path.lexists(folder / MANIFEST_FILE) else None
+    except ModelError as error:
+        return [*findings, Finding("manifest", MANIFEST_FILE, str(error), _EXPORT)]
+    if not any(finding.place.startswith(START_FILE) for finding in findings):
+        findings += _check_start(folder, server, config, manifest)
+    return findings + _check_foreign(folder, manifest, known)
+
+
+def check_places(folder: Path) -> list[Finding]:
+    """Links that lead out of a directory, pipes and the like."""
+    found = []
+    for entry in foreign_entries(folder, hidden=True):
+        place = entry.path.relative_to(folder).as_posix()
+        if not place.startswith(".git/"):
+            problem = f"{entry.reason}; what it holds is not part of the export"
+            found.append(Finding("link", place, problem, "Delete it, or put the file itself there"))
+    return found
+
+
+def _check_start(
+    folder: Path, server: str, config: Mapping[str, Any] | str, manifest: Mapping[str, Any] | None
+) -> list[Finding]:
+    """start.sh is run as it stands: it has to be what this version writes for this config.json."""
+    path, files = folder / START_FILE, (manifest or {}).get("files", {})
+    if not os.path.lexists(path):
+        problem = "the manifest lists it, and it is not there"
+        return [Finding("start", START_FILE, problem, _EXPORT)] * (START_FILE in files)
+    target = (manifest or {}).get("target", server)
+    if target not in _STARTED:
+        problem = f"an export for {target} has none: it is another's, and would be run as it stands"
+        return [Finding("start", START_FILE, problem, "Delete it")]
+    if isinstance(config, str):
+        return []  # found already, and nothing can be compared
+    try:
+        text = read_bytes(path, limit=_SCRIPT_BYTES, what="a start script", error=ModelError).decode("utf-8")
+        said = _NAME.search(text)
+        name = str((manifest or {}).get("name") or (said["name"] if said else ""))
+        expected = start_script(
+            target, config, name if SERVED_NAME.fullmatch(name) else "oarlock", adapter_ranks(folder)
+        )
+    except (ModelError, UnicodeDecodeError) as error:
+        return [Finding("start", START_FILE, f"it can't be compared with what it has to be: {error}", _EXPORT)]
+    own, wanted = text.splitlines(), expected.splitlines()
+    if text == expected:
+        return []
+    line = next((i for i, (a, b) in enumerate(zip(own, wanted, strict=False)) if a != b), min(len(own), len(wanted)))
+    problem = "not the script that `oarlock export` writes for this config.json, and it would be run as it stands"
+    return [Finding("start", f"{START_FILE}:{line + 1}", problem, f"Read it, or: {_EXPORT}")]
+
+
+def _check_foreign(folder: Path, manifest: Mapping[str, Any] | None, known: tuple[str, ...]) -> list[Finding]:
+    """Files that the manifest does not list; without one, code."""
+    own = {MANIFEST_FILE, START_FILE, *(manifest or {}).get("files", {})}
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name, parts = path.relative_to(folder).as_posix(), path.relative_to(folder).parts
+        if name in own or parts[0] == ".git" or not _is_file(path):
+            continue
+        if any(fnmatch(path.name, pattern) for pattern in (*_KNOWN, *_OTHERS_FIND, *known)):
+            continue
+        if manifest is not None or any(fnmatch(path.name.lower(), pattern) for pattern in _CODE):
+            found.append(name)
+    if not found:
+        return []
+    problem = "not a file of the export" if manifest is not None else "code, which no part of a model is"
+    return [Finding("foreign", shown(found), f"{problem}; a program that reads the directory may take it", "Delete it")]
+
+
+def _is_file(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode)

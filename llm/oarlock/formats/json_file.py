@@ -1,0 +1,247 @@
+"""Read a JSON file of others: bounded in size and depth, each field once, finite numbers, then checked by a schema."""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
+
+from oarlock.errors import ModelError, OarlockError
+from oarlock.formats.files import is_missing, read_bytes
+from oarlock.formats.json_places import doubled_field, line_of, too_deep_line
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Checked = TypeVar("Checked")
+
+# What files of each kind may have at most. The largest that are published: a config.json of 100 KB, an index of 15 MB
+# (a hundred thousand experts), a tokenizer of 40 MB.
+CONFIG_BYTES = 4 << 20
+INDEX_BYTES = 64 << 20
+TOKENIZER_BYTES = 256 << 20
+DEEPEST = 64  # levels; tokenizers have 8
+MOST_CONTAINERS = (
+    2_000_000  # objects and lists, 64 bytes each at least; the merges of the largest tokenizer are 600,000
+)
+LONGEST_NUMBER = 40  # digits of a whole number; 64 bits have 20. Python takes seconds for a million
+_ENCODINGS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16: its mark begins with that of UTF-16
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+
+
+class _Refused(ValueError):
+    """Something that JSON's grammar or Python would take, and that no file here may hold."""
+
+
+class _Doubled(_Refused):
+    """A field that stands twice in one object."""
+
+
+def read_json(
+    path: str | Path,
+    schema: type[Checked],
+    *,
+    error: type[OarlockError] = ModelError,
+    limit: int = CONFIG_BYTES,
+    depth: int = DEEPEST,
+    extra: Literal["allow", "ignore", "forbid"] | None = None,
+) -> Checked:
+    """The content of a file as its schema describes it.
+
+    Args:
+        schema: a dataclass, a TypedDict, a type such as dict[str, int]; types are not converted ("5" is no int).
+            `dict[str, Any]` takes any object.
+        limit: the most bytes that the file may have.
+        depth: the most levels of objects and lists in one another.
+        extra: what becomes of fields that the schema does not name; by default what the schema says, and where it says
+            nothing they are left out.
+
+    Raises:
+        OarlockError: of the class given, naming file, line, field and what is right; also for a file that is missing.
+    """
+    content = read_bytes(path, limit=limit, what="JSON file of this kind", error=error)
+    return parse_json(content, str(path), schema, error=error, limit=limit, depth=depth, extra=extra)
+
+
+def read_json_if_there(
+    path: str | Path,
+    schema: type[Checked],
+    *,
+    error: type[OarlockError] = ModelError,
+    limit: int = CONFIG_BYTES,
+    depth: int = DEEPEST,
+    extra: Literal["allow", "ignore", "forbid"] | None = None,
+) -> Checked | None:
+    """As read_json; None where nothing has this name (a link to nothing is an error)."""
+    if is_missing(path):
+        return None
+    return read_json(path, schema, error=error, limit=limit, depth=depth, extra=extra)
+
+
+@overload
+def parse_json(
+    text: str | bytes, name: str, schema: None = None, *, error: type[OarlockError] = ..., limit: int = ...,
+    depth: int = ..., extra: Literal["allow", "ignore", "forbid"] | None = ...,
+) -> Any: ...  # fmt: skip
+@overload
+def parse_json(
+    text: str | bytes, name: str, schema: type[Checked], *, error: type[OarlockError] = ..., limit: int = ...,
+    depth: int = ..., extra: Literal["allow", "ignore", "forbid"] | None = ...,
+) -> Checked: ...  # fmt: skip
+def parse_json(
+    text: str | bytes,
+    name: str,
+    schema: type[Checked] | None = None,
+    *,
+    error: type[OarlockError] = ModelError,
+    limit: int = CONFIG_BYTES,
+    depth: int = DEEPEST,
+    extra: Literal["allow", "ignore", "forbid"] | None = None,
+) -> Any:
+    """As read_json, of a text; without a schema whatever JSON it is.
+
+    Args:
+        name: stands before :line in messages.
+    """
+    content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if len(content) > limit:
+        raise error(f"{name}: {len(content):,} bytes is too large for JSON of this kind (at most {limit:,} are read)")
+    text = _decoded(content, name, error)
+    _check_nesting(content, text, name, depth, error)
+    found = _parsed(text, name, error)
+    return found if schema is None else _checked(found, text, name, schema, error, extra)
+
+
+def _decoded(content: bytes, name: str, error: type[OarlockError]) -> str:
+    for mark, encoding in _ENCODINGS.items():
+        if content.startswith(mark):
+            raise error(f"{name}: {encoding}; JSON is read as UTF-8 (save it so)")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise error(f"{name}:{line}: not UTF-8 (byte 0x{content[problem.start]:02x})") from problem
+
+
+def _check_nesting(content: bytes, text: str, name: str, depth: int, error: type[OarlockError]) -> None:
+    """Refuse what is too deep or has too many parts before anything is built of it."""
+    if content.count(b"[") + content.count(b"{") <= depth:
+        return
+    brackets = _STRING.sub(b"", content).translate(None, _NOT_BRACKETS)
+    if brackets.count(b"[") + brackets.count(b"{") > MOST_CONTAINERS:
+        raise error(f"{name}: more than {MOST_CONTAINERS:,} objects and lists, too many for a file of this kind")
+    if max(itertools.accumulate(map(_STEP.__getitem__, brackets)), default=0) > depth:
+        raise error(f"{name}:{too_deep_line(text, depth)}: objects and lists more than {depth} levels deep")
+
+
+def _parsed(text: str, name: str, error: type[OarlockError]) -> Any:
+    try:
+        found = json.loads(
+            text, object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_no_number
+        )
+        if _ESCAPED_SURROGATE.search(text):
+            _check_characters(found)
+    except _Doubled as problem:
+        line, field = doubled_field(text)
+        raise error(f"{name}:{line}: field {field} stands twice in one object") from problem
+    except _Refused as problem:
+        where = line_of_text(text, problem.args[1])
+        raise error(f"{name}:{where}: {problem.args[0]}") from problem
+    except json.JSONDecodeError as problem:
+        raise error(f"{name}:{problem.lineno}: not valid JSON: {problem.msg} (column {problem.colno})") from problem
+    except (ValueError, RecursionError, MemoryError) as problem:
+        raise error(f"{name}: not readable as JSON: {problem}") from problem
+    return found
+
+
+def line_of_text(text: str, part: str) -> int:
+    """The line on which a part of a text begins, in small letters or large; the first where it is not found."""
+    place = re.search(re.escape(part), text, re.IGNORECASE)
+    return text.count("\n", 0, place.start() if place else 0) + 1
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _Doubled
+    return found
+
+
+def _whole(digits: str) -> int:
+    if (count := len(digits.lstrip("-"))) > LONGEST_NUMBER:
+        raise _Refused(f"a whole number of {count:,} digits (at most {LONGEST_NUMBER} are read)", digits)
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise _Refused(f"{digits[:40]} is larger than any number here", digits)
+    return number
+
+
+def _no_number(word: str) -> NoReturn:
+    raise _Refused(f"{word} is no number of JSON", word)
+
+
+def _check_characters(found: Any) -> None:
+    """Refuse halves of surrogate pairs, which no text holds and no file can be written with."""
+    left = [found]
+    while left:
+        item = left.pop()
+        if isinstance(item, dict):
+            left.extend(item)
+            left.extend(item.values())
+        elif isinstance(item, list):
+            left.extend(item)
+        elif isinstance(item, str):
+            try:
+                item.encode("utf-8")
+            except UnicodeEncodeError as problem:
+                escape = f"\\u{ord(item[problem.start]):04x}"
+                raise _Refused(f"{escape} is half a character (a lone surrogate)", escape) from None
+
+
+@functools.cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
+
+
+def _checked(
+    found: Any,
+    text: str,
+    name: str,
+    schema: type[Checked],
+    error: type[OarlockError],
+    extra: Literal["allow", "ignore", "forbid"] | None,
+) -> Checked:
+    if schema is dict or schema == dict[str, Any]:
+        if not isinstance(found, dict):
+            raise error(f"{name}: not a JSON object")
+        return cast(Checked, found)
+    from pydantic import ValidationError
+
+    from oarlock.formats.messages import what_is_right
+
+    try:
+        # Of text, not of `found`: only then do lists become the tuples, and objects the dataclasses, of a schema.
+        return cast(Checked, _adapter(cast(Any, schema)).validate_json(text.encode(), strict=True, extra=extra))
+    except ValidationError as problem:
+        field, sentence, more = what_is_right(problem, found)
+        line = line_of(text, field)
+        raise error(f"{name}{f':{line}' if line else ''}: {sentence}{more}") from problem

@@ -1,0 +1,72 @@
+"""Where in a JSON text something stands: walked over again, when an error has to name the line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+', re.DOTALL)
+
+Field = tuple[str | int, ...]
+
+
+def fields_with_lines(text: str) -> Iterator[tuple[Field, int]]:
+    """Every field and element of a valid JSON text with the line that it begins on, in their order."""
+    path: list[str | int] = []
+    kinds: list[str] = []  # the brackets that are open
+    line, counted, key = 1, 0, ""
+    for token in _TOKEN.finditer(text):
+        line += text.count("\n", counted, token.start())
+        counted, word = token.start(), token[0]
+        if word == ":":
+            path[-1] = key
+            yield tuple(path), line
+        elif word == ",":
+            if kinds[-1] == "[":
+                path[-1] = int(path[-1]) + 1
+        elif word in "]}":
+            kinds.pop()
+            path.pop()
+        else:
+            if kinds and kinds[-1] == "[":
+                yield tuple(path), line
+            if word in "[{":
+                kinds.append(word)
+                path.append(0)
+            elif word.startswith('"'):
+                key = json.loads(word, strict=False)
+
+
+def line_of(text: str, field: Field) -> int:
+    """The line of a field of a valid JSON text; 0 for the whole."""
+    return next((line for place, line in fields_with_lines(text) if place == field), 0) if field else 0
+
+
+def doubled_field(text: str) -> tuple[int, str]:
+    """(line, field in quotes) of the first field of a JSON text that its object has already."""
+    seen: list[set[Field]] = []  # by depth
+    try:
+        for place, line in fields_with_lines(text):
+            del seen[len(place) :]
+            while len(seen) < len(place):
+                seen.append(set())
+            if isinstance(place[-1], str) and place in seen[-1]:
+                return line, repr(place[-1])
+            seen[-1].add(place)
+    except (ValueError, IndexError, RecursionError):
+        pass  # not valid further on: the parser met the doubled one before that
+    return 1, "of an object"
+
+
+def too_deep_line(text: str, depth: int) -> int:
+    """The line on which the first bracket beyond a depth stands."""
+    level = 0
+    for token in _TOKEN.finditer(text):
+        if token[0] in "[{":
+            level += 1
+            if level > depth:
+                return text.count("\n", 0, token.start()) + 1
+        elif token[0] in "]}":
+            level -= 1
+    return 1

@@ -1,0 +1,96 @@
+"""What a schema found wrong with a file, in a sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+Field = tuple[str | int, ...]
+
+_LONGEST = 80  # characters of a wrong value in a message
+_IN_WORDS = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a text",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "set_type": "must be a list",
+    "dict_type": "must be an object",
+    "dataclass_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "none_required": "must be null",
+    "extra_forbidden": "is no field that belongs here",
+    "unexpected_keyword_argument": "is no field that belongs here",
+}
+
+
+def what_is_right(problem: ValidationError, found: Any) -> tuple[Field, str, str]:
+    """The field of the first problem, a sentence about it, and a remark on the others.
+
+    Args:
+        found: the content that was checked.
+    """
+    errors = problem.errors(include_url=False, include_context=False)
+    fields = [_place(error["loc"], found) for error in errors]
+    # A union reports what each of its members would have: what they say of one field is joined.
+    field = fields[0]
+    alike = [error for error, place in zip(errors, fields, strict=True) if place == field]
+    missing = [str(error["loc"][-1]) for error in alike if error["type"] in ("missing", "missing_argument")]
+    if missing:
+        sentence = f"{_path(field) + ': ' if field else ''}{_listed(missing)} missing"
+    else:
+        wanted = list(dict.fromkeys(_words(error) for error in alike))
+        sentence = f"{_path(field) or 'the content'} {' or '.join(wanted)}"
+        if alike[0]["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
+            sentence += f"; got {_shown(_value(field, found))}"
+    others = len({place for place in fields if place != field})
+    return field, sentence, f" (and {others} more of its fields)" if others else ""
+
+
+def _words(error: Any) -> str:
+    if error["type"] in _IN_WORDS:
+        return _IN_WORDS[error["type"]]
+    message: str = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return message.replace("Input should be", "must be", 1).replace("Input should", "must", 1)
+
+
+def _listed(names: list[str]) -> str:
+    return f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} are"
+
+
+def _place(location: tuple[str | int, ...], found: Any) -> Field:
+    """The part of a location that the content has; the rest are names of members of unions, or a missing field."""
+    place: list[str | int] = []
+    for step in location:
+        in_list = isinstance(found, list) and isinstance(step, int) and step < len(found)
+        if in_list or (isinstance(found, dict) and step in found):
+            place, found = [*place, step], found[step]
+    return tuple(place)
+
+
+def _value(field: Field, found: Any) -> Any:
+    for step in field:
+        found = found[step]
+    return found
+
+
+def _path(field: Field) -> str:
+    """`rope_scaling.factor`, `layers[3].name`."""
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in field)
+    return text.removeprefix(".")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

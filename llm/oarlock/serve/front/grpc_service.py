@@ -1,0 +1,245 @@
+"""KServe's gRPC for clients: what Triton offers to ask models, and nothing of what changes the server.
+
+Messages go through as bytes. A request is parsed once, to be checked; each request of a stream is a call of its own to
+Triton, so that it is known when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import traceback
+import urllib.parse
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from tritonclient.grpc import service_pb2
+
+from oarlock.serve.front.admission import Admission, Refused, client_of
+from oarlock.serve.front.check_request import UnknownModel, check_infer_request
+from oarlock.serve.front.grpc_stream import Stream
+from oarlock.serve.front.keys import Keys
+from oarlock.serve.front.metrics import FrontCounts
+from oarlock.serve.front.model_forms import ModelForm, ModelForms
+from oarlock.serve.front.options import FrontOptions
+from oarlock.serve.front.upstream import Upstream
+from oarlock.serve.requests import RequestRefused
+from oarlock.serve.triton_failure import TritonFailure
+
+# grpc.health.v1.HealthCheckResponse: status SERVING, and NOT_SERVING.
+_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
+ASKED = {
+    "ServerLive": service_pb2.ServerLiveRequest,
+    "ServerReady": service_pb2.ServerReadyRequest,
+    "ServerMetadata": service_pb2.ServerMetadataRequest,
+    "ModelReady": service_pb2.ModelReadyRequest,
+    "ModelMetadata": service_pb2.ModelMetadataRequest,
+    "ModelConfig": service_pb2.ModelConfigRequest,
+    "ModelStatistics": service_pb2.ModelStatisticsRequest,
+}
+_WITHOUT_KEY = ("ServerLive", "ServerReady", "Check")  # for probes
+_ASK_SECONDS, _MORE_SECONDS = 30.0, 30.0
+_IN_A_THREAD = 65536  # bytes of a request whose check would hold up the others
+_MAX_NAME, _MAX_MESSAGE = 256, 4096  # characters
+_MORE_CALLS = 64  # of a client, beside its requests: probes, streams between two requests
+
+_M = TypeVar("_M", bound=Message)
+
+Context = Any  # grpc.aio.ServicerContext of bytes
+
+
+class GrpcService:
+    """What the calls do."""
+
+    def __init__(
+        self, options: FrontOptions, upstream: Upstream, keys: Keys, admission: Admission, counts: FrontCounts
+    ) -> None:
+        self._options, self._upstream, self._keys = options, upstream, keys
+        self._admission, self._counts = admission, counts
+        self._forms = ModelForms(upstream, options.models, options.max_body)
+        self._calls = Admission(options.max_connections, options.max_open_per_client + _MORE_CALLS, "calls")
+
+    def guarded(self, name: str, behavior: Callable[[Context], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        """With the key and the number of calls looked at first, and with errors as a status."""
+
+        async def handle(_: Any, context: Context) -> None:
+            code = grpc.StatusCode.OK
+            try:
+                await self._in_place(name, behavior, context)
+            except TritonFailure as error:
+                code = error.code
+                await context.abort(code, str(error)[:_MAX_MESSAGE])
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception as error:
+                code = grpc.StatusCode.INTERNAL
+                traceback.print_exc()
+                await context.abort(code, f"the server failed: {type(error).__name__}")
+            finally:
+                self._counts.add_request("grpc", name, code.name)
+
+        return handle
+
+    async def _in_place(self, name: str, behavior: Callable[[Context], Awaitable[None]], context: Context) -> None:
+        if name not in _WITHOUT_KEY and not self._keys.accept(_metadata(context, "authorization")):
+            self._counts.add_refusal("grpc", "key")
+            raise TritonFailure(
+                grpc.StatusCode.UNAUTHENTICATED, "the API key is missing or wrong (metadata authorization: Bearer KEY)"
+            )
+        client = self._client(context) if name not in _WITHOUT_KEY else _address(context.peer())
+        try:
+            self._calls.take(client)
+        except Refused as error:
+            self._counts.add_refusal("grpc", "full")
+            raise TritonFailure(grpc.StatusCode.UNAVAILABLE, str(error)) from error
+        try:
+            await behavior(context)
+        finally:
+            self._calls.leave(client)
+
+    # the calls
+
+    async def health(self, context: Context) -> None:
+        """Whether Triton can be asked, in the standard form of probes."""
+        await self._read(context)
+        await context.write(_SERVING if await self._upstream.available() else _NOT_SERVING)
+
+    def asker(self, name: str) -> Callable[[Context], Awaitable[None]]:
+        """A call that asks Triton about the server or a model."""
+
+        async def ask(context: Context) -> None:
+            data = await self._read(context)
+            message = _parsed(ASKED[name], data)
+            for field, value in message.ListFields():
+                if len(value) > _MAX_NAME or not value.isprintable():
+                    raise TritonFailure(
+                        grpc.StatusCode.INVALID_ARGUMENT, f"{field.name}: at most {_MAX_NAME} printable characters"
+                    )
+            await context.write(await self._upstream.ask(name, _canonical(message, data), timeout=_ASK_SECONDS))
+
+        return ask
+
+    async def infer(self, context: Context) -> None:
+        """One request, one response."""
+        data = await self._read(context)
+        message = _parsed(service_pb2.ModelInferRequest, data)
+        await self._check(message, len(data))
+        async with self._place(self._client(context)):
+            seconds = self._options.timeout + _MORE_SECONDS
+            answer = await self._upstream.ask("ModelInfer", _canonical(message, data), timeout=seconds)
+        await context.write(answer)
+
+    async def infer_stream(self, context: Context) -> None:
+        """Any number of requests, and their responses as they come; errors are messages."""
+        stream, client = Stream(context.write), self._client(context)
+        try:
+            while (data := await context.read()) is not grpc.aio.EOF:
+                message = service_pb2.ModelInferRequest()
+                try:
+                    message = _parsed(service_pb2.ModelInferRequest, data)
+                    form = await self._check(message, len(data))
+                except TritonFailure as error:
+                    await stream.write(_error_message(error, message.id))
+                    continue
+                answers = self._answers(_canonical(message, data), message.id, client)
+                stream.add(answers, in_order=not form.decoupled)
+                # A client that does not read is not read either.
+                await stream.wait_below(self._options.max_open_per_client + 1)
+            await stream.wait_below(1)
+        finally:
+            await stream.cancel()
+
+    async def _answers(self, data: bytes, request_id: str, client: str) -> AsyncGenerator[bytes, None]:
+        """To one request of a stream."""
+        try:
+            async with self._place(client):
+                seconds = self._options.timeout + _MORE_SECONDS
+                async with contextlib.aclosing(self._upstream.stream(data, seconds)) as answers:
+                    async for answer in answers:
+                        yield answer
+        except TritonFailure as error:
+            yield _error_message(error, request_id)
+
+    # helpers
+
+    async def _read(self, context: Context) -> bytes:
+        """The request of a call that has one."""
+        try:
+            data = await asyncio.wait_for(context.read(), self._options.body_seconds)
+        except asyncio.TimeoutError as error:
+            self._counts.add_refusal("grpc", "slow")
+            raise TritonFailure(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"the request did not arrive within {self._options.body_seconds:g} seconds",
+            ) from error
+        if data is grpc.aio.EOF:
+            raise TritonFailure(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
+        return bytes(data)
+
+    async def _check(self, message: service_pb2.ModelInferRequest, size: int) -> ModelForm:
+        """The form of the model that is asked."""
+        limits = await self._forms.limits()
+        try:
+            if size > _IN_A_THREAD:
+                await asyncio.to_thread(check_infer_request, message, limits)
+            else:
+                check_infer_request(message, limits)
+        except UnknownModel as error:
+            self._counts.add_refusal("grpc", "model")
+            raise TritonFailure(grpc.StatusCode.NOT_FOUND, str(error)) from error
+        except RequestRefused as error:
+            self._counts.add_refusal("grpc", "request")
+            raise TritonFailure(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+        return limits.models[message.model_name]
+
+    @contextlib.asynccontextmanager
+    async def _place(self, client: str) -> AsyncIterator[None]:
+        try:
+            self._admission.take(client)
+        except Refused as error:
+            self._counts.add_refusal("grpc", "full")
+            raise TritonFailure(grpc.StatusCode.UNAVAILABLE, str(error)) from error
+        try:
+            yield
+        finally:
+            self._admission.leave(client)
+
+    def _client(self, context: Context) -> str:
+        """Whose a call is."""
+        key = _metadata(context, "authorization") if self._keys else None
+        return client_of(_address(context.peer()), key.encode() if isinstance(key, str) else key)
+
+
+def _metadata(context: Context, name: str) -> str | bytes | None:
+    return next((value for key, value in context.invocation_metadata() or () if key == name), None)
+
+
+def _address(peer: str) -> str:
+    """Of ipv4:127.0.0.1:50000, and of ipv6:%5B::1%5D:50000."""
+    kind, _, rest = urllib.parse.unquote(peer).partition(":")
+    return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else peer
+
+
+def _parsed(kind: Callable[[], _M], data: bytes) -> _M:
+    message = kind()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        name = message.DESCRIPTOR.name
+        raise TritonFailure(grpc.StatusCode.INVALID_ARGUMENT, f"the request is no {name}") from error
+    return message
+
+
+def _canonical(message: Message, data: bytes) -> bytes:
+    """What was checked, and no more: the bytes as they came, unless they hold fields that are not known here."""
+    message.DiscardUnknownFields()
+    return data if message.ByteSize() == len(data) else message.SerializeToString()
+
+
+def _error_message(error: TritonFailure, request_id: str) -> bytes:
+    wrong = service_pb2.ModelStreamInferResponse(error_message=str(error)[:_MAX_MESSAGE])
+    wrong.infer_response.id = request_id[:_MAX_NAME]
+    return bytes(wrong.SerializeToString())

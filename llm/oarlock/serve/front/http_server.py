@@ -1,0 +1,114 @@
+"""An HTTP port: uvicorn with the limits of this server, and the guard before an application."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import resource
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from oarlock.serve.front.admission import Admission
+from oarlock.serve.front.bodies import most_pieces
+from oarlock.serve.front.guard import ErrorResponse, Guard, GuardRules
+from oarlock.serve.front.heads import HeadRules, is_everywhere, server_names
+from oarlock.serve.front.http_protocol import MAX_HEAD_BYTES, ConnectionLimits, FrontProtocol
+from oarlock.serve.front.keys import Keys
+from oarlock.serve.front.options import FrontOptions
+
+_KEEP_ALIVE_SECONDS = 5  # between two requests of a connection
+_OTHER_DESCRIPTORS = 128  # that this process needs beside its connections
+_BACKLOG = 512
+
+
+class HttpServer(uvicorn.Server):
+    """One port of several in one event loop, whose signals are somebody else's: it ends when `should_exit` is set."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """None."""
+        yield
+
+
+def guarded(
+    app: ASGIApp,
+    options: FrontOptions,
+    keys: Keys,
+    admission: Admission,
+    error_response: ErrorResponse,
+    *,
+    open_paths: Collection[str] = (),
+    takes_binary: bool = False,
+    encodings: Collection[bytes] = (),
+) -> Guard:
+    """An application behind the guard of its port.
+
+    Args:
+        error_response: writes (status, message, headers) as the port's clients read errors.
+        open_paths: for probes: neither key nor place is needed.
+        takes_binary: bodies may hold KServe's binary tensors.
+        encodings: of bodies that the application unpacks.
+    """
+    head = HeadRules(
+        names=server_names(options.host, options.allowed_hosts),
+        is_everywhere=is_everywhere(options.host),
+        origins=frozenset(options.cors_origins),
+        takes_binary=takes_binary,
+        encodings=tuple(encodings),
+    )
+    rules = GuardRules(head, options.max_body, options.body_seconds, tuple(open_paths))
+    return Guard(app, rules, keys, admission, error_response)
+
+
+def make_http_server(
+    app: ASGIApp,
+    options: FrontOptions,
+    port: int,
+    error_body: Callable[[int, str], bytes] | None = None,
+    *,
+    lifespan: bool = False,
+    context: Any = None,
+) -> HttpServer:
+    """A server for `await server.serve(sockets)`. With `sockets` None it opens the port itself.
+
+    Args:
+        error_body: JSON of (status, message), for what is refused before there is a request.
+        lifespan: whether the application has something to do at the start and the end.
+        context: an ssl.SSLContext; by default one is made of the files in `options`, where there are any.
+    """
+    most = num_connections(options.max_connections)
+    connections = Admission(most, max(1, most // 2), "connections")
+    more = {} if error_body is None else {"error_body": error_body}
+    limits = ConnectionLimits(connections, most_pieces(options.max_body), **more)  # type: ignore[arg-type]
+    protocol: Any = functools.partial(FrontProtocol, limits=limits)
+    config = uvicorn.Config(
+        app,
+        host=options.host,
+        port=port,
+        http=protocol,
+        ws="none",
+        lifespan="on" if lifespan else "off",
+        log_level="error",  # what clients do wrong is not worth a line each
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # a client could say any address in them
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        backlog=_BACKLOG,
+        ssl_certfile=options.tls_certificate or None,
+        ssl_keyfile=options.tls_key or None,
+        ssl_context_factory=None if context is None else lambda *_: context,
+    )
+    return HttpServer(config)
+
+
+def num_connections(wanted: int) -> int:
+    """How many connections a port may have: what is wanted, as far as the descriptors of this process go."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    return max(1, min(wanted, (soft - _OTHER_DESCRIPTORS) // 3))  # three ports share them

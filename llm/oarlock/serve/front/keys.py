@@ -1,0 +1,107 @@
+"""API keys: read from a file or the environment, compared in constant time, replaced while the server runs."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from oarlock.environment import say
+from oarlock.errors import ConfigError
+
+KEYS_VARIABLE = "OARLOCK_API_KEYS"
+_MOST_BYTES = 1 << 20
+
+
+class Keys:
+    """The keys of a server; any of them opens it."""
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        """None for a server without keys."""
+        self._keys: tuple[bytes, ...] = ()
+        self.replace(keys)
+
+    def replace(self, keys: Iterable[str]) -> None:
+        """From now on these alone."""
+        self._keys = tuple(key.encode("ascii") for key in keys)
+
+    def __bool__(self) -> bool:
+        """Whether requests have to bring one."""
+        return bool(self._keys)
+
+    def __repr__(self) -> str:
+        return f"Keys({len(self._keys)} of them)"
+
+    def accept(self, authorization: str | bytes | None) -> bool:
+        """Whether a request with this `Authorization` may pass: "Bearer KEY". Every one may where there are no keys.
+
+        Each known key is compared in constant time, and all of them always.
+        """
+        if not self._keys:
+            return True
+        given = authorization.encode("utf-8", "replace") if isinstance(authorization, str) else authorization or b""
+        scheme, _, key = given.partition(b" ")
+        key, found = key.strip(), False
+        for known in self._keys:
+            found |= hmac.compare_digest(key, known)
+        return found and scheme.lower() == b"bearer"
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """Keys of a file, one a line; empty lines and those that begin with # are left out.
+
+    A file that other users may read is warned about.
+
+    Raises:
+        ConfigError: when there is none, or one that no header can carry.
+    """
+    name = f"--api-key-file {path}"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise ConfigError(f"{name}: not a regular file")
+            content = file.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(f"{name}: larger than {_MOST_BYTES:,} bytes; keys stand in it one a line")
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: not a text in UTF-8") from error
+    keys = _checked(((f"{name}:{i}", line) for i, line in enumerate(lines, 1) if not line.startswith("#")), name)
+    if state.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        say(f"{path} holds API keys and other users may read it (mode {stat.S_IMODE(state.st_mode):04o}): chmod 600")
+    return keys
+
+
+def take_keys_of_environment() -> tuple[str, ...]:
+    """Keys of OARLOCK_API_KEYS, with commas or spaces between them; processes started from now on do not inherit it.
+
+    Raises:
+        ConfigError: when it holds none, or one that no header can carry.
+    """
+    text = os.environ.pop(KEYS_VARIABLE, None)
+    if text is None:
+        return ()
+    words = text.replace(",", " ").split()
+    return _checked(((KEYS_VARIABLE, word) for word in words), KEYS_VARIABLE)
+
+
+def _checked(lines: Iterable[tuple[str, str]], name: str) -> tuple[str, ...]:
+    """The keys of (where it stands, text); a message never shows one."""
+    found: dict[str, None] = {}
+    for where, line in lines:
+        key = line.strip()
+        if not key:
+            continue
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError(f"{where}: a key may have printable ASCII characters, no spaces")
+        found[key] = None
+    if not found:
+        raise ConfigError(f"{name}: no key in it (one a line)")
+    return tuple(found)

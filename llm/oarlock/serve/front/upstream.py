@@ -1,0 +1,118 @@
+"""The way to Triton: its gRPC on a Unix socket, for asyncio. Triton may end and be started again meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from oarlock.serve.triton_failure import TritonFailure
+
+SERVICE = "inference.GRPCInferenceService"
+_MAX_MESSAGE = 2**31 - 1  # of Triton's answers: what it is asked was checked
+_OPTIONS = [
+    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.max_send_message_length", _MAX_MESSAGE),
+    # By default a connection that failed is tried again after up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.enable_retries", 0),  # a request is asked once
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+_AWAY = "the model is being started; try again soon"
+_LOOK_SECONDS = 5.0
+
+
+class Upstream:
+    """One connection for all requests.
+
+    Attributes:
+        stub: of Triton's service with its messages. Its calls raise grpc.RpcError; failure() makes a TritonFailure of
+            that.
+    """
+
+    def __init__(self, address: str) -> None:
+        """To unix:PATH, or HOST:PORT."""
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    async def close(self) -> None:
+        """The connection."""
+        await self._channel.close()
+
+    async def available(self) -> bool:
+        """Whether Triton answers and has its models."""
+        with contextlib.suppress(grpc.RpcError):
+            answer = await self.stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=_LOOK_SECONDS)
+            return bool(answer.ready)
+        return False
+
+    async def is_ready(self, model: str) -> bool:
+        """Whether a model can be asked."""
+        with contextlib.suppress(grpc.RpcError):
+            answer = await self.stub.ModelReady(service_pb2.ModelReadyRequest(name=model), timeout=_LOOK_SECONDS)
+            return bool(answer.ready)
+        return False
+
+    async def ask(self, method: str, request: Any, timeout: float | None = None) -> Any:
+        """A call with one answer, as ask("ModelInfer", request).
+
+        Args:
+            request: a message, or one that is serialized; the answer is of the same kind.
+            timeout: in seconds.
+
+        Raises:
+            TritonFailure: with the code of Triton's; UNAVAILABLE while it is away.
+        """
+        is_raw = isinstance(request, bytes)
+        call = self._channel.unary_unary(f"/{SERVICE}/{method}") if is_raw else getattr(self.stub, method)
+        try:
+            return await call(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise failure(error) from error
+
+    async def stream(self, request: Any, timeout: float | None = None) -> AsyncGenerator[Any, None]:
+        """The answers to one request of ModelStreamInfer. Leaving it early (aclose, cancellation) cancels it in Triton.
+
+        Args:
+            request: a message, or one that is serialized; the answers are of the same kind.
+            timeout: in seconds, for all of them.
+
+        Raises:
+            TritonFailure: when Triton is away, or ends meanwhile. What it refuses comes as an answer.
+        """
+        is_raw = isinstance(request, bytes)
+        open_call: Callable[..., Any] = (
+            self._channel.stream_stream(f"/{SERVICE}/ModelStreamInfer") if is_raw else self.stub.ModelStreamInfer
+        )
+        call = open_call(timeout=timeout)
+        try:
+            await call.write(request)
+            await call.done_writing()
+            async for answer in call:
+                yield answer
+        except grpc.RpcError as error:
+            raise failure(error) from error
+        except asyncio.InvalidStateError as error:  # written to a call that had ended
+            raise TritonFailure(grpc.StatusCode.UNAVAILABLE, _AWAY) from error
+        finally:
+            if not call.done():
+                call.cancel()
+
+
+def failure(error: grpc.RpcError) -> TritonFailure:
+    """In words for a client: what gRPC says of connections and paths is not its business."""
+    code, details = error.code(), error.details() or ""
+    if code == grpc.StatusCode.UNAVAILABLE and _is_of_the_connection(details):
+        return TritonFailure(code, _AWAY)
+    return TritonFailure(code, details)
+
+
+def _is_of_the_connection(details: str) -> bool:
+    return not details or any(words in details for words in ("connect", "unix:", "Socket closed", "GOAWAY", "recvmsg"))

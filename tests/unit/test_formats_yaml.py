@@ -1,0 +1,122 @@
+"""YAML of others: what is refused, with its line, and that the rest is what PyYAML reads."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oarlock.errors import ConfigError, OarlockError
+from oarlock.formats.yaml_file import Budget, compose, compose_text, value_of
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abc", min_size=1), inner, max_size=4),
+    max_leaves=20,
+)
+TEXTS = st.text() | st.text(alphabet="ab:-? []{}&*!|>'\"\n\t#%@,~<=.0123456789T\\ux\0")
+
+
+@given(VALUES)
+def test_what_pyyaml_writes_is_read(value):
+    node = compose_text(yaml.safe_dump(value, allow_unicode=True), "x.yaml")
+    assert node is not None
+    assert value_of(node) == value
+
+
+@given(TEXTS)
+def test_any_text_is_read_or_refused_in_a_sentence(text):
+    try:
+        node = compose_text(text, "x.yaml")
+        value_of(node) if node is not None else None
+    except OarlockError as error:
+        assert str(error).startswith("x.yaml:")
+        assert "\n" not in str(error)
+
+
+def nested(levels: int) -> str:
+    inner = "&a0 [x, x, x, x, x, x, x, x, x, x]"
+    for i in range(levels):
+        inner = f"&a{i + 1} [{inner}" + f", *a{i}" * 9 + "]"
+    return f"k: {inner}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (nested(9), ":1: more than 20,000 values, aliases counted"),
+        (
+            "a: &m0 {k: v}\n" + "".join(f"a{i}: &m{i + 1} {{<<: [{f'*m{i}, ' * 10}]}}\n" for i in range(8)),
+            "more than 20,000 values",
+        ),
+        ("a: &x\n  - *x\n", ":2: *x stands inside of what it stands for"),
+        ("a: *x\n", ":1: not valid YAML: found undefined alias"),
+        ("b: 1\n[a, b]: 1\n", ":2: a key must be text; this one is a list or a mapping"),
+        ("b: {? {a: 1} : 2}\n", ":1: a key must be text"),
+        ("? \n: 1\n", ":1: a key must be text; this one is empty"),
+        ("a: 1\nb: {c: 1,\n c: 2}\n", ":3: c stands already at line 2"),
+        ("a: 1\nday: 2024-02-30\n", ":2: 2024-02-30 is a date that does not exist; quote it"),
+        ("a: !!int abc\n", ":1: abc is not a whole number"),
+        ("a: !!float x\n", ":1: x is not a number"),
+        ("a: !!bool x\n", ":1: x is neither true nor false"),
+        ("a: !!python/object/apply:os.system [ls]\n", ":1: tag tag:yaml.org,2002:python/object/apply:os.system is not"),
+        ("a: 1\nb: !!binary aGk=\n", ":2: tag tag:yaml.org,2002:binary is not one of YAML's core schema"),
+        ("a: !!timestamp 2024-01-01\n", "core schema"),
+        ("a: !!set {x, y}\n", "core schema"),
+        ("a: !own x\n", "tag !own is not"),
+        ("a: " + "9" * 5000, ":1: a whole number of more than 40 digits"),
+        ("a: 0x" + "f" * 5000, ":1: a whole number of more than 40 digits"),
+        ("a: " + "9:" * 50 + "9", ":1: a whole number of more than 40 digits"),
+        ("a: " + "[" * 3000 + "]" * 3000, ":1: lists and mappings more than 32 levels deep"),
+        ("- " * 3000 + "x", ":1: lists and mappings more than 32 levels deep"),
+        ("? " * 3000 + "x", ":1: lists and mappings more than 32 levels deep"),
+        ("a: 1\n---\nb: 1\n", ":2: not valid YAML: a second document begins; one file holds one"),
+        ('a: "x\\0y"\n', ":1: a value can't hold a NUL character"),
+        ('a:\n  - "\\ud800"\n', ":2: a value holds half a character"),
+        ("a: 1\nb: \0\n", ":2: not valid YAML: a character that is not allowed (U+0000)"),
+        ("a: [1, 2\n", ":2: not valid YAML: while parsing a flow sequence, expected ',' or ']'"),
+        ("- x\n" * 25_000, ": more than 20,000 values"),
+    ],
+)
+def test_what_is_refused_is_named_with_its_line(text, reason):
+    with pytest.raises(ConfigError) as caught:
+        node = compose_text(text, "x.yaml")
+        value_of(node) if node is not None else None
+    assert str(caught.value).startswith("x.yaml:")
+    assert reason.removeprefix(": ") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_aliases_merges_and_dates_that_are_right():
+    node = compose_text(
+        "a: &m {x: 1, y: [2]}\nb: {<<: *m, x: 3}\nc: *m\nd: 2024-02-29\ne: 2001-12-14t21:59:43Z\nf: =\n", "x"
+    )
+    assert node is not None
+    assert value_of(node) == {
+        "a": {"x": 1, "y": [2]},
+        "b": {"x": 3, "y": [2]},
+        "c": {"x": 1, "y": [2]},
+        "d": "2024-02-29",
+        "e": "2001-12-14t21:59:43Z",
+        "f": "=",
+    }
+
+
+def test_files_that_belong_together_share_a_budget(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(b"\xef\xbb\xbfa: [1, 2, 3]\n")
+    budget = Budget(bytes=40, nodes=14)
+    assert value_of(compose(path, budget=budget)) == {"a": [1, 2, 3]}
+    assert value_of(compose(path, budget=budget)) == {"a": [1, 2, 3]}
+    with pytest.raises(ConfigError, match="too large for a YAML file"):
+        compose(path, budget=budget)
+    path.write_bytes(b"a: \xff\n")
+    with pytest.raises(ConfigError, match=r"a.yaml:1: not valid YAML: not UTF-8 \(byte 0xff\)"):
+        compose(path)
+    path.write_bytes(b"")
+    assert compose(path) is None
