@@ -58,7 +58,9 @@ def check_fits(needed: int, what: str, room: Room | None, error: type[OarlockErr
         OarlockError: of the class given, with both sizes.
     """
     if room is not None and needed > room.num_bytes:
-        raise error(f"{what} needs {in_words(needed)} of memory, and {in_words(max(0, room.num_bytes))} are {room.where}")
+        raise error(
+            f"{what} needs {in_words(needed)} of memory, and {in_words(max(0, room.num_bytes))} are {room.where}"
+        )
 
 
 def in_words(num_bytes: int) -> str:
@@ -87,9 +89,7 @@ def _of_cgroups(proc: Path, root: Path) -> Iterator[Room]:
         if controllers == "":
             yield from _of_group(root, path, "memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
-            yield from _of_group(
-                root / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
-            )
+            yield from _of_group(root / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 
 
 def _of_group(root: Path, path: str, limit: str, used: str, prefix: str) -> Iterator[Room]:

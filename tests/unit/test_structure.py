@@ -21,6 +21,7 @@ BESIDE = {
     "formats",
     "environment",
     "light_imports",
+    "memory",
     "products",
     "triton_config",
     "versions",

@@ -66,7 +66,9 @@ def arguments_of(content: Mapping[str, Any], place: str, own: Collection[str]) -
     quantised = next((name for name in _QUANTISED if _says_something(content.get(name))), None)
     if quantised is not None:
         raise ModelError(f"{place}: {quantised}: the weights are quantised; take the plain model")
-    importing = next((name for name, allowed in IMPORTING.items() if content.get(name, allowed[0]) not in allowed), None)
+    importing = next(
+        (name for name, allowed in IMPORTING.items() if content.get(name, allowed[0]) not in allowed), None
+    )
     if importing is not None:
         raise ModelError(
             f"{place}: {importing} ({_short(content[importing])}) names code that PaddleNLP would import; nothing in a "

@@ -290,6 +290,4 @@ def stored_tensors(header: Header, place: str, error: type[OarlockError] = Model
     odd = next((name for name, entry in header.tensors.items() if entry.dtype not in _NUMPY), None)
     if odd is not None:
         raise error(f"{place}: {odd} is of type {header.tensors[odd].dtype}, which can't be used here")
-    return {
-        name: StoredTensor(_NUMPY[entry.dtype], entry.shape, entry.start) for name, entry in header.tensors.items()
-    }
+    return {name: StoredTensor(_NUMPY[entry.dtype], entry.shape, entry.start) for name, entry in header.tensors.items()}
