@@ -140,9 +140,11 @@ class AdapterFolder:
                     raise ModelError(f"{self.folder}: {name} is {list(about.shape)}, the model needs {list(shape)}")
                 array = np.empty(about.shape, about.dtype)
                 file.read(name, 0, array)
-                return array
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.folder / WEIGHTS_FILE}: {name} can't be read: {error}") from error
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise ModelError(f"{self.folder / WEIGHTS_FILE}: {name} holds values that are not finite numbers")
+        return array
 
 
 def read_adapter(found: AdapterFolder, method: Method) -> AdapterFolder:

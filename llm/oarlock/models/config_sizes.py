@@ -88,8 +88,8 @@ def check_stored(config: Any, shapes: Mapping[str, tuple[int, ...]], place: str)
     if embedding is not None and len(shapes[embedding]) == 2 and shapes[embedding] != (sizes.vocab, sizes.hidden):
         rows, width = shapes[embedding]
         raise ModelError(
-            f"{place} says a vocabulary of {sizes.vocab:,} and a hidden size of {sizes.hidden:,}, and {embedding} in the "
-            f"weights beside it has {rows:,} rows of {width:,}"
+            f"{place} says a vocabulary of {sizes.vocab:,} and a hidden size of {sizes.hidden:,}, and {embedding} in "
+            f"the weights beside it has {rows:,} rows of {width:,}"
         )
     widest = max((size for shape in shapes.values() for size in shape), default=0)
     for what, size in (("intermediate size", sizes.intermediate), ("size of all heads", sizes.heads * sizes.head_size)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from paddlenlp.transformers.configuration_utils import LlmMetaConfig, flatten_mo
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
-from oarlock.formats.json_file import parse_json, read_json
+from oarlock.formats.json_file import check_content, read_json
 from oarlock.models.config_family import family_of, writer_of
 from oarlock.models.config_schema import ConfigFields
 from oarlock.models.config_sizes import check_sizes
@@ -60,7 +60,7 @@ def checked_content(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     Raises:
         ModelError: naming the field that is wrong.
     """
-    return dict(parse_json(json.dumps(content), place, ConfigFields, extra="allow"))
+    return dict(check_content(dict(content), place, ConfigFields, extra="allow"))
 
 
 def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
@@ -75,7 +75,7 @@ def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
     Raises:
         ModelError: for a family that is not supported, or a field that PaddleNLP's model does not compute with.
     """
-    content = checked_content(content, place)
+    content = checked_content(copy.deepcopy(dict(content)), place)
     content = checked_content(flatten_model_config(content), place)  # older files of PaddleNLP are nested
     config_class = _config_class(family_of(content, place))
     how = LlmMetaConfig._get_defaults().keys() - PLAN  # how a run computed

@@ -31,7 +31,7 @@ def check_before(config: PretrainedConfig, folder: Path, from_weights: bool, dty
     Raises:
         ModelError: naming the sizes.
     """
-    place = str(folder / "config.json")
+    place = f"{folder}/config.json"
     if from_weights and has_safetensors(folder):
         check_stored(config, WeightFolder.open(folder).shapes(), place)
     elif not from_weights:
