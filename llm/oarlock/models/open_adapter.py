@@ -12,7 +12,7 @@ from oarlock.formats.links import check_links
 from oarlock.models.adapter import FORMAT, WEIGHTS_FILE, AdapterFolder, Base
 from oarlock.models.adapter_schema import SETTINGS, AdapterFields
 from oarlock.models.peft_folder import open_peft
-from oarlock.models.pieces import INDEX
+from oarlock.models.piece_index import INDEX
 from oarlock.models.safetensors_stream import SafetensorsFile, StoredTensor
 
 

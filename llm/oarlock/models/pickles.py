@@ -15,7 +15,7 @@ from oarlock.models.config_sizes import check_stored
 from oarlock.models.room import check_tables
 from oarlock.models.sources import FileSource, Mapped, SafetensorsSource, left_over, mapped
 from oarlock.models.unused import check_unused
-from oarlock.models.weight_files import read_index
+from oarlock.models.weight_index import read_index
 from oarlock.models.weights import WeightFolder, has_safetensors
 
 _PADDLE_PICKLE, _TORCH_PICKLE = "model_state.pdparams", "pytorch_model.bin"
@@ -75,7 +75,8 @@ class PickleSource:
             self._load(folder / kind)
             files = dict.fromkeys(self._arrays, folder / kind)
         else:
-            files = {name: folder / file for name, file in read_index(index).items()}
+            weight_map = read_index(index, Path(kind).suffix)
+            files = {name: folder / file for name, file in weight_map.items()}
         if (folder / kind).is_file():
             check_stored(config, {name: array.shape for name, array in self._arrays.items()}, f"{folder}/config.json")
         found = mapped(model_class, config, files, kind == _TORCH_PICKLE)

@@ -19,18 +19,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Annotated
-
-from annotated_types import MinLen
-from typing_extensions import TypedDict
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
 from oarlock.files import PEFT_WEIGHTS
 from oarlock.formats.files import open_regular
-from oarlock.formats.json_file import INDEX_BYTES, read_json
 from oarlock.formats.safetensors_header import Header, read_header
 from oarlock.models.twin_pickles import differing_pickle
+from oarlock.models.weight_index import read_index
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (
@@ -39,7 +35,6 @@ PICKLES = (
     "pytorch_model.bin.index.json",
     "model_state.pdparams.index.json",
 )
-_PLAIN_NAME = re.compile(r"[^./\\\0][^/\\\0]{0,250}")
 _SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
 _PICKLE_FILES = ("pytorch_model*.bin", "model_state*.pdparams")
 _NOT_READ = (
@@ -53,12 +48,6 @@ _NOT_READ = (
 )
 _PADDLE_NAMES = ("llama.", "qwen2.", "mistral.", "gemma.", "opt.", "bloom.", "chatglm.", "chatglm_v2.", "glm.")
 _LAYOUTS = {"np": "np", "pt": "pt", "mlx": "pt"}  # MLX keeps the names and the matrices of transformers
-
-
-class WeightIndex(TypedDict):
-    """What is read of an index."""
-
-    weight_map: Annotated[dict[str, str], MinLen(1)]
 
 
 def has_safetensors(folder: str | Path) -> bool:
@@ -101,19 +90,6 @@ def _of_index(index: Path) -> dict[str, Path]:
         if loose:
             raise ModelError(f"{folder / file}: it holds {loose[0]}, which {INDEX_NAME} does not look for there")
     return {name: folder / file for name, file in weight_map.items()}
-
-
-def read_index(index: Path) -> dict[str, str]:
-    """Tensor name -> name of the file beside the index that holds it.
-
-    Raises:
-        ModelError: for a file that is none, and for names that are paths.
-    """
-    weight_map = read_json(index, WeightIndex, limit=INDEX_BYTES)["weight_map"]
-    named = set(weight_map.values())
-    if not named or not all(_PLAIN_NAME.fullmatch(file) for file in named):
-        raise ModelError(f"{index}: weight_map has to give each tensor the name of a file beside it")
-    return weight_map
 
 
 def _without_index(folder: Path) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
 from oarlock.train.generation import generate_answers
 from oarlock.train.lengths import fit_lengths
+from oarlock.train.output_guard import run_in
 from oarlock.train.run import check_schedule, connect, make_trainer, start, train
 from oarlock.train.trainer import OarlockTrainer
 
@@ -39,6 +41,11 @@ _ANSWER_LENGTH = 64  # tokens after a prompt of --eval_prompts
 
 def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     """parse -> check -> plan -> build -> train; returns the exit code."""
+    with run_in(Path(loaded.config.checkpoint.output_dir)):
+        return _pretrain(loaded)
+
+
+def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     run = start(loaded)
     source = find_model(run.config, from_weights=run.config.model.continue_training)
     run.config = fit_lengths(run.config, source, loaded.origins)

@@ -18,7 +18,7 @@ import paddle
 from oarlock.environment import is_first_rank, rank, world_size
 from oarlock.errors import CheckpointError
 from oarlock.files import sync_file, write_json
-from oarlock.models.pieces import Piece, part_name, write_index
+from oarlock.models.piece_index import Piece, part_name, write_index
 from oarlock.models.safetensors_stream import FileRecord, TensorSource, write_safetensors
 from oarlock.train.holding import pieces_to_write
 
