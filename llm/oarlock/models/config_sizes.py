@@ -1,4 +1,4 @@
-"""Whether the sizes of a configuration go together, and what they take, before anything is made of them. Pure Python."""
+"""Whether the sizes of a configuration go together, and what they take, before a model is made. Pure Python."""
 
 from __future__ import annotations
 
