@@ -14,7 +14,7 @@ from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
 from oarlock import products
 from oarlock.config.load import flatten
 from oarlock.environment import is_first_rank, say
-from oarlock.errors import CheckpointError, StoppedWithOthers, report
+from oarlock.errors import CheckpointError, OutputLost, StoppedWithOthers, report
 from oarlock.files import write_json
 from oarlock.models.adapter import ADAPTER_FILE, describe_adapter
 from oarlock.models.pieces import PieceFolder
@@ -86,6 +86,8 @@ class CheckpointingTrainer(FeedingTrainer):
             checkpoints.finish(pending)
 
     def _saved(self, pending: PendingSave, error: Exception | None = None) -> None:
+        if isinstance(error, OutputLost):  # the run finds it by itself
+            return
         if error is not None:
             report(CheckpointError(checkpoints.failure_text(pending.final, error)))
             return

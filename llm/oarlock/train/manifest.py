@@ -96,6 +96,9 @@ class Manifest:
 
         Args:
             known: files whose checksums were taken when they were written.
+
+        Raises:
+            CheckpointError: when one of those is gone.
         """
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             name = path.relative_to(folder).as_posix()
@@ -104,6 +107,8 @@ class Manifest:
                 continue
             settle_file(path)
             self.files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        if lost := sorted(set(known or ()) - set(self.files)):
+            raise CheckpointError(f"{folder / lost[0]} is no longer there")
         content = asdict(self)
         del content[SEAL]
         loss, steps = self.loss_window
@@ -231,6 +236,16 @@ def _check_file(folder: Path, name: str, size: int) -> None:
         raise CheckpointError(f"{path} is not a regular file")
     if found.st_size != size:
         raise CheckpointError(f"{path} has {found.st_size:,} bytes, the manifest says {size:,}")
+
+
+def looks_whole(folder: Path) -> bool:
+    """Whether a checkpoint has its manifest and all its files; what is in them is not read (see verify())."""
+    try:
+        for name, expected in read_manifest(folder).files.items():
+            _check_file(folder, name, expected["bytes"])
+    except CheckpointError:
+        return False
+    return True
 
 
 def unlisted(folder: str | Path, manifest: Manifest) -> list[str]:

@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from oarlock.data.told_failures import reader_died
 from oarlock.environment import is_first_rank
 from oarlock.errors import OutputLost
-from oarlock.train.manifest import list_checkpoints
+from oarlock.train.manifest import list_checkpoints, looks_whole
 from oarlock.train.output_lock import held_lock, output_held
 
 RUN_FILE = "run.json"  # written when a run begins; it goes when somebody empties the folder
@@ -25,7 +26,7 @@ def last_good_state(output_dir: Path, but: Path | None = None) -> str:
         but: one that does not count, since it could not be written.
     """
     with contextlib.suppress(OSError):
-        kept = next((path for path in list_checkpoints(output_dir) if path != but), None)
+        kept = next((path for path in list_checkpoints(output_dir) if path != but and looks_whole(path)), None)
         if kept is not None:
             return f"{kept.name} is whole; the same command goes on from it"
     return "There is no earlier checkpoint"
@@ -71,15 +72,20 @@ def writing(output_dir: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def run_in(output_dir: Path) -> Iterator[None]:
-    """A whole run: the folder is its own in here, and what the folder does to it becomes one sentence.
+    """A whole run: the folder is its own in here, and what ends it from outside becomes one sentence.
 
     Raises:
         EnvironmentProblem: when another run has the folder, or it can't be written.
         OutputLost: for an error of the file system that concerns the folder.
+        TrainingError: when a process that reads data died.
     """
     with output_held(output_dir):
         try:
             yield
+        except SystemError as error:
+            if "DataLoader" not in str(error):
+                raise
+            raise reader_died() from error
         except OSError as error:
             inside = error.filename is not None and _is_inside(os.fsdecode(error.filename), output_dir)
             if not inside and error.errno not in _OF_THE_DISK:

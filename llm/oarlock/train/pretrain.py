@@ -11,7 +11,14 @@ import numpy as np
 from oarlock.config.rules import parse_split
 from oarlock.data.blend import ConcatenatedDataset, blend, shares_of, short_names
 from oarlock.data.collate import PretrainCollator
-from oarlock.data.corpus import SPLIT_NAMES, Corpus, PretrainDataset, largest_known_id, parse_input
+from oarlock.data.corpus import (
+    SPLIT_NAMES,
+    Corpus,
+    PretrainDataset,
+    check_token_ids,
+    largest_known_id,
+    parse_input,
+)
 from oarlock.data.corpus_documents import ends_with
 from oarlock.data.corpus_tokenizer import check_corpus_tokenizers
 from oarlock.data.embedded.prepare import embedded_corpus
@@ -23,6 +30,7 @@ from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import cache_folder, say
 from oarlock.errors import DataError
 from oarlock.models.build import build_model, check_lengths, check_vocabulary, check_weights, find_model
+from oarlock.parallel.sync import together
 from oarlock.train.answers import Asking, FixedPrompts, one_after_another, show
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
@@ -61,6 +69,7 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     prefixes = [corpus.prefix for corpus in corpora]
     check_corpus_tokenizers(prefixes, tokenizer, tokenizer_name, config.data.allow_other_tokenizer)
     check_vocabulary(source, largest_known_id(corpora) + 1, f"the corpus {inputs[0][1]}")
+    together(lambda: check_token_ids(corpora, source.config.vocab_size), first_rank_only=True)
     for corpus in corpora:
         _tell_of_ends(corpus, tokenizer)
     weights = [weight for weight, _ in inputs]
