@@ -13,11 +13,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from starlette.responses import Response
 
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.grpc_server import make_grpc_server
@@ -28,14 +25,10 @@ from oarlock.serve.front.options import FrontOptions, FrontState
 from oarlock.serve.front.rest import HEALTH_PATHS, make_rest_app, rest_error
 from oarlock.serve.front.start import front_mark
 from oarlock.serve.front.upstream import Upstream
-from oarlock.serve.openai_api import ApiOptions, make_app
-from oarlock.serve.openai_guard import error_response
+from oarlock.serve.openai_api import make_openai_app
+from oarlock.serve.openai_errors import error_body, error_response
 
 _LINE_BYTES = 4 << 20  # keys may be many
-
-
-def _openai_error(status: int, message: str, headers: Mapping[str, str]) -> Response:
-    return error_response(status, message, headers=headers)
 
 
 class Front:
@@ -55,11 +48,8 @@ class Front:
 
     def _make_http(self, counts: FrontCounts) -> dict[str, HttpServer]:
         options, ports = self._options, self._options.ports
-        api = ApiOptions(
-            options.triton_grpc, options.model, (), options.max_body, options.max_open, options.temperature
-        )
         openai = guarded(
-            make_app(api), options, self._keys, self._admission, _openai_error,
+            make_openai_app(options, self._upstream), options, self._keys, self._admission, error_response,
             open_paths=("/health", "/openapi.json"),
         )  # fmt: skip
         rest = guarded(
@@ -71,7 +61,7 @@ class Front:
             rest_error, open_paths=("/metrics",) if options.is_local else (),
         )  # fmt: skip
         return {
-            "openai": make_http_server(openai, options, ports.openai, lifespan=True),
+            "openai": make_http_server(openai, options, ports.openai, error_body=error_body),
             "rest": make_http_server(rest, options, ports.rest),
             "metrics": make_http_server(metrics, options, ports.metrics),
         }
