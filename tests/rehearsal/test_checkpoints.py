@@ -24,7 +24,8 @@ from safetensors.numpy import load_file
 from helpers import flags, rows
 from oarlock.cli import main as oarlock
 from oarlock.data.build_corpus import BuildOptions, build_corpus
-from oarlock.models.pieces import PieceFolder, part_name
+from oarlock.models.piece_index import part_name
+from oarlock.models.pieces import PieceFolder
 from oarlock.train.manifest import list_checkpoints, read_manifest, verify
 
 LLM = Path(__file__).resolve().parents[2] / "llm"

@@ -23,6 +23,7 @@ BESIDE = {
     "environment",
     "http_download",
     "light_imports",
+    "memory",
     "products",
     "triton_config",
     "versions",

@@ -22,7 +22,9 @@ from paddlenlp.data.indexed_dataset import CompatibleIndexedDataset, MMapIndexed
 
 from oarlock.data.blend import parse_blend
 from oarlock.data.corpus_documents import Documents, check_summary, remarks
-from oarlock.data.corpus_format import check_corpus, corpus_exists, corpus_summary, is_legacy
+from oarlock.data.corpus_format import check_corpus, corpus_exists, is_legacy, token_ids
+from oarlock.data.corpus_notes import corpus_summary
+from oarlock.data.token_ids import check_range
 from oarlock.environment import say_once
 from oarlock.errors import DataError
 from oarlock.files import file_sha256
@@ -162,6 +164,17 @@ def parse_input(text: str) -> list[tuple[float | None, str]]:
     if len(pairs) == 1 and not corpus_exists(pairs[0][1]):
         raise DataError(f"--input_dir {text}: neither a folder nor the prefix of a .bin/.idx corpus")
     return pairs
+
+
+def check_token_ids(corpora: list[Corpus], vocab_size: int) -> None:
+    """Refuse corpora with ids that the model has no row for, noted or found in the data.
+
+    Raises:
+        DataError: naming the corpus and the id.
+    """
+    for prefix in dict.fromkeys(corpus.prefix for corpus in corpora):
+        name = f"{prefix}_ids.npy" if is_legacy(prefix) else f"{prefix}.bin"
+        check_range(token_ids(prefix), vocab_size, name)
 
 
 def largest_known_id(corpora: list[Corpus]) -> int:

@@ -16,7 +16,8 @@ from oarlock.files import is_vacant, new_folder
 from oarlock.models.adapter import ADAPTER_FILE, write_adapter_weights
 from oarlock.models.folder_files import TEXT_FILES, copy_file, listed, readers_of
 from oarlock.models.generation_config import GENERATION_FILE
-from oarlock.models.pieces import WEIGHTS, PieceFolder
+from oarlock.models.piece_index import WEIGHTS
+from oarlock.models.pieces import PieceFolder
 from oarlock.models.safetensors_stream import TensorSource
 from oarlock.models.save import write_weights
 from oarlock.train.manifest import read_manifest, verify

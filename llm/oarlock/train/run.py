@@ -34,11 +34,13 @@ from oarlock.ops import install as fused_ops
 from oarlock.parallel.paddle_args import training_arguments, visualdl_dir
 from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan
 from oarlock.parallel.plan_rules import refuse, slicing_problems
+from oarlock.parallel.sync import together
 from oarlock.train.callbacks import Console, EvaluateOnStart, MetricsFile, SampleLog, VisualDLReporter
 from oarlock.train.checkpoint import ResumePoint, recorded_products
 from oarlock.train.feeding import steps_of_a_run
 from oarlock.train.final_model import save_final_model
 from oarlock.train.manifest import list_checkpoints
+from oarlock.train.output_guard import RUN_FILE
 from oarlock.train.schedule import check_warmup, rate_change
 from oarlock.train.seeds import seed_step
 from oarlock.train.signals import StopRequest
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
     from oarlock.data.order import SampleOrder
     from oarlock.models.build import ModelSource
 
-RUN_FILE = "run.json"
 CONFIG_FILE = "oarlock_config.yaml"
 
 
@@ -74,10 +75,10 @@ class Run:
 
 
 def start(loaded: LoadedConfig[Any]) -> Run:
-    """Settle the device, the threads and the log, and make sure output_dir can be written.
+    """Settle the device, the threads and the log, and have CPU ranks meet.
 
     Raises:
-        EnvironmentProblem: when there is no such device or the folder can't be written.
+        EnvironmentProblem: when there is no such device, or ranks do not come.
     """
     config: Config = loaded.config
     threads = import_paddle(config.runtime.num_threads)
@@ -89,14 +90,9 @@ def start(loaded: LoadedConfig[Any]) -> Run:
         _choose_products(recorded_products(config))
     fused_ops.use(config.kernels.fused_ops and device == "cpu")
     output_dir = Path(config.checkpoint.output_dir)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        probe = output_dir / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise EnvironmentProblem(f"--output_dir {output_dir}: can't be written: {error.strerror}") from error
     plan, notes = make_plan(config, world_size())
+    if plan.world_size > 1 and device == "cpu":
+        _lend_fleet_a_cpu(config.runtime.collective_timeout)
     for note in notes:
         say_once(note)
     say(f"device {device}" + (f", {_with_what(threads)}" if device == "cpu" else "") + f", output in {output_dir}")
@@ -146,6 +142,7 @@ def connect(run: Run, source: ModelSource, seq_length: int) -> None:
 
     Raises:
         ConfigError: when the plan does not fit the model.
+        EnvironmentProblem: when a rank can't write into output_dir.
     """
     sizes = ModelSizes.of(source.config)
     for note in check_plan(run.plan, sizes, seq_length):
@@ -153,10 +150,20 @@ def connect(run: Run, source: ModelSource, seq_length: int) -> None:
     refuse(slicing_problems(run.config, run.plan, sizes), run.plan.world_size)
     if run.plan.world_size > 1:
         say(f"plan: {run.plan.describe()}")
-        if run.config.runtime.device == "cpu":
-            _lend_fleet_a_cpu(run.config.runtime.collective_timeout)
     run.args = training_arguments(run.config, run.plan)
+    together(lambda: _check_writable(Path(run.config.checkpoint.output_dir)))
     place_model(source, run.plan, rank())
+
+
+def _check_writable(output_dir: Path) -> None:
+    """On every rank: a machine may lack the disk that the others share."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        probe = output_dir / f".writable-{rank()}-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EnvironmentProblem(f"--output_dir {output_dir}: can't be written: {error.strerror}") from error
 
 
 def _lend_fleet_a_cpu(timeout_s: float) -> None:
