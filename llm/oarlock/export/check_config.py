@@ -191,8 +191,9 @@ def _ids(vocabulary: Any, added: Any) -> list[int] | None:
     if not isinstance(vocabulary, (dict, list)) or not isinstance(added, list):
         return None
     own = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
-    ids = [*own, *(token.get("id", 0) if isinstance(token, dict) else None for token in added)]
-    return ids if all(isinstance(id_, int) and not isinstance(id_, bool) for id_ in ids) else None
+    found = [*own, *(token.get("id", 0) if isinstance(token, dict) else None for token in added)]
+    ids = [id_ for id_ in found if isinstance(id_, int) and not isinstance(id_, bool)]
+    return ids if len(ids) == len(found) else None
 
 
 def _check_template(folder: Path, about: dict[str, Any]) -> list[Finding]:

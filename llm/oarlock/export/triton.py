@@ -47,7 +47,8 @@ _RELAY_MODULES = (
 # What serving imports; pinned to what is installed here.
 _REQUIREMENTS = (
     *("paddlepaddle", "paddlenlp", "aistudio-sdk", "numpy", "protobuf", "pyarrow", "pandas", "datasets", "setuptools"),
-    *("tokenizers", "safetensors", "ml_dtypes", "jinja2", "tqdm", "pyyaml"),
+    *("tokenizers", "safetensors", "ml_dtypes", "jinja2", "tqdm", "pyyaml", "requests", "pydantic"),
+    *("annotated-types", "typing_extensions"),
 )
 _GPU_INDEX = "https://www.paddlepaddle.org.cn/packages/stable/"
 
