@@ -18,4 +18,6 @@ TABLE = {
     "yaml": Row("fuzz_yaml", ("yaml",)),
     "http": Row("fuzz_http", ("h11", "uvicorn")),
     "safetensors": Row("fuzz_safetensors"),
+    "export": Row("fuzz_export"),
+    "index": Row("fuzz_index"),
 }
