@@ -16,5 +16,8 @@ class Row:
 TABLE = {
     "json": Row("fuzz_json"),
     "yaml": Row("fuzz_yaml", ("yaml",)),
+    "corpus": Row("fuzz_corpus"),
+    "records": Row("fuzz_records"),
+    "templates": Row("fuzz_templates"),
     "safetensors": Row("fuzz_safetensors"),
 }
