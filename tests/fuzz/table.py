@@ -20,4 +20,6 @@ TABLE = {
     "records": Row("fuzz_records"),
     "templates": Row("fuzz_templates"),
     "safetensors": Row("fuzz_safetensors"),
+    "export": Row("fuzz_export"),
+    "index": Row("fuzz_index"),
 }

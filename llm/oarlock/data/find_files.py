@@ -12,6 +12,7 @@ from pathlib import Path
 
 from oarlock.data.json_text import parse_line
 from oarlock.data.streams import Source, compression_of, decompressed, naming
+from oarlock.environment import say_once
 from oarlock.errors import DataError
 from oarlock.formats.files import open_regular
 
@@ -59,8 +60,9 @@ class LeftOut:
 def files_in(folder: Path, left_out: LeftOut) -> list[Path]:
     """Every file of a folder and its subfolders, in order of their paths; each is there once.
 
-    Linked files and folders are followed. What a link shows a second time is left out, and so are loops, links to
-    nothing, hidden files and folders (.git, ._a.jsonl, ...), and what is neither file nor folder.
+    Linked files and folders are followed; where one leads out of the folder, that is said. What a link shows a second
+    time is left out, and so are loops, links to nothing, hidden files and folders (.git, ._a.jsonl, ...), and what is
+    neither file nor folder.
 
     Raises:
         DataError: when a folder can't be listed.
@@ -68,6 +70,10 @@ def files_in(folder: Path, left_out: LeftOut) -> list[Path]:
     walk = _Walk(left_out)
     walk.visit(folder)
     walk.follow_links()
+    outside = [link for link in walk.followed if folder.resolve() not in link.resolve().parents]
+    if outside:
+        more = f", ... ({len(outside):,} links)" if len(outside) > 1 else ""
+        say_once(f"{outside[0]} leads out of the folder, to {outside[0].resolve()}{more}: read as data like the rest")
     return sorted(walk.files)
 
 
@@ -77,6 +83,7 @@ class _Walk:
     def __init__(self, left_out: LeftOut) -> None:
         self.left_out = left_out
         self.files: list[Path] = []
+        self.followed: list[Path] = []
         self._links: list[Path] = []
         self._seen: dict[tuple[int, int], Path] = {}
 
@@ -114,6 +121,7 @@ class _Walk:
                 loop = error.errno == errno.ELOOP
                 self.left_out.add(link, "a link that leads to itself" if loop else "a link to nothing")
                 continue
+            self.followed.append(link)
             if stat.S_ISDIR(target.st_mode):
                 self.visit(link)
             else:
