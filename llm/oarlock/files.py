@@ -18,9 +18,21 @@ from oarlock.errors import ModelError
 ADAPTER_FILE = "adapter.json"  # makes a folder an adapter folder (see oarlock.models.adapter)
 PEFT_FILE, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT saves an adapter
 _BLOCK = 1 << 22
-UMASK = os.umask(0)  # asking for it sets it, for all threads: once, while there is one
-os.umask(UMASK)
+_umask = os.umask(0)  # asking for it sets it, for all threads: once, while there is one
+os.umask(_umask)
 ANYONE = 0o666  # the most permissions of a file, of which the umask takes some away
+
+
+def keep_private() -> None:
+    """From now on what this process and its children write is readable by their user alone."""
+    global _umask
+    _umask = 0o077
+    os.umask(_umask)
+
+
+def umask() -> int:
+    """The permissions that this process takes from the files it makes."""
+    return _umask
 
 
 @contextlib.contextmanager
@@ -73,7 +85,7 @@ def settle_file(path: str | Path, most: int = ANYONE) -> None:
         most: permissions that it has at most, where not everyone may read what it was made of.
     """
     may_run = os.stat(path).st_mode & 0o100
-    os.chmod(path, (most | (most & 0o444) >> 2 if may_run else most) & ~UMASK)
+    os.chmod(path, (most | (most & 0o444) >> 2 if may_run else most) & ~_umask)
     sync_file(path)
 
 

@@ -16,11 +16,14 @@ ROOMS = ("config", "parallel", "ops", "data", "models", "train", "export", "serv
 # What is ready for the world knows nothing of training, and a server knows only the directories that it is given.
 NEVER = {"export": {"train"}, "serve": {"train", "export"}}
 BESIDE = {
+    "downloads",
     "errors",
     "files",
     "formats",
     "environment",
+    "http_download",
     "light_imports",
+    "memory",
     "products",
     "triton_config",
     "versions",

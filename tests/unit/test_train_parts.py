@@ -368,7 +368,7 @@ def test_wrong_weight_folders(tmp_path):
     with pytest.raises(ModelError, match=r"pickle format that can run code.*--allow_pickle_weights"):
         WeightFolder.open(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(ModelError, match="not a readable safetensors file"):
+    with pytest.raises(ModelError, match="not a safetensors file, or not all of one"):
         WeightFolder.open(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
     with pytest.raises(ModelError, match=r"names gone.safetensors, which is not there"):
@@ -377,9 +377,9 @@ def test_wrong_weight_folders(tmp_path):
     LlamaForCausalLM(LlamaConfig(**(TINY_LLAMA | {"num_hidden_layers": 1}))).save_pretrained(
         str(other), safe_serialization=True
     )
-    with pytest.raises(ModelError, match=r"no weights for 9 of 21 parameters"):
+    with pytest.raises(ModelError, match=r"says 2 layers, and the weights beside it have 1"):
         build_model(source(other, config))
-    with pytest.raises(ModelError, match=r"is \[512, 32\], the model expects \[600, 32\]"):
+    with pytest.raises(ModelError, match=r"vocabulary of 600 .* has 512 rows of 32"):
         build_model(source(other, LlamaConfig(**(TINY_LLAMA | {"num_hidden_layers": 1, "vocab_size": 600}))))
 
 

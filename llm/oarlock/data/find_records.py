@@ -122,15 +122,32 @@ def _saved_dataset(folder: Path) -> RecordSources:
 
 def _hub(name: str) -> RecordSources:
     """A dataset of the Hugging Face hub (or one in its cache)."""
-    from datasets import load_dataset
+    from datasets import load_dataset_builder
 
     try:
-        found = load_dataset(name)
+        builder = load_dataset_builder(name)
+        _check_places(builder, name)
+        builder.download_and_prepare()
+        found = builder.as_dataset()
+    except DataError:
+        raise
     except Exception as error:  # the hub client raises everything from OSError to its own classes
         raise DataError(
             f"--dataset_name_or_path {name}: neither a file nor a folder here, and no hub gave it ({first_line(error)})"
         ) from error
     return _splits(found, name)
+
+
+def _check_places(builder: Any, name: str) -> None:
+    """A dataset says itself which files it has, and `datasets` takes any: of this machine, or of any address."""
+    own = f"hf://datasets/{builder.repo_id or name}@"
+    for files in (builder.config.data_files or {}).values():
+        for file in files:
+            if not str(file).startswith(own):
+                raise DataError(
+                    f"--dataset_name_or_path {name}: its description on the hub names {str(file)[:200]!r}, which is "
+                    "not one of its own files: it is not read"
+                )
 
 
 def _splits(found: Any, name: str) -> RecordSources:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from oarlock import downloads
 from oarlock.data.fast_tokenizer import FastTokenizer
 from oarlock.data.marked_encoding import TokenizedText, marked_encoder
 from oarlock.data.marked_slow import encode_marked_slowly, slow_ids, slow_pattern, slow_spellings
@@ -68,23 +69,22 @@ def _from_hub(name: str) -> Path:
     """The folder of the cache with a tokenizer's files, which are downloaded where they are not there."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"tokenizer {name}: no such folder")
-    from paddlenlp.utils.download import resolve_file_path
 
-    def fetch(*names: str) -> list[str]:
+    def fetch(*names: str) -> list[Path]:
         try:
-            return [found for file in names if (found := resolve_file_path(name, [file]))]
-        except Exception as error:  # the hub clients raise everything from OSError to their own classes
+            return [found for file in names if (found := downloads.fetch(name, [file]))]
+        except ModelError as error:
             raise ModelError(
                 f"tokenizer {name}: can't be loaded from this name (no such folder here, and no hub gave it): "
                 f"{first_line(error)}"
             ) from error
 
     found = fetch(*_HUB_FILES)
-    if not any(Path(file).name == "tokenizer.json" for file in found):
+    if not any(file.name == "tokenizer.json" for file in found):
         found += next((files for names in _HUB_VOCABULARIES if (files := fetch(*names))), [])
     if not found:
         raise ModelError(f"tokenizer {name}: no such folder here, and no hub has a tokenizer under this name")
-    return Path(found[0]).parent
+    return found[0].parent
 
 
 def _of_paddlenlp(folder: Path, config: Mapping[str, Any]) -> PretrainedTokenizerBase:

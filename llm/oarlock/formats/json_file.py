@@ -215,6 +215,30 @@ def _check_characters(found: Any) -> None:
                 raise _Refused(f"{escape} is half a character (a lone surrogate)", escape) from None
 
 
+def check_content(
+    found: Any,
+    name: str,
+    schema: type[Checked],
+    *,
+    error: type[OarlockError] = ModelError,
+    extra: Literal["allow", "ignore", "forbid"] | None = None,
+) -> Checked:
+    """Content that was read elsewhere, as its schema describes it; see read_json.
+
+    Raises:
+        OarlockError: of the class given, naming the field and what is right.
+    """
+    from pydantic import ValidationError
+
+    from oarlock.formats.messages import what_is_right
+
+    try:
+        return cast(Checked, _adapter(cast(Any, schema)).validate_python(found, strict=True, extra=extra))
+    except ValidationError as problem:
+        _, sentence, more = what_is_right(problem, found)
+        raise error(f"{name}: {sentence}{more}") from problem
+
+
 @functools.cache
 def _adapter(schema: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter

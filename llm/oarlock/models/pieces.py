@@ -213,10 +213,7 @@ class PieceFolder:
 
     def _file(self, path: Path) -> SafetensorsFile:
         if path not in self._open:
-            try:
-                self._open[path] = self._stack.enter_context(SafetensorsFile(path))
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"{path}: can't be read: {error}") from error
+            self._open[path] = self._stack.enter_context(SafetensorsFile(path, CheckpointError))
         return self._open[path]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from oarlock.parallel.rendezvous import Ranks
 from oarlock.parallel.shared_memory import PAGE, WORD_MASK, fence, round_up
-from oarlock.parallel.tensor_memory import KIND_NAMES, REDUCTIONS, Kind, reduce_arrays
+from oarlock.parallel.tensor_memory import KIND_NAMES, REDUCTIONS, Kind, name_of, reduce_arrays
 
 SLOT_BYTES = 2 << 20  # a slot's half; large tensors pass through in parts of this size
 SMALL_BYTES = 64 << 10  # up to here every rank reduces all by itself, which saves a barrier
@@ -61,13 +61,13 @@ BARRIER = Call("barrier", Kind("uint8", 1, np.dtype(np.uint8), 1), (), 0)
 def describe_header(header: bytes) -> str:
     """A header for people: all_reduce (sum) of float32, 4,096 bytes."""
     operation, kind, reduction, root, nbytes = _HEADER.unpack(header)
-    name = OPERATIONS[operation]
+    name = name_of(OPERATIONS, operation)
     if name == "barrier":
         return name
-    how = f" ({REDUCTIONS[reduction]})" if "reduce" in name else ""
+    how = f" ({name_of(REDUCTIONS, reduction)})" if "reduce" in name else ""
     where = f" with rank {root} of the group as root" if root >= 0 else ""
     size = "" if name == "all_to_all" else f", {nbytes:,} bytes"
-    return f"{name}{how} of {KIND_NAMES[kind]}{size}{where}"
+    return f"{name}{how} of {name_of(KIND_NAMES, kind)}{size}{where}"
 
 
 class Meeting:

@@ -17,10 +17,10 @@ from oarlock.environment import rank as global_rank
 from oarlock.environment import world_size
 from oarlock.parallel.group_collectives import DONE, Done, GroupCollectives
 from oarlock.parallel.mailbox import Mailbox, Receive
-from oarlock.parallel.rendezvous import Ranks, join, wait_for_store
+from oarlock.parallel.meeting_point import check_one_host, meeting_point
+from oarlock.parallel.rendezvous import Ranks, join
 from oarlock.parallel.tensor_memory import TensorMemory
 
-_timeout_s = 600.0
 _run: Ranks | None = None
 _number = itertools.count()
 _groups: weakref.WeakValueDictionary[int, CpuProcessGroup] = weakref.WeakValueDictionary()
@@ -28,21 +28,33 @@ _made: Counter[int] = Counter()  # groups made so far with an id
 
 
 def install(timeout_s: float = 600.0) -> None:
-    """Have Paddle create CpuProcessGroups from now on; before init_parallel_env or fleet.init, on every rank.
+    """Meet the other ranks, and have Paddle create CpuProcessGroups from now on; before init_parallel_env or
+    fleet.init, on every rank. Paddle's store is not made: rank 0 would listen on every address of the machine.
 
     Args:
-        timeout_s: how long a rank waits for the others in one operation.
+        timeout_s: how long a rank waits for the others at the start (a minute at least) and in one operation.
+
+    Raises:
+        EnvironmentProblem: as rendezvous.join(); or the ranks are on several machines.
+        StoppedWithOthers: another rank tells why.
     """
     import paddle.distributed.collective as collective
     import paddle.distributed.parallel as parallel
+    from paddle.base import core
 
-    global _timeout_s
-    _timeout_s = timeout_s
+    global _run
     if _run is not None:
         _run.timeout_s = timeout_s
+    elif world_size() > 1:
+        check_one_host(global_rank())
+        _run = join(meeting_point(), global_rank(), world_size(), timeout_s)
     collective._new_process_group_impl = parallel._new_process_group_impl = _new_group
-    if _run is None and global_rank() > 0:
-        wait_for_store()
+    core.create_or_get_global_tcp_store = current_run  # what Paddle hands to _new_group as its store
+
+
+def current_run() -> Ranks | None:
+    """The ranks that this one has met; None before install() and in a run of one process."""
+    return _run
 
 
 def _new_group(
@@ -85,12 +97,10 @@ class CpuProcessGroup(GroupCollectives):
         StoppedWithOthers: in any operation: another rank has failed or died.
     """
 
-    def __init__(self, store: Any, rank: int, size: int, group_id: int) -> None:
-        global _run
-        if _run is None:
-            _run = join(store, global_rank(), world_size(), _timeout_s)
+    def __init__(self, run: Ranks, rank: int, size: int, group_id: int) -> None:
+        run.watch()
         _made[group_id] += 1  # a group may be destroyed and made again with the same id
-        super().__init__(_run, rank, size, group_id, f"{group_id} {_made[group_id]}")
+        super().__init__(run, rank, size, group_id, f"{group_id} {_made[group_id]}")
         self._mailbox: Mailbox | None = None
         self._batch: list[Receive] | None = None
         _groups[next(_number)] = self

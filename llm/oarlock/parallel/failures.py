@@ -22,6 +22,7 @@ _GRACE_S = 10.0  # for the main thread to end by itself once something failed
 _SPEAKER_S = 4.0  # for the rank whose turn it is to tell of a silent death
 _YIELDS = 2  # ranks outnumber cores, so spinning only takes time from the one waited for
 
+MAX_SHARED_BYTES = 16 << 20  # of one value that a rank shares with all before there are groups
 BOARD_BYTES = 2 * PAGE
 # Words on every rank's board.
 _STATE = 0
@@ -78,17 +79,6 @@ def open_board(memory: Memory) -> Area:
     return board
 
 
-def give_up(board: Area) -> None:
-    """Before there is a run: say on rank 0's board that there will be none, and that this rank tells why."""
-    board.words[_KIND] = _TOLD
-    board.publish(_FAILED, 1)
-
-
-def gave_up(board: Area) -> bool:
-    """Whether a rank has done so."""
-    return board.words[_FAILED] != 0
-
-
 class Run:
     """The ranks of this run, their memories, and the run's first failure."""
 
@@ -97,13 +87,19 @@ class Run:
         self._record, self._lock_file = members[0].board, members[0].memory.descriptor
         self._lock, self._over = threading.Lock(), threading.Event()
         self._own_error: OarlockError | None = None
+        self._watching: threading.Thread | None = None
         self._previous_hook = sys.excepthook
 
     def start(self) -> None:
-        """Watch over the others, and say goodbye at the end."""
+        """Tell the others of a failure, and say goodbye at the end."""
         atexit.register(self.goodbye)
         sys.excepthook = self._excepthook
-        threading.Thread(target=self._watch, name="oarlock-ranks", daemon=True).start()
+
+    def watch(self) -> None:
+        """From now on look after the others also while this rank does not wait for them."""
+        if self._watching is None:
+            self._watching = threading.Thread(target=self._watch, name="oarlock-ranks", daemon=True)
+            self._watching.start()
 
     def goodbye(self) -> None:
         """This rank ends as it should; nobody takes it for dead."""
@@ -120,11 +116,13 @@ class Run:
         arrived: Callable[[int], bool],
         rank: int,
         describe: Describe,
+        timeout_s: float | None = None,
     ) -> None:
         """Wait for a word that `rank` publishes.
 
         Args:
             arrived: whether a value of the word is what is waited for.
+            timeout_s: default: the run's; may be infinite.
 
         Raises:
             StoppedWithOthers: another rank failed or died.
@@ -135,7 +133,7 @@ class Run:
                 return fence()
             os.sched_yield()
         now = time.monotonic()
-        deadline, look = now + self.timeout_s, now + SLICE_S
+        deadline, look = now + (self.timeout_s if timeout_s is None else timeout_s), now + SLICE_S
         while not arrived(value := area.words[index]):
             now = time.monotonic()
             if now >= min(look, deadline):
@@ -193,8 +191,9 @@ class Run:
         if not self.failed:
             return None
         fence()
-        text = self._record.bytes[_TEXT : _TEXT + words[_LENGTH]].tobytes().decode("utf-8", errors="replace")
-        return Failure(words[_FAILED] - 1, words[_KIND], words[_SPEAKER], text)
+        length, speaker = min(words[_LENGTH], PAGE), min(words[_SPEAKER], len(self.members) - 1)
+        text = self._record.bytes[_TEXT : _TEXT + length].tobytes().decode("utf-8", errors="replace")
+        return Failure(words[_FAILED] - 1, words[_KIND], speaker, text)
 
     def fail(self, message: str) -> OarlockError:
         """What to raise for a failure that this rank has found: its own error, or silence when another was first."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from oarlock.environment import die_with_parent
+from oarlock.parallel.meeting_point import MeetingPoint, connected_pairs, inherit
 
 _POLL_S = 0.05
 _GRACE_S = 30.0  # for the other ranks, after one failed
@@ -41,6 +43,7 @@ def launch(
     log_dir = Path(log_dir)
     log_dir.mkdir(parents=True, exist_ok=True)
     endpoints = [f"127.0.0.1:{port}" for port in _free_ports(num_ranks + 1)]
+    key, pairs = os.urandom(32), connected_pairs(num_ranks)
     sys.stdout.flush()
     sys.stderr.flush()
     children: dict[int, int] = {}
@@ -49,10 +52,13 @@ def launch(
             pid = os.fork()
             if pid == 0:
                 _become(rank, endpoints, log_dir, None if rank == 0 and not quiet else log_dir / f"workerlog.{rank}")
+                _inherit(rank, key, pairs)
                 _run(main)
             children[pid] = rank
+        _close(*itertools.chain(*pairs))
         return _wait(children, num_ranks, timeout_s)
     finally:
+        _close(*itertools.chain(*pairs))
         for pid in children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -87,6 +93,26 @@ def _become(rank: int, endpoints: list[str], log_dir: Path, log: Path | None) ->
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)
+
+
+def _inherit(rank: int, key: bytes, pairs: Sequence[tuple[socket.socket, socket.socket]]) -> None:
+    """In the child: keep the ends of this rank, so that the others see when it has gone."""
+    mine: dict[int, socket.socket] = {}
+    for other, (first, second) in enumerate(pairs, start=1):
+        if rank == 0:
+            mine[other] = first
+            second.close()
+        elif rank == other:
+            mine[0] = second
+            first.close()
+        else:
+            _close(first, second)
+    inherit(MeetingPoint(key, mine))
+
+
+def _close(*sockets: socket.socket) -> None:
+    for each in sockets:
+        each.close()
 
 
 def _run(main: Callable[[], int]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from oarlock.parallel.rendezvous import Ranks
 from oarlock.parallel.shared_memory import PAGE, WORD_MASK, Area, Memory, fence, round_up
-from oarlock.parallel.tensor_memory import KIND_NAMES, TensorMemory, kind_of
+from oarlock.parallel.tensor_memory import KIND_NAMES, TensorMemory, kind_of, name_of
 
 # Bytes of messages sent by one process and not received yet: a send beyond them waits for receivers.
 OUTSTANDING_BYTES = 2 << 30
@@ -162,7 +162,8 @@ class Mailbox:
         if (nbytes, kind) != (data.nbytes, data.kind.code):
             raise self._run.fail(
                 f"recv in the group of ranks {self.ranks}: rank {self.ranks[self.me]} expects {data.nbytes:,} bytes "
-                f"of {data.kind.name} ({expected}), rank {rank} has sent {nbytes:,} bytes of {KIND_NAMES[kind]}"
+                f"of {data.kind.name} ({expected}), rank {rank} has sent {nbytes:,} bytes of "
+                f"{name_of(KIND_NAMES, kind)}"
             )
         self._run.members[rank].memory.read(offset, data.bytes)
         data.put_back()

@@ -1,4 +1,8 @@
-"""Which ranks share a machine, and sharing small values before there are groups (through Paddle's store)."""
+"""Which ranks share a machine, and sharing small values before there are groups.
+
+CPU ranks share them through their own memory, GPU ranks through Paddle's store, which believes everyone who can reach
+its port. So what comes from there is compared or counted, and chooses no file.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from typing import Any, TypeVar
 
 from oarlock.environment import rank, world_size
 from oarlock.errors import StoppedWithOthers
+from oarlock.parallel.failures import MAX_SHARED_BYTES, CommunicationError
 from oarlock.parallel.sync import share
 
 T = TypeVar("T")
@@ -82,25 +87,46 @@ def ranks_by_node(keys: Sequence[Hashable]) -> list[list[int]]:
     return list(nodes.values())
 
 
-def share_through_store(value: Any) -> list[Any]:
-    """Every rank's value (JSON), in rank order, also before the groups are made. Waits as long as it takes."""
+def share_early(value: Any) -> list[Any]:
+    """Every rank's value (JSON), in rank order, also before the groups are made. Waits as long as it takes.
+
+    Raises:
+        CommunicationError: what a rank shares is too long, or no JSON.
+    """
     if world_size() <= 1:
         return [value]
+    from oarlock.parallel.cpu_group import current_run
+
+    run = current_run()
+    texts = run.share(json.dumps(value)) if run else _share_through_store(json.dumps(value))
+    return [_parse(i, text) for i, text in enumerate(texts)]
+
+
+def _share_through_store(text: str) -> list[str | bytes]:
     from paddle.base import core
 
     store = core.create_or_get_global_tcp_store()
     prefix = f"oarlock/shared/{next(_calls)}"
-    store.set(f"{prefix}/{rank()}", json.dumps(value))
+    store.set(f"{prefix}/{rank()}", text)
     store.add(f"{prefix}/{rank()}/set", 1)
     values = []
     for i in range(world_size()):
         while store.add(f"{prefix}/{i}/set", 0) < 1:  # get() would give up after a quarter of an hour
             time.sleep(_POLL_S)
-        values.append(json.loads(store.get(f"{prefix}/{i}")))
+        values.append(store.get(f"{prefix}/{i}"))
     store.add(f"{prefix}/read", 1)
     while rank() == 0 and store.add(f"{prefix}/read", 0) < world_size():  # the store ends with rank 0
         time.sleep(_POLL_S)
     return values
+
+
+def _parse(i: int, text: str | bytes) -> Any:
+    try:
+        if len(text) > MAX_SHARED_BYTES:
+            raise ValueError(f"{len(text):,} bytes")
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CommunicationError(f"what rank {i} shares with the others can't be read: {error}") from error
 
 
 def on_all_ranks(action: Callable[[], T]) -> T:
@@ -110,25 +136,48 @@ def on_all_ranks(action: Callable[[], T]) -> T:
         OarlockError: on the first rank that failed, with its message; on the others StoppedWithOthers.
     """
     value, error = _tried(action)
-    _stop_together(error, share_through_store(error is not None))
+    _stop_together(error, _flags(share_early(error is not None)))
     return value
 
 
-def once_per_node(action: Callable[[], Any]) -> tuple[Any, list[Any]]:
+def once_per_node(action: Callable[[], Any]) -> list[Any]:
     """Run an action on the first rank of every node; the others wait as long as it takes. Needs no groups.
 
+    What it finds (a folder, say) the other ranks of a node find for themselves afterwards: nothing that another process
+    says chooses a file.
+
     Returns:
-        What it gave on this node, and on all nodes in order (JSON values).
+        What it gave on all nodes, in order (JSON values), to be compared.
 
     Raises:
         OarlockError: on the first rank that failed, with its message; on the others StoppedWithOthers.
     """
-    nodes = ranks_by_node([tuple(key) for key in share_through_store(node_key())])
+    nodes = ranks_by_node([_key(i, key) for i, key in enumerate(share_early(node_key()))])
     mine = next(ranks for ranks in nodes if rank() in ranks)
     value, error = _tried(action) if rank() == mine[0] else (None, None)
-    results = share_through_store([error is not None, value])
-    _stop_together(error, [failed for failed, _ in results])
-    return results[mine[0]][1], [results[ranks[0]][1] for ranks in nodes]
+    results = [_pair(i, result) for i, result in enumerate(share_early([error is not None, value]))]
+    _stop_together(error, _flags([failed for failed, _ in results]))
+    return [results[ranks[0]][1] for ranks in nodes]
+
+
+def _key(i: int, key: Any) -> tuple[str, int | None]:
+    host, first = _pair(i, key)
+    if not isinstance(host, str) or not (first is None or type(first) is int):
+        raise CommunicationError(f"rank {i} does not say where it runs")
+    return host, first
+
+
+def _pair(i: int, value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise CommunicationError(f"rank {i} shares something else than the others")
+    return value[0], value[1]
+
+
+def _flags(values: Sequence[Any]) -> list[bool]:
+    for i, value in enumerate(values):
+        if type(value) is not bool:
+            raise CommunicationError(f"rank {i} shares something else than the others")
+    return list(values)
 
 
 def _tried(action: Callable[[], Any]) -> tuple[Any, Exception | None]:

@@ -1,14 +1,18 @@
 """Memory that the ranks of one machine share, and 32-bit words in it that they wait on (Linux).
 
-Each rank owns one memory file (memfd) without a name; the others open it through /proc/<pid>/fd/<n>. So nothing is left
-behind when a rank ends, SIGKILL included, and /dev/shm's size is no limit. Pages cost nothing until they are written.
+Each rank owns one memory file (memfd) without a name and hands the others its descriptor. So nothing is left behind
+when a rank ends, SIGKILL included, and /dev/shm's size is no limit. All memories have one size, which is sealed: nobody
+can cut what another has mapped. Pages cost nothing until they are written.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import platform
+import resource
+import stat
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +28,8 @@ _PROT_READ_WRITE, _MAP_SHARED = 3, 1
 _KEEP_SIZE_AND_PUNCH_HOLE = 1 | 2
 _EVERYBODY = 0x7FFFFFFF
 _MAX_TRANSFER = 1 << 30  # bytes a read or write call; Linux stops at 2 GiB
+_MEMORY_BYTES = 1 << 40  # of each memory file: more than any machine has, as only what is written takes memory
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 _libc: Any = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -80,15 +86,22 @@ class Area:
         _futex(_futex_number, address, _FUTEX_WAIT, ctypes.c_uint32(value), ctypes.byref(limit), None, 0)
 
 
+def memory_bytes() -> int:
+    """The size of every rank's memory file: what fits below `ulimit -f`, where there is one."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return _MEMORY_BYTES if limit == resource.RLIM_INFINITY else min(_MEMORY_BYTES, limit // PAGE * PAGE)
+
+
 class Memory:
     """One rank's memory file. Only its owner reserves room; everybody maps, reads and writes."""
 
     def __init__(self, descriptor: int) -> None:
-        self.descriptor, self._size = descriptor, 0
+        self.descriptor, self._reserved = descriptor, 0
+        self.nbytes = os.fstat(descriptor).st_size
 
     @classmethod
     def create(cls) -> Memory:
-        """This process's own, empty.
+        """This process's own, with no room reserved.
 
         Raises:
             EnvironmentProblem: where the system offers no memory files or futexes.
@@ -98,27 +111,37 @@ class Memory:
                 f"CPU groups need Linux on x86_64 or aarch64, not {platform.system()} on {platform.machine()}"
             )
         try:
-            return cls(os.memfd_create("oarlock-ranks"))
+            descriptor = os.memfd_create("oarlock-ranks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(descriptor, memory_bytes())
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         except OSError as error:
             raise EnvironmentProblem(f"CPU groups need memory files (memfd_create): {error.strerror}") from error
+        return cls(descriptor)
 
     @classmethod
-    def of_process(cls, pid: int, descriptor: int) -> Memory:
-        """Another process's.
+    def received(cls, descriptor: int) -> Memory:
+        """Another rank's, by the descriptor that it has handed over; closed when it is not one.
 
         Raises:
-            OSError: it is not there, or not for us.
+            EnvironmentProblem: it is no memory file of this user, of another size, or not sealed.
         """
-        return cls(os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC))
+        problem = _why_no_memory(descriptor)
+        if problem:
+            os.close(descriptor)
+            raise EnvironmentProblem(f"what was handed over as a rank's memory {problem}")
+        return cls(descriptor)
 
     def reserve(self, nbytes: int) -> int:
         """Room for nbytes, zeroed and not yet backed by memory; returns its offset (a multiple of the page size)."""
-        offset, self._size = self._size, self._size + round_up(nbytes)
-        self._checked(os.ftruncate, self.descriptor, self._size)
+        offset, end = self._reserved, self._reserved + round_up(nbytes)
+        if end > self.nbytes:
+            raise EnvironmentProblem(f"no room for {nbytes:,} bytes more of memory shared by ranks (`ulimit -f`)")
+        self._reserved = end
         return offset
 
     def map(self, offset: int, nbytes: int) -> Area:
         """A part of it as memory of this process."""
+        self._check(offset, nbytes)
         # Not mmap.mmap: it would hold a file descriptor for each part.
         address = _libc.mmap(None, nbytes, _PROT_READ_WRITE, _MAP_SHARED, self.descriptor, offset)
         if address in (None, ctypes.c_void_p(-1).value):
@@ -127,19 +150,24 @@ class Memory:
         return Area(address, nbytes)
 
     def write(self, offset: int, data: Any) -> None:
-        """Copy data (uint8) to an offset."""
+        """Copy data (bytes) to an offset, a multiple of the page size."""
         self._transfer(os.pwrite, offset, data)
 
     def read(self, offset: int, data: Any) -> None:
-        """Fill data (uint8) from an offset."""
+        """Fill data (bytes) from an offset, a multiple of the page size."""
         self._transfer(lambda descriptor, part, at: os.preadv(descriptor, [part], at), offset, data)
 
     def release(self, offset: int, nbytes: int) -> None:
         """Give the pages back to the system; the room stays reserved and reads as zeros."""
         _libc.fallocate(self.descriptor, _KEEP_SIZE_AND_PUNCH_HOLE, ctypes.c_long(offset), ctypes.c_long(nbytes))
 
+    def _check(self, offset: int, nbytes: int) -> None:
+        if offset % PAGE or nbytes < 0 or not 0 <= offset <= self.nbytes - nbytes:
+            raise EnvironmentProblem(f"{nbytes:,} bytes at {offset:,} are no part of the memory that ranks share")
+
     def _transfer(self, call: Callable[[int, memoryview, int], int], offset: int, data: Any) -> None:
         rest = memoryview(data)
+        self._check(offset, len(rest))
         while rest:
             done = self._checked(call, self.descriptor, rest[:_MAX_TRANSFER], offset)
             if not done:
@@ -151,6 +179,21 @@ class Memory:
         try:
             return call(*arguments)
         except OSError as error:
-            raise EnvironmentProblem(
-                f"no room for memory shared by ranks: {error.strerror} (memory, or `ulimit -f`)"
-            ) from error
+            raise EnvironmentProblem(f"no room for memory shared by ranks: {error.strerror}") from error
+
+
+def _why_no_memory(descriptor: int) -> str | None:
+    found = os.fstat(descriptor)
+    try:
+        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)  # of memory files alone
+    except OSError:
+        return "is no memory file"
+    if not stat.S_ISREG(found.st_mode) or seals != _SEALS:
+        return "is no memory file whose size is sealed"
+    if found.st_uid != os.geteuid():
+        return f"belongs to user {found.st_uid}"
+    if found.st_size != memory_bytes():
+        return f"has {found.st_size:,} bytes and not {memory_bytes():,} (`ulimit -f` must be the same for all ranks)"
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+        return "can't be written"
+    return None

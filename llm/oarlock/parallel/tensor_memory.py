@@ -24,6 +24,11 @@ _UFUNCS: tuple[np.ufunc, ...] = (np.add, np.maximum, np.minimum, np.multiply, np
 _BLOCK = 1 << 16  # elements summed at a time, so that sums stay in the core's cache
 
 
+def name_of(names: Sequence[str], number: int) -> str:
+    """The name of a number that another rank has sent, for messages; whatever the number is."""
+    return names[number] if 0 <= number < len(names) else f"(number {number})"
+
+
 class Kind(NamedTuple):
     """A tensor's element type."""
 

@@ -75,10 +75,10 @@ class Run:
 
 
 def start(loaded: LoadedConfig[Any]) -> Run:
-    """Settle the device, the threads and the log.
+    """Settle the device, the threads and the log, and have CPU ranks meet.
 
     Raises:
-        EnvironmentProblem: when there is no such device.
+        EnvironmentProblem: when there is no such device, or ranks do not come.
     """
     config: Config = loaded.config
     threads = import_paddle(config.runtime.num_threads)
@@ -91,6 +91,8 @@ def start(loaded: LoadedConfig[Any]) -> Run:
     fused_ops.use(config.kernels.fused_ops and device == "cpu")
     output_dir = Path(config.checkpoint.output_dir)
     plan, notes = make_plan(config, world_size())
+    if plan.world_size > 1 and device == "cpu":
+        _lend_fleet_a_cpu(config.runtime.collective_timeout)
     for note in notes:
         say_once(note)
     say(f"device {device}" + (f", {_with_what(threads)}" if device == "cpu" else "") + f", output in {output_dir}")
@@ -148,8 +150,6 @@ def connect(run: Run, source: ModelSource, seq_length: int) -> None:
     refuse(slicing_problems(run.config, run.plan, sizes), run.plan.world_size)
     if run.plan.world_size > 1:
         say(f"plan: {run.plan.describe()}")
-        if run.config.runtime.device == "cpu":
-            _lend_fleet_a_cpu(run.config.runtime.collective_timeout)
     run.args = training_arguments(run.config, run.plan)
     together(lambda: _check_writable(Path(run.config.checkpoint.output_dir)))
     place_model(source, run.plan, rank())

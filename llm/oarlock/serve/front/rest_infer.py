@@ -176,7 +176,7 @@ class _Tail:
         if size and self._content is None:
             raise HttpRefusal(400, f"{path}: binary data needs the header Inference-Header-Content-Length")
         if size > self.left:
-            more = shown(str(size - self.left))
+            more = str(size - self.left)[:20]
             raise HttpRefusal(400, f"unexpected size for input {shown(name)}, expecting {more} additional bytes")
         self._place += size
         return (self._content or b"")[self._place - size : self._place]
