@@ -17,4 +17,6 @@ TABLE = {
     "json": Row("fuzz_json"),
     "yaml": Row("fuzz_yaml", ("yaml",)),
     "safetensors": Row("fuzz_safetensors"),
+    "export": Row("fuzz_export"),
+    "index": Row("fuzz_index"),
 }

@@ -12,16 +12,19 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
+from annotated_types import Ge
 
 from oarlock.data.encode import Counts, Row
 from oarlock.data.labels import Encoded, Example, Prompt
 from oarlock.data.stored_sequence import StoredSequence
 from oarlock.errors import DataError
 from oarlock.files import sync_file, write_json
+from oarlock.formats.json_file import parse_json, read_json
 
 _ROW = np.dtype(
     [
@@ -37,6 +40,18 @@ _ROW = np.dtype(
 _FILES = ("tokens.bin", "runs.bin", "rows.bin", "prompts.jsonl")
 _ABOUT = "about.json"
 _RUNS = np.dtype("<i4")
+_LONGEST_PROMPT = 1 << 28  # bytes of a line; the ids of a million tokens have 7 MB
+
+
+@dataclass(frozen=True)
+class _About:
+    """about.json, written last."""
+
+    dtype: Literal["<u2", "<i4"]
+    num_examples: Annotated[int, Ge(0)]
+    first_of_each_source: list[Annotated[int, Ge(0)]]
+    counts: Counts
+    bytes: dict[str, Annotated[int, Ge(0)]]
 
 
 class ExampleWriter:
@@ -118,9 +133,9 @@ def _prompt_line(prompt: Prompt | None) -> bytes:
 def is_whole(folder: Path) -> bool:
     """Whether a folder of examples is there with all its bytes."""
     try:
-        sizes = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["bytes"]
+        sizes = read_json(folder / _ABOUT, _About, error=DataError).bytes
         return all((folder / name).stat().st_size == sizes[name] for name in _FILES)
-    except (OSError, ValueError, KeyError):
+    except (OSError, DataError, KeyError):
         return False
 
 
@@ -135,9 +150,9 @@ class StoredExamples(StoredSequence[Example]):
         self.folder, self.names = Path(folder), tuple(names)
         if not is_whole(self.folder):
             raise DataError(f"{folder}: damaged or incomplete examples; delete this folder, and they are made again")
-        self.about: dict[str, Any] = json.loads((self.folder / _ABOUT).read_text(encoding="utf-8"))
-        self.counts = Counts(**self.about["counts"])
-        self._tokens = _mapped(self.folder / "tokens.bin", np.dtype(self.about["dtype"]))
+        self.about = read_json(self.folder / _ABOUT, _About, error=DataError)
+        self.counts = self.about.counts
+        self._tokens = _mapped(self.folder / "tokens.bin", np.dtype(self.about.dtype))
         self._runs = _mapped(self.folder / "runs.bin", _RUNS)
         self.rows = _mapped(self.folder / "rows.bin", _ROW)
 
@@ -168,7 +183,7 @@ class StoredExamples(StoredSequence[Example]):
 
     def where(self, index: int) -> str:
         """file:line of the record behind an example."""
-        source = int(np.searchsorted(self.about["first_of_each_source"], index, side="right")) - 1
+        source = int(np.searchsorted(self.about.first_of_each_source, index, side="right")) - 1
         return f"{self.names[source]}:{self.rows['line'][index]}"
 
     def content_hashes(self) -> Iterator[bytes]:
@@ -202,7 +217,8 @@ class StoredPrompts(StoredSequence[Prompt]):
         """See StoredSequence."""
         with open(self._path, "rb") as file:
             file.seek(int(self._starts[index]))
-            return Prompt(**json.loads(file.readline()))
+            line = file.readline(_LONGEST_PROMPT)
+        return parse_json(line, f"{self._path} (byte {self._starts[index]})", Prompt, error=DataError, limit=len(line))
 
 
 class JoinedPrompts(StoredSequence[Prompt]):
