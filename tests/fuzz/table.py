@@ -16,6 +16,7 @@ class Row:
 TABLE = {
     "json": Row("fuzz_json"),
     "yaml": Row("fuzz_yaml", ("yaml",)),
+    "http": Row("fuzz_http", ("h11", "uvicorn")),
     "safetensors": Row("fuzz_safetensors"),
     "export": Row("fuzz_export"),
     "index": Row("fuzz_index"),
