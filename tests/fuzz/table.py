@@ -17,4 +17,5 @@ TABLE = {
     "json": Row("fuzz_json"),
     "yaml": Row("fuzz_yaml", ("yaml",)),
     "safetensors": Row("fuzz_safetensors"),
+    "checkpoint": Row("fuzz_checkpoint"),
 }
