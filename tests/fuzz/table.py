@@ -23,4 +23,5 @@ TABLE = {
     "safetensors": Row("fuzz_safetensors"),
     "export": Row("fuzz_export"),
     "index": Row("fuzz_index"),
+    "checkpoint": Row("fuzz_checkpoint"),
 }
