@@ -13,11 +13,11 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from front_ports import OPTIONS
-from scripted_upstream import ScriptedUpstream, answer, asked_values, response
 
+from front_ports import OPTIONS
 from oarlock.serve.front.rest import make_rest_app
 from oarlock.serve.triton_failure import TritonFailure
+from scripted_upstream import ScriptedUpstream, answer, asked_values, response
 
 GENERATE, STREAM, INFER = (f"/v2/models/{rest}" for rest in ("oarlock/generate", "oarlock/generate_stream", "oarlock_infer/infer"))  # fmt: skip
 
@@ -75,7 +75,7 @@ def test_generate_takes_one_response(ask, upstream):
     for script in ([], [answer(), answer()]):
         upstream.script = script
         got = ask(GENERATE, {"text_input": "hi"})
-        assert got.status_code == 500 and "exactly 1 response" in got.json()["error"]
+        assert got.status_code == 400 and "exactly 1 response" in got.json()["error"]
 
 
 def test_events(ask, upstream):

@@ -87,7 +87,9 @@ EXTREMES = st.one_of(
 
 
 @given(
-    scores=st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=30).map(lambda s: np.array(s, np.float32)),
+    scores=st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=30).map(
+        lambda s: np.array(s, np.float32)
+    ),
     fields=st.dictionaries(
         st.sampled_from(["temperature", "top_p", "repetition_penalty", "frequency_penalty", "presence_penalty"]),
         EXTREMES,

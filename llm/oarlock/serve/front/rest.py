@@ -193,7 +193,7 @@ class _Rest:
                 return None
             found = [response async for response in responses]
             if len(found) != 1:
-                raise HttpRefusal(500, _NOT_ONE)
+                raise HttpRefusal(400, _NOT_ONE)
             return Response(write_generate(found[0]), media_type=_JSON)
         return None  # the client is gone
 
