@@ -150,7 +150,9 @@ def test_reload_under_load_loses_nothing(server, client):
 def test_administration(server):
     """By its own user alone, and only what is served."""
     socket_file = Path(server.admin_socket)
-    assert stat.S_IMODE(socket_file.stat().st_mode) == 0o600 and stat.S_IMODE(socket_file.parent.stat().st_mode) == 0o700
+    assert (
+        stat.S_IMODE(socket_file.stat().st_mode) == 0o600 and stat.S_IMODE(socket_file.parent.stat().st_mode) == 0o700
+    )
     assert json.loads(server.admin("status").stdout)["models"]["oarlock_json"] == "READY"
     for words, said in (
         (["load", "evil"], "there is no model 'evil' here"),
@@ -303,7 +305,11 @@ def test_an_open_host_and_an_end_by_sigkill(served_model, tmp_path):
         running.wait_ready()
         assert "open on 0.0.0.0 without TLS" in running.said() and "without keys" not in running.said()
         assert all(found and found <= {"0.0.0.0", "::"} for found in map(listening, running.ports)), running.ports
-        for address in (f"{running.url}/v1/models", f"{running.rest_url}/v2", f"http://127.0.0.1:{running.metrics}/metrics"):
+        for address in (
+            f"{running.url}/v1/models",
+            f"{running.rest_url}/v2",
+            f"http://127.0.0.1:{running.metrics}/metrics",
+        ):
             for headers, status in (({}, 401), (running.headers, 200)):
                 assert requests.get(address, headers=headers, timeout=GUARD_S).status_code == status, address
         assert requests.get(f"{running.rest_url}/v2/health/ready", timeout=GUARD_S).status_code == 200

@@ -16,6 +16,8 @@ class Row:
 TABLE = {
     "json": Row("fuzz_json"),
     "yaml": Row("fuzz_yaml", ("yaml",)),
+    "grpc": Row("fuzz_grpc"),
+    "grpc_request": Row("fuzz_grpc_request"),
     "http": Row("fuzz_http", ("h11", "uvicorn")),
     "safetensors": Row("fuzz_safetensors"),
     "export": Row("fuzz_export"),
