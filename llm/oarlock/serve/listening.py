@@ -14,7 +14,10 @@ _FLAGS = {"openai": "--port", "rest": "--rest-port", "grpc": "--grpc-port", "met
 
 
 class Listening:
-    """Sockets of the four ports. They listen, so that a connection waits until a front takes it."""
+    """Sockets of the four ports.
+
+    They listen here and in the front, so that a connection waits while that is started again.
+    """
 
     def __init__(self, host: str, ports: Ports) -> None:
         """Open them.
