@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from collections import Counter
@@ -11,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from oarlock.data.json_text import parse_line
 from oarlock.data.streams import Source, compression_of, decompressed, naming
 from oarlock.environment import say_once
 from oarlock.errors import DataError
+from oarlock.formats.files import open_regular
 
 FORMATS = {
     ".txt": "txt", ".md": "txt", ".text": "txt",
@@ -168,7 +169,7 @@ def source_of(path: Path) -> Source | str:
         ending = f"the ending {suffixes[-1]}" if suffixes else "no ending"
         return f"{ending}; known are {', '.join(FORMATS)}, also as .gz or .zst"
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, error=DataError) as file:
             compression = compression_of(file.read(4)) or named
         source = Source(path, kind, compression, path.stat().st_size)
     except OSError as error:
@@ -180,7 +181,7 @@ def source_of(path: Path) -> Source | str:
 
 def _json_source(source: Source) -> Source | str:
     """Names ending in .json stand for lists, for JSON Lines (C4), and for settings, which are no data."""
-    with naming(source), open(source.path, "rb") as raw:
+    with naming(source), open_regular(source.path, error=DataError) as raw:
         head = decompressed(raw, source.compression).read(_HEAD_BYTES)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"["):
@@ -188,8 +189,8 @@ def _json_source(source: Source) -> Source | str:
     line, end, _ = text.partition(b"\n")
     try:
         if end or len(head) < _HEAD_BYTES:
-            json.loads(line)
-    except (ValueError, RecursionError):
+            parse_line(line.decode("utf-8", "replace"))
+    except ValueError:
         if text.startswith(b"{"):
             return "one JSON object over several lines; lists and JSON Lines are read"
     return Source(source.path, "jsonl", source.compression, source.size)

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 _TEMPLATES = PACKAGE / "serve" / "triton_models"
 # What the models that only pass requests on import of this package.
 _RELAY_MODULES = (
-    *("__init__.py", "errors.py", "serve/__init__.py", "serve/requests.py"),
+    *("__init__.py", "errors.py", "models/__init__.py", "models/sampling_ranges.py"),
+    *("serve/__init__.py", "serve/requests.py"),
     *("serve/triton_fields.py", "serve/json_form.py", "serve/triton_relay.py"),
 )
 # What serving imports; pinned to what is installed here.
