@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from oarlock.errors import ModelError
+from oarlock.formats.json_file import TOKENIZER_BYTES, read_json_if_there
 
 ADAPTER_FILE = "adapter.json"  # makes a folder an adapter folder (see oarlock.models.adapter)
 PEFT_FILE, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT saves an adapter
@@ -192,15 +193,7 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelError: when it is there and is none.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return content
+    return read_json_if_there(path, dict[str, Any], limit=TOKENIZER_BYTES) or {}
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -23,7 +23,7 @@ def try_tokenizer(tokenizer: FastTokenizer) -> None:
     for text in _TRIED:
         try:
             ids = tokenizer.backend_tokenizer.encode(text).ids
-            tokenizer.decode(ids)
+            tokenizer.backend_tokenizer.decode(ids)
         except Exception:  # a character that is not in a vocabulary without an unknown token: of the text, not of it
             if text == _TRIED[0]:
                 raise
