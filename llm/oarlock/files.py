@@ -10,11 +10,12 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from oarlock.errors import ModelError
-from oarlock.formats.json_file import TOKENIZER_BYTES, read_json_if_there
+from oarlock.errors import ModelError, OarlockError
+from oarlock.formats.json_file import TOKENIZER_BYTES, read_json, read_json_if_there
 
 ADAPTER_FILE = "adapter.json"  # makes a folder an adapter folder (see oarlock.models.adapter)
 PEFT_FILE, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT saves an adapter
@@ -59,6 +60,14 @@ def stream_sha256(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class _Note:
+    """What is kept of a file: its size, times and inode, and the checksum it had then."""
+
+    seen: list[int]
+    sha256: str
+
+
 def file_sha256_noted(path: str | Path, notes: str | Path) -> str:
     """file_sha256, taken again only when the file changed (by its size, times and inode); `notes` is a folder.
 
@@ -68,10 +77,10 @@ def file_sha256_noted(path: str | Path, notes: str | Path) -> str:
     state = path.stat()
     seen = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
     note = Path(notes) / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        noted = json.loads(note.read_text(encoding="utf-8"))
-        if noted["seen"] == seen:
-            return str(noted["sha256"])
+    with contextlib.suppress(OarlockError):  # no note, or a damaged one: it is made again
+        noted = read_json(note, _Note)
+        if noted.seen == seen:
+            return noted.sha256
     digest = file_sha256(path)
     if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > 2_000_000_000:
         note.parent.mkdir(parents=True, exist_ok=True)

@@ -288,7 +288,7 @@ def test_pipes_and_folders_in_place_of_files(folders, tmp_path):
         folders.copy(tmp_path)
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").mkdir()
-    with pytest.raises(ModelError, match="model.safetensors"):
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
         WeightFolder.open(folder)
 
 
@@ -548,11 +548,11 @@ def test_an_adapter_opens_no_folder_and_no_hub_of_its_own_choice(folders, tmp_pa
     elsewhere = str(folders.root / "llama")
     for name, mark in (("some/model", "0" * 64), ("gone", ""), ("", "unknown")):
         found = open_adapter(adapter(tmp_path / "a", base={"name": name, "fingerprint": mark}))
-        with pytest.raises(ModelError, match="nothing is downloaded because an adapter names it. Name it"):
+        with pytest.raises(ModelError, match=r"nothing is downloaded because an adapter names it\. Name it"):
             find_base(found, "Name it")
     for name, mark in ((elsewhere, "unknown"), (elsewhere, ""), (f"../../{folders.root.name}/llama", "unknown")):
         found = open_adapter(adapter(tmp_path / "a", base={"name": name, "fingerprint": mark}))
-        with pytest.raises(ModelError, match="not opened because an adapter names it. Name it"):
+        with pytest.raises(ModelError, match=r"not opened because an adapter names it\. Name it"):
             find_base(found, "Name it")
     found = open_adapter(adapter(tmp_path / "a", base={"name": elsewhere, "fingerprint": "0" * 64}))
     assert find_base(found, "Name it") == Path(elsewhere)  # whoever loads it compares the fingerprint

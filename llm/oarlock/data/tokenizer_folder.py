@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from oarlock.data.fast_tokenizer import SPECIAL_NAMES, FastTokenizer
 from oarlock.data.library_errors import library_errors
-from oarlock.data.template_files import TEMPLATE_BYTES
+from oarlock.data.template_files import read_template
 from oarlock.data.tokenizer_json import read_tokenizer_json
 from oarlock.data.tokenizer_schema import (
     MOST_UNNAMED,
@@ -34,7 +34,7 @@ from oarlock.data.vocabulary_files import (
 )
 from oarlock.environment import say_once
 from oarlock.errors import ModelError, first_line
-from oarlock.formats.files import open_regular, read_bytes
+from oarlock.formats.files import open_regular
 from oarlock.formats.json_file import read_json_if_there
 
 CONFIG, TOKENIZER, SPECIAL, ADDED = (
@@ -153,14 +153,7 @@ def _read_tokenizer(folder: Path) -> FastTokenizer:
 
 def _template_files(folder: Path) -> dict[str, str]:
     found = [folder / "chat_template.jinja", *sorted(folder.glob("chat_templates/*.jinja"))]
-    try:
-        return {
-            str(path.relative_to(folder)): read_bytes(path, limit=TEMPLATE_BYTES, what="chat template").decode()
-            for path in found
-            if path.is_file()
-        }
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{folder}: a chat template can't be read: {error}") from error
+    return {str(path.relative_to(folder)): read_template(path) for path in found if path.is_file()}
 
 
 def _class_of(folder: Path, config: Mapping[str, Any]) -> str:
