@@ -10,10 +10,12 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from oarlock.errors import ModelError
+from oarlock.errors import ModelError, OarlockError
+from oarlock.formats.json_file import TOKENIZER_BYTES, read_json, read_json_if_there
 
 ADAPTER_FILE = "adapter.json"  # makes a folder an adapter folder (see oarlock.models.adapter)
 PEFT_FILE, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT saves an adapter
@@ -58,6 +60,14 @@ def stream_sha256(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class _Note:
+    """What is kept of a file: its size, times and inode, and the checksum it had then."""
+
+    seen: list[int]
+    sha256: str
+
+
 def file_sha256_noted(path: str | Path, notes: str | Path) -> str:
     """file_sha256, taken again only when the file changed (by its size, times and inode); `notes` is a folder.
 
@@ -67,10 +77,10 @@ def file_sha256_noted(path: str | Path, notes: str | Path) -> str:
     state = path.stat()
     seen = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
     note = Path(notes) / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        noted = json.loads(note.read_text(encoding="utf-8"))
-        if noted["seen"] == seen:
-            return str(noted["sha256"])
+    with contextlib.suppress(OarlockError):  # no note, or a damaged one: it is made again
+        noted = read_json(note, _Note)
+        if noted.seen == seen:
+            return noted.sha256
     digest = file_sha256(path)
     if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > 2_000_000_000:
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -192,15 +202,7 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelError: when it is there and is none.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return content
+    return read_json_if_there(path, dict[str, Any], limit=TOKENIZER_BYTES) or {}
 
 
 def write_json(path: str | Path, content: Any) -> None:

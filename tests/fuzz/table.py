@@ -16,6 +16,12 @@ class Row:
 TABLE = {
     "json": Row("fuzz_json"),
     "yaml": Row("fuzz_yaml", ("yaml",)),
+    "corpus": Row("fuzz_corpus"),
+    "records": Row("fuzz_records"),
+    "templates": Row("fuzz_templates"),
+    "http": Row("fuzz_http", ("h11", "uvicorn")),
     "safetensors": Row("fuzz_safetensors"),
+    "export": Row("fuzz_export"),
+    "index": Row("fuzz_index"),
     "checkpoint": Row("fuzz_checkpoint"),
 }

@@ -81,7 +81,7 @@ def test_objects_in_objects_have_an_end(api):
         deep = {"type": "object", "properties": deep}
     tools = [{"type": "function", "function": {"name": "f", "parameters": deep}}]
     assert chat(api, tools=tools)["message"] == "tools: more than 64 objects in each other"
-    arguments = "[" * 100 + "]" * 100
+    arguments = "[" * 90 + "]" * 90
     calls = [{"function": {"name": "f", "arguments": f'{{"a": {arguments}}}'}}]
     error = chat(api, messages=[*HI, {"role": "assistant", "tool_calls": calls}])
     assert error["param"] == "messages[1].tool_calls" and "64 objects" in error["message"]

@@ -13,11 +13,11 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from front_ports import OPTIONS
-from scripted_upstream import ScriptedUpstream, answer, asked_values, response
 
+from front_ports import OPTIONS
 from oarlock.serve.front.rest import make_rest_app
 from oarlock.serve.triton_failure import TritonFailure
+from scripted_upstream import ScriptedUpstream, answer, asked_values, response
 
 GENERATE, STREAM, INFER = (f"/v2/models/{rest}" for rest in ("oarlock/generate", "oarlock/generate_stream", "oarlock_infer/infer"))  # fmt: skip
 
@@ -75,7 +75,7 @@ def test_generate_takes_one_response(ask, upstream):
     for script in ([], [answer(), answer()]):
         upstream.script = script
         got = ask(GENERATE, {"text_input": "hi"})
-        assert got.status_code == 500 and "exactly 1 response" in got.json()["error"]
+        assert got.status_code == 400 and "exactly 1 response" in got.json()["error"]
 
 
 def test_events(ask, upstream):
@@ -115,14 +115,14 @@ def test_errors_of_a_stream(ask, upstream):
         ({"text_input": ["a", "b"]}, "text_input: 2 values; its shape has to be [1]"),
         ({"text_input": []}, "text_input: 0 values"),
         ({"text_input": {"a": 1}}, "text_input: it has to be a value"),
-        ({"text_input": 5}, "text_input: it has to be a text; got '5'"),
+        ({"text_input": 5}, "text_input: it has to be a text; got 5"),
         ({"text_input": "\ud800"}, "surrogate"),
         ({"messages": [{"role": "user"}]}, "messages: it has to be a text"),
         ({"input_ids": [[1, 2]]}, "input_ids: lists in lists"),
-        ({"input_ids": [1, True]}, "input_ids: it has to be a whole number; got 'True'"),
+        ({"input_ids": [1, True]}, "input_ids: it has to be a whole number; got true"),
         ({"input_ids": [1, 2**31]}, "does not fit INT32"),
         ({"input_ids": [1.0]}, "input_ids: it has to be a whole number"),
-        ({"text_input": "x", "seed": 2**63}, "seed: '9223372036854775808' does not fit INT64"),
+        ({"text_input": "x", "seed": 2**63}, "seed: 9223372036854775808 does not fit INT64"),
         ({"text_input": "x", "temperature": "1"}, "temperature: it has to be a number"),
         ({"text_input": "x", "temperature": 1e39}, "temperature"),
         ({"text_input": "x", "temperature": -1}, "temperature"),

@@ -38,6 +38,7 @@ ABOVE = {
     "cli_chat",
     "cli_serve",
     "cli_weights",
+    "cli_admin",
     "doctor",
     "__main__",
 }

@@ -151,7 +151,7 @@ def test_vocabularies_that_do_not_say_how_to_read_them_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("tokenizer.json", b"{", "not readable as JSON"),
+        ("tokenizer.json", b"{", "tokenizer.json:1: not valid JSON"),
         ("tokenizer.json", b"{}", "not a tokenizer|its model"),
         ("tokenizer.model", b"\x0a\xff\xff", "not a sentencepiece model"),
         ("tokenizer.model", b"YQ== 0\nYg== 5\n", "its ranks have gaps"),

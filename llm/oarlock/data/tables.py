@@ -97,9 +97,14 @@ class _Lines(Iterator[str]):
         self.number = self.size = 0
 
     def __next__(self) -> str:
-        line = self._buffer.readline()
+        line = self._buffer.readline(LONGEST_RECORD + 1)
         if not line:
             raise StopIteration
+        if len(line) > LONGEST_RECORD:
+            raise DataError(
+                f"{self._source.path}:{self.number + 1}: a line of more than {LONGEST_RECORD:,} bytes; is the file "
+                "damaged?"
+            )
         self.number += 1
         self.size += len(line)
         return decode_text(line)

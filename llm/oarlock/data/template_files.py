@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from oarlock.environment import say_once
 from oarlock.errors import ConfigError
 from oarlock.files import read_json_object, write_json, write_text_atomically
+from oarlock.formats.files import read_text
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
 DEFAULT, TOOL_USE = "default", "tool_use"
+_LARGEST = 1 << 20  # bytes; the longest published have 50,000
 _PROCESSOR_FILE = "chat_template.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -58,10 +60,16 @@ def templates_in_files(folder: Path) -> dict[str, str]:
     files = {path.stem: path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
     if (folder / TEMPLATE_FILE).is_file():
         files = {DEFAULT: folder / TEMPLATE_FILE, **{name: p for name, p in files.items() if name != DEFAULT}}
-    try:
-        return {name: path.read_text(encoding="utf-8-sig") for name, path in files.items()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{folder}: a chat template can't be read: {error}") from error
+    return {name: read_template(path) for name, path in files.items()}
+
+
+def read_template(path: Path) -> str:
+    """The Jinja text of a file.
+
+    Raises:
+        ConfigError: when it can't be read.
+    """
+    return read_text(path, limit=_LARGEST, what="chat template", error=ConfigError)
 
 
 def named_templates(value: Any, where: str) -> dict[str, str]:

@@ -147,11 +147,18 @@ def _check_nesting(
     """Refuse what is too deep or has too many parts before anything is built of it."""
     if content.count(b"[") + content.count(b"{") <= depth:
         return
-    brackets = _STRING.sub(b"", content).translate(None, _NOT_BRACKETS)
-    if brackets.count(b"[") + brackets.count(b"{") > containers:
+    levels, found = nesting(content)
+    if found > containers:
         raise error(f"{name}: more than {containers:,} objects and lists, too many for a file of this kind")
-    if max(itertools.accumulate(map(_STEP.__getitem__, brackets)), default=0) > depth:
+    if levels > depth:
         raise error(f"{name}:{too_deep_line(text, depth)}: objects and lists more than {depth} levels deep")
+
+
+def nesting(content: bytes) -> tuple[int, int]:
+    """How many levels deep the objects and lists of a JSON text lie in one another, and how many there are."""
+    brackets = _STRING.sub(b"", content).translate(None, _NOT_BRACKETS)
+    levels = max(itertools.accumulate(map(_STEP.__getitem__, brackets)), default=0)
+    return levels, brackets.count(b"[") + brackets.count(b"{")
 
 
 def _parsed(text: str, name: str, error: type[OarlockError]) -> Any:

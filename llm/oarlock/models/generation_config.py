@@ -11,6 +11,7 @@ from typing import Any
 
 from oarlock.errors import ModelError
 from oarlock.files import read_json_object
+from oarlock.models.sampling_ranges import RANGES
 
 GENERATION_FILE = "generation_config.json"
 _NOT_TEMPERATURE = ("top_p", "top_k", "repetition_penalty")
@@ -70,12 +71,9 @@ def sampling_defaults(generation: Mapping[str, Any], place: str = GENERATION_FIL
     found: dict[str, float | int] = {name: given[name] for name in _NOT_TEMPERATURE if name in given}
     if samples:
         found["temperature"] = given.get("temperature", 1.0)
-    ranges: dict[str, tuple[float, float]] = {"temperature": (0, 100), "top_p": (0, 1), "repetition_penalty": (0, 100)}
     for name, value in found.items():
-        low, high = ranges.get(name, (0, 2**31 - 1))
-        kinds = int if name == "top_k" else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-            raise ModelError(f"{place}: {name} is {value!r}, which no token can be chosen by")
+        if not RANGES[name].is_number(value) or not RANGES[name].holds(value):
+            raise ModelError(f"{place}: {name} is {value!r}; it has to be {RANGES[name].words}")
     return found
 
 

@@ -16,8 +16,7 @@ _FLAGS = {"openai": "--port", "rest": "--rest-port", "grpc": "--grpc-port", "met
 class Listening:
     """Sockets of the four ports.
 
-    Those of HTTP listen, so that a connection waits until a front takes it. gRPC has to open its own: its port is only
-    tried.
+    They listen here and in the front, so that a connection waits while that is started again.
     """
 
     def __init__(self, host: str, ports: Ports) -> None:
@@ -46,8 +45,6 @@ class Listening:
                     reason = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
                     raise EnvironmentProblem(f"{flag} {port} on {host}: {reason}; give another one") from error
             opened.pop_all()
-        for one in self._sockets.pop("grpc"):
-            one.close()
 
     @property
     def descriptors(self) -> dict[str, list[int]]:

@@ -114,7 +114,7 @@ def server_context(options: FrontOptions) -> ssl.SSLContext:
         context.load_cert_chain(options.tls_certificate, options.tls_key)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         files = f"--tls-certificate {options.tls_certificate}, --tls-key {options.tls_key}"
-        raise ConfigError(f"{files}: {getattr(error, 'reason', None) or error.strerror or error}") from error
+        raise ConfigError(f"{files}: {getattr(error, 'reason', None) or error}") from error
     return context
 
 

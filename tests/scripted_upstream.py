@@ -23,6 +23,7 @@ class ScriptedUpstream:
 
     def __init__(self):
         self.asked, self.script, self.is_away = [], [], False
+        self.to_one = None  # what a call with one answer gets, where that is not the first of the script
         self.going, self.cancelled = asyncio.Event(), 0  # a script that ends with ... waits for the client to leave
 
     async def available(self):
@@ -41,7 +42,7 @@ class ScriptedUpstream:
             return service_pb2.ModelConfigResponse(config=config(request.name))
         self.asked.append(request)
         if method == "ModelInfer":
-            return await anext(self._play())
+            return self.to_one or await anext(self._play())
         return {
             "ServerMetadata": service_pb2.ServerMetadataResponse(name="triton", version="2.51.0", extensions=["classification", "model_repository", "system_shared_memory", "logging", "statistics"]),
             "ModelMetadata": service_pb2.ModelMetadataResponse(name="oarlock", versions=["1"], platform="python", inputs=[{"name": "seed", "datatype": "INT64", "shape": [1]}]),
