@@ -94,6 +94,12 @@ choose_nodes() {
       dry_run || fail "MASTER=$MASTER: the name $name has no IPv4 address here; use the address"
     fi
   fi
+  if [ "$DEVICE" = cpu ]; then
+    [ "$NNODES" -le 254 ] || fail "NNODES=$NNODES: at most 254 nodes on a CPU"
+    if ! dry_run && [[ $MASTER != 127.* ]] && [[ " $(hostname -I) " != *" ${MASTER%:*} "* ]]; then
+      fail "MASTER=$MASTER is another machine's, and CPU ranks work on one: start all NODE_RANKs there (DEVICE=cpu)"
+    fi
+  fi
 }
 
 # COMMAND: Python, and Paddle's launcher where there are several processes, up to the training script.
@@ -117,7 +123,14 @@ start_command() {
   else
     COMMAND+=(--gpus "$(IFS=,; echo "${DEVICES[*]}")")
   fi
-  if [ "$NNODES" -gt 1 ]; then
+  if [ "$NNODES" -gt 1 ] && [ "$DEVICE" = cpu ]; then
+    # CPU ranks are on one machine, which has an address for each node: no node needs to ask a master, whose port would
+    # be open on every address of the machine.
+    local i ips=127.0.1.1 # Paddle refuses 127.0.0.1 here
+    for ((i = 2; i <= NNODES; i++)); do ips+=,127.0.1.$i; done
+    COMMAND+=(--nnodes "$NNODES" --ips "$ips" --start_port "${MASTER##*:}" --host "127.0.1.$((NODE_RANK + 1))")
+    LOG_DIR=$LOG_DIR/node-$NODE_RANK
+  elif [ "$NNODES" -gt 1 ]; then
     COMMAND+=(--nnodes "$NNODES" --master "$MASTER" --rank "$NODE_RANK")
     # The first node's trainers meet at the address the launcher takes for its own. That is what the host's name
     # resolves to, which may be a loopback address or another network's: MASTER is the one the others can reach.
@@ -157,6 +170,7 @@ run_command() {
     # As on a machine without GPUs; else the launcher would hand out those of this one.
     unset CUDA_VISIBLE_DEVICES
     export PADDLE_DISTRI_BACKEND=gloo
+    make_secret
   fi
 
   # A later start goes on, also where the flags ask the first one to start anew.
@@ -181,6 +195,18 @@ run_command() {
     say "the trainers ended with code $code${LAUNCHED:+; what they said is in $LOG_DIR/workerlog.*}"
   fi
   exit "$code"
+}
+
+# What the ranks of this launch prove to each other that they know (see docs/security.md): a file that has no name any
+# more, which they read by way of this script's descriptor. Several scripts (NNODES) can share one that the user names.
+make_secret() {
+  local file descriptor
+  if [ -n "${OARLOCK_LAUNCH_SECRET_FILE:-}" ] || [ -z "$LAUNCHED" ] || [ "$NNODES" != 1 ]; then return 0; fi
+  file=$(mktemp) # readable by this user alone
+  head -c 32 /dev/urandom >"$file"
+  exec {descriptor}<"$file"
+  rm -f "$file"
+  export OARLOCK_LAUNCH_SECRET_FILE=/proc/$$/fd/$descriptor
 }
 
 print_command() {

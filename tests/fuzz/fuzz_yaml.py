@@ -28,7 +28,7 @@ def target(data: bytes, folder: Path) -> None:
     recipe = folder / "recipe.yaml"
     recipe.write_bytes(data)
     try:
-        load_config(PretrainConfig, [str(recipe)])
+        load_config(PretrainConfig, [str(recipe), "--do_train"])
     except ConfigError as error:
         assert str(folder) in str(error) or "--" in str(error), error
         raise

@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -141,6 +142,7 @@ class Judge:
 def judging(harness: Harness) -> Iterator[Judge]:
     """A judge with a folder of its own and what the harness needs around it; looks for processes left at the end."""
     before = _children()
+    _watch.others = {thread.ident or 0 for thread in threading.enumerate()} - {threading.get_ident()}
     with tempfile.TemporaryDirectory(prefix="oarlock-fuzz-") as folder:
         with harness.around() as server:
             judge = Judge(harness, Path(folder).resolve(), server)
@@ -167,6 +169,7 @@ class _Watch:
         self._on, self._folder, self._connects = False, "", False
         self._seen: list[str] = []
         self._hooked = False
+        self.others: set[int] = set()  # threads that were there before and have their own business
 
     def start(self, folder: Path, connects: bool) -> None:
         if not self._hooked:
@@ -179,7 +182,7 @@ class _Watch:
         return self._seen
 
     def _event(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self._on:
+        if not self._on or threading.get_ident() in self.others:
             return
         if event == "open":
             path, _, flags = arguments

@@ -16,9 +16,15 @@ class Row:
 TABLE = {
     "json": Row("fuzz_json"),
     "yaml": Row("fuzz_yaml", ("yaml",)),
+    "grpc": Row("fuzz_grpc"),
+    "grpc_request": Row("fuzz_grpc_request"),
+    "corpus": Row("fuzz_corpus"),
+    "records": Row("fuzz_records"),
+    "templates": Row("fuzz_templates"),
     "http": Row("fuzz_http", ("h11", "uvicorn")),
     "http-socket": Row("fuzz_http_socket", ("h11", "uvicorn")),
     "safetensors": Row("fuzz_safetensors"),
     "export": Row("fuzz_export"),
     "index": Row("fuzz_index"),
+    "checkpoint": Row("fuzz_checkpoint"),
 }

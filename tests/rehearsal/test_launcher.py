@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ports import PortWatch
 from safetensors.numpy import load_file
 
 from helpers import LLM, flags, rows
@@ -29,10 +30,12 @@ def run(words, processes: int, folder, module: str = "launch") -> subprocess.Com
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=folder
     )
     try:
-        output, _ = process.communicate(timeout=240)
+        with PortWatch(process.pid) as ports:
+            output, _ = process.communicate(timeout=240)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+    assert not ports.found and (processes == 1 or len(ports.processes) >= processes)
     return subprocess.CompletedProcess(command, process.returncode, output, "")
 
 

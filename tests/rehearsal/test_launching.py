@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ports import PortWatch
 
 from helpers import ROOT, rows
 
@@ -37,10 +39,15 @@ def start(
 
 
 def finish(*processes: subprocess.Popen[str]) -> None:
+    """Wait for launches to end well; no process of theirs listens on a port."""
     try:
-        for process in processes:
-            output, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, output[-4000:]
+        with contextlib.ExitStack() as stack:
+            watches = [stack.enter_context(PortWatch(process.pid)) for process in processes]
+            for process in processes:
+                output, _ = process.communicate(timeout=240)
+                assert process.returncode == 0, output[-4000:]
+        for watch in watches:
+            assert watch.processes and not watch.found
     finally:
         for process in processes:
             if process.poll() is None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from ports import PortWatch
 
 from helpers import ROOT, run_program
 from oarlock.config.schema import FinetuneConfig, PretrainConfig
@@ -55,7 +56,9 @@ def command_7() -> str:
 def test_published_commands_are_rehearsed(tmp_path, command, ranks, steps):
     words = shlex.split(command_7() if command == "7" else command)
     report = tmp_path / "report.json"
-    result = run_program("oarlock", "rehearse", "--steps", str(steps), "--json", str(report), "--", *words)
+    with PortWatch() as ports:
+        result = run_program("oarlock", "rehearse", "--steps", str(steps), "--json", str(report), "--", *words)
+    assert not ports.found and len(ports.processes) > ranks
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert "SAME as one process" in result.stdout
     found = json.loads(report.read_text())

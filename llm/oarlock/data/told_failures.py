@@ -85,8 +85,8 @@ def checked_batches(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[st
 def reader_died() -> TrainingError:
     """What to say when a process that reads data is gone (Paddle raises a SystemError, wherever the training is)."""
     return TrainingError(
-        "a process that reads data (--dataloader_num_workers) ended unexpectedly: killed for its memory, or a data file "
-        "was cut while it was read. Earlier checkpoints are intact, and the same command goes on from the newest"
+        "a process that reads data (--dataloader_num_workers) ended unexpectedly: killed for its memory, or a data "
+        "file was cut while it was read. Earlier checkpoints are intact, and the same command goes on from the newest"
     )
 
 

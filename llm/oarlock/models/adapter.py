@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,7 +189,7 @@ def describe_adapter(method: Method, base: Base, dtype: str) -> dict[str, Any]:
 
 def write_adapter_weights(
     tensors: Sequence[TensorSource],
-    content: dict[str, Any],
+    content: Mapping[str, Any],
     folder: Path,
     progress: Callable[[int], Any] | None = None,
 ) -> None:

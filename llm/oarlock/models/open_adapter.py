@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from oarlock.errors import ModelError
+from oarlock.errors import ModelError, OarlockError
 from oarlock.files import ADAPTER_FILE, PEFT_FILE
 from oarlock.formats.json_file import check_content, read_json
 from oarlock.formats.links import check_links
@@ -33,14 +33,26 @@ def open_adapter(folder: str | Path) -> AdapterFolder:
         if not (path.exists() and (folder / INDEX).exists()):  # a checkpoint of a whole model has no adapter
             how = ""
         raise ModelError(f"{folder}: not an adapter folder: {missing} is missing{how}")
-    content = read_json(path, AdapterFields)
-    if content["format"] != FORMAT:
-        raise ModelError(f"{path}: format {content['format']}, this version reads {FORMAT}")
-    settings = dict(check_content(content["settings"], f"{path}: settings", SETTINGS[content["method"]], extra="allow"))
+    content = read_adapter_file(path)
+    settings = content["settings"]
     with SafetensorsFile(folder / WEIGHTS_FILE) as file:
         _check_tensors(folder / WEIGHTS_FILE, file.tensors, settings.get("r"))
         names = tuple(file.tensors)
     return AdapterFolder(folder, content["method"], settings, Base(**content["base"]), names)
+
+
+def read_adapter_file(path: Path, error: type[OarlockError] = ModelError) -> AdapterFields:
+    """adapter.json, its settings checked by their method.
+
+    Raises:
+        OarlockError: of the class given.
+    """
+    content = read_json(path, AdapterFields, error=error)
+    if content["format"] != FORMAT:
+        raise error(f"{path}: format {content['format']}, this version reads {FORMAT}")
+    schema, name = SETTINGS[content["method"]], f"{path}: settings"
+    content["settings"] = dict(check_content(content["settings"], name, schema, error=error, extra="allow"))
+    return content
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, StoredTensor], rank: int | None) -> None:

@@ -19,7 +19,8 @@ from oarlock.models.blocks import Block
 
 INDEX = "tensors.json"
 WEIGHTS = "model"  # the kind of tensor that is a weight; other kinds are optimizer states ("moment1", "master", ...)
-_INDEX_BYTES = 1 << 30  # a file of every rank, with three pieces of every tensor in each
+# 512 ranks with four pieces each of 700 tensors have 150 MB, and 4 million objects and lists.
+_INDEX_BYTES, _INDEX_CONTAINERS = 1 << 29, 10_000_000
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 _Whole = Annotated[int, Ge(0)]
 
@@ -114,7 +115,14 @@ def read_index(folder: Path) -> dict[str, list[tuple[Path, Piece]]]:
         CheckpointError: when it is missing, or says what no tensors can be.
     """
     index = folder / INDEX
-    content = read_json(index, dict[str, dict[str, _Entry]], error=CheckpointError, limit=_INDEX_BYTES, extra="forbid")
+    content = read_json(
+        index,
+        dict[str, dict[str, _Entry]],
+        error=CheckpointError,
+        limit=_INDEX_BYTES,
+        containers=_INDEX_CONTAINERS,
+        extra="forbid",
+    )
     where: dict[str, list[tuple[Path, Piece]]] = {}
     for file, entries in content.items():
         if not _FILE.fullmatch(file):

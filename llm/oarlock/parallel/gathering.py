@@ -228,8 +228,14 @@ class _First:
         try:
             channel.receive(STOP)
         except (Ended, Stranger) as problem:
-            raise _died(rank, channel.pid) from problem
+            raise self._gone(rank, problem) from problem
         raise StoppedWithOthers("another rank tells why it can't start")
+
+    def _gone(self, rank: int, problem: OarlockError) -> EnvironmentProblem:
+        pid, started, _ = self._found[rank]
+        if started_at(pid) != started:
+            return _died(rank, pid)
+        return EnvironmentProblem(f"rank {rank} (pid {pid}) does not go on with the start: {problem}")
 
     def _hand_over(self, rank: int, channel: Channel) -> None:
         """One rank after the other, so that the system's limit on descriptors under way is never reached."""
@@ -241,9 +247,7 @@ class _First:
                     channel.send(frame, memory.descriptor)
             frame, _ = channel.receive(TAKEN)
         except (Ended, Stranger) as problem:
-            if started_at(channel.pid) == self._found[rank].started:
-                raise EnvironmentProblem(f"rank {rank} (pid {channel.pid}) did not start: {problem}") from problem
-            raise _died(rank, channel.pid) from problem
+            raise self._gone(rank, problem) from problem
         if frame.kind == STOP:
             raise StoppedWithOthers("another rank tells why it can't start")
 

@@ -16,8 +16,7 @@ _FLAGS = {"openai": "--port", "rest": "--rest-port", "grpc": "--grpc-port", "met
 class Listening:
     """Sockets of the four ports.
 
-    Those of HTTP listen, so that a connection waits until a front takes it. gRPC has to open its own: its port is only
-    tried.
+    They listen here and in the front, so that a connection waits while that is started again.
     """
 
     def __init__(self, host: str, ports: Ports) -> None:
@@ -41,13 +40,11 @@ class Listening:
             for name, flag in _FLAGS.items():
                 port = getattr(ports, name)
                 try:
-                    self._sockets[name] = _open(host, port)
+                    self._sockets[name] = open_port(host, port)
                 except OSError as error:
                     reason = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
                     raise EnvironmentProblem(f"{flag} {port} on {host}: {reason}; give another one") from error
             opened.pop_all()
-        for one in self._sockets.pop("grpc"):
-            one.close()
 
     @property
     def descriptors(self) -> dict[str, list[int]]:
@@ -62,7 +59,7 @@ class Listening:
         self._sockets.clear()
 
 
-def _open(host: str, port: int) -> list[socket.socket]:
+def open_port(host: str, port: int) -> list[socket.socket]:
     """On each address of a host."""
     found: list[socket.socket] = []
     with contextlib.ExitStack() as opened:

@@ -13,6 +13,7 @@ from paddlenlp.trainer.integrations import VisualDLCallback, rewrite_logs
 from tqdm import tqdm
 
 from oarlock.environment import is_first_rank, progress_bar, say
+from oarlock.errors import EnvironmentProblem
 from oarlock.train.evaluation import make_up_evaluation
 from oarlock.train.row_files import Row, append_rows, cut_rows_after, read_rows
 
@@ -137,7 +138,10 @@ class VisualDLReporter(VisualDLCallback):
         """Open the log and write what the run is."""
         if not is_first_rank():
             return
-        self._init_summary_writer(args, str(self._logdir))
+        try:
+            self._init_summary_writer(args, str(self._logdir))
+        except OSError as error:
+            raise EnvironmentProblem(f"--logging_dir {self._logdir}: can't be written: {error.strerror}") from error
         self.vdl_writer.add_text("config", f"```\n{self._text}\n```", 0)
         simple = {k: v if type(v) in (int, float) else str(v) for k, v in self._options.items()}
         self.vdl_writer.add_hparams(simple, metrics_list=["train/loss", "eval/loss"])

@@ -26,7 +26,7 @@ from oarlock.environment import (
     start_up_left_uncollected,
     world_size,
 )
-from oarlock.errors import EnvironmentProblem, StoppedWithOthers, failure_listeners
+from oarlock.errors import EnvironmentProblem, ModelError, StoppedWithOthers, failure_listeners
 from oarlock.files import write_json, write_text_atomically
 from oarlock.models.build import num_parameters
 from oarlock.models.place import place_model
@@ -40,7 +40,7 @@ from oarlock.train.checkpoint import ResumePoint, recorded_products
 from oarlock.train.feeding import steps_of_a_run
 from oarlock.train.final_model import save_final_model
 from oarlock.train.manifest import list_checkpoints
-from oarlock.train.output_guard import RUN_FILE
+from oarlock.train.output_guard import RUN_FILE, check_output, last_good_state
 from oarlock.train.schedule import check_warmup, rate_change
 from oarlock.train.seeds import seed_step
 from oarlock.train.signals import StopRequest
@@ -302,7 +302,12 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
         return False
     if config.checkpoint.load_best_model_at_end:
         trainer.load_best()
-    save_final_model(trainer, output_dir)
+    together(lambda: check_output(output_dir), first_rank_only=True)
+    try:
+        save_final_model(trainer, output_dir)
+    except ModelError as error:
+        check_output(output_dir)
+        raise ModelError(f"{error}. {last_good_state(output_dir)}") from error
     what = "model" if trainer.method is None else "adapter"
     say(f"done: {done:,} steps; the {what} is in {output_dir}")
     return True

@@ -39,6 +39,12 @@ ASKED = {
     "ModelConfig": service_pb2.ModelConfigRequest,
     "ModelStatistics": service_pb2.ModelStatisticsRequest,
 }
+# What probes are told while Triton is started: not ready, and no reason to start this server again.
+_WHILE_AWAY: dict[str, Message] = {
+    "ServerLive": service_pb2.ServerLiveResponse(live=True),
+    "ServerReady": service_pb2.ServerReadyResponse(ready=False),
+    "ModelReady": service_pb2.ModelReadyResponse(ready=False),
+}
 _WITHOUT_KEY = ("ServerLive", "ServerReady", "Check")  # for probes
 _ASK_SECONDS, _MORE_SECONDS = 30.0, 30.0
 _IN_A_THREAD = 65536  # bytes of a request whose check would hold up the others
@@ -82,6 +88,9 @@ class GrpcService:
                 code = grpc.StatusCode.CANCELLED
                 raise
             except Exception as error:
+                if context.done():  # the client went away in the middle of something
+                    code = grpc.StatusCode.CANCELLED
+                    return
                 code = grpc.StatusCode.INTERNAL
                 traceback.print_exc()
                 await context.abort(code, f"the server failed: {type(error).__name__}")
@@ -125,7 +134,13 @@ class GrpcService:
                     raise TritonFailure(
                         grpc.StatusCode.INVALID_ARGUMENT, f"{field.name}: at most {_MAX_NAME} printable characters"
                     )
-            await context.write(await self._upstream.ask(name, _canonical(message, data), timeout=_ASK_SECONDS))
+            try:
+                answer = await self._upstream.ask(name, _canonical(message, data), timeout=_ASK_SECONDS)
+            except TritonFailure as error:
+                if name not in _WHILE_AWAY or error.code is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                answer = _WHILE_AWAY[name].SerializeToString()
+            await context.write(answer)
 
         return ask
 

@@ -216,19 +216,22 @@ class ServerFrames:
         """Whole frames, up to the last place where another may stand, and the streams that end in them."""
         self._buffer += data
         place = end = 0
-        ended = []
+        ended: list[int] = []
+        held: list[int] = []
         while len(self._buffer) - place >= _HEAD:
             after = place + _HEAD + int.from_bytes(self._buffer[place : place + 3], "big")
             if len(self._buffer) < after:
                 break
             kind, flags = self._buffer[place + 3], self._buffer[place + 4]
             if (kind in (_DATA, _HEADERS) and flags & _END_STREAM) or kind == _RST_STREAM:
-                ended.append(int.from_bytes(self._buffer[place + 5 : place + 9], "big") & 0x7FFFFFFF)
+                held.append(int.from_bytes(self._buffer[place + 5 : place + 9], "big") & 0x7FFFFFFF)
             if kind in (_HEADERS, _CONTINUATION):
                 self._in_headers = not flags & _END_HEADERS
             place = after
             if not self._in_headers:
                 end = place
+                ended += held
+                held.clear()
         out = bytes(self._buffer[:end])
         del self._buffer[:end]
         return out, ended

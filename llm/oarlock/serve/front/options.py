@@ -27,7 +27,7 @@ class FrontOptions:
 
     Attributes:
         host: address of all four ports.
-        sockets: descriptors of the listening sockets of the HTTP ports (openai, rest, metrics), inherited, so that
+        sockets: descriptors of the listening sockets of the ports (openai, rest, grpc, metrics), inherited, so that
             connections wait while the front is started again.
         run: the folder of this server, in which the front says that its ports are open; "" for nowhere.
         triton_grpc: where Triton's gRPC is, as grpcio writes it (unix:PATH).

@@ -18,6 +18,7 @@ from typing import Any
 
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.grpc_server import make_grpc_server
+from oarlock.serve.front.guard import ErrorResponse
 from oarlock.serve.front.http_server import HttpServer, guarded, make_http_server
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts, make_metrics_app
@@ -29,6 +30,7 @@ from oarlock.serve.openai_api import make_openai_app
 from oarlock.serve.openai_errors import error_body, error_response
 
 _LINE_BYTES = 4 << 20  # keys may be many
+_LOOK_SECONDS = 0.05
 
 
 class Front:
@@ -47,23 +49,26 @@ class Front:
         self._http = self._make_http(counts)
 
     def _make_http(self, counts: FrontCounts) -> dict[str, HttpServer]:
-        options, ports = self._options, self._options.ports
-        openai = guarded(
-            make_openai_app(options, self._upstream), options, self._keys, self._admission, error_response,
-            open_paths=("/health", "/openapi.json"),
-        )  # fmt: skip
-        rest = guarded(
-            make_rest_app(options, self._upstream), options, self._keys, self._admission, rest_error,
+        options, ports, upstream = self._options, self._options.ports, self._upstream
+
+        def behind_guard(app: Any, door: str, write_error: ErrorResponse, **more: Any) -> Any:
+            return counts.counted(guarded(app, options, self._keys, self._admission, write_error, **more), door)
+
+        openai = behind_guard(
+            make_openai_app(options, upstream), "openai", error_response, open_paths=("/health", "/openapi.json")
+        )
+        rest = behind_guard(
+            make_rest_app(options, upstream), "rest", rest_error,
             open_paths=HEALTH_PATHS, takes_binary=True, encodings=(b"gzip", b"deflate"),
         )  # fmt: skip
-        metrics = guarded(
-            make_metrics_app(options, self._upstream, counts, self._state), options, self._keys, self._admission,
-            rest_error, open_paths=("/metrics",) if options.is_local else (),
+        metrics = behind_guard(
+            make_metrics_app(options, upstream, counts, self._state), "metrics", rest_error,
+            open_paths=("/metrics",) if options.is_local else (),
         )  # fmt: skip
         return {
-            "openai": make_http_server(openai, options, ports.openai, error_body=error_body),
-            "rest": make_http_server(rest, options, ports.rest),
-            "metrics": make_http_server(metrics, options, ports.metrics),
+            "openai": make_http_server(counts.counted(openai, "openai"), options, ports.openai, error_body=error_body),
+            "rest": make_http_server(counts.counted(rest, "rest"), options, ports.rest),
+            "metrics": make_http_server(counts.counted(metrics, "metrics"), options, ports.metrics),
         }
 
     async def run(self, lines: asyncio.StreamReader) -> None:
@@ -95,11 +100,18 @@ class Front:
             front_mark(Path(self._options.run), os.getpid()).touch()
 
     async def _close(self, running: list[asyncio.Task[None]]) -> None:
+        """Answer what is open; a connection or a stream without a request is not waited for."""
         self._state.draining = True
         self._admission.close()
         for server in self._http.values():
             server.should_exit = True
-        results = await asyncio.gather(self._grpc.stop(self._options.drain_seconds), *running, return_exceptions=True)
+        stopping = asyncio.create_task(self._grpc.stop(self._options.drain_seconds))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._options.drain_seconds
+        while self._admission.num_open and loop.time() < deadline:
+            await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_LOOK_SECONDS)  # for the last bytes
+        results = await asyncio.gather(self._grpc.stop(0), stopping, *running, return_exceptions=True)
         await self._upstream.close()
         for result in results:
             if isinstance(result, BaseException):
