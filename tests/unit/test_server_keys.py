@@ -66,7 +66,7 @@ def test_files_without_usable_keys(tmp_path, content, words):
 def test_what_is_no_file_of_keys(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "missing", "."):
-        with pytest.raises(ConfigError, match="--api-key-file|pipe|missing|folder|directory"):
+        with pytest.raises(ConfigError, match=r"--api-key-file|pipe|missing|folder|directory"):
             read_keys(tmp_path / name)
 
 

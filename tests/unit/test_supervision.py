@@ -190,7 +190,7 @@ def talking():
 
 
 def test_clients_that_say_nothing_or_too_much_hold_up_nobody(admin):
-    path, done, _ = admin
+    path, _, _ = admin
     silent = [socket.socket(socket.AF_UNIX) for _ in range(4)]
     for one in silent:
         one.connect(str(path))
@@ -216,7 +216,7 @@ def test_other_users_are_not_served(admin, monkeypatch):
 
 
 def test_the_server_is_found_where_there_is_one(admin, monkeypatch, capsys):
-    path, done, _ = admin
+    path, _, _ = admin
     monkeypatch.setattr("oarlock.serve.admin_client.admin_sockets", lambda: [path.with_name("dead"), path])
     assert find_server(None) == path
     monkeypatch.setattr("oarlock.serve.admin_client.admin_sockets", lambda: [path, path])
