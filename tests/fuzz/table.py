@@ -14,6 +14,7 @@ class Row:
 
 
 TABLE = {
+    "admin": Row("fuzz_admin"),
     "json": Row("fuzz_json"),
     "yaml": Row("fuzz_yaml", ("yaml",)),
     "grpc": Row("fuzz_grpc"),
