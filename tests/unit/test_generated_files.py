@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oarlock.errors import ModelError
+from oarlock.errors import ModelError, printable
 from oarlock.export.check import check_model
 from oarlock.export.manifest import MANIFEST_FILE, read_manifest
 from oarlock.export.request import Request
@@ -245,3 +245,30 @@ def test_numbers_of_slurm_are_numbers(place, name):
     done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and f"{name} must be a number" in done.stderr
     assert not list(place.rglob("RUN"))
+
+
+# names on the console and in JSON
+
+
+@pytest.mark.parametrize("name", [b"m\xff", b"m\x1b]0;x\x07", b"a b\n$(touch RUN)", b"-m", "模型".encode(), b"%s{0}"])
+def test_a_folder_of_any_name_is_exported_or_refused(tiny_model, place, name, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    source, output = Path(os.fsdecode(b"from-" + name)), Path(os.fsdecode(b"./to-" + name))
+    for folder in (source, output):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(tiny_model, source)
+    try:
+        export(Request("vllm", str(source), output, proof=False))
+        assert check_model(output, "vllm") == []
+        said = capsys.readouterr().out
+        assert f"bash {printable(shlex.quote(str(output / 'start.sh')))}" in said and "\x1b" not in said
+    except ModelError as error:
+        assert name == b"m\xff" and "no UTF-8" in str(error) and printable(str(error)).isascii()
+    assert not list(place.glob("RUN")) and not list(place.glob("*.partial"))
+
+
+def test_findings_hold_nothing_that_a_terminal_obeys(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "out")
+    (folder / os.fsdecode(b"x\x1b[2J\n\xff.py")).write_text("")
+    (finding,) = check_model(folder, "vllm")
+    assert finding.text().startswith("x\\x1b[2J\\n\\udcff.py: not a file of the export")
