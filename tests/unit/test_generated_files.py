@@ -182,6 +182,17 @@ def test_what_does_not_belong_to_an_export_is_found(exported, tmp_path):
     assert kinds(folder) == {"link": "start.sh"}
 
 
+def test_code_that_a_model_names_does_not_come_along(exported, tmp_path):
+    source = shutil.copytree(exported, tmp_path / "source")
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((source / name).read_text()) | {"auto_map": {"AutoModelForCausalLM": "x.X"}}
+        (source / name).write_text(json.dumps(content))
+    (source / "x.py").write_text("import os")
+    export(Request("hf", str(source), tmp_path / "out", proof=False))
+    assert not any("auto_map" in path.read_text() for path in (tmp_path / "out").glob("*.json"))
+    assert not list((tmp_path / "out").glob("*.py")) and not (tmp_path / "out/start.sh").exists()
+
+
 def wrong_manifests() -> list[Any]:
     good = {"format": 1, "files": {}}
     return [
