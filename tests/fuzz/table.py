@@ -16,6 +16,8 @@ class Row:
 TABLE = {
     "json": Row("fuzz_json"),
     "yaml": Row("fuzz_yaml", ("yaml",)),
+    "grpc": Row("fuzz_grpc"),
+    "grpc_request": Row("fuzz_grpc_request"),
     "corpus": Row("fuzz_corpus"),
     "records": Row("fuzz_records"),
     "templates": Row("fuzz_templates"),

@@ -40,7 +40,7 @@ class Listening:
             for name, flag in _FLAGS.items():
                 port = getattr(ports, name)
                 try:
-                    self._sockets[name] = _open(host, port)
+                    self._sockets[name] = open_port(host, port)
                 except OSError as error:
                     reason = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
                     raise EnvironmentProblem(f"{flag} {port} on {host}: {reason}; give another one") from error
@@ -59,7 +59,7 @@ class Listening:
         self._sockets.clear()
 
 
-def _open(host: str, port: int) -> list[socket.socket]:
+def open_port(host: str, port: int) -> list[socket.socket]:
     """On each address of a host."""
     found: list[socket.socket] = []
     with contextlib.ExitStack() as opened:

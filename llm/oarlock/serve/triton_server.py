@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import sysconfig
@@ -20,6 +21,9 @@ from oarlock.serve.settings import LIMITS_VARIABLE, RUN_VARIABLE
 
 _INSTALL = "pip install 'oarlock[serve]'"
 _GRPC, _METRICS = "grpc", "metrics"
+_MAX_SOCKET_PATH = 107  # of sockaddr_un, less the NUL at the end
+# What lets a client reach into the machine, or changes what is written of it. The key is thrown away.
+_CLOSED = "shared-memory,trace,logging"
 
 
 @dataclass(frozen=True)
@@ -117,10 +121,17 @@ class TritonOptions:
 
 
 def start_triton(installation: Installation, options: TritonOptions) -> subprocess.Popen[str]:
-    """The process; it dies with this one, and its output is one pipe. Call it from the main thread."""
+    """The process; it dies with this one, and its output is one pipe. Call it from the main thread.
+
+    Raises:
+        EnvironmentProblem: when the path of a socket is longer than the system takes.
+    """
     backends = options.run / "backends"
     _link_backend(installation, backends / "python")
     for socket in (options.grpc_socket, options.metrics_socket):
+        if len(os.fsencode(socket)) > _MAX_SOCKET_PATH:
+            most = _MAX_SOCKET_PATH
+            raise EnvironmentProblem(f"{socket}: a socket's path may have {most} bytes; set TMPDIR to a shorter one")
         socket.unlink(missing_ok=True)  # of one that was killed
     command = [str(installation.binary), *_flags(options, backends)]
     close_memory = memory_filter()
@@ -159,6 +170,7 @@ def _flags(options: TritonOptions, backends: Path) -> list[str]:
         "--allow-http=false",
         *(f"--grpc-address=unix:{options.run / _GRPC}", "--grpc-port=1"),
         *(f"--metrics-address=unix:{options.metrics_socket}", "--metrics-port=2"),
+        f"--grpc-restricted-protocol={_CLOSED}:oarlock-closed={secrets.token_hex(16)}",
         "--allow-gpu-metrics=false",
         f"--log-info={str(options.verbose).lower()}",
         f"--exit-timeout-secs={max(1, round(options.drain_seconds))}",

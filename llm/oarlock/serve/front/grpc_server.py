@@ -20,6 +20,7 @@ from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts
 from oarlock.serve.front.options import FrontOptions
 from oarlock.serve.front.upstream import SERVICE, Upstream
+from oarlock.serve.listening import open_port
 
 _HEALTH = "/grpc.health.v1.Health/Check"
 _ENVELOPE = 16384  # bytes of a request beside the contents of its tensors
@@ -80,25 +81,13 @@ def make_grpc_server(
 
 def _sockets(options: FrontOptions) -> list[socket.socket]:
     """Those that were inherited, or new ones."""
-    given = options.sockets.get("grpc", ())
-    if given:
+    if given := options.sockets.get("grpc"):
         return [socket.socket(fileno=number) for number in given]
-    found: list[socket.socket] = []
     try:
-        places = socket.getaddrinfo(options.host, options.ports.grpc, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in dict.fromkeys(places):
-            listening = socket.socket(family, kind, protocol)
-            found.append(listening)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listening.bind(address)
+        return open_port(options.host, options.ports.grpc)
     except OSError as error:
-        for listening in found:
-            listening.close()
         where = f"--grpc-port {options.ports.grpc} on {options.host}"
         raise EnvironmentProblem(f"{where}: {error.strerror or error}") from error
-    return found
 
 
 def server_context(options: FrontOptions) -> ssl.SSLContext:

@@ -100,7 +100,8 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def _answer(self, request, i):
         answer = service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
         answer.outputs.add(name="text_output", datatype="BYTES", shape=[1])
-        text = request.raw_input_contents[0][4:] + str(i).encode()
+        raw = request.raw_input_contents[0] if request.raw_input_contents else b""
+        text = raw[4:] + str(i).encode()
         answer.raw_output_contents.append(len(text).to_bytes(4, "little") + text)
         return answer
 
