@@ -34,6 +34,7 @@ DEPENDENCIES = [
     "pydantic>=2.12,<3",  # the schemas of files that others wrote; 2.12 brought `extra` to each check
     "annotated-types>=0.6,<1",  # their limits, without importing it
     "typing_extensions>=4.12",  # TypedDict as pydantic reads it below Python 3.12
+    "requests>=2.32,<3",  # downloads of models; datasets brings it too
     "tqdm>=4.65,<5",
     "zstandard>=0.22,<1",
     "sacrebleu>=2.4,<3",  # BLEU, with tokenizers for English and Chinese

@@ -15,12 +15,15 @@ def main() -> int:
     loaded = read_command_line(FinetuneConfig, sys.argv[1:], "finetune_generation.py")
     if loaded is None:  # --help or --print_config was answered
         return 0
-    from oarlock.environment import import_paddle
+    from oarlock.train.output_lock import output_held
 
-    import_paddle(loaded.config.runtime.num_threads)
-    from oarlock.train.finetune import finetune
+    with output_held(loaded.config.checkpoint.output_dir):  # before the seconds that importing Paddle takes
+        from oarlock.environment import import_paddle
 
-    return finetune(loaded)
+        import_paddle(loaded.config.runtime.num_threads)
+        from oarlock.train.finetune import finetune
+
+        return finetune(loaded)
 
 
 if __name__ == "__main__":

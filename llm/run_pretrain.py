@@ -15,12 +15,15 @@ def main() -> int:
     loaded = read_command_line(PretrainConfig, sys.argv[1:], "run_pretrain.py")
     if loaded is None:  # --help or --print_config was answered
         return 0
-    from oarlock.environment import import_paddle
+    from oarlock.train.output_lock import output_held
 
-    import_paddle(loaded.config.runtime.num_threads)
-    from oarlock.train.pretrain import pretrain
+    with output_held(loaded.config.checkpoint.output_dir):  # before the seconds that importing Paddle takes
+        from oarlock.environment import import_paddle
 
-    return pretrain(loaded)
+        import_paddle(loaded.config.runtime.num_threads)
+        from oarlock.train.pretrain import pretrain
+
+        return pretrain(loaded)
 
 
 if __name__ == "__main__":

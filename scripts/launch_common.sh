@@ -76,10 +76,10 @@ choose_nodes() {
   [ "$NNODES" -gt 1 ] || return 0
   [ -n "${MASTER:-}" ] ||
     fail "NNODES=$NNODES needs MASTER=host:port on every node: the first node's name or address, and a free port there"
-  [[ $MASTER =~ ^([^:/]+):([0-9]+)$ ]] || fail "MASTER must be host:port; got \"$MASTER\""
+  [[ $MASTER =~ ^([A-Za-z0-9_][A-Za-z0-9_.-]*):([0-9]{1,5})$ ]] || fail "MASTER must be host:port; got \"$MASTER\""
   name=${BASH_REMATCH[1]} port=${BASH_REMATCH[2]}
   [ -n "${NODE_RANK:-}" ] || fail "NNODES=$NNODES needs NODE_RANK: 0 on the node of MASTER, 1, 2, ... on the others"
-  [[ $NODE_RANK =~ ^[0-9]+$ ]] && [ "$NODE_RANK" -lt "$NNODES" ] ||
+  [[ $NODE_RANK =~ ^[0-9]{1,6}$ ]] && [ "$NODE_RANK" -lt "$NNODES" ] ||
     fail "NODE_RANK must be from 0 to $((NNODES - 1)) (NNODES=$NNODES); got \"$NODE_RANK\""
   # The launcher compares MASTER with its own address as text: with a name no node would open the port, and all
   # would wait for ever.

@@ -151,6 +151,34 @@ def encode_conversation(conversation: Any, tokenizer: Any, template: Any, src_le
     return encode_chat(chat, tokens, src_length, tgt_length)
 
 
+def write_checkpoint(folder: Path, step: int, **changes: Any) -> Path:
+    """A small whole checkpoint, as a run of one process writes it.
+
+    Args:
+        changes: fields of its manifest.
+    """
+    import numpy as np
+
+    from oarlock.models.blocks import Block
+    from oarlock.models.piece_index import WEIGHTS, Piece, part_name, write_index
+    from oarlock.models.safetensors_stream import TensorSource, write_safetensors
+    from oarlock.train.manifest import TRAINER_STATE, Manifest
+
+    folder.mkdir(parents=True)
+    values = np.random.default_rng(step).standard_normal((20, 25)).astype(np.float32)
+    pieces = [Piece(kind, "head.weight", Block(values.shape)) for kind in (WEIGHTS, "moment1")]
+    tensors = [TensorSource(piece.key, "float32", values.shape, lambda: values) for piece in pieces]
+    write_safetensors(folder / part_name(0), tensors, {"format": "oarlock"})
+    write_index(folder, {part_name(0): pieces})
+    (folder / TRAINER_STATE).write_text(json.dumps({"global_step": step}) + "\n")
+    content: dict[str, Any] = {
+        "step": step, "samples": step, "seed": 42, "lr_scheduler": {"last_epoch": step, "last_lr": 1e-3},
+        "loss_window": (0.0, 0), "config": {}, "data_fingerprint": "data",
+    }  # fmt: skip
+    Manifest(**(content | changes)).seal(folder)
+    return folder
+
+
 def flags(**options: Any) -> list[str]:
     """{"max_steps": 3, "do_train": True} -> ["--max_steps", "3", "--do_train", "True"]."""
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]

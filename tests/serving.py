@@ -49,6 +49,8 @@ class Server:
     folder: Path
     log: Path
     words: tuple[str, ...] = ()
+    key: str = ""  # that requests bring
+    environment: dict[str, str] = field(default_factory=dict)
     ports: list[int] = field(default_factory=lambda: free_ports(4))
 
     def __post_init__(self) -> None:
@@ -62,8 +64,29 @@ class Server:
                 [sys.executable, "-m", "oarlock", "serve", str(self.folder), *where, *self.words],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": str(LLM), "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "PYTHONPATH": str(LLM), "OMP_NUM_THREADS": "1", **self.environment},
             )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of a request, over HTTP or gRPC."""
+        return {"authorization": f"Bearer {self.key}"} if self.key else {}
+
+    @property
+    def admin_socket(self) -> str:
+        (line,) = [line for line in self.said().splitlines() if line.strip().startswith("admin ")]
+        return line.split()[4]
+
+    def admin(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`oarlock admin` with words."""
+        return subprocess.run(
+            [sys.executable, "-m", "oarlock", "admin", "--socket", self.admin_socket, *words],
+            env={**os.environ, "PYTHONPATH": str(LLM)},
+            capture_output=True,
+            text=True,
+            timeout=GUARD_S,
+            check=False,
+        )
 
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8")
@@ -76,7 +99,8 @@ class Server:
             time.sleep(0.1)
 
     def post(self, path: str, content: Any, timeout: float = GUARD_S) -> Any:
-        request = urllib.request.Request(f"{self.rest_url}{path}", json.dumps(content).encode(), method="POST")
+        headers = {"Content-Type": "application/json", **self.headers}
+        request = urllib.request.Request(f"{self.rest_url}{path}", json.dumps(content).encode(), headers)
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             body = answer.read()
             return json.loads(body) if body else None
@@ -190,7 +214,7 @@ class GrpcStream:
     def __init__(self, server):
         self.client = grpcclient.InferenceServerClient(server.grpc_url)
         self.results = queue.Queue()
-        self.client.start_stream(lambda result, error: self.results.put(error or result))
+        self.client.start_stream(lambda result, error: self.results.put(error or result), headers=server.headers)
 
     def ask(self, model, inputs):
         self.client.async_stream_infer(model, inputs, enable_empty_final_response=True)

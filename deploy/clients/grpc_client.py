@@ -2,11 +2,14 @@
 """Ask a served model over gRPC, streaming: `pip install tritonclient[grpc]`, then
 
 python grpc_client.py --url 127.0.0.1:8001 --model oarlock "What is the opposite of big?"
+
+A key that the server asks for is taken from the variable OARLOCK_API_KEY: in arguments all users of the machine see it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import queue
 import sys
 
@@ -31,6 +34,7 @@ def main() -> int:
     parser.add_argument("--adapter", default="", help="a LoRA adapter that is served beside the model")
     parser.add_argument("--max-tokens", type=int, help="longest answer (default: what the context leaves)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
+    parser.add_argument("--tls", action="store_true", help="the port is encrypted")
     parser.add_argument("--stream", action="store_true", help="print the answer as it comes")
     arguments = parser.parse_args()
     inputs = [
@@ -44,8 +48,10 @@ def main() -> int:
     if arguments.adapter:
         inputs.append(tensor("adapter", "BYTES", arguments.adapter.encode()))
     answers: queue.Queue[tuple[triton.InferResult | None, Exception | None]] = queue.Queue()
-    with triton.InferenceServerClient(arguments.url) as client:
-        client.start_stream(lambda result, error: answers.put((result, error)))
+    key = os.environ.get("OARLOCK_API_KEY", "")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    with triton.InferenceServerClient(arguments.url, ssl=arguments.tls) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
         # The model may send several answers to one request; an empty last one ends them.
         client.async_stream_infer(arguments.model, inputs, enable_empty_final_response=True)
         while True:

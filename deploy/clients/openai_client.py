@@ -19,7 +19,9 @@ def main() -> int:
     parser.add_argument("question")
     parser.add_argument("--url", default="http://127.0.0.1:8080/v1")
     parser.add_argument("--model", default="oarlock", help="or the name of a LoRA adapter served beside it")
-    parser.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY", "none"))
+    parser.add_argument(
+        "--api-key", default=os.environ.get("OARLOCK_API_KEY") or os.environ.get("OPENAI_API_KEY", "none")
+    )
     parser.add_argument("--max-tokens", type=int, help="longest answer (default: what the context leaves)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
     parser.add_argument("--stream", action="store_true", help="print the answer as it comes")

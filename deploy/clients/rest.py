@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""Ask a served model over Triton's REST: `pip install requests`, then
+"""Ask a served model over REST: `pip install requests`, then
 
 python rest.py --url http://127.0.0.1:8000 --model oarlock "What is the opposite of big?"
+
+A key that the server asks for is taken from the variable OARLOCK_API_KEY: in arguments all users of the machine see it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 
 import requests
@@ -36,7 +39,9 @@ def main() -> int:
         body["adapter"] = arguments.adapter
     way = "generate_stream" if arguments.stream else "generate"
     address = f"{arguments.url.rstrip('/')}/v2/models/{arguments.model}/{way}"
-    with requests.post(address, json=body, stream=arguments.stream, timeout=600) as response:
+    key = os.environ.get("OARLOCK_API_KEY", "")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with requests.post(address, json=body, headers=headers, stream=arguments.stream, timeout=600) as response:
         if response.status_code != 200:
             print(f"{response.status_code}: {response.text}", file=sys.stderr)
             return 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from oarlock.cli_admin import add_admin
 from oarlock.cli_chat import add_chat
 from oarlock.cli_convert import add_convert
 from oarlock.cli_export import add_export
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add_rehearse(commands, _command)
     add_checkpoint(commands, _command)
     add_serve(commands, _command)
+    add_admin(commands, _command)
     _command(commands, "families", "Say what each model family can do, as a Markdown table.", _families)
     _add_doctor(commands)
     return parser

@@ -79,12 +79,17 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from oarlock.train.manifest import verify
+    from oarlock.train.manifest import unlisted, verify
 
     damaged = 0
     for folder in arguments.folder:
         try:
             manifest = verify(folder)
+            if more := unlisted(folder, manifest):
+                raise CheckpointError(
+                    f"{folder}: {', '.join(more)}: not in the manifest, so put there after it was written; the rest is "
+                    "whole. Nothing reads it; delete it, or keep it elsewhere"
+                )
         except CheckpointError as error:
             report(error)
             damaged += 1

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from oarlock.environment import say
 from oarlock.errors import ConfigError
-from oarlock.files import holds_adapter
+from oarlock.files import holds_adapter, keep_private
+from oarlock.serve.front.keys import KeySource, take_keys_of_environment
+from oarlock.serve.front.options import Ports
+from oarlock.serve.front.tls import check_certificate
+from oarlock.serve.options import ServeOptions
 from oarlock.serve.prompts import PARSINGS
 from oarlock.serve.settings import Settings
 
 Adder = Callable[..., argparse.ArgumentParser]
+
+
+_GONE = {
+    "--triton-host": "Triton has no port any more: --host is the address of all four",
+    "--admin-key-file": "models are loaded by `oarlock admin reload`, through a socket of the server's own user",
+}
+
+
+class _Gone(argparse.Action):
+    """A flag that was there once."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        parser.error(f"{self.option_strings[0]}: {self.const}")
 
 
 def add_serve(commands: Any, command: Adder) -> None:
@@ -36,18 +55,36 @@ def add_serve(commands: Any, command: Adder) -> None:
     )
     where = serve.add_argument_group("where it listens")
     where.add_argument("--host", default="127.0.0.1", help="address to open all ports on (default: this machine alone)")
-    where.add_argument(
-        "--triton-host",
-        default="",
-        metavar="HOST",
-        help="of Triton's ports (default: --host; with keys 127.0.0.1)",
-    )
     where.add_argument("--port", type=int, default=8080, help="of the OpenAI-compatible endpoint (default: 8080)")
-    where.add_argument("--rest-port", type=int, default=8000, metavar="PORT", help="of Triton (default: 8000)")
-    where.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="of Triton (default: 8001)")
-    where.add_argument("--metrics-port", type=int, default=8002, metavar="PORT", help="of Triton (default: 8002)")
-    where.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys for the OpenAI side, one a line")
-    where.add_argument("--admin-key-file", type=Path, metavar="FILE", help="key for loading models in Triton")
+    where.add_argument("--rest-port", type=int, default=8000, metavar="PORT", help="of REST, KServe v2 (default: 8000)")
+    where.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="of gRPC, KServe v2 (default: 8001)")
+    where.add_argument("--metrics-port", type=int, default=8002, metavar="PORT", help="of Prometheus (default: 8002)")
+    for flag, instead in _GONE.items():
+        where.add_argument(flag, action=_Gone, help=argparse.SUPPRESS, const=instead)
+    guard = serve.add_argument_group("who may ask")
+    guard.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="keys, one a line, of which every request has to bring one; read again on SIGHUP. Keys of the variable "
+        "OARLOCK_API_KEYS hold beside them",
+    )
+    guard.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM; encrypts all ports (with --tls-key)")
+    guard.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM, without a passphrase")
+    guard.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name or address under which clients reach the server, beside its own (repeatable)",
+    )
+    guard.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="web page that may ask, as https://chat.example.com (repeatable; default: none)",
+    )
     limits = serve.add_argument_group("limits of requests (default: those of the export's config.pbtxt)")
     for flag, kind, text in (
         ("--max-batch", int, "requests that are answered at a time"),
@@ -58,6 +95,21 @@ def add_serve(commands: Any, command: Adder) -> None:
         ("--timeout", float, "seconds for a request"),
     ):
         limits.add_argument(flag, type=kind, metavar="N", help=text)
+    limits.add_argument(
+        "--max-open",
+        type=int,
+        default=0,
+        metavar="N",
+        help="requests that are open, over all ports; further ones get 429 (default: twice what the model takes)",
+    )
+    limits.add_argument(
+        "--max-open-per-client",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the same of one client, which is a key, or an address where there are no keys (default: what the model "
+        "takes)",
+    )
     serve.add_argument(
         "--parse-special-tokens",
         choices=PARSINGS,
@@ -73,24 +125,60 @@ def add_serve(commands: Any, command: Adder) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    keep_private()
     folder = Path(arguments.folder)
-    given = {item.name: getattr(arguments, item.name) for item in fields(Settings)}
-    limits = {name: value for name, value in given.items() if value is not None}
-    Settings(**limits)  # refuses what is out of range
+    options = _options(folder, arguments)
     adapters = _adapters(arguments.adapter)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder")
     if not adapters and holds_adapter(folder):
-        return _serve_adapter(folder, limits, arguments)
+        return _serve_adapter(folder, options)
     if not (folder / "config.json").is_file():
         if adapters:
             raise ConfigError("--adapter goes with a model folder; an export has its adapters inside")
-        return _run(folder, limits, arguments)
+        return _run(options)
     say(f"{folder} is a model folder: exporting it for Triton first")
-    return _serve_model(folder, adapters, limits, arguments)
+    return _serve_model(folder, adapters, options)
 
 
-def _serve_adapter(folder: Path, limits: dict[str, Any], arguments: argparse.Namespace) -> int:
+def _options(folder: Path, arguments: argparse.Namespace) -> ServeOptions:
+    """All that can be checked before a model is exported or loaded, checked."""
+    given = {item.name: getattr(arguments, item.name) for item in fields(Settings)}
+    limits = {name: value for name, value in given.items() if value is not None}
+    Settings(**limits)  # refuses what is out of range
+    for flag, value in (
+        ("--max-open", arguments.max_open),
+        ("--max-open-per-client", arguments.max_open_per_client),
+        ("--start-seconds", arguments.start_seconds),
+        ("--drain-seconds", arguments.drain_seconds),
+    ):
+        if not 0 <= value < 1 << 31:
+            raise ConfigError(f"{flag} {value:g}: it has to be from 0 to {(1 << 31) - 1:,}")
+    if (arguments.tls_certificate is None) != (arguments.tls_key is None):
+        raise ConfigError("--tls-certificate and --tls-key go together")
+    if arguments.tls_certificate is not None:
+        check_certificate(arguments.tls_certificate, arguments.tls_key)
+    keys = KeySource(arguments.api_key_file, take_keys_of_environment())
+    keys.read()
+    return ServeOptions(
+        repository=folder,
+        host=arguments.host,
+        ports=Ports(arguments.grpc_port, arguments.rest_port, arguments.metrics_port, arguments.port),
+        limits=limits,
+        max_open=arguments.max_open,
+        max_open_per_client=arguments.max_open_per_client,
+        allowed_hosts=tuple(arguments.allowed_host),
+        cors_origins=tuple(arguments.cors_origin),
+        keys=keys,
+        tls_certificate=arguments.tls_certificate,
+        tls_key=arguments.tls_key,
+        start_seconds=arguments.start_seconds,
+        drain_seconds=arguments.drain_seconds,
+        verbose=arguments.verbose,
+    )
+
+
+def _serve_adapter(folder: Path, options: ServeOptions) -> int:
     """An adapter alone, beside its base; both are asked with the tokenizer and the template of the training."""
     from oarlock.models.adapter_base import find_base, with_texts_of
     from oarlock.models.open_adapter import open_lora
@@ -99,49 +187,55 @@ def _serve_adapter(folder: Path, limits: dict[str, Any], arguments: argparse.Nam
     base = find_base(found, f"Name it: oarlock serve BASE --adapter {name}={folder}")
     say(f"{folder} is an adapter of {base}: exporting both for Triton first; ask for model {name!r}")
     with tempfile.TemporaryDirectory(prefix="oarlock-serve-") as place:
-        return _serve_model(with_texts_of(folder, base, Path(place)), {name: folder}, limits, arguments, near=base)
+        return _serve_model(with_texts_of(folder, base, Path(place)), {name: folder}, options, near=base)
 
 
-def _serve_model(
-    folder: Path,
-    adapters: dict[str, Path],
-    limits: dict[str, Any],
-    arguments: argparse.Namespace,
-    near: Path | None = None,
-) -> int:
+def _serve_model(folder: Path, adapters: dict[str, Path], options: ServeOptions, near: Path | None = None) -> int:
     """Serve an export that is made for it, and deleted afterwards."""
     from oarlock.export.triton import export_triton
 
     where = _near(near or folder)
     with tempfile.TemporaryDirectory(prefix=".oarlock-serve-", dir=where, ignore_cleanup_errors=True) as name:
         place = Path(name)
+        exported = _state_of(folder, adapters)
+
+        def export_if_changed() -> None:
+            nonlocal exported
+            now = _state_of(folder, adapters)
+            if now == exported:
+                return
+            new, old = place / "new", place / "old"
+            shutil.rmtree(new, ignore_errors=True)  # of an export that failed
+            export_triton(folder, adapters, new)
+            (place / "repository").rename(old)
+            new.rename(place / "repository")
+            shutil.rmtree(old, ignore_errors=True)
+            exported = now
+
         export_triton(folder, adapters, place / "repository")
-        return _run(place / "repository", limits, arguments, place)
+        return _run(
+            dataclasses.replace(options, repository=place / "repository", temporary=place, refresh=export_if_changed)
+        )
 
 
-def _run(repository: Path, limits: dict[str, Any], arguments: argparse.Namespace, temporary: Path | None = None) -> int:
+def _state_of(folder: Path, adapters: Mapping[str, Path]) -> list[tuple[str, int, int]]:
+    """By which a change of the files in a model's and its adapters' folders is seen."""
+    found = []
+    for place in (folder, *adapters.values()):
+        for path in sorted(place.glob("*")):
+            if path.is_file():
+                state = path.stat()
+                found.append((str(path), state.st_mtime_ns, state.st_size))
+    return found
+
+
+def _run(options: ServeOptions) -> int:
     from oarlock.serve.installed import check_installed
 
     check_installed()
-    from oarlock.serve.options import ServeOptions
     from oarlock.serve.run import serve
-    from oarlock.serve.triton_server import Ports
 
-    return serve(
-        ServeOptions(
-            repository=repository,
-            host=arguments.host,
-            triton_host=arguments.triton_host,
-            ports=Ports(arguments.grpc_port, arguments.rest_port, arguments.metrics_port, arguments.port),
-            limits=limits,
-            api_key_file=arguments.api_key_file,
-            admin_key_file=arguments.admin_key_file,
-            temporary=temporary,
-            start_seconds=arguments.start_seconds,
-            drain_seconds=arguments.drain_seconds,
-            verbose=arguments.verbose,
-        )
-    )
+    return serve(options)
 
 
 def _adapters(words: list[str]) -> dict[str, Path]:

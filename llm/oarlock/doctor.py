@@ -174,7 +174,8 @@ def _ops() -> Iterator[Finding]:
             yield Finding(reason, fix, warning=True)
             return
         check_norms()
-        devices = "CPU and GPU" if (library.built_for() or {})["cuda"] else "CPU"
+        built = library.built_for()
+        devices = "CPU and GPU" if built is not None and built["cuda"] else "CPU"
         yield Finding(f"fused ops ({devices}) load and agree with the reference; PaddleNLP finds them as fused_ln")
     except EnvironmentProblem as error:
         yield Finding("fused ops", str(error))

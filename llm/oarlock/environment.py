@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import logging
 import math
@@ -154,6 +155,7 @@ def _silence() -> None:
         warnings.filterwarnings("ignore", message=pattern)
 
 
+_LIBC = ctypes.CDLL(None)  # opened here: a child of a process with threads, before its exec, may do next to nothing
 _terminated = _deferring = False
 
 
@@ -198,10 +200,8 @@ def stop_if_terminated() -> None:
 def die_with_parent() -> None:
     """Have the kernel end this process when its parent dies, SIGKILL included (Linux; elsewhere nothing happens)."""
     if sys.platform == "linux":
-        import ctypes
-
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        _LIBC.prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 @contextlib.contextmanager

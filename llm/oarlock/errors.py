@@ -43,6 +43,10 @@ class TrainingError(OarlockError):
     """Training can't go on (NaN loss, for example)."""
 
 
+class OutputLost(TrainingError):
+    """The folder that a run writes into is gone, full or another one."""
+
+
 class EnvironmentProblem(OarlockError):
     """The machine lacks something: a device, a package, disk space."""
 

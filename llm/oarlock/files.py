@@ -10,17 +10,31 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from oarlock.errors import ModelError
+from oarlock.errors import ModelError, OarlockError
+from oarlock.formats.json_file import TOKENIZER_BYTES, read_json, read_json_if_there
 
 ADAPTER_FILE = "adapter.json"  # makes a folder an adapter folder (see oarlock.models.adapter)
 PEFT_FILE, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT saves an adapter
 _BLOCK = 1 << 22
-UMASK = os.umask(0)  # asking for it sets it, for all threads: once, while there is one
-os.umask(UMASK)
+_umask = os.umask(0)  # asking for it sets it, for all threads: once, while there is one
+os.umask(_umask)
 ANYONE = 0o666  # the most permissions of a file, of which the umask takes some away
+
+
+def keep_private() -> None:
+    """From now on what this process and its children write is readable by their user alone."""
+    global _umask
+    _umask = 0o077
+    os.umask(_umask)
+
+
+def umask() -> int:
+    """The permissions that this process takes from the files it makes."""
+    return _umask
 
 
 @contextlib.contextmanager
@@ -46,6 +60,14 @@ def stream_sha256(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class _Note:
+    """What is kept of a file: its size, times and inode, and the checksum it had then."""
+
+    seen: list[int]
+    sha256: str
+
+
 def file_sha256_noted(path: str | Path, notes: str | Path) -> str:
     """file_sha256, taken again only when the file changed (by its size, times and inode); `notes` is a folder.
 
@@ -55,10 +77,10 @@ def file_sha256_noted(path: str | Path, notes: str | Path) -> str:
     state = path.stat()
     seen = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
     note = Path(notes) / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        noted = json.loads(note.read_text(encoding="utf-8"))
-        if noted["seen"] == seen:
-            return str(noted["sha256"])
+    with contextlib.suppress(OarlockError):  # no note, or a damaged one: it is made again
+        noted = read_json(note, _Note)
+        if noted.seen == seen:
+            return noted.sha256
     digest = file_sha256(path)
     if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > 2_000_000_000:
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +95,7 @@ def settle_file(path: str | Path, most: int = ANYONE) -> None:
         most: permissions that it has at most, where not everyone may read what it was made of.
     """
     may_run = os.stat(path).st_mode & 0o100
-    os.chmod(path, (most | (most & 0o444) >> 2 if may_run else most) & ~UMASK)
+    os.chmod(path, (most | (most & 0o444) >> 2 if may_run else most) & ~_umask)
     sync_file(path)
 
 
@@ -180,15 +202,7 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelError: when it is there and is none.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return content
+    return read_json_if_there(path, dict[str, Any], limit=TOKENIZER_BYTES) or {}
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -36,9 +36,10 @@ def repository(served_model, served_adapter, tmp_path_factory):
 def server(repository, tmp_path_factory):
     place = tmp_path_factory.mktemp("server")
     (place / "keys").write_text(f"# for the tests\nanother\n{KEY}\n")
+    (place / "keys").chmod(0o600)
     words = ["--api-key-file", str(place / "keys"), "--max-batch", "4", "--max-queue", "40", "--max-body", "100000"]
     words += ["--max-tokens", str(ENDLESS["max_tokens"]), "--drain-seconds", str(GUARD_S)]
-    running = Server(repository, place / "log", tuple(words))
+    running = Server(repository, place / "log", tuple(words), KEY)
     try:
         running.wait_ready()
         yield running

@@ -42,12 +42,16 @@ def test_the_same_tokens_by_every_way(server, client, stream, served_model):
     assert [int(t) for piece in pieces for t in piece.as_numpy("token_ids")] == expected
     assert "".join(piece.as_numpy("text_output")[0].decode() for piece in pieces) == text
 
-    for made in (grpcclient.InferenceServerClient(server.grpc_url).infer("oarlock_infer", chat_tensors(QUESTION)),):
-        assert made.as_numpy("token_ids").tolist() == expected and made.as_numpy("text_output")[0].decode() == text
+    made = grpcclient.InferenceServerClient(server.grpc_url).infer(
+        "oarlock_infer", chat_tensors(QUESTION), headers=server.headers
+    )
+    assert made.as_numpy("token_ids").tolist() == expected and made.as_numpy("text_output")[0].decode() == text
     inputs = [httpclient.InferInput("text_input", [1], "BYTES"), httpclient.InferInput("max_tokens", [1], "INT32")]
     inputs[0].set_data_from_numpy(np.array([prompt.encode()], dtype=object))
     inputs[1].set_data_from_numpy(np.array([TOKENS], np.int32), binary_data=False)
-    http = httpclient.InferenceServerClient(f"127.0.0.1:{server.rest}").infer("oarlock_infer", inputs)
+    http = httpclient.InferenceServerClient(f"127.0.0.1:{server.rest}").infer(
+        "oarlock_infer", inputs, headers=server.headers
+    )
     assert http.as_numpy("token_ids").tolist() == expected
 
     form = {"messages": messages, "max_dec_len": TOKENS, "temperature": 0, "req_id": "r-7"}
@@ -110,7 +114,8 @@ def test_pieces_come_before_the_end(server, client):
     ) as chunks:
         assert [next(chunks).choices[0].finish_reason for _ in range(2)] == [None, None]
     content = {"text_input": "x", "stream": True, **ENDLESS}
-    with httpx.stream("POST", f"{server.rest_url}/v2/models/oarlock/generate_stream", json=content) as answer:
+    address = f"{server.rest_url}/v2/models/oarlock/generate_stream"
+    with httpx.stream("POST", address, json=content, headers=server.headers) as answer:
         lines = (line for line in answer.iter_lines() if line)
         assert [json.loads(next(lines).removeprefix("data: "))["finish_reason"] for _ in range(2)] == ["", ""]
 
@@ -199,7 +204,7 @@ def test_special_tokens_as_stop_texts(server, client, stream, served_model):
                tensor("temperature", [5.0], "FP32"), tensor("seed", [3], "INT64"), tensor("ignore_eos", [True], "BOOL")]  # fmt: skip
     parts = list(stream.ask("oarlock", [*tensors, tensor("stream", [True], "BOOL")]))
     assert "".join(part.as_numpy("text_output")[0].decode() for part in parts) == text
-    made = grpcclient.InferenceServerClient(server.grpc_url).infer("oarlock_infer", tensors)
+    made = grpcclient.InferenceServerClient(server.grpc_url).infer("oarlock_infer", tensors, headers=server.headers)
     assert made.as_numpy("text_output")[0].decode() == text
     form = {
         "text": "river",
@@ -256,7 +261,8 @@ def test_openai_errors(client, server):
         client.completions.create(model="oarlock", prompt="x" * 100_001)
     assert large.value.status_code == 413
     chunks = (b"x" * 60_000 for _ in range(2))  # no length is announced
-    got = httpx.post(f"{server.url}/v1/completions", content=chunks, headers={"Authorization": f"Bearer {KEY}"})
+    kind = {"Content-Type": "application/json"}
+    got = httpx.post(f"{server.url}/v1/completions", content=chunks, headers=server.headers | kind)
     assert got.status_code == 413, got.text
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}  # for probes, which have no key
 
@@ -271,7 +277,7 @@ def test_curl(server):
     status = subprocess.run(["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"{server.rest_url}/v2/health/ready"], capture_output=True, text=True, check=True)  # fmt: skip
     assert status.stdout == "200"
     wanted = json.dumps({"text_input": QUESTION, "chat": True, "stream": True, "max_tokens": 4})
-    events = subprocess.run(["curl", "-sN", f"{server.rest_url}/v2/models/oarlock/generate_stream", "-d", wanted], capture_output=True, text=True, check=True)  # fmt: skip
+    events = subprocess.run(["curl", "-sN", "-H", "Content-Type: application/json", "-H", f"Authorization: Bearer {KEY}", f"{server.rest_url}/v2/models/oarlock/generate_stream", "-d", wanted], capture_output=True, text=True, check=True)  # fmt: skip
     parts = [
         json.loads(line.removeprefix("data: ")) for line in events.stdout.splitlines() if line.startswith("data: ")
     ]
@@ -289,10 +295,11 @@ def test_the_clients_of_deploy(server, client):
     )
     folder, python = ROOT / "deploy" / "clients", sys.executable
     more = ["--max-tokens", str(TOKENS), QUESTION]
-    shell = {**os.environ, "URL": server.rest_url, "MAX_TOKENS": str(TOKENS), "PYTHON": python}
+    keyed = {**os.environ, "OARLOCK_API_KEY": KEY}
+    shell = {**keyed, "URL": server.rest_url, "MAX_TOKENS": str(TOKENS), "PYTHON": python}
     runs = [
-        ([python, folder / "rest.py", "--url", server.rest_url, *more], None),
-        ([python, folder / "grpc_client.py", "--url", server.grpc_url, "--stream", *more], None),
+        ([python, folder / "rest.py", "--url", server.rest_url, *more], keyed),
+        ([python, folder / "grpc_client.py", "--url", server.grpc_url, "--stream", *more], keyed),
         ([python, folder / "openai_client.py", "--url", f"{server.url}/v1", "--api-key", KEY, *more], None),
         (["bash", folder / "rest.sh", QUESTION], shell),
         (["bash", folder / "generate.sh", QUESTION], shell),

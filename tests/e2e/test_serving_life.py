@@ -3,31 +3,123 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
+import stat
 import threading
 import time
+from pathlib import Path
 
+import openai
+import pytest
 import requests
 import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
-from helpers import ROOT
+from helpers import ROOT, make_tiny_model
 from oarlock.export.manifest import read_manifest
 from oarlock.triton_config import read_triton_config
-from serving import ENDLESS, GUARD_S, Server, free_ports, gone, is_free, listening, tensor
+from serving import (
+    CONTEXT,
+    ENDLESS,
+    GUARD_S,
+    KEY,
+    GrpcStream,
+    Server,
+    alive,
+    chat_tensors,
+    free_ports,
+    gone,
+    is_free,
+    listening,
+    tensor,
+)
 
 
-def test_reload_under_load_loses_nothing(server, client, repository):
+def wait_until(is_so, said=str, seconds=GUARD_S):
+    """Guards against a wait without an end; nothing is decided by it."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.1)
+
+
+def command_line(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
+class _Ending(threading.Thread):
+    """A stream that is read to its end."""
+
+    def __init__(self, pieces):
+        super().__init__(daemon=True)
+        self._pieces, self._last, self.began = pieces, "", threading.Event()
+        self.start()
+
+    def run(self):
+        try:
+            for piece in self._pieces:
+                self._last = piece
+                self.began.set()
+        except Exception as error:
+            self._last = f"error: {error}"
+        self.began.set()
+
+    def ended(self):
+        self.join(GUARD_S)
+        assert not self.is_alive()
+        return str(self._last)
+
+
+@contextlib.contextmanager
+def open_streams(server):
+    """Answers without an end, by every way that streams."""
+    where = ((f"{server.url}/v1/completions", {"model": "oarlock", "prompt": "x", "stream": True, **ENDLESS}),
+             (f"{server.rest_url}/v2/models/oarlock/generate_stream", {"text_input": "x", "stream": True, **ENDLESS}))  # fmt: skip
+    over_grpc = GrpcStream(server)
+    pieces = over_grpc.ask("oarlock", chat_tensors("x", ENDLESS["max_tokens"], stream=True, ignore_eos=True))
+    with contextlib.ExitStack() as opened:
+        streams = [_Ending(pieces)]
+        for address, content in where:
+            made = requests.post(address, json=content, headers=server.headers, stream=True, timeout=GUARD_S)
+            opened.enter_context(made)
+            streams.append(_Ending(line.decode() for line in made.iter_lines() if line))
+        for stream in streams:
+            assert stream.began.wait(GUARD_S)
+        yield streams
+    with contextlib.suppress(Exception):  # it may have ended by itself
+        over_grpc.close()
+
+
+def all_routes_answer(server, client):
+    tensors = [tensor("text_input", ["x"], "BYTES"), tensor("max_tokens", [2], "INT32")]
+    with contextlib.suppress(Exception):
+        client.completions.create(model="oarlock", prompt="x", max_tokens=2)
+        server.generate(text_input="x", max_tokens=2)
+        with grpcclient.InferenceServerClient(server.grpc_url) as over_grpc:
+            for _ in range(9):  # each of its copies
+                over_grpc.infer("oarlock_infer", tensors, headers=server.headers)
+        list(GrpcStream(server).ask("oarlock_json", [tensor("IN", ['{"text": "x", "max_dec_len": 1}'], "BYTES")]))
+        server.metric("oarlock_open_requests")
+        return requests.get(f"{server.rest_url}/v2/health/ready", timeout=GUARD_S).status_code == 200
+    return False
+
+
+def test_reload_under_load_loses_nothing(server, client):
     """200 requests from 16 clients, while the model is loaded anew in the place of the old one."""
-    (repository / "oarlock" / "1" / "model.py").touch()  # else Triton sees nothing to load
     expected = server.generate(text_input="river", max_tokens=16)["text_output"]
     before = set(server.processes())
     reloaded = threading.Event()
+    done = []
 
     def reload():
-        server.post("/v2/repository/models/oarlock/load", {})
+        done.append(server.admin("reload"))
         reloaded.set()
 
     def ask(i):
@@ -39,7 +131,8 @@ def test_reload_under_load_loses_nothing(server, client, repository):
             return server.generate(text_input="river", max_tokens=16)["text_output"]
         inputs = [tensor("text_input", ["river"], "BYTES"), tensor("max_tokens", [16], "INT32")]
         with grpcclient.InferenceServerClient(server.grpc_url) as over_grpc:
-            return over_grpc.infer("oarlock_infer", inputs).as_numpy("text_output")[0].decode()
+            made = over_grpc.infer("oarlock_infer", inputs, headers=server.headers)
+            return made.as_numpy("text_output")[0].decode()
 
     loader = threading.Thread(target=reload)
     loader.start()
@@ -49,8 +142,107 @@ def test_reload_under_load_loses_nothing(server, client, repository):
             answers += pool.map(ask, range(16))
         answers += pool.map(ask, range(32))
     loader.join()
+    assert done[0].returncode == 0 and "oarlock was loaded anew" in done[0].stdout, done
     assert len(answers) >= 200 and set(answers) == {expected}
     assert len(set(server.processes()) - before) == 1  # the model's new process
+
+
+def test_administration(server):
+    """By its own user alone, and only what is served."""
+    socket_file = Path(server.admin_socket)
+    assert (
+        stat.S_IMODE(socket_file.stat().st_mode) == 0o600 and stat.S_IMODE(socket_file.parent.stat().st_mode) == 0o700
+    )
+    assert json.loads(server.admin("status").stdout)["models"]["oarlock_json"] == "READY"
+    for words, said in (
+        (["load", "evil"], "there is no model 'evil' here"),
+        (["reload", "../oarlock"], "there is no model '../oarlock' here"),
+        (["unload", "oarlock"], "without which nothing is answered"),
+    ):
+        done = server.admin(*words)
+        assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
+    assert server.admin("unload", "oarlock_json").returncode == 0
+    with pytest.raises(InferenceServerException):
+        list(GrpcStream(server).ask("oarlock_json", [tensor("IN", ['{"text": "x", "max_dec_len": 1}'], "BYTES")]))
+    assert server.admin("load", "oarlock_json").returncode == 0
+    (part,) = GrpcStream(server).ask("oarlock_json", [tensor("IN", ['{"text": "x", "max_dec_len": 1}'], "BYTES")])
+    assert json.loads(part.as_numpy("OUT")[0])["is_end"] == 1
+    assert json.loads(server.admin("status").stdout)["restarts"] == {"triton": 0, "front": 0, "guardian": 0, "model": 0}
+
+
+def test_keys_are_replaced_by_sighup_and_seen_by_nobody(server):
+    """A file without a key leaves the old ones; no process shows one."""
+    file = server.log.parent / "keys"
+    whole = file.read_text()
+
+    def status(key):
+        made = requests.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=GUARD_S)
+        rest = requests.get(f"{server.rest_url}/v2", headers={"Authorization": f"Bearer {key}"}, timeout=GUARD_S)
+        assert made.status_code == rest.status_code
+        return made.status_code
+
+    def hang_up(words):
+        count = server.said().count(words)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: server.said().count(words) > count, server.said)
+
+    file.write_text("\n# none\n")
+    hang_up("the keys stay as they are")
+    assert status(KEY) == 200
+    file.write_text("a-second-key\n")
+    file.chmod(0o644)
+    hang_up("1 key(s) of")
+    assert "other users may read it (mode 0644)" in server.said()
+    wait_until(lambda: status("a-second-key") == 200)
+    assert status(KEY) == 401
+    file.chmod(0o600)
+    file.write_text(whole)
+    assert server.admin("keys").returncode == 0
+    wait_until(lambda: status(KEY) == 200)
+    for pid in [server.process.pid, *server.processes()]:
+        shown = b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+        assert KEY.encode() not in shown and b"a-second-key" not in shown and b"other-key" not in shown
+    assert KEY not in server.said() and "a-second-key" not in server.said()
+
+
+def test_files_and_shared_memory_are_its_users_alone(server):
+    run = Path(server.admin_socket).parent
+    found = [*run.rglob("*"), *(Path("/dev/shm") / name for name in server.memory())]
+    assert len(server.memory()) >= 3 and len(found) > 20
+    own = [path for path in found if not path.is_symlink()]
+    assert not [path for path in own if path.lstat().st_mode & 0o077]
+
+
+def test_sigkill_of_every_process_one_at_a_time(server, client):
+    """All routes answer again; requests meanwhile get 503 with Retry-After, streams end with an error."""
+    kinds = {"oarlock.serve.guardian": 1, "front.process": 1, "/oarlock_infer/": 8, "/oarlock_json/": 1, "/oarlock/1/": 1,
+             "tritonserver": 1}  # fmt: skip
+    for word, count in kinds.items():
+        victims = [pid for pid in server.processes() if word in command_line(pid)]
+        assert len(victims) == count, (word, [command_line(pid) for pid in server.processes()])
+        memory = set(server.memory())
+        with open_streams(server) as streams:
+            os.kill(victims[-1], signal.SIGKILL)
+            if word in ("/oarlock/1/", "tritonserver"):
+                for stream in streams:
+                    assert "error" in stream.ended(), word
+                away = requests.post(
+                    f"{server.rest_url}/v2/models/oarlock/generate",
+                    json={"text_input": "x", "max_tokens": 2},
+                    headers=server.headers,
+                    timeout=GUARD_S,
+                )
+                assert away.status_code == 503 and int(away.headers["Retry-After"]) > 0
+                with pytest.raises(openai.InternalServerError) as refused:
+                    client.completions.create(model="oarlock", prompt="x", max_tokens=2)
+                assert refused.value.status_code == 503 and int(refused.value.response.headers["Retry-After"]) > 0
+        wait_until(lambda: all_routes_answer(server, client), server.said, seconds=120)
+        wait_until(lambda victim=victims[-1]: not alive(victim), server.said)
+        if word == "tritonserver":
+            assert not memory & set(server.memory())
+    restarts = json.loads(server.admin("status").stdout)["restarts"]
+    assert restarts == {"triton": 2, "front": 1, "guardian": 1, "model": 2}, server.said()
+    assert server.metric("oarlock_restarts_total", part="triton") == 2
 
 
 def test_sigterm_answers_what_is_open_and_leaves_nothing(server, client):
@@ -65,7 +257,7 @@ def test_sigterm_answers_what_is_open_and_leaves_nothing(server, client):
     def ask():
         content = {"text_input": "x", "max_tokens": tokens, "ignore_eos": True, "stream": True}
         address = f"{server.rest_url}/v2/models/oarlock/generate_stream"
-        with requests.post(address, json=content, stream=True, timeout=GUARD_S) as answer:
+        with requests.post(address, json=content, headers=server.headers, stream=True, timeout=GUARD_S) as answer:
             lines = (line for line in answer.iter_lines() if line)
             next(lines)
             began.wait()
@@ -100,34 +292,59 @@ def test_sigterm_answers_what_is_open_and_leaves_nothing(server, client):
 
 
 def test_an_open_host_and_an_end_by_sigkill(served_model, tmp_path):
-    """Keys open the OpenAI side alone, and loading asks for its own; then SIGKILL of the first process alone.
+    """Keys of the environment open all doors; then SIGKILL of the first process alone.
 
-    Started on a model folder, which is exported by the way.
+    Started on a model folder, which is exported by the way, and again when it has changed.
     """
-    for name in ("keys", "admin"):
-        (tmp_path / name).write_text(f"{name}-of-the-test\n")
-    words = ("--host", "0.0.0.0", "--api-key-file", str(tmp_path / "keys"), "--admin-key-file", str(tmp_path / "admin"))
-    words += ("--timeout", "2", "--max-tokens", str(ENDLESS["max_tokens"]))
-    running = Server(served_model, tmp_path / "log", words)
+    model = tmp_path / "model"
+    shutil.copytree(served_model, model)
+    words = ("--host", "0.0.0.0", "--timeout", "2", "--max-tokens", str(ENDLESS["max_tokens"]))
+    environment = {"OARLOCK_API_KEYS": "one-of-the-test, other-key-of-the-test"}
+    running = Server(model, tmp_path / "log", words, "other-key-of-the-test", environment)
     try:
         running.wait_ready()
-        assert [listening(port) for port in running.ports] == [{"0.0.0.0"}, *[{"127.0.0.1"}] * 3]
-        load = f"{running.rest_url}/v2/repository/models/oarlock/load"
-        for key, status in (("", 403), ("keys-of-the-test", 403), ("admin-of-the-test", 200)):
-            assert requests.post(load, headers={"oarlock-admin-key": key}, timeout=GUARD_S).status_code == status
-        processes = running.processes()
+        assert "open on 0.0.0.0 without TLS" in running.said() and "without keys" not in running.said()
+        assert all(found and found <= {"0.0.0.0", "::"} for found in map(listening, running.ports)), running.ports
+        for address in (
+            f"{running.url}/v1/models",
+            f"{running.rest_url}/v2",
+            f"http://127.0.0.1:{running.metrics}/metrics",
+        ):
+            for headers, status in (({}, 401), (running.headers, 200)):
+                assert requests.get(address, headers=headers, timeout=GUARD_S).status_code == status, address
+        assert requests.get(f"{running.rest_url}/v2/health/ready", timeout=GUARD_S).status_code == 200
+        with pytest.raises(InferenceServerException, match="UNAUTHENTICATED"):
+            grpcclient.InferenceServerClient(running.grpc_url).get_server_metadata()
+        load = requests.post(f"{running.rest_url}/v2/repository/models/oarlock/load", headers=running.headers, json={})
+        assert load.status_code == 404
         late = requests.post(
-            f"{running.rest_url}/v2/models/oarlock/generate", json={"text_input": "x", **ENDLESS}, timeout=GUARD_S
+            f"{running.rest_url}/v2/models/oarlock/generate",
+            json={"text_input": "x", **ENDLESS},
+            headers=running.headers,
+            timeout=GUARD_S,
         )
         assert late.status_code >= 400 and "longer than the 2 seconds" in late.text
+        processes = running.processes()
+        assert not [pid for pid in processes if b"key-of-the-test" in Path(f"/proc/{pid}/environ").read_bytes()]
+        first = running.generate(text_input="river", max_tokens=8)["token_ids"]
+        assert running.admin("reload").returncode == 0
+        assert running.generate(text_input="river", max_tokens=8)["token_ids"] == first
+        make_tiny_model(model, max_position_embeddings=CONTEXT, num_hidden_layers=2)
+        done = running.admin("reload")
+        assert done.returncode == 0, done.stderr
+        second = running.generate(text_input="river", max_tokens=8)["token_ids"]
+        assert second != first
+        (model / "config.json").write_text("{")
+        done = running.admin("reload")
+        assert done.returncode == 1 and "config.json" in done.stderr and "Traceback" not in done.stderr
+        assert running.generate(text_input="river", max_tokens=8)["token_ids"] == second
+        processes = running.processes()
     finally:
         running.process.kill()
         running.process.wait()
     assert gone(processes)
-    deadline = time.monotonic() + GUARD_S
-    while (running.memory() or list(served_model.parent.glob(".*"))) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not running.memory() and not list(served_model.parent.glob(".*"))
+    wait_until(lambda: not running.memory() and not list(model.parent.glob(".*")))
+    assert not Path(running.admin_socket).parent.exists()
 
 
 def test_a_model_that_does_not_load_says_why_once(repository, tmp_path):
@@ -179,6 +396,8 @@ def test_documents_name_every_limit():
         "--max-body",
         "--timeout",
         "--drain-seconds",
+        "--max-open",
+        "--max-open-per-client",
         "--parse-special-tokens",
     ):
         assert flag in text

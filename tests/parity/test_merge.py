@@ -27,7 +27,7 @@ from oarlock.models.lora import LoRA
 from oarlock.models.merge import MergeOptions, merge
 from oarlock.models.methods import method_of
 from oarlock.models.open_adapter import open_adapter
-from oarlock.models.pieces import INDEX
+from oarlock.models.piece_index import INDEX
 from oarlock.models.prefix import Prefix
 from oarlock.models.quantized import Quantization
 from oarlock.models.streamed import empty_model

@@ -19,7 +19,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from helpers import flags, rows
-from oarlock.models.pieces import WEIGHTS, PieceFolder
+from oarlock.models.piece_index import WEIGHTS
+from oarlock.models.pieces import PieceFolder
 from oarlock.train.manifest import list_checkpoints, read_manifest
 
 LLM = Path(__file__).resolve().parents[2] / "llm"

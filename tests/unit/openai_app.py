@@ -11,7 +11,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from oarlock.serve import openai_api
-from oarlock.serve.openai_api import ApiOptions, make_app
+from oarlock.serve.front.options import FrontOptions
+from oarlock.serve.openai_api import make_openai_app
 from oarlock.serve.triton_client import Part
 
 HI = [{"role": "user", "content": "hi"}]
@@ -24,7 +25,7 @@ class Recorder:
 
     asked: ClassVar[list[tuple[dict, int | None]]] = []
 
-    def __init__(self, address, model):
+    def __init__(self, upstream, model):
         self.asked.clear()
 
     async def close(self):
@@ -43,7 +44,7 @@ def open_app() -> Iterator[TestClient]:
     """A client of the endpoint, whose model is a Recorder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(openai_api, "TritonClient", Recorder)
-        with TestClient(make_app(ApiOptions("127.0.0.1:1", "oarlock", (), 1 << 20, 10))) as client:
+        with TestClient(make_openai_app(FrontOptions("", "", "oarlock", ("oarlock",)), None)) as client:
             yield client
 
 

@@ -22,7 +22,7 @@ from oarlock.models.ask import ask_model
 from oarlock.models.hub import local_folder
 from oarlock.models.lora import LoRA
 from oarlock.models.open_adapter import open_adapter
-from oarlock.models.pieces import INDEX
+from oarlock.models.piece_index import INDEX
 from oarlock.models.prefix import Prefix
 from oarlock.models.tuned import open_tuned
 from oarlock.train.lengths import fit_lengths

@@ -58,7 +58,9 @@ def test_what_is_not_finite_is_never_the_best(value):
 
 
 def resume_point(folder: Path, state: BestEvaluation) -> ResumePoint:
-    manifest = Manifest(40, 1, 1, {}, (0.0, 0), {}, "", best=json.loads(json.dumps(state.state())))
+    manifest = Manifest(
+        40, 1, 1, {"last_epoch": 40, "last_lr": 0.1}, (0.0, 0), {}, "", best=json.loads(json.dumps(state.state()))
+    )
     return ResumePoint(folder / "checkpoint-40", manifest)
 
 

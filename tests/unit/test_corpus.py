@@ -28,7 +28,8 @@ from oarlock.data import pieces, readers, streams
 from oarlock.data.blend import BlendedDataset, ConcatenatedDataset
 from oarlock.data.build_corpus import BuildOptions, build_corpus
 from oarlock.data.corpus import Corpus, PretrainDataset, parse_input, sample_index
-from oarlock.data.corpus_format import CorpusWriter, check_corpus, corpus_summary, token_dtype
+from oarlock.data.corpus_format import CorpusWriter, check_corpus, token_dtype
+from oarlock.data.corpus_notes import corpus_summary
 from oarlock.data.tokenizers import load_encoder
 from oarlock.errors import DataError
 

@@ -16,12 +16,14 @@ from oarlock.data.build_corpus import BuildOptions, build_corpus, build_from_sou
 from oarlock.data.collate import PretrainCollator
 from oarlock.data.corpus import Corpus, PretrainDataset
 from oarlock.data.corpus_documents import ends_with
-from oarlock.data.corpus_format import CorpusWriter, corpus_summary
+from oarlock.data.corpus_format import CorpusWriter
+from oarlock.data.corpus_notes import corpus_summary
 from oarlock.data.embedded.prepare import _remove_others
 from oarlock.data.embedded.stdlib_text import stdlib_sources
 from oarlock.data.find_files import LeftOut, find_sources
 from oarlock.data.tokenizers import load_encoder
 from oarlock.errors import DataError
+from oarlock.formats.sealed import SEAL, sealed_text
 
 END = 9
 
@@ -197,7 +199,7 @@ def test_files_of_two_builds(tmp_path):
         writer.add(np.arange(15), np.asarray([5, 10]), np.asarray([True, True]))
         writer.finish({})
     about = json.loads((tmp_path / "c.json").read_text())
-    (tmp_path / "c.json").write_text(json.dumps(about | {"documents": 3}))
+    (tmp_path / "c.json").write_text(sealed_text({n: v for n, v in about.items() if n != SEAL} | {"documents": 3}))
     with pytest.raises(DataError, match=r"2 documents, but c.json says 3; these files are of different builds"):
         Corpus.open(str(tmp_path / "c"))
 

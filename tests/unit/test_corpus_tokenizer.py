@@ -14,6 +14,7 @@ from oarlock.data.build_corpus import BuildOptions, build_corpus
 from oarlock.data.corpus_tokenizer import check_corpus_tokenizers
 from oarlock.data.tokenizers import load_encoder, load_tokenizer
 from oarlock.errors import DataError
+from oarlock.formats.sealed import SEAL, sealed_text
 from tokenizer_layouts import SHAPES, save
 
 TEXTS = ["a plain one", "say <|endoftext|> twice: <|endoftext|>", "<|user|>x", "and\na last one"]
@@ -85,7 +86,7 @@ def corpus(tiny_tokenizer, text, tmp_path) -> Path:
 def note(corpus: Path, **changes: str | None) -> None:
     path = corpus.with_suffix(".json")
     notes = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({name: value for name, value in notes.items() if value is not None}))
+    path.write_text(sealed_text({name: value for name, value in notes.items() if value is not None and name != SEAL}))
 
 
 def check(corpus: Path, tokenizer: Path, allow: bool = False) -> None:

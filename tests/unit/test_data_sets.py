@@ -302,7 +302,7 @@ def test_lists_in_cells(tmp_path, tokenizer):
     ]
     assert found[0] == found[1]
     (tmp_path / "d.csv").write_text('messages\n"[{""role"": "\n')
-    with pytest.raises(DataError, match=r"d.csv:2: column 'messages' does not hold JSON"):
+    with pytest.raises(DataError, match=r"d.csv:2: column 'messages': not valid JSON"):
         load_finetune_data(section(tmp_path, tmp_path / "d.csv"), tokenizer)
 
 

@@ -345,6 +345,66 @@ def broken_generation(folder, choose):
     return "generation"
 
 
+def wrong_generation(folder, choose):
+    wrong = [
+        {"temperature": "0.7"}, {"temperature": -1}, {"top_p": 1.5}, {"top_k": 2.5}, {"eos_token_id": 96},
+        {"eos_token_id": "</s>"}, {"eos_token_id": [0, -3]}, {"pad_token_id": [0]}, {"do_sample": "yes"},
+        {"max_new_tokens": -1}, {"repetition_penalty": True}, {"num_beams": 0}, {"min_p": [0.1]}, {"top_p": 1e400},
+    ]  # fmt: skip
+    change(folder, "generation_config.json", **choose(wrong))
+    return "generation"
+
+
+def no_length(folder, choose):
+    values = ["$(touch x)", -5, 0, "64", 64.5, True, [64], {"a": 1}, 10**30]
+    change(folder, "config.json", max_position_embeddings=choose(values))
+    return "config"
+
+
+def no_size(folder, choose):
+    change(folder, "config.json", **{choose(["hidden_size", "vocab_size", "rms_norm_eps"]): choose(["x", -1, [2]])})
+    return "config"
+
+
+def few_bytes_of_another_type(folder, choose):
+    """The norms as config.json says, and the matrices as something else."""
+
+    def edit(shard):
+        for name, values in shard.items():
+            if values.ndim > 1:
+                shard[name] = values.astype(choose([ml_dtypes.bfloat16, np.float16]))
+
+    shards = shards_of(folder)
+    for shard in shards:
+        edit(shard)
+    write_shards(folder, shards, "pt")
+    return "dtype"
+
+
+def quantised(folder, choose):
+    def edit(shard):
+        name = choose(sorted(shard))
+        shard[name] = shard[name].astype(choose([np.int8, np.uint8, np.float64, np.int64]))
+
+    rewrite(folder, edit, choose)
+    return "dtype"
+
+
+def code_beside_it(folder, choose):
+    (folder / choose(["modeling_llama.py", "setup.sh", "x.so", "MODEL.PY"])).write_text("x")
+    return "foreign"
+
+
+def foreign_start(folder, choose):
+    (folder / "start.sh").write_text(choose(["", "touch x", "#!/usr/bin/env bash\n# Start vLLM on this directory\n"]))
+    return "start"
+
+
+def a_link(folder, choose):
+    (folder / choose(["vocab.txt", "start.sh", "a", ".hidden"])).symlink_to(choose(["/etc/passwd", "gone", "../x"]))
+    return "link"
+
+
 # of an index
 
 
@@ -410,6 +470,7 @@ ANYWHERE = [
     wrong_rope, leftover, cut_shard, longer_shard, lose_shard, lose_weight, rename_weight, extra_weight, wrong_shape,
     fewer_layers, wrong_width, wrong_format, as_bits, lose_vocabulary, cut_tokenizer, lose_tokenizer_config,
     large_vocabulary, paddle_tokenizer, lose_template, other_template, broken_template, broken_generation,
+    wrong_generation, no_length, no_size, few_bytes_of_another_type, quantised, code_beside_it, foreign_start, a_link,
 ]  # fmt: skip
 WITH_INDEX = [
     wrong_total, wrong_place, forgotten_name, unknown_name, broken_index, lose_index, weight_in_two_files,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oarlock.errors import ConfigError, OarlockError
-from oarlock.formats.yaml_file import Budget, compose, compose_text, value_of
+from oarlock.formats.yaml_file import Budget, compose_text, value_of
 
 VALUES = st.recursive(
     st.none()
@@ -26,14 +26,14 @@ TEXTS = st.text() | st.text(alphabet="ab:-? []{}&*!|>'\"\n\t#%@,~<=.0123456789T\
 def test_what_pyyaml_writes_is_read(value):
     node = compose_text(yaml.safe_dump(value, allow_unicode=True), "x.yaml")
     assert node is not None
-    assert value_of(node) == value
+    assert value_of(node, "x.yaml") == value
 
 
 @given(TEXTS)
 def test_any_text_is_read_or_refused_in_a_sentence(text):
     try:
         node = compose_text(text, "x.yaml")
-        value_of(node) if node is not None else None
+        value_of(node, "x.yaml") if node is not None else None
     except OarlockError as error:
         assert str(error).startswith("x.yaml:")
         assert "\n" not in str(error)
@@ -86,7 +86,7 @@ def nested(levels: int) -> str:
 def test_what_is_refused_is_named_with_its_line(text, reason):
     with pytest.raises(ConfigError) as caught:
         node = compose_text(text, "x.yaml")
-        value_of(node) if node is not None else None
+        value_of(node, "x.yaml") if node is not None else None
     assert str(caught.value).startswith("x.yaml:")
     assert reason.removeprefix(": ") in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -97,7 +97,7 @@ def test_aliases_merges_and_dates_that_are_right():
         "a: &m {x: 1, y: [2]}\nb: {<<: *m, x: 3}\nc: *m\nd: 2024-02-29\ne: 2001-12-14t21:59:43Z\nf: =\n", "x"
     )
     assert node is not None
-    assert value_of(node) == {
+    assert value_of(node, "x.yaml") == {
         "a": {"x": 1, "y": [2]},
         "b": {"x": 3, "y": [2]},
         "c": {"x": 1, "y": [2]},
@@ -107,16 +107,28 @@ def test_aliases_merges_and_dates_that_are_right():
     }
 
 
-def test_files_that_belong_together_share_a_budget(tmp_path):
-    path = tmp_path / "a.yaml"
-    path.write_bytes(b"\xef\xbb\xbfa: [1, 2, 3]\n")
-    budget = Budget(bytes=40, nodes=14)
-    assert value_of(compose(path, budget=budget)) == {"a": [1, 2, 3]}
-    assert value_of(compose(path, budget=budget)) == {"a": [1, 2, 3]}
-    with pytest.raises(ConfigError, match="too large for a YAML file"):
-        compose(path, budget=budget)
-    path.write_bytes(b"a: \xff\n")
-    with pytest.raises(ConfigError, match=r"a.yaml:1: not valid YAML: not UTF-8 \(byte 0xff\)"):
-        compose(path)
-    path.write_bytes(b"")
-    assert compose(path) is None
+def test_texts_that_belong_together_share_a_budget():
+    content = b"\xef\xbb\xbfa: [1, 2, 3]\n"
+    budget = Budget(nodes=14)
+    for _ in range(2):
+        node = compose_text(content, "a.yaml", budget=budget)
+        assert node is not None
+        assert value_of(node, "a.yaml") == {"a": [1, 2, 3]}
+    assert budget.bytes == Budget().bytes - 2 * len(content)
+    with pytest.raises(ConfigError, match="more than"):
+        compose_text(content, "a.yaml", budget=budget)
+
+
+def test_encodings():
+    with pytest.raises(ConfigError, match=r"a.yaml:2: not valid YAML: not UTF-8 \(byte 0xff\)"):
+        compose_text(b"a: 1\nb: \xff\n", "a.yaml")
+    assert compose_text(b"", "a.yaml") is None
+    assert compose_text(b"\xef\xbb\xbf# nothing\n", "a.yaml") is None
+
+
+@pytest.mark.parametrize("text", ["a: !!int [1]", "a: !!map x", "a: {<<: 5}", "a: {<<: [[1]]}"])
+def test_tags_on_nodes_of_another_kind(text):
+    node = compose_text(text, "x.yaml")
+    assert node is not None
+    with pytest.raises(ConfigError, match=r"x.yaml:1: not valid YAML: "):
+        value_of(node, "x.yaml")

@@ -363,18 +363,18 @@ def test_a_class_alone_and_chatglm2_under_its_published_name():
         ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters of single layers"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}}, "say different things"),
         ("llama", {"rope_scaling": {"type": "linear"}}, "lacks factor"),
-        ("llama", {"rope_scaling": "linear"}, "has to be an object"),
+        ("llama", {"rope_scaling": "linear"}, "must be an object"),
         ("llama", {"rope_scaling": {"factor": 2.0}}, "rope_scaling with factor 2.0 does not say its type"),
         ("llama", {"rope_scaling": {"type": "linear", "rope_type": "dynamic", "factor": 2.0}}, "names 'dynamic' and 'linear'"),
         ("llama", {"rope_scaling": {"type": ["linear"], "factor": 2.0}}, "has to be of one type"),
         ("llama", {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta is 10000.0, and 500000.0 among"),
         ("llama", {"rope_interleaved": True}, "rope_interleaved"),
-        ("llama", {"rope_theta": float("nan")}, "rope_theta has to be a positive number"),
-        ("llama", {"max_position_embeddings": -5}, "max_position_embeddings has to be above 0"),
-        ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps has to be at least 0"),
-        ("llama", {"eos_token_id": "2"}, "eos_token_id has to be a whole number"),
-        ("llama", {"hidden_size": "32"}, "hidden_size has to be a whole number"),
-        ("llama", {"rms_norm_eps": None, "tie_word_embeddings": "yes"}, "tie_word_embeddings has to be true or false"),
+        ("llama", {"rope_theta": float("nan")}, "rope_theta must be .*; got nan"),
+        ("llama", {"max_position_embeddings": -5}, "max_position_embeddings must be .* 1; got -5"),
+        ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps must be .*; got inf"),
+        ("llama", {"eos_token_id": "2"}, "eos_token_id must be a whole number or a list"),
+        ("llama", {"hidden_size": "32"}, "hidden_size must be a whole number"),
+        ("llama", {"rms_norm_eps": None, "tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
         ("llama", {"torch_dtype": "float32", "dtype": "bfloat16"}, "torch_dtype is float32 and dtype is bfloat16"),
         ("llama", {"dtype": "float8_e4m3fn"}, "not one of float32, float16, bfloat16"),
         ("gemma", {"hidden_act": "silu", "head_dim": 8}, "hidden_act is 'silu'"),
@@ -395,7 +395,9 @@ def test_fields_that_are_refused_whoever_wrote_them(family, fields, words, stamp
 
 def test_gemmas_gelu_is_the_approximation_but_where_paddlenlp_wrote_it():
     def act(**fields) -> str:
-        return config_of({"model_type": "gemma", **SIZES, "head_dim": 8, **fields}, "x").hidden_act
+        return config_of(
+            {"model_type": "gemma", **SIZES, "num_key_value_heads": 4, "head_dim": 8, **fields}, "x"
+        ).hidden_act
 
     assert act(hidden_act="gelu") == act(hidden_act="gelu", hidden_activation="gelu_pytorch_tanh") == act()
     assert act() == "gelu_pytorch_tanh"
@@ -424,7 +426,7 @@ def test_fields_without_effect_and_neutral_values_are_let_pass():
 
 
 def test_windows():
-    long = {"model_type": "mistral", **SIZES}
+    long = {"model_type": "mistral", **SIZES, "num_key_value_heads": 4}
     assert (
         window_of(config_of(long, "x")) == 4096 and window_of(config_of(long | {"sliding_window": None}, "x")) is None
     )
@@ -432,7 +434,7 @@ def test_windows():
     check_window(config, 64, "x", "--max_seq_length asks for")
     with pytest.raises(ModelError, match=r"--max_seq_length asks for 65 tokens.*64 alone \(sliding_window in x\)"):
         check_window(config, 65, "x", "--max_seq_length asks for")
-    qwen = {"model_type": "qwen2", **SIZES, "sliding_window": 8, "max_window_layers": 1}
+    qwen = {"model_type": "qwen2", **SIZES, "num_key_value_heads": 4, "sliding_window": 8, "max_window_layers": 1}
     assert window_of(config_of(qwen, "x")) is None
     assert window_of(config_of(qwen | {"use_sliding_window": True}, "x")) == 8
     assert window_of(config_of(qwen | {"use_sliding_window": True, "max_window_layers": 2}, "x")) is None

@@ -18,10 +18,13 @@ def api():
 def test_a_body_that_is_no_json_object(api):
     for content, words in (
         ("", "no body"),
-        ("{", "not JSON"),
-        (b"\xff\xfe\xff", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ("9" * 5000, "not JSON"),
+        ("{", "the request:1: not valid JSON"),
+        (b"\xff\xfe\xff", "UTF-16; JSON is read as UTF-8"),
+        (b'{"model": "\xff"}', "not UTF-8"),
+        ("[" * 100_000, "more than 128 levels deep"),
+        ("9" * 5000, "a whole number of 5,000 digits"),
+        ('{"temperature": NaN}', "NaN is no number of JSON"),
+        ('{"temperature": 1e999}', "1e999 is larger than any number here"),
         ("[]", "a JSON object; got []"),
         ("null", "a JSON object; got null"),
         ("{}", "model is missing"),
@@ -40,7 +43,7 @@ def test_a_wrong_content_type_is_said(api, kind):
     if kind is not None:
         request.headers["Content-Type"] = kind
     answer = api.send(request)
-    assert answer.status_code == 400 and "Content-Type: application/json" in answer.json()["error"]["message"]
+    assert answer.status_code == 415 and "Content-Type: application/json" in answer.json()["error"]["message"]
     assert (kind or "it has none") in answer.json()["error"]["message"]
 
 
@@ -78,7 +81,7 @@ def test_objects_in_objects_have_an_end(api):
         deep = {"type": "object", "properties": deep}
     tools = [{"type": "function", "function": {"name": "f", "parameters": deep}}]
     assert chat(api, tools=tools)["message"] == "tools: more than 64 objects in each other"
-    arguments = "[" * 100 + "]" * 100
+    arguments = "[" * 90 + "]" * 90
     calls = [{"function": {"name": "f", "arguments": f'{{"a": {arguments}}}'}}]
     error = chat(api, messages=[*HI, {"role": "assistant", "tool_calls": calls}])
     assert error["param"] == "messages[1].tool_calls" and "64 objects" in error["message"]

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers import LLM
+from helpers import LLM, write_checkpoint
 from oarlock import products
 from oarlock.errors import EnvironmentProblem
 
@@ -208,7 +208,4 @@ def test_the_word_is_read_from_the_checkpoint_that_will_be_resumed(tmp_path):
 
 
 def _write_checkpoint(folder: Path, step: int, library: str) -> None:
-    from oarlock.train.manifest import Manifest
-
-    folder.mkdir()
-    Manifest(step, step, 1, {}, (0.0, 0), {}, "data", products=library).seal(folder)
+    write_checkpoint(folder, step, products=library)

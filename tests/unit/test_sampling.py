@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oarlock.serve.requests import Sampling
+from oarlock.serve.requests import RequestRefused, Sampling
 from oarlock.serve.sampling import Sampler, kept
 from oarlock.serve.text import Detokenizer, StopFinder
 
@@ -77,6 +77,52 @@ def test_penalties(scores, prompt, repetition, frequency, presence):
         chosen.append(sampler.choose(scores))
         assert expected[chosen[-1]] >= expected.max() - 1e-5
         assert np.array_equal(scores, before), "the scores are the caller's"
+
+
+EXTREMES = st.one_of(
+    st.sampled_from([1e-45, 1e-38, 1.2e-38, 1e-30, 1e-7, 1.0, 1e7, 1e30, 1e38, 3.4e38, 5e-324, 1e-300, 1e300]),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.floats(0, 2.0**127, width=32),
+).flatmap(lambda value: st.sampled_from([value, -value, float(np.float32(min(max(value, -3.4e38), 3.4e38)))]))
+
+
+@given(
+    scores=st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=30).map(
+        lambda s: np.array(s, np.float32)
+    ),
+    fields=st.dictionaries(
+        st.sampled_from(["temperature", "top_p", "repetition_penalty", "frequency_penalty", "presence_penalty"]),
+        EXTREMES,
+    ),
+    top_k=st.sampled_from([0, 1, 2, 29, 2**31 - 1]),
+    hidden=st.booleans(),
+)
+@settings(max_examples=600, deadline=None)
+@pytest.mark.filterwarnings("error")
+def test_any_number_is_refused_or_chosen_by(scores, fields, top_k, hidden):
+    """As requests bring them (float32) and as JSON has them (float64)."""
+    if hidden and len(scores) > 1:
+        scores[-1] = -np.inf
+    how = Sampling(**fields, top_k=top_k, seed=1)
+    try:
+        how.check()
+    except RequestRefused as refused:
+        assert any(name in str(refused) for name in fields)
+        return
+    sampler = Sampler(how, range(min(3, len(scores))))
+    for _ in range(3):
+        token = sampler.choose(scores)
+        assert 0 <= token < len(scores) and scores[token] > -np.inf
+
+
+def test_a_penalty_near_nothing_keeps_the_order():
+    """Of tokens whose scores leave float32 by it."""
+    scores = np.array([2, 7, 5, 30], np.float32)
+    for penalty in (1e-38, 1e-30, 1e-45, 5e-324):
+        assert Sampler(Sampling(repetition_penalty=penalty), [0, 2]).choose(scores) in (
+            {2} if penalty > 1e-300 else {0, 2}
+        )
+        assert Sampler(Sampling(repetition_penalty=penalty, temperature=1e-30, seed=1), [0, 2]).choose(scores) in (0, 2)
 
 
 def test_frequencies_of_samples():

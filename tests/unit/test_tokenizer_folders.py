@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from oarlock import downloads
 from oarlock.data.marked_text import MarkedText
 from oarlock.data.tokenizers import encode_marked, load_encoder, load_tokenizer, tokenizer_fingerprint
 from oarlock.data.tokens import tokenize
@@ -150,12 +151,12 @@ def test_vocabularies_that_do_not_say_how_to_read_them_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("tokenizer.json", b"{", "not readable as JSON"),
+        ("tokenizer.json", b"{", "tokenizer.json:1: not valid JSON"),
         ("tokenizer.json", b"{}", "not a tokenizer|its model"),
         ("tokenizer.model", b"\x0a\xff\xff", "not a sentencepiece model"),
         ("tokenizer.model", b"YQ== 0\nYg== 5\n", "its ranks have gaps"),
-        ("tekken.json", b'{"config": {}}', "not a tekken.json that is known here"),
-        ("tekken.json", b'{"config": {"pattern": ""}, "vocab": [], "special_tokens": [{"rank": 3}]}', "consecutive ranks"),
+        ("tekken.json", b'{"config": {}}', "config: pattern is missing"),
+        ("tekken.json", b'{"config": {"pattern": ""}, "vocab": [], "special_tokens": [{"rank": 3, "token_str": "a"}]}', "consecutive ranks"),
     ],
 )  # fmt: skip
 def test_damaged_files_are_named(tmp_path, name, content, problem):
@@ -248,16 +249,14 @@ def test_chat_templates_come_along_however_they_lie(tmp_path):
 
 
 def test_a_name_on_a_hub_goes_by_the_same_rule(tmp_path, monkeypatch):
-    import paddlenlp.utils.download
-
     folder = folder_of(tmp_path, "qwen2")
     asked: list[str] = []
 
     def fetch(name, files):
         asked.extend(files)
-        return str(folder / files[0]) if name == "Qwen/mine" and (folder / files[0]).is_file() else None
+        return folder / files[0] if name == "Qwen/mine" and (folder / files[0]).is_file() else None
 
-    monkeypatch.setattr(paddlenlp.utils.download, "resolve_file_path", fetch)
+    monkeypatch.setattr(downloads, "fetch", fetch)
     assert load_tokenizer("Qwen/mine").name_or_path == str(folder)
     assert "tokenizer.json" in asked and "tokenizer.model" not in asked
     with pytest.raises(ModelError, match="no hub has a tokenizer under this name"):

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
-from helpers import TINY_LLAMA, flags, ordinary
+from helpers import TINY_LLAMA, flags, ordinary, write_checkpoint
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.config.load import flatten
 from oarlock.config.sections import ScheduleSection
@@ -26,10 +26,11 @@ from oarlock.errors import CheckpointError, ConfigError, ModelError
 from oarlock.models.build import build_model, num_parameters, set_parameter
 from oarlock.models.weights import WeightFolder
 from oarlock.train import checkpoint as checkpoints
-from oarlock.train.callbacks import cut_rows_after
 from oarlock.train.clip import GlobalNormClip
 from oarlock.train.flops import peak_flops, token_flops
-from oarlock.train.manifest import Manifest, list_checkpoints, newest_whole, read_manifest, verify
+from oarlock.train.manifest import list_checkpoints, newest_whole, read_manifest, verify
+from oarlock.train.output_guard import reason
+from oarlock.train.row_files import cut_rows_after
 from oarlock.train.schedule import check_warmup, make_scheduler, rate_change, total_steps, warmup_steps
 
 # schedule
@@ -174,12 +175,8 @@ def test_training_uses_the_threads(tmp_path):
 
 def make_checkpoint(output: Path, step: int, **changes) -> Path:
     folder = output / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    (folder / "weights").write_bytes(os.urandom(2000))
     config = flatten(load_config(FinetuneConfig, ["--do_train"]).config)
-    manifest = Manifest(step, step * 8, 42, {"last_epoch": step}, (1.5, 2), config, "data", **changes)
-    manifest.seal(folder)
-    return folder
+    return write_checkpoint(folder, step, samples=step * 8, loss_window=(1.5, 2), config=config, **changes)
 
 
 def test_a_whole_checkpoint_verifies(tmp_path):
@@ -196,13 +193,13 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda f: flip(f / "weights"), "checksum differs"),
-        (lambda f: (f / "weights").write_bytes(b"short"), "has 5 bytes, the manifest says 2,000"),
-        (lambda f: (f / "weights").unlink(), "is missing"),
+        (lambda f: flip(f / "rank-00000.safetensors"), "checksum differs"),
+        (lambda f: (f / "rank-00000.safetensors").write_bytes(b"short"), "has 5 bytes, the manifest says"),
+        (lambda f: (f / "rank-00000.safetensors").unlink(), "is missing"),
         (lambda f: (f / "manifest.json").unlink(), "never finished"),
-        (lambda f: (f / "manifest.json").write_text("{"), "not readable"),
+        (lambda f: (f / "manifest.json").write_text("{"), "not valid JSON"),
         (lambda f: (f / "manifest.json").write_text('{"format": 99}'), "format 99"),
-        (lambda f: (f / "manifest.json").write_text('{"format": 2}'), "missing"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 2}'), "format 2, this version reads 3"),
     ],
 )
 def test_damage_is_named_and_the_one_before_is_used(tmp_path, capsys, damage, expected):
@@ -283,13 +280,9 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path, keep, best, left):
 
 
 def test_reasons_of_a_failed_save(tmp_path):
-    assert "no space left on the disk" in checkpoints._reason(
-        OSError(errno.ENOSPC, "No space left on device"), tmp_path
-    )
-    assert "no space left" in checkpoints._reason(
-        RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path
-    )
-    assert checkpoints._reason(ValueError("odd"), tmp_path) == "odd"
+    assert "no space left on the disk" in reason(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
+    assert "no space left" in reason(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path)
+    assert reason(ValueError("odd"), tmp_path) == "odd"
 
 
 def test_rows_behind_a_checkpoint_are_cut(tmp_path):
@@ -375,7 +368,7 @@ def test_wrong_weight_folders(tmp_path):
     with pytest.raises(ModelError, match=r"pickle format that can run code.*--allow_pickle_weights"):
         WeightFolder.open(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(ModelError, match="not a readable safetensors file"):
+    with pytest.raises(ModelError, match="not a safetensors file, or not all of one"):
         WeightFolder.open(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
     with pytest.raises(ModelError, match=r"names gone.safetensors, which is not there"):
@@ -384,9 +377,9 @@ def test_wrong_weight_folders(tmp_path):
     LlamaForCausalLM(LlamaConfig(**(TINY_LLAMA | {"num_hidden_layers": 1}))).save_pretrained(
         str(other), safe_serialization=True
     )
-    with pytest.raises(ModelError, match=r"no weights for 9 of 21 parameters"):
+    with pytest.raises(ModelError, match=r"says 2 layers, and the weights beside it have 1"):
         build_model(source(other, config))
-    with pytest.raises(ModelError, match=r"is \[512, 32\], the model expects \[600, 32\]"):
+    with pytest.raises(ModelError, match=r"vocabulary of 600 .* has 512 rows of 32"):
         build_model(source(other, LlamaConfig(**(TINY_LLAMA | {"num_hidden_layers": 1, "vocab_size": 600}))))
 
 

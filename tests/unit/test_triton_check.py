@@ -55,6 +55,16 @@ def test_nothing_is_found_in_a_good_repository(repository):
         ('output [ { name: "text_output" data_type: TYPE_STRING dims: [ -1 ] } ]', "", "pbtxt", "there are none"),
         ("decoupled: true }", "decoupled: true", "pbtxt", ""),
         ("max_batch_size: 0", 'default_model_filename: "other.py"', "version", "not there"),
+        ("max_batch_size: 0", 'default_model_filename: "../x.py"', "pbtxt", "another folder"),
+        (
+            "max_batch_size: 0",
+            'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/x.tar.gz" } }',
+            "pbtxt",
+            "from another place",
+        ),
+        ("max_batch_size: 0", 'model_repository_agents { agents { name: "x" } }', "pbtxt", "from another place"),
+        ("max_batch_size: 0", "input { " * 500, "pbtxt", "levels deep"),
+        ("max_batch_size: 0", "#" * (1 << 18), "pbtxt", "too large"),
     ],
 )
 def test_configurations(repository, old, new, kind, says):
@@ -123,3 +133,27 @@ def test_without_tritonclient_the_rest_is_checked(repository, monkeypatch, capsy
     lose_requirements(repository)
     assert [finding.kind for finding in check_folder(repository, "triton")] == ["requirements"]
     assert capsys.readouterr().out.count("pip install 'oarlock[serve]'") == 1
+
+
+def test_code_that_is_not_of_this_version_is_found(tiny_model, tmp_path):
+    from oarlock.export.manifest import MANIFEST_FILE, write_manifest
+    from oarlock.export.triton import export_triton
+
+    folder = tmp_path / "out"
+    export_triton(tiny_model, {}, folder)
+    assert check_folder(folder, "triton", hashes=True) == []
+    library = folder / "oarlock_infer/1/lib/oarlock"
+    (library / "errors.py").write_text((library / "errors.py").read_text() + "import os\n")
+    (finding,) = check_folder(folder, "triton")
+    assert finding.kind == "code" and finding.place == "oarlock_infer/1/lib/oarlock/errors.py"
+    write_manifest(folder, target="triton")  # it lies beside the code, so it proves nothing
+    assert [finding.kind for finding in check_folder(folder, "triton", hashes=True)] == ["code"]
+    shutil.copy(Path(environment.__file__).with_name("errors.py"), library / "errors.py")
+    for name in ("oarlock/1/libtriton_python.so", "oarlock/1/lib/oarlock/__pycache__/errors.cpython-311.pyc", "x"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+    found = check_folder(folder, "triton")
+    assert {finding.kind for finding in found} == {"code", "foreign"}
+    assert "libtriton_python.so" in found[0].place and "3 in all" not in found[0].place
+    (folder / MANIFEST_FILE).write_text("{}")
+    assert "manifest" in {finding.kind for finding in check_folder(folder, "triton")}

@@ -11,14 +11,15 @@ import yaml
 
 from oarlock.config.load import ConfigT, LoadedConfig, flatten, load_config
 from oarlock.config.options import OptionSpec, option_specs
-from oarlock.errors import ConfigError
+from oarlock.config.problems import WrongOptions
 
 
 def read_command_line(config_class: type[ConfigT], argv: Sequence[str], program: str) -> LoadedConfig[ConfigT] | None:
     """The checked configuration, or None when --help or --print_config was answered instead.
 
     Raises:
-        ConfigError: with every problem found and where to look for the right names.
+        WrongOptions: with every problem found and where to look for the right names.
+        ConfigError: for a file that is no recipe.
     """
     words = list(argv)
     if "--help" in words or "-h" in words:
@@ -28,8 +29,8 @@ def read_command_line(config_class: type[ConfigT], argv: Sequence[str], program:
     words = [word for word in words if word not in printing]
     try:
         loaded = load_config(config_class, words)
-    except ConfigError as error:
-        raise ConfigError(f"{error}\nAll options: {program} --help") from error
+    except WrongOptions as error:
+        raise WrongOptions(f"{error}\nAll options: {program} --help") from error
     if printing:
         print(to_yaml(loaded.config, loaded.origins), end="")
         return None

@@ -14,6 +14,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import math
 import textwrap
 import types
 import typing
@@ -26,6 +27,8 @@ Check = Callable[[Any], "str | None"]
 TRUE_WORDS = frozenset({"1", "true", "yes", "y", "t", "on"})
 FALSE_WORDS = frozenset({"0", "false", "no", "n", "f", "off"})
 NONE_WORDS = frozenset({"none", "null", ""})
+_LONGEST_SHOWN = 200  # characters of a value in a message
+_LARGEST = 1 << 63  # what Paddle's whole numbers end at
 
 
 def option(
@@ -110,7 +113,7 @@ class OptionSpec:
             value = self.from_yaml(value)
         converted = _CONVERTERS[self.type](value)
         if self.choices and converted not in self.choices:
-            raise ValueError(f"must be one of {', '.join(self.choices)}; got {value!r}")
+            raise ValueError(f"must be one of {', '.join(self.choices)}; got {shown(value)}")
         return converted
 
     def problem(self, value: Any) -> str | None:
@@ -128,6 +131,16 @@ class OptionSpec:
         return f"{word}, {self.unit}" if self.unit else word
 
 
+def shown(value: Any, quoted: bool = True) -> str:
+    """A value that a message quotes, cut where it is long.
+
+    Args:
+        quoted: text in quotation marks, as Python writes it.
+    """
+    text = repr(value) if quoted else str(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text):,} characters)"
+
+
 def _to_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -136,30 +149,30 @@ def _to_bool(value: Any) -> bool:
         return True
     if word in FALSE_WORDS:
         return False
-    raise ValueError(f"must be yes/no, true/false or 1/0; got {value!r}")
+    raise ValueError(f"must be yes/no, true/false or 1/0; got {shown(value)}")
 
 
 def _to_int(value: Any) -> int:
     if isinstance(value, bool):
-        raise ValueError(f"must be a whole number; got {value!r}")
+        raise ValueError(f"must be a whole number; got {shown(value)}")
     try:
         number = float(value)
-        if number == int(number):
+        if number == int(number) and abs(number) < _LARGEST:
             return int(value) if isinstance(value, (int, str)) and str(value).lstrip("+-").isdigit() else int(number)
     except (TypeError, ValueError, OverflowError):
         pass
-    raise ValueError(f"must be a whole number; got {value!r}")
+    raise ValueError(f"must be a whole number; got {shown(value)}")
 
 
 def _to_float(value: Any) -> float:
     if not isinstance(value, bool):
         try:
             number = float(value)
-            if number == number:
+            if math.isfinite(number):
                 return number
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
-    raise ValueError(f"must be a number; got {value!r}")
+    raise ValueError(f"must be a number; got {shown(value)}")
 
 
 def _to_str(value: Any) -> str:

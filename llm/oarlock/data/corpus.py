@@ -22,7 +22,10 @@ from paddlenlp.data.indexed_dataset import CompatibleIndexedDataset, MMapIndexed
 
 from oarlock.data.blend import parse_blend
 from oarlock.data.corpus_documents import Documents, check_summary, remarks
-from oarlock.data.corpus_format import check_corpus, corpus_exists, corpus_summary, is_legacy
+from oarlock.data.corpus_format import check_corpus, corpus_exists, is_legacy, token_ids
+from oarlock.data.corpus_notes import corpus_summary
+from oarlock.data.legacy_corpus import read_ids, read_index
+from oarlock.data.token_ids import check_range
 from oarlock.environment import say_once
 from oarlock.errors import DataError
 from oarlock.files import file_sha256
@@ -36,21 +39,11 @@ class LegacyCorpus(CompatibleIndexedDataset):
     def __init__(self, prefix: str) -> None:
         paddle.io.Dataset.__init__(self)
         self._path = prefix
-        try:
-            self._token_ids = np.load(f"{prefix}_ids.npy", mmap_mode="r", allow_pickle=False)
-            with np.load(f"{prefix}_idx.npz", allow_pickle=False) as index:
-                self._sizes = index["lens"].astype(np.int32)
-                # The oldest ones have no bounds: a length is a document's there.
-                self._doc_idx = index["docs"].astype(np.int64) if "docs" in index.files else np.zeros(0, np.int64)
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{prefix}_ids.npy / _idx.npz: not a readable corpus: {error}") from error
+        self._token_ids = read_ids(prefix)
+        self._sizes, self._doc_idx = read_index(prefix, len(self._token_ids))
         if len(self._doc_idx) and self._doc_idx[0] != 0:
             self._doc_idx = np.concatenate(([0], self._doc_idx))
         self._pointers = np.concatenate(([0], np.cumsum(self._sizes, dtype=np.int64)))
-        if self._pointers[-1] != len(self._token_ids):
-            raise DataError(
-                f"{prefix}_ids.npy: {len(self._token_ids):,} tokens, its index expects {self._pointers[-1]:,}"
-            )
 
     def __setstate__(self, prefix: str) -> None:
         self.__init__(prefix)  # type: ignore[misc]
@@ -162,6 +155,17 @@ def parse_input(text: str) -> list[tuple[float | None, str]]:
     if len(pairs) == 1 and not corpus_exists(pairs[0][1]):
         raise DataError(f"--input_dir {text}: neither a folder nor the prefix of a .bin/.idx corpus")
     return pairs
+
+
+def check_token_ids(corpora: list[Corpus], vocab_size: int) -> None:
+    """Refuse corpora with ids that the model has no row for, noted or found in the data.
+
+    Raises:
+        DataError: naming the corpus and the id.
+    """
+    for prefix in dict.fromkeys(corpus.prefix for corpus in corpora):
+        name = f"{prefix}_ids.npy" if is_legacy(prefix) else f"{prefix}.bin"
+        check_range(token_ids(prefix), vocab_size, name)
 
 
 def largest_known_id(corpora: list[Corpus]) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from oarlock.data.corpus_format import FORMAT, corpus_summary
+from oarlock.data.corpus_notes import WHOLE_DOCUMENTS, corpus_summary
 from oarlock.errors import DataError
 
 
@@ -70,7 +70,7 @@ def remarks(prefix: str, documents: Documents, num_sequences: int) -> list[str]:
     """What to know of a corpus that this version would have written otherwise, with the way out."""
     summary = corpus_summary(prefix)
     again = "build it again with `oarlock data pretrain --overwrite` to be rid of this"
-    if "tokenizer_fingerprint" in summary and summary.get("format") != FORMAT:
+    if "tokenizer_fingerprint" in summary and summary.get("format", 1) < WHOLE_DOCUMENTS:
         joined = f"{len(documents):,} documents were joined from {num_sequences:,} parts; "
         return [
             f"{prefix}: built by an earlier version, whose long .txt documents may have other ids at places that it "
@@ -88,7 +88,7 @@ def check_summary(prefix: str, documents: Documents) -> None:
         DataError: with both numbers.
     """
     summary = corpus_summary(prefix)
-    if summary.get("format") != FORMAT:
+    if summary.get("format", 1) < WHOLE_DOCUMENTS:
         return
     for name, there in (("documents", len(documents)), ("tokens", int(documents.sizes.sum(dtype=np.int64)))):
         if summary.get(name) != there:

@@ -8,8 +8,6 @@ interrupted run leaves files that look whole.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import struct
 from pathlib import Path
@@ -18,6 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from oarlock.errors import DataError
+from oarlock.formats.files import open_regular
+from oarlock.formats.sealed import sealed_text
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _OLD_MAGIC = b"TNTIDX"  # Megatron's index that is not memory-mapped
@@ -29,8 +29,7 @@ _DTYPES = {
 _HEADER = struct.Struct("<9sQBQQ")
 _CHUNK = 1 << 20  # sizes converted at a time
 LARGEST_SEQUENCE = (1 << 31) - 1  # the sizes of an .idx are int32
-# Of prefix.json. 1 (without the field): .txt documents in several sequences, their end token apart.
-FORMAT = 2
+FORMAT = 3  # of prefix.json (see oarlock.data.corpus_notes)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -108,7 +107,7 @@ class CorpusWriter:
             "largest_id": self.largest_id,
             **about,
         }
-        self._partial("json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        self._partial("json").write_text(sealed_text(summary), encoding="utf-8")
         # An index of an older corpus must never stand beside the new data.
         for kind in ("idx", "json"):
             self._final(kind).unlink(missing_ok=True)
@@ -173,8 +172,9 @@ def check_corpus(prefix: str | Path) -> None:
         DataError: saying which file is wrong and how many bytes were expected.
     """
     index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-    with open(index, "rb") as file:
+    with open_regular(index, error=DataError) as file:
         header = file.read(_HEADER.size)
+    open_regular(data, error=DataError).close()
     if header.startswith(_OLD_MAGIC):
         raise DataError(f"{index}: Megatron's old index (TNTIDX), which is not read; write it with --dataset-impl mmap")
     if len(header) < _HEADER.size or not header.startswith(_MAGIC):
@@ -188,16 +188,35 @@ def check_corpus(prefix: str | Path) -> None:
     if index.stat().st_size != expected:
         raise DataError(f"{index}: {index.stat().st_size:,} bytes, expected {expected:,}; the file is damaged")
     sizes = np.memmap(index, np.int32, "r", offset=_HEADER.size, shape=(sequences,)) if sequences else np.zeros(0)
-    expected = int(sizes.sum(dtype=np.int64)) * _DTYPES[code].itemsize
+    expected = _check_offsets(index, sizes, _DTYPES[code].itemsize)
     if data.stat().st_size != expected:
         raise DataError(
             f"{data}: {data.stat().st_size:,} bytes, its index expects {expected:,}; build the corpus again"
         )
+    mask = Path(f"{prefix}.lsm")
+    if mask.exists() and mask.stat().st_size != expected // _DTYPES[code].itemsize:
+        raise DataError(f"{mask}: {mask.stat().st_size:,} bytes, one a token of {data} would be as many as its tokens")
 
 
-def corpus_summary(prefix: str | Path) -> dict[str, Any]:
-    """What `oarlock data pretrain` noted beside a corpus (largest_id, tokenizer, ...); empty for others."""
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads(Path(f"{prefix}.json").read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    return {}
+def _check_offsets(index: Path, sizes: np.ndarray, itemsize: int) -> int:
+    """Refuse sequences that do not lie one behind the other in the data; returns the bytes of all."""
+    offset = 0
+    for first in range(0, len(sizes), _CHUNK):
+        lengths = np.asarray(sizes[first : first + _CHUNK], np.int64)
+        place = _HEADER.size + 4 * len(sizes) + 8 * first
+        offsets = np.memmap(index, np.int64, "r", offset=place, shape=(len(lengths),))
+        ends = offset + np.cumsum(lengths) * itemsize
+        if int(lengths.min()) < 0 or (offsets != np.concatenate(([offset], ends[:-1]))).any():
+            raise DataError(f"{index}: its sequences do not lie one behind the other; the file is damaged")
+        offset = int(ends[-1])
+    return offset
+
+
+def token_ids(prefix: str | Path) -> np.ndarray:
+    """All ids of a corpus that check_corpus() took, as they are mapped from its file."""
+    if is_legacy(prefix):
+        return np.asarray(np.load(f"{prefix}_ids.npy", mmap_mode="r", allow_pickle=False))
+    with open_regular(f"{prefix}.idx", error=DataError) as file:
+        code = _HEADER.unpack(file.read(_HEADER.size))[2]
+    data = Path(f"{prefix}.bin")
+    return np.memmap(data, _DTYPES[code], "r") if data.stat().st_size else np.zeros(0, _DTYPES[code])

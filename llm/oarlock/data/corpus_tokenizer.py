@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oarlock.data.corpus_format import corpus_summary
+from oarlock.data.corpus_notes import corpus_summary
 from oarlock.data.fast_tokenizer import FastTokenizer
 from oarlock.data.tokenizer_identity import ids_fingerprint, same_kind
 from oarlock.data.tokenizers import load_tokenizer

@@ -14,12 +14,14 @@ from oarlock.data.readers import check_characters, parse_json_line
 from oarlock.data.records import ANSWERS, QUESTIONS, ROLES, PlainText, detect_form, parse_record
 from oarlock.data.streams import decode_text
 from oarlock.errors import DataError
+from oarlock.formats.files import read_bytes
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
 
     from oarlock.data.templates import ChatTemplate
 
+_LARGEST = 1 << 24  # bytes: more would take hours to answer
 _UNKNOWN = "?"  # stands for an answer that is not given, since a conversation ends with one
 
 
@@ -33,9 +35,9 @@ def load_eval_prompts(
     """
     path = Path(path)
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"--eval_prompts {path}: {error.strerror}") from error
+        lines = read_bytes(path, limit=_LARGEST, what="file of prompts", error=DataError).split(b"\n")
+    except DataError as error:
+        raise DataError(f"--eval_prompts {error}") from error
     prompts = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

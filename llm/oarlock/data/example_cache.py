@@ -13,15 +13,21 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
+from annotated_types import Ge
+from typing_extensions import TypedDict
 
 from oarlock.data.encode import Counts, Row
 from oarlock.data.labels import Encoded, Example, Prompt
 from oarlock.data.stored_sequence import StoredSequence
+from oarlock.data.token_ids import check_range
 from oarlock.errors import DataError
-from oarlock.files import sync_file, write_json
+from oarlock.files import sync_file, write_text_atomically
+from oarlock.formats.files import open_regular
+from oarlock.formats.json_file import parse_json
+from oarlock.formats.sealed import read_sealed, sealed_text
 
 _ROW = np.dtype(
     [
@@ -37,6 +43,19 @@ _ROW = np.dtype(
 _FILES = ("tokens.bin", "runs.bin", "rows.bin", "prompts.jsonl")
 _ABOUT = "about.json"
 _RUNS = np.dtype("<i4")
+_LONGEST_PROMPT = 1 << 26  # bytes
+
+
+class _About(TypedDict):
+    """about.json."""
+
+    dtype: Literal["<u2", "<i4"]
+    num_examples: Annotated[int, Ge(0)]
+    first_of_each_source: list[Annotated[int, Ge(0)]]
+    counts: Counts
+    bytes: dict[str, Annotated[int, Ge(0)]]
+    largest_id: Annotated[int, Ge(-1)]
+    sha256: str
 
 
 class ExampleWriter:
@@ -53,7 +72,7 @@ class ExampleWriter:
             self._files[name] = open(self._partial / name, "wb")  # noqa: SIM115 - closed by __exit__
         self._ends = [0, 0, 0]
         self._sources: list[int] = []
-        self.num_examples = 0
+        self.num_examples, self._largest_id = 0, -1
 
     def __enter__(self) -> ExampleWriter:
         return self
@@ -84,7 +103,9 @@ class ExampleWriter:
         table["line"] = [row.line for row in rows]
         for name in ("context", "answer", "truncated"):
             table[name] = [getattr(row.encoded, name) for row in rows]
-        self._files["tokens.bin"].write(np.concatenate([row.encoded.ids for row in rows]).astype(self._dtype).tobytes())
+        ids = np.concatenate([row.encoded.ids for row in rows])
+        self._largest_id = max(self._largest_id, int(ids.max(initial=-1)))
+        self._files["tokens.bin"].write(ids.astype(self._dtype).tobytes())
         self._files["runs.bin"].write(np.concatenate([row.encoded.runs for row in rows]).astype(_RUNS).tobytes())
         self._files["rows.bin"].write(table.tobytes())
         self._files["prompts.jsonl"].writelines(prompts)
@@ -104,8 +125,9 @@ class ExampleWriter:
             "first_of_each_source": self._sources,
             "counts": dataclasses.asdict(counts),
             "bytes": sizes,
+            "largest_id": self._largest_id,
         }
-        write_json(self._partial / _ABOUT, about)
+        write_text_atomically(self._partial / _ABOUT, sealed_text(about))
         shutil.rmtree(self.folder, ignore_errors=True)  # a damaged one
         os.replace(self._partial, self.folder)
         sync_file(self.folder.parent)
@@ -116,12 +138,14 @@ def _prompt_line(prompt: Prompt | None) -> bytes:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder of examples is there with all its bytes."""
-    try:
-        sizes = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["bytes"]
-        return all((folder / name).stat().st_size == sizes[name] for name in _FILES)
-    except (OSError, ValueError, KeyError):
+    """Whether a folder of examples is there with all its bytes, which are places and ids that can be."""
+    if not (folder / _ABOUT).exists():
         return False
+    try:
+        StoredExamples(folder).check()
+    except DataError:
+        return False
+    return True
 
 
 class StoredExamples(StoredSequence[Example]):
@@ -133,13 +157,44 @@ class StoredExamples(StoredSequence[Example]):
 
     def __init__(self, folder: str | Path, names: Sequence[str] = ()) -> None:
         self.folder, self.names = Path(folder), tuple(names)
-        if not is_whole(self.folder):
-            raise DataError(f"{folder}: damaged or incomplete examples; delete this folder, and they are made again")
-        self.about: dict[str, Any] = json.loads((self.folder / _ABOUT).read_text(encoding="utf-8"))
-        self.counts = Counts(**self.about["counts"])
-        self._tokens = _mapped(self.folder / "tokens.bin", np.dtype(self.about["dtype"]))
-        self._runs = _mapped(self.folder / "runs.bin", _RUNS)
-        self.rows = _mapped(self.folder / "rows.bin", _ROW)
+        self.about = read_sealed(self.folder / _ABOUT, _About, what="note of examples", error=DataError)
+        self.counts = self.about["counts"]
+        self._tokens = self._mapped("tokens.bin", np.dtype(self.about["dtype"]))
+        self._runs = self._mapped("runs.bin", _RUNS)
+        self.rows = self._mapped("rows.bin", _ROW)
+        self._mapped("prompts.jsonl", np.dtype("u1"))
+        if len(self.rows) != self.about["num_examples"]:
+            raise self._damaged()
+
+    def check(self) -> None:
+        """Compare rows and ids with each other (a process that reads takes them as they are).
+
+        Raises:
+            DataError: when places are out of order or range, or ids are not those that were written.
+        """
+        most = {
+            "tokens": len(self._tokens),
+            "runs": len(self._runs),
+            "prompt": self.about["bytes"]["prompts.jsonl"],
+        }
+        for name in most:
+            ends = np.asarray(self.rows[name])
+            if len(ends) and (int(ends[-1]) != most[name] or int(np.diff(ends, prepend=0).min()) < 0):
+                raise self._damaged()
+        firsts = self.about["first_of_each_source"]
+        if firsts != sorted(firsts) or (firsts and firsts[-1] > len(self)):
+            raise self._damaged()
+        check_range(self._tokens, self.about["largest_id"] + 1, str(self.folder / "tokens.bin"))
+
+    def _mapped(self, name: str, dtype: np.dtype) -> np.ndarray:
+        path, size = self.folder / name, self.about["bytes"].get(name)
+        with open_regular(path, error=DataError) as file:
+            if os.fstat(file.fileno()).st_size != size or size % dtype.itemsize:
+                raise self._damaged()
+        return np.memmap(path, dtype, "r") if size else np.zeros(0, dtype)
+
+    def _damaged(self) -> DataError:
+        return DataError(f"{self.folder}: damaged or incomplete examples; delete this folder, and they are made again")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StoredExamples, (self.folder, self.names)  # to another process goes the place, not the content
@@ -202,7 +257,8 @@ class StoredPrompts(StoredSequence[Prompt]):
         """See StoredSequence."""
         with open(self._path, "rb") as file:
             file.seek(int(self._starts[index]))
-            return Prompt(**json.loads(file.readline()))
+            line = file.readline(_LONGEST_PROMPT)
+            return parse_json(line, str(self._path), Prompt, error=DataError, limit=_LONGEST_PROMPT)
 
 
 class JoinedPrompts(StoredSequence[Prompt]):
@@ -221,7 +277,3 @@ class JoinedPrompts(StoredSequence[Prompt]):
                 return part[index]
             index -= len(part)
         raise IndexError(index)
-
-
-def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)

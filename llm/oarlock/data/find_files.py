@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from collections import Counter
@@ -11,8 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from oarlock.data.json_text import parse_line
 from oarlock.data.streams import Source, compression_of, decompressed, naming
+from oarlock.environment import say_once
 from oarlock.errors import DataError
+from oarlock.formats.files import open_regular
 
 FORMATS = {
     ".txt": "txt", ".md": "txt", ".text": "txt",
@@ -58,8 +60,9 @@ class LeftOut:
 def files_in(folder: Path, left_out: LeftOut) -> list[Path]:
     """Every file of a folder and its subfolders, in order of their paths; each is there once.
 
-    Linked files and folders are followed. What a link shows a second time is left out, and so are loops, links to
-    nothing, hidden files and folders (.git, ._a.jsonl, ...), and what is neither file nor folder.
+    Linked files and folders are followed; where one leads out of the folder, that is said. What a link shows a second
+    time is left out, and so are loops, links to nothing, hidden files and folders (.git, ._a.jsonl, ...), and what is
+    neither file nor folder.
 
     Raises:
         DataError: when a folder can't be listed.
@@ -67,6 +70,10 @@ def files_in(folder: Path, left_out: LeftOut) -> list[Path]:
     walk = _Walk(left_out)
     walk.visit(folder)
     walk.follow_links()
+    outside = [link for link in walk.followed if folder.resolve() not in link.resolve().parents]
+    if outside:
+        more = f", ... ({len(outside):,} links)" if len(outside) > 1 else ""
+        say_once(f"{outside[0]} leads out of the folder, to {outside[0].resolve()}{more}: read as data like the rest")
     return sorted(walk.files)
 
 
@@ -76,6 +83,7 @@ class _Walk:
     def __init__(self, left_out: LeftOut) -> None:
         self.left_out = left_out
         self.files: list[Path] = []
+        self.followed: list[Path] = []
         self._links: list[Path] = []
         self._seen: dict[tuple[int, int], Path] = {}
 
@@ -113,6 +121,7 @@ class _Walk:
                 loop = error.errno == errno.ELOOP
                 self.left_out.add(link, "a link that leads to itself" if loop else "a link to nothing")
                 continue
+            self.followed.append(link)
             if stat.S_ISDIR(target.st_mode):
                 self.visit(link)
             else:
@@ -160,7 +169,7 @@ def source_of(path: Path) -> Source | str:
         ending = f"the ending {suffixes[-1]}" if suffixes else "no ending"
         return f"{ending}; known are {', '.join(FORMATS)}, also as .gz or .zst"
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, error=DataError) as file:
             compression = compression_of(file.read(4)) or named
         source = Source(path, kind, compression, path.stat().st_size)
     except OSError as error:
@@ -172,7 +181,7 @@ def source_of(path: Path) -> Source | str:
 
 def _json_source(source: Source) -> Source | str:
     """Names ending in .json stand for lists, for JSON Lines (C4), and for settings, which are no data."""
-    with naming(source), open(source.path, "rb") as raw:
+    with naming(source), open_regular(source.path, error=DataError) as raw:
         head = decompressed(raw, source.compression).read(_HEAD_BYTES)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"["):
@@ -180,8 +189,8 @@ def _json_source(source: Source) -> Source | str:
     line, end, _ = text.partition(b"\n")
     try:
         if end or len(head) < _HEAD_BYTES:
-            json.loads(line)
-    except (ValueError, RecursionError):
+            parse_line(line.decode("utf-8", "replace"))
+    except ValueError:
         if text.startswith(b"{"):
             return "one JSON object over several lines; lists and JSON Lines are read"
     return Source(source.path, "jsonl", source.compression, source.size)

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from oarlock.data.find_files import LeftOut, files_in, source_of
 from oarlock.data.record_files import FileRecords, RecordSource, RowRecords
 from oarlock.errors import DataError, first_line
+from oarlock.formats.json_file import read_json_if_there
+from oarlock.formats.names import name_problem
 
 _TRAIN_NAMES = ("train", "training")
 _DEV_NAMES = ("dev", "validation", "valid", "val", "eval", "evaluation", "test")
@@ -42,7 +46,7 @@ def find_records(name: str) -> RecordSources:
         DataError: when nothing is there.
     """
     path = Path(name)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return RecordSources([FileRecords.of(path)])
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _saved_dataset(path)
@@ -109,6 +113,7 @@ def _one_file_each(paths: Sequence[Path]) -> None:
 def _saved_dataset(folder: Path) -> RecordSources:
     from datasets import DatasetDict, load_from_disk
 
+    _check_saved(folder)
     try:
         found = load_from_disk(str(folder))
     except Exception as error:  # Arrow's and the library's own classes
@@ -120,17 +125,69 @@ def _saved_dataset(folder: Path) -> RecordSources:
     )
 
 
+class _Splits(TypedDict):
+    """dataset_dict.json."""
+
+    splits: list[str]
+
+
+class _DataFile(TypedDict):
+    filename: str
+
+
+class _State(TypedDict):
+    """state.json of a split, as far as it names files."""
+
+    _data_files: list[_DataFile]
+    _indices_data_files: NotRequired[list[_DataFile] | None]
+
+
+def _check_saved(folder: Path) -> None:
+    """A saved dataset says itself which files and folders are its own, and `datasets` joins any path."""
+    about = folder / "dataset_dict.json"
+    splits = read_json_if_there(about, _Splits, error=DataError)
+    names = splits["splits"] if splits else []
+    _check_names(names, about)
+    for part in (folder, *(folder / name for name in names)):
+        if state := read_json_if_there(part / "state.json", _State, error=DataError):
+            files = (*state["_data_files"], *(state.get("_indices_data_files") or ()))
+            _check_names([file["filename"] for file in files], part / "state.json")
+
+
+def _check_names(names: list[str], where: Path) -> None:
+    for name in names:
+        if problem := name_problem(name):
+            raise DataError(f"{where}: {name[:200]!r} is no name of a file or folder of this dataset: {problem}")
+
+
 def _hub(name: str) -> RecordSources:
     """A dataset of the Hugging Face hub (or one in its cache)."""
-    from datasets import load_dataset
+    from datasets import load_dataset_builder
 
     try:
-        found = load_dataset(name)
+        builder = load_dataset_builder(name)
+        _check_places(builder, name)
+        builder.download_and_prepare()
+        found = builder.as_dataset()
+    except DataError:
+        raise
     except Exception as error:  # the hub client raises everything from OSError to its own classes
         raise DataError(
             f"--dataset_name_or_path {name}: neither a file nor a folder here, and no hub gave it ({first_line(error)})"
         ) from error
     return _splits(found, name)
+
+
+def _check_places(builder: Any, name: str) -> None:
+    """A dataset says itself which files it has, and `datasets` takes any: of this machine, or of any address."""
+    own = f"hf://datasets/{builder.repo_id or name}@"
+    for files in (builder.config.data_files or {}).values():
+        for file in files:
+            if not str(file).startswith(own):
+                raise DataError(
+                    f"--dataset_name_or_path {name}: its description on the hub names {str(file)[:200]!r}, which is "
+                    "not one of its own files: it is not read"
+                )
 
 
 def _splits(found: Any, name: str) -> RecordSources:

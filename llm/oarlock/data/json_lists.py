@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from oarlock.data import streams
-from oarlock.data.json_text import DECODER, DoubledField
+from oarlock.data.json_text import DECODER, Unusable, check_nesting
 from oarlock.data.streams import Readable, Source, opened
 from oarlock.errors import DataError
 
+_ANYTHING = json.JSONDecoder(parse_int=len)  # finds the end of an element, whatever it holds
 LONGEST_RECORD = 1 << 26  # in characters; a longer one is taken for a damaged file
 
 
@@ -82,8 +83,8 @@ def _decoded(window: _Window) -> tuple[Any, int]:
     """The element that begins here, or what is wrong with it, and where it ends."""
     try:
         return DECODER.raw_decode(window.text, window.position)
-    except DoubledField as error:
-        return error, json.JSONDecoder().raw_decode(window.text, window.position)[1]
+    except Unusable as error:
+        return error, _ANYTHING.raw_decode(window.text, window.position)[1]
 
 
 def _element(window: _Window, source: Source) -> tuple[Any, int]:
@@ -93,9 +94,15 @@ def _element(window: _Window, source: Source) -> tuple[Any, int]:
             item, end = _decoded(window)
             if end < len(window.text) or window.ended:
                 length = end - window.position
+                try:
+                    check_nesting(window.text[window.position : end])
+                except Unusable as error:
+                    item = error
                 window.advance(end)
                 return item, length
-        except (ValueError, RecursionError) as error:
+        except RecursionError as error:
+            raise DataError(f"{source.path}:{window.line}: objects and lists too deep in one another") from error
+        except ValueError as error:
             # Where the next element begins can't be known: this is the end even for skip_bad.
             if window.ended or len(window.text) - window.position > LONGEST_RECORD:
                 raise DataError(f"{source.path}:{window.line}: not valid JSON: {error}") from error

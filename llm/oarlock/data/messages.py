@@ -7,10 +7,10 @@ reasoning_content; fields that are null are absent. OpenAI's older names (functi
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from oarlock.data.json_text import Unusable, parse_line
 from oarlock.errors import DataError
 
 Message = dict[str, Any]
@@ -129,9 +129,9 @@ def _parsed(value: Any, within: str) -> Any:
     if not (isinstance(value, str) and value.strip()):
         return value
     try:
-        return json.loads(value)
+        return parse_line(value)
     except ValueError as error:
-        raise MessageError(f"field {within!r} is not valid JSON: {error}") from error
+        raise MessageError(f"field {within!r}{': ' if isinstance(error, Unusable) else ' is '}{error}") from error
 
 
 def parse_object(value: Any, within: str) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from oarlock.data import streams
-from oarlock.data.json_lists import read_json_list
+from oarlock.data.json_lists import LONGEST_RECORD, read_json_list
 from oarlock.data.json_text import parse_line
 from oarlock.data.pieces import Cutter
 from oarlock.data.streams import Source, decode_text, naming, opened
 from oarlock.data.tables import read_table
+from oarlock.errors import DataError
 
 # A text without line ends is read between characters after this much, so that memory stays bounded.
 LONGEST_TEXT_LINE = 1 << 24
@@ -96,7 +97,11 @@ def read_batches(source: Source, cutter: Cutter, text_key: str = "text", txt_doc
 
 
 def line_batches(source: Source, cut_lines: bool = False) -> Iterator[Batch]:
-    """Whole lines, still as bytes; with `cut_lines` those above LONGEST_TEXT_LINE in parts, cut between characters."""
+    """Whole lines, still as bytes; with `cut_lines` those above LONGEST_TEXT_LINE in parts, cut between characters.
+
+    Raises:
+        DataError: for a line that is longer than any record, where lines are not cut (file:line).
+    """
     with opened(source) as stream:
         parts: list[bytes] = []
         line, pending = 1, 0
@@ -114,6 +119,10 @@ def line_batches(source: Source, cut_lines: bool = False) -> Iterator[Batch]:
             else:
                 parts.append(block)
                 pending += len(block)
+                if pending > LONGEST_RECORD:
+                    raise DataError(
+                        f"{source.path}:{line}: a line of more than {LONGEST_RECORD:,} bytes; is the file damaged?"
+                    )
             if not block:
                 return
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from oarlock.data import streams
 from oarlock.data.find_files import how_packed, source_of
 from oarlock.data.json_lists import read_json_list
+from oarlock.data.json_text import parse_line
 from oarlock.data.readers import (
     BadLine,
     Batch,
@@ -30,6 +31,7 @@ from oarlock.data.streams import Source, compression_of, naming, opened
 from oarlock.data.tables import read_table
 from oarlock.errors import DataError
 from oarlock.files import file_sha256_noted
+from oarlock.formats.files import open_regular
 
 # Fields that hold lists; tables have them as JSON text.
 _LISTS = ("messages", "conversations", "history", "tools")
@@ -101,7 +103,7 @@ class FileRecords:
         if isinstance(by_name, Source) and by_name.format in ("txt", "csv", "tsv", "parquet"):
             return cls(by_name)
         try:
-            with open(path, "rb") as raw:
+            with open_regular(path, error=DataError) as raw:
                 head = raw.read(4)
             source = Source(path, "jsonl", compression_of(head), path.stat().st_size)
         except OSError as error:
@@ -183,9 +185,9 @@ def parse_cells(item: Any) -> Any:
         value = item.get(name)
         if isinstance(value, str) and value.lstrip().startswith("["):
             try:
-                parsed[name] = json.loads(value)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"column {name!r} does not hold JSON: {error}") from error
+                parsed[name] = parse_line(value)
+            except ValueError as error:
+                raise ValueError(f"column {name!r}: {error}") from error
     return item | parsed if parsed else item
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from oarlock.data.json_text import parse_line
 from oarlock.data.messages import CHAT_ROLES, Message, MessageError, normalize_message, text_of
 from oarlock.data.record_fields import Conversation, answer_text, system_of, text_in
 from oarlock.data.train_marks import not_trained
@@ -91,7 +91,7 @@ def _calls_in(row: dict[str, Any], text_field: str, within: str) -> list[Any]:
     """Calls in the text of a turn: {"name": ..., "arguments": ...}, or a list of them."""
     text = row.get(text_field)
     try:
-        calls = json.loads(text) if isinstance(text, str) else text
+        calls = parse_line(text) if isinstance(text, str) else text
     except ValueError as error:
         raise MessageError(f"field '{within}.{text_field}' is not the JSON of a call: {error}") from error
     return calls if isinstance(calls, list) else [calls]

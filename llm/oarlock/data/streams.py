@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from oarlock.errors import DataError
+from oarlock.formats.files import open_regular
 
 BLOCK_BYTES = 1 << 20
 # `zstd --long=31` needs a window of this size to be read; the library's own limit is 128 MB.
 _LARGEST_ZSTD_WINDOW = 1 << 31
+# Read at once: four bytes may stand for 128 KB, all of which come out together.
+_ZSTD_INPUT = 1 << 11
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _OTHER_ENCODINGS = {  # the longer marks first: UTF-32's begins with UTF-16's
@@ -115,7 +118,7 @@ class SourceStream:
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[SourceStream]:
     """The stream of a source; what goes wrong in it is a DataError that names the file."""
-    with naming(source), open(source.path, "rb") as raw:
+    with naming(source), open_regular(source.path, error=DataError) as raw:
         yield SourceStream(source, raw)
 
 
@@ -141,7 +144,7 @@ class _ZstdStream:
         parts: list[bytes] = []
         have = 0
         while have < size:
-            block = self._raw.read(1 << 17)
+            block = self._raw.read(_ZSTD_INPUT)
             if not block:
                 if self._frame is not None:
                     raise EOFError("the file ends in the middle of a frame")

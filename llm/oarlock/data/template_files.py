@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oarlock.data.tokenizer_schema import read_tokenizer_config
 from oarlock.environment import say_once
 from oarlock.errors import ConfigError
-from oarlock.files import read_json_object, write_json, write_text_atomically
+from oarlock.files import write_json, write_text_atomically
+from oarlock.formats.files import read_text
+from oarlock.formats.json_file import read_json
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
 DEFAULT, TOOL_USE = "default", "tool_use"
+_LARGEST = 1 << 20  # bytes; the longest published have 50,000
 _PROCESSOR_FILE = "chat_template.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -44,10 +48,10 @@ def templates_in_folder(folder: Path) -> dict[str, str]:
     found = templates_in_files(folder)
     config = folder / "tokenizer_config.json"
     if not found and config.is_file():
-        found = named_templates(read_json_object(config).get("chat_template"), str(config))
+        found = named_templates(read_tokenizer_config(config).get("chat_template"), str(config))
     processor = folder / _PROCESSOR_FILE
     if not found and processor.is_file():
-        found = named_templates(read_json_object(processor).get("chat_template"), str(processor))
+        found = named_templates(read_json(processor, dict[str, Any]).get("chat_template"), str(processor))
         if not found:
             say_once(f"{processor}: PaddleNLP's own form of a chat template is not read; give a Jinja file")
     return found
@@ -58,10 +62,16 @@ def templates_in_files(folder: Path) -> dict[str, str]:
     files = {path.stem: path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
     if (folder / TEMPLATE_FILE).is_file():
         files = {DEFAULT: folder / TEMPLATE_FILE, **{name: p for name, p in files.items() if name != DEFAULT}}
-    try:
-        return {name: path.read_text(encoding="utf-8-sig") for name, path in files.items()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{folder}: a chat template can't be read: {error}") from error
+    return {name: read_template(path) for name, path in files.items()}
+
+
+def read_template(path: Path) -> str:
+    """The Jinja text of a file.
+
+    Raises:
+        ConfigError: when it can't be read.
+    """
+    return read_text(path, limit=_LARGEST, what="chat template", error=ConfigError)
 
 
 def named_templates(value: Any, where: str) -> dict[str, str]:
@@ -100,5 +110,5 @@ def save_templates(folder: Path, templates: Mapping[str, str]) -> None:
     write_text_atomically(folder / TEMPLATE_FILE, templates[DEFAULT])
     config_file = folder / "tokenizer_config.json"
     if config_file.is_file():
-        config = read_json_object(config_file)
+        config = read_tokenizer_config(config_file)
         write_json(config_file, {**config, "chat_template": templates[DEFAULT]})

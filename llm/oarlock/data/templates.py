@@ -21,7 +21,7 @@ from oarlock.data.chat_rendering import PreparedChat, RenderedChat, continued, p
 from oarlock.data.jinja_rules import compile_template
 from oarlock.data.messages import Message, normalize_messages, normalize_tools
 from oarlock.data.spelled import Words, spelling_pattern
-from oarlock.data.template_files import DEFAULT, TEMPLATE_FILE, TOOL_USE, own_templates, save_templates
+from oarlock.data.template_files import DEFAULT, TEMPLATE_FILE, TOOL_USE, own_templates, read_template, save_templates
 from oarlock.data.tokenizers import special_spellings
 from oarlock.data.unrendered import check_rendered
 from oarlock.errors import ConfigError, DataError
@@ -250,7 +250,7 @@ def choose_template(
         if not path.is_file():
             known = ", ".join(("auto", "tokenizer", *BUILT_IN))
             raise ConfigError(f"--chat_template {choice}: no such file; known names are {known}")
-        source, others = path.read_text(encoding="utf-8-sig"), {}
+        source, others = read_template(path), {}
     template = ChatTemplate(
         choice,
         source,

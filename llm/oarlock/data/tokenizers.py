@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from oarlock import downloads
 from oarlock.data.fast_tokenizer import FastTokenizer
 from oarlock.data.marked_encoding import TokenizedText, marked_encoder
 from oarlock.data.marked_slow import encode_marked_slowly, slow_ids, slow_pattern, slow_spellings
 from oarlock.data.marked_text import MarkedText
-from oarlock.data.tokenizer_folder import PADDLENLP_ALONE, needs_paddlenlp, read_tokenizer
+from oarlock.data.paddlenlp_tokenizers import paddlenlp_tokenizer
+from oarlock.data.tokenizer_folder import needs_paddlenlp, read_tokenizer
 from oarlock.data.tokenizer_identity import ids_fingerprint
+from oarlock.data.tokenizer_schema import read_tokenizer_config
 from oarlock.errors import ModelError, first_line
-from oarlock.files import file_sha256, read_json_object
+from oarlock.files import file_sha256
 from oarlock.formats.links import check_links
 
 if TYPE_CHECKING:
@@ -55,48 +58,35 @@ def load_tokenizer(name_or_path: str) -> FastTokenizer | PretrainedTokenizerBase
     if not folder.is_dir():
         folder = _from_hub(name_or_path)
     check_links(folder)
-    config = read_json_object(folder / "tokenizer_config.json")
+    config = read_tokenizer_config(folder / "tokenizer_config.json")
     if not (has_tokenizer(folder) or config):
         raise ModelError(
             f"{folder}: no tokenizer in this folder (looked for {', '.join(_VOCABULARIES)}); "
             "name another with --tokenizer_name_or_path"
         )
-    return _of_paddlenlp(folder, config) if needs_paddlenlp(folder, config) else read_tokenizer(folder)
+    return paddlenlp_tokenizer(folder, config) if needs_paddlenlp(folder, config) else read_tokenizer(folder)
 
 
 def _from_hub(name: str) -> Path:
     """The folder of the cache with a tokenizer's files, which are downloaded where they are not there."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"tokenizer {name}: no such folder")
-    from paddlenlp.utils.download import resolve_file_path
 
-    def fetch(*names: str) -> list[str]:
+    def fetch(*names: str) -> list[Path]:
         try:
-            return [found for file in names if (found := resolve_file_path(name, [file]))]
-        except Exception as error:  # the hub clients raise everything from OSError to their own classes
+            return [found for file in names if (found := downloads.fetch(name, [file]))]
+        except ModelError as error:
             raise ModelError(
                 f"tokenizer {name}: can't be loaded from this name (no such folder here, and no hub gave it): "
                 f"{first_line(error)}"
             ) from error
 
     found = fetch(*_HUB_FILES)
-    if not any(Path(file).name == "tokenizer.json" for file in found):
+    if not any(file.name == "tokenizer.json" for file in found):
         found += next((files for names in _HUB_VOCABULARIES if (files := fetch(*names))), [])
     if not found:
         raise ModelError(f"tokenizer {name}: no such folder here, and no hub has a tokenizer under this name")
-    return Path(found[0]).parent
-
-
-def _of_paddlenlp(folder: Path, config: Mapping[str, Any]) -> PretrainedTokenizerBase:
-    import paddlenlp.transformers
-
-    named = config.get("tokenizer_class")
-    # The automatic choice knows only one of GLM's.
-    name = named if named in PADDLENLP_ALONE and hasattr(paddlenlp.transformers, named) else "AutoTokenizer"
-    try:
-        return getattr(paddlenlp.transformers, name).from_pretrained(str(folder))
-    except Exception as error:
-        raise ModelError(f"tokenizer {folder}: can't be loaded from this folder: {first_line(error)}") from error
+    return found[0].parent
 
 
 def encode_marked(

@@ -8,7 +8,7 @@ from typing import Any
 from oarlock.data.template_files import DEFAULT, TEMPLATE_FILE, named_templates
 from oarlock.data.templates import ChatTemplate
 from oarlock.errors import ConfigError, ModelError
-from oarlock.export.check_generation import check_generation
+from oarlock.export.check_generation import check_generation, rows_of
 from oarlock.export.findings import Finding, read_object, shown
 from oarlock.export.manifest import read_manifest
 from oarlock.export.servers import SERVERS
@@ -178,8 +178,8 @@ def _check_vocabulary(folder: Path, config: dict[str, Any] | str) -> list[Findin
     if ids is None:
         problem = "its vocabulary or added_tokens are not what a tokenizer has (tokens and their ids)"
         return [Finding("tokenizer", path.name, problem, _EXPORT)]
-    rows = config.get("vocab_size") if isinstance(config, dict) else None
-    if isinstance(rows, int) and ids and max(ids) >= rows:
+    rows = rows_of(config)
+    if rows is not None and ids and max(ids) >= rows:
         problem = f"token {max(ids):,} is beyond the {rows:,} rows of the embedding (vocab_size)"
         return [Finding("tokenizer", path.name, problem, "Tokenizer and model do not belong together")]
     return []
@@ -191,8 +191,9 @@ def _ids(vocabulary: Any, added: Any) -> list[int] | None:
     if not isinstance(vocabulary, (dict, list)) or not isinstance(added, list):
         return None
     own = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
-    ids = [*own, *(token.get("id", 0) if isinstance(token, dict) else None for token in added)]
-    return ids if all(isinstance(id_, int) and not isinstance(id_, bool) for id_ in ids) else None
+    found = [*own, *(token.get("id", 0) if isinstance(token, dict) else None for token in added)]
+    ids = [id_ for id_ in found if isinstance(id_, int) and not isinstance(id_, bool)]
+    return ids if len(ids) == len(found) else None
 
 
 def _check_template(folder: Path, about: dict[str, Any]) -> list[Finding]:

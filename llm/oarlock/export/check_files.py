@@ -10,8 +10,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from oarlock import __version__
 from oarlock.errors import ModelError
-from oarlock.export.findings import Finding, shown
+from oarlock.export.findings import Finding, shown, shown_value
 from oarlock.export.manifest import MANIFEST_FILE, read_manifest
 from oarlock.export.servers import SERVED_NAME
 from oarlock.export.start_scripts import START_FILE, adapter_ranks, start_script
@@ -21,6 +22,8 @@ from oarlock.formats.links import foreign_entries
 _EXPORT = "Export the model again with `oarlock export`"
 _STARTED = ("vllm", "fastdeploy")  # targets with a start script
 _SCRIPT_BYTES = 1 << 16
+PACKAGE = Path(__file__).resolve().parents[1]
+_LIBRARY = "lib/oarlock"  # in a version of a Triton model
 _NAME = re.compile(r"^NAME=\$\{NAME:-(?P<name>[^}\n]*)\}", re.MULTILINE)
 # What else a model's folder on a hub has, and no server runs.
 _KNOWN = ("README*", "LICENSE*", "NOTICE*", ".gitattributes", ".gitignore")
@@ -55,6 +58,44 @@ def check_places(folder: Path) -> list[Finding]:
             problem = f"{entry.reason}; what it holds is not part of the export"
             found.append(Finding("link", place, problem, "Delete it, or put the file itself there"))
     return found
+
+
+def check_repository_files(folder: Path) -> list[Finding]:
+    """A Triton repository: links, files that the manifest does not list, and code that is not this version's.
+
+    Triton runs the code in it, so the manifest's word is not enough: it lies beside the code.
+    """
+    findings = check_places(folder)
+    try:
+        manifest = read_manifest(folder) if os.path.lexists(folder / MANIFEST_FILE) else None
+    except ModelError as error:
+        return [*findings, Finding("manifest", MANIFEST_FILE, str(error), _EXPORT)]
+    if manifest is not None:
+        return findings + _check_foreign(folder, manifest, ()) + _check_code(folder, manifest)
+    libraries = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.so*"))]
+    problem = "a library, which Triton loads where the configuration names it as backend"
+    return findings + [Finding("foreign", shown(libraries), problem, "Delete it")] * bool(libraries)
+
+
+def _check_code(folder: Path, manifest: Mapping[str, Any]) -> list[Finding]:
+    written = manifest.get("versions", {}).get("oarlock")
+    if not any(folder.glob(f"*/1/{_LIBRARY}")):
+        return []
+    if written != __version__:
+        problem = f"written by oarlock {shown_value(written)}, so that it can't be compared with this {__version__}"
+        return [Finding("code", f"*/1/{_LIBRARY}", problem, _EXPORT)]
+    changed = [
+        path.relative_to(folder).as_posix()
+        for library in sorted(folder.glob(f"*/1/{_LIBRARY}"))
+        for path in sorted(library.rglob("*"))
+        if _is_file(path) and not _is_same(path, PACKAGE / path.relative_to(library))
+    ]
+    problem = f"not the code of oarlock {__version__}, and Triton runs it"
+    return [Finding("code", shown(changed), problem, f"Read it, or: {_EXPORT}")] * bool(changed)
+
+
+def _is_same(path: Path, own: Path) -> bool:
+    return own.is_file() and path.stat().st_size == own.stat().st_size and path.read_bytes() == own.read_bytes()
 
 
 def _check_start(

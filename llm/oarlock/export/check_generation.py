@@ -37,13 +37,18 @@ def check_generation(folder: Path, config: Mapping[str, Any] | str) -> list[Find
         return []
     if isinstance(settings, str):
         return [Finding("generation", GENERATION_FILE, f"the file {settings}, and generation stops at it", _MEND)]
-    rows = config.get("vocab_size") if isinstance(config, Mapping) else None
-    found = []
+    rows, found = rows_of(config), []
     for name, value in settings.items():
-        problem = "" if value is None else _problem(name, value, rows if isinstance(rows, int) else None)
+        problem = "" if value is None else _problem(name, value, rows)
         if problem:
             found.append(Finding("generation", f"{GENERATION_FILE}, {name}", problem, _MEND))
     return found
+
+
+def rows_of(config: Mapping[str, Any] | str) -> int | None:
+    """vocab_size, where config.json has one that can be one."""
+    rows = config.get("vocab_size") if isinstance(config, Mapping) else None
+    return rows if isinstance(rows, int) and not isinstance(rows, bool) and rows > 0 else None
 
 
 def _problem(name: str, value: Any, rows: int | None) -> str:

@@ -8,12 +8,16 @@ from typing import Any
 
 from oarlock.environment import say_once
 from oarlock.errors import EnvironmentProblem, ModelError
+from oarlock.export.check_files import check_repository_files
 from oarlock.export.check_weights import check_headers
-from oarlock.export.findings import Finding
+from oarlock.export.findings import Finding, shown
+from oarlock.formats.files import read_bytes
+from oarlock.formats.names import name_problem
 from oarlock.triton_config import TRITON_CONFIG, read_triton_config
 
 _EXPORT = "Export again with --target triton"
 _PYTHON = "python"
+_MOST_CODE = 1 << 20  # bytes; ours has 300
 
 
 def is_repository(folder: Path) -> bool:
@@ -26,7 +30,8 @@ def check_repository(folder: Path) -> list[Finding]:
     models = sorted(path.parent for path in folder.glob(f"*/{TRITON_CONFIG}"))
     if not models:
         return [Finding("repository", str(folder), f"no */{TRITON_CONFIG}, so that Triton finds no model", _EXPORT)]
-    findings = [finding for model in models for finding in _check_model(model)]
+    findings = check_repository_files(folder)
+    findings += [finding for model in models for finding in _check_model(model)]
     weights = sorted({path.parent for path in folder.rglob("*.safetensors")})
     for place in weights:
         findings += check_headers(place, str(place.relative_to(folder)))
@@ -50,6 +55,11 @@ def _check_model(folder: Path) -> list[Finding]:
         return [Finding("pbtxt", f"{place}, name", problem, f"Write {folder.name!r}")]
     if not (config.backend or config.platform):
         return [Finding("pbtxt", f"{place}, backend", "no backend is named", 'Write backend: "python"')]
+    outside = [name for name in ("EXECUTION_ENV_PATH", "TRITON_BATCH_STRATEGY_PATH") if name in config.parameters]
+    if outside or config.model_repository_agents.agents or config.model_operations.op_library_filename:
+        what = shown([*outside, "model_repository_agents", "model_operations"][: len(outside) or 3])
+        problem = f"{what}: it has Triton run programs or libraries from another place"
+        return [Finding("pbtxt", f"{place}, parameters", problem, "Take it out")]
     vague = [
         tensor.name or "?" for tensor in (*config.input, *config.output) if not tensor.data_type or not tensor.dims
     ]
@@ -75,6 +85,9 @@ def _check_versions(folder: Path, config: Any) -> list[Finding]:
     if not versions:
         return [Finding("version", f"{folder.name}/1", "no folder of a version, so that nothing is loaded", _EXPORT)]
     file = config.default_model_filename or ("model.py" if config.backend == _PYTHON else "")
+    if file and (problem := name_problem(file)):
+        place = f"{folder.name}/{TRITON_CONFIG}, default_model_filename"
+        return [Finding("pbtxt", place, f"{file[:100]!r} is not the name of a file: {problem}", _EXPORT)]
     findings = []
     for version in versions:
         place = f"{folder.name}/{version.name}/{file}"
@@ -87,8 +100,8 @@ def _check_versions(folder: Path, config: Any) -> list[Finding]:
 
 def _check_code(path: Path, place: str) -> list[Finding]:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError) as error:
+        tree = ast.parse(read_bytes(path, limit=_MOST_CODE, what="model.py"))
+    except (ModelError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
         return [Finding("code", place, f"not Python: {error}", _EXPORT)]
     # Triton looks the class up by name; it may be imported.
     names = {

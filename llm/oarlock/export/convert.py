@@ -137,8 +137,7 @@ def _layout(source: Path, allow_pickle: bool) -> str:
     if not allow_pickle:
         from oarlock.models.weights import WeightFolder
 
-        with WeightFolder.open(source):
-            pass
+        WeightFolder.open(source)
     return layout
 
 

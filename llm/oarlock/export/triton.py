@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from oarlock.data.tokenizers import has_tokenizer
 from oarlock.errors import ModelError
+from oarlock.export.check_files import PACKAGE
 from oarlock.export.manifest import write_manifest
 from oarlock.export.servers import SERVED_NAME
 from oarlock.files import file_sha256, new_folder
@@ -37,17 +38,18 @@ from oarlock.triton_config import TRITON_CONFIG, read_triton_config
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-PACKAGE = Path(__file__).resolve().parents[1]
 _TEMPLATES = PACKAGE / "serve" / "triton_models"
 # What the models that only pass requests on import of this package.
 _RELAY_MODULES = (
-    *("__init__.py", "errors.py", "serve/__init__.py", "serve/requests.py"),
+    *("__init__.py", "errors.py", "models/__init__.py", "models/sampling_ranges.py"),
+    *("serve/__init__.py", "serve/requests.py"),
     *("serve/triton_fields.py", "serve/json_form.py", "serve/triton_relay.py"),
 )
 # What serving imports; pinned to what is installed here.
 _REQUIREMENTS = (
     *("paddlepaddle", "paddlenlp", "aistudio-sdk", "numpy", "protobuf", "pyarrow", "pandas", "datasets", "setuptools"),
-    *("tokenizers", "safetensors", "ml_dtypes", "jinja2", "tqdm", "pyyaml"),
+    *("tokenizers", "safetensors", "ml_dtypes", "jinja2", "tqdm", "pyyaml", "requests", "pydantic"),
+    *("annotated-types", "typing_extensions"),
 )
 _GPU_INDEX = "https://www.paddlepaddle.org.cn/packages/stable/"
 

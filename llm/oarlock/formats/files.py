@@ -63,6 +63,20 @@ def read_bytes(path: str | Path, *, limit: int, what: str = "file", error: type[
     raise error(f"{path}: {size:,} bytes is too large for a {what} (at most {limit:,} are read)")
 
 
+def read_text(path: str | Path, *, limit: int, what: str = "file", error: type[OarlockError] = ModelError) -> str:
+    """As read_bytes, of a text in UTF-8, with or without its mark (BOM).
+
+    Raises:
+        OarlockError: also for bytes that are no UTF-8, with their line.
+    """
+    content = read_bytes(path, limit=limit, what=what, error=error)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise error(f"{path}:{line}: not UTF-8 (byte 0x{content[problem.start]:02x})") from problem
+
+
 def is_missing(path: str | Path) -> bool:
     """Whether nothing has this name. A link to nothing has it, so reading that is an error with a reason."""
     try:

@@ -57,6 +57,7 @@ def read_json(
     error: type[OarlockError] = ModelError,
     limit: int = CONFIG_BYTES,
     depth: int = DEEPEST,
+    containers: int = MOST_CONTAINERS,
     extra: Literal["allow", "ignore", "forbid"] | None = None,
 ) -> Checked:
     """The content of a file as its schema describes it.
@@ -66,6 +67,7 @@ def read_json(
             `dict[str, Any]` takes any object.
         limit: the most bytes that the file may have.
         depth: the most levels of objects and lists in one another.
+        containers: the most objects and lists of all levels.
         extra: what becomes of fields that the schema does not name; by default what the schema says, and where it says
             nothing they are left out.
 
@@ -73,7 +75,9 @@ def read_json(
         OarlockError: of the class given, naming file, line, field and what is right; also for a file that is missing.
     """
     content = read_bytes(path, limit=limit, what="JSON file of this kind", error=error)
-    return parse_json(content, str(path), schema, error=error, limit=limit, depth=depth, extra=extra)
+    return parse_json(
+        content, str(path), schema, error=error, limit=limit, depth=depth, containers=containers, extra=extra
+    )
 
 
 def read_json_if_there(
@@ -94,12 +98,12 @@ def read_json_if_there(
 @overload
 def parse_json(
     text: str | bytes, name: str, schema: None = None, *, error: type[OarlockError] = ..., limit: int = ...,
-    depth: int = ..., extra: Literal["allow", "ignore", "forbid"] | None = ...,
+    depth: int = ..., containers: int = ..., extra: Literal["allow", "ignore", "forbid"] | None = ...,
 ) -> Any: ...  # fmt: skip
 @overload
 def parse_json(
     text: str | bytes, name: str, schema: type[Checked], *, error: type[OarlockError] = ..., limit: int = ...,
-    depth: int = ..., extra: Literal["allow", "ignore", "forbid"] | None = ...,
+    depth: int = ..., containers: int = ..., extra: Literal["allow", "ignore", "forbid"] | None = ...,
 ) -> Checked: ...  # fmt: skip
 def parse_json(
     text: str | bytes,
@@ -109,6 +113,7 @@ def parse_json(
     error: type[OarlockError] = ModelError,
     limit: int = CONFIG_BYTES,
     depth: int = DEEPEST,
+    containers: int = MOST_CONTAINERS,
     extra: Literal["allow", "ignore", "forbid"] | None = None,
 ) -> Any:
     """As read_json, of a text; without a schema whatever JSON it is.
@@ -120,7 +125,7 @@ def parse_json(
     if len(content) > limit:
         raise error(f"{name}: {len(content):,} bytes is too large for JSON of this kind (at most {limit:,} are read)")
     text = _decoded(content, name, error)
-    _check_nesting(content, text, name, depth, error)
+    _check_nesting(content, text, name, depth, containers, error)
     found = _parsed(text, name, error)
     return found if schema is None else _checked(found, text, name, schema, error, extra)
 
@@ -136,15 +141,24 @@ def _decoded(content: bytes, name: str, error: type[OarlockError]) -> str:
         raise error(f"{name}:{line}: not UTF-8 (byte 0x{content[problem.start]:02x})") from problem
 
 
-def _check_nesting(content: bytes, text: str, name: str, depth: int, error: type[OarlockError]) -> None:
+def _check_nesting(
+    content: bytes, text: str, name: str, depth: int, containers: int, error: type[OarlockError]
+) -> None:
     """Refuse what is too deep or has too many parts before anything is built of it."""
     if content.count(b"[") + content.count(b"{") <= depth:
         return
-    brackets = _STRING.sub(b"", content).translate(None, _NOT_BRACKETS)
-    if brackets.count(b"[") + brackets.count(b"{") > MOST_CONTAINERS:
-        raise error(f"{name}: more than {MOST_CONTAINERS:,} objects and lists, too many for a file of this kind")
-    if max(itertools.accumulate(map(_STEP.__getitem__, brackets)), default=0) > depth:
+    levels, found = nesting(content)
+    if found > containers:
+        raise error(f"{name}: more than {containers:,} objects and lists, too many for a file of this kind")
+    if levels > depth:
         raise error(f"{name}:{too_deep_line(text, depth)}: objects and lists more than {depth} levels deep")
+
+
+def nesting(content: bytes) -> tuple[int, int]:
+    """How many levels deep the objects and lists of a JSON text lie in one another, and how many there are."""
+    brackets = _STRING.sub(b"", content).translate(None, _NOT_BRACKETS)
+    levels = max(itertools.accumulate(map(_STEP.__getitem__, brackets)), default=0)
+    return levels, brackets.count(b"[") + brackets.count(b"{")
 
 
 def _parsed(text: str, name: str, error: type[OarlockError]) -> Any:
@@ -213,6 +227,30 @@ def _check_characters(found: Any) -> None:
             except UnicodeEncodeError as problem:
                 escape = f"\\u{ord(item[problem.start]):04x}"
                 raise _Refused(f"{escape} is half a character (a lone surrogate)", escape) from None
+
+
+def check_content(
+    found: Any,
+    name: str,
+    schema: type[Checked],
+    *,
+    error: type[OarlockError] = ModelError,
+    extra: Literal["allow", "ignore", "forbid"] | None = None,
+) -> Checked:
+    """Content that was read elsewhere, as its schema describes it; see read_json.
+
+    Raises:
+        OarlockError: of the class given, naming the field and what is right.
+    """
+    from pydantic import ValidationError
+
+    from oarlock.formats.messages import what_is_right
+
+    try:
+        return cast(Checked, _adapter(cast(Any, schema)).validate_python(found, strict=True, extra=extra))
+    except ValidationError as problem:
+        _, sentence, more = what_is_right(problem, found)
+        raise error(f"{name}: {sentence}{more}") from problem
 
 
 @functools.cache

@@ -45,7 +45,7 @@ def what_is_right(problem: ValidationError, found: Any) -> tuple[Field, str, str
         sentence = f"{_path(field) + ': ' if field else ''}{_listed(missing)} missing"
     else:
         wanted = list(dict.fromkeys(_words(error) for error in alike))
-        sentence = f"{_path(field) or 'the content'} {' or '.join(wanted)}"
+        sentence = f"{_path(field) or 'the content'} {_joined(wanted)}"
         if alike[0]["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
             sentence += f"; got {_shown(_value(field, found))}"
     others = len({place for place in fields if place != field})
@@ -57,6 +57,13 @@ def _words(error: Any) -> str:
         return _IN_WORDS[error["type"]]
     message: str = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return message.replace("Input should be", "must be", 1).replace("Input should", "must", 1)
+
+
+def _joined(wanted: list[str]) -> str:
+    if "must be a number" in wanted:  # whole or not
+        wanted = [words for words in wanted if words != "must be a whole number"]
+    first, *others = wanted
+    return " or ".join([first, *(words.removeprefix("must be ") for words in others)])
 
 
 def _listed(names: list[str]) -> str:

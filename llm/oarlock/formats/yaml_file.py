@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from oarlock.errors import ConfigError, OarlockError
-from oarlock.formats.files import read_bytes
 
 LARGEST = 1 << 19  # bytes; PyYAML takes up to a second for so many
 MOST_NODES = 20_000  # values and keys, an alias counted as all that it stands for
@@ -112,36 +112,56 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def compose(path: Path, *, budget: Budget | None = None, error: type[OarlockError] = ConfigError) -> yaml.Node | None:
-    """The nodes of a YAML file (JSON too), whose marks know their lines; None for an empty one.
+def compose_text(
+    content: str | bytes, name: str, *, budget: Budget | None = None, error: type[OarlockError] = ConfigError
+) -> yaml.Node | None:
+    """The nodes of a YAML text (JSON too), whose marks know their lines; None for an empty one.
 
     Args:
-        budget: what may still be read; less what this file took afterwards.
+        name: stands before :line in messages.
+        budget: what may still be read; less what this text took afterwards.
 
     Raises:
-        OarlockError: of the class given, naming file, line and what is right.
+        OarlockError: of the class given, naming line and what is right.
     """
     budget = budget or Budget()
-    content = read_bytes(path, limit=budget.bytes, what="YAML file", error=error)
+    text = _decoded(content, name, error) if isinstance(content, bytes) else content
     budget.bytes -= len(content)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        line = content.count(b"\n", 0, problem.start) + 1
-        raise error(f"{path}:{line}: not valid YAML: not UTF-8 (byte 0x{content[problem.start]:02x})") from problem
-    return compose_text(text, str(path), budget=budget, error=error)
-
-
-def compose_text(
-    text: str, name: str, *, budget: Budget | None = None, error: type[OarlockError] = ConfigError
-) -> yaml.Node | None:
-    """As compose, of a text; `name` stands before :line in messages."""
-    try:
+    with _sentences(text, name, error):
         loader = _Loader(text, budget)
         try:
             return loader.get_single_node()
         finally:
             loader.dispose()
+
+
+def value_of(node: yaml.Node, name: str, *, error: type[OarlockError] = ConfigError) -> Any:
+    """The value of a node that `compose_text` gave: text, number, bool, None, list or dict.
+
+    Raises:
+        OarlockError: of the class given, for a tag on a node of another kind (`!!int [1]`).
+    """
+    with _sentences("", name, error):
+        loader = _Loader("")
+        try:
+            return loader.construct_object(node, deep=True)
+        finally:
+            loader.dispose()
+
+
+def _decoded(content: bytes, name: str, error: type[OarlockError]) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise error(f"{name}:{line}: not valid YAML: not UTF-8 (byte 0x{content[problem.start]:02x})") from problem
+
+
+@contextlib.contextmanager
+def _sentences(text: str, name: str, error: type[OarlockError]) -> Iterator[None]:
+    """Turn what PyYAML and its constructors raise into one sentence."""
+    try:
+        yield
     except _Problem as problem:
         raise error(f"{name}:{problem.line}: {problem}") from problem
     except yaml.reader.ReaderError as problem:
@@ -156,15 +176,6 @@ def compose_text(
         raise error(f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {_short(sentence)}") from problem
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as problem:
         raise error(f"{name}: not valid YAML: {_short(str(problem))}") from problem
-
-
-def value_of(node: yaml.Node) -> Any:
-    """The value of a node that `compose` gave: text, number, bool, None, list or dict."""
-    loader = _Loader("")
-    try:
-        return loader.construct_object(node, deep=True)
-    finally:
-        loader.dispose()
 
 
 def _short(text: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,8 +61,7 @@ class Base:
         if not has_safetensors(folder):  # pickles (read by permission), or random weights
             return cls(name, "")
         digest = hashlib.sha256()
-        with WeightFolder.open(folder) as weights:
-            paths = sorted(set(weights.files.values()))
+        paths = sorted(set(WeightFolder.open(folder).files.values()))
         try:
             for path in paths:
                 with SafetensorsFile(path) as file:
@@ -141,9 +140,11 @@ class AdapterFolder:
                     raise ModelError(f"{self.folder}: {name} is {list(about.shape)}, the model needs {list(shape)}")
                 array = np.empty(about.shape, about.dtype)
                 file.read(name, 0, array)
-                return array
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.folder / WEIGHTS_FILE}: {name} can't be read: {error}") from error
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise ModelError(f"{self.folder / WEIGHTS_FILE}: {name} holds values that are not finite numbers")
+        return array
 
 
 def read_adapter(found: AdapterFolder, method: Method) -> AdapterFolder:
@@ -188,7 +189,7 @@ def describe_adapter(method: Method, base: Base, dtype: str) -> dict[str, Any]:
 
 def write_adapter_weights(
     tensors: Sequence[TensorSource],
-    content: dict[str, Any],
+    content: Mapping[str, Any],
     folder: Path,
     progress: Callable[[int], Any] | None = None,
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
 from oarlock.formats.links import check_links, own_links
-from oarlock.models.adapter import AdapterFolder
+from oarlock.models.adapter import UNKNOWN_BASE, AdapterFolder
 from oarlock.models.folder_files import TEXT_FILES, listed
 from oarlock.models.hub import local_folder
 
@@ -16,31 +16,34 @@ def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, a
     """The folder of the base that an adapter records.
 
     A relative path is looked for from the folder the program was started in, and from every folder above the
-    adapter's; whoever loads it compares its fingerprint.
+    adapter's; whoever loads it compares its fingerprint. An adapter without a fingerprint of its base (PEFT's have
+    none) may name no folder outside of these, and nothing is downloaded because an adapter names it: the user has to.
 
     Args:
         way_out: how to say where the base is now, for the message.
         with_weights, allow_pickle: see local_folder().
 
     Raises:
-        ModelError: when it is not there. StoppedWithOthers where another rank says so.
+        ModelError: when it is not there, or has to be named. StoppedWithOthers where another rank says so.
     """
     name = adapter.base.name
     places = [Path(name), *(parent / name for parent in adapter.folder.resolve().parents)]
+    if name and (Path(name).is_absolute() or ".." in Path(name).parts):
+        if adapter.base.fingerprint in ("", UNKNOWN_BASE):
+            raise ModelError(
+                f"{adapter.folder}: its base is recorded as {name!r}, without a fingerprint to know it by; a folder "
+                f"elsewhere is not opened because an adapter names it. {way_out}"
+            )
+        places = places[: 1 if Path(name).is_absolute() else None]
     found = next((place for place in places if (place / "config.json").is_file()), None) if name else None
-    if found is not None:
-        if found != places[0]:
-            say_once(f"{adapter.folder}: its base {name} is taken from {found}")
-        return local_folder(str(found), with_weights, allow_pickle)
-    try:
-        if name:
-            return local_folder(name, with_weights, allow_pickle)
-    except ModelError:
-        pass
-    raise ModelError(
-        f"{adapter.folder}: its base is recorded as {name!r}: there is no such folder, seen from here or from a folder "
-        f"above the adapter, and no model of that name that could be downloaded. {way_out}"
-    )
+    if found is None:
+        raise ModelError(
+            f"{adapter.folder}: its base is recorded as {name!r}: there is no such folder, seen from here or from a "
+            f"folder above the adapter, and nothing is downloaded because an adapter names it. {way_out}"
+        )
+    if found != places[0]:
+        say_once(f"{adapter.folder}: its base {name} is taken from {found}")
+    return local_folder(str(found), with_weights, allow_pickle)
 
 
 def beside(adapter: AdapterFolder, base: Path) -> AdapterFolder:

@@ -25,6 +25,7 @@ from oarlock.models.load import load_distributed
 from oarlock.models.methods import Method, fill_trained, initial_values
 from oarlock.models.open_adapter import open_adapter
 from oarlock.models.pickles import open_weights
+from oarlock.models.room import check_before, check_parameters
 from oarlock.models.sources import WeightSource
 from oarlock.models.weights import has_safetensors
 from oarlock.models.window import check_window, window_of
@@ -191,6 +192,7 @@ def build_model(
     pipeline: bool = False,
     method: Method | None = None,
     adapter: Path | None = None,
+    held_beside: int = 0,
 ) -> PretrainedModel:
     """Make this rank's part of the model (all of it without a plan), with its weights or random ones.
 
@@ -203,10 +205,11 @@ def build_model(
         pipeline: build a pipeline stage.
         method: that trains few parameters; they are put into the model.
         adapter: folder with values for them; else they start as the method says.
+        held_beside: bytes that training will hold for each parameter that is trained (its gradient, ...), at least.
 
     Raises:
-        ModelError: when weights are missing, of another shape, or only there as a pickle, or the family has no
-            pipeline. StoppedWithOthers where another rank says so.
+        ModelError: when weights are missing, of another shape, or only there as a pickle, the family has no pipeline,
+            or the model does not fit into memory. StoppedWithOthers where another rank says so.
     """
     found: Any = None
 
@@ -215,11 +218,13 @@ def build_model(
         found = model_class(source.config, pipeline)
 
     together(find_class)
+    once_per_node(lambda: check_before(source.config, source.folder, source.from_weights, dtype))
     with without_values():
         model = construct(found, source.config, dtype)
         adapt_inputs(model)
         if method is not None:
             together(lambda: method.attach(model))
+    check_parameters(model, source.folder, held_beside)
     of_base = partial(_open_source, source, allow_pickle, seed)
     if method is None:
         load_distributed(model, of_base)

@@ -14,14 +14,18 @@ from paddlenlp.transformers.configuration_utils import LlmMetaConfig, flatten_mo
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
-from oarlock.files import read_json_object
+from oarlock.formats.json_file import check_content, read_json
 from oarlock.models.config_family import family_of, writer_of
+from oarlock.models.config_schema import ConfigFields
+from oarlock.models.config_sizes import check_sizes
 from oarlock.models.hf_config import arguments_of
 from oarlock.models.hf_words import PLAN
 from oarlock.models.tied_head import has_own_head
 from oarlock.models.weights import WeightFolder, has_safetensors
 from oarlock.parallel.families import FAMILIES
 
+# What of a file PaddleNLP's configuration is given: settings whose type and range are known.
+_SETTINGS = frozenset(ConfigFields.__annotations__)
 _PICKLES = {"np": "model_state*.pdparams*", "pt": "pytorch_model*.bin*"}
 
 
@@ -35,20 +39,28 @@ def layout_of(folder: Path) -> str:
         for layout, pattern in _PICKLES.items():
             if any(folder.glob(pattern)):
                 return layout
-    with WeightFolder.open(folder) as weights:
-        return weights.layout
+    return WeightFolder.open(folder).layout
 
 
 def config_content(folder: Path) -> dict[str, Any]:
-    """config.json as it stands.
+    """config.json, its fields of the types and ranges of oarlock.models.config_schema.
 
     Raises:
-        ModelError: when there is none, or it is no JSON object.
+        ModelError: when there is none, or naming the field that is wrong.
     """
     path = folder / "config.json"
     if not path.exists():
         raise ModelError(f"{folder}: no config.json in this folder, so it is not a model")
-    return read_json_object(path)
+    return dict(read_json(path, ConfigFields, extra="allow"))
+
+
+def checked_content(content: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The content of a config.json that was not read by config_content: the same fields, checked in the same way.
+
+    Raises:
+        ModelError: naming the field that is wrong.
+    """
+    return dict(check_content(dict(content), place, ConfigFields, extra="allow"))
 
 
 def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
@@ -63,15 +75,19 @@ def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
     Raises:
         ModelError: for a family that is not supported, or a field that PaddleNLP's model does not compute with.
     """
-    content = flatten_model_config(copy.deepcopy(dict(content)))  # older files of PaddleNLP are nested
+    content = checked_content(copy.deepcopy(dict(content)), place)
+    content = checked_content(flatten_model_config(content), place)  # older files of PaddleNLP are nested
     config_class = _config_class(family_of(content, place))
     how = LlmMetaConfig._get_defaults().keys() - PLAN  # how a run computed
     content = {name: value for name, value in content.items() if name not in how}
     arguments = arguments_of(content, place, own_fields(config_class))
+    arguments = {name: value for name, value in arguments.items() if name in _SETTINGS}
     try:
-        return config_class.from_dict(arguments)
+        config = config_class.from_dict(arguments)
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise ModelError(f"{place}: PaddleNLP makes no configuration of it: {error!r}") from error
+    check_sizes(config, place)
+    return config
 
 
 def _config_class(family: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from oarlock.data.template_files import TEMPLATE_FOLDER
 from oarlock.environment import say_once
-from oarlock.files import ADAPTER_FILE, PEFT_FILE, PEFT_WEIGHTS, UMASK
+from oarlock.files import ADAPTER_FILE, PEFT_FILE, PEFT_WEIGHTS, umask
 from oarlock.formats.links import open_inside
 
 # What decides over texts and ids, in a model folder and in an adapter folder alike.
@@ -41,7 +41,7 @@ def readers_of(*folders: Path) -> int:
     readers, private = 0o044, None
     for path in (path for folder in folders for path in listed(folder, _ANY_FILES)):
         own = path.stat().st_mode & 0o044
-        if readers & ~own & ~UMASK:
+        if readers & ~own & ~umask():
             private = path
         readers &= own
     if private is not None:

@@ -7,22 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, MaxLen
+from typing_extensions import TypedDict
 
 from oarlock.errors import ModelError
-from oarlock.files import read_json_object
+from oarlock.formats.json_file import read_json_if_there
+from oarlock.models.sampling_ranges import RANGES
 
 GENERATION_FILE = "generation_config.json"
+_Token = Annotated[int, Ge(-1), Le(2**31 - 1)]
 _NOT_TEMPERATURE = ("top_p", "top_k", "repetition_penalty")
+
+
+class GenerationFields(TypedDict, total=False):
+    """What is read of generation_config.json; the rest is carried along."""
+
+    bos_token_id: _Token | None
+    eos_token_id: _Token | Annotated[list[_Token], MaxLen(4096)] | None
+    pad_token_id: _Token | None
+    do_sample: bool | None
+    decode_strategy: Annotated[str, MaxLen(200)] | None
+    temperature: int | float | None
+    top_p: int | float | None
+    top_k: int | None
+    repetition_penalty: int | float | None
 
 
 def generation_content(folder: Path) -> dict[str, Any]:
     """The file as it stands; {} where there is none.
 
     Raises:
-        ModelError: when it is no JSON object.
+        ModelError: naming the field that is wrong.
     """
-    return read_json_object(folder / GENERATION_FILE)
+    return dict(read_json_if_there(folder / GENERATION_FILE, GenerationFields, extra="allow") or {})
 
 
 def token_ids(value: Any, place: str) -> tuple[int, ...]:
@@ -70,12 +89,9 @@ def sampling_defaults(generation: Mapping[str, Any], place: str = GENERATION_FIL
     found: dict[str, float | int] = {name: given[name] for name in _NOT_TEMPERATURE if name in given}
     if samples:
         found["temperature"] = given.get("temperature", 1.0)
-    ranges: dict[str, tuple[float, float]] = {"temperature": (0, 100), "top_p": (0, 1), "repetition_penalty": (0, 100)}
     for name, value in found.items():
-        low, high = ranges.get(name, (0, 2**31 - 1))
-        kinds = int if name == "top_k" else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-            raise ModelError(f"{place}: {name} is {value!r}, which no token can be chosen by")
+        if not RANGES[name].is_number(value) or not RANGES[name].holds(value):
+            raise ModelError(f"{place}: {name} is {value!r}; it has to be {RANGES[name].words}")
     return found
 
 

@@ -18,6 +18,7 @@ from oarlock.models.hf_words import (
     ACTIVATION_FIELDS,
     ACTIVATIONS,
     DTYPES,
+    IMPORTING,
     NEUTRAL,
     PADDLE_ONLY,
     PLAN,
@@ -65,7 +66,15 @@ def arguments_of(content: Mapping[str, Any], place: str, own: Collection[str]) -
     quantised = next((name for name in _QUANTISED if _says_something(content.get(name))), None)
     if quantised is not None:
         raise ModelError(f"{place}: {quantised}: the weights are quantised; take the plain model")
-    content = {k: v for k, v in content.items() if k not in PLAN and k not in _QUANTISED}
+    importing = next(
+        (name for name, allowed in IMPORTING.items() if content.get(name, allowed[0]) not in allowed), None
+    )
+    if importing is not None:
+        raise ModelError(
+            f"{place}: {importing} ({_short(content[importing])}) names code that PaddleNLP would import; nothing in a "
+            "model's files chooses code here"
+        )
+    content = {k: v for k, v in content.items() if k not in PLAN and k not in _QUANTISED and k not in IMPORTING}
     found = (
         _of_both(family, content, place, own, writer) if family in WORDS else _of_paddle(family, content, place, own)
     )
@@ -129,7 +138,7 @@ def _of_paddle(family: str, content: Mapping[str, Any], place: str, own: Collect
         if name in content and content[name] not in allowed:
             raise ModelError(f"{place}: {name} is {content[name]!r}, and PaddleNLP's {family} does not compute with it")
     _refuse_unknown(family, {k: v for k, v in content.items() if k not in only}, set(own), place)
-    records = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map"}
+    records = {"architectures", "model_type", "torch_dtype", "dtype"}
     return {name: value for name, value in content.items() if name in own and name not in records}
 
 

@@ -199,6 +199,13 @@ PLAN = frozenset(
         "virtual_pp_degree",
     }
 )
+# Fields by which PaddleNLP imports a module and takes a class of it by the names in the file -> values without effect.
+IMPORTING: dict[str, tuple[Any, ...]] = {
+    "use_long_sequence_strategies": (False,),
+    "long_sequence_strategy_type": ("",),
+    "long_sequence_strategy_name": ("",),
+    "long_sequence_init_args": ({},),
+}
 ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters")
 DTYPES = {
     "float32": "float32", "float": "float32", "fp32": "float32", "float16": "float16", "half": "float16",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
+from oarlock import downloads
 from oarlock.environment import say_once
-from oarlock.errors import ModelError
+from oarlock.errors import ModelError, first_line
 from oarlock.files import ADAPTER_FILE
 from oarlock.formats.links import check_links
 from oarlock.models.generation_config import GENERATION_FILE
+from oarlock.models.weight_index import read_index
 from oarlock.models.weights import INDEX_NAME
 from oarlock.parallel.nodes import once_per_node
 
@@ -46,23 +47,17 @@ def _find(name_or_path: str, with_weights: bool, allow_pickle: bool) -> Path:
 
 
 def _download(name: str, with_weights: bool, allow_pickle: bool) -> Path:
-    from paddlenlp.utils.download import resolve_file_path
-
-    def fetch(*files: str) -> str | None:
+    def fetch(*files: str) -> Path | None:
         try:
-            return resolve_file_path(name, list(files))
-        except Exception as error:  # each hub client has its own errors
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(
-                f"model {name}: not a folder here, and it could not be downloaded ({reason}). Without network, give "
-                "the folder of a model that is on this machine with --model_name_or_path"
-            ) from error
+            return downloads.fetch(name, files)
+        except ModelError as error:
+            raise ModelError(_no_download(name, error)) from error
 
     say_once(f"{name}: looking in the cache, then on the hub")
     config = fetch("config.json", "model_config.json")
     if config is None:
         raise ModelError(f"model {name}: not a folder here, and the hub has no config.json under this name")
-    folder = Path(config).parent
+    check_links(config.parent)
     with contextlib.suppress(ModelError):  # which tokens end an answer; not every model has it
         fetch(GENERATION_FILE)
     if with_weights:
@@ -72,7 +67,17 @@ def _download(name: str, with_weights: bool, allow_pickle: bool) -> Path:
                 f"model {name}: the hub has no safetensors weights under this name"
                 + ("" if allow_pickle else "; add --allow_pickle_weights to take *.pdparams if you trust the source")
             )
-        if found.endswith(INDEX_NAME):
-            for shard in sorted(set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values())):
-                fetch(shard)
-    return folder
+        if found.name == INDEX_NAME:
+            shards = sorted(set(read_index(found).values()))
+            try:
+                downloads.fetch_all(name, shards)
+            except ModelError as error:
+                raise ModelError(_no_download(name, error)) from error
+    return config.parent
+
+
+def _no_download(name: str, error: ModelError) -> str:
+    return (
+        f"model {name}: not a folder here, and it could not be downloaded ({first_line(error)}). Without network, give "
+        "the folder of a model that is on this machine with --model_name_or_path"
+    )

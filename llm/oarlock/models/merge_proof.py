@@ -78,7 +78,7 @@ def prove(base: WeightSource, mix: AdapterMix, folder: Path, config: PretrainedC
     beside.off = True
     plain = stream_logits(model, beside.read, set(base.shapes), ids)
     model = empty_model(model_type, config)
-    with WeightFolder.open(folder) as weights, closing(SafetensorsSource(weights, model_type, config, False)) as source:
+    with closing(SafetensorsSource(WeightFolder.open(folder), model_type, config, False)) as source:
         merged = stream_logits(model, source.read, set(source.shapes), ids)
     return judge(tuned, plain, merged, max(dtypes, key=lambda dtype: TOLERANCES.get(dtype, 0)))
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from oarlock.errors import ModelError
+from oarlock.errors import ModelError, OarlockError
 from oarlock.files import ADAPTER_FILE, PEFT_FILE
+from oarlock.formats.json_file import check_content, read_json
 from oarlock.formats.links import check_links
 from oarlock.models.adapter import FORMAT, WEIGHTS_FILE, AdapterFolder, Base
+from oarlock.models.adapter_schema import SETTINGS, AdapterFields
 from oarlock.models.peft_folder import open_peft
-from oarlock.models.pieces import INDEX
-from oarlock.models.safetensors_stream import SafetensorsFile
+from oarlock.models.piece_index import INDEX
+from oarlock.models.safetensors_stream import SafetensorsFile, StoredTensor
 
 
 def open_adapter(folder: str | Path) -> AdapterFolder:
@@ -25,21 +27,42 @@ def open_adapter(folder: str | Path) -> AdapterFolder:
     path = folder / ADAPTER_FILE
     if (folder / PEFT_FILE).is_file() and not path.is_file():
         return open_peft(folder)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ModelError(f"{path}: format {content['format']}, this version reads {FORMAT}")
-        with SafetensorsFile(folder / WEIGHTS_FILE) as file:
-            names = tuple(file.tensors)
-        return AdapterFolder(folder, content["method"], content["settings"], Base(**content["base"]), names)
-    except FileNotFoundError as error:
-        missing = Path(error.filename or path).name
+    missing = next((name for name in (ADAPTER_FILE, WEIGHTS_FILE) if not (folder / name).exists()), None)
+    if missing is not None:
         how = f". It is a checkpoint: `oarlock checkpoint consolidate {folder} ADAPTER` makes an adapter folder of it"
         if not (path.exists() and (folder / INDEX).exists()):  # a checkpoint of a whole model has no adapter
             how = ""
-        raise ModelError(f"{folder}: not an adapter folder: {missing} is missing{how}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not a readable adapter: {error!r}") from error
+        raise ModelError(f"{folder}: not an adapter folder: {missing} is missing{how}")
+    content = read_adapter_file(path)
+    settings = content["settings"]
+    with SafetensorsFile(folder / WEIGHTS_FILE) as file:
+        _check_tensors(folder / WEIGHTS_FILE, file.tensors, settings.get("r"))
+        names = tuple(file.tensors)
+    return AdapterFolder(folder, content["method"], settings, Base(**content["base"]), names)
+
+
+def read_adapter_file(path: Path, error: type[OarlockError] = ModelError) -> AdapterFields:
+    """adapter.json, its settings checked by their method.
+
+    Raises:
+        OarlockError: of the class given.
+    """
+    content = read_json(path, AdapterFields, error=error)
+    if content["format"] != FORMAT:
+        raise error(f"{path}: format {content['format']}, this version reads {FORMAT}")
+    schema, name = SETTINGS[content["method"]], f"{path}: settings"
+    content["settings"] = dict(check_content(content["settings"], name, schema, error=error, extra="allow"))
+    return content
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, StoredTensor], rank: int | None) -> None:
+    """Refuse types that are no weights, and matrices of LoRA of another rank than the settings'."""
+    for name, about in tensors.items():
+        if about.dtype.kind in "iub":
+            raise ModelError(f"{path}: {name} is stored in {about.dtype.name}, which no weight of an adapter is")
+        axis = 1 if name.endswith(".lora_A") else 0
+        if rank is not None and (len(about.shape) != 2 or about.shape[axis] != rank):
+            raise ModelError(f"{path}: {name} is {list(about.shape)}, and {ADAPTER_FILE} says a rank of {rank}")
 
 
 def open_lora(folder: str | Path, what: str) -> AdapterFolder:

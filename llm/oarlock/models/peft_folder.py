@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from oarlock.errors import ModelError
-from oarlock.files import PEFT_FILE, PEFT_WEIGHTS, read_json_object
+from oarlock.files import PEFT_FILE, PEFT_WEIGHTS
+from oarlock.formats.json_file import read_json
 from oarlock.models.adapter import UNKNOWN_BASE, AdapterFolder, Base
+from oarlock.models.adapter_schema import PeftFields
 from oarlock.models.peft_tensors import check_tensors
 from oarlock.models.safetensors_stream import SafetensorsFile
 from oarlock.parallel.families import FAMILIES
@@ -172,35 +174,33 @@ def open_peft(folder: Path) -> PeftFolder:
         ModelError: when it is damaged, no LoRA adapter, or does more than A and B.
     """
     path = folder / PEFT_FILE
-    content = {name: value for name, value in read_json_object(path).items() if value is not None}
+    found_fields = read_json(path, PeftFields, extra="allow")
+    content: dict[str, Any] = {name: value for name, value in found_fields.items() if value is not None}
     if content.get("peft_type") != "LORA":
         raise ModelError(f"{path}: peft_type is {content.get('peft_type')!r}; of PEFT's adapters only LORA is read")
     _check_fields(content, path)
     if not (folder / PEFT_WEIGHTS).is_file():
         pickle = " (adapter_model.bin is a pickle: save it again with safe_serialization)"
         raise ModelError(f"{folder}: no {PEFT_WEIGHTS}{pickle if (folder / 'adapter_model.bin').is_file() else ''}")
-    alphas = content.get("alpha_pattern") or {}
+    alphas: dict[str, Any] = content.get("alpha_pattern", {})
     for name in ("alpha_pattern", "rank_pattern"):
-        patterns = content.get(name) or {}
-        if not isinstance(patterns, dict):
-            raise ModelError(f"{path}: {name} has to be an object; it is {patterns!r}")
-        odd = next((pattern for pattern in patterns if not _PLAIN_NAME.fullmatch(pattern)), None)
+        odd = next((pattern for pattern in content.get(name, {}) if not _PLAIN_NAME.fullmatch(pattern)), None)
         if odd is not None:
             raise ModelError(f"{path}: {name} {odd!r}: only names of layers are read, no regular expressions")
-    rank, alpha = _number(content, "r", 8, path), _number(content, "lora_alpha", 8, path)
+    rank, alpha = content.get("r", 8), content.get("lora_alpha", 8)
     rslora = content.get("use_rslora", False)
     settings = {
-        "r": int(rank),
+        "r": rank,
         "alpha": float(alpha),
-        "dropout": _dropout(content, path),
+        "dropout": float(content.get("lora_dropout", 0.0)),
         "targets": [],
-        "rslora": bool(rslora),
+        "rslora": rslora,
         "plus_scale": 1.0,
         "quantization": None,
-        "scaling": _scaling(alpha, int(rank), rslora),
+        "scaling": _scaling(alpha, rank, rslora),
     }
-    base = Base(str(content.get("base_model_name_or_path", "")), UNKNOWN_BASE)
-    found = PeftFolder(folder, "lora", settings, base, (), {name: _number(alphas, name, 0, path) for name in alphas})
+    base = Base(content.get("base_model_name_or_path", ""), UNKNOWN_BASE)
+    found = PeftFolder(folder, "lora", settings, base, (), alphas)
     names = tuple(found.stored_shapes())
     if not names:
         raise ModelError(f"{folder / PEFT_WEIGHTS}: there is no tensor in it")
@@ -229,17 +229,3 @@ def _check_fields(content: Mapping[str, Any], path: Path) -> None:
         raise ModelError(
             f"{path}: {name} is {text if len(text) < 60 else text[:57] + '...'}, which is not computed here"
         )
-
-
-def _dropout(content: Mapping[str, Any], path: Path) -> float:
-    value = content.get("lora_dropout", 0.0)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ModelError(f"{path}: lora_dropout has to be a number from 0 to below 1; it is {value!r}")
-    return float(value)
-
-
-def _number(content: Mapping[str, Any], name: str, default: int, path: Path) -> float:
-    value = content.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ModelError(f"{path}: {name} has to be a positive number; it is {value!r}")
-    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,11 @@ import numpy as np
 
 from oarlock.environment import say
 from oarlock.errors import ModelError
+from oarlock.models.config_sizes import check_stored
+from oarlock.models.room import check_tables
 from oarlock.models.sources import FileSource, Mapped, SafetensorsSource, left_over, mapped
 from oarlock.models.unused import check_unused
+from oarlock.models.weight_index import read_index
 from oarlock.models.weights import WeightFolder, has_safetensors
 
 _PADDLE_PICKLE, _TORCH_PICKLE = "model_state.pdparams", "pytorch_model.bin"
@@ -35,9 +37,9 @@ def open_weights(
         say(f"{folder}: reading pickled weights, as you allowed")
         source = PickleSource(folder, model_class, config)
     else:
-        with WeightFolder.open(folder) as weights:
-            source = SafetensorsSource(weights, model_class, config, read_ahead)
+        source = SafetensorsSource(WeightFolder.open(folder), model_class, config, read_ahead)
     try:
+        check_tables(config, str(folder / "config.json"))
         check_unused(source, model_class, config)
     except BaseException:
         source.close()
@@ -73,11 +75,10 @@ class PickleSource:
             self._load(folder / kind)
             files = dict.fromkeys(self._arrays, folder / kind)
         else:
-            try:
-                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                files = {name: folder / file for name, file in weight_map.items()}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ModelError(f"{index}: not an index of weight files: {error!r}") from error
+            weight_map = read_index(index, Path(kind).suffix)
+            files = {name: folder / file for name, file in weight_map.items()}
+        if (folder / kind).is_file():
+            check_stored(config, {name: array.shape for name, array in self._arrays.items()}, f"{folder}/config.json")
         found = mapped(model_class, config, files, kind == _TORCH_PICKLE)
         self._files, self.left_over = files, left_over(files, found)
         found |= {name: Mapped(name) for name in self.left_over}

@@ -8,81 +8,22 @@ states in pickles.)
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
 from oarlock.errors import CheckpointError
 from oarlock.formats.links import check_links
 from oarlock.models.blocks import Block
+from oarlock.models.piece_index import INDEX, WEIGHTS, Piece, read_index
 from oarlock.models.safetensors_stream import SafetensorsFile
 
-INDEX = "tensors.json"
 _CHUNK = 1 << 24  # bytes read at a time where rows of a part are scattered over the whole
-WEIGHTS = "model"  # the kind of tensor that is a weight; other kinds are optimizer states ("moment1", "master", ...)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stored part of a whole tensor.
-
-    Attributes:
-        kind: WEIGHTS, or the name of an optimizer state.
-        name: of the parameter, as on one card.
-        block: the tensor-parallel part it belongs to.
-        flat: (start, stop) in the flattened block, where stage 3 slices it; None for all of it.
-    """
-
-    kind: str
-    name: str
-    block: Block
-    flat: tuple[int, int] | None = None
-
-    @property
-    def key(self) -> str:
-        """Its name in the file."""
-        return f"{self.kind}/{self.name}"
-
-    @property
-    def range(self) -> tuple[int, int]:
-        """(start, stop) in the flattened block."""
-        return self.flat or (0, math.prod(self.block.part_shape))
-
-    def to_json(self) -> dict[str, Any]:
-        """For tensors.json."""
-        content: dict[str, Any] = {"shape": list(self.block.shape)}
-        if self.block.axis is not None:
-            content |= {"axis": self.block.axis, "runs": [list(run) for run in self.block.runs]}
-        if self.flat is not None:
-            content["flat"] = list(self.flat)
-        return content
-
-    @classmethod
-    def from_json(cls, key: str, content: Mapping[str, Any]) -> Piece:
-        """Inverse of to_json."""
-        kind, _, name = key.partition("/")
-        runs = tuple((int(start), int(length)) for start, length in content.get("runs", ()))
-        flat = content.get("flat")
-        block = Block(tuple(content["shape"]), content.get("axis"), runs)
-        return cls(kind, name, block, (int(flat[0]), int(flat[1])) if flat else None)
-
-
-def part_name(rank: int) -> str:
-    """The file of a rank."""
-    return f"rank-{rank:05d}.safetensors"
-
-
-def write_index(folder: Path, parts: Mapping[str, list[Piece]]) -> None:
-    """tensors.json: file -> key -> what it is."""
-    content = {file: {piece.key: piece.to_json() for piece in pieces} for file, pieces in sorted(parts.items())}
-    (folder / INDEX).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 @dataclass
@@ -107,14 +48,7 @@ class PieceFolder:
         """
         folder = Path(folder)
         check_links(folder, error=CheckpointError)
-        try:
-            content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            where: dict[str, list[tuple[Path, Piece]]] = {}
-            for file, entries in content.items():
-                for key, entry in entries.items():
-                    where.setdefault(key, []).append((folder / file, Piece.from_json(key, entry)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{folder / INDEX}: not an index of stored tensors: {error!r}") from error
+        where = read_index(folder)
         return cls(folder, where)
 
     def __enter__(self) -> PieceFolder:
@@ -125,6 +59,24 @@ class PieceFolder:
     ) -> None:
         self._stack.close()
         self._open.clear()
+
+    def check(self, listed: Collection[str]) -> None:
+        """Compare the index with the headers of the files, and with a list of the folder's files.
+
+        Raises:
+            CheckpointError: naming what does not fit.
+        """
+        in_files = {path.name for stored in self.where.values() for path, _ in stored}
+        files = {name for name in listed if name.endswith(".safetensors")}
+        for name in sorted(in_files ^ files):
+            where, without = (INDEX, "the list of files") if name in in_files else ("the list of files", INDEX)
+            if name in in_files or self._file(self.folder / name).tensors:
+                raise CheckpointError(f"{self.folder}: {name} is in {where} and not in {without}")
+        for stored in self.where.values():
+            types = {self._dtype(path, piece) for path, piece in stored}
+            if len(types) > 1:
+                path, piece = stored[-1]
+                raise CheckpointError(f"{path}: {piece.key} is not of the type of its other parts")
 
     def names(self, kind: str = WEIGHTS) -> Iterator[str]:
         """Names of all tensors of a kind."""
@@ -261,10 +213,7 @@ class PieceFolder:
 
     def _file(self, path: Path) -> SafetensorsFile:
         if path not in self._open:
-            try:
-                self._open[path] = self._stack.enter_context(SafetensorsFile(path))
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"{path}: can't be read: {error}") from error
+            self._open[path] = self._stack.enter_context(SafetensorsFile(path, CheckpointError))
         return self._open[path]
 
 

@@ -22,6 +22,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from oarlock.errors import ModelError, OarlockError
+from oarlock.formats.files import open_regular
+from oarlock.formats.safetensors_header import Header, read_header
 from oarlock.models.arrays import array_type, copy_array, row_ranges
 
 _DTYPES = {
@@ -220,21 +223,22 @@ class StoredTensor:
 class SafetensorsFile:
     """A file whose tensors are read in ranges, with plain reads.
 
+    Args:
+        error: class of the errors about its header.
+
     Attributes:
         tensors: all that are in it.
 
     Raises:
-        OSError, ValueError: when it is not there, damaged, or shorter than its header says.
+        OarlockError: naming the file, when it is not there, no regular file, damaged (see oarlock.formats), or holds a
+            type that NumPy does not have.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by __exit__)
+    def __init__(self, path: Path, error: type[OarlockError] = ModelError) -> None:
+        self._file = open_regular(path, error=error)
         self._asked = 0  # bytes that the kernel was asked to have ready
         try:
-            self.tensors = dict(self._entries())
-        except (KeyError, TypeError, AttributeError) as error:
-            self._file.close()
-            raise ValueError(f"not a safetensors file: {error!r}") from error
+            self.tensors = stored_tensors(read_header(self._file, name=str(path), error=error), str(path), error)
         except BaseException:
             self._file.close()
             raise
@@ -276,20 +280,14 @@ class SafetensorsFile:
                 raise ValueError("the file ends before it")
             rest, offset = rest[done:], offset + done
 
-    def _entries(self) -> list[tuple[str, StoredTensor]]:
-        size = os.fstat(self._file.fileno()).st_size
-        length = int.from_bytes(self._file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise ValueError("not a safetensors file, or not all of one")
-        found = []
-        for name, entry in json.loads(self._file.read(length)).items():
-            if name == "__metadata__":
-                continue
-            if entry["dtype"] not in _NUMPY:
-                raise ValueError(f"{name} is of type {entry['dtype']}, which can't be used here")
-            begin, end = entry["data_offsets"]
-            tensor = StoredTensor(_NUMPY[entry["dtype"]], tuple(map(int, entry["shape"])), 8 + length + begin)
-            if end - begin != tensor.num_bytes or 8 + length + end > size:
-                raise ValueError(f"{name} is not all there")
-            found.append((name, tensor))
-        return found
+
+def stored_tensors(header: Header, place: str, error: type[OarlockError] = ModelError) -> dict[str, StoredTensor]:
+    """The tensors of a header in NumPy's types.
+
+    Raises:
+        OarlockError: of the class given, naming a tensor of another type.
+    """
+    odd = next((name for name, entry in header.tensors.items() if entry.dtype not in _NUMPY), None)
+    if odd is not None:
+        raise error(f"{place}: {odd} is of type {header.tensors[odd].dtype}, which can't be used here")
+    return {name: StoredTensor(_NUMPY[entry.dtype], entry.shape, entry.start) for name, entry in header.tensors.items()}

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from oarlock.errors import ModelError
+from oarlock.memory import check_fits, free_memory
+from oarlock.models.config_sizes import check_stored
 from oarlock.models.hf_names import OPTIONAL_PREFIXES, own_names
 from oarlock.models.pages import populate
 from oarlock.models.safetensors_stream import SafetensorsFile, StoredTensor
@@ -169,6 +171,8 @@ class SafetensorsSource:
 
     def __init__(self, folder: WeightFolder, model_class: Any, config: Any, read_ahead: bool = True) -> None:
         self.place, self.read_ahead = str(folder.folder), read_ahead
+        shapes = folder.shapes()
+        check_stored(config, shapes, f"{self.place}/config.json")
         self._stack = ExitStack()
         self._threads = self._stack.enter_context(ThreadPoolExecutor(_READING_THREADS))
         self._files = {path: self._opened(path) for path in sorted(set(folder.files.values()))}
@@ -188,6 +192,15 @@ class SafetensorsSource:
         self._tensors = {name: found[name] for name in in_file_order} | {name: Mapped(name) for name in self.left_over}
         self.shapes: dict[str, tuple[int, ...] | None] = {name: self._shape(name) for name in in_file_order}
         self._buffers = [np.empty(0, np.uint8) for _ in range(2 if read_ahead else 1)]
+        self._check_room()
+
+    def _check_room(self) -> None:
+        """Refuse tensors that are too large to be read one at a time."""
+        name = max(self.shapes, key=lambda name: self._about(self._tensors[name]).num_bytes, default="")
+        if name:
+            about = self._about(self._tensors[name])
+            what = f"{self.place}: {name} ({about.dtype.name} {list(about.shape)})"
+            check_fits(about.num_bytes, what, free_memory())
 
     def dtype(self, name: str) -> np.dtype:
         """In which a tensor is stored."""
@@ -223,9 +236,9 @@ class SafetensorsSource:
     def _opened(self, path: Path) -> SafetensorsFile:
         try:
             return self._stack.enter_context(SafetensorsFile(path))
-        except (OSError, ValueError) as error:
+        except BaseException:
             self._stack.close()
-            raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+            raise
 
     def _about(self, tensor: Mapped) -> StoredTensor:
         return self._files[self._paths[tensor.stored]].tensors[tensor.stored]

@@ -39,8 +39,7 @@ def has_own_head(folder: Path, family: str) -> bool:
     if family not in _NAMES or not has_safetensors(folder):
         return False
     try:
-        with WeightFolder.open(folder) as weights:
-            files = weights.files
+        files = WeightFolder.open(folder).files
         pair = next((pair for pair in _NAMES[family] if set(pair) <= files.keys()), None)
         if pair is None:
             return False

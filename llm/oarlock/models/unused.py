@@ -10,13 +10,13 @@ from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
 from oarlock.models.arrays import row_ranges
+from oarlock.models.config_sizes import EMBEDDINGS
 from oarlock.models.layout import holdings
 from oarlock.models.sources import FileSource
 from oarlock.models.streamed import empty_model
 
 # Tables that the layers compute themselves; published files have them now and then.
 _COMPUTED = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.attn\.(masked_)?bias$")
-_EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight")
 _HEADS = ("lm_head.weight", "lm_head.decoder_weight")
 _COMPARED_BYTES = 16 << 20
 
@@ -30,7 +30,7 @@ def check_unused(source: FileSource, model_class: Any, config: PretrainedConfig)
         ModelError: naming them.
     """
     held = {holding.name for holding in holdings(empty_model(model_class, config))}
-    embedding = next((name for name in source.shapes if name in held and name.endswith(_EMBEDDINGS)), None)
+    embedding = next((name for name in source.shapes if name in held and name.endswith(EMBEDDINGS)), None)
     extra = []
     for name in (*source.left_over, *(name for name in source.shapes if name not in held)):
         if _COMPUTED.search(name):

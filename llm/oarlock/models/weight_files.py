@@ -13,20 +13,20 @@ The rules, in this order:
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
 
 from oarlock.environment import say_once
 from oarlock.errors import ModelError
 from oarlock.files import PEFT_WEIGHTS
+from oarlock.formats.files import open_regular
+from oarlock.formats.safetensors_header import Header, read_header
 from oarlock.models.twin_pickles import differing_pickle
+from oarlock.models.weight_index import read_index
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (
@@ -73,20 +73,15 @@ def find_weights(folder: Path) -> tuple[dict[str, Path], str]:
 
 def _of_index(index: Path) -> dict[str, Path]:
     folder = index.parent
-    try:
-        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{index}: not an index of safetensors files: {error!r}") from error
+    weight_map = read_index(index)
     named = set(weight_map.values())
-    if not named or not all(isinstance(file, str) and file == Path(file).name for file in named):
-        raise ModelError(f"{index}: weight_map has to give each tensor the name of a file beside it")
     missing = sorted(file for file in named if not (folder / file).is_file())
     if missing:
         raise ModelError(f"{folder}: {INDEX_NAME} names {', '.join(missing)}, which is not there")
     others = sorted({path.name for path in _candidates(folder)} - named)
     if others:
         _two_sets(folder, INDEX_NAME, f"({', '.join(sorted(named)[:2])}{', ...' if len(named) > 2 else ''}) ", others)
-    stored = {file: set(_names(folder / file)) for file in sorted(named)}
+    stored = {file: set(header_of(folder / file).tensors) for file in sorted(named)}
     for name, file in weight_map.items():
         if name not in stored[file]:
             raise ModelError(f"{folder / file}: {name} should be in this file and is not")
@@ -117,7 +112,7 @@ def _without_index(folder: Path) -> dict[str, Path]:
             raise ModelError(f"{folder}: {found[0].name} is one of {total} files, and there are {len(found)} of them")
     files: dict[str, Path] = {}
     for path in paths:
-        for name in _names(path):
+        for name in header_of(path).tensors:
             if name in files:
                 raise ModelError(
                     f"{folder}: {name} is in {files[name].name} and in {path.name}, and no index says which counts"
@@ -147,27 +142,30 @@ def _two_sets(folder: Path, one: str, about: str, others: list[str]) -> None:
     )
 
 
-def _names(path: Path) -> list[str]:
-    with opened(path) as file:
-        return list(file.keys())
-
-
-def opened(path: Path) -> safe_open:
-    """A safetensors file, memory-mapped.
+def header_of(path: Path) -> Header:
+    """The header of a safetensors file.
 
     Raises:
-        ModelError: when it is none, or cut off.
+        ModelError: when it is none, damaged, or cut off.
     """
     try:
-        return safe_open(path, framework="np")
-    except (SafetensorError, OSError) as error:
+        state = path.stat()
+        return _header(path, (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino))
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from error
+    except ModelError:
         if _is_pointer(path):
-            raise ModelError(f"{path}: a pointer of Git LFS, not the file itself; fetch it: git lfs pull") from error
-        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+            raise ModelError(f"{path}: a pointer of Git LFS, not the file itself; fetch it: git lfs pull") from None
+        raise
+
+
+@lru_cache(maxsize=512)
+def _header(path: Path, state: object) -> Header:
+    return read_header(path)
 
 
 def _is_pointer(path: Path) -> bool:
-    with suppress(OSError), open(path, "rb") as file:
+    with suppress(OSError, ModelError), open_regular(path) as file:
         return file.read(24) == b"version https://git-lfs."
     return False
 
@@ -185,8 +183,7 @@ def _layout(files: Mapping[str, Path]) -> str:
 
 
 def _layout_of(path: Path, names: Iterable[str]) -> str:
-    with opened(path) as file:
-        said = (file.metadata() or {}).get("format")
+    said = header_of(path).metadata.get("format")
     if said is not None and said not in _LAYOUTS:
         raise ModelError(
             f"{path}: written for another framework (format {said!r} in its header): take the files for PyTorch, or "

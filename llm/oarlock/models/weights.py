@@ -1,4 +1,4 @@
-"""Read weight files tensor by tensor: Paddle's and Hugging Face's safetensors, single or sharded.
+"""The weight files of a folder: Paddle's and Hugging Face's safetensors, single or sharded.
 
 Nothing is written into the source folder (PaddleNLP's own conversion does) and no torch is needed. Pickle formats are
 refused unless the user allows them.
@@ -6,24 +6,17 @@ refused unless the user allows them.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError
-
-from oarlock.errors import ModelError
-from oarlock.models.weight_files import INDEX_NAME, find_weights, has_safetensors, opened
+from oarlock.models.weight_files import INDEX_NAME, find_weights, has_safetensors, header_of
 
 __all__ = ["INDEX_NAME", "WeightFolder", "has_safetensors"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class WeightFolder:
-    """The safetensors weights of one folder, opened memory-mapped.
+    """The safetensors weights of one folder, by their headers.
 
     Attributes:
         files: tensor name -> file that holds it.
@@ -33,8 +26,6 @@ class WeightFolder:
     folder: Path
     files: dict[str, Path]
     layout: str
-    _open: dict[Path, Any] = field(default_factory=dict)
-    _stack: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
     def open(cls, folder: str | Path) -> WeightFolder:
@@ -47,27 +38,10 @@ class WeightFolder:
         folder = Path(folder)
         return cls(folder, *find_weights(folder))
 
-    def __enter__(self) -> WeightFolder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-        self._open.clear()
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, bfloat16 as ml_dtypes.bfloat16.
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors, as they are stored.
 
         Raises:
-            ModelError: when the file is damaged.
+            ModelError: for damaged files.
         """
-        try:
-            return self._file(self.files[name]).get_tensor(name)
-        except SafetensorError as error:
-            raise ModelError(f"{self.files[name]}: {name} can't be read: {error}") from error
-
-    def _file(self, path: Path) -> Any:
-        if path not in self._open:
-            self._open[path] = self._stack.enter_context(opened(path))
-        return self._open[path]
+        return {name: header_of(path).tensors[name].shape for name, path in self.files.items()}

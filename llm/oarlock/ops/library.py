@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import functools
-import json
 import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from oarlock.environment import say_once
+from oarlock.errors import EnvironmentProblem
+from oarlock.formats.json_file import read_json
 
 LIBRARY = Path(__file__).with_name("oarlock_ops.so")
 INTERFACE = 6  # of custom_ops/build.py
 _HOW = "`bash scripts/setup.sh` or `python custom_ops/build.py` builds them, with g++ (and nvcc for GPUs)"
 
 
+class Stamp(TypedDict):
+    """What a build says of itself: number of its interface, Paddle's version, its CUDA or ""."""
+
+    interface: int
+    paddle: str
+    cuda: str
+    objects: NotRequired[list[str]]
+
+
 def why_missing(on_gpu: bool = False) -> str:
     """What keeps the operators from being used, with what to do; "" when nothing does. Does not import paddle."""
-    built = built_for()
+    try:
+        built = built_for()
+    except EnvironmentProblem as error:
+        return f"the fused ops' build is damaged: {error} ({_HOW})"
     if built is None:
         return f"the fused ops are not built ({_HOW})"
-    if built.get("interface") != INTERFACE:
+    if built["interface"] != INTERFACE:
         return f"the fused ops were built from other sources than this Oarlock's ({_HOW})"
     here = _paddle_version()
     if here and here != built["paddle"]:
@@ -46,13 +61,16 @@ def has_products() -> bool:
     return (Path(paddle.__file__).parent / "libs" / "libmklml_intel.so").exists()
 
 
-def built_for() -> dict[str, Any] | None:
-    """What the build says of itself: {"interface": number, "paddle": version, "cuda": its CUDA or "", ...}; None when
-    there is none."""
+def built_for() -> Stamp | None:
+    """What the build says of itself; None when there is none.
+
+    Raises:
+        EnvironmentProblem: when that can't be read.
+    """
     stamp = LIBRARY.with_suffix(".stamp")
     if not LIBRARY.exists() or not stamp.exists():
         return None
-    return json.loads(stamp.read_text(encoding="utf-8"))
+    return read_json(stamp, Stamp, error=EnvironmentProblem)
 
 
 def _paddle_version() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,14 @@ def _launched_ranks(words: Sequence[str]) -> int | None:
             values[name] = value if equals else words[i + 1] if i + 1 < len(words) else ""
     per_node = next((len(values[flag].strip("\"' ").split(",")) for flag in _RANK_FLAGS if flag in values), None)
     if "--nproc_per_node" in values:
-        per_node = int(values["--nproc_per_node"])
-    return per_node * int(values.get("--nnodes", "1").partition(":")[0]) if per_node else None
+        per_node = _count("--nproc_per_node", values["--nproc_per_node"])
+    return per_node * _count("--nnodes", values.get("--nnodes", "1").partition(":")[0]) if per_node else None
+
+
+def _count(flag: str, text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
+        raise ConfigError(f"{flag} has to be a number; it is {text[:100]!r}")
+    return int(text)
 
 
 def _class_for(flags: Sequence[str]) -> type[Any]:

@@ -151,6 +151,8 @@ class Engine:
         beyond = [token for token in sampling.stop_token_ids if not 0 <= token < served.decoder.vocabulary]
         if beyond:
             raise RequestRefused(f"stop_token_ids: {beyond[0]} is not in the vocabulary")
+        if sampling.min_tokens and len({*sampling.stop_token_ids, *served.ends}) >= served.decoder.vocabulary:
+            raise RequestRefused("min_tokens: every token of the vocabulary ends an answer, by stop_token_ids")
         return Ticket(served, prompt, ids, sampling, most, time.monotonic() + limits.seconds, on_piece)
 
     # the engine's thread

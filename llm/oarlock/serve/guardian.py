@@ -2,8 +2,9 @@
 
     python -m oarlock.serve.guardian PREFIX FOLDER...
 
-It reads from standard input the number of Triton's session. When that ends (the server is done, or was killed), it
-kills what is left of the session, and removes the shared memory under PREFIX and the folders. (Triton's Python models
+It reads from standard input the number of Triton's session, anew whenever Triton was started again. When that ends (the
+server is done, or was killed), it kills what is left of the last session, and removes the shared memory under PREFIX
+and the folders. (Triton's Python models
 may wait for a dead Triton for ever, holding Python's lock, so that nothing inside of them can notice.)
 """
 
@@ -19,8 +20,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-_SHARED_MEMORY = Path("/dev/shm")
-_SESSION_FIELD = 3  # of /proc/PID/stat, after the name: state, parent, group, session
+from oarlock.serve.private_memory import SHARED_MEMORY
+from oarlock.serve.stubs import session_processes
+
 _SECONDS = 20
 
 
@@ -35,10 +37,11 @@ def start_guardian(memory_prefix: str, folders: Sequence[Path]) -> subprocess.Po
 
 
 def guard(guardian: subprocess.Popen[str], session: int) -> None:
-    """Tell it of a session that is its to end."""
+    """Tell it of the session that is its to end, in the place of the one before; 0 for none."""
     assert guardian.stdin is not None
-    guardian.stdin.write(f"{session}\n")
-    guardian.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # it was killed; the next one is told again
+        guardian.stdin.write(f"{session}\n")
+        guardian.stdin.flush()
 
 
 def end_guardian(guardian: subprocess.Popen[str]) -> None:
@@ -52,26 +55,15 @@ def end_guardian(guardian: subprocess.Popen[str]) -> None:
 def clear_up(sessions: set[int], memory_prefix: str, folders: Sequence[Path]) -> None:
     """Kill what is left of sessions, then remove what it used."""
     deadline = time.monotonic() + _SECONDS
-    while (left := _processes_of(sessions)) and time.monotonic() < deadline:
+    while (left := list(session_processes(sessions))) and time.monotonic() < deadline:
         for process in left:
             with contextlib.suppress(OSError):
                 os.kill(process, signal.SIGKILL)
         time.sleep(0.02)
-    for path in _SHARED_MEMORY.glob(f"{memory_prefix}*"):
+    for path in SHARED_MEMORY.glob(f"{memory_prefix}*"):
         path.unlink(missing_ok=True)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _processes_of(sessions: set[int]) -> list[int]:
-    """Those that run; a dead one that its parent has not looked at yet does not."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            words = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(words[_SESSION_FIELD]) in sessions and words[0] not in "ZX":
-                found.append(int(folder.name))
-    return found
 
 
 def main() -> None:
@@ -79,8 +71,10 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     memory_prefix, folders = sys.argv[1], [Path(word) for word in sys.argv[2:]]
-    sessions = {int(line) for line in sys.stdin}
-    clear_up(sessions, memory_prefix, folders)
+    session = 0
+    for line in sys.stdin:
+        session = int(line)
+    clear_up({session} - {0}, memory_prefix, folders)
 
 
 if __name__ == "__main__":

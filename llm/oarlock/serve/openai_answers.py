@@ -15,7 +15,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
-from oarlock.serve.openai_guard import error_response
+from oarlock.serve.openai_errors import error_body
 from oarlock.serve.openai_schema import (
     AnswerMessage,
     ChatChoice,
@@ -235,8 +235,7 @@ async def _events(
                     yield event([form.piece(i, part.text, part.finish_reason or None)])
                 item = await anext(parts, None)
         except TritonFailure as error:  # the status is sent already
-            content = error_response(status_of(error), str(error)).body
-            yield f"data: {bytes(content).decode()}\n\n"
+            yield f"data: {error_body(status_of(error), str(error)).decode()}\n\n"
             return
         if with_usage:
             yield event([], counter.usage().model_dump())

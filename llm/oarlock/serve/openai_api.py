@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import http
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,9 +13,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from oarlock import __version__
+from oarlock.serve.front.options import FrontOptions
 from oarlock.serve.front.upstream import Upstream
 from oarlock.serve.openai_answers import ChatForm, CompletionForm, answer, status_of
-from oarlock.serve.openai_guard import Guard, error_response
+from oarlock.serve.openai_errors import error_response
 from oarlock.serve.openai_reading import JsonRoute, param_of, wrong_value
 from oarlock.serve.openai_schema import (
     ChatCompletion,
@@ -32,80 +30,51 @@ from oarlock.serve.openai_schema import (
 )
 from oarlock.serve.triton_client import TritonClient, TritonFailure
 
-_T = TypeVar("_T")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}
     for status, text in {
         400: "The request is wrong.",
         401: "The API key is missing or wrong.",
+        403: "The server has another name, or the web page may not ask it.",
         404: "There is no such model.",
         405: "Another method is meant.",
-        413: "The request is too large.",
-        429: "Too many requests wait.",
+        408: "The request did not come to its end in time.",
+        413: "The request is too large, or comes in too many pieces.",
+        415: "The request is not JSON.",
+        429: "Too many requests are open.",
         503: "The model can't be asked now.",
     }.items()
 }
 
 
-@dataclass(frozen=True)
-class ApiOptions:
-    """What the endpoint is told.
-
-    Attributes:
-        triton: unix:PATH (or HOST:PORT) of Triton's gRPC.
-        model: Triton's streaming model; clients use its name for the base.
-        keys: API keys, any of which a request has to bring; empty for none.
-        max_body: bytes of a request.
-        max_open: requests that may be open; further ones get 429.
-        temperature: of requests that name none.
-    """
-
-    triton: str
-    model: str
-    keys: tuple[str, ...]
-    max_body: int
-    max_open: int
-    temperature: float = 1.0
-
-
-def make_app(options: ApiOptions) -> FastAPI:
-    """The application."""
-    client: list[TritonClient] = []  # made in the event loop it is used in
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        upstream = Upstream(options.triton)
-        client.append(TritonClient(upstream, options.model))
-        yield
-        await upstream.close()
-
-    app = FastAPI(title="Oarlock", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+def make_openai_app(options: FrontOptions, upstream: Upstream) -> FastAPI:
+    """The application. It belongs behind a Guard, which looks at keys, sizes and who asks."""
+    app = FastAPI(title="Oarlock", version=__version__, docs_url=None, redoc_url=None)
     app.router.route_class = JsonRoute
-    app.add_middleware(Guard, keys=options.keys, max_body=options.max_body, max_open=options.max_open)
     _add_error_handlers(app)
-    _add_routes(app, lambda: client[0], options.model, options.temperature)
+    _add_routes(app, TritonClient(upstream, options.model), options.model, options.temperature)
     _describe(app, bool(options.keys))
     return app
 
 
-def _add_routes(app: FastAPI, client: Callable[[], TritonClient], model: str, temperature: float) -> None:
+def _add_routes(app: FastAPI, client: TritonClient, model: str, temperature: float) -> None:
     started = int(time.time())
 
     async def card_names() -> list[str]:
-        return [model, *await client().adapters()]
+        return [model, *await client.adapters()]
 
     async def check_name(name: str) -> dict[str, str]:
         if name == model:
             return {}
-        if name in await client().adapters():
+        if name in await client.adapters():
             return {"adapter": name}
         raise HTTPException(404, f"there is no model {name!r} here (there is: {', '.join(await card_names())})")
 
     @app.get("/health", response_model=Health, responses={503: _ERRORS[503]}, summary="Whether the model answers")
     async def health() -> Any:
-        return Health() if await client().is_ready() else error_response(503, "the model is not ready")
+        return Health() if await client.is_ready() else error_response(503, "the model is not ready")
 
-    models_errors: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 503)}
+    models_errors: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 403, 429, 503)}
 
     @app.get("/v1/models", response_model=ModelList, responses=models_errors, summary="The base and its adapters")
     async def models() -> Any:
@@ -121,7 +90,7 @@ def _add_routes(app: FastAPI, client: Callable[[], TritonClient], model: str, te
         tools = {"tools": json.dumps(body.tools)} if body.tools else {}
         prompt = {"messages": json.dumps(body.messages)} | tools
         jobs = _jobs(body, [prompt | await check_name(body.model)], temperature)
-        return await answer(client(), jobs, body, ChatForm(body.model), request)
+        return await answer(client, jobs, body, ChatForm(body.model), request)
 
     @app.post("/v1/completions", response_model=Completion, responses=_ERRORS)
     async def completions(body: CompletionRequest, request: Request) -> Any:
@@ -130,7 +99,7 @@ def _add_routes(app: FastAPI, client: Callable[[], TritonClient], model: str, te
             {"text_input": prompt} if isinstance(prompt, str) else {"input_ids": prompt} for prompt in body.prompt
         ]
         jobs = _jobs(body, [prompt | adapter for prompt in prompts], temperature)
-        return await answer(client(), jobs, body, CompletionForm(body.model), request)
+        return await answer(client, jobs, body, CompletionForm(body.model), request)
 
 
 def _jobs(

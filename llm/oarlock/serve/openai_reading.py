@@ -17,7 +17,7 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from oarlock.data.json_text import DECODER
+from oarlock.formats.json_file import parse_json
 from oarlock.serve.messages import read_messages, read_tools, without_nothing
 from oarlock.serve.requests import RequestRefused
 
@@ -59,6 +59,7 @@ _MAX_PROMPTS = 16
 _PARAM = re.compile(
     r"\b(?:messages(?:\[\d+\](?:\.\w+|\[\d+\])*)?|tools(?:\[\d+\](?:\.\w+)*)?|max_tokens|min_tokens|stop_token_ids)(?!\w)"
 )
+_DEEPEST = 128  # levels of lists and objects; those of a tool are counted by themselves
 _MAX_SHOWN = 80  # characters of a wrong value in an answer
 
 
@@ -97,7 +98,7 @@ class _JsonRequest(Request):
         subtype = message.get_content_subtype()
         if message.get_content_maintype() != "application" or not (subtype == "json" or subtype.endswith("+json")):
             told = f"it says {_shown(given)}" if given else "it has none"
-            raise WrongRequest("", f"a request needs the header Content-Type: application/json; {told}")
+            raise HTTPException(415, f"a request needs the header Content-Type: application/json; {told}")
         if not content.strip():
             raise WrongRequest("", "the request has no body: it has to be a JSON object")
         return content
@@ -109,9 +110,10 @@ class _JsonRequest(Request):
             WrongRequest: when it is none.
         """
         try:
-            found = DECODER.decode((await self.body()).decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-            raise WrongRequest("", f"the request is not JSON in UTF-8: {error}") from error
+            content = await self.body()
+            found = parse_json(content, "the request", error=RequestRefused, limit=len(content), depth=_DEEPEST)
+        except RequestRefused as error:
+            raise WrongRequest("", str(error)) from error
         if not isinstance(found, dict):
             raise WrongRequest("", f"the request has to be a JSON object; got {_shown(found)}")
         return found

@@ -6,8 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from oarlock.models.sampling_ranges import MAX_STOP_LENGTH, MAX_STOP_TOKENS, MAX_STOPS, OPENAI_RANGES
 from oarlock.serve.openai_reading import read_chat, read_object, read_prompts, read_stops
 
+_IN, _REPETITION = OPENAI_RANGES, OPENAI_RANGES["repetition_penalty"]
 _TOKEN_BITS = 2**31 - 1
 _TEXT = {"type": "string", "minLength": 1}
 _TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": _TOKEN_BITS}}
@@ -39,10 +41,10 @@ def _whole(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_whole)]
 Token = Annotated[Whole, Field(ge=0, le=_TOKEN_BITS)]
 Stops = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=256)]],
-    Field(max_length=16),
+    list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]],
+    Field(max_length=MAX_STOPS),
     BeforeValidator(read_stops),
-    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": 16}]}),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": MAX_STOPS}]}),
 ]
 Messages = Annotated[list[Any], WithJsonSchema({"type": "array", "minItems": 1, "items": _MESSAGE})]
 Tools = Annotated[
@@ -91,21 +93,23 @@ class _Request(_Strict):
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     max_tokens: Whole | None = Field(None, ge=1, le=_TOKEN_BITS)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: float | None = Field(None, ge=_IN["temperature"].least, le=_IN["temperature"].most)
+    top_p: float | None = Field(None, gt=_IN["top_p"].least, le=_IN["top_p"].most)
     n: Whole | None = Field(None, ge=1, le=16)
     seed: Whole | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: Stops | None = None
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=_IN["frequency_penalty"].least, le=_IN["frequency_penalty"].most)
+    presence_penalty: float | None = Field(None, ge=_IN["presence_penalty"].least, le=_IN["presence_penalty"].most)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
     top_k: Whole | None = Field(None, ge=-1, le=_TOKEN_BITS, description="0 or -1 for all")
     min_tokens: Whole | None = Field(None, ge=0, le=_TOKEN_BITS)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(
+        None, gt=_IN["repetition_penalty"].least, le=_IN["repetition_penalty"].most
+    )
     ignore_eos: bool | None = None
-    stop_token_ids: Annotated[list[Token], Field(max_length=256)] | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=MAX_STOP_TOKENS)] | None = None
 
     def fields(self) -> dict[str, Any]:
         """Values of the streaming model's tensors (see triton_fields) that are given, without prompt and seed."""

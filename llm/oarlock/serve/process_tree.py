@@ -1,106 +1,156 @@
-"""The children of `oarlock serve`, and in which order they begin and end."""
+"""The children of `oarlock serve`: in which order they begin and end, and that they are started again."""
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
-from oarlock.environment import die_with_parent, say
+from oarlock.environment import say
 from oarlock.errors import ModelError, OarlockError
-from oarlock.serve.guardian import guard
-from oarlock.serve.openai_api import ApiOptions
-from oarlock.serve.openai_process import command
+from oarlock.serve.front.options import FrontOptions
+from oarlock.serve.front.start import front_mark, start_front, tell_front
+from oarlock.serve.guardian import clear_up, end_guardian, guard, start_guardian
+from oarlock.serve.listening import Listening
 from oarlock.serve.options import ServeOptions
-from oarlock.serve.repository import chat_temperature, engine_model, engine_settings
-from oarlock.serve.settings import noted_failure, num_busy
-from oarlock.serve.triton_server import Installation, TritonOptions, answers, is_ready, start_triton, url_host
+from oarlock.serve.output import follow
+from oarlock.serve.part import Part
+from oarlock.serve.private_memory import close_memory
+from oarlock.serve.served_tree import ServedTree
+from oarlock.serve.settings import forget_processes, noted_failure, num_busy
+from oarlock.serve.stubs import is_alive, model_processes
+from oarlock.serve.triton_control import TritonControl
+from oarlock.serve.triton_server import Installation, TritonOptions, start_triton
 
-_LOOK_SECONDS = 0.1
-# Lines of every start of Triton on a machine without a GPU, and of Paddle, that no user can act on.
-_NOISE = (
-    "Unable to allocate pinned system memory",
-    "CUDA memory pool disabled",
-    "HandleCancellation called even when the context was not cancelled",  # for each stream that ended with an error
-    "CudaDriverHelper has not been initialized",
-    "DCGM unable to start",
-    "Signal (15) received",
-    "Non-graceful termination detected",  # of a process that is ended when all is answered
-    "Failed to initialize NVML",
-    "No ccache found",
-    "warnings.warn(warning_message)",
-    "Setuptools is replacing distutils",
-)
+LOOK_SECONDS = 0.05
 
 
 class ProcessTree:
-    """The children, and in which order they begin and end."""
+    """Triton, the front, and the guardian."""
 
-    def __init__(self, installation: Installation, triton: TritonOptions, options: ServeOptions) -> None:
-        self._installation, self._triton_options, self._options = installation, triton, options
-        self._triton: subprocess.Popen[str] | None = None
-        self._openai: subprocess.Popen[str] | None = None
+    def __init__(
+        self,
+        installation: Installation,
+        triton: TritonOptions,
+        options: ServeOptions,
+        front: FrontOptions,
+        listening: Listening,
+        served: ServedTree,
+    ) -> None:
+        """Of parts that are to be started."""
+        self._installation = installation
+        self._triton_options, self._options, self._listening, self._served = triton, options, listening, served
+        self._front_options = front
+        self.control = TritonControl(triton.grpc_socket)
+        self._triton = Part("Triton", self._start_triton)
+        self._front = Part("the front", self._start_front)
+        self._guardian = Part("the guardian", self._start_guardian)
         self._echo: list[threading.Thread] = []
-        self._ready = False
+        self._models: dict[int, str] = {}  # processes of models that are watched
+        self._unloaded: set[str] = set()
+        self._loading = threading.Lock()  # who loads models; it is not watched meanwhile
+        self._has_started = False
+        self._quiet_since = 0.0
+        self._model_restarts = 0
 
-    def start(self, stopped: list[int], guardian: subprocess.Popen[str]) -> None:
-        """Until both answer."""
-        options, ports = self._options, self._options.ports
-        host = self._triton_options.host
-        began = time.monotonic()
-        self._triton = start_triton(self._installation, self._triton_options)
-        guard(guardian, self._triton.pid)  # which leads a session of its own
-        # Before there is a thread: a child that is told to die with its parent has to be made by one that stays.
-        self._openai = self._start_openai(f"{url_host(host)}:{ports.grpc}")
-        self._follow(self._triton, "triton")
-        self._follow(self._openai, "openai")
-        while not (is_ready(host, ports.rest) and self._openai_answers()):
+    @property
+    def restarts(self) -> dict[str, int]:
+        """How often each part has been started again."""
+        parts = {"triton": self._triton, "front": self._front, "guardian": self._guardian}
+        return {name: part.restarts for name, part in parts.items()} | {"model": self._model_restarts}
+
+    def start(self, stopped: list[int]) -> None:
+        """Until all of it answers; or a signal came.
+
+        Raises:
+            OarlockError: when it does not, the first time.
+        """
+        self._guardian.start()
+        self._start(self._triton)
+        self._start(self._front)
+        while not (self._triton.is_up and self._front.is_up):
             if stopped:
                 return
-            self.check()
-            if time.monotonic() - began > options.start_seconds:
-                raise ModelError(f"the model was not loaded within {options.start_seconds:g} s (--start-seconds)")
-            time.sleep(_LOOK_SECONDS)
-        self._ready = True
-        self._say_ready(time.monotonic() - began)
+            self._check_first_start()
+            self._look_whether_up()
+            time.sleep(LOOK_SECONDS)
+        self._has_started = True
 
     def check(self) -> None:
-        """Raise for a part that ended by itself, or a model that does not load."""
-        failure = "" if self._ready else noted_failure(self._triton_options.run)
-        if failure:
-            raise ModelError(f"the model does not load: {failure}")
-        for name, process in (("Triton", self._triton), ("the OpenAI endpoint", self._openai)):
-            if process is None or process.poll() is None:
-                continue
-            for thread in self._echo:
-                thread.join(2)  # its last words come first
-            how = f"signal {-process.returncode}" if process.returncode < 0 else f"code {process.returncode}"
-            raise OarlockError(f"{name} ended by itself ({how}); what it said stands above")
+        """Start again what has ended by itself; call it often."""
+        self._check_models()
+        for part in (self._triton, self._front, self._guardian):
+            if part.runs:
+                if not part.is_up and part is not self._guardian and part.seconds > self._options.start_seconds:
+                    say(f"{part.name} does not answer {self._options.start_seconds:g} s after its start; it is ended")
+                    part.kill()
+            elif not part.waits:
+                self._clear_up_after(part)
+                pause = part.note_end()
+                say(f"{part.name} ended by itself ({part.how_it_ended()}); it is started again in {pause:g} s")
+            elif part.start_again_if_due():
+                self._follow(part)
+                self._tell_front({"restarts": self.restarts})
+        self._look_whether_up()
+
+    @property
+    def seconds(self) -> float:
+        """Since Triton was started last."""
+        return self._triton.seconds
+
+    @property
+    def is_up(self) -> bool:
+        """Whether all of it answers."""
+        return self._triton.is_up and self._front.is_up
+
+    def replace_keys(self, keys: Sequence[str]) -> None:
+        """From now on these."""
+        self._front_options = dataclasses.replace(self._front_options, keys=tuple(keys))
+        self._tell_front({"keys": list(keys)})
+
+    def load(self, model: str) -> None:
+        """Load a model anew, while the one that is there answers.
+
+        Raises:
+            ModelError: when that fails; the old one stays.
+        """
+        with self._loading:
+            noted_failure(self._triton_options.run, forget=True)
+            before = self._model_processes()
+            self._served.write(model)
+            try:
+                self.control.load(model, self._options.start_seconds)
+            except ModelError as error:
+                raise ModelError(noted_failure(self._triton_options.run, forget=True) or str(error)) from error
+            close_memory(self._triton_options.memory_prefix)
+            self._unloaded.discard(model)
+            self._watch_new_models(before, model)
+
+    def unload(self, model: str) -> None:
+        """Unload a model, until it is loaded again.
+
+        Raises:
+            ModelError: when Triton does not answer.
+        """
+        with self._loading:
+            before = self._model_processes()
+            self.control.unload(model, self._options.start_seconds)
+            self._unloaded.add(model)
+            self._watch_new_models(before, model)
 
     def drain(self, stopped: list[int]) -> int:
-        """Have both finish what is open, the endpoint first, since it asks Triton."""
+        """Have both finish what is open, the front first, since it asks Triton. Gives the exit code."""
         say(f"stopping; requests in flight have {self._options.drain_seconds:g} s (once more: at once)")
         deadline = time.monotonic() + self._options.drain_seconds
-        assert self._triton is not None and self._openai is not None
-        self._openai.terminate()
-        self._wait(lambda: self._openai.poll() is not None, deadline, stopped)  # type: ignore[union-attr]
-        self._triton.terminate()
-        # Triton stays as long as a client keeps a connection open; what counts is that nothing is being answered.
-        quiet_since: float | None = None
-
-        def is_over() -> bool:
-            nonlocal quiet_since
-            if num_busy(self._triton_options.run):
-                quiet_since = None
-            elif quiet_since is None:
-                quiet_since = time.monotonic()
-            quiet = quiet_since is not None and time.monotonic() - quiet_since > 1.0
-            return quiet or self._triton.poll() is not None  # type: ignore[union-attr]
-
-        self._wait(is_over, deadline, stopped)
+        self._listening.close()
+        for part, is_over in ((self._front, lambda: False), (self._triton, self._is_quiet)):
+            if part.runs:
+                assert part.process is not None
+                part.process.terminate()
+                self._wait(lambda part=part, over=is_over: not part.runs or over(), deadline, stopped)  # type: ignore[misc]
         left = num_busy(self._triton_options.run)
         if left:
             say(f"{left} request(s) were not finished")
@@ -108,72 +158,149 @@ class ProcessTree:
 
     def end(self) -> None:
         """What is left of them."""
-        for process in (self._openai, self._triton):
-            if process is not None and process.poll() is None:
-                process.kill()
-        for process in (self._openai, self._triton):
-            if process is not None:
-                process.wait()
+        for part in (self._front, self._triton):
+            part.kill()
+        self.control.close()
+        if self._guardian.process is not None:
+            end_guardian(self._guardian.process)
+
+    # the parts
+
+    def _start(self, part: Part) -> None:
+        part.start()
+        self._follow(part)
+
+    def _follow(self, part: Part) -> None:
+        process = part.process
+        assert process is not None
+        if part is self._guardian:
+            return
+        if part is self._triton:
+            self._guard(process.pid)
+            self._models = {}
+        name = "triton" if part is self._triton else "front"
+        self._echo = [thread for thread in self._echo if thread.is_alive()]
+        self._echo.append(follow(process, name, self._is_known))
+
+    def _is_known(self) -> bool:
+        """Whether what Triton says was said already: why the model does not load, several times."""
+        is_first = not self._has_started and not self._options.verbose
+        return is_first and bool(noted_failure(self._triton_options.run))
+
+    def _start_triton(self) -> subprocess.Popen[str]:
+        models = tuple(name for name in self._triton_options.models if name not in self._unloaded)
+        return start_triton(self._installation, dataclasses.replace(self._triton_options, models=models))
+
+    def _start_front(self) -> subprocess.Popen[str]:
+        sockets = self._listening.descriptors
+        return start_front(dataclasses.replace(self._front_options, sockets=sockets, restarts=self.restarts))
+
+    def _start_guardian(self) -> subprocess.Popen[str]:
+        folders = [self._triton_options.run, *filter(None, [self._options.temporary])]
+        process = start_guardian(self._triton_options.memory_prefix, folders)
+        if self._triton.runs:
+            assert self._triton.process is not None
+            guard(process, self._triton.process.pid)
+        return process
+
+    def _guard(self, session: int) -> None:
+        if self._guardian.process is not None:
+            guard(self._guardian.process, session)
+
+    def _clear_up_after(self, part: Part) -> None:
+        """Before it is started again: its models may wait for it for ever, and its shared memory stays."""
+        assert part.process is not None
+        if part is self._triton:
+            clear_up({part.process.pid}, self._triton_options.memory_prefix, ())
+            forget_processes(self._triton_options.run)
+            self._guard(0)
+            self._models = {}
+        if part.process.stdin is not None:
+            part.process.stdin.close()
+
+    def _check_first_start(self) -> None:
+        failure = noted_failure(self._triton_options.run)
+        if failure:
+            raise ModelError(f"the model does not load: {failure}")
+        for part in (self._triton, self._front):
+            if not part.runs:
+                for thread in self._echo:
+                    thread.join(2)  # its last words come first
+                raise OarlockError(f"{part.name} ended by itself ({part.how_it_ended()}); what it said stands above")
+        if self._triton.seconds > self._options.start_seconds:
+            raise ModelError(f"the model was not loaded within {self._options.start_seconds:g} s (--start-seconds)")
+
+    def _look_whether_up(self) -> None:
+        if self._triton.runs and not self._triton.is_up and self.control.is_ready():
+            close_memory(self._triton_options.memory_prefix)
+            self._note_up(self._triton)
+            self._models = self._model_processes()
+        if self._front.runs and not self._front.is_up:
+            assert self._front.process is not None
+            if front_mark(self._triton_options.run, self._front.process.pid).exists():
+                self._note_up(self._front)
+
+    def _note_up(self, part: Part) -> None:
+        part.note_up()
+        if part.restarts:
+            say(f"{part.name} answers again, {part.seconds:.1f} s after its start (restart {part.restarts})")
+
+    def _tell_front(self, content: Mapping[str, object]) -> None:
+        if self._front.runs:
+            assert self._front.process is not None
+            tell_front(self._front.process, json.dumps(content))
+
+    # the models
+
+    def _model_processes(self) -> dict[int, str]:
+        if not self._triton.runs:
+            return {}
+        assert self._triton.process is not None
+        paths = {name: self._served.folder / name / "1" / "model.py" for name in self._served.kinds}
+        return model_processes(self._triton.process.pid, paths)
+
+    def _watch_new_models(self, before: Mapping[int, str], model: str) -> None:
+        """Of a model that was changed: its processes from before end when their requests are answered."""
+        found = self._model_processes()
+        self._models = {pid: name for pid, name in found.items() if name != model or pid not in before}
+
+    def _check_models(self) -> None:
+        """Triton goes on without a model's process, and answers its requests with errors."""
+        if not self._triton.is_up or not self._loading.acquire(blocking=False):
+            return
+        try:
+            dead = {pid: name for pid, name in self._models.items() if not is_alive(pid)}
+            for process in dead:
+                del self._models[process]
+        finally:
+            self._loading.release()
+        engine = self._front_options.model
+        for name in dict.fromkeys(dead.values()):
+            again = "Triton" if name == engine else "it"
+            say(f"a process of the model {name} ended by itself; {again} is started again")
+            if name == engine:  # without it nothing can be answered
+                self._triton.kill()
+                return
+            threading.Thread(target=self._load_again, args=(name,), name=f"load-{name}", daemon=True).start()
+
+    def _load_again(self, model: str) -> None:
+        self._model_restarts += 1
+        self._tell_front({"restarts": self.restarts})
+        try:
+            self.load(model)
+            say(f"the model {model} is whole again")
+        except OarlockError as error:
+            say(f"{error}; Triton is started again")
+            self._triton.kill()
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing is being answered, since a second: Triton stays as long as a client keeps a connection."""
+        now = time.monotonic()
+        if num_busy(self._triton_options.run):
+            self._quiet_since = now
+        return now - self._quiet_since > 1.0
 
     @staticmethod
     def _wait(is_over: Callable[[], bool], deadline: float, stopped: list[int]) -> None:
         while not is_over() and time.monotonic() < deadline and len(stopped) < 2:
-            time.sleep(_LOOK_SECONDS)
-
-    def _start_openai(self, triton: str) -> subprocess.Popen[str]:
-        options = self._options
-        settings = engine_settings(options.repository, options.limits)
-        api = ApiOptions(
-            triton=triton,
-            model=engine_model(options.repository),
-            keys=(),
-            max_body=settings.max_body,
-            max_open=settings.max_batch + settings.max_queue,
-            temperature=chat_temperature(options.repository),
-        )
-        words = command(api, options.host, options.ports.openai, options.drain_seconds, options.api_key_file)
-        package = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        return subprocess.Popen(
-            words,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
-
-    def _openai_answers(self) -> bool:
-        return answers(f"http://{url_host(self._options.host)}:{self._options.ports.openai}/health")
-
-    def _follow(self, process: subprocess.Popen[str], name: str) -> None:
-        def echo() -> None:
-            assert process.stdout is not None
-            for line in process.stdout:
-                # What Triton says after the model has told why it does not load is that, several times.
-                known = not self._ready and not self._options.verbose and noted_failure(self._triton_options.run)
-                if line.strip() and not known and not any(words in line for words in _NOISE):
-                    print(f"{name}: {line.rstrip()}", flush=True)
-
-        thread = threading.Thread(target=echo, name=f"{name}-log", daemon=True)
-        thread.start()
-        self._echo.append(thread)
-
-    def _say_ready(self, seconds: float) -> None:
-        options, ports = self._options, self._options.ports
-        triton, openai = url_host(self._triton_options.host), url_host(options.host)
-        model = engine_model(options.repository)
-        key = ' -H "Authorization: Bearer $KEY"' if options.api_key_file else ""
-        say(
-            f"ready after {seconds:.1f} s\n"
-            f"  OpenAI   http://{openai}:{ports.openai}/v1\n"
-            f"  REST     http://{triton}:{ports.rest}/v2/models/{model}/generate\n"
-            f"  gRPC     {triton}:{ports.grpc}\n"
-            f"  metrics  http://{triton}:{ports.metrics}/metrics\n"
-            f"  try      curl http://{openai}:{ports.openai}/v1/chat/completions{key}"
-            " -H 'Content-Type: application/json'"
-            f' -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
-        )
+            time.sleep(LOOK_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,8 @@ def engine_settings(repository: Path, limits: Mapping[str, Any]) -> Settings:
     """The limits of a repository's config.pbtxt, and over them those that were given."""
     config = read_triton_config(repository / engine_model(repository) / TRITON_CONFIG)
     return Settings.read({name: value.string_value for name, value in config.parameters.items()}, limits)
+
+
+def setting_names() -> tuple[str, ...]:
+    """Of the parameters of a config.pbtxt that a server reads."""
+    return tuple(item.name for item in fields(Settings))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from oarlock.errors import OarlockError
+from oarlock.models.sampling_ranges import MAX_STOP_LENGTH, MAX_STOP_TOKENS, MAX_STOPS, RANGES
 
+_MAY_BE_NONE = ("max_tokens", "default_tokens", "seed")
+_MAX_SHOWN = 200  # characters of a wrong value in a refusal
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -98,32 +100,23 @@ class Sampling:
         Raises:
             RequestRefused: naming the field and what it may be.
         """
-        for name in ("temperature", "top_p", "repetition_penalty", "frequency_penalty", "presence_penalty"):
+        for name, allowed in RANGES.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise RequestRefused(f"{name} has to be a finite number; got {value!r}")
-        for name in ("max_tokens", "min_tokens", "top_k", "seed", "default_tokens"):
-            value = getattr(self, name)
-            optional = name in ("max_tokens", "seed", "default_tokens") and value is None
-            if not optional and (isinstance(value, bool) or not isinstance(value, int)):
-                raise RequestRefused(f"{name} has to be a whole number; got {value!r}")
-        rules = {
-            "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
-            "default_tokens": (self.default_tokens is None or self.default_tokens >= 1, "at least 1"),
-            "min_tokens": (self.min_tokens >= 0, "at least 0"),
-            "temperature": (0 <= self.temperature <= 100, "from 0 to 100"),
-            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
-            "top_k": (self.top_k >= 0, "at least 0 (0 for all)"),
-            "repetition_penalty": (0 < self.repetition_penalty <= 100, "above 0, at most 100"),
-            "frequency_penalty": (abs(self.frequency_penalty) <= 100, "from -100 to 100"),
-            "presence_penalty": (abs(self.presence_penalty) <= 100, "from -100 to 100"),
-            "seed": (self.seed is None or -(2**63) <= self.seed < 2**64, "a number of 64 bits"),
-            "stop": (_all_of(self.stop, str) and all(self.stop), "several texts that are not empty"),
-            "stop_token_ids": (_all_of(self.stop_token_ids, int), "several token ids"),
-        }
-        for name, (holds, allowed) in rules.items():
-            if not holds:
-                raise RequestRefused(f"{name} has to be {allowed}; got {getattr(self, name)!r}")
+            if value is None and name in _MAY_BE_NONE:
+                continue
+            if not allowed.is_number(value):
+                kind = "whole" if allowed.is_whole else "finite"
+                raise RequestRefused(f"{name} has to be a {kind} number; got {_shown(value)}")
+            if not allowed.holds(value):
+                raise RequestRefused(f"{name} has to be {allowed.words}; got {_shown(value)}")
+        if not (_all_of(self.stop, str) and all(self.stop)):
+            raise RequestRefused(f"stop has to be several texts that are not empty; got {_shown(self.stop)}")
+        if not _all_of(self.stop_token_ids, int):
+            raise RequestRefused(f"stop_token_ids has to be several token ids; got {_shown(self.stop_token_ids)}")
+        if len(self.stop) > MAX_STOPS or any(len(stop) > MAX_STOP_LENGTH for stop in self.stop):
+            raise RequestRefused(f"stop: at most {MAX_STOPS} texts of at most {MAX_STOP_LENGTH} characters")
+        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
+            raise RequestRefused(f"stop_token_ids: at most {MAX_STOP_TOKENS}")
 
 
 @dataclass(frozen=True)
@@ -159,6 +152,14 @@ class Prompt:
             raise RequestRefused("tools go with messages")
         if self.token_ids is not None and not _all_of(self.token_ids, int):
             raise RequestRefused("token_ids have to be whole numbers")
+
+
+def _shown(value: Any) -> str:
+    """A client's own value, which may be of any length."""
+    if isinstance(value, int) and abs(value) >= 1 << 256:
+        return "a number of more than 256 bits"  # which Python takes long to write
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _all_of(values: Any, kind: type) -> bool:

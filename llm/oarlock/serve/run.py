@@ -1,124 +1,149 @@
-"""`oarlock serve`: Triton and the OpenAI-compatible endpoint as one tree of processes.
+"""`oarlock serve`: Triton and its front as one tree of processes.
 
     oarlock serve ── tritonserver ── a process for each Python model (one has the engine)
-                 ├── uvicorn: asks Triton over gRPC
+                 ├── front: all ports; asks Triton over a Unix socket
                  └── guardian: clears up behind all of them
 
-SIGTERM and Ctrl-C come to the first alone: it has the endpoint finish what is open, then Triton. When it is killed, the
-kernel kills Triton and uvicorn, and the guardian what is left.
+SIGTERM and Ctrl-C come to the first alone: it has the front finish what is open, then Triton. What ends by itself is
+started again. When the first is killed, the kernel kills Triton and the front, and the guardian what is left.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
-import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 from oarlock.environment import say
-from oarlock.errors import ConfigError, EnvironmentProblem
-from oarlock.serve.guardian import end_guardian, start_guardian
-from oarlock.serve.openai_process import read_keys
+from oarlock.serve.admin import AdminServer
+from oarlock.serve.administration import Administration
+from oarlock.serve.front.options import FrontOptions
+from oarlock.serve.listening import Listening
 from oarlock.serve.options import ServeOptions
-from oarlock.serve.process_tree import ProcessTree
-from oarlock.serve.repository import engine_settings, repository_models
-from oarlock.serve.triton_server import (
-    ADMIN_HEADER,
-    Installation,
-    TritonOptions,
-)
-
-_LOOK_SECONDS = 0.1
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from oarlock.serve.process_tree import LOOK_SECONDS, ProcessTree
+from oarlock.serve.repository import chat_temperature, engine_model, engine_settings
+from oarlock.serve.run_folder import ADMIN_SOCKET, make_run_folder
+from oarlock.serve.served_tree import ServedTree, make_served_tree
+from oarlock.serve.triton_server import Installation, TritonOptions
 
 
 def serve(options: ServeOptions) -> int:
     """Until SIGTERM or Ctrl-C; 0 when all that was in flight was answered.
 
     Raises:
-        OarlockError: when it can't start, or a part of it ends by itself.
+        OarlockError: when it can't start.
     """
     installation = Installation.find()
-    models = repository_models(options.repository)
     engine_settings(options.repository, options.limits)  # what it refuses is refused now
-    if options.api_key_file:
-        read_keys(options.api_key_file)
-    triton_host = options.triton_host or ("127.0.0.1" if options.api_key_file else options.host)
-    _check_ports(options, triton_host)
-    admin_key = _admin_key(options, triton_host)
-    run = Path(tempfile.mkdtemp(prefix="oarlock-serve-"))
-    triton = TritonOptions(
-        repository=options.repository.resolve(),
-        models=models,
-        host=triton_host,
-        ports=options.ports,
-        limits=options.limits,
-        run=run,
-        memory_prefix=f"oarlock-serve-{os.getpid()}-",
-        admin_key=admin_key,
-        drain_seconds=options.drain_seconds,
-        verbose=options.verbose,
-    )
-    with _stop_signals() as stopped:
-        guardian = start_guardian(triton.memory_prefix, [run, *filter(None, [options.temporary])])
-        tree = ProcessTree(installation, triton, options)
-        try:
-            tree.start(stopped, guardian)
+    keys = options.keys.read()
+    with contextlib.ExitStack() as opened:
+        listening = Listening(options.host, options.ports)
+        opened.callback(listening.close)
+        run = make_run_folder(opened)
+        served = make_served_tree(options.repository, run / "models")
+        triton = TritonOptions(
+            repository=served.folder,
+            models=tuple(served.kinds),
+            limits=options.limits,
+            run=run,
+            memory_prefix=f"oarlock-serve-{os.getpid()}-",
+            drain_seconds=options.drain_seconds,
+            verbose=options.verbose,
+        )
+        front = _front_options(options, triton, served, keys)
+        _warn_of_an_open_network(front)
+        tree = ProcessTree(installation, triton, options, front, listening, served)
+        stopped, hung_up = opened.enter_context(_signals())
+        opened.callback(tree.end)
+        tree.start(stopped)
+        administration = Administration(tree, options, served)
+        with AdminServer(run / ADMIN_SOCKET, administration.actions()):
+            if not stopped:
+                _say_ready(front, run / ADMIN_SOCKET, tree.seconds)
             while not stopped:
                 tree.check()
-                time.sleep(_LOOK_SECONDS)
-            return tree.drain(stopped)
-        finally:
-            tree.end()
-            end_guardian(guardian)
+                if hung_up:
+                    hung_up.clear()
+                    administration.replace_keys_or_say_why_not()
+                time.sleep(LOOK_SECONDS)
+        return tree.drain(stopped)
 
 
-def _admin_key(options: ServeOptions, host: str) -> str:
-    """What loading and unloading asks for: nothing on loopback, else the key of the file, or one that nobody knows."""
-    if options.admin_key_file:
-        return read_keys(options.admin_key_file)[0]
-    if host in _LOOPBACK:
-        return ""
-    say(f"Triton is open on {host}: models can't be loaded there (--admin-key-file, header {ADMIN_HEADER})")
-    return secrets.token_hex(16)
+def _front_options(
+    options: ServeOptions, triton: TritonOptions, served: ServedTree, keys: tuple[str, ...]
+) -> FrontOptions:
+    settings = engine_settings(options.repository, options.limits)
+    # One client alone may fill the model's queue, and is told so by it; others still get their own answer.
+    places = settings.max_batch + settings.max_queue
+    return FrontOptions(
+        run=str(triton.run),
+        triton_grpc=f"unix:{triton.grpc_socket}",
+        triton_metrics=str(triton.metrics_socket),
+        model=engine_model(options.repository),
+        models=tuple(served.kinds),
+        host=options.host,
+        ports=options.ports,
+        temperature=chat_temperature(options.repository),
+        max_body=settings.max_body,
+        max_tokens=settings.max_tokens,
+        timeout=settings.timeout,
+        max_open=options.max_open or 2 * places + 32,
+        max_open_per_client=options.max_open_per_client or min(places + 16, options.max_open or places + 16),
+        allowed_hosts=options.allowed_hosts,
+        cors_origins=options.cors_origins,
+        keys=keys,
+        tls_certificate=str(options.tls_certificate or ""),
+        tls_key=str(options.tls_key or ""),
+        drain_seconds=options.drain_seconds,
+    )
 
 
-def _check_ports(options: ServeOptions, triton_host: str) -> None:
-    ports = options.ports
-    wanted = [
-        ("--grpc-port", triton_host, ports.grpc),
-        ("--rest-port", triton_host, ports.rest),
-        ("--metrics-port", triton_host, ports.metrics),
-        ("--port", options.host, ports.openai),
-    ]
-    seen: dict[int, str] = {}
-    for flag, host, port in wanted:
-        if port in seen:
-            raise ConfigError(f"{flag} {port}: {seen[port]} has the same port")
-        seen[port] = flag
-        try:
-            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((host, port))
-        except OSError as error:
-            reason = "the port is taken" if error.errno == 98 else error.strerror or str(error)
-            raise EnvironmentProblem(f"{flag} {port} on {host}: {reason}; give another one") from error
+def _warn_of_an_open_network(front: FrontOptions) -> None:
+    if front.is_local:
+        return
+    if not front.keys:
+        say(f"open on {front.host} without keys: whoever reaches it may ask the model (--api-key-file FILE)")
+    if not front.has_tls:
+        say(
+            f"open on {front.host} without TLS: others on the network may read prompts, answers and keys "
+            "(--tls-certificate FILE --tls-key FILE)"
+        )
+
+
+def _say_ready(front: FrontOptions, admin: Path, seconds: float) -> None:
+    host, ports, model = url_host(front.host), front.ports, front.model
+    scheme = "https" if front.has_tls else "http"
+    key = ' -H "Authorization: Bearer $KEY"' if front.keys else ""
+    say(
+        f"ready after {seconds:.1f} s\n"
+        f"  OpenAI   {scheme}://{host}:{ports.openai}/v1\n"
+        f"  REST     {scheme}://{host}:{ports.rest}/v2/models/{model}/generate\n"
+        f"  gRPC     {host}:{ports.grpc}{' (TLS)' if front.has_tls else ''}\n"
+        f"  metrics  {scheme}://{host}:{ports.metrics}/metrics\n"
+        f"  admin    oarlock admin --socket {admin} status\n"
+        f"  try      curl {scheme}://{host}:{ports.openai}/v1/chat/completions{key}"
+        " -H 'Content-Type: application/json'"
+        f' -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+    )
+
+
+def url_host(host: str) -> str:
+    """A host as it is reached from here, as it stands in a URL."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """The signals that came, while in here."""
-    came: list[int] = []
+def _signals() -> Iterator[tuple[list[int], list[int]]]:
+    """Those that came while in here: to stop, and SIGHUP."""
+    came: tuple[list[int], list[int]] = ([], [])
 
     def note(number: int, _: FrameType | None) -> None:
-        came.append(number)
+        came[number == signal.SIGHUP].append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:

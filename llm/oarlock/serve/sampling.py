@@ -54,8 +54,7 @@ class Sampler:
         if self._seen:
             seen = np.fromiter(self._seen, np.int64)
             seen = seen[seen < scores.size]
-            values = scores[seen]
-            scores[seen] = np.where(values > 0, values / how.repetition_penalty, values * how.repetition_penalty)
+            scores = _repetition_penalised(scores, seen, how.repetition_penalty)
         if self._counts and (how.frequency_penalty or how.presence_penalty):
             tokens = np.fromiter(self._counts, np.int64)
             counts = np.fromiter(self._counts.values(), np.float32)
@@ -76,6 +75,21 @@ class Sampler:
         return int(tokens[min(place, len(tokens) - 1)])
 
 
+def _repetition_penalised(scores: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
+    """The scores of all tokens, those of `seen` divided (where above 0) or multiplied by a penalty above 0."""
+    values = scores[seen]
+    with np.errstate(all="ignore"):
+        changed = np.where(values > 0, values / penalty, values * penalty)
+    if not np.isfinite(changed[np.isfinite(values)]).all():  # a penalty near 0: beyond float32, perhaps beyond float64
+        scores = scores.astype(np.float64)
+        with np.errstate(all="ignore"):
+            changed = np.where(values > 0, scores[seen] / penalty, scores[seen] * penalty)
+        limit = np.finfo(np.float64).max / 4  # differences of two have to be finite too
+        changed = np.where(np.isfinite(values), changed.clip(-limit, limit), values)
+    scores[seen] = changed
+    return scores
+
+
 def kept(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """The tokens that temperature, top_k and top_p leave, and their masses, float64.
 
@@ -83,8 +97,10 @@ def kept(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
     of 1 (after top_k).
     """
     largest = scores.max()
-    places = np.flatnonzero(scores > largest - _LEAST * how.temperature)  # of 150,000 tokens mostly few
-    masses = np.exp((scores[places].astype(np.float64) - float(largest)) / how.temperature)
+    # Of 150,000 tokens mostly few. A temperature near 0 leaves those that are as likely as the likeliest.
+    places = np.flatnonzero(scores >= largest - _LEAST * how.temperature)
+    with np.errstate(all="ignore"):
+        masses = np.exp((scores[places].astype(np.float64) - float(largest)) / how.temperature)
     if 0 < how.top_k < len(masses):
         chosen = _likeliest(masses, how.top_k)
         places, masses = places[chosen], masses[chosen]

@@ -109,7 +109,18 @@ def note_failure(text: str) -> None:
         write_text_atomically(Path(run) / _FAILURE_FILE, text)
 
 
-def noted_failure(run: Path) -> str:
-    """What note_failure() was told; "" for nothing."""
+def noted_failure(run: Path, *, forget: bool = False) -> str:
+    """What note_failure() was told, once more or for the last time; "" for nothing."""
     path = run / _FAILURE_FILE
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    text = path.read_text(encoding="utf-8")
+    if forget:
+        path.unlink(missing_ok=True)
+    return text
+
+
+def forget_processes(run: Path) -> None:
+    """Of a Triton that has ended: how busy its models were, and why they did not load."""
+    for path in (*run.glob("busy-*"), run / _FAILURE_FILE):
+        path.unlink(missing_ok=True)

@@ -44,8 +44,6 @@ _SAMPLING = (
     *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty"),
     *("frequency_penalty", "presence_penalty", "ignore_eos"),
 )
-# A stop text is searched for at every token.
-MAX_STOPS, MAX_STOP_LENGTH, MAX_STOP_TOKENS = 16, 256, 256
 
 
 def split_code(text: str) -> tuple[str, str]:
@@ -98,10 +96,6 @@ def read_fields(tensors: Mapping[str, np.ndarray], max_bytes: int, default_token
 def read_values(values: Mapping[str, Any], default_tokens: int | None = None) -> Asked:
     """The same from Python values."""
     stops, stop_tokens = tuple(values.get("stop", ())), tuple(values.get("stop_token_ids", ()))
-    if len(stops) > MAX_STOPS or any(len(stop) > MAX_STOP_LENGTH for stop in stops):
-        raise RequestRefused(f"stop: at most {MAX_STOPS} texts of at most {MAX_STOP_LENGTH} characters")
-    if len(stop_tokens) > MAX_STOP_TOKENS:
-        raise RequestRefused(f"stop_token_ids: at most {MAX_STOP_TOKENS}")
     given = {name: values[name] for name in _SAMPLING if name in values}
     sampling = Sampling(
         **given,

@@ -104,30 +104,30 @@ class JsonModel(_Relay):
     def execute(self, requests: list[Any]) -> None:
         """Each in a thread of its own; there are no more than the engine has places and queue for."""
         for request in requests:
-            sender = request.get_response_sender()
+            sender, coded = request.get_response_sender(), _wants_codes(request)
             try:
                 (text,) = pb_utils.get_input_tensor_by_name(request, "IN").as_numpy().reshape(-1)
                 tensors, req_id = read_form(text)
             except RequestRefused as error:
-                _send_error(sender, pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+                _send_error(sender, _error("INVALID_ARG", str(error), coded))
             except Exception as error:
-                _send_error(sender, pb_utils.TritonError(f"IN: malformed: {error}", pb_utils.TritonError.INVALID_ARG))
+                _send_error(sender, _error("INVALID_ARG", f"IN: malformed: {error}", coded))
             else:
                 inputs = [pb_utils.Tensor(name, tensor) for name, tensor in tensors.items()]
-                threading.Thread(target=self._answer, args=(sender, inputs, req_id), daemon=True).start()
+                threading.Thread(target=self._answer, args=(sender, inputs, req_id, coded), daemon=True).start()
 
-    def _answer(self, sender: Any, inputs: list[Any], req_id: Any) -> None:
+    def _answer(self, sender: Any, inputs: list[Any], req_id: Any, coded: bool) -> None:
         failure = None
         try:
             with self._asked(inputs, sender.is_cancelled) as responses:
                 for send_idx, response in enumerate(responses):
                     if response.has_error():
-                        failure = _with_code(response.error(), in_form_words)
+                        failure = _with_code(response.error(), coded, in_form_words)
                     elif response.output_tensors():
                         sender.send(_part(response, req_id, send_idx))
         except Exception as error:
             traceback.print_exc()
-            failure = pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)
+            failure = _error("INTERNAL", str(error), coded)
         if failure is not None:
             _send_error(sender, failure)
         else:
@@ -142,16 +142,17 @@ class InferModel(_Relay):
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
+        coded = _wants_codes(request)
         try:
             with self._asked(list(request.inputs()), request.is_cancelled) as responses:
                 found = [response for response in responses if response.has_error() or response.output_tensors()]
         except Exception as error:
             traceback.print_exc()
-            return _failed(pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL))
+            return _failed(_error("INTERNAL", str(error), coded))
         if not found:
-            return _failed(pb_utils.TritonError("the request was cancelled", pb_utils.TritonError.CANCELLED))
+            return _failed(_error("CANCELLED", "the request was cancelled", coded))
         if found[0].has_error():
-            return _failed(_with_code(found[0].error()))
+            return _failed(_with_code(found[0].error(), coded))
         wanted = set(request.requested_output_names() or OUTPUTS)
         return pb_utils.InferenceResponse([t for t in found[0].output_tensors() if t.name() in wanted])
 
@@ -164,12 +165,19 @@ def _part(response: Any, req_id: Any, send_idx: int) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor("OUT", np.array([out], dtype=object))])
 
 
-def _with_code(error: Any, said: Callable[[str], str] = str) -> Any:
+def _wants_codes(request: Any) -> bool:
+    """Whether an error is to have its code before it, as the streaming model's; in a stream it has none otherwise."""
+    return RELAYED in json.loads(request.parameters() or "{}")
+
+
+def _error(code: str, message: str, coded: bool) -> Any:
+    return pb_utils.TritonError(f"{code}: {message}" if coded else message, getattr(pb_utils.TritonError, code))
+
+
+def _with_code(error: Any, coded: bool, said: Callable[[str], str] = str) -> Any:
     """The streaming model puts the code before the message; Triton's own errors have none."""
     code, message = split_code(error.message())
-    if code:
-        return pb_utils.TritonError(said(message), getattr(pb_utils.TritonError, code))
-    return error
+    return _error(code, said(message), coded) if code else error
 
 
 def _failed(error: Any) -> Any:

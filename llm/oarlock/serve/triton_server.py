@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import subprocess
 import sys
 import sysconfig
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,10 +16,14 @@ from typing import Any
 
 from oarlock.environment import die_with_parent
 from oarlock.errors import EnvironmentProblem
+from oarlock.serve.private_memory import memory_filter
 from oarlock.serve.settings import LIMITS_VARIABLE, RUN_VARIABLE
 
 _INSTALL = "pip install 'oarlock[serve]'"
-ADMIN_HEADER = "oarlock-admin-key"
+_GRPC, _METRICS = "grpc", "metrics"
+_MAX_SOCKET_PATH = 107  # of sockaddr_un, less the NUL at the end
+# What lets a client reach into the machine, or changes what is written of it. The key is thrown away.
+_CLOSED = "shared-memory,trace,logging"
 
 
 @dataclass(frozen=True)
@@ -85,48 +87,59 @@ class Installation:
 
 
 @dataclass(frozen=True)
-class Ports:
-    """Where a server listens; of Triton and of the OpenAI-compatible endpoint."""
-
-    grpc: int = 8001
-    rest: int = 8000
-    metrics: int = 8002
-    openai: int = 8080
-
-
-@dataclass(frozen=True)
 class TritonOptions:
     """How to start it.
+
+    It has no port: clients come to the front, which asks Triton through Unix sockets in a folder of this user alone.
 
     Attributes:
         repository: model repository.
         models: of it that are loaded.
         limits: of requests, over those of the repository (fields of Settings).
-        run: a folder of this server alone, for the backend's links and what the models tell.
+        run: a folder of this server alone (mode 0700), for the sockets, the backend's links and what the models tell.
         memory_prefix: of its areas of shared memory.
-        admin_key: that changes of the repository have to bring, in the header oarlock-admin-key; "" for none.
         drain_seconds: for requests in flight when it is told to stop.
     """
 
     repository: Path
     models: tuple[str, ...]
-    host: str
-    ports: Ports
     limits: Mapping[str, Any]
     run: Path
     memory_prefix: str
-    admin_key: str = ""
     drain_seconds: float = 30.0
     verbose: bool = False
 
+    @property
+    def grpc_socket(self) -> Path:
+        """Where it takes requests. (Triton puts a colon and the port behind whatever address it is given.)"""
+        return self.run / f"{_GRPC}:1"
+
+    @property
+    def metrics_socket(self) -> Path:
+        """Where it gives its metrics, over HTTP."""
+        return self.run / _METRICS
+
 
 def start_triton(installation: Installation, options: TritonOptions) -> subprocess.Popen[str]:
-    """The process; it dies with this one, and its output is one pipe. Call it from the main thread."""
+    """The process; it dies with this one, and its output is one pipe. Call it from the main thread.
+
+    Raises:
+        EnvironmentProblem: when the path of a socket is longer than the system takes.
+    """
     backends = options.run / "backends"
-    (backends / "python").mkdir(parents=True)
-    for path in (*installation.backend.glob("*.so"), *installation.backend.glob("*.py"), installation.stub):
-        (backends / "python" / path.name).symlink_to(path)
+    _link_backend(installation, backends / "python")
+    for socket in (options.grpc_socket, options.metrics_socket):
+        if len(os.fsencode(socket)) > _MAX_SOCKET_PATH:
+            most = _MAX_SOCKET_PATH
+            raise EnvironmentProblem(f"{socket}: a socket's path may have {most} bytes; set TMPDIR to a shorter one")
+        socket.unlink(missing_ok=True)  # of one that was killed
     command = [str(installation.binary), *_flags(options, backends)]
+    close_memory = memory_filter()
+
+    def prepare() -> None:
+        die_with_parent()
+        close_memory()
+
     return subprocess.Popen(
         command,
         env=_environment(installation, options),
@@ -136,26 +149,28 @@ def start_triton(installation: Installation, options: TritonOptions) -> subproce
         text=True,
         errors="replace",
         start_new_session=True,  # Ctrl-C is for this process, which tells the others in order
-        preexec_fn=die_with_parent,
+        preexec_fn=prepare,
     )
 
 
+def _link_backend(installation: Installation, folder: Path) -> None:
+    if folder.is_dir():
+        return
+    folder.mkdir(parents=True)
+    for path in (*installation.backend.glob("*.so"), *installation.backend.glob("*.py"), installation.stub):
+        (folder / path.name).symlink_to(path)
+
+
 def _flags(options: TritonOptions, backends: Path) -> list[str]:
-    host, ports = options.host, options.ports
-    # Shared memory, tracing and logging settings let a client reach into this machine; nobody has this key.
-    restricted = {"shared-memory,trace,logging": secrets.token_hex(16)}
-    if options.admin_key:  # loading a model may bring its code along
-        restricted["model-repository"] = options.admin_key
     return [
         f"--model-repository={options.repository}",
         f"--backend-directory={backends}",
-        "--model-control-mode=explicit",
+        "--model-control-mode=explicit",  # for `oarlock admin`, through the socket
         *(f"--load-model={model}" for model in options.models),
-        *(f"--grpc-address={host}", f"--grpc-port={ports.grpc}"),
-        *(f"--http-address={host}", f"--http-port={ports.rest}"),
-        *(f"--metrics-address={host}", f"--metrics-port={ports.metrics}"),
-        *(f"--http-restricted-api={apis}:{ADMIN_HEADER}={key}" for apis, key in restricted.items()),
-        *(f"--grpc-restricted-protocol={apis}:{ADMIN_HEADER}={key}" for apis, key in restricted.items()),
+        "--allow-http=false",
+        *(f"--grpc-address=unix:{options.run / _GRPC}", "--grpc-port=1"),
+        *(f"--metrics-address=unix:{options.metrics_socket}", "--metrics-port=2"),
+        f"--grpc-restricted-protocol={_CLOSED}:oarlock-closed={secrets.token_hex(16)}",
         "--allow-gpu-metrics=false",
         f"--log-info={str(options.verbose).lower()}",
         f"--exit-timeout-secs={max(1, round(options.drain_seconds))}",
@@ -176,21 +191,3 @@ def _environment(installation: Installation, options: TritonOptions) -> dict[str
     environment[LIMITS_VARIABLE] = json.dumps(dict(options.limits))
     environment[RUN_VARIABLE] = str(options.run)
     return environment
-
-
-def is_ready(host: str, port: int) -> bool:
-    """Whether Triton answers and has loaded its models."""
-    return answers(f"http://{url_host(host)}:{port}/v2/health/ready")
-
-
-def answers(url: str) -> bool:
-    """Whether a GET brings a 200."""
-    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
-        return bool(answer.status == 200)
-    return False
-
-
-def url_host(host: str) -> str:
-    """A host as it is reached from here, as it stands in a URL."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from oarlock.config.metrics import METRICS, best_metric
 from oarlock.environment import say
 from oarlock.train.manifest import MANIFEST
+from oarlock.train.manifest_fields import BestState
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
@@ -57,7 +58,7 @@ class BestEvaluation:
             best._take(resume.manifest.best, resume.folder.parent)
         return best
 
-    def _take(self, state: dict[str, Any], checkpoints: Path) -> None:
+    def _take(self, state: BestState, checkpoints: Path) -> None:
         folder = checkpoints / state["name"] if state["name"] else None
         if state["metric"] != self.metric:
             say(f"the best model was chosen by {state['metric']}, now by {self.metric}: evaluations count anew")
@@ -68,10 +69,10 @@ class BestEvaluation:
             self.value, self.step, self.folder = state["value"], state["step"], folder
             self.evaluations_since = state["evaluations_since"]
 
-    def state(self) -> dict[str, Any]:
-        """For the manifest; empty before the first evaluation."""
+    def state(self) -> BestState | None:
+        """For the manifest; None before the first evaluation."""
         if self.value is None and not self.evaluations_since:
-            return {}
+            return None
         return {
             "metric": self.metric,
             "value": self.value,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -16,9 +13,9 @@ from paddlenlp.trainer.integrations import VisualDLCallback, rewrite_logs
 from tqdm import tqdm
 
 from oarlock.environment import is_first_rank, progress_bar, say
+from oarlock.errors import EnvironmentProblem
 from oarlock.train.evaluation import make_up_evaluation
-
-Row = dict[str, Any]
+from oarlock.train.row_files import Row, append_rows, cut_rows_after, read_rows
 
 
 class Console(TrainerCallback):
@@ -121,27 +118,7 @@ class MetricsFile(TrainerCallback):
         if is_first_rank() and logs:
             row = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 6)} | logs | {"time": time.time()}
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(finite) + "\n")
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a .jsonl; a half-written last line (of a killed process) is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
-
-
-def cut_rows_after(path: Path, step: int) -> None:
-    """Keep the rows of a .jsonl up to a step; none for step 0."""
-    if not path.exists():
-        return
-    kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in read_rows(path) if 0 < step >= row["step"]]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+            append_rows(self.path, [finite])
 
 
 class VisualDLReporter(VisualDLCallback):
@@ -161,16 +138,22 @@ class VisualDLReporter(VisualDLCallback):
         """Open the log and write what the run is."""
         if not is_first_rank():
             return
-        self._init_summary_writer(args, str(self._logdir))
+        try:
+            self._init_summary_writer(args, str(self._logdir))
+        except OSError as error:
+            raise EnvironmentProblem(f"--logging_dir {self._logdir}: can't be written: {error.strerror}") from error
         self.vdl_writer.add_text("config", f"```\n{self._text}\n```", 0)
         simple = {k: v if type(v) in (int, float) else str(v) for k, v in self._options.items()}
         self.vdl_writer.add_hparams(simple, metrics_list=["train/loss", "eval/loss"])
         for row in read_rows(self._output_dir / "metrics.jsonl"):
+            if not isinstance(when := row.get("time"), (int, float)):
+                continue
             for name, value in rewrite_logs(_scalars(row)).items():
-                self.vdl_writer.add_scalar(name, value, row["step"], walltime=int(row["time"] * 1000))
+                self.vdl_writer.add_scalar(name, value, row["step"], walltime=int(when * 1000))
         samples: dict[int, list[Row]] = {}
         for row in read_rows(self._output_dir / "samples.jsonl"):
-            samples.setdefault(row["step"], []).append(row)
+            if {"prompt", "answer"} <= row.keys():
+                samples.setdefault(row["step"], []).append(row)
         for step, rows in samples.items():
             self.add_samples(step, rows)
 
@@ -217,9 +200,7 @@ class SampleLog:
         """Append rows of one evaluation (see Answer.row)."""
         if not is_first_rank():
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            for sample in samples:
-                file.write(json.dumps({"step": step, "epoch": round(epoch, 6)} | sample, ensure_ascii=False) + "\n")
+        append_rows(self.path, [{"step": step, "epoch": round(epoch, 6)} | sample for sample in samples])
         if self.reporter is not None:
             self.reporter.add_samples(step, samples)
 

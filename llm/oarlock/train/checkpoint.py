@@ -7,7 +7,6 @@ no pickle is ever read, nothing is gathered to write it, and any plan can go on 
 from __future__ import annotations
 
 import contextlib
-import errno
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from oarlock.config.load import flatten
 from oarlock.config.options import option_specs
 from oarlock.environment import say
-from oarlock.errors import CheckpointError, StoppedWithOthers
+from oarlock.errors import CheckpointError, OutputLost, StoppedWithOthers
 from oarlock.parallel.sync import share, together
 from oarlock.train.manifest import Manifest, list_checkpoints, newest_whole, read_manifest, verify
+from oarlock.train.output_guard import check_output, last_good_state, reason
 from oarlock.train.saving import PendingSave, delete_folder
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def differences(config: Config, manifest: Manifest, data_fingerprint: str, base:
     ]
     if manifest.data_fingerprint != data_fingerprint:
         lines.append("the training data changed")
-    if base is not None and manifest.base.get("fingerprint") != base.fingerprint:
+    if base is not None and (manifest.base is None or manifest.base["fingerprint"] != base.fingerprint):
         lines.append(f"the weights of the base model {base.name} changed")
     return lines
 
@@ -154,8 +154,9 @@ def save(trainer: OarlockTrainer, manifest: Manifest, in_background: bool = Fals
     parts: list[dict[str, Any]] = []
 
     def prepare() -> None:
+        check_output(output_dir)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial.mkdir()
         trainer.save_tokenizer_and_template(partial)
 
     def begin() -> None:
@@ -187,33 +188,30 @@ def _explained(final: Path) -> Iterator[None]:
     """Clean up after a save that failed, and say what is left."""
     try:
         yield
-    except StoppedWithOthers:
+    except (StoppedWithOthers, OutputLost):
         raise
     except Exception as error:
+        check_output(final.parent)
         shutil.rmtree(final.parent / f".{final.name}.partial", ignore_errors=True)
         raise CheckpointError(failure_text(final, error)) from error
 
 
 def failure_text(final: Path, error: Exception) -> str:
     """What to tell about a save that failed."""
-    kept = next((path for path in list_checkpoints(final.parent) if path != final), None)
-    return f"checkpoint {final.name} could not be written: {_reason(error, final.parent)}. " + (
-        f"{kept.name} is whole; the same command goes on from it" if kept else "There is no earlier checkpoint"
-    )
+    why = reason(error, final.parent)
+    return f"checkpoint {final.name} could not be written: {why}. {last_good_state(final.parent, but=final)}"
 
 
-def _reason(error: Exception, folder: Path) -> str:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "os error 28" in text:
-        free = shutil.disk_usage(folder).free if folder.exists() else 0
-        return f"no space left on the disk of {folder} ({free / 1e6:,.0f} MB free)"
-    return text
+def rotate(output_dir: Path, keep: int | None, best: str | None = None, newest: int | None = None) -> None:
+    """Delete the oldest checkpoints beyond `keep`; never the best one.
 
-
-def rotate(output_dir: Path, keep: int | None, best: str | None = None) -> None:
-    """Delete the oldest checkpoints beyond `keep`; never the best one."""
+    Args:
+        newest: step of the one that was just written. Those behind it are of a run that was further, and damaged (or
+            this run would go on from them): they do not count, and are left to be replaced.
+    """
     if keep is None:
         return
-    others = [path for path in list_checkpoints(output_dir) if path.name != best]
+    steps = {path: int(path.name.partition("-")[2]) for path in list_checkpoints(output_dir)}
+    others = [path for path, step in steps.items() if path.name != best and (newest is None or step <= newest)]
     for path in others[max(1, keep - (best is not None)) :]:
         delete_folder(path)

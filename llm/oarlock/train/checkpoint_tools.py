@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from oarlock.files import is_vacant, new_folder
 from oarlock.models.adapter import ADAPTER_FILE, write_adapter_weights
 from oarlock.models.folder_files import TEXT_FILES, copy_file, listed, readers_of
 from oarlock.models.generation_config import GENERATION_FILE
-from oarlock.models.pieces import WEIGHTS, PieceFolder
+from oarlock.models.open_adapter import read_adapter_file
+from oarlock.models.piece_index import WEIGHTS
+from oarlock.models.pieces import PieceFolder
 from oarlock.models.safetensors_stream import TensorSource
 from oarlock.models.save import write_weights
 from oarlock.train.manifest import read_manifest, verify
@@ -81,7 +82,7 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
 
     Args:
         max_shard_bytes: of a weight file.
-        check: verify the checkpoint's checksums first.
+        check: verify the checksums of the checkpoint's files first (its manifest's own always is).
 
     Raises:
         CheckpointError: when the checkpoint is damaged, or the output folder holds something or can't be written.
@@ -89,8 +90,8 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
     folder, output = Path(folder), Path(output).resolve()
     if not is_vacant(output):
         raise CheckpointError(f"{output} is not empty; give a folder that does not exist yet")
-    recorded = set(verify(folder).files) if check else None
-    adapter = (folder / ADAPTER_FILE).is_file()
+    recorded = (verify if check else read_manifest)(folder).files
+    adapter = read_adapter_file(folder / ADAPTER_FILE, CheckpointError) if ADAPTER_FILE in recorded else None
     try:
         with new_folder(output, readers_of(folder)) as partial:
             with PieceFolder.open(folder) as pieces:
@@ -102,13 +103,12 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
                 total = sum(source.num_bytes for source in sources)
                 with progress_bar(total, "consolidate", "B", unit_scale=True) as bar:
                     if adapter:
-                        content = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-                        write_adapter_weights(sources, content, partial, bar.update)
+                        write_adapter_weights(sources, adapter, partial, bar.update)
                     else:
                         write_weights(sources, partial, max_shard_bytes, bar.update)
             for path in listed(folder, (ADAPTER_FILE if adapter else "config.json", GENERATION_FILE, *TEXT_FILES)):
                 name = path.relative_to(folder)
-                if recorded is None or name.as_posix() in recorded:
+                if name.as_posix() in recorded:
                     (partial / name).parent.mkdir(exist_ok=True)
                     copy_file(folder, name, partial / name)
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from paddle import nn
@@ -14,7 +14,7 @@ from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
 from oarlock import products
 from oarlock.config.load import flatten
 from oarlock.environment import is_first_rank, say
-from oarlock.errors import CheckpointError, StoppedWithOthers, report
+from oarlock.errors import CheckpointError, OutputLost, StoppedWithOthers, report
 from oarlock.files import write_json
 from oarlock.models.adapter import ADAPTER_FILE, describe_adapter
 from oarlock.models.pieces import PieceFolder
@@ -24,6 +24,7 @@ from oarlock.train import checkpoint as checkpoints
 from oarlock.train.feeding import FeedingTrainer
 from oarlock.train.holding import Held, load_states, load_weights, reload_weights
 from oarlock.train.manifest import Manifest, verify
+from oarlock.train.manifest_fields import ScalerState
 from oarlock.train.saving import PendingSave
 from oarlock.versions import package_versions
 
@@ -59,7 +60,7 @@ class CheckpointingTrainer(FeedingTrainer):
             config=flatten(self.config),
             data_fingerprint=self.data_fingerprint,
             loss_scaler=self._scaler_state(),
-            base=vars(self.base) if self.base is not None else {},
+            base={"name": self.base.name, "fingerprint": self.base.fingerprint} if self.base is not None else None,
             best=self.best.state(),
             owes_evaluation=self.progress.owes_evaluation,
             planned_steps=self.state.max_steps,
@@ -85,13 +86,18 @@ class CheckpointingTrainer(FeedingTrainer):
             checkpoints.finish(pending)
 
     def _saved(self, pending: PendingSave, error: Exception | None = None) -> None:
+        if isinstance(error, OutputLost):  # the run finds it by itself
+            return
         if error is not None:
             report(CheckpointError(checkpoints.failure_text(pending.final, error)))
             return
         if is_first_rank():
-            keep = self.config.checkpoint.save_total_limit
+            keep, best = self.config.checkpoint.save_total_limit, pending.manifest.best
             # The best that this checkpoint knows of: a newer one may still be on its way to the disk.
-            checkpoints.rotate(Path(self.args.output_dir), keep, pending.manifest.best.get("name"))
+            try:
+                checkpoints.rotate(Path(self.args.output_dir), keep, best and best["name"], pending.manifest.step)
+            except OSError as problem:  # this checkpoint is there; the next save finds what is wrong
+                say(f"an older checkpoint could not be deleted: {checkpoints.reason(problem, pending.final.parent)}")
         say(f"checkpoint: {pending.final} ({pending.timing})")
 
     def save_tokenizer_and_template(self, folder: Path) -> None:
@@ -105,11 +111,11 @@ class CheckpointingTrainer(FeedingTrainer):
         if self.tokenizer is not None:
             save_tokenizer(self.tokenizer, folder, self.template)
 
-    def _scaler_state(self) -> dict[str, Any] | None:
+    def _scaler_state(self) -> ScalerState | None:
         if not self.do_grad_scaling:
             return None
         state = self.scaler.state_dict()
-        return {name: np.asarray(value).tolist() for name, value in state.items()}
+        return cast(ScalerState, {name: np.asarray(value).tolist() for name, value in state.items()})
 
     # resume
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import paddle
+from paddle.io import DataLoader
 from paddlenlp.trainer import Trainer
 
 from oarlock.data.blend import ConcatenatedDataset
 from oarlock.data.order import SampleOrder
 from oarlock.data.sampler import EvaluationBatchSampler, ResumableBatchSampler
+from oarlock.data.told_failures import TellingCollator, TellingDataset, checked_batches
 from oarlock.environment import die_with_parent
 from oarlock.train.best import BestEvaluation
 from oarlock.train.checkpoint import ResumePoint
@@ -30,6 +32,22 @@ def steps_of_a_run(config: Config, args: Any, order: SampleOrder, resume: Resume
     """Optimizer steps of the whole run, those done included."""
     done, samples = (resume.manifest.step, resume.manifest.samples) if resume else (0, 0)
     return total_steps(config.schedule, order.num_samples, samples_of_a_step(args), done, samples)
+
+
+class _CheckedLoader(DataLoader):
+    """A loader that ends with an error where a batch could not be read."""
+
+    dataset: Any
+    collate_fn: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        dataset, collator = self.dataset, self.collate_fn
+        self.dataset, self.collate_fn = TellingDataset(dataset), TellingCollator(collator)
+        try:
+            batches = super().__iter__()  # takes both
+        finally:
+            self.dataset, self.collate_fn = dataset, collator
+        return checked_batches(batches)
 
 
 class FeedingTrainer(Trainer):
@@ -64,9 +82,11 @@ class FeedingTrainer(Trainer):
 
     @staticmethod
     def _settled(loader: Any) -> Any:
-        """Nothing outlives this process when it is killed: no workers, and no batches in /dev/shm (ids are small)."""
+        """Nothing outlives this process when it is killed: no workers, and no batches in /dev/shm (ids are small). And
+        a failure of a process that reads becomes an error of this one."""
         loader.worker_init_fn = lambda _: die_with_parent()
         loader.use_shared_memory = False
+        loader.__class__ = _CheckedLoader
         return loader
 
     def _get_train_sampler(self) -> ResumableBatchSampler:

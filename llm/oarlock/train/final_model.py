@@ -15,7 +15,7 @@ from oarlock.models.adapter import save_adapter
 from oarlock.models.adapter_mix import AdapterMix
 from oarlock.models.layout import Block
 from oarlock.models.merge import MergeOptions, merge
-from oarlock.models.pieces import Piece
+from oarlock.models.piece_index import Piece
 from oarlock.models.safetensors_stream import TensorSource, in_file_order
 from oarlock.models.save import file_order, save_model
 from oarlock.parallel.sync import share, together

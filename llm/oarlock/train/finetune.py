@@ -27,6 +27,7 @@ from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.final_model import merge_adapter
 from oarlock.train.flops import token_flops
 from oarlock.train.lengths import fit_lengths
+from oarlock.train.output_guard import run_in
 from oarlock.train.run import check_schedule, connect, make_trainer, start, train
 from oarlock.train.start_from_adapter import start_from_adapter
 
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 
 def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     """parse -> check -> plan -> build -> train; returns the exit code."""
+    with run_in(Path(loaded.config.checkpoint.output_dir)):
+        return _finetune(loaded)
+
+
+def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     run = start(loaded)
     run.config = start_from_adapter(run.config, loaded.origins)
     source = find_model(run.config, from_weights=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ import paddle
 from oarlock.environment import rank
 from oarlock.errors import CheckpointError
 from oarlock.models.layout import Block, Holding, holdings, shared_between_stages
-from oarlock.models.pieces import WEIGHTS, Piece, PieceFolder
+from oarlock.models.piece_index import WEIGHTS, Piece
+from oarlock.models.pieces import PieceFolder
 from oarlock.train.clip import SLICE
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def _kind(holding: Holding, folder: PieceFolder) -> str:
     return MASTER if exact else WEIGHTS
 
 
-def load_states(held: Held, optimizer: Any, folder: PieceFolder, lr_scheduler: dict[str, Any]) -> None:
+def load_states(held: Held, optimizer: Any, folder: PieceFolder, lr_scheduler: Mapping[str, Any]) -> None:
     """After wrapping: the optimizer states of the parameters this rank updates.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,14 @@ import numpy as np
 from oarlock.config.rules import parse_split
 from oarlock.data.blend import ConcatenatedDataset, blend, shares_of, short_names
 from oarlock.data.collate import PretrainCollator
-from oarlock.data.corpus import SPLIT_NAMES, Corpus, PretrainDataset, largest_known_id, parse_input
+from oarlock.data.corpus import (
+    SPLIT_NAMES,
+    Corpus,
+    PretrainDataset,
+    check_token_ids,
+    largest_known_id,
+    parse_input,
+)
 from oarlock.data.corpus_documents import ends_with
 from oarlock.data.corpus_tokenizer import check_corpus_tokenizers
 from oarlock.data.embedded.prepare import embedded_corpus
@@ -22,11 +30,13 @@ from oarlock.data.tokenizers import load_tokenizer
 from oarlock.environment import cache_folder, say
 from oarlock.errors import DataError
 from oarlock.models.build import build_model, check_lengths, check_vocabulary, check_weights, find_model
+from oarlock.parallel.sync import together
 from oarlock.train.answers import Asking, FixedPrompts, one_after_another, show
 from oarlock.train.checkpoint import find_resume_point
 from oarlock.train.flops import token_flops
 from oarlock.train.generation import generate_answers
 from oarlock.train.lengths import fit_lengths
+from oarlock.train.output_guard import run_in
 from oarlock.train.run import check_schedule, connect, make_trainer, start, train
 from oarlock.train.trainer import OarlockTrainer
 
@@ -39,6 +49,11 @@ _ANSWER_LENGTH = 64  # tokens after a prompt of --eval_prompts
 
 def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     """parse -> check -> plan -> build -> train; returns the exit code."""
+    with run_in(Path(loaded.config.checkpoint.output_dir)):
+        return _pretrain(loaded)
+
+
+def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     run = start(loaded)
     source = find_model(run.config, from_weights=run.config.model.continue_training)
     run.config = fit_lengths(run.config, source, loaded.origins)
@@ -54,6 +69,7 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     prefixes = [corpus.prefix for corpus in corpora]
     check_corpus_tokenizers(prefixes, tokenizer, tokenizer_name, config.data.allow_other_tokenizer)
     check_vocabulary(source, largest_known_id(corpora) + 1, f"the corpus {inputs[0][1]}")
+    together(lambda: check_token_ids(corpora, source.config.vocab_size), first_rank_only=True)
     for corpus in corpora:
         _tell_of_ends(corpus, tokenizer)
     weights = [weight for weight, _ in inputs]

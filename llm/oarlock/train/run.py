@@ -26,7 +26,7 @@ from oarlock.environment import (
     start_up_left_uncollected,
     world_size,
 )
-from oarlock.errors import EnvironmentProblem, StoppedWithOthers, failure_listeners
+from oarlock.errors import EnvironmentProblem, ModelError, StoppedWithOthers, failure_listeners
 from oarlock.files import write_json, write_text_atomically
 from oarlock.models.build import num_parameters
 from oarlock.models.place import place_model
@@ -34,11 +34,13 @@ from oarlock.ops import install as fused_ops
 from oarlock.parallel.paddle_args import training_arguments, visualdl_dir
 from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan
 from oarlock.parallel.plan_rules import refuse, slicing_problems
+from oarlock.parallel.sync import together
 from oarlock.train.callbacks import Console, EvaluateOnStart, MetricsFile, SampleLog, VisualDLReporter
 from oarlock.train.checkpoint import ResumePoint, recorded_products
 from oarlock.train.feeding import steps_of_a_run
 from oarlock.train.final_model import save_final_model
 from oarlock.train.manifest import list_checkpoints
+from oarlock.train.output_guard import RUN_FILE, check_output, last_good_state
 from oarlock.train.schedule import check_warmup, rate_change
 from oarlock.train.seeds import seed_step
 from oarlock.train.signals import StopRequest
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
     from oarlock.data.order import SampleOrder
     from oarlock.models.build import ModelSource
 
-RUN_FILE = "run.json"
 CONFIG_FILE = "oarlock_config.yaml"
 
 
@@ -74,10 +75,10 @@ class Run:
 
 
 def start(loaded: LoadedConfig[Any]) -> Run:
-    """Settle the device, the threads and the log, make sure output_dir can be written, and have CPU ranks meet.
+    """Settle the device, the threads and the log, and have CPU ranks meet.
 
     Raises:
-        EnvironmentProblem: when there is no such device, the folder can't be written, or ranks do not come.
+        EnvironmentProblem: when there is no such device, or ranks do not come.
     """
     config: Config = loaded.config
     threads = import_paddle(config.runtime.num_threads)
@@ -89,13 +90,6 @@ def start(loaded: LoadedConfig[Any]) -> Run:
         _choose_products(recorded_products(config))
     fused_ops.use(config.kernels.fused_ops and device == "cpu")
     output_dir = Path(config.checkpoint.output_dir)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        probe = output_dir / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise EnvironmentProblem(f"--output_dir {output_dir}: can't be written: {error.strerror}") from error
     plan, notes = make_plan(config, world_size())
     if plan.world_size > 1 and device == "cpu":
         _lend_fleet_a_cpu(config.runtime.collective_timeout)
@@ -148,6 +142,7 @@ def connect(run: Run, source: ModelSource, seq_length: int) -> None:
 
     Raises:
         ConfigError: when the plan does not fit the model.
+        EnvironmentProblem: when a rank can't write into output_dir.
     """
     sizes = ModelSizes.of(source.config)
     for note in check_plan(run.plan, sizes, seq_length):
@@ -156,7 +151,19 @@ def connect(run: Run, source: ModelSource, seq_length: int) -> None:
     if run.plan.world_size > 1:
         say(f"plan: {run.plan.describe()}")
     run.args = training_arguments(run.config, run.plan)
+    together(lambda: _check_writable(Path(run.config.checkpoint.output_dir)))
     place_model(source, run.plan, rank())
+
+
+def _check_writable(output_dir: Path) -> None:
+    """On every rank: a machine may lack the disk that the others share."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        probe = output_dir / f".writable-{rank()}-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EnvironmentProblem(f"--output_dir {output_dir}: can't be written: {error.strerror}") from error
 
 
 def _lend_fleet_a_cpu(timeout_s: float) -> None:
@@ -295,7 +302,12 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
         return False
     if config.checkpoint.load_best_model_at_end:
         trainer.load_best()
-    save_final_model(trainer, output_dir)
+    together(lambda: check_output(output_dir), first_rank_only=True)
+    try:
+        save_final_model(trainer, output_dir)
+    except ModelError as error:
+        check_output(output_dir)
+        raise ModelError(f"{error}. {last_good_state(output_dir)}") from error
     what = "model" if trainer.method is None else "adapter"
     say(f"done: {done:,} steps; the {what} is in {output_dir}")
     return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import threading
 import time
@@ -18,9 +17,11 @@ import paddle
 from oarlock.environment import is_first_rank, rank, world_size
 from oarlock.errors import CheckpointError
 from oarlock.files import sync_file, write_json
-from oarlock.models.pieces import Piece, part_name, write_index
+from oarlock.formats.json_file import INDEX_BYTES, read_json
+from oarlock.models.piece_index import Piece, part_name, write_index
 from oarlock.models.safetensors_stream import FileRecord, TensorSource, write_safetensors
 from oarlock.train.holding import pieces_to_write
+from oarlock.train.output_guard import check_output
 
 if TYPE_CHECKING:
     from oarlock.train.manifest import Manifest
@@ -93,6 +94,7 @@ class PendingSave:
         for path in self.partial.glob(f"*{_DONE}"):
             path.unlink()
         self.manifest.seal(self.partial, {part["file"]: FileRecord(**part["record"]) for part in parts})
+        check_output(self.final.parent)
         if self.final.exists():
             delete_folder(self.final)
         self.partial.rename(self.final)
@@ -142,7 +144,10 @@ class PendingSave:
                 if time.monotonic() > deadline:
                     raise CheckpointError(f"rank {i} did not finish its part in {timeout_s:,.0f} s")
                 time.sleep(_POLL_S)
-            parts.append(json.loads(done.read_text(encoding="utf-8")))
+            part = read_json(done, dict[str, Any], error=CheckpointError, limit=INDEX_BYTES)
+            if part.get("file") != part_name(i):
+                raise CheckpointError(f"{done}: not what rank {i} wrote")
+            parts.append(part)
         return parts
 
 

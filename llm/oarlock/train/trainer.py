@@ -89,7 +89,8 @@ class OarlockTrainer(CheckpointingTrainer):
         self.progress = Progress(samples=resume.manifest.samples) if resume else Progress()
         if resume:
             self.progress.owes_evaluation = resume.manifest.owes_evaluation
-            self.progress.window_loss, self.progress.window_steps = resume.manifest.loss_window
+            loss, self.progress.window_steps = resume.manifest.loss_window
+            self.progress.window_loss = math.nan if loss is None else loss
         self.meter = Meter(flops, self.args.world_size, device_peak())
         self.best = BestEvaluation.of(config, resume)
         self._collected: list[dict[str, paddle.Tensor]] = []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 import anyio
-from starlette.types import Message, Receive
+from starlette.types import Receive
 
 from oarlock.serve.front.refusal import HttpRefusal
 
@@ -41,48 +42,50 @@ def check_length(headers: Mapping[bytes, bytes], most_bytes: int) -> None:
         raise _too_large(most_bytes)
 
 
-async def read_body(receive: Receive, most_bytes: int, seconds: float) -> bytes:
-    """All of it.
+class Body:
+    """The body of a request while it arrives."""
 
-    Raises:
-        HttpRefusal: 413 at the first byte too many, 408 when it takes too long.
-        ClientGone: when it does not come to its end.
-    """
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):  # most come in one piece
-        if len(body := message.get("body", b"")) > most_bytes:
-            raise _too_large(most_bytes)
+    def __init__(self, receive: Receive) -> None:
+        """Of the request whose messages these are."""
+        self._receive = receive
+        self._is_complete = False
+
+    async def read(self, most_bytes: int, seconds: float) -> bytes:
+        """All of it.
+
+        Raises:
+            HttpRefusal: 413 at the first byte too many, 408 when it takes too long.
+            ClientGone: when it does not come to its end.
+        """
+        with anyio.move_on_after(seconds):
+            return await self._read(most_bytes)
+        raise HttpRefusal(408, f"the request was not complete after {seconds:g} s", CLOSE)
+
+    async def drain(self) -> None:
+        """Let go by what a refused client is still sending, within limits."""
+        size = 0
+        with contextlib.suppress(ClientGone), anyio.move_on_after(_DRAIN_SECONDS):
+            while size <= _DRAINED_BYTES and not self._is_complete:
+                size += len(await self._next())
+
+    async def _read(self, most_bytes: int) -> bytes:
+        body, left = bytearray(), most_pieces(most_bytes)
+        while not self._is_complete:
+            body += await self._next()
+            if len(body) > most_bytes:
+                raise _too_large(most_bytes)
+            left -= 1
+            if left < 0:
+                raise HttpRefusal(413, "the request comes in too many pieces", CLOSE)
         return bytes(body)
-    with anyio.move_on_after(seconds):
-        return await _read_pieces(message, receive, most_bytes)
-    raise HttpRefusal(408, f"the request was not complete after {seconds:g} s", CLOSE)
 
-
-async def _read_pieces(message: Message, receive: Receive, most_bytes: int) -> bytes:
-    body, left = bytearray(), most_pieces(most_bytes)
-    while True:
+    async def _next(self) -> bytes:
+        message = await self._receive()
         if message["type"] != "http.request":
             raise ClientGone
-        body += message.get("body", b"")
-        if len(body) > most_bytes:
-            raise _too_large(most_bytes)
-        if not message.get("more_body", False):
-            return bytes(body)
-        left -= 1
-        if left < 0:
-            raise HttpRefusal(413, "the request comes in too many pieces", CLOSE)
-        message = await receive()
-
-
-async def drain(receive: Receive) -> None:
-    """Let go by what a refused client is still sending, within limits."""
-    size = 0
-    with anyio.move_on_after(_DRAIN_SECONDS):
-        while size <= _DRAINED_BYTES:
-            message = await receive()
-            size += len(message.get("body", b""))
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                return
+        self._is_complete = not message.get("more_body", False)
+        piece: bytes = message.get("body", b"")
+        return piece
 
 
 def _too_large(most_bytes: int) -> HttpRefusal:

@@ -194,20 +194,16 @@ def _texts(name: str, raw: bytes, shape: tuple[int, ...]) -> list[bytes]:
     """Elements of a BYTES tensor: each behind its length, 4 bytes."""
     texts: list[bytes] = []
     place, count = 0, math.prod(shape)
-    while place < len(raw):
+    while place < len(raw) and len(texts) <= count:
         length = int.from_bytes(raw[place : place + 4], "little")
         end = place + 4 + length
         if end > len(raw):
             raise RequestRefused(f"{name}: malformed: element {len(texts)} is longer than the contents")
         texts.append(raw[place + 4 : end])
         place = end
-        if len(texts) > count:
-            break
     if len(texts) != count:
-        more = "more than " if len(texts) > count else ""
-        raise RequestRefused(
-            f"{name}: malformed: shape of {count:,} elements, contents of {more}{min(len(texts), count):,}"
-        )
+        found = f"more than {count:,}" if len(texts) > count else f"{len(texts):,}"
+        raise RequestRefused(f"{name}: malformed: shape {list(shape)} has {count:,} elements, got {found}")
     return texts
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +13,44 @@ import grpc
 
 from oarlock.errors import ConfigError, EnvironmentProblem
 from oarlock.serve.front.admission import Admission
+from oarlock.serve.front.grpc_gate import GateOptions, GrpcGate
 from oarlock.serve.front.grpc_service import ASKED, GrpcService
+from oarlock.serve.front.http2_frames import MAX_FRAME
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts
 from oarlock.serve.front.options import FrontOptions
 from oarlock.serve.front.upstream import SERVICE, Upstream
+from oarlock.serve.listening import open_port
 
 _HEALTH = "/grpc.health.v1.Health/Check"
 _ENVELOPE = 16384  # bytes of a request beside the contents of its tensors
+
+
+class GrpcServer:
+    """The port, and gRPC's own server behind it."""
+
+    def __init__(self, options: FrontOptions, service: GrpcService, gate: GrpcGate, server: grpc.aio.Server) -> None:
+        """See make_grpc_server()."""
+        self._options, self._gate, self._server = options, gate, server
+        self._service = service
+
+    async def start(self) -> None:
+        """Take calls.
+
+        Raises:
+            ConfigError: when a file for TLS can't be used.
+            EnvironmentProblem: when the port can't be had.
+        """
+        tls = server_context(self._options) if self._options.has_tls else None
+        sockets = _sockets(self._options)
+        await self._server.start()
+        await self._gate.start(sockets, tls)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Take no more; what is open has `grace` seconds."""
+        self._gate.close()
+        await self._server.stop(grace)
+        await self._gate.end()
 
 
 def make_grpc_server(
@@ -25,28 +59,52 @@ def make_grpc_server(
     keys: Keys,
     admission: Admission,
     counts: FrontCounts | None = None,
-) -> grpc.aio.Server:
-    """A server on the port of `options`; start() and stop() are the caller's.
-
-    Raises:
-        ConfigError: when a file for TLS can't be used.
-        EnvironmentProblem: when the port can't be had.
-    """
+) -> GrpcServer:
+    """A server for the port of `options`."""
+    header = f"oarlock-peer-{secrets.token_hex(8)}"
+    service = GrpcService(options, upstream, keys, admission, counts or FrontCounts(), header)
     server = grpc.aio.server(
         options=_server_options(options.max_body, options.max_open),
         maximum_concurrent_rpcs=options.max_connections,
-        handlers=[_Doors(GrpcService(options, upstream, keys, admission, counts or FrontCounts()))],
+        handlers=[_Doors(service)],
     )
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"{host}:{options.ports.grpc}"
+    folder = Path(options.triton_grpc.removeprefix("unix:")).parent  # of this user alone
+    path = f"{folder}/front-grpc-{os.getpid()}"
+    server.add_insecure_port(f"unix:{path}")
+    most = options.max_connections
+    gate = GrpcGate(
+        GateOptions(path, options.max_body + _ENVELOPE, options.body_seconds, header),
+        Admission(most, most, "connections"),
+    )
+    return GrpcServer(options, service, gate, server)
+
+
+def _sockets(options: FrontOptions) -> list[socket.socket]:
+    """Those that were inherited, or new ones."""
+    if given := options.sockets.get("grpc"):
+        return [socket.socket(fileno=number) for number in given]
     try:
-        if options.has_tls:
-            server.add_secure_port(address, _credentials(options))
-        else:
-            server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise EnvironmentProblem(f"--grpc-port {options.ports.grpc} on {options.host}: can't be opened") from error
-    return server
+        return open_port(options.host, options.ports.grpc)
+    except OSError as error:
+        where = f"--grpc-port {options.ports.grpc} on {options.host}"
+        raise EnvironmentProblem(f"{where}: {error.strerror or error}") from error
+
+
+def server_context(options: FrontOptions) -> ssl.SSLContext:
+    """The encryption of the port.
+
+    Raises:
+        ConfigError: when a file can't be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.load_cert_chain(options.tls_certificate, options.tls_key)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        files = f"--tls-certificate {options.tls_certificate}, --tls-key {options.tls_key}"
+        raise ConfigError(f"{files}: {getattr(error, 'reason', None) or error}") from error
+    return context
 
 
 def _server_options(max_body: int, max_open: int) -> list[tuple[str, int]]:
@@ -58,24 +116,14 @@ def _server_options(max_body: int, max_open: int) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", max_open + 16),  # of one connection
         ("grpc.max_metadata_size", 8192),
         ("grpc.absolute_max_metadata_size", 16384),
-        ("grpc.so_reuseport", 0),
-        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.http2.max_frame_size", MAX_FRAME),
+        ("grpc.http2.bdp_probe", 0),  # it would raise the size of frames
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 60_000),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.max_connection_idle_ms", 600_000),
     ]
-
-
-def _credentials(options: FrontOptions) -> grpc.ServerCredentials:
-    found = []
-    for flag, name in (("--tls-key", options.tls_key), ("--tls-certificate", options.tls_certificate)):
-        try:
-            found.append(Path(name).read_bytes())
-        except OSError as error:
-            raise ConfigError(f"{flag} {name}: {error.strerror or error}") from error
-    return grpc.ssl_server_credentials([(found[0], found[1])])
 
 
 class _Doors(grpc.GenericRpcHandler):

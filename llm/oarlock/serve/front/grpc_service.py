@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import traceback
-import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from tritonclient.grpc import service_pb2
 from oarlock.serve.front.admission import Admission, Refused, client_of
 from oarlock.serve.front.check_request import UnknownModel, check_infer_request
 from oarlock.serve.front.grpc_stream import Stream
+from oarlock.serve.front.http2_frames import TOO_LONG
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts
 from oarlock.serve.front.model_forms import ModelForm, ModelForms
@@ -39,6 +39,12 @@ ASKED = {
     "ModelConfig": service_pb2.ModelConfigRequest,
     "ModelStatistics": service_pb2.ModelStatisticsRequest,
 }
+# What probes are told while Triton is started: not ready, and no reason to start this server again.
+_WHILE_AWAY: dict[str, Message] = {
+    "ServerLive": service_pb2.ServerLiveResponse(live=True),
+    "ServerReady": service_pb2.ServerReadyResponse(ready=False),
+    "ModelReady": service_pb2.ModelReadyResponse(ready=False),
+}
 _WITHOUT_KEY = ("ServerLive", "ServerReady", "Check")  # for probes
 _ASK_SECONDS, _MORE_SECONDS = 30.0, 30.0
 _IN_A_THREAD = 65536  # bytes of a request whose check would hold up the others
@@ -54,10 +60,17 @@ class GrpcService:
     """What the calls do."""
 
     def __init__(
-        self, options: FrontOptions, upstream: Upstream, keys: Keys, admission: Admission, counts: FrontCounts
+        self,
+        options: FrontOptions,
+        upstream: Upstream,
+        keys: Keys,
+        admission: Admission,
+        counts: FrontCounts,
+        client_header: str,
     ) -> None:
         self._options, self._upstream, self._keys = options, upstream, keys
         self._admission, self._counts = admission, counts
+        self._client_header = client_header
         self._forms = ModelForms(upstream, options.models, options.max_body)
         self._calls = Admission(options.max_connections, options.max_open_per_client + _MORE_CALLS, "calls")
 
@@ -75,6 +88,9 @@ class GrpcService:
                 code = grpc.StatusCode.CANCELLED
                 raise
             except Exception as error:
+                if context.done():  # the client went away in the middle of something
+                    code = grpc.StatusCode.CANCELLED
+                    return
                 code = grpc.StatusCode.INTERNAL
                 traceback.print_exc()
                 await context.abort(code, f"the server failed: {type(error).__name__}")
@@ -89,7 +105,7 @@ class GrpcService:
             raise TritonFailure(
                 grpc.StatusCode.UNAUTHENTICATED, "the API key is missing or wrong (metadata authorization: Bearer KEY)"
             )
-        client = self._client(context) if name not in _WITHOUT_KEY else _address(context.peer())
+        client = self._client(context, with_key=name not in _WITHOUT_KEY)
         try:
             self._calls.take(client)
         except Refused as error:
@@ -118,7 +134,13 @@ class GrpcService:
                     raise TritonFailure(
                         grpc.StatusCode.INVALID_ARGUMENT, f"{field.name}: at most {_MAX_NAME} printable characters"
                     )
-            await context.write(await self._upstream.ask(name, _canonical(message, data), timeout=_ASK_SECONDS))
+            try:
+                answer = await self._upstream.ask(name, _canonical(message, data), timeout=_ASK_SECONDS)
+            except TritonFailure as error:
+                if name not in _WHILE_AWAY or error.code is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                answer = _WHILE_AWAY[name].SerializeToString()
+            await context.write(answer)
 
         return ask
 
@@ -137,6 +159,7 @@ class GrpcService:
         stream, client = Stream(context.write), self._client(context)
         try:
             while (data := await context.read()) is not grpc.aio.EOF:
+                self._check_size(data)
                 message = service_pb2.ModelInferRequest()
                 try:
                     message = _parsed(service_pb2.ModelInferRequest, data)
@@ -177,7 +200,17 @@ class GrpcService:
             ) from error
         if data is grpc.aio.EOF:
             raise TritonFailure(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
+        self._check_size(data)
         return bytes(data)
+
+    def _check_size(self, data: bytes) -> None:
+        """Refuse what was put in the place of a message that is too long."""
+        if data == TOO_LONG:
+            self._counts.add_refusal("grpc", "size")
+            most = self._options.max_body
+            raise TritonFailure(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"the request is larger than the {most:,} bytes that one may have"
+            )
 
     async def _check(self, message: service_pb2.ModelInferRequest, size: int) -> ModelForm:
         """The form of the model that is asked."""
@@ -207,20 +240,15 @@ class GrpcService:
         finally:
             self._admission.leave(client)
 
-    def _client(self, context: Context) -> str:
-        """Whose a call is."""
-        key = _metadata(context, "authorization") if self._keys else None
-        return client_of(_address(context.peer()), key.encode() if isinstance(key, str) else key)
+    def _client(self, context: Context, with_key: bool = True) -> str:
+        """Whose a call is, see client_of()."""
+        key = _metadata(context, "authorization") if self._keys and with_key else None
+        address = _metadata(context, self._client_header)
+        return client_of(str(address), key.encode() if isinstance(key, str) else key)
 
 
 def _metadata(context: Context, name: str) -> str | bytes | None:
     return next((value for key, value in context.invocation_metadata() or () if key == name), None)
-
-
-def _address(peer: str) -> str:
-    """Of ipv4:127.0.0.1:50000, and of ipv6:%5B::1%5D:50000."""
-    kind, _, rest = urllib.parse.unquote(peer).partition(":")
-    return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else peer
 
 
 def _parsed(kind: Callable[[], _M], data: bytes) -> _M:

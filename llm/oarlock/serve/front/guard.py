@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oarlock.serve.front.admission import Admission, Refused, client_of
-from oarlock.serve.front.bodies import CLOSE, ClientGone, check_length, drain, has_body, read_body
+from oarlock.serve.front.bodies import CLOSE, Body, ClientGone, check_length, has_body
 from oarlock.serve.front.heads import HeadRules
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.refusal import HttpRefusal
@@ -104,18 +104,21 @@ class Guard:
         if not has_body(headers):
             await self._app(scope, receive, send)
             return
+        body = Body(receive)
         try:
             self._rules.head.check_body_kind(headers)
             check_length(headers, self._rules.max_body)
-            body = await read_body(receive, self._rules.max_body, self._rules.body_seconds)
+            content = await body.read(self._rules.max_body, self._rules.body_seconds)
         except HttpRefusal as refusal:
-            await self._refuse(refusal, scope, receive, send)
+            await self._refuse(refusal, scope, receive, send, body)
         except ClientGone:
             return
         else:
-            await self._app(scope, _given(body, receive), send)
+            await self._app(scope, _given(content, receive), send)
 
-    async def _refuse(self, refusal: HttpRefusal, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(
+        self, refusal: HttpRefusal, scope: Scope, receive: Receive, send: Send, body: Body | None = None
+    ) -> None:
         """Answer; a connection on which a body was to come is closed, since its end can't be waited for."""
         is_unread = any(
             name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
@@ -133,7 +136,7 @@ class Guard:
 
         await response(scope, receive, kept_open)
         if refusal.status != 408:
-            await drain(receive)
+            await (body or Body(receive)).drain()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -55,8 +55,11 @@ class HeadRules:
         """
         headers = _headers(scope["headers"])
         self._check_target(scope)
-        if b"content-length" in headers and b"transfer-encoding" in headers:
-            raise HttpRefusal(400, "Content-Length and Transfer-Encoding do not go together")
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise HttpRefusal(505, "this server speaks HTTP/1.1")
+        if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
+            # Where two programs differ about the end of a body, a second request can be hidden in it.
+            raise HttpRefusal(400, "Transfer-Encoding does not go with Content-Length, or with HTTP/1.0")
         self._check_host(headers.get(b"host", b""), scope)
         self._check_page(headers)
         return headers

@@ -24,6 +24,11 @@ _GONE_SECONDS = 60
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 
 
+def plain_error(status: int, message: str) -> bytes:
+    """As Triton writes it."""
+    return json.dumps({"error": message}).encode()
+
+
 @dataclass(frozen=True)
 class ConnectionLimits:
     """Of one port.
@@ -40,7 +45,7 @@ class ConnectionLimits:
     max_pieces: int
     head_seconds: float = 10.0
     write_seconds: float = 30.0
-    error_body: Callable[[int, str], bytes] = lambda status, message: json.dumps({"error": message}).encode()
+    error_body: Callable[[int, str], bytes] = plain_error
 
 
 class _BoundedConnection(h11.Connection):
@@ -121,6 +126,9 @@ class FrontProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Some bytes; the time for a head begins with the first of it."""
         super().data_received(data)
+        self._watch_head()
+
+    def _watch_head(self) -> None:
         if self.conn.their_state is not h11.IDLE:
             self._stop_head_timer()
         elif self._head_timer is None and not self.transport.is_closing():
@@ -161,6 +169,8 @@ class FrontProtocol(H11Protocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._abort_later()
+        elif self.conn.trailing_data[0]:  # the beginning of a further request came with the last one
+            self._watch_head()
 
     def _abort_later(self) -> None:
         if self._write_timer is None:

@@ -15,7 +15,7 @@ from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.bodies import most_pieces
 from oarlock.serve.front.guard import ErrorResponse, Guard, GuardRules
 from oarlock.serve.front.heads import HeadRules, is_everywhere, server_names
-from oarlock.serve.front.http_protocol import MAX_HEAD_BYTES, ConnectionLimits, FrontProtocol
+from oarlock.serve.front.http_protocol import MAX_HEAD_BYTES, ConnectionLimits, FrontProtocol, plain_error
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.options import FrontOptions
 
@@ -67,10 +67,12 @@ def make_http_server(
     app: ASGIApp,
     options: FrontOptions,
     port: int,
-    error_body: Callable[[int, str], bytes] | None = None,
     *,
+    error_body: Callable[[int, str], bytes] = plain_error,
     lifespan: bool = False,
     context: Any = None,
+    head_seconds: float = 10.0,
+    write_seconds: float = 30.0,
 ) -> HttpServer:
     """A server for `await server.serve(sockets)`. With `sockets` None it opens the port itself.
 
@@ -78,11 +80,11 @@ def make_http_server(
         error_body: JSON of (status, message), for what is refused before there is a request.
         lifespan: whether the application has something to do at the start and the end.
         context: an ssl.SSLContext; by default one is made of the files in `options`, where there are any.
+        head_seconds, write_seconds: see ConnectionLimits.
     """
     most = num_connections(options.max_connections)
     connections = Admission(most, max(1, most // 2), "connections")
-    more = {} if error_body is None else {"error_body": error_body}
-    limits = ConnectionLimits(connections, most_pieces(options.max_body), **more)  # type: ignore[arg-type]
+    limits = ConnectionLimits(connections, most_pieces(options.max_body), head_seconds, write_seconds, error_body)
     protocol: Any = functools.partial(FrontProtocol, limits=limits)
     config = uvicorn.Config(
         app,

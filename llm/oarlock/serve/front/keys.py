@@ -105,3 +105,23 @@ def _checked(lines: Iterable[tuple[str, str]], name: str) -> tuple[str, ...]:
     if not found:
         raise ConfigError(f"{name}: no key in it (one a line)")
     return tuple(found)
+
+
+class KeySource:
+    """Where the keys of a server come from."""
+
+    def __init__(self, file: Path | None = None, fixed: Iterable[str] = ()) -> None:
+        """Args: file: read again by each read(). fixed: keys beside it, as those of the environment."""
+        self.file, self._fixed = file, tuple(fixed)
+
+    def __repr__(self) -> str:
+        return f"KeySource({self.file}, {len(self._fixed)} beside it)"
+
+    def read(self) -> tuple[str, ...]:
+        """All keys as they are now.
+
+        Raises:
+            ConfigError: when the file can't be read, or has none.
+        """
+        found = read_keys(self.file) if self.file else ()
+        return tuple(dict.fromkeys((*found, *self._fixed)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +27,9 @@ class FrontOptions:
 
     Attributes:
         host: address of all four ports.
-        sockets: descriptors of the listening sockets of the HTTP ports (openai, rest, metrics), inherited, so that
-            connections wait while the front is started again; a port without one is opened by the front itself.
+        sockets: descriptors of the listening sockets of the ports (openai, rest, grpc, metrics), inherited, so that
+            connections wait while the front is started again.
+        run: the folder of this server, in which the front says that its ports are open; "" for nowhere.
         triton_grpc: where Triton's gRPC is, as grpcio writes it (unix:PATH).
         triton_metrics: path of the Unix socket with Triton's metrics.
         model: the streaming model, which has the engine.
@@ -55,7 +56,8 @@ class FrontOptions:
     models: tuple[str, ...]
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
-    sockets: Mapping[str, int] = field(default_factory=dict)
+    sockets: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    run: str = ""
     temperature: float = 1.0
     max_body: int = 1 << 20
     max_tokens: int = 4096

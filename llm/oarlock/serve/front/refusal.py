@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 
 class HttpRefusal(Exception):
@@ -22,3 +24,9 @@ def shown(text: str, most: int = 80) -> str:
     """A word of a client's as it may stand in an answer."""
     text = text if len(text) <= most else text[:most] + "..."
     return repr(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def as_json(value: Any, most: int = 80) -> str:
+    """A value of a client's as it may stand in an answer."""
+    text = json.dumps(value)  # in ASCII; its depth was limited when it was read
+    return text if len(text) <= most else text[:most] + "..."

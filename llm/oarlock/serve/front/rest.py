@@ -47,6 +47,7 @@ _STATUS = {  # as Triton's REST has them
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 503,
 }
+_NOT_READY = "Model version not ready"
 _NOT_ONE = (
     "generate expects model to produce exactly 1 response, "
     "use generate stream for model that generates various number of responses"
@@ -114,6 +115,8 @@ class _Rest:
             raise HttpRefusal(404, "Not Found")
         name, version, kind = found[1], found[2] or "", found[3] or "metadata"
         if name not in self._options.models:
+            if kind == "ready":
+                return rest_error(400, _NOT_READY)
             raise UnknownModel(f"Request for unknown model: {shown(name)} is not found")
         if kind == "infer":
             _check_method(scope, "POST")
@@ -133,7 +136,7 @@ class _Rest:
     async def _about(self, kind: str, name: str, version: str) -> Response:
         if kind == "ready":
             ready = await self._asked("ModelReady", service_pb2.ModelReadyRequest, name, version)
-            return Response(b"", 200) if ready.ready else rest_error(400, "Model version not ready")
+            return Response(b"", 200) if ready.ready else rest_error(400, _NOT_READY)
         if kind == "config":
             asked = await self._asked("ModelConfig", service_pb2.ModelConfigRequest, name, version)
             return _json(as_dict(asked.config))
@@ -190,7 +193,7 @@ class _Rest:
                 return None
             found = [response async for response in responses]
             if len(found) != 1:
-                raise HttpRefusal(500, _NOT_ONE)
+                raise HttpRefusal(400, _NOT_ONE)
             return Response(write_generate(found[0]), media_type=_JSON)
         return None  # the client is gone
 

@@ -34,32 +34,31 @@ def model_metadata(answer: Any) -> dict[str, Any]:
 
 
 def as_dict(message: Message) -> dict[str, Any]:
-    """Every field of a message; protobuf's JSON writes whole numbers of 64 bits as texts, Triton as numbers."""
+    """Every field of a message, in its order.
+
+    Protobuf's own JSON puts the empty fields last, and writes whole numbers of 64 bits as texts; Triton does not.
+    """
     content = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    _make_whole(content, message.DESCRIPTOR)
-    return content
+    return _as_triton(content, message.DESCRIPTOR)
 
 
 def _tensor(one: Any) -> dict[str, Any]:
     return {"name": one.name, "datatype": one.datatype, "shape": list(one.shape)}
 
 
-def _make_whole(content: dict[str, Any], kind: Any) -> None:
-    for field in kind.fields:
-        value = content.get(field.name)
-        if value is None:
-            continue
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            inner = field.message_type.fields_by_name["value"]
-            if inner.message_type is not None:
-                for item in value.values():
-                    _make_whole(item, inner.message_type)
-            elif inner.type in _WHOLE:
-                content[field.name] = {key: int(item) for key, item in value.items()}
-        elif field.message_type is not None:
-            for item in value if isinstance(value, list) else [value]:
-                _make_whole(item, field.message_type)
-        elif field.type in _WHOLE:
-            content[field.name] = [int(item) for item in value] if isinstance(value, list) else int(value)
+def _as_triton(content: dict[str, Any], kind: Any) -> dict[str, Any]:
+    return {field.name: _value(content[field.name], field) for field in kind.fields if field.name in content}
+
+
+def _value(value: Any, field: Any) -> Any:
+    inner = field.message_type
+    if inner is not None and inner.GetOptions().map_entry:
+        of_map = inner.fields_by_name["value"]
+        return {key: _value(item, of_map) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_value(item, field) for item in value]
+    if inner is not None:
+        return _as_triton(value, inner) if isinstance(value, dict) else value
+    return int(value) if field.type in _WHOLE else value

@@ -36,6 +36,8 @@ def read_generate(given: dict[str, Any], form: ModelForm, version: str) -> servi
         raise HttpRefusal(400, f"{len(fields):,} fields; a request may have {_MOST_FIELDS}")
     for name, value in fields:
         wanted = form.inputs.get(name)
+        if value is None or (wanted is None and value in ("", [], {})):
+            continue  # says nothing; clients of other servers send such fields along
         if wanted is not None:
             _add_input(request, name, value, wanted)
         elif name == "id" and isinstance(value, str):

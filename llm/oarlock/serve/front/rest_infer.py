@@ -12,7 +12,7 @@ from typing import Any
 from tritonclient.grpc import service_pb2
 
 from oarlock.serve.front.json_body import read_object
-from oarlock.serve.front.refusal import HttpRefusal, shown
+from oarlock.serve.front.refusal import HttpRefusal, as_json, shown
 from oarlock.serve.front.tensors import bytes_to_values, flat_values, values_to_bytes
 
 _FIELDS = ("id", "parameters", "inputs", "outputs", "model_name", "model_version")
@@ -176,7 +176,7 @@ class _Tail:
         if size and self._content is None:
             raise HttpRefusal(400, f"{path}: binary data needs the header Inference-Header-Content-Length")
         if size > self.left:
-            more = shown(str(size - self.left))
+            more = str(size - self.left)[:20]
             raise HttpRefusal(400, f"unexpected size for input {shown(name)}, expecting {more} additional bytes")
         self._place += size
         return (self._content or b"")[self._place - size : self._place]
@@ -216,7 +216,7 @@ def _read_input(request: service_pb2.ModelInferRequest, path: str, given: Any, b
         raise HttpRefusal(400, f"{path}.data: it has to be a list")
     values = flat_values(given["data"])
     if math.prod(tensor.shape) != len(values):
-        raise HttpRefusal(400, f"{path}: shape {shown(str(shape))} does not match the {len(values):,} values of 'data'")
+        raise HttpRefusal(400, f"{path}: shape {as_json(shape)} does not match the {len(values):,} values of 'data'")
     request.raw_input_contents.append(values_to_bytes(name, datatype, values))
 
 

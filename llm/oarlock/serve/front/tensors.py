@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from oarlock.serve.front.refusal import HttpRefusal, shown
+from oarlock.serve.front.refusal import HttpRefusal, as_json, shown
 
 # datatype -> type of numpy; little endian, as Triton has them.
 NUMPY_TYPES: dict[str, str] = {
@@ -55,7 +55,7 @@ def values_to_bytes(name: str, datatype: str, values: Sequence[Any]) -> bytes:
         limits = np.iinfo(kind)
         wrong = next((value for value in values if not limits.min <= value <= limits.max), None)
         if wrong is not None:
-            raise HttpRefusal(400, f"{name}: {shown(str(wrong))} does not fit {datatype}")
+            raise HttpRefusal(400, f"{name}: {as_json(wrong)} does not fit {datatype}")
     return np.array(values, kind).tobytes()
 
 
@@ -78,12 +78,12 @@ def _check_kinds(name: str, values: Sequence[Any], kinds: tuple[type, ...], word
     if set(map(type, values)) <= set(kinds):
         return
     wrong = next(value for value in values if type(value) not in kinds)
-    raise HttpRefusal(400, f"{name}: it has to be {words}; got {shown(str(wrong))}")
+    raise HttpRefusal(400, f"{name}: it has to be {words}; got {as_json(wrong)}")
 
 
 def _text(name: str, value: Any) -> bytes:
     if type(value) is not str:
-        raise HttpRefusal(400, f"{name}: it has to be a text; got {shown(str(value))}")
+        raise HttpRefusal(400, f"{name}: it has to be a text; got {as_json(value)}")
     try:
         text = value.encode("utf-8")
     except UnicodeEncodeError as error:

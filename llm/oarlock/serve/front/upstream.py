@@ -26,6 +26,8 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 _AWAY = "the model is being started; try again soon"
+# How gRPC's core writes of a connection that can't be made, or ended.
+_OF_THE_CONNECTION = ("connect", "unix:", "Socket closed", "GOAWAY", "recvmsg", "sendmsg", "Cancelling all calls")
 _LOOK_SECONDS = 5.0
 
 
@@ -115,4 +117,4 @@ def failure(error: grpc.RpcError) -> TritonFailure:
 
 
 def _is_of_the_connection(details: str) -> bool:
-    return not details or any(words in details for words in ("connect", "unix:", "Socket closed", "GOAWAY", "recvmsg"))
+    return not details or any(words in details for words in _OF_THE_CONNECTION)

@@ -24,7 +24,7 @@ MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
 CONFIGS = {
     name: read_triton_config(LLM / "oarlock" / "serve" / "triton_models" / name / "config.pbtxt") for name in MODELS
 }
-GUARD_S = 120  # against a test that hangs
+GUARD_S = 60  # against a test that hangs
 
 
 def limits(max_body=100_000):
@@ -100,7 +100,8 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def _answer(self, request, i):
         answer = service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
         answer.outputs.add(name="text_output", datatype="BYTES", shape=[1])
-        text = request.raw_input_contents[0][4:] + str(i).encode()
+        raw = request.raw_input_contents[0] if request.raw_input_contents else b""
+        text = raw[4:] + str(i).encode()
         answer.raw_output_contents.append(len(text).to_bytes(4, "little") + text)
         return answer
 
@@ -115,7 +116,7 @@ async def start_triton(path: Path, triton: ScriptedTriton):
 
 @contextlib.asynccontextmanager
 async def front_of_triton(tmp_path: Path, keys=(), **options):
-    """(stub of the front, its Triton, its counts, its address)."""
+    """(stub of the front, its Triton, its counts, the channel with its address)."""
     triton, path = ScriptedTriton(), tmp_path / "grpc:1"
     behind = await start_triton(path, triton)
     told = FrontOptions(
@@ -126,7 +127,10 @@ async def front_of_triton(tmp_path: Path, keys=(), **options):
     admission = Admission(told.max_open, told.max_open_per_client)
     server = make_grpc_server(told, upstream, Keys(keys), admission, counts)
     await server.start()
-    channel = grpc.aio.insecure_channel(f"127.0.0.1:{told.ports.grpc}", options=[("grpc.max_send_message_length", -1)])
+    triton.server = behind
+    address = f"127.0.0.1:{told.ports.grpc}"
+    channel = grpc.aio.insecure_channel(address, options=[("grpc.max_send_message_length", -1)])
+    channel.address = address
     try:
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel), triton, counts, channel
     finally:

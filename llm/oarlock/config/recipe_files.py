@@ -1,0 +1,109 @@
+"""Read a recipe: a YAML (or JSON) file and the files that it includes, every value with its file and line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from oarlock.config.options import OptionSpec, shown
+from oarlock.config.problems import Problems, names_of, suggestion
+from oarlock.errors import ConfigError
+from oarlock.formats.files import is_missing, read_bytes
+from oarlock.formats.yaml_file import Budget, compose_text, value_of
+
+MOST_FILES = 64  # of one recipe; ours include four
+
+# Option name -> (value as YAML has it, "file:line").
+Values = dict[str, tuple[Any, str]]
+
+
+class RecipeFiles:
+    """The files of one recipe. Each is read once, however often it is included; together they keep to one budget.
+
+    `include:` names files, relative to the one it stands in. They may lie anywhere the user may read, but they are read
+    as YAML alone, and only regular files are opened.
+    """
+
+    def __init__(self, specs: dict[str, OptionSpec], problems: Problems) -> None:
+        self._specs, self._problems = specs, problems
+        self._names = names_of(specs)
+        self._sections = {spec.section for spec in specs.values()}
+        self._budget = Budget()
+        self._read: dict[Path, Values] = {}
+
+    def read(self, path: Path) -> Values:
+        """The values of a recipe, those of its includes under its own; what is wrong with single ones is collected.
+
+        Raises:
+            ConfigError: naming the file, and the line where there is one.
+        """
+        if is_missing(path):
+            raise ConfigError(f"{path}: No such file or directory; the first argument must be a YAML file or a flag")
+        return self._values(path, read_bytes(path, limit=self._budget.bytes, what="YAML file", error=ConfigError), ())
+
+    def _included(self, path: Path, parents: tuple[Path, ...], named_at: str) -> Values:
+        path = _real(path)
+        if path in parents:
+            chain = " -> ".join(p.name for p in (*parents, path))
+            raise ConfigError(f"{named_at}: include: {path} includes itself (through {chain})")
+        if path not in self._read:
+            if len(self._read) >= MOST_FILES:
+                raise ConfigError(f"{named_at}: include: {path}: more than {MOST_FILES} files in one recipe")
+            try:
+                content = read_bytes(path, limit=self._budget.bytes, what="YAML file", error=ConfigError)
+            except ConfigError as error:
+                raise ConfigError(f"{named_at}: include: {error}") from error
+            self._read[path] = {}  # counted now: its own includes count beside it
+            self._read[path] = self._values(path, content, parents)
+        return self._read[path]
+
+    def _values(self, path: Path, content: bytes, parents: tuple[Path, ...]) -> Values:
+        root = compose_text(content, str(path), budget=self._budget)
+        if root is None:
+            return {}
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{path}:{root.start_mark.line + 1}: expected `option: value` lines")
+        included: Values = {}
+        own: Values = {}
+        for key, node in root.value:
+            if key.value == "include":
+                named_at = f"{path}:{key.start_mark.line + 1}"
+                for entry in _file_names(value_of(node, str(path)), named_at):
+                    included |= self._included(path.parent / entry, (*parents, _real(path)), named_at)
+            elif key.value in self._sections and isinstance(node, yaml.MappingNode):
+                for inner, value in node.value:
+                    self._take(inner, value, path, own, section=key.value)
+            else:
+                self._take(key, node, path, own)
+        return included | own
+
+    def _take(self, key: yaml.Node, node: yaml.Node, path: Path, into: Values, section: str | None = None) -> None:
+        origin = f"{path}:{key.start_mark.line + 1}"
+        specs, names = self._specs, self._names
+        name = names.get(str(key.value))
+        if name is None or (section is not None and specs[name].section != section):
+            where = f" in section {section}" if section else ""
+            inside = [n for n in names if section is None or specs[names[n]].section == section]
+            known = inside if section else [*names, *self._sections, "include"]
+            given = node.value if isinstance(node, yaml.ScalarNode) else ""
+            hint = suggestion(str(key.value), given, known, specs)
+            if name is not None:
+                hint = f" (it belongs to section {specs[name].section})"
+            self._problems.append(f"{origin}: unknown key {shown(key.value, quoted=False)}{where}{hint}")
+            return
+        into[name] = (value_of(node, str(path)), origin)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises for links that lead in a circle
+
+
+def _file_names(value: Any, named_at: str) -> list[str]:
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigError(f"{named_at}: include takes names of files; got {shown(name)}")
+    return names

@@ -1,0 +1,243 @@
+"""A file over HTTP that lands whole or not at all: of the size and checksum that were told, resumed after a cut."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urljoin, urlsplit
+
+from oarlock.errors import ModelError, first_line
+from oarlock.files import settle_file
+
+if TYPE_CHECKING:
+    from requests import Response
+
+_TIMEOUT_S = (10.0, 30.0)  # to connect; between two parts of an answer
+_PAUSE_S = 1.0  # before another try
+_TRIES = 5  # in a row that bring nothing
+_MOST_REDIRECTS = 5
+_BLOCK = 1 << 20
+_SPARE_BYTES = 50_000_000  # of the disk that are left
+_MISSING = (401, 403, 404, 410)  # stores say "forbidden" of what they do not have
+_NO_HEAD = (405, 501)
+_SHA256, _MD5 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as its server describes it.
+
+    Attributes:
+        size: None where the server does not say it.
+        tag: changes with the content (ETag), "" where there is none.
+        checksum: name of the algorithm and hex digest; None where there is none.
+    """
+
+    url: str
+    size: int | None
+    tag: str
+    checksum: tuple[str, str] | None
+
+
+def look_up(url: str) -> RemoteFile | None:
+    """What a server says of a file; None where it has none.
+
+    Raises:
+        ModelError: when it can't be asked.
+    """
+    with _answer("HEAD", url) as answer:
+        status, headers = answer.status_code, answer.headers
+    if status in _NO_HEAD:
+        with _answer("GET", url) as answer:
+            status, headers = answer.status_code, answer.headers
+    if status in _MISSING:
+        return None
+    if status != 200:
+        raise ModelError(f"{url}: the server answers with status {status}")
+    length = headers.get("Content-Length", "")
+    size = int(length) if length.isascii() and length.isdigit() and len(length) < 16 else None
+    return RemoteFile(url, size, headers.get("ETag", ""), _checksum(headers))
+
+
+def _checksum(headers: Any) -> tuple[str, str] | None:
+    """The strongest that is told: a SHA-256 (of Git LFS) as ETag, Content-MD5, an MD5 as ETag (Baidu's store)."""
+    for name in ("X-Linked-Etag", "ETag"):
+        tag = headers.get(name, "").strip('"').lower()
+        if _SHA256.fullmatch(tag):
+            return "sha256", tag
+    with contextlib.suppress(binascii.Error, ValueError):
+        digest = base64.b64decode(headers.get("Content-MD5", ""), validate=True)
+        if len(digest) == 16:
+            return "md5", digest.hex()
+    tag = headers.get("ETag", "").strip('"').lower()
+    return ("md5", tag) if "x-bce-request-id" in headers and _MD5.fullmatch(tag) else None
+
+
+def check_sizes(files: Sequence[RemoteFile], folder: Path, most: Callable[[RemoteFile], int]) -> None:
+    """Refuse what is larger than a file of its kind is, and what the disk can't hold, before a byte of it comes.
+
+    Args:
+        folder: where they go; it is there.
+        most: bytes that a file may have.
+
+    Raises:
+        ModelError: with the sizes.
+    """
+    for file in files:
+        if file.size is not None and file.size > most(file):
+            raise ModelError(f"{file.url}: {file.size:,} bytes, too large for such a file (at most {most(file):,})")
+    needed, free = sum(file.size or 0 for file in files) + _SPARE_BYTES, shutil.disk_usage(folder).free
+    if needed > free:
+        raise ModelError(f"{folder}: the files take {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there")
+
+
+def download(file: RemoteFile, target: Path, most: int, progress: Callable[[int], Any]) -> None:
+    """Put a file into place once all of it is there. What came before a cut is kept beside it for the next try.
+
+    Args:
+        target: in a folder that is there.
+        most: bytes that are taken at most.
+        progress: called with the number of bytes of each part.
+
+    Raises:
+        ModelError: when it does not come, is longer or shorter than was told, or has another checksum.
+    """
+    limit = most if file.size is None else file.size
+    key = hashlib.sha256(f"{file.url}\n{file.tag}\n{file.size}".encode()).hexdigest()[:16]
+    partial = target.with_name(f".{key}.incomplete")
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "r+b") as place:
+        progress(_length(place))
+        _fill(file, place, limit, progress)
+        if file.checksum is not None and (found := _digest(place, file.checksum[0])) != file.checksum[1]:
+            partial.unlink()
+            raise ModelError(
+                f"{file.url}: came damaged: its {file.checksum[0]} is {found}, the server says {file.checksum[1]}"
+            )
+    settle_file(partial)
+    os.replace(partial, target)
+
+
+def _fill(file: RemoteFile, place: BinaryIO, limit: int, progress: Callable[[int], Any]) -> None:
+    tries = 0
+    while file.size is None or _length(place) < file.size:
+        before = _length(place)
+        try:
+            whole = _receive(file, place, limit, progress)
+        except _Cut as error:
+            tries = 0 if _length(place) > before else tries + 1
+            if tries >= _TRIES:
+                raise ModelError(f"{file.url}: cut off {tries} times without anything coming ({error})") from error
+            time.sleep(_PAUSE_S)
+            continue
+        if file.size is None and whole:
+            return
+        tries = 0 if _length(place) > before else tries + 1
+        if tries >= _TRIES:
+            raise ModelError(f"{file.url}: {_length(place):,} bytes came, the server told of {file.size:,}")
+
+
+def _receive(file: RemoteFile, place: BinaryIO, limit: int, progress: Callable[[int], Any]) -> bool:
+    """One answer's bytes, behind those that are there; whether it was one of unknown length that came to its end."""
+    from requests import RequestException
+    from urllib3.exceptions import HTTPError
+
+    start = _length(place) if file.size is not None else 0  # only what has a length goes on where it was cut
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    if start and file.tag and not file.tag.startswith("W/"):
+        headers["If-Range"] = file.tag
+    with _answer("GET", file.url, headers) as answer:
+        if answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            pass
+        elif answer.status_code in (200, 416):  # it does not go on, or has changed: from the beginning
+            progress(-_length(place))
+            place.truncate(0)
+            if answer.status_code == 416:
+                return False
+        elif answer.status_code >= 500:
+            raise _Cut(f"status {answer.status_code}")
+        else:
+            raise ModelError(f"{file.url}: the server answers with status {answer.status_code}")
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise ModelError(
+                f"{file.url}: comes as {answer.headers['Content-Encoding'][:40]!r}, which nobody asked for"
+            )
+        ends = "Content-Length" in answer.headers or answer.headers.get("Transfer-Encoding", "").lower() == "chunked"
+        if file.size is None and not ends:
+            raise ModelError(f"{file.url}: the server does not say where the file ends, so that a cut would not show")
+        place.seek(0, os.SEEK_END)
+        try:
+            while block := answer.raw.read(min(_BLOCK, limit - place.tell() + 1)):
+                if place.tell() + len(block) > limit:
+                    raise ModelError(f"{file.url}: more than {limit:,} bytes come, which was told or is allowed")
+                place.write(block)
+                progress(len(block))
+        except (RequestException, HTTPError, ConnectionError, TimeoutError) as error:
+            raise _Cut(first_line(error)) from error
+        finally:
+            place.flush()
+    return True
+
+
+class _Cut(Exception):
+    """An answer ended before its end."""
+
+
+@contextlib.contextmanager
+def _answer(method: str, url: str, headers: dict[str, str] | None = None) -> Iterator[Response]:
+    """An answer that is no redirection; its body is not read yet. Redirections lead to http or https alone."""
+    import requests
+
+    secure = False
+    with requests.Session() as session:
+        for _ in range(_MOST_REDIRECTS + 1):
+            try:
+                scheme = urlsplit(url).scheme if urlsplit(url).hostname else ""
+            except ValueError:
+                scheme = ""
+            if scheme not in ("http", "https") or (secure and scheme != "https"):
+                raise ModelError(f"{url[:200]}: not an address that files are downloaded from (https, or http)")
+            secure = scheme == "https"
+            try:
+                answer = session.request(
+                    method, url, headers={"Accept-Encoding": "identity", **(headers or {})}, stream=True,
+                    timeout=_TIMEOUT_S, allow_redirects=False,
+                )  # fmt: skip
+            except (requests.RequestException, OSError, ValueError) as error:
+                if headers is not None:  # in the middle of a download
+                    raise _Cut(first_line(error)) from error
+                raise ModelError(f"{url}: can't be reached ({first_line(error)})") from error
+            if not answer.is_redirect:
+                try:
+                    yield answer
+                finally:
+                    answer.close()
+                return
+            answer.close()
+            try:
+                url = urljoin(url, answer.headers["Location"])
+            except ValueError:  # the next turn names it
+                url = answer.headers["Location"]
+    raise ModelError(f"{url[:200]}: redirected more than {_MOST_REDIRECTS} times")
+
+
+def _length(place: BinaryIO) -> int:
+    return os.fstat(place.fileno()).st_size
+
+
+def _digest(place: BinaryIO, algorithm: str) -> str:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    place.seek(0)
+    while block := place.read(_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,78 @@
+"""Whether a model fits into memory, asked before any of it is taken."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import paddle
+from paddle import nn
+from paddlenlp.transformers import PretrainedConfig
+
+from oarlock.environment import world_size
+from oarlock.memory import Room, check_fits, free_gpu_memory, free_memory
+from oarlock.models.arrays import array_type
+from oarlock.models.config_sizes import check_stored, least_parameters, table_bytes
+from oarlock.models.fill import type_name
+from oarlock.models.layout import holdings
+from oarlock.models.weights import WeightFolder, has_safetensors
+from oarlock.parallel.nodes import this_node
+from oarlock.parallel.sync import together
+
+
+def check_before(config: PretrainedConfig, folder: Path, from_weights: bool, dtype: str) -> None:
+    """Refuse a model that is larger than its files, or far too large for this machine, before it is made.
+
+    Args:
+        config: of the model in the folder.
+        from_weights: it gets the weights there, and no random ones.
+        dtype: of the parameters.
+
+    Raises:
+        ModelError: naming the sizes.
+    """
+    place = f"{folder}/config.json"
+    if from_weights and has_safetensors(folder):
+        check_stored(config, WeightFolder.open(folder).shapes(), place)
+    elif not from_weights:
+        least = least_parameters(config) * array_type(dtype).itemsize // world_size()
+        check_fits(least, f"{place}: a model of these sizes", room())
+    check_tables(config, place)
+
+
+def check_tables(config: PretrainedConfig, place: str) -> None:
+    """Refuse more positions than memory can hold what the model keeps for each.
+
+    Raises:
+        ModelError: naming both sizes.
+    """
+    what = f"{place}: what the model keeps for its positions (max_position_embeddings)"
+    check_fits(table_bytes(config), what, room())
+
+
+def check_parameters(model: nn.Layer, folder: Path, held_beside: int) -> None:
+    """Refuse parameters that do not fit: this rank's on a GPU, on a CPU those of all ranks of this machine.
+
+    Every rank has to call it, with the parameters' memory still to be taken.
+
+    Args:
+        folder: of the model, for messages.
+        held_beside: bytes that training holds for each parameter that is trained.
+
+    Raises:
+        ModelError: with both sizes. StoppedWithOthers where another rank says so.
+    """
+    tensors = list({id(held.tensor): held.tensor for held in holdings(model)}.values())
+    needed = sum(math.prod(tensor.shape) * array_type(type_name(tensor)).itemsize for tensor in tensors)
+    needed += held_beside * sum(math.prod(tensor.shape) for tensor in tensors if not tensor.stop_gradient)
+    node, of = this_node(), ""
+    if not paddle.device.get_device().startswith("gpu") and len(node.ranks) > 1:
+        needed, of = sum(node.share(needed)), f" on the {len(node.ranks)} ranks of this machine"
+    what = f"{folder}: the model{', with what training holds beside it,' if held_beside else ''}{of}"
+    together(lambda: check_fits(needed, what, room()))
+
+
+def room() -> Room | None:
+    """Free memory of the device in use; None where the system does not say."""
+    device = paddle.device.get_device()
+    return free_gpu_memory(device) if device.startswith("gpu") else free_memory()

@@ -1,0 +1,116 @@
+"""The administration socket of a server: a Unix socket that its own user (and root) alone may use.
+
+A client sends a line of JSON, {"do": NAME, "model": NAME}, and gets one: what the action gives, or {"error": TEXT}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import struct
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from oarlock.errors import OarlockError
+
+Action = Callable[[str], Mapping[str, Any]]
+_MOST_BYTES, _MOST_CLIENTS, _SECONDS = 4096, 8, 5.0
+_FIELDS = {"do", "model"}
+
+
+class AdminServer:
+    """Threads that wait for orders and carry them out."""
+
+    def __init__(self, path: Path, actions: Mapping[str, Action]) -> None:
+        """On a socket that is not there yet."""
+        self._path, self._actions = path, actions
+        self._places = threading.BoundedSemaphore(_MOST_CLIENTS)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def __enter__(self) -> AdminServer:
+        self._socket.bind(str(self._path))  # in a folder of mode 0700
+        os.chmod(self._path, 0o600)
+        self._socket.listen(_MOST_CLIENTS)
+        threading.Thread(target=self._accept, name="admin", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # which wakes the thread that waits
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:  # closed
+                return
+            if not self._places.acquire(blocking=False):
+                connection.close()
+                continue
+            threading.Thread(target=self._talk, args=(connection,), name="admin-client", daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        try:
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(_SECONDS)
+                if peer_user(connection) not in (0, os.geteuid()):
+                    return
+                answer = self.answer(_read_line(connection))
+                connection.sendall(json.dumps(answer).encode() + b"\n")
+        finally:
+            self._places.release()
+
+    def answer(self, line: bytes) -> Mapping[str, Any]:
+        """To a line of a client, whatever stands in it."""
+        try:
+            name, model = _read_order(line)
+            if name not in self._actions:
+                return {"error": f"there is no {name!r} (there is: {', '.join(self._actions)})"}
+            return self._actions[name](model)
+        except OarlockError as error:
+            return {"error": str(error)}
+        except ValueError as error:
+            return {"error": f"not an order: {error}"}
+        except Exception as error:  # whatever it is, the server goes on
+            traceback.print_exc()
+            return {"error": f"{type(error).__name__}: {error}"}
+
+
+def peer_user(connection: socket.socket) -> int:
+    """The user of the process at the other end of a Unix socket."""
+    size = struct.calcsize("3i")
+    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return int(user)
+
+
+def _read_line(connection: socket.socket) -> bytes:
+    content = b""
+    while b"\n" not in content and len(content) <= _MOST_BYTES:
+        part = connection.recv(_MOST_BYTES)
+        if not part:
+            break
+        content += part
+    return content
+
+
+def _read_order(line: bytes) -> tuple[str, str]:
+    if len(line) > _MOST_BYTES:
+        raise ValueError(f"longer than {_MOST_BYTES:,} bytes")
+    try:
+        order = json.loads(line.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(order, dict) or not set(order) <= _FIELDS or "do" not in order:
+        raise ValueError('it has to be {"do": NAME, "model": NAME}')
+    name, model = order["do"], order.get("model", "")
+    if not isinstance(name, str) or not isinstance(model, str):
+        raise ValueError('"do" and "model" have to be texts')
+    return name, model

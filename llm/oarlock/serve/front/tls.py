@@ -1,0 +1,97 @@
+"""The certificate of the server: whether it can be used, and for how long."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import stat
+import time
+from pathlib import Path
+
+from oarlock.environment import say
+from oarlock.errors import ConfigError
+
+_WARN_DAYS = 30
+_MOST_BYTES = 1 << 20
+_PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_EXPIRED, _NOT_YET = 10, 9  # X509_V_ERR_...
+
+
+def check_certificate(certificate: Path, key: Path) -> None:
+    """Make a connection to oneself with a certificate and its key, in memory.
+
+    A certificate that ends soon, and a key that other users may read, are warned about.
+
+    Args:
+        certificate: PEM; the server's own first, those between it and its authority behind it.
+        key: PEM, without a passphrase.
+
+    Raises:
+        ConfigError: when no client could connect with them.
+    """
+    for flag, path in (("--tls-certificate", certificate), ("--tls-key", key)):
+        if not path.is_file():
+            raise ConfigError(f"{flag} {path}: there is no such file")
+        if path.stat().st_size > _MOST_BYTES:
+            raise ConfigError(f"{flag} {path}: larger than {_MOST_BYTES:,} bytes: not in PEM")
+    server = _server_context(certificate, key)
+    if key.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        mode = stat.S_IMODE(key.stat().st_mode)
+        say(f"{key} is the server's private key and other users may read it (mode {mode:04o}): chmod 600")
+    first = _PEM.search(certificate.read_text(encoding="utf-8", errors="replace"))
+    if first is None:
+        raise ConfigError(f"--tls-certificate {certificate}: no certificate in PEM")
+    try:
+        left = _days_left(server, first.group())
+    except ssl.SSLCertVerificationError as error:
+        if error.verify_code not in (_EXPIRED, _NOT_YET):
+            raise ConfigError(f"--tls-certificate {certificate}: {error.verify_message}") from error
+        say(f"{certificate}: {error.verify_message}; clients will refuse it")
+        return
+    except ssl.SSLError as error:
+        raise ConfigError(f"--tls-certificate {certificate}: {error.reason or error}") from error
+    if left < _WARN_DAYS:
+        say(f"{certificate}: the certificate ends in {left:.0f} days")
+
+
+def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    encrypted = False
+
+    def no_passphrase() -> str:
+        nonlocal encrypted
+        encrypted = True
+        return ""
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, no_passphrase)
+    except (OSError, ValueError) as error:
+        if encrypted:
+            raise ConfigError(f"--tls-key {key}: it has a passphrase, which nobody can give a server") from error
+        reason = getattr(error, "reason", "") or ""
+        if reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(f"--tls-key {key}: not the key of {certificate}") from error
+        if isinstance(error, PermissionError):
+            raise ConfigError(f"--tls-key {key} or --tls-certificate {certificate}: {error.strerror}") from error
+        raise ConfigError(f"--tls-certificate {certificate}, --tls-key {key}: not usable: {reason or error}") from error
+    return context
+
+
+def _days_left(server: ssl.SSLContext, certificate: str) -> float:
+    """Until the end of a certificate, by a handshake whose client trusts it alone."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(cadata=certificate)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    here = client.wrap_bio(to_client, to_server)
+    waiting = [here, server.wrap_bio(to_server, to_client, server_side=True)]
+    while waiting:  # each turn brings one of them further, or raises
+        for end in list(waiting):
+            try:
+                end.do_handshake()
+                waiting.remove(end)
+            except ssl.SSLWantReadError:
+                continue
+    seen = here.getpeercert() or {}
+    return (ssl.cert_time_to_seconds(str(seen["notAfter"])) - time.time()) / 86400

@@ -1,0 +1,87 @@
+"""A process of the server that is started again when it ends by itself, after pauses that grow."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+
+FIRST_PAUSE, LONGEST_PAUSE, HEALTHY_SECONDS = 0.2, 30.0, 60.0
+
+
+class Part:
+    """A process and its restarts.
+
+    Attributes:
+        name: for people.
+        process: that runs, or ran last.
+        restarts: how often it has been started again.
+        is_up: whether it has been seen to answer since it was started.
+    """
+
+    def __init__(self, name: str, start: Callable[[], subprocess.Popen[str]]) -> None:
+        """Args: start: makes the process."""
+        self.name, self._start = name, start
+        self.process: subprocess.Popen[str] | None = None
+        self.restarts = 0
+        self.is_up = False
+        self._pause = FIRST_PAUSE
+        self._due: float | None = None  # when it is to be started again
+        self._began = self._up_since = 0.0
+
+    def start(self) -> None:
+        """For the first time, or again."""
+        self.is_up, self._due = False, None
+        self._began = time.monotonic()
+        self.process = self._start()
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a process now."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is to be started again, later."""
+        return self._due is not None
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started last."""
+        return time.monotonic() - self._began
+
+    def note_up(self) -> None:
+        """It answers."""
+        if not self.is_up:
+            self.is_up, self._up_since = True, time.monotonic()
+
+    def note_end(self) -> float:
+        """It has ended. Gives the seconds before its next start: twice the last, but after a healthy minute."""
+        now = time.monotonic()
+        if self.is_up and now - self._up_since >= HEALTHY_SECONDS:
+            self._pause = FIRST_PAUSE
+        pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
+        self.is_up, self._due = False, now + pause
+        return pause
+
+    def start_again_if_due(self) -> bool:
+        """Whether it was."""
+        if self._due is None or time.monotonic() < self._due:
+            return False
+        self.restarts += 1
+        self.start()
+        return True
+
+    def how_it_ended(self) -> str:
+        """In words."""
+        code = self.process.poll() if self.process else None
+        if code is None:
+            return "ended by this server"
+        return f"signal {-code}" if code < 0 else f"code {code}"
+
+    def kill(self) -> None:
+        """At once; waits until it is gone."""
+        if self.process is not None:
+            if self.process.poll() is None:
+                self.process.kill()
+            self.process.wait()

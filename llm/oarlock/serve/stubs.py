@@ -1,0 +1,48 @@
+"""The processes of Triton's Python models, seen from outside: Triton goes on without noticing that one has ended."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+_SESSION_FIELD = 3  # of /proc/PID/stat, after the name: state, parent, group, session
+
+
+def session_processes(sessions: set[int]) -> Iterator[int]:
+    """Those that run; a dead one that its parent has not looked at yet does not."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        words = _state(int(folder.name))
+        if words and int(words[_SESSION_FIELD]) in sessions:
+            yield int(folder.name)
+
+
+def is_alive(process: int) -> bool:
+    """Whether it runs."""
+    return bool(_state(process))
+
+
+def model_processes(triton: int, models: Mapping[str, Path]) -> dict[int, str]:
+    """The processes of models, with the names of those.
+
+    Args:
+        triton: leader of the session.
+        models: name -> path of its model.py, which stands in the command line of its processes.
+    """
+    found = {}
+    paths = {str(path): name for name, path in models.items()}
+    for process in session_processes({triton}):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{process}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+            name = next((paths[word] for word in words if word in paths), None)
+            if name is not None:
+                found[process] = name
+    return found
+
+
+def _state(process: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        if words and words[0] not in "ZX":
+            return words
+    return []

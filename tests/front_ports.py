@@ -1,0 +1,69 @@
+"""HTTP ports of the front in this process, with clients that speak over a socket as they like."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+
+from oarlock.serve.front.http_server import make_http_server
+from oarlock.serve.front.options import FrontOptions
+
+OPTIONS = FrontOptions("unix:nowhere", "nowhere", "oarlock", ("oarlock", "oarlock_infer", "oarlock_json"))
+GUARD_S = 60  # against a test that hangs; nothing is decided by it
+
+
+@contextlib.contextmanager
+def running(app, options=OPTIONS, **limits) -> Iterator[int]:
+    """An application behind a port of this machine."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = make_http_server(app, options, 0, **limits)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
+        thread.start()
+        listening.listen(64)
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(GUARD_S)
+
+
+def speak(port: int, *pieces: bytes, end: bool = False) -> bytes:
+    """All that the server says to these bytes, until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as client:
+        for piece in pieces:
+            try:
+                client.sendall(piece)
+            except OSError:
+                break
+        if end:
+            client.shutdown(socket.SHUT_WR)
+        return heard(client)
+
+
+def heard(client: socket.socket) -> bytes:
+    """Until the end of the connection."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := client.recv(65536):
+            found += piece
+    return found
+
+
+def head(path="/x", method="POST", host="localhost", version="1.1", **headers) -> bytes:
+    """The head of a request, after which the connection ends."""
+    lines = [f"{method} {path} HTTP/{version}", f"Host: {host}", "Connection: close"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def content(answer: bytes):
+    return json.loads(answer.partition(b"\r\n\r\n")[2])

@@ -1,0 +1,217 @@
+"""What every harness promises of the reader or front door that it feeds, and how one input is judged.
+
+An input ends in a result or in an OarlockError, within two seconds and 300 MB, and leaves no file outside the folder it
+was given, no process and no connection. Anything else is a finding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import resource
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oarlock.errors import OarlockError
+
+SECONDS = 2.0  # of this thread's CPU, so that a busy machine is not a finding
+MEGABYTES = 300
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_CHANGES = {
+    "os.mkdir",
+    "os.remove",
+    "os.rmdir",
+    "os.truncate",
+    "os.chmod",
+    "os.chown",
+    "os.symlink",
+    "os.link",
+    "os.rename",
+}
+_PROCESSES = {
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.forkpty",
+    "pty.spawn",
+}
+_CONNECTIONS = {"socket.connect", "socket.bind", "socket.sendto"}
+_CODE = {"pickle.find_class", "marshal.loads", "ctypes.dlopen"}
+
+
+@dataclass(frozen=True)
+class Harness:
+    """A reader or front door and how it is fed.
+
+    Attributes:
+        target: is given the bytes and an empty folder, which is its own for the whole run.
+        seeds: real inputs, made by code.
+        tokens: pieces that mean something there ("*a", "\\ud800"); they are put into inputs.
+        around: what has to be there during the run, a server for instance; its value goes to `target` as a third
+            argument where it is not None.
+        refusals: exceptions besides OarlockError that are a decent answer (those of a client that was told no).
+        connects: whether the target speaks to a server, so that connections are no finding.
+        seconds: CPU seconds of one input.
+    """
+
+    target: Callable[..., object]
+    seeds: Callable[[], Sequence[bytes]]
+    tokens: Sequence[bytes] = ()
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    refusals: tuple[type[BaseException], ...] = ()
+    connects: bool = False
+    seconds: float = SECONDS
+
+
+@dataclass
+class Finding:
+    """What an input did that it must not."""
+
+    what: str
+    data: bytes
+    trace: str = ""
+
+    @property
+    def key(self) -> str:
+        """The same for inputs that go wrong in the same place."""
+        return (
+            self.what.split(":")[0]
+            + "".join(line for line in self.trace.splitlines() if line.startswith("  File"))[-300:]
+        )
+
+
+@dataclass
+class Judge:
+    """Runs a harness on one input after the other and keeps what it finds, once for each place."""
+
+    harness: Harness
+    folder: Path
+    server: Any = None
+    findings: dict[str, Finding] = field(default_factory=dict)
+    executions: int = 0
+    refused: int = 0
+
+    def __call__(self, data: bytes) -> Finding | None:
+        """Run one input."""
+        self.executions += 1
+        arguments = (data, self.folder) if self.server is None else (data, self.folder, self.server)
+        _watch.start(self.folder, self.harness.connects)
+        memory, start = _peak(), time.thread_time()
+        found: Finding | None = None
+        try:
+            self.harness.target(*arguments)
+        except (OarlockError, *self.harness.refusals):
+            self.refused += 1
+        except Exception as error:
+            found = Finding(f"{type(error).__name__}: {error}", data, traceback.format_exc())
+        seconds, more, seen = time.thread_time() - start, _peak() - memory, _watch.stop()
+        if found is None and seen:
+            found = Finding(seen[0], data)
+        if found is None and seconds > self.harness.seconds:
+            found = Finding(f"slow: {seconds:.1f} s", data)
+        if found is None and more > MEGABYTES:
+            found = Finding(f"large: {more:.0f} MB", data)
+        if found is not None:
+            self.findings.setdefault(found.key, found)
+        return found
+
+    def seeds(self) -> list[bytes]:
+        """The seeds, each run once; so that what the first reading imports is not taken for its doing."""
+        seeds = list(self.harness.seeds())
+        for seed in seeds:
+            with contextlib.suppress(Exception):
+                self.harness.target(*((seed, self.folder) if self.server is None else (seed, self.folder, self.server)))
+        for seed in seeds:
+            self(seed)
+        return seeds
+
+
+@contextlib.contextmanager
+def judging(harness: Harness) -> Iterator[Judge]:
+    """A judge with a folder of its own and what the harness needs around it; looks for processes left at the end."""
+    before = _children()
+    _watch.others = {thread.ident or 0 for thread in threading.enumerate()} - {threading.get_ident()}
+    with tempfile.TemporaryDirectory(prefix="oarlock-fuzz-") as folder:
+        with harness.around() as server:
+            judge = Judge(harness, Path(folder).resolve(), server)
+            yield judge
+        for left in _children() - before:
+            judge.findings[f"process {left}"] = Finding(f"a process is left: {left}", b"")
+
+
+def keep(findings: Sequence[Finding], folder: Path) -> list[str]:
+    """Write the inputs of findings into a folder; a sentence for each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said = []
+    for finding in findings:
+        path = folder / hashlib.sha256(finding.data).hexdigest()[:16]
+        path.write_bytes(finding.data)
+        said.append(f"{finding.what}\n  input: {path}\n{finding.trace}")
+    return said
+
+
+class _Watch:
+    """Sees what Python's audit events tell of the running input."""
+
+    def __init__(self) -> None:
+        self._on, self._folder, self._connects = False, "", False
+        self._seen: list[str] = []
+        self._hooked = False
+        self.others: set[int] = set()  # threads that were there before and have their own business
+
+    def start(self, folder: Path, connects: bool) -> None:
+        if not self._hooked:
+            sys.addaudithook(self._event)  # can't be taken away again, so it is there once and off between inputs
+            self._hooked = True
+        self._folder, self._connects, self._seen, self._on = str(folder), connects, [], True
+
+    def stop(self) -> list[str]:
+        self._on = False
+        return self._seen
+
+    def _event(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self._on or threading.get_ident() in self.others:
+            return
+        if event == "open":
+            path, _, flags = arguments
+            if isinstance(path, (str, bytes)) and isinstance(flags, int) and flags & _WRITING:
+                self._path(event, path)
+        elif event in _CHANGES:
+            for path in arguments[:2]:
+                if isinstance(path, (str, bytes)):
+                    self._path(event, path)
+        elif event in _PROCESSES or event in _CODE or (event in _CONNECTIONS and not self._connects):
+            self._seen.append(f"{event} {arguments!r:.200}")
+
+    def _path(self, event: str, path: str | bytes) -> None:
+        absolute = os.path.realpath(os.fsdecode(path))
+        if not absolute.startswith(f"{self._folder}/") and absolute != "/dev/null" and "__pycache__" not in absolute:
+            self._seen.append(f"{event} outside of its folder: {absolute}")
+
+
+_watch = _Watch()
+
+
+def _peak() -> float:
+    """Megabytes that this process had at most so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _children() -> set[str]:
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            found.update((task / "children").read_text().split())
+    return found

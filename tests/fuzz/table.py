@@ -1,0 +1,29 @@
+"""Every harness: the module beside this one that has it as HARNESS, and the packages whose branches atheris follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """A harness; `instrument` names packages beside oarlock, read by Python code."""
+
+    module: str
+    instrument: tuple[str, ...] = ()
+
+
+TABLE = {
+    "json": Row("fuzz_json"),
+    "yaml": Row("fuzz_yaml", ("yaml",)),
+    "grpc": Row("fuzz_grpc"),
+    "grpc_request": Row("fuzz_grpc_request"),
+    "corpus": Row("fuzz_corpus"),
+    "records": Row("fuzz_records"),
+    "templates": Row("fuzz_templates"),
+    "http": Row("fuzz_http", ("h11", "uvicorn")),
+    "safetensors": Row("fuzz_safetensors"),
+    "export": Row("fuzz_export"),
+    "index": Row("fuzz_index"),
+    "checkpoint": Row("fuzz_checkpoint"),
+}

@@ -1,0 +1,111 @@
+"""In the place of Triton: has the models of an export, keeps what it is asked, and answers as a test scripts it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import numpy as np
+from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
+
+import oarlock.serve
+from oarlock.serve.triton_failure import TritonFailure
+from oarlock.triton_config import read_triton_config
+
+MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
+_FOLDER = Path(oarlock.serve.__file__).parent / "triton_models"
+
+
+class ScriptedUpstream:
+    """See front.upstream.Upstream. `script` has what streams give: responses, texts of errors, TritonFailures."""
+
+    def __init__(self):
+        self.asked, self.script, self.is_away = [], [], False
+        self.to_one = None  # what a call with one answer gets, where that is not the first of the script
+        self.going, self.cancelled = asyncio.Event(), 0  # a script that ends with ... waits for the client to leave
+
+    async def available(self):
+        return not self.is_away
+
+    async def is_ready(self, model):
+        return not self.is_away
+
+    async def close(self):
+        pass
+
+    async def ask(self, method, request, timeout=None):
+        if self.is_away:
+            raise TritonFailure(grpc.StatusCode.UNAVAILABLE, "the model is being started; try again soon")
+        if method == "ModelConfig":
+            return service_pb2.ModelConfigResponse(config=config(request.name))
+        self.asked.append(request)
+        if method == "ModelInfer":
+            return self.to_one or await anext(self._play())
+        return {
+            "ServerMetadata": service_pb2.ServerMetadataResponse(name="triton", version="2.51.0", extensions=["classification", "model_repository", "system_shared_memory", "logging", "statistics"]),
+            "ModelMetadata": service_pb2.ModelMetadataResponse(name="oarlock", versions=["1"], platform="python", inputs=[{"name": "seed", "datatype": "INT64", "shape": [1]}]),
+            "ModelReady": service_pb2.ModelReadyResponse(ready=True),
+            "ModelStatistics": service_pb2.ModelStatisticsResponse(model_stats=[{"name": "oarlock", "version": "1", "inference_count": 5, "inference_stats": {"success": {"count": 5, "ns": 7}}}]),
+        }[method]  # fmt: skip
+
+    async def stream(self, request, timeout=None):
+        if self.is_away:
+            raise TritonFailure(grpc.StatusCode.UNAVAILABLE, "the model is being started; try again soon")
+        self.asked.append(request)
+        async for item in self._play():
+            yield item if isinstance(item, service_pb2.ModelStreamInferResponse) else service_pb2.ModelStreamInferResponse(infer_response=item)  # fmt: skip
+
+    async def _play(self):
+        for item in self.script:
+            if item is ...:
+                try:
+                    self.going.set()
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    self.cancelled += 1
+                    raise
+            if isinstance(item, TritonFailure):
+                raise item
+            yield service_pb2.ModelStreamInferResponse(error_message=item) if isinstance(item, str) else item
+
+
+def config(name) -> model_config_pb2.ModelConfig:
+    """Of a model of an export."""
+    found = model_config_pb2.ModelConfig.FromString(read_triton_config(_FOLDER / name / "config.pbtxt").SerializeToString())  # fmt: skip
+    found.name = name
+    return found
+
+
+def response(model="oarlock", id="", **tensors) -> service_pb2.ModelInferResponse:
+    """With outputs of these values: texts, whole numbers, or arrays."""
+    made = service_pb2.ModelInferResponse(model_name=model, model_version="1", id=id)
+    for name, value in tensors.items():
+        array = value if isinstance(value, np.ndarray) else np.array(*((([value.encode()], object)) if isinstance(value, str) else ([value] if isinstance(value, int) else value, np.int32)))  # fmt: skip
+        made.outputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
+        made.raw_output_contents.append(serialize_byte_tensor(array).item() if array.dtype == object else array.tobytes())  # fmt: skip
+    return made
+
+
+def answer(text="ho", ids=(5, 6), end="stop", model="oarlock") -> service_pb2.ModelInferResponse:
+    """As the streaming model answers."""
+    return response(model, text_output=text, token_ids=list(ids), finish_reason=end, prompt_tokens=3, completion_tokens=len(ids))  # fmt: skip
+
+
+def asked_values(request) -> dict:
+    """The inputs of a request, by their names."""
+    kinds = {"BOOL": np.bool_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
+    found = {}
+    for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+        if tensor.datatype == "BYTES":
+            texts, place = [], 0
+            while place < len(raw):
+                end = place + 4 + int.from_bytes(raw[place : place + 4], "little")
+                texts.append(raw[place + 4 : end].decode())
+                place = end
+            found[tensor.name] = texts
+        else:
+            found[tensor.name] = np.frombuffer(raw, kinds[tensor.datatype]).tolist()
+        assert len(found[tensor.name]) == int(np.prod(list(tensor.shape)))
+    return found

@@ -1,0 +1,87 @@
+"""The metrics port: Triton's text through its Unix socket, the front's own beside it, and nothing else."""
+
+from __future__ import annotations
+
+import socketserver
+import threading
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+from starlette.testclient import TestClient
+
+from oarlock.serve.front.metrics import FrontCounts, make_metrics_app, route_of
+from oarlock.serve.front.options import FrontOptions, FrontState
+
+TRITON = b'# HELP nv_x y\nnv_x{model="oarlock"} 1\n'
+
+
+class _Metrics(BaseHTTPRequestHandler):
+    status, text = 200, TRITON
+
+    def do_GET(self):
+        self.send_response(self.status)
+        self.end_headers()
+        self.wfile.write(self.text)
+
+    def log_message(self, *_):
+        pass
+
+    def address_string(self):
+        return ""
+
+
+@pytest.fixture
+def triton(tmp_path):
+    path = tmp_path / "metrics"
+    with socketserver.ThreadingUnixStreamServer(str(path), _Metrics) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield path
+        server.shutdown()
+
+
+def client_of(path, counts=None, restarts=None):
+    options = FrontOptions("unix:x", str(path), "oarlock", ("oarlock",))
+    app = make_metrics_app(options, None, counts or FrontCounts(), FrontState(restarts or {}))
+    return TestClient(app)
+
+
+def test_both_are_there(triton, tmp_path):
+    counts = FrontCounts()
+    counts.add_request("grpc", "ModelInfer", "OK")
+    counts.add_refusal("grpc", "size")
+    answer = client_of(triton, counts, {"triton": 3}).get("/metrics")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert answer.content.startswith(TRITON) and "oarlock_triton_up 1\n" in answer.text
+    assert 'oarlock_front_requests_total{door="grpc",route="ModelInfer",code="OK"} 1\n' in answer.text
+    assert 'oarlock_front_refused_total{door="grpc",reason="size"} 1\n' in answer.text
+    assert 'oarlock_restarts_total{part="triton"} 3\n' in answer.text
+    away = client_of(tmp_path / "nowhere").get("/metrics")
+    assert away.status_code == 200 and "oarlock_triton_up 0\n" in away.text and "nv_x" not in away.text
+
+
+def test_nothing_else_is_there(triton):
+    client = client_of(triton)
+    assert client.get("/").status_code == client.get("/metrics/x").status_code == client.get("/v2").status_code == 404
+    assert client.post("/metrics").status_code == 405
+    assert client.head("/metrics").content == b""
+
+
+def test_routes_are_few():
+    """Whatever clients ask for, the metrics do not grow by it."""
+    assert route_of("/v2/models/anything/infer") == "/v2/models/NAME/infer"
+    assert route_of("/v2/models/x/versions/7/generate_stream") == "/v2/models/NAME/generate_stream"
+    assert route_of("/v2/models/x") == "/v2/models/NAME" and route_of("/v1/models/x") == "/v1/models/NAME"
+    assert route_of("/v1/chat/completions") == "/v1/chat/completions"
+    for path in ("/../x", "/v2/models/a/b/c", '/"', "/v2/repository/index", ""):
+        assert route_of(path) == "other"
+
+
+def test_requests_over_http_are_counted():
+    counts = FrontCounts()
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 418, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    TestClient(counts.counted(app, "rest")).get("/v2/models/x/infer")
+    assert 'door="rest",route="/v2/models/NAME/infer",code="418"} 1' in counts.text({}, True)
