@@ -157,7 +157,7 @@ def _parse(i: int, text: str | bytes) -> Any:
     try:
         if len(text) > MAX_SHARED_BYTES:
             raise ValueError(f"{len(text):,} bytes")
-        return json.loads(text)
+        return json.loads(text if isinstance(text, str) else text.decode())
     except (ValueError, RecursionError) as error:
         raise CommunicationError(f"what rank {i} shares with the others can't be read: {error}") from error
 
