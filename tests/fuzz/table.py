@@ -28,4 +28,5 @@ TABLE = {
     "export": Row("fuzz_export"),
     "index": Row("fuzz_index"),
     "checkpoint": Row("fuzz_checkpoint"),
+    "ranks": Row("fuzz_ranks"),
 }
