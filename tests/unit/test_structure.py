@@ -116,7 +116,6 @@ OWN_JSON = {
     "data/fast_tokenizer.py": "what the tokenizers library says of a tokenizer in memory",
     "data/marked_encoding.py": "the same",
     "data/tokenizer_identity.py": "the same",
-    "data/vocabulary_files.py": "tekken.json",
     "models/save.py": "what save_pretrained wrote a moment before",
     "parallel/nodes.py": "what a rank of this launch put into the store, which only such ranks reach",
     "serve/admin_client.py": "its answer",
