@@ -14,6 +14,7 @@ class Row:
 
 
 TABLE = {
+    "admin": Row("fuzz_admin"),
     "json": Row("fuzz_json"),
     "yaml": Row("fuzz_yaml", ("yaml",)),
     "grpc": Row("fuzz_grpc"),
@@ -27,4 +28,5 @@ TABLE = {
     "export": Row("fuzz_export"),
     "index": Row("fuzz_index"),
     "checkpoint": Row("fuzz_checkpoint"),
+    "ranks": Row("fuzz_ranks"),
 }
