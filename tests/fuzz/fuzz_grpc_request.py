@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from google.protobuf.message import DecodeError
 from harness import Harness
-from scripted_triton import CONFIGS, limits, question
 from tritonclient.grpc import service_pb2
 
 from oarlock.serve.front.check_request import check_infer_request
 from oarlock.serve.triton_fields import FIELDS
+from scripted_triton import CONFIGS, limits, question
 
 LIMITS = limits()
 SIZES = {"INT32": 4, "INT64": 8, "FP32": 4, "BOOL": 1}
