@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -201,9 +202,15 @@ def _serve_model(folder: Path, adapters: dict[str, Path], options: ServeOptions,
         def export_if_changed() -> None:
             nonlocal exported
             now = _state_of(folder, adapters)
-            if now != exported:
-                export_triton(folder, adapters, place / "repository")
-                exported = now
+            if now == exported:
+                return
+            new, old = place / "new", place / "old"
+            shutil.rmtree(new, ignore_errors=True)  # of an export that failed
+            export_triton(folder, adapters, new)
+            (place / "repository").rename(old)
+            new.rename(place / "repository")
+            shutil.rmtree(old, ignore_errors=True)
+            exported = now
 
         export_triton(folder, adapters, place / "repository")
         return _run(

@@ -330,8 +330,14 @@ def test_an_open_host_and_an_end_by_sigkill(served_model, tmp_path):
         assert running.admin("reload").returncode == 0
         assert running.generate(text_input="river", max_tokens=8)["token_ids"] == first
         make_tiny_model(model, max_position_embeddings=CONTEXT, num_hidden_layers=2)
-        assert running.admin("reload").returncode == 0, running.said()
-        assert running.generate(text_input="river", max_tokens=8)["token_ids"] != first
+        done = running.admin("reload")
+        assert done.returncode == 0, done.stderr
+        second = running.generate(text_input="river", max_tokens=8)["token_ids"]
+        assert second != first
+        (model / "config.json").write_text("{")
+        done = running.admin("reload")
+        assert done.returncode == 1 and "config.json" in done.stderr and "Traceback" not in done.stderr
+        assert running.generate(text_input="river", max_tokens=8)["token_ids"] == second
         processes = running.processes()
     finally:
         running.process.kill()

@@ -19,11 +19,11 @@ import grpc
 from fuzz_grpc_request import HARNESS as REQUESTS
 from fuzz_grpc_request import read
 from harness import Harness
-from scripted_triton import GUARD_S, front_of_triton, limits
 from tritonclient.grpc import service_pb2
 
 from oarlock.serve.front.check_request import check_infer_request
 from oarlock.serve.front.http2_frames import PREFACE, frame
+from scripted_triton import GUARD_S, front_of_triton, limits
 
 MAX_BODY = 20_000
 LIMITS = limits(MAX_BODY)

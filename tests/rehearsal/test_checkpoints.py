@@ -40,6 +40,10 @@ RUNS = {
     "full_background": (2, STAGE3 | {"async_save": 1}, "full", "full_background"),
     "killed": (2, STAGE3, "killed", "killed"),
     "resumed": (2, STAGE3 | {"async_save": 1, "save_total_limit": 1}, "", "killed"),
+    "removed": (2, STAGE3, "removed", "removed"),
+    "removed_background": (2, STAGE3 | {"async_save": 1}, "removed", "removed_background"),
+    "ids": (2, STAGE3 | {"dataloader_num_workers": 1}, "ids", "ids"),
+    "ids_at_opening": (2, STAGE3, "", "ids_at_opening"),
 }
 
 
@@ -54,6 +58,10 @@ def runs(tmp_path_factory, tiny_config) -> Path:
     (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     build_corpus(BuildOptions((str(folder / "text.jsonl"),), str(tiny_config), str(folder / "data" / "c"), workers=1))
     shutil.copytree(tiny_config, folder / "model")
+    shutil.copytree(folder / "data", folder / "foreign")
+    ids = np.fromfile(folder / "foreign" / "c.bin", np.uint16)
+    ids[::50] = 600  # the model has 512, and the notes beside the corpus say nothing of it
+    ids.tofile(folder / "foreign" / "c.bin")
     program = subprocess.run(
         [sys.executable, __file__, str(folder)],
         env={**os.environ, "PYTHONPATH": f"{LLM}:{LLM.parent / 'tests'}", "OMP_NUM_THREADS": "1"},
@@ -231,6 +239,29 @@ def test_a_rank_killed_while_it_saves(runs):
     assert not list((runs / "killed").glob(".checkpoint-*"))
 
 
+@pytest.mark.parametrize("name", ["removed", "removed_background"])
+def test_an_output_folder_that_is_removed(runs, name):
+    """Before the second save: one sentence, and all ranks end."""
+    assert codes(runs, name) == [1, 1]
+    console = log(runs, name, 0)
+    assert (
+        console.count("oarlock: error") == 1
+        and "was removed while the run was going on. There is no earlier" in console
+    )
+    assert "Traceback" not in console + log(runs, name, 1) and not (runs / name).exists()
+
+
+@pytest.mark.parametrize("name", ["ids", "ids_at_opening"])
+def test_ids_that_the_model_has_no_row_for(runs, name):
+    """Found when the corpus is opened; in what was not looked at then, by the process that reads the sample."""
+    assert codes(runs, name) == [1, 1]
+    said = {rank: log(runs, name, rank) for rank in (0, 1)}
+    place = "c.bin: token 0 is id 600" if name == "ids_at_opening" else "the data holds token id 600"
+    assert f"{place}, but the model's vocabulary has 512 rows" in said[0] + said[1]
+    assert "Traceback" not in said[0] + said[1]
+    assert not list((runs / name).glob("checkpoint-*")) and not (runs / name / ".run.lock").exists()
+
+
 # The program.
 
 
@@ -245,7 +276,7 @@ def main(folder: Path) -> int:
     found = {}
     for name, (ranks, options, disturbance, output) in RUNS.items():
         words = flags(
-            model_name_or_path=folder / "model", input_dir=folder / "data", output_dir=folder / output, split="100,0,0",
+            model_name_or_path=folder / "model", input_dir=folder / ("foreign" if "ids" in name else "data"), output_dir=folder / output, split="100,0,0",
             max_seq_length=32, per_device_train_batch_size=1, gradient_accumulation_steps=2, max_steps=4, save_steps=2,
             learning_rate=1e-3, logging_steps=1, do_train=1, report_to="none", device="cpu", num_threads=1,
             collective_timeout=60, disable_tqdm=1, log_level="error", **options,
@@ -262,6 +293,7 @@ def one_rank(words: list[str], disturbance: str) -> int:
     from oarlock.config.schema import PretrainConfig
     from oarlock.environment import rank
     from oarlock.parallel import cpu_group
+    from oarlock.train import pretrain as pretraining
     from oarlock.train import saving
     from oarlock.train.pretrain import pretrain
     from oarlock.train.trainer import OarlockTrainer
@@ -274,8 +306,15 @@ def one_rank(words: list[str], disturbance: str) -> int:
     def sent() -> int:
         return sum(amount for group in cpu_group.groups() for _, amount in group.statistics().values())
 
+    if disturbance == "ids":
+        pretraining.check_token_ids = lambda *_: None
+
     def save(trainer, *arguments):
         trainers.append(trainer)
+        if disturbance == "removed" and len(trainers) == 2 and rank() == 0:
+            output.rename(output.with_name(f"away-{output.name}"))
+            really_save(trainer, *arguments)
+            raise AssertionError("saved into a folder that is gone")
         before = sent()
         really_save(trainer, *arguments)
         with open(output / f"sent-{rank()}.jsonl", "a") as file:

@@ -269,7 +269,7 @@ def test_errors_of_the_file_system_become_one_sentence(tmp_path):
     folder = tmp_path / "out"
     with pytest.raises(OutputLost, match=r"run.json could not be written: .*There is no earlier"), run_in(folder):
         raise PermissionError(errno.EACCES, "Permission denied", str(folder / "run.json"))
-    with pytest.raises(OutputLost, match="no space left on the disk of .*out"), run_in(folder):
+    with pytest.raises(OutputLost, match=r"no space left on the disk of .*out"), run_in(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(FileNotFoundError), run_in(folder):
         raise FileNotFoundError(errno.ENOENT, "No such file", "/somewhere/else")

@@ -109,6 +109,48 @@ def test_light_commands_do_not_import_paddle(words):
     assert result.returncode == 0, result.stderr
 
 
+# What parses JSON beside oarlock.formats, and why that may.
+OWN_JSON = {
+    "data/json_text.py": "records of data, as strict as formats but for what stands beside the text",
+    "data/json_lists.py": "finds the end of a record that json_text has refused",
+    "data/fast_tokenizer.py": "what the tokenizers library says of a tokenizer in memory",
+    "data/marked_encoding.py": "the same",
+    "data/tokenizer_identity.py": "the same",
+    "data/vocabulary_files.py": "tekken.json",
+    "models/save.py": "what save_pretrained wrote a moment before",
+    "parallel/nodes.py": "what a rank of this launch put into the store, which only such ranks reach",
+    "serve/admin_client.py": "its answer",
+    "serve/front/options.py": "what `oarlock serve` tells the front on its input",
+    "serve/front/process.py": "the same",
+    "serve/json_form.py": "a request that the front has bounded; checked field by field behind it",
+    "serve/triton_fields.py": "the same",
+    "serve/triton_relay.py": "the model's configuration, which `oarlock serve` wrote, from Triton",
+    "serve/triton_stream.py": "the same",
+    "serve/settings.py": "limits from the environment, which `oarlock serve` sets",
+    "train/flops.py": "a table of this package",
+    "train/rehearsal_rank.py": "what a process of this rehearsal wrote into its folder",
+}
+PARSERS = {
+    "json": {"load", "loads", "JSONDecoder"},
+    "yaml": {"load", "safe_load", "full_load", "compose", "parse", "scan"},
+}
+
+
+def parses(path: Path) -> bool:
+    """Whether a file calls a parser of JSON or YAML."""
+    return any(
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.attr.removesuffix("_all") in PARSERS.get(node.value.id, ())
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    )
+
+
+def test_only_formats_reads_json_and_yaml_of_others():
+    users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if parses(path)}
+    assert {name for name in users if not name.startswith("formats/")} == set(OWN_JSON)
+
+
 def test_no_eval_exec_or_shell():
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

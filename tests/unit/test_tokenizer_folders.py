@@ -155,8 +155,8 @@ def test_vocabularies_that_do_not_say_how_to_read_them_are_refused(tmp_path):
         ("tokenizer.json", b"{}", "not a tokenizer|its model"),
         ("tokenizer.model", b"\x0a\xff\xff", "not a sentencepiece model"),
         ("tokenizer.model", b"YQ== 0\nYg== 5\n", "its ranks have gaps"),
-        ("tekken.json", b'{"config": {}}', "not a tekken.json that is known here"),
-        ("tekken.json", b'{"config": {"pattern": ""}, "vocab": [], "special_tokens": [{"rank": 3}]}', "consecutive ranks"),
+        ("tekken.json", b'{"config": {}}', "config: pattern is missing"),
+        ("tekken.json", b'{"config": {"pattern": ""}, "vocab": [], "special_tokens": [{"rank": 3, "token_str": "a"}]}', "consecutive ranks"),
     ],
 )  # fmt: skip
 def test_damaged_files_are_named(tmp_path, name, content, problem):

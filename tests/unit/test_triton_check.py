@@ -64,7 +64,7 @@ def test_nothing_is_found_in_a_good_repository(repository):
         ),
         ("max_batch_size: 0", 'model_repository_agents { agents { name: "x" } }', "pbtxt", "from another place"),
         ("max_batch_size: 0", "input { " * 500, "pbtxt", "levels deep"),
-        ("max_batch_size: 0", "#" * (1 << 20), "pbtxt", "too large"),
+        ("max_batch_size: 0", "#" * (1 << 18), "pbtxt", "too large"),
     ],
 )
 def test_configurations(repository, old, new, kind, says):

@@ -14,6 +14,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import math
 import textwrap
 import types
 import typing
@@ -167,9 +168,9 @@ def _to_float(value: Any) -> float:
     if not isinstance(value, bool):
         try:
             number = float(value)
-            if number == number:
+            if math.isfinite(number):
                 return number
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     raise ValueError(f"must be a number; got {shown(value)}")
 

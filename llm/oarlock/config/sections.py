@@ -270,5 +270,5 @@ class RuntimeSection:
     collective_timeout: float = option(600.0, more_than(0), unit="seconds", may_change=True)
     """How long a rank waits for the others in one operation before it gives up, on a CPU."""
 
-    seed: int = option(42, at_least(0))
+    seed: int = option(42, between(0, (1 << 32) - 1))
     """Seeds the weights, the data order and dropout."""

@@ -11,7 +11,7 @@ from typing import Any
 from oarlock.config.options import shown
 
 # A weight before a path, as in "0.7 data/a"; "all" stands for as much as the set holds.
-_WEIGHTED = re.compile(r"\s*(all|[0-9.]+(?:[eE][-+]?\d+)?)\s+(\S.*?)\s*", re.DOTALL)
+_WEIGHTED = re.compile(r"(all|[0-9.]+(?:[eE][-+]?\d+)?)\s+(\S.*)", re.DOTALL)
 
 
 def blend_text(value: Any) -> str:
@@ -31,7 +31,7 @@ def blend_text(value: Any) -> str:
 
 def _pair(item: Any) -> tuple[str, Any]:
     if isinstance(item, str):
-        found = _WEIGHTED.fullmatch(item)
+        found = _WEIGHTED.fullmatch(item.strip())
         return (found[2], found[1]) if found else (item, "all")
     if isinstance(item, dict) and "path" in item and set(item) <= {"path", "weight"}:
         return str(item["path"]), item.get("weight", "all")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oarlock.config.options import shown
 from oarlock.data.record_files import ItemBatch, RecordSource, parse_cells
 from oarlock.data.records import PlainText
 from oarlock.data.train_marks import lost_marks
@@ -51,7 +52,11 @@ class Columns:
         """
         chosen: dict[str, str] = {}
         words: set[str] = set()
-        for part in next(csv.reader([text], skipinitialspace=True), []):
+        try:
+            parts = next(csv.reader([text], skipinitialspace=True), [])
+        except csv.Error as error:
+            raise ConfigError(f"--columns {shown(text)}: {error}") from error
+        for part in parts:
             field, equals, column = (word.strip() for word in part.partition("="))
             if not equals or not column:
                 raise ConfigError(f"--columns {text}: {part!r} is not field=column")

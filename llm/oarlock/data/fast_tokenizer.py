@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from oarlock.data.library_errors import ON_A_TEXT, library_errors
 from oarlock.files import write_json, write_text_atomically
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -67,7 +68,8 @@ class FastTokenizer:
                 the begin token gets no second one.
         """
         texts = [text] if isinstance(text, str) else list(text)
-        rows = [row.ids for row in self.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        with library_errors(ON_A_TEXT):
+            rows = [row.ids for row in self.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         if add_special_tokens:
             rows = [self.with_begin(row) + self._around[1] for row in rows]
         found = {"input_ids": rows}
@@ -104,7 +106,8 @@ class FastTokenizer:
                 where the tokenizer is no BPE (whose spaces are the text's own), the rule of transformers 5.
         """
         row = [int(ids)] if isinstance(ids, int) else [int(token) for token in ids]
-        text = str(self.backend_tokenizer.decode(row, skip_special_tokens=skip_special_tokens))
+        with library_errors(ON_A_TEXT):
+            text = str(self.backend_tokenizer.decode(row, skip_special_tokens=skip_special_tokens))
         if clean_up_tokenization_spaces is None:
             asked = bool(self.init_kwargs.get("clean_up_tokenization_spaces", False))
             clean_up_tokenization_spaces = asked and type(self.backend_tokenizer.model).__name__ != "BPE"

@@ -7,6 +7,7 @@ oarlock.formats is with settings: only what Python can't take, or would take wro
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from oarlock.formats.json_file import MOST_CONTAINERS, nesting
@@ -22,9 +23,8 @@ class Unusable(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
-        raise Unusable(f"field {twice!r} stands twice in one object")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise Unusable(f"field {twice[:200]!r} stands twice in one object")
     return found
 
 

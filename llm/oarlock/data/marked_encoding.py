@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from tokenizers import AddedToken, Tokenizer
 
+from oarlock.data.library_errors import ON_A_TEXT, library_errors
 from oarlock.data.marked_text import MarkedText, free_letters, private_letters
 from oarlock.errors import DataError
 
@@ -66,10 +67,9 @@ class MarkedEncoder:
 
     def encode(self, texts: Sequence[MarkedText]) -> list[TokenizedText]:
         """Ids and offsets of each, without begin and end tokens added."""
-        rows = [
-            _tokenized(row.ids, row.offsets)
-            for row in self._plain.encode_batch([text.text for text in texts], add_special_tokens=False)
-        ]
+        with library_errors(ON_A_TEXT):
+            encoded = self._plain.encode_batch([text.text for text in texts], add_special_tokens=False)
+        rows = [_tokenized(row.ids, row.offsets) for row in encoded]
         spelled = [i for i, (text, row) in enumerate(zip(texts, rows, strict=True)) if self._spells(text, row)]
         if spelled:
             for i, row in zip(spelled, self._encode_spelled([texts[i] for i in spelled]), strict=True):
@@ -82,7 +82,8 @@ class MarkedEncoder:
         Args:
             parse_special_tokens: it becomes that token; else it is text.
         """
-        rows = [row.ids for row in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with library_errors(ON_A_TEXT):
+            rows = [row.ids for row in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
         spelled = [not self._special_ids.isdisjoint(row) for row in rows]
         again = [] if parse_special_tokens else [i for i, found in enumerate(spelled) if found]
         if again:
@@ -104,7 +105,8 @@ class MarkedEncoder:
     def _encode_spelled(self, texts: Sequence[MarkedText]) -> list[TokenizedText]:
         respelled = self._respelling(texts)
         pieces = [self._respell(text, respelled.spelling) for text in texts]
-        rows = respelled.backend.encode_batch([text for text, _ in pieces], add_special_tokens=False)
+        with library_errors(ON_A_TEXT):
+            rows = respelled.backend.encode_batch([text for text, _ in pieces], add_special_tokens=False)
         return [
             _tokenized(
                 [respelled.ids.get(id_, id_) for id_ in row.ids],

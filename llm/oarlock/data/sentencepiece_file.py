@@ -6,6 +6,7 @@ instead, with the numbers and defaults of sentencepiece_model.proto (https://git
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from oarlock.data.tokenizer_schema import check_lengths
 from oarlock.errors import ModelError
+from oarlock.formats.files import read_bytes
+from oarlock.formats.json_file import TOKENIZER_BYTES
 
 _PACKAGE = "oarlock.sentencepiece"
 # message -> (field, number, type, default); a type that begins with a capital is another message.
@@ -104,10 +108,13 @@ def read_sentencepiece(path: Path) -> Any:
     """
     model = _message_class()()
     try:
-        model.ParseFromString(path.read_bytes())
+        model.ParseFromString(read_bytes(path, limit=TOKENIZER_BYTES, what="sentencepiece model"))
         whole = bool(model.pieces)
     except (DecodeError, UnicodeDecodeError):
         whole = False
     if not whole:
         raise ModelError(f"{path}: not a sentencepiece model")
+    check_lengths((piece.piece for piece in model.pieces), str(path))
+    if not all(math.isfinite(piece.score) for piece in model.pieces):
+        raise ModelError(f"{path}: a piece has a score that is no finite number")
     return model

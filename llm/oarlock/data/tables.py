@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,7 +58,7 @@ def _header(source: Source, rows: Any, separator: str) -> list[str]:
     if columns is None:
         raise DataError(f"{source.path}: no header: the first row has to name the columns")
     names = [name.strip() for name in columns]
-    doubled = sorted({name for name in names if name and names.count(name) > 1})
+    doubled = sorted(name for name, count in Counter(names).items() if name and count > 1)
     if doubled:
         raise DataError(f"{source.path}:1: the header names {', '.join(map(repr, doubled))} more than once")
     other = next((mark for mark in (";", "\t", ",", "|") if mark != separator and mark in names[0]), None)

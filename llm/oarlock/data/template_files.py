@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oarlock.data.tokenizer_schema import read_tokenizer_config
 from oarlock.environment import say_once
 from oarlock.errors import ConfigError
-from oarlock.files import read_json_object, write_json, write_text_atomically
+from oarlock.files import write_json, write_text_atomically
 from oarlock.formats.files import read_text
+from oarlock.formats.json_file import read_json
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
@@ -46,10 +48,10 @@ def templates_in_folder(folder: Path) -> dict[str, str]:
     found = templates_in_files(folder)
     config = folder / "tokenizer_config.json"
     if not found and config.is_file():
-        found = named_templates(read_json_object(config).get("chat_template"), str(config))
+        found = named_templates(read_tokenizer_config(config).get("chat_template"), str(config))
     processor = folder / _PROCESSOR_FILE
     if not found and processor.is_file():
-        found = named_templates(read_json_object(processor).get("chat_template"), str(processor))
+        found = named_templates(read_json(processor, dict[str, Any]).get("chat_template"), str(processor))
         if not found:
             say_once(f"{processor}: PaddleNLP's own form of a chat template is not read; give a Jinja file")
     return found
@@ -108,5 +110,5 @@ def save_templates(folder: Path, templates: Mapping[str, str]) -> None:
     write_text_atomically(folder / TEMPLATE_FILE, templates[DEFAULT])
     config_file = folder / "tokenizer_config.json"
     if config_file.is_file():
-        config = read_json_object(config_file)
+        config = read_tokenizer_config(config_file)
         write_json(config_file, {**config, "chat_template": templates[DEFAULT]})

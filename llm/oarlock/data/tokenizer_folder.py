@@ -12,9 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, processors
+from typing_extensions import TypedDict
 
 from oarlock.data.fast_tokenizer import SPECIAL_NAMES, FastTokenizer
+from oarlock.data.library_errors import library_errors
+from oarlock.data.template_files import read_template
 from oarlock.data.tokenizer_json import read_tokenizer_json
+from oarlock.data.tokenizer_schema import (
+    MOST_UNNAMED,
+    read_added_tokens,
+    read_special_tokens,
+    read_tokenizer_config,
+)
+from oarlock.data.tokenizer_trial import try_tokenizer
 from oarlock.data.vocabulary_files import (
     BYTE_LEVEL_CLASSES,
     byte_level_tokenizer,
@@ -24,7 +34,8 @@ from oarlock.data.vocabulary_files import (
 )
 from oarlock.environment import say_once
 from oarlock.errors import ModelError, first_line
-from oarlock.files import read_json_object
+from oarlock.formats.files import open_regular
+from oarlock.formats.json_file import read_json_if_there
 
 CONFIG, TOKENIZER, SPECIAL, ADDED = (
     "tokenizer_config.json",
@@ -71,6 +82,14 @@ PADDLENLP_ALONE = (
 )
 
 
+class _ModelWords(TypedDict, total=False):
+    """What of config.json and generation_config.json a tokenizer goes by."""
+
+    model_type: str | None
+    tokenizer_class: str | None
+    eos_token_id: int | list[int] | None
+
+
 def needs_paddlenlp(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether the tokenizer of this folder is one that only a class of PaddleNLP reads."""
     if (folder / TOKENIZER).is_file():
@@ -88,7 +107,10 @@ def read_tokenizer(folder: Path) -> FastTokenizer:
         ModelError: naming the file that can't be read, and why.
     """
     try:
-        return _read_tokenizer(folder)
+        with library_errors(f"{folder}: the tokenizer can't be used"):
+            found = _read_tokenizer(folder)
+            try_tokenizer(found)
+        return found
     except (AttributeError, TypeError, ValueError, KeyError, OverflowError) as error:
         files = ", ".join(name for name in (CONFIG, TOKENIZER, SPECIAL, ADDED) if (folder / name).is_file())
         what = f"{type(error).__name__}: {first_line(error)}"
@@ -96,9 +118,9 @@ def read_tokenizer(folder: Path) -> FastTokenizer:
 
 
 def _read_tokenizer(folder: Path) -> FastTokenizer:
-    config = read_json_object(folder / CONFIG)
+    config = read_tokenizer_config(folder / CONFIG)
     kind = _class_of(folder, config)
-    named = {} if "added_tokens_decoder" in config else read_json_object(folder / SPECIAL)
+    named = {} if "added_tokens_decoder" in config else read_special_tokens(folder / SPECIAL)
     told = {**config, **{name: value for name, value in named.items() if value is not None}}
     listed = _listed_tokens(folder, config, told)
     special = {name: _content(value) for name, value in told.items() if name.endswith("_token") and _content(value)}
@@ -131,16 +153,13 @@ def _read_tokenizer(folder: Path) -> FastTokenizer:
 
 def _template_files(folder: Path) -> dict[str, str]:
     found = [folder / "chat_template.jinja", *sorted(folder.glob("chat_templates/*.jinja"))]
-    try:
-        return {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in found if path.is_file()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{folder}: a chat template can't be read: {error}") from error
+    return {str(path.relative_to(folder)): read_template(path) for path in found if path.is_file()}
 
 
 def _class_of(folder: Path, config: Mapping[str, Any]) -> str:
     """The class that transformers 5 takes for a folder, "" for its generic one."""
-    model = read_json_object(folder / "config.json")
-    family = str(model.get("model_type") or "")
+    model = read_json_if_there(folder / "config.json", _ModelWords) or {}
+    family = model.get("model_type") or ""
     named = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
     if family in _TAKEN and named != _TAKEN[family]:
         return _TAKEN[family]
@@ -167,7 +186,7 @@ def _listed_tokens(folder: Path, config: Mapping[str, Any], told: Mapping[str, A
         return {
             int(id_): _added(token, special=False) for id_, token in sorted(listed.items(), key=lambda x: int(x[0]))
         }
-    older = read_json_object(folder / ADDED)
+    older = read_added_tokens(folder / ADDED)
     special = {_content(told.get(name)) for name in SPECIAL_NAMES}
     special |= {_content(token) for token in told.get("additional_special_tokens") or []}
     ordered = sorted(older.items(), key=lambda item: item[1])
@@ -210,16 +229,18 @@ def _of_vocabulary(
 
 def _is_tiktoken(path: Path) -> bool:
     """Whether a .model file is lines "base64 rank" (Llama 3 as Meta gives it out) and no sentencepiece model."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         words = file.readline(200).split()
     return len(words) == 2 and words[1].isdigit()
 
 
 def _behind(path: Path, listed: Mapping[int, AddedToken]) -> list[str]:
     """The tokens behind a vocabulary of tiktoken, with a name for each id that has none."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = sum(1 for line in file if line.strip())
     last = max(listed, default=-1)
+    if last - size - len(listed) > MOST_UNNAMED:
+        raise ModelError(f"{path.parent / CONFIG}: the added token {last:,} is far behind the {size:,} of {path.name}")
     return [listed[i].content if i in listed else f"<|reserved_token_{i}|>" for i in range(size, last + 1)]
 
 
@@ -272,7 +293,7 @@ def _check_begin_and_end(backend: Tokenizer, path: Path, told: Mapping[str, Any]
 def _end_of_the_model(folder: Path, backend: Tokenizer) -> dict[str, str]:
     """The end token by the model's ids, for a folder whose tokenizer says nothing of one."""
     for file in ("generation_config.json", "config.json"):
-        ids = read_json_object(folder / file).get("eos_token_id")
+        ids = (read_json_if_there(folder / file, _ModelWords) or {}).get("eos_token_id")
         id_ = ids[0] if isinstance(ids, list) and ids else ids
         token = backend.id_to_token(id_) if isinstance(id_, int) and id_ >= 0 else None
         if token is not None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from oarlock.data.library_errors import is_panic
+from oarlock.data.tokenizer_schema import read_tokenizer_object
 from oarlock.errors import ModelError, first_line
-from oarlock.files import read_json_object
 
 
 def read_tokenizer_json(path: Path, special: set[str]) -> Tokenizer:
@@ -20,12 +21,14 @@ def read_tokenizer_json(path: Path, special: set[str]) -> Tokenizer:
     Raises:
         ModelError: naming the part that this version of the `tokenizers` library does not know.
     """
-    content = read_json_object(path)
+    content = read_tokenizer_object(path)
     for token in content.get("added_tokens") or []:
         token["special"] = bool(token.get("special")) or token.get("content") in special
     try:
         return Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library raises bare Exception
+    except BaseException as error:  # the library raises bare Exception, and panics
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise ModelError(f"{path}: {_what_is_wrong(content)}{first_line(error)}") from error
 
 
@@ -42,7 +45,9 @@ def _what_is_wrong(content: Mapping[str, Any]) -> str:
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "model"):
         try:
             Tokenizer.from_str(json.dumps({**bare, part: content.get(part)}))
-        except Exception:
+        except BaseException as error:
+            if not (isinstance(error, Exception) or is_panic(error)):
+                raise
             kind = content[part].get("type") if isinstance(content.get(part), dict) else content.get(part)
             here = version("tokenizers")
             return f"its {part} ({kind}) can't be read by the `tokenizers` library of this environment ({here}): "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from oarlock.data.fast_tokenizer import FastTokenizer
 from oarlock.data.marked_encoding import TokenizedText, marked_encoder
 from oarlock.data.marked_slow import encode_marked_slowly, slow_ids, slow_pattern, slow_spellings
 from oarlock.data.marked_text import MarkedText
-from oarlock.data.tokenizer_folder import PADDLENLP_ALONE, needs_paddlenlp, read_tokenizer
+from oarlock.data.paddlenlp_tokenizers import paddlenlp_tokenizer
+from oarlock.data.tokenizer_folder import needs_paddlenlp, read_tokenizer
 from oarlock.data.tokenizer_identity import ids_fingerprint
+from oarlock.data.tokenizer_schema import read_tokenizer_config
 from oarlock.errors import ModelError, first_line
-from oarlock.files import file_sha256, read_json_object
+from oarlock.files import file_sha256
 from oarlock.formats.links import check_links
 
 if TYPE_CHECKING:
@@ -56,13 +58,13 @@ def load_tokenizer(name_or_path: str) -> FastTokenizer | PretrainedTokenizerBase
     if not folder.is_dir():
         folder = _from_hub(name_or_path)
     check_links(folder)
-    config = read_json_object(folder / "tokenizer_config.json")
+    config = read_tokenizer_config(folder / "tokenizer_config.json")
     if not (has_tokenizer(folder) or config):
         raise ModelError(
             f"{folder}: no tokenizer in this folder (looked for {', '.join(_VOCABULARIES)}); "
             "name another with --tokenizer_name_or_path"
         )
-    return _of_paddlenlp(folder, config) if needs_paddlenlp(folder, config) else read_tokenizer(folder)
+    return paddlenlp_tokenizer(folder, config) if needs_paddlenlp(folder, config) else read_tokenizer(folder)
 
 
 def _from_hub(name: str) -> Path:
@@ -85,18 +87,6 @@ def _from_hub(name: str) -> Path:
     if not found:
         raise ModelError(f"tokenizer {name}: no such folder here, and no hub has a tokenizer under this name")
     return found[0].parent
-
-
-def _of_paddlenlp(folder: Path, config: Mapping[str, Any]) -> PretrainedTokenizerBase:
-    import paddlenlp.transformers
-
-    named = config.get("tokenizer_class")
-    # The automatic choice knows only one of GLM's.
-    name = named if named in PADDLENLP_ALONE and hasattr(paddlenlp.transformers, named) else "AutoTokenizer"
-    try:
-        return getattr(paddlenlp.transformers, name).from_pretrained(str(folder))
-    except Exception as error:
-        raise ModelError(f"tokenizer {folder}: can't be loaded from this folder: {first_line(error)}") from error
 
 
 def encode_marked(

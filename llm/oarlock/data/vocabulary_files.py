@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +16,12 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, Unigram
 
+from oarlock.data.library_errors import library_errors
 from oarlock.data.sentencepiece_file import ModelType, PieceType, read_sentencepiece
+from oarlock.data.tokenizer_schema import Tekken, check_lengths, read_vocabulary
 from oarlock.errors import ModelError
+from oarlock.formats.files import read_bytes
+from oarlock.formats.json_file import TOKENIZER_BYTES, read_json
 
 _SPACE = "▁"
 # Qwen2's way to cut text into words, and that of tiktoken's cl100k, which Llama 3 uses.
@@ -44,11 +47,11 @@ def byte_level_tokenizer(vocabulary: Path, merges: Path, kind: str, add_prefix_s
     Raises:
         ModelError: when the files do not fit each other.
     """
-    try:
+    check_lengths(read_vocabulary(vocabulary), str(vocabulary))
+    read_bytes(merges, limit=TOKENIZER_BYTES, what="list of merges")  # a regular file, and not too large
+    with library_errors(f"{vocabulary} and {merges.name}: not the vocabulary of a byte-level BPE"):
         pieces, pairs = BPE.read_file(str(vocabulary), str(merges))
         found = Tokenizer(BPE(pieces, pairs, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
-    except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"{vocabulary} and {merges.name}: not the vocabulary of a byte-level BPE: {error}") from error
     if kind == "Qwen2Tokenizer":
         found.normalizer = normalizers.NFC()
         found.pre_tokenizer = _words(_QWEN2_WORDS, add_prefix_space)
@@ -221,25 +224,25 @@ def tekken_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, str]]:
         ModelError: when the file is damaged or of a form that is not known.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, Tekken, limit=TOKENIZER_BYTES)
         config = content["config"]
         special = _tekken_special(content)
         ranks = [base64.b64decode(item["token_bytes"], validate=True) for item in content["vocab"]]
-        if config.get("default_vocab_size") is not None:  # what is behind it is padding
-            ranks = ranks[: config["default_vocab_size"] - len(special)]
-        pattern = str(config["pattern"])
-    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+        if (size := config.get("default_vocab_size")) is not None:  # what is behind it is padding
+            ranks = ranks[: max(0, size - len(special))]
+        pattern = config["pattern"]
+    except (ValueError, binascii.Error) as error:
         raise ModelError(
             f"{path}: not a tekken.json that is known here ({type(error).__name__}: {error}); save the tokenizer with "
             "transformers (AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes a tokenizer.json)"
         ) from error
-    found = _byte_ranks(ranks, special, pattern)
+    found = _byte_ranks(ranks, special, pattern, str(path))
     found.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     return found, {name: token for name, token in names.items() if token in special}
 
 
-def _tekken_special(content: dict[str, Any]) -> list[str]:
+def _tekken_special(content: Tekken) -> list[str]:
     """The special tokens in the order of their ids, which begin at 0."""
     listed = content.get("special_tokens")
     if listed is None:
@@ -248,7 +251,7 @@ def _tekken_special(content: dict[str, Any]) -> list[str]:
         ordered = sorted(listed, key=lambda item: item["rank"])
         if [item["rank"] for item in ordered] != list(range(len(ordered))):
             raise ValueError("its special tokens have no consecutive ranks from 0 on")
-        names = [str(item["token_str"]) for item in ordered]
+        names = [item["token_str"] for item in ordered]
     size = content["config"].get("default_num_special_tokens") or len(names)
     return names + [f"<SPECIAL_{i}>" for i in range(len(names), size)]
 
@@ -263,23 +266,26 @@ def tiktoken_tokenizer(path: Path, special: list[str]) -> Tokenizer:
         ModelError: when the file is neither this nor a sentencepiece model.
     """
     try:
-        pairs = [line.split() for line in path.read_bytes().splitlines() if line.strip()]
+        content = read_bytes(path, limit=TOKENIZER_BYTES, what="vocabulary of tiktoken")
+        pairs = [line.split() for line in content.splitlines() if line.strip()]
         ranks = {int(rank): base64.b64decode(token, validate=True) for token, rank in pairs}
         if sorted(ranks) != list(range(len(ranks))):
             raise ValueError("its ranks have gaps")
     except (ValueError, binascii.Error) as error:
         raise ModelError(f"{path}: neither a sentencepiece model nor a file of tiktoken ({error})") from error
-    found = _byte_ranks([ranks[i] for i in range(len(ranks))], [], _TIKTOKEN_WORDS)
+    found = _byte_ranks([ranks[i] for i in range(len(ranks))], [], _TIKTOKEN_WORDS, str(path))
     found.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return found
 
 
-def _byte_ranks(ranks: list[bytes], before: list[str], pattern: str) -> Tokenizer:
+def _byte_ranks(ranks: list[bytes], before: list[str], pattern: str, place: str) -> Tokenizer:
     """A byte-level BPE of byte strings in the order of their merging.
 
     Args:
         before: tokens with the ids before them.
+        place: the file, for messages.
     """
+    check_lengths(ranks, place)
     letters = _byte_letters()
     spelled = ["".join(letters[byte] for byte in token) for token in ranks]
     order = {token: rank for rank, token in enumerate(spelled)}

@@ -7,23 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, MaxLen
+from typing_extensions import TypedDict
 
 from oarlock.errors import ModelError
-from oarlock.files import read_json_object
+from oarlock.formats.json_file import read_json_if_there
 from oarlock.models.sampling_ranges import RANGES
 
 GENERATION_FILE = "generation_config.json"
+_Token = Annotated[int, Ge(-1), Le(2**31 - 1)]
 _NOT_TEMPERATURE = ("top_p", "top_k", "repetition_penalty")
+
+
+class GenerationFields(TypedDict, total=False):
+    """What is read of generation_config.json; the rest is carried along."""
+
+    bos_token_id: _Token | None
+    eos_token_id: _Token | Annotated[list[_Token], MaxLen(4096)] | None
+    pad_token_id: _Token | None
+    do_sample: bool | None
+    decode_strategy: Annotated[str, MaxLen(200)] | None
+    temperature: int | float | None
+    top_p: int | float | None
+    top_k: int | None
+    repetition_penalty: int | float | None
 
 
 def generation_content(folder: Path) -> dict[str, Any]:
     """The file as it stands; {} where there is none.
 
     Raises:
-        ModelError: when it is no JSON object.
+        ModelError: naming the field that is wrong.
     """
-    return read_json_object(folder / GENERATION_FILE)
+    return dict(read_json_if_there(folder / GENERATION_FILE, GenerationFields, extra="allow") or {})
 
 
 def token_ids(value: Any, place: str) -> tuple[int, ...]:

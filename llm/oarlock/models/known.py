@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from oarlock.files import read_json_object
+from oarlock.formats.json_file import read_json
 from oarlock.models.config_family import family_of
+from oarlock.models.config_schema import ConfigFields
 from oarlock.models.hub import local_folder
 
 _KNOWN = Path(__file__).parent / "known_configs"
@@ -28,7 +29,7 @@ def model_config_content(name_or_path: str) -> dict[str, Any]:
         return content | {"model_type": family_of(content, str(path))}
     else:
         path = local_folder(name_or_path, with_weights=False) / "config.json"
-    content = read_json_object(path)
+    content = dict(read_json(path, ConfigFields, extra="allow"))
     return content | {"model_type": family_of(content, str(path))}
 
 

@@ -109,4 +109,4 @@ def reason(error: BaseException, folder: Path) -> str:
         return f"no space left on the disk of {folder} ({free / 1e6:,.0f} MB free)"
     if getattr(error, "errno", None) == errno.EROFS:
         return f"{folder} is read-only now"
-    return text
+    return getattr(error, "strerror", None) or text

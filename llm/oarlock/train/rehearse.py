@@ -17,7 +17,7 @@ from typing import Any
 from oarlock.config.load import config_from_flat, flatten
 from oarlock.config.schema import Config
 from oarlock.environment import available_cores, say
-from oarlock.errors import TrainingError
+from oarlock.errors import ModelError, TrainingError
 from oarlock.models.known import model_config_content
 from oarlock.parallel.fork_launch import launch
 from oarlock.parallel.launch_command import Command
@@ -158,13 +158,18 @@ def rehearse(command: Command, steps: int = 5, folder: Path | None = None) -> Ve
     for size in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size"):
         if getattr(command.config.model, size, None) is not None:
             content[size] = getattr(command.config.model, size)
-    notes += check_plan(plan, ModelSizes.of(SimpleNamespace(**content)), sequence_length(command.config))
+    try:
+        sizes = ModelSizes.of(SimpleNamespace(**content))
+        small = shrink_model(content, plan)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{command.config.model.model_name_or_path}: its config.json lacks sizes: {error}") from error
+    notes += check_plan(plan, sizes, sequence_length(command.config))
     for note in notes:
         say(note)
     own = folder is None
     folder = Path(tempfile.mkdtemp(prefix="oarlock-rehearsal-")) if folder is None else folder
     try:
-        return _run(command, plan, shrink_model(content, plan), steps, folder)
+        return _run(command, plan, small, steps, folder)
     finally:
         if own:
             shutil.rmtree(folder, ignore_errors=True)
@@ -196,14 +201,13 @@ def _run(command: Command, plan: ParallelPlan, content: dict[str, Any], steps: i
 
 def make_model(content: dict[str, Any], folder: Path) -> int:
     """Random weights for a configuration, as a model folder."""
-    from paddlenlp.transformers import AutoConfig
-
     from oarlock.environment import set_paddlenlp_log_level
     from oarlock.models.build import ModelSource, build_model
+    from oarlock.models.configs import config_of
 
     set_paddlenlp_log_level("error")
     (folder / "config.json").write_text(json.dumps(content))
-    model_config = AutoConfig.from_pretrained(str(folder))
+    model_config = config_of(content, str(folder / "config.json"))
     model_config.use_fast_layer_norm = False
     model = build_model(ModelSource(folder, model_config, from_weights=False))
     model.save_pretrained(str(folder), safe_serialization=True)
