@@ -180,7 +180,7 @@ def test_invalid_requests_name_what_is_wrong(server):
         ({"text_input": "x", "adapter": "nobody"}, "there is no adapter 'nobody'"),
         ({"text_input": "x", "temperature": -1}, "temperature has to be from 0"),
         ({"text_input": "x", "stop": ["a"] * 17}, "stop: at most 16 texts"),
-        ({"text_input": "x" * 100_001}, "larger than the 100,000 bytes"),
+        ({"text_input": "x" * 100_001}, "larger than 100,000 bytes"),
     ):
         with pytest.raises(urllib.error.HTTPError) as refused:
             server.generate(**{"max_tokens": 2, **fields})
@@ -230,7 +230,7 @@ def test_a_client_that_goes_away_frees_its_place(server, client):
         server.wait_open(0)
 
     with InferenceServerClient(server.grpc_url) as waiting:  # for the whole answer
-        call = waiting.async_infer("oarlock_infer", tensors, lambda result, error: None)
+        call = waiting.async_infer("oarlock_infer", tensors, lambda result, error: None, headers=server.headers)
         server.wait_open(1)
         call.cancel()
     server.wait_open(0)
