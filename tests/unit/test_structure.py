@@ -24,6 +24,7 @@ BESIDE = {
     "http_download",
     "light_imports",
     "memory",
+    "own_code",
     "products",
     "triton_config",
     "versions",
