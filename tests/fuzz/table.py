@@ -25,5 +25,6 @@ TABLE = {
     "safetensors": Row("fuzz_safetensors"),
     "export": Row("fuzz_export"),
     "index": Row("fuzz_index"),
+    "model_folder": Row("fuzz_model_folder"),
     "checkpoint": Row("fuzz_checkpoint"),
 }
