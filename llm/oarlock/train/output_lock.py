@@ -103,8 +103,9 @@ def take(folder: Path) -> OutputLock:
             if holder is not None:
                 return OutputLock(folder, descriptor, holder)
             os.close(descriptor)  # it was removed meanwhile
-    except OSError as error:
-        raise EnvironmentProblem(f"--output_dir {folder}: can't be written: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise EnvironmentProblem(f"--output_dir {folder}: can't be written: {reason}") from error
 
 
 def _take_file(path: Path, descriptor: int, made: bool) -> Holder | None:
