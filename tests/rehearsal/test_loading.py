@@ -108,8 +108,10 @@ def all_scenarios(folder: Path) -> int:
     """In a rank."""
     from oarlock.environment import rank
     from oarlock.models import build
+    from oarlock.parallel import cpu_group
     from oarlock.parallel.sync import barrier
 
+    cpu_group.install(60.0)  # as a run does at its start
     result: dict[str, object] = {}
     for scenario in BEFORE_CONNECTING:
         try:

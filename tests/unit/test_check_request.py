@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_triton import limits, question
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -17,6 +16,7 @@ from oarlock.serve.front.check_request import UnknownModel, check_infer_request
 from oarlock.serve.front.model_forms import ModelForm, RequestLimits
 from oarlock.serve.requests import RequestRefused
 from oarlock.serve.triton_fields import CANCEL, DEFAULT_TOKENS, FIELDS, RELAYED
+from scripted_triton import limits, question
 
 LIMITS = limits()
 INT, FLOAT = np.array([3], "<i4").tobytes(), np.array([0.5], "<f4").tobytes()

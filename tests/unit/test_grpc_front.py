@@ -9,12 +9,12 @@ import socket
 
 import grpc
 import pytest
-from scripted_triton import GUARD_S, ScriptedTriton, front_of_triton, question, start_triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.upstream import Upstream
 from oarlock.serve.triton_failure import TritonFailure
+from scripted_triton import GUARD_S, ScriptedTriton, front_of_triton, question, start_triton
 
 UNAVAILABLE, INVALID = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT
 

@@ -9,9 +9,9 @@ import socket
 import threading
 
 import pytest
-from front_ports import GUARD_S, OPTIONS, content, head, heard, running, speak, status
 from starlette.responses import JSONResponse
 
+from front_ports import GUARD_S, OPTIONS, content, head, heard, running, speak, status
 from oarlock.serve.front.admission import Admission, Refused, client_of
 from oarlock.serve.front.http_server import guarded
 from oarlock.serve.front.keys import Keys

@@ -221,8 +221,7 @@ def store_examples(
                 f"{cache}: tokenised data can't be kept here ({error.strerror}); name a folder with --data_cache_dir"
             ) from error
 
-    of_all_nodes = once_per_node(keys_of_node)
-    keys = {side: _key(cache, *wanted[side]) for side in wanted}
+    keys, of_all_nodes = once_per_node(keys_of_node)
     if any(other != keys for other in of_all_nodes):
         raise DataError(
             f"{section.dataset_name_or_path}: the nodes of this run hold different data, tokenizers or templates; "

@@ -27,9 +27,7 @@ def local_folder(name_or_path: str, with_weights: bool, allow_pickle: bool = Fal
     Raises:
         ModelError: when neither a folder nor any hub has it. StoppedWithOthers where another rank says so.
     """
-    found: list[Path] = []
-    once_per_node(lambda: found.append(_find(name_or_path, with_weights, allow_pickle)))
-    return found[0] if found else _find(name_or_path, with_weights, allow_pickle)  # it is in the cache now
+    return Path(once_per_node(lambda: str(_find(name_or_path, with_weights, allow_pickle)))[0])
 
 
 def _find(name_or_path: str, with_weights: bool, allow_pickle: bool) -> Path:

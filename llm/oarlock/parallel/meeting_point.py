@@ -90,9 +90,10 @@ class MeetingPoint:
         raise EnvironmentProblem("rank 0 did not come to the run's start in time")
 
     def close(self) -> None:
-        """Let go of what was inherited."""
+        """Let go of what was inherited; those who meet again do so at the address."""
         for connection in (self.inherited or {}).values():
             connection.close()
+        self.inherited = None
 
 
 def _new_socket() -> socket.socket:
@@ -115,17 +116,23 @@ def connected_pairs(num_ranks: int) -> list[tuple[socket.socket, socket.socket]]
     return [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(1, num_ranks)]
 
 
-def meeting_point() -> MeetingPoint:
-    """This launch's.
+def meeting_point(part: str = "") -> MeetingPoint:
+    """This launch's, or that of a part of its ranks.
+
+    Args:
+        part: which; the same for its ranks, and no other part's.
 
     Raises:
         EnvironmentProblem: the secret that the launch names can't be read, or may have been read by others.
     """
     if _forked is not None:
-        return _forked
+        return MeetingPoint(_hashed(_forked.key, part)) if part else _forked
     facts = [os.environ.get(name, "") for name in _FACTS]
-    content = json.dumps(["oarlock", os.getuid(), *facts]).encode()
-    return MeetingPoint(blake2b(content, key=blake2b(_secret()).digest(), digest_size=32).digest())
+    return MeetingPoint(_hashed(blake2b(_secret()).digest(), part, os.getuid(), *facts))
+
+
+def _hashed(key: bytes, *facts: str | int) -> bytes:
+    return blake2b(json.dumps(facts).encode(), key=key, digest_size=32).digest()
 
 
 def _secret() -> bytes:

@@ -1,7 +1,8 @@
 """Which ranks share a machine, and sharing small values before there are groups.
 
-CPU ranks share them through their own memory, GPU ranks through Paddle's store, which believes everyone who can reach
-its port. So what comes from there is compared or counted, and chooses no file.
+Ranks of one machine share them through memory that they have handed each other (see oarlock.parallel.rendezvous). Those
+of several machines, who train on GPUs, share them through Paddle's store as well, which believes everyone who can reach
+its port: what comes from there is counted and compared, and chooses no file.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from oarlock.environment import rank, world_size
+from oarlock.environment import local_world_size, rank, world_size
 from oarlock.errors import StoppedWithOthers
 from oarlock.parallel.failures import MAX_SHARED_BYTES, CommunicationError
 from oarlock.parallel.sync import share
 
+if TYPE_CHECKING:
+    from oarlock.parallel.rendezvous import Ranks
+
 T = TypeVar("T")
 _POLL_S = 0.02
+_START_S = 600.0  # for the ranks of a machine to meet
 _calls = itertools.count()  # all ranks make the same calls in the same order
 
 
@@ -95,11 +100,39 @@ def share_early(value: Any) -> list[Any]:
     """
     if world_size() <= 1:
         return [value]
+    text, here, run = json.dumps(value), _here(), _run_here()
+    texts: list[str | bytes] = list(run.share(text)) if run else [text]
+    if len(here) < world_size():
+        everywhere = _share_through_store(text)
+        everywhere[here.start : here.stop] = texts
+        texts = everywhere
+    return [_parse(i, each) for i, each in enumerate(texts)]
+
+
+def _here() -> range:
+    """The ranks of this machine that meet in memory: those of one launcher, on a CPU all."""
     from oarlock.parallel.cpu_group import current_run
 
-    run = current_run()
-    texts = run.share(json.dumps(value)) if run else _share_through_store(json.dumps(value))
-    return [_parse(i, text) for i, text in enumerate(texts)]
+    if current_run():
+        return range(world_size())
+    in_node = os.environ.get("PADDLE_RANK_IN_NODE", os.environ.get("PADDLE_LOCAL_RANK", ""))
+    count = local_world_size()
+    if not in_node.isdigit() or not 0 <= rank() - int(in_node) <= world_size() - count or int(in_node) >= count:
+        return range(rank(), rank() + 1)
+    return range(rank() - int(in_node), rank() - int(in_node) + count)
+
+
+@functools.cache
+def _run_here() -> Ranks | None:
+    from oarlock.parallel.cpu_group import current_run
+    from oarlock.parallel.meeting_point import meeting_point
+    from oarlock.parallel.rendezvous import join
+
+    here = _here()
+    if current_run() or len(here) == 1:
+        return current_run()
+    part = f"ranks {here.start} to {here.stop - 1}" if len(here) < world_size() else ""
+    return join(meeting_point(part), rank() - here.start, len(here), _START_S)
 
 
 def _share_through_store(text: str) -> list[str | bytes]:
@@ -124,7 +157,7 @@ def _parse(i: int, text: str | bytes) -> Any:
     try:
         if len(text) > MAX_SHARED_BYTES:
             raise ValueError(f"{len(text):,} bytes")
-        return json.loads(text)
+        return json.loads(text if isinstance(text, str) else text.decode())
     except (ValueError, RecursionError) as error:
         raise CommunicationError(f"what rank {i} shares with the others can't be read: {error}") from error
 
@@ -140,24 +173,27 @@ def on_all_ranks(action: Callable[[], T]) -> T:
     return value
 
 
-def once_per_node(action: Callable[[], Any]) -> list[Any]:
+def once_per_node(action: Callable[[], Any]) -> tuple[Any, list[Any]]:
     """Run an action on the first rank of every node; the others wait as long as it takes. Needs no groups.
 
-    What it finds (a folder, say) the other ranks of a node find for themselves afterwards: nothing that another process
-    says chooses a file.
-
     Returns:
-        What it gave on all nodes, in order (JSON values), to be compared.
+        What it gave on this node, and on all nodes in order (JSON values). Other nodes' are there to be compared: they
+        may have come over a network.
 
     Raises:
         OarlockError: on the first rank that failed, with its message; on the others StoppedWithOthers.
     """
-    nodes = ranks_by_node([_key(i, key) for i, key in enumerate(share_early(node_key()))])
+    host, first = node_key()
+    if first is None and len(_here()) == 1:  # a launcher that does not say who shares a machine
+        first = rank()
+    nodes = ranks_by_node([_key(i, key) for i, key in enumerate(share_early([host, first]))])
     mine = next(ranks for ranks in nodes if rank() in ranks)
+    if not set(mine) <= set(_here()):
+        raise CommunicationError(f"ranks {mine} say that they share a machine, which {list(_here())} do")
     value, error = _tried(action) if rank() == mine[0] else (None, None)
     results = [_pair(i, result) for i, result in enumerate(share_early([error is not None, value]))]
     _stop_together(error, _flags([failed for failed, _ in results]))
-    return [results[ranks[0]][1] for ranks in nodes]
+    return results[mine[0]][1], [results[ranks[0]][1] for ranks in nodes]
 
 
 def _key(i: int, key: Any) -> tuple[str, int | None]:
