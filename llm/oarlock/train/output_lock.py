@@ -179,6 +179,12 @@ def _open(path: Path) -> tuple[int, bool]:
             if not path.parent.is_dir():
                 raise
             continue  # removed in between
+        except PermissionError:  # another user's, in a folder that both may write into
+            holder = _read_at(path)
+            if holder is None or _may_be_alive(holder, path, None):
+                _refuse(path, holder)
+            path.unlink(missing_ok=True)
+            continue
         except OSError as error:
             if error.errno in _NO_LOCK_FILE:
                 raise EnvironmentProblem(f"{path}: not the lock file of a run; remove it") from error
