@@ -119,6 +119,12 @@ class Peer:
         print(json.dumps(question), file=self._process.stdin, flush=True)
         return self.ready()
 
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
     def ready(self) -> Any:
         """What it says next."""
         assert self._process.stdout

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import tritonclient.grpc as grpcclient
 
-from helpers import LLM
+from helpers import LLM, free_ports
 
 KEY = "a-key-for-the-tests"
 QUESTION = "Repeat the words: river window"
@@ -30,16 +30,6 @@ CONTEXT = 1 << 17
 ENDLESS = {"ignore_eos": True, "max_tokens": 120_000}
 GUARD_S = 600  # against a test that hangs; nothing is decided by it
 TOKENS = 12
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for probe in sockets:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in sockets]
-    for probe in sockets:
-        probe.close()
-    return ports
 
 
 @dataclass

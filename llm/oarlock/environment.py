@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from oarlock import light_imports, products
-from oarlock.errors import EnvironmentProblem
+from oarlock.errors import EnvironmentProblem, printable
 
 
 def available_cores() -> int:
@@ -69,7 +69,7 @@ def is_first_rank() -> bool:
 def say(message: str) -> None:
     """One line on the console, from rank 0 only."""
     if is_first_rank():
-        tqdm.write(f"oarlock: {message}", file=sys.stdout)  # leaves a progress bar whole
+        tqdm.write(printable(f"oarlock: {message}"), file=sys.stdout)  # leaves a progress bar whole
         sys.stdout.flush()
 
 

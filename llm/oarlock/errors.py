@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,9 @@ from collections.abc import Callable
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
+
+# Control characters but tab and line end, what turns the direction of writing, halves of characters.
+_NOT_PRINTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 # Called with the message of an error that ends this program (so that other ranks learn of it).
 failure_listeners: list[Callable[[str], None]] = []
@@ -55,6 +59,11 @@ class StoppedWithOthers(OarlockError):
     """Another rank failed and has told why; this one stops without a word."""
 
 
+def printable(text: str) -> str:
+    """A message with nothing in it that a terminal obeys, or can't be written: names and values come from files."""
+    return _NOT_PRINTED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def first_line(error: BaseException) -> str:
     """What an error says first; its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -66,7 +75,7 @@ def report(error: OarlockError) -> None:
         return
     rank = os.environ.get("PADDLE_TRAINER_ID")
     where = f" (rank {rank})" if rank and os.environ.get("PADDLE_TRAINERS_NUM", "1") != "1" else ""
-    print(f"\noarlock: error{where}: {error}", file=sys.stderr, flush=True)
+    print(f"\noarlock: error{where}: {printable(str(error))}", file=sys.stderr, flush=True)
 
 
 def exit_with(main: Callable[[], int | None]) -> None:

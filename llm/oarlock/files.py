@@ -182,13 +182,25 @@ def complete_files(folder: Path, last: str = "") -> Iterator[Path]:
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
-    """Replace a small text file in one step."""
+    """Replace a small text file in one step.
+
+    Raises:
+        ModelError: for a text with bytes of a name of a file that are no UTF-8.
+    """
     path = Path(path)
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        before = text[: error.end].rpartition("\n")[2][-80:]
+        raise ModelError(
+            f"{path}: can't be written: {before.strip()}... holds a byte that is no UTF-8, as the name of a file or "
+            "folder does: rename that"
+        ) from error
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         partial.unlink(missing_ok=True)  # of a process of that number that was killed
-        with open(partial, "x", encoding="utf-8") as file:  # not through a link that is there
-            file.write(text)
+        with open(partial, "xb") as file:  # not through a link that is there
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

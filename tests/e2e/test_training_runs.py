@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from helpers import LLM, ROOT, flags, make_tiny_model, rows, run_program
 from oarlock import products
 from oarlock.train.manifest import read_manifest, verify
+from oarlock.train.output_lock import LOCK_FILE
 
 sys.path.insert(0, str(ROOT / "tests"))
 import kill_and_resume
@@ -182,11 +183,18 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, tiny_config, corpu
         text=True,
     )
     wait_for_rows(tmp_path / "cut" / "metrics.jsonl", 1, process)
+    process.send_signal(signal.SIGSTOP)  # it can't end before the second one was told
+    second = run_program("run_pretrain.py", *words, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert second.returncode == 1 and not second.stdout
+    assert f"process {process.pid} on" in second.stderr and "is running in this folder; nothing was" in second.stderr
+    imported = {line.rpartition("|")[2].strip() for line in second.stderr.splitlines()}
+    assert "oarlock.train.output_lock" in imported and not imported & {"paddle", "paddlenlp", "transformers"}
+    process.send_signal(signal.SIGCONT)
     process.terminate()
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "SIGTERM: finishing this step" in output and "the same command goes on from there" in output
-    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    assert not (tmp_path / "cut" / "model.safetensors").exists() and not (tmp_path / "cut" / LOCK_FILE).exists()
     assert run_program("run_pretrain.py", *words).returncode == 0
     alone = pretrain_flags(tiny_config, corpus, tmp_path / "alone", max_steps=200, save_steps=1000)
     assert run_program("run_pretrain.py", *alone).returncode == 0

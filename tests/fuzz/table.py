@@ -14,6 +14,7 @@ class Row:
 
 
 TABLE = {
+    "admin": Row("fuzz_admin"),
     "json": Row("fuzz_json"),
     "yaml": Row("fuzz_yaml", ("yaml",)),
     "grpc": Row("fuzz_grpc"),
@@ -22,6 +23,7 @@ TABLE = {
     "records": Row("fuzz_records"),
     "templates": Row("fuzz_templates"),
     "http": Row("fuzz_http", ("h11", "uvicorn")),
+    "http-socket": Row("fuzz_http_socket", ("h11", "uvicorn")),
     "safetensors": Row("fuzz_safetensors"),
     "export": Row("fuzz_export"),
     "index": Row("fuzz_index"),

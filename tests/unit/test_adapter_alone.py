@@ -25,6 +25,7 @@ from oarlock.models.open_adapter import open_adapter
 from oarlock.models.piece_index import INDEX
 from oarlock.models.prefix import Prefix
 from oarlock.models.tuned import open_tuned
+from oarlock.serve.options import ServeOptions
 from oarlock.train.lengths import fit_lengths
 from oarlock.train.start_from_adapter import start_from_adapter
 
@@ -115,11 +116,11 @@ def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
     assert with_texts_of(place, Path("models/a/base"), place) == Path("models/a/base")  # one without texts of its own
     served = {}
 
-    def run(repository: Path, *_: object) -> int:
-        model = repository / "oarlock" / "1" / "model"
+    def run(options: ServeOptions) -> int:
+        model = options.repository / "oarlock" / "1" / "model"
         served["template"] = (model / "chat_template.jinja").read_text()
         served["tools"] = (model / tools).read_text()
-        served["adapters"] = [path.name for path in (repository / "oarlock" / "1" / "adapters").iterdir()]
+        served["adapters"] = [path.name for path in (model.parent / "adapters").iterdir()]
         served["model"] = sorted(path.name for path in model.iterdir())
         return 0
 

@@ -395,6 +395,12 @@ def code_beside_it(folder, choose):
     return "foreign"
 
 
+def code_by_name(folder, choose):
+    code = {"AutoModelForCausalLM": choose(["modeling_x.X", "evil/repository--modeling_x.X"])}
+    change(folder, choose(["config.json", "tokenizer_config.json"]), auto_map=code)
+    return "code"
+
+
 def foreign_start(folder, choose):
     (folder / "start.sh").write_text(choose(["", "touch x", "#!/usr/bin/env bash\n# Start vLLM on this directory\n"]))
     return "start"
@@ -470,7 +476,8 @@ ANYWHERE = [
     wrong_rope, leftover, cut_shard, longer_shard, lose_shard, lose_weight, rename_weight, extra_weight, wrong_shape,
     fewer_layers, wrong_width, wrong_format, as_bits, lose_vocabulary, cut_tokenizer, lose_tokenizer_config,
     large_vocabulary, paddle_tokenizer, lose_template, other_template, broken_template, broken_generation,
-    wrong_generation, no_length, no_size, few_bytes_of_another_type, quantised, code_beside_it, foreign_start, a_link,
+    wrong_generation, no_length, no_size, few_bytes_of_another_type, quantised, code_beside_it, code_by_name,
+    foreign_start, a_link,
 ]  # fmt: skip
 WITH_INDEX = [
     wrong_total, wrong_place, forgotten_name, unknown_name, broken_index, lose_index, weight_in_two_files,

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oarlock.errors import ModelError
+from oarlock.errors import ModelError, printable
 from oarlock.export.check import check_model
 from oarlock.export.manifest import MANIFEST_FILE, read_manifest
 from oarlock.export.request import Request
@@ -182,6 +182,17 @@ def test_what_does_not_belong_to_an_export_is_found(exported, tmp_path):
     assert kinds(folder) == {"link": "start.sh"}
 
 
+def test_code_that_a_model_names_does_not_come_along(exported, tmp_path):
+    source = shutil.copytree(exported, tmp_path / "source")
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((source / name).read_text()) | {"auto_map": {"AutoModelForCausalLM": "x.X"}}
+        (source / name).write_text(json.dumps(content))
+    (source / "x.py").write_text("import os")
+    export(Request("hf", str(source), tmp_path / "out", proof=False))
+    assert not any("auto_map" in path.read_text() for path in (tmp_path / "out").glob("*.json"))
+    assert not list((tmp_path / "out").glob("*.py")) and not (tmp_path / "out/start.sh").exists()
+
+
 def wrong_manifests() -> list[Any]:
     good = {"format": 1, "files": {}}
     return [
@@ -245,3 +256,30 @@ def test_numbers_of_slurm_are_numbers(place, name):
     done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and f"{name} must be a number" in done.stderr
     assert not list(place.rglob("RUN"))
+
+
+# names on the console and in JSON
+
+
+@pytest.mark.parametrize("name", [b"m\xff", b"m\x1b]0;x\x07", b"a b\n$(touch RUN)", b"-m", "模型".encode(), b"%s{0}"])
+def test_a_folder_of_any_name_is_exported_or_refused(tiny_model, place, name, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    source, output = Path(os.fsdecode(b"from-" + name)), Path(os.fsdecode(b"./to-" + name))
+    for folder in (source, output):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(tiny_model, source)
+    try:
+        export(Request("vllm", str(source), output, proof=False))
+        assert check_model(output, "vllm") == []
+        said = capsys.readouterr().out
+        assert f"bash {printable(shlex.quote(str(output / 'start.sh')))}" in said and "\x1b" not in said
+    except ModelError as error:
+        assert name == b"m\xff" and "no UTF-8" in str(error) and printable(str(error)).isascii()
+    assert not list(place.glob("RUN")) and not list(place.glob("*.partial"))
+
+
+def test_findings_hold_nothing_that_a_terminal_obeys(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "out")
+    (folder / os.fsdecode(b"x\x1b[2J\n\xff.py")).write_text("")
+    (finding,) = check_model(folder, "vllm")
+    assert finding.text().startswith("x\\x1b[2J\\n\\udcff.py: not a file of the export")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save, save_file
+from safetensors.numpy import load_file, save, save_file
 
 import oarlock.memory
 from families import FAMILIES, family_model
@@ -22,6 +22,7 @@ from oarlock.data.tokenizers import load_tokenizer
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models import room
 from oarlock.models.adapter_base import find_base
+from oarlock.models.arrays import all_finite, array_type
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.config_schema import ConfigFields
 from oarlock.models.configs import _config_class, config_of, own_fields, read_config
@@ -259,6 +260,30 @@ def test_files_that_were_cut_or_grew_are_refused(folders, tmp_path, by):
     path.write_bytes(data[:by] if by < 0 else data + b"\0" * by)
     with pytest.raises(ModelError, match=r"model.safetensors: "):
         build(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0])
+def test_weights_that_are_no_numbers_are_named_when_they_are_loaded(folders, tmp_path, dtype, value):
+    folder = folders.copy(tmp_path)
+    tensors = load_file(str(folder / "model.safetensors"))
+    values = {name: tensor.astype(array_type(dtype)) for name, tensor in tensors.items()}
+    values["llama.layers.1.mlp.up_proj.weight"][-1, -1] = value
+    values["llama.norm.weight"][0] = 6e4 if dtype == "float16" else 3e38  # large, and a number
+    save_file(values, str(folder / "model.safetensors"), {"format": "np"})
+    if value == 0:
+        assert build(folder) is not None
+    else:
+        with pytest.raises(ModelError, match=r"llama.layers.1.mlp.up_proj.weight holds values that are not finite"):
+            build(folder)
+
+
+def test_finite_values_are_found_in_any_layout():
+    values = np.zeros((700, 800), np.float32)
+    assert all_finite(values) and all_finite(values.T) and all_finite(values[::2, ::3]) and all_finite(np.zeros(0))
+    values[-1, 0] = np.nan
+    assert not all_finite(values) and not all_finite(values.T) and all_finite(values[:-1])
+    assert all_finite(np.full(10, 3e38, np.float32)) and all_finite(np.arange(5)) and all_finite(np.float32(1)[None])
 
 
 def test_a_sparse_file_of_a_terabyte_is_refused_in_no_time(folders, tmp_path):

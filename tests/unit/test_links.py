@@ -7,11 +7,9 @@ import shutil
 import stat
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from helpers import make_adapter
+from helpers import make_adapter, write_checkpoint
 from oarlock import files
 from oarlock.cli import _parser
 from oarlock.data.tokenizers import load_tokenizer
@@ -24,16 +22,15 @@ from oarlock.files import is_vacant, new_folder
 from oarlock.formats.links import check_links, foreign_entries, open_inside
 from oarlock.models.adapter_base import with_texts_of
 from oarlock.models.adapter_mix import AdapterMix
-from oarlock.models.blocks import Block
 from oarlock.models.folder_files import copy_file, link_file, readers_of
 from oarlock.models.hub import local_folder
 from oarlock.models.merge import MergeOptions, merge
 from oarlock.models.open_adapter import open_adapter
-from oarlock.models.pieces import Piece, part_name, write_index
+from oarlock.models.piece_index import part_name
 from oarlock.models.resize import resize_embedding
 from oarlock.serve.repository import repository_models
 from oarlock.train.checkpoint_tools import consolidate
-from oarlock.train.manifest import Manifest, newest_whole, verify
+from oarlock.train.manifest import MANIFEST, newest_whole, read_manifest, verify
 
 SECRET = "a private key"
 
@@ -241,13 +238,11 @@ def test_what_changes_after_the_check_is_not_followed(model, secret, tmp_path):
 
 
 def make_checkpoint(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    save_file({"weight/a": np.arange(6, dtype=np.float32).reshape(2, 3)}, folder / part_name(0))
-    write_index(folder, {part_name(0): [Piece("weight", "a", Block((2, 3)))]})
+    manifest = read_manifest(write_checkpoint(folder, 4))
+    (folder / MANIFEST).unlink()
     for name in ("config.json", "tokenizer.json", "generation_config.json"):
         (folder / name).write_text("{}")
-    about = {"step": 4, "samples": 8, "seed": 1, "lr_scheduler": {}, "loss_window": (0.0, 0), "config": {}}
-    Manifest(**about, data_fingerprint="").seal(folder)
+    manifest.seal(folder)
     return folder
 
 
@@ -282,7 +277,7 @@ def modes(folder: Path) -> set[int]:
 
 @pytest.fixture
 def plain_umask(monkeypatch):
-    monkeypatch.setattr(files, "UMASK", 0o022)
+    monkeypatch.setattr(files, "_umask", 0o022)
     before = os.umask(0o022)
     yield
     os.umask(before)

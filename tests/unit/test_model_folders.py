@@ -467,7 +467,7 @@ def test_sampling_defaults_are_for_what_a_request_leaves_open():
 def test_damaged_generation_settings_are_told(tmp_path):
     assert generation_content(tmp_path) == {}
     (tmp_path / "generation_config.json").write_text("[")
-    with pytest.raises(ModelError, match="not readable as JSON"):
+    with pytest.raises(ModelError, match="not valid JSON"):
         generation_content(tmp_path)
 
 

@@ -119,7 +119,6 @@ OWN_JSON = {
     "data/vocabulary_files.py": "tekken.json",
     "models/save.py": "what save_pretrained wrote a moment before",
     "parallel/nodes.py": "what a rank of this launch put into its memory, which only such ranks reach",
-    "serve/admin.py": "a line of the administration's socket, which is its user's alone; bounded",
     "serve/admin_client.py": "its answer",
     "serve/front/options.py": "what `oarlock serve` tells the front on its input",
     "serve/front/process.py": "the same",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.check_config import check_config, check_tokenizer
-from oarlock.export.check_files import check_files
+from oarlock.export.check_files import check_files, check_places
 from oarlock.export.check_triton import check_repository, is_repository
 from oarlock.export.check_weights import LEFTOVERS, check_leftovers, check_weights
 from oarlock.export.findings import Finding, read_object
@@ -51,6 +51,8 @@ def check_folder(folder: Path, server: str, hashes: bool = False) -> list[Findin
 
 def check_model(folder: Path, server: str) -> list[Finding]:
     """A directory in Hugging Face's layout."""
+    if foreign := check_places(folder):
+        return foreign  # nothing is read through them
     config = read_object(folder / "config.json")
     findings = check_config(config, server)
     unknown = isinstance(config, str) or any(finding.kind in ("architecture", "config", "rope") for finding in findings)

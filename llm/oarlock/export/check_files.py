@@ -32,21 +32,18 @@ _CODE = ("*.py", "*.sh", "*.so", "*.pyc", "*.pkl", "*.ps1", "*.bat", "*.exe")
 
 
 def check_files(folder: Path, server: str, config: Mapping[str, Any] | str, known: tuple[str, ...]) -> list[Finding]:
-    """Links, files that are not of the export, and a start script that is not the one for this model.
+    """Files that are not of the export, and a start script that is not the one for this model.
 
     Args:
         server: by whose rules.
         config: config.json, as read_object() gave it.
         known: patterns of files that another check finds.
     """
-    findings = check_places(folder)
     try:
         manifest = read_manifest(folder) if os.path.lexists(folder / MANIFEST_FILE) else None
     except ModelError as error:
-        return [*findings, Finding("manifest", MANIFEST_FILE, str(error), _EXPORT)]
-    if not any(finding.place.startswith(START_FILE) for finding in findings):
-        findings += _check_start(folder, server, config, manifest)
-    return findings + _check_foreign(folder, manifest, known)
+        return [Finding("manifest", MANIFEST_FILE, str(error), _EXPORT)]
+    return _check_start(folder, server, config, manifest) + _check_foreign(folder, manifest, known)
 
 
 def check_places(folder: Path) -> list[Finding]:
@@ -61,20 +58,19 @@ def check_places(folder: Path) -> list[Finding]:
 
 
 def check_repository_files(folder: Path) -> list[Finding]:
-    """A Triton repository: links, files that the manifest does not list, and code that is not this version's.
+    """A Triton repository: files that the manifest does not list, and code that is not this version's.
 
     Triton runs the code in it, so the manifest's word is not enough: it lies beside the code.
     """
-    findings = check_places(folder)
     try:
         manifest = read_manifest(folder) if os.path.lexists(folder / MANIFEST_FILE) else None
     except ModelError as error:
-        return [*findings, Finding("manifest", MANIFEST_FILE, str(error), _EXPORT)]
+        return [Finding("manifest", MANIFEST_FILE, str(error), _EXPORT)]
     if manifest is not None:
-        return findings + _check_foreign(folder, manifest, ()) + _check_code(folder, manifest)
+        return _check_foreign(folder, manifest, ()) + _check_code(folder, manifest)
     libraries = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.so*"))]
     problem = "a library, which Triton loads where the configuration names it as backend"
-    return findings + [Finding("foreign", shown(libraries), problem, "Delete it")] * bool(libraries)
+    return [Finding("foreign", shown(libraries), problem, "Delete it")] * bool(libraries)
 
 
 def _check_code(folder: Path, manifest: Mapping[str, Any]) -> list[Finding]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from oarlock.environment import say_once
 from oarlock.errors import EnvironmentProblem, ModelError
-from oarlock.export.check_files import check_repository_files
+from oarlock.export.check_files import check_places, check_repository_files
 from oarlock.export.check_weights import check_headers
 from oarlock.export.findings import Finding, shown
 from oarlock.formats.files import read_bytes
@@ -27,6 +27,8 @@ def is_repository(folder: Path) -> bool:
 
 def check_repository(folder: Path) -> list[Finding]:
     """Every model of the repository, and the weights in it."""
+    if foreign := check_places(folder):
+        return foreign  # nothing is read through them
     models = sorted(path.parent for path in folder.glob(f"*/{TRITON_CONFIG}"))
     if not models:
         return [Finding("repository", str(folder), f"no */{TRITON_CONFIG}, so that Triton finds no model", _EXPORT)]

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from oarlock.errors import OarlockError
+from oarlock.errors import ModelError, OarlockError
 from oarlock.export.check_config import DTYPES
 from oarlock.export.findings import Finding, read_object, shown
 from oarlock.export.servers import SERVERS
-from oarlock.models.safetensors_stream import ITEM_SIZES
+from oarlock.formats.safetensors_header import DTYPES as ELEMENT_BITS
+from oarlock.formats.safetensors_header import read_header
 from oarlock.models.weights import INDEX_NAME
 
 _SINGLE = "model.safetensors"
@@ -32,7 +31,7 @@ class _Stored:
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * ITEM_SIZES.get(self.dtype, 1)
+        return math.prod(self.shape) * ELEMENT_BITS[self.dtype] // 8
 
 
 def check_leftovers(folder: Path) -> list[Finding]:
@@ -84,17 +83,14 @@ def _read_headers(folder: Path, shards: list[str]) -> tuple[list[tuple[str, _Sto
     stored, broken, formats = [], [], []
     for shard in shards:
         try:
-            with safe_open(folder / shard, framework="np") as file:
-                metadata = file.metadata() or {}
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    about = file.get_slice(name)
-                    stored.append((name, _Stored(shard, about.get_dtype(), tuple(about.get_shape()))))
-        except (SafetensorError, OSError) as error:
+            header = read_header(folder / shard)
+        except ModelError as error:
             broken.append(Finding("shard", shard, f"not readable, or cut off ({error})", _EXPORT))
             continue
-        if metadata.get("format") != "pt":
+        stored += [(name, _Stored(shard, about.dtype, about.shape)) for name, about in header.tensors.items()]
+        if header.metadata.get("format") != "pt":
             problem = (
-                f"its metadata says format {metadata.get('format')!r}, and transformers reads 'pt' alone "
+                f"its metadata says format {header.metadata.get('format')!r}, and transformers reads 'pt' alone "
                 "('np' is Paddle's layout, with other names and matrices the other way round)"
             )
             formats.append(Finding("format", shard, problem, _EXPORT))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oarlock.errors import ModelError
+from oarlock.errors import ModelError, printable
 from oarlock.formats.json_file import CONFIG_BYTES, read_json_if_there
 
 _SHOWN = 80  # characters of a value
@@ -30,7 +30,7 @@ class Finding:
 
     def text(self) -> str:
         """One line for the console."""
-        return f"{self.place}: {self.problem}. {self.remedy}."
+        return printable(f"{self.place}: {self.problem}. {self.remedy}.".replace("\n", "\\n"))
 
 
 def shown(names: list[str], most: int = 3) -> str:

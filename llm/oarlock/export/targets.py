@@ -21,6 +21,7 @@ from oarlock.export.servers import SERVERS
 from oarlock.export.start_scripts import ADAPTERS, START_FILE, adapter_ranks, write_start_script
 from oarlock.export.static_graph import GRAPH, write_graph
 from oarlock.files import remove_folder
+from oarlock.formats.quoting import shell_word
 from oarlock.models.adapter import Base
 from oarlock.models.adapter_mix import AdapterMix
 from oarlock.models.build import ModelSource
@@ -149,9 +150,9 @@ def _export_repository(request: Request, base: Path, output: Path) -> None:
 def _say_what_next(request: Request) -> None:
     output = request.output
     if request.target in ("vllm", "fastdeploy"):
-        say(f"{output}: start it with `bash {output / START_FILE}`")
+        say(f"{output}: start it with `bash {shell_word(output / START_FILE)}`")
     elif request.target == "triton":
-        say(f"{output}: start it with `oarlock serve {output}`")
+        say(f"{output}: start it with `oarlock serve {shell_word(output)}`")
     elif request.target == "paddle-inference":
         say(f"{output}: {GRAPH}.json and {GRAPH}.pdiparams for paddle.inference (call disable_mkldnn() on a CPU)")
     else:

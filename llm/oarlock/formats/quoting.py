@@ -6,11 +6,12 @@ JSON is written by json, YAML by PyYAML's safe_dump, config.pbtxt by protobuf's 
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from oarlock.errors import ModelError
 
 
-def shell_word(value: str | int) -> str:
+def shell_word(value: str | int | Path) -> str:
     """A value as one word of a POSIX shell, which nothing in it can end or have run.
 
     Raises:

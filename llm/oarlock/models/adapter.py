@@ -20,6 +20,7 @@ import numpy as np
 
 from oarlock.errors import ModelError
 from oarlock.files import ADAPTER_FILE, complete_files, write_json
+from oarlock.models.arrays import all_finite
 from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource, main_dtype, write_safetensors
 from oarlock.models.save import save_tokenizer
 from oarlock.models.weights import WeightFolder, has_safetensors
@@ -142,7 +143,7 @@ class AdapterFolder:
                 file.read(name, 0, array)
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.folder / WEIGHTS_FILE}: {name} can't be read: {error}") from error
-        if not np.isfinite(array.astype(np.float32)).all():
+        if not all_finite(array):
             raise ModelError(f"{self.folder / WEIGHTS_FILE}: {name} holds values that are not finite numbers")
         return array
 

@@ -168,7 +168,7 @@ class Rest(TypedDict, total=False):
     long_sequence_init_args: _Nested | None
     layer_types: _Names | None
     init_class: _Text
-    init_args: Annotated[list[_Nested], MaxLen(16)] | None
+    init_args: Annotated[list[_Nested], MaxLen(16)]
     rope_scaling: _Nested | None
     rope_parameters: _Nested | None
     bos_token_id: _Token

@@ -22,7 +22,7 @@ from paddle.base.framework import EagerParamBase
 
 from oarlock.environment import import_paddle, progress_bar
 from oarlock.errors import ModelError
-from oarlock.models.arrays import array_type, row_ranges
+from oarlock.models.arrays import all_finite, array_type, row_ranges
 from oarlock.models.fill import Target, block_rows, to_tensor, type_name
 from oarlock.models.layout import Block, Holding, holdings
 from oarlock.models.sources import WeightSource
@@ -177,6 +177,8 @@ class _Transfer:
                 try:
                     array = (coming or self._begin(source, name, ahead))()
                     _check_shape(source, name, array.shape, block)
+                    if not all_finite(array):
+                        raise ModelError(f"{source.place}: {name} holds values that are not finite numbers")
                     if source.read_ahead and i + 1 < len(self.names):
                         coming = self._begin(source, self.names[i + 1], ahead)
                 except Exception as error:  # the other ranks wait for messages: they get them, and then learn of it

@@ -20,6 +20,7 @@ from oarlock.files import PEFT_FILE, PEFT_WEIGHTS
 from oarlock.formats.json_file import read_json
 from oarlock.models.adapter import UNKNOWN_BASE, AdapterFolder, Base
 from oarlock.models.adapter_schema import PeftFields
+from oarlock.models.arrays import all_finite
 from oarlock.models.peft_tensors import check_tensors
 from oarlock.models.safetensors_stream import SafetensorsFile
 from oarlock.parallel.families import FAMILIES
@@ -134,7 +135,7 @@ class PeftFolder(AdapterFolder):
                 file.read(stored, 0, values)
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.folder / PEFT_WEIGHTS}: {stored} can't be read: {error}") from error
-        if not np.isfinite(values.astype(np.float32)).all():
+        if not all_finite(values):
             raise ModelError(f"{self.folder / PEFT_WEIGHTS}: {stored} holds values that are not finite numbers")
         found = values.T
         axis = 1 if name.endswith("lora_A") else 0

@@ -63,13 +63,19 @@ def check_parameters(model: nn.Layer, folder: Path, held_beside: int) -> None:
         ModelError: with both sizes. StoppedWithOthers where another rank says so.
     """
     tensors = list({id(held.tensor): held.tensor for held in holdings(model)}.values())
-    needed = sum(math.prod(tensor.shape) * array_type(type_name(tensor)).itemsize for tensor in tensors)
+    needed = sum(map(_bytes, tensors))
     needed += held_beside * sum(math.prod(tensor.shape) for tensor in tensors if not tensor.stop_gradient)
     node, of = this_node(), ""
     if not paddle.device.get_device().startswith("gpu") and len(node.ranks) > 1:
         needed, of = sum(node.share(needed)), f" on the {len(node.ranks)} ranks of this machine"
     what = f"{folder}: the model{', with what training holds beside it,' if held_beside else ''}{of}"
     together(lambda: check_fits(needed, what, room()))
+
+
+def _bytes(tensor: paddle.Tensor) -> int:
+    if hasattr(tensor, "when_filled"):  # it becomes 4 bits an element, and its scales (see models.qlora)
+        return math.prod(tensor.shape) // 2
+    return math.prod(tensor.shape) * array_type(type_name(tensor)).itemsize
 
 
 def room() -> Room | None:

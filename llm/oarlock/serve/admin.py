@@ -17,11 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from oarlock.errors import OarlockError
+from typing_extensions import NotRequired, TypedDict
 
+from oarlock.errors import ConfigError, OarlockError
+from oarlock.formats.json_file import parse_json
+
+_OTHER_USER = {"error": "this server takes orders of its own user alone"}
 Action = Callable[[str], Mapping[str, Any]]
 _MOST_BYTES, _MOST_CLIENTS, _SECONDS = 4096, 8, 5.0
-_FIELDS = {"do", "model"}
 
 
 class AdminServer:
@@ -61,9 +64,8 @@ class AdminServer:
         try:
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(_SECONDS)
-                if peer_user(connection) not in (0, os.geteuid()):
-                    return
-                answer = self.answer(_read_line(connection))
+                is_known = peer_user(connection) in (0, os.geteuid())
+                answer = self.answer(_read_line(connection)) if is_known else _OTHER_USER
                 connection.sendall(json.dumps(answer).encode() + b"\n")
         finally:
             self._places.release()
@@ -77,8 +79,6 @@ class AdminServer:
             return self._actions[name](model)
         except OarlockError as error:
             return {"error": str(error)}
-        except ValueError as error:
-            return {"error": f"not an order: {error}"}
         except Exception as error:  # whatever it is, the server goes on
             traceback.print_exc()
             return {"error": f"{type(error).__name__}: {error}"}
@@ -101,16 +101,11 @@ def _read_line(connection: socket.socket) -> bytes:
     return content
 
 
+class _Order(TypedDict):
+    do: str
+    model: NotRequired[str]
+
+
 def _read_order(line: bytes) -> tuple[str, str]:
-    if len(line) > _MOST_BYTES:
-        raise ValueError(f"longer than {_MOST_BYTES:,} bytes")
-    try:
-        order = json.loads(line.decode("utf-8"))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(order, dict) or not set(order) <= _FIELDS or "do" not in order:
-        raise ValueError('it has to be {"do": NAME, "model": NAME}')
-    name, model = order["do"], order.get("model", "")
-    if not isinstance(name, str) or not isinstance(model, str):
-        raise ValueError('"do" and "model" have to be texts')
-    return name, model
+    order = parse_json(line, "order", _Order, error=ConfigError, limit=_MOST_BYTES, depth=2, extra="forbid")
+    return order["do"], order.get("model", "")

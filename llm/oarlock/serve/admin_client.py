@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -38,7 +39,8 @@ def order(path: Path, name: str, model: str = "") -> dict[str, Any]:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(os.fspath(path))
-            connection.sendall(json.dumps({"do": name, "model": model}).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # it may have answered before it has read
+                connection.sendall(json.dumps({"do": name, "model": model}).encode() + b"\n")
             content = b""
             while part := connection.recv(1 << 16):
                 content += part
@@ -47,7 +49,7 @@ def order(path: Path, name: str, model: str = "") -> dict[str, Any]:
             f"{path}: no server answers there: {getattr(error, 'strerror', 0) or error}"
         ) from error
     if not content:
-        raise EnvironmentProblem(f"{path}: the server did not answer: it serves its own user alone, 8 orders at a time")
+        raise EnvironmentProblem(f"{path}: the server did not answer; it takes a few orders at a time")
     answer: dict[str, Any] = json.loads(content)
     if "error" in answer:
         raise OarlockError(str(answer["error"]))

@@ -90,11 +90,11 @@ def _config(path: Path, model: str, kind: str, source: Path) -> ModelConfig:
     config.name = model
     if kind != _ENGINE:
         config.parameters["engine"].string_value = engine_model(source)
-        copies = sum(group.count or 1 for group in theirs.instance_group)
-        if theirs.instance_group:
-            if not 1 <= copies <= _MOST_COPIES:
-                raise ConfigError(f"{path}: instance_group: {copies} copies: it has to be from 1 to {_MOST_COPIES}")
-            config.instance_group[0].count = copies
+        copies = [group.count or 1 for group in theirs.instance_group]
+        if copies:
+            if min(copies) < 1 or sum(copies) > _MOST_COPIES:
+                raise ConfigError(f"{path}: instance_group: {copies} copies: it has to be 1 to {_MOST_COPIES} in all")
+            config.instance_group[0].count = sum(copies)
         return config
     adapters = sorted(place.name for place in (source / model / "1" / "adapters").glob("*") if place.is_dir())
     config.parameters["adapters"].string_value = " ".join(adapters)

@@ -28,7 +28,7 @@ from oarlock.train.final_model import merge_adapter
 from oarlock.train.flops import token_flops
 from oarlock.train.lengths import fit_lengths
 from oarlock.train.output_guard import run_in
-from oarlock.train.run import check_schedule, connect, make_trainer, start, train
+from oarlock.train.run import check_schedule, connect, held_beside, make_trainer, start, train
 from oarlock.train.start_from_adapter import start_from_adapter
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         run.plan.pipeline > 1,
         method,
         Path(adapter) if adapter else None,
+        held_beside(run),
     )
     if config.method.qlora:
         now, before = quantized_bytes(model)

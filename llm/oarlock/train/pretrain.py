@@ -37,7 +37,7 @@ from oarlock.train.flops import token_flops
 from oarlock.train.generation import generate_answers
 from oarlock.train.lengths import fit_lengths
 from oarlock.train.output_guard import run_in
-from oarlock.train.run import check_schedule, connect, make_trainer, start, train
+from oarlock.train.run import check_schedule, connect, held_beside, make_trainer, start, train
 from oarlock.train.trainer import OarlockTrainer
 
 if TYPE_CHECKING:
@@ -87,7 +87,12 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     train_set, order = _mixed(config, [dataset for dataset in train_sets if dataset], names, weights)
     check_schedule(run, order, resume)
     model = build_model(
-        source, run.dtype, config.model.allow_pickle_weights, config.runtime.seed, run.plan.pipeline > 1
+        source,
+        run.dtype,
+        config.model.allow_pickle_weights,
+        config.runtime.seed,
+        run.plan.pipeline > 1,
+        held_beside=held_beside(run),
     )
     trainer = make_trainer(
         run,

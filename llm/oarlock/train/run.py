@@ -28,6 +28,7 @@ from oarlock.environment import (
 )
 from oarlock.errors import EnvironmentProblem, ModelError, StoppedWithOthers, failure_listeners
 from oarlock.files import write_json, write_text_atomically
+from oarlock.models.arrays import array_type
 from oarlock.models.build import num_parameters
 from oarlock.models.place import place_model
 from oarlock.ops import install as fused_ops
@@ -173,6 +174,18 @@ def _lend_fleet_a_cpu(timeout_s: float) -> None:
     cpu_group.install(timeout_s)
     failure_listeners.append(cpu_group.announce_failure)
     fleet_on_cpu.install()
+
+
+def held_beside(run: Run) -> int:
+    """Bytes that training holds beside each trained parameter, at least: its gradient, and AdamW's two moments.
+
+    What ranks share (sharding) counts with this rank's part of it; nothing where nothing is trained.
+    """
+    if not run.config.evaluation.do_train:
+        return 0
+    gradient, moments = array_type(run.dtype).itemsize, 2 * 4
+    shared = run.plan.sharding
+    return (gradient // shared if run.plan.stage > 1 else gradient) + moments // shared
 
 
 def check_schedule(run: Run, order: SampleOrder | None, resume: ResumePoint | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from oarlock.environment import say
 from oarlock.errors import ConfigError
+from oarlock.formats.files import read_text
 
 KEYS_VARIABLE = "OARLOCK_API_KEYS"
 _MOST_BYTES = 1 << 20
@@ -58,24 +59,12 @@ def read_keys(path: Path) -> tuple[str, ...]:
         ConfigError: when there is none, or one that no header can carry.
     """
     name = f"--api-key-file {path}"
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            state = os.fstat(file.fileno())
-            if not stat.S_ISREG(state.st_mode):
-                raise ConfigError(f"{name}: not a regular file")
-            content = file.read(_MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
-    if len(content) > _MOST_BYTES:
-        raise ConfigError(f"{name}: larger than {_MOST_BYTES:,} bytes; keys stand in it one a line")
-    try:
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: not a text in UTF-8") from error
-    keys = _checked(((f"{name}:{i}", line) for i, line in enumerate(lines, 1) if not line.startswith("#")), name)
-    if state.st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        say(f"{path} holds API keys and other users may read it (mode {stat.S_IMODE(state.st_mode):04o}): chmod 600")
+    text = read_text(path, limit=_MOST_BYTES, what="list of API keys", error=ConfigError)
+    lines = enumerate(text.splitlines(), 1)
+    keys = _checked(((f"{name}:{i}", line) for i, line in lines if not line.startswith("#")), name)
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & (stat.S_IRGRP | stat.S_IROTH):
+        say(f"{path} holds API keys and other users may read it (mode {mode:04o}): chmod 600")
     return keys
 
 

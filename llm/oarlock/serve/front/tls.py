@@ -10,6 +10,7 @@ from pathlib import Path
 
 from oarlock.environment import say
 from oarlock.errors import ConfigError
+from oarlock.formats.files import read_bytes
 
 _WARN_DAYS = 30
 _MOST_BYTES = 1 << 20
@@ -29,16 +30,13 @@ def check_certificate(certificate: Path, key: Path) -> None:
     Raises:
         ConfigError: when no client could connect with them.
     """
-    for flag, path in (("--tls-certificate", certificate), ("--tls-key", key)):
-        if not path.is_file():
-            raise ConfigError(f"{flag} {path}: there is no such file")
-        if path.stat().st_size > _MOST_BYTES:
-            raise ConfigError(f"{flag} {path}: larger than {_MOST_BYTES:,} bytes: not in PEM")
+    text = read_bytes(certificate, limit=_MOST_BYTES, what="certificate in PEM", error=ConfigError).decode("latin-1")
+    read_bytes(key, limit=_MOST_BYTES, what="key in PEM", error=ConfigError)
     server = _server_context(certificate, key)
     if key.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         mode = stat.S_IMODE(key.stat().st_mode)
         say(f"{key} is the server's private key and other users may read it (mode {mode:04o}): chmod 600")
-    first = _PEM.search(certificate.read_text(encoding="utf-8", errors="replace"))
+    first = _PEM.search(text)
     if first is None:
         raise ConfigError(f"--tls-certificate {certificate}: no certificate in PEM")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -43,6 +42,14 @@ class Upstream:
         """To unix:PATH, or HOST:PORT."""
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        # A stream of one request: on the wire the same as any, and less work than a call that may write more.
+        path = f"/{SERVICE}/ModelStreamInfer"
+        self._stream_of_bytes: Callable[..., Any] = self._channel.unary_stream(path)
+        self._stream_of_messages: Callable[..., Any] = self._channel.unary_stream(
+            path,
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )
 
     async def close(self) -> None:
         """The connection."""
@@ -89,20 +96,14 @@ class Upstream:
         Raises:
             TritonFailure: when Triton is away, or ends meanwhile. What it refuses comes as an answer.
         """
-        is_raw = isinstance(request, bytes)
-        open_call: Callable[..., Any] = (
-            self._channel.stream_stream(f"/{SERVICE}/ModelStreamInfer") if is_raw else self.stub.ModelStreamInfer
+        call = (self._stream_of_bytes if isinstance(request, bytes) else self._stream_of_messages)(
+            request, timeout=timeout
         )
-        call = open_call(timeout=timeout)
         try:
-            await call.write(request)
-            await call.done_writing()
             async for answer in call:
                 yield answer
         except grpc.RpcError as error:
             raise failure(error) from error
-        except asyncio.InvalidStateError as error:  # written to a call that had ended
-            raise TritonFailure(grpc.StatusCode.UNAVAILABLE, _AWAY) from error
         finally:
             if not call.done():
                 call.cancel()

@@ -1,0 +1,67 @@
+"""Triton as it was asked before there was a front: with its own HTTP on a port, beside its gRPC on the Unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from helpers import free_ports
+from oarlock.serve import triton_server
+from oarlock.serve.served_tree import make_served_tree
+
+MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
+GUARD_S = 600
+
+
+@dataclass(frozen=True)
+class DirectTriton:
+    """Where it is: HOST:PORT of its HTTP, and its gRPC as grpcio writes it."""
+
+    rest: str
+    grpc: str
+
+
+@contextlib.contextmanager
+def direct_triton(repository: Path, run: Path) -> Iterator[DirectTriton]:
+    """Started on an export; `run` is a new folder."""
+    run.mkdir(mode=0o700)
+    make_served_tree(repository, run / "models")
+    options = triton_server.TritonOptions(run / "models", MODELS, {}, run, f"oarlock-direct-{os.getpid()}-")
+    (port,) = free_ports(1)
+    flags = triton_server._flags
+
+    def with_http(*given):
+        return [word for word in flags(*given) if word != "--allow-http=false"] + [
+            "--http-address=127.0.0.1",
+            f"--http-port={port}",
+        ]
+
+    said: list[str] = []
+    with mock.patch.object(triton_server, "_flags", with_http):
+        process = triton_server.start_triton(triton_server.Installation.find(), options)
+    reader = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
+    reader.start()
+    try:
+        deadline = time.monotonic() + GUARD_S
+        while not _is_ready(port):
+            assert process.poll() is None and time.monotonic() < deadline, "".join(said)
+            time.sleep(0.1)
+        yield DirectTriton(f"127.0.0.1:{port}", f"unix:{options.grpc_socket}")
+    finally:
+        process.terminate()
+        process.wait(GUARD_S)
+
+
+def _is_ready(port: int) -> bool:
+    import http.client
+
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as client, contextlib.suppress(OSError):
+        client.request("GET", "/v2/health/ready")
+        return client.getresponse().status == 200
+    return False

@@ -1,0 +1,36 @@
+"""The same bytes as in fuzz_http.py over a socket to the ports, in pieces; afterwards a plain request has its answer."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import fuzz_http
+from harness import Harness
+
+from front_ports import heard, running
+
+
+def target(data: bytes, folder: Path, ports: list[int]) -> None:
+    for port in ports:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            with contextlib.suppress(OSError):  # it was answered before its end
+                for begin in range(0, len(data), 3000):
+                    client.sendall(data[begin : begin + 3000])
+                client.shutdown(socket.SHUT_WR)
+            fuzz_http.check_answers(heard(client), data)
+
+
+@contextlib.contextmanager
+def around() -> Iterator[list[int]]:
+    with fuzz_http.around() as ports, contextlib.ExitStack() as stack:
+        found = [stack.enter_context(running(server.config.app, ports.options)) for server in ports.servers]
+        yield found
+        for port in found:
+            target(fuzz_http.request("/v2/health/live", method="GET"), Path(), [port])
+        assert not ports.complaints, ports.complaints
+
+
+HARNESS = Harness(target, fuzz_http.seeds, tokens=fuzz_http.HARNESS.tokens, around=around, connects=True)

@@ -1,0 +1,119 @@
+"""API keys and the certificate of a server: what is taken, what is refused in which words, what is never said."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oarlock.errors import ConfigError
+from oarlock.serve.front.keys import KEYS_VARIABLE, Keys, KeySource, read_keys, take_keys_of_environment
+from oarlock.serve.front.options import FrontOptions, Ports
+from oarlock.serve.front.tls import check_certificate
+
+PRINTABLE = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=40)
+
+
+@given(st.lists(PRINTABLE, min_size=1, max_size=5, unique=True), st.binary(max_size=60))
+def test_known_keys_open_and_nothing_else(known, other):
+    keys = Keys(known)
+    for key in known:
+        assert keys.accept(f"Bearer {key}") and keys.accept(b"bearer " + key.encode())
+        assert not keys.accept(f"Basic {key}") and not keys.accept(key) and not keys.accept(f"Bearer {key}x")
+    assert keys.accept(b"Bearer " + other) == (other.strip() in {key.encode() for key in known})
+    assert (
+        not keys.accept(None) and not keys.accept("") and not keys.accept("Bearer ") and not keys.accept("Bearer ключ")
+    )
+    assert Keys().accept(None) and not Keys()
+    keys.replace(["another"])
+    assert keys.accept("Bearer another") and (known == ["another"] or not keys.accept(f"Bearer {known[-1]}"))
+    assert not any(len(key) > 3 and key in repr(keys) for key in known)
+
+
+def test_a_file_of_keys(tmp_path, capsys):
+    file = tmp_path / "keys"
+    file.write_text("\ufeff# two of them\n one \n\ntwo\none\n", encoding="utf-8")
+    file.chmod(0o600)
+    assert read_keys(file) == ("one", "two") and not capsys.readouterr().out
+    file.chmod(0o640)
+    assert KeySource(file, ["three", "one"]).read() == ("one", "two", "three")
+    said = capsys.readouterr().out
+    assert "mode 0640" in said and "one" not in said.replace(str(tmp_path), "").replace("API keys", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no key in it"),
+        (b"# only this\n\n", "no key in it"),
+        (b"good\nsecret key\n", "keys:2: a key may have printable ASCII"),
+        ("ключ-secret\n".encode(), "keys:1: a key may have printable ASCII"),
+        (b"secret\xff\n", "not UTF-8"),
+        (b"secret\n" * 200_000, "at most 1,048,576"),
+    ],
+)
+def test_files_without_usable_keys(tmp_path, content, words):
+    file = tmp_path / "keys"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        read_keys(file)
+    assert words in str(refused.value) and "secret" not in str(refused.value)
+
+
+def test_what_is_no_file_of_keys(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "missing", "."):
+        with pytest.raises(ConfigError, match=r"--api-key-file|pipe|missing|folder|directory"):
+            read_keys(tmp_path / name)
+
+
+def test_keys_of_the_environment_are_taken_out_of_it(monkeypatch):
+    monkeypatch.setenv(KEYS_VARIABLE, " one,two\nthree ")
+    assert take_keys_of_environment() == ("one", "two", "three")
+    assert KEYS_VARIABLE not in os.environ and take_keys_of_environment() == ()
+    monkeypatch.setenv(KEYS_VARIABLE, " , ")
+    with pytest.raises(ConfigError, match="no key in it"):
+        take_keys_of_environment()
+
+
+def test_the_front_is_told_all_of_its_options():
+    options = FrontOptions("unix:/run/grpc:1", "/run/metrics", "m", ("m", "m_infer"), ports=Ports(1, 2, 3, 4), keys=("k",),
+                           sockets={"rest": [5]}, restarts={"front": 2}, cors_origins=("https://a",))  # fmt: skip
+    assert FrontOptions.from_json(options.to_json()) == options and "\n" not in options.to_json()
+    assert "'k'" not in repr(options)
+
+
+def make_certificate(folder, days=365, name="server", *more):
+    certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", key, "-out",
+         certificate, "-days", str(days), "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+         *(more or ["-nodes"])],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    key.chmod(0o600)
+    return certificate, key
+
+
+def test_certificates(tmp_path, capsys):
+    certificate, key = make_certificate(tmp_path)
+    check_certificate(certificate, key)
+    assert not capsys.readouterr().out
+    key.chmod(0o644)
+    check_certificate(certificate, key)
+    assert "private key and other users may read it (mode 0644)" in capsys.readouterr().out
+    soon, soon_key = make_certificate(tmp_path, 3, "soon")
+    check_certificate(soon, soon_key)
+    assert "ends in 3 days" in capsys.readouterr().out
+    locked = make_certificate(tmp_path, 30, "locked", "-passout", "pass:x")
+    for pair, words in (
+        ((certificate, soon_key), "not the key of"),
+        ((key, key), "not usable|no certificate"),
+        ((tmp_path / "none", key), "No such file"),
+        (locked, "passphrase"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            check_certificate(*pair)
