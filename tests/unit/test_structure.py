@@ -118,7 +118,7 @@ OWN_JSON = {
     "data/marked_encoding.py": "the same",
     "data/tokenizer_identity.py": "the same",
     "models/save.py": "what save_pretrained wrote a moment before",
-    "parallel/nodes.py": "what a rank of this launch put into the store, which only such ranks reach",
+    "parallel/nodes.py": "what a rank of this launch put into its memory, which only such ranks reach",
     "serve/admin_client.py": "its answer",
     "serve/front/options.py": "what `oarlock serve` tells the front on its input",
     "serve/front/process.py": "the same",
