@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set up and run every check: style, types, tests, and a smoke test on the other Pythons found. Arguments go to pytest,
-# and leave the smoke test out (bash scripts/test.sh tests/unit -k config).
+# which then runs alone (bash scripts/test.sh tests/unit -k config).
 #
 #   SMOKE=0   leave the smoke test out (scripts/smoke.sh: its first run makes an environment for each Python)
 set -euo pipefail
@@ -35,22 +35,39 @@ echo "test: ruff"
 "$python" -m ruff format --check .
 echo "test: types (mypy)"
 "$python" -m mypy
-# The smoke test mostly waits for pip, so it goes beside the other tests.
-smoke='' smoke_log=$VENV/smoke.log
-if [ $# = 0 ] && [ "${SMOKE:-1}" != 0 ]; then
-  set -m # in a process group of its own, so that nothing of it is left when the tests fail
-  VENV=$VENV bash scripts/smoke.sh >"$smoke_log" 2>&1 </dev/null &
-  smoke=$!
+if [ $# != 0 ]; then
+  echo "test: pytest"
+  exec "$python" -m pytest "$@"
+fi
+
+# Tests wait for processes half of their time, so two halves of them run at once, and beside them the smoke test, which
+# mostly waits for pip. Each of the three has a log but the one that is watched.
+logs=$VENV/test-logs
+mkdir -p "$logs"
+beside=()
+trap 'for each in "${beside[@]}"; do kill -- "-$each" 2>/dev/null || true; done' EXIT
+trap 'exit 130' INT TERM
+start() { # LOG COMMAND...: in a process group of its own, so that nothing of it is left when this script ends
+  set -m
+  "${@:2}" >"$logs/$1" 2>&1 </dev/null &
+  beside+=($!)
   set +m
-  trap 'kill -- "-$smoke" 2>/dev/null || true' EXIT
-fi
-echo "test: pytest"
-"$python" -m pytest "$@"
-if [ -n "$smoke" ]; then
-  echo "test: smoke test on other Pythons"
-  code=0
-  wait "$smoke" || code=$?
-  trap - EXIT
-  cat "$smoke_log"
-  exit "$code"
-fi
+}
+finish() { # NUMBER LOG TITLE: wait for what start() has started, and say what it said
+  local result=0
+  wait "${beside[$1]}" || result=$?
+  echo "test: $3"
+  cat "$logs/$2"
+  if [ "$code" = 0 ]; then code=$result; fi
+}
+code=0
+cores=$(nproc 2>/dev/null || echo 2)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 3 ? cores / 2 : 1))}
+start ranks "$python" -m pytest -p no:cacheprovider tests/rehearsal
+if [ "${SMOKE:-1}" != 0 ]; then start smoke env -u OMP_NUM_THREADS VENV="$VENV" bash scripts/smoke.sh; fi
+echo "test: pytest, all but tests/rehearsal, which runs beside it ($logs/ranks)"
+"$python" -m pytest --ignore=tests/rehearsal || code=$?
+finish 0 ranks "pytest tests/rehearsal"
+if [ "${SMOKE:-1}" != 0 ]; then finish 1 smoke "smoke test on other Pythons"; fi
+if [ "$code" = 0 ]; then echo "test: all passed"; else echo "test: FAILED (code $code)"; fi
+exit "$code"

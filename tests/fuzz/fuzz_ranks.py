@@ -115,7 +115,7 @@ def _store(content: bytes) -> object:
 
 
 def _shared(content: bytes) -> None:
-    value = nodes._parse(1, content)
+    value = nodes._parse(1, content.decode(errors="replace") if content[-1:] < b"\x80" else content)
     for read in (lambda: nodes._key(1, value), lambda: nodes._pair(1, value), lambda: nodes._flags([value])):
         with contextlib.suppress(OarlockError):
             read()
@@ -187,6 +187,9 @@ def _seeds() -> list[bytes]:
         b"\x04true",
         b'\x04["host", 0]',
         b"\x04[false, {}]",
+        b"\x04\xef\xbb\xbf\x80",  # these import codecs
+        b"\x04\xff\xfe\x80",
+        b"\x04\xff\xfe\x00\x00\x80",
         b"\x05" + bytes(40) + struct.pack("<I", 1) + bytes(60) + entry,
     ]
 

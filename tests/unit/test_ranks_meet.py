@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from oarlock.errors import EnvironmentProblem, OarlockError
-from oarlock.parallel import gathering, launch_channel, meeting_point
+from oarlock.parallel import first_rank, launch_channel, meeting_point
 from oarlock.parallel.failures import started_at
 from oarlock.parallel.gathering import gather
 from oarlock.parallel.launch_channel import CHALLENGE, GO, HELLO, MEMBER, PROOF, STOP, TAKEN, Channel, Frame
@@ -427,7 +427,7 @@ def test_a_secret_is_a_file(monkeypatch, tmp_path, kind):
 
 
 def test_a_silent_guest_is_turned_away_in_time(point, monkeypatch):
-    monkeypatch.setattr(gathering, "_PROVE_S", 0.2)
+    monkeypatch.setattr(first_rank, "PROVE_S", 0.2)
     meeting = Meeting()
     meeting.come(point, 0, 2)
     made = connect(point)

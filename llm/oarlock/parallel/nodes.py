@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from oarlock.environment import local_world_size, rank, world_size
 from oarlock.errors import StoppedWithOthers
+from oarlock.formats.json_file import parse_json
 from oarlock.parallel.failures import MAX_SHARED_BYTES, CommunicationError
 from oarlock.parallel.sync import share
 
@@ -154,10 +155,10 @@ def _share_through_store(text: str) -> list[str | bytes]:
 
 
 def _parse(i: int, text: str | bytes) -> Any:
+    if isinstance(text, bytes):  # from Paddle's store
+        return parse_json(text, f"what rank {i} shares", error=CommunicationError, limit=MAX_SHARED_BYTES)
     try:
-        if len(text) > MAX_SHARED_BYTES:
-            raise ValueError(f"{len(text):,} bytes")
-        return json.loads(text if isinstance(text, str) else text.decode())
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CommunicationError(f"what rank {i} shares with the others can't be read: {error}") from error
 

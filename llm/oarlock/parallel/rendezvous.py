@@ -11,7 +11,8 @@ from typing import Any
 
 from oarlock.errors import EnvironmentProblem
 from oarlock.parallel.failures import BOARD_BYTES, MAX_SHARED_BYTES, Describe, Member, Run, open_board
-from oarlock.parallel.gathering import Handed, gather
+from oarlock.parallel.first_rank import Handed
+from oarlock.parallel.gathering import gather
 from oarlock.parallel.meeting_point import MeetingPoint
 from oarlock.parallel.shared_memory import Area, Memory, round_up
 
