@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -163,8 +164,6 @@ class Load:
                 done += 1
                 if done % step == 0:
                     self.outcome.samples.append((done, resident(self.target.process)))
-                if done == int(count * WARM_UP):
-                    self.outcome.begin = held(self.target.process)
 
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
         async with (
@@ -400,23 +399,24 @@ def slope(samples: list[tuple[int, dict[str, float]]], name: str) -> float:
     return 1000 * sum((x - x_mean) * (y - y_mean) for x, y in points) / spread if spread else 0.0
 
 
-def wait_quiet(first: int, like: dict[str, tuple[int, int]], seconds: float = 30.0) -> dict[str, tuple[int, int]]:
-    """What is held when what was open is closed; connections that are kept alive end by themselves within seconds."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = held(first)
-        more = [name for name, (threads, files) in found.items() if name in like and files > like[name][1]]
-        if not more or time.monotonic() > deadline:
-            return found
-        time.sleep(0.5)
+def settled(first: int, seconds: float = 60.0) -> dict[str, tuple[int, int]]:
+    """What is held when it has stayed the same for three seconds: connections that are kept end by themselves."""
+    deadline, found = time.monotonic() + seconds, held(first)
+    since = time.monotonic()
+    while time.monotonic() - since < 3.0 and time.monotonic() < deadline:
+        time.sleep(0.25)
+        now = held(first)
+        if now != found:
+            found, since = now, time.monotonic()
+    return found
 
 
 def run_load(target: Target, count: int, clients: int, hostile: float) -> Outcome:
     """Of a server that runs; what it holds is looked at before, between and after."""
     asyncio.run(Load(target).run(min(count, 4 * clients * 9), clients, hostile))  # every kind, so that all is in use
-    before = wait_quiet(target.process, {})
+    before = settled(target.process)
     outcome = asyncio.run(Load(target).run(count, clients, hostile))
-    outcome.begin, outcome.end = before, wait_quiet(target.process, before)
+    outcome.begin, outcome.end = before, settled(target.process)
     return outcome
 
 
@@ -476,6 +476,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--hostile", type=float, default=0.05, help="share of them")
     parser.add_argument("--adapter", default="")
+    parser.add_argument("--samples", metavar="FILE", help="write the memory of all processes along the way (JSON)")
     arguments = parser.parse_args()
     with started(arguments.folder, []) as (pid, openai, rest, over_grpc):
         target = Target(pid, openai, rest, over_grpc, adapter=arguments.adapter)
@@ -490,6 +491,8 @@ def main() -> None:
         requests=arguments.requests, seconds=round(outcome.seconds, 1), answers=kinds,
         unexpected=outcome.num_unexpected, first_unexpected=outcome.unexpected,
     )  # fmt: skip
+    if arguments.samples:
+        Path(arguments.samples).write_text(json.dumps(outcome.samples) + "\n", encoding="utf-8")
     print(f"{arguments.requests / outcome.seconds:.0f} requests/s, {outcome.num_unexpected} unexpected answers")
     sys.exit(1 if outcome.num_unexpected else 0)
 

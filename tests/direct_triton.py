@@ -32,7 +32,7 @@ def direct_triton(repository: Path, run: Path) -> Iterator[DirectTriton]:
     """Started on an export; `run` is a new folder."""
     run.mkdir(mode=0o700)
     make_served_tree(repository, run / "models")
-    options = triton_server.TritonOptions(run / "models", MODELS, {}, run, f"oarlock-direct-{os.getpid()}-")
+    options = triton_server.TritonOptions(run / "models", MODELS, {}, run, f"oarlock-direct-{os.getpid()}-", 1)
     (port,) = free_ports(1)
     flags = triton_server._flags
 

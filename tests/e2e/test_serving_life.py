@@ -213,6 +213,21 @@ def test_files_and_shared_memory_are_its_users_alone(server):
     assert not [path for path in own if path.lstat().st_mode & 0o077]
 
 
+def test_many_requests_some_hostile_leave_nothing_behind(server, monkeypatch):
+    """The load test in small: every kind of request is answered as it should be; no thread, no open file is left."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from serve_load import Load, Target, run_load
+
+    target = Target(server.process.pid, server.openai, server.rest, server.grpc, KEY, "pirate", max_body=100_000)
+    outcome = run_load(target, 20 * len(Load(target).hostile), 8, 0.05)
+    assert outcome.num_unexpected == 0, outcome.unexpected
+    assert len(outcome.answers) == len(Load(target).good) + len(Load(target).hostile)
+    assert outcome.end.keys() == outcome.begin.keys()
+    for name, (threads, files) in outcome.end.items():
+        spare = 10 if name == "triton" else 2  # pools that grow as far as they are made to
+        assert threads <= outcome.begin[name][0] + spare and files <= outcome.begin[name][1], (name, outcome)
+
+
 def test_sigkill_of_every_process_one_at_a_time(server, client):
     """All routes answer again; requests meanwhile get 503 with Retry-After, streams end with an error."""
     kinds = {"oarlock.serve.guardian": 1, "front.process": 1, "/oarlock_infer/": 8, "/oarlock_json/": 1, "/oarlock/1/": 1,

@@ -128,7 +128,7 @@ def seeds() -> list[bytes]:
             },
             "best": {"metric": "eval_loss", "value": 1.5, "step": 2, "name": "checkpoint-2", "evaluations_since": 1},
             "base": {"name": "x", "fingerprint": "y"},
-            "config": {"learning_rate": 1e-3, "max_steps": 5, "bf16": False, "max_grad_norm": "inf"},
+            "config": {"learning_rate": 1e-3, "max_steps": 5, "bf16": False, "max_grad_norm": 1.0},
         }  # fmt: skip
         row = {"step": 3, "loss": 1.5, "time": 1e9}
         index = json.loads((checkpoint / INDEX).read_text())

@@ -14,7 +14,7 @@ from oarlock.data.corpus import Corpus, PretrainDataset, largest_known_id
 from oarlock.data.corpus_format import CorpusWriter
 
 _BETWEEN = b"\0\0==\0\0"  # the files of an input
-_NEW, _OLD = (".json", ".idx", ".bin"), ("_ids.npy", "_idx.npz")
+_NEW, _OLD = (".json", ".idx", ".bin", ".lsm"), ("_ids.npy", "_idx.npz")
 _MOST_ITEMS = 64
 
 
@@ -42,8 +42,10 @@ def seeds() -> list[bytes]:
             with CorpusWriter(prefix, vocab_size) as writer:
                 writer.add(np.arange(sum(sizes)), np.asarray(sizes), np.ones(len(sizes), bool))
                 writer.finish({"tokenizer": "t", "tokenizer_fingerprint": "abc", "vocab_size": vocab_size})
-            files = [Path(f"{prefix}{end}").read_bytes() for end in _NEW]
+            files = [Path(f"{prefix}{end}").read_bytes() for end in _NEW[:3]]
             found += [_BETWEEN.join(files), _BETWEEN.join([b"", *files[1:]])]
+            found.append(_BETWEEN.join([*files, bytes(sum(sizes))]))  # with a loss mask
+            found.append(_BETWEEN.join([b"", files[1][:18] + bytes(8) + b"\1" + bytes(15), b""]))  # no sequences
             found.append(_BETWEEN.join([json.dumps({"text": "a"}).encode(), *files[1:]]))
     for more in ({}, {"docs": np.asarray([0, 1, 2])}, {"docs": np.asarray([1, 2]), "sents": np.asarray([0, 1, 2])}):
         for save in (np.savez, np.savez_compressed):

@@ -10,6 +10,7 @@ from safetensors import deserialize
 from safetensors.numpy import save
 
 from oarlock.formats.safetensors_header import read_header
+from oarlock.models.safetensors_stream import SafetensorsFile
 
 
 def target(data: bytes, folder: Path) -> None:
@@ -21,6 +22,11 @@ def target(data: bytes, folder: Path) -> None:
     assert {name: list(entry.shape) for name, entry in header.tensors.items()} == {
         name: entry["shape"] for name, entry in theirs.items()
     }
+    with SafetensorsFile(path) as file:  # as weights are read
+        for name, about in file.tensors.items():
+            values = np.empty(about.shape, about.dtype)
+            file.read(name, 0, values)
+            assert values.tobytes() == bytes(theirs[name]["data"])
 
 
 def seeds() -> list[bytes]:

@@ -37,6 +37,7 @@ _CHANGES = {
     "os.link",
     "os.rename",
 }
+_BESIDE = {"os.mkdir", "os.remove", "os.rmdir"}
 _PROCESSES = {
     "subprocess.Popen",
     "os.system",
@@ -189,14 +190,16 @@ class _Watch:
             if isinstance(path, (str, bytes)) and isinstance(flags, int) and flags & _WRITING:
                 self._path(event, path)
         elif event in _CHANGES:
+            beside = arguments[-1] if event in _BESIDE else -1  # a descriptor of the folder that the path begins in
             for path in arguments[:2]:
                 if isinstance(path, (str, bytes)):
-                    self._path(event, path)
+                    self._path(event, path, beside)
         elif event in _PROCESSES or event in _CODE or (event in _CONNECTIONS and not self._connects):
             self._seen.append(f"{event} {arguments!r:.200}")
 
-    def _path(self, event: str, path: str | bytes) -> None:
-        absolute = os.path.realpath(os.fsdecode(path))
+    def _path(self, event: str, path: str | bytes, beside: int = -1) -> None:
+        base = os.readlink(f"/proc/self/fd/{beside}") if beside >= 0 else ""
+        absolute = os.path.realpath(os.path.join(base, os.fsdecode(path)))
         if not absolute.startswith(f"{self._folder}/") and absolute != "/dev/null" and "__pycache__" not in absolute:
             self._seen.append(f"{event} outside of its folder: {absolute}")
 

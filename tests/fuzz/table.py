@@ -27,6 +27,7 @@ TABLE = {
     "safetensors": Row("fuzz_safetensors"),
     "export": Row("fuzz_export"),
     "index": Row("fuzz_index"),
+    "model_folder": Row("fuzz_model_folder"),
     "checkpoint": Row("fuzz_checkpoint"),
     "ranks": Row("fuzz_ranks"),
 }

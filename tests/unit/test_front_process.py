@@ -13,13 +13,13 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from test_server_keys import make_certificate
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from helpers import free_ports
 from oarlock.serve.front.options import FrontOptions, Ports
 from oarlock.serve.front.start import front_mark, start_front, tell_front
 from oarlock.serve.listening import Listening
-from test_server_keys import make_certificate
 
 GUARD_S = 120  # against a test that hangs; nothing is decided by it
 

@@ -102,6 +102,26 @@ def test_a_number_that_another_process_has_now_is_no_holder(tmp_path, without_ke
         take(tmp_path)
 
 
+def test_the_lock_of_another_user(other, tmp_path, monkeypatch):
+    """In a folder that both may write into: it can be read, and removed when its process is gone."""
+    really, path = os.open, tmp_path / "out" / LOCK_FILE
+    theirs = path.stat().st_ino
+
+    def deny(name, flags, *more):
+        if flags & os.O_RDWR and not flags & os.O_EXCL and Path(name).exists() and os.stat(name).st_ino == theirs:
+            raise PermissionError(errno.EACCES, "Permission denied", str(name))
+        return really(name, flags, *more)
+
+    monkeypatch.setattr("os.open", deny)
+    with pytest.raises(EnvironmentProblem, match=f"process {other.pid} on"):
+        take(tmp_path / "out")
+    other.kill()
+    other.wait()
+    lock = take(tmp_path / "out")
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+    lock.release()
+
+
 def test_another_host_is_given_two_minutes(tmp_path, capsys):
     for changes in ({}, {"boot": "another", "host": Holder.this_process(0).host}):
         path = write_lock(tmp_path, age=100, **changes)

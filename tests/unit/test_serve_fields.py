@@ -38,6 +38,21 @@ def test_a_form_whose_fields_say_nothing():
     assert found.prompt.tools is None and found.prompt.adapter is None
 
 
+def test_numbers_that_do_not_fit_are_no_others():
+    for form in (
+        {"max_dec_len": 99_999_999_999},
+        {"eos_token_ids": [5, 2**31]},
+        {"seed": 2**63},
+        {"topk": -(2**31) - 1},
+    ):
+        (name,) = form
+        with pytest.raises(RequestRefused, match=f"^{name}: .* does not fit a number of"):
+            read_form(json.dumps({"text": "x", **form}).encode())
+    assert asked({"text": "x", "max_dec_len": 2**31 - 1, "seed": -(2**63)}).sampling.seed == -(2**63)
+    with pytest.raises(RequestRefused, match="temperature has to be a finite number"):
+        asked({"text": "x", "temperature": 1e300}).sampling.check()
+
+
 def test_a_form_with_messages_and_tools():
     found = asked({"messages": HI, "tools": TOOLS, "stop": ["<|x|>"]})
     assert (found.prompt.messages, found.prompt.tools, found.sampling.stop) == (HI, TOOLS, ("<|x|>",))

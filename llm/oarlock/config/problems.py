@@ -11,6 +11,7 @@ from oarlock.config.synonyms import meaning
 from oarlock.errors import ConfigError
 
 _MOST = 50  # problems; who has more has another file in hand than a configuration
+_LONGEST = 2000  # characters of one problem
 _LONGEST_NAME = 64  # characters; the longest option has 35
 
 
@@ -33,7 +34,8 @@ class Problems(list[str]):
 
 
 def listing(problems: list[str]) -> str:
-    """All of them in one message."""
+    """All of them in one message; what quotes a long value is cut."""
+    problems = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for text in problems]
     if len(problems) == 1:
         return problems[0]
     return f"{len(problems)} problems in the configuration:\n" + "\n".join(f"  - {problem}" for problem in problems)

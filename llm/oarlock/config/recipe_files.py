@@ -15,6 +15,7 @@ from oarlock.formats.files import is_missing, read_bytes
 from oarlock.formats.yaml_file import Budget, compose_text, value_of
 
 MOST_FILES = 64  # of one recipe; ours include four
+_LONGEST_PATH = 4096  # characters, as Linux has it; longer ones take realpath minutes
 
 # Option name -> (value as YAML has it, "file:line").
 Values = dict[str, tuple[Any, str]]
@@ -104,6 +105,6 @@ def _real(path: Path) -> Path:
 def _file_names(value: Any, named_at: str) -> list[str]:
     names = value if isinstance(value, list) else [value]
     for name in names:
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_PATH:
             raise ConfigError(f"{named_at}: include takes names of files; got {shown(name)}")
     return names

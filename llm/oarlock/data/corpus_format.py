@@ -193,6 +193,8 @@ def check_corpus(prefix: str | Path) -> None:
         raise DataError(
             f"{data}: {data.stat().st_size:,} bytes, its index expects {expected:,}; build the corpus again"
         )
+    if not expected:
+        raise DataError(f"{data}: holds no tokens; build the corpus again")
     mask = Path(f"{prefix}.lsm")
     if mask.exists() and mask.stat().st_size != expected // _DTYPES[code].itemsize:
         raise DataError(f"{mask}: {mask.stat().st_size:,} bytes, one a token of {data} would be as many as its tokens")

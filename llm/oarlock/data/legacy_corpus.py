@@ -25,6 +25,8 @@ def read_ids(prefix: str | Path) -> np.ndarray:
         raise DataError(f"{path}: not a readable corpus: {error}") from error
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise DataError(f"{path}: not a readable corpus: not a flat array of whole numbers")
+    if not len(ids):
+        raise DataError(f"{path}: holds no tokens")
     return ids
 
 

@@ -18,12 +18,11 @@ from oarlock.export.servers import SERVED_NAME
 from oarlock.export.start_scripts import START_FILE, adapter_ranks, start_script
 from oarlock.formats.files import read_bytes
 from oarlock.formats.links import foreign_entries
+from oarlock.own_code import LIBRARY, foreign_code
 
 _EXPORT = "Export the model again with `oarlock export`"
 _STARTED = ("vllm", "fastdeploy")  # targets with a start script
 _SCRIPT_BYTES = 1 << 16
-PACKAGE = Path(__file__).resolve().parents[1]
-_LIBRARY = "lib/oarlock"  # in a version of a Triton model
 _NAME = re.compile(r"^NAME=\$\{NAME:-(?P<name>[^}\n]*)\}", re.MULTILINE)
 # What else a model's folder on a hub has, and no server runs.
 _KNOWN = ("README*", "LICENSE*", "NOTICE*", ".gitattributes", ".gitignore")
@@ -75,23 +74,14 @@ def check_repository_files(folder: Path) -> list[Finding]:
 
 def _check_code(folder: Path, manifest: Mapping[str, Any]) -> list[Finding]:
     written = manifest.get("versions", {}).get("oarlock")
-    if not any(folder.glob(f"*/1/{_LIBRARY}")):
+    if not any(folder.glob(f"*/1/{LIBRARY}")):
         return []
     if written != __version__:
         problem = f"written by oarlock {shown_value(written)}, so that it can't be compared with this {__version__}"
-        return [Finding("code", f"*/1/{_LIBRARY}", problem, _EXPORT)]
-    changed = [
-        path.relative_to(folder).as_posix()
-        for library in sorted(folder.glob(f"*/1/{_LIBRARY}"))
-        for path in sorted(library.rglob("*"))
-        if _is_file(path) and not _is_same(path, PACKAGE / path.relative_to(library))
-    ]
+        return [Finding("code", f"*/1/{LIBRARY}", problem, _EXPORT)]
+    changed = foreign_code(folder)
     problem = f"not the code of oarlock {__version__}, and Triton runs it"
     return [Finding("code", shown(changed), problem, f"Read it, or: {_EXPORT}")] * bool(changed)
-
-
-def _is_same(path: Path, own: Path) -> bool:
-    return own.is_file() and path.stat().st_size == own.stat().st_size and path.read_bytes() == own.read_bytes()
 
 
 def _check_start(

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from oarlock.export.findings import Finding, read_object, shown_value
 from oarlock.models.generation_config import GENERATION_FILE
+from oarlock.models.sampling_ranges import RANGES, Range
 
 _MEND = "Mend or delete it"
-_LENGTH = (0, 1 << 30)
-_COUNT = (1, 1 << 20)
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
-_WHOLE = {
+_LENGTH = Range(0, 1 << 30, "from 0", is_whole=True)
+_COUNT = Range(1, 1 << 20, "at least 1", is_whole=True)
+_SHARE = Range(0, 1, "from 0 to 1")
+# What Oarlock serves by has its ranges there; the rest is what transformers and vLLM read beside it.
+_RANGES = {name: RANGES[name] for name in ("temperature", "top_p", "repetition_penalty")} | {
+    "top_k": Range(-1, 1 << 31, "at least 0 (-1 or 0 for all)", is_whole=True),
     "max_new_tokens": _LENGTH, "min_new_tokens": _LENGTH, "max_length": _LENGTH, "min_length": _LENGTH,
-    "top_k": (-1, 1 << 31), "num_beams": _COUNT, "num_beam_groups": _COUNT, "num_return_sequences": _COUNT,
-    "no_repeat_ngram_size": _LENGTH,
-}  # fmt: skip
-_NUMBERS = {
-    "temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1), "typical_p": (0, 1), "epsilon_cutoff": (0, 1),
-    "eta_cutoff": (0, 1), "repetition_penalty": (0, 100), "diversity_penalty": (0, 100), "length_penalty": (-100, 100),
+    "no_repeat_ngram_size": _LENGTH, "num_beams": _COUNT, "num_beam_groups": _COUNT, "num_return_sequences": _COUNT,
+    "min_p": _SHARE, "typical_p": _SHARE, "epsilon_cutoff": _SHARE, "eta_cutoff": _SHARE,
+    "diversity_penalty": Range(0, 100, "from 0 to 100"), "length_penalty": Range(-100, 100, "from -100 to 100"),
 }  # fmt: skip
 _FLAGS = ("do_sample", "use_cache", "output_scores", "return_dict_in_generate", "remove_invalid_values")
 
@@ -56,28 +56,18 @@ def _problem(name: str, value: Any, rows: int | None) -> str:
         return _token_problem(value, rows, many=name == "eos_token_id")
     if name in _FLAGS and not isinstance(value, bool):
         return f"it has to be true or false; it is {shown_value(value)}"
-    if name in _WHOLE and not (_is_whole(value) and _WHOLE[name][0] <= value <= _WHOLE[name][1]):
-        low, high = _WHOLE[name]
-        return f"it has to be a whole number from {low} to {high:,}; it is {shown_value(value)}"
-    if name in _NUMBERS and not (_is_number(value) and _NUMBERS[name][0] <= value <= _NUMBERS[name][1]):
-        low, high = _NUMBERS[name]
-        return f"it has to be a number from {low} to {high}; it is {shown_value(value)}"
+    about = _RANGES.get(name)
+    if about is not None and not (about.is_number(value) and about.holds(value)):
+        kind = "whole number" if about.is_whole else "number"
+        return f"it has to be a {kind} {about.words}; it is {shown_value(value)}"
     return ""
 
 
 def _token_problem(value: Any, rows: int | None, many: bool) -> str:
     tokens = value if many and isinstance(value, list) else [value]
     for token in tokens:
-        if not _is_whole(token) or token < 0:
+        if isinstance(token, bool) or not isinstance(token, int) or token < (0 if many else -1):  # -1: there is none
             return f"it has to be a token id{' or a list of them' * many}; it is {shown_value(value)}"
         if rows is not None and token >= rows:
             return f"token {token:,} is beyond the {rows:,} rows of the embedding (vocab_size)"
     return ""
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))

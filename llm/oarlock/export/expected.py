@@ -9,8 +9,11 @@ from typing import Any
 from oarlock.environment import on_cpu
 from oarlock.export.tensors import plain_config, shapes_of
 from oarlock.models.build import model_class
+from oarlock.models.config_sizes import check_stored
 from oarlock.models.configs import config_of
+from oarlock.models.room import check_tables
 from oarlock.models.sources import hugging_face_names
+from oarlock.parallel.families import ModelSizes
 
 # Checked on their own (a server may know more), or without a say in names and shapes.
 _NO_WEIGHTS = (
@@ -46,6 +49,9 @@ def compare_names(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...
     """
     ours = plain_config(config_of({k: v for k, v in config.items() if k not in _NO_WEIGHTS}, "config.json"))
     with on_cpu():
+        check_tables(ours, "config.json")
+        if ModelSizes.of(ours).num_layers > len(stored):  # a layer has several tensors
+            check_stored(ours, stored, "config.json")
         own = shapes_of(ours)
     missing, shapes, used = [], [], set()
     for names, mapping in hugging_face_names(model_class(ours), ours):

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 from oarlock.data.tokenizers import has_tokenizer
 from oarlock.errors import ModelError
-from oarlock.export.check_files import PACKAGE
 from oarlock.export.manifest import write_manifest
 from oarlock.export.servers import SERVED_NAME
 from oarlock.files import file_sha256, new_folder
@@ -33,6 +32,7 @@ from oarlock.models.folder_files import ADAPTER_FILES, MODEL_FILES, readers_of, 
 from oarlock.models.open_adapter import open_lora
 from oarlock.models.pickles import open_weights
 from oarlock.models.tuned import check_base
+from oarlock.own_code import PACKAGE
 from oarlock.triton_config import TRITON_CONFIG, read_triton_config
 
 if TYPE_CHECKING:

@@ -74,7 +74,7 @@ def _add_routes(app: FastAPI, client: TritonClient, model: str, temperature: flo
     async def health() -> Any:
         return Health() if await client.is_ready() else error_response(503, "the model is not ready")
 
-    models_errors: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 403, 429, 503)}
+    models_errors: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (400, 401, 403, 429, 503)}
 
     @app.get("/v1/models", response_model=ModelList, responses=models_errors, summary="The base and its adapters")
     async def models() -> Any:

@@ -7,9 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from oarlock import __version__
+from oarlock.environment import say_once
 from oarlock.errors import ConfigError
 from oarlock.formats.links import check_links
 from oarlock.models.generation_config import GENERATION_FILE, generation_content, sampling_defaults
+from oarlock.own_code import foreign_code
 from oarlock.serve.settings import Settings
 from oarlock.triton_config import TRITON_CONFIG, read_triton_config
 
@@ -25,6 +28,12 @@ def repository_models(repository: Path) -> tuple[str, ...]:
     if not found:
         raise ConfigError(f"{repository}: no model repository (oarlock export --target triton --output DIR makes one)")
     engine_model(repository)
+    if changed := foreign_code(repository):
+        more = f" (and {len(changed) - 1:,} more)" if len(changed) > 1 else ""
+        say_once(
+            f"{repository}: {changed[0]}{more} is not the code of this version of Oarlock ({__version__}), "
+            "and it is run: serve what you exported yourself"
+        )
     return found
 
 

@@ -61,7 +61,14 @@ def make_tensor(name: str, values: list[Any]) -> np.ndarray:
     kind, _ = FIELDS[name]
     if kind is str:
         return np.array([text.encode("utf-8") for text in values], dtype=object)
-    return np.array(values, np.int64 if name == "seed" else _NUMPY[kind])
+    number = np.dtype(np.int64 if name == "seed" else _NUMPY[kind])
+    if number.kind == "i":  # NumPy 1 takes the lowest bits of what does not fit
+        limits = np.iinfo(number)
+        for value in values:
+            if not limits.min <= value <= limits.max:
+                raise OverflowError(f"{value} does not fit a number of {number.itemsize * 8} bits")
+    with np.errstate(over="ignore"):  # infinity is refused where the value is looked at
+        return np.array(values, np.float64).astype(number) if number.kind == "f" else np.array(values, number)
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,31 @@ def find_resume_point(config: Config, data_fingerprint: str, base: Base | None =
         return None
     chosen: list[ResumePoint | None] = []
     together(lambda: chosen.append(_choose(config, data_fingerprint, base)), first_rank_only=True)
-    if chosen:
-        share(str(chosen[0].folder) if chosen[0] else None)
-        return chosen[0]
-    folder = share(None)[0]  # checksums are rank 0's to take
-    return ResumePoint(Path(folder), read_manifest(folder)) if folder else None
+    point = chosen[0] if chosen else None
+    told = share((point.manifest.step, point.manifest.sha256) if point else None)[0]
+    together(lambda: chosen.extend([] if chosen else [_of_first_rank(config, told)]))
+    return chosen[0]
+
+
+def _of_first_rank(config: Config, told: tuple[int, str] | None) -> ResumePoint | None:
+    """The checkpoint that rank 0 chose, in this rank's own folder: no path comes from another rank. The checksums of
+    its files are rank 0's to take.
+
+    Args:
+        told: step and checksum of its manifest; None where rank 0 found none.
+
+    Raises:
+        CheckpointError: when it is not there, or another one.
+    """
+    if told is None:
+        return None
+    step, digest = told
+    checkpoint = config.checkpoint
+    folder = Path(checkpoint.resume_from_checkpoint or Path(checkpoint.output_dir) / f"checkpoint-{int(step)}")
+    manifest = read_manifest(folder)
+    if (manifest.step, manifest.sha256) != (step, digest):
+        raise CheckpointError(f"{folder}: not the checkpoint that rank 0 goes on from; --output_dir has to be shared")
+    return ResumePoint(folder, manifest)
 
 
 def recorded_products(config: Config) -> str | None:

@@ -113,14 +113,8 @@ class Manifest:
         del content[SEAL]
         loss, steps = self.loss_window
         content["loss_window"] = [loss if loss is not None and math.isfinite(loss) else None, steps]
-        content["config"] = {name: _json_value(value) for name, value in self.config.items()}
         write_text_atomically(folder / MANIFEST, sealed_text(content))
         sync_file(folder)
-
-
-def _json_value(value: Any) -> Any:
-    """Infinity, which JSON has not, as the word that an option takes for it."""
-    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 def read_manifest(folder: str | Path) -> Manifest:

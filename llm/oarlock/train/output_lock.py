@@ -103,8 +103,9 @@ def take(folder: Path) -> OutputLock:
             if holder is not None:
                 return OutputLock(folder, descriptor, holder)
             os.close(descriptor)  # it was removed meanwhile
-    except OSError as error:
-        raise EnvironmentProblem(f"--output_dir {folder}: can't be written: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise EnvironmentProblem(f"--output_dir {folder}: can't be written: {reason}") from error
 
 
 def _take_file(path: Path, descriptor: int, made: bool) -> Holder | None:
@@ -178,6 +179,12 @@ def _open(path: Path) -> tuple[int, bool]:
             if not path.parent.is_dir():
                 raise
             continue  # removed in between
+        except PermissionError:  # another user's, in a folder that both may write into
+            holder = _read_at(path)
+            if holder is None or _may_be_alive(holder, path, None):
+                _refuse(path, holder)
+            path.unlink(missing_ok=True)
+            continue
         except OSError as error:
             if error.errno in _NO_LOCK_FILE:
                 raise EnvironmentProblem(f"{path}: not the lock file of a run; remove it") from error

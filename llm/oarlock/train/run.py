@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +24,6 @@ from oarlock.environment import (
     world_size,
 )
 from oarlock.errors import EnvironmentProblem, ModelError, StoppedWithOthers, failure_listeners
-from oarlock.files import write_json, write_text_atomically
 from oarlock.models.arrays import array_type
 from oarlock.models.build import num_parameters
 from oarlock.models.place import place_model
@@ -41,19 +37,17 @@ from oarlock.train.checkpoint import ResumePoint, recorded_products
 from oarlock.train.feeding import steps_of_a_run
 from oarlock.train.final_model import save_final_model
 from oarlock.train.manifest import list_checkpoints
-from oarlock.train.output_guard import RUN_FILE, check_output, last_good_state
+from oarlock.train.output_guard import check_output, last_good_state
+from oarlock.train.run_record import record_run
 from oarlock.train.schedule import check_warmup, rate_change
 from oarlock.train.seeds import seed_step
 from oarlock.train.signals import StopRequest
 from oarlock.train.trainer import OarlockTrainer
-from oarlock.versions import package_versions
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
     from oarlock.data.order import SampleOrder
     from oarlock.models.build import ModelSource
-
-CONFIG_FILE = "oarlock_config.yaml"
 
 
 @dataclass
@@ -216,7 +210,7 @@ def make_trainer(run: Run, model: Any, resume: ResumePoint | None, **kwargs: Any
     say(f"model: {type(model).__name__}, {total:,} parameters{_here(run)}, {trainable:,} of them trained")
     text = to_yaml(config)
     if is_first_rank():
-        _record(run, output_dir, text)
+        record_run(output_dir, text)
     cut_after = (resume.manifest.step if resume else 0) if config.evaluation.do_train else None
     callbacks: list[Any] = [
         Console(config.logging.disable_tqdm),
@@ -253,22 +247,6 @@ def _remove_printer(trainer: OarlockTrainer) -> None:
     from paddlenlp.trainer import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-
-
-def _record(run: Run, output_dir: Path, text: str) -> None:
-    """The resolved configuration, versions and command, for whoever finds the folder later."""
-    write_text_atomically(output_dir / CONFIG_FILE, text)
-    write_json(
-        output_dir / RUN_FILE,
-        {
-            "command": shlex.join([sys.executable.rsplit("/", 1)[-1], *sys.argv]),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "world_size": world_size(),
-            "device": paddle.device.get_device(),
-            "products": products.in_use(),
-            "versions": package_versions(),
-        },
-    )
 
 
 def _how_to_train_more(trainer: OarlockTrainer, resume: ResumePoint) -> str:

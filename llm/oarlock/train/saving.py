@@ -89,6 +89,8 @@ class PendingSave:
         for i, part in enumerate(parts):
             if part["error"]:
                 raise self._error or CheckpointError(f"rank {i}: {part['error']}")
+            if part["file"] != part_name(i):
+                raise CheckpointError(f"rank {i} says that its part is {part['file']!r}")
         pieces = {part["file"]: [Piece.from_json(*item) for item in part["pieces"].items()] for part in parts}
         write_index(self.partial, pieces)
         for path in self.partial.glob(f"*{_DONE}"):

@@ -66,9 +66,9 @@ class Front:
             open_paths=("/metrics",) if options.is_local else (),
         )  # fmt: skip
         return {
-            "openai": make_http_server(counts.counted(openai, "openai"), options, ports.openai, error_body=error_body),
-            "rest": make_http_server(counts.counted(rest, "rest"), options, ports.rest),
-            "metrics": make_http_server(counts.counted(metrics, "metrics"), options, ports.metrics),
+            "openai": make_http_server(openai, options, ports.openai, error_body=error_body),
+            "rest": make_http_server(rest, options, ports.rest),
+            "metrics": make_http_server(metrics, options, ports.metrics),
         }
 
     async def run(self, lines: asyncio.StreamReader) -> None:

@@ -1,0 +1,31 @@
+"""The code of this package inside a Triton repository: whether it is this version's, byte for byte."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+LIBRARY = "lib/oarlock"  # in a version of a Triton model
+
+
+def foreign_code(repository: Path) -> list[str]:
+    """Files of the libraries in a repository that this version does not have so, by their place in it, sorted.
+
+    A repository is run as it stands, and a manifest beside the code proves nothing about it.
+    """
+    return [
+        path.relative_to(repository).as_posix()
+        for library in sorted(repository.glob(f"*/*/{LIBRARY}"))
+        for path in sorted(library.rglob("*"))
+        if not path.is_dir() and not _is_same(path, PACKAGE / path.relative_to(library))
+    ]
+
+
+def _is_same(path: Path, own: Path) -> bool:
+    try:
+        if path.is_symlink() or not own.is_file() or os.stat(path).st_size != os.stat(own).st_size:
+            return False
+        return path.read_bytes() == own.read_bytes()
+    except OSError:
+        return False
