@@ -186,7 +186,9 @@ def _parsed(text: str, name: str, error: type[OarlockError]) -> Any:
 
 def line_of_text(text: str, part: str) -> int:
     """The line on which a part of a text begins, in small letters or large; the first where it is not found."""
-    return text.count("\n", 0, max(text.lower().find(part[:200].lower()), 0)) + 1
+    # Of a part of megabytes the beginning is enough, and a pattern of that size would take seconds.
+    place = re.search(re.escape(part[: LONGEST_NUMBER + 1]), text, re.IGNORECASE)
+    return text.count("\n", 0, place.start() if place else 0) + 1
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
