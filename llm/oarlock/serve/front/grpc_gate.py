@@ -123,6 +123,7 @@ class ClientSide(_Side):
         self._since = time.monotonic()
         self._num_bytes = 0
         self._connecting: asyncio.Task[None] | None = None
+        self._early = b""  # what came before there was a server to write to (with TLS, on Python 3.10)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count it, and connect to the server."""
@@ -151,12 +152,18 @@ class ClientSide(_Side):
         self.other = other
         if self.transport.is_closing():
             other.transport.close()
-        else:
-            self.transport.resume_reading()
+            return
+        self.transport.resume_reading()
+        early, self._early = self._early, b""
+        if early:
+            self.data_received(early)
 
     def data_received(self, data: bytes) -> None:
         """On to the server."""
-        assert self._frames is not None and self.other is not None
+        if self.other is None:
+            self._early += data
+            return
+        assert self._frames is not None
         self._num_bytes += len(data)
         try:
             passed = self._frames.feed(data)
