@@ -7,9 +7,9 @@ starts it with), and the front asks it through that socket, as in `oarlock serve
 "front" the front's; they take turns within a round. A client is a thread with one connection, in a process of its own.
 Greedy, nothing ends an answer but its number of tokens.
 
-"ms" is the median time of a request with 1 client, "more ms" the median of the differences within a round; "least" is the difference of
-the fastest requests, which the rest of the machine disturbs least. "per second"
-are requests with 8 clients, "x direct" the median of the ratios within a round.
+"ms" is the median time of a request with 1 client, "more ms" the median of the differences within a round; "least" is
+the difference of the fastest requests, which the rest of the machine disturbs least. "per second" are requests with 8
+clients, "x direct" the median of the ratios within a round.
 """
 
 from __future__ import annotations
