@@ -128,6 +128,8 @@ class ClientSide(_Side):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count it, and connect to the server."""
         super().connection_made(transport)
+        # asyncio does it for some sockets alone, by the protocol that they were made with.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         address = str((transport.get_extra_info("peername") or ("?",))[0])
         peer = client_of(address)
         try:
