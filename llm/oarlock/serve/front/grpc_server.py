@@ -145,5 +145,8 @@ class _Doors(grpc.GenericRpcHandler):
         behavior = self._handlers.get(path)
         if behavior is None:
             return None
-        # All as streams, and on the wire there is no other: so the time for a message to arrive can be limited.
-        return grpc.stream_stream_rpc_method_handler(self._service.guarded(path.rpartition("/")[2], behavior))
+        name = path.rpartition("/")[2]
+        # All take streams, and on the wire there is no other: so the time for a message to arrive can be limited.
+        streams = name == "ModelStreamInfer"
+        make = grpc.stream_stream_rpc_method_handler if streams else grpc.stream_unary_rpc_method_handler
+        return make(self._service.guarded(name, behavior))
