@@ -477,6 +477,10 @@ def test_paddlenlps_classes_get_nothing_that_was_not_checked(tmp_path, monkeypat
     (folder / "special_tokens_map.json").write_text(json.dumps({"my_token": "x"}))
     with pytest.raises(ModelError, match="'my_token' is no special token of a BertTokenizer"):
         load_tokenizer(str(folder))
+    (folder / "special_tokens_map.json").unlink()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\nb\n")  # its ids lie beyond its size
+    with pytest.raises(ModelError, match=r"a token stands twice in vocab\.txt"):
+        load_tokenizer(str(folder))
 
 
 @pytest.mark.parametrize(
