@@ -11,7 +11,9 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from oarlock.serve.front import grpc_gate
 from oarlock.serve.front.admission import Admission
+from oarlock.serve.front.http2_frames import PREFACE, frame
 from oarlock.serve.front.upstream import Upstream
 from oarlock.serve.triton_failure import TritonFailure
 from scripted_triton import GUARD_S, ScriptedTriton, front_of_triton, question, start_triton
@@ -202,6 +204,54 @@ def test_a_message_is_refused_by_its_length(tmp_path):
             await stub.ModelInfer(question(text=b"x" * 99_990))
             assert 'refused_total{door="grpc",reason="size"} 4' in counts.text({}, True)
             waiting.cancel()
+
+    run(work())
+
+
+async def connected(channel, name):
+    """A connection of its own, and the beginning of a call on it, by hand."""
+    host, _, port = channel.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    path = f"/inference.GRPCInferenceService/{name}".encode()
+    headers = (
+        b"\x83\x86\x44" + bytes((len(path),)) + path + b"\x41\x01x" + b"\x5f\x10application/grpc\x40\x02te\x08trailers"
+    )
+    writer.write(PREFACE + frame(4, 0, 0) + frame(1, 4, 1, headers))
+    return reader, writer
+
+
+def test_a_long_message_is_refused_when_it_has_just_begun(tmp_path):
+    async def work():
+        async with front_of_triton(tmp_path) as (_, triton, _, channel):
+            reader, writer = await connected(channel, "ModelInfer")
+            writer.write(frame(0, 0, 1, b"\0\x7f\xff\xff\xff"))  # 2 GiB, of which nothing comes
+            while True:
+                head = await reader.readexactly(9)
+                await reader.readexactly(int.from_bytes(head[:3], "big"))
+                if (head[3], head[4] & 1, head[8]) == (1, 1, 1):  # the status of the call
+                    break
+            writer.close()
+            assert not triton.seen
+
+    run(work())
+
+
+def test_a_message_that_stops_in_the_middle_ends_its_connection(tmp_path, monkeypatch):
+    monkeypatch.setattr(grpc_gate, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(grpc_gate, "_BEGIN_SECONDS", 0.3)
+
+    async def work():
+        async with front_of_triton(tmp_path, body_seconds=0.2) as (stub, _, _, channel):
+            reader, writer = await connected(channel, "ModelStreamInfer")
+            writer.write(frame(0, 0, 1, b"\0\0\0\0\x09abc"))
+            silent, other = await asyncio.open_connection("127.0.0.1", int(channel.address.rpartition(":")[2]))
+            for waiting in (reader, silent):
+                with contextlib.suppress(ConnectionResetError):
+                    while await waiting.read(1000):
+                        pass
+            writer.close()
+            other.close()
+            await stub.ModelInfer(question())
 
     run(work())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
+import resource
 import socket
 import threading
 
@@ -147,6 +148,17 @@ def test_a_client_that_looks_after_it_has_sent_all_hears_why(port):
     client.request("POST", "/x", b"x" * 5_000_000, {"Content-Type": "application/json"})
     assert client.getresponse().status == 413
     client.close()
+
+
+@pytest.mark.parametrize("framing", [{"Transfer_Encoding": "chunked"}, {"Content_Length": 200 << 20}])
+def test_gigabytes_take_no_memory(port, framing):
+    """Whether the client says how much it sends or not."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    answer = speak(port, head(Content_Type="application/json", **framing), *[piece] * 3200)
+    assert not answer or status(answer) == 413  # none where the client was cut off before it looked
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30 << 10  # KB
+    assert ask(port)[0] == 200
 
 
 def test_many_small_chunks(echo, port):

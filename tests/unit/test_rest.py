@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gzip
 import json
+import time
 import zlib
 
 import grpc
@@ -148,6 +149,20 @@ def test_what_generate_refuses(ask, upstream, path, given, words):
 def test_what_is_no_json(ask, upstream, path, body):
     got = ask(path, body)
     assert got.status_code == 400 and got.json()["error"] and not upstream.asked
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"seed": ' + b"9" * 95_000 + b"}", b'{"temperature": 1' + b"0" * 95_000 + b".5}", b'{"input_ids": [' + b"1," * 45_000 + b"1]}",
+     b"{" + b'"a": 1, ' * 12_000 + b'"a": 1}', b'{"a": [' + b"{}," * 30_000 + b"{}]}", b'{"stop": [' + b'"a",' * 24_000 + b'"a"]}'],
+    ids=lambda body: body[:16].decode(),
+)  # fmt: skip
+def test_large_bodies_cost_little(ask, upstream, body):
+    """In processor time, a hundredth of what is allowed here."""
+    ask(GENERATE, {"text_input": "hi"})  # what is imported first
+    start = time.process_time()
+    assert ask(GENERATE, body).status_code == 400
+    assert time.process_time() - start < 2 and len(upstream.asked) == 1
 
 
 def test_infer(ask, upstream):

@@ -183,7 +183,8 @@ def _parsed(text: str, name: str, error: type[OarlockError]) -> Any:
 
 def line_of_text(text: str, part: str) -> int:
     """The line on which a part of a text begins, in small letters or large; the first where it is not found."""
-    place = re.search(re.escape(part), text, re.IGNORECASE)
+    # Of a part of megabytes the beginning is enough, and a pattern of that size would take seconds.
+    place = re.search(re.escape(part[: LONGEST_NUMBER + 1]), text, re.IGNORECASE)
     return text.count("\n", 0, place.start() if place else 0) + 1
 
 

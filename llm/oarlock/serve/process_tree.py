@@ -124,7 +124,7 @@ class ProcessTree:
             try:
                 self.control.load(model, self._options.start_seconds)
             except ModelError as error:
-                raise ModelError(noted_failure(self._triton_options.run, forget=True) or str(error)) from error
+                raise ModelError(self._failure(forget=True) or str(error)) from error
             close_memory(self._triton_options.memory_prefix)
             self._unloaded.discard(model)
             self._watch_new_models(before, model)
@@ -219,7 +219,7 @@ class ProcessTree:
             part.process.stdin.close()
 
     def _check_first_start(self) -> None:
-        failure = noted_failure(self._triton_options.run)
+        failure = self._failure()
         if failure:
             raise ModelError(f"the model does not load: {failure}")
         for part in (self._triton, self._front):
@@ -229,6 +229,9 @@ class ProcessTree:
                 raise OarlockError(f"{part.name} ended by itself ({part.how_it_ended()}); what it said stands above")
         if self._triton.seconds > self._options.start_seconds:
             raise ModelError(f"the model was not loaded within {self._options.start_seconds:g} s (--start-seconds)")
+
+    def _failure(self, *, forget: bool = False) -> str:
+        return self._served.with_their_paths(noted_failure(self._triton_options.run, forget=forget))
 
     def _look_whether_up(self) -> None:
         if self._triton.runs and not self._triton.is_up and self.control.is_ready():

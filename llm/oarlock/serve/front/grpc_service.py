@@ -87,10 +87,9 @@ class GrpcService:
             except asyncio.CancelledError:
                 code = grpc.StatusCode.CANCELLED
                 raise
+            except grpc.aio.InternalError:  # of reading or writing: the client went away meanwhile
+                code = grpc.StatusCode.CANCELLED
             except Exception as error:
-                if context.done():  # the client went away in the middle of something
-                    code = grpc.StatusCode.CANCELLED
-                    return
                 code = grpc.StatusCode.INTERNAL
                 traceback.print_exc()
                 await context.abort(code, f"the server failed: {type(error).__name__}")

@@ -70,7 +70,6 @@ def make_http_server(
     *,
     error_body: Callable[[int, str], bytes] = plain_error,
     lifespan: bool = False,
-    context: Any = None,
     head_seconds: float = 10.0,
     write_seconds: float = 30.0,
 ) -> HttpServer:
@@ -79,7 +78,6 @@ def make_http_server(
     Args:
         error_body: JSON of (status, message), for what is refused before there is a request.
         lifespan: whether the application has something to do at the start and the end.
-        context: an ssl.SSLContext; by default one is made of the files in `options`, where there are any.
         head_seconds, write_seconds: see ConnectionLimits.
     """
     most = num_connections(options.max_connections)
@@ -103,7 +101,6 @@ def make_http_server(
         backlog=_BACKLOG,
         ssl_certfile=options.tls_certificate or None,
         ssl_keyfile=options.tls_key or None,
-        ssl_context_factory=None if context is None else lambda *_: context,
     )
     return HttpServer(config)
 
