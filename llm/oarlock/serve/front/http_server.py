@@ -106,8 +106,15 @@ def make_http_server(
 
 
 def num_connections(wanted: int) -> int:
-    """How many connections a port may have: what is wanted, as far as the descriptors of this process go."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """How many connections a port may have: what is wanted, as far as the descriptors of this process go.
+
+    It takes all descriptors that the system lets it have.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
     if soft == resource.RLIM_INFINITY:
         return wanted
-    return max(1, min(wanted, (soft - _OTHER_DESCRIPTORS) // 3))  # three ports share them
+    # One for each connection of the three ports of HTTP, three for each of gRPC's.
+    return max(1, min(wanted, (soft - _OTHER_DESCRIPTORS) // 6))
