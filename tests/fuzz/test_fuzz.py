@@ -23,7 +23,7 @@ from table import TABLE
 
 from oarlock.errors import DataError
 
-SECONDS = float(os.environ.get("OARLOCK_FUZZ_SECONDS", "3"))
+SECONDS = float(os.environ.get("OARLOCK_FUZZ_SECONDS", "20"))
 PATIENCE = 10  # a slow machine is no finding here
 ENGINES = ["hypothesis", *(["atheris"] if importlib.util.find_spec("atheris") else [])]
 
