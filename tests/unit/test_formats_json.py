@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -142,6 +143,30 @@ def test_a_schema_says_what_is_right(text, reason):
     with pytest.raises(ModelError) as caught:
         parse_json(text, "x.json", Model)
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"layers": [' + "{}," * 200_000 + "1]}", ": layers[0]: name is missing"),
+        ('{"sizes": {' + ",".join(f'"k{i}": -1' for i in range(100_000)) + "}}", ": sizes.k0 must be greater than"),
+        (
+            '{"layers": [],' + ",".join(f'"k{i}": 1' for i in range(100_000)) + "}",
+            ": 100,000 fields are wrong, or do not",
+        ),
+        ("{" + ",".join(f'"k{i}": 1' for i in range(100_000)) + ', "k7": 1}', ":1: field 'k7' stands twice"),
+    ],
+)
+def test_files_with_nothing_right_cost_little(text, reason):
+    class Many(TypedDict, total=False):
+        layers: list[Layer]
+        sizes: dict[str, Annotated[int, Ge(0)]]
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError) as caught:
+        parse_json(text, "x.json", Many, extra="forbid")
+    assert reason in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
 
 
 def test_lists_become_tuples_and_objects_dataclasses():

@@ -13,7 +13,9 @@ import pytest
 from starlette.responses import JSONResponse
 
 from front_ports import GUARD_S, OPTIONS, content, head, heard, running, speak, status
+from oarlock.serve.front import http_protocol
 from oarlock.serve.front.admission import Admission, Refused, client_of
+from oarlock.serve.front.http_protocol import set_socket_options
 from oarlock.serve.front.http_server import guarded
 from oarlock.serve.front.keys import Keys
 
@@ -321,6 +323,20 @@ def test_several_requests_of_a_connection(port):
         client.request("POST", "/x", body, {"Content-Type": "application/json"})
         assert json.loads(client.getresponse().read()) == {"size": len(body)}
     client.close()
+
+
+def test_answers_are_sent_at_once(echo, monkeypatch):
+    """Also behind a listening socket that does not name its protocol, as that of these tests."""
+    seen = []
+
+    def noted(connection):
+        set_socket_options(connection)
+        seen.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(http_protocol, "set_socket_options", noted)
+    with running(guarded(echo, OPTIONS, Keys(), Admission(8, 8), error)) as port:
+        assert status(speak(port, head())) == 200
+    assert seen == [1]
 
 
 def test_whose_a_request_is():

@@ -140,7 +140,11 @@ def test_every_field_that_paddlenlp_is_given_has_a_type():
         ({"hidden_size": 2**20}, "a hidden size of 1,048,576, and .* has 512 rows of 32"),
         ({"vocab_size": 2**26}, "a vocabulary of 67,108,864"),
         ({"intermediate_size": 2**24}, "an? intermediate size of 16,777,216, and no tensor"),
-        ({"max_position_embeddings": 2**31 - 1}, r"max_position_embeddings\) needs .* GB of memory, and .* are free"),
+        (
+            {"max_position_embeddings": 2**31 - 1},
+            r"max_position_embeddings\) takes 274.9 GB, and its weights some 0.1 MB",
+        ),
+        ({"max_position_embeddings": 25_699_999}, r"max_position_embeddings\) takes 3.3 GB"),
         ({"intermediate_size": 65}, r"is \[64, 32\], the model expects \[65, 32\]"),
     ],
 )
@@ -174,6 +178,10 @@ def test_a_model_that_is_too_large_for_the_memory_is_refused_with_numbers(folder
     free["bytes"] = 4 * number + 7 * number
     with pytest.raises(ModelError, match=r"with what training holds beside it, needs"):
         build_model(source, held_beside=8)
+    monkeypatch.setattr(room, "_SMALL_TABLES", 10**12)
+    long = config_of(folders.content["llama"] | {"max_position_embeddings": 10**7}, "x")
+    with pytest.raises(ModelError, match=r"\(max_position_embeddings\) needs 1.3 GB of memory, and"):
+        build_model(ModelSource(folders.root / "llama", long, from_weights=True))
     large = config_of(folders.content["llama"] | {"hidden_size": 2**18, "intermediate_size": 2**20}, "x")
     with pytest.raises(ModelError, match=r"a model of these sizes needs 4.4 TB of memory"):
         build_model(ModelSource(tmp_path, large, from_weights=False))
@@ -476,6 +484,10 @@ def test_paddlenlps_classes_get_nothing_that_was_not_checked(tmp_path, monkeypat
         load_tokenizer(str(folder))
     (folder / "special_tokens_map.json").write_text(json.dumps({"my_token": "x"}))
     with pytest.raises(ModelError, match="'my_token' is no special token of a BertTokenizer"):
+        load_tokenizer(str(folder))
+    (folder / "special_tokens_map.json").unlink()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\nb\n")  # its ids lie beyond its size
+    with pytest.raises(ModelError, match=r"a token stands twice in vocab\.txt"):
         load_tokenizer(str(folder))
 
 

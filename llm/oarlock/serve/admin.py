@@ -64,8 +64,8 @@ class AdminServer:
         try:
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(_SECONDS)
-                is_known = peer_user(connection) in (0, os.geteuid())
-                answer = self.answer(_read_line(connection)) if is_known else _OTHER_USER
+                is_known, line = peer_user(connection) in (0, os.geteuid()), _read_line(connection)
+                answer = self.answer(line) if is_known else _OTHER_USER
                 connection.sendall(json.dumps(answer).encode() + b"\n")
         finally:
             self._places.release()

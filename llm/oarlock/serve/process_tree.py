@@ -25,7 +25,7 @@ from oarlock.serve.stubs import is_alive, model_processes
 from oarlock.serve.triton_control import TritonControl
 from oarlock.serve.triton_server import Installation, TritonOptions, start_triton
 
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.1
 
 
 class ProcessTree:
@@ -287,14 +287,16 @@ class ProcessTree:
             threading.Thread(target=self._load_again, args=(name,), name=f"load-{name}", daemon=True).start()
 
     def _load_again(self, model: str) -> None:
+        of = self._triton.process
         self._model_restarts += 1
         self._tell_front({"restarts": self.restarts})
         try:
             self.load(model)
             say(f"the model {model} is whole again")
         except OarlockError as error:
-            say(f"{error}; Triton is started again")
-            self._triton.kill()
+            if of is self._triton.process and self._triton.runs:
+                say(f"{error}; Triton is started again")
+                self._triton.kill()
 
     def _is_quiet(self) -> bool:
         """Whether nothing is being answered, since a second: Triton stays as long as a client keeps a connection."""

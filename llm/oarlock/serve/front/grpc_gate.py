@@ -17,6 +17,7 @@ from typing import Any
 
 from oarlock.serve.front.admission import Admission, Refused, client_of
 from oarlock.serve.front.http2_frames import PREFACE, ClientFrames, ServerFrames, Violation, window_update
+from oarlock.serve.front.http_protocol import set_socket_options
 
 _BEGIN_SECONDS = 10.0  # for the encryption, and again for the first bytes of HTTP/2
 _LOOK_SECONDS = 1.0
@@ -128,8 +129,7 @@ class ClientSide(_Side):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count it, and connect to the server."""
         super().connection_made(transport)
-        # asyncio does it for some sockets alone, by the protocol that they were made with.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_socket_options(transport.get_extra_info("socket"))
         address = str((transport.get_extra_info("peername") or ("?",))[0])
         peer = client_of(address)
         try:
