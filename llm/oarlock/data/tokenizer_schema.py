@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, MaxLen
 from typing_extensions import NotRequired, TypedDict
 
+from oarlock.data.tokenizer_growth import check_growth
 from oarlock.errors import ModelError
 from oarlock.formats.json_file import TOKENIZER_BYTES, check_content, read_json, read_json_if_there
 
@@ -181,6 +182,7 @@ def read_tokenizer_object(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: added_tokens: two of them have the same id")
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         _check_part(content.get(name), f"{path}: {name}")
+    check_growth(content, path)
     model = content.get("model")
     if not isinstance(model, dict):
         raise ModelError(f"{path}: not a tokenizer: its model must be an object")

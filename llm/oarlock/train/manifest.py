@@ -46,6 +46,7 @@ _NAME = re.compile(r"checkpoint-([0-9]+)")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _NEEDED = (INDEX, TRAINER_STATE)  # what a run can't go on without
 _HASHED_AT_ONCE = 8
+_LARGEST_BATCH = 1 << 24  # samples of an optimizer step, over all ranks
 
 
 @dataclass
@@ -134,6 +135,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     manifest = parse_json(content, str(path), Manifest, error=CheckpointError, limit=INDEX_BYTES, extra="forbid")
     if manifest.format != FORMAT:
         raise CheckpointError(f"{path}: format {manifest.format}, this version reads {FORMAT}")
+    if manifest.samples > manifest.step * _LARGEST_BATCH:
+        raise CheckpointError(f"{path}: {manifest.samples:,} samples are more than {manifest.step:,} steps take")
     _check_names(manifest, path)
     manifest.config = _options(manifest, path)
     return manifest
