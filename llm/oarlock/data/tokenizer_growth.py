@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import math
 import re
@@ -30,7 +31,10 @@ def check_growth(content: Mapping[str, Any], path: Path) -> None:
     """
     for name in ("normalizer", "pre_tokenizer", "decoder"):
         parts = list(_parts(content.get(name)))
-        times = math.prod(_times(part, name) for part in parts)
+        try:
+            times = math.prod(_times(part, name) for part in parts)
+        except ValueError as error:
+            raise ModelError(f"{path}: {name}: precompiled_charsmap can't be used: {error}") from error
         if times > _MOST_TIMES:
             shown = f"{times:,}" if times < 10**12 else "more than 10^12"
             raise ModelError(f"{path}: {name} makes a text up to {shown} times as long (at most {_MOST_TIMES:,})")
@@ -64,6 +68,8 @@ def _parts(part: Any) -> Iterator[dict[str, Any]]:
 
 def _times(part: Mapping[str, Any], name: str) -> int:
     """How many times as many bytes a part makes of a text, at most."""
+    if isinstance(table := part.get("precompiled_charsmap"), str):
+        return _longest_entry(table)
     kind, text, pattern = part.get("type"), part.get("content"), part.get("pattern")
     if kind == "ByteLevel" and name != "decoder":
         return 2  # every byte becomes a letter of up to two
@@ -73,6 +79,19 @@ def _times(part: Mapping[str, Any], name: str) -> int:
     if isinstance(found := pattern.get("String"), str):
         return max(1, -(-size // max(1, len(found.encode("utf-8", "replace")))))
     return max(1, size) if _takes_something(pattern.get("Regex")) else size + 1
+
+
+def _longest_entry(table: str) -> int:
+    """Bytes of the longest text in a normaliser's table: the size of a trie, the trie, and texts that end with NUL.
+
+    Raises:
+        ValueError: for a size that is not that of a trie in it, which the library would allocate unasked.
+    """
+    content = base64.b64decode(table, validate=True)
+    size = int.from_bytes(content[:4], "little")
+    if size % 4 or not 0 < size <= len(content) - 4:
+        raise ValueError(f"its trie can't have {size:,} bytes, of {len(content):,} in all")
+    return max(1, *map(len, content[4 + size :].split(b"\0")))
 
 
 def _takes_something(pattern: Any) -> bool:
@@ -87,4 +106,4 @@ def _ids(piece: Any, tokens: Any) -> int:
     """How many tokens a special token of a template stands for."""
     about = tokens.get(piece.get("id")) if isinstance(piece, dict) and isinstance(tokens, dict) else None
     ids = about.get("ids") if isinstance(about, dict) else None
-    return len(ids) if isinstance(ids, list) else 1
+    return len(ids) if isinstance(ids, list) else 0

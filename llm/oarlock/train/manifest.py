@@ -235,11 +235,22 @@ def _check_file(folder: Path, name: str, size: int) -> None:
         raise CheckpointError(f"{path} has {found.st_size:,} bytes, the manifest says {size:,}")
 
 
+def read_whole(folder: Path) -> Manifest:
+    """The manifest of a checkpoint that has all its files; what is in them is not read (see verify()).
+
+    Raises:
+        CheckpointError: naming the first that is missing, of another size or no regular file.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest.files.items():
+        _check_file(folder, name, expected["bytes"])
+    return manifest
+
+
 def looks_whole(folder: Path) -> bool:
-    """Whether a checkpoint has its manifest and all its files; what is in them is not read (see verify())."""
+    """Whether read_whole() refuses nothing."""
     try:
-        for name, expected in read_manifest(folder).files.items():
-            _check_file(folder, name, expected["bytes"])
+        read_whole(folder)
     except CheckpointError:
         return False
     return True
