@@ -56,3 +56,26 @@ def ask_rest(upstream):
         return asyncio.run(run())
 
     return ask
+
+
+@pytest.fixture(scope="module")
+def echo():
+    """An application that says what it was asked."""
+    from guarded_echo import Echo
+
+    return Echo()
+
+
+@pytest.fixture(scope="module")
+def port(echo):
+    """A port of `echo` behind the guard: bodies of up to 10,000 bytes, four requests of a client."""
+    from guarded_echo import error
+
+    from front_ports import GUARD_S, OPTIONS, running
+    from oarlock.serve.front.admission import Admission
+    from oarlock.serve.front.http_server import guarded
+    from oarlock.serve.front.keys import Keys
+
+    options = dataclasses.replace(OPTIONS, max_body=10_000, body_seconds=GUARD_S)
+    with running(guarded(echo, options, Keys(), Admission(8, 4), error, open_paths=("/probe",)), options) as port:
+        yield port
