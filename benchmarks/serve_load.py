@@ -28,7 +28,8 @@ from typing import Any
 
 from common import ROOT, report
 from serve_processes import settled
-from serve_requests import Load, Outcome, Target
+from serve_outcome import Outcome, Target
+from serve_requests import Load
 
 WARM_UP = 0.25
 
