@@ -105,7 +105,7 @@ def test_what_is_not_there(tmp_path):
             packed = stub.ModelInfer(question(), compression=grpc.Compression.Gzip)
             assert (await failure(packed))[0] is grpc.StatusCode.UNIMPLEMENTED
             broken = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(b"\xff\xff")
-            assert await failure(broken) == (INVALID, "the request is no ModelInferRequest")
+            assert await failure(broken) == (INVALID, "the request is not a valid ModelInferRequest")
             unknown = question()
             data = unknown.SerializeToString() + b"\xfa\x3f\x01x"  # a field that nobody knows
             await channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(data)

@@ -150,6 +150,6 @@ def test_admission():
         places.leave(client)
     assert places.num_open == 0 and not places._open  # nothing is kept of clients that are gone
     places.close()
-    with pytest.raises(Refused, match="about to end") as refused:
+    with pytest.raises(Refused, match="shutting down") as refused:
         places.take("a")
     assert refused.value.is_closing
