@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT, report
+from serve_outcome import Outcome, Target
 from serve_processes import settled
-from serve_requests import Load, Outcome, Target
+from serve_requests import Load
 
 WARM_UP = 0.25
 

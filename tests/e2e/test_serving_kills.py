@@ -85,7 +85,8 @@ def test_many_requests_some_hostile_leave_nothing_behind(server, monkeypatch):
     """The load test in small: every kind of request is answered as it should be; no thread, no open file is left."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from serve_load import run_load
-    from serve_requests import Load, Target
+    from serve_outcome import Target
+    from serve_requests import Load
 
     target = Target(server.process.pid, server.openai, server.rest, server.grpc, KEY, "pirate", max_body=100_000)
     outcome = run_load(target, 20 * len(Load(target).hostile), 8, 0.05)

@@ -36,7 +36,7 @@ from serving import (
 
 
 def test_reload_under_load_loses_nothing(server, client):
-    """200 requests from 16 clients, while the model is loaded anew in the place of the old one."""
+    """200 requests from 16 clients, while the model is loaded again in the place of the old one."""
     expected = server.generate(text_input="river", max_tokens=16)["text_output"]
     before = set(server.processes())
     reloaded = threading.Event()
@@ -66,7 +66,7 @@ def test_reload_under_load_loses_nothing(server, client):
             answers += pool.map(ask, range(16))
         answers += pool.map(ask, range(32))
     loader.join()
-    assert done[0].returncode == 0 and "oarlock was loaded anew" in done[0].stdout, done
+    assert done[0].returncode == 0 and "oarlock was loaded again" in done[0].stdout, done
     assert len(answers) >= 200 and set(answers) == {expected}
     assert len(set(server.processes()) - before) == 1  # the model's new process
 

@@ -83,8 +83,8 @@ def test_every_field_has_its_line(value):
     [
         ('{\n"a": 1,\n"b": {"a": 2, "c": 3,\n"c": 4}}', ":4: field 'c' stands twice in one object"),
         ('{"a": 1, "a": 2', ":1: not valid JSON: "),
-        ("[1,\n NaN]", ":2: NaN is no number of JSON"),
-        ("[1, -Infinity]", ":1: -Infinity is no number of JSON"),
+        ("[1,\n NaN]", ":2: NaN is not a JSON number"),
+        ("[1, -Infinity]", ":1: -Infinity is not a JSON number"),
         ("[\n\n1e999]", ":3: 1e999 is larger than any number here"),
         ("[1,\n" + "9" * 41 + "]", ":2: a whole number of 41 digits (at most 40 are read)"),
         ("9" * 5_000_000, " 5,000,000 bytes is too large"),
@@ -178,7 +178,7 @@ def test_fields_without_a_schema_are_left_out_kept_or_refused():
     text = '{"scale": 1.5, "other": {"a": [1]}}'
     assert parse_json(text, "x.json", Model) == {"scale": 1.5}
     assert parse_json(text, "x.json", Model, extra="allow") == json.loads(text)
-    with pytest.raises(ModelError, match="other is no field that belongs here"):
+    with pytest.raises(ModelError, match="other is not a field of this place"):
         parse_json(text, "x.json", Model, extra="forbid")
 
 

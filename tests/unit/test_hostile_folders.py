@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import struct
@@ -154,6 +155,22 @@ def test_configurations_that_do_not_fit_their_weights_or_the_machine(folders, tm
         build(folders.copy(tmp_path, **fields))
 
 
+@pytest.mark.parametrize(
+    ("family", "fields", "words"),
+    [
+        ("bloom", {"layer_norm_epsilon": 0.5}, "layer_norm_epsilon must be less than or equal to 0.001"),
+        ("chatglm_v2", {"num_attention_heads": 2}, r"2 heads of 8 \(kv_channels\) are not the hidden size 32"),
+        ("chatglm_v2", {"kv_channels": 64}, r"4 heads of 64 \(kv_channels\)"),
+        ("opt", {"hidden_act": "swiglu"}, "hidden_act is 'swiglu'; PaddleNLP computes with "),  # it halves the width
+        ("opt", {"hidden_act": "Layer"}, "hidden_act is 'Layer'"),
+        ("chatglm", {"num_attention_heads": 16}, "need a multiple of 4"),
+    ],
+)
+def test_what_paddle_would_stop_at_is_said_before(folders, tmp_path, family, fields, words):
+    with pytest.raises(ModelError, match=words):
+        build(folders.copy(tmp_path, family, **fields))
+
+
 def test_errors_name_the_line(folders, tmp_path):
     folder = folders.copy(tmp_path, num_attention_heads=0)
     line = (folder / "config.json").read_text().split("num_attention_heads")[0].count("\n") + 1
@@ -247,7 +264,7 @@ def _shift(header: dict[str, Any], by: int) -> None:
         (lambda h: h[_EMBEDDING].update(shape=[512, 33]), "F32 of shape"),
         (lambda h: h[_EMBEDDING].update(shape=[2**62, 2**62]), "its shape must be"),
         (lambda h: h[_EMBEDDING].update(dtype="I32"), "quantised weights"),
-        (lambda h: h[_EMBEDDING].update(dtype="Q4"), "no dtype of safetensors"),
+        (lambda h: h[_EMBEDDING].update(dtype="Q4"), "not a dtype of safetensors"),
         (lambda h: h["llama.norm.weight"].update(dtype="F8_E4M3", shape=[128]), "F8_E4M3, which can't be used here"),
         (lambda h: h.pop(_EMBEDDING), "hole|belong to no tensor|leaves"),
         (lambda h: h.update(__metadata__={"format": 5}), "an object of texts"),
@@ -347,6 +364,10 @@ def _part(**parts: Any) -> Any:
     return lambda content: content.update(parts)
 
 
+GROWS, A = {"type": "Replace", "content": "eee"}, {"Sequence": {"id": "A", "type_id": 0}}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+LONG_TABLE = base64.b64encode(b"\4\0\0\0" + b"\0" * 4 + b"x" * 5000 + b"\0").decode()
+PREPEND = {"type": "Prepend", "prepend": "x" * 4000}
 TOKENIZERS: dict[str, tuple[Any, str]] = {
     "huge id": (_vocab(zzq=10**9), "less than or equal to 16777216"),
     "holes": (_vocab(zzq=2**24), "leaves out most of those below it"),
@@ -367,6 +388,9 @@ TOKENIZERS: dict[str, tuple[Any, str]] = {
     "empty": (_part(normalizer={"type": "Replace", "pattern": {"String": ""}, "content": "b"}), "an empty pattern"),
     "prepend": (_part(normalizer={"type": "Prepend", "prepend": "x" * 10_000_000}), "characters"),
     "table": (_part(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAAAAAAAAAA"}), "can't be used"),
+    "table of 4 GB": (_part(normalizer={"type": "Precompiled", "precompiled_charsmap": "/////w=="}), "4,294,967,295 bytes"),
+    "no table": (_part(normalizer={"type": "Precompiled", "precompiled_charsmap": "\u00e9"}), "precompiled_charsmap can't be used"),
+    "long table": (_part(normalizer={"type": "Precompiled", "precompiled_charsmap": LONG_TABLE}), "5,000 times as long"),
     "strip": (_part(decoder={"type": "Strip", "content": "a", "start": 10**9, "stop": 10**9}), "can't be used"),
     "number": (_part(decoder={"type": "Strip", "content": "a", "start": 10**12, "stop": 0}), "larger than any number"),
     "template": (
@@ -377,6 +401,16 @@ TOKENIZERS: dict[str, tuple[Any, str]] = {
             "type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "a", "type_id": 0}}],
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
             "special_tokens": {"a": {"id": "a", "ids": [2**31 - 1], "tokens": ["a"]}}}), "the id 2,147,483,647"),
+    "grows": (_part(normalizer={"type": "Sequence", "normalizers": [GROWS | {"pattern": {"String": "e"}}] * 40}), "as long"),
+    "grows between": (_part(decoder={"type": "Sequence", "decoders": [GROWS | {"pattern": {"Regex": "(?=.)"}}] * 9}), "as long"),
+    "bytes of bytes": (_part(pre_tokenizer={"type": "Sequence", "pretokenizers": [BYTES] * 30}), "as long"),
+    "prepends": (_part(normalizer={"type": "Sequence", "normalizers": [PREPEND] * 500}), "puts 2,000,000 characters"),
+    "many texts": (_part(post_processor={"type": "TemplateProcessing", "single": [A] * 99, "pair": [A], "special_tokens": {}}),
+                   "holds a text more than once"),
+    "many tokens": (
+        _part(post_processor={
+            "type": "TemplateProcessing", "single": [A, *[{"SpecialToken": {"id": "a", "type_id": 0}}] * 99], "pair": [A],
+            "special_tokens": {"a": {"id": "a", "ids": [1] * 99, "tokens": ["a"] * 99}}}), "puts 9,801 tokens around"),
     "deep": (_part(pre_tokenizer=json.loads('{"type":"Sequence","pretokenizers":[' * 70 + "]}" * 70)), "levels deep"),
     "parts": (_part(decoder={"type": "Sequence", "decoders": [{"type": "Fuse"}] * 30_000}), "parts|more than"),
     "not an object": (_part(normalizer=5), "normalizer must be an object or null"),
@@ -415,14 +449,14 @@ def test_settings_for_padding_and_truncation_allocate_nothing(tokenizer_folder, 
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("special_tokens_map.json", {"__class__": "int"}, "'__class__' is no name of a special token"),
-        ("special_tokens_map.json", {"init_class": "x"}, "'init_class' is no name of a special token"),
-        ("special_tokens_map.json", {"_bos_token": "x"}, "'_bos_token' is no name"),
+        ("special_tokens_map.json", {"__class__": "int"}, "'__class__' is not the name of a special token"),
+        ("special_tokens_map.json", {"init_class": "x"}, "'init_class' is not the name of a special token"),
+        ("special_tokens_map.json", {"_bos_token": "x"}, "'_bos_token' is not the name"),
         ("special_tokens_map.json", {"eos_token": 5}, "eos_token must be"),
         ("special_tokens_map.json", {"eos_token": {"lstrip": True}}, "content is missing"),
-        ("tokenizer_config.json", {"__class__": "int"}, "'__class__' is no name"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"999999999": {"content": "<x>"}}}, "is no id of a token"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"-1": {"content": "<x>"}}}, "is no id of a token"),
+        ("tokenizer_config.json", {"__class__": "int"}, "'__class__' is not the name"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"999999999": {"content": "<x>"}}}, "is not a token id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"-1": {"content": "<x>"}}}, "is not a token id"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": {}}}}, "added_tokens_decoder"),
         ("tokenizer_config.json", {"model_input_names": 5}, "model_input_names must be a list"),
         ("tokenizer_config.json", {"padding_side": "__class__"}, "padding_side must be 'left' or 'right'"),
@@ -461,7 +495,7 @@ def test_paths_and_names_of_code_in_a_tokenizers_files_are_never_followed(tokeni
     (folder / "vocab.txt").write_text("a\nb\n")
     for named in ("os.system", "AutoTokenizer", "PretrainedTokenizer", "LlamaTokenizer", "__class__", "Taskflow"):
         path.write_text(json.dumps({"tokenizer_class": named, "vocab_file": str(secret)}))
-        with pytest.raises(ModelError, match=f"its class '{named}' is none that is read here"):
+        with pytest.raises(ModelError, match=f"its class '{named}' is not supported"):
             load_tokenizer(str(folder))
 
 
@@ -480,10 +514,10 @@ def test_paddlenlps_classes_get_nothing_that_was_not_checked(tmp_path, monkeypat
     assert found.chat_template is None and found.init_kwargs["vocab_file"] == str(folder / "vocab.txt")
     assert found.name_or_path == str(folder)
     (folder / "special_tokens_map.json").write_text(json.dumps({"convert_tokens_to_ids": "x"}))
-    with pytest.raises(ModelError, match="'convert_tokens_to_ids' is no name of a special token"):
+    with pytest.raises(ModelError, match="'convert_tokens_to_ids' is not the name of a special token"):
         load_tokenizer(str(folder))
     (folder / "special_tokens_map.json").write_text(json.dumps({"my_token": "x"}))
-    with pytest.raises(ModelError, match="'my_token' is no special token of a BertTokenizer"):
+    with pytest.raises(ModelError, match="'my_token' is not a special token of a BertTokenizer"):
         load_tokenizer(str(folder))
     (folder / "special_tokens_map.json").unlink()
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\nb\n")  # its ids lie beyond its size
@@ -561,7 +595,7 @@ def adapter(
         ({"format": "1"}, "format must be a whole number"),
         ({"settings": None, "base": {"name": 5, "fingerprint": ""}}, "base.name must be a text"),
         ({"base": {"name": "x"}}, "fingerprint is missing"),
-        ({"tensor": np.zeros((32, 2), np.int32)}, "is stored in int32, which no weight of an adapter is"),
+        ({"tensor": np.zeros((32, 2), np.int32)}, "is stored in int32, which no weight of an adapter can be"),
         ({"tensor": np.zeros(64, np.float32)}, r"is \[64\]"),
     ],
 )

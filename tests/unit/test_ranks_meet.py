@@ -176,7 +176,7 @@ def test_a_member_that_hands_over_a_file_ends_the_launch_by_name(point, tmp_path
         channel = proven(point, 2, 3)
         channel.send(Frame(PROOF, 2, 3), file.fileno())
         meeting.end()
-    expected = f"rank 2 (pid {os.getpid()}): what was handed over as a rank's memory is no memory"
+    expected = f"rank 2 (pid {os.getpid()}): what was handed over as a rank's memory is not a memory"
     assert str(meeting.problems[0]).startswith(expected)
     assert other.receive(MEMBER)[0].kind == STOP  # rank 1 ends without a word
     channel.close()
@@ -247,7 +247,7 @@ def end(channel: Channel, file: int) -> None:
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (hand_a_file, "is no memory file"),
+        (hand_a_file, "is not a memory file"),
         (hand_a_dead_process, "died at the start"),
         (hand_another_process, "calls itself 1"),
         (go_without_memory, "rank 0 has gone before the other ranks could start (a message out of turn)"),

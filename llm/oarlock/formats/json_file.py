@@ -213,7 +213,7 @@ def _finite(digits: str) -> float:
 
 
 def _no_number(word: str) -> NoReturn:
-    raise _Refused(f"{word} is no number of JSON", word)
+    raise _Refused(f"{word} is not a JSON number", word)
 
 
 def _check_characters(found: Any) -> None:

@@ -19,6 +19,7 @@ from oarlock.models.blocks import Block
 
 INDEX = "tensors.json"
 WEIGHTS = "model"  # the kind of tensor that is a weight; other kinds are optimizer states ("moment1", "master", ...)
+MASTER = "master"  # float32 copies of half-precision weights (the optimizer's _master_weights)
 # 512 ranks with four pieces each of 700 tensors have 150 MB, and 4 million objects and lists.
 _INDEX_BYTES, _INDEX_CONTAINERS = 1 << 29, 10_000_000
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
@@ -126,7 +127,7 @@ def read_index(folder: Path) -> dict[str, list[tuple[Path, Piece]]]:
     where: dict[str, list[tuple[Path, Piece]]] = {}
     for file, entries in content.items():
         if not _FILE.fullmatch(file):
-            raise CheckpointError(f"{index}: {file!r} is no name of a safetensors file in this folder")
+            raise CheckpointError(f"{index}: {file!r} is not the name of a safetensors file in this folder")
         for key, entry in entries.items():
             piece = Piece.from_json(key, entry)
             if problem := piece.problem():

@@ -226,7 +226,7 @@ class ProcessTree:
             if not part.runs:
                 for thread in self._echo:
                     thread.join(2)  # its last words come first
-                raise OarlockError(f"{part.name} ended by itself ({part.how_it_ended()}); what it said stands above")
+                raise OarlockError(f"{part.name} ended by itself ({part.how_it_ended()}); its output is above")
         if self._triton.seconds > self._options.start_seconds:
             raise ModelError(f"the model was not loaded within {self._options.start_seconds:g} s (--start-seconds)")
 

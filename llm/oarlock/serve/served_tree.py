@@ -77,7 +77,7 @@ def make_served_tree(source: Path, folder: Path) -> ServedTree:
     if foreign:
         raise ConfigError(
             f"{source / foreign[0]}: not a model of `oarlock export --target triton`, which are {', '.join(kinds)}; "
-            "take it out (a tritonserver of your own serves any)"
+            "remove it (a tritonserver of your own serves any model)"
         )
     tree = ServedTree(folder, source, {name: kinds[name] for name in found})
     for name in found:

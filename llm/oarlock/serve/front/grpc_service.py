@@ -256,7 +256,7 @@ def _parsed(kind: Callable[[], _M], data: bytes) -> _M:
         message.ParseFromString(data)
     except DecodeError as error:
         name = message.DESCRIPTOR.name
-        raise TritonFailure(grpc.StatusCode.INVALID_ARGUMENT, f"the request is no {name}") from error
+        raise TritonFailure(grpc.StatusCode.INVALID_ARGUMENT, f"the request is not a valid {name}") from error
     return message
 
 

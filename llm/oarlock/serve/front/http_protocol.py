@@ -65,7 +65,7 @@ class _BoundedConnection(h11.Connection):
         try:
             event = super().next_event()
         except h11.RemoteProtocolError as error:
-            self.refusal = error.error_status_hint, f"no valid HTTP: {error}"
+            self.refusal = error.error_status_hint, f"not valid HTTP: {error}"
             raise
         if type(event) is h11.Data:
             self._pieces += 1

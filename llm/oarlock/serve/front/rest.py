@@ -279,7 +279,7 @@ async def _body(receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise HttpRefusal(400, "the request has no end")
+            raise HttpRefusal(400, "the request was not complete")
         pieces.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(pieces)
