@@ -21,7 +21,7 @@ from oarlock.serve.part import Part
 from oarlock.serve.private_memory import close_memory
 from oarlock.serve.served_tree import ServedTree
 from oarlock.serve.settings import forget_processes, noted_failure, num_busy
-from oarlock.serve.stubs import is_alive, model_processes
+from oarlock.serve.stubs import end_left, is_alive, model_processes
 from oarlock.serve.triton_control import TritonControl
 from oarlock.serve.triton_server import Installation, TritonOptions, start_triton
 
@@ -290,9 +290,12 @@ class ProcessTree:
         of = self._triton.process
         self._model_restarts += 1
         self._tell_front({"restarts": self.restarts})
+        former = [process for process, name in self._model_processes().items() if name == model]
         try:
             self.load(model)
             say(f"the model {model} is whole again")
+            if left := end_left(former, self._front_options.timeout):  # no request lasts longer
+                say(f"{left} process(es) of the former {model} did not end; they were killed")
         except OarlockError as error:
             if of is self._triton.process and self._triton.runs:
                 say(f"{error}; Triton is started again")

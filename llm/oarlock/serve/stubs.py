@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-_SESSION_FIELD = 3  # of /proc/PID/stat, after the name: state, parent, group, session
+_SESSION_FIELD, _START_FIELD = 3, 19  # of /proc/PID/stat, after the name: state, parent, group, session, ...
+_LOOK_SECONDS = 0.2
 
 
 def session_processes(sessions: set[int]) -> Iterator[int]:
@@ -38,6 +42,31 @@ def model_processes(triton: int, models: Mapping[str, Path]) -> dict[int, str]:
             if name is not None:
                 found[process] = name
     return found
+
+
+def end_left(processes: Iterable[int], seconds: float) -> int:
+    """Wait for processes of a model that was loaded anew, and kill what is left of them after so many seconds.
+
+    Where one was killed in the middle of a request, Triton (24.10) waits for its answer for ever, and never ends the
+    others. Gives how many were killed.
+    """
+    begun = {process: _start_of(process) for process in processes if is_alive(process)}
+    deadline = time.monotonic() + seconds
+    while True:
+        # The number may be another process's by now, the moment of its start is not.
+        left = [process for process, start in begun.items() if start and _start_of(process) == start]
+        if not left or time.monotonic() >= deadline:
+            break
+        time.sleep(_LOOK_SECONDS)
+    for process in left:
+        with contextlib.suppress(OSError):
+            os.kill(process, signal.SIGKILL)
+    return len(left)
+
+
+def _start_of(process: int) -> str:
+    words = _state(process)
+    return words[_START_FIELD] if words else ""
 
 
 def _state(process: int) -> list[str]:
