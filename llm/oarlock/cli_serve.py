@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -125,6 +126,8 @@ def add_serve(commands: Any, command: Adder) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     keep_private()
+    # It asks a running server for its keys, and would end one that still exports, which leaves the export behind.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with lossy_output():
         return _serve_folder(arguments)
 

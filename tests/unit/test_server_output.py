@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from oarlock import cli_serve
 
 PACKAGE = Path(__file__).resolve().parents[2] / "llm"
 _SERVER = """
@@ -54,3 +58,17 @@ def test_output_that_can_be_written_is(tmp_path: Path) -> None:
     assert lines[0] == "oarlock: before" and lines[-1] == "oarlock: after"
     assert lines.count("child: " + "x" * 100) == 4000
     assert "lost" in ended.stderr
+
+
+def test_a_hangup_before_it_serves_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exporting(_: object) -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return 7
+
+    monkeypatch.setattr(cli_serve, "_serve_folder", exporting)
+    monkeypatch.setattr(cli_serve, "keep_private", lambda: None)  # of the process that runs the tests
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        assert cli_serve._serve(argparse.Namespace()) == 7
+    finally:
+        signal.signal(signal.SIGHUP, before)
