@@ -195,7 +195,7 @@ def test_the_manifest_notices_every_change(tmp_path):
     problems = changed_files(tmp_path)
     assert [problem.split()[0] for problem in problems] == ["a", "b", "c"] and len(set(problems)) == 3
     (tmp_path / MANIFEST_FILE).write_text("{}")
-    with pytest.raises(ModelError, match="not a manifest"):
+    with pytest.raises(ModelError, match="format and files are missing"):
         changed_files(tmp_path)
 
 
