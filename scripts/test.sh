@@ -63,11 +63,11 @@ finish() { # NUMBER LOG TITLE: wait for what start() has started, and say what i
 code=0
 cores=$(nproc 2>/dev/null || echo 2)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 3 ? cores / 2 : 1))}
-start ranks "$python" -m pytest -p no:cacheprovider tests/rehearsal
+start ranks "$python" -m pytest -p no:cacheprovider tests/rehearsal tests/fuzz
 if [ "${SMOKE:-1}" != 0 ]; then start smoke env -u OMP_NUM_THREADS VENV="$VENV" bash scripts/smoke.sh; fi
-echo "test: pytest, all but tests/rehearsal, which runs beside it ($logs/ranks)"
-"$python" -m pytest --ignore=tests/rehearsal || code=$?
-finish 0 ranks "pytest tests/rehearsal"
+echo "test: pytest, all but tests/rehearsal and tests/fuzz, which run beside it ($logs/ranks)"
+"$python" -m pytest --ignore=tests/rehearsal --ignore=tests/fuzz || code=$?
+finish 0 ranks "pytest tests/rehearsal tests/fuzz"
 if [ "${SMOKE:-1}" != 0 ]; then finish 1 smoke "smoke test on other Pythons"; fi
 if [ "$code" = 0 ]; then echo "test: all passed"; else echo "test: FAILED (code $code)"; fi
 exit "$code"

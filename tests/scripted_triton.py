@@ -64,6 +64,12 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelReady(self, request, context):
         return service_pb2.ModelReadyResponse(ready=request.name in CONFIGS)
 
+    async def ModelMetadata(self, request, context):
+        return service_pb2.ModelMetadataResponse(name=request.name, platform="python")
+
+    async def ModelStatistics(self, request, context):
+        return service_pb2.ModelStatisticsResponse()
+
     async def ModelConfig(self, request, context):
         if request.name not in CONFIGS:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")

@@ -15,6 +15,10 @@ from oarlock.serve.triton_failure import TritonFailure
 from oarlock.triton_config import read_triton_config
 
 MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
+GENERATE = "/v2/models/oarlock/generate"
+STREAM = "/v2/models/oarlock/generate_stream"
+INFER = "/v2/models/oarlock_infer/infer"
+ONE = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["x"]}
 _FOLDER = Path(oarlock.serve.__file__).parent / "triton_models"
 
 

@@ -221,3 +221,11 @@ class GrpcStream:
     def close(self):
         self.client.stop_stream(cancel_requests=True)
         self.client.close()
+
+
+def wait_until(is_so, said=str, seconds=GUARD_S):
+    """Guards against a wait without an end; nothing is decided by it."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.1)

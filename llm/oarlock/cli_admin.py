@@ -14,18 +14,21 @@ _ORDERS = ("status", "reload", "load", "unload", "keys")
 
 def add_admin(commands: Any, command: Adder) -> None:
     """The admin subcommand."""
-    admin = command(commands, "admin", "Have a running `oarlock serve` load its model anew, or tell its state.", _admin)
+    admin = command(commands, "admin", "Reload the model of a running `oarlock serve`, or print its state.", _admin)
     admin.add_argument(
         "order",
         choices=_ORDERS,
-        help="status: print it (JSON); reload: load the model anew from its folder, the old one answers meanwhile; "
-        "load, unload: a model beside it (oarlock_infer, oarlock_json); keys: read --api-key-file again, as on SIGHUP",
+        help="status: print the state (JSON); reload: load the model again from its folder, while the old one answers; "
+        "load, unload: oarlock_infer or oarlock_json; keys: read --api-key-file again, as on SIGHUP",
     )
     admin.add_argument(
-        "model", nargs="?", default="", help="name of a model (reload: by default the one with the engine)"
+        "model", nargs="?", default="", help="name of the model (default for reload: the one with the engine)"
     )
     admin.add_argument(
-        "--socket", type=Path, metavar="PATH", help="of the server, as it says it (default: the one that runs here)"
+        "--socket",
+        type=Path,
+        metavar="PATH",
+        help="the server's socket, as printed at its start (default: that of the one server that runs)",
     )
 
 

@@ -87,8 +87,8 @@ def _verify(arguments: argparse.Namespace) -> int:
             manifest = verify(folder)
             if more := unlisted(folder, manifest):
                 raise CheckpointError(
-                    f"{folder}: {', '.join(more)}: not in the manifest, so put there after it was written; the rest is "
-                    "whole. Nothing reads it; delete it, or keep it elsewhere"
+                    f"{folder}: {', '.join(more)}: not in the manifest, so added after the checkpoint was written. The "
+                    "rest is whole. No run reads these files; delete them, or keep them elsewhere"
                 )
         except CheckpointError as error:
             report(error)

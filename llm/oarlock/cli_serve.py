@@ -19,6 +19,7 @@ from oarlock.serve.front.keys import KeySource, take_keys_of_environment
 from oarlock.serve.front.options import Ports
 from oarlock.serve.front.tls import check_certificate
 from oarlock.serve.options import ServeOptions
+from oarlock.serve.output import lossy_output
 from oarlock.serve.prompts import PARSINGS
 from oarlock.serve.settings import Settings
 
@@ -32,7 +33,7 @@ _GONE = {
 
 
 class _Gone(argparse.Action):
-    """A flag that was there once."""
+    """A flag of an earlier version: its use is an error that says what took its place."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         parser.error(f"{self.option_strings[0]}: {self.const}")
@@ -40,9 +41,7 @@ class _Gone(argparse.Action):
 
 def add_serve(commands: Any, command: Adder) -> None:
     """The serve subcommand."""
-    serve = command(
-        commands, "serve", "Serve a model: Triton (gRPC, REST) and an OpenAI-compatible endpoint beside it.", _serve
-    )
+    serve = command(commands, "serve", "Serve a model with Triton: OpenAI's interface, REST and gRPC.", _serve)
     serve.add_argument(
         "folder", metavar="DIR", help="export of `--target triton`, model folder, or LoRA adapter folder"
     )
@@ -66,8 +65,8 @@ def add_serve(commands: Any, command: Adder) -> None:
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help="keys, one a line, of which every request has to bring one; read again on SIGHUP. Keys of the variable "
-        "OARLOCK_API_KEYS hold beside them",
+        help="keys, one a line; every request needs one. Read again on SIGHUP. Keys in the variable OARLOCK_API_KEYS "
+        "are valid too",
     )
     guard.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM; encrypts all ports (with --tls-key)")
     guard.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM, without a passphrase")
@@ -76,14 +75,14 @@ def add_serve(commands: Any, command: Adder) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="name or address under which clients reach the server, beside its own (repeatable)",
+        help="a further name or address by which clients reach the server (repeatable)",
     )
     guard.add_argument(
         "--cors-origin",
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="web page that may ask, as https://chat.example.com (repeatable; default: none)",
+        help="origin of a web page that may ask, such as https://chat.example.com (repeatable; default: none)",
     )
     limits = serve.add_argument_group("limits of requests (default: those of the export's config.pbtxt)")
     for flag, kind, text in (
@@ -100,15 +99,15 @@ def add_serve(commands: Any, command: Adder) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="requests that are open, over all ports; further ones get 429 (default: twice what the model takes)",
+        help="open requests over all ports; further ones get 429 (default: 2 x (--max-batch + --max-queue))",
     )
     limits.add_argument(
         "--max-open-per-client",
         type=int,
         default=0,
         metavar="N",
-        help="the same of one client, which is a key, or an address where there are no keys (default: what the model "
-        "takes)",
+        help="the same for one client: a key, or an address where there are no keys (default: --max-batch + "
+        "--max-queue)",
     )
     serve.add_argument(
         "--parse-special-tokens",
@@ -121,11 +120,16 @@ def add_serve(commands: Any, command: Adder) -> None:
     life.add_argument(
         "--drain-seconds", type=float, default=30.0, metavar="S", help="for requests in flight at the end (default: 30)"
     )
-    life.add_argument("--verbose", action="store_true", help="all that Triton says")
+    life.add_argument("--verbose", action="store_true", help="print all that Triton logs")
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     keep_private()
+    with lossy_output():
+        return _serve_folder(arguments)
+
+
+def _serve_folder(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.folder)
     options = _options(folder, arguments)
     adapters = _adapters(arguments.adapter)
@@ -142,7 +146,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _options(folder: Path, arguments: argparse.Namespace) -> ServeOptions:
-    """All that can be checked before a model is exported or loaded, checked."""
+    """The options, checked as far as possible before a model is exported or loaded."""
     given = {item.name: getattr(arguments, item.name) for item in fields(Settings)}
     limits = {name: value for name, value in given.items() if value is not None}
     Settings(**limits)  # refuses what is out of range

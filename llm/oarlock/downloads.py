@@ -85,7 +85,7 @@ def _take(name: str, files: Sequence[str], missing_ok: bool) -> Path | None:
     try:
         _land(name, found, place)
     except OSError as error:
-        raise ModelError(f"{place}: the files can't be put there: {error.strerror or error}") from error
+        raise ModelError(f"{place}: the files can't be written there: {error.strerror or error}") from error
     return place / files[0]
 
 

@@ -194,7 +194,7 @@ def write_text_atomically(path: str | Path, text: str) -> None:
         before = text[: error.end].rpartition("\n")[2][-80:]
         raise ModelError(
             f"{path}: can't be written: {before.strip()}... holds a byte that is no UTF-8, as the name of a file or "
-            "folder does: rename that"
+            "folder does: rename it"
         ) from error
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:

@@ -122,7 +122,7 @@ def download(file: RemoteFile, target: Path, most: int, progress: Callable[[int]
         if file.checksum is not None and (found := _digest(place, file.checksum[0])) != file.checksum[1]:
             partial.unlink()
             raise ModelError(
-                f"{file.url}: came damaged: its {file.checksum[0]} is {found}, the server says {file.checksum[1]}"
+                f"{file.url}: arrived damaged: its {file.checksum[0]} is {found}, the server says {file.checksum[1]}"
             )
     settle_file(partial)
     os.replace(partial, target)
@@ -137,14 +137,14 @@ def _fill(file: RemoteFile, place: BinaryIO, limit: int, progress: Callable[[int
         except _Cut as error:
             tries = 0 if _length(place) > before else tries + 1
             if tries >= _TRIES:
-                raise ModelError(f"{file.url}: cut off {tries} times without anything coming ({error})") from error
+                raise ModelError(f"{file.url}: cut off {tries} times without any new data ({error})") from error
             time.sleep(_PAUSE_S)
             continue
         if file.size is None and whole:
             return
         tries = 0 if _length(place) > before else tries + 1
         if tries >= _TRIES:
-            raise ModelError(f"{file.url}: {_length(place):,} bytes came, the server told of {file.size:,}")
+            raise ModelError(f"{file.url}: {_length(place):,} bytes arrived, the server announced {file.size:,}")
 
 
 def _receive(file: RemoteFile, place: BinaryIO, limit: int, progress: Callable[[int], Any]) -> bool:
@@ -174,12 +174,16 @@ def _receive(file: RemoteFile, place: BinaryIO, limit: int, progress: Callable[[
             )
         ends = "Content-Length" in answer.headers or answer.headers.get("Transfer-Encoding", "").lower() == "chunked"
         if file.size is None and not ends:
-            raise ModelError(f"{file.url}: the server does not say where the file ends, so that a cut would not show")
+            raise ModelError(
+                f"{file.url}: the server does not say how long the file is, so that a cut would not be noticed"
+            )
         place.seek(0, os.SEEK_END)
         try:
             while block := answer.raw.read(min(_BLOCK, limit - place.tell() + 1)):
                 if place.tell() + len(block) > limit:
-                    raise ModelError(f"{file.url}: more than {limit:,} bytes come, which was told or is allowed")
+                    raise ModelError(
+                        f"{file.url}: the server sends more than the {limit:,} bytes that it announced or may send"
+                    )
                 place.write(block)
                 progress(len(block))
         except (RequestException, HTTPError, ConnectionError, TimeoutError) as error:
@@ -206,7 +210,7 @@ def _answer(method: str, url: str, headers: dict[str, str] | None = None) -> Ite
             except ValueError:
                 scheme = ""
             if scheme not in ("http", "https") or (secure and scheme != "https"):
-                raise ModelError(f"{url[:200]}: not an address that files are downloaded from (https, or http)")
+                raise ModelError(f"{url[:200]}: files are not downloaded from this address (only from https and http)")
             secure = scheme == "https"
             try:
                 answer = session.request(

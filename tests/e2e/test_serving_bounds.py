@@ -129,6 +129,8 @@ def test_any_tensors_are_refused_as_invalid(server):
     channel.close()
     assert counts["refused"] > 100 and counts["answered"] > 0, counts
     assert server.processes() == processes
+    seen = server.metric("oarlock_front_requests_total", door="grpc", route="ModelInfer", code="INVALID_ARGUMENT")
+    assert seen >= counts["refused"] and server.metric("oarlock_restarts_total") == 0
     assert server.generate(text_input="x", max_tokens=3)["completion_tokens"] == 3
     assert "Traceback" not in server.said()
 

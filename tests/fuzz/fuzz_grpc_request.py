@@ -123,7 +123,7 @@ HARNESS = Harness(
     tokens=[
         *(name.encode() for name in FIELDS),
         *(name.encode() for name in PARAMETERS),
-        *(name.encode() for name in WILD_TYPES),
+        *(name.encode() for name in WILD_TYPES if name),
         *(name.encode() for name in CONFIGS),
         b"\x80" * 9 + b"\x01",
         b"\xff" * 9 + b"\x01",

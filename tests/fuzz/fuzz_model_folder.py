@@ -98,6 +98,8 @@ def _open(kind: str, file: str, place: Path, good: Path) -> None:
 
 @contextlib.contextmanager
 def around() -> Iterator[Path]:
+    import jinja2.debug  # noqa: F401 (jinja2 imports it with its first error, which looks like code of the input)
+
     from oarlock.environment import import_paddle, set_paddlenlp_log_level
 
     import_paddle()

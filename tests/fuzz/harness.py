@@ -194,7 +194,10 @@ class _Watch:
             for path in arguments[:2]:
                 if isinstance(path, (str, bytes)):
                     self._path(event, path, beside)
-        elif event in _PROCESSES or event in _CODE or (event in _CONNECTIONS and not self._connects):
+        elif event in _CODE:
+            if not _importing():
+                self._seen.append(f"{event} {arguments!r:.200}")
+        elif event in _PROCESSES or (event in _CONNECTIONS and not self._connects):
             self._seen.append(f"{event} {arguments!r:.200}")
 
     def _path(self, event: str, path: str | bytes, beside: int = -1) -> None:
@@ -205,6 +208,16 @@ class _Watch:
 
 
 _watch = _Watch()
+
+
+def _importing() -> bool:
+    """Whether an import statement is under way, which reads code of installed packages."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _peak() -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from table import TABLE
 
 from oarlock.errors import DataError
 
-SECONDS = float(os.environ.get("OARLOCK_FUZZ_SECONDS", "3"))
+SECONDS = float(os.environ.get("OARLOCK_FUZZ_SECONDS", "20"))
 PATIENCE = 10  # a slow machine is no finding here
 ENGINES = ["hypothesis", *(["atheris"] if importlib.util.find_spec("atheris") else [])]
 
@@ -70,6 +71,7 @@ def _burn(data: bytes, folder: Path) -> None:
         (lambda data, folder: os.rename(folder, f"{folder}2") or os.rename(f"{folder}2", folder), "os.rename outside"),
         (lambda data, folder: subprocess.run([sys.executable, "-c", ""], check=True), "subprocess.Popen"),
         (_connect, "socket.connect"),
+        (lambda data, folder: pickle.loads(pickle.dumps(Path)), "pickle.find_class"),
         (_burn, "slow: 0."),
     ],
 )
@@ -96,6 +98,12 @@ def test_the_judge_finds_processes_that_are_left(tmp_path):
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     child.communicate(b"\n")
     assert [finding.what.split(":")[0] for finding in judge.findings.values()] == ["a process is left"]
+
+
+def test_what_an_import_reads_is_no_finding(monkeypatch):
+    monkeypatch.delitem(sys.modules, "plistlib", raising=False)
+    with judging(Harness(lambda data, folder: importlib.import_module("plistlib"), list)) as judge:
+        assert judge(b"x") is None
 
 
 def test_the_judge_takes_refusals_and_files_of_its_folder(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -96,6 +97,21 @@ def call(tokens=(1, 2), runs=((0, 2, 0, 16, -1, 1),), cache=None, adapters=None,
     )
     caches = [paddle.zeros([sizes.cache_size(16)]) if cache is None else cache for _ in runs]
     return decoder_pass(sizes, weights, paddle.to_tensor(np.array(tokens)), paddle.to_tensor(np.array(runs)), caches)
+
+
+def test_a_step_leaves_nothing_behind():
+    """No object for each step (as paddle.to_tensor leaves one): a server makes millions of them."""
+    decoder = FusedDecoder(family_model("llama"), {}, 256)
+    sequence = decoder.start(200, None)
+
+    def steps(count):
+        for _ in range(count):
+            decoder.feed([Feed(sequence, [5])])
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = steps(50)
+    assert steps(100) < before + 50
 
 
 def test_what_the_operator_refuses():

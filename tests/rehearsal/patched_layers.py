@@ -98,24 +98,12 @@ def imported() -> list[str]:
 
 
 def who_is_lent_a_cpu(run) -> dict[str, bool]:
-    """Device and ranks -> whether run.connect() installs what is for CPUs."""
+    """Device and ranks -> whether the start of a run installs what is for CPUs."""
     found = {}
     for device in ("cpu", "gpu"):
         for ranks in (1, 2):
-            plan = SimpleNamespace(world_size=ranks, describe=str)
-            config = SimpleNamespace(runtime=SimpleNamespace(device=device, collective_timeout=9.0))
-            with (
-                mock.patch.multiple(
-                    run,
-                    check_plan=lambda *_: (),
-                    slicing_problems=lambda *_: [],
-                    place_model=mock.DEFAULT,
-                    training_arguments=mock.DEFAULT,
-                ),
-                mock.patch.object(run.ModelSizes, "of"),
-                mock.patch.object(run, "_lend_fleet_a_cpu") as lend,
-            ):
-                run.connect(run.Run(config, "float32", None, plan), SimpleNamespace(config=None), 8)
+            with mock.patch.object(run, "_lend_fleet_a_cpu") as lend:
+                run._meet(SimpleNamespace(world_size=ranks), device, 9.0)
             found[f"{device}, {ranks}"] = lend.called
     return found
 

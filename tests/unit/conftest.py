@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import json
+
 import pytest
 
 
@@ -19,3 +23,59 @@ def make_engine():
     yield build
     for engine in engines:
         engine.close(drain=False)
+
+
+@pytest.fixture
+def upstream():
+    """In the place of Triton: answers one text to each request, unless a test gives it another script."""
+    from scripted_upstream import ScriptedUpstream, answer
+
+    made = ScriptedUpstream()
+    made.script = [answer()]
+    return made
+
+
+@pytest.fixture
+def ask_rest(upstream):
+    """A request to the front's REST application, answered in this thread."""
+    import httpx
+
+    from front_ports import OPTIONS
+    from oarlock.serve.front.rest import make_rest_app
+
+    app = make_rest_app(dataclasses.replace(OPTIONS, max_body=100_000), upstream)
+
+    def ask(path, content=None, method=None, **headers):
+        async def run():
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+                body = content if isinstance(content, (bytes, type(None))) else json.dumps(content).encode()
+                names = {name.replace("_", "-"): value for name, value in headers.items()}
+                verb = method or ("GET" if content is None else "POST")
+                return await client.request(verb, path, content=body, headers=names)
+
+        return asyncio.run(run())
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def echo():
+    """An application that says what it was asked."""
+    from guarded_echo import Echo
+
+    return Echo()
+
+
+@pytest.fixture(scope="module")
+def port(echo):
+    """A port of `echo` behind the guard: bodies of up to 10,000 bytes, four requests of a client."""
+    from guarded_echo import error
+
+    from front_ports import GUARD_S, OPTIONS, running
+    from oarlock.serve.front.admission import Admission
+    from oarlock.serve.front.http_server import guarded
+    from oarlock.serve.front.keys import Keys
+
+    options = dataclasses.replace(OPTIONS, max_body=10_000, body_seconds=GUARD_S)
+    with running(guarded(echo, options, Keys(), Admission(8, 4), error, open_paths=("/probe",)), options) as port:
+        yield port

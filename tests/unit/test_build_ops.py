@@ -56,6 +56,9 @@ def test_a_library_for_another_paddle_or_device(tmp_path, monkeypatch):
     (tmp_path / "oarlock_ops.stamp").write_text(json.dumps(stamp))
     assert library.why_missing() == ""
     assert library.why_missing(on_gpu=True).startswith("the fused ops were built for the CPU alone")
+    for damaged in ("{", json.dumps(stamp | {"paddle": 3}), "[]"):
+        (tmp_path / "oarlock_ops.stamp").write_text(damaged)
+        assert library.why_missing().startswith("the fused ops' build is damaged: ")
     (tmp_path / "oarlock_ops.stamp").write_text(json.dumps(stamp | {"interface": 1}))
     assert library.why_missing().startswith("the fused ops were built from other sources")
     (tmp_path / "oarlock_ops.stamp").write_text(json.dumps(stamp | {"paddle": "3.2.0"}))

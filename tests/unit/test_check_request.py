@@ -67,7 +67,7 @@ def test_shapes_that_end_triton(shape):
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (question(nobody=("INT32", [1], INT)), "there is no input 'nobody' (there is: text_input"),
+        (question(nobody=("INT32", [1], INT)), "there is no input 'nobody' (there are: text_input"),
         (question(stream=("BOOL", [1], b"\1")), "there is no input 'stream'"),  # of a model that does not stream
         (question(max_tokens=("FP32", [1], FLOAT)), "max_tokens: data-type 'FP32', model 'oarlock_infer' expects 'INT32'"),
         (question(max_tokens=("FP99", [1], FLOAT)), "max_tokens: data-type 'FP99'"),

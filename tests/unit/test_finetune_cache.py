@@ -27,6 +27,7 @@ from oarlock.data.labels import IGNORE_INDEX, Encoded, Prompt
 from oarlock.data.tokenizers import load_tokenizer
 from oarlock.errors import DataError
 from oarlock.files import file_sha256, file_sha256_noted
+from oarlock.formats.sealed import sealed_text
 from oarlock.train.signals import StopRequest
 
 
@@ -176,6 +177,34 @@ def test_a_damaged_folder_is_made_again(data, tokenizer, made, tmp_path):
     assert not is_whole(tokens.parent)
     assert load_finetune_data(data, tokenizer).fingerprint == key
     assert made == ["train", "dev", "train"] and tokens.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "|O"},
+        {"dtype": "<f4"},
+        {"num_examples": "2"},
+        {"counts": {"records": -1.5}},
+        {"bytes": {}},
+        {"bytes": None},
+    ],
+)
+def test_notes_of_examples_that_are_not_ours_are_not_used(tmp_path, change):
+    with ExampleWriter(tmp_path / "x", 100) as writer:
+        writer.begin_source()
+        writer.finish(Counts())
+    about = tmp_path / "x" / "about.json"
+    assert is_whole(tmp_path / "x")
+    noted = json.loads(about.read_text())
+    del noted["sha256"]
+    about.write_text(sealed_text(noted | change))
+    assert not is_whole(tmp_path / "x")
+    with pytest.raises(DataError, match=r"about.json|damaged or incomplete"):
+        StoredExamples(tmp_path / "x")
+    about.unlink()
+    os.mkfifo(about)
+    assert not is_whole(tmp_path / "x")
 
 
 def test_the_ids_of_this_version(data, tokenizer, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -82,8 +83,8 @@ def test_every_field_has_its_line(value):
     [
         ('{\n"a": 1,\n"b": {"a": 2, "c": 3,\n"c": 4}}', ":4: field 'c' stands twice in one object"),
         ('{"a": 1, "a": 2', ":1: not valid JSON: "),
-        ("[1,\n NaN]", ":2: NaN is no number of JSON"),
-        ("[1, -Infinity]", ":1: -Infinity is no number of JSON"),
+        ("[1,\n NaN]", ":2: NaN is not a JSON number"),
+        ("[1, -Infinity]", ":1: -Infinity is not a JSON number"),
         ("[\n\n1e999]", ":3: 1e999 is larger than any number here"),
         ("[1,\n" + "9" * 41 + "]", ":2: a whole number of 41 digits (at most 40 are read)"),
         ("9" * 5_000_000, " 5,000,000 bytes is too large"),
@@ -144,6 +145,30 @@ def test_a_schema_says_what_is_right(text, reason):
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"layers": [' + "{}," * 200_000 + "1]}", ": layers[0]: name is missing"),
+        ('{"sizes": {' + ",".join(f'"k{i}": -1' for i in range(100_000)) + "}}", ": sizes.k0 must be greater than"),
+        (
+            '{"layers": [],' + ",".join(f'"k{i}": 1' for i in range(100_000)) + "}",
+            ": 100,000 fields are wrong, or do not",
+        ),
+        ("{" + ",".join(f'"k{i}": 1' for i in range(100_000)) + ', "k7": 1}', ":1: field 'k7' stands twice"),
+    ],
+)
+def test_files_with_nothing_right_cost_little(text, reason):
+    class Many(TypedDict, total=False):
+        layers: list[Layer]
+        sizes: dict[str, Annotated[int, Ge(0)]]
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError) as caught:
+        parse_json(text, "x.json", Many, extra="forbid")
+    assert reason in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
+
+
 def test_lists_become_tuples_and_objects_dataclasses():
     found = parse_json('{"layers": [{"name": "a", "sizes": [1, 2]}], "scale": 3, "other": 1}', "x.json", Model)
     assert found == {"layers": [Layer("a", (1, 2))], "scale": 3}
@@ -153,7 +178,7 @@ def test_fields_without_a_schema_are_left_out_kept_or_refused():
     text = '{"scale": 1.5, "other": {"a": [1]}}'
     assert parse_json(text, "x.json", Model) == {"scale": 1.5}
     assert parse_json(text, "x.json", Model, extra="allow") == json.loads(text)
-    with pytest.raises(ModelError, match="other is no field that belongs here"):
+    with pytest.raises(ModelError, match="other is not a field of this place"):
         parse_json(text, "x.json", Model, extra="forbid")
 
 

@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import re
 import socket
 
 import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from grpc_calls import ask_all, failure, run, texts, until
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.upstream import Upstream
 from oarlock.serve.triton_failure import TritonFailure
-from scripted_triton import GUARD_S, ScriptedTriton, front_of_triton, question, start_triton
+from scripted_triton import ScriptedTriton, front_of_triton, question, start_triton
 
 UNAVAILABLE, INVALID = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT
-
-
-def run(work):
-    return asyncio.run(asyncio.wait_for(work, GUARD_S))
-
-
-async def failure(call):
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value.code(), caught.value.details()
-
-
-async def until(is_so):
-    while not is_so():
-        await asyncio.sleep(0.01)
-
-
-def texts(answers):
-    return [a.error_message or a.infer_response.raw_output_contents[0][4:].decode() for a in answers]
-
-
-async def ask_all(stub, *requests):
-    call = stub.ModelStreamInfer()
-    for request in requests:
-        await call.write(request)
-    await call.done_writing()
-    return [answer async for answer in call]
 
 
 def test_requests_and_answers_go_through(tmp_path):
@@ -133,7 +105,7 @@ def test_what_is_not_there(tmp_path):
             packed = stub.ModelInfer(question(), compression=grpc.Compression.Gzip)
             assert (await failure(packed))[0] is grpc.StatusCode.UNIMPLEMENTED
             broken = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(b"\xff\xff")
-            assert await failure(broken) == (INVALID, "the request is no ModelInferRequest")
+            assert await failure(broken) == (INVALID, "the request is not a valid ModelInferRequest")
             unknown = question()
             data = unknown.SerializeToString() + b"\xfa\x3f\x01x"  # a field that nobody knows
             await channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(data)
@@ -179,53 +151,6 @@ def test_places(tmp_path):
 
 async def _waited(call):
     return await call
-
-
-def test_a_message_is_refused_by_its_length(tmp_path):
-    """And before the rest of it is sent; the connection is good for others."""
-
-    async def work():
-        async with front_of_triton(tmp_path) as (stub, _, counts, channel):
-            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-            waiting = stub.ModelStreamInfer()
-            for size in (120_000, 5 << 20, 40 << 20):
-                code, words = await failure(infer(bytes(size)))
-                assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than the 100,000 bytes" in words
-            call = stub.ModelStreamInfer()
-            await call.write(question("oarlock", b"a"))
-            assert texts([await call.read()]) == ["a0"]
-            with contextlib.suppress(asyncio.InvalidStateError):  # it may have ended already
-                await call.write(question("oarlock", bytes(5 << 20)))
-            with pytest.raises(grpc.aio.AioRpcError, match=r"larger than the 100,000 bytes"):
-                while await call.read() is not grpc.aio.EOF:  # what was asked before is answered
-                    pass
-            await stub.ModelInfer(question(text=b"x" * 99_990))
-            assert 'refused_total{door="grpc",reason="size"} 4' in counts.text({}, True)
-            waiting.cancel()
-
-    run(work())
-
-
-def test_a_request_that_does_not_arrive(tmp_path):
-    """Of a call, and of a connection that sends no HTTP/2 to the end."""
-
-    async def work():
-        async with front_of_triton(tmp_path, body_seconds=0.2) as (stub, _, _, channel):
-            call = channel.stream_stream("/inference.GRPCInferenceService/ModelInfer")()
-            assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert "did not arrive within 0.2 seconds" in await call.details()
-            idle = stub.ModelStreamInfer()  # a stream may wait for its next request
-            await asyncio.sleep(0.5)
-            await idle.write(question("oarlock", b"a"))
-            assert texts([await idle.read()]) == ["a0"]
-            idle.cancel()
-            port = int(re.search(r"\d+$", channel.address)[0])
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET / HTTP/1.1\r\n\r\n")
-            assert b"HTTP" not in await reader.read()  # the server's settings, then the end
-            writer.close()
-
-    run(work())
 
 
 def test_triton_goes_away_and_comes_back(tmp_path):

@@ -141,7 +141,11 @@ def test_every_field_that_paddlenlp_is_given_has_a_type():
         ({"hidden_size": 2**20}, "a hidden size of 1,048,576, and .* has 512 rows of 32"),
         ({"vocab_size": 2**26}, "a vocabulary of 67,108,864"),
         ({"intermediate_size": 2**24}, "an? intermediate size of 16,777,216, and no tensor"),
-        ({"max_position_embeddings": 2**31 - 1}, r"max_position_embeddings\) needs .* GB of memory, and .* are free"),
+        (
+            {"max_position_embeddings": 2**31 - 1},
+            r"max_position_embeddings\) takes 274.9 GB, and its weights some 0.1 MB",
+        ),
+        ({"max_position_embeddings": 25_699_999}, r"max_position_embeddings\) takes 3.3 GB"),
         ({"intermediate_size": 65}, r"is \[64, 32\], the model expects \[65, 32\]"),
     ],
 )
@@ -191,6 +195,10 @@ def test_a_model_that_is_too_large_for_the_memory_is_refused_with_numbers(folder
     free["bytes"] = 4 * number + 7 * number
     with pytest.raises(ModelError, match=r"with what training holds beside it, needs"):
         build_model(source, held_beside=8)
+    monkeypatch.setattr(room, "_SMALL_TABLES", 10**12)
+    long = config_of(folders.content["llama"] | {"max_position_embeddings": 10**7}, "x")
+    with pytest.raises(ModelError, match=r"\(max_position_embeddings\) needs 1.3 GB of memory, and"):
+        build_model(ModelSource(folders.root / "llama", long, from_weights=True))
     large = config_of(folders.content["llama"] | {"hidden_size": 2**18, "intermediate_size": 2**20}, "x")
     with pytest.raises(ModelError, match=r"a model of these sizes needs 4.4 TB of memory"):
         build_model(ModelSource(tmp_path, large, from_weights=False))
@@ -256,7 +264,7 @@ def _shift(header: dict[str, Any], by: int) -> None:
         (lambda h: h[_EMBEDDING].update(shape=[512, 33]), "F32 of shape"),
         (lambda h: h[_EMBEDDING].update(shape=[2**62, 2**62]), "its shape must be"),
         (lambda h: h[_EMBEDDING].update(dtype="I32"), "quantised weights"),
-        (lambda h: h[_EMBEDDING].update(dtype="Q4"), "no dtype of safetensors"),
+        (lambda h: h[_EMBEDDING].update(dtype="Q4"), "not a dtype of safetensors"),
         (lambda h: h["llama.norm.weight"].update(dtype="F8_E4M3", shape=[128]), "F8_E4M3, which can't be used here"),
         (lambda h: h.pop(_EMBEDDING), "hole|belong to no tensor|leaves"),
         (lambda h: h.update(__metadata__={"format": 5}), "an object of texts"),
@@ -441,14 +449,14 @@ def test_settings_for_padding_and_truncation_allocate_nothing(tokenizer_folder, 
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("special_tokens_map.json", {"__class__": "int"}, "'__class__' is no name of a special token"),
-        ("special_tokens_map.json", {"init_class": "x"}, "'init_class' is no name of a special token"),
-        ("special_tokens_map.json", {"_bos_token": "x"}, "'_bos_token' is no name"),
+        ("special_tokens_map.json", {"__class__": "int"}, "'__class__' is not the name of a special token"),
+        ("special_tokens_map.json", {"init_class": "x"}, "'init_class' is not the name of a special token"),
+        ("special_tokens_map.json", {"_bos_token": "x"}, "'_bos_token' is not the name"),
         ("special_tokens_map.json", {"eos_token": 5}, "eos_token must be"),
         ("special_tokens_map.json", {"eos_token": {"lstrip": True}}, "content is missing"),
-        ("tokenizer_config.json", {"__class__": "int"}, "'__class__' is no name"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"999999999": {"content": "<x>"}}}, "is no id of a token"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"-1": {"content": "<x>"}}}, "is no id of a token"),
+        ("tokenizer_config.json", {"__class__": "int"}, "'__class__' is not the name"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"999999999": {"content": "<x>"}}}, "is not a token id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"-1": {"content": "<x>"}}}, "is not a token id"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": {}}}}, "added_tokens_decoder"),
         ("tokenizer_config.json", {"model_input_names": 5}, "model_input_names must be a list"),
         ("tokenizer_config.json", {"padding_side": "__class__"}, "padding_side must be 'left' or 'right'"),
@@ -487,7 +495,7 @@ def test_paths_and_names_of_code_in_a_tokenizers_files_are_never_followed(tokeni
     (folder / "vocab.txt").write_text("a\nb\n")
     for named in ("os.system", "AutoTokenizer", "PretrainedTokenizer", "LlamaTokenizer", "__class__", "Taskflow"):
         path.write_text(json.dumps({"tokenizer_class": named, "vocab_file": str(secret)}))
-        with pytest.raises(ModelError, match=f"its class '{named}' is none that is read here"):
+        with pytest.raises(ModelError, match=f"its class '{named}' is not supported"):
             load_tokenizer(str(folder))
 
 
@@ -506,10 +514,14 @@ def test_paddlenlps_classes_get_nothing_that_was_not_checked(tmp_path, monkeypat
     assert found.chat_template is None and found.init_kwargs["vocab_file"] == str(folder / "vocab.txt")
     assert found.name_or_path == str(folder)
     (folder / "special_tokens_map.json").write_text(json.dumps({"convert_tokens_to_ids": "x"}))
-    with pytest.raises(ModelError, match="'convert_tokens_to_ids' is no name of a special token"):
+    with pytest.raises(ModelError, match="'convert_tokens_to_ids' is not the name of a special token"):
         load_tokenizer(str(folder))
     (folder / "special_tokens_map.json").write_text(json.dumps({"my_token": "x"}))
-    with pytest.raises(ModelError, match="'my_token' is no special token of a BertTokenizer"):
+    with pytest.raises(ModelError, match="'my_token' is not a special token of a BertTokenizer"):
+        load_tokenizer(str(folder))
+    (folder / "special_tokens_map.json").unlink()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\nb\n")  # its ids lie beyond its size
+    with pytest.raises(ModelError, match=r"a token stands twice in vocab\.txt"):
         load_tokenizer(str(folder))
 
 
@@ -584,7 +596,7 @@ def adapter(
         ({"format": "1"}, "format must be a whole number"),
         ({"settings": None, "base": {"name": 5, "fingerprint": ""}}, "base.name must be a text"),
         ({"base": {"name": "x"}}, "fingerprint is missing"),
-        ({"tensor": np.zeros((32, 2), np.int32)}, "is stored in int32, which no weight of an adapter is"),
+        ({"tensor": np.zeros((32, 2), np.int32)}, "is stored in int32, which no weight of an adapter can be"),
         ({"tensor": np.zeros(64, np.float32)}, r"is \[64\]"),
     ],
 )

@@ -51,7 +51,10 @@ from pathlib import Path
 fake, rank = Path(os.environ["FAKE"]), os.environ.get("NODE_RANK", "0")
 with open(fake / f"launched-{{rank}}.jsonl", "a") as file:
     names = ("CUDA_VISIBLE_DEVICES", "PADDLE_DISTRI_BACKEND")
-    file.write(json.dumps({{"words": sys.argv[1:], "environment": {{n: os.environ.get(n) for n in names}}}}) + "\\n")
+    secret = os.environ.get("OARLOCK_LAUNCH_SECRET_FILE", "")
+    content = Path(secret).read_bytes().hex() if secret else ""
+    seen = {{"words": sys.argv[1:], "environment": {{n: os.environ.get(n) for n in names}}, "secret": [secret, content]}}
+    file.write(json.dumps(seen) + "\\n")
 if os.environ.get("FAKE_DOES") == "start":  # waiting for the other nodes, where SIGTERM ends it with code 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     (fake / f"ready-{{rank}}").touch()
@@ -330,6 +333,36 @@ def test_a_rehearsal_on_the_cpu(tmp_path: Path, script: str) -> None:
     assert result.returncode == 0
     (start,) = machine.launched()
     assert start["environment"] == {"CUDA_VISIBLE_DEVICES": None, "PADDLE_DISTRI_BACKEND": "gloo"}
+
+
+def test_ranks_on_a_cpu_get_a_secret_that_stands_nowhere(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    cpu = {"DEVICE": "cpu", "MODEL": "small", "GPUS": "2", "TMPDIR": str(tmp_path / "temporary")}
+    for _ in range(2):
+        assert machine.run("run_trainer.sh", **cpu).returncode == 0
+    starts = machine.launched()
+    (file, secret), (_, other) = (start["secret"] for start in starts)
+    assert file.startswith("/proc/") and len(secret) == len(other) == 64 and secret != other
+    assert not any(secret in word or file in word for word in starts[0]["words"])
+    assert not Path(file).exists() and not list((tmp_path / "temporary").iterdir())
+    (tmp_path / "own").write_bytes(b"s" * 32)
+    assert machine.run("run_trainer.sh", **cpu, OARLOCK_LAUNCH_SECRET_FILE=str(tmp_path / "own")).returncode == 0
+    assert machine.run("run_trainer.sh", **(cpu | {"DEVICE": "gpu"})).returncode == 0
+    assert [start["secret"] for start in machine.launched()[2:]] == [
+        [str(tmp_path / "own"), (b"s" * 32).hex()],
+        ["", ""],
+    ]
+
+
+def test_nodes_on_a_cpu_ask_no_master(machine: Machine) -> None:
+    cpu = {"DEVICE": "cpu", "MODEL": "small", "GPUS": "2", "NNODES": "3", "NODE_RANK": "1"}
+    for master in ("127.0.0.1:1234", "10.0.0.9:1234"):
+        launcher, _ = machine.dry_run("run_trainer.sh", **cpu, MASTER=master)
+        expected = {"ips": "127.0.1.1,127.0.1.2,127.0.1.3", "start_port": "1234", "host": "127.0.1.2", "nnodes": "3"}
+        assert expected.items() <= options(launcher).items() and "--master" not in launcher
+    assert "is another machine's, and CPU ranks work on one" in machine.error(
+        "run_trainer.sh", **cpu, MASTER="10.0.0.1:1234"
+    )
 
 
 def test_gpus_are_those_that_can_be_seen(machine: Machine) -> None:

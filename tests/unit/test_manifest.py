@@ -126,7 +126,7 @@ def test_a_seal_covers_every_byte(content):
         (lambda c: c.update(samples=10**30), "samples must be less than or equal to"),
         (lambda c: c.pop("seed"), "seed is missing"),
         (lambda c: c.update(files=[]), "files must be an object"),
-        (lambda c: c.update(files={}), "its list of files is without tensors.json and trainer_state.json"),
+        (lambda c: c.update(files={}), "its list of files lacks tensors.json and trainer_state.json"),
         (lambda c: c["files"].pop(part_name(0)), "rank-00000.safetensors is in tensors.json and not in the list"),
         (lambda c: c["files"].update({"../x": {"bytes": 1, "sha256": "0" * 64}}), "'../x' can't be the name"),
         (lambda c: c["files"].update({"/etc/x": {"bytes": 1, "sha256": "0" * 64}}), "'/etc/x' can't be the name"),
@@ -142,7 +142,7 @@ def test_a_seal_covers_every_byte(content):
         (lambda c: c.update(config={"learning_rate": -1.0}), "config.learning_rate must be"),
         (lambda c: c.update(config={"max_steps": {}}), "config.max_steps"),
         (lambda c: c.update(format=2), "format 2, this version reads 3"),
-        (lambda c: c.update(other=1), "other is no field that belongs here"),
+        (lambda c: c.update(other=1), "other is not a field of this place"),
     ],
 )  # fmt: skip
 def test_a_manifest_that_lies(folder, change, expected, capsys):
@@ -155,8 +155,8 @@ def test_a_manifest_that_lies(folder, change, expected, capsys):
     [
         (TRAINER_STATE, lambda c: c.update(global_step="4"), "global_step must be a whole number"),
         (TRAINER_STATE, lambda c: c.update(global_step=3), "step 3, the manifest says 4"),
-        (TRAINER_STATE, lambda c: c.update(class_name="x"), "class_name is no field"),
-        (INDEX, lambda c: c.update({"../x.safetensors": {}}), "is no name of a safetensors file"),
+        (TRAINER_STATE, lambda c: c.update(class_name="x"), "class_name is not a field"),
+        (INDEX, lambda c: c.update({"../x.safetensors": {}}), "is not the name of a safetensors file"),
         (INDEX, lambda c: c.update({"x.safetensors": c.pop(part_name(0))}), "is in the list of files and not in tens"),
         (INDEX, lambda c: c[part_name(0)]["model/head.weight"].update(shape=[1 << 40, 25]), "27,487,790,694,400 elem"),
         (INDEX, lambda c: c[part_name(0)]["model/head.weight"].update(LESS), "is not all there"),

@@ -23,7 +23,7 @@ def test_a_body_that_is_no_json_object(api):
         (b'{"model": "\xff"}', "not UTF-8"),
         ("[" * 100_000, "more than 128 levels deep"),
         ("9" * 5000, "a whole number of 5,000 digits"),
-        ('{"temperature": NaN}', "NaN is no number of JSON"),
+        ('{"temperature": NaN}', "NaN is not a JSON number"),
         ('{"temperature": 1e999}', "1e999 is larger than any number here"),
         ("[]", "a JSON object; got []"),
         ("null", "a JSON object; got null"),

@@ -100,7 +100,7 @@ def test_what_this_server_answers_goes_back_through_the_client(api):
         ({"max_completion_tokens": 2**40}, "max_completion_tokens", "at most 2,147,483,647"),
         ({"temperature": 3}, "temperature", "temperature has to be at most 2; got 3"),
         ({"temperature": "hot"}, "temperature", 'a number; got "hot"'),
-        ({"temperature": float("nan")}, None, "the request:1: NaN is no number of JSON"),
+        ({"temperature": float("nan")}, None, "the request:1: NaN is not a JSON number"),
         ({"temperature": 10**400}, None, "the request:1: a whole number of 401 digits"),
         ({"top_p": 0}, "top_p", "above 0"),
         ({"top_k": -2}, "top_k", "at least -1"),

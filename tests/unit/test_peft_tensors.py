@@ -43,7 +43,7 @@ def write(folder: Path, tensors: dict | None = None, **fields) -> Path:
         ({}, {"layers_to_transform": [0]}, "v_proj.lora_A.weight is there, and layers_to_transform"),
         ({}, {"layers_to_transform": 1}, "q_proj.lora_A.weight is there, and layers_to_transform"),
         ({}, {"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
-        ({}, {"lora_alpha": float("nan")}, "NaN is no number"),
+        ({}, {"lora_alpha": float("nan")}, "NaN is not a JSON number"),
         ({}, {"alpha_pattern": ["q_proj"]}, "alpha_pattern must be an object"),
         ({}, {"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern.q_proj must be a number; got '8'"),
         ({}, {"lora_dropout": "0.1"}, "lora_dropout must be a number; got '0.1'"),

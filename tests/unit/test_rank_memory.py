@@ -84,10 +84,10 @@ def test_memory_keeps_its_size_and_gives_what_lies_in_it():
     memory.map(memory.nbytes - PAGE, PAGE)
     wrong = (-PAGE, PAGE), (1, PAGE), (0, memory.nbytes + 1), (memory.nbytes, 1), (1 << 63, 1), ((1 << 64) - PAGE, PAGE)
     for offset, nbytes in wrong:
-        with pytest.raises(EnvironmentProblem, match="no part of the memory"):
+        with pytest.raises(EnvironmentProblem, match="not part of the memory"):
             memory.map(offset, nbytes)
     for offset in (-PAGE, 1, memory.nbytes, 1 << 63):
-        with pytest.raises(EnvironmentProblem, match="no part of the memory"):
+        with pytest.raises(EnvironmentProblem, match="not part of the memory"):
             memory.read(offset, bytearray(1))
 
 
@@ -144,7 +144,7 @@ def test_what_one_offers_the_other_finds(two):
 def test_an_offset_outside_of_the_memory_is_an_error(two, offset):
     first, second = two
     enter(first, 0, offset, PAGE)
-    with pytest.raises(EnvironmentProblem, match="no part of the memory"):
+    with pytest.raises(EnvironmentProblem, match="not part of the memory"):
         second.find(0, "it", PAGE, describe)
 
 

@@ -3,70 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import struct
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from rank_meetings import Meeting, admitted, connect, proven
 
-from oarlock.errors import EnvironmentProblem, OarlockError
+from oarlock.errors import EnvironmentProblem
 from oarlock.parallel import first_rank, launch_channel, meeting_point
 from oarlock.parallel.failures import started_at
-from oarlock.parallel.gathering import gather
 from oarlock.parallel.launch_channel import CHALLENGE, GO, HELLO, MEMBER, PROOF, STOP, TAKEN, Channel, Frame
 from oarlock.parallel.meeting_point import MeetingPoint, connected_pairs
-from oarlock.parallel.rendezvous import join
-from oarlock.parallel.shared_memory import PAGE, Memory
+from oarlock.parallel.shared_memory import Memory
 
 
 @pytest.fixture
 def point() -> MeetingPoint:
     return MeetingPoint(os.urandom(32))
-
-
-class Meeting:
-    """Ranks in threads of this process; what each of them got, or why it did not."""
-
-    def __init__(self) -> None:
-        self.got: dict[int, list[int]] = {}
-        self.problems: dict[int, OarlockError] = {}
-        self._threads: list[threading.Thread] = []
-
-    def come(self, point: MeetingPoint, rank: int, world_size: int, wait_s: float = 60.0) -> None:
-        self._threads.append(threading.Thread(target=self._meet, args=(point, rank, world_size, wait_s)))
-        self._threads[-1].start()
-
-    def _meet(self, point: MeetingPoint, rank: int, world_size: int, wait_s: float) -> None:
-        memory = Memory.create()
-        memory.map(memory.reserve(PAGE), PAGE).words[0] = 1000 + rank
-
-        def read(handed):
-            self.got[rank] = [each.memory.map(0, PAGE).words[0] for each in handed]
-            assert {(each.pid, each.started) for each in handed} == {(os.getpid(), started_at(os.getpid()))}
-
-        try:
-            gather(point, memory, rank, world_size, time.monotonic() + wait_s, read)
-        except OarlockError as problem:
-            self.problems[rank] = problem
-
-    def end(self) -> None:
-        for thread in self._threads:
-            thread.join(90)
-            assert not thread.is_alive()
-
-    def all_met(self, world_size: int) -> bool:
-        self.end()
-        assert not self.problems
-        return self.got == {rank: [1000 + i for i in range(world_size)] for rank in range(world_size)}
-
-
-def connect(point: MeetingPoint) -> socket.socket:
-    """A connection to rank 0, once it is there."""
-    return point.connect(time.monotonic() + 60)
 
 
 @pytest.mark.parametrize("world_size", [2, 5])
@@ -100,42 +56,6 @@ def test_a_forked_rank_that_ends_early_is_named():
     meeting.end()
     other[1].close()
     assert "rank 1 ended before the ranks met" in str(meeting.problems[0])
-
-
-# Forged stores (what a rank once read from Paddle's store chose the file that it wrote into).
-
-
-def store_of(card: object):
-    class Store:
-        def add(self, key, number):
-            return 1
-
-        def set(self, key, value):
-            pass
-
-        def get(self, key):
-            return card if isinstance(card, str) else json.dumps(card)
-
-    return Store()
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("shape", ["a path", "a number", "a mapping", "no JSON", "nothing"])
-def test_a_store_of_others_opens_no_file(tmp_path, rank, shape):
-    victim = tmp_path / "victim"
-    victim.write_bytes(b"V" * 4_000_000)
-    with victim.open("r+b") as file:
-        pid = os.getpid()
-        cards = {
-            "a path": [pid, started_at(pid), f"../../..{victim}", "machine", "host"],
-            "a number": [pid, started_at(pid), file.fileno(), "machine", "host"],
-            "a mapping": {"pid": pid, "descriptor": file.fileno()},
-            "no JSON": "[" * 100_000,
-            "nothing": "",
-        }
-        with pytest.raises(OarlockError, match="meet at their launch's own meeting point"):
-            join(store_of(cards[shape]), rank, 2, 3.0)
-    assert victim.read_bytes() == b"V" * 4_000_000
 
 
 # Strangers.
@@ -246,21 +166,6 @@ def test_a_place_that_is_taken_is_an_error(point, monkeypatch):
 # Members that do something else than they should.
 
 
-def proven(point: MeetingPoint, rank: int, world_size: int) -> Channel:
-    channel = Channel(connect(point), point.key, is_first=False)
-    channel.socket.settimeout(60)
-    channel.send(Frame(HELLO, rank, world_size))
-    channel.receive(CHALLENGE)
-    return channel
-
-
-def admitted(point: MeetingPoint, rank: int, world_size: int) -> Channel:
-    """A member whose memory rank 0 has, or will have before it hears of what comes later."""
-    channel = proven(point, rank, world_size)
-    channel.send(Frame(PROOF, rank, world_size), Memory.create().descriptor)
-    return channel
-
-
 def test_a_member_that_hands_over_a_file_ends_the_launch_by_name(point, tmp_path):
     victim = tmp_path / "victim"
     victim.write_bytes(b"V" * 100_000)
@@ -271,7 +176,7 @@ def test_a_member_that_hands_over_a_file_ends_the_launch_by_name(point, tmp_path
         channel = proven(point, 2, 3)
         channel.send(Frame(PROOF, 2, 3), file.fileno())
         meeting.end()
-    expected = f"rank 2 (pid {os.getpid()}): what was handed over as a rank's memory is no memory"
+    expected = f"rank 2 (pid {os.getpid()}): what was handed over as a rank's memory is not a memory"
     assert str(meeting.problems[0]).startswith(expected)
     assert other.receive(MEMBER)[0].kind == STOP  # rank 1 ends without a word
     channel.close()
@@ -342,7 +247,7 @@ def end(channel: Channel, file: int) -> None:
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (hand_a_file, "is no memory file"),
+        (hand_a_file, "is not a memory file"),
         (hand_a_dead_process, "died at the start"),
         (hand_another_process, "calls itself 1"),
         (go_without_memory, "rank 0 has gone before the other ranks could start (a message out of turn)"),
@@ -379,51 +284,6 @@ def test_a_rank_0_without_the_key_gets_nothing(point):
         assert made.recv(1000) == b""  # no memory came
         made.close()
     assert f"what answers in rank 0's place (pid {os.getpid()}) does not know this launch" in str(meeting.problems[1])
-
-
-# The key.
-
-
-def test_each_launch_has_a_place_of_its_own(monkeypatch, tmp_path):
-    monkeypatch.setenv("PADDLE_MASTER", "127.0.0.1:1234")
-    facts = meeting_point.meeting_point()
-    assert meeting_point.meeting_point().address == facts.address
-    monkeypatch.setenv("PADDLE_MASTER", "127.0.0.1:1235")
-    assert meeting_point.meeting_point().address != facts.address
-    secret = tmp_path / "secret"
-    secret.write_bytes(os.urandom(32))
-    secret.chmod(0o600)
-    monkeypatch.setenv(meeting_point.SECRET_FILE, str(secret))
-    with_secret = meeting_point.meeting_point()
-    assert meeting_point.meeting_point().key == with_secret.key != facts.key
-    secret.write_bytes(os.urandom(32))
-    assert meeting_point.meeting_point().key != with_secret.key
-    assert secret.read_bytes().hex() not in repr(vars(with_secret))
-
-
-@pytest.mark.parametrize(
-    ("content", "mode", "words"),
-    [(b"x" * 15, 0o600, "has 16 to 4,096 bytes"), (b"x" * 5000, 0o600, "has 16 to"), (b"x" * 32, 0o640, "this user alone")],
-)  # fmt: skip
-def test_a_secret_that_is_none_is_an_error(monkeypatch, tmp_path, content, mode, words):
-    secret = tmp_path / "secret"
-    secret.write_bytes(content)
-    secret.chmod(mode)
-    monkeypatch.setenv(meeting_point.SECRET_FILE, str(secret))
-    with pytest.raises(EnvironmentProblem, match=words):
-        meeting_point.meeting_point()
-
-
-@pytest.mark.parametrize("kind", ["missing", "pipe", "folder", "device"])
-def test_a_secret_is_a_file(monkeypatch, tmp_path, kind):
-    path = tmp_path / "secret"
-    if kind == "pipe":
-        os.mkfifo(path, 0o600)
-    elif kind == "folder":
-        path.mkdir(0o700)
-    monkeypatch.setenv(meeting_point.SECRET_FILE, "/dev/null" if kind == "device" else str(path))
-    with pytest.raises(EnvironmentProblem, match="OARLOCK_LAUNCH_SECRET_FILE="):
-        meeting_point.meeting_point()
 
 
 def test_a_silent_guest_is_turned_away_in_time(point, monkeypatch):

@@ -69,7 +69,7 @@ def test_a_wrong_record_is_named_and_the_others_are_read(tmp_path, form, record,
 
 def test_a_list_that_is_too_deep_to_parse_ends_at_once(tmp_path):
     (tmp_path / "a.json").write_text('[{"text": "a"},\n' + "[" * 200_000)
-    with pytest.raises(DataError, match=r"a.json:2: objects and lists too deep"):
+    with pytest.raises(DataError, match=r"a.json:2: objects and lists nested too deep"):
         texts(tmp_path / "a.json")
 
 
@@ -150,9 +150,9 @@ def saved(folder: Path, splits: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("splits", "reason"),
     [
-        ({"train": "/etc/hostname"}, r"train/state.json: '/etc/hostname' is no name of a file"),
-        ({"train": "../a.arrow"}, r"'../a.arrow' is no name"),
-        ({"../other": "a.arrow"}, r"dataset_dict.json: '../other' is no name"),
+        ({"train": "/etc/hostname"}, r"train/state.json: '/etc/hostname' is not the name of a file"),
+        ({"train": "../a.arrow"}, r"'../a.arrow' is not the name"),
+        ({"../other": "a.arrow"}, r"dataset_dict.json: '../other' is not the name"),
     ],
 )
 def test_saved_datasets_name_their_own_files_alone(tmp_path, splits, reason):

@@ -46,7 +46,7 @@ def load(folder: Path, text: str | bytes, config=PretrainConfig):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("seed: 1\nmax_steps: &a [*a]\n", "run.yaml:2: *a stands inside of what it stands for"),
+        ("seed: 1\nmax_steps: &a [*a]\n", "run.yaml:2: *a is inside the value that it stands for"),
         ("[a, b]: 1\n", "run.yaml:1: a key must be text"),
         ("seed: 1\nschedule: {max_steps: 1,\n  [x]: 2}\n", "run.yaml:3: a key must be text"),
         ("schedule: {max_steps: 1, max_steps: 2}\n", "run.yaml:1: max_steps stands already at line 1"),

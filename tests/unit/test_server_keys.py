@@ -107,7 +107,7 @@ def test_certificates(tmp_path, capsys):
     assert "private key and other users may read it (mode 0644)" in capsys.readouterr().out
     soon, soon_key = make_certificate(tmp_path, 3, "soon")
     check_certificate(soon, soon_key)
-    assert "ends in 3 days" in capsys.readouterr().out
+    assert "expires in 3 days" in capsys.readouterr().out
     locked = make_certificate(tmp_path, 30, "locked", "-passout", "pass:x")
     for pair, words in (
         ((certificate, soon_key), "not the key of"),

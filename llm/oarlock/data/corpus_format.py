@@ -209,7 +209,7 @@ def _check_offsets(index: Path, sizes: np.ndarray, itemsize: int) -> int:
         offsets = np.memmap(index, np.int64, "r", offset=place, shape=(len(lengths),))
         ends = offset + np.cumsum(lengths) * itemsize
         if int(lengths.min()) < 0 or (offsets != np.concatenate(([offset], ends[:-1]))).any():
-            raise DataError(f"{index}: its sequences do not lie one behind the other; the file is damaged")
+            raise DataError(f"{index}: its sequences do not follow one another; the file is damaged")
         offset = int(ends[-1])
     return offset
 

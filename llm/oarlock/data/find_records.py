@@ -157,7 +157,7 @@ def _check_saved(folder: Path) -> None:
 def _check_names(names: list[str], where: Path) -> None:
     for name in names:
         if problem := name_problem(name):
-            raise DataError(f"{where}: {name[:200]!r} is no name of a file or folder of this dataset: {problem}")
+            raise DataError(f"{where}: {name[:200]!r} is not the name of a file or folder of this dataset: {problem}")
 
 
 def _hub(name: str) -> RecordSources:

@@ -101,7 +101,7 @@ def _element(window: _Window, source: Source) -> tuple[Any, int]:
                 window.advance(end)
                 return item, length
         except RecursionError as error:
-            raise DataError(f"{source.path}:{window.line}: objects and lists too deep in one another") from error
+            raise DataError(f"{source.path}:{window.line}: objects and lists nested too deeply") from error
         except ValueError as error:
             # Where the next element begins can't be known: this is the end even for skip_bad.
             if window.ended or len(window.text) - window.position > LONGEST_RECORD:

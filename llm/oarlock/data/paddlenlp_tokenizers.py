@@ -81,7 +81,7 @@ def paddlenlp_tokenizer(folder: Path, config: Mapping[str, Any]) -> PretrainedTo
         say_once(f"{place}: not read for a {name}: {', '.join(left)[:200]}")
     special = read_special_tokens(folder / "special_tokens_map.json")
     if odd := next((key for key in special if key not in _SPECIAL), None):
-        raise ModelError(f"{folder / 'special_tokens_map.json'}: {odd[:100]!r} is no special token of a {name}")
+        raise ModelError(f"{folder / 'special_tokens_map.json'}: {odd[:100]!r} is not a special token of a {name}")
     files = {}
     for argument, file in found.resource_files_names.items():
         if (folder / file).exists():
@@ -115,7 +115,7 @@ def _class_name(folder: Path, config: Mapping[str, Any]) -> str:
     name = named or (_OF_FAMILY.get(family) if isinstance(family, str) else None)
     if name in _CLASSES:
         return str(name)
-    what = f"its class {name!r} is none that is read here" if name else "nothing says which class reads it"
+    what = f"its class {name!r} is not supported" if name else "nothing says which class reads it"
     raise ModelError(
         f"tokenizer {folder}: can't be loaded from this folder: no tokenizer.json, and {what} "
         f"({', '.join(_CLASSES)}); transformers' save_pretrained writes a tokenizer.json"

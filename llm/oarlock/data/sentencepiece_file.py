@@ -116,5 +116,5 @@ def read_sentencepiece(path: Path) -> Any:
         raise ModelError(f"{path}: not a sentencepiece model")
     check_lengths((piece.piece for piece in model.pieces), str(path))
     if not all(math.isfinite(piece.score) for piece in model.pieces):
-        raise ModelError(f"{path}: a piece has a score that is no finite number")
+        raise ModelError(f"{path}: a piece has a score that is not a finite number")
     return model

@@ -128,7 +128,7 @@ def read_tokenizer_config(path: Path) -> dict[str, Any]:
     _check_names(content, path, all_of_them=False)
     odd = next((id_ for id_ in content.get("added_tokens_decoder") or {} if not _is_id(id_)), None)
     if odd is not None:
-        raise ModelError(f"{path}: added_tokens_decoder: {odd!r} is no id of a token")
+        raise ModelError(f"{path}: added_tokens_decoder: {odd!r} is not a token id")
     return content
 
 
@@ -217,7 +217,7 @@ def _check_names(content: Mapping[str, Any], path: Path, all_of_them: bool) -> N
     for name, value in content.items():
         token = name.endswith(("_token", "_tokens"))
         if name.startswith("__") or (all_of_them and (not token or name.startswith("_"))):
-            raise ModelError(f"{path}: {name[:100]!r} is no name of a special token")
+            raise ModelError(f"{path}: {name[:100]!r} is not the name of a special token")
         if token and name not in TokenizerConfig.__annotations__ and not isinstance(value, (bool, int)):
             check_content({name: value}, str(path), dict[str, _AnyToken | _Tokens], extra="allow")
 

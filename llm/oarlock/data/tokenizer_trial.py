@@ -30,4 +30,4 @@ def try_tokenizer(tokenizer: FastTokenizer) -> None:
             continue
         odd = next((id_ for id_ in ids if id_ >= size), None)
         if odd is not None:
-            raise ModelError(f"{tokenizer.name_or_path}: the tokenizer makes the id {odd:,}, which is no token's")
+            raise ModelError(f"{tokenizer.name_or_path}: the tokenizer makes the id {odd:,}, which no token has")

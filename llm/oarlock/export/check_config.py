@@ -44,7 +44,7 @@ def check_config(config: dict[str, Any] | str, server: str) -> list[Finding]:
         return [Finding("config", place, f"the file {config}, so that nothing can load the directory", _EXPORT)]
     findings = [*_check_family(config, server), *_check_dtype_keys(config, server), *_check_rope(config)]
     if config.get("auto_map"):
-        problem = "it names code to load, which servers run that trust remote code"
+        problem = "it names code, which servers run that trust remote code"
         findings.append(Finding("code", f"{place}, auto_map", problem, "Take it out"))
     foreign = [key for key in _PADDLE_KEYS if key in config]
     if foreign:
@@ -166,7 +166,7 @@ def check_tokenizer(folder: Path, config: dict[str, Any] | str) -> list[Finding]
             problem = f"{found} is PaddleNLP's spelling, which transformers refuses"
             findings.append(Finding("tokenizer", place, problem, "Write PreTrainedTokenizerFast"))
         if about.get("auto_map"):
-            problem = "it names code to load, which servers run that trust remote code"
+            problem = "it names code, which servers run that trust remote code"
             findings.append(Finding("code", "tokenizer_config.json, auto_map", problem, "Take it out"))
         findings += _check_template(folder, about) + _check_fields(folder)
     return findings + check_generation(folder, config)

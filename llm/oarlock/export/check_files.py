@@ -98,7 +98,7 @@ def _check_start(
         return [Finding("start", START_FILE, problem, _EXPORT)] * (START_FILE in files)
     target = (manifest or {}).get("target", server)
     if target not in _STARTED:
-        problem = f"an export for {target} has none: it is another's, and would be run as it stands"
+        problem = f"an export for {target} has none: it was added by somebody, and may be run"
         return [Finding("start", START_FILE, problem, "Delete it")]
     if isinstance(config, str):
         return []  # found already, and nothing can be compared

@@ -90,7 +90,7 @@ def _read_headers(folder: Path, shards: list[str]) -> tuple[list[tuple[str, _Sto
         stored += [(name, _Stored(shard, about.dtype, about.shape)) for name, about in header.tensors.items()]
         if header.metadata.get("format") != "pt":
             problem = (
-                f"its metadata says format {header.metadata.get('format')!r}, and transformers reads 'pt' alone "
+                f"its metadata says format {header.metadata.get('format')!r}, and transformers reads only 'pt' "
                 "('np' is Paddle's layout, with other names and matrices the other way round)"
             )
             formats.append(Finding("format", shard, problem, _EXPORT))

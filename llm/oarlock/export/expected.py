@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from oarlock.environment import on_cpu
 from oarlock.export.tensors import plain_config, shapes_of
 from oarlock.models.build import model_class
-from oarlock.models.config_sizes import check_stored
+from oarlock.models.config_sizes import check_stored, least_parameters
 from oarlock.models.configs import config_of
 from oarlock.models.room import check_tables
 from oarlock.models.sources import hugging_face_names
@@ -50,8 +51,9 @@ def compare_names(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...
     ours = plain_config(config_of({k: v for k, v in config.items() if k not in _NO_WEIGHTS}, "config.json"))
     with on_cpu():
         check_tables(ours, "config.json")
-        if ModelSizes.of(ours).num_layers > len(stored):  # a layer has several tensors
-            check_stored(ours, stored, "config.json")
+        elements = sum(math.prod(shape) for shape in stored.values())
+        if ModelSizes.of(ours).num_layers > len(stored) or least_parameters(ours) > 4 * elements:
+            check_stored(ours, stored, "config.json")  # it is not about single tensors then
         own = shapes_of(ours)
     missing, shapes, used = [], [], set()
     for names, mapping in hugging_face_names(model_class(ours), ours):

@@ -8,15 +8,16 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
 
 from oarlock.errors import ModelError, OarlockError
 from oarlock.formats.files import is_missing, read_bytes
-from oarlock.formats.json_places import doubled_field, line_of, too_deep_line
+from oarlock.formats.json_places import doubled_line, line_of, too_deep_line
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+    from pydantic_core import SchemaValidator
 
 Checked = TypeVar("Checked")
 
@@ -30,6 +31,8 @@ MOST_CONTAINERS = (
     2_000_000  # objects and lists, 64 bytes each at least; the merges of the largest tokenizer are 600,000
 )
 LONGEST_NUMBER = 40  # digits of a whole number; 64 bits have 20. Python takes seconds for a million
+_MOST_PROBLEMS = 1000
+_WITH_ELEMENTS = ("list", "tuple", "set", "frozenset", "dict")
 _ENCODINGS = {
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16: its mark begins with that of UTF-16
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -169,8 +172,8 @@ def _parsed(text: str, name: str, error: type[OarlockError]) -> Any:
         if _ESCAPED_SURROGATE.search(text):
             _check_characters(found)
     except _Doubled as problem:
-        line, field = doubled_field(text)
-        raise error(f"{name}:{line}: field {field} stands twice in one object") from problem
+        line = doubled_line(text)
+        raise error(f"{name}{f':{line}' if line else ''}: {problem} stands twice in one object") from problem
     except _Refused as problem:
         where = line_of_text(text, problem.args[1])
         raise error(f"{name}:{where}: {problem.args[0]}") from problem
@@ -183,14 +186,16 @@ def _parsed(text: str, name: str, error: type[OarlockError]) -> Any:
 
 def line_of_text(text: str, part: str) -> int:
     """The line on which a part of a text begins, in small letters or large; the first where it is not found."""
-    place = re.search(re.escape(part), text, re.IGNORECASE)
+    # Of a part of megabytes the beginning is enough, and a pattern of that size would take seconds.
+    place = re.search(re.escape(part[: LONGEST_NUMBER + 1]), text, re.IGNORECASE)
     return text.count("\n", 0, place.start() if place else 0) + 1
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise _Doubled
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise _Doubled(f"field {twice[:200]!r}")
     return found
 
 
@@ -208,7 +213,7 @@ def _finite(digits: str) -> float:
 
 
 def _no_number(word: str) -> NoReturn:
-    raise _Refused(f"{word} is no number of JSON", word)
+    raise _Refused(f"{word} is not a JSON number", word)
 
 
 def _check_characters(found: Any) -> None:
@@ -242,22 +247,33 @@ def check_content(
     Raises:
         OarlockError: of the class given, naming the field and what is right.
     """
-    from pydantic import ValidationError
+    from pydantic_core import ValidationError
 
     from oarlock.formats.messages import what_is_right
 
     try:
-        return cast(Checked, _adapter(cast(Any, schema)).validate_python(found, strict=True, extra=extra))
+        return cast(Checked, _validator(cast(Any, schema)).validate_python(found, strict=True, extra=extra))
     except ValidationError as problem:
         _, sentence, more = what_is_right(problem, found)
         raise error(f"{name}: {sentence}{more}") from problem
 
 
 @functools.cache
-def _adapter(schema: Any) -> TypeAdapter[Any]:
+def _validator(schema: Any) -> SchemaValidator:
     from pydantic import TypeAdapter
+    from pydantic_core import SchemaValidator
 
-    return TypeAdapter(schema)
+    return SchemaValidator(_stopping(TypeAdapter(schema).core_schema))
+
+
+def _stopping(schema: Any) -> Any:
+    """A schema whose lists and mappings stop at their first wrong element: a million of them take a gigabyte."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(_stopping(part) for part in schema)
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: _stopping(part) for name, part in schema.items()}
+    return found | {"fail_fast": True} if found.get("type") in _WITH_ELEMENTS else found
 
 
 def _checked(
@@ -272,14 +288,16 @@ def _checked(
         if not isinstance(found, dict):
             raise error(f"{name}: not a JSON object")
         return cast(Checked, found)
-    from pydantic import ValidationError
+    from pydantic_core import ValidationError
 
     from oarlock.formats.messages import what_is_right
 
     try:
         # Of text, not of `found`: only then do lists become the tuples, and objects the dataclasses, of a schema.
-        return cast(Checked, _adapter(cast(Any, schema)).validate_json(text.encode(), strict=True, extra=extra))
+        return cast(Checked, _validator(cast(Any, schema)).validate_json(text.encode(), strict=True, extra=extra))
     except ValidationError as problem:
+        if problem.error_count() > _MOST_PROBLEMS:
+            raise error(f"{name}: {problem.error_count():,} fields are wrong, or do not belong here") from problem
         field, sentence, more = what_is_right(problem, found)
         line = line_of(text, field)
         raise error(f"{name}{f':{line}' if line else ''}: {sentence}{more}") from problem

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+', re.DOTALL)
 
+_LONGEST = 1 << 23  # characters; walking over more takes seconds
+
 Field = tuple[str | int, ...]
 
 
@@ -39,12 +41,20 @@ def fields_with_lines(text: str) -> Iterator[tuple[Field, int]]:
 
 
 def line_of(text: str, field: Field) -> int:
-    """The line of a field of a valid JSON text; 0 for the whole."""
-    return next((line for place, line in fields_with_lines(text) if place == field), 0) if field else 0
+    """The line of a field of a valid JSON text; 0 for the whole, and where looking for it takes too long."""
+    if not field or len(text) > _LONGEST:
+        return 0
+    if "\n" not in text:
+        return 1
+    return next((line for place, line in fields_with_lines(text) if place == field), 0)
 
 
-def doubled_field(text: str) -> tuple[int, str]:
-    """(line, field in quotes) of the first field of a JSON text that its object has already."""
+def doubled_line(text: str) -> int:
+    """The line of the first field of a JSON text that its object has already; 0 where looking takes too long."""
+    if len(text) > _LONGEST:
+        return 0
+    if "\n" not in text:
+        return 1
     seen: list[set[Field]] = []  # by depth
     try:
         for place, line in fields_with_lines(text):
@@ -52,11 +62,11 @@ def doubled_field(text: str) -> tuple[int, str]:
             while len(seen) < len(place):
                 seen.append(set())
             if isinstance(place[-1], str) and place in seen[-1]:
-                return line, repr(place[-1])
+                return line
             seen[-1].add(place)
     except (ValueError, IndexError, RecursionError):
         pass  # not valid further on: the parser met the doubled one before that
-    return 1, "of an object"
+    return 0
 
 
 def too_deep_line(text: str, depth: int) -> int:

@@ -25,8 +25,8 @@ _IN_WORDS = {
     "model_type": "must be an object",
     "model_attributes_type": "must be an object",
     "none_required": "must be null",
-    "extra_forbidden": "is no field that belongs here",
-    "unexpected_keyword_argument": "is no field that belongs here",
+    "extra_forbidden": "is not a field of this place",
+    "unexpected_keyword_argument": "is not a field of this place",
 }
 
 

@@ -99,7 +99,7 @@ def _entry(
         raise error(f"{where}: the header must say dtype, shape and data_offsets of it, and nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise error(f"{where}: {str(dtype)[:40]} is no dtype of safetensors")
+        raise error(f"{where}: {str(dtype)[:40]} is not a dtype of safetensors")
     if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(map(_is_size, shape)):
         raise error(f"{where}: its shape must be a list of at most {MOST_AXES} sizes; got {str(shape)[:80]}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):

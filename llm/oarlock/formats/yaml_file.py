@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
         before = self._budget.nodes
         if isinstance(event, yaml.AliasEvent):
             if anchor in self.anchors and anchor not in self._sizes:
-                raise _Problem(line, f"*{anchor} stands inside of what it stands for")
+                raise _Problem(line, f"*{anchor} is inside the value that it stands for")
             self._budget.nodes -= self._sizes.get(anchor, 0)
         elif (tag := event.tag) not in (None, "!") and tag not in _CORE:
             raise _Problem(line, f"tag {_short(tag)} is not one of YAML's core schema (str, int, float, bool, ...)")
@@ -178,7 +178,7 @@ def _sentences(text: str, name: str, error: type[OarlockError]) -> Iterator[None
         mark = problem.problem_mark or problem.context_mark
         sentence = ", ".join(part for part in (problem.context, problem.problem) if part)
         if problem.context == "expected a single document in the stream":
-            sentence = "a second document begins; one file holds one"
+            sentence = "a second document begins; a file may hold only one"
         raise error(f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {_short(sentence)}") from problem
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as problem:
         raise error(f"{name}: not valid YAML: {_short(str(problem))}") from problem

@@ -61,7 +61,7 @@ def _check_tensors(path: Path, tensors: Mapping[str, StoredTensor], rank: int | 
     """Refuse types that are no weights, and matrices of LoRA of another rank than the settings'."""
     for name, about in tensors.items():
         if about.dtype.kind in "iub":
-            raise ModelError(f"{path}: {name} is stored in {about.dtype.name}, which no weight of an adapter is")
+            raise ModelError(f"{path}: {name} is stored in {about.dtype.name}, which no weight of an adapter can be")
         axis = 1 if name.endswith(".lora_A") else 0
         if rank is not None and (len(about.shape) != 2 or about.shape[axis] != rank):
             raise ModelError(f"{path}: {name} is {list(about.shape)}, and {ADAPTER_FILE} says a rank of {rank}")

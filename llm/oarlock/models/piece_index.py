@@ -127,7 +127,7 @@ def read_index(folder: Path) -> dict[str, list[tuple[Path, Piece]]]:
     where: dict[str, list[tuple[Path, Piece]]] = {}
     for file, entries in content.items():
         if not _FILE.fullmatch(file):
-            raise CheckpointError(f"{index}: {file!r} is no name of a safetensors file in this folder")
+            raise CheckpointError(f"{index}: {file!r} is not the name of a safetensors file in this folder")
         for key, entry in entries.items():
             piece = Piece.from_json(key, entry)
             if problem := piece.problem():

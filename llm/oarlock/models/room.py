@@ -10,7 +10,8 @@ from paddle import nn
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.environment import world_size
-from oarlock.memory import Room, check_fits, free_gpu_memory, free_memory
+from oarlock.errors import ModelError
+from oarlock.memory import Room, check_fits, free_gpu_memory, free_memory, in_words
 from oarlock.models.arrays import array_type
 from oarlock.models.config_sizes import check_stored, least_parameters, table_bytes
 from oarlock.models.fill import type_name
@@ -18,6 +19,9 @@ from oarlock.models.layout import holdings
 from oarlock.models.weights import WeightFolder, has_safetensors
 from oarlock.parallel.nodes import this_node
 from oarlock.parallel.sync import together
+
+_SMALL_TABLES = 256 << 20  # bytes that any model may keep
+_TABLES_TO_WEIGHTS = 8  # times its weights; published models of a million positions keep twice as much
 
 
 def check_before(config: PretrainedConfig, folder: Path, from_weights: bool, dtype: str) -> None:
@@ -41,13 +45,19 @@ def check_before(config: PretrainedConfig, folder: Path, from_weights: bool, dty
 
 
 def check_tables(config: PretrainedConfig, place: str) -> None:
-    """Refuse more positions than memory can hold what the model keeps for each.
+    """Refuse more positions than a model of this size has, or than memory can hold what the model keeps for each.
 
     Raises:
         ModelError: naming both sizes.
     """
+    needed, weights = table_bytes(config), 4 * least_parameters(config)
     what = f"{place}: what the model keeps for its positions (max_position_embeddings)"
-    check_fits(table_bytes(config), what, room())
+    if needed > max(_SMALL_TABLES, _TABLES_TO_WEIGHTS * weights):
+        raise ModelError(
+            f"{what} takes {in_words(needed)}, and its weights some {in_words(weights)}: give as many positions as "
+            "texts have tokens"
+        )
+    check_fits(needed, what, room())
 
 
 def check_parameters(model: nn.Layer, folder: Path, held_beside: int) -> None:

@@ -123,7 +123,7 @@ class FirstRank:
                 refused = f" ({len(self._refused)} refused: {self._refused[-1]})" if self._refused else ""
                 raise EnvironmentProblem(f"ranks {missing} did not come to the run's start in time{refused}")
             for guest in [guest for guest in self._guests if guest.patience < now]:
-                self._refuse(guest, "a connection that proved nothing")
+                self._refuse(guest, "a connection that did not prove the launch's key")
             for key, _ in self._selector.select(min(LOOK_S, self._deadline - now + 0.001)):
                 if key.data is None:
                     self._accept()
@@ -166,7 +166,7 @@ class FirstRank:
                 self._greet(guest, frame)
                 return
             if frame.kind == STOP:
-                raise StoppedWithOthers("another rank tells why it can't start")
+                raise StoppedWithOthers("another rank says why the run can't start")
         except (Stranger, Ended) as problem:
             if guest.is_inherited:
                 raise EnvironmentProblem(f"rank {guest.rank} ended before the ranks met ({problem})") from problem
@@ -212,7 +212,7 @@ class FirstRank:
             channel.receive(STOP)
         except (Ended, Stranger) as problem:
             raise self._gone(rank, problem) from problem
-        raise StoppedWithOthers("another rank tells why it can't start")
+        raise StoppedWithOthers("another rank says why the run can't start")
 
     def _gone(self, rank: int, problem: OarlockError) -> EnvironmentProblem:
         pid, started, _ = self._found[rank]
@@ -232,4 +232,4 @@ class FirstRank:
         except (Ended, Stranger) as problem:
             raise self._gone(rank, problem) from problem
         if frame.kind == STOP:
-            raise StoppedWithOthers("another rank tells why it can't start")
+            raise StoppedWithOthers("another rank says why the run can't start")

@@ -67,13 +67,13 @@ def _join_first(point: MeetingPoint, own: Memory, rank: int, world_size: int, de
     channel.socket.settimeout(max(LOOK_S, deadline - time.monotonic()) + _TELL_S)
     try:
         if frame.kind == STOP:
-            raise StoppedWithOthers("another rank tells why it can't start")
+            raise StoppedWithOthers("another rank says why the run can't start")
         channel.send(Frame(PROOF, rank, world_size, nbytes=own.nbytes), own.descriptor)
         open_all(_take_all(channel, own, rank, world_size))
         channel.send(Frame(TAKEN, rank, world_size))
         frame, _ = channel.receive(GO)
         if frame.kind == STOP:
-            raise StoppedWithOthers("another rank tells why it can't start")
+            raise StoppedWithOthers("another rank says why the run can't start")
     except (Ended, Stranger) as problem:
         raise EnvironmentProblem(f"rank 0 has gone before the other ranks could start ({problem})") from problem
     except OarlockError as problem:
@@ -98,7 +98,7 @@ def _take_all(channel: Channel, own: Memory, rank: int, world_size: int) -> list
     while len(found) < world_size:
         frame, descriptor = channel.receive(MEMBER)
         if frame.kind == STOP:
-            raise StoppedWithOthers("another rank tells why it can't start")
+            raise StoppedWithOthers("another rank says why the run can't start")
         assert descriptor is not None
         memory = Memory.received(descriptor)
         if frame.rank in found or _file(memory) in files:

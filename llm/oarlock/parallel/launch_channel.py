@@ -135,7 +135,7 @@ class Channel:
         try:
             data, ancillary, flags, _ = self.socket.recvmsg(FRAME_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         except OSError as error:
-            raise Ended(f"a rank says nothing ({error.strerror or error})") from error
+            raise Ended(f"a rank does not answer ({error.strerror or error})") from error
         descriptors: list[int] = []
         sender = (0, -1)
         for level, kind, content in ancillary:

@@ -189,7 +189,7 @@ def check_one_host(rank: int) -> None:
         return
     first, last = sorted((rank, other))
     if any(host == own for host in hosts[:rank]):
-        raise StoppedWithOthers("another rank tells that there are several machines")
+        raise StoppedWithOthers("another rank says that there are several machines")
     raise EnvironmentProblem(
         f"CPU groups work on one host: rank {first} runs on {hosts[first]} and rank {last} runs on {hosts[last]}, "
         "which share no memory. Start all ranks on one machine, or train on GPUs"

@@ -190,7 +190,7 @@ def once_per_node(action: Callable[[], Any]) -> tuple[Any, list[Any]]:
     nodes = ranks_by_node([_key(i, key) for i, key in enumerate(share_early([host, first]))])
     mine = next(ranks for ranks in nodes if rank() in ranks)
     if not set(mine) <= set(_here()):
-        raise CommunicationError(f"ranks {mine} say that they share a machine, which {list(_here())} do")
+        raise CommunicationError(f"ranks {mine} say that they share a machine, but ranks {list(_here())} do")
     value, error = _tried(action) if rank() == mine[0] else (None, None)
     results = [_pair(i, result) for i, result in enumerate(share_early([error is not None, value]))]
     _stop_together(error, _flags([failed for failed, _ in results]))
@@ -206,14 +206,14 @@ def _key(i: int, key: Any) -> tuple[str, int | None]:
 
 def _pair(i: int, value: Any) -> tuple[Any, Any]:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise CommunicationError(f"rank {i} shares something else than the others")
+        raise CommunicationError(f"rank {i} does not share the same as the others")
     return value[0], value[1]
 
 
 def _flags(values: Sequence[Any]) -> list[bool]:
     for i, value in enumerate(values):
         if type(value) is not bool:
-            raise CommunicationError(f"rank {i} shares something else than the others")
+            raise CommunicationError(f"rank {i} does not share the same as the others")
     return list(values)
 
 

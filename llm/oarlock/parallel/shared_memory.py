@@ -163,7 +163,7 @@ class Memory:
 
     def _check(self, offset: int, nbytes: int) -> None:
         if offset % PAGE or nbytes < 0 or not 0 <= offset <= self.nbytes - nbytes:
-            raise EnvironmentProblem(f"{nbytes:,} bytes at {offset:,} are no part of the memory that ranks share")
+            raise EnvironmentProblem(f"{nbytes:,} bytes at {offset:,} are not part of the memory that ranks share")
 
     def _transfer(self, call: Callable[[int, memoryview, int], int], offset: int, data: Any) -> None:
         rest = memoryview(data)
@@ -187,9 +187,9 @@ def _why_no_memory(descriptor: int) -> str | None:
     try:
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)  # of memory files alone
     except OSError:
-        return "is no memory file"
+        return "is not a memory file"
     if not stat.S_ISREG(found.st_mode) or seals != _SEALS:
-        return "is no memory file whose size is sealed"
+        return "is not a memory file whose size is sealed"
     if found.st_uid != os.geteuid():
         return f"belongs to user {found.st_uid}"
     if found.st_size != memory_bytes():

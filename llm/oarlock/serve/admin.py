@@ -22,7 +22,7 @@ from typing_extensions import NotRequired, TypedDict
 from oarlock.errors import ConfigError, OarlockError
 from oarlock.formats.json_file import parse_json
 
-_OTHER_USER = {"error": "this server takes orders of its own user alone"}
+_OTHER_USER = {"error": "this server takes orders only from its own user"}
 Action = Callable[[str], Mapping[str, Any]]
 _MOST_BYTES, _MOST_CLIENTS, _SECONDS = 4096, 8, 5.0
 
@@ -64,8 +64,8 @@ class AdminServer:
         try:
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(_SECONDS)
-                is_known = peer_user(connection) in (0, os.geteuid())
-                answer = self.answer(_read_line(connection)) if is_known else _OTHER_USER
+                is_known, line = peer_user(connection) in (0, os.geteuid()), _read_line(connection)
+                answer = self.answer(line) if is_known else _OTHER_USER
                 connection.sendall(json.dumps(answer).encode() + b"\n")
         finally:
             self._places.release()
@@ -75,7 +75,7 @@ class AdminServer:
         try:
             name, model = _read_order(line)
             if name not in self._actions:
-                return {"error": f"there is no {name!r} (there is: {', '.join(self._actions)})"}
+                return {"error": f"there is no {name!r} (there are: {', '.join(self._actions)})"}
             return self._actions[name](model)
         except OarlockError as error:
             return {"error": str(error)}

@@ -23,7 +23,7 @@ def find_server(given: Path | None) -> Path:
         return given
     found = [path for path in admin_sockets() if _answers(path)]
     if not found:
-        raise ConfigError("no server of this user runs here; --socket PATH names one (`oarlock serve` says its path)")
+        raise ConfigError("no server of this user runs here; --socket PATH names one (`oarlock serve` prints its path)")
     if len(found) > 1:
         raise ConfigError(f"{len(found)} servers run here; name one: --socket {' or '.join(map(str, found))}")
     return found[0]
@@ -49,7 +49,7 @@ def order(path: Path, name: str, model: str = "") -> dict[str, Any]:
             f"{path}: no server answers there: {getattr(error, 'strerror', 0) or error}"
         ) from error
     if not content:
-        raise EnvironmentProblem(f"{path}: the server did not answer; it takes a few orders at a time")
+        raise EnvironmentProblem(f"{path}: the server did not answer; it takes only a few orders at a time")
     answer: dict[str, Any] = json.loads(content)
     if "error" in answer:
         raise OarlockError(str(answer["error"]))

@@ -53,8 +53,8 @@ class Administration:
             if self._options.refresh is not None:
                 self._options.refresh()
             self._tree.load(model)
-        say(f"the model {model} was loaded anew")
-        return {"text": f"{model} was loaded anew; requests meanwhile were answered by the one before"}
+        say(f"the model {model} was loaded again")
+        return {"text": f"{model} was loaded again; the old one answered requests meanwhile"}
 
     def _load(self, model: str) -> Mapping[str, Any]:
         self._check_name(model)
@@ -66,7 +66,7 @@ class Administration:
     def _unload(self, model: str) -> Mapping[str, Any]:
         self._check_name(model)
         if model == self._engine:
-            raise ConfigError(f"{model} has the engine, without which nothing is answered; stop the server instead")
+            raise ConfigError(f"{model} has the engine, which answers all requests; stop the server instead")
         with self._changing:
             self._tree.unload(model)
         say(f"the model {model} was unloaded")
@@ -87,4 +87,4 @@ class Administration:
 
     def _check_name(self, model: str) -> None:
         if model not in self._served.kinds:
-            raise ConfigError(f"there is no model {model!r} here (there is: {', '.join(self._served.kinds)})")
+            raise ConfigError(f"there is no model {model!r} here (there are: {', '.join(self._served.kinds)})")

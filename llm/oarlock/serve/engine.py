@@ -132,7 +132,7 @@ class Engine:
         sampling.check()
         if prompt.adapter is not None and prompt.adapter not in served.adapters:
             known = ", ".join(served.adapters) or "none"
-            raise RequestRefused(f"there is no adapter {prompt.adapter!r} here (there is: {known})")
+            raise RequestRefused(f"there is no adapter {prompt.adapter!r} here (there are: {known})")
         ids = served.encode(prompt)
         room = self._context - len(ids)
         if room < 1:

@@ -24,6 +24,7 @@ from oarlock.ops.decoder import (
 )
 from oarlock.serve.adapters import LoraWeights
 from oarlock.serve.decoder import Feed
+from oarlock.serve.step_tensors import StepTensor
 
 _FAMILIES = ("llama", "qwen2", "mistral", "gemma")
 
@@ -136,6 +137,8 @@ class FusedDecoder:
             plans=[paddle.to_tensor(plan) for _, plan in packed],
         )
 
+        self._ids, self._table = StepTensor(), StepTensor()
+
     def _packed(self, name: str, weights: LoraWeights, base: str) -> tuple[np.ndarray, np.ndarray]:
         layers: list[dict[str, tuple[np.ndarray, np.ndarray]]] = [{} for _ in range(self._sizes.num_layers)]
         for layer, matrices in weights.items():
@@ -167,7 +170,7 @@ class FusedDecoder:
             )
             tokens.extend(given.tokens)
         caches = [feeds[i].sequence.cache for i in order]
-        ids, table = paddle.to_tensor(np.array(tokens, np.int64)), paddle.to_tensor(np.array(runs, np.int64))
+        ids, table = self._ids.holding(tokens), self._table.holding(runs)
         found = decoder_pass(self._sizes, self._weights, ids, table, caches).numpy()
         for given in feeds:
             given.sequence.length += len(given.tokens)

@@ -17,6 +17,7 @@ from oarlock.errors import ModelError
 from oarlock.parallel.families import FAMILIES
 from oarlock.serve.adapters import LoraWeights
 from oarlock.serve.decoder import Feed
+from oarlock.serve.step_tensors import StepTensor
 
 _PAST = ("past_key_values", "cache")
 
@@ -47,7 +48,7 @@ class GenericDecoder:
         Raises:
             ModelError: when its keys and values are of a form that can't be joined.
         """
-        self._model = model
+        self._model, self._made = model, StepTensor()
         self.vocabulary = int(model.config.vocab_size)
         self._batches: dict[str | None, _Batch] = {}
         self._active: dict[str, tuple[paddle.Tensor, paddle.Tensor]] = {}
@@ -127,13 +128,13 @@ class GenericDecoder:
         """Keys and values, and scores [rows, vocabulary], by the rules that PaddleNLP's generation goes by."""
         model = self._model
         known = {
-            "attention_mask": paddle.to_tensor(mask),
-            "position_ids": paddle.to_tensor(np.maximum(mask.cumsum(axis=1) - 1, 0)),
+            "attention_mask": self._made.copy_of(mask),
+            "position_ids": self._made.copy_of(np.maximum(mask.cumsum(axis=1) - 1, 0)),
             "use_cache": True,
         }
         if past is not None:
             known |= dict.fromkeys(_PAST, past) | {"is_first_forward": False}
-        outputs = model(**model.prepare_inputs_for_generation(paddle.to_tensor(ids), **known))
+        outputs = model(**model.prepare_inputs_for_generation(self._made.copy_of(ids), **known))
         known = model.update_model_kwargs_for_generation(outputs, known)
         past = next((known[name] for name in _PAST if known.get(name) is not None), None)
         if past is None:
@@ -164,7 +165,7 @@ class GenericDecoder:
         rows = [batch.sequences.index(sequence) for sequence in sequences]
         if rows == list(range(len(batch.sequences))):
             return batch
-        order = paddle.to_tensor(rows)
+        order = self._made.copy_of(rows)
         length = min(batch.length, max(len(sequence.tokens) for sequence in sequences))
         length = batch.length if self._fixed_columns else length
 

@@ -67,7 +67,7 @@ def open_port(host: str, port: int) -> list[socket.socket]:
             (family, address) for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         ]
         for family, address in dict.fromkeys(addresses):
-            made = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            made = opened.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

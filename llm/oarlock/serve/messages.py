@@ -81,7 +81,7 @@ def _read_message(path: str, given: Any) -> Message:
         if name in _NOT_READ:
             raise RequestRefused(f"{path}.{name}: {_NOT_READ[name]}")
         if name not in _FIELDS:
-            raise RequestRefused(f"{path}.{name}: there is no such field here (there is: {', '.join(_FIELDS)})")
+            raise RequestRefused(f"{path}.{name}: there is no such field here (there are: {', '.join(_FIELDS)})")
     content = message.get("content")
     calls = [name for name in ("tool_calls", "function_call") if name in message]
     if content is None and not calls:

@@ -35,10 +35,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "The request is wrong.",
         401: "The API key is missing or wrong.",
-        403: "The server has another name, or the web page may not ask it.",
+        403: "The Host is not a name of this server, or the web page may not ask it.",
         404: "There is no such model.",
         405: "Another method is meant.",
-        408: "The request did not come to its end in time.",
+        408: "The request was not complete in time.",
         413: "The request is too large, or comes in too many pieces.",
         415: "The request is not JSON.",
         429: "Too many requests are open.",
@@ -68,7 +68,7 @@ def _add_routes(app: FastAPI, client: TritonClient, model: str, temperature: flo
             return {}
         if name in await client.adapters():
             return {"adapter": name}
-        raise HTTPException(404, f"there is no model {name!r} here (there is: {', '.join(await card_names())})")
+        raise HTTPException(404, f"there is no model {name!r} here (there are: {', '.join(await card_names())})")
 
     @app.get("/health", response_model=Health, responses={503: _ERRORS[503]}, summary="Whether the model answers")
     async def health() -> Any:

@@ -6,6 +6,7 @@ absent. What is wrong is said in one sentence that names the field, whatever pyd
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import json
 import re
@@ -59,6 +60,7 @@ _MAX_PROMPTS = 16
 _PARAM = re.compile(
     r"\b(?:messages(?:\[\d+\](?:\.\w+|\[\d+\])*)?|tools(?:\[\d+\](?:\.\w+)*)?|max_tokens|min_tokens|stop_token_ids)(?!\w)"
 )
+_LARGE = 65536  # bytes of a request
 _DEEPEST = 128  # levels of lists and objects; those of a tool are counted by themselves
 _MAX_SHOWN = 80  # characters of a wrong value in an answer
 
@@ -111,12 +113,17 @@ class _JsonRequest(Request):
         """
         try:
             content = await self.body()
-            found = parse_json(content, "the request", error=RequestRefused, limit=len(content), depth=_DEEPEST)
+            # A large one does not hold up the others.
+            found = await asyncio.to_thread(_parsed, content) if len(content) > _LARGE else _parsed(content)
         except RequestRefused as error:
             raise WrongRequest("", str(error)) from error
         if not isinstance(found, dict):
             raise WrongRequest("", f"the request has to be a JSON object; got {_shown(found)}")
         return found
+
+
+def _parsed(content: bytes) -> Any:
+    return parse_json(content, "the request", error=RequestRefused, limit=len(content), depth=_DEEPEST)
 
 
 def read_object(given: Any, known: Iterable[str], path: str = "") -> Any:

@@ -25,7 +25,7 @@ from oarlock.serve.stubs import is_alive, model_processes
 from oarlock.serve.triton_control import TritonControl
 from oarlock.serve.triton_server import Installation, TritonOptions, start_triton
 
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.1
 
 
 class ProcessTree:
@@ -124,7 +124,7 @@ class ProcessTree:
             try:
                 self.control.load(model, self._options.start_seconds)
             except ModelError as error:
-                raise ModelError(noted_failure(self._triton_options.run, forget=True) or str(error)) from error
+                raise ModelError(self._failure(forget=True) or str(error)) from error
             close_memory(self._triton_options.memory_prefix)
             self._unloaded.discard(model)
             self._watch_new_models(before, model)
@@ -219,16 +219,19 @@ class ProcessTree:
             part.process.stdin.close()
 
     def _check_first_start(self) -> None:
-        failure = noted_failure(self._triton_options.run)
+        failure = self._failure()
         if failure:
             raise ModelError(f"the model does not load: {failure}")
         for part in (self._triton, self._front):
             if not part.runs:
                 for thread in self._echo:
                     thread.join(2)  # its last words come first
-                raise OarlockError(f"{part.name} ended by itself ({part.how_it_ended()}); what it said stands above")
+                raise OarlockError(f"{part.name} ended by itself ({part.how_it_ended()}); its output is above")
         if self._triton.seconds > self._options.start_seconds:
             raise ModelError(f"the model was not loaded within {self._options.start_seconds:g} s (--start-seconds)")
+
+    def _failure(self, *, forget: bool = False) -> str:
+        return self._served.with_their_paths(noted_failure(self._triton_options.run, forget=forget))
 
     def _look_whether_up(self) -> None:
         if self._triton.runs and not self._triton.is_up and self.control.is_ready():
@@ -284,14 +287,16 @@ class ProcessTree:
             threading.Thread(target=self._load_again, args=(name,), name=f"load-{name}", daemon=True).start()
 
     def _load_again(self, model: str) -> None:
+        of = self._triton.process
         self._model_restarts += 1
         self._tell_front({"restarts": self.restarts})
         try:
             self.load(model)
             say(f"the model {model} is whole again")
         except OarlockError as error:
-            say(f"{error}; Triton is started again")
-            self._triton.kill()
+            if of is self._triton.process and self._triton.runs:
+                say(f"{error}; Triton is started again")
+                self._triton.kill()
 
     def _is_quiet(self) -> bool:
         """Whether nothing is being answered, since a second: Triton stays as long as a client keeps a connection."""

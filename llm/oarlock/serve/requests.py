@@ -110,9 +110,9 @@ class Sampling:
             if not allowed.holds(value):
                 raise RequestRefused(f"{name} has to be {allowed.words}; got {_shown(value)}")
         if not (_all_of(self.stop, str) and all(self.stop)):
-            raise RequestRefused(f"stop has to be several texts that are not empty; got {_shown(self.stop)}")
+            raise RequestRefused(f"stop has to be a list of texts that are not empty; got {_shown(self.stop)}")
         if not _all_of(self.stop_token_ids, int):
-            raise RequestRefused(f"stop_token_ids has to be several token ids; got {_shown(self.stop_token_ids)}")
+            raise RequestRefused(f"stop_token_ids has to be a list of token ids; got {_shown(self.stop_token_ids)}")
         if len(self.stop) > MAX_STOPS or any(len(stop) > MAX_STOP_LENGTH for stop in self.stop):
             raise RequestRefused(f"stop: at most {MAX_STOPS} texts of at most {MAX_STOP_LENGTH} characters")
         if len(self.stop_token_ids) > MAX_STOP_TOKENS:

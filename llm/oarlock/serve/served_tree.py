@@ -57,6 +57,10 @@ class ServedTree:
             for part in ("model", "adapters"):
                 _link(version / part, self.source / model / "1" / part)
 
+    def with_their_paths(self, text: str) -> str:
+        """What a model says of its files, with the paths of the repository that is served."""
+        return text.replace(f"{self.folder}/", f"{self.source}/")
+
 
 def make_served_tree(source: Path, folder: Path) -> ServedTree:
     """Of a repository of `oarlock export --target triton`.
@@ -73,7 +77,7 @@ def make_served_tree(source: Path, folder: Path) -> ServedTree:
     if foreign:
         raise ConfigError(
             f"{source / foreign[0]}: not a model of `oarlock export --target triton`, which are {', '.join(kinds)}; "
-            "take it out (a tritonserver of your own serves any)"
+            "remove it (a tritonserver of your own serves any model)"
         )
     tree = ServedTree(folder, source, {name: kinds[name] for name in found})
     for name in found:

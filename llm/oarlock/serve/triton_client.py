@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
 from oarlock.serve.front.upstream import Upstream
-from oarlock.serve.triton_failure import TritonFailure
+from oarlock.serve.triton_failure import AWAY, TritonFailure, is_of_a_dead_process
 from oarlock.serve.triton_fields import DEFAULT_TOKENS, FIELDS, OUTPUTS, RELAYED, make_tensor, split_code
 
 # A stream's errors are messages without a status. (The header triton_grpc_error would end it with one, but Triton 24.10
@@ -97,6 +97,8 @@ def stream_failure(text: str) -> TritonFailure:
     code, message = split_code(text)
     if code:
         return TritonFailure(_CODES[code], message)
+    if is_of_a_dead_process(text):
+        return TritonFailure(grpc.StatusCode.UNAVAILABLE, AWAY)
     is_away = "unknown model" in text or "not ready" in text or "unavailable" in text.lower()
     return TritonFailure(grpc.StatusCode.UNAVAILABLE if is_away else grpc.StatusCode.INTERNAL, text)
 

@@ -145,7 +145,7 @@ def _num_bytes(tensor: np.ndarray) -> int:
 
 def _value(name: str, tensor: np.ndarray) -> Any:
     if name not in FIELDS:
-        raise RequestRefused(f"there is no input {name!r} (there is: {', '.join(FIELDS)})")
+        raise RequestRefused(f"there is no input {name!r} (there are: {', '.join(FIELDS)})")
     kind, is_list = FIELDS[name]
     if tensor.ndim != 1 or (not is_list and tensor.size != 1):
         raise RequestRefused(f"{name}: shape {list(tensor.shape)}, it has to be {'[n]' if is_list else '[1]'}")

@@ -160,7 +160,7 @@ def _check_names(manifest: Manifest, path: Path) -> None:
         if not plain or name == MANIFEST or not _HEX.fullmatch(entry["sha256"]):
             raise CheckpointError(f"{path}: {name!r} can't be the name and checksum of a file in this folder")
     if missing := [name for name in _NEEDED if name not in manifest.files]:
-        raise CheckpointError(f"{path}: its list of files is without {' and '.join(missing)}")
+        raise CheckpointError(f"{path}: its list of files lacks {' and '.join(missing)}")
     best = manifest.best["name"] if manifest.best else None
     if best is not None and not _NAME.fullmatch(best):
         raise CheckpointError(f"{path}: the best checkpoint can't have the name {best!r}")

@@ -86,8 +86,7 @@ def start(loaded: LoadedConfig[Any]) -> Run:
     fused_ops.use(config.kernels.fused_ops and device == "cpu")
     output_dir = Path(config.checkpoint.output_dir)
     plan, notes = make_plan(config, world_size())
-    if plan.world_size > 1 and device == "cpu":
-        _lend_fleet_a_cpu(config.runtime.collective_timeout)
+    _meet(plan, device, config.runtime.collective_timeout)
     for note in notes:
         say_once(note)
     say(f"device {device}" + (f", {_with_what(threads)}" if device == "cpu" else "") + f", output in {output_dir}")
@@ -159,6 +158,12 @@ def _check_writable(output_dir: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise EnvironmentProblem(f"--output_dir {output_dir}: can't be written: {error.strerror}") from error
+
+
+def _meet(plan: ParallelPlan, device: str, timeout_s: float) -> None:
+    """CPU ranks meet before they do anything else; GPU ranks do when Paddle makes their groups."""
+    if plan.world_size > 1 and device == "cpu":
+        _lend_fleet_a_cpu(timeout_s)
 
 
 def _lend_fleet_a_cpu(timeout_s: float) -> None:

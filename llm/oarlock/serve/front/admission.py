@@ -49,7 +49,7 @@ class Admission:
             Refused: when there is none for this client.
         """
         if self._is_closed:
-            raise Refused("the server is about to end; try again", is_closing=True)
+            raise Refused("the server is shutting down; try again later", is_closing=True)
         open_here = self._open.get(client, 0)
         if open_here >= self._most_per_client:
             raise Refused(f"{open_here} {self._what} of this client are open; try again later")

@@ -37,7 +37,7 @@ def check_length(headers: Mapping[bytes, bytes], most_bytes: int) -> None:
     """
     length = headers.get(b"content-length", b"0")
     if not length.isdigit() or len(length) > 20:  # the parser of HTTP lets no other through
-        raise HttpRefusal(400, "the header Content-Length is no number", CLOSE)
+        raise HttpRefusal(400, "the header Content-Length is not a number", CLOSE)
     if int(length) > most_bytes:
         raise _too_large(most_bytes)
 

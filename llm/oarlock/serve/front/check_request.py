@@ -99,7 +99,7 @@ def _check_parameters(parameters: Mapping[str, Any], form: ModelForm) -> None:
             # A model of somebody else's may have its own; Triton keeps names with this beginning to itself.
             if form.reading == "other" and not name.startswith(("triton_", "oarlock_")) and name.isprintable():
                 continue
-            raise RequestRefused(f"there is no parameter {_shown(name)} (there is: {', '.join(_PARAMETERS)})")
+            raise RequestRefused(f"there is no parameter {_shown(name)} (there are: {', '.join(_PARAMETERS)})")
         if chosen not in kinds:
             wanted = " or ".join(kind.removesuffix("_param") for kind in kinds)
             raise RequestRefused(f"parameter {name}: it has to be {wanted}")
@@ -118,7 +118,7 @@ def _check_outputs(outputs: Sequence[Any], form: ModelForm) -> None:
     for output in outputs:
         if output.name not in form.outputs:
             known = ", ".join(form.outputs)
-            raise RequestRefused(f"there is no output {_shown(output.name)} (there is: {known})")
+            raise RequestRefused(f"there is no output {_shown(output.name)} (there are: {known})")
         if output.name in names:
             raise RequestRefused(f"output {output.name!r} is asked for twice")
         names.add(output.name)
@@ -141,7 +141,7 @@ def _tensors(request: ModelInferRequest, form: ModelForm, max_body: int) -> dict
         wanted = form.inputs.get(tensor.name)
         if wanted is None:
             known = ", ".join(form.inputs)
-            raise RequestRefused(f"there is no input {_shown(tensor.name)} (there is: {known})")
+            raise RequestRefused(f"there is no input {_shown(tensor.name)} (there are: {known})")
         if tensor.name in found:
             raise RequestRefused(f"input {tensor.name!r} is given twice")
         for name in tensor.parameters:

@@ -17,6 +17,7 @@ from typing import Any
 
 from oarlock.serve.front.admission import Admission, Refused, client_of
 from oarlock.serve.front.http2_frames import PREFACE, ClientFrames, ServerFrames, Violation, window_update
+from oarlock.serve.front.http_protocol import set_socket_options
 
 _BEGIN_SECONDS = 10.0  # for the encryption, and again for the first bytes of HTTP/2
 _LOOK_SECONDS = 1.0
@@ -123,10 +124,12 @@ class ClientSide(_Side):
         self._since = time.monotonic()
         self._num_bytes = 0
         self._connecting: asyncio.Task[None] | None = None
+        self._early = b""  # what came before there was a server to write to (with TLS, on Python 3.10)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count it, and connect to the server."""
         super().connection_made(transport)
+        set_socket_options(transport.get_extra_info("socket"))
         address = str((transport.get_extra_info("peername") or ("?",))[0])
         peer = client_of(address)
         try:
@@ -151,12 +154,18 @@ class ClientSide(_Side):
         self.other = other
         if self.transport.is_closing():
             other.transport.close()
-        else:
-            self.transport.resume_reading()
+            return
+        self.transport.resume_reading()
+        early, self._early = self._early, b""
+        if early:
+            self.data_received(early)
 
     def data_received(self, data: bytes) -> None:
         """On to the server."""
-        assert self._frames is not None and self.other is not None
+        if self.other is None:
+            self._early += data
+            return
+        assert self._frames is not None
         self._num_bytes += len(data)
         try:
             passed = self._frames.feed(data)

@@ -16,6 +16,7 @@ from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.grpc_gate import GateOptions, GrpcGate
 from oarlock.serve.front.grpc_service import ASKED, GrpcService
 from oarlock.serve.front.http2_frames import MAX_FRAME
+from oarlock.serve.front.http_server import num_connections
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts
 from oarlock.serve.front.options import FrontOptions
@@ -71,10 +72,10 @@ def make_grpc_server(
     folder = Path(options.triton_grpc.removeprefix("unix:")).parent  # of this user alone
     path = f"{folder}/front-grpc-{os.getpid()}"
     server.add_insecure_port(f"unix:{path}")
-    most = options.max_connections
+    most = num_connections(options.max_connections)
     gate = GrpcGate(
         GateOptions(path, options.max_body + _ENVELOPE, options.body_seconds, header),
-        Admission(most, most, "connections"),
+        Admission(most, max(1, most // 2), "connections"),
     )
     return GrpcServer(options, service, gate, server)
 
@@ -144,5 +145,8 @@ class _Doors(grpc.GenericRpcHandler):
         behavior = self._handlers.get(path)
         if behavior is None:
             return None
-        # All as streams, and on the wire there is no other: so the time for a message to arrive can be limited.
-        return grpc.stream_stream_rpc_method_handler(self._service.guarded(path.rpartition("/")[2], behavior))
+        name = path.rpartition("/")[2]
+        # All take streams, and on the wire there is no other: so the time for a message to arrive can be limited.
+        streams = name == "ModelStreamInfer"
+        make = grpc.stream_stream_rpc_method_handler if streams else grpc.stream_unary_rpc_method_handler
+        return make(self._service.guarded(name, behavior))

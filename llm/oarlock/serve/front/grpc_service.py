@@ -54,6 +54,7 @@ _MORE_CALLS = 64  # of a client, beside its requests: probes, streams between tw
 _M = TypeVar("_M", bound=Message)
 
 Context = Any  # grpc.aio.ServicerContext of bytes
+Behavior = Callable[[Context], Awaitable["bytes | None"]]  # the answer of a call that has one
 
 
 class GrpcService:
@@ -74,32 +75,32 @@ class GrpcService:
         self._forms = ModelForms(upstream, options.models, options.max_body)
         self._calls = Admission(options.max_connections, options.max_open_per_client + _MORE_CALLS, "calls")
 
-    def guarded(self, name: str, behavior: Callable[[Context], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    def guarded(self, name: str, behavior: Behavior) -> Callable[..., Awaitable[bytes | None]]:
         """With the key and the number of calls looked at first, and with errors as a status."""
 
-        async def handle(_: Any, context: Context) -> None:
+        async def handle(_: Any, context: Context) -> bytes | None:
             code = grpc.StatusCode.OK
             try:
-                await self._in_place(name, behavior, context)
+                return await self._in_place(name, behavior, context)
             except TritonFailure as error:
                 code = error.code
                 await context.abort(code, str(error)[:_MAX_MESSAGE])
             except asyncio.CancelledError:
                 code = grpc.StatusCode.CANCELLED
                 raise
+            except grpc.aio.InternalError:  # of reading or writing: the client went away meanwhile
+                code = grpc.StatusCode.CANCELLED
             except Exception as error:
-                if context.done():  # the client went away in the middle of something
-                    code = grpc.StatusCode.CANCELLED
-                    return
                 code = grpc.StatusCode.INTERNAL
                 traceback.print_exc()
                 await context.abort(code, f"the server failed: {type(error).__name__}")
             finally:
                 self._counts.add_request("grpc", name, code.name)
+            return b""
 
         return handle
 
-    async def _in_place(self, name: str, behavior: Callable[[Context], Awaitable[None]], context: Context) -> None:
+    async def _in_place(self, name: str, behavior: Behavior, context: Context) -> bytes | None:
         if name not in _WITHOUT_KEY and not self._keys.accept(_metadata(context, "authorization")):
             self._counts.add_refusal("grpc", "key")
             raise TritonFailure(
@@ -112,21 +113,21 @@ class GrpcService:
             self._counts.add_refusal("grpc", "full")
             raise TritonFailure(grpc.StatusCode.UNAVAILABLE, str(error)) from error
         try:
-            await behavior(context)
+            return await behavior(context)
         finally:
             self._calls.leave(client)
 
     # the calls
 
-    async def health(self, context: Context) -> None:
+    async def health(self, context: Context) -> bytes:
         """Whether Triton can be asked, in the standard form of probes."""
         await self._read(context)
-        await context.write(_SERVING if await self._upstream.available() else _NOT_SERVING)
+        return _SERVING if await self._upstream.available() else _NOT_SERVING
 
-    def asker(self, name: str) -> Callable[[Context], Awaitable[None]]:
+    def asker(self, name: str) -> Behavior:
         """A call that asks Triton about the server or a model."""
 
-        async def ask(context: Context) -> None:
+        async def ask(context: Context) -> bytes:
             data = await self._read(context)
             message = _parsed(ASKED[name], data)
             for field, value in message.ListFields():
@@ -135,24 +136,22 @@ class GrpcService:
                         grpc.StatusCode.INVALID_ARGUMENT, f"{field.name}: at most {_MAX_NAME} printable characters"
                     )
             try:
-                answer = await self._upstream.ask(name, _canonical(message, data), timeout=_ASK_SECONDS)
+                return bytes(await self._upstream.ask(name, _canonical(message, data), timeout=_ASK_SECONDS))
             except TritonFailure as error:
                 if name not in _WHILE_AWAY or error.code is not grpc.StatusCode.UNAVAILABLE:
                     raise
-                answer = _WHILE_AWAY[name].SerializeToString()
-            await context.write(answer)
+                return bytes(_WHILE_AWAY[name].SerializeToString())
 
         return ask
 
-    async def infer(self, context: Context) -> None:
+    async def infer(self, context: Context) -> bytes:
         """One request, one response."""
         data = await self._read(context)
         message = _parsed(service_pb2.ModelInferRequest, data)
         await self._check(message, len(data))
         async with self._place(self._client(context)):
             seconds = self._options.timeout + _MORE_SECONDS
-            answer = await self._upstream.ask("ModelInfer", _canonical(message, data), timeout=seconds)
-        await context.write(answer)
+            return bytes(await self._upstream.ask("ModelInfer", _canonical(message, data), timeout=seconds))
 
     async def infer_stream(self, context: Context) -> None:
         """Any number of requests, and their responses as they come; errors are messages."""
@@ -257,7 +256,7 @@ def _parsed(kind: Callable[[], _M], data: bytes) -> _M:
         message.ParseFromString(data)
     except DecodeError as error:
         name = message.DESCRIPTOR.name
-        raise TritonFailure(grpc.StatusCode.INVALID_ARGUMENT, f"the request is no {name}") from error
+        raise TritonFailure(grpc.StatusCode.INVALID_ARGUMENT, f"the request is not a valid {name}") from error
     return message
 
 

@@ -56,7 +56,7 @@ class HeadRules:
         headers = _headers(scope["headers"])
         self._check_target(scope)
         if scope["http_version"] not in ("1.0", "1.1"):
-            raise HttpRefusal(505, "this server speaks HTTP/1.1")
+            raise HttpRefusal(505, "this server speaks HTTP/1.1 only")
         if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
             # Where two programs differ about the end of a body, a second request can be hidden in it.
             raise HttpRefusal(400, "Transfer-Encoding does not go with Content-Length, or with HTTP/1.0")
@@ -97,7 +97,8 @@ class HeadRules:
         if self.is_everywhere and name and server and _same_address(name, server[0]):
             return
         raise HttpRefusal(
-            403, f"requests to {shown(text)} are not answered here; if that is a name of this server: --allowed-host"
+            403,
+            f"requests to {shown(text)} are not answered here; if that names this server, add it with --allowed-host",
         )
 
     def _check_page(self, headers: Mapping[bytes, bytes]) -> None:

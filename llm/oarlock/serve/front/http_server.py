@@ -70,7 +70,6 @@ def make_http_server(
     *,
     error_body: Callable[[int, str], bytes] = plain_error,
     lifespan: bool = False,
-    context: Any = None,
     head_seconds: float = 10.0,
     write_seconds: float = 30.0,
 ) -> HttpServer:
@@ -79,7 +78,6 @@ def make_http_server(
     Args:
         error_body: JSON of (status, message), for what is refused before there is a request.
         lifespan: whether the application has something to do at the start and the end.
-        context: an ssl.SSLContext; by default one is made of the files in `options`, where there are any.
         head_seconds, write_seconds: see ConnectionLimits.
     """
     most = num_connections(options.max_connections)
@@ -103,14 +101,20 @@ def make_http_server(
         backlog=_BACKLOG,
         ssl_certfile=options.tls_certificate or None,
         ssl_keyfile=options.tls_key or None,
-        ssl_context_factory=None if context is None else lambda *_: context,
     )
     return HttpServer(config)
 
 
 def num_connections(wanted: int) -> int:
-    """How many connections a port may have: what is wanted, as far as the descriptors of this process go."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """How many connections a port may have: what is wanted, as far as the descriptors of this process go.
+
+    It takes all descriptors that the system lets it have.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
     if soft == resource.RLIM_INFINITY:
         return wanted
-    return max(1, min(wanted, (soft - _OTHER_DESCRIPTORS) // 3))  # three ports share them
+    # One for each connection of the three ports of HTTP, three for each of gRPC's.
+    return max(1, min(wanted, (soft - _OTHER_DESCRIPTORS) // 6))

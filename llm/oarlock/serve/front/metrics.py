@@ -124,7 +124,7 @@ def make_metrics_app(options: FrontOptions, upstream: Upstream, counts: FrontCou
         request = Request(scope, receive)
         response: Response
         if request.url.path != "/metrics":
-            response = PlainTextResponse("there is /metrics alone here\n", 404)
+            response = PlainTextResponse("only /metrics is served here\n", 404)
         elif request.method not in ("GET", "HEAD"):
             response = PlainTextResponse("/metrics takes GET\n", 405, headers={"Allow": "GET, HEAD"})
         else:

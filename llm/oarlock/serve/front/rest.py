@@ -5,11 +5,12 @@ There is no other route: what loads models, shares memory, traces or sets the lo
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import grpc
 from starlette.responses import Response
@@ -25,7 +26,7 @@ from oarlock.serve.front.options import FrontOptions
 from oarlock.serve.front.refusal import HttpRefusal, shown
 from oarlock.serve.front.rest_about import as_dict, model_metadata, server_metadata
 from oarlock.serve.front.rest_generate import read_generate, write_generate
-from oarlock.serve.front.rest_infer import read_infer, to_json, unpacked, write_infer
+from oarlock.serve.front.rest_infer import InferQuestion, read_infer, to_json, unpacked, write_infer
 from oarlock.serve.front.upstream import Upstream
 from oarlock.serve.requests import RequestRefused
 from oarlock.serve.triton_client import stream_failure
@@ -53,7 +54,8 @@ _NOT_ONE = (
     "use generate stream for model that generates various number of responses"
 )
 _ASK_SECONDS, _MORE_SECONDS = 30.0, 30.0
-_Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
+_LARGE = 65536  # bytes of a body
+_T = TypeVar("_T")
 
 
 def make_rest_app(options: FrontOptions, upstream: Upstream) -> ASGIApp:
@@ -162,10 +164,14 @@ class _Rest:
         if form.decoupled:
             raise HttpRefusal(501, "HTTP end point doesn't support models with decoupled transaction policy")
         encoding = headers.get(b"content-encoding", b"").strip().lower()
-        question = read_infer(
-            unpacked(body, encoding, self._options.max_body), headers.get(HEADER_LENGTH), name, version
-        )
-        check_infer_request(question.request, limits)
+
+        def read() -> InferQuestion:
+            content = unpacked(body, encoding, self._options.max_body)
+            question = read_infer(content, headers.get(HEADER_LENGTH), name, version)
+            check_infer_request(question.request, limits)
+            return question
+
+        question = await _aside(read, body)
         async with EndsWithClient(receive) as client:
             answer = await self._upstream.ask("ModelInfer", question.request, self._seconds)
         if client.gone:
@@ -183,8 +189,14 @@ class _Rest:
             raise HttpRefusal(415, "Unsupported content-encoding, only 'identity' is supported.")
         body = await _body(receive)
         limits = await self._forms.limits()
-        request = read_generate(read_object(body), _known(limits.models, name), version)
-        check_infer_request(request, limits)
+        form = _known(limits.models, name)
+
+        def read() -> service_pb2.ModelInferRequest:
+            request = read_generate(read_object(body), form, version)
+            check_infer_request(request, limits)
+            return request
+
+        request = await _aside(read, body)
         request.parameters[RELAYED].string_param = uuid.uuid4().hex  # so that its errors have a code
         responses = self._responses(request)
         async with EndsWithClient(receive), contextlib.aclosing(responses):
@@ -209,6 +221,11 @@ class _Rest:
                     raise stream_failure(answer.error_message)
                 if answer.infer_response.outputs:
                     yield answer.infer_response
+
+
+async def _aside(read: Callable[[], _T], body: bytes) -> _T:
+    """What `read` makes of a body, of which a large one does not hold up the others."""
+    return await asyncio.to_thread(read) if len(body) > _LARGE else read()
 
 
 async def _send_events(responses: Any, send: Send) -> None:
@@ -262,7 +279,7 @@ async def _body(receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise HttpRefusal(400, "the request has no end")
+            raise HttpRefusal(400, "the request was not complete")
         pieces.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(pieces)

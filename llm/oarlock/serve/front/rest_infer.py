@@ -50,11 +50,11 @@ def unpacked(body: bytes, encoding: bytes, most_bytes: int) -> bytes:
     try:
         content = unpacker.decompress(body, most_bytes + 1)
     except zlib.error as error:
-        raise HttpRefusal(400, f"the body is no {encoding.decode()}: {error}") from error
+        raise HttpRefusal(400, f"the body is not valid {encoding.decode()}: {error}") from error
     if len(content) > most_bytes:
         raise HttpRefusal(413, f"the request is larger than {most_bytes:,} bytes when it is unpacked")
     if not unpacker.eof or unpacker.unused_data:
-        raise HttpRefusal(400, f"the body is no whole {encoding.decode()}")
+        raise HttpRefusal(400, f"the body is not complete {encoding.decode()}")
     return content
 
 
@@ -71,7 +71,7 @@ def read_infer(body: bytes, header_length: bytes | None, model: str, version: st
     given = read_object(head)
     for name in given:
         if name not in _FIELDS:
-            raise HttpRefusal(400, f"{shown(name)}: there is no such field here (there is: {', '.join(_FIELDS)})")
+            raise HttpRefusal(400, f"{shown(name)}: there is no such field here (there are: {', '.join(_FIELDS)})")
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
     if "id" in given:
         request.id = _text("id", given["id"])
@@ -196,7 +196,7 @@ def _read_input(request: service_pb2.ModelInferRequest, path: str, given: Any, b
     given = _object(path, given)
     for name in given:
         if name not in _INPUT_FIELDS:
-            raise HttpRefusal(400, f"{path}: there is no field {shown(name)} (there is: {', '.join(_INPUT_FIELDS)})")
+            raise HttpRefusal(400, f"{path}: there is no field {shown(name)} (there are: {', '.join(_INPUT_FIELDS)})")
     name, datatype = (_text(f"{path}.{key}", given.get(key)) for key in ("name", "datatype"))
     shape = given.get("shape")
     if not isinstance(shape, list) or any(type(size) is not int or not 0 <= size < 2**63 for size in shape):

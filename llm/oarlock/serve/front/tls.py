@@ -49,7 +49,7 @@ def check_certificate(certificate: Path, key: Path) -> None:
     except ssl.SSLError as error:
         raise ConfigError(f"--tls-certificate {certificate}: {error.reason or error}") from error
     if left < _WARN_DAYS:
-        say(f"{certificate}: the certificate ends in {left:.0f} days")
+        say(f"{certificate}: the certificate expires in {left:.0f} days")
 
 
 def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -65,7 +65,7 @@ def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
         context.load_cert_chain(certificate, key, no_passphrase)
     except (OSError, ValueError) as error:
         if encrypted:
-            raise ConfigError(f"--tls-key {key}: it has a passphrase, which nobody can give a server") from error
+            raise ConfigError(f"--tls-key {key}: it has a passphrase, which can't be given to the server") from error
         reason = getattr(error, "reason", "") or ""
         if reason == "KEY_VALUES_MISMATCH":
             raise ConfigError(f"--tls-key {key}: not the key of {certificate}") from error

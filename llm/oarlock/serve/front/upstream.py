@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from oarlock.serve.triton_failure import TritonFailure
+from oarlock.serve.triton_failure import AWAY, TritonFailure, is_of_a_dead_process
 
 SERVICE = "inference.GRPCInferenceService"
 _MAX_MESSAGE = 2**31 - 1  # of Triton's answers: what it is asked was checked
@@ -24,7 +24,6 @@ _OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
 ]
-_AWAY = "the model is being started; try again soon"
 # How gRPC's core writes of a connection that can't be made, or ended.
 _OF_THE_CONNECTION = ("connect", "unix:", "Socket closed", "GOAWAY", "recvmsg", "sendmsg", "Cancelling all calls")
 _LOOK_SECONDS = 5.0
@@ -113,7 +112,9 @@ def failure(error: grpc.RpcError) -> TritonFailure:
     """In words for a client: what gRPC says of connections and paths is not its business."""
     code, details = error.code(), error.details() or ""
     if code == grpc.StatusCode.UNAVAILABLE and _is_of_the_connection(details):
-        return TritonFailure(code, _AWAY)
+        return TritonFailure(code, AWAY)
+    if is_of_a_dead_process(details):
+        return TritonFailure(grpc.StatusCode.UNAVAILABLE, AWAY)
     return TritonFailure(code, details)
 
 

@@ -1,0 +1,42 @@
+"""Calls of tests to the gRPC port, and what they wait for."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from scripted_triton import GUARD_S
+
+
+def run(work):
+    """Run a coroutine, for at most GUARD_S seconds."""
+    return asyncio.run(asyncio.wait_for(work, GUARD_S))
+
+
+async def failure(call):
+    """(code, details) of a call that has to fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), caught.value.details()
+
+
+async def until(is_so):
+    """Wait until something is so."""
+    while not is_so():
+        await asyncio.sleep(0.01)
+
+
+def texts(answers):
+    """The text, or the error, of each answer of a stream."""
+    return [a.error_message or a.infer_response.raw_output_contents[0][4:].decode() for a in answers]
+
+
+async def ask_all(stub, *requests):
+    """All answers to the requests of one stream."""
+    call = stub.ModelStreamInfer()
+    for request in requests:
+        await call.write(request)
+    await call.done_writing()
+    return [answer async for answer in call]

@@ -1,0 +1,50 @@
+"""An application behind the guard that says what it was asked, and a client of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+from starlette.responses import JSONResponse
+
+from front_ports import GUARD_S, content, head, speak, status
+
+BODY = b'{"a": 1}'
+
+
+class Echo:
+    """Says what it was asked; a request to /wait is answered when `go` is set."""
+
+    def __init__(self):
+        self.asked, self.go, self.waits = [], threading.Event(), threading.Semaphore(0)
+
+    async def __call__(self, scope, receive, send):
+        message = await receive()
+        assert not message.get("more_body", False)  # it comes in one piece
+        self.asked.append(scope["path"])
+        if scope["path"] == "/wait":
+            self.waits.release()
+            await asyncio.to_thread(self.go.wait, GUARD_S)
+        await JSONResponse({"size": len(message.get("body", b""))})(scope, receive, send)
+
+
+def error(status, message, headers):
+    """A refusal, as the guard has its application write it."""
+    return JSONResponse({"error": message}, status, headers=dict(headers))
+
+
+def ask(port, path="/x", body=BODY, **headers):
+    """(status, content) of a POST with a JSON body."""
+    answer = speak(
+        port, head(path, **{"Content_Type": "application/json", "Content_Length": len(body), **headers}) + body
+    )
+    return status(answer), content(answer)
+
+
+def wait_until(is_so):
+    """Wait until something is so, for at most GUARD_S seconds."""
+    deadline = time.monotonic() + GUARD_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
