@@ -32,6 +32,7 @@ from oarlock.models.hf_words import NEUTRAL, PADDLE_ONLY, RECORDS, WORDS
 from oarlock.models.open_adapter import open_adapter
 from oarlock.models.save import save_config
 from oarlock.models.weights import WeightFolder
+from oarlock.serve.loading import open_served
 
 
 class Folders:
@@ -632,3 +633,9 @@ def test_an_adapter_opens_no_folder_and_no_hub_of_its_own_choice(folders, tmp_pa
         from oarlock.models.tuned import open_tuned
 
         open_tuned(str(tmp_path / "a"))
+
+
+def test_a_context_of_no_words_is_refused(folders, tmp_path):
+    folder = folders.copy(tmp_path, max_position_embeddings=4)
+    with pytest.raises(ModelError, match=r"config.json: 4 token\(s\) at a time are too few for a question"):
+        open_served(folder, {})
