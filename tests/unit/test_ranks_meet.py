@@ -14,10 +14,10 @@ from rank_meetings import Meeting, admitted, connect, proven
 
 from oarlock.errors import EnvironmentProblem
 from oarlock.parallel import first_rank, launch_channel, meeting_point
-from oarlock.parallel.failures import started_at
 from oarlock.parallel.launch_channel import CHALLENGE, GO, HELLO, MEMBER, PROOF, STOP, TAKEN, Channel, Frame
 from oarlock.parallel.meeting_point import MeetingPoint, connected_pairs
 from oarlock.parallel.shared_memory import Memory
+from oarlock.processes import started_at
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import os
 import time
 
 from oarlock.errors import EnvironmentProblem, OarlockError, StoppedWithOthers
-from oarlock.parallel.failures import started_at
 from oarlock.parallel.first_rank import LOOK_S, PROVE_S, FirstRank, Handed, Open, died, itself
 from oarlock.parallel.launch_channel import (
     CHALLENGE,
@@ -23,6 +22,7 @@ from oarlock.parallel.launch_channel import (
 )
 from oarlock.parallel.meeting_point import MeetingPoint
 from oarlock.parallel.shared_memory import Memory
+from oarlock.processes import started_at
 
 _TELL_S = 5.0  # for rank 0 to say that the time is up, before the others do
 

@@ -13,11 +13,11 @@ import json
 import os
 import socket
 import stat
-import struct
 import time
 from hashlib import blake2b
 
 from oarlock.errors import EnvironmentProblem, StoppedWithOthers
+from oarlock.processes import peer_of
 
 SECRET_FILE = "OARLOCK_LAUNCH_SECRET_FILE"
 _FACTS = ("PADDLE_MASTER", "MASTER_ADDR", "MASTER_PORT", "PADDLE_TRAINER_ENDPOINTS", "PADDLE_TRAINERS_NUM")
@@ -25,7 +25,6 @@ _SECRET_BYTES = (16, 4096)  # of a secret file, at least and at most
 _BACKLOG = 128
 _POLL_S = 0.01
 _TAKEN_S = 10.0  # for an earlier rank 0 to leave the place
-_UCRED = struct.Struct("iII")
 
 
 class MeetingPoint:
@@ -157,7 +156,7 @@ def _secret() -> bytes:
 
 def why_not(connection: socket.socket) -> str | None:
     """Who is at the other end of a connection, where it can't be a rank of this launch; None where it may be."""
-    pid, user, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    pid, user = peer_of(connection)
     if user != os.geteuid():
         return f"a process of user {user}"
     if not shares_processes(pid):
