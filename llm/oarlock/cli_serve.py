@@ -19,6 +19,7 @@ from oarlock.serve.front.keys import KeySource, take_keys_of_environment
 from oarlock.serve.front.options import Ports
 from oarlock.serve.front.tls import check_certificate
 from oarlock.serve.options import ServeOptions
+from oarlock.serve.output import lossy_output
 from oarlock.serve.prompts import PARSINGS
 from oarlock.serve.settings import Settings
 
@@ -124,6 +125,11 @@ def add_serve(commands: Any, command: Adder) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     keep_private()
+    with lossy_output():
+        return _serve_folder(arguments)
+
+
+def _serve_folder(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.folder)
     options = _options(folder, arguments)
     adapters = _adapters(arguments.adapter)

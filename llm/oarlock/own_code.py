@@ -7,19 +7,23 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 LIBRARY = "lib/oarlock"  # in a version of a Triton model
+TEMPLATES = PACKAGE / "serve" / "triton_models"  # the models themselves
 
 
 def foreign_code(repository: Path) -> list[str]:
-    """Files of the libraries in a repository that this version does not have so, by their place in it, sorted.
+    """Code of a repository (its models and their libraries) that this version does not have so: places in it, sorted.
 
     A repository is run as it stands, and a manifest beside the code proves nothing about it.
     """
-    return [
-        path.relative_to(repository).as_posix()
-        for library in sorted(repository.glob(f"*/*/{LIBRARY}"))
-        for path in sorted(library.rglob("*"))
+    templates = sorted(TEMPLATES.glob("*/model.py"))
+    models = [path for path in repository.glob("*/*/model.py") if not any(_is_same(path, own) for own in templates)]
+    libraries = [
+        path
+        for library in repository.glob(f"*/*/{LIBRARY}")
+        for path in library.rglob("*")
         if not path.is_dir() and not _is_same(path, PACKAGE / path.relative_to(library))
     ]
+    return sorted(path.relative_to(repository).as_posix() for path in (*models, *libraries))
 
 
 def _is_same(path: Path, own: Path) -> bool:

@@ -176,6 +176,15 @@ def test_what_does_not_belong_to_an_export_is_found(exported, tmp_path):
         (folder / name).write_text("")
         assert kinds(folder) == {"foreign": name}
         (folder / name).unlink()
+    for name in ("sitecustomize.py", "Dockerfile", "x.ipynb"):  # the manifest's word is not taken for code
+        (folder / name).write_text("")
+        content = read_manifest(folder)
+        content["files"][name] = {"bytes": 0, "sha256": "0" * 64}
+        (folder / MANIFEST_FILE).write_text(json.dumps(content))
+        assert kinds(folder) == {"foreign": name}
+        (folder / name).unlink()
+        del content["files"][name]
+        (folder / MANIFEST_FILE).write_text(json.dumps(content))
     (folder / "start.sh").unlink()
     assert kinds(folder) == {"start": "start.sh"}
     os.mkfifo(folder / "start.sh")

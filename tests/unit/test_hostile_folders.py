@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import struct
@@ -152,6 +153,22 @@ def test_configurations_that_do_not_fit_their_weights_or_the_machine(folders, tm
     monkeypatch.setattr(room, "free_memory", lambda: oarlock.memory.Room(4 * 10**9, "free on this machine"))
     with pytest.raises(ModelError, match=words):
         build(folders.copy(tmp_path, **fields))
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "words"),
+    [
+        ("bloom", {"layer_norm_epsilon": 0.5}, "layer_norm_epsilon must be less than or equal to 0.001"),
+        ("chatglm_v2", {"num_attention_heads": 2}, r"2 heads of 8 \(kv_channels\) are not the hidden size 32"),
+        ("chatglm_v2", {"kv_channels": 64}, r"4 heads of 64 \(kv_channels\)"),
+        ("opt", {"hidden_act": "swiglu"}, "hidden_act is 'swiglu'; PaddleNLP computes with "),  # it halves the width
+        ("opt", {"hidden_act": "Layer"}, "hidden_act is 'Layer'"),
+        ("chatglm", {"num_attention_heads": 16}, "need a multiple of 4"),
+    ],
+)
+def test_what_paddle_would_stop_at_is_said_before(folders, tmp_path, family, fields, words):
+    with pytest.raises(ModelError, match=words):
+        build(folders.copy(tmp_path, family, **fields))
 
 
 def test_errors_name_the_line(folders, tmp_path):
@@ -347,6 +364,10 @@ def _part(**parts: Any) -> Any:
     return lambda content: content.update(parts)
 
 
+GROWS, A = {"type": "Replace", "content": "eee"}, {"Sequence": {"id": "A", "type_id": 0}}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+LONG_TABLE = base64.b64encode(b"\4\0\0\0" + b"\0" * 4 + b"x" * 5000 + b"\0").decode()
+PREPEND = {"type": "Prepend", "prepend": "x" * 4000}
 TOKENIZERS: dict[str, tuple[Any, str]] = {
     "huge id": (_vocab(zzq=10**9), "less than or equal to 16777216"),
     "holes": (_vocab(zzq=2**24), "leaves out most of those below it"),
@@ -367,6 +388,9 @@ TOKENIZERS: dict[str, tuple[Any, str]] = {
     "empty": (_part(normalizer={"type": "Replace", "pattern": {"String": ""}, "content": "b"}), "an empty pattern"),
     "prepend": (_part(normalizer={"type": "Prepend", "prepend": "x" * 10_000_000}), "characters"),
     "table": (_part(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAAAAAAAAAA"}), "can't be used"),
+    "table of 4 GB": (_part(normalizer={"type": "Precompiled", "precompiled_charsmap": "/////w=="}), "4,294,967,295 bytes"),
+    "no table": (_part(normalizer={"type": "Precompiled", "precompiled_charsmap": "\u00e9"}), "precompiled_charsmap can't be used"),
+    "long table": (_part(normalizer={"type": "Precompiled", "precompiled_charsmap": LONG_TABLE}), "5,000 times as long"),
     "strip": (_part(decoder={"type": "Strip", "content": "a", "start": 10**9, "stop": 10**9}), "can't be used"),
     "number": (_part(decoder={"type": "Strip", "content": "a", "start": 10**12, "stop": 0}), "larger than any number"),
     "template": (
@@ -377,6 +401,16 @@ TOKENIZERS: dict[str, tuple[Any, str]] = {
             "type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "a", "type_id": 0}}],
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
             "special_tokens": {"a": {"id": "a", "ids": [2**31 - 1], "tokens": ["a"]}}}), "the id 2,147,483,647"),
+    "grows": (_part(normalizer={"type": "Sequence", "normalizers": [GROWS | {"pattern": {"String": "e"}}] * 40}), "as long"),
+    "grows between": (_part(decoder={"type": "Sequence", "decoders": [GROWS | {"pattern": {"Regex": "(?=.)"}}] * 9}), "as long"),
+    "bytes of bytes": (_part(pre_tokenizer={"type": "Sequence", "pretokenizers": [BYTES] * 30}), "as long"),
+    "prepends": (_part(normalizer={"type": "Sequence", "normalizers": [PREPEND] * 500}), "puts 2,000,000 characters"),
+    "many texts": (_part(post_processor={"type": "TemplateProcessing", "single": [A] * 99, "pair": [A], "special_tokens": {}}),
+                   "holds a text more than once"),
+    "many tokens": (
+        _part(post_processor={
+            "type": "TemplateProcessing", "single": [A, *[{"SpecialToken": {"id": "a", "type_id": 0}}] * 99], "pair": [A],
+            "special_tokens": {"a": {"id": "a", "ids": [1] * 99, "tokens": ["a"] * 99}}}), "puts 9,801 tokens around"),
     "deep": (_part(pre_tokenizer=json.loads('{"type":"Sequence","pretokenizers":[' * 70 + "]}" * 70)), "levels deep"),
     "parts": (_part(decoder={"type": "Sequence", "decoders": [{"type": "Fuse"}] * 30_000}), "parts|more than"),
     "not an object": (_part(normalizer=5), "normalizer must be an object or null"),

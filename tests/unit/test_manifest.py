@@ -122,6 +122,8 @@ def test_a_seal_covers_every_byte(content):
         (lambda c: c.update(step=5), "its manifest is of step 5"),
         (lambda c: c.update(step=True), "step must be a whole number"),
         (lambda c: c.update(samples=-1), "samples"),
+        (lambda c: c.update(samples=1 << 53), "samples are more than 4 steps take"),
+        (lambda c: c.update(samples=10**30), "samples must be less than or equal to"),
         (lambda c: c.pop("seed"), "seed is missing"),
         (lambda c: c.update(files=[]), "files must be an object"),
         (lambda c: c.update(files={}), "its list of files lacks tensors.json and trainer_state.json"),
@@ -167,6 +169,8 @@ def test_a_manifest_that_lies(folder, change, expected, capsys):
         (INDEX, lambda c: c[part_name(0)]["model/head.weight"].update(flat=[0, 501]), "can't be elements 0 to 501"),
         (INDEX, lambda c: c[part_name(0)].update({"other": {"shape": [1]}}), "has no kind and name"),
         (INDEX, lambda c: c[part_name(0)].update({"model/x": {"shape": [1]}}), "not in it"),
+        (INDEX, lambda c: c[part_name(0)].pop("model/head.weight"), "not of the same weights"),
+        (INDEX, lambda c: c[part_name(0)]["moment1/head.weight"].update(shape=[25, 20]), "no state of a weight of"),
     ],
 )
 def test_files_that_lie_with_right_checksums(folder, name, change, expected, capsys):

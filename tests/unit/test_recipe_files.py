@@ -6,14 +6,35 @@ import os
 import socket
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from oarlock.config.load import load_config
-from oarlock.config.recipe_files import MOST_FILES
+from oarlock.config.options import option_specs
+from oarlock.config.problems import Problems
+from oarlock.config.recipe_files import MOST_FILES, RecipeFiles
 from oarlock.config.schema import FinetuneConfig, PretrainConfig
 from oarlock.errors import ConfigError
 from oarlock.formats.yaml_file import LARGEST
+
+
+def value_of_option(path: Path, name: str) -> Any:
+    specs = option_specs(PretrainConfig)
+    return specs[name].convert(RecipeFiles(specs, Problems()).read(path)[name][0])
+
+
+@pytest.mark.parametrize("text", ["010", "1_000", "12:30", "yes", "1.50", "0x1F", "2024-01-01", "1e5", "=", ".inf"])
+def test_text_is_taken_as_it_is_written(tmp_path, text):
+    (tmp_path / "run.yaml").write_text(f"output_dir: {text}\n")
+    assert value_of_option(tmp_path / "run.yaml", "output_dir") == text
+
+
+def test_numbers_are_those_of_the_core_schema(tmp_path):
+    (tmp_path / "run.yaml").write_text("max_steps: 010\nseed: 1:30\n")
+    assert value_of_option(tmp_path / "run.yaml", "max_steps") == 10  # not 8
+    with pytest.raises(ValueError, match="must be a whole number; got '1:30'"):
+        value_of_option(tmp_path / "run.yaml", "seed")
 
 
 def load(folder: Path, text: str | bytes, config=PretrainConfig):

@@ -18,8 +18,9 @@ from oarlock.data.counts import Counts
 from oarlock.data.encode import Row
 from oarlock.data.example_cache import ExampleWriter, StoredExamples, is_whole
 from oarlock.data.labels import Encoded, Prompt
+from oarlock.data.order import MOST_EPOCHS, SampleOrder, micro_batches
 from oarlock.data.token_ids import check_range
-from oarlock.data.told_failures import TellingCollator, TellingDataset, checked_batches
+from oarlock.data.told_failures import TellingCollator, TellingDataset, TellingSampler, checked_batches
 from oarlock.errors import DataError, TrainingError
 
 
@@ -165,7 +166,7 @@ class Samples:
 def batches(*rows):
     collate = TellingCollator(lambda samples: {"ids": np.asarray(samples) // (1 if 2 not in samples else 0)})
     dataset = TellingDataset(Samples())
-    return checked_batches(collate([dataset[i] for i in row]) for row in rows)
+    return checked_batches(collate([dataset[i] for i in row]) for row in TellingSampler(rows))
 
 
 def test_failures_of_a_reader_arrive_as_errors():
@@ -176,6 +177,17 @@ def test_failures_of_a_reader_arrive_as_errors():
         next(found)
     with pytest.raises(DataError, match=r"^sample 5 can't be read: KeyError: 5 \(test_token_ids.py:\d+\)$"):
         list(batches([0, 5]))
+
+
+def test_a_sampler_that_fails_is_an_error_too():
+    """In Paddle's own thread it would end in a wait without end."""
+    order = SampleOrder(4, seed=0)
+    sampler = TellingSampler(micro_batches(order, 4 * MOST_EPOCHS - 2, 4 * MOST_EPOCHS + 2, 2, 1, 1, 0))
+    dataset = TellingDataset(list(range(4)))
+    found = checked_batches(TellingCollator(lambda rows: {"ids": rows})([dataset[i] for i in row]) for row in sampler)
+    assert len(next(found)["ids"]) == 2
+    with pytest.raises(DataError, match=r"^the next samples can't be chosen: ValueError: Seed"):
+        next(found)
 
 
 def test_a_reader_that_died():

@@ -154,6 +154,26 @@ def test_code_that_is_not_of_this_version_is_found(tiny_model, tmp_path, capsys)
     write_manifest(folder, target="triton")  # it lies beside the code, so it proves nothing
     assert [finding.kind for finding in check_folder(folder, "triton", hashes=True)] == ["code"]
     shutil.copy(Path(environment.__file__).with_name("errors.py"), library / "errors.py")
+    for name, content, kind in (
+        ("oarlock/1/model.py", MODEL, "code"),
+        ("oarlock/1/lib/paddle.py", "", "foreign"),  # found before the package of that name
+        ("oarlock/2/model.py", "import os", "foreign"),
+        ("oarlock/1/model/modeling.py", "", "foreign"),
+        ("start.sh", "", "foreign"),
+        ("requirements.txt", "numpy==1.26\nnumpi==1.0\n", "requirements"),
+        ("requirements.txt", "--extra-index-url http://example.invalid/\n", "requirements"),
+        ("requirements.txt", "numpy @ http://example.invalid/numpy.whl\n", "requirements"),
+    ):
+        path = folder / name
+        before = path.read_text() if path.exists() else None
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        write_manifest(folder, target="triton")
+        assert kind in [finding.kind for finding in check_folder(folder, "triton", hashes=True)], name
+        path.unlink() if before is None else path.write_text(before)
+    shutil.rmtree(folder / "oarlock/2")
+    write_manifest(folder, target="triton")
+    assert check_folder(folder, "triton", hashes=True) == []
     for name in ("oarlock/1/libtriton_python.so", "oarlock/1/lib/oarlock/__pycache__/errors.cpython-311.pyc", "x"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("")

@@ -16,6 +16,7 @@ from oarlock.formats.yaml_file import Budget, compose_text, value_of
 
 MOST_FILES = 64  # of one recipe; ours include four
 _LONGEST_PATH = 4096  # characters, as Linux has it; longer ones take realpath minutes
+_EMPTY = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
 # Option name -> (value as YAML has it, "file:line").
 Values = dict[str, tuple[Any, str]]
@@ -95,7 +96,9 @@ class RecipeFiles:
                 hint = f" (it belongs to section {specs[name].section})"
             self._problems.append(f"{origin}: unknown key {shown(key.value, quoted=False)}{where}{hint}")
             return
-        into[name] = (value_of(node, str(path)), origin)
+        written = isinstance(node, yaml.ScalarNode) and specs[name].type is str and node.tag not in _EMPTY
+        # Text stays as it is written: 1.50 is not 1.5, and no is not False.
+        into[name] = (node.value if written else value_of(node, str(path)), origin)
 
 
 def _real(path: Path) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 
 import jinja2.ext
 from jinja2 import Template, TemplateError, nodes, pass_context, pass_eval_context
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -198,7 +198,10 @@ def compile_template(source: str) -> Template:
     Raises:
         TemplateError: for wrong Jinja, with its line.
     """
-    return _environment().from_string(source)
+    try:
+        return _environment().from_string(source)
+    except SyntaxError as error:  # of the Python that Jinja makes of it: a break outside of loops
+        raise TemplateSyntaxError(error.msg, 1) from error
 
 
 def run_template(

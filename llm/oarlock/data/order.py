@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+MOST_EPOCHS = 1 << 32  # the order of each is drawn with its number as a part of the seed, which has 32 bits
+
 
 class SampleOrder:
     """An endless stream over a dataset of `num_samples`: each epoch visits every sample once, in its own order.

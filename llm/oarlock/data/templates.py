@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["BUILT_IN", "TEMPLATE_FILE", "ChatTemplate", "PreparedChat", "RenderedChat", "choose_template"]
 
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
+_SHOWN = 200  # characters of a text in a message
 _ANSWER = "answer9f2c"
 
 
@@ -87,7 +88,7 @@ class ChatTemplate:
         }
         source = self.with_tools if self.with_tools is not None and given["tools"] else self.source
         words = Words(given, () if self.parse_special_tokens else self.spellings, source)
-        given = words.hide(given)
+        given = {name: words.hide(value) for name, value in given.items()}
         return PreparedChat(
             self, source, given["messages"], given["tools"], given["documents"], dict(variables or {}), words
         )
@@ -200,7 +201,7 @@ class ChatTemplate:
         if _ANSWER not in whole[len(begun) :]:
             raise ConfigError(
                 f"chat template {self.name}: the text of a round does not begin with its prompt, so that the answer "
-                f"can't be told from it (prompt {prompt!r}, whole {whole!r})"
+                f"can't be told from it (prompt {prompt[:_SHOWN]!r}, whole {whole[:_SHOWN]!r})"
             )
 
     def save(self, folder: str | Path) -> None:

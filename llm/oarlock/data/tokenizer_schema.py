@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, MaxLen
 from typing_extensions import NotRequired, TypedDict
 
+from oarlock.data.tokenizer_growth import check_growth
 from oarlock.errors import ModelError
 from oarlock.formats.json_file import TOKENIZER_BYTES, check_content, read_json, read_json_if_there
 
@@ -23,6 +24,7 @@ _LONGEST_TOKEN = 4096  # characters
 _LONGEST_PATTERN = 20_000
 _LONGEST_TEXT = 100_000  # of a list of characters, for example
 _LONGEST_TABLE = 16 << 20  # of a normaliser (sentencepiece's tables have 400 KB)
+_MOST_ADDED = 1 << 15  # added tokens; the `tokenizers` library takes seconds for so many
 _MOST_PARTS = 20_000  # values in a normaliser, a pre-tokenizer, ...
 _MOST_CUTS = 200_000_000  # sum of the squares of the lengths of all tokens; a vocabulary of 256,000 has 20,000,000
 _SPARE_IDS = 100_000  # that a vocabulary may leave out
@@ -177,10 +179,16 @@ def read_tokenizer_object(path: Path) -> dict[str, Any]:
     content |= {"truncation": None, "padding": None}
     tokens = content.get("added_tokens") or []
     check_content({"added_tokens": tokens}, str(path), _AddedTokens, extra="allow")
+    if len(tokens) > _MOST_ADDED:
+        raise ModelError(
+            f"{path}: {len(tokens):,} added_tokens (at most {_MOST_ADDED:,}; the others are its vocabulary's)"
+        )
+    check_lengths([token["content"] for token in tokens], f"{path}: added_tokens")
     if len({token["id"] for token in tokens}) != len(tokens):
         raise ModelError(f"{path}: added_tokens: two of them have the same id")
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         _check_part(content.get(name), f"{path}: {name}")
+    check_growth(content, path)
     model = content.get("model")
     if not isinstance(model, dict):
         raise ModelError(f"{path}: not a tokenizer: its model must be an object")

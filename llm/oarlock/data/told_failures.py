@@ -38,11 +38,33 @@ class TellingDataset:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, _Failed):
+            return index
         try:
             return self.dataset[index]
         except Exception as error:
             return _Failed(_text(error, f"sample {index:,} can't be read"))
+
+
+class TellingSampler:
+    """A batch sampler that ends with a batch that says why it can't go on, which TellingDataset knows.
+
+    Args:
+        sampler: of lists of indices.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        try:
+            yield from self.sampler
+        except Exception as error:
+            yield [_Failed(_text(error, "the next samples can't be chosen"))]
 
 
 class TellingCollator:

@@ -27,7 +27,13 @@ _NAME = re.compile(r"^NAME=\$\{NAME:-(?P<name>[^}\n]*)\}", re.MULTILINE)
 # What else a model's folder on a hub has, and no server runs.
 _KNOWN = ("README*", "LICENSE*", "NOTICE*", ".gitattributes", ".gitignore")
 _OTHERS_FIND = ("*.safetensors", "*.safetensors.index.json")  # see check_weights
-_CODE = ("*.py", "*.sh", "*.so", "*.pyc", "*.pkl", "*.ps1", "*.bat", "*.exe")
+_CODE = (
+    *("*.py", "*.pyc", "*.pyd", "*.ipynb", "*.sh", "*.so", "*.so.*", "*.dylib", "*.dll", "*.exe", "*.ps1", "*.bat"),
+    *("*.pkl", "*.pickle", "*.pth", "*.pt", "dockerfile*", "makefile"),
+)
+# Where a Triton repository of ours has files, and those of them that are compared with this version's code.
+_IN_REPOSITORY = re.compile(r"requirements\.txt|[^/]+/(config\.pbtxt|1/(model\.py|(lib/oarlock|model|adapters)/.+))")
+_COMPARED = re.compile(r"[^/]+/1/(model\.py|lib/oarlock/.+)")
 
 
 def check_files(folder: Path, server: str, config: Mapping[str, Any] | str, known: tuple[str, ...]) -> list[Finding]:
@@ -66,7 +72,7 @@ def check_repository_files(folder: Path) -> list[Finding]:
     except ModelError as error:
         return [Finding("manifest", MANIFEST_FILE, str(error), _EXPORT)]
     if manifest is not None:
-        return _check_foreign(folder, manifest, ()) + _check_code(folder, manifest)
+        return _check_foreign(folder, manifest, (), is_repository=True) + _check_code(folder, manifest)
     libraries = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.so*"))]
     problem = "a library, which Triton loads where the configuration names it as backend"
     return [Finding("foreign", shown(libraries), problem, "Delete it")] * bool(libraries)
@@ -74,8 +80,6 @@ def check_repository_files(folder: Path) -> list[Finding]:
 
 def _check_code(folder: Path, manifest: Mapping[str, Any]) -> list[Finding]:
     written = manifest.get("versions", {}).get("oarlock")
-    if not any(folder.glob(f"*/1/{LIBRARY}")):
-        return []
     if written != __version__:
         problem = f"written by oarlock {shown_value(written)}, so that it can't be compared with this {__version__}"
         return [Finding("code", f"*/1/{LIBRARY}", problem, _EXPORT)]
@@ -115,9 +119,12 @@ def _check_start(
     return [Finding("start", f"{START_FILE}:{line + 1}", problem, f"Read it, or: {_EXPORT}")]
 
 
-def _check_foreign(folder: Path, manifest: Mapping[str, Any] | None, known: tuple[str, ...]) -> list[Finding]:
-    """Files that the manifest does not list; without one, code."""
-    own = {MANIFEST_FILE, START_FILE, *(manifest or {}).get("files", {})}
+def _check_foreign(
+    folder: Path, manifest: Mapping[str, Any] | None, known: tuple[str, ...], is_repository: bool = False
+) -> list[Finding]:
+    """Files that the manifest does not list, and code that no export has, listed or not; without one, code alone."""
+    own = {MANIFEST_FILE} if is_repository else {MANIFEST_FILE, START_FILE}
+    own |= {name for name in (manifest or {}).get("files", {}) if _may_be_listed(name, is_repository)}
     found = []
     for path in sorted(folder.rglob("*")):
         name, parts = path.relative_to(folder).as_posix(), path.relative_to(folder).parts
@@ -125,12 +132,23 @@ def _check_foreign(folder: Path, manifest: Mapping[str, Any] | None, known: tupl
             continue
         if any(fnmatch(path.name, pattern) for pattern in (*_KNOWN, *_OTHERS_FIND, *known)):
             continue
-        if manifest is not None or any(fnmatch(path.name.lower(), pattern) for pattern in _CODE):
+        if manifest is not None or _is_code(path.name):
             found.append(name)
     if not found:
         return []
     problem = "not a file of the export" if manifest is not None else "code, which no part of a model is"
     return [Finding("foreign", shown(found), f"{problem}; a program that reads the directory may take it", "Delete it")]
+
+
+def _may_be_listed(name: str, is_repository: bool) -> bool:
+    """Whether a manifest's word is taken for a file: not for code that nothing compares."""
+    if is_repository and not _IN_REPOSITORY.fullmatch(name):
+        return False
+    return not _is_code(name.rpartition("/")[2]) or (is_repository and _COMPARED.fullmatch(name) is not None)
+
+
+def _is_code(name: str) -> bool:
+    return any(fnmatch(name.lower(), pattern) for pattern in _CODE)
 
 
 def _is_file(path: Path) -> bool:

@@ -11,7 +11,9 @@ from oarlock.errors import EnvironmentProblem, ModelError
 from oarlock.export.check_files import check_places, check_repository_files
 from oarlock.export.check_weights import check_headers
 from oarlock.export.findings import Finding, shown
-from oarlock.formats.files import read_bytes
+from oarlock.export.manifest import MANIFEST_FILE
+from oarlock.export.requirements import check_requirements
+from oarlock.formats.files import is_missing, read_bytes
 from oarlock.formats.names import name_problem
 from oarlock.triton_config import TRITON_CONFIG, read_triton_config
 
@@ -39,10 +41,7 @@ def check_repository(folder: Path) -> list[Finding]:
         findings += check_headers(place, str(place.relative_to(folder)))
     if not weights:
         findings.append(Finding("weights", str(folder), "no weights anywhere in the repository", _EXPORT))
-    if not (folder / "requirements.txt").is_file():
-        problem = "missing: what a Triton image has to install is not said"
-        findings.append(Finding("requirements", "requirements.txt", problem, _EXPORT))
-    return findings
+    return findings + check_requirements(folder, exported=not is_missing(folder / MANIFEST_FILE))
 
 
 def _check_model(folder: Path) -> list[Finding]:

@@ -15,13 +15,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oarlock.data.tokenizers import has_tokenizer
 from oarlock.errors import ModelError
 from oarlock.export.manifest import write_manifest
+from oarlock.export.requirements import REQUIREMENTS_FILE, requirements_text
 from oarlock.export.servers import SERVED_NAME
 from oarlock.files import file_sha256, new_folder
 from oarlock.models.adapter import Base
@@ -32,26 +32,18 @@ from oarlock.models.folder_files import ADAPTER_FILES, MODEL_FILES, readers_of, 
 from oarlock.models.open_adapter import open_lora
 from oarlock.models.pickles import open_weights
 from oarlock.models.tuned import check_base
-from oarlock.own_code import PACKAGE
+from oarlock.own_code import PACKAGE, TEMPLATES
 from oarlock.triton_config import TRITON_CONFIG, read_triton_config
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-_TEMPLATES = PACKAGE / "serve" / "triton_models"
 # What the models that only pass requests on import of this package.
 _RELAY_MODULES = (
     *("__init__.py", "errors.py", "models/__init__.py", "models/sampling_ranges.py"),
     *("serve/__init__.py", "serve/requests.py"),
     *("serve/triton_fields.py", "serve/json_form.py", "serve/triton_relay.py"),
 )
-# What serving imports; pinned to what is installed here.
-_REQUIREMENTS = (
-    *("paddlepaddle", "paddlenlp", "aistudio-sdk", "numpy", "protobuf", "pyarrow", "pandas", "datasets", "setuptools"),
-    *("tokenizers", "safetensors", "ml_dtypes", "jinja2", "tqdm", "pyyaml", "requests", "pydantic"),
-    *("annotated-types", "typing_extensions"),
-)
-_GPU_INDEX = "https://www.paddlepaddle.org.cn/packages/stable/"
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
             for adapter, place in adapters.items():
                 take(Path(place), version / "adapters" / adapter, ADAPTER_FILES)
                 sources[version / "adapters" / adapter] = Path(place)
-            (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
+            (folder / REQUIREMENTS_FILE).write_text(requirements_text(), encoding="utf-8")
             hashes = {
                 path.relative_to(folder).as_posix(): file_sha256(path)
                 for path in sorted(folder.rglob("*"))
@@ -126,7 +118,7 @@ def _model_names(name: str) -> dict[str, str]:
 
 
 def _config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
-    config = read_triton_config(_TEMPLATES / own / TRITON_CONFIG)
+    config = read_triton_config(TEMPLATES / own / TRITON_CONFIG)
     config.name = _model_names(name)[own]
     if own == "oarlock":
         config.parameters["adapters"].string_value = " ".join(adapters)
@@ -157,7 +149,7 @@ def _write_model(folder: Path, own: str, config: ModelConfig) -> None:
     version = folder / "1"
     version.mkdir(parents=True)
     (folder / TRITON_CONFIG).write_text(str(config), encoding="utf-8")  # protobuf's text format
-    shutil.copyfile(_TEMPLATES / own / "model.py", version / "model.py")
+    shutil.copyfile(TEMPLATES / own / "model.py", version / "model.py")
     library = version / "lib" / "oarlock"
     if own == "oarlock":
         shutil.copytree(PACKAGE, library, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
@@ -181,15 +173,3 @@ def _same_files(folder: Path, sources: Mapping[Path, Path], hashes: Mapping[str,
                 raise ModelError(f"{own} changed while it was exported; nothing was written")
             count += 1
     return count
-
-
-def _requirements() -> str:
-    lines = ["# On a GPU: paddlepaddle-gpu in the place of paddlepaddle, from " + _GPU_INDEX]
-    for name in _REQUIREMENTS:
-        for candidate in (name, f"{name}-gpu") if name == "paddlepaddle" else (name,):
-            try:
-                lines.append(f"{name}=={metadata.version(candidate).split('+')[0]}")
-                break
-            except metadata.PackageNotFoundError:
-                continue
-    return "\n".join(lines) + "\n"

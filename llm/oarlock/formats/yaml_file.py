@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ MOST_NODES = 20_000  # values and keys, an alias counted as all that it stands f
 DEEPEST = 32  # levels of lists and mappings
 LONGEST_NUMBER = 40  # digits of a whole number; 64 bits have 20. Python refuses, or takes seconds for, thousands
 _PREFIX = "tag:yaml.org,2002:"
+_NUMBERS = (f"{_PREFIX}int", f"{_PREFIX}float")
+_NOT_CORE = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # numbers of YAML 1.1 alone: 010 is 8 there, 1:30 is 90
 _CORE = {f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float", "str", "map", "seq")}
 
 
@@ -68,17 +71,20 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        plain = self.peek_event().tag is None
         node = super().compose_scalar_node(anchor)
         line = node.start_mark.line + 1
         if "\0" in node.value:
             raise _Problem(line, "a value can't hold a NUL character")
         if any("\ud800" <= character <= "\udfff" for character in node.value):
             raise _Problem(line, "a value holds half a character (a lone surrogate)")
+        if node.tag == f"{_PREFIX}int" and sum(map(str.isalnum, node.value)) > LONGEST_NUMBER:
+            raise _Problem(line, f"a whole number of more than {LONGEST_NUMBER} digits; quote it if text is meant")
+        if plain and node.tag in _NUMBERS and _NOT_CORE.fullmatch(node.value):
+            node.tag = f"{_PREFIX}str"
         if node.tag == f"{_PREFIX}timestamp":  # of YAML 1.1; in the core schema it is text
             self._check(node, self.construct_yaml_timestamp, "a date that does not exist; quote it if text is meant")
         elif node.tag == f"{_PREFIX}int":
-            if sum(map(str.isalnum, node.value)) > LONGEST_NUMBER:
-                raise _Problem(line, f"a whole number of more than {LONGEST_NUMBER} digits; quote it if text is meant")
             self._check(node, self.construct_yaml_int, "not a whole number")
             return node
         elif node.tag == f"{_PREFIX}float":

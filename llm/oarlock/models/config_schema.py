@@ -26,6 +26,7 @@ _Tokens = _Token | Annotated[list[Annotated[int, Ge(-1), Le(LARGEST_INT)]], MaxL
 _Flag = bool | None
 _Share = Annotated[int | float, Ge(0), Le(1)] | None
 _Small = Annotated[int | float, Ge(0), Le(1e6)] | None
+_Epsilon = Annotated[int | float, Ge(0), Le(1e-3)] | None  # Paddle's layer_norm takes no larger one
 _Factor = Annotated[int | float, Gt(0), Le(1e12)] | None
 _Word = Annotated[str, MaxLen(200)]
 _Text = _Word | None
@@ -91,8 +92,8 @@ class Numbers(TypedDict, total=False):
     resid_pdrop: _Share
     initializer_range: _Small
     init_std: _Small
-    layer_norm_epsilon: _Small
-    layernorm_epsilon: _Small
+    layer_norm_epsilon: _Epsilon
+    layernorm_epsilon: _Epsilon
     rms_norm_eps: _Small
     rope_theta: _Factor
     rope_scaling_factor: _Factor

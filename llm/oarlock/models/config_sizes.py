@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from oarlock.errors import ModelError
+from oarlock.models.hf_words import ACTIVATIONS
 from oarlock.parallel.families import ModelSizes
 
 _TABLES = ("llama", "qwen2", "mistral", "gemma")  # a cosine and a sine for every position, in each layer
 _OWN_HEADS = ("gemma", "chatglm_v2")  # the size of a head is a field of its own
 _ROTARY = (*_TABLES, "chatglm", "chatglm_v2")
 _PADDED = ("mistral", "opt", "bloom", "glm")  # whose embedding is told which row is padding
+_ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "activation")
+_ACTIVATIONS = {*ACTIVATIONS, "gelu_python", "tanh", "sigmoid"}  # PaddleNLP takes any other name for an attribute
 _FLOAT = 4
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight")
@@ -32,11 +35,18 @@ def check_sizes(config: Any, place: str) -> None:
     own = sizes.family in _OWN_HEADS
     if not own and sizes.hidden % sizes.heads:
         raise ModelError(f"{place}: a hidden size of {sizes.hidden} can't be divided into {sizes.heads} heads")
+    for name in _ACTIVATION_FIELDS:
+        if (value := getattr(config, name, None)) is not None and value not in _ACTIVATIONS:
+            raise ModelError(f"{place}: {name} is {value!r}; PaddleNLP computes with {', '.join(sorted(_ACTIVATIONS))}")
     if sizes.heads % sizes.kv_heads:
         raise ModelError(f"{place}: {sizes.heads} heads can't share the keys of {sizes.kv_heads} (num_key_value_heads)")
     head = getattr(config, "kv_channels", None) or sizes.head_size
+    if sizes.family == "chatglm_v2" and head * sizes.heads != sizes.hidden:
+        raise ModelError(f"{place}: {sizes.heads} heads of {head} (kv_channels) are not the hidden size {sizes.hidden}")
     if sizes.family in _ROTARY and head % 2:
         raise ModelError(f"{place}: heads of size {head}: rotary embeddings need an even one")
+    if sizes.family == "chatglm" and head % 4:  # half of it for each of the two kinds of positions
+        raise ModelError(f"{place}: heads of size {head}: the rotary embeddings of chatglm need a multiple of 4")
     rotary = getattr(config, "rotary_dim", None)
     if rotary is not None and (rotary % 2 or rotary > head):
         raise ModelError(f"{place}: rotary_dim is {rotary}; it has to be even, and at most the {head} of a head")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import paddle
 
+from oarlock.errors import ModelError
 from oarlock.models.generation_config import token_ids
 
 NextIds = Callable[[list[list[int]]], list[int]]
@@ -25,6 +26,9 @@ def generate_ids(
     Args:
         rows: prompt ids of each, [tokens].
         ends: tokens that end an answer; None for the tokenizer's.
+
+    Raises:
+        ModelError: for ids that the model has no row for.
     """
     ends = token_ids(tokenizer.eos_token_id, "the tokenizer") if ends is None else tuple(ends)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
@@ -35,6 +39,12 @@ def generate_ids(
         input_ids[i, longest - len(row) :] = row
         mask[i, longest - len(row) :] = 1
     positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
+    largest, size = int(input_ids.max()), int(model.config.vocab_size)
+    if largest >= size:
+        raise ModelError(
+            f"the tokenizer gives token {largest:,}, and the model has {size:,} rows (vocab_size of its config.json): "
+            "they do not belong together"
+        )
     new_ids, _ = model.generate(
         input_ids=paddle.to_tensor(input_ids),
         attention_mask=paddle.to_tensor(mask),

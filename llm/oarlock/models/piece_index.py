@@ -19,6 +19,7 @@ from oarlock.models.blocks import Block
 
 INDEX = "tensors.json"
 WEIGHTS = "model"  # the kind of tensor that is a weight; other kinds are optimizer states ("moment1", "master", ...)
+MASTER = "master"  # float32 copies of half-precision weights (the optimizer's _master_weights)
 # 512 ranks with four pieces each of 700 tensors have 150 MB, and 4 million objects and lists.
 _INDEX_BYTES, _INDEX_CONTAINERS = 1 << 29, 10_000_000
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")

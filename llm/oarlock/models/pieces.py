@@ -20,7 +20,7 @@ import numpy as np
 from oarlock.errors import CheckpointError
 from oarlock.formats.links import check_links
 from oarlock.models.blocks import Block
-from oarlock.models.piece_index import INDEX, WEIGHTS, Piece, read_index
+from oarlock.models.piece_index import INDEX, MASTER, WEIGHTS, Piece, read_index
 from oarlock.models.safetensors_stream import SafetensorsFile
 
 _CHUNK = 1 << 24  # bytes read at a time where rows of a part are scattered over the whole
@@ -77,6 +77,24 @@ class PieceFolder:
             if len(types) > 1:
                 path, piece = stored[-1]
                 raise CheckpointError(f"{path}: {piece.key} is not of the type of its other parts")
+        self._check_states()
+
+    def _check_states(self) -> None:
+        """Compare the optimizer's states with the weights: each has all of them or none, in its shape or one number."""
+        names = {kind: set(self.names(kind)) for kind in self.kinds}
+        weights = names.pop(WEIGHTS, set())
+        names.pop(MASTER, None)
+        for kind, having in names.items():
+            lacking = next((other - having for other in names.values() if other - having), having - weights)
+            if lacking:
+                raise CheckpointError(f"{self.folder / INDEX}: {kind} and the other states are not of the same weights")
+            for name in having:
+                shape, dtype = self.shape(kind, name), self._dtype(*self._pieces(kind, name)[0])
+                if shape not in (self.shape(WEIGHTS, name), (1,)) or dtype.kind not in "fV":
+                    raise CheckpointError(
+                        f"{self.folder / INDEX}: {kind}/{name} is {list(shape)} of {dtype.name}, which is no state of "
+                        f"a weight of {list(self.shape(WEIGHTS, name))}"
+                    )
 
     def names(self, kind: str = WEIGHTS) -> Iterator[str]:
         """Names of all tensors of a kind."""

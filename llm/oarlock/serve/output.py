@@ -1,10 +1,14 @@
-"""What the children of a server say, as lines of the server's own output."""
+"""What a server and its children say: lines of the server's own output, without which it goes on."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO, cast
 
 # Lines of every start of Triton on a machine without a GPU, and of Paddle, that no user can act on.
 _NOISE = (
@@ -40,3 +44,43 @@ def follow(process: subprocess.Popen[str], name: str, is_known: Callable[[], boo
     thread = threading.Thread(target=echo, name=f"{name}-log", daemon=True)
     thread.start()
     return thread
+
+
+class _Lossy:
+    """A stream of text that leaves out what can't be written: the disk is full, or who read it is gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def lossy_output() -> Iterator[None]:
+    """Standard output and error that never fail in here: a server answers on without its log.
+
+    A thread of follow() that ended would be worse than a lost line: its process waits for ever when the pipe is full.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Lossy(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+        for stream in before:
+            try:
+                stream.flush()
+            except OSError:  # what is left of it is thrown away, since Python tries once more at its end
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)

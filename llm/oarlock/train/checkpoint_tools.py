@@ -20,7 +20,7 @@ from oarlock.models.piece_index import WEIGHTS
 from oarlock.models.pieces import PieceFolder
 from oarlock.models.safetensors_stream import TensorSource
 from oarlock.models.save import write_weights
-from oarlock.train.manifest import read_manifest, verify
+from oarlock.train.manifest import read_manifest, read_whole, verify
 
 
 def inspect_text(folder: str | Path, with_tensors: bool) -> str:
@@ -90,7 +90,7 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
     folder, output = Path(folder), Path(output).resolve()
     if not is_vacant(output):
         raise CheckpointError(f"{output} is not empty; give a folder that does not exist yet")
-    recorded = (verify if check else read_manifest)(folder).files
+    recorded = (verify if check else read_whole)(folder).files
     adapter = read_adapter_file(folder / ADAPTER_FILE, CheckpointError) if ADAPTER_FILE in recorded else None
     try:
         with new_folder(output, readers_of(folder)) as partial:

@@ -10,10 +10,11 @@ from paddle.io import DataLoader
 from paddlenlp.trainer import Trainer
 
 from oarlock.data.blend import ConcatenatedDataset
-from oarlock.data.order import SampleOrder
+from oarlock.data.order import MOST_EPOCHS, SampleOrder
 from oarlock.data.sampler import EvaluationBatchSampler, ResumableBatchSampler
-from oarlock.data.told_failures import TellingCollator, TellingDataset, checked_batches
+from oarlock.data.told_failures import TellingCollator, TellingDataset, TellingSampler, checked_batches
 from oarlock.environment import die_with_parent
+from oarlock.errors import CheckpointError
 from oarlock.train.best import BestEvaluation
 from oarlock.train.checkpoint import ResumePoint
 from oarlock.train.flow import Progress
@@ -29,8 +30,17 @@ def samples_of_a_step(args: Any) -> int:
 
 
 def steps_of_a_run(config: Config, args: Any, order: SampleOrder, resume: ResumePoint | None) -> int:
-    """Optimizer steps of the whole run, those done included."""
+    """Optimizer steps of the whole run, those done included.
+
+    Raises:
+        CheckpointError: when the run can't have come so far.
+    """
     done, samples = (resume.manifest.step, resume.manifest.samples) if resume else (0, 0)
+    if resume and samples // order.num_samples >= MOST_EPOCHS:
+        raise CheckpointError(
+            f"{resume.folder}: its manifest says {samples:,} samples, more passes over the {order.num_samples:,} of "
+            "the data than any run makes"
+        )
     return total_steps(config.schedule, order.num_samples, samples_of_a_step(args), done, samples)
 
 
@@ -39,14 +49,16 @@ class _CheckedLoader(DataLoader):
 
     dataset: Any
     collate_fn: Any
+    batch_sampler: Any
 
     def __iter__(self) -> Iterator[Any]:
-        dataset, collator = self.dataset, self.collate_fn
-        self.dataset, self.collate_fn = TellingDataset(dataset), TellingCollator(collator)
+        own = self.dataset, self.collate_fn, self.batch_sampler
+        self.dataset, self.collate_fn = TellingDataset(self.dataset), TellingCollator(self.collate_fn)
+        self.batch_sampler = TellingSampler(self.batch_sampler)
         try:
-            batches = super().__iter__()  # takes both
+            batches = super().__iter__()  # takes all three
         finally:
-            self.dataset, self.collate_fn = dataset, collator
+            self.dataset, self.collate_fn, self.batch_sampler = own
         return checked_batches(batches)
 
 

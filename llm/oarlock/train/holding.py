@@ -12,14 +12,13 @@ import paddle
 from oarlock.environment import rank
 from oarlock.errors import CheckpointError
 from oarlock.models.layout import Block, Holding, holdings, shared_between_stages
-from oarlock.models.piece_index import WEIGHTS, Piece
+from oarlock.models.piece_index import MASTER, WEIGHTS, Piece
 from oarlock.models.pieces import PieceFolder
 from oarlock.train.clip import SLICE
 
 if TYPE_CHECKING:
     from oarlock.train.trainer import OarlockTrainer
 
-MASTER = "master"  # float32 copies of half-precision weights (the optimizer's _master_weights)
 _MASTER_NAME = "_fp32_master_0"  # what Optimizer._gen_master_weight_var_name makes of a parameter's name
 
 

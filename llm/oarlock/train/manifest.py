@@ -46,6 +46,7 @@ _NAME = re.compile(r"checkpoint-([0-9]+)")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _NEEDED = (INDEX, TRAINER_STATE)  # what a run can't go on without
 _HASHED_AT_ONCE = 8
+_LARGEST_BATCH = 1 << 24  # samples of an optimizer step, over all ranks
 
 
 @dataclass
@@ -134,6 +135,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     manifest = parse_json(content, str(path), Manifest, error=CheckpointError, limit=INDEX_BYTES, extra="forbid")
     if manifest.format != FORMAT:
         raise CheckpointError(f"{path}: format {manifest.format}, this version reads {FORMAT}")
+    if manifest.samples > manifest.step * _LARGEST_BATCH:
+        raise CheckpointError(f"{path}: {manifest.samples:,} samples are more than {manifest.step:,} steps take")
     _check_names(manifest, path)
     manifest.config = _options(manifest, path)
     return manifest
@@ -232,11 +235,22 @@ def _check_file(folder: Path, name: str, size: int) -> None:
         raise CheckpointError(f"{path} has {found.st_size:,} bytes, the manifest says {size:,}")
 
 
+def read_whole(folder: Path) -> Manifest:
+    """The manifest of a checkpoint that has all its files; what is in them is not read (see verify()).
+
+    Raises:
+        CheckpointError: naming the first that is missing, of another size or no regular file.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest.files.items():
+        _check_file(folder, name, expected["bytes"])
+    return manifest
+
+
 def looks_whole(folder: Path) -> bool:
-    """Whether a checkpoint has its manifest and all its files; what is in them is not read (see verify())."""
+    """Whether read_whole() refuses nothing."""
     try:
-        for name, expected in read_manifest(folder).files.items():
-            _check_file(folder, name, expected["bytes"])
+        read_whole(folder)
     except CheckpointError:
         return False
     return True

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from annotated_types import Ge, Len
+from annotated_types import Ge, Le, Len
 from typing_extensions import TypedDict
 
-Count = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(0), Le(1 << 53)]  # beyond any run, and far from overflowing 64 bits
 
 
 class FileEntry(TypedDict):
