@@ -1,4 +1,4 @@
-"""Rank 0's part of the start: it lets the others in, takes their memory, and hands everyone that of all."""
+"""Rank 0's part of the start: it admits the other ranks, takes their memory, and passes all of it to every rank."""
 
 from __future__ import annotations
 

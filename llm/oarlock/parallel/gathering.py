@@ -1,4 +1,4 @@
-"""The start of a run: rank 0 takes every rank's memory, by descriptor, and hands each of them all the others'."""
+"""The start of a run: rank 0 takes a descriptor of every rank's memory, and passes all of them to every rank."""
 
 from __future__ import annotations
 

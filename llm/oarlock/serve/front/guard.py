@@ -1,4 +1,4 @@
-"""What stands before the HTTP ports (ASGI): nothing that it refuses reaches an application.
+"""ASGI middleware in front of every HTTP application: what it refuses does not reach the application.
 
 In this order: the form of the head, the name the request is addressed to, the page that sent it, the key, what the body
 says it is, a place among the open requests, and the body itself. The applications get it in one piece.
