@@ -89,7 +89,7 @@ class MeetingPoint:
         raise EnvironmentProblem("rank 0 did not come to the run's start in time")
 
     def close(self) -> None:
-        """Let go of what was inherited; those who meet again do so at the address."""
+        """Close the inherited sockets. Ranks that meet again do so at the address."""
         for connection in (self.inherited or {}).values():
             connection.close()
         self.inherited = None
@@ -105,13 +105,13 @@ _forked: MeetingPoint | None = None
 
 
 def inherit(point: MeetingPoint) -> None:
-    """In a forked rank: this is where it meets the others."""
+    """In a forked rank: set the place where it meets the others."""
     global _forked
     _forked = point
 
 
 def connected_pairs(num_ranks: int) -> list[tuple[socket.socket, socket.socket]]:
-    """For a launcher that forks: rank 0's and the other's end, of the ranks 1, 2, ..."""
+    """Pairs of connected sockets for a launcher that forks: rank 0's end and the other's, for ranks 1, 2, ..."""
     return [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(1, num_ranks)]
 
 
@@ -155,7 +155,7 @@ def _secret() -> bytes:
 
 
 def why_not(connection: socket.socket) -> str | None:
-    """Who is at the other end of a connection, where it can't be a rank of this launch; None where it may be."""
+    """Why the other end of a connection can't be a rank of this launch; None if it may be one."""
     pid, user = peer_of(connection)
     if user != os.geteuid():
         return f"a process of user {user}"
