@@ -56,8 +56,8 @@ class Part:
             self.is_up, self._up_since = True, time.monotonic()
 
     def note_end(self) -> float:
-        """Note that the process has ended. Gives the seconds before its next start: twice the last pause, or the first one
-        after a healthy minute."""
+        """Note that the process has ended. Gives the seconds before its next start: twice the last pause, or the first
+        one after a healthy minute."""
         now = time.monotonic()
         if self.is_up and now - self._up_since >= HEALTHY_SECONDS:
             self._pause = FIRST_PAUSE

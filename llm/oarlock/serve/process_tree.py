@@ -299,7 +299,7 @@ class ProcessTree:
                 self._triton.kill()
 
     def _is_quiet(self) -> bool:
-        """Whether no request has been open for a second. (Triton itself stays as long as a client keeps a connection.)"""
+        """Whether no request has been open for a second. (Triton stays as long as a client keeps a connection.)"""
         now = time.monotonic()
         if num_busy(self._triton_options.run):
             self._quiet_since = now
