@@ -294,6 +294,19 @@ def code_by_name(folder, choose):
     return "code"
 
 
+def code_for_generation(folder, choose):
+    change(folder, "generation_config.json", custom_generate=choose(["evil/repository", "x"]))
+    return "generation"
+
+
+def wrong_token_fields(folder, choose):
+    name, value = choose(
+        [("eos_token", {"a": 1}), ("padding_side", "up"), ("added_tokens_decoder", {"x": {"content": "y"}})]
+    )
+    change(folder, "tokenizer_config.json", **{name: value})
+    return "tokenizer"
+
+
 def foreign_start(folder, choose):
     (folder / "start.sh").write_text(choose(["", "touch x", "#!/usr/bin/env bash\n# Start vLLM on this directory\n"]))
     return "start"
@@ -310,5 +323,5 @@ ANYWHERE = [
     fewer_layers, wrong_width, wrong_format, as_bits, lose_vocabulary, cut_tokenizer, lose_tokenizer_config,
     large_vocabulary, paddle_tokenizer, lose_template, other_template, broken_template, broken_generation,
     wrong_generation, no_length, no_size, few_bytes_of_another_type, quantised, code_beside_it, code_by_name,
-    foreign_start, a_link,
+    foreign_start, a_link, code_for_generation, wrong_token_fields,
 ]  # fmt: skip

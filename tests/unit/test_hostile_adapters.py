@@ -59,6 +59,7 @@ def adapter(
         ({"settings": {"targets": "q_proj"}}, "targets must be a list"),
         ({"settings": {"dropout": 1.5}}, "dropout must be less than 1"),
         ({"settings": {"quantization": {"algorithm": "__class__"}}}, "quantization.algorithm must be 'nf4' or 'fp4'"),
+        ({"settings": {"quantization": {"a": 1}}}, "settings.quantization: a is "),
         ({"settings": {"r": 4}}, r"lora_A is \[32, 2\], and adapter.json says a rank of 4"),
         ({"method": ["lora"]}, "method must be"),
         ({"method": "__class__"}, "method must be"),

@@ -18,6 +18,7 @@ from oarlock.models.build import ModelSource, build_model
 from oarlock.models.config_schema import ConfigFields
 from oarlock.models.configs import _config_class, config_of, own_fields, read_config
 from oarlock.models.hf_words import NEUTRAL, PADDLE_ONLY, RECORDS, WORDS
+from oarlock.serve.loading import open_served
 
 _VALUES: list[Any] = [
     None, True, False, 0, 1, 2, 3, 5, 7, -1, -(10**9), 10**6, 10**9, 10**12, 2**31, 2**63, 10**30, 0.0, 0.5, 1.5, -0.5,
@@ -185,3 +186,9 @@ def test_free_memory_is_the_least_of_machine_container_and_process(tmp_path):
 def test_what_paddle_would_stop_at_is_said_before(folders, tmp_path, family, fields, words):
     with pytest.raises(ModelError, match=words):
         build(folders.copy(tmp_path, family, **fields))
+
+
+def test_a_context_of_no_words_is_refused(folders, tmp_path):
+    folder = folders.copy(tmp_path, max_position_embeddings=4)
+    with pytest.raises(ModelError, match=r"config.json: 4 token\(s\) at a time are too few for a question"):
+        open_served(folder, {})

@@ -55,6 +55,13 @@ def write_lock(folder: Path, age: float = 0.0, **changes) -> Path:
     return path
 
 
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "then"])
+def test_times_that_are_none_hold_nothing(tmp_path, time):
+    text = write_lock(tmp_path / "out", started=time).read_bytes()
+    assert Holder.parse(text) is None
+    take(tmp_path / "out").release()
+
+
 @pytest.fixture
 def without_kernel_locks(monkeypatch):
     """A file system that has none."""

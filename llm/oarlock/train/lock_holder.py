@@ -54,7 +54,7 @@ class Holder:
         """Inverse of text(); None for anything else."""
         try:
             holder = parse_json(text, "lock file", cls, error=EnvironmentProblem, limit=LARGEST, extra="forbid")
-            _seconds(holder.started), _seconds(holder.heartbeat)
+            _ = holder.last_beat, holder.in_words  # its times are some
         except (EnvironmentProblem, ValueError, OverflowError):
             return None
         return holder
