@@ -88,6 +88,22 @@ def test_a_message_that_stops_in_the_middle_ends_its_connection(tmp_path, monkey
     run(work())
 
 
+def test_a_flood_of_pings_ends_its_connection(tmp_path):
+    """The server would keep an answer to each for as long as nobody reads them."""
+
+    async def work():
+        async with front_of_triton(tmp_path) as (stub, _, _, channel):
+            reader, writer = await connected(channel, "ModelStreamInfer")
+            with contextlib.suppress(ConnectionError):
+                writer.write(frame(6, 0, 0, bytes(8)) * 20_000)
+                while await reader.read(1 << 16):
+                    pass
+            writer.close()
+            await stub.ModelInfer(question())
+
+    run(work())
+
+
 def test_a_request_that_does_not_arrive(tmp_path):
     """Of a call, and of a connection that sends no HTTP/2 to the end."""
 

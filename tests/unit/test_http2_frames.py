@@ -20,7 +20,7 @@ from oarlock.serve.front.http2_frames import (
 )
 
 MOST = 1000
-DATA, HEADERS, RST, SETTINGS, CONTINUATION = 0, 1, 3, 4, 9
+DATA, HEADERS, RST, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
 HEADER = b"\0\x05x-who\x039.9"
 
 
@@ -174,3 +174,16 @@ def test_nothing_comes_between_headers():
     rest = frame(CONTINUATION, 4, 1, b"y")
     assert server.feed(rest) == (frame(HEADERS, 1, 1, b"x") + rest, [1])
     assert frames(window_update(7)) == [(8, 0, 0, b"\0\0\0\7")]
+
+
+def test_pings_and_settings_wait_for_answers():
+    client, server = made(), ServerFrames()
+    client.feed(PREFACE)
+    for kind in (PING, SETTINGS) * 500:  # each is answered before the next
+        assert client.feed(frame(kind, 0, 0, bytes(8))) == frame(kind, 0, 0, bytes(8))
+        server.feed(frame(kind, 1, 0, bytes(8)))
+        client.note_answers(server.answers())
+    client.feed(frame(PING, 1, 0, bytes(8)) * 5000)  # answers to the server's own
+    assert not server.answers()
+    with pytest.raises(Violation, match="without waiting"):
+        client.feed(frame(PING, 0, 0, bytes(8)) * 101)

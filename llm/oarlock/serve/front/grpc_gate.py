@@ -176,9 +176,10 @@ class ClientSide(_Side):
             self.other.transport.write(passed)
         self._tell_taken()
 
-    def from_server(self, data: bytes, ended: Sequence[int]) -> None:
+    def from_server(self, data: bytes, ended: Sequence[int], num_answers: int) -> None:
         """Pass whole frames of the server on to the client."""
         assert self._frames is not None
+        self._frames.note_answers(num_answers)
         for stream in ended:
             self._frames.forget(stream)
         self.transport.write(data)
@@ -228,4 +229,4 @@ class ServerSide(_Side):
         passed, ended = self._frames.feed(data)
         if passed:
             self.is_between_frames = True
-            self._client.from_server(passed, ended)
+            self._client.from_server(passed, ended, self._frames.answers())

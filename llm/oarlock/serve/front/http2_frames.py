@@ -16,9 +16,13 @@ TOO_LONG = b"\0"
 MAX_FRAME = 16384  # the least that an end of HTTP/2 has to take, and what the server says that it takes
 _MAX_HEADERS = MAX_FRAME - 256  # bytes of a request's headers
 _MAX_REFUSED = 1000  # of one connection
+# PING and SETTINGS that the server has not answered yet: it keeps an answer for each (grpcio 1.67: some kilobytes), as
+# long as the client does not read. Clients of gRPC wait for the answer to one before they send the next.
+_MAX_UNANSWERED = 100
 _HEAD, _PREFIX = 9, 5
-_DATA, _HEADERS, _RST_STREAM, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 8, 9
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 4, 6, 8, 9
 _END_STREAM, _END_HEADERS, _PADDED = 1, 4, 8
+_ACK = 1  # of SETTINGS and PING
 
 
 class Violation(Exception):
@@ -65,6 +69,7 @@ class ClientFrames:
         self._headers_of, self._headers_size = 0, 0  # the stream whose headers go on in the next frame
         self.num_refused = 0
         self._window = 0  # bytes that the server never sees
+        self._num_unanswered = 0
 
     def feed(self, data: bytes) -> bytes:
         """What goes on to the server.
@@ -102,6 +107,10 @@ class ClientFrames:
         self._window -= window
         return window
 
+    def note_answers(self, count: int) -> None:
+        """So many PING and SETTINGS were answered by the server."""
+        self._num_unanswered = max(0, self._num_unanswered - count)
+
     def forget(self, stream: int) -> None:
         """A stream that the server has ended."""
         if self._streams.get(stream, self) is not None:  # of one with a long message more may come
@@ -123,6 +132,10 @@ class ClientFrames:
             return iter((self._head(whole, kind, flags, stream),))
         if kind == _RST_STREAM:
             self._streams.pop(stream, None)
+        elif kind in (_SETTINGS, _PING) and not flags & _ACK:
+            self._num_unanswered += 1
+            if self._num_unanswered > _MAX_UNANSWERED:
+                raise Violation("pings or settings without waiting for answers")
         return iter((whole,))
 
     def _head(self, whole: bytes, kind: int, flags: int, stream: int) -> bytes:
@@ -211,6 +224,12 @@ class ServerFrames:
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._in_headers = False
+        self._num_answers = 0
+
+    def answers(self) -> int:
+        """PING and SETTINGS of the client's that were answered since the last call."""
+        count, self._num_answers = self._num_answers, 0
+        return count
 
     def feed(self, data: bytes) -> tuple[bytes, list[int]]:
         """Whole frames, up to the last place where another may stand, and the streams that end in them."""
@@ -227,6 +246,8 @@ class ServerFrames:
                 held.append(int.from_bytes(self._buffer[place + 5 : place + 9], "big") & 0x7FFFFFFF)
             if kind in (_HEADERS, _CONTINUATION):
                 self._in_headers = not flags & _END_HEADERS
+            elif kind in (_SETTINGS, _PING) and flags & _ACK:
+                self._num_answers += 1
             place = after
             if not self._in_headers:
                 end = place
