@@ -100,6 +100,9 @@ def _take_all(channel: Channel, own: Memory, rank: int, world_size: int) -> list
         if frame.kind == STOP:
             raise StoppedWithOthers("another rank says why the run can't start")
         assert descriptor is not None
+        if frame.world_size != world_size:  # its rank may be none of this launch
+            os.close(descriptor)
+            raise EnvironmentProblem(f"rank 0 says that the launch has {frame.world_size} ranks; it has {world_size}")
         memory = Memory.received(descriptor)
         if frame.rank in found or _file(memory) in files:
             os.close(descriptor)
