@@ -18,6 +18,7 @@ from typing import Any
 from oarlock.serve.front.admission import Admission, Refused, client_of
 from oarlock.serve.front.http2_frames import PREFACE, ClientFrames, ServerFrames, Violation, window_update
 from oarlock.serve.front.http_protocol import set_socket_options
+from oarlock.serve.front.tls_door import TlsDoor
 
 _BEGIN_SECONDS = 10.0  # for the encryption, and again for the first bytes of HTTP/2
 _LOOK_SECONDS = 1.0
@@ -43,9 +44,9 @@ class GateOptions:
 class GrpcGate:
     """Accepts connections; everything here belongs to one event loop."""
 
-    def __init__(self, options: GateOptions, connections: Admission) -> None:
-        """A gate that counts its connections."""
-        self.options, self.connections = options, connections
+    def __init__(self, options: GateOptions, connections: Admission, handshakes: Admission) -> None:
+        """A gate that counts its connections, and those that are not encrypted yet."""
+        self.options, self.connections, self._handshakes = options, connections, handshakes
         self._servers: list[asyncio.Server] = []
         self.clients: set[ClientSide] = set()
         self._watch: asyncio.Task[None] | None = None
@@ -53,13 +54,15 @@ class GrpcGate:
     async def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
         """Accept connections on listening sockets."""
         loop = asyncio.get_running_loop()
-        seconds = _BEGIN_SECONDS if tls else None
+
+        def client() -> asyncio.Protocol:
+            return ClientSide(self)
+
+        def door() -> asyncio.Protocol:
+            return client() if tls is None else TlsDoor(client, tls, self._handshakes, _BEGIN_SECONDS)
+
         for listening in sockets:
-            self._servers.append(
-                await loop.create_server(
-                    lambda: ClientSide(self), sock=listening, ssl=tls, ssl_handshake_timeout=seconds, backlog=512
-                )
-            )
+            self._servers.append(await loop.create_server(door, sock=listening, backlog=512))
         self._watch = asyncio.create_task(self._cut_the_slow())
 
     def close(self) -> None:

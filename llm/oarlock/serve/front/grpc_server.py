@@ -20,6 +20,7 @@ from oarlock.serve.front.http_server import num_connections
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts
 from oarlock.serve.front.options import FrontOptions
+from oarlock.serve.front.tls_door import count_handshakes
 from oarlock.serve.front.upstream import SERVICE, Upstream
 from oarlock.serve.listening import open_port
 
@@ -76,6 +77,7 @@ def make_grpc_server(
     gate = GrpcGate(
         GateOptions(path, options.max_body + _ENVELOPE, options.body_seconds, header),
         Admission(most, max(1, most // 2), "connections"),
+        count_handshakes(),
     )
     return GrpcServer(options, service, gate, server)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import resource
+import socket
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from oarlock.serve.front.heads import HeadRules, is_everywhere, server_names
 from oarlock.serve.front.http_protocol import MAX_HEAD_BYTES, ConnectionLimits, FrontProtocol, plain_error
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.options import FrontOptions
+from oarlock.serve.front.tls_door import TlsDoor, count_handshakes
 
 _KEEP_ALIVE_SECONDS = 5  # between two requests of a connection
 _OTHER_DESCRIPTORS = 128  # that this process needs beside its connections
@@ -26,6 +28,23 @@ _BACKLOG = 512
 
 class HttpServer(uvicorn.Server):
     """One port of several in one event loop, whose signals are somebody else's: it ends when `should_exit` is set."""
+
+    def __init__(self, config: uvicorn.Config, handshakes: Admission) -> None:
+        """Args: handshakes: counts connections that are not encrypted yet."""
+        super().__init__(config)
+        self._handshakes = handshakes
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; TLS begins behind a door that counts."""
+        context, make = self.config.ssl, self.config.http_protocol_class
+        if context is not None:
+            self.config.ssl = None
+
+            def door(**options: Any) -> TlsDoor:
+                return TlsDoor(functools.partial(make, **options), context, self._handshakes)
+
+            self.config.http_protocol_class = door  # type: ignore[assignment]
+        await super().startup(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -102,7 +121,7 @@ def make_http_server(
         ssl_certfile=options.tls_certificate or None,
         ssl_keyfile=options.tls_key or None,
     )
-    return HttpServer(config)
+    return HttpServer(config, count_handshakes())
 
 
 def num_connections(wanted: int) -> int:
