@@ -1,4 +1,4 @@
-"""What a schema found wrong with a file, in a sentence."""
+"""Sentences for what a schema found wrong with a file."""
 
 from __future__ import annotations
 

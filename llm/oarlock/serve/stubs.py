@@ -6,20 +6,22 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from oarlock.processes import process_fields
+
 _SESSION_FIELD = 3  # of /proc/PID/stat, after the name: state, parent, group, session
 
 
 def session_processes(sessions: set[int]) -> Iterator[int]:
     """Those that run; a dead one that its parent has not looked at yet does not."""
     for folder in Path("/proc").glob("[0-9]*"):
-        words = _state(int(folder.name))
+        words = process_fields(int(folder.name))
         if words and int(words[_SESSION_FIELD]) in sessions:
             yield int(folder.name)
 
 
 def is_alive(process: int) -> bool:
     """Whether it runs."""
-    return bool(_state(process))
+    return bool(process_fields(process))
 
 
 def model_processes(triton: int, models: Mapping[str, Path]) -> dict[int, str]:
@@ -38,11 +40,3 @@ def model_processes(triton: int, models: Mapping[str, Path]) -> dict[int, str]:
             if name is not None:
                 found[process] = name
     return found
-
-
-def _state(process: int) -> list[str]:
-    with contextlib.suppress(OSError):
-        words = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        if words and words[0] not in "ZX":
-            return words
-    return []
