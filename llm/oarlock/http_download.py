@@ -1,4 +1,4 @@
-"""A file over HTTP that lands whole or not at all: of the size and checksum that were told, resumed after a cut."""
+"""Downloads a file over HTTP, whole or not at all: checks size and checksum, and continues after an interruption."""
 
 from __future__ import annotations
 

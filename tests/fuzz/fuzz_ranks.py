@@ -20,7 +20,7 @@ from harness import Harness
 
 from oarlock.errors import OarlockError
 from oarlock.parallel import launch_channel, nodes
-from oarlock.parallel.failures import BOARD_BYTES, Member, open_board, started_at
+from oarlock.parallel.failures import BOARD_BYTES, Member, open_board
 from oarlock.parallel.gathering import gather
 from oarlock.parallel.launch_channel import (
     CHALLENGE,
@@ -37,6 +37,7 @@ from oarlock.parallel.launch_channel import (
 from oarlock.parallel.meeting_point import MeetingPoint
 from oarlock.parallel.rendezvous import DIRECTORY_BYTES, Ranks, join
 from oarlock.parallel.shared_memory import PAGE, Memory
+from oarlock.processes import started_at
 
 KEY, NONCE = b"k" * 32, b"n" * 32
 CONTENT = b"V" * 10_000

@@ -79,3 +79,11 @@ def port(echo):
     options = dataclasses.replace(OPTIONS, max_body=10_000, body_seconds=GUARD_S)
     with running(guarded(echo, options, Keys(), Admission(8, 4), error, open_paths=("/probe",)), options) as port:
         yield port
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A folder with a tiny model of each family, as family_folders.Folders."""
+    from family_folders import Folders
+
+    return Folders(tmp_path_factory.mktemp("families"))

@@ -8,11 +8,11 @@ import threading
 import time
 
 from oarlock.errors import OarlockError
-from oarlock.parallel.failures import started_at
 from oarlock.parallel.gathering import gather
 from oarlock.parallel.launch_channel import CHALLENGE, HELLO, PROOF, Channel, Frame
 from oarlock.parallel.meeting_point import MeetingPoint
 from oarlock.parallel.shared_memory import PAGE, Memory
+from oarlock.processes import started_at
 
 
 class Meeting:

@@ -9,8 +9,8 @@ import pytest
 
 from oarlock.errors import EnvironmentProblem, OarlockError
 from oarlock.parallel import meeting_point
-from oarlock.parallel.failures import started_at
 from oarlock.parallel.rendezvous import join
+from oarlock.processes import started_at
 
 # Forged stores (what a rank once read from Paddle's store chose the file that it wrote into).
 

@@ -14,7 +14,8 @@ import pytest
 
 from helpers import LLM, write_checkpoint
 from oarlock.errors import EnvironmentProblem, OutputLost, TrainingError
-from oarlock.train import lock_holder, output_guard, output_lock
+from oarlock.processes import started_at
+from oarlock.train import output_guard, output_lock
 from oarlock.train.lock_holder import Holder
 from oarlock.train.output_guard import RUN_FILE, check_output, run_in, writing
 from oarlock.train.output_lock import LOCK_FILE, OutputLock, held_lock, output_held, take
@@ -52,6 +53,13 @@ def write_lock(folder: Path, age: float = 0.0, **changes) -> Path:
     path.write_text(json.dumps(vars(holder) | {"pid": 4_000_000, "host": "elsewhere"} | changes))
     os.utime(path, times=(path.stat().st_mtime - age,) * 2)
     return path
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "then"])
+def test_times_that_are_none_hold_nothing(tmp_path, time):
+    text = write_lock(tmp_path / "out", started=time).read_bytes()
+    assert Holder.parse(text) is None
+    take(tmp_path / "out").release()
 
 
 @pytest.fixture
@@ -97,7 +105,7 @@ def test_a_number_that_another_process_has_now_is_no_holder(tmp_path, without_ke
     me = Holder.this_process(0)
     write_lock(tmp_path, host=me.host, pid=os.getppid(), process_start=1)
     take(tmp_path).release()
-    write_lock(tmp_path, host=me.host, pid=os.getppid(), process_start=lock_holder.process_start(os.getppid()))
+    write_lock(tmp_path, host=me.host, pid=os.getppid(), process_start=started_at(os.getppid()))
     with pytest.raises(EnvironmentProblem, match=f"process {os.getppid()} on"):
         take(tmp_path)
 

@@ -14,10 +14,10 @@ from rank_meetings import Meeting, admitted, connect, proven
 
 from oarlock.errors import EnvironmentProblem
 from oarlock.parallel import first_rank, launch_channel, meeting_point
-from oarlock.parallel.failures import started_at
 from oarlock.parallel.launch_channel import CHALLENGE, GO, HELLO, MEMBER, PROOF, STOP, TAKEN, Channel, Frame
 from oarlock.parallel.meeting_point import MeetingPoint, connected_pairs
 from oarlock.parallel.shared_memory import Memory
+from oarlock.processes import started_at
 
 
 @pytest.fixture
@@ -236,6 +236,10 @@ def hand_another_process(channel: Channel, file: int) -> None:
     channel.send(Frame(MEMBER, 0, 2, 1, started_at(1) or 0), Memory.create().descriptor)
 
 
+def hand_a_rank_of_a_larger_launch(channel: Channel, file: int) -> None:
+    channel.send(Frame(MEMBER, 5, 6, channel.pid, started_at(os.getpid())), Memory.create().descriptor)
+
+
 def go_without_memory(channel: Channel, file: int) -> None:
     channel.send(Frame(GO, 0, 2))
 
@@ -250,6 +254,7 @@ def end(channel: Channel, file: int) -> None:
         (hand_a_file, "is not a memory file"),
         (hand_a_dead_process, "died at the start"),
         (hand_another_process, "calls itself 1"),
+        (hand_a_rank_of_a_larger_launch, "rank 0 says that the launch has 6 ranks; it has 2"),
         (go_without_memory, "rank 0 has gone before the other ranks could start (a message out of turn)"),
         (end, "rank 0 has gone before the other ranks could start (a rank has gone)"),
     ],

@@ -25,6 +25,7 @@ BESIDE = {
     "light_imports",
     "memory",
     "own_code",
+    "processes",
     "products",
     "triton_config",
     "versions",

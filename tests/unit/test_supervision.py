@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from oarlock.cli import main
 from oarlock.errors import ConfigError, EnvironmentProblem, OarlockError
+from oarlock.processes import Peer
 from oarlock.serve import part as part_module
 from oarlock.serve.admin import AdminServer
 from oarlock.serve.admin_client import find_server, order
@@ -209,8 +210,8 @@ def test_clients_that_say_nothing_or_too_much_hold_up_nobody(admin):
 def test_other_users_are_not_served(admin, monkeypatch):
     path, done, _ = admin
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    monkeypatch.setattr("oarlock.serve.admin.peer_user", lambda _: 54321)
-    with pytest.raises(OarlockError, match="its own user alone"):
+    monkeypatch.setattr("oarlock.serve.admin.peer_of", lambda _: Peer(1, 54321))
+    with pytest.raises(OarlockError, match="only from its own user"):
         order(path, "do", "m")
     assert not done
 

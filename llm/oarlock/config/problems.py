@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: collected, so that all of it is said at once, and the nearest right names."""
+"""The problems of a configuration, collected so that one error lists them all, with the nearest known names."""
 
 from __future__ import annotations
 

@@ -7,10 +7,9 @@ oarlock.formats is with settings: only what Python can't take, or would take wro
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import Any
 
-from oarlock.formats.json_file import MOST_CONTAINERS, nesting
+from oarlock.formats.json_file import MOST_CONTAINERS, doubled_field, nesting
 
 DEEPEST = 100  # levels of objects and lists; what reads records goes down them by recursion
 LONGEST_NUMBER = 1000  # digits of a whole number; Python takes seconds for millions
@@ -23,8 +22,7 @@ class Unusable(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise Unusable(f"field {twice[:200]!r} stands twice in one object")
+        raise Unusable(f"{doubled_field(pairs)} stands twice in one object")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Errors of the `tokenizers` library as ours: it raises bare exceptions, and panics with what no `except` expects."""
+"""Errors of the `tokenizers` library as Oarlock's: it raises plain Exception, and panics beyond `except Exception`."""
 
 from __future__ import annotations
 

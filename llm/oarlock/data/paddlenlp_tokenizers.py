@@ -1,4 +1,4 @@
-"""Tokenizers that only a class of PaddleNLP reads, given nothing but what was checked.
+"""Tokenizers that only a class of PaddleNLP can read. It is given nothing but checked values.
 
 PaddleNLP's own from_pretrained goes by the files of a folder: any class of its namespace that tokenizer_config.json
 names, paths in it (vocab_file, sp_model_kwargs), a chat_template that is the name of a file, and every entry of

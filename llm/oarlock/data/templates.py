@@ -81,7 +81,7 @@ class ChatTemplate:
         wrong = sorted(set(variables or {}) & set(_RESERVED))
         if wrong:
             raise DataError(f"{', '.join(wrong)} can't be given to a chat template as a variable")
-        given = {
+        given: dict[str, Any] = {
             "messages": normalize_messages(messages),
             "tools": normalize_tools(tools),
             "documents": documents or None,

@@ -1,4 +1,4 @@
-"""Token ids of a stored file that no model of this vocabulary has a row for."""
+"""A check of stored token ids against the size of the vocabulary."""
 
 from __future__ import annotations
 

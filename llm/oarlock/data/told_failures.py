@@ -1,4 +1,4 @@
-"""Failures of reading a sample, told by whichever process reads to the one that trains.
+"""Failures of reading a sample, passed from the process that reads to the one that trains.
 
 Paddle's DataLoader loses them: an exception in a worker kills the queue that the training waits at, which then hangs or
 dies without the message. Here a batch that could not be made is a batch that says so.

@@ -7,6 +7,7 @@ from typing import Any
 
 from oarlock.data.template_files import DEFAULT, TEMPLATE_FILE, named_templates
 from oarlock.data.templates import ChatTemplate
+from oarlock.data.tokenizer_schema import read_special_tokens, read_tokenizer_config
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.check_generation import check_generation, rows_of
 from oarlock.export.findings import Finding, read_object, shown
@@ -167,8 +168,21 @@ def check_tokenizer(folder: Path, config: dict[str, Any] | str) -> list[Finding]
         if about.get("auto_map"):
             problem = "it names code, which servers run that trust remote code"
             findings.append(Finding("code", "tokenizer_config.json, auto_map", problem, "Take it out"))
-        findings += _check_template(folder, about)
+        findings += _check_template(folder, about) + _check_fields(folder)
     return findings + check_generation(folder, config)
+
+
+def _check_fields(folder: Path) -> list[Finding]:
+    """Types and names in tokenizer_config.json and special_tokens_map.json."""
+    for name, read in (
+        ("tokenizer_config.json", read_tokenizer_config),
+        ("special_tokens_map.json", read_special_tokens),
+    ):
+        try:
+            read(folder / name)
+        except ModelError as error:
+            return [Finding("tokenizer", name, str(error).removeprefix(str(folder / name)).lstrip(": "), _EXPORT)]
+    return []
 
 
 def _check_vocabulary(folder: Path, config: dict[str, Any] | str) -> list[Finding]:

@@ -52,6 +52,8 @@ def rows_of(config: Mapping[str, Any] | str) -> int | None:
 
 
 def _problem(name: str, value: Any, rows: int | None) -> str:
+    if name == "custom_generate":
+        return "it names code to load, which servers run that trust remote code"
     if name in _TOKENS:
         return _token_problem(value, rows, many=name == "eos_token_id")
     if name in _FLAGS and not isinstance(value, bool):

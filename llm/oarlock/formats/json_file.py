@@ -194,9 +194,14 @@ def line_of_text(text: str, part: str) -> int:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise _Doubled(f"field {twice[:200]!r}")
+        raise _Doubled(doubled_field(pairs))
     return found
+
+
+def doubled_field(pairs: list[tuple[str, Any]]) -> str:
+    """The first field of an object that stands in it more than once, in words for a message."""
+    twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+    return f"field {twice[:200]!r}"
 
 
 def _whole(digits: str) -> int:

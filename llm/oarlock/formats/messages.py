@@ -1,7 +1,8 @@
-"""What a schema found wrong with a file, in a sentence."""
+"""Sentences for what a schema found wrong with a file."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ _IN_WORDS = {
     "extra_forbidden": "is not a field of this place",
     "unexpected_keyword_argument": "is not a field of this place",
 }
+
+
+_SHOULD = re.compile(r"^(Input|String|List|Dictionary|Tuple|Set|Value|Keys) should")
 
 
 def what_is_right(problem: ValidationError, found: Any) -> tuple[Field, str, str]:
@@ -56,7 +60,7 @@ def _words(error: Any) -> str:
     if error["type"] in _IN_WORDS:
         return _IN_WORDS[error["type"]]
     message: str = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return message.replace("Input should be", "must be", 1).replace("Input should", "must", 1)
+    return _SHOULD.sub("must", message, count=1)
 
 
 def _joined(wanted: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Names of files that others give (an index, a manifest, a hub): they name a file of one folder, never a place.
+"""File names from outside (an index, a manifest, a hub): each has to name a file in one folder, and no path.
 
 What is refused on one system is refused on all, so that a folder can be copied to any of them.
 """

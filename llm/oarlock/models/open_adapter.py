@@ -10,7 +10,7 @@ from oarlock.files import ADAPTER_FILE, PEFT_FILE
 from oarlock.formats.json_file import check_content, read_json
 from oarlock.formats.links import check_links
 from oarlock.models.adapter import FORMAT, WEIGHTS_FILE, AdapterFolder, Base
-from oarlock.models.adapter_schema import SETTINGS, AdapterFields
+from oarlock.models.adapter_schema import SETTINGS, AdapterFields, QuantizationFields
 from oarlock.models.peft_folder import open_peft
 from oarlock.models.piece_index import INDEX
 from oarlock.models.safetensors_stream import SafetensorsFile, StoredTensor
@@ -52,6 +52,8 @@ def read_adapter_file(path: Path, error: type[OarlockError] = ModelError) -> Ada
         raise error(f"{path}: format {content['format']}, this version reads {FORMAT}")
     schema, name = SETTINGS[content["method"]], f"{path}: settings"
     content["settings"] = dict(check_content(content["settings"], name, schema, error=error, extra="allow"))
+    if (how := content["settings"].get("quantization")) is not None:
+        check_content(how, f"{name}.quantization", QuantizationFields, error=error, extra="forbid")
     return content
 
 

@@ -1,4 +1,4 @@
-"""The ranges of what tokens are chosen by: one table for generation_config.json and for requests of every kind."""
+"""The ranges of sampling settings: one table for generation_config.json and for requests of every kind."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from oarlock.errors import OarlockError, StoppedWithOthers, report
 from oarlock.parallel.shared_memory import PAGE, Area, Memory, fence
+from oarlock.processes import started_at
 
 SLICE_S = 0.5  # a waiting rank looks after the others this often
 _WATCH_S = 1.0  # and so does the watchdog, whatever the main thread does
@@ -57,19 +58,6 @@ class Member(NamedTuple):
     started: int
     memory: Memory
     board: Area
-
-
-def started_at(pid: int) -> int | None:
-    """When a process began (clock ticks since boot), which tells it from a later one of the same number.
-
-    None when it is gone or a zombie that nobody collected yet.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZXx" else int(fields[19])
 
 
 def open_board(memory: Memory) -> Area:

@@ -1,4 +1,4 @@
-"""Rank 0's part of the start: it lets the others in, takes their memory, and hands everyone that of all."""
+"""Rank 0's part of the start: it admits the other ranks, takes their memory, and passes all of it to every rank."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from oarlock.errors import EnvironmentProblem, OarlockError, StoppedWithOthers
-from oarlock.parallel.failures import started_at
 from oarlock.parallel.launch_channel import (
     CHALLENGE,
     GO,
@@ -26,6 +25,7 @@ from oarlock.parallel.launch_channel import (
 )
 from oarlock.parallel.meeting_point import MeetingPoint, shares_processes, why_not
 from oarlock.parallel.shared_memory import Memory
+from oarlock.processes import started_at
 
 PROVE_S = 5.0  # for a connection to prove that it is a member's
 LOOK_S = 1.0

@@ -1,4 +1,4 @@
-"""The start of a run: rank 0 takes every rank's memory, by descriptor, and hands each of them all the others'."""
+"""The start of a run: rank 0 takes a descriptor of every rank's memory, and passes all of them to every rank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import time
 
 from oarlock.errors import EnvironmentProblem, OarlockError, StoppedWithOthers
-from oarlock.parallel.failures import started_at
 from oarlock.parallel.first_rank import LOOK_S, PROVE_S, FirstRank, Handed, Open, died, itself
 from oarlock.parallel.launch_channel import (
     CHALLENGE,
@@ -23,6 +22,7 @@ from oarlock.parallel.launch_channel import (
 )
 from oarlock.parallel.meeting_point import MeetingPoint
 from oarlock.parallel.shared_memory import Memory
+from oarlock.processes import started_at
 
 _TELL_S = 5.0  # for rank 0 to say that the time is up, before the others do
 
@@ -100,6 +100,9 @@ def _take_all(channel: Channel, own: Memory, rank: int, world_size: int) -> list
         if frame.kind == STOP:
             raise StoppedWithOthers("another rank says why the run can't start")
         assert descriptor is not None
+        if frame.world_size != world_size:  # its rank may be none of this launch
+            os.close(descriptor)
+            raise EnvironmentProblem(f"rank 0 says that the launch has {frame.world_size} ranks; it has {world_size}")
         memory = Memory.received(descriptor)
         if frame.rank in found or _file(memory) in files:
             os.close(descriptor)

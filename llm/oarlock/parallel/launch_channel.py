@@ -35,7 +35,7 @@ class Ended(OarlockError):
 
 
 class Frame(NamedTuple):
-    """What a message says. Fields that a kind does not need are 0."""
+    """The content of a message. Fields that a kind does not need are 0."""
 
     kind: int
     rank: int = 0
@@ -80,11 +80,11 @@ class Channel:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
     def fileno(self) -> int:
-        """For selectors."""
+        """The socket's descriptor, for selectors."""
         return self.socket.fileno()
 
     def close(self) -> None:
-        """End it; the other side sees Ended."""
+        """Close the connection; the other side gets Ended."""
         self.socket.close()
 
     def send(self, frame: Frame, descriptor: int | None = None) -> None:

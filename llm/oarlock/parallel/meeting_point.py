@@ -13,11 +13,11 @@ import json
 import os
 import socket
 import stat
-import struct
 import time
 from hashlib import blake2b
 
 from oarlock.errors import EnvironmentProblem, StoppedWithOthers
+from oarlock.processes import peer_of
 
 SECRET_FILE = "OARLOCK_LAUNCH_SECRET_FILE"
 _FACTS = ("PADDLE_MASTER", "MASTER_ADDR", "MASTER_PORT", "PADDLE_TRAINER_ENDPOINTS", "PADDLE_TRAINERS_NUM")
@@ -25,7 +25,6 @@ _SECRET_BYTES = (16, 4096)  # of a secret file, at least and at most
 _BACKLOG = 128
 _POLL_S = 0.01
 _TAKEN_S = 10.0  # for an earlier rank 0 to leave the place
-_UCRED = struct.Struct("iII")
 
 
 class MeetingPoint:
@@ -90,7 +89,7 @@ class MeetingPoint:
         raise EnvironmentProblem("rank 0 did not come to the run's start in time")
 
     def close(self) -> None:
-        """Let go of what was inherited; those who meet again do so at the address."""
+        """Close the inherited sockets. Ranks that meet again do so at the address."""
         for connection in (self.inherited or {}).values():
             connection.close()
         self.inherited = None
@@ -106,13 +105,13 @@ _forked: MeetingPoint | None = None
 
 
 def inherit(point: MeetingPoint) -> None:
-    """In a forked rank: this is where it meets the others."""
+    """In a forked rank: set the place where it meets the others."""
     global _forked
     _forked = point
 
 
 def connected_pairs(num_ranks: int) -> list[tuple[socket.socket, socket.socket]]:
-    """For a launcher that forks: rank 0's and the other's end, of the ranks 1, 2, ..."""
+    """Pairs of connected sockets for a launcher that forks: rank 0's end and the other's, for ranks 1, 2, ..."""
     return [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(1, num_ranks)]
 
 
@@ -156,8 +155,8 @@ def _secret() -> bytes:
 
 
 def why_not(connection: socket.socket) -> str | None:
-    """Who is at the other end of a connection, where it can't be a rank of this launch; None where it may be."""
-    pid, user, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    """Why the other end of a connection can't be a rank of this launch; None if it may be one."""
+    pid, user = peer_of(connection)
     if user != os.geteuid():
         return f"a process of user {user}"
     if not shares_processes(pid):

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import socket
-import struct
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from oarlock.errors import ConfigError, OarlockError
 from oarlock.formats.json_file import parse_json
+from oarlock.processes import peer_of
 
 _OTHER_USER = {"error": "this server takes orders only from its own user"}
 Action = Callable[[str], Mapping[str, Any]]
@@ -64,7 +64,7 @@ class AdminServer:
         try:
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(_SECONDS)
-                is_known, line = peer_user(connection) in (0, os.geteuid()), _read_line(connection)
+                is_known, line = peer_of(connection).user in (0, os.geteuid()), _read_line(connection)
                 answer = self.answer(line) if is_known else _OTHER_USER
                 connection.sendall(json.dumps(answer).encode() + b"\n")
         finally:
@@ -82,13 +82,6 @@ class AdminServer:
         except Exception as error:  # whatever it is, the server goes on
             traceback.print_exc()
             return {"error": f"{type(error).__name__}: {error}"}
-
-
-def peer_user(connection: socket.socket) -> int:
-    """The user of the process at the other end of a Unix socket."""
-    size = struct.calcsize("3i")
-    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return int(user)
 
 
 def _read_line(connection: socket.socket) -> bytes:

@@ -1,4 +1,4 @@
-"""`oarlock admin`: an order to a running server. Light."""
+"""`oarlock admin`: sends an order to a running server. Imports little."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user of a running server may have it do: tell its state, load models anew, read its keys again."""
+"""The orders of `oarlock admin`: tell the state, load models again, unload them, read the keys again."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from oarlock.data.marked_text import MarkedText
 from oarlock.data.templates import ChatTemplate, choose_template
 from oarlock.data.tokenizers import encode_marked, load_tokenizer
 from oarlock.environment import say_once, set_paddlenlp_log_level
-from oarlock.errors import DataError
+from oarlock.errors import DataError, ModelError
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.configs import read_config
 from oarlock.models.generation_config import (
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from oarlock.serve.decoder import Decoder
 
 _CONTEXT = ("max_position_embeddings", "max_sequence_length", "n_positions", "seq_length")
+_LEAST_CONTEXT = 8  # tokens; what the decoders are tried with at their start has seven
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,17 @@ def open_served(model: str | Path, adapters: Mapping[str, Path], parse_special_t
     set_paddlenlp_log_level("error")
     folder = local_folder(str(model), with_weights=True)
     config = read_config(folder)
+    context = _context(config)
+    if context < _LEAST_CONTEXT:
+        raise ModelError(
+            f"{folder / 'config.json'}: {context} token(s) at a time are too few for a question and its answer"
+        )
     tokenizer = load_tokenizer(str(folder))
     generation = generation_content(folder)
     found = read_adapters(adapters, folder, config)
     dtype = _dtype(config)
     built = build_model(ModelSource(folder, config, from_weights=True), dtype=dtype)
     built.eval()
-    context = _context(config)
     return Served(
         name=folder.resolve().name,
         decoder=choose_decoder(built, found, context),

@@ -1,4 +1,4 @@
-"""What a server and its children say: lines of the server's own output, without which it goes on."""
+"""The output of a server and its child processes, line by line. The server goes on when it can't be written."""
 
 from __future__ import annotations
 

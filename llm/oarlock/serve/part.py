@@ -30,33 +30,34 @@ class Part:
         self._began = self._up_since = 0.0
 
     def start(self) -> None:
-        """For the first time, or again."""
+        """Start the process, for the first time or again."""
         self.is_up, self._due = False, None
         self._began = time.monotonic()
         self.process = self._start()
 
     @property
     def runs(self) -> bool:
-        """Whether there is a process now."""
+        """Whether the process runs now."""
         return self.process is not None and self.process.poll() is None
 
     @property
     def waits(self) -> bool:
-        """Whether it is to be started again, later."""
+        """Whether the process has ended and will be started again."""
         return self._due is not None
 
     @property
     def seconds(self) -> float:
-        """Since it was started last."""
+        """Seconds since the last start."""
         return time.monotonic() - self._began
 
     def note_up(self) -> None:
-        """It answers."""
+        """Note that the process answers."""
         if not self.is_up:
             self.is_up, self._up_since = True, time.monotonic()
 
     def note_end(self) -> float:
-        """It has ended. Gives the seconds before its next start: twice the last, but after a healthy minute."""
+        """Note that the process has ended. Gives the seconds before its next start: twice the last pause, or the first
+        one after a healthy minute."""
         now = time.monotonic()
         if self.is_up and now - self._up_since >= HEALTHY_SECONDS:
             self._pause = FIRST_PAUSE
@@ -65,7 +66,7 @@ class Part:
         return pause
 
     def start_again_if_due(self) -> bool:
-        """Whether it was."""
+        """Start the process again if its pause is over. Gives whether it did."""
         if self._due is None or time.monotonic() < self._due:
             return False
         self.restarts += 1
@@ -73,14 +74,14 @@ class Part:
         return True
 
     def how_it_ended(self) -> str:
-        """In words."""
+        """How the process ended, in words."""
         code = self.process.poll() if self.process else None
         if code is None:
             return "ended by this server"
         return f"signal {-code}" if code < 0 else f"code {code}"
 
     def kill(self) -> None:
-        """At once; waits until it is gone."""
+        """Kill the process and wait until it is gone."""
         if self.process is not None:
             if self.process.poll() is None:
                 self.process.kill()

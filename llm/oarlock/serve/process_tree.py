@@ -1,4 +1,4 @@
-"""The children of `oarlock serve`: in which order they begin and end, and that they are started again."""
+"""The child processes of `oarlock serve`: starts and ends them in order, and starts again what ends by itself."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ProcessTree:
         listening: Listening,
         served: ServedTree,
     ) -> None:
-        """Of parts that are to be started."""
+        """A tree of parts that are not started yet."""
         self._installation = installation
         self._triton_options, self._options, self._listening, self._served = triton, options, listening, served
         self._front_options = front
@@ -63,7 +63,7 @@ class ProcessTree:
         return {name: part.restarts for name, part in parts.items()} | {"model": self._model_restarts}
 
     def start(self, stopped: list[int]) -> None:
-        """Until all of it answers; or a signal came.
+        """Start all parts, and wait until they answer or a signal comes.
 
         Raises:
             OarlockError: when it does not, the first time.
@@ -80,7 +80,7 @@ class ProcessTree:
         self._has_started = True
 
     def check(self) -> None:
-        """Start again what has ended by itself; call it often."""
+        """Start again what has ended by itself. To be called often."""
         self._check_models()
         for part in (self._triton, self._front, self._guardian):
             if part.runs:
@@ -98,21 +98,21 @@ class ProcessTree:
 
     @property
     def seconds(self) -> float:
-        """Since Triton was started last."""
+        """Seconds since Triton was started last."""
         return self._triton.seconds
 
     @property
     def is_up(self) -> bool:
-        """Whether all of it answers."""
+        """Whether all parts answer."""
         return self._triton.is_up and self._front.is_up
 
     def replace_keys(self, keys: Sequence[str]) -> None:
-        """From now on these."""
+        """Use other keys from now on."""
         self._front_options = dataclasses.replace(self._front_options, keys=tuple(keys))
         self._tell_front({"keys": list(keys)})
 
     def load(self, model: str) -> None:
-        """Load a model anew, while the one that is there answers.
+        """Load a model again, while the old one answers.
 
         Raises:
             ModelError: when that fails; the old one stays.
@@ -142,7 +142,7 @@ class ProcessTree:
             self._watch_new_models(before, model)
 
     def drain(self, stopped: list[int]) -> int:
-        """Have both finish what is open, the front first, since it asks Triton. Gives the exit code."""
+        """Have the front and then Triton finish the open requests. Gives the exit code."""
         say(f"stopping; requests in flight have {self._options.drain_seconds:g} s (once more: at once)")
         deadline = time.monotonic() + self._options.drain_seconds
         self._listening.close()
@@ -157,7 +157,7 @@ class ProcessTree:
         return 1 if left else 0
 
     def end(self) -> None:
-        """What is left of them."""
+        """End all parts that still run."""
         for part in (self._front, self._triton):
             part.kill()
         self.control.close()
@@ -183,7 +183,7 @@ class ProcessTree:
         self._echo.append(follow(process, name, self._is_known))
 
     def _is_known(self) -> bool:
-        """Whether what Triton says was said already: why the model does not load, several times."""
+        """Whether Triton's output is left out now: it repeats why a model does not load."""
         is_first = not self._has_started and not self._options.verbose
         return is_first and bool(noted_failure(self._triton_options.run))
 
@@ -208,7 +208,7 @@ class ProcessTree:
             guard(self._guardian.process, session)
 
     def _clear_up_after(self, part: Part) -> None:
-        """Before it is started again: its models may wait for it for ever, and its shared memory stays."""
+        """End the models of a Triton that is gone (they may wait for ever), and remove its shared memory."""
         assert part.process is not None
         if part is self._triton:
             clear_up({part.process.pid}, self._triton_options.memory_prefix, ())
@@ -263,12 +263,12 @@ class ProcessTree:
         return model_processes(self._triton.process.pid, paths)
 
     def _watch_new_models(self, before: Mapping[int, str], model: str) -> None:
-        """Of a model that was changed: its processes from before end when their requests are answered."""
+        """Follow a model that was changed: its old processes end when their requests are answered."""
         found = self._model_processes()
         self._models = {pid: name for pid, name in found.items() if name != model or pid not in before}
 
     def _check_models(self) -> None:
-        """Triton goes on without a model's process, and answers its requests with errors."""
+        """Look for models whose process has ended: Triton does not notice, and answers with errors."""
         if not self._triton.is_up or not self._loading.acquire(blocking=False):
             return
         try:
@@ -302,7 +302,7 @@ class ProcessTree:
                 self._triton.kill()
 
     def _is_quiet(self) -> bool:
-        """Whether nothing is being answered, since a second: Triton stays as long as a client keeps a connection."""
+        """Whether no request has been open for a second. (Triton stays as long as a client keeps a connection.)"""
         now = time.monotonic()
         if num_busy(self._triton_options.run):
             self._quiet_since = now

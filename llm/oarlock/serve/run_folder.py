@@ -1,4 +1,4 @@
-"""The folder of a running server: its sockets and what its processes tell each other. Light."""
+"""The folder of a running server: its sockets, and what its processes tell each other. Imports little."""
 
 from __future__ import annotations
 

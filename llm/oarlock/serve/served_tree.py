@@ -1,4 +1,4 @@
-"""The repository that Triton is shown: the code of this installation, the data of the repository that is served.
+"""The repository that Triton reads: the code of this installation, and the data of the repository that is served.
 
     RUN/models/NAME/config.pbtxt            this installation's, with what the served one may say
     RUN/models/NAME/1/model.py, lib/        this installation's

@@ -9,21 +9,23 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-_SESSION_FIELD, _START_FIELD = 3, 19  # of /proc/PID/stat, after the name: state, parent, group, session, ...
+from oarlock.processes import process_fields, started_at
+
+_SESSION_FIELD = 3  # of /proc/PID/stat, after the name: state, parent, group, session
 _LOOK_SECONDS = 0.2
 
 
 def session_processes(sessions: set[int]) -> Iterator[int]:
     """Those that run; a dead one that its parent has not looked at yet does not."""
     for folder in Path("/proc").glob("[0-9]*"):
-        words = _state(int(folder.name))
+        words = process_fields(int(folder.name))
         if words and int(words[_SESSION_FIELD]) in sessions:
             yield int(folder.name)
 
 
 def is_alive(process: int) -> bool:
     """Whether it runs."""
-    return bool(_state(process))
+    return bool(process_fields(process))
 
 
 def model_processes(triton: int, models: Mapping[str, Path]) -> dict[int, str]:
@@ -50,11 +52,11 @@ def end_left(processes: Iterable[int], seconds: float) -> int:
     Where one was killed in the middle of a request, Triton (24.10) waits for its answer for ever, and never ends the
     others. Gives how many were killed.
     """
-    begun = {process: _start_of(process) for process in processes if is_alive(process)}
+    begun = {process: start for process in processes if (start := started_at(process)) is not None}
     deadline = time.monotonic() + seconds
     while True:
         # The number may be another process's by now, the moment of its start is not.
-        left = [process for process, start in begun.items() if start and _start_of(process) == start]
+        left = [process for process, start in begun.items() if started_at(process) == start]
         if not left or time.monotonic() >= deadline:
             break
         time.sleep(_LOOK_SECONDS)
@@ -62,16 +64,3 @@ def end_left(processes: Iterable[int], seconds: float) -> int:
         with contextlib.suppress(OSError):
             os.kill(process, signal.SIGKILL)
     return len(left)
-
-
-def _start_of(process: int) -> str:
-    words = _state(process)
-    return words[_START_FIELD] if words else ""
-
-
-def _state(process: int) -> list[str]:
-    with contextlib.suppress(OSError):
-        words = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        if words and words[0] not in "ZX":
-            return words
-    return []

@@ -1,4 +1,4 @@
-"""What Triton says when it does not answer."""
+"""The error of a request that Triton does not answer."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from oarlock.errors import EnvironmentProblem
 from oarlock.formats.json_file import parse_json
+from oarlock.processes import started_at
 
 LARGEST = 4096  # bytes of a lock file
 
@@ -45,7 +46,7 @@ class Holder:
         """The process that asks, at a time of the file system's clock."""
         pid, when = os.getpid(), _iso(now)
         return cls(
-            pid, socket.gethostname(), when, when, boot(), namespace(), process_start(pid) or 0, secrets.token_hex(8)
+            pid, socket.gethostname(), when, when, boot(), namespace(), started_at(pid) or 0, secrets.token_hex(8)
         )
 
     @classmethod
@@ -53,7 +54,7 @@ class Holder:
         """Inverse of text(); None for anything else."""
         try:
             holder = parse_json(text, "lock file", cls, error=EnvironmentProblem, limit=LARGEST, extra="forbid")
-            _seconds(holder.started), _seconds(holder.heartbeat)
+            _ = holder.last_beat, holder.in_words  # its times are some
         except (EnvironmentProblem, ValueError, OverflowError):
             return None
         return holder
@@ -86,7 +87,7 @@ class Holder:
         """Whether the process of this machine is there; None where its number means nothing here (a container)."""
         if self.namespace != namespace():
             return None
-        return process_start(self.pid) == self.process_start and self.pid != os.getpid()
+        return started_at(self.pid) == self.process_start and self.pid != os.getpid()
 
 
 def _iso(seconds: float) -> str:
@@ -95,16 +96,6 @@ def _iso(seconds: float) -> str:
 
 def _seconds(iso: str) -> float:
     return datetime.fromisoformat(iso).timestamp()
-
-
-def process_start(pid: int) -> int | None:
-    """When a process began (see Holder), None where there is none of this number."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        fields = text.rpartition(")")[2].split()  # the name before it may hold anything
-        return None if fields[0] in "ZX" else int(fields[19])
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def boot() -> str:

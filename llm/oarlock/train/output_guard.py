@@ -1,4 +1,4 @@
-"""What may happen to output_dir while a run goes on (removed, emptied, replaced, read-only, full), a sentence each."""
+"""Errors for what may happen to output_dir during a run: it is removed, emptied, replaced, read-only or full."""
 
 from __future__ import annotations
 

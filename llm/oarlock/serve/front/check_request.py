@@ -14,6 +14,7 @@ import numpy as np
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from oarlock.serve.front.model_forms import InputForm, ModelForm, RequestLimits
+from oarlock.serve.front.refusal import shown
 from oarlock.serve.json_form import in_form_words, read_form
 from oarlock.serve.requests import RequestRefused
 from oarlock.serve.triton_fields import read_fields
@@ -60,10 +61,10 @@ def check_infer_request(request: ModelInferRequest, limits: RequestLimits) -> No
     """
     form = limits.models.get(request.model_name)
     if form is None:
-        raise UnknownModel(f"Request for unknown model: {_shown(request.model_name)} is not found")
+        raise UnknownModel(f"Request for unknown model: {shown(request.model_name)} is not found")
     version, name = request.model_version, request.id
     if version and not (version.isascii() and version.isdigit() and len(version) < 19):
-        raise RequestRefused(f"model_version {_shown(version)}: it has to be a whole number above 0")
+        raise RequestRefused(f"model_version {shown(version)}: it has to be a whole number above 0")
     if len(name) > _MAX_NAME or not name.isprintable():
         raise RequestRefused(f"id: at most {_MAX_NAME} characters that can be printed")
     _check_parameters(request.parameters, form)
@@ -99,7 +100,7 @@ def _check_parameters(parameters: Mapping[str, Any], form: ModelForm) -> None:
             # A model of somebody else's may have its own; Triton keeps names with this beginning to itself.
             if form.reading == "other" and not name.startswith(("triton_", "oarlock_")) and name.isprintable():
                 continue
-            raise RequestRefused(f"there is no parameter {_shown(name)} (there are: {', '.join(_PARAMETERS)})")
+            raise RequestRefused(f"there is no parameter {shown(name)} (there are: {', '.join(_PARAMETERS)})")
         if chosen not in kinds:
             wanted = " or ".join(kind.removesuffix("_param") for kind in kinds)
             raise RequestRefused(f"parameter {name}: it has to be {wanted}")
@@ -118,14 +119,14 @@ def _check_outputs(outputs: Sequence[Any], form: ModelForm) -> None:
     for output in outputs:
         if output.name not in form.outputs:
             known = ", ".join(form.outputs)
-            raise RequestRefused(f"there is no output {_shown(output.name)} (there are: {known})")
+            raise RequestRefused(f"there is no output {shown(output.name)} (there are: {known})")
         if output.name in names:
             raise RequestRefused(f"output {output.name!r} is asked for twice")
         names.add(output.name)
         allowed = {"classification"} if form.reading == "other" else set()
         for name in output.parameters:
             if name not in allowed:
-                raise RequestRefused(f"output {output.name!r}: parameter {_shown(name)} can't be given here")
+                raise RequestRefused(f"output {output.name!r}: parameter {shown(name)} can't be given here")
 
 
 def _tensors(request: ModelInferRequest, form: ModelForm, max_body: int) -> dict[str, np.ndarray]:
@@ -141,14 +142,14 @@ def _tensors(request: ModelInferRequest, form: ModelForm, max_body: int) -> dict
         wanted = form.inputs.get(tensor.name)
         if wanted is None:
             known = ", ".join(form.inputs)
-            raise RequestRefused(f"there is no input {_shown(tensor.name)} (there are: {known})")
+            raise RequestRefused(f"there is no input {shown(tensor.name)} (there are: {known})")
         if tensor.name in found:
             raise RequestRefused(f"input {tensor.name!r} is given twice")
         for name in tensor.parameters:
-            raise RequestRefused(f"input {tensor.name!r}: parameter {_shown(name)} can't be given here")
+            raise RequestRefused(f"input {tensor.name!r}: parameter {shown(name)} can't be given here")
         if tensor.datatype != wanted.datatype:
             raise RequestRefused(
-                f"{tensor.name}: data-type {_shown(tensor.datatype)}, model {form.name!r} expects {wanted.datatype!r}"
+                f"{tensor.name}: data-type {shown(tensor.datatype)}, model {form.name!r} expects {wanted.datatype!r}"
             )
         shape = _shape(tensor.name, tensor.shape, wanted, form, max_body)
         if raw:
@@ -171,9 +172,9 @@ def _shape(name: str, given: Sequence[int], wanted: InputForm, form: ModelForm, 
         0 <= size <= most_elements and most in (-1, size) for size, most in zip(shape, dims, strict=True)
     )
     if not fits or (form.max_batch_size and not 1 <= shape[0] <= form.max_batch_size):
-        shown = str(list(shape)) if len(given) <= _MAX_RANK else f"of {len(given)} dimensions"
+        what = str(list(shape)) if len(given) <= _MAX_RANK else f"of {len(given)} dimensions"
         told = ", ".join("n" if size < 0 else str(size) for size in dims)
-        raise RequestRefused(f"{name}: shape {shown}, it has to be [{told}]")
+        raise RequestRefused(f"{name}: shape {what}, it has to be [{told}]")
     return shape
 
 
@@ -231,8 +232,3 @@ def _as_array(texts: list[bytes], shape: tuple[int, ...]) -> np.ndarray:
     made = np.empty(len(texts), object)
     made[:] = texts
     return made.reshape(shape)
-
-
-def _shown(text: str) -> str:
-    """Of a client's own: anything at all."""
-    return repr(text if len(text) <= 80 else text[:80] + "...")

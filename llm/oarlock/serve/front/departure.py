@@ -1,4 +1,4 @@
-"""What is done for a client ends when the client goes away."""
+"""Ends the work for a client that has disconnected."""
 
 from __future__ import annotations
 

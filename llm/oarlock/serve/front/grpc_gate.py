@@ -1,4 +1,4 @@
-"""The connections of gRPC's clients: each goes on to the server behind, over a Unix socket, frame by frame.
+"""Accepts the connections of gRPC's clients, and passes each on to the gRPC server over a Unix socket, frame by frame.
 
 See http2_frames.py for why gRPC's own server does not stand here. Connections are counted and, where asked for,
 encrypted here too.
@@ -26,7 +26,7 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class GateOptions:
-    """What connections have to keep to.
+    """The limits of connections.
 
     Attributes:
         path: Unix socket of the server behind.
@@ -45,14 +45,14 @@ class GrpcGate:
     """Accepts connections; everything here belongs to one event loop."""
 
     def __init__(self, options: GateOptions, connections: Admission, handshakes: Admission) -> None:
-        """With what counts the connections, and those that are not encrypted yet."""
+        """A gate that counts its connections, and those that are not encrypted yet."""
         self.options, self.connections, self._handshakes = options, connections, handshakes
         self._servers: list[asyncio.Server] = []
         self.clients: set[ClientSide] = set()
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
-        """Accept on listening sockets."""
+        """Accept connections on listening sockets."""
         loop = asyncio.get_running_loop()
 
         def client() -> asyncio.Protocol:
@@ -66,12 +66,12 @@ class GrpcGate:
         self._watch = asyncio.create_task(self._cut_the_slow())
 
     def close(self) -> None:
-        """Accept nothing more; connections go on."""
+        """Accept no more connections; those that are open go on."""
         for server in self._servers:
             server.close()
 
     async def end(self) -> None:
-        """All connections."""
+        """End all connections."""
         self.close()
         if self._watch is not None:
             self._watch.cancel()
@@ -89,7 +89,7 @@ class GrpcGate:
 
 
 class _Side(asyncio.Protocol):
-    """One end of a connection through the gate; what comes here goes out at the other."""
+    """One end of a connection through the gate; what comes in here goes out at the other end."""
 
     def __init__(self) -> None:
         self.transport: Any = None
@@ -100,26 +100,26 @@ class _Side(asyncio.Protocol):
         self.transport = transport
 
     def pause_writing(self) -> None:
-        """It takes less than comes: the other end waits."""
+        """This end takes less than comes: the other one has to wait."""
         if self.other is not None and self.other.transport is not None:
             self.other.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """It goes on."""
+        """This end takes data again."""
         if self.other is not None and self.other.transport is not None:
             self.other.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The other end has what was written to it, then ends too."""
+        """End the other side, after what was written to it is sent."""
         if self.other is not None and self.other.transport is not None:
             self.other.transport.close()
 
 
 class ClientSide(_Side):
-    """To a client."""
+    """The end towards a client."""
 
     def __init__(self, gate: GrpcGate) -> None:
-        """Of a connection that was accepted."""
+        """A connection that was accepted."""
         super().__init__()
         self._gate = gate
         self._peer = ""
@@ -164,7 +164,7 @@ class ClientSide(_Side):
             self.data_received(early)
 
     def data_received(self, data: bytes) -> None:
-        """On to the server."""
+        """Pass data on to the server."""
         if self.other is None:
             self._early += data
             return
@@ -180,7 +180,7 @@ class ClientSide(_Side):
         self._tell_taken()
 
     def from_server(self, data: bytes, ended: Sequence[int], num_answers: int) -> None:
-        """Whole frames of the server's."""
+        """Pass whole frames of the server on to the client."""
         assert self._frames is not None
         self._frames.note_answers(num_answers)
         for stream in ended:
@@ -194,7 +194,7 @@ class ClientSide(_Side):
             self.transport.write(window_update(size))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Count it no more."""
+        """Take the connection out of the count."""
         if self._peer:
             self._gate.connections.leave(self._peer)
             self._peer = ""
@@ -202,7 +202,7 @@ class ClientSide(_Side):
         super().connection_lost(exc)
 
     def look(self, now: float) -> None:
-        """End it when it is slow."""
+        """End the connection if it is too slow."""
         assert self._frames is not None
         oldest = self._frames.oldest()
         is_late = self._num_bytes < len(PREFACE) and now - self._since > _BEGIN_SECONDS
@@ -211,24 +211,24 @@ class ClientSide(_Side):
             self.end()
 
     def end(self) -> None:
-        """At once."""
+        """End the connection at once."""
         self.transport.abort()
         if self.other is not None and self.other.transport is not None:
             self.other.transport.abort()
 
 
 class ServerSide(_Side):
-    """To the server."""
+    """The end towards the server."""
 
     def __init__(self, client: ClientSide) -> None:
-        """For a client."""
+        """The server's end for one client."""
         super().__init__()
         self.other = self._client = client
         self._frames = ServerFrames()
         self.is_between_frames = False  # until the server's preface
 
     def data_received(self, data: bytes) -> None:
-        """On to the client."""
+        """Pass data on to the client."""
         passed, ended = self._frames.feed(data)
         if passed:
             self.is_between_frames = True

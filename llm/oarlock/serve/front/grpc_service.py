@@ -1,4 +1,4 @@
-"""KServe's gRPC for clients: what Triton offers to ask models, and nothing of what changes the server.
+"""KServe's gRPC for clients: the calls of Triton that ask about models or ask them, and none that changes the server.
 
 Messages go through as bytes. A request is parsed once, to be checked; each request of a stream is a call of its own to
 Triton, so that it is known when it ends.

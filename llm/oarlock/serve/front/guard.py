@@ -1,4 +1,4 @@
-"""What stands before the HTTP ports (ASGI): nothing that it refuses reaches an application.
+"""ASGI middleware in front of every HTTP application: what it refuses does not reach the application.
 
 In this order: the form of the head, the name the request is addressed to, the page that sent it, the key, what the body
 says it is, a place among the open requests, and the body itself. The applications get it in one piece.
@@ -29,7 +29,7 @@ _EXPOSED = ("Inference-Header-Content-Length", "Retry-After")
 
 @dataclass(frozen=True)
 class GuardRules:
-    """What a port lets through.
+    """The rules of a port.
 
     Attributes:
         head: of its requests.
@@ -61,7 +61,7 @@ class Guard:
             )  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer for the application, or let it."""
+        """Refuse a request, or pass it on to the application."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -119,7 +119,7 @@ class Guard:
     async def _refuse(
         self, refusal: HttpRefusal, scope: Scope, receive: Receive, send: Send, body: Body | None = None
     ) -> None:
-        """Answer; a connection on which a body was to come is closed, since its end can't be waited for."""
+        """Send a refusal. A connection on which a body was to come is closed, since its end can't be waited for."""
         is_unread = any(
             name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
             for name, value in scope["headers"]
@@ -141,7 +141,7 @@ class Guard:
 
 
 def _given(body: bytes, receive: Receive) -> Receive:
-    """`receive` of a request whose body has been read."""
+    """A `receive` for a request whose body has been read."""
     first: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def given() -> Message:

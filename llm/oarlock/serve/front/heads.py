@@ -31,7 +31,7 @@ HEADER_LENGTH = b"inference-header-content-length"  # of KServe: bytes of the JS
 
 @dataclass(frozen=True)
 class HeadRules:
-    """What a port takes.
+    """The rules for the heads of a port's requests.
 
     Attributes:
         names: that requests may be addressed to; see server_names().
@@ -65,7 +65,7 @@ class HeadRules:
         return headers
 
     def check_body_kind(self, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse a body of another form than those that are read here: pages can send such ones unasked.
+        """Refuse bodies of types that are not read here: web pages can send them without being asked.
 
         Raises:
             HttpRefusal: 415.
@@ -122,7 +122,7 @@ def server_names(host: str, allowed: Iterable[str] = ()) -> frozenset[str]:
 
 
 def is_everywhere(host: str) -> bool:
-    """Whether that means all addresses of the machine."""
+    """Whether a host means all addresses of the machine."""
     return host in _EVERYWHERE
 
 

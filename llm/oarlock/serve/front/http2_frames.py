@@ -1,4 +1,4 @@
-"""HTTP/2 of gRPC's clients, looked at as it passes: no message is longer than it may be, and who sends it is told.
+"""Reads the HTTP/2 frames of gRPC's clients as they pass: limits the length of messages, and adds the client's address.
 
 gRPC's own server takes a message in whole before it compares its length with grpc.max_receive_message_length
 (grpcio 1.67: a message of 600 MB is in memory by then). The length stands in the first five bytes of a message, so that

@@ -1,4 +1,4 @@
-"""What a request over HTTP is refused with."""
+"""The exception that refuses a request over HTTP, and how messages quote a client's values."""
 
 from __future__ import annotations
 

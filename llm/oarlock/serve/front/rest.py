@@ -1,4 +1,4 @@
-"""KServe's REST and Triton's generate extension, as clients of Triton 24.10 speak them; asked of Triton over gRPC.
+"""KServe's REST and Triton's generate extension, as in Triton 24.10. Each request becomes one of gRPC to Triton.
 
 There is no other route: what loads models, shares memory, traces or sets the log does not exist here.
 """

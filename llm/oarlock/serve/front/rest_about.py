@@ -1,4 +1,4 @@
-"""What Triton tells of itself and its models, as its REST writes it."""
+"""Triton's metadata, configurations and statistics, in the form of its REST."""
 
 from __future__ import annotations
 

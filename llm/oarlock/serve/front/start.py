@@ -1,4 +1,4 @@
-"""How the first process starts the front, and what it tells it while it runs. Light: does not import the front."""
+"""Starts the front from the first process, and sends it changes while it runs. Does not import the front."""
 
 from __future__ import annotations
 

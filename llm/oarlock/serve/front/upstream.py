@@ -1,4 +1,4 @@
-"""The way to Triton: its gRPC on a Unix socket, for asyncio. Triton may end and be started again meanwhile."""
+"""Triton's gRPC on a Unix socket, for asyncio. Triton may end and be started again meanwhile."""
 
 from __future__ import annotations
 
