@@ -24,7 +24,7 @@ from helpers import ROOT
 PAGES = [
     "README.md",
     *(f"docs/{name}.md" for name in ("data", "training", "recipes", "parallelism", "methods", "merging", "conversion")),
-    *(f"docs/{name}.md" for name in ("export", "serving")),
+    *(f"docs/{name}.md" for name in ("export", "serving", "security")),
 ]
 # The parts of a checkout that commands name; output, data and the like are the folder's own.
 CHECKOUT = ("README.md", "CHANGELOG.md", "configs", "constraints.txt", "custom_ops", "deploy", "docs", "llm", "pyproject.toml", "scripts", "setup.py")  # fmt: skip
@@ -32,6 +32,7 @@ QUICKSTART = {"PRETRAIN_STEPS": "30", "TUNING_EPOCHS": "0.3"}
 NOT_HERE = {  # beginning of a command -> why it is not run
     "bash scripts/test.sh": "this test is part of it",
     "bash scripts/parity_env.sh": "scripts/test.sh has run it",
+    "python tests/fuzz/": "tests/fuzz and tests/unit/test_manifest.py do what it does",
     "pip install": "scripts/setup.sh has done it",
     "sbatch": "there is no batch system here",
 }

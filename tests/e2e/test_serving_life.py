@@ -81,7 +81,7 @@ def test_administration(server):
     for words, said in (
         (["load", "evil"], "there is no model 'evil' here"),
         (["reload", "../oarlock"], "there is no model '../oarlock' here"),
-        (["unload", "oarlock"], "without which nothing is answered"),
+        (["unload", "oarlock"], "has the engine, which answers all requests"),
     ):
         done = server.admin(*words)
         assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
