@@ -111,7 +111,8 @@ class ModelForms:
             else:
                 found[name] = ModelForm.of(answer.config)
         self._limits = RequestLimits(found, self._limits.max_body)
-        self._until = time.monotonic() + _KNOWN_SECONDS
+        if len(found) == len(self._models):  # one that is missing may be loaded at any time, and is asked for again
+            self._until = time.monotonic() + _KNOWN_SECONDS
 
 
 def _datatype(kind: int) -> str:
