@@ -13,6 +13,7 @@ from unittest import mock
 
 from helpers import free_ports
 from oarlock.serve import triton_server
+from oarlock.serve.guardian import clear_up
 from oarlock.serve.served_tree import make_served_tree
 
 MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
@@ -56,6 +57,7 @@ def direct_triton(repository: Path, run: Path) -> Iterator[DirectTriton]:
     finally:
         process.terminate()
         process.wait(GUARD_S)
+        clear_up({process.pid}, options.memory_prefix, ())
 
 
 def _is_ready(port: int) -> bool:

@@ -319,7 +319,9 @@ def test_positions_that_a_prefix_takes_are_counted(tmp_path):
 
 
 def test_weights_in_a_format_that_a_family_is_not_read_from_say_why(tmp_path):
-    save_file({"x": np.zeros([2], np.float32)}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {"transformer.layers.1.x": np.zeros([1000], np.float32)}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
     source = ModelSource(tmp_path, family_config("glm"), from_weights=True)
     with pytest.raises(ModelError, match=r"glm has none: its converter .* is gone; give them in Paddle's format"):
         build_model(source)

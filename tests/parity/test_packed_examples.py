@@ -240,6 +240,7 @@ def test_a_model_that_would_mix_examples_is_refused_before_the_data_is_read(tmp_
         "model_type": "opt",
         "architectures": ["OPTForCausalLM"],
         "hidden_size": 8,
+        "num_attention_heads": 2,
         "max_position_embeddings": 96,
     }
     (folder / "config.json").write_text(json.dumps(content))

@@ -127,7 +127,7 @@ class Peers:
             "device": "cpu", "output_dir": self.out(run, "ours"), **BOTH, **SCHEDULES[method][0],
         }  # fmt: skip
         if method == "lora":
-            options["model_name_or_path"] = self.adapter(name)  # which says base, rank and layers
+            options["adapter_name_or_path"] = self.adapter(name)  # which says rank and layers
         return flags(**options)
 
     def _their_job(self, run: str) -> dict[str, Any]:
