@@ -51,15 +51,29 @@ class Port:
 
     def __init__(self, triton: Any, address: str) -> None:
         self.triton, self.address = triton, address
-        self.channel = grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)])
+        self.num_calls = 0
+        self.channel = self.connect()
+
+    def connect(self) -> grpc.Channel:
+        options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+        return grpc.insecure_channel(self.address, options=options)
+
+    def count(self) -> None:
+        """Before the front ends a connection that brought 1,000 messages of too great a length, use another one."""
+        self.num_calls += 1
+        if self.num_calls % 500 == 0:
+            self.channel.close()
+            self.channel = self.connect()
 
     def call(self, name: str, data: bytes) -> None:
+        self.count()
         try:
             self.channel.unary_unary(f"{SERVICE}/{name}")(data, timeout=GUARD_S)
         except grpc.RpcError as error:
             assert error.code() in DECENT, (name, error.code(), error.details())
 
     def stream(self, *messages: bytes) -> None:
+        self.count()
         try:
             for answer in self.channel.stream_stream(f"{SERVICE}/ModelStreamInfer")(iter(messages), timeout=GUARD_S):
                 assert service_pb2.ModelStreamInferResponse.FromString(answer).ByteSize()
