@@ -53,9 +53,16 @@ def rest_asker(address: str, way: str, tokens: int) -> Callable[[], None]:
         path = "/v2/models/oarlock_infer/infer"
     body = json.dumps(given).encode()
 
-    def ask() -> None:
+    def send() -> http.client.HTTPResponse:
         connection.request("POST", path, body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
+        return connection.getresponse()
+
+    def ask() -> None:
+        try:
+            answer = send()
+        except ConnectionError:  # the front ended it while other ways were asked: it was idle for 5 seconds
+            connection.close()
+            answer = send()
         content = answer.read()
         if answer.status != 200:
             raise SystemExit(content.decode())
