@@ -196,3 +196,19 @@ def test_what_passes_has_the_bytes_that_its_shape_says(request):
         else:
             values = np.frombuffer(raw, KINDS[tensor.datatype])
             assert values.size == count and np.isfinite(values).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[{"role": "user", "content": "x", "content": "y"}]', "messages:1: field"),
+        ('[{"role": "user", "content": "x", "name": ' + "[" * 70 + "]" * 70 + "}]", "64 levels|name|deep"),
+    ],
+)
+def test_json_inside_a_text_is_read_strictly(text, words):
+    content = text.encode()
+    request = service_pb2.ModelInferRequest(model_name="oarlock_infer")
+    request.inputs.add(name="messages", datatype="BYTES", shape=[1])
+    request.raw_input_contents.append(len(content).to_bytes(4, "little") + content)
+    with pytest.raises(RequestRefused, match=words):
+        check_infer_request(request, LIMITS)

@@ -83,7 +83,7 @@ def test_a_message_that_stops_in_the_middle_ends_its_connection(tmp_path, monkey
                         pass
             writer.close()
             other.close()
-            await stub.ModelInfer(question())
+            assert (await stub.ModelInfer(question())).model_name
 
     run(work())
 
@@ -99,7 +99,7 @@ def test_a_flood_of_pings_ends_its_connection(tmp_path):
                 while await reader.read(1 << 16):
                     pass
             writer.close()
-            await stub.ModelInfer(question())
+            assert (await stub.ModelInfer(question())).model_name
 
     run(work())
 

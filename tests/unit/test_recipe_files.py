@@ -152,7 +152,7 @@ def test_thousands_of_problems_end_early(tmp_path):
 )
 def test_long_values_are_read_in_one_go(tmp_path, text):
     """Each took the square of its length, or more."""
-    load(tmp_path, text, FinetuneConfig)
+    assert load(tmp_path, text, FinetuneConfig).config
 
 
 def test_aliases_merges_dates_and_marks_that_are_right(tmp_path):

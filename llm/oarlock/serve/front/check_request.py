@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
+from oarlock.formats.json_file import parse_json
 from oarlock.serve.front.model_forms import InputForm, ModelForm, RequestLimits
 from oarlock.serve.front.refusal import shown
 from oarlock.serve.json_form import in_form_words, read_form
@@ -20,6 +21,7 @@ from oarlock.serve.requests import RequestRefused
 from oarlock.serve.triton_fields import read_fields
 
 _MAX_NAME, _MAX_PARAMETERS, _MAX_RANK = 256, 16, 8
+_DEEPEST = 64  # levels of JSON inside a text
 # Of a request, which Triton or its clients give a meaning; and the types of their values.
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "triton_enable_empty_final_response": ("bool_param",),
@@ -72,14 +74,23 @@ def check_infer_request(request: ModelInferRequest, limits: RequestLimits) -> No
     tensors = _tensors(request, form, limits.max_body)
     if form.reading == "form":
         _check_form(tensors["IN"][0], limits.max_body)
+        _check_json("IN", tensors, limits.max_body)
     elif form.reading == "fields":
         _check_fields(tensors, limits.max_body)
+        for field in ("messages", "tools"):
+            _check_json(field, tensors, limits.max_body)
 
 
 def _check_fields(tensors: Mapping[str, np.ndarray], max_body: int) -> None:
     asked = read_fields(tensors, max_body)
     asked.prompt.check()
     asked.sampling.check()
+
+
+def _check_json(name: str, tensors: Mapping[str, np.ndarray], max_body: int) -> None:
+    """Refuse what json.loads takes in silence: doubled fields, NaN, and more levels than a request has elsewhere."""
+    if name in tensors:
+        parse_json(tensors[name][0], name, error=RequestRefused, limit=max_body, depth=_DEEPEST)
 
 
 def _check_form(text: bytes, max_body: int) -> None:
