@@ -18,6 +18,7 @@ from unittest import mock
 
 from harness import Harness
 
+from forged_store import ForgedStore
 from oarlock.errors import OarlockError
 from oarlock.parallel import launch_channel, nodes
 from oarlock.parallel.failures import BOARD_BYTES, Member, open_board
@@ -101,20 +102,6 @@ def _meet(rank: int, content: bytes, victim: Path) -> None:
         gather(point, _own(), rank, 2, time.monotonic() + 0.05, lambda handed: None)
 
 
-def _store(content: bytes) -> object:
-    class Store:
-        def add(self, key, number):
-            return 1
-
-        def set(self, key, value):
-            pass
-
-        def get(self, key):
-            return content
-
-    return Store()
-
-
 def _shared(content: bytes) -> None:
     value = nodes._parse(1, content.decode(errors="replace") if content[-1:] < b"\x80" else content)
     for read in (lambda: nodes._key(1, value), lambda: nodes._pair(1, value), lambda: nodes._flags([value])):
@@ -153,7 +140,7 @@ def _target(data: bytes, folder: Path) -> None:
         elif way in (1, 2):
             _meet(way - 1, content, victim)
         elif way == 3:
-            join(_store(content), 1, 2, 0.1)
+            join(ForgedStore(content), 1, 2, 0.1)
         elif way == 4:
             _shared(content)
         else:

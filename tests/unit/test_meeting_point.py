@@ -7,26 +7,15 @@ import os
 
 import pytest
 
+from forged_store import ForgedStore
 from oarlock.errors import EnvironmentProblem, OarlockError
 from oarlock.parallel import meeting_point
 from oarlock.parallel.rendezvous import join
 from oarlock.processes import started_at
 
-# Forged stores (what a rank once read from Paddle's store chose the file that it wrote into).
 
-
-def store_of(card: object):
-    class Store:
-        def add(self, key, number):
-            return 1
-
-        def set(self, key, value):
-            pass
-
-        def get(self, key):
-            return card if isinstance(card, str) else json.dumps(card)
-
-    return Store()
+def store_of(card: object) -> ForgedStore:
+    return ForgedStore(card if isinstance(card, str) else json.dumps(card))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
