@@ -14,14 +14,14 @@ from paddlenlp.transformers import LlamaConfig, Qwen2Config
 from paddlenlp.transformers.llama.modeling import LlamaLMHead
 from paddlenlp.transformers.qwen2.modeling import Qwen2LMHead
 
-from oarlock.environment import rank
-from oarlock.models.layout import shared_between_stages
+from oarlock.environment.ranks import rank
 from oarlock.ops import install, library
 from oarlock.ops.install import hold_scores
 from oarlock.ops.step import HeldScores
-from oarlock.parallel.sync import share
+from oarlock.parallel.object_collectives import share
 from oarlock.train.loss import TokenCrossEntropy
 from oarlock.train.seeds import reseed_tracker, seed_step
+from oarlock.weights.layout import shared_between_stages
 
 NAMES = ("global_seed", "local_seed", "model_parallel_rng")
 

@@ -92,7 +92,7 @@ def tampered(self, step):
         parameter.set_value(parameter + 0.001)
     original(self, step)
 rehearsal_rank._Recorder._compare = tampered
-from oarlock.cli import main
+from oarlock.cli.main import main
 main(sys.argv[2:])
 """
     script = tmp_path / "tampered.py"

@@ -1,6 +1,7 @@
 """Which ranks share a machine, and sharing small values before there are groups.
 
-Ranks of one machine share them through memory that they have handed each other (see oarlock.parallel.rendezvous). Those
+Ranks of one machine share them through memory that they have handed each other (see oarlock.cpu_ranks.rendezvous).
+Those
 of several machines, who train on GPUs, share them through Paddle's store as well, which believes everyone who can reach
 its port: what comes from there is counted and compared, and chooses no file.
 """
@@ -18,14 +19,14 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from oarlock.environment import local_world_size, rank, world_size
+from oarlock.cpu_ranks.failure_detector import MAX_SHARED_BYTES, CommunicationError
+from oarlock.environment.ranks import local_world_size, rank, world_size
 from oarlock.errors import StoppedWithOthers
 from oarlock.formats.json_file import parse_json
-from oarlock.parallel.failures import MAX_SHARED_BYTES, CommunicationError
-from oarlock.parallel.sync import share
+from oarlock.parallel.object_collectives import share
 
 if TYPE_CHECKING:
-    from oarlock.parallel.rendezvous import Ranks
+    from oarlock.cpu_ranks.rendezvous import Ranks
 
 T = TypeVar("T")
 _POLL_S = 0.02
@@ -112,7 +113,7 @@ def share_early(value: Any) -> list[Any]:
 
 def _here() -> range:
     """The ranks of this machine that meet in memory: those of one launcher, on a CPU all."""
-    from oarlock.parallel.cpu_group import current_run
+    from oarlock.cpu_ranks.process_group import current_run
 
     if current_run():
         return range(world_size())
@@ -125,9 +126,9 @@ def _here() -> range:
 
 @functools.cache
 def _run_here() -> Ranks | None:
-    from oarlock.parallel.cpu_group import current_run
-    from oarlock.parallel.meeting_point import meeting_point
-    from oarlock.parallel.rendezvous import join
+    from oarlock.cpu_ranks.meeting_point import meeting_point
+    from oarlock.cpu_ranks.process_group import current_run
+    from oarlock.cpu_ranks.rendezvous import join
 
     here = _here()
     if current_run() or len(here) == 1:
