@@ -18,7 +18,7 @@ from oarlock.environment.ranks import rank
 from oarlock.ops import install, library
 from oarlock.ops.install import hold_scores
 from oarlock.ops.step import HeldScores
-from oarlock.parallel.object_collectives import share
+from oarlock.parallel.object_collectives import all_gather_objects
 from oarlock.train.loss import TokenCrossEntropy
 from oarlock.train.seeds import reseed_tracker, seed_step
 from oarlock.weights.layout import shared_between_stages
@@ -40,7 +40,7 @@ def tracker() -> None:
     assert set(get_rng_state_tracker().states_) == set(NAMES)
     first, second = ({name: draw(name) for name in ("", *NAMES)} for _ in range(2))
     assert all(first[name] != second[name] for name in first)
-    theirs = share(first)
+    theirs = all_gather_objects(first)
     assert theirs[0][""] == theirs[1][""] and theirs[0]["global_seed"] == theirs[1]["global_seed"]
     assert theirs[0]["local_seed"] != theirs[1]["local_seed"]
 
@@ -85,7 +85,7 @@ def reseeded_tracker() -> None:
     assert numbers() == first
     for other in ({"step": 6}, {"seed": 2}, {"data_rank": 1}, {"pipeline_rank": 1}):
         assert not any(value == first[name] for name, value in numbers(**other).items()), other
-    theirs = share(first)
+    theirs = all_gather_objects(first)
     assert theirs[0]["global_seed"] == theirs[1]["global_seed"]
     assert theirs[0]["local_seed"] != theirs[1]["local_seed"]
     assert len({str(value) for value in first.values()}) == len(NAMES)

@@ -62,7 +62,7 @@ class Ranks(Run):
             )
         return self.members[rank].memory.map(offset, nbytes)
 
-    def share(self, text: str) -> list[str]:
+    def all_gather_objects(self, text: str) -> list[str]:
         """Every rank's text, in rank order; waits as long as it takes, and stops where another rank fails."""
         content, name = text.encode(), f"shared {next(self._shared)}"
         if not 0 < len(content) <= MAX_SHARED_BYTES:

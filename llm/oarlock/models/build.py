@@ -25,7 +25,7 @@ from oarlock.models.memory_check import check_before, check_parameters
 from oarlock.ops import library
 from oarlock.ops.norms import check_norms
 from oarlock.parallel.nodes import once_per_node
-from oarlock.parallel.object_collectives import together
+from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import sequence_length
 from oarlock.peft.adapter_folder import read_adapter
 from oarlock.peft.method import Method, fill_trained, initial_values
@@ -217,13 +217,13 @@ def build_model(
         nonlocal found
         found = model_class(source.config, pipeline)
 
-    together(find_class)
+    run_on_all_ranks(find_class)
     once_per_node(lambda: check_before(source.config, source.folder, source.from_weights, dtype))
     with without_values():
         model = construct(found, source.config, dtype)
         adapt_inputs(model)
         if method is not None:
-            together(lambda: method.attach(model))
+            run_on_all_ranks(lambda: method.attach(model))
     check_parameters(model, source.folder, held_beside)
     of_base = partial(_open_source, source, allow_pickle, seed)
     if method is None:
@@ -235,7 +235,7 @@ def build_model(
             if adapter
             else initial_values(method, seed)
         )
-        together(lambda: fill_trained(model, values))
+        run_on_all_ranks(lambda: fill_trained(model, values))
     return model
 
 

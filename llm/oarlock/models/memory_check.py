@@ -14,7 +14,7 @@ from oarlock.environment.ranks import world_size
 from oarlock.errors import ModelError
 from oarlock.model_config.size_check import check_stored, least_parameters, table_bytes
 from oarlock.parallel.nodes import this_node
-from oarlock.parallel.object_collectives import together
+from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.weights.buffers import array_type
 from oarlock.weights.copy_into_params import type_name
 from oarlock.weights.layout import holdings
@@ -77,9 +77,9 @@ def check_parameters(model: nn.Layer, folder: Path, held_beside: int) -> None:
     needed += held_beside * sum(math.prod(tensor.shape) for tensor in tensors if not tensor.stop_gradient)
     node, of = this_node(), ""
     if not paddle.device.get_device().startswith("gpu") and len(node.ranks) > 1:
-        needed, of = sum(node.share(needed)), f" on the {len(node.ranks)} ranks of this machine"
+        needed, of = sum(node.all_gather_objects(needed)), f" on the {len(node.ranks)} ranks of this machine"
     what = f"{folder}: the model{', with what training holds beside it,' if held_beside else ''}{of}"
-    together(lambda: check_fits(needed, what, room()))
+    run_on_all_ranks(lambda: check_fits(needed, what, room()))
 
 
 def _bytes(tensor: paddle.Tensor) -> int:

@@ -23,7 +23,7 @@ from oarlock.cpu_ranks.failure_detector import MAX_SHARED_BYTES, CommunicationEr
 from oarlock.environment.ranks import local_world_size, rank, world_size
 from oarlock.errors import StoppedWithOthers
 from oarlock.formats.json_file import parse_json
-from oarlock.parallel.object_collectives import share
+from oarlock.parallel.object_collectives import all_gather_objects
 
 if TYPE_CHECKING:
     from oarlock.cpu_ranks.rendezvous import Ranks
@@ -51,7 +51,7 @@ class Node:
         """Whether this rank is the one that reads."""
         return rank() == self.ranks[0]
 
-    def share(self, value: Any) -> list[Any]:
+    def all_gather_objects(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order (small Python objects)."""
         if len(self.ranks) == 1:
             return [value]
@@ -67,7 +67,7 @@ def this_node() -> Node:
     """The node of this rank; every rank has to call it at the same time."""
     if world_size() <= 1:
         return Node((rank(),))
-    nodes = ranks_by_node(share(node_key()))
+    nodes = ranks_by_node(all_gather_objects(node_key()))
     found = Node(tuple(range(world_size())))
     if len(nodes) == 1:
         return found
@@ -103,7 +103,7 @@ def share_early(value: Any) -> list[Any]:
     if world_size() <= 1:
         return [value]
     text, here, run = json.dumps(value), _here(), _run_here()
-    texts: list[str | bytes] = list(run.share(text)) if run else [text]
+    texts: list[str | bytes] = list(run.all_gather_objects(text)) if run else [text]
     if len(here) < world_size():
         everywhere = _share_through_store(text)
         everywhere[here.start : here.stop] = texts

@@ -17,7 +17,7 @@ def barrier() -> None:
         paddle.distributed.barrier()
 
 
-def share(value: Any) -> list[Any]:
+def all_gather_objects(value: Any) -> list[Any]:
     """Every rank's value, in rank order (small Python objects)."""
     if world_size() <= 1:
         return [value]
@@ -28,7 +28,7 @@ def share(value: Any) -> list[Any]:
     return values
 
 
-def together(action: Callable[[], None], first_rank_only: bool = False) -> None:
+def run_on_all_ranks(action: Callable[[], None], first_rank_only: bool = False) -> None:
     """Run an action on every rank (or on rank 0), then make sure that it worked everywhere.
 
     Raises:
@@ -40,7 +40,7 @@ def together(action: Callable[[], None], first_rank_only: bool = False) -> None:
             action()
         except Exception as raised:
             error = raised
-    failures = [i for i, failed in enumerate(share(error is not None)) if failed]
+    failures = [i for i, failed in enumerate(all_gather_objects(error is not None)) if failed]
     if not failures:
         return
     if error is not None and rank() == failures[0]:

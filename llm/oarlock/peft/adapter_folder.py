@@ -20,7 +20,7 @@ import numpy as np
 
 from oarlock.errors import ModelError
 from oarlock.files import ADAPTER_FILE, complete_files, write_json
-from oarlock.parallel.object_collectives import share, together
+from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
 from oarlock.versions import package_versions
 from oarlock.weights.buffers import all_finite
 from oarlock.weights.safetensors_file import SafetensorsFile, TensorSource, main_dtype, write_safetensors
@@ -89,8 +89,8 @@ def _ends(file: SafetensorsFile, name: str) -> bytes:
 def shared_base(name: str, folder: Path) -> Base:
     """The same on every rank, read by one."""
     found: list[Base] = []
-    together(lambda: found.append(Base.of(name, folder)), first_rank_only=True)
-    return share(found[0] if found else None)[0]
+    run_on_all_ranks(lambda: found.append(Base.of(name, folder)), first_rank_only=True)
+    return all_gather_objects(found[0] if found else None)[0]
 
 
 @dataclass(frozen=True)

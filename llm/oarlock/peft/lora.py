@@ -14,7 +14,7 @@ from paddlenlp.peft import LoRAConfig, LoRAModel
 
 from oarlock.errors import ConfigError, ModelError
 from oarlock.parallel.family_rules import FAMILIES
-from oarlock.parallel.object_collectives import share
+from oarlock.parallel.object_collectives import all_gather_objects
 from oarlock.peft.qlora import quantize_base
 from oarlock.peft.quantization import Quantization
 from oarlock.weights.layout import Block, holdings
@@ -96,7 +96,7 @@ class LoRA:
         targets = self.targets or FAMILIES[family].lora_targets
         found = {path.rsplit(".", 1)[-1] for path, layer in model.named_sublayers() if _is_linear(layer)}
         if isinstance(model, PipelineLayer):  # a stage may lack what another has
-            found = set().union(*share(found))
+            found = set().union(*all_gather_objects(found))
         unknown = [target for target in self.targets if target not in found]
         if unknown:
             raise ConfigError(

@@ -37,7 +37,7 @@ from oarlock.models.build import (
     check_weights,
     find_model,
 )
-from oarlock.parallel.object_collectives import together
+from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.train.checkpoint.resume import find_resume_point
 from oarlock.train.evaluation.generation import generate_answers
 from oarlock.train.evaluation.prompts import Asking, FixedPrompts, one_after_another, show
@@ -78,7 +78,7 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     prefixes = [corpus.prefix for corpus in corpora]
     check_corpus_tokenizers(prefixes, tokenizer, tokenizer_name, config.data.allow_other_tokenizer)
     check_vocabulary(source, largest_known_id(corpora) + 1, f"the corpus {inputs[0][1]}")
-    together(lambda: check_token_ids(corpora, source.config.vocab_size), first_rank_only=True)
+    run_on_all_ranks(lambda: check_token_ids(corpora, source.config.vocab_size), first_rank_only=True)
     for corpus in corpora:
         _tell_of_ends(corpus, tokenizer)
     weights = [weight for weight, _ in inputs]
@@ -143,9 +143,9 @@ def _tell_of_ends(corpus: Corpus, tokenizer: Any) -> None:
     """Say where documents run into each other: a model learns from their end tokens where texts end."""
     if tokenizer.eos_token_id is None:
         return
-    share = ends_with(corpus.documents, tokenizer.eos_token_id)
-    if share < 1:
-        ends = f"only {share:.1%} of the documents end" if share else "no document ends"
+    fraction = ends_with(corpus.documents, tokenizer.eos_token_id)
+    if fraction < 1:
+        ends = f"only {fraction:.1%} of the documents end" if fraction else "no document ends"
         logger.info(
             f"{corpus.prefix}: {ends} with the tokenizer's end token ({tokenizer.eos_token}), from which a model "
             "learns where a text ends. `oarlock data pretrain` puts it there (in other programs: --append-eod or "

@@ -20,7 +20,7 @@ from oarlock.errors import EnvironmentProblem, ModelError, StoppedWithOthers, fa
 from oarlock.models.build import num_parameters
 from oarlock.models.place import place_model
 from oarlock.ops import install as fused_ops
-from oarlock.parallel.object_collectives import together
+from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan
 from oarlock.parallel.plan_rules import refuse, slicing_problems
 from oarlock.parallel.training_args import training_arguments, visualdl_dir
@@ -142,7 +142,7 @@ def connect(run: Run, source: ModelSource, seq_length: int) -> None:
     if run.plan.world_size > 1:
         logger.info(f"plan: {run.plan.describe()}")
     run.args = training_arguments(run.config, run.plan)
-    together(lambda: _check_writable(Path(run.config.checkpoint.output_dir)))
+    run_on_all_ranks(lambda: _check_writable(Path(run.config.checkpoint.output_dir)))
     place_model(source, run.plan, rank())
 
 
@@ -299,7 +299,7 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
         return False
     if config.checkpoint.load_best_model_at_end:
         trainer.load_best()
-    together(lambda: check_output(output_dir), first_rank_only=True)
+    run_on_all_ranks(lambda: check_output(output_dir), first_rank_only=True)
     try:
         save_final_model(trainer, output_dir)
     except ModelError as error:

@@ -24,7 +24,7 @@ from oarlock.environment.console import progress_bar
 from oarlock.environment.paddle_import import import_paddle
 from oarlock.errors import ModelError
 from oarlock.parallel.nodes import Node, this_node
-from oarlock.parallel.object_collectives import together
+from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.weights.buffers import all_finite, array_type, row_ranges
 from oarlock.weights.copy_into_params import Target, block_rows, to_tensor, type_name
 from oarlock.weights.layout import Block, Holding, holdings
@@ -72,7 +72,7 @@ def load_distributed(
     """
     node = this_node()
     mine = _requests(holding for holding in holdings(model) if wanted(holding))
-    requests = node.share([request for request, _ in mine])
+    requests = node.all_gather_objects([request for request, _ in mine])
     with ExitStack() as stack:
         source: WeightSource | None = None
         names: list[str] = []
@@ -83,15 +83,15 @@ def load_distributed(
                 source = stack.enter_context(closing(open_source()))
                 names = check_source(source, [request for of_rank in requests for request in of_rank])
 
-        together(prepare)
-        names = node.share(names)[0]
+        run_on_all_ranks(prepare)
+        names = node.all_gather_objects(names)[0]
         error = _Transfer(node, mine, requests, names, source).run()
 
         def finish() -> None:
             if error is not None:
                 raise error
 
-        together(finish)
+        run_on_all_ranks(finish)
 
 
 def check_source(source: WeightSource, requests: list[Request]) -> list[str]:
@@ -163,7 +163,7 @@ class _Transfer:
                     unasked += self._deliver(request, ranks, whole, pool)
                 if len(self.node.ranks) == 1 or unasked >= STATUS_BYTES or i == len(self.names) - 1:
                     unasked = 0
-                    if any(self.node.share(self._error is not None)):
+                    if any(self.node.all_gather_objects(self._error is not None)):
                         break
                 bar.update()
         return self._error

@@ -59,20 +59,20 @@ _DISPATCH = """
 import ctypes, json, os, sys
 from pathlib import Path
 from types import SimpleNamespace
-from oarlock import products
+from oarlock.environment import matmul_library
 matmul_library.processor = lambda: sys.argv[1] if len(sys.argv) > 1 else MAKER
-from oarlock.environment import import_paddle
+from oarlock.environment.paddle_import import import_paddle
 import_paddle(2)
 import paddle
-from oarlock.ops import layers, library
+from oarlock.ops import decoder_layer, library
 
 def asked():
-    return products._gemm.oarlock_num_products() if products._gemm else 0
+    return matmul_library._gemm.oarlock_num_products() if matmul_library._gemm else 0
 
 found, x = {}, paddle.ones([16, 16])
 before = asked(); paddle.matmul(x, x); found["2-D"] = asked() - before
 before = asked(); paddle.matmul(paddle.ones([4, 8, 8]), paddle.ones([4, 8, 8])); found["batched"] = asked() - before
-before = asked(); layers.fused_layer_start(x, x[0], x, x, x, 1e-6); found["fused"] = asked() - before
+before = asked(); decoder_layer.fused_layer_start(x, x[0], x, x, x, 1e-6); found["fused"] = asked() - before
 maps = Path("/proc/self/maps").read_text()
 found |= {"in use": matmul_library.in_use(), "in memory": "oarlock_gemm.so" in maps}
 print(json.dumps(found))
@@ -96,8 +96,8 @@ def test_who_multiplies(maker, environment, expected):
 
 _VALUES = """
 import numpy as np
-from oarlock import products
-from oarlock.environment import import_paddle
+from oarlock.environment import matmul_library
+from oarlock.environment.paddle_import import import_paddle
 import_paddle(2)
 import paddle
 from op_checks import normal
@@ -133,7 +133,7 @@ def test_products_are_right_and_the_same_every_time(threads):
 def test_after_a_product_of_paddles_it_is_said_which_it_is():
     """A program that imported and used paddle before Oarlock: Paddle's own products stay MKL's."""
     code = (
-        "import paddle; paddle.matmul(paddle.ones([2, 2]), paddle.ones([2, 2])); from oarlock import products; "
+        "import paddle; paddle.matmul(paddle.ones([2, 2]), paddle.ones([2, 2])); from oarlock.environment import matmul_library; "
         "assert matmul_library.use('onednn') == ''; print(matmul_library.in_use())"
     )
     assert run(code).strip() == "mkl"

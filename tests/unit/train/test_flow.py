@@ -14,7 +14,7 @@ from helpers import ROOT
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.data.corpus.sampler import EvaluationBatchSampler
 from oarlock.errors import DataError, StoppedWithOthers, exit_with
-from oarlock.parallel.object_collectives import share, together
+from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
 from oarlock.train.intervals import Due, what_is_due
 
 
@@ -83,10 +83,10 @@ def test_quickstart_report(tmp_path):
 
 
 def test_one_process_shares_with_itself():
-    assert share("x") == ["x"]
-    together(lambda: None)
+    assert all_gather_objects("x") == ["x"]
+    run_on_all_ranks(lambda: None)
     with pytest.raises(DataError, match="mine"):
-        together(lambda: (_ for _ in ()).throw(DataError("mine")))
+        run_on_all_ranks(lambda: (_ for _ in ()).throw(DataError("mine")))
 
 
 @pytest.mark.parametrize(

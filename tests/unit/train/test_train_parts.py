@@ -162,7 +162,7 @@ def test_training_uses_the_threads(tmp_path):
 
     from helpers import LLM
 
-    code = "from oarlock.environment import import_paddle; print(import_paddle(2)); import os; print(os.environ['OMP_NUM_THREADS'])"
+    code = "from oarlock.environment.paddle_import import import_paddle; print(import_paddle(2)); import os; print(os.environ['OMP_NUM_THREADS'])"
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"PYTHONPATH": str(LLM)}
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120, check=True

@@ -13,7 +13,7 @@ import paddle.distributed as dist
 from oarlock.environment.ranks import is_first_rank, rank
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
-from oarlock.parallel.object_collectives import share, together
+from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
 from oarlock.peft.adapter_folder import save_adapter
 from oarlock.train.checkpoint.local_shards import Local
 from oarlock.weights.layout import Block
@@ -41,7 +41,7 @@ def save_final_model(trainer: OarlockTrainer, folder: Path) -> None:
     }
     holders: dict[str, list[tuple[int, Piece]]] = {}
     dtypes: dict[str, str] = {}
-    for source, pieces in enumerate(share(described)):
+    for source, pieces in enumerate(all_gather_objects(described)):
         for name, (dtype, piece) in pieces.items():
             holders.setdefault(name, []).append((source, piece))
             dtypes[name] = dtype
@@ -78,7 +78,7 @@ def save_final_model(trainer: OarlockTrainer, folder: Path) -> None:
             if name in mine:
                 dist.send(mine[name].data.contiguous(), dst=0)
 
-    together(write if is_first_rank() else send)
+    run_on_all_ranks(write if is_first_rank() else send)
 
 
 def merge_adapter(folder: Path, base: Path, allow_pickle: bool) -> None:
@@ -88,7 +88,7 @@ def merge_adapter(folder: Path, base: Path, allow_pickle: bool) -> None:
         ModelError: as oarlock.merge.merge says.
     """
     options = MergeOptions(allow_pickle=allow_pickle, replace=True)
-    together(lambda: _merge(folder, base, options), first_rank_only=True)
+    run_on_all_ranks(lambda: _merge(folder, base, options), first_rank_only=True)
 
 
 def _merge(folder: Path, base: Path, options: MergeOptions) -> None:

@@ -17,7 +17,7 @@ from oarlock.config.load import flatten
 from oarlock.config.options import option_specs
 from oarlock.environment.console import get_logger
 from oarlock.errors import CheckpointError, OutputLost, StoppedWithOthers
-from oarlock.parallel.object_collectives import share, together
+from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
 from oarlock.train.checkpoint.manifest import Manifest, list_checkpoints, newest_whole, read_manifest, verify
 from oarlock.train.checkpoint.writer import PendingSave, delete_folder
 from oarlock.train.output.folder_guard import check_output, last_good_state, reason
@@ -53,15 +53,15 @@ def find_resume_point(config: Config, data_fingerprint: str, base: Base | None =
         return None
     checkpoint = config.checkpoint
     output_dir = Path(checkpoint.output_dir)
-    together(lambda: _remove_leftovers(output_dir), first_rank_only=True)
+    run_on_all_ranks(lambda: _remove_leftovers(output_dir), first_rank_only=True)
     if checkpoint.overwrite_output_dir:
-        together(lambda: _clear_run(output_dir), first_rank_only=True)
+        run_on_all_ranks(lambda: _clear_run(output_dir), first_rank_only=True)
         return None
     chosen: list[ResumePoint | None] = []
-    together(lambda: chosen.append(_choose(config, data_fingerprint, base)), first_rank_only=True)
+    run_on_all_ranks(lambda: chosen.append(_choose(config, data_fingerprint, base)), first_rank_only=True)
     point = chosen[0] if chosen else None
-    told = share((point.manifest.step, point.manifest.sha256) if point else None)[0]
-    together(lambda: chosen.extend([] if chosen else [_of_first_rank(config, told)]))
+    told = all_gather_objects((point.manifest.step, point.manifest.sha256) if point else None)[0]
+    run_on_all_ranks(lambda: chosen.extend([] if chosen else [_of_first_rank(config, told)]))
     return chosen[0]
 
 
@@ -187,11 +187,11 @@ def save(trainer: OarlockTrainer, manifest: Manifest, in_background: bool = Fals
             parts.append(pending[0].write())
 
     with _explained(final):
-        together(prepare, first_rank_only=True)
-        together(begin)
+        run_on_all_ranks(prepare, first_rank_only=True)
+        run_on_all_ranks(begin)
         if not in_background:
-            everyones = share(parts[0])
-            together(lambda: pending[0].commit(everyones), first_rank_only=True)
+            everyones = all_gather_objects(parts[0])
+            run_on_all_ranks(lambda: pending[0].commit(everyones), first_rank_only=True)
     return pending[0]
 
 
@@ -202,7 +202,7 @@ def finish(pending: PendingSave) -> None:
         CheckpointError: as save() does.
     """
     with _explained(pending.final):
-        together(pending.wait)
+        run_on_all_ranks(pending.wait)
 
 
 @contextlib.contextmanager

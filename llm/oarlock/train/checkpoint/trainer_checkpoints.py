@@ -17,7 +17,7 @@ from oarlock.environment.console import get_logger
 from oarlock.environment.ranks import is_first_rank
 from oarlock.errors import CheckpointError, OutputLost, StoppedWithOthers, report
 from oarlock.files import write_json
-from oarlock.parallel.object_collectives import together
+from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.peft.adapter_folder import ADAPTER_FILE, describe_adapter
 from oarlock.train.checkpoint import resume as checkpoints
 from oarlock.train.checkpoint.local_shards import Held, load_states, load_weights, reload_weights
@@ -161,7 +161,7 @@ class CheckpointingTrainer(FeedingTrainer):
             verify(folder)
 
         try:
-            together(check, first_rank_only=True)
+            run_on_all_ranks(check, first_rank_only=True)
         except CheckpointError as error:
             raise CheckpointError(
                 f"--load_best_model_at_end: {best.describe()}, but {error}. To have the last weights as the final "

@@ -13,7 +13,7 @@ from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 from oarlock.data.corpus.blend import ConcatenatedDataset
 from oarlock.data.examples.labels import IGNORE_INDEX
 from oarlock.environment.console import get_logger
-from oarlock.parallel.object_collectives import share
+from oarlock.parallel.object_collectives import all_gather_objects
 from oarlock.train.loss import trained_tokens
 from oarlock.train.pipeline_step import pipeline_loss_sum
 
@@ -127,7 +127,7 @@ def _word(name: str) -> str:
 def judge(trainer: OarlockTrainer, metrics: dict[str, float]) -> None:
     """Is this evaluation the best so far (then it may have to be saved), and is it time to stop?"""
     step, best, control = trainer.state.global_step, trainer.best, trainer.control
-    value = share(metrics[best.metric])[0]  # rank 0's: a last bit that differs must not part the ranks
+    value = all_gather_objects(metrics[best.metric])[0]  # rank 0's: a last bit that differs must not part the ranks
     if best.see(value, step, Path(trainer.args.output_dir) / f"checkpoint-{step}") and best.keep:
         control.should_save = True
     if best.exhausted and step < trainer.state.max_steps:
