@@ -77,7 +77,7 @@ class Epoch:
         from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
         from oarlock.data.corpus.order import SampleOrder
-        from oarlock.families.packing import attend_in_blocks
+        from oarlock.models.packing import attend_in_blocks
 
         paddle.seed(0)
         self.model = LlamaForCausalLM(LlamaConfig(**LLAMA))
@@ -92,7 +92,7 @@ class Epoch:
         """Of the trained tokens."""
         import paddle
 
-        from oarlock.families.packing import with_attention
+        from oarlock.models.packing import with_attention
         from oarlock.train.loss import TokenCrossEntropy, trained_tokens
 
         criterion, tokens, started = TokenCrossEntropy(), 0, time.perf_counter()

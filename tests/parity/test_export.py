@@ -24,7 +24,7 @@ from oarlock.export.export import export
 from oarlock.export.manifest import changed_files, read_manifest
 from oarlock.export.request import Request, check_options, check_source
 from oarlock.export.static_graph import write_graph
-from oarlock.model_config.hf_fields import WORDS
+from oarlock.families.registry import HF_CONFIGS
 from oarlock.model_config.load import read_config
 from oarlock.models.build import ModelSource, build_model, model_class
 from oarlock.models.layer_offload import empty_model
@@ -72,7 +72,7 @@ def test_a_merged_model_is_exported_and_passes_the_check(tiny_model, lora, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("family", WORDS)
+@pytest.mark.parametrize("family", HF_CONFIGS)
 def test_the_checker_knows_the_weights_of_every_family(family, tiny_tokenizer, tmp_path):
     folder = tmp_path / "model"
     tied = {"tie_word_embeddings": True} if family in ("qwen2", "opt") else {}

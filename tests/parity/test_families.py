@@ -13,11 +13,11 @@ from safetensors.numpy import save_file
 
 from families import FAMILIES as TINY
 from families import family_config, family_model
-from oarlock.config import schema, sections
+from oarlock.config import schema
 from oarlock.errors import ConfigError, ModelError
+from oarlock.families.registry import FAMILIES
 from oarlock.models.build import ModelSource, build_model, check_lengths, find_model, model_class
 from oarlock.models.generate import generate_ids
-from oarlock.parallel.family_rules import FAMILIES
 from oarlock.peft.lora import LoRA
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
@@ -26,7 +26,7 @@ from oarlock.weights.layout import holdings
 from oarlock.weights.sources import hugging_face_names
 
 NAMES = list(TINY)
-WITH_PREFIX = [name for name in NAMES if FAMILIES[name].past]
+WITH_PREFIX = [name for name in NAMES if FAMILIES[name].kv_axes]
 TOKENIZER = SimpleNamespace(eos_token_id=511, pad_token_id=0, bos_token_id=0)
 TEXT = [[9, 30, 41, 100, 7, 88, 33, 12], [400, 5, 17, 23, 310, 6, 44, 219]]
 ROWS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47], [3, 300, 12, 14]]
@@ -83,7 +83,7 @@ def all_have_gradients(model, ids=TEXT) -> None:
 
 
 def test_the_registry_knows_the_families_of_the_options():
-    assert set(sections.FAMILIES) == set(FAMILIES) == set(NAMES)
+    assert set(FAMILIES) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,9 +92,9 @@ def test_the_registry_tells_the_truth(name):
 
     family, config = FAMILIES[name], family_config(name)
     found = model_class(config)
-    assert found.__name__ == family.model
-    assert hasattr(paddlenlp.transformers, f"{family.model}Pipe") is family.pipeline
-    assert readable_from_hugging_face(found, with_method(name)) is family.hugging_face
+    assert found.__name__ == family.architecture
+    assert hasattr(paddlenlp.transformers, f"{family.architecture}Pipe") is family.pipeline
+    assert readable_from_hugging_face(found, with_method(name)) is family.hf_weights
     assert all(not getattr(family, way) and not reason.endswith(".") for way, reason in family.why_not.items())
 
 
@@ -209,7 +209,7 @@ def remembered(model, name: str, ids: list[list[int]]) -> np.ndarray:
     past = outputs[1]
     if isinstance(past, tuple) and len(past) == 1:
         past = past[0]
-    axes = FAMILIES[name].past
+    axes = FAMILIES[name].kv_axes
     order = [axes.index(axis) for axis in ("batch", "token", "head")] + [3]
     keys, values = ([pair[i].transpose(order)[0].numpy() for pair in past] for i in (0, 1))
     return np.stack([*keys, *values], axis=1)
@@ -298,7 +298,7 @@ def test_a_family_that_does_not_run_says_so(tmp_path):
 
 
 def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(tmp_path):
-    content = TINY["glm"] | {"model_type": "glm", "architectures": [FAMILIES["glm"].model]}
+    content = TINY["glm"] | {"model_type": "glm", "architectures": [FAMILIES["glm"].architecture]}
     PTuning(3).check("glm")
     for family in WITH_PREFIX:
         Prefix(3).check(family)
@@ -308,7 +308,7 @@ def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(t
 
 
 def test_positions_that_a_prefix_takes_are_counted(tmp_path):
-    content = TINY["opt"] | {"model_type": "opt", "architectures": [FAMILIES["opt"].model]}
+    content = TINY["opt"] | {"model_type": "opt", "architectures": [FAMILIES["opt"].architecture]}
     (tmp_path / "model.safetensors").write_bytes(b"nothing that could be read")
     words = ("--prefix_tuning", "--num_prefix_tokens", "100", "--src_length", "100", "--tgt_length", "100")
     with pytest.raises(ConfigError, match=r"after the prefix asks for sequences of 300 tokens, .* made for 256"):

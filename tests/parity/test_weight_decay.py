@@ -14,9 +14,10 @@ import pytest
 from families import FAMILIES, family_config
 from helpers import flags, ordinary
 from oarlock.config import FinetuneConfig, LoadedConfig, load_config
-from oarlock.model_config.hf_config import WORDS, to_hugging_face
+from oarlock.families.registry import FAMILIES as REGISTRY
+from oarlock.families.registry import HF_CONFIGS
+from oarlock.model_config.hf_config import to_hugging_face
 from oarlock.models.build import ModelSource, build_model, model_class, num_parameters
-from oarlock.parallel.family_rules import FAMILIES as REGISTRY
 from oarlock.peft.lora import LoRA
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
@@ -31,7 +32,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in F
     "gemma untied": ("gemma", {"tie_word_embeddings": False}),
     "opt untied": ("opt", {"tie_word_embeddings": False}),
 }
-THEIRS = [name for name, (family, _) in CHANGES.items() if family in WORDS]
+THEIRS = [name for name, (family, _) in CHANGES.items() if family in HF_CONFIGS]
 METHODS: dict[str, Any] = {"lora": LoRA(2, 4.0), "prefix": Prefix(3), "p_tuning": PTuning(3, "lstm")}
 
 
@@ -108,7 +109,7 @@ def test_as_many_parameters_as_transformers_trains(name, theirs):
     assert num_parameters(model)[1] == sum(theirs[name]["sizes"].values())
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in WORDS])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in HF_CONFIGS])
 def test_families_that_transformers_has_not(name, tmp_path):
     """Matrices and tables decay; norms and biases, all that have one axis, do not."""
     found = Trained(name, tmp_path, fused_ops="false")
@@ -117,7 +118,7 @@ def test_families_that_transformers_has_not(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [(n, m) for n in ("llama", "opt", "bloom", "gptj") for m in METHODS if m != "prefix" or REGISTRY[n].past],
+    [(n, m) for n in ("llama", "opt", "bloom", "gptj") for m in METHODS if m != "prefix" or REGISTRY[n].kv_axes],
 )
 def test_adapters_decay_but_for_their_biases(name, method, tmp_path):
     """As PEFT's under transformers' Trainer."""

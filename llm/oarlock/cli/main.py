@@ -234,7 +234,7 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 
 def _families(arguments: argparse.Namespace) -> int:
-    from oarlock.parallel.family_rules import families_table
+    from oarlock.families.registry import families_table
 
     print(families_table())
     return 0

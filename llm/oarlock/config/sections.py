@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oarlock.config.options import at_least, between, degree, more_than, option
-
-FAMILIES = ("llama", "qwen2", "mistral", "gemma", "opt", "bloom", "chatglm", "chatglm_v2", "glm", "gptj")
+from oarlock.families.registry import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class ModelSection:
     tokenizer_name_or_path: str | None = option(None)
     """The tokenizer, where it is not the model's own."""
 
-    model_type: str | None = option(None, choices=FAMILIES)
+    model_type: str | None = option(None, choices=tuple(FAMILIES))
     """The family; checked against the model's config.json, needed only where that names none."""
 
     allow_pickle_weights: bool = option(False, may_change=True)

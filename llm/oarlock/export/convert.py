@@ -17,10 +17,11 @@ from oarlock.errors import ModelError
 from oarlock.export.convert_tensors import InTurn, converted_tensors, plain_config
 from oarlock.export.manifest import write_manifest
 from oarlock.export.tokenizer_files import write_companions
+from oarlock.families.registry import find_hf_config
 from oarlock.files import is_vacant, write_json
 from oarlock.merge.verify import TOLERANCES
 from oarlock.model_config.family_detection import family_of
-from oarlock.model_config.hf_config import to_hugging_face, words_of
+from oarlock.model_config.hf_config import to_hugging_face
 from oarlock.model_config.load import config_content, config_writer, layout_of, read_config
 from oarlock.models.build import model_class
 from oarlock.models.layer_offload import empty_model, stream_logits
@@ -117,7 +118,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     options = options or ConvertOptions()
     if not is_vacant(output):
         raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
-    words_of(family_of(config_content(source), str(source / "config.json")))
+    find_hf_config(family_of(config_content(source), str(source / "config.json")))
     layout = _layout(source, options.allow_pickle)
     config = read_config(source)
     with on_cpu(), whole_folder(output, _WHAT, [source]) as folder:

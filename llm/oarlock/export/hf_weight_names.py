@@ -9,11 +9,11 @@ from typing import Any
 
 from oarlock.environment.paddle_import import on_cpu
 from oarlock.export.convert_tensors import plain_config, shapes_of
+from oarlock.families.model_sizes import ModelSizes
 from oarlock.model_config.load import config_of
 from oarlock.model_config.size_check import check_stored, least_parameters
 from oarlock.models.build import model_class
 from oarlock.models.memory_check import check_tables
-from oarlock.parallel.family_rules import ModelSizes
 from oarlock.weights.sources import hugging_face_names
 
 # Checked on their own (a server may know more), or without a say in names and shapes.
@@ -52,7 +52,7 @@ def compare_names(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...
     with on_cpu():
         check_tables(ours, "config.json")
         elements = sum(math.prod(shape) for shape in stored.values())
-        if ModelSizes.of(ours).num_layers > len(stored) or least_parameters(ours) > 4 * elements:
+        if ModelSizes.from_config(ours).num_layers > len(stored) or least_parameters(ours) > 4 * elements:
             check_stored(ours, stored, "config.json")  # it is not about single tensors then
         own = shapes_of(ours)
     missing, shapes, used = [], [], set()

@@ -18,12 +18,12 @@ from oarlock.errors import ModelError
 from oarlock.export.convert_tensors import names_there, parts_of, plain_config
 from oarlock.export.manifest import write_manifest
 from oarlock.export.tokenizer_files import write_tokenizer
+from oarlock.families.registry import find_hf_config
 from oarlock.files import is_vacant, read_json_object, write_json
 from oarlock.hub.model_names import local_folder
 from oarlock.merge.deltas import Change, changes_of
 from oarlock.merge.inputs import Weighted
 from oarlock.merge.verify import TOLERANCES
-from oarlock.model_config.hf_config import words_of
 from oarlock.model_config.load import read_config
 from oarlock.models.build import model_class
 from oarlock.peft.adapter_base import find_base
@@ -81,7 +81,7 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
     name = base or found.base.name
     folder = local_folder(base, False) if base else find_base(found, "Name it: --base BASE", with_weights=False)
     config = read_config(folder)
-    words_of(config.model_type)
+    find_hf_config(config.model_type)
     tensors = list(_tensors(found, config))
     targets = tuple(sorted({tensor.name.split(".")[-3] for tensor in tensors}))
     with whole_folder(output, "the adapter", [adapter]) as partial_folder:

@@ -12,10 +12,9 @@ from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.checks.findings import read_object
 from oarlock.export.servers import SERVED_NAME, SERVERS, check_architecture
+from oarlock.families.registry import FAMILIES, find_hf_config
 from oarlock.files import is_vacant
 from oarlock.model_config.family_detection import family_of
-from oarlock.model_config.hf_config import words_of
-from oarlock.parallel.family_rules import FAMILIES
 from oarlock.weights.save import MAX_SHARD_BYTES
 
 _CONVERTED = tuple(SERVERS)
@@ -119,9 +118,9 @@ def check_source(request: Request, folder: Path) -> None:
 
 def _check_family(request: Request, family: str) -> None:
     if request.converts or request.target == "peft":
-        words_of(family)
+        find_hf_config(family)
     if request.converts:
-        check_architecture(request.target, FAMILIES[family].model)
+        check_architecture(request.target, FAMILIES[family].architecture)
 
 
 def _check_tokenizer(request: Request, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from oarlock.families.registry import FAMILIES
 from oarlock.formats.json_file import read_json
 from oarlock.hub.model_names import local_folder
 from oarlock.model_config.family_detection import family_of
@@ -35,10 +36,13 @@ def model_config_content(name_or_path: str) -> dict[str, Any]:
 
 def _built_in(name: str) -> dict[str, Any] | None:
     """PaddleNLP carries the configurations of some names in its code."""
-    from paddlenlp.transformers import LlamaConfig, Qwen2Config
+    import paddlenlp.transformers
 
-    for config_class, architecture in ((LlamaConfig, "LlamaForCausalLM"), (Qwen2Config, "Qwen2ForCausalLM")):
-        if name in config_class.pretrained_init_configuration:
+    for family in FAMILIES.values():
+        config_class = (
+            getattr(paddlenlp.transformers, f"{family.class_prefix}Config") if family.builtin_configs else None
+        )
+        if config_class is not None and name in config_class.pretrained_init_configuration:
             content = config_class.from_pretrained(name).to_dict()
-            return content | {"architectures": [architecture]}
+            return content | {"architectures": [family.architecture]}
     return None

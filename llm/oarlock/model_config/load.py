@@ -14,13 +14,13 @@ from paddlenlp.transformers.configuration_utils import LlmMetaConfig, flatten_mo
 
 from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
+from oarlock.families.registry import FAMILIES
 from oarlock.formats.json_file import check_content, read_json
 from oarlock.model_config.family_detection import family_of, writer_of
 from oarlock.model_config.hf_config import arguments_of
 from oarlock.model_config.hf_fields import PLAN
 from oarlock.model_config.schema import ConfigFields
 from oarlock.model_config.size_check import check_sizes
-from oarlock.parallel.family_rules import FAMILIES
 from oarlock.weights.tied_head import has_own_head
 from oarlock.weights.weight_folder import WeightFolder, has_safetensors
 
@@ -91,8 +91,7 @@ def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
 
 
 def _config_class(family: str) -> Any:
-    stem = FAMILIES[family].model.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
-    return getattr(paddlenlp.transformers, f"{stem}Config")
+    return getattr(paddlenlp.transformers, f"{FAMILIES[family].class_prefix}Config")
 
 
 @cache

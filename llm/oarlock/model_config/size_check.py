@@ -7,13 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from oarlock.errors import ModelError
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.families.registry import FAMILIES, find_family
 from oarlock.model_config.hf_fields import ACTIVATIONS
-from oarlock.parallel.family_rules import ModelSizes
 
-_TABLES = ("llama", "qwen2", "mistral", "gemma")  # a cosine and a sine for every position, in each layer
-_OWN_HEADS = ("gemma", "chatglm_v2")  # the size of a head is a field of its own
-_ROTARY = (*_TABLES, "chatglm", "chatglm_v2")
-_PADDED = ("mistral", "opt", "bloom", "glm")  # whose embedding is told which row is padding
 _ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 _ACTIVATIONS = {*ACTIVATIONS, "gelu_python", "tanh", "sigmoid"}  # PaddleNLP takes any other name for an attribute
 _FLOAT = 4
@@ -31,27 +28,28 @@ def check_sizes(config: Any, place: str) -> None:
     Raises:
         ModelError: naming the fields.
     """
-    sizes = ModelSizes.of(config)
-    own = sizes.family in _OWN_HEADS
-    if not own and sizes.hidden % sizes.heads:
+    sizes, family = ModelSizes.from_config(config), find_family(config.model_type)
+    if not family.free_head_dim and sizes.hidden % sizes.heads:
         raise ModelError(f"{place}: a hidden size of {sizes.hidden} can't be divided into {sizes.heads} heads")
     for name in _ACTIVATION_FIELDS:
         if (value := getattr(config, name, None)) is not None and value not in _ACTIVATIONS:
             raise ModelError(f"{place}: {name} is {value!r}; PaddleNLP computes with {', '.join(sorted(_ACTIVATIONS))}")
     if sizes.heads % sizes.kv_heads:
         raise ModelError(f"{place}: {sizes.heads} heads can't share the keys of {sizes.kv_heads} (num_key_value_heads)")
-    head = getattr(config, "kv_channels", None) or sizes.head_size
-    if sizes.family == "chatglm_v2" and head * sizes.heads != sizes.hidden:
+    channels = getattr(config, "kv_channels", None)
+    head = channels or sizes.head_size
+    if channels and channels * sizes.heads != sizes.hidden:
         raise ModelError(f"{place}: {sizes.heads} heads of {head} (kv_channels) are not the hidden size {sizes.hidden}")
-    if sizes.family in _ROTARY and head % 2:
-        raise ModelError(f"{place}: heads of size {head}: rotary embeddings need an even one")
-    if sizes.family == "chatglm" and head % 4:  # half of it for each of the two kinds of positions
-        raise ModelError(f"{place}: heads of size {head}: the rotary embeddings of chatglm need a multiple of 4")
+    if head % family.head_size_multiple:
+        raise ModelError(
+            f"{place}: heads of size {head}: the rotary embeddings of {family.name} need a multiple of "
+            f"{family.head_size_multiple}"
+        )
     rotary = getattr(config, "rotary_dim", None)
     if rotary is not None and (rotary % 2 or rotary > head):
         raise ModelError(f"{place}: rotary_dim is {rotary}; it has to be even, and at most the {head} of a head")
     pad = getattr(config, "pad_token_id", None)
-    if sizes.family in _PADDED and pad is not None and pad >= sizes.vocab:
+    if family.padded_embedding and pad is not None and pad >= sizes.vocab:
         raise ModelError(f"{place}: pad_token_id is {pad}, and the vocabulary has {sizes.vocab} rows (vocab_size)")
 
 
@@ -60,18 +58,20 @@ def table_bytes(config: Any) -> int:
 
     They are there before any weight is: their size follows from the positions alone.
     """
-    sizes = ModelSizes.of(config)
+    sizes = ModelSizes.from_config(config)
     positions = int(getattr(config, "max_position_embeddings", None) or 0)
-    if sizes.family in _TABLES:
+    family = FAMILIES.get(config.model_type)
+    tables = family.layer_tables if family is not None else ""
+    if tables == "rotary":  # a cosine and a sine for every position, in each layer
         return 2 * sizes.num_layers * positions * sizes.head_size * _FLOAT
-    if sizes.family == "gptj":  # what a token sees of those before it
+    if tables == "mask":
         return sizes.num_layers * positions**2 * _FLOAT
     return 0
 
 
 def least_parameters(config: Any) -> int:
     """At least so many parameters a model of this configuration has: the feed-forward of its layers, the embedding."""
-    sizes = ModelSizes.of(config)
+    sizes = ModelSizes.from_config(config)
     return sizes.hidden * (sizes.vocab + 2 * sizes.num_layers * sizes.intermediate)
 
 
@@ -89,7 +89,7 @@ def check_stored(config: Any, shapes: Mapping[str, tuple[int, ...]], place: str)
     Raises:
         ModelError: naming the sizes on both sides.
     """
-    sizes = ModelSizes.of(config)
+    sizes = ModelSizes.from_config(config)
     numbers = [int(found[1]) for name in shapes if (found := _LAYER.search(name))]
     layers = max(numbers, default=-1) + 1
     if sizes.num_layers > layers:

@@ -14,12 +14,12 @@ from paddlenlp.transformers import AutoModelForCausalLM, PretrainedConfig, Pretr
 
 from oarlock.environment.console import log_once
 from oarlock.errors import ConfigError, ModelError
-from oarlock.families.forward import adapt_inputs
 from oarlock.hub.model_names import local_folder
 from oarlock.model_config.generation_config import generation_content
 from oarlock.model_config.load import read_config
 from oarlock.model_config.sliding_window import check_window, window_of
 from oarlock.models.construct import construct
+from oarlock.models.forward import adapt_inputs
 from oarlock.models.init_weights import RandomWeights, without_values
 from oarlock.models.memory_check import check_before, check_parameters
 from oarlock.ops import library

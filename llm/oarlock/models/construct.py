@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 
+from oarlock.families.registry import FAMILIES
 from oarlock.ops import corrections
 
 
@@ -23,6 +25,8 @@ def construct(model_class: Any, config: PretrainedConfig, dtype: str) -> Pretrai
     corrections.install()
     config.dtype = dtype
     model: PretrainedModel = model_class._from_config(config, dtype=dtype)
-    if config.model_type == "opt" and config.tie_word_embeddings:
-        model.lm_head.decoder_weight = model.opt.embeddings.word_embeddings.weight
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.tied_parameters and config.tie_word_embeddings:
+        (*layers, name), embedding = family.tied_parameters[0].split("."), family.tied_parameters[1]
+        setattr(reduce(getattr, layers, model), name, reduce(getattr, embedding.split("."), model))
     return model

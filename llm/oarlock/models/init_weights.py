@@ -25,6 +25,7 @@ from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 from paddlenlp.transformers.model_utils import no_init_weights
 
 from oarlock.environment.paddle_import import import_paddle, on_cpu
+from oarlock.families.registry import FAMILIES
 from oarlock.models.construct import construct
 from oarlock.weights.layout import holdings
 
@@ -85,7 +86,9 @@ class _Block:
     def _initialise(self, layer: nn.Layer) -> None:
         self.model._init_weights(layer)
         # Bloom's zeroes the weight where it means the bias (3.0.0b4): no layer would ever learn anything.
-        if self.model.config.model_type == "bloom" and isinstance(layer, nn.Linear) and layer.bias is not None:
+        family = FAMILIES.get(self.model.config.model_type)
+        wrong = family is not None and family.linear_init_is_wrong
+        if wrong and isinstance(layer, nn.Linear) and layer.bias is not None:
             std = self.model.config.initializer_range
             layer.weight.set_value(paddle.tensor.normal(mean=0.0, std=std, shape=layer.weight.shape))
             layer.bias.set_value(paddle.zeros(layer.bias.shape, layer.bias.dtype))

@@ -12,8 +12,8 @@ from paddle.base.framework import EagerParamBase
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
-from oarlock.families.forward import adapt_inputs
 from oarlock.models.construct import construct
+from oarlock.models.forward import adapt_inputs
 from oarlock.models.init_weights import on_one_card, without_values
 from oarlock.peft.method import Method
 from oarlock.weights.copy_into_params import Target

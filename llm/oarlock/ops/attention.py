@@ -19,6 +19,7 @@ import paddle
 
 from oarlock.environment.console import log_once
 from oarlock.errors import EnvironmentProblem
+from oarlock.families.registry import FAMILIES
 from oarlock.ops import library
 from oarlock.ops.patch import Function, Patch, fits
 
@@ -190,15 +191,14 @@ def _is_causal_mask(original: Function) -> Function:
     return is_casual_mask
 
 
-# Mistral has its attention in its layer's forward, and no function that could be replaced.
-_FAMILIES = {"llama": "LlamaModel", "qwen2": "Qwen2Model", "gemma": "GemmaModel"}
 PATCHES = [
-    Patch(f"paddlenlp.transformers.{family}.modeling{owner}", name, make)
-    for family, model in _FAMILIES.items()
+    Patch(f"paddlenlp.transformers.{family.name}.modeling{owner}", name, make)
+    for family in FAMILIES.values()
+    if family.replaceable_attention
     for owner, name, make in (
         ("", "scaled_dot_product_attention", _attention),
         ("", "repeat_kv", _repeat_kv),
         ("", "is_casual_mask", _is_causal_mask),
-        (f":{model}", "_prepare_decoder_attention_mask", _mask),
+        (f":{family.class_prefix}Model", "_prepare_decoder_attention_mask", _mask),
     )
 ]

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from oarlock.errors import ModelError
+from oarlock.families.registry import FAMILIES
 from oarlock.files import PEFT_FILE, PEFT_WEIGHTS
 from oarlock.formats.json_file import read_json
-from oarlock.parallel.family_rules import FAMILIES
 from oarlock.peft.adapter_folder import UNKNOWN_BASE, AdapterFolder, Base
 from oarlock.peft.adapter_schema import PeftFields
 from oarlock.peft.hf_peft_tensors import check_tensors

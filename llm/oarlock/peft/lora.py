@@ -13,7 +13,7 @@ from paddle.distributed.fleet.meta_parallel import PipelineLayer
 from paddlenlp.peft import LoRAConfig, LoRAModel
 
 from oarlock.errors import ConfigError, ModelError
-from oarlock.parallel.family_rules import FAMILIES
+from oarlock.families.registry import FAMILIES
 from oarlock.parallel.object_collectives import all_gather_objects
 from oarlock.peft.qlora import quantize_base
 from oarlock.peft.quantization import Quantization

@@ -17,7 +17,7 @@ from paddlenlp.peft.lora.lora_layers import (
     RowSequenceParallelLoRALinear,
 )
 
-from oarlock.parallel.family_rules import ROW_PARALLEL
+from oarlock.families.shared import ROW_PARALLEL
 from oarlock.peft.quantization import Quantization, QuantizedMatmul, QuantizedWeight
 from oarlock.weights.layout import Holding
 

@@ -14,7 +14,6 @@ from oarlock.data.examples.packing import COMPARED_BATCH, PackedDataset
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.environment.console import get_logger
 from oarlock.errors import DataError
-from oarlock.families.packing import attend_in_blocks, check_packing
 from oarlock.models.build import (
     build_model,
     check_lengths,
@@ -23,6 +22,7 @@ from oarlock.models.build import (
     find_model,
 )
 from oarlock.models.load_finetuned import check_base
+from oarlock.models.packing import attend_in_blocks, check_packing
 from oarlock.parallel.plan import sequence_length, text_length
 from oarlock.peft.adapter_folder import shared_base
 from oarlock.peft.method import choose_method

@@ -11,8 +11,8 @@ from paddle.distributed import fleet
 from paddle.distributed.fleet.meta_parallel.pp_utils.p2p_communication import P2pHelper
 
 from oarlock.data.examples.labels import IGNORE_INDEX
-from oarlock.families.packing import ENDS
 from oarlock.models.generate import last_scores, right_padded
+from oarlock.models.packing import ENDS
 
 if TYPE_CHECKING:
     from oarlock.train.trainer import OarlockTrainer

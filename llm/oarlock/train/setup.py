@@ -135,7 +135,7 @@ def connect(run: Run, source: ModelSource, seq_length: int) -> None:
         ConfigError: when the plan does not fit the model.
         EnvironmentProblem: when a rank can't write into output_dir.
     """
-    sizes = ModelSizes.of(source.config)
+    sizes = ModelSizes.from_config(source.config)
     for note in check_plan(run.plan, sizes, seq_length):
         log_once(note)
     refuse(slicing_problems(run.config, run.plan, sizes), run.plan.world_size)

@@ -18,7 +18,7 @@ from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 from oarlock.data.corpus.order import SampleOrder
 from oarlock.environment.ranks import rank
 from oarlock.errors import TrainingError
-from oarlock.families.packing import with_attention
+from oarlock.models.packing import with_attention
 from oarlock.ops.install import hold_scores
 from oarlock.parallel.sharded_gradients import ShardedGradients
 from oarlock.train.checkpoint import resume as checkpoints

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,9 +12,10 @@ import numpy as np
 
 from oarlock.environment.memory import check_fits, free_memory
 from oarlock.errors import ModelError
-from oarlock.model_config.hf_names import OPTIONAL_PREFIXES, own_names
+from oarlock.families.family import HFName
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.families.registry import FAMILIES, explain_missing
 from oarlock.model_config.size_check import check_stored
-from oarlock.parallel.family_rules import FAMILIES, ModelSizes
 from oarlock.weights.prefault import populate
 from oarlock.weights.safetensors_file import SafetensorsFile, StoredTensor
 from oarlock.weights.weight_folder import WeightFolder
@@ -91,8 +92,8 @@ def mapped(model_class: Any, config: Any, stored: Mapping[str, Any], hugging_fac
     if not hugging_face:
         return {name: Mapped(name) for name in stored}
     family = FAMILIES.get(config.model_type)
-    if family is not None and not family.hugging_face:
-        why = family.lacks(config.model_type, "hugging_face", "names of Hugging Face's format")
+    if family is not None and not family.hf_weights:
+        why = explain_missing(config.model_type, "hf_weights", "names of Hugging Face's format")
         raise ModelError(f"weights in Hugging Face's format: {why}; give them in Paddle's format")
     found = {}
     for names, mapping in hugging_face_names(model_class, config):
@@ -124,26 +125,27 @@ def hugging_face_names(model_class: Any, config: Any) -> list[tuple[tuple[str, .
     Raises:
         ModelError: for a family without them.
     """
-    family = config.model_type
-    if family in OPTIONAL_PREFIXES:
-        return list(_names_with_prefix(model_class, config, OPTIONAL_PREFIXES[family]))
-    return _paddlenlp_names(model_class, config)
+    family = FAMILIES.get(config.model_type)
+    if family is None or not family.hf_prefix:
+        return _paddlenlp_names(model_class, config)
+    own = family.hf_names if config.tie_word_embeddings else family.hf_untied_names or family.hf_names
+    found = _registered_names(own, config) if own else _paddlenlp_names(model_class, config)
+    prefix = family.hf_prefix
+    return [
+        ((name, name.removeprefix(prefix)) if name.startswith(prefix) else (name,), mapping)
+        for (name, *_), mapping in found
+    ]
 
 
-def _names_with_prefix(model_class: Any, config: Any, prefix: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _registered_names(names: Iterable[HFName], config: Any) -> list[tuple[tuple[str, ...], Any]]:
     from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 
-    own = own_names(config.model_type, ModelSizes.of(config).num_layers, bool(config.tie_word_embeddings))
-    found = (
-        _paddlenlp_names(model_class, config)
-        if own is None
-        else [
-            ((there,), StateDictNameMapping(there, here, "transpose" if turned else None))
-            for there, here, turned in own
-        ]
-    )
-    for (name, *_), mapping in found:
-        yield (name, name.removeprefix(prefix)) if name.startswith(prefix) else (name,), mapping
+    found: list[tuple[tuple[str, ...], Any]] = []
+    for name in names:
+        for layer in range(ModelSizes.from_config(config).num_layers) if ".N." in name.hf else (0,):
+            hf, paddle = (text.replace(".N.", f".{layer}.") for text in (name.hf, name.paddle))
+            found.append(((hf,), StateDictNameMapping(hf, paddle, "transpose" if name.transposed else None)))
+    return found
 
 
 def _paddlenlp_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], Any]]:

@@ -56,7 +56,7 @@ def planned(recipe: Path, gpus: int) -> ParallelPlan:
     plan, notes = make_plan(config, gpus)
     assert not notes
     content = model_config_content(config.model.model_name_or_path)
-    assert not check_plan(plan, ModelSizes.of(SimpleNamespace(**content)), sequence_length(config))
+    assert not check_plan(plan, ModelSizes.from_config(SimpleNamespace(**content)), sequence_length(config))
     return plan
 
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 import oarlock.environment.memory
 from families import FAMILIES
 from oarlock.errors import ModelError
-from oarlock.model_config.hf_fields import NEUTRAL, PADDLE_ONLY, RECORDS, WORDS
+from oarlock.families.registry import FAMILIES as REGISTRY
+from oarlock.families.registry import HF_CONFIGS
+from oarlock.model_config.hf_fields import NEUTRAL, RECORDS
 from oarlock.model_config.load import _config_class, config_of, own_fields, read_config
 from oarlock.model_config.schema import ConfigFields
 from oarlock.models import memory_check
@@ -69,10 +71,11 @@ def test_every_field_that_paddlenlp_is_given_has_a_type():
     names: set[str] = set()
     for family in FAMILIES:
         names |= own_fields(_config_class(family))
-    for words in WORDS.values():
-        names |= {*words.fields, *words.here.values(), *words.aliases, *words.only, *words.paddle_only, *words.unread}
+    for words in HF_CONFIGS.values():
+        names |= {*words.fields, *words.paddle_names.values(), *words.aliases, *words.supported, *words.required}
+        names |= set(words.unread)
         names |= words.ignored | words.dropouts
-    names |= {name for fields in PADDLE_ONLY.values() for name in fields}
+    names |= {name for family in REGISTRY.values() for name in family.paddle_values}
     not_given = {*LlmMetaConfig._get_defaults(), *RECORDS, *NEUTRAL, "quantization_config", "num_classes", "dpo_config"}
     untyped = {name for name in names - not_given - set(ConfigFields.__annotations__) if not name.startswith("_")}
     assert not untyped
@@ -91,7 +94,10 @@ def test_every_field_that_paddlenlp_is_given_has_a_type():
         ({"init_args": [{"head_dim": "many"}]}, "head_dim must be a whole number"),
         ({"num_attention_heads": 5}, "a hidden size of 32 can't be divided into 5 heads"),
         ({"num_key_value_heads": 3}, "4 heads can't share the keys of 3"),
-        ({"num_attention_heads": 32, "num_key_value_heads": 32}, "heads of size 1: rotary embeddings need an even one"),
+        (
+            {"num_attention_heads": 32, "num_key_value_heads": 32},
+            "heads of size 1: the rotary embeddings of llama need a multiple of 2",
+        ),
         ({"num_hidden_layers": 4000}, "says 4,000 layers, and the weights beside it have 2"),
         ({"hidden_size": 2**20}, "a hidden size of 1,048,576, and .* has 512 rows of 32"),
         ({"vocab_size": 2**26}, "a vocabulary of 67,108,864"),

@@ -9,10 +9,10 @@ import pytest
 
 from helpers import TINY_LLAMA, ordinary
 from oarlock.errors import ModelError
+from oarlock.families.registry import FAMILIES
 from oarlock.model_config.load import read_config
 from oarlock.models.build import ModelSource, build_model, model_class
 from oarlock.models.init_weights import RandomWeights, without_values
-from oarlock.parallel.family_rules import FAMILIES
 from oarlock.weights.layout import holdings
 
 SMALL = {

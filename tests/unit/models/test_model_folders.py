@@ -19,13 +19,13 @@ from safetensors.numpy import load_file, save_file
 from helpers import make_tiny_model
 from oarlock.errors import ModelError
 from oarlock.export.convert import ConvertOptions, convert
+from oarlock.families.registry import FAMILIES
 from oarlock.model_config.builtin_configs import model_config_content
 from oarlock.model_config.generation_config import end_tokens, generation_content, sampling_defaults
 from oarlock.model_config.load import config_of, read_config
 from oarlock.model_config.sliding_window import check_window, window_of
 from oarlock.models.ask import ask_model
 from oarlock.models.build import ModelSource, build_model
-from oarlock.parallel.family_rules import FAMILIES
 from oarlock.serve.engine.sampling_params import Sampling
 from oarlock.weights.weight_files import INDEX_NAME, find_weights
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError
-from oarlock.parallel.family_rules import FAMILIES
+from oarlock.families.registry import FAMILIES
 from oarlock.parallel.plan import AXES, Coordinates, ModelSizes, ParallelPlan, check_plan, make_plan
 from oarlock.parallel.plan_drawing import draw_rank_map
 from oarlock.parallel.plan_rules import cut_layers, slicing_problems
@@ -487,9 +487,11 @@ def test_what_paddlenlp_can_split_is_what_the_table_says():
     transformers = Path(importlib.util.find_spec("paddlenlp").origin).parent / "transformers"
     for family, support in FAMILIES.items():
         source = (transformers / family / "modeling.py").read_text()
-        assert support.tensor == ("ColumnParallelLinear(" in source and family != "opt"), family  # whose head is wrong
+        assert support.tensor_parallel == ("ColumnParallelLinear(" in source and family != "opt"), (
+            family
+        )  # whose head is wrong
         # Gemma reads it and fails (GemmaModel.forward, inputs_embeds.shape before the embedding is asked).
-        assert support.sequence == ("config.sequence_parallel" in source and family != "gemma"), family
+        assert support.sequence_parallel == ("config.sequence_parallel" in source and family != "gemma"), family
         assert support.pipeline == (transformers / family / "modeling_pp.py").exists(), family
 
 
@@ -509,12 +511,12 @@ def test_what_paddlenlp_can_split_is_what_the_table_says():
 def test_sizes_are_read_from_every_familys_configuration(name, options, expected):
     import paddlenlp.transformers as families
 
-    assert ModelSizes.of(getattr(families, f"{name}Config")(**options)) == expected
+    assert ModelSizes.from_config(getattr(families, f"{name}Config")(**options)) == expected
 
 
 def test_a_configuration_without_layers_is_an_error():
     with pytest.raises(ValueError, match="type x without num_hidden_layers"):
-        ModelSizes.of(SimpleNamespace(model_type="x", hidden_size=8, num_attention_heads=2))
+        ModelSizes.from_config(SimpleNamespace(model_type="x", hidden_size=8, num_attention_heads=2))
 
 
 def test_plans_need_no_paddle():

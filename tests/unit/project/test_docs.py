@@ -52,7 +52,7 @@ def test_commands_are_accepted(document, line, monkeypatch):
 
 
 def test_the_table_of_families_is_the_registry():
-    from oarlock.parallel.family_rules import families_table
+    from oarlock.families.registry import families_table
 
     assert f"{families_table()}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
 

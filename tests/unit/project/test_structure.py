@@ -20,8 +20,6 @@ ORDER = (
 NEVER = {"export": {"train"}, "serve": {"train", "export"}}
 # Imports against the order that are still to be removed: (importing package, imported package).
 BACKWARD: set[tuple[str, str]] = {
-    ("families", "ops"),
-    ("families", "parallel"),
     ("hub", "model_config"),
     ("hub", "weights"),
     ("peft", "models"),

@@ -12,12 +12,11 @@ from oarlock.errors import ConfigError, ModelError
 from oarlock.export.checks.findings import Finding, read_object, shown
 from oarlock.export.checks.generation import check_generation, rows_of
 from oarlock.export.manifest import read_manifest
-from oarlock.export.servers import SERVERS
+from oarlock.export.servers import SERVERS, architectures_of
 from oarlock.export.start_scripts import LENGTHS, MOST_LENGTH
+from oarlock.families.registry import FAMILIES, HF_CONFIGS
 from oarlock.formats.files import read_bytes
 from oarlock.formats.json_file import CONFIG_BYTES, TOKENIZER_BYTES
-from oarlock.model_config.hf_fields import WORDS
-from oarlock.parallel.family_rules import FAMILIES
 
 # What PaddleNLP writes and no other program reads; the first two change what the weights mean.
 _PADDLE_KEYS = (
@@ -58,23 +57,24 @@ def check_config(config: dict[str, Any] | str, server: str) -> list[Finding]:
 
 def _check_family(config: dict[str, Any], server: str) -> list[Finding]:
     about, place = SERVERS[server], "config.json, architectures"
+    architectures = architectures_of(server)
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         return [Finding("architecture", place, f"no model class is named, and {about.title} goes by it", "Add it")]
-    if named[0] not in about.architectures:
+    if named[0] not in architectures:
         return [
             Finding(
                 "architecture",
                 place,
                 f"{about.title} does not run {named[0]}",
-                f"It runs {', '.join(about.architectures)}",
+                f"It runs {', '.join(architectures)}",
             )
         ]
     family = str(config.get("model_type"))
-    if family not in WORDS or FAMILIES[family].model != named[0]:
+    if family not in HF_CONFIGS or FAMILIES[family].architecture != named[0]:
         problem = f"{family!r} is not the type of {named[0]}, and configuration classes are chosen by it"
         return [Finding("architecture", "config.json, model_type", problem, _EXPORT)]
-    words = WORDS[family]
+    words = HF_CONFIGS[family]
     given = {words.aliases.get(key, key) for key, value in config.items() if value is not None}
     sizes = {key: words.fields.get(words.aliases.get(key, key)) for key in config}
     wrong = [key for key, default in sizes.items() if _is_size(default) and not _is_size_value(config[key], default)]

@@ -19,8 +19,8 @@ from oarlock.data.examples.collate import FinetuneCollator, PackCollator, Pretra
 from oarlock.data.examples.labels import IGNORE_INDEX, Example
 from oarlock.data.examples.packing import PackedDataset
 from oarlock.environment.ranks import rank, world_size
-from oarlock.families.packing import attend_in_blocks, check_packing
 from oarlock.models.build import build_model, find_model
+from oarlock.models.packing import attend_in_blocks, check_packing
 from oarlock.parallel.plan import sequence_length, text_length
 from oarlock.peft.adapter_folder import shared_base
 from oarlock.peft.method import choose_method

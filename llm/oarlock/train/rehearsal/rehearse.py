@@ -162,7 +162,7 @@ def rehearse(command: Command, steps: int = 5, folder: Path | None = None) -> Ve
         if getattr(command.config.model, size, None) is not None:
             content[size] = getattr(command.config.model, size)
     try:
-        sizes = ModelSizes.of(SimpleNamespace(**content))
+        sizes = ModelSizes.from_config(SimpleNamespace(**content))
         small = shrink_model(content, plan)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{command.config.model.model_name_or_path}: its config.json lacks sizes: {error}") from error
