@@ -41,9 +41,9 @@ def measure(megabytes: int, rounds: int, result: Path) -> int:
     from paddle.base import core
     from paddle.distributed.collective import _get_default_group
 
-    from oarlock.parallel import cpu_group
+    from oarlock.cpu_ranks import process_group
 
-    cpu_group.install()
+    process_group.install()
     dist.init_parallel_env()
     rank, ranks = dist.get_rank(), dist.get_world_size()
     ours = _get_default_group().process_group
@@ -103,8 +103,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "PADDLE_DISTRI_BACKEND": "gloo"}
-    from oarlock.environment import import_paddle
-    from oarlock.parallel.fork_launch import launch
+    from oarlock.cpu_ranks.fork_launch import launch
+    from oarlock.environment.paddle_import import import_paddle
 
     load = free_of_noise()
     import_paddle(1)

@@ -200,14 +200,14 @@ def main() -> None:
     if options.memory_of:
         side, length, threads = options.memory_of
         if side != "torch":
-            from oarlock.environment import import_paddle
+            from oarlock.environment.paddle_import import import_paddle
 
             import_paddle()
         say_memory(side, int(length), int(threads))
         return
 
-    from oarlock.environment import import_paddle
-    from oarlock.ops.memory import keep_freed_memory
+    from oarlock.environment.paddle_import import import_paddle
+    from oarlock.ops.malloc import keep_freed_memory
 
     threads = import_paddle()
     keep_freed_memory()  # as training does

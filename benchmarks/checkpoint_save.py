@@ -39,7 +39,7 @@ WAYS = {False: "in the foreground", True: "--async_save"}
 
 def make_inputs(folder: Path) -> None:
     """config.json, a tokenizer and a small corpus."""
-    from oarlock.data.build_corpus import BuildOptions, build_corpus
+    from oarlock.data.corpus.build_corpus import BuildOptions, build_corpus
     from oarlock.data.embedded.tokenizer import train_tokenizer
 
     train_tokenizer(folder / "model", 1024)
@@ -57,7 +57,7 @@ def rank_main(folder: Path, saves: int, steps: int) -> int:
     """Pretraining in which every other save is in the background; what was measured goes to rank-N.json."""
     from oarlock.config.load import load_config
     from oarlock.config.schema import PretrainConfig
-    from oarlock.environment import rank
+    from oarlock.environment.ranks import rank
     from oarlock.train import pretrain
     from oarlock.train.trainer import OarlockTrainer
 
@@ -101,7 +101,7 @@ def rank_main(folder: Path, saves: int, steps: int) -> int:
 
 def measure_saves(folder: Path, saves: int, steps: int) -> list[dict[str, Any]]:
     """A row a way; the first save of the run warms up and the last is left out, since no step follows it."""
-    from oarlock.parallel.fork_launch import launch
+    from oarlock.cpu_ranks.fork_launch import launch
     from oarlock.train import pretrain  # noqa: F401  (before the fork)
 
     codes = launch(RANKS, partial(rank_main, folder, saves, steps), folder / "log", timeout_s=1500, quiet=True)
@@ -173,9 +173,9 @@ def in_child(action: Callable[[], None]) -> tuple[float, float]:
 
 def measure_consolidate(folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """consolidate with and without checksums of the checkpoint, and cp, in turn."""
-    from oarlock.models.pieces import PieceFolder
-    from oarlock.train.checkpoint_tools import consolidate
-    from oarlock.train.manifest import list_checkpoints
+    from oarlock.train.checkpoint.inspect import consolidate
+    from oarlock.train.checkpoint.manifest import list_checkpoints
+    from oarlock.weights.sharded_store import PieceFolder
 
     checkpoint = list_checkpoints(folder / "out")[0]
     one, copy = folder / "one", folder / "copy.safetensors"
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="between saves")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    from oarlock.environment import import_paddle
+    from oarlock.environment.paddle_import import import_paddle
 
     import_paddle(1)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "llm"))
 
 def machine() -> dict[str, Any]:
     """CPU, cores and versions, for the head of every result."""
-    from oarlock.environment import available_cores
+    from oarlock.environment.cpu import available_cores
     from oarlock.versions import package_versions
 
     model = "unknown CPU"

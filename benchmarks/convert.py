@@ -31,7 +31,7 @@ def generate_fused(folder: Path, sizes: dict[str, int]) -> None:
     from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
     from safetensors.numpy import save_file
 
-    from oarlock.models.initial import without_values
+    from oarlock.models.init_weights import without_values
 
     heads = sizes["hidden_size"] // 64
     config = LlamaConfig(
@@ -69,7 +69,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", help="for the generated weights; by default the system's temporary folder")
     words = parser.parse_args()
-    from oarlock.environment import available_cores, import_paddle, set_paddlenlp_log_level
+    from oarlock.environment.cpu import available_cores
+    from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle(available_cores())
     import paddlenlp.transformers  # noqa: F401

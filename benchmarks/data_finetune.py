@@ -56,11 +56,11 @@ def act(action: str, data: str | None, tokenizer_folder: str, cache: str) -> dic
     import resource
 
     from oarlock.config.schema import FinetuneDataSection
-    from oarlock.environment import import_paddle
+    from oarlock.environment.paddle_import import import_paddle
 
     import_paddle()
-    from oarlock.data.finetune import load_finetune_data
-    from oarlock.data.tokenizers import load_tokenizer
+    from oarlock.data.examples.dataset import load_finetune_data
+    from oarlock.data.tokenizers.load import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_folder)
     started = time.perf_counter()

@@ -42,7 +42,7 @@ def generate(folder: Path, form: str, sizes: dict[str, int]) -> None:
     from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
     from safetensors.numpy import save_file
 
-    from oarlock.models.initial import without_values
+    from oarlock.models.init_weights import without_values
 
     heads = sizes["hidden_size"] // 64
     config = LlamaConfig(
@@ -95,14 +95,14 @@ def rank_memory(folder: Path, out: Path, way: str) -> int:
     import paddle.distributed.fleet as fleet
     from paddlenlp.transformers import AutoConfig
 
-    from oarlock.environment import rank, world_size
-    from oarlock.models.layout import holdings
-    from oarlock.parallel import cpu_group, fleet_on_cpu
-    from oarlock.parallel.sync import barrier
+    from oarlock.cpu_ranks import fleet_patches, process_group
+    from oarlock.environment.ranks import rank, world_size
+    from oarlock.parallel.object_collectives import barrier
+    from oarlock.weights.layout import holdings
 
     paddle.set_device("cpu")
-    cpu_group.install()
-    fleet_on_cpu.install()
+    process_group.install()
+    fleet_patches.install()
     paddle.distributed.init_parallel_env()
     strategy = fleet.DistributedStrategy()
     strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": world_size(), "pp_degree": 1, "sharding_degree": 1}
@@ -134,7 +134,7 @@ def rank_memory(folder: Path, out: Path, way: str) -> int:
 
 
 def measure_memory(folder: Path, out: Path, num_ranks: int) -> None:
-    from oarlock.parallel.fork_launch import launch
+    from oarlock.cpu_ranks.fork_launch import launch
 
     rows = []
     for way in ("oarlock", "PaddleNLP"):
@@ -242,7 +242,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of the speed measurement")
     parser.add_argument("--folder", help="for the generated weights; by default the system's temporary folder")
     words = parser.parse_args()
-    from oarlock.environment import available_cores, import_paddle, set_paddlenlp_log_level
+    from oarlock.environment.cpu import available_cores
+    from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle(available_cores())
     import paddlenlp.transformers  # noqa: F401

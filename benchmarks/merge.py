@@ -31,12 +31,12 @@ def make_adapter(base: Path, folder: Path, rank: int) -> None:
     import numpy as np
     from paddlenlp.transformers import AutoConfig
 
-    from oarlock.models.adapter import Base, save_adapter
     from oarlock.models.build import model_class
-    from oarlock.models.lora import LoRA
-    from oarlock.models.methods import trained
-    from oarlock.models.safetensors_stream import TensorSource
-    from oarlock.models.streamed import empty_model
+    from oarlock.models.layer_offload import empty_model
+    from oarlock.peft.adapter_folder import Base, save_adapter
+    from oarlock.peft.lora import LoRA
+    from oarlock.peft.method import trained
+    from oarlock.weights.safetensors_file import TensorSource
 
     config, method, random = AutoConfig.from_pretrained(str(base)), LoRA(rank, 2.0 * rank), np.random.default_rng(1)
 
@@ -54,7 +54,7 @@ def files_of(folder: Path) -> list[Path]:
 
 def largest_tensor(folder: Path) -> int:
     """Bytes."""
-    from oarlock.models.safetensors_stream import SafetensorsFile
+    from oarlock.weights.safetensors_file import SafetensorsFile
 
     sizes = []
     for path in files_of(folder):
@@ -108,8 +108,8 @@ def beside_copying(
 
 
 def merged(base: Path, adapter: Path, output: Path, proof: bool) -> dict[str, Any]:
-    from oarlock.models.adapter_mix import AdapterMix
-    from oarlock.models.merge import MergeOptions, merge
+    from oarlock.merge.inputs import AdapterMix
+    from oarlock.merge.merge import MergeOptions, merge
 
     options = MergeOptions(proof=proof, max_shard_bytes=400 * MB)
     return measured(lambda: merge(base, AdapterMix.open([adapter]), output, options))
@@ -133,12 +133,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", help="for the generated weights; by default the system's temporary folder")
     words = parser.parse_args()
-    from oarlock.environment import available_cores, import_paddle, set_paddlenlp_log_level
+    from oarlock.environment.cpu import available_cores
+    from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle(available_cores())
     import paddlenlp.transformers  # noqa: F401
 
-    import oarlock.models.merge  # noqa: F401
+    import oarlock.merge.merge  # noqa: F401
 
     set_paddlenlp_log_level("error")
     rows = []

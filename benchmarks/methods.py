@@ -132,8 +132,8 @@ def _loaded(folder: Path, flags: dict[str, bool]) -> dict[str, int]:
 
     from oarlock.config.schema import MethodSection
     from oarlock.models.build import ModelSource, build_model
-    from oarlock.models.methods import choose_method
-    from oarlock.models.qlora import quantized_bytes
+    from oarlock.peft.method import choose_method
+    from oarlock.peft.qlora import quantized_bytes
 
     paddle.set_device("cpu")
     source = ModelSource(folder, AutoConfig.from_pretrained(str(folder)), from_weights=True)
@@ -181,7 +181,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="oarlock-methods-") as temporary:
         folder = Path(words.folder or temporary).resolve()
         if words.memory:
-            from oarlock.environment import available_cores, import_paddle, set_paddlenlp_log_level
+            from oarlock.environment.cpu import available_cores
+            from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
             import_paddle(available_cores())
             set_paddlenlp_log_level("error")

@@ -62,7 +62,7 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.RandomState, int], np.ndarray]] = {
 
 def made_up(random: np.random.RandomState, length: int) -> Any:
     """An example whose answer is half of it."""
-    from oarlock.data.labels import IGNORE_INDEX, Example
+    from oarlock.data.examples.labels import IGNORE_INDEX, Example
 
     ids = random.randint(0, VOCABULARY, length + 1).tolist()
     half = length // 2
@@ -76,8 +76,8 @@ class Epoch:
         import paddle
         from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
-        from oarlock.data.order import SampleOrder
-        from oarlock.models.packed import attend_in_blocks
+        from oarlock.data.corpus.order import SampleOrder
+        from oarlock.families.packing import attend_in_blocks
 
         paddle.seed(0)
         self.model = LlamaForCausalLM(LlamaConfig(**LLAMA))
@@ -92,7 +92,7 @@ class Epoch:
         """Of the trained tokens."""
         import paddle
 
-        from oarlock.models.packed import with_attention
+        from oarlock.families.packing import with_attention
         from oarlock.train.loss import TokenCrossEntropy, trained_tokens
 
         criterion, tokens, started = TokenCrossEntropy(), 0, time.perf_counter()
@@ -110,9 +110,9 @@ class Epoch:
 
 
 def measure(name: str, tokens: int, batch_size: int, rounds: int) -> dict[str, Any]:
-    from oarlock.data.collate import FinetuneCollator, PackCollator
-    from oarlock.data.finetune import ExampleDataset
-    from oarlock.data.packing import PackedDataset, padded_fill
+    from oarlock.data.examples.collate import FinetuneCollator, PackCollator
+    from oarlock.data.examples.dataset import ExampleDataset
+    from oarlock.data.examples.packing import PackedDataset, padded_fill
 
     random = np.random.RandomState(1)
     count = max(2, round(tokens / DISTRIBUTIONS[name](random, 100).mean() / batch_size)) * batch_size
@@ -152,7 +152,7 @@ def main() -> None:
     words.add_argument("--batch-size", type=int, default=8)
     words.add_argument("--lengths", nargs="+", choices=DISTRIBUTIONS, default=list(DISTRIBUTIONS))
     arguments = words.parse_args()
-    from oarlock.environment import import_paddle, set_paddlenlp_log_level
+    from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     threads = import_paddle()
     set_paddlenlp_log_level("error")

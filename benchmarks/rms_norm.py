@@ -5,7 +5,7 @@
 float32. The sides take turns within a round; a figure is the median of the rounds. The copy (numpy, into memory that is
 there) moves what a forward pass has to: it reads x and writes y; "of copy" is the copy's time / the op's. Where x has
 16 MB and more, calls go through 8 of them in turn, for copy, op and peers alike, so that they come from memory and not
-from a cache. Oarlock keeps freed memory, as in training (oarlock.ops.memory); torch runs as it is, and a second time
+from a cache. Oarlock keeps freed memory, as in training (oarlock.ops.malloc); torch runs as it is, and a second time
 with the same settings of malloc ("memory kept"). Paddle copies the gradient that backward() is given, which counts.
 """
 
@@ -138,8 +138,8 @@ def main() -> None:
         serve_peer(options.serve, options.seconds, options.note)
         return
 
-    from oarlock.environment import import_paddle
-    from oarlock.ops.memory import keep_freed_memory
+    from oarlock.environment.paddle_import import import_paddle
+    from oarlock.ops.malloc import keep_freed_memory
 
     keep_freed_memory()
     threads = import_paddle()

@@ -9,7 +9,7 @@ import psutil
 
 _NAMES = {
     "oarlock.serve.front.process": "front",
-    "oarlock.serve.guardian": "guardian",
+    "oarlock.serve.supervision.guardian": "guardian",
     "tritonserver": "triton",
     "/oarlock_infer/": "oarlock_infer",
     "/oarlock_json/": "oarlock_json",

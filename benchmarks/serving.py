@@ -66,11 +66,11 @@ def requests(case: str) -> list[tuple[list[int], int]]:
 
 def oarlock_side(folder: str) -> None:
     """Answers cases until stdin ends."""
-    from oarlock.environment import import_paddle
+    from oarlock.environment.paddle_import import import_paddle
 
     import_paddle()
-    from oarlock.serve.engine import Engine
-    from oarlock.serve.requests import Piece, Prompt, Sampling
+    from oarlock.serve.engine.engine import Engine
+    from oarlock.serve.engine.sampling_params import Piece, Prompt, Sampling
 
     def run(case: str) -> dict[str, Any]:
         wanted = requests(case)
@@ -155,7 +155,7 @@ def peer_side(folder: str, size: str, threads: int) -> None:
 
 def make_model(folder: str, size: str) -> None:
     """Without a peer: random weights of PaddleNLP's."""
-    from oarlock.environment import import_paddle, set_paddlenlp_log_level
+    from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle()
     from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM

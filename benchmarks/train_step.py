@@ -89,15 +89,15 @@ def run_once(command: list[str], threads: int) -> dict[str, Any]:
 
 def oarlock_side(options: argparse.Namespace) -> dict[str, Any]:
     """The step as Oarlock's trainer makes it, in this process."""
-    from oarlock.environment import import_paddle, start_up_left_uncollected
+    from oarlock.environment.paddle_import import import_paddle, start_up_left_uncollected
 
     import_paddle()
     import paddle
     from paddlenlp.transformers import LlamaConfig
 
     from oarlock.models.build import ModelSource, build_model
-    from oarlock.models.lora import LoRA
     from oarlock.ops.install import hold_scores, use
+    from oarlock.peft.lora import LoRA
     from oarlock.train.loss import TokenCrossEntropy
 
     size = SIZES[options.side]

@@ -1,5 +1,6 @@
 """Builds the fused ops into one shared library, oarlock_ops.so, and oarlock_gemm.so, which puts oneDNN's products in
-the place of MKL's (llm/oarlock/products.py says where). Needs the standard library and an installed Paddle.
+the place of MKL's (llm/oarlock/environment/matmul_library.py says where). Needs the standard library and an installed
+Paddle.
 
     python custom_ops/build.py [--into FOLDER]      default: llm/oarlock/ops of this tree
 

@@ -15,10 +15,10 @@ def main() -> int:
     loaded = read_command_line(FinetuneConfig, sys.argv[1:], "finetune_generation.py")
     if loaded is None:  # --help or --print_config was answered
         return 0
-    from oarlock.train.output_lock import output_held
+    from oarlock.train.output.lock import output_held
 
     with output_held(loaded.config.checkpoint.output_dir):  # before the seconds that importing Paddle takes
-        from oarlock.environment import import_paddle
+        from oarlock.environment.paddle_import import import_paddle
 
         import_paddle(loaded.config.runtime.num_threads)
         from oarlock.train.finetune import finetune

@@ -13,14 +13,15 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "llm"), str(ROOT / "tests")]
 
-from oarlock import light_imports, products  # noqa: E402
+from oarlock.compat import lazy_imports  # noqa: E402
+from oarlock.environment import matmul_library  # noqa: E402
 
 # As every program of ours does: before it imports paddlenlp, and before anything is multiplied.
-light_imports.install()
-products.use(products.best())
+lazy_imports.install()
+matmul_library.use(matmul_library.best())
 
 from helpers import make_tiny_config, make_tiny_model, make_tiny_tokenizer  # noqa: E402
-from oarlock.data.build_corpus import BuildOptions, build_corpus  # noqa: E402
+from oarlock.data.corpus.build_corpus import BuildOptions, build_corpus  # noqa: E402
 
 # How long an example takes decides no test.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -12,9 +12,9 @@ from pathlib import Path
 from unittest import mock
 
 from helpers import free_ports
-from oarlock.serve import triton_server
-from oarlock.serve.guardian import clear_up
-from oarlock.serve.served_tree import make_served_tree
+from oarlock.serve.supervision.guardian import clear_up
+from oarlock.serve.triton import server
+from oarlock.serve.triton.served_repository import make_served_tree
 
 MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
 GUARD_S = 600
@@ -33,9 +33,9 @@ def direct_triton(repository: Path, run: Path) -> Iterator[DirectTriton]:
     """Started on an export; `run` is a new folder."""
     run.mkdir(mode=0o700)
     make_served_tree(repository, run / "models")
-    options = triton_server.TritonOptions(run / "models", MODELS, {}, run, f"oarlock-direct-{os.getpid()}-", 1)
+    options = server.TritonOptions(run / "models", MODELS, {}, run, f"oarlock-direct-{os.getpid()}-", 1)
     (port,) = free_ports(1)
-    flags = triton_server._flags
+    flags = server._flags
 
     def with_http(*given):
         return [word for word in flags(*given) if word != "--allow-http=false"] + [
@@ -44,8 +44,8 @@ def direct_triton(repository: Path, run: Path) -> Iterator[DirectTriton]:
         ]
 
     said: list[str] = []
-    with mock.patch.object(triton_server, "_flags", with_http):
-        process = triton_server.start_triton(triton_server.Installation.find(), options)
+    with mock.patch.object(server, "_flags", with_http):
+        process = server.start_triton(server.Installation.find(), options)
     reader = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
     reader.start()
     try:

@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
-from oarlock.serve.front.http_server import make_http_server
+from oarlock.serve.front.http.server import make_http_server
 from oarlock.serve.front.options import FrontOptions
 
 OPTIONS = FrontOptions("unix:nowhere", "nowhere", "oarlock", ("oarlock", "oarlock_infer", "oarlock_json"))

@@ -55,7 +55,7 @@ def make_tiny_tokenizer(folder: str | Path, vocab_size: int = 512) -> Path:
 
 def make_tiny_model(folder: str | Path, **changes: Any) -> Path:
     """A random Llama with its tokenizer, saved as people have them (safetensors)."""
-    from oarlock.environment import import_paddle, set_paddlenlp_log_level
+    from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle()
     import paddle
@@ -112,12 +112,12 @@ def make_adapter(
     import numpy as np
     from paddlenlp.transformers import AutoConfig
 
-    from oarlock.models.adapter import Base, save_adapter
     from oarlock.models.build import model_class
-    from oarlock.models.lora import LoRA
-    from oarlock.models.methods import trained
-    from oarlock.models.safetensors_stream import TensorSource
-    from oarlock.models.streamed import empty_model
+    from oarlock.models.layer_offload import empty_model
+    from oarlock.peft.adapter_folder import Base, save_adapter
+    from oarlock.peft.lora import LoRA
+    from oarlock.peft.method import trained
+    from oarlock.weights.safetensors_file import TensorSource
 
     method = method or LoRA(r=4, alpha=6.0)
     config = AutoConfig.from_pretrained(str(base))
@@ -142,10 +142,10 @@ def make_tiny_config(folder: str | Path, **changes: Any) -> Path:
 
 
 def encode_conversation(conversation: Any, tokenizer: Any, template: Any, src_length: int, tgt_length: int) -> Any:
-    """A conversation as oarlock.data.encode makes an example of it."""
-    from oarlock.data.chat_text import chat_text
-    from oarlock.data.labels import encode_chat
-    from oarlock.data.tokenizers import encode_marked
+    """A conversation as oarlock.data.examples.encode makes an example of it."""
+    from oarlock.data.examples.labels import encode_chat
+    from oarlock.data.templates.trained_spans import chat_text
+    from oarlock.data.tokenizers.load import encode_marked
 
     chat = chat_text(conversation, template)
     (tokens,) = encode_marked(tokenizer, [chat.text])
@@ -160,10 +160,10 @@ def write_checkpoint(folder: Path, step: int, **changes: Any) -> Path:
     """
     import numpy as np
 
-    from oarlock.models.blocks import Block
-    from oarlock.models.piece_index import WEIGHTS, Piece, part_name, write_index
-    from oarlock.models.safetensors_stream import TensorSource, write_safetensors
-    from oarlock.train.manifest import TRAINER_STATE, Manifest
+    from oarlock.train.checkpoint.manifest import TRAINER_STATE, Manifest
+    from oarlock.weights.index_ranges import Block
+    from oarlock.weights.safetensors_file import TensorSource, write_safetensors
+    from oarlock.weights.shard_index import WEIGHTS, Piece, part_name, write_index
 
     folder.mkdir(parents=True)
     values = np.random.default_rng(step).standard_normal((20, 25)).astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from oarlock.environment import import_paddle
+from oarlock.environment.paddle_import import import_paddle
 from oarlock.ops import library
 
 import_paddle()

@@ -11,18 +11,19 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from helpers import LLM
 from oarlock.serve.front.admission import Admission
-from oarlock.serve.front.grpc_server import make_grpc_server
+from oarlock.serve.front.grpc.server import make_grpc_server
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts
 from oarlock.serve.front.model_forms import ModelForm, RequestLimits
 from oarlock.serve.front.options import FrontOptions, Ports
 from oarlock.serve.front.upstream import Upstream
-from oarlock.triton_config import read_triton_config
+from oarlock.triton_repository.config_pbtxt import read_triton_config
 from serving import free_ports
 
 MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
 CONFIGS = {
-    name: read_triton_config(LLM / "oarlock" / "serve" / "triton_models" / name / "config.pbtxt") for name in MODELS
+    name: read_triton_config(LLM / "oarlock" / "triton_repository" / "models" / name / "config.pbtxt")
+    for name in MODELS
 }
 GUARD_S = 60  # against a test that hangs
 

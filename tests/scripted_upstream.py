@@ -11,15 +11,15 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
 import oarlock.serve
-from oarlock.serve.triton_failure import TritonFailure
-from oarlock.triton_config import read_triton_config
+from oarlock.serve.triton.failure import TritonFailure
+from oarlock.triton_repository.config_pbtxt import read_triton_config
 
 MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
 GENERATE = "/v2/models/oarlock/generate"
 STREAM = "/v2/models/oarlock/generate_stream"
 INFER = "/v2/models/oarlock_infer/infer"
 ONE = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["x"]}
-_FOLDER = Path(oarlock.serve.__file__).parent / "triton_models"
+_FOLDER = Path(oarlock.serve.__file__).parents[1] / "triton_repository" / "models"
 
 
 class ScriptedUpstream:

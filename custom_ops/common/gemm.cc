@@ -13,7 +13,7 @@ using Sgemm = void (*)(Order, Transpose, Transpose, int m, int n, int k, float a
                        const float* b, int ldb, float beta, float* c, int ldc);
 
 Sgemm find() {
-  // What Paddle itself multiplies with: MKL, or what llm/oarlock/products.py has put before it. They are loaded for
+  // What Paddle itself multiplies with: MKL, or what llm/oarlock/environment/matmul_library.py has put before it. They are loaded for
   // themselves alone, so they are asked for by name; neither is loaded anew.
   void* library = dlopen("oarlock_gemm.so", RTLD_NOW | RTLD_NOLOAD);
   if (!library) library = dlopen("libmklml_intel.so", RTLD_NOW | RTLD_NOLOAD);

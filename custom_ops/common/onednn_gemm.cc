@@ -1,5 +1,5 @@
 // MKL's two products of float matrices, by oneDNN or by MKL itself: a library that stands before MKL. Whoever looks for
-// cblas_sgemm in it finds these, and all else in the MKL that it is linked to. llm/oarlock/products.py puts it there, on
+// cblas_sgemm in it finds these, and all else in the MKL that it is linked to. llm/oarlock/environment/matmul_library.py puts it there, on
 // processors that are not Intel's: Paddle's MKL is of 2019 and runs its slowest code on them.
 #include <dlfcn.h>
 #include <omp.h>

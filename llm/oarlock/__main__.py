@@ -1,6 +1,6 @@
 """`python -m oarlock` is the `oarlock` command."""
 
-from oarlock.cli import main
+from oarlock.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from oarlock.errors import ModelError, OarlockError
 from oarlock.formats.json_file import TOKENIZER_BYTES, read_json, read_json_if_there
 
-ADAPTER_FILE = "adapter.json"  # makes a folder an adapter folder (see oarlock.models.adapter)
+ADAPTER_FILE = "adapter.json"  # makes a folder an adapter folder (see oarlock.peft.adapter_folder)
 PEFT_FILE, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT saves an adapter
 _BLOCK = 1 << 22
 _umask = os.umask(0)  # asking for it sets it, for all threads: once, while there is one

@@ -1,6 +1,6 @@
 // Runs CUDA kernels on a CPU, for tests: a block's threads are contexts that take turns and stop at barriers; blocks
 // follow one another. Slow, and says nothing of a GPU's memory model, but what it runs is the kernels' own source, with
-// its launches rewritten (tests/unit/test_cuda_kernels.py).
+// its launches rewritten (tests/unit/ops/test_cuda_kernels.py).
 //
 // It stops with a message at barriers that not all threads reach. Shared memory begins as NaN in every block.
 #pragma once

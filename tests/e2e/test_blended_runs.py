@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from helpers import flags, make_tiny_model, rows
-from oarlock.data.build_corpus import BuildOptions, build_corpus
+from oarlock.data.corpus.build_corpus import BuildOptions, build_corpus
 
 COMMON = {"report_to": "none", "device": "cpu", "num_threads": 1, "disable_tqdm": 1, "collective_timeout": 60}
 TUNING = COMMON | {

@@ -32,7 +32,7 @@ QUICKSTART = {"PRETRAIN_STEPS": "30", "TUNING_EPOCHS": "0.3"}
 NOT_HERE = {  # beginning of a command -> why it is not run
     "bash scripts/test.sh": "this test is part of it",
     "bash scripts/parity_env.sh": "scripts/test.sh has run it",
-    "python tests/fuzz/": "tests/fuzz and tests/unit/test_manifest.py do what it does",
+    "python tests/fuzz/": "tests/fuzz and tests/unit/train/test_manifest.py do what it does",
     "pip install": "scripts/setup.sh has done it",
     "sbatch": "there is no batch system here",
 }

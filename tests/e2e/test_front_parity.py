@@ -16,10 +16,10 @@ from starlette.types import Receive, Scope, Send
 from direct_triton import MODELS, direct_triton
 from front_ports import GUARD_S, running
 from oarlock.serve.front.admission import Admission
-from oarlock.serve.front.http_server import guarded
+from oarlock.serve.front.http.server import guarded
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.options import FrontOptions
-from oarlock.serve.front.rest import HEALTH_PATHS, make_rest_app, rest_error
+from oarlock.serve.front.rest.routes import HEALTH_PATHS, make_rest_app, rest_error
 from oarlock.serve.front.upstream import Upstream
 
 GENERATE, STREAM, INFER = "/v2/models/oarlock/generate", "/v2/models/oarlock/generate_stream", "/v2/models/oarlock_infer/infer"  # fmt: skip

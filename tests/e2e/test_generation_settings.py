@@ -11,14 +11,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from helpers import flags, make_tiny_model, run_program
-from oarlock.data.tokenizers import load_tokenizer
+from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.export.convert import ConvertOptions, convert
+from oarlock.model_config.load import read_config
 from oarlock.models.ask import ask_model
-from oarlock.models.configs import read_config
-from oarlock.models.tuned import open_tuned
-from oarlock.serve.loading import open_served
-from oarlock.serve.repository import chat_temperature
-from oarlock.train.checkpoint_tools import consolidate
+from oarlock.models.load_finetuned import open_tuned
+from oarlock.serve.engine.loading import open_served
+from oarlock.serve.triton.repository import chat_temperature
+from oarlock.train.checkpoint.inspect import consolidate
 
 SETTINGS = {
     "bos_token_id": 0, "eos_token_id": [0, 302], "do_sample": True, "temperature": 0.6, "top_p": 0.9, "min_p": 0.1,

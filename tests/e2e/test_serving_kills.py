@@ -100,7 +100,7 @@ def test_many_requests_some_hostile_leave_nothing_behind(server, monkeypatch):
 
 def test_sigkill_of_every_process_one_at_a_time(server, client):
     """All routes answer again; requests meanwhile get 503 with Retry-After, streams end with an error."""
-    kinds = {"oarlock.serve.guardian": 1, "front.process": 1, "/oarlock_infer/": 8, "/oarlock_json/": 1, "/oarlock/1/": 1,
+    kinds = {"oarlock.serve.supervision.guardian": 1, "front.process": 1, "/oarlock_infer/": 8, "/oarlock_json/": 1, "/oarlock/1/": 1,
              "tritonserver": 1}  # fmt: skip
     for word, count in kinds.items():
         victims = [pid for pid in server.processes() if word in command_line(pid)]

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from helpers import ROOT, make_tiny_model
 from oarlock.export.manifest import read_manifest
-from oarlock.triton_config import read_triton_config
+from oarlock.triton_repository.config_pbtxt import read_triton_config
 from serving import (
     CONTEXT,
     ENDLESS,
@@ -261,7 +261,7 @@ def test_a_taken_port_is_said_before_the_start(repository, tmp_path):
 
 def test_the_configurations_are_what_the_models_read(repository):
     """Triton's own protobuf reads them, and the fields in code are those of the configuration."""
-    from oarlock.serve.triton_fields import FIELDS, OUTPUTS
+    from oarlock.serve.triton.fields import FIELDS, OUTPUTS
 
     kinds = {8: int, 9: int, 11: float, 13: str, 1: bool}  # TYPE_INT32, INT64, FP32, STRING, BOOL
     config = read_triton_config(repository / "oarlock" / "config.pbtxt")

@@ -17,13 +17,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from helpers import LLM, ROOT, flags, make_tiny_model, rows, run_program
-from oarlock import products
-from oarlock.train.manifest import read_manifest, verify
-from oarlock.train.output_lock import LOCK_FILE
+from oarlock.environment import matmul_library
+from oarlock.train.checkpoint.manifest import read_manifest, verify
+from oarlock.train.output.lock import LOCK_FILE
 
 sys.path.insert(0, str(ROOT / "tests"))
 import kill_and_resume
-from unit.test_config import COMMAND_1, COMMAND_2
+from unit.config.test_config import COMMAND_1, COMMAND_2
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, tiny_config, corpu
     assert second.returncode == 1 and not second.stdout
     assert f"process {process.pid} on" in second.stderr and "is running in this folder; nothing was" in second.stderr
     imported = {line.rpartition("|")[2].strip() for line in second.stderr.splitlines()}
-    assert "oarlock.train.output_lock" in imported and not imported & {"paddle", "paddlenlp", "transformers"}
+    assert "oarlock.train.output.lock" in imported and not imported & {"paddle", "paddlenlp", "transformers"}
     process.send_signal(signal.SIGCONT)
     process.terminate()
     output, errors = process.communicate(timeout=120)
@@ -234,20 +234,22 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, tiny_config, corpus):
     assert (tmp_path / "model.safetensors").read_bytes() == expected
 
 
-@pytest.mark.skipif(not products.LIBRARY.exists(), reason=f"{products.LIBRARY.name} is not built")
+@pytest.mark.skipif(not matmul_library.LIBRARY.exists(), reason=f"{matmul_library.LIBRARY.name} is not built")
 def test_a_resumed_run_keeps_the_library_of_its_matrix_products(tmp_path, tiny_config, corpus):
     """As when it began on a machine with another processor."""
-    other = next(library for library in products.TITLES if library != products.best())
+    other = next(library for library in matmul_library.TITLES if library != matmul_library.best())
     words = pretrain_flags(tiny_config, corpus, tmp_path / "out")
-    first = run_program("run_pretrain.py", *words, env={products.VARIABLE: other})
-    assert f"matrix products by {products.TITLES[other]}" in first.stdout, first.stderr
+    first = run_program("run_pretrain.py", *words, env={matmul_library.VARIABLE: other})
+    assert f"matrix products by {matmul_library.TITLES[other]}" in first.stdout, first.stderr
     assert json.loads((tmp_path / "out" / "run.json").read_text())["products"] == other
     whole = load_file(tmp_path / "out" / "model.safetensors")
     (tmp_path / "out" / "model.safetensors").unlink()
     shutil.rmtree(tmp_path / "out" / "checkpoint-6")
     assert read_manifest(tmp_path / "out" / "checkpoint-3").products == other
-    second = run_program("run_pretrain.py", *words, env={products.VARIABLE: ""})
-    assert f"matrix products go on by {products.TITLES[other]}, as in the checkpoint" in second.stdout, second.stderr
+    second = run_program("run_pretrain.py", *words, env={matmul_library.VARIABLE: ""})
+    assert f"matrix products go on by {matmul_library.TITLES[other]}, as in the checkpoint" in second.stdout, (
+        second.stderr
+    )
     again = load_file(tmp_path / "out" / "model.safetensors")
     assert all(np.array_equal(whole[name], again[name]) for name in whole)
 

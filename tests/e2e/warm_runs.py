@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "llm"))
 
 from oarlock.config.load import LoadedConfig
 from oarlock.config.schema import Config, PretrainConfig
-from oarlock.environment import import_paddle
+from oarlock.environment.paddle_import import import_paddle
 from oarlock.parallel.launch_command import parse_command
 
 TIMEOUT_S = 120
@@ -33,7 +33,7 @@ def train(config: Config) -> int:
 
 def main() -> None:
     import_paddle(1)
-    from oarlock.parallel.fork_launch import launch
+    from oarlock.cpu_ranks.fork_launch import launch
     from oarlock.train import finetune, pretrain  # noqa: F401  (imported once, here)
 
     results = {}

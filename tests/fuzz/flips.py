@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "llm"), str(ROOT / "tests")]
 
 from oarlock.errors import CheckpointError  # noqa: E402
-from oarlock.models.pieces import PieceFolder  # noqa: E402
-from oarlock.train.manifest import verify  # noqa: E402
+from oarlock.train.checkpoint.manifest import verify  # noqa: E402
+from oarlock.weights.sharded_store import PieceFolder  # noqa: E402
 
 
 def digest(checkpoint: Path) -> str:

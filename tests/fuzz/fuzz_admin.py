@@ -13,7 +13,7 @@ from pathlib import Path
 from harness import Harness
 
 from oarlock.errors import ConfigError
-from oarlock.serve.admin import AdminServer
+from oarlock.serve.supervision.admin_socket import AdminServer
 
 MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
 

@@ -15,19 +15,19 @@ import numpy as np
 from harness import Harness
 
 from helpers import write_checkpoint
-from oarlock.data.corpus_format import CorpusWriter, check_corpus, token_ids
-from oarlock.data.corpus_notes import corpus_summary
-from oarlock.data.counts import Counts
-from oarlock.data.encode import Row
-from oarlock.data.example_cache import ExampleWriter, StoredExamples
-from oarlock.data.labels import Encoded, Prompt
+from oarlock.data.corpus.index_format import CorpusWriter, check_corpus, token_ids
+from oarlock.data.corpus.notes import corpus_summary
+from oarlock.data.examples.encode import Row
+from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples
+from oarlock.data.examples.labels import Encoded, Prompt
+from oarlock.data.records.counts import Counts
 from oarlock.errors import OarlockError
 from oarlock.formats.sealed import SEAL, sealed_text
-from oarlock.models.piece_index import INDEX, part_name
-from oarlock.models.pieces import PieceFolder
-from oarlock.train.lock_holder import Holder
-from oarlock.train.manifest import MANIFEST, TRAINER_STATE, verify
-from oarlock.train.row_files import read_rows
+from oarlock.train.checkpoint.manifest import MANIFEST, TRAINER_STATE, verify
+from oarlock.train.checkpoint.row_file import read_rows
+from oarlock.train.output.lock_holder import Holder
+from oarlock.weights.shard_index import INDEX, part_name
+from oarlock.weights.sharded_store import PieceFolder
 
 _NAMES = {b"index": INDEX, b"state": TRAINER_STATE, b"weights": part_name(0)}
 

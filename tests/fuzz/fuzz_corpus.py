@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from harness import Harness
 
-from oarlock.data.corpus import Corpus, PretrainDataset, largest_known_id
-from oarlock.data.corpus_format import CorpusWriter
+from oarlock.data.corpus.dataset import Corpus, PretrainDataset, largest_known_id
+from oarlock.data.corpus.index_format import CorpusWriter
 
 _BETWEEN = b"\0\0==\0\0"  # the files of an input
 _NEW, _OLD = (".json", ".idx", ".bin", ".lsm"), ("_ids.npy", "_idx.npz")

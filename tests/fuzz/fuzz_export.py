@@ -13,8 +13,8 @@ from harness import Harness
 from safetensors.numpy import save
 
 from oarlock.errors import OarlockError
-from oarlock.export.check import check_folder, guess_server
-from oarlock.export.findings import Finding
+from oarlock.export.checks.check import check_folder, guess_server
+from oarlock.export.checks.findings import Finding
 from oarlock.export.manifest import MANIFEST_FILE, changed_files, read_manifest, write_manifest
 from oarlock.export.start_scripts import start_script
 
@@ -108,10 +108,10 @@ def seeds() -> list[bytes]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    from oarlock import light_imports
-    from oarlock.environment import import_paddle, set_paddlenlp_log_level
+    from oarlock.compat import lazy_imports
+    from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
-    light_imports.install()
+    lazy_imports.install()
     import_paddle()
     set_paddlenlp_log_level("error")
     yield

@@ -22,7 +22,7 @@ from harness import Harness
 from tritonclient.grpc import service_pb2
 
 from oarlock.serve.front.check_request import check_infer_request
-from oarlock.serve.front.http2_frames import PREFACE, frame
+from oarlock.serve.front.grpc.http2_frames import PREFACE, frame
 from scripted_triton import GUARD_S, front_of_triton, limits
 
 MAX_BODY = 20_000

@@ -17,7 +17,7 @@ from harness import Harness
 from tritonclient.grpc import service_pb2
 
 from oarlock.serve.front.check_request import check_infer_request
-from oarlock.serve.triton_fields import FIELDS
+from oarlock.serve.triton.fields import FIELDS
 from scripted_triton import CONFIGS, limits, question
 
 LIMITS = limits()

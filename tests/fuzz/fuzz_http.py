@@ -22,13 +22,13 @@ from harness import Harness
 from front_ports import OPTIONS
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.check_request import check_infer_request
-from oarlock.serve.front.http_server import HttpServer, guarded, make_http_server
+from oarlock.serve.front.http.server import HttpServer, guarded, make_http_server
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.model_forms import ModelForms
-from oarlock.serve.front.rest import HEALTH_PATHS, make_rest_app, rest_error
-from oarlock.serve.openai_api import make_openai_app
-from oarlock.serve.openai_errors import error_body, error_response
-from oarlock.serve.triton_fields import DEFAULT_TOKENS, RELAYED
+from oarlock.serve.front.rest.routes import HEALTH_PATHS, make_rest_app, rest_error
+from oarlock.serve.openai.app import make_openai_app
+from oarlock.serve.openai.errors import error_body, error_response
+from oarlock.serve.triton.fields import DEFAULT_TOKENS, RELAYED
 from scripted_upstream import ScriptedUpstream, answer
 
 MAX_BODY = 20_000

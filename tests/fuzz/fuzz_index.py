@@ -15,8 +15,8 @@ from unittest import mock
 
 from harness import Harness
 
-from oarlock import downloads, http_download
-from oarlock.models.hub import local_folder
+from oarlock.hub import downloads, http_download
+from oarlock.hub.model_names import local_folder
 
 BETWEEN = b"\n==\n"  # the answers of an input, in the order of the requests; the last one answers all that follow
 INDEX = "model.safetensors.index.json"
@@ -68,7 +68,7 @@ real_addresses = socket.getaddrinfo
 
 @contextlib.contextmanager
 def around() -> Iterator[Hub]:
-    from oarlock.environment import import_paddle
+    from oarlock.environment.paddle_import import import_paddle
 
     import_paddle()
     hub = Hub()

@@ -69,12 +69,12 @@ def target(data: bytes, folder: Path, good: Path) -> None:
 
 
 def _open(kind: str, file: str, place: Path, good: Path) -> None:
-    from oarlock.data.templates import choose_template
-    from oarlock.data.tokenizers import load_tokenizer
+    from oarlock.data.templates.chat_template import choose_template
+    from oarlock.data.tokenizers.load import load_tokenizer
+    from oarlock.model_config.generation_config import end_tokens, generation_content, sampling_defaults
+    from oarlock.model_config.load import read_config
     from oarlock.models.build import ModelSource, build_model, model_class
-    from oarlock.models.configs import read_config
-    from oarlock.models.generation_config import end_tokens, generation_content, sampling_defaults
-    from oarlock.models.open_adapter import open_adapter
+    from oarlock.peft.open_adapter import open_adapter
 
     if file == "generation_config.json":
         generation = generation_content(place)
@@ -100,7 +100,7 @@ def _open(kind: str, file: str, place: Path, good: Path) -> None:
 def around() -> Iterator[Path]:
     import jinja2.debug  # noqa: F401 (jinja2 imports it with its first error, which looks like code of the input)
 
-    from oarlock.environment import import_paddle, set_paddlenlp_log_level
+    from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle()
     set_paddlenlp_log_level("error")
@@ -179,7 +179,7 @@ def _peft() -> dict[str, Any]:
 
 
 def _sentencepiece() -> bytes:
-    from oarlock.data.sentencepiece_file import _message_class
+    from oarlock.data.tokenizers.sentencepiece_file import _message_class
 
     model = _message_class()()
     pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("\u2581", 1), ("H", 1), ("e", 1), ("He", 1)]

@@ -19,11 +19,10 @@ from unittest import mock
 from harness import Harness
 
 from forged_store import ForgedStore
-from oarlock.errors import OarlockError
-from oarlock.parallel import launch_channel, nodes
-from oarlock.parallel.failures import BOARD_BYTES, Member, open_board
-from oarlock.parallel.gathering import gather
-from oarlock.parallel.launch_channel import (
+from oarlock.cpu_ranks import launch_channel
+from oarlock.cpu_ranks.failure_detector import BOARD_BYTES, Member, open_board
+from oarlock.cpu_ranks.gathering import gather
+from oarlock.cpu_ranks.launch_channel import (
     CHALLENGE,
     FRAME_BYTES,
     GO,
@@ -35,10 +34,12 @@ from oarlock.parallel.launch_channel import (
     Frame,
     unpack_frame,
 )
-from oarlock.parallel.meeting_point import MeetingPoint
-from oarlock.parallel.rendezvous import DIRECTORY_BYTES, Ranks, join
-from oarlock.parallel.shared_memory import PAGE, Memory
-from oarlock.processes import started_at
+from oarlock.cpu_ranks.meeting_point import MeetingPoint
+from oarlock.cpu_ranks.rendezvous import DIRECTORY_BYTES, Ranks, join
+from oarlock.cpu_ranks.shared_memory import PAGE, Memory
+from oarlock.environment.processes import started_at
+from oarlock.errors import OarlockError
+from oarlock.parallel import nodes
 
 KEY, NONCE = b"k" * 32, b"n" * 32
 CONTENT = b"V" * 10_000

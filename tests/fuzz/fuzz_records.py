@@ -9,11 +9,11 @@ from pathlib import Path
 import zstandard
 from harness import Harness
 
-from oarlock.data.find_files import LeftOut, find_sources
-from oarlock.data.find_records import find_records
-from oarlock.data.pieces import Cutter
-from oarlock.data.readers import parse_batch, read_batches
-from oarlock.data.records import PlainText, detect_form, parse_record
+from oarlock.data.corpus.text_chunks import Cutter
+from oarlock.data.files.find_files import LeftOut, find_sources
+from oarlock.data.files.text_readers import parse_batch, read_batches
+from oarlock.data.records.conversations import PlainText, detect_form, parse_record
+from oarlock.data.records.dataset_resolver import find_records
 from oarlock.errors import OarlockError
 
 _NAMES = ("a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.jsonl.gz", "a.json.zst", "train.jsonl", "a.parquet")

@@ -10,7 +10,7 @@ from safetensors import deserialize
 from safetensors.numpy import save
 
 from oarlock.formats.safetensors_header import read_header
-from oarlock.models.safetensors_stream import SafetensorsFile
+from oarlock.weights.safetensors_file import SafetensorsFile
 
 
 def target(data: bytes, folder: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from harness import Harness
 
-from oarlock.data.built_in_templates import BUILT_IN
-from oarlock.data.template_files import read_template
-from oarlock.data.templates import ChatTemplate
+from oarlock.data.templates.builtin import BUILT_IN
+from oarlock.data.templates.chat_template import ChatTemplate
+from oarlock.data.templates.template_files import read_template
 from oarlock.errors import OarlockError
 
 _MESSAGES = [

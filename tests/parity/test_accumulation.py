@@ -13,12 +13,12 @@ from paddlenlp.transformers.llama.modeling import LlamaPretrainingCriterion
 
 from helpers import flags, make_tiny_model
 from oarlock.config import FinetuneConfig, LoadedConfig, load_config
-from oarlock.data.collate import FinetuneCollator
-from oarlock.data.finetune import load_finetune_data
-from oarlock.data.order import SampleOrder
-from oarlock.data.tokenizers import load_tokenizer
+from oarlock.data.corpus.order import SampleOrder
+from oarlock.data.examples.collate import FinetuneCollator
+from oarlock.data.examples.dataset import load_finetune_data
+from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.models.build import build_model, find_model
-from oarlock.train.run import connect, make_trainer, start
+from oarlock.train.setup import connect, make_trainer, start
 
 
 @pytest.fixture(scope="module")

@@ -23,17 +23,17 @@ from safetensors.numpy import load_file, save_file
 from families import family_config, family_model
 from helpers import flags, make_tiny_tokenizer, rows
 from oarlock.config import FinetuneConfig, load_config
-from oarlock.models.adapter_mix import AdapterMix
+from oarlock.merge.inputs import AdapterMix
+from oarlock.merge.merge import MergeOptions, merge
+from oarlock.model_config.load import read_config
 from oarlock.models.build import ModelSource, build_model
-from oarlock.models.configs import read_config
-from oarlock.models.lora import LoRA
-from oarlock.models.merge import MergeOptions, merge
-from oarlock.models.methods import trained
-from oarlock.models.p_tuning import PTuning
-from oarlock.models.prefix import Prefix
-from oarlock.models.quantized import Quantization
-from oarlock.models.tuned import open_tuned
-from oarlock.train.checkpoint_tools import consolidate
+from oarlock.models.load_finetuned import open_tuned
+from oarlock.peft.lora import LoRA
+from oarlock.peft.method import trained
+from oarlock.peft.p_tuning import PTuning
+from oarlock.peft.prefix_tuning import Prefix
+from oarlock.peft.quantization import Quantization
+from oarlock.train.checkpoint.inspect import consolidate
 from oarlock.train.finetune import finetune
 
 _TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}

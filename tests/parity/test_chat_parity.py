@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from oarlock.data.chat_text import chat_text
-from oarlock.data.encode import Counts, Recipe, encode_source
-from oarlock.data.labels import IGNORE_INDEX, encode_chat, encode_prompt
-from oarlock.data.record_files import RowRecords
-from oarlock.data.records import Conversation, parse_record
-from oarlock.data.templates import ChatTemplate, choose_template
-from oarlock.data.tokenizers import load_tokenizer
-from oarlock.data.tokens import tokenize
+from oarlock.data.examples.encode import Counts, Recipe, encode_source
+from oarlock.data.examples.labels import IGNORE_INDEX, encode_chat, encode_prompt
+from oarlock.data.records.conversations import Conversation, parse_record
+from oarlock.data.records.record_stream import RowRecords
+from oarlock.data.templates.chat_template import ChatTemplate, choose_template
+from oarlock.data.templates.trained_spans import chat_text
+from oarlock.data.tokenizers.load import load_tokenizer
+from oarlock.data.tokenizers.offsets import tokenize
 from oarlock.errors import DataError
 
 HERE = Path(__file__).parent

@@ -16,9 +16,9 @@ import pytest
 
 from helpers import logits_of
 from oarlock.errors import ModelError
+from oarlock.model_config.load import read_config
+from oarlock.model_config.sliding_window import check_window
 from oarlock.models.build import ModelSource, build_model
-from oarlock.models.configs import read_config
-from oarlock.models.window import check_window
 
 PEER = Path(__file__).with_name("config_fields_peer.py")
 IDS = np.concatenate([np.zeros([2, 1], np.int64), np.random.default_rng(3).integers(0, 96, (2, 11))], 1)  # 0: pads too

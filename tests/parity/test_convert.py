@@ -19,20 +19,20 @@ from safetensors.numpy import load_file
 from families import family_model
 from helpers import logits_of, make_tiny_tokenizer
 from oarlock.data.embedded.instructions import instruction_records
-from oarlock.data.tokenizers import load_tokenizer
+from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import ModelError
 from oarlock.export import peft
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.manifest import changed_files, read_manifest
 from oarlock.export.peft import export_peft
-from oarlock.models.adapter import Base, save_adapter
+from oarlock.model_config.load import read_config
 from oarlock.models.build import ModelSource, build_model, model_class
-from oarlock.models.configs import read_config
 from oarlock.models.generate import generate_ids
-from oarlock.models.lora import LoRA
-from oarlock.models.methods import method_of, trained
-from oarlock.models.safetensors_stream import SafetensorsFile, TensorSource
-from oarlock.models.streamed import empty_model
+from oarlock.models.layer_offload import empty_model
+from oarlock.peft.adapter_folder import Base, save_adapter
+from oarlock.peft.lora import LoRA
+from oarlock.peft.method import method_of, trained
+from oarlock.weights.safetensors_file import SafetensorsFile, TensorSource
 
 PEER = Path(__file__).with_name("transformers_peer.py")
 IDS = np.random.default_rng(3).integers(1, 512, (2, 12))

@@ -12,22 +12,22 @@ from test_generation import ROWS, TOKENIZER, stirred
 from test_merge import make_adapter
 
 from families import FAMILIES, family_config
-from oarlock.data.templates import ChatTemplate
-from oarlock.data.tokenizers import load_tokenizer
+from oarlock.data.templates.chat_template import ChatTemplate
+from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import EnvironmentProblem, ModelError
 from oarlock.models.ask import ask_model
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.generate import generate_ids
-from oarlock.models.lora import LoRA
-from oarlock.models.prefix import Prefix
-from oarlock.parallel.families import FAMILIES as REGISTRY
-from oarlock.serve import loading
-from oarlock.serve.decoder import Feed
-from oarlock.serve.engine import Engine
-from oarlock.serve.fused import FusedDecoder, fused_decoder, why_not_fused
-from oarlock.serve.generic import GenericDecoder
-from oarlock.serve.loading import Served
-from oarlock.serve.requests import Answer, Limits, Prompt, RequestRefused, Sampling
+from oarlock.parallel.family_rules import FAMILIES as REGISTRY
+from oarlock.peft.lora import LoRA
+from oarlock.peft.prefix_tuning import Prefix
+from oarlock.serve.engine import loading
+from oarlock.serve.engine.decoder import Feed
+from oarlock.serve.engine.engine import Engine
+from oarlock.serve.engine.fused_decoder import FusedDecoder, fused_decoder, why_not_fused
+from oarlock.serve.engine.generic_decoder import GenericDecoder
+from oarlock.serve.engine.loading import Served
+from oarlock.serve.engine.sampling_params import Answer, Limits, Prompt, RequestRefused, Sampling
 
 OPEN, ANSWER = 1, 2
 PROMPTS = [[*row, OPEN, ANSWER, row[0]] for row in ROWS]
@@ -130,7 +130,7 @@ def test_the_fused_decoder_gives_the_same_bits_in_any_company(family):
 
 
 def test_a_fused_decoder_that_differs_is_refused(monkeypatch):
-    monkeypatch.setattr("oarlock.serve.fused._norm", lambda layer, gemma: layer.weight.numpy() * 1.01)
+    monkeypatch.setattr("oarlock.serve.engine.fused_decoder._norm", lambda layer, gemma: layer.weight.numpy() * 1.01)
     with pytest.raises(EnvironmentProblem, match="fused decoder is wrong on this machine"):
         fused_decoder(stirred("llama"), {}, 64)
 

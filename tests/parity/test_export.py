@@ -16,21 +16,22 @@ from safetensors.numpy import load_file, save_file
 from families import FAMILIES, family_config, family_model
 from helpers import logits_of, run_program
 from oarlock.errors import ConfigError, ModelError
+from oarlock.export import export as export_module
 from oarlock.export import request as request_module
-from oarlock.export import static_graph, targets
-from oarlock.export.check import check_model
+from oarlock.export import static_graph
+from oarlock.export.checks.check import check_model
+from oarlock.export.export import export
 from oarlock.export.manifest import changed_files, read_manifest
 from oarlock.export.request import Request, check_options, check_source
 from oarlock.export.static_graph import write_graph
-from oarlock.export.targets import export
-from oarlock.models.adapter import Base, save_adapter
+from oarlock.model_config.hf_fields import WORDS
+from oarlock.model_config.load import read_config
 from oarlock.models.build import ModelSource, build_model, model_class
-from oarlock.models.configs import read_config
-from oarlock.models.hf_words import WORDS
-from oarlock.models.lora import LoRA
-from oarlock.models.methods import trained
-from oarlock.models.safetensors_stream import TensorSource
-from oarlock.models.streamed import empty_model
+from oarlock.models.layer_offload import empty_model
+from oarlock.peft.adapter_folder import Base, save_adapter
+from oarlock.peft.lora import LoRA
+from oarlock.peft.method import trained
+from oarlock.weights.safetensors_file import TensorSource
 
 IDS = np.random.default_rng(3).integers(0, 512, (2, 9))
 
@@ -158,7 +159,7 @@ def test_nothing_is_left_of_an_export_that_fails(tiny_model, lora, tmp_path, mon
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(targets, "write_start_script", refuse)
+    monkeypatch.setattr(export_module, "write_start_script", refuse)
     with pytest.raises(ModelError, match="No space left"):
         export(Request("vllm", str(tiny_model), tmp_path / "out", (lora,)))
     assert list(tmp_path.iterdir()) == []

@@ -17,13 +17,13 @@ from oarlock.config import schema, sections
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models.build import ModelSource, build_model, check_lengths, find_model, model_class
 from oarlock.models.generate import generate_ids
-from oarlock.models.layout import holdings
-from oarlock.models.lora import LoRA
-from oarlock.models.p_tuning import PTuning
-from oarlock.models.prefix import Prefix
-from oarlock.models.sources import hugging_face_names
-from oarlock.parallel.families import FAMILIES
+from oarlock.parallel.family_rules import FAMILIES
+from oarlock.peft.lora import LoRA
+from oarlock.peft.p_tuning import PTuning
+from oarlock.peft.prefix_tuning import Prefix
 from oarlock.train.finetune import finetune
+from oarlock.weights.layout import holdings
+from oarlock.weights.sources import hugging_face_names
 
 NAMES = list(TINY)
 WITH_PREFIX = [name for name in NAMES if FAMILIES[name].past]

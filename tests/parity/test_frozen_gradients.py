@@ -10,12 +10,12 @@ import pytest
 from paddle.nn import functional as F
 
 from families import FAMILIES, family_model
-from oarlock.models.lora import LoRA
-from oarlock.models.p_tuning import PTuning
-from oarlock.models.prefix import Prefix
-from oarlock.models.quantized import Quantization
 from oarlock.ops import install
-from oarlock.parallel.families import FAMILIES as REGISTRY
+from oarlock.parallel.family_rules import FAMILIES as REGISTRY
+from oarlock.peft.lora import LoRA
+from oarlock.peft.p_tuning import PTuning
+from oarlock.peft.prefix_tuning import Prefix
+from oarlock.peft.quantization import Quantization
 
 pytestmark = pytest.mark.usefixtures("paddles_own_ops")
 TEXT = [[9, 30, 41, 100, 7, 88, 33, 12], [400, 5, 17, 23, 310, 6, 44, 219]]

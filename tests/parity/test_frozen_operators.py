@@ -13,8 +13,8 @@ import pytest
 from paddle import nn
 from paddle.nn import functional as F
 
-from oarlock.models.quantized import Quantization, QuantizedMatmul, QuantizedWeight
-from oarlock.ops import attention, corrections, layers, linears, norms, step
+from oarlock.ops import attention, corrections, decoder_layer, lora_linear, norms, step
+from oarlock.peft.quantization import Quantization, QuantizedMatmul, QuantizedWeight
 from op_checks import built
 
 EPSILON = 1e-5
@@ -69,8 +69,8 @@ def beside(x, weight, a, b):
     return x @ weight + 2.0 * (x @ a) @ b
 
 
-def three(rest) -> linears.Three:
-    return linears.Three(rest[:3], rest[3:6], rest[6:], [2.0, 2.0, 2.0])
+def three(rest) -> lora_linear.Three:
+    return lora_linear.Three(rest[:3], rest[3:6], rest[6:], [2.0, 2.0, 2.0])
 
 
 def each_beside(x, *rest):
@@ -133,22 +133,22 @@ OURS = {
     "fused_rotary": Operator(fused_turned, HEADS[:2], turned),
     "fused_attention": Operator(attention.fused_attention, HEADS, attend),
     "fused_lora_linear": Operator(
-        lambda x, w, a, b: linears.fused_lora_linear(x, w, a, b, 2.0), (X, SQUARE[0], LOW[0], LOW[3]), beside, (1,)
+        lambda x, w, a, b: lora_linear.fused_lora_linear(x, w, a, b, 2.0), (X, SQUARE[0], LOW[0], LOW[3]), beside, (1,)
     ),
     "fused_lora_projections": Operator(
-        lambda x, *rest: list(linears.fused_lora_projections(x, three(rest))), (X, *SQUARE[:3], *LOW), each_beside,
+        lambda x, *rest: list(lora_linear.fused_lora_projections(x, three(rest))), (X, *SQUARE[:3], *LOW), each_beside,
         (1, 2, 3),
     ),
     "fused_lora_mlp": Operator(
-        lambda x, *rest: linears.fused_lora_mlp(x, three(rest)), (X, *SQUARE[:3], *LOW),
+        lambda x, *rest: lora_linear.fused_lora_mlp(x, three(rest)), (X, *SQUARE[:3], *LOW),
         lambda x, *rest: gated(x, *(rest[i] + 2.0 * rest[3 + i] @ rest[6 + i] for i in range(3))), (1, 2, 3),
     ),
     "fused_layer_start": Operator(
-        lambda x, s, *w: layers.fused_layer_start(x, s, *w, EPSILON)[:4], (X, SCALE, *SQUARE[:3]),
+        lambda x, s, *w: decoder_layer.fused_layer_start(x, s, *w, EPSILON)[:4], (X, SCALE, *SQUARE[:3]),
         lambda x, s, *w: [*(rms_norm(x, s) @ each for each in w), x],
     ),
     "fused_layer_end": Operator(
-        lambda x, k, o, s, *w: layers.fused_layer_end(x, k, o, s, *w, EPSILON),
+        lambda x, k, o, s, *w: decoder_layer.fused_layer_end(x, k, o, s, *w, EPSILON),
         (X, random(2, 5, 16, seed=1), SQUARE[3], SCALE, *SQUARE[:3]),
         lambda x, k, o, s, *w: k + x @ o + gated(rms_norm(k + x @ o, s), *w),
     ),

@@ -11,8 +11,8 @@ import paddlenlp.transformers
 import pytest
 from test_packed_examples import MODELS, PACKED, SIZES, run
 
-from oarlock.data.collate import PackCollator
-from oarlock.models import packed
+from oarlock.data.examples.collate import PackCollator
+from oarlock.families import packing
 from oarlock.models.generate import generate_ids
 from oarlock.ops import attention, install, library
 
@@ -48,7 +48,7 @@ def made(kind: str, **changes: Any) -> Any:
     for parameter in found.parameters():
         if len(parameter.shape) == 2:
             parameter.set_value(paddle.randn(parameter.shape) * 0.2)
-    packed.attend_in_blocks(found)
+    packing.attend_in_blocks(found)
     return found
 
 

@@ -14,9 +14,16 @@ import pytest
 
 from families import family_model
 from oarlock.ops import library
-from oarlock.ops.decoder import DecoderSizes, DecoderWeights, decoder_pass, pack_adapter, pack_layer, panels
-from oarlock.serve.decoder import Feed
-from oarlock.serve.fused import FusedDecoder
+from oarlock.ops.decoder import (
+    DecoderSizes,
+    DecoderWeights,
+    decoder_pass,
+    pack_adapter,
+    pack_layer,
+    panels,
+)
+from oarlock.serve.engine.decoder import Feed
+from oarlock.serve.engine.fused_decoder import FusedDecoder
 
 VARIANTS = {
     "llama": ("llama", {}),
@@ -67,7 +74,7 @@ def test_scores_are_those_of_the_model(variant):
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
 def test_with_fewer_instructions(isa):
     code = (
-        "from oarlock.environment import import_paddle; import_paddle(1); import test_fused_decoder as t; "
+        "from oarlock.environment.paddle_import import import_paddle; import_paddle(1); import test_fused_decoder as t; "
         "print(max(t.difference(v) for v in ('llama', 'gemma, approximate')))"
     )
     here = Path(__file__).resolve().parent

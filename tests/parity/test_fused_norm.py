@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from helpers import LLM, TINY_LLAMA, flags, ordinary, rows, run_program
-from oarlock.environment import import_paddle
+from oarlock.environment.paddle_import import import_paddle
 from op_checks import built
 
 import_paddle()

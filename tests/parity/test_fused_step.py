@@ -8,9 +8,9 @@ import paddlenlp.transformers
 import pytest
 
 from helpers import ordinary
-from oarlock.models.lora import LoRA
 from oarlock.ops import install, library
 from oarlock.ops.step import HeldScores
+from oarlock.peft.lora import LoRA
 from oarlock.train.loss import TokenCrossEntropy
 
 pytestmark = [

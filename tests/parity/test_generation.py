@@ -11,12 +11,12 @@ import pytest
 from paddlenlp.transformers import AutoConfig
 
 from families import FAMILIES, family_model
-from oarlock.data.labels import Prompt
-from oarlock.data.tokenizers import load_tokenizer
+from oarlock.data.examples.labels import Prompt
+from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.generate import generate_ids, generate_without_cache, last_scores, right_padded
 from oarlock.parallel.plan import ParallelPlan
-from oarlock.train.generation import Answer, generate_answers
+from oarlock.train.evaluation.generation import Answer, generate_answers
 
 TOKENIZER = SimpleNamespace(eos_token_id=0, pad_token_id=0, bos_token_id=0)
 ROWS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [3, 300, 12, 14]]

@@ -17,20 +17,21 @@ from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 from safetensors.numpy import load_file, save_file
 
 from helpers import logits_of, make_adapter, make_tiny_model, ordinary, run_program
-from oarlock.data.templates import ChatTemplate
+from oarlock.data.templates.chat_template import ChatTemplate
 from oarlock.errors import ConfigError, ModelError
-from oarlock.models import lora_changes, merge_proof, streamed, trained_base
-from oarlock.models.adapter import ADAPTER_FILE, Base
-from oarlock.models.adapter_mix import AdapterMix
+from oarlock.merge import deltas, dequantized_base, verify
+from oarlock.merge.inputs import AdapterMix
+from oarlock.merge.merge import MergeOptions, merge
+from oarlock.models import layer_offload
 from oarlock.models.build import ModelSource, build_model, model_class
-from oarlock.models.lora import LoRA
-from oarlock.models.merge import MergeOptions, merge
-from oarlock.models.methods import method_of
-from oarlock.models.open_adapter import open_adapter
-from oarlock.models.piece_index import INDEX
-from oarlock.models.prefix import Prefix
-from oarlock.models.quantized import Quantization
-from oarlock.models.streamed import empty_model
+from oarlock.models.layer_offload import empty_model
+from oarlock.peft.adapter_folder import ADAPTER_FILE, Base
+from oarlock.peft.lora import LoRA
+from oarlock.peft.method import method_of
+from oarlock.peft.open_adapter import open_adapter
+from oarlock.peft.prefix_tuning import Prefix
+from oarlock.peft.quantization import Quantization
+from oarlock.weights.shard_index import INDEX
 
 SMALL = {
     "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -156,7 +157,7 @@ def test_several_adapters_are_added_with_their_weights(bases, tmp_path):
 @pytest.mark.usefixtures("fused_ops")
 def test_another_type(bases, adapter, tmp_path, dtype, capsys):
     proof = merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions(dtype))
-    assert 1e-5 < proof.difference < proof.allowed == merge_proof.TOLERANCES[dtype]
+    assert 1e-5 < proof.difference < proof.allowed == verify.TOLERANCES[dtype]
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     assert {str(values.dtype) for values in merged.values()} == {dtype}
     assert AutoConfig.from_pretrained(str(tmp_path / "merged")).dtype == dtype
@@ -189,7 +190,7 @@ def test_paddlenlp_reads_our_adapters(bases, adapter):
 @pytest.mark.parametrize("name", ["llama", "qwen2-hf"])
 def test_qlora_is_merged_with_the_base_as_it_was_in_training(bases, tmp_path, capsys, monkeypatch, name):
     """Equal to the model with 4-bit weights, not to the one with exact weights; rounded in parts as in one piece."""
-    monkeypatch.setattr(trained_base, "_ROWS_BYTES", 1000)
+    monkeypatch.setattr(dequantized_base, "_ROWS_BYTES", 1000)
     how = Quantization("nf4", 16, double=True)
     adapter = make_adapter(bases[name], tmp_path / "adapter", LoRA(4, 6.0), method_saved=LoRA(4, 6.0, quantization=how))
     proof = merge(bases[name], AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions("float32"))
@@ -220,7 +221,7 @@ def test_streamed_scores_are_those_of_the_whole_model_with_one_layer_in_memory(b
         most = max(most, sum(parameter._is_initialized() for parameter in model.parameters()))
         return arrays[name]
 
-    found = streamed.stream_logits(model, read, set(arrays), IDS)
+    found = layer_offload.stream_logits(model, read, set(arrays), IDS)
     assert np.array_equal(found, scores(whole_model(bases["llama"])))
     assert most == 1  # the one that is being read
     assert not any(parameter._is_initialized() for parameter in model.parameters())
@@ -228,14 +229,14 @@ def test_streamed_scores_are_those_of_the_whole_model_with_one_layer_in_memory(b
 
 @pytest.mark.parametrize("wrong", ["scaling", "one layer"])
 def test_a_wrong_merge_does_not_pass(bases, adapter, tmp_path, monkeypatch, wrong):
-    right = lora_changes.Change.matrices
+    right = deltas.Change.matrices
 
     def matrices(self):
         a, b = right(self)
         wrong_here = wrong == "scaling" or self.layer.endswith("layers.1.self_attn.k_proj")
         return (a, b * np.float32(1.02)) if wrong_here else (a, b)
 
-    monkeypatch.setattr(lora_changes.Change, "matrices", matrices)
+    monkeypatch.setattr(deltas.Change, "matrices", matrices)
     with pytest.raises(ModelError, match="the merged model is not base \\+ adapters"):
         merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "new" / "merged")
     assert not list(tmp_path.glob("new/*")) and not list(tmp_path.glob("new/.*"))
@@ -245,7 +246,7 @@ def test_what_the_proof_accepts():
     tuned = np.linspace(-2, 2, 100, dtype=np.float32).reshape(1, 2, 50)
     plain, random = tuned + np.float32(0.1), np.random.default_rng(0)
     noise = random.uniform(-1, 1, tuned.shape).astype(np.float32)
-    judge = merge_proof.judge
+    judge = verify.judge
     assert judge(tuned, plain, tuned + 1.5e-4 * noise, "float32").difference < 1e-4
     assert "--dtype" not in judge(tuned, plain, tuned, "float32").text()
     with pytest.raises(ModelError, match="differ by"):
@@ -341,7 +342,7 @@ def test_what_can_not_be_merged(bases, adapter, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(bases, adapter, tmp_path, monkeypatch):
-    from oarlock.models import save as module
+    from oarlock.weights import save as module
 
     mix, output = AdapterMix.open([adapter]), tmp_path / "merged"
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 5, 5))
@@ -353,7 +354,7 @@ def test_a_full_disk_leaves_nothing(bases, adapter, tmp_path, monkeypatch):
         (folder / "model.safetensors").write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("oarlock.models.merge.write_weights", full)
+    monkeypatch.setattr("oarlock.merge.merge.write_weights", full)
     with pytest.raises(ModelError, match="merged: the merged model could not be written: No space left"):
         merge(bases["llama"], mix, output)
     assert not list(tmp_path.iterdir())

@@ -14,14 +14,14 @@ import pytest
 from helpers import flags, rows
 from oarlock.config import FinetuneConfig, LoadedConfig, load_config
 from oarlock.config.schema import FinetuneDataSection
-from oarlock.data.collate import Arrays, FinetuneCollator, PackCollator
-from oarlock.data.finetune import ExampleDataset, load_finetune_data
-from oarlock.data.labels import IGNORE_INDEX, Example
-from oarlock.data.packing import PackedDataset
-from oarlock.data.tokenizers import load_tokenizer
+from oarlock.data.examples.collate import Arrays, FinetuneCollator, PackCollator
+from oarlock.data.examples.dataset import ExampleDataset, load_finetune_data
+from oarlock.data.examples.labels import IGNORE_INDEX, Example
+from oarlock.data.examples.packing import PackedDataset
+from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import ConfigError
-from oarlock.models import packed
-from oarlock.models.packed import ENDS
+from oarlock.families import packing
+from oarlock.families.packing import ENDS
 from oarlock.train.finetune import finetune
 from oarlock.train.loss import TokenCrossEntropy, trained_tokens
 
@@ -78,9 +78,9 @@ def model(request) -> Any:
         if len(parameter.shape) == 2:
             parameter.set_value(paddle.randn(parameter.shape) * 0.2)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(packed, "_BLOCK", BLOCK)
+        patched.setattr(packing, "_BLOCK", BLOCK)
         if blocks:
-            packed.attend_in_blocks(found)
+            packing.attend_in_blocks(found)
         yield found
 
 
@@ -90,7 +90,7 @@ def run(model: Any, arrays: Arrays) -> tuple[np.ndarray, float, dict[str, np.nda
     labels = batch.pop("labels")
     criterion = TokenCrossEntropy()
     criterion.normalizer = trained_tokens(labels)
-    outputs = model(**packed.with_attention(batch, model))
+    outputs = model(**packing.with_attention(batch, model))
     logits = outputs[0] if isinstance(outputs, tuple) else outputs
     loss = criterion(logits, labels)
     model.clear_gradients()
@@ -128,7 +128,7 @@ def test_packed_equals_unpacked(model):
     arrays = packed_arrays()
     assert max(len(PACKED[i]) for i in range(len(PACKED))) > 2
     filled = [row[:count] for row, count in zip(arrays[ENDS], arrays["num_tokens"], strict=True)]
-    held = [len(set(row[start:stop])) for row in filled for start, stop in packed.cut_row(row)]
+    held = [len(set(row[start:stop])) for row in filled for start, stop in packing.cut_row(row)]
     assert 2 in held and len(held) > len(PACKED)  # blocks of several examples, and rows of several blocks
     expected_logits, expected_loss, expected_gradients = alone(model)
     logits, loss, gradients = run(model, arrays)

@@ -18,14 +18,14 @@ from safetensors.numpy import load_file, save_file
 from helpers import logits_of, make_tiny_tokenizer
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.peft import export_peft
-from oarlock.models.adapter_mix import AdapterMix
+from oarlock.merge.inputs import AdapterMix
+from oarlock.merge.merge import merge
+from oarlock.model_config.load import read_config
 from oarlock.models.build import ModelSource, build_model, model_class
-from oarlock.models.configs import read_config
-from oarlock.models.lora import LoRA
-from oarlock.models.merge import merge
-from oarlock.models.open_adapter import open_adapter
-from oarlock.models.tuned import open_tuned
-from oarlock.serve.adapters import read_adapters
+from oarlock.models.load_finetuned import open_tuned
+from oarlock.peft.lora import LoRA
+from oarlock.peft.open_adapter import open_adapter
+from oarlock.serve.engine.adapters import read_adapters
 
 PEER = Path(__file__).with_name("transformers_peer.py")
 IDS = np.random.default_rng(3).integers(1, 512, (2, 12))

@@ -1,4 +1,4 @@
-"""Why PaddleNLP's own prefix tuning is not used; see oarlock.models.prefix."""
+"""Why PaddleNLP's own prefix tuning is not used; see oarlock.peft.prefix_tuning."""
 
 from __future__ import annotations
 

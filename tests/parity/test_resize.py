@@ -12,10 +12,10 @@ from tokenizers import AddedToken
 
 from families import FAMILIES, family_model
 from helpers import logits_of, make_tiny_tokenizer
-from oarlock.data.tokenizers import load_tokenizer
+from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import ConfigError, ModelError
+from oarlock.model_config.load import read_config
 from oarlock.models.build import ModelSource, build_model, check_vocabulary
-from oarlock.models.configs import read_config
 from oarlock.models.resize import resize_embedding
 
 NEW = ["<|tool|>", "<|call|>", "<|end|>"]

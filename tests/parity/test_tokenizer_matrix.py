@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from oarlock.data.tokenizers import load_encoder, load_tokenizer, tokenizer_fingerprint
+from oarlock.data.tokenizers.load import load_encoder, load_tokenizer, tokenizer_fingerprint
 from tokenizer_layouts import SHAPES, TEXTS, save, sentencepiece_model
 
 MESSAGES = [{"role": "user", "content": "How far?"}]

@@ -14,15 +14,15 @@ import pytest
 from families import FAMILIES, family_config
 from helpers import flags, ordinary
 from oarlock.config import FinetuneConfig, LoadedConfig, load_config
+from oarlock.model_config.hf_config import WORDS, to_hugging_face
 from oarlock.models.build import ModelSource, build_model, model_class, num_parameters
-from oarlock.models.hf_config import WORDS, to_hugging_face
-from oarlock.models.layout import holdings
-from oarlock.models.lora import LoRA
-from oarlock.models.p_tuning import PTuning
-from oarlock.models.prefix import Prefix
-from oarlock.models.sources import hugging_face_names
-from oarlock.parallel.families import FAMILIES as REGISTRY
-from oarlock.train.run import connect, make_trainer, start
+from oarlock.parallel.family_rules import FAMILIES as REGISTRY
+from oarlock.peft.lora import LoRA
+from oarlock.peft.p_tuning import PTuning
+from oarlock.peft.prefix_tuning import Prefix
+from oarlock.train.setup import connect, make_trainer, start
+from oarlock.weights.layout import holdings
+from oarlock.weights.sources import hugging_face_names
 
 RATE, DECAY = 0.1, 0.5
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in FAMILIES} | {

@@ -89,14 +89,14 @@ def check_full_mailbox(rank: int, rng) -> None:
     import paddle
     import paddle.distributed as dist
 
-    from oarlock.parallel import mailbox
+    from oarlock.cpu_ranks import point_to_point
 
-    limit, mailbox.OUTSTANDING_BYTES = mailbox.OUTSTANDING_BYTES, 3_000_000
-    heap = next(iter(mailbox._heaps.values()))
+    limit, point_to_point.OUTSTANDING_BYTES = point_to_point.OUTSTANDING_BYTES, 3_000_000
+    heap = next(iter(point_to_point._heaps.values()))
     if rank == 0:
         for i in range(20):
             dist.send(paddle.full([250_000], float(i)), dst=1 + i % 2)
-            assert heap.outstanding <= mailbox.OUTSTANDING_BYTES
+            assert heap.outstanding <= point_to_point.OUTSTANDING_BYTES
         for i in range(3000):
             dist.send(paddle.to_tensor([i]), dst=3)
     elif rank == 3:
@@ -116,7 +116,7 @@ def check_full_mailbox(rank: int, rng) -> None:
         for each in heap.mailboxes:
             each.collect()
         assert heap.outstanding == 0
-    mailbox.OUTSTANDING_BYTES = limit
+    point_to_point.OUTSTANDING_BYTES = limit
 
 
 def check_sub_groups(rank: int, rng) -> None:

@@ -31,7 +31,7 @@ def fleet(rank: int) -> None:
     tensor = paddle.to_tensor([float(rank)])
     dist.all_reduce(tensor, group=group)
     assert float(tensor) == sum(group.ranks)
-    from oarlock.parallel.cpu_group import groups
+    from oarlock.cpu_ranks.process_group import groups
 
     by_ranks = {tuple(each.ranks): each.statistics() for each in groups()}
     assert by_ranks[tuple(group.ranks)]["all_reduce"][0] >= 1

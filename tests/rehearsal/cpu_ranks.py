@@ -80,7 +80,7 @@ def errors(result: dict) -> list[str]:
 
 def drive() -> None:
     """Read scenarios, run each, write what became of it."""
-    from oarlock.environment import import_paddle
+    from oarlock.environment.paddle_import import import_paddle
 
     import_paddle(1)
     import paddle.distributed  # noqa: F401
@@ -173,16 +173,16 @@ def become_rank(rank: int, ports: list[int], folder: Path, scenario) -> None:
 def start(scenario) -> None:
     import paddle.distributed
 
-    from oarlock.parallel import cpu_group
+    from oarlock.cpu_ranks import process_group
 
-    cpu_group.install(float(getattr(scenario, "patience_s", PATIENCE_S)))
+    process_group.install(float(getattr(scenario, "patience_s", PATIENCE_S)))
     paddle.distributed.init_parallel_env()
 
 
 def show(kind, error, trace) -> None:
     """What exit_with and Python do with an error."""
+    from oarlock.cpu_ranks.process_group import announce_failure
     from oarlock.errors import OarlockError, report
-    from oarlock.parallel.cpu_group import announce_failure
 
     if isinstance(error, OarlockError):
         announce_failure(str(error))

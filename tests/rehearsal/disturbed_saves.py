@@ -37,10 +37,10 @@ RUNS = {
 
 def main(folder: Path) -> int:
     """In the parent: import, fork, wait."""
-    from oarlock.environment import import_paddle
+    from oarlock.environment.paddle_import import import_paddle
 
     import_paddle(1)
-    from oarlock.parallel.fork_launch import launch
+    from oarlock.cpu_ranks.fork_launch import launch
     from oarlock.train import pretrain  # noqa: F401
 
     found = {}
@@ -61,20 +61,20 @@ def one_rank(words: list[str], disturbance: str) -> int:
     """Pretraining as it is, with the second save disturbed on rank 1, and notes of what a save sends."""
     from oarlock.config.load import load_config
     from oarlock.config.schema import PretrainConfig
-    from oarlock.environment import rank
-    from oarlock.parallel import cpu_group
+    from oarlock.cpu_ranks import process_group
+    from oarlock.environment.ranks import rank
     from oarlock.train import pretrain as pretraining
-    from oarlock.train import saving
+    from oarlock.train.checkpoint import writer
     from oarlock.train.pretrain import pretrain
     from oarlock.train.trainer import OarlockTrainer
 
     loaded = load_config(PretrainConfig, words)
     output = Path(loaded.config.checkpoint.output_dir)
-    really_save, really_write = OarlockTrainer._save_checkpoint, saving.write_safetensors
+    really_save, really_write = OarlockTrainer._save_checkpoint, writer.write_safetensors
     trainers: list[OarlockTrainer] = []
 
     def sent() -> int:
-        return sum(amount for group in cpu_group.groups() for _, amount in group.statistics().values())
+        return sum(amount for group in process_group.groups() for _, amount in group.statistics().values())
 
     if disturbance == "ids":
         pretraining.check_token_ids = lambda *_: None
@@ -103,7 +103,7 @@ def one_rank(words: list[str], disturbance: str) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return really_write(path, *arguments)
 
-    OarlockTrainer._save_checkpoint, saving.write_safetensors = save, write
+    OarlockTrainer._save_checkpoint, writer.write_safetensors = save, write
     return pretrain(loaded)
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "llm"))
 
-from oarlock.environment import import_paddle
+from oarlock.environment.paddle_import import import_paddle
 
 RANKS = 4
 
 
 def share(folder: Path, nodes: int, forged: object = None) -> int:
-    from oarlock.environment import rank
+    from oarlock.environment.ranks import rank
     from oarlock.errors import OarlockError
     from oarlock.parallel import nodes as sharing
 
@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
     import_paddle(1)
     import paddle.distributed  # noqa: F401
 
-    from oarlock.parallel.fork_launch import launch
+    from oarlock.cpu_ranks.fork_launch import launch
 
     for nodes, forged in ((1, None), (2, None), (2, [False, "/of/a stranger"])):
         codes = launch(RANKS, partial(share, folder, nodes, forged), folder / f"log-{nodes}", 240, quiet=True)

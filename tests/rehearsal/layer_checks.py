@@ -24,10 +24,10 @@ from paddle.distributed.fleet.utils import hybrid_parallel_util, timer_helper
 from paddle.distributed.fleet.utils import sequence_parallel_utils as sequence
 from paddle.nn import functional as F
 
-from oarlock.environment import rank
+from oarlock.cpu_ranks.fleet_patches import building_group_sharded
+from oarlock.environment.ranks import rank
 from oarlock.ops import library
 from oarlock.ops import step as fused
-from oarlock.parallel.fleet_on_cpu import building_group_sharded
 
 
 def array(seed: int, *shape: int) -> np.ndarray:

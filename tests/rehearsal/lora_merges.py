@@ -13,7 +13,7 @@ from pathlib import Path
 from helpers import flags
 from oarlock.config.load import load_config
 from oarlock.config.schema import FinetuneConfig
-from oarlock.environment import import_paddle
+from oarlock.environment.paddle_import import import_paddle
 
 PLANS = {"one": (1, {}), "four": (4, {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2})}
 
@@ -22,7 +22,7 @@ def main(model: Path, folder: Path) -> int:
     records = [{"src": [f"count {i}"], "tgt": [" ".join(map(str, range(i)))]} for i in range(2, 10)]
     (folder / "train.json").write_text("\n".join(json.dumps(record) for record in records))
     import_paddle(1)
-    from oarlock.parallel.fork_launch import launch
+    from oarlock.cpu_ranks.fork_launch import launch
     from oarlock.train.finetune import finetune
 
     failed = 0

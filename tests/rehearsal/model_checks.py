@@ -14,14 +14,14 @@ from paddlenlp.transformers import LlamaConfig, Qwen2Config
 from paddlenlp.transformers.llama.modeling import LlamaLMHead
 from paddlenlp.transformers.qwen2.modeling import Qwen2LMHead
 
-from oarlock.environment import rank
-from oarlock.models.layout import shared_between_stages
+from oarlock.environment.ranks import rank
 from oarlock.ops import install, library
 from oarlock.ops.install import hold_scores
 from oarlock.ops.step import HeldScores
-from oarlock.parallel.sync import share
+from oarlock.parallel.object_collectives import all_gather_objects
 from oarlock.train.loss import TokenCrossEntropy
 from oarlock.train.seeds import reseed_tracker, seed_step
+from oarlock.weights.layout import shared_between_stages
 
 NAMES = ("global_seed", "local_seed", "model_parallel_rng")
 
@@ -40,7 +40,7 @@ def tracker() -> None:
     assert set(get_rng_state_tracker().states_) == set(NAMES)
     first, second = ({name: draw(name) for name in ("", *NAMES)} for _ in range(2))
     assert all(first[name] != second[name] for name in first)
-    theirs = share(first)
+    theirs = all_gather_objects(first)
     assert theirs[0][""] == theirs[1][""] and theirs[0]["global_seed"] == theirs[1]["global_seed"]
     assert theirs[0]["local_seed"] != theirs[1]["local_seed"]
 
@@ -85,7 +85,7 @@ def reseeded_tracker() -> None:
     assert numbers() == first
     for other in ({"step": 6}, {"seed": 2}, {"data_rank": 1}, {"pipeline_rank": 1}):
         assert not any(value == first[name] for name, value in numbers(**other).items()), other
-    theirs = share(first)
+    theirs = all_gather_objects(first)
     assert theirs[0]["global_seed"] == theirs[1]["global_seed"]
     assert theirs[0]["local_seed"] != theirs[1]["local_seed"]
     assert len({str(value) for value in first.values()}) == len(NAMES)

@@ -63,21 +63,21 @@ NEEDED_BY = {  # a patch -> a check that fails without it
 
 def main(folder: Path) -> int:
     """In the parent: import, look at what a run on a GPU would do, fork the ranks."""
-    from oarlock.environment import import_paddle, set_paddlenlp_log_level
+    from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some of Paddle's operators crash
     import_paddle(1)
     import paddlenlp.transformers  # noqa: F401
 
-    from oarlock.train import run, wrap
+    from oarlock.train import group_sharding, setup
 
     set_paddlenlp_log_level("error")
-    with wrap._building("gpu"):
-        outcomes = {"lends": who_is_lent_a_cpu(run), "imported": imported()}
-    from oarlock.parallel import fleet_on_cpu
-    from oarlock.parallel.fork_launch import launch
+    with group_sharding._building("gpu"):
+        outcomes = {"lends": who_is_lent_a_cpu(setup), "imported": imported()}
+    from oarlock.cpu_ranks import fleet_patches
+    from oarlock.cpu_ranks.fork_launch import launch
 
-    patches = {label(patch): patch for patch in (*fleet_on_cpu.PATCHES, *fleet_on_cpu.BUILD_PATCHES)}
+    patches = {label(patch): patch for patch in (*fleet_patches.PATCHES, *fleet_patches.BUILD_PATCHES)}
     outcomes["owners"] = {name: owners_and_holders(patch) for name, patch in patches.items()}
     originals = {
         name: [vars(owner).get(patch.name, mock.DEFAULT) for owner in patch.owners] for name, patch in patches.items()
@@ -97,13 +97,13 @@ def imported() -> list[str]:
     return [name for name in names if f"oarlock.parallel.{name}" in sys.modules]
 
 
-def who_is_lent_a_cpu(run) -> dict[str, bool]:
+def who_is_lent_a_cpu(setup) -> dict[str, bool]:
     """Device and ranks -> whether the start of a run installs what is for CPUs."""
     found = {}
     for device in ("cpu", "gpu"):
         for ranks in (1, 2):
-            with mock.patch.object(run, "_lend_fleet_a_cpu") as lend:
-                run._meet(SimpleNamespace(world_size=ranks), device, 9.0)
+            with mock.patch.object(setup, "_lend_fleet_a_cpu") as lend:
+                setup._meet(SimpleNamespace(world_size=ranks), device, 9.0)
             found[f"{device}, {ranks}"] = lend.called
     return found
 
@@ -141,7 +141,7 @@ def run_check(name: str) -> None:
 def connect() -> None:
     import paddle
 
-    from oarlock.train.run import _lend_fleet_a_cpu
+    from oarlock.train.setup import _lend_fleet_a_cpu
 
     paddle.set_device("cpu")
     _lend_fleet_a_cpu(20.0)
@@ -160,8 +160,8 @@ def split(**degrees: int) -> None:
 
 
 def all_checks(folder: Path) -> int:
-    from oarlock.environment import rank
-    from oarlock.parallel.sync import barrier
+    from oarlock.environment.ranks import rank
+    from oarlock.parallel.object_collectives import barrier
 
     connect()
     result = dict.fromkeys(CHECKS, "not reached, see the first that failed")
@@ -179,12 +179,12 @@ def all_checks(folder: Path) -> int:
 
 def without(patch, originals: list, folder: Path) -> int:
     """The patch's check with Paddle's own in the place of this one patch."""
-    from oarlock.environment import rank
-    from oarlock.parallel import fleet_on_cpu
+    from oarlock.cpu_ranks import fleet_patches
+    from oarlock.environment.ranks import rank
 
     connect()
-    if patch in fleet_on_cpu.BUILD_PATCHES:
-        fleet_on_cpu.BUILD_PATCHES = tuple(other for other in fleet_on_cpu.BUILD_PATCHES if other is not patch)
+    if patch in fleet_patches.BUILD_PATCHES:
+        fleet_patches.BUILD_PATCHES = tuple(other for other in fleet_patches.BUILD_PATCHES if other is not patch)
     else:
         for owner, original in zip(patch.owners, originals, strict=True):
             delattr(owner, patch.name) if original is mock.DEFAULT else setattr(owner, patch.name, original)

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "llm"))
 from helpers import ordinary_folder
 from oarlock.config.load import load_config
 from oarlock.config.schema import FinetuneConfig, PretrainConfig
-from oarlock.environment import import_paddle
+from oarlock.environment.paddle_import import import_paddle
 
-# See oarlock.train.rehearse: at 1e-8 rounding noise of gradients near zero would become whole updates.
+# See oarlock.train.rehearsal.rehearse: at 1e-8 rounding noise of gradients near zero would become whole updates.
 ADAM_EPSILON = 1e-5
 SMALL = {
     "vocab_size": 128,
@@ -58,7 +58,7 @@ def make_config(kind: str, model: Path, output: Path, steps: int, flags: dict[st
 
 def make_ordinary_model(content: dict[str, Any], folder: Path) -> int:
     """A random model whose norms and biases are those of a trained one."""
-    from oarlock.train.rehearse import make_model
+    from oarlock.train.rehearsal.rehearse import make_model
 
     code = make_model(content, folder)
     ordinary_folder(folder)
@@ -68,9 +68,9 @@ def make_ordinary_model(content: dict[str, Any], folder: Path) -> int:
 def main() -> None:
     groups = json.loads(Path(sys.argv[1]).read_text())
     import_paddle(1)
-    from oarlock.parallel.fork_launch import launch
-    from oarlock.train.rehearsal_rank import RankReport, run_rank
-    from oarlock.train.rehearse import TOLERANCE, first_problem
+    from oarlock.cpu_ranks.fork_launch import launch
+    from oarlock.train.rehearsal.rank import RankReport, run_rank
+    from oarlock.train.rehearsal.rehearse import TOLERANCE, first_problem
 
     results = []
     for number, group in enumerate(groups):

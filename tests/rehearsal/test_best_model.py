@@ -19,9 +19,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from helpers import flags, rows
-from oarlock.models.piece_index import WEIGHTS
-from oarlock.models.pieces import PieceFolder
-from oarlock.train.manifest import list_checkpoints, read_manifest
+from oarlock.train.checkpoint.manifest import list_checkpoints, read_manifest
+from oarlock.weights.shard_index import WEIGHTS
+from oarlock.weights.sharded_store import PieceFolder
 
 LLM = Path(__file__).resolve().parents[2] / "llm"
 PATIENCE = 2
@@ -147,11 +147,11 @@ def test_fixed_prompts_are_answered_at_every_evaluation(runs):
 
 def main(folder: Path, model: Path) -> int:
     """In the parent: import, fork, wait."""
-    from oarlock.environment import import_paddle, set_paddlenlp_log_level
+    from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle(1)
     import oarlock.train.finetune  # noqa: F401
-    from oarlock.parallel.fork_launch import launch
+    from oarlock.cpu_ranks.fork_launch import launch
 
     set_paddlenlp_log_level("error")
     for name, (ranks, changes, stop_at, output) in RUNS.items():

@@ -16,11 +16,11 @@ from disturbed_saves import RUNS
 from safetensors.numpy import load_file
 
 from helpers import rows
-from oarlock.cli import main as oarlock
-from oarlock.data.build_corpus import BuildOptions, build_corpus
-from oarlock.models.piece_index import part_name
-from oarlock.models.pieces import PieceFolder
-from oarlock.train.manifest import list_checkpoints, read_manifest, verify
+from oarlock.cli.main import main as oarlock
+from oarlock.data.corpus.build_corpus import BuildOptions, build_corpus
+from oarlock.train.checkpoint.manifest import list_checkpoints, read_manifest, verify
+from oarlock.weights.shard_index import part_name
+from oarlock.weights.sharded_store import PieceFolder
 
 LLM = Path(__file__).resolve().parents[2] / "llm"
 
@@ -144,7 +144,7 @@ def test_consolidated_is_the_final_model(runs, command, tmp_path, name):
 
 
 def test_consolidated_loads_with_paddlenlp(runs, command, tmp_path):
-    from oarlock.environment import import_paddle, set_paddlenlp_log_level
+    from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle()
     from paddlenlp.transformers import AutoModelForCausalLM, AutoTokenizer

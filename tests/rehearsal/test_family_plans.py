@@ -8,7 +8,7 @@ import pytest
 from plan_runs import run_groups
 
 from families import FAMILIES as TINY
-from oarlock.parallel.families import FAMILIES
+from oarlock.parallel.family_rules import FAMILIES
 
 BATCH, STEPS = 4, 3
 METHODS: dict[str, dict[str, Any]] = {

@@ -89,12 +89,12 @@ def test_the_reader_reads_and_the_others_do_not(results):
 
 def main(folder: Path) -> int:
     """In the parent: import, fork, wait."""
-    from oarlock.environment import import_paddle, set_paddlenlp_log_level
+    from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle(1)
     import paddlenlp.transformers  # noqa: F401
 
-    from oarlock.parallel.fork_launch import launch
+    from oarlock.cpu_ranks.fork_launch import launch
 
     set_paddlenlp_log_level("error")
     codes = launch(RANKS, lambda: all_scenarios(folder), folder / "log", timeout_s=200, quiet=True)
@@ -106,12 +106,12 @@ def main(folder: Path) -> int:
 
 def all_scenarios(folder: Path) -> int:
     """In a rank."""
-    from oarlock.environment import rank
+    from oarlock.cpu_ranks import process_group
+    from oarlock.environment.ranks import rank
     from oarlock.models import build
-    from oarlock.parallel import cpu_group
-    from oarlock.parallel.sync import barrier
+    from oarlock.parallel.object_collectives import barrier
 
-    cpu_group.install(60.0)  # as a run does at its start
+    process_group.install(60.0)  # as a run does at its start
     result: dict[str, object] = {}
     for scenario in BEFORE_CONNECTING:
         try:
@@ -147,11 +147,11 @@ def connect() -> None:
     import paddle
     import paddle.distributed.fleet as fleet
 
-    from oarlock.parallel import cpu_group, fleet_on_cpu
+    from oarlock.cpu_ranks import fleet_patches, process_group
 
     paddle.set_device("cpu")
-    cpu_group.install(60)
-    fleet_on_cpu.install()
+    process_group.install(60)
+    fleet_patches.install()
     paddle.distributed.init_parallel_env()
     strategy = fleet.DistributedStrategy()
     order = ["dp", "pp", "sharding", "sep", "mp"]
@@ -177,8 +177,8 @@ def whole_shapes(config) -> dict[str, tuple[int, ...]]:
     """Of the model on one card."""
     from paddlenlp.transformers import LlamaForCausalLM
 
-    from oarlock.models.initial import on_one_card, without_values
-    from oarlock.models.layout import holdings
+    from oarlock.models.init_weights import on_one_card, without_values
+    from oarlock.weights.layout import holdings
 
     with without_values():
         model = LlamaForCausalLM(on_one_card(config))
@@ -191,8 +191,8 @@ def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def write(folder: Path, config, form: str = "paddle", leave_out: str = "", **other_shapes) -> None:
     """A folder of weights, by rank 0."""
-    from oarlock.environment import is_first_rank
-    from oarlock.parallel.sync import barrier
+    from oarlock.environment.ranks import is_first_rank
+    from oarlock.parallel.object_collectives import barrier
 
     if is_first_rank():
         shapes = {name: shape for name, shape in whole_shapes(config).items() if name != leave_out}
@@ -286,7 +286,7 @@ def build(folder: Path, config, plan: str, dtype: str = "float32", allow_pickle:
 
 def check(model, expected, dtype=np.float32, buffers: bool = True) -> None:
     """Every parameter of this rank is its part of the whole one."""
-    from oarlock.models.layout import holdings
+    from oarlock.weights.layout import holdings
 
     for holding in holdings(model):
         if not buffers and not hasattr(holding.tensor, "trainable"):
@@ -352,7 +352,7 @@ def do_as_on_a_device(folder: Path, plan: str) -> None:
     """The road of tensors whose memory NumPy does not see."""
     from unittest import mock
 
-    from oarlock.models.fill import Target
+    from oarlock.weights.copy_into_params import Target
 
     really = Target.__init__
 
@@ -368,7 +368,7 @@ def do_random(folder: Path, plan: str, **changes) -> None:
     """The same as what one process draws."""
     from paddlenlp.transformers import LlamaForCausalLM
 
-    from oarlock.models.initial import RandomWeights
+    from oarlock.models.init_weights import RandomWeights
 
     config = configuration(plan, **changes)
     whole = RandomWeights(LlamaForCausalLM, config, seed=11)
@@ -398,7 +398,7 @@ def family_configuration(family: str, plan: str):
 
 def do_family(folder: Path, plan: str, family: str) -> None:
     from oarlock.models.build import model_class
-    from oarlock.models.initial import RandomWeights
+    from oarlock.models.init_weights import RandomWeights
 
     config = family_configuration(family, plan)
     whole = RandomWeights(model_class(config), config, seed=11)
@@ -427,7 +427,7 @@ def do_as_paddlenlp(folder: Path, plan: str) -> None:
 @contextlib.contextmanager
 def two_nodes():
     """Two ranks a node, as two launchers on this host would have it."""
-    from oarlock.environment import rank
+    from oarlock.environment.ranks import rank
     from oarlock.parallel.nodes import this_node
 
     before = os.environ["PADDLE_RANK_IN_NODE"]
@@ -441,7 +441,7 @@ def two_nodes():
 
 
 def do_two_nodes(folder: Path, plan: str) -> None:
-    from oarlock.environment import rank
+    from oarlock.environment.ranks import rank
     from oarlock.parallel.nodes import this_node
 
     with two_nodes():
@@ -451,7 +451,7 @@ def do_two_nodes(folder: Path, plan: str) -> None:
 
 def expect_failure(action, message: str, first: int = 0) -> None:
     """The first rank that fails tells why, the others stop without a word."""
-    from oarlock.environment import rank
+    from oarlock.environment.ranks import rank
     from oarlock.errors import OarlockError, StoppedWithOthers
 
     with pytest.raises(OarlockError) as caught:
@@ -487,9 +487,9 @@ def break_at(position: int, readers: tuple[int, ...] = (0,)):
     """The tensor at a position can't be read any more after the check."""
     from unittest import mock
 
-    from oarlock.environment import rank
+    from oarlock.environment.ranks import rank
     from oarlock.errors import ModelError
-    from oarlock.models.sources import SafetensorsSource
+    from oarlock.weights.sources import SafetensorsSource
 
     really_read = SafetensorsSource.read
 
@@ -525,10 +525,10 @@ def do_hub(folder: Path, case: str) -> None:
     import time
     from unittest import mock
 
-    from oarlock import downloads
-    from oarlock.environment import rank
+    from oarlock.environment.ranks import rank
     from oarlock.errors import ModelError
-    from oarlock.models.hub import local_folder
+    from oarlock.hub import downloads
+    from oarlock.hub.model_names import local_folder
 
     calls = folder / f"calls-{case}"
     cache = folder / f"cache-{case}-{rank() // 2 if case == 'two_nodes' else 0}"
@@ -564,9 +564,9 @@ def do_data(folder: Path, case: str) -> None:
 
     from helpers import make_tiny_tokenizer
     from oarlock.config.schema import FinetuneDataSection
-    from oarlock.data import finetune
-    from oarlock.data.tokenizers import load_tokenizer
-    from oarlock.environment import rank
+    from oarlock.data.examples import dataset
+    from oarlock.data.tokenizers.load import load_tokenizer
+    from oarlock.environment.ranks import rank
 
     place = folder / f"data-{case}"
     records = [{"src": f"q{i}", "tgt": f"a{i}"} for i in range(5)] + [{"src": "q"}] * (case == "wrong")
@@ -576,7 +576,7 @@ def do_data(folder: Path, case: str) -> None:
     tokenizer = load_tokenizer(str(make_tiny_tokenizer(place / f"of-{rank()}")))
     cache = place / (f"cache-{rank() // 2}" if case == "two_nodes" else "cache")
     section = FinetuneDataSection(dataset_name_or_path=str(place / f"of-{rank()}"), data_cache_dir=str(cache))
-    really = finetune._make
+    really = dataset._make
 
     def counted(*arguments):
         (place / f"made-by-{rank()}").touch()
@@ -584,15 +584,15 @@ def do_data(folder: Path, case: str) -> None:
 
     with (
         two_nodes() if case == "two_nodes" else contextlib.nullcontext(),
-        mock.patch.object(finetune, "_make", counted),
+        mock.patch.object(dataset, "_make", counted),
     ):
         if case == "gone":
             shutil.rmtree(place / f"of-{rank()}")
-            expect_failure(lambda: finetune.load_finetune_data(section, tokenizer), "of-0: neither a file nor a folder")
+            expect_failure(lambda: dataset.load_finetune_data(section, tokenizer), "of-0: neither a file nor a folder")
         elif case == "wrong":
-            expect_failure(lambda: finetune.load_finetune_data(section, tokenizer), "of-0/train.jsonl:6: field 'tgt'")
+            expect_failure(lambda: dataset.load_finetune_data(section, tokenizer), "of-0/train.jsonl:6: field 'tgt'")
         else:
-            train = finetune.load_finetune_data(section, tokenizer).train
+            train = dataset.load_finetune_data(section, tokenizer).train
             assert len(train) == 5 and train.examples.folder.parent == cache
             assert train.examples.where(4) == f"{place}/of-{rank()}/train.jsonl:5"
     if rank() == 0:

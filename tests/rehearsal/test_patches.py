@@ -62,7 +62,7 @@ def test_results_are_right(folder, check):
 @pytest.mark.parametrize("patch", FAILURES)
 def test_patch_is_needed(outcomes, patch):
     for outcome in outcomes[patch]:
-        assert outcome != WORKS, f"Paddle no longer needs this patch: remove it ({patch} in fleet_on_cpu.py)"
+        assert outcome != WORKS, f"Paddle no longer needs this patch: remove it ({patch} in fleet_patches.py)"
         assert re.search(FAILURES[patch], outcome), outcome
 
 
@@ -77,5 +77,5 @@ def test_patch_reaches_all_who_imported_the_name(outcomes, patch):
 
 
 def test_on_a_gpu_nothing_is_changed(outcomes):
-    assert outcomes["imported"] == [], "importing oarlock.train.run must not import what is for CPUs"
+    assert outcomes["imported"] == [], "importing oarlock.train.setup must not import what is for CPUs"
     assert outcomes["lends"] == {"cpu, 1": False, "cpu, 2": True, "gpu, 1": False, "gpu, 2": False}

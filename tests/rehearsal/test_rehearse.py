@@ -84,7 +84,7 @@ def test_a_difference_is_named(tmp_path):
 import sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-from oarlock.train import rehearsal_rank
+from oarlock.train.rehearsal import rank as rehearsal_rank
 original = rehearsal_rank._Recorder._compare
 def tampered(self, step):
     if step == 2 and rehearsal_rank.rank() == 1:
@@ -92,7 +92,7 @@ def tampered(self, step):
         parameter.set_value(parameter + 0.001)
     original(self, step)
 rehearsal_rank._Recorder._compare = tampered
-from oarlock.cli import main
+from oarlock.cli.main import main
 main(sys.argv[2:])
 """
     script = tmp_path / "tampered.py"

@@ -12,7 +12,7 @@ import pytest
 @pytest.fixture
 def make_engine():
     """build_engine, with every engine closed when the test ends."""
-    from scripted_engine import build_engine
+    from support.scripted_engine import build_engine
 
     engines = []
 
@@ -41,7 +41,7 @@ def ask_rest(upstream):
     import httpx
 
     from front_ports import OPTIONS
-    from oarlock.serve.front.rest import make_rest_app
+    from oarlock.serve.front.rest.routes import make_rest_app
 
     app = make_rest_app(dataclasses.replace(OPTIONS, max_body=100_000), upstream)
 
@@ -61,7 +61,7 @@ def ask_rest(upstream):
 @pytest.fixture(scope="module")
 def echo():
     """An application that says what it was asked."""
-    from guarded_echo import Echo
+    from support.guarded_echo import Echo
 
     return Echo()
 
@@ -69,12 +69,11 @@ def echo():
 @pytest.fixture(scope="module")
 def port(echo):
     """A port of `echo` behind the guard: bodies of up to 10,000 bytes, four requests of a client."""
-    from guarded_echo import error
-
     from front_ports import GUARD_S, OPTIONS, running
     from oarlock.serve.front.admission import Admission
-    from oarlock.serve.front.http_server import guarded
+    from oarlock.serve.front.http.server import guarded
     from oarlock.serve.front.keys import Keys
+    from support.guarded_echo import error
 
     options = dataclasses.replace(OPTIONS, max_body=10_000, body_seconds=GUARD_S)
     with running(guarded(echo, options, Keys(), Admission(8, 4), error, open_paths=("/probe",)), options) as port:
@@ -84,6 +83,6 @@ def port(echo):
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """A folder with a tiny model of each family, as family_folders.Folders."""
-    from family_folders import Folders
+    from support.family_folders import Folders
 
     return Folders(tmp_path_factory.mktemp("families"))

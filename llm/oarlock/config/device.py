@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from oarlock.environment import say_once
+from oarlock.environment.console import log_once
 from oarlock.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def fit_to_device(config: ConfigT, device: str) -> ConfigT:
         return config
     precision = config.precision
     if precision.fp16 or precision.bf16:
-        say_once(f"{'fp16' if precision.fp16 else 'bf16'} on a CPU: training in float32")
+        log_once(f"{'fp16' if precision.fp16 else 'bf16'} on a CPU: training in float32")
     precision = replace(precision, fp16=False, bf16=False, amp_master_grad=False)
     runtime = replace(config.runtime, device="cpu")
     return replace(config, precision=precision, runtime=runtime)

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from oarlock.config.metrics import METRICS, PREFIX, best_metric
+from oarlock.config.metric_names import METRICS, PREFIX, best_metric
 from oarlock.files import holds_adapter
 
 if TYPE_CHECKING:

@@ -11,23 +11,33 @@ from typing import Literal
 import numpy as np
 from paddlenlp.transformers import PretrainedConfig
 
-from oarlock.environment import on_cpu, progress_bar, say
+from oarlock.environment.console import get_logger, progress_bar
+from oarlock.environment.paddle_import import on_cpu
 from oarlock.errors import ModelError
-from oarlock.export.companions import write_companions
+from oarlock.export.convert_tensors import InTurn, converted_tensors, plain_config
 from oarlock.export.manifest import write_manifest
-from oarlock.export.tensors import InTurn, converted_tensors, plain_config
+from oarlock.export.tokenizer_files import write_companions
 from oarlock.files import is_vacant, write_json
-from oarlock.models.adapter import Base
+from oarlock.merge.verify import TOLERANCES
+from oarlock.model_config.family_detection import family_of
+from oarlock.model_config.hf_config import to_hugging_face, words_of
+from oarlock.model_config.load import config_content, config_writer, layout_of, read_config
 from oarlock.models.build import model_class
-from oarlock.models.config_family import family_of
-from oarlock.models.configs import config_content, config_writer, layout_of, read_config
-from oarlock.models.hf_config import to_hugging_face, words_of
-from oarlock.models.merge_proof import TOLERANCES
-from oarlock.models.pickles import open_weights
-from oarlock.models.safetensors_stream import FileRecord, TensorSource, main_dtype
-from oarlock.models.save import MAX_SHARD_BYTES, check_space, file_order, save_config, whole_folder, write_weights
-from oarlock.models.sources import FileSource
-from oarlock.models.streamed import empty_model, stream_logits
+from oarlock.models.layer_offload import empty_model, stream_logits
+from oarlock.peft.adapter_folder import Base
+from oarlock.weights.pickles import open_weights
+from oarlock.weights.safetensors_file import FileRecord, TensorSource, main_dtype
+from oarlock.weights.save import (
+    MAX_SHARD_BYTES,
+    check_space,
+    file_order,
+    save_config,
+    whole_folder,
+    write_weights,
+)
+from oarlock.weights.sources import FileSource
+
+logger = get_logger(__name__)
 
 Target = Literal["hf", "paddle"]
 _LAYOUTS = {"hf": "pt", "paddle": "np"}
@@ -127,7 +137,9 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     num_bytes = sum(record.num_bytes for record in records.values())
     names = tuple(tensor.name for tensor in tensors)
     if options.says_places:
-        say(f"{source} -> {output}: {config.model_type}, {len(names)} weights, {num_bytes / 1e6:,.1f} MB, {dtype}")
+        logger.info(
+            f"{source} -> {output}: {config.model_type}, {len(names)} weights, {num_bytes / 1e6:,.1f} MB, {dtype}"
+        )
     return Conversion(config.model_type, proof, names, hashes, num_bytes, dtype)
 
 
@@ -135,7 +147,7 @@ def _layout(source: Path, allow_pickle: bool) -> str:
     """See layout_of; refuses pickles that were not allowed before anything is read."""
     layout = layout_of(source)
     if not allow_pickle:
-        from oarlock.models.weights import WeightFolder
+        from oarlock.weights.weight_folder import WeightFolder
 
         WeightFolder.open(source)
     return layout
@@ -196,7 +208,9 @@ def _prove(source: Path, config: PretrainedConfig, folder: Path, allow_pickle: b
             f"proof: {_WHAT} is not the source: scores differ by {difference:.1e} of the largest, allowed for "
             f"{coarsest} are {proof.allowed:.1e}; nothing was written"
         )
-    say(f"proof: scores of source and result differ by {difference:.1e} of the largest (allowed: {proof.allowed:.1e})")
+    logger.info(
+        f"proof: scores of source and result differ by {difference:.1e} of the largest (allowed: {proof.allowed:.1e})"
+    )
     return proof
 
 

@@ -12,25 +12,27 @@ import numpy as np
 from paddlenlp.transformers import PretrainedConfig
 from safetensors.numpy import load_file
 
-from oarlock.data.tokenizers import has_tokenizer
-from oarlock.environment import say
+from oarlock.data.tokenizers.load import has_tokenizer
+from oarlock.environment.console import get_logger
 from oarlock.errors import ModelError
-from oarlock.export.companions import write_tokenizer
+from oarlock.export.convert_tensors import names_there, parts_of, plain_config
 from oarlock.export.manifest import write_manifest
-from oarlock.export.tensors import names_there, parts_of, plain_config
+from oarlock.export.tokenizer_files import write_tokenizer
 from oarlock.files import is_vacant, read_json_object, write_json
-from oarlock.models.adapter import AdapterFolder
-from oarlock.models.adapter_base import find_base
-from oarlock.models.adapter_mix import Weighted
+from oarlock.hub.model_names import local_folder
+from oarlock.merge.deltas import Change, changes_of
+from oarlock.merge.inputs import Weighted
+from oarlock.merge.verify import TOLERANCES
+from oarlock.model_config.hf_config import words_of
+from oarlock.model_config.load import read_config
 from oarlock.models.build import model_class
-from oarlock.models.configs import read_config
-from oarlock.models.hf_config import words_of
-from oarlock.models.hub import local_folder
-from oarlock.models.lora_changes import Change, changes_of
-from oarlock.models.merge_proof import TOLERANCES
-from oarlock.models.open_adapter import open_lora
-from oarlock.models.safetensors_stream import TensorSource, write_safetensors
-from oarlock.models.save import whole_folder
+from oarlock.peft.adapter_base import find_base
+from oarlock.peft.adapter_folder import AdapterFolder
+from oarlock.peft.open_adapter import open_lora
+from oarlock.weights.safetensors_file import TensorSource, write_safetensors
+from oarlock.weights.save import whole_folder
+
+logger = get_logger(__name__)
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -93,8 +95,12 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
         facts: dict[str, Any] = {"target": "peft", "family": config.model_type, "proof": proof}
         write_manifest(partial_folder, known={_WEIGHTS: record.sha256}, source=about, **facts)
     if found.settings.get("quantization"):
-        say(f"{adapter} was trained on a quantised base: beside the plain one it corrects roundings that are not there")
-    say(f"{adapter} -> {output}: {len(tensors)} tensors for PEFT, {record.num_bytes / 1e6:,.1f} MB, base {name}")
+        logger.info(
+            f"{adapter} was trained on a quantised base: beside the plain one it corrects roundings that are not there"
+        )
+    logger.info(
+        f"{adapter} -> {output}: {len(tensors)} tensors for PEFT, {record.num_bytes / 1e6:,.1f} MB, base {name}"
+    )
     return PeftAdapter(name, tuple(tensor.name for tensor in tensors), targets, record.sha256, difference)
 
 
@@ -121,7 +127,7 @@ def _prove(adapter: AdapterFolder, config: PretrainedConfig, folder: Path) -> fl
                     f"proof: {part.name} would be changed by other values than in training ({difference:.1e} of the "
                     "largest); nothing was written"
                 )
-    say(f"proof: what PEFT adds to every layer and what the adapter adds differ by {worst:.1e} of the largest")
+    logger.info(f"proof: what PEFT adds to every layer and what the adapter adds differ by {worst:.1e} of the largest")
     return worst
 
 

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from oarlock.data.templates import TEMPLATE_FILE
-from oarlock.data.tokenizers import has_tokenizer
+from oarlock.data.templates.chat_template import TEMPLATE_FILE
+from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.errors import ConfigError, ModelError
-from oarlock.export.findings import read_object
+from oarlock.export.checks.findings import read_object
 from oarlock.export.servers import SERVED_NAME, SERVERS, check_architecture
 from oarlock.files import is_vacant
-from oarlock.models.config_family import family_of
-from oarlock.models.hf_config import words_of
-from oarlock.models.save import MAX_SHARD_BYTES
-from oarlock.parallel.families import FAMILIES
+from oarlock.model_config.family_detection import family_of
+from oarlock.model_config.hf_config import words_of
+from oarlock.parallel.family_rules import FAMILIES
+from oarlock.weights.save import MAX_SHARD_BYTES
 
 _CONVERTED = tuple(SERVERS)
 _BESIDE = ("triton", "peft")  # take adapters as they are

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from oarlock.errors import ModelError
-from oarlock.export.findings import Finding
+from oarlock.export.checks.findings import Finding
 from oarlock.formats.files import is_missing, read_text
 
 REQUIREMENTS_FILE = "requirements.txt"

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from oarlock.errors import ModelError
-from oarlock.models.hf_words import WORDS
-from oarlock.parallel.families import FAMILIES
+from oarlock.model_config.hf_fields import WORDS
+from oarlock.parallel.family_rules import FAMILIES
 
 _TRANSFORMERS = tuple(FAMILIES[family].model for family in WORDS)  # vLLM has all of them too
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ModelError
-from oarlock.export.findings import read_object, shown_value
+from oarlock.export.checks.findings import read_object, shown_value
 from oarlock.export.servers import SERVED_NAME, SERVERS
 from oarlock.files import PEFT_FILE
 from oarlock.formats.quoting import shell_word

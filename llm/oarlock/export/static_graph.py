@@ -13,11 +13,14 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from oarlock.environment import on_cpu, say
+from oarlock.environment.console import get_logger
+from oarlock.environment.paddle_import import on_cpu
 from oarlock.errors import ModelError
+from oarlock.families.forward import pairs_of_positions
 from oarlock.models.build import ModelSource, build_model
-from oarlock.models.inputs import pairs_of_positions
 from oarlock.ops.install import originals
+
+logger = get_logger(__name__)
 
 GRAPH = "model"  # model.json and model.pdiparams
 ALLOWED = 1e-4  # of the largest score, in float32
@@ -83,7 +86,7 @@ def write_graph(source: ModelSource, folder: Path, allow_pickle: bool = False) -
         )
     shapes = tuple((int(batch["input_ids"].shape[0]), int(batch["input_ids"].shape[1])) for batch in batches)
     proof = GraphProof(_inputs(family), shapes, difference / largest)
-    say(proof.text())
+    logger.info(proof.text())
     return proof
 
 
@@ -110,7 +113,7 @@ def _scores(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _seen(mask: paddle.Tensor) -> paddle.Tensor:
-    """Which keys each query sees, int64 [batch, 1, queries, keys] (oarlock.models.inputs.whole_mask for a graph)."""
+    """Which keys each query sees, int64 [batch, 1, queries, keys] (oarlock.families.forward.whole_mask for a graph)."""
     index = paddle.arange(mask.shape[1])
     earlier = (index.unsqueeze(0) <= index.unsqueeze(1)).astype("int64")
     return earlier.unsqueeze([0, 1]) * mask.astype("int64").unsqueeze([1, 2])
@@ -158,7 +161,7 @@ class _Scores(nn.Layer):
 
 
 def _save(model: nn.Layer, family: str, folder: Path) -> None:
-    model.__dict__.pop("forward", None)  # of oarlock.models.inputs; Paddle translates only that of a class
+    model.__dict__.pop("forward", None)  # of oarlock.families.forward; Paddle translates only that of a class
     if family == "bloom":  # both make no causal mask where there is one token, which is not known here
         object.__setattr__(model.bloom, "_prepare_attn_mask", _bloom_mask)
     elif family == "opt":

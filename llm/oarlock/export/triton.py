@@ -18,31 +18,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oarlock.data.tokenizers import has_tokenizer
+from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.errors import ModelError
 from oarlock.export.manifest import write_manifest
 from oarlock.export.requirements import REQUIREMENTS_FILE, requirements_text
 from oarlock.export.servers import SERVED_NAME
 from oarlock.files import file_sha256, new_folder
-from oarlock.models.adapter import Base
-from oarlock.models.adapter_mix import check_output
+from oarlock.merge.inputs import check_output
+from oarlock.model_config.load import read_config
 from oarlock.models.build import model_class
-from oarlock.models.configs import read_config
 from oarlock.models.folder_files import ADAPTER_FILES, MODEL_FILES, readers_of, take
-from oarlock.models.open_adapter import open_lora
-from oarlock.models.pickles import open_weights
-from oarlock.models.tuned import check_base
-from oarlock.own_code import PACKAGE, TEMPLATES
-from oarlock.triton_config import TRITON_CONFIG, read_triton_config
+from oarlock.models.load_finetuned import check_base
+from oarlock.peft.adapter_folder import Base
+from oarlock.peft.open_adapter import open_lora
+from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
+from oarlock.triton_repository.model_code import PACKAGE, TEMPLATES
+from oarlock.weights.pickles import open_weights
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 # What the models that only pass requests on import of this package.
 _RELAY_MODULES = (
-    *("__init__.py", "errors.py", "models/__init__.py", "models/sampling_ranges.py"),
-    *("serve/__init__.py", "serve/requests.py"),
-    *("serve/triton_fields.py", "serve/json_form.py", "serve/triton_relay.py"),
+    *("__init__.py", "errors.py", "model_config/__init__.py", "model_config/sampling_ranges.py"),
+    *("serve/__init__.py", "serve/engine/__init__.py", "serve/engine/sampling_params.py", "serve/triton/__init__.py"),
+    *("serve/triton/fields.py", "serve/triton/fastdeploy_json.py", "serve/triton/relay.py"),
 )
 
 

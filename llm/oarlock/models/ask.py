@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from oarlock.data.readers import check_characters
-from oarlock.data.tokens import tokenize
-from oarlock.environment import set_paddlenlp_log_level
+from oarlock.data.files.text_readers import check_characters
+from oarlock.data.tokenizers.offsets import tokenize
+from oarlock.environment.paddle_import import set_paddlenlp_log_level
 from oarlock.errors import ConfigError, ModelError
+from oarlock.model_config.sliding_window import check_window
 from oarlock.models.build import positions_of
 from oarlock.models.generate import generate_ids
-from oarlock.models.tuned import open_tuned
-from oarlock.models.window import check_window
+from oarlock.models.load_finetuned import open_tuned
 
 DEFAULT_TOKENS = 64  # of an answer
 

@@ -12,28 +12,28 @@ import paddle
 import paddlenlp.transformers
 from paddlenlp.transformers import AutoModelForCausalLM, PretrainedConfig, PretrainedModel
 
-from oarlock.environment import say_once
+from oarlock.environment.console import log_once
 from oarlock.errors import ConfigError, ModelError
-from oarlock.models.adapter import read_adapter
-from oarlock.models.configs import read_config
+from oarlock.families.forward import adapt_inputs
+from oarlock.hub.model_names import local_folder
+from oarlock.model_config.generation_config import generation_content
+from oarlock.model_config.load import read_config
+from oarlock.model_config.sliding_window import check_window, window_of
 from oarlock.models.construct import construct
-from oarlock.models.generation_config import generation_content
-from oarlock.models.hub import local_folder
-from oarlock.models.initial import RandomWeights, without_values
-from oarlock.models.inputs import adapt_inputs
-from oarlock.models.load import load_distributed
-from oarlock.models.methods import Method, fill_trained, initial_values
-from oarlock.models.open_adapter import open_adapter
-from oarlock.models.pickles import open_weights
-from oarlock.models.room import check_before, check_parameters
-from oarlock.models.sources import WeightSource
-from oarlock.models.weights import has_safetensors
-from oarlock.models.window import check_window, window_of
+from oarlock.models.init_weights import RandomWeights, without_values
+from oarlock.models.memory_check import check_before, check_parameters
 from oarlock.ops import library
 from oarlock.ops.norms import check_norms
 from oarlock.parallel.nodes import once_per_node
+from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import sequence_length
-from oarlock.parallel.sync import together
+from oarlock.peft.adapter_folder import read_adapter
+from oarlock.peft.method import Method, fill_trained, initial_values
+from oarlock.peft.open_adapter import open_adapter
+from oarlock.weights.load import load_distributed
+from oarlock.weights.pickles import open_weights
+from oarlock.weights.sources import WeightSource
+from oarlock.weights.weight_folder import has_safetensors
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
@@ -109,7 +109,7 @@ def _apply_kernels(config: Config, model_config: PretrainedConfig) -> None:
     kernels, on_gpu = config.kernels, paddle.device.get_device().startswith("gpu")
     flash = kernels.use_flash_attention
     if flash and not on_gpu:
-        say_once("no flash attention on a CPU: the plain attention is used (same result)")
+        log_once("no flash attention on a CPU: the plain attention is used (same result)")
         flash = False
     fused_norm = kernels.use_fused_rms_norm and library.usable(on_gpu)
     if fused_norm:
@@ -217,13 +217,13 @@ def build_model(
         nonlocal found
         found = model_class(source.config, pipeline)
 
-    together(find_class)
+    run_on_all_ranks(find_class)
     once_per_node(lambda: check_before(source.config, source.folder, source.from_weights, dtype))
     with without_values():
         model = construct(found, source.config, dtype)
         adapt_inputs(model)
         if method is not None:
-            together(lambda: method.attach(model))
+            run_on_all_ranks(lambda: method.attach(model))
     check_parameters(model, source.folder, held_beside)
     of_base = partial(_open_source, source, allow_pickle, seed)
     if method is None:
@@ -235,7 +235,7 @@ def build_model(
             if adapter
             else initial_values(method, seed)
         )
-        together(lambda: fill_trained(model, values))
+        run_on_all_ranks(lambda: fill_trained(model, values))
     return model
 
 

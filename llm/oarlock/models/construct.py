@@ -10,7 +10,7 @@ from oarlock.ops import corrections
 
 
 def construct(model_class: Any, config: PretrainedConfig, dtype: str) -> PretrainedModel:
-    """A model without an adapter and, under oarlock.models.initial.without_values, without values.
+    """A model without an adapter and, under oarlock.models.init_weights.without_values, without values.
 
     PaddleNLP's OPT has an output layer of its own whatever its configuration says (3.0.0b4); here it is tied to the
     input embedding where `tie_word_embeddings` says so, as transformers does it.

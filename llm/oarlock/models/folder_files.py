@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from oarlock.data.template_files import TEMPLATE_FOLDER
-from oarlock.environment import say_once
+from oarlock.data.templates.template_files import TEMPLATE_FOLDER
+from oarlock.environment.console import log_once
 from oarlock.files import ADAPTER_FILE, PEFT_FILE, PEFT_WEIGHTS, umask
 from oarlock.formats.links import open_inside
 
@@ -45,7 +45,7 @@ def readers_of(*folders: Path) -> int:
             private = path
         readers &= own
     if private is not None:
-        say_once(
+        log_once(
             f"{private} has mode {private.stat().st_mode & 0o777:o}: what is made of it can be read by the same users "
             "alone (chmod changes that)"
         )

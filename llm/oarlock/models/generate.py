@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 
 from oarlock.errors import ModelError
-from oarlock.models.generation_config import token_ids
+from oarlock.model_config.generation_config import token_ids
 
 NextIds = Callable[[list[list[int]]], list[int]]
 

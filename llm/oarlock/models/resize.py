@@ -10,22 +10,32 @@ from pathlib import Path
 import numpy as np
 from paddle.base.framework import EagerParamBase
 
-from oarlock.data.templates import choose_template, own_template
-from oarlock.data.tokenizers import load_tokenizer
-from oarlock.environment import on_cpu, progress_bar, say
+from oarlock.data.templates.chat_template import choose_template, own_template
+from oarlock.data.tokenizers.load import load_tokenizer
+from oarlock.environment.console import get_logger, progress_bar
+from oarlock.environment.paddle_import import on_cpu
 from oarlock.errors import ModelError
 from oarlock.files import is_vacant
-from oarlock.models.arrays import array_type
+from oarlock.model_config.load import read_config
 from oarlock.models.build import model_class
-from oarlock.models.configs import read_config
 from oarlock.models.folder_files import copy_file
-from oarlock.models.layout import holdings
-from oarlock.models.load import Request, check_source
-from oarlock.models.pickles import open_weights
-from oarlock.models.safetensors_stream import TensorSource
-from oarlock.models.save import MAX_SHARD_BYTES, check_space, save_config, save_tokenizer, whole_folder, write_weights
-from oarlock.models.sources import WeightSource, stored_dtype
-from oarlock.models.streamed import empty_model
+from oarlock.models.layer_offload import empty_model
+from oarlock.weights.buffers import array_type
+from oarlock.weights.layout import holdings
+from oarlock.weights.load import Request, check_source
+from oarlock.weights.pickles import open_weights
+from oarlock.weights.safetensors_file import TensorSource
+from oarlock.weights.save import (
+    MAX_SHARD_BYTES,
+    check_space,
+    save_config,
+    save_tokenizer,
+    whole_folder,
+    write_weights,
+)
+from oarlock.weights.sources import WeightSource, stored_dtype
+
+logger = get_logger(__name__)
 
 MULTIPLE = 64  # rows, so that tensor parallelism can split them evenly and matrix products are fast
 _WHAT = "the resized model"
@@ -97,7 +107,7 @@ def resize_embedding(
         if settings.is_file():
             copy_file(model, settings.name, folder / settings.name)
     names = ", ".join(changed)
-    say(f"{model} -> {output}: {before:,} rows are {grown.vocab_size:,} now ({names}), for {needed:,} tokens")
+    logger.info(f"{model} -> {output}: {before:,} rows are {grown.vocab_size:,} now ({names}), for {needed:,} tokens")
     return int(grown.vocab_size)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import paddle
 
-from oarlock.environment import say_once
+from oarlock.environment.console import log_once
 from oarlock.errors import EnvironmentProblem
 from oarlock.ops import library
 from oarlock.ops.patch import Function, Patch, fits
@@ -120,7 +120,7 @@ def _attention(original: Function) -> Function:
         reason = _refusal(given, ends)
         if reason or not fits(query, key, value):
             if reason:
-                say_once(f"attention with {reason} goes through Paddle's own ops")
+                log_once(f"attention with {reason} goes through Paddle's own ops")
             groups = query.shape[2] // key.shape[2]
             given["key_states"], given["value_states"] = (_repeated(tensor, groups) for tensor in (key, value))
             if ends is not None and ends.ndim == 2:

@@ -14,10 +14,10 @@ from typing import Any
 import paddle
 from paddle.distributed import collective, fleet
 
-from oarlock.environment import say_once
-from oarlock.ops import attention, layers, library, linears
+from oarlock.environment.console import log_once
+from oarlock.ops import attention, decoder_layer, library, lora_linear
 from oarlock.ops.adamw import fused_adamw
-from oarlock.ops.memory import keep_freed_memory
+from oarlock.ops.malloc import keep_freed_memory
 from oarlock.ops.norms import check_norms, fused_rms_norm
 from oarlock.ops.patch import Function, Patch, fits
 from oarlock.ops.step import HeldScores, check_step, fused_rotary, fused_swiglu
@@ -119,11 +119,11 @@ PATCHES: list[Patch] = [
     *attention.PATCHES,
     *(Patch(head, "forward", _head) for head in _HEADS),
     *(Patch(head.partition(":")[0], "parallel_matmul", _parallel_matmul) for head in _HEADS),
-    Patch("paddlenlp.peft.lora.lora_layers:LoRALinear", "forward", linears.for_lora),
-    *(Patch(layer + "MLP", "forward", linears.for_mlp) for layer in _LAYERS),
-    *(Patch(layer + "Attention", "forward", linears.for_attention) for layer in _LAYERS),
-    *(Patch(layer + "DecoderLayer", "forward", layers.for_layer) for layer in _LAYERS),
-    Patch("paddle.nn:Linear", "forward", linears.for_linear),
+    Patch("paddlenlp.peft.lora.lora_layers:LoRALinear", "forward", lora_linear.for_lora),
+    *(Patch(layer + "MLP", "forward", lora_linear.for_mlp) for layer in _LAYERS),
+    *(Patch(layer + "Attention", "forward", lora_linear.for_attention) for layer in _LAYERS),
+    *(Patch(layer + "DecoderLayer", "forward", decoder_layer.for_layer) for layer in _LAYERS),
+    Patch("paddle.nn:Linear", "forward", lora_linear.for_linear),
     Patch("paddle.optimizer:AdamW", "_create_optimization_pass", _adamw),
 ]
 _originals: list[tuple[Any, str, Function]] = []
@@ -151,7 +151,7 @@ def install() -> bool:
     if not library.usable():
         return False
     if not library.has_products():
-        say_once(
+        log_once(
             "this Paddle is without MKL, which the fused ops call; Paddle's own ops are used (same result, slower)"
         )
         return False

@@ -10,7 +10,7 @@ from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
-from oarlock.environment import say_once
+from oarlock.environment.console import log_once
 from oarlock.errors import EnvironmentProblem
 from oarlock.formats.json_file import read_json
 
@@ -50,7 +50,7 @@ def usable(on_gpu: bool = False) -> bool:
     """Whether nothing keeps the operators from being used; what does is said once."""
     reason = why_missing(on_gpu)
     if reason:
-        say_once(f"{reason}; Paddle's own ops are used (same result, slower)")
+        log_once(f"{reason}; Paddle's own ops are used (same result, slower)")
     return not reason
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import paddle
 
-from oarlock.environment import say_once
+from oarlock.environment.console import log_once
 
 Function = Callable[..., Any]
 
@@ -45,6 +45,6 @@ def fits(*tensors: Any) -> bool:
     """Whether the fused operators serve these: all float32 on the CPU."""
     for tensor in tensors:
         if tensor.dtype != paddle.float32 or not tensor.place.is_cpu_place():
-            say_once(f"the fused CPU ops are for float32; {tensor.dtype} goes through Paddle's own")
+            log_once(f"the fused CPU ops are for float32; {tensor.dtype} goes through Paddle's own")
             return False
     return True

@@ -17,8 +17,8 @@ from paddle.nn import functional
 
 from oarlock.errors import EnvironmentProblem
 from oarlock.ops import library
-from oarlock.ops.layers import fused_layer_end, fused_layer_start
-from oarlock.ops.linears import Three, fused_lora_linear, fused_lora_mlp, fused_lora_projections
+from oarlock.ops.decoder_layer import fused_layer_end, fused_layer_start
+from oarlock.ops.lora_linear import Three, fused_lora_linear, fused_lora_mlp, fused_lora_projections
 from oarlock.ops.norms import reference_rms_norm
 
 Tensor = Any

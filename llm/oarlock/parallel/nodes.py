@@ -1,6 +1,7 @@
 """Which ranks share a machine, and sharing small values before there are groups.
 
-Ranks of one machine share them through memory that they have handed each other (see oarlock.parallel.rendezvous). Those
+Ranks of one machine share them through memory that they have handed each other (see oarlock.cpu_ranks.rendezvous).
+Those
 of several machines, who train on GPUs, share them through Paddle's store as well, which believes everyone who can reach
 its port: what comes from there is counted and compared, and chooses no file.
 """
@@ -18,14 +19,14 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from oarlock.environment import local_world_size, rank, world_size
+from oarlock.cpu_ranks.failure_detector import MAX_SHARED_BYTES, CommunicationError
+from oarlock.environment.ranks import local_world_size, rank, world_size
 from oarlock.errors import StoppedWithOthers
 from oarlock.formats.json_file import parse_json
-from oarlock.parallel.failures import MAX_SHARED_BYTES, CommunicationError
-from oarlock.parallel.sync import share
+from oarlock.parallel.object_collectives import all_gather_objects
 
 if TYPE_CHECKING:
-    from oarlock.parallel.rendezvous import Ranks
+    from oarlock.cpu_ranks.rendezvous import Ranks
 
 T = TypeVar("T")
 _POLL_S = 0.02
@@ -50,7 +51,7 @@ class Node:
         """Whether this rank is the one that reads."""
         return rank() == self.ranks[0]
 
-    def share(self, value: Any) -> list[Any]:
+    def all_gather_objects(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order (small Python objects)."""
         if len(self.ranks) == 1:
             return [value]
@@ -66,7 +67,7 @@ def this_node() -> Node:
     """The node of this rank; every rank has to call it at the same time."""
     if world_size() <= 1:
         return Node((rank(),))
-    nodes = ranks_by_node(share(node_key()))
+    nodes = ranks_by_node(all_gather_objects(node_key()))
     found = Node(tuple(range(world_size())))
     if len(nodes) == 1:
         return found
@@ -102,7 +103,7 @@ def share_early(value: Any) -> list[Any]:
     if world_size() <= 1:
         return [value]
     text, here, run = json.dumps(value), _here(), _run_here()
-    texts: list[str | bytes] = list(run.share(text)) if run else [text]
+    texts: list[str | bytes] = list(run.all_gather_objects(text)) if run else [text]
     if len(here) < world_size():
         everywhere = _share_through_store(text)
         everywhere[here.start : here.stop] = texts
@@ -112,7 +113,7 @@ def share_early(value: Any) -> list[Any]:
 
 def _here() -> range:
     """The ranks of this machine that meet in memory: those of one launcher, on a CPU all."""
-    from oarlock.parallel.cpu_group import current_run
+    from oarlock.cpu_ranks.process_group import current_run
 
     if current_run():
         return range(world_size())
@@ -125,9 +126,9 @@ def _here() -> range:
 
 @functools.cache
 def _run_here() -> Ranks | None:
-    from oarlock.parallel.cpu_group import current_run
-    from oarlock.parallel.meeting_point import meeting_point
-    from oarlock.parallel.rendezvous import join
+    from oarlock.cpu_ranks.meeting_point import meeting_point
+    from oarlock.cpu_ranks.process_group import current_run
+    from oarlock.cpu_ranks.rendezvous import join
 
     here = _here()
     if current_run() or len(here) == 1:

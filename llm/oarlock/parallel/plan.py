@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from oarlock.config.schema import FinetuneDataSection
-from oarlock.parallel.families import ModelSizes
+from oarlock.parallel.family_rules import ModelSizes
 from oarlock.parallel.plan_rules import (
     check_plan,
     cut_layers,

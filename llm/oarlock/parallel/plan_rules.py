@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from oarlock.config.schema import FinetuneDataSection
 from oarlock.errors import ConfigError
-from oarlock.parallel.families import FAMILIES, Family, ModelSizes
+from oarlock.parallel.family_rules import FAMILIES, Family, ModelSizes
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from oarlock.errors import OarlockError
-from oarlock.serve.requests import Prompt, PromptTooLong, Sampling
+from oarlock.serve.engine.sampling_params import Prompt, PromptTooLong, Sampling
 
 if TYPE_CHECKING:
-    from oarlock.serve.engine import Engine
+    from oarlock.serve.engine.engine import Engine
 
 Message = dict[str, str]
 

@@ -18,17 +18,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from oarlock.environment import say
-from oarlock.serve.admin import AdminServer
-from oarlock.serve.administration import Administration
+from oarlock.environment.console import get_logger
 from oarlock.serve.front.options import FrontOptions
-from oarlock.serve.listening import Listening
 from oarlock.serve.options import ServeOptions
-from oarlock.serve.process_tree import LOOK_SECONDS, ProcessTree
-from oarlock.serve.repository import chat_temperature, engine_model, engine_settings
-from oarlock.serve.run_folder import ADMIN_SOCKET, make_run_folder
-from oarlock.serve.served_tree import ServedTree, make_served_tree
-from oarlock.serve.triton_server import Installation, TritonOptions
+from oarlock.serve.supervision.admin_commands import Administration
+from oarlock.serve.supervision.admin_socket import AdminServer
+from oarlock.serve.supervision.listening import Listening
+from oarlock.serve.supervision.process_tree import LOOK_SECONDS, ProcessTree
+from oarlock.serve.supervision.run_folder import ADMIN_SOCKET, make_run_folder
+from oarlock.serve.triton.repository import chat_temperature, engine_model, engine_settings
+from oarlock.serve.triton.served_repository import ServedTree, make_served_tree
+from oarlock.serve.triton.server import Installation, TritonOptions
+
+logger = get_logger(__name__)
 
 
 def serve(options: ServeOptions) -> int:
@@ -106,9 +108,9 @@ def _warn_of_an_open_network(front: FrontOptions) -> None:
     if front.is_local:
         return
     if not front.keys:
-        say(f"open on {front.host} without keys: whoever reaches it may ask the model (--api-key-file FILE)")
+        logger.info(f"open on {front.host} without keys: whoever reaches it may ask the model (--api-key-file FILE)")
     if not front.has_tls:
-        say(
+        logger.info(
             f"open on {front.host} without TLS: others on the network may read prompts, answers and keys "
             "(--tls-certificate FILE --tls-key FILE)"
         )
@@ -118,7 +120,7 @@ def _say_ready(front: FrontOptions, admin: Path, seconds: float) -> None:
     host, ports, model = url_host(front.host), front.ports, front.model
     scheme = "https" if front.has_tls else "http"
     key = ' -H "Authorization: Bearer $KEY"' if front.keys else ""
-    say(
+    logger.info(
         f"ready after {seconds:.1f} s\n"
         f"  OpenAI   {scheme}://{host}:{ports.openai}/v1\n"
         f"  REST     {scheme}://{host}:{ports.rest}/v2/models/{model}/generate\n"

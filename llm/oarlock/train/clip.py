@@ -8,7 +8,7 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from oarlock.models.layout import shared_between_stages
+from oarlock.weights.layout import shared_between_stages
 
 SLICE = "slice@"  # what GroupShardedStage3 puts before the name of a parameter it slices
 

@@ -5,35 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oarlock.data.blend import blend
-from oarlock.data.collate import FinetuneCollator, PackCollator
-from oarlock.data.eval_prompts import load_eval_prompts
-from oarlock.data.finetune import ExampleDataset, FinetuneData, load_finetune_data
-from oarlock.data.order import SampleOrder
-from oarlock.data.packing import COMPARED_BATCH, PackedDataset
-from oarlock.data.tokenizers import load_tokenizer
-from oarlock.environment import say
+from oarlock.data.corpus.blend import blend
+from oarlock.data.corpus.order import SampleOrder
+from oarlock.data.examples.collate import FinetuneCollator, PackCollator
+from oarlock.data.examples.dataset import ExampleDataset, FinetuneData, load_finetune_data
+from oarlock.data.examples.eval_prompts import load_eval_prompts
+from oarlock.data.examples.packing import COMPARED_BATCH, PackedDataset
+from oarlock.data.tokenizers.load import load_tokenizer
+from oarlock.environment.console import get_logger
 from oarlock.errors import DataError
-from oarlock.models.adapter import shared_base
-from oarlock.models.build import build_model, check_lengths, check_vocabulary, check_weights, find_model
-from oarlock.models.methods import choose_method
-from oarlock.models.open_adapter import open_adapter
-from oarlock.models.packed import attend_in_blocks, check_packing
-from oarlock.models.qlora import quantized_bytes
-from oarlock.models.tuned import check_base
+from oarlock.families.packing import attend_in_blocks, check_packing
+from oarlock.models.build import (
+    build_model,
+    check_lengths,
+    check_vocabulary,
+    check_weights,
+    find_model,
+)
+from oarlock.models.load_finetuned import check_base
 from oarlock.parallel.plan import sequence_length, text_length
-from oarlock.train.answers import Asking, FixedPrompts, HeldOutPrompts, one_after_another
-from oarlock.train.checkpoint import find_resume_point
-from oarlock.train.final_model import merge_adapter
+from oarlock.peft.adapter_folder import shared_base
+from oarlock.peft.method import choose_method
+from oarlock.peft.open_adapter import open_adapter
+from oarlock.peft.qlora import quantized_bytes
+from oarlock.train.checkpoint.final_model import merge_adapter
+from oarlock.train.checkpoint.resume import find_resume_point
+from oarlock.train.evaluation.prompts import Asking, FixedPrompts, HeldOutPrompts, one_after_another
 from oarlock.train.flops import token_flops
-from oarlock.train.lengths import fit_lengths
-from oarlock.train.output_guard import run_in
-from oarlock.train.run import check_schedule, connect, held_beside, make_trainer, start, train
+from oarlock.train.output.folder_guard import run_in
+from oarlock.train.sequence_lengths import fit_lengths
+from oarlock.train.setup import check_schedule, connect, held_beside, make_trainer, start, train
 from oarlock.train.start_from_adapter import start_from_adapter
 
 if TYPE_CHECKING:
     from oarlock.config.load import LoadedConfig
     from oarlock.config.schema import FinetuneConfig
+
+logger = get_logger(__name__)
 
 
 def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
@@ -93,7 +101,9 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     if config.method.qlora:
         now, before = quantized_bytes(model)
         algorithm = config.method.weight_quantize_algo
-        say(f"QLoRA: {algorithm} weights take {now / 1e6:,.1f} MB, {before / now:.1f} times less than in float32")
+        logger.info(
+            f"QLoRA: {algorithm} weights take {now / 1e6:,.1f} MB, {before / now:.1f} times less than in float32"
+        )
     if packing:
         attend_in_blocks(model)
     collator = PackCollator if packing else FinetuneCollator
@@ -135,9 +145,9 @@ def _packed(config: FinetuneConfig, examples: ExampleDataset) -> ExampleDataset 
     made = PackedDataset(examples, config.data.packing_length, config.runtime.seed)
     packed, padded = made.fill()
     if len(made) < len(examples) and packed > padded:
-        say(made.describe())
+        logger.info(made.describe())
         return made
-    say(
+    logger.info(
         f"--packing: packs of {made.capacity:,} tokens would be {packed:.1%} full, and padded batches of "
         f"{COMPARED_BATCH} are {padded:.1%} full, so that nothing is packed; a larger --packing_length may pack better"
     )

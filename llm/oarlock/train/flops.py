@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from oarlock.parallel.families import FAMILIES, ModelSizes
+from oarlock.parallel.family_rules import FAMILIES, ModelSizes
 
 
 @dataclass(frozen=True)

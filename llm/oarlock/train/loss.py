@@ -8,7 +8,7 @@ import paddle
 from paddle import nn
 from paddle.distributed import fleet
 
-from oarlock.data.labels import IGNORE_INDEX
+from oarlock.data.examples.labels import IGNORE_INDEX
 from oarlock.ops.step import HeldScores
 
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oarlock.config.rules import parse_split
-from oarlock.data.blend import ConcatenatedDataset, blend, shares_of, short_names
-from oarlock.data.collate import PretrainCollator
-from oarlock.data.corpus import (
+from oarlock.data.corpus.blend import ConcatenatedDataset, blend, shares_of, short_names
+from oarlock.data.corpus.dataset import (
     SPLIT_NAMES,
     Corpus,
     PretrainDataset,
@@ -19,30 +18,40 @@ from oarlock.data.corpus import (
     largest_known_id,
     parse_input,
 )
-from oarlock.data.corpus_documents import ends_with
-from oarlock.data.corpus_tokenizer import check_corpus_tokenizers
+from oarlock.data.corpus.documents import ends_with
+from oarlock.data.corpus.order import SampleOrder
+from oarlock.data.corpus.tokenizer_check import check_corpus_tokenizers
 from oarlock.data.embedded.prepare import embedded_corpus
-from oarlock.data.eval_prompts import load_eval_prompts
-from oarlock.data.labels import Prompt
-from oarlock.data.order import SampleOrder
-from oarlock.data.templates import choose_template
-from oarlock.data.tokenizers import load_tokenizer
-from oarlock.environment import cache_folder, say
+from oarlock.data.examples.collate import PretrainCollator
+from oarlock.data.examples.eval_prompts import load_eval_prompts
+from oarlock.data.examples.labels import Prompt
+from oarlock.data.templates.chat_template import choose_template
+from oarlock.data.tokenizers.load import load_tokenizer
+from oarlock.environment.cache import cache_folder
+from oarlock.environment.console import get_logger
 from oarlock.errors import DataError
-from oarlock.models.build import build_model, check_lengths, check_vocabulary, check_weights, find_model
-from oarlock.parallel.sync import together
-from oarlock.train.answers import Asking, FixedPrompts, one_after_another, show
-from oarlock.train.checkpoint import find_resume_point
+from oarlock.models.build import (
+    build_model,
+    check_lengths,
+    check_vocabulary,
+    check_weights,
+    find_model,
+)
+from oarlock.parallel.object_collectives import run_on_all_ranks
+from oarlock.train.checkpoint.resume import find_resume_point
+from oarlock.train.evaluation.generation import generate_answers
+from oarlock.train.evaluation.prompts import Asking, FixedPrompts, one_after_another, show
 from oarlock.train.flops import token_flops
-from oarlock.train.generation import generate_answers
-from oarlock.train.lengths import fit_lengths
-from oarlock.train.output_guard import run_in
-from oarlock.train.run import check_schedule, connect, held_beside, make_trainer, start, train
+from oarlock.train.output.folder_guard import run_in
+from oarlock.train.sequence_lengths import fit_lengths
+from oarlock.train.setup import check_schedule, connect, held_beside, make_trainer, start, train
 from oarlock.train.trainer import OarlockTrainer
 
 if TYPE_CHECKING:
     from oarlock.config.load import LoadedConfig
     from oarlock.config.schema import PretrainConfig
+
+logger = get_logger(__name__)
 
 _ANSWER_LENGTH = 64  # tokens after a prompt of --eval_prompts
 
@@ -69,7 +78,7 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     prefixes = [corpus.prefix for corpus in corpora]
     check_corpus_tokenizers(prefixes, tokenizer, tokenizer_name, config.data.allow_other_tokenizer)
     check_vocabulary(source, largest_known_id(corpora) + 1, f"the corpus {inputs[0][1]}")
-    together(lambda: check_token_ids(corpora, source.config.vocab_size), first_rank_only=True)
+    run_on_all_ranks(lambda: check_token_ids(corpora, source.config.vocab_size), first_rank_only=True)
     for corpus in corpora:
         _tell_of_ends(corpus, tokenizer)
     weights = [weight for weight, _ in inputs]
@@ -120,7 +129,7 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
 
 
 def _embedded(tokenizer_name: str) -> str:
-    say("no --input_dir: pretraining on the embedded text (the Python standard library)")
+    logger.info("no --input_dir: pretraining on the embedded text (the Python standard library)")
     try:
         return str(embedded_corpus(cache_folder(), tokenizer_name))
     except OSError as error:
@@ -134,10 +143,10 @@ def _tell_of_ends(corpus: Corpus, tokenizer: Any) -> None:
     """Say where documents run into each other: a model learns from their end tokens where texts end."""
     if tokenizer.eos_token_id is None:
         return
-    share = ends_with(corpus.documents, tokenizer.eos_token_id)
-    if share < 1:
-        ends = f"only {share:.1%} of the documents end" if share else "no document ends"
-        say(
+    fraction = ends_with(corpus.documents, tokenizer.eos_token_id)
+    if fraction < 1:
+        ends = f"only {fraction:.1%} of the documents end" if fraction else "no document ends"
+        logger.info(
             f"{corpus.prefix}: {ends} with the tokenizer's end token ({tokenizer.eos_token}), from which a model "
             "learns where a text ends. `oarlock data pretrain` puts it there (in other programs: --append-eod or "
             "--append_eos)"
@@ -178,7 +187,7 @@ def _datasets(config: PretrainConfig, corpora: list[Corpus], split: int) -> list
         )
         if split == 0:
             raise DataError(f"{problem}. Give it a larger share, or a smaller --max_seq_length")
-        say(f"{problem}; left out of the evaluation")
+        logger.info(f"{problem}; left out of the evaluation")
         found.append(None)
     if not any(found):
         raise DataError("--do_eval: no corpus has an evaluation sample; give evaluation a larger share in --split")

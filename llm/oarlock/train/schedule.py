@@ -10,7 +10,7 @@ from paddle.optimizer.lr import LambdaDecay, LRScheduler
 from paddlenlp.transformers import CosineAnnealingWithWarmupDecay, LinearAnnealingWithWarmupDecay
 
 from oarlock.config.sections import ScheduleSection
-from oarlock.environment import say_once
+from oarlock.environment.console import log_once
 from oarlock.errors import ConfigError
 
 
@@ -59,7 +59,7 @@ def check_warmup(schedule: ScheduleSection, steps: int, done: int = 0) -> None:
             f"reach {schedule.learning_rate:g}. Give fewer (or --warmup_ratio, a share of the run), or train longer"
         )
     if warmup >= steps:
-        say_once(
+        log_once(
             f"--warmup_ratio {schedule.warmup_ratio:g} is {warmup:,} of this run's {steps:,} step(s): the learning "
             f"rate never reaches {schedule.learning_rate:g}"
         )

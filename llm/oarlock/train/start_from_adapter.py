@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 from oarlock.config.load import is_default
 from oarlock.config.options import option_specs
 from oarlock.config.rules import cross_problems
-from oarlock.data.tokenizers import has_tokenizer
-from oarlock.environment import say
+from oarlock.data.tokenizers.load import has_tokenizer
+from oarlock.environment.console import get_logger
 from oarlock.errors import ConfigError
 from oarlock.files import holds_adapter
-from oarlock.models.adapter import AdapterFolder
-from oarlock.models.adapter_base import beside, find_base
-from oarlock.models.hub import local_folder
-from oarlock.models.open_adapter import open_adapter
-from oarlock.models.peft_folder import is_peft_folder
+from oarlock.hub.model_names import local_folder
+from oarlock.peft.adapter_base import beside, find_base
+from oarlock.peft.adapter_folder import AdapterFolder
+from oarlock.peft.hf_peft_folder import is_peft_folder
+from oarlock.peft.open_adapter import open_adapter
 
 if TYPE_CHECKING:
     from oarlock.config.schema import FinetuneConfig
+
+logger = get_logger(__name__)
 
 _METHODS = ("lora", "qlora", "prefix_tuning", "p_tuning")
 
@@ -61,7 +63,7 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
         changes |= {"adapter_name_or_path": adapter, "model_name_or_path": str(base)}
         if config.model.tokenizer_name_or_path is None and has_tokenizer(Path(adapter)):
             changes["tokenizer_name_or_path"] = adapter
-        say(f"{adapter} is an adapter ({found.method}) of {changes['model_name_or_path']}: starting from both")
+        logger.info(f"{adapter} is an adapter ({found.method}) of {changes['model_name_or_path']}: starting from both")
     changed = _replaced(config, changes)
     if problems := cross_problems(changed):
         raise ConfigError(f"with the options of the adapter {adapter}: {'; '.join(problems)}")
@@ -76,7 +78,7 @@ def _say_unused(config: FinetuneConfig, origins: Mapping[str, str]) -> None:
         f.name for f in fields(config.method) if f.name not in _METHODS and not is_default(config, origins, f.name)
     ]
     if given:
-        say(
+        logger.info(
             f"{', '.join(f'--{name}' for name in given)}: not used, since no method is chosen and all weights are "
             "trained; for LoRA give --lora"
         )

@@ -15,37 +15,37 @@ from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_
 from paddlenlp.peft import LoRAModel
 from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 
-from oarlock.data.order import SampleOrder
-from oarlock.environment import rank
+from oarlock.data.corpus.order import SampleOrder
+from oarlock.environment.ranks import rank
 from oarlock.errors import TrainingError
-from oarlock.models.layout import shared_between_stages
-from oarlock.models.packed import with_attention
+from oarlock.families.packing import with_attention
 from oarlock.ops.install import hold_scores
 from oarlock.parallel.sharded_gradients import ShardedGradients
-from oarlock.train import checkpoint as checkpoints
-from oarlock.train.best import BestEvaluation
-from oarlock.train.checkpointing import CheckpointingTrainer
+from oarlock.train.checkpoint import resume as checkpoints
+from oarlock.train.checkpoint.local_shards import Held
+from oarlock.train.checkpoint.trainer_checkpoints import CheckpointingTrainer
 from oarlock.train.clip import GlobalNormClip
-from oarlock.train.decay import apply_decay_param_fun
-from oarlock.train.evaluation import EvaluationStopped, evaluate_tokens, judge
-from oarlock.train.flow import Progress, what_is_due
-from oarlock.train.holding import Held
+from oarlock.train.evaluation.best import BestEvaluation
+from oarlock.train.evaluation.evaluate import EvaluationStopped, evaluate_tokens, judge
+from oarlock.train.group_sharding import BUCKET_ELEMENTS, wrap_group_sharded
+from oarlock.train.intervals import Progress, what_is_due
 from oarlock.train.loss import TokenCrossEntropy, trained_tokens
-from oarlock.train.meters import Meter, device_peak
-from oarlock.train.pipeline import pipeline_step
+from oarlock.train.pipeline_step import pipeline_step
 from oarlock.train.schedule import make_scheduler
 from oarlock.train.seeds import seed_step
-from oarlock.train.signals import StopRequest
-from oarlock.train.wrap import BUCKET_ELEMENTS, wrap_group_sharded
+from oarlock.train.stop_signals import StopRequest
+from oarlock.train.throughput import Meter, device_peak
+from oarlock.train.weight_decay import apply_decay_param_fun
+from oarlock.weights.layout import shared_between_stages
 
 if TYPE_CHECKING:
     from oarlock.config.schema import Config
-    from oarlock.data.templates import ChatTemplate
-    from oarlock.models.adapter import Base
-    from oarlock.models.methods import Method
+    from oarlock.data.templates.chat_template import ChatTemplate
     from oarlock.parallel.plan import ParallelPlan
-    from oarlock.train.callbacks import SampleLog
+    from oarlock.peft.adapter_folder import Base
+    from oarlock.peft.method import Method
     from oarlock.train.flops import TokenFlops
+    from oarlock.train.reporters.reporters import SampleLog
 
 
 class OarlockTrainer(CheckpointingTrainer):
@@ -54,7 +54,7 @@ class OarlockTrainer(CheckpointingTrainer):
     - the micro-batches of a step are collected first, so that the loss can be divided by the trained tokens of all
       of them; then they are run one after the other;
     - random numbers are seeded anew in every step from (seed, step), so that no generator state has to be kept;
-    - the data position is the number of samples consumed (see oarlock.data.order).
+    - the data position is the number of samples consumed (see oarlock.data.corpus.order).
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class OarlockTrainer(CheckpointingTrainer):
         return self.args.world_size > 1 and not self.args.use_hybrid_parallel and self.args.device == "cpu"
 
     def _wrap_model(self, model: nn.Layer, training: bool = True) -> nn.Layer:
-        """Fleet's wrappers; see oarlock.train.wrap for those that are not the Trainer's."""
+        """Fleet's wrappers; see oarlock.train.group_sharding for those that are not the Trainer's."""
         if not training or self._reduces_itself:
             return model
         if not self.args.use_hybrid_parallel:
@@ -286,5 +286,5 @@ class OarlockTrainer(CheckpointingTrainer):
             return {}
 
     def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **kwargs: Any) -> EvalLoopOutput:
-        """See oarlock.train.evaluation."""
+        """See oarlock.train.evaluation.evaluate."""
         return evaluate_tokens(self, dataloader, kwargs.get("metric_key_prefix", "eval"))

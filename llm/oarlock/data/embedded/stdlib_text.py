@@ -6,7 +6,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from oarlock.data.streams import Source
+from oarlock.data.files.byte_streams import Source
 from oarlock.errors import DataError
 
 # Test suites are left out (not every distribution ships them, and their text is mostly fixtures), and so is what

@@ -14,11 +14,11 @@ import numpy as np
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from oarlock.formats.json_file import parse_json
+from oarlock.serve.engine.sampling_params import RequestRefused
+from oarlock.serve.front.http.refusal import shown
 from oarlock.serve.front.model_forms import InputForm, ModelForm, RequestLimits
-from oarlock.serve.front.refusal import shown
-from oarlock.serve.json_form import in_form_words, read_form
-from oarlock.serve.requests import RequestRefused
-from oarlock.serve.triton_fields import read_fields
+from oarlock.serve.triton.fastdeploy_json import in_form_words, read_form
+from oarlock.serve.triton.fields import read_fields
 
 _MAX_NAME, _MAX_PARAMETERS, _MAX_RANK = 256, 16, 8
 _DEEPEST = 64  # levels of JSON inside a text

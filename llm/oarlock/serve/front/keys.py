@@ -8,9 +8,11 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from oarlock.environment import say
+from oarlock.environment.console import get_logger
 from oarlock.errors import ConfigError
 from oarlock.formats.files import read_text
+
+logger = get_logger(__name__)
 
 KEYS_VARIABLE = "OARLOCK_API_KEYS"
 _MOST_BYTES = 1 << 20
@@ -64,7 +66,7 @@ def read_keys(path: Path) -> tuple[str, ...]:
     keys = _checked(((f"{name}:{i}", line) for i, line in lines if not line.startswith("#")), name)
     mode = stat.S_IMODE(os.stat(path).st_mode)
     if mode & (stat.S_IRGRP | stat.S_IROTH):
-        say(f"{path} holds API keys and other users may read it (mode {mode:04o}): chmod 600")
+        logger.info(f"{path} holds API keys and other users may read it (mode {mode:04o}): chmod 600")
     return keys
 
 

@@ -13,8 +13,8 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from oarlock.serve.front.upstream import Upstream
-from oarlock.serve.triton_failure import TritonFailure
-from oarlock.serve.triton_fields import FIELDS
+from oarlock.serve.triton.failure import TritonFailure
+from oarlock.serve.triton.fields import FIELDS
 
 _KNOWN_SECONDS, _ASK_SECONDS = 2.0, 5.0
 

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.serve.front.admission import Admission
-from oarlock.serve.front.grpc_server import make_grpc_server
-from oarlock.serve.front.guard import ErrorResponse
-from oarlock.serve.front.http_server import HttpServer, guarded, make_http_server
+from oarlock.serve.front.grpc.server import make_grpc_server
+from oarlock.serve.front.http.guard import ErrorResponse
+from oarlock.serve.front.http.server import HttpServer, guarded, make_http_server
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts, make_metrics_app
 from oarlock.serve.front.options import FrontOptions, FrontState
-from oarlock.serve.front.rest import HEALTH_PATHS, make_rest_app, rest_error
+from oarlock.serve.front.rest.routes import HEALTH_PATHS, make_rest_app, rest_error
 from oarlock.serve.front.start import front_mark
 from oarlock.serve.front.upstream import Upstream
-from oarlock.serve.openai_api import make_openai_app
-from oarlock.serve.openai_errors import error_body, error_response
+from oarlock.serve.openai.app import make_openai_app
+from oarlock.serve.openai.errors import error_body, error_response
 
 _LINE_BYTES = 4 << 20  # keys may be many
 _LOOK_SECONDS = 0.05

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from oarlock.environment import die_with_parent
+from oarlock.environment.signals import die_with_parent
 from oarlock.serve.front.options import FrontOptions
 
 

@@ -8,9 +8,11 @@ import stat
 import time
 from pathlib import Path
 
-from oarlock.environment import say
+from oarlock.environment.console import get_logger
 from oarlock.errors import ConfigError
 from oarlock.formats.files import read_bytes
+
+logger = get_logger(__name__)
 
 _WARN_DAYS = 30
 _MOST_BYTES = 1 << 20
@@ -35,7 +37,7 @@ def check_certificate(certificate: Path, key: Path) -> None:
     server = _server_context(certificate, key)
     if key.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         mode = stat.S_IMODE(key.stat().st_mode)
-        say(f"{key} is the server's private key and other users may read it (mode {mode:04o}): chmod 600")
+        logger.info(f"{key} is the server's private key and other users may read it (mode {mode:04o}): chmod 600")
     first = _PEM.search(text)
     if first is None:
         raise ConfigError(f"--tls-certificate {certificate}: no certificate in PEM")
@@ -44,12 +46,12 @@ def check_certificate(certificate: Path, key: Path) -> None:
     except ssl.SSLCertVerificationError as error:
         if error.verify_code not in (_EXPIRED, _NOT_YET):
             raise ConfigError(f"--tls-certificate {certificate}: {error.verify_message}") from error
-        say(f"{certificate}: {error.verify_message}; clients will refuse it")
+        logger.info(f"{certificate}: {error.verify_message}; clients will refuse it")
         return
     except ssl.SSLError as error:
         raise ConfigError(f"--tls-certificate {certificate}: {error.reason or error}") from error
     if left < _WARN_DAYS:
-        say(f"{certificate}: the certificate expires in {left:.0f} days")
+        logger.info(f"{certificate}: the certificate expires in {left:.0f} days")
 
 
 def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:

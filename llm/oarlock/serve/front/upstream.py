@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from oarlock.serve.triton_failure import AWAY, TritonFailure, is_of_a_dead_process
+from oarlock.serve.triton.failure import AWAY, TritonFailure, is_of_a_dead_process
 
 SERVICE = "inference.GRPCInferenceService"
 _MAX_MESSAGE = 2**31 - 1  # of Triton's answers: what it is asked was checked

@@ -1,0 +1,1 @@
+"""A process group for ranks on the CPUs of one machine."""

@@ -1,0 +1,1 @@
+"""Pretraining corpora: building, reading, blending and ordering them."""

@@ -1,0 +1,60 @@
+"""prefix.json: what `oarlock data pretrain` notes beside a corpus.
+
+Formats: 3 ends with a checksum of itself; 2 has none; 1 (without the field): .txt documents in several sequences, their
+end token apart.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from typing_extensions import NotRequired, TypedDict
+
+from oarlock.data.corpus.index_format import FORMAT
+from oarlock.errors import DataError
+from oarlock.formats.files import is_missing, open_regular
+from oarlock.formats.json_file import CONFIG_BYTES, parse_json
+from oarlock.formats.sealed import check_seal, is_sealed
+
+WHOLE_DOCUMENTS = 2  # from this format on a document is one sequence
+
+
+class _Notes(TypedDict):
+    """Those that a run goes by; there are more."""
+
+    format: NotRequired[int]
+    documents: NotRequired[Annotated[int, Ge(0)]]
+    tokens: NotRequired[Annotated[int, Ge(0)]]
+    largest_id: NotRequired[Annotated[int, Ge(-1)]]
+    tokenizer: NotRequired[str | None]
+    tokenizer_fingerprint: NotRequired[str | None]
+
+
+def corpus_summary(prefix: str | Path) -> dict[str, Any]:
+    """What is noted beside a corpus (largest_id, tokenizer, ...); empty where nothing is, or a file of others.
+
+    Raises:
+        DataError: when they are notes of ours, and not as they were written.
+    """
+    path = Path(f"{prefix}.json")
+    if is_missing(path):
+        return {}
+    with open_regular(path, error=DataError) as file:
+        content = file.read(CONFIG_BYTES + 1)
+    if len(content) > CONFIG_BYTES:  # text of that name, from which the corpus was made
+        return {}
+    sealed = is_sealed(content)
+    if sealed or content.startswith(f'{{\n "format": {FORMAT},'.encode()):
+        check_seal(content, str(path), DataError)
+    try:
+        found = parse_json(content, str(path), error=DataError)
+    except DataError:
+        return {}
+    if not isinstance(found, dict) or not (type(found.get("format")) is int or "tokenizer_fingerprint" in found):
+        return {}
+    parse_json(content, str(path), _Notes, error=DataError, extra="allow")
+    if not sealed and found.get("format", 1) >= FORMAT:
+        check_seal(content, str(path), DataError)
+    return found

@@ -1,0 +1,1 @@
+"""Tokenized fine-tuning examples: labels, packing, batches, cache."""

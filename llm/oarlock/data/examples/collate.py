@@ -1,0 +1,108 @@
+"""Samples -> batches of arrays: {"input_ids", "labels"} int64 [batch, tokens], and "num_tokens" int64 [batch].
+
+No attention mask: padding lies on the right, where causal attention never looks from a real token, and its labels are
+ignored. (DataCollatorForSeq2Seq pads where the tokenizer pads for generation, which is the left.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from oarlock.data.examples.labels import IGNORE_INDEX, Example
+from oarlock.data.examples.packing import Pack
+from oarlock.errors import DataError
+
+Arrays = dict[str, np.ndarray]
+
+
+class PretrainCollator:
+    """Samples of seq_length + 1 tokens -> inputs and the tokens after them."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> Arrays:
+        """[batch, seq_length] inputs and labels."""
+        tokens = np.stack([sample["text"] for sample in samples])
+        check_ids(tokens, self.vocab_size)
+        labels = tokens[:, 1:]
+        if "mask" in samples[0]:  # a .lsm file beside the corpus says which tokens count
+            labels = np.where(np.stack([sample["mask"] for sample in samples])[:, 1:] > 0, labels, IGNORE_INDEX)
+        length = np.full([len(samples)], tokens.shape[1] - 1, np.int64)
+        return {"input_ids": tokens[:, :-1], "labels": np.ascontiguousarray(labels), "num_tokens": length}
+
+
+class FinetuneCollator:
+    """Examples of any length -> padded to the longest of the batch.
+
+    Args:
+        multiple_of: what the padded length must be divisible by (sequence parallel splits it).
+    """
+
+    def __init__(self, vocab_size: int, pad_id: int, multiple_of: int = 1) -> None:
+        self.vocab_size, self.pad_id, self.multiple_of = vocab_size, pad_id, multiple_of
+
+    def __call__(self, examples: Sequence[Example]) -> Arrays:
+        """[batch, longest] inputs and labels."""
+        lengths = np.asarray([len(example.input_ids) for example in examples], np.int64)
+        longest = -(-int(lengths.max()) // self.multiple_of) * self.multiple_of
+        input_ids = np.full([len(examples), longest], self.pad_id, np.int64)
+        labels = np.full_like(input_ids, IGNORE_INDEX)
+        for row, example in enumerate(examples):
+            input_ids[row, : lengths[row]] = example.input_ids
+            labels[row, : lengths[row]] = example.labels
+        check_ids(input_ids, self.vocab_size)
+        return {"input_ids": input_ids, "labels": labels, "num_tokens": lengths}
+
+
+class PackCollator(FinetuneCollator):
+    """The same for packs, which add what keeps their examples apart:
+
+    - position_ids int64 [batch, longest], from 0 in every example;
+    - attn_mask_startend_row_indices int32 [batch, longest], the place at which a token's example ends: from there on
+      nothing sees the token (PaddleNLP's name, for flashmask; oarlock.families.packing makes a dense mask of it).
+    """
+
+    def __call__(self, rows: Sequence[Example] | Sequence[Pack]) -> Arrays:
+        """Single examples, as an evaluation has them, need nothing more."""
+        packs = [row for row in rows if isinstance(row, tuple)]
+        arrays = super().__call__([row if isinstance(row, Example) else _joined(row) for row in rows])
+        if not packs:
+            return arrays
+        positions = np.zeros_like(arrays["input_ids"])
+        ends = np.tile(np.arange(1, positions.shape[1] + 1, dtype=np.int32), [len(packs), 1])  # padding is alone
+        for row, pack in enumerate(packs):
+            start = 0
+            for example in pack:
+                end = start + len(example.input_ids)
+                positions[row, start:end] = np.arange(end - start)
+                ends[row, start:end] = end
+                start = end
+        return arrays | {"position_ids": positions, "attn_mask_startend_row_indices": ends}
+
+
+def _joined(pack: Pack) -> Example:
+    return Example(
+        [token for example in pack for token in example.input_ids],
+        [label for example in pack for label in example.labels],
+        truncated=False,
+    )
+
+
+def check_ids(ids: np.ndarray, vocab_size: int) -> None:
+    """Refuse ids without a row in the embedding (on a GPU they would crash the process without a message).
+
+    Raises:
+        DataError: naming the id.
+    """
+    top, lowest = int(ids.max()), int(ids.min())
+    if lowest < 0:
+        raise DataError(f"the data holds token id {lowest}, which no tokenizer gives: it is damaged, or no token ids")
+    if top >= vocab_size:
+        raise DataError(
+            f"the data holds token id {top:,}, but the model's vocabulary has {vocab_size:,} rows: the data was made "
+            "with another tokenizer"
+        )

@@ -1,0 +1,197 @@
+"""A stream of records -> a stream of tokenised examples, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from oarlock.data.examples.labels import Encoded, Prompt, encode_chat, encode_prompt
+from oarlock.data.examples.marked_text import MarkedText
+from oarlock.data.examples.text_parts import cut_texts
+from oarlock.data.records.conversations import (
+    READ_FIELDS,
+    Conversation,
+    PlainText,
+    detect_form,
+    other_forms,
+    parse_record,
+)
+from oarlock.data.records.counts import Counts
+from oarlock.data.records.messages import MessageError
+from oarlock.data.records.record_stream import RecordSource
+from oarlock.data.records.training_marks import unread_fields
+from oarlock.data.templates.chat_template import ChatTemplate, adds_bos
+from oarlock.data.templates.special_token_text import spelling_pattern
+from oarlock.data.templates.trained_spans import ChatText, chat_text
+from oarlock.data.tokenizers.offsets import tokenize
+from oarlock.errors import DataError
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedTokenizerBase
+
+# Part of every cache key: raise it when the same records give other examples than before.
+ENCODING_VERSION = 2
+_UNREAD = 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How records become tokens.
+
+    Attributes:
+        form: of the records, or auto: that of each file's first one.
+        skip_bad: leave wrong records out and count them.
+        prompts: also make what the model is asked in evaluation.
+    """
+
+    tokenizer: PretrainedTokenizerBase
+    template: ChatTemplate
+    src_length: int
+    tgt_length: int
+    form: str = "auto"
+    skip_bad: bool = False
+    prompts: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """An example, the line it came from, and its prompt where one was asked for."""
+
+    encoded: Encoded
+    line: int
+    prompt: Prompt | None = None
+
+
+def first_form(sources: list[RecordSource], form: str) -> str:
+    """The form of the first record that has a known one (auto where there is none)."""
+    if form != "auto":
+        return form
+    for source in sources:
+        for batch in source.batches():
+            for _, item in batch.items:
+                if isinstance(item, PlainText):
+                    return "text"
+                try:
+                    return detect_form(item)
+                except ValueError:
+                    continue
+            break
+    return "auto"
+
+
+def encode_source(source: RecordSource, recipe: Recipe, counts: Counts) -> Iterator[tuple[list[Row], int]]:
+    """Examples of a source in order, with what was consumed of it; counts what became of the records.
+
+    Raises:
+        DataError: for a wrong record (file:line, the field, what was expected), unless skip_bad.
+    """
+    form, texts, told = recipe.form, _Texts(recipe), set[str]()
+
+    def ids_of(parts: Sequence[str]) -> list[list[int]]:
+        return [row.ids for row in tokenize(recipe.tokenizer, [_plain(part, recipe.template) for part in parts])]
+
+    for batch in cut_texts(source, ids_of):
+        jobs: list[_Job] = []
+        for line, item in batch.items:
+            where = f"{source.name}:{line}"
+            try:
+                form = detect_form(item) if form == "auto" and not isinstance(item, (ValueError, PlainText)) else form
+                jobs.append(_job(item, form, where, line, recipe.template))
+            except (ValueError, DataError) as error:
+                named = isinstance(error, DataError) and not isinstance(error, MessageError)
+                message = str(error) if named else f"{where}: {error}"
+                if not recipe.skip_bad:
+                    raise DataError(message) from error
+                counts.note_bad(message)
+            for name in (*unread_fields(item, READ_FIELDS), *other_forms(item, form)):
+                if name not in told and len(counts.unread) < _UNREAD:
+                    counts.unread.append(f"{where}: field {name!r}")
+                told.add(name)
+        yield _encode(jobs, texts, recipe, counts, source.name), batch.consumed
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A record and the text of it that is tokenised; of a conversation, also what is trained on."""
+
+    record: Conversation | PlainText
+    text: MarkedText
+    chat: ChatText | None
+    line: int
+
+
+def _job(item: Any, form: str, where: str, line: int, template: ChatTemplate) -> _Job:
+    if isinstance(item, ValueError):
+        raise item
+    record = item if isinstance(item, PlainText) else parse_record(item, form, where)
+    if isinstance(record, PlainText):
+        return _Job(record, _plain(record.text, template), None, line)
+    chat = chat_text(record, template)
+    return _Job(record, chat.text, chat, line)
+
+
+def _plain(text: str, template: ChatTemplate) -> MarkedText:
+    """A text in which special tokens are text too."""
+    if template.parse_special_tokens or not template.spellings:
+        return MarkedText(text)
+    return MarkedText.of(text)
+
+
+def _encode(jobs: list[_Job], texts: _Texts, recipe: Recipe, counts: Counts, name: str) -> list[Row]:
+    """Tokenise the texts of all jobs at once, and put the ids where they belong."""
+    rows: list[Row] = []
+    template = recipe.template
+    cuts = [job.chat.cuts if job.chat else () for job in jobs]
+    for job, tokens in zip(jobs, tokenize(recipe.tokenizer, [job.text for job in jobs], cuts), strict=True):
+        if isinstance(job.record, PlainText):
+            counts.spelled += bool(job.text.literal and spelling_pattern(template.spellings).search(job.text.text))
+            rows += texts.add(tokens.ids, job.line, job.record.ends)
+            counts.records += job.record.ends
+            continue
+        assert job.chat is not None
+        counts.spelled += bool(job.text.literal)
+        encoded = encode_chat(job.chat, tokens, recipe.src_length, recipe.tgt_length)
+        counts.records += 1
+        counts.truncated += encoded.truncated
+        counts.unanswered += job.record.unanswered
+        counts.joined += encoded.joined
+        counts.forgotten += job.chat.forgotten
+        if encoded.trains:
+            rows.append(Row(encoded, job.line, _prompt(job.record, recipe) if recipe.prompts else None))
+        else:
+            counts.note_untrained(f"{name}:{job.line}")
+    return rows
+
+
+def _prompt(conversation: Conversation, recipe: Recipe) -> Prompt:
+    return encode_prompt(conversation, recipe.tokenizer, recipe.template, recipe.src_length)
+
+
+class _Texts:
+    """Plain text cut into examples of src_length + tgt_length tokens.
+
+    Each begins with the last token of the one before, which it only reads, so that every token is trained on once.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        tokenizer = recipe.tokenizer
+        self._size = recipe.src_length + recipe.tgt_length
+        self._begin = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+        self._end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+        self._ids: list[int] = []
+        self._line = 0
+
+    def add(self, ids: list[int], line: int, ends: bool) -> Iterator[Row]:
+        """The examples that are complete with this piece of a text."""
+        if not self._ids:
+            self._ids, self._line = list(self._begin), line
+        self._ids += ids
+        if ends and len(self._ids) > len(self._begin):
+            self._ids += self._end
+        start, last = 0, len(self._ids)
+        while last - start > self._size or (ends and last - start > 1):
+            part = self._ids[start : start + self._size]
+            yield Row(Encoded(part, [0, len(part)], 0, len(part), False), self._line)
+            start, self._line = start + len(part) - 1, line
+        self._ids = [] if ends else self._ids[start:]

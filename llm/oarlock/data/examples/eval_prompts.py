@@ -1,0 +1,97 @@
+"""--eval_prompts FILE: fixed prompts that the model answers at every evaluation.
+
+Lines of a .jsonl file are records in the forms of oarlock.data.records.conversations, whose last answer may be
+missing; lines of any other file are texts, each what a user says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oarlock.data.examples.labels import Prompt, encode_prompt
+from oarlock.data.files.byte_streams import decode_text
+from oarlock.data.files.text_readers import check_characters, parse_json_line
+from oarlock.data.records.conversations import ANSWERS, QUESTIONS, ROLES, PlainText, detect_form, parse_record
+from oarlock.errors import DataError
+from oarlock.formats.files import read_bytes
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedTokenizerBase
+
+    from oarlock.data.templates.chat_template import ChatTemplate
+
+_LARGEST = 1 << 24  # bytes: more would take hours to answer
+_UNKNOWN = "?"  # stands for an answer that is not given, since a conversation ends with one
+
+
+def load_eval_prompts(
+    path: str | Path, tokenizer: PretrainedTokenizerBase, template: ChatTemplate, src_length: int
+) -> list[Prompt]:
+    """The prompts of a file, each with its file:line and, where it is given, the right answer.
+
+    Raises:
+        DataError: naming file:line and what is wrong there.
+    """
+    path = Path(path)
+    try:
+        lines = read_bytes(path, limit=_LARGEST, what="file of prompts", error=DataError).split(b"\n")
+    except DataError as error:
+        raise DataError(f"--eval_prompts {error}") from error
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            item = parse_json_line(line) if path.suffix == ".jsonl" else _line_of_text(line)
+            check_characters(item)
+            prompts.append(_prompt(item, f"{path.name}:{number}", tokenizer, template, src_length))
+        except (ValueError, DataError) as error:
+            raise DataError(f"--eval_prompts {path}:{number}: {error}") from error
+    if not prompts:
+        raise DataError(f"--eval_prompts {path}: no prompt in this file")
+    return prompts
+
+
+def _line_of_text(line: bytes) -> str:
+    return decode_text(line).removeprefix("\ufeff").rstrip("\r")
+
+
+def _prompt(
+    item: Any, where: str, tokenizer: PretrainedTokenizerBase, template: ChatTemplate, src_length: int
+) -> Prompt:
+    if isinstance(item, dict) and isinstance(item.get("text"), str):
+        item = item["text"]
+    if isinstance(item, str):
+        item = {"messages": [{"role": "user", "content": item}]}
+    filled = _with_answer(item)
+    conversation = parse_record(filled, detect_form(filled), where)
+    assert not isinstance(conversation, PlainText)  # a text is a question here
+    prompt = encode_prompt(conversation, tokenizer, template, src_length)
+    if not prompt.input_ids:
+        raise ValueError("the prompt is empty")
+    return Prompt(prompt.input_ids, prompt.text, prompt.answer if filled is item else "", where)
+
+
+def _with_answer(item: Any) -> Any:
+    """The record itself, or one with a stand-in for its missing last answer."""
+    if not isinstance(item, dict):
+        return item
+    for field in ("messages", "conversations", "conversation"):
+        messages = item.get(field)
+        if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+            role = str(messages[-1].get("role") or messages[-1].get("from"))
+            if ROLES.get(role, "assistant") == "assistant":
+                return item
+            return item | {field: [*messages, {"role": "assistant", "content": _UNKNOWN}]}
+    questions, answers = item.get("src"), item.get("tgt")
+    if questions is not None and not isinstance(questions, list) and not answers:
+        return item | {"tgt": _UNKNOWN}
+    if isinstance(questions, list) and isinstance(answers or [], list) and len(answers or []) < len(questions):
+        return item | {"tgt": [*(answers or []), _UNKNOWN]}
+    if questions is None and not any(item.get(name) for name in ANSWERS):
+        if item.get("instruction") is not None:
+            return item | {"output": _UNKNOWN}
+        if any(item.get(name) is not None for name in QUESTIONS):
+            return item | {"answer": _UNKNOWN}
+    return item

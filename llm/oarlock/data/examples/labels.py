@@ -1,0 +1,131 @@
+"""Conversations -> token ids and labels: what is read, and what is trained on."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from oarlock.data.examples.marked_text import MarkedText
+from oarlock.data.records.conversations import Conversation
+from oarlock.data.templates.chat_template import ChatTemplate
+from oarlock.data.templates.trained_spans import ChatText, chat_text
+from oarlock.data.tokenizers.offsets import tokenize
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedTokenizerBase
+
+    from oarlock.data.examples.marked_encoding import TokenizedText
+
+IGNORE_INDEX = -100  # labels that no loss is computed for (paddle.nn.functional.cross_entropy's default)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised conversation.
+
+    Attributes:
+        input_ids: [tokens - 1], without the last token, which is only predicted.
+        labels: [tokens - 1], labels[i] is the token after input_ids[i] where it is trained on, else IGNORE_INDEX
+            (PaddleNLP's models do not shift).
+        truncated: whether src_length or tgt_length cut something.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenised example as it is kept.
+
+    Attributes:
+        ids: [tokens], the last one included.
+        runs: lengths of the stretches that are read only and trained on, in turn, beginning with read only.
+        context, answer: tokens before the last answer and from it on, before anything was cut.
+        truncated: whether src_length or tgt_length cut something.
+        joined: whether a token joins the prompt to the answer, so that the model is asked with another in its place.
+    """
+
+    ids: Sequence[int]
+    runs: Sequence[int]
+    context: int
+    answer: int
+    truncated: bool
+    joined: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether any token is trained on (the first one of an example is never predicted)."""
+        return sum(self.runs[1::2]) > (self.runs[0] == 0)
+
+    def example(self) -> Example:
+        """Inputs and labels."""
+        labels = [IGNORE_INDEX] * len(self.ids)
+        end = 0
+        for i, length in enumerate(self.runs):
+            start, end = end, end + length
+            if i % 2:
+                labels[start:end] = self.ids[start:end]
+        return Example(list(self.ids[:-1]), labels[1:], self.truncated)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked in evaluation, the right answer ("" where there is none), and file:line of fixed ones."""
+
+    input_ids: list[int]
+    text: str
+    answer: str
+    where: str = ""
+
+
+def encode_text(tokenizer: PretrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text in which the template has put all special tokens already."""
+    return list(tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]) if text else []
+
+
+def encode_chat(chat: ChatText, tokens: TokenizedText, src_length: int, tgt_length: int) -> Encoded:
+    """The tokens of a conversation as one example.
+
+    A token is trained on where any of its characters is; so a token that joins the end of a prompt to the beginning of
+    its answer is the answer's, and the prompt ends before it. The context before the last answer keeps its last
+    src_length tokens, the last answer its first tgt_length.
+    """
+    starts = [start for start, _ in tokens.offsets]
+    ends = [end for _, end in tokens.offsets]
+    answer = bisect_right(ends, chat.answer)
+    answer_end = max(answer, bisect_left(starts, chat.answer_end))
+    first, last = max(0, answer - src_length), min(len(tokens.ids), answer + tgt_length)
+    runs, done = [], first
+    for start, end in chat.trained:
+        begin, stop = max(done, bisect_right(ends, start)), min(last, bisect_left(starts, end))
+        if begin < stop:
+            runs += [begin - done, stop - begin]
+            done = stop
+    runs += [last - done] if done < last else []
+    cut = first > 0 or answer_end > last
+    joined = answer < len(starts) and starts[answer] < chat.answer
+    return Encoded(tokens.ids[first:last], runs, answer, answer_end - answer, cut, joined)
+
+
+def encode_prompt(
+    conversation: Conversation, tokenizer: PretrainedTokenizerBase, template: ChatTemplate, src_length: int
+) -> Prompt:
+    """The prompt of a conversation's last answer, cut like the training context."""
+    *context, last = conversation.messages
+    answer = last.get("content", "")
+    whole = chat_text(conversation, template) if last.get("tool_calls") or not context else None
+    if whole is not None and last.get("tool_calls"):
+        turn_end = template.turn_end()
+        answer = whole.text.text[whole.answer : whole.answer_end].removesuffix(turn_end[1] if turn_end else "")
+    if whole is not None and not context:
+        text = MarkedText(whole.text.text[: whole.answer])  # what comes before the first message
+    else:
+        text = template.render_chat(
+            context, add_generation_prompt=True, tools=conversation.tools, variables=conversation.variables
+        ).text
+    (tokens,) = tokenize(tokenizer, [text])
+    return Prompt(tokens.ids[-src_length:], text.text, answer)

@@ -1,0 +1,50 @@
+"""Plain texts of fine-tuning data, cut where their ids are those of the whole text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from oarlock.data.corpus.text_chunks import Cutter, Encode
+from oarlock.data.files import byte_streams
+from oarlock.data.records.conversations import PlainText
+from oarlock.data.records.record_stream import ItemBatch, RecordSource
+from oarlock.environment.console import get_logger
+
+logger = get_logger(__name__)
+
+
+def cut_texts(source: RecordSource, encode: Encode) -> Iterator[ItemBatch]:
+    """The batches of a source, with the parts of its plain texts cut anew (see oarlock.data.corpus.text_chunks).
+
+    Args:
+        encode: of the tokenizer that the parts are for.
+    """
+    cutter = Cutter(encode)
+    text, first_line = "", 0
+    for batch in source.batches():
+        items: list[tuple[int, Any]] = []
+        for line, item in batch.items:
+            if not isinstance(item, PlainText):
+                items.append((line, item))
+                continue
+            if not text:
+                first_line = line
+            text += item.text
+            done, rest = (text, "") if item.ends else _beginning(cutter, text)
+            for piece in cutter.pieces(done) if done or item.ends else ():
+                items.append((first_line, PlainText(piece, item.where, ends=False)))
+                first_line += piece.count("\n")
+            if item.ends:
+                items[-1] = (items[-1][0], PlainText(items[-1][1].text, item.where, ends=True))
+            text = rest
+        yield ItemBatch(items, batch.consumed)
+    if cutter.unsure:
+        logger.info(
+            f"{source.name}: long texts without word boundaries were cut at {cutter.unsure:,} place(s), where the ids "
+            "may differ from those of the whole text"
+        )
+
+
+def _beginning(cutter: Cutter, text: str) -> tuple[str, str]:
+    return cutter.split(text, byte_streams.BLOCK_BYTES) if len(text) > byte_streams.BLOCK_BYTES else ("", text)

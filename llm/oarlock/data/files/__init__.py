@@ -1,0 +1,1 @@
+"""Text and table files of any size, read in bounded memory."""

@@ -1,0 +1,129 @@
+"""Rows of .csv and .tsv files, each with the line it begins on, in memory that does not grow with the file.
+
+The first row names the columns. Quoting is RFC 4180's, as spreadsheets and pandas write it: a field in double quotes
+may hold separators, line ends and doubled quotes. All values are text, as they stand in the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from oarlock.data.files import byte_streams
+from oarlock.data.files.byte_streams import Source, SourceStream, decode_text, opened
+from oarlock.data.files.json_lists import LONGEST_RECORD
+from oarlock.errors import DataError
+
+_SEPARATORS = {"csv": ",", "tsv": "\t"}
+
+
+def read_table(source: Source) -> Iterator[tuple[list[tuple[int, Any]], int]]:
+    """Batches of about a megabyte: [(line, {column: text}, or a ValueError for a wrong row), ...] and bytes read.
+
+    Raises:
+        DataError: for a header that names no columns, or a quote that is never closed (file:line).
+    """
+    separator = _SEPARATORS[source.format]
+    with opened(source) as stream:
+        lines = _Lines(source, stream)
+        csv.field_size_limit(max(csv.field_size_limit(), LONGEST_RECORD))
+        rows = csv.reader(lines, delimiter=separator, strict=True)
+        columns = _header(source, rows, separator)
+        items: list[tuple[int, Any]] = []
+        while True:
+            line = lines.number + 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                break
+            except (csv.Error, ValueError) as error:
+                items.append((line, _wrong_row(source, line, lines.number, error)))
+                continue
+            if row:
+                items.append((line, _record(columns, row)))
+            if lines.size > byte_streams.BLOCK_BYTES:
+                yield items, stream.consumed()
+                items, lines.size = [], 0
+        yield items, stream.consumed()
+
+
+def _header(source: Source, rows: Any, separator: str) -> list[str]:
+    try:
+        columns = next((row for row in rows if row), None)
+    except (csv.Error, ValueError) as error:
+        raise DataError(f"{source.path}:1: the header can't be read: {error}") from error
+    if columns is None:
+        raise DataError(f"{source.path}: no header: the first row has to name the columns")
+    names = [name.strip() for name in columns]
+    doubled = sorted(name for name, count in Counter(names).items() if name and count > 1)
+    if doubled:
+        raise DataError(f"{source.path}:1: the header names {', '.join(map(repr, doubled))} more than once")
+    other = next((mark for mark in (";", "\t", ",", "|") if mark != separator and mark in names[0]), None)
+    if len(names) == 1 and other:
+        raise DataError(
+            f"{source.path}:1: one column {names[0]!r}: a .{source.format} file is separated by {separator!r}, this "
+            f"one seems to be by {other!r}; save it as a .csv with commas or a .tsv with tabs"
+        )
+    return names
+
+
+def _wrong_row(source: Source, first: int, last: int, error: Exception) -> ValueError:
+    """What is wrong with a row that began on line `first`.
+
+    Raises:
+        DataError: where the lines that follow may be the rest of this row, so that nothing can be read on.
+    """
+    if "unexpected end of data" in str(error) or "field larger" in str(error):
+        raise DataError(f"{source.path}:{first}: a quote that opens in this row is not closed") from error
+    if isinstance(error, ValueError) and last > first:
+        raise DataError(f"{source.path}:{last}: {error}, within a row that begins on line {first}") from error
+    lines = f" (lines {first} to {last})" if last > first else ""
+    return ValueError(str(error) if isinstance(error, ValueError) else f"wrong quotes{lines}: {error}")
+
+
+def _record(columns: list[str], row: list[str]) -> dict[str, str] | ValueError:
+    if len(row) != len(columns):
+        return ValueError(f"the row has {len(row)} fields, the header names {len(columns)}")
+    return {name: value for name, value in zip(columns, row, strict=True) if name}
+
+
+class _Lines(Iterator[str]):
+    """Lines with their ends, as csv.reader wants them; `number` counts those given, `size` the bytes of them."""
+
+    def __init__(self, source: Source, stream: SourceStream) -> None:
+        self._source, self._buffer = source, io.BufferedReader(_Raw(stream), byte_streams.BLOCK_BYTES)
+        self.number = self.size = 0
+
+    def __next__(self) -> str:
+        line = self._buffer.readline(LONGEST_RECORD + 1)
+        if not line:
+            raise StopIteration
+        if len(line) > LONGEST_RECORD:
+            raise DataError(
+                f"{self._source.path}:{self.number + 1}: a line of more than {LONGEST_RECORD:,} bytes; is the file "
+                "damaged?"
+            )
+        self.number += 1
+        self.size += len(line)
+        return decode_text(line)
+
+
+class _Raw(io.RawIOBase):
+    """A SourceStream as the io module wants it."""
+
+    def __init__(self, stream: SourceStream) -> None:
+        self._stream, self._rest = stream, b""
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer with what there is."""
+        self._rest = self._rest or self._stream.read(len(buffer))
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size

@@ -1,0 +1,282 @@
+"""Texts of files of any size in bounded memory: txt, jsonl, json lists, csv, tsv and parquet, plain or compressed.
+
+A file is cut into batches of about a megabyte that carry their first line number, so that a bad line can be named as
+file:line wherever it is parsed. A text stays as it stands in its file, line ends (CRLF) included; a byte-order mark and
+the line end after a line of JSON, a row, or a document of one line are not part of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from oarlock.data.corpus.text_chunks import Cutter
+from oarlock.data.files import byte_streams
+from oarlock.data.files.byte_streams import Source, decode_text, naming, opened
+from oarlock.data.files.json_lists import LONGEST_RECORD, read_json_list
+from oarlock.data.files.json_text import parse_line
+from oarlock.data.files.tables import read_table
+from oarlock.errors import DataError
+
+# A text without line ends is read between characters after this much, so that memory stays bounded.
+LONGEST_TEXT_LINE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text to tokenise: a document, or a stretch of one that is too long to be held whole.
+
+    Attributes:
+        begins_document, ends_document: whether it is the first, the last stretch.
+        line: where it begins.
+    """
+
+    text: str
+    begins_document: bool = True
+    ends_document: bool = True
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line or row that could not be used."""
+
+    path: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A part of a source, small enough to send to a worker.
+
+    Attributes:
+        first_line: number of its first line, or of its first row in parquet, from 1.
+        consumed: bytes of the file read for this batch (compressed ones where the file is compressed).
+        data: raw bytes of whole lines that are still to be parsed.
+        row_group: of parquet, which the worker reads itself.
+        items: what was parsed already.
+    """
+
+    source: Source
+    first_line: int
+    consumed: int
+    data: bytes = b""
+    row_group: int = -1
+    items: tuple[Piece | BadLine, ...] = ()
+
+
+def read_batches(source: Source, cutter: Cutter, text_key: str = "text", txt_document: str = "file") -> Iterator[Batch]:
+    """Cut one source into batches.
+
+    Args:
+        cutter: says where a .txt document may be cut.
+        text_key, txt_document: see parse_batch.
+
+    Raises:
+        DataError: for a file that can't be opened, decompressed or understood.
+    """
+    if source.format == "parquet":
+        with naming(source):
+            yield from parquet_batches(source)
+    elif source.format == "json":
+        for elements, consumed in read_json_list(source):
+            yield _of_records(source, elements, consumed, text_key, "field")
+    elif source.format in ("csv", "tsv"):
+        for rows, consumed in read_table(source):
+            yield _of_records(source, rows, consumed, text_key, "column")
+    elif source.format == "txt" and txt_document == "file":
+        yield from _text_batches(source, cutter)
+    else:
+        yield from line_batches(source)
+
+
+def line_batches(source: Source, cut_lines: bool = False) -> Iterator[Batch]:
+    """Whole lines, still as bytes; with `cut_lines` those above LONGEST_TEXT_LINE in parts, cut between characters.
+
+    Raises:
+        DataError: for a line that is longer than any record, where lines are not cut (file:line).
+    """
+    with opened(source) as stream:
+        parts: list[bytes] = []
+        line, pending = 1, 0
+        while True:
+            block = stream.read(byte_streams.BLOCK_BYTES)
+            cut = block.rfind(b"\n") + 1
+            if not cut and cut_lines and pending > LONGEST_TEXT_LINE:
+                cut = _character_boundary(block)
+            if cut or not block:
+                data = b"".join((*parts, block[:cut]))
+                parts, pending = [block[cut:]], len(block) - cut
+                if data:
+                    yield Batch(source, line, stream.consumed(), data)
+                line += data.count(b"\n")
+            else:
+                parts.append(block)
+                pending += len(block)
+                if pending > LONGEST_RECORD:
+                    raise DataError(
+                        f"{source.path}:{line}: a line of more than {LONGEST_RECORD:,} bytes; is the file damaged?"
+                    )
+            if not block:
+                return
+
+
+def _character_boundary(block: bytes) -> int:
+    """Where the last whole UTF-8 character of a block ends (its continuation bytes are 10xxxxxx)."""
+    cut = len(block)
+    while cut > 0 and len(block) - cut < 4 and block[cut - 1] & 0xC0 == 0x80:
+        cut -= 1
+    return cut - 1 if cut > 0 and block[cut - 1] >= 0xC0 else cut
+
+
+def parquet_batches(source: Source) -> Iterator[Batch]:
+    """One batch a row group, without its content."""
+    import pyarrow.parquet as parquet
+
+    with parquet.ParquetFile(source.path) as file:
+        rows = 1
+        groups = file.metadata.num_row_groups
+        for group in range(groups):
+            share = source.size * (group + 1) // groups - source.size * group // groups
+            yield Batch(source, rows, share, row_group=group)
+            rows += file.metadata.row_group(group).num_rows
+
+
+def _text_batches(source: Source, cutter: Cutter) -> Iterator[Batch]:
+    """A file that is one document; lines that can't be decoded are reported and left out."""
+    text, begins, first_line, consumed = "", True, 1, 0
+    for batch in line_batches(source, cut_lines=True):
+        parts: list[str] = [text]
+        bad: list[BadLine] = []
+        for item in decoded_lines(batch):
+            bad += [item] if isinstance(item, BadLine) else []
+            parts += [item] if isinstance(item, str) else []
+        text, consumed = "".join(parts), consumed + batch.consumed
+        done, text = (
+            cutter.split(text, byte_streams.BLOCK_BYTES) if len(text) > byte_streams.BLOCK_BYTES else ("", text)
+        )
+        if done or bad:
+            pieces = (Piece(done, begins, False, first_line),) if done else ()
+            yield Batch(source, batch.first_line, consumed, items=(*bad, *pieces))
+            begins, first_line, consumed = begins and not done, first_line + done.count("\n"), 0
+    yield Batch(source, first_line, consumed, items=(Piece(text, begins, True, first_line),))
+
+
+def decoded_lines(batch: Batch) -> Iterator[str | BadLine]:
+    """The lines of a batch as one text where all are good, else one by one."""
+    try:
+        yield decode_text(batch.data)
+        return
+    except ValueError:
+        pass
+    for number, line in enumerate(re.findall(rb"[^\n]*\n|[^\n]+", batch.data), batch.first_line):
+        try:
+            yield decode_text(line)
+        except ValueError as error:
+            yield BadLine(str(batch.source.path), number, str(error))
+
+
+def _of_records(source: Source, records: Iterable[tuple[int, Any]], consumed: int, text_key: str, field: str) -> Batch:
+    items = tuple(_text_of(record, str(source.path), line, text_key, field) for line, record in records)
+    return Batch(source, items[0].line if items else 1, consumed, items=items)
+
+
+def parse_batch(batch: Batch, text_key: str, txt_document: str) -> Iterator[Piece | BadLine]:
+    """The texts of a batch, and what could not be used.
+
+    Args:
+        text_key: JSON field or column that holds the text.
+        txt_document: what one document of a .txt file is: "file" or "line".
+    """
+    path = str(batch.source.path)
+    yield from batch.items
+    if batch.row_group >= 0:
+        yield from _parse_parquet(batch, text_key)
+    for number, line in enumerate(batch.data.split(b"\n"), batch.first_line):
+        if not line.strip():
+            continue
+        try:
+            if batch.source.format == "txt":
+                yield Piece(decode_text(line.removesuffix(b"\r")).removeprefix("\ufeff"), line=number)
+            else:
+                yield _text_of(parse_json_line(line), path, number, text_key, "field")
+        except ValueError as error:
+            yield BadLine(path, number, str(error))
+
+
+def parse_json_line(line: bytes) -> Any:
+    """The content of a line of JSON.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    return parse_line(decode_text(line).removeprefix("\ufeff"))
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def check_characters(value: Any, name: str = "") -> None:
+    """Refuse a text with half of a surrogate pair, which JSON can write (\\ud83d) and UTF-8 can't.
+
+    Args:
+        value: any JSON content.
+        name: of the field it stands in.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if isinstance(value, str):
+        if not value.isascii() and (found := _SURROGATE.search(value)):
+            at = f"field {name!r} " if name else ""
+            raise ValueError(f"{at}holds half of a surrogate pair (\\u{ord(found[0]):04x}), which is no character")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            check_characters(key, name)
+            check_characters(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            check_characters(inner, f"{name}[{i}]")
+
+
+def _text_of(record: Any, path: str, line: int, text_key: str, field: str) -> Piece | BadLine:
+    """The text of a record."""
+    if isinstance(record, ValueError):
+        return BadLine(path, line, str(record))
+    if not isinstance(record, dict):
+        return BadLine(path, line, f"expected an object with the field {text_key!r}, got {type(record).__name__}")
+    text = record.get(text_key)
+    if not isinstance(text, str):
+        have = ", ".join(map(repr, list(record)[:8])) or "none"
+        got = f"holds {type(text).__name__}" if text_key in record else f"is missing ({field}s: {have})"
+        return BadLine(path, line, f"{field} {text_key!r} {got}, expected text")
+    try:
+        check_characters(text, text_key)
+    except ValueError as error:
+        return BadLine(path, line, str(error))
+    return Piece(text, line=line)
+
+
+def _parse_parquet(batch: Batch, text_key: str) -> Iterator[Piece | BadLine]:
+    import pyarrow.parquet as parquet
+
+    path = str(batch.source.path)
+    with parquet.ParquetFile(batch.source.path) as file:
+        if text_key not in file.schema_arrow.names:
+            have = ", ".join(map(repr, file.schema_arrow.names[:8]))
+            yield BadLine(path, batch.first_line, f"no column {text_key!r} (columns: {have})")
+            return
+        row = batch.first_line
+        for part in file.iter_batches(batch_size=1024, row_groups=[batch.row_group], columns=[text_key]):
+            for text in part.column(0).to_pylist():
+                if isinstance(text, str):
+                    yield Piece(text, line=row)
+                else:
+                    yield BadLine(path, row, f"column {text_key!r} holds {type(text).__name__}, expected text")
+                row += 1

@@ -1,0 +1,1 @@
+"""Fine-tuning records: where they are found and how they become conversations."""

@@ -1,0 +1,198 @@
+"""What --dataset_name_or_path names: a file, a folder, a dataset saved to disk, or one of a hub.
+
+A folder's files are told apart by their names (train..., dev...); saved datasets and those of a hub are read by Hugging
+Face's `datasets`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import NotRequired, TypedDict
+
+from oarlock.data.files.find_files import LeftOut, files_in, source_of
+from oarlock.data.records.record_stream import FileRecords, RecordSource, RowRecords
+from oarlock.errors import DataError, first_line
+from oarlock.formats.json_file import read_json_if_there
+from oarlock.formats.names import name_problem
+
+_TRAIN_NAMES = ("train", "training")
+_DEV_NAMES = ("dev", "validation", "valid", "val", "eval", "evaluation", "test")
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")  # of LLaMA-Factory and of Hugging Face
+
+
+@dataclass
+class RecordSources:
+    """What --dataset_name_or_path named.
+
+    Attributes:
+        dev: empty where there is none.
+        left_out: files of the folder that are not read.
+    """
+
+    train: list[RecordSource]
+    dev: list[RecordSource] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+
+def find_records(name: str) -> RecordSources:
+    """The sources that --dataset_name_or_path names: a file, a folder, a dataset saved to disk, or a hub name.
+
+    Raises:
+        DataError: when nothing is there.
+    """
+    path = Path(name)
+    if path.exists() and not path.is_dir():
+        return RecordSources([FileRecords.of(path)])
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _saved_dataset(path)
+    if half := next((end for end in (".bin", ".idx") if path.with_name(path.name + end).is_file()), None):
+        raise DataError(f"{name}{half} is half of a corpus: {name}{'.idx' if half == '.bin' else '.bin'} is not there")
+    return _folder(path) if path.is_dir() else _hub(name)
+
+
+def _folder(folder: Path) -> RecordSources:
+    left_out = LeftOut()
+    sides: dict[str, list[Path]] = {}
+    for path in files_in(folder, left_out):
+        problem = source_of(path)
+        stem = _stem(path)
+        if path.name in _DESCRIPTIONS:
+            left_out.add(path, "describes data, and holds no records")
+        elif isinstance(problem, str) or stem is None:
+            left_out.add(path, problem if isinstance(problem, str) else "not a file of records")
+        else:
+            sides.setdefault(_side((*path.relative_to(folder).parts[:-1], stem)), []).append(path)
+    train_side = "train" if "train" in sides else ""
+    dev_side = next((name for name in _DEV_NAMES if name in sides), None)
+    train, dev = sides.pop(train_side, []), sides.pop(dev_side, []) if dev_side else []
+    if not train:
+        told = f"\n{left_out.text()}" if left_out.count else ""
+        raise DataError(
+            f"{folder}: no train.json or train.jsonl (or .csv, .tsv, .parquet, .txt, also as .gz or .zst) in this "
+            f"folder{told}"
+        )
+    for side, paths in sides.items():
+        reason = f"{dev_side}... is held out already" if side else "not named train... or dev..., as others here are"
+        for path in paths:
+            left_out.add(path, reason)
+    for paths in (train, dev):
+        _one_file_each(paths)
+    return RecordSources([FileRecords.of(path) for path in train], [FileRecords.of(path) for path in dev], left_out)
+
+
+def _stem(path: Path) -> str | None:
+    """The name without its endings; None for other files than data."""
+    match = re.fullmatch(r"(.+?)\.(jsonl?|ndjson|csv|tsv|parquet|txt)(\.gz|\.zst)?", path.name, re.IGNORECASE)
+    return match[1] if match else None
+
+
+def _side(parts: Iterable[str]) -> str:
+    """train, one of the dev names, or "" where no part of the path says."""
+    for part in parts:
+        word = re.split(r"[-_. ]", part.lower())[0]
+        if word in _TRAIN_NAMES:
+            return "train"
+        if word in _DEV_NAMES:
+            return word
+    return ""
+
+
+def _one_file_each(paths: Sequence[Path]) -> None:
+    seen: dict[tuple[Path, str | None], Path] = {}
+    for path in paths:
+        other = seen.setdefault((path.parent, _stem(path)), path)
+        if other != path:
+            raise DataError(f"{other} and {path.name} look like the same data in two forms: remove or name one of them")
+
+
+def _saved_dataset(folder: Path) -> RecordSources:
+    from datasets import DatasetDict, load_from_disk
+
+    _check_saved(folder)
+    try:
+        found = load_from_disk(str(folder))
+    except Exception as error:  # Arrow's and the library's own classes
+        raise DataError(f"{folder}: a saved dataset that can't be read: {first_line(error)}") from error
+    return (
+        _splits(found, str(folder))
+        if isinstance(found, DatasetDict)
+        else RecordSources([RowRecords(str(folder), found)])
+    )
+
+
+class _Splits(TypedDict):
+    """dataset_dict.json."""
+
+    splits: list[str]
+
+
+class _DataFile(TypedDict):
+    filename: str
+
+
+class _State(TypedDict):
+    """state.json of a split, as far as it names files."""
+
+    _data_files: list[_DataFile]
+    _indices_data_files: NotRequired[list[_DataFile] | None]
+
+
+def _check_saved(folder: Path) -> None:
+    """A saved dataset says itself which files and folders are its own, and `datasets` joins any path."""
+    about = folder / "dataset_dict.json"
+    splits = read_json_if_there(about, _Splits, error=DataError)
+    names = splits["splits"] if splits else []
+    _check_names(names, about)
+    for part in (folder, *(folder / name for name in names)):
+        if state := read_json_if_there(part / "state.json", _State, error=DataError):
+            files = (*state["_data_files"], *(state.get("_indices_data_files") or ()))
+            _check_names([file["filename"] for file in files], part / "state.json")
+
+
+def _check_names(names: list[str], where: Path) -> None:
+    for name in names:
+        if problem := name_problem(name):
+            raise DataError(f"{where}: {name[:200]!r} is not the name of a file or folder of this dataset: {problem}")
+
+
+def _hub(name: str) -> RecordSources:
+    """A dataset of the Hugging Face hub (or one in its cache)."""
+    from datasets import load_dataset_builder
+
+    try:
+        builder = load_dataset_builder(name)
+        _check_places(builder, name)
+        builder.download_and_prepare()
+        found = builder.as_dataset()
+    except DataError:
+        raise
+    except Exception as error:  # the hub client raises everything from OSError to its own classes
+        raise DataError(
+            f"--dataset_name_or_path {name}: neither a file nor a folder here, and no hub gave it ({first_line(error)})"
+        ) from error
+    return _splits(found, name)
+
+
+def _check_places(builder: Any, name: str) -> None:
+    """A dataset says itself which files it has, and `datasets` takes any: of this machine, or of any address."""
+    own = f"hf://datasets/{builder.repo_id or name}@"
+    for files in (builder.config.data_files or {}).values():
+        for file in files:
+            if not str(file).startswith(own):
+                raise DataError(
+                    f"--dataset_name_or_path {name}: its description on the hub names {str(file)[:200]!r}, which is "
+                    "not one of its own files: it is not read"
+                )
+
+
+def _splits(found: Any, name: str) -> RecordSources:
+    if "train" not in found:
+        raise DataError(f"{name}: no train split (it has {', '.join(found)})")
+    dev = next((split for split in _DEV_NAMES if split in found), None)
+    train: list[RecordSource] = [RowRecords(f"{name}[train]", found["train"])]
+    return RecordSources(train, [RowRecords(f"{name}[{dev}]", found[dev])] if dev else [])

@@ -1,0 +1,62 @@
+"""The data sets that --dataset_name_or_path names: where their records lie, their names and weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oarlock.data.corpus.blend import parse_blend, short_names
+from oarlock.data.embedded.instructions import instruction_records
+from oarlock.data.records.columns import Columns, MappedRecords
+from oarlock.data.records.dataset_resolver import RecordSources, find_records
+from oarlock.data.records.record_stream import RowRecords
+from oarlock.environment.console import get_logger
+
+if TYPE_CHECKING:
+    from oarlock.config.schema import FinetuneDataSection
+
+logger = get_logger(__name__)
+
+EMBEDDED = "embedded instructions"
+
+
+@dataclass
+class RecordSet:
+    """One of the data sets that --dataset_name_or_path names.
+
+    Attributes:
+        name: short, for figures and messages.
+        weight: None for as much as it holds.
+    """
+
+    name: str
+    weight: float | None
+    sources: RecordSources
+
+
+def find_sets(section: FinetuneDataSection) -> list[RecordSet]:
+    """Where --dataset_name_or_path points; without it the embedded instructions."""
+    if section.dataset_name_or_path is None:
+        logger.info(
+            "no --dataset_name_or_path: fine-tuning on the embedded instructions (small English and Chinese tasks)"
+        )
+        train, dev = (RowRecords(f"{EMBEDDED}, {side}", instruction_records(side)) for side in ("train", "dev"))
+        return [_mapped(RecordSet(EMBEDDED, 1.0, RecordSources([train], [dev])), section)]
+    pairs = parse_blend(section.dataset_name_or_path, "--dataset_name_or_path", lambda name: Path(name).exists())
+    names = short_names([name for _, name in pairs])
+    return [
+        _mapped(RecordSet(short, weight, find_records(name)), section)
+        for short, (weight, name) in zip(names, pairs, strict=True)
+    ]
+
+
+def _mapped(part: RecordSet, section: FinetuneDataSection) -> RecordSet:
+    """The set with --columns in place."""
+    if section.columns is None:
+        return part
+    columns = Columns.parse(section.columns, section.data_format)
+    train, dev = (
+        [MappedRecords(source, columns) for source in side] for side in (part.sources.train, part.sources.dev)
+    )
+    return replace(part, sources=RecordSources(list(train), list(dev), part.sources.left_out))

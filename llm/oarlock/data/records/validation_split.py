@@ -1,0 +1,69 @@
+"""--validation_split: examples that are held out of training data that has no dev file.
+
+The choice depends on the content of the examples and the seed alone: it is the same after a resume, on every rank and
+under every plan, and examples that are equal, token for token, are held out together or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from oarlock.data.corpus.lazy_sequence import StoredSequence
+from oarlock.data.examples.example_cache import StoredExamples
+from oarlock.data.examples.labels import Example
+from oarlock.errors import DataError
+
+
+def hold_out(examples: StoredExamples, amount: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to train on and indices held out, both int64 and rising.
+
+    Args:
+        amount: a share of the examples below 1, or how many of them.
+        name: of the set, for messages.
+
+    Raises:
+        DataError: when nothing would be left to train on.
+    """
+    total = len(examples)
+    wanted = max(1, round(amount * total)) if amount < 1 else int(amount)
+    salt = str(seed).encode()
+    keys = np.fromiter(
+        (
+            int.from_bytes(hashlib.blake2b(content, key=salt, digest_size=8).digest(), "little")
+            for content in examples.content_hashes()
+        ),
+        np.uint64,
+        total,
+    )
+    if wanted >= total:
+        raise DataError(f"{name}: --validation_split {amount:g} of {total:,} example(s) leaves nothing to train on")
+    threshold = np.sort(keys)[wanted - 1]
+    held = keys <= threshold  # equal ones have equal keys
+    if held.all():
+        raise DataError(f"{name}: --validation_split {amount:g}: the {total:,} examples are all the same")
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+class ChosenExamples(StoredSequence[Example]):
+    """Some of the examples of a folder, in their order."""
+
+    def __init__(self, examples: StoredExamples, indices: np.ndarray) -> None:
+        self.examples, self.indices = examples, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def element(self, index: int) -> Example:
+        """See StoredSequence."""
+        return self.examples[int(self.indices[index])]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Input tokens of each example, int64 [examples]."""
+        return self.examples.lengths[self.indices]
+
+    def where(self, index: int) -> str:
+        """file:line of the record behind an example."""
+        return self.examples.where(int(self.indices[index]))

@@ -1,0 +1,1 @@
+"""Tokenizers: loading, checking and identifying them."""

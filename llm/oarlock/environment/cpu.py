@@ -1,0 +1,44 @@
+"""CPU cores and threads of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from pathlib import Path
+
+from oarlock.environment.ranks import local_world_size
+
+
+def available_cores() -> int:
+    """Cores this process may use: its CPU affinity, cut by the container's quota (cgroup v2 or v1)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
+    return max(1, min(cores, math.ceil(quota)) if quota else cores)
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """The container's CPU limit in cores, or None where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        period_us = int((root / "cpu/cpu.cfs_period_us").read_text())
+        return quota_us / period_us if quota_us > 0 else None
+    return None
+
+
+def thread_share(requested: int | None = None) -> int:
+    """Threads for this process on a CPU.
+
+    --num_threads goes first, then OMP_NUM_THREADS, then an even share of the cores. Under Paddle's launcher
+    OMP_NUM_THREADS=1 is not the user's word (importing paddle in the launcher sets it), so the share is taken.
+    """
+    if requested:
+        return requested
+    from_environment = os.environ.get("OMP_NUM_THREADS", "")
+    launched = "PADDLE_LOCAL_SIZE" in os.environ
+    if from_environment.isdigit() and (int(from_environment) > 1 or not launched):
+        return int(from_environment)
+    return max(1, available_cores() // local_world_size())

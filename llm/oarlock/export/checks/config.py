@@ -1,0 +1,258 @@
+"""config.json, tokenizer and chat template of a directory in Hugging Face's layout. Imports no paddle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from oarlock.data.templates.chat_template import ChatTemplate
+from oarlock.data.templates.template_files import DEFAULT, TEMPLATE_FILE, named_templates
+from oarlock.data.tokenizers.schema import read_special_tokens, read_tokenizer_config
+from oarlock.errors import ConfigError, ModelError
+from oarlock.export.checks.findings import Finding, read_object, shown
+from oarlock.export.checks.generation import check_generation, rows_of
+from oarlock.export.manifest import read_manifest
+from oarlock.export.servers import SERVERS
+from oarlock.export.start_scripts import LENGTHS, MOST_LENGTH
+from oarlock.formats.files import read_bytes
+from oarlock.formats.json_file import CONFIG_BYTES, TOKENIZER_BYTES
+from oarlock.model_config.hf_fields import WORDS
+from oarlock.parallel.family_rules import FAMILIES
+
+# What PaddleNLP writes and no other program reads; the first two change what the weights mean.
+_PADDLE_KEYS = (
+    "fuse_attention_qkv", "fuse_attention_ffn", "paddlenlp_version", "rope_scaling_type", "rope_scaling_factor",
+    "tensor_parallel_degree", "tensor_parallel_output", "sequence_parallel", "use_flash_attention", "recompute",
+)  # fmt: skip
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_ROPE_NEEDS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_EXPORT = "Export the model again with `oarlock export`"
+_VOCABULARIES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+
+
+def check_config(config: dict[str, Any] | str, server: str) -> list[Finding]:
+    """config.json, as read_object() gave it."""
+    place = "config.json"
+    if isinstance(config, str):
+        return [Finding("config", place, f"the file {config}, so that nothing can load the directory", _EXPORT)]
+    findings = [*_check_family(config, server), *_check_dtype_keys(config, server), *_check_rope(config)]
+    if config.get("auto_map"):
+        problem = "it names code, which servers run that trust remote code"
+        findings.append(Finding("code", f"{place}, auto_map", problem, "Take it out"))
+    foreign = [key for key in _PADDLE_KEYS if key in config]
+    if foreign:
+        findings.append(
+            Finding(
+                "paddle-keys", f"{place}, {shown(foreign)}", "these say something to PaddleNLP alone", "Take them out"
+            )
+        )
+    return findings
+
+
+def _check_family(config: dict[str, Any], server: str) -> list[Finding]:
+    about, place = SERVERS[server], "config.json, architectures"
+    named = config.get("architectures")
+    if not isinstance(named, list) or not named or not isinstance(named[0], str):
+        return [Finding("architecture", place, f"no model class is named, and {about.title} goes by it", "Add it")]
+    if named[0] not in about.architectures:
+        return [
+            Finding(
+                "architecture",
+                place,
+                f"{about.title} does not run {named[0]}",
+                f"It runs {', '.join(about.architectures)}",
+            )
+        ]
+    family = str(config.get("model_type"))
+    if family not in WORDS or FAMILIES[family].model != named[0]:
+        problem = f"{family!r} is not the type of {named[0]}, and configuration classes are chosen by it"
+        return [Finding("architecture", "config.json, model_type", problem, _EXPORT)]
+    words = WORDS[family]
+    given = {words.aliases.get(key, key) for key, value in config.items() if value is not None}
+    sizes = {key: words.fields.get(words.aliases.get(key, key)) for key in config}
+    wrong = [key for key, default in sizes.items() if _is_size(default) and not _is_size_value(config[key], default)]
+    wrong += [key for key in LENGTHS if key not in wrong and not _is_size_value(config.get(key), 1)]
+    if wrong:
+        problem = "not a number above 0, so that no model can be made of it"
+        return [Finding("config", f"config.json, {shown(sorted(wrong))}", problem, _EXPORT)]
+    gone = [key for key, default in words.fields.items() if _is_size(default) and key not in given]
+    if gone:
+        problem = "missing, so that the default of another model would be taken"
+        return [Finding("config", f"config.json, {shown(gone)}", problem, _EXPORT)]
+    return []
+
+
+def _is_size(default: Any) -> bool:
+    """Whether a field says how large a model is (or the epsilon of its norms), so that no default is right for all."""
+    return (isinstance(default, int) and not isinstance(default, bool)) or default in (1e-5, 1e-6)
+
+
+def _is_size_value(value: Any, default: Any) -> bool:
+    """Whether a value can stand where that default does; null can."""
+    if value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, (int, float) if isinstance(default, float) else int):
+        return False
+    return 0 < value <= MOST_LENGTH
+
+
+def _check_dtype_keys(config: dict[str, Any], server: str) -> list[Finding]:
+    about = SERVERS[server]
+    given = {key: config[key] for key in ("torch_dtype", "dtype") if config.get(key) is not None}
+    place = "config.json, " + (" and ".join(given) or "torch_dtype")
+    unknown = [f"{key} {value!r}" for key, value in given.items() if str(value) not in DTYPES]
+    problem = ""
+    if unknown:
+        problem = f"{shown(unknown)} is not one of {', '.join(DTYPES)}"
+    elif about.only_torch_dtype and list(given) != ["torch_dtype"]:
+        problem = (
+            f"{about.title} takes `torch_dtype` alone for this layout, `dtype` alone for Paddle's ([in, out] matrices, "
+            "so that weights would be read the wrong way round), and stops at both or neither"
+        )
+    elif not given:
+        problem = f"neither torch_dtype nor dtype is given, so that {about.title} picks a type of its own"
+    elif len(set(given.values())) > 1:
+        problem = "the two name different types"
+    return [Finding("dtype-keys", place, problem, "Keep only torch_dtype, with the type of the weights")] * bool(
+        problem
+    )
+
+
+def _check_rope(config: dict[str, Any]) -> list[Finding]:
+    rope = config.get("rope_scaling")
+    if rope is None:
+        return []
+    if not isinstance(rope, dict):
+        problem = "it has to be an object or null"
+    else:
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind not in _ROPE_NEEDS:
+            problem = f"rope_type {kind!r} is not one of {', '.join(_ROPE_NEEDS)}"
+        else:
+            gone = [key for key in _ROPE_NEEDS[kind] if not _is_factor(rope.get(key))]
+            problem = f"rope_type {kind!r} needs a number for {', '.join(gone)}" if gone else ""
+    return [Finding("rope", "config.json, rope_scaling", problem, _EXPORT)] * bool(problem)
+
+
+def _is_factor(value: Any) -> bool:
+    numbers = value if isinstance(value, list) and value else [value]
+    return all(isinstance(number, (int, float)) and not isinstance(number, bool) and number > 0 for number in numbers)
+
+
+# tokenizer
+
+
+def check_tokenizer(folder: Path, config: dict[str, Any] | str) -> list[Finding]:
+    """Vocabulary, tokenizer_config.json, chat template, generation_config.json."""
+    findings = []
+    if not any(all((folder / file).is_file() for file in files) for files in _VOCABULARIES):
+        needed = ", or ".join(" and ".join(files) for files in _VOCABULARIES)
+        findings.append(Finding("tokenizer", "tokenizer.json", f"no vocabulary (looked for {needed})", _EXPORT))
+    else:
+        findings += _check_vocabulary(folder, config)
+    about = read_object(folder / "tokenizer_config.json")
+    if isinstance(about, str):
+        findings.append(Finding("tokenizer", "tokenizer_config.json", f"the file {about}", _EXPORT))
+    else:
+        if str(about.get("tokenizer_class", "")).startswith("Pretrained"):
+            place, found = "tokenizer_config.json, tokenizer_class", about["tokenizer_class"]
+            problem = f"{found} is PaddleNLP's spelling, which transformers refuses"
+            findings.append(Finding("tokenizer", place, problem, "Write PreTrainedTokenizerFast"))
+        if about.get("auto_map"):
+            problem = "it names code, which servers run that trust remote code"
+            findings.append(Finding("code", "tokenizer_config.json, auto_map", problem, "Take it out"))
+        findings += _check_template(folder, about) + _check_fields(folder)
+    return findings + check_generation(folder, config)
+
+
+def _check_fields(folder: Path) -> list[Finding]:
+    """Types and names in tokenizer_config.json and special_tokens_map.json."""
+    for name, read in (
+        ("tokenizer_config.json", read_tokenizer_config),
+        ("special_tokens_map.json", read_special_tokens),
+    ):
+        try:
+            read(folder / name)
+        except ModelError as error:
+            return [Finding("tokenizer", name, str(error).removeprefix(str(folder / name)).lstrip(": "), _EXPORT)]
+    return []
+
+
+def _check_vocabulary(folder: Path, config: dict[str, Any] | str) -> list[Finding]:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return []
+    content = read_object(path, TOKENIZER_BYTES)
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(model, dict) or "vocab" not in model:
+        problem = content if isinstance(content, str) else "is not a tokenizer of the tokenizers library"
+        return [Finding("tokenizer", path.name, f"the file {problem}", _EXPORT)]
+    ids = _ids(model["vocab"], content.get("added_tokens"))
+    if ids is None:
+        problem = "its vocabulary or added_tokens are not what a tokenizer has (tokens and their ids)"
+        return [Finding("tokenizer", path.name, problem, _EXPORT)]
+    rows = rows_of(config)
+    if rows is not None and ids and max(ids) >= rows:
+        problem = f"token {max(ids):,} is beyond the {rows:,} rows of the embedding (vocab_size)"
+        return [Finding("tokenizer", path.name, problem, "Tokenizer and model do not belong together")]
+    return []
+
+
+def _ids(vocabulary: Any, added: Any) -> list[int] | None:
+    """Of a BPE's or WordPiece's table, or a Unigram's list of [token, score], and of added tokens; None for others."""
+    added = [] if added is None else added
+    if not isinstance(vocabulary, (dict, list)) or not isinstance(added, list):
+        return None
+    own = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+    found = [*own, *(token.get("id", 0) if isinstance(token, dict) else None for token in added)]
+    ids = [id_ for id_ in found if isinstance(id_, int) and not isinstance(id_, bool)]
+    return ids if len(ids) == len(found) else None
+
+
+def _check_template(folder: Path, about: dict[str, Any]) -> list[Finding]:
+    file = folder / TEMPLATE_FILE
+    try:
+        beside = _text(file) if file.is_file() else None
+        inside = named_templates(about.get("chat_template"), "tokenizer_config.json").get(DEFAULT)
+    except (ConfigError, ModelError) as error:
+        return [Finding("template", "tokenizer_config.json", str(error), "Mend the template")]
+    source, place = beside or inside, TEMPLATE_FILE if beside else "tokenizer_config.json, chat_template"
+    if source is None:
+        if _exported_without_template(folder):
+            return []
+        problem = "no chat template, so that questions would not be asked as in training (or chat is refused)"
+        return [Finding("template", TEMPLATE_FILE, problem, "Export from a folder that has the template")]
+    if beside and inside and beside.strip() != inside.strip():
+        problem = (
+            "another template than in tokenizer_config.json: which one is used depends on the version of the server"
+        )
+        return [Finding("template", TEMPLATE_FILE, problem, "Keep one of them in both places")]
+    tokens = {key: _token(value) for key, value in about.items() if key.endswith("_token")}
+    try:
+        ChatTemplate(place, source, {key: token for key, token in tokens.items() if token is not None}).check()
+    except ConfigError as error:
+        return [Finding("template", place, f"it does not work: {error}", "Mend the template")]
+    return []
+
+
+def _text(path: Path) -> str:
+    return read_bytes(path, limit=CONFIG_BYTES, what="chat template").decode("utf-8", "replace")
+
+
+def _token(value: Any) -> str | None:
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else None
+
+
+def _exported_without_template(folder: Path) -> bool:
+    try:
+        return read_manifest(folder).get("template", "") is None
+    except ModelError:
+        return False

@@ -1,0 +1,1 @@
+"""Merging LoRA adapters into their base model."""

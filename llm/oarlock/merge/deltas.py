@@ -1,0 +1,73 @@
+"""What LoRA adapters add to the weights of their base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from paddlenlp.transformers import PretrainedConfig
+
+from oarlock.errors import ModelError
+from oarlock.merge.inputs import Weighted
+from oarlock.models.layer_offload import empty_model
+from oarlock.peft.adapter_folder import AdapterFolder
+from oarlock.peft.lora import LoRA
+from oarlock.peft.method import method_of, trained
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter adds to one weight: factor * A @ B.
+
+    Attributes:
+        layer: the weight's name without ".weight".
+        factor: the adapter's weight times LoRA's scaling.
+        shapes: of A [in, r] and B [r, out].
+    """
+
+    adapter: AdapterFolder
+    layer: str
+    factor: float
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        """A and factor * B, float32."""
+        a, b = (
+            self.adapter.value(f"{self.layer}.{name}", shape).astype(np.float32)
+            for name, shape in zip(("lora_A", "lora_B"), self.shapes, strict=True)
+        )
+        return a, b * np.float32(self.factor)
+
+
+def lora_of(adapter: AdapterFolder) -> LoRA:
+    """The method of an adapter, as for a base that is not quantised."""
+    method = method_of(adapter.method, adapter.settings)
+    assert isinstance(method, LoRA)
+    return replace(method, quantization=None)
+
+
+def changes_of(part: Weighted, model_class: Any, config: PretrainedConfig) -> Iterator[Change]:
+    """What an adapter adds to each layer.
+
+    Raises:
+        ModelError: when its tensors are not those that this method trains on this model.
+    """
+    adapter = part.adapter.of_model(model_class, config)
+    method = lora_of(adapter)
+    expected = {held.name: held.block.shape for held in trained(empty_model(model_class, config, method))}
+    other = sorted(set(expected) ^ set(adapter.names))
+    if other:
+        lacks = "lacks" if other[0] in expected else "has"
+        raise ModelError(
+            f"{adapter.folder}: not an adapter of this model: it {lacks} {other[0]}"
+            + (f" and differs in {len(other) - 1} more" if len(other) > 1 else "")
+        )
+    for name, shape in adapter.shapes().items():
+        if shape != expected[name]:
+            raise ModelError(f"{adapter.folder}: {name} is {list(shape)}, the model needs {list(expected[name])}")
+    for name, shape in expected.items():
+        layer, matrix = name.rsplit(".", 1)
+        if matrix == "lora_A":
+            yield Change(adapter, layer, part.weight * method.scaling, (shape, expected[f"{layer}.lora_B"]))

@@ -1,0 +1,107 @@
+"""LoRA adapters that are merged together: which, with what weights, and whether they belong together.
+
+Imports no paddle, so that a command line is checked before seconds go by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from oarlock.errors import ConfigError, ModelError
+from oarlock.files import is_vacant
+from oarlock.peft.adapter_folder import UNKNOWN_BASE, AdapterFolder, Base
+from oarlock.peft.open_adapter import open_lora
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """An adapter and what its change of the base is multiplied with."""
+
+    adapter: AdapterFolder
+    weight: float
+
+
+@dataclass(frozen=True)
+class AdapterMix:
+    """Base + the sum of weight * change over the adapters.
+
+    Attributes:
+        base: that all of them were trained on.
+        quantization: how the weights under LoRA were quantised in training (as oarlock.peft.quantization describes
+            it), or None.
+    """
+
+    parts: tuple[Weighted, ...]
+    base: Base
+    quantization: dict[str, Any] | None
+
+    @classmethod
+    def open(cls, folders: Sequence[str | Path], weights: Sequence[float] = ()) -> AdapterMix:
+        """Read what the adapters are.
+
+        Args:
+            weights: one for each folder; none: 1 for all.
+
+        Raises:
+            ConfigError: when there are not as many weights as adapters, or one is no number.
+            ModelError: for a folder that holds no LoRA adapter, or one of another base than the first.
+        """
+        if weights and len(weights) != len(folders):
+            raise ConfigError(
+                f"{len(folders)} adapter(s) and {len(weights)} weight(s): give --weight once for each --adapter, in "
+                "the same order, or not at all"
+            )
+        if not all(math.isfinite(weight) for weight in weights):
+            raise ConfigError(f"--weight {' '.join(map(str, weights))}: must be finite numbers")
+        parts = tuple(
+            Weighted(open_lora(folder, "added to the weights of their base"), weight)
+            for folder, weight in zip(folders, weights or [1.0] * len(folders), strict=True)
+        )
+        first = parts[0].adapter
+        for part in parts:
+            _check(part.adapter, first)
+        known = next((part.adapter.base for part in parts if part.adapter.base.fingerprint != UNKNOWN_BASE), first.base)
+        return cls(parts, known, first.settings.get("quantization"))
+
+    def of_model(self, model_class: Any, config: Any) -> AdapterMix:
+        """The same with every adapter under PaddleNLP's names of the base's layers."""
+        parts = tuple(replace(part, adapter=part.adapter.of_model(model_class, config)) for part in self.parts)
+        return replace(self, parts=parts)
+
+    @property
+    def layers(self) -> set[str]:
+        """Names of those with LoRA."""
+        return {layer for part in self.parts for layer in _layers(part.adapter)}
+
+
+def _check(adapter: AdapterFolder, first: AdapterFolder) -> None:
+    prints = {adapter.base.fingerprint, first.base.fingerprint}
+    if len(prints) > 1 and UNKNOWN_BASE not in prints:
+        raise ModelError(
+            f"{adapter.folder} and {first.folder} have different bases ({adapter.base.name} and {first.base.name}): "
+            "only adapters of one base can be merged together"
+        )
+    how = adapter.settings.get("quantization")
+    if how != first.settings.get("quantization") or (how and _layers(adapter) != _layers(first)):
+        raise ModelError(
+            f"{adapter.folder} and {first.folder} were trained on differently quantised weights of {first.base.name}: "
+            "merge them one by one"
+        )
+
+
+def _layers(adapter: AdapterFolder) -> set[str]:
+    return {name.rsplit(".", 1)[0] for name in adapter.names}
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        ModelError: naming it.
+    """
+    if not is_vacant(output):
+        raise ModelError(f"{output} is not empty; give a folder that does not exist yet")

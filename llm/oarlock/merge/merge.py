@@ -1,0 +1,193 @@
+"""Add LoRA adapters to their base: one model folder, written tensor by tensor and compared before it gets its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paddle.base.framework import EagerParamBase
+from paddlenlp.transformers import PretrainedConfig
+
+from oarlock.data.templates.chat_template import choose_template, own_template
+from oarlock.data.tokenizers.load import has_tokenizer, load_tokenizer
+from oarlock.environment.console import get_logger, progress_bar
+from oarlock.environment.paddle_import import on_cpu
+from oarlock.files import write_json
+from oarlock.merge.deltas import Change, changes_of
+from oarlock.merge.dequantized_base import TrainedBase
+from oarlock.merge.inputs import AdapterMix, check_output
+from oarlock.merge.verify import TOLERANCES, Proof, prove
+from oarlock.model_config.generation_config import first_settings
+from oarlock.model_config.load import read_config
+from oarlock.models.build import model_class
+from oarlock.models.layer_offload import empty_model
+from oarlock.models.load_finetuned import check_base
+from oarlock.peft.adapter_folder import Base
+from oarlock.versions import package_versions
+from oarlock.weights.buffers import array_type, copy_array, row_ranges
+from oarlock.weights.layout import holdings
+from oarlock.weights.load import Request, check_source
+from oarlock.weights.pickles import open_weights
+from oarlock.weights.safetensors_file import TensorSource, main_dtype
+from oarlock.weights.save import (
+    MAX_SHARD_BYTES,
+    check_space,
+    save_config,
+    save_generation,
+    save_tokenizer,
+    whole_folder,
+    write_weights,
+)
+from oarlock.weights.sources import WeightSource, stored_dtype
+
+logger = get_logger(__name__)
+
+MERGE_FILE = "merge.json"
+_ROWS_BYTES = 16 << 20  # of a weight in float32 that are changed at a time
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How to merge.
+
+    Attributes:
+        dtype: of the merged weights; None keeps each tensor's own.
+        max_shard_bytes: of a weight file.
+        proof: run base + adapter and the merged model, and compare their scores.
+        allow_pickle: read a base that is only there as a pickle.
+        replace: what is in the output folder, once the merged model is complete.
+        says_places: whether base and output are said at the end; not where they are steps of something else.
+    """
+
+    dtype: str | None = None
+    max_shard_bytes: int = MAX_SHARD_BYTES
+    proof: bool = True
+    allow_pickle: bool = False
+    replace: bool = False
+    says_places: bool = True
+
+
+def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | None = None) -> Proof | None:
+    """Write base + adapters as a model folder in Paddle's layout, on the CPU.
+
+    Memory: two tensors (in the wider of stored and written type), and some 100 MB for rows in float32; the proof runs
+    both models layer by layer and needs no more. Nothing is left of a merge that fails.
+
+    Args:
+        base: folder of the model the adapters were trained on, in Paddle's or Hugging Face's layout.
+
+    Returns:
+        What the proof found, None where it was left out.
+
+    Raises:
+        ModelError: when the base is another one, something can't be read or written, or the proof fails.
+    """
+    options = options or MergeOptions()
+    output = output.resolve()
+    if not options.replace:
+        check_output(output)
+    check_base(mix.base, Base.of(str(base), base))
+    config = read_config(base)
+    mix = mix.of_model(model_class(config), config)
+    with (
+        on_cpu(),
+        closing(open_weights(base, model_class(config), config, options.allow_pickle, read_ahead=False)) as source,
+        whole_folder(output, "the merged model", (base, *(part.adapter.folder for part in mix.parts))) as folder,
+    ):
+        trained_base = TrainedBase(source, mix)
+        merged = _merged_tensors(source, trained_base, mix, config, options.dtype)
+        check_space(merged, output, "the merged model")
+        with progress_bar(sum(tensor.num_bytes for tensor in merged), "merge", "B", unit_scale=True) as bar:
+            write_weights(merged, folder, options.max_shard_bytes, bar.update)
+        _write_rest(base, mix, config, main_dtype(merged), folder)
+        proof = None
+        if options.proof:
+            proof = prove(trained_base, mix, folder, config, {tensor.dtype for tensor in merged})
+            logger.info(proof.text())
+        _write_record(base, mix, proof, folder)
+    size = sum(tensor.num_bytes for tensor in merged)
+    if options.says_places:
+        logger.info(f"merged {_text(mix)} into {base}: {size / 1e6:,.1f} MB, {output}")
+    return proof
+
+
+def _merged_tensors(
+    source: WeightSource, base: TrainedBase, mix: AdapterMix, config: PretrainedConfig, dtype: str | None
+) -> list[TensorSource]:
+    """All tensors of the merged model, in the order in which the base has them."""
+    whole = model_class(config)
+    held = {holding.name: holding for holding in holdings(empty_model(whole, config))}
+    requests = [
+        Request(name, holding.block, "float32", not isinstance(holding.tensor, EagerParamBase))
+        for name, holding in held.items()
+    ]
+    names = check_source(source, requests)
+    changes: dict[str, list[Change]] = {}
+    for part in mix.parts:
+        for change in changes_of(part, whole, config):
+            changes.setdefault(f"{change.layer}.weight", []).append(change)
+    tensors = []
+    for name in names:
+        stored, shape = stored_dtype(source, name), held[name].block.shape
+        target = dtype if dtype and stored in TOLERANCES else stored  # buffers of integers stay what they are
+        read = partial(_merged, base, name, shape, array_type(target), changes.get(name, []))
+        tensors.append(TensorSource(name, target, shape, read))
+    return tensors
+
+
+def _merged(base: TrainedBase, name: str, shape: tuple[int, ...], dtype: np.dtype, changes: list[Change]) -> np.ndarray:
+    """A tensor of the merged model: a few rows at a time in float32, then in its own type."""
+    whole = np.empty(shape, dtype)
+    values = base.read(name, whole)
+    if not changes:
+        if values is not whole:
+            copy_array(whole, values)
+        return whole
+    matrices = [change.matrices() for change in changes]
+    for begin, end in row_ranges(shape, 4, _ROWS_BYTES):
+        rows = np.empty((end - begin, *shape[1:]), np.float32)
+        copy_array(rows, values[begin:end])
+        for a, b in matrices:
+            rows += a[begin:end] @ b
+        copy_array(whole[begin:end], rows)
+    return whole
+
+
+def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: str, folder: Path) -> None:
+    """Configuration; tokenizer, template and generation settings of the adapter, or else of the base."""
+    save_config(config, folder, dtype)
+    places = (*(part.adapter.folder for part in mix.parts), base)
+    found = next((place for place in places if has_tokenizer(place)), None)
+    if found is None:
+        logger.info(f"neither {places[0]} nor {base} has a tokenizer: the merged model has none")
+    else:
+        tokenizer = load_tokenizer(str(found))
+        own = own_template(tokenizer) is not None
+        save_tokenizer(tokenizer, folder, choose_template("tokenizer", tokenizer, "") if own else None)
+    save_generation(first_settings(places), folder)
+
+
+def _write_record(base: Path, mix: AdapterMix, proof: Proof | None, folder: Path) -> None:
+    """Where the model comes from, for whoever finds the folder later."""
+    adapters = [
+        {"folder": str(p.adapter.folder), "weight": p.weight, "settings": p.adapter.settings} for p in mix.parts
+    ]
+    content: Mapping[str, Any] = {
+        "base": {"name": str(base), "fingerprint": mix.base.fingerprint},
+        "adapters": adapters,
+        "proof": None if proof is None else asdict(proof),
+        "versions": package_versions(),
+    }
+    write_json(folder / MERGE_FILE, content)
+
+
+def _text(mix: AdapterMix) -> str:
+    return " + ".join(
+        f"{part.weight:g} x {part.adapter.folder}" if part.weight != 1 else str(part.adapter.folder)
+        for part in mix.parts
+    )

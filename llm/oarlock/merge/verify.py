@@ -1,0 +1,155 @@
+"""A merged model says what its base says with the adapters beside it: the scores of both on a fixed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from paddlenlp.transformers import PretrainedConfig
+
+from oarlock.errors import ModelError
+from oarlock.merge.deltas import lora_of
+from oarlock.merge.inputs import AdapterMix, Weighted
+from oarlock.models.build import model_class
+from oarlock.models.layer_offload import empty_model, stream_logits
+from oarlock.peft.lora import LoRA
+from oarlock.peft.method import trained
+from oarlock.weights.sources import SafetensorsSource, WeightSource
+from oarlock.weights.weight_folder import WeightFolder
+
+_BATCH = (2, 16)  # texts, tokens
+# Largest difference of a score, relative to the largest score. Rounding changes a weight by up to 2**-11 (float16) or
+# 2**-9 (bfloat16) of itself; 16 times that leaves room for what the layers make of it.
+TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 16 * 2.0**-11, "bfloat16": 16 * 2.0**-9}
+_NOISE = 1e-5  # by which two float32 ways to the same scores differ
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the comparison found; differences are the largest of a score, relative to the largest score.
+
+    Attributes:
+        difference: between the merged model and base + adapters.
+        allowed: the most it may be: what the type of the merged weights implies, and in float32 at most half of
+            `effect`, so that a merge that forgets a part of a weak adapter is noticed too.
+        effect: between the base alone and base + adapters.
+        dtype: coarsest type of the merged weights.
+    """
+
+    difference: float
+    allowed: float
+    effect: float
+    dtype: str
+
+    def text(self) -> str:
+        """One sentence for the log."""
+        if self.effect == 0:
+            return "proof: the adapters change nothing (their matrices are zero): the merged model is the base"
+        found = (
+            f"proof: scores of the merged model and of base + adapters differ by {self.difference:.1e} of the largest "
+            f"(allowed for {self.dtype}: {self.allowed:.1e}); the adapters change them by {self.effect:.1e}"
+        )
+        if self.difference > self.effect / 2:
+            found += f". Rounding to {self.dtype} takes away much of that: --dtype float32 keeps it"
+        return found
+
+
+def prove(base: WeightSource, mix: AdapterMix, folder: Path, config: PretrainedConfig, dtypes: Iterable[str]) -> Proof:
+    """Run base + adapters (PaddleNLP's LoRA layers), the base alone and the merged model, one after the other.
+
+    All compute in float32, layer by layer from the files (see oarlock.models.layer_offload).
+
+    Args:
+        folder: of the merged model.
+        dtypes: of its weights.
+
+    Raises:
+        ModelError: when the merged model is another one, or only the base again.
+    """
+    model_type = model_class(config)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, _BATCH)
+    beside = _Beside(mix, base)
+    model = empty_model(model_type, config, beside.method)
+    beside.shapes = {held.name: held.block.shape for held in trained(model)}
+    tuned = stream_logits(model, beside.read, set(base.shapes), ids)
+    beside.off = True
+    plain = stream_logits(model, beside.read, set(base.shapes), ids)
+    model = empty_model(model_type, config)
+    with closing(SafetensorsSource(WeightFolder.open(folder), model_type, config, False)) as source:
+        merged = stream_logits(model, source.read, set(source.shapes), ids)
+    return judge(tuned, plain, merged, max(dtypes, key=lambda dtype: TOLERANCES.get(dtype, 0)))
+
+
+def judge(tuned: np.ndarray, plain: np.ndarray, merged: np.ndarray, dtype: str) -> Proof:
+    """Compare scores [texts, tokens, vocabulary] of base + adapters, the base, and the merged model.
+
+    Args:
+        dtype: of the merged weights.
+
+    Raises:
+        ModelError: as prove().
+    """
+    if not (np.isfinite(tuned).all() and np.isfinite(merged).all()):
+        where = "base + adapters" if not np.isfinite(tuned).all() else "the merged model"
+        raise ModelError(f"proof: {where} gives scores that are not finite numbers, so nothing was written")
+    largest = float(np.abs(tuned).max()) or 1.0
+    difference = float(np.abs(merged - tuned).max()) / largest
+    effect = float(np.abs(plain - tuned).max()) / largest
+    allowed = TOLERANCES[dtype]
+    if effect and allowed <= TOLERANCES["float32"]:
+        allowed = min(allowed, max(effect / 2, _NOISE))
+    if difference > allowed:
+        raise ModelError(
+            f"proof: the merged model is not base + adapters: scores differ by {difference:.1e} of the largest, "
+            f"allowed for {dtype} are {allowed:.1e}; nothing was written"
+        )
+    if effect and np.array_equal(merged, plain):
+        raise ModelError(
+            f"proof: the adapters change scores by {effect:.1e} of the largest, and the merged model says exactly what "
+            f"the base says: {dtype} is too coarse for so small a change (--dtype float32); nothing was written"
+        )
+    return Proof(difference, allowed, effect, dtype)
+
+
+class _Beside:
+    """The base with the adapters in LoRA layers beside its weights; several as one of all their ranks together.
+
+    Attributes:
+        method: for the model.
+        shapes: of the matrices in the model, to be set before reading.
+        off: read B as zero, so that the model is its base.
+    """
+
+    def __init__(self, mix: AdapterMix, base: WeightSource) -> None:
+        self._parts, self._base = mix.parts, base
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.off = False
+        self._alone = len(mix.parts) == 1
+        if self._alone:
+            self.method = lora_of(mix.parts[0].adapter)
+        else:
+            rank = sum(part.adapter.settings["r"] for part in mix.parts)
+            targets = {name.split(".")[-2] for part in mix.parts for name in part.adapter.names}
+            self.method = LoRA(rank, alpha=rank, targets=tuple(sorted(targets)))
+
+    def read(self, name: str, into: np.ndarray | None) -> np.ndarray:
+        """A tensor of the model by its name."""
+        shape = self.shapes.get(name)
+        if shape is None:
+            return self._base.read(name, into)
+        is_b = name.endswith(".lora_B")
+        if is_b and self.off:
+            return np.zeros(shape, np.float32)
+        return np.concatenate([self._value(part, name, shape, is_b) for part in self._parts], 0 if is_b else 1)
+
+    def _value(self, part: Weighted, name: str, shape: tuple[int, ...], is_b: bool) -> np.ndarray:
+        adapter, rank = part.adapter, part.adapter.settings["r"]
+        own = (rank, shape[1]) if is_b else (shape[0], rank)
+        if name not in adapter.names:  # it was trained on fewer layers
+            return np.zeros(own, np.float32)
+        # Alone, PaddleNLP's layer scales; together each was scaled as its run noted.
+        factor = part.weight * (1.0 if self._alone else adapter.settings["scaling"]) if is_b else 1.0
+        return adapter.value(name, own).astype(np.float32) * np.float32(factor)

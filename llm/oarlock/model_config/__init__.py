@@ -1,0 +1,1 @@
+"""Model configurations in Hugging Face's and PaddleNLP's fields."""

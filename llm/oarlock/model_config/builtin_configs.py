@@ -1,0 +1,44 @@
+"""Configurations of models by name, without a download where that is possible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from oarlock.formats.json_file import read_json
+from oarlock.hub.model_names import local_folder
+from oarlock.model_config.family_detection import family_of
+from oarlock.model_config.schema import ConfigFields
+
+_KNOWN = Path(__file__).parent / "config_files"
+
+
+def model_config_content(name_or_path: str) -> dict[str, Any]:
+    """What the model's config.json says: of a folder, of a name we or PaddleNLP know, of a name on the hub.
+
+    Raises:
+        ModelError: when nobody has it, or it is of a family that is not supported.
+    """
+    known = _KNOWN / f"{name_or_path.replace('/', '--')}.json"
+    if Path(name_or_path).expanduser().exists():
+        path = local_folder(name_or_path, with_weights=False) / "config.json"
+    elif known.is_file():
+        path = known
+    elif (built_in := _built_in(name_or_path)) is not None:
+        path, content = Path(name_or_path), built_in
+        return content | {"model_type": family_of(content, str(path))}
+    else:
+        path = local_folder(name_or_path, with_weights=False) / "config.json"
+    content = dict(read_json(path, ConfigFields, extra="allow"))
+    return content | {"model_type": family_of(content, str(path))}
+
+
+def _built_in(name: str) -> dict[str, Any] | None:
+    """PaddleNLP carries the configurations of some names in its code."""
+    from paddlenlp.transformers import LlamaConfig, Qwen2Config
+
+    for config_class, architecture in ((LlamaConfig, "LlamaForCausalLM"), (Qwen2Config, "Qwen2ForCausalLM")):
+        if name in config_class.pretrained_init_configuration:
+            content = config_class.from_pretrained(name).to_dict()
+            return content | {"architectures": [architecture]}
+    return None

@@ -1,0 +1,100 @@
+"""generation_config.json beside a model: which tokens end an answer, and how tokens are chosen unless the user says so.
+
+It is carried along by every step (training, checkpoints, merging, conversion, export). Pure Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, MaxLen
+from typing_extensions import TypedDict
+
+from oarlock.errors import ModelError
+from oarlock.formats.json_file import read_json_if_there
+from oarlock.model_config.sampling_ranges import RANGES
+
+GENERATION_FILE = "generation_config.json"
+_Token = Annotated[int, Ge(-1), Le(2**31 - 1)]
+_NOT_TEMPERATURE = ("top_p", "top_k", "repetition_penalty")
+
+
+class GenerationFields(TypedDict, total=False):
+    """What is read of generation_config.json; the rest is carried along."""
+
+    bos_token_id: _Token | None
+    eos_token_id: _Token | Annotated[list[_Token], MaxLen(4096)] | None
+    pad_token_id: _Token | None
+    do_sample: bool | None
+    decode_strategy: Annotated[str, MaxLen(200)] | None
+    temperature: int | float | None
+    top_p: int | float | None
+    top_k: int | None
+    repetition_penalty: int | float | None
+
+
+def generation_content(folder: Path) -> dict[str, Any]:
+    """The file as it stands; {} where there is none.
+
+    Raises:
+        ModelError: naming the field that is wrong.
+    """
+    return dict(read_json_if_there(folder / GENERATION_FILE, GenerationFields, extra="allow") or {})
+
+
+def token_ids(value: Any, place: str) -> tuple[int, ...]:
+    """Of a field that holds one token, a list of them, or null.
+
+    Raises:
+        ModelError: for anything else.
+    """
+    tokens = value if isinstance(value, (list, tuple)) else [value]
+    found = tuple(token for token in tokens if token is not None)
+    if any(isinstance(token, bool) or not isinstance(token, int) or token < 0 for token in found):
+        raise ModelError(f"{place}: eos_token_id has to be a token id or a list of them; it is {value!r}")
+    return found
+
+
+def end_tokens(generation: Mapping[str, Any], config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """All tokens that end an answer: of the tokenizer, of config.json and of generation_config.json, sorted.
+
+    Args:
+        generation: content of generation_config.json.
+        config: PaddleNLP's configuration.
+        tokenizer: may be None.
+    """
+    found: set[int] = set()
+    for given, place in (
+        (getattr(tokenizer, "eos_token_id", None), "the tokenizer"),
+        (getattr(config, "eos_token_id", None), "config.json"),
+        (generation.get("eos_token_id"), GENERATION_FILE),
+    ):
+        found.update(token_ids(given, place))
+    return tuple(sorted(found))
+
+
+def sampling_defaults(generation: Mapping[str, Any], place: str = GENERATION_FILE) -> dict[str, float | int]:
+    """How tokens are chosen where a request does not say: temperature, top_p, top_k, repetition_penalty, as given.
+
+    As in transformers, the temperature holds where do_sample is true (or PaddleNLP's decode_strategy is "sampling"),
+    and the likeliest token is taken elsewhere. A top_k that is not given is none (as in vLLM; transformers takes 50).
+
+    Raises:
+        ModelError: for a value out of its range.
+    """
+    given = {name: value for name, value in generation.items() if value is not None}
+    samples = given.get("do_sample") is True or given.get("decode_strategy") == "sampling"
+    found: dict[str, float | int] = {name: given[name] for name in _NOT_TEMPERATURE if name in given}
+    if samples:
+        found["temperature"] = given.get("temperature", 1.0)
+    for name, value in found.items():
+        if not RANGES[name].is_number(value) or not RANGES[name].holds(value):
+            raise ModelError(f"{place}: {name} is {value!r}; it has to be {RANGES[name].words}")
+    return found
+
+
+def first_settings(places: Iterable[Path]) -> dict[str, Any]:
+    """Those of the first folder that has the file."""
+    return next((content for place in places if (content := generation_content(place))), {})

@@ -1,0 +1,306 @@
+"""A model's configuration in Hugging Face's words and in PaddleNLP's, both ways.
+
+What one side computes and the other can't is refused by name, and so is a field that nobody here knows; what changes
+nothing of the scores is left out. What decides is the field, not the program that wrote the file. Pure Python.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from oarlock.environment.console import log_once
+from oarlock.errors import ModelError
+from oarlock.model_config.family_detection import family_of, writer_of
+from oarlock.model_config.hf_fields import (
+    ACTIVATION_FIELDS,
+    ACTIVATIONS,
+    DTYPES,
+    IMPORTING,
+    NEUTRAL,
+    PADDLE_ONLY,
+    PLAN,
+    RECORDS,
+    REFUSED,
+    ROPE_FIELDS,
+    TOKEN_IDS,
+    WORDS,
+    Words,
+)
+from oarlock.model_config.hf_rope import rope_from_hugging_face, rope_to_hugging_face
+from oarlock.model_config.sliding_window import from_hugging_face as window_from
+from oarlock.model_config.sliding_window import to_hugging_face as window_to
+from oarlock.parallel.family_rules import FAMILIES
+
+_NULL_HAS_A_MEANING = ("sliding_window", "rotary_dim")
+_QUANTISED = ("quantization_config", "quantization", "compression_config")
+
+
+def words_of(family: str) -> Words:
+    """The tables of a family.
+
+    Raises:
+        ModelError: for one that transformers or PaddleNLP has not, with the reason.
+    """
+    if family in WORDS:
+        return WORDS[family]
+    known = f"families that can be converted: {', '.join(WORDS)}"
+    raise ModelError(f"{family}: {REFUSED.get(family, 'PaddleNLP and transformers do not both have it')}; {known}")
+
+
+def arguments_of(content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
+    """Arguments of PaddleNLP's configuration class, for a config.json in either side's words.
+
+    Args:
+        content: of config.json.
+        place: the file, for messages.
+        own: fields of PaddleNLP's configuration class.
+
+    Raises:
+        ModelError: for what PaddleNLP's model does not compute, naming the field.
+    """
+    family = family_of(content, place)
+    writer = writer_of(content, own)
+    content = {k: v for k, v in content.items() if v is not None or k in _NULL_HAS_A_MEANING}
+    quantised = next((name for name in _QUANTISED if _says_something(content.get(name))), None)
+    if quantised is not None:
+        raise ModelError(f"{place}: {quantised}: the weights are quantised; take the plain model")
+    importing = next(
+        (name for name, allowed in IMPORTING.items() if content.get(name, allowed[0]) not in allowed), None
+    )
+    if importing is not None:
+        raise ModelError(
+            f"{place}: {importing} ({_short(content[importing])}) names code that PaddleNLP would import; nothing in a "
+            "model's files chooses code here"
+        )
+    content = {k: v for k, v in content.items() if k not in PLAN and k not in _QUANTISED and k not in IMPORTING}
+    found = (
+        _of_both(family, content, place, own, writer) if family in WORDS else _of_paddle(family, content, place, own)
+    )
+    found["architectures"] = [FAMILIES[family].model]
+    if (dtype := _dtype(content, place)) is not None:
+        found["dtype"] = dtype
+    return found
+
+
+def from_hugging_face(content: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """arguments_of() for what transformers wrote."""
+    words_of(str(content.get("model_type")))
+    return arguments_of(content, place, ())
+
+
+def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collection[str], writer: str) -> dict[str, Any]:
+    words = WORDS[family]
+    content = _present_names(content, words, place)
+    for name, allowed in words.only.items():
+        if name in content and content[name] not in allowed:
+            raise ModelError(
+                f"{place}: {name} is {content[name]!r}, and PaddleNLP's {family} computes with {allowed[0]!r} alone"
+            )
+    found: dict[str, Any] = {}
+    for name, default in words.fields.items():
+        if name in content:
+            found[words.here.get(name, name)] = _checked(name, content[name], default, place)
+        elif writer == "pt" and default is not None:
+            found[words.here.get(name, name)] = default
+    found |= {name: _token_id(name, content[name], place) for name in TOKEN_IDS if name in content}
+    special = {**_activation(family, content, place, writer), **window_from(family, content, place)}
+    mapped = {*words.fields, *words.only, *TOKEN_IDS, *special, *ROPE_FIELDS, "hidden_activation", "layer_types"}
+    rest = {name: value for name, value in content.items() if name not in mapped}
+    for name, value in rest.items():
+        if name in words.unread and value not in words.unread[name]:
+            raise ModelError(f"{place}: {name} is {value!r}, and PaddleNLP's {family} does not compute with it")
+        if name in words.dropouts and value:
+            log_once(f"{place}: {name} {value}: PaddleNLP's {family} does not have it; training goes without")
+        if name in own and name not in RECORDS and (name not in NEUTRAL or name in words.paddle_only):
+            same = next((there for there, here in words.here.items() if here == name and there in content), None)
+            if same is not None and content[same] != value:
+                raise ModelError(f"{place}: {same} is {content[same]!r} and {name} is {value!r}: they mean the same")
+            found[name] = value
+        elif name == "seq_length" and name in own:
+            found[name] = value
+    found |= special
+    _check_head_size(family, content, found, place)
+    if words.rotary:
+        found |= rope_from_hugging_face(content, words.scaled, f"{place}: PaddleNLP's {family}")
+    elif any(_says_something(content.get(name)) for name in ROPE_FIELDS[1:]):
+        raise ModelError(f"{place}: {ROPE_FIELDS[1]}: PaddleNLP's {family} has no scaled rotary embeddings")
+    known = {*(set(own) - (set(NEUTRAL) - set(words.paddle_only))), *words.ignored, *words.dropouts, "head_dim"}
+    _refuse_unknown(family, rest, known, place)
+    return found
+
+
+def _of_paddle(family: str, content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
+    """For a family that transformers has not."""
+    only = PADDLE_ONLY[family]
+    for name, allowed in only.items():
+        if name in content and content[name] not in allowed:
+            raise ModelError(f"{place}: {name} is {content[name]!r}, and PaddleNLP's {family} does not compute with it")
+    _refuse_unknown(family, {k: v for k, v in content.items() if k not in only}, set(own), place)
+    records = {"architectures", "model_type", "torch_dtype", "dtype"}
+    return {name: value for name, value in content.items() if name in own and name not in records}
+
+
+def _refuse_unknown(family: str, rest: Mapping[str, Any], known: Collection[str], place: str) -> None:
+    unknown = []
+    for name, value in rest.items():
+        if name in known or name in RECORDS or name.startswith("_"):
+            continue
+        if name in NEUTRAL and value in NEUTRAL[name]:
+            continue
+        unknown.append(f"{name} ({_short(value)})")
+    if unknown:
+        raise ModelError(
+            f"{place}: {', '.join(unknown)}: PaddleNLP's {family} does not compute with "
+            f"{'it' if len(unknown) == 1 else 'them'}, so that the model might be another one; a field that is only a "
+            "note can be taken out of the file"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _says_something(value: Any) -> bool:
+    """Whether a nested setting holds anything (PaddleNLP writes one full of defaults)."""
+    if isinstance(value, Mapping) and "weight_quantize_algo" in value:
+        return value["weight_quantize_algo"] is not None
+    return bool(value)
+
+
+def _present_names(content: Mapping[str, Any], words: Words, place: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        own = words.aliases.get(name, name)
+        if own in found and found[own] != value:
+            raise ModelError(f"{place}: {own} is given twice, as {found[own]!r} and as {value!r} ({name})")
+        found[own] = value
+    return found
+
+
+def _checked(name: str, value: Any, default: Any, place: str) -> Any:
+    kinds: Any = bool if isinstance(default, bool) else (int, float) if isinstance(default, float) else int
+    kinds = str if isinstance(default, str) else kinds
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        words = {bool: "true or false", int: "a whole number", str: "a text"}.get(kinds, "a number")
+        raise ModelError(f"{place}: {name} has to be {words}; it is {_short(value)}")
+    # Sizes and lengths; a negative one reaches memory that is not the program's in Paddle's kernels.
+    if (kinds is int and value <= 0) or (kinds == (int, float) and not 0 <= value < math.inf):
+        raise ModelError(f"{place}: {name} has to be {'above 0' if kinds is int else 'at least 0'}; it is {value!r}")
+    return value
+
+
+def _token_id(name: str, value: Any, place: str) -> Any:
+    """A token id as it stands; older files write -1 for none, and eos_token_id may be a list."""
+    tokens = value if isinstance(value, list) and name == "eos_token_id" else [value]
+    if any(isinstance(token, bool) or not isinstance(token, int) for token in tokens):
+        raise ModelError(f"{place}: {name} has to be a whole number; it is {_short(value)}")
+    return value
+
+
+def _dtype(content: Mapping[str, Any], place: str) -> str | None:
+    found: dict[str, str] = {}
+    for name in ("torch_dtype", "dtype"):
+        if name in content and content[name] != "auto":
+            dtype = DTYPES.get(str(content[name]).removeprefix("torch."))
+            if dtype is None:
+                raise ModelError(f"{place}: {name} is {content[name]!r}, not one of float32, float16, bfloat16")
+            found[name] = dtype
+    if len(set(found.values())) > 1:
+        raise ModelError(f"{place}: torch_dtype is {found['torch_dtype']} and dtype is {found['dtype']}")
+    return next(iter(found.values()), None)
+
+
+def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
+    """The content of Hugging Face's config.json.
+
+    Args:
+        config: PaddleNLP's configuration.
+        dtype: of the weights.
+        place: the model, for messages.
+
+    Raises:
+        ModelError: for what transformers' model does not compute, naming the field.
+    """
+    family = config.model_type
+    words = words_of(family)
+    for name, value in words.paddle_only.items():
+        if getattr(config, name, value) != value:
+            raise ModelError(
+                f"{place}: {name} is {getattr(config, name)!r}, and transformers' {family} knows {value!r} alone"
+            )
+    found: dict[str, Any] = {"architectures": [FAMILIES[family].model], "model_type": family}
+    for name, default in words.fields.items():
+        found[name] = getattr(config, words.here.get(name, name), default)
+    found |= {name: allowed[0] for name, allowed in words.only.items() if allowed[0] is not None}
+    found |= {name: getattr(config, name, None) for name in TOKEN_IDS}
+    if words.rotary:
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        found |= rope_to_hugging_face(config, words.scaled, head_size)
+    if family == "gemma":
+        # transformers takes "gelu" in hidden_act for the approximation; vLLM goes by hidden_activation.
+        exact = config.hidden_act != "gelu_pytorch_tanh"
+        names = ("gelu_python", "gelu") if exact else ("gelu_pytorch_tanh", "gelu_pytorch_tanh")
+        found |= {"hidden_act": names[0], "hidden_activation": names[1]}
+    if family == "opt":
+        _check_opt(config.word_embed_proj_dim, config.hidden_size, "this model")
+    return {**found, **window_to(config), "use_cache": True, "torch_dtype": dtype}
+
+
+# what a table can't say
+
+
+def _activation(family: str, content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
+    if family == "gemma":
+        return _gemma_activation(content, place, writer)
+    if family == "opt":
+        projected, hidden = content.get("word_embed_proj_dim"), content.get("hidden_size")
+        _check_opt(projected, hidden, place)
+        given = projected or hidden
+        return {"word_embed_proj_dim": given} if given else {}
+    name = ACTIVATION_FIELDS.get(family)
+    if name is None or name not in content:
+        return {}
+    if content[name] not in ACTIVATIONS:
+        raise ModelError(
+            f"{place}: {name} is {_short(content[name])}, and PaddleNLP's {family} computes with "
+            f"{', '.join(ACTIVATIONS)} alone"
+        )
+    return {name: ACTIVATIONS[content[name]]}
+
+
+def _gemma_activation(content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
+    """ "gelu" alone is how the first Gemmas were published, and means the approximation (transformers says so)."""
+    act, newer = content.get("hidden_act"), content.get("hidden_activation")
+    approximate = ("gelu", "gelu_pytorch_tanh", "gelu_new", None)
+    if writer == "np" and act in ("gelu", None) and newer in ("gelu", None):
+        return {"hidden_act": "gelu"}  # PaddleNLP's word for the exact one
+    if act == "gelu_python" and newer in ("gelu", None):
+        return {"hidden_act": "gelu"}
+    if act in approximate and newer in approximate[1:]:
+        return {"hidden_act": "gelu_pytorch_tanh"}
+    named = f"hidden_act is {act!r}" + (f" and hidden_activation {newer!r}" if newer is not None else "")
+    raise ModelError(
+        f"{place}: {named}, and PaddleNLP's gemma computes with gelu_pytorch_tanh, or with gelu_python and gelu, alone"
+    )
+
+
+def _check_opt(projected: int | None, hidden: int | None, place: str) -> None:
+    if projected and projected != hidden:
+        raise ModelError(
+            f"{place}: word_embed_proj_dim {projected} is not hidden_size {hidden}: PaddleNLP's OPT can't run that "
+            "(its output layer has the hidden size)"
+        )
+
+
+def _check_head_size(family: str, content: Mapping[str, Any], found: Mapping[str, Any], place: str) -> None:
+    size = content.get("head_dim")
+    if family == "gemma" or size is None or "num_attention_heads" not in found or "hidden_size" not in found:
+        return
+    own = found["hidden_size"] // found["num_attention_heads"]
+    if size != own:
+        raise ModelError(
+            f"{place}: head_dim is {size}, and PaddleNLP's {family} computes with hidden_size / heads = {own} alone"
+        )

@@ -1,0 +1,143 @@
+"""Scaled rotary embeddings in Hugging Face's words and in PaddleNLP's.
+
+There: rope_theta and a dictionary rope_scaling, or (transformers 5) both in rope_parameters. Here: rope_theta,
+rope_scaling_type and rope_scaling_factor, and for Llama 3 the same dictionary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from oarlock.environment.console import log_once
+from oarlock.errors import ModelError
+
+_KINDS = {"linear": "linear", "dynamic": "dynamic_ntk"}  # there -> here
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_ANY = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+# What each kind reads of the dictionary.
+_READ: dict[str, tuple[str, ...]] = {
+    "default": (*_ANY, "factor", "original_max_position_embeddings"),
+    "linear": (*_ANY, "factor", "original_max_position_embeddings"),
+    "dynamic": (*_ANY, "factor", "original_max_position_embeddings"),
+    "llama3": (*_ANY, *_LLAMA3),
+}
+
+
+def rope_from_hugging_face(content: Mapping[str, Any], scaled: bool, who: str) -> dict[str, Any]:
+    """PaddleNLP's fields.
+
+    Args:
+        content: of config.json, without nulls.
+        scaled: whether PaddleNLP's model knows scaling.
+        who: file and family, for messages.
+
+    Raises:
+        ModelError: for a scaling that PaddleNLP does not compute.
+    """
+    rope = _dictionary(content, who)
+    kind, factor = _kind(rope, who), rope.get("factor", 1.0)
+    if {"rope_theta"} <= content.keys() & rope.keys() and content["rope_theta"] != rope["rope_theta"]:
+        raise ModelError(
+            f"{who}: rope_theta is {content['rope_theta']!r}, and {rope['rope_theta']!r} among the rope parameters: "
+            "keep one of them"
+        )
+    found = {"rope_theta": _number(rope.get("rope_theta", content.get("rope_theta", 10000.0)), "rope_theta", who)}
+    if rope.get("partial_rotary_factor", content.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise ModelError(f"{who} has no partial_rotary_factor")
+    if kind in _READ and (unread := sorted(set(rope) - set(_READ[kind]))):
+        raise ModelError(f"{who} does not know {', '.join(unread)} in rope_scaling of type {kind!r}")
+    if kind in _KINDS and "factor" not in rope:
+        raise ModelError(f"{who}: rope_scaling of type {kind} lacks factor")
+    if kind == "default" or (kind in _KINDS and factor == 1.0):
+        return found
+    if not scaled or kind not in (*_KINDS, "llama3"):
+        knows = ", ".join((*_KINDS, "llama3")) if scaled else "none"
+        raise ModelError(f"{who} does not know rope_scaling of type {kind!r} (it knows: {knows})")
+    if content.get("rope_scaling_type") is not None:
+        raise ModelError(f"{who}: rope_scaling of type {kind!r} and rope_scaling_type: keep one of them")
+    if kind == "llama3":
+        missing = [name for name in _LLAMA3 if name not in rope]
+        if missing:
+            raise ModelError(f"{who}: rope_scaling of type llama3 lacks {', '.join(missing)}")
+        return found | {
+            "rope_scaling": {"rope_type": kind} | {name: _number(rope[name], name, who) for name in _LLAMA3}
+        }
+    original = rope.get("original_max_position_embeddings")
+    if kind == "dynamic" and original not in (None, content.get("max_position_embeddings")):
+        raise ModelError(
+            f"{who}: dynamic rope_scaling from {original} positions, where max_position_embeddings says "
+            f"{content.get('max_position_embeddings')}: PaddleNLP has one number for both"
+        )
+    return found | {"rope_scaling_type": _KINDS[kind], "rope_scaling_factor": _number(factor, "factor", who)}
+
+
+def _dictionary(content: Mapping[str, Any], who: str) -> dict[str, Any]:
+    """rope_parameters or rope_scaling without nulls.
+
+    Raises:
+        ModelError: when it is none, the two differ, or it is one for each kind of layer.
+    """
+    given = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        value = content.get(name) or {}
+        if not isinstance(value, Mapping):
+            raise ModelError(f"{who}: {name} has to be an object; it is {value!r}")
+        if any(isinstance(own, Mapping) for own in value.values()):
+            raise ModelError(f"{who} does not know {name} of single layers ({', '.join(value)})")
+        given[name] = {key: own for key, own in value.items() if own is not None}
+    newer, older = given["rope_parameters"], given["rope_scaling"]
+    differing = [name for name in older if name in newer and newer[name] != older[name]]
+    if newer and older and (differing or set(older) - set(newer) - {"type", "rope_type"}):
+        raise ModelError(f"{who}: rope_scaling and rope_parameters say different things: keep one of them")
+    return newer or older
+
+
+def _kind(rope: Mapping[str, Any], who: str) -> str:
+    """rope_type, or type as older files write it."""
+    kinds = [rope[name] for name in ("rope_type", "type") if name in rope]
+    if not all(isinstance(kind, str) for kind in kinds) or len(set(kinds)) > 1:
+        raise ModelError(f"{who}: rope_scaling has to be of one type; it names {' and '.join(map(repr, kinds))}")
+    if not kinds and rope.get("factor", 1.0) != 1.0:
+        raise ModelError(f"{who}: rope_scaling with factor {rope['factor']!r} does not say its type (rope_type)")
+    return kinds[0] if kinds else "default"
+
+
+def _number(value: Any, name: str, who: str) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ModelError(f"{who}: {name} has to be a positive number; it is {value!r}")
+    return value
+
+
+def rope_to_hugging_face(config: Any, scaled: bool, head_size: int) -> dict[str, Any]:
+    """rope_theta and rope_scaling.
+
+    "ntk" is another base and nothing else, so that is what it becomes; PaddleNLP then also computes more positions.
+
+    Args:
+        config: PaddleNLP's.
+        scaled: whether PaddleNLP's model heeds its own fields for scaling.
+        head_size: of queries and keys.
+    """
+    theta = float(getattr(config, "rope_theta", 10000.0))
+    kind, factor = getattr(config, "rope_scaling_type", None), getattr(config, "rope_scaling_factor", 1.0)
+    llama3 = getattr(config, "rope_scaling", None) or {}
+    if not scaled:
+        if kind is not None or llama3:
+            log_once(f"PaddleNLP's {config.model_type} computes without its rope_scaling: it is left out")
+        return {"rope_theta": theta, "rope_scaling": None}
+    if llama3.get("rope_type") == "llama3":
+        return {"rope_theta": theta, "rope_scaling": {"rope_type": "llama3"} | {k: llama3[k] for k in _LLAMA3}}
+    if kind is None:
+        return {"rope_theta": theta, "rope_scaling": None}
+    if kind == "ntk":
+        return {
+            "rope_theta": theta * factor ** (head_size / (head_size - 2)),
+            "rope_scaling": None,
+            "max_position_embeddings": round(config.max_position_embeddings * factor),
+        }
+    names = {here: there for there, here in _KINDS.items()}
+    if kind not in names:
+        raise ModelError(f"rope_scaling_type {kind!r} is none that transformers has ({', '.join(names)}, ntk, llama3)")
+    return {"rope_theta": theta, "rope_scaling": {"rope_type": names[kind], "factor": float(factor)}}

@@ -1,0 +1,125 @@
+"""Read a model folder's config.json, whichever side wrote it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import paddlenlp.transformers
+from paddlenlp.transformers import PretrainedConfig
+from paddlenlp.transformers.configuration_utils import LlmMetaConfig, flatten_model_config
+
+from oarlock.environment.console import log_once
+from oarlock.errors import ModelError
+from oarlock.formats.json_file import check_content, read_json
+from oarlock.model_config.family_detection import family_of, writer_of
+from oarlock.model_config.hf_config import arguments_of
+from oarlock.model_config.hf_fields import PLAN
+from oarlock.model_config.schema import ConfigFields
+from oarlock.model_config.size_check import check_sizes
+from oarlock.parallel.family_rules import FAMILIES
+from oarlock.weights.tied_head import has_own_head
+from oarlock.weights.weight_folder import WeightFolder, has_safetensors
+
+# What of a file PaddleNLP's configuration is given: settings whose type and range are known.
+_SETTINGS = frozenset(ConfigFields.__annotations__)
+_PICKLES = {"np": "model_state*.pdparams*", "pt": "pytorch_model*.bin*"}
+
+
+def layout_of(folder: Path) -> str:
+    """Whose layout the weights of a folder have: "np" (Paddle's) or "pt" (Hugging Face's).
+
+    Raises:
+        ModelError: when the folder is none, or its files are damaged or missing.
+    """
+    if not has_safetensors(folder):
+        for layout, pattern in _PICKLES.items():
+            if any(folder.glob(pattern)):
+                return layout
+    return WeightFolder.open(folder).layout
+
+
+def config_content(folder: Path) -> dict[str, Any]:
+    """config.json, its fields of the types and ranges of oarlock.model_config.schema.
+
+    Raises:
+        ModelError: when there is none, or naming the field that is wrong.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise ModelError(f"{folder}: no config.json in this folder, so it is not a model")
+    return dict(read_json(path, ConfigFields, extra="allow"))
+
+
+def checked_content(content: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The content of a config.json that was not read by config_content: the same fields, checked in the same way.
+
+    Raises:
+        ModelError: naming the field that is wrong.
+    """
+    return dict(check_content(dict(content), place, ConfigFields, extra="allow"))
+
+
+def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
+    """PaddleNLP's configuration for the content of a config.json, in Hugging Face's or PaddleNLP's words.
+
+    PaddleNLP itself takes what transformers wrote as it stands, so that a rotary base in transformers 5's words, or a
+    scaling, would be lost without a word.
+
+    Args:
+        place: the file, for messages.
+
+    Raises:
+        ModelError: for a family that is not supported, or a field that PaddleNLP's model does not compute with.
+    """
+    content = checked_content(copy.deepcopy(dict(content)), place)
+    content = checked_content(flatten_model_config(content), place)  # older files of PaddleNLP are nested
+    config_class = _config_class(family_of(content, place))
+    how = LlmMetaConfig._get_defaults().keys() - PLAN  # how a run computed
+    content = {name: value for name, value in content.items() if name not in how}
+    arguments = arguments_of(content, place, own_fields(config_class))
+    arguments = {name: value for name, value in arguments.items() if name in _SETTINGS}
+    try:
+        config = config_class.from_dict(arguments)
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+        raise ModelError(f"{place}: PaddleNLP makes no configuration of it: {error!r}") from error
+    check_sizes(config, place)
+    return config
+
+
+def _config_class(family: str) -> Any:
+    stem = FAMILIES[family].model.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
+    return getattr(paddlenlp.transformers, f"{stem}Config")
+
+
+@cache
+def own_fields(config_class: Any) -> frozenset[str]:
+    """The fields of one of PaddleNLP's configuration classes, older names included."""
+    return frozenset(vars(config_class())) | frozenset(config_class.attribute_map)
+
+
+def config_writer(folder: Path) -> str:
+    """Whose words config.json is in: "np" (PaddleNLP's) or "pt" (transformers')."""
+    content = config_content(folder)
+    return writer_of(content, own_fields(_config_class(family_of(content, str(folder / "config.json")))))
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """PaddleNLP's configuration of the model in a folder, whichever side wrote it.
+
+    An output layer that is stored beside another embedding is not tied to it, whatever the configuration says.
+
+    Raises:
+        ModelError: when it can't be read, or PaddleNLP's model does not compute what it says.
+    """
+    config = config_of(config_content(folder), str(folder / "config.json"))
+    if getattr(config, "tie_word_embeddings", False) and has_own_head(folder, config.model_type):
+        log_once(
+            f"{folder}: config.json ties the output layer to the embedding (tie_word_embeddings), but the two that are "
+            "stored differ: the model has both"
+        )
+        config.tie_word_embeddings = False
+    return config

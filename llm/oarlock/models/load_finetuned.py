@@ -1,0 +1,84 @@
+"""A trained model ready to be used: a whole one, or a base with an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oarlock.data.templates.chat_template import choose_template
+from oarlock.data.tokenizers.load import has_tokenizer, load_tokenizer
+from oarlock.errors import ModelError
+from oarlock.files import holds_adapter
+from oarlock.hub.model_names import local_folder
+from oarlock.model_config.generation_config import end_tokens
+from oarlock.model_config.load import read_config
+from oarlock.models.build import ModelSource, build_model, model_class
+from oarlock.peft.adapter_base import find_base
+from oarlock.peft.adapter_folder import UNKNOWN_BASE, Base
+from oarlock.peft.method import method_of
+from oarlock.peft.open_adapter import open_adapter
+
+if TYPE_CHECKING:
+    from oarlock.data.templates.chat_template import ChatTemplate
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """What is needed to ask.
+
+    Attributes:
+        model: in evaluation mode.
+        template: that the model was trained with.
+        ends: tokens that end an answer.
+        folder: of the model (the base of an adapter).
+    """
+
+    model: Any
+    tokenizer: Any
+    template: ChatTemplate
+    ends: tuple[int, ...]
+    folder: Path
+
+
+def open_tuned(name_or_path: str, base: str | None = None) -> TunedModel:
+    """Load a model folder, or an adapter folder with the base it was trained on.
+
+    Args:
+        base: where that base is now, if not where it was.
+
+    Raises:
+        ModelError: when something is missing, or the base is not the one of the adapter.
+    """
+    adapter = Path(name_or_path) if holds_adapter(name_or_path) else None
+    if adapter is None and base is not None:
+        raise ModelError(f"{name_or_path} is a whole model; a base is only for an adapter")
+    found = open_adapter(adapter) if adapter else None
+    if found is not None and base is None:
+        folder = find_base(found, "Name it: --base DIR")
+    else:
+        folder = local_folder(base or name_or_path, with_weights=True)
+    if found is not None:
+        check_base(found.base, Base.of(str(folder), folder))
+    source = ModelSource(folder, read_config(folder), from_weights=True)
+    tokenizer = load_tokenizer(str(adapter if adapter and has_tokenizer(adapter) else folder))
+    if found is not None:
+        found = found.of_model(model_class(source.config), source.config)
+    method = method_of(found.method, found.settings) if found else None
+    model = build_model(source, method=method, adapter=adapter)
+    model.eval()
+    ends = end_tokens(source.generation(), source.config, tokenizer)
+    return TunedModel(model, tokenizer, choose_template("auto", tokenizer, "src_tgt"), ends, folder)
+
+
+def check_base(trained_on: Base, given: Base) -> None:
+    """Refuse a base that is not the one an adapter was trained on.
+
+    Raises:
+        ModelError: naming both.
+    """
+    if trained_on.fingerprint not in (given.fingerprint, UNKNOWN_BASE):
+        raise ModelError(
+            f"{given.name} is not the base of this adapter: it was trained on {trained_on.name}, whose weights had the "
+            f"fingerprint {trained_on.fingerprint[:12] or 'none'}, and these have {given.fingerprint[:12] or 'none'}"
+        )

@@ -1,0 +1,94 @@
+"""Whether a model fits into memory, asked before any of it is taken."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import paddle
+from paddle import nn
+from paddlenlp.transformers import PretrainedConfig
+
+from oarlock.environment.memory import Room, check_fits, free_gpu_memory, free_memory, in_words
+from oarlock.environment.ranks import world_size
+from oarlock.errors import ModelError
+from oarlock.model_config.size_check import check_stored, least_parameters, table_bytes
+from oarlock.parallel.nodes import this_node
+from oarlock.parallel.object_collectives import run_on_all_ranks
+from oarlock.weights.buffers import array_type
+from oarlock.weights.copy_into_params import type_name
+from oarlock.weights.layout import holdings
+from oarlock.weights.weight_folder import WeightFolder, has_safetensors
+
+_SMALL_TABLES = 256 << 20  # bytes that any model may keep
+_TABLES_TO_WEIGHTS = 8  # times its weights; published models of a million positions keep twice as much
+
+
+def check_before(config: PretrainedConfig, folder: Path, from_weights: bool, dtype: str) -> None:
+    """Refuse a model that is larger than its files, or far too large for this machine, before it is made.
+
+    Args:
+        config: of the model in the folder.
+        from_weights: it gets the weights there, and no random ones.
+        dtype: of the parameters.
+
+    Raises:
+        ModelError: naming the sizes.
+    """
+    place = f"{folder}/config.json"
+    if from_weights and has_safetensors(folder):
+        check_stored(config, WeightFolder.open(folder).shapes(), place)
+    elif not from_weights:
+        least = least_parameters(config) * array_type(dtype).itemsize // world_size()
+        check_fits(least, f"{place}: a model of these sizes", room())
+    check_tables(config, place)
+
+
+def check_tables(config: PretrainedConfig, place: str) -> None:
+    """Refuse more positions than a model of this size has, or than memory can hold what the model keeps for each.
+
+    Raises:
+        ModelError: naming both sizes.
+    """
+    needed, weights = table_bytes(config), 4 * least_parameters(config)
+    what = f"{place}: what the model keeps for its positions (max_position_embeddings)"
+    if needed > max(_SMALL_TABLES, _TABLES_TO_WEIGHTS * weights):
+        raise ModelError(
+            f"{what} takes {in_words(needed)}, and its weights some {in_words(weights)}: give as many positions as "
+            "texts have tokens"
+        )
+    check_fits(needed, what, room())
+
+
+def check_parameters(model: nn.Layer, folder: Path, held_beside: int) -> None:
+    """Refuse parameters that do not fit: this rank's on a GPU, on a CPU those of all ranks of this machine.
+
+    Every rank has to call it, with the parameters' memory still to be taken.
+
+    Args:
+        folder: of the model, for messages.
+        held_beside: bytes that training holds for each parameter that is trained.
+
+    Raises:
+        ModelError: with both sizes. StoppedWithOthers where another rank says so.
+    """
+    tensors = list({id(held.tensor): held.tensor for held in holdings(model)}.values())
+    needed = sum(map(_bytes, tensors))
+    needed += held_beside * sum(math.prod(tensor.shape) for tensor in tensors if not tensor.stop_gradient)
+    node, of = this_node(), ""
+    if not paddle.device.get_device().startswith("gpu") and len(node.ranks) > 1:
+        needed, of = sum(node.all_gather_objects(needed)), f" on the {len(node.ranks)} ranks of this machine"
+    what = f"{folder}: the model{', with what training holds beside it,' if held_beside else ''}{of}"
+    run_on_all_ranks(lambda: check_fits(needed, what, room()))
+
+
+def _bytes(tensor: paddle.Tensor) -> int:
+    if hasattr(tensor, "when_filled"):  # it becomes 4 bits an element, and its scales (see models.qlora)
+        return math.prod(tensor.shape) // 2
+    return math.prod(tensor.shape) * array_type(type_name(tensor)).itemsize
+
+
+def room() -> Room | None:
+    """Free memory of the device in use; None where the system does not say."""
+    device = paddle.device.get_device()
+    return free_gpu_memory(device) if device.startswith("gpu") else free_memory()

@@ -1,0 +1,113 @@
+"""A decoder layer in two operators around its attention, or at least with its sums made where its norms are.
+
+Float32 on the CPU (custom_ops/training_step/layer_paddle.cc). `install` puts them behind PaddleNLP's names.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import paddle
+
+from oarlock.ops import library, lora_linear
+from oarlock.ops.norms import fused_add_rms_norm, fused_rms_norm_kept
+from oarlock.ops.patch import Function, fits, is_as_made
+
+Tensor = Any
+
+
+def fused_layer_start(
+    x: Tensor, scale: Tensor, query: Tensor, key: Tensor, value: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The normed x times query, key and value.
+
+    Args:
+        x: [..., width]; scale: of its RMSNorm, [width]; query, key, value: weights [width, out], each with its out.
+
+    Returns:
+        The three products; x for its other uses, which is its own memory; the normed x, through which nothing flows.
+
+    Raises:
+        ValueError: when shapes do not fit.
+    """
+    return tuple(library.run("fused_layer_start", x, scale, query, key, value, epsilon)[:5])
+
+
+def fused_layer_end(
+    attended: Tensor, kept: Tensor, output: Tensor, scale: Tensor, gate: Tensor, up: Tensor, down: Tensor,
+    epsilon: float,
+) -> Tensor:  # fmt: skip
+    """total + MLP(RMSNorm(total)) with total = kept + attended output: [..., width].
+
+    Args:
+        attended: [..., heads x dim]; kept: [..., width]; output: weight [heads x dim, width].
+        scale: of the RMSNorm, [width]; gate, up: weights [width, inner]; down: [inner, width].
+
+    Raises:
+        ValueError: when shapes do not fit.
+    """
+    return library.run("fused_layer_end", attended, kept, output, scale, gate, up, down, epsilon)[0]
+
+
+def for_layer(original: Function) -> Function:
+    """LlamaDecoderLayer's and Qwen2DecoderLayer's forward in training, where the layer gives its output alone."""
+    names = [name for name in inspect.signature(original).parameters if name not in ("self", "hidden_states", "kwargs")]
+
+    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args, strict=False)) | kwargs  # the attention's arguments have the same names
+        norms = self.input_layernorm, self.post_attention_layernorm
+        if not _is_plain(self, given) or not given.keys() <= set(names) or not _fit(norms, hidden_states):
+            return original(self, hidden_states, *args, **kwargs)
+        whole = _whole(self, hidden_states)
+        return _in_two(self, whole, hidden_states, given) if whole else _with_sums(self, hidden_states, given)
+
+    return forward
+
+
+def _in_two(layer: Any, linear: list[Any], x: Tensor, given: dict[str, Any]) -> Tensor:
+    first, second = layer.input_layernorm, layer.post_attention_layernorm
+    query, key, value, output, gate, up, down = (part.weight for part in linear)
+    *made, kept, normed = fused_layer_start(x, first.weight, query, key, value, first.variance_epsilon)
+    with lora_linear.waiting(normed, linear[:3], made, left_out=linear[3]):
+        attended = _alone(layer.self_attn(normed, **given))
+    return fused_layer_end(attended, kept, output, second.weight, gate, up, down, second.variance_epsilon)
+
+
+def _with_sums(layer: Any, x: Tensor, given: dict[str, Any]) -> Tensor:
+    first, second = layer.input_layernorm, layer.post_attention_layernorm
+    normed, kept = fused_rms_norm_kept(x, first.weight, first.variance_epsilon)
+    attended = _alone(layer.self_attn(normed, **given))
+    normed, total, _ = fused_add_rms_norm(attended, kept, second.weight, second.variance_epsilon)
+    return total + layer.mlp(normed)
+
+
+def _alone(outputs: Any) -> Tensor:
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def _whole(layer: Any, x: Tensor) -> list[Any]:
+    """Its linear layers where all are trained whole, with biases at query, key and value alone; [] otherwise."""
+    attention, mlp = layer.self_attn, layer.mlp
+    in_attention = lora_linear.trained_whole(attention, x, "q_proj", "k_proj", "v_proj", "o_proj")
+    in_mlp = lora_linear.trained_whole(mlp, x, "gate_proj", "up_proj", "down_proj")
+    if not (in_attention and in_mlp and is_as_made(attention) and is_as_made(mlp)):
+        return []
+    others = in_attention[3:] + in_mlp
+    if not getattr(mlp, "fuse_swiglu", True) or any(linear.bias is not None for linear in others):
+        return []
+    return in_attention + in_mlp
+
+
+def _is_plain(layer: Any, given: dict[str, Any]) -> bool:
+    if not (paddle.in_dynamic_mode() and paddle.is_grad_enabled()):
+        return False
+    recomputes = layer.enable_recompute and layer.layerwise_recompute and layer.recompute_granularity == "full_attn"
+    asks = given.get("output_attentions") or given.get("use_cache") or given.get("past_key_value") is not None
+    return not (recomputes or asks)
+
+
+def _fit(norms: tuple[Any, Any], x: Tensor) -> bool:
+    if not all(is_as_made(norm) and hasattr(norm, "variance_epsilon") for norm in norms):
+        return False
+    return fits(x, *(norm.weight for norm in norms))

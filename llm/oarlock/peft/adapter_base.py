@@ -1,0 +1,87 @@
+"""An adapter folder as a model of its own: the base it was trained on, and the tokenizer and template saved with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from oarlock.environment.console import log_once
+from oarlock.errors import ModelError
+from oarlock.formats.links import check_links, own_links
+from oarlock.hub.model_names import local_folder
+from oarlock.models.folder_files import TEXT_FILES, listed
+from oarlock.peft.adapter_folder import UNKNOWN_BASE, AdapterFolder
+
+
+def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, allow_pickle: bool = False) -> Path:
+    """The folder of the base that an adapter records.
+
+    A relative path is looked for from the folder the program was started in, and from every folder above the
+    adapter's; whoever loads it compares its fingerprint. An adapter without a fingerprint of its base (PEFT's have
+    none) may name no folder outside of these, and nothing is downloaded because an adapter names it: the user has to.
+
+    Args:
+        way_out: how to say where the base is now, for the message.
+        with_weights, allow_pickle: see local_folder().
+
+    Raises:
+        ModelError: when it is not there, or has to be named. StoppedWithOthers where another rank says so.
+    """
+    name = adapter.base.name
+    places = [Path(name), *(parent / name for parent in adapter.folder.resolve().parents)]
+    if name and (Path(name).is_absolute() or ".." in Path(name).parts):
+        if adapter.base.fingerprint in ("", UNKNOWN_BASE):
+            raise ModelError(
+                f"{adapter.folder}: its base is recorded as {name!r}, without a fingerprint to know it by; a folder "
+                f"elsewhere is not opened because an adapter names it. {way_out}"
+            )
+        places = places[: 1 if Path(name).is_absolute() else None]
+    found = next((place for place in places if (place / "config.json").is_file()), None) if name else None
+    if found is None:
+        raise ModelError(
+            f"{adapter.folder}: its base is recorded as {name!r}: there is no such folder, seen from here or from a "
+            f"folder above the adapter, and nothing is downloaded because an adapter names it. {way_out}"
+        )
+    if found != places[0]:
+        log_once(f"{adapter.folder}: its base {name} is taken from {found}")
+    return local_folder(str(found), with_weights, allow_pickle)
+
+
+def beside(adapter: AdapterFolder, base: Path) -> AdapterFolder:
+    """The adapter under PaddleNLP's names of a base's layers (see AdapterFolder.of_model).
+
+    Raises:
+        ModelError: when the base's configuration can't be read, or the adapter does not belong to it.
+    """
+    from oarlock.model_config.load import read_config
+    from oarlock.models.build import model_class
+
+    config = read_config(base)
+    return adapter.of_model(model_class(config), config)
+
+
+def with_texts_of(adapter: Path, base: Path, into: Path) -> Path:
+    """A folder of links: the base with the tokenizer and the template that the adapter was trained with.
+
+    Returns:
+        it, or the base itself where the adapter has none of its own.
+    """
+    own = _texts(adapter)
+    if not own:
+        return base
+    folder = into / base.resolve().name
+    for source in (adapter, base):
+        check_links(source)
+    folder.mkdir()
+    own_links(folder, (adapter, base))
+    texts_of_base = _texts(base)
+    for path in base.iterdir():
+        if path.is_file() and path.relative_to(base) not in texts_of_base:
+            (folder / path.name).symlink_to(path.resolve())
+    for place in own:
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).symlink_to((adapter / place).resolve())
+    return folder
+
+
+def _texts(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in listed(folder, TEXT_FILES)}

@@ -1,0 +1,256 @@
+"""An adapter folder: what a method trained, in one layout whatever the plan, and which base it belongs to.
+
+    adapter.json                        method, its settings, the base's name and fingerprint
+    peft_model.safetensors(.index.json) whole tensors under their names in the model of one card
+    lora_config.json                    LoRA only: with it PaddleNLP's LoRAModel.from_pretrained reads the folder
+
+PaddleNLP itself saves one file a tensor-parallel rank, which no other plan loads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oarlock.errors import ModelError
+from oarlock.files import ADAPTER_FILE, complete_files, write_json
+from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
+from oarlock.versions import package_versions
+from oarlock.weights.buffers import all_finite
+from oarlock.weights.safetensors_file import SafetensorsFile, TensorSource, main_dtype, write_safetensors
+from oarlock.weights.save import save_tokenizer
+from oarlock.weights.weight_folder import WeightFolder, has_safetensors
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedTokenizerBase
+
+    from oarlock.data.templates.chat_template import ChatTemplate
+    from oarlock.peft.method import Method
+
+WEIGHTS_FILE = "peft_model.safetensors"
+LORA_FILE = "lora_config.json"
+FORMAT = 1
+UNKNOWN_BASE = "unknown"  # in place of a fingerprint: PEFT's adapters have none
+_SAMPLE = 1024  # elements of the beginning and the end of a tensor that go into the base's fingerprint
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model an adapter was trained on.
+
+    Attributes:
+        name: as it was given.
+        fingerprint: of its weight files; "" for a base without them (random weights).
+    """
+
+    name: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, name: str, folder: Path) -> Base:
+        """The base in a folder.
+
+        The fingerprint covers names, types, shapes and the first and last bytes of every tensor: enough to tell two
+        trainings of one architecture apart, without reading 100 GB.
+        """
+        if not has_safetensors(folder):  # pickles (read by permission), or random weights
+            return cls(name, "")
+        digest = hashlib.sha256()
+        paths = sorted(set(WeightFolder.open(folder).files.values()))
+        try:
+            for path in paths:
+                with SafetensorsFile(path) as file:
+                    for tensor in sorted(file.tensors):
+                        digest.update(_ends(file, tensor))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{folder}: the weights can't be read: {error}") from error
+        return cls(name, digest.hexdigest())
+
+
+def _ends(file: SafetensorsFile, name: str) -> bytes:
+    """Description, first and last values of a tensor."""
+    about = file.tensors[name]
+    size = math.prod(about.shape)
+    count = min(_SAMPLE, size)
+    values = np.empty([count], about.dtype)
+    parts = [f"{name} {about.dtype} {list(about.shape)}".encode()]
+    for start in (0, size - count) if count else ():
+        file.read(name, start, values)
+        parts.append(values.tobytes())
+    return b"".join(parts)
+
+
+def shared_base(name: str, folder: Path) -> Base:
+    """The same on every rank, read by one."""
+    found: list[Base] = []
+    run_on_all_ranks(lambda: found.append(Base.of(name, folder)), first_rank_only=True)
+    return all_gather_objects(found[0] if found else None)[0]
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter on disk.
+
+    Attributes:
+        method: "lora", "prefix" or "p_tuning".
+        settings: of the method, as it described itself.
+        names: of its tensors.
+    """
+
+    folder: Path
+    method: str
+    settings: dict[str, Any]
+    base: Base
+    names: tuple[str, ...]
+
+    def of_model(self, model_class: Any, config: Any) -> AdapterFolder:
+        """The same with PaddleNLP's names of the base's layers: where PEFT wrote it, they hang on the base."""
+        return self
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors.
+
+        Raises:
+            ModelError: when they can't be read.
+        """
+        path = self.folder / WEIGHTS_FILE
+        try:
+            with SafetensorsFile(path) as file:
+                return {name: tensor.shape for name, tensor in file.tensors.items()}
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path}: can't be read: {error}") from error
+
+    def value(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A whole tensor.
+
+        Raises:
+            ModelError: when it is missing, damaged or of another shape.
+        """
+        if name not in self.names:
+            raise ModelError(f"{self.folder}: the adapter has no {name}: it was trained on another model or layers")
+        try:
+            with SafetensorsFile(self.folder / WEIGHTS_FILE) as file:
+                about = file.tensors[name]
+                if about.shape != tuple(shape):
+                    raise ModelError(f"{self.folder}: {name} is {list(about.shape)}, the model needs {list(shape)}")
+                array = np.empty(about.shape, about.dtype)
+                file.read(name, 0, array)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self.folder / WEIGHTS_FILE}: {name} can't be read: {error}") from error
+        if not all_finite(array):
+            raise ModelError(f"{self.folder / WEIGHTS_FILE}: {name} holds values that are not finite numbers")
+        return array
+
+
+def read_adapter(found: AdapterFolder, method: Method) -> AdapterFolder:
+    """An adapter that continues what `method` is about to train.
+
+    Args:
+        found: under PaddleNLP's names (see AdapterFolder.of_model).
+
+    Raises:
+        ModelError: when it was trained with other settings that shape it.
+    """
+    folder, mine = found.folder, method.describe()
+    if found.method != method.name:
+        raise ModelError(f"{folder} was trained with {found.method}, not with {method.name}")
+    shaping = ("r", "num_tokens", "encoder", "hidden_size", "targets", "scaling")
+    other = [key for key in shaping if key in mine and _in_order(found.settings.get(key)) != _in_order(mine[key])]
+    if other:
+        differing = ", ".join(f"{key} {found.settings.get(key)} there, {mine[key]} here" for key in other)
+        raise ModelError(f"{folder}: the adapter has other settings ({differing}): give the same flags")
+    return found
+
+
+def _in_order(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (list, tuple)) else value
+
+
+def describe_adapter(method: Method, base: Base, dtype: str) -> dict[str, Any]:
+    """The content of adapter.json.
+
+    Args:
+        dtype: of the adapter's weights, which is not always the base's.
+    """
+    return {
+        "format": FORMAT,
+        "method": method.name,
+        "settings": method.describe(),
+        "base": vars(base),
+        "dtype": dtype,
+        "versions": package_versions(),
+    }
+
+
+def write_adapter_weights(
+    tensors: Sequence[TensorSource],
+    content: Mapping[str, Any],
+    folder: Path,
+    progress: Callable[[int], Any] | None = None,
+) -> None:
+    """The weights, their index, and for LoRA what PaddleNLP reads beside them.
+
+    Args:
+        content: of adapter.json.
+        progress: called with the bytes of each tensor once it is written.
+    """
+    write_safetensors(folder / WEIGHTS_FILE, tensors, {"format": "np"}, progress)
+    total = sum(tensor.num_bytes for tensor in tensors)
+    weight_map = {tensor.name: WEIGHTS_FILE for tensor in tensors}
+    write_json(folder / f"{WEIGHTS_FILE}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    if content["method"] == "lora":
+        settings, name = content["settings"], content["base"]["name"]
+        write_json(folder / LORA_FILE, _for_paddlenlp(settings, name, list(weight_map), main_dtype(tensors)))
+
+
+def save_adapter(
+    tensors: Sequence[TensorSource],
+    method: Method,
+    base: Base,
+    tokenizer: PretrainedTokenizerBase | None,
+    template: ChatTemplate | None,
+    folder: str | Path,
+) -> None:
+    """Write an adapter folder, each file complete before it gets its name; other files in it are left alone.
+
+    Args:
+        tensors: all that was trained, whole; each is read once, in the order of in_file_order().
+
+    Raises:
+        ModelError: when it can't be written.
+    """
+    folder = Path(folder)
+    try:
+        with complete_files(folder, last=ADAPTER_FILE) as partial:
+            content = describe_adapter(method, base, main_dtype(tensors))
+            write_adapter_weights(tensors, content, partial)
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, partial, template)
+            write_json(partial / ADAPTER_FILE, content)
+        if method.name != "lora":
+            (folder / LORA_FILE).unlink(missing_ok=True)  # of an adapter of another kind that was here
+    except Exception as error:
+        raise ModelError(f"{folder}: the adapter could not be written: {error}") from error
+
+
+def _for_paddlenlp(settings: dict[str, Any], base: str, names: Sequence[str], dtype: str) -> dict[str, Any]:
+    """paddlenlp.peft.LoRAConfig as JSON."""
+    targets = sorted({name.split(".")[-2] for name in names})
+    return {
+        "r": settings["r"],
+        "lora_alpha": settings["alpha"],
+        "lora_dropout": settings["dropout"],
+        "rslora": settings["rslora"],
+        "lora_plus_scale": settings["plus_scale"],
+        "scaling": settings["scaling"],
+        "target_modules": [rf"(.*\.)?{target}" for target in targets],
+        "base_model_name_or_path": base,
+        "dtype": dtype,
+        "tensor_parallel_degree": -1,
+    }

@@ -1,0 +1,149 @@
+"""LoRA (arXiv 2106.09685) with PaddleNLP's layers, under every plan; rsLoRA (2312.03732) and LoRA+ (2402.12354)."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from paddle import nn
+from paddle.distributed.fleet.meta_parallel import PipelineLayer
+from paddlenlp.peft import LoRAConfig, LoRAModel
+
+from oarlock.errors import ConfigError, ModelError
+from oarlock.parallel.family_rules import FAMILIES
+from oarlock.parallel.object_collectives import all_gather_objects
+from oarlock.peft.qlora import quantize_base
+from oarlock.peft.quantization import Quantization
+from oarlock.weights.layout import Block, holdings
+
+if TYPE_CHECKING:
+    from oarlock.config.schema import MethodSection
+
+_MATRIX_A, _MATRIX_B = "lora_A", "lora_B"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """y = W x + scaling * B A x, with W frozen.
+
+    Attributes:
+        r: rank of A and B.
+        alpha: scaling is alpha / r, or alpha / sqrt(r) with rslora.
+        dropout: on the input of A.
+        targets: last parts of the names of the layers that get it; empty for the family's (see parallel.families).
+        plus_scale: the learning rate of B is this times that of A (LoRA+).
+        quantization: of W, for QLoRA.
+    """
+
+    r: int
+    alpha: float
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    rslora: bool = False
+    plus_scale: float = 1.0
+    quantization: Quantization | None = None
+
+    name = "lora"
+
+    @classmethod
+    def of(cls, section: MethodSection) -> LoRA:
+        """As the options say."""
+        # PaddleNLP's own defaults: 2 r, and 4 with rslora.
+        alpha = section.lora_alpha if section.lora_alpha is not None else (4 if section.rslora else 2 * section.r)
+        targets = tuple(word for word in re.split(r"[,\s]+", section.lora_target_modules or "") if word)
+        how = None
+        if section.qlora:
+            how = Quantization(
+                section.weight_quantize_algo, section.qlora_weight_blocksize, section.qlora_weight_double_quant
+            )
+        return cls(section.r, alpha, section.lora_dropout, targets, section.rslora, section.lora_plus_scale, how)
+
+    @property
+    def scaling(self) -> float:
+        """What the low-rank product is multiplied with."""
+        return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
+
+    def attach(self, model: nn.Layer) -> None:
+        """See Method."""
+        held = holdings(model)
+        before = {id(holding.tensor): holding.block for holding in held}
+        targets = self._patterns(model)
+        # LoRAModel changes the model in place; what it adds around it (saving, merging) is not used: it keeps the
+        # tensor-parallel parts in files of their own, and does not know a pipeline's stages.
+        LoRAModel(model, LoRAConfig(
+            r=self.r,
+            target_modules=targets,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            rslora=self.rslora,
+            lora_plus_scale=self.plus_scale,
+            tensor_parallel_degree=model.config.tensor_parallel_degree,
+            dtype=model.config.dtype,
+        ))  # fmt: skip
+        if isinstance(model, PipelineLayer):
+            model._single_to_pp_mapping = None  # the names of the new parameters are not in it
+        for layer in model.sublayers():
+            if hasattr(layer, _MATRIX_A):
+                layer.lora_A.whole_block, layer.lora_B.whole_block = self._blocks(before[id(layer.weight)])
+        if self.quantization is not None:
+            quantize_base(model, held, self.quantization)
+
+    def _patterns(self, model: nn.Layer) -> list[str]:
+        family = model.config.model_type
+        targets = self.targets or FAMILIES[family].lora_targets
+        found = {path.rsplit(".", 1)[-1] for path, layer in model.named_sublayers() if _is_linear(layer)}
+        if isinstance(model, PipelineLayer):  # a stage may lack what another has
+            found = set().union(*all_gather_objects(found))
+        unknown = [target for target in self.targets if target not in found]
+        if unknown:
+            raise ConfigError(
+                f"--lora_target_modules {', '.join(unknown)}: no such linear layer in this {family} model; it has "
+                f"{', '.join(sorted(found))}"
+            )
+        if not self.targets and not found & set(targets):
+            raise ModelError(f"LoRA: none of {', '.join(targets)} is a linear layer of this {family} model")
+        return [rf"(.*\.)?{re.escape(target)}" for target in targets]
+
+    def _blocks(self, weight: Block) -> tuple[Block, Block]:
+        """The parts of A [in, r] and B [r, out] that go with this part of the weight [in, out]."""
+        rows, columns = weight.shape
+        first, second = Block((rows, self.r)), Block((self.r, columns))
+        if weight.axis == 0:
+            first = Block(first.shape, 0, weight.runs)
+        elif weight.axis == 1:
+            second = Block(second.shape, 1, weight.runs)
+        return first, second
+
+    def check(self, family: str) -> None:
+        """Every family has it."""
+
+    def positions(self, family: str) -> int:
+        """None."""
+        return 0
+
+    def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+        """A as PaddleNLP draws it (Kaiming uniform with a = sqrt 5), B zero."""
+        if name.endswith(_MATRIX_B):
+            return np.zeros(shape, np.float32)
+        bound = 1 / math.sqrt(shape[0])
+        return random.uniform(-bound, bound, shape).astype(np.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """See Method."""
+        return asdict(self) | {"targets": list(self.targets), "scaling": self.scaling}
+
+    @classmethod
+    def from_description(cls, settings: dict[str, Any]) -> LoRA:
+        """What described itself so."""
+        known = {key: value for key, value in settings.items() if key != "scaling"}
+        how = known.get("quantization")
+        known["quantization"] = Quantization(**how) if how else None
+        return cls(**known | {"targets": tuple(known["targets"])})
+
+
+def _is_linear(layer: nn.Layer) -> bool:
+    weight = getattr(layer, "weight", None)
+    return "Linear" in type(layer).__name__ and weight is not None and len(weight.shape) == 2

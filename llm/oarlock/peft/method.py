@@ -1,0 +1,112 @@
+"""Fine-tuning methods that train a few parameters beside a frozen model, as the trainer sees them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from paddle import nn
+
+from oarlock.errors import ModelError
+from oarlock.peft.lora import LoRA
+from oarlock.peft.p_tuning import PTuning
+from oarlock.peft.prefix_tuning import Prefix
+from oarlock.weights.copy_into_params import Target
+from oarlock.weights.layout import Holding, holdings
+
+if TYPE_CHECKING:
+    from oarlock.config.schema import MethodSection
+
+
+class Method(Protocol):
+    """One way to train few parameters.
+
+    Attributes:
+        name: as it is called in adapter.json.
+    """
+
+    name: str
+
+    def check(self, family: str) -> None:
+        """Refuse a family that lacks what the method needs, before anything is read.
+
+        Raises:
+            ModelError: saying why, and what to use.
+        """
+        ...
+
+    def positions(self, family: str) -> int:
+        """How many of a model's positions it takes, beside those of parallel.plan.sequence_length."""
+        ...
+
+    def attach(self, model: nn.Layer) -> None:
+        """Put its parameters into this rank's (unwrapped) model, in place; nothing else has gradients afterwards.
+
+        The model may have parameters without memory (paddle.LazyGuard). Each new parameter that is a part of a whole
+        one gets the attribute `whole_block` (see oarlock.weights.layout).
+
+        Raises:
+            ModelError: when the family lacks what the method needs.
+        """
+        ...
+
+    def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+        """The first value of a whole parameter, float32."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What a reader needs to attach it again."""
+        ...
+
+
+def choose_method(section: MethodSection) -> Method | None:
+    """The method that was asked for; None trains all parameters."""
+    if section.lora or section.qlora:
+        return LoRA.of(section)
+    if section.prefix_tuning:
+        return Prefix(section.num_prefix_tokens)
+    if section.p_tuning:
+        return PTuning(section.num_virtual_tokens, section.p_tuning_encoder, section.p_tuning_hidden_size)
+    return None
+
+
+def method_of(name: str, settings: dict[str, Any]) -> Method:
+    """The method that described itself so.
+
+    Raises:
+        ModelError: for one that this version does not know.
+    """
+    try:
+        if name == LoRA.name:
+            return LoRA.from_description(settings)
+        return {Prefix.name: Prefix, PTuning.name: PTuning}[name](**settings)
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"a fine-tuning method this version does not know: {name} {settings}") from error
+
+
+def trained(model: nn.Layer) -> list[Holding]:
+    """The parameters of this rank that have gradients."""
+    return [holding for holding in holdings(model) if not holding.tensor.stop_gradient]
+
+
+def fill_trained(model: nn.Layer, value: Callable[[str, tuple[int, ...]], np.ndarray]) -> None:
+    """Give every trained parameter of this rank its part of a whole one.
+
+    Args:
+        value: of name and shape of a whole parameter.
+    """
+    for holding in trained(model):
+        part = holding.block.cut(value(holding.name, holding.block.shape))
+        Target(holding.tensor).put(0, max(1, part.shape[0] if part.ndim else 1), part)
+
+
+def initial_values(method: Method, seed: int) -> Callable[[str, tuple[int, ...]], np.ndarray]:
+    """First values that follow from the seed and the names: the same under every plan."""
+
+    def value(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        return method.initial(name, shape, np.random.default_rng(int.from_bytes(digest[:8], "little")))
+
+    return value

@@ -1,0 +1,85 @@
+"""Open an adapter folder, one of Oarlock's or one that PEFT saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from oarlock.errors import ModelError, OarlockError
+from oarlock.files import ADAPTER_FILE, PEFT_FILE
+from oarlock.formats.json_file import check_content, read_json
+from oarlock.formats.links import check_links
+from oarlock.peft.adapter_folder import FORMAT, WEIGHTS_FILE, AdapterFolder, Base
+from oarlock.peft.adapter_schema import SETTINGS, AdapterFields, QuantizationFields
+from oarlock.peft.hf_peft_folder import open_peft
+from oarlock.weights.safetensors_file import SafetensorsFile, StoredTensor
+from oarlock.weights.shard_index import INDEX
+
+
+def open_adapter(folder: str | Path) -> AdapterFolder:
+    """Read what an adapter folder is, one of PEFT's too.
+
+    Raises:
+        ModelError: when it is none, or damaged.
+    """
+    folder = Path(folder)
+    check_links(folder)
+    path = folder / ADAPTER_FILE
+    if (folder / PEFT_FILE).is_file() and not path.is_file():
+        return open_peft(folder)
+    missing = next((name for name in (ADAPTER_FILE, WEIGHTS_FILE) if not (folder / name).exists()), None)
+    if missing is not None:
+        how = f". It is a checkpoint: `oarlock checkpoint consolidate {folder} ADAPTER` makes an adapter folder of it"
+        if not (path.exists() and (folder / INDEX).exists()):  # a checkpoint of a whole model has no adapter
+            how = ""
+        raise ModelError(f"{folder}: not an adapter folder: {missing} is missing{how}")
+    content = read_adapter_file(path)
+    settings = content["settings"]
+    with SafetensorsFile(folder / WEIGHTS_FILE) as file:
+        _check_tensors(folder / WEIGHTS_FILE, file.tensors, settings.get("r"))
+        names = tuple(file.tensors)
+    return AdapterFolder(folder, content["method"], settings, Base(**content["base"]), names)
+
+
+def read_adapter_file(path: Path, error: type[OarlockError] = ModelError) -> AdapterFields:
+    """adapter.json, its settings checked by their method.
+
+    Raises:
+        OarlockError: of the class given.
+    """
+    content = read_json(path, AdapterFields, error=error)
+    if content["format"] != FORMAT:
+        raise error(f"{path}: format {content['format']}, this version reads {FORMAT}")
+    schema, name = SETTINGS[content["method"]], f"{path}: settings"
+    content["settings"] = dict(check_content(content["settings"], name, schema, error=error, extra="allow"))
+    if (how := content["settings"].get("quantization")) is not None:
+        check_content(how, f"{name}.quantization", QuantizationFields, error=error, extra="forbid")
+    return content
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, StoredTensor], rank: int | None) -> None:
+    """Refuse types that are no weights, and matrices of LoRA of another rank than the settings'."""
+    for name, about in tensors.items():
+        if about.dtype.kind in "iub":
+            raise ModelError(f"{path}: {name} is stored in {about.dtype.name}, which no weight of an adapter can be")
+        axis = 1 if name.endswith(".lora_A") else 0
+        if rank is not None and (len(about.shape) != 2 or about.shape[axis] != rank):
+            raise ModelError(f"{path}: {name} is {list(about.shape)}, and {ADAPTER_FILE} says a rank of {rank}")
+
+
+def open_lora(folder: str | Path, what: str) -> AdapterFolder:
+    """A LoRA adapter.
+
+    Args:
+        what: is to be done with it, for the message.
+
+    Raises:
+        ModelError: when it is none, damaged, or trained with another method.
+    """
+    found = open_adapter(folder)
+    if found.method != "lora":
+        raise ModelError(
+            f"{folder} was trained with {found.method}: only LoRA adapters can be {what} (`oarlock ask` answers "
+            "with this one)"
+        )
+    return found

@@ -1,0 +1,135 @@
+"""Prefix tuning (arXiv 2101.00190; without the reparametrisation, as P-Tuning v2, arXiv 2110.07602).
+
+PaddleNLP's PrefixModelForCausalLM is not used (3.0.0b4). It takes grouped key/value heads for full ones (Llama;
+tests/parity/test_prefix.py shows it). Under tensor parallel it looks a whole prefix up in a VocabParallelEmbedding and
+takes this rank's heads out of it: a rank holds some tokens of the prefix, and learns them from its own heads alone,
+since that layer's backward pass sums nothing over the ranks. Here a rank has the prefix of its own heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from oarlock.errors import ModelError
+from oarlock.families.forward import named_arguments, set_forward
+from oarlock.parallel.family_rules import FAMILIES, ModelSizes
+from oarlock.weights.layout import Block
+
+_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Trained keys and values before those of the text, in every layer.
+
+    Attributes:
+        num_tokens: of the prefix.
+    """
+
+    num_tokens: int
+
+    name = "prefix"
+
+    def attach(self, model: nn.Layer) -> None:
+        """See Method."""
+        config = model.config
+        self.check(config.model_type)
+        family, sizes = FAMILIES[config.model_type], ModelSizes.of(config)
+        for parameter in model.parameters():
+            parameter.stop_gradient = True
+        degree = max(1, config.tensor_parallel_degree)
+        heads = sizes.kv_heads // degree
+        whole = (self.num_tokens, 2 * sizes.num_layers, sizes.kv_heads, sizes.head_size)
+        model.prefix_encoder = PrefixEncoder((*whole[:2], heads, whole[3]), family.past, config.dtype)
+        weight = model.prefix_encoder.weight
+        if degree > 1:
+            weight.is_distributed, weight.split_axis = True, 2
+            weight.whole_block = Block(whole, 2, ((config.tensor_parallel_rank * heads, heads),))
+        set_forward(model, _with_prefix(model, model.forward, self.num_tokens))
+
+    def check(self, family: str) -> None:
+        """Refuse a family that takes no keys and values from outside; see Method."""
+        known = FAMILIES.get(family)
+        if known is None:
+            why = f"the shape of keys and values of {family} models is not known"
+        else:
+            why = "" if known.past else known.lacks(family, "past", "way to give keys and values from outside")
+        if why:
+            raise ModelError(f"--prefix_tuning: {why}; use --lora or --p_tuning")
+
+    def positions(self, family: str) -> int:
+        """Those of the prefix, where the text is counted after it; see Method."""
+        return self.num_tokens if FAMILIES[family].after_prefix else 0
+
+    def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+        """Normal, as wide as a model's weights."""
+        return random.normal(0.0, _STD, shape).astype(np.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """See Method."""
+        return asdict(self)
+
+
+class PrefixEncoder(nn.Layer):
+    """The prefix of this rank's heads.
+
+    Args:
+        shape: [prefix tokens, 2 x layers (keys and values), heads, head size].
+        axes: of what a layer of the model takes (see Family.past).
+    """
+
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str) -> None:
+        super().__init__()
+        self.num_layers = shape[1] // 2
+        self.weight = self.create_parameter(list(shape), dtype=dtype, default_initializer=nn.initializer.Constant(0.0))
+        # of [2 x layers, batch, prefix tokens, heads, head size]
+        self._order = [0, *({"batch": 1, "token": 2, "head": 3}[axis] for axis in axes), 4]
+
+    def forward(self, batch_size: int) -> paddle.Tensor:
+        """Keys of all layers, then values (one tensor: sharding stage 3 hooks into what a layer returns)."""
+        tokens, layers, heads, size = self.weight.shape
+        # Scaled, so that its gradient is contiguous: that of a transposition is a view, and fused_allreduce_gradients
+        # (Paddle 3.3.1) puts sums back into those in the wrong order.
+        of_layers = paddle.scale(self.weight, 1.0).transpose([1, 0, 2, 3]).unsqueeze(1)
+        return of_layers.expand([layers, batch_size, tokens, heads, size]).transpose(self._order)
+
+    def past(self, batch_size: int) -> tuple[tuple[paddle.Tensor, paddle.Tensor], ...]:
+        """(keys, values) of each layer."""
+        found = self(batch_size).unbind(0)
+        return tuple(zip(found[: self.num_layers], found[self.num_layers :], strict=True))
+
+
+def _with_prefix(model: nn.Layer, forward: Callable[..., Any], num_tokens: int) -> Callable[..., Any]:
+    """The model's forward, which sees the prefix where it starts without keys and values, and where it goes on."""
+    name, past = named_arguments(forward)
+
+    def prefixed(*args: Any, **kwargs: Any) -> Any:
+        named = name(*args, **kwargs)
+        ids, mask = named["input_ids"], named.get("attention_mask")
+        if named.get(past) is None:
+            named[past] = model.prefix_encoder.past(ids.shape[0])
+            # The text starts at 0, as in generation; Mistral would start after the keys it is given.
+            if named.get("position_ids") is None:
+                named["position_ids"] = paddle.arange(ids.shape[1]).unsqueeze(0).expand(ids.shape)
+        if mask is not None:
+            named["attention_mask"] = seen_before(mask, num_tokens)
+        return forward(**named)
+
+    return prefixed
+
+
+def seen_before(mask: paddle.Tensor, num_tokens: int) -> paddle.Tensor:
+    """A mask with columns on the left for tokens that all others see.
+
+    Args:
+        mask: [batch, keys] or [batch, 1 or heads, queries, keys]; 1 or True where seen; floats are added to scores.
+    """
+    added_to_scores = mask.ndim > 2 and mask.dtype in (paddle.float32, paddle.float16, paddle.bfloat16)
+    seen = paddle.zeros if added_to_scores else paddle.ones
+    return paddle.concat([seen([*mask.shape[:-1], num_tokens], dtype=mask.dtype), mask], axis=-1)

@@ -1,0 +1,112 @@
+"""LoRA layers over a base in 4 bits: the weights are quantised one by one as they are loaded."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import paddle
+from paddle import nn
+from paddle.distributed.fleet.layers.mpu import mp_ops
+from paddle.distributed.fleet.utils.sequence_parallel_utils import AllGatherOp, ReduceScatterOp
+from paddlenlp.peft.lora.lora_layers import (
+    ColumnParallelLoRALinear,
+    ColumnSequenceParallelLoRALinear,
+    LoRALinear,
+    RowParallelLoRALinear,
+    RowSequenceParallelLoRALinear,
+)
+
+from oarlock.parallel.family_rules import ROW_PARALLEL
+from oarlock.peft.quantization import Quantization, QuantizedMatmul, QuantizedWeight
+from oarlock.weights.layout import Holding
+
+
+def block_axis(name: str) -> int:
+    """The axis of a weight [in, out] along which its blocks lie: the one that tensor parallel leaves whole.
+
+    Args:
+        name: of the weight, or of its layer.
+    """
+    return 1 if name.removesuffix(".weight").rsplit(".", 1)[-1] in ROW_PARALLEL else 0
+
+
+def quantize_base(model: nn.Layer, held: list[Holding], how: Quantization) -> None:
+    """Have every weight under LoRA quantised when its values come (see oarlock.weights.load), and used so.
+
+    Args:
+        held: the holdings of the model from before LoRA was put in.
+    """
+    names = {id(holding.tensor): holding for holding in held}
+    for layer in model.sublayers():
+        if isinstance(layer, LoRALinear | _TENSOR_PARALLEL):
+            holding = names[id(layer.weight)]
+            axis = block_axis(holding.name)
+            assert holding.block.axis in (None, 1 - axis), f"{holding.name} is cut along its blocks"
+            layer.weight.when_filled = partial(_quantize, layer, axis, how)
+            layer.forward = partial(_FORWARD[type(layer)], layer)
+
+
+def _quantize(layer: Any, axis: int, how: Quantization) -> None:
+    weight = layer._parameters.pop("weight")
+    layer.base = QuantizedWeight(weight, axis, how)
+    weight._clear_data()
+
+
+def quantized_bytes(model: nn.Layer) -> tuple[int, int]:
+    """(bytes of this rank's quantised weights, of the same in float32)."""
+    found = [layer.base for layer in model.sublayers() if isinstance(getattr(layer, "base", None), QuantizedWeight)]
+    return sum(base.num_bytes for base in found), sum(4 * base.shape[0] * base.shape[1] for base in found)
+
+
+# The forward of each of PaddleNLP's layers, with another product for the base.
+
+
+def _low_rank(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
+    return layer.lora_dropout(x) @ layer.lora_A
+
+
+def _with_bias(layer: Any, y: paddle.Tensor) -> paddle.Tensor:
+    return y if layer.bias is None else y + layer.bias
+
+
+def _plain(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
+    y = QuantizedMatmul.apply(x, layer.base)
+    return _with_bias(layer, y + _low_rank(layer, x) @ layer.lora_B * layer.scaling)
+
+
+def _column(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
+    copy = partial(mp_ops._c_identity, group=layer.model_parallel_group)
+    y = QuantizedMatmul.apply(copy(x), layer.base)
+    y = _with_bias(layer, y + copy(_low_rank(layer, x)) @ layer.lora_B * layer.scaling)
+    return mp_ops._c_concat(y, group=layer.model_parallel_group) if layer.gather_output and layer.is_mp else y
+
+
+def _row(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
+    group = layer.model_parallel_group
+    x = x if layer.input_is_parallel else mp_ops._c_split(x, group=group)
+    add = partial(mp_ops._mp_allreduce, group=group, use_calc_stream=True, use_model_parallel=True)
+    y = add(QuantizedMatmul.apply(x, layer.base))
+    return _with_bias(layer, y + add(_low_rank(layer, x)) @ layer.lora_B * layer.scaling)
+
+
+def _sequence_column(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
+    y = QuantizedMatmul.apply(AllGatherOp.apply(x), layer.base)
+    return _with_bias(layer, y + AllGatherOp.apply(_low_rank(layer, x)) @ layer.lora_B * layer.scaling)
+
+
+def _sequence_row(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
+    y = ReduceScatterOp.apply(QuantizedMatmul.apply(x, layer.base))
+    return _with_bias(layer, y + ReduceScatterOp.apply(_low_rank(layer, x)) @ layer.lora_B * layer.scaling)
+
+
+_TENSOR_PARALLEL = (
+    ColumnParallelLoRALinear | RowParallelLoRALinear | ColumnSequenceParallelLoRALinear | RowSequenceParallelLoRALinear
+)
+_FORWARD = {
+    LoRALinear: _plain,
+    ColumnParallelLoRALinear: _column,
+    RowParallelLoRALinear: _row,
+    ColumnSequenceParallelLoRALinear: _sequence_column,
+    RowSequenceParallelLoRALinear: _sequence_row,
+}

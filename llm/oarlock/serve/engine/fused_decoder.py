@@ -1,0 +1,204 @@
+"""Models of Llama's kind as a Decoder in float32 on a CPU: one operator for a pass through all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+
+from oarlock.errors import EnvironmentProblem
+from oarlock.ops import library
+from oarlock.ops.decoder import (
+    ACTIVATIONS,
+    KEY_BLOCK,
+    TARGETS,
+    DecoderSizes,
+    DecoderWeights,
+    decoder_pass,
+    pack_adapter,
+    pack_layer,
+    panels,
+)
+from oarlock.serve.engine.adapters import LoraWeights
+from oarlock.serve.engine.decoder import Feed
+from oarlock.serve.engine.step_tensors import StepTensor
+
+_FAMILIES = ("llama", "qwen2", "mistral", "gemma")
+
+
+def why_not_fused(model: Any) -> str:
+    """What keeps a model from this decoder; "" when nothing does."""
+    config, device = model.config, paddle.device.get_device()
+    reasons = {
+        f"the device is {device}": device != "cpu",
+        f"there is none for {config.model_type}": config.model_type not in _FAMILIES,
+        "the model has ALiBi": getattr(config, "alibi", False),
+        f"the model's activation is {getattr(config, 'hidden_act', '')}": _activation(config) not in ACTIVATIONS,
+        "its rotary positions hang on the length": getattr(config, "rope_scaling_type", None) == "dynamic_ntk",
+        "its layers are merged": any(
+            getattr(config, name, False) for name in ("fuse_attention_qkv", "fuse_attention_ffn")
+        ),
+    }
+    found = next((reason for reason, holds in reasons.items() if holds), "")
+    return found or library.why_missing()
+
+
+def _activation(config: Any) -> str:
+    named = getattr(config, "hidden_act", None) or "silu"
+    if config.model_type == "gemma":  # see models.inputs
+        return named if named == "gelu_pytorch_tanh" else "gelu"
+    return named
+
+
+@paddle.no_grad()
+def fused_decoder(model: Any, adapters: dict[str, LoraWeights], positions: int) -> FusedDecoder:
+    """Of a model, which is of no use afterwards: its memory is given back as its weights are taken.
+
+    Args:
+        positions: that there may be.
+
+    Raises:
+        EnvironmentProblem: when it does not give the scores of the model's own forward.
+    """
+    ids = np.arange(5, 12) * 37 % model.config.vocab_size
+    outputs = model(input_ids=paddle.to_tensor(ids[None]))
+    wanted = (outputs[0] if isinstance(outputs, (tuple, list)) else outputs)[0, -1].numpy()
+    decoder = FusedDecoder(model, adapters, positions)
+    sequence = decoder.start(len(ids), None)
+    decoder.feed([Feed(sequence, ids[:4].tolist(), scored=False)])
+    found = decoder.feed([Feed(sequence, ids[4:].tolist())])[0]
+    difference, largest = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
+    if not difference <= 1e-3 * largest:  # NaN too
+        raise EnvironmentProblem(
+            f"the fused decoder is wrong on this machine: its scores differ by {difference:.3g} from those of "
+            f"{type(model).__name__}, of which the largest is {largest:.3g}. Build it again (rm -r build/custom_ops; "
+            "python custom_ops/build.py)"
+        )
+    return decoder
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """Keys and values of a sequence. Their memory is only taken from the system where it is written to."""
+
+    cache: paddle.Tensor
+    capacity: int
+    adapter: int
+    length: int = 0
+
+
+class FusedDecoder:
+    """See the module."""
+
+    chunk: int | None = 256
+
+    def __init__(self, model: Any, adapters: dict[str, LoraWeights], positions: int) -> None:
+        """See fused_decoder()."""
+        config = model.config
+        base = getattr(model, config.model_type)
+        heads = config.num_attention_heads
+        gemma = config.model_type == "gemma"
+        self._sizes = DecoderSizes(
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            num_layers=config.num_hidden_layers,
+            num_heads=heads,
+            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=config.head_dim if gemma else config.hidden_size // heads,
+            vocabulary=config.vocab_size,
+            epsilon=config.rms_norm_eps,
+            embedding_scale=config.hidden_size**0.5 if gemma else 1.0,
+            activation=_activation(config),
+        )
+        self.vocabulary = self._sizes.vocabulary
+        self._names = {name: i for i, name in enumerate(adapters)}
+        cos, sin = base.layers[0].self_attn.rotary_emb(paddle.zeros([1, 1, 1, 1]), seq_len=positions)
+        table = base.embed_tokens.weight
+        head = model.lm_head.weight.numpy()
+        if getattr(model.lm_head, "transpose_y", gemma and config.tie_word_embeddings):
+            head = head.T
+        shared = [
+            table.reshape([-1]).clone(),
+            paddle.to_tensor(_norm(base.norm, gemma)),
+            paddle.to_tensor(panels(head).ravel()),
+            cos.reshape([-1]).clone(),
+            sin.reshape([-1]).clone(),
+        ]
+        packed = [self._packed(name, weights, config.model_type) for name, weights in adapters.items()]
+        if not packed:  # the operator wants one
+            packed = [(np.zeros(0, np.float32), np.zeros(1 + len(TARGETS) * self._sizes.num_layers, np.int64))]
+        self._weights = DecoderWeights(
+            shared=shared,
+            layers=[_layer(layer, gemma) for layer in base.layers],
+            adapters=[paddle.to_tensor(values) for values, _ in packed],
+            plans=[paddle.to_tensor(plan) for _, plan in packed],
+        )
+
+        self._ids, self._table = StepTensor(), StepTensor()
+
+    def _packed(self, name: str, weights: LoraWeights, base: str) -> tuple[np.ndarray, np.ndarray]:
+        layers: list[dict[str, tuple[np.ndarray, np.ndarray]]] = [{} for _ in range(self._sizes.num_layers)]
+        for layer, matrices in weights.items():
+            parts = layer.split(".")  # llama.layers.0.self_attn.q_proj
+            assert parts[:2] == [base, "layers"] and parts[-1] in TARGETS, f"{name}: {layer}"
+            layers[int(parts[2])][parts[-1]] = matrices
+        rank = next(iter(weights.values()))[0].shape[1]
+        return pack_adapter(rank, layers)
+
+    def start(self, capacity: int, adapter: str | None) -> _Sequence:
+        """See Decoder."""
+        capacity = -(-capacity // KEY_BLOCK) * KEY_BLOCK
+        cache = paddle.empty([self._sizes.cache_size(capacity)], "float32")
+        return _Sequence(cache, capacity, -1 if adapter is None else self._names[adapter])
+
+    def drop(self, sequence: _Sequence) -> None:
+        """See Decoder: its memory goes with the sequence."""
+
+    @paddle.no_grad()
+    def feed(self, feeds: Sequence[Feed]) -> np.ndarray:
+        """See Decoder."""
+        order = sorted(range(len(feeds)), key=lambda i: feeds[i].sequence.adapter)  # one adapter's rows go together
+        tokens: list[int] = []
+        runs = []
+        for i in order:
+            given, sequence = feeds[i], feeds[i].sequence
+            runs.append(
+                [len(tokens), len(given.tokens), sequence.length, sequence.capacity, sequence.adapter, given.scored]
+            )
+            tokens.extend(given.tokens)
+        caches = [feeds[i].sequence.cache for i in order]
+        ids, table = self._ids.holding(tokens), self._table.holding(runs)
+        found = decoder_pass(self._sizes, self._weights, ids, table, caches).numpy()
+        for given in feeds:
+            given.sequence.length += len(given.tokens)
+        scored = [i for i in order if feeds[i].scored]
+        return found[np.argsort(scored)] if scored != sorted(scored) else found
+
+
+def _norm(layer: Any, gemma: bool) -> np.ndarray:
+    return layer.weight.numpy() + (1.0 if gemma else 0.0)
+
+
+def _layer(layer: Any, gemma: bool) -> paddle.Tensor:
+    """Its weights as the operator reads them; the layer's own memory is given back."""
+    attention, inner = layer.self_attn, layer.mlp
+    qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
+    biases = [
+        part.bias.numpy() if getattr(part, "bias", None) is not None else np.zeros(part.weight.shape[1]) for part in qkv
+    ]
+    packed = pack_layer(
+        [_norm(layer.input_layernorm, gemma), _norm(layer.post_attention_layernorm, gemma)],
+        np.concatenate(biases),
+        [
+            np.concatenate([part.weight.numpy() for part in qkv], axis=1),
+            attention.o_proj.weight.numpy(),
+            np.concatenate([inner.gate_proj.weight.numpy(), inner.up_proj.weight.numpy()], axis=1),
+            inner.down_proj.weight.numpy(),
+        ],
+    )
+    for parameter in layer.parameters():
+        parameter._clear_data()
+    return paddle.to_tensor(packed)

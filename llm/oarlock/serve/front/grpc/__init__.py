@@ -1,0 +1,1 @@
+"""gRPC connections of the front."""

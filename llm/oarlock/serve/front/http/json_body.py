@@ -1,0 +1,23 @@
+"""The JSON of a request's body: an object, bounded in depth, each field once, finite numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oarlock.formats.json_file import parse_json
+from oarlock.serve.engine.sampling_params import RequestRefused
+from oarlock.serve.front.http.refusal import HttpRefusal
+
+_ALL = 1 << 62  # the size was limited while the body arrived
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """The object.
+
+    Raises:
+        HttpRefusal: when it is none.
+    """
+    try:
+        return parse_json(body, "the request", dict[str, Any], error=RequestRefused, limit=_ALL)
+    except RequestRefused as error:
+        raise HttpRefusal(400, str(error)) from error

@@ -1,0 +1,96 @@
+"""Triton's generate extension: an object of inputs by name, to a request of gRPC, and an answer back to an object.
+
+As Triton 24.10 does it: an input is a value or a list of values, whose shape is made to fit that of the model; what
+stands in "parameters" is read in the same way; a list of one is written as its element.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tritonclient.grpc import service_pb2
+
+from oarlock.serve.front.http.refusal import HttpRefusal, shown
+from oarlock.serve.front.model_forms import InputForm, ModelForm
+from oarlock.serve.front.rest.infer import parameter_values, set_parameter, to_json
+from oarlock.serve.front.rest.tensors import bytes_to_values, flat_values, values_to_bytes
+
+_MOST_FIELDS = 256
+
+
+def read_generate(given: dict[str, Any], form: ModelForm, version: str) -> service_pb2.ModelInferRequest:
+    """The request that an object asks for. Its tensors are checked afterwards, with those that come over gRPC.
+
+    Raises:
+        HttpRefusal: naming the field that is wrong.
+    """
+    request = service_pb2.ModelInferRequest(model_name=form.name, model_version=version)
+    fields = list(given.items())
+    nested = given.get("parameters")
+    if nested is not None and "parameters" not in form.inputs:
+        if not isinstance(nested, dict):
+            raise HttpRefusal(400, "Expected JSON object for keyword: 'parameters'")
+        fields = [*((name, value) for name, value in fields if name != "parameters"), *nested.items()]
+    if len(fields) > _MOST_FIELDS:
+        raise HttpRefusal(400, f"{len(fields):,} fields; a request may have {_MOST_FIELDS}")
+    for name, value in fields:
+        wanted = form.inputs.get(name)
+        if value is None or (wanted is None and value in ("", [], {})):
+            continue  # says nothing; clients of other servers send such fields along
+        if wanted is not None:
+            _add_input(request, name, value, wanted)
+        elif name == "id" and isinstance(value, str):
+            request.id = value if value.isprintable() else ""
+        else:
+            _add_parameter(request, name, value, form)
+    return request
+
+
+def write_generate(answer: service_pb2.ModelInferResponse) -> bytes:
+    """An answer as JSON, its fields in alphabetical order."""
+    content: dict[str, Any] = {"model_name": answer.model_name, "model_version": answer.model_version}
+    if answer.id:
+        content["id"] = answer.id
+    content |= parameter_values(answer.parameters)
+    for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
+        values = bytes_to_values(output, raw)
+        content[output.name] = values[0] if len(values) == 1 else values
+    return to_json(dict(sorted(content.items())))
+
+
+def _add_input(request: service_pb2.ModelInferRequest, name: str, value: Any, wanted: InputForm) -> None:
+    if isinstance(value, dict):
+        raise HttpRefusal(400, f"{name}: it has to be a value or a list of values")
+    count = len(value) if isinstance(value, list) else 1
+    values = flat_values(value)
+    if len(values) != count:
+        raise HttpRefusal(400, f"{name}: lists in lists can't be given here")
+    shape = _fitted(wanted.dims, count)
+    if shape is None:
+        dims = ", ".join("n" if size < 0 else str(size) for size in wanted.dims)
+        raise HttpRefusal(400, f"{name}: {count:,} values; its shape has to be [{dims}]")
+    request.inputs.add(name=name, datatype=wanted.datatype, shape=shape)
+    request.raw_input_contents.append(values_to_bytes(name, wanted.datatype, values))
+
+
+def _fitted(dims: tuple[int, ...], count: int) -> list[int] | None:
+    """The shape of so many values: the last free dimension takes what the fixed ones leave, the others are 1."""
+    fixed = math.prod(size for size in dims if size != -1)
+    if fixed < 1 or count % fixed:
+        return None
+    left, shape = count // fixed, list(dims)
+    for i in reversed(range(len(shape))):
+        if shape[i] == -1:
+            shape[i], left = left, 1
+    return shape if left == 1 else None
+
+
+def _add_parameter(request: service_pb2.ModelInferRequest, name: str, value: Any, form: ModelForm) -> None:
+    """What is no input is a parameter to Triton; models of Oarlock's would not look at it."""
+    if form.reading != "other":
+        known = ", ".join(form.inputs)
+        raise HttpRefusal(400, f"{shown(name)}: model {form.name!r} has no such input (it has: {known})")
+    if not name.isprintable():
+        raise HttpRefusal(400, f"{shown(name)}: it has to be a text that can be printed")
+    set_parameter(request, name, value)

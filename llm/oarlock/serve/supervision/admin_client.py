@@ -1,0 +1,65 @@
+"""`oarlock admin`: sends an order to a running server. Imports little."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from oarlock.errors import ConfigError, EnvironmentProblem, OarlockError
+from oarlock.serve.supervision.run_folder import admin_sockets
+
+
+def find_server(given: Path | None) -> Path:
+    """The socket that was given; else that of the one server of this user.
+
+    Raises:
+        ConfigError: when it has to be given.
+    """
+    if given is not None:
+        return given
+    found = [path for path in admin_sockets() if _answers(path)]
+    if not found:
+        raise ConfigError("no server of this user runs here; --socket PATH names one (`oarlock serve` prints its path)")
+    if len(found) > 1:
+        raise ConfigError(f"{len(found)} servers run here; name one: --socket {' or '.join(map(str, found))}")
+    return found[0]
+
+
+def order(path: Path, name: str, model: str = "") -> dict[str, Any]:
+    """Have a server do something, and wait for it.
+
+    Raises:
+        EnvironmentProblem: when it can't be reached.
+        OarlockError: what it answers, when it does not do it.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(os.fspath(path))
+            with contextlib.suppress(BrokenPipeError):  # it may have answered before it has read
+                connection.sendall(json.dumps({"do": name, "model": model}).encode() + b"\n")
+            content = b""
+            while part := connection.recv(1 << 16):
+                content += part
+    except (OSError, ValueError) as error:
+        raise EnvironmentProblem(
+            f"{path}: no server answers there: {getattr(error, 'strerror', 0) or error}"
+        ) from error
+    if not content:
+        raise EnvironmentProblem(f"{path}: the server did not answer; it takes only a few orders at a time")
+    answer: dict[str, Any] = json.loads(content)
+    if "error" in answer:
+        raise OarlockError(str(answer["error"]))
+    return answer
+
+
+def _answers(path: Path) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(str(path))
+            return True
+    except OSError:
+        return False

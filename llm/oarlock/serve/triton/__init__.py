@@ -1,0 +1,1 @@
+"""The Triton server and its models."""

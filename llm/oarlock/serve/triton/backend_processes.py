@@ -1,0 +1,66 @@
+"""The processes of Triton's Python models, seen from outside: Triton goes on without noticing that one has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from oarlock.environment.processes import process_fields, started_at
+
+_SESSION_FIELD = 3  # of /proc/PID/stat, after the name: state, parent, group, session
+_LOOK_SECONDS = 0.2
+
+
+def session_processes(sessions: set[int]) -> Iterator[int]:
+    """Those that run; a dead one that its parent has not looked at yet does not."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        words = process_fields(int(folder.name))
+        if words and int(words[_SESSION_FIELD]) in sessions:
+            yield int(folder.name)
+
+
+def is_alive(process: int) -> bool:
+    """Whether it runs."""
+    return bool(process_fields(process))
+
+
+def model_processes(triton: int, models: Mapping[str, Path]) -> dict[int, str]:
+    """The processes of models, with the names of those.
+
+    Args:
+        triton: leader of the session.
+        models: name -> path of its model.py, which stands in the command line of its processes.
+    """
+    found = {}
+    paths = {str(path): name for name, path in models.items()}
+    for process in session_processes({triton}):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{process}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+            name = next((paths[word] for word in words if word in paths), None)
+            if name is not None:
+                found[process] = name
+    return found
+
+
+def end_left(processes: Iterable[int], seconds: float) -> int:
+    """Wait for processes of a model that was loaded anew, and kill what is left of them after so many seconds.
+
+    Where one was killed in the middle of a request, Triton (24.10) waits for its answer for ever, and never ends the
+    others. Gives how many were killed.
+    """
+    begun = {process: start for process in processes if (start := started_at(process)) is not None}
+    deadline = time.monotonic() + seconds
+    while True:
+        # The number may be another process's by now, the moment of its start is not.
+        left = [process for process, start in begun.items() if started_at(process) == start]
+        if not left or time.monotonic() >= deadline:
+            break
+        time.sleep(_LOOK_SECONDS)
+    for process in left:
+        with contextlib.suppress(OSError):
+            os.kill(process, signal.SIGKILL)
+    return len(left)

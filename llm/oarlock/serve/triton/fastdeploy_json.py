@@ -1,0 +1,96 @@
+"""FastDeploy's JSON form of requests and answers, in terms of the tensors of the streaming model.
+
+    {"text": ..., "topp": ..., "temperature": ..., "max_dec_len": ..., "min_dec_len": ..., "penalty_score": ...,
+     "frequency_score": ..., "presence_score": ..., "eos_token_ids": [...], "req_id": ...}
+    -> {"result": ..., "req_id": ..., "token_ids": [...], "send_idx": 0, "is_end": 0}
+
+"messages" (in the place of "text"), "tools", "topk", "adapter", "seed" and "stop" are Oarlock's additions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+
+from oarlock.serve.engine.sampling_params import RequestRefused
+from oarlock.serve.triton.fields import FIELDS, make_tensor
+
+# Name in the form -> name of the tensor.
+_NAMES = {
+    "text": "text_input",
+    "messages": "messages",
+    "tools": "tools",
+    "topp": "top_p",
+    "topk": "top_k",
+    "temperature": "temperature",
+    "max_dec_len": "max_tokens",
+    "min_dec_len": "min_tokens",
+    "penalty_score": "repetition_penalty",
+    "frequency_score": "frequency_penalty",
+    "presence_score": "presence_penalty",
+    "eos_token_ids": "stop_token_ids",
+    "adapter": "adapter",
+    "seed": "seed",
+    "stop": "stop",
+}
+
+_FORM_NAMES = {tensor: name for name, tensor in _NAMES.items() if tensor != name}
+_TENSOR_NAMES = re.compile(rf"\b(?:{'|'.join(_FORM_NAMES)})\b")
+
+
+def read_form(text: bytes) -> tuple[dict[str, np.ndarray], Any]:
+    """The tensors that a form asks for, and its req_id (None where it has none).
+
+    Raises:
+        RequestRefused: when it is not such a form.
+    """
+    try:
+        form = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise RequestRefused(f"IN: not JSON in UTF-8: {error}") from error
+    if not isinstance(form, dict):
+        raise RequestRefused("IN: it has to be a JSON object")
+    req_id = form.pop("req_id", None)
+    unknown = sorted(set(form) - set(_NAMES))
+    if unknown:
+        raise RequestRefused(f"IN: there is no field {unknown[0]!r} (there is: req_id, {', '.join(_NAMES)})")
+    # A field that is null, or an empty list, says nothing.
+    given = {name: value for name, value in form.items() if value is not None and (value != [] or name == "messages")}
+    for name in ("messages", "tools"):
+        if name in given:
+            given[name] = json.dumps(given[name])
+    tensors = {_NAMES[name]: _tensor(name, value) for name, value in given.items()}
+    return tensors | {"stream": np.array([True])}, req_id
+
+
+def in_form_words(message: str) -> str:
+    """A refusal of the streaming model's, with the form's names of the fields."""
+    return _TENSOR_NAMES.sub(lambda found: _FORM_NAMES[found.group()], message)
+
+
+def write_form(text: str, token_ids: list[int], req_id: Any, send_idx: int, is_end: bool) -> bytes:
+    """A part of the answer."""
+    form = {
+        "result": text,
+        "req_id": req_id,
+        "token_ids": token_ids,
+        "send_idx": send_idx,
+        "is_end": int(is_end),
+    }
+    return json.dumps(form, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _tensor(name: str, value: Any) -> np.ndarray:
+    kind, is_list = FIELDS[_NAMES[name]]
+    values = value if is_list and isinstance(value, list) else [value]
+    if kind is float:
+        values = [float(item) if type(item) is int and abs(item) < 1 << 53 else item for item in values]
+    if any(type(item) is not kind for item in values):
+        raise RequestRefused(f"{name}: it has to be {'a list of ' if is_list else ''}{kind.__name__}")
+    try:
+        return make_tensor(_NAMES[name], values)
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise RequestRefused(f"{name}: {error}") from error

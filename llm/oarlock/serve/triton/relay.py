@@ -1,0 +1,188 @@
+"""The models beside the streaming one: they ask it inside of Triton (business logic scripting) and pass its answer on.
+
+Triton 24.10 has no way to cancel such an inner request, so that a second one tells the streaming model that the client
+of the first is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from oarlock.serve.engine.sampling_params import RequestRefused
+from oarlock.serve.triton.fastdeploy_json import in_form_words, read_form, write_form
+from oarlock.serve.triton.fields import CANCEL, OUTPUTS, RELAYED, split_code
+
+_LOOK_SECONDS = 0.2
+_MOST_KEPT = 1000
+
+
+class _Relay:
+    """What both have in common."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Learn which model to ask."""
+        self._engine = json.loads(args["model_config"])["parameters"]["engine"]["string_value"]
+        self._open: dict[str, Callable[[], bool]] = {}  # id -> whether its client is gone
+        self._lock = threading.Lock()
+        self._kept: list[Any] = []  # see _let_go
+        threading.Thread(target=self._look, name="oarlock-look", daemon=True).start()
+
+    @contextmanager
+    def _asked(self, tensors: list[Any], is_cancelled: Callable[[], bool]) -> Iterator[Iterator[Any]]:
+        """The engine's responses to these tensors. The last response goes out after this has been left."""
+        relayed = uuid.uuid4().hex
+        inner = pb_utils.InferenceRequest(
+            model_name=self._engine,
+            requested_output_names=list(OUTPUTS),
+            inputs=tensors,
+            parameters={RELAYED: relayed},
+        )
+        with self._lock:
+            self._open[relayed] = is_cancelled
+        responses = None
+        try:
+            responses = inner.exec(decoupled=True)
+            yield iter(responses)
+        finally:
+            with self._lock:
+                self._open.pop(relayed, None)
+            self._let_go(responses, is_cancelled)
+
+    def _let_go(self, responses: Any, is_cancelled: Callable[[], bool]) -> None:
+        """Drop an iterator of responses, after Triton has.
+
+        Python has to be the last that does: Triton's thread would free the tensors without the global interpreter lock
+        (~PbTensor of python_backend before 24.12), which Python 3.12 does not survive, and earlier ones by luck. That
+        thread works off one queue, so it has dropped the iterator when it answers a question asked after the last
+        response.
+        """
+        with self._lock:
+            finished, self._kept = [*self._kept, responses], []
+        if is_cancelled():  # once known, that is answered without asking: they wait for the next request
+            with self._lock:
+                self._kept = [*finished, *self._kept][-_MOST_KEPT:]
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            # Under the lock, since Triton crashes when it is asked for a request that has its last response.
+            with self._lock:
+                gone = [relayed for relayed, is_cancelled in self._open.items() if is_cancelled()]
+                for relayed in gone:
+                    del self._open[relayed]
+            for relayed in gone:
+                try:
+                    self._cancel(relayed)
+                except Exception:  # the others need this thread
+                    traceback.print_exc()
+
+    def _cancel(self, relayed: str) -> None:
+        nothing = pb_utils.Tensor("text_input", np.array([b""], dtype=object))
+        inner = pb_utils.InferenceRequest(
+            model_name=self._engine,
+            requested_output_names=list(OUTPUTS),
+            inputs=[nothing],
+            parameters={CANCEL: relayed},
+        )
+        for _ in inner.exec(decoupled=True):
+            pass
+
+
+class JsonModel(_Relay):
+    """FastDeploy's form: IN -> OUT, a response for each piece."""
+
+    def execute(self, requests: list[Any]) -> None:
+        """Each in a thread of its own; there are no more than the engine has places and queue for."""
+        for request in requests:
+            sender, coded = request.get_response_sender(), _wants_codes(request)
+            try:
+                (text,) = pb_utils.get_input_tensor_by_name(request, "IN").as_numpy().reshape(-1)
+                tensors, req_id = read_form(text)
+            except RequestRefused as error:
+                _send_error(sender, _error("INVALID_ARG", str(error), coded))
+            except Exception as error:
+                _send_error(sender, _error("INVALID_ARG", f"IN: malformed: {error}", coded))
+            else:
+                inputs = [pb_utils.Tensor(name, tensor) for name, tensor in tensors.items()]
+                threading.Thread(target=self._answer, args=(sender, inputs, req_id, coded), daemon=True).start()
+
+    def _answer(self, sender: Any, inputs: list[Any], req_id: Any, coded: bool) -> None:
+        failure = None
+        try:
+            with self._asked(inputs, sender.is_cancelled) as responses:
+                for send_idx, response in enumerate(responses):
+                    if response.has_error():
+                        failure = _with_code(response.error(), coded, in_form_words)
+                    elif response.output_tensors():
+                        sender.send(_part(response, req_id, send_idx))
+        except Exception as error:
+            traceback.print_exc()
+            failure = _error("INTERNAL", str(error), coded)
+        if failure is not None:
+            _send_error(sender, failure)
+        else:
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+class InferModel(_Relay):
+    """One request, one response, with the tensors of the streaming model."""
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One after another: Triton has several of this model."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        coded = _wants_codes(request)
+        try:
+            with self._asked(list(request.inputs()), request.is_cancelled) as responses:
+                found = [response for response in responses if response.has_error() or response.output_tensors()]
+        except Exception as error:
+            traceback.print_exc()
+            return _failed(_error("INTERNAL", str(error), coded))
+        if not found:
+            return _failed(_error("CANCELLED", "the request was cancelled", coded))
+        if found[0].has_error():
+            return _failed(_with_code(found[0].error(), coded))
+        wanted = set(request.requested_output_names() or OUTPUTS)
+        return pb_utils.InferenceResponse([t for t in found[0].output_tensors() if t.name() in wanted])
+
+
+def _part(response: Any, req_id: Any, send_idx: int) -> Any:
+    """A piece in FastDeploy's form."""
+    arrays = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+    text, token_ids = arrays["text_output"][0].decode("utf-8"), arrays["token_ids"].tolist()
+    out = write_form(text, token_ids, req_id, send_idx, bool(arrays["finish_reason"][0]))
+    return pb_utils.InferenceResponse([pb_utils.Tensor("OUT", np.array([out], dtype=object))])
+
+
+def _wants_codes(request: Any) -> bool:
+    """Whether an error is to have its code before it, as the streaming model's; in a stream it has none otherwise."""
+    return RELAYED in json.loads(request.parameters() or "{}")
+
+
+def _error(code: str, message: str, coded: bool) -> Any:
+    return pb_utils.TritonError(f"{code}: {message}" if coded else message, getattr(pb_utils.TritonError, code))
+
+
+def _with_code(error: Any, coded: bool, said: Callable[[str], str] = str) -> Any:
+    """The streaming model puts the code before the message; Triton's own errors have none."""
+    code, message = split_code(error.message())
+    return _error(code, said(message), coded) if code else error
+
+
+def _failed(error: Any) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=error)
+
+
+def _send_error(sender: Any, error: Any) -> None:
+    sender.send(_failed(error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

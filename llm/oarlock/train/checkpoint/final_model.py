@@ -1,0 +1,136 @@
+"""The finished model (or adapter) as one folder, collected from all ranks one tensor at a time."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+
+from oarlock.environment.ranks import is_first_rank, rank
+from oarlock.merge.inputs import AdapterMix
+from oarlock.merge.merge import MergeOptions, merge
+from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
+from oarlock.peft.adapter_folder import save_adapter
+from oarlock.train.checkpoint.local_shards import Local
+from oarlock.weights.layout import Block
+from oarlock.weights.safetensors_file import TensorSource, in_file_order
+from oarlock.weights.save import file_order, save_model
+from oarlock.weights.shard_index import Piece
+
+if TYPE_CHECKING:
+    from oarlock.train.trainer import OarlockTrainer
+
+MERGED = "merged"
+
+
+def save_final_model(trainer: OarlockTrainer, folder: Path) -> None:
+    """Every rank sends what only it (or it for all that hold the same) has; rank 0 writes.
+
+    Rank 0 holds one whole tensor and one piece at a time.
+
+    Raises:
+        ModelError: when it can't be written.
+    """
+    mine = {local.holding.name: local for local in trainer.held.locals() if local.writer and local.elements}
+    described = {
+        name: (_dtype(local), Piece("", name, local.holding.block, local.flat)) for name, local in mine.items()
+    }
+    holders: dict[str, list[tuple[int, Piece]]] = {}
+    dtypes: dict[str, str] = {}
+    for source, pieces in enumerate(all_gather_objects(described)):
+        for name, (dtype, piece) in pieces.items():
+            holders.setdefault(name, []).append((source, piece))
+            dtypes[name] = dtype
+    collector = _Collector(mine, holders, dtypes)
+    tensors = [
+        TensorSource(name, dtypes[name], holders[name][0][1].block.shape, partial(collector.collect, name))
+        for name in sorted(holders)
+    ]
+    method = trainer.method
+    shards = file_order(tensors) if method is None else [in_file_order(tensors)]
+    order = [tensor.name for shard in shards for tensor in shard]
+
+    def write() -> None:
+        try:
+            if method is None:
+                save_model(
+                    tensors,
+                    trainer.model.config,
+                    trainer.tokenizer,
+                    trainer.template,
+                    folder,
+                    generation=trainer.generation,
+                )
+            else:
+                assert trainer.base is not None
+                save_adapter(tensors, method, trainer.base, trainer.tokenizer, trainer.template, folder)
+        finally:
+            for name in order:  # what was not taken because of an error must still be received
+                if name not in collector.collected:
+                    collector.collect(name)
+
+    def send() -> None:
+        for name in order:
+            if name in mine:
+                dist.send(mine[name].data.contiguous(), dst=0)
+
+    run_on_all_ranks(write if is_first_rank() else send)
+
+
+def merge_adapter(folder: Path, base: Path, allow_pickle: bool) -> None:
+    """Rank 0 adds the LoRA adapter in a folder to its base, as folder/merged; the others wait.
+
+    Raises:
+        ModelError: as oarlock.merge.merge says.
+    """
+    options = MergeOptions(allow_pickle=allow_pickle, replace=True)
+    run_on_all_ranks(lambda: _merge(folder, base, options), first_rank_only=True)
+
+
+def _merge(folder: Path, base: Path, options: MergeOptions) -> None:
+    merge(base, AdapterMix.open([folder]), folder / MERGED, options)
+
+
+class _Collector:
+    """On rank 0: whole tensors from the pieces of all ranks."""
+
+    def __init__(
+        self, mine: dict[str, Local], holders: dict[str, list[tuple[int, Piece]]], dtypes: dict[str, str]
+    ) -> None:
+        self._mine, self._holders, self._dtypes = mine, holders, dtypes
+        self.collected: set[str] = set()
+
+    def collect(self, name: str) -> np.ndarray:
+        """The whole tensor (bfloat16 as its bits)."""
+        self.collected.add(name)
+        whole: np.ndarray | None = None
+        flats: dict[Block, np.ndarray] = {}
+        for source, piece in self._holders[name]:
+            values = self._values(name, source, piece)
+            if whole is None:
+                whole = np.empty(piece.block.shape, values.dtype)
+            if piece.flat is None:
+                piece.block.put(values.reshape(piece.block.part_shape), whole)
+                continue
+            flat = flats.setdefault(piece.block, np.empty([int(np.prod(piece.block.part_shape))], values.dtype))
+            flat[piece.flat[0] : piece.flat[1]] = values
+        assert whole is not None
+        for block, flat in flats.items():
+            block.put(flat.reshape(block.part_shape), whole)
+        return whole
+
+    def _values(self, name: str, source: int, piece: Piece) -> np.ndarray:
+        if source == rank():
+            return self._mine[name].data.numpy()
+        shape = [piece.flat[1] - piece.flat[0]] if piece.flat is not None else list(piece.block.part_shape)
+        buffer = paddle.empty(shape, dtype=self._dtypes[name])
+        dist.recv(buffer, src=source)
+        return buffer.numpy()
+
+
+def _dtype(local: Local) -> str:
+    return str(local.holding.tensor.dtype).rsplit(".", 1)[-1]

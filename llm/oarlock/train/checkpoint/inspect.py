@@ -1,0 +1,122 @@
+"""What `oarlock checkpoint` does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oarlock.environment import matmul_library
+from oarlock.environment.console import get_logger, progress_bar
+from oarlock.errors import CheckpointError
+from oarlock.files import is_vacant, new_folder
+from oarlock.model_config.generation_config import GENERATION_FILE
+from oarlock.models.folder_files import TEXT_FILES, copy_file, listed, readers_of
+from oarlock.peft.adapter_folder import ADAPTER_FILE, write_adapter_weights
+from oarlock.peft.open_adapter import read_adapter_file
+from oarlock.train.checkpoint.manifest import read_manifest, read_whole, verify
+from oarlock.weights.safetensors_file import TensorSource
+from oarlock.weights.save import write_weights
+from oarlock.weights.shard_index import WEIGHTS
+from oarlock.weights.sharded_store import PieceFolder
+
+logger = get_logger(__name__)
+
+
+def inspect_text(folder: str | Path, with_tensors: bool) -> str:
+    """Step, plan, sizes, and on request every tensor with its pieces.
+
+    Raises:
+        CheckpointError: when it is not a checkpoint.
+    """
+    manifest = read_manifest(folder)
+    with PieceFolder.open(folder) as pieces:
+        files: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
+        lines = [
+            f"step            {manifest.step:,}",
+            f"samples seen    {manifest.samples:,}",
+            f"written by      {manifest.plan or 'an unknown plan'}",
+            f"paddle          {manifest.versions.get('paddlepaddle', '?')}, "
+            f"paddlenlp {manifest.versions.get('paddlenlp', '?')}",
+            *([f"products by     {matmul_library.TITLES.get(manifest.products, '?')}"] if manifest.products else []),
+        ]
+        for name, entry in manifest.files.items():
+            what = "parts" if name.endswith(".safetensors") else "other files"
+            files[what] += entry["bytes"]
+            counts[what] += 1
+        for what, size in files.items():
+            lines.append(f"{what:15s} {size:,} bytes in {counts[what]:,} file(s)")
+        for kind in pieces.kinds:
+            names = list(pieces.names(kind))
+            elements = sum(int(np.prod(pieces.shape(kind, name))) for name in names)
+            stored = sum(len(pieces.where[f"{kind}/{name}"]) for name in names)
+            lines.append(
+                f"{kind:15s} {len(names):,} tensors, {elements:,} elements of {_types(pieces, kind, names)}, "
+                f"in {stored:,} piece(s)"
+            )
+        if with_tensors:
+            for key in sorted(pieces.where):
+                for path, piece in pieces.where[key]:
+                    lines.append(f"  {key} {_where(piece)} in {path.name}")
+    return "\n".join(lines)
+
+
+def _types(pieces: PieceFolder, kind: str, names: list[str]) -> str:
+    try:
+        return " and ".join(sorted({pieces.dtype(kind, name) for name in names}))
+    except CheckpointError as error:
+        return f"a type that can't be told ({error})"
+
+
+def _where(piece: Any) -> str:
+    text = str(list(piece.block.shape))
+    if piece.block.axis is not None:
+        runs = ", ".join(f"{start}:{start + length}" for start, length in piece.block.runs)
+        text += f" axis {piece.block.axis} [{runs}]"
+    return text + (f" elements {piece.flat[0]}:{piece.flat[1]}" if piece.flat else "")
+
+
+def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, check: bool = True) -> None:
+    """Write the weights of a checkpoint as one model (or adapter) folder; memory holds one tensor at a time.
+
+    Args:
+        max_shard_bytes: of a weight file.
+        check: verify the checksums of the checkpoint's files first (its manifest's own always is).
+
+    Raises:
+        CheckpointError: when the checkpoint is damaged, or the output folder holds something or can't be written.
+    """
+    folder, output = Path(folder), Path(output).resolve()
+    if not is_vacant(output):
+        raise CheckpointError(f"{output} is not empty; give a folder that does not exist yet")
+    recorded = (verify if check else read_whole)(folder).files
+    adapter = read_adapter_file(folder / ADAPTER_FILE, CheckpointError) if ADAPTER_FILE in recorded else None
+    try:
+        with new_folder(output, readers_of(folder)) as partial:
+            with PieceFolder.open(folder) as pieces:
+                names = sorted(pieces.names(WEIGHTS))
+                sources = [
+                    TensorSource(name, pieces.dtype(WEIGHTS, name), pieces.shape(WEIGHTS, name), _reader(pieces, name))
+                    for name in names
+                ]
+                total = sum(source.num_bytes for source in sources)
+                with progress_bar(total, "consolidate", "B", unit_scale=True) as bar:
+                    if adapter:
+                        write_adapter_weights(sources, adapter, partial, bar.update)
+                    else:
+                        write_weights(sources, partial, max_shard_bytes, bar.update)
+            for path in listed(folder, (ADAPTER_FILE if adapter else "config.json", GENERATION_FILE, *TEXT_FILES)):
+                name = path.relative_to(folder)
+                if name.as_posix() in recorded:
+                    (partial / name).parent.mkdir(exist_ok=True)
+                    copy_file(folder, name, partial / name)
+    except OSError as error:
+        raise CheckpointError(f"{output}: could not be written: {error.strerror or error}") from error
+    logger.info(f"{len(names):,} tensors, {total / 1e6:,.1f} MB: {output}")
+
+
+def _reader(pieces: PieceFolder, name: str) -> Any:
+    return lambda: pieces.read(name)

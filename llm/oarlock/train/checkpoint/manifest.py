@@ -1,0 +1,293 @@
+"""A checkpoint's manifest: what the checkpoint is, and the size and checksum of every file.
+
+A folder without a manifest that fits is not a checkpoint. The manifest is written last, inside a folder with another
+name; the rename of that folder is the moment the checkpoint begins to exist. It carries a checksum of itself, so that
+every byte of the folder is covered.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import stat
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from oarlock.config.options import OptionSpec, option_specs
+from oarlock.config.schema import FinetuneConfig, PretrainConfig
+from oarlock.environment.console import get_logger
+from oarlock.environment.cpu import available_cores
+from oarlock.errors import CheckpointError
+from oarlock.files import file_sha256, settle_file, sync_file, write_text_atomically
+from oarlock.formats.files import is_missing, read_bytes
+from oarlock.formats.json_file import INDEX_BYTES, parse_json, read_json
+from oarlock.formats.links import check_links
+from oarlock.formats.sealed import SEAL, check_seal, is_sealed, sealed_text
+from oarlock.train.checkpoint.manifest_fields import (
+    BaseState,
+    BestState,
+    Count,
+    FileEntry,
+    ScalerState,
+    SchedulerState,
+    TrainerStateFile,
+)
+from oarlock.weights.safetensors_file import FileRecord
+from oarlock.weights.shard_index import INDEX
+from oarlock.weights.sharded_store import PieceFolder
+
+logger = get_logger(__name__)
+
+MANIFEST = "manifest.json"
+TRAINER_STATE = "trainer_state.json"
+FORMAT = 3
+_NAME = re.compile(r"checkpoint-([0-9]+)")
+_HEX = re.compile(r"[0-9a-f]{64}")
+_NEEDED = (INDEX, TRAINER_STATE)  # what a run can't go on without
+_HASHED_AT_ONCE = 8
+_LARGEST_BATCH = 1 << 24  # samples of an optimizer step, over all ranks
+
+
+@dataclass
+class Manifest:
+    """What a checkpoint holds besides tensors.
+
+    Attributes:
+        step: optimizer steps done.
+        samples: samples consumed, over all ranks: the data position.
+        seed: the run's; random numbers of step n are seeded from (seed, n), so this and `step` are all their state.
+        lr_scheduler: its state_dict.
+        loss_window: sum of the step losses since the last log row (None: not finite), and their number.
+        config: the run's options.
+        data_fingerprint: of the training data.
+        loss_scaler: state of fp16 loss scaling, or None.
+        base: name and fingerprint of the frozen model, where only an adapter is trained and saved.
+        best: the best evaluation so far; its "name" is its checkpoint beside this one.
+        owes_evaluation: SIGTERM took the evaluation of this step; a resumed run begins with it.
+        planned_steps: of the whole run when it was written.
+        plan: that wrote it, in words; any other reads it.
+        versions: packages that wrote it.
+        products: the library that multiplied matrices (see oarlock.environment.matmul_library); "" on a GPU.
+        files: name -> {"bytes", "sha256"}, of every file but the manifest.
+        sha256: of the manifest before this field, which is its last.
+    """
+
+    step: Count
+    samples: Count
+    seed: int
+    lr_scheduler: SchedulerState
+    loss_window: tuple[float | None, Count]
+    config: dict[str, str | int | float | bool | None]
+    data_fingerprint: str
+    loss_scaler: ScalerState | None = None
+    best: BestState | None = None
+    base: BaseState | None = None
+    owes_evaluation: bool = False
+    planned_steps: Count = 0
+    plan: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    products: str = ""
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    format: int = FORMAT
+    sha256: str = ""
+
+    def seal(self, folder: Path, known: Mapping[str, FileRecord] | None = None) -> None:
+        """Record every file of the folder, have the disk hold them, and write the manifest.
+
+        Args:
+            known: files whose checksums were taken when they were written.
+
+        Raises:
+            CheckpointError: when one of those is gone.
+        """
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name = path.relative_to(folder).as_posix()
+            if known and name in known:
+                self.files[name] = {"bytes": known[name].num_bytes, "sha256": known[name].sha256}
+                continue
+            settle_file(path)
+            self.files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        if lost := sorted(set(known or ()) - set(self.files)):
+            raise CheckpointError(f"{folder / lost[0]} is no longer there")
+        content = asdict(self)
+        del content[SEAL]
+        loss, steps = self.loss_window
+        content["loss_window"] = [loss if loss is not None and math.isfinite(loss) else None, steps]
+        write_text_atomically(folder / MANIFEST, sealed_text(content))
+        sync_file(folder)
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a checkpoint folder.
+
+    Raises:
+        CheckpointError: when it is missing, not byte for byte what was written, or of another format.
+    """
+    check_links(folder, error=CheckpointError)
+    path = Path(folder) / MANIFEST
+    if is_missing(path):
+        raise CheckpointError(f"{folder}: no {MANIFEST}: not a checkpoint, or one that was never finished")
+    content = read_bytes(path, limit=INDEX_BYTES, what="manifest", error=CheckpointError)
+    if not is_sealed(content):
+        _refuse_other_formats(content, path)
+    check_seal(content, str(path), CheckpointError)
+    manifest = parse_json(content, str(path), Manifest, error=CheckpointError, limit=INDEX_BYTES, extra="forbid")
+    if manifest.format != FORMAT:
+        raise CheckpointError(f"{path}: format {manifest.format}, this version reads {FORMAT}")
+    if manifest.samples > manifest.step * _LARGEST_BATCH:
+        raise CheckpointError(f"{path}: {manifest.samples:,} samples are more than {manifest.step:,} steps take")
+    _check_names(manifest, path)
+    manifest.config = _options(manifest, path)
+    return manifest
+
+
+def _refuse_other_formats(content: bytes, path: Path) -> None:
+    """Name the format of a manifest without a checksum where it is the earlier one's, or none."""
+    found = parse_json(content, str(path), error=CheckpointError, limit=INDEX_BYTES)
+    if isinstance(found, dict) and found.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: format {found.get('format')}, this version reads {FORMAT}, whose manifests carry a checksum of "
+            "themselves"
+        )
+
+
+def _check_names(manifest: Manifest, path: Path) -> None:
+    """Refuse names that are no files of the folder, and a list that leaves out what a run needs."""
+    for name, entry in manifest.files.items():
+        parts = PurePosixPath(name).parts
+        plain = name == "/".join(parts) and "\\" not in name and not {"..", "/"} & set(parts)
+        if not plain or name == MANIFEST or not _HEX.fullmatch(entry["sha256"]):
+            raise CheckpointError(f"{path}: {name!r} can't be the name and checksum of a file in this folder")
+    if missing := [name for name in _NEEDED if name not in manifest.files]:
+        raise CheckpointError(f"{path}: its list of files lacks {' and '.join(missing)}")
+    best = manifest.best["name"] if manifest.best else None
+    if best is not None and not _NAME.fullmatch(best):
+        raise CheckpointError(f"{path}: the best checkpoint can't have the name {best!r}")
+
+
+def _options(manifest: Manifest, path: Path) -> dict[str, Any]:
+    """The options as they were; those that this version does not know as they stand there."""
+    specs: dict[str, OptionSpec] = {**option_specs(PretrainConfig), **option_specs(FinetuneConfig)}
+    values: dict[str, Any] = dict(manifest.config)
+    for name, value in manifest.config.items():
+        if (spec := specs.get(name)) is None:
+            continue
+        try:
+            values[name] = spec.convert(value)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: config.{name} {error}") from error
+        if (problem := spec.problem(values[name])) is not None:
+            raise CheckpointError(f"{path}: config.{name} {problem}; got {value!r}")
+    return values
+
+
+def verify(folder: str | Path) -> Manifest:
+    """Check a checkpoint: its manifest, every file against it, and that they fit each other.
+
+    Files that the manifest does not list are not looked at, and nothing reads them (see unlisted()).
+
+    Raises:
+        CheckpointError: naming the first file that is missing, differs or is no regular file.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if (match := _NAME.fullmatch(folder.name)) and int(match.group(1)) != manifest.step:
+        raise CheckpointError(f"{folder}: its manifest is of step {manifest.step:,}")
+    for name, expected in manifest.files.items():
+        _check_file(folder, name, expected["bytes"])
+    with ThreadPoolExecutor(min(_HASHED_AT_ONCE, available_cores())) as pool:
+        digests = pool.map(file_sha256, [folder / name for name in manifest.files])
+        try:
+            for (name, expected), digest in zip(manifest.files.items(), digests, strict=True):
+                if digest != expected["sha256"]:
+                    raise CheckpointError(
+                        f"{folder / name}: checksum differs from the manifest's; the file was changed or damaged"
+                    )
+        except OSError as error:
+            raise CheckpointError(f"{folder}: can't be read: {error}") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+    state = read_json(folder / TRAINER_STATE, TrainerStateFile, error=CheckpointError, extra="forbid")
+    if state.global_step != manifest.step:
+        raise CheckpointError(
+            f"{folder / TRAINER_STATE}: step {state.global_step:,}, the manifest says {manifest.step:,}"
+        )
+    with PieceFolder.open(folder) as pieces:
+        pieces.check(manifest.files)
+    return manifest
+
+
+def _check_file(folder: Path, name: str, size: int) -> None:
+    """A regular file of that size, and no link on the way to it."""
+    path, found = folder, os.stat_result([0] * 10)
+    for part in PurePosixPath(name).parts:
+        path = path / part
+        try:
+            found = os.lstat(path)
+        except (OSError, ValueError):
+            raise CheckpointError(f"{folder / name} is missing") from None
+        if stat.S_ISLNK(found.st_mode):
+            raise CheckpointError(f"{path} is a link; a checkpoint is made of files alone")
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"{path} is not a regular file")
+    if found.st_size != size:
+        raise CheckpointError(f"{path} has {found.st_size:,} bytes, the manifest says {size:,}")
+
+
+def read_whole(folder: Path) -> Manifest:
+    """The manifest of a checkpoint that has all its files; what is in them is not read (see verify()).
+
+    Raises:
+        CheckpointError: naming the first that is missing, of another size or no regular file.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest.files.items():
+        _check_file(folder, name, expected["bytes"])
+    return manifest
+
+
+def looks_whole(folder: Path) -> bool:
+    """Whether read_whole() refuses nothing."""
+    try:
+        read_whole(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def unlisted(folder: str | Path, manifest: Manifest) -> list[str]:
+    """Names in a checkpoint folder that its manifest does not list: put there later, and read by nothing."""
+    folder = Path(folder)
+    found = []
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        found += [(Path(place) / name).relative_to(folder).as_posix() for name in (*files, *links)]
+    return sorted(set(found) - {MANIFEST, *manifest.files})
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """checkpoint-N folders, newest first."""
+    found = []
+    for path in Path(output_dir).glob("checkpoint-*"):
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_dir():
+            found.append((int(match.group(1)), path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_whole(output_dir: str | Path) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint that verifies; damaged ones are named and passed over."""
+    for path in list_checkpoints(output_dir):
+        try:
+            manifest = verify(path)
+        except CheckpointError as error:
+            logger.info(f"checkpoint {path.name} is not used: {error}")
+            continue
+        if more := unlisted(path, manifest):
+            logger.info(f"{path.name} holds what its manifest does not list, and no run reads: {', '.join(more[:4])}")
+        return path, manifest
+    return None

@@ -1,0 +1,239 @@
+"""Write, read, rotate and choose checkpoints.
+
+The tensors are in one safetensors file a rank (see oarlock.weights.sharded_store), what else a run needs is in the
+manifest: no pickle is ever read, nothing is gathered to write it, and any plan can go on from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oarlock.config.load import flatten
+from oarlock.config.options import option_specs
+from oarlock.environment.console import get_logger
+from oarlock.errors import CheckpointError, OutputLost, StoppedWithOthers
+from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
+from oarlock.train.checkpoint.manifest import Manifest, list_checkpoints, newest_whole, read_manifest, verify
+from oarlock.train.checkpoint.writer import PendingSave, delete_folder
+from oarlock.train.output.folder_guard import check_output, last_good_state, reason
+
+if TYPE_CHECKING:
+    from oarlock.config.schema import Config
+    from oarlock.peft.adapter_folder import Base
+    from oarlock.train.trainer import OarlockTrainer
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A verified checkpoint to go on from."""
+
+    folder: Path
+    manifest: Manifest
+
+
+def find_resume_point(config: Config, data_fingerprint: str, base: Base | None = None) -> ResumePoint | None:
+    """Where this run goes on, None for a new one.
+
+    --resume_from_checkpoint names it; otherwise the newest whole checkpoint in output_dir is used if it is of the
+    same configuration and data. --overwrite_output_dir deletes what is there.
+
+    Without --do_train nothing is resumed: the model that was named is evaluated.
+
+    Raises:
+        CheckpointError: naming what differs, when output_dir holds another run.
+    """
+    if not config.evaluation.do_train:
+        return None
+    checkpoint = config.checkpoint
+    output_dir = Path(checkpoint.output_dir)
+    run_on_all_ranks(lambda: _remove_leftovers(output_dir), first_rank_only=True)
+    if checkpoint.overwrite_output_dir:
+        run_on_all_ranks(lambda: _clear_run(output_dir), first_rank_only=True)
+        return None
+    chosen: list[ResumePoint | None] = []
+    run_on_all_ranks(lambda: chosen.append(_choose(config, data_fingerprint, base)), first_rank_only=True)
+    point = chosen[0] if chosen else None
+    told = all_gather_objects((point.manifest.step, point.manifest.sha256) if point else None)[0]
+    run_on_all_ranks(lambda: chosen.extend([] if chosen else [_of_first_rank(config, told)]))
+    return chosen[0]
+
+
+def _of_first_rank(config: Config, told: tuple[int, str] | None) -> ResumePoint | None:
+    """The checkpoint that rank 0 chose, in this rank's own folder: no path comes from another rank. The checksums of
+    its files are rank 0's to take.
+
+    Args:
+        told: step and checksum of its manifest; None where rank 0 found none.
+
+    Raises:
+        CheckpointError: when it is not there, or another one.
+    """
+    if told is None:
+        return None
+    step, digest = told
+    checkpoint = config.checkpoint
+    folder = Path(checkpoint.resume_from_checkpoint or Path(checkpoint.output_dir) / f"checkpoint-{int(step)}")
+    manifest = read_manifest(folder)
+    if (manifest.step, manifest.sha256) != (step, digest):
+        raise CheckpointError(f"{folder}: not the checkpoint that rank 0 goes on from; --output_dir has to be shared")
+    return ResumePoint(folder, manifest)
+
+
+def recorded_products(config: Config) -> str | None:
+    """The library that multiplied matrices in the checkpoint that this run will likely go on from ("" where it does not
+    say so), None without one. For the start, before anything is multiplied; find_resume_point has the word later."""
+    checkpoint = config.checkpoint
+    if not config.evaluation.do_train or checkpoint.overwrite_output_dir:
+        return None
+    named = checkpoint.resume_from_checkpoint
+    folders = [Path(named)] if named else list_checkpoints(Path(checkpoint.output_dir))
+    for folder in folders:
+        with contextlib.suppress(CheckpointError):
+            return read_manifest(folder).products
+    return None
+
+
+def _choose(config: Config, data_fingerprint: str, base: Base | None) -> ResumePoint | None:
+    checkpoint = config.checkpoint
+    output_dir = Path(checkpoint.output_dir)
+    if checkpoint.resume_from_checkpoint:
+        folder = Path(checkpoint.resume_from_checkpoint)
+        manifest = verify(folder)
+        differing = differences(config, manifest, data_fingerprint, base)
+        if differing:
+            logger.info(f"{folder} is of another configuration, as you asked: {'; '.join(differing)}")
+        return ResumePoint(folder, manifest)
+    found = newest_whole(output_dir)
+    if found is None:
+        return None
+    folder, manifest = found
+    differing = differences(config, manifest, data_fingerprint, base)
+    if differing:
+        listing = "".join(f"\n  - {line}" for line in differing)
+        raise CheckpointError(
+            f"{output_dir} holds another run (its {folder.name} differs in {len(differing)} point(s)):{listing}\n"
+            "Choose another --output_dir, start anew with --overwrite_output_dir (deletes that run), or go on from it "
+            f"all the same with --resume_from_checkpoint {folder}"
+        )
+    return ResumePoint(folder, manifest)
+
+
+def differences(config: Config, manifest: Manifest, data_fingerprint: str, base: Base | None = None) -> list[str]:
+    """What stops a silent resume: options that change what is learnt, and the data."""
+    now, specs = flatten(config), option_specs(type(config))
+    lines = [
+        f"{name} was {manifest.config.get(name)!r}, is {now[name]!r}"
+        for name, spec in specs.items()
+        if not spec.may_change and manifest.config.get(name, spec.default) != now[name]
+    ]
+    if manifest.data_fingerprint != data_fingerprint:
+        lines.append("the training data changed")
+    if base is not None and (manifest.base is None or manifest.base["fingerprint"] != base.fingerprint):
+        lines.append(f"the weights of the base model {base.name} changed")
+    return lines
+
+
+def _remove_leftovers(output_dir: Path) -> None:
+    """Unfinished saves and half-deleted checkpoints of a killed process."""
+    for path in (*output_dir.glob(".checkpoint-*.partial"), *output_dir.glob(".checkpoint-*.deleted")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _clear_run(output_dir: Path) -> None:
+    checkpoints = list_checkpoints(output_dir)
+    for path in checkpoints:
+        delete_folder(path)
+    for name in ("metrics.jsonl", "visualdl", "samples.jsonl", "adapter.json"):
+        path = output_dir / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    if checkpoints:
+        logger.info(f"--overwrite_output_dir: deleted {len(checkpoints)} checkpoint(s) of the run in {output_dir}")
+
+
+def save(trainer: OarlockTrainer, manifest: Manifest, in_background: bool = False) -> PendingSave:
+    """Write output_dir/checkpoint-<step>: aside first, then renamed.
+
+    Args:
+        in_background: return as soon as the state is copied; wait for it with finish().
+
+    Raises:
+        CheckpointError: when it can't be written; what was written of it is removed, earlier ones are untouched.
+    """
+    output_dir = Path(trainer.args.output_dir)
+    final = output_dir / f"checkpoint-{manifest.step}"
+    partial = output_dir / f".checkpoint-{manifest.step}.partial"
+    pending: list[PendingSave] = []
+    parts: list[dict[str, Any]] = []
+
+    def prepare() -> None:
+        check_output(output_dir)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        trainer.save_tokenizer_and_template(partial)
+
+    def begin() -> None:
+        pending.append(PendingSave(trainer, manifest, partial, final, copy=in_background))
+        if not in_background:
+            parts.append(pending[0].write())
+
+    with _explained(final):
+        run_on_all_ranks(prepare, first_rank_only=True)
+        run_on_all_ranks(begin)
+        if not in_background:
+            everyones = all_gather_objects(parts[0])
+            run_on_all_ranks(lambda: pending[0].commit(everyones), first_rank_only=True)
+    return pending[0]
+
+
+def finish(pending: PendingSave) -> None:
+    """Wait for a save in the background, on all ranks.
+
+    Raises:
+        CheckpointError: as save() does.
+    """
+    with _explained(pending.final):
+        run_on_all_ranks(pending.wait)
+
+
+@contextlib.contextmanager
+def _explained(final: Path) -> Iterator[None]:
+    """Clean up after a save that failed, and say what is left."""
+    try:
+        yield
+    except (StoppedWithOthers, OutputLost):
+        raise
+    except Exception as error:
+        check_output(final.parent)
+        shutil.rmtree(final.parent / f".{final.name}.partial", ignore_errors=True)
+        raise CheckpointError(failure_text(final, error)) from error
+
+
+def failure_text(final: Path, error: Exception) -> str:
+    """What to tell about a save that failed."""
+    why = reason(error, final.parent)
+    return f"checkpoint {final.name} could not be written: {why}. {last_good_state(final.parent, but=final)}"
+
+
+def rotate(output_dir: Path, keep: int | None, best: str | None = None, newest: int | None = None) -> None:
+    """Delete the oldest checkpoints beyond `keep`; never the best one.
+
+    Args:
+        newest: step of the one that was just written. Those behind it are of a run that was further, and damaged (or
+            this run would go on from them): they do not count, and are left to be replaced.
+    """
+    if keep is None:
+        return
+    steps = {path: int(path.name.partition("-")[2]) for path in list_checkpoints(output_dir)}
+    others = [path for path, step in steps.items() if path.name != best and (newest is None or step <= newest)]
+    for path in others[max(1, keep - (best is not None)) :]:
+        delete_folder(path)

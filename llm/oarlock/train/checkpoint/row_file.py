@@ -1,0 +1,80 @@
+"""metrics.jsonl and samples.jsonl: a row of JSON per line, whole or not there, cut where a resumed run goes on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from oarlock.errors import DataError
+from oarlock.files import write_text_atomically
+from oarlock.formats.files import is_missing, open_regular
+from oarlock.formats.json_file import parse_json
+from oarlock.train.output.folder_guard import writing
+
+Row = dict[str, Any]
+_LONGEST_ROW = 1 << 24  # bytes
+_APPENDING = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add lines to the end of a file in output_dir: all of them, or none.
+
+    Raises:
+        OutputLost: when they can't be written.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
+    with writing(path.parent, path.name):
+        descriptor = os.open(path, _APPENDING, 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            end = _whole_lines(descriptor)
+            left = memoryview(text)
+            try:
+                while left:
+                    left = left[os.write(descriptor, left) :]
+            except OSError:
+                os.ftruncate(descriptor, end)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def _whole_lines(descriptor: int) -> int:
+    """The size of a file after a half line at its end (of a killed process) was cut off."""
+    size = os.fstat(descriptor).st_size
+    if not size or os.pread(descriptor, 1, size - 1) == b"\n":
+        return size
+    start = max(0, size - _LONGEST_ROW)
+    end = start + os.pread(descriptor, size - start, start).rfind(b"\n") + 1
+    os.ftruncate(descriptor, end)
+    return end
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a .jsonl that have a step; other lines (half of one, by a killed process) are left out."""
+    if is_missing(path):
+        return []
+    rows = []
+    with open_regular(path, error=DataError) as file:
+        for line in file:
+            try:
+                row = parse_json(line, path.name, dict[str, Any], error=DataError, limit=_LONGEST_ROW)
+            except DataError:
+                continue
+            if type(row.get("step")) is int:
+                rows.append(row)
+    return rows
+
+
+def cut_rows_after(path: Path, step: int) -> None:
+    """Keep the rows of a .jsonl up to a step; none for step 0."""
+    if is_missing(path):
+        return
+    kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in read_rows(path) if 0 < step >= row["step"]]
+    write_text_atomically(path, "".join(kept))

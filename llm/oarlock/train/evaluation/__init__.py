@@ -1,0 +1,1 @@
+"""Evaluation: loss, generated answers, metrics, and the best checkpoint."""

@@ -1,0 +1,1 @@
+"""Rehearsal of a parallel plan on CPU ranks."""

@@ -1,0 +1,257 @@
+"""What one rank of a rehearsal does: a few real steps on made-up data, every weight compared with one process's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddlenlp.trainer import TrainerCallback
+
+from oarlock.config.load import LoadedConfig
+from oarlock.config.schema import FinetuneConfig
+from oarlock.data.corpus.order import SampleOrder
+from oarlock.data.examples.collate import FinetuneCollator, PackCollator, PretrainCollator
+from oarlock.data.examples.labels import IGNORE_INDEX, Example
+from oarlock.data.examples.packing import PackedDataset
+from oarlock.environment.ranks import rank, world_size
+from oarlock.families.packing import attend_in_blocks, check_packing
+from oarlock.models.build import build_model, find_model
+from oarlock.parallel.plan import sequence_length, text_length
+from oarlock.peft.adapter_folder import shared_base
+from oarlock.peft.method import choose_method
+from oarlock.train.checkpoint.local_shards import innermost
+from oarlock.train.checkpoint.resume import find_resume_point
+from oarlock.train.setup import connect, make_trainer, start, train
+from oarlock.train.trainer import OarlockTrainer
+
+NUM_SAMPLES = 4096
+
+
+@dataclass
+class RankReport:
+    """What a rank has to tell.
+
+    Attributes:
+        steps_before: steps of the checkpoint this run went on from.
+        losses, grad_norms: of each step.
+        eval_loss: after the last step.
+        parameter_bytes, gradient_bytes, optimizer_bytes: measured before the last optimizer step.
+        collectives: "operation over group" -> [calls, bytes] of one step.
+        difference: largest |weight - reference| so far, and where it first went over the tolerance.
+    """
+
+    steps_before: int = 0
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    eval_loss: float | None = None
+    parameter_bytes: int = 0
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+    collectives: dict[str, list[int]] = field(default_factory=dict)
+    difference: float = 0.0
+    first_difference: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, folder: Path, rank: int) -> RankReport:
+        """As write() left it."""
+        return cls(**json.loads((folder / f"rank-{rank}.json").read_text()))
+
+    def write(self, folder: Path) -> None:
+        """Into the folder of its run."""
+        (folder / f"rank-{rank()}.json").write_text(json.dumps(asdict(self)))
+
+
+def run_rank(config: Any, folder: Path, reference: Path | None, tolerance: float, stop_after: int | None = None) -> int:
+    """Train as the configuration says, through the same code as a real run; goes on from a checkpoint it finds.
+
+    Args:
+        config: of a small model, a few steps and float32.
+        folder: for the reports.
+        reference: folder of the one-process run; None makes this that run.
+        tolerance: of weights, absolute.
+        stop_after: as SIGTERM would, with a checkpoint after this step.
+    """
+    run = start(LoadedConfig(config))
+    config = run.config
+    source = find_model(config, from_weights=True)
+    tuning = isinstance(config, FinetuneConfig)
+    length = config.data.src_length + config.data.tgt_length if tuning else text_length(config)
+    connect(run, source, sequence_length(config))
+    method = choose_method(config.method) if isinstance(config, FinetuneConfig) else None
+    base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
+    model = build_model(source, run.dtype, False, config.runtime.seed, run.plan.pipeline > 1, method)
+    vocab = source.config.vocab_size
+    data: Any = MadeUpExamples(vocab, length) if tuning else MadeUpText(vocab, length)
+    packing = tuning and config.data.packing
+    train_set: Any = data
+    collator: Any = PretrainCollator(vocab)
+    if tuning:
+        collator = (PackCollator if packing else FinetuneCollator)(vocab, 0, run.plan.length_multiple)
+    if packing:
+        check_packing(source.config, run.plan.pipeline > 1)
+        attend_in_blocks(model)
+        train_set = PackedDataset(data, config.data.packing_length, config.runtime.seed)
+    resume = find_resume_point(config, "made up")
+    trainer = make_trainer(
+        run,
+        model,
+        resume,
+        method=method,
+        base=base,
+        order=SampleOrder(len(train_set), config.runtime.seed),
+        template=None,
+        tokenizer=None,
+        flops=None,
+        data_fingerprint="made up",
+        train_dataset=train_set,
+        eval_dataset=Head(data, 2 * config.batch.per_device_eval_batch_size + 1),
+        data_collator=collator,
+    )
+    report = RankReport(steps_before=resume.manifest.step if resume else 0)
+    trainer.add_callback(_Recorder(trainer, report, folder, reference, tolerance, stop_after))
+    train(run, trainer)
+    report.write(folder)
+    return 0
+
+
+class MadeUpText:
+    """Random sequences of length + 1 tokens; sample i is the same in every process."""
+
+    def __init__(self, vocab_size: int, length: int) -> None:
+        self.vocab_size, self.length = vocab_size, length
+
+    def __len__(self) -> int:
+        return NUM_SAMPLES
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"text": np.random.RandomState(index).randint(0, self.vocab_size, self.length + 1).astype(np.int64)}
+
+
+class MadeUpExamples:
+    """Random prompts and answers of very uneven lengths, the prompts masked."""
+
+    def __init__(self, vocab_size: int, longest: int) -> None:
+        self.vocab_size, self.longest = vocab_size, longest
+
+    def __len__(self) -> int:
+        return NUM_SAMPLES
+
+    def __getitem__(self, index: int) -> Example:
+        random = np.random.RandomState(index)
+        length = int(random.randint(4, self.longest + 1))
+        prompt = int(random.randint(1, length - 1))
+        ids = random.randint(0, self.vocab_size, length + 1).tolist()
+        return Example(ids[:-1], [IGNORE_INDEX] * prompt + ids[prompt + 1 :], False)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [examples]."""
+        return np.asarray([len(self[index].input_ids) for index in range(len(self))], np.int64)
+
+
+class Head:
+    """The first samples of a dataset."""
+
+    def __init__(self, data: Any, count: int) -> None:
+        self.data, self.count = data, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+
+class _Recorder(TrainerCallback):
+    """Writes down (or compares) losses and weights after every step."""
+
+    def __init__(
+        self,
+        trainer: OarlockTrainer,
+        report: RankReport,
+        folder: Path,
+        reference: Path | None,
+        tolerance: float,
+        stop_after: int | None,
+    ) -> None:
+        self.trainer, self.report, self.stop_after = trainer, report, stop_after
+        self.folder, self.reference, self.tolerance = folder, reference, tolerance
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._groups("reset")
+
+    def on_optimizer_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.report.gradient_bytes = _gradient_bytes(self.trainer)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        report, trainer = self.report, self.trainer
+        self._groups("read")
+        report.grad_norms.append(trainer.clip.last_norm())
+        report.parameter_bytes = sum(_bytes(local.data) for local in trainer.held.locals())
+        inner = innermost(trainer.optimizer)
+        tables = [*inner._accumulators.values(), inner._master_weights]
+        report.optimizer_bytes = sum(_bytes(tensor) for table in tables for tensor in table.values())
+        if self.stop_after == state.global_step + 1:  # what stops a run is noticed in the step after it
+            trainer.stop.requested = True
+        if self.reference is None:
+            self._save_weights(state.global_step)
+        else:
+            self._compare(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.report.losses.append(logs["loss"])
+        if logs and "eval_loss" in logs:
+            self.report.eval_loss = logs["eval_loss"]
+
+    def _groups(self, what: str) -> None:
+        if world_size() <= 1:
+            return
+        from oarlock.cpu_ranks import process_group
+
+        for group in process_group.groups():
+            if what == "reset":
+                group.reset_statistics()
+                continue
+            for operation, (calls, num_bytes) in group.statistics().items():
+                name = f"{operation} over {','.join(map(str, group.ranks))}"
+                self.report.collectives[name] = [calls, num_bytes]
+
+    def _save_weights(self, step: int) -> None:
+        arrays = {local.holding.name: local.data.numpy() for local in self.trainer.held.locals()}
+        np.savez(self.folder / f"step-{step}.npz", **arrays)
+
+    def _compare(self, step: int) -> None:
+        assert self.reference is not None
+        with np.load(self.reference / f"step-{step}.npz") as expected:
+            for local in self.trainer.held.locals():
+                part = local.holding.block.cut(expected[local.holding.name])
+                if local.flat is not None:
+                    part = np.ascontiguousarray(part).reshape(-1)[local.flat[0] : local.flat[1]]
+                if not part.size:
+                    continue
+                difference = float(np.abs(part - local.data.numpy()).max())
+                self.report.difference = max(self.report.difference, difference)
+                if not difference <= self.tolerance and self.report.first_difference is None:
+                    name = local.holding.name
+                    self.report.first_difference = {"step": step, "tensor": name, "difference": difference}
+
+
+def _gradient_bytes(trainer: OarlockTrainer) -> int:
+    """Bytes of gradients that are there when the optimizer begins."""
+    total = 0
+    for parameter in trainer.model.parameters():
+        sliced = getattr(parameter, "bw_storage", None)  # GroupShardedStage3
+        grad = sliced if sliced is not None else parameter._grad_ivar()
+        if grad is not None and grad._is_initialized():
+            total += _bytes(grad)
+    return total
+
+
+def _bytes(tensor: paddle.Tensor) -> int:
+    return int(tensor._numel() * tensor.element_size())

@@ -1,0 +1,96 @@
+"""What a rehearsal found, for people and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from oarlock.train.rehearsal.rehearse import TOLERANCE, Verdict
+
+
+def report_text(verdict: Verdict) -> str:
+    """Verdict, a table of the ranks, and what their groups carried."""
+    lines = [""]
+    if verdict.reports:
+        lines += _rank_table(verdict)
+        lines += ["", *_traffic_table(verdict), ""]
+        lines += _losses(verdict)
+    if verdict.problem:
+        lines.append(f"DIFFERS from one process: {verdict.problem}")
+    else:
+        steps = len(verdict.reference.losses)
+        worst = max(report.difference for report in verdict.reports)
+        lines.append(
+            f"SAME as one process: {steps} losses and gradient norms to {TOLERANCE:g} relative, every weight after "
+            f"every step to {TOLERANCE:g} (largest difference {worst:.1e}), evaluation too"
+        )
+    return "\n".join(lines)
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "same": verdict.problem is None,
+        "problem": verdict.problem,
+        "plan": asdict(verdict.plan),
+        "one_process": asdict(verdict.reference),
+        "ranks": [asdict(report) for report in verdict.reports],
+    }
+
+
+def _rank_table(verdict: Verdict) -> list[str]:
+    plan = verdict.plan
+    rows: list[tuple[str, ...]] = [
+        ("rank", "data", "stage", "sharding", "tensor", "parameters", "gradients", "optimizer", "largest difference")
+    ]
+    for rank, report in enumerate(verdict.reports):
+        at = plan.coordinates(rank)
+        sizes = (report.parameter_bytes, report.gradient_bytes, report.optimizer_bytes)
+        place = (at.data, at.pipeline, at.sharding, at.tensor)
+        rows.append((str(rank), *map(str, place), *(f"{size:,} B" for size in sizes), f"{report.difference:.1e}"))
+    one = verdict.reference
+    sizes = (one.parameter_bytes, one.gradient_bytes, one.optimizer_bytes)
+    rows.append(("one", *"----", *(f"{size:,} B" for size in sizes), "-"))
+    return _aligned(rows)
+
+
+def _traffic_table(verdict: Verdict) -> list[str]:
+    """Collectives of the last step, by kind of group, of the busiest rank in each."""
+    plan = verdict.plan
+    kinds = {tuple(ranks): axis for axis in ("data", "pipeline", "sharding", "tensor") for ranks in plan.groups(axis)}
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for report in verdict.reports:
+        for name, (calls, num_bytes) in report.collectives.items():
+            operation, _, listed = name.partition(" over ")
+            ranks = tuple(int(rank) for rank in listed.split(","))
+            kind = kinds.get(ranks) or ("all ranks" if len(ranks) == plan.world_size else f"ranks {listed}")
+            key = (kind, operation)
+            found[key] = max(found.get(key, (0, 0)), (calls, num_bytes), key=lambda pair: pair[1])
+    rows = [("group", "operation", "calls a step", "bytes a step")]
+    rows += [
+        (kind, operation, f"{calls:,}", f"{num_bytes:,}")
+        for (kind, operation), (calls, num_bytes) in sorted(found.items())
+    ]
+    return _aligned(rows)
+
+
+def _losses(verdict: Verdict) -> list[str]:
+    rows = [("step", "loss, these ranks", "loss, one process", "gradient norm")]
+    first = verdict.reports[0]
+    for step, (loss, expected, norm) in enumerate(
+        zip(first.losses, verdict.reference.losses, first.grad_norms, strict=False), start=1
+    ):
+        rows.append((str(step), f"{loss:.7f}", f"{expected:.7f}", f"{norm:.6f}"))
+    return [*_aligned(rows), ""]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

@@ -1,0 +1,49 @@
+"""Lengths that nobody asked for fit the model; lengths that were asked for are refused where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from oarlock.config.load import is_default
+from oarlock.config.schema import FinetuneDataSection
+from oarlock.environment.console import log_once
+from oarlock.models.build import positions_of
+from oarlock.parallel.plan import sequence_length, text_length
+
+if TYPE_CHECKING:
+    from oarlock.config.schema import Config
+    from oarlock.models.build import ModelSource
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+def fit_lengths(config: ConfigT, source: ModelSource, origins: Mapping[str, str], before: int = 0) -> ConfigT:
+    """The configuration with default lengths cut to the model's context, said once; check_lengths() judges the rest.
+
+    Args:
+        source: its configuration is told the new length.
+        origins: where each option is from (see LoadedConfig).
+        before: positions that a prefix takes (Method.positions).
+    """
+    name, positions = positions_of(source.config)
+    # P-tuning's virtual tokens are counted in the sequence, a prefix is not.
+    room = positions - before - (sequence_length(config) - text_length(config))
+    data: Any = config.data
+    names = ("src_length", "tgt_length") if isinstance(data, FinetuneDataSection) else ("max_seq_length",)
+    free = [name for name in names if is_default(config, origins, name)]
+    asked = sum(getattr(data, name) for name in names)
+    fixed = sum(getattr(data, name) for name in names if name not in free)
+    if not positions or not free or asked <= room or room - fixed < 2 * len(free):
+        return config
+    lengths: dict[str, int] = {}
+    for i, option in enumerate(free):
+        left = room - fixed - sum(lengths.values())
+        share = getattr(data, option) / sum(getattr(data, name) for name in free[i:])
+        lengths[option] = max(1, int(left * share)) if i + 1 < len(free) else min(left, getattr(data, option))
+    said = " and ".join(f"--{option} {value} (default {getattr(data, option)})" for option, value in lengths.items())
+    log_once(f"the model was made for {positions:,} tokens ({name}): lengths are cut to {said}")
+    fitted = replace(config, data=replace(data, **lengths))
+    source.config.seq_length = sequence_length(fitted)
+    return fitted

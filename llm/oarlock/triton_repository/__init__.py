@@ -1,0 +1,1 @@
+"""The files of a Triton model repository that both export and server know."""

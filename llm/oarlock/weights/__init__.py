@@ -1,0 +1,1 @@
+"""Weight files and shards: reading, writing and copying them into parameters."""

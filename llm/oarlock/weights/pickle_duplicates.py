@@ -1,0 +1,92 @@
+"""Whether pickled weights are those of the safetensors beside them, without unpickling anything.
+
+torch.save writes a zip archive with every tensor's bytes in a file of its own, whose size and CRC-32 stand in the
+archive's directory. Other pickles show no more than their size.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from oarlock.errors import ModelError
+from oarlock.weights.safetensors_file import SafetensorsFile
+
+_READ_BYTES = 256 << 20  # of tensors whose check sums are compared, spread over all of them
+_BUFFER_BYTES = 1 << 16  # a pickle may hold more tensors than the safetensors, if they are as small as this
+_SLACK = 0.02  # of the size of a pickle, for what is around its tensors
+
+
+def differing_pickle(used: Sequence[Path], pickles: Sequence[Path]) -> str | None:
+    """The name of a pickle that holds other weights; None where they are the same, as far as can be seen.
+
+    Args:
+        used: the safetensors files.
+        pickles: all files of the pickled set, of one or of several kinds.
+    """
+    for suffix in (".bin", ".pdparams"):
+        files = [path for path in pickles if path.suffix == suffix]
+        if files and not _same(used, files):
+            return files[0].name
+    return None
+
+
+def _same(used: Sequence[Path], files: Sequence[Path]) -> bool:
+    total = sum(size for path in used for _, size in _sizes(path))
+    if not all(zipfile.is_zipfile(path) for path in files):
+        size = sum(path.stat().st_size for path in files)
+        return abs(size - total) <= max(1 << 20, total * _SLACK)
+    stored: dict[int, set[int]] = {}  # bytes -> check sums
+    for size, crc in _entries(files):
+        stored.setdefault(size, set()).add(crc)
+    own: dict[int, set[int]] = {}
+    checked = _spread(used, total)
+    for path in used:
+        for name, size in _sizes(path):
+            if size not in stored:
+                return False
+            if (path, name) in checked and stored[size] != {0}:
+                crc = _crc(path, name)
+                own.setdefault(size, set()).add(crc)
+                if crc not in stored[size]:
+                    return False
+    known = {size for path in used for _, size in _sizes(path)}
+    return all(size in known or size <= _BUFFER_BYTES for size in stored)
+
+
+def _entries(files: Iterable[Path]) -> Iterable[tuple[int, int]]:
+    for path in files:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for about in archive.infolist():
+                    if "/data/" in about.filename:
+                        yield about.file_size, about.CRC
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ModelError(f"{path}: not a readable archive of weights: {error}") from error
+
+
+def _sizes(path: Path) -> list[tuple[str, int]]:
+    try:
+        with SafetensorsFile(path) as file:
+            return [(name, about.num_bytes) for name, about in file.tensors.items()]
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def _spread(used: Sequence[Path], total: int) -> set[tuple[Path, str]]:
+    """Tensors to read: all of a small model, every n-th of a large one."""
+    every = max(1, -(-total // _READ_BYTES))
+    names = [(path, name) for path in used for name, _ in sorted(_sizes(path))]
+    return set(names[::every])
+
+
+def _crc(path: Path, name: str) -> int:
+    with SafetensorsFile(path) as file:
+        about = file.tensors[name]
+        values = np.empty(about.shape, about.dtype)
+        file.read(name, 0, values)
+    return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)

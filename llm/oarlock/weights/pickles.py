@@ -1,0 +1,140 @@
+"""Pickled weights, for folders that the user trusts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from oarlock.environment.console import get_logger
+from oarlock.errors import ModelError
+from oarlock.model_config.size_check import check_stored
+from oarlock.models.memory_check import check_tables
+from oarlock.weights.sources import FileSource, Mapped, SafetensorsSource, left_over, mapped
+from oarlock.weights.unused_tensors import check_unused
+from oarlock.weights.weight_folder import WeightFolder, has_safetensors
+from oarlock.weights.weight_index import read_index
+
+logger = get_logger(__name__)
+
+_PADDLE_PICKLE, _TORCH_PICKLE = "model_state.pdparams", "pytorch_model.bin"
+
+
+def open_weights(
+    folder: Path, model_class: Any, config: Any, allow_pickle: bool = False, read_ahead: bool = True
+) -> FileSource:
+    """What a model's weights are read from: its safetensors, or by permission its pickles.
+
+    Args:
+        read_ahead: keep two tensors in memory, so that one can be read while the other is in use.
+
+    Raises:
+        ModelError: when there is nothing to read, it is damaged, or it holds what the model does not compute with.
+    """
+    source: FileSource
+    if allow_pickle and not has_safetensors(folder):
+        logger.info(f"{folder}: reading pickled weights, as you allowed")
+        source = PickleSource(folder, model_class, config)
+    else:
+        source = SafetensorsSource(WeightFolder.open(folder), model_class, config, read_ahead)
+    try:
+        check_tables(config, str(folder / "config.json"))
+        check_unused(source, model_class, config)
+    except BaseException:
+        source.close()
+        raise
+    return source
+
+
+class PickleSource:
+    """Pickled weights (model_state.pdparams, pytorch_model.bin, or shards of them), a file at a time in memory.
+
+    Only for folders that the user trusts: unpickling can run code.
+    """
+
+    read_ahead = False
+
+    def __init__(self, folder: Path, model_class: Any, config: Any) -> None:
+        self.place = str(folder)
+        kinds = [name for name in (_PADDLE_PICKLE, _TORCH_PICKLE) if _has(folder, name)]
+        kind = kinds[0] if kinds else None
+        forms = [form for name in kinds for form in (name, f"{name}.index.json")]
+        both = [name for name in forms if (folder / name).is_file()]
+        if len(both) > 1:
+            raise ModelError(f"{folder}: two sets of weights: {both[0]} and {both[1]}: remove one of them")
+        if kind is None:
+            raise ModelError(
+                f"{folder}: neither {_PADDLE_PICKLE} nor {_TORCH_PICKLE} (or their indices) in this folder"
+            )
+        self._unpickle = _unpickle_paddle if kind == _PADDLE_PICKLE else _unpickle_torch
+        self._file: Path | None = None
+        self._arrays: dict[str, np.ndarray] = {}
+        index = folder / f"{kind}.index.json"
+        if (folder / kind).is_file():
+            self._load(folder / kind)
+            files = dict.fromkeys(self._arrays, folder / kind)
+        else:
+            weight_map = read_index(index, Path(kind).suffix)
+            files = {name: folder / file for name, file in weight_map.items()}
+        if (folder / kind).is_file():
+            check_stored(config, {name: array.shape for name, array in self._arrays.items()}, f"{folder}/config.json")
+        found = mapped(model_class, config, files, kind == _TORCH_PICKLE)
+        self._files, self.left_over = files, left_over(files, found)
+        found |= {name: Mapped(name) for name in self.left_over}
+        self._tensors = {name: found[name] for name in sorted(found, key=lambda name: files[found[name].stored])}
+        self.shapes: dict[str, tuple[int, ...] | None] = {
+            name: self._known_shape(name) for name in self._tensors if name not in self.left_over
+        }
+
+    def close(self) -> None:
+        """See WeightSource."""
+        self._arrays = {}
+
+    def read(self, name: str, into: np.ndarray | None = None) -> np.ndarray:
+        """See WeightSource."""
+        tensor = self._tensors[name]
+        self._load(self._files[tensor.stored])
+        if tensor.stored not in self._arrays:
+            raise ModelError(f"{self._files[tensor.stored]}: {tensor.stored} should be in this file and is not")
+        return tensor.convert(self._arrays[tensor.stored])
+
+    def in_place(self, name: str, into: np.ndarray) -> bool:
+        """See WeightSource."""
+        return False
+
+    def _load(self, path: Path) -> None:
+        if path == self._file:
+            return
+        self._arrays, self._file = {}, path
+        try:
+            content = self._unpickle(path)
+        except Exception as error:  # a pickle can raise anything
+            raise ModelError(f"{path}: can't be read: {error!r}") from error
+        for name, array in content.items():
+            if isinstance(array, np.ndarray):  # both formats give bfloat16 as its bits
+                self._arrays[name] = array.view(ml_dtypes.bfloat16) if array.dtype == np.uint16 else array
+
+    def _known_shape(self, name: str) -> tuple[int, ...] | None:
+        tensor = self._tensors[name]
+        array = self._arrays.get(tensor.stored)
+        return None if array is None else tensor.convert(array).shape
+
+
+def _has(folder: Path, name: str) -> bool:
+    return (folder / name).is_file() or (folder / f"{name}.index.json").is_file()
+
+
+def _unpickle_paddle(path: Path) -> dict[str, Any]:
+    import paddle
+
+    return paddle.load(str(path), return_numpy=True)
+
+
+def _unpickle_torch(path: Path) -> dict[str, Any]:
+    from paddlenlp.utils.serialization import load_torch
+
+    loader: Callable[[str], dict[str, Any]] = load_torch
+    return loader(str(path))

@@ -1,0 +1,293 @@
+"""Write and read safetensors files with memory for one tensor at a time.
+
+The library's save_file wants all tensors at once, and pages of the files it maps to read them count as memory of the
+process, up to all of the file. The format (https://github.com/huggingface/safetensors#format): the
+header's length as 8 little-endian bytes, a JSON header with dtype, shape and offsets, then the data without gaps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from oarlock.errors import ModelError, OarlockError
+from oarlock.formats.files import open_regular
+from oarlock.formats.safetensors_header import Header, read_header
+from oarlock.weights.buffers import array_type, copy_array, row_ranges
+
+_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+_NUMPY = {code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name, code in _DTYPES.items()}
+_NUMPY["U16"] = _NUMPY["BF16"]  # what PaddleNLP's own save_pretrained calls bfloat16
+_SIZES = {name: _NUMPY[code].itemsize for name, code in _DTYPES.items()}
+ITEM_SIZES = {code: dtype.itemsize for code, dtype in _NUMPY.items()}  # by the names of types in headers
+_BITS = {"bfloat16": "uint16"}
+_CHUNK = 8 << 20  # bytes made and hashed at a time: with less, the threads wait for each other
+_WRITTEN = 1 << 20  # bytes written at a time, which is faster than many
+_MOST_AHEAD = 2  # chunks that are written before the first of them is hashed
+_SYNC_BYTES = 32 << 20  # written before the disk is asked to begin with them
+_PIECE = 2 << 20  # bytes a thread reads at a time
+_AHEAD = 64 << 20  # bytes the disk is asked for beyond what is being read
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """A tensor to be written.
+
+    Attributes:
+        name: in the file.
+        dtype: NumPy's name of it, or "bfloat16".
+        shape: of the tensor.
+        read: gives the values (bfloat16 as ml_dtypes.bfloat16 or as the same bits in uint16), in any memory layout.
+        cast: they may be of another float type, and are rounded to this one.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+    cast: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * _SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a manifest says of a file."""
+
+    num_bytes: int
+    sha256: str
+
+
+def main_dtype(tensors: Sequence[TensorSource]) -> str:
+    """The type of most weights, which a configuration beside them names."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.dtype] += tensor.num_bytes
+    return sizes.most_common(1)[0][0]
+
+
+def in_file_order(tensors: Sequence[TensorSource]) -> list[TensorSource]:
+    """Wide types first, as the library does: every tensor then starts at a multiple of its element's size."""
+    return sorted(tensors, key=lambda tensor: (-_SIZES[tensor.dtype], tensor.name))
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Sequence[TensorSource],
+    metadata: Mapping[str, str],
+    progress: Callable[[int], None] | None = None,
+) -> FileRecord:
+    """Write a file and have the disk hold it.
+
+    Args:
+        metadata: strings for the header, for example {"format": "np"}.
+        progress: called with the bytes of each tensor once it is written.
+
+    Raises:
+        OSError: when it can't be written.
+        ValueError: when a tensor is not what its source said.
+    """
+    ordered = in_file_order(tensors)
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for tensor in ordered:
+        end = offset + tensor.num_bytes
+        entry = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[tensor.name], offset = entry, end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file, _HashedFile(file) as out:
+        out.put(len(text).to_bytes(8, "little") + text)
+        for tensor in ordered:
+            _put(out, tensor)
+            if progress is not None:
+                progress(tensor.num_bytes)
+        out.drain()
+        file.flush()
+        os.fsync(file.fileno())
+    return FileRecord(8 + len(text) + offset, out.digest.hexdigest())
+
+
+def _put(out: _HashedFile, tensor: TensorSource) -> None:
+    """Write a tensor, rows of it at a time where they have to be turned or rounded.
+
+    Raises:
+        ValueError: when it is not what its source said.
+    """
+    values = tensor.read()
+    same = values.dtype.name in (tensor.dtype, _BITS.get(tensor.dtype))
+    if values.shape != tensor.shape or not (same or (tensor.cast and values.dtype.kind in "fV")):
+        found = f"{values.dtype.name} {list(values.shape)}"
+        raise ValueError(f"{tensor.name} has {found}, expected {tensor.dtype} {list(tensor.shape)}")
+    if same and (values.flags.c_contiguous or not values.ndim):
+        data = values.reshape(-1).view(np.uint8).data
+        for start in range(0, len(data), _CHUNK):
+            out.put(data[start : start + _CHUNK])
+        out.drain()  # what read() gave may change with the next call
+        return
+    dtype = values.dtype if same else array_type(tensor.dtype)
+    for begin, end in row_ranges(values.shape, dtype.itemsize, _CHUNK):
+        rows = np.empty((end - begin, *values.shape[1:]), dtype) if values.ndim else np.empty((), dtype)
+        copy_array(rows, values[begin:end] if values.ndim else values)
+        out.put(rows.reshape(-1).view(np.uint8).data)
+
+
+class _HashedFile:
+    """Writes to a file, while one thread hashes and another has the disk hold what is written.
+
+    Attributes:
+        digest: of what was put.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self.digest = hashlib.sha256()
+        self._file, self._unsynced = file, 0
+        self._hash, self._sync = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
+        self._hashing: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _HashedFile:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        for pool in (self._hash, self._sync):
+            pool.shutdown(cancel_futures=error is not None)
+
+    def put(self, chunk: bytes | memoryview) -> None:
+        """Add to the file; the memory has to stay as it is until drain()."""
+        self._hashing.append(self._hash.submit(self.digest.update, chunk))
+        self._write(chunk)
+        self._wait(_MOST_AHEAD)
+
+    def drain(self) -> None:
+        """Wait for all that was put."""
+        self._wait(0)
+
+    def _write(self, chunk: bytes | memoryview) -> None:
+        for start in range(0, len(chunk), _WRITTEN):
+            self._file.write(chunk[start : start + _WRITTEN])
+        self._unsynced += len(chunk)
+        if self._unsynced >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+            self._syncing, self._unsynced = self._sync.submit(os.fdatasync, self._file.fileno()), 0
+
+    def _wait(self, most: int) -> None:
+        while len(self._hashing) > most:
+            self._hashing.popleft().result()
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a file's header says of a tensor.
+
+    Attributes:
+        dtype: ml_dtypes.bfloat16 for BF16.
+        offset: of its first byte in the file.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class SafetensorsFile:
+    """A file whose tensors are read in ranges, with plain reads.
+
+    Args:
+        error: class of the errors about its header.
+
+    Attributes:
+        tensors: all that are in it.
+
+    Raises:
+        OarlockError: naming the file, when it is not there, no regular file, damaged (see oarlock.formats), or holds a
+            type that NumPy does not have.
+    """
+
+    def __init__(self, path: Path, error: type[OarlockError] = ModelError) -> None:
+        self._file = open_regular(path, error=error)
+        self._asked = 0  # bytes that the kernel was asked to have ready
+        try:
+            self.tensors = stored_tensors(read_header(self._file, name=str(path), error=error), str(path), error)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def read(self, name: str, start: int, into: np.ndarray, threads: Executor | None = None) -> None:
+        """Elements from `start` on of a flattened tensor, as many as a contiguous array of its type has.
+
+        Args:
+            threads: to read in; several are faster, from a disk as from memory (the pages of `into` may be new).
+        """
+        tensor = self.tensors[name]
+        offset = tensor.offset + start * tensor.dtype.itemsize
+        rest = into.reshape(-1).view(np.uint8).data
+        pieces = [(offset + at, rest[at : at + _PIECE]) for at in range(0, len(rest), _PIECE)]
+        if threads is not None:
+            self._ask_ahead(offset + len(rest), threads)
+        list((map if threads is None or len(pieces) == 1 else threads.map)(self._read_piece, pieces))
+
+    def _ask_ahead(self, end: int, threads: Executor) -> None:
+        """Let the disk go on beyond `end`: several readers at once look like random access to the kernel."""
+        if self._asked < end + _AHEAD // 2:
+            begin = max(end, self._asked)
+            self._asked = end + _AHEAD
+            threads.submit(os.posix_fadvise, self._file.fileno(), begin, self._asked - begin, os.POSIX_FADV_WILLNEED)
+
+    def _read_piece(self, piece: tuple[int, memoryview]) -> None:
+        offset, rest = piece
+        while rest:
+            done = os.preadv(self._file.fileno(), [rest], offset)
+            if not done:
+                raise ValueError("the file ends before it")
+            rest, offset = rest[done:], offset + done
+
+
+def stored_tensors(header: Header, place: str, error: type[OarlockError] = ModelError) -> dict[str, StoredTensor]:
+    """The tensors of a header in NumPy's types.
+
+    Raises:
+        OarlockError: of the class given, naming a tensor of another type.
+    """
+    odd = next((name for name, entry in header.tensors.items() if entry.dtype not in _NUMPY), None)
+    if odd is not None:
+        raise error(f"{place}: {odd} is of type {header.tensors[odd].dtype}, which can't be used here")
+    return {name: StoredTensor(_NUMPY[entry.dtype], entry.shape, entry.start) for name, entry in header.tensors.items()}

@@ -1,0 +1,249 @@
+"""Tensors stored in pieces: the format of a checkpoint's weights and optimizer states.
+
+Every rank writes one safetensors file with what it holds; tensors.json says which piece of which whole tensor each
+entry is. Names and shapes are those of the model on one card, so any plan (and any number of ranks) reads what any
+other wrote. (PaddleNLP's unified checkpoint gathers tensor-parallel parts before it writes, has no stage 3, and keeps
+states in pickles.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from oarlock.errors import CheckpointError
+from oarlock.formats.links import check_links
+from oarlock.weights.index_ranges import Block
+from oarlock.weights.safetensors_file import SafetensorsFile
+from oarlock.weights.shard_index import INDEX, MASTER, WEIGHTS, Piece, read_index
+
+_CHUNK = 1 << 24  # bytes read at a time where rows of a part are scattered over the whole
+
+
+@dataclass
+class PieceFolder:
+    """The tensors of a folder, put together on demand.
+
+    Attributes:
+        where: key -> the pieces of that tensor and their files.
+    """
+
+    folder: Path
+    where: dict[str, list[tuple[Path, Piece]]]
+    _open: dict[Path, SafetensorsFile] = field(default_factory=dict)
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> PieceFolder:
+        """Read the index.
+
+        Raises:
+            CheckpointError: when it is missing or not understood.
+        """
+        folder = Path(folder)
+        check_links(folder, error=CheckpointError)
+        where = read_index(folder)
+        return cls(folder, where)
+
+    def __enter__(self) -> PieceFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        self._open.clear()
+
+    def check(self, listed: Collection[str]) -> None:
+        """Compare the index with the headers of the files, and with a list of the folder's files.
+
+        Raises:
+            CheckpointError: naming what does not fit.
+        """
+        in_files = {path.name for stored in self.where.values() for path, _ in stored}
+        files = {name for name in listed if name.endswith(".safetensors")}
+        for name in sorted(in_files ^ files):
+            where, without = (INDEX, "the list of files") if name in in_files else ("the list of files", INDEX)
+            if name in in_files or self._file(self.folder / name).tensors:
+                raise CheckpointError(f"{self.folder}: {name} is in {where} and not in {without}")
+        for stored in self.where.values():
+            types = {self._dtype(path, piece) for path, piece in stored}
+            if len(types) > 1:
+                path, piece = stored[-1]
+                raise CheckpointError(f"{path}: {piece.key} is not of the type of its other parts")
+        self._check_states()
+
+    def _check_states(self) -> None:
+        """Compare the optimizer's states with the weights: each has all of them or none, in its shape or one number."""
+        names = {kind: set(self.names(kind)) for kind in self.kinds}
+        weights = names.pop(WEIGHTS, set())
+        names.pop(MASTER, None)
+        for kind, having in names.items():
+            lacking = next((other - having for other in names.values() if other - having), having - weights)
+            if lacking:
+                raise CheckpointError(f"{self.folder / INDEX}: {kind} and the other states are not of the same weights")
+            for name in having:
+                shape, dtype = self.shape(kind, name), self._dtype(*self._pieces(kind, name)[0])
+                if shape not in (self.shape(WEIGHTS, name), (1,)) or dtype.kind not in "fV":
+                    raise CheckpointError(
+                        f"{self.folder / INDEX}: {kind}/{name} is {list(shape)} of {dtype.name}, which is no state of "
+                        f"a weight of {list(self.shape(WEIGHTS, name))}"
+                    )
+
+    def names(self, kind: str = WEIGHTS) -> Iterator[str]:
+        """Names of all tensors of a kind."""
+        prefix = f"{kind}/"
+        return (key.removeprefix(prefix) for key in self.where if key.startswith(prefix))
+
+    @property
+    def kinds(self) -> list[str]:
+        """All kinds, weights first."""
+        found = {key.partition("/")[0] for key in self.where}
+        return sorted(found, key=lambda kind: (kind != WEIGHTS, kind))
+
+    def shape(self, kind: str, name: str) -> tuple[int, ...]:
+        """Of the whole tensor."""
+        return self._pieces(kind, name)[0][1].block.shape
+
+    def dtype(self, kind: str, name: str) -> str:
+        """NumPy's name of the stored type, or "bfloat16".
+
+        Raises:
+            CheckpointError: when it is not stored, or its file can't be read.
+        """
+        return self._dtype(*self._pieces(kind, name)[0]).name
+
+    def read(self, name: str, kind: str = WEIGHTS) -> np.ndarray:
+        """A whole tensor.
+
+        Raises:
+            CheckpointError: when it is not stored, or not all of it.
+        """
+        return self.read_part(kind, name, Block(self.shape(kind, name)))
+
+    def read_part(self, kind: str, name: str, block: Block, flat: tuple[int, int] | None = None) -> np.ndarray:
+        """The part of a tensor that a rank holds: its block, or a range of the flattened block.
+
+        Only files with something of it are read. Memory beyond the result is a chunk; for a range of a block that is
+        not stored as such, the block.
+
+        Raises:
+            CheckpointError: when it is not stored, not all of it, or of another shape.
+        """
+        stored = self._pieces(kind, name)
+        shape = next((piece.block.shape for _, piece in stored if piece.block.shape != block.shape), None)
+        if shape is not None:
+            raise CheckpointError(
+                f"{self.folder}: {kind} of {name} is {list(shape)}, the model's is {list(block.shape)}"
+            )
+        dtype = self._dtype(*stored[0])
+        same = [(path, piece) for path, piece in stored if piece.block == block]
+        if not same:
+            part = self._from_other_blocks(stored, block, dtype)
+            return part if flat is None else part.reshape(-1)[slice(*flat)]
+        start, stop = flat or (0, math.prod(block.part_shape))
+        values = np.empty([stop - start], dtype)
+        self._read_range(same, start, values)
+        return values.reshape(block.part_shape) if flat is None else values
+
+    def _from_other_blocks(self, stored: list[tuple[Path, Piece]], wanted: Block, dtype: np.dtype) -> np.ndarray:
+        """A block put together from blocks that were cut otherwise."""
+        blocks: dict[Block, list[tuple[Path, Piece]]] = {}
+        for path, piece in stored:
+            blocks.setdefault(piece.block, []).append((path, piece))
+        axes = {block.axis for block in (*blocks, wanted) if block.axis is not None}
+        if len(axes) > 1:  # PaddleNLP cuts a tensor along the same axis whatever the degree
+            if wanted.axis is None:
+                raise CheckpointError(f"{self.folder}: {stored[0][1].key} is stored in parts along several axes")
+            return np.ascontiguousarray(wanted.cut(self._from_other_blocks(stored, Block(wanted.shape), dtype)))
+        axis = axes.pop()
+        part = np.empty(wanted.part_shape, dtype)
+        filled = np.zeros(part.shape[axis], bool)
+        for block, pieces in blocks.items():
+            for start, target, length in _common_runs(block, wanted, axis):
+                if not filled[target : target + length].all():
+                    self._copy_run(pieces, axis, start, part, target, length)
+                filled[target : target + length] = True
+        if not filled.all():
+            raise self._incomplete(stored)
+        return part
+
+    def _copy_run(
+        self, pieces: list[tuple[Path, Piece]], axis: int, start: int, part: np.ndarray, target: int, length: int
+    ) -> None:
+        """Indices [start, start + length) along an axis of a stored block to those from `target` on of a part."""
+        block_shape = pieces[0][1].block.part_shape
+        inner = math.prod(block_shape[axis + 1 :])
+        row = block_shape[axis] * inner  # what follows each other in the file for every index of the axes before
+        rows = part.reshape(-1, part.shape[axis], inner)
+        at_once = max(1, _CHUNK // (row * part.itemsize))
+        if len(rows) == 1 or row * part.itemsize > _CHUNK:
+            for i, values in enumerate(rows):
+                self._read_range(pieces, i * row + start * inner, values[target : target + length].reshape(-1))
+            return
+        for i in range(0, len(rows), at_once):
+            taken = rows[i : i + at_once]
+            buffer = np.empty([len(taken), block_shape[axis], inner], part.dtype)
+            self._read_range(pieces, i * row, buffer.reshape(-1))
+            taken[:, target : target + length] = buffer[:, start : start + length]
+
+    def _read_range(self, pieces: list[tuple[Path, Piece]], start: int, values: np.ndarray) -> None:
+        """Elements from `start` on of a flattened block, from those of its pieces that have them."""
+        position, stop = start, start + len(values)
+        for path, piece in sorted(pieces, key=lambda item: item[1].range):
+            first, last = piece.range
+            if first <= position < min(last, stop):
+                if self._dtype(path, piece) != values.dtype:
+                    raise CheckpointError(f"{path}: {piece.key} is not of type {values.dtype.name} as its other parts")
+                taken = values[position - start : min(last, stop) - start]
+                try:
+                    self._file(path).read(piece.key, position - first, taken)
+                except (OSError, ValueError) as error:
+                    raise CheckpointError(f"{path}: {piece.key} can't be read: {error}") from error
+                position += len(taken)
+        if position < stop:
+            raise self._incomplete(pieces)
+
+    def _incomplete(self, pieces: list[tuple[Path, Piece]]) -> CheckpointError:
+        piece = pieces[0][1]
+        return CheckpointError(f"{self.folder}: {piece.kind} of {piece.name} is not all there")
+
+    def _pieces(self, kind: str, name: str) -> list[tuple[Path, Piece]]:
+        found = self.where.get(f"{kind}/{name}")
+        if not found:
+            raise CheckpointError(f"{self.folder}: no {kind} of {name} is stored in this checkpoint")
+        return found
+
+    def _dtype(self, path: Path, piece: Piece) -> np.dtype:
+        """Of a piece, once its size is known to be right."""
+        tensor = self._file(path).tensors.get(piece.key)
+        start, stop = piece.range
+        if tensor is None or math.prod(tensor.shape) != stop - start:
+            found = "not in it" if tensor is None else f"{list(tensor.shape)}"
+            raise CheckpointError(f"{path}: {piece.key} is {found}, {INDEX} says {stop - start:,} elements")
+        return tensor.dtype
+
+    def _file(self, path: Path) -> SafetensorsFile:
+        if path not in self._open:
+            self._open[path] = self._stack.enter_context(SafetensorsFile(path, CheckpointError))
+        return self._open[path]
+
+
+def _common_runs(stored: Block, wanted: Block, axis: int) -> Iterator[tuple[int, int, int]]:
+    """What two blocks have in common along an axis: (index in the stored part, index in the wanted part, length)."""
+    all_of_it = ((0, stored.shape[axis]),)
+    begin = 0
+    for start, length in stored.runs or all_of_it:
+        target = 0
+        for wanted_start, wanted_length in wanted.runs or all_of_it:
+            first, last = max(start, wanted_start), min(start + length, wanted_start + wanted_length)
+            if first < last:
+                yield begin + first - start, target + first - wanted_start, last - first
+            target += wanted_length
+        begin += length

@@ -1,0 +1,71 @@
+"""Ranks in threads of one process, who meet; and connections that speak as a test wants."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+
+from oarlock.cpu_ranks.gathering import gather
+from oarlock.cpu_ranks.launch_channel import CHALLENGE, HELLO, PROOF, Channel, Frame
+from oarlock.cpu_ranks.meeting_point import MeetingPoint
+from oarlock.cpu_ranks.shared_memory import PAGE, Memory
+from oarlock.environment.processes import started_at
+from oarlock.errors import OarlockError
+
+
+class Meeting:
+    """Ranks in threads of this process; what each of them got, or why it did not."""
+
+    def __init__(self) -> None:
+        self.got: dict[int, list[int]] = {}
+        self.problems: dict[int, OarlockError] = {}
+        self._threads: list[threading.Thread] = []
+
+    def come(self, point: MeetingPoint, rank: int, world_size: int, wait_s: float = 60.0) -> None:
+        self._threads.append(threading.Thread(target=self._meet, args=(point, rank, world_size, wait_s)))
+        self._threads[-1].start()
+
+    def _meet(self, point: MeetingPoint, rank: int, world_size: int, wait_s: float) -> None:
+        memory = Memory.create()
+        memory.map(memory.reserve(PAGE), PAGE).words[0] = 1000 + rank
+
+        def read(handed):
+            self.got[rank] = [each.memory.map(0, PAGE).words[0] for each in handed]
+            assert {(each.pid, each.started) for each in handed} == {(os.getpid(), started_at(os.getpid()))}
+
+        try:
+            gather(point, memory, rank, world_size, time.monotonic() + wait_s, read)
+        except OarlockError as problem:
+            self.problems[rank] = problem
+
+    def end(self) -> None:
+        for thread in self._threads:
+            thread.join(90)
+            assert not thread.is_alive()
+
+    def all_met(self, world_size: int) -> bool:
+        self.end()
+        assert not self.problems
+        return self.got == {rank: [1000 + i for i in range(world_size)] for rank in range(world_size)}
+
+
+def connect(point: MeetingPoint) -> socket.socket:
+    """A connection to rank 0, once it is there."""
+    return point.connect(time.monotonic() + 60)
+
+
+def proven(point: MeetingPoint, rank: int, world_size: int) -> Channel:
+    channel = Channel(connect(point), point.key, is_first=False)
+    channel.socket.settimeout(60)
+    channel.send(Frame(HELLO, rank, world_size))
+    channel.receive(CHALLENGE)
+    return channel
+
+
+def admitted(point: MeetingPoint, rank: int, world_size: int) -> Channel:
+    """A member whose memory rank 0 has, or will have before it hears of what comes later."""
+    channel = proven(point, rank, world_size)
+    channel.send(Frame(PROOF, rank, world_size), Memory.create().descriptor)
+    return channel

@@ -1,0 +1,95 @@
+"""An engine around a scripted decoder and a tokenizer of letters."""
+
+from __future__ import annotations
+
+import threading
+from types import MappingProxyType
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+from oarlock.data.templates.chat_template import ChatTemplate
+from oarlock.serve.engine.engine import Engine
+from oarlock.serve.engine.loading import Served
+from oarlock.serve.engine.prompts import hidden_tokens
+from oarlock.serve.engine.sampling_params import Answer, Limits, Prompt, Sampling
+
+VOCABULARY = 300
+END = 0
+GUARD_S = 300  # against a test that hangs
+ENDLESS = 10**9  # tokens of an answer that a test ends
+FIRST = "{{ messages[0]['content'] }}"
+
+
+class Letters:
+    """Text of one character a token; special ones stand in the place of some, and are shown to nobody."""
+
+    def __init__(self, special):
+        vocabulary = {special.get(i, chr(i)): i for i in range(VOCABULARY)}
+        self.backend_tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+        self.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        self.backend_tokenizer.add_special_tokens(list(special.values()))
+        self.hidden = hidden_tokens(self)
+
+    def decode(self, ids, **_):
+        return "".join(chr(token) for token in ids if token not in self.hidden)
+
+
+class Script:
+    """After a token t comes t + 1; keeps account of what it is fed."""
+
+    vocabulary = VOCABULARY
+
+    def __init__(self, chunk=None):
+        self.chunk = chunk
+        self.steps = []  # lengths of what was fed
+        self.alive = {}
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.fails = lambda tokens: None  # of all tokens of a sequence
+
+    def start(self, capacity, adapter):
+        sequence = object()
+        self.alive[id(sequence)] = (sequence, capacity, [])
+        return sequence
+
+    def drop(self, sequence):
+        self.alive.pop(id(sequence), None)
+
+    def feed(self, feeds):
+        self.entered.set()
+        assert self.gate.wait(GUARD_S)
+        self.steps.append([len(feed.tokens) for feed in feeds])
+        rows = []
+        for feed in feeds:
+            _, capacity, tokens = self.alive[id(feed.sequence)]
+            tokens += feed.tokens
+            assert len(tokens) <= capacity
+            self.fails(tokens)
+            row = np.zeros(VOCABULARY, np.float32)
+            row[(tokens[-1] + 1) % VOCABULARY] = np.nan if tokens[0] == 99 else 1
+            if feed.scored:
+                rows.append(row)
+        return np.stack(rows)
+
+
+def build_engine(
+    decoder, context=64, special=MappingProxyType({}), begin=(), parsing="prompts", template=FIRST, **limits
+):
+    """Of the scripted decoder; END ends its answers."""
+    letters = Letters(special)
+    template = ChatTemplate("t", template, {}, tuple(special.values()), parsing == "all")
+    served = Served("script", decoder, letters, template, context, frozenset([END]), begin=begin, special_tokens=letters.hidden, parse_special_tokens=parsing)  # fmt: skip
+    return Engine(served, Limits(**limits))
+
+
+def submit(engine, tokens, **how):
+    answer = Answer()
+    answer.pieces = []
+
+    def take(piece):
+        answer.add(piece)
+        answer.pieces.append(piece)
+
+    return engine.submit(Prompt(token_ids=tokens), Sampling(**how), take), answer

@@ -1,0 +1,303 @@
+"""How the ranks of a launch meet: who is let in, what strangers and broken members do to the others (nothing)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+
+import pytest
+
+from oarlock.cpu_ranks import first_rank, launch_channel, meeting_point
+from oarlock.cpu_ranks.launch_channel import CHALLENGE, GO, HELLO, MEMBER, PROOF, STOP, TAKEN, Channel, Frame
+from oarlock.cpu_ranks.meeting_point import MeetingPoint, connected_pairs
+from oarlock.cpu_ranks.shared_memory import Memory
+from oarlock.environment.processes import started_at
+from oarlock.errors import EnvironmentProblem
+from support.rank_meetings import Meeting, admitted, connect, proven
+
+
+@pytest.fixture
+def point() -> MeetingPoint:
+    return MeetingPoint(os.urandom(32))
+
+
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_all_get_the_memory_of_all(point, world_size):
+    meeting = Meeting()
+    for rank in reversed(range(world_size)):
+        meeting.come(point, rank, world_size)
+    assert meeting.all_met(world_size)
+
+
+def test_forked_ranks_need_no_place():
+    pairs, key = connected_pairs(3), os.urandom(32)
+    points = [
+        MeetingPoint(key, {1: pairs[0][0], 2: pairs[1][0]}),
+        MeetingPoint(key, {0: pairs[0][1]}),
+        MeetingPoint(key, {0: pairs[1][1]}),
+    ]
+    meeting = Meeting()
+    for rank, each in enumerate(points):
+        meeting.come(each, rank, 3)
+    assert meeting.all_met(3)
+    names = Path("/proc/net/unix").read_text()
+    assert points[0].address[1:] not in names
+
+
+def test_a_forked_rank_that_ends_early_is_named():
+    (first, second), other = connected_pairs(3)
+    meeting = Meeting()
+    meeting.come(MeetingPoint(b"k" * 32, {1: first, 2: other[0]}), 0, 3)
+    second.close()
+    meeting.end()
+    other[1].close()
+    assert "rank 1 ended before the ranks met" in str(meeting.problems[0])
+
+
+# Strangers.
+
+
+def rubbish(point: MeetingPoint) -> list[socket.socket]:
+    made = [connect(point) for _ in range(4)]
+    for each, data in zip(made, (b"GET / HTTP/1.1\r\n\r\n", b"\0", os.urandom(launch_channel.FRAME_BYTES), b"x" * 60_000), strict=True):  # fmt: skip
+        each.send(data)
+    return made
+
+
+def silence(point: MeetingPoint) -> list[socket.socket]:
+    return [connect(point) for _ in range(3)]
+
+
+def thousands(point: MeetingPoint) -> list[socket.socket]:
+    """More than the place takes at once; some stay, most go."""
+    kept = []
+    for i in range(2000):
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        made.setblocking(False)
+        with contextlib.suppress(OSError):
+            made.connect(point.address)
+        if i % 10:
+            made.close()
+        else:
+            kept.append(made)
+    return kept
+
+
+def another_key(point: MeetingPoint) -> list[socket.socket]:
+    made = connect(point)
+    Channel(made, b"another", is_first=False).send(Frame(HELLO, 1, 2))
+    return [made]
+
+
+def a_greeting_heard_elsewhere(point: MeetingPoint) -> list[socket.socket]:
+    """A greeting is signed, so that it can be repeated; what must follow can't."""
+    recorded: list[bytes] = []
+    first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = Channel(first, point.key, is_first=False)
+    channel.send(Frame(HELLO, 1, 2))
+    recorded.append(second.recv(1000))
+    made = connect(point)
+    made.send(recorded[0])
+    made.recv(1000)
+    made.send(recorded[0])
+    return [made, first, second]
+
+
+def many_descriptors(point: MeetingPoint) -> list[socket.socket]:
+    made, null = connect(point), os.open("/dev/null", os.O_RDWR)
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("200i", *[null] * 200))]
+    made.sendmsg([os.urandom(launch_channel.FRAME_BYTES)], rights)
+    os.close(null)
+    return [made]
+
+
+@pytest.mark.parametrize(
+    "stranger", [rubbish, silence, thousands, another_key, a_greeting_heard_elsewhere, many_descriptors]
+)
+def test_strangers_do_the_members_no_harm(point, stranger):
+    before = len(os.listdir("/proc/self/fd"))
+    meeting = Meeting()
+    meeting.come(point, 0, 2)
+    left = stranger(point)
+    meeting.come(point, 1, 2)
+    assert meeting.all_met(2)
+    for each in left:
+        each.close()
+    # Each of the two holds its own memory and the other's, for as long as it lives.
+    assert len(os.listdir("/proc/self/fd")) <= before + 4
+
+
+def test_a_process_of_another_user_is_turned_away_before_it_can_speak(point, monkeypatch):
+    meeting = Meeting()
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)  # seen from rank 0, everybody is another user
+    meeting.come(point, 0, 2, wait_s=1.0)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    while made.connect_ex(point.address):
+        time.sleep(0.01)
+    made.settimeout(30)
+    assert made.recv(100) == b""
+    meeting.end()
+    made.close()
+    expected = f"ranks [1] did not come to the run's start in time (1 refused: a process of user {user})"
+    assert str(meeting.problems[0]) == expected
+    place = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    place.bind(point.address)
+    place.listen()
+    meeting.come(point, 1, 2)
+    meeting.end()
+    place.close()
+    assert f"a process of user {user} has taken the place" in str(meeting.problems[1])
+
+
+def test_a_place_that_is_taken_is_an_error(point, monkeypatch):
+    monkeypatch.setattr(meeting_point, "_TAKEN_S", 0.1)
+    with contextlib.closing(point.listen()):
+        meeting = Meeting()
+        meeting.come(point, 0, 2)
+        meeting.end()
+    assert "start again with another port" in str(meeting.problems[0])
+
+
+# Members that do something else than they should.
+
+
+def test_a_member_that_hands_over_a_file_ends_the_launch_by_name(point, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"V" * 100_000)
+    meeting = Meeting()
+    meeting.come(point, 0, 3)
+    other = admitted(point, 1, 3)
+    with victim.open("r+b") as file:
+        channel = proven(point, 2, 3)
+        channel.send(Frame(PROOF, 2, 3), file.fileno())
+        meeting.end()
+    expected = f"rank 2 (pid {os.getpid()}): what was handed over as a rank's memory is not a memory"
+    assert str(meeting.problems[0]).startswith(expected)
+    assert other.receive(MEMBER)[0].kind == STOP  # rank 1 ends without a word
+    channel.close()
+    other.close()
+    assert victim.read_bytes() == b"V" * 100_000
+
+
+def test_a_member_that_goes_before_all_are_there_ends_the_launch_by_name(point):
+    meeting = Meeting()
+    meeting.come(point, 0, 4)
+    other = admitted(point, 1, 4)
+    admitted(point, 2, 4).close()
+    meeting.end()
+    assert str(meeting.problems[0]).startswith(f"rank 2 (pid {os.getpid()}) does not go on with the start")
+    assert other.receive(MEMBER)[0].kind == STOP
+    other.close()
+
+
+def test_a_second_rank_of_a_number_is_turned_away(point):
+    meeting = Meeting()
+    meeting.come(point, 0, 3)
+    first = admitted(point, 1, 3)
+    with pytest.raises(launch_channel.Ended):
+        proven(point, 1, 3)
+    meeting.come(point, 2, 3)
+    for _ in range(2):
+        os.close(first.receive(MEMBER)[1])
+    first.send(Frame(TAKEN, 1, 3))
+    assert first.receive(GO)[0].kind == GO
+    meeting.end()
+    assert sorted(meeting.got) == [0, 2] and not meeting.problems
+    first.close()
+
+
+def test_a_missing_rank_is_named_by_rank_0_alone(point):
+    meeting = Meeting()
+    meeting.come(point, 0, 4, wait_s=1.0)
+    other = admitted(point, 2, 4)
+    meeting.end()
+    assert str(meeting.problems[0]) == "ranks [1, 3] did not come to the run's start in time"
+    assert other.receive(MEMBER)[0].kind == STOP
+    other.close()
+
+
+# Something else in rank 0's place.
+
+
+def hand_a_file(channel: Channel, file: int) -> None:
+    channel.send(Frame(MEMBER, 0, 2, channel.pid, started_at(os.getpid())), file)
+
+
+def hand_a_dead_process(channel: Channel, file: int) -> None:
+    channel.send(Frame(MEMBER, 0, 2, channel.pid, 1), Memory.create().descriptor)
+
+
+def hand_another_process(channel: Channel, file: int) -> None:
+    channel.send(Frame(MEMBER, 0, 2, 1, started_at(1) or 0), Memory.create().descriptor)
+
+
+def hand_a_rank_of_a_larger_launch(channel: Channel, file: int) -> None:
+    channel.send(Frame(MEMBER, 5, 6, channel.pid, started_at(os.getpid())), Memory.create().descriptor)
+
+
+def go_without_memory(channel: Channel, file: int) -> None:
+    channel.send(Frame(GO, 0, 2))
+
+
+def end(channel: Channel, file: int) -> None:
+    channel.close()
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (hand_a_file, "is not a memory file"),
+        (hand_a_dead_process, "died at the start"),
+        (hand_another_process, "calls itself 1"),
+        (hand_a_rank_of_a_larger_launch, "rank 0 says that the launch has 6 ranks; it has 2"),
+        (go_without_memory, "rank 0 has gone before the other ranks could start (a message out of turn)"),
+        (end, "rank 0 has gone before the other ranks could start (a rank has gone)"),
+    ],
+)
+def test_what_a_false_rank_0_hands_over_is_checked(point, tmp_path, act, words):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"V" * 100_000)
+    meeting = Meeting()
+    with contextlib.closing(point.listen()) as place, victim.open("r+b") as file:
+        place.setblocking(True)
+        meeting.come(point, 1, 2)
+        channel = Channel(place.accept()[0], point.key, is_first=True)
+        channel.receive(HELLO)
+        channel.send(Frame(CHALLENGE, 0, 2))
+        os.close(channel.receive(PROOF)[1])
+        act(channel, file.fileno())
+        meeting.end()
+        channel.close()
+    assert words in str(meeting.problems[1]) and type(meeting.problems[1]) is EnvironmentProblem
+    assert victim.read_bytes() == b"V" * 100_000
+
+
+def test_a_rank_0_without_the_key_gets_nothing(point):
+    meeting = Meeting()
+    with contextlib.closing(point.listen()) as place:
+        place.setblocking(True)
+        meeting.come(point, 1, 2)
+        made = place.accept()[0]
+        made.recv(1000)
+        Channel(made, b"another", is_first=True).send(Frame(CHALLENGE, 0, 2))
+        meeting.end()
+        assert made.recv(1000) == b""  # no memory came
+        made.close()
+    assert f"what answers in rank 0's place (pid {os.getpid()}) does not know this launch" in str(meeting.problems[1])
+
+
+def test_a_silent_guest_is_turned_away_in_time(point, monkeypatch):
+    monkeypatch.setattr(first_rank, "PROVE_S", 0.2)
+    meeting = Meeting()
+    meeting.come(point, 0, 2)
+    made = connect(point)
+    made.settimeout(30)
+    assert made.recv(1) == b""
+    meeting.come(point, 1, 2)
+    assert meeting.all_met(2)
+    made.close()

@@ -1,0 +1,178 @@
+"""Long texts in pieces: the ids of the pieces are those of the whole, for every kind of tokenizer."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from oarlock.data.corpus import text_chunks
+from oarlock.data.corpus.text_chunks import Cutter
+
+ROOT = Path(__file__).resolve().parents[3]
+CHINESE = "从前有座山，山里有座庙。庙里有个老和尚在讲故事！讲的是什么呢？从前有座山，山里有座庙。"
+# Llama 3's; GPT-4's differs in nothing that matters here.
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _text() -> str:
+    parts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/data.md", "CONTRIBUTING.md")]
+    code = (ROOT / "llm" / "oarlock" / "data" / "corpus" / "text_chunks.py").read_text(encoding="utf-8")
+    odd = "a\u0301e\u0301 x\ufb01x ½ 12345678901234\t\t\n\n\n   indented\r\nnext\r\n" + "==" * 200 + "\n"
+    return "\n\n".join([parts[0], CHINESE * 20, parts[1], odd, code, parts[2], odd])
+
+
+def _bpe(normalizer=None, pre_tokenizer=None, alphabet=(), **trainer) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    return _trained(
+        tokenizer,
+        trainers.BpeTrainer(
+            vocab_size=900,
+            special_tokens=["<unk>", "<s>"],
+            initial_alphabet=list(alphabet),
+            show_progress=False,
+            **trainer,
+        ),
+    )
+
+
+def _trained(tokenizer: Tokenizer, trainer) -> Tokenizer:
+    # Lines for those that would take a whole text for one word.
+    tokenizer.train_from_iterator([line for line in _text().split("\n") if line], trainer)
+    return tokenizer
+
+
+def gpt2() -> Tokenizer:
+    return _bpe(
+        pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False), alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+
+
+def llama3() -> Tokenizer:
+    split = pre_tokenizers.Split(Regex(LLAMA3), "isolated")
+    both = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return _bpe(pre_tokenizer=both, alphabet=pre_tokenizers.ByteLevel.alphabet())
+
+
+def llama2() -> Tokenizer:
+    """SentencePiece as transformers converts it: a space put before every text, and no pre-tokenizer."""
+    trained = _bpe(pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="always"))
+    trained.pre_tokenizer = pre_tokenizers.Sequence([])
+    trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return trained
+
+
+def metaspace_first() -> Tokenizer:
+    return _bpe(pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="first", split=False), max_token_length=12)
+
+
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=900, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False)
+    return _trained(tokenizer, trainer)
+
+
+def bert() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return _trained(tokenizer, trainers.WordPieceTrainer(vocab_size=900, special_tokens=["[UNK]"], show_progress=False))
+
+
+KINDS = {make.__name__: make for make in (gpt2, llama3, llama2, metaspace_first, unigram, bert)}
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    def encode_with(tokenizer: Tokenizer):
+        return lambda texts: [row.ids for row in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    return {name: encode_with(make()) for name, make in KINDS.items()}
+
+
+def _joined(rows) -> list[int]:
+    return list(itertools.chain.from_iterable(rows))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_give_the_ids_of_the_whole(encoders, kind, monkeypatch):
+    monkeypatch.setattr(text_chunks, "PIECE", 700)
+    text, encode = _text(), encoders[kind]
+    cutter = Cutter(encode)
+    parts = cutter.pieces(text)
+    assert len(parts) > len(text) / 1500 and cutter.unsure == 0
+    assert _joined(encode(parts)) == encode([text])[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_a_text_that_comes_in_blocks_gives_the_ids_of_the_whole(encoders, kind, data):
+    text, encode = _text()[: data.draw(st.integers(1, 20_000))], encoders[kind]
+    block = data.draw(st.integers(100, 3000))
+    cutter, rest, parts = Cutter(encode), "", []
+    for first in range(0, len(text), block):
+        rest += text[first : first + block]
+        done, rest = cutter.split(rest, 500)
+        assert rest
+        parts += cutter.pieces(done) if done else []
+    parts += cutter.pieces(rest)
+    assert _joined(encode(parts)) == encode([text])[0] and cutter.unsure == 0
+
+
+def test_chinese_without_spaces_is_cut_too(encoders, monkeypatch):
+    monkeypatch.setattr(text_chunks, "PIECE", 1000)
+    text = CHINESE * 200
+    for kind in ("gpt2", "llama3", "bert"):
+        cutter = Cutter(encoders[kind])
+        parts = cutter.pieces(text)
+        assert len(parts) > 5 and cutter.unsure == 0
+        assert _joined(encoders[kind](parts)) == encoders[kind]([text])[0], kind
+
+
+def test_a_text_that_can_not_be_cut_stays_whole_up_to_a_limit_and_is_counted_beyond(encoders, monkeypatch):
+    monkeypatch.setattr(text_chunks, "PIECE", 1000)
+    runs = Cutter(lambda texts: [[len(text)] for text in texts])  # a tokenizer that takes any text for one token
+    text = "a b\n" * 5000
+    assert runs.pieces(text) == [text] and runs.unsure == 0
+    monkeypatch.setattr(text_chunks, "LONGEST_PIECE", 4000)
+    parts = runs.pieces(text)
+    assert "".join(parts) == text and max(map(len, parts)) <= 8000 and runs.unsure == len(parts) - 1
+    done, rest = runs.split(text, 500)
+    assert done + rest == text and rest and runs.unsure == len(parts)
+
+
+def test_long_runs_are_not_cut_where_only_chance_agrees(encoders, monkeypatch):
+    """Groups of three digits, and pairs of letters, are counted from the beginning of a run."""
+    monkeypatch.setattr(text_chunks, "PIECE", 1000)
+    for kind, text in itertools.product(("gpt2", "llama3", "llama2"), ("1" * 5003, "number " + "7" * 5000, "z" * 5001)):
+        cutter = Cutter(encoders[kind])
+        assert _joined(encoders[kind](cutter.pieces(text))) == encoders[kind]([text])[0], (kind, text[:20])
+
+
+def test_the_tokenizer_is_asked_little(encoders):
+    asked = []
+
+    def counting(texts):
+        asked.append(sum(map(len, texts)))
+        return encoders["llama2"](texts)
+
+    text = _text() * (1 + 2_000_000 // len(_text()))
+    parts = Cutter(counting).pieces(text)
+    assert len(parts) > 20 and sum(asked) < len(text) / 10
+    assert np.array_equal(
+        _joined(encoders["llama2"](parts[:3])),
+        encoders["llama2"](["".join(parts[:1]) + " " + parts[1] + " " + parts[2]])[0],
+    )

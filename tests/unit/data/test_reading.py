@@ -1,0 +1,362 @@
+"""Files as people have them -> documents, or a refusal by name."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oarlock.data.corpus.text_chunks import Cutter
+from oarlock.data.files import byte_streams, text_readers
+from oarlock.data.files.byte_streams import Source
+from oarlock.data.files.find_files import LeftOut, files_in, find_sources
+from oarlock.data.files.text_readers import BadLine, parse_batch, read_batches
+from oarlock.data.records.dataset_resolver import find_records
+from oarlock.data.records.record_stream import FileRecords
+from oarlock.errors import DataError
+
+SKIPPABLE = b"\x5a\x2a\x4d\x18" + (7).to_bytes(4, "little") + b"\x28\xb5\x2f\xfdabc"
+
+
+def letters(texts):
+    return [list(map(ord, text)) for text in texts]
+
+
+def read(source: Source, text_key: str = "text", txt_document: str = "file") -> tuple[list[str], list[str]]:
+    """Documents and bad lines."""
+    documents, bad, parts = [], [], []
+    for batch in read_batches(source, Cutter(letters), text_key, txt_document):
+        for item in parse_batch(batch, text_key, txt_document):
+            if isinstance(item, BadLine):
+                bad.append(str(item))
+                continue
+            assert item.begins_document == (not parts)
+            parts.append(item.text)
+            if item.ends_document:
+                documents.append("".join(parts))
+                parts = []
+    assert not parts
+    return documents, bad
+
+
+def source(path: Path) -> Source:
+    (found,) = find_sources([str(path)], LeftOut())
+    return found
+
+
+def long_window(data: bytes) -> bytes:
+    """As `zstd --long=31` writes it: the size is not said, the window is 2 GB."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=31, enable_ldm=True, hash_log=12, chain_log=12, ldm_hash_log=12)  # fmt: skip
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return compressor.compress(data) + compressor.flush()
+
+
+def halves(data: bytes, compress) -> bytes:
+    return compress(data[: len(data) // 2]) + compress(data[len(data) // 2 :])
+
+
+COMPRESSIONS = {
+    "": lambda data: data,
+    ".gz": gzip.compress,
+    ".gz (two members)": lambda data: halves(data, gzip.compress),
+    ".zst": zstandard.compress,
+    ".zst (frames)": lambda data: SKIPPABLE + halves(data, zstandard.compress) + SKIPPABLE,
+}
+
+
+def _jsonl(texts, end):
+    return "".join(json.dumps({"text": text}) + end for text in texts)
+
+
+def _json(texts, end):
+    return json.dumps([{"text": text} for text in texts], indent=1, ensure_ascii=False).replace("\n", end)
+
+
+def _table(texts, end, separator):
+    file = io.StringIO()
+    writer = csv.writer(file, delimiter=separator, lineterminator=end)
+    writer.writerows([["n", "text"], *([str(i), text] for i, text in enumerate(texts))])
+    return file.getvalue()
+
+
+FORMS = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "csv": lambda texts, end: _table(texts, end, ","),
+    "tsv": lambda texts, end: _table(texts, end, "\t"),
+}
+# Every character that UTF-8 has but NUL, which no text holds, and a lone CR, at which spreadsheets end a line.
+TEXTS = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\ufeff"), max_size=40).map(
+        lambda text: text.replace("@", "\r\n")
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    texts=TEXTS,
+    form=st.sampled_from(sorted(FORMS)),
+    end=st.sampled_from(["\n", "\r\n"]),
+    mark=st.booleans(),
+    compression=st.sampled_from(sorted(COMPRESSIONS)),
+    block=st.sampled_from([1, 7, 64, 1 << 20]),
+)
+def test_blocks_compressions_line_ends_and_marks_change_no_document(
+    tmp_path_factory, texts, form, end, mark, compression, block
+):
+    content = (codecs.BOM_UTF8 if mark else b"") + FORMS[form](texts, end).encode()
+    path = tmp_path_factory.mktemp("d") / f"d.{form}{compression.split(' ')[0]}"
+    path.write_bytes(COMPRESSIONS[compression](content))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(byte_streams, "BLOCK_BYTES", block)
+        assert read(source(path)) == (texts, [])
+        records = [item for batch in FileRecords.of(path).batches() for _, item in batch.items]
+    assert [record["text"] for record in records] == texts
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff"), min_size=1, max_size=300),
+    mark=st.booleans(),
+    compression=st.sampled_from(sorted(COMPRESSIONS)),
+    block=st.sampled_from([1, 7, 64, 1 << 20]),
+    longest=st.sampled_from([5, 1 << 24]),
+)
+def test_a_text_file_is_its_text(tmp_path_factory, text, mark, compression, block, longest):
+    path = tmp_path_factory.mktemp("d") / f"d.txt{compression.split(' ')[0]}"
+    path.write_bytes(COMPRESSIONS[compression]((codecs.BOM_UTF8 if mark else b"") + text.encode()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(byte_streams, "BLOCK_BYTES", block)
+        patch.setattr(text_readers, "LONGEST_TEXT_LINE", longest)
+        assert read(source(path)) == ([text], [])
+        parts = [item for batch in FileRecords.of(path).batches() for _, item in batch.items]
+        lines, _ = read(source(path), txt_document="line")
+    assert "".join(part.text for part in parts) == text and [part.ends for part in parts].count(True) == 1
+    assert lines == [line.removesuffix("\r") for line in text.split("\n") if line.encode().strip()]
+
+
+def test_a_long_window_is_read(tmp_path):
+    path = tmp_path / "d.jsonl.zst"
+    path.write_bytes(long_window(b'{"text": "one"}\n' * 3))
+    assert zstandard.get_frame_parameters(path.read_bytes()).window_size == 1 << 31
+    assert read(source(path)) == (["one"] * 3, [])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])
+def test_other_encodings_are_named(tmp_path, name, encoding):
+    text = '[{"text": "one"}]\n' if name == "a.json" else '{"text": "one"}\n' if name == "a.jsonl" else "text\none\n"
+    mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+    (tmp_path / name).write_bytes(mark + text.encode(encoding))
+    kind = "UTF-32" if encoding == "utf-32" else "UTF-16"
+    for attempt in (lambda: read(source(tmp_path / name)), lambda: list(FileRecords.of(tmp_path / name).batches())):
+        with pytest.raises(
+            DataError, match=rf"{name}:1: the text is {kind}, expected UTF-8; convert it: iconv -f {kind}"
+        ):
+            attempt()
+
+
+def test_nul_bytes_are_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\ntw\0o\nthree\n")
+    assert read(source(tmp_path / "a.txt")) == (
+        ["one\nthree\n"],
+        [f"{tmp_path}/a.txt:2: holds NUL bytes: not text, or UTF-16 (convert it: iconv -f UTF-16 -t UTF-8)"],
+    )
+    (tmp_path / "a.jsonl").write_bytes('{"text": "a"}\n'.encode("utf-16-le"))
+    documents, bad = read(source(tmp_path / "a.jsonl"))
+    assert not documents and "holds NUL bytes" in bad[0]
+
+
+def test_a_field_that_stands_twice_is_a_bad_line(tmp_path):
+    twice = '{"text": "a", "x": [{"b": 1, "b": 2}]}'
+    (tmp_path / "a.jsonl").write_text(f'{twice}\n{{"text": "b"}}\n{{\n')
+    documents, bad = read(source(tmp_path / "a.jsonl"))
+    assert documents == ["b"] and bad[0] == f"{tmp_path}/a.jsonl:1: field 'b' stands twice in one object"
+    assert "a.jsonl:3: not valid JSON" in bad[1] and "an object over several lines?" in bad[1]
+    (tmp_path / "b.json").write_text(f'[{twice},\n{{"text": "b"}}]')
+    documents, bad = read(source(tmp_path / "b.json"))
+    assert documents == ["b"] and bad == [f"{tmp_path}/b.json:1: field 'b' stands twice in one object"]
+
+
+def test_marks_at_the_beginning_of_lines_are_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\r\n\ufefftwo".encode())
+    assert read(source(tmp_path / "a.txt"), txt_document="line") == (["one", "two"], [])
+
+
+def test_half_a_surrogate_pair_is_a_bad_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "a"}\n{"text": "b \\ud83d"}\n{"text": "\\ud83d\\ude00", "x": "\\udc00"}\n'
+    )
+    assert read(source(tmp_path / "a.jsonl")) == (
+        ["a", "😀"],
+        [f"{tmp_path}/a.jsonl:2: field 'text' holds half of a surrogate pair (\\ud83d), which is no character"],
+    )
+    for name, text in (("b.jsonl", '{"messages": [{"role": "user", "content": "\\ude00"}]}'),
+                       ("b.json", '[\n{"messages": [{"role": "user", "content": "\\ude00"}]}]')):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        ((line, problem),) = [item for batch in FileRecords.of(tmp_path / name).batches() for item in batch.items]
+        assert line == (1 if name == "b.jsonl" else 2)
+        assert str(problem) == (
+            "field 'messages[0].content' holds half of a surrogate pair (\\ude00), which is no character"
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "documents", "bad"),
+    [
+        ('a,text\n1,one\n2\n3,"th\nree"\n', ["one", "th\nree"], ["3: the row has 1 fields, the header names 2"]),
+        ('a,text\n1,"o"ne\n2,two\n', ["two"], ["2: wrong quotes: ',' expected after '\"'"]),
+        ('a,text\n1,"o\n"ne\n2,two\n', ["two"], ["2: wrong quotes (lines 2 to 3): ',' expected after '\"'"]),
+        ('text\n\nhe said "hi"\n', ['he said "hi"'], []),
+        ("a,b\n1,2\n", [], ["2: column 'text' is missing (columns: 'a', 'b'), expected text"]),
+        ("text,\nx,y\n", ["x"], []),
+    ],
+)
+def test_tables(tmp_path, content, documents, bad):
+    (tmp_path / "a.csv").write_text(content)
+    assert read(source(tmp_path / "a.csv")) == (documents, [f"{tmp_path}/a.csv:{line}" for line in bad])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('a,text\n1,one\n2,"two\n3,three\n', "a.csv:3: a quote that opens in this row is not closed"),
+        ("text,a,text\n1,2,3\n", "a.csv:1: the header names 'text' more than once"),
+        ("prompt;text\n1;2\n", "separated by ',', this one seems to be by ';'"),
+        ("\n\n", "no header"),
+        ('text\n"a\nb\0c"\n', "a.csv:3: holds NUL bytes.*within a row that begins on line 2"),
+    ],
+)
+def test_tables_that_can_not_be_read_on(tmp_path, content, message):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read(source(tmp_path / "a.csv"))
+
+
+def test_a_list_that_goes_on_after_its_end(tmp_path):
+    (tmp_path / "a.json").write_text('[{"text": "a"}]\n[{"text": "b"}]\n')
+    with pytest.raises(DataError, match=r"a.json:2: more text after the end of the list"):
+        read(source(tmp_path / "a.json"))
+
+
+# folders
+
+
+def test_a_folder_with_everything_in_it(tmp_path):
+    data, disk = tmp_path / "data", tmp_path / "disk"
+    for folder in (data / "sub", data / ".git", disk / "deep"):
+        folder.mkdir(parents=True)
+    for path in (data / "a.jsonl", data / "sub" / "b.jsonl", data / ".git" / "x.jsonl", data / "._a.jsonl",
+                 disk / "c.jsonl", disk / "deep" / "d.jsonl"):  # fmt: skip
+        path.write_text('{"text": "x"}\n')
+    for name, content in (("settings.json", '{\n "a": 1\n}\n'), ("e.jsonl.bz2", "x"), ("part-00000", "x"), ("f.tar", "x"),
+                          ("g.bin", "x")):  # fmt: skip
+        (data / name).write_text(content)
+    os.symlink(disk, data / "linked")
+    os.symlink(disk, data / "linked again")
+    os.symlink(data, disk / "loop")
+    os.symlink(data / "a.jsonl", data / "same.jsonl")
+    os.symlink(tmp_path / "absent", data / "broken.jsonl")
+    os.symlink(data / "itself", data / "itself")
+    os.mkfifo(data / "pipe.jsonl")
+    left_out = LeftOut()
+    found = [str(one.path.relative_to(data)) for one in find_sources([str(data)], left_out)]
+    assert found == ["a.jsonl", "linked/c.jsonl", "linked/deep/d.jsonl", "sub/b.jsonl"]
+    said = left_out.text()
+    assert left_out.count == 13 and "... and 3 more" in said
+    left_out = LeftOut()
+    left_out.named = named = _All()
+    find_sources([str(data)], left_out)
+    reasons = {line.split(": ", 1)[0].removeprefix(f"{data}/"): line.split(": ", 1)[1] for line in named}
+    assert reasons.pop("linked again") == f"a link: it is {data}/linked, which is read already"
+    assert reasons.pop("linked/loop") == f"a loop: it is {data}, which is read already"
+    assert reasons.pop("same.jsonl") == f"a link: it is {data}/a.jsonl, which is read already"
+    known = ".txt, .md, .text, .jsonl, .ndjson, .json, .csv, .tsv, .parquet, also as .gz or .zst"
+    assert reasons == {
+        ".git": "hidden",
+        "._a.jsonl": "hidden",
+        "broken.jsonl": "a link to nothing",
+        "itself": "a link that leads to itself",
+        "pipe.jsonl": "neither a file nor a folder",
+        "settings.json": "one JSON object over several lines; lists and JSON Lines are read",
+        "e.jsonl.bz2": "compressed as .bz2; gz and zst are read",
+        "f.tar": "an archive; unpack it",
+        "part-00000": f"no ending; known are {known}",
+        "g.bin": f"the ending .bin; known are {known}",
+    }
+
+
+class _All(list):
+    """A list that LeftOut takes for a short one."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+def test_a_file_named_twice_is_read_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    left_out = LeftOut()
+    found = find_sources([str(tmp_path), str(tmp_path / "a.jsonl")], left_out)
+    assert len(found) == 1 and left_out.named == [f"{tmp_path}/a.jsonl: named before, as {tmp_path}/a.jsonl"]
+
+
+def test_names_of_json_files_do_not_say_what_they_hold(tmp_path):
+    (tmp_path / "c4.00001.json").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "list.json").write_text(' [{"text": "three"}]')
+    (tmp_path / "small.json").write_text('{"text": "four"}')
+    found = [read(one)[0] for one in find_sources([str(tmp_path)], LeftOut())]
+    assert found == [["one", "two"], ["three"], ["four"]]
+
+
+def test_files_of_records_that_are_not_read_are_named(tmp_path):
+    for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "more.jsonl", "old.jsonl.bz2", "README.md", ".hidden.jsonl"):
+        (tmp_path / name).write_text('{"src": "a", "tgt": "b"}')
+    found = find_records(str(tmp_path))
+    assert sorted(found.left_out.named) == [
+        f"{tmp_path}/.hidden.jsonl: hidden",
+        f"{tmp_path}/README.md: not a file of records",
+        f"{tmp_path}/more.jsonl: not named train... or dev..., as others here are",
+        f"{tmp_path}/old.jsonl.bz2: compressed as .bz2; gz and zst are read",
+        f"{tmp_path}/test.jsonl: dev... is held out already",
+    ]
+
+
+def test_the_side_is_told_by_the_names_people_have(tmp_path):
+    for name in ("train/a.jsonl", "val/b.jsonl", "test/c.jsonl", "dataset_info.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    found = find_records(str(tmp_path))
+    assert [source.name for source in found.dev] == [str(tmp_path / "val/b.jsonl")]
+    said = found.left_out.text()
+    assert "c.jsonl: val... is held out already" in said and "dataset_info.json: describes data" in said
+
+
+def test_packed_files_that_are_named(tmp_path):
+    for name, reason in (("a.jsonl.bz2", "compressed as .bz2"), ("a.zip", "an archive; unpack it")):
+        (tmp_path / name).write_bytes(b"x")
+        for attempt in (lambda path: find_sources([str(path)], LeftOut()), FileRecords.of):
+            with pytest.raises(DataError, match=rf"{name}: .*{reason}"):
+                attempt(tmp_path / name)
+    (tmp_path / "part-00000").write_text('{"text": "x"}\n')
+    assert FileRecords.of(tmp_path / "part-00000").source.format == "jsonl", "a file of records is told by its content"
+
+
+def test_a_folder_that_can_not_be_listed(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="can't be listed: Permission denied"):
+        files_in(tmp_path, LeftOut())

@@ -1,0 +1,199 @@
+"""Ids that a model has no row for: found when data is opened, and told by whichever process reads them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from oarlock.data.corpus.dataset import Corpus, check_token_ids
+from oarlock.data.corpus.index_format import CorpusWriter, check_corpus, token_ids
+from oarlock.data.corpus.notes import corpus_summary
+from oarlock.data.corpus.order import MOST_EPOCHS, SampleOrder, micro_batches
+from oarlock.data.examples.collate import check_ids
+from oarlock.data.examples.encode import Row
+from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples, is_whole
+from oarlock.data.examples.labels import Encoded, Prompt
+from oarlock.data.examples.worker_errors import TellingCollator, TellingDataset, TellingSampler, checked_batches
+from oarlock.data.records.counts import Counts
+from oarlock.data.tokenizers import token_ids as looked_at
+from oarlock.data.tokenizers.token_ids import check_range
+from oarlock.errors import DataError, TrainingError
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A corpus and a folder of examples, both of ids below 100."""
+    folder = tmp_path_factory.mktemp("data")
+    with CorpusWriter(folder / "c", 100_000) as writer:
+        writer.add(np.arange(90), np.asarray([40, 50]), np.asarray([True, True]))
+        writer.finish({"tokenizer": "x", "tokenizer_fingerprint": "ids-0"})
+    with ExampleWriter(folder / "examples", 100) as writer:
+        writer.begin_source()
+        writer.add([Row(Encoded([1, 2, 3], [1, 2], 1, 2, False), 1, Prompt([1], "a", "b")) for _ in range(4)])
+        writer.finish(Counts(records=4))
+    return folder
+
+
+@pytest.fixture
+def data(written, tmp_path) -> Path:
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("wrong", [512, 4_000_000, -1])
+def test_a_corpus_with_foreign_ids(data, wrong):
+    corpus = Corpus.open(str(data / "c"))
+    check_token_ids([corpus], 512)
+    ids = np.fromfile(data / "c.bin", np.int32)
+    ids[50] = wrong
+    ids.tofile(data / "c.bin")
+    with pytest.raises(DataError, match=rf"c.bin: token 50 is id {wrong:,}, but the model's vocabulary has 512 rows"):
+        check_token_ids([corpus], 512)
+
+
+def test_of_a_large_file_places_from_all_over_it(monkeypatch):
+    monkeypatch.setattr(looked_at, "_LOOKED_AT", 1 << 12)
+    monkeypatch.setattr(looked_at, "_BLOCK", 1 << 8)
+    ids = np.zeros(1 << 16, np.uint16)
+    for at in (0, len(ids) - 1):
+        ids[at] = 600
+        with pytest.raises(DataError, match=f"token {at:,} is id 600"):
+            check_range(ids, 512, "x")
+        ids[at] = 0
+    check_range(ids, 512, "x")
+    check_range(ids[:0], 512, "x")
+
+
+def test_the_first_id_that_is_wrong_is_named():
+    ids = np.asarray([0, 511, 512, -1], np.int64)
+    with pytest.raises(DataError, match="token 2 is id 512"):
+        check_range(ids, 512, "x")
+    with pytest.raises(DataError, match="id 512"):
+        check_ids(ids[:3], 512)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda text: text.replace('"largest_id": 89', '"largest_id": 88'), "checksum of itself differs"),
+        (lambda text: json.dumps(json.loads(text)), "does not end with the checksum"),
+        (lambda text: text.replace('"format": 3', '"format": 2'), "checksum of itself differs"),
+        (lambda text: '{"format": 2, "largest_id": "many"}', "largest_id must be a whole number"),
+        (lambda text: '{"format": 2, "documents": -1}', "documents"),
+    ],
+)
+def test_notes_of_a_corpus_that_are_not_what_was_written(data, change, expected):
+    path = data / "c.json"
+    assert corpus_summary(data / "c")["largest_id"] == 89
+    path.write_text(change(path.read_text()))
+    with pytest.raises(DataError, match=expected):
+        Corpus.open(str(data / "c"))
+
+
+@pytest.mark.parametrize("content", ['{"text": "x"}\n{"text": "y"}\n', '{"format": "text"}', "[1]", "\0"])
+def test_a_file_of_that_name_that_is_no_note(data, content):
+    """The text that another program made the corpus of, for example."""
+    (data / "c.json").write_text(content)
+    assert corpus_summary(data / "c") == {} and Corpus.open(str(data / "c")).num_documents == 2
+
+
+def test_every_bit_of_an_index_is_found_or_reads_the_same(data):
+    """The sizes and places of all sequences; what the documents are is checked when they are put together."""
+    path, expected = data / "c.idx", token_ids(data / "c").tolist()
+    content = path.read_bytes()
+    found = 0
+    for at in range(len(content)):
+        changed = bytearray(content)
+        changed[at] ^= 1 << (at % 8)
+        path.write_bytes(changed)
+        try:
+            corpus = Corpus.open(str(data / "c"))
+            assert [int(i) for n in range(len(corpus.documents)) for i in corpus.documents[n]] == expected
+        except DataError:
+            found += 1
+    assert found == len(content)
+
+
+@pytest.mark.parametrize("size", [0, 89, 91])
+def test_a_loss_mask_of_another_length(data, size):
+    (data / "c.lsm").write_bytes(b"\1" * size)
+    with pytest.raises(DataError, match=f"c.lsm: {size} bytes"):
+        check_corpus(data / "c")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokens.bin", lambda b: b[:-2] + b"\x09\x00"),
+        ("tokens.bin", lambda b: b[:-2]),
+        ("rows.bin", lambda b: b"\xff" * 8 + b[8:]),
+        ("rows.bin", lambda b: b"\x7f" * 16 + b[16:]),
+        ("runs.bin", lambda b: b""),
+        ("about.json", lambda b: b.replace(b'"num_examples": 4', b'"num_examples": 3')),
+        ("about.json", lambda b: b"{}"),
+        ("prompts.jsonl", lambda b: b + b"x"),
+    ],
+)
+def test_damaged_examples_are_made_again(data, name, change):
+    """Ids above those that were written, places out of order, sizes that do not fit."""
+    folder = data / "examples"
+    assert is_whole(folder) and not is_whole(data / "none")
+    (folder / name).write_bytes(change((folder / name).read_bytes()))
+    assert not is_whole(folder)
+    with pytest.raises(DataError):
+        StoredExamples(folder).check()
+
+
+# what processes that read tell
+
+
+class Samples:
+    """Numbers; of 3 and 4 something is wrong."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> int:
+        if index == 3:
+            raise DataError("x.jsonl:3: wrong")
+        return {4: {}}[index] if index > 4 else index
+
+
+def batches(*rows):
+    collate = TellingCollator(lambda samples: {"ids": np.asarray(samples) // (1 if 2 not in samples else 0)})
+    dataset = TellingDataset(Samples())
+    return checked_batches(collate([dataset[i] for i in row]) for row in TellingSampler(rows))
+
+
+def test_failures_of_a_reader_arrive_as_errors():
+    assert [batch["ids"].tolist() for batch in batches([0, 1], [1, 0])] == [[0, 1], [1, 0]]
+    found = batches([0, 1], [0, 3])
+    assert next(found)["ids"].tolist() == [0, 1]
+    with pytest.raises(DataError, match=r"^x.jsonl:3: wrong$"):
+        next(found)
+    with pytest.raises(DataError, match=r"^sample 5 can't be read: KeyError: 5 \(test_token_ids.py:\d+\)$"):
+        list(batches([0, 5]))
+
+
+def test_a_sampler_that_fails_is_an_error_too():
+    """In Paddle's own thread it would end in a wait without end."""
+    order = SampleOrder(4, seed=0)
+    sampler = TellingSampler(micro_batches(order, 4 * MOST_EPOCHS - 2, 4 * MOST_EPOCHS + 2, 2, 1, 1, 0))
+    dataset = TellingDataset(list(range(4)))
+    found = checked_batches(TellingCollator(lambda rows: {"ids": rows})([dataset[i] for i in row]) for row in sampler)
+    assert len(next(found)["ids"]) == 2
+    with pytest.raises(DataError, match=r"^the next samples can't be chosen: ValueError: Seed"):
+        next(found)
+
+
+def test_a_reader_that_died():
+    def gone():
+        yield {"ids": np.zeros(1)}
+        raise SystemError("(Fatal) Blocking queue is killed because the data reader raises an exception.")
+
+    with pytest.raises(TrainingError, match=r"a process that reads data .* ended unexpectedly"):
+        list(checked_batches(gone()))

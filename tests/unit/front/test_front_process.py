@@ -1,0 +1,125 @@
+"""The front as a process of its own, with no Triton behind it: what it is told, its ports, keys, encryption and end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from test_server_keys import make_certificate
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from helpers import free_ports
+from oarlock.serve.front.options import FrontOptions, Ports
+from oarlock.serve.front.start import front_mark, start_front, tell_front
+from oarlock.serve.supervision.listening import Listening
+
+GUARD_S = 120  # against a test that hangs; nothing is decided by it
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory):
+    """(process, options, path of the certificate), all ports encrypted, with one key."""
+    run = tmp_path_factory.mktemp("front")
+    certificate, key = make_certificate(run)
+    ports = Ports(*free_ports(4))
+    listening = Listening("127.0.0.1", ports)
+    options = FrontOptions(
+        f"unix:{run}/none:1", f"{run}/none", "oarlock", ("oarlock", "oarlock_infer"), run=str(run), ports=ports,
+        sockets=listening.descriptors, keys=("first",), tls_certificate=str(certificate), tls_key=str(key),
+        drain_seconds=2, restarts={"front": 3},
+    )  # fmt: skip
+    process = start_front(options)
+    wait_until(lambda: front_mark(run, process.pid).exists() or process.poll() is not None)
+    assert process.poll() is None, process.stdout.read()
+    yield process, options, certificate
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    listening.close()
+
+
+def wait_until(is_so):
+    deadline = time.monotonic() + GUARD_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def get(front, port, path, key="first"):
+    _, options, certificate = front
+    context = ssl.create_default_context(cafile=certificate)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.get(f"https://localhost:{getattr(options.ports, port)}{path}", headers=headers, verify=context)
+
+
+def infer(front, key):
+    _, options, certificate = front
+    credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+    request = service_pb2.ModelInferRequest(model_name="oarlock_infer")
+    with grpc.secure_channel(f"localhost:{options.ports.grpc}", credentials) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.ModelInfer(request, metadata=(("authorization", f"Bearer {key}"),), timeout=GUARD_S)
+    return refused.value.code()
+
+
+def test_all_ports_are_encrypted_and_ask_for_the_key(front):
+    for port, path in (("openai", "/v1/models"), ("rest", "/v2")):
+        assert get(front, port, path, "").status_code == get(front, port, path, "other").status_code == 401
+        away = get(front, port, path)
+        assert away.status_code == 503 and int(away.headers["Retry-After"]) > 0, (port, away.text)
+    assert infer(front, "other") == grpc.StatusCode.UNAUTHENTICATED
+    assert infer(front, "first") == grpc.StatusCode.UNAVAILABLE
+    assert get(front, "rest", "/v2/health/ready", "").status_code == 503
+    assert 'oarlock_restarts_total{part="front"} 3' in get(front, "metrics", "/metrics", "").text
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"http://localhost:{front[1].ports.openai}/v1/models")
+
+
+def test_nothing_of_it_is_in_arguments_or_environment(front):
+    process = front[0]
+    for name in ("cmdline", "environ"):
+        assert b"first" not in Path(f"/proc/{process.pid}/{name}").read_bytes()
+
+
+def test_it_is_told_while_it_runs(front):
+    process = front[0]
+    tell_front(process, json.dumps({"keys": ["second"], "restarts": {"triton": 7}}))
+    wait_until(lambda: get(front, "openai", "/v1/models", "second").status_code == 503)
+    assert get(front, "rest", "/v2", "first").status_code == 401
+    assert infer(front, "first") == grpc.StatusCode.UNAUTHENTICATED
+    assert 'oarlock_restarts_total{part="triton"} 7' in get(front, "metrics", "/metrics", "").text
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGINT)
+    assert get(front, "openai", "/v1/models", "second").status_code == 503 and process.poll() is None
+
+
+def test_it_ends_when_it_is_told_to(front):
+    """A connection and a stream without a request are not waited for."""
+    process, options, certificate = front
+    credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+    with grpc.secure_channel(f"localhost:{options.ports.grpc}", credentials) as channel:
+        grpc.channel_ready_future(channel).result(GUARD_S)
+        process.terminate()
+        assert process.wait(GUARD_S) == 0, process.stdout.read()
+    assert process.stdout.read() == ""
+
+
+def test_it_ends_with_the_first_process(tmp_path):
+    ports = Ports(*free_ports(4))
+    listening = Listening("127.0.0.1", ports)
+    options = FrontOptions(f"unix:{tmp_path}/none:1", "", "m", ("m",), run=str(tmp_path), ports=ports, drain_seconds=1)
+    process = start_front(replace(options, sockets=listening.descriptors))
+    wait_until(lambda: front_mark(tmp_path, process.pid).exists() or process.poll() is not None)
+    process.stdin.close()
+    assert process.wait(GUARD_S) == 0, process.stdout.read()
+    assert os.path.exists(front_mark(tmp_path, process.pid))
+    listening.close()

@@ -1,0 +1,155 @@
+"""What the guard of the HTTP ports lets through: over a socket, with an application that says what it was asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+
+import pytest
+
+from front_ports import GUARD_S, OPTIONS, head, heard, running, speak, status
+from oarlock.serve.front.admission import Admission, Refused, client_of
+from oarlock.serve.front.http import protocol
+from oarlock.serve.front.http.protocol import set_socket_options
+from oarlock.serve.front.http.server import guarded
+from oarlock.serve.front.keys import Keys
+from support.guarded_echo import BODY, ask, error
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "LocalHost", "localhost:9", "127.0.0.1:65535"])
+def test_names_of_the_server(port, host):
+    assert ask(port, host=host) == (200, {"size": len(BODY)})
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example", "10.1.2.3", "", "localhost:",
+     "localhost:8080:1", "[::2]", "localhost/", "a@localhost", "localhost ,evil", "xn--lcalhost-d6a", "0.0.0.0"],
+)  # fmt: skip
+def test_other_names(echo, port, host):
+    """As after DNS rebinding."""
+    before = len(echo.asked)
+    code, told = ask(port, host=host)
+    assert code == 403 and "--allowed-host" in told["error"] and len(echo.asked) == before
+
+
+def test_names_that_are_allowed_and_addresses_of_an_open_port(echo):
+    options = dataclasses.replace(OPTIONS, host="0.0.0.0", allowed_hosts=("Models.Example",))
+    with running(guarded(echo, options, Keys(), Admission(8, 8), error), options) as port:
+        for host, code in (("models.example:80", 200), (socket.gethostname(), 200), ("127.0.0.1", 200), ("10.9.8.7", 403), ("a.models.example", 403)):  # fmt: skip
+            assert ask(port, host=host)[0] == code, host
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://localhost:3000"}, {"Origin": ""},
+     {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}, {"Sec_Fetch_Site": "hm"}],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_pages_of_others(echo, port, headers, method):
+    before = len(echo.asked)
+    answer = speak(port, head(method=method, Access_Control_Request_Method="POST", **headers))
+    assert status(answer) == 403 and b"access-control-allow-origin" not in answer.lower()
+    assert len(echo.asked) == before
+
+
+def test_a_page_that_is_allowed(echo):
+    page = "https://app.example"
+    options = dataclasses.replace(OPTIONS, cors_origins=(page,))
+    with running(guarded(echo, options, Keys(["key"]), Admission(8, 8), error), options) as port:
+        asked = {"Origin": page, "Sec_Fetch_Site": "cross-site"}
+        preflight = speak(port, head(method="OPTIONS", Access_Control_Request_Method="POST", Access_Control_Request_Headers="authorization, x-stainless-os", **asked))  # fmt: skip
+        assert status(preflight) == 200 and f"access-control-allow-origin: {page}".encode() in preflight.lower()
+        assert b"access-control-allow-headers: authorization, x-stainless-os" in preflight.lower()
+        for key, code in (("key", 200), ("no", 401)):  # an error can be read by the page, too
+            answer = speak(port, head(Content_Type="application/json", Content_Length=2, Authorization=f"Bearer {key}", **asked) + b"{}")  # fmt: skip
+            assert status(answer) == code and f"access-control-allow-origin: {page}".encode() in answer.lower()
+        assert status(speak(port, head(method="GET", Origin="https://other.example"))) == 403
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/json", "json",
+     "application/jsonp", "text/plain; application/json", "application/octet-stream", "application/json/x"],
+)  # fmt: skip
+def test_bodies_of_other_kinds(echo, port, kind):
+    before = len(echo.asked)
+    code, told = ask(port, Content_Type=kind)
+    assert code == 415 and kind in told["error"] and len(echo.asked) == before
+
+
+def test_bodies_of_json(port):
+    for kind in ("application/json", "Application/JSON; charset=utf-8", "application/problem+json"):
+        assert ask(port, Content_Type=kind)[0] == 200
+    assert status(speak(port, head(Content_Length=2) + b"{}")) == 200  # as tritonclient sends it
+    assert ask(port, Content_Encoding="gzip")[0] == 415 and ask(port, Content_Encoding="identity")[0] == 200
+
+
+def test_places(echo, port):
+    """Four of a client; a further one is told to come back, and finds a place when one has gone."""
+    echo.go.clear()
+    clients = []
+    for _ in range(4):
+        clients.append(socket.create_connection(("127.0.0.1", port), timeout=GUARD_S))
+        clients[-1].sendall(head("/wait", "GET"))
+        assert echo.waits.acquire(timeout=GUARD_S)
+    answer = speak(port, head())
+    assert status(answer) == 429 and b"retry-after: 1" in answer.lower()
+    assert status(speak(port, head("/probe", "GET"))) == 200  # needs none
+    echo.go.set()
+    for client in clients:
+        assert status(heard(client)) == 200
+        client.close()
+    assert ask(port)[0] == 200
+
+
+def test_keys(echo):
+    with running(guarded(echo, OPTIONS, Keys(["one", "two"]), Admission(8, 8), error, open_paths=("/probe",))) as port:
+        for given, code in ((None, 401), ("Bearer one", 200), ("bearer two", 200), ("Bearer three", 401), ("one", 401), ("Bearer ", 401), ("Bearer one\xff", 401)):  # fmt: skip
+            answer = speak(port, head(**({} if given is None else {"Authorization": given})))
+            assert status(answer) == code, given
+            assert code == 200 or b"www-authenticate: bearer" in answer.lower()
+        assert status(speak(port, head("/probe"))) == 200
+
+
+def test_answers_are_sent_at_once(echo, monkeypatch):
+    """Also behind a listening socket that does not name its protocol, as that of these tests."""
+    seen = []
+
+    def noted(connection):
+        set_socket_options(connection)
+        seen.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(protocol, "set_socket_options", noted)
+    with running(guarded(echo, OPTIONS, Keys(), Admission(8, 8), error)) as port:
+        assert status(speak(port, head())) == 200
+    assert seen == [1]
+
+
+def test_whose_a_request_is():
+    assert client_of("10.0.0.1") == "10.0.0.1" == client_of("::ffff:10.0.0.1")
+    assert client_of("2001:db8:1:2:3::4") == client_of("2001:db8:1:2::9%eth0") != client_of("2001:db8:1:3::9")
+    assert (
+        client_of("10.0.0.1", b"Bearer k") == client_of("10.0.0.2", b"Bearer k") != client_of("10.0.0.1", b"Bearer l")
+    )
+    assert "Bearer" not in client_of("", b"Bearer k") and client_of("nonsense:") == "nonsense:"
+
+
+def test_admission():
+    places = Admission(3, 2)
+    places.take("a")
+    places.take("a")
+    with pytest.raises(Refused, match="2 requests of this client are open"):
+        places.take("a")
+    places.take("b")
+    with pytest.raises(Refused, match="3 requests are open"):
+        places.take("c")
+    places.leave("a")
+    places.take("c")
+    for client in "abc":
+        places.leave(client)
+    assert places.num_open == 0 and not places._open  # nothing is kept of clients that are gone
+    places.close()
+    with pytest.raises(Refused, match="shutting down") as refused:
+        places.take("a")
+    assert refused.value.is_closing

@@ -1,0 +1,177 @@
+"""Random starts: PaddleNLP's distributions for every family, from the seed and names alone; and families' files."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import paddlenlp.transformers as families
+import pytest
+
+from helpers import TINY_LLAMA, ordinary
+from oarlock.errors import ModelError
+from oarlock.model_config.load import read_config
+from oarlock.models.build import ModelSource, build_model, model_class
+from oarlock.models.init_weights import RandomWeights, without_values
+from oarlock.parallel.family_rules import FAMILIES
+from oarlock.weights.layout import holdings
+
+SMALL = {
+    "vocab_size": 640, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+KEYS = {"num_key_value_heads": 4}
+CHATGLM = {"vocab_size": 640, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+CONFIGS = {
+    "Llama": SMALL | {"num_key_value_heads": 2},
+    "Llama tied": SMALL | {"tie_word_embeddings": True},
+    "Qwen2": SMALL | KEYS,
+    "Qwen2 tied": SMALL | KEYS | {"tie_word_embeddings": True},
+    "Mistral": SMALL | KEYS,
+    "Mixtral": SMALL | KEYS | {"num_local_experts": 2},
+    "Gemma": SMALL | KEYS | {"head_dim": 16},
+    "OPT": SMALL | {"word_embed_proj_dim": 64},
+    "OPT untied": SMALL | {"word_embed_proj_dim": 64, "tie_word_embeddings": False},
+    "Bloom": {"vocab_size": 640, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "GPTJ": {"vocab_size": 640, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
+    "GPT": SMALL,
+    "ChatGLM": CHATGLM | {"inner_hidden_size": 128, "max_sequence_length": 64},
+    "ChatGLMv2": CHATGLM | {"padded_vocab_size": 640, "ffn_hidden_size": 128, "kv_channels": 16, "seq_length": 64,
+                            "multi_query_group_num": 2},
+    "GLM": {"vocab_size": 640, "hidden_size": 64, "num_layers": 2, "num_attention_heads": 4, "max_sequence_length": 64},
+}  # fmt: skip
+
+
+def configuration(name: str):
+    family = name.split()[0]
+    kind = "ConditionalGeneration" if family == "GLM" else "CausalLM"
+    return getattr(families, f"{family}Config")(**CONFIGS[name], architectures=[f"{family}For{kind}"])
+
+
+def kurtosis(values: np.ndarray) -> float:
+    """3 for a normal distribution, 1.8 for a uniform one."""
+    centred = values - values.mean()
+    return float((centred**4).mean() / (centred**2).mean() ** 2)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_distributions_are_paddlenlps(name):
+    config = configuration(name)
+    paddle.seed(4)
+    whole = model_class(config)
+    reference = whole._from_config(config, dtype="float32")
+    expected = {h.name: h.tensor.numpy() for h in holdings(reference) if hasattr(h.tensor, "trainable")}
+    if name == "OPT":  # PaddleNLP's has an output layer of its own all the same
+        del expected["lm_head.decoder_weight"]
+    weights = RandomWeights(whole, config, seed=3)
+    assert set(weights.shapes) == set(expected)
+    for key, theirs in expected.items():
+        ours = weights.read(key)
+        assert ours.shape == theirs.shape == weights.shapes[key] and ours.dtype == np.float32
+        spread = theirs.std()
+        if name == "Bloom" and spread == 0 and len(theirs.shape) == 2:  # its initialiser's mistake; see init_weights.py
+            assert abs(ours.std() / config.initializer_range - 1) < 5 * ours.size**-0.5, key
+            continue
+        if spread == 0:
+            assert np.array_equal(ours, theirs), key
+            continue
+        noise = ours.size**-0.5
+        assert abs(ours.std() / spread - 1) < 5 * noise, key
+        assert abs(ours.mean() - theirs.mean()) < 8 * noise * spread, key
+        assert abs(kurtosis(ours) - kurtosis(theirs)) < 40 * noise, key
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_family_comes_back_from_its_files(tmp_path, name):
+    config = configuration(name)
+    model = ordinary(model_class(config)._from_config(config, dtype="float32"))
+    model.save_pretrained(str(tmp_path), safe_serialization=True)
+    if config.model_type in FAMILIES:  # PaddleNLP's OPT stores an output layer of its own; read_config() sees it
+        config = read_config(tmp_path)
+    loaded = build_model(ModelSource(tmp_path, config, from_weights=True)).state_dict()
+    state = model.state_dict()
+    assert set(state) == set(loaded)
+    for key, tensor in state.items():
+        assert np.array_equal(tensor.numpy(), loaded[key].numpy()), key
+
+
+def llama(seed: int = 5, **changes):
+    config = families.LlamaConfig(**(TINY_LLAMA | changes))
+    return build_model(ModelSource("nowhere", config, from_weights=False), seed=seed)
+
+
+def arrays(model) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def test_the_seed_alone_decides():
+    paddle.seed(1)
+    before = paddle.get_rng_state()[0].current_seed()
+    one = arrays(llama())
+    assert paddle.get_rng_state()[0].current_seed() == before
+    expected = paddle.rand([4]).tolist()
+    paddle.seed(1)
+    two = arrays(llama())
+    assert paddle.rand([4]).tolist() == expected, "building a model moved the process's generator"
+    other = arrays(llama(seed=6))
+    drawn = [name for name in one if "proj" in name or "embed" in name]
+    assert len(drawn) == 15
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert not any(np.array_equal(one[name], other[name]) for name in drawn)
+
+
+def test_layers_differ_and_do_not_depend_on_how_many_follow():
+    two, three = arrays(llama()), arrays(llama(num_hidden_layers=3))
+    assert not np.array_equal(two["llama.layers.0.mlp.up_proj.weight"], two["llama.layers.1.mlp.up_proj.weight"])
+    for part in ("self_attn.q_proj", "mlp.up_proj"):  # down_proj and o_proj are scaled by the number of layers
+        name = f"llama.layers.1.{part}.weight"
+        assert np.array_equal(two[name], three[name])
+    ratio = three["llama.layers.1.mlp.down_proj.weight"] / two["llama.layers.1.mlp.down_proj.weight"]
+    assert np.allclose(ratio, (2 / 3) ** 0.5, rtol=1e-5)
+
+
+def test_tied_embeddings_are_one_tensor():
+    model = llama(tie_word_embeddings=True)
+    assert model.lm_head.weight is model.llama.embed_tokens.weight
+    assert np.array_equal(model.lm_head.weight.numpy(), arrays(llama())["llama.embed_tokens.weight"])
+
+
+def test_half_precision_rounds_the_same_draw():
+    full = arrays(llama())
+    config = families.LlamaConfig(**TINY_LLAMA)
+    half = build_model(ModelSource("nowhere", config, from_weights=False), "bfloat16", seed=5)
+    for name, tensor in half.state_dict().items():
+        assert str(tensor.dtype) == "paddle.bfloat16"
+        rounded = paddle.to_tensor(full[name]).astype("bfloat16").astype("float32")
+        assert np.array_equal(tensor.astype("float32").numpy(), rounded.numpy()), name
+
+
+def test_the_built_model_learns():
+    model = llama()
+    ids = paddle.randint(0, 512, [2, 16])
+    optimizer = paddle.optimizer.AdamW(1e-2, parameters=model.parameters())
+    losses = []
+    for _ in range(4):
+        loss = model(input_ids=ids, labels=ids)[0]
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_without_values_ends():
+    config = families.LlamaConfig(**TINY_LLAMA)
+    with without_values():
+        empty = families.LlamaForCausalLM(config)
+    assert not any(parameter._is_initialized() for parameter in empty.parameters())
+    assert all(parameter._is_initialized() for parameter in families.LlamaForCausalLM(config).parameters())
+
+
+def test_families_without_a_class_say_so():
+    with pytest.raises(ModelError, match="no pipeline form of OPTForCausalLM: use --pipeline_parallel_degree 1"):
+        model_class(configuration("OPT"), pipeline=True)
+    assert model_class(configuration("Llama"), pipeline=True) is families.LlamaForCausalLMPipe
+    config = configuration("Llama")
+    config.architectures = ["NobodyKnowsForCausalLM"]
+    with pytest.raises(ModelError, match="no causal language model for the architecture 'NobodyKnowsForCausalLM'"):
+        model_class(config)

@@ -1,0 +1,213 @@
+"""Which library multiplies matrices on a CPU: chosen by processor, the same for all, and kept by a resumed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from helpers import LLM, write_checkpoint
+from oarlock.environment import matmul_library
+from oarlock.errors import EnvironmentProblem
+
+needs_library = pytest.mark.skipif(
+    not matmul_library.LIBRARY.exists(), reason=f"{matmul_library.LIBRARY.name} is not built"
+)
+
+
+def run(code: str, **environment: str) -> str:
+    """In a process of its own: Paddle looks for its library once."""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": f"{LLM}:{LLM.parent}/tests", **environment},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    ("maker", "asked", "library"),
+    [
+        ("GenuineIntel", "", matmul_library.MKL),
+        ("AuthenticAMD", "", matmul_library.ONEDNN),
+        ("HygonGenuine", "", matmul_library.ONEDNN),
+        ("", "", matmul_library.MKL),  # not an x86, or no Linux
+        ("GenuineIntel", "onednn", matmul_library.ONEDNN),
+        ("AuthenticAMD", "MKL", matmul_library.MKL),
+    ],
+)
+def test_the_library_goes_by_the_processor(monkeypatch, maker, asked, library):
+    monkeypatch.setattr(matmul_library, "processor", lambda: maker)
+    monkeypatch.setenv(matmul_library.VARIABLE, asked)
+    assert matmul_library.best() == library
+
+
+def test_a_wrong_word_is_refused(monkeypatch):
+    monkeypatch.setenv(matmul_library.VARIABLE, "openblas")
+    with pytest.raises(EnvironmentProblem, match="OARLOCK_GEMM=openblas: has to be mkl or onednn"):
+        matmul_library.best()
+
+
+# What a processor's maker comes to, in a program: the libraries in memory, and who is asked for Paddle's own products and
+# for those of the fused operators.
+_DISPATCH = """
+import ctypes, json, os, sys
+from pathlib import Path
+from types import SimpleNamespace
+from oarlock.environment import matmul_library
+matmul_library.processor = lambda: sys.argv[1] if len(sys.argv) > 1 else MAKER
+from oarlock.environment.paddle_import import import_paddle
+import_paddle(2)
+import paddle
+from oarlock.ops import decoder_layer, library
+
+def asked():
+    return matmul_library._gemm.oarlock_num_products() if matmul_library._gemm else 0
+
+found, x = {}, paddle.ones([16, 16])
+before = asked(); paddle.matmul(x, x); found["2-D"] = asked() - before
+before = asked(); paddle.matmul(paddle.ones([4, 8, 8]), paddle.ones([4, 8, 8])); found["batched"] = asked() - before
+before = asked(); decoder_layer.fused_layer_start(x, x[0], x, x, x, 1e-6); found["fused"] = asked() - before
+maps = Path("/proc/self/maps").read_text()
+found |= {"in use": matmul_library.in_use(), "in memory": "oarlock_gemm.so" in maps}
+print(json.dumps(found))
+"""
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("maker", "environment", "expected"),
+    [
+        # The library before MKL is not even loaded: the way is Paddle's own, as it was.
+        ("GenuineIntel", {}, {"2-D": 0, "batched": 0, "fused": 0, "in use": "mkl", "in memory": False}),
+        ("AuthenticAMD", {}, {"2-D": 1, "batched": 1, "fused": 3, "in use": "onednn", "in memory": True}),
+        ("AuthenticAMD", {"OARLOCK_GEMM": "mkl"}, {"2-D": 0, "fused": 0, "in use": "mkl", "in memory": False}),
+    ],
+)
+def test_who_multiplies(maker, environment, expected):
+    found = json.loads(run(_DISPATCH.replace("MAKER", repr(maker)), **{"OARLOCK_GEMM": "", **environment}))
+    assert {name: found[name] for name in expected} == expected
+
+
+_VALUES = """
+import numpy as np
+from oarlock.environment import matmul_library
+from oarlock.environment.paddle_import import import_paddle
+import_paddle(2)
+import paddle
+from op_checks import normal
+
+def compare():
+    rng = np.random.default_rng(0)
+    for a, b in [((1, 7), (7, 1)), ((3, 1), (1, 5)), ((70, 33), (33, 129)), ((300, 257), (257, 640)),
+                 ((5, 1, 40), (5, 40, 64)), ((2, 3, 17, 64), (2, 3, 64, 17)), ((64, 2, 2), (2, 2)), ((0, 4), (4, 3))]:
+        x, y = (rng.standard_normal(shape, np.float32) for shape in (a, b))
+        for turn_x in (False, True):
+            for turn_y in (False, True):
+                given = [np.ascontiguousarray(np.swapaxes(m, -1, -2)) if turn else m
+                         for m, turn in ((x, turn_x), (y, turn_y))]
+                made = [paddle.matmul(*map(paddle.to_tensor, given), turn_x, turn_y).numpy() for _ in range(3)]
+                exact = x.astype(np.float64) @ y
+                assert made[0].shape == exact.shape
+                np.testing.assert_allclose(made[0], exact, rtol=1e-4, atol=1e-4)
+                assert all(np.array_equal(made[0], again) for again in made), (a, b)
+
+for library in ("onednn", "mkl", "onednn"):
+    assert matmul_library.use(library) == "" and matmul_library.in_use() == library
+    compare()
+"""
+
+
+@needs_library
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_products_are_right_and_the_same_every_time(threads):
+    run(_VALUES.replace("import_paddle(2)", f"import_paddle({threads})"), OARLOCK_GEMM="onednn")
+
+
+@needs_library
+def test_after_a_product_of_paddles_it_is_said_which_it_is():
+    """A program that imported and used paddle before Oarlock: Paddle's own products stay MKL's."""
+    code = (
+        "import paddle; paddle.matmul(paddle.ones([2, 2]), paddle.ones([2, 2])); from oarlock.environment import matmul_library; "
+        "assert matmul_library.use('onednn') == ''; print(matmul_library.in_use())"
+    )
+    assert run(code).strip() == "mkl"
+
+
+def test_what_is_not_built_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(matmul_library, "LIBRARY", tmp_path / "oarlock_gemm.so")
+    monkeypatch.setattr(matmul_library, "_gemm", None)
+    assert "is not built (`bash scripts/setup.sh`" in matmul_library.use(matmul_library.ONEDNN)
+    (tmp_path / "oarlock_gemm.so").write_bytes(b"not a library")
+    assert "does not load with this Paddle" in matmul_library.use(matmul_library.ONEDNN)
+    assert matmul_library.use(matmul_library.MKL) == ""
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    """run._choose_products with libraries that only remember; gives what is in use and what this processor takes."""
+    state = {"used": matmul_library.MKL, "best": matmul_library.ONEDNN, "asked": "", "problem": ""}
+
+    def use(library):
+        if not state["problem"]:
+            state["used"] = library
+        return state["problem"]
+
+    monkeypatch.setattr(matmul_library, "use", use)
+    monkeypatch.setattr(matmul_library, "best", lambda: state["asked"] or state["best"])
+    monkeypatch.setattr(matmul_library, "asked_for", lambda: state["asked"])
+    monkeypatch.setattr(matmul_library, "in_use", lambda: state["used"])
+    monkeypatch.setattr("oarlock.environment.console._logged", set())
+    return state
+
+
+@pytest.mark.parametrize(
+    ("recorded", "state", "used", "said"),
+    [
+        (None, {}, "onednn", ""),
+        ("onednn", {}, "onednn", ""),
+        ("mkl", {"best": "mkl"}, "mkl", ""),
+        ("mkl", {}, "mkl", "go on by MKL, as in the checkpoint; a new run here would take oneDNN"),
+        ("onednn", {"best": "mkl"}, "onednn", "go on by oneDNN, as in the checkpoint; a new run here would take MKL"),
+        ("mkl", {"asked": "onednn"}, "onednn", "are MKL's, here they are oneDNN's: the last bits may differ"),
+        ("onednn", {"best": "mkl", "problem": "no library"}, "mkl", "are not available: no library"),
+        ("", {}, "onednn", "does not say which library made its matrix products, here it is oneDNN"),
+        ("", {"best": "mkl"}, "mkl", ""),
+        ("blis", {}, "onednn", "are blis's, here they are oneDNN's: the last bits may differ"),
+    ],
+)
+def test_a_resumed_run_keeps_its_library_or_says_so(libraries, capsys, recorded, state, used, said):
+    from oarlock.train.setup import _choose_products
+
+    libraries |= state
+    _choose_products(recorded)
+    assert libraries["used"] == used
+    heard = capsys.readouterr().out
+    assert said in heard if said else not heard
+
+
+def test_the_word_is_read_from_the_checkpoint_that_will_be_resumed(tmp_path):
+    from oarlock.train.checkpoint.resume import recorded_products
+
+    checkpoint = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None, overwrite_output_dir=False)
+    config = SimpleNamespace(checkpoint=checkpoint, evaluation=SimpleNamespace(do_train=True))
+    assert recorded_products(config) is None
+    for step, library in ((2, "mkl"), (10, "onednn")):
+        _write_checkpoint(tmp_path / f"checkpoint-{step}", step, library)
+    assert recorded_products(config) == "onednn"
+    (tmp_path / "checkpoint-10" / "manifest.json").write_text("{")  # damaged: the one before it will be taken
+    assert recorded_products(config) == "mkl"
+    checkpoint.resume_from_checkpoint = str(tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-10" / "manifest.json").unlink()
+    assert recorded_products(config) == "mkl"
+    checkpoint.overwrite_output_dir = True
+    assert recorded_products(config) is None
+
+
+def _write_checkpoint(folder: Path, step: int, library: str) -> None:
+    write_checkpoint(folder, step, products=library)

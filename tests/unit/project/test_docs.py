@@ -1,0 +1,79 @@
+"""Every command in the documents is one that the programs accept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from oarlock.cli.main import _parser
+from oarlock.config import FinetuneConfig, PretrainConfig, load_config
+
+ROOT = Path(__file__).resolve().parents[3]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for path in DOCUMENTS:
+        for block in re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [(path.name, line.strip()) for line in lines if line.strip() and not line.startswith("#")]
+    return found
+
+
+@pytest.mark.parametrize(("document", "line"), commands(), ids=lambda text: text[:60])
+def test_commands_are_accepted(document, line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line, comments=True)
+    if words[0] == "oarlock":
+        with contextlib.suppress(SystemExit) as exited:
+            _parser().parse_args(words[1:])
+        assert exited is None or "--version" in words
+    elif words[:2] in (["python", "llm/run_pretrain.py"], ["python", "llm/finetune_generation.py"]):
+        kind = PretrainConfig if "pretrain" in words[1] else FinetuneConfig
+        rest = [word for word in words[2:] if word != "--print_config"]
+        assert "--help" in rest or load_config(kind, rest)
+    elif words[0] == "curl":  # tests/e2e asks a server at these addresses
+        (address,) = [word for word in words if word.startswith("http://127.0.0.1:")]
+        assert address.split("/", 3)[3].startswith(("v1/chat/completions", "v2/models/", "v2/repository/models/"))
+        assert all(json.loads(given) for option, given in pairwise(words) if option in ("-d", "--data"))
+    else:
+        programs = [word for word in words if word.endswith((".sh", ".py"))]
+        assert all((ROOT / program).exists() for program in programs)
+        assert programs or words[0] in ("visualdl", "source", "pip", "git", "sbatch", "mkdir", "cp", "openssl"), (
+            f"who runs this? {line}"
+        )
+
+
+def test_the_table_of_families_is_the_registry():
+    from oarlock.parallel.family_rules import families_table
+
+    assert f"{families_table()}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_links_lead_somewhere():
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_every_pin_that_looks_odd_says_why():
+    odd = ("aistudio-sdk", "numpy", "protobuf", "pyarrow", "pandas", "datasets", "setuptools")
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    for name in odd:
+        (line,) = [line for line in lines if line.startswith(f"{name}==")]
+        assert "  # " in line, name
+
+
+def test_the_picture_of_the_ranks_is_the_present_one():
+    from oarlock.parallel.plan import ParallelPlan
+    from oarlock.parallel.plan_drawing import draw_rank_map
+
+    plan = ParallelPlan(world_size=8, sharding=2, stage=2, tensor=2, pipeline=2, micro_batches=4)
+    assert (ROOT / "docs/images/rank_map.svg").read_text() == draw_rank_map(plan)

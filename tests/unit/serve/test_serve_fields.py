@@ -1,0 +1,87 @@
+"""What requests to Triton's models may hold, and what the server is told, without a server."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from oarlock.errors import ConfigError
+from oarlock.serve.engine.limits import Settings
+from oarlock.serve.engine.sampling_params import RequestRefused
+from oarlock.serve.triton.fastdeploy_json import in_form_words, read_form
+from oarlock.serve.triton.fields import make_tensor, read_fields
+
+HI = [{"role": "user", "content": "hi"}]
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+def asked(form):
+    """As the streaming model reads what the JSON form asks."""
+    tensors, _ = read_form(json.dumps(form).encode())
+    return read_fields(tensors, 10_000)
+
+
+def test_a_form_whose_fields_say_nothing():
+    empty = {
+        "topp": None,
+        "max_dec_len": None,
+        "seed": None,
+        "stop": [],
+        "eos_token_ids": [],
+        "tools": [],
+        "adapter": None,
+    }
+    found = asked({"text": "x", **empty})
+    assert (found.prompt.text, found.sampling.max_tokens, found.sampling.stop) == ("x", None, ())
+    assert found.prompt.tools is None and found.prompt.adapter is None
+
+
+def test_numbers_that_do_not_fit_are_no_others():
+    for form in (
+        {"max_dec_len": 99_999_999_999},
+        {"eos_token_ids": [5, 2**31]},
+        {"seed": 2**63},
+        {"topk": -(2**31) - 1},
+    ):
+        (name,) = form
+        with pytest.raises(RequestRefused, match=f"^{name}: .* does not fit a number of"):
+            read_form(json.dumps({"text": "x", **form}).encode())
+    assert asked({"text": "x", "max_dec_len": 2**31 - 1, "seed": -(2**63)}).sampling.seed == -(2**63)
+    with pytest.raises(RequestRefused, match="temperature has to be a finite number"):
+        asked({"text": "x", "temperature": 1e300}).sampling.check()
+
+
+def test_a_form_with_messages_and_tools():
+    found = asked({"messages": HI, "tools": TOOLS, "stop": ["<|x|>"]})
+    assert (found.prompt.messages, found.prompt.tools, found.sampling.stop) == (HI, TOOLS, ("<|x|>",))
+    with pytest.raises(RequestRefused, match="tools go with messages"):
+        asked({"text": "x", "tools": TOOLS}).prompt.check()
+
+
+def test_refusals_name_the_fields_of_the_form():
+    said = "max_tokens 9 is too many; give one of text_input, messages and input_ids"
+    assert in_form_words(said) == "max_dec_len 9 is too many; give one of text, messages and input_ids"
+
+
+def test_a_default_length_is_no_length():
+    sampling = read_fields({"text_input": make_tensor("text_input", ["x"])}, 100, 16).sampling
+    assert (sampling.max_tokens, sampling.default_tokens) == (None, 16)
+    sampling.check()
+
+
+def test_tools_are_json():
+    text = {"chat": np.array([True]), "text_input": make_tensor("text_input", ["x"])}
+    found = read_fields(text | {"tools": make_tensor("tools", [json.dumps(TOOLS)])}, 1000)
+    assert found.prompt.messages == [{"role": "user", "content": "x"}] and found.prompt.tools == TOOLS
+    with pytest.raises(RequestRefused, match="tools: not JSON"):
+        read_fields(text | {"tools": make_tensor("tools", ["["])}, 1000)
+
+
+def test_where_special_tokens_are_read():
+    assert Settings.read({}, {}).parse_special_tokens == "prompts"
+    found = Settings.read({"parse_special_tokens": "none", "timeout": "2"}, {"parse_special_tokens": "all"})
+    assert (found.parse_special_tokens, found.timeout) == ("all", 2.0)
+    with pytest.raises(ConfigError, match="--parse-special-tokens some: it has to be one of prompts, all, none"):
+        Settings.read({"parse_special_tokens": "some"}, {})

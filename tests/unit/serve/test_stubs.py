@@ -1,0 +1,31 @@
+"""Processes of Triton's models that do not end when their model was loaded anew."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+from oarlock.serve.triton.backend_processes import end_left, is_alive
+
+
+def _sleeper() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+
+def test_what_is_left_is_killed():
+    left, gone = _sleeper(), _sleeper()
+    try:
+        gone.kill()
+        gone.wait()
+        assert end_left([left.pid, gone.pid], 0.3) == 1
+        assert left.wait(60) == -signal.SIGKILL
+        assert not is_alive(left.pid)
+    finally:
+        left.kill()
+
+
+def test_what_ends_by_itself_is_waited_for():
+    ends = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
+    assert end_left([ends.pid], 600) == 0
+    assert ends.wait(60) == 0

@@ -1,0 +1,319 @@
+"""What `oarlock serve` does besides serving, without a Triton: pauses, ports, orders, the tree that Triton is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oarlock.cli.main import main
+from oarlock.environment.processes import Peer
+from oarlock.errors import ConfigError, EnvironmentProblem, OarlockError
+from oarlock.serve.front.options import Ports
+from oarlock.serve.supervision import restarting_process as part_module
+from oarlock.serve.supervision.admin_client import find_server, order
+from oarlock.serve.supervision.admin_socket import AdminServer
+from oarlock.serve.supervision.guardian import clear_up
+from oarlock.serve.supervision.listening import Listening
+from oarlock.serve.supervision.private_memory import SHARED_MEMORY, close_memory, memory_filter
+from oarlock.serve.supervision.restarting_process import LONGEST_PAUSE, Part
+from oarlock.serve.supervision.run_folder import make_run_folder
+from oarlock.serve.triton.served_repository import make_served_tree
+from oarlock.triton_repository.config_pbtxt import read_triton_config
+
+TEMPLATES = Path(part_module.__file__).parents[2] / "triton_repository" / "models"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# parts
+
+
+def test_pauses_grow_and_begin_anew_after_a_healthy_minute(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(part_module.time, "monotonic", lambda: now[0])
+    part = Part("it", lambda: subprocess.Popen(["true"], text=True))
+    part.start()
+    pauses = []
+    for _ in range(10):
+        part.process.wait()
+        pauses.append(part.note_end())
+        assert part.waits and not part.start_again_if_due()
+        now[0] += pauses[-1]
+        assert part.start_again_if_due() and not part.waits
+    assert pauses == [min(0.2 * 2**i, LONGEST_PAUSE) for i in range(10)] and part.restarts == 10
+    part.note_up()
+    now[0] += 59
+    assert part.note_end() == LONGEST_PAUSE
+    now[0] += 30
+    assert part.start_again_if_due()
+    part.note_up()
+    now[0] += 61
+    assert part.note_end() == 0.2
+    part.kill()
+
+
+def test_how_it_ended():
+    part = Part("it", lambda: subprocess.Popen(["sleep", "600"], text=True))
+    part.start()
+    assert part.runs
+    part.kill()
+    assert not part.runs and part.how_it_ended() == "signal 9"
+
+
+def test_a_guardian_ends_the_last_session_it_was_told_of():
+    prefix, words = f"oarlock-test-{os.getpid()}-", ["sleep", "600"]
+    first, last = (subprocess.Popen(words, start_new_session=True) for _ in range(2))
+    (SHARED_MEMORY / f"{prefix}a").touch()
+    guardian = [sys.executable, "-m", "oarlock.serve.supervision.guardian", prefix]
+    subprocess.run(guardian, input=f"{first.pid}\n0\n{last.pid}\n", text=True, check=True, timeout=60)
+    assert last.wait(60) == -9 and first.poll() is None and not (SHARED_MEMORY / f"{prefix}a").exists()
+    clear_up({first.pid}, prefix, [])
+    assert first.wait(60) == -9
+
+
+# memory, ports, folders
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a filter of Linux")
+def test_boost_can_not_open_a_region_to_others():
+    """The calls that Boost makes, in a process with the filter; other modes and calls go on working."""
+    name = f"oarlock-test-{os.getpid()}-b"
+    code = f"""
+import os
+os.umask(0o077)
+file = os.open("/dev/shm/{name}", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+try:
+    os.fchmod(file, 0o644)
+except PermissionError:
+    print("refused")
+print(oct(os.fstat(file).st_mode & 0o777))
+os.fchmod(file, 0o400)
+print(oct(os.fstat(file).st_mode & 0o777))
+"""
+    try:
+        run = subprocess.run(
+            [sys.executable, "-c", code], preexec_fn=memory_filter(), capture_output=True, text=True, check=True
+        )
+        assert run.stdout.split() == ["refused", "0o600", "0o400"]
+        (SHARED_MEMORY / name).chmod(0o644)
+        close_memory(name)
+        assert stat.S_IMODE((SHARED_MEMORY / name).stat().st_mode) == 0o600
+    finally:
+        (SHARED_MEMORY / name).unlink(missing_ok=True)
+
+
+def test_ports_are_opened_once_and_taken_ones_are_said():
+    ports = Ports(free_port(), free_port(), free_port(), free_port())
+    listening = Listening("127.0.0.1", ports)
+    assert set(listening.descriptors) == {"openai", "rest", "grpc", "metrics"}
+    with socket.create_connection(("127.0.0.1", ports.rest), timeout=5):  # waits for a front
+        pass
+    with pytest.raises(EnvironmentProblem, match=r"--port \d+ on 127.0.0.1: the port is taken"):
+        Listening("127.0.0.1", Ports(free_port(), free_port(), free_port(), ports.openai))
+    listening.close()
+    Listening("127.0.0.1", ports).close()
+    with pytest.raises(ConfigError, match="--metrics-port 5: --grpc-port has the same port"):
+        Listening("127.0.0.1", Ports(5, 6, 5, free_port()))
+    with pytest.raises(ConfigError, match="--rest-port 70000: it has to be from 1 to 65535"):
+        Listening("127.0.0.1", Ports(free_port(), 70000, 7, free_port()))
+
+
+def test_the_folder_of_a_server(tmp_path, monkeypatch):
+    with contextlib.ExitStack() as opened:
+        run = make_run_folder(opened)
+        assert stat.S_IMODE(run.stat().st_mode) == 0o700
+    assert not run.exists()
+    deep = tmp_path / ("long" * 30)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))  # too long for a socket
+    with contextlib.ExitStack() as opened:
+        assert len(str(make_run_folder(opened))) < 60
+
+
+# administration
+
+
+@pytest.fixture
+def admin():
+    """A server that keeps the orders it carries out."""
+    done = []
+
+    def fail(model):
+        raise ConfigError(f"no {model}")
+
+    def crash(model):
+        raise ZeroDivisionError("a fault")
+
+    actions = {"do": lambda model: done.append(model) or {"text": f"did {model}"}, "fail": fail, "crash": crash}
+    with tempfile.TemporaryDirectory() as folder, AdminServer(Path(folder) / "admin", actions) as server:
+        yield Path(folder) / "admin", done, server
+
+
+def test_orders(admin):
+    path, done, _ = admin
+    threads = threading.active_count()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert order(path, "do", "m") == {"text": "did m"} and done == ["m"]
+    for name, words in (("fail", "no m"), ("else", "there is no 'else'"), ("crash", "ZeroDivisionError: a fault")):
+        with pytest.raises(OarlockError, match=words):
+            order(path, name, "m")
+    with pytest.raises(EnvironmentProblem, match="no server answers there"):
+        order(path.with_name("none"), "do")
+    for _ in range(20):
+        assert order(path, "do", "again") == {"text": "did again"}
+    assert threading.active_count() < threads + 10
+
+
+@settings(max_examples=40)
+@given(st.one_of(st.binary(max_size=200), st.recursive(st.none() | st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)).map(lambda x: json.dumps(x).encode())))  # fmt: skip
+def test_anything_else_is_answered_with_an_error(line):
+    server = AdminServer(Path("/nowhere"), {})
+    assert set(server.answer(line)) == {"error"}
+    server._socket.close()
+
+
+def talking():
+    return [thread for thread in threading.enumerate() if thread.name == "admin-client"]
+
+
+def test_clients_that_say_nothing_or_too_much_hold_up_nobody(admin):
+    path, _, _ = admin
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(4)]
+    for one in silent:
+        one.connect(str(path))
+    with socket.socket(socket.AF_UNIX) as loud, contextlib.suppress(OSError):
+        loud.connect(str(path))
+        loud.sendall(b"x" * 100_000)
+    assert order(path, "do", "m") == {"text": "did m"}
+    for one in silent:
+        one.close()
+    deadline = time.monotonic() + 60
+    while talking() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not talking()
+
+
+def test_other_users_are_not_served(admin, monkeypatch):
+    path, done, _ = admin
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr("oarlock.serve.supervision.admin_socket.peer_of", lambda _: Peer(1, 54321))
+    with pytest.raises(OarlockError, match="only from its own user"):
+        order(path, "do", "m")
+    assert not done
+
+
+def test_the_server_is_found_where_there_is_one(admin, monkeypatch, capsys):
+    path, _, _ = admin
+    monkeypatch.setattr("oarlock.serve.supervision.admin_client.admin_sockets", lambda: [path.with_name("dead"), path])
+    assert find_server(None) == path
+    monkeypatch.setattr("oarlock.serve.supervision.admin_client.admin_sockets", lambda: [path, path])
+    with pytest.raises(ConfigError, match="2 servers run here"):
+        find_server(None)
+    monkeypatch.setattr("oarlock.serve.supervision.admin_client.admin_sockets", list)
+    with pytest.raises(SystemExit) as ended:
+        main(["admin", "status"])
+    assert ended.value.code == 2 and "no server of this user runs here" in capsys.readouterr().err
+    for words in (["admin", "load"], ["admin", "status", "m"], ["admin", "else"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+
+
+# flags
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--triton-host", "0.0.0.0"], "Triton has no port any more"),
+        (["--admin-key-file", "x"], "oarlock admin reload"),
+        (["--tls-key", "x"], "--tls-certificate and --tls-key go together"),
+        (["--api-key-file", "/nowhere/keys"], "/nowhere/keys"),
+        (["--max-open", "-1"], "--max-open -1: it has to be"),
+    ],
+)
+def test_flags_are_checked_first(tmp_path, capsys, words, said):
+    before = os.umask(0o022)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["serve", str(tmp_path), *words])
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+    finally:
+        os.umask(before)
+
+
+# what Triton is shown
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """As `oarlock export` writes it, with code that must not run."""
+    for kind in ("oarlock", "oarlock_infer", "oarlock_json"):
+        version = tmp_path / "repository" / kind / "1"
+        version.mkdir(parents=True)
+        (version / "model.py").write_text("raise SystemExit('code of the repository')")
+        (version.parent / "config.pbtxt").write_text((TEMPLATES / kind / "config.pbtxt").read_text())
+    (tmp_path / "repository/oarlock/1/model").mkdir()
+    (tmp_path / "repository/oarlock/1/adapters/pirate").mkdir(parents=True)
+    return tmp_path / "repository"
+
+
+def add(repository, model, text):
+    with open(repository / model / "config.pbtxt", "a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def test_triton_is_shown_our_code_and_their_data(repository, tmp_path):
+    add(repository, "oarlock", 'parameters { key: "max_batch" value { string_value: "3" } }\n')
+    add(repository, "oarlock", 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/tmp/evil.tar.gz" } }\n')
+    tree = make_served_tree(repository, tmp_path / "shown")
+    assert set(tree.kinds) == {"oarlock", "oarlock_infer", "oarlock_json"}
+    for name in tree.kinds:
+        version = tree.folder / name / "1"
+        assert (version / "model.py").read_text() == (TEMPLATES / name / "model.py").read_text()
+        assert (version / "lib" / "oarlock").resolve() == TEMPLATES.parents[1].resolve()
+    assert (tree.folder / "oarlock/1/model").resolve() == (repository / "oarlock/1/model").resolve()
+    config = read_triton_config(tree.folder / "oarlock" / "config.pbtxt")
+    assert {key: value.string_value for key, value in config.parameters.items()} == {
+        "max_batch": "3",
+        "adapters": "pirate",
+    }
+    before = (tree.folder / "oarlock/1/model.py").stat().st_mtime_ns
+    tree.write("oarlock")
+    assert (tree.folder / "oarlock/1/model.py").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "words"),
+    [
+        ("oarlock", 'backend: "onnxruntime"', "backend"),
+        ("oarlock_infer", "instance_group [ { count: 100000 } ]", "it has to be 1 to 256 in all"),
+        ("oarlock_infer", "instance_group [ { count: -3 } ]", "it has to be 1 to 256 in all"),
+        ("evil", 'name: "evil"', "not a model of `oarlock export --target triton`"),
+    ],
+)
+def test_other_models_and_backends_are_refused(repository, tmp_path, model, text, words):
+    (repository / model).mkdir(exist_ok=True)
+    if model == "oarlock":
+        (repository / model / "config.pbtxt").write_text(text)
+    else:
+        add(repository, model, text)
+    with pytest.raises(ConfigError, match=words):
+        make_served_tree(repository, tmp_path / "shown")

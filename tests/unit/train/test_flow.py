@@ -1,0 +1,101 @@
+"""When to log, evaluate and save; evaluation batches; what the quickstart reports; errors of several ranks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import ROOT
+from oarlock.config import FinetuneConfig, load_config
+from oarlock.data.corpus.sampler import EvaluationBatchSampler
+from oarlock.errors import DataError, StoppedWithOthers, exit_with
+from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
+from oarlock.train.intervals import Due, what_is_due
+
+
+def due(step: int, *words: str, before: int = 0, after: int = 8, epoch: int = 100, stopping: bool = False) -> Due:
+    config = load_config(FinetuneConfig, ["--do_train", *words]).config
+    return what_is_due(config, step, 50, before, after, epoch, stopping)
+
+
+def test_steps():
+    words = ["--logging_steps", "5", "--save_steps", "10", "--do_eval", "--eval_steps", "20"]
+    assert due(3, *words) == Due(False, False, False)
+    assert due(5, *words) == Due(True, False, False)
+    assert due(10, *words) == Due(True, False, True)
+    assert due(20, *words) == Due(True, True, True)
+    assert due(50, *words) == Due(True, True, True)
+
+
+def test_epochs_are_counted_in_samples():
+    words = ["--save_strategy", "epoch", "--do_eval"]
+    assert due(3, *words, before=96, after=104) == Due(False, True, True)
+    assert due(3, *words, before=88, after=96) == Due(False, False, False)
+
+
+def test_the_end_logs_and_saves_unless_told_not_to():
+    assert due(50) == Due(True, False, True)
+    assert due(50, "--save_strategy", "no") == Due(True, False, False)
+
+
+def test_sigterm_saves_and_does_not_evaluate():
+    words = ["--eval_steps", "20", "--save_strategy", "no"]
+    assert due(20, "--do_eval", *words, stopping=True) == Due(True, False, True, owed=True)
+    assert not due(21, "--do_eval", *words, stopping=True).owed and not due(20, *words, stopping=True).owed
+
+
+@given(size=st.integers(1, 50), batch=st.integers(1, 7), replicas=st.integers(1, 4))
+def test_evaluation_counts_every_sample_once(size, batch, replicas):
+    samplers = [EvaluationBatchSampler([size], batch, replicas, r) for r in range(replicas)]
+    counted = []
+    for sampler in samplers:
+        batches = list(sampler)
+        assert len(batches) == len(sampler) and all(batches)
+        for t, indices in enumerate(batches):
+            counted += indices[: sampler.real(t)]
+    assert sorted(counted) == list(range(size))
+    assert len({len(sampler) for sampler in samplers}) == 1
+
+
+def test_quickstart_report(tmp_path):
+    for run, rows in (
+        ("pretrained", [{"eval_perplexity": 6000.0}, {"eval_perplexity": 150.2}]),
+        ("tuned", [{"eval_exact_match": 0.0}, {"loss": 1}, {"eval_exact_match": 0.95}]),
+    ):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "answers.txt").write_text("Q: a\nA: b\n")
+    report = [sys.executable, str(ROOT / "scripts/quickstart_report.py"), str(tmp_path), "125"]
+    result = subprocess.run(report, capture_output=True, text=True, check=True).stdout
+    for part in (
+        "before pretraining 6,000, after 150",
+        "0.000, after 0.950",
+        "Q: a\nA: b",
+        "2 min 5 s",
+        "visualdl --logdir",
+    ):
+        assert part in result
+
+
+def test_one_process_shares_with_itself():
+    assert all_gather_objects("x") == ["x"]
+    run_on_all_ranks(lambda: None)
+    with pytest.raises(DataError, match="mine"):
+        run_on_all_ranks(lambda: (_ for _ in ()).throw(DataError("mine")))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"), [(DataError("told"), 1, "oarlock: error: told"), (StoppedWithOthers("x"), 1, "")]
+)
+def test_errors_are_told_once_and_without_a_trace(capsys, error, code, said):
+    def fail() -> int:
+        raise error
+
+    with pytest.raises(SystemExit) as exited:
+        exit_with(fail)
+    assert exited.value.code == code and capsys.readouterr().err.strip() == said
