@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # oarlock lies beside this file; no install is needed
 
-from oarlock.cli import main
+from oarlock.cli.main import main
 
 if __name__ == "__main__":
     main(["launch", *sys.argv[1:]])

@@ -2,7 +2,7 @@
 # Sourced by the launch scripts. They take these variables from the environment:
 #
 #   DEVICE=cpu         rehearse on the CPU: GPUS counts processes, and MODEL must be a small model (default: gpu)
-#   GPUS=0,1,2,3       GPUs of this node: a list of at least two, or a number (default: each script's)
+#   GPUS=0,1,2,3       GPUs of this node: a list of at least two, or a number (default: all that can be seen)
 #   NNODES=2           number of nodes; then also MASTER=host:port of the first node, and NODE_RANK=0, 1, ...
 #   MAX_RESTART=3      restart failed trainers up to this many times; they resume from the newest checkpoint
 #   LOG_DIR=DIR        output of each process (workerlog.0, ...)
@@ -25,32 +25,31 @@ if [ -z "${PYTHON:-}" ]; then
     fail "no Python found: run bash scripts/setup.sh, or set PYTHON"
 fi
 
-# launch_recipe ENTRYPOINT REHEARSAL [OPTIONS] RECIPE [FLAGS]: start llm/ENTRYPOINT with `oarlock launch`.
-#
-#   REHEARSAL   flags that make the job short enough for a CPU
-#   OPTIONS     more options of `oarlock launch`, each with a value
-#   RECIPE      a YAML file, or the name of one in configs/recipes
-#   FLAGS       of the entrypoint; they win over the recipe
-launch_recipe() {
-  local entrypoint=$1 rehearsal=$2 name=${0##*/} options=() recipe
-  shift 2
-  while [[ ${1:-} == --* ]]; do
-    options+=("$1" "$2")
-    shift 2
+# The path of a recipe: a YAML file, or the name of one in configs/recipes.
+find_recipe() {
+  local file
+  [ -n "$1" ] || fail "usage: bash scripts/${0##*/} RECIPE [FLAGS]; the recipes are in $ROOT/configs/recipes"
+  for file in "$1" "$ROOT/configs/recipes/$1.yaml"; do
+    if [ -f "$file" ]; then
+      echo "$file"
+      return
+    fi
   done
-  [ $# -gt 0 ] || fail "usage: bash scripts/$name RECIPE [FLAGS]; the recipes are in $ROOT/configs/recipes"
-  recipe=$1
-  [ -f "$recipe" ] || recipe=$ROOT/configs/recipes/$1.yaml
-  [ -f "$recipe" ] || fail "RECIPE must be a YAML file, or the name of one in $ROOT/configs/recipes; got \"$1\""
-  case $name in finetune.sh | pretrain.sh) name="$name $1" ;; esac
+  fail "RECIPE must be a YAML file, or the name of one in $ROOT/configs/recipes; got \"$1\""
+}
+
+# launch REHEARSAL [OPTIONS] SCRIPT [FLAGS]: start a training script with `oarlock launch`.
+#
+#   REHEARSAL   what to type behind `bash scripts/` to run the same job on the CPU
+#   OPTIONS     of `oarlock launch`, besides those that the variables above become
+launch() {
+  local rehearsal="DEVICE=cpu MODEL=output/quickstart/pretrained DATA= bash scripts/$1" dry_run=()
   shift
   if [ "$DEVICE" = cpu ] && [ -z "${MODEL:-}" ]; then
     fail "DEVICE=cpu needs MODEL=<folder of a small model>: every process holds all of it in float32"
   fi
-  if [ "${DRY_RUN:-0}" != 0 ]; then options+=(--dry_run 1); fi
-  exec "$PYTHON" -u "$ROOT/llm/launch.py" \
-    --device "$DEVICE" --gpus "${GPUS:-}" --nnodes "${NNODES:-1}" --master "${MASTER:-}" \
-    --node_rank "${NODE_RANK:-}" --max_restart "${MAX_RESTART:-}" --log_dir "$LOG_DIR" \
-    --rehearsal "DEVICE=cpu MODEL=output/quickstart/pretrained DATA= bash scripts/$name $rehearsal" \
-    ${options[@]+"${options[@]}"} "$ROOT/llm/$entrypoint" "$recipe" "$@"
+  if [ "${DRY_RUN:-0}" != 0 ]; then dry_run=(--dry_run); fi
+  exec "$PYTHON" -u "$ROOT/llm/launch.py" "${dry_run[@]}" --device "$DEVICE" --gpus "${GPUS:-}" \
+    --nnodes "${NNODES:-1}" --master "${MASTER:-}" --node_rank "${NODE_RANK:-}" --max_restart "${MAX_RESTART:-}" \
+    --log_dir "$LOG_DIR" --rehearsal "$rehearsal" "$@"
 }

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from oarlock.cpu_ranks.meeting_point import SECRET_FILE
 from oarlock.errors import ConfigError
 from oarlock.launch.degrees import Degrees, choose_degrees
 from oarlock.launch.devices import choose_devices
 from oarlock.launch.nodes import NodePlace, choose_node
 from oarlock.launch.options import LaunchOptions
-from oarlock.parallel.meeting_point import SECRET_FILE
 
 # A later start of a job must not delete its checkpoints, even if the flags of the first start asked for that.
 RESUME_FLAG = "--no_overwrite_output_dir"

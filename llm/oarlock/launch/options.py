@@ -47,6 +47,9 @@ class LaunchOptions:
     """Sharding stage. Used with --tensor. Default: stage2, or stage1 if a single rank is left."""
     dry_run: bool = option(False)
     """Print the command and exit."""
+    slurm: bool = option(False)
+    """Run SCRIPT with bash once on every node of this Slurm job, and requeue the job before its time limit. Takes no
+    other option; scripts/launch.slurm uses it."""
     rehearsal: str | None = option(None)
     """Command that runs the same job on the CPU, for the error message when there is no GPU."""
 
@@ -80,6 +83,8 @@ def parse_launch_options(values: Mapping[str, str | bool]) -> LaunchOptions:
             continue
         if problem := spec.problem(converted[name]):
             problems.append(f"{variable_and_flag(name)} {problem}; got {shown(value)}")
+    if converted.get("slurm") and len(converted) > 1:
+        problems.append("--slurm takes no other option; the script takes them from its variables")
     if problems:
         raise ConfigError("\n".join(problems))
     return LaunchOptions(**converted)

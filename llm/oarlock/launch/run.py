@@ -14,15 +14,20 @@ from oarlock.launch.supervisor import Supervisor, log
 
 
 def launch(options: LaunchOptions, script: str, arguments: Sequence[str]) -> int:
-    """Start the ranks of this node and wait for them; returns the exit code.
+    """Start the ranks of this node and wait for them, or run a script on every node of a Slurm job.
 
     Args:
-        script: path of a training script (run_pretrain.py, finetune_generation.py).
+        script: path of a training script (run_pretrain.py, finetune_generation.py); with --slurm, of a bash script.
         arguments: its arguments.
+
+    Returns:
+        The exit code.
 
     Raises:
         ConfigError: the options are wrong, or don't fit this machine.
     """
+    if options.slurm:
+        return SlurmSupervisor(SlurmJob.from_environment(os.environ)).run(script, arguments)
     command = build_command(options, script, arguments)
     if command.degrees:
         log(f"{command.num_ranks} ranks: {command.degrees}")
@@ -32,12 +37,3 @@ def launch(options: LaunchOptions, script: str, arguments: Sequence[str]) -> int
         return 0
     with rank_environment(options, command) as environment:
         return Supervisor(command, environment, options.max_restart or 0).run()
-
-
-def launch_slurm(script: str, arguments: Sequence[str]) -> int:
-    """Run a launch script on every node of this Slurm job; returns the exit code.
-
-    Raises:
-        ConfigError: this is no Slurm job, or there is no such script.
-    """
-    return SlurmSupervisor(SlurmJob.from_environment(os.environ)).run(script, arguments)

@@ -41,17 +41,19 @@ class SlurmJob:
         """Read Slurm's variables.
 
         Raises:
-            ConfigError: this is no Slurm job, or a number is none.
+            ConfigError: this is not a Slurm job, or a variable is not a number.
         """
         if not environment.get("SLURM_JOB_ID"):
             raise ConfigError("not in a Slurm job; start it with: sbatch scripts/launch.slurm")
-        numbers = {}
         for name in ("SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_RESTART_COUNT"):
-            value = environment.get(name) or "0"
-            if not re.fullmatch(r"[0-9]{1,12}", value):
-                raise ConfigError(f"{name} must be a number; got {value!r}")
-            numbers[name] = int(value)
-        return cls(*numbers.values(), environment.get("SLURM_JOB_NODELIST", ""))
+            if not re.fullmatch(r"[0-9]{1,12}", environment.get(name) or "0"):
+                raise ConfigError(f"{name} must be a number; got {environment[name]!r}")
+        return cls(
+            number=int(environment["SLURM_JOB_ID"]),
+            nodes=int(environment.get("SLURM_JOB_NUM_NODES") or 1),
+            restarts=int(environment.get("SLURM_RESTART_COUNT") or 0),
+            nodelist=environment.get("SLURM_JOB_NODELIST", ""),
+        )
 
     def master(self) -> str:
         """host:port of the first node.

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
+from oarlock.environment.processes import process_fields
 from oarlock.errors import EXIT_USAGE, printable
 from oarlock.launch.command import RESUME_FLAG, LaunchCommand
-from oarlock.processes import process_fields
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TERMINATED = 128 + signal.SIGTERM
@@ -110,7 +110,7 @@ def find_ranks(launcher: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def handlers(handle: object, *signals: signal.Signals) -> Iterator[None]:
+def handlers(handle: Callable[[int, FrameType | None], None], *signals: signal.Signals) -> Iterator[None]:
     """Handle signals inside. One that is ignored (SIGHUP under nohup) stays ignored."""
     before = {number: signal.getsignal(number) for number in signals}
     heeded = [number for number, handler in before.items() if handler != signal.SIG_IGN]
