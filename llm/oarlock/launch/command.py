@@ -30,7 +30,7 @@ class LaunchCommand:
         has_launcher: whether Paddle's launcher stands between this program and the ranks.
         log_dir: where the launcher writes the output of each rank.
         num_ranks: on all nodes.
-        degrees: set if the launcher chose them (--tensor).
+        degrees: set if the launcher chose them (--tp).
     """
 
     argv: list[str]

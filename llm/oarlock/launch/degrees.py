@@ -34,19 +34,19 @@ class Degrees:
 
 
 def choose_degrees(options: LaunchOptions, ranks: int) -> Degrees | None:
-    """The degrees for this number of ranks, or None without --tensor.
+    """The degrees for this number of ranks, or None without --tp.
 
     Raises:
         ConfigError: the degrees do not divide the ranks.
     """
-    if options.tensor is None:
+    if options.tp is None:
         return None
-    tensor, pipeline = options.tensor, options.pipeline
+    tensor, pipeline = options.tp, options.pp
     left, rest = divmod(ranks, tensor * pipeline)
     if rest or not left:
         raise ConfigError(
             f"{ranks} ranks ({options.nnodes} node(s) x {ranks // options.nnodes}) can't be divided by tensor {tensor} "
-            f"x pipeline {pipeline} = {tensor * pipeline}: change GPUS, TP or PP (--gpus, --tensor, --pipeline)"
+            f"x pipeline {pipeline} = {tensor * pipeline}: change GPUS, TP or PP (--gpus, --tp, --pp)"
         )
     sharding = options.sharding_degree or (2 if left % 2 == 0 else left)
     if left % sharding:

@@ -63,11 +63,15 @@ def visible_gpus() -> list[str]:
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return listed.split(",") if listed else []
+    return re.findall(r"^GPU (\d+):", _list_gpus(), re.MULTILINE)
+
+
+def _list_gpus() -> str:
     try:
         found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", check=False)
     except OSError:
-        return []
-    return re.findall(r"^GPU (\d+):", found.stdout, re.MULTILINE)
+        return ""
+    return found.stdout
 
 
 def _expand(wanted: str) -> list[str]:

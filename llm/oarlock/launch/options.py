@@ -36,15 +36,15 @@ class LaunchOptions:
     """Restart failed ranks up to this many times. They resume from the newest checkpoint."""
     log_dir: str = option("log")
     """Folder for the output of each rank (workerlog.0, ...). One process without a launcher writes to the console."""
-    tensor: int | None = option(None, between(1, _MOST), unit="ranks")
+    tp: int | None = option(None, between(1, _MOST), unit="ranks")
     """Tensor parallel degree. With this option, the degrees of the ranks are passed to the script."""
-    pipeline: int = option(1, between(1, _MOST), unit="ranks")
-    """Pipeline parallel degree. Used with --tensor."""
+    pp: int = option(1, between(1, _MOST), unit="ranks")
+    """Pipeline parallel degree. Used with --tp."""
     sharding_degree: int | None = option(None, between(1, _MOST), unit="ranks")
-    """Sharding degree. Used with --tensor. Default: 2 if tensor x pipeline leaves an even number of ranks, else all
+    """Sharding degree. Used with --tp. Default: 2 if tp x pp leaves an even number of ranks, else all
     ranks that are left."""
     sharding: str | None = option(None)
-    """Sharding stage. Used with --tensor. Default: stage2, or stage1 if a single rank is left."""
+    """Sharding stage. Used with --tp. Default: stage2, or stage1 if a single rank is left."""
     dry_run: bool = option(False)
     """Print the command and exit."""
     slurm: bool = option(False)
