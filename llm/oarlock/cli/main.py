@@ -12,6 +12,7 @@ from oarlock.cli.admin import add_admin
 from oarlock.cli.chat import add_chat
 from oarlock.cli.convert import add_convert
 from oarlock.cli.export import add_export
+from oarlock.cli.launch import add_launch
 from oarlock.cli.parallel import add_checkpoint, add_rehearse
 from oarlock.cli.resize import add_resize
 from oarlock.cli.serve import add_serve
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add_convert(commands, _command)
     add_resize(commands, _command)
     add_export(commands, _command)
+    add_launch(commands, _command)
     add_rehearse(commands, _command)
     add_checkpoint(commands, _command)
     add_serve(commands, _command)
