@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from oarlock.cli.main import _parser
+from oarlock.cli.main import make_parser
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,7 +36,7 @@ def test_commands_are_accepted(document, line, monkeypatch):
     words = shlex.split(line, comments=True)
     if words[0] == "oarlock":
         with contextlib.suppress(SystemExit) as exited:
-            _parser().parse_args(words[1:])
+            make_parser().parse_args(words[1:])
         assert exited is None or "--version" in words
     elif words[:2] in (["python", "llm/run_pretrain.py"], ["python", "llm/finetune_generation.py"]):
         kind = PretrainConfig if "pretrain" in words[1] else FinetuneConfig

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from helpers import LLM, heed_signals, run_program
-from oarlock.cli import chat as chat_command
+from oarlock.cli.commands import chat as chat_command
 from oarlock.data.templates.chat_template import ChatTemplate
 from oarlock.models.ask import ask_model
 from oarlock.serve.chat import AnswerFailed, Chat
