@@ -140,7 +140,6 @@ def test_the_documents_name_every_recipe_and_script():
     assert rows == {recipe.stem: str(num_gpus(recipe)) for recipe in RECIPES}
     for script in sorted((ROOT / "scripts").glob("finetune_*.sh")):
         assert f"`{script.name}`" in page, script
-        assert script.name in (ROOT / "README.md").read_text(encoding="utf-8"), script
 
 
 def test_the_recipe_of_the_documents_is_one(tmp_path):

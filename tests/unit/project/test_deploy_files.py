@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from oarlock.cli.main import _parser
+from oarlock.cli.main import make_parser
 from oarlock.config import FinetuneConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -151,7 +151,7 @@ def test_the_image_copies_what_is_there_and_ignores_the_rest():
 def test_the_image_starts_the_server_that_there_is():
     entry = json.loads(dict(instructions(DEPLOY / "docker/Dockerfile"))["ENTRYPOINT"])
     assert entry[:2] == ["oarlock", "serve"]
-    assert _parser().parse_args(entry[1:]).folder == "/models"
+    assert make_parser().parse_args(entry[1:]).folder == Path("/models")
 
 
 @pytest.mark.parametrize("name", ["docker", "triton"])
@@ -322,5 +322,5 @@ def test_the_flow_runs_commands_that_the_programs_accept(tmp_path):
     train, export = map(json.loads, (tmp_path / "asked.jsonl").read_text().splitlines())
     config = load_config(FinetuneConfig, train[2:]).config
     assert train[1] == "llm/finetune_generation.py" and config.model.model_name_or_path == "m"
-    arguments = _parser().parse_args(export[1:])
+    arguments = make_parser().parse_args(export[1:])
     assert (arguments.adapter, arguments.target) == (["out/flow-7/lora"], "triton")
