@@ -68,7 +68,7 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class FusedDecoder:
+class FusedDecoderSpec:
     """How the fused decoder computes a model.
 
     Attributes:
@@ -184,7 +184,7 @@ class Family:
     forward: Forward = ""
     counts_padding: bool = False
     packing: Packing | None = None
-    fused_decoder: FusedDecoder | None = None
+    fused_decoder: FusedDecoderSpec | None = None
     replaceable_attention: bool = False
     # export
     takes_position_ids: bool = True

@@ -1,6 +1,6 @@
 """Gemma."""
 
-from oarlock.families.family import Family, FusedDecoder, HFConfig, Packing
+from oarlock.families.family import Family, FusedDecoderSpec, HFConfig, Packing
 from oarlock.families.shared import (
     BATCH_FIRST,
     FUSED_PROJECTIONS,
@@ -45,7 +45,9 @@ FAMILY = Family(
         gelu_is_approximate=True,
     ),
     packing=Packing(in_pipeline=False),  # GemmaDecoderLayerPipe drops the positions
-    fused_decoder=FusedDecoder(norm_offset=1.0, scales_embedding=True, activation="gelu", tied_head_is_transposed=True),
+    fused_decoder=FusedDecoderSpec(
+        norm_offset=1.0, scales_embedding=True, activation="gelu", tied_head_is_transposed=True
+    ),
     replaceable_attention=True,
     servers=HF_SERVERS,
 )

@@ -1,6 +1,6 @@
 """Llama."""
 
-from oarlock.families.family import Family, FusedDecoder, HFConfig, Packing
+from oarlock.families.family import Family, FusedDecoderSpec, HFConfig, Packing
 from oarlock.families.shared import (
     BATCH_FIRST,
     FUSED_PROJECTIONS,
@@ -41,7 +41,7 @@ FAMILY = Family(
         scaled_rotary=True,
     ),
     packing=Packing(takes_ends=True),
-    fused_decoder=FusedDecoder(),
+    fused_decoder=FusedDecoderSpec(),
     replaceable_attention=True,
     servers=HF_SERVERS | {"fastdeploy"},
     server_notes={

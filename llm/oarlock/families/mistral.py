@@ -1,6 +1,6 @@
 """Mistral. PaddleNLP computes its attention in the layer's forward, without a function that could be replaced."""
 
-from oarlock.families.family import Family, FusedDecoder, HFConfig, Packing
+from oarlock.families.family import Family, FusedDecoderSpec, HFConfig, Packing
 from oarlock.families.shared import GATED_MLP, HEADS_BEFORE_TOKENS, HF_SERVERS, SPLIT_ATTENTION, UNSCALED_ROTARY
 
 FAMILY = Family(
@@ -36,6 +36,6 @@ FAMILY = Family(
         activation="hidden_act",
     ),
     packing=Packing(),
-    fused_decoder=FusedDecoder(),
+    fused_decoder=FusedDecoderSpec(),
     servers=HF_SERVERS,
 )

@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 
 from oarlock.errors import EnvironmentProblem
-from oarlock.families.family import FusedDecoder as FusedDecoderRecord
+from oarlock.families.family import FusedDecoderSpec
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.families.registry import FAMILIES
 from oarlock.ops import library
@@ -52,7 +52,7 @@ def _activation(config: Any) -> str:
     return record.activation if record and record.activation and named != "gelu_pytorch_tanh" else named
 
 
-def _record(config: Any) -> FusedDecoderRecord | None:
+def _record(config: Any) -> FusedDecoderSpec | None:
     family = FAMILIES.get(config.model_type)
     return None if family is None else family.fused_decoder
 
