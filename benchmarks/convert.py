@@ -31,7 +31,7 @@ def generate_fused(folder: Path, sizes: dict[str, int]) -> None:
     from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
     from safetensors.numpy import save_file
 
-    from oarlock.models.init_weights import without_values
+    from oarlock.models.construct import without_values
 
     heads = sizes["hidden_size"] // 64
     config = LlamaConfig(

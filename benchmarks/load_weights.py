@@ -42,7 +42,7 @@ def generate(folder: Path, form: str, sizes: dict[str, int]) -> None:
     from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
     from safetensors.numpy import save_file
 
-    from oarlock.models.init_weights import without_values
+    from oarlock.models.construct import without_values
 
     heads = sizes["hidden_size"] // 64
     config = LlamaConfig(
@@ -180,11 +180,11 @@ def seconds_of(folder: Path, way: str, cold: bool) -> float:
     import paddle
     from paddlenlp.transformers import AutoConfig
 
-    from oarlock.models.build import model_class
+    from oarlock.model_config.load import find_model_class
 
     paddle.set_device("cpu")
     config = AutoConfig.from_pretrained(str(folder))
-    model_class(config)  # imports it; Python's modules are not what is measured
+    find_model_class(config)  # imports it; Python's modules are not what is measured
     files = sorted(folder.glob("*.safetensors"))
     buffer = bytearray(16 * MB)
     for file in files:

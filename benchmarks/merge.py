@@ -31,7 +31,7 @@ def make_adapter(base: Path, folder: Path, rank: int) -> None:
     import numpy as np
     from paddlenlp.transformers import AutoConfig
 
-    from oarlock.models.build import model_class
+    from oarlock.model_config.load import find_model_class
     from oarlock.models.layer_offload import empty_model
     from oarlock.peft.adapter_folder import Base, save_adapter
     from oarlock.peft.lora import LoRA
@@ -43,7 +43,7 @@ def make_adapter(base: Path, folder: Path, rank: int) -> None:
     def values(shape: tuple[int, ...]) -> np.ndarray:
         return random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
 
-    held = trained(empty_model(model_class(config), config, method))
+    held = trained(empty_model(find_model_class(config), config, method))
     tensors = [TensorSource(h.name, "float32", h.block.shape, partial(values, h.block.shape)) for h in held]
     save_adapter(tensors, method, Base.of(str(base), base), None, None, folder)
 

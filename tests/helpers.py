@@ -112,7 +112,7 @@ def make_adapter(
     import numpy as np
     from paddlenlp.transformers import AutoConfig
 
-    from oarlock.models.build import model_class
+    from oarlock.model_config.load import find_model_class
     from oarlock.models.layer_offload import empty_model
     from oarlock.peft.adapter_folder import Base, save_adapter
     from oarlock.peft.lora import LoRA
@@ -123,7 +123,7 @@ def make_adapter(
     config = AutoConfig.from_pretrained(str(base))
     random = np.random.default_rng(seed)
     tensors = []
-    for holding in trained(empty_model(model_class(config), config, method)):
+    for holding in trained(empty_model(find_model_class(config), config, method)):
         values = (random.standard_normal(holding.block.shape) * std).astype(np.float32)
         tensors.append(TensorSource(holding.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir(parents=True)

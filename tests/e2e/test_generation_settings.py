@@ -14,7 +14,7 @@ from helpers import flags, make_tiny_model, run_program
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.model_config.load import read_config
-from oarlock.models.ask import ask_model
+from oarlock.models.generate import ask_model
 from oarlock.models.load_finetuned import open_tuned
 from oarlock.serve.engine.loading import open_served
 from oarlock.serve.triton.repository import chat_temperature

@@ -16,7 +16,7 @@ from unittest import mock
 from harness import Harness
 
 from oarlock.hub import downloads, http_download
-from oarlock.hub.model_names import local_folder
+from oarlock.model_config.local_folder import local_folder
 
 BETWEEN = b"\n==\n"  # the answers of an input, in the order of the requests; the last one answers all that follow
 INDEX = "model.safetensors.index.json"

@@ -72,8 +72,8 @@ def _open(kind: str, file: str, place: Path, good: Path) -> None:
     from oarlock.data.templates.chat_template import choose_template
     from oarlock.data.tokenizers.load import load_tokenizer
     from oarlock.model_config.generation_config import end_tokens, generation_content, sampling_defaults
-    from oarlock.model_config.load import read_config
-    from oarlock.models.build import ModelSource, build_model, model_class
+    from oarlock.model_config.load import find_model_class, read_config
+    from oarlock.models.build import ModelSource, build_model
     from oarlock.peft.open_adapter import open_adapter
 
     if file == "generation_config.json":
@@ -86,7 +86,7 @@ def _open(kind: str, file: str, place: Path, good: Path) -> None:
         assert sum(array.size for array in numbers) < 10**6 and all(np.isfinite(array).all() for array in numbers)
     elif kind in (ADAPTER, PEFT):
         config = read_config(good / MODEL)
-        found = open_adapter(place).of_model(model_class(config), config)
+        found = open_adapter(place).of_model(find_model_class(config), config)
         for name, shape in found.shapes().items():
             assert np.isfinite(found.value(name, shape)).all()
     else:

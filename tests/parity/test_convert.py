@@ -25,8 +25,8 @@ from oarlock.export import peft
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.manifest import changed_files, read_manifest
 from oarlock.export.peft import export_peft
-from oarlock.model_config.load import read_config
-from oarlock.models.build import ModelSource, build_model, model_class
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.models.build import ModelSource, build_model
 from oarlock.models.generate import generate_ids
 from oarlock.models.layer_offload import empty_model
 from oarlock.peft.adapter_folder import Base, save_adapter
@@ -163,7 +163,7 @@ def loaded(folder: Path, adapter: Path | None = None):
 
 def make_adapter(base: Path, folder: Path, method: LoRA) -> Path:
     config, random, tensors = read_config(base), np.random.default_rng(1), []
-    for holding in trained(empty_model(model_class(config), config, method)):
+    for holding in trained(empty_model(find_model_class(config), config, method)):
         values = (random.standard_normal(holding.block.shape) * 0.2).astype(np.float32)
         tensors.append(TensorSource(holding.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir(parents=True)
@@ -259,7 +259,7 @@ def test_our_models_in_transformers(world, name):
     np.testing.assert_allclose(found, world.scores[name], atol=1e-4, rtol=0)
     assert until_end(said["answer"]) == world.answers[name]
     assert len(set(world.answers[name])) > 1 or name == "opt norms after"  # without a last norm it repeats itself
-    assert said["class"] == model_class(read_config(world.root / "ours" / name)).__name__
+    assert said["class"] == find_model_class(read_config(world.root / "ours" / name)).__name__
     assert said["dtype"] == "torch.float32"
     assert world.proofs[name].difference < 1e-6
 

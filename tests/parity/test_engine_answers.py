@@ -16,9 +16,8 @@ from oarlock.data.templates.chat_template import ChatTemplate
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import EnvironmentProblem, ModelError
 from oarlock.families.registry import FAMILIES as REGISTRY
-from oarlock.models.ask import ask_model
 from oarlock.models.build import ModelSource, build_model
-from oarlock.models.generate import generate_ids
+from oarlock.models.generate import ask_model, generate_ids
 from oarlock.peft.lora import LoRA
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.serve.engine import loading

@@ -25,8 +25,8 @@ from oarlock.export.manifest import changed_files, read_manifest
 from oarlock.export.request import Request, check_options, check_source
 from oarlock.export.static_graph import write_graph
 from oarlock.families.registry import HF_CONFIGS
-from oarlock.model_config.load import read_config
-from oarlock.models.build import ModelSource, build_model, model_class
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.models.build import ModelSource, build_model
 from oarlock.models.layer_offload import empty_model
 from oarlock.peft.adapter_folder import Base, save_adapter
 from oarlock.peft.lora import LoRA
@@ -41,7 +41,7 @@ def lora(tiny_model, tmp_path_factory) -> Path:
     """Random matrices beside the tiny Llama."""
     folder, method = tmp_path_factory.mktemp("adapters") / "tone", LoRA(r=4, alpha=6.0)
     random, config, tensors = np.random.default_rng(0), read_config(tiny_model), []
-    for holding in trained(empty_model(model_class(config), config, method)):
+    for holding in trained(empty_model(find_model_class(config), config, method)):
         values = (random.standard_normal(holding.block.shape) * 0.1).astype(np.float32)
         tensors.append(TensorSource(holding.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir()

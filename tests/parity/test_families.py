@@ -16,7 +16,8 @@ from families import family_config, family_model
 from oarlock.config import schema
 from oarlock.errors import ConfigError, ModelError
 from oarlock.families.registry import FAMILIES
-from oarlock.models.build import ModelSource, build_model, check_lengths, find_model, model_class
+from oarlock.model_config.load import find_model_class
+from oarlock.models.build import ModelSource, build_model, check_lengths, find_model
 from oarlock.models.generate import generate_ids
 from oarlock.peft.lora import LoRA
 from oarlock.peft.p_tuning import PTuning
@@ -91,7 +92,7 @@ def test_the_registry_tells_the_truth(name):
     import paddlenlp.transformers
 
     family, config = FAMILIES[name], family_config(name)
-    found = model_class(config)
+    found = find_model_class(config)
     assert found.__name__ == family.architecture
     assert hasattr(paddlenlp.transformers, f"{family.architecture}Pipe") is family.pipeline
     assert readable_from_hugging_face(found, with_method(name)) is family.hf_weights

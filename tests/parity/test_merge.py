@@ -22,8 +22,9 @@ from oarlock.errors import ConfigError, ModelError
 from oarlock.merge import deltas, dequantized_base, verify
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
+from oarlock.model_config.load import find_model_class
 from oarlock.models import layer_offload
-from oarlock.models.build import ModelSource, build_model, model_class
+from oarlock.models.build import ModelSource, build_model
 from oarlock.models.layer_offload import empty_model
 from oarlock.peft.adapter_folder import ADAPTER_FILE, Base
 from oarlock.peft.lora import LoRA
@@ -213,7 +214,7 @@ def test_qlora_is_merged_with_the_base_as_it_was_in_training(bases, tmp_path, ca
 def test_streamed_scores_are_those_of_the_whole_model_with_one_layer_in_memory(bases):
     config = AutoConfig.from_pretrained(str(bases["llama"]))
     arrays = load_file(bases["llama"] / "model.safetensors")
-    model = empty_model(model_class(config), config)
+    model = empty_model(find_model_class(config), config)
     most = 0
 
     def read(name, into):

@@ -20,8 +20,8 @@ from oarlock.errors import ConfigError, ModelError
 from oarlock.export.peft import export_peft
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import merge
-from oarlock.model_config.load import read_config
-from oarlock.models.build import ModelSource, build_model, model_class
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.models.build import ModelSource, build_model
 from oarlock.models.load_finetuned import open_tuned
 from oarlock.peft.lora import LoRA
 from oarlock.peft.open_adapter import open_adapter
@@ -109,7 +109,7 @@ def test_asked_gone_on_with_merged_and_served(world, name, tmp_path):
     tuned = open_tuned(str(adapter), str(base))
     np.testing.assert_allclose(scores(tuned.model), wanted, atol=1e-4, rtol=0)
     source = ModelSource(base, read_config(base), from_weights=True)
-    about = open_adapter(adapter).of_model(model_class(source.config), source.config).settings
+    about = open_adapter(adapter).of_model(find_model_class(source.config), source.config).settings
     method = LoRA(about["r"], about["alpha"], about["dropout"], tuple(reversed(about["targets"])), about["rslora"])
     again = build_model(source, method=method, adapter=adapter)  # as --adapter_name_or_path does
     np.testing.assert_allclose(scores(again), wanted, atol=1e-4, rtol=0)

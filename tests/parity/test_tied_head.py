@@ -18,11 +18,11 @@ from oarlock.config import FinetuneConfig, load_config
 from oarlock.errors import CheckpointError, ModelError
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.model_config.load import read_config
+from oarlock.model_config.tied_head import has_own_head
 from oarlock.models.build import ModelSource, build_model, num_parameters
 from oarlock.models.load_finetuned import open_tuned
 from oarlock.train.finetune import finetune
 from oarlock.weights.layout import holdings
-from oarlock.weights.tied_head import has_own_head
 
 BOTH = ("llama", "qwen2", "gemma", "opt")
 IDS = [[9, 30, 41, 100, 7, 88], [400, 5, 17, 23, 310, 6]]

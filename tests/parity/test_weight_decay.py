@@ -17,7 +17,8 @@ from oarlock.config import FinetuneConfig, LoadedConfig, load_config
 from oarlock.families.registry import FAMILIES as REGISTRY
 from oarlock.families.registry import HF_CONFIGS
 from oarlock.model_config.hf_config import to_hugging_face
-from oarlock.models.build import ModelSource, build_model, model_class, num_parameters
+from oarlock.model_config.load import find_model_class
+from oarlock.models.build import ModelSource, build_model, num_parameters
 from oarlock.peft.lora import LoRA
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
@@ -94,7 +95,7 @@ def test_as_transformers_decays(name, theirs, tmp_path):
     found = Trained(name, tmp_path)
     names = {
         mapping.target_name: there
-        for (there, *_), mapping in hugging_face_names(model_class(found.model.config), found.model.config)
+        for (there, *_), mapping in hugging_face_names(find_model_class(found.model.config), found.model.config)
     }
     assert {names[key] for key in found.decayed} == set(theirs[name]["decayed"])
 
@@ -103,7 +104,9 @@ def test_as_transformers_decays(name, theirs, tmp_path):
 def test_as_many_parameters_as_transformers_trains(name, theirs):
     config = config_of(name)
     model = build_model(ModelSource(Path(name), config, from_weights=False))
-    names = {mapping.target_name: there for (there, *_), mapping in hugging_face_names(model_class(config), config)}
+    names = {
+        mapping.target_name: there for (there, *_), mapping in hugging_face_names(find_model_class(config), config)
+    }
     sizes = {names[h.name]: int(np.prod(h.tensor.shape)) for h in holdings(model) if hasattr(h.tensor, "trainable")}
     assert sizes == theirs[name]["sizes"]
     assert num_parameters(model)[1] == sum(theirs[name]["sizes"].values())

@@ -177,11 +177,11 @@ def whole_shapes(config) -> dict[str, tuple[int, ...]]:
     """Of the model on one card."""
     from paddlenlp.transformers import LlamaForCausalLM
 
-    from oarlock.models.init_weights import on_one_card, without_values
+    from oarlock.models.construct import unsplit_config, without_values
     from oarlock.weights.layout import holdings
 
     with without_values():
-        model = LlamaForCausalLM(on_one_card(config))
+        model = LlamaForCausalLM(unsplit_config(config))
     return {holding.name: holding.block.shape for holding in holdings(model)}
 
 
@@ -397,11 +397,11 @@ def family_configuration(family: str, plan: str):
 
 
 def do_family(folder: Path, plan: str, family: str) -> None:
-    from oarlock.models.build import model_class
+    from oarlock.model_config.load import find_model_class
     from oarlock.models.init_weights import RandomWeights
 
     config = family_configuration(family, plan)
-    whole = RandomWeights(model_class(config), config, seed=11)
+    whole = RandomWeights(find_model_class(config), config, seed=11)
     check(build(folder, config, plan, random=True), lambda name, shape: whole.read(name), buffers=False)
 
 
@@ -528,7 +528,7 @@ def do_hub(folder: Path, case: str) -> None:
     from oarlock.environment.ranks import rank
     from oarlock.errors import ModelError
     from oarlock.hub import downloads
-    from oarlock.hub.model_names import local_folder
+    from oarlock.model_config.local_folder import local_folder
 
     calls = folder / f"calls-{case}"
     cache = folder / f"cache-{case}-{rank() // 2 if case == 'two_nodes' else 0}"

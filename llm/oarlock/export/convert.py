@@ -22,11 +22,10 @@ from oarlock.files import is_vacant, write_json
 from oarlock.merge.verify import TOLERANCES
 from oarlock.model_config.family_detection import family_of
 from oarlock.model_config.hf_config import to_hugging_face
-from oarlock.model_config.load import config_content, config_writer, layout_of, read_config
-from oarlock.models.build import model_class
+from oarlock.model_config.load import config_content, config_writer, find_model_class, layout_of, read_config
 from oarlock.models.layer_offload import empty_model, stream_logits
+from oarlock.models.open_weights import open_weights
 from oarlock.peft.adapter_folder import Base
-from oarlock.weights.pickles import open_weights
 from oarlock.weights.safetensors_file import FileRecord, TensorSource, main_dtype
 from oarlock.weights.save import (
     MAX_SHARD_BYTES,
@@ -122,7 +121,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     layout = _layout(source, options.allow_pickle)
     config = read_config(source)
     with on_cpu(), whole_folder(output, _WHAT, [source]) as folder:
-        with closing(open_weights(source, model_class(config), config, options.allow_pickle)) as weights:
+        with closing(open_weights(source, find_model_class(config), config, options.allow_pickle)) as weights:
             result = plain_config(config)
             tensors, records = _write(weights, config, result, to, options, folder)
         dtype = main_dtype(tensors)
@@ -216,6 +215,6 @@ def _prove(source: Path, config: PretrainedConfig, folder: Path, allow_pickle: b
 
 
 def _scores(folder: Path, config: PretrainedConfig, ids: np.ndarray, allow_pickle: bool = False) -> np.ndarray:
-    whole = model_class(config)
+    whole = find_model_class(config)
     with closing(open_weights(folder, whole, config, allow_pickle, read_ahead=False)) as weights:
         return stream_logits(empty_model(whole, config), weights.read, set(weights.shapes), ids)

@@ -19,12 +19,12 @@ from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
 from oarlock.merge.verify import TOLERANCES
-from oarlock.models.build import model_class
+from oarlock.model_config.load import find_model_class
 from oarlock.models.layer_offload import empty_model
+from oarlock.models.open_weights import named
 from oarlock.weights.layout import Holding, holdings
 from oarlock.weights.safetensors_file import TensorSource
 from oarlock.weights.sources import FileSource, hugging_face_names, stored_dtype
-from oarlock.weights.unused_tensors import named
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _parameters(held: Sequence[Holding]) -> dict[str, tuple[int, ...]]:
 
 
 def _held(config: PretrainedConfig) -> list[Holding]:
-    return holdings(empty_model(model_class(config), config))
+    return holdings(empty_model(find_model_class(config), config))
 
 
 # fused inputs
@@ -197,7 +197,7 @@ def names_there(config: PretrainedConfig) -> dict[str, tuple[str, bool]]:
         ModelError: when PaddleNLP's table does something else to a tensor.
     """
     found = {}
-    for (name, *_), mapping in hugging_face_names(model_class(config), config):
+    for (name, *_), mapping in hugging_face_names(find_model_class(config), config):
         if mapping.action not in (None, "transpose"):
             raise ModelError(f"{mapping.target_name}: PaddleNLP's {mapping.action!r} can't be undone")
         found[mapping.target_name] = (name, mapping.action == "transpose")

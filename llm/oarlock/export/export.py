@@ -22,10 +22,10 @@ from oarlock.export.static_graph import GRAPH, write_graph
 from oarlock.export.tokenizer_files import write_companions
 from oarlock.files import remove_folder
 from oarlock.formats.quoting import shell_word
-from oarlock.hub.model_names import local_folder
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
 from oarlock.model_config.load import read_config
+from oarlock.model_config.local_folder import local_folder
 from oarlock.models.build import ModelSource
 from oarlock.peft.adapter_folder import Base
 from oarlock.weights.save import save_config, whole_folder

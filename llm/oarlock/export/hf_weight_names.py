@@ -10,11 +10,10 @@ from typing import Any
 from oarlock.environment.paddle_import import on_cpu
 from oarlock.export.convert_tensors import plain_config, shapes_of
 from oarlock.families.model_sizes import ModelSizes
-from oarlock.model_config.load import config_of
-from oarlock.model_config.size_check import check_stored, least_parameters
-from oarlock.models.build import model_class
+from oarlock.model_config.load import config_of, find_model_class
+from oarlock.model_config.size_check import least_parameters
 from oarlock.models.memory_check import check_tables
-from oarlock.weights.sources import hugging_face_names
+from oarlock.weights.sources import check_stored, hugging_face_names
 
 # Checked on their own (a server may know more), or without a say in names and shapes.
 _NO_WEIGHTS = (
@@ -56,7 +55,7 @@ def compare_names(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...
             check_stored(ours, stored, "config.json")  # it is not about single tensors then
         own = shapes_of(ours)
     missing, shapes, used = [], [], set()
-    for names, mapping in hugging_face_names(model_class(ours), ours):
+    for names, mapping in hugging_face_names(find_model_class(ours), ours):
         if mapping.target_name not in own:
             continue
         name = next((name for name in names if name in stored), None)

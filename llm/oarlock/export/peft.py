@@ -20,12 +20,11 @@ from oarlock.export.manifest import write_manifest
 from oarlock.export.tokenizer_files import write_tokenizer
 from oarlock.families.registry import find_hf_config
 from oarlock.files import is_vacant, read_json_object, write_json
-from oarlock.hub.model_names import local_folder
 from oarlock.merge.deltas import Change, changes_of
 from oarlock.merge.inputs import Weighted
 from oarlock.merge.verify import TOLERANCES
-from oarlock.model_config.load import read_config
-from oarlock.models.build import model_class
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.model_config.local_folder import local_folder
 from oarlock.peft.adapter_base import find_base
 from oarlock.peft.adapter_folder import AdapterFolder
 from oarlock.peft.open_adapter import open_lora
@@ -113,7 +112,7 @@ def _prove(adapter: AdapterFolder, config: PretrainedConfig, folder: Path) -> fl
     stored, settings = load_file(folder / _WEIGHTS), read_json_object(folder / _CONFIG)
     scaling = settings["lora_alpha"] / (settings["r"] ** 0.5 if settings["use_rslora"] else settings["r"])
     there, random, worst = names_there(plain_config(config)), np.random.default_rng(0), 0.0
-    for change in changes_of(Weighted(adapter, 1.0), model_class(config), config):
+    for change in changes_of(Weighted(adapter, 1.0), find_model_class(config), config):
         a, b = change.matrices()
         inputs = random.standard_normal((_INPUTS, a.shape[0]), np.float32)
         for part in parts_of(f"{change.layer}.weight", change.shapes[1], config):
@@ -133,7 +132,7 @@ def _prove(adapter: AdapterFolder, config: PretrainedConfig, folder: Path) -> fl
 
 def _tensors(adapter: AdapterFolder, config: PretrainedConfig) -> Iterator[TensorSource]:
     there = names_there(plain_config(config))
-    for change in changes_of(Weighted(adapter, 1.0), model_class(config), config):
+    for change in changes_of(Weighted(adapter, 1.0), find_model_class(config), config):
         for part in parts_of(f"{change.layer}.weight", change.shapes[1], config):
             if part.name not in there:
                 raise ModelError(f"{adapter.folder}: {part.name} has no name in Hugging Face's format")

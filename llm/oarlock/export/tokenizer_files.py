@@ -13,9 +13,9 @@ from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.environment.console import get_logger
 from oarlock.errors import ModelError
 from oarlock.families.registry import FAMILIES
-from oarlock.files import read_json_object, write_json
-from oarlock.model_config.generation_config import GENERATION_FILE, generation_content
-from oarlock.models.folder_files import copy_file
+from oarlock.files import GENERATION_FILE, read_json_object, write_json
+from oarlock.model_config.generation_config import generation_content
+from oarlock.weights.folder_files import copy_file
 from oarlock.weights.save import LOCAL_KEYS
 
 logger = get_logger(__name__)

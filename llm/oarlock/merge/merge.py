@@ -23,16 +23,15 @@ from oarlock.merge.dequantized_base import TrainedBase
 from oarlock.merge.inputs import AdapterMix, check_output
 from oarlock.merge.verify import TOLERANCES, Proof, prove
 from oarlock.model_config.generation_config import first_settings
-from oarlock.model_config.load import read_config
-from oarlock.models.build import model_class
+from oarlock.model_config.load import find_model_class, read_config
 from oarlock.models.layer_offload import empty_model
 from oarlock.models.load_finetuned import check_base
+from oarlock.models.open_weights import open_weights
 from oarlock.peft.adapter_folder import Base
 from oarlock.versions import package_versions
 from oarlock.weights.buffers import array_type, copy_array, row_ranges
 from oarlock.weights.layout import holdings
 from oarlock.weights.load import Request, check_source
-from oarlock.weights.pickles import open_weights
 from oarlock.weights.safetensors_file import TensorSource, main_dtype
 from oarlock.weights.save import (
     MAX_SHARD_BYTES,
@@ -93,10 +92,10 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
         check_output(output)
     check_base(mix.base, Base.of(str(base), base))
     config = read_config(base)
-    mix = mix.of_model(model_class(config), config)
+    mix = mix.of_model(find_model_class(config), config)
     with (
         on_cpu(),
-        closing(open_weights(base, model_class(config), config, options.allow_pickle, read_ahead=False)) as source,
+        closing(open_weights(base, find_model_class(config), config, options.allow_pickle, read_ahead=False)) as source,
         whole_folder(output, "the merged model", (base, *(part.adapter.folder for part in mix.parts))) as folder,
     ):
         trained_base = TrainedBase(source, mix)
@@ -120,7 +119,7 @@ def _merged_tensors(
     source: WeightSource, base: TrainedBase, mix: AdapterMix, config: PretrainedConfig, dtype: str | None
 ) -> list[TensorSource]:
     """All tensors of the merged model, in the order in which the base has them."""
-    whole = model_class(config)
+    whole = find_model_class(config)
     held = {holding.name: holding for holding in holdings(empty_model(whole, config))}
     requests = [
         Request(name, holding.block, "float32", not isinstance(holding.tensor, EagerParamBase))

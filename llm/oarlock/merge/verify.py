@@ -13,7 +13,7 @@ from paddlenlp.transformers import PretrainedConfig
 from oarlock.errors import ModelError
 from oarlock.merge.deltas import lora_of
 from oarlock.merge.inputs import AdapterMix, Weighted
-from oarlock.models.build import model_class
+from oarlock.model_config.load import find_model_class
 from oarlock.models.layer_offload import empty_model, stream_logits
 from oarlock.peft.lora import LoRA
 from oarlock.peft.method import trained
@@ -69,7 +69,7 @@ def prove(base: WeightSource, mix: AdapterMix, folder: Path, config: PretrainedC
     Raises:
         ModelError: when the merged model is another one, or only the base again.
     """
-    model_type = model_class(config)
+    model_type = find_model_class(config)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, _BATCH)
     beside = _Beside(mix, base)
     model = empty_model(model_type, config, beside.method)

@@ -7,8 +7,8 @@ from typing import Any
 
 from oarlock.families.registry import FAMILIES
 from oarlock.formats.json_file import read_json
-from oarlock.hub.model_names import local_folder
 from oarlock.model_config.family_detection import family_of
+from oarlock.model_config.local_folder import local_folder
 from oarlock.model_config.schema import ConfigFields
 
 _KNOWN = Path(__file__).parent / "config_files"

@@ -13,10 +13,10 @@ from annotated_types import Ge, Le, MaxLen
 from typing_extensions import TypedDict
 
 from oarlock.errors import ModelError
+from oarlock.files import GENERATION_FILE
 from oarlock.formats.json_file import read_json_if_there
 from oarlock.model_config.sampling_ranges import RANGES
 
-GENERATION_FILE = "generation_config.json"
 _Token = Annotated[int, Ge(-1), Le(2**31 - 1)]
 _NOT_TEMPERATURE = ("top_p", "top_k", "repetition_penalty")
 

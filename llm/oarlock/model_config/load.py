@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import paddlenlp.transformers
-from paddlenlp.transformers import PretrainedConfig
+from paddlenlp.transformers import AutoModelForCausalLM, PretrainedConfig
 from paddlenlp.transformers.configuration_utils import LlmMetaConfig, flatten_model_config
 
 from oarlock.environment.console import log_once
@@ -21,12 +21,13 @@ from oarlock.model_config.hf_config import arguments_of
 from oarlock.model_config.hf_fields import PLAN
 from oarlock.model_config.schema import ConfigFields
 from oarlock.model_config.size_check import check_sizes
-from oarlock.weights.tied_head import has_own_head
+from oarlock.model_config.tied_head import has_own_head
 from oarlock.weights.weight_folder import WeightFolder, has_safetensors
 
 # What of a file PaddleNLP's configuration is given: settings whose type and range are known.
 _SETTINGS = frozenset(ConfigFields.__annotations__)
 _PICKLES = {"np": "model_state*.pdparams*", "pt": "pytorch_model*.bin*"}
+_CAUSAL = ("ForCausalLM", "ForConditionalGeneration")
 
 
 def layout_of(folder: Path) -> str:
@@ -122,3 +123,25 @@ def read_config(folder: Path) -> PretrainedConfig:
         )
         config.tie_word_embeddings = False
     return config
+
+
+def find_model_class(config: PretrainedConfig, pipeline: bool = False) -> Any:
+    """PaddleNLP's class for a configuration: the one that "architectures" names, or the family's causal model.
+
+    Raises:
+        ModelError: when there is none.
+    """
+    name = str(config.architectures[0]) if config.architectures else ""
+    # The automatic choice goes by parts of names and takes "GPTJForCausalLM" for a GPT.
+    found = getattr(paddlenlp.transformers, name, None) if name.endswith(_CAUSAL) else None
+    if found is None:
+        try:
+            found = AutoModelForCausalLM._get_model_class_from_config(None, None, config)
+        except (AttributeError, KeyError) as error:
+            raise ModelError(f"PaddleNLP has no causal language model for the architecture {name!r}") from error
+    if not pipeline:
+        return found
+    staged = getattr(paddlenlp.transformers, f"{found.__name__}Pipe", None)
+    if staged is None:
+        raise ModelError(f"PaddleNLP has no pipeline form of {found.__name__}: use --pipeline_parallel_degree 1")
+    return staged

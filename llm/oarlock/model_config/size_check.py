@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 from oarlock.errors import ModelError
@@ -14,8 +12,6 @@ from oarlock.model_config.hf_fields import ACTIVATIONS
 _ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 _ACTIVATIONS = {*ACTIVATIONS, "gelu_python", "tanh", "sigmoid"}  # PaddleNLP takes any other name for an attribute
 _FLOAT = 4
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight")
 
 
 def check_sizes(config: Any, place: str) -> None:
@@ -73,35 +69,3 @@ def least_parameters(config: Any) -> int:
     """At least so many parameters a model of this configuration has: the feed-forward of its layers, the embedding."""
     sizes = ModelSizes.from_config(config)
     return sizes.hidden * (sizes.vocab + 2 * sizes.num_layers * sizes.intermediate)
-
-
-def check_stored(config: Any, shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
-    """Refuse a configuration of more layers, or another width or vocabulary, than the tensors in its files have.
-
-    After this a model of the configuration is no larger than its files, so that it can be made (without memory for its
-    weights) and compared with them name by name.
-
-    Args:
-        config: PaddleNLP's configuration.
-        shapes: of the stored tensors, under any program's names.
-        place: of config.json, for messages.
-
-    Raises:
-        ModelError: naming the sizes on both sides.
-    """
-    sizes = ModelSizes.from_config(config)
-    numbers = [int(found[1]) for name in shapes if (found := _LAYER.search(name))]
-    layers = max(numbers, default=-1) + 1
-    if sizes.num_layers > layers:
-        raise ModelError(f"{place} says {sizes.num_layers:,} layers, and the weights beside it have {layers:,}")
-    embedding = next((name for name in shapes if name.endswith(EMBEDDINGS)), None)
-    if embedding is not None and len(shapes[embedding]) == 2 and shapes[embedding] != (sizes.vocab, sizes.hidden):
-        rows, width = shapes[embedding]
-        raise ModelError(
-            f"{place} says a vocabulary of {sizes.vocab:,} and a hidden size of {sizes.hidden:,}, and {embedding} in "
-            f"the weights beside it has {rows:,} rows of {width:,}"
-        )
-    widest = max((size for shape in shapes.values() for size in shape), default=0)
-    for what, size in (("intermediate size", sizes.intermediate), ("size of all heads", sizes.heads * sizes.head_size)):
-        if size > 3 * widest:  # three matrices may be stored as one, and none is wider than all of them together
-            raise ModelError(f"{place} says a {what} of {size:,}, and no tensor in the weights beside it is so large")

@@ -12,9 +12,8 @@ from paddle.base.framework import EagerParamBase
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
-from oarlock.models.construct import construct
+from oarlock.models.construct import construct, unsplit_config, without_values
 from oarlock.models.forward import adapt_inputs
-from oarlock.models.init_weights import on_one_card, without_values
 from oarlock.peft.method import Method
 from oarlock.weights.copy_into_params import Target
 from oarlock.weights.layout import holdings
@@ -28,7 +27,7 @@ def empty_model(model_class: Any, config: PretrainedConfig, method: Method | Non
     Raises:
         OarlockError: when the method does not fit the model.
     """
-    config = on_one_card(config)
+    config = unsplit_config(config)
     config.use_cache = False
     with without_values(), paddle.utils.unique_name.guard():
         model: nn.Layer = construct(model_class, config, "float32")

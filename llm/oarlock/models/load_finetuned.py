@@ -10,10 +10,10 @@ from oarlock.data.templates.chat_template import choose_template
 from oarlock.data.tokenizers.load import has_tokenizer, load_tokenizer
 from oarlock.errors import ModelError
 from oarlock.files import holds_adapter
-from oarlock.hub.model_names import local_folder
 from oarlock.model_config.generation_config import end_tokens
-from oarlock.model_config.load import read_config
-from oarlock.models.build import ModelSource, build_model, model_class
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.model_config.local_folder import local_folder
+from oarlock.models.build import ModelSource, build_model
 from oarlock.peft.adapter_base import find_base
 from oarlock.peft.adapter_folder import UNKNOWN_BASE, Base
 from oarlock.peft.method import method_of
@@ -63,7 +63,7 @@ def open_tuned(name_or_path: str, base: str | None = None) -> TunedModel:
     source = ModelSource(folder, read_config(folder), from_weights=True)
     tokenizer = load_tokenizer(str(adapter if adapter and has_tokenizer(adapter) else folder))
     if found is not None:
-        found = found.of_model(model_class(source.config), source.config)
+        found = found.of_model(find_model_class(source.config), source.config)
     method = method_of(found.method, found.settings) if found else None
     model = build_model(source, method=method, adapter=adapter)
     model.eval()

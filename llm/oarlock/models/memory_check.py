@@ -12,12 +12,13 @@ from paddlenlp.transformers import PretrainedConfig
 from oarlock.environment.memory import Room, check_fits, free_gpu_memory, free_memory, in_words
 from oarlock.environment.ranks import world_size
 from oarlock.errors import ModelError
-from oarlock.model_config.size_check import check_stored, least_parameters, table_bytes
+from oarlock.model_config.size_check import least_parameters, table_bytes
 from oarlock.parallel.nodes import this_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.weights.buffers import array_type
 from oarlock.weights.copy_into_params import type_name
 from oarlock.weights.layout import holdings
+from oarlock.weights.sources import check_stored
 from oarlock.weights.weight_folder import WeightFolder, has_safetensors
 
 _SMALL_TABLES = 256 << 20  # bytes that any model may keep

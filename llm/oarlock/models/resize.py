@@ -16,14 +16,13 @@ from oarlock.environment.console import get_logger, progress_bar
 from oarlock.environment.paddle_import import on_cpu
 from oarlock.errors import ModelError
 from oarlock.files import is_vacant
-from oarlock.model_config.load import read_config
-from oarlock.models.build import model_class
-from oarlock.models.folder_files import copy_file
+from oarlock.model_config.load import find_model_class, read_config
 from oarlock.models.layer_offload import empty_model
+from oarlock.models.open_weights import open_weights
 from oarlock.weights.buffers import array_type
+from oarlock.weights.folder_files import copy_file
 from oarlock.weights.layout import holdings
 from oarlock.weights.load import Request, check_source
-from oarlock.weights.pickles import open_weights
 from oarlock.weights.safetensors_file import TensorSource
 from oarlock.weights.save import (
     MAX_SHARD_BYTES,
@@ -77,7 +76,7 @@ def resize_embedding(
         )
     grown = deepcopy(config)
     grown.vocab_size = -(-needed // multiple_of) * multiple_of
-    whole = model_class(config)
+    whole = find_model_class(config)
     with (
         on_cpu(),
         closing(open_weights(model, whole, config, allow_pickle, read_ahead=False)) as source,

@@ -7,9 +7,10 @@ from pathlib import Path
 from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
 from oarlock.formats.links import check_links, own_links
-from oarlock.hub.model_names import local_folder
-from oarlock.models.folder_files import TEXT_FILES, listed
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.model_config.local_folder import local_folder
 from oarlock.peft.adapter_folder import UNKNOWN_BASE, AdapterFolder
+from oarlock.weights.folder_files import TEXT_FILES, listed
 
 
 def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, allow_pickle: bool = False) -> Path:
@@ -52,11 +53,8 @@ def beside(adapter: AdapterFolder, base: Path) -> AdapterFolder:
     Raises:
         ModelError: when the base's configuration can't be read, or the adapter does not belong to it.
     """
-    from oarlock.model_config.load import read_config
-    from oarlock.models.build import model_class
-
     config = read_config(base)
-    return adapter.of_model(model_class(config), config)
+    return adapter.of_model(find_model_class(config), config)
 
 
 def with_texts_of(adapter: Path, base: Path, into: Path) -> Path:

@@ -17,8 +17,7 @@ from oarlock.environment.console import get_logger, log_once
 from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level, start_up_left_uncollected
 from oarlock.environment.ranks import is_first_rank, rank, world_size
 from oarlock.errors import EnvironmentProblem, ModelError, StoppedWithOthers, failure_listeners
-from oarlock.models.build import num_parameters
-from oarlock.models.place import place_model
+from oarlock.models.build import num_parameters, set_parallel_fields
 from oarlock.ops import install as fused_ops
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan
@@ -143,7 +142,7 @@ def connect(run: Run, source: ModelSource, seq_length: int) -> None:
         logger.info(f"plan: {run.plan.describe()}")
     run.args = training_arguments(run.config, run.plan)
     run_on_all_ranks(lambda: _check_writable(Path(run.config.checkpoint.output_dir)))
-    place_model(source, run.plan, rank())
+    set_parallel_fields(source.config, run.plan, rank())
 
 
 def _check_writable(output_dir: Path) -> None:

@@ -14,7 +14,7 @@ from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.environment.console import get_logger
 from oarlock.errors import ConfigError
 from oarlock.files import holds_adapter
-from oarlock.hub.model_names import local_folder
+from oarlock.model_config.local_folder import local_folder
 from oarlock.peft.adapter_base import beside, find_base
 from oarlock.peft.adapter_folder import AdapterFolder
 from oarlock.peft.hf_peft_folder import is_peft_folder

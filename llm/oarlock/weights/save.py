@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.errors import ModelError
-from oarlock.files import complete_files, new_folder, write_json
-from oarlock.model_config.generation_config import GENERATION_FILE
-from oarlock.models.folder_files import readers_of
+from oarlock.files import GENERATION_FILE, complete_files, new_folder, write_json
+from oarlock.weights.folder_files import readers_of
 from oarlock.weights.safetensors_file import (
     FileRecord,
     TensorSource,

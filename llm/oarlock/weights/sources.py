@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,11 +16,12 @@ from oarlock.errors import ModelError
 from oarlock.families.family import HFName
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.families.registry import FAMILIES, explain_missing
-from oarlock.model_config.size_check import check_stored
 from oarlock.weights.prefault import populate
 from oarlock.weights.safetensors_file import SafetensorsFile, StoredTensor
 from oarlock.weights.weight_folder import WeightFolder
 
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight")
 _READING_THREADS = 4  # they wait for the disk more than they compute
 
 
@@ -253,3 +255,35 @@ class SafetensorsSource:
         shape = self._about(tensor).shape
         # An array of that shape that takes one byte shows what the conversion makes of it.
         return shape if tensor.as_stored else tensor.convert(np.broadcast_to(np.uint8(0), shape)).shape
+
+
+def check_stored(config: Any, shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
+    """Refuse a configuration of more layers, or another width or vocabulary, than the tensors in its files have.
+
+    After this a model of the configuration is no larger than its files, so that it can be made (without memory for its
+    weights) and compared with them name by name.
+
+    Args:
+        config: PaddleNLP's configuration.
+        shapes: of the stored tensors, under any program's names.
+        place: of config.json, for messages.
+
+    Raises:
+        ModelError: naming the sizes on both sides.
+    """
+    sizes = ModelSizes.from_config(config)
+    numbers = [int(found[1]) for name in shapes if (found := _LAYER.search(name))]
+    layers = max(numbers, default=-1) + 1
+    if sizes.num_layers > layers:
+        raise ModelError(f"{place} says {sizes.num_layers:,} layers, and the weights beside it have {layers:,}")
+    embedding = next((name for name in shapes if name.endswith(EMBEDDINGS)), None)
+    if embedding is not None and len(shapes[embedding]) == 2 and shapes[embedding] != (sizes.vocab, sizes.hidden):
+        rows, width = shapes[embedding]
+        raise ModelError(
+            f"{place} says a vocabulary of {sizes.vocab:,} and a hidden size of {sizes.hidden:,}, and {embedding} in "
+            f"the weights beside it has {rows:,} rows of {width:,}"
+        )
+    widest = max((size for shape in shapes.values() for size in shape), default=0)
+    for what, size in (("intermediate size", sizes.intermediate), ("size of all heads", sizes.heads * sizes.head_size)):
+        if size > 3 * widest:  # three matrices may be stored as one, and none is wider than all of them together
+            raise ModelError(f"{place} says a {what} of {size:,}, and no tensor in the weights beside it is so large")

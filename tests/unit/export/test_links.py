@@ -19,15 +19,15 @@ from oarlock.export.request import Request
 from oarlock.export.triton import export_triton
 from oarlock.files import is_vacant
 from oarlock.formats.links import check_links, foreign_entries, open_inside
-from oarlock.hub.model_names import local_folder
 from oarlock.merge.inputs import AdapterMix
-from oarlock.models.folder_files import copy_file, link_file
+from oarlock.model_config.local_folder import local_folder
 from oarlock.models.resize import resize_embedding
 from oarlock.peft.adapter_base import with_texts_of
 from oarlock.peft.open_adapter import open_adapter
 from oarlock.serve.triton.repository import repository_models
 from oarlock.train.checkpoint.inspect import consolidate
 from oarlock.train.checkpoint.manifest import MANIFEST, newest_whole, read_manifest, verify
+from oarlock.weights.folder_files import copy_file, link_file
 from oarlock.weights.shard_index import part_name
 
 SECRET = "a private key"

@@ -14,9 +14,9 @@ from oarlock.cli.commands import chat, serve
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError, ModelError
 from oarlock.files import holds_adapter
-from oarlock.hub.model_names import local_folder
-from oarlock.models import ask
-from oarlock.models.ask import ask_model
+from oarlock.model_config.local_folder import local_folder
+from oarlock.models import generate
+from oarlock.models.generate import ask_model
 from oarlock.models.load_finetuned import open_tuned
 from oarlock.peft.adapter_base import find_base, with_texts_of
 from oarlock.peft.adapter_folder import Base
@@ -200,9 +200,13 @@ def test_an_answer_fits_the_context_of_the_model(tiny_model):
     ):
         list(ask_model(str(tiny_model), ["what " * 300]))
     config = SimpleNamespace(max_position_embeddings=256)
-    assert [ask._longest(config, 100, None), ask._longest(config, 200, None), ask._longest(config, 200, 56)] == [
+    assert [
+        generate._longest(config, 100, None),
+        generate._longest(config, 200, None),
+        generate._longest(config, 200, 56),
+    ] == [
         64,
         56,
         56,
     ]
-    assert ask._longest(SimpleNamespace(), 1000, None) == 64  # Bloom has no limit
+    assert generate._longest(SimpleNamespace(), 1000, None) == 64  # Bloom has no limit

@@ -22,7 +22,7 @@ from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import DataError, ModelError
 from oarlock.formats.names import is_plain_path, name_problem
 from oarlock.hub import downloads, http_download
-from oarlock.hub.model_names import local_folder
+from oarlock.model_config.local_folder import local_folder
 
 WEIGHTS = os.urandom(1 << 20)
 INDEX = "model.safetensors.index.json"

@@ -86,7 +86,7 @@ def test_an_adapter_opens_no_folder_and_no_hub_of_its_own_choice(folders, tmp_pa
     def never(*_: Any) -> None:
         raise AssertionError("a hub was asked")
 
-    monkeypatch.setattr("oarlock.hub.model_names._download", never)
+    monkeypatch.setattr("oarlock.model_config.local_folder._download", never)
     elsewhere = str(folders.root / "llama")
     for name, mark in (("some/model", "0" * 64), ("gone", ""), ("", "unknown")):
         found = open_adapter(adapter(tmp_path / "a", base={"name": name, "fingerprint": mark}))

@@ -18,7 +18,7 @@ from oarlock.export.triton import export_triton
 from oarlock.files import new_folder
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
-from oarlock.models.folder_files import readers_of
+from oarlock.weights.folder_files import readers_of
 
 
 @pytest.fixture

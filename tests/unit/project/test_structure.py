@@ -32,12 +32,7 @@ ORDER = (
 NEVER = {"export": {"train"}, "serve": {"train", "export"}}
 # Imports against the order that are still to be removed: (importing package, imported package).
 BACKWARD: set[tuple[str, str]] = {
-    ("hub", "model_config"),
-    ("hub", "weights"),
-    ("peft", "models"),
     ("triton_repository", "serve"),
-    ("weights", "model_config"),
-    ("weights", "models"),
 }
 
 

@@ -31,7 +31,7 @@ def _run(options: ConvertFlags) -> int:
     import_paddle()
     set_paddlenlp_log_level("error")
     from oarlock.export.convert import ConvertOptions, Target, convert
-    from oarlock.hub.model_names import local_folder
+    from oarlock.model_config.local_folder import local_folder
 
     allow_pickle = options.allow_pickle_weights
     source = local_folder(options.input, with_weights=True, allow_pickle=allow_pickle)

@@ -31,8 +31,8 @@ def _run(options: MergeFlags) -> int:
     check_output(options.output)
     import_paddle()
     set_paddlenlp_log_level("error")
-    from oarlock.hub.model_names import local_folder
     from oarlock.merge.merge import MergeOptions, merge
+    from oarlock.model_config.local_folder import local_folder
     from oarlock.peft.adapter_base import find_base
 
     allow_pickle = options.allow_pickle_weights

@@ -35,7 +35,7 @@ def _run(options: ResizeOptions) -> int:
         raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
     import_paddle()
     set_paddlenlp_log_level("error")
-    from oarlock.hub.model_names import local_folder
+    from oarlock.model_config.local_folder import local_folder
     from oarlock.models.resize import resize_embedding
 
     model = local_folder(options.input, with_weights=True, allow_pickle=allow_pickle)

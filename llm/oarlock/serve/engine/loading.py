@@ -16,9 +16,10 @@ from oarlock.data.tokenizers.load import encode_marked, load_tokenizer
 from oarlock.environment.console import log_once
 from oarlock.environment.paddle_import import set_paddlenlp_log_level
 from oarlock.errors import DataError, ModelError
-from oarlock.hub.model_names import local_folder
-from oarlock.model_config.generation_config import GENERATION_FILE, end_tokens, generation_content, sampling_defaults
+from oarlock.files import GENERATION_FILE
+from oarlock.model_config.generation_config import end_tokens, generation_content, sampling_defaults
 from oarlock.model_config.load import read_config
+from oarlock.model_config.local_folder import local_folder
 from oarlock.model_config.sliding_window import window_of
 from oarlock.models.build import ModelSource, build_model
 from oarlock.serve.engine.adapters import LoraWeights, read_adapters

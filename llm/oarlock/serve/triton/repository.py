@@ -10,8 +10,9 @@ from typing import Any
 from oarlock import __version__
 from oarlock.environment.console import log_once
 from oarlock.errors import ConfigError
+from oarlock.files import GENERATION_FILE
 from oarlock.formats.links import check_links
-from oarlock.model_config.generation_config import GENERATION_FILE, generation_content, sampling_defaults
+from oarlock.model_config.generation_config import generation_content, sampling_defaults
 from oarlock.serve.engine.limits import Settings
 from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
 from oarlock.triton_repository.model_code import foreign_code

@@ -11,12 +11,11 @@ import numpy as np
 from oarlock.environment import matmul_library
 from oarlock.environment.console import get_logger, progress_bar
 from oarlock.errors import CheckpointError
-from oarlock.files import is_vacant, new_folder
-from oarlock.model_config.generation_config import GENERATION_FILE
-from oarlock.models.folder_files import TEXT_FILES, copy_file, listed, readers_of
+from oarlock.files import GENERATION_FILE, is_vacant, new_folder
 from oarlock.peft.adapter_folder import ADAPTER_FILE, write_adapter_weights
 from oarlock.peft.open_adapter import read_adapter_file
 from oarlock.train.checkpoint.manifest import read_manifest, read_whole, verify
+from oarlock.weights.folder_files import TEXT_FILES, copy_file, listed, readers_of
 from oarlock.weights.safetensors_file import TensorSource
 from oarlock.weights.save import write_weights
 from oarlock.weights.shard_index import WEIGHTS

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from oarlock.environment.console import log_once
 from oarlock.errors import ModelError, first_line
-from oarlock.files import ADAPTER_FILE
+from oarlock.files import ADAPTER_FILE, GENERATION_FILE
 from oarlock.formats.links import check_links
 from oarlock.hub import downloads
-from oarlock.model_config.generation_config import GENERATION_FILE
 from oarlock.parallel.nodes import once_per_node
 from oarlock.weights.weight_folder import INDEX_NAME
 from oarlock.weights.weight_index import read_index
