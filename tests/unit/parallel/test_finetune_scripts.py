@@ -12,7 +12,7 @@ import pytest
 
 from helpers import ROOT
 from oarlock.config import FinetuneConfig, load_config
-from unit.config.test_config import COMMAND_2, COMMAND_5
+from support.published_commands import COMMAND_2, COMMAND_5
 from unit.config.test_recipes import ADAPTER, PUBLISHED
 from unit.parallel.test_launch_scripts import Machine, options
 
