@@ -16,7 +16,7 @@ from oarlock.config.load import flatten
 from oarlock.config.schema import Config
 from oarlock.model_config.builtin_configs import model_config_content
 from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan, sequence_length
-from unit.config.test_config import COMMAND_1, COMMAND_2, COMMAND_5
+from support.published_commands import COMMAND_1, COMMAND_2, COMMAND_5
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
