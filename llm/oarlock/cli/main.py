@@ -17,8 +17,8 @@ from oarlock.cli.resize import add_resize
 from oarlock.cli.serve import add_serve
 from oarlock.cli.weights import add_weight_flags, positive
 from oarlock.config import FinetuneConfig
+from oarlock.config.finetune import FinetuneDataSection
 from oarlock.config.options import option_specs
-from oarlock.config.schema import FinetuneDataSection
 from oarlock.environment.console import get_logger
 from oarlock.environment.cpu import available_cores
 from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level

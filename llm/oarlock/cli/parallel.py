@@ -40,7 +40,7 @@ def add_rehearse(commands: Any, command: Adder) -> None:
 
 def _rehearse(arguments: argparse.Namespace) -> int:
     from oarlock.parallel.launch_command import parse_command
-    from oarlock.parallel.plan import make_plan
+    from oarlock.parallel.make_plan import make_plan
 
     words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
     command = parse_command(words, arguments.ranks)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
-from oarlock.config.schema import FinetuneDataSection
+from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.corpus.blend import ConcatenatedDataset, blend, parse_blend, short_names
 from oarlock.data.corpus.sampler import EvaluationBatchSampler
 from oarlock.data.examples.dataset import load_finetune_data

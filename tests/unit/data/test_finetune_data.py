@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import encode_conversation
-from oarlock.config.schema import FinetuneDataSection
+from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.embedded.instructions import TASKS, instruction_records
 from oarlock.data.embedded.stdlib_text import MINIMUM_BYTES, stdlib_sources
 from oarlock.data.embedded.tokenizer import ASSISTANT, EOS, USER

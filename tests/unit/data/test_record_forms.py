@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oarlock.config.schema import FinetuneDataSection
+from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.examples.encode import Counts, Recipe, encode_source
 from oarlock.data.examples.eval_prompts import load_eval_prompts
 from oarlock.data.examples.inspect import check_data

@@ -20,7 +20,7 @@ from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 from helpers import TINY_LLAMA, flags, ordinary, write_checkpoint
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.config.load import flatten
-from oarlock.config.sections import ScheduleSection
+from oarlock.config.shared import ScheduleSection
 from oarlock.environment.cpu import _cgroup_quota, available_cores, thread_share
 from oarlock.errors import CheckpointError, ConfigError, ModelError
 from oarlock.models.build import build_model, num_parameters, set_parameter
