@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from helpers import flags, make_tiny_tokenizer, rows
 from oarlock.config import FinetuneConfig, load_config
-from oarlock.config.sections import ScheduleSection
+from oarlock.config.shared import ScheduleSection
 from oarlock.data.corpus.order import SampleOrder
 from oarlock.data.examples.dataset import load_finetune_data
 from oarlock.data.tokenizers.load import load_tokenizer
