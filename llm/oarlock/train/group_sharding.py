@@ -49,7 +49,7 @@ def wrap_group_sharded(trainer: OarlockTrainer, model: nn.Layer) -> nn.Layer:
         "device": device,
     }
     with _building(device):
-        if plan.stage == 2:
+        if plan.sharding_strategy == "gradients":
             optimizer = GroupShardedOptimizerStage2(params=optimizer._parameter_list, optim=optimizer, **common)
             model = GroupShardedStage2(model, optimizer, buffer_max_size=BUCKET_ELEMENTS, **common)
         else:

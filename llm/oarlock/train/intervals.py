@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Due:
 
 
 def what_is_due(
-    config: Config, step: int, last_step: int, samples_before: int, samples: int, epoch_size: int, stopping: bool
+    config: RunConfig, step: int, last_step: int, samples_before: int, samples: int, epoch_size: int, stopping: bool
 ) -> Due:
     """Decide.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oarlock.config.rules import parse_split
+from oarlock.config.pretrain import parse_split
 from oarlock.data.corpus.blend import ConcatenatedDataset, blend, shares_of, short_names
 from oarlock.data.corpus.dataset import (
     SPLIT_NAMES,
@@ -49,7 +49,7 @@ from oarlock.train.trainer import OarlockTrainer
 
 if TYPE_CHECKING:
     from oarlock.config.load import LoadedConfig
-    from oarlock.config.schema import PretrainConfig
+    from oarlock.config.pretrain import PretrainConfig
 
 logger = get_logger(__name__)
 

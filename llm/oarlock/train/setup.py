@@ -20,9 +20,11 @@ from oarlock.errors import EnvironmentProblem, ModelError, StoppedWithOthers, fa
 from oarlock.models.build import num_parameters
 from oarlock.models.place import place_model
 from oarlock.ops import install as fused_ops
+from oarlock.parallel.family_rules import ModelSizes
+from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.object_collectives import run_on_all_ranks
-from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan
-from oarlock.parallel.plan_rules import refuse, slicing_problems
+from oarlock.parallel.plan import ParallelPlan
+from oarlock.parallel.plan_rules import check_plan, refuse, slicing_problems
 from oarlock.parallel.training_args import training_arguments, visualdl_dir
 from oarlock.train.checkpoint.final_model import save_final_model
 from oarlock.train.checkpoint.manifest import list_checkpoints
@@ -38,7 +40,7 @@ from oarlock.train.trainer_data import steps_of_a_run
 from oarlock.weights.buffers import array_type
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
     from oarlock.data.corpus.order import SampleOrder
     from oarlock.models.build import ModelSource
 
@@ -70,7 +72,7 @@ def start(loaded: LoadedConfig[Any]) -> Run:
     Raises:
         EnvironmentProblem: when there is no such device, or ranks do not come.
     """
-    config: Config = loaded.config
+    config: RunConfig = loaded.config
     threads = import_paddle(config.runtime.num_threads)
     set_paddlenlp_log_level(config.logging.log_level)
     device = choose_device(config.runtime.device)
@@ -181,7 +183,7 @@ def held_beside(run: Run) -> int:
         return 0
     gradient, moments = array_type(run.dtype).itemsize, 2 * 4
     shared = run.plan.sharding
-    return (gradient // shared if run.plan.stage > 1 else gradient) + moments // shared
+    return (gradient if run.plan.sharding_strategy in ("none", "optimizer") else gradient // shared) + moments // shared
 
 
 def check_schedule(run: Run, order: SampleOrder | None, resume: ResumePoint | None) -> None:

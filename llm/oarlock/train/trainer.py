@@ -39,7 +39,7 @@ from oarlock.train.weight_decay import apply_decay_param_fun
 from oarlock.weights.layout import shared_between_stages
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
     from oarlock.data.templates.chat_template import ChatTemplate
     from oarlock.parallel.plan import ParallelPlan
     from oarlock.peft.adapter_folder import Base
@@ -60,7 +60,7 @@ class OarlockTrainer(CheckpointingTrainer):
     def __init__(
         self,
         *,
-        config: Config,
+        config: RunConfig,
         plan: ParallelPlan,
         order: SampleOrder | None,
         resume: checkpoints.ResumePoint | None,
@@ -75,7 +75,7 @@ class OarlockTrainer(CheckpointingTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(criterion=TokenCrossEntropy(split_vocabulary=plan.tensor > 1), **kwargs)
-        if plan.stage != 3:  # takes the head's weight away after its forward
+        if plan.sharding_strategy != "parameters":  # takes the head's weight away after its forward
             hold_scores(self.model)
         self.plan, self.method, self.base = plan, method, base
         self.generation = generation or {}
@@ -132,10 +132,10 @@ class OarlockTrainer(CheckpointingTrainer):
             return super()._wrap_model(model, training)
         hcg = fleet.get_hybrid_communicate_group()
         self.clip.follow_plan(model, hcg)
-        if self.plan.stage in (2, 3) and self.plan.pipeline == 1:
+        if self.plan.sharding_strategy in ("gradients", "parameters"):
             return wrap_group_sharded(self, model)
         wrapped = super()._wrap_model(model, training)
-        if self.plan.stage == 2:
+        if self.plan.sharding_strategy == "gradients_hooked":
             shared = shared_between_stages(model)
             self.sharded_gradients = ShardedGradients(self.optimizer._inner_opt, hcg, BUCKET_ELEMENTS, shared)
         return wrapped

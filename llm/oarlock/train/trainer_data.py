@@ -21,7 +21,7 @@ from oarlock.train.intervals import Progress
 from oarlock.train.schedule import total_steps
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
 
 
 def samples_of_a_step(args: Any) -> int:
@@ -29,7 +29,7 @@ def samples_of_a_step(args: Any) -> int:
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
 
 
-def steps_of_a_run(config: Config, args: Any, order: SampleOrder, resume: ResumePoint | None) -> int:
+def steps_of_a_run(config: RunConfig, args: Any, order: SampleOrder, resume: ResumePoint | None) -> int:
     """Optimizer steps of the whole run, those done included.
 
     Raises:
@@ -65,7 +65,7 @@ class _CheckedLoader(DataLoader):
 class FeedingTrainer(Trainer):
     """Which samples a rank sees, and sums over those that see different ones; OarlockTrainer sets the attributes."""
 
-    config: Config
+    config: RunConfig
     order: SampleOrder | None
     resume: ResumePoint | None
     progress: Progress

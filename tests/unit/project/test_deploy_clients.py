@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from oarlock.cli.main import _parser
+from oarlock.cli.main import make_parser
 from oarlock.config import FinetuneConfig, load_config
 from support.deploy_folder import DEPLOY, ROOT
 
@@ -146,5 +146,5 @@ def test_the_flow_runs_commands_that_the_programs_accept(tmp_path):
     train, export = map(json.loads, (tmp_path / "asked.jsonl").read_text().splitlines())
     config = load_config(FinetuneConfig, train[2:]).config
     assert train[1] == "llm/finetune_generation.py" and config.model.model_name_or_path == "m"
-    arguments = _parser().parse_args(export[1:])
+    arguments = make_parser().parse_args(export[1:])
     assert (arguments.adapter, arguments.target) == (["out/flow-7/lora"], "triton")

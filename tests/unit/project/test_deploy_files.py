@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from oarlock.cli.main import _parser
+from oarlock.cli.main import make_parser
 from support.deploy_folder import DEPLOY, ROOT, fake
 
 SCRIPTS = sorted(DEPLOY.rglob("*.sh"))
@@ -145,7 +145,7 @@ def test_the_image_copies_what_is_there_and_ignores_the_rest():
 def test_the_image_starts_the_server_that_there_is():
     entry = json.loads(dict(instructions(DEPLOY / "docker/Dockerfile"))["ENTRYPOINT"])
     assert entry[:2] == ["oarlock", "serve"]
-    assert _parser().parse_args(entry[1:]).folder == "/models"
+    assert make_parser().parse_args(entry[1:]).folder == Path("/models")
 
 
 @pytest.mark.parametrize("name", ["docker", "triton"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oarlock.config.sections import ScheduleSection
+from oarlock.config.shared import ScheduleSection
 from oarlock.errors import ConfigError
 from oarlock.train.schedule import check_warmup, make_scheduler, rate_change, total_steps, warmup_steps
 

@@ -99,7 +99,7 @@ class Held:
                 and (holding.block.axis is not None or at.tensor == 0)
                 and at.data == i % plan.data
             )
-            if plan.stage == 3 and getattr(parameter, "fw_storage", None) is not None:
+            if plan.sharding_strategy == "parameters" and getattr(parameter, "fw_storage", None) is not None:
                 yield Local(holding, self._slice(parameter), f"{SLICE}{parameter.name}", True, once)
                 continue
             owner = owners.get(parameter.name, i % plan.sharding)
@@ -109,9 +109,9 @@ class Held:
     def _owners(self) -> dict[str, int]:
         """Parameter -> sharding rank that updates it; empty where all do."""
         optimizer, plan = self._trainer.optimizer, self._trainer.plan
-        if plan.sharding <= 1 or plan.stage == 3:
+        if plan.sharding_strategy in ("none", "parameters"):
             return {}
-        if plan.stage == 2 and plan.pipeline == 1:
+        if plan.sharding_strategy == "gradients":
             return dict(optimizer.param2rank)
         return dict(optimizer._inner_opt._param2rank)
 

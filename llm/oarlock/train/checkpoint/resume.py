@@ -23,7 +23,7 @@ from oarlock.train.checkpoint.writer import PendingSave, delete_folder
 from oarlock.train.output.folder_guard import check_output, last_good_state, reason
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
     from oarlock.peft.adapter_folder import Base
     from oarlock.train.trainer import OarlockTrainer
 
@@ -38,7 +38,7 @@ class ResumePoint:
     manifest: Manifest
 
 
-def find_resume_point(config: Config, data_fingerprint: str, base: Base | None = None) -> ResumePoint | None:
+def find_resume_point(config: RunConfig, data_fingerprint: str, base: Base | None = None) -> ResumePoint | None:
     """Where this run goes on, None for a new one.
 
     --resume_from_checkpoint names it; otherwise the newest whole checkpoint in output_dir is used if it is of the
@@ -65,7 +65,7 @@ def find_resume_point(config: Config, data_fingerprint: str, base: Base | None =
     return chosen[0]
 
 
-def _of_first_rank(config: Config, told: tuple[int, str] | None) -> ResumePoint | None:
+def _of_first_rank(config: RunConfig, told: tuple[int, str] | None) -> ResumePoint | None:
     """The checkpoint that rank 0 chose, in this rank's own folder: no path comes from another rank. The checksums of
     its files are rank 0's to take.
 
@@ -86,7 +86,7 @@ def _of_first_rank(config: Config, told: tuple[int, str] | None) -> ResumePoint 
     return ResumePoint(folder, manifest)
 
 
-def recorded_products(config: Config) -> str | None:
+def recorded_products(config: RunConfig) -> str | None:
     """The library that multiplied matrices in the checkpoint that this run will likely go on from ("" where it does not
     say so), None without one. For the start, before anything is multiplied; find_resume_point has the word later."""
     checkpoint = config.checkpoint
@@ -100,7 +100,7 @@ def recorded_products(config: Config) -> str | None:
     return None
 
 
-def _choose(config: Config, data_fingerprint: str, base: Base | None) -> ResumePoint | None:
+def _choose(config: RunConfig, data_fingerprint: str, base: Base | None) -> ResumePoint | None:
     checkpoint = config.checkpoint
     output_dir = Path(checkpoint.output_dir)
     if checkpoint.resume_from_checkpoint:
@@ -125,7 +125,7 @@ def _choose(config: Config, data_fingerprint: str, base: Base | None) -> ResumeP
     return ResumePoint(folder, manifest)
 
 
-def differences(config: Config, manifest: Manifest, data_fingerprint: str, base: Base | None = None) -> list[str]:
+def differences(config: RunConfig, manifest: Manifest, data_fingerprint: str, base: Base | None = None) -> list[str]:
     """What stops a silent resume: options that change what is learnt, and the data."""
     now, specs = flatten(config), option_specs(type(config))
     lines = [

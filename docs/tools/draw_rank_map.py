@@ -1,10 +1,14 @@
-"""A picture of a plan: every rank in its place, and what travels along each axis. SVG, for a browser or a document."""
+"""Draw a plan as an SVG: the position of every rank, and what each axis communicates.
+
+python docs/tools/draw_rank_map.py    writes docs/images/rank_map.svg
+"""
 
 from __future__ import annotations
 
 import colorsys
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from xml.sax.saxutils import escape
 
 from oarlock.parallel.plan import Axis, Coordinates, ParallelPlan
@@ -21,6 +25,8 @@ _TOP = 112
 _MAX_ROWS = 16
 _LEGEND_ROW = 48
 _WHAT_X = _MARGIN + 2 * _LABELS + 70
+# The plan that README.md and docs/parallelism.md show.
+SHOWN_PLAN = ParallelPlan(world_size=8, sharding=2, stage=2, tensor=2, pipeline=2, micro_batches=4)
 _KEY = (
     "A row: one part of the data. A frame: the tensor ranks of a stage. Same colour: same part of the model. "
     "Dots: rank 0's groups, as below."
@@ -28,7 +34,7 @@ _KEY = (
 
 
 def draw_rank_map(plan: ParallelPlan) -> str:
-    """An SVG: a row for each replica of the data, a column for each pipeline stage, tensor ranks inside a cell."""
+    """An SVG with a row per data replica, a column per pipeline stage, and the tensor ranks inside each cell."""
     rows = min(plan.replicas, _MAX_ROWS)
     parts = [*_cells(plan, rows), *_brackets(plan, rows), *_headings(plan)]
     bottom = _row_y(plan, rows - 1) + _cell_height(plan)
@@ -126,14 +132,14 @@ def _rank_box(plan: ParallelPlan, at: Coordinates, x: float, y: float, dots: lis
 
 
 def _part_colour(plan: ParallelPlan, at: Coordinates) -> str:
-    """A pale hue for the stage, a little darker for each tensor rank."""
+    """A pale hue per stage, slightly darker for each tensor rank."""
     hue = (0.58 + at.pipeline / plan.pipeline) % 1.0
     lightness = 0.92 - 0.16 * at.tensor / max(1, plan.tensor - 1)
     return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, 0.45))
 
 
 def _arrow(start: float, stop: float, y: float) -> Iterator[str]:
-    """There and back between two stages."""
+    """Arrows in both directions between two stages."""
     colour = _COLOURS["pipeline"]
     for tail, tip, height in ((start, stop, y - 5), (stop, start, y + 5)):
         back = math.copysign(6, tail - tip)
@@ -144,7 +150,7 @@ def _arrow(start: float, stop: float, y: float) -> Iterator[str]:
 
 
 def _brackets(plan: ParallelPlan, rows: int) -> Iterator[str]:
-    """Left of the rows: which of them share states (sharding), and which are copies of each other (data)."""
+    """Brackets left of the rows: which of them shard their state, and which are replicas of each other."""
     height = _cell_height(plan)
     for first in range(0, rows, plan.sharding):
         last = min(first + plan.sharding, rows) - 1
@@ -180,7 +186,7 @@ def _legend(plan: ParallelPlan, axes: list[Axis], top: float) -> Iterator[str]:
 
 
 def _traffic(plan: ParallelPlan, axis: Axis) -> tuple[str, str]:
-    """What travels along an axis, and how often."""
+    """What an axis communicates, and how often."""
     if axis == "tensor":
         how = "all-gather and reduce-scatter" if plan.sequence_parallel else "all-reduce"
         return "activations", f"{how}, 4 per layer and micro-batch (2 forward, 2 backward)"
@@ -202,3 +208,8 @@ def _text(x: float, y: float, words: str, size: int, colour: str, weight: str = 
         f'<text x="{x}" y="{y}" font-size="{size}" fill="{colour}" font-weight="{weight}" text-anchor="{anchor}">'
         f"{escape(words)}</text>"
     )
+
+
+if __name__ == "__main__":
+    picture = Path(__file__).resolve().parents[1] / "images" / "rank_map.svg"
+    picture.write_text(draw_rank_map(SHOWN_PLAN), encoding="utf-8")

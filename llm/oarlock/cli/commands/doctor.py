@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from oarlock.cli.flags import Command, flag
 from oarlock.environment import matmul_library
 from oarlock.environment.cpu import available_cores
 from oarlock.environment.paddle_import import import_paddle
@@ -32,8 +33,16 @@ class Finding:
     warning: bool = False
 
 
-def run_doctor(launch: bool = True) -> int:
-    """Print the report; 0 when nothing has to be fixed."""
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """What to check."""
+
+    launch: bool = flag(True)
+    """Skip the launch of two processes (10 to 20 seconds)."""
+
+
+def _run(options: DoctorOptions) -> int:
+    """Print the report; 0 if nothing has to be fixed."""
     failed = 0
     checks: list[Callable[[], Iterator[Finding]]] = [
         _python,
@@ -45,14 +54,14 @@ def run_doctor(launch: bool = True) -> int:
         _shared_memory,
         _disk,
     ]
-    if launch:
+    if options.launch:
         checks.append(_launch)
     for check in checks:
         for finding in check():
             mark = "ok  " if not finding.fix else ("note" if finding.warning else "FIX ")
             failed += bool(finding.fix) and not finding.warning
             print(f"{mark}  {finding.text}" + (f"\n      -> {finding.fix}" if finding.fix else ""), flush=True)
-    print("all is well" if not failed else f"{failed} thing(s) to fix")
+    print("no problems found" if not failed else f"{failed} problem(s) to fix")
     return 1 if failed else 0
 
 
@@ -243,3 +252,6 @@ def _launch() -> Iterator[Finding]:
             passed, reason = False, [f"no end within {_LAUNCH_SECONDS} s"]
     fix = "" if passed else f"{' '.join(reason)}. Does the host name resolve (hostname -i), is a firewall in the way?"
     yield Finding("python -m paddle.distributed.launch: two processes reduce a tensor", fix)
+
+
+COMMAND = Command("doctor", "Check this environment and say what to fix.", DoctorOptions, _run)

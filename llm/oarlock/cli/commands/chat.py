@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from oarlock.cli.flags import Command, flag, positional
 from oarlock.environment.paddle_import import import_paddle
 from oarlock.errors import EXIT_FAILED, ConfigError, OarlockError, report
 from oarlock.files import holds_adapter
@@ -17,40 +18,46 @@ from oarlock.files import holds_adapter
 if TYPE_CHECKING:
     from oarlock.serve.chat import Chat
 
-Adder = Callable[..., argparse.ArgumentParser]
-_HELP = "/reset begins anew, /quit leaves; Ctrl-C stops an answer"
+_HELP = "/reset starts a new conversation, /quit leaves; Ctrl-C stops an answer"
+_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
 
 
-def add_chat(commands: Any, command: Adder) -> None:
-    """The chat subcommand."""
-    chat = command(commands, "chat", "Talk with a model in the terminal; answers appear as they are made.", _chat)
-    chat.add_argument("model", metavar="DIR", help="model folder, or adapter folder")
-    chat.add_argument("--adapter", metavar="DIR", help="LoRA adapter beside the model")
-    chat.add_argument("--system", default="", metavar="TEXT", help="stands before the conversation")
-    own = "default: the model's generation_config.json, else"
-    chat.add_argument("--temperature", type=float, help=f"0 for the likeliest tokens ({own} 0)")
-    chat.add_argument("--top-p", type=float, help=f"probability mass of the tokens to choose from ({own} 1)")
-    chat.add_argument("--top-k", type=int, help=f"number of the likeliest tokens, 0 for all ({own} 0)")
-    chat.add_argument("--repetition-penalty", type=float, help=f"above 1 against repetitions ({own} 1)")
-    chat.add_argument("--seed", type=int, help="of the choice of tokens")
-    chat.add_argument("--max-tokens", type=int, help="longest answer (default: what the model's context leaves)")
-    chat.add_argument(
-        "--parse-special-tokens",
-        action="store_true",
-        help="the spelling of a special token in what you write is that token (default: it is text)",
-    )
-    chat.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends an answer (repeatable)")
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """With which model to talk, and how it chooses its words."""
+
+    model: str = positional(metavar="DIR")
+    """Model folder or adapter folder."""
+    adapter: str | None = flag(None, metavar="DIR")
+    """LoRA adapter of the model."""
+    system: str = flag("", metavar="TEXT")
+    """System message at the start of the conversation."""
+    temperature: float | None = flag(None)
+    """0 always takes the most likely token. Default: the model's generation_config.json, else 0."""
+    top_p: float | None = flag(None)
+    """Sample from the most likely tokens with this total probability. Default: generation_config.json, else 1."""
+    top_k: int | None = flag(None)
+    """Sample from this many most likely tokens; 0 for all. Default: generation_config.json, else 0."""
+    repetition_penalty: float | None = flag(None)
+    """Penalise repeated tokens (> 1); 1 disables. Default: generation_config.json, else 1."""
+    seed: int | None = flag(None)
+    """Random seed for sampling."""
+    max_tokens: int | None = flag(None)
+    """Longest answer in tokens. Default: as many as fit in the context."""
+    parse_special_tokens: bool = flag(False)
+    """Special tokens that you spell out become special tokens. By default they are plain text."""
+    stop: tuple[str, ...] = flag((), metavar="TEXT")
+    """Text that ends an answer. Can be repeated."""
 
 
-def _chat(arguments: argparse.Namespace) -> int:
+def _run(options: ChatOptions) -> int:
     from oarlock.serve.engine.sampling_params import Limits, RequestRefused, Sampling
 
-    names = ("temperature", "top_p", "top_k", "repetition_penalty")
-    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    given = {name: value for name in _SAMPLING if (value := getattr(options, name)) is not None}
     sampling = Sampling(
-        max_tokens=arguments.max_tokens,
-        seed=arguments.seed,
-        stop=tuple(arguments.stop),
+        max_tokens=options.max_tokens,
+        seed=options.seed,
+        stop=options.stop,
         given=frozenset(given),
         **given,
     )
@@ -66,15 +73,15 @@ def _chat(arguments: argparse.Namespace) -> int:
         tempfile.TemporaryDirectory(prefix="oarlock-chat-") as place,
         contextlib.redirect_stdout(sys.stderr),  # what is said in loading is no answer
     ):
-        model, adapter = _folders(arguments.model, arguments.adapter, Path(place))
+        model, adapter = _folders(options.model, options.adapter, Path(place))
         engine = Engine.load(
             model,
             {"chat": adapter} if adapter else {},
             Limits(max_tokens=2**31, seconds=float("inf")),
-            "all" if arguments.parse_special_tokens else "prompts",
+            "all" if options.parse_special_tokens else "prompts",
         )
     try:
-        return talk(Chat(engine, sampling, arguments.system, "chat" if adapter else None))
+        return talk(Chat(engine, sampling, options.system, "chat" if adapter else None))
     finally:
         engine.close(drain=False)
 
@@ -140,3 +147,6 @@ def _lines() -> Iterator[str]:
             return
         except KeyboardInterrupt:
             print(f"\n({_HELP})", file=sys.stderr)
+
+
+COMMAND = Command("chat", "Talk with a model in the terminal; answers are printed as they arrive.", ChatOptions, _run)
