@@ -27,10 +27,11 @@ from oarlock.models.build import build_model, num_parameters, set_parameter
 from oarlock.train.checkpoint import resume as checkpoints
 from oarlock.train.checkpoint.manifest import list_checkpoints, newest_whole, read_manifest, verify
 from oarlock.train.checkpoint.row_file import cut_rows_after
-from oarlock.train.clip import GlobalNormClip
-from oarlock.train.flops import peak_flops, token_flops
+from oarlock.train.optim.clip import GlobalNormClip
+from oarlock.train.throughput import peak_flops, token_flops
 from oarlock.train.output.folder_guard import reason
-from oarlock.train.schedule import check_warmup, make_scheduler, rate_change, total_steps, warmup_steps
+from oarlock.train.optim.schedule import check_warmup, make_scheduler, rate_change, warmup_steps
+from oarlock.train.run_length import total_steps
 from oarlock.weights.weight_folder import WeightFolder
 
 # schedule
