@@ -55,7 +55,7 @@ def make_inputs(folder: Path) -> None:
 def rank_main(folder: Path, saves: int, steps: int) -> int:
     """Pretraining in which every other save is in the background; what was measured goes to rank-N.json."""
     from oarlock.config.load import load_config
-    from oarlock.config.schema import PretrainConfig
+    from oarlock.config.pretrain import PretrainConfig
     from oarlock.environment.ranks import rank
     from oarlock.train import pretrain
     from oarlock.train.checkpoint.writer import CheckpointWriter

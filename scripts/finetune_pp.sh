@@ -1,22 +1,4 @@
 #!/usr/bin/env bash
-# Full fine-tuning through a pipeline on 4 GPUs, tensor 2 x pipeline 2: the published command, with its tiny model.
-#
-#   bash scripts/finetune_pp.sh [FLAGS]     FLAGS of llm/finetune_generation.py, which go over the recipe
-#
-#   DRY_RUN=1 bash scripts/finetune_pp.sh                                         print the command
-#   DATA=my_dataset bash scripts/finetune_pp.sh --num_train_epochs 3              your data
-#   DEVICE=cpu MODEL=output/quickstart/pretrained bash scripts/finetune_pp.sh FLAGS
-#       rehearse the same ranks on the CPU; FLAGS as REHEARSAL below has them
-set -euo pipefail
-
-RECIPE=${RECIPE:-full_pipeline_7b}                     # of configs/recipes: all values stand there
-GPUS=${GPUS:-4,5,6,7}                                  # a list of at least two (0,1,2,3), or how many
-MODEL=${MODEL:-__internal_testing__/tiny-random-llama} # a built-in name or a folder
-DATA=${DATA:-}                                         # file, folder or hub name; empty: the embedded instructions
-OUTPUT=${OUTPUT:-./checkpoints/}                       # an old run there is deleted, as published (unless OVERWRITE=0)
-REHEARSAL="--max_steps 5 --warmup_steps 1 --gradient_accumulation_steps 2" # flags that make it short enough for a CPU
-# Also DEVICE, PYTHON, LOG_DIR, NNODES, MASTER, NODE_RANK and MAX_RESTART, see launch_common.sh.
-
-# shellcheck source=scripts/launch_common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/launch_common.sh"
-finetune "$@"
+# Full fine-tuning on 4 GPUs, tensor 2 x pipeline 2: the published command, with its tiny model. Variables: finetune.sh.
+GPUS=${GPUS:-4,5,6,7} MODEL=${MODEL:-__internal_testing__/tiny-random-llama} \
+  source "$(dirname "${BASH_SOURCE[0]}")/finetune.sh" "${RECIPE:-full_pipeline_7b}" "$@"

@@ -1,22 +1,3 @@
 #!/usr/bin/env bash
-# QLoRA of llama-7b on one GPU: LoRA beside weights of 4 bits.
-#
-#   bash scripts/finetune_qlora.sh [FLAGS]     FLAGS of llm/finetune_generation.py, which go over the recipe
-#
-#   DRY_RUN=1 bash scripts/finetune_qlora.sh                                         print the command
-#   DATA=my_dataset bash scripts/finetune_qlora.sh --num_train_epochs 3              your data
-#   DEVICE=cpu MODEL=output/quickstart/pretrained bash scripts/finetune_qlora.sh FLAGS
-#       rehearse the same ranks on the CPU; FLAGS as REHEARSAL below has them
-set -euo pipefail
-
-RECIPE=${RECIPE:-qlora_7b}       # of configs/recipes: all values stand there (others: qlora_13b, qlora_70b)
-GPUS=${GPUS:-1}                  # a list of at least two (0,1,2,3), or how many
-MODEL=${MODEL:-}                 # a built-in name or a folder; empty: the recipe's
-DATA=${DATA:-}                   # file, folder or hub name; empty: the embedded instructions
-OUTPUT=${OUTPUT:-./checkpoints/} # an old run there is deleted, as published (unless OVERWRITE=0)
-REHEARSAL="--max_steps 5 --warmup_steps 1 --gradient_accumulation_steps 1" # flags that make it short enough for a CPU
-# Also DEVICE, PYTHON, LOG_DIR, NNODES, MASTER, NODE_RANK and MAX_RESTART, see launch_common.sh.
-
-# shellcheck source=scripts/launch_common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/launch_common.sh"
-finetune "$@"
+# QLoRA of llama-7b on one GPU: LoRA on weights of 4 bits. Variables: finetune.sh.
+GPUS=${GPUS:-1} source "$(dirname "${BASH_SOURCE[0]}")/finetune.sh" "${RECIPE:-qlora_7b}" "$@"

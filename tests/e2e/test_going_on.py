@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from helpers import flags, make_tiny_model, rows
-from oarlock.config.sections import ScheduleSection
+from oarlock.config.shared import ScheduleSection
 from oarlock.train.optim.schedule import make_scheduler
 
 WARM = Path(__file__).with_name("warm_runs.py")

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from unit.parallel.test_launch_scripts import Machine
 
 from helpers import ROOT, flags, make_tiny_model, rows
 from oarlock.config import FinetuneConfig, load_config
-from unit.parallel.test_launch_scripts import Machine
 
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
 # name -> processes; as on the GPUs of the published commands

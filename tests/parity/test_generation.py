@@ -15,7 +15,6 @@ from oarlock.data.examples.labels import Prompt
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.generate import generate_ids, generate_without_cache, last_scores, right_padded
-from oarlock.parallel.plan import ParallelPlan
 from oarlock.train.evaluation.generation import generate_answers
 from oarlock.train.evaluation.prompts import Answer, PromptSet
 

@@ -60,7 +60,7 @@ def main(folder: Path) -> int:
 def one_rank(words: list[str], disturbance: str) -> int:
     """Pretraining as it is, with the second save disturbed on rank 1, and notes of what a save sends."""
     from oarlock.config.load import load_config
-    from oarlock.config.schema import PretrainConfig
+    from oarlock.config.pretrain import PretrainConfig
     from oarlock.cpu_ranks import process_group
     from oarlock.environment.ranks import rank
     from oarlock.train import pretrain as pretraining

@@ -563,7 +563,7 @@ def do_data(folder: Path, case: str) -> None:
     from unittest import mock
 
     from helpers import make_tiny_tokenizer
-    from oarlock.config.schema import FinetuneDataSection
+    from oarlock.config.finetune import FinetuneDataSection
     from oarlock.data.examples import dataset
     from oarlock.data.tokenizers.load import load_tokenizer
     from oarlock.environment.ranks import rank

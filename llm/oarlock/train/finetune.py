@@ -23,7 +23,6 @@ from oarlock.models.build import (
     find_model,
 )
 from oarlock.models.load_finetuned import check_base
-from oarlock.parallel.plan import sequence_length, text_length
 from oarlock.peft.adapter_folder import shared_base
 from oarlock.peft.method import choose_method
 from oarlock.peft.open_adapter import open_adapter
@@ -39,8 +38,8 @@ from oarlock.train.start_from_adapter import start_from_adapter
 from oarlock.train.throughput import token_flops
 
 if TYPE_CHECKING:
+    from oarlock.config.finetune import FinetuneConfig
     from oarlock.config.load import LoadedConfig
-    from oarlock.config.schema import FinetuneConfig
 
 logger = get_logger(__name__)
 
@@ -61,9 +60,9 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     more = method.positions(family) if method is not None else 0
     run.config = fit_lengths(run.config, source, loaded.origins, more)
     config: FinetuneConfig = run.config
-    packing, longest = config.data.packing, sequence_length(config)
+    packing, longest = config.data.packing, config.sequence_length
     example_length = config.data.src_length + config.data.tgt_length
-    longer_packs = text_length(config) > example_length
+    longer_packs = config.data.row_length > example_length
     flag = "--packing_length" if longer_packs else "--src_length + --tgt_length"
     check_lengths(source, longest + more, f"{flag} after the prefix" if more else flag)
     if packing:

@@ -19,7 +19,7 @@ from oarlock.parallel.sharded_gradients import ShardedGradients
 from oarlock.weights.layout import shared_between_stages
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
     from oarlock.parallel.plan import ParallelPlan
 
 # Fleet's defaults: gradients are reduced in buckets of 8M elements, and stage 3 slices parameters from 1M elements on.
@@ -27,7 +27,7 @@ _BUCKET_ELEMENTS = 2**23
 _SLICED_ELEMENTS = 2**20
 
 
-def wrap_group_sharded(model: nn.Layer, optimizer: Any, plan: ParallelPlan, config: Config) -> tuple[nn.Layer, Any]:
+def wrap_group_sharded(model: nn.Layer, optimizer: Any, plan: ParallelPlan, config: RunConfig) -> tuple[nn.Layer, Any]:
     """Wrap a model and its optimizer for stage 2 or 3 without pipeline.
 
     The Trainer's own way asserts a GPU (through group_sharded_parallel) and refuses stage 3 with tensor parallel.
@@ -56,7 +56,7 @@ def wrap_group_sharded(model: nn.Layer, optimizer: Any, plan: ParallelPlan, conf
         "device": device,
     }
     with _building(device):
-        if plan.stage == 2:
+        if plan.sharding_strategy == "gradients":
             optimizer = GroupShardedOptimizerStage2(params=optimizer._parameter_list, optim=optimizer, **common)
             model = GroupShardedStage2(model, optimizer, buffer_max_size=_BUCKET_ELEMENTS, **common)
         else:

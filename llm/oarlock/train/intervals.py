@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
     from oarlock.train.checkpoint.manifest import Manifest
 
 
@@ -58,7 +58,7 @@ class Due:
 
 
 def what_is_due(
-    config: Config, step: int, last_step: int, samples_before: int, samples: int, epoch_size: int, stopping: bool
+    config: RunConfig, step: int, last_step: int, samples_before: int, samples: int, epoch_size: int, stopping: bool
 ) -> Due:
     """Decide.
 

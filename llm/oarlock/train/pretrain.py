@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oarlock.config.rules import parse_split
+from oarlock.config.pretrain import parse_split
 from oarlock.data.corpus.blend import ConcatenatedDataset, blend, shares_of, short_names
 from oarlock.data.corpus.dataset import (
     SPLIT_NAMES,
@@ -48,7 +48,7 @@ from oarlock.train.throughput import token_flops
 
 if TYPE_CHECKING:
     from oarlock.config.load import LoadedConfig
-    from oarlock.config.schema import PretrainConfig
+    from oarlock.config.pretrain import PretrainConfig
 
 logger = get_logger(__name__)
 

@@ -9,8 +9,8 @@ from oarlock.data.corpus.order import MOST_EPOCHS, SampleOrder
 from oarlock.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
-    from oarlock.config.sections import ScheduleSection
+    from oarlock.config.run_config import RunConfig
+    from oarlock.config.shared import ScheduleSection
     from oarlock.train.checkpoint.resume import ResumePoint
 
 
@@ -19,7 +19,7 @@ def samples_per_step(args: Any) -> int:
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
 
 
-def planned_steps(config: Config, args: Any, order: SampleOrder, resume: ResumePoint | None) -> int:
+def planned_steps(config: RunConfig, args: Any, order: SampleOrder, resume: ResumePoint | None) -> int:
     """Optimizer steps of the whole run, those before a resume included.
 
     Args:

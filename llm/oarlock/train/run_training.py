@@ -153,9 +153,8 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
             change = rate_change(config.schedule, steps, resume.manifest.config, before, resume.manifest.step)
             if change:
                 logger.info(change)
-    logger.info(
-        f"{steps:,} steps of {samples_per_step(trainer.args):,} samples ({trainer.order.num_samples:,} samples an epoch)"
-    )
+    samples, epoch = samples_per_step(trainer.args), trainer.order.num_samples
+    logger.info(f"{steps:,} steps of {samples:,} samples ({epoch:,} samples an epoch)")
     trainer.args.max_steps = steps
     run.stop.training = True
     try:

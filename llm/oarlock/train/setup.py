@@ -18,9 +18,11 @@ from oarlock.environment.ranks import rank, world_size
 from oarlock.errors import EnvironmentProblem, failure_listeners
 from oarlock.models.place import place_model
 from oarlock.ops import install as fused_ops
+from oarlock.parallel.family_rules import ModelSizes
+from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.object_collectives import run_on_all_ranks
-from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan
-from oarlock.parallel.plan_rules import refuse, slicing_problems
+from oarlock.parallel.plan import ParallelPlan
+from oarlock.parallel.plan_rules import check_plan, refuse, slicing_problems
 from oarlock.parallel.training_args import training_arguments
 from oarlock.train.checkpoint.resume import recorded_products
 from oarlock.train.optim.seeds import seed_step
@@ -28,7 +30,7 @@ from oarlock.train.stop_signals import StopRequest
 from oarlock.weights.buffers import array_type
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
     from oarlock.models.build import ModelSource
 
 logger = get_logger(__name__)
@@ -59,7 +61,7 @@ def start(loaded: LoadedConfig[Any]) -> Run:
     Raises:
         EnvironmentProblem: when there is no such device, or ranks do not come.
     """
-    config: Config = loaded.config
+    config: RunConfig = loaded.config
     threads = import_paddle(config.runtime.num_threads)
     set_paddlenlp_log_level(config.logging.log_level)
     device = choose_device(config.runtime.device)
@@ -170,4 +172,5 @@ def held_beside(run: Run) -> int:
         return 0
     gradient, moments = array_type(run.dtype).itemsize, 2 * 4
     shared = run.plan.sharding
-    return (gradient // shared if run.plan.stage > 1 else gradient) + moments // shared
+    whole = run.plan.sharding_strategy in ("none", "optimizer")
+    return (gradient if whole else gradient // shared) + moments // shared

@@ -45,7 +45,7 @@ from oarlock.train.stop_signals import StopRequest
 from oarlock.train.throughput import Meter, TokenFlops, device_peak
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
     from oarlock.parallel.plan import ParallelPlan
     from oarlock.parallel.sharded_gradients import ShardedGradients
 
@@ -73,7 +73,7 @@ class OarlockTrainer(Trainer):
     def __init__(
         self,
         *,
-        config: Config,
+        config: RunConfig,
         plan: ParallelPlan,
         steps: int,
         order: SampleOrder | None,
@@ -87,7 +87,7 @@ class OarlockTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(criterion=TokenCrossEntropy(split_vocabulary=plan.tensor > 1), **kwargs)
-        if plan.stage != 3:  # frees the output layer's weight after its forward
+        if plan.sharding_strategy != "parameters":  # frees the output layer's weight after its forward
             hold_scores(self.model)
         if plan.pipeline > 1:
             self.model._loss_fn = [self.criterion]
@@ -141,13 +141,16 @@ class OarlockTrainer(Trainer):
         if not self.args.use_hybrid_parallel:
             return super()._wrap_model(model)
         self.clip.follow_plan(model, fleet.get_hybrid_communicate_group())
-        if self.plan.stage in (2, 3) and self.plan.pipeline == 1:
-            wrapped, self.optimizer = wrap_group_sharded(model, self.optimizer, self.plan, self.config)
-            return wrapped
-        wrapped = super()._wrap_model(model)
-        if self.plan.stage == 2:
-            self.sharded_gradients = shard_pipeline_gradients(model, self.optimizer)
-        return wrapped
+        match self.plan.sharding_strategy:
+            case "gradients" | "parameters":
+                model, self.optimizer = wrap_group_sharded(model, self.optimizer, self.plan, self.config)
+                return model
+            case "gradients_hooked":
+                wrapped = super()._wrap_model(model)
+                self.sharded_gradients = shard_pipeline_gradients(model, self.optimizer)
+                return wrapped
+            case "none" | "optimizer":
+                return super()._wrap_model(model)
 
     @property
     def pipeline_model(self) -> Any:

@@ -12,8 +12,20 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[3] / "llm" / "oarlock"
 # A package may import itself and those before it, at run time and for types.
 ORDER = (
-    *("errors", "versions", "formats", "files", "compat", "environment", "families", "config", "cpu_ranks", "parallel"),
-    *("ops", "hub", "data", "weights", "model_config", "peft", "models", "merge", "triton_repository", "train"),
+    *("errors", "versions", "formats", "files", "compat", "environment", "families", "config", "cpu_ranks", "launch"),
+    *(
+        "parallel",
+        "ops",
+        "hub",
+        "data",
+        "weights",
+        "model_config",
+        "peft",
+        "models",
+        "merge",
+        "triton_repository",
+        "train",
+    ),
     *("export", "serve", "cli", "__main__"),
 )
 # An exported folder does not depend on training, and a server depends on nothing but the folders it is given.

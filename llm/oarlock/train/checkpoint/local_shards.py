@@ -122,7 +122,7 @@ class LocalShards:
                 and (holding.block.axis is not None or at.tensor == 0)
                 and at.data == i % plan.data
             )
-            if plan.stage == 3 and getattr(parameter, "fw_storage", None) is not None:
+            if plan.sharding_strategy == "parameters" and getattr(parameter, "fw_storage", None) is not None:
                 yield LocalShard(holding, self._slice(parameter), f"{SLICE}{parameter.name}", True, once)
                 continue
             owner = owners.get(parameter.name, i % plan.sharding)
@@ -131,11 +131,13 @@ class LocalShards:
 
     def _owners(self) -> dict[str, int]:
         """Parameter -> sharding rank that updates it; empty where all ranks do."""
-        if self._plan.sharding <= 1 or self._plan.stage == 3:
-            return {}
-        if self._plan.stage == 2 and self._plan.pipeline == 1:
-            return dict(self._optimizer.param2rank)
-        return dict(self._optimizer._inner_opt._param2rank)
+        match self._plan.sharding_strategy:
+            case "none" | "parameters":
+                return {}
+            case "gradients":
+                return dict(self._optimizer.param2rank)
+            case "optimizer" | "gradients_hooked":
+                return dict(self._optimizer._inner_opt._param2rank)
 
     def _slice(self, parameter: Any) -> tuple[int, int]:
         """This rank's range, cut at the parameter's end (Fleet pads the last slices)."""

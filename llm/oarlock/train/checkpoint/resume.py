@@ -17,7 +17,7 @@ from oarlock.train.checkpoint.manifest import Manifest, list_checkpoints, newest
 from oarlock.train.checkpoint.pending_save import delete_folder
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
     from oarlock.peft.adapter_folder import Base
 
 logger = get_logger(__name__)
@@ -31,7 +31,7 @@ class ResumePoint:
     manifest: Manifest
 
 
-def find_resume_point(config: Config, data_fingerprint: str, base: Base | None = None) -> ResumePoint | None:
+def find_resume_point(config: RunConfig, data_fingerprint: str, base: Base | None = None) -> ResumePoint | None:
     """Where this run goes on, None for a new one.
 
     --resume_from_checkpoint names it; otherwise the newest whole checkpoint in output_dir is used if it is of the
@@ -58,7 +58,7 @@ def find_resume_point(config: Config, data_fingerprint: str, base: Base | None =
     return chosen[0]
 
 
-def _of_first_rank(config: Config, told: tuple[int, str] | None) -> ResumePoint | None:
+def _of_first_rank(config: RunConfig, told: tuple[int, str] | None) -> ResumePoint | None:
     """The checkpoint that rank 0 chose, in this rank's own folder: no path comes from another rank. The checksums of
     its files are rank 0's to take.
 
@@ -79,7 +79,7 @@ def _of_first_rank(config: Config, told: tuple[int, str] | None) -> ResumePoint 
     return ResumePoint(folder, manifest)
 
 
-def recorded_products(config: Config) -> str | None:
+def recorded_products(config: RunConfig) -> str | None:
     """The library that multiplied matrices in the checkpoint that this run will likely go on from ("" where it does not
     say so), None without one. For the start, before anything is multiplied; find_resume_point has the word later."""
     checkpoint = config.checkpoint
@@ -93,7 +93,7 @@ def recorded_products(config: Config) -> str | None:
     return None
 
 
-def _choose(config: Config, data_fingerprint: str, base: Base | None) -> ResumePoint | None:
+def _choose(config: RunConfig, data_fingerprint: str, base: Base | None) -> ResumePoint | None:
     checkpoint = config.checkpoint
     output_dir = Path(checkpoint.output_dir)
     if checkpoint.resume_from_checkpoint:
@@ -118,7 +118,7 @@ def _choose(config: Config, data_fingerprint: str, base: Base | None) -> ResumeP
     return ResumePoint(folder, manifest)
 
 
-def differences(config: Config, manifest: Manifest, data_fingerprint: str, base: Base | None = None) -> list[str]:
+def differences(config: RunConfig, manifest: Manifest, data_fingerprint: str, base: Base | None = None) -> list[str]:
     """What stops a silent resume: options that change what is learnt, and the data."""
     now, specs = flatten(config), option_specs(type(config))
     lines = [

@@ -29,7 +29,7 @@ from oarlock.train.output.folder_guard import check_output, last_good_state, rea
 from oarlock.versions import package_versions
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
     from oarlock.parallel.plan import ParallelPlan
     from oarlock.train.intervals import Progress
 
@@ -47,7 +47,7 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, shards: LocalShards, files: ModelFiles, config: Config, plan: ParallelPlan, data_fingerprint: str
+        self, shards: LocalShards, files: ModelFiles, config: RunConfig, plan: ParallelPlan, data_fingerprint: str
     ) -> None:
         self._shards, self._files, self._config, self._plan = shards, files, config, plan
         self._data_fingerprint = data_fingerprint

@@ -22,7 +22,7 @@ from oarlock.train.checkpoint.manifest import MANIFEST, verify
 from oarlock.train.checkpoint.manifest_fields import BestState
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
     from oarlock.train.checkpoint.resume import ResumePoint
 
 logger = get_logger(__name__)
@@ -52,7 +52,7 @@ class BestEvaluation:
     evaluations_since: int = 0
 
     @classmethod
-    def of(cls, config: Config, resume: ResumePoint | None) -> BestEvaluation:
+    def of(cls, config: RunConfig, resume: ResumePoint | None) -> BestEvaluation:
         """At the start of a run, or where the checkpoint it goes on from says."""
         evaluation = config.evaluation
         best = cls(

@@ -9,7 +9,7 @@ from typing import Any
 from paddle.optimizer.lr import LambdaDecay, LRScheduler
 from paddlenlp.transformers import CosineAnnealingWithWarmupDecay, LinearAnnealingWithWarmupDecay
 
-from oarlock.config.sections import ScheduleSection
+from oarlock.config.shared import ScheduleSection
 from oarlock.environment.console import log_once
 from oarlock.errors import ConfigError
 

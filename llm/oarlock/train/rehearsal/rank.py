@@ -13,7 +13,7 @@ import paddle
 from paddlenlp.trainer import TrainerCallback
 
 from oarlock.config.load import LoadedConfig
-from oarlock.config.schema import FinetuneConfig
+from oarlock.config.run_config import RunConfig
 from oarlock.data.corpus.order import SampleOrder
 from oarlock.data.examples.collate import FinetuneCollator, PackCollator, PretrainCollator
 from oarlock.data.examples.labels import IGNORE_INDEX, Example
@@ -21,7 +21,6 @@ from oarlock.data.examples.packing import PackedDataset
 from oarlock.environment.ranks import rank, world_size
 from oarlock.families.packing import attend_in_blocks, check_packing
 from oarlock.models.build import build_model, find_model
-from oarlock.parallel.plan import sequence_length, text_length
 from oarlock.peft.adapter_folder import shared_base
 from oarlock.peft.method import choose_method
 from oarlock.train.checkpoint.local_shards import LocalShards
@@ -68,7 +67,9 @@ class RankReport:
         (folder / f"rank-{rank()}.json").write_text(json.dumps(asdict(self)))
 
 
-def run_rank(config: Any, folder: Path, reference: Path | None, tolerance: float, stop_after: int | None = None) -> int:
+def run_rank(
+    config: RunConfig, folder: Path, reference: Path | None, tolerance: float, stop_after: int | None = None
+) -> int:
     """Train as the configuration says, through the same code as a real run; goes on from a checkpoint it finds.
 
     Args:
@@ -81,15 +82,14 @@ def run_rank(config: Any, folder: Path, reference: Path | None, tolerance: float
     run = start(LoadedConfig(config))
     config = run.config
     source = find_model(config, from_weights=True)
-    tuning = isinstance(config, FinetuneConfig)
-    length = config.data.src_length + config.data.tgt_length if tuning else text_length(config)
-    connect(run, source, sequence_length(config))
-    method = choose_method(config.method) if isinstance(config, FinetuneConfig) else None
+    tuning, length = config.is_finetuning, config.data.sample_length
+    connect(run, source, config.sequence_length)
+    method = choose_method(config.method_section) if config.method_section is not None else None
     base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
     model = build_model(source, run.dtype, False, config.runtime.seed, run.plan.pipeline > 1, method)
     vocab = source.config.vocab_size
     data: Any = MadeUpExamples(vocab, length) if tuning else MadeUpText(vocab, length)
-    packing = tuning and config.data.packing
+    packing = config.data.is_packed
     train_set: Any = data
     collator: Any = PretrainCollator(vocab)
     if tuning:
@@ -97,7 +97,7 @@ def run_rank(config: Any, folder: Path, reference: Path | None, tolerance: float
     if packing:
         check_packing(source.config, run.plan.pipeline > 1)
         attend_in_blocks(model)
-        train_set = PackedDataset(data, config.data.packing_length, config.runtime.seed)
+        train_set = PackedDataset(data, config.data.row_length, config.runtime.seed)
     resume = find_resume_point(config, "made up")
     trainer = make_trainer(
         run,
