@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import argparse
+from collections.abc import Sequence
+from typing import Any
 
-from oarlock.cli.flags import Command, config_flag, positional
-from oarlock.launch.options import LAUNCH_SPECS, LaunchOptions, parse_launch_options
+from oarlock.cli.flags import ConfigCommand
+from oarlock.launch.options import LAUNCH_SPECS, parse_launch_options
 
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchCommandOptions:
-    """The options of a launch, and the script to start."""
-
-    device: str = config_flag(LaunchOptions, "device")
-    gpus: str | None = config_flag(LaunchOptions, "gpus")
-    nnodes: int = config_flag(LaunchOptions, "nnodes")
-    master: str | None = config_flag(LaunchOptions, "master")
-    node_rank: int | None = config_flag(LaunchOptions, "node_rank")
-    max_restart: int | None = config_flag(LaunchOptions, "max_restart")
-    log_dir: str = config_flag(LaunchOptions, "log_dir")
-    tp: int | None = config_flag(LaunchOptions, "tp")
-    pp: int = config_flag(LaunchOptions, "pp")
-    sharding_degree: int | None = config_flag(LaunchOptions, "sharding_degree")
-    sharding: str | None = config_flag(LaunchOptions, "sharding")
-    dry_run: bool = config_flag(LaunchOptions, "dry_run")
-    slurm: bool = config_flag(LaunchOptions, "slurm")
-    rehearsal: str | None = config_flag(LaunchOptions, "rehearsal")
-    script: str = positional(metavar="SCRIPT")
-    """run_pretrain.py, finetune_generation.py, or a script with their options."""
-    arguments: tuple[str, ...] = positional((), metavar="...", takes_rest=True)
-    """Arguments of the script."""
+_HELP = "Start the ranks of a training script, pass signals on, and restart failed ranks."
 
 
-def _run(options: LaunchCommandOptions) -> int:
+def _make_parser() -> argparse.ArgumentParser:
+    """The flags of LaunchOptions, read as text: parse_launch_options reports all problems at once."""
+    parser = argparse.ArgumentParser("oarlock launch", description=_HELP, allow_abbrev=False)
+    for name, spec in LAUNCH_SPECS.items():
+        metavar = "|".join(spec.choices) or ("N" if spec.type is int else "TEXT")
+        form: dict[str, Any] = {"action": "store_const", "const": True} if spec.type is bool else {"metavar": metavar}
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, help=spec.help, default=argparse.SUPPRESS, **form)
+    parser.add_argument("script", help="run_pretrain.py, finetune_generation.py or a script with their options")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script")
+    return parser
+
+
+def _run(words: Sequence[str]) -> int:
     from oarlock.launch.run import launch
 
-    given = {
-        item.name: getattr(options, item.name)
-        for item in fields(options)
-        if item.name in LAUNCH_SPECS and getattr(options, item.name) != item.default
-    }
-    return launch(parse_launch_options(given), options.script, list(options.arguments))
+    parsed = vars(_make_parser().parse_args(words))
+    values = {name: value for name, value in parsed.items() if name in LAUNCH_SPECS}
+    return launch(parse_launch_options(values), parsed["script"], parsed["arguments"])
 
 
-COMMAND = Command(
-    "launch",
-    "Start the ranks of a training script, pass signals on, and restart failed ranks.",
-    LaunchCommandOptions,
-    _run,
-)
+COMMAND = ConfigCommand("launch", _HELP, _run)
