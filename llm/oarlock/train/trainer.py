@@ -17,7 +17,7 @@ from oarlock.data.corpus.order import SampleOrder
 from oarlock.data.corpus.sampler import EvaluationBatchSampler, ResumableBatchSampler
 from oarlock.environment.ranks import rank
 from oarlock.families.packing import with_attention
-from oarlock.ops.install import hold_scores
+from oarlock.ops.install import defer_logits
 from oarlock.train.checkpoint.load_shards import load_training_state, load_weights
 from oarlock.train.checkpoint.local_shards import LocalShards
 from oarlock.train.checkpoint.model_files import ModelFiles
@@ -88,7 +88,7 @@ class OarlockTrainer(Trainer):
     ) -> None:
         super().__init__(criterion=TokenCrossEntropy(split_vocabulary=plan.tensor > 1), **kwargs)
         if plan.sharding_strategy != "parameters":  # frees the output layer's weight after its forward
-            hold_scores(self.model)
+            defer_logits(self.model)
         if plan.pipeline > 1:
             self.model._loss_fn = [self.criterion]
         self.config, self.plan, self.steps, self.order, self.resume = config, plan, steps, order, resume
