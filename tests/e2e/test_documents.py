@@ -23,14 +23,14 @@ from helpers import ROOT
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("data", "training", "recipes", "parallelism", "methods", "merging", "conversion")),
-    *(f"docs/{name}.md" for name in ("export", "serving", "security")),
+    *(f"docs/{name}.md" for name in ("README", "data", "training", "recipes", "parallelism", "methods", "merging")),
+    *(f"docs/{name}.md" for name in ("conversion", "export", "serving", "security", "troubleshooting")),
+    *(f"docs/{name}.md" for name in ("coming_from", "not_supported", "families", "benchmarks", "comparison")),
 ]
 # The parts of a checkout that commands name; output, data and the like are the folder's own.
 CHECKOUT = ("README.md", "CHANGELOG.md", "configs", "constraints.txt", "custom_ops", "deploy", "docs", "llm", "pyproject.toml", "scripts", "setup.py")  # fmt: skip
 QUICKSTART = {"PRETRAIN_STEPS": "30", "TUNING_EPOCHS": "0.3"}
 NOT_HERE = {  # beginning of a command -> why it is not run
-    "bash scripts/test.sh": "this test is part of it",
     "bash scripts/parity_env.sh": "scripts/test.sh has run it",
     "python tests/fuzz/": "tests/fuzz and tests/unit/train/test_manifest.py do what it does",
     "pip install": "scripts/setup.sh has done it",

@@ -235,12 +235,12 @@ def test_rates_of_every_schedule_are_those_of_transformers(peers):
 
 
 def test_the_table(peers, capsys):
-    """The figures of docs/training.md, to look at with `pytest -s`; the documents name every model that is compared."""
+    """The figures of docs/benchmarks.md, to look at with `pytest -s`; the documents name every model that is compared."""
     with capsys.disabled():
         print("\n| model | method | loss | weights |\n|---|---|---|---|")
         for run in RUNS:
             loss = relative(peers.log(run)["loss"], peers.theirs[run]["losses"])
             name, method = run.split("/")
             print(f"| {name} | {method} | {loss:.0e} | {peers.difference(run):.0e} |")
-    text = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text()
+    text = (Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md").read_text()
     assert all(f"| {name} | " in text for name in MODELS)

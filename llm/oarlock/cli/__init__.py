@@ -1,1 +1,1 @@
-"""The `oarlock` command: one file for each subcommand."""
+"""The `oarlock` command."""

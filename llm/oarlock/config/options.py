@@ -20,6 +20,7 @@ import types
 import typing
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 Check = Callable[[Any], "str | None"]
@@ -29,6 +30,7 @@ FALSE_WORDS = frozenset({"0", "false", "no", "n", "f", "off"})
 NONE_WORDS = frozenset({"none", "null", ""})
 _LONGEST_SHOWN = 200  # characters of a value in a message
 _LARGEST = 1 << 63  # what Paddle's whole numbers end at
+_METADATA = ("checks", "unit", "aliases", "choices", "may_change", "from_yaml")
 
 
 def option(
@@ -127,7 +129,7 @@ class OptionSpec:
         """The type in words, for --help and messages."""
         if self.choices:
             return "|".join(self.choices)
-        word = {bool: "yes or no", int: "whole number", float: "number", str: "text"}[self.type]
+        word = {bool: "yes or no", int: "whole number", float: "number", str: "text", Path: "path"}[self.type]
         return f"{word}, {self.unit}" if self.unit else word
 
 
@@ -181,7 +183,13 @@ def _to_str(value: Any) -> str:
     return str(value)
 
 
-_CONVERTERS: dict[type, Callable[[Any], Any]] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
+_CONVERTERS: dict[type, Callable[[Any], Any]] = {
+    bool: _to_bool,
+    int: _to_int,
+    float: _to_float,
+    str: _to_str,
+    Path: Path,
+}
 
 
 @functools.cache
@@ -217,18 +225,25 @@ def option_specs(config_class: type) -> dict[str, OptionSpec]:
 def _specs_of(config_class: Hashable) -> dict[str, OptionSpec]:
     specs: dict[str, OptionSpec] = {}
     for section, section_class in typing.get_type_hints(config_class).items():
-        hints, docs = typing.get_type_hints(section_class), _field_docs(section_class)
-        for item in dataclasses.fields(section_class):
-            plain, optional = _plain_type(hints[item.name])
-            spec = OptionSpec(
-                section=section,
-                name=item.name,
-                type=plain,
-                optional=optional,
-                default=item.default,
-                help=docs.get(item.name, ""),
-                **item.metadata,
-            )
-            assert item.name not in specs, f"option {item.name} is declared twice"
-            specs[item.name] = spec
+        for name, spec in section_specs(section_class, section).items():
+            assert name not in specs, f"option {name} is declared twice"
+            specs[name] = spec
+    return specs
+
+
+def section_specs(section_class: type, section: str = "") -> dict[str, OptionSpec]:
+    """Every option of one dataclass whose fields are options, by name."""
+    hints, docs = typing.get_type_hints(section_class), _field_docs(section_class)
+    specs: dict[str, OptionSpec] = {}
+    for item in dataclasses.fields(section_class):
+        plain, optional = _plain_type(hints[item.name])
+        specs[item.name] = OptionSpec(
+            section=section,
+            name=item.name,
+            type=plain,
+            optional=optional,
+            default=item.default,
+            help=docs.get(item.name, ""),
+            **{name: item.metadata[name] for name in _METADATA},
+        )
     return specs

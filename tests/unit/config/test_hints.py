@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from oarlock.cli.main import _parser
+from oarlock.cli.flags import CommandParser
+from oarlock.cli.main import make_parser
 from oarlock.config import FinetuneConfig, PretrainConfig
 from oarlock.config.options import option_specs
 
@@ -58,13 +59,15 @@ def commands() -> dict[str, argparse.ArgumentParser]:
     found: dict[str, argparse.ArgumentParser] = {}
 
     def walk(parser: argparse.ArgumentParser, words: tuple[str, ...]) -> None:
+        if isinstance(parser, CommandParser):
+            parser.add_flags()
         found[" ".join(words)] = parser
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
                 for name, inner in action.choices.items():
                     walk(inner, (*words, name))
 
-    walk(_parser(), ())
+    walk(make_parser(), ())
     return found
 
 

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from oarlock.cli.main import _parser
+from oarlock.cli.flags import run_parsed
+from oarlock.cli.main import make_parser
 from oarlock.errors import ConfigError
 from oarlock.export.checks.check import check_folder, check_model, guess_server
 from oarlock.export.manifest import write_manifest
-from support.broken_exports import ANYWHERE, leftover, lose_template
+from support.broken_exports import ANYWHERE, leftover
 from support.broken_indexes import WITH_INDEX
+from support.broken_tokenizers import lose_template
 from support.small_exports import (
     change,
     make_good,
@@ -105,12 +107,11 @@ def test_hashes_are_compared_with_the_manifest(good, tmp_path):
 def test_the_command_prints_findings_and_fails(good, tmp_path, capsys):
     folder = shutil.copytree(good[1], tmp_path / "model")
     leftover(folder, lambda choices: choices[0])
-    arguments = _parser().parse_args(["export", "--check", str(folder), "--server", "fastdeploy"])
-    assert arguments.run(arguments) == 1
+    parsed = make_parser().parse_args(["export", "--check", str(folder), "--server", "fastdeploy"])
+    assert run_parsed(parsed) == 1
     printed = capsys.readouterr().out
-    assert "model_state.pdparams: a server may read it" in printed and "1 thing would go wrong" in printed
+    assert "model_state.pdparams: a server may read it" in printed and "1 problem found" in printed
     (folder / "model_state.pdparams").unlink()
-    assert arguments.run(arguments) == 0 and "nothing found" in capsys.readouterr().out
+    assert run_parsed(parsed) == 0 and "no problems found" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--check DIR"):
-        arguments = _parser().parse_args(["export", "--check", str(folder), "--target", "vllm"])
-        arguments.run(arguments)
+        run_parsed(make_parser().parse_args(["export", "--check", str(folder), "--target", "vllm"]))

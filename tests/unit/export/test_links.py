@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from helpers import make_adapter, write_checkpoint
-from oarlock.cli.main import _parser
+from oarlock.cli.flags import run_parsed
+from oarlock.cli.main import make_parser
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import CheckpointError, ConfigError, ModelError
 from oarlock.export.convert import ConvertOptions, convert
@@ -150,9 +151,9 @@ def test_every_command_refuses_it(model, tiny_model, secret, tmp_path):
         with_texts_of(adapter, tiny_model, tmp_path)
     for words in (["convert", "--to", "hf", "--input"], ["ask"], ["export", "--target", "triton", "--model"]):
         more = ["a question"] if words == ["ask"] else ["--output", str(tmp_path / "out")]
-        arguments = _parser().parse_args([*words, str(model), *more])
+        parsed = make_parser().parse_args([*words, str(model), *more])
         with pytest.raises(ModelError, match=r"model/vocab\.txt is a link"):
-            arguments.run(arguments)
+            run_parsed(parsed)
         assert not (tmp_path / "out").exists()
 
 

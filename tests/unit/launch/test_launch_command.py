@@ -11,7 +11,7 @@ import pytest
 from oarlock.errors import ConfigError
 from oarlock.launch import devices, nodes
 from oarlock.launch.command import RESUME_FLAG, LaunchCommand, build_command, rank_environment
-from oarlock.launch.options import parse_launch_options
+from oarlock.launch.options import LaunchOptions
 from support.launch_scripts import parse_flags
 
 HOSTS = {"node1": "10.0.0.1", "node2": "10.0.0.2", "loopback": "127.0.1.1"}
@@ -34,17 +34,16 @@ class Machine:
         listing = "".join(f"GPU {i}: NVIDIA A100 (UUID: GPU-0000-{i})\n" for i in range(gpus))
         self._patch.setattr(devices, "_list_gpus", lambda: listing)
 
-    def build(self, *arguments: str, **options: object) -> LaunchCommand:
-        values = {name: value if isinstance(value, bool) else str(value) for name, value in options.items()}
-        return build_command(parse_launch_options(values), str(self.script), arguments)
+    def build(self, *arguments: str, **options: Any) -> LaunchCommand:
+        return build_command(LaunchOptions(**options), str(self.script), arguments)
 
-    def launcher(self, **options: object) -> dict[str, str]:
+    def launcher(self, **options: Any) -> dict[str, str]:
         """Flags of Paddle's launcher."""
         words = self.build(**options).argv
         assert words[:4] == [sys.executable, "-u", "-m", "paddle.distributed.launch"]
         return parse_flags(words[4 : words.index(str(self.script))])
 
-    def refused(self, **options: object) -> str:
+    def refused(self, **options: Any) -> str:
         with pytest.raises(ConfigError) as error:
             self.build(**options)
         return str(error.value)
@@ -214,7 +213,7 @@ def test_a_requeued_job_resumes(machine, monkeypatch):
         assert (words[-1] == RESUME_FLAG) is expected
 
 
-def environment(machine: Machine, **options: object) -> tuple[dict[str, str], bytes, Path]:
+def environment(machine: Machine, **options: Any) -> tuple[dict[str, str], bytes, Path]:
     """The environment of ranks, and the secret that it names with its file."""
     checked = parse_launch_options({name: str(value) for name, value in options.items()})
     with rank_environment(checked, build_command(checked, str(machine.script), [])) as found:

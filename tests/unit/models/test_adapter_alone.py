@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from helpers import flags, make_adapter, make_tiny_tokenizer
-from oarlock.cli import chat, serve
+from oarlock.cli.commands import chat, serve
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError, ModelError
 from oarlock.files import holds_adapter
@@ -124,11 +123,8 @@ def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
         served["model"] = sorted(path.name for path in model.iterdir())
         return 0
 
-    monkeypatch.setattr(serve, "_run", run)
-    words = argparse.ArgumentParser()
-    commands = words.add_subparsers()
-    serve.add_serve(commands, lambda commands, name, text, _: commands.add_parser(name))
-    assert serve._serve(words.parse_args(["serve", "out/lora"])) == 0
+    monkeypatch.setattr(serve, "_start", run)
+    assert serve._run(serve.ServeFlags(folder=Path("out/lora"))) == 0
     assert served["template"] == TEMPLATE and served["adapters"] == ["lora"]
     assert served["tools"] == TEMPLATE + "{{ tools }}"
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(served["model"])

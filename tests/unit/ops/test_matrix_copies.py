@@ -63,7 +63,7 @@ def test_lower_instruction_sets(isa):
         "    t.check(147, 93, source, target, turned, 3)\n"
     )
     folder = Path(__file__).resolve().parent
-    path = f"{folder}:{folder.parents[1] / 'llm'}"
+    path = f"{folder}:{folder.parents[2] / 'llm'}"
     result = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "OARLOCK_ISA": isa, "PYTHONPATH": path},
         capture_output=True, text=True, timeout=120, check=False,

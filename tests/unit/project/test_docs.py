@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from oarlock.cli.main import _parser
+from oarlock.cli.main import make_parser
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[3]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "deploy/README.md", "custom_ops/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def commands() -> list[tuple[str, str]]:
@@ -33,7 +36,7 @@ def test_commands_are_accepted(document, line, monkeypatch):
     words = shlex.split(line, comments=True)
     if words[0] == "oarlock":
         with contextlib.suppress(SystemExit) as exited:
-            _parser().parse_args(words[1:])
+            make_parser().parse_args(words[1:])
         assert exited is None or "--version" in words
     elif words[:2] in (["python", "llm/run_pretrain.py"], ["python", "llm/finetune_generation.py"]):
         kind = PretrainConfig if "pretrain" in words[1] else FinetuneConfig
@@ -54,13 +57,23 @@ def test_commands_are_accepted(document, line, monkeypatch):
 def test_the_table_of_families_is_the_registry():
     from oarlock.parallel.family_rules import families_table
 
-    assert f"{families_table()}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{families_table()}\n" in (ROOT / "docs/families.md").read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that headings get on a page."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_links_lead_somewhere():
     for path in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
-            assert (path.parent / target).exists(), f"{path.name}: {target}"
+        for target in re.findall(r"\]\(([^):]+)\)", path.read_text(encoding="utf-8").replace("\n", " ")):
+            name, _, anchor = target.partition("#")
+            page = path.parent / name if name else path
+            assert page.exists(), f"{path.name}: {target}"
+            assert not anchor or anchor in anchors(page), f"{path.name}: {target}"
 
 
 def test_every_pin_that_looks_odd_says_why():

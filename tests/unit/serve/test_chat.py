@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from helpers import LLM, heed_signals, run_program
-from oarlock.cli import chat
+from oarlock.cli.commands import chat as chat_command
 from oarlock.data.templates.chat_template import ChatTemplate
 from oarlock.models.ask import ask_model
 from oarlock.serve.chat import AnswerFailed, Chat
@@ -84,7 +84,7 @@ def test_a_failed_answer_leaves_the_conversation_as_it_was(engine):
 def test_lines_of_a_pipe(engine, monkeypatch, capsys):
     one = engine(context=40)
     monkeypatch.setattr("sys.stdin", io.StringIO("hi\n\n/reset\n/what\nyou\n" + "x" * 50 + "\nme\n/quit\nno\n"))
-    assert chat.talk(Chat(one, Sampling(max_tokens=2))) == 1  # one of them was too long
+    assert chat_command.talk(Chat(one, Sampling(max_tokens=2))) == 1  # one of them was too long
     out, err = capsys.readouterr()
     assert out == "=>\n" * 3 and "may have 40" in err and "/quit leaves" in err and "new conversation" in err
 
@@ -98,7 +98,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_program(engine, monkeypatch, capsys):
 
     monkeypatch.setattr(chat, "_pieces", pieces)
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
-    assert chat.talk(chat) == 0
+    assert chat_command.talk(chat) == 0
     assert capsys.readouterr().out == "half ...\n" * 2 and chat.messages[1]["content"] == "half"
 
 

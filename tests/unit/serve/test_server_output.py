@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from oarlock.cli import serve
+from oarlock.cli.commands import serve
 
 PACKAGE = Path(__file__).resolve().parents[3] / "llm"
 _SERVER = """
@@ -60,7 +59,7 @@ def test_output_that_can_be_written_is(tmp_path: Path) -> None:
     assert "lost" in ended.stderr
 
 
-def test_a_hangup_before_it_serves_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hangup_before_it_serves_does_not_end_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def exporting(_: object) -> int:
         os.kill(os.getpid(), signal.SIGHUP)
         return 7
@@ -69,6 +68,6 @@ def test_a_hangup_before_it_serves_does_not_end_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(serve, "keep_private", lambda: None)  # of the process that runs the tests
     before = signal.getsignal(signal.SIGHUP)
     try:
-        assert serve._serve(argparse.Namespace()) == 7
+        assert serve._run(serve.ServeFlags(folder=tmp_path)) == 7
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,152 @@
+"""`oarlock chat`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oarlock.cli.flags import Command, flag, positional
+from oarlock.environment.paddle_import import import_paddle
+from oarlock.errors import EXIT_FAILED, ConfigError, OarlockError, report
+from oarlock.files import holds_adapter
+
+if TYPE_CHECKING:
+    from oarlock.serve.chat import Chat
+
+_HELP = "/reset starts a new conversation, /quit leaves; Ctrl-C stops an answer"
+_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """With which model to talk, and how it chooses its words."""
+
+    model: str = positional(metavar="DIR")
+    """Model folder or adapter folder."""
+    adapter: str | None = flag(None, metavar="DIR")
+    """LoRA adapter of the model."""
+    system: str = flag("", metavar="TEXT")
+    """System message at the start of the conversation."""
+    temperature: float | None = flag(None)
+    """0 always takes the most likely token. Default: the model's generation_config.json, else 0."""
+    top_p: float | None = flag(None)
+    """Sample from the most likely tokens with this total probability. Default: generation_config.json, else 1."""
+    top_k: int | None = flag(None)
+    """Sample from this many most likely tokens; 0 for all. Default: generation_config.json, else 0."""
+    repetition_penalty: float | None = flag(None)
+    """Penalise repeated tokens (> 1); 1 disables. Default: generation_config.json, else 1."""
+    seed: int | None = flag(None)
+    """Random seed for sampling."""
+    max_tokens: int | None = flag(None)
+    """Longest answer in tokens. Default: as many as fit in the context."""
+    parse_special_tokens: bool = flag(False)
+    """Special tokens that you spell out become special tokens. By default they are plain text."""
+    stop: tuple[str, ...] = flag((), metavar="TEXT")
+    """Text that ends an answer. Can be repeated."""
+
+
+def _run(options: ChatOptions) -> int:
+    from oarlock.serve.engine.sampling_params import Limits, RequestRefused, Sampling
+
+    given = {name: value for name in _SAMPLING if (value := getattr(options, name)) is not None}
+    sampling = Sampling(
+        max_tokens=options.max_tokens,
+        seed=options.seed,
+        stop=options.stop,
+        given=frozenset(given),
+        **given,
+    )
+    try:
+        sampling.check()
+    except RequestRefused as error:  # of flags, here
+        raise ConfigError(str(error)) from error
+    import_paddle()
+    from oarlock.serve.chat import Chat
+    from oarlock.serve.engine.engine import Engine
+
+    with (
+        tempfile.TemporaryDirectory(prefix="oarlock-chat-") as place,
+        contextlib.redirect_stdout(sys.stderr),  # what is said in loading is no answer
+    ):
+        model, adapter = _folders(options.model, options.adapter, Path(place))
+        engine = Engine.load(
+            model,
+            {"chat": adapter} if adapter else {},
+            Limits(max_tokens=2**31, seconds=float("inf")),
+            "all" if options.parse_special_tokens else "prompts",
+        )
+    try:
+        return talk(Chat(engine, sampling, options.system, "chat" if adapter else None))
+    finally:
+        engine.close(drain=False)
+
+
+def _folders(model: str, adapter: str | None, place: Path) -> tuple[str, Path | None]:
+    """Model and adapter; of an adapter folder alone, the base it was trained on with the adapter's own template."""
+    from oarlock.peft.adapter_base import find_base, with_texts_of
+    from oarlock.peft.open_adapter import open_lora
+
+    if adapter is None and holds_adapter(model):
+        found = open_lora(model, "talked with")
+        base = find_base(found, f"Name it: oarlock chat BASE --adapter {model}")
+        return str(with_texts_of(found.folder, base, place)), found.folder
+    return model, Path(adapter) if adapter else None
+
+
+def talk(chat: Chat) -> int:
+    """Answer the lines of standard input until it ends; whether one of them could not be answered is the exit code."""
+    failed = False
+    for line in _lines():
+        if line == "/quit":
+            break
+        if line == "/reset":
+            chat.reset()
+            chat.dropped = 0
+            print("(a new conversation)", file=sys.stderr)
+        elif line.startswith("/"):
+            print(_HELP, file=sys.stderr)
+        elif line.strip():
+            failed = not _answer(chat, line) or failed
+    return EXIT_FAILED if failed else 0
+
+
+def _answer(chat: Chat, line: str) -> bool:
+    dropped = chat.dropped
+    try:
+        for text in chat.ask(line):
+            print(text, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" ...", end="")
+    except OarlockError as error:
+        report(error)
+        return False
+    print(flush=True)
+    if chat.dropped > dropped:
+        print(f"(the context is full: the first {chat.dropped} question(s) are forgotten)", file=sys.stderr)
+    return True
+
+
+def _lines() -> Iterator[str]:
+    """Of a person with a prompt, or of a pipe."""
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives input() its editing and history
+    print(_HELP, file=sys.stderr)
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print(f"\n({_HELP})", file=sys.stderr)
+
+
+COMMAND = Command("chat", "Talk with a model in the terminal; answers are printed as they arrive.", ChatOptions, _run)

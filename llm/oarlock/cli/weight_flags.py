@@ -1,0 +1,36 @@
+"""Flags of the commands that write the weights of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oarlock.cli.flags import flag
+
+
+def _is_file_size(gigabytes: float) -> str | None:
+    return None if round(gigabytes * 1e9) >= 1 else "is too small for the size of a file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSize:
+    """How large weight files may be."""
+
+    max_shard_size: float = flag(5.0, _is_file_size, metavar="GB")
+    """Largest weight file."""
+
+    @property
+    def shard_bytes(self) -> int:
+        """Largest weight file in bytes."""
+        return round(self.max_shard_size * 1e9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFlags(ShardSize):
+    """How weights are read, written and compared."""
+
+    dtype: str | None = flag(None, choices=("float32", "float16", "bfloat16"))
+    """Type of the weights. Default: that of each weight in the source."""
+    proof: bool = flag(True)
+    """Skip the comparison of the result's logits with those of the source."""
+    allow_pickle_weights: bool = flag(False)
+    """Read pytorch_model.bin or *.pdparams if there are no safetensors files."""

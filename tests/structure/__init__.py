@@ -1,0 +1,1 @@
+"""Measures the source tree: sizes, imports, functions, words and reading distance (`scripts/code_figures.py`)."""

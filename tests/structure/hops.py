@@ -1,0 +1,99 @@
+"""How far a reader goes from an entrypoint to the place where a behaviour happens.
+
+A walk is a list of steps, places in the source in the order in which a reader comes to them. Every step is named by the
+one before it, or by an earlier one: then the reader turns back. A hop is a change of file from a step to the next.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Step:
+    """A place that a reader sees.
+
+    Attributes:
+        place: `file:name`, with the file's path below llm/oarlock (`train/trainer.py:OarlockTrainer.training_step`).
+        wire: a word that joins it to the step before it where no name in Python does: another process, a file, a hook.
+    """
+
+    place: str
+    wire: str = ""
+
+    @property
+    def file(self) -> str:
+        """Its path below llm/oarlock."""
+        return self.place.partition(":")[0]
+
+    @property
+    def names(self) -> list[str]:
+        """The name after the file, in parts: class and method, or a function."""
+        return self.place.partition(":")[2].split(".")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A walk, checked."""
+
+    hops: int
+    turns_back: int
+    files: int
+    problems: list[str]
+    lines: list[str]  # of a drawing
+
+
+def follow(root: Path, steps: list[Step]) -> Walk:
+    """Check that each step is named by an earlier one, and count.
+
+    Args:
+        root: of the repository.
+    """
+    texts, problems, lines, turns, hops = [], [], [], 0, 0
+    for number, step in enumerate(steps):
+        text = _source(root / "llm" / "oarlock" / step.file, step.names)
+        if text is None:
+            problems.append(f"{step.place} does not exist")
+            text = ""
+        callers = [i for i in reversed(range(number)) if _joins(texts[i], step, text)]
+        if number and not callers:
+            problems.append(f"no step before {step.place} names it")
+        back = bool(callers) and callers[0] != number - 1
+        moved = number > 0 and step.file != steps[number - 1].file
+        turns, hops = turns + back, hops + moved
+        mark = f"back to {steps[callers[0]].place}, " if back else ""
+        lines.append(f"{hops if moved else '':>3} {mark}{step.place}{f'  ({step.wire})' if step.wire else ''}")
+        texts.append(text)
+    return Walk(hops, turns, len({step.file for step in steps}), problems, lines)
+
+
+def _joins(caller: str, step: Step, text: str) -> bool:
+    """Whether the source of an earlier step names a step: the function, or its class; or both hold the wire's word."""
+    if step.wire:
+        return all(re.search(rf"\b{re.escape(step.wire)}\b", source) for source in (caller, text))
+    names = [name for name in step.names if name != "__init__"]
+    return any(re.search(rf"\b{name}\b", caller) for name in names)
+
+
+def _source(path: Path, names: list[str]) -> str | None:
+    """The text of a function, class, method or module-level name; of the whole file where `names` is [""]."""
+    if not path.exists():
+        return None
+    text = path.read_text(encoding="utf-8")
+    node: ast.AST = ast.parse(text) if path.suffix == ".py" else ast.Module([], [])
+    for name in filter(None, names):
+        found = next((child for child in ast.iter_child_nodes(node) if name in _defines(child)), None)
+        if found is None:
+            return None
+        node = found
+    return text if isinstance(node, ast.Module) else ast.get_source_segment(text, node)
+
+
+def _defines(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
