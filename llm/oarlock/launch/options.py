@@ -1,4 +1,4 @@
-"""The options of `oarlock launch`."""
+"""Declares the options of `oarlock launch`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _is_host_and_port(value: str) -> str | None:
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """Where the ranks run, and what happens when they fail."""
+    """Options of `oarlock launch`: where the ranks run, and how often they are restarted."""
 
     device: str = option("gpu", choices=("gpu", "cpu"))
     """What the ranks run on."""
@@ -52,6 +52,6 @@ class LaunchOptions:
     """Command that runs the same job on the CPU, for the error message when there is no GPU."""
 
 
-def variable_and_flag(name: str) -> str:
-    """Both spellings of an option: the variable of the scripts, and the flag."""
+def name_option(name: str) -> str:
+    """Return both spellings of an option, for messages: the variable of the scripts, and the flag."""
     return f"{name.upper()} (--{name})"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from oarlock.errors import ConfigError
-from oarlock.launch.command import build_command, rank_environment
+from oarlock.launch.command import build_command, make_environment
 from oarlock.launch.options import LaunchOptions
 from oarlock.launch.slurm import SlurmJob, SlurmSupervisor
 from oarlock.launch.supervisor import Supervisor, log
@@ -40,5 +40,5 @@ def launch(options: LaunchOptions, script: str, arguments: Sequence[str]) -> int
         # As bytes: a path may hold bytes that are no text.
         sys.stdout.buffer.write(os.fsencode(shlex.join(command.argv)) + b"\n")
         return 0
-    with rank_environment(options, command) as environment:
+    with make_environment(options, command) as environment:
         return Supervisor(command, environment, options.max_restart or 0).run()

@@ -16,23 +16,13 @@ from oarlock.config.load import flatten
 from oarlock.config.schema import Config
 from oarlock.model_config.builtin_configs import model_config_content
 from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan, sequence_length
-from support.published_commands import COMMAND_1, COMMAND_2, COMMAND_5
+from support.published_commands import PUBLISHED
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
 JOBS = ("pretrain", "full", "lora", "qlora", "prefix", "p_tuning")
 SIZES = ("7b", "13b", "70b")
 
-ONE_CARD = COMMAND_2.replace("--tensor_parallel_degree 4", "")
-ADAPTER = f"{ONE_CARD} --num_train_epochs 2 --gradient_accumulation_steps 4"
-PUBLISHED = {
-    "pretrain_7b": COMMAND_1,
-    "full_7b": COMMAND_2,
-    "lora_7b": f"{ADAPTER} --learning_rate 3e-4 --lora True --r 8",
-    "prefix_7b": f"{ADAPTER} --learning_rate 3e-2 --prefix_tuning True --num_prefix_tokens 64",
-    "full_pipeline_7b": COMMAND_5,
-    "instruction_7b": f"{COMMAND_2} --instruction_generation",
-}
 # Where a run is, and from which model: not what a recipe is about.
 PLACES = {
     "model_name_or_path", "tokenizer_name_or_path", "model_type", "output_dir", "overwrite_output_dir", "device",
