@@ -22,7 +22,7 @@ _COMMAND = re.compile(r"`oarlock ([^`]*)`")
 FOREIGN_FILES = {
     *("launch/command.py", "launch/slurm.py"),
     *("export/start_scripts.py", "export/servers.py", "config/synonyms.py", "parallel/launch_command.py"),
-    "serve/triton/server.py",
+    *("serve/triton/server.py", "launch/command.py", "launch/slurm.py"),
 }
 FOREIGN_FLAGS = {
     "option",
