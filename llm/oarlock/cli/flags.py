@@ -46,6 +46,9 @@ class _Form:
     help_from: type | None = None
 
 
+_PLAIN_FLAG = _Form(False, "", "", False, False)  # of a field that is declared by option() alone
+
+
 @dataclass(frozen=True)
 class Command(Generic[OptionsT]):
     """A subcommand.
@@ -179,7 +182,7 @@ class CommandParser(argparse.ArgumentParser):
         if not isinstance(command, Command):
             return
         self.set_defaults(command=command)
-        forms = {item.name: item.metadata["form"] for item in dataclasses.fields(command.options)}
+        forms = {item.name: item.metadata.get("form", _PLAIN_FLAG) for item in dataclasses.fields(command.options)}
         groups: dict[str, Any] = {"": self}
         for name, spec in section_specs(command.options).items():
             form = forms[name]
