@@ -27,19 +27,19 @@ from oarlock.train.data_parallel import DataParallelRanks
 from oarlock.train.evaluation.best import BestEvaluation, judge_evaluation
 from oarlock.train.evaluation.evaluate import EvaluationStopped, ModelLoss, PipelineLoss, evaluate
 from oarlock.train.evaluation.prompt_evaluation import PromptEvaluation
-from oarlock.train.finite_check import check_finite
-from oarlock.train.forward_context import Batch, ForwardContext
-from oarlock.train.gradient_accumulation import accumulate_gradients
 from oarlock.train.group_sharding import shard_pipeline_gradients, wrap_group_sharded
 from oarlock.train.intervals import Progress, due_actions
-from oarlock.train.loss import TokenCrossEntropy, trained_tokens
 from oarlock.train.on_train_begin import CallOnTrainBegin, EndedBeforeFirstStep
 from oarlock.train.optim.clip import GlobalNormClip
 from oarlock.train.optim.optimizer import configure_optimizer
 from oarlock.train.optim.schedule import make_scheduler
 from oarlock.train.optim.seeds import seed_step
-from oarlock.train.pipeline_step import run_pipeline_step, wrap_pipeline
 from oarlock.train.run_length import samples_per_step
+from oarlock.train.step.finite_check import check_finite
+from oarlock.train.step.forward_context import Batch, ForwardContext
+from oarlock.train.step.gradient_accumulation import accumulate_gradients
+from oarlock.train.step.loss import TokenCrossEntropy, trained_tokens
+from oarlock.train.step.pipeline_step import run_pipeline_step, wrap_pipeline
 from oarlock.train.stop_signals import StopRequest
 from oarlock.train.throughput import Meter, TokenFlops, device_peak
 
