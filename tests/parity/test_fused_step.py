@@ -11,7 +11,7 @@ from helpers import ordinary
 from oarlock.ops import install, library
 from oarlock.ops.step import HeldScores
 from oarlock.peft.lora import LoRA
-from oarlock.train.loss import TokenCrossEntropy
+from oarlock.train.step.loss import TokenCrossEntropy
 
 pytestmark = [
     pytest.mark.usefixtures("paddles_own_ops"),
