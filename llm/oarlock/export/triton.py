@@ -23,8 +23,7 @@ from oarlock.errors import ModelError
 from oarlock.export.manifest import write_manifest
 from oarlock.export.requirements import REQUIREMENTS_FILE, requirements_text
 from oarlock.export.servers import SERVED_NAME
-from oarlock.files import file_sha256, new_folder
-from oarlock.merge.inputs import check_output
+from oarlock.files import file_sha256, new_folder, require_empty
 from oarlock.model_config.load import read_config
 from oarlock.models.build import model_class
 from oarlock.models.folder_files import ADAPTER_FILES, MODEL_FILES, readers_of, take
@@ -77,7 +76,7 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
     model, output = Path(model), Path(output).resolve()
     configs = {folder: _config(folder, name, tuple(adapters)) for folder in _model_names(name)}
     _check(model, adapters, name)
-    check_output(output)
+    require_empty(output)
     try:
         with new_folder(output, readers_of(model, *map(Path, adapters.values()))) as folder:
             for own, config in configs.items():
