@@ -151,7 +151,7 @@ def _write_model(folder: Path, own: str, config: ModelConfig) -> None:
     shutil.copyfile(TEMPLATES / own / "model.py", version / "model.py")
     library = version / "lib" / "oarlock"
     if own == "oarlock":
-        shutil.copytree(PACKAGE, library, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        shutil.copytree(PACKAGE, library, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "configs", "entrypoints"))
     else:
         for module in _RELAY_MODULES:
             (library / module).parent.mkdir(parents=True, exist_ok=True)
