@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from families import FAMILIES as TINY
 from families import family_config
-from oarlock.config import schema, sections
+from oarlock.config import FinetuneConfig, shared
 from oarlock.errors import ConfigError, ModelError
 from oarlock.models.build import ModelSource, build_model, check_lengths, find_model, model_class
 from oarlock.parallel.family_rules import FAMILIES
@@ -39,7 +39,7 @@ TWO_PART = [[9, 30, 41, 1, 2, 88, 33, 12], [400, 5, 1, 2, 310, 6, 44, 219]]
 
 
 def test_the_registry_knows_the_families_of_the_options():
-    assert set(sections.FAMILIES) == set(FAMILIES) == set(NAMES)
+    assert set(shared.FAMILIES) == set(FAMILIES) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,7 +140,7 @@ def find(folder, content, *words: str, start=False):
 
     (folder / "config.json").write_text(json.dumps(content))
     words = ("--model_name_or_path", str(folder), "--output_dir", str(folder / "out"), "--do_train", *words)
-    loaded = load_config(schema.FinetuneConfig, list(words))
+    loaded = load_config(FinetuneConfig, list(words))
     return finetune(loaded) if start else find_model(loaded.config, from_weights=False)
 
 

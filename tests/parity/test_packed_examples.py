@@ -13,7 +13,7 @@ import pytest
 
 from helpers import flags, rows
 from oarlock.config import FinetuneConfig, LoadedConfig, load_config
-from oarlock.config.schema import FinetuneDataSection
+from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.examples.collate import Arrays, FinetuneCollator, PackCollator
 from oarlock.data.examples.dataset import ExampleDataset, load_finetune_data
 from oarlock.data.examples.labels import IGNORE_INDEX, Example

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from oarlock.config.schema import FinetuneDataSection
+from oarlock.config.finetune import FinetuneDataSection
 
 
 def write(path: Path, rows: list[dict]) -> Path:

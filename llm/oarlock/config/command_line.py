@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-import typing
 from collections.abc import Sequence
 
 import yaml
 
 from oarlock.config.load import ConfigT, LoadedConfig, flatten, load_config
-from oarlock.config.options import OptionSpec, option_specs
+from oarlock.config.options import OptionSpec, option_specs, section_classes
 from oarlock.config.problems import WrongOptions
+from oarlock.config.run_config import RunConfig
 
 
 def read_command_line(config_class: type[ConfigT], argv: Sequence[str], program: str) -> LoadedConfig[ConfigT] | None:
@@ -37,7 +37,7 @@ def read_command_line(config_class: type[ConfigT], argv: Sequence[str], program:
     return loaded
 
 
-def to_yaml(config: typing.Any, origins: dict[str, str] | None = None) -> str:
+def to_yaml(config: RunConfig, origins: dict[str, str] | None = None) -> str:
     """The configuration as a YAML file the entrypoints read; with origins, each line says where its value is from."""
     flat, lines, section = flatten(config), [], ""
     for name, spec in option_specs(type(config)).items():
@@ -65,7 +65,7 @@ def help_text(config_class: type, program: str, width: int | None = None) -> str
         "  --print_config  print the resolved configuration and stop",
         "  --help          this text",
     ]
-    sections = typing.get_type_hints(config_class)
+    sections = section_classes(config_class)
     section = ""
     for name, spec in option_specs(config_class).items():
         if spec.section != section:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oarlock.config.options import OptionSpec, option_specs, shown
+from oarlock.config.options import OptionSpec, option_specs, section_classes, shown
 from oarlock.config.problems import Problems, WrongOptions, listing, names_of, suggestion
 from oarlock.config.recipe_files import RecipeFiles
 from oarlock.config.recipes import find_recipe
 from oarlock.config.rules import cross_problems
+from oarlock.config.run_config import RunConfig
 
-ConfigT = typing.TypeVar("ConfigT")
+ConfigT = typing.TypeVar("ConfigT", bound=RunConfig)
 
 
 @dataclass
@@ -71,12 +72,12 @@ def config_from_flat(config_class: type[ConfigT], flat: dict[str, Any]) -> Confi
     return load_config(config_class, arguments).config
 
 
-def flatten(config: Any) -> dict[str, Any]:
+def flatten(config: RunConfig) -> dict[str, Any]:
     """Option name -> value, over all sections, in their order."""
     return {name: getattr(getattr(config, spec.section), name) for name, spec in option_specs(type(config)).items()}
 
 
-def is_default(config: Any, origins: Mapping[str, str], name: str) -> bool:
+def is_default(config: RunConfig, origins: Mapping[str, str], name: str) -> bool:
     """Whether an option has its default because nobody gave it.
 
     Args:
@@ -110,7 +111,7 @@ def _build(config_class: type[ConfigT], values: dict[str, Any]) -> ConfigT:
     by_section: dict[str, dict[str, Any]] = {}
     for name, spec in option_specs(config_class).items():
         by_section.setdefault(spec.section, {})[name] = values[name]
-    sections = typing.get_type_hints(config_class)
+    sections = section_classes(config_class)
     return config_class(**{section: sections[section](**items) for section, items in by_section.items()})
 
 

@@ -13,7 +13,7 @@ from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.config.command_line import help_text, read_command_line, to_yaml
 from oarlock.config.load import flatten
 from oarlock.config.options import option_specs
-from oarlock.config.rules import parse_split
+from oarlock.config.pretrain import parse_split
 from oarlock.errors import ConfigError
 from support.published_commands import COMMAND_1, COMMAND_2, COMMAND_5, DO, problems
 
@@ -71,17 +71,17 @@ def test_all_problems_are_listed_at_once():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--fp16", "--bf16"], "exclude each other"),
+        (["--fp16", "--bf16"], "can't be combined"),
         (["--min_learning_rate", "1"], "is above --learning_rate"),
-        (["--max_steps", "5", "--warmup_steps", "5"], "leaves no step"),
+        (["--max_steps", "5", "--warmup_steps", "5"], "takes all of"),
         (["--split", "0,1,0"], "no documents for training"),
         (["--split", "1,0,0", "--do_eval"], "no documents for evaluation"),
         (["--split", "a,b"], "must be numbers"),
         (["--split", "1,2,3,4"], "more than three"),
-        (["--hidden_size", "8", "--continue_training"], "can't go with --continue_training"),
+        (["--hidden_size", "8", "--continue_training"], "can't be combined with --continue_training"),
         (["--sequence_parallel"], "needs --tensor_parallel_degree"),
         (["--virtual_pp_degree", "2"], "needs --pipeline_parallel_degree"),
-        (["--overwrite_output_dir", "--resume_from_checkpoint", "x"], "give one of them"),
+        (["--overwrite_output_dir", "--resume_from_checkpoint", "x"], "give only one of them"),
         (["--amp_master_grad"], "needs --fp16 or --bf16"),
         (["--max_steps", "0"], "must be above 0"),
     ],
@@ -96,7 +96,7 @@ def test_nothing_to_do_is_an_error():
 
 
 def test_merging_is_for_the_end_of_a_lora_training():
-    for words, message in ((["--do_train"], "needs --lora"), (["--do_eval", "--lora"], "end of a training")):
+    for words, message in ((["--do_train"], "needs --lora"), (["--do_eval", "--lora"], "merges after training")):
         with pytest.raises(ConfigError, match=message):
             load_config(FinetuneConfig, ["--merge_weights", *words])
 

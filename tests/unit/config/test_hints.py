@@ -21,7 +21,7 @@ _COMMAND = re.compile(r"`oarlock ([^`]*)`")
 # Of other programs: launchers, compilers, servers, pip.
 FOREIGN_FILES = {
     *("export/start_scripts.py", "export/servers.py", "config/synonyms.py", "parallel/launch_command.py"),
-    *("launch/command.py", "serve/triton/server.py"),
+    *("serve/triton/server.py", "launch/command.py", "launch/slurm.py"),
 }
 FOREIGN_FLAGS = {
     "option",

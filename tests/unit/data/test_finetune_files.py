@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oarlock.config.schema import FinetuneDataSection
+from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.embedded.tokenizer import ASSISTANT, EOS, USER
 from oarlock.data.examples.dataset import load_finetune_data
 from oarlock.data.examples.preview import marked

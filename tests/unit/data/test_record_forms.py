@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from oarlock.config.schema import FinetuneDataSection
+from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.examples.eval_prompts import load_eval_prompts
 from oarlock.data.examples.inspect import check_data
 from oarlock.data.examples.marked_text import MarkedText

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from oarlock.parallel.family_rules import FAMILIES
-from oarlock.parallel.plan import ModelSizes
+from oarlock.parallel.family_rules import FAMILIES, ModelSizes
 
 # families
 

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.options import OptionSpec, option_specs
-from oarlock.config.schema import FinetuneConfig, PretrainConfig
+from oarlock.config.pretrain import PretrainConfig
 from oarlock.environment.console import get_logger
 from oarlock.environment.cpu import available_cores
 from oarlock.errors import CheckpointError
