@@ -80,6 +80,7 @@ def test_only_one_file_knows_training_arguments():
     [
         ["-m", "oarlock", "--version"],
         ["-m", "oarlock", "data", "pretrain", "--help"],
+        ["-m", "oarlock", "launch", "--gpus", "2", "--dry_run", "oarlock/__init__.py"],
         ["-m", "oarlock", "serve", "--help"],
         ["-m", "oarlock", "serve", "tests"],  # refused: no repository
         ["-m", "oarlock", "serve", "tests", "--max-batch", "0"],

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from oarlock.cli.flags import Command, positional
-from oarlock.launch.options import LAUNCH_SPECS, LaunchOptions, parse_launch_options
+from oarlock.launch.options import LaunchOptions
 from oarlock.package_files import ENTRYPOINTS, entrypoint_script
 
 
@@ -22,18 +22,10 @@ class LaunchFlags(LaunchOptions):
 def _run(options: LaunchFlags) -> int:
     from oarlock.launch.run import launch
 
-    given = {
-        item.name: getattr(options, item.name)
-        for item in fields(options)
-        if item.name in LAUNCH_SPECS and getattr(options, item.name) != item.default
-    }
     script = str(entrypoint_script(options.script)) if options.script in ENTRYPOINTS else options.script
-    return launch(parse_launch_options(given), script, list(options.arguments))
+    return launch(options, script, options.arguments)
 
 
 COMMAND = Command(
-    "launch",
-    "Start the ranks of a training script, pass signals on, and restart failed ranks.",
-    LaunchFlags,
-    _run,
+    "launch", "Start the ranks of a training script, pass signals on, and restart failed ranks.", LaunchFlags, _run
 )
