@@ -151,7 +151,8 @@ def _write_model(folder: Path, own: str, config: ModelConfig) -> None:
     shutil.copyfile(TEMPLATES / own / "model.py", version / "model.py")
     library = version / "lib" / "oarlock"
     if own == "oarlock":
-        shutil.copytree(PACKAGE, library, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "configs", "entrypoints"))
+        ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "configs", "entrypoints")
+        shutil.copytree(PACKAGE, library, ignore=ignored)
     else:
         for module in _RELAY_MODULES:
             (library / module).parent.mkdir(parents=True, exist_ok=True)
