@@ -98,7 +98,7 @@ def oarlock_side(options: argparse.Namespace) -> dict[str, Any]:
     from oarlock.models.build import ModelSource, build_model
     from oarlock.ops.install import defer_logits, use
     from oarlock.peft.lora import LoRA
-    from oarlock.train.loss import TokenCrossEntropy
+    from oarlock.train.step.loss import TokenCrossEntropy
 
     size = SIZES[options.side]
     paddle.set_device("cpu")

@@ -11,7 +11,7 @@ from helpers import ordinary
 from oarlock.ops import install, library
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.peft.lora import LoRA
-from oarlock.train.loss import TokenCrossEntropy
+from oarlock.train.step.loss import TokenCrossEntropy
 
 pytestmark = [
     pytest.mark.usefixtures("paddles_own_ops"),

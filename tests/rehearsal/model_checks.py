@@ -19,8 +19,8 @@ from oarlock.ops import install, library
 from oarlock.ops.install import defer_logits
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.parallel.object_collectives import all_gather_objects
-from oarlock.train.loss import TokenCrossEntropy
 from oarlock.train.optim.seeds import reseed_tracker, seed_step
+from oarlock.train.step.loss import TokenCrossEntropy
 from oarlock.weights.layout import shared_between_stages
 
 NAMES = ("global_seed", "local_seed", "model_parallel_rng")
