@@ -55,7 +55,7 @@ def act(action: str, data: str | None, tokenizer_folder: str, cache: str) -> dic
     """Load, and where asked for read every example once."""
     import resource
 
-    from oarlock.config.schema import FinetuneDataSection
+    from oarlock.config.finetune import FinetuneDataSection
     from oarlock.environment.paddle_import import import_paddle
 
     import_paddle()

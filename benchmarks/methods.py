@@ -130,7 +130,7 @@ def _loaded(folder: Path, flags: dict[str, bool]) -> dict[str, int]:
     import paddle
     from paddlenlp.transformers import AutoConfig
 
-    from oarlock.config.schema import MethodSection
+    from oarlock.config.method import MethodSection
     from oarlock.models.build import ModelSource, build_model
     from oarlock.peft.method import choose_method
     from oarlock.peft.qlora import quantized_bytes

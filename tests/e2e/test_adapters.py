@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from helpers import LLM, flags, make_tiny_model, rows, run_program
-from unit.config.test_config import COMMAND_2
+from support.published_commands import COMMAND_2
 
 # Commands 3, 4 and 6: "as 2 with no launcher and no tensor_parallel_degree, and ...".
 ONE_CARD = COMMAND_2.replace("--tensor_parallel_degree 4", "")

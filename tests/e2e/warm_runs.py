@@ -16,14 +16,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "llm"))
 
 from oarlock.config.load import LoadedConfig
-from oarlock.config.schema import Config, PretrainConfig
+from oarlock.config.pretrain import PretrainConfig
+from oarlock.config.run_config import RunConfig
 from oarlock.environment.paddle_import import import_paddle
 from oarlock.parallel.launch_command import parse_command
 
 TIMEOUT_S = 120
 
 
-def train(config: Config) -> int:
+def train(config: RunConfig) -> int:
     """What the entrypoints do with a checked configuration."""
     from oarlock.train.finetune import finetune
     from oarlock.train.pretrain import pretrain

@@ -8,7 +8,7 @@ from pathlib import Path
 from harness import Harness
 
 from oarlock.config.load import load_config
-from oarlock.config.schema import PretrainConfig
+from oarlock.config.pretrain import PretrainConfig
 from oarlock.errors import ConfigError
 
 # The kinds of files that stand beside the recipe, which it may include.

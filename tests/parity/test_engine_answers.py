@@ -9,9 +9,9 @@ import paddle
 import pytest
 from paddlenlp.transformers import AutoConfig
 from test_generation import ROWS, TOKENIZER, stirred
-from test_merge import make_adapter
 
 from families import FAMILIES, family_config
+from helpers import make_adapter
 from oarlock.data.templates.chat_template import ChatTemplate
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import EnvironmentProblem, ModelError

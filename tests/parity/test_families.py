@@ -1,83 +1,39 @@
-"""Every family of the registry on a tiny random model: what it sees, and LoRA, prefix, p-tuning and generation."""
+"""Every family: the registry, full training, generation, refusals at the start."""
 
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import paddle
 import pytest
-from paddle import nn
 from safetensors.numpy import save_file
 
 from families import FAMILIES as TINY
-from families import family_config, family_model
-from oarlock.config import schema
+from families import family_config
+from oarlock.config import FinetuneConfig
 from oarlock.errors import ConfigError, ModelError
 from oarlock.families.registry import FAMILIES
 from oarlock.model_config.load import find_model_class
 from oarlock.models.build import ModelSource, build_model, check_lengths, find_model
-from oarlock.models.generate import generate_ids
-from oarlock.peft.lora import LoRA
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.train.finetune import finetune
 from oarlock.weights.layout import holdings
 from oarlock.weights.sources import hugging_face_names
+from support.family_checks import (
+    NAMES,
+    TEXT,
+    WITH_PREFIX,
+    all_have_gradients,
+    check_generation,
+    scores,
+    shake,
+    with_method,
+)
 
-NAMES = list(TINY)
-WITH_PREFIX = [name for name in NAMES if FAMILIES[name].kv_axes]
-TOKENIZER = SimpleNamespace(eos_token_id=511, pad_token_id=0, bos_token_id=0)
-TEXT = [[9, 30, 41, 100, 7, 88, 33, 12], [400, 5, 17, 23, 310, 6, 44, 219]]
-ROWS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47], [3, 300, 12, 14]]
 # ChatGLM's own form: a question, [gMASK] (1), the beginning of the answer (2), the answer.
 TWO_PART = [[9, 30, 41, 1, 2, 88, 33, 12], [400, 5, 1, 2, 310, 6, 44, 219]]
-
-
-def with_method(name: str, method=None, **changes):
-    return family_model(name, 3, method, use_cache=False, **changes)
-
-
-def scores(model, ids, **kwargs) -> paddle.Tensor:
-    """[batch, tokens, vocabulary], as the trainer takes them."""
-    outputs = model(input_ids=paddle.to_tensor(ids), **kwargs)
-    return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
-
-
-def by_hand(model, row: list[int], count: int) -> list[int]:
-    """Greedy ids of one row, each from a whole forward pass without a cache."""
-    found: list[int] = []
-    with paddle.no_grad():
-        while len(found) < count:
-            found.append(int(scores(model, [row + found])[0, -1].argmax()))
-    return found[: found.index(TOKENIZER.eos_token_id)] if TOKENIZER.eos_token_id in found else found
-
-
-def check_generation(model, rows=ROWS) -> None:
-    """A padded batch with cache answers what each row gets alone and without."""
-    model.eval()
-    expected = [by_hand(model, row, 6) for row in rows]
-    assert generate_ids(model, TOKENIZER, rows, 6) == expected
-    assert len({tuple(row) for row in expected}) > 1
-
-
-def shake(model, keep: str = "") -> None:
-    """Random values for what is trained: a fresh adapter may change nothing."""
-    paddle.seed(5)
-    for name, parameter in model.named_parameters():
-        if not parameter.stop_gradient and keep not in name.split("."):
-            parameter.set_value(paddle.randn(parameter.shape) * 0.3)
-
-
-def all_have_gradients(model, ids=TEXT) -> None:
-    model.train()
-    nn.functional.cross_entropy(scores(model, ids).astype("float32"), paddle.to_tensor(ids)).backward()
-    for name, parameter in model.named_parameters():
-        if parameter.stop_gradient:
-            assert parameter.grad is None, name
-        else:
-            assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, name
 
 
 # the registry
@@ -177,109 +133,6 @@ def test_chatglm_answers_questions_of_its_own_form(method):
     check_generation(model, [[9, 30, 41, 1, 2], [400, 5, 1, 2], [7, 1, 2, 50]])
 
 
-# LoRA
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_lora_is_beside_every_linear_layer_and_equals_its_sum(name):
-    method = LoRA(2, 4)
-    model = with_method(name, method)
-    linear = {path for path, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
-    lora = {path for path, layer in model.named_sublayers() if hasattr(layer, "lora_A")}
-    assert lora and {path for path in linear | lora if "lm_head" not in path and path[-4:] != "gate"} == lora
-    shake(model)
-    all_have_gradients(model)
-    model.eval()
-    tuned = scores(model, TEXT).numpy()
-    plain = with_method(name)
-    plain.eval()
-    layers = dict(plain.named_sublayers())
-    for path in lora:
-        layer = dict(model.named_sublayers())[path]
-        layers[path].weight.set_value(layers[path].weight + method.scaling * (layer.lora_A @ layer.lora_B))
-    assert np.allclose(scores(plain, TEXT).numpy(), tuned, atol=2e-4, rtol=1e-4)
-    assert np.abs(scores(with_method(name), TEXT).numpy() - tuned).max() > 1e-3
-
-
-# prefix tuning
-
-
-def remembered(model, name: str, ids: list[list[int]]) -> np.ndarray:
-    """Keys and values of a text as a prefix: [tokens, 2 x layers, heads, size]."""
-    outputs = model(input_ids=paddle.to_tensor(ids), use_cache=True)
-    past = outputs[1]
-    if isinstance(past, tuple) and len(past) == 1:
-        past = past[0]
-    axes = FAMILIES[name].kv_axes
-    order = [axes.index(axis) for axis in ("batch", "token", "head")] + [3]
-    keys, values = ([pair[i].transpose(order)[0].numpy() for pair in past] for i in (0, 1))
-    return np.stack([*keys, *values], axis=1)
-
-
-@pytest.mark.parametrize("name", WITH_PREFIX)
-def test_a_prefix_of_the_keys_and_values_of_a_text_is_that_text(name):
-    first, plain = [50, 60, 70], with_method(name)
-    plain.eval()
-    model = with_method(name, Prefix(3))
-    model.eval()
-    model.prefix_encoder.weight.set_value(remembered(plain, name, [first]))
-    # Positions start anew after a prefix, but where the model counts them itself.
-    places = paddle.to_tensor([[*range(3), *range(len(TEXT[0]))]] * 2)
-    if name == "chatglm":
-        places = paddle.stack([places, paddle.zeros_like(places)], axis=1)
-    given = {} if name in ("opt", "bloom") else {"position_ids": places}
-    whole = scores(plain, [first + row for row in TEXT], **given).numpy()
-    assert np.allclose(scores(model, TEXT).numpy(), whole[:, 3:], atol=1e-5)
-    assert np.abs(scores(plain, TEXT).numpy() - whole[:, 3:]).max() > 1e-3
-
-
-@pytest.mark.parametrize("name", WITH_PREFIX)
-def test_prefix_tuning(name):
-    model = with_method(name, Prefix(3))
-    shake(model)
-    all_have_gradients(model)
-    layers = model.prefix_encoder.weight.grad.abs().sum(axis=[0, 2, 3]).numpy()
-    assert (layers > 0).all(), "keys or values of a layer are not trained"
-    check_generation(model)
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITH_PREFIX])
-def test_families_without_prefix_tuning_say_why(name):
-    with pytest.raises(ModelError, match=rf"--prefix_tuning: {name} has none: .*; use --lora or --p_tuning$"):
-        with_method(name, Prefix(3))
-
-
-# p-tuning
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_virtual_tokens_with_the_embeddings_of_words_are_those_words(name):
-    first, plain = [50, 60, 70], with_method(name)
-    plain.eval()
-    model = with_method(name, PTuning(3, "mlp"))
-    model.eval()
-    words = plain.get_input_embeddings().weight[paddle.to_tensor(first)].detach()
-    model.prompt_encoder.forward = lambda: words
-    whole = scores(plain, [first + row for row in TEXT]).numpy()
-    assert np.allclose(scores(model, TEXT).numpy(), whole[:, 3:], atol=1e-5)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_p_tuning(name):
-    model = with_method(name, PTuning(3, "lstm" if name == "llama" else "mlp"))
-    shake(model)
-    all_have_gradients(model)
-    check_generation(model)
-
-
-def test_tied_embeddings_keep_their_output_layer():
-    model = with_method("llama", LoRA(2, 4), tie_word_embeddings=True)
-    shake(model)
-    all_have_gradients(model)
-    check_generation(with_method("llama", None, tie_word_embeddings=True))
-    assert family_model("llama").config.model_type == "llama"
-
-
 # refusals at the start
 
 
@@ -288,7 +141,7 @@ def find(folder, content, *words: str, start=False):
 
     (folder / "config.json").write_text(json.dumps(content))
     words = ("--model_name_or_path", str(folder), "--output_dir", str(folder / "out"), "--do_train", *words)
-    loaded = load_config(schema.FinetuneConfig, list(words))
+    loaded = load_config(FinetuneConfig, list(words))
     return finetune(loaded) if start else find_model(loaded.config, from_weights=False)
 
 
@@ -299,7 +152,7 @@ def test_a_family_that_does_not_run_says_so(tmp_path):
 
 
 def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(tmp_path):
-    content = TINY["glm"] | {"model_type": "glm", "architectures": [FAMILIES["glm"].architecture]}
+    content = TINY["glm"] | {"model_type": "glm", "architectures": [FAMILIES["glm"].model]}
     PTuning(3).check("glm")
     for family in WITH_PREFIX:
         Prefix(3).check(family)
@@ -309,7 +162,7 @@ def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(t
 
 
 def test_positions_that_a_prefix_takes_are_counted(tmp_path):
-    content = TINY["opt"] | {"model_type": "opt", "architectures": [FAMILIES["opt"].architecture]}
+    content = TINY["opt"] | {"model_type": "opt", "architectures": [FAMILIES["opt"].model]}
     (tmp_path / "model.safetensors").write_bytes(b"nothing that could be read")
     words = ("--prefix_tuning", "--num_prefix_tokens", "100", "--src_length", "100", "--tgt_length", "100")
     with pytest.raises(ConfigError, match=r"after the prefix asks for sequences of 300 tokens, .* made for 256"):

@@ -1,101 +1,35 @@
-"""Merged models beside base + adapter: their weights, their scores, and every reason not to merge."""
+"""Merged weights and logits."""
 
 from __future__ import annotations
 
-import dataclasses
-import errno
 import json
 import shutil
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import paddle
 import pytest
 from paddlenlp.peft import LoRAModel
-from paddlenlp.transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
-from safetensors.numpy import load_file, save_file
+from paddlenlp.transformers import AutoConfig
+from safetensors.numpy import load_file
 
-from helpers import logits_of, make_adapter, make_tiny_model, ordinary, run_program
+from helpers import make_adapter, run_program
 from oarlock.data.templates.chat_template import ChatTemplate
-from oarlock.errors import ConfigError, ModelError
-from oarlock.merge import deltas, dequantized_base, verify
+from oarlock.errors import ModelError
+from oarlock.merge import dequantized_base, verify
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
-from oarlock.model_config.load import find_model_class
-from oarlock.models import layer_offload
 from oarlock.models.build import ModelSource, build_model
-from oarlock.models.layer_offload import empty_model
-from oarlock.peft.adapter_folder import ADAPTER_FILE, Base
 from oarlock.peft.lora import LoRA
 from oarlock.peft.method import method_of
-from oarlock.peft.open_adapter import open_adapter
-from oarlock.peft.prefix_tuning import Prefix
 from oarlock.peft.quantization import Quantization
-from oarlock.weights.shard_index import INDEX
-
-SMALL = {
-    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.1,
-}  # fmt: skip
-IDS = np.random.default_rng(5).integers(0, 128, (2, 9))
-
-
-def as_hugging_face(folder: Path, output: Path, prefix: str) -> Path:
-    """The same model with transposed matrices, other names, bfloat16, in two files."""
-    output.mkdir()
-    shutil.copy(folder / "config.json", output)
-    arrays = {}
-    stored = load_file(folder / "model.safetensors")
-    if np.array_equal(stored.get("lm_head.weight"), stored[f"{prefix}.embed_tokens.weight"]):
-        del stored["lm_head.weight"]  # tied
-    for name, values in stored.items():
-        if "proj" in name or name == "lm_head.weight":
-            values = np.ascontiguousarray(values.T)
-        arrays[name.replace(f"{prefix}.", "model.")] = values.astype(ml_dtypes.bfloat16)
-    names = sorted(arrays)
-    weight_map = {}
-    for i, part in enumerate((names[::2], names[1::2]), start=1):
-        save_file({name: arrays[name] for name in part}, output / f"model-{i}.safetensors", metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, f"model-{i}.safetensors")
-    (output / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return output
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bases")
-    paddle.seed(3)
-    config = Qwen2Config(**SMALL, tie_word_embeddings=True, architectures=["Qwen2ForCausalLM"])
-    qwen = ordinary(Qwen2ForCausalLM(config))
-    qwen.save_pretrained(str(folder / "qwen2-tied"), safe_serialization=True)
-    llama = make_tiny_model(folder / "llama")
-    return {
-        "llama": llama,
-        "qwen2-tied": folder / "qwen2-tied",
-        "llama-hf": as_hugging_face(llama, folder / "llama-hf", "llama"),
-        "qwen2-hf": as_hugging_face(folder / "qwen2-tied", folder / "qwen2-hf", "qwen2"),
-    }
-
-
-@pytest.fixture(scope="module")
-def adapter(bases, tmp_path_factory) -> Path:
-    """Of the Llama; only ever read."""
-    return make_adapter(bases["llama"], tmp_path_factory.mktemp("adapter") / "lora")
-
-
-def scores(model) -> np.ndarray:
-    return logits_of(model, IDS)
+from support.merge_models import scores, whole_model
 
 
 def tuned_model(base: Path, adapter: Path):
     settings = json.loads((adapter / "adapter.json").read_text())
     method = method_of(settings["method"], settings["settings"])
     return build_model(ModelSource(base, AutoConfig.from_pretrained(str(base)), True), method=method, adapter=adapter)
-
-
-def whole_model(folder: Path):
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype="float32")
 
 
 def close(one: np.ndarray, other: np.ndarray) -> float:
@@ -206,159 +140,6 @@ def test_qlora_is_merged_with_the_base_as_it_was_in_training(bases, tmp_path, ca
     quantised = make_adapter(bases["llama"], tmp_path / "4-bit", LoRA(4, 6.0), LoRA(4, 6.0, quantization=how))
     with pytest.raises(ModelError, match="differently quantised"):
         AdapterMix.open([quantised, make_adapter(bases["llama"], tmp_path / "exact")])
-
-
-# the proof
-
-
-def test_streamed_scores_are_those_of_the_whole_model_with_one_layer_in_memory(bases):
-    config = AutoConfig.from_pretrained(str(bases["llama"]))
-    arrays = load_file(bases["llama"] / "model.safetensors")
-    model = empty_model(find_model_class(config), config)
-    most = 0
-
-    def read(name, into):
-        nonlocal most
-        most = max(most, sum(parameter._is_initialized() for parameter in model.parameters()))
-        return arrays[name]
-
-    found = layer_offload.stream_logits(model, read, set(arrays), IDS)
-    assert np.array_equal(found, scores(whole_model(bases["llama"])))
-    assert most == 1  # the one that is being read
-    assert not any(parameter._is_initialized() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("wrong", ["scaling", "one layer"])
-def test_a_wrong_merge_does_not_pass(bases, adapter, tmp_path, monkeypatch, wrong):
-    right = deltas.Change.matrices
-
-    def matrices(self):
-        a, b = right(self)
-        wrong_here = wrong == "scaling" or self.layer.endswith("layers.1.self_attn.k_proj")
-        return (a, b * np.float32(1.02)) if wrong_here else (a, b)
-
-    monkeypatch.setattr(deltas.Change, "matrices", matrices)
-    with pytest.raises(ModelError, match="the merged model is not base \\+ adapters"):
-        merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "new" / "merged")
-    assert not list(tmp_path.glob("new/*")) and not list(tmp_path.glob("new/.*"))
-
-
-def test_what_the_proof_accepts():
-    tuned = np.linspace(-2, 2, 100, dtype=np.float32).reshape(1, 2, 50)
-    plain, random = tuned + np.float32(0.1), np.random.default_rng(0)
-    noise = random.uniform(-1, 1, tuned.shape).astype(np.float32)
-    judge = verify.judge
-    assert judge(tuned, plain, tuned + 1.5e-4 * noise, "float32").difference < 1e-4
-    assert "--dtype" not in judge(tuned, plain, tuned, "float32").text()
-    with pytest.raises(ModelError, match="differ by"):
-        judge(tuned, plain, tuned + 1e-3 * noise, "float32")
-    assert judge(tuned, plain, tuned + 1e-3 * noise, "bfloat16").allowed == 2.0**-5
-    with pytest.raises(ModelError, match="differ by"):
-        judge(tuned, plain, tuned + 0.1 * noise, "bfloat16")
-    # an adapter so weak that its absence is within 1e-4
-    with pytest.raises(ModelError, match="differ by"):
-        judge(tuned, tuned + np.float32(1e-4), tuned + np.float32(1e-4), "float32")
-    with pytest.raises(ModelError, match="too coarse"):
-        judge(tuned, tuned + np.float32(1e-3), tuned + np.float32(1e-3), "bfloat16")
-    assert "takes away" in judge(tuned, tuned + np.float32(1e-3), tuned + np.float32(9e-4), "bfloat16").text()
-    for broken in ((tuned * np.nan, tuned), (tuned, tuned * np.inf)):
-        with pytest.raises(ModelError, match="not finite"):
-            judge(broken[0], plain, broken[1], "float32")
-
-
-def test_an_adapter_of_zeros_is_said_to_be_one(bases, tmp_path, capsys):
-    adapter = make_adapter(bases["llama"], tmp_path / "adapter", std=0.0)
-    merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "merged")
-    assert "the adapters change nothing" in capsys.readouterr().out
-
-
-# refusals
-
-
-def rewrite(folder: Path, change) -> None:
-    path = folder / "peft_model.safetensors"
-    save_file(change(load_file(path)), path, metadata={"format": "np"})
-
-
-FIRST = "llama.layers.0.mlp.down_proj.lora_A"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda arrays: {k: v for k, v in arrays.items() if k != FIRST}, f"it lacks {FIRST}"),
-        (lambda arrays: arrays | {"llama.layers.7.mlp.up_proj.lora_A": arrays[FIRST]}, "it has llama.layers.7"),
-        (lambda arrays: arrays | {FIRST: arrays[FIRST][:5].copy()}, rf"{FIRST} is \[5, 4\], the model needs \[64, 4\]"),
-    ],
-)
-def test_an_adapter_of_another_model_is_refused(bases, tmp_path, change, message):
-    adapter = make_adapter(bases["llama"], tmp_path / "adapter")
-    rewrite(adapter, change)
-    with pytest.raises(ModelError, match=message):
-        merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "merged")
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-
-
-def test_a_checkpoint_is_no_adapter_folder_and_the_message_says_how_to_make_one(adapter, tmp_path):
-    with pytest.raises(ModelError, match=r"not an adapter folder: adapter\.json is missing$"):
-        open_adapter(tmp_path)
-    (tmp_path / INDEX).write_text("{}")  # as in a checkpoint of all weights, which holds no adapter
-    with pytest.raises(ModelError, match=r"not an adapter folder: adapter\.json is missing$"):
-        open_adapter(tmp_path)
-    shutil.copyfile(adapter / ADAPTER_FILE, tmp_path / ADAPTER_FILE)
-    with pytest.raises(ModelError, match=r"`oarlock checkpoint consolidate .* ADAPTER` makes"):
-        open_adapter(tmp_path)
-
-
-def test_another_base_is_refused(bases, adapter, tmp_path):
-    """Other values, and (where there is no fingerprint) other shapes."""
-    other = make_tiny_model(tmp_path / "other", initializer_range=0.2)
-    mix = AdapterMix.open([adapter])
-    with pytest.raises(ModelError, match="is not the base of this adapter"):
-        merge(other, mix, tmp_path / "merged")
-    wide = make_tiny_model(tmp_path / "wide", intermediate_size=96)
-    unmarked = dataclasses.replace(mix, base=Base.of(str(wide), wide))
-    with pytest.raises(ModelError, match=r"down_proj.lora_A is \[64, 4\], the model needs \[96, 4\]"):
-        merge(wide, unmarked, tmp_path / "merged")
-    elsewhere = make_adapter(other, tmp_path / "elsewhere")
-    with pytest.raises(ModelError, match="have different bases"):
-        AdapterMix.open([adapter, elsewhere])
-    assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".*"))
-
-
-def test_what_can_not_be_merged(bases, adapter, tmp_path):
-    prefix = make_adapter(bases["llama"], tmp_path / "prefix", Prefix(3))
-    with pytest.raises(ModelError, match="was trained with prefix: only LoRA adapters"):
-        AdapterMix.open([prefix])
-    with pytest.raises(ConfigError, match=r"1 adapter\(s\) and 2 weight\(s\)"):
-        AdapterMix.open([adapter], [0.5, 0.5])
-    with pytest.raises(ConfigError, match="finite"):
-        AdapterMix.open([adapter], [float("nan")])
-    (tmp_path / "merged").mkdir()
-    (tmp_path / "merged" / "mine.txt").write_text("mine")
-    with pytest.raises(ModelError, match="is not empty"):
-        merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "merged")
-    merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions(proof=False, replace=True))
-    assert not (tmp_path / "merged" / "mine.txt").exists() and (tmp_path / "merged" / "config.json").exists()
-
-
-def test_a_full_disk_leaves_nothing(bases, adapter, tmp_path, monkeypatch):
-    from oarlock.weights import save as module
-
-    mix, output = AdapterMix.open([adapter]), tmp_path / "merged"
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 5, 5))
-    with pytest.raises(ModelError, match="GB are free"):
-        merge(bases["llama"], mix, output)
-    monkeypatch.undo()
-
-    def full(tensors, folder, *_):
-        (folder / "model.safetensors").write_bytes(b"half of it")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("oarlock.merge.merge.write_weights", full)
-    with pytest.raises(ModelError, match="merged: the merged model could not be written: No space left"):
-        merge(bases["llama"], mix, output)
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_command(bases, adapter, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from helpers import flags, rows
 from oarlock.config import FinetuneConfig, LoadedConfig, load_config
-from oarlock.config.schema import FinetuneDataSection
+from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.examples.collate import Arrays, FinetuneCollator, PackCollator
 from oarlock.data.examples.dataset import ExampleDataset, load_finetune_data
 from oarlock.data.examples.labels import IGNORE_INDEX, Example
@@ -23,7 +23,7 @@ from oarlock.errors import ConfigError
 from oarlock.models import packing
 from oarlock.models.packing import ENDS
 from oarlock.train.finetune import finetune
-from oarlock.train.loss import TokenCrossEntropy, trained_tokens
+from oarlock.train.step.loss import TokenCrossEntropy, trained_tokens
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

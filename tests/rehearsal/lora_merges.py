@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from helpers import flags
+from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.load import load_config
-from oarlock.config.schema import FinetuneConfig
 from oarlock.environment.paddle_import import import_paddle
 
 PLANS = {"one": (1, {}), "four": (4, {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2})}

@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "llm"))
 
 from helpers import ordinary_folder
+from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.load import load_config
-from oarlock.config.schema import FinetuneConfig, PretrainConfig
+from oarlock.config.pretrain import PretrainConfig
 from oarlock.environment.paddle_import import import_paddle
 
 # See oarlock.train.rehearsal.rehearse: at 1e-8 rounding noise of gradients near zero would become whole updates.

@@ -11,7 +11,8 @@ import pytest
 from ports import PortWatch
 
 from helpers import ROOT, run_program
-from oarlock.config.schema import FinetuneConfig, PretrainConfig
+from oarlock.config.finetune import FinetuneConfig
+from oarlock.config.pretrain import PretrainConfig
 from oarlock.errors import ConfigError
 from oarlock.parallel.launch_command import parse_command
 
@@ -75,7 +76,10 @@ def test_published_commands_are_rehearsed(tmp_path, command, ranks, steps):
 def test_a_plan_that_does_not_fit_the_real_model_is_refused(tmp_path):
     words = ["--ranks", "8", "--", "run_pretrain.py", "--model_name_or_path", "facebook/llama-7b", "--do_train"]
     result = run_program("oarlock", "rehearse", *words, "--sharding", "stage3", "--pipeline_parallel_degree", "2")
-    assert result.returncode == 2 and "--sharding stage3 can't go with --pipeline_parallel_degree" in result.stderr
+    assert (
+        result.returncode == 2
+        and "--sharding stage3 can't be combined with --pipeline_parallel_degree" in result.stderr
+    )
 
 
 def test_a_difference_is_named(tmp_path):
@@ -88,7 +92,7 @@ from oarlock.train.rehearsal import rank as rehearsal_rank
 original = rehearsal_rank._Recorder._compare
 def tampered(self, step):
     if step == 2 and rehearsal_rank.rank() == 1:
-        parameter = dict(self.trainer.model.named_parameters())["llama.norm.weight"]
+        parameter = dict(self.model.named_parameters())["llama.norm.weight"]
         parameter.set_value(parameter + 0.001)
     original(self, step)
 rehearsal_rank._Recorder._compare = tampered

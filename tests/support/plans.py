@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from oarlock.config import PretrainConfig, load_config
-from oarlock.parallel.plan import AXES, ModelSizes, ParallelPlan, make_plan
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.parallel.make_plan import make_plan
+from oarlock.parallel.plan import AXES, ParallelPlan
 
 LLAMA = ModelSizes("llama", num_layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, vocab=32000)
 FOUR_D = ParallelPlan(32, 2, 2, 2, 4, 2, micro_batches=4)

@@ -1,6 +1,8 @@
 """What the user asked for: typed sections, read from YAML and flags, checked before anything heavy is imported."""
 
+from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.load import LoadedConfig, load_config
-from oarlock.config.schema import FinetuneConfig, PretrainConfig
+from oarlock.config.pretrain import PretrainConfig
+from oarlock.config.run_config import RunConfig
 
-__all__ = ["FinetuneConfig", "LoadedConfig", "PretrainConfig", "load_config"]
+__all__ = ["FinetuneConfig", "LoadedConfig", "PretrainConfig", "RunConfig", "load_config"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-import typing
 from collections.abc import Sequence
 
 import yaml
 
 from oarlock.config.load import ConfigT, LoadedConfig, flatten, load_config
-from oarlock.config.options import OptionSpec, option_specs
+from oarlock.config.options import OptionSpec, option_specs, section_classes
 from oarlock.config.problems import WrongOptions
+from oarlock.config.run_config import RunConfig
 
 
 def read_command_line(config_class: type[ConfigT], argv: Sequence[str], program: str) -> LoadedConfig[ConfigT] | None:
@@ -37,7 +37,7 @@ def read_command_line(config_class: type[ConfigT], argv: Sequence[str], program:
     return loaded
 
 
-def to_yaml(config: typing.Any, origins: dict[str, str] | None = None) -> str:
+def to_yaml(config: RunConfig, origins: dict[str, str] | None = None) -> str:
     """The configuration as a YAML file the entrypoints read; with origins, each line says where its value is from."""
     flat, lines, section = flatten(config), [], ""
     for name, spec in option_specs(type(config)).items():
@@ -54,17 +54,18 @@ def help_text(config_class: type, program: str, width: int | None = None) -> str
     """--help: options in their sections, with type, unit, default and other spellings."""
     width = width or min(120, shutil.get_terminal_size((100, 24)).columns)
     lines = [
-        f"usage: {program} [config.yaml] [--option value ...]",
+        f"usage: {program} [RECIPE] [--option value ...]",
         "",
         *textwrap.wrap(
-            "Options come from the YAML file (flat or by section; `include: [files]` composes them), flags go over it. "
-            "Yes/no options: --recompute, --recompute 1, --recompute true, --no_recompute.",
+            "RECIPE is a YAML file or the name of a recipe (`oarlock recipes` lists them). Its options are flat or in "
+            "sections, and `include: [files]` composes files. Flags win over the recipe. Yes/no options: --recompute, "
+            "--recompute 1, --recompute true, --no_recompute.",
             width,
         ),
         "  --print_config  print the resolved configuration and stop",
         "  --help          this text",
     ]
-    sections = typing.get_type_hints(config_class)
+    sections = section_classes(config_class)
     section = ""
     for name, spec in option_specs(config_class).items():
         if spec.section != section:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from oarlock.config.run_config import RunConfig
 from oarlock.environment.console import log_once
 from oarlock.errors import EnvironmentProblem
 
-if TYPE_CHECKING:
-    from oarlock.config.schema import Config
-
-ConfigT = TypeVar("ConfigT", bound="Config")
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 def choose_device(requested: str | None) -> str:

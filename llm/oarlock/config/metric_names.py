@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from oarlock.config.run_config import RunConfig
 
 PREFIX = "eval_"
 
@@ -32,7 +33,7 @@ METRICS = {
 }
 
 
-def best_metric(config: Any) -> str:
+def best_metric(config: RunConfig) -> str:
     """The name of --metric_for_best_model, which may be given with or without "eval_" (as in PaddleNLP)."""
     name = config.evaluation.metric_for_best_model
     return str(name if name.startswith(PREFIX) else PREFIX + name)

@@ -216,6 +216,21 @@ def _plain_type(annotation: Any) -> tuple[type, bool]:
     return annotation, False
 
 
+@functools.cache
+def section_classes(config_class: Hashable) -> dict[str, type]:
+    """The sections of a configuration class by name, in the order of --help.
+
+    That is the order of declaration, except that a field with metadata {"after": NAME} follows the section NAME, which
+    a base class declares.
+    """
+    names: list[str] = []
+    for item in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        after = item.metadata.get("after")
+        names.insert(names.index(after) + 1 if after else len(names), item.name)
+    hints = typing.get_type_hints(config_class)
+    return {name: hints[name] for name in names}
+
+
 def option_specs(config_class: type) -> dict[str, OptionSpec]:
     """Every option of a configuration class, by name, in the order of its sections."""
     return _specs_of(config_class)
@@ -224,7 +239,7 @@ def option_specs(config_class: type) -> dict[str, OptionSpec]:
 @functools.cache
 def _specs_of(config_class: Hashable) -> dict[str, OptionSpec]:
     specs: dict[str, OptionSpec] = {}
-    for section, section_class in typing.get_type_hints(config_class).items():
+    for section, section_class in section_classes(config_class).items():
         for name, spec in section_specs(section_class, section).items():
             assert name not in specs, f"option {name} is declared twice"
             specs[name] = spec

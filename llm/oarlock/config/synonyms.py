@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.options import FALSE_WORDS, TRUE_WORDS, option_specs
-from oarlock.config.schema import FinetuneConfig, PretrainConfig
+from oarlock.config.pretrain import PretrainConfig
 
 _PERCENT = "validation_split is a share (0.05), or a number of records"
 _LENGTHS = (

@@ -18,7 +18,7 @@ from oarlock.export.convert_tensors import InTurn, converted_tensors, plain_conf
 from oarlock.export.manifest import write_manifest
 from oarlock.export.tokenizer_files import write_companions
 from oarlock.families.registry import find_hf_config
-from oarlock.files import is_vacant, write_json
+from oarlock.files import require_empty, write_json
 from oarlock.merge.verify import TOLERANCES
 from oarlock.model_config.family_detection import family_of
 from oarlock.model_config.hf_config import to_hugging_face
@@ -115,8 +115,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     """
     source, output = Path(source), Path(output).resolve()
     options = options or ConvertOptions()
-    if not is_vacant(output):
-        raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
+    require_empty(output)
     find_hf_config(family_of(config_content(source), str(source / "config.json")))
     layout = _layout(source, options.allow_pickle)
     config = read_config(source)

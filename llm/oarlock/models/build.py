@@ -23,10 +23,10 @@ from oarlock.models.init_weights import RandomWeights
 from oarlock.models.memory_check import check_before, check_parameters
 from oarlock.models.open_weights import open_weights
 from oarlock.ops import library
-from oarlock.ops.norms import check_norms
+from oarlock.ops.self_check import check_norms
 from oarlock.parallel.nodes import once_per_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
-from oarlock.parallel.plan import ParallelPlan, sequence_length
+from oarlock.parallel.plan import ParallelPlan
 from oarlock.peft.adapter_folder import read_adapter
 from oarlock.peft.method import Method, fill_trained, initial_values
 from oarlock.peft.open_adapter import open_adapter
@@ -35,7 +35,7 @@ from oarlock.weights.sources import WeightSource
 from oarlock.weights.weight_folder import has_safetensors
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
 
 _SIZES = (
     "hidden_size",
@@ -70,7 +70,7 @@ class ModelSource:
         return generation_content(self.folder)
 
 
-def find_model(config: Config, from_weights: bool) -> ModelSource:
+def find_model(config: RunConfig, from_weights: bool) -> ModelSource:
     """Resolve the name, read and check the model's configuration.
 
     Raises:
@@ -100,8 +100,8 @@ def set_parallel_fields(config: PretrainedConfig, plan: ParallelPlan, rank: int)
     config.virtual_pp_degree = plan.virtual_pipeline
 
 
-def _apply_sizes(config: Config, model_config: PretrainedConfig) -> None:
-    sizes = {name: value for name in _SIZES if (value := getattr(config.model, name, None)) is not None}
+def _apply_sizes(config: RunConfig, model_config: PretrainedConfig) -> None:
+    sizes = config.model.sizes
     for name, value in sizes.items():
         setattr(model_config, name, value)
     if "num_attention_heads" in sizes and "num_key_value_heads" not in sizes:
@@ -114,7 +114,7 @@ def _apply_sizes(config: Config, model_config: PretrainedConfig) -> None:
         raise ConfigError(f"num_attention_heads {heads} is not divisible by num_key_value_heads {kv_heads}")
 
 
-def _apply_kernels(config: Config, model_config: PretrainedConfig) -> None:
+def _apply_kernels(config: RunConfig, model_config: PretrainedConfig) -> None:
     """PaddleNLP reads these from the model's configuration; what this device lacks is replaced, and said once."""
     kernels, on_gpu = config.kernels, paddle.device.get_device().startswith("gpu")
     flash = kernels.use_flash_attention
@@ -130,7 +130,7 @@ def _apply_kernels(config: Config, model_config: PretrainedConfig) -> None:
     model_config.recompute = kernels.recompute
     model_config.recompute_granularity = kernels.recompute_granularity
     model_config.use_cache = False
-    model_config.seq_length = sequence_length(config)
+    model_config.seq_length = config.sequence_length
 
 
 def positions_of(config: PretrainedConfig) -> tuple[str, int]:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.load import load_config
-from oarlock.config.schema import Config, FinetuneConfig, PretrainConfig
+from oarlock.config.pretrain import PretrainConfig
+from oarlock.config.run_config import RunConfig
 from oarlock.errors import ConfigError
 
 _ENTRYPOINTS: dict[str, type[Any]] = {"run_pretrain.py": PretrainConfig, "finetune_generation.py": FinetuneConfig}
@@ -20,7 +22,7 @@ _RANK_FLAGS = ("--gpus", "--devices", "--xpus", "--npus")
 class Command:
     """What is to be rehearsed."""
 
-    config: Config
+    config: RunConfig
     num_ranks: int
 
 

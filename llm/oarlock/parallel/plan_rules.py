@@ -1,27 +1,22 @@
-"""What a plan must satisfy before Paddle sees it: the rules of PaddleNLP's model classes and of Fleet's schedules.
+"""Rules for plans: those of PaddleNLP's model classes and of Fleet's schedules.
 
-Read in paddle 3.3.1 and paddlenlp 3.0.0b4. Pure Python: a plan is checked before there are process groups, and on a
-machine without Paddle.
+They were read in the source of paddle 3.3.1 and paddlenlp 3.0.0b4. Pure Python: a plan is checked before process groups
+exist, and on machines without Paddle.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING
 
-from oarlock.config.schema import FinetuneDataSection
+from oarlock.config.run_config import RunConfig
+from oarlock.config.shared import ParallelSection
 from oarlock.errors import ConfigError
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.families.registry import FAMILIES, explain_missing
+from oarlock.parallel.plan import ParallelPlan, cut_layers
 
-if TYPE_CHECKING:
-    from oarlock.config.schema import Config
-    from oarlock.config.sections import ParallelSection
-    from oarlock.parallel.plan import ParallelPlan
-
-Rule = Callable[["ParallelPlan", ModelSizes, int], Iterator[str]]
+Rule = Callable[[ParallelPlan, ModelSizes, int], Iterator[str]]
 
 
 def refuse(problems: list[str], world_size: int) -> None:
@@ -34,50 +29,25 @@ def refuse(problems: list[str], world_size: int) -> None:
 
 
 def divisors(number: int) -> list[int]:
-    """All of them, ascending."""
+    """All divisors, ascending."""
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def nearest(value: int, legal: Collection[int]) -> str:
-    """The legal numbers next to an illegal one, in words: "2 or 4"."""
+    """The legal numbers below and above an illegal one, as text: "2 or 4"."""
     below, above = [n for n in legal if n < value], [n for n in legal if n > value]
     return " or ".join(f"{n:,}" for n in ([max(below)] if below else []) + ([min(above)] if above else []))
-
-
-def cut_layers(num_layers: int, pipeline: int, virtual: int = 1) -> list[range]:
-    """The decoder layers of every piece of a pipeline; piece i is chunk i // pipeline of stage i % pipeline.
-
-    PaddleNLP's pipe classes cut by "layer:...DecoderLayer" where the stages divide the layers, and else "uniform":
-    SegmentLayers.do_segment then cuts all there is (embedding, layers, norm, output layer) into nearly equal pieces.
-
-    Raises:
-        ValueError: where Paddle has no cut.
-    """
-    pieces = pipeline * virtual
-    if num_layers % pieces == 0:
-        size = num_layers // pieces
-        return [range(i * size, (i + 1) * size) for i in range(pieces)]
-    # PipelineLayer: "seg_method should be start with layer: for interleave scheduler"; SegmentLayers: "number of
-    # layers should be divided by part number", "layer number should be greater than number of segments".
-    items = num_layers + 3
-    if virtual > 1 or items < pipeline:
-        raise ValueError(f"{num_layers} layers can't be cut into {pieces} pieces")
-    size, extra = divmod(items, pipeline)
-    sizes = [size + (i > pipeline - extra) for i in range(1, pipeline)]
-    bounds = [0, *itertools.accumulate(sizes), items]
-    firsts = [min(max(bound - 1, 0), num_layers) for bound in bounds]  # item 0 is the embedding
-    return [range(start, stop) for start, stop in itertools.pairwise(firsts)]
 
 
 # rules that need a configuration
 
 
 def degree_problems(parallel: ParallelSection, tensor: int, pipeline: int, world_size: int) -> list[str]:
-    """Why the degrees do not multiply to the ranks."""
+    """Reasons why the degrees don't multiply to the number of ranks."""
     problems = []
     given = parallel.sharding_parallel_degree
-    # PaddleNLP warns and makes the groups all the same. Trainer._wrap_model then leaves the model as it is, and no
-    # gradients are averaged; with tensor or pipeline parallel, HybridParallelOptimizer shards states unasked.
+    # PaddleNLP warns but makes the groups. Trainer._wrap_model then doesn't wrap the model and no gradients are
+    # averaged; with tensor or pipeline parallelism, HybridParallelOptimizer shards states without being asked.
     if given > 1 and not parallel.sharding:
         problems.append(
             f"--sharding_parallel_degree {given} needs --sharding stage1, stage2 or stage3 (data parallel needs "
@@ -98,7 +68,7 @@ def degree_problems(parallel: ParallelSection, tensor: int, pipeline: int, world
 
 
 def _nearest_degrees(tensor: int, pipeline: int, world_size: int) -> str:
-    """The neighbours of a degree given alone; of two, the two legal pairs nearest by ratio."""
+    """The nearest legal values of a single degree, or the two nearest pairs, by ratio, of two degrees."""
     if min(tensor, pipeline) == 1:
         return nearest(max(tensor, pipeline), divisors(world_size))
     pairs = [(t, p) for t in divisors(world_size) for p in divisors(world_size // t)]
@@ -106,33 +76,34 @@ def _nearest_degrees(tensor: int, pipeline: int, world_size: int) -> str:
     return " or ".join(f"{t} x {p}" for t, p in sorted(pairs[:2]))
 
 
-def option_problems(config: Config, plan: ParallelPlan) -> Iterator[str]:
-    """What options of other sections and a plan do to each other."""
+def option_problems(config: RunConfig, plan: ParallelPlan) -> Iterator[str]:
+    """Conflicts between a plan and options of other sections."""
     # Trainer._wrap_model: "Sharding stage 2 / Sharding stage 3 main grad is not compatible with dp for now." (Under a
     # pipeline, stage 2 is stage 1 to the Trainer, and may.)
-    if config.precision.amp_master_grad and plan.stage >= 2 and plan.pipeline == 1 and plan.data > 1:
+    if config.precision.amp_master_grad and plan.sharding_strategy in ("gradients", "parameters") and plan.data > 1:
         yield (
             f"--amp_master_grad with --sharding stage{plan.stage} needs data 1, and these degrees make it {plan.data}; "
             f"nearest: --sharding_parallel_degree {plan.replicas}, or --sharding stage1"
         )
-    # Prompts have lengths of their own; see plan.sequence_length.
-    asked = [flag for flag in ("do_generation", "eval_prompts") if getattr(config.evaluation, flag, None)]
-    if plan.sequence_parallel and asked:
+    # Prompts differ in length (see RunConfig.sequence_length).
+    generating = "--eval_prompts" if config.evaluation.eval_prompts else ""
+    generating = "--do_generation" if config.generates_answers else generating
+    if plan.sequence_parallel and generating:
         yield (
-            f"--{asked[0]} can't go with --sequence_parallel, under which PaddleNLP's layers take sequences of "
-            "one length only: leave one of them out"
+            f"{generating} can't be combined with --sequence_parallel, under which PaddleNLP's layers accept only one "
+            "sequence length. Drop one of the two"
         )
     # PipelineParallelWithInterleave: "cache should be enabled for pipeline with interleave".
     if plan.virtual_pipeline > 1 and plan.pipeline > 1:
-        if isinstance(config.data, FinetuneDataSection):
+        if config.varies_in_length:
             yield (
-                f"--virtual_pp_degree {plan.virtual_pipeline}: Fleet's interleaved schedule wants batches of one "
-                "shape, and fine-tuning pads each to its own longest; nearest: 1"
+                f"--virtual_pp_degree {plan.virtual_pipeline}: Fleet's interleaved schedule needs batches of equal "
+                "shape, but fine-tuning pads each to its own longest example; nearest: 1"
             )
         elif "disable_p2p_cache_shape" in config.parallel.pipeline_parallel_config:
             yield (
-                f"--virtual_pp_degree {plan.virtual_pipeline} can't go with --pipeline_parallel_config "
-                "disable_p2p_cache_shape (Fleet's interleaved schedule needs that cache): leave one of them out"
+                f"--virtual_pp_degree {plan.virtual_pipeline} can't be combined with --pipeline_parallel_config "
+                "disable_p2p_cache_shape (Fleet's interleaved schedule needs that cache). Drop one of the two"
             )
 
 
@@ -140,8 +111,8 @@ def option_problems(config: Config, plan: ParallelPlan) -> Iterator[str]:
 
 
 def plan_problems(plan: ParallelPlan) -> list[str]:
-    """Everything wrong with a plan whatever the model."""
-    return [*_stage3(plan), *_interleaved(plan), *_sequence_needs_tensor(plan)]
+    """Problems of a plan that don't depend on the model."""
+    return [*_stage3(plan), *_interleaved(plan)]
 
 
 def _stage3(plan: ParallelPlan) -> Iterator[str]:
@@ -149,8 +120,8 @@ def _stage3(plan: ParallelPlan) -> Iterator[str]:
     # parallel.sharded_gradients.
     if plan.stage == 3 and plan.pipeline > 1:
         yield (
-            f"--sharding stage3 can't go with --pipeline_parallel_degree {plan.pipeline}: every micro-batch would "
-            "gather its stage's parameters anew, forward and backward, and Fleet has no such path; "
+            f"--sharding stage3 can't be combined with --pipeline_parallel_degree {plan.pipeline}: Fleet does not "
+            "support it, and each micro-batch would gather the parameters of its stage twice, forward and backward; "
             "nearest: --sharding stage2"
         )
 
@@ -161,7 +132,7 @@ def _interleaved(plan: ParallelPlan) -> Iterator[str]:
         return
     if stages <= 2:  # PipelineParallelWithInterleave._check_sanity: "virtual pipeline must run under pp degree > 2"
         yield f"--virtual_pp_degree {chunks} needs --pipeline_parallel_degree above 2 (Fleet's rule); got {stages}"
-    # fleet.distributed_model: PipelineParallelWithInterleave from 2 x stages on (remainders are fine), before that
+    # fleet.distributed_model: PipelineParallelWithInterleave from 2 x stages on (remainders are allowed), before that
     # PipelineParallelWithInterleaveFthenB, which asserts a multiple of the stages; fewer than stages is a ValueError.
     elif count != stages and count < 2 * stages:
         yield (
@@ -170,39 +141,34 @@ def _interleaved(plan: ParallelPlan) -> Iterator[str]:
         )
 
 
-def _sequence_needs_tensor(plan: ParallelPlan) -> Iterator[str]:
-    if plan.sequence_parallel and plan.tensor == 1:  # ColumnSequenceParallelLinear asserts world_size > 1
-        yield "--sequence_parallel needs --tensor_parallel_degree above 1"
-
-
 # rules that span plan and model
 
 
-def slicing_problems(config: Config, plan: ParallelPlan, sizes: ModelSizes) -> list[str]:
-    """Stage 3 must not slice what sequence parallel sums at the end of a step: the norms, of hidden-size elements.
+def slicing_problems(config: RunConfig, plan: ParallelPlan, sizes: ModelSizes) -> list[str]:
+    """Stage 3 must not shard the norms (of hidden_size elements) if sequence parallelism sums their gradients.
 
-    GroupShardedStage3 takes a sliced parameter's gradient away after every micro-batch;
-    register_sequence_parallel_allreduce_hooks sums it over the tensor ranks with the last one only.
+    GroupShardedStage3 takes away the gradient of a sharded parameter after every micro-batch, but
+    register_sequence_parallel_allreduce_hooks sums it over the tensor ranks only after the last one.
     """
-    if plan.stage < 3 or not plan.sequence_parallel:
+    if plan.sharding_strategy != "parameters" or not plan.sequence_parallel:
         return []
     smallest = config.parallel.stage3_min_elements
     if smallest is None or smallest >= sizes.hidden:
         return []
     return [
-        f"--stage3_min_elements {smallest:,} with --sequence_parallel would slice norms of {sizes.hidden:,} elements, "
-        f"whose gradients are summed whole; nearest: {sizes.hidden:,}"
+        f"--stage3_min_elements {smallest:,} with --sequence_parallel would shard norms of {sizes.hidden:,} elements, "
+        f"whose gradients are summed over the tensor ranks; nearest: {sizes.hidden:,}"
     ]
 
 
 def check_plan(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> list[str]:
-    """Hold a plan against a model.
+    """Check that a plan fits a model.
 
     Returns:
-        What should be said at the start.
+        Notes for the log.
 
     Raises:
-        ConfigError: with every problem, each naming the flag, the numbers and the nearest legal values.
+        ConfigError: lists every problem, with the flag, the numbers and the nearest legal values.
     """
     problems = [problem for rule in _MODEL_RULES for problem in rule(plan, sizes, seq_length)]
     refuse(plan_problems(plan) + problems, plan.world_size)
@@ -217,15 +183,15 @@ def _family(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[
     )
     for way, used, flag, what in wanted:
         if used and not getattr(FAMILIES.get(sizes.family), way, False):
-            yield f"{flag}: {explain_missing(sizes.family, way, what)}; leave the flag out"
+            yield f"{flag}: {explain_missing(sizes.family, way, what)}; drop the flag"
 
 
 def _tensor_indivisible(sizes: ModelSizes, tensor: int) -> Iterator[str]:
     if sizes.heads % tensor:  # LlamaAttention and its kin: assert num_heads % tensor_parallel_degree == 0
         yield f"num_attention_heads {sizes.heads}"
-    # Qwen2, Mistral, Mixtral and ChatGLMv2 assert it. Llama and Gemma go on with whole key and value projections, and
-    # nobody sums the gradients of these and of their input over the ranks. (Run with 4 heads on 1: Gemma's gradients
-    # are wrong, and Llama's plain attention fails in the forward pass.)
+    # Qwen2, Mistral, Mixtral and ChatGLMv2 assert it. Llama and Gemma continue with unsharded key and value
+    # projections, but nothing sums the gradients of these and of their input over the ranks. (Tried with 4 query heads
+    # and 1 key head: Gemma's gradients are wrong, and Llama's plain attention fails in the forward pass.)
     if sizes.kv_heads % tensor:
         yield f"num_key_value_heads {sizes.kv_heads}"
     # ColumnParallelLinear asserts out_features % world_size == 0, RowParallelLinear in_features.
@@ -233,8 +199,8 @@ def _tensor_indivisible(sizes: ModelSizes, tensor: int) -> Iterator[str]:
         yield f"hidden_size {sizes.hidden:,}"
     if sizes.intermediate % tensor:
         yield f"intermediate_size {sizes.intermediate:,}"
-    # VocabParallelEmbedding asserts num_embeddings % world_size == 0. (Llama, Qwen2, Gemma and Mixtral would keep
-    # embedding and output layer whole; then the scores are not split, as train.loss takes them to be.)
+    # VocabParallelEmbedding asserts num_embeddings % world_size == 0. (Llama, Qwen2, Gemma and Mixtral would not shard
+    # embedding and output layer, and logits would not be split, which train.loss assumes.)
     if sizes.vocab % tensor:
         yield f"vocab_size {sizes.vocab:,}"
 
@@ -265,14 +231,14 @@ def _layers_fill_stages(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) 
         return
     legal = [n for n in divisors(plan.world_size // plan.tensor) if _every_stage_has_layers(layers, n)]
     yield (
-        f"--pipeline_parallel_degree {stages}: Paddle's cut of num_hidden_layers {layers} leaves a stage without one; "
+        f"--pipeline_parallel_degree {stages}: with num_hidden_layers {layers}, Paddle leaves a stage without layers; "
         f"nearest: {nearest(stages, legal)}"
     )
 
 
 def _sequence_divides(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
     # sequence_parallel_utils.scatter: "Input sequence length can't be divided exactly by sequence parallelism". It
-    # scatters batch x sequence; the sequence itself has to divide, since a batch may be of one sample.
+    # scatters batch x sequence. The sequence itself must be divisible, because a batch may have a single sample.
     if plan.sequence_parallel and seq_length % plan.tensor:
         lower = seq_length - seq_length % plan.tensor
         choices = nearest(seq_length, [n for n in (lower, lower + plan.tensor) if n])
@@ -287,9 +253,9 @@ _MODEL_RULES: tuple[Rule, ...] = (_family, _tensor_divides, _layers_fill_stages,
 
 
 def _uneven_stages(plan: ParallelPlan, sizes: ModelSizes) -> Iterator[str]:
-    held = [len(piece) for piece in cut_layers(sizes.num_layers, plan.pipeline, plan.virtual_pipeline)]
-    if len(set(held)) > 1:
+    sizes_of_stages = [len(chunk) for chunk in cut_layers(sizes.num_layers, plan.pipeline, plan.virtual_pipeline)]
+    if len(set(sizes_of_stages)) > 1:
         yield (
             f"--pipeline_parallel_degree {plan.pipeline} does not divide num_hidden_layers {sizes.num_layers}: the "
-            f"stages hold {', '.join(map(str, held))} layers, and the fuller ones keep the others waiting"
+            f"stages hold {', '.join(map(str, sizes_of_stages))} layers, and the smaller ones wait for the larger ones"
         )

@@ -1,23 +1,33 @@
-"""The one file that knows the names of PaddleNLP's TrainingArguments."""
+"""PaddleNLP's TrainingArguments for a configuration and its plan. No other file knows their names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from oarlock.config.run_config import RunConfig
+from oarlock.parallel.plan import ParallelPlan, ShardingStrategy
+
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments
 
-    from oarlock.config.schema import Config
-    from oarlock.parallel.plan import ParallelPlan
+
+# PaddleNLP refuses stage 2 under a pipeline. It is given stage 1, and parallel.sharded_gradients shards the gradients.
+_PADDLENLP_STAGE: dict[ShardingStrategy, str] = {
+    "none": "",
+    "optimizer": "stage1",
+    "gradients_hooked": "stage1",
+    "gradients": "stage2",
+    "parameters": "stage3",
+}
 
 
-def training_arguments(config: Config, plan: ParallelPlan) -> TrainingArguments:
+def training_arguments(config: RunConfig, plan: ParallelPlan) -> TrainingArguments:
     """Translate a configuration and its plan.
 
-    Strategies for logging, evaluation and saving are off (the trainer decides, see OarlockTrainer._decide), and so is
-    reporting (our callbacks do it). Building TrainingArguments calls fleet.init: everything that can be checked must
-    have been before.
+    PaddleNLP's strategies for logging, evaluation and saving are off, because OarlockTrainer decides when these are
+    due. So is reporting, which Oarlock's reporters do. TrainingArguments call fleet.init when they are built, so do all
+    checks before.
     """
     from paddlenlp.trainer import TrainingArguments
 
@@ -35,7 +45,7 @@ def training_arguments(config: Config, plan: ParallelPlan) -> TrainingArguments:
         max_steps=schedule.max_steps,
         learning_rate=schedule.learning_rate,
         weight_decay=optimizer.weight_decay,
-        max_grad_norm=optimizer.max_grad_norm or 1.0,  # the clip itself is replaced, and 0 only measures
+        max_grad_norm=optimizer.max_grad_norm or 1.0,  # any value: the trainer brings its own clip, where 0 means off
         adam_beta1=optimizer.adam_beta1,
         adam_beta2=optimizer.adam_beta2,
         adam_epsilon=optimizer.adam_epsilon,
@@ -51,9 +61,9 @@ def training_arguments(config: Config, plan: ParallelPlan) -> TrainingArguments:
         scale_loss=precision.scale_loss,
         amp_master_grad=precision.amp_master_grad,
         recompute=config.kernels.recompute,
-        # Zeroed gradients are added to; freed ones are made by the backward pass, a read and two writes less.
+        # The backward pass adds to zeroed gradients but creates freed ones, which saves a read and two writes.
         release_grads=plan.pipeline == 1 and plan.sharding <= 1,
-        sharding=_sharding(plan),
+        sharding=_PADDLENLP_STAGE[plan.sharding_strategy],
         sharding_parallel_degree=plan.sharding if plan.sharding > 1 else -1,
         tensor_parallel_degree=plan.tensor if plan.tensor > 1 else -1,
         pipeline_parallel_degree=plan.pipeline if plan.pipeline > 1 else -1,
@@ -61,27 +71,20 @@ def training_arguments(config: Config, plan: ParallelPlan) -> TrainingArguments:
         tensor_parallel_config=parallel.tensor_parallel_config,
         pipeline_parallel_config=_pipeline_switches(config),
         sharding_parallel_config=parallel.sharding_parallel_config,
-        unified_checkpoint=True,  # never used (see train.saving), but only with it Fleet makes the groups of plain DP
+        unified_checkpoint=True,  # never used, but without it Fleet makes no groups for plain data parallelism
         device=config.runtime.device or "cpu",
         seed=config.runtime.seed,
     )
 
 
-def _sharding(plan: ParallelPlan) -> str:
-    """Stage 2 under a pipeline is stage 1 to PaddleNLP: it refuses the pair (see parallel.sharded_gradients)."""
-    if plan.sharding <= 1:
-        return ""
-    return "stage1" if plan.stage == 2 and plan.pipeline > 1 else f"stage{plan.stage}"
-
-
-def _pipeline_switches(config: Config) -> str:
-    """Fine-tuning batches have lengths of their own: the stages may not cache the shapes they send each other."""
+def _pipeline_switches(config: RunConfig) -> str:
     switches = config.parallel.pipeline_parallel_config.split()
-    if hasattr(config.data, "src_length") and "disable_p2p_cache_shape" not in switches:
+    # The stages may not cache the shapes that they send each other if batches differ in length.
+    if config.varies_in_length and "disable_p2p_cache_shape" not in switches:
         switches.append("disable_p2p_cache_shape")
     return " ".join(switches)
 
 
-def visualdl_dir(config: Config) -> Path:
-    """Where VisualDL's files go."""
+def visualdl_dir(config: RunConfig) -> Path:
+    """Folder of VisualDL's files."""
     return Path(config.logging.logging_dir or Path(config.checkpoint.output_dir) / "visualdl")

@@ -20,7 +20,7 @@ from oarlock.peft.quantization import Quantization
 from oarlock.weights.layout import Block, holdings
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import MethodSection
+    from oarlock.config.method import MethodSection
 
 _MATRIX_A, _MATRIX_B = "lora_A", "lora_B"
 

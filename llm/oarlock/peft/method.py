@@ -17,7 +17,7 @@ from oarlock.weights.copy_into_params import Target
 from oarlock.weights.layout import Holding, holdings
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import MethodSection
+    from oarlock.config.method import MethodSection
 
 
 class Method(Protocol):

@@ -1,22 +1,27 @@
-"""What is due after a step, decided from samples and steps alone (the Trainer's strategies count steps of one plan)."""
+"""Progress of a run, and when to log, evaluate and save.
+
+What is due after a step depends on samples and steps alone (the Trainer's strategies count steps of one plan).
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
+    from oarlock.train.checkpoint.manifest import Manifest
 
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it is in the manifest.
+    """Progress of a run, all of which is in the manifest.
 
     Attributes:
         samples: consumed over all ranks.
         window_loss, window_steps: step losses since the last log row.
-        owes_evaluation: the evaluation of this step was given up when SIGTERM came; the resumed run makes it up.
+        owes_evaluation: SIGTERM interrupted the evaluation of this step; the resumed run starts with it.
     """
 
     samples: int = 0
@@ -24,13 +29,29 @@ class Progress:
     window_steps: int = 0
     owes_evaluation: bool = False
 
+    @classmethod
+    def from_manifest(cls, manifest: Manifest) -> Progress:
+        """Progress of the run that wrote a checkpoint."""
+        loss, steps = manifest.loss_window
+        return cls(manifest.samples, math.nan if loss is None else loss, steps, manifest.owes_evaluation)
+
+    def add_step(self, loss: float, samples: int) -> None:
+        """Count a step that is done."""
+        self.samples += samples
+        self.window_loss += loss
+        self.window_steps += 1
+
+    def reset_window(self) -> None:
+        """Begin the window of the next log row."""
+        self.window_loss, self.window_steps = 0.0, 0
+
 
 @dataclass(frozen=True)
 class Due:
-    """What to do now.
+    """What to do after a step.
 
     Attributes:
-        owed: an evaluation is due, but there is no time for it.
+        owed: an evaluation is due, but the run is stopping.
     """
 
     log: bool
@@ -38,17 +59,22 @@ class Due:
     save: bool
     owed: bool = False
 
+    def apply(self, control: Any) -> None:
+        """Set the flags of PaddleNLP's TrainerControl."""
+        control.should_log, control.should_evaluate, control.should_save = self.log, self.evaluate, self.save
 
-def what_is_due(
-    config: Config, step: int, last_step: int, samples_before: int, samples: int, epoch_size: int, stopping: bool
+
+def due_actions(
+    config: RunConfig, step: int, last_step: int, samples_before: int, samples: int, epoch_size: int, stopping: bool
 ) -> Due:
-    """Decide.
+    """What to do after a step.
 
     Args:
-        step: just done; last_step ends the run.
-        samples_before, samples: consumed before and after it.
+        step: the step that is done.
+        last_step: the run's last step.
+        samples_before, samples: consumed before and after the step.
         epoch_size: samples of an epoch.
-        stopping: SIGTERM came: save, and nothing else that takes long.
+        stopping: SIGTERM came: save, but do nothing else that takes long.
     """
     last = step >= last_step
     epoch_over = samples // epoch_size > samples_before // epoch_size

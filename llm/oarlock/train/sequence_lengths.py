@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from oarlock.config.load import is_default
-from oarlock.config.schema import FinetuneDataSection
 from oarlock.environment.console import log_once
 from oarlock.models.build import positions_of
-from oarlock.parallel.plan import sequence_length, text_length
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import Config
+    from oarlock.config.run_config import RunConfig
     from oarlock.models.build import ModelSource
 
-ConfigT = TypeVar("ConfigT", bound="Config")
+ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 
 def fit_lengths(config: ConfigT, source: ModelSource, origins: Mapping[str, str], before: int = 0) -> ConfigT:
@@ -29,11 +27,11 @@ def fit_lengths(config: ConfigT, source: ModelSource, origins: Mapping[str, str]
     """
     name, positions = positions_of(source.config)
     # P-tuning's virtual tokens are counted in the sequence, a prefix is not.
-    room = positions - before - (sequence_length(config) - text_length(config))
-    data: Any = config.data
-    names = ("src_length", "tgt_length") if isinstance(data, FinetuneDataSection) else ("max_seq_length",)
+    room = positions - before - (config.sequence_length - config.data.row_length)
+    data = config.data
+    names = data.LENGTH_OPTIONS
     free = [name for name in names if is_default(config, origins, name)]
-    asked = sum(getattr(data, name) for name in names)
+    asked = data.sample_length
     fixed = sum(getattr(data, name) for name in names if name not in free)
     if not positions or not free or asked <= room or room - fixed < 2 * len(free):
         return config
@@ -45,5 +43,5 @@ def fit_lengths(config: ConfigT, source: ModelSource, origins: Mapping[str, str]
     said = " and ".join(f"--{option} {value} (default {getattr(data, option)})" for option, value in lengths.items())
     log_once(f"the model was made for {positions:,} tokens ({name}): lengths are cut to {said}")
     fitted = replace(config, data=replace(data, **lengths))
-    source.config.seq_length = sequence_length(fitted)
+    source.config.seq_length = fitted.sequence_length
     return fitted

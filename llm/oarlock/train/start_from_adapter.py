@@ -21,7 +21,7 @@ from oarlock.peft.hf_peft_folder import is_peft_folder
 from oarlock.peft.open_adapter import open_adapter
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import FinetuneConfig
+    from oarlock.config.finetune import FinetuneConfig
 
 logger = get_logger(__name__)
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.load import load_config
 from oarlock.config.options import option_specs
+from oarlock.config.pretrain import PretrainConfig
 from oarlock.config.problems import Problems
 from oarlock.config.recipe_files import MOST_FILES, RecipeFiles
-from oarlock.config.schema import FinetuneConfig, PretrainConfig
 from oarlock.errors import ConfigError
 from oarlock.formats.yaml_file import LARGEST
 

@@ -13,33 +13,26 @@ import yaml
 from helpers import ROOT
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.config.load import flatten
-from oarlock.config.schema import Config
+from oarlock.config.run_config import RunConfig
+from oarlock.families.model_sizes import ModelSizes
 from oarlock.model_config.builtin_configs import model_config_content
-from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan, sequence_length
-from unit.config.test_config import COMMAND_1, COMMAND_2, COMMAND_5
+from oarlock.parallel.make_plan import make_plan
+from oarlock.parallel.plan import ParallelPlan
+from oarlock.parallel.plan_rules import check_plan
+from support.published_commands import PUBLISHED
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
 JOBS = ("pretrain", "full", "lora", "qlora", "prefix", "p_tuning")
 SIZES = ("7b", "13b", "70b")
 
-ONE_CARD = COMMAND_2.replace("--tensor_parallel_degree 4", "")
-ADAPTER = f"{ONE_CARD} --num_train_epochs 2 --gradient_accumulation_steps 4"
-PUBLISHED = {
-    "pretrain_7b": COMMAND_1,
-    "full_7b": COMMAND_2,
-    "lora_7b": f"{ADAPTER} --learning_rate 3e-4 --lora True --r 8",
-    "prefix_7b": f"{ADAPTER} --learning_rate 3e-2 --prefix_tuning True --num_prefix_tokens 64",
-    "full_pipeline_7b": COMMAND_5,
-    "instruction_7b": f"{COMMAND_2} --instruction_generation",
-}
 # Where a run is, and from which model: not what a recipe is about.
 PLACES = {
     "model_name_or_path", "tokenizer_name_or_path", "model_type", "output_dir", "overwrite_output_dir", "device",
 }  # fmt: skip
 
 
-def load(recipe: Path, *words: str) -> Config:
+def load(recipe: Path, *words: str) -> RunConfig:
     kind = PretrainConfig if recipe.name.startswith("pretrain") else FinetuneConfig
     return load_config(kind, [str(recipe), *words]).config
 
@@ -56,11 +49,11 @@ def planned(recipe: Path, gpus: int) -> ParallelPlan:
     plan, notes = make_plan(config, gpus)
     assert not notes
     content = model_config_content(config.model.model_name_or_path)
-    assert not check_plan(plan, ModelSizes.from_config(SimpleNamespace(**content)), sequence_length(config))
+    assert not check_plan(plan, ModelSizes.from_config(SimpleNamespace(**content)), config.sequence_length)
     return plan
 
 
-def values(config: Config) -> dict[str, object]:
+def values(config: RunConfig) -> dict[str, object]:
     return {name: value for name, value in flatten(config).items() if name not in PLACES}
 
 
@@ -74,8 +67,9 @@ def test_a_recipe_fits_its_model_and_gpus(recipe):
     config = load(recipe)
     plan = planned(recipe, num_gpus(recipe))
     positions = model_config_content(config.model.model_name_or_path)["max_position_embeddings"]
-    assert sequence_length(config) <= positions
-    assert plan.bubble < 0.1
+    assert config.sequence_length <= positions
+    # The published 4D script has 4 micro-batches for 2 stages.
+    assert plan.bubble < 0.1 or recipe.stem == "pretrain_4d_7b"
     assert config.checkpoint.output_dir == f"output/{recipe.stem}" and not config.checkpoint.overwrite_output_dir
     size = recipe.stem.rpartition("_")[2]
     assert f"-{size}" in config.model.model_name_or_path
@@ -101,7 +95,7 @@ def test_the_peers_run_of_70b():
     """500 steps on 16 GPUs are the 16,384,000 tokens that were published."""
     config, plan = load(CONFIGS / "recipes/full_70b.yaml"), planned(CONFIGS / "recipes/full_70b.yaml", 16)
     assert (plan.tensor, plan.pipeline, plan.global_batch) == (8, 2, 16)
-    assert config.schedule.max_steps * plan.tokens_per_step(sequence_length(config)) == 16_384_000
+    assert config.schedule.max_steps * plan.global_batch * config.sequence_length == 16_384_000
     precision, kernels, schedule = config.precision, config.kernels, config.schedule
     assert precision.bf16 and not precision.fp16 and kernels.recompute and kernels.use_flash_attention
     assert (schedule.learning_rate, schedule.lr_scheduler_type, schedule.warmup_ratio) == (5e-5, "cosine", 0.03)

@@ -1,47 +1,28 @@
-"""Several sets of data, their weights, columns and held-out splits."""
+"""Several data sets: names, weights, held-out examples."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
-import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
-from oarlock.config.schema import FinetuneDataSection
 from oarlock.data.corpus.blend import ConcatenatedDataset, blend, parse_blend, short_names
 from oarlock.data.corpus.sampler import EvaluationBatchSampler
 from oarlock.data.examples.dataset import load_finetune_data
 from oarlock.data.examples.inspect import check_data
 from oarlock.data.records.columns import Columns
 from oarlock.data.records.validation_split import hold_out
-from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import ConfigError, DataError
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_tokenizer):
-    return load_tokenizer(str(tiny_tokenizer))
-
-
-def write(path: Path, rows: list[dict]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+from support.data_sections import section, write
 
 
 def records(first: int, count: int) -> list[dict]:
     return [{"src": f"question {i}", "tgt": f"answer {i}"} for i in range(first, first + count)]
-
-
-def section(tmp_path: Path, name, **more) -> FinetuneDataSection:
-    return FinetuneDataSection(dataset_name_or_path=str(name), data_cache_dir=str(tmp_path / "cache"), **more)
 
 
 # names and weights
@@ -218,98 +199,6 @@ def test_splits_that_are_neither_share_nor_count():
     for value, message in (("1.5", "a share below 1, or a whole number"), ("0", "more than 0"), ("-1", "more than 0")):
         with pytest.raises(ConfigError, match=message):
             load_config(FinetuneConfig, ["--do_train", "--output_dir", "o", "--validation_split", value])
-
-
-# columns
-
-MAPPED = {"q": "question 1", "a": "answer 1", "note": "x"}
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
-def test_columns_of_every_kind_of_file(tmp_path, tokenizer, kind):
-    path, rows = (
-        tmp_path / f"d.{kind}",
-        [{"q": f"question {i}", "a": f'an, "answer"\n{i}', "text": "x"} for i in range(4)],
-    )
-    if kind == "parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif kind in ("csv", "tsv"):
-        with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], delimiter="," if kind == "csv" else "\t")
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        path.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
-    plain = write(tmp_path / "plain.jsonl", [{"src": row["q"], "tgt": row["a"]} for row in rows])
-    found = load_finetune_data(section(tmp_path, path, columns="prompt=q,response=a"), tokenizer).train
-    assert list(found.examples) == list(load_finetune_data(section(tmp_path, plain), tokenizer).train.examples)
-    with pytest.raises(DataError, match=r"no column 'b' \(--columns\); there are 'q', 'a', 'text'"):
-        load_finetune_data(section(tmp_path, path, columns="prompt=q,response=b"), tokenizer)
-    with pytest.raises(DataError, match=r"no record has 'c' \(--columns\); there are 'q', 'a', 'text'"):
-        load_finetune_data(section(tmp_path, path, columns="prompt=q,response=a,system=c"), tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("text", "fields"),
-    [
-        ("prompt=q,response=a", {"src": "q", "tgt": "a"}),
-        ("question=q,answer=a,system=note", {"src": "q", "tgt": "a", "system": "note"}),
-        ("instruction=q,output=a,input=note", {"instruction": "q", "output": "a", "input": "note"}),
-        ("prompt=q,response=a,context=note", {"instruction": "q", "output": "a", "input": "note"}),
-        ('"prompt=my, q",response=a', {"src": "my, q", "tgt": "a"}),
-        ("messages=chat", {"messages": "chat"}),
-        ("text=q", {"text": "q"}),
-    ],
-)
-def test_what_columns_become(text, fields):
-    assert {field: column for field, (column, _) in Columns.parse(text).column_of.items()} == fields
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("prompt", "'prompt' is not field=column"),
-        ("promt=q,response=a", "unknown field 'promt'; known are prompt"),
-        ("prompt=q,instruction=b,response=a", "'instruction' is named already"),
-        ("prompt=q", "name what is asked and what is answered"),
-    ],
-)
-def test_wrong_columns(text, message):
-    with pytest.raises(ConfigError, match=message):
-        Columns.parse(text)
-
-
-def test_marks_beside_the_columns_are_read_where_they_are_named_and_else_said(tmp_path, tokenizer, capsys):
-    path = tmp_path / "d.csv"
-    path.write_text("q,a,train\nx,yes,\ny,WRONG,false\nz,true,1\n")
-    load_finetune_data(section(tmp_path, path, columns="prompt=q,response=a"), tokenizer)
-    assert "d.csv:2: column 'train' is not read: --columns does not name it" in capsys.readouterr().out
-    data = load_finetune_data(section(tmp_path, path, columns="prompt=q,response=a,weight=train"), tokenizer)
-    assert [data.train.examples.where(i).rpartition(":")[2] for i in range(len(data.train.examples))] == ["2", "4"]
-
-
-def test_lists_in_cells(tmp_path, tokenizer):
-    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    with open(tmp_path / "d.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerows([["messages"], [json.dumps(chat)]])
-    plain = write(tmp_path / "plain.jsonl", [{"messages": chat}])
-    found = [
-        load_finetune_data(section(tmp_path, path), tokenizer).train.examples[0] for path in (tmp_path / "d.csv", plain)
-    ]
-    assert found[0] == found[1]
-    (tmp_path / "d.csv").write_text('messages\n"[{""role"": "\n')
-    with pytest.raises(DataError, match=r"d.csv:2: column 'messages': not valid JSON"):
-        load_finetune_data(section(tmp_path, tmp_path / "d.csv"), tokenizer)
-
-
-def test_plain_text_has_no_columns(tmp_path, tokenizer):
-    (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(DataError, match=r"a.txt: plain text has no columns"):
-        load_finetune_data(section(tmp_path, tmp_path / "a.txt", columns="text=x"), tokenizer)
 
 
 # plain text, and the commands

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from oarlock.cli.main import main
-from oarlock.config.schema import FinetuneDataSection
+from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.embedded.tokenizer import ASSISTANT, EOS, USER
 from oarlock.data.examples import dataset
 from oarlock.data.examples.dataset import load_finetune_data

@@ -19,7 +19,6 @@ from oarlock.data.examples.packing import PackedDataset, make_packs, padded_fill
 from oarlock.errors import ConfigError, DataError
 from oarlock.models import packing
 from oarlock.models.packing import ENDS, check_packing, cut_row, dense_mask, with_attention
-from oarlock.parallel.plan import sequence_length
 from oarlock.train.finetune import _packed
 
 
@@ -186,7 +185,7 @@ def test_options():
     words = ["--do_train", "--src_length", "20", "--tgt_length", "30"]
     assert load_config(FinetuneConfig, [*words, "--zero_padding"]).config.data.packing
     lengths = [
-        sequence_length(load_config(FinetuneConfig, [*words, *more]).config)
+        load_config(FinetuneConfig, [*words, *more]).config.sequence_length
         for more in (
             [],
             ["--packing"],
@@ -198,5 +197,5 @@ def test_options():
     with pytest.raises(ConfigError, match="--packing_length 64 needs --packing"):
         load_config(FinetuneConfig, [*words, "--packing_length", "64"])
     for method in ("--prefix_tuning", "--p_tuning"):
-        with pytest.raises(ConfigError, match=f"--packing can't go with {method}"):
+        with pytest.raises(ConfigError, match=f"--packing can't be combined with {method}"):
             load_config(FinetuneConfig, [*words, "--packing", method])

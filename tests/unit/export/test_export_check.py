@@ -14,8 +14,9 @@ from oarlock.cli.main import make_parser
 from oarlock.errors import ConfigError
 from oarlock.export.checks.check import check_folder, check_model, guess_server
 from oarlock.export.manifest import write_manifest
-from support.broken_exports import ANYWHERE, leftover, lose_template
+from support.broken_exports import ANYWHERE, leftover
 from support.broken_indexes import WITH_INDEX
+from support.broken_tokenizers import lose_template
 from support.small_exports import (
     change,
     make_good,

@@ -94,7 +94,9 @@ def test_what_does_not_go_together_is_refused(place):
     make_adapter("models/a/base", Path("out/prefix"), Prefix(4))
     with pytest.raises(ConfigError, match="--adapter_name_or_path out/prefix another one"):
         started(model_name_or_path="out/lora", adapter_name_or_path="out/prefix")
-    with pytest.raises(ConfigError, match="with the options of the adapter out/prefix: --packing can't go with"):
+    with pytest.raises(
+        ConfigError, match="with the options of the adapter out/prefix: --packing can't be combined with"
+    ):
         started("--packing", model_name_or_path="out/prefix")
     with pytest.raises(ModelError, match=r"it is an adapter folder .*`oarlock merge --adapter out/lora"):
         local_folder("out/lora", with_weights=True)

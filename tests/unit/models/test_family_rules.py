@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from oarlock.families.model_sizes import ModelSizes
 from oarlock.families.registry import FAMILIES
-from oarlock.parallel.plan import ModelSizes
 
 # families
 

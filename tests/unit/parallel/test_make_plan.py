@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from oarlock.config import FinetuneConfig
-from oarlock.parallel.plan import ParallelPlan, check_plan
+from oarlock.parallel.plan import ParallelPlan
+from oarlock.parallel.plan_rules import check_plan
 from support.plans import FOUR_D, LLAMA, plan_of, planned
 
 # from a configuration
@@ -42,7 +43,7 @@ def test_the_arithmetic_of_the_batch():
     flags = "--tensor_parallel_degree 2 --pipeline_parallel_degree 2 --sharding stage2 --sharding_parallel_degree 2"
     batch = "--per_device_train_batch_size 1 --gradient_accumulation_steps 4"
     plan, _ = planned(16, *flags.split(), *batch.split())
-    assert (plan.replicas, plan.global_batch, plan.tokens_per_step(2048)) == (4, 16, 32768)
+    assert (plan.replicas, plan.global_batch) == (4, 16)
     assert plan.bubble == 1 / 5
     assert plan.describe() == (
         "16 ranks = data 2 x sharding 2 (stage 2) x tensor 2 x pipeline 2; micro-batch 1 x 4 micro-batches; "
@@ -67,8 +68,8 @@ def test_one_process_sets_degrees_aside_and_says_so():
     assert plan == ParallelPlan(micro_batch_size=8)
     assert notes == [
         "one process: --tensor_parallel_degree 4, --pipeline_parallel_degree 3, --virtual_pp_degree 2, "
-        "--sharding_parallel_degree 5, --sequence_parallel, --sharding stage2 not in effect (start with `python -m "
-        "paddle.distributed.launch` on as many devices as the degrees multiply to)"
+        "--sharding_parallel_degree 5, --sequence_parallel, --sharding stage2 not in effect (start one process per "
+        "rank with `python -m paddle.distributed.launch`; their number is the product of the degrees)"
     ]
     assert planned(1)[1] == []
 
@@ -79,28 +80,28 @@ def test_one_process_sets_degrees_aside_and_says_so():
         (
             8,
             "--sharding stage2 --tensor_parallel_degree 4 --pipeline_parallel_degree 2 --gradient_accumulation_steps 2",
-            "--sharding stage2: tensor x pipeline use all 8 ranks, so nothing is left to shard over; not in effect",
+            "--sharding stage2: tensor x pipeline use all 8 ranks, so none are left to shard over; not in effect",
         ),
         (
             4,
             "--sharding stage1 --tensor_parallel_degree 4",
-            "--sharding stage1: tensor uses all 4 ranks, so nothing is left to shard over; not in effect",
+            "--sharding stage1: tensor uses all 4 ranks, so none are left to shard over; not in effect",
         ),
         (
             4,
             "--sharding stage1 --sharding_degree 1",
-            "--sharding stage1: with --sharding_parallel_degree 1 nothing is shared (data 4); not in effect",
+            "--sharding stage1: --sharding_parallel_degree 1 leaves nothing to shard (data 4); not in effect",
         ),
         (
             4,
             "--sharding stage2 --pipeline_parallel_degree 2 --gradient_accumulation_steps 2",
-            "--sharding stage2 with a pipeline, which PaddleNLP does not have: Fleet shards the optimizer states, "
-            "Oarlock the gradients",
+            "--sharding stage2 with a pipeline is not available in PaddleNLP: Fleet shards the optimizer states, "
+            "Oarlock shards the gradients",
         ),
         (
             4,
             "--pipeline_parallel_degree 4 --gradient_accumulation_steps 2",
-            "--gradient_accumulation_steps 2 is below the 4 pipeline stages: each waits 60% of a step; with 16 it "
+            "--gradient_accumulation_steps 2 is less than the 4 pipeline stages: each is idle for 60% of a step; with 16 it "
             "would be 16%",
         ),
     ],
@@ -118,6 +119,6 @@ def test_stages_of_unequal_size_are_said():
     notes = check_plan(plan_of(pipeline=3), replace(LLAMA, num_layers=10), 16)
     assert notes == [
         "--pipeline_parallel_degree 3 does not divide num_hidden_layers 10: the stages hold 3, 4, 3 layers, and the "
-        "fuller ones keep the others waiting"
+        "smaller ones wait for the larger ones"
     ]
     assert check_plan(FOUR_D, LLAMA, 2048) == []

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oarlock.parallel.plan import AXES, Coordinates, ParallelPlan
-from oarlock.parallel.plan_rules import cut_layers
+from oarlock.parallel.plan import AXES, Coordinates, ParallelPlan, cut_layers
 from support.plans import FOUR_D, plan_of
 
 plans = st.builds(
@@ -80,11 +79,33 @@ def test_a_rank_out_of_range_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"world_size": 3, "data": 2}, {"data": 0}, {"world_size": 2, "sharding": 2}, {"stage": 2}]
+    "fields",
+    [
+        {"world_size": 3, "data": 2},
+        {"data": 0},
+        {"world_size": 2, "sharding": 2},
+        {"stage": 2},
+        {"sequence_parallel": True},
+    ],
 )
 def test_a_plan_that_does_not_add_up_can_not_be_made(fields):
     with pytest.raises(ValueError):
         ParallelPlan(**fields)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "strategy"),
+    [
+        ({"data": 2, "pipeline": 2}, "none"),
+        ({"sharding": 2, "stage": 1}, "optimizer"),
+        ({"sharding": 2, "stage": 1, "pipeline": 2}, "optimizer"),
+        ({"sharding": 2, "stage": 2, "tensor": 2}, "gradients"),
+        ({"sharding": 2, "stage": 2, "pipeline": 2}, "gradients_hooked"),
+        ({"sharding": 2, "stage": 3}, "parameters"),
+    ],
+)
+def test_stage_and_pipeline_decide_the_sharding_strategy(degrees, strategy):
+    assert plan_of(**degrees).sharding_strategy == strategy
 
 
 # layers
@@ -127,18 +148,8 @@ def test_a_stage_holds_its_chunks():
     assert plan_of(pipeline=2).layers(0, 5) == [range(3)]  # the embedding counts as one of Paddle's items
 
 
-def test_rows_for_printing():
-    rows = plan_of(tensor=2, pipeline=2, sharding=2).rank_table(num_layers=4)
-    assert rows[0] == ("rank", "data", "pipeline", "sharding", "tensor", "dataset rank", "layers")
-    assert rows[7] == ("6", "0", "1", "1", "0", "1", "2-3")
-    assert [len(row) for row in plan_of(data=2).rank_table()] == [6, 6, 6]
-
-
 def test_plans_need_no_paddle():
-    code = (
-        "import sys, oarlock.parallel.plan, oarlock.parallel.plan_drawing\n"
-        "assert not {'paddle', 'paddlenlp', 'numpy'} & set(sys.modules)"
-    )
+    code = "import sys, oarlock.parallel.make_plan\nassert not {'paddle', 'paddlenlp', 'numpy'} & set(sys.modules)"
     root = Path(__file__).resolve().parents[3] / "llm"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=300)
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError
-from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan
-from oarlock.parallel.plan_rules import slicing_problems
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.parallel.plan import ParallelPlan
+from oarlock.parallel.plan_rules import check_plan, slicing_problems
 from support.plans import LLAMA, plan_of, planned
 
 
@@ -56,8 +57,8 @@ def misfit(plan: ParallelPlan, seq_length: int = 2048, **sizes) -> str:
         (
             4,
             "--sharding stage3 --pipeline_parallel_degree 2",
-            "--sharding stage3 can't go with --pipeline_parallel_degree 2: every micro-batch would gather its stage's "
-            "parameters anew, forward and backward, and Fleet has no such path; nearest: --sharding stage2",
+            "--sharding stage3 can't be combined with --pipeline_parallel_degree 2: Fleet does not support it, and "
+            "each micro-batch would gather the parameters of its stage twice, forward and backward; nearest: --sharding stage2",
         ),
         (
             4,
@@ -80,8 +81,8 @@ def misfit(plan: ParallelPlan, seq_length: int = 2048, **sizes) -> str:
             4,
             "--pipeline_parallel_degree 4 --virtual_pp_degree 2 --gradient_accumulation_steps 8 "
             "--pipeline_parallel_config disable_p2p_cache_shape",
-            "--virtual_pp_degree 2 can't go with --pipeline_parallel_config disable_p2p_cache_shape (Fleet's "
-            "interleaved schedule needs that cache): leave one of them out",
+            "--virtual_pp_degree 2 can't be combined with --pipeline_parallel_config disable_p2p_cache_shape (Fleet's "
+            "interleaved schedule needs that cache). Drop one of the two",
         ),
     ],
 )
@@ -97,12 +98,12 @@ def test_all_problems_of_the_degrees_are_listed():
 
 def test_fine_tuning_has_no_interleaved_schedule():
     flags = "--pipeline_parallel_degree 4 --virtual_pp_degree 2 --gradient_accumulation_steps 8"
-    assert "batches of one shape" in refused(4, *flags.split(), kind=FinetuneConfig)
+    assert "batches of equal shape" in refused(4, *flags.split(), kind=FinetuneConfig)
 
 
 def test_generation_has_no_sequence_parallel():
     message = refused(2, "--tensor_parallel_degree", "2", "--sequence_parallel", "--do_generation", kind=FinetuneConfig)
-    assert message.startswith("--do_generation can't go with --sequence_parallel")
+    assert message.startswith("--do_generation can't be combined with --sequence_parallel")
 
 
 @pytest.mark.parametrize("steps", [4, 8, 9, 11, 32])
@@ -150,12 +151,12 @@ def test_sharding_with_data_and_tensor_is_fine(degrees):
         (
             plan_of(pipeline=4, data=2),
             {"num_layers": 3},
-            "--pipeline_parallel_degree 4: Paddle's cut of num_hidden_layers 3 leaves a stage without one; nearest: 2",
+            "--pipeline_parallel_degree 4: with num_hidden_layers 3, Paddle leaves a stage without layers; nearest: 2",
         ),
         (
             plan_of(pipeline=4),
             {"num_layers": 5},  # embedding + 1, 2, 2, norm + output layer
-            "--pipeline_parallel_degree 4: Paddle's cut of num_hidden_layers 5 leaves a stage without one; nearest: 2",
+            "--pipeline_parallel_degree 4: with num_hidden_layers 5, Paddle leaves a stage without layers; nearest: 2",
         ),
         (
             plan_of(pipeline=4, virtual_pipeline=3, micro_batches=8),
@@ -168,23 +169,22 @@ def test_sharding_with_data_and_tensor_is_fine(degrees):
             {"family": "gptj"},
             "2 problems with the plan for 8 ranks:\n"
             "  - --tensor_parallel_degree 4: PaddleNLP has no tensor-parallel layers for gptj (it has for llama, qwen2, "
-            "mistral, gemma, bloom, chatglm, chatglm_v2, glm); leave the flag out\n"
+            "mistral, gemma, bloom, chatglm, chatglm_v2, glm); drop the flag\n"
             "  - --pipeline_parallel_degree 2: PaddleNLP has no pipeline class for gptj (it has for llama, qwen2, gemma, "
-            "chatglm_v2); leave the flag out",
+            "chatglm_v2); drop the flag",
         ),
         (
             plan_of(tensor=2, sequence_parallel=True),
             {"family": "mistral"},
             "--sequence_parallel: PaddleNLP has no sequence-parallel layers for mistral (it has for llama, qwen2, "
-            "chatglm_v2); leave the flag out",
+            "chatglm_v2); drop the flag",
         ),
         (
             plan_of(tensor=2),
             {"family": "opt"},
             "--tensor_parallel_degree 2: opt has none: PaddleNLP's OPTLMHead neither sums its input's gradient over the "
-            "ranks nor gathers the scores, so that two ranks would train another model; leave the flag out",
+            "ranks nor gathers the scores, so that two ranks would train another model; drop the flag",
         ),
-        (plan_of(sequence_parallel=True), {}, "--sequence_parallel needs --tensor_parallel_degree above 1"),
     ],
 )
 def test_plans_that_do_not_fit_a_model(plan, sizes, message):

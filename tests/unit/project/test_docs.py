@@ -82,11 +82,3 @@ def test_every_pin_that_looks_odd_says_why():
     for name in odd:
         (line,) = [line for line in lines if line.startswith(f"{name}==")]
         assert "  # " in line, name
-
-
-def test_the_picture_of_the_ranks_is_the_present_one():
-    from oarlock.parallel.plan import ParallelPlan
-    from oarlock.parallel.plan_drawing import draw_rank_map
-
-    plan = ParallelPlan(world_size=8, sharding=2, stage=2, tensor=2, pipeline=2, micro_batches=4)
-    assert (ROOT / "docs/images/rank_map.svg").read_text() == draw_rank_map(plan)

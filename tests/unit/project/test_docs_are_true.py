@@ -14,7 +14,7 @@ from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.config.options import option_specs
 from oarlock.errors import ConfigError
 from oarlock.families.model_sizes import ModelSizes
-from oarlock.parallel.plan import make_plan
+from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.plan_rules import check_plan
 
 ROOT = Path(__file__).resolve().parents[3]

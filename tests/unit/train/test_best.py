@@ -97,15 +97,15 @@ def test_a_best_checkpoint_that_is_gone_is_not_waited_for(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--do_train", "--load_best_model_at_end"], "--load_best_model_at_end compares evaluations: give --do_eval"),
+        (["--do_train", "--load_best_model_at_end"], "--load_best_model_at_end compares evaluations: add --do_eval"),
         (["--do_train", "--early_stopping_patience", "2"], "--early_stopping_patience compares evaluations"),
         (["--do_eval", "--early_stopping_patience", "2"], "--early_stopping_patience is for training"),
-        ([*TRAIN, "--load_best_model_at_end", "--save_strategy", "no"], "which --save_strategy no forbids"),
-        ([*TRAIN, "--early_stopping_threshold", "0.1"], "no meaning without --early_stopping_patience"),
+        ([*TRAIN, "--load_best_model_at_end", "--save_strategy", "no"], "use --save_strategy steps or epoch"),
+        ([*TRAIN, "--early_stopping_threshold", "0.1"], "--early_stopping_threshold needs --early_stopping_patience"),
         ([*TRAIN, "--metric_for_best_model", "rouge_L"], "did you mean eval_rouge_l?"),
-        ([*TRAIN, "--metric_for_best_model", "bleu"], "give --do_generation too"),
-        ([*TRAIN, "--greater_is_better", "1"], "--greater_is_better True, but less loss is better: leave the flag out"),
-        (["--do_train", "--eval_prompts", "x"], "--eval_prompts are answered at evaluations: give --do_eval"),
+        ([*TRAIN, "--metric_for_best_model", "bleu"], "add --do_generation"),
+        ([*TRAIN, "--greater_is_better", "1"], "--greater_is_better True is wrong: a lower loss is better"),
+        (["--do_train", "--eval_prompts", "x"], "--eval_prompts are answered in evaluations: add --do_eval"),
     ],
 )
 def test_combinations_that_can_not_be_are_told(words, expected):
@@ -115,7 +115,7 @@ def test_combinations_that_can_not_be_are_told(words, expected):
 
 
 def test_pretraining_has_no_answers_to_score():
-    with pytest.raises(ConfigError, match="figure of fine-tuning"):
+    with pytest.raises(ConfigError, match="metric of fine-tuning"):
         load_config(PretrainConfig, [*TRAIN, "--metric_for_best_model", "eval_bleu"])
     assert load_config(PretrainConfig, [*TRAIN, "--metric_for_best_model", "perplexity", "--greater_is_better", "no"])
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from oarlock.cli.flags import Command, CommandGroup, config_flag, flag, positional
+from oarlock.config.finetune import FinetuneDataSection
 from oarlock.config.options import at_least
-from oarlock.config.schema import FinetuneDataSection
 from oarlock.environment.console import get_logger
 from oarlock.environment.cpu import available_cores
 from oarlock.environment.paddle_import import import_paddle

@@ -28,7 +28,7 @@ class RehearseOptions:
 
 def _run(options: RehearseOptions) -> int:
     from oarlock.parallel.launch_command import parse_command
-    from oarlock.parallel.plan import make_plan
+    from oarlock.parallel.make_plan import make_plan
 
     words = options.words[1:] if options.words[:1] == ("--",) else options.words
     command = parse_command(words, options.ranks)

@@ -37,7 +37,7 @@ from oarlock.parallel.nodes import on_all_ranks, once_per_node
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
 
-    from oarlock.config.schema import FinetuneDataSection
+    from oarlock.config.finetune import FinetuneDataSection
 
 logger = get_logger(__name__)
 

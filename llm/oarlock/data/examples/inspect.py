@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from oarlock.config.schema import FinetuneDataSection
+from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.examples.dataset import make_recipe, store_examples
 from oarlock.data.examples.example_cache import StoredExamples
 from oarlock.data.records.datasets import find_sets

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from oarlock.config.schema import FinetuneDataSection
+from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.corpus.blend import parse_blend
 from oarlock.data.corpus.dataset import Corpus, PretrainDataset, parse_input
 from oarlock.data.corpus.index_format import corpus_exists

@@ -14,7 +14,7 @@ from oarlock.data.records.record_stream import RowRecords
 from oarlock.environment.console import get_logger
 
 if TYPE_CHECKING:
-    from oarlock.config.schema import FinetuneDataSection
+    from oarlock.config.finetune import FinetuneDataSection
 
 logger = get_logger(__name__)
 

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.options import OptionSpec, option_specs
-from oarlock.config.schema import FinetuneConfig, PretrainConfig
+from oarlock.config.pretrain import PretrainConfig
 from oarlock.environment.console import get_logger
 from oarlock.environment.cpu import available_cores
 from oarlock.errors import CheckpointError
@@ -267,6 +268,11 @@ def unlisted(folder: str | Path, manifest: Manifest) -> list[str]:
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         found += [(Path(place) / name).relative_to(folder).as_posix() for name in (*files, *links)]
     return sorted(set(found) - {MANIFEST, *manifest.files})
+
+
+def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
+    """Where the checkpoint of a step is, if it was written."""
+    return Path(output_dir) / f"checkpoint-{step}"
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:

@@ -15,14 +15,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from oarlock.config.load import config_from_flat, flatten
-from oarlock.config.schema import Config
+from oarlock.config.run_config import RunConfig
 from oarlock.cpu_ranks.fork_launch import launch
 from oarlock.environment.console import get_logger
 from oarlock.environment.cpu import available_cores
 from oarlock.errors import ModelError, TrainingError
+from oarlock.families.model_sizes import ModelSizes
 from oarlock.model_config.builtin_configs import model_config_content
 from oarlock.parallel.launch_command import Command
-from oarlock.parallel.plan import ModelSizes, ParallelPlan, check_plan, make_plan, sequence_length
+from oarlock.parallel.make_plan import make_plan
+from oarlock.parallel.plan import ParallelPlan
+from oarlock.parallel.plan_rules import check_plan
 from oarlock.train.rehearsal.rank import RankReport, run_rank
 
 logger = get_logger(__name__)
@@ -74,7 +77,7 @@ def shrink_model(content: dict[str, Any], plan: ParallelPlan) -> dict[str, Any]:
     return small
 
 
-def shrink_config(config: Config, plan: ParallelPlan, model: Path, output_dir: Path, steps: int) -> Config:
+def shrink_config(config: RunConfig, plan: ParallelPlan, model: Path, output_dir: Path, steps: int) -> RunConfig:
     """The same options on the small model: a few steps, short sequences, nothing saved, float32."""
     length = 16 * plan.tensor if plan.sequence_parallel else 24
     # Schedules depend on micro-batches per stage; beyond that more of them only take time.
@@ -122,14 +125,14 @@ def shrink_config(config: Config, plan: ParallelPlan, model: Path, output_dir: P
     }
     changes |= {"max_seq_length": length, "continue_training": True, "input_dir": None}
     changes |= {"src_length": length // 2, "tgt_length": length - length // 2, "dataset_name_or_path": None}
-    changes |= {"packing_length": 2 * length if getattr(config.data, "packing", False) else None}
+    changes |= {"packing_length": 2 * length if config.data.is_packed else None}
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     changes |= dict.fromkeys((*sizes, "vocab_size"))
     flat = flatten(config)
     return config_from_flat(type(config), flat | {name: value for name, value in changes.items() if name in flat})
 
 
-def one_process(config: Config, plan: ParallelPlan) -> Config:
+def one_process(config: RunConfig, plan: ParallelPlan) -> RunConfig:
     """The configuration whose single process sees the same global batch."""
     flat = flatten(config)
     changes = {
@@ -158,15 +161,13 @@ def rehearse(command: Command, steps: int = 5, folder: Path | None = None) -> Ve
     """
     plan, notes = make_plan(command.config, command.num_ranks)
     content = model_config_content(command.config.model.model_name_or_path)
-    for size in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size"):
-        if getattr(command.config.model, size, None) is not None:
-            content[size] = getattr(command.config.model, size)
+    content |= command.config.model.sizes
     try:
         sizes = ModelSizes.from_config(SimpleNamespace(**content))
         small = shrink_model(content, plan)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{command.config.model.model_name_or_path}: its config.json lacks sizes: {error}") from error
-    notes += check_plan(plan, sizes, sequence_length(command.config))
+    notes += check_plan(plan, sizes, command.config.sequence_length)
     for note in notes:
         logger.info(note)
     own = folder is None

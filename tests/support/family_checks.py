@@ -1,0 +1,64 @@
+"""Tiny models of every family, and checks of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import paddle
+from paddle import nn
+
+from families import FAMILIES as TINY
+from families import family_model
+from oarlock.families.registry import FAMILIES
+from oarlock.models.generate import generate_ids
+
+NAMES = list(TINY)
+WITH_PREFIX = [name for name in NAMES if FAMILIES[name].kv_axes]
+TOKENIZER = SimpleNamespace(eos_token_id=511, pad_token_id=0, bos_token_id=0)
+TEXT = [[9, 30, 41, 100, 7, 88, 33, 12], [400, 5, 17, 23, 310, 6, 44, 219]]
+ROWS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47], [3, 300, 12, 14]]
+
+
+def with_method(name: str, method=None, **changes):
+    return family_model(name, 3, method, use_cache=False, **changes)
+
+
+def scores(model, ids, **kwargs) -> paddle.Tensor:
+    """[batch, tokens, vocabulary], as the trainer takes them."""
+    outputs = model(input_ids=paddle.to_tensor(ids), **kwargs)
+    return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+
+
+def by_hand(model, row: list[int], count: int) -> list[int]:
+    """Greedy ids of one row, each from a whole forward pass without a cache."""
+    found: list[int] = []
+    with paddle.no_grad():
+        while len(found) < count:
+            found.append(int(scores(model, [row + found])[0, -1].argmax()))
+    return found[: found.index(TOKENIZER.eos_token_id)] if TOKENIZER.eos_token_id in found else found
+
+
+def check_generation(model, rows=ROWS) -> None:
+    """A padded batch with cache answers what each row gets alone and without."""
+    model.eval()
+    expected = [by_hand(model, row, 6) for row in rows]
+    assert generate_ids(model, TOKENIZER, rows, 6) == expected
+    assert len({tuple(row) for row in expected}) > 1
+
+
+def shake(model, keep: str = "") -> None:
+    """Random values for what is trained: a fresh adapter may change nothing."""
+    paddle.seed(5)
+    for name, parameter in model.named_parameters():
+        if not parameter.stop_gradient and keep not in name.split("."):
+            parameter.set_value(paddle.randn(parameter.shape) * 0.3)
+
+
+def all_have_gradients(model, ids=TEXT) -> None:
+    model.train()
+    nn.functional.cross_entropy(scores(model, ids).astype("float32"), paddle.to_tensor(ids)).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.stop_gradient:
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, name

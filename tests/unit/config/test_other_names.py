@@ -1,0 +1,102 @@
+"""Names of options in other suites."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from oarlock.config import FinetuneConfig, PretrainConfig, load_config
+from oarlock.config.options import option_specs
+from oarlock.config.synonyms import ABSENT, SAME, VALUES
+from oarlock.errors import ConfigError
+from support.published_commands import DO, problems
+
+SUITES = {
+    # LLaMA-Factory
+    "cutoff_len 2048": "here it is --src_length and --tgt_length",
+    "finetuning_type lora": "here it is --lora true",
+    "finetuning_type full": "without one all weights train",
+    "template qwen": "here it is --chat_template",
+    "val_size 0.1": "here it is --validation_split",
+    "validation_split_percentage 3": "here validation_split is a share (0.05), or a number of records",
+    "flash_attn fa2": "here it is --use_flash_attention true",
+    "quantization_bit 4": "here it is --qlora true",
+    "stage sft": "here pretraining (pt) is run_pretrain.py, fine-tuning (sft) is finetune_generation.py",
+    "deepspeed ds_z3.json": "sharding stage1, stage2 and stage3, without a file",
+    # axolotl
+    "base_model x": "here it is --model_name_or_path",
+    "micro_batch_size 2": "here it is --per_device_train_batch_size",
+    "sample_packing true": "here it is --packing",
+    "adapter qlora": "here it is --qlora true",
+    "lora_r 8": "here it is --r",
+    "load_in_4bit true": "here it is --qlora",
+    "sequence_len 512": "here it is --src_length and --tgt_length",
+    # transformers, TRL, PEFT
+    "optim adamw_torch": "here AdamW is the only optimizer",
+    "eval_strategy no": "here it is --do_eval false",
+    "evaluation_strategy steps": "here it is --do_eval true and --eval_steps N",
+    "gradient_checkpointing true": "here it is --recompute",
+    "torch_dtype bfloat16": "here it is --bf16 true",
+    "target_modules q_proj": "here it is --lora_target_modules",
+    "use_rslora 1": "here it is --rslora",
+    "max_seq_length 512": "here it is --src_length and --tgt_length",
+    # ms-swift, torchtune, Lightning, Megatron, DeepSpeed, and commands typed from memory
+    "train_type lora": "here it is --lora true",
+    "Batch-Size 4": "here it is --per_device_train_batch_size",
+    "lr 1e-4": "here it is --learning_rate",
+    "epochs 3": "here it is --num_train_epochs",
+    "gradient_clip_val 1": "here it is --max_grad_norm",
+    "warmup 10": "here it is --warmup_steps",
+    "tensor_model_parallel_size 2": "here it is --tensor_parallel_degree",
+    "zero_stage 2": "here it is --sharding stage2",
+    "use_cpu": "here it is --device cpu",
+    # of the other entrypoint
+    "num_hidden_layers 4": "it is an option of run_pretrain.py",
+    "data_prefix x": "in run_pretrain.py it is --input_dir",
+}
+
+
+@pytest.mark.parametrize("words", SUITES)
+def test_names_of_other_suites_are_answered_with_ours(tmp_path, words):
+    """As a flag, in YAML and in JSON."""
+    name, _, value = words.partition(" ")
+    expected = SUITES[words]
+    said = problems(f"--{name}", *([value] if value else []), kind=FinetuneConfig)
+    assert f"unknown flag --{name.replace('-', '_')}: " in said and expected in said
+    if not value:
+        return
+    as_keys = re.sub(r"--(\w+) (?!and)(\w+)", r"\1: \2", expected).replace("--", "")
+    for file, text in (("run.yaml", f"{name}: {value}\n"), ("run.json", json.dumps({name: value}))):
+        (tmp_path / file).write_text(text)
+        with pytest.raises(ConfigError) as error:
+            load_config(FinetuneConfig, [str(tmp_path / file), *DO])
+        assert f"{file}:1: unknown key {name}: " in str(error.value) and as_keys in str(error.value)
+
+
+def test_the_table_of_other_names_names_options():
+    """Every one that it answers with exists, with a value that it takes; none of ours is hidden by a name of theirs."""
+    classes = [option_specs(kind) for kind in (FinetuneConfig, PretrainConfig)]
+    for options, names in SAME.items():
+        assert any(all(option in specs for option in options.split()) for specs in classes), options
+        for name in names.split():
+            assert not all(name in _spellings(specs) for specs in classes), f"{name} is a name here"
+    for values, _ in VALUES.values():
+        for chosen in values.values():
+            specs = next(specs for specs in classes if all(option in specs for option in chosen))
+            for option, value in chosen.items():
+                assert value == "N" or specs[option].problem(specs[option].convert(value)) is None
+    for name in (*VALUES, *ABSENT):
+        assert not any(name in _spellings(specs) for specs in classes), f"{name} is a name here"
+
+
+def _spellings(specs) -> set[str]:
+    return {spelling for name, spec in specs.items() for spelling in (name, *spec.aliases)}
+
+
+def test_a_hint_of_pretraining_is_of_pretraining():
+    assert "unknown flag --cutoff_len: here it is --max_seq_length" in problems("--cutoff_len", "512")
+    assert "unknown flag --lora_r: in finetune_generation.py it is --r" in problems("--lora_r", "8")
+    assert "unknown flag --lora: it is an option of finetune_generation.py" in problems("--lora")
+    assert "unknown flag --dataset: here it is --input_dir" in problems("--dataset", "x")

@@ -1,0 +1,230 @@
+"""Building a corpus: formats, workers, damaged files, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from helpers import LLM, run_program
+from oarlock.data.corpus import text_chunks
+from oarlock.data.corpus.notes import corpus_summary
+from oarlock.data.files import byte_streams, text_readers
+from oarlock.errors import DataError
+from support.corpora import TEXTS, build, documents, expected, sequences, write_jsonl
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt-line"])
+def test_every_format_gives_the_same_documents(tmp_path, tiny_tokenizer, kind):
+    texts = [text for text in TEXTS if "\n" not in text] if kind == "txt-line" else TEXTS
+    path = tmp_path / f"data.{kind}"
+    if kind == "jsonl":
+        write_jsonl(path, texts)
+    elif kind == "jsonl.gz":
+        write_jsonl(path, texts, gzip.open)
+    elif kind == "jsonl.zst":
+        plain = write_jsonl(tmp_path / "plain", texts)
+        path.write_bytes(zstandard.compress(plain.read_bytes()))
+    elif kind == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=2)
+    else:
+        path = tmp_path / "data.txt"
+        path.write_text("\n".join(texts), encoding="utf-8")
+    prefix, report = build(tmp_path, tiny_tokenizer, path, txt_document="line")
+    assert documents(prefix) == expected(tiny_tokenizer, texts)
+    assert report.documents == len(texts)
+
+
+def test_a_txt_file_is_one_document_and_a_folder_is_read_in_order(tmp_path, tiny_tokenizer):
+    source = tmp_path / "in"
+    (source / "sub").mkdir(parents=True)
+    (source / "a.txt").write_text("one\ntwo\n")
+    (source / "sub" / "b.txt").write_text("three")
+    (source / "empty.txt").write_text("")
+    (source / "ignored.png").write_bytes(b"\x89PNG")
+    prefix, _ = build(tmp_path, tiny_tokenizer, source)
+    assert documents(prefix) == expected(tiny_tokenizer, ["one\ntwo\n", "three"])
+
+
+def test_long_files_are_one_sequence_with_the_ids_of_the_whole(tmp_path, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(byte_streams, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(text_chunks, "PIECE", 32)
+    monkeypatch.setattr(text_chunks, "CONTEXT", 16)
+    text = "".join(f"line {i} 星期\n" for i in range(50))
+    (tmp_path / "long.txt").write_text(text, encoding="utf-8")
+    prefix, report = build(tmp_path, tiny_tokenizer, tmp_path / "long.txt")
+    assert sequences(prefix) == expected(tiny_tokenizer, [text])
+    assert report.documents == 1 and report.unsure_cuts == 0
+
+
+def test_a_text_without_line_ends_is_read_between_characters(tmp_path, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(byte_streams, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(text_readers, "LONGEST_TEXT_LINE", 40)
+    text = "星期一é" * 60
+    (tmp_path / "one.txt").write_text(text, encoding="utf-8")
+    prefix, report = build(tmp_path, tiny_tokenizer, tmp_path / "one.txt")
+    assert report.bad_lines == 0 and sequences(prefix) == expected(tiny_tokenizer, [text])
+
+
+def test_workers_give_the_same_corpus(tmp_path, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(byte_streams, "BLOCK_BYTES", 256)
+    path = write_jsonl(tmp_path / "data.jsonl", TEXTS * 40)
+    one, _ = build(tmp_path, tiny_tokenizer, path, name="one", workers=1)
+    two, _ = build(tmp_path, tiny_tokenizer, path, name="two", workers=2)
+    for end in (".bin", ".idx"):
+        assert Path(f"{one}{end}").read_bytes() == Path(f"{two}{end}").read_bytes()
+
+
+BAD = '{"text": "good"}\n{"text": 5}\nnot json\n{"other": "x"}\n["a"]\n{"text": "fine"}\n'
+
+
+def test_a_bad_line_names_file_and_line_and_nothing_is_left(tmp_path, tiny_tokenizer):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(BAD)
+    with pytest.raises(DataError, match=r"bad.jsonl:2: field 'text' holds int, expected text"):
+        build(tmp_path, tiny_tokenizer, path)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_skip_bad_counts_them(tmp_path, tiny_tokenizer):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(BAD.encode() + b'{"text": "\xff"}\n' + b'{"text": ""}\n')
+    prefix, report = build(tmp_path, tiny_tokenizer, path, skip_bad=True)
+    assert documents(prefix) == expected(tiny_tokenizer, ["good", "fine"])
+    assert report.bad_lines == 5 and report.empty == 1
+    assert [bad.line for bad in report.first_bad] == [2, 3, 4, 5, 7]
+    assert corpus_summary(prefix)["bad_lines_skipped"] == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("broken.jsonl.gz", b"not gzip", "damaged gz file"),
+        ("broken.jsonl.zst", b"not zstd", "damaged zst file"),
+        ("broken.parquet", b"PAR1 nonsense", "damaged parquet file"),
+        ("latin.txt", "caf\xe9\n".encode("latin-1"), "latin.txt:1: not UTF-8"),
+    ],
+)
+def test_damaged_files(tmp_path, tiny_tokenizer, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=expected):
+        build(tmp_path, tiny_tokenizer, tmp_path / name)
+
+
+@pytest.mark.parametrize("end", ["gz", "zst"])
+def test_files_cut_in_the_middle_are_not_taken_for_whole(tmp_path, tiny_tokenizer, end):
+    plain = write_jsonl(tmp_path / "plain", [f"{i} some words" for i in range(3000)]).read_bytes()
+    packed = (
+        gzip.compress(plain) if end == "gz" else zstandard.compress(plain[:20_000]) + zstandard.compress(plain[20_000:])
+    )
+    path = tmp_path / f"d.jsonl.{end}"
+    path.write_bytes(packed)
+    assert build(tmp_path, tiny_tokenizer, path)[1].documents == 3000
+    path.write_bytes(packed[:-100])
+    with pytest.raises(DataError, match=f"damaged {end} file"):
+        build(tmp_path, tiny_tokenizer, path, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("absent", "no such file or folder"), ("a.bin", "unknown kind of file")]
+)
+def test_wrong_inputs(tmp_path, tiny_tokenizer, name, expected):
+    (tmp_path / "a.bin").write_bytes(b"x")
+    with pytest.raises(DataError, match=expected):
+        build(tmp_path, tiny_tokenizer, tmp_path / name)
+
+
+def test_sigkill_leaves_no_file_that_looks_whole(tmp_path, tiny_tokenizer):
+    path = write_jsonl(tmp_path / "data.jsonl", ["some words to encode " * 50] * 40_000)
+    prefix = tmp_path / "out" / "c"
+    words = [
+        "-m",
+        "oarlock",
+        "data",
+        "pretrain",
+        "--input",
+        path,
+        "--tokenizer",
+        tiny_tokenizer,
+        "--output-prefix",
+        prefix,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words), "--workers", "2"],
+        env={**os.environ, "PYTHONPATH": str(LLM)},
+        stderr=subprocess.DEVNULL,
+    )
+    children: list[str] = []
+    while not (children and any((tmp_path / "out").glob("*.partial"))) and process.poll() is None:
+        words = ["pgrep", "-P", str(process.pid)]
+        children = subprocess.run(words, capture_output=True, text=True, check=False).stdout.split()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not Path(f"{prefix}.idx").exists() and not Path(f"{prefix}.bin").exists()
+    assert children
+    deadline = time.monotonic() + 300
+    while any(is_running(pid) for pid in children):
+        assert time.monotonic() < deadline, "its workers go on"
+        time.sleep(0.05)
+
+
+def is_running(pid: str) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return False
+
+
+def test_sigterm_removes_the_partial_files(tmp_path, tiny_tokenizer):
+    path = write_jsonl(tmp_path / "data.jsonl", ["some words to encode " * 50] * 40_000)
+    prefix = tmp_path / "out" / "c"
+    words = [
+        "-m",
+        "oarlock",
+        "data",
+        "pretrain",
+        "--input",
+        path,
+        "--tokenizer",
+        tiny_tokenizer,
+        "--output-prefix",
+        prefix,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words), "--workers", "2"],
+        env={**os.environ, "PYTHONPATH": str(LLM)},
+        stderr=subprocess.DEVNULL,
+    )
+    while not any((tmp_path / "out").glob("*.partial")) and process.poll() is None:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=300) != 0
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_command_reports_what_it_did(tmp_path, tiny_tokenizer):
+    path = write_jsonl(tmp_path / "data.jsonl", TEXTS)
+    result = run_program(
+        "oarlock",
+        "data",
+        "pretrain",
+        "--input",
+        str(path),
+        "--tokenizer",
+        str(tiny_tokenizer),
+        "--output-prefix",
+        str(tmp_path / "c"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "5 documents" in result.stdout and "MB/s" in result.stdout

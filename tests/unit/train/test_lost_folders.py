@@ -1,0 +1,127 @@
+"""What happens to the folder of a run while it runs."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from helpers import write_checkpoint
+from oarlock.errors import OutputLost, TrainingError
+from oarlock.train.output import folder_guard
+from oarlock.train.output.folder_guard import RUN_FILE, check_output, run_in, writing
+from oarlock.train.output.lock import LOCK_FILE, OutputLock, take
+from oarlock.train.output.lock_holder import Holder
+from oarlock.train.reporters.row_file import append_rows, read_rows
+from support.locks import write_lock
+
+
+def removed(folder: Path) -> None:
+    folder.rename(folder.with_name("away"))
+
+
+def emptied(folder: Path) -> None:
+    (folder / RUN_FILE).unlink()
+
+
+def swept(folder: Path) -> None:
+    (folder / LOCK_FILE).unlink()
+
+
+def replaced(folder: Path) -> None:
+    removed(folder)
+    folder.mkdir()
+
+
+def replaced_by_another_run(folder: Path) -> None:
+    replaced(folder)
+    write_lock(folder)
+
+
+def taken_over(folder: Path) -> None:
+    (folder / LOCK_FILE).write_text(json.dumps(vars(Holder.this_process(0)) | {"pid": 7, "host": "elsewhere"}))
+
+
+@pytest.mark.parametrize(
+    ("what", "expected", "left"),
+    [
+        (removed, "was removed", "There is no earlier"),
+        (emptied, "was emptied", "checkpoint-2 is whole; the same"),
+        (swept, "was emptied or replaced", "checkpoint-2 is whole; the same"),
+        (replaced, "was emptied or replaced", "There is no earlier"),
+        (replaced_by_another_run, "was taken over by process 4000000 on elsewhere", "There is no earlier"),
+        (taken_over, "was taken over by process 7 on elsewhere", "checkpoint-2 is whole"),
+    ],
+)
+def test_a_folder_that_is_lost(run, what, expected, left):
+    check_output(run)
+    what(run)
+    sentence = rf"^--output_dir .*out {expected}.* while the run was going on. {left}"
+    with pytest.raises(OutputLost, match=sentence):
+        append_rows(run / "metrics.jsonl", [{"step": 1}])
+    assert not (run / "metrics.jsonl").exists()
+    with pytest.raises(OutputLost, match=sentence), writing(run, "x"):
+        raise AssertionError("not begun")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_takes_no_more(run, monkeypatch, number):
+    """A row is written whole or not at all, and the sentence names what is left."""
+    append_rows(run / "metrics.jsonl", [{"step": 1}])
+    really = os.write
+
+    def short(descriptor, data):
+        if len(data) > 10:
+            return really(descriptor, bytes(data[:10]))
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.write", short)
+    reason = {errno.ENOSPC: "no space left on the disk", errno.EROFS: "is read-only now", errno.EIO: "Input/output"}
+    with pytest.raises(
+        OutputLost, match=rf"metrics.jsonl could not be written: .*{reason[number]}.*checkpoint-2 is whole"
+    ):
+        append_rows(run / "metrics.jsonl", [{"step": 2, "loss": 1.0}])
+    monkeypatch.undo()
+    assert read_rows(run / "metrics.jsonl") == [{"step": 1}]
+    assert (run / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_half_a_row_of_a_killed_run_is_cut_before_the_next(run):
+    (run / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "answer": "\xc3')
+    append_rows(run / "metrics.jsonl", [{"step": 2}])
+    assert (run / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    (run / "metrics.jsonl").write_bytes(b'half a row\n[1]\n{"step": "x"}\n{"step": 3}\n\xff\n')
+    assert read_rows(run / "metrics.jsonl") == [{"step": 3}]
+
+
+def test_errors_of_the_file_system_become_one_sentence(tmp_path):
+    folder = tmp_path / "out"
+    with pytest.raises(OutputLost, match=r"run.json could not be written: .*There is no earlier"), run_in(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder / "run.json"))
+    with pytest.raises(OutputLost, match=r"no space left on the disk of .*out"), run_in(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError), run_in(folder):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "/somewhere/else")
+    with pytest.raises(TrainingError, match="a process that reads data"), run_in(folder):
+        raise SystemError("(Fatal) DataLoader process (pid 7) exited is killed by signal: Killed.")
+    assert not list(folder.iterdir())
+
+
+def test_a_checkpoint_that_is_not_whole_is_not_named(run):
+    write_checkpoint(run / "checkpoint-4", 4)
+    (run / "checkpoint-4" / "tensors.json").unlink()
+    assert folder_guard.last_good_state(run).startswith("checkpoint-2 is whole")
+
+
+def test_a_lock_is_not_of_the_processes_that_are_forked(tmp_path):
+    lock = take(tmp_path)
+    child = os.fork()
+    if child == 0:
+        OutputLock.release(lock)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert lock.lost() is None
+    lock.release()
