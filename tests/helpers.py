@@ -161,9 +161,9 @@ def write_checkpoint(folder: Path, step: int, **changes: Any) -> Path:
     import numpy as np
 
     from oarlock.train.checkpoint.manifest import TRAINER_STATE, Manifest
-    from oarlock.weights.index_ranges import Block
     from oarlock.weights.safetensors_file import TensorSource, write_safetensors
     from oarlock.weights.shard_index import WEIGHTS, Piece, part_name, write_index
+    from oarlock.weights.tensor_slice import Block
 
     folder.mkdir(parents=True)
     values = np.random.default_rng(step).standard_normal((20, 25)).astype(np.float32)

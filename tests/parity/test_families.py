@@ -19,8 +19,8 @@ from oarlock.models.build import ModelSource, build_model, check_lengths, find_m
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.train.finetune import finetune
+from oarlock.weights.hf_names import hugging_face_names
 from oarlock.weights.layout import holdings
-from oarlock.weights.sources import hugging_face_names
 from support.family_checks import (
     NAMES,
     TEXT,

@@ -24,8 +24,8 @@ from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.train.run_training import make_trainer
 from oarlock.train.setup import connect, start
+from oarlock.weights.hf_names import hugging_face_names
 from oarlock.weights.layout import holdings
-from oarlock.weights.sources import hugging_face_names
 
 RATE, DECAY = 0.1, 0.5
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in FAMILIES} | {

@@ -22,9 +22,10 @@ from oarlock.merge.verify import TOLERANCES
 from oarlock.model_config.load import find_model_class
 from oarlock.models.layer_offload import empty_model
 from oarlock.models.open_weights import named
+from oarlock.weights.hf_names import hugging_face_names
 from oarlock.weights.layout import Holding, holdings
 from oarlock.weights.safetensors_file import TensorSource
-from oarlock.weights.sources import FileSource, hugging_face_names, stored_dtype
+from oarlock.weights.sources import FileSource, stored_dtype
 
 
 @dataclass(frozen=True)

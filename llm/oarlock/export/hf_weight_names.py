@@ -13,7 +13,8 @@ from oarlock.families.model_sizes import ModelSizes
 from oarlock.model_config.load import config_of, find_model_class
 from oarlock.model_config.size_check import least_parameters
 from oarlock.models.memory_check import check_tables
-from oarlock.weights.sources import check_stored, hugging_face_names
+from oarlock.weights.hf_names import hugging_face_names
+from oarlock.weights.sources import check_stored
 
 # Checked on their own (a server may know more), or without a say in names and shapes.
 _NO_WEIGHTS = (

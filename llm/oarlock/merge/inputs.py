@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ConfigError, ModelError
-from oarlock.files import is_vacant
 from oarlock.peft.adapter_folder import UNKNOWN_BASE, AdapterFolder, Base
 from oarlock.peft.open_adapter import open_lora
 
@@ -95,13 +94,3 @@ def _check(adapter: AdapterFolder, first: AdapterFolder) -> None:
 
 def _layers(adapter: AdapterFolder) -> set[str]:
     return {name.rsplit(".", 1)[0] for name in adapter.names}
-
-
-def check_output(output: Path) -> None:
-    """Refuse a folder that holds something.
-
-    Raises:
-        ModelError: naming it.
-    """
-    if not is_vacant(output):
-        raise ModelError(f"{output} is not empty; give a folder that does not exist yet")

@@ -17,10 +17,10 @@ from oarlock.data.templates.chat_template import choose_template, own_template
 from oarlock.data.tokenizers.load import has_tokenizer, load_tokenizer
 from oarlock.environment.console import get_logger, progress_bar
 from oarlock.environment.paddle_import import on_cpu
-from oarlock.files import write_json
+from oarlock.files import require_empty, write_json
 from oarlock.merge.deltas import Change, changes_of
 from oarlock.merge.dequantized_base import TrainedBase
-from oarlock.merge.inputs import AdapterMix, check_output
+from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.verify import TOLERANCES, Proof, prove
 from oarlock.model_config.generation_config import first_settings
 from oarlock.model_config.load import find_model_class, read_config
@@ -89,7 +89,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
     options = options or MergeOptions()
     output = output.resolve()
     if not options.replace:
-        check_output(output)
+        require_empty(output)
     check_base(mix.base, Base.of(str(base), base))
     config = read_config(base)
     mix = mix.of_model(find_model_class(config), config)

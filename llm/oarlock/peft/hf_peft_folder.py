@@ -66,7 +66,7 @@ class PeftFolder(AdapterFolder):
         Raises:
             ModelError: naming the layers that the base does not have, or that are no linear ones.
         """
-        from oarlock.weights.sources import hugging_face_names
+        from oarlock.weights.hf_names import hugging_face_names
 
         if self.places:
             return self

@@ -1,9 +1,12 @@
-"""Copying between NumPy arrays of any two float types, a few rows at a time."""
+"""Memory for tensors: copies between NumPy arrays of any two float types, and pages taken from the kernel at once."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +16,9 @@ from oarlock.ops.copy_matrix import copy_matrix
 _CHECKED = 1 << 18  # elements looked at at a time
 _EXPONENTS = {"bfloat16": np.uint16(0x7F80), "float16": np.uint16(0x7C00)}  # all of whose bits no number has
 _TILE = (192, 256)  # rows and columns that fit in a core's cache when NumPy transposes a matrix
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14; older kernels refuse it, and pages come one by one as ever
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_FEW = 1 << 18  # bytes
 
 
 def array_type(dtype: str) -> np.dtype:
@@ -56,3 +62,23 @@ def all_finite(values: np.ndarray) -> bool:
     if mask is None:
         return values.dtype.kind not in "fV" or bool(np.isfinite(values).all())
     return all(int((part.view(np.uint16) & mask).max()) != mask for part in parts)
+
+
+def populate(memory: np.ndarray) -> None:
+    """All pages of a contiguous array that is about to be written over; those that are there stay as they are."""
+    size = memory.nbytes
+    madvise = _madvise() if size >= _FEW else None
+    if madvise is None:
+        return
+    start = memory.ctypes.data
+    end = start + size
+    start = -(-start // _PAGE) * _PAGE  # whole pages: those at the ends may be a neighbour's
+    madvise(start, max(0, end // _PAGE * _PAGE - start), _POPULATE_WRITE)
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    function = getattr(ctypes.CDLL(None), "madvise", None)
+    if function is not None:
+        function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function

@@ -7,9 +7,8 @@ import numpy as np
 import paddle
 
 from oarlock.cpu_ranks.tensor_view import TensorMemory
-from oarlock.weights.buffers import array_type, copy_array
+from oarlock.weights.buffers import array_type, copy_array, populate
 from oarlock.weights.layout import Block
-from oarlock.weights.prefault import populate
 
 
 def type_name(tensor: paddle.Tensor) -> str:

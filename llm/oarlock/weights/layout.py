@@ -17,7 +17,7 @@ from paddle import nn
 from paddle.distributed.fleet.meta_parallel import PipelineLayer, SharedLayerDesc
 
 from oarlock.errors import ModelError
-from oarlock.weights.index_ranges import Block
+from oarlock.weights.tensor_slice import Block
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy as np
 
 from oarlock.environment.console import get_logger
 from oarlock.errors import ModelError
-from oarlock.weights.sources import Mapped, check_stored, left_over, mapped
+from oarlock.weights.hf_names import Mapped, left_over, mapped
+from oarlock.weights.sources import check_stored
 from oarlock.weights.weight_index import read_index
 
 logger = get_logger(__name__)

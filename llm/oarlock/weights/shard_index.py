@@ -15,7 +15,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from oarlock.errors import CheckpointError
 from oarlock.formats.json_file import read_json
-from oarlock.weights.index_ranges import Block
+from oarlock.weights.tensor_slice import Block
 
 INDEX = "tensors.json"
 WEIGHTS = "model"  # the kind of tensor that is a weight; other kinds are optimizer states ("moment1", "master", ...)

@@ -19,9 +19,9 @@ import numpy as np
 
 from oarlock.errors import CheckpointError
 from oarlock.formats.links import check_links
-from oarlock.weights.index_ranges import Block
 from oarlock.weights.safetensors_file import SafetensorsFile
 from oarlock.weights.shard_index import INDEX, MASTER, WEIGHTS, Piece, read_index
+from oarlock.weights.tensor_slice import Block
 
 _CHUNK = 1 << 24  # bytes read at a time where rows of a part are scattered over the whole
 
