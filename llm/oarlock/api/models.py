@@ -12,7 +12,7 @@ from oarlock.files import require_empty
 if TYPE_CHECKING:
     from oarlock.export.checks.findings import Finding
     from oarlock.export.convert import Conversion
-    from oarlock.merge.verify import Proof
+    from oarlock.merge.verify import MergeProof
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 ExportTarget = Literal["hf", "vllm", "fastdeploy", "triton", "paddle-inference", "peft"]
@@ -101,7 +101,7 @@ def merge_adapters(
     max_shard_bytes: int = _SHARD_BYTES,
     proof: bool = True,
     allow_pickle_weights: bool = False,
-) -> Proof | None:
+) -> MergeProof | None:
     """Merge LoRA adapters into their base model, and prove that the result equals both.
 
     Args:

@@ -19,12 +19,12 @@ from oarlock.export.manifest import write_manifest
 from oarlock.export.tokenizer_files import write_companions
 from oarlock.families.registry import find_hf_config
 from oarlock.files import require_empty, write_json
-from oarlock.merge.verify import TOLERANCES
 from oarlock.model_config.family_detection import family_of
 from oarlock.model_config.hf_config import to_hugging_face
 from oarlock.model_config.load import config_content, config_writer, find_model_class, layout_of, read_config
 from oarlock.models.layer_offload import empty_model, stream_logits
 from oarlock.models.open_weights import open_weights
+from oarlock.models.proof import TOLERANCES
 from oarlock.peft.adapter_folder import Base
 from oarlock.weights.safetensors_file import FileRecord, TensorSource, main_dtype
 from oarlock.weights.save import (

@@ -18,10 +18,10 @@ from paddle.base.framework import EagerParamBase
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
-from oarlock.merge.verify import TOLERANCES
 from oarlock.model_config.load import find_model_class
 from oarlock.models.layer_offload import empty_model
 from oarlock.models.open_weights import named
+from oarlock.models.proof import TOLERANCES
 from oarlock.weights.hf_names import hugging_face_names
 from oarlock.weights.layout import Holding, holdings
 from oarlock.weights.safetensors_file import TensorSource

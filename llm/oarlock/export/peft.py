@@ -22,9 +22,9 @@ from oarlock.families.registry import find_hf_config
 from oarlock.files import read_json_object, require_empty, write_json
 from oarlock.merge.deltas import Change, changes_of
 from oarlock.merge.inputs import Weighted
-from oarlock.merge.verify import TOLERANCES
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.model_config.local_folder import local_folder
+from oarlock.models.proof import TOLERANCES
 from oarlock.peft.adapter_base import find_base
 from oarlock.peft.adapter_folder import AdapterFolder
 from oarlock.peft.open_adapter import open_lora

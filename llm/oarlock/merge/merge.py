@@ -21,12 +21,13 @@ from oarlock.files import require_empty, write_json
 from oarlock.merge.deltas import Change, changes_of
 from oarlock.merge.dequantized_base import TrainedBase
 from oarlock.merge.inputs import AdapterMix
-from oarlock.merge.verify import TOLERANCES, Proof, prove
+from oarlock.merge.verify import MergeProof, prove
 from oarlock.model_config.generation_config import first_settings
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.models.layer_offload import empty_model
 from oarlock.models.load_finetuned import check_base
 from oarlock.models.open_weights import open_weights
+from oarlock.models.proof import TOLERANCES
 from oarlock.peft.adapter_folder import Base
 from oarlock.versions import package_versions
 from oarlock.weights.buffers import array_type, copy_array, row_ranges
@@ -71,7 +72,7 @@ class MergeOptions:
     says_places: bool = True
 
 
-def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | None = None) -> Proof | None:
+def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | None = None) -> MergeProof | None:
     """Write base + adapters as a model folder in Paddle's layout, on the CPU.
 
     Memory: two tensors (in the wider of stored and written type), and some 100 MB for rows in float32; the proof runs
@@ -171,7 +172,7 @@ def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: st
     save_generation(first_settings(places), folder)
 
 
-def _write_record(base: Path, mix: AdapterMix, proof: Proof | None, folder: Path) -> None:
+def _write_record(base: Path, mix: AdapterMix, proof: MergeProof | None, folder: Path) -> None:
     """Where the model comes from, for whoever finds the folder later."""
     adapters = [
         {"folder": str(p.adapter.folder), "weight": p.weight, "settings": p.adapter.settings} for p in mix.parts
