@@ -98,7 +98,7 @@ def rank_memory(folder: Path, out: Path, way: str) -> int:
     from oarlock.cpu_ranks import fleet_patches, process_group
     from oarlock.environment.ranks import rank, world_size
     from oarlock.parallel.object_collectives import barrier
-    from oarlock.weights.layout import holdings
+    from oarlock.weights.layout import parameter_shards
 
     paddle.set_device("cpu")
     process_group.install()
@@ -115,9 +115,9 @@ def rank_memory(folder: Path, out: Path, way: str) -> int:
     model = (build_ours if way == "oarlock" else build_theirs)(folder, config)
     seconds = time.perf_counter() - start
     peak = kilobytes("VmHWM")
-    held = holdings(model)
-    part = sum(holding.tensor._numel() * holding.tensor.element_size() for holding in held)
-    largest = max(4 * int(paddle.to_tensor(holding.block.shape).prod()) for holding in held)
+    held = parameter_shards(model)
+    part = sum(parameter.tensor._numel() * parameter.tensor.element_size() for parameter in held)
+    largest = max(4 * int(paddle.to_tensor(parameter.slice.shape).prod()) for parameter in held)
     row = {
         "way": way,
         "rank": rank(),

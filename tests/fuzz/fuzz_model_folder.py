@@ -86,7 +86,7 @@ def _open(kind: str, file: str, place: Path, good: Path) -> None:
         assert sum(array.size for array in numbers) < 10**6 and all(np.isfinite(array).all() for array in numbers)
     elif kind in (ADAPTER, PEFT):
         config = read_config(good / MODEL)
-        found = open_adapter(place).of_model(find_model_class(config), config)
+        found = open_adapter(place).map_to_model(find_model_class(config), config)
         for name, shape in found.shapes().items():
             assert np.isfinite(found.value(name, shape)).all()
     else:

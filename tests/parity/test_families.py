@@ -20,7 +20,7 @@ from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.train.finetune import finetune
 from oarlock.weights.hf_names import hugging_face_names
-from oarlock.weights.layout import holdings
+from oarlock.weights.layout import parameter_shards
 from support.family_checks import (
     NAMES,
     TEXT,
@@ -61,7 +61,7 @@ def readable_from_hugging_face(found, model) -> bool:
         names = {mapping.target_name for _, mapping in hugging_face_names(found, model.config)}
     except ModelError:
         return False
-    return {holding.name for holding in holdings(model) if hasattr(holding.tensor, "trainable")} <= names
+    return {parameter.name for parameter in parameter_shards(model) if hasattr(parameter.tensor, "trainable")} <= names
 
 
 # full training
@@ -152,7 +152,7 @@ def test_a_family_that_does_not_run_says_so(tmp_path):
 
 
 def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(tmp_path):
-    content = TINY["glm"] | {"model_type": "glm", "architectures": [FAMILIES["glm"].model]}
+    content = TINY["glm"] | {"model_type": "glm", "architectures": [FAMILIES["glm"].architecture]}
     PTuning(3).check("glm")
     for family in WITH_PREFIX:
         Prefix(3).check(family)
@@ -162,7 +162,7 @@ def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(t
 
 
 def test_positions_that_a_prefix_takes_are_counted(tmp_path):
-    content = TINY["opt"] | {"model_type": "opt", "architectures": [FAMILIES["opt"].model]}
+    content = TINY["opt"] | {"model_type": "opt", "architectures": [FAMILIES["opt"].architecture]}
     (tmp_path / "model.safetensors").write_bytes(b"nothing that could be read")
     words = ("--prefix_tuning", "--num_prefix_tokens", "100", "--src_length", "100", "--tgt_length", "100")
     with pytest.raises(ConfigError, match=r"after the prefix asks for sequences of 300 tokens, .* made for 256"):

@@ -22,14 +22,14 @@ from oarlock.merge.merge import MergeOptions, merge
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.proof import TOLERANCES
 from oarlock.peft.lora import LoRA
-from oarlock.peft.method import method_of
+from oarlock.peft.method import restore_method
 from oarlock.peft.quantization import Quantization
 from support.merge_models import scores, whole_model
 
 
 def tuned_model(base: Path, adapter: Path):
     settings = json.loads((adapter / "adapter.json").read_text())
-    method = method_of(settings["method"], settings["settings"])
+    method = restore_method(settings["method"], settings["settings"])
     return build_model(ModelSource(base, AutoConfig.from_pretrained(str(base)), True), method=method, adapter=adapter)
 
 

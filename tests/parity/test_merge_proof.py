@@ -39,14 +39,14 @@ def test_streamed_scores_are_those_of_the_whole_model_with_one_layer_in_memory(b
 
 @pytest.mark.parametrize("wrong", ["scaling", "one layer"])
 def test_a_wrong_merge_does_not_pass(bases, adapter, tmp_path, monkeypatch, wrong):
-    right = deltas.Change.matrices
+    right = deltas.LoraDelta.matrices
 
     def matrices(self):
         a, b = right(self)
         wrong_here = wrong == "scaling" or self.layer.endswith("layers.1.self_attn.k_proj")
         return (a, b * np.float32(1.02)) if wrong_here else (a, b)
 
-    monkeypatch.setattr(deltas.Change, "matrices", matrices)
+    monkeypatch.setattr(deltas.LoraDelta, "matrices", matrices)
     with pytest.raises(ModelError, match="the merged model is not base \\+ adapters"):
         merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "new" / "merged")
     assert not list(tmp_path.glob("new/*")) and not list(tmp_path.glob("new/.*"))

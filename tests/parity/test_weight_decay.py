@@ -18,14 +18,14 @@ from oarlock.families.registry import FAMILIES as REGISTRY
 from oarlock.families.registry import HF_CONFIGS
 from oarlock.model_config.hf_config import to_hugging_face
 from oarlock.model_config.load import find_model_class
-from oarlock.models.build import ModelSource, build_model, num_parameters
+from oarlock.models.build import ModelSource, build_model, count_parameters
 from oarlock.peft.lora import LoRA
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.train.run_training import make_trainer
 from oarlock.train.setup import connect, start
 from oarlock.weights.hf_names import hugging_face_names
-from oarlock.weights.layout import holdings
+from oarlock.weights.layout import parameter_shards
 
 RATE, DECAY = 0.1, 0.5
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in FAMILIES} | {
@@ -73,7 +73,7 @@ class Trained:
             data_fingerprint="",
         )  # fmt: skip
         trainer.create_optimizer_and_scheduler(1)
-        self.tensors = {h.name: h.tensor for h in holdings(self.model) if not h.tensor.stop_gradient}
+        self.tensors = {h.name: h.tensor for h in parameter_shards(self.model) if not h.tensor.stop_gradient}
         for key, tensor in self.tensors.items():
             if key.endswith("lora_B"):  # starts as 0, on which no decay would be seen
                 tensor.set_value(paddle.full_like(tensor, 0.5))
@@ -108,9 +108,11 @@ def test_as_many_parameters_as_transformers_trains(name, theirs):
     names = {
         mapping.target_name: there for (there, *_), mapping in hugging_face_names(find_model_class(config), config)
     }
-    sizes = {names[h.name]: int(np.prod(h.tensor.shape)) for h in holdings(model) if hasattr(h.tensor, "trainable")}
+    sizes = {
+        names[h.name]: int(np.prod(h.tensor.shape)) for h in parameter_shards(model) if hasattr(h.tensor, "trainable")
+    }
     assert sizes == theirs[name]["sizes"]
-    assert num_parameters(model)[1] == sum(theirs[name]["sizes"].values())
+    assert count_parameters(model)[1] == sum(theirs[name]["sizes"].values())
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in HF_CONFIGS])

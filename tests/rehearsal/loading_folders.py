@@ -15,11 +15,11 @@ def whole_shapes(config) -> dict[str, tuple[int, ...]]:
     from paddlenlp.transformers import LlamaForCausalLM
 
     from oarlock.models.construct import unsplit_config, without_values
-    from oarlock.weights.layout import holdings
+    from oarlock.weights.layout import parameter_shards
 
     with without_values():
         model = LlamaForCausalLM(unsplit_config(config))
-    return {holding.name: holding.block.shape for holding in holdings(model)}
+    return {parameter.name: parameter.slice.shape for parameter in parameter_shards(model)}
 
 
 def values(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -80,15 +80,15 @@ def do_as_on_a_device(folder: Path, plan: str) -> None:
     """The road of tensors whose memory NumPy does not see."""
     from unittest import mock
 
-    from oarlock.weights.copy_into_params import Target
+    from oarlock.weights.copy_into_params import ParameterBuffer
 
-    really = Target.__init__
+    really = ParameterBuffer.__init__
 
     def without_array(target, tensor):
         really(target, tensor)
         target.array = None
 
-    with mock.patch.object(Target, "__init__", without_array):
+    with mock.patch.object(ParameterBuffer, "__init__", without_array):
         load_and_check(folder, plan, "hugging_face")
 
 

@@ -26,13 +26,13 @@ from oarlock.models.layer_offload import empty_model, stream_logits
 from oarlock.models.open_weights import open_weights
 from oarlock.models.proof import TOLERANCES
 from oarlock.peft.adapter_folder import Base
-from oarlock.weights.safetensors_file import FileRecord, TensorSource, main_dtype
+from oarlock.weights.safetensors_file import FileRecord, TensorSource, find_main_dtype
 from oarlock.weights.save import (
     MAX_SHARD_BYTES,
     check_space,
-    file_order,
+    create_model_folder,
     save_config,
-    whole_folder,
+    split_into_files,
     write_weights,
 )
 from oarlock.weights.sources import FileSource
@@ -119,11 +119,11 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     find_hf_config(family_of(config_content(source), str(source / "config.json")))
     layout = _layout(source, options.allow_pickle)
     config = read_config(source)
-    with on_cpu(), whole_folder(output, _WHAT, [source]) as folder:
+    with on_cpu(), create_model_folder(output, _WHAT, [source]) as folder:
         with closing(open_weights(source, find_model_class(config), config, options.allow_pickle)) as weights:
             result = plain_config(config)
             tensors, records = _write(weights, config, result, to, options, folder)
-        dtype = main_dtype(tensors)
+        dtype = find_main_dtype(tensors)
         _write_config(source, result, to, dtype, folder)
         write_companions(source, to, result, folder)
         proof = None
@@ -165,7 +165,9 @@ def _write(
         tensors = [tensor for tensor, _ in made]
         check_space(tensors, folder, _WHAT)
         stored = {tensor.name: name for tensor, name in made}
-        reader.expect([stored[tensor.name] for shard in file_order(tensors, options.shard_bytes) for tensor in shard])
+        reader.expect(
+            [stored[tensor.name] for shard in split_into_files(tensors, options.shard_bytes) for tensor in shard]
+        )
         total = sum(tensor.num_bytes for tensor in tensors)
         with progress_bar(total, "convert", "B", unit_scale=True) as bar:
             return tensors, write_weights(tensors, folder, options.shard_bytes, bar.update, _LAYOUTS[to])

@@ -23,7 +23,7 @@ from oarlock.models.layer_offload import empty_model
 from oarlock.models.open_weights import named
 from oarlock.models.proof import TOLERANCES
 from oarlock.weights.hf_names import hugging_face_names
-from oarlock.weights.layout import Holding, holdings
+from oarlock.weights.layout import ParameterShard, parameter_shards
 from oarlock.weights.safetensors_file import TensorSource
 from oarlock.weights.sources import FileSource, stored_dtype
 
@@ -80,12 +80,12 @@ def shapes_of(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
     return _parameters(_held(config))
 
 
-def _parameters(held: Sequence[Holding]) -> dict[str, tuple[int, ...]]:
-    return {holding.name: holding.block.shape for holding in held if isinstance(holding.tensor, EagerParamBase)}
+def _parameters(held: Sequence[ParameterShard]) -> dict[str, tuple[int, ...]]:
+    return {parameter.name: parameter.slice.shape for parameter in held if isinstance(parameter.tensor, EagerParamBase)}
 
 
-def _held(config: PretrainedConfig) -> list[Holding]:
-    return holdings(empty_model(find_model_class(config), config))
+def _held(config: PretrainedConfig) -> list[ParameterShard]:
+    return parameter_shards(empty_model(find_model_class(config), config))
 
 
 # fused inputs

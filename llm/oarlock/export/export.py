@@ -28,7 +28,7 @@ from oarlock.model_config.load import read_config
 from oarlock.model_config.local_folder import local_folder
 from oarlock.models.build import ModelSource
 from oarlock.peft.adapter_folder import Base
-from oarlock.weights.save import save_config, whole_folder
+from oarlock.weights.save import create_model_folder, save_config
 
 logger = get_logger(__name__)
 
@@ -56,7 +56,7 @@ def export(request: Request) -> None:
     else:
         with (
             _whole_model(request, base, mix) as (folder, facts),
-            whole_folder(output, _WHAT, (base, *request.adapters)) as result,
+            create_model_folder(output, _WHAT, (base, *request.adapters)) as result,
         ):
             facts |= {"target": request.target, "name": request.name}
             if request.converts:

@@ -20,8 +20,8 @@ from oarlock.export.manifest import write_manifest
 from oarlock.export.tokenizer_files import write_tokenizer
 from oarlock.families.registry import find_hf_config
 from oarlock.files import read_json_object, require_empty, write_json
-from oarlock.merge.deltas import Change, changes_of
-from oarlock.merge.inputs import Weighted
+from oarlock.merge.deltas import LoraDelta, find_deltas
+from oarlock.merge.inputs import WeightedAdapter
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.model_config.local_folder import local_folder
 from oarlock.models.proof import TOLERANCES
@@ -29,7 +29,7 @@ from oarlock.peft.adapter_base import find_base
 from oarlock.peft.adapter_folder import AdapterFolder
 from oarlock.peft.open_adapter import open_lora
 from oarlock.weights.safetensors_file import TensorSource, write_safetensors
-from oarlock.weights.save import whole_folder
+from oarlock.weights.save import create_model_folder
 
 logger = get_logger(__name__)
 
@@ -82,7 +82,7 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
     find_hf_config(config.model_type)
     tensors = list(_tensors(found, config))
     targets = tuple(sorted({tensor.name.split(".")[-3] for tensor in tensors}))
-    with whole_folder(output, "the adapter", [adapter]) as partial_folder:
+    with create_model_folder(output, "the adapter", [adapter]) as partial_folder:
         record = write_safetensors(partial_folder / _WEIGHTS, tensors, {"format": "pt"})
         write_json(partial_folder / _CONFIG, _config(found.settings, name, targets))
         if has_tokenizer(adapter):
@@ -111,7 +111,7 @@ def _prove(adapter: AdapterFolder, config: PretrainedConfig, folder: Path) -> fl
     stored, settings = load_file(folder / _WEIGHTS), read_json_object(folder / _CONFIG)
     scaling = settings["lora_alpha"] / (settings["r"] ** 0.5 if settings["use_rslora"] else settings["r"])
     there, random, worst = names_there(plain_config(config)), np.random.default_rng(0), 0.0
-    for change in changes_of(Weighted(adapter, 1.0), find_model_class(config), config):
+    for change in find_deltas(WeightedAdapter(adapter, 1.0), find_model_class(config), config):
         a, b = change.matrices()
         inputs = random.standard_normal((_INPUTS, a.shape[0]), np.float32)
         for part in parts_of(f"{change.layer}.weight", change.shapes[1], config):
@@ -131,7 +131,7 @@ def _prove(adapter: AdapterFolder, config: PretrainedConfig, folder: Path) -> fl
 
 def _tensors(adapter: AdapterFolder, config: PretrainedConfig) -> Iterator[TensorSource]:
     there = names_there(plain_config(config))
-    for change in changes_of(Weighted(adapter, 1.0), find_model_class(config), config):
+    for change in find_deltas(WeightedAdapter(adapter, 1.0), find_model_class(config), config):
         for part in parts_of(f"{change.layer}.weight", change.shapes[1], config):
             if part.name not in there:
                 raise ModelError(f"{adapter.folder}: {part.name} has no name in Hugging Face's format")
@@ -145,11 +145,11 @@ def _tensor(name: str, shape: tuple[int, ...], read: Any) -> TensorSource:
     return TensorSource(name, "float32", shape, read, cast=True)
 
 
-def _a(change: Change) -> np.ndarray:
+def _a(change: LoraDelta) -> np.ndarray:
     return change.adapter.value(f"{change.layer}.lora_A", change.shapes[0]).T
 
 
-def _b(change: Change, cut: Any) -> np.ndarray:
+def _b(change: LoraDelta, cut: Any) -> np.ndarray:
     values = change.adapter.value(f"{change.layer}.lora_B", change.shapes[1])
     return (cut(values) if cut else values).T
 

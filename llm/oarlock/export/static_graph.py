@@ -18,7 +18,7 @@ from oarlock.environment.paddle_import import on_cpu
 from oarlock.errors import ModelError
 from oarlock.families.registry import FAMILIES
 from oarlock.models.build import ModelSource, build_model
-from oarlock.models.forward import pairs_of_positions
+from oarlock.models.forward import make_position_pairs
 from oarlock.ops.install import originals
 
 logger = get_logger(__name__)
@@ -146,7 +146,7 @@ class _Scores(nn.Layer):
     ) -> paddle.Tensor:
         """Scores [batch, tokens, vocabulary]."""
         if self.forward_kind == "pairs_of_positions":
-            positions = pairs_of_positions(self.model.config, input_ids, attention_mask)
+            positions = make_position_pairs(self.model.config, input_ids, attention_mask)
             result = self.model(input_ids=input_ids, attention_mask=_seen(attention_mask), position_ids=positions)
         elif (
             self.forward_kind == "no_position_ids"

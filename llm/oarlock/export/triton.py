@@ -31,7 +31,7 @@ from oarlock.peft.adapter_folder import Base
 from oarlock.peft.open_adapter import open_lora
 from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
 from oarlock.triton_repository.model_code import PACKAGE, TEMPLATES
-from oarlock.weights.folder_files import ADAPTER_FILES, MODEL_FILES, readers_of, take
+from oarlock.weights.folder_files import ADAPTER_FILES, MODEL_FILES, find_readers, link_files
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -77,14 +77,14 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
     _check(model, adapters, name)
     require_empty(output)
     try:
-        with new_folder(output, readers_of(model, *map(Path, adapters.values()))) as folder:
+        with new_folder(output, find_readers(model, *map(Path, adapters.values()))) as folder:
             for own, config in configs.items():
                 _write_model(folder / config.name, own, config)
             version = folder / name / "1"
-            take(model, version / "model", MODEL_FILES)
+            link_files(model, version / "model", MODEL_FILES)
             sources = {version / "model": model}
             for adapter, place in adapters.items():
-                take(Path(place), version / "adapters" / adapter, ADAPTER_FILES)
+                link_files(Path(place), version / "adapters" / adapter, ADAPTER_FILES)
                 sources[version / "adapters" / adapter] = Path(place)
             (folder / REQUIREMENTS_FILE).write_text(requirements_text(), encoding="utf-8")
             hashes = {

@@ -18,8 +18,8 @@ from oarlock.data.tokenizers.load import has_tokenizer, load_tokenizer
 from oarlock.environment.console import get_logger, progress_bar
 from oarlock.environment.paddle_import import on_cpu
 from oarlock.files import require_empty, write_json
-from oarlock.merge.deltas import Change, changes_of
-from oarlock.merge.dequantized_base import TrainedBase
+from oarlock.merge.deltas import LoraDelta, find_deltas
+from oarlock.merge.dequantized_base import DequantizedBase
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.verify import MergeProof, prove
 from oarlock.model_config.generation_config import first_settings
@@ -31,16 +31,16 @@ from oarlock.models.proof import TOLERANCES
 from oarlock.peft.adapter_folder import Base
 from oarlock.versions import package_versions
 from oarlock.weights.buffers import array_type, copy_array, row_ranges
-from oarlock.weights.layout import holdings
+from oarlock.weights.layout import parameter_shards
 from oarlock.weights.load import Request, check_source
-from oarlock.weights.safetensors_file import TensorSource, main_dtype
+from oarlock.weights.safetensors_file import TensorSource, find_main_dtype
 from oarlock.weights.save import (
     MAX_SHARD_BYTES,
     check_space,
+    create_model_folder,
     save_config,
     save_generation,
     save_tokenizer,
-    whole_folder,
     write_weights,
 )
 from oarlock.weights.sources import WeightSource, stored_dtype
@@ -93,18 +93,18 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
         require_empty(output)
     check_base(mix.base, Base.of(str(base), base))
     config = read_config(base)
-    mix = mix.of_model(find_model_class(config), config)
+    mix = mix.map_to_model(find_model_class(config), config)
     with (
         on_cpu(),
         closing(open_weights(base, find_model_class(config), config, options.allow_pickle, read_ahead=False)) as source,
-        whole_folder(output, "the merged model", (base, *(part.adapter.folder for part in mix.parts))) as folder,
+        create_model_folder(output, "the merged model", (base, *(part.adapter.folder for part in mix.parts))) as folder,
     ):
-        trained_base = TrainedBase(source, mix)
+        trained_base = DequantizedBase(source, mix)
         merged = _merged_tensors(source, trained_base, mix, config, options.dtype)
         check_space(merged, output, "the merged model")
         with progress_bar(sum(tensor.num_bytes for tensor in merged), "merge", "B", unit_scale=True) as bar:
             write_weights(merged, folder, options.max_shard_bytes, bar.update)
-        _write_rest(base, mix, config, main_dtype(merged), folder)
+        _write_rest(base, mix, config, find_main_dtype(merged), folder)
         proof = None
         if options.proof:
             proof = prove(trained_base, mix, folder, config, {tensor.dtype for tensor in merged})
@@ -117,30 +117,32 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
 
 
 def _merged_tensors(
-    source: WeightSource, base: TrainedBase, mix: AdapterMix, config: PretrainedConfig, dtype: str | None
+    source: WeightSource, base: DequantizedBase, mix: AdapterMix, config: PretrainedConfig, dtype: str | None
 ) -> list[TensorSource]:
     """All tensors of the merged model, in the order in which the base has them."""
     whole = find_model_class(config)
-    held = {holding.name: holding for holding in holdings(empty_model(whole, config))}
+    held = {parameter.name: parameter for parameter in parameter_shards(empty_model(whole, config))}
     requests = [
-        Request(name, holding.block, "float32", not isinstance(holding.tensor, EagerParamBase))
-        for name, holding in held.items()
+        Request(name, parameter.slice, "float32", not isinstance(parameter.tensor, EagerParamBase))
+        for name, parameter in held.items()
     ]
     names = check_source(source, requests)
-    changes: dict[str, list[Change]] = {}
+    changes: dict[str, list[LoraDelta]] = {}
     for part in mix.parts:
-        for change in changes_of(part, whole, config):
+        for change in find_deltas(part, whole, config):
             changes.setdefault(f"{change.layer}.weight", []).append(change)
     tensors = []
     for name in names:
-        stored, shape = stored_dtype(source, name), held[name].block.shape
+        stored, shape = stored_dtype(source, name), held[name].slice.shape
         target = dtype if dtype and stored in TOLERANCES else stored  # buffers of integers stay what they are
         read = partial(_merged, base, name, shape, array_type(target), changes.get(name, []))
         tensors.append(TensorSource(name, target, shape, read))
     return tensors
 
 
-def _merged(base: TrainedBase, name: str, shape: tuple[int, ...], dtype: np.dtype, changes: list[Change]) -> np.ndarray:
+def _merged(
+    base: DequantizedBase, name: str, shape: tuple[int, ...], dtype: np.dtype, changes: list[LoraDelta]
+) -> np.ndarray:
     """A tensor of the merged model: a few rows at a time in float32, then in its own type."""
     whole = np.empty(shape, dtype)
     values = base.read(name, whole)

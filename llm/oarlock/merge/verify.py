@@ -10,13 +10,13 @@ import numpy as np
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
-from oarlock.merge.deltas import lora_of
-from oarlock.merge.inputs import AdapterMix, Weighted
+from oarlock.merge.deltas import restore_lora
+from oarlock.merge.inputs import AdapterMix, WeightedAdapter
 from oarlock.model_config.load import find_model_class
 from oarlock.models.layer_offload import empty_model, stream_logits
 from oarlock.models.proof import TOLERANCES, Proof, coarsest_dtype, compare_logits, require_equal
 from oarlock.peft.lora import LoRA
-from oarlock.peft.method import trained
+from oarlock.peft.method import trainable_parameters
 from oarlock.weights.sources import SafetensorsSource, WeightSource
 from oarlock.weights.weight_folder import WeightFolder
 
@@ -68,7 +68,7 @@ def prove(base: WeightSource, mix: AdapterMix, folder: Path, config: PretrainedC
     ids = np.random.default_rng(0).integers(0, config.vocab_size, _BATCH)
     beside = _Beside(mix, base)
     model = empty_model(model_type, config, beside.method)
-    beside.shapes = {held.name: held.block.shape for held in trained(model)}
+    beside.shapes = {held.name: held.slice.shape for held in trainable_parameters(model)}
     tuned = stream_logits(model, beside.read, set(base.shapes), ids)
     beside.off = True
     plain = stream_logits(model, beside.read, set(base.shapes), ids)
@@ -118,7 +118,7 @@ class _Beside:
         self.off = False
         self._alone = len(mix.parts) == 1
         if self._alone:
-            self.method = lora_of(mix.parts[0].adapter)
+            self.method = restore_lora(mix.parts[0].adapter)
         else:
             rank = sum(part.adapter.settings["r"] for part in mix.parts)
             targets = {name.split(".")[-2] for part in mix.parts for name in part.adapter.names}
@@ -134,7 +134,7 @@ class _Beside:
             return np.zeros(shape, np.float32)
         return np.concatenate([self._value(part, name, shape, is_b) for part in self._parts], 0 if is_b else 1)
 
-    def _value(self, part: Weighted, name: str, shape: tuple[int, ...], is_b: bool) -> np.ndarray:
+    def _value(self, part: WeightedAdapter, name: str, shape: tuple[int, ...], is_b: bool) -> np.ndarray:
         adapter, rank = part.adapter, part.adapter.settings["r"]
         own = (rank, shape[1]) if is_b else (shape[0], rank)
         if name not in adapter.names:  # it was trained on fewer layers

@@ -133,7 +133,7 @@ def _apply_kernels(config: RunConfig, model_config: PretrainedConfig) -> None:
     model_config.seq_length = config.sequence_length
 
 
-def positions_of(config: PretrainedConfig) -> tuple[str, int]:
+def find_position_limit(config: PretrainedConfig) -> tuple[str, int]:
     """How many tokens a model was made for (or looks back), and the field that says so; ("", 0) without a limit."""
     names = ("max_position_embeddings", "max_sequence_length")
     found = next(((name, int(value)) for name in names if (value := getattr(config, name, None))), ("", 0))
@@ -149,7 +149,7 @@ def check_lengths(source: ModelSource, longest: int, flag: str) -> None:
         ModelError: for the window.
     """
     check_window(source.config, longest, str(source.folder / "config.json"), f"{flag} asks for sequences of")
-    name, positions = positions_of(source.config)
+    name, positions = find_position_limit(source.config)
     if positions and longest > positions:
         raise ConfigError(
             f"{flag} asks for sequences of {longest:,} tokens, but the model was made for {positions:,} "
@@ -239,9 +239,9 @@ def build_model(
     if method is None:
         load_distributed(model, of_base)
     else:
-        load_distributed(model, of_base, wanted=lambda holding: holding.tensor.stop_gradient)
+        load_distributed(model, of_base, wanted=lambda parameter: parameter.tensor.stop_gradient)
         values = (
-            read_adapter(open_adapter(adapter).of_model(found, source.config), method).value
+            read_adapter(open_adapter(adapter).map_to_model(found, source.config), method).value
             if adapter
             else initial_values(method, seed)
         )
@@ -269,7 +269,7 @@ def set_parameter(parameter: paddle.Tensor, array: np.ndarray) -> None:
     parameter.set_value(array.reshape(shape))  # a number is an array of one to ascontiguousarray
 
 
-def num_parameters(model: Any) -> tuple[int, int]:
+def count_parameters(model: Any) -> tuple[int, int]:
     """(all, trainable) parameters of a model; tied ones once."""
     unique = {id(p): p for p in model.parameters()}.values()
     sizes = [(int(np.prod(p.shape)), not p.stop_gradient) for p in unique]

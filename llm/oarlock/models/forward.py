@@ -73,7 +73,7 @@ def adapt_inputs(model: nn.Layer) -> None:
 # masks
 
 
-def whole_mask(ids: paddle.Tensor, mask: paddle.Tensor | None, num_keys: int) -> paddle.Tensor:
+def make_mask(ids: paddle.Tensor, mask: paddle.Tensor | None, num_keys: int) -> paddle.Tensor:
     """Which keys [batch, 1, queries, keys] each query sees, int64: those up to its own that are text.
 
     Args:
@@ -115,7 +115,7 @@ def _answer_starts(config: Any, ids: paddle.Tensor) -> tuple[paddle.Tensor, padd
     return paddle.where(asked < begin, begin, nowhere), asked
 
 
-def pairs_of_positions(config: Any, ids: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor:
+def make_position_pairs(config: Any, ids: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor:
     """ChatGLM's and GLM's two positions, [batch, 2, tokens]; one, [batch, tokens], where they are made so.
 
     Text has its place and 0. In the two-part form the answer has the place of the [gMASK] it stands for, and counts
@@ -136,7 +136,7 @@ def _complete_pairs(config: Any, named: NamedArguments, past: str) -> None:
     ids, mask = named["input_ids"], named.get("attention_mask")
     if mask is None or mask.ndim == 2:
         earlier = _length(named.get(past)) if mask is None else mask.shape[1] - ids.shape[1]
-        seen = whole_mask(ids, mask, earlier + ids.shape[1])
+        seen = make_mask(ids, mask, earlier + ids.shape[1])
         if ids.shape[1] > 1:  # the question is seen as a whole
             start, _ = _answer_starts(config, ids)
             question = (paddle.arange(ids.shape[1]).unsqueeze(0) < start) & (start < ids.shape[1])
@@ -148,7 +148,7 @@ def _complete_pairs(config: Any, named: NamedArguments, past: str) -> None:
     positions = named.get("position_ids")
     if positions is None or positions.ndim == 2:
         own = mask[:, -ids.shape[1] :] if mask is not None and mask.ndim == 2 else None
-        named["position_ids"] = pairs_of_positions(config, ids, own)
+        named["position_ids"] = make_position_pairs(config, ids, own)
 
 
 def _length(past: Any) -> int:
@@ -165,7 +165,7 @@ def _generate_with_pairs(model: nn.Layer, past: str) -> None:
     def prepare(input_ids: paddle.Tensor, attention_mask: paddle.Tensor | None = None, **kwargs: Any) -> NamedArguments:
         remembered = kwargs.get(past)
         mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
-        positions = pairs_of_positions(model.config, input_ids, mask)
+        positions = make_position_pairs(model.config, input_ids, mask)
         if remembered is not None:
             input_ids, positions = input_ids[:, -1:], positions[..., -1:]
         given = {"input_ids": input_ids, "position_ids": positions, "attention_mask": mask}

@@ -14,8 +14,8 @@ from oarlock.environment.paddle_import import set_paddlenlp_log_level
 from oarlock.errors import ConfigError, ModelError
 from oarlock.model_config.generation_config import token_ids
 from oarlock.model_config.sliding_window import check_window
-from oarlock.models.build import positions_of
-from oarlock.models.load_finetuned import open_tuned
+from oarlock.models.build import find_position_limit
+from oarlock.models.load_finetuned import load_finetuned
 
 DEFAULT_TOKENS = 64  # of an answer
 
@@ -106,14 +106,14 @@ def right_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, l
     return ids, lengths
 
 
-def last_scores(scores: paddle.Tensor, lengths: Sequence[int]) -> paddle.Tensor:
+def last_logits(scores: paddle.Tensor, lengths: Sequence[int]) -> paddle.Tensor:
     """Those after each row's last token, [rows, vocabulary]."""
     return paddle.gather_nd(scores, paddle.to_tensor([[i, length - 1] for i, length in enumerate(lengths)]))
 
 
 def _longest(config: Any, question: int, wanted: int | None) -> int:
     """Tokens of an answer to a question of so many."""
-    name, positions = positions_of(config)
+    name, positions = find_position_limit(config)
     room = positions - question if positions else wanted or DEFAULT_TOKENS
     if room < 1:
         raise ModelError(
@@ -141,7 +141,7 @@ def ask_model(
         ModelError: when the model can't be loaded, or question and answer are longer than its context or its window.
     """
     set_paddlenlp_log_level("error")
-    tuned = open_tuned(name_or_path, base)
+    tuned = load_finetuned(name_or_path, base)
     for question in questions:
         try:
             check_characters(question)

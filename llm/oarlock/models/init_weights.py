@@ -24,7 +24,7 @@ from oarlock.compat.replace_attributes import replace_attributes
 from oarlock.environment.paddle_import import import_paddle, on_cpu
 from oarlock.families.registry import FAMILIES
 from oarlock.models.construct import construct, unsplit_config, without_values
-from oarlock.weights.layout import holdings
+from oarlock.weights.layout import parameter_shards
 
 _MAX_THREADS = 16
 _CHUNK = 1 << 20  # values from one generator, so that any number of threads draws the same
@@ -81,7 +81,7 @@ class RandomWeights:
         # Parameters made later have the same automatic names as on ranks that do not draw.
         with _drawing_on_cpu(), without_values(), paddle.utils.unique_name.guard():
             model = construct(model_class, unsplit_config(config), "float32")
-        names = {id(held.tensor): held.name for held in holdings(model) if hasattr(held.tensor, "_init_func")}
+        names = {id(held.tensor): held.name for held in parameter_shards(model) if hasattr(held.tensor, "_init_func")}
         self._blocks: list[tuple[_Block, dict[str, str]]] = []  # with the names (in the block, in the model) it gives
         self._where: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...] | None] = {}

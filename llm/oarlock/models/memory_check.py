@@ -17,7 +17,7 @@ from oarlock.parallel.nodes import this_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.weights.buffers import array_type
 from oarlock.weights.copy_into_params import type_name
-from oarlock.weights.layout import holdings
+from oarlock.weights.layout import parameter_shards
 from oarlock.weights.sources import check_stored
 from oarlock.weights.weight_folder import WeightFolder, has_safetensors
 
@@ -73,7 +73,7 @@ def check_parameters(model: nn.Layer, folder: Path, held_beside: int) -> None:
     Raises:
         ModelError: with both sizes. StoppedWithOthers where another rank says so.
     """
-    tensors = list({id(held.tensor): held.tensor for held in holdings(model)}.values())
+    tensors = list({id(held.tensor): held.tensor for held in parameter_shards(model)}.values())
     needed = sum(map(_bytes, tensors))
     needed += held_beside * sum(math.prod(tensor.shape) for tensor in tensors if not tensor.stop_gradient)
     node, of = this_node(), ""

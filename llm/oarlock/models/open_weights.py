@@ -14,7 +14,7 @@ from oarlock.errors import ModelError
 from oarlock.models.layer_offload import empty_model
 from oarlock.models.memory_check import check_tables
 from oarlock.weights.buffers import row_ranges
-from oarlock.weights.layout import holdings
+from oarlock.weights.layout import parameter_shards
 from oarlock.weights.pickles import PickleSource
 from oarlock.weights.sources import EMBEDDINGS, FileSource, SafetensorsSource
 from oarlock.weights.weight_folder import WeightFolder, has_safetensors
@@ -61,7 +61,7 @@ def check_unused(source: FileSource, model_class: Any, config: PretrainedConfig)
     Raises:
         ModelError: naming them.
     """
-    held = {holding.name for holding in holdings(empty_model(model_class, config))}
+    held = {parameter.name for parameter in parameter_shards(empty_model(model_class, config))}
     embedding = next((name for name in source.shapes if name in held and name.endswith(EMBEDDINGS)), None)
     extra = []
     for name in (*source.left_over, *(name for name in source.shapes if name not in held)):

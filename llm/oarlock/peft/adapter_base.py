@@ -10,7 +10,7 @@ from oarlock.formats.links import check_links, own_links
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.model_config.local_folder import local_folder
 from oarlock.peft.adapter_folder import UNKNOWN_BASE, AdapterFolder
-from oarlock.weights.folder_files import TEXT_FILES, listed
+from oarlock.weights.folder_files import TEXT_FILES, find_files
 
 
 def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, allow_pickle: bool = False) -> Path:
@@ -47,17 +47,17 @@ def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, a
     return local_folder(str(found), with_weights, allow_pickle)
 
 
-def beside(adapter: AdapterFolder, base: Path) -> AdapterFolder:
+def map_to_base(adapter: AdapterFolder, base: Path) -> AdapterFolder:
     """The adapter under PaddleNLP's names of a base's layers (see AdapterFolder.of_model).
 
     Raises:
         ModelError: when the base's configuration can't be read, or the adapter does not belong to it.
     """
     config = read_config(base)
-    return adapter.of_model(find_model_class(config), config)
+    return adapter.map_to_model(find_model_class(config), config)
 
 
-def with_texts_of(adapter: Path, base: Path, into: Path) -> Path:
+def add_texts_of(adapter: Path, base: Path, into: Path) -> Path:
     """A folder of links: the base with the tokenizer and the template that the adapter was trained with.
 
     Returns:
@@ -82,4 +82,4 @@ def with_texts_of(adapter: Path, base: Path, into: Path) -> Path:
 
 
 def _texts(folder: Path) -> set[Path]:
-    return {path.relative_to(folder) for path in listed(folder, TEXT_FILES)}
+    return {path.relative_to(folder) for path in find_files(folder, TEXT_FILES)}

@@ -20,7 +20,7 @@ from oarlock.compat.model_forward import named_arguments, set_forward
 from oarlock.errors import ModelError
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.families.registry import FAMILIES, explain_missing
-from oarlock.weights.layout import Block
+from oarlock.weights.layout import TensorSlice
 
 _STD = 0.02
 
@@ -51,7 +51,7 @@ class Prefix:
         weight = model.prefix_encoder.weight
         if degree > 1:
             weight.is_distributed, weight.split_axis = True, 2
-            weight.whole_block = Block(whole, 2, ((config.tensor_parallel_rank * heads, heads),))
+            weight.tensor_slice = TensorSlice(whole, 2, ((config.tensor_parallel_rank * heads, heads),))
         set_forward(model, _with_prefix(model, model.forward, self.num_tokens))
 
     def check(self, family: str) -> None:

@@ -8,7 +8,7 @@ import paddle
 
 from oarlock.cpu_ranks.tensor_view import TensorMemory
 from oarlock.weights.buffers import array_type, copy_array, populate
-from oarlock.weights.layout import Block
+from oarlock.weights.layout import TensorSlice
 
 
 def type_name(tensor: paddle.Tensor) -> str:
@@ -16,7 +16,7 @@ def type_name(tensor: paddle.Tensor) -> str:
     return str(tensor.dtype).rsplit(".", 1)[-1]
 
 
-class Target:
+class ParameterBuffer:
     """A tensor of this rank that is being filled, row by row (of its first axis)."""
 
     def __init__(self, tensor: paddle.Tensor) -> None:
@@ -45,12 +45,12 @@ class Target:
             part.copy_(to_tensor(values, array_type(type_name(part))), True)
 
 
-def block_rows(block: Block, whole: np.ndarray, begin: int, end: int) -> np.ndarray:
-    """Rows of block.cut(whole), without making all of them."""
-    if block.axis != 0:
-        return block.cut(whole[begin:end] if whole.ndim else whole)
+def cut_rows(tensor_slice: TensorSlice, whole: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """Cut rows of a slice out of a whole tensor, without making all of the slice."""
+    if tensor_slice.axis != 0:
+        return tensor_slice.cut(whole[begin:end] if whole.ndim else whole)
     found, at = [], 0
-    for start, length in block.runs:
+    for start, length in tensor_slice.runs:
         first, last = max(begin, at), min(end, at + length)
         if first < last:
             found.append(whole[start + first - at : start + last - at])

@@ -13,7 +13,7 @@ from oarlock.families.model_sizes import ModelSizes
 from oarlock.families.registry import FAMILIES, explain_missing
 
 
-class Mapped:
+class MappedTensor:
     """A tensor of a file and what makes it the model's."""
 
     def __init__(self, stored: str, mapping: Any = None) -> None:
@@ -30,14 +30,14 @@ class Mapped:
         return array if self._mapping is None else self._mapping.run({self.stored: array}, self.stored)
 
 
-def mapped(model_class: Any, config: Any, stored: Mapping[str, Any], hugging_face: bool) -> dict[str, Mapped]:
+def map_names(model_class: Any, config: Any, stored: Mapping[str, Any], hugging_face: bool) -> dict[str, MappedTensor]:
     """The model's name of a tensor -> where it is in the files.
 
     Raises:
         ModelError: for a family that can't be read from Hugging Face's format.
     """
     if not hugging_face:
-        return {name: Mapped(name) for name in stored}
+        return {name: MappedTensor(name) for name in stored}
     family = FAMILIES.get(config.model_type)
     if family is not None and not family.hf_weights:
         why = explain_missing(config.model_type, "hf_weights", "names of Hugging Face's format")
@@ -46,11 +46,11 @@ def mapped(model_class: Any, config: Any, stored: Mapping[str, Any], hugging_fac
     for names, mapping in hugging_face_names(model_class, config):
         mapping.source_name = next((name for name in names if name in stored), None)
         if mapping.source_name:
-            found[mapping.target_name] = Mapped(mapping.source_name, mapping)
+            found[mapping.target_name] = MappedTensor(mapping.source_name, mapping)
     return found
 
 
-def left_over(stored: Iterable[str], found: Mapping[str, Mapped]) -> tuple[str, ...]:
+def find_unused(stored: Iterable[str], found: Mapping[str, MappedTensor]) -> tuple[str, ...]:
     """Names in the files that no tensor of the model comes from."""
     used = {tensor.stored for tensor in found.values()}
     return tuple(sorted(name for name in stored if name not in used))

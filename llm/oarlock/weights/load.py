@@ -26,8 +26,8 @@ from oarlock.errors import ModelError
 from oarlock.parallel.nodes import Node, this_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.weights.buffers import all_finite, array_type, row_ranges
-from oarlock.weights.copy_into_params import Target, block_rows, to_tensor, type_name
-from oarlock.weights.layout import Block, Holding, holdings
+from oarlock.weights.copy_into_params import ParameterBuffer, cut_rows, to_tensor, type_name
+from oarlock.weights.layout import ParameterShard, TensorSlice, parameter_shards
 from oarlock.weights.sources import WeightSource
 
 PIECE_BYTES = 4 << 20  # of a message
@@ -42,19 +42,19 @@ class Request:
 
     Attributes:
         name: of the whole tensor.
-        block: the part of it.
+        slice: the part of it.
         dtype: Paddle's name of the type to fill it in.
         optional: may keep its value where the source has none (buffers that their layer computes).
     """
 
     name: str
-    block: Block
+    slice: TensorSlice
     dtype: str
     optional: bool
 
 
 def load_distributed(
-    model: nn.Layer, open_source: Callable[[], WeightSource], wanted: Callable[[Holding], bool] = lambda _: True
+    model: nn.Layer, open_source: Callable[[], WeightSource], wanted: Callable[[ParameterShard], bool] = lambda _: True
 ) -> None:
     """Fill the parameters of this rank's (unwrapped) model; every rank of the run has to call it.
 
@@ -71,7 +71,7 @@ def load_distributed(
             on the first rank that fails. StoppedWithOthers on the others.
     """
     node = this_node()
-    mine = _requests(holding for holding in holdings(model) if wanted(holding))
+    mine = _requests(parameter for parameter in parameter_shards(model) if wanted(parameter))
     requests = node.all_gather_objects([request for request, _ in mine])
     with ExitStack() as stack:
         source: WeightSource | None = None
@@ -109,20 +109,22 @@ def check_source(source: WeightSource, requests: list[Request]) -> list[str]:
     for name in names:
         shape = source.shapes[name]
         if shape is not None:
-            _check_shape(source, name, shape, wanted[name].block)
+            _check_shape(source, name, shape, wanted[name].slice)
     return names
 
 
-def _check_shape(source: WeightSource, name: str, shape: tuple[int, ...], block: Block) -> None:
-    if shape != block.shape:
-        raise ModelError(f"{source.place}: {name} is {list(shape)}, the model expects {list(block.shape)}")
+def _check_shape(source: WeightSource, name: str, shape: tuple[int, ...], tensor_slice: TensorSlice) -> None:
+    if shape != tensor_slice.shape:
+        raise ModelError(f"{source.place}: {name} is {list(shape)}, the model expects {list(tensor_slice.shape)}")
 
 
-def _requests(held: Iterable[Holding]) -> list[tuple[Request, paddle.Tensor]]:
+def _requests(held: Iterable[ParameterShard]) -> list[tuple[Request, paddle.Tensor]]:
     found = []
-    for holding in held:
-        optional = not isinstance(holding.tensor, EagerParamBase)
-        found.append((Request(holding.name, holding.block, type_name(holding.tensor), optional), holding.tensor))
+    for parameter in held:
+        optional = not isinstance(parameter.tensor, EagerParamBase)
+        found.append(
+            (Request(parameter.name, parameter.slice, type_name(parameter.tensor), optional), parameter.tensor)
+        )
     return found
 
 
@@ -145,7 +147,7 @@ class _Transfer:
         for number, of_rank in zip(node.ranks, requests, strict=True):
             for request in dict.fromkeys(of_rank):
                 self._ranks[request.name][request].append(number)
-        self._targets: dict[Request, Target] = {}
+        self._targets: dict[Request, ParameterBuffer] = {}
 
     def run(self) -> Exception | None:
         """All tensors; returns why the reader could not go on."""
@@ -173,65 +175,67 @@ class _Transfer:
         source, coming = self.source, None
         assert source is not None
         for i, name in enumerate(self.names):
-            block = next(iter(self._ranks[name])).block
+            tensor_slice = next(iter(self._ranks[name])).slice
             if self._error is None:
                 try:
                     array = (coming or self._begin(source, name, ahead))()
-                    _check_shape(source, name, array.shape, block)
+                    _check_shape(source, name, array.shape, tensor_slice)
                     if not all_finite(array):
                         raise ModelError(f"{source.place}: {name} holds values that are not finite numbers")
                     if source.read_ahead and i + 1 < len(self.names):
                         coming = self._begin(source, self.names[i + 1], ahead)
                 except Exception as error:  # the other ranks wait for messages: they get them, and then learn of it
                     self._error = error
-            yield np.broadcast_to(np.float32(0), block.shape) if self._error is not None else array
+            yield np.broadcast_to(np.float32(0), tensor_slice.shape) if self._error is not None else array
 
     def _begin(self, source: WeightSource, name: str, ahead: ThreadPoolExecutor) -> Callable[[], np.ndarray]:
         """Start reading, where that can go on by itself, straight into this rank's tensor if it holds all of it."""
         into = None
         for request in self._ranks[name]:
-            if request in self._tensors and request.block.axis is None:
+            if request in self._tensors and request.slice.axis is None:
                 into = self._target(request).array
         in_place = into is not None and source.in_place(name, into)
         if source.read_ahead and not (in_place and len(self.node.ranks) == 1):  # then nothing else is to be done
             return ahead.submit(source.read, name, into).result
         return functools.partial(source.read, name, into)
 
-    def _target(self, request: Request) -> Target:
+    def _target(self, request: Request) -> ParameterBuffer:
         if request not in self._targets:
-            self._targets[request] = Target(self._tensors[request][0])
+            self._targets[request] = ParameterBuffer(self._tensors[request][0])
         return self._targets[request]
 
     def _deliver(self, request: Request, ranks: list[int], whole: np.ndarray | None, pool: ThreadPoolExecutor) -> int:
         """One part of a tensor to the ranks that hold it; returns the bytes of the messages."""
-        node, block = self.node, request.block
+        node, tensor_slice = self.node, request.slice
         target = self._target(request) if request in self._tensors else None
         dtype = array_type(request.dtype)
         if target is not None and whole is not None and whole is not target.array:
-            fill = functools.partial(_fill, target, block, whole)
-            row_bytes = math.prod(block.part_shape[1:]) * dtype.itemsize
-            copies = row_ranges(block.part_shape, dtype.itemsize, max(_COPY_BYTES, _COPY_ROWS * row_bytes))
+            fill = functools.partial(_fill, target, tensor_slice, whole)
+            row_bytes = math.prod(tensor_slice.local_shape[1:]) * dtype.itemsize
+            copies = row_ranges(tensor_slice.local_shape, dtype.itemsize, max(_COPY_BYTES, _COPY_ROWS * row_bytes))
             list((pool.map if target.array is not None else map)(fill, copies))
         reader, others = node.ranks[0], [number for number in ranks if number != node.ranks[0]]
-        for begin, end in row_ranges(block.part_shape, dtype.itemsize, PIECE_BYTES) if others else ():
+        for begin, end in row_ranges(tensor_slice.local_shape, dtype.itemsize, PIECE_BYTES) if others else ():
             if len(ranks) == len(node.ranks):
                 assert target is not None
                 paddle.distributed.broadcast(target.rows(begin, end), reader, node.group)
             elif whole is not None:
-                piece = target.rows(begin, end) if target else to_tensor(block_rows(block, whole, begin, end), dtype)
+                piece = (
+                    target.rows(begin, end) if target else to_tensor(cut_rows(tensor_slice, whole, begin, end), dtype)
+                )
                 for number in others:
                     paddle.distributed.send(piece, number, node.group)
             elif target is not None:
                 paddle.distributed.recv(target.rows(begin, end), reader, node.group)
         if target is not None:
             for again in self._tensors[request][1:]:  # two stages of this rank hold it
-                Target(again).tensor.copy_(target.tensor, True)
+                ParameterBuffer(again).tensor.copy_(target.tensor, True)
             del self._targets[request]
             for tensor in self._tensors.pop(request):
                 if (when_filled := getattr(tensor, "when_filled", None)) is not None:
                     when_filled()
-        return math.prod(block.part_shape) * dtype.itemsize * len(others)
+        return math.prod(tensor_slice.local_shape) * dtype.itemsize * len(others)
 
 
-def _fill(target: Target, block: Block, whole: np.ndarray, rows: tuple[int, int]) -> None:
-    target.put(*rows, block_rows(block, whole, *rows))
+def _fill(target: ParameterBuffer, tensor_slice: TensorSlice, whole: np.ndarray, rows: tuple[int, int]) -> None:
+    target.put(*rows, cut_rows(tensor_slice, whole, *rows))

@@ -11,7 +11,7 @@ import numpy as np
 
 from oarlock.environment.console import get_logger
 from oarlock.errors import ModelError
-from oarlock.weights.hf_names import Mapped, left_over, mapped
+from oarlock.weights.hf_names import MappedTensor, find_unused, map_names
 from oarlock.weights.sources import check_stored
 from oarlock.weights.weight_index import read_index
 
@@ -52,9 +52,9 @@ class PickleSource:
             files = {name: folder / file for name, file in weight_map.items()}
         if (folder / kind).is_file():
             check_stored(config, {name: array.shape for name, array in self._arrays.items()}, f"{folder}/config.json")
-        found = mapped(model_class, config, files, kind == _TORCH_PICKLE)
-        self._files, self.left_over = files, left_over(files, found)
-        found |= {name: Mapped(name) for name in self.left_over}
+        found = map_names(model_class, config, files, kind == _TORCH_PICKLE)
+        self._files, self.left_over = files, find_unused(files, found)
+        found |= {name: MappedTensor(name) for name in self.left_over}
         self._tensors = {name: found[name] for name in sorted(found, key=lambda name: files[found[name].stored])}
         self.shapes: dict[str, tuple[int, ...] | None] = {
             name: self._known_shape(name) for name in self._tensors if name not in self.left_over

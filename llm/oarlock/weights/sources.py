@@ -15,7 +15,7 @@ from oarlock.environment.memory import check_fits, free_memory
 from oarlock.errors import ModelError
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.weights.buffers import populate
-from oarlock.weights.hf_names import Mapped, left_over, mapped
+from oarlock.weights.hf_names import MappedTensor, find_unused, map_names
 from oarlock.weights.safetensors_file import SafetensorsFile, StoredTensor
 from oarlock.weights.weight_folder import WeightFolder
 
@@ -89,16 +89,18 @@ class SafetensorsSource:
         gone = next((name for name, path in self._paths.items() if name not in self._files[path].tensors), None)
         if gone is not None:
             raise ModelError(f"{self._paths[gone]}: {gone} should be in this file and is not")
-        found = mapped(model_class, config, self._paths, folder.layout == "pt")
+        found = map_names(model_class, config, self._paths, folder.layout == "pt")
         in_file_order = sorted(found, key=lambda name: self._position(found[name]))
-        self.left_over = left_over(self._paths, found)
+        self.left_over = find_unused(self._paths, found)
         whole = next((name for name, tensor in found.items() if self._about(tensor).dtype.kind in "iub"), None)
         if whole is not None:
             raise ModelError(
                 f"{self.place}: {found[whole].stored} is stored in {self._about(found[whole]).dtype}: quantised "
                 "weights, without anything that says how; take the plain model"
             )
-        self._tensors = {name: found[name] for name in in_file_order} | {name: Mapped(name) for name in self.left_over}
+        self._tensors = {name: found[name] for name in in_file_order} | {
+            name: MappedTensor(name) for name in self.left_over
+        }
         self.shapes: dict[str, tuple[int, ...] | None] = {name: self._shape(name) for name in in_file_order}
         self._buffers = [np.empty(0, np.uint8) for _ in range(2 if read_ahead else 1)]
         self._check_room()
@@ -149,10 +151,10 @@ class SafetensorsSource:
             self._stack.close()
             raise
 
-    def _about(self, tensor: Mapped) -> StoredTensor:
+    def _about(self, tensor: MappedTensor) -> StoredTensor:
         return self._files[self._paths[tensor.stored]].tensors[tensor.stored]
 
-    def _position(self, tensor: Mapped) -> tuple[str, int]:
+    def _position(self, tensor: MappedTensor) -> tuple[str, int]:
         return str(self._paths[tensor.stored]), self._about(tensor).offset
 
     def _shape(self, name: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Block:
+class TensorSlice:
     """A part of a whole tensor.
 
     Attributes:
@@ -22,7 +22,7 @@ class Block:
     runs: tuple[tuple[int, int], ...] = ()
 
     @property
-    def part_shape(self) -> tuple[int, ...]:
+    def local_shape(self) -> tuple[int, ...]:
         """Shape of the part."""
         if self.axis is None:
             return self.shape
@@ -33,8 +33,8 @@ class Block:
         """The part, as a view where it is in one piece."""
         if self.axis is None:
             return whole
-        pieces = [whole[self._index(start, length)] for start, length in self.runs]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=self.axis)
+        slices = [whole[self._index(start, length)] for start, length in self.runs]
+        return slices[0] if len(slices) == 1 else np.concatenate(slices, axis=self.axis)
 
     def put(self, part: np.ndarray, whole: np.ndarray) -> None:
         """Copy the part to its place in the whole."""

@@ -22,13 +22,13 @@ from oarlock.formats.links import check_links, foreign_entries, open_inside
 from oarlock.merge.inputs import AdapterMix
 from oarlock.model_config.local_folder import local_folder
 from oarlock.models.resize import resize_embedding
-from oarlock.peft.adapter_base import with_texts_of
+from oarlock.peft.adapter_base import add_texts_of
 from oarlock.peft.open_adapter import open_adapter
 from oarlock.serve.triton.repository import repository_models
 from oarlock.train.checkpoint.inspect import consolidate
 from oarlock.train.checkpoint.manifest import MANIFEST, newest_whole, read_manifest, verify
 from oarlock.weights.folder_files import copy_file, link_file
-from oarlock.weights.shard_index import part_name
+from oarlock.weights.shard_index import shard_file_name
 
 SECRET = "a private key"
 
@@ -148,7 +148,7 @@ def test_every_command_refuses_it(model, tiny_model, secret, tmp_path):
     with pytest.raises(ConfigError, match=r"vocab\.txt is a link"):
         repository_models(model)
     with pytest.raises(ModelError, match=r"vocab\.txt is a link"):
-        with_texts_of(adapter, tiny_model, tmp_path)
+        add_texts_of(adapter, tiny_model, tmp_path)
     for words in (["convert", "--to", "hf", "--input"], ["ask"], ["export", "--target", "triton", "--model"]):
         more = ["a question"] if words == ["ask"] else ["--output", str(tmp_path / "out")]
         parsed = make_parser().parse_args([*words, str(model), *more])
@@ -211,7 +211,7 @@ def test_a_folder_of_our_own_links_leads_to_its_sources_alone(model, secret, tmp
     (adapter / "chat_template.jinja").write_text("{{ messages }}")
     shutil.copy(model / "tokenizer.json", adapter)
     (tmp_path / "links").mkdir()
-    folder = with_texts_of(adapter, model, tmp_path / "links")
+    folder = add_texts_of(adapter, model, tmp_path / "links")
     check_links(folder)
     (folder / "vocab.txt").symlink_to(secret)
     with pytest.raises(ModelError, match=r"vocab\.txt"):
@@ -247,7 +247,7 @@ def make_checkpoint(folder: Path) -> Path:
 def test_a_checkpoint_with_a_link_out_of_it_is_not_used(secret, tmp_path, capsys):
     folder = make_checkpoint(tmp_path / "run" / "checkpoint-4")
     assert verify(folder).step == 4
-    part = folder / part_name(0)
+    part = folder / shard_file_name(0)
     shutil.move(part, secret.parent / "part")
     part.symlink_to(secret.parent / "part")
     for read in (lambda: verify(folder), lambda: consolidate(folder, tmp_path / "out", 10**9, check=False)):

@@ -99,6 +99,6 @@ def test_an_adapter_opens_no_folder_and_no_hub_of_its_own_choice(folders, tmp_pa
     found = open_adapter(adapter(tmp_path / "a", base={"name": elsewhere, "fingerprint": "0" * 64}))
     assert find_base(found, "Name it") == Path(elsewhere)  # whoever loads it compares the fingerprint
     with pytest.raises((ModelError, ConfigError), match="not the base of this adapter"):
-        from oarlock.models.load_finetuned import open_tuned
+        from oarlock.models.load_finetuned import load_finetuned
 
-        open_tuned(str(tmp_path / "a"))
+        load_finetuned(str(tmp_path / "a"))

@@ -14,7 +14,7 @@ from oarlock.model_config.load import find_model_class, read_config
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.construct import without_values
 from oarlock.models.init_weights import RandomWeights
-from oarlock.weights.layout import holdings
+from oarlock.weights.layout import parameter_shards
 from support.family_configs import CONFIGS, configuration
 
 
@@ -30,7 +30,7 @@ def test_distributions_are_paddlenlps(name):
     paddle.seed(4)
     whole = find_model_class(config)
     reference = whole._from_config(config, dtype="float32")
-    expected = {h.name: h.tensor.numpy() for h in holdings(reference) if hasattr(h.tensor, "trainable")}
+    expected = {h.name: h.tensor.numpy() for h in parameter_shards(reference) if hasattr(h.tensor, "trainable")}
     if name == "OPT":  # PaddleNLP's has an output layer of its own all the same
         del expected["lm_head.decoder_weight"]
     weights = RandomWeights(whole, config, seed=3)

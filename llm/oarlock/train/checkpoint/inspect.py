@@ -15,11 +15,11 @@ from oarlock.files import GENERATION_FILE, is_vacant, new_folder
 from oarlock.peft.adapter_folder import ADAPTER_FILE, write_adapter_weights
 from oarlock.peft.open_adapter import read_adapter_file
 from oarlock.train.checkpoint.manifest import read_manifest, read_whole, verify
-from oarlock.weights.folder_files import TEXT_FILES, copy_file, listed, readers_of
+from oarlock.weights.folder_files import TEXT_FILES, copy_file, find_files, find_readers
 from oarlock.weights.safetensors_file import TensorSource
 from oarlock.weights.save import write_weights
 from oarlock.weights.shard_index import WEIGHTS
-from oarlock.weights.sharded_store import PieceFolder
+from oarlock.weights.sharded_store import ShardedStore
 
 logger = get_logger(__name__)
 
@@ -31,7 +31,7 @@ def inspect_text(folder: str | Path, with_tensors: bool) -> str:
         CheckpointError: when it is not a checkpoint.
     """
     manifest = read_manifest(folder)
-    with PieceFolder.open(folder) as pieces:
+    with ShardedStore.open(folder) as pieces:
         files: Counter[str] = Counter()
         counts: Counter[str] = Counter()
         lines = [
@@ -63,7 +63,7 @@ def inspect_text(folder: str | Path, with_tensors: bool) -> str:
     return "\n".join(lines)
 
 
-def _types(pieces: PieceFolder, kind: str, names: list[str]) -> str:
+def _types(pieces: ShardedStore, kind: str, names: list[str]) -> str:
     try:
         return " and ".join(sorted({pieces.dtype(kind, name) for name in names}))
     except CheckpointError as error:
@@ -71,10 +71,10 @@ def _types(pieces: PieceFolder, kind: str, names: list[str]) -> str:
 
 
 def _where(piece: Any) -> str:
-    text = str(list(piece.block.shape))
-    if piece.block.axis is not None:
-        runs = ", ".join(f"{start}:{start + length}" for start, length in piece.block.runs)
-        text += f" axis {piece.block.axis} [{runs}]"
+    text = str(list(piece.slice.shape))
+    if piece.slice.axis is not None:
+        runs = ", ".join(f"{start}:{start + length}" for start, length in piece.slice.runs)
+        text += f" axis {piece.slice.axis} [{runs}]"
     return text + (f" elements {piece.flat[0]}:{piece.flat[1]}" if piece.flat else "")
 
 
@@ -94,8 +94,8 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
     recorded = (verify if check else read_whole)(folder).files
     adapter = read_adapter_file(folder / ADAPTER_FILE, CheckpointError) if ADAPTER_FILE in recorded else None
     try:
-        with new_folder(output, readers_of(folder)) as partial:
-            with PieceFolder.open(folder) as pieces:
+        with new_folder(output, find_readers(folder)) as partial:
+            with ShardedStore.open(folder) as pieces:
                 names = sorted(pieces.names(WEIGHTS))
                 sources = [
                     TensorSource(name, pieces.dtype(WEIGHTS, name), pieces.shape(WEIGHTS, name), _reader(pieces, name))
@@ -107,7 +107,7 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
                         write_adapter_weights(sources, adapter, partial, bar.update)
                     else:
                         write_weights(sources, partial, max_shard_bytes, bar.update)
-            for path in listed(folder, (ADAPTER_FILE if adapter else "config.json", GENERATION_FILE, *TEXT_FILES)):
+            for path in find_files(folder, (ADAPTER_FILE if adapter else "config.json", GENERATION_FILE, *TEXT_FILES)):
                 name = path.relative_to(folder)
                 if name.as_posix() in recorded:
                     (partial / name).parent.mkdir(exist_ok=True)
@@ -117,5 +117,5 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
     logger.info(f"{len(names):,} tensors, {total / 1e6:,.1f} MB: {output}")
 
 
-def _reader(pieces: PieceFolder, name: str) -> Any:
+def _reader(pieces: ShardedStore, name: str) -> Any:
     return lambda: pieces.read(name)
