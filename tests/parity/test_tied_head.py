@@ -18,7 +18,7 @@ from oarlock.config import FinetuneConfig, load_config
 from oarlock.errors import CheckpointError, ModelError
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.model_config.load import read_config
-from oarlock.model_config.tied_head import has_own_head
+from oarlock.model_config.tied_head import has_untied_head
 from oarlock.models.build import ModelSource, build_model, count_parameters
 from oarlock.models.load_finetuned import load_finetuned
 from oarlock.train.finetune import finetune
@@ -85,7 +85,7 @@ def test_equal_ones_are_one(opt, tmp_path):
     folder = shutil.copytree(opt, tmp_path / "equal")
     arrays = load_file(folder / "model.safetensors")
     save_file(arrays | {HEAD: arrays[EMBEDDING]}, folder / "model.safetensors", {"format": "np"})
-    assert has_own_head(opt, "opt") and not has_own_head(folder, "opt") and not has_own_head(opt, "bloom")
+    assert has_untied_head(opt, "opt") and not has_untied_head(folder, "opt") and not has_untied_head(opt, "bloom")
     model = loaded(folder)
     assert model.lm_head.decoder_weight is model.opt.embeddings.word_embeddings.weight
     assert count_parameters(loaded(opt))[0] - count_parameters(model)[0] == arrays[HEAD].size

@@ -85,9 +85,9 @@ def convert_model(
     import_paddle()
     set_paddlenlp_log_level("error")
     from oarlock.export.convert import ConvertOptions, convert
-    from oarlock.model_config.local_folder import local_folder
+    from oarlock.model_config.model_folder import find_model_folder
 
-    folder = local_folder(str(source), with_weights=True, allow_pickle=allow_pickle_weights)
+    folder = find_model_folder(str(source), with_weights=True, allow_pickle=allow_pickle_weights)
     return convert(folder, output, to, ConvertOptions(dtype, max_shard_bytes, proof, allow_pickle_weights))
 
 
@@ -132,11 +132,11 @@ def merge_adapters(
     import_paddle()
     set_paddlenlp_log_level("error")
     from oarlock.merge.merge import MergeOptions, merge
-    from oarlock.model_config.local_folder import local_folder
+    from oarlock.model_config.model_folder import find_model_folder
     from oarlock.peft.adapter_base import find_base
 
     if model:
-        base = local_folder(str(model), with_weights=True, allow_pickle=allow_pickle_weights)
+        base = find_model_folder(str(model), with_weights=True, allow_pickle=allow_pickle_weights)
     else:
         base = find_base(mix.parts[0].adapter, "Name it: --model BASE", allow_pickle=allow_pickle_weights)
     return merge(base, mix, output, MergeOptions(dtype, max_shard_bytes, proof, allow_pickle_weights))

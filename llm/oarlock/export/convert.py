@@ -19,9 +19,15 @@ from oarlock.export.manifest import write_manifest
 from oarlock.export.tokenizer_files import write_companions
 from oarlock.families.registry import find_hf_config
 from oarlock.files import require_empty, write_json
-from oarlock.model_config.family_detection import family_of
+from oarlock.model_config.family_detection import detect_family
 from oarlock.model_config.hf_config import to_hugging_face
-from oarlock.model_config.load import config_content, config_writer, find_model_class, layout_of, read_config
+from oarlock.model_config.load import (
+    detect_config_writer,
+    detect_layout,
+    find_model_class,
+    read_config,
+    read_config_content,
+)
 from oarlock.models.layer_offload import empty_model, stream_logits
 from oarlock.models.open_weights import open_weights
 from oarlock.models.proof import TOLERANCES
@@ -116,7 +122,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     source, output = Path(source), Path(output).resolve()
     options = options or ConvertOptions()
     require_empty(output)
-    find_hf_config(family_of(config_content(source), str(source / "config.json")))
+    find_hf_config(detect_family(read_config_content(source), str(source / "config.json")))
     layout = _layout(source, options.allow_pickle)
     config = read_config(source)
     with on_cpu(), create_model_folder(output, _WHAT, [source]) as folder:
@@ -144,7 +150,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
 
 def _layout(source: Path, allow_pickle: bool) -> str:
     """See layout_of; refuses pickles that were not allowed before anything is read."""
-    layout = layout_of(source)
+    layout = detect_layout(source)
     if not allow_pickle:
         from oarlock.weights.weight_folder import WeightFolder
 
@@ -177,9 +183,9 @@ def _write_config(source: Path, config: PretrainedConfig, to: Target, dtype: str
     if to == "paddle":
         save_config(config, folder, dtype)
         return
-    if config_writer(source) == "pt":  # as it came, but for the type
+    if detect_config_writer(source) == "pt":  # as it came, but for the type
         about = {"architectures": config.architectures, "model_type": config.model_type, "torch_dtype": dtype}
-        content = {**config_content(source), **about}
+        content = {**read_config_content(source), **about}
         for name in ("dtype", "auto_map"):  # the latter names code to run
             content.pop(name, None)
         if content.get("tie_word_embeddings", True) and not config.tie_word_embeddings:

@@ -25,7 +25,7 @@ from oarlock.formats.quoting import shell_word
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
 from oarlock.model_config.load import read_config
-from oarlock.model_config.local_folder import local_folder
+from oarlock.model_config.model_folder import find_model_folder
 from oarlock.models.build import ModelSource
 from oarlock.peft.adapter_folder import Base
 from oarlock.weights.save import create_model_folder, save_config
@@ -46,7 +46,7 @@ def export(request: Request) -> None:
     """
     mix = AdapterMix.open(request.adapters) if request.adapters else None
     name = request.model or (mix.base.name if mix else "")
-    base = local_folder(name, with_weights=True, allow_pickle=request.allow_pickle)
+    base = find_model_folder(name, with_weights=True, allow_pickle=request.allow_pickle)
     check_source(request, base)
     output = request.output.resolve()
     if request.target == "peft":

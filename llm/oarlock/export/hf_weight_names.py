@@ -10,8 +10,8 @@ from typing import Any
 from oarlock.environment.paddle_import import on_cpu
 from oarlock.export.convert_tensors import plain_config, shapes_of
 from oarlock.families.model_sizes import ModelSizes
-from oarlock.model_config.load import config_of, find_model_class
-from oarlock.model_config.size_check import least_parameters
+from oarlock.model_config.load import find_model_class, make_config
+from oarlock.model_config.size_check import count_least_parameters
 from oarlock.models.memory_check import check_tables
 from oarlock.weights.hf_names import hugging_face_names
 from oarlock.weights.sources import check_stored
@@ -48,11 +48,11 @@ def compare_names(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...
     Raises:
         ModelError: when config.json makes no model, or the family has no names in Hugging Face's format.
     """
-    ours = plain_config(config_of({k: v for k, v in config.items() if k not in _NO_WEIGHTS}, "config.json"))
+    ours = plain_config(make_config({k: v for k, v in config.items() if k not in _NO_WEIGHTS}, "config.json"))
     with on_cpu():
         check_tables(ours, "config.json")
         elements = sum(math.prod(shape) for shape in stored.values())
-        if ModelSizes.from_config(ours).num_layers > len(stored) or least_parameters(ours) > 4 * elements:
+        if ModelSizes.from_config(ours).num_layers > len(stored) or count_least_parameters(ours) > 4 * elements:
             check_stored(ours, stored, "config.json")  # it is not about single tensors then
         own = shapes_of(ours)
     missing, shapes, used = [], [], set()

@@ -23,7 +23,7 @@ from oarlock.files import read_json_object, require_empty, write_json
 from oarlock.merge.deltas import LoraDelta, find_deltas
 from oarlock.merge.inputs import WeightedAdapter
 from oarlock.model_config.load import find_model_class, read_config
-from oarlock.model_config.local_folder import local_folder
+from oarlock.model_config.model_folder import find_model_folder
 from oarlock.models.proof import TOLERANCES
 from oarlock.peft.adapter_base import find_base
 from oarlock.peft.adapter_folder import AdapterFolder
@@ -77,7 +77,7 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
     require_empty(output)
     found = open_lora(adapter, "written for PEFT")
     name = base or found.base.name
-    folder = local_folder(base, False) if base else find_base(found, "Name it: --base BASE", with_weights=False)
+    folder = find_model_folder(base, False) if base else find_base(found, "Name it: --base BASE", with_weights=False)
     config = read_config(folder)
     find_hf_config(config.model_type)
     tensors = list(_tensors(found, config))

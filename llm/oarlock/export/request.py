@@ -14,7 +14,7 @@ from oarlock.export.checks.findings import read_object
 from oarlock.export.servers import SERVED_NAME, SERVERS, check_architecture
 from oarlock.families.registry import FAMILIES, find_hf_config
 from oarlock.files import require_empty
-from oarlock.model_config.family_detection import family_of
+from oarlock.model_config.family_detection import detect_family
 from oarlock.weights.save import MAX_SHARD_BYTES
 
 _CONVERTED = tuple(SERVERS)
@@ -109,7 +109,7 @@ def check_source(request: Request, folder: Path) -> None:
     config = read_object(folder / "config.json")
     if isinstance(config, str):
         raise ModelError(f"{folder / 'config.json'} {config}, so it is not a model")
-    _check_family(request, family_of(config, str(folder / "config.json")))
+    _check_family(request, detect_family(config, str(folder / "config.json")))
     if request.target != "peft":
         _check_tokenizer(request, folder)
         _check_space(request, folder)

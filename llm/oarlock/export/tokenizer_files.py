@@ -14,7 +14,7 @@ from oarlock.environment.console import get_logger
 from oarlock.errors import ModelError
 from oarlock.families.registry import FAMILIES
 from oarlock.files import GENERATION_FILE, read_json_object, write_json
-from oarlock.model_config.generation_config import generation_content
+from oarlock.model_config.generation_config import read_generation_config
 from oarlock.weights.folder_files import copy_file
 from oarlock.weights.save import LOCAL_KEYS
 
@@ -101,7 +101,7 @@ def _check_qwen2(folder: Path) -> None:
 
 
 def _write_generation(source: Path, to: str, config: Any, folder: Path) -> None:
-    content = generation_content(source)
+    content = read_generation_config(source)
     found = dict(content)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if name not in found and getattr(config, name, None) is not None:

@@ -66,7 +66,7 @@ def explain_missing(name: str, attribute: str, needs: str) -> str:
     return f"PaddleNLP has no {needs} for {name} (it has for {others})"
 
 
-def families_table() -> str:
+def make_families_table() -> str:
     """The registry in Markdown: what each family has, then why not, where a reader may expect it."""
     heads = ("family", "LoRA", "prefix", "p-tuning", "tensor parallel", "pipeline", "sequence parallel", "Hugging Face")
     rows = [heads, tuple("---" for _ in heads)]

@@ -22,7 +22,7 @@ from oarlock.merge.deltas import LoraDelta, find_deltas
 from oarlock.merge.dequantized_base import DequantizedBase
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.verify import MergeProof, prove
-from oarlock.model_config.generation_config import first_settings
+from oarlock.model_config.generation_config import read_first_generation_config
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.models.layer_offload import empty_model
 from oarlock.models.load_finetuned import check_base
@@ -171,7 +171,7 @@ def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: st
         tokenizer = load_tokenizer(str(found))
         own = own_template(tokenizer) is not None
         save_tokenizer(tokenizer, folder, choose_template("tokenizer", tokenizer, "") if own else None)
-    save_generation(first_settings(places), folder)
+    save_generation(read_first_generation_config(places), folder)
 
 
 def _write_record(base: Path, mix: AdapterMix, proof: MergeProof | None, folder: Path) -> None:

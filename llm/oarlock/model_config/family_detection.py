@@ -13,7 +13,7 @@ _CLASS_ENDS = ("ForCausalLM", "ForCausalLMPipe", "ForConditionalGeneration", "LM
 _MARKS = ("transformers_version", "torch_dtype", "rope_parameters")
 
 
-def family_of(content: Mapping[str, Any], place: str) -> str:
+def detect_family(content: Mapping[str, Any], place: str) -> str:
     """The family of a config.json: one of the registry (oarlock.families.registry).
 
     Raises:
@@ -44,7 +44,7 @@ def family_of(content: Mapping[str, Any], place: str) -> str:
     return str(family)
 
 
-def writer_of(content: Mapping[str, Any], own: Collection[str]) -> str:
+def detect_writer(content: Mapping[str, Any], own: Collection[str]) -> str:
     """In whose words a configuration is: "np" (PaddleNLP's) or "pt" (transformers'); it decides defaults alone.
 
     Weights do not tell: PaddleNLP's own converters leave its configuration beside Hugging Face's weights.

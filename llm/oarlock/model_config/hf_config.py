@@ -14,7 +14,7 @@ from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
 from oarlock.families.family import HFConfig
 from oarlock.families.registry import FAMILIES, HF_CONFIGS, find_hf_config
-from oarlock.model_config.family_detection import family_of, writer_of
+from oarlock.model_config.family_detection import detect_family, detect_writer
 from oarlock.model_config.hf_fields import (
     ACTIVATIONS,
     DTYPES,
@@ -25,7 +25,7 @@ from oarlock.model_config.hf_fields import (
     ROPE_FIELDS,
     TOKEN_IDS,
 )
-from oarlock.model_config.hf_rope import rope_from_hugging_face, rope_to_hugging_face
+from oarlock.model_config.hf_rope import convert_rope_from_hf, convert_rope_to_hf
 from oarlock.model_config.sliding_window import from_hugging_face as window_from
 from oarlock.model_config.sliding_window import to_hugging_face as window_to
 
@@ -33,7 +33,7 @@ _NULL_HAS_A_MEANING = ("sliding_window", "rotary_dim")
 _QUANTISED = ("quantization_config", "quantization", "compression_config")
 
 
-def arguments_of(content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
+def make_arguments(content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
     """Arguments of PaddleNLP's configuration class, for a config.json in either side's words.
 
     Args:
@@ -44,8 +44,8 @@ def arguments_of(content: Mapping[str, Any], place: str, own: Collection[str]) -
     Raises:
         ModelError: for what PaddleNLP's model does not compute, naming the field.
     """
-    family = family_of(content, place)
-    writer = writer_of(content, own)
+    family = detect_family(content, place)
+    writer = detect_writer(content, own)
     content = {k: v for k, v in content.items() if v is not None or k in _NULL_HAS_A_MEANING}
     quantised = next((name for name in _QUANTISED if _says_something(content.get(name))), None)
     if quantised is not None:
@@ -72,7 +72,7 @@ def arguments_of(content: Mapping[str, Any], place: str, own: Collection[str]) -
 def from_hugging_face(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     """arguments_of() for what transformers wrote."""
     find_hf_config(str(content.get("model_type")))
-    return arguments_of(content, place, ())
+    return make_arguments(content, place, ())
 
 
 def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collection[str], writer: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collectio
     found |= special
     _check_head_size(family, content, found, place)
     if words.rotary:
-        found |= rope_from_hugging_face(content, words.scaled_rotary, f"{place}: PaddleNLP's {family}")
+        found |= convert_rope_from_hf(content, words.scaled_rotary, f"{place}: PaddleNLP's {family}")
     elif any(_says_something(content.get(name)) for name in ROPE_FIELDS[1:]):
         raise ModelError(f"{place}: {ROPE_FIELDS[1]}: PaddleNLP's {family} has no scaled rotary embeddings")
     known = {*(set(own) - (set(NEUTRAL) - set(words.required))), *words.ignored, *words.dropouts, "head_dim"}
@@ -229,7 +229,7 @@ def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
     found |= {name: getattr(config, name, None) for name in TOKEN_IDS}
     if words.rotary:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        found |= rope_to_hugging_face(config, words.scaled_rotary, head_size)
+        found |= convert_rope_to_hf(config, words.scaled_rotary, head_size)
     if words.gelu_is_approximate:
         # transformers takes "gelu" in hidden_act for the approximation; vLLM goes by hidden_activation.
         exact = config.hidden_act != "gelu_pytorch_tanh"

@@ -16,12 +16,12 @@ from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
 from oarlock.families.registry import FAMILIES
 from oarlock.formats.json_file import check_content, read_json
-from oarlock.model_config.family_detection import family_of, writer_of
-from oarlock.model_config.hf_config import arguments_of
+from oarlock.model_config.family_detection import detect_family, detect_writer
+from oarlock.model_config.hf_config import make_arguments
 from oarlock.model_config.hf_fields import PLAN
 from oarlock.model_config.schema import ConfigFields
 from oarlock.model_config.size_check import check_sizes
-from oarlock.model_config.tied_head import has_own_head
+from oarlock.model_config.tied_head import has_untied_head
 from oarlock.weights.weight_folder import WeightFolder, has_safetensors
 
 # What of a file PaddleNLP's configuration is given: settings whose type and range are known.
@@ -30,7 +30,7 @@ _PICKLES = {"np": "model_state*.pdparams*", "pt": "pytorch_model*.bin*"}
 _CAUSAL = ("ForCausalLM", "ForConditionalGeneration")
 
 
-def layout_of(folder: Path) -> str:
+def detect_layout(folder: Path) -> str:
     """Whose layout the weights of a folder have: "np" (Paddle's) or "pt" (Hugging Face's).
 
     Raises:
@@ -43,7 +43,7 @@ def layout_of(folder: Path) -> str:
     return WeightFolder.open(folder).layout
 
 
-def config_content(folder: Path) -> dict[str, Any]:
+def read_config_content(folder: Path) -> dict[str, Any]:
     """config.json, its fields of the types and ranges of oarlock.model_config.schema.
 
     Raises:
@@ -55,7 +55,7 @@ def config_content(folder: Path) -> dict[str, Any]:
     return dict(read_json(path, ConfigFields, extra="allow"))
 
 
-def checked_content(content: Mapping[str, Any], place: str) -> dict[str, Any]:
+def check_config_content(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The content of a config.json that was not read by config_content: the same fields, checked in the same way.
 
     Raises:
@@ -64,7 +64,7 @@ def checked_content(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     return dict(check_content(dict(content), place, ConfigFields, extra="allow"))
 
 
-def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
+def make_config(content: Mapping[str, Any], place: str) -> PretrainedConfig:
     """PaddleNLP's configuration for the content of a config.json, in Hugging Face's or PaddleNLP's words.
 
     PaddleNLP itself takes what transformers wrote as it stands, so that a rotary base in transformers 5's words, or a
@@ -76,12 +76,12 @@ def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
     Raises:
         ModelError: for a family that is not supported, or a field that PaddleNLP's model does not compute with.
     """
-    content = checked_content(copy.deepcopy(dict(content)), place)
-    content = checked_content(flatten_model_config(content), place)  # older files of PaddleNLP are nested
-    config_class = _config_class(family_of(content, place))
+    content = check_config_content(copy.deepcopy(dict(content)), place)
+    content = check_config_content(flatten_model_config(content), place)  # older files of PaddleNLP are nested
+    config_class = find_config_class(detect_family(content, place))
     how = LlmMetaConfig._get_defaults().keys() - PLAN  # how a run computed
     content = {name: value for name, value in content.items() if name not in how}
-    arguments = arguments_of(content, place, own_fields(config_class))
+    arguments = make_arguments(content, place, find_fields(config_class))
     arguments = {name: value for name, value in arguments.items() if name in _SETTINGS}
     try:
         config = config_class.from_dict(arguments)
@@ -91,20 +91,20 @@ def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
     return config
 
 
-def _config_class(family: str) -> Any:
+def find_config_class(family: str) -> Any:
     return getattr(paddlenlp.transformers, f"{FAMILIES[family].class_prefix}Config")
 
 
 @cache
-def own_fields(config_class: Any) -> frozenset[str]:
+def find_fields(config_class: Any) -> frozenset[str]:
     """The fields of one of PaddleNLP's configuration classes, older names included."""
     return frozenset(vars(config_class())) | frozenset(config_class.attribute_map)
 
 
-def config_writer(folder: Path) -> str:
+def detect_config_writer(folder: Path) -> str:
     """Whose words config.json is in: "np" (PaddleNLP's) or "pt" (transformers')."""
-    content = config_content(folder)
-    return writer_of(content, own_fields(_config_class(family_of(content, str(folder / "config.json")))))
+    content = read_config_content(folder)
+    return detect_writer(content, find_fields(find_config_class(detect_family(content, str(folder / "config.json")))))
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -115,8 +115,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     Raises:
         ModelError: when it can't be read, or PaddleNLP's model does not compute what it says.
     """
-    config = config_of(config_content(folder), str(folder / "config.json"))
-    if getattr(config, "tie_word_embeddings", False) and has_own_head(folder, config.model_type):
+    config = make_config(read_config_content(folder), str(folder / "config.json"))
+    if getattr(config, "tie_word_embeddings", False) and has_untied_head(folder, config.model_type):
         log_once(
             f"{folder}: config.json ties the output layer to the embedding (tie_word_embeddings), but the two that are "
             "stored differ: the model has both"

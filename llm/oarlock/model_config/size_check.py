@@ -49,7 +49,7 @@ def check_sizes(config: Any, place: str) -> None:
         raise ModelError(f"{place}: pad_token_id is {pad}, and the vocabulary has {sizes.vocab} rows (vocab_size)")
 
 
-def table_bytes(config: Any) -> int:
+def count_table_bytes(config: Any) -> int:
     """What PaddleNLP's model computes itself and keeps when it is made: tables of rotary embeddings, masks.
 
     They are there before any weight is: their size follows from the positions alone.
@@ -65,7 +65,7 @@ def table_bytes(config: Any) -> int:
     return 0
 
 
-def least_parameters(config: Any) -> int:
+def count_least_parameters(config: Any) -> int:
     """At least so many parameters a model of this configuration has: the feed-forward of its layers, the embedding."""
     sizes = ModelSizes.from_config(config)
     return sizes.hidden * (sizes.vocab + 2 * sizes.num_layers * sizes.intermediate)

@@ -60,7 +60,7 @@ def to_hugging_face(config: Any) -> dict[str, Any]:
     return {}
 
 
-def window_of(config: Any) -> int | None:
+def find_window(config: Any) -> int | None:
     """The window of PaddleNLP's configuration; None where all of a text is seen."""
     family, window = FAMILIES.get(getattr(config, "model_type", "")), getattr(config, "sliding_window", None)
     if family is None or not family.sliding_window or window is None:
@@ -83,7 +83,7 @@ def check_window(config: Any, longest: int, place: str, what: str) -> None:
     Raises:
         ModelError: naming the field.
     """
-    window = window_of(config)
+    window = find_window(config)
     if window is not None and longest > window:
         raise ModelError(
             f"{what} {longest:,} tokens, but the model looks back over {window:,} alone (sliding_window in "

@@ -20,7 +20,7 @@ from oarlock.weights.weight_folder import WeightFolder, has_safetensors
 _CHUNK = 4 << 20  # elements compared at a time
 
 
-def has_own_head(folder: Path, family: str) -> bool:
+def has_untied_head(folder: Path, family: str) -> bool:
     """Whether a folder stores an output layer that is another matrix than its embedding, as safetensors.
 
     False for files that can't be read, too: who loads them says so.

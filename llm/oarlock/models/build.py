@@ -13,10 +13,10 @@ from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 
 from oarlock.environment.console import log_once
 from oarlock.errors import ConfigError, ModelError
-from oarlock.model_config.generation_config import generation_content
+from oarlock.model_config.generation_config import read_generation_config
 from oarlock.model_config.load import find_model_class, read_config
-from oarlock.model_config.local_folder import local_folder
-from oarlock.model_config.sliding_window import check_window, window_of
+from oarlock.model_config.model_folder import find_model_folder
+from oarlock.model_config.sliding_window import check_window, find_window
 from oarlock.models.construct import construct, without_values
 from oarlock.models.forward import adapt_inputs
 from oarlock.models.init_weights import RandomWeights
@@ -67,7 +67,7 @@ class ModelSource:
         Raises:
             ModelError: when it can't be read.
         """
-        return generation_content(self.folder)
+        return read_generation_config(self.folder)
 
 
 def find_model(config: RunConfig, from_weights: bool) -> ModelSource:
@@ -77,7 +77,7 @@ def find_model(config: RunConfig, from_weights: bool) -> ModelSource:
         ModelError: when the model can't be had or is of another family than --model_type.
         ConfigError: when sizes do not fit together.
     """
-    folder = local_folder(config.model.model_name_or_path, from_weights, config.model.allow_pickle_weights)
+    folder = find_model_folder(config.model.model_name_or_path, from_weights, config.model.allow_pickle_weights)
     model_config = read_config(folder)
     family = model_config.model_type
     if config.model.model_type and family != config.model.model_type:
@@ -137,7 +137,7 @@ def find_position_limit(config: PretrainedConfig) -> tuple[str, int]:
     """How many tokens a model was made for (or looks back), and the field that says so; ("", 0) without a limit."""
     names = ("max_position_embeddings", "max_sequence_length")
     found = next(((name, int(value)) for name in names if (value := getattr(config, name, None))), ("", 0))
-    window = window_of(config)
+    window = find_window(config)
     return ("sliding_window", window) if window and not 0 < found[1] <= window else found
 
 

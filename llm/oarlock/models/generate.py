@@ -12,7 +12,7 @@ from oarlock.data.files.text_readers import check_characters
 from oarlock.data.tokenizers.offsets import tokenize
 from oarlock.environment.paddle_import import set_paddlenlp_log_level
 from oarlock.errors import ConfigError, ModelError
-from oarlock.model_config.generation_config import token_ids
+from oarlock.model_config.generation_config import read_token_ids
 from oarlock.model_config.sliding_window import check_window
 from oarlock.models.build import find_position_limit
 from oarlock.models.load_finetuned import load_finetuned
@@ -38,7 +38,7 @@ def generate_ids(
     Raises:
         ModelError: for ids that the model has no row for.
     """
-    ends = token_ids(tokenizer.eos_token_id, "the tokenizer") if ends is None else tuple(ends)
+    ends = read_token_ids(tokenizer.eos_token_id, "the tokenizer") if ends is None else tuple(ends)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     longest = max(len(row) for row in rows)
     input_ids = np.full([len(rows), longest], pad, np.int64)

@@ -10,9 +10,9 @@ from oarlock.data.templates.chat_template import choose_template
 from oarlock.data.tokenizers.load import has_tokenizer, load_tokenizer
 from oarlock.errors import ModelError
 from oarlock.files import holds_adapter
-from oarlock.model_config.generation_config import end_tokens
+from oarlock.model_config.generation_config import find_end_tokens
 from oarlock.model_config.load import find_model_class, read_config
-from oarlock.model_config.local_folder import local_folder
+from oarlock.model_config.model_folder import find_model_folder
 from oarlock.models.build import ModelSource, build_model
 from oarlock.peft.adapter_base import find_base
 from oarlock.peft.adapter_folder import UNKNOWN_BASE, Base
@@ -57,7 +57,7 @@ def load_finetuned(name_or_path: str, base: str | None = None) -> FinetunedModel
     if found is not None and base is None:
         folder = find_base(found, "Name it: --base DIR")
     else:
-        folder = local_folder(base or name_or_path, with_weights=True)
+        folder = find_model_folder(base or name_or_path, with_weights=True)
     if found is not None:
         check_base(found.base, Base.of(str(folder), folder))
     source = ModelSource(folder, read_config(folder), from_weights=True)
@@ -67,7 +67,7 @@ def load_finetuned(name_or_path: str, base: str | None = None) -> FinetunedModel
     method = restore_method(found.method, found.settings) if found else None
     model = build_model(source, method=method, adapter=adapter)
     model.eval()
-    ends = end_tokens(source.generation(), source.config, tokenizer)
+    ends = find_end_tokens(source.generation(), source.config, tokenizer)
     return FinetunedModel(model, tokenizer, choose_template("auto", tokenizer, "src_tgt"), ends, folder)
 
 

@@ -12,7 +12,7 @@ from paddlenlp.transformers import PretrainedConfig
 from oarlock.environment.memory import Room, check_fits, free_gpu_memory, free_memory, in_words
 from oarlock.environment.ranks import world_size
 from oarlock.errors import ModelError
-from oarlock.model_config.size_check import least_parameters, table_bytes
+from oarlock.model_config.size_check import count_least_parameters, count_table_bytes
 from oarlock.parallel.nodes import this_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.weights.buffers import array_type
@@ -40,7 +40,7 @@ def check_before(config: PretrainedConfig, folder: Path, from_weights: bool, dty
     if from_weights and has_safetensors(folder):
         check_stored(config, WeightFolder.open(folder).shapes(), place)
     elif not from_weights:
-        least = least_parameters(config) * array_type(dtype).itemsize // world_size()
+        least = count_least_parameters(config) * array_type(dtype).itemsize // world_size()
         check_fits(least, f"{place}: a model of these sizes", room())
     check_tables(config, place)
 
@@ -51,7 +51,7 @@ def check_tables(config: PretrainedConfig, place: str) -> None:
     Raises:
         ModelError: naming both sizes.
     """
-    needed, weights = table_bytes(config), 4 * least_parameters(config)
+    needed, weights = count_table_bytes(config), 4 * count_least_parameters(config)
     what = f"{place}: what the model keeps for its positions (max_position_embeddings)"
     if needed > max(_SMALL_TABLES, _TABLES_TO_WEIGHTS * weights):
         raise ModelError(

@@ -20,8 +20,7 @@ from oarlock.environment.console import log_once
 from oarlock.families.registry import FAMILIES
 from oarlock.ops import library
 from oarlock.ops.patch import Function, Patch, fits
-
-Tensor = Any
+from oarlock.typing import Tensor
 
 
 def fused_attention(

@@ -11,8 +11,7 @@ from typing import Any
 import paddle
 
 from oarlock.ops.patch import Function, Patch
-
-Tensor = Any
+from oarlock.typing import Tensor
 
 
 def _layer_norm(original: Function) -> Function:

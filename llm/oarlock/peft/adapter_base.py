@@ -8,7 +8,7 @@ from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
 from oarlock.formats.links import check_links, own_links
 from oarlock.model_config.load import find_model_class, read_config
-from oarlock.model_config.local_folder import local_folder
+from oarlock.model_config.model_folder import find_model_folder
 from oarlock.peft.adapter_folder import UNKNOWN_BASE, AdapterFolder
 from oarlock.weights.folder_files import TEXT_FILES, find_files
 
@@ -44,7 +44,7 @@ def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, a
         )
     if found != places[0]:
         log_once(f"{adapter.folder}: its base {name} is taken from {found}")
-    return local_folder(str(found), with_weights, allow_pickle)
+    return find_model_folder(str(found), with_weights, allow_pickle)
 
 
 def map_to_base(adapter: AdapterFolder, base: Path) -> AdapterFolder:

@@ -14,7 +14,7 @@ from oarlock.cli.commands import chat, serve
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError, ModelError
 from oarlock.files import holds_adapter
-from oarlock.model_config.local_folder import local_folder
+from oarlock.model_config.model_folder import find_model_folder
 from oarlock.models import generate
 from oarlock.models.generate import ask_model
 from oarlock.models.load_finetuned import load_finetuned
@@ -99,7 +99,7 @@ def test_what_does_not_go_together_is_refused(place):
     ):
         started("--packing", model_name_or_path="out/prefix")
     with pytest.raises(ModelError, match=r"it is an adapter folder .*`oarlock merge --adapter out/lora"):
-        local_folder("out/lora", with_weights=True)
+        find_model_folder("out/lora", with_weights=True)
     with pytest.raises(ModelError, match="only LoRA adapters can be talked with"):
         chat._folders("out/prefix", None, place)
 

@@ -23,7 +23,7 @@ from oarlock.export.manifest import MANIFEST_FILE, changed_files, read_manifest,
 from oarlock.export.peft import export_peft
 from oarlock.families.registry import HF_CONFIGS
 from oarlock.model_config import hf_config
-from oarlock.model_config.hf_rope import rope_from_hugging_face, rope_to_hugging_face
+from oarlock.model_config.hf_rope import convert_rope_from_hf, convert_rope_to_hf
 from oarlock.weights.safetensors_file import SafetensorsFile, TensorSource, write_safetensors
 
 PLAIN = ConvertOptions(proof=False)
@@ -224,8 +224,8 @@ def test_scaled_positions_there_and_back(kind, factor, theta, new_words):
     content = (
         {"rope_parameters": {"rope_theta": theta, **rope}} if new_words else {"rope_theta": theta, "rope_scaling": rope}
     )
-    here = rope_from_hugging_face(content, True, "x")
-    there = rope_to_hugging_face(SimpleNamespace(**here), True, 64)
+    here = convert_rope_from_hf(content, True, "x")
+    there = convert_rope_to_hf(SimpleNamespace(**here), True, 64)
     assert there == {"rope_theta": theta, "rope_scaling": rope or None}
 
 

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[3] / "llm" / "oarlock"
 ORDER = (
     *(
         "errors",
+        "typing",
         "versions",
         "package_files",
         "formats",

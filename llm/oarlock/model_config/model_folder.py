@@ -15,7 +15,7 @@ from oarlock.weights.weight_folder import INDEX_NAME
 from oarlock.weights.weight_index import read_index
 
 
-def local_folder(name_or_path: str, with_weights: bool, allow_pickle: bool = False) -> Path:
+def find_model_folder(name_or_path: str, with_weights: bool, allow_pickle: bool = False) -> Path:
     """The folder of a model. The first rank of each machine looks for it; every rank of the run has to call this.
 
     Args:
