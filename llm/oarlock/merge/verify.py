@@ -94,7 +94,7 @@ def judge(tuned: np.ndarray, plain: np.ndarray, merged: np.ndarray, dtype: str) 
     if effect and allowed <= TOLERANCES["float32"]:
         allowed = min(allowed, max(effect / 2, _NOISE))
     proof = MergeProof(difference, allowed, effect, dtype)
-    require_equal(subject, reference, proof, dtype)
+    require_equal(proof, dtype, "the merged model is not base + adapters")
     if effect and np.array_equal(merged, plain):
         raise ModelError(
             f"proof: the adapters change scores by {effect:.1e} of the largest, and the merged model says exactly what "

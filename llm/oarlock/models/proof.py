@@ -46,17 +46,18 @@ def compare_logits(subject: str, found: np.ndarray, reference: str, expected: np
     return float(np.abs(found - expected).max()) / (float(np.abs(expected).max()) or 1.0)
 
 
-def require_equal(subject: str, reference: str, proof: Proof, dtype: str) -> None:
+def require_equal(proof: Proof, dtype: str, failure: str) -> None:
     """Refuse a model whose logits differ from those of its reference by more than is allowed.
 
     Args:
         dtype: of its weights.
+        failure: what the message says, for example "the converted model is not the source".
 
     Raises:
         ModelError: with both numbers.
     """
     if not proof.difference <= proof.allowed:  # NaN too
         raise ModelError(
-            f"proof: {subject} is not {reference}: logits differ by {proof.difference:.1e} of the largest, allowed for "
+            f"proof: {failure}: logits differ by {proof.difference:.1e} of the largest, allowed for "
             f"{dtype} are {proof.allowed:.1e}; nothing was written"
         )
