@@ -12,7 +12,7 @@ from oarlock.formats.files import is_missing, read_text
 from oarlock.package_files import configs_folder
 
 _FOLDER = "recipes"
-_FIRST_LINE = re.compile(r"# (?P<method>.+?) of a (?P<model>\d+B model)(?P<how>.*?), (?P<gpus>\d+) GPUs?[:.]")
+_FIRST_LINE = re.compile(r"# (?P<method>.+?) of a \d+B model(?P<how>.*?), (?P<gpus>\d+) GPUs?[:.]")
 _MOST_BYTES = 1 << 16
 _LONGEST_NAME = 64
 
@@ -25,7 +25,6 @@ class Recipe:
         name: by which `oarlock pretrain` and `oarlock finetune` find it.
         command: "pretrain" or "finetune".
         method: what is trained and how, such as "LoRA".
-        model: the size of the model, such as "7B model".
         num_gpus: GPUs that it is made for.
     """
 
@@ -33,7 +32,6 @@ class Recipe:
     path: Path
     command: str
     method: str
-    model: str
     num_gpus: int
 
 
@@ -45,8 +43,7 @@ def list_recipes() -> list[Recipe]:
         words = _FIRST_LINE.match(line)
         assert words, f"{path}: the first line names the method, the model and the number of GPUs"
         command = "pretrain" if path.name.startswith("pretrain") else "finetune"
-        method, model = words["method"], words["model"] + words["how"]
-        found.append(Recipe(path.stem, path, command, method, model, int(words["gpus"])))
+        found.append(Recipe(path.stem, path, command, words["method"] + words["how"], int(words["gpus"])))
     return found
 
 

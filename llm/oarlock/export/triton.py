@@ -43,6 +43,8 @@ _RELAY_MODULES = (
     *("serve/__init__.py", "serve/engine/__init__.py", "serve/engine/sampling_params.py", "serve/triton/__init__.py"),
     *("serve/triton/fields.py", "serve/triton/fastdeploy_json.py", "serve/triton/relay.py"),
 )
+# Of this package, what no server needs; a wheel has all of it inside.
+_NOT_SERVED = ("__pycache__", "*.pyc", "configs", "entrypoints")
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _write_model(folder: Path, own: str, config: ModelConfig) -> None:
     shutil.copyfile(TEMPLATES / own / "model.py", version / "model.py")
     library = version / "lib" / "oarlock"
     if own == "oarlock":
-        shutil.copytree(PACKAGE, library, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "configs", "entrypoints"))
+        shutil.copytree(PACKAGE, library, ignore=shutil.ignore_patterns(*_NOT_SERVED))
     else:
         for module in _RELAY_MODULES:
             (library / module).parent.mkdir(parents=True, exist_ok=True)
