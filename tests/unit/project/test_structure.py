@@ -12,7 +12,19 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[3] / "llm" / "oarlock"
 # A package may import itself and those before it, at run time and for types.
 ORDER = (
-    *("errors", "versions", "package_files", "formats", "files", "compat", "environment", "families", "config", "cpu_ranks", "launch"),
+    *(
+        "errors",
+        "versions",
+        "package_files",
+        "formats",
+        "files",
+        "compat",
+        "environment",
+        "families",
+        "config",
+        "cpu_ranks",
+        "launch",
+    ),
     *(
         "parallel",
         "ops",
