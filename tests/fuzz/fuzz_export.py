@@ -84,7 +84,7 @@ def target(data: bytes, folder: Path) -> None:
 def judge(folder: Path, server: str) -> None:
     guess_server(folder)
     for finding in check_folder(folder, server):
-        assert isinstance(finding, Finding) and "Traceback" not in finding.text()
+        assert isinstance(finding, Finding) and "Traceback" not in finding.to_line()
     with contextlib.suppress(OarlockError):
         read_manifest(folder)
         changed_files(folder)

@@ -133,7 +133,7 @@ def _finish(request: Request, result: Path, facts: dict[str, Any]) -> None:
     if request.converts:
         findings = check_model(result, request.target)
         if findings:
-            listed = "\n".join(f"  {finding.text()}" for finding in findings)
+            listed = "\n".join(f"  {finding.to_line()}" for finding in findings)
             raise ModelError(f"{SERVERS[request.target].title} would not serve this; nothing was written:\n{listed}")
 
 

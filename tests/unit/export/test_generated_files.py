@@ -246,4 +246,4 @@ def test_findings_hold_nothing_that_a_terminal_obeys(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "out")
     (folder / os.fsdecode(b"x\x1b[2J\n\xff.py")).write_text("")
     (finding,) = check_model(folder, "vllm")
-    assert finding.text().startswith("x\\x1b[2J\\n\\udcff.py: not a file of the export")
+    assert finding.to_line().startswith("x\\x1b[2J\\n\\udcff.py: not a file of the export")

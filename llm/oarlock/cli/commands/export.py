@@ -67,7 +67,7 @@ def _check(options: ExportFlags, folder: Path) -> int:
     server = options.server or guess_server(folder)
     findings = check_export(folder, server, hashes=options.hashes)
     for finding in findings:
-        print(finding.text())
+        print(finding.to_line())
     found = f"{len(findings)} problem{'s' * (len(findings) != 1)} found" if findings else "no problems found"
     logger.info(f"{folder}, checked by the rules of {server}: {found}")
     return EXIT_FAILED if findings else 0
