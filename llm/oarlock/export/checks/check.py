@@ -10,7 +10,7 @@ from oarlock.export.checks.files import check_files, check_places
 from oarlock.export.checks.findings import Finding, read_object
 from oarlock.export.checks.triton import check_repository, is_repository
 from oarlock.export.checks.weights import LEFTOVERS, check_leftovers, check_weights
-from oarlock.export.manifest import changed_files, read_manifest
+from oarlock.export.manifest import find_changed_files, read_manifest
 from oarlock.export.servers import SERVERS, TRITON
 
 
@@ -46,7 +46,7 @@ def check_folder(folder: Path, server: str, hashes: bool = False) -> list[Findin
     if hashes:
         findings += [
             Finding("changed", sentence.split(" ")[0], sentence, "Export or copy it again")
-            for sentence in changed_files(folder)
+            for sentence in find_changed_files(folder)
         ]
     return findings
 

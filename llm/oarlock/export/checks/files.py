@@ -15,7 +15,7 @@ from oarlock.errors import ModelError
 from oarlock.export.checks.findings import Finding, shown, shown_value
 from oarlock.export.manifest import MANIFEST_FILE, read_manifest
 from oarlock.export.servers import SERVED_NAME
-from oarlock.export.start_scripts import START_FILE, adapter_ranks, start_script
+from oarlock.export.start_scripts import START_FILE, format_start_script, read_adapter_ranks
 from oarlock.formats.files import read_bytes
 from oarlock.formats.links import foreign_entries
 from oarlock.triton_repository.model_code import LIBRARY, foreign_code
@@ -106,8 +106,8 @@ def _check_start(
         text = read_bytes(path, limit=_SCRIPT_BYTES, what="a start script", error=ModelError).decode("utf-8")
         said = _NAME.search(text)
         name = str((manifest or {}).get("name") or (said["name"] if said else ""))
-        expected = start_script(
-            target, config, name if SERVED_NAME.fullmatch(name) else "oarlock", adapter_ranks(folder)
+        expected = format_start_script(
+            target, config, name if SERVED_NAME.fullmatch(name) else "oarlock", read_adapter_ranks(folder)
         )
     except (ModelError, UnicodeDecodeError) as error:
         return [Finding("start", START_FILE, f"can't be compared with the expected script: {error}", _EXPORT)]
