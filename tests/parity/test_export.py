@@ -183,10 +183,10 @@ def test_what_the_checker_finds_is_not_handed_over(tiny_model, tmp_path, monkeyp
     [
         ({"model": ""}, "--model DIR is missing"),
         ({"target": "peft"}, "--adapter DIR"),
-        ({"keep_adapters": True}, "--target vllm with --adapter"),
+        ({"keep_adapters": True}, "--target vllm and --adapter"),
         ({"target": "triton", "dtype": "float16"}, "--dtype"),
         ({"name": "a b"}, "--name"),
-        ({"target": "triton", "adapters": (Path("a/x"), Path("b/x"))}, "of the name x"),
+        ({"target": "triton", "adapters": (Path("a/x"), Path("b/x"))}, "have the name x"),
     ],
 )
 def test_options_that_do_not_go_together(changes, message, tmp_path):
