@@ -15,7 +15,6 @@ consolidate does too; memory is the peak (VmHWM: mapped pages too) above what th
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import shutil
@@ -59,34 +58,33 @@ def rank_main(folder: Path, saves: int, steps: int) -> int:
     from oarlock.config.pretrain import PretrainConfig
     from oarlock.environment.ranks import rank
     from oarlock.train import pretrain
+    from oarlock.train.checkpoint.writer import CheckpointWriter
     from oarlock.train.trainer import OarlockTrainer
 
-    really_save, really_saved, really_step = (
-        OarlockTrainer._save_checkpoint,
-        OarlockTrainer._saved,
+    really_save, really_ended, really_step = (
+        CheckpointWriter.save,
+        CheckpointWriter._ended,
         OarlockTrainer.training_step,
     )
     measured: list[dict[str, Any]] = []
     step_starts: list[float] = []
 
-    def save(trainer: Any, *arguments: Any) -> None:
-        in_background = len(measured) % 2 == 1
-        section = dataclasses.replace(trainer.config.checkpoint, async_save=in_background)
-        trainer.config = dataclasses.replace(trainer.config, checkpoint=section)
-        row: dict[str, Any] = {"background": in_background, "start": time.perf_counter()}
+    def save(writer: Any, *arguments: Any) -> None:
+        writer.background = len(measured) % 2 == 1
+        row: dict[str, Any] = {"background": writer.background, "start": time.perf_counter()}
         measured.append(row)
-        really_save(trainer, *arguments)
+        really_save(writer, *arguments)
         row["stall"] = time.perf_counter() - row["start"]
 
-    def saved(trainer: Any, *arguments: Any) -> None:
-        really_saved(trainer, *arguments)
+    def ended(writer: Any, *arguments: Any) -> None:
+        really_ended(writer, *arguments)
         measured[-1]["exists"] = time.perf_counter()
 
     def step(*arguments: Any, **keywords: Any) -> Any:
         step_starts.append(time.perf_counter())
         return really_step(*arguments, **keywords)
 
-    OarlockTrainer._save_checkpoint, OarlockTrainer._saved, OarlockTrainer.training_step = save, saved, step
+    CheckpointWriter.save, CheckpointWriter._ended, OarlockTrainer.training_step = save, ended, step
     options = {
         "model_name_or_path": folder / "model", "input_dir": folder / "data", "output_dir": folder / "out",
         "tensor_parallel_degree": RANKS, "max_seq_length": 32, "per_device_train_batch_size": 1, "split": "100,0,0",

@@ -37,14 +37,14 @@ INTERFACE = 6
 
 # CPU kernels, free of Paddle: each is compiled once per instruction set, into a namespace of its own.
 CPU_KERNELS = (
+    "adamw/adamw.cc",
     "attention/attention_cpu.cc",
+    "copy_matrix/copy_matrix.cc",
     "decoder/decoder_cpu.cc",
+    "linear_cross_entropy/linear_cross_entropy.cc",
     "rms_norm/rms_norm_cpu.cc",
-    "training_step/adamw.cc",
-    "training_step/cross_entropy.cc",
-    "training_step/rotary.cc",
-    "training_step/swiglu.cc",
-    "weights/copy_matrix.cc",
+    "rotary/rotary.cc",
+    "swiglu/swiglu.cc",
 )
 # C++ that is compiled once, without Paddle.
 SHARED = ("common/gemm.cc", "common/isa.cc")
@@ -55,12 +55,15 @@ PRODUCTS_NEEDS = ("libmklml_intel.so", "libdnnl.so.3", "libiomp5.so")
 CUDA_KERNELS = ("rms_norm/rms_norm_cuda.cu",)
 # What registers the kernels as Paddle operators.
 BINDINGS = (
+    "adamw/adamw_paddle.cc",
     "attention/attention_paddle.cc",
     "decoder/decoder_paddle.cc",
+    "decoder_layer/decoder_layer_paddle.cc",
+    "linear_cross_entropy/linear_cross_entropy_paddle.cc",
+    "lora_linear/lora_linear_paddle.cc",
     "rms_norm/rms_norm_paddle.cc",
-    "training_step/layer_paddle.cc",
-    "training_step/lora_paddle.cc",
-    "training_step/training_step_paddle.cc",
+    "rotary/rotary_paddle.cc",
+    "swiglu/swiglu_paddle.cc",
 )
 
 INSTRUCTION_SETS = {

@@ -26,5 +26,13 @@ static void parallel_for(int64_t count, int64_t grain, const Work& work) {
   }
 }
 
+// Calls work(row) for all rows of `width` values each, split over threads that get at least `grain` values.
+template <typename Work>
+static void for_rows(int64_t rows, int64_t width, int64_t grain, const Work& work) {
+  parallel_for(rows, grain / (width + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) work(row);
+  });
+}
+
 }  // namespace OARLOCK_ISA
 }  // namespace oarlock

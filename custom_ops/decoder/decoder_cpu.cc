@@ -29,16 +29,10 @@ struct Heads {  // of a layer of a sequence
   }
 };
 
-// work(row) for all rows, over the threads where they are many.
-template <typename Work>
-static void for_rows(int64_t rows, int64_t width, const Work& work) {
-  parallel_for(rows, 32 * 1024 / (width + 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) work(row);
-  });
-}
+static constexpr int64_t kGrain = 32 * 1024;  // values for a second thread
 
 static void norm(const DecoderSizes& s, int64_t rows, const float* from, const float* weight, float* to) {
-  for_rows(rows, s.hidden, [&](int64_t row) {
+  for_rows(rows, s.hidden, kGrain, [&](int64_t row) {
     const float* x = from + row * s.hidden;
     float* y = to + row * s.hidden;
     Sum squares;
@@ -91,7 +85,7 @@ static void remember(const DecoderPass& p, int64_t layer, float* qkv) {
   for (int64_t i = 0; i < p.num_runs; ++i) {
     const DecoderRun& run = p.runs[i];
     const Heads heads(s, run, layer);
-    for_rows(run.count, w.qkv, [&](int64_t t) {
+    for_rows(run.count, w.qkv, kGrain, [&](int64_t t) {
       const int64_t position = run.position + t;
       const float *cos = p.cos + position * dim, *sin = p.sin + position * dim;
       float *q = qkv + (run.begin + t) * w.qkv, *k = q + w.q, *v = k + w.kv;
@@ -160,7 +154,7 @@ static void attention(const DecoderPass& p, int64_t layer, const float* qkv, flo
 }
 
 static void gated(const DecoderSizes& s, int64_t rows, const float* gate_up, float* to) {
-  for_rows(rows, 4 * s.intermediate, [&](int64_t row) {
+  for_rows(rows, 4 * s.intermediate, kGrain, [&](int64_t row) {
     const float *gate = gate_up + row * 2 * s.intermediate, *up = gate + s.intermediate;
     float* y = to + row * s.intermediate;
     if (s.activation == kGeluTanh) {  // 0.5 g (1 + tanh(u)) = g / (1 + exp(-2 u))

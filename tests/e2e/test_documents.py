@@ -43,6 +43,7 @@ FOR_GPUS = {
     "RECIPE=lora_13b GPUS=0,1": "no NVIDIA GPU here",
     "bash scripts/run_trainer.sh": "no NVIDIA GPU here",
     "bash scripts/run_trainer_tp4pp2.sh": "no NVIDIA GPU here",
+    "oarlock launch --gpus": "no NVIDIA GPU here",
     "NNODES=4": "no NVIDIA GPU here",
     "python -m paddle.distributed.launch --gpus": None,  # Paddle's launcher fails in a CPU build in its own words
 }

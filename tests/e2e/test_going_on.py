@@ -17,7 +17,7 @@ import pytest
 
 from helpers import flags, make_tiny_model, rows
 from oarlock.config.shared import ScheduleSection
-from oarlock.train.schedule import make_scheduler
+from oarlock.train.optim.schedule import make_scheduler
 
 WARM = Path(__file__).with_name("warm_runs.py")
 BASE = "models/tiny/base"  # two "/": never a name on a hub

@@ -18,7 +18,8 @@ from oarlock.data.examples.collate import FinetuneCollator
 from oarlock.data.examples.dataset import load_finetune_data
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.models.build import build_model, find_model
-from oarlock.train.setup import connect, make_trainer, start
+from oarlock.train.run_training import make_trainer
+from oarlock.train.setup import connect, start
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from oarlock.data.examples.labels import Prompt
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.generate import generate_ids, generate_without_cache, last_scores, right_padded
-from oarlock.parallel.plan import ParallelPlan
-from oarlock.train.evaluation.generation import Answer, generate_answers
+from oarlock.train.evaluation.generation import generate_answers
+from oarlock.train.evaluation.prompts import Answer, PromptSet
 
 TOKENIZER = SimpleNamespace(eos_token_id=0, pad_token_id=0, bos_token_id=0)
 ROWS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [3, 300, 12, 14]]
@@ -82,8 +82,7 @@ def test_answers_come_in_the_order_of_the_prompts(tiny_model):
     model.eval()
     tokenizer = load_tokenizer(str(tiny_model))
     prompts = [Prompt(row, f"prompt {i}", "x") for i, row in enumerate(ROWS)]
-    trainer = SimpleNamespace(plan=ParallelPlan(), model=model, tokenizer=tokenizer, template=None, generation={})
-    answers = generate_answers(trainer, prompts, max_new_tokens=6, batch_size=3)
+    answers = generate_answers(PromptSet(prompts, max_new_tokens=6, batch_size=3), model, tokenizer)
     assert [answer.prompt.text for answer in answers] == [f"prompt {i}" for i in range(4)]
     alone = [tokenizer.decode(generate_ids(model, tokenizer, [row], 6)[0], skip_special_tokens=True) for row in ROWS]
     assert [answer.text for answer in answers] == alone

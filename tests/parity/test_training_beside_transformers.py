@@ -26,7 +26,7 @@ from oarlock.data.examples.dataset import load_finetune_data
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.peft import export_peft
-from oarlock.train.schedule import make_scheduler
+from oarlock.train.optim.schedule import make_scheduler
 
 Weights = dict[str, np.ndarray]
 PEER = Path(__file__).with_name("trainer_peer.py")

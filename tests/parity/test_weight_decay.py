@@ -20,7 +20,8 @@ from oarlock.parallel.family_rules import FAMILIES as REGISTRY
 from oarlock.peft.lora import LoRA
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
-from oarlock.train.setup import connect, make_trainer, start
+from oarlock.train.run_training import make_trainer
+from oarlock.train.setup import connect, start
 from oarlock.weights.layout import holdings
 from oarlock.weights.sources import hugging_face_names
 

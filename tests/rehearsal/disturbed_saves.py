@@ -64,13 +64,13 @@ def one_rank(words: list[str], disturbance: str) -> int:
     from oarlock.cpu_ranks import process_group
     from oarlock.environment.ranks import rank
     from oarlock.train import pretrain as pretraining
-    from oarlock.train.checkpoint import writer
+    from oarlock.train.checkpoint import pending_save
     from oarlock.train.pretrain import pretrain
     from oarlock.train.trainer import OarlockTrainer
 
     loaded = load_config(PretrainConfig, words)
     output = Path(loaded.config.checkpoint.output_dir)
-    really_save, really_write = OarlockTrainer._save_checkpoint, writer.write_safetensors
+    really_save, really_write = OarlockTrainer._save_checkpoint, pending_save.write_safetensors
     trainers: list[OarlockTrainer] = []
 
     def sent() -> int:
@@ -103,7 +103,7 @@ def one_rank(words: list[str], disturbance: str) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return really_write(path, *arguments)
 
-    OarlockTrainer._save_checkpoint, writer.write_safetensors = save, write
+    OarlockTrainer._save_checkpoint, pending_save.write_safetensors = save, write
     return pretrain(loaded)
 
 

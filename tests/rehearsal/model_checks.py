@@ -20,7 +20,7 @@ from oarlock.ops.install import hold_scores
 from oarlock.ops.step import HeldScores
 from oarlock.parallel.object_collectives import all_gather_objects
 from oarlock.train.loss import TokenCrossEntropy
-from oarlock.train.seeds import reseed_tracker, seed_step
+from oarlock.train.optim.seeds import reseed_tracker, seed_step
 from oarlock.weights.layout import shared_between_stages
 
 NAMES = ("global_seed", "local_seed", "model_parallel_rng")

@@ -92,7 +92,7 @@ from oarlock.train.rehearsal import rank as rehearsal_rank
 original = rehearsal_rank._Recorder._compare
 def tampered(self, step):
     if step == 2 and rehearsal_rank.rank() == 1:
-        parameter = dict(self.trainer.model.named_parameters())["llama.norm.weight"]
+        parameter = dict(self.model.named_parameters())["llama.norm.weight"]
         parameter.set_value(parameter + 0.001)
     original(self, step)
 rehearsal_rank._Recorder._compare = tampered

@@ -29,12 +29,13 @@ from oarlock.peft.open_adapter import open_adapter
 from oarlock.peft.qlora import quantized_bytes
 from oarlock.train.checkpoint.final_model import merge_adapter
 from oarlock.train.checkpoint.resume import find_resume_point
-from oarlock.train.evaluation.prompts import Asking, FixedPrompts, HeldOutPrompts, one_after_another
-from oarlock.train.flops import token_flops
+from oarlock.train.evaluation.prompts import PromptSet
 from oarlock.train.output.folder_guard import run_in
+from oarlock.train.run_training import check_schedule, make_trainer, train
 from oarlock.train.sequence_lengths import fit_lengths
-from oarlock.train.setup import check_schedule, connect, held_beside, make_trainer, start, train
+from oarlock.train.setup import connect, held_beside, start
 from oarlock.train.start_from_adapter import start_from_adapter
+from oarlock.train.throughput import token_flops
 
 if TYPE_CHECKING:
     from oarlock.config.finetune import FinetuneConfig
@@ -79,7 +80,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
             f"--do_eval: {config.data.dataset_name_or_path} has no dev file; give a folder with train.json and "
             "dev.json (or .jsonl), hold examples out with --validation_split 0.02, or leave --do_eval out"
         )
-    asking = _asking(config, data, tokenizer)
+    prompt_sets = _prompt_sets(config, data, tokenizer)
     train_set, order = _training_set(config, data) if training else (None, None)
     base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
     adapter = config.method.adapter_name_or_path
@@ -119,7 +120,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         tokenizer=tokenizer,
         flops=token_flops(source.config, example_length if packing else longest),
         data_fingerprint=data.fingerprint,
-        generation_metrics=asking,
+        prompt_sets=prompt_sets,
         train_dataset=train_set,
         eval_dataset=data.dev if config.evaluation.do_eval else None,
         data_collator=collator(source.config.vocab_size, pad, run.plan.length_multiple),
@@ -153,13 +154,19 @@ def _packed(config: FinetuneConfig, examples: ExampleDataset) -> ExampleDataset 
     return examples
 
 
-def _asking(config: FinetuneConfig, data: FinetuneData, tokenizer: Any) -> Asking | None:
-    """What the model is asked at evaluations."""
-    parts: list[Asking] = []
-    batch, longest = config.batch.per_device_eval_batch_size, config.data.tgt_length
-    if config.evaluation.do_generation:
-        parts.append(HeldOutPrompts(data.dev_prompts, longest, batch, config.evaluation.max_evaluate_steps))
-    if config.evaluation.eval_prompts is not None:
-        prompts = load_eval_prompts(config.evaluation.eval_prompts, tokenizer, data.template, config.data.src_length)
-        parts.append(FixedPrompts(prompts, longest, batch))
-    return one_after_another(parts)
+def _prompt_sets(config: FinetuneConfig, data: FinetuneData, tokenizer: Any) -> list[PromptSet]:
+    """What the model answers at evaluations: held-out prompts (--do_generation) and a file's (--eval_prompts)."""
+    sets: list[PromptSet] = []
+    evaluation, batch_size, new_tokens = (
+        config.evaluation,
+        config.batch.per_device_eval_batch_size,
+        config.data.tgt_length,
+    )
+    if evaluation.do_generation:
+        limit = evaluation.max_evaluate_steps
+        prompts = data.dev_prompts[: limit * batch_size] if limit > 0 else data.dev_prompts
+        sets.append(PromptSet(prompts, new_tokens, batch_size, scored=True))
+    if evaluation.eval_prompts is not None:
+        fixed = load_eval_prompts(evaluation.eval_prompts, tokenizer, data.template, config.data.src_length)
+        sets.append(PromptSet(fixed, new_tokens, batch_size))
+    return sets

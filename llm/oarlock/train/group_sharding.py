@@ -15,32 +15,39 @@ from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_stage3 import
 from paddle.distributed.fleet.utils import mix_precision_utils
 from paddle.distributed.fleet.utils.sequence_parallel_utils import register_sequence_parallel_allreduce_hooks
 
+from oarlock.parallel.sharded_gradients import ShardedGradients
+from oarlock.weights.layout import shared_between_stages
+
 if TYPE_CHECKING:
-    from oarlock.train.trainer import OarlockTrainer
+    from oarlock.config.run_config import RunConfig
+    from oarlock.parallel.plan import ParallelPlan
 
 # Fleet's defaults: gradients are reduced in buckets of 8M elements, and stage 3 slices parameters from 1M elements on.
-BUCKET_ELEMENTS = 2**23
+_BUCKET_ELEMENTS = 2**23
 _SLICED_ELEMENTS = 2**20
 
 
-def wrap_group_sharded(trainer: OarlockTrainer, model: nn.Layer) -> nn.Layer:
-    """Stage 2 or 3 without pipeline; replaces trainer.optimizer.
+def wrap_group_sharded(model: nn.Layer, optimizer: Any, plan: ParallelPlan, config: RunConfig) -> tuple[nn.Layer, Any]:
+    """Wrap a model and its optimizer for stage 2 or 3 without pipeline.
 
     The Trainer's own way asserts a GPU (through group_sharded_parallel) and refuses stage 3 with tensor parallel.
+
+    Returns:
+        The wrapped model and the wrapped optimizer.
     """
-    plan, args = trainer.plan, trainer.args
-    optimizer = trainer.optimizer
-    if trainer.do_grad_scaling:
+    precision = config.precision
+    dtype = "float16" if precision.fp16 else "bfloat16"
+    if precision.fp16:
         model, optimizer = paddle.amp.decorate(
-            models=model, optimizers=optimizer, level=args.fp16_opt_level, dtype=trainer.amp_dtype
+            models=model, optimizers=optimizer, level=precision.fp16_opt_level, dtype=dtype
         )
     hcg = fleet.get_hybrid_communicate_group()
     if plan.sequence_parallel:  # sums the gradients of norms, which each tensor rank has for its part of the sequence
-        register_sequence_parallel_allreduce_hooks(model, args.gradient_accumulation_steps, False)
+        register_sequence_parallel_allreduce_hooks(model, config.batch.gradient_accumulation_steps, False)
     if plan.tensor > 1:
         model = TensorParallel(model, hcg, strategy=None)
-    if args.amp_master_grad:
-        mix_precision_utils.MixPrecisionLayer(model, dtype=trainer.amp_dtype)
+    if precision.amp_master_grad:
+        mix_precision_utils.MixPrecisionLayer(model, dtype=dtype)
         optimizer = mix_precision_utils.MixPrecisionOptimizer(optimizer)
     device = paddle.get_device().split(":")[0]
     common: dict[str, Any] = {
@@ -51,12 +58,21 @@ def wrap_group_sharded(trainer: OarlockTrainer, model: nn.Layer) -> nn.Layer:
     with _building(device):
         if plan.sharding_strategy == "gradients":
             optimizer = GroupShardedOptimizerStage2(params=optimizer._parameter_list, optim=optimizer, **common)
-            model = GroupShardedStage2(model, optimizer, buffer_max_size=BUCKET_ELEMENTS, **common)
+            model = GroupShardedStage2(model, optimizer, buffer_max_size=_BUCKET_ELEMENTS, **common)
         else:
-            segment = trainer.config.parallel.stage3_min_elements or _SLICED_ELEMENTS
+            segment = config.parallel.stage3_min_elements or _SLICED_ELEMENTS
             model = GroupShardedStage3(model, optimizer=optimizer, segment_size=segment, **common)
-    trainer.optimizer = optimizer
-    return model
+    return model, optimizer
+
+
+def shard_pipeline_gradients(model: nn.Layer, optimizer: Any) -> ShardedGradients:
+    """Stage 2 under a pipeline, for a model and an optimizer wrapped for stage 1.
+
+    Args:
+        model: this rank's, not wrapped.
+    """
+    hcg = fleet.get_hybrid_communicate_group()
+    return ShardedGradients(optimizer._inner_opt, hcg, _BUCKET_ELEMENTS, shared_between_stages(model))
 
 
 def _building(device: str) -> contextlib.AbstractContextManager[None]:

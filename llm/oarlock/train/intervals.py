@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from oarlock.config.run_config import RunConfig
+    from oarlock.train.checkpoint.manifest import Manifest
 
 
 @dataclass
@@ -24,6 +26,18 @@ class Progress:
     window_steps: int = 0
     owes_evaluation: bool = False
 
+    @classmethod
+    def from_manifest(cls, manifest: Manifest) -> Progress:
+        """Progress of the run that wrote a checkpoint."""
+        loss, steps = manifest.loss_window
+        return cls(manifest.samples, math.nan if loss is None else loss, steps, manifest.owes_evaluation)
+
+    def add_step(self, loss: float, samples: int) -> None:
+        """Count a step that is done."""
+        self.samples += samples
+        self.window_loss += loss
+        self.window_steps += 1
+
 
 @dataclass(frozen=True)
 class Due:
@@ -37,6 +51,10 @@ class Due:
     evaluate: bool
     save: bool
     owed: bool = False
+
+    def apply(self, control: Any) -> None:
+        """Set the flags of PaddleNLP's TrainerControl."""
+        control.should_log, control.should_evaluate, control.should_save = self.log, self.evaluate, self.save
 
 
 def what_is_due(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import paddle
@@ -41,6 +43,15 @@ class TokenCrossEntropy(nn.Layer):
         if isinstance(scores, HeldScores):
             return scores.cross_entropy(labels, 1 / self.normalizer, IGNORE_INDEX)
         return self.token_losses(logits, labels).sum() / self.normalizer
+
+    @contextlib.contextmanager
+    def normalized_by(self, normalizer: float) -> Iterator[None]:
+        """Use another normalizer inside the context."""
+        before, self.normalizer = self.normalizer, normalizer
+        try:
+            yield
+        finally:
+            self.normalizer = before
 
     def token_losses(self, logits: paddle.Tensor | tuple[paddle.Tensor, ...], labels: paddle.Tensor) -> paddle.Tensor:
         """float32 [batch, tokens], 0 where nothing is trained."""

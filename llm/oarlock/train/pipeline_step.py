@@ -4,36 +4,46 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import paddle
+from paddle import nn
 from paddle.distributed import fleet
 from paddle.distributed.fleet.meta_parallel.pp_utils.p2p_communication import P2pHelper
+from paddlenlp.peft import LoRAModel
 
 from oarlock.data.examples.labels import IGNORE_INDEX
 from oarlock.families.packing import ENDS
 from oarlock.models.generate import last_scores, right_padded
-
-if TYPE_CHECKING:
-    from oarlock.train.trainer import OarlockTrainer
-
-Batch = dict[str, paddle.Tensor]
+from oarlock.train.forward_context import Batch, ForwardContext
+from oarlock.train.loss import TokenCrossEntropy
 
 
-def pipeline_step(trainer: OarlockTrainer, model: Any, micro_batches: Sequence[Batch]) -> paddle.Tensor:
-    """Forward and backward of all micro-batches; returns the sum of their losses, on every stage.
+def run_pipeline_step(
+    model: Any, micro_batches: Sequence[Batch], context: ForwardContext, optimizer: Any, lr_scheduler: Any, scaler: Any
+) -> paddle.Tensor:
+    """Run forward and backward of all micro-batches; return the sum of their losses, on every stage.
 
-    trainer.criterion.normalizer must allow for the division by the number of micro-batches that PipelineParallel does.
+    PipelineParallel divides the loss by the number of micro-batches, which the criterion's normalizer must allow for.
+
+    Args:
+        model: PipelineParallel.
+        scaler: GradScaler of fp16 loss scaling, or None.
     """
-    equal = _same_length(micro_batches)
-    data = model._prepare_pipeline_inputs_func([trainer._prepare_inputs(batch) for batch in equal])
-    data = model._prepare_training(data, trainer.optimizer, trainer.lr_scheduler)
+    data = model._prepare_pipeline_inputs_func([context.prepare(batch) for batch in _same_length(micro_batches)])
+    data = model._prepare_training(data, optimizer, lr_scheduler)
     model.optimizer = model.lr_scheduler = None  # the Trainer steps them
-    with trainer.autocast_smart_context_manager():
-        loss = model.forward_backward_pipeline(data, trainer.scaler if trainer.do_grad_scaling else None)
-    if trainer.sharded_gradients is not None:
-        trainer.sharded_gradients.finish()
+    with context.autocast():
+        loss = model.forward_backward_pipeline(data, scaler)
     return loss.detach().reshape([])
+
+
+def wrap_pipeline(model: nn.Layer) -> Any:
+    """PipelineParallel around a model that is not trained (for training the Trainer's _wrap_model does it)."""
+    stages = model.model if isinstance(model, LoRAModel) else model
+    wrapped = fleet.distributed_model(stages)
+    wrapped._prepare_pipeline_inputs_func = stages._prepare_pipeline_inputs_func
+    return wrapped
 
 
 def _same_length(batches: Sequence[Batch]) -> list[Batch]:
@@ -69,10 +79,12 @@ def _between_steps(model: Any) -> Iterator[None]:
         model._p2p_helper, model.user_hooks_enabled = helper, hooks
 
 
-def pipeline_loss_sum(trainer: OarlockTrainer, model: Any, batches: Sequence[Batch]) -> float:
+def pipeline_loss_sum(
+    model: Any, batches: Sequence[Batch], criterion: TokenCrossEntropy, context: ForwardContext
+) -> float:
     """Sum of the token losses of at most accumulate_steps batches, on every stage.
 
-    Fewer are filled up with copies on which nothing is trained: every schedule wants its number of micro-batches.
+    Fewer are filled up with copies without trained tokens: every schedule wants its number of micro-batches.
     """
     count = model.accumulate_steps
     filled = [dict(batch) for batch in batches]
@@ -80,14 +92,9 @@ def pipeline_loss_sum(trainer: OarlockTrainer, model: Any, batches: Sequence[Bat
         empty = dict(filled[0])
         empty["labels"] = paddle.full_like(empty["labels"], IGNORE_INDEX)
         filled.append(empty)
-    data = model._prepare_pipeline_inputs_func([trainer._prepare_inputs(batch) for batch in filled])
-    normalizer, trainer.criterion.normalizer = trainer.criterion.normalizer, 1.0 / count
-    try:
-        with _between_steps(model), trainer.autocast_smart_context_manager():
-            loss = model.eval_batch(data, compute_loss=True)
-    finally:
-        trainer.criterion.normalizer = normalizer
-    return float(loss)
+    data = model._prepare_pipeline_inputs_func([context.prepare(batch) for batch in filled])
+    with criterion.normalized_by(1.0 / count), _between_steps(model), context.autocast():
+        return float(model.eval_batch(data, compute_loss=True))
 
 
 def pipeline_next_ids(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> list[int]:

@@ -39,13 +39,12 @@ from oarlock.models.build import (
 )
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.train.checkpoint.resume import find_resume_point
-from oarlock.train.evaluation.generation import generate_answers
-from oarlock.train.evaluation.prompts import Asking, FixedPrompts, one_after_another, show
-from oarlock.train.flops import token_flops
+from oarlock.train.evaluation.prompts import PromptSet
 from oarlock.train.output.folder_guard import run_in
+from oarlock.train.run_training import check_schedule, make_trainer, train
 from oarlock.train.sequence_lengths import fit_lengths
-from oarlock.train.setup import check_schedule, connect, held_beside, make_trainer, start, train
-from oarlock.train.trainer import OarlockTrainer
+from oarlock.train.setup import connect, held_beside, start
+from oarlock.train.throughput import token_flops
 
 if TYPE_CHECKING:
     from oarlock.config.load import LoadedConfig
@@ -90,11 +89,16 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         sizes = [int(corpus.documents.sizes.sum(dtype=np.int64)) for corpus in corpora]
     shares = shares_of(weights, sizes)
 
-    fixed = _fixed_prompts(config, tokenizer)
+    prompt_sets = _fixed_prompts(config, tokenizer)
     fingerprint = _fingerprint(corpora, weights)
     resume = find_resume_point(config, fingerprint)
     train_set, order = _mixed(config, [dataset for dataset in train_sets if dataset], names, weights)
     check_schedule(run, order, resume)
+    first = next((dataset for dataset in eval_sets if dataset), None)
+    if first is None or run.plan.sequence_parallel:  # which fixes the length of what goes through the model
+        prompt_sets = []
+    else:
+        prompt_sets = [_continuations(first, tokenizer), *prompt_sets]
     model = build_model(
         source,
         run.dtype,
@@ -113,14 +117,11 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         tokenizer=tokenizer,
         flops=token_flops(source.config, config.data.max_seq_length),
         data_fingerprint=fingerprint,
+        prompt_sets=prompt_sets,
         train_dataset=train_set,
         eval_dataset=_held_out(eval_sets, names, shares),
         data_collator=PretrainCollator(source.config.vocab_size),
     )
-    first = next((dataset for dataset in eval_sets if dataset), None)
-    if first is not None and not run.plan.sequence_parallel:  # which fixes the length of what goes through the model
-        parts: list[Asking] = [_Continuations(trainer, first)]
-        trainer.generation_metrics = one_after_another([*parts, *([fixed] if fixed else [])])
     if config.evaluation.do_train:
         train(run, trainer)
     elif config.evaluation.do_eval:
@@ -206,30 +207,20 @@ def _fingerprint(corpora: list[Corpus], weights: list[float | None]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _fixed_prompts(config: PretrainConfig, tokenizer: Any) -> FixedPrompts | None:
+def _fixed_prompts(config: PretrainConfig, tokenizer: Any) -> list[PromptSet]:
     """--eval_prompts, as plain text."""
     if config.evaluation.eval_prompts is None:
-        return None
+        return []
     new_tokens = min(_ANSWER_LENGTH, config.data.max_seq_length // 2)
     template = choose_template("plain", tokenizer, "")
     longest = config.data.max_seq_length - new_tokens
     prompts = load_eval_prompts(config.evaluation.eval_prompts, tokenizer, template, longest)
-    return FixedPrompts(prompts, new_tokens, config.batch.per_device_eval_batch_size)
+    return [PromptSet(prompts, new_tokens, config.batch.per_device_eval_batch_size)]
 
 
-class _Continuations:
-    """What the model writes after the first tokens of held-out samples: samples.jsonl and VisualDL, each evaluation."""
-
-    def __init__(self, trainer: OarlockTrainer, dataset: PretrainDataset, count: int = 3, length: int = 24) -> None:
-        tokenizer = trainer.tokenizer
-        length = min(length, len(dataset[0]["text"]) // 2)
-        rows = [dataset[i]["text"][: 2 * length].tolist() for i in range(min(count, len(dataset)))]
-        self.prompts = [
-            Prompt(row[:length], tokenizer.decode(row[:length]), tokenizer.decode(row[length:])) for row in rows
-        ]
-        self.length = length
-
-    def __call__(self, trainer: OarlockTrainer) -> dict[str, float]:
-        answers = generate_answers(trainer, self.prompts, max_new_tokens=self.length, batch_size=len(self.prompts))
-        show(trainer, answers)
-        return {}
+def _continuations(dataset: PretrainDataset, tokenizer: Any, count: int = 3, length: int = 24) -> PromptSet:
+    """The first tokens of held-out samples, which the model continues at each evaluation."""
+    length = min(length, len(dataset[0]["text"]) // 2)
+    rows = [dataset[i]["text"][: 2 * length].tolist() for i in range(min(count, len(dataset)))]
+    prompts = [Prompt(row[:length], tokenizer.decode(row[:length]), tokenizer.decode(row[length:])) for row in rows]
+    return PromptSet(prompts, length, len(prompts))

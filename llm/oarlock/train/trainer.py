@@ -1,223 +1,244 @@
-"""The PaddleNLP Trainer with token-weighted loss, exact resume and checkpoints that are whole or not there."""
+"""The PaddleNLP Trainer with token-weighted loss, exact resume, and checkpoints that are complete or absent."""
 
 from __future__ import annotations
 
-import contextlib
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddle import nn
 from paddle.distributed import fleet
 from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
-from paddlenlp.peft import LoRAModel
+from paddlenlp.trainer import Trainer
 from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 
 from oarlock.data.corpus.order import SampleOrder
+from oarlock.data.corpus.sampler import EvaluationBatchSampler, ResumableBatchSampler
 from oarlock.environment.ranks import rank
-from oarlock.errors import TrainingError
 from oarlock.families.packing import with_attention
 from oarlock.ops.install import hold_scores
-from oarlock.parallel.sharded_gradients import ShardedGradients
-from oarlock.train.checkpoint import resume as checkpoints
-from oarlock.train.checkpoint.local_shards import Held
-from oarlock.train.checkpoint.trainer_checkpoints import CheckpointingTrainer
-from oarlock.train.clip import GlobalNormClip
-from oarlock.train.evaluation.best import BestEvaluation
-from oarlock.train.evaluation.evaluate import EvaluationStopped, evaluate_tokens, judge
-from oarlock.train.group_sharding import BUCKET_ELEMENTS, wrap_group_sharded
+from oarlock.train.checkpoint.load_shards import load_training_state, load_weights
+from oarlock.train.checkpoint.local_shards import LocalShards
+from oarlock.train.checkpoint.model_files import ModelFiles
+from oarlock.train.checkpoint.resume import ResumePoint
+from oarlock.train.checkpoint.writer import CheckpointWriter
+from oarlock.train.data_loading import checked_loader, evaluation_sampler, training_sampler
+from oarlock.train.data_parallel import DataParallelRanks
+from oarlock.train.evaluation.best import BestEvaluation, judge_evaluation
+from oarlock.train.evaluation.evaluate import EvaluationStopped, ModelLoss, PipelineLoss, evaluate
+from oarlock.train.evaluation.prompt_evaluation import PromptEvaluation
+from oarlock.train.finite_check import check_finite
+from oarlock.train.forward_context import Batch, ForwardContext
+from oarlock.train.gradient_accumulation import accumulate_gradients
+from oarlock.train.group_sharding import shard_pipeline_gradients, wrap_group_sharded
 from oarlock.train.intervals import Progress, what_is_due
 from oarlock.train.loss import TokenCrossEntropy, trained_tokens
-from oarlock.train.pipeline_step import pipeline_step
-from oarlock.train.schedule import make_scheduler
-from oarlock.train.seeds import seed_step
+from oarlock.train.on_train_begin import CallOnTrainBegin
+from oarlock.train.optim.clip import GlobalNormClip
+from oarlock.train.optim.optimizer import configure_optimizer
+from oarlock.train.optim.schedule import make_scheduler
+from oarlock.train.optim.seeds import seed_step
+from oarlock.train.pipeline_step import run_pipeline_step, wrap_pipeline
+from oarlock.train.run_length import samples_per_step
 from oarlock.train.stop_signals import StopRequest
-from oarlock.train.throughput import Meter, device_peak
-from oarlock.train.weight_decay import apply_decay_param_fun
-from oarlock.weights.layout import shared_between_stages
+from oarlock.train.throughput import Meter, TokenFlops, device_peak
 
 if TYPE_CHECKING:
     from oarlock.config.run_config import RunConfig
-    from oarlock.data.templates.chat_template import ChatTemplate
     from oarlock.parallel.plan import ParallelPlan
-    from oarlock.peft.adapter_folder import Base
-    from oarlock.peft.method import Method
-    from oarlock.train.flops import TokenFlops
-    from oarlock.train.reporters.reporters import SampleLog
+    from oarlock.parallel.sharded_gradients import ShardedGradients
 
 
-class OarlockTrainer(CheckpointingTrainer):
-    """See the module. Three things differ from the Trainer's own way:
+class OarlockTrainer(Trainer):
+    """PaddleNLP's Trainer, whose hooks delegate to the modules of oarlock.train.
 
-    - the micro-batches of a step are collected first, so that the loss can be divided by the trained tokens of all
-      of them; then they are run one after the other;
-    - random numbers are seeded anew in every step from (seed, step), so that no generator state has to be kept;
-    - the data position is the number of samples consumed (see oarlock.data.corpus.order).
+    Three things differ from PaddleNLP:
+
+    - The micro-batches of a step are collected first, so that the loss can be divided by the trained tokens of all.
+    - Random numbers are seeded in every step from (seed, step), so that no generator state has to be kept.
+    - The data position is the number of samples consumed (see oarlock.data.corpus.order).
+
+    Args:
+        steps: optimizer steps of the whole run; 0 where nothing is trained.
+        order: of the training data; None where nothing is trained.
+        kwargs: of the Trainer.
     """
+
+    control: Any  # set by the Trainer, whose types are not known
+    lr_scheduler: Any
+    optimizer: Any
+    model_wrapped: Any
 
     def __init__(
         self,
         *,
         config: RunConfig,
         plan: ParallelPlan,
+        steps: int,
         order: SampleOrder | None,
-        resume: checkpoints.ResumePoint | None,
-        template: ChatTemplate | None,
+        resume: ResumePoint | None,
+        best: BestEvaluation,
+        files: ModelFiles,
+        prompts: PromptEvaluation,
         flops: TokenFlops | None,
         data_fingerprint: str,
         stop: StopRequest,
-        method: Method | None = None,
-        base: Base | None = None,
-        generation: Mapping[str, Any] | None = None,
-        generation_metrics: Callable[[OarlockTrainer], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(criterion=TokenCrossEntropy(split_vocabulary=plan.tensor > 1), **kwargs)
-        if plan.sharding_strategy != "parameters":  # takes the head's weight away after its forward
+        if plan.sharding_strategy != "parameters":  # frees the output layer's weight after its forward
             hold_scores(self.model)
-        self.plan, self.method, self.base = plan, method, base
-        self.generation = generation or {}
-        self.sharded_gradients: ShardedGradients | None = None
-        self.held = Held(self)
         if plan.pipeline > 1:
             self.model._loss_fn = [self.criterion]
-        self.stop, self.generation_metrics = stop, generation_metrics
-        self.config, self.order, self.resume, self.template = config, order, resume, template
-        self.data_fingerprint = data_fingerprint
-        self.progress = Progress(samples=resume.manifest.samples) if resume else Progress()
-        if resume:
-            self.progress.owes_evaluation = resume.manifest.owes_evaluation
-            loss, self.progress.window_steps = resume.manifest.loss_window
-            self.progress.window_loss = math.nan if loss is None else loss
+        self.config, self.plan, self.steps, self.order, self.resume = config, plan, steps, order, resume
+        self.stop, self.best, self.files, self.prompts = stop, best, files, prompts
+        self.forward_context = ForwardContext(self._prepare_inputs, self.autocast_smart_context_manager)
+        self.data_ranks = DataParallelRanks.from_args(self.args)
+        self.shards = LocalShards(self.model, plan, trainable_only=files.method is not None)
+        self.checkpoints = CheckpointWriter(self.shards, files, config, plan, data_fingerprint)
+        self.progress = Progress.from_manifest(resume.manifest) if resume else Progress()
         self.meter = Meter(flops, self.args.world_size, device_peak())
-        self.best = BestEvaluation.of(config, resume)
-        self._collected: list[dict[str, paddle.Tensor]] = []
-        self._collected_tokens = 0
+        self.clip = GlobalNormClip(config.optimizer.max_grad_norm)
+        self.sharded_gradients: ShardedGradients | None = None  # stage 2 under a pipeline
+        self._micro_batches: list[Batch] = []
         self._handled_step = -1
-        self.samples: SampleLog | None = None
         self._step_lr = 0.0
         self._stopping = False
-        self.clip = GlobalNormClip(config.optimizer.max_grad_norm)
+        if config.evaluation.do_eval:
+            self.add_callback(CallOnTrainBegin(self._evaluate_before_training))
 
-    # optimizer
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's training; without a step where the evaluation before it ends the run."""
+        try:
+            return super().train(*args, **kwargs)
+        except _EndedBeforeFirstStep:
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            return None
+
+    # optimizer and wrappers
 
     def create_scheduler(self, num_training_steps: int) -> Any:
-        """Warm-up and decay of oarlock.train.schedule."""
+        """Warm-up and decay of oarlock.train.optim.schedule."""
         if self.lr_scheduler is None:
             self.lr_scheduler = make_scheduler(self.config.schedule, num_training_steps)
         return self.lr_scheduler
 
     def create_optimizer(self, lr_scheduler: Any = None) -> Any:
-        """AdamW as the Trainer makes it, with a clip that remembers the norm and a decay of our own choice."""
+        """AdamW as the Trainer makes it, with a clip that remembers the norm and our own choice of decayed weights."""
         optimizer = super().create_optimizer(lr_scheduler)
-        optimizer._grad_clip = self.clip
-        optimizer._apply_decay_param_fun = apply_decay_param_fun(self.model)
-        if self.method is not None:  # sharding would deal the frozen ones out too, and send them around every step
-            trained = [parameter for parameter in optimizer._parameter_list if not parameter.stop_gradient]
-            optimizer._parameter_list = optimizer._param_groups = trained
-        return optimizer
-
-    @property
-    def _reduces_itself(self) -> bool:
-        """Data parallel alone, on a CPU: paddle.DataParallel's reducer is C++ over Paddle's own process groups."""
-        return self.args.world_size > 1 and not self.args.use_hybrid_parallel and self.args.device == "cpu"
+        trainable_only = self.files.method is not None
+        return configure_optimizer(optimizer, self.model, self.clip, trainable_only=trainable_only)
 
     def _wrap_model(self, model: nn.Layer, training: bool = True) -> nn.Layer:
-        """Fleet's wrappers; see oarlock.train.group_sharding for those that are not the Trainer's."""
-        if not training or self._reduces_itself:
+        wrapped = self._wrap_for_plan(model) if training else model
+        self.shards.bind(wrapped, self.optimizer)
+        return wrapped
+
+    def _wrap_for_plan(self, model: nn.Layer) -> nn.Layer:
+        if self.data_ranks.reduces_gradients:
             return model
         if not self.args.use_hybrid_parallel:
-            return super()._wrap_model(model, training)
-        hcg = fleet.get_hybrid_communicate_group()
-        self.clip.follow_plan(model, hcg)
-        if self.plan.sharding_strategy in ("gradients", "parameters"):
-            return wrap_group_sharded(self, model)
-        wrapped = super()._wrap_model(model, training)
-        if self.plan.sharding_strategy == "gradients_hooked":
-            shared = shared_between_stages(model)
-            self.sharded_gradients = ShardedGradients(self.optimizer._inner_opt, hcg, BUCKET_ELEMENTS, shared)
-        return wrapped
+            return super()._wrap_model(model)
+        self.clip.follow_plan(model, fleet.get_hybrid_communicate_group())
+        match self.plan.sharding_strategy:
+            case "gradients" | "parameters":
+                model, self.optimizer = wrap_group_sharded(model, self.optimizer, self.plan, self.config)
+                return model
+            case "gradients_hooked":
+                wrapped = super()._wrap_model(model)
+                self.sharded_gradients = shard_pipeline_gradients(model, self.optimizer)
+                return wrapped
+            case "none" | "optimizer":
+                return super()._wrap_model(model)
+
+    @property
+    def pipeline_model(self) -> Any:
+        """The model in its PipelineParallel wrapper, for an evaluation without training too."""
+        if self.model_wrapped is self.model:
+            self.model_wrapped = wrap_pipeline(self.model)
+        return self.model_wrapped
+
+    # data
+
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's loader, checked."""
+        return checked_loader(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The Trainer's loader, checked."""
+        return checked_loader(super().get_eval_dataloader(eval_dataset))
+
+    def _get_train_sampler(self) -> ResumableBatchSampler:
+        assert self.order is not None
+        done = self.resume.manifest.step if self.resume else 0
+        return training_sampler(self.order, self.args, self.data_ranks, self.progress.samples, done, self.steps)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> EvaluationBatchSampler:
+        batch_size, limit = self.args.per_device_eval_batch_size, self.args.max_evaluate_steps
+        return evaluation_sampler(eval_dataset, batch_size, limit, self.data_ranks)
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        return with_attention(super()._prepare_inputs(inputs), self.model)
 
     # a step
 
-    def training_step(self, model: nn.Layer, inputs: dict[str, Any], step_control: int = 0) -> paddle.Tensor:
+    @property
+    def _used_scaler(self) -> Any:
+        """The GradScaler of fp16 loss scaling; None without it."""
+        return self.scaler if self.do_grad_scaling else None
+
+    def training_step(self, model: nn.Layer, inputs: Batch, step_control: int = 0) -> paddle.Tensor:
         """Collect a micro-batch; with the last of a step, run them all. Returns the step's loss, or 0 before."""
-        self._collected_tokens += int(inputs.pop("num_tokens").sum())
-        self._collected.append(inputs)
-        if len(self._collected) < self.args.gradient_accumulation_steps:
+        self._micro_batches.append(inputs)
+        if len(self._micro_batches) < self.args.gradient_accumulation_steps:
             return paddle.zeros([])
-        micro_batches, self._collected = self._collected, []
-        replicas = max(1, self.args.dataset_world_size)
-        trained = sum(trained_tokens(batch["labels"]) for batch in micro_batches)
-        *numbers, stopping = self.sum_over_data_ranks([trained, self._collected_tokens, self.stop.requested])
-        counts = [round(number) for number in numbers]
-        self._stopping = stopping > 0  # SIGTERM may reach the ranks in different steps; they must stop in the same one
-        self._collected_tokens = 0
-        self._step_lr = float(self.optimizer.get_lr())
-        if self._handled_step < 0:
-            self.meter.read()  # start-up is no training
-            self._handled_step = self.state.global_step
-        # Gradients are averaged over data-parallel ranks, so each rank's share is weighed up by their number.
-        self.criterion.normalizer = max(1, counts[0]) / replicas
-        if self.plan.pipeline > 1 or self._enable_delay_scale_loss():  # Fleet divides by the number of micro-batches
-            self.criterion.normalizer /= len(micro_batches)
-        self.meter.count(counts[1])
-        at = self.plan.coordinates(rank())
-        seed_step(self.config.runtime.seed, self.state.global_step, self.args.dataset_rank, at.tensor, at.pipeline)
+        micro_batches, self._micro_batches = self._micro_batches, []
+        self._begin_step(micro_batches)
         model.train()
         if self.plan.pipeline > 1:
-            return pipeline_step(self, model, micro_batches)
-        loss = paddle.zeros([])
-        no_sync = getattr(model, "no_sync", None)
-        for i, batch in enumerate(micro_batches):
-            last = i + 1 == len(micro_batches)
-            local = contextlib.nullcontext() if last or no_sync is None else no_sync()
-            with local:
-                loss += self._run_micro_batch(model, batch)
-        if self._reduces_itself:
+            schedule, scaler = self.lr_scheduler, self._used_scaler
+            loss = run_pipeline_step(model, micro_batches, self.forward_context, self.optimizer, schedule, scaler)
+        else:
+            loss = accumulate_gradients(model, micro_batches, self._forward_backward)
+        if self.sharded_gradients is not None:
+            self.sharded_gradients.finish()
+        if self.data_ranks.reduces_gradients:
             fused_allreduce_gradients(list(model.parameters()), None)
         return loss
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The Trainer's, with the masks of packed rows."""
-        return with_attention(super()._prepare_inputs(inputs), self.model)
+    def _begin_step(self, micro_batches: Sequence[Batch]) -> None:
+        """Agree with the other ranks on the loss normalizer and on stopping; seed the random numbers."""
+        tokens = sum(int(batch.pop("num_tokens").sum()) for batch in micro_batches)
+        trained = sum(trained_tokens(batch["labels"]) for batch in micro_batches)
+        *numbers, stopping = self.data_ranks.sum([trained, tokens, self.stop.requested])
+        trained, tokens = (round(number) for number in numbers)
+        self._stopping = stopping > 0  # SIGTERM may reach the ranks in different steps; they must stop in the same one
+        self._step_lr = float(self.optimizer.get_lr())
+        # Gradients are averaged over data-parallel ranks, so each rank's share is weighted by their number.
+        self.criterion.normalizer = max(1, trained) / self.data_ranks.replicas
+        if self.plan.pipeline > 1 or self._enable_delay_scale_loss():  # Fleet divides by the number of micro-batches
+            self.criterion.normalizer /= len(micro_batches)
+        self.meter.count(tokens)
+        at = self.plan.coordinates(rank())
+        seed_step(self.config.runtime.seed, self.state.global_step, self.data_ranks.replica, at.tensor, at.pipeline)
 
-    def _run_micro_batch(self, model: nn.Layer, batch: dict[str, paddle.Tensor]) -> paddle.Tensor:
+    def _forward_backward(self, model: nn.Layer, batch: Batch) -> paddle.Tensor:
         with self.autocast_smart_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(batch))
-        (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
+        scaler = self._used_scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
         return loss.detach()
 
-    def any_rank_stopping(self) -> bool:
+    def _any_rank_stopping(self) -> bool:
         """Whether SIGTERM came to any rank: all must leave the same loop at the same place."""
-        self._stopping = self._stopping or self.sum_over_data_ranks([self.stop.requested])[0] > 0
+        self._stopping = self._stopping or self.data_ranks.sum([self.stop.requested])[0] > 0
         return self._stopping
 
-    def pipeline_model(self) -> Any:
-        """The model in its PipelineParallel wrapper, for an evaluation without training too."""
-        if self.model_wrapped is self.model:  # as the Trainer's _wrap_model does
-            stages = self.model.model if isinstance(self.model, LoRAModel) else self.model
-            self.model_wrapped = fleet.distributed_model(stages)
-            self.model_wrapped._prepare_pipeline_inputs_func = stages._prepare_pipeline_inputs_func
-        return self.model_wrapped
-
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
-        self._refuse_nan("loss", loss.item(), self.state.global_step + 1)
+        check_finite("loss", loss.item(), self.state.global_step + 1, self.args)
 
-    def _refuse_nan(self, what: str, value: float, step: int) -> None:
-        """Stop before a checkpoint is written. (fp16 skips such steps by itself and lowers the loss scale.)"""
-        if not math.isfinite(value) and not self.args.fp16:
-            kept = next(iter(checkpoints.list_checkpoints(self.args.output_dir)), None)
-            raise TrainingError(
-                f"the {what} of step {step} is {value}. Earlier checkpoints are intact"
-                + (f" (newest: {kept}). " if kept else " (none was written yet). ")
-                + "Usual causes: --learning_rate too high, no warm-up, or a damaged sample; lower the rate and go on "
-                "from a checkpoint with --resume_from_checkpoint."
-            )
-
-    # logging, evaluation, saving
+    # logging
 
     def _maybe_log_save_evaluate(
         self, tr_loss: paddle.Tensor, model: nn.Layer, epoch: int, ignore_keys_for_eval: Any, **kwargs: Any
@@ -225,49 +246,45 @@ class OarlockTrainer(CheckpointingTrainer):
         if self._handled_step == self.state.global_step:  # the Trainer calls once more at the end of its epoch
             return
         self._handled_step = self.state.global_step
-        # Paddle's CPU kernel gives a finite cross entropy for NaN scores; the gradient tells the truth.
-        self._refuse_nan("gradient", self.clip.last_norm(), self.state.global_step)
+        # Paddle's CPU kernel gives a finite cross entropy for NaN logits; the gradient tells the truth.
+        check_finite("gradient", self.clip.last_norm(), self.state.global_step, self.args)
         before = self.progress.samples
-        self.progress.samples += self.global_batch
-        self.progress.window_loss += tr_loss.item()
-        self.progress.window_steps += 1
+        self.progress.add_step(tr_loss.item(), samples_per_step(self.args))
         tr_loss.zero_()
-        self._decide(before)
+        self._set_due_actions(before)
         if self.control.should_log:
-            self.log(self._log_row())
-        metrics: dict[str, float] | None = None
+            self._log_step()
         started = time.perf_counter()
         if self.control.should_evaluate:
             metrics = self.evaluate()
             if self._stopping:
                 self.control.should_save = self.control.should_training_stop = True
             else:
-                judge(self, metrics)
+                self._judge(metrics)
         if self.control.should_save:
-            self._save_checkpoint(model, metrics)
+            self._save_checkpoint(model, metrics=None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.meter.leave_out(time.perf_counter() - started)
 
-    def _decide(self, samples_before: int) -> None:
+    def _set_due_actions(self, samples_before: int) -> None:
         assert self.order is not None
-        state, control, epoch_size = self.state, self.control, self.order.num_samples
-        samples, stopping = self.progress.samples, self._stopping
-        due = what_is_due(
-            self.config, state.global_step, state.max_steps, samples_before, samples, epoch_size, stopping
-        )
-        state.consumed_samples, state.epoch = samples, samples / epoch_size
-        control.should_log, control.should_evaluate, control.should_save = due.log, due.evaluate, due.save
+        state, samples, epoch = self.state, self.progress.samples, self.order.num_samples
+        state.consumed_samples, state.epoch = samples, samples / epoch
+        step, last_step = state.global_step, state.max_steps
+        due = what_is_due(self.config, step, last_step, samples_before, samples, epoch, self._stopping)
+        due.apply(self.control)
         self.progress.owes_evaluation = due.owed
-        control.should_training_stop = control.should_training_stop or stopping
+        self.control.should_training_stop = self.control.should_training_stop or self._stopping
 
-    def _log_row(self) -> dict[str, float]:
-        row = {
-            "loss": self._mean_loss() / self.progress.window_steps,
-            "learning_rate": self._step_lr,
-            "grad_norm": self.clip.last_norm(),
-        }
+    def _log_step(self) -> None:
+        loss, steps = self._window_loss(), self.progress.window_steps
+        row = {"loss": loss / steps, "learning_rate": self._step_lr, "grad_norm": self.clip.last_norm()}
         self.progress.window_loss, self.progress.window_steps = 0.0, 0
-        return row | self.meter.read() | {"samples": self.progress.samples}
+        self.log(row | self.meter.read() | {"samples": self.progress.samples})
+
+    def _window_loss(self) -> float:
+        """Sum of the step losses since the last row, mean over the ranks."""
+        return self.data_ranks.sum([self.progress.window_loss])[0] / self.data_ranks.replicas
 
     def log(self, logs: dict[str, float], **_: Any) -> None:
         """Hand a row to the callbacks (console, metrics.jsonl, VisualDL)."""
@@ -276,8 +293,10 @@ class OarlockTrainer(CheckpointingTrainer):
         self.state.log_history = []
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
+    # evaluation
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The Trainer's, but given up without a result when SIGTERM comes."""
+        """The Trainer's evaluation; without a result if SIGTERM comes."""
         try:
             return super().evaluate(*args, **kwargs)
         except EvaluationStopped:
@@ -286,5 +305,57 @@ class OarlockTrainer(CheckpointingTrainer):
             return {}
 
     def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **kwargs: Any) -> EvalLoopOutput:
-        """See oarlock.train.evaluation.evaluate."""
-        return evaluate_tokens(self, dataloader, kwargs.get("metric_key_prefix", "eval"))
+        """Exact held-out loss, and the answers to prompts (see oarlock.train.evaluation)."""
+        self.callback_handler.eval_dataloader = dataloader
+        pipeline = self.pipeline_model if self.plan.pipeline > 1 else None
+        kind, model = (ModelLoss, self.model) if pipeline is None else (PipelineLoss, pipeline)
+        loss = kind(model, self.criterion, self.forward_context)
+        stop, on_batch = self._any_rank_stopping, self._on_prediction_step
+        metrics, samples = evaluate(loss, dataloader, reduce=self.data_ranks.sum, should_stop=stop, on_batch=on_batch)
+        metrics |= self.prompts.run(self.model, pipeline, self.state.global_step, self.state.epoch or 0.0)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=samples)
+
+    def _on_prediction_step(self) -> None:
+        self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+    def _judge(self, metrics: dict[str, float]) -> None:
+        folder = self.checkpoints.folder(self.state.global_step)
+        saves = self.config.checkpoint.save_strategy != "no"
+        judge_evaluation(self.best, metrics, self.state, self.control, checkpoint=folder, saves=saves)
+
+    def _evaluate_before_training(self) -> None:
+        """--eval_on_start; in a resumed run, the evaluation that SIGTERM interrupted."""
+        if self.state.global_step == 0:
+            if self.config.evaluation.eval_on_start:
+                self.evaluate()
+        elif self.progress.owes_evaluation:
+            metrics = self.evaluate()
+            if metrics:
+                self.progress.owes_evaluation = False
+                self._judge(metrics)
+                self._save_checkpoint(self.model)  # replaces the one that owes the evaluation
+            if not metrics or self.control.should_training_stop:
+                raise _EndedBeforeFirstStep
+
+    # checkpoints
+
+    def _save_checkpoint(self, model: nn.Layer, metrics: dict[str, float] | None = None) -> None:
+        loss, scaler, best = self._window_loss(), self._used_scaler, self.best.state()
+        self.checkpoints.save(self.state, self.progress, loss, self.lr_scheduler, scaler, best)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
+        if self.resume:
+            load_weights(self.shards, self.resume.folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.resume:
+            load_training_state(self.shards, self.resume, self.lr_scheduler, self._used_scaler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing to do: every step seeds its own random numbers."""
+
+
+class _EndedBeforeFirstStep(Exception):
+    """The evaluation before training was stopped, or stopped the run early."""

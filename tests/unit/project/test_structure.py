@@ -113,7 +113,7 @@ OWN_JSON = {
     "serve/triton/relay.py": "the model's configuration, which `oarlock serve` wrote, from Triton",
     "serve/triton/backend.py": "the same",
     "serve/engine/limits.py": "limits from the environment, which `oarlock serve` sets",
-    "train/flops.py": "a table of this package",
+    "train/throughput.py": "a table of this package",
     "train/rehearsal/rank.py": "what a process of this rehearsal wrote into its folder",
 }
 PARSERS = {

@@ -55,7 +55,7 @@ def test_english_rouge_words_are_googles(text):
 
 
 def test_the_libraries_wait_until_answers_are_scored():
-    code = "import sys, oarlock.train.evaluation.prompts; assert not {'sacrebleu', 'rouge_score', 'nltk'} & set(sys.modules)"
+    code = "import sys, oarlock.train.evaluation.prompt_evaluation; assert not {'sacrebleu', 'rouge_score', 'nltk'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=LLM, check=True, timeout=120)
 
 

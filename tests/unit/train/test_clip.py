@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from oarlock.train.clip import GlobalNormClip
+from oarlock.train.optim.clip import GlobalNormClip
 
 # clipping
 

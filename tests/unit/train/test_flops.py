@@ -7,7 +7,7 @@ import pytest
 from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers import TINY_LLAMA
-from oarlock.train.flops import peak_flops, token_flops
+from oarlock.train.throughput import peak_flops, token_flops
 
 # flops
 

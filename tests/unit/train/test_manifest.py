@@ -26,7 +26,7 @@ from oarlock.train.checkpoint.manifest import (
     read_manifest,
     verify,
 )
-from oarlock.train.checkpoint.resume import rotate
+from oarlock.train.checkpoint.writer import rotate
 from oarlock.weights.shard_index import INDEX, part_name
 from oarlock.weights.sharded_store import PieceFolder
 

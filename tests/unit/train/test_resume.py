@@ -11,8 +11,9 @@ from helpers import flags, write_checkpoint
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.config.load import flatten
 from oarlock.errors import CheckpointError
-from oarlock.train.checkpoint import resume as checkpoints
 from oarlock.train.checkpoint.manifest import list_checkpoints, newest_whole, read_manifest, verify
+from oarlock.train.checkpoint.resume import find_resume_point
+from oarlock.train.checkpoint.writer import rotate
 from oarlock.train.checkpoint.row_file import cut_rows_after
 from oarlock.train.output.folder_guard import reason
 
@@ -64,15 +65,15 @@ def config_for(output: Path, **options) -> FinetuneConfig:
 
 def test_a_run_of_the_same_configuration_goes_on(tmp_path):
     make_checkpoint(tmp_path, 5)
-    point = checkpoints.find_resume_point(config_for(tmp_path, logging_steps=3, per_device_train_batch_size=2), "data")
+    point = find_resume_point(config_for(tmp_path, logging_steps=3, per_device_train_batch_size=2), "data")
     assert point.manifest.step == 5
-    assert checkpoints.find_resume_point(config_for(tmp_path / "empty"), "data") is None
+    assert find_resume_point(config_for(tmp_path / "empty"), "data") is None
 
 
 def test_another_run_is_refused_with_what_differs(tmp_path):
     make_checkpoint(tmp_path, 5)
     with pytest.raises(CheckpointError) as error:
-        checkpoints.find_resume_point(config_for(tmp_path, learning_rate=1e-2), "other")
+        find_resume_point(config_for(tmp_path, learning_rate=1e-2), "other")
     text = str(error.value)
     assert "learning_rate was 5e-05, is 0.01" in text and "the training data changed" in text
     assert "--overwrite_output_dir" in text and "--resume_from_checkpoint" in text
@@ -81,7 +82,7 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
 def test_an_explicit_resume_goes_on_all_the_same(tmp_path, capsys):
     folder = make_checkpoint(tmp_path, 5)
     config = config_for(tmp_path / "new", learning_rate=1e-2, resume_from_checkpoint=folder)
-    assert checkpoints.find_resume_point(config, "data").folder == folder
+    assert find_resume_point(config, "data").folder == folder
     assert "learning_rate was" in capsys.readouterr().out
 
 
@@ -89,14 +90,14 @@ def test_overwrite_deletes_the_run_only(tmp_path):
     make_checkpoint(tmp_path, 5)
     (tmp_path / "metrics.jsonl").write_text("{}")
     (tmp_path / "notes.txt").write_text("mine")
-    assert checkpoints.find_resume_point(config_for(tmp_path, overwrite_output_dir=1), "data") is None
+    assert find_resume_point(config_for(tmp_path, overwrite_output_dir=1), "data") is None
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt"]
 
 
 def test_evaluation_alone_neither_resumes_nor_deletes(tmp_path):
     make_checkpoint(tmp_path, 5)
     config = load_config(FinetuneConfig, flags(do_eval=1, output_dir=tmp_path, overwrite_output_dir=1)).config
-    assert checkpoints.find_resume_point(config, "data") is None
+    assert find_resume_point(config, "data") is None
     assert list_checkpoints(tmp_path)
 
 
@@ -104,7 +105,7 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path):
     make_checkpoint(tmp_path, 5)
     for name in (".checkpoint-10.partial", ".checkpoint-2.deleted"):
         (tmp_path / name).mkdir()
-    checkpoints.find_resume_point(config_for(tmp_path), "data")
+    find_resume_point(config_for(tmp_path), "data")
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
@@ -121,7 +122,7 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path):
 def test_rotation_keeps_the_newest_and_the_best(tmp_path, keep, best, left):
     for step in (10, 20, 30, 40):
         make_checkpoint(tmp_path, step)
-    checkpoints.rotate(tmp_path, keep, best)
+    rotate(tmp_path, keep, best)
     assert [int(p.name.split("-")[1]) for p in list_checkpoints(tmp_path)] == left
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from oarlock.config.shared import ScheduleSection
 from oarlock.errors import ConfigError
-from oarlock.train.schedule import check_warmup, make_scheduler, rate_change, total_steps, warmup_steps
+from oarlock.train.optim.schedule import check_warmup, make_scheduler, rate_change, warmup_steps
+from oarlock.train.run_length import total_steps
 
 # schedule
 

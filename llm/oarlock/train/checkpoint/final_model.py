@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
@@ -15,29 +14,27 @@ from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
 from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
 from oarlock.peft.adapter_folder import save_adapter
-from oarlock.train.checkpoint.local_shards import Local
+from oarlock.train.checkpoint.local_shards import LocalShard, LocalShards
+from oarlock.train.checkpoint.model_files import ModelFiles
 from oarlock.weights.layout import Block
 from oarlock.weights.safetensors_file import TensorSource, in_file_order
 from oarlock.weights.save import file_order, save_model
 from oarlock.weights.shard_index import Piece
 
-if TYPE_CHECKING:
-    from oarlock.train.trainer import OarlockTrainer
-
 MERGED = "merged"
 
 
-def save_final_model(trainer: OarlockTrainer, folder: Path) -> None:
-    """Every rank sends what only it (or it for all that hold the same) has; rank 0 writes.
+def save_final_model(shards: LocalShards, files: ModelFiles, folder: Path) -> None:
+    """Collect the model on rank 0, which writes it: of ranks that hold the same values, one sends them.
 
-    Rank 0 holds one whole tensor and one piece at a time.
+    Rank 0 holds one whole tensor and one shard at a time.
 
     Raises:
         ModelError: when it can't be written.
     """
-    mine = {local.holding.name: local for local in trainer.held.locals() if local.writer and local.elements}
+    mine = {shard.holding.name: shard for shard in shards if shard.writer and shard.elements}
     described = {
-        name: (_dtype(local), Piece("", name, local.holding.block, local.flat)) for name, local in mine.items()
+        name: (_dtype(shard), Piece("", name, shard.holding.block, shard.flat)) for name, shard in mine.items()
     }
     holders: dict[str, list[tuple[int, Piece]]] = {}
     dtypes: dict[str, str] = {}
@@ -50,24 +47,17 @@ def save_final_model(trainer: OarlockTrainer, folder: Path) -> None:
         TensorSource(name, dtypes[name], holders[name][0][1].block.shape, partial(collector.collect, name))
         for name in sorted(holders)
     ]
-    method = trainer.method
-    shards = file_order(tensors) if method is None else [in_file_order(tensors)]
-    order = [tensor.name for shard in shards for tensor in shard]
+    method, base = files.method, files.base
+    weight_files = file_order(tensors) if method is None else [in_file_order(tensors)]
+    order = [tensor.name for weight_file in weight_files for tensor in weight_file]
 
     def write() -> None:
         try:
             if method is None:
-                save_model(
-                    tensors,
-                    trainer.model.config,
-                    trainer.tokenizer,
-                    trainer.template,
-                    folder,
-                    generation=trainer.generation,
-                )
+                save_model(tensors, files.config, files.tokenizer, files.template, folder, generation=files.generation)
             else:
-                assert trainer.base is not None
-                save_adapter(tensors, method, trainer.base, trainer.tokenizer, trainer.template, folder)
+                assert base is not None
+                save_adapter(tensors, method, base, files.tokenizer, files.template, folder)
         finally:
             for name in order:  # what was not taken because of an error must still be received
                 if name not in collector.collected:
@@ -99,7 +89,7 @@ class _Collector:
     """On rank 0: whole tensors from the pieces of all ranks."""
 
     def __init__(
-        self, mine: dict[str, Local], holders: dict[str, list[tuple[int, Piece]]], dtypes: dict[str, str]
+        self, mine: dict[str, LocalShard], holders: dict[str, list[tuple[int, Piece]]], dtypes: dict[str, str]
     ) -> None:
         self._mine, self._holders, self._dtypes = mine, holders, dtypes
         self.collected: set[str] = set()
@@ -132,5 +122,5 @@ class _Collector:
         return buffer.numpy()
 
 
-def _dtype(local: Local) -> str:
-    return str(local.holding.tensor.dtype).rsplit(".", 1)[-1]
+def _dtype(shard: LocalShard) -> str:
+    return str(shard.holding.tensor.dtype).rsplit(".", 1)[-1]

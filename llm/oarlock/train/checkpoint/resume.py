@@ -1,31 +1,24 @@
-"""Write, read, rotate and choose checkpoints.
-
-The tensors are in one safetensors file a rank (see oarlock.weights.sharded_store), what else a run needs is in the
-manifest: no pickle is ever read, nothing is gathered to write it, and any plan can go on from it.
-"""
+"""Which checkpoint a run resumes from, and whether it may."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from oarlock.config.load import flatten
 from oarlock.config.options import option_specs
 from oarlock.environment.console import get_logger
-from oarlock.errors import CheckpointError, OutputLost, StoppedWithOthers
+from oarlock.errors import CheckpointError
 from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
 from oarlock.train.checkpoint.manifest import Manifest, list_checkpoints, newest_whole, read_manifest, verify
-from oarlock.train.checkpoint.writer import PendingSave, delete_folder
-from oarlock.train.output.folder_guard import check_output, last_good_state, reason
+from oarlock.train.checkpoint.pending_save import delete_folder
 
 if TYPE_CHECKING:
     from oarlock.config.run_config import RunConfig
     from oarlock.peft.adapter_folder import Base
-    from oarlock.train.trainer import OarlockTrainer
 
 logger = get_logger(__name__)
 
@@ -158,82 +151,3 @@ def _clear_run(output_dir: Path) -> None:
             path.unlink(missing_ok=True)
     if checkpoints:
         logger.info(f"--overwrite_output_dir: deleted {len(checkpoints)} checkpoint(s) of the run in {output_dir}")
-
-
-def save(trainer: OarlockTrainer, manifest: Manifest, in_background: bool = False) -> PendingSave:
-    """Write output_dir/checkpoint-<step>: aside first, then renamed.
-
-    Args:
-        in_background: return as soon as the state is copied; wait for it with finish().
-
-    Raises:
-        CheckpointError: when it can't be written; what was written of it is removed, earlier ones are untouched.
-    """
-    output_dir = Path(trainer.args.output_dir)
-    final = output_dir / f"checkpoint-{manifest.step}"
-    partial = output_dir / f".checkpoint-{manifest.step}.partial"
-    pending: list[PendingSave] = []
-    parts: list[dict[str, Any]] = []
-
-    def prepare() -> None:
-        check_output(output_dir)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        trainer.save_tokenizer_and_template(partial)
-
-    def begin() -> None:
-        pending.append(PendingSave(trainer, manifest, partial, final, copy=in_background))
-        if not in_background:
-            parts.append(pending[0].write())
-
-    with _explained(final):
-        run_on_all_ranks(prepare, first_rank_only=True)
-        run_on_all_ranks(begin)
-        if not in_background:
-            everyones = all_gather_objects(parts[0])
-            run_on_all_ranks(lambda: pending[0].commit(everyones), first_rank_only=True)
-    return pending[0]
-
-
-def finish(pending: PendingSave) -> None:
-    """Wait for a save in the background, on all ranks.
-
-    Raises:
-        CheckpointError: as save() does.
-    """
-    with _explained(pending.final):
-        run_on_all_ranks(pending.wait)
-
-
-@contextlib.contextmanager
-def _explained(final: Path) -> Iterator[None]:
-    """Clean up after a save that failed, and say what is left."""
-    try:
-        yield
-    except (StoppedWithOthers, OutputLost):
-        raise
-    except Exception as error:
-        check_output(final.parent)
-        shutil.rmtree(final.parent / f".{final.name}.partial", ignore_errors=True)
-        raise CheckpointError(failure_text(final, error)) from error
-
-
-def failure_text(final: Path, error: Exception) -> str:
-    """What to tell about a save that failed."""
-    why = reason(error, final.parent)
-    return f"checkpoint {final.name} could not be written: {why}. {last_good_state(final.parent, but=final)}"
-
-
-def rotate(output_dir: Path, keep: int | None, best: str | None = None, newest: int | None = None) -> None:
-    """Delete the oldest checkpoints beyond `keep`; never the best one.
-
-    Args:
-        newest: step of the one that was just written. Those behind it are of a run that was further, and damaged (or
-            this run would go on from them): they do not count, and are left to be replaced.
-    """
-    if keep is None:
-        return
-    steps = {path: int(path.name.partition("-")[2]) for path in list_checkpoints(output_dir)}
-    others = [path for path, step in steps.items() if path.name != best and (newest is None or step <= newest)]
-    for path in others[max(1, keep - (best is not None)) :]:
-        delete_folder(path)

@@ -1,174 +1,197 @@
-"""One save of a checkpoint: every rank writes its own part, rank 0 makes it a checkpoint by renaming the folder."""
+"""Checkpoints of a run: written next to their final place, then renamed, so that each is complete or absent.
+
+The tensors are in one safetensors file per rank (see oarlock.weights.sharded_store); everything else a run needs is in
+the manifest. No pickle is ever read, nothing is gathered to write it, and any plan can resume from it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import paddle
 
-from oarlock.environment.ranks import is_first_rank, rank, world_size
-from oarlock.errors import CheckpointError
-from oarlock.files import sync_file, write_json
-from oarlock.formats.json_file import INDEX_BYTES, read_json
-from oarlock.train.checkpoint.local_shards import pieces_to_write
-from oarlock.train.output.folder_guard import check_output
-from oarlock.weights.safetensors_file import FileRecord, TensorSource, write_safetensors
-from oarlock.weights.shard_index import Piece, part_name, write_index
+from oarlock.config.load import flatten
+from oarlock.environment import matmul_library
+from oarlock.environment.console import get_logger
+from oarlock.environment.ranks import is_first_rank
+from oarlock.errors import CheckpointError, OutputLost, StoppedWithOthers, report
+from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
+from oarlock.train.checkpoint.local_shards import LocalShards
+from oarlock.train.checkpoint.manifest import TRAINER_STATE, Manifest, list_checkpoints
+from oarlock.train.checkpoint.manifest_fields import BestState, ScalerState
+from oarlock.train.checkpoint.model_files import ModelFiles
+from oarlock.train.checkpoint.pending_save import PendingSave, delete_folder
+from oarlock.train.output.folder_guard import check_output, last_good_state, reason
+from oarlock.versions import package_versions
 
 if TYPE_CHECKING:
-    from oarlock.train.checkpoint.manifest import Manifest
-    from oarlock.train.trainer import OarlockTrainer
+    from oarlock.config.run_config import RunConfig
+    from oarlock.parallel.plan import ParallelPlan
+    from oarlock.train.intervals import Progress
 
-_POLL_S = 0.05
-_DONE = ".done.json"
+logger = get_logger(__name__)
 
 
-class PendingSave:
-    """A checkpoint on its way to the disk.
+class CheckpointWriter:
+    """Writes output_dir/checkpoint-<step>, and deletes the oldest ones.
 
     Args:
-        trainer: whose state is saved.
-        manifest: what the checkpoint will say of itself.
-        partial: the folder to write into; it exists.
-        final: what it is renamed to.
-        copy: take a copy of the state now, so that training can go on while it is written.
-
-    Attributes:
-        copy_seconds: for the copy (of one rank), 0 without.
-        write_seconds: from the first byte to the checkpoint (on rank 0).
+        shards: what this rank writes.
+        files: the files that make the checkpoint a model folder.
+        config: of the run. With --async_save the state is copied and written while training goes on.
+        data_fingerprint: of the training data.
     """
 
-    def __init__(self, trainer: OarlockTrainer, manifest: Manifest, partial: Path, final: Path, copy: bool) -> None:
-        self.manifest, self.partial, self.final = manifest, partial, final
-        self._pieces: list[Piece] = []
-        self._sources: list[TensorSource] = []
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
-        started = time.perf_counter()
-        for piece, tensor in pieces_to_write(trainer.held, trainer.optimizer):
-            self._pieces.append(piece)
-            read = _copied(tensor) if copy else _reader(tensor)
-            self._sources.append(TensorSource(piece.key, _dtype_name(tensor), tuple(tensor.shape), read))
-        self._writing_since = time.perf_counter()
-        self.copy_seconds = self._writing_since - started if copy else 0.0
-        self.write_seconds = 0.0
+    def __init__(
+        self, shards: LocalShards, files: ModelFiles, config: RunConfig, plan: ParallelPlan, data_fingerprint: str
+    ) -> None:
+        self._shards, self._files, self._config, self._plan = shards, files, config, plan
+        self._data_fingerprint = data_fingerprint
+        self.output_dir, self.background = Path(config.checkpoint.output_dir), config.checkpoint.async_save
+        self._pending: PendingSave | None = None
 
-    @property
-    def timing(self) -> str:
-        """For the log: how long training waited, and how long it took."""
-        copied = f"copied in {self.copy_seconds:.1f} s, " if self.copy_seconds else ""
-        return f"{copied}written in {self.write_seconds:.1f} s"
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint of a step is, if it was written."""
+        return self.output_dir / f"checkpoint-{step}"
 
-    def write(self) -> dict[str, Any]:
-        """Write this rank's part; returns what rank 0 must know of it, an error too (rank 0 speaks on the console)."""
-        part: dict[str, Any] = {"file": part_name(rank()), "error": None}
-        try:
-            record = write_safetensors(self.partial / part["file"], self._sources, {"format": "oarlock"})
-            part |= {"record": asdict(record), "pieces": {piece.key: piece.to_json() for piece in self._pieces}}
-        except Exception as error:
-            self._error, part["error"] = error, str(error) or type(error).__name__
-            with contextlib.suppress(OSError):
-                (self.partial / part["file"]).unlink()  # on a full disk, room for the others and for saying so
-        self._sources = []
-        return part
-
-    def commit(self, parts: Sequence[dict[str, Any]]) -> None:
-        """On rank 0, when all parts are there: index, manifest, rename.
-
-        Raises:
-            Exception: what stopped a rank from writing its part.
-        """
-        for i, part in enumerate(parts):
-            if part["error"]:
-                raise self._error or CheckpointError(f"rank {i}: {part['error']}")
-            if part["file"] != part_name(i):
-                raise CheckpointError(f"rank {i} says that its part is {part['file']!r}")
-        pieces = {part["file"]: [Piece.from_json(*item) for item in part["pieces"].items()] for part in parts}
-        write_index(self.partial, pieces)
-        for path in self.partial.glob(f"*{_DONE}"):
-            path.unlink()
-        self.manifest.seal(self.partial, {part["file"]: FileRecord(**part["record"]) for part in parts})
-        check_output(self.final.parent)
-        if self.final.exists():
-            delete_folder(self.final)
-        self.partial.rename(self.final)
-        sync_file(self.final.parent)
-        self.write_seconds = time.perf_counter() - self._writing_since
-
-    # in the background: the ranks tell each other by files, since no collective may run beside those of training
-
-    def start(self, timeout_s: float, on_end: Callable[[Exception | None], None]) -> None:
-        """Write in a thread of its own.
+    def save(
+        self,
+        state: Any,
+        progress: Progress,
+        window_loss: float,
+        lr_scheduler: Any,
+        scaler: Any,
+        best: BestState | None,
+    ) -> None:
+        """Write a checkpoint, on all ranks.
 
         Args:
-            timeout_s: how long rank 0 waits for the others' parts.
-            on_end: called in that thread, with the error if there was one.
-        """
-        self._thread = threading.Thread(target=self._run, args=(timeout_s, on_end), name="save", daemon=False)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Wait for the thread.
+            state: PaddleNLP's TrainerState.
+            window_loss: sum of the step losses since the last log row, mean over the ranks.
+            scaler: GradScaler of fp16 loss scaling, or None.
+            best: the best evaluation so far.
 
         Raises:
-            Exception: what went wrong in it.
+            CheckpointError: when it can't be written. What was written of it is removed, earlier ones are untouched.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            raise self._error
+        base = self._files.base
+        manifest = Manifest(
+            step=state.global_step,
+            samples=progress.samples,
+            seed=self._config.runtime.seed,
+            lr_scheduler=lr_scheduler.state_dict(),
+            loss_window=(window_loss, progress.window_steps),
+            config=flatten(self._config),
+            data_fingerprint=self._data_fingerprint,
+            loss_scaler=_scaler_state(scaler) if scaler is not None else None,
+            base={"name": base.name, "fingerprint": base.fingerprint} if base is not None else None,
+            best=best,
+            owes_evaluation=progress.owes_evaluation,
+            planned_steps=state.max_steps,
+            plan=self._plan.describe(),
+            versions=package_versions(),
+            products=matmul_library.in_use(),
+        )
+        with contextlib.suppress(CheckpointError, StoppedWithOthers):  # reported when it happened
+            self.finish()
+        save = self._write(manifest, state)
+        if self.background:
+            self._pending = save
+            save.start(self._config.runtime.collective_timeout, lambda error: self._ended(save, error))
+        else:
+            self._ended(save)
 
-    def _run(self, timeout_s: float, on_end: Callable[[Exception | None], None]) -> None:
-        part = self.write()
-        try:
-            write_json(self.partial / f"{part['file']}{_DONE}", part)
-            if is_first_rank():
-                self.commit(self._all_parts(timeout_s))
-        except Exception as error:
-            self._error = error
-        on_end(self._error)
+    def _write(self, manifest: Manifest, state: Any) -> PendingSave:
+        """Write the checkpoint, or only copy the state for a save in the background."""
+        final = self.folder(manifest.step)
+        partial = self.output_dir / f".checkpoint-{manifest.step}.partial"
+        saves: list[PendingSave] = []
+        parts: list[dict[str, Any]] = []
 
-    def _all_parts(self, timeout_s: float) -> list[dict[str, Any]]:
-        deadline = time.monotonic() + timeout_s
-        parts = []
-        for i in range(world_size()):
-            done = self.partial / f"{part_name(i)}{_DONE}"
-            while not done.exists():
-                if time.monotonic() > deadline:
-                    raise CheckpointError(f"rank {i} did not finish its part in {timeout_s:,.0f} s")
-                time.sleep(_POLL_S)
-            part = read_json(done, dict[str, Any], error=CheckpointError, limit=INDEX_BYTES)
-            if part.get("file") != part_name(i):
-                raise CheckpointError(f"{done}: not what rank {i} wrote")
-            parts.append(part)
-        return parts
+        def prepare() -> None:
+            check_output(self.output_dir)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            state.save_to_json(str(partial / TRAINER_STATE))
+            self._files.write(partial)
+
+        def begin() -> None:
+            saves.append(PendingSave(self._shards.tensors_to_write(), manifest, partial, final, copy=self.background))
+            if not self.background:
+                parts.append(saves[0].write())
+
+        with _explained(final):
+            run_on_all_ranks(prepare, first_rank_only=True)
+            run_on_all_ranks(begin)
+            if not self.background:
+                all_parts = all_gather_objects(parts[0])
+                run_on_all_ranks(lambda: saves[0].commit(all_parts), first_rank_only=True)
+        return saves[0]
+
+    def finish(self) -> None:
+        """Wait, on all ranks, for a save in the background if there is one.
+
+        Raises:
+            CheckpointError: as save() does.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            with _explained(pending.final):
+                run_on_all_ranks(pending.wait)
+
+    def _ended(self, save: PendingSave, error: Exception | None = None) -> None:
+        """Report how a save ended, and delete older checkpoints."""
+        if isinstance(error, OutputLost):  # the run finds out by itself
+            return
+        if error is not None:
+            report(CheckpointError(_failure_text(save.final, error)))
+            return
+        if is_first_rank():
+            keep, best = self._config.checkpoint.save_total_limit, save.manifest.best
+            # The best one that this checkpoint knows of: a newer one may not be on the disk yet.
+            try:
+                rotate(self.output_dir, keep, best and best["name"], save.manifest.step)
+            except OSError as problem:  # this checkpoint is complete; the next save finds what is wrong
+                logger.info(f"an older checkpoint could not be deleted: {reason(problem, self.output_dir)}")
+        logger.info(f"checkpoint: {save.final} ({save.timing})")
 
 
-def delete_folder(path: Path) -> None:
-    """Out of sight in one step first: a half-deleted folder must not look like a damaged checkpoint."""
-    hidden = path.with_name(f".{path.name}.deleted")
-    shutil.rmtree(hidden, ignore_errors=True)
-    path.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+@contextlib.contextmanager
+def _explained(final: Path) -> Iterator[None]:
+    """Clean up after a save that failed, and name the newest checkpoint that is left."""
+    try:
+        yield
+    except (StoppedWithOthers, OutputLost):
+        raise
+    except Exception as error:
+        check_output(final.parent)
+        shutil.rmtree(final.parent / f".{final.name}.partial", ignore_errors=True)
+        raise CheckpointError(_failure_text(final, error)) from error
 
 
-def _dtype_name(tensor: paddle.Tensor) -> str:
-    return str(tensor.dtype).rsplit(".", 1)[-1]
+def _scaler_state(scaler: Any) -> ScalerState:
+    return cast(ScalerState, {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()})
 
 
-def _reader(tensor: paddle.Tensor) -> Callable[[], np.ndarray]:
-    return lambda: tensor.numpy()  # bfloat16 comes as its bits in uint16
+def _failure_text(final: Path, error: Exception) -> str:
+    why = reason(error, final.parent)
+    return f"checkpoint {final.name} could not be written: {why}. {last_good_state(final.parent, but=final)}"
 
 
-def _copied(tensor: paddle.Tensor) -> Callable[[], np.ndarray]:
-    values = tensor.numpy()  # has memory of its own, on a CPU too
-    return lambda: values
+def rotate(output_dir: Path, keep: int | None, best: str | None = None, newest: int | None = None) -> None:
+    """Delete the oldest checkpoints beyond `keep`; never the best one.
+
+    Args:
+        newest: step of the checkpoint just written. Later ones belong to a run that had got further, and are damaged
+            (or this run would have resumed from them): they do not count, and are left to be replaced.
+    """
+    if keep is None:
+        return
+    steps = {path: int(path.name.partition("-")[2]) for path in list_checkpoints(output_dir)}
+    others = [path for path, step in steps.items() if path.name != best and (newest is None or step <= newest)]
+    for path in others[max(1, keep - (best is not None)) :]:
+        delete_folder(path)

@@ -7,13 +7,18 @@ manifest, so that a resumed run decides as the uninterrupted one.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oarlock.config.metric_names import METRICS, best_metric
 from oarlock.environment.console import get_logger
-from oarlock.train.checkpoint.manifest import MANIFEST
+from oarlock.errors import CheckpointError
+from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
+from oarlock.train.checkpoint.load_shards import reload_weights
+from oarlock.train.checkpoint.local_shards import LocalShards
+from oarlock.train.checkpoint.manifest import MANIFEST, verify
 from oarlock.train.checkpoint.manifest_fields import BestState
 
 if TYPE_CHECKING:
@@ -110,3 +115,48 @@ class BestEvaluation:
         if self.value is None:
             return f"no evaluation gave a finite {self.metric}"
         return f"the best {self.metric} is {self.value:.6g}, of step {self.step}"
+
+
+def judge_evaluation(
+    best: BestEvaluation, metrics: Mapping[str, float], state: Any, control: Any, *, checkpoint: Path, saves: bool
+) -> None:
+    """Compare an evaluation with the best so far, on all ranks; ask for a checkpoint or an early stop.
+
+    Args:
+        state, control: PaddleNLP's TrainerState and TrainerControl.
+        checkpoint: the folder of this step's checkpoint, if it is written.
+        saves: the run writes checkpoints (--save_strategy).
+    """
+    step = state.global_step
+    value = all_gather_objects(metrics[best.metric])[0]  # rank 0's: a last bit that differs must not part the ranks
+    if best.see(value, step, checkpoint) and best.keep:
+        control.should_save = True
+    if best.exhausted and step < state.max_steps:
+        logger.info(f"stopping early at step {step}: {best.describe()}; {best.evaluations_since} evaluation(s) since")
+        control.should_training_stop = True
+        control.should_save = control.should_save or saves
+
+
+def load_best_weights(best: BestEvaluation, last_step: int, shards: LocalShards) -> None:
+    """After training, replace the last weights by those of the best evaluation, under any plan.
+
+    Raises:
+        CheckpointError: when its checkpoint is not complete.
+    """
+    if best.folder is None or best.step == last_step:
+        logger.info(f"{best.describe()}: the last weights are the final model's")
+        return
+    folder = best.folder
+
+    def check() -> None:
+        verify(folder)
+
+    try:
+        run_on_all_ranks(check, first_rank_only=True)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"--load_best_model_at_end: {best.describe()}, but {error}. To have the last weights as the final "
+            "model, start the same command again without this flag"
+        ) from error
+    reload_weights(shards, folder)
+    logger.info(f"{best.describe()}: {folder.name} is the final model")

@@ -1,66 +1,37 @@
-"""What the model is asked at an evaluation: the held-out prompts (--do_generation) and a file's (--eval_prompts)."""
+"""Prompts that the model answers at evaluations, and its answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from oarlock.data.examples.labels import Prompt
-from oarlock.environment.console import get_logger
-from oarlock.train.evaluation.answer_metrics import text_scores
-from oarlock.train.evaluation.generation import Answer, generate_answers
-
-if TYPE_CHECKING:
-    from oarlock.train.trainer import OarlockTrainer
-
-logger = get_logger(__name__)
-
-_SHOWN_SAMPLES = 8
-
-Asking = Callable[["OarlockTrainer"], dict[str, float]]
 
 
-class HeldOutPrompts:
-    """Scores on the held-out prompts; the first answers go to samples.jsonl and VisualDL."""
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts that the model answers at every evaluation.
 
-    def __init__(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int, max_batches: int) -> None:
-        self.prompts = prompts[: max_batches * batch_size] if max_batches > 0 else prompts
-        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+    Attributes:
+        max_new_tokens: of an answer.
+        scored: compare the answers with the expected ones, and show only the first; otherwise all are just shown.
+    """
 
-    def __call__(self, trainer: OarlockTrainer) -> dict[str, float]:
-        """See oarlock.train.evaluation.answer_metrics."""
-        answers = generate_answers(trainer, self.prompts, self.max_new_tokens, self.batch_size)
-        show(trainer, answers[:_SHOWN_SAMPLES])
-        scores = text_scores([answer.text for answer in answers], [answer.prompt.answer for answer in answers])
-        logger.info(f"exact match: {round(scores['exact_match'] * len(answers))} of {len(answers)}")
-        return scores
-
-
-class FixedPrompts:
-    """Nothing but answers, all of them shown: so one sees the model change."""
-
-    def __init__(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int) -> None:
-        self.prompts, self.max_new_tokens, self.batch_size = prompts, max_new_tokens, batch_size
-
-    def __call__(self, trainer: OarlockTrainer) -> dict[str, float]:
-        """No figures."""
-        show(trainer, generate_answers(trainer, self.prompts, self.max_new_tokens, self.batch_size))
-        return {}
+    prompts: Sequence[Prompt]
+    max_new_tokens: int
+    batch_size: int
+    scored: bool = False
 
 
-def show(trainer: OarlockTrainer, answers: Sequence[Answer]) -> None:
-    """To samples.jsonl and VisualDL."""
-    if trainer.samples is not None:
-        state = trainer.state
-        trainer.samples.add(state.global_step, state.epoch or 0.0, [answer.row() for answer in answers])
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to a prompt."""
 
+    prompt: Prompt
+    text: str
 
-def one_after_another(parts: Sequence[Asking]) -> Asking | None:
-    """All of them as one; None for none."""
-    if not parts:
-        return None
-
-    def ask(trainer: OarlockTrainer) -> dict[str, float]:
-        return {name: value for part in parts for name, value in part(trainer).items()}
-
-    return ask
+    def row(self) -> dict[str, str]:
+        """For samples.jsonl: prompt, answer, expected; and the source (file:line) of a fixed prompt."""
+        source = {"source": self.prompt.where} if self.prompt.where else {}
+        expected = {"expected": self.prompt.answer} if self.prompt.answer else {}
+        return source | {"prompt": self.prompt.text, "answer": self.text} | expected

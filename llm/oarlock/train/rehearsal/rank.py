@@ -23,10 +23,12 @@ from oarlock.families.packing import attend_in_blocks, check_packing
 from oarlock.models.build import build_model, find_model
 from oarlock.peft.adapter_folder import shared_base
 from oarlock.peft.method import choose_method
-from oarlock.train.checkpoint.local_shards import innermost
+from oarlock.train.checkpoint.local_shards import LocalShards
 from oarlock.train.checkpoint.resume import find_resume_point
-from oarlock.train.setup import connect, make_trainer, start, train
-from oarlock.train.trainer import OarlockTrainer
+from oarlock.train.optim.clip import GlobalNormClip
+from oarlock.train.run_training import make_trainer, train
+from oarlock.train.setup import connect, start
+from oarlock.train.stop_signals import StopRequest
 
 NUM_SAMPLES = 4096
 
@@ -113,7 +115,10 @@ def run_rank(
         data_collator=collator,
     )
     report = RankReport(steps_before=resume.manifest.step if resume else 0)
-    trainer.add_callback(_Recorder(trainer, report, folder, reference, tolerance, stop_after))
+    recorder = _Recorder(report, model, trainer.shards, trainer.clip, folder, reference, tolerance)
+    trainer.add_callback(recorder)
+    if stop_after is not None:
+        trainer.add_callback(_StopAfter(run.stop, stop_after))
     train(run, trainer)
     report.write(folder)
     return 0
@@ -172,32 +177,31 @@ class _Recorder(TrainerCallback):
 
     def __init__(
         self,
-        trainer: OarlockTrainer,
         report: RankReport,
+        model: Any,
+        shards: LocalShards,
+        clip: GlobalNormClip,
         folder: Path,
         reference: Path | None,
         tolerance: float,
-        stop_after: int | None,
     ) -> None:
-        self.trainer, self.report, self.stop_after = trainer, report, stop_after
+        self.report, self.model, self.shards, self.clip = report, model, shards, clip
         self.folder, self.reference, self.tolerance = folder, reference, tolerance
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._groups("reset")
 
     def on_optimizer_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.report.gradient_bytes = _gradient_bytes(self.trainer)
+        self.report.gradient_bytes = _gradient_bytes(self.model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        report, trainer = self.report, self.trainer
+        report = self.report
         self._groups("read")
-        report.grad_norms.append(trainer.clip.last_norm())
-        report.parameter_bytes = sum(_bytes(local.data) for local in trainer.held.locals())
-        inner = innermost(trainer.optimizer)
+        report.grad_norms.append(self.clip.last_norm())
+        report.parameter_bytes = sum(_bytes(shard.data) for shard in self.shards)
+        inner = self.shards.optimizer
         tables = [*inner._accumulators.values(), inner._master_weights]
         report.optimizer_bytes = sum(_bytes(tensor) for table in tables for tensor in table.values())
-        if self.stop_after == state.global_step + 1:  # what stops a run is noticed in the step after it
-            trainer.stop.requested = True
         if self.reference is None:
             self._save_weights(state.global_step)
         else:
@@ -223,29 +227,40 @@ class _Recorder(TrainerCallback):
                 self.report.collectives[name] = [calls, num_bytes]
 
     def _save_weights(self, step: int) -> None:
-        arrays = {local.holding.name: local.data.numpy() for local in self.trainer.held.locals()}
+        arrays = {shard.holding.name: shard.data.numpy() for shard in self.shards}
         np.savez(self.folder / f"step-{step}.npz", **arrays)
 
     def _compare(self, step: int) -> None:
         assert self.reference is not None
         with np.load(self.reference / f"step-{step}.npz") as expected:
-            for local in self.trainer.held.locals():
-                part = local.holding.block.cut(expected[local.holding.name])
-                if local.flat is not None:
-                    part = np.ascontiguousarray(part).reshape(-1)[local.flat[0] : local.flat[1]]
+            for shard in self.shards:
+                part = shard.holding.block.cut(expected[shard.holding.name])
+                if shard.flat is not None:
+                    part = np.ascontiguousarray(part).reshape(-1)[shard.flat[0] : shard.flat[1]]
                 if not part.size:
                     continue
-                difference = float(np.abs(part - local.data.numpy()).max())
+                difference = float(np.abs(part - shard.data.numpy()).max())
                 self.report.difference = max(self.report.difference, difference)
                 if not difference <= self.tolerance and self.report.first_difference is None:
-                    name = local.holding.name
+                    name = shard.holding.name
                     self.report.first_difference = {"step": step, "tensor": name, "difference": difference}
 
 
-def _gradient_bytes(trainer: OarlockTrainer) -> int:
+class _StopAfter(TrainerCallback):
+    """Ends a run after a step, as SIGTERM would."""
+
+    def __init__(self, stop: StopRequest, step: int) -> None:
+        self.stop, self.step = stop, step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step - 1:  # the request is noticed in the step after it
+            self.stop.requested = True
+
+
+def _gradient_bytes(model: Any) -> int:
     """Bytes of gradients that are there when the optimizer begins."""
     total = 0
-    for parameter in trainer.model.parameters():
+    for parameter in model.parameters():
         sliced = getattr(parameter, "bw_storage", None)  # GroupShardedStage3
         grad = sliced if sliced is not None else parameter._grad_ivar()
         if grad is not None and grad._is_initialized():

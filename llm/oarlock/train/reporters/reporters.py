@@ -16,7 +16,6 @@ from oarlock.environment.console import get_logger, progress_bar
 from oarlock.environment.ranks import is_first_rank
 from oarlock.errors import EnvironmentProblem
 from oarlock.train.checkpoint.row_file import Row, append_rows, cut_rows_after, read_rows
-from oarlock.train.evaluation.evaluate import make_up_evaluation
 
 logger = get_logger(__name__)
 
@@ -206,18 +205,3 @@ class SampleLog:
         append_rows(self.path, [{"step": step, "epoch": round(epoch, 6)} | sample for sample in samples])
         if self.reporter is not None:
             self.reporter.add_samples(step, samples)
-
-
-class EvaluateOnStart(TrainerCallback):
-    """--eval_on_start: the figures before the first step; in a resumed run, an evaluation that SIGTERM took."""
-
-    def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted
-        self.trainer: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate once, if there is reason to."""
-        if state.global_step > 0:
-            make_up_evaluation(self.trainer)
-        elif self.wanted:
-            self.trainer.evaluate()

@@ -5,7 +5,7 @@
 
 #include "common/gemm.h"
 #include "common/tensors.h"
-#include "training_step/swiglu.h"
+#include "swiglu/swiglu.h"
 
 namespace oarlock {
 

@@ -1,4 +1,4 @@
-"""Learning rate schedules, and how many steps a run has. For the same options the rates are those of transformers."""
+"""Learning rate schedules. For the same options the rates are those of transformers."""
 
 from __future__ import annotations
 
@@ -12,25 +12,6 @@ from paddlenlp.transformers import CosineAnnealingWithWarmupDecay, LinearAnneali
 from oarlock.config.shared import ScheduleSection
 from oarlock.environment.console import log_once
 from oarlock.errors import ConfigError
-
-
-def total_steps(
-    schedule: ScheduleSection, num_samples: int, global_batch: int, steps_done: int, samples_done: int
-) -> int:
-    """Optimizer steps of the whole run, those done included.
-
-    With --max_steps it is that. Otherwise every sample is to be seen num_train_epochs times; the last step is filled
-    up from the following epoch. After a change of batch size the samples that are left decide.
-
-    Args:
-        num_samples: samples of an epoch.
-        global_batch: samples of one step over all ranks.
-        steps_done, samples_done: where the run stands.
-    """
-    if schedule.max_steps > 0:
-        return schedule.max_steps
-    wanted = math.ceil(round(schedule.num_train_epochs * num_samples, 6))
-    return steps_done + max(0, math.ceil((wanted - samples_done) / global_batch))
 
 
 def warmup_steps(schedule: ScheduleSection, steps: int) -> int:

@@ -2,7 +2,7 @@
 // query, key and value, and from the attention's output to the layer's. Python's oarlock/ops is how they are meant to
 // be called.
 #include "rms_norm/rms_norm_paddle.h"
-#include "training_step/linear.h"
+#include "common/linear.h"
 
 using paddle::Tensor;
 

@@ -1,4 +1,4 @@
-"""Which parameters weight decay is for."""
+"""What a run changes about the optimizer that the Trainer makes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,22 @@ from typing import Any
 
 from paddle import nn
 
-from oarlock.train.clip import SLICE
+from oarlock.train.optim.clip import SLICE, GlobalNormClip
+
+
+def configure_optimizer(optimizer: Any, model: nn.Layer, clip: GlobalNormClip, *, trainable_only: bool) -> Any:
+    """Set the clip and the decayed parameters of an AdamW, and return it.
+
+    Args:
+        model: this rank's, before it is wrapped.
+        trainable_only: leave the frozen parameters out. Sharding would distribute them too, in every step.
+    """
+    optimizer._grad_clip = clip
+    optimizer._apply_decay_param_fun = apply_decay_param_fun(model)
+    if trainable_only:
+        trained = [parameter for parameter in optimizer._parameter_list if not parameter.stop_gradient]
+        optimizer._parameter_list = optimizer._param_groups = trained
+    return optimizer
 
 
 def apply_decay_param_fun(model: nn.Layer) -> Callable[[str], bool]:

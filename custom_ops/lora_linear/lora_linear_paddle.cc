@@ -1,7 +1,7 @@
 // Linear layers with LoRA (https://arxiv.org/abs/2106.09685) as Paddle operators, float32 on the CPU: one alone, query,
 // key and value, and an MLP. Python's oarlock/ops is how they are meant to be called.
-#include "training_step/linear.h"
-#include "weights/copy_matrix.h"
+#include "common/linear.h"
+#include "copy_matrix/copy_matrix.h"
 
 using paddle::Tensor;
 

@@ -1,4 +1,4 @@
-#include "weights/copy_matrix.h"
+#include "copy_matrix/copy_matrix.h"
 
 #include <cstring>
 

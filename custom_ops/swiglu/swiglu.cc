@@ -1,4 +1,4 @@
-#include "training_step/swiglu.h"
+#include "swiglu/swiglu.h"
 
 #include "common/exp.h"
 #include "common/parallel.h"
@@ -6,16 +6,10 @@
 namespace oarlock {
 namespace OARLOCK_ISA {
 
-// work(row) for all rows, over the threads.
-template <typename Work>
-static void for_rows(int64_t rows, int64_t cols, const Work& work) {
-  parallel_for(rows, 4 * 1024 / (cols + 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) work(row);
-  });
-}
+static constexpr int64_t kGrain = 4 * 1024;  // values for a second thread
 
 void swiglu_cpu(const SwiGlu& args) {
-  for_rows(args.rows, args.cols, [&](int64_t row) {
+  for_rows(args.rows, args.cols, kGrain, [&](int64_t row) {
     const float *gate = args.gate + row * args.stride, *up = args.up + row * args.stride;
     float* y = args.y + row * args.cols;
     for_columns(args.cols, [&](auto unit, int64_t i) {
@@ -26,7 +20,7 @@ void swiglu_cpu(const SwiGlu& args) {
 }
 
 void swiglu_backward_cpu(const SwiGluBackward& args) {
-  for_rows(args.rows, args.cols, [&](int64_t row) {
+  for_rows(args.rows, args.cols, kGrain, [&](int64_t row) {
     const float *gate = args.gate + row * args.stride, *up = args.up + row * args.stride;
     const float* grad_y = args.grad_y + row * args.cols;
     float *grad_gate = args.grad_gate + row * args.stride, *grad_up = args.grad_up + row * args.stride;

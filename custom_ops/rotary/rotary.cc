@@ -1,4 +1,4 @@
-#include "training_step/rotary.h"
+#include "rotary/rotary.h"
 
 #include "common/parallel.h"
 #include "common/vector.h"

@@ -1,4 +1,4 @@
-#include "training_step/adamw.h"
+#include "adamw/adamw.h"
 
 #include <cmath>
 

@@ -1,0 +1,93 @@
+"""Load a checkpoint, written under any plan, into this rank's shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from oarlock.models.build import set_parameter
+from oarlock.train.checkpoint.local_shards import MASTER_NAME, LocalShards
+from oarlock.train.checkpoint.resume import ResumePoint
+from oarlock.weights.layout import Holding
+from oarlock.weights.shard_index import MASTER, WEIGHTS
+from oarlock.weights.sharded_store import PieceFolder
+
+
+def load_weights(shards: LocalShards, checkpoint: Path) -> None:
+    """Load every parameter of this rank before the model is wrapped.
+
+    Raises:
+        CheckpointError: when the model and the checkpoint do not have the same weights.
+    """
+    with PieceFolder.open(checkpoint) as store:
+        shards.check_names(store)
+        for holding in shards.holdings:
+            set_parameter(holding.tensor, store.read_part(_kind(holding, store), holding.name, holding.block))
+
+
+def reload_weights(shards: LocalShards, checkpoint: Path) -> None:
+    """Load the weights after the model is wrapped; the optimizer states are left alone, so training can't go on."""
+    with PieceFolder.open(checkpoint) as store:
+        for shard in shards:
+            holding = shard.holding
+            values = store.read_part(_kind(holding, store), holding.name, holding.block, shard.flat)
+            target = holding.tensor if shard.flat is None else holding.tensor.fw_storage
+            set_parameter(target, shard.padded(values))
+
+
+def _kind(holding: Holding, store: PieceFolder) -> str:
+    """Float32 parameters come from the master weights where a half-precision run left some."""
+    exact = holding.tensor.dtype == paddle.float32 and f"{MASTER}/{holding.name}" in store.where
+    return MASTER if exact else WEIGHTS
+
+
+def load_training_state(shards: LocalShards, resume: ResumePoint, lr_scheduler: Any, scaler: Any) -> None:
+    """Load what a run needs besides weights, after the model is wrapped: optimizer, learning rate, loss scaling.
+
+    Args:
+        scaler: GradScaler of fp16 loss scaling, or None.
+    """
+    manifest = resume.manifest
+    with PieceFolder.open(resume.folder) as store:
+        _load_optimizer_states(shards, store, manifest.lr_scheduler)
+    lr_scheduler.set_state_dict(manifest.lr_scheduler)
+    lr_scheduler.step(lr_scheduler.last_epoch)  # the rate of this run's schedule, not the one stored
+    if scaler is not None and manifest.loss_scaler:
+        scaler.load_state_dict({name: np.asarray(value) for name, value in manifest.loss_scaler.items()})
+
+
+def _load_optimizer_states(shards: LocalShards, store: PieceFolder, lr_scheduler: Mapping[str, Any]) -> None:
+    """Load the states of the parameters this rank updates.
+
+    Args:
+        lr_scheduler: its state_dict, without which the optimizer accepts no states.
+    """
+    inner = shards.optimizer
+    kinds = [kind for kind in store.kinds if kind not in (WEIGHTS, MASTER)]
+    state: dict[str, Any] = {"LR_Scheduler": lr_scheduler}
+    masters: dict[str, Any] = {}
+    for shard in shards:
+        holding, name = shard.holding, shard.optimizer_name
+        if not shard.owned or holding.tensor.stop_gradient:
+            continue
+        half = holding.tensor.dtype in (paddle.float16, paddle.bfloat16)
+        multi_precision = half and getattr(inner, "_multi_precision", False)
+        for kind in kinds:
+            if f"{kind}/{holding.name}" not in store.where:
+                continue
+            if store.shape(kind, holding.name) != holding.block.shape:
+                values = store.read(holding.name, kind)
+            else:
+                values = shard.padded(store.read_part(kind, holding.name, holding.block, shard.flat))
+            key = f"{name}{MASTER_NAME if multi_precision else ''}_{kind}_0"
+            state[key] = paddle.to_tensor(values)
+        if multi_precision and f"{MASTER}/{holding.name}" in store.where:
+            values = store.read_part(MASTER, holding.name, holding.block, shard.flat)
+            masters[name] = paddle.to_tensor(shard.padded(values))
+    if masters:
+        state["master_weights"] = masters
+    inner.set_state_dict(state)

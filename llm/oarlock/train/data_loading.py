@@ -1,0 +1,77 @@
+"""Data loaders and batch samplers of a run: exact positions after a resume, no leftovers when a process is killed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from paddle.io import DataLoader
+
+from oarlock.data.corpus.blend import ConcatenatedDataset
+from oarlock.data.corpus.order import SampleOrder
+from oarlock.data.corpus.sampler import EvaluationBatchSampler, ResumableBatchSampler
+from oarlock.data.examples.worker_errors import TellingCollator, TellingDataset, TellingSampler, checked_batches
+from oarlock.environment.signals import die_with_parent
+from oarlock.train.data_parallel import DataParallelRanks
+
+
+class CheckedLoader(DataLoader):
+    """A loader that ends with an error where a batch could not be read."""
+
+    dataset: Any
+    collate_fn: Any
+    batch_sampler: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        own = self.dataset, self.collate_fn, self.batch_sampler
+        self.dataset, self.collate_fn = TellingDataset(self.dataset), TellingCollator(self.collate_fn)
+        self.batch_sampler = TellingSampler(self.batch_sampler)
+        try:
+            batches = super().__iter__()  # reads all three
+        finally:
+            self.dataset, self.collate_fn, self.batch_sampler = own
+        return checked_batches(batches)
+
+
+def checked_loader(loader: DataLoader) -> CheckedLoader:
+    """Turn the Trainer's loader into a CheckedLoader whose workers end with this process.
+
+    Batches do not go through /dev/shm, where a killed process would leave them; token ids are small.
+    """
+    loader.worker_init_fn = lambda _: die_with_parent()
+    loader.use_shared_memory = False
+    loader.__class__ = CheckedLoader
+    return loader
+
+
+def training_sampler(
+    order: SampleOrder, args: Any, ranks: DataParallelRanks, samples_done: int, steps_done: int, steps: int
+) -> ResumableBatchSampler:
+    """Sampler of the training data from a position on.
+
+    Args:
+        args: PaddleNLP's TrainingArguments.
+        samples_done, steps_done: progress before a resume.
+        steps: of the whole run.
+    """
+    return ResumableBatchSampler(
+        order,
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        ranks.replicas,
+        ranks.replica,
+        samples_done,
+        steps_done=steps_done,
+        steps_left=steps - steps_done,
+    )
+
+
+def evaluation_sampler(dataset: Any, batch_size: int, limit: int, ranks: DataParallelRanks) -> EvaluationBatchSampler:
+    """Sampler of an evaluation set.
+
+    Args:
+        dataset: one set, or several as a ConcatenatedDataset.
+        limit: batches of each set at most; -1 for all.
+    """
+    sizes = dataset.sizes if isinstance(dataset, ConcatenatedDataset) else [len(dataset)]
+    return EvaluationBatchSampler(sizes, batch_size, ranks.replicas, ranks.replica, limit)

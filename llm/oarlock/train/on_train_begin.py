@@ -1,0 +1,18 @@
+"""A callback at the beginning of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from paddlenlp.trainer import TrainerCallback
+
+
+class CallOnTrainBegin(TrainerCallback):
+    """Calls a function when the model is loaded and wrapped, before the first step."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._action()

@@ -1,0 +1,1 @@
+"""Optimizer, gradient clipping, learning rate and random numbers of a step."""

@@ -1,0 +1,184 @@
+"""Training from the finished model to the saved result: trainer, reporters, final model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddlenlp.trainer import PrinterCallback
+
+from oarlock.config.command_line import to_yaml
+from oarlock.config.load import flatten
+from oarlock.environment.console import get_logger
+from oarlock.environment.paddle_import import start_up_left_uncollected
+from oarlock.environment.ranks import is_first_rank
+from oarlock.errors import ModelError, StoppedWithOthers
+from oarlock.models.build import num_parameters
+from oarlock.parallel.object_collectives import run_on_all_ranks
+from oarlock.parallel.training_args import visualdl_dir
+from oarlock.train.checkpoint.final_model import save_final_model
+from oarlock.train.checkpoint.manifest import list_checkpoints
+from oarlock.train.checkpoint.model_files import ModelFiles
+from oarlock.train.checkpoint.resume import ResumePoint
+from oarlock.train.evaluation.best import BestEvaluation, load_best_weights
+from oarlock.train.evaluation.prompt_evaluation import PromptEvaluation
+from oarlock.train.evaluation.prompts import PromptSet
+from oarlock.train.optim.schedule import check_warmup, rate_change
+from oarlock.train.output.folder_guard import check_output, last_good_state
+from oarlock.train.output.run_record import record_run
+from oarlock.train.reporters.reporters import Console, MetricsFile, SampleLog, VisualDLReporter
+from oarlock.train.run_length import planned_steps, samples_per_step
+from oarlock.train.setup import Run
+from oarlock.train.trainer import OarlockTrainer
+
+if TYPE_CHECKING:
+    from oarlock.data.corpus.order import SampleOrder
+    from oarlock.data.templates.chat_template import ChatTemplate
+    from oarlock.peft.adapter_folder import Base
+    from oarlock.peft.method import Method
+
+logger = get_logger(__name__)
+
+
+def check_schedule(run: Run, order: SampleOrder | None, resume: ResumePoint | None) -> None:
+    """Compare the schedule with the length of the run, which is known once the data is counted; before the model is
+    built.
+
+    Args:
+        order: of the training data, None where nothing is trained.
+
+    Raises:
+        ConfigError: for a warm-up that leaves no step of the run.
+    """
+    if order is not None:
+        steps = planned_steps(run.config, run.args, order, resume)
+        check_warmup(run.config.schedule, steps, resume.manifest.step if resume else 0)
+
+
+def make_trainer(
+    run: Run,
+    model: Any,
+    resume: ResumePoint | None,
+    *,
+    order: SampleOrder | None,
+    tokenizer: Any,
+    template: ChatTemplate | None,
+    method: Method | None = None,
+    base: Base | None = None,
+    generation: Mapping[str, Any] | None = None,
+    prompt_sets: Sequence[PromptSet] = (),
+    **kwargs: Any,
+) -> OarlockTrainer:
+    """The trainer with its reporters; records the run in output_dir.
+
+    Args:
+        order: of the training data; None where nothing is trained.
+        method, base: of fine-tuning that trains an adapter.
+        generation: content of generation_config.json.
+        prompt_sets: what the model answers at evaluations.
+        kwargs: of OarlockTrainer.
+    """
+    config = run.config
+    output_dir = Path(config.checkpoint.output_dir)
+    total, trainable = num_parameters(model)
+    here = " on this rank" if run.plan.tensor * run.plan.pipeline > 1 else ""
+    logger.info(f"model: {type(model).__name__}, {total:,} parameters{here}, {trainable:,} of them trained")
+    text = to_yaml(config)
+    if is_first_rank():
+        record_run(output_dir, text)
+    cut_after = (resume.manifest.step if resume else 0) if config.evaluation.do_train else None
+    callbacks: list[Any] = [Console(config.logging.disable_tqdm), MetricsFile(output_dir / "metrics.jsonl", cut_after)]
+    visualdl = None
+    if config.logging.report_to == "visualdl":
+        visualdl = VisualDLReporter(visualdl_dir(config), flatten(config), text, output_dir)
+        callbacks.append(visualdl)
+    samples = SampleLog(output_dir / "samples.jsonl", visualdl, cut_after)
+    best = BestEvaluation.of(config, resume)
+    if resume and best.exhausted:  # stopped early, so nothing is left to do
+        steps = resume.manifest.step
+    else:
+        steps = planned_steps(config, run.args, order, resume) if order is not None else 0
+    trainer = OarlockTrainer(
+        config=config,
+        plan=run.plan,
+        model=model,
+        args=run.args,
+        steps=steps,
+        order=order,
+        resume=resume,
+        best=best,
+        stop=run.stop,
+        files=ModelFiles(model.config, tokenizer, template, generation, method, base),
+        prompts=PromptEvaluation(prompt_sets, samples, tokenizer, template, generation),
+        tokenizer=tokenizer,
+        callbacks=callbacks,
+        **kwargs,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _how_to_train_more(trainer: OarlockTrainer, resume: ResumePoint) -> str:
+    """What a run that has reached its end has to say."""
+    if trainer.best.exhausted:
+        return (
+            f"this run is complete: it stopped after {trainer.best.evaluations_since} evaluation(s) without an "
+            f"improvement; to train on, give a larger --early_stopping_patience (now {trainer.best.patience})"
+        )
+    schedule = trainer.config.schedule
+    length = f"--num_train_epochs (now {schedule.num_train_epochs:g})"
+    if schedule.max_steps > 0:
+        length = f"--max_steps (now {schedule.max_steps})"
+    return (
+        f"this run is complete; to train on, give a larger {length} and --resume_from_checkpoint {resume.folder}; "
+        "--overwrite_output_dir starts anew"
+    )
+
+
+def train(run: Run, trainer: OarlockTrainer) -> bool:
+    """Train to the end, or to a SIGTERM; returns whether the end was reached. The final model goes to output_dir."""
+    config = run.config
+    output_dir = Path(config.checkpoint.output_dir)
+    resume = trainer.resume
+    assert trainer.order is not None
+    steps = trainer.steps
+    if resume:
+        logger.info(
+            f"going on from {resume.folder} (step {resume.manifest.step}, {resume.manifest.samples:,} samples seen)"
+        )
+        if resume.manifest.step >= steps:
+            logger.info(_how_to_train_more(trainer, resume))
+        elif before := resume.manifest.planned_steps:
+            change = rate_change(config.schedule, steps, resume.manifest.config, before, resume.manifest.step)
+            if change:
+                logger.info(change)
+    samples, epoch = samples_per_step(trainer.args), trainer.order.num_samples
+    logger.info(f"{steps:,} steps of {samples:,} samples ({epoch:,} samples an epoch)")
+    trainer.args.max_steps = steps
+    run.stop.training = True
+    try:
+        with start_up_left_uncollected():
+            trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
+        trainer.checkpoints.finish()
+    except StoppedWithOthers:
+        kept = next(iter(list_checkpoints(output_dir)), None)
+        logger.info(
+            f"{kept.name} is whole; the same command goes on from it" if kept else "no checkpoint was written yet"
+        )
+        raise
+    done = trainer.state.global_step
+    if done < steps and not trainer.best.exhausted:
+        logger.info(f"stopped by {run.stop.name} at step {done}; the same command goes on from there")
+        return False
+    if config.checkpoint.load_best_model_at_end:
+        load_best_weights(trainer.best, done, trainer.shards)
+    run_on_all_ranks(lambda: check_output(output_dir), first_rank_only=True)
+    try:
+        save_final_model(trainer.shards, trainer.files, output_dir)
+    except ModelError as error:
+        check_output(output_dir)
+        raise ModelError(f"{error}. {last_good_state(output_dir)}") from error
+    what = "model" if trainer.files.method is None else "adapter"
+    logger.info(f"done: {done:,} steps; the {what} is in {output_dir}")
+    return True
