@@ -61,16 +61,15 @@ SHOWN_BY = {
     "peft.prefix_tuning:*": "parity/test_prefix.py::test_paddlenlp_gives_grouped_heads_the_shape_of_full_ones",
     "peft.p_tuning:*": "parity/test_family_methods.py::test_p_tuning",
     "parallel.sharded_gradients:*": "rehearsal/test_plans.py::test_stage_2_under_a_pipeline_keeps_half_of_the_gradients",
-    "train.weight_decay:*": "parity/test_weight_decay.py::test_as_transformers_decays",
     "train.pipeline_step:*": "rehearsal/test_plans.py::test_a_plan_equals_one_process",
-    "train.clip:*": "rehearsal/test_plans.py::test_a_plan_equals_one_process",
+    "train.optim.optimizer:*": "parity/test_weight_decay.py::test_as_transformers_decays",
     "peft.lora:*": "rehearsal/test_methods.py::test_only_what_is_trained_is_kept_in_optimizer_and_gradients",
 }
 NOT_SHOWN = {
     "cpu_ranks.process_group:new_group": "Gloo's groups fail in two of three runs, which no test can wait for",
     "cpu_ranks.fork_launch:*": "every test that forks ranks would have several ranks 0",
     "ops.malloc:*": "changes the speed only: benchmarks/rms_norm.py",
-    "train.trainer_data:*": "Paddle's loader hangs without it",
+    "train.data_loading:*": "Paddle's loader hangs without it",
 }
 # Files that set attributes of other objects which are no patches of Paddle or PaddleNLP.
 OTHER_OBJECTS = {

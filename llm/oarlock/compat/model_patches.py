@@ -192,13 +192,13 @@ _TRAINING = (
     ),
     _object(
         "paddle.optimizer:AdamW._grad_clip",
-        "train.clip:GlobalNormClip",
+        "train.optim.optimizer:configure_optimizer",
         "Paddle's clip does not report the norm, and differs from plan to plan",
         "Paddle's clip returns the norm under every plan",
     ),
     _object(
         "paddle.optimizer:AdamW._apply_decay_param_fun",
-        "train.weight_decay:apply_decay_param_fun",
+        "train.optim.optimizer:configure_optimizer",
         "PaddleNLP's Trainer decays by parameter names, which change under sharding and pipelines",
         "PaddleNLP's Trainer chooses parameters by layer",
     ),
@@ -210,7 +210,7 @@ _TRAINING = (
     ),
     _object(
         "paddle.io:DataLoader.__class__",
-        "train.trainer_data:_CheckedLoader",
+        "train.data_loading:CheckedLoader",
         "hangs if a worker process fails",
         "Paddle's DataLoader raises if a worker process fails",
     ),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import paddle
 
 from oarlock.config.device import choose_device, fit_to_device
-from oarlock.config.load import LoadedConfig
+from oarlock.config.load import ConfigT, LoadedConfig
 from oarlock.environment import matmul_library
 from oarlock.environment.console import get_logger, log_once
 from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
@@ -30,14 +30,13 @@ from oarlock.train.stop_signals import StopRequest
 from oarlock.weights.buffers import array_type
 
 if TYPE_CHECKING:
-    from oarlock.config.run_config import RunConfig
     from oarlock.models.build import ModelSource
 
 logger = get_logger(__name__)
 
 
 @dataclass
-class Run:
+class Run(Generic[ConfigT]):
     """A started run.
 
     Attributes:
@@ -48,20 +47,20 @@ class Run:
         args: PaddleNLP's TrainingArguments, once connect() was called.
     """
 
-    config: Any
+    config: ConfigT
     dtype: str
     stop: StopRequest
     plan: ParallelPlan
     args: Any = None
 
 
-def start(loaded: LoadedConfig[Any]) -> Run:
+def start(loaded: LoadedConfig[ConfigT]) -> Run[ConfigT]:
     """Settle the device, the threads and the log, and have CPU ranks meet.
 
     Raises:
         EnvironmentProblem: when there is no such device, or ranks do not come.
     """
-    config: RunConfig = loaded.config
+    config = loaded.config
     threads = import_paddle(config.runtime.num_threads)
     set_paddlenlp_log_level(config.logging.log_level)
     device = choose_device(config.runtime.device)
@@ -119,7 +118,7 @@ def _with_what(threads: int) -> str:
     return f"{threads} thread(s)" + (f", matrix products by {title}" if title else "")
 
 
-def connect(run: Run, source: ModelSource, seq_length: int) -> None:
+def connect(run: Run[ConfigT], source: ModelSource, seq_length: int) -> None:
     """Make the process groups (TrainingArguments does), after all that can be checked from the configuration alone.
 
     Raises:
