@@ -26,7 +26,7 @@ _PROCESS = (
     ),
     Patch(
         "libphi_core.so:phi::dynload::mklml_dso_handle",
-        "oarlock.environment.matmul_library:use",
+        "oarlock.environment.matmul_library:use_library",
         "Paddle's MKL of 2019 runs its slowest code on processors that are not Intel's",
         "Paddle's wheel brings a newer MKL, or multiplies with oneDNN",
         "process",

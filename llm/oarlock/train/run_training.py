@@ -11,7 +11,7 @@ from paddlenlp.trainer import PrinterCallback
 from oarlock.config.command_line import to_yaml
 from oarlock.config.load import ConfigT, flatten
 from oarlock.environment.console import get_logger
-from oarlock.environment.paddle_import import start_up_left_uncollected
+from oarlock.environment.memory import freeze_garbage_collection
 from oarlock.environment.ranks import is_first_rank
 from oarlock.errors import ModelError, StoppedWithOthers
 from oarlock.models.build import num_parameters
@@ -158,7 +158,7 @@ def train(run: Run[ConfigT], trainer: OarlockTrainer) -> bool:
     trainer.args.max_steps = steps
     run.stop.training = True
     try:
-        with start_up_left_uncollected():
+        with freeze_garbage_collection():
             trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
         trainer.checkpoints.finish()
     except StoppedWithOthers:

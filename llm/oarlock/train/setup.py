@@ -90,10 +90,10 @@ def _choose_products(recorded: str | None) -> None:
     Args:
         recorded: in the checkpoint; "" where it does not say, None without one.
     """
-    best = matmul_library.best()
-    wanted = recorded if recorded in matmul_library.TITLES and not matmul_library.asked_for() else best
-    problem = matmul_library.use(wanted)
-    found = matmul_library.in_use()
+    best = matmul_library.choose_library()
+    wanted = recorded if recorded in matmul_library.TITLES and not matmul_library.requested_library() else best
+    problem = matmul_library.use_library(wanted)
+    found = matmul_library.find_library_in_use()
     if problem:
         log_once(f"matrix products by {matmul_library.TITLES[wanted]} are not available: {problem}")
     if recorded and found and found != recorded:
@@ -114,7 +114,7 @@ def _choose_products(recorded: str | None) -> None:
 
 
 def _with_what(threads: int) -> str:
-    title = matmul_library.TITLES.get(matmul_library.in_use(), "")
+    title = matmul_library.TITLES.get(matmul_library.find_library_in_use(), "")
     return f"{threads} thread(s)" + (f", matrix products by {title}" if title else "")
 
 

@@ -81,7 +81,7 @@ def _machine() -> Machine:
     return Machine(
         device="gpu" if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() else "cpu",
         has_fused_ops=library.usable() and library.has_products(),
-        has_slow_mkl=matmul_library.best() == matmul_library.ONEDNN,
+        has_slow_mkl=matmul_library.choose_library() == matmul_library.ONEDNN,
     )
 
 
@@ -152,21 +152,21 @@ def _paddle() -> Iterator[Finding]:
 def _products() -> Iterator[Finding]:
     """Which library multiplies on the CPU, and why."""
     try:
-        best, found = matmul_library.best(), matmul_library.in_use()
+        best, found = matmul_library.choose_library(), matmul_library.find_library_in_use()
     except Exception:  # _paddle has said what does not import
         return
     if not found:
         return
     reason = (
         f"{matmul_library.VARIABLE}={best}"
-        if matmul_library.asked_for()
-        else f"{matmul_library.processor() or 'processor unknown'}"
+        if matmul_library.requested_library()
+        else f"{matmul_library.processor_vendor() or 'processor unknown'}"
     )
     text = f"matrix products on the CPU by {matmul_library.TITLES[found]} ({reason})"
     fix = (
         ""
         if found == best
-        else f"{matmul_library.TITLES[best]} is faster here: {matmul_library.use(best) or 'start anew'}"
+        else f"{matmul_library.TITLES[best]} is faster here: {matmul_library.use_library(best) or 'start anew'}"
     )
     yield Finding(text, fix, warning=True)
 
