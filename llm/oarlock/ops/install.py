@@ -16,21 +16,15 @@ from paddle.distributed import collective, fleet
 from oarlock.compat.patch import AppliedPatches
 from oarlock.compat.patches import patches_of
 from oarlock.environment.console import log_once
-from oarlock.ops import attention, library
+from oarlock.ops import library
 from oarlock.ops.adamw import fused_adamw
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.ops.malloc import keep_freed_memory
-<<<<<<< HEAD
-from oarlock.ops.norms import check_norms, fused_rms_norm
 from oarlock.ops.patch import Function, fits
-from oarlock.ops.step import HeldScores, check_step, fused_rotary, fused_swiglu
-=======
-from oarlock.ops.patch import Function, Patch, fits
 from oarlock.ops.rms_norm import fused_rms_norm
 from oarlock.ops.rotary import fused_rotary
 from oarlock.ops.self_check import check_attention, check_norms, check_training_ops
 from oarlock.ops.swiglu import fused_swiglu
->>>>>>> main
 
 Tensor = Any
 
@@ -60,13 +54,8 @@ def replace_swiglu(original: Function) -> Function:
     return swiglu
 
 
-<<<<<<< HEAD
 def replace_head(original: Function) -> Function:
-    """A language model's head that hold_scores() marked: in training it leaves its product to the loss."""
-=======
-def _head(original: Function) -> Function:
     """A language model's head that defer_logits() marked: in training it leaves its product to the loss."""
->>>>>>> main
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         global _is_deferring
@@ -117,38 +106,10 @@ def replace_adamw(original: Function) -> Function:
     return _create_optimization_pass
 
 
-<<<<<<< HEAD
-_HOLDS = "oarlock_holds_scores"
-_is_holding = False  # while such a head's forward runs
-PATCHES = patches_of(__name__)
-_applied = AppliedPatches()
-=======
 _DEFERS = "oarlock_defers_logits"
 _is_deferring = False  # while such a head's forward runs
-_MODELS = "paddlenlp.transformers."
-_LAYERS = (_MODELS + "llama.modeling:Llama", _MODELS + "qwen2.modeling:Qwen2")
-_HEADS = tuple(layer + "LMHead" for layer in _LAYERS)
-PATCHES: list[Patch] = [
-    Patch(_MODELS + "llama.modeling:LlamaRMSNorm", "forward", _rms_norm),
-    Patch(_MODELS + "qwen2.modeling:Qwen2RMSNorm", "forward", _rms_norm),
-    Patch(_MODELS + "mistral.modeling:MistralRMSNorm", "forward", _rms_norm),
-    # Mistral has a rotary embedding of its own layout.
-    Patch(_MODELS + "llama.modeling", "apply_rotary_pos_emb", _rotary),
-    Patch(_MODELS + "qwen2.modeling", "apply_rotary_pos_emb", _rotary),
-    Patch(_MODELS + "gemma.modeling", "apply_rotary_pos_emb", _rotary),
-    Patch(_MODELS + "llama.modeling", "swiglu", _swiglu),
-    *attention.PATCHES,
-    *(Patch(head, "forward", _head) for head in _HEADS),
-    *(Patch(head.partition(":")[0], "parallel_matmul", _parallel_matmul) for head in _HEADS),
-    Patch("paddlenlp.peft.lora.lora_layers:LoRALinear", "forward", lora_linear.for_lora),
-    *(Patch(layer + "MLP", "forward", lora_linear.for_mlp) for layer in _LAYERS),
-    *(Patch(layer + "Attention", "forward", lora_linear.for_attention) for layer in _LAYERS),
-    *(Patch(layer + "DecoderLayer", "forward", decoder_layer.for_layer) for layer in _LAYERS),
-    Patch("paddle.nn:Linear", "forward", lora_linear.for_linear),
-    Patch("paddle.optimizer:AdamW", "_create_optimization_pass", _adamw),
-]
-_originals: list[tuple[Any, str, Function]] = []
->>>>>>> main
+PATCHES = patches_of(__name__)
+_applied = AppliedPatches()
 
 
 def use(wanted: bool) -> None:
@@ -202,15 +163,9 @@ def originals() -> Iterator[None]:
         use(were_used)
 
 
-<<<<<<< HEAD
-def hold_scores(model: paddle.nn.Layer) -> None:
-    """Have the model's head give HeldScores in training, for a loss that knows them."""
-    heads = tuple(patch.owners()[0] for patch in PATCHES if patch.replacement == f"{__name__}:replace_head")
-=======
 def defer_logits(model: paddle.nn.Layer) -> None:
     """Have the model's head give DeferredLogits in training, for a loss that knows them."""
-    heads = tuple(Patch(head, "forward", _head).find() for head in _HEADS)
->>>>>>> main
+    heads = tuple(patch.owners()[0] for patch in PATCHES if patch.replacement == f"{__name__}:replace_head")
     for layer in model.sublayers(include_self=True):
         if isinstance(layer, heads):
             setattr(layer, _DEFERS, True)
