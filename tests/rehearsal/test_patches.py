@@ -61,7 +61,7 @@ SHOWN_BY = {
     "peft.prefix_tuning:*": "parity/test_prefix.py::test_paddlenlp_gives_grouped_heads_the_shape_of_full_ones",
     "peft.p_tuning:*": "parity/test_family_methods.py::test_p_tuning",
     "parallel.sharded_gradients:*": "rehearsal/test_plans.py::test_stage_2_under_a_pipeline_keeps_half_of_the_gradients",
-    "train.pipeline_step:*": "rehearsal/test_plans.py::test_a_plan_equals_one_process",
+    "train.step.pipeline_step:*": "rehearsal/test_plans.py::test_a_plan_equals_one_process",
     "train.optim.optimizer:*": "parity/test_weight_decay.py::test_as_transformers_decays",
     "peft.lora:*": "rehearsal/test_methods.py::test_only_what_is_trained_is_kept_in_optimizer_and_gradients",
 }
