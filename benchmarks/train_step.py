@@ -89,7 +89,8 @@ def run_once(command: list[str], threads: int) -> dict[str, Any]:
 
 def oarlock_side(options: argparse.Namespace) -> dict[str, Any]:
     """The step as Oarlock's trainer makes it, in this process."""
-    from oarlock.environment.paddle_import import import_paddle, start_up_left_uncollected
+    from oarlock.environment.memory import freeze_garbage_collection
+    from oarlock.environment.paddle_import import import_paddle
 
     import_paddle()
     import paddle
@@ -129,7 +130,7 @@ def oarlock_side(options: argparse.Namespace) -> dict[str, Any]:
     ids = paddle.randint(0, size["vocab"], [size["batch"], size["seq"]])
     seconds, value = [], 0.0
     now = time.process_time if options.one_thread else time.perf_counter
-    with start_up_left_uncollected():
+    with freeze_garbage_collection():
         for _ in range(options.steps):
             start = now()
             loss = loss_of(model(input_ids=ids), ids)

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 
 from oarlock.cli.flags import Command, flag
+from oarlock.compat.patch import Machine
+from oarlock.compat.report import patch_report
 from oarlock.environment import matmul_library
 from oarlock.environment.cpu import available_cores
 from oarlock.environment.paddle_import import import_paddle
@@ -39,10 +41,15 @@ class DoctorOptions:
 
     launch: bool = flag(True)
     """Skip the launch of two processes (10 to 20 seconds)."""
+    patches: bool = flag(False)
+    """Print what Oarlock changes in Paddle and PaddleNLP, and why, instead of checking."""
 
 
 def _run(options: DoctorOptions) -> int:
     """Print the report; 0 if nothing has to be fixed."""
+    if options.patches:
+        print(patch_report(_machine()))
+        return 0
     failed = 0
     checks: list[Callable[[], Iterator[Finding]]] = [
         _python,
@@ -63,6 +70,19 @@ def _run(options: DoctorOptions) -> int:
             print(f"{mark}  {finding.text}" + (f"\n      -> {finding.fix}" if finding.fix else ""), flush=True)
     print("no problems found" if not failed else f"{failed} problem(s) to fix")
     return 1 if failed else 0
+
+
+def _machine() -> Machine:
+    import_paddle()
+    import paddle
+
+    from oarlock.ops import library
+
+    return Machine(
+        device="gpu" if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() else "cpu",
+        has_fused_ops=library.usable() and library.has_products(),
+        has_slow_mkl=matmul_library.choose_library() == matmul_library.ONEDNN,
+    )
 
 
 def _python() -> Iterator[Finding]:
@@ -132,21 +152,21 @@ def _paddle() -> Iterator[Finding]:
 def _products() -> Iterator[Finding]:
     """Which library multiplies on the CPU, and why."""
     try:
-        best, found = matmul_library.best(), matmul_library.in_use()
+        best, found = matmul_library.choose_library(), matmul_library.find_library_in_use()
     except Exception:  # _paddle has said what does not import
         return
     if not found:
         return
     reason = (
         f"{matmul_library.VARIABLE}={best}"
-        if matmul_library.asked_for()
-        else f"{matmul_library.processor() or 'processor unknown'}"
+        if matmul_library.requested_library()
+        else f"{matmul_library.processor_vendor() or 'processor unknown'}"
     )
     text = f"matrix products on the CPU by {matmul_library.TITLES[found]} ({reason})"
     fix = (
         ""
         if found == best
-        else f"{matmul_library.TITLES[best]} is faster here: {matmul_library.use(best) or 'start anew'}"
+        else f"{matmul_library.TITLES[best]} is faster here: {matmul_library.use_library(best) or 'start anew'}"
     )
     yield Finding(text, fix, warning=True)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from oarlock.errors import EnvironmentProblem
 from oarlock.formats.json_file import parse_json
-from oarlock.environment.processes import started_at
+from oarlock.environment.processes import process_start_time
 
 LARGEST = 4096  # bytes of a lock file
 
@@ -46,7 +46,7 @@ class Holder:
         """The process that asks, at a time of the file system's clock."""
         pid, when = os.getpid(), _iso(now)
         return cls(
-            pid, socket.gethostname(), when, when, boot(), namespace(), started_at(pid) or 0, secrets.token_hex(8)
+            pid, socket.gethostname(), when, when, boot(), namespace(), process_start_time(pid) or 0, secrets.token_hex(8)
         )
 
     @classmethod
@@ -87,7 +87,7 @@ class Holder:
         """Whether the process of this machine is there; None where its number means nothing here (a container)."""
         if self.namespace != namespace():
             return None
-        return started_at(self.pid) == self.process_start and self.pid != os.getpid()
+        return process_start_time(self.pid) == self.process_start and self.pid != os.getpid()
 
 
 def _iso(seconds: float) -> str:
