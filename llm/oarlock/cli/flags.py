@@ -38,7 +38,7 @@ _METAVARS = {int: "N", float: "N", str: "TEXT", Path: "PATH"}
 
 @dataclass(frozen=True)
 class _Form:
-    """How a field is written on the command line."""
+    """The form of a field on the command line."""
 
     is_positional: bool
     metavar: str
@@ -97,7 +97,7 @@ AnyCommand = Command[Any] | CommandGroup | ConfigCommand
 
 @dataclass(frozen=True)
 class NoOptions:
-    """For a command without flags."""
+    """Options of a command that has none."""
 
 
 def flag(

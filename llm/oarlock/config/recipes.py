@@ -9,7 +9,7 @@ from pathlib import Path
 
 from oarlock.errors import ConfigError
 from oarlock.formats.files import is_missing, read_text
-from oarlock.package_files import configs_folder
+from oarlock.package_files import find_configs
 
 _FOLDER = "recipes"
 _FIRST_LINE = re.compile(r"# (?P<method>.+?) of a \d+B model(?P<how>.*?), (?P<gpus>\d+) GPUs?[:.]")
@@ -38,7 +38,7 @@ class Recipe:
 def list_recipes() -> list[Recipe]:
     """All recipes that come with this version, by name."""
     found = []
-    for path in sorted((configs_folder() / _FOLDER).glob("*.yaml")):
+    for path in sorted((find_configs() / _FOLDER).glob("*.yaml")):
         line = read_text(path, limit=_MOST_BYTES, what="recipe").partition("\n")[0]
         words = _FIRST_LINE.match(line)
         assert words, f"{path}: the first line names the method, the model and the number of GPUs"
@@ -62,11 +62,11 @@ def find_recipe(word: str | Path) -> Path:
         return path
     if re.fullmatch(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)?", str(word)):
         for name in (f"{_FOLDER}/{word}.yaml", f"{word}.yaml"):
-            if (configs_folder() / name).is_file():
-                return configs_folder() / name
+            if (find_configs() / name).is_file():
+                return find_configs() / name
     if path.is_dir():
         return path  # what reads it says what is wrong
-    names = [recipe.stem for recipe in (configs_folder() / _FOLDER).glob("*.yaml")]
+    names = [recipe.stem for recipe in (find_configs() / _FOLDER).glob("*.yaml")]
     near = difflib.get_close_matches(str(word)[:_LONGEST_NAME], names, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]}? " if near else ". "
     raise ConfigError(

@@ -18,7 +18,7 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFlags(WeightFlags):
-    """What is exported for which server, or which export is checked."""
+    """Options of `oarlock export`."""
 
     model: str = flag("", metavar="DIR")
     """Model folder or hub name. Default: the base of the adapter."""
@@ -54,7 +54,7 @@ def _run(options: ExportFlags) -> int:
         adapters=options.adapter,
         name=options.name,
         keep_adapters=options.keep_adapter,
-        **options.weight_arguments(),
+        **options.to_arguments(),
     )
     return 0
 
