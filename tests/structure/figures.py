@@ -119,6 +119,7 @@ def _functions(tree: SourceTree) -> list[Figure]:
         Figure("repeated_classes", "public class names defined more than once", len(repeated), repeated, 0),
         Figure("fragments", "docstrings that are no sentence", len(fragments := functions.fragments(tree)), fragments, 0),
         Figure("family_tests", "comparisons of a family's name outside families/", len(tests := _family_tests(tree)), tests, 0),
+        Figure("sharding_decisions", "conditions on stage and pipeline outside parallel/plan.py", len(pairs := _sharding_decisions(tree)), pairs, 1),
         Figure("mocks", "uses of unittest.mock in the product", len(mocks := _mocks(tree)), mocks, 0),
     ]  # fmt: skip
 
@@ -152,6 +153,18 @@ def _is_text(node: ast.expr) -> bool:
     """Whether an expression is a string, or a display of strings."""
     values = node.elts if isinstance(node, ast.Tuple | ast.Set | ast.List) else [node]
     return bool(values) and all(isinstance(v, ast.Constant) and isinstance(v.value, str) and v.value for v in values)
+
+
+def _sharding_decisions(tree: SourceTree) -> list[str]:
+    """Conditions that join a plan's stage and its pipeline: which sharding is done is decided once, in the plan."""
+    found = []
+    for file in tree.files:
+        for node in ast.walk(file.tree):
+            if isinstance(node, ast.BoolOp) and file.name != "parallel/plan.py":
+                names = {inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
+                if {"stage", "pipeline"} <= names:
+                    found.append(f"{file.name}:{node.lineno} {ast.unparse(node)}")
+    return found
 
 
 def _mocks(tree: SourceTree) -> list[str]:

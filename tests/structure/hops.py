@@ -1,7 +1,10 @@
 """How far a reader goes from an entrypoint to the place where a behaviour happens.
 
-A walk is a list of steps, places in the source in the order in which a reader comes to them. Every step is named by the
-one before it, or by an earlier one: then the reader turns back. A hop is a change of file from a step to the next.
+A walk is a list of steps, places in the source in the order in which they run. It begins in the entrypoint, after the
+flags are read, and ends where the behaviour happens. It holds every function on the way, and every place that decides
+about the behaviour again; what would be the same without it (writing files, collectives, reading weights) is left out.
+Every step is named by the one before it, or by an earlier one: then the reader turns back. A hop is a change of file
+from a step to the next.
 """
 
 from __future__ import annotations
