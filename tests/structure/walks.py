@@ -5,7 +5,7 @@ from __future__ import annotations
 from structure.hops import Step
 
 _STAGE_2_UNDER_A_PIPELINE = [
-    Step("../run_pretrain.py:main"),
+    Step("api/training.py:run_pretraining"),
     Step("train/pretrain.py:pretrain"),
     Step("train/pretrain.py:_pretrain"),
     Step("train/setup.py:start"),
@@ -14,14 +14,13 @@ _STAGE_2_UNDER_A_PIPELINE = [
     Step("train/run_training.py:make_trainer"),
     Step("train/trainer.py:OarlockTrainer"),
     Step("train/trainer.py:OarlockTrainer._wrap_model"),
-    Step("train/trainer.py:OarlockTrainer._wrap_for_plan"),
     Step("train/group_sharding.py:shard_pipeline_gradients"),
     Step("parallel/sharded_gradients.py:ShardedGradients"),
     Step("parallel/sharded_gradients.py:ShardedGradients._send"),
 ]
 
 _LORA = [
-    Step("../finetune_generation.py:main"),
+    Step("api/training.py:run_finetuning"),
     Step("train/finetune.py:finetune"),
     Step("train/finetune.py:_finetune"),
     Step("peft/method.py:choose_method"),
