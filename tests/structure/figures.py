@@ -17,6 +17,7 @@ from structure.walks import WALKS
 
 MAX_LINES = 320
 MAX_FILES = 16
+_CODE = (".py", ".sh", ".cc", ".cu", ".h", ".cuh")
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ def _sizes(tree: SourceTree) -> list[Figure]:
     product = [(file.name, file.num_lines) for file in tree.files]
     others = [
         (path.relative_to(tree.root).as_posix(), path.read_text(encoding="utf-8").count("\n"))
-        for folder in ("tests", "benchmarks", "scripts")
-        for path in sorted((tree.root / folder).rglob("*.py"))
+        for folder in ("tests", "benchmarks", "scripts", "custom_ops")
+        for path in sorted((tree.root / folder).rglob("*"))
+        if path.suffix in _CODE and "build" not in path.parts
     ]
     folders = Counter(path.parent for path in tree.package.rglob("*.py") if path.name != "__init__.py")
     crowded = [f"{_below(p, tree)}: {n} files" for p, n in sorted(folders.items()) if n > MAX_FILES]
@@ -75,7 +77,7 @@ def _sizes(tree: SourceTree) -> list[Figure]:
         Figure("lines_median", "lines of a file, median", median(lines), []),
         Figure("lines_max", "lines of a file, largest", max(lines), _longest(product, 280), MAX_LINES),
         Figure("files_too_long", f"files of the product above {MAX_LINES} lines", len(counted[0]), counted[0], 0),
-        Figure("tests_too_long", f"files of tests, benchmarks and scripts above {MAX_LINES} lines", len(counted[1]), counted[1], 0),
+        Figure("others_too_long", f"files of tests, benchmarks, scripts and custom_ops above {MAX_LINES} lines", len(counted[1]), counted[1], 0),
         Figure("folder_max", "files in a folder, most (without __init__.py)", max(folders.values()), crowded, MAX_FILES),
     ]  # fmt: skip
 
