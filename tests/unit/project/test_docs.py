@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import importlib
 import json
 import re
 import shlex
@@ -74,6 +76,15 @@ def test_links_lead_somewhere():
             page = path.parent / name if name else path
             assert page.exists(), f"{path.name}: {target}"
             assert not anchor or anchor in anchors(page), f"{path.name}: {target}"
+
+
+def test_the_python_of_the_documents_imports_what_there_is():
+    for path in DOCUMENTS:
+        for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "oarlock":
+                    module = importlib.import_module(node.module or "")
+                    assert all(hasattr(module, alias.name) for alias in node.names), f"{path.name}: {node.module}"
 
 
 def test_every_pin_that_looks_odd_says_why():
