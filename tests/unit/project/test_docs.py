@@ -36,7 +36,10 @@ def commands() -> list[tuple[str, str]]:
 def test_commands_are_accepted(document, line, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(line, comments=True)
-    if words[0] == "oarlock":
+    if words[:2] in (["oarlock", "pretrain"], ["oarlock", "finetune"]):
+        kind = PretrainConfig if words[1] == "pretrain" else FinetuneConfig
+        assert load_config(kind, [word for word in words[2:] if word != "--print_config"])
+    elif words[0] == "oarlock":
         with contextlib.suppress(SystemExit) as exited:
             make_parser().parse_args(words[1:])
         assert exited is None or "--version" in words
