@@ -96,3 +96,8 @@ def test_every_pin_that_looks_odd_says_why():
     for name in odd:
         (line,) = [line for line in lines if line.startswith(f"{name}==")]
         assert "  # " in line, name
+
+
+def test_no_page_has_marks_of_a_merge():
+    for path in DOCUMENTS:
+        assert not re.search(r"^(<{7}|>{7}|={7})( |$)", path.read_text(encoding="utf-8"), re.M), path.name
