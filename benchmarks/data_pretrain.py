@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, TreeMemory, report
+from common import ROOT, TreeMemory, format_range, report
 
 SAMPLE_MB = 60
 
@@ -88,7 +88,6 @@ def seconds_of_tokenizer(lines: list[str], tokenizer: Path) -> float:
 
 
 def main() -> None:
-    """See the module."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--megabytes", type=int, default=2000)
     arguments = parser.parse_args()
@@ -113,17 +112,13 @@ def main() -> None:
     report(
         "data pretrain",
         [
-            {"what": "tokenizer alone", "MB/s": statistics.median(alone), "spread": _spread(alone)},
-            {"what": "oarlock data pretrain", "MB/s": statistics.median(ours), "spread": _spread(ours)},
+            {"what": "tokenizer alone", "MB/s": statistics.median(alone), "spread": format_range(alone)},
+            {"what": "oarlock data pretrain", "MB/s": statistics.median(ours), "spread": format_range(ours)},
             {"what": "ratio", "MB/s": statistics.median(ours) / statistics.median(alone), "spread": ""},
         ],
         large={"megabytes": size, "seconds": seconds, "peak_memory_mb": peak, "exit_code": process.returncode},
     )
     print(f"{size:,.0f} MB in {seconds:,.0f} s, peak memory of all processes {peak:,.0f} MB")
-
-
-def _spread(values: list[float]) -> str:
-    return f"{min(values):.2f} to {max(values):.2f}"
 
 
 if __name__ == "__main__":
