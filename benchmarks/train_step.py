@@ -64,9 +64,9 @@ def make_oarlock_step(size: dict[str, int], lora: int, fused: bool) -> Callable[
     from paddlenlp.transformers import LlamaConfig
 
     from oarlock.models.build import ModelSource, build_model
-    from oarlock.ops.install import hold_scores, use
+    from oarlock.ops.install import defer_logits, use
     from oarlock.peft.lora import LoRA
-    from oarlock.train.loss import TokenCrossEntropy
+    from oarlock.train.step.loss import TokenCrossEntropy
 
     paddle.set_device("cpu")
     use(fused)
@@ -82,7 +82,7 @@ def make_oarlock_step(size: dict[str, int], lora: int, fused: bool) -> Callable[
     method = LoRA(lora, 2 * lora) if lora else None
     model = build_model(ModelSource(Path(), config, from_weights=False), method=method)
     model.train()
-    hold_scores(model)
+    defer_logits(model)
     criterion = TokenCrossEntropy()
     criterion.normalizer = size["batch"] * size["seq"]
     trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]

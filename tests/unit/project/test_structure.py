@@ -12,7 +12,19 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[3] / "llm" / "oarlock"
 # A package may import itself and those before it, at run time and for types.
 ORDER = (
-    *("errors", "versions", "formats", "files", "compat", "environment", "families", "config", "cpu_ranks", "launch"),
+    *(
+        "errors",
+        "versions",
+        "package_files",
+        "formats",
+        "files",
+        "compat",
+        "environment",
+        "families",
+        "config",
+        "cpu_ranks",
+        "launch",
+    ),
     *(
         "parallel",
         "ops",
@@ -26,7 +38,7 @@ ORDER = (
         "triton_repository",
         "train",
     ),
-    *("export", "serve", "cli", "__main__"),
+    *("export", "serve", "api", "cli", "__main__"),
 )
 # An exported folder does not depend on training, and a server depends on nothing but the folders it is given.
 NEVER = {"export": {"train"}, "serve": {"train", "export"}}
