@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -46,18 +47,8 @@ def write_input(path: Path, megabytes: int) -> list[str]:
 
 def build(source: Path, tokenizer: Path, prefix: Path) -> subprocess.Popen:
     """The command, started."""
-    words = [
-        "-m",
-        "oarlock",
-        "data",
-        "pretrain",
-        "--input",
-        source,
-        "--tokenizer",
-        tokenizer,
-        "--output-prefix",
-        prefix,
-    ]
+    words = ["-m", "oarlock", "data", "pretrain", "--input", source, "--tokenizer", tokenizer]
+    words += ["--output-prefix", prefix, "--overwrite"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "llm")}
     return subprocess.Popen(
         [sys.executable, *map(str, words)],
@@ -71,7 +62,10 @@ def build(source: Path, tokenizer: Path, prefix: Path) -> subprocess.Popen:
 def seconds_of_command(source: Path, tokenizer: Path, prefix: Path) -> float:
     """Its own measure of the work (start-up of Python left out, reading and writing included)."""
     output = build(source, tokenizer, prefix).communicate()[0]
-    return float(output.split(" MB in ")[1].split(" s ")[0])
+    found = re.search(r" MB, in ([0-9.]+) s ", output)
+    if not found:
+        raise SystemExit(f"the command has not printed how long it took:\n{output}")
+    return float(found[1])
 
 
 def seconds_of_tokenizer(lines: list[str], tokenizer: Path) -> float:
