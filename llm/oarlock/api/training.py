@@ -117,9 +117,9 @@ def finetune(config: str | Path | LoadedConfig[FinetuneConfig] | None = None, **
 
 def run_training(loaded: LoadedConfig[Any]) -> int:
     """Pretrain or fine-tune in this process, as its configuration says; returns the exit code."""
-    from oarlock.train.output.lock import output_held
+    from oarlock.train.output.lock import hold_output_lock
 
-    with output_held(loaded.config.checkpoint.output_dir):  # before the seconds that importing Paddle takes
+    with hold_output_lock(loaded.config.checkpoint.output_dir):  # before the seconds that importing Paddle takes
         import_paddle(loaded.config.runtime.num_threads)
         if loaded.config.is_finetuning:
             from oarlock.train.finetune import finetune
