@@ -23,7 +23,7 @@ def test_a_body_that_is_no_json_object(api):
         (b"\xff\xfe\xff", "UTF-16; JSON is read as UTF-8"),
         (b'{"model": "\xff"}', "not UTF-8"),
         ("[" * 100_000, "more than 128 levels deep"),
-        ("9" * 5000, "a whole number of 5,000 digits"),
+        ("9" * 5000, "an integer of 5,000 digits"),
         ('{"temperature": NaN}', "NaN is not a JSON number"),
         ('{"temperature": 1e999}', "1e999 is too large for a number"),
         ("[]", "a JSON object; got []"),
