@@ -162,7 +162,7 @@ def test_a_manifest_that_lies(folder, change, expected, capsys):
     [
         (TRAINER_STATE, lambda c: c.update(global_step="4"), "global_step must be an integer"),
         (TRAINER_STATE, lambda c: c.update(global_step=3), "step 3, but the manifest says 4"),
-        (TRAINER_STATE, lambda c: c.update(class_name="x"), "class_name is not a field"),
+        (TRAINER_STATE, lambda c: c.update(class_name="x"), "class_name is not a known field"),
         (INDEX, lambda c: c.update({"../x.safetensors": {}}), "is not the name of a safetensors file"),
         (INDEX, lambda c: c.update({"x.safetensors": c.pop(part_name(0))}), "is in the list of files and not in tens"),
         (INDEX, lambda c: c[part_name(0)]["model/head.weight"].update(shape=[1 << 40, 25]), "27,487,790,694,400 elem"),
