@@ -14,7 +14,7 @@ from paddle.distributed.fleet.meta_parallel import PipelineLayer
 from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 from paddlenlp.transformers.model_utils import no_init_weights
 
-from oarlock.compat.replace_attributes import replace_attributes
+from oarlock.compat.patch import replaced
 from oarlock.families.registry import FAMILIES
 from oarlock.ops import corrections
 
@@ -50,8 +50,8 @@ def without_values() -> Iterator[None]:
     with (
         no_init_weights(),
         paddle.LazyGuard(),
-        replace_attributes(nn.Layer, apply=lambda layer, function: layer),
-        replace_attributes(PipelineLayer, _synchronize_shared_weights=lambda layer: None),
+        replaced((nn.Layer, "apply"), by=lambda layer, function: layer),
+        replaced((PipelineLayer, "_synchronize_shared_weights"), by=lambda layer: None),
     ):
         yield
 

@@ -20,7 +20,7 @@ import paddle
 from paddle import nn
 from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 
-from oarlock.compat.replace_attributes import replace_attributes
+from oarlock.compat.patch import replaced
 from oarlock.environment.paddle_import import import_paddle, on_cpu
 from oarlock.families.registry import FAMILIES
 from oarlock.models.construct import construct, unsplit_config, without_values
@@ -173,10 +173,7 @@ def _blocks(model: PretrainedModel) -> Iterator[_Block]:
 
 def _replaced_normal(function: Callable[..., paddle.Tensor]) -> contextlib.AbstractContextManager[Any]:
     """Have PaddleNLP's models draw normal values with another function (they call both names)."""
-    stack = contextlib.ExitStack()
-    for owner in (paddle, paddle.tensor):
-        stack.enter_context(replace_attributes(owner, normal=function))
-    return stack
+    return replaced((paddle, "normal"), (paddle.tensor, "normal"), by=function)
 
 
 def _drawing_fast(seed: int, pool: ThreadPoolExecutor) -> contextlib.AbstractContextManager[Any]:

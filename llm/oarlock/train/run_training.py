@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from paddlenlp.trainer import PrinterCallback
 
 from oarlock.config.command_line import to_yaml
-from oarlock.config.load import flatten
+from oarlock.config.load import ConfigT, flatten
 from oarlock.environment.console import get_logger
-from oarlock.environment.paddle_import import start_up_left_uncollected
+from oarlock.environment.memory import freeze_garbage_collection
 from oarlock.environment.ranks import is_first_rank
 from oarlock.errors import ModelError, StoppedWithOthers
 from oarlock.models.build import count_parameters
@@ -25,7 +25,7 @@ from oarlock.train.evaluation.best import BestEvaluation, load_best_weights
 from oarlock.train.evaluation.prompt_evaluation import PromptEvaluation
 from oarlock.train.evaluation.prompts import PromptSet
 from oarlock.train.optim.schedule import check_warmup, rate_change
-from oarlock.train.output.folder_guard import check_output, last_good_state
+from oarlock.train.output.folder_guard import check_output_dir, describe_newest_checkpoint
 from oarlock.train.output.run_record import record_run
 from oarlock.train.reporters.console import Console
 from oarlock.train.reporters.jsonl import MetricsFile
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-def check_schedule(run: Run, order: SampleOrder | None, resume: ResumePoint | None) -> None:
+def check_schedule(run: Run[ConfigT], order: SampleOrder | None, resume: ResumePoint | None) -> None:
     """Compare the schedule with the length of the run, which is known once the data is counted; before the model is
     built.
 
@@ -60,7 +60,7 @@ def check_schedule(run: Run, order: SampleOrder | None, resume: ResumePoint | No
 
 
 def make_trainer(
-    run: Run,
+    run: Run[ConfigT],
     model: Any,
     resume: ResumePoint | None,
     *,
@@ -139,7 +139,7 @@ def _how_to_train_more(trainer: OarlockTrainer, resume: ResumePoint) -> str:
     )
 
 
-def train(run: Run, trainer: OarlockTrainer) -> bool:
+def train(run: Run[ConfigT], trainer: OarlockTrainer) -> bool:
     """Train to the end, or to a SIGTERM; returns whether the end was reached. The final model goes to output_dir."""
     config = run.config
     output_dir = Path(config.checkpoint.output_dir)
@@ -161,7 +161,7 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
     trainer.args.max_steps = steps
     run.stop.training = True
     try:
-        with start_up_left_uncollected():
+        with freeze_garbage_collection():
             trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
         trainer.checkpoints.finish()
     except StoppedWithOthers:
@@ -176,12 +176,12 @@ def train(run: Run, trainer: OarlockTrainer) -> bool:
         return False
     if config.checkpoint.load_best_model_at_end:
         load_best_weights(trainer.best, done, trainer.shards)
-    run_on_all_ranks(lambda: check_output(output_dir), first_rank_only=True)
+    run_on_all_ranks(lambda: check_output_dir(output_dir), first_rank_only=True)
     try:
         save_final_model(trainer.shards, trainer.files, output_dir)
     except ModelError as error:
-        check_output(output_dir)
-        raise ModelError(f"{error}. {last_good_state(output_dir)}") from error
+        check_output_dir(output_dir)
+        raise ModelError(f"{error}. {describe_newest_checkpoint(output_dir)}") from error
     what = "model" if trainer.files.method is None else "adapter"
     logger.info(f"done: {done:,} steps; the {what} is in {output_dir}")
     return True

@@ -1,7 +1,7 @@
-"""Which part of every tensor of the whole model this rank holds.
+"""Which slice of every tensor of the whole model this rank holds.
 
-Names and shapes are those of the model on one card, so that weights and checkpoints mean the same under every plan.
-How a tensor is cut is PaddleNLP's knowledge (`_get_tensor_parallel_mappings`); here it becomes plain index ranges.
+Names and shapes are those of the model on one card, so weights and checkpoints mean the same under every plan.
+PaddleNLP knows how a tensor is split (`_get_tensor_parallel_mappings`); here that becomes plain index ranges.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class ParameterShard:
     """One tensor of this rank.
 
     Attributes:
-        name: of the whole tensor (of the input embedding, where the output layer is tied to it).
+        name: of the whole tensor. An output layer tied to the input embedding has the embedding's name.
         tensor: the local parameter.
-        slice: what it is of the whole.
+        slice: which slice of the whole tensor it is.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ParameterShard:
 
 
 def parameter_shards(model: nn.Layer) -> list[ParameterShard]:
-    """All parameters of this rank's (unwrapped) model, each once, in the model's order."""
+    """List all parameters of this rank's unwrapped model in the model's order, each once."""
     state = model.state_dict()
     degree = max(1, getattr(model.config, "tensor_parallel_degree", 1) or 1)
     actions = split_actions(model, state) if degree > 1 else {}
@@ -55,9 +55,9 @@ def parameter_shards(model: nn.Layer) -> list[ParameterShard]:
 
 
 def _full_names(model: nn.Layer, state: Mapping[str, Any]) -> Callable[[str], str]:
-    """Name in the state dict -> that of the whole tensor.
+    """Return a function from a name in the state dict to the name of the whole tensor.
 
-    An output layer tied to the input embedding has the embedding's name, whichever comes first in the state dict.
+    An output layer tied to the input embedding gets the embedding's name, whichever comes first in the state dict.
     """
     if not isinstance(model, PipelineLayer):
         embedding = model.get_input_embeddings()
@@ -72,7 +72,7 @@ def _full_names(model: nn.Layer, state: Mapping[str, Any]) -> Callable[[str], st
 
 
 def _find_missing_prefix(model: PipelineLayer) -> str:
-    """What a pipeline's names lack of those of the whole model (ChatGLM2's: "chatglm_v2.")."""
+    """The prefix that a pipeline's names lack compared with those of the whole model ("chatglm_v2." for ChatGLM2)."""
     whole = getattr(paddlenlp.transformers, type(model).__name__.removesuffix("Pipe"), None)
     prefix = getattr(whole, "base_model_prefix", "")
     paths = model.get_sequential_name_prefixes().values()
@@ -80,10 +80,13 @@ def _find_missing_prefix(model: PipelineLayer) -> str:
 
 
 def shared_between_stages(model: nn.Layer) -> dict[str, bool]:
-    """Parameters that lie on several pipeline stages (tied embeddings): name -> whether this is the first of them.
+    """Find the parameters that several pipeline stages hold (tied embeddings).
 
-    Fleet marks them with is_firstly_shared, but compares the names of parameters with those of attributes, so that
-    PaddleNLP's never are (pp_layers.py of Paddle 3.3.1); its own clip counts them once for each stage.
+    Fleet marks them with is_firstly_shared, but it compares names of parameters with names of attributes, so those of
+    PaddleNLP are never marked (pp_layers.py, Paddle 3.3.1). Fleet's own clipping counts them once per stage.
+
+    Returns:
+        Parameter name -> whether this rank's stage is the first that holds it.
     """
     found: dict[str, bool] = {}
     if isinstance(model, PipelineLayer):
@@ -95,7 +98,7 @@ def shared_between_stages(model: nn.Layer) -> dict[str, bool]:
 
 
 def split_actions(model: nn.Layer, names: Iterable[str]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Name of a whole tensor -> PaddleNLP's function that cuts this rank's part out of it."""
+    """Map the name of a whole tensor to PaddleNLP's function that cuts out this rank's slice."""
     return type(model).get_tensor_parallel_convert_actions(model.config, list(names), is_split=True, ignore_error=True)
 
 

@@ -1,8 +1,8 @@
-"""Fill a model's parameters: one rank of each node reads, every rank gets what it holds.
+"""Fills a model's parameters: one rank per node reads the weights and sends the others their slices.
 
-Nobody holds more than its own part of the model, a whole tensor or two (the reader) and a few pieces. The order of
-messages follows from what the ranks hold and from the reader's order of names, which all of them know, so that no rank
-waits for another in a circle.
+No rank holds more than its own part of the model, one or two whole tensors (the reader) and a few chunks. The order of
+messages follows from what the ranks hold and from the reader's order of names. All ranks know both, so they never
+deadlock.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from oarlock.weights.copy_into_params import ParameterBuffer, cut_rows, to_tenso
 from oarlock.weights.layout import ParameterShard, TensorSlice, parameter_shards
 from oarlock.weights.sources import WeightSource
 
-PIECE_BYTES = 4 << 20  # of a message
-_COPY_BYTES, _COPY_ROWS = 2 << 20, 192  # that a thread copies at a time, at least; fewer rows are slow to transpose
-STATUS_BYTES = 64 << 20  # of messages after which the ranks ask whether the reader failed
+CHUNK_BYTES = 4 << 20  # size of a message
+_COPY_BYTES, _COPY_ROWS = 2 << 20, 192  # minimum that a thread copies at a time; fewer rows are slow to transpose
+STATUS_BYTES = 64 << 20  # sent before the ranks ask whether the reader failed
 _MAX_THREADS = 4
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a rank needs to have filled.
+    """A tensor that a rank needs.
 
     Attributes:
         name: of the whole tensor.
-        slice: the part of it.
-        dtype: Paddle's name of the type to fill it in.
-        optional: may keep its value where the source has none (buffers that their layer computes).
+        slice: the slice of it that the rank needs.
+        dtype: Paddle's name of the type to fill it with.
+        optional: keeps its value if the source lacks it (buffers that their layer computes).
     """
 
     name: str
@@ -56,19 +56,19 @@ class Request:
 def load_distributed(
     model: nn.Layer, open_source: Callable[[], WeightSource], wanted: Callable[[ParameterShard], bool] = lambda _: True
 ) -> None:
-    """Fill the parameters of this rank's (unwrapped) model; every rank of the run has to call it.
+    """Fill the parameters of this rank's unwrapped model. Every rank of the run has to call it.
 
-    Names and shapes are checked before the first tensor is read. Parameters without memory (paddle.LazyGuard) get it
-    when their value comes; then their attribute `when_filled`, if there is one, is called.
+    Names and shapes are checked before the first tensor is read. Parameters without memory (paddle.LazyGuard) are
+    allocated when their values arrive. Then their attribute `when_filled` is called, if they have one.
 
     Args:
         model: plain, tensor-parallel or pipeline.
-        open_source: opens what is read; called by the ranks that read.
-        wanted: which of the parameters; all by default.
+        open_source: opens the source of the weights. Only ranks that read call it.
+        wanted: selects parameters; all by default.
 
     Raises:
-        ModelError: naming the parameters without a tensor, or the first of another shape, or what could not be read;
-            on the first rank that fails. StoppedWithOthers on the others.
+        ModelError: naming the parameters without a tensor, the first of another shape, or what could not be read; on
+            the first rank that fails. StoppedWithOthers on the others.
     """
     node = this_node()
     mine = _requests(parameter for parameter in parameter_shards(model) if wanted(parameter))
@@ -95,7 +95,10 @@ def load_distributed(
 
 
 def check_source(source: WeightSource, requests: list[Request]) -> list[str]:
-    """Names of the tensors to read, in the source's order.
+    """Check that a source has all requested tensors, in the right shapes.
+
+    Returns:
+        The names of the tensors to read, in the source's order.
 
     Raises:
         ModelError: for tensors that are missing or of another shape.
@@ -129,7 +132,7 @@ def _requests(held: Iterable[ParameterShard]) -> list[tuple[Request, paddle.Tens
 
 
 class _Transfer:
-    """The tensors on their way from the reader to the ranks of its node."""
+    """Sends tensors from the reader to the ranks of its node."""
 
     def __init__(
         self,
@@ -150,7 +153,7 @@ class _Transfer:
         self._targets: dict[Request, ParameterBuffer] = {}
 
     def run(self) -> Exception | None:
-        """All tensors; returns why the reader could not go on."""
+        """Transfer all tensors. Returns the error that stopped the reader, or None."""
         self._error: Exception | None = None
         unasked = 0
         with (
@@ -171,7 +174,7 @@ class _Transfer:
         return self._error
 
     def _read(self, ahead: ThreadPoolExecutor) -> Iterator[np.ndarray]:
-        """The whole tensors, the next being read meanwhile. After an error: something of the right shape."""
+        """Yield the whole tensors while the next one is being read. After an error, yield zeros of the right shape."""
         source, coming = self.source, None
         assert source is not None
         for i, name in enumerate(self.names):
@@ -184,18 +187,20 @@ class _Transfer:
                         raise ModelError(f"{source.place}: {name} holds values that are not finite numbers")
                     if source.read_ahead and i + 1 < len(self.names):
                         coming = self._begin(source, self.names[i + 1], ahead)
-                except Exception as error:  # the other ranks wait for messages: they get them, and then learn of it
+                except Exception as error:  # the other ranks wait for messages: they get them, then the error
                     self._error = error
             yield np.broadcast_to(np.float32(0), tensor_slice.shape) if self._error is not None else array
 
     def _begin(self, source: WeightSource, name: str, ahead: ThreadPoolExecutor) -> Callable[[], np.ndarray]:
-        """Start reading, where that can go on by itself, straight into this rank's tensor if it holds all of it."""
+        """Start to read, in the background if possible, straight into this rank's tensor if it is the whole one."""
         into = None
         for request in self._ranks[name]:
             if request in self._tensors and request.slice.axis is None:
                 into = self._target(request).array
         in_place = into is not None and source.in_place(name, into)
-        if source.read_ahead and not (in_place and len(self.node.ranks) == 1):  # then nothing else is to be done
+        if source.read_ahead and not (
+            in_place and len(self.node.ranks) == 1
+        ):  # otherwise there is nothing to overlap with
             return ahead.submit(source.read, name, into).result
         return functools.partial(source.read, name, into)
 
@@ -205,7 +210,7 @@ class _Transfer:
         return self._targets[request]
 
     def _deliver(self, request: Request, ranks: list[int], whole: np.ndarray | None, pool: ThreadPoolExecutor) -> int:
-        """One part of a tensor to the ranks that hold it; returns the bytes of the messages."""
+        """Send one slice of a tensor to the ranks that hold it. Returns the bytes sent."""
         node, tensor_slice = self.node, request.slice
         target = self._target(request) if request in self._tensors else None
         dtype = array_type(request.dtype)
@@ -215,20 +220,20 @@ class _Transfer:
             copies = row_ranges(tensor_slice.local_shape, dtype.itemsize, max(_COPY_BYTES, _COPY_ROWS * row_bytes))
             list((pool.map if target.array is not None else map)(fill, copies))
         reader, others = node.ranks[0], [number for number in ranks if number != node.ranks[0]]
-        for begin, end in row_ranges(tensor_slice.local_shape, dtype.itemsize, PIECE_BYTES) if others else ():
+        for begin, end in row_ranges(tensor_slice.local_shape, dtype.itemsize, CHUNK_BYTES) if others else ():
             if len(ranks) == len(node.ranks):
                 assert target is not None
                 paddle.distributed.broadcast(target.rows(begin, end), reader, node.group)
             elif whole is not None:
-                piece = (
+                chunk = (
                     target.rows(begin, end) if target else to_tensor(cut_rows(tensor_slice, whole, begin, end), dtype)
                 )
                 for number in others:
-                    paddle.distributed.send(piece, number, node.group)
+                    paddle.distributed.send(chunk, number, node.group)
             elif target is not None:
                 paddle.distributed.recv(target.rows(begin, end), reader, node.group)
         if target is not None:
-            for again in self._tensors[request][1:]:  # two stages of this rank hold it
+            for again in self._tensors[request][1:]:  # two stages of this rank hold the same tensor
                 ParameterBuffer(again).tensor.copy_(target.tensor, True)
             del self._targets[request]
             for tensor in self._tensors.pop(request):
