@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import paddle
@@ -24,6 +23,7 @@ from paddle.distributed.fleet.meta_parallel import PipelineLayer
 from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 from paddlenlp.transformers.model_utils import no_init_weights
 
+from oarlock.compat.patch import replaced
 from oarlock.environment.paddle_import import import_paddle, on_cpu
 from oarlock.models.construct import construct
 from oarlock.weights.layout import holdings
@@ -42,8 +42,8 @@ def without_values() -> Iterator[None]:
     with (
         no_init_weights(),
         paddle.LazyGuard(),
-        mock.patch.object(nn.Layer, "apply", lambda layer, function: layer),
-        mock.patch.object(PipelineLayer, "_synchronize_shared_weights", lambda layer: None),
+        replaced((nn.Layer, "apply"), by=lambda layer, function: layer),
+        replaced((PipelineLayer, "_synchronize_shared_weights"), by=lambda layer: None),
     ):
         yield
 
@@ -197,10 +197,7 @@ def _blocks(model: PretrainedModel) -> Iterator[_Block]:
 
 def _replaced_normal(function: Callable[..., paddle.Tensor]) -> contextlib.AbstractContextManager[Any]:
     """Have PaddleNLP's models draw normal values with another function (they call both names)."""
-    stack = contextlib.ExitStack()
-    for owner in (paddle, paddle.tensor):
-        stack.enter_context(mock.patch.object(owner, "normal", function))
-    return stack
+    return replaced((paddle, "normal"), (paddle.tensor, "normal"), by=function)
 
 
 def _drawing_fast(seed: int, pool: ThreadPoolExecutor) -> contextlib.AbstractContextManager[Any]:

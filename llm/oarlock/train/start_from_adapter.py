@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.config.load import is_default
+from oarlock.config.method import METHODS
 from oarlock.config.options import option_specs
 from oarlock.config.rules import cross_problems
 from oarlock.data.tokenizers.load import has_tokenizer
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from oarlock.config.finetune import FinetuneConfig
 
 logger = get_logger(__name__)
-
-_METHODS = ("lora", "qlora", "prefix_tuning", "p_tuning")
 
 
 def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> FinetuneConfig:
@@ -72,11 +71,9 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
 
 def _say_unused(config: FinetuneConfig, origins: Mapping[str, str]) -> None:
     """Name options of methods where none is chosen."""
-    if any(getattr(config.method, name) for name in _METHODS):
+    if config.method.chosen:
         return
-    given = [
-        f.name for f in fields(config.method) if f.name not in _METHODS and not is_default(config, origins, f.name)
-    ]
+    given = [f.name for f in fields(config.method) if f.name not in METHODS and not is_default(config, origins, f.name)]
     if given:
         logger.info(
             f"{', '.join(f'--{name}' for name in given)}: not used, since no method is chosen and all weights are "
@@ -91,7 +88,7 @@ def _options(config: FinetuneConfig, adapter: AdapterFolder) -> dict[str, Any]:
     methods = {"lora": "qlora" if quantization else "lora", "prefix": "prefix_tuning"}
     method = methods.get(adapter.method, adapter.method)
     options: dict[str, Any] = {}
-    if not any(getattr(config.method, name) for name in _METHODS):
+    if not config.method.chosen:
         options[method] = True
     if adapter.method == "lora":
         options |= {

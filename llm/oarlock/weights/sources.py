@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from oarlock.environment.memory import check_fits, free_memory
+from oarlock.environment.memory import available_memory, check_memory
 from oarlock.errors import ModelError
 from oarlock.model_config.hf_names import OPTIONAL_PREFIXES, own_names
 from oarlock.model_config.size_check import check_stored
@@ -200,7 +200,7 @@ class SafetensorsSource:
         if name:
             about = self._about(self._tensors[name])
             what = f"{self.place}: {name} ({about.dtype.name} {list(about.shape)})"
-            check_fits(about.num_bytes, what, free_memory())
+            check_memory(about.num_bytes, what, available_memory())
 
     def dtype(self, name: str) -> np.dtype:
         """In which a tensor is stored."""

@@ -88,7 +88,7 @@ def test_every_field_that_paddlenlp_is_given_has_a_type():
         ({"model_type": "__init__"}, "model_type '__init__' is not supported"),
         ({"init_class": "BertModel"}, "architectures names 'BertModel'"),
         ({"init_args": 5}, "init_args must be a list"),
-        ({"init_args": [{"head_dim": "many"}]}, "head_dim must be a whole number"),
+        ({"init_args": [{"head_dim": "many"}]}, "head_dim must be an integer"),
         ({"num_attention_heads": 5}, "a hidden size of 32 can't be divided into 5 heads"),
         ({"num_key_value_heads": 3}, "4 heads can't share the keys of 3"),
         ({"num_attention_heads": 32, "num_key_value_heads": 32}, "heads of size 1: rotary embeddings need an even one"),
@@ -106,7 +106,9 @@ def test_every_field_that_paddlenlp_is_given_has_a_type():
 )
 def test_configurations_that_do_not_fit_their_weights_or_the_machine(folders, tmp_path, monkeypatch, fields, words):
     monkeypatch.setattr(
-        memory_check, "free_memory", lambda: oarlock.environment.memory.Room(4 * 10**9, "free on this machine")
+        memory_check,
+        "available_memory",
+        lambda: oarlock.environment.memory.AvailableMemory(4 * 10**9, "free on this machine"),
     )
     with pytest.raises(ModelError, match=words):
         build(folders.copy(tmp_path, **fields))
@@ -129,7 +131,9 @@ def test_a_model_that_is_too_large_for_the_memory_is_refused_with_numbers(folder
     number = sum(int(np.prod(p.shape)) for p in build_model(source).parameters())
     free = {"bytes": 4 * number}
     monkeypatch.setattr(
-        memory_check, "free_memory", lambda: oarlock.environment.memory.Room(free["bytes"], "free on this machine")
+        memory_check,
+        "available_memory",
+        lambda: oarlock.environment.memory.AvailableMemory(free["bytes"], "free on this machine"),
     )
     build_model(source)
     free["bytes"] -= 1
@@ -153,7 +157,7 @@ def test_free_memory_is_the_least_of_machine_container_and_process(tmp_path):
     (proc / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable: 50 kB\nSwapFree: 10 kB\n")
 
     def free() -> tuple[int, str]:
-        found = oarlock.environment.memory.free_memory(proc, groups)
+        found = oarlock.environment.memory.available_memory(proc, groups)
         assert found is not None
         return found.num_bytes, found.where
 

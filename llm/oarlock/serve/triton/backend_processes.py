@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from oarlock.environment.processes import process_fields, started_at
+from oarlock.environment.processes import process_start_time, read_process_fields
 
 _SESSION_FIELD = 3  # of /proc/PID/stat, after the name: state, parent, group, session
 _LOOK_SECONDS = 0.2
@@ -18,14 +18,14 @@ _LOOK_SECONDS = 0.2
 def session_processes(sessions: set[int]) -> Iterator[int]:
     """Those that run; a dead one that its parent has not looked at yet does not."""
     for folder in Path("/proc").glob("[0-9]*"):
-        words = process_fields(int(folder.name))
+        words = read_process_fields(int(folder.name))
         if words and int(words[_SESSION_FIELD]) in sessions:
             yield int(folder.name)
 
 
 def is_alive(process: int) -> bool:
     """Whether it runs."""
-    return bool(process_fields(process))
+    return bool(read_process_fields(process))
 
 
 def model_processes(triton: int, models: Mapping[str, Path]) -> dict[int, str]:
@@ -52,11 +52,11 @@ def end_left(processes: Iterable[int], seconds: float) -> int:
     Where one was killed in the middle of a request, Triton (24.10) waits for its answer for ever, and never ends the
     others. Gives how many were killed.
     """
-    begun = {process: start for process in processes if (start := started_at(process)) is not None}
+    begun = {process: start for process in processes if (start := process_start_time(process)) is not None}
     deadline = time.monotonic() + seconds
     while True:
         # The number may be another process's by now, the moment of its start is not.
-        left = [process for process, start in begun.items() if started_at(process) == start]
+        left = [process for process, start in begun.items() if process_start_time(process) == start]
         if not left or time.monotonic() >= deadline:
             break
         time.sleep(_LOOK_SECONDS)
