@@ -98,7 +98,7 @@ class ServeFlags:
 
 def _run(flags: ServeFlags) -> int:
     keep_private()
-    # SIGHUP makes a running server read its keys again. Before that it would end the program and leave the export behind.
+    # A running server reads its keys again on SIGHUP. Earlier the signal would end the program during the export.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with lossy_output():
         return _serve_folder(flags)
