@@ -1,12 +1,13 @@
-"""Memory and speed of loading weights, beside PaddleNLP's own way.
+"""Memory and speed of loading weights, compared with PaddleNLP's own loader.
 
     python benchmarks/load_weights.py [--size 1GB] [--ranks 4]
 
-Memory: tensor-parallel ranks on this machine load a generated Llama, first with Oarlock, then each for itself with
-PaddleNLP's from_pretrained. `over` is a rank's peak (VmHWM: all pages of the process, those of mapped files included)
-above what it held just before; `beyond it` is what of that is not its part of the model, and should stay below the
-`bound` of the largest tensor (two on the rank that reads) + 64 MB. Speed: one process loads the model and reads the
-same files plainly (to memory that is kept, as weights are), in turn, with the same state of the page cache.
+Memory: tensor-parallel ranks on this machine load a generated Llama, first with Oarlock, then each on its own with
+PaddleNLP's from_pretrained. `over` is the peak of a rank (VmHWM: all pages of the process, those of mapped files
+included) minus what it held just before. `beyond it` is the part of that which is not its shard of the model. It should
+stay below the `bound`: the largest tensor (two on the rank that reads) + 64 MB. Speed: one process loads the model and
+reads the same files plainly (into memory that is kept, as weights are), in turns, with the same state of the page
+cache.
 """
 
 from __future__ import annotations

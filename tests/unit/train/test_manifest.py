@@ -108,7 +108,7 @@ def test_a_manifest_is_what_was_written(folder, rewrite, capsys):
     if path.read_bytes() == before:  # the same form, so the same bytes
         assert verify(folder).step == 4
     else:
-        refused(folder, "checksum of itself|not valid JSON", capsys)
+        refused(folder, "checksum|not valid JSON", capsys)
 
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.integers() | st.text(max_size=9)))
@@ -118,16 +118,16 @@ def test_a_seal_covers_every_byte(content):
     for i in range(0, len(text), 7):
         changed = bytearray(text)
         changed[i] ^= 1 << (i % 8)
-        with pytest.raises(Exception, match="checksum of itself"):
+        with pytest.raises(Exception, match="checksum"):
             check_seal(bytes(changed), "x")
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda c: c.update(step="four"), "step must be a whole number; got 'four'"),
+        (lambda c: c.update(step="four"), "step must be an integer; got 'four'"),
         (lambda c: c.update(step=5), "its manifest belongs to step 5"),
-        (lambda c: c.update(step=True), "step must be a whole number"),
+        (lambda c: c.update(step=True), "step must be an integer"),
         (lambda c: c.update(samples=-1), "samples"),
         (lambda c: c.update(samples=1 << 53), "4 steps can't consume"),
         (lambda c: c.update(samples=10**30), "samples must be less than or equal to"),
@@ -149,7 +149,7 @@ def test_a_seal_covers_every_byte(content):
         (lambda c: c.update(config={"learning_rate": -1.0}), "config.learning_rate must be"),
         (lambda c: c.update(config={"max_steps": {}}), "config.max_steps"),
         (lambda c: c.update(format=2), "format 2; this version reads format 3"),
-        (lambda c: c.update(other=1), "other is not a field of this place"),
+        (lambda c: c.update(other=1), "other is not a known field here"),
     ],
 )  # fmt: skip
 def test_a_manifest_that_lies(folder, change, expected, capsys):
@@ -160,15 +160,15 @@ def test_a_manifest_that_lies(folder, change, expected, capsys):
 @pytest.mark.parametrize(
     ("name", "change", "expected"),
     [
-        (TRAINER_STATE, lambda c: c.update(global_step="4"), "global_step must be a whole number"),
+        (TRAINER_STATE, lambda c: c.update(global_step="4"), "global_step must be an integer"),
         (TRAINER_STATE, lambda c: c.update(global_step=3), "step 3, but the manifest says 4"),
-        (TRAINER_STATE, lambda c: c.update(class_name="x"), "class_name is not a field"),
+        (TRAINER_STATE, lambda c: c.update(class_name="x"), "class_name is not a known field"),
         (INDEX, lambda c: c.update({"../x.safetensors": {}}), "is not the name of a safetensors file"),
         (INDEX, lambda c: c.update({"x.safetensors": c.pop(part_name(0))}), "is in the list of files and not in tens"),
         (INDEX, lambda c: c[part_name(0)]["model/head.weight"].update(shape=[1 << 40, 25]), "27,487,790,694,400 elem"),
         (INDEX, lambda c: c[part_name(0)]["model/head.weight"].update(LESS), "is not all there"),
         (INDEX, lambda c: c[part_name(0)]["model/head.weight"].update(shape=[20, 24]), "480 elements"),
-        (INDEX, lambda c: c[part_name(0)]["model/head.weight"].update(shape=[20.0, 25]), "must be a whole number"),
+        (INDEX, lambda c: c[part_name(0)]["model/head.weight"].update(shape=[20.0, 25]), "must be an integer"),
         (INDEX, lambda c: c[part_name(0)]["model/head.weight"].update(shape=[-20, -25]), "shape"),
         (INDEX, lambda c: c[part_name(0)]["model/head.weight"].update(axis=2, runs=[[0, 1]]), "can't be cut along"),
         (INDEX, lambda c: c[part_name(0)]["model/head.weight"].update(axis=0, runs=[[0, 11], [10, 9]]), "overlap"),
