@@ -20,8 +20,8 @@ from oarlock.cpu_ranks.fork_launch import launch
 from oarlock.environment.console import get_logger
 from oarlock.environment.cpu import available_cores
 from oarlock.errors import ModelError, TrainingError
-from oarlock.model_config.builtin_configs import model_config_content
-from oarlock.parallel.family_rules import ModelSizes
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.model_config.builtin_configs import read_config_by_name
 from oarlock.parallel.launch_command import TrainingCommand
 from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.plan import ParallelPlan
@@ -160,10 +160,10 @@ def rehearse(command: TrainingCommand, steps: int = 5, folder: Path | None = Non
         TrainingError: when the single process fails.
     """
     plan, notes = make_plan(command.config, command.num_ranks)
-    content = model_config_content(command.config.model.model_name_or_path)
+    content = read_config_by_name(command.config.model.model_name_or_path)
     content |= command.config.model.sizes
     try:
-        sizes = ModelSizes.of(SimpleNamespace(**content))
+        sizes = ModelSizes.from_config(SimpleNamespace(**content))
         small = shrink_model(content, plan)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{command.config.model.model_name_or_path}: its config.json lacks sizes: {error}") from error
@@ -206,12 +206,12 @@ def _run(command: TrainingCommand, plan: ParallelPlan, content: dict[str, Any], 
 def make_model(content: dict[str, Any], folder: Path) -> int:
     """Random weights for a configuration, as a model folder."""
     from oarlock.environment.paddle_import import set_paddlenlp_log_level
-    from oarlock.model_config.load import config_of
+    from oarlock.model_config.load import make_config
     from oarlock.models.build import ModelSource, build_model
 
     set_paddlenlp_log_level("error")
     (folder / "config.json").write_text(json.dumps(content))
-    model_config = config_of(content, str(folder / "config.json"))
+    model_config = make_config(content, str(folder / "config.json"))
     model_config.use_fast_layer_norm = False
     model = build_model(ModelSource(folder, model_config, from_weights=False))
     model.save_pretrained(str(folder), safe_serialization=True)
