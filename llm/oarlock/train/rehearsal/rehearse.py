@@ -22,7 +22,7 @@ from oarlock.environment.cpu import available_cores
 from oarlock.errors import ModelError, TrainingError
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.model_config.builtin_configs import read_config_by_name
-from oarlock.parallel.launch_command import Command
+from oarlock.parallel.launch_command import TrainingCommand
 from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.plan import ParallelPlan
 from oarlock.parallel.plan_rules import check_plan
@@ -148,7 +148,7 @@ def one_process(config: RunConfig, plan: ParallelPlan) -> RunConfig:
     return config_from_flat(type(config), flat | changes)
 
 
-def rehearse(command: Command, steps: int = 5, folder: Path | None = None) -> Verdict:
+def rehearse(command: TrainingCommand, steps: int = 5, folder: Path | None = None) -> Verdict:
     """Run it.
 
     Args:
@@ -179,7 +179,7 @@ def rehearse(command: Command, steps: int = 5, folder: Path | None = None) -> Ve
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(command: Command, plan: ParallelPlan, content: dict[str, Any], steps: int, folder: Path) -> Verdict:
+def _run(command: TrainingCommand, plan: ParallelPlan, content: dict[str, Any], steps: int, folder: Path) -> Verdict:
     model, one, many = folder / "model", folder / "one", folder / "many"
     for path in (model, one, many):
         path.mkdir(parents=True, exist_ok=True)
