@@ -42,7 +42,7 @@ def make_adapter(base: Path, folder: Path, rank: int) -> None:
 
     held = trainable_parameters(empty_model(find_model_class(config), config, method))
     tensors = [TensorSource(h.name, "float32", h.slice.shape, partial(values, h.slice.shape)) for h in held]
-    save_adapter(tensors, method, Base.of(str(base), base), None, None, folder)
+    save_adapter(tensors, method, Base.from_folder(str(base), base), None, None, folder)
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -127,7 +127,7 @@ def make_adapter(
         values = (random.standard_normal(parameter.slice.shape) * std).astype(np.float32)
         tensors.append(TensorSource(parameter.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir(parents=True)
-    save_adapter(tensors, method_saved or method, Base.of(str(base), Path(base)), None, None, folder)
+    save_adapter(tensors, method_saved or method, Base.from_folder(str(base), Path(base)), None, None, folder)
     return folder
 
 

@@ -45,7 +45,7 @@ def lora(tiny_model, tmp_path_factory) -> Path:
         values = (random.standard_normal(parameter.slice.shape) * 0.1).astype(np.float32)
         tensors.append(TensorSource(parameter.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir()
-    save_adapter(tensors, method, Base.of(str(tiny_model), tiny_model), None, None, folder)
+    save_adapter(tensors, method, Base.from_folder(str(tiny_model), tiny_model), None, None, folder)
     return folder
 
 

@@ -159,7 +159,7 @@ def make_adapter(base: Path, folder: Path, method: LoRA) -> Path:
         values = (random.standard_normal(parameter.slice.shape) * 0.2).astype(np.float32)
         tensors.append(TensorSource(parameter.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir(parents=True)
-    save_adapter(tensors, method, Base.of(str(base), base), None, None, folder)
+    save_adapter(tensors, method, Base.from_folder(str(base), base), None, None, folder)
     return folder
 
 

@@ -139,7 +139,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
             proof = _prove(source, config, folder, options.allow_pickle, {tensor.dtype for tensor in tensors})
         hashes = {name: record.sha256 for name, record in records.items()}
         facts = {"target": to, "family": config.model_type, "dtype": dtype, "proof": proof and asdict(proof)}
-        about = {"folder": str(source), "layout": layout, "fingerprint": Base.of("", source).fingerprint}
+        about = {"folder": str(source), "layout": layout, "fingerprint": Base.from_folder("", source).fingerprint}
         write_manifest(folder, known=hashes, source=about, **facts)
     num_bytes = sum(record.num_bytes for record in records.values())
     names = tuple(tensor.name for tensor in tensors)

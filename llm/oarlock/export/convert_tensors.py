@@ -21,7 +21,7 @@ from oarlock.model_config.load import find_model_class
 from oarlock.models.layer_offload import empty_model
 from oarlock.models.open_weights import named
 from oarlock.models.proof import TOLERANCES
-from oarlock.weights.hf_names import hugging_face_names
+from oarlock.weights.hf_names import list_hf_names
 from oarlock.weights.layout import parameter_shards
 from oarlock.weights.safetensors_file import TensorSource
 from oarlock.weights.sources import FileSource, stored_dtype
@@ -191,7 +191,7 @@ def map_hf_names(config: PretrainedConfig) -> dict[str, tuple[str, bool]]:
         ModelError: when PaddleNLP changes a tensor in another way.
     """
     found = {}
-    for (name, *_), mapping in hugging_face_names(find_model_class(config), config):
+    for (name, *_), mapping in list_hf_names(find_model_class(config), config):
         if mapping.action not in (None, "transpose"):
             raise ModelError(f"{mapping.target_name}: PaddleNLP's {mapping.action!r} can't be reversed")
         found[mapping.target_name] = (name, mapping.action == "transpose")

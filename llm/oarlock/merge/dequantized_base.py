@@ -52,5 +52,5 @@ def _base_value(weight: np.ndarray, axis: int, how: Quantization) -> np.ndarray:
     found = np.empty(weight.shape, np.float32)
     lines, values = (found.T, weight.T) if axis == 0 else (found, weight)
     for begin, end in row_ranges(lines.shape, 4, _ROWS_BYTES):
-        lines[begin:end] = how.rounded(np.ascontiguousarray(values[begin:end]), 1)
+        lines[begin:end] = how.round_trip(np.ascontiguousarray(values[begin:end]), 1)
     return found

@@ -91,7 +91,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
     output = output.resolve()
     if not options.replace:
         require_empty(output)
-    check_base(mix.base, Base.of(str(base), base))
+    check_base(mix.base, Base.from_folder(str(base), base))
     config = read_config(base)
     mix = mix.map_to_model(find_model_class(config), config)
     with (

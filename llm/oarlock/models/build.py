@@ -27,7 +27,7 @@ from oarlock.ops.self_check import check_norms
 from oarlock.parallel.nodes import once_per_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import ParallelPlan
-from oarlock.peft.adapter_folder import read_adapter
+from oarlock.peft.adapter_folder import check_adapter
 from oarlock.peft.method import Method, fill_trained, initial_values
 from oarlock.peft.open_adapter import open_adapter
 from oarlock.weights.load import load_distributed
@@ -241,7 +241,7 @@ def build_model(
     else:
         load_distributed(model, of_base, wanted=lambda parameter: parameter.tensor.stop_gradient)
         values = (
-            read_adapter(open_adapter(adapter).map_to_model(found, source.config), method).value
+            check_adapter(open_adapter(adapter).map_to_model(found, source.config), method).value
             if adapter
             else initial_values(method, seed)
         )

@@ -59,7 +59,7 @@ def load_finetuned(name_or_path: str, base: str | None = None) -> FinetunedModel
     else:
         folder = find_model_folder(base or name_or_path, with_weights=True)
     if found is not None:
-        check_base(found.base, Base.of(str(folder), folder))
+        check_base(found.base, Base.from_folder(str(folder), folder))
     source = ModelSource(folder, read_config(folder), from_weights=True)
     tokenizer = load_tokenizer(str(adapter if adapter and has_tokenizer(adapter) else folder))
     if found is not None:

@@ -26,7 +26,7 @@ from oarlock.models.packing import attend_in_blocks, check_packing
 from oarlock.peft.adapter_folder import read_base_once
 from oarlock.peft.method import choose_method
 from oarlock.peft.open_adapter import open_adapter
-from oarlock.peft.qlora import quantized_bytes
+from oarlock.peft.qlora import count_quantized_bytes
 from oarlock.train.checkpoint.final_model import merge_adapter
 from oarlock.train.checkpoint.resume import find_resume_point
 from oarlock.train.evaluation.prompts import PromptSet
@@ -99,7 +99,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         held_beside(run),
     )
     if config.method.qlora:
-        now, before = quantized_bytes(model)
+        now, before = count_quantized_bytes(model)
         algorithm = config.method.weight_quantize_algo
         logger.info(
             f"QLoRA: {algorithm} weights take {now / 1e6:,.1f} MB, {before / now:.1f} times less than in float32"

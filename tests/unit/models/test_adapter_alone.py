@@ -113,7 +113,7 @@ def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
     assert (Path(view) / "chat_template.jinja").read_text() == TEMPLATE
     assert (Path(view) / tools).read_text() == TEMPLATE + "{{ tools }}"
     assert (Path(view) / "model.safetensors").samefile("models/a/base/model.safetensors")
-    assert Base.of("", Path(view)).fingerprint == Base.of("", Path("models/a/base")).fingerprint
+    assert Base.from_folder("", Path(view)).fingerprint == Base.from_folder("", Path("models/a/base")).fingerprint
     assert add_texts_of(place, Path("models/a/base"), place) == Path("models/a/base")  # one without texts of its own
     served = {}
 

@@ -29,7 +29,7 @@ def read_adapters(adapters: Mapping[str, Path], folder: Path, config: Pretrained
         ModelError: when one is no LoRA adapter, or of another base.
     """
     found: dict[str, LoraWeights] = {}
-    base = Base.of(str(folder), folder) if adapters else None
+    base = Base.from_folder(str(folder), folder) if adapters else None
     for name, place in adapters.items():
         adapter = open_lora(place, "served beside a base")
         assert base is not None
