@@ -28,7 +28,7 @@ from oarlock.model_config.load import (
     read_config,
     read_config_content,
 )
-from oarlock.models.layer_offload import empty_model, stream_logits
+from oarlock.models.layer_offload import make_empty_model, stream_logits
 from oarlock.models.open_weights import open_weights
 from oarlock.models.proof import TOLERANCES
 from oarlock.peft.adapter_folder import Base
@@ -226,4 +226,4 @@ def _prove(source: Path, config: PretrainedConfig, folder: Path, allow_pickle: b
 def _compute_logits(folder: Path, config: PretrainedConfig, ids: np.ndarray, allow_pickle: bool = False) -> np.ndarray:
     whole = find_model_class(config)
     with closing(open_weights(folder, whole, config, allow_pickle, read_ahead=False)) as weights:
-        return stream_logits(empty_model(whole, config), weights.read, set(weights.shapes), ids)
+        return stream_logits(make_empty_model(whole, config), weights.read, set(weights.shapes), ids)

@@ -33,7 +33,7 @@ from oarlock.train.evaluation.prompts import PromptSet
 from oarlock.train.output.folder_guard import guard_run
 from oarlock.train.run_training import check_schedule, make_trainer, train
 from oarlock.train.sequence_lengths import fit_lengths
-from oarlock.train.setup import connect, held_beside, start
+from oarlock.train.setup import connect, start, training_bytes
 from oarlock.train.start_from_adapter import start_from_adapter
 from oarlock.train.throughput import token_flops
 
@@ -96,7 +96,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         run.plan.pipeline > 1,
         method,
         Path(adapter) if adapter else None,
-        held_beside(run),
+        training_bytes(run),
     )
     if config.method.qlora:
         now, before = count_quantized_bytes(model)

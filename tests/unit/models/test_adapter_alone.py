@@ -203,12 +203,12 @@ def test_an_answer_fits_the_context_of_the_model(tiny_model):
         list(ask_model(str(tiny_model), ["what " * 300]))
     config = SimpleNamespace(max_position_embeddings=256)
     assert [
-        generate._longest(config, 100, None),
-        generate._longest(config, 200, None),
-        generate._longest(config, 200, 56),
+        generate._find_answer_limit(config, 100, None),
+        generate._find_answer_limit(config, 200, None),
+        generate._find_answer_limit(config, 200, 56),
     ] == [
         64,
         56,
         56,
     ]
-    assert generate._longest(SimpleNamespace(), 1000, None) == 64  # Bloom has no limit
+    assert generate._find_answer_limit(SimpleNamespace(), 1000, None) == 64  # Bloom has no limit

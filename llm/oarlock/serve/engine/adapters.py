@@ -35,5 +35,5 @@ def read_adapters(adapters: Mapping[str, Path], folder: Path, config: Pretrained
         assert base is not None
         check_base(adapter.base, base)
         changes = find_deltas(WeightedAdapter(adapter, 1.0), find_model_class(config), config)
-        found[name] = {change.layer: change.matrices() for change in changes}
+        found[name] = {change.layer: change.read_matrices() for change in changes}
     return found
