@@ -42,7 +42,6 @@ _DTYPES = {
 _NUMPY = {code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name, code in _DTYPES.items()}
 _NUMPY["U16"] = _NUMPY["BF16"]  # what PaddleNLP's own save_pretrained calls bfloat16
 _SIZES = {name: _NUMPY[code].itemsize for name, code in _DTYPES.items()}
-ITEM_SIZES = {code: dtype.itemsize for code, dtype in _NUMPY.items()}  # by the names of types in headers
 _BITS = {"bfloat16": "uint16"}
 _CHUNK = 8 << 20  # bytes made and hashed at a time: with less, the threads wait for each other
 _WRITTEN = 1 << 20  # bytes written at a time, which is faster than many
