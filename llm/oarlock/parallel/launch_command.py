@@ -43,9 +43,7 @@ def parse_command(words: Sequence[str], num_ranks: int | None) -> TrainingComman
     place = next((i for i, word in enumerate(words) if _names_script(word, words[:i])), None)
     if place is not None:
         if "launch" in words[:place]:
-            raise ConfigError(
-                "give the command that `oarlock launch --dry_run` prints, which has all degrees"
-            )
+            raise ConfigError("give the command that `oarlock launch --dry_run` prints, which has all degrees")
         config_class = _CONFIGS[Path(words[place]).name]
         num_ranks = num_ranks or _launched_ranks(words[:place])
         flags = list(words[place + 1 :])
