@@ -31,7 +31,7 @@ from oarlock.models.folder_files import ADAPTER_FILES, MODEL_FILES, readers_of, 
 from oarlock.models.load_finetuned import check_base
 from oarlock.peft.adapter_folder import Base
 from oarlock.peft.open_adapter import open_lora
-from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
+from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, template_config
 from oarlock.triton_repository.model_code import PACKAGE, TEMPLATES
 from oarlock.weights.pickles import open_weights
 
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 # What the models that only pass requests on import of this package.
 _RELAY_MODULES = (
-    *("__init__.py", "errors.py", "model_config/__init__.py", "model_config/sampling_ranges.py"),
-    *("serve/__init__.py", "serve/engine/__init__.py", "serve/engine/sampling_params.py", "serve/triton/__init__.py"),
-    *("serve/triton/fields.py", "serve/triton/fastdeploy_json.py", "serve/triton/relay.py"),
+    *("__init__.py", "errors.py", "sampling/__init__.py", "sampling/ranges.py", "sampling/params.py"),
+    *("triton_repository/__init__.py", "triton_repository/inputs.py", "serve/__init__.py", "serve/request.py"),
+    *("serve/triton/__init__.py", "serve/triton/fields.py", "serve/triton/fastdeploy_json.py", "serve/triton/relay.py"),
 )
 
 
@@ -118,7 +118,7 @@ def _model_names(name: str) -> dict[str, str]:
 
 
 def _config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
-    config = read_triton_config(TEMPLATES / own / TRITON_CONFIG)
+    config = template_config(own)
     config.name = _model_names(name)[own]
     if own == "oarlock":
         config.parameters["adapters"].string_value = " ".join(adapters)

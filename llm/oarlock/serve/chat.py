@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from oarlock.errors import OarlockError
-from oarlock.serve.engine.sampling_params import Prompt, PromptTooLong, Sampling
+from oarlock.sampling.params import SamplingParams
+from oarlock.serve.request import Prompt, PromptTooLong
 
 if TYPE_CHECKING:
     from oarlock.serve.engine.engine import Engine
@@ -25,7 +26,7 @@ class Chat:
         dropped: questions that were dropped with their answers for want of room.
     """
 
-    def __init__(self, engine: Engine, sampling: Sampling, system: str = "", adapter: str | None = None) -> None:
+    def __init__(self, engine: Engine, sampling: SamplingParams, system: str = "", adapter: str | None = None) -> None:
         """A new conversation.
 
         Args:

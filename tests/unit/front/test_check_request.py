@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from oarlock.serve.engine.sampling_params import RequestRefused
+from oarlock.errors import RequestRefused
 from oarlock.serve.front.check_request import UnknownModel, check_infer_request
 from oarlock.serve.front.model_forms import ModelForm, RequestLimits
-from oarlock.serve.triton.fields import CANCEL, DEFAULT_TOKENS, FIELDS, RELAYED
+from oarlock.serve.triton.fields import CANCEL, DEFAULT_TOKENS, RELAYED
+from oarlock.triton_repository.inputs import INPUTS
 from scripted_triton import limits, question
 
 LIMITS = limits()
@@ -161,9 +162,8 @@ KINDS = {"BYTES": "", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "BOOL": "|b
 def wild(draw):
     """Mostly right: so that what is let through is looked at too."""
     request = service_pb2.ModelInferRequest(model_name=draw(st.sampled_from(["oarlock", "oarlock_infer"])))
-    for name in draw(st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=4, unique=True)):
-        kind, is_list = FIELDS[name]
-        right = {str: "BYTES", float: "FP32", bool: "BOOL", int: "INT64" if name == "seed" else "INT32"}[kind]
+    for name in draw(st.lists(st.sampled_from(sorted(INPUTS)), min_size=1, max_size=4, unique=True)):
+        is_list, right = INPUTS[name].is_list, INPUTS[name].datatype.replace("STRING", "BYTES")
         datatype = draw(st.sampled_from([right] * 9 + list(KINDS)))
         count = draw(st.integers(0, 3)) if is_list else 1
         shape = draw(st.sampled_from([[count]] * 9 + [[count, 1], [2**61], [-1], []]))
@@ -190,7 +190,7 @@ def test_what_passes_has_the_bytes_that_its_shape_says(request):
     assert len(set(names)) == len(names) == len(request.raw_input_contents)
     for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
         count = math.prod(tensor.shape)
-        assert len(tensor.shape) == 1 and (count == 1 or FIELDS[tensor.name][1])
+        assert len(tensor.shape) == 1 and (count == 1 or INPUTS[tensor.name].is_list)
         if tensor.datatype == "BYTES":
             assert len(raw) >= 4 * count
         else:

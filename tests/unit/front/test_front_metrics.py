@@ -10,7 +10,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from oarlock.serve.front.metrics import FrontCounts, make_metrics_app, route_of
-from oarlock.serve.front.options import FrontOptions, FrontState
 
 TRITON = b'# HELP nv_x y\nnv_x{model="oarlock"} 1\n'
 
@@ -40,9 +39,9 @@ def triton(tmp_path):
 
 
 def client_of(path, counts=None, restarts=None):
-    options = FrontOptions("unix:x", str(path), "oarlock", ("oarlock",))
-    app = make_metrics_app(options, None, counts or FrontCounts(), FrontState(restarts or {}))
-    return TestClient(app)
+    counts = counts or FrontCounts()
+    counts.restarts = restarts or {}
+    return TestClient(make_metrics_app(path, counts))
 
 
 def test_both_are_there(triton, tmp_path):
@@ -84,4 +83,4 @@ def test_requests_over_http_are_counted():
         await send({"type": "http.response.body", "body": b""})
 
     TestClient(counts.counted(app, "rest")).get("/v2/models/x/infer")
-    assert 'door="rest",route="/v2/models/NAME/infer",code="418"} 1' in counts.text({}, True)
+    assert 'door="rest",route="/v2/models/NAME/infer",code="418"} 1' in counts.to_text(triton_is_up=True)

@@ -34,7 +34,7 @@ def test_a_message_is_refused_by_its_length(tmp_path):
                 while await call.read() is not grpc.aio.EOF:  # what was asked before is answered
                     pass
             await stub.ModelInfer(question(text=b"x" * 99_990))
-            assert 'refused_total{door="grpc",reason="size"} 4' in counts.text({}, True)
+            assert 'refused_total{door="grpc",reason="size"} 4' in counts.to_text(True)
             waiting.cancel()
 
     run(work())

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 
 import pytest
 
-from front_ports import GUARD_S, OPTIONS, head, heard, running, speak, status
+from front_ports import GUARD_S, OPTIONS, configure, head, heard, running, speak, status
 from oarlock.serve.front.admission import Admission, Refused, client_of
 from oarlock.serve.front.http import protocol
 from oarlock.serve.front.http.protocol import set_socket_options
@@ -34,8 +33,8 @@ def test_other_names(echo, port, host):
 
 
 def test_names_that_are_allowed_and_addresses_of_an_open_port(echo):
-    options = dataclasses.replace(OPTIONS, host="0.0.0.0", allowed_hosts=("Models.Example",))
-    with running(guarded(echo, options, Keys(), Admission(8, 8), error), options) as port:
+    config = configure(host="0.0.0.0", allowed_hosts=("Models.Example",))
+    with running(guarded(echo, config, Keys(), Admission(8, 8), error), config) as port:
         for host, code in (("models.example:80", 200), (socket.gethostname(), 200), ("127.0.0.1", 200), ("10.9.8.7", 403), ("a.models.example", 403)):  # fmt: skip
             assert ask(port, host=host)[0] == code, host
 
@@ -55,8 +54,8 @@ def test_pages_of_others(echo, port, headers, method):
 
 def test_a_page_that_is_allowed(echo):
     page = "https://app.example"
-    options = dataclasses.replace(OPTIONS, cors_origins=(page,))
-    with running(guarded(echo, options, Keys(["key"]), Admission(8, 8), error), options) as port:
+    config = configure(cors_origins=(page,))
+    with running(guarded(echo, config, Keys(["key"]), Admission(8, 8), error), config) as port:
         asked = {"Origin": page, "Sec_Fetch_Site": "cross-site"}
         preflight = speak(port, head(method="OPTIONS", Access_Control_Request_Method="POST", Access_Control_Request_Headers="authorization, x-stainless-os", **asked))  # fmt: skip
         assert status(preflight) == 200 and f"access-control-allow-origin: {page}".encode() in preflight.lower()

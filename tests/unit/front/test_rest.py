@@ -11,7 +11,7 @@ import pytest
 
 from front_ports import OPTIONS
 from oarlock.serve.front.rest.routes import make_rest_app
-from oarlock.serve.triton.failure import TritonFailure
+from oarlock.serve.triton.client import TritonFailure
 from scripted_upstream import GENERATE, INFER, ONE, STREAM, answer, asked_values, response
 
 

@@ -22,15 +22,14 @@ from oarlock.ops.decoder import (
     pack_layer,
     panels,
 )
-from oarlock.serve.engine.adapters import LoraWeights
-from oarlock.serve.engine.decoder import Feed
-from oarlock.serve.engine.step_tensors import StepTensor
+from oarlock.serve.engine.decoder import Feed, LoraWeights
+from oarlock.serve.engine.step_tensor import StepTensor
 
 _FAMILIES = ("llama", "qwen2", "mistral", "gemma")
 
 
 def why_not_fused(model: Any) -> str:
-    """What keeps a model from this decoder; "" when nothing does."""
+    """Why this decoder can't serve a model; "" if it can."""
     config, device = model.config, paddle.device.get_device()
     reasons = {
         f"the device is {device}": device != "cpu",
@@ -48,32 +47,32 @@ def why_not_fused(model: Any) -> str:
 
 def _activation(config: Any) -> str:
     named = getattr(config, "hidden_act", None) or "silu"
-    if config.model_type == "gemma":  # see models.inputs
+    if config.model_type == "gemma":  # as in models/forward.py
         return named if named == "gelu_pytorch_tanh" else "gelu"
     return named
 
 
 @paddle.no_grad()
-def fused_decoder(model: Any, adapters: dict[str, LoraWeights], positions: int) -> FusedDecoder:
-    """Of a model, which is of no use afterwards: its memory is given back as its weights are taken.
+def load_fused_decoder(model: Any, adapters: dict[str, LoraWeights], positions: int) -> FusedDecoder:
+    """The decoder of a model. The model's memory is freed as its weights are packed: it can't be used afterwards.
 
     Args:
-        positions: that there may be.
+        positions: most tokens of a sequence.
 
     Raises:
-        EnvironmentProblem: when it does not give the scores of the model's own forward.
+        EnvironmentProblem: when its logits are not those of the model's own forward.
     """
     ids = np.arange(5, 12) * 37 % model.config.vocab_size
     outputs = model(input_ids=paddle.to_tensor(ids[None]))
     wanted = (outputs[0] if isinstance(outputs, (tuple, list)) else outputs)[0, -1].numpy()
     decoder = FusedDecoder(model, adapters, positions)
     sequence = decoder.start(len(ids), None)
-    decoder.feed([Feed(sequence, ids[:4].tolist(), scored=False)])
+    decoder.feed([Feed(sequence, ids[:4].tolist(), wants_logits=False)])
     found = decoder.feed([Feed(sequence, ids[4:].tolist())])[0]
     difference, largest = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
     if not difference <= 1e-3 * largest:  # NaN too
         raise EnvironmentProblem(
-            f"the fused decoder is wrong on this machine: its scores differ by {difference:.3g} from those of "
+            f"the fused decoder is wrong on this machine: its logits differ by {difference:.3g} from those of "
             f"{type(model).__name__}, of which the largest is {largest:.3g}. Build it again (rm -r build/custom_ops; "
             "python custom_ops/build.py)"
         )
@@ -81,8 +80,8 @@ def fused_decoder(model: Any, adapters: dict[str, LoraWeights], positions: int) 
 
 
 @dataclass(eq=False)
-class _Sequence:
-    """Keys and values of a sequence. Their memory is only taken from the system where it is written to."""
+class _FusedSequence:
+    """Keys and values of a sequence. The system provides memory only for the part that is written to."""
 
     cache: paddle.Tensor
     capacity: int
@@ -91,12 +90,12 @@ class _Sequence:
 
 
 class FusedDecoder:
-    """See the module."""
+    """A model of Llama's kind. Each sequence has its own keys and values, without padding."""
 
     chunk: int | None = 256
 
     def __init__(self, model: Any, adapters: dict[str, LoraWeights], positions: int) -> None:
-        """See fused_decoder()."""
+        """Pack the model's weights; load_fused_decoder() also tests the result."""
         config = model.config
         base = getattr(model, config.model_type)
         heads = config.num_attention_heads
@@ -148,34 +147,41 @@ class FusedDecoder:
         rank = next(iter(weights.values()))[0].shape[1]
         return pack_adapter(rank, layers)
 
-    def start(self, capacity: int, adapter: str | None) -> _Sequence:
-        """See Decoder."""
+    def start(self, capacity: int, adapter: str | None) -> _FusedSequence:
+        """An empty sequence of at most `capacity` tokens, rounded up to whole blocks of keys."""
         capacity = -(-capacity // KEY_BLOCK) * KEY_BLOCK
         cache = paddle.empty([self._sizes.cache_size(capacity)], "float32")
-        return _Sequence(cache, capacity, -1 if adapter is None else self._names[adapter])
+        return _FusedSequence(cache, capacity, -1 if adapter is None else self._names[adapter])
 
-    def drop(self, sequence: _Sequence) -> None:
-        """See Decoder: its memory goes with the sequence."""
+    def drop(self, sequence: _FusedSequence) -> None:
+        """Do nothing: the memory goes with the sequence."""
 
     @paddle.no_grad()
     def feed(self, feeds: Sequence[Feed]) -> np.ndarray:
-        """See Decoder."""
+        """Read tokens. Returns logits, float32 [feeds that want logits, vocabulary]."""
         order = sorted(range(len(feeds)), key=lambda i: feeds[i].sequence.adapter)  # one adapter's rows go together
         tokens: list[int] = []
         runs = []
         for i in order:
             given, sequence = feeds[i], feeds[i].sequence
             runs.append(
-                [len(tokens), len(given.tokens), sequence.length, sequence.capacity, sequence.adapter, given.scored]
+                [
+                    len(tokens),
+                    len(given.tokens),
+                    sequence.length,
+                    sequence.capacity,
+                    sequence.adapter,
+                    given.wants_logits,
+                ]
             )
             tokens.extend(given.tokens)
         caches = [feeds[i].sequence.cache for i in order]
-        ids, table = self._ids.holding(tokens), self._table.holding(runs)
+        ids, table = self._ids.fill(tokens), self._table.fill(runs)
         found = decoder_pass(self._sizes, self._weights, ids, table, caches).numpy()
         for given in feeds:
             given.sequence.length += len(given.tokens)
-        scored = [i for i in order if feeds[i].scored]
-        return found[np.argsort(scored)] if scored != sorted(scored) else found
+        wanted = [i for i in order if feeds[i].wants_logits]
+        return found[np.argsort(wanted)] if wanted != sorted(wanted) else found
 
 
 def _norm(layer: Any, gemma: bool) -> np.ndarray:
@@ -183,7 +189,7 @@ def _norm(layer: Any, gemma: bool) -> np.ndarray:
 
 
 def _layer(layer: Any, gemma: bool) -> paddle.Tensor:
-    """Its weights as the operator reads them; the layer's own memory is given back."""
+    """The layer's weights as the operator reads them. The layer's own memory is freed."""
     attention, inner = layer.self_attn, layer.mlp
     qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
     biases = [

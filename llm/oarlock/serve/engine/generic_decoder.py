@@ -15,15 +15,14 @@ import paddle
 
 from oarlock.errors import ModelError
 from oarlock.parallel.family_rules import FAMILIES
-from oarlock.serve.engine.adapters import LoraWeights
-from oarlock.serve.engine.decoder import Feed
-from oarlock.serve.engine.step_tensors import StepTensor
+from oarlock.serve.engine.decoder import Feed, LoraWeights
+from oarlock.serve.engine.step_tensor import StepTensor
 
 _PAST = ("past_key_values", "cache")
 
 
 @dataclass(eq=False)
-class _Sequence:
+class _GenericSequence:
     adapter: str | None
     tokens: list[int] = field(default_factory=list)
 
@@ -32,13 +31,13 @@ class _Sequence:
 class _Batch:
     """Sequences that are in one set of keys and values, padded on the left to one length."""
 
-    sequences: list[_Sequence]
+    sequences: list[_GenericSequence]
     past: Any
     length: int  # of the keys
 
 
 class GenericDecoder:
-    """See the module."""
+    """Any PaddleNLP model."""
 
     chunk: int | None = None
 
@@ -69,11 +68,11 @@ class GenericDecoder:
 
         return hook
 
-    def start(self, capacity: int, adapter: str | None) -> _Sequence:
+    def start(self, capacity: int, adapter: str | None) -> _GenericSequence:
         """See Decoder."""
-        return _Sequence(adapter)
+        return _GenericSequence(adapter)
 
-    def drop(self, sequence: _Sequence) -> None:
+    def drop(self, sequence: _GenericSequence) -> None:
         """See Decoder."""
         batch = self._batches.get(sequence.adapter)
         if batch is None or sequence not in batch.sequences:
@@ -87,7 +86,7 @@ class GenericDecoder:
     @paddle.no_grad()
     def feed(self, feeds: Sequence[Feed]) -> np.ndarray:
         """See Decoder."""
-        scores: dict[int, np.ndarray] = {}
+        logits: dict[int, np.ndarray] = {}
         by_adapter: dict[str | None, list[Feed]] = {}
         for given in feeds:
             by_adapter.setdefault(given.sequence.adapter, []).append(given)
@@ -104,16 +103,16 @@ class GenericDecoder:
                 assert batch is not None
                 batch = self._only(batch, [given.sequence for given in old])
                 batch, found = self._run(batch.sequences, batch)
-                scores.update({id(s): row for s, row in zip(batch.sequences, found, strict=True)})
+                logits.update({id(s): row for s, row in zip(batch.sequences, found, strict=True)})
             if new:
                 begun, found = self._run([given.sequence for given in new], None)
-                scores.update({id(s): row for s, row in zip(begun.sequences, found, strict=True)})
+                logits.update({id(s): row for s, row in zip(begun.sequences, found, strict=True)})
                 batch = begun if batch is None else self._joined(batch, begun)
             assert batch is not None
             self._batches[adapter] = batch
-        return np.stack([scores[id(given.sequence)] for given in feeds if given.scored])
+        return np.stack([logits[id(given.sequence)] for given in feeds if given.wants_logits])
 
-    def _run(self, sequences: list[_Sequence], batch: _Batch | None) -> tuple[_Batch, np.ndarray]:
+    def _run(self, sequences: list[_GenericSequence], batch: _Batch | None) -> tuple[_Batch, np.ndarray]:
         """All new tokens of a batch through the model: a token of each where there is one already, else the prompts."""
         length = batch.length + 1 if batch else max(len(sequence.tokens) for sequence in sequences)
         ids = np.zeros([len(sequences), length], np.int64)
@@ -121,20 +120,20 @@ class GenericDecoder:
         for i, sequence in enumerate(sequences):
             ids[i, length - len(sequence.tokens) :] = sequence.tokens
             mask[i, length - len(sequence.tokens) :] = 1
-        past, scores = self._forward(ids, mask, batch.past if batch else None)
-        return _Batch(sequences, past, length), scores
+        past, logits = self._forward(ids, mask, batch.past if batch else None)
+        return _Batch(sequences, past, length), logits
 
     def _forward(self, ids: np.ndarray, mask: np.ndarray, past: Any) -> tuple[Any, np.ndarray]:
-        """Keys and values, and scores [rows, vocabulary], by the rules that PaddleNLP's generation goes by."""
+        """Keys and values, and logits [rows, vocabulary], by the rules that PaddleNLP's generation goes by."""
         model = self._model
         known = {
-            "attention_mask": self._made.copy_of(mask),
-            "position_ids": self._made.copy_of(np.maximum(mask.cumsum(axis=1) - 1, 0)),
+            "attention_mask": self._made.copy(mask),
+            "position_ids": self._made.copy(np.maximum(mask.cumsum(axis=1) - 1, 0)),
             "use_cache": True,
         }
         if past is not None:
             known |= dict.fromkeys(_PAST, past) | {"is_first_forward": False}
-        outputs = model(**model.prepare_inputs_for_generation(self._made.copy_of(ids), **known))
+        outputs = model(**model.prepare_inputs_for_generation(self._made.copy(ids), **known))
         known = model.update_model_kwargs_for_generation(outputs, known)
         past = next((known[name] for name in _PAST if known.get(name) is not None), None)
         if past is None:
@@ -160,12 +159,12 @@ class GenericDecoder:
             axes.append((batch[0], token[0]))
         return axes
 
-    def _only(self, batch: _Batch, sequences: list[_Sequence]) -> _Batch:
+    def _only(self, batch: _Batch, sequences: list[_GenericSequence]) -> _Batch:
         """Some of the sequences, without padding that none of them needs. Their tokens may be one ahead of the keys."""
         rows = [batch.sequences.index(sequence) for sequence in sequences]
         if rows == list(range(len(batch.sequences))):
             return batch
-        order = self._made.copy_of(rows)
+        order = self._made.copy(rows)
         length = min(batch.length, max(len(sequence.tokens) for sequence in sequences))
         length = batch.length if self._fixed_columns else length
 

@@ -9,8 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from oarlock.data.records.messages import REASONING, Message, MessageError, normalize_messages, normalize_tools
-from oarlock.errors import DataError
-from oarlock.serve.engine.sampling_params import RequestRefused
+from oarlock.errors import DataError, RequestRefused
 
 if TYPE_CHECKING:
     from oarlock.data.examples.marked_text import MarkedText

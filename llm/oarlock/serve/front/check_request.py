@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
+from oarlock.errors import RequestRefused
 from oarlock.formats.json_file import parse_json
-from oarlock.serve.engine.sampling_params import RequestRefused
 from oarlock.serve.front.http.refusal import shown
 from oarlock.serve.front.model_forms import InputForm, ModelForm, RequestLimits
 from oarlock.serve.triton.fastdeploy_json import in_form_words, read_form
-from oarlock.serve.triton.fields import read_fields
+from oarlock.serve.triton.fields import read_request
 
 _MAX_NAME, _MAX_PARAMETERS, _MAX_RANK = 256, 16, 8
 _DEEPEST = 64  # levels of JSON inside a text
@@ -76,15 +76,9 @@ def check_infer_request(request: ModelInferRequest, limits: RequestLimits) -> No
         _check_form(tensors["IN"][0], limits.max_body)
         _check_json("IN", tensors, limits.max_body)
     elif form.reading == "fields":
-        _check_fields(tensors, limits.max_body)
+        read_request(tensors, limits.max_body).check()
         for field in ("messages", "tools"):
             _check_json(field, tensors, limits.max_body)
-
-
-def _check_fields(tensors: Mapping[str, np.ndarray], max_body: int) -> None:
-    asked = read_fields(tensors, max_body)
-    asked.prompt.check()
-    asked.sampling.check()
 
 
 def _check_json(name: str, tensors: Mapping[str, np.ndarray], max_body: int) -> None:
@@ -96,7 +90,7 @@ def _check_json(name: str, tensors: Mapping[str, np.ndarray], max_body: int) -> 
 def _check_form(text: bytes, max_body: int) -> None:
     tensors, _ = read_form(text)
     try:
-        _check_fields(tensors, max_body)
+        read_request(tensors, max_body).check()
     except RequestRefused as error:
         raise RequestRefused(in_form_words(str(error))) from error
 

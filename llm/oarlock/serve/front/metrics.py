@@ -8,13 +8,12 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-
-from oarlock.serve.front.options import FrontOptions, FrontState
-from oarlock.serve.front.upstream import Upstream
 
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
@@ -29,9 +28,14 @@ _ROUTES = {
 
 
 class FrontCounts:
-    """What the front has seen since it was started; everything here belongs to one event loop."""
+    """Requests since the front was started; to be used in one event loop.
 
-    def __init__(self) -> None:
+    Attributes:
+        restarts: how often each part of the server (triton, front, guardian, model) has been restarted.
+    """
+
+    def __init__(self, restarts: Mapping[str, int] = MappingProxyType({})) -> None:
+        self.restarts = restarts
         self._requests: Counter[tuple[str, str, str]] = Counter()
         self._refusals: Counter[tuple[str, str]] = Counter()
 
@@ -71,8 +75,8 @@ class FrontCounts:
 
         return count
 
-    def text(self, restarts: Mapping[str, int], is_up: bool) -> str:
-        """In Prometheus' form."""
+    def to_text(self, triton_is_up: bool) -> str:
+        """The metrics in Prometheus' text format."""
         families: list[tuple[str, str, str, Iterable[tuple[str, int]]]] = [
             (
                 "oarlock_front_requests_total",
@@ -96,9 +100,9 @@ class FrontCounts:
                 "oarlock_restarts_total",
                 "counter",
                 "How often a part of the server ended and was started again",
-                ((f'part="{part}"', count) for part, count in sorted(restarts.items())),
+                ((f'part="{part}"', count) for part, count in sorted(self.restarts.items())),
             ),
-            ("oarlock_triton_up", "gauge", "Whether Triton gives its metrics", (("", int(is_up)),)),
+            ("oarlock_triton_up", "gauge", "Whether Triton gives its metrics", (("", int(triton_is_up)),)),
         ]
         lines = []
         for name, kind, words, values in families:
@@ -116,8 +120,8 @@ def route_of(path: str) -> str:
     return "/v1/models/NAME" if path.startswith("/v1/models/") else "other"
 
 
-def make_metrics_app(options: FrontOptions, upstream: Upstream, counts: FrontCounts, state: FrontState) -> App:
-    """GET /metrics; Triton's metrics are missing while it is away."""
+def make_metrics_app(triton_socket: Path, counts: FrontCounts) -> App:
+    """An application for GET /metrics. Triton's metrics are missing while it is away."""
     reading = asyncio.Semaphore(2)
 
     async def answer(scope: Message, receive: Any, send: Any) -> None:
@@ -129,16 +133,16 @@ def make_metrics_app(options: FrontOptions, upstream: Upstream, counts: FrontCou
             response = PlainTextResponse("/metrics takes GET\n", 405, headers={"Allow": "GET, HEAD"})
         else:
             async with reading:
-                triton = await asyncio.to_thread(read_triton_metrics, options.triton_metrics)
-            own = counts.text(state.restarts, bool(triton))
+                triton = await asyncio.to_thread(read_triton_metrics, triton_socket)
+            own = counts.to_text(triton_is_up=bool(triton))
             response = PlainTextResponse(triton + own.encode(), media_type=_TYPE)
         await response(scope, receive, send)
 
     return answer
 
 
-def read_triton_metrics(path: str) -> bytes:
-    """Triton's text; empty where it can't be had."""
+def read_triton_metrics(path: Path) -> bytes:
+    """Triton's metrics as text; empty if they can't be read."""
     connection = _UnixConnection(path)
     try:
         connection.request("GET", "/metrics")
@@ -152,11 +156,11 @@ def read_triton_metrics(path: str) -> bytes:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=_SECONDS)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        self.sock.connect(str(self._path))

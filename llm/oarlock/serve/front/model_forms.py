@@ -12,13 +12,12 @@ import grpc
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from oarlock.serve.front.upstream import Upstream
-from oarlock.serve.triton.failure import TritonFailure
-from oarlock.serve.triton.fields import FIELDS
+from oarlock.serve.triton.client import TritonClient, TritonFailure
+from oarlock.triton_repository.inputs import INPUTS
 
 _KNOWN_SECONDS, _ASK_SECONDS = 2.0, 5.0
 
-# How their contents are read: the tensors of triton_fields.FIELDS, FastDeploy's JSON form, or nothing known of them.
+# What their contents are: tensors of triton_repository/inputs.py, FastDeploy's JSON form, or unknown.
 Reading = Literal["fields", "form", "other"]
 
 
@@ -54,7 +53,7 @@ class ModelForm:
         outputs = tuple(one.name for one in config.output)
         reading: Reading = "other"
         if config.max_batch_size == 0 and config.backend == "python":
-            if "text_input" in inputs and set(inputs) <= set(FIELDS):
+            if "text_input" in inputs and set(inputs) <= set(INPUTS):
                 reading = "fields"
             elif (set(inputs), outputs) == ({"IN"}, ("OUT",)):
                 reading = "form"
@@ -78,9 +77,9 @@ class RequestLimits:
 class ModelForms:
     """The forms of a server's models, as Triton has them now: asked for now and then, since models may be replaced."""
 
-    def __init__(self, upstream: Upstream, models: Sequence[str], max_body: int) -> None:
-        """Of `models` behind `upstream`."""
-        self._upstream, self._models = upstream, tuple(models)
+    def __init__(self, triton: TritonClient, models: Sequence[str], max_body: int) -> None:
+        """Start with no models known; they are asked for when they are needed."""
+        self._triton, self._models = triton, tuple(models)
         self._limits = RequestLimits({}, max_body)
         self._until = 0.0
         self._asking = asyncio.Lock()
@@ -102,7 +101,7 @@ class ModelForms:
         for name in self._models:
             request = service_pb2.ModelConfigRequest(name=name)
             try:
-                answer = await self._upstream.ask("ModelConfig", request, timeout=_ASK_SECONDS)
+                answer = await self._triton.call("ModelConfig", request, timeout=_ASK_SECONDS)
             except TritonFailure as error:
                 if name in self._limits.models:  # what it took before; whether it is there is Triton's to say
                     found[name] = self._limits.models[name]

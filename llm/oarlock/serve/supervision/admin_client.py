@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ConfigError, EnvironmentProblem, OarlockError
-from oarlock.serve.supervision.run_folder import admin_sockets
+from oarlock.serve.supervision.run_folder import find_admin_sockets
 
 
 def find_server(given: Path | None) -> Path:
@@ -21,7 +21,7 @@ def find_server(given: Path | None) -> Path:
     """
     if given is not None:
         return given
-    found = [path for path in admin_sockets() if _answers(path)]
+    found = [path for path in find_admin_sockets() if _answers(path)]
     if not found:
         raise ConfigError("no server of this user runs here; --socket PATH names one (`oarlock serve` prints its path)")
     if len(found) > 1:

@@ -7,7 +7,7 @@ import errno
 import socket
 
 from oarlock.errors import ConfigError, EnvironmentProblem
-from oarlock.serve.front.options import Ports
+from oarlock.serve.config import FrontConfig
 
 _BACKLOG = 1024
 _FLAGS = {"openai": "--port", "rest": "--rest-port", "grpc": "--grpc-port", "metrics": "--metrics-port"}
@@ -19,7 +19,7 @@ class Listening:
     They listen here and in the front, so that a connection waits while that is started again.
     """
 
-    def __init__(self, host: str, ports: Ports) -> None:
+    def __init__(self, config: FrontConfig) -> None:
         """Open them.
 
         Raises:
@@ -29,7 +29,7 @@ class Listening:
         self._sockets: dict[str, list[socket.socket]] = {}
         seen: dict[int, str] = {}
         for name, flag in _FLAGS.items():
-            port = getattr(ports, name)
+            port = getattr(config, f"{name}_port")
             if port in seen:
                 raise ConfigError(f"{flag} {port}: {seen[port]} has the same port")
             if not 0 < port < 1 << 16:
@@ -38,12 +38,12 @@ class Listening:
         with contextlib.ExitStack() as opened:
             opened.callback(self.close)
             for name, flag in _FLAGS.items():
-                port = getattr(ports, name)
+                port = getattr(config, f"{name}_port")
                 try:
-                    self._sockets[name] = open_port(host, port)
+                    self._sockets[name] = open_port(config.host, port)
                 except OSError as error:
                     reason = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-                    raise EnvironmentProblem(f"{flag} {port} on {host}: {reason}; give another one") from error
+                    raise EnvironmentProblem(f"{flag} {port} on {config.host}: {reason}; give another one") from error
             opened.pop_all()
 
     @property

@@ -1,4 +1,4 @@
-"""A process of the server that is started again when it ends by itself, after pauses that grow."""
+"""A process of the server that is restarted when it ends by itself, after growing pauses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable
 FIRST_PAUSE, LONGEST_PAUSE, HEALTHY_SECONDS = 0.2, 30.0, 60.0
 
 
-class Part:
+class RestartingProcess:
     """A process and its restarts.
 
     Attributes:
         name: for people.
         process: that runs, or ran last.
-        restarts: how often it has been started again.
+        restarts: how often it has been restarted.
         is_up: whether it has been seen to answer since it was started.
     """
 
@@ -65,7 +65,7 @@ class Part:
         self.is_up, self._due = False, now + pause
         return pause
 
-    def start_again_if_due(self) -> bool:
+    def restart_if_due(self) -> bool:
         """Start the process again if its pause is over. Gives whether it did."""
         if self._due is None or time.monotonic() < self._due:
             return False
@@ -73,7 +73,7 @@ class Part:
         self.start()
         return True
 
-    def how_it_ended(self) -> str:
+    def describe_end(self) -> str:
         """How the process ended, in words."""
         code = self.process.poll() if self.process else None
         if code is None:

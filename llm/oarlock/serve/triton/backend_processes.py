@@ -46,7 +46,7 @@ def model_processes(triton: int, models: Mapping[str, Path]) -> dict[int, str]:
     return found
 
 
-def end_left(processes: Iterable[int], seconds: float) -> int:
+def kill_stragglers(processes: Iterable[int], seconds: float) -> int:
     """Wait for processes of a model that was loaded anew, and kill what is left of them after so many seconds.
 
     Where one was killed in the middle of a request, Triton (24.10) waits for its answer for ever, and never ends the

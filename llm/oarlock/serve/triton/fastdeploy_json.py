@@ -15,26 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from oarlock.serve.engine.sampling_params import RequestRefused
-from oarlock.serve.triton.fields import FIELDS, make_tensor
+from oarlock.errors import RequestRefused
+from oarlock.sampling.params import OPTIONS
+from oarlock.serve.triton.fields import make_tensor
+from oarlock.triton_repository.inputs import INPUTS
 
 # Name in the form -> name of the tensor.
-_NAMES = {
+_NAMES = {name: name for name in ("messages", "tools", "adapter")} | {
     "text": "text_input",
-    "messages": "messages",
-    "tools": "tools",
-    "topp": "top_p",
-    "topk": "top_k",
-    "temperature": "temperature",
-    "max_dec_len": "max_tokens",
-    "min_dec_len": "min_tokens",
-    "penalty_score": "repetition_penalty",
-    "frequency_score": "frequency_penalty",
-    "presence_score": "presence_penalty",
-    "eos_token_ids": "stop_token_ids",
-    "adapter": "adapter",
-    "seed": "seed",
-    "stop": "stop",
+    **{option.fastdeploy: option.name for option in OPTIONS.values() if option.fastdeploy},
 }
 
 _FORM_NAMES = {tensor: name for name, tensor in _NAMES.items() if tensor != name}
@@ -84,7 +73,7 @@ def write_form(text: str, token_ids: list[int], req_id: Any, send_idx: int, is_e
 
 
 def _tensor(name: str, value: Any) -> np.ndarray:
-    kind, is_list = FIELDS[_NAMES[name]]
+    kind, is_list = INPUTS[_NAMES[name]].kind, INPUTS[_NAMES[name]].is_list
     values = value if is_list and isinstance(value, list) else [value]
     if kind is float:
         values = [float(item) if type(item) is int and abs(item) < 1 << 53 else item for item in values]

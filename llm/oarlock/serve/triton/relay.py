@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from oarlock.serve.engine.sampling_params import RequestRefused
+from oarlock.errors import RequestRefused
 from oarlock.serve.triton.fastdeploy_json import in_form_words, read_form, write_form
-from oarlock.serve.triton.fields import CANCEL, OUTPUTS, RELAYED, split_code
+from oarlock.serve.triton.fields import CANCEL, RELAYED, split_code
+from oarlock.triton_repository.inputs import OUTPUTS
 
 _LOOK_SECONDS = 0.2
 _MOST_KEPT = 1000

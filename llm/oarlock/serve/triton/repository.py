@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from oarlock.environment.console import log_once
 from oarlock.errors import ConfigError
 from oarlock.formats.links import check_links
 from oarlock.model_config.generation_config import GENERATION_FILE, generation_content, sampling_defaults
-from oarlock.serve.engine.limits import Settings
+from oarlock.serve.config import EngineConfig
 from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
 from oarlock.triton_repository.model_code import foreign_code
 
@@ -56,12 +55,15 @@ def chat_temperature(repository: Path) -> float:
     return float(sampling_defaults(content, str(place / GENERATION_FILE))["temperature"])
 
 
-def engine_settings(repository: Path, limits: Mapping[str, Any]) -> Settings:
-    """The limits of a repository's config.pbtxt, and over them those that were given."""
+def engine_config(repository: Path, settings: Mapping[str, Any]) -> EngineConfig:
+    """The configuration in a repository's config.pbtxt.
+
+    Args:
+        settings: values that replace those of the repository.
+
+    Raises:
+        ConfigError: when a value is not a number, or out of range.
+    """
     config = read_triton_config(repository / engine_model(repository) / TRITON_CONFIG)
-    return Settings.read({name: value.string_value for name, value in config.parameters.items()}, limits)
-
-
-def setting_names() -> tuple[str, ...]:
-    """Of the parameters of a config.pbtxt that a server reads."""
-    return tuple(item.name for item in fields(Settings))
+    parameters = {name: value.string_value for name, value in config.parameters.items()}
+    return EngineConfig.from_parameters(parameters, settings)

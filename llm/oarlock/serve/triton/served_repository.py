@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oarlock.errors import ConfigError
-from oarlock.serve.triton.repository import engine_model, setting_names
-from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
+from oarlock.serve.config import ENGINE_SETTINGS
+from oarlock.serve.triton.repository import engine_model
+from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config, template_config
 from oarlock.triton_repository.model_code import PACKAGE, TEMPLATES
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _config(path: Path, model: str, kind: str, source: Path) -> ModelConfig:
     theirs = read_triton_config(path)
     if theirs.backend not in ("", "python"):
         raise ConfigError(f"{path}: backend {theirs.backend!r}: a model of `oarlock export` has 'python'")
-    config = read_triton_config(TEMPLATES / kind / TRITON_CONFIG)
+    config = template_config(kind)
     config.name = model
     if kind != _ENGINE:
         config.parameters["engine"].string_value = engine_model(source)
@@ -101,7 +102,7 @@ def _config(path: Path, model: str, kind: str, source: Path) -> ModelConfig:
         return config
     adapters = sorted(place.name for place in (source / model / "1" / "adapters").glob("*") if place.is_dir())
     config.parameters["adapters"].string_value = " ".join(adapters)
-    for name in setting_names():
+    for name in ENGINE_SETTINGS:
         if name in theirs.parameters:
             config.parameters[name].string_value = theirs.parameters[name].string_value
     return config

@@ -6,12 +6,13 @@ import os
 import secrets
 import socket
 import ssl
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 
 from oarlock.errors import ConfigError, EnvironmentProblem
+from oarlock.serve.config import FrontConfig, ServeConfig
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.grpc.gate import GateOptions, GrpcGate
 from oarlock.serve.front.grpc.http2_frames import MAX_FRAME
@@ -20,9 +21,8 @@ from oarlock.serve.front.http.server import num_connections
 from oarlock.serve.front.http.tls_connections import count_handshakes
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts
-from oarlock.serve.front.options import FrontOptions
-from oarlock.serve.front.upstream import SERVICE, Upstream
 from oarlock.serve.supervision.listening import open_port
+from oarlock.serve.triton.client import SERVICE, TritonClient
 
 _HEALTH = "/grpc.health.v1.Health/Check"
 _ENVELOPE = 16384  # bytes of a request beside the contents of its tensors
@@ -31,22 +31,23 @@ _ENVELOPE = 16384  # bytes of a request beside the contents of its tensors
 class GrpcServer:
     """The port, and gRPC's own server behind it."""
 
-    def __init__(self, options: FrontOptions, service: GrpcService, gate: GrpcGate, server: grpc.aio.Server) -> None:
-        """See make_grpc_server()."""
-        self._options, self._gate, self._server = options, gate, server
-        self._service = service
+    def __init__(self, config: FrontConfig, gate: GrpcGate, server: grpc.aio.Server) -> None:
+        """Join a gate and the server behind it; make_grpc_server() makes both."""
+        self._config, self._gate, self._server = config, gate, server
 
-    async def start(self) -> None:
+    async def start(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Take calls.
+
+        Args:
+            sockets: listening sockets; None to open the port.
 
         Raises:
             ConfigError: when a file for TLS can't be used.
             EnvironmentProblem: when the port can't be had.
         """
-        tls = server_context(self._options) if self._options.has_tls else None
-        sockets = _sockets(self._options)
+        tls = server_context(self._config) if self._config.has_tls else None
         await self._server.start()
-        await self._gate.start(sockets, tls)
+        await self._gate.start(sockets or _open_sockets(self._config), tls)
 
     async def stop(self, grace: float | None = None) -> None:
         """Take no more; what is open has `grace` seconds."""
@@ -56,44 +57,40 @@ class GrpcServer:
 
 
 def make_grpc_server(
-    options: FrontOptions,
-    upstream: Upstream,
+    config: ServeConfig,
+    triton: TritonClient,
     keys: Keys,
     admission: Admission,
     counts: FrontCounts | None = None,
 ) -> GrpcServer:
-    """A server for the port of `options`."""
+    """The gRPC port of a server."""
     header = f"oarlock-peer-{secrets.token_hex(8)}"
-    service = GrpcService(options, upstream, keys, admission, counts or FrontCounts(), header)
+    service = GrpcService(config, triton, keys, admission, counts or FrontCounts(), header)
     server = grpc.aio.server(
-        options=_server_options(options.max_body, options.max_open),
-        maximum_concurrent_rpcs=options.max_connections,
+        options=_server_options(config.engine.max_body, config.max_open),
+        maximum_concurrent_rpcs=config.front.max_connections,
         handlers=[_Doors(service)],
     )
-    folder = Path(options.triton_grpc.removeprefix("unix:")).parent  # of this user alone
-    path = f"{folder}/front-grpc-{os.getpid()}"
+    path = f"{config.triton.run}/front-grpc-{os.getpid()}"  # in a folder that only this user can open
     server.add_insecure_port(f"unix:{path}")
-    most = num_connections(options.max_connections)
+    most = num_connections(config.front.max_connections)
     gate = GrpcGate(
-        GateOptions(path, options.max_body + _ENVELOPE, options.body_seconds, header),
+        GateOptions(path, config.engine.max_body + _ENVELOPE, config.front.body_seconds, header),
         Admission(most, max(1, most // 2), "connections"),
         count_handshakes(),
     )
-    return GrpcServer(options, service, gate, server)
+    return GrpcServer(config.front, gate, server)
 
 
-def _sockets(options: FrontOptions) -> list[socket.socket]:
-    """Those that were inherited, or new ones."""
-    if given := options.sockets.get("grpc"):
-        return [socket.socket(fileno=number) for number in given]
+def _open_sockets(config: FrontConfig) -> list[socket.socket]:
     try:
-        return open_port(options.host, options.ports.grpc)
+        return open_port(config.host, config.grpc_port)
     except OSError as error:
-        where = f"--grpc-port {options.ports.grpc} on {options.host}"
+        where = f"--grpc-port {config.grpc_port} on {config.host}"
         raise EnvironmentProblem(f"{where}: {error.strerror or error}") from error
 
 
-def server_context(options: FrontOptions) -> ssl.SSLContext:
+def server_context(config: FrontConfig) -> ssl.SSLContext:
     """The encryption of the port.
 
     Raises:
@@ -103,9 +100,9 @@ def server_context(options: FrontOptions) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
     try:
-        context.load_cert_chain(options.tls_certificate, options.tls_key)
+        context.load_cert_chain(config.tls_certificate, config.tls_key)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        files = f"--tls-certificate {options.tls_certificate}, --tls-key {options.tls_key}"
+        files = f"--tls-certificate {config.tls_certificate}, --tls-key {config.tls_key}"
         raise ConfigError(f"{files}: {getattr(error, 'reason', None) or error}") from error
     return context
 

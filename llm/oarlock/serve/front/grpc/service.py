@@ -16,7 +16,8 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
 
-from oarlock.serve.engine.sampling_params import RequestRefused
+from oarlock.errors import RequestRefused
+from oarlock.serve.config import ServeConfig
 from oarlock.serve.front.admission import Admission, Refused, client_of
 from oarlock.serve.front.check_request import UnknownModel, check_infer_request
 from oarlock.serve.front.grpc.http2_frames import TOO_LONG
@@ -24,9 +25,7 @@ from oarlock.serve.front.grpc.stream import Stream
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts
 from oarlock.serve.front.model_forms import ModelForm, ModelForms
-from oarlock.serve.front.options import FrontOptions
-from oarlock.serve.front.upstream import Upstream
-from oarlock.serve.triton.failure import TritonFailure
+from oarlock.serve.triton.client import TritonClient, TritonFailure
 
 # grpc.health.v1.HealthCheckResponse: status SERVING, and NOT_SERVING.
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
@@ -62,18 +61,18 @@ class GrpcService:
 
     def __init__(
         self,
-        options: FrontOptions,
-        upstream: Upstream,
+        config: ServeConfig,
+        triton: TritonClient,
         keys: Keys,
         admission: Admission,
         counts: FrontCounts,
         client_header: str,
     ) -> None:
-        self._options, self._upstream, self._keys = options, upstream, keys
+        self._config, self._triton, self._keys = config, triton, keys
         self._admission, self._counts = admission, counts
         self._client_header = client_header
-        self._forms = ModelForms(upstream, options.models, options.max_body)
-        self._calls = Admission(options.max_connections, options.max_open_per_client + _MORE_CALLS, "calls")
+        self._forms = ModelForms(triton, config.triton.models, config.engine.max_body)
+        self._calls = Admission(config.front.max_connections, config.max_open_per_client + _MORE_CALLS, "calls")
 
     def guarded(self, name: str, behavior: Behavior) -> Callable[..., Awaitable[bytes | None]]:
         """With the key and the number of calls looked at first, and with errors as a status."""
@@ -122,7 +121,7 @@ class GrpcService:
     async def health(self, context: Context) -> bytes:
         """Whether Triton can be asked, in the standard form of probes."""
         await self._read(context)
-        return _SERVING if await self._upstream.available() else _NOT_SERVING
+        return _SERVING if await self._triton.is_server_ready() else _NOT_SERVING
 
     def asker(self, name: str) -> Behavior:
         """A call that asks Triton about the server or a model."""
@@ -136,7 +135,7 @@ class GrpcService:
                         grpc.StatusCode.INVALID_ARGUMENT, f"{field.name}: at most {_MAX_NAME} printable characters"
                     )
             try:
-                return bytes(await self._upstream.ask(name, _canonical(message, data), timeout=_ASK_SECONDS))
+                return bytes(await self._triton.call(name, _canonical(message, data), timeout=_ASK_SECONDS))
             except TritonFailure as error:
                 if name not in _WHILE_AWAY or error.code is not grpc.StatusCode.UNAVAILABLE:
                     raise
@@ -150,8 +149,8 @@ class GrpcService:
         message = _parsed(service_pb2.ModelInferRequest, data)
         await self._check(message, len(data))
         async with self._place(self._client(context)):
-            seconds = self._options.timeout + _MORE_SECONDS
-            return bytes(await self._upstream.ask("ModelInfer", _canonical(message, data), timeout=seconds))
+            seconds = self._config.engine.timeout + _MORE_SECONDS
+            return bytes(await self._triton.call("ModelInfer", _canonical(message, data), timeout=seconds))
 
     async def infer_stream(self, context: Context) -> None:
         """Any number of requests, and their responses as they come; errors are messages."""
@@ -169,7 +168,7 @@ class GrpcService:
                 answers = self._answers(_canonical(message, data), message.id, client)
                 stream.add(answers, in_order=not form.decoupled)
                 # A client that does not read is not read either.
-                await stream.wait_below(self._options.max_open_per_client + 1)
+                await stream.wait_below(self._config.max_open_per_client + 1)
             await stream.wait_below(1)
         finally:
             await stream.cancel()
@@ -178,8 +177,8 @@ class GrpcService:
         """To one request of a stream."""
         try:
             async with self._place(client):
-                seconds = self._options.timeout + _MORE_SECONDS
-                async with contextlib.aclosing(self._upstream.stream(data, seconds)) as answers:
+                seconds = self._config.engine.timeout + _MORE_SECONDS
+                async with contextlib.aclosing(self._triton.stream(data, seconds)) as answers:
                     async for answer in answers:
                         yield answer
         except TritonFailure as error:
@@ -190,12 +189,12 @@ class GrpcService:
     async def _read(self, context: Context) -> bytes:
         """The request of a call that has one."""
         try:
-            data = await asyncio.wait_for(context.read(), self._options.body_seconds)
+            data = await asyncio.wait_for(context.read(), self._config.front.body_seconds)
         except asyncio.TimeoutError as error:
             self._counts.add_refusal("grpc", "slow")
             raise TritonFailure(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"the request did not arrive within {self._options.body_seconds:g} seconds",
+                f"the request did not arrive within {self._config.front.body_seconds:g} seconds",
             ) from error
         if data is grpc.aio.EOF:
             raise TritonFailure(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
@@ -206,7 +205,7 @@ class GrpcService:
         """Refuse what was put in the place of a message that is too long."""
         if data == TOO_LONG:
             self._counts.add_refusal("grpc", "size")
-            most = self._options.max_body
+            most = self._config.engine.max_body
             raise TritonFailure(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"the request is larger than the {most:,} bytes that one may have"
             )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from oarlock.errors import RequestRefused
 from oarlock.formats.json_file import parse_json
-from oarlock.serve.engine.sampling_params import RequestRefused
 from oarlock.serve.front.http.refusal import HttpRefusal
 
 _ALL = 1 << 62  # the size was limited while the body arrived

@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from oarlock.serve.config import ServeConfig
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.http.bodies import most_pieces
 from oarlock.serve.front.http.guard import ErrorResponse, Guard, GuardRules
@@ -19,7 +20,6 @@ from oarlock.serve.front.http.heads import HeadRules, is_everywhere, server_name
 from oarlock.serve.front.http.protocol import MAX_HEAD_BYTES, ConnectionLimits, FrontProtocol, plain_error
 from oarlock.serve.front.http.tls_connections import TlsDoor, count_handshakes
 from oarlock.serve.front.keys import Keys
-from oarlock.serve.front.options import FrontOptions
 
 _KEEP_ALIVE_SECONDS = 5  # between two requests of a connection
 _OTHER_DESCRIPTORS = 128  # that this process needs beside its connections
@@ -54,7 +54,7 @@ class HttpServer(uvicorn.Server):
 
 def guarded(
     app: ASGIApp,
-    options: FrontOptions,
+    config: ServeConfig,
     keys: Keys,
     admission: Admission,
     error_response: ErrorResponse,
@@ -72,19 +72,19 @@ def guarded(
         encodings: of bodies that the application unpacks.
     """
     head = HeadRules(
-        names=server_names(options.host, options.allowed_hosts),
-        is_everywhere=is_everywhere(options.host),
-        origins=frozenset(options.cors_origins),
+        names=server_names(config.front.host, config.front.allowed_hosts),
+        is_everywhere=is_everywhere(config.front.host),
+        origins=frozenset(config.front.cors_origins),
         takes_binary=takes_binary,
         encodings=tuple(encodings),
     )
-    rules = GuardRules(head, options.max_body, options.body_seconds, tuple(open_paths))
+    rules = GuardRules(head, config.engine.max_body, config.front.body_seconds, tuple(open_paths))
     return Guard(app, rules, keys, admission, error_response)
 
 
 def make_http_server(
     app: ASGIApp,
-    options: FrontOptions,
+    config: ServeConfig,
     port: int,
     *,
     error_body: Callable[[int, str], bytes] = plain_error,
@@ -99,13 +99,13 @@ def make_http_server(
         lifespan: whether the application has something to do at the start and the end.
         head_seconds, write_seconds: see ConnectionLimits.
     """
-    most = num_connections(options.max_connections)
+    most = num_connections(config.front.max_connections)
     connections = Admission(most, max(1, most // 2), "connections")
-    limits = ConnectionLimits(connections, most_pieces(options.max_body), head_seconds, write_seconds, error_body)
+    limits = ConnectionLimits(connections, most_pieces(config.engine.max_body), head_seconds, write_seconds, error_body)
     protocol: Any = functools.partial(FrontProtocol, limits=limits)
-    config = uvicorn.Config(
+    settings = uvicorn.Config(
         app,
-        host=options.host,
+        host=config.front.host,
         port=port,
         http=protocol,
         ws="none",
@@ -115,13 +115,13 @@ def make_http_server(
         server_header=False,
         proxy_headers=False,  # a client could say any address in them
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
+        timeout_graceful_shutdown=max(1, round(config.drain_seconds)),
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         backlog=_BACKLOG,
-        ssl_certfile=options.tls_certificate or None,
-        ssl_keyfile=options.tls_key or None,
+        ssl_certfile=config.front.tls_certificate or None,
+        ssl_keyfile=config.front.tls_key or None,
     )
-    return HttpServer(config, count_handshakes())
+    return HttpServer(settings, count_handshakes())
 
 
 def num_connections(wanted: int) -> int:

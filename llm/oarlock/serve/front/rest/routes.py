@@ -17,20 +17,18 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tritonclient.grpc import service_pb2
 
-from oarlock.serve.engine.sampling_params import RequestRefused
+from oarlock.errors import RequestRefused
+from oarlock.serve.config import ServeConfig
 from oarlock.serve.front.check_request import UnknownModel, check_infer_request
 from oarlock.serve.front.http.disconnect import EndsWithClient
 from oarlock.serve.front.http.heads import HEADER_LENGTH
 from oarlock.serve.front.http.json_body import read_object
 from oarlock.serve.front.http.refusal import HttpRefusal, shown
 from oarlock.serve.front.model_forms import ModelForm, ModelForms
-from oarlock.serve.front.options import FrontOptions
 from oarlock.serve.front.rest.generate import read_generate, write_generate
 from oarlock.serve.front.rest.infer import InferQuestion, read_infer, to_json, unpacked, write_infer
 from oarlock.serve.front.rest.metadata import as_dict, model_metadata, server_metadata
-from oarlock.serve.front.upstream import Upstream
-from oarlock.serve.triton.client import stream_failure
-from oarlock.serve.triton.failure import TritonFailure
+from oarlock.serve.triton.client import TritonClient, TritonFailure, stream_failure
 from oarlock.serve.triton.fields import RELAYED
 
 HEALTH_PATHS = ("/v2/health/live", "/v2/health/ready")
@@ -58,9 +56,9 @@ _LARGE = 65536  # bytes of a body
 _T = TypeVar("_T")
 
 
-def make_rest_app(options: FrontOptions, upstream: Upstream) -> ASGIApp:
+def make_rest_app(config: ServeConfig, triton: TritonClient) -> ASGIApp:
     """The application of the REST port. It belongs behind a Guard, which hands it bodies that are whole."""
-    return _Rest(options, upstream)
+    return _Rest(config, triton)
 
 
 def rest_error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -77,10 +75,10 @@ def status_of(code: grpc.StatusCode) -> int:
 class _Rest:
     """The routes."""
 
-    def __init__(self, options: FrontOptions, upstream: Upstream) -> None:
-        self._options, self._upstream = options, upstream
-        self._forms = ModelForms(upstream, options.models, options.max_body)
-        self._seconds = options.timeout + _MORE_SECONDS
+    def __init__(self, config: ServeConfig, triton: TritonClient) -> None:
+        self._config, self._triton = config, triton
+        self._forms = ModelForms(triton, config.triton.models, config.engine.max_body)
+        self._seconds = config.engine.timeout + _MORE_SECONDS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -104,7 +102,7 @@ class _Rest:
         path = scope["path"]
         if path == "/v2":
             _check_method(scope, "GET")
-            asked = await self._upstream.ask("ServerMetadata", service_pb2.ServerMetadataRequest(), _ASK_SECONDS)
+            asked = await self._triton.call("ServerMetadata", service_pb2.ServerMetadataRequest(), _ASK_SECONDS)
             return _json(server_metadata(asked))
         if path in HEALTH_PATHS:
             _check_method(scope, "GET")
@@ -116,7 +114,7 @@ class _Rest:
         if found is None:
             raise HttpRefusal(404, "Not Found")
         name, version, kind = found[1], found[2] or "", found[3] or "metadata"
-        if name not in self._options.models:
+        if name not in self._config.triton.models:
             if kind == "ready":
                 return rest_error(400, _NOT_READY)
             raise UnknownModel(f"Request for unknown model: {shown(name)} is not found")
@@ -131,7 +129,7 @@ class _Rest:
 
     async def _health(self, path: str) -> Response:
         """Live is this process, behind which Triton is started again; ready, that the models can be asked."""
-        if path.endswith("live") or await self._upstream.available():
+        if path.endswith("live") or await self._triton.is_server_ready():
             return Response(b"", 200)
         return rest_error(503, "the model is not ready")
 
@@ -152,7 +150,7 @@ class _Rest:
         return _json(as_dict(await self._asked("ModelStatistics", service_pb2.ModelStatisticsRequest, name, version)))
 
     async def _asked(self, method: str, kind: Any, name: str, version: str) -> Any:
-        return await self._upstream.ask(method, kind(name=name, version=version), _ASK_SECONDS)
+        return await self._triton.call(method, kind(name=name, version=version), _ASK_SECONDS)
 
     # asking the models
 
@@ -166,14 +164,14 @@ class _Rest:
         encoding = headers.get(b"content-encoding", b"").strip().lower()
 
         def read() -> InferQuestion:
-            content = unpacked(body, encoding, self._options.max_body)
+            content = unpacked(body, encoding, self._config.engine.max_body)
             question = read_infer(content, headers.get(HEADER_LENGTH), name, version)
             check_infer_request(question.request, limits)
             return question
 
         question = await _aside(read, body)
         async with EndsWithClient(receive) as client:
-            answer = await self._upstream.ask("ModelInfer", question.request, self._seconds)
+            answer = await self._triton.call("ModelInfer", question.request, self._seconds)
         if client.gone:
             return None
         content, head_length = write_infer(answer, question)
@@ -215,7 +213,7 @@ class _Rest:
         Raises:
             TritonFailure: when there is an error in their place.
         """
-        async with contextlib.aclosing(self._upstream.stream(request, self._seconds)) as answers:
+        async with contextlib.aclosing(self._triton.stream(request, self._seconds)) as answers:
             async for answer in answers:
                 if answer.error_message:
                     raise stream_failure(answer.error_message)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 
-from oarlock.model_config.sampling_ranges import MAX_STOP_LENGTH, MAX_STOP_TOKENS, MAX_STOPS, OPENAI_RANGES
-from oarlock.serve.openai.request_reading import read_chat, read_object, read_prompts, read_stops
+from oarlock.sampling.params import (
+    MAX_STOP_LENGTH,
+    MAX_STOP_TOKENS,
+    MAX_STOPS,
+    OPTIONS,
+    SamplingOption,
+    SamplingParams,
+)
+from oarlock.serve.front.openai.request_reading import read_chat, read_object, read_prompts, read_stops
+from oarlock.serve.request import GenerationRequest, Prompt
 
-_IN, _REPETITION = OPENAI_RANGES, OPENAI_RANGES["repetition_penalty"]
+_COMPLETION_TOKENS = 16  # OpenAI's default length of a completion
 _TOKEN_BITS = 2**31 - 1
 _TEXT = {"type": "string", "minLength": 1}
 _TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": _TOKEN_BITS}}
@@ -46,6 +57,7 @@ Stops = Annotated[
     BeforeValidator(read_stops),
     WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": MAX_STOPS}]}),
 ]
+StopTokens = Annotated[list[Token], Field(max_length=MAX_STOP_TOKENS)]
 Messages = Annotated[list[Any], WithJsonSchema({"type": "array", "minItems": 1, "items": _MESSAGE})]
 Tools = Annotated[
     list[Any],
@@ -83,46 +95,65 @@ class StreamOptions(_Strict):
     include_obfuscation: bool = Field(False, description="Accepted; nothing is obfuscated here.")
 
 
-class _Request(_Strict):
-    """What both kinds of request have.
+def _sampling_field(option: SamplingOption) -> tuple[Any, Any]:
+    """Type and constraints of a sampling parameter, for pydantic."""
+    if option.is_list:
+        return (Stops if option.kind is str else StopTokens) | None, None
+    if option.openai is None:
+        return option.kind | None, None
+    allowed = option.openai_range
+    bounds: dict[str, Any] = {"gt" if allowed.excludes_least else "ge": allowed.least, "le": allowed.most}
+    return (Whole if allowed.is_whole else option.kind) | None, Field(None, description=option.openai.words, **bounds)
 
-    `top_k`, `min_tokens`, `repetition_penalty`, `ignore_eos` and `stop_token_ids` are additions that vLLM has too.
-    """
 
-    default_tokens: ClassVar[int | None] = None  # of an answer without max_tokens, as far as the context allows
+_FIELDS: dict[str, Any] = {name: _sampling_field(option) for name, option in OPTIONS.items()}
+_SamplingFields: Any = create_model("_SamplingFields", __base__=_Strict, **_FIELDS)
+
+
+class _Request(_SamplingFields):
+    """The fields of both kinds of request. Those that OpenAI does not have are vLLM's."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    max_tokens: Whole | None = Field(None, ge=1, le=_TOKEN_BITS)
-    temperature: float | None = Field(None, ge=_IN["temperature"].least, le=_IN["temperature"].most)
-    top_p: float | None = Field(None, gt=_IN["top_p"].least, le=_IN["top_p"].most)
     n: Whole | None = Field(None, ge=1, le=16)
-    seed: Whole | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: Stops | None = None
-    frequency_penalty: float | None = Field(None, ge=_IN["frequency_penalty"].least, le=_IN["frequency_penalty"].most)
-    presence_penalty: float | None = Field(None, ge=_IN["presence_penalty"].least, le=_IN["presence_penalty"].most)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    top_k: Whole | None = Field(None, ge=-1, le=_TOKEN_BITS, description="0 or -1 for all")
-    min_tokens: Whole | None = Field(None, ge=0, le=_TOKEN_BITS)
-    repetition_penalty: float | None = Field(
-        None, gt=_IN["repetition_penalty"].least, le=_IN["repetition_penalty"].most
-    )
-    ignore_eos: bool | None = None
-    stop_token_ids: Annotated[list[Token], Field(max_length=MAX_STOP_TOKENS)] | None = None
 
-    def fields(self) -> dict[str, Any]:
-        """Values of the streaming model's tensors (see triton_fields) that are given, without prompt and seed."""
-        values = {
-            name: getattr(self, name)
-            for name in (
-                *("max_tokens", "temperature", "top_p", "min_tokens", "frequency_penalty", "presence_penalty", "stop"),
-                *("repetition_penalty", "ignore_eos", "stop_token_ids"),
-            )
-        }
-        values["top_k"] = None if self.top_k is None else max(0, self.top_k)
-        return {name: value for name, value in values.items() if value is not None}
+    def sampling(self, temperature: float) -> SamplingParams:
+        """The sampling parameters, with the model's temperature if the request sets none."""
+        given = {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
+        given = {"temperature": temperature} | given
+        for name, value in given.items():
+            if isinstance(value, list):
+                given[name] = tuple(value)
+            elif isinstance(value, float):  # as Triton's tensors have it: a tiny number becomes 0
+                given[name] = float(np.float32(value))
+        if "top_k" in given:
+            given["top_k"] = max(0, given["top_k"])  # -1 is vLLM's word for all
+        return SamplingParams(**given, given=frozenset(given))
 
+    def to_requests(
+        self, prompts: Sequence[Prompt], temperature: float, default_tokens: int | None = None
+    ) -> list[GenerationRequest]:
+        """One request for each prompt and wanted answer. With a seed, each answer of a prompt has its own.
+
+        Args:
+            temperature: of requests that set none.
+            default_tokens: longest answer if max_tokens is not set; None for as many as the limits allow.
+
+        Raises:
+            RequestRefused: when a value is out of its range as a number of 32 bits.
+        """
+        sampling = replace(self.sampling(temperature), default_tokens=default_tokens)
+        requests = []
+        for prompt in prompts:
+            for i in range(self.n or 1):
+                seed = None if sampling.seed is None else (sampling.seed + i + 2**63) % 2**64 - 2**63
+                requests.append(GenerationRequest(prompt, replace(sampling, seed=seed)))
+        requests[0].check()
+        return requests
+
+    @property
     def includes_usage(self) -> bool:
         """Whether a streamed answer ends with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -140,18 +171,33 @@ class ChatRequest(_Request):
     def _read(cls, given: Any) -> Any:
         return read_chat(read_object(given, (*cls.model_fields, "tool_choice", "parallel_tool_calls")))
 
-    def fields(self) -> dict[str, Any]:
-        """As of both, with the newer name of max_tokens."""
+    def sampling(self, temperature: float) -> SamplingParams:
+        """The sampling parameters; the newer name of max_tokens counts."""
+        sampling = super().sampling(temperature)
         newer = self.max_completion_tokens
-        return super().fields() | ({} if newer is None else {"max_tokens": newer})
+        if newer is None:
+            return sampling
+        return replace(sampling, max_tokens=newer, given=(sampling.given or frozenset()) | {"max_tokens"})
+
+    def requests(self, temperature: float, adapter: str | None) -> list[GenerationRequest]:
+        """What the engine is asked: one request for each wanted answer."""
+        return self.to_requests([Prompt(messages=self.messages, tools=self.tools, adapter=adapter)], temperature)
 
 
 class CompletionRequest(_Request):
     """POST /v1/completions."""
 
-    default_tokens: ClassVar[int | None] = 16  # OpenAI's
-
     prompt: Prompts
+
+    def requests(self, temperature: float, adapter: str | None) -> list[GenerationRequest]:
+        """What the engine is asked: one request for each prompt and wanted answer."""
+        prompts = [
+            Prompt(text=prompt, adapter=adapter)
+            if isinstance(prompt, str)
+            else Prompt(token_ids=prompt, adapter=adapter)
+            for prompt in self.prompt
+        ]
+        return self.to_requests(prompts, temperature, _COMPLETION_TOKENS)
 
 
 class Usage(BaseModel):

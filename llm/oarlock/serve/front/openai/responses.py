@@ -15,8 +15,8 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
-from oarlock.serve.openai.errors import error_body
-from oarlock.serve.openai.schema import (
+from oarlock.serve.front.openai.errors import error_body
+from oarlock.serve.front.openai.schema import (
     AnswerMessage,
     ChatChoice,
     ChatCompletion,
@@ -26,7 +26,8 @@ from oarlock.serve.openai.schema import (
     CompletionRequest,
     Usage,
 )
-from oarlock.serve.triton.client import Part, TritonClient, TritonFailure
+from oarlock.serve.request import TokenChunk
+from oarlock.serve.triton.client import TritonFailure
 
 _T = TypeVar("_T")
 _STATUS = {
@@ -96,73 +97,72 @@ class CompletionForm(_Form):
         return Completion(choices=choices, usage=usage, **self.head)  # type: ignore[arg-type]
 
 
-async def answer(
-    client: TritonClient,
-    jobs: list[dict[str, Any]],
+async def respond(
+    answers: list[AsyncGenerator[TokenChunk, None]],
     body: ChatRequest | CompletionRequest,
     form: ChatForm | CompletionForm,
     request: Request,
 ) -> Any:
-    """What the client gets: the whole object, or a stream of events.
+    """The response: the whole object, or a stream of events.
 
     Args:
-        jobs: requests to Triton, one for each choice.
+        answers: one for each choice.
 
     Raises:
-        TritonFailure: when the first of them is refused; of a stream that began, an event says it.
-        HTTPException: when the client is gone.
+        TritonFailure: when the first of them is refused. A stream that has begun reports it in an event.
+        HTTPException: when the client has disconnected.
     """
-    parts = _merged(client, jobs, body.default_tokens)
+    chunks, num_choices = _merge(answers), len(answers)
     if not body.stream:
-        answers, usage = await _unless_gone(request, _collected(parts, len(jobs), body.n or 1))
-        return form.whole(answers, usage)
-    first = await _unless_gone(request, anext(parts))  # what is refused gets its status, not a broken stream
-    return StreamingResponse(_events(first, parts, len(jobs), body, form), media_type="text/event-stream")
+        texts, usage = await _unless_disconnected(request, _collect(chunks, num_choices, body.n or 1))
+        return form.whole(texts, usage)
+    first = await _unless_disconnected(request, anext(chunks))  # a refusal gets its status, not a broken stream
+    return StreamingResponse(_events(first, chunks, num_choices, body, form), media_type="text/event-stream")
 
 
-async def _unless_gone(request: Request, answer: Awaitable[_T]) -> _T:
-    """The answer; when the client goes away before it is there, it is cancelled."""
+async def _unless_disconnected(request: Request, answer: Awaitable[_T]) -> _T:
+    """The answer. It is cancelled if the client disconnects before it is there."""
 
-    async def gone() -> None:
+    async def wait_for_disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
     waited: asyncio.Future[_T] = asyncio.ensure_future(answer)
-    watch = asyncio.create_task(gone())
+    watch = asyncio.create_task(wait_for_disconnect())
     try:
         await asyncio.wait((waited, watch), return_when=asyncio.FIRST_COMPLETED)
         if waited.done():
             return waited.result()
-        raise HTTPException(503, "the client is gone")
+        raise HTTPException(503, "the client has disconnected")
     finally:
         for task in (waited, watch):
             task.cancel()
         await asyncio.gather(waited, watch, return_exceptions=True)
 
 
-async def _merged(
-    client: TritonClient, jobs: list[dict[str, Any]], default_tokens: int | None
-) -> AsyncGenerator[tuple[int, Part], None]:
-    """(job, part) of all as they come; closing it cancels them in Triton, and so does the first failure."""
-    if len(jobs) == 1:  # the common case needs no tasks
-        async with contextlib.aclosing(client.ask(jobs[0], default_tokens)) as parts:
-            async for part in parts:
-                yield 0, part
+async def _merge(
+    answers: list[AsyncGenerator[TokenChunk, None]],
+) -> AsyncGenerator[tuple[int, TokenChunk], None]:
+    """(choice, chunk) of all answers as they come. Closing it cancels them in Triton, and so does the first failure."""
+    if len(answers) == 1:  # the common case needs no tasks
+        async with contextlib.aclosing(answers[0]) as chunks:
+            async for chunk in chunks:
+                yield 0, chunk
         return
-    arrived: asyncio.Queue[tuple[int, Part | BaseException | None]] = asyncio.Queue()
+    arrived: asyncio.Queue[tuple[int, TokenChunk | BaseException | None]] = asyncio.Queue()
 
     async def follow(i: int) -> None:
         try:
-            async with contextlib.aclosing(client.ask(jobs[i], default_tokens)) as parts:
-                async for part in parts:
-                    arrived.put_nowait((i, part))
+            async with contextlib.aclosing(answers[i]) as chunks:
+                async for chunk in chunks:
+                    arrived.put_nowait((i, chunk))
             arrived.put_nowait((i, None))
         except TritonFailure as error:
             arrived.put_nowait((i, error))
 
-    tasks = [asyncio.create_task(follow(i)) for i in range(len(jobs))]
+    tasks = [asyncio.create_task(follow(i)) for i in range(len(answers))]
     try:
-        left = len(jobs)
+        left = len(answers)
         while left:
             i, item = await arrived.get()
             if isinstance(item, BaseException):
@@ -177,66 +177,65 @@ async def _merged(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Counter:
-    """Usage of all jobs; a prompt that is answered several times counts once, as with OpenAI."""
+class _UsageCounter:
+    """Usage of all choices. A prompt that is answered several times counts once, as with OpenAI."""
 
     def __init__(self, per_prompt: int) -> None:
         self._per_prompt = per_prompt
         self._prompts: dict[int, int] = {}
         self._answers: dict[int, int] = {}
 
-    def add(self, job: int, part: Part) -> None:
-        self._prompts[job // self._per_prompt] = part.prompt_tokens
-        self._answers[job] = part.completion_tokens
+    def add(self, choice: int, chunk: TokenChunk) -> None:
+        self._prompts[choice // self._per_prompt] = chunk.prompt_tokens
+        self._answers[choice] = chunk.completion_tokens
 
     def usage(self) -> Usage:
         prompt, answer = sum(self._prompts.values()), sum(self._answers.values())
         return Usage(prompt_tokens=prompt, completion_tokens=answer, total_tokens=prompt + answer)
 
 
-async def _collected(
-    parts: AsyncGenerator[tuple[int, Part], None], num_jobs: int, per_prompt: int
+async def _collect(
+    chunks: AsyncGenerator[tuple[int, TokenChunk], None], num_choices: int, per_prompt: int
 ) -> tuple[list[tuple[str, str]], Usage]:
-    texts, ends, counter = [""] * num_jobs, [""] * num_jobs, _Counter(per_prompt)
-    async with contextlib.aclosing(parts):
-        async for i, part in parts:
-            texts[i] += part.text
-            ends[i] = part.finish_reason or ends[i]
-            counter.add(i, part)
+    texts, ends, counter = [""] * num_choices, [""] * num_choices, _UsageCounter(per_prompt)
+    async with contextlib.aclosing(chunks):
+        async for i, chunk in chunks:
+            texts[i] += chunk.text
+            ends[i] = chunk.finish_reason or ends[i]
+            counter.add(i, chunk)
     return list(zip(texts, ends, strict=True)), counter.usage()
 
 
 async def _events(
-    first: tuple[int, Part],
-    parts: AsyncGenerator[tuple[int, Part], None],
-    num_jobs: int,
+    first: tuple[int, TokenChunk],
+    chunks: AsyncGenerator[tuple[int, TokenChunk], None],
+    num_choices: int,
     body: ChatRequest | CompletionRequest,
     form: ChatForm | CompletionForm,
 ) -> AsyncIterator[str]:
     """Server-sent events of a streamed answer."""
-    counter = _Counter(body.n or 1)
-    with_usage = body.includes_usage()
+    counter = _UsageCounter(body.n or 1)
 
     def event(choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> str:
-        more = {"usage": usage} if with_usage else {}
-        chunk = {**form.head, "object": form.chunk, "choices": choices, **more}
-        return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+        more = {"usage": usage} if body.includes_usage else {}
+        content = {**form.head, "object": form.chunk, "choices": choices, **more}
+        return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
-    async with contextlib.aclosing(parts):
-        for i in range(num_jobs):
+    async with contextlib.aclosing(chunks):
+        for i in range(num_choices):
             for choice in form.first(i):
                 yield event([choice])
         try:
-            item: tuple[int, Part] | None = first
+            item: tuple[int, TokenChunk] | None = first
             while item is not None:
-                i, part = item
-                counter.add(i, part)
-                if part.text or part.finish_reason:
-                    yield event([form.piece(i, part.text, part.finish_reason or None)])
-                item = await anext(parts, None)
-        except TritonFailure as error:  # the status is sent already
+                i, chunk = item
+                counter.add(i, chunk)
+                if chunk.text or chunk.finish_reason:
+                    yield event([form.piece(i, chunk.text, chunk.finish_reason)])
+                item = await anext(chunks, None)
+        except TritonFailure as error:  # the status has been sent
             yield f"data: {error_body(status_of(error), str(error)).decode()}\n\n"
             return
-        if with_usage:
+        if body.includes_usage:
             yield event([], counter.usage().model_dump())
         yield "data: [DONE]\n\n"

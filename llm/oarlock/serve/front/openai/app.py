@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http
-import json
 import time
 from typing import Any
 
@@ -13,12 +12,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from oarlock import __version__
-from oarlock.serve.front.options import FrontOptions
-from oarlock.serve.front.upstream import Upstream
-from oarlock.serve.openai.errors import error_response
-from oarlock.serve.openai.request_reading import JsonRoute, param_of, wrong_value
-from oarlock.serve.openai.responses import ChatForm, CompletionForm, answer, status_of
-from oarlock.serve.openai.schema import (
+from oarlock.errors import RequestRefused
+from oarlock.serve.config import ServeConfig
+from oarlock.serve.front.openai.errors import error_response
+from oarlock.serve.front.openai.request_reading import JsonRoute, param_of, wrong_value
+from oarlock.serve.front.openai.responses import ChatForm, CompletionForm, respond, status_of
+from oarlock.serve.front.openai.schema import (
     ChatCompletion,
     ChatRequest,
     Completion,
@@ -47,75 +46,57 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_openai_app(options: FrontOptions, upstream: Upstream) -> FastAPI:
-    """The application. It belongs behind a Guard, which looks at keys, sizes and who asks."""
+def make_openai_app(config: ServeConfig, triton: TritonClient, with_keys: bool = False) -> FastAPI:
+    """The application. A Guard has to stand before it, which checks keys, sizes and who asks."""
     app = FastAPI(title="Oarlock", version=__version__, docs_url=None, redoc_url=None)
     app.router.route_class = JsonRoute
     _add_error_handlers(app)
-    _add_routes(app, TritonClient(upstream, options.model), options.model, options.temperature)
-    _describe(app, bool(options.keys))
+    _add_routes(app, triton, config.triton.model, config.front.temperature)
+    _describe(app, with_keys)
     return app
 
 
-def _add_routes(app: FastAPI, client: TritonClient, model: str, temperature: float) -> None:
+def _add_routes(app: FastAPI, triton: TritonClient, model: str, temperature: float) -> None:
     started = int(time.time())
 
-    async def card_names() -> list[str]:
-        return [model, *await client.adapters()]
+    async def list_names() -> list[str]:
+        return [model, *await triton.list_adapters(model)]
 
-    async def check_name(name: str) -> dict[str, str]:
+    async def find_adapter(name: str) -> str | None:
+        """The adapter that a model name means; None for the base."""
         if name == model:
-            return {}
-        if name in await client.adapters():
-            return {"adapter": name}
-        raise HTTPException(404, f"there is no model {name!r} here (there are: {', '.join(await card_names())})")
+            return None
+        names = await list_names()
+        if name not in names:
+            raise HTTPException(404, f"there is no model {name!r} here (there are: {', '.join(names)})")
+        return name
 
     @app.get("/health", response_model=Health, responses={503: _ERRORS[503]}, summary="Whether the model answers")
     async def health() -> Any:
-        return Health() if await client.is_ready() else error_response(503, "the model is not ready")
+        return Health() if await triton.is_model_ready(model) else error_response(503, "the model is not ready")
 
     models_errors: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (400, 401, 403, 429, 503)}
 
     @app.get("/v1/models", response_model=ModelList, responses=models_errors, summary="The base and its adapters")
     async def models() -> Any:
-        return ModelList(data=[ModelCard(id=name, created=started) for name in await card_names()])
+        return ModelList(data=[ModelCard(id=name, created=started) for name in await list_names()])
 
     @app.get("/v1/models/{name}", response_model=ModelCard, responses=models_errors | {404: _ERRORS[404]})
     async def one_model(name: str) -> Any:
-        await check_name(name)
+        await find_adapter(name)
         return ModelCard(id=name, created=started)
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_ERRORS)
     async def chat(body: ChatRequest, request: Request) -> Any:
-        tools = {"tools": json.dumps(body.tools)} if body.tools else {}
-        prompt = {"messages": json.dumps(body.messages)} | tools
-        jobs = _jobs(body, [prompt | await check_name(body.model)], temperature)
-        return await answer(client, jobs, body, ChatForm(body.model), request)
+        requests = body.requests(temperature, await find_adapter(body.model))
+        answers = [triton.generate(model, one) for one in requests]
+        return await respond(answers, body, ChatForm(body.model), request)
 
     @app.post("/v1/completions", response_model=Completion, responses=_ERRORS)
     async def completions(body: CompletionRequest, request: Request) -> Any:
-        adapter = await check_name(body.model)
-        prompts: list[dict[str, Any]] = [
-            {"text_input": prompt} if isinstance(prompt, str) else {"input_ids": prompt} for prompt in body.prompt
-        ]
-        jobs = _jobs(body, [prompt | adapter for prompt in prompts], temperature)
-        return await answer(client, jobs, body, CompletionForm(body.model), request)
-
-
-def _jobs(
-    body: ChatRequest | CompletionRequest, prompts: list[dict[str, Any]], temperature: float
-) -> list[dict[str, Any]]:
-    """One request to Triton for each prompt and answer wanted; with a seed, each answer of a prompt has its own."""
-    jobs = []
-    for prompt in prompts:
-        for i in range(body.n or 1):
-            seed = {} if body.seed is None else {"seed": (body.seed + i + 2**63) % 2**64 - 2**63}
-            jobs.append({"temperature": temperature} | body.fields() | prompt | seed)
-    try:
-        json.dumps(jobs, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise HTTPException(400, f"the text is not valid Unicode: {error.reason}") from error
-    return jobs
+        requests = body.requests(temperature, await find_adapter(body.model))
+        answers = [triton.generate(model, one) for one in requests]
+        return await respond(answers, body, CompletionForm(body.model), request)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -133,6 +114,10 @@ def _add_error_handlers(app: FastAPI) -> None:
             why = f"this address takes {allowed}" if allowed else "there is no such address here"
             message = f"{request.method} {request.url.path}: {why}"
         return error_response(error.status_code, message, param=param, headers=error.headers)
+
+    @app.exception_handler(RequestRefused)
+    async def out_of_range(_: Request, error: RequestRefused) -> JSONResponse:
+        return error_response(400, str(error), param=param_of(str(error)) or None)
 
     @app.exception_handler(TritonFailure)
     async def failed(_: Request, error: TritonFailure) -> JSONResponse:

@@ -18,9 +18,9 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from oarlock.errors import RequestRefused
 from oarlock.formats.json_file import parse_json
 from oarlock.serve.engine.messages import read_messages, read_tools, without_nothing
-from oarlock.serve.engine.sampling_params import RequestRefused
 
 # Fields of OpenAI's requests, and of vLLM's, that are not done here: why, and the values that ask for nothing.
 _NOT_DONE: dict[str, tuple[str, tuple[Any, ...]]] = {
