@@ -9,6 +9,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -85,6 +86,31 @@ class BuildOps(build_ext):
         return {}
 
 
+class BuildPackage(build_py):
+    """Puts the recipes and the training scripts into the package: oarlock/configs, oarlock/entrypoints.
+
+    In a checkout, and so in an editable install, they stay where people look for them (see oarlock/package_files.py).
+    """
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for source, target in self._copied():
+                self.mkpath(str(target.parent))
+                self.copy_file(str(source), str(target))
+
+    def _copied(self):
+        package = Path(self.build_lib) / "oarlock"
+        for source in sorted(path for path in (ROOT / "configs").rglob("*") if path.suffix in (".yaml", ".json")):
+            yield source, package / source.relative_to(ROOT)
+        for name in ("run_pretrain.py", "finetune_generation.py"):
+            yield ROOT / "llm" / name, package / "entrypoints" / name
+
+    def get_outputs(self, include_bytecode=True):
+        copied = [] if self.editable_mode else [str(target) for _, target in self._copied()]
+        return super().get_outputs(include_bytecode) + copied
+
+
 def build_requirements():
     """A Paddle to build the ops against, where this environment has none yet but will get the CPU build.
 
@@ -110,7 +136,7 @@ setup(
     packages=find_packages("llm", include=["oarlock", "oarlock.*"]),
     py_modules=["fused_ln"],
     ext_modules=[Extension("oarlock.ops.oarlock_ops", [])],
-    cmdclass={"build_ext": BuildOps},
+    cmdclass={"build_ext": BuildOps, "build_py": BuildPackage},
     setup_requires=build_requirements(),
     zip_safe=False,
 )

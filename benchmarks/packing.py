@@ -93,7 +93,7 @@ class Epoch:
         import paddle
 
         from oarlock.families.packing import with_attention
-        from oarlock.train.loss import TokenCrossEntropy, trained_tokens
+        from oarlock.train.step.loss import TokenCrossEntropy, trained_tokens
 
         criterion, tokens, started = TokenCrossEntropy(), 0, time.perf_counter()
         for rows in self.batches:

@@ -40,7 +40,7 @@ def paddle_runs(rows: int, cols: int) -> Runs:
     """The fused op, and the same of Paddle's ops (as PaddleNLP's LlamaRMSNorm has it)."""
     import paddle
 
-    from oarlock.ops import norms
+    from oarlock.ops import rms_norm
 
     size = rows * cols
     inputs = [paddle.randn([rows, cols]) for _ in range(turns(size))]
@@ -49,7 +49,7 @@ def paddle_runs(rows: int, cols: int) -> Runs:
         tensor.stop_gradient = False
 
     def fused(i: int) -> paddle.Tensor:
-        return norms.fused_rms_norm(inputs[i], scale, EPSILON)[0]
+        return rms_norm.fused_rms_norm(inputs[i], scale, EPSILON)[0]
 
     def plain(i: int) -> paddle.Tensor:
         return paddle.rsqrt(inputs[i].pow(2).mean(-1, keepdim=True) + EPSILON) * inputs[i] * scale

@@ -96,9 +96,9 @@ def oarlock_side(options: argparse.Namespace) -> dict[str, Any]:
     from paddlenlp.transformers import LlamaConfig
 
     from oarlock.models.build import ModelSource, build_model
-    from oarlock.ops.install import hold_scores, use
+    from oarlock.ops.install import defer_logits, use
     from oarlock.peft.lora import LoRA
-    from oarlock.train.loss import TokenCrossEntropy
+    from oarlock.train.step.loss import TokenCrossEntropy
 
     size = SIZES[options.side]
     paddle.set_device("cpu")
@@ -121,7 +121,7 @@ def oarlock_side(options: argparse.Namespace) -> dict[str, Any]:
     method = LoRA(options.lora, 2 * options.lora) if options.lora else None
     model = build_model(ModelSource(Path(), config, from_weights=False), method=method)
     model.train()
-    hold_scores(model)
+    defer_logits(model)
     loss_of = TokenCrossEntropy()
     loss_of.normalizer = size["batch"] * size["seq"]
     trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]

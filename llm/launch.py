@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # oarlock lies beside this file; no install is needed
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # finds oarlock without an install
 
 from oarlock.cli.main import main
 

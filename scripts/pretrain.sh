@@ -29,7 +29,8 @@ name=${0##*/}
 if [ "$name" = pretrain.sh ]; then name="$name $1"; fi
 degrees=()
 if [ -n "${TP:-}${PP:-}" ]; then
-  degrees=("--tp=${TP:-1}" "--pp=${PP:-1}" "--sharding_degree=${SHARDING_DEGREE:-}" "--sharding=${SHARDING:-}")
+  degrees=("--tp=${TP:-1}" "--pp=${PP:-1}")
+  degrees+=(${SHARDING_DEGREE:+"--sharding_degree=$SHARDING_DEGREE"} ${SHARDING:+"--sharding=$SHARDING"})
 fi
 if [ "$DEVICE" = cpu ] && [ ! -e data ]; then DATA=${DATA-}; fi # without data, a rehearsal reads the embedded text
 tokenizer=${TOKENIZER:-${MODEL:-}}

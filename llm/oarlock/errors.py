@@ -82,15 +82,20 @@ def report(error: OarlockError) -> None:
     print(f"\noarlock: error{where}: {printable(str(error))}", file=sys.stderr, flush=True)
 
 
+def notify_failure_listeners(error: OarlockError) -> None:
+    """Let the other ranks know that this one has failed, unless one of them failed first."""
+    if not isinstance(error, StoppedWithOthers):
+        for listener in failure_listeners:
+            listener(str(error))
+
+
 def exit_with(main: Callable[[], int | None]) -> None:
     """Run a program's main function; an OarlockError becomes a message and its exit code, never a stack trace."""
     try:
         code = main() or 0
     except OarlockError as error:
         report(error)
-        if not isinstance(error, StoppedWithOthers):
-            for listener in failure_listeners:
-                listener(str(error))
+        notify_failure_listeners(error)
         code = error.exit_code
     except BrokenPipeError:  # `oarlock data show | head`
         code = 0

@@ -118,6 +118,12 @@ def is_vacant(folder: Path) -> bool:
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
+def require_empty(folder: Path, error: type[OarlockError] = ModelError) -> None:
+    """Raise `error` if a new folder can't have this name because something is there."""
+    if not is_vacant(folder):
+        raise error(f"{folder} is not empty; give a folder that does not exist yet")
+
+
 @contextlib.contextmanager
 def new_folder(output: Path, most: int = ANYONE) -> Iterator[Path]:
     """A folder to write into, which gets its name when all is written; one of that name gives way to it.

@@ -1,7 +1,7 @@
 """Every recipe, and every fine-tuning script on the CPU, trains two steps of a tiny model.
 
-The scripts run for real up to Python, where a stand-in writes down the command; it is then run beside the others from
-one process that has imported Paddle (warm_runs.py). One script runs as users start it.
+The commands that the scripts print in a dry run are run one after another from one process that has imported Paddle
+(warm_runs.py). One script runs as users start it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from unit.parallel.test_launch_scripts import Machine
 
 from helpers import ROOT, flags, make_tiny_model, rows
 from oarlock.config import FinetuneConfig, load_config
+from support.launch_scripts import printed_command
 
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
 # name -> processes; as on the GPUs of the published commands
@@ -58,14 +58,10 @@ def recipe_command(recipe: Path, folder: Path, corpus: Path, output: Path) -> li
     return [program, str(recipe), *flags(**(common | more))]
 
 
-def script_command(name: str, folder: Path, output: Path, records: Path) -> list[str]:
+def script_command(name: str, folder: Path, output: Path) -> list[str]:
     """What a script starts on a machine without GPUs."""
-    machine = Machine(records, gpus=0)
     variables = {"DEVICE": "cpu", "MODEL": str(folder / "model"), "DATA": str(folder / "data"), "OUTPUT": str(output)}
-    result = machine.run(name, *flags(**SMALLER_TUNING), **variables)
-    assert result.returncode == 0, result.stderr
-    (start,) = machine.launched()
-    return start["words"]
+    return printed_command(name, folder, *flags(**SMALLER_TUNING), **variables)[1:]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +74,7 @@ def results(folder, corpus) -> dict[str, dict[str, Any]]:
         if isinstance(source, Path):
             words = recipe_command(source, folder, corpus, own / "out")
         else:
-            words = script_command(source, folder, own / "out", own / "machine")
+            words = script_command(source, folder, own / "out")
         spec.append({"name": name, "words": words, "folder": str(own)})
     (folder / "spec.json").write_text(json.dumps(spec))
     command = [sys.executable, str(Path(__file__).with_name("warm_runs.py")), "spec.json", "out.json"]

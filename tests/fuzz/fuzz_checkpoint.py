@@ -24,8 +24,8 @@ from oarlock.data.records.counts import Counts
 from oarlock.errors import OarlockError
 from oarlock.formats.sealed import SEAL, sealed_text
 from oarlock.train.checkpoint.manifest import MANIFEST, TRAINER_STATE, verify
-from oarlock.train.checkpoint.row_file import read_rows
 from oarlock.train.output.lock_holder import Holder
+from oarlock.train.reporters.row_file import read_rows
 from oarlock.weights.shard_index import INDEX, part_name
 from oarlock.weights.sharded_store import PieceFolder
 

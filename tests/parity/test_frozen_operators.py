@@ -13,7 +13,8 @@ import pytest
 from paddle import nn
 from paddle.nn import functional as F
 
-from oarlock.ops import attention, corrections, decoder_layer, lora_linear, norms, step
+from oarlock.ops import attention, corrections, decoder_layer, linear_cross_entropy, lora_linear, rotary, swiglu
+from oarlock.ops import rms_norm as norm_ops
 from oarlock.peft.quantization import Quantization, QuantizedMatmul, QuantizedWeight
 from op_checks import built
 
@@ -69,8 +70,8 @@ def beside(x, weight, a, b):
     return x @ weight + 2.0 * (x @ a) @ b
 
 
-def three(rest) -> lora_linear.Three:
-    return lora_linear.Three(rest[:3], rest[3:6], rest[6:], [2.0, 2.0, 2.0])
+def three(rest) -> lora_linear.LoraTriple:
+    return lora_linear.LoraTriple(rest[:3], rest[3:6], rest[6:], [2.0, 2.0, 2.0])
 
 
 def each_beside(x, *rest):
@@ -85,7 +86,7 @@ def turned(q, k):
 
 def fused_turned(q, k):
     cos, sin = (paddle.to_tensor(random(6, 8, seed=seed).astype("float32")) for seed in (3, 4))
-    return list(step.fused_rotary(q, k, cos, sin, None))
+    return list(rotary.fused_rotary(q, k, cos, sin, None))
 
 
 LABELS = np.arange(10).reshape(2, 5) % 12
@@ -120,16 +121,16 @@ PADDLES = {
     "conv2d": Operator(F.conv2d, (random(2, 3, 6, 6), random(4, 3, 3, 3), random(4))),
 }
 OURS = {
-    "fused_rms_norm": Operator(lambda x, s: norms.fused_rms_norm(x, s, EPSILON)[0], (X, SCALE), rms_norm),
+    "fused_rms_norm": Operator(lambda x, s: norm_ops.fused_rms_norm(x, s, EPSILON)[0], (X, SCALE), rms_norm),
     "fused_rms_norm_kept": Operator(
-        lambda x, s: norms.fused_rms_norm_kept(x, s, EPSILON), (X, SCALE), lambda x, s: [rms_norm(x, s), x]
+        lambda x, s: norm_ops.fused_rms_norm_kept(x, s, EPSILON), (X, SCALE), lambda x, s: [rms_norm(x, s), x]
     ),
     "fused_add_rms_norm": Operator(
-        lambda x, r, s: norms.fused_add_rms_norm(x, r, s, EPSILON)[:2], (X, random(2, 5, 16, seed=1), SCALE),
+        lambda x, r, s: norm_ops.fused_add_rms_norm(x, r, s, EPSILON)[:2], (X, random(2, 5, 16, seed=1), SCALE),
         lambda x, r, s: [rms_norm(x + r, s), x + r],
     ),
-    "fused_ln": Operator(lambda x, s, b: norms.fused_ln(x, s, b, EPSILON)[0], (X, SCALE, BIAS), layer_norm),
-    "fused_swiglu": Operator(step.fused_swiglu, (X, random(2, 5, 16, seed=1)), lambda x, y: F.silu(x) * y),
+    "fused_ln": Operator(lambda x, s, b: norm_ops.fused_ln(x, s, b, EPSILON)[0], (X, SCALE, BIAS), layer_norm),
+    "fused_swiglu": Operator(swiglu.fused_swiglu, (X, random(2, 5, 16, seed=1)), lambda x, y: F.silu(x) * y),
     "fused_rotary": Operator(fused_turned, HEADS[:2], turned),
     "fused_attention": Operator(attention.fused_attention, HEADS, attend),
     "fused_lora_linear": Operator(
@@ -153,7 +154,7 @@ OURS = {
         lambda x, k, o, s, *w: k + x @ o + gated(rms_norm(k + x @ o, s), *w),
     ),
     "fused_linear_cross_entropy": Operator(
-        lambda x, w: step.fused_linear_cross_entropy(x, w, paddle.to_tensor(LABELS), False, 0.1, -100),
+        lambda x, w: linear_cross_entropy.fused_linear_cross_entropy(x, w, paddle.to_tensor(LABELS), False, 0.1, -100),
         (X, random(16, 12)),
         lambda x, w: F.cross_entropy(x @ w, paddle.to_tensor(LABELS), reduction="sum") * 0.1,
     ),

@@ -9,9 +9,9 @@ import pytest
 
 from helpers import ordinary
 from oarlock.ops import install, library
-from oarlock.ops.step import HeldScores
+from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.peft.lora import LoRA
-from oarlock.train.loss import TokenCrossEntropy
+from oarlock.train.step.loss import TokenCrossEntropy
 
 pytestmark = [
     pytest.mark.usefixtures("paddles_own_ops"),
@@ -49,7 +49,7 @@ def losses(family, lora=(), recompute=False, fuse=False):
     if recompute:
         model.recompute_enable()
     model.train()
-    install.hold_scores(model)
+    install.defer_logits(model)
     trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
     optimizer = paddle.optimizer.AdamW(1e-2, parameters=trained, weight_decay=0.1)
     criterion, random, found = TokenCrossEntropy(), np.random.default_rng(3), []
@@ -85,7 +85,7 @@ def test_losses_are_the_same(family, settings):
     install.use(True)
     fused, held = losses(family, **settings)
     np.testing.assert_allclose(fused, plain, rtol=1e-5)
-    assert isinstance(held, HeldScores) == (family in ("Llama", "Qwen2"))
+    assert isinstance(held, DeferredLogits) == (family in ("Llama", "Qwen2"))
 
 
 def test_scores_are_made_where_they_are_wanted():
@@ -97,8 +97,8 @@ def test_scores_are_made_where_they_are_wanted():
     loss, scores = model(ids, labels=ids)[:2]
     loss.backward()
     assert scores.shape == [2, 10, 96] and model.lm_head.weight.grad is not None
-    install.hold_scores(model)
-    assert isinstance(model(ids)[0], HeldScores)
+    install.defer_logits(model)
+    assert isinstance(model(ids)[0], DeferredLogits)
     with paddle.no_grad():
         assert model(ids)[0].shape == [2, 10, 96]
     model.eval()

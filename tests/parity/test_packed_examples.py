@@ -23,7 +23,7 @@ from oarlock.errors import ConfigError
 from oarlock.families import packing
 from oarlock.families.packing import ENDS
 from oarlock.train.finetune import finetune
-from oarlock.train.loss import TokenCrossEntropy, trained_tokens
+from oarlock.train.step.loss import TokenCrossEntropy, trained_tokens
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

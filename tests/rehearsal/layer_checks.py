@@ -27,7 +27,7 @@ from paddle.nn import functional as F
 from oarlock.cpu_ranks.fleet_patches import building_group_sharded
 from oarlock.environment.ranks import rank
 from oarlock.ops import library
-from oarlock.ops import step as fused
+from oarlock.ops import linear_cross_entropy as fused
 
 
 def array(seed: int, *shape: int) -> np.ndarray:
@@ -136,15 +136,15 @@ def fused_cross_entropy() -> None:
         whole, part = ((variable(hidden), variable(each)) for each in (weight, mine(weight, axis)))
         logits = paddle.matmul(*whole, transpose_y=transposed)
         expected = F.cross_entropy(logits, paddle.to_tensor(labels), reduction="sum") / 7
-        held = fused.HeldScores(mp_ops._c_identity(part[0], group=group()), part[1], transposed, group())
-        with mock.patch.object(fused, "SCORES", scores):
+        held = fused.DeferredLogits(mp_ops._c_identity(part[0], group=group()), part[1], transposed, group())
+        with mock.patch.object(fused, "MAX_LOGITS", scores):
             found = held.cross_entropy(paddle.to_tensor(labels), 1 / 7, -100)
         same(found, expected)
         for result in (found, expected):
             (result * 3).backward()
         same(part[0].grad, whole[0].grad)
         same(part[1].grad, mine(whole[1].grad.numpy(), axis))
-    far = fused.HeldScores(paddle.to_tensor([[1e4, -1e4]]), paddle.eye(2)[:, rank() : rank() + 1], False, group())
+    far = fused.DeferredLogits(paddle.to_tensor([[1e4, -1e4]]), paddle.eye(2)[:, rank() : rank() + 1], False, group())
     assert [float(far.cross_entropy(paddle.to_tensor([label]), 1.0, -100)) for label in (0, 1)] == [0.0, 2e4]
 
 

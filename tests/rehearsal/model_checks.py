@@ -16,11 +16,11 @@ from paddlenlp.transformers.qwen2.modeling import Qwen2LMHead
 
 from oarlock.environment.ranks import rank
 from oarlock.ops import install, library
-from oarlock.ops.install import hold_scores
-from oarlock.ops.step import HeldScores
+from oarlock.ops.install import defer_logits
+from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.parallel.object_collectives import all_gather_objects
-from oarlock.train.loss import TokenCrossEntropy
 from oarlock.train.optim.seeds import reseed_tracker, seed_step
+from oarlock.train.step.loss import TokenCrossEntropy
 from oarlock.weights.layout import shared_between_stages
 
 NAMES = ("global_seed", "local_seed", "model_parallel_rng")
@@ -129,13 +129,13 @@ def split_heads() -> None:
         results = []
         for is_fused in (False, True):
             install.use(is_fused)
-            hold_scores(model)
+            defer_logits(model)
             hidden = paddle.to_tensor(rows, stop_gradient=False)
             criterion = TokenCrossEntropy(split_vocabulary=True)
             criterion.normalizer = 5
             model.clear_gradients()
             output = model(hidden)
-            assert isinstance(output, HeldScores) == is_fused
+            assert isinstance(output, DeferredLogits) == is_fused
             loss = criterion(output, labels)
             loss.backward()
             results.append([loss.item(), hidden.grad.numpy(), model.weight.grad.numpy()])

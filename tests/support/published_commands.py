@@ -41,3 +41,15 @@ COMMAND_5 = """
 --logging_steps 1 --disable_tqdm 1 --eval_steps 100 --eval_with_do_generation 0 --fp16 0 --fp16_opt_level O2
 --recompute 0 --learning_rate 3e-5 --lr_scheduler_type linear --max_grad_norm 1.0 --warmup_steps 20
 """
+
+# recipe -> the published command behind its entrypoint
+ONE_CARD = COMMAND_2.replace("--tensor_parallel_degree 4", "")
+ADAPTER = f"{ONE_CARD} --num_train_epochs 2 --gradient_accumulation_steps 4"
+PUBLISHED = {
+    "pretrain_7b": COMMAND_1,
+    "full_7b": COMMAND_2,
+    "lora_7b": f"{ADAPTER} --learning_rate 3e-4 --lora True --r 8",
+    "prefix_7b": f"{ADAPTER} --learning_rate 3e-2 --prefix_tuning True --num_prefix_tokens 64",
+    "full_pipeline_7b": COMMAND_5,
+    "instruction_7b": f"{COMMAND_2} --instruction_generation",
+}

@@ -46,6 +46,9 @@ class _Form:
     help_from: type | None = None
 
 
+_FLAG = _Form(False, "", "", False, False)  # of a field that is declared with option()
+
+
 @dataclass(frozen=True)
 class Command(Generic[OptionsT]):
     """A subcommand.
@@ -53,7 +56,7 @@ class Command(Generic[OptionsT]):
     Attributes:
         name: the word behind `oarlock`.
         help: one sentence, shown by `oarlock --help` and on top of the command's own help.
-        options: dataclass of `flag` and `positional` fields.
+        options: dataclass of `flag`, `positional` and `option` fields.
         run: does the work with the parsed options and returns the exit code. It imports what is slow to import.
         removed: flags of earlier versions, and what replaces each. Using one is an error that says so.
     """
@@ -182,7 +185,7 @@ class CommandParser(argparse.ArgumentParser):
         if not isinstance(command, Command):
             return
         self.set_defaults(command=command)
-        forms = {item.name: item.metadata["form"] for item in dataclasses.fields(command.options)}
+        forms = {item.name: item.metadata.get("form", _FLAG) for item in dataclasses.fields(command.options)}
         groups: dict[str, Any] = {"": self}
         for name, spec in section_specs(command.options).items():
             form = forms[name]
@@ -257,7 +260,7 @@ def _add(parser: Any, spec: OptionSpec, form: _Form) -> None:
         name, action = (f"no_{spec.name}", "store_false") if spec.default else (spec.name, "store_true")
         parser.add_argument(*_spellings((name, *spec.aliases)), dest=spec.name, action=action, **settings)
         return
-    settings["type"] = functools.partial(_read, dataclasses.replace(spec, optional=False, choices=()))
+    settings["type"] = functools.partial(_read, spec)
     if spec.choices:
         settings["choices"] = spec.choices
     elif form.metavar or spec.type in _METAVARS:
@@ -287,13 +290,15 @@ def _help_text(spec: OptionSpec) -> str:
 
 
 def _read(spec: OptionSpec, word: str) -> Any:
-    """The value of a word on the command line.
+    """The value of a word on the command line. An empty word is None where a flag may be None, and "none" is a word.
 
     Raises:
         ArgumentTypeError: with what is wrong with it.
     """
+    if not word and spec.optional:
+        return None
     try:
-        value = spec.convert(word)
+        value = dataclasses.replace(spec, optional=False, choices=()).convert(word)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     if (problem := spec.problem(value)) is not None:

@@ -18,9 +18,11 @@ from oarlock.cli.commands import (
     families,
     launch,
     merge,
+    recipes,
     rehearse,
     resize,
     serve,
+    train,
 )
 from oarlock.cli.flags import AnyCommand, add_commands, run_parsed
 from oarlock.environment.signals import exit_on_sigterm
@@ -29,6 +31,9 @@ from oarlock.versions import version_text
 
 COMMANDS: tuple[AnyCommand, ...] = (
     data.COMMAND,
+    recipes.COMMAND,
+    train.PRETRAIN,
+    train.FINETUNE,
     ask.COMMAND,
     chat.COMMAND,
     merge.COMMAND,

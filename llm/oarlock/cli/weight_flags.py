@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from oarlock.cli.flags import flag
 
@@ -34,3 +35,12 @@ class WeightFlags(ShardSize):
     """Skip the comparison of the result's logits with those of the source."""
     allow_pickle_weights: bool = flag(False)
     """Read pytorch_model.bin or *.pdparams if there are no safetensors files."""
+
+    def weight_arguments(self) -> dict[str, Any]:
+        """These flags as arguments of the functions in oarlock.api.models."""
+        return {
+            "dtype": self.dtype,
+            "max_shard_bytes": self.shard_bytes,
+            "proof": self.proof,
+            "allow_pickle_weights": self.allow_pickle_weights,
+        }

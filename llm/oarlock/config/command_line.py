@@ -54,11 +54,12 @@ def help_text(config_class: type, program: str, width: int | None = None) -> str
     """--help: options in their sections, with type, unit, default and other spellings."""
     width = width or min(120, shutil.get_terminal_size((100, 24)).columns)
     lines = [
-        f"usage: {program} [config.yaml] [--option value ...]",
+        f"usage: {program} [RECIPE] [--option value ...]",
         "",
         *textwrap.wrap(
-            "Options come from the YAML file (flat or by section; `include: [files]` composes them), flags go over it. "
-            "Yes/no options: --recompute, --recompute 1, --recompute true, --no_recompute.",
+            "RECIPE is a YAML file or the name of a recipe (`oarlock recipes` lists them). Its options are flat or in "
+            "sections, and `include: [files]` composes files. Flags win over the recipe. Yes/no options: --recompute, "
+            "--recompute 1, --recompute true, --no_recompute.",
             width,
         ),
         "  --print_config  print the resolved configuration and stop",

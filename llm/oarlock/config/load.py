@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from oarlock.config.options import OptionSpec, option_specs, section_classes, shown
 from oarlock.config.problems import Problems, WrongOptions, listing, names_of, suggestion
 from oarlock.config.recipe_files import RecipeFiles
+from oarlock.config.recipes import find_recipe
 from oarlock.config.rules import cross_problems
 from oarlock.config.run_config import RunConfig
 
@@ -26,18 +27,36 @@ class LoadedConfig(typing.Generic[ConfigT]):
 
 
 def load_config(config_class: type[ConfigT], argv: Sequence[str]) -> LoadedConfig[ConfigT]:
-    """Read `[file.yaml] [--flag value ...]`.
+    """Read `[RECIPE] [--flag value ...]`; RECIPE is a YAML file or the name of a recipe.
 
     Raises:
         ConfigError: with every problem found, each naming its flag or file:line and, for unknown names, the nearest.
     """
+    arguments = list(argv)
+    recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    return _load(config_class, recipe, lambda specs, problems: _from_flags(arguments, specs, problems))
+
+
+def load_options(
+    config_class: type[ConfigT], recipe: str | Path | None, options: Mapping[str, Any]
+) -> LoadedConfig[ConfigT]:
+    """Read a recipe (or none) and options that are given as Python values.
+
+    Raises:
+        ConfigError: as load_config.
+    """
+    return _load(config_class, recipe, lambda specs, problems: _from_arguments(options, specs, problems))
+
+
+def _load(
+    config_class: type[ConfigT],
+    recipe: str | Path | None,
+    read_options: Callable[[dict[str, OptionSpec], Problems], dict[str, tuple[Any, str]]],
+) -> LoadedConfig[ConfigT]:
     specs = option_specs(config_class)
     problems = Problems()
-    values: dict[str, tuple[Any, str]] = {}
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
-        values |= RecipeFiles(specs, problems).read(Path(arguments.pop(0)))
-    values |= _from_flags(arguments, specs, problems)
+    values = RecipeFiles(specs, problems).read(find_recipe(recipe)) if recipe is not None else {}
+    values |= read_options(specs, problems)
     converted, origins = _convert(values, specs, problems)
     if problems:
         raise WrongOptions(listing(problems))
@@ -94,6 +113,19 @@ def _build(config_class: type[ConfigT], values: dict[str, Any]) -> ConfigT:
         by_section.setdefault(spec.section, {})[name] = values[name]
     sections = section_classes(config_class)
     return config_class(**{section: sections[section](**items) for section, items in by_section.items()})
+
+
+def _from_arguments(
+    options: Mapping[str, Any], specs: dict[str, OptionSpec], problems: Problems
+) -> dict[str, tuple[Any, str]]:
+    names = names_of(specs)
+    values: dict[str, tuple[Any, str]] = {}
+    for name, value in options.items():
+        if name in names:
+            values[names[name]] = (value, f"argument {name}")
+        else:
+            problems.append(f"unknown option {name}{suggestion(name, value, names, specs)}")
+    return values
 
 
 # flags

@@ -11,7 +11,7 @@ import yaml
 from oarlock.config.options import OptionSpec, shown
 from oarlock.config.problems import Problems, names_of, suggestion
 from oarlock.errors import ConfigError
-from oarlock.formats.files import is_missing, read_bytes
+from oarlock.formats.files import read_bytes
 from oarlock.formats.yaml_file import Budget, compose_text, value_of
 
 MOST_FILES = 64  # of one recipe; ours include four
@@ -42,8 +42,6 @@ class RecipeFiles:
         Raises:
             ConfigError: naming the file, and the line where there is one.
         """
-        if is_missing(path):
-            raise ConfigError(f"{path}: No such file or directory; the first argument must be a YAML file or a flag")
         return self._values(path, read_bytes(path, limit=self._budget.bytes, what="YAML file", error=ConfigError), ())
 
     def _included(self, path: Path, parents: tuple[Path, ...], named_at: str) -> Values:

@@ -50,6 +50,20 @@ def stop_if_terminated() -> None:
         sys.exit(128 + signal.SIGTERM)
 
 
+@contextlib.contextmanager
+def signals_restored() -> Iterator[None]:
+    """On leaving, restore the handlers of SIGTERM and SIGINT, and forget a signal that stopped a run inside."""
+    global _terminated
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        _terminated = False
+        for number, handler in before.items():
+            if handler is not None:  # None: it was not set by Python
+                signal.signal(number, handler)
+
+
 def die_with_parent() -> None:
     """Have the kernel end this process when its parent dies, SIGKILL included (Linux; elsewhere nothing happens)."""
     if sys.platform == "linux":

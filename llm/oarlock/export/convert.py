@@ -17,7 +17,7 @@ from oarlock.errors import ModelError
 from oarlock.export.convert_tensors import InTurn, converted_tensors, plain_config
 from oarlock.export.manifest import write_manifest
 from oarlock.export.tokenizer_files import write_companions
-from oarlock.files import is_vacant, write_json
+from oarlock.files import require_empty, write_json
 from oarlock.merge.verify import TOLERANCES
 from oarlock.model_config.family_detection import family_of
 from oarlock.model_config.hf_config import to_hugging_face, words_of
@@ -115,8 +115,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     """
     source, output = Path(source), Path(output).resolve()
     options = options or ConvertOptions()
-    if not is_vacant(output):
-        raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
+    require_empty(output)
     words_of(family_of(config_content(source), str(source / "config.json")))
     layout = _layout(source, options.allow_pickle)
     config = read_config(source)

@@ -18,7 +18,7 @@ from oarlock.errors import ModelError
 from oarlock.export.convert_tensors import names_there, parts_of, plain_config
 from oarlock.export.manifest import write_manifest
 from oarlock.export.tokenizer_files import write_tokenizer
-from oarlock.files import is_vacant, read_json_object, write_json
+from oarlock.files import read_json_object, require_empty, write_json
 from oarlock.hub.model_names import local_folder
 from oarlock.merge.deltas import Change, changes_of
 from oarlock.merge.inputs import Weighted
@@ -75,8 +75,7 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
             when the proof fails.
     """
     adapter, output = Path(adapter), Path(output).resolve()
-    if not is_vacant(output):
-        raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
+    require_empty(output)
     found = open_lora(adapter, "written for PEFT")
     name = base or found.base.name
     folder = local_folder(base, False) if base else find_base(found, "Name it: --base BASE", with_weights=False)

@@ -12,7 +12,7 @@ from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.checks.findings import read_object
 from oarlock.export.servers import SERVED_NAME, SERVERS, check_architecture
-from oarlock.files import is_vacant
+from oarlock.files import require_empty
 from oarlock.model_config.family_detection import family_of
 from oarlock.model_config.hf_config import words_of
 from oarlock.parallel.family_rules import FAMILIES
@@ -95,8 +95,7 @@ def check_options(request: Request) -> None:
         raise ConfigError(f"--name {request.name!r}: use letters, digits, . _ - (it becomes part of addresses)")
     if request.keep_adapters or target == "triton":
         adapter_names(request.adapters)
-    if not is_vacant(request.output):
-        raise ModelError(f"{request.output} is not empty; give a folder that does not exist yet")
+    require_empty(request.output)
 
 
 def check_source(request: Request, folder: Path) -> None:

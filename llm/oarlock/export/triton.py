@@ -23,8 +23,7 @@ from oarlock.errors import ModelError
 from oarlock.export.manifest import write_manifest
 from oarlock.export.requirements import REQUIREMENTS_FILE, requirements_text
 from oarlock.export.servers import SERVED_NAME
-from oarlock.files import file_sha256, new_folder
-from oarlock.merge.inputs import check_output
+from oarlock.files import file_sha256, new_folder, require_empty
 from oarlock.model_config.load import read_config
 from oarlock.models.build import model_class
 from oarlock.models.folder_files import ADAPTER_FILES, MODEL_FILES, readers_of, take
@@ -77,7 +76,7 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
     model, output = Path(model), Path(output).resolve()
     configs = {folder: _config(folder, name, tuple(adapters)) for folder in _model_names(name)}
     _check(model, adapters, name)
-    check_output(output)
+    require_empty(output)
     try:
         with new_folder(output, readers_of(model, *map(Path, adapters.values()))) as folder:
             for own, config in configs.items():
@@ -152,7 +151,8 @@ def _write_model(folder: Path, own: str, config: ModelConfig) -> None:
     shutil.copyfile(TEMPLATES / own / "model.py", version / "model.py")
     library = version / "lib" / "oarlock"
     if own == "oarlock":
-        shutil.copytree(PACKAGE, library, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "configs", "entrypoints")
+        shutil.copytree(PACKAGE, library, ignore=ignored)
     else:
         for module in _RELAY_MODULES:
             (library / module).parent.mkdir(parents=True, exist_ok=True)

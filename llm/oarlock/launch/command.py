@@ -23,7 +23,7 @@ RESUME_FLAG = "--no_overwrite_output_dir"
 
 @dataclass(frozen=True)
 class LaunchCommand:
-    """What `oarlock launch` runs.
+    """A command that starts the ranks of a node.
 
     Attributes:
         argv: the words of the command.
@@ -60,16 +60,16 @@ def build_command(options: LaunchOptions, script: str, arguments: Sequence[str])
     log_dir = options.log_dir
     if node.count > 1:
         log_dir = f"{log_dir}/node-{node.rank}"  # the nodes may share the folder, and each writes workerlog.0
-    launcher = _launcher_words(options, devices, node, log_dir) if has_launcher else []
+    launcher = _build_launcher_argv(options, devices, node, log_dir) if has_launcher else []
     recipe = 1 if arguments and not arguments[0].startswith("-") else 0  # a YAML file comes first
-    flags = [*(degrees.flags() if degrees else []), "--device", options.device]
+    flags = [*(degrees.to_flags() if degrees else []), "--device", options.device]
     argv = [sys.executable, "-u", *launcher, script, *arguments[:recipe], *flags, *arguments[recipe:]]
     if os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0"):
         argv.append(RESUME_FLAG)
     return LaunchCommand(argv, has_launcher, log_dir, num_ranks, degrees)
 
 
-def _launcher_words(options: LaunchOptions, devices: list[str], node: NodePlace, log_dir: str) -> list[str]:
+def _build_launcher_argv(options: LaunchOptions, devices: list[str], node: NodePlace, log_dir: str) -> list[str]:
     words = ["-m", "paddle.distributed.launch"]
     if options.device == "cpu":
         words += ["--nproc_per_node", str(len(devices))]  # --gpus crashes in a CPU build of Paddle
@@ -93,7 +93,7 @@ def _launcher_words(options: LaunchOptions, devices: list[str], node: NodePlace,
 
 
 @contextlib.contextmanager
-def rank_environment(options: LaunchOptions, command: LaunchCommand) -> Iterator[dict[str, str]]:
+def make_environment(options: LaunchOptions, command: LaunchCommand) -> Iterator[dict[str, str]]:
     """The environment of the ranks. On the CPU it is that of a machine without GPUs, and it names a secret.
 
     The ranks of a launch prove to each other that they know the secret (docs/security.md). It is in a file without a

@@ -18,7 +18,7 @@ class Degrees:
     pipeline: int
     stage: str
 
-    def flags(self) -> list[str]:
+    def to_flags(self) -> list[str]:
         """Flags for the training script. It derives the data degree from the others."""
         flags = ["--tensor_parallel_degree", str(self.tensor), "--pipeline_parallel_degree", str(self.pipeline)]
         flags += ["--sharding", self.stage]

@@ -7,7 +7,7 @@ import re
 import subprocess
 
 from oarlock.errors import ConfigError
-from oarlock.launch.options import LaunchOptions, variable_and_flag
+from oarlock.launch.options import LaunchOptions, name_option
 
 _COUNT = re.compile(r"[1-9][0-9]{0,5}")
 _LIST = re.compile(r"[A-Za-z0-9-]+(,[A-Za-z0-9-]+)+")
@@ -26,23 +26,26 @@ def choose_devices(options: LaunchOptions) -> list[str]:
     if wanted is None and options.device == "cpu":
         wanted = "1"
     if wanted is not None and not (_COUNT.fullmatch(wanted) or _LIST.fullmatch(wanted)):
-        raise ConfigError(
-            f"{variable_and_flag('gpus')} must be a list (0,1,2,3) or a number of GPUs (4); got {wanted!r}"
-        )
+        raise ConfigError(f"{name_option('gpus')} must be a list (0,1,2,3) or a number of GPUs (4); got {wanted!r}")
     if options.device == "cpu":
         return _expand(wanted or "1")
     # A dry run may describe another machine. CUDA_VISIBLE_DEVICES counts even then.
     if options.dry_run and wanted and "CUDA_VISIBLE_DEVICES" not in os.environ:
         return _expand(wanted)
-    available = visible_gpus()
+    available = list_gpus()
     if not available:
-        raise ConfigError(_no_gpu_message(options))
+        reason = "CUDA_VISIBLE_DEVICES is empty" if "CUDA_VISIBLE_DEVICES" in os.environ else "nvidia-smi lists none"
+        command = options.rehearsal or "oarlock launch --device cpu --gpus N SCRIPT --model_name_or_path SMALL_MODEL"
+        raise ConfigError(
+            f"no NVIDIA GPU here ({reason}). To rehearse on the CPU, with the model of the quickstart or another small "
+            f"one:\n  {command}"
+        )
     if wanted is None:
         return available
     if _COUNT.fullmatch(wanted):
         if int(wanted) > len(available):
             raise ConfigError(
-                f"{variable_and_flag('gpus')} asks for {wanted} GPUs, but {len(available)} can be seen "
+                f"{name_option('gpus')} asks for {wanted} GPUs, but {len(available)} can be seen "
                 f"({' '.join(available)})"
             )
         return available[: int(wanted)]
@@ -50,12 +53,12 @@ def choose_devices(options: LaunchOptions) -> list[str]:
     for device in devices:
         if device not in available:
             raise ConfigError(
-                f"{variable_and_flag('gpus')} is {wanted}: no GPU {device} here (there are: {' '.join(available)})"
+                f"{name_option('gpus')} is {wanted}: no GPU {device} here (there are: {' '.join(available)})"
             )
     return devices
 
 
-def visible_gpus() -> list[str]:
+def list_gpus() -> list[str]:
     """Names of the GPUs that this process may use.
 
     Paddle's launcher takes the names in CUDA_VISIBLE_DEVICES (a batch system may set it), not positions in it.
@@ -63,25 +66,12 @@ def visible_gpus() -> list[str]:
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return listed.split(",") if listed else []
-    return re.findall(r"^GPU (\d+):", _list_gpus(), re.MULTILINE)
-
-
-def _list_gpus() -> str:
     try:
-        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", check=False)
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", check=False)
     except OSError:
-        return ""
-    return found.stdout
+        return []
+    return re.findall(r"^GPU (\d+):", listing.stdout, re.MULTILINE)
 
 
 def _expand(wanted: str) -> list[str]:
     return [str(i) for i in range(int(wanted))] if _COUNT.fullmatch(wanted) else wanted.split(",")
-
-
-def _no_gpu_message(options: LaunchOptions) -> str:
-    reason = "CUDA_VISIBLE_DEVICES is empty" if "CUDA_VISIBLE_DEVICES" in os.environ else "nvidia-smi lists none"
-    command = options.rehearsal or "oarlock launch --device cpu --gpus N SCRIPT --model_name_or_path SMALL_MODEL ..."
-    return (
-        f"no NVIDIA GPU here ({reason}). To rehearse on the CPU, with the model of the quickstart or another small "
-        f"one:\n  {command}"
-    )

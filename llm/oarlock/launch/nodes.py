@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 
 from oarlock.errors import ConfigError
-from oarlock.launch.options import LaunchOptions, variable_and_flag
+from oarlock.launch.options import LaunchOptions, name_option
 
 _MOST_ON_CPU = 254  # 127.0.1.1 to 127.0.1.254
 
@@ -38,24 +38,24 @@ def choose_node(options: LaunchOptions) -> NodePlace:
     count = options.nnodes
     if count == 1:
         return NodePlace()
-    given = f"{variable_and_flag('nnodes')} is {count}, so"
+    given = f"{name_option('nnodes')} is {count}, so"
     if options.master is None:
         raise ConfigError(
-            f"{given} every node needs {variable_and_flag('master')}: host:port, the first node's name or address and "
+            f"{given} every node needs {name_option('master')}: host:port, the first node's name or address and "
             "a free port there"
         )
     if options.node_rank is None:
-        raise ConfigError(f"{given} every node needs {variable_and_flag('node_rank')}: 0 on the master, then 1, 2, ...")
+        raise ConfigError(f"{given} every node needs {name_option('node_rank')}: 0 on the master, then 1, 2, ...")
     if options.node_rank >= count:
-        raise ConfigError(f"{given} {variable_and_flag('node_rank')} must be from 0 to {count - 1}")
+        raise ConfigError(f"{given} {name_option('node_rank')} must be from 0 to {count - 1}")
     name, _, port = options.master.rpartition(":")
     master = _resolve_master(name, options)
     if options.device == "cpu":
         if count > _MOST_ON_CPU:
             raise ConfigError(f"{given} the CPU can't be used: at most {_MOST_ON_CPU} nodes fit on one")
-        if not options.dry_run and not _is_local(master):
+        if not options.dry_run and not master.startswith("127.") and master not in list_addresses():
             raise ConfigError(
-                f"{variable_and_flag('master')} is on another machine ({master}), but CPU ranks all run on one: start "
+                f"{name_option('master')} is on another machine ({master}), but CPU ranks all run on one: start "
                 "every node there"
             )
     return NodePlace(count, options.node_rank, master, int(port))
@@ -71,11 +71,11 @@ def _resolve_master(name: str, options: LaunchOptions) -> str:
         return str(ipaddress.IPv4Address(name))
     address = resolve_host(name)
     if address and options.node_rank == 0 and address.startswith("127."):
-        address = next(iter(host_addresses()), None)  # /etc/hosts gives the host's own name a loopback address
+        address = next(iter(list_addresses()), None)  # /etc/hosts gives the host's own name a loopback address
     if address is None and options.dry_run:
         return name
     if address is None:
-        raise ConfigError(f"{variable_and_flag('master')}: the name {name} has no IPv4 address here; use the address")
+        raise ConfigError(f"{name_option('master')}: the name {name} has no IPv4 address here; use the address")
     return address
 
 
@@ -87,14 +87,10 @@ def resolve_host(name: str) -> str | None:
         return None
 
 
-def host_addresses() -> list[str]:
+def list_addresses() -> list[str]:
     """The addresses of this host, without loopback ones."""
     try:
         found = subprocess.run(["hostname", "-I"], capture_output=True, text=True, errors="replace", check=False)
     except OSError:
         return []
     return found.stdout.split()
-
-
-def _is_local(address: str) -> bool:
-    return address.startswith("127.") or address in host_addresses()

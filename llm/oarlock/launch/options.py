@@ -1,13 +1,11 @@
-"""The options of `oarlock launch`."""
+"""Declares the options of `oarlock launch`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from oarlock.config.options import at_least, between, option, option_specs, shown
-from oarlock.errors import ConfigError
+from oarlock.config.options import at_least, between, option
 
 _MOST = 999_999
 _HOST_AND_PORT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*:[0-9]{1,5}")
@@ -19,7 +17,7 @@ def _is_host_and_port(value: str) -> str | None:
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """Where the ranks run, and what happens when they fail."""
+    """Options of `oarlock launch`: where the ranks run, and how often they are restarted."""
 
     device: str = option("gpu", choices=("gpu", "cpu"))
     """What the ranks run on."""
@@ -54,37 +52,6 @@ class LaunchOptions:
     """Command that runs the same job on the CPU, for the error message when there is no GPU."""
 
 
-@dataclass(frozen=True)
-class _Sections:
-    launch: LaunchOptions
-
-
-LAUNCH_SPECS = option_specs(_Sections)
-
-
-def variable_and_flag(name: str) -> str:
-    """Both spellings of an option: the variable of the scripts, and the flag."""
+def name_option(name: str) -> str:
+    """Return both spellings of an option, for messages: the variable of the scripts, and the flag."""
     return f"{name.upper()} (--{name})"
-
-
-def parse_launch_options(values: Mapping[str, str | bool]) -> LaunchOptions:
-    """Convert and check the values that were given.
-
-    Raises:
-        ConfigError: with every problem found.
-    """
-    problems, converted = [], {}
-    for name, value in values.items():
-        spec = LAUNCH_SPECS[name]
-        try:
-            converted[name] = spec.convert(value)
-        except ValueError as error:
-            problems.append(f"{variable_and_flag(name)} {error}")
-            continue
-        if problem := spec.problem(converted[name]):
-            problems.append(f"{variable_and_flag(name)} {problem}; got {shown(value)}")
-    if converted.get("slurm") and len(converted) > 1:
-        problems.append("--slurm takes no other option; the script takes them from its variables")
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return LaunchOptions(**converted)

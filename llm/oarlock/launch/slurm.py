@@ -17,14 +17,14 @@ from pathlib import Path
 from types import FrameType
 
 from oarlock.errors import EXIT_FAILED, ConfigError, printable
-from oarlock.launch.supervisor import TERMINATED, exit_code, handlers
+from oarlock.launch.supervisor import TERMINATED, exit_code, handle_signals
 
 _TASK = Path(__file__).with_name("slurm_task.py")
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """What Slurm's variables say about this job.
+    """A job as Slurm's variables describe it.
 
     Attributes:
         restarts: how often it has been requeued.
@@ -55,7 +55,7 @@ class SlurmJob:
             nodelist=environment.get("SLURM_JOB_NODELIST", ""),
         )
 
-    def master(self) -> str:
+    def find_master(self) -> str:
         """host:port of the first node.
 
         The port follows from the job's number, so that two jobs on a node don't collide. It lies below 32768, where
@@ -87,14 +87,14 @@ class SlurmSupervisor:
         """
         if not Path(script).is_file():
             raise ConfigError(f"there is no script {script} in {Path.cwd()}")
-        job, master = self._job, self._job.master()
+        job, master = self._job, self._job.find_master()
         environment = os.environ | {"MASTER": master, "NNODES": str(job.nodes)}
         words = " ".join([script, *arguments])
         _log(f"job {job.number} on {job.nodes} node(s), master {master}, start {job.restarts + 1}: {words}")
         # cpu-bind=none: the ranks share the cores of the node; Slurm would bind the one task to one core.
         command = ["srun", "--kill-on-bad-exit=1", "--cpu-bind=none"]
         command += [sys.executable, str(_TASK), "bash", script, *arguments]
-        with handlers(self._stop, signal.SIGUSR1, signal.SIGTERM):
+        with handle_signals(self._stop, signal.SIGUSR1, signal.SIGTERM):
             code = exit_code(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL).wait())
         return self._finish(code)
 

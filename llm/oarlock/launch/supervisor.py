@@ -40,7 +40,7 @@ class Supervisor:
     def run(self) -> int:
         """Run the command; returns the exit code of this program."""
         restarts = 0
-        with handlers(self._stop_ranks, *_SIGNALS):
+        with handle_signals(self._stop_ranks, *_SIGNALS):
             while True:
                 code = self._run_once()
                 # Paddle's launcher heeds --max_restart only with an etcd master.
@@ -110,7 +110,7 @@ def find_ranks(launcher: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def handlers(handle: Callable[[int, FrameType | None], None], *signals: signal.Signals) -> Iterator[None]:
+def handle_signals(handle: Callable[[int, FrameType | None], None], *signals: signal.Signals) -> Iterator[None]:
     """Handle signals inside. One that is ignored (SIGHUP under nohup) stays ignored."""
     before = {number: signal.getsignal(number) for number in signals}
     heeded = [number for number, handler in before.items() if handler != signal.SIG_IGN]

@@ -23,7 +23,7 @@ from oarlock.models.construct import construct
 from oarlock.models.init_weights import RandomWeights, without_values
 from oarlock.models.memory_check import check_before, check_parameters
 from oarlock.ops import library
-from oarlock.ops.norms import check_norms
+from oarlock.ops.self_check import check_norms
 from oarlock.parallel.nodes import once_per_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.peft.adapter_folder import read_adapter

@@ -15,7 +15,7 @@ from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.environment.console import get_logger, progress_bar
 from oarlock.environment.paddle_import import on_cpu
 from oarlock.errors import ModelError
-from oarlock.files import is_vacant
+from oarlock.files import require_empty
 from oarlock.model_config.load import read_config
 from oarlock.models.build import model_class
 from oarlock.models.folder_files import copy_file
@@ -66,8 +66,7 @@ def resize_embedding(
         ModelError: when there are rows enough, or something can't be read or written.
     """
     output = output.resolve()
-    if not is_vacant(output):
-        raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
+    require_empty(output)
     config, tokenizer = read_config(model), load_tokenizer(tokenizer_name)
     before, needed = config.vocab_size, len(tokenizer)
     if needed <= before:

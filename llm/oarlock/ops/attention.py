@@ -10,7 +10,6 @@ A mask has one of three forms, of which the first two cost nothing to speak of:
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import paddle
 
 from oarlock.environment.console import log_once
-from oarlock.errors import EnvironmentProblem
 from oarlock.ops import library
 from oarlock.ops.patch import Function, Patch, fits
 
@@ -52,35 +50,6 @@ def reference_attention(query: Tensor, key: Tensor, value: Tensor, ends: Tensor)
     seen = dense_mask(ends, query.shape[1]).unsqueeze(1)
     weights = paddle.nn.functional.softmax(paddle.where(seen, scores, paddle.full_like(scores, -1e30)))
     return paddle.einsum("bhij,bjhd->bihd", weights, value)
-
-
-@functools.cache
-def check_attention() -> None:
-    """Compare the operator with the reference, values and gradients, on two packed examples of grouped heads.
-
-    Raises:
-        ImportError: when it is not built.
-        EnvironmentProblem: when it computes something else; training with it would go wrong without a word.
-    """
-    query, key, value = (
-        (paddle.arange(70 * heads * 20, dtype="float32") * slope).sin().reshape([1, 70, heads, 20])
-        for heads, slope in ((4, 0.31), (2, 0.48), (2, 0.65))
-    )
-    query.stop_gradient = key.stop_gradient = value.stop_gradient = False
-    ends = paddle.concat([paddle.full([1, 40], 40, "int32"), paddle.full([1, 30], 70, "int32")], axis=1)
-    fused, reference = (
-        [output, *paddle.grad([output], [query, key, value], [query.detach().cos()])]
-        for output in (fused_attention(query, key, value, ends), reference_attention(query, key, value, ends))
-    )
-    names = ("output", "query's gradient", "key's gradient", "value's gradient")
-    for name, found, wanted in zip(names, fused, reference, strict=True):
-        difference = float((found - wanted).abs().max())
-        if not difference <= 1e-4:  # NaN too
-            raise EnvironmentProblem(
-                f"the fused attention is wrong on this machine: the {name} differs from the reference by "
-                f"{difference:.3g}. Build it again (rm -r build/custom_ops; python custom_ops/build.py), or train with "
-                "--fused_ops false"
-            )
 
 
 def dense_mask(ends: Tensor, num_queries: int | None = None) -> Tensor:

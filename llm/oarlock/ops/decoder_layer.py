@@ -11,8 +11,8 @@ from typing import Any
 import paddle
 
 from oarlock.ops import library, lora_linear
-from oarlock.ops.norms import fused_add_rms_norm, fused_rms_norm_kept
 from oarlock.ops.patch import Function, fits, is_as_made
+from oarlock.ops.rms_norm import fused_add_rms_norm, fused_rms_norm_kept
 
 Tensor = Any
 

@@ -17,10 +17,13 @@ from paddle.distributed import collective, fleet
 from oarlock.environment.console import log_once
 from oarlock.ops import attention, decoder_layer, library, lora_linear
 from oarlock.ops.adamw import fused_adamw
+from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.ops.malloc import keep_freed_memory
-from oarlock.ops.norms import check_norms, fused_rms_norm
 from oarlock.ops.patch import Function, Patch, fits
-from oarlock.ops.step import HeldScores, check_step, fused_rotary, fused_swiglu
+from oarlock.ops.rms_norm import fused_rms_norm
+from oarlock.ops.rotary import fused_rotary
+from oarlock.ops.self_check import check_attention, check_norms, check_training_ops
+from oarlock.ops.swiglu import fused_swiglu
 
 Tensor = Any
 
@@ -51,15 +54,15 @@ def _swiglu(original: Function) -> Function:
 
 
 def _head(original: Function) -> Function:
-    """A language model's head that hold_scores() marked: in training it leaves its product to the loss."""
+    """A language model's head that defer_logits() marked: in training it leaves its product to the loss."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        global _is_holding
-        _is_holding = getattr(self, _HOLDS, False) and self.training and paddle.is_grad_enabled()
+        global _is_deferring
+        _is_deferring = getattr(self, _DEFERS, False) and self.training and paddle.is_grad_enabled()
         try:
             return original(self, *args, **kwargs)
         finally:
-            _is_holding = False
+            _is_deferring = False
 
     return forward
 
@@ -68,14 +71,14 @@ def _parallel_matmul(original: Function) -> Function:
     """The product that such a head makes, of what it gathered before."""
 
     def parallel_matmul(x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not _is_holding or not fits(x, y):
+        if not _is_deferring or not fits(x, y):
             return original(x, y, *args, **kwargs)
         if not y.is_distributed:
-            return HeldScores(x, y, kwargs["transpose_y"])  # both heads name it
+            return DeferredLogits(x, y, kwargs["transpose_y"])  # both heads name it
         if not kwargs["tensor_parallel_output"]:
             return original(x, y, *args, **kwargs)
         group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
-        return HeldScores(collective._c_identity(x, group=group), y, kwargs["transpose_y"], group)
+        return DeferredLogits(collective._c_identity(x, group=group), y, kwargs["transpose_y"], group)
 
     return parallel_matmul
 
@@ -102,8 +105,8 @@ def _adamw(original: Function) -> Function:
     return _create_optimization_pass
 
 
-_HOLDS = "oarlock_holds_scores"
-_is_holding = False  # while such a head's forward runs
+_DEFERS = "oarlock_defers_logits"
+_is_deferring = False  # while such a head's forward runs
 _MODELS = "paddlenlp.transformers."
 _LAYERS = (_MODELS + "llama.modeling:Llama", _MODELS + "qwen2.modeling:Qwen2")
 _HEADS = tuple(layer + "LMHead" for layer in _LAYERS)
@@ -157,8 +160,8 @@ def install() -> bool:
         return False
     library.load()
     check_norms()
-    check_step()
-    attention.check_attention()
+    check_training_ops()
+    check_attention()
     keep_freed_memory()
     for patch in PATCHES:
         owner = patch.find()
@@ -185,9 +188,9 @@ def originals() -> Iterator[None]:
         use(were_used)
 
 
-def hold_scores(model: paddle.nn.Layer) -> None:
-    """Have the model's head give HeldScores in training, for a loss that knows them."""
+def defer_logits(model: paddle.nn.Layer) -> None:
+    """Have the model's head give DeferredLogits in training, for a loss that knows them."""
     heads = tuple(Patch(head, "forward", _head).find() for head in _HEADS)
     for layer in model.sublayers(include_self=True):
         if isinstance(layer, heads):
-            setattr(layer, _HOLDS, True)
+            setattr(layer, _DEFERS, True)

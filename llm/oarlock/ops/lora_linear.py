@@ -33,7 +33,7 @@ def fused_lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: 
 
 
 @dataclass(frozen=True)
-class Three:
+class LoraTriple:
     """Three linear layers with LoRA: of each in turn what fused_lora_linear takes."""
 
     weights: Sequence[Tensor]
@@ -47,12 +47,12 @@ class Three:
         return library.run(operator, x, *given, not x.stop_gradient)
 
 
-def fused_lora_projections(x: Tensor, layers: Three) -> tuple[Tensor, Tensor, Tensor]:
+def fused_lora_projections(x: Tensor, layers: LoraTriple) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value of x [..., in], whose products sum the gradient of x as they make it."""
     return tuple(layers.run("fused_lora_projections", x)[:3])
 
 
-def fused_lora_mlp(x: Tensor, layers: Three) -> Tensor:
+def fused_lora_mlp(x: Tensor, layers: LoraTriple) -> Tensor:
     """(silu(x gate) * (x up)) down (https://arxiv.org/abs/2002.05202): [..., in] -> [..., out].
 
     The product of the two is made a second time in the backward, where it costs no memory traffic, and not kept.
@@ -150,9 +150,9 @@ def _adds_lora(layer: Any) -> bool:
     return not (other or layer.use_quick_lora or isinstance(layer.lora_dropout, paddle.nn.Dropout))
 
 
-def _three(layers: list[Any]) -> Three:
+def _three(layers: list[Any]) -> LoraTriple:
     parts = zip(*((layer.weight, layer.lora_A, layer.lora_B, layer.scaling) for layer in layers), strict=True)
-    return Three(*map(list, parts))
+    return LoraTriple(*map(list, parts))
 
 
 def _result_of(layer: Any, input: Tensor) -> Tensor | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import paddle
+from paddle import nn
+from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,12 @@ class DataParallelRanks:
         paddle.distributed.all_reduce(total)
         copies = self.world_size // self.replicas
         return [float(number) / copies for number in total]
+
+    def mean(self, number: float) -> float:
+        """Mean of a number over the replicas."""
+        return self.sum([number])[0] / self.replicas
+
+    def reduce_gradients(self, model: nn.Layer) -> None:
+        """Average the gradients where no wrapper of the model does it."""
+        if self.reduces_gradients:
+            fused_allreduce_gradients(list(model.parameters()), None)

@@ -1,4 +1,7 @@
-"""What is due after a step, decided from samples and steps alone (the Trainer's strategies count steps of one plan)."""
+"""Progress of a run, and when to log, evaluate and save.
+
+What is due after a step depends on samples and steps alone (the Trainer's strategies count steps of one plan).
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it is in the manifest.
+    """Progress of a run, all of which is in the manifest.
 
     Attributes:
         samples: consumed over all ranks.
         window_loss, window_steps: step losses since the last log row.
-        owes_evaluation: the evaluation of this step was given up when SIGTERM came; the resumed run makes it up.
+        owes_evaluation: SIGTERM interrupted the evaluation of this step; the resumed run starts with it.
     """
 
     samples: int = 0
@@ -38,13 +41,17 @@ class Progress:
         self.window_loss += loss
         self.window_steps += 1
 
+    def reset_window(self) -> None:
+        """Begin the window of the next log row."""
+        self.window_loss, self.window_steps = 0.0, 0
+
 
 @dataclass(frozen=True)
 class Due:
-    """What to do now.
+    """What to do after a step.
 
     Attributes:
-        owed: an evaluation is due, but there is no time for it.
+        owed: an evaluation is due, but the run is stopping.
     """
 
     log: bool
@@ -57,16 +64,17 @@ class Due:
         control.should_log, control.should_evaluate, control.should_save = self.log, self.evaluate, self.save
 
 
-def what_is_due(
+def due_actions(
     config: RunConfig, step: int, last_step: int, samples_before: int, samples: int, epoch_size: int, stopping: bool
 ) -> Due:
-    """Decide.
+    """What to do after a step.
 
     Args:
-        step: just done; last_step ends the run.
-        samples_before, samples: consumed before and after it.
+        step: the step that is done.
+        last_step: the run's last step.
+        samples_before, samples: consumed before and after the step.
         epoch_size: samples of an epoch.
-        stopping: SIGTERM came: save, and nothing else that takes long.
+        stopping: SIGTERM came: save, but do nothing else that takes long.
     """
     last = step >= last_step
     epoch_over = samples // epoch_size > samples_before // epoch_size

@@ -1,4 +1,4 @@
-"""A callback at the beginning of training."""
+"""What happens before the first step."""
 
 from __future__ import annotations
 
@@ -16,3 +16,7 @@ class CallOnTrainBegin(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._action()
+
+
+class EndedBeforeFirstStep(Exception):
+    """The evaluation before training was interrupted, or it stopped the run early."""

@@ -27,7 +27,10 @@ from oarlock.train.evaluation.prompts import PromptSet
 from oarlock.train.optim.schedule import check_warmup, rate_change
 from oarlock.train.output.folder_guard import check_output, last_good_state
 from oarlock.train.output.run_record import record_run
-from oarlock.train.reporters.reporters import Console, MetricsFile, SampleLog, VisualDLReporter
+from oarlock.train.reporters.console import Console
+from oarlock.train.reporters.jsonl import MetricsFile
+from oarlock.train.reporters.samples import SampleLog
+from oarlock.train.reporters.visualdl import VisualDLReporter
 from oarlock.train.run_length import planned_steps, samples_per_step
 from oarlock.train.setup import Run
 from oarlock.train.trainer import OarlockTrainer

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import paddle
 from paddle import nn
 from paddle.distributed import fleet
-from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 from paddlenlp.trainer import Trainer
 from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 
@@ -17,7 +16,7 @@ from oarlock.data.corpus.order import SampleOrder
 from oarlock.data.corpus.sampler import EvaluationBatchSampler, ResumableBatchSampler
 from oarlock.environment.ranks import rank
 from oarlock.families.packing import with_attention
-from oarlock.ops.install import hold_scores
+from oarlock.ops.install import defer_logits
 from oarlock.train.checkpoint.load_shards import load_training_state, load_weights
 from oarlock.train.checkpoint.local_shards import LocalShards
 from oarlock.train.checkpoint.model_files import ModelFiles
@@ -28,19 +27,19 @@ from oarlock.train.data_parallel import DataParallelRanks
 from oarlock.train.evaluation.best import BestEvaluation, judge_evaluation
 from oarlock.train.evaluation.evaluate import EvaluationStopped, ModelLoss, PipelineLoss, evaluate
 from oarlock.train.evaluation.prompt_evaluation import PromptEvaluation
-from oarlock.train.finite_check import check_finite
-from oarlock.train.forward_context import Batch, ForwardContext
-from oarlock.train.gradient_accumulation import accumulate_gradients
 from oarlock.train.group_sharding import shard_pipeline_gradients, wrap_group_sharded
-from oarlock.train.intervals import Progress, what_is_due
-from oarlock.train.loss import TokenCrossEntropy, trained_tokens
-from oarlock.train.on_train_begin import CallOnTrainBegin
+from oarlock.train.intervals import Progress, due_actions
+from oarlock.train.on_train_begin import CallOnTrainBegin, EndedBeforeFirstStep
 from oarlock.train.optim.clip import GlobalNormClip
 from oarlock.train.optim.optimizer import configure_optimizer
 from oarlock.train.optim.schedule import make_scheduler
 from oarlock.train.optim.seeds import seed_step
-from oarlock.train.pipeline_step import run_pipeline_step, wrap_pipeline
 from oarlock.train.run_length import samples_per_step
+from oarlock.train.step.finite_check import check_finite
+from oarlock.train.step.forward_context import Batch, ForwardContext
+from oarlock.train.step.gradient_accumulation import accumulate_gradients
+from oarlock.train.step.loss import TokenCrossEntropy, trained_tokens
+from oarlock.train.step.pipeline_step import run_pipeline_step, wrap_pipeline
 from oarlock.train.stop_signals import StopRequest
 from oarlock.train.throughput import Meter, TokenFlops, device_peak
 
@@ -58,11 +57,6 @@ class OarlockTrainer(Trainer):
     - The micro-batches of a step are collected first, so that the loss can be divided by the trained tokens of all.
     - Random numbers are seeded in every step from (seed, step), so that no generator state has to be kept.
     - The data position is the number of samples consumed (see oarlock.data.corpus.order).
-
-    Args:
-        steps: optimizer steps of the whole run; 0 where nothing is trained.
-        order: of the training data; None where nothing is trained.
-        kwargs: of the Trainer.
     """
 
     control: Any  # set by the Trainer, whose types are not known
@@ -88,7 +82,7 @@ class OarlockTrainer(Trainer):
     ) -> None:
         super().__init__(criterion=TokenCrossEntropy(split_vocabulary=plan.tensor > 1), **kwargs)
         if plan.sharding_strategy != "parameters":  # frees the output layer's weight after its forward
-            hold_scores(self.model)
+            defer_logits(self.model)
         if plan.pipeline > 1:
             self.model._loss_fn = [self.criterion]
         self.config, self.plan, self.steps, self.order, self.resume = config, plan, steps, order, resume
@@ -97,14 +91,13 @@ class OarlockTrainer(Trainer):
         self.data_ranks = DataParallelRanks.from_args(self.args)
         self.shards = LocalShards(self.model, plan, trainable_only=files.method is not None)
         self.checkpoints = CheckpointWriter(self.shards, files, config, plan, data_fingerprint)
+        self.grad_scaler = self.scaler if self.do_grad_scaling else None  # of fp16 loss scaling
         self.progress = Progress.from_manifest(resume.manifest) if resume else Progress()
         self.meter = Meter(flops, self.args.world_size, device_peak())
         self.clip = GlobalNormClip(config.optimizer.max_grad_norm)
         self.sharded_gradients: ShardedGradients | None = None  # stage 2 under a pipeline
         self._micro_batches: list[Batch] = []
-        self._handled_step = -1
-        self._step_lr = 0.0
-        self._stopping = False
+        self._handled_step, self._step_lr, self._stopping = -1, 0.0, False
         if config.evaluation.do_eval:
             self.add_callback(CallOnTrainBegin(self._evaluate_before_training))
 
@@ -112,45 +105,35 @@ class OarlockTrainer(Trainer):
         """The Trainer's training; without a step where the evaluation before it ends the run."""
         try:
             return super().train(*args, **kwargs)
-        except _EndedBeforeFirstStep:
+        except EndedBeforeFirstStep:
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             return None
 
     # optimizer and wrappers
 
     def create_scheduler(self, num_training_steps: int) -> Any:
-        """Warm-up and decay of oarlock.train.optim.schedule."""
         if self.lr_scheduler is None:
             self.lr_scheduler = make_scheduler(self.config.schedule, num_training_steps)
         return self.lr_scheduler
 
     def create_optimizer(self, lr_scheduler: Any = None) -> Any:
         """AdamW as the Trainer makes it, with a clip that remembers the norm and our own choice of decayed weights."""
-        optimizer = super().create_optimizer(lr_scheduler)
-        trainable_only = self.files.method is not None
-        return configure_optimizer(optimizer, self.model, self.clip, trainable_only=trainable_only)
+        optimizer, adapter = super().create_optimizer(lr_scheduler), self.files.method is not None
+        return configure_optimizer(optimizer, self.model, self.clip, trainable_only=adapter)
 
     def _wrap_model(self, model: nn.Layer, training: bool = True) -> nn.Layer:
-        wrapped = self._wrap_for_plan(model) if training else model
+        wrapped = model
+        if training and not self.data_ranks.reduces_gradients:
+            if self.args.use_hybrid_parallel:
+                self.clip.follow_plan(model, fleet.get_hybrid_communicate_group())
+            if self.plan.sharding_strategy in ("gradients", "parameters"):
+                wrapped, self.optimizer = wrap_group_sharded(model, self.optimizer, self.plan, self.config)
+            else:
+                wrapped = super()._wrap_model(model)
+            if self.plan.sharding_strategy == "gradients_hooked":
+                self.sharded_gradients = shard_pipeline_gradients(model, self.optimizer)
         self.shards.bind(wrapped, self.optimizer)
         return wrapped
-
-    def _wrap_for_plan(self, model: nn.Layer) -> nn.Layer:
-        if self.data_ranks.reduces_gradients:
-            return model
-        if not self.args.use_hybrid_parallel:
-            return super()._wrap_model(model)
-        self.clip.follow_plan(model, fleet.get_hybrid_communicate_group())
-        match self.plan.sharding_strategy:
-            case "gradients" | "parameters":
-                model, self.optimizer = wrap_group_sharded(model, self.optimizer, self.plan, self.config)
-                return model
-            case "gradients_hooked":
-                wrapped = super()._wrap_model(model)
-                self.sharded_gradients = shard_pipeline_gradients(model, self.optimizer)
-                return wrapped
-            case "none" | "optimizer":
-                return super()._wrap_model(model)
 
     @property
     def pipeline_model(self) -> Any:
@@ -162,11 +145,9 @@ class OarlockTrainer(Trainer):
     # data
 
     def get_train_dataloader(self) -> Any:
-        """The Trainer's loader, checked."""
         return checked_loader(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """The Trainer's loader, checked."""
         return checked_loader(super().get_eval_dataloader(eval_dataset))
 
     def _get_train_sampler(self) -> ResumableBatchSampler:
@@ -183,11 +164,6 @@ class OarlockTrainer(Trainer):
 
     # a step
 
-    @property
-    def _used_scaler(self) -> Any:
-        """The GradScaler of fp16 loss scaling; None without it."""
-        return self.scaler if self.do_grad_scaling else None
-
     def training_step(self, model: nn.Layer, inputs: Batch, step_control: int = 0) -> paddle.Tensor:
         """Collect a micro-batch; with the last of a step, run them all. Returns the step's loss, or 0 before."""
         self._micro_batches.append(inputs)
@@ -197,14 +173,13 @@ class OarlockTrainer(Trainer):
         self._begin_step(micro_batches)
         model.train()
         if self.plan.pipeline > 1:
-            schedule, scaler = self.lr_scheduler, self._used_scaler
+            schedule, scaler = self.lr_scheduler, self.grad_scaler
             loss = run_pipeline_step(model, micro_batches, self.forward_context, self.optimizer, schedule, scaler)
         else:
             loss = accumulate_gradients(model, micro_batches, self._forward_backward)
         if self.sharded_gradients is not None:
             self.sharded_gradients.finish()
-        if self.data_ranks.reduces_gradients:
-            fused_allreduce_gradients(list(model.parameters()), None)
+        self.data_ranks.reduce_gradients(model)
         return loss
 
     def _begin_step(self, micro_batches: Sequence[Batch]) -> None:
@@ -226,8 +201,7 @@ class OarlockTrainer(Trainer):
     def _forward_backward(self, model: nn.Layer, batch: Batch) -> paddle.Tensor:
         with self.autocast_smart_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(batch))
-        scaler = self._used_scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()
+        (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
         return loss.detach()
 
     def _any_rank_stopping(self) -> bool:
@@ -238,7 +212,7 @@ class OarlockTrainer(Trainer):
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
         check_finite("loss", loss.item(), self.state.global_step + 1, self.args)
 
-    # logging
+    # logging and evaluation
 
     def _maybe_log_save_evaluate(
         self, tr_loss: paddle.Tensor, model: nn.Layer, epoch: int, ignore_keys_for_eval: Any, **kwargs: Any
@@ -248,43 +222,37 @@ class OarlockTrainer(Trainer):
         self._handled_step = self.state.global_step
         # Paddle's CPU kernel gives a finite cross entropy for NaN logits; the gradient tells the truth.
         check_finite("gradient", self.clip.last_norm(), self.state.global_step, self.args)
-        before = self.progress.samples
-        self.progress.add_step(tr_loss.item(), samples_per_step(self.args))
+        self._count_step(tr_loss.item())
         tr_loss.zero_()
-        self._set_due_actions(before)
         if self.control.should_log:
-            self._log_step()
+            loss = self.data_ranks.mean(self.progress.window_loss) / self.progress.window_steps
+            row = {"loss": loss, "learning_rate": self._step_lr, "grad_norm": self.clip.last_norm()}
+            self.progress.reset_window()
+            self.log(row | self.meter.read() | {"samples": self.progress.samples})
         started = time.perf_counter()
         if self.control.should_evaluate:
             metrics = self.evaluate()
             if self._stopping:
                 self.control.should_save = self.control.should_training_stop = True
             else:
-                self._judge(metrics)
+                judge_evaluation(self.best, metrics, self.state, self.control, self.config)
         if self.control.should_save:
             self._save_checkpoint(model, metrics=None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.meter.leave_out(time.perf_counter() - started)
 
-    def _set_due_actions(self, samples_before: int) -> None:
+    def _count_step(self, loss: float) -> None:
+        """Count a step that is done, and set what has to be done after it."""
         assert self.order is not None
-        state, samples, epoch = self.state, self.progress.samples, self.order.num_samples
-        state.consumed_samples, state.epoch = samples, samples / epoch
-        step, last_step = state.global_step, state.max_steps
-        due = what_is_due(self.config, step, last_step, samples_before, samples, epoch, self._stopping)
+        state, progress, before, epoch = self.state, self.progress, self.progress.samples, self.order.num_samples
+        progress.add_step(loss, samples_per_step(self.args))
+        state.consumed_samples, state.epoch = progress.samples, progress.samples / epoch
+        due = due_actions(
+            self.config, state.global_step, state.max_steps, before, progress.samples, epoch, self._stopping
+        )
         due.apply(self.control)
-        self.progress.owes_evaluation = due.owed
+        progress.owes_evaluation = due.owed
         self.control.should_training_stop = self.control.should_training_stop or self._stopping
-
-    def _log_step(self) -> None:
-        loss, steps = self._window_loss(), self.progress.window_steps
-        row = {"loss": loss / steps, "learning_rate": self._step_lr, "grad_norm": self.clip.last_norm()}
-        self.progress.window_loss, self.progress.window_steps = 0.0, 0
-        self.log(row | self.meter.read() | {"samples": self.progress.samples})
-
-    def _window_loss(self) -> float:
-        """Sum of the step losses since the last row, mean over the ranks."""
-        return self.data_ranks.sum([self.progress.window_loss])[0] / self.data_ranks.replicas
 
     def log(self, logs: dict[str, float], **_: Any) -> None:
         """Hand a row to the callbacks (console, metrics.jsonl, VisualDL)."""
@@ -292,8 +260,6 @@ class OarlockTrainer(Trainer):
             return
         self.state.log_history = []
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
-
-    # evaluation
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's evaluation; without a result if SIGTERM comes."""
@@ -320,11 +286,6 @@ class OarlockTrainer(Trainer):
     def _on_prediction_step(self) -> None:
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
-    def _judge(self, metrics: dict[str, float]) -> None:
-        folder = self.checkpoints.folder(self.state.global_step)
-        saves = self.config.checkpoint.save_strategy != "no"
-        judge_evaluation(self.best, metrics, self.state, self.control, checkpoint=folder, saves=saves)
-
     def _evaluate_before_training(self) -> None:
         """--eval_on_start; in a resumed run, the evaluation that SIGTERM interrupted."""
         if self.state.global_step == 0:
@@ -334,16 +295,16 @@ class OarlockTrainer(Trainer):
             metrics = self.evaluate()
             if metrics:
                 self.progress.owes_evaluation = False
-                self._judge(metrics)
+                judge_evaluation(self.best, metrics, self.state, self.control, self.config)
                 self._save_checkpoint(self.model)  # replaces the one that owes the evaluation
             if not metrics or self.control.should_training_stop:
-                raise _EndedBeforeFirstStep
+                raise EndedBeforeFirstStep
 
     # checkpoints
 
     def _save_checkpoint(self, model: nn.Layer, metrics: dict[str, float] | None = None) -> None:
-        loss, scaler, best = self._window_loss(), self._used_scaler, self.best.state()
-        self.checkpoints.save(self.state, self.progress, loss, self.lr_scheduler, scaler, best)
+        loss, best = self.data_ranks.mean(self.progress.window_loss), self.best.state()
+        self.checkpoints.save(self.state, self.progress, loss, self.lr_scheduler, self.grad_scaler, best)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
         if self.resume:
@@ -351,11 +312,7 @@ class OarlockTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.resume:
-            load_training_state(self.shards, self.resume, self.lr_scheduler, self._used_scaler)
+            load_training_state(self.shards, self.resume, self.lr_scheduler, self.grad_scaler)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to do: every step seeds its own random numbers."""
-
-
-class _EndedBeforeFirstStep(Exception):
-    """The evaluation before training was stopped, or stopped the run early."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 
-from oarlock.ops.convert_copy import copy_matrix
+from oarlock.ops.copy_matrix import copy_matrix
 
 _CHECKED = 1 << 18  # elements looked at at a time
 _EXPONENTS = {"bfloat16": np.uint16(0x7F80), "float16": np.uint16(0x7C00)}  # all of whose bits no number has

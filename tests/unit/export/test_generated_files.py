@@ -222,51 +222,6 @@ def test_a_manifest_that_is_wrong_is_a_finding(exported, tmp_path, content):
         read_manifest(folder)
 
 
-# launch scripts
-
-SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
-
-
-@settings(max_examples=15)
-@given(value=HARD.filter(bool), flag=HARD)
-@pytest.mark.parametrize("script", ["run_trainer.sh", "run_trainer_tp4pp2.sh", "finetune_lora.sh"])
-def test_launch_scripts_hand_values_on_as_they_are(place, script, value, flag):
-    names = ("MODEL", "DATA", "OUTPUT", "TOKENIZER", "LOG_DIR", "MODEL_TYPE")
-    environment = {
-        "PATH": "/usr/bin:/bin", "PYTHON": "/bin/true", "DRY_RUN": "1", "DEVICE": "cpu", "GPUS": "2", "TP": "1", "PP": "2",
-        **dict.fromkeys(names, value),
-    }  # fmt: skip
-    command = ["bash", str(SCRIPTS / script), "--note", flag]
-    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, check=True)
-    words = shlex.split(done.stdout.decode())
-    assert words[-2:] == ["--note", flag] and words.count(value) >= 4, words
-    assert not list(place.rglob("RUN"))
-
-
-@pytest.mark.parametrize(
-    "name", ["GPUS", "NNODES", "NODE_RANK", "MAX_RESTART", "TP", "PP", "SHARDING_DEGREE", "MASTER"]
-)
-@pytest.mark.parametrize("value", ["a[$(touch RUN)]", "$(touch RUN)", "1+1", "-1", "0x10", "9" * 30])
-def test_numbers_of_a_launch_are_numbers(place, name, value):
-    environment = {
-        "PATH": "/usr/bin:/bin", "PYTHON": "/bin/true", "DRY_RUN": "1", "DEVICE": "cpu", "GPUS": "4", "MODEL": "m",
-        "NNODES": "2", "NODE_RANK": "0", "MASTER": "127.0.0.1:29500", "TP": "1", "PP": "2", name: value,
-    }  # fmt: skip
-    command = ["bash", str(SCRIPTS / "run_trainer_tp4pp2.sh")]
-    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "launch: error: " in done.stderr and not done.stdout
-    assert not list(place.rglob("RUN"))
-
-
-@pytest.mark.parametrize("name", ["SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_RESTART_COUNT"])
-def test_numbers_of_slurm_are_numbers(place, name):
-    environment = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7", name: "a[$(touch RUN)]"}
-    command = ["bash", str(SCRIPTS / "launch.slurm")]
-    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and f"{name} must be a number" in done.stderr
-    assert not list(place.rglob("RUN"))
-
-
 # names on the console and in JSON
 
 

@@ -12,8 +12,7 @@ import pytest
 from helpers import ROOT
 from oarlock.config import FinetuneConfig, load_config
 from support.launch_scripts import parse_flags, printed_command, run_script
-from unit.config.test_config import COMMAND_2, COMMAND_5
-from unit.config.test_recipes import ADAPTER, PUBLISHED
+from support.published_commands import ADAPTER, COMMAND_2, COMMAND_5, PUBLISHED
 
 ENTRYPOINT = str(ROOT / "llm" / "finetune_generation.py")
 # script -> the published command behind the entrypoint, and the GPUs of its launcher

@@ -155,8 +155,8 @@ def test_without_a_gpu_the_command_for_the_cpu_is_told(tmp_path, script):
         ({"DEVICE": "cpu"}, "DEVICE=cpu needs MODEL="),
         ({"GPUS": "many"}, "GPUS (--gpus) must be a list"),
         ({"GPUS": "4", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, "can't be divided by tensor 4 x pipeline 2 = 8"),
-        ({"TP": "a[$(touch RUN)]"}, "TP (--tp) must be a whole number"),
-        ({"NNODES": "$(touch RUN)"}, "NNODES (--nnodes) must be a whole number"),
+        ({"TP": "a[$(touch RUN)]"}, "--tp: must be a whole number"),
+        ({"NNODES": "$(touch RUN)"}, "--nnodes: must be a whole number"),
         ({"PYTHON": "/nowhere/python"}, "/nowhere/python"),
     ],
 )

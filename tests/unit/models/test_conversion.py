@@ -112,7 +112,7 @@ def test_the_proof_stops_a_wrong_result(llama, tmp_path, monkeypatch):
 
 
 def test_places_and_pickles(llama, tmp_path):
-    with pytest.raises(ModelError, match="there is something already"):
+    with pytest.raises(ModelError, match="is not empty"):
         convert(tmp_path, llama, "hf")
     with pytest.raises(ModelError, match=r"no config.json in this folder"):
         convert(tmp_path, tmp_path / "out", "hf")

@@ -8,7 +8,7 @@ import pytest
 from paddlenlp.peft.lora.lora_layers import LoRALinear
 from paddlenlp.transformers.llama import modeling as llama
 
-from oarlock.ops import decoder_layer, install, library, lora_linear, norms
+from oarlock.ops import decoder_layer, install, library, lora_linear, rms_norm
 from op_checks import normal, same
 
 pytestmark = [
@@ -21,19 +21,22 @@ def check_layer(rows):
     x, scale, weights = normal(*rows, 33), normal(33), [normal(33, size) for size in (48, 16, 21)]
     same(
         lambda *given: decoder_layer.fused_layer_start(*given, 1e-6)[:4],
-        lambda x, scale, *weights: [*(norms.reference_rms_norm(x, scale, 1e-6) @ weight for weight in weights), x * 1],
+        lambda x, scale, *weights: [
+            *(rms_norm.reference_rms_norm(x, scale, 1e-6) @ weight for weight in weights),
+            x * 1,
+        ],
         [x, scale, *weights],
     )
 
     same(
         lambda x, *turned: decoder_layer.fused_layer_start(x, scale, *(weight.t() for weight in turned), 1e-6)[:3],
-        lambda x, *turned: [norms.reference_rms_norm(x, scale, 1e-6) @ weight.t() for weight in turned],
+        lambda x, *turned: [rms_norm.reference_rms_norm(x, scale, 1e-6) @ weight.t() for weight in turned],
         [x, *(normal(size, 33) for size in (48, 16, 21))],
     )
 
     def end(attended, kept, output, scale, gate, up, down):
         total = kept + attended @ output
-        normed = norms.reference_rms_norm(total, scale, 1e-6)
+        normed = rms_norm.reference_rms_norm(total, scale, 1e-6)
         return total + llama.swiglu(normed @ gate, normed @ up) @ down
 
     attended, kept = normal(*rows, 24), normal(*rows, 33, seed=1)
@@ -45,7 +48,7 @@ def test_a_start_of_a_layer_of_which_not_all_is_used():
     x, scale, weights = normal(2, 9, 33), normal(33), [normal(33, 16, seed=seed) for seed in range(3)]
     query, _, value, kept, _ = decoder_layer.fused_layer_start(x, scale, *weights, 1e-6)
     gradients = paddle.grad([query + value], [x, *weights], [normal(2, 9, 16)], retain_graph=True)
-    normed = norms.reference_rms_norm(x, scale, 1e-6)
+    normed = rms_norm.reference_rms_norm(x, scale, 1e-6)
     wanted = paddle.grad([normed @ weights[0] + normed @ weights[2]], [x, *weights[::2]], [normal(2, 9, 16)])
     for found, expected in zip([*gradients[:2], gradients[3]], wanted, strict=True):
         np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5, atol=1e-4)
@@ -67,7 +70,7 @@ def check_lora(rows):
     x, out = normal(*rows, 33), (48, 16, 21)
     weights, a, b, scalings = lora_of(*((33, size) for size in out))
     same(
-        lambda x, *ab: lora_linear.fused_lora_projections(x, lora_linear.Three(weights, ab[:3], ab[3:], scalings)),
+        lambda x, *ab: lora_linear.fused_lora_projections(x, lora_linear.LoraTriple(weights, ab[:3], ab[3:], scalings)),
         lambda x, *ab: [x @ weights[i] + (x @ ab[i] @ ab[3 + i]) * scalings[i] for i in range(3)],
         [x, *a, *b],
     )
@@ -79,7 +82,7 @@ def check_lora(rows):
         return inner @ weights[2] + (inner @ ab[2] @ ab[5]) * scalings[2]
 
     same(
-        lambda x, *ab: lora_linear.fused_lora_mlp(x, lora_linear.Three(weights, ab[:3], ab[3:], scalings)),
+        lambda x, *ab: lora_linear.fused_lora_mlp(x, lora_linear.LoraTriple(weights, ab[:3], ab[3:], scalings)),
         mlp,
         [x / 8, *a, *b],
     )
@@ -93,7 +96,7 @@ def test_linears(rows):
 
 def test_a_lora_projection_that_nobody_uses():
     x, (weights, a, b, scalings) = normal(2, 9, 33), lora_of(*[(33, 16)] * 3)
-    made = lora_linear.fused_lora_projections(x, lora_linear.Three(weights, a, b, scalings))
+    made = lora_linear.fused_lora_projections(x, lora_linear.LoraTriple(weights, a, b, scalings))
     gradients = paddle.grad([made[1]], [x, a[0], b[0], b[1]], [normal(2, 9, 16)])
     plain = x @ weights[1] + x @ a[1] @ b[1]
     for found, wanted in zip(gradients[::3], paddle.grad([plain], [x, b[1]], [normal(2, 9, 16)]), strict=True):
@@ -199,12 +202,12 @@ def test_lora_of_an_input_without_a_gradient(monkeypatch):
     weights, a, b, scalings = lora_of((33, 67), (33, 67), (67, 33))
     same(
         lambda *ab: sum(
-            lora_linear.fused_lora_projections(x, lora_linear.Three([weight] * 3, ab[:3], ab[3:], scalings))
+            lora_linear.fused_lora_projections(x, lora_linear.LoraTriple([weight] * 3, ab[:3], ab[3:], scalings))
         ),
         lambda *ab: sum(x @ weight + (x @ ab[i] @ ab[3 + i]) * scalings[i] for i in range(3)),
         [normal(33, 8, seed=seed) for seed in range(3)] + [normal(8, 21, seed=seed) for seed in range(3)],
     )
-    lora_linear.fused_lora_mlp(x, lora_linear.Three(weights, a, b, scalings)).sum().backward()
+    lora_linear.fused_lora_mlp(x, lora_linear.LoraTriple(weights, a, b, scalings)).sum().backward()
     assert x.grad is None and asked == [False, True, False, False] and a[0].grad.any()
 
 
@@ -229,7 +232,7 @@ def test_refusals():
         (
             lambda: lora_linear.fused_lora_projections(
                 x,
-                lora_linear.Three(
+                lora_linear.LoraTriple(
                     [weight] * 3, [normal(4, 2)] * 3, [normal(2, 6), normal(2, 6), normal(3, 6)], [1.0] * 3
                 ),
             ),

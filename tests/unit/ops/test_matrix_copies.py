@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oarlock.ops import convert_copy
+from oarlock.ops import copy_matrix
 from oarlock.weights.buffers import copy_array
 from oarlock.weights.prefault import populate
 
@@ -30,7 +30,7 @@ def check(rows: int, columns: int, source: np.dtype, target: np.dtype, turned: b
     values = values.T if turned else np.ascontiguousarray(values.T)
     around = np.full((rows + 2, columns + 7), 7, target)
     to = around[1:-1, 3:-4]
-    assert convert_copy.copy_matrix(to, values)
+    assert copy_matrix.copy_matrix(to, values)
     word = f"uint{8 * target.itemsize}"
     with np.errstate(all="ignore"):
         wanted = values.astype(target)
@@ -50,7 +50,7 @@ def check(rows: int, columns: int, source: np.dtype, target: np.dtype, turned: b
 )
 def test_any_matrix(rows, columns, source, target, turned, seed):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert_copy, "_FEW", 0)
+        patch.setattr(copy_matrix, "_FEW", 0)
         if rows > 1 and columns > 1:  # a single row or column lies both ways
             check(rows, columns, source, target, turned, seed)
 
@@ -74,7 +74,7 @@ def test_lower_instruction_sets(isa):
 @pytest.mark.parametrize("built", [True, False])
 def test_what_the_library_does_not_copy_is_copied_all_the_same(built, monkeypatch):
     if not built:
-        monkeypatch.setattr(convert_copy, "_function", lambda: None)
+        monkeypatch.setattr(copy_matrix, "_function", lambda: None)
     values = np.arange(3 * 200 * 100, dtype=np.float32).reshape(3, 200, 100)
     for source in (
         values,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from helpers import LLM
 from oarlock.environment.paddle_import import import_paddle
 from oarlock.errors import EnvironmentProblem
-from oarlock.ops import library, norms
+from oarlock.ops import library, rms_norm, self_check
 
 import_paddle()
 import paddle  # noqa: E402
@@ -72,7 +72,7 @@ def check_all(shape, x_type, scale_type, seed=0):
     worst = max(ROUNDING[x_type], ROUNDING[scale_type])
     of_sums = rows**0.5 + worst / ROUNDING[scale_type]  # sums over rows of rounded terms
 
-    y, invvar = norms.fused_rms_norm(x, scale, EPSILON)
+    y, invvar = rms_norm.fused_rms_norm(x, scale, EPSILON)
     grads = paddle.grad([y], [x, scale], [grad_y])
     wanted = exact(wide(x), wide(scale), None, wide(grad_y))
     close(y, wanted[0], scale_type, 4)
@@ -80,7 +80,7 @@ def check_all(shape, x_type, scale_type, seed=0):
     close(grads[1], wanted[2], scale_type, 8 * of_sums)
     close(invvar, 1 / np.sqrt((wide(x) ** 2).mean(-1) + EPSILON), "float32", 8)
 
-    y, mean, invvar = norms.fused_ln(x, scale, bias, EPSILON)
+    y, mean, invvar = rms_norm.fused_ln(x, scale, bias, EPSILON)
     grads = paddle.grad([y], [x, scale, bias], [grad_y])
     wanted = exact(wide(x), wide(scale), wide(bias), wide(grad_y))
     sharp = float(invvar.max()) if rows and invvar.size else 1.0  # LayerNorm of nearly equal numbers magnifies rounding
@@ -90,7 +90,7 @@ def check_all(shape, x_type, scale_type, seed=0):
     close(grads[2], wanted[3], scale_type, 8 * of_sums)
     close(mean, wide(x).mean(-1), "float32", 4)
 
-    y, total, _ = norms.fused_add_rms_norm(x, residual, scale, EPSILON)
+    y, total, _ = rms_norm.fused_add_rms_norm(x, residual, scale, EPSILON)
     assert total.dtype == x.dtype
     np.testing.assert_array_equal(wide(total), wide(added(x, residual)))
     grads = paddle.grad([y, total], [x, residual, scale], [grad_y, grad_sum])
@@ -104,8 +104,8 @@ def check_all(shape, x_type, scale_type, seed=0):
 @pytest.mark.parametrize("used", [0, 1, 2])
 def test_outputs_that_nobody_uses_give_no_gradient(used):
     x, residual, scale, *_ = tensors((3, 5))
-    norms.fused_add_rms_norm(x, residual, scale, EPSILON)[used].sum().backward()
-    wanted = paddle.grad([norms.reference_rms_norm(x + residual, scale, EPSILON).sum()], [x, scale])
+    rms_norm.fused_add_rms_norm(x, residual, scale, EPSILON)[used].sum().backward()
+    wanted = paddle.grad([rms_norm.reference_rms_norm(x + residual, scale, EPSILON).sum()], [x, scale])
     if used == 0:
         close(x.grad, wide(wanted[0]), "float32", 4)
         close(scale.grad, wide(wanted[1]), "float32", 4)
@@ -133,7 +133,7 @@ def test_any_rows_and_width(rows, cols, x_type, seed):
 def test_outputs_beyond_the_caches():
     """From 16 MB on they are written around the caches, by other instructions."""
     x, _, scale, _, grad_y, _ = tensors((4100, 1024))
-    y, _ = norms.fused_rms_norm(x, scale, EPSILON)
+    y, _ = rms_norm.fused_rms_norm(x, scale, EPSILON)
     wanted = exact(wide(x), wide(scale), None, wide(grad_y))
     for found, value in zip([y, *paddle.grad([y], [x], [grad_y])], wanted, strict=False):
         close(found, value, "float32", 8)
@@ -167,7 +167,7 @@ def test_rounding_of_half_types():
         for cols in (64, 1):  # vectors, and one by one
             rows = x.reshape([-1, cols])
             nothing = paddle.zeros([*rows.shape], "float32").astype(x.dtype)
-            _, total, _ = norms.fused_add_rms_norm(rows, nothing, paddle.ones([cols]), EPSILON)
+            _, total, _ = rms_norm.fused_add_rms_norm(rows, nothing, paddle.ones([cols]), EPSILON)
             np.testing.assert_array_equal(wide(total), wide(rows))
 
 
@@ -184,7 +184,7 @@ def test_rounding_to_half_types():
             # With x = 0 and epsilon = 1, x's gradient is y's, rounded to x's type.
             x = paddle.zeros([1, cols]).astype(dtype)
             x.stop_gradient = False
-            y, _ = norms.fused_rms_norm(x, paddle.ones([cols]), 1.0)
+            y, _ = rms_norm.fused_rms_norm(x, paddle.ones([cols]), 1.0)
             (found,) = paddle.grad([y], [x], [paddle.to_tensor(numbers[:cols]).reshape([1, cols])])
             np.testing.assert_array_equal(wide(found)[0], values[:cols])
 
@@ -194,7 +194,7 @@ def test_same_bits_for_any_number_of_threads():
     results = []
     for threads in (1, 2, 3):
         paddle.base.core.set_num_threads(threads)
-        y, _ = norms.fused_rms_norm(x, scale, EPSILON)
+        y, _ = rms_norm.fused_rms_norm(x, scale, EPSILON)
         results.append([y, *paddle.grad([y], [x, scale], [grad_y])])
     paddle.base.core.set_num_threads(import_paddle())
     for other in results[1:]:
@@ -205,8 +205,8 @@ def test_not_contiguous():
     x, _, scale, bias, grad_y, _ = tensors((6, 40))
     turned, strided = x.transpose([1, 0]).contiguous().transpose([1, 0]), paddle.stack([scale, bias], axis=1)[:, 0]
     assert not turned.is_contiguous() and not strided.is_contiguous()
-    plain, _ = norms.fused_rms_norm(x, scale, EPSILON)
-    y, _ = norms.fused_rms_norm(turned, strided, EPSILON)
+    plain, _ = rms_norm.fused_rms_norm(x, scale, EPSILON)
+    y, _ = rms_norm.fused_rms_norm(turned, strided, EPSILON)
     assert (y == plain).all()
     turned_gradient = grad_y.transpose([1, 0]).contiguous().transpose([1, 0])
     for found, wanted in zip(
@@ -221,7 +221,7 @@ def test_twice_in_recompute():
     x, _, scale, _, grad_y, _ = tensors((5, 33))
 
     def block(values):
-        return norms.fused_rms_norm(norms.fused_rms_norm(values, scale, EPSILON)[0], scale, EPSILON)[0]
+        return rms_norm.fused_rms_norm(rms_norm.fused_rms_norm(values, scale, EPSILON)[0], scale, EPSILON)[0]
 
     plain = paddle.grad([block(x)], [x, scale], [grad_y])
     y = recompute(block, x)
@@ -232,19 +232,19 @@ def test_twice_in_recompute():
 def test_refusals():
     x, residual, scale, bias, _, _ = tensors((4, 8))
     for call, words in (
-        (lambda: norms.fused_rms_norm(x, scale[:7], EPSILON), r"scale has to be .*\[8\]; got \[7\]"),
-        (lambda: norms.fused_rms_norm(x, paddle.ones([4, 8]), EPSILON), r"scale has to be .*got \[4, 8\]"),
-        (lambda: norms.fused_rms_norm(x.astype("int32"), scale, EPSILON), "x has to be float32, .*int32"),
-        (lambda: norms.fused_rms_norm(x, scale.astype("float64"), EPSILON), "scale has to be float32, .*float64"),
-        (lambda: norms.fused_rms_norm(paddle.zeros([4, 0]), paddle.zeros([0]), EPSILON), r"last axis.*\[4, 0\]"),
-        (lambda: norms.fused_ln(x, scale, bias.astype("float16"), EPSILON), "bias has to be of scale's type"),
-        (lambda: norms.fused_ln(x, scale, bias[:3], EPSILON), r"bias has to be .*\[8\]; got \[3\]"),
+        (lambda: rms_norm.fused_rms_norm(x, scale[:7], EPSILON), r"scale has to be .*\[8\]; got \[7\]"),
+        (lambda: rms_norm.fused_rms_norm(x, paddle.ones([4, 8]), EPSILON), r"scale has to be .*got \[4, 8\]"),
+        (lambda: rms_norm.fused_rms_norm(x.astype("int32"), scale, EPSILON), "x has to be float32, .*int32"),
+        (lambda: rms_norm.fused_rms_norm(x, scale.astype("float64"), EPSILON), "scale has to be float32, .*float64"),
+        (lambda: rms_norm.fused_rms_norm(paddle.zeros([4, 0]), paddle.zeros([0]), EPSILON), r"last axis.*\[4, 0\]"),
+        (lambda: rms_norm.fused_ln(x, scale, bias.astype("float16"), EPSILON), "bias has to be of scale's type"),
+        (lambda: rms_norm.fused_ln(x, scale, bias[:3], EPSILON), r"bias has to be .*\[8\]; got \[3\]"),
         (
-            lambda: norms.fused_add_rms_norm(x, residual[:2], scale, EPSILON),
+            lambda: rms_norm.fused_add_rms_norm(x, residual[:2], scale, EPSILON),
             r"float32 \[2, 8\] beside float32 \[4, 8\]",
         ),
         (
-            lambda: norms.fused_add_rms_norm(x, residual.astype("float16"), scale, EPSILON),
+            lambda: rms_norm.fused_add_rms_norm(x, residual.astype("float16"), scale, EPSILON),
             r"float16 \[4, 8\] beside float32",
         ),
     ):
@@ -253,20 +253,20 @@ def test_refusals():
 
 
 def test_a_wrong_library_refuses_to_train(monkeypatch):
-    right = norms.fused_rms_norm
-    monkeypatch.setattr(norms, "fused_rms_norm", lambda x, scale, epsilon: [right(x, scale, epsilon)[0] * 1.01])
-    with pytest.raises(EnvironmentProblem, match="y differs from the reference by"):
-        norms.check_norms.__wrapped__()
+    right = rms_norm.fused_rms_norm
+    monkeypatch.setattr(self_check, "fused_rms_norm", lambda x, scale, epsilon: [right(x, scale, epsilon)[0] * 1.01])
+    with pytest.raises(EnvironmentProblem, match="fused RMSNorm gives wrong results on this machine"):
+        self_check.check_norms.__wrapped__()
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 33), (3, 640), (0, 8)])
 def test_a_norm_whose_input_goes_on(shape):
     """One gradient for both uses of x, also where there is only one of them."""
     x, _, scale, _, grad_y, grad_kept = tensors(shape)
-    y, kept = norms.fused_rms_norm_kept(x, scale, EPSILON)
+    y, kept = rms_norm.fused_rms_norm_kept(x, scale, EPSILON)
     np.testing.assert_array_equal(kept.numpy(), x.numpy())
-    np.testing.assert_array_equal(y.numpy(), norms.fused_rms_norm(x, scale, EPSILON)[0].numpy())
-    of_norm = paddle.grad([norms.fused_rms_norm(x, scale, EPSILON)[0]], [x, scale], [grad_y])
+    np.testing.assert_array_equal(y.numpy(), rms_norm.fused_rms_norm(x, scale, EPSILON)[0].numpy())
+    of_norm = paddle.grad([rms_norm.fused_rms_norm(x, scale, EPSILON)[0]], [x, scale], [grad_y])
     both = paddle.grad([y, kept], [x, scale], [grad_y, grad_kept], retain_graph=True)
     close(both[0], wide(of_norm[0]) + wide(grad_kept), "float32", 4)
     np.testing.assert_array_equal(both[1].numpy(), of_norm[1].numpy())

@@ -12,7 +12,7 @@ import pytest
 from helpers import LLM
 from oarlock.environment.paddle_import import import_paddle
 from oarlock.errors import EnvironmentProblem
-from oarlock.ops import install, library, step
+from oarlock.ops import install, library, linear_cross_entropy, rotary, self_check, swiglu
 from op_checks import normal, same
 
 import_paddle()
@@ -32,7 +32,7 @@ def check_rotary(dim, heads, kv_heads, packed):
     cos, sin = llama.LlamaRotaryEmbedding(dim, 64)(q, seq_len=50)
     positions = paddle.to_tensor(np.random.default_rng(1).integers(0, 50, (2, 37))) if packed else None
     same(
-        lambda q, k: step.fused_rotary(q, k, cos, sin, positions),
+        lambda q, k: rotary.fused_rotary(q, k, cos, sin, positions),
         lambda q, k: llama.apply_rotary_pos_emb(q, k, cos, sin, positions),
         [q, k],
     )
@@ -45,8 +45,8 @@ def test_rotary(dim, heads, kv_heads, packed):
 
 
 def check_swiglu(shape):
-    same(step.fused_swiglu, llama.swiglu, [normal(*shape) * 4, normal(*shape, seed=1)])
-    same(step.fused_swiglu, llama.swiglu, [normal(*shape[:-1], 2 * shape[-1]) * 4])
+    same(swiglu.fused_swiglu, llama.swiglu, [normal(*shape) * 4, normal(*shape, seed=1)])
+    same(swiglu.fused_swiglu, llama.swiglu, [normal(*shape[:-1], 2 * shape[-1]) * 4])
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 67), (2, 640), (1,), (300, 48), (0, 8)])
@@ -56,7 +56,7 @@ def test_swiglu(shape):
 
 def test_swiglu_far_out():
     gate = paddle.to_tensor([-1e30, -200.0, -87.5, 0.0, 87.5, 88.5, 200.0, 1e30, float("nan")] * 4)
-    y, wanted = step.fused_swiglu(gate, paddle.ones_like(gate)), paddle.nn.functional.silu(gate)
+    y, wanted = swiglu.fused_swiglu(gate, paddle.ones_like(gate)), paddle.nn.functional.silu(gate)
     np.testing.assert_allclose(y.numpy(), wanted.numpy(), rtol=1e-6, atol=1e-36)
 
 
@@ -65,7 +65,7 @@ def check_cross_entropy(transposed, classes=77, rows=(4, 50)):
     labels = paddle.to_tensor(np.random.default_rng(2).integers(0, classes, rows))
     labels[1, 3:] = IGNORED
     same(
-        lambda h, w: step.fused_linear_cross_entropy(h, w, labels, transposed, 1 / 13, IGNORED) * 3,
+        lambda h, w: linear_cross_entropy.fused_linear_cross_entropy(h, w, labels, transposed, 1 / 13, IGNORED) * 3,
         lambda h, w: cross_entropy(
             paddle.matmul(h, w, transpose_y=transposed), labels, ignore_index=IGNORED, reduction="sum"
         ) * (3 / 13),
@@ -77,7 +77,7 @@ def check_cross_entropy(transposed, classes=77, rows=(4, 50)):
 @pytest.mark.parametrize("scores", [1, 77 * 7, 2**25])
 def test_cross_entropy(monkeypatch, transposed, scores):
     """In pieces of one row, of seven (the last has less), and in one."""
-    monkeypatch.setattr(step, "SCORES", scores)
+    monkeypatch.setattr(linear_cross_entropy, "MAX_LOGITS", scores)
     check_cross_entropy(transposed)
 
 
@@ -85,7 +85,7 @@ def test_cross_entropy_makes_what_is_asked_for():
     hidden, weight, labels = normal(6, 8), normal(8, 20), paddle.arange(6)
 
     def loss():
-        return step.fused_linear_cross_entropy(hidden, weight, labels, False, 1.0, IGNORED)
+        return linear_cross_entropy.fused_linear_cross_entropy(hidden, weight, labels, False, 1.0, IGNORED)
 
     whole = loss()
     whole.backward()
@@ -102,7 +102,9 @@ def test_cross_entropy_of_large_scores():
     """The largest score is taken off before exp."""
     hidden, weight = paddle.to_tensor([[1e4, -1e4]]), paddle.eye(2)
     for label, wanted in ((0, 0.0), (1, 2e4)):
-        loss = step.fused_linear_cross_entropy(hidden, weight, paddle.to_tensor([label]), False, 1.0, IGNORED)
+        loss = linear_cross_entropy.fused_linear_cross_entropy(
+            hidden, weight, paddle.to_tensor([label]), False, 1.0, IGNORED
+        )
         assert float(loss) == wanted
 
 
@@ -171,27 +173,39 @@ def test_refusals():
     q, cos = normal(1, 4, 2, 8), normal(3, 8)
     x, weight, labels = normal(5, 4), normal(4, 6), paddle.arange(5)
     for call, words in (
-        (lambda: step.fused_rotary(q, q, cos, cos, None), "have 3 positions, x has 4"),
-        (lambda: step.fused_rotary(q, q, cos, cos, paddle.to_tensor([[0, 1, 2, 3]])), "position 3 is not among the 3"),
-        (lambda: step.fused_rotary(q, q, cos, cos, paddle.to_tensor([0, 1, 2])), r"int64 \[batch, length\]"),
-        (lambda: step.fused_rotary(q[0], q, cos, cos, None), r"\[batch, length, heads, even dim\]; got \[4, 2, 8\]"),
-        (lambda: step.fused_swiglu(x, weight), r"of one shape; got \[5, 4\] and \[4, 6\]"),
-        (lambda: step.fused_swiglu(x.astype("float64"), x), "gate has to be float32; got float64"),
-        (lambda: step.fused_swiglu(normal(2, 3)), r"beside each other; got \[2, 3\]"),
-        (lambda: step.fused_linear_cross_entropy(x, weight, labels + 2, False, 1.0, IGNORED), "label 6 is not among"),
-        (lambda: step.fused_linear_cross_entropy(x, weight, labels[:4], False, 1.0, IGNORED), "each of the 5 rows"),
-        (lambda: step.fused_linear_cross_entropy(x, weight, labels, True, 1.0, IGNORED), r"\[classes, 4\]; got"),
+        (lambda: rotary.fused_rotary(q, q, cos, cos, None), "have 3 positions, x has 4"),
+        (
+            lambda: rotary.fused_rotary(q, q, cos, cos, paddle.to_tensor([[0, 1, 2, 3]])),
+            "position 3 is not among the 3",
+        ),
+        (lambda: rotary.fused_rotary(q, q, cos, cos, paddle.to_tensor([0, 1, 2])), r"int64 \[batch, length\]"),
+        (lambda: rotary.fused_rotary(q[0], q, cos, cos, None), r"\[batch, length, heads, even dim\]; got \[4, 2, 8\]"),
+        (lambda: swiglu.fused_swiglu(x, weight), r"of one shape; got \[5, 4\] and \[4, 6\]"),
+        (lambda: swiglu.fused_swiglu(x.astype("float64"), x), "gate has to be float32; got float64"),
+        (lambda: swiglu.fused_swiglu(normal(2, 3)), r"beside each other; got \[2, 3\]"),
+        (
+            lambda: linear_cross_entropy.fused_linear_cross_entropy(x, weight, labels + 2, False, 1.0, IGNORED),
+            "label 6 is not among",
+        ),
+        (
+            lambda: linear_cross_entropy.fused_linear_cross_entropy(x, weight, labels[:4], False, 1.0, IGNORED),
+            "each of the 5 rows",
+        ),
+        (
+            lambda: linear_cross_entropy.fused_linear_cross_entropy(x, weight, labels, True, 1.0, IGNORED),
+            r"\[classes, 4\]; got",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             call()
 
 
 def test_a_wrong_library_refuses_to_train(monkeypatch):
-    step.check_step.__wrapped__()
-    right = step.fused_swiglu
-    monkeypatch.setattr(step, "fused_swiglu", lambda gate, up: right(gate, up) * 1.01)
-    with pytest.raises(EnvironmentProblem, match="the fused SwiGLU is wrong"):
-        step.check_step.__wrapped__()
+    self_check.check_training_ops.__wrapped__()
+    right = swiglu.fused_swiglu
+    monkeypatch.setattr(self_check, "fused_swiglu", lambda gate, up: right(gate, up) * 1.01)
+    with pytest.raises(EnvironmentProblem, match="fused SwiGLU gives wrong results"):
+        self_check.check_training_ops.__wrapped__()
 
 
 @pytest.mark.parametrize("isa", ["plain", "avx2"])

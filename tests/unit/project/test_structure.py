@@ -12,8 +12,20 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[3] / "llm" / "oarlock"
 # A package may import itself and those before it, at run time and for types.
 ORDER = (
-    *("errors", "versions", "formats", "files", "compat", "environment", "families", "config", "sampling"),
-    *("cpu_ranks", "launch"),
+    *(
+        "errors",
+        "versions",
+        "package_files",
+        "formats",
+        "files",
+        "compat",
+        "environment",
+        "families",
+        "config",
+        "sampling",
+        "cpu_ranks",
+        "launch",
+    ),
     *(
         "parallel",
         "ops",
@@ -27,7 +39,7 @@ ORDER = (
         "triton_repository",
         "train",
     ),
-    *("export", "serve", "cli", "__main__"),
+    *("export", "serve", "api", "cli", "__main__"),
 )
 # An exported folder does not depend on training, and a server depends on nothing but the folders it is given.
 NEVER = {"export": {"train"}, "serve": {"train", "export"}}
@@ -82,6 +94,7 @@ def test_only_one_file_knows_training_arguments():
     [
         ["-m", "oarlock", "--version"],
         ["-m", "oarlock", "data", "pretrain", "--help"],
+        ["-m", "oarlock", "launch", "--gpus", "2", "--dry_run", "oarlock/__init__.py"],
         ["-m", "oarlock", "serve", "--help"],
         ["-m", "oarlock", "serve", "tests"],  # refused: no repository
         ["-m", "oarlock", "serve", "tests", "--max-batch", "0"],

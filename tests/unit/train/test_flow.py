@@ -15,12 +15,12 @@ from oarlock.config import FinetuneConfig, load_config
 from oarlock.data.corpus.sampler import EvaluationBatchSampler
 from oarlock.errors import DataError, StoppedWithOthers, exit_with
 from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
-from oarlock.train.intervals import Due, what_is_due
+from oarlock.train.intervals import Due, due_actions
 
 
 def due(step: int, *words: str, before: int = 0, after: int = 8, epoch: int = 100, stopping: bool = False) -> Due:
     config = load_config(FinetuneConfig, ["--do_train", *words]).config
-    return what_is_due(config, step, 50, before, after, epoch, stopping)
+    return due_actions(config, step, 50, before, after, epoch, stopping)
 
 
 def test_steps():

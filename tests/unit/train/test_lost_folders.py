@@ -11,11 +11,11 @@ import pytest
 
 from helpers import write_checkpoint
 from oarlock.errors import OutputLost, TrainingError
-from oarlock.train.checkpoint.row_file import append_rows, read_rows
 from oarlock.train.output import folder_guard
 from oarlock.train.output.folder_guard import RUN_FILE, check_output, run_in, writing
 from oarlock.train.output.lock import LOCK_FILE, OutputLock, take
 from oarlock.train.output.lock_holder import Holder
+from oarlock.train.reporters.row_file import append_rows, read_rows
 from support.locks import write_lock
 
 

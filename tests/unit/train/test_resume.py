@@ -13,9 +13,9 @@ from oarlock.config.load import flatten
 from oarlock.errors import CheckpointError
 from oarlock.train.checkpoint.manifest import list_checkpoints, newest_whole, read_manifest, verify
 from oarlock.train.checkpoint.resume import find_resume_point
-from oarlock.train.checkpoint.row_file import cut_rows_after
 from oarlock.train.checkpoint.writer import rotate
 from oarlock.train.output.folder_guard import reason
+from oarlock.train.reporters.row_file import cut_rows_after
 
 # manifests and checkpoints
 

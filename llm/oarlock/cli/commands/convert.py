@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+from oarlock.api.models import convert_model
 from oarlock.cli.flags import Command, flag
 from oarlock.cli.weight_flags import WeightFlags
-from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
-from oarlock.errors import ModelError
-from oarlock.files import is_vacant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +24,7 @@ class ConvertFlags(WeightFlags):
 
 
 def _run(options: ConvertFlags) -> int:
-    if not is_vacant(options.output):
-        raise ModelError(f"{options.output}: there is something already; give a folder that does not exist yet")
-    import_paddle()
-    set_paddlenlp_log_level("error")
-    from oarlock.export.convert import ConvertOptions, Target, convert
-    from oarlock.hub.model_names import local_folder
-
-    allow_pickle = options.allow_pickle_weights
-    source = local_folder(options.input, with_weights=True, allow_pickle=allow_pickle)
-    settings = ConvertOptions(options.dtype, options.shard_bytes, options.proof, allow_pickle)
-    convert(source, options.output, cast(Target, options.to), settings)
+    convert_model(options.input, options.output, cast(Any, options.to), **options.weight_arguments())
     return 0
 
 

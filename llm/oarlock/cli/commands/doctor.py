@@ -181,7 +181,7 @@ def nvidia_driver() -> tuple[str, str] | None:
 def _ops() -> Iterator[Finding]:
     """Built, for this Paddle and device, and computing what the reference does."""
     from oarlock.ops import library
-    from oarlock.ops.norms import check_norms
+    from oarlock.ops.self_check import check_norms
 
     try:
         import paddle

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
+from oarlock.api.models import check_export, export_model
 from oarlock.cli.flags import Command, flag
 from oarlock.cli.weight_flags import WeightFlags
 from oarlock.environment.console import get_logger
-from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 from oarlock.errors import EXIT_FAILED, ConfigError
 from oarlock.export.servers import SERVERS, TARGETS, TRITON
 
@@ -46,47 +47,25 @@ def _run(options: ExportFlags) -> int:
         raise ConfigError("--server and --hashes need --check DIR")
     if options.target is None or options.output is None:
         raise ConfigError(f"give --target ({', '.join(TARGETS)}) and --output DIR, or --check DIR")
-    from oarlock.export.request import Request, check_options, check_source
-    from oarlock.formats.links import check_links
-    from oarlock.merge.inputs import AdapterMix
-
-    request = Request(
-        target=options.target,
+    export_model(
+        cast(Any, options.target),
+        options.output,
         model=options.model,
-        output=options.output,
-        adapters=tuple(map(Path, options.adapter)),
+        adapters=options.adapter,
         name=options.name,
-        dtype=options.dtype,
-        max_shard_bytes=options.shard_bytes,
-        proof=options.proof,
-        allow_pickle=options.allow_pickle_weights,
         keep_adapters=options.keep_adapter,
+        **options.weight_arguments(),
     )
-    check_options(request)
-    if request.adapters:
-        AdapterMix.open(request.adapters)
-    if Path(request.model).is_dir() and request.model:
-        check_links(request.model)
-        check_source(request, Path(request.model))
-    import_paddle()
-    set_paddlenlp_log_level("error")
-    from oarlock.export.export import export
-
-    export(request)
     return 0
 
 
 def _check(options: ExportFlags, folder: Path) -> int:
     if options.target or options.output or options.model or options.adapter:
         raise ConfigError("--check DIR checks an existing export; only --server and --hashes go with it")
-    from oarlock.export.checks.check import check_folder, guess_server
+    from oarlock.export.checks.check import guess_server
 
     server = options.server or guess_server(folder)
-    if not folder.is_dir():
-        raise ConfigError(f"--check {folder}: no such folder")
-    import_paddle()
-    set_paddlenlp_log_level("error")
-    findings = check_folder(folder, server, options.hashes)
+    findings = check_export(folder, server, hashes=options.hashes)
     for finding in findings:
         print(finding.text())
     found = f"{len(findings)} problem{'s' * (len(findings) != 1)} found" if findings else "no problems found"

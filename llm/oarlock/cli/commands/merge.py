@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from oarlock.api.models import merge_adapters
 from oarlock.cli.flags import Command, flag
 from oarlock.cli.weight_flags import WeightFlags
-from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,23 +25,13 @@ class MergeFlags(WeightFlags):
 
 
 def _run(options: MergeFlags) -> int:
-    from oarlock.merge.inputs import AdapterMix, check_output
-
-    mix = AdapterMix.open(options.adapter, options.weight)
-    check_output(options.output)
-    import_paddle()
-    set_paddlenlp_log_level("error")
-    from oarlock.hub.model_names import local_folder
-    from oarlock.merge.merge import MergeOptions, merge
-    from oarlock.peft.adapter_base import find_base
-
-    allow_pickle = options.allow_pickle_weights
-    if options.model:
-        base = local_folder(options.model, with_weights=True, allow_pickle=allow_pickle)
-    else:
-        base = find_base(mix.parts[0].adapter, "Name it: --model BASE", allow_pickle=allow_pickle)
-    settings = MergeOptions(options.dtype, options.shard_bytes, options.proof, allow_pickle)
-    merge(base, mix, options.output, settings)
+    merge_adapters(
+        options.adapter,
+        options.output,
+        model=options.model,
+        weights=options.weight,
+        **options.weight_arguments(),
+    )
     return 0
 
 

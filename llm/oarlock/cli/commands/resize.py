@@ -9,8 +9,7 @@ from oarlock.cli.flags import Command, flag
 from oarlock.cli.weight_flags import ShardSize
 from oarlock.config.options import at_least
 from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
-from oarlock.errors import ModelError
-from oarlock.files import is_vacant
+from oarlock.files import require_empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +30,7 @@ class ResizeOptions(ShardSize):
 
 def _run(options: ResizeOptions) -> int:
     output, allow_pickle = options.output, options.allow_pickle_weights
-    if not is_vacant(output):
-        raise ModelError(f"{output}: there is something already; give a folder that does not exist yet")
+    require_empty(output)
     import_paddle()
     set_paddlenlp_log_level("error")
     from oarlock.hub.model_names import local_folder

@@ -270,6 +270,11 @@ def unlisted(folder: str | Path, manifest: Manifest) -> list[str]:
     return sorted(set(found) - {MANIFEST, *manifest.files})
 
 
+def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
+    """Where the checkpoint of a step is, if it was written."""
+    return Path(output_dir) / f"checkpoint-{step}"
+
+
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """checkpoint-N folders, newest first."""
     found = []

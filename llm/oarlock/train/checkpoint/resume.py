@@ -13,7 +13,14 @@ from oarlock.config.options import option_specs
 from oarlock.environment.console import get_logger
 from oarlock.errors import CheckpointError
 from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
-from oarlock.train.checkpoint.manifest import Manifest, list_checkpoints, newest_whole, read_manifest, verify
+from oarlock.train.checkpoint.manifest import (
+    Manifest,
+    checkpoint_folder,
+    list_checkpoints,
+    newest_whole,
+    read_manifest,
+    verify,
+)
 from oarlock.train.checkpoint.pending_save import delete_folder
 
 if TYPE_CHECKING:
@@ -72,7 +79,7 @@ def _of_first_rank(config: RunConfig, told: tuple[int, str] | None) -> ResumePoi
         return None
     step, digest = told
     checkpoint = config.checkpoint
-    folder = Path(checkpoint.resume_from_checkpoint or Path(checkpoint.output_dir) / f"checkpoint-{int(step)}")
+    folder = Path(checkpoint.resume_from_checkpoint or checkpoint_folder(checkpoint.output_dir, int(step)))
     manifest = read_manifest(folder)
     if (manifest.step, manifest.sha256) != (step, digest):
         raise CheckpointError(f"{folder}: not the checkpoint that rank 0 goes on from; --output_dir has to be shared")

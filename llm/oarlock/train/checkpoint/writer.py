@@ -21,7 +21,7 @@ from oarlock.environment.ranks import is_first_rank
 from oarlock.errors import CheckpointError, OutputLost, StoppedWithOthers, report
 from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
 from oarlock.train.checkpoint.local_shards import LocalShards
-from oarlock.train.checkpoint.manifest import TRAINER_STATE, Manifest, list_checkpoints
+from oarlock.train.checkpoint.manifest import TRAINER_STATE, Manifest, checkpoint_folder, list_checkpoints
 from oarlock.train.checkpoint.manifest_fields import BestState, ScalerState
 from oarlock.train.checkpoint.model_files import ModelFiles
 from oarlock.train.checkpoint.pending_save import PendingSave, delete_folder
@@ -53,10 +53,6 @@ class CheckpointWriter:
         self._data_fingerprint = data_fingerprint
         self.output_dir, self.background = Path(config.checkpoint.output_dir), config.checkpoint.async_save
         self._pending: PendingSave | None = None
-
-    def folder(self, step: int) -> Path:
-        """Where the checkpoint of a step is, if it was written."""
-        return self.output_dir / f"checkpoint-{step}"
 
     def save(
         self,
@@ -107,7 +103,7 @@ class CheckpointWriter:
 
     def _write(self, manifest: Manifest, state: Any) -> PendingSave:
         """Write the checkpoint, or only copy the state for a save in the background."""
-        final = self.folder(manifest.step)
+        final = checkpoint_folder(self.output_dir, manifest.step)
         partial = self.output_dir / f".checkpoint-{manifest.step}.partial"
         saves: list[PendingSave] = []
         parts: list[dict[str, Any]] = []

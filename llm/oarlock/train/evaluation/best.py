@@ -18,7 +18,7 @@ from oarlock.errors import CheckpointError
 from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
 from oarlock.train.checkpoint.load_shards import reload_weights
 from oarlock.train.checkpoint.local_shards import LocalShards
-from oarlock.train.checkpoint.manifest import MANIFEST, verify
+from oarlock.train.checkpoint.manifest import MANIFEST, checkpoint_folder, verify
 from oarlock.train.checkpoint.manifest_fields import BestState
 
 if TYPE_CHECKING:
@@ -118,23 +118,22 @@ class BestEvaluation:
 
 
 def judge_evaluation(
-    best: BestEvaluation, metrics: Mapping[str, float], state: Any, control: Any, *, checkpoint: Path, saves: bool
+    best: BestEvaluation, metrics: Mapping[str, float], state: Any, control: Any, config: RunConfig
 ) -> None:
     """Compare an evaluation with the best so far, on all ranks; ask for a checkpoint or an early stop.
 
     Args:
         state, control: PaddleNLP's TrainerState and TrainerControl.
-        checkpoint: the folder of this step's checkpoint, if it is written.
-        saves: the run writes checkpoints (--save_strategy).
     """
     step = state.global_step
     value = all_gather_objects(metrics[best.metric])[0]  # rank 0's: a last bit that differs must not part the ranks
+    checkpoint = checkpoint_folder(config.checkpoint.output_dir, step)
     if best.see(value, step, checkpoint) and best.keep:
         control.should_save = True
     if best.exhausted and step < state.max_steps:
         logger.info(f"stopping early at step {step}: {best.describe()}; {best.evaluations_since} evaluation(s) since")
         control.should_training_stop = True
-        control.should_save = control.should_save or saves
+        control.should_save = control.should_save or config.checkpoint.save_strategy != "no"
 
 
 def load_best_weights(best: BestEvaluation, last_step: int, shards: LocalShards) -> None:

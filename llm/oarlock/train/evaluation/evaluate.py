@@ -12,9 +12,9 @@ from paddle import nn
 
 from oarlock.data.corpus.blend import ConcatenatedDataset
 from oarlock.data.examples.labels import IGNORE_INDEX
-from oarlock.train.forward_context import Batch, ForwardContext
-from oarlock.train.loss import TokenCrossEntropy, trained_tokens
-from oarlock.train.pipeline_step import pipeline_loss_sum
+from oarlock.train.step.forward_context import Batch, ForwardContext
+from oarlock.train.step.loss import TokenCrossEntropy, trained_tokens
+from oarlock.train.step.pipeline_step import pipeline_loss_sum
 
 
 class EvaluationStopped(Exception):

@@ -10,7 +10,7 @@ from oarlock.environment.console import log_once, progress_bar
 from oarlock.model_config.generation_config import end_tokens
 from oarlock.models.generate import generate_ids, generate_without_cache
 from oarlock.train.evaluation.prompts import Answer, PromptSet
-from oarlock.train.pipeline_step import pipeline_next_ids
+from oarlock.train.step.pipeline_step import pipeline_next_ids
 
 if TYPE_CHECKING:
     from oarlock.data.templates.chat_template import ChatTemplate

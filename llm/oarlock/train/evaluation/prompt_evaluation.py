@@ -13,7 +13,7 @@ from oarlock.train.evaluation.prompts import PromptSet
 
 if TYPE_CHECKING:
     from oarlock.data.templates.chat_template import ChatTemplate
-    from oarlock.train.reporters.reporters import SampleLog
+    from oarlock.train.reporters.samples import SampleLog
 
 logger = get_logger(__name__)
 

@@ -11,7 +11,7 @@ from paddle import nn
 from paddle.distributed import fleet
 
 from oarlock.data.examples.labels import IGNORE_INDEX
-from oarlock.ops.step import HeldScores
+from oarlock.ops.linear_cross_entropy import DeferredLogits
 
 
 class TokenCrossEntropy(nn.Layer):
@@ -40,7 +40,7 @@ class TokenCrossEntropy(nn.Layer):
             labels: [batch, tokens], already shifted; IGNORE_INDEX where nothing is trained.
         """
         scores = logits[0] if isinstance(logits, (tuple, list)) else logits
-        if isinstance(scores, HeldScores):
+        if isinstance(scores, DeferredLogits):
             return scores.cross_entropy(labels, 1 / self.normalizer, IGNORE_INDEX)
         return self.token_losses(logits, labels).sum() / self.normalizer
 

@@ -15,8 +15,8 @@ from paddlenlp.peft import LoRAModel
 from oarlock.data.examples.labels import IGNORE_INDEX
 from oarlock.families.packing import ENDS
 from oarlock.models.generate import last_scores, right_padded
-from oarlock.train.forward_context import Batch, ForwardContext
-from oarlock.train.loss import TokenCrossEntropy
+from oarlock.train.step.forward_context import Batch, ForwardContext
+from oarlock.train.step.loss import TokenCrossEntropy
 
 
 def run_pipeline_step(

@@ -1,0 +1,175 @@
+"""Pretraining and fine-tuning from Python."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from oarlock.config import FinetuneConfig, LoadedConfig, PretrainConfig
+from oarlock.config.load import load_options
+from oarlock.environment.signals import signals_restored
+from oarlock.errors import EnvironmentProblem, OarlockError, TrainingError, notify_failure_listeners
+from oarlock.formats.json_file import parse_json
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run left.
+
+    Attributes:
+        output_dir: folder of the trained model or adapter, the checkpoints and the logs.
+        metrics: the rows of metrics.jsonl in their order. Rows of training have "step", "loss", "learning_rate" and so
+            on; rows of evaluations have "step" and keys that begin with "eval_".
+    """
+
+    output_dir: Path
+    metrics: list[dict[str, Any]]
+
+
+@overload
+def load_config(
+    kind: Literal["pretrain"], recipe: str | Path | None = None, **options: Any
+) -> LoadedConfig[PretrainConfig]: ...
+@overload
+def load_config(
+    kind: Literal["finetune"], recipe: str | Path | None = None, **options: Any
+) -> LoadedConfig[FinetuneConfig]: ...
+def load_config(
+    kind: Literal["pretrain", "finetune"], recipe: str | Path | None = None, **options: Any
+) -> LoadedConfig[Any]:
+    """Read and check a configuration without starting anything.
+
+    Args:
+        kind: "pretrain" or "finetune".
+        recipe: a YAML file, or the name of a recipe that comes with Oarlock (see `list_recipes`). Without one, options
+            that are not given have their defaults.
+        options: options by their names on the command line, such as `learning_rate=3e-4`. They win over the recipe.
+
+    Returns:
+        The configuration as `.config`, and where each value came from as `.origins`. `pretrain` and `finetune` take it.
+
+    Raises:
+        ConfigError: an option does not exist, has a wrong value, or conflicts with another one. The message lists all
+            problems.
+
+    Example:
+        >>> loaded = load_config("finetune", "lora_7b", r=16)
+        >>> loaded.config.method.r
+        16
+    """
+    return load_options(PretrainConfig if kind == "pretrain" else FinetuneConfig, recipe, options)
+
+
+def pretrain(config: str | Path | LoadedConfig[PretrainConfig] | None = None, **options: Any) -> TrainingResult:
+    """Pretrain a model, as `oarlock pretrain` does.
+
+    This process becomes rank 0 of a run with one rank. For several ranks, start the program that calls this with
+    `python -m paddle.distributed.launch` or `oarlock launch`. A run that was stopped resumes from its newest
+    checkpoint when it is called again with the same `output_dir`.
+
+    A process can call this and `finetune` several times, one after the other, with the same number of ranks and on the
+    same device. The number of threads is that of the first call.
+
+    Args:
+        config: a recipe (its name or its YAML file), or what `load_config` returned.
+        options: options by their names on the command line; not together with the result of `load_config`.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+        EnvironmentProblem: something on this machine is missing, or the call is not in the main thread, which handles
+            signals.
+        OarlockError: any other failure; its class says of what: DataError, ModelError, CheckpointError, TrainingError.
+
+    Example:
+        >>> result = pretrain(
+        ...     model_name_or_path="my_config", tokenizer_name_or_path="my_tokenizer", input_dir="corpus",
+        ...     output_dir="output/base", do_train=True, max_steps=100,
+        ... )
+        >>> result.metrics[-1]["step"]
+        100
+    """  # fmt: skip
+    return _train(_load_config_once("pretrain", config, options), run_pretraining)
+
+
+def finetune(config: str | Path | LoadedConfig[FinetuneConfig] | None = None, **options: Any) -> TrainingResult:
+    """Fine-tune a model, as `oarlock finetune` does. What is said of `pretrain` holds here too.
+
+    Args:
+        config: a recipe (its name or its YAML file), or what `load_config` returned.
+        options: options by their names on the command line; not together with the result of `load_config`.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+        EnvironmentProblem: something on this machine is missing, or the call is not in the main thread, which handles
+            signals.
+        OarlockError: any other failure; its class says of what: DataError, ModelError, CheckpointError, TrainingError.
+
+    Example:
+        >>> result = finetune("lora_7b", model_name_or_path="output/base", output_dir="output/lora", max_steps=20)
+        >>> result.output_dir
+        PosixPath('output/lora')
+    """
+    return _train(_load_config_once("finetune", config, options), run_finetuning)
+
+
+def run_pretraining(loaded: LoadedConfig[PretrainConfig]) -> int:
+    """Pretrain in this process; returns the exit code."""
+    with _prepared(loaded):
+        from oarlock.train.pretrain import pretrain
+
+        return pretrain(loaded)
+
+
+def run_finetuning(loaded: LoadedConfig[FinetuneConfig]) -> int:
+    """Fine-tune in this process; returns the exit code."""
+    with _prepared(loaded):
+        from oarlock.train.finetune import finetune
+
+        return finetune(loaded)
+
+
+@contextlib.contextmanager
+def _prepared(loaded: LoadedConfig[Any]) -> Iterator[None]:
+    """Hold the output folder and import Paddle."""
+    from oarlock.train.output.lock import output_held
+
+    with output_held(loaded.config.checkpoint.output_dir):  # before the seconds that importing Paddle takes
+        from oarlock.environment.paddle_import import import_paddle
+
+        import_paddle(loaded.config.runtime.num_threads)
+        yield
+
+
+def _load_config_once(kind: Any, config: str | Path | LoadedConfig[Any] | None, options: dict[str, Any]) -> Any:
+    """The configuration of a call: one that was loaded before, or a recipe and options.
+
+    Raises:
+        TypeError: for both.
+    """
+    if not isinstance(config, LoadedConfig):
+        return load_config(kind, config, **options)
+    if options:
+        raise TypeError(f"give {', '.join(options)} to load_config(); a loaded configuration is used as it is")
+    return config
+
+
+def _train(loaded: LoadedConfig[Any], run: Callable[[Any], int]) -> TrainingResult:
+    if threading.current_thread() is not threading.main_thread():
+        raise EnvironmentProblem("training has to run in the main thread of a program: it handles SIGTERM and Ctrl-C")
+    output_dir = Path(loaded.config.checkpoint.output_dir)
+    with signals_restored():
+        try:
+            run(loaded)
+        except OarlockError as error:
+            notify_failure_listeners(error)
+            raise
+        except SystemExit as error:  # a signal before the first step
+            raise TrainingError("stopped by a signal before training began") from error
+    log = output_dir / "metrics.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    rows = [parse_json(line, f"{log}:{number}", dict[str, Any]) for number, line in enumerate(lines, 1)]
+    return TrainingResult(output_dir, rows)

@@ -1,0 +1,100 @@
+"""The progress of a run on the console."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from paddlenlp.trainer import TrainerCallback
+from tqdm import tqdm
+
+from oarlock.environment.console import get_logger, progress_bar
+from oarlock.environment.ranks import is_first_rank
+from oarlock.train.reporters.row_file import Row
+
+logger = get_logger(__name__)
+
+
+class Console(TrainerCallback):
+    """One progress bar on rank 0, with loss, learning rate, gradient norm, tokens/s and time left.
+
+    Without a terminal, or with --disable_tqdm, a line per log row in its place.
+    """
+
+    def __init__(self, as_lines: bool) -> None:
+        self.as_lines = as_lines or not sys.stderr.isatty()
+        self._bar: tqdm | None = None
+        self._eval_bar: tqdm | None = None
+        self._started, self._first_step = time.monotonic(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Draw the bar."""
+        self._started, self._first_step = time.monotonic(), state.global_step
+        if is_first_rank() and not self.as_lines:
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="train", unit="step", dynamic_ncols=True
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One step further."""
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
+        """One evaluation batch further."""
+        if self._eval_bar is None and not self.as_lines:
+            self._eval_bar = progress_bar(len(eval_dataloader), "evaluate", "batch", leave=False)
+        if self._eval_bar is not None:
+            self._eval_bar.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
+        """Show a row."""
+        if self._eval_bar is not None:
+            self._eval_bar.close()
+            self._eval_bar = None
+        if not is_first_rank() or not logs:
+            return
+        if "loss" not in logs:
+            figures = (f"{k} {short(v)}" for k, v in logs.items() if not k.endswith(("_per_second", "_tokens")))
+            self._print(f"step {state.global_step}: {', '.join(figures)}")
+        elif self._bar is not None:
+            self._bar.set_postfix_str(_training_text(logs))
+        else:
+            self._print(f"step {state.global_step}/{state.max_steps}: {_training_text(logs)}{self._left(state)}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            logger.info(text)
+
+    def _left(self, state: Any) -> str:
+        done = state.global_step - self._first_step
+        if done <= 0 or state.global_step >= state.max_steps:
+            return ""
+        seconds = (time.monotonic() - self._started) / done * (state.max_steps - state.global_step)
+        return f", {tqdm.format_interval(seconds)} left"
+
+
+def _training_text(logs: Row) -> str:
+    parts = [
+        f"loss {logs['loss']:.4f}",
+        f"lr {logs['learning_rate']:.3g}",
+        f"grad norm {logs['grad_norm']:.3g}",
+        f"{logs['tokens_per_second']:,.0f} tokens/s",
+    ]
+    if "mfu" in logs:
+        parts.append(f"MFU {logs['mfu']:.1%}")
+    return ", ".join(parts)
+
+
+def short(value: Any) -> str:
+    """A figure in few characters."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

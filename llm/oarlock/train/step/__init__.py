@@ -1,0 +1,1 @@
+"""Forward and backward of an optimizer step: loss, micro-batches, pipeline."""
