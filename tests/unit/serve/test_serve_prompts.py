@@ -12,8 +12,7 @@ from tokenizers import Tokenizer
 from oarlock.data.templates.chat_template import ChatTemplate, choose_template
 from oarlock.data.tokenizers.load import encode_marked, load_tokenizer, special_spellings
 from oarlock.errors import DataError, RequestRefused
-from oarlock.serve.engine.loading import ServedModel, find_begin_tokens, find_special_tokens
-from oarlock.serve.engine.messages import render_prompt
+from oarlock.serve.engine.loading import ServedModel, find_begin_tokens, find_special_tokens, render_prompt
 from oarlock.serve.request import Prompt
 
 END, USER = "<|endoftext|>", "<|user|>"

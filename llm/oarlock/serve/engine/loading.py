@@ -30,7 +30,7 @@ from oarlock.serve.config import Parsing
 from oarlock.serve.engine.decoder import Decoder, LoraWeights
 from oarlock.serve.engine.fused_decoder import load_fused_decoder, why_not_fused
 from oarlock.serve.engine.generic_decoder import GenericDecoder
-from oarlock.serve.engine.messages import render_prompt
+from oarlock.serve.engine.messages import read_messages, read_tools
 from oarlock.serve.request import Prompt
 
 _CONTEXT = ("max_position_embeddings", "max_sequence_length", "n_positions", "seq_length")
@@ -110,6 +110,32 @@ class ServedModel:
             return (), ()
         ids = self._tokenize(MarkedText(marker))
         return ((ids[0],), ()) if len(ids) == 1 else ((), (marker,))
+
+
+def render_prompt(template: ChatTemplate, messages: Any, tools: Any) -> MarkedText:
+    """Put messages and tools into a chat template, up to where the answer begins.
+
+    Raises:
+        RequestRefused: naming what can't be read.
+        DataError: naming what the template refuses, or leaves out.
+    """
+    read = read_messages(messages)
+    described = read_tools(tools)
+    try:
+        rendered = template.render_chat(read, add_generation_prompt=True, tools=described).text
+    except DataError as error:
+        # A template that refuses does not name the message. What templates lack most often is the result of a tool.
+        i = next((i for i, message in enumerate(read) if message["role"] == "tool"), None)
+        if i is None or "messages[" in str(error):
+            raise
+        raise RequestRefused(f"messages[{i}] (role {messages[i]['role']}): {error}") from error
+    for i, message in enumerate(read):
+        if message["role"] == "tool" or "name" not in message:  # the name of a tool is in its call too
+            continue
+        bare = [*read[:i], {k: v for k, v in message.items() if k != "name"}, *read[i + 1 :]]
+        if template.render_chat(bare, add_generation_prompt=True, tools=tools).text.text == rendered.text:
+            raise RequestRefused(f"messages[{i}].name: the model's chat template writes no names; leave it out")
+    return rendered
 
 
 def open_served_model(

@@ -5,15 +5,11 @@ The template has the last word (see data.templates): what it does not render is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from oarlock.data.records.messages import REASONING, Message, MessageError, normalize_messages, normalize_tools
-from oarlock.errors import DataError, RequestRefused
-
-if TYPE_CHECKING:
-    from oarlock.data.examples.marked_text import MarkedText
-    from oarlock.data.templates.chat_template import ChatTemplate
+from oarlock.errors import RequestRefused
 
 _FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *REASONING)
 _NOT_READ = {
@@ -130,34 +126,3 @@ def read_tools(given: Any) -> list[Message] | None:
         if function.get("strict"):
             raise RequestRefused(f"tools[{i}].function.strict: answers are not held to a schema here")
     return tools
-
-
-def render_prompt(template: ChatTemplate, messages: Any, tools: Any) -> MarkedText:
-    """The text that a model is asked with.
-
-    Raises:
-        RequestRefused: naming what can't be read.
-        DataError: naming what the template refuses, or leaves out.
-    """
-    read = read_messages(messages)
-    described = read_tools(tools)
-    try:
-        rendered = template.render_chat(read, add_generation_prompt=True, tools=described).text
-    except DataError as error:
-        # A template that refuses knows no numbers; what templates know least often is a result of a tool.
-        i = next((i for i, message in enumerate(read) if message["role"] == "tool"), None)
-        if i is None or "messages[" in str(error):
-            raise
-        raise RequestRefused(f"messages[{i}] (role {messages[i]['role']}): {error}") from error
-    _check_names(template, read, tools, rendered.text)
-    return rendered
-
-
-def _check_names(template: ChatTemplate, messages: Sequence[Message], tools: Any, text: str) -> None:
-    """Who of several users speaks is part of what is said; the name of a tool stands in its call too."""
-    for i, message in enumerate(messages):
-        if message["role"] == "tool" or "name" not in message:
-            continue
-        bare = [*messages[:i], {k: v for k, v in message.items() if k != "name"}, *messages[i + 1 :]]
-        if template.render_chat(bare, add_generation_prompt=True, tools=tools).text.text == text:
-            raise RequestRefused(f"messages[{i}].name: the model's chat template writes no names; leave it out")
