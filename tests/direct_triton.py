@@ -13,7 +13,7 @@ from unittest import mock
 
 from helpers import free_ports
 from oarlock.serve.config import ServeConfig, TritonConfig
-from oarlock.serve.supervision.guardian import clear_up
+from oarlock.serve.supervision.guardian import clean_up
 from oarlock.serve.triton import server
 from oarlock.serve.triton.served_repository import make_served_tree
 
@@ -59,7 +59,7 @@ def direct_triton(repository: Path, run: Path) -> Iterator[DirectTriton]:
     finally:
         process.terminate()
         process.wait(GUARD_S)
-        clear_up({process.pid}, triton.memory_prefix, ())
+        clean_up({process.pid}, triton.memory_prefix, ())
 
 
 def _is_ready(port: int) -> bool:

@@ -25,7 +25,7 @@ GUARD_S = 60  # against a test that hangs
 
 
 def limits(max_body=100_000):
-    return RequestLimits({name: ModelForm.of(config) for name, config in CONFIGS.items()}, max_body)
+    return RequestLimits({name: ModelForm.from_config(config) for name, config in CONFIGS.items()}, max_body)
 
 
 def question(model="oarlock_infer", text=b"x", **more):

@@ -21,12 +21,12 @@ from harness import Harness
 from front_ports import configure
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.check_request import check_infer_request
-from oarlock.serve.front.http.server import HttpServer, guarded, make_http_server
+from oarlock.serve.front.http.server import HttpServer, guard_app, make_http_server
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.model_forms import ModelForms
 from oarlock.serve.front.openai.app import make_openai_app
-from oarlock.serve.front.openai.errors import error_body, error_response
-from oarlock.serve.front.rest.routes import HEALTH_PATHS, make_rest_app, rest_error
+from oarlock.serve.front.openai.errors import make_error_body, make_error_response
+from oarlock.serve.front.rest.routes import HEALTH_PATHS, make_rest_app, make_rest_error
 from oarlock.serve.triton.fields import DEFAULT_TOKENS, RELAYED
 from scripted_upstream import ScriptedUpstream, answer
 
@@ -76,17 +76,17 @@ class Ports:
         self.upstream.to_one = answer()
         self.forms = ModelForms(self.upstream, self.config.triton.models, MAX_BODY)
         self.admission = Admission(100, 100)
-        rest = guarded(
-            make_rest_app(self.config, self.upstream), self.config, Keys(), self.admission, rest_error,
+        rest = guard_app(
+            make_rest_app(self.config, self.upstream), self.config, Keys(), self.admission, make_rest_error,
             open_paths=HEALTH_PATHS, takes_binary=True, encodings=(b"gzip", b"deflate"),
         )  # fmt: skip
-        openai = guarded(
-            make_openai_app(self.config, self.upstream), self.config, Keys(["key"]), self.admission, error_response,
+        openai = guard_app(
+            make_openai_app(self.config, self.upstream), self.config, Keys(["key"]), self.admission, make_error_response,
             open_paths=("/health",),
         )  # fmt: skip
         self.servers = [
             make_http_server(rest, self.config, 0),
-            make_http_server(openai, self.config, 0, error_body=error_body),
+            make_http_server(openai, self.config, 0, make_error_body=make_error_body),
         ]
         for server in self.servers:
             server.config.load()
@@ -140,7 +140,7 @@ def check_answers(heard: bytes, data: bytes) -> None:
 
 def target(data: bytes, folder: Path, ports: Ports) -> None:
     async def run() -> None:
-        limits = await ports.forms.limits()
+        limits = await ports.forms.get_limits()
         for server in ports.servers:
             ports.upstream.asked.clear()
             check_answers(await ports.say(server, data), data)

@@ -26,7 +26,7 @@ from oarlock.serve.config import EngineConfig
 from oarlock.serve.engine import loading
 from oarlock.serve.engine.decoder import Feed
 from oarlock.serve.engine.engine import Engine
-from oarlock.serve.engine.fused_decoder import FusedDecoder, load_fused_decoder, why_not_fused
+from oarlock.serve.engine.fused_decoder import FusedDecoder, explain_not_fused, load_fused_decoder
 from oarlock.serve.engine.generic_decoder import GenericDecoder
 from oarlock.serve.engine.loading import ServedModel
 from oarlock.serve.request import Prompt
@@ -143,7 +143,7 @@ def test_which_models_the_fused_decoder_is_for(monkeypatch):
         class Model:
             config = family_config(family, **changes)
 
-        return why_not_fused(Model)
+        return explain_not_fused(Model)
 
     assert all(reason(family) == "" for family in ("llama", "qwen2", "mistral", "gemma"))
     assert "bloom" in reason("bloom") and "ALiBi" in reason("llama", alibi=True)
@@ -164,7 +164,7 @@ def adapters(tiny_model, tmp_path_factory):
 def engine(request, tiny_model, adapters):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "generic":
-            patch.setattr(loading, "why_not_fused", lambda model: "the test says so")
+            patch.setattr(loading, "explain_not_fused", lambda model: "the test says so")
         engine = Engine.load(tiny_model, adapters, EngineConfig(max_batch=4))
     yield engine
     engine.close()

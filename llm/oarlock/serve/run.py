@@ -27,7 +27,7 @@ from oarlock.serve.supervision.admin_socket import AdminServer
 from oarlock.serve.supervision.listening import Listening
 from oarlock.serve.supervision.process_tree import POLL_SECONDS, ProcessTree
 from oarlock.serve.supervision.run_folder import ADMIN_SOCKET, make_run_folder
-from oarlock.serve.triton.repository import chat_temperature, engine_config, engine_model
+from oarlock.serve.triton.repository import find_engine_model, read_chat_temperature, read_engine_config
 from oarlock.serve.triton.served_repository import make_served_tree
 from oarlock.serve.triton.server import Installation
 
@@ -52,7 +52,7 @@ def serve(
     """
     installation = Installation.find()
     repository = Path(config.triton.repository)
-    engine = engine_config(repository, config.triton.settings)  # what it refuses is refused now
+    engine = read_engine_config(repository, config.triton.settings)  # refuses wrong settings early
     first_keys = keys.read()
     with contextlib.ExitStack() as opened:
         listening = Listening(config.front)
@@ -60,7 +60,7 @@ def serve(
         run = make_run_folder(opened)
         triton = replace(
             config.triton,
-            model=engine_model(repository),
+            model=find_engine_model(repository),
             run=str(run),
             memory_prefix=f"oarlock-serve-{os.getpid()}-",
         )
@@ -69,15 +69,15 @@ def serve(
             config,
             engine=engine,
             triton=replace(triton, models=tuple(served.kinds)),
-            front=replace(config.front, temperature=chat_temperature(repository)),
+            front=replace(config.front, temperature=read_chat_temperature(repository)),
         )
         _warn_of_an_open_network(config.front, bool(first_keys))
         tree = ProcessTree(installation, config, first_keys, listening, served, temporary)
-        stopped, hung_up = opened.enter_context(_signals())
+        stopped, hung_up = opened.enter_context(_catch_signals())
         opened.callback(tree.end)
         tree.start(stopped)
         administration = Administration(tree, served, keys, refresh)
-        with AdminServer(run / ADMIN_SOCKET, administration.actions()):
+        with AdminServer(run / ADMIN_SOCKET, administration.list_actions()):
             if not stopped:
                 _report_ready(config, bool(first_keys), run / ADMIN_SOCKET, tree.seconds)
             while not stopped:
@@ -103,7 +103,7 @@ def _warn_of_an_open_network(front: FrontConfig, with_keys: bool) -> None:
 
 def _report_ready(config: ServeConfig, with_keys: bool, admin: Path, seconds: float) -> None:
     front, model = config.front, config.triton.model
-    host, scheme = url_host(front.host), "https" if front.has_tls else "http"
+    host, scheme = format_host(front.host), "https" if front.has_tls else "http"
     key = ' -H "Authorization: Bearer $KEY"' if with_keys else ""
     logger.info(
         f"ready after {seconds:.1f} s\n"
@@ -118,15 +118,15 @@ def _report_ready(config: ServeConfig, with_keys: bool, admin: Path, seconds: fl
     )
 
 
-def url_host(host: str) -> str:
-    """A host as it is reached from here, as it stands in a URL."""
+def format_host(host: str) -> str:
+    """Format a host for a URL, as it is reached from this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[tuple[list[int], list[int]]]:
-    """Those that came while in here: to stop, and SIGHUP."""
+def _catch_signals() -> Iterator[tuple[list[int], list[int]]]:
+    """Collect signals inside of the block: those that stop the server, and SIGHUP."""
     came: tuple[list[int], list[int]] = ([], [])
 
     def note(number: int, _: FrameType | None) -> None:

@@ -133,7 +133,7 @@ def test_a_model_of_somebody_elses():
     config = ModelConfig(name="m", backend="onnxruntime", max_batch_size=4)
     config.input.add(name="x", data_type=11, dims=[-1, 3])
     config.output.add(name="y", data_type=11, dims=[1])
-    known = RequestLimits({"m": ModelForm.of(config)}, 1000)
+    known = RequestLimits({"m": ModelForm.from_config(config)}, 1000)
 
     def ask(shape, raw, **parameters):
         request = service_pb2.ModelInferRequest(model_name="m", raw_input_contents=[raw])

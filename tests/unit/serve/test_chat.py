@@ -58,7 +58,7 @@ def test_a_conversation_is_kept_and_reset(engine):
 def test_white_space_around_an_answer_is_left_out(engine):
     sampling = SamplingParams(max_tokens=6, min_tokens=6)
     chat = Chat(engine(), sampling)
-    chat._pieces = lambda question: iter([" ", "\n a", " ", "b", " \n", " "])
+    chat._stream_texts = lambda question: iter([" ", "\n a", " ", "b", " \n", " "])
     assert "".join(chat.ask("x")) == "a b" and chat.messages[-1]["content"] == "a b"
 
 
@@ -99,7 +99,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_program(engine, monkeypatch, capsys):
         yield "half"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chat, "_pieces", pieces)
+    monkeypatch.setattr(chat, "_stream_texts", pieces)
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
     assert chat_command.talk(chat) == 0
     assert capsys.readouterr().out == "half ...\n" * 2 and chat.messages[1]["content"] == "half"

@@ -9,7 +9,7 @@ import pytest
 
 from oarlock.errors import ConfigError, RequestRefused
 from oarlock.serve.config import EngineConfig
-from oarlock.serve.triton.fastdeploy_json import in_form_words, read_form
+from oarlock.serve.triton.fastdeploy_json import read_form, use_form_names
 from oarlock.serve.triton.fields import make_tensor, read_request
 
 HI = [{"role": "user", "content": "hi"}]
@@ -61,7 +61,7 @@ def test_a_form_with_messages_and_tools():
 
 def test_refusals_name_the_fields_of_the_form():
     said = "max_tokens 9 is too many; give one of text_input, messages and input_ids"
-    assert in_form_words(said) == "max_dec_len 9 is too many; give one of text, messages and input_ids"
+    assert use_form_names(said) == "max_dec_len 9 is too many; give one of text, messages and input_ids"
 
 
 def test_a_default_length_is_no_length():

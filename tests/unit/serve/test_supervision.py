@@ -24,11 +24,11 @@ from oarlock.environment.processes import Peer
 from oarlock.errors import ConfigError, EnvironmentProblem, OarlockError
 from oarlock.serve.config import FrontConfig
 from oarlock.serve.supervision import restarting_process as part_module
-from oarlock.serve.supervision.admin_client import find_server, order
+from oarlock.serve.supervision.admin_client import find_server, send_order
 from oarlock.serve.supervision.admin_socket import AdminServer
-from oarlock.serve.supervision.guardian import clear_up
+from oarlock.serve.supervision.guardian import clean_up
 from oarlock.serve.supervision.listening import Listening
-from oarlock.serve.supervision.private_memory import SHARED_MEMORY, close_memory, memory_filter
+from oarlock.serve.supervision.private_memory import SHARED_MEMORY, close_memory, make_memory_filter
 from oarlock.serve.supervision.restarting_process import LONGEST_PAUSE, RestartingProcess
 from oarlock.serve.supervision.run_folder import make_run_folder
 from oarlock.serve.triton.served_repository import make_served_tree
@@ -85,7 +85,7 @@ def test_a_guardian_ends_the_last_session_it_was_told_of():
     guardian = [sys.executable, "-m", "oarlock.serve.supervision.guardian", prefix]
     subprocess.run(guardian, input=f"{first.pid}\n0\n{last.pid}\n", text=True, check=True, timeout=60)
     assert last.wait(60) == -9 and first.poll() is None and not (SHARED_MEMORY / f"{prefix}a").exists()
-    clear_up({first.pid}, prefix, [])
+    clean_up({first.pid}, prefix, [])
     assert first.wait(60) == -9
 
 
@@ -110,7 +110,7 @@ print(oct(os.fstat(file).st_mode & 0o777))
 """
     try:
         run = subprocess.run(
-            [sys.executable, "-c", code], preexec_fn=memory_filter(), capture_output=True, text=True, check=True
+            [sys.executable, "-c", code], preexec_fn=make_memory_filter(), capture_output=True, text=True, check=True
         )
         assert run.stdout.split() == ["refused", "0o600", "0o400"]
         (SHARED_MEMORY / name).chmod(0o644)
@@ -173,14 +173,14 @@ def test_orders(admin):
     path, done, _ = admin
     threads = threading.active_count()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert order(path, "do", "m") == {"text": "did m"} and done == ["m"]
+    assert send_order(path, "do", "m") == {"text": "did m"} and done == ["m"]
     for name, words in (("fail", "no m"), ("else", "there is no 'else'"), ("crash", "ZeroDivisionError: a fault")):
         with pytest.raises(OarlockError, match=words):
-            order(path, name, "m")
+            send_order(path, name, "m")
     with pytest.raises(EnvironmentProblem, match="no server answers there"):
-        order(path.with_name("none"), "do")
+        send_order(path.with_name("none"), "do")
     for _ in range(20):
-        assert order(path, "do", "again") == {"text": "did again"}
+        assert send_order(path, "do", "again") == {"text": "did again"}
     assert threading.active_count() < threads + 10
 
 
@@ -204,7 +204,7 @@ def test_clients_that_say_nothing_or_too_much_hold_up_nobody(admin):
     with socket.socket(socket.AF_UNIX) as loud, contextlib.suppress(OSError):
         loud.connect(str(path))
         loud.sendall(b"x" * 100_000)
-    assert order(path, "do", "m") == {"text": "did m"}
+    assert send_order(path, "do", "m") == {"text": "did m"}
     for one in silent:
         one.close()
     deadline = time.monotonic() + 60
@@ -218,7 +218,7 @@ def test_other_users_are_not_served(admin, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     monkeypatch.setattr("oarlock.serve.supervision.admin_socket.peer_of", lambda _: Peer(1, 54321))
     with pytest.raises(OarlockError, match="only from its own user"):
-        order(path, "do", "m")
+        send_order(path, "do", "m")
     assert not done
 
 

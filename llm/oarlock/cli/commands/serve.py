@@ -19,7 +19,7 @@ from oarlock.files import holds_adapter, keep_private
 from oarlock.serve.config import ENGINE_SETTINGS, PARSINGS, EngineConfig, FrontConfig, ServeConfig, TritonConfig
 from oarlock.serve.front.keys import KeySource, take_keys_of_environment
 from oarlock.serve.front.tls import check_certificate
-from oarlock.serve.supervision.process_output import lossy_output
+from oarlock.serve.supervision.process_output import drop_unwritable_output
 
 logger = get_logger(__name__)
 
@@ -98,7 +98,7 @@ def _run(flags: ServeFlags) -> int:
     keep_private()
     # It asks a running server for its keys, and would end one that still exports, which leaves the export behind.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with lossy_output():
+    with drop_unwritable_output():
         return _serve_folder(flags)
 
 

@@ -28,15 +28,15 @@ from oarlock.serve.engine.step_tensor import StepTensor
 _FAMILIES = ("llama", "qwen2", "mistral", "gemma")
 
 
-def why_not_fused(model: Any) -> str:
+def explain_not_fused(model: Any) -> str:
     """Why this decoder can't serve a model; "" if it can."""
     config, device = model.config, paddle.device.get_device()
     reasons = {
         f"the device is {device}": device != "cpu",
-        f"there is none for {config.model_type}": config.model_type not in _FAMILIES,
+        f"it does not support {config.model_type}": config.model_type not in _FAMILIES,
         "the model has ALiBi": getattr(config, "alibi", False),
-        f"the model's activation is {getattr(config, 'hidden_act', '')}": _activation(config) not in ACTIVATIONS,
-        "its rotary positions hang on the length": getattr(config, "rope_scaling_type", None) == "dynamic_ntk",
+        f"the model's activation is {getattr(config, 'hidden_act', '')}": _read_activation(config) not in ACTIVATIONS,
+        "its rotary positions depend on the length": getattr(config, "rope_scaling_type", None) == "dynamic_ntk",
         "its layers are merged": any(
             getattr(config, name, False) for name in ("fuse_attention_qkv", "fuse_attention_ffn")
         ),
@@ -45,7 +45,7 @@ def why_not_fused(model: Any) -> str:
     return found or library.why_missing()
 
 
-def _activation(config: Any) -> str:
+def _read_activation(config: Any) -> str:
     named = getattr(config, "hidden_act", None) or "silu"
     if config.model_type == "gemma":  # as in models/forward.py
         return named if named == "gelu_pytorch_tanh" else "gelu"
@@ -110,7 +110,7 @@ class FusedDecoder:
             vocabulary=config.vocab_size,
             epsilon=config.rms_norm_eps,
             embedding_scale=config.hidden_size**0.5 if gemma else 1.0,
-            activation=_activation(config),
+            activation=_read_activation(config),
         )
         self.vocabulary = self._sizes.vocabulary
         self._names = {name: i for i, name in enumerate(adapters)}
@@ -121,24 +121,24 @@ class FusedDecoder:
             head = head.T
         shared = [
             table.reshape([-1]).clone(),
-            paddle.to_tensor(_norm(base.norm, gemma)),
+            paddle.to_tensor(_read_norm(base.norm, gemma)),
             paddle.to_tensor(panels(head).ravel()),
             cos.reshape([-1]).clone(),
             sin.reshape([-1]).clone(),
         ]
-        packed = [self._packed(name, weights, config.model_type) for name, weights in adapters.items()]
+        packed = [self._pack_adapter(name, weights, config.model_type) for name, weights in adapters.items()]
         if not packed:  # the operator wants one
             packed = [(np.zeros(0, np.float32), np.zeros(1 + len(TARGETS) * self._sizes.num_layers, np.int64))]
         self._weights = DecoderWeights(
             shared=shared,
-            layers=[_layer(layer, gemma) for layer in base.layers],
+            layers=[_pack_layer(layer, gemma) for layer in base.layers],
             adapters=[paddle.to_tensor(values) for values, _ in packed],
             plans=[paddle.to_tensor(plan) for _, plan in packed],
         )
 
         self._ids, self._table = StepTensor(), StepTensor()
 
-    def _packed(self, name: str, weights: LoraWeights, base: str) -> tuple[np.ndarray, np.ndarray]:
+    def _pack_adapter(self, name: str, weights: LoraWeights, base: str) -> tuple[np.ndarray, np.ndarray]:
         layers: list[dict[str, tuple[np.ndarray, np.ndarray]]] = [{} for _ in range(self._sizes.num_layers)]
         for layer, matrices in weights.items():
             parts = layer.split(".")  # llama.layers.0.self_attn.q_proj
@@ -184,11 +184,11 @@ class FusedDecoder:
         return found[np.argsort(wanted)] if wanted != sorted(wanted) else found
 
 
-def _norm(layer: Any, gemma: bool) -> np.ndarray:
+def _read_norm(layer: Any, gemma: bool) -> np.ndarray:
     return layer.weight.numpy() + (1.0 if gemma else 0.0)
 
 
-def _layer(layer: Any, gemma: bool) -> paddle.Tensor:
+def _pack_layer(layer: Any, gemma: bool) -> paddle.Tensor:
     """The layer's weights as the operator reads them. The layer's own memory is freed."""
     attention, inner = layer.self_attn, layer.mlp
     qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -196,7 +196,7 @@ def _layer(layer: Any, gemma: bool) -> paddle.Tensor:
         part.bias.numpy() if getattr(part, "bias", None) is not None else np.zeros(part.weight.shape[1]) for part in qkv
     ]
     packed = pack_layer(
-        [_norm(layer.input_layernorm, gemma), _norm(layer.post_attention_layernorm, gemma)],
+        [_read_norm(layer.input_layernorm, gemma), _read_norm(layer.post_attention_layernorm, gemma)],
         np.concatenate(biases),
         [
             np.concatenate([part.weight.numpy() for part in qkv], axis=1),

@@ -28,7 +28,7 @@ from oarlock.peft.adapter_folder import Base
 from oarlock.peft.open_adapter import open_lora
 from oarlock.serve.config import Parsing
 from oarlock.serve.engine.decoder import Decoder, LoraWeights
-from oarlock.serve.engine.fused_decoder import load_fused_decoder, why_not_fused
+from oarlock.serve.engine.fused_decoder import explain_not_fused, load_fused_decoder
 from oarlock.serve.engine.generic_decoder import GenericDecoder
 from oarlock.serve.engine.messages import read_messages, read_tools
 from oarlock.serve.request import Prompt
@@ -149,7 +149,7 @@ def open_served_model(
     set_paddlenlp_log_level("error")
     folder = local_folder(str(model), with_weights=True)
     config = read_config(folder)
-    context = _context(config)
+    context = _read_context(config)
     if context < _LEAST_CONTEXT:
         raise ModelError(
             f"{folder / 'config.json'}: {context} token(s) at a time are too few for a question and its answer"
@@ -157,7 +157,7 @@ def open_served_model(
     tokenizer = load_tokenizer(str(folder))
     generation = generation_content(folder)
     weights = read_adapters(adapters, folder, config)
-    built = build_model(ModelSource(folder, config, from_weights=True), dtype=_dtype(config))
+    built = build_model(ModelSource(folder, config, from_weights=True), dtype=_choose_dtype(config))
     built.eval()
     return ServedModel(
         name=folder.resolve().name,
@@ -186,7 +186,7 @@ def read_adapters(adapters: Mapping[str, Path], folder: Path, config: Any) -> di
     found: dict[str, LoraWeights] = {}
     base = Base.of(str(folder), folder) if adapters else None
     for name, place in adapters.items():
-        adapter = open_lora(place, "served beside a base")
+        adapter = open_lora(place, "served with a base")
         assert base is not None
         check_base(adapter.base, base)
         changes = changes_of(Weighted(adapter, 1.0), model_class(config), config)
@@ -196,7 +196,7 @@ def read_adapters(adapters: Mapping[str, Path], folder: Path, config: Any) -> di
 
 def choose_decoder(model: Any, adapters: dict[str, LoraWeights], context: int) -> Decoder:
     """The fused decoder if it serves this model on this machine. The model can't be used otherwise afterwards."""
-    reason = why_not_fused(model)
+    reason = explain_not_fused(model)
     if reason:
         log_once(f"answers go through PaddleNLP's own forward, not the fused decoder: {reason}")
         return GenericDecoder(model, adapters)
@@ -220,8 +220,8 @@ def find_special_tokens(tokenizer: Any) -> dict[int, str]:
     return {token: added.content for token, added in backend.get_added_tokens_decoder().items() if added.special}
 
 
-def _context(config: Any) -> int:
-    """How many tokens the model was made for."""
+def _read_context(config: Any) -> int:
+    """Read the number of tokens that the model was made for."""
     context = next((int(value) for name in _CONTEXT if (value := getattr(config, name, None))), 2048)
     window = window_of(config)
     if window and window < context:  # beyond it the model was trained to forget, which PaddleNLP's does not
@@ -230,8 +230,8 @@ def _context(config: Any) -> int:
     return context
 
 
-def _dtype(config: Any) -> str:
-    """The dtype of the weights on a GPU; a CPU computes in float32."""
+def _choose_dtype(config: Any) -> str:
+    """Choose the dtype of the weights on a GPU. A CPU computes in float32."""
     stored = str(getattr(config, "dtype", None) or "float32")
     if paddle.device.get_device().startswith("gpu"):
         return stored if stored in ("float16", "bfloat16", "float32") else "float32"

@@ -1,6 +1,6 @@
-"""Messages and tools of requests, by whichever way they come: what can't be put into a prompt is refused by name.
+"""Reads the messages and tools of requests, and refuses by name what can't be put into a prompt.
 
-The template has the last word (see data.templates): what it does not render is refused too.
+What the model's chat template does not render is refused too, by data/templates.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _NOT_READ = {
     "refusal": "send what the model said as content",
 }
 _MAX_NESTING = 64
-# Where what is said may be empty; elsewhere a field that is empty says nothing.
+# Fields that may be empty; other fields that are empty count as absent.
 _EVEN_EMPTY = ("content", "role")
 
 
 def read_messages(given: Any) -> list[Message]:
-    """Messages as templates take them, the content of each in one text.
+    """Read messages for a template, with the content of each as one text.
 
     Raises:
         RequestRefused: naming the message and field that can't be read.
@@ -40,11 +40,11 @@ def read_messages(given: Any) -> list[Message]:
     return read
 
 
-def without_nothing(values: Mapping[str, Any], even_empty: Collection[str]) -> dict[str, Any]:
-    """An object without the fields that say nothing: null, or empty.
+def drop_empty(values: Mapping[str, Any], even_empty: Collection[str]) -> dict[str, Any]:
+    """Copy an object without fields that are null or empty.
 
     Args:
-        even_empty: fields in which an empty value says something.
+        even_empty: fields whose empty values are kept.
     """
     return {
         name: value
@@ -54,7 +54,7 @@ def without_nothing(values: Mapping[str, Any], even_empty: Collection[str]) -> d
 
 
 def _check_nesting(path: str, value: Any) -> None:
-    """Templates walk through what they are given by calling themselves."""
+    """Limit the nesting of a value: templates render it recursively."""
     level = [value]
     for _ in range(_MAX_NESTING):
         level = [
@@ -71,7 +71,7 @@ def _check_nesting(path: str, value: Any) -> None:
 def _read_message(path: str, given: Any) -> Message:
     if not isinstance(given, Mapping):
         raise RequestRefused(f'{path} has to be an object {{"role": ..., "content": ...}}')
-    message = without_nothing(given, _EVEN_EMPTY)
+    message = drop_empty(given, _EVEN_EMPTY)
     for name in message:
         if name in _NOT_READ:
             raise RequestRefused(f"{path}.{name}: {_NOT_READ[name]}")
@@ -93,7 +93,7 @@ def _read_message(path: str, given: Any) -> Message:
 def _read_part(path: str, given: Any) -> str:
     if not isinstance(given, Mapping):
         raise RequestRefused(f'{path} has to be an object {{"type": "text", "text": ...}}')
-    # OpenAI's mark for its cache is of no meaning for the answer.
+    # OpenAI's mark for its cache does not change the answer.
     part = {name: value for name, value in given.items() if value is not None and name != "prompt_cache_breakpoint"}
     if part.get("type") != "text":
         kind = str(part.get("type"))[:64]
@@ -107,10 +107,10 @@ def _read_part(path: str, given: Any) -> str:
 
 
 def read_tools(given: Any) -> list[Message] | None:
-    """Descriptions of functions for the template; None for none.
+    """Read descriptions of functions for the template; None for none.
 
     Raises:
-        RequestRefused: naming the entry that is no function, or that asks for more than a description does.
+        RequestRefused: naming the entry that is not a function, or asks for more than a description.
     """
     _check_nesting("tools", given)
     try:

@@ -1,4 +1,4 @@
-"""The port of the metrics: Triton's, read through its Unix socket, and the front's own (Prometheus' text, 0.0.4)."""
+"""The metrics port: Triton's metrics, read through its Unix socket, and the front's (Prometheus text format 0.0.4)."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ class FrontCounts:
         self._refusals: Counter[tuple[str, str]] = Counter()
 
     def add_request(self, door: str, route: str, code: str) -> None:
-        """One that has ended.
+        """Count a request that has ended.
 
         Args:
             door: "grpc", "rest", "openai" or "metrics".
-            route: one of few; never what a client wrote.
-            code: of gRPC, or the status of HTTP.
+            route: one of a few; never a client's text.
+            code: of gRPC, or the HTTP status.
         """
         self._requests[door, route, code] += 1
 
     def add_refusal(self, door: str, reason: str) -> None:
-        """One that was not passed on."""
+        """Count a request that was not passed on."""
         self._refusals[door, reason] += 1
 
-    def counted(self, app: App, door: str) -> App:
-        """An ASGI application whose requests are counted, with those that a guard inside of it refuses."""
+    def count_requests(self, app: App, door: str) -> App:
+        """Wrap an ASGI application to count its requests, also those that a guard inside of it refuses."""
 
         async def count(scope: Message, receive: Any, send: Any) -> None:
             if scope["type"] != "http":
                 await app(scope, receive, send)
                 return
-            status = "none"  # for a client that went away before
+            status = "none"  # if the client disconnects before the answer
 
             async def noted(message: Message) -> None:
                 nonlocal status
@@ -71,7 +71,7 @@ class FrontCounts:
             try:
                 await app(scope, receive, noted)
             finally:
-                self.add_request(door, route_of(scope["path"]), status)
+                self.add_request(door, name_route(scope["path"]), status)
 
         return count
 
@@ -81,7 +81,7 @@ class FrontCounts:
             (
                 "oarlock_front_requests_total",
                 "counter",
-                "Requests that have ended, by the port, the route, and the code of the answer",
+                "Requests that have ended, by port, route and status code",
                 (
                     (f'door="{door}",route="{route}",code="{code}"', count)
                     for (door, route, code), count in sorted(self._requests.items())
@@ -99,7 +99,7 @@ class FrontCounts:
             (
                 "oarlock_restarts_total",
                 "counter",
-                "How often a part of the server ended and was started again",
+                "How often a part of the server was restarted",
                 ((f'part="{part}"', count) for part, count in sorted(self.restarts.items())),
             ),
             ("oarlock_triton_up", "gauge", "Whether Triton gives its metrics", (("", int(triton_is_up)),)),
@@ -111,8 +111,8 @@ class FrontCounts:
         return "\n".join(lines) + "\n"
 
 
-def route_of(path: str) -> str:
-    """The route of an HTTP request's path: names that clients choose are left out."""
+def name_route(path: str) -> str:
+    """Name the route of an HTTP request's path. Names that clients choose are left out."""
     if path in _ROUTES:
         return path
     if found := _MODEL.fullmatch(path):
@@ -121,7 +121,7 @@ def route_of(path: str) -> str:
 
 
 def make_metrics_app(triton_socket: Path, counts: FrontCounts) -> App:
-    """An application for GET /metrics. Triton's metrics are missing while it is away."""
+    """Make the application for GET /metrics. Triton's metrics are missing while it is away."""
     reading = asyncio.Semaphore(2)
 
     async def answer(scope: Message, receive: Any, send: Any) -> None:
@@ -142,7 +142,7 @@ def make_metrics_app(triton_socket: Path, counts: FrontCounts) -> App:
 
 
 def read_triton_metrics(path: Path) -> bytes:
-    """Triton's metrics as text; empty if they can't be read."""
+    """Read Triton's metrics as text; empty if they can't be read."""
     connection = _UnixConnection(path)
     try:
         connection.request("GET", "/metrics")

@@ -21,17 +21,17 @@ from oarlock.serve.config import ServeConfig
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.grpc.server import make_grpc_server
 from oarlock.serve.front.http.guard import ErrorResponse
-from oarlock.serve.front.http.server import HttpServer, guarded, make_http_server
+from oarlock.serve.front.http.server import HttpServer, guard_app, make_http_server
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts, make_metrics_app
 from oarlock.serve.front.openai.app import make_openai_app
-from oarlock.serve.front.openai.errors import error_body, error_response
-from oarlock.serve.front.rest.routes import HEALTH_PATHS, make_rest_app, rest_error
+from oarlock.serve.front.openai.errors import make_error_body, make_error_response
+from oarlock.serve.front.rest.routes import HEALTH_PATHS, make_rest_app, make_rest_error
 from oarlock.serve.front.start import front_mark
 from oarlock.serve.triton.client import TritonClient
 
 _LINE_BYTES = 4 << 20  # keys may be many
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 
 class Front:
@@ -52,23 +52,23 @@ class Front:
         config, front, triton = self._config, self._config.front, self._triton
 
         def behind_guard(app: Any, door: str, write_error: ErrorResponse, **more: Any) -> Any:
-            app = guarded(app, config, self._keys, self._admission, write_error, **more)
-            return self._counts.counted(app, door)
+            app = guard_app(app, config, self._keys, self._admission, write_error, **more)
+            return self._counts.count_requests(app, door)
 
         openai = behind_guard(
-            make_openai_app(config, triton, with_keys=bool(self._keys)), "openai", error_response,
+            make_openai_app(config, triton, with_keys=bool(self._keys)), "openai", make_error_response,
             open_paths=("/health", "/openapi.json"),
         )  # fmt: skip
         rest = behind_guard(
-            make_rest_app(config, triton), "rest", rest_error,
+            make_rest_app(config, triton), "rest", make_rest_error,
             open_paths=HEALTH_PATHS, takes_binary=True, encodings=(b"gzip", b"deflate"),
         )  # fmt: skip
         metrics = behind_guard(
-            make_metrics_app(config.triton.metrics_socket, self._counts), "metrics", rest_error,
+            make_metrics_app(config.triton.metrics_socket, self._counts), "metrics", make_rest_error,
             open_paths=("/metrics",) if front.is_local else (),
         )  # fmt: skip
         return {
-            "openai": make_http_server(openai, config, front.openai_port, error_body=error_body),
+            "openai": make_http_server(openai, config, front.openai_port, error_body=make_error_body),
             "rest": make_http_server(rest, config, front.rest_port),
             "metrics": make_http_server(metrics, config, front.metrics_port),
         }
@@ -82,16 +82,16 @@ class Front:
         """
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
-        await self._grpc.start(_sockets(sockets.get("grpc")))
+        await self._grpc.start(_open_descriptors(sockets.get("grpc")))
         running = [
-            asyncio.create_task(server.serve(_sockets(sockets.get(name))), name=name)
+            asyncio.create_task(server.serve(_open_descriptors(sockets.get(name))), name=name)
             for name, server in self._http.items()
         ]
         listener = asyncio.create_task(self._listen(lines))
         try:
             await self._open(running)
             waiting = asyncio.create_task(self._stopping.wait())
-            # A port that ends by itself ends the front, which is started again whole.
+            # If a port ends by itself the front ends, and is restarted.
             await asyncio.wait([waiting, *running], return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
         finally:
@@ -114,8 +114,8 @@ class Front:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.drain_seconds
         while self._admission.num_open and loop.time() < deadline:
-            await asyncio.sleep(_LOOK_SECONDS)
-        await asyncio.sleep(_LOOK_SECONDS)  # for the last bytes
+            await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)  # for the last bytes
         results = await asyncio.gather(self._grpc.stop(0), stopping, *running, return_exceptions=True)
         await self._triton.close()
         for result in results:
@@ -124,15 +124,15 @@ class Front:
 
     async def _listen(self, lines: asyncio.StreamReader) -> None:
         while line := await lines.readline():
-            told: dict[str, Any] = json.loads(line)
-            if "keys" in told:
-                self._keys.replace(told["keys"])
-            if "restarts" in told:
-                self._counts.restarts = told["restarts"]
+            change: dict[str, Any] = json.loads(line)
+            if "keys" in change:
+                self._keys.replace(change["keys"])
+            if "restarts" in change:
+                self._counts.restarts = change["restarts"]
         self._stopping.set()
 
 
-def _sockets(descriptors: Any) -> list[socket.socket] | None:
+def _open_descriptors(descriptors: Any) -> list[socket.socket] | None:
     return [socket.socket(fileno=number) for number in descriptors] if descriptors else None
 
 
@@ -146,7 +146,7 @@ async def _main() -> None:
 
 
 def main() -> None:
-    """Serve; signals other than SIGTERM are for the first process."""
+    """Serve. Signals other than SIGTERM are for the first process."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     asyncio.run(_main())

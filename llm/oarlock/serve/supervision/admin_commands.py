@@ -32,7 +32,7 @@ class Administration:
         self._tree, self._served, self._key_source, self._refresh = tree, served, keys, refresh
         self._changing = threading.Lock()
 
-    def actions(self) -> dict[str, Action]:
+    def list_actions(self) -> dict[str, Action]:
         """The actions by name. Each takes the name of a model ("" for none) and returns what the user is shown."""
         return {"status": self._status, "reload": self._reload, "load": self._load, "unload": self._unload,
                 "keys": self._keys}  # fmt: skip
@@ -42,14 +42,14 @@ class Administration:
         try:
             logger.info(str(self._keys("")["text"]))
         except OarlockError as error:
-            logger.info(f"the keys stay as they are: {error}")
+            logger.info(f"the keys are unchanged: {error}")
 
     def _status(self, model: str) -> Mapping[str, Any]:
         tree = self._tree
         return {
             "process": os.getpid(),
             "ready": tree.is_up,
-            "models": tree.control.states(),
+            "models": tree.control.list_states(),
             "restarts": tree.restarts,
             "repository": str(self._served.source),
         }

@@ -1,4 +1,4 @@
-"""The ports of a server: opened once, by the first process, and kept while the front is started again."""
+"""The ports of a server: opened once by the first process, and kept while the front is restarted."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _FLAGS = {"openai": "--port", "rest": "--rest-port", "grpc": "--grpc-port", "met
 
 
 class Listening:
-    """Sockets of the four ports.
+    """The listening sockets of the four ports.
 
-    They listen here and in the front, so that a connection waits while that is started again.
+    They listen here and in the front, so that connections wait while the front is restarted.
     """
 
     def __init__(self, config: FrontConfig) -> None:
-        """Open them.
+        """Open the ports.
 
         Raises:
             ConfigError: when two are the same.
@@ -48,11 +48,11 @@ class Listening:
 
     @property
     def descriptors(self) -> dict[str, list[int]]:
-        """Of the sockets that listen, by the port's name; a front inherits them."""
+        """The descriptors of the sockets by the port's name, for the front to inherit."""
         return {name: [one.fileno() for one in found] for name, found in self._sockets.items()}
 
     def close(self) -> None:
-        """Here; a front that has them goes on listening."""
+        """Close the sockets here. A front that has them still listens."""
         for found in self._sockets.values():
             for one in found:
                 one.close()
@@ -60,7 +60,7 @@ class Listening:
 
 
 def open_port(host: str, port: int) -> list[socket.socket]:
-    """On each address of a host."""
+    """Open a port on each address of a host."""
     found: list[socket.socket] = []
     with contextlib.ExitStack() as opened:
         addresses = [

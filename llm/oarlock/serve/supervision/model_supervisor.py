@@ -15,7 +15,7 @@ from oarlock.serve.config import ServeConfig
 from oarlock.serve.supervision.private_memory import close_memory
 from oarlock.serve.supervision.restarting_process import RestartingProcess
 from oarlock.serve.supervision.run_folder import read_failure
-from oarlock.serve.triton.backend_processes import is_alive, kill_stragglers, model_processes
+from oarlock.serve.triton.backend_processes import find_model_processes, is_alive, kill_stragglers
 from oarlock.serve.triton.control import TritonControl
 from oarlock.serve.triton.served_repository import ServedTree
 
@@ -62,13 +62,13 @@ class ModelSupervisor:
             ModelError: when that fails; the old one stays.
         """
         with self._loading:
-            self.failure(forget=True)
+            self.read_failure(forget=True)
             before = self._find_processes()
             self._served.write(model)
             try:
                 self._control.load(model, self._config.triton.start_seconds)
             except ModelError as error:
-                raise ModelError(self.failure(forget=True) or str(error)) from error
+                raise ModelError(self.read_failure(forget=True) or str(error)) from error
             close_memory(self._config.triton.memory_prefix)
             self._unloaded.discard(model)
             self._watch_new(before, model)
@@ -85,13 +85,13 @@ class ModelSupervisor:
             self._unloaded.add(model)
             self._watch_new(before, model)
 
-    def failure(self, *, forget: bool = False) -> str:
+    def read_failure(self, *, forget: bool = False) -> str:
         """Why a model did not load; "" if none failed.
 
         Args:
             forget: delete the note of it.
         """
-        return self._served.with_their_paths(read_failure(self._run, forget=forget))
+        return self._served.restore_paths(read_failure(self._run, forget=forget))
 
     def watch_all(self) -> None:
         """Watch the processes of a Triton that has loaded its models."""
@@ -140,7 +140,7 @@ class ModelSupervisor:
             return {}
         assert self._triton.process is not None
         paths = {name: self._served.folder / name / "1" / "model.py" for name in self._served.kinds}
-        return model_processes(self._triton.process.pid, paths)
+        return find_model_processes(self._triton.process.pid, paths)
 
     def _watch_new(self, before: Mapping[int, str], model: str) -> None:
         """Watch the new processes of a model. Its old ones end when they have answered their requests."""

@@ -12,7 +12,7 @@ from oarlock.environment.console import get_logger
 from oarlock.errors import ModelError, OarlockError
 from oarlock.serve.config import ServeConfig
 from oarlock.serve.front.start import front_mark, start_front, tell_front
-from oarlock.serve.supervision.guardian import clear_up, end_guardian, guard, start_guardian
+from oarlock.serve.supervision.guardian import clean_up, end_guardian, guard_session, start_guardian
 from oarlock.serve.supervision.listening import Listening
 from oarlock.serve.supervision.model_supervisor import ModelSupervisor
 from oarlock.serve.supervision.private_memory import close_memory
@@ -65,7 +65,7 @@ class ProcessTree:
 
     @property
     def restarts(self) -> dict[str, int]:
-        """How often each part has been restarted."""
+        """Number of restarts of each part."""
         parts = {"triton": self._triton, "front": self._front, "guardian": self._guardian}
         return {name: part.restarts for name, part in parts.items()} | {"model": self.models.restarts}
 
@@ -76,7 +76,6 @@ class ProcessTree:
 
     @property
     def is_up(self) -> bool:
-        """Whether all parts answer."""
         return self._triton.is_up and self._front.is_up
 
     def start(self, stopped: list[int]) -> None:
@@ -107,7 +106,7 @@ class ProcessTree:
                     logger.info(f"{part.name} does not answer {start_seconds:g} s after its start; it is ended")
                     part.kill()
             elif not part.waits:
-                self._clear_up_after(part)
+                self._clean_up_after(part)
                 pause = part.note_end()
                 logger.info(f"{part.name} ended by itself ({part.describe_end()}); it is restarted in {pause:g} s")
             elif part.restart_if_due():
@@ -156,7 +155,7 @@ class ProcessTree:
         process = start_guardian(self._config.triton.memory_prefix, self._guarded_folders)
         if self._triton.runs:
             assert self._triton.process is not None
-            guard(process, self._triton.process.pid)
+            guard_session(process, self._triton.process.pid)
         return process
 
     def _follow(self, part: RestartingProcess) -> None:
@@ -173,19 +172,19 @@ class ProcessTree:
         self._echo.append(follow(process, name, self._hides_output))
 
     def _hides_output(self) -> bool:
-        """Whether Triton's output is left out now: at the first start it repeats why a model does not load."""
+        """Hide Triton's output at the first start if it repeats why a model does not load."""
         is_first = not self._has_started and not self._config.triton.verbose
-        return is_first and bool(self.models.failure())
+        return is_first and bool(self.models.read_failure())
 
     def _guard(self, session: int) -> None:
         if self._guardian.process is not None:
-            guard(self._guardian.process, session)
+            guard_session(self._guardian.process, session)
 
-    def _clear_up_after(self, part: RestartingProcess) -> None:
+    def _clean_up_after(self, part: RestartingProcess) -> None:
         """End the models of a Triton that is gone (they may wait for ever), and remove its shared memory."""
         assert part.process is not None
         if part is self._triton:
-            clear_up({part.process.pid}, self._config.triton.memory_prefix, ())
+            clean_up({part.process.pid}, self._config.triton.memory_prefix, ())
             forget_models(self._run)
             self._guard(0)
             self.models.watch_none()
@@ -193,7 +192,7 @@ class ProcessTree:
             part.process.stdin.close()
 
     def _check_first_start(self) -> None:
-        failure = self.models.failure()
+        failure = self.models.read_failure()
         if failure:
             raise ModelError(f"the model does not load: {failure}")
         for part in (self._triton, self._front):
@@ -229,7 +228,7 @@ class ProcessTree:
             tell_front(self._front.process, content)
 
     def _is_quiet(self) -> bool:
-        """Whether no request has been open for a second. (Triton stays as long as a client keeps a connection.)"""
+        """Check that no request has been open for a second. (Triton stays as long as a client keeps a connection.)"""
         now = time.monotonic()
         if count_busy(self._run):
             self._quiet_since = now

@@ -65,7 +65,7 @@ def count_busy(run: Path) -> int:
     return total
 
 
-def note_failure(text: str) -> None:
+def write_failure(text: str) -> None:
     """Note why the model does not load, for the server."""
     run = os.environ.get(RUN_VARIABLE)
     if run:
@@ -73,7 +73,7 @@ def note_failure(text: str) -> None:
 
 
 def read_failure(run: Path, *, forget: bool = False) -> str:
-    """What note_failure() noted; "" for nothing.
+    """Read why the model does not load; "" if nothing was noted.
 
     Args:
         forget: delete the note.

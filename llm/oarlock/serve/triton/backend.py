@@ -26,7 +26,7 @@ from oarlock.serve.config import SETTINGS_VARIABLE, EngineConfig
 from oarlock.serve.engine.engine import Engine
 from oarlock.serve.engine.running_request import RunningRequest
 from oarlock.serve.request import QueueFull, TokenChunk, join_chunks
-from oarlock.serve.supervision.run_folder import RUN_VARIABLE, note_failure, open_busy_file
+from oarlock.serve.supervision.run_folder import RUN_VARIABLE, open_busy_file, write_failure
 from oarlock.serve.triton.fields import CANCEL, DEFAULT_TOKENS, RELAYED, read_request
 from oarlock.triton_repository.inputs import OUTPUTS
 
@@ -62,11 +62,11 @@ class StreamingModel:
             adapters = {path.name: path for path in sorted((folder / "adapters").glob("*")) if path.is_dir()}
             self._engine = Engine.load(folder / "model", adapters, self._config)
         except OarlockError as error:
-            note_failure(str(error))
+            write_failure(str(error))
             raise pb_utils.TritonModelException(str(error)) from None
         except Exception as error:
             traceback.print_exc()
-            note_failure(f"{type(error).__name__}: {error}")
+            write_failure(f"{type(error).__name__}: {error}")
             raise
         # In `oarlock serve`, requests come through the front alone, which has checked them. Other Triton servers have
         # ports of their own.
@@ -76,7 +76,7 @@ class StreamingModel:
         self._outbox: queue.SimpleQueue[tuple[_OpenRequest, TokenChunk] | None] = queue.SimpleQueue()
         self._busy_file = open_busy_file(os.getpid())
         self._metrics = _Metrics(args["model_name"])
-        self._note_busy()
+        self._write_busy()
         self._sender = threading.Thread(target=self._send_all, name="oarlock-sender", daemon=True)
         self._sender.start()
 
@@ -109,13 +109,13 @@ class StreamingModel:
     # requests
 
     def _submit(self, request: Any, sender: Any, relayed: str, default_tokens: Any) -> None:
-        asked = read_request(_tensors(request), self._config.max_body, default_tokens)
+        asked = read_request(_read_tensors(request), self._config.max_body, default_tokens)
         if self._checks_requests:
             asked.check()
         opened = _OpenRequest(sender, asked.stream, frozenset(request.requested_output_names() or OUTPUTS), relayed)
         with self._lock:
             self._open.add(opened)
-        self._note_busy()
+        self._write_busy()
         try:
             opened.running = self._engine.submit(
                 asked.prompt, asked.sampling, lambda chunk: self._outbox.put((opened, chunk))
@@ -134,9 +134,9 @@ class StreamingModel:
     def _close(self, opened: _OpenRequest) -> None:
         with self._lock:
             self._open.discard(opened)
-        self._note_busy()
+        self._write_busy()
 
-    def _note_busy(self) -> None:
+    def _write_busy(self) -> None:
         if self._busy_file is not None:
             os.pwrite(self._busy_file, f"{len(self._open):8d}".encode(), 0)
 
@@ -186,7 +186,7 @@ class StreamingModel:
                 _send_error(opened.sender, "CANCELLED", "the request was cancelled", opened.relayed)
             else:
                 flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if chunk.finish_reason else 0
-                opened.sender.send(pb_utils.InferenceResponse(_outputs(chunk, opened.outputs)), flags=flags)
+                opened.sender.send(pb_utils.InferenceResponse(_make_outputs(chunk, opened.outputs)), flags=flags)
         except Exception as error:
             logger.info(f"a response could not be sent: {error}")
             if opened.running:
@@ -222,7 +222,7 @@ class _Metrics:
             self._tokens.increment(count)
 
 
-def _tensors(request: Any) -> dict[str, np.ndarray]:
+def _read_tensors(request: Any) -> dict[str, np.ndarray]:
     tensors = {}
     for tensor in request.inputs():
         try:
@@ -232,7 +232,7 @@ def _tensors(request: Any) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _outputs(chunk: TokenChunk, wanted: frozenset[str]) -> list[Any]:
+def _make_outputs(chunk: TokenChunk, wanted: frozenset[str]) -> list[Any]:
     values = {
         "text_output": np.array([chunk.text.encode("utf-8", "replace")], dtype=object),
         "token_ids": np.array(chunk.token_ids, dtype=np.int32),

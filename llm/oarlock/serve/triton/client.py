@@ -76,14 +76,12 @@ class TritonClient:
         await self._channel.close()
 
     async def is_server_ready(self) -> bool:
-        """Whether Triton answers and has loaded its models."""
         with contextlib.suppress(grpc.RpcError):
             answer = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=_PROBE_SECONDS)
             return bool(answer.ready)
         return False
 
     async def is_model_ready(self, model: str) -> bool:
-        """Whether a model answers."""
         with contextlib.suppress(grpc.RpcError):
             answer = await self._stub.ModelReady(service_pb2.ModelReadyRequest(name=model), timeout=_PROBE_SECONDS)
             return bool(answer.ready)
@@ -146,11 +144,11 @@ class TritonClient:
         async with contextlib.aclosing(self.stream(message)) as answers:
             async for answer in answers:
                 if answer.error_message:
-                    raise stream_failure(answer.error_message)
+                    raise to_stream_failure(answer.error_message)
                 yield _read_chunk(answer.infer_response)
 
     async def list_adapters(self, model: str) -> list[str]:
-        """Names of the LoRA adapters of a streaming model.
+        """List the LoRA adapters of a streaming model.
 
         Raises:
             TritonFailure: when the model is not there.
@@ -160,7 +158,7 @@ class TritonClient:
 
 
 def to_failure(error: grpc.RpcError) -> TritonFailure:
-    """The failure for a client, who is told nothing of connections and paths."""
+    """Make the failure for a client, without connections and paths."""
     code, details = error.code(), error.details() or ""
     is_of_the_connection = not details or any(words in details for words in _OF_THE_CONNECTION)
     if code == grpc.StatusCode.UNAVAILABLE and is_of_the_connection:
@@ -170,8 +168,8 @@ def to_failure(error: grpc.RpcError) -> TritonFailure:
     return TritonFailure(code, details)
 
 
-def stream_failure(text: str) -> TritonFailure:
-    """The failure that an error message in a stream reports."""
+def to_stream_failure(text: str) -> TritonFailure:
+    """Make the failure that an error message in a stream reports."""
     code, message = split_code(text)
     if code:
         return TritonFailure(_CODES[code], message)
@@ -182,7 +180,7 @@ def stream_failure(text: str) -> TritonFailure:
 
 
 def _is_of_a_dead_process(text: str) -> bool:
-    """Whether Triton reports that a model's process has ended. The server restarts it."""
+    # The server restarts the process.
     return "stub process" in text.lower()
 
 

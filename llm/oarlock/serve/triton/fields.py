@@ -22,13 +22,13 @@ _NUMPY: dict[str, Any] = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float
 
 
 def split_code(text: str) -> tuple[str, str]:
-    """Code and message of an error's text; the code is "" if there is none."""
+    """Split an error's text into code and message. The code is "" if there is none."""
     code, separator, message = text.partition(": ")
     return (code, message) if separator and code in CODES else ("", text)
 
 
 def make_tensor(name: str, values: list[Any]) -> np.ndarray:
-    """The input tensor of Python values, [n]; texts are UTF-8 bytes in an object array.
+    """Make an input tensor [n] of Python values. Texts become UTF-8 bytes in an object array.
 
     Raises:
         OverflowError, UnicodeEncodeError: when a value does not fit.
@@ -47,7 +47,7 @@ def make_tensor(name: str, values: list[Any]) -> np.ndarray:
 
 
 def write_request(request: GenerationRequest) -> dict[str, np.ndarray]:
-    """The input tensors of a request: its prompt, and the sampling parameters that the caller set."""
+    """Make the input tensors of a request: its prompt, and the sampling parameters that the caller set."""
     prompt, sampling = request.prompt, request.sampling
     values: dict[str, Any] = {
         "text_input": prompt.text,
@@ -70,7 +70,7 @@ def write_request(request: GenerationRequest) -> dict[str, np.ndarray]:
 def read_request(
     tensors: Mapping[str, np.ndarray], max_bytes: int, default_tokens: int | None = None
 ) -> GenerationRequest:
-    """The request of input tensors, each of shape [1] or, for lists, [n]; texts are arrays of bytes.
+    """Read a request from input tensors, each of shape [1] or, for lists, [n]. Texts are arrays of bytes.
 
     Args:
         max_bytes: limit for all tensors together.
@@ -79,54 +79,54 @@ def read_request(
     Raises:
         RequestRefused: naming the tensor that is wrong.
     """
-    if sum(_num_bytes(tensor) for tensor in tensors.values()) > max_bytes:
+    if sum(_count_bytes(tensor) for tensor in tensors.values()) > max_bytes:
         raise RequestRefused(f"the request is larger than the {max_bytes:,} bytes that one may have")
-    values = {name: _value(name, tensor) for name, tensor in tensors.items()}
+    values = {name: _read_value(name, tensor) for name, tensor in tensors.items()}
     given = {name: values[name] for name in OPTIONS if name in values}
     sampling = SamplingParams(**given, default_tokens=default_tokens, given=frozenset(given))
-    return GenerationRequest(_prompt(values), sampling, values.get("stream", False))
+    return GenerationRequest(_read_prompt(values), sampling, values.get("stream", False))
 
 
-def _prompt(values: Mapping[str, Any]) -> Prompt:
+def _read_prompt(values: Mapping[str, Any]) -> Prompt:
     given = [name for name in ("text_input", "messages", "input_ids") if name in values]
     if len(given) != 1:
         raise RequestRefused(f"give one of text_input, messages and input_ids; got {', '.join(given) or 'none'}")
     adapter = values.get("adapter") or None
-    tools = _json("tools", values["tools"]) if values.get("tools") else None
+    tools = _parse_json("tools", values["tools"]) if values.get("tools") else None
     if given == ["input_ids"]:
         return Prompt(token_ids=list(values["input_ids"]), adapter=adapter, tools=tools)
     if given == ["messages"]:
-        return Prompt(messages=_json("messages", values["messages"]), adapter=adapter, tools=tools)
+        return Prompt(messages=_parse_json("messages", values["messages"]), adapter=adapter, tools=tools)
     text = values["text_input"]
     if values.get("chat"):
         return Prompt(messages=[{"role": "user", "content": text}], adapter=adapter, tools=tools)
     return Prompt(text=text, adapter=adapter, tools=tools)
 
 
-def _json(name: str, text: str) -> Any:
+def _parse_json(name: str, text: str) -> Any:
     try:
         return json.loads(text)  # the engine checks the content
     except (ValueError, RecursionError) as error:
         raise RequestRefused(f"{name}: not JSON: {error}") from error
 
 
-def _num_bytes(tensor: np.ndarray) -> int:
+def _count_bytes(tensor: np.ndarray) -> int:
     if tensor.dtype == object:
         return sum(len(text) for text in tensor.reshape(-1))
     return tensor.nbytes
 
 
-def _value(name: str, tensor: np.ndarray) -> Any:
+def _read_value(name: str, tensor: np.ndarray) -> Any:
     if name not in INPUTS:
         raise RequestRefused(f"there is no input {name!r} (there are: {', '.join(INPUTS)})")
     wanted = INPUTS[name]
     if tensor.ndim != 1 or (not wanted.is_list and tensor.size != 1):
         raise RequestRefused(f"{name}: shape {list(tensor.shape)}, it has to be {'[n]' if wanted.is_list else '[1]'}")
-    values = tuple(_scalar(name, wanted.kind, value) for value in tensor.tolist())
+    values = tuple(_read_scalar(name, wanted.kind, value) for value in tensor.tolist())
     return values if wanted.is_list else values[0]
 
 
-def _scalar(name: str, kind: type, value: Any) -> Any:
+def _read_scalar(name: str, kind: type, value: Any) -> Any:
     if kind is str and isinstance(value, bytes):
         try:
             return value.decode("utf-8")

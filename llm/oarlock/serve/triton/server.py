@@ -16,18 +16,18 @@ from pathlib import Path
 from oarlock.environment.signals import die_with_parent
 from oarlock.errors import EnvironmentProblem
 from oarlock.serve.config import SETTINGS_VARIABLE, ServeConfig, TritonConfig
-from oarlock.serve.supervision.private_memory import memory_filter
+from oarlock.serve.supervision.private_memory import make_memory_filter
 from oarlock.serve.supervision.run_folder import RUN_VARIABLE
 
 _INSTALL = "pip install 'oarlock[serve]'"
 _MAX_SOCKET_PATH = 107  # of sockaddr_un, less the NUL at the end
-# What lets a client reach into the machine, or changes what is written of it. The key is thrown away.
+# Calls that reach into the machine, or change its log. Nobody knows their key.
 _CLOSED = "shared-memory,trace,logging"
 
 
 @dataclass(frozen=True)
 class Installation:
-    """Where the parts of Triton are.
+    """The installed parts of Triton.
 
     Attributes:
         backend: folder of the Python backend.
@@ -42,7 +42,7 @@ class Installation:
 
     @classmethod
     def find(cls) -> Installation:
-        """Of the running Python.
+        """Find the installation in the running Python.
 
         Raises:
             EnvironmentProblem: saying what to install.
@@ -70,7 +70,7 @@ class Installation:
         return found
 
     def _check_libpython(self, version: str) -> None:
-        """The stub is linked to libpython, which Debian and some others have in a package of its own."""
+        """Check for libpython, to which the stub is linked. Debian and others have it in a package of its own."""
         import ctypes
 
         name = f"libpython{version}.so.1.0"
@@ -103,7 +103,7 @@ def start_triton(installation: Installation, config: ServeConfig, models: Sequen
             raise EnvironmentProblem(f"{socket}: a socket's path may have {most} bytes; set TMPDIR to a shorter one")
         socket.unlink(missing_ok=True)  # of one that was killed
     command = [str(installation.binary), *_flags(config, models)]
-    close_memory = memory_filter()
+    close_memory = make_memory_filter()
 
     def prepare() -> None:
         die_with_parent()
@@ -111,7 +111,7 @@ def start_triton(installation: Installation, config: ServeConfig, models: Sequen
 
     return subprocess.Popen(
         command,
-        env=_environment(installation, triton),
+        env=_make_environment(installation, triton),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -148,7 +148,7 @@ def _flags(config: ServeConfig, models: Sequence[str]) -> list[str]:
     ]
 
 
-def _environment(installation: Installation, config: TritonConfig) -> dict[str, str]:
+def _make_environment(installation: Installation, config: TritonConfig) -> dict[str, str]:
     environment = dict(os.environ)
     paths = [str(path) for path in installation.libraries]
     paths += filter(None, [environment.get("LD_LIBRARY_PATH")])

@@ -1,4 +1,4 @@
-"""The gRPC port: its limits, its encryption, and which calls there are (service.py has what they do)."""
+"""The gRPC port: its limits, its encryption, and its calls, which service.py implements."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from oarlock.serve.config import FrontConfig, ServeConfig
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.grpc.gate import GateOptions, GrpcGate
 from oarlock.serve.front.grpc.http2_frames import MAX_FRAME
-from oarlock.serve.front.grpc.service import ASKED, GrpcService
-from oarlock.serve.front.http.server import num_connections
+from oarlock.serve.front.grpc.service import QUERIES, GrpcService
+from oarlock.serve.front.http.server import limit_connections
 from oarlock.serve.front.http.tls_connections import count_handshakes
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts
@@ -25,14 +25,13 @@ from oarlock.serve.supervision.listening import open_port
 from oarlock.serve.triton.client import SERVICE, TritonClient
 
 _HEALTH = "/grpc.health.v1.Health/Check"
-_ENVELOPE = 16384  # bytes of a request beside the contents of its tensors
+_ENVELOPE = 16384  # bytes of a request besides the contents of its tensors
 
 
 class GrpcServer:
-    """The port, and gRPC's own server behind it."""
+    """The gate of the port, and gRPC's own server behind it."""
 
     def __init__(self, config: FrontConfig, gate: GrpcGate, server: grpc.aio.Server) -> None:
-        """Join a gate and the server behind it; make_grpc_server() makes both."""
         self._config, self._gate, self._server = config, gate, server
 
     async def start(self, sockets: Sequence[socket.socket] | None = None) -> None:
@@ -43,14 +42,14 @@ class GrpcServer:
 
         Raises:
             ConfigError: when a file for TLS can't be used.
-            EnvironmentProblem: when the port can't be had.
+            EnvironmentProblem: when the port can't be opened.
         """
-        tls = server_context(self._config) if self._config.has_tls else None
+        tls = make_tls_context(self._config) if self._config.has_tls else None
         await self._server.start()
         await self._gate.start(sockets or _open_sockets(self._config), tls)
 
     async def stop(self, grace: float | None = None) -> None:
-        """Take no more; what is open has `grace` seconds."""
+        """Take no more calls. Open ones have `grace` seconds."""
         self._gate.close()
         await self._server.stop(grace)
         await self._gate.end()
@@ -63,17 +62,17 @@ def make_grpc_server(
     admission: Admission,
     counts: FrontCounts | None = None,
 ) -> GrpcServer:
-    """The gRPC port of a server."""
+    """Make the gRPC port of a server."""
     header = f"oarlock-peer-{secrets.token_hex(8)}"
     service = GrpcService(config, triton, keys, admission, counts or FrontCounts(), header)
     server = grpc.aio.server(
-        options=_server_options(config.engine.max_body, config.max_open),
+        options=_make_server_options(config.engine.max_body, config.max_open),
         maximum_concurrent_rpcs=config.front.max_connections,
-        handlers=[_Doors(service)],
+        handlers=[_Calls(service)],
     )
     path = f"{config.triton.run}/front-grpc-{os.getpid()}"  # in a folder that only this user can open
     server.add_insecure_port(f"unix:{path}")
-    most = num_connections(config.front.max_connections)
+    most = limit_connections(config.front.max_connections)
     gate = GrpcGate(
         GateOptions(path, config.engine.max_body + _ENVELOPE, config.front.body_seconds, header),
         Admission(most, max(1, most // 2), "connections"),
@@ -90,8 +89,8 @@ def _open_sockets(config: FrontConfig) -> list[socket.socket]:
         raise EnvironmentProblem(f"{where}: {error.strerror or error}") from error
 
 
-def server_context(config: FrontConfig) -> ssl.SSLContext:
-    """The encryption of the port.
+def make_tls_context(config: FrontConfig) -> ssl.SSLContext:
+    """Make the TLS context of the port.
 
     Raises:
         ConfigError: when a file can't be used.
@@ -107,11 +106,11 @@ def server_context(config: FrontConfig) -> ssl.SSLContext:
     return context
 
 
-def _server_options(max_body: int, max_open: int) -> list[tuple[str, int]]:
+def _make_server_options(max_body: int, max_open: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", max_body + _ENVELOPE),
         ("grpc.max_send_message_length", -1),
-        # A compressed message may unpack to a thousand times its size before its size is looked at.
+        # A compressed message may grow to a thousand times its size before its size is checked.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_concurrent_streams", max_open + 16),  # of one connection
         ("grpc.max_metadata_size", 8192),
@@ -126,26 +125,25 @@ def _server_options(max_body: int, max_open: int) -> list[tuple[str, int]]:
     ]
 
 
-class _Doors(grpc.GenericRpcHandler):
-    """Which calls there are. Others are UNIMPLEMENTED."""
+class _Calls(grpc.GenericRpcHandler):
+    """The calls of the port. Others are UNIMPLEMENTED."""
 
     def __init__(self, service: GrpcService) -> None:
         self._handlers = {
-            _HEALTH: service.health,
+            _HEALTH: service.check_health,
             f"/{SERVICE}/ModelInfer": service.infer,
             f"/{SERVICE}/ModelStreamInfer": service.infer_stream,
-            **{f"/{SERVICE}/{name}": service.asker(name) for name in ASKED},
+            **{f"/{SERVICE}/{name}": service.make_query(name) for name in QUERIES},
         }
         self._service = service
 
     def service(self, handler_call_details: Any) -> Any:
-        """See grpc.GenericRpcHandler."""
         path = handler_call_details.method
         behavior = self._handlers.get(path)
         if behavior is None:
             return None
         name = path.rpartition("/")[2]
-        # All take streams, and on the wire there is no other: so the time for a message to arrive can be limited.
+        # All take streams, which look the same on the wire. So the time for a message to arrive can be limited.
         streams = name == "ModelStreamInfer"
         make = grpc.stream_stream_rpc_method_handler if streams else grpc.stream_unary_rpc_method_handler
-        return make(self._service.guarded(name, behavior))
+        return make(self._service.guard(name, behavior))

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible endpoint: a FastAPI application that asks Triton over gRPC. Does not import paddle."""
+"""The OpenAI-compatible endpoint: a FastAPI application that calls Triton over gRPC. Does not import paddle."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from oarlock import __version__
 from oarlock.errors import RequestRefused
 from oarlock.serve.config import ServeConfig
-from oarlock.serve.front.openai.errors import error_response
-from oarlock.serve.front.openai.request_reading import JsonRoute, param_of, wrong_value
-from oarlock.serve.front.openai.responses import ChatForm, CompletionForm, respond, status_of
+from oarlock.serve.front.openai.errors import make_error_response
+from oarlock.serve.front.openai.request_reading import JsonRoute, explain_error, find_param
+from oarlock.serve.front.openai.responses import ChatForm, CompletionForm, respond, to_status
 from oarlock.serve.front.openai.schema import (
     ChatCompletion,
     ChatRequest,
@@ -34,20 +34,20 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "The request is wrong.",
         401: "The API key is missing or wrong.",
-        403: "The Host is not a name of this server, or the web page may not ask it.",
+        403: "The Host is not a name of this server, or the web page may not send requests.",
         404: "There is no such model.",
-        405: "Another method is meant.",
+        405: "The address does not take this method.",
         408: "The request was not complete in time.",
-        413: "The request is too large, or comes in too many pieces.",
+        413: "The request is too large, or arrives in too many pieces.",
         415: "The request is not JSON.",
         429: "Too many requests are open.",
-        503: "The model can't be asked now.",
+        503: "The model can't answer now.",
     }.items()
 }
 
 
 def make_openai_app(config: ServeConfig, triton: TritonClient, with_keys: bool = False) -> FastAPI:
-    """The application. A Guard has to stand before it, which checks keys, sizes and who asks."""
+    """Make the application. A Guard in front of it checks keys, sizes and senders."""
     app = FastAPI(title="Oarlock", version=__version__, docs_url=None, redoc_url=None)
     app.router.route_class = JsonRoute
     _add_error_handlers(app)
@@ -73,7 +73,7 @@ def _add_routes(app: FastAPI, triton: TritonClient, model: str, temperature: flo
 
     @app.get("/health", response_model=Health, responses={503: _ERRORS[503]}, summary="Whether the model answers")
     async def health() -> Any:
-        return Health() if await triton.is_model_ready(model) else error_response(503, "the model is not ready")
+        return Health() if await triton.is_model_ready(model) else make_error_response(503, "the model is not ready")
 
     models_errors: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (400, 401, 403, 429, 503)}
 
@@ -88,47 +88,47 @@ def _add_routes(app: FastAPI, triton: TritonClient, model: str, temperature: flo
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_ERRORS)
     async def chat(body: ChatRequest, request: Request) -> Any:
-        requests = body.requests(temperature, await find_adapter(body.model))
+        requests = body.make_requests(temperature, await find_adapter(body.model))
         answers = [triton.generate(model, one) for one in requests]
         return await respond(answers, body, ChatForm(body.model), request)
 
     @app.post("/v1/completions", response_model=Completion, responses=_ERRORS)
     async def completions(body: CompletionRequest, request: Request) -> Any:
-        requests = body.requests(temperature, await find_adapter(body.model))
+        requests = body.make_requests(temperature, await find_adapter(body.model))
         answers = [triton.generate(model, one) for one in requests]
         return await respond(answers, body, CompletionForm(body.model), request)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
-    async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:
-        found = wrong_value(error.errors()[0])
-        return error_response(400, str(found.detail), param=found.param or None)
+    async def answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        found = explain_error(error.errors()[0])
+        return make_error_response(400, str(found.detail), param=found.param or None)
 
     @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+    async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
         param = getattr(error, "param", "") or None
         message = str(error.detail)
-        if message == http.HTTPStatus(error.status_code).phrase:  # an address or method that is not here
+        if message == http.HTTPStatus(error.status_code).phrase:  # an unknown address or method
             allowed = next((v for k, v in (error.headers or {}).items() if k.lower() == "allow"), "")
             why = f"this address takes {allowed}" if allowed else "there is no such address here"
             message = f"{request.method} {request.url.path}: {why}"
-        return error_response(error.status_code, message, param=param, headers=error.headers)
+        return make_error_response(error.status_code, message, param=param, headers=error.headers)
 
     @app.exception_handler(RequestRefused)
-    async def out_of_range(_: Request, error: RequestRefused) -> JSONResponse:
-        return error_response(400, str(error), param=param_of(str(error)) or None)
+    async def answer_refusal(_: Request, error: RequestRefused) -> JSONResponse:
+        return make_error_response(400, str(error), param=find_param(str(error)) or None)
 
     @app.exception_handler(TritonFailure)
-    async def failed(_: Request, error: TritonFailure) -> JSONResponse:
-        return error_response(status_of(error), str(error), param=param_of(str(error)) or None)
+    async def answer_failure(_: Request, error: TritonFailure) -> JSONResponse:
+        return make_error_response(to_status(error), str(error), param=find_param(str(error)) or None)
 
 
 def _describe(app: FastAPI, with_keys: bool) -> None:
-    """The OpenAPI description, with the errors that are given in the place of FastAPI's own."""
+    """Set the OpenAPI description, with our errors in place of FastAPI's."""
     make = app.openapi
 
-    def described() -> dict[str, Any]:
+    def make_described() -> dict[str, Any]:
         content = make()
         for methods in content["paths"].values():
             for operation in methods.values():
@@ -141,4 +141,4 @@ def _describe(app: FastAPI, with_keys: bool) -> None:
             content.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         return content
 
-    app.openapi = described  # type: ignore[method-assign]
+    app.openapi = make_described  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Answers of the OpenAI-compatible endpoint: from Triton's parts to whole objects, or to server-sent events."""
+"""Responses of the OpenAI-compatible endpoint: the chunks of answers as whole objects, or as server-sent events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
-from oarlock.serve.front.openai.errors import error_body
+from oarlock.serve.front.openai.errors import make_error_body
 from oarlock.serve.front.openai.schema import (
     AnswerMessage,
     ChatChoice,
@@ -40,35 +40,35 @@ _STATUS = {
 }
 
 
-def status_of(failure: TritonFailure) -> int:
-    """The HTTP status that says what Triton's code says."""
+def to_status(failure: TritonFailure) -> int:
+    """The HTTP status for Triton's code."""
     return _STATUS.get(failure.code, 500)
 
 
 class _Form:
-    """How an answer of a kind looks."""
+    """The form of a response."""
 
     def __init__(self, model: str, prefix: str) -> None:
         self.head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
 
 class ChatForm(_Form):
-    """Of a chat."""
+    """The form of a chat completion."""
 
     def __init__(self, model: str) -> None:
         super().__init__(model, "chatcmpl")
-        self.chunk = "chat.completion.chunk"
+        self.event_kind = "chat.completion.chunk"
 
-    def first(self, index: int) -> list[dict[str, Any]]:
-        """Choices of the chunks before the first text."""
+    def make_first(self, index: int) -> list[dict[str, Any]]:
+        """Make the choices of events before the first text."""
         return [{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
 
-    def piece(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
-        """The choice of a chunk."""
+    def make_choice(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
+        """Make the choice of an event."""
         return {"index": index, "delta": {"content": text} if text else {}, "finish_reason": finish}
 
-    def whole(self, answers: list[tuple[str, str]], usage: Usage) -> ChatCompletion:
-        """Of (text, finish reason) of each choice, not streamed."""
+    def make_whole(self, answers: list[tuple[str, str]], usage: Usage) -> ChatCompletion:
+        """Make the whole object of (text, finish reason) of each choice."""
         choices = [
             ChatChoice(index=i, message=AnswerMessage(content=text), finish_reason=finish)
             for i, (text, finish) in enumerate(answers)
@@ -77,22 +77,22 @@ class ChatForm(_Form):
 
 
 class CompletionForm(_Form):
-    """Of a completion."""
+    """The form of a text completion."""
 
     def __init__(self, model: str) -> None:
         super().__init__(model, "cmpl")
-        self.chunk = "text_completion"
+        self.event_kind = "text_completion"
 
-    def first(self, index: int) -> list[dict[str, Any]]:
-        """Choices of the chunks before the first text."""
+    def make_first(self, index: int) -> list[dict[str, Any]]:
+        """Make the choices of events before the first text."""
         return []
 
-    def piece(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
-        """The choice of a chunk."""
+    def make_choice(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
+        """Make the choice of an event."""
         return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
 
-    def whole(self, answers: list[tuple[str, str]], usage: Usage) -> Completion:
-        """Of (text, finish reason) of each choice, not streamed."""
+    def make_whole(self, answers: list[tuple[str, str]], usage: Usage) -> Completion:
+        """Make the whole object of (text, finish reason) of each choice."""
         choices = [CompletionChoice(index=i, text=text, finish_reason=end) for i, (text, end) in enumerate(answers)]
         return Completion(choices=choices, usage=usage, **self.head)  # type: ignore[arg-type]
 
@@ -103,7 +103,7 @@ async def respond(
     form: ChatForm | CompletionForm,
     request: Request,
 ) -> Any:
-    """The response: the whole object, or a stream of events.
+    """Make the response: the whole object, or a stream of events.
 
     Args:
         answers: one for each choice.
@@ -115,7 +115,7 @@ async def respond(
     chunks, num_choices = _merge(answers), len(answers)
     if not body.stream:
         texts, usage = await _unless_disconnected(request, _collect(chunks, num_choices, body.n or 1))
-        return form.whole(texts, usage)
+        return form.make_whole(texts, usage)
     first = await _unless_disconnected(request, anext(chunks))  # a refusal gets its status, not a broken stream
     return StreamingResponse(_events(first, chunks, num_choices, body, form), media_type="text/event-stream")
 
@@ -216,26 +216,26 @@ async def _events(
     """Server-sent events of a streamed answer."""
     counter = _UsageCounter(body.n or 1)
 
-    def event(choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> str:
+    def make_event(choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> str:
         more = {"usage": usage} if body.includes_usage else {}
-        content = {**form.head, "object": form.chunk, "choices": choices, **more}
+        content = {**form.head, "object": form.event_kind, "choices": choices, **more}
         return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
     async with contextlib.aclosing(chunks):
         for i in range(num_choices):
-            for choice in form.first(i):
-                yield event([choice])
+            for choice in form.make_first(i):
+                yield make_event([choice])
         try:
             item: tuple[int, TokenChunk] | None = first
             while item is not None:
                 i, chunk = item
                 counter.add(i, chunk)
                 if chunk.text or chunk.finish_reason:
-                    yield event([form.piece(i, chunk.text, chunk.finish_reason)])
+                    yield make_event([form.make_choice(i, chunk.text, chunk.finish_reason)])
                 item = await anext(chunks, None)
         except TritonFailure as error:  # the status has been sent
-            yield f"data: {error_body(status_of(error), str(error)).decode()}\n\n"
+            yield f"data: {make_error_body(to_status(error), str(error)).decode()}\n\n"
             return
         if body.includes_usage:
-            yield event([], counter.usage().model_dump())
+            yield make_event([], counter.usage().model_dump())
         yield "data: [DONE]\n\n"

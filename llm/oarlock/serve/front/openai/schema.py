@@ -1,4 +1,4 @@
-"""What OpenAI's clients send and get, as far as a model that makes text can answer (pydantic models, for FastAPI)."""
+"""Requests and responses of the OpenAI API that a model of text can answer (pydantic models, for FastAPI)."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ _MESSAGE = {
 }
 
 
-def _whole(value: Any) -> Any:
-    """JSON has one kind of number: 2.0 is 2."""
+def _read_whole(value: Any) -> Any:
+    """Read a whole number. JSON has one kind of number: 2.0 is 2."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = Annotated[int, BeforeValidator(_read_whole)]
 Token = Annotated[Whole, Field(ge=0, le=_TOKEN_BITS)]
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]],
@@ -75,10 +75,10 @@ Prompts = Annotated[
 
 
 class _Strict(BaseModel):
-    """JSON's types as they are: "1" is no number, 1 is not true. What says nothing is absent."""
+    """An object whose types are strict ("1" is not a number, 1 is not true), and whose empty fields are absent."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    path: ClassVar[str] = ""  # where it stands in a request
+    path: ClassVar[str] = ""  # in a request
 
     @model_validator(mode="before")
     @classmethod
@@ -87,7 +87,7 @@ class _Strict(BaseModel):
 
 
 class StreamOptions(_Strict):
-    """Of a streamed answer."""
+    """Options of a streamed answer."""
 
     path: ClassVar[str] = "stream_options"
 
@@ -95,8 +95,8 @@ class StreamOptions(_Strict):
     include_obfuscation: bool = Field(False, description="Accepted; nothing is obfuscated here.")
 
 
-def _sampling_field(option: SamplingOption) -> tuple[Any, Any]:
-    """Type and constraints of a sampling parameter, for pydantic."""
+def _make_field(option: SamplingOption) -> tuple[Any, Any]:
+    """Make the type and constraints of a sampling parameter, for pydantic."""
     if option.is_list:
         return (Stops if option.kind is str else StopTokens) | None, None
     if option.openai is None:
@@ -106,7 +106,7 @@ def _sampling_field(option: SamplingOption) -> tuple[Any, Any]:
     return (Whole if allowed.is_whole else option.kind) | None, Field(None, description=option.openai.words, **bounds)
 
 
-_FIELDS: dict[str, Any] = {name: _sampling_field(option) for name, option in OPTIONS.items()}
+_FIELDS: dict[str, Any] = {name: _make_field(option) for name, option in OPTIONS.items()}
 _SamplingFields: Any = create_model("_SamplingFields", __base__=_Strict, **_FIELDS)
 
 
@@ -119,8 +119,8 @@ class _Request(_SamplingFields):
     stream_options: StreamOptions | None = None
     user: str | None = None
 
-    def sampling(self, temperature: float) -> SamplingParams:
-        """The sampling parameters, with the model's temperature if the request sets none."""
+    def read_sampling(self, temperature: float) -> SamplingParams:
+        """Read the sampling parameters, with the model's temperature if the request sets none."""
         given = {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
         given = {"temperature": temperature} | given
         for name, value in given.items():
@@ -132,10 +132,10 @@ class _Request(_SamplingFields):
             given["top_k"] = max(0, given["top_k"])  # -1 is vLLM's word for all
         return SamplingParams(**given, given=frozenset(given))
 
-    def to_requests(
+    def _make_requests(
         self, prompts: Sequence[Prompt], temperature: float, default_tokens: int | None = None
     ) -> list[GenerationRequest]:
-        """One request for each prompt and wanted answer. With a seed, each answer of a prompt has its own.
+        """Make one request for each prompt and wanted answer. With a seed, each answer of a prompt has its own.
 
         Args:
             temperature: of requests that set none.
@@ -144,7 +144,7 @@ class _Request(_SamplingFields):
         Raises:
             RequestRefused: when a value is out of its range as a number of 32 bits.
         """
-        sampling = replace(self.sampling(temperature), default_tokens=default_tokens)
+        sampling = replace(self.read_sampling(temperature), default_tokens=default_tokens)
         requests = []
         for prompt in prompts:
             for i in range(self.n or 1):
@@ -155,7 +155,6 @@ class _Request(_SamplingFields):
 
     @property
     def includes_usage(self) -> bool:
-        """Whether a streamed answer ends with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
@@ -171,17 +170,17 @@ class ChatRequest(_Request):
     def _read(cls, given: Any) -> Any:
         return read_chat(read_object(given, (*cls.model_fields, "tool_choice", "parallel_tool_calls")))
 
-    def sampling(self, temperature: float) -> SamplingParams:
-        """The sampling parameters; the newer name of max_tokens counts."""
-        sampling = super().sampling(temperature)
+    def read_sampling(self, temperature: float) -> SamplingParams:
+        """Read the sampling parameters. The newer name of max_tokens takes precedence."""
+        sampling = super().read_sampling(temperature)
         newer = self.max_completion_tokens
         if newer is None:
             return sampling
         return replace(sampling, max_tokens=newer, given=(sampling.given or frozenset()) | {"max_tokens"})
 
-    def requests(self, temperature: float, adapter: str | None) -> list[GenerationRequest]:
-        """What the engine is asked: one request for each wanted answer."""
-        return self.to_requests([Prompt(messages=self.messages, tools=self.tools, adapter=adapter)], temperature)
+    def make_requests(self, temperature: float, adapter: str | None) -> list[GenerationRequest]:
+        """Make one request to the engine for each wanted answer."""
+        return self._make_requests([Prompt(messages=self.messages, tools=self.tools, adapter=adapter)], temperature)
 
 
 class CompletionRequest(_Request):
@@ -189,15 +188,15 @@ class CompletionRequest(_Request):
 
     prompt: Prompts
 
-    def requests(self, temperature: float, adapter: str | None) -> list[GenerationRequest]:
-        """What the engine is asked: one request for each prompt and wanted answer."""
+    def make_requests(self, temperature: float, adapter: str | None) -> list[GenerationRequest]:
+        """Make one request to the engine for each prompt and wanted answer."""
         prompts = [
             Prompt(text=prompt, adapter=adapter)
             if isinstance(prompt, str)
             else Prompt(token_ids=prompt, adapter=adapter)
             for prompt in self.prompt
         ]
-        return self.to_requests(prompts, temperature, _COMPLETION_TOKENS)
+        return self._make_requests(prompts, temperature, _COMPLETION_TOKENS)
 
 
 class Usage(BaseModel):
@@ -209,7 +208,7 @@ class Usage(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """What the model says."""
+    """The message of the model."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -257,7 +256,7 @@ class Completion(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model that can be asked: the base, or an adapter beside it."""
+    """A model: the base, or an adapter."""
 
     id: str
     object: Literal["model"] = "model"
@@ -273,7 +272,7 @@ class ModelList(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What is wrong."""
+    """The error of a request."""
 
     message: str
     type: str
@@ -282,7 +281,7 @@ class ErrorBody(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every answer that is not 2xx."""
+    """The answer to a request that failed."""
 
     error: ErrorBody
 
