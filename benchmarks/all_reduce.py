@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import free_of_noise, report
+from common import load_average, report
 
 SMALL_BYTES = (4, 4096, 65536)
 CALLS = 500
@@ -96,7 +96,6 @@ def measure(megabytes: int, rounds: int, result: Path) -> int:
 
 
 def main() -> None:
-    """See the module."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--megabytes", type=int, default=64)
@@ -106,7 +105,7 @@ def main() -> None:
     from oarlock.cpu_ranks.fork_launch import launch
     from oarlock.environment.paddle_import import import_paddle
 
-    load = free_of_noise()
+    load = load_average()
     import_paddle(1)
     with tempfile.TemporaryDirectory() as name:
         result = Path(name) / "figures.json"

@@ -77,7 +77,6 @@ def act(action: str, data: str | None, tokenizer_folder: str, cache: str) -> dic
 
 
 def main() -> None:
-    """See the module."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--action")

@@ -11,7 +11,6 @@ process of its own.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -22,8 +21,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, TreeMemory, free_of_noise, report
-from load_weights import MB, SIZES, generate, in_child, kilobytes
+from common import (
+    MB,
+    ROOT,
+    TreeMemory,
+    import_paddlenlp,
+    load_average,
+    make_parser,
+    read_status_kb,
+    report,
+    run_in_child,
+)  # fmt: skip
+from generated_model import SIZES, generate
 
 # Six forms in which the base has met the tasks, and the one in which it is to answer from now on.
 KNOWN_FORMS = (
@@ -122,7 +131,7 @@ def base_memory(folder: Path, size: str) -> None:
     generate(folder / "large", "paddle", SIZES[size])
     rows = []
     for name, flags in (("lora", {"lora": True}), ("qlora", {"qlora": True})):
-        rows.append({"method": name, **in_child(partial(_loaded, folder / "large", flags))})
+        rows.append({"method": name, **run_in_child(partial(_loaded, folder / "large", flags))})
     report(f"memory of a base of {size}", rows)
 
 
@@ -137,15 +146,15 @@ def _loaded(folder: Path, flags: dict[str, bool]) -> dict[str, int]:
 
     paddle.set_device("cpu")
     source = ModelSource(folder, AutoConfig.from_pretrained(str(folder)), from_weights=True)
-    before = kilobytes("VmRSS")
+    before = read_status_kb("VmRSS")
     model = build_model(source, method=choose_method(MethodSection(**flags)))
     rest = sum(p._numel() * p.element_size() for p in model.parameters())
     four_bits, wide = quantized_bytes(model)
     return {
         "linear layers MB": (four_bits or wide or _linear_bytes(model)) // MB,
         "all weights MB": (rest + four_bits) // MB,
-        "held MB": (kilobytes("VmRSS") - before) // 1024,
-        "peak MB": (kilobytes("VmHWM") - before) // 1024,
+        "held MB": (read_status_kb("VmRSS") - before) // 1024,
+        "peak MB": (read_status_kb("VmHWM") - before) // 1024,
     }
 
 
@@ -172,7 +181,7 @@ def draw(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--folder", help="where base and runs are kept; default: a temporary one")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--picture", type=Path, help="draw the loss curves (.svg, .png)")
@@ -181,11 +190,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="oarlock-methods-") as temporary:
         folder = Path(words.folder or temporary).resolve()
         if words.memory:
-            from oarlock.environment.cpu import available_cores
-            from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
-
-            import_paddle(available_cores())
-            set_paddlenlp_log_level("error")
+            import_paddlenlp()
             base_memory(folder, words.memory)
             return
         make_base(folder)
@@ -196,7 +201,7 @@ def main() -> None:
             print(json.dumps(row), flush=True)
         if words.picture:
             draw(curves, words.picture)
-    report("methods", rows, load_average=free_of_noise())
+    report("methods", rows, load_average=load_average())
 
 
 if __name__ == "__main__":

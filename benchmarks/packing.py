@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import free_of_noise, report
+from common import load_average, report
 
 VOCABULARY, LONGEST = 4096, 512
 LLAMA = {
@@ -156,7 +156,7 @@ def main() -> None:
 
     threads = import_paddle()
     set_paddlenlp_log_level("error")
-    load = free_of_noise()
+    load = load_average()
     rows = [measure(name, arguments.tokens, arguments.batch_size, arguments.rounds) for name in arguments.lengths]
     report("packing", rows, threads=threads, load_before=load, rounds=arguments.rounds)
 

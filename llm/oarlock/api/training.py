@@ -135,9 +135,9 @@ def run_finetuning(loaded: LoadedConfig[FinetuneConfig]) -> int:
 @contextlib.contextmanager
 def _prepared(loaded: LoadedConfig[Any]) -> Iterator[None]:
     """Hold the output folder and import Paddle."""
-    from oarlock.train.output.lock import output_held
+    from oarlock.train.output.lock import hold_output_lock
 
-    with output_held(loaded.config.checkpoint.output_dir):  # before the seconds that importing Paddle takes
+    with hold_output_lock(loaded.config.checkpoint.output_dir):  # before the seconds that importing Paddle takes
         from oarlock.environment.paddle_import import import_paddle
 
         import_paddle(loaded.config.runtime.num_threads)

@@ -27,7 +27,7 @@ from oarlock.peft.adapter_base import with_texts_of
 from oarlock.peft.open_adapter import open_adapter
 from oarlock.serve.triton.repository import list_repository_models
 from oarlock.train.checkpoint.inspect import consolidate
-from oarlock.train.checkpoint.manifest import MANIFEST, newest_whole, read_manifest, verify
+from oarlock.train.checkpoint.manifest import MANIFEST, find_newest_checkpoint, read_manifest, verify
 from oarlock.weights.shard_index import part_name
 
 SECRET = "a private key"
@@ -253,8 +253,8 @@ def test_a_checkpoint_with_a_link_out_of_it_is_not_used(secret, tmp_path, capsys
     for read in (lambda: verify(folder), lambda: consolidate(folder, tmp_path / "out", 10**9, check=False)):
         with pytest.raises(CheckpointError, match=r"rank-00000\.safetensors is a link that leads out"):
             read()
-    assert newest_whole(tmp_path / "run") is None
-    assert "checkpoint-4 is not used: " in capsys.readouterr().out
+    assert find_newest_checkpoint(tmp_path / "run") is None
+    assert "checkpoint-4 is skipped: " in capsys.readouterr().out
 
 
 def test_consolidation_takes_what_the_manifest_lists(secret, tmp_path):

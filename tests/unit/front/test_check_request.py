@@ -97,7 +97,7 @@ def test_shapes_that_end_triton(shape):
         (changed(lambda r: r.MergeFrom(question())), "input 'text_input' is given twice"),
         (changed(lambda r: r.raw_input_contents.append(b"x")), "2 contents of 1 inputs"),
         (changed(lambda r: r.raw_input_contents.pop()), "malformed: shape [1] has 1 elements, got 0"),
-        (changed(lambda r: r.inputs[0].contents.bytes_contents.append(b"x")), "contents beside raw_input_contents"),
+        (changed(lambda r: r.inputs[0].contents.bytes_contents.append(b"x")), "contents as well as raw_input_contents"),
         (changed(lambda r: r.outputs.add(name="nobody")), "there is no output 'nobody'"),
         (changed(lambda r: [r.outputs.add(name="token_ids") for _ in "ab"]), "output 'token_ids' is asked for twice"),
         (changed(lambda r: r.outputs.add(name="token_ids").parameters["classification"]), "can't be given here"),

@@ -144,19 +144,19 @@ def test_whose_a_request_is():
 
 def test_admission():
     places = Admission(3, 2)
-    places.take("a")
-    places.take("a")
+    places.acquire("a")
+    places.acquire("a")
     with pytest.raises(AdmissionRefused, match="2 requests of this client are open"):
-        places.take("a")
-    places.take("b")
+        places.acquire("a")
+    places.acquire("b")
     with pytest.raises(AdmissionRefused, match="3 requests are open"):
-        places.take("c")
-    places.leave("a")
-    places.take("c")
+        places.acquire("c")
+    places.release("a")
+    places.acquire("c")
     for client in "abc":
-        places.leave(client)
+        places.release(client)
     assert places.num_open == 0 and not places._open  # nothing is kept of clients that are gone
     places.close()
     with pytest.raises(AdmissionRefused, match="shutting down") as refused:
-        places.take("a")
+        places.acquire("a")
     assert refused.value.is_closing

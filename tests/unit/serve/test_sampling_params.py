@@ -68,7 +68,7 @@ from oarlock.serve.front.openai.schema import ChatRequest
 from oarlock.serve.triton.fastdeploy_json import read_form
 from oarlock.triton_repository.config_pbtxt import template_config
 body = ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hi"}], "min_p": 0.5})
-(request,) = body.requests(1.0, None)
+(request,) = body.make_requests(1.0, None)
 print(json.dumps({
     "openai": request.sampling.min_p,
     "triton": "min_p" in [one.name for one in template_config("oarlock").input],
@@ -114,8 +114,8 @@ def test_a_number_that_triton_rounds_to_zero_is_refused():
     """Triton's tensors have 32 bits, and the engine trusts what the front has checked."""
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "top_p": 1e-50}
     with pytest.raises(RequestRefused, match="top_p has to be above 0"):
-        ChatRequest.model_validate(body).requests(1.0, None)
-    (request,) = ChatRequest.model_validate(body | {"top_p": 0.7}).requests(1.0, None)
+        ChatRequest.model_validate(body).make_requests(1.0, None)
+    (request,) = ChatRequest.model_validate(body | {"top_p": 0.7}).make_requests(1.0, None)
     assert request.sampling.top_p == float(np.float32(0.7))
     assert read_form(b'{"text": "x", "topp": 0.7}')[0]["top_p"].tolist() == [request.sampling.top_p]
 

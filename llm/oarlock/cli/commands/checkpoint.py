@@ -23,9 +23,9 @@ class InspectOptions:
 
 
 def _inspect(options: InspectOptions) -> int:
-    from oarlock.train.checkpoint.inspect import inspect_text
+    from oarlock.train.checkpoint.inspect import describe_checkpoint
 
-    print(inspect_text(options.folder, options.tensors))
+    print(describe_checkpoint(options.folder, options.tensors))
     return 0
 
 
@@ -38,13 +38,13 @@ class VerifyOptions:
 
 
 def _verify(options: VerifyOptions) -> int:
-    from oarlock.train.checkpoint.manifest import unlisted, verify
+    from oarlock.train.checkpoint.manifest import list_unlisted_files, verify
 
     damaged = 0
     for folder in options.folder:
         try:
             manifest = verify(folder)
-            if more := unlisted(folder, manifest):
+            if more := list_unlisted_files(folder, manifest):
                 raise CheckpointError(
                     f"{folder}: {', '.join(more)}: not in the manifest, so added after the checkpoint was written. All "
                     "other files are complete. No run reads the added files; delete them or move them away"

@@ -152,7 +152,7 @@ def _read_tensors(request: ModelInferRequest, form: ModelForm, max_body: int) ->
         shape = _check_shape(tensor.name, tensor.shape, wanted, form, max_body)
         if raw:
             if tensor.HasField("contents"):
-                raise RequestRefused(f"{tensor.name}: contents besides raw_input_contents")
+                raise RequestRefused(f"{tensor.name}: contents as well as raw_input_contents")
             found[tensor.name] = _from_bytes(tensor.name, wanted.datatype, shape, raw[i])
         else:
             found[tensor.name] = _from_values(tensor.name, wanted.datatype, shape, tensor.contents)

@@ -192,7 +192,7 @@ def read_prompts(given: Any) -> list[Any]:
         return [given]
     if isinstance(given, list) and given and not isinstance(given[0], int):
         if len(given) > _MAX_PROMPTS:
-            raise InvalidRequest("prompt", f"prompt: {len(given)} prompts; a request may have {_MAX_PROMPTS} at most")
+            raise InvalidRequest("prompt", f"prompt: {len(given)} prompts; at most {_MAX_PROMPTS} fit in a request")
         for i, one in enumerate(given):
             if not _is_prompt(one):
                 raise _make_invalid(f"prompt[{i}]", "a text that is not empty, or a list of token ids", one)

@@ -1,6 +1,6 @@
 """Answers per second on a CPU in float32: Oarlock's engine beside Hugging Face's generate, same model, same tokens.
 
-    python benchmarks/serving.py --peer PYTHON_WITH_TORCH_AND_TRANSFORMERS [--sizes small large] [--rounds 5]
+    python benchmarks/serving/generate.py --peer PYTHON_WITH_TORCH_AND_TRANSFORMERS [--sizes small large] [--rounds 5]
 
 The peer makes the model (random weights, Hugging Face's layout), and both sides read that folder, each in a process of
 its own; they take turns within a round. Greedy, nothing ends an answer but its number of tokens.
@@ -25,9 +25,12 @@ import statistics
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-from common import Peer, answer_asked, report
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules that all benchmarks share
+
+from common import Peer, add_peer_flag, answer_asked, make_parser, report
 
 SIZES: dict[str, dict[str, int]] = {
     "small": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8},
@@ -180,7 +183,7 @@ def compare(options: argparse.Namespace, size: str) -> list[dict[str, Any]]:
         sides: dict[str, Peer] = {}
         if options.peer:
             sides["peer"] = Peer(options.peer, *words, "--side", "peer", "--threads", threads, OMP_NUM_THREADS=threads)
-            sides["peer"].ready()
+            sides["peer"].read_answer()
         else:
             make_model(folder, size)
         make_tokenizer(folder)
@@ -216,9 +219,8 @@ def table(size: str, case: str, rounds: list[dict[str, Any]]) -> list[dict[str, 
 
 
 def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="Python with torch and transformers")
+    parser = make_parser(__doc__)
+    add_peer_flag(parser, "torch and transformers")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,4 +1,4 @@
-"""A server that serve_load.py asks, and what it answered."""
+"""A server that load.py asks, and what it answered."""
 
 from __future__ import annotations
 

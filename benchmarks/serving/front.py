@@ -1,6 +1,6 @@
 """What the front costs: the same Triton asked directly and through the front, with answers of one model.
 
-    python benchmarks/front.py [--tokens 1 32] [--rounds 5]
+    python benchmarks/serving/front.py [--tokens 1 32] [--rounds 5]
 
 One Triton has its own HTTP on a port of loopback beside its gRPC on a Unix socket (which nobody but this benchmark
 starts it with), and the front asks it through that socket, as in `oarlock serve`. "direct" asks Triton's own ports,
@@ -27,9 +27,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Peer, answer_asked, report
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules that all benchmarks share
 
-from serving import make_model, make_tokenizer
+from common import ROOT, Peer, answer_asked, make_parser, report
+from generate import make_model, make_tokenizer
 
 WAYS = ("generate", "generate_stream", "infer", "ModelInfer", "ModelStreamInfer")
 PROMPT = [7, 31, 62, 93, 124, 155, 186, 217]
@@ -217,8 +218,7 @@ def row(way: str, tokens: int, rounds: list[dict[tuple[str, int], dict[str, floa
 
 
 def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 32], help="of an answer")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,4 +1,4 @@
-"""The requests of serve_load.py: every way to ask a server, and what hostile or broken clients send."""
+"""The requests of load.py: every way to ask a server, and what hostile or broken clients send."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 import httpx
-from serve_outcome import Outcome, Target
-from serve_processes import resident
+from load_outcome import Outcome, Target
+from load_processes import resident
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 TOKENS = 6

@@ -1,6 +1,6 @@
 """Many requests to a real server, some of them hostile: what they are answered with, and what they leave behind.
 
-    python benchmarks/serve_load.py MODEL_OR_REPOSITORY [--requests 20000] [--clients 8] [--adapter NAME]
+    python benchmarks/serving/load.py MODEL_OR_REPOSITORY [--requests 20000] [--clients 8] [--adapter NAME]
 
 Starts `oarlock serve` on free ports. Requests of all kinds go round: OpenAI's completions and chat, whole and streamed,
 REST's generate, generate_stream and infer, gRPC whole and streamed, the JSON form; between them wrong shapes, bodies
@@ -26,10 +26,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules that all benchmarks share
+
 from common import ROOT, report
-from serve_outcome import Outcome, Target
-from serve_processes import settled
-from serve_requests import Load
+from load_outcome import Outcome, Target
+from load_processes import settled
+from load_requests import Load
 
 WARM_UP = 0.25
 
@@ -121,7 +123,7 @@ def main() -> None:
     for kind, answers in kinds.items():
         print(f"{kind}: {', '.join(f'{answer} {count:,}' for answer, count in answers.items())}")
     report(
-        "serve_load", rows_of(outcome),
+        "serving load", rows_of(outcome),
         requests=arguments.requests, seconds=round(outcome.seconds, 1), answers=kinds,
         unexpected=outcome.num_unexpected, first_unexpected=outcome.unexpected,
     )  # fmt: skip
