@@ -177,9 +177,9 @@ class SamplingParams:
                 _check_number(option.name, getattr(self, option.name), option.range, option.default is None)
         _check_number("default_tokens", self.default_tokens, _whole(1), may_be_none=True)
         if not (is_list_of(self.stop, str) and all(self.stop)):
-            raise RequestRefused(f"stop has to be a list of texts that are not empty; got {shown(self.stop)}")
+            raise RequestRefused(f"stop must be a list of texts that are not empty; got {shown(self.stop)}")
         if not is_list_of(self.stop_token_ids, int):
-            raise RequestRefused(f"stop_token_ids has to be a list of token ids; got {shown(self.stop_token_ids)}")
+            raise RequestRefused(f"stop_token_ids must be a list of token ids; got {shown(self.stop_token_ids)}")
         if len(self.stop) > MAX_STOPS or any(len(stop) > MAX_STOP_LENGTH for stop in self.stop):
             raise RequestRefused(f"stop: at most {MAX_STOPS} texts of at most {MAX_STOP_LENGTH} characters")
         if len(self.stop_token_ids) > MAX_STOP_TOKENS:
@@ -191,9 +191,9 @@ def _check_number(name: str, value: Any, allowed: Range, may_be_none: bool) -> N
         return
     if not allowed.is_number(value):
         kind = "whole" if allowed.is_whole else "finite"
-        raise RequestRefused(f"{name} has to be a {kind} number; got {shown(value)}")
+        raise RequestRefused(f"{name} must be a {kind} number; got {shown(value)}")
     if not allowed.holds(value):
-        raise RequestRefused(f"{name} has to be {allowed.words}; got {shown(value)}")
+        raise RequestRefused(f"{name} must be {allowed.words}; got {shown(value)}")
 
 
 def shown(value: Any) -> str:

@@ -70,14 +70,14 @@ class EngineConfig:
         """
         if self.parse_special_tokens not in PARSINGS:
             raise ConfigError(
-                f"--parse-special-tokens {self.parse_special_tokens}: it has to be one of {', '.join(PARSINGS)}"
+                f"--parse-special-tokens {self.parse_special_tokens}: it must be one of {', '.join(PARSINGS)}"
             )
         for name, value in asdict(self).items():
             if isinstance(value, str):
                 continue
             least = 0 if name == "max_length" else 1
             if not least <= value < 1 << 40:
-                raise ConfigError(f"--{name.replace('_', '-')} {value:g}: it has to be at least {least}")
+                raise ConfigError(f"--{name.replace('_', '-')} {value:g}: it must be at least {least}")
 
 
 ENGINE_SETTINGS: tuple[str, ...] = tuple(item.name for item in fields(EngineConfig))
@@ -85,7 +85,7 @@ ENGINE_SETTINGS: tuple[str, ...] = tuple(item.name for item in fields(EngineConf
 
 @dataclass(frozen=True)
 class TritonConfig:
-    """What Triton serves, and where its sockets are.
+    """The models that Triton serves, and its sockets.
 
     Triton has no port: clients come to the front, which asks Triton through Unix sockets in a folder that only this
     user can open.
@@ -127,7 +127,7 @@ class TritonConfig:
 
 @dataclass(frozen=True)
 class FrontConfig:
-    """Where the front listens, and which requests it lets through.
+    """The ports of the front, and the requests that it lets through.
 
     Attributes:
         host: address of all four ports.
@@ -158,12 +158,12 @@ class FrontConfig:
 
     @property
     def has_tls(self) -> bool:
-        """Whether all ports are encrypted."""
+        """All ports are encrypted."""
         return bool(self.tls_certificate)
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine reaches the ports."""
+        """Only this machine reaches the ports."""
         return self.host in LOOPBACK
 
 
@@ -205,9 +205,8 @@ class ServeConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> ServeConfig:
         """The configuration that to_dict() gave."""
         sections = {"engine": EngineConfig, "triton": TritonConfig, "front": FrontConfig}
-        made: dict[str, Any] = {name: _from_dict(kind, values[name]) for name, kind in sections.items()}
+        made: dict[str, Any] = {}
+        for section, kind in sections.items():
+            items = values[section].items()
+            made[section] = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in items})
         return cls(**made, drain_seconds=values["drain_seconds"])
-
-
-def _from_dict(kind: type, values: Mapping[str, Any]) -> Any:
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

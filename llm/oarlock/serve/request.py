@@ -22,7 +22,7 @@ class QueueFull(OarlockError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked: exactly one of text, messages and token_ids.
+    """The prompt of a request: exactly one of text, messages and token_ids.
 
     Attributes:
         text: a raw prompt; the tokenizer's begin token is added.
@@ -48,11 +48,11 @@ class Prompt:
         if len(given) != 1:
             raise RequestRefused(f"give one of text, messages and token_ids; got {', '.join(given) or 'none'}")
         if self.text is not None and not isinstance(self.text, str):
-            raise RequestRefused(f"text has to be a text; got {type(self.text).__name__}")
+            raise RequestRefused(f"text must be a text; got {type(self.text).__name__}")
         if self.tools is not None and self.messages is None:
             raise RequestRefused("tools go with messages")
         if self.token_ids is not None and not is_list_of(self.token_ids, int):
-            raise RequestRefused("token_ids have to be whole numbers")
+            raise RequestRefused("token_ids must be whole numbers")
 
 
 @dataclass(frozen=True)

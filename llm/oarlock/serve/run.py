@@ -103,7 +103,8 @@ def _warn_of_an_open_network(front: FrontConfig, with_keys: bool) -> None:
 
 def _report_ready(config: ServeConfig, with_keys: bool, admin: Path, seconds: float) -> None:
     front, model = config.front, config.triton.model
-    host, scheme = format_host(front.host), "https" if front.has_tls else "http"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(front.host, front.host)  # as it is reached from this machine
+    host, scheme = f"[{host}]" if ":" in host else host, "https" if front.has_tls else "http"
     key = ' -H "Authorization: Bearer $KEY"' if with_keys else ""
     logger.info(
         f"ready after {seconds:.1f} s\n"
@@ -116,12 +117,6 @@ def _report_ready(config: ServeConfig, with_keys: bool, admin: Path, seconds: fl
         " -H 'Content-Type: application/json'"
         f' -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
     )
-
-
-def format_host(host: str) -> str:
-    """Format a host for a URL, as it is reached from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host
 
 
 @contextlib.contextmanager

@@ -82,16 +82,16 @@ def test_shapes_that_end_triton(shape):
         (question(stop=("BYTES", [17], b"\1\0\0\0a" * 17)), "stop: at most 16 texts"),
         (question(text=b"\xff"), "text_input: not UTF-8"),
         (question(text=b"x" * 100_001), "larger than the 100,000 bytes"),
-        (question(temperature=("FP32", [1], b"\0\0\xc0\x7f")), "temperature has to be a finite number"),
-        (question(top_p=("FP32", [1], b"\0\0\x80\x7f")), "top_p has to be a finite number"),
-        (question(top_p=("FP32", [1], b"\0\0\0\0")), "top_p has to be above 0"),
-        (question(max_tokens=("INT32", [1], b"\0\0\0\0")), "max_tokens has to be at least 1"),
+        (question(temperature=("FP32", [1], b"\0\0\xc0\x7f")), "temperature must be a finite number"),
+        (question(top_p=("FP32", [1], b"\0\0\x80\x7f")), "top_p must be a finite number"),
+        (question(top_p=("FP32", [1], b"\0\0\0\0")), "top_p must be above 0"),
+        (question(max_tokens=("INT32", [1], b"\0\0\0\0")), "max_tokens must be at least 1"),
         (question(messages=("BYTES", [1], b"\2\0\0\0[]")), "give one of text_input, messages and input_ids"),
         (service_pb2.ModelInferRequest(model_name="oarlock"), "give one of text_input, messages and input_ids; got none"),
         (service_pb2.ModelInferRequest(model_name="oarlock_json"), "input 'IN' is missing"),
         (question("oarlock_json", b"{"), "IN: not JSON"),
-        (question("oarlock_json", b'{"text": "x", "topp": 9}'), "topp has to be above 0"),
-        (question("oarlock_json", b'{"text": "x", "temperature": 1e999}'), "temperature has to be a finite number"),
+        (question("oarlock_json", b'{"text": "x", "topp": 9}'), "topp must be above 0"),
+        (question("oarlock_json", b'{"text": "x", "temperature": 1e999}'), "temperature must be a finite number"),
         (changed(lambda r: setattr(r, "model_version", "-1")), "model_version '-1'"),
         (changed(lambda r: setattr(r, "id", "a\nb")), "id: at most"),
         (changed(lambda r: r.MergeFrom(question())), "input 'text_input' is given twice"),
@@ -102,7 +102,7 @@ def test_shapes_that_end_triton(shape):
         (changed(lambda r: [r.outputs.add(name="token_ids") for _ in "ab"]), "output 'token_ids' is asked for twice"),
         (changed(lambda r: r.outputs.add(name="token_ids").parameters["classification"]), "can't be given here"),
         (changed(lambda r: r.inputs[0].parameters["shared_memory_region"]), "'shared_memory_region' can't be given here"),
-        (changed(lambda r: r.parameters["priority"]), "parameter priority: it has to be int64 or uint64"),
+        (changed(lambda r: r.parameters["priority"]), "parameter priority: it must be int64 or uint64"),
     ],
 )  # fmt: skip
 def test_what_is_refused(request_, words):
@@ -121,11 +121,11 @@ def test_typed_contents():
     request = service_pb2.ModelInferRequest(model_name="oarlock_infer")
     tensor = request.inputs.add(name="input_ids", datatype="INT32", shape=[2**20])
     tensor.contents.int_contents[:] = [1]
-    refused(request, "input_ids: shape [1048576], it has to be [n]")
+    refused(request, "input_ids: shape [1048576], it must be [n]")
     tensor.shape[:] = [7]
     refused(request, "malformed: shape [7] has 7 elements, got 1")
     tensor.contents.fp32_contents[:] = [1.0]
-    refused(request, "input_ids: fp32_contents for INT32; it has to be int_contents")
+    refused(request, "input_ids: fp32_contents for INT32; it must be int_contents")
 
 
 def test_a_model_of_somebody_elses():

@@ -115,7 +115,7 @@ def test_the_program_in_a_pipe(tiny_model):
 
 def test_wrong_words_are_refused(tiny_model):
     result = run_program("oarlock", "chat", str(tiny_model), "--temperature", "-1", input="")
-    assert result.returncode == 2 and "temperature has to be from 0 to 100" in result.stderr
+    assert result.returncode == 2 and "temperature must be from 0 to 100" in result.stderr
 
 
 def test_the_program_in_a_terminal(tiny_model):

@@ -113,7 +113,7 @@ def test_a_request_is_the_same_behind_triton(request_):
 def test_a_number_that_triton_rounds_to_zero_is_refused():
     """Triton's tensors have 32 bits, and the engine trusts what the front has checked."""
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "top_p": 1e-50}
-    with pytest.raises(RequestRefused, match="top_p has to be above 0"):
+    with pytest.raises(RequestRefused, match="top_p must be above 0"):
         ChatRequest.model_validate(body).make_requests(1.0, None)
     (request,) = ChatRequest.model_validate(body | {"top_p": 0.7}).make_requests(1.0, None)
     assert request.sampling.top_p == float(np.float32(0.7))

@@ -48,7 +48,7 @@ def test_numbers_that_do_not_fit_are_no_others():
         with pytest.raises(RequestRefused, match=f"^{name}: .* does not fit a number of"):
             read_form(json.dumps({"text": "x", **form}).encode())
     assert asked({"text": "x", "max_dec_len": 2**31 - 1, "seed": -(2**63)}).sampling.seed == -(2**63)
-    with pytest.raises(RequestRefused, match="temperature has to be a finite number"):
+    with pytest.raises(RequestRefused, match="temperature must be a finite number"):
         asked({"text": "x", "temperature": 1e300}).sampling.check()
 
 
@@ -84,5 +84,5 @@ def test_where_special_tokens_are_read():
         {"parse_special_tokens": "none", "timeout": "2"}, {"parse_special_tokens": "all"}
     )
     assert (found.parse_special_tokens, found.timeout) == ("all", 2.0)
-    with pytest.raises(ConfigError, match="--parse-special-tokens some: it has to be one of prompts, all, none"):
+    with pytest.raises(ConfigError, match="--parse-special-tokens some: it must be one of prompts, all, none"):
         EngineConfig.from_parameters({"parse_special_tokens": "some"}, {})

@@ -134,7 +134,7 @@ def test_ports_are_opened_once_and_taken_ones_are_said():
     Listening(config).close()
     with pytest.raises(ConfigError, match="--metrics-port 5: --grpc-port has the same port"):
         Listening(replace(config, grpc_port=5, rest_port=6, metrics_port=5))
-    with pytest.raises(ConfigError, match="--rest-port 70000: it has to be from 1 to 65535"):
+    with pytest.raises(ConfigError, match="--rest-port 70000: it must be from 1 to 65535"):
         Listening(replace(config, rest_port=70000))
 
 
@@ -309,8 +309,8 @@ def test_triton_is_shown_our_code_and_their_data(repository, tmp_path):
     ("model", "text", "words"),
     [
         ("oarlock", 'backend: "onnxruntime"', "backend"),
-        ("oarlock_infer", "instance_group [ { count: 100000 } ]", "it has to be 1 to 256 in all"),
-        ("oarlock_infer", "instance_group [ { count: -3 } ]", "it has to be 1 to 256 in all"),
+        ("oarlock_infer", "instance_group [ { count: 100000 } ]", "it must be 1 to 256 in all"),
+        ("oarlock_infer", "instance_group [ { count: -3 } ]", "it must be 1 to 256 in all"),
         ("evil", 'name: "evil"', "not a model of `oarlock export --target triton`"),
     ],
 )

@@ -32,7 +32,7 @@ class Decoder(Protocol):
 
     Attributes:
         chunk: most tokens in one call of feed(), not counting one per sequence; None for any number, where a prompt
-            has to be fed in one call.
+            must be fed in one call.
         vocabulary: number of logits.
     """
 
@@ -46,7 +46,7 @@ class Decoder(Protocol):
     def feed(self, feeds: Sequence[Feed]) -> np.ndarray:
         """Read tokens. Returns logits, float32 [feeds that want logits, vocabulary], in their order.
 
-        A sequence occurs once in a call. After an exception all sequences of the call have to be dropped.
+        A sequence occurs once in a call. After an exception all sequences of the call must be dropped.
         """
         ...
 

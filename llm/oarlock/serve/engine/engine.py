@@ -87,7 +87,7 @@ class Engine:
         """Queue a request whose types and ranges have been checked (GenerationRequest.check).
 
         Args:
-            on_chunk: is called with each chunk from the engine's thread, so it has to be quick. The last chunk has a
+            on_chunk: is called with each chunk from the engine's thread, so it must be quick. The last chunk has a
                 finish_reason. If it raises, the request is cancelled.
 
         Raises:
@@ -176,7 +176,7 @@ class Engine:
                 self._remove_finished()
 
     def _admit(self) -> bool:
-        """Wait for work, and give free slots to the requests that wait longest. False when the engine is to end."""
+        """Wait for work, and fill free slots in the order of arrival. Returns False when the engine is to end."""
         with self._changed:
             while not (self._waiting or self._running):
                 if self._closing:
@@ -202,7 +202,7 @@ class Engine:
         try:
             logits = self._feed(batch)
         except Exception:
-            # To find the request that failed, each goes on alone, from its tokens so far.
+            # To find the request that failed, each continues alone, from its tokens so far.
             for request in self._running:
                 self._drop(request)
             for request in list(self._running):
@@ -219,7 +219,7 @@ class Engine:
         request.num_read = 0
 
     def _schedule(self) -> list[tuple[RunningRequest, int]]:
-        """How many tokens of each request are read in this step.
+        """Decide how many tokens of each request are read in this step.
 
         Requests that answer read their newest token; prompts of the others share what the decoder's chunk leaves, in
         the order in which they came.
@@ -265,7 +265,7 @@ class Engine:
             return
         try:
             self._model.decoder.drop(sequence)
-        except Exception as error:  # memory, perhaps; the decoder goes on without it in its next step
+        except Exception as error:  # memory, perhaps; the decoder's next step does without it
             logger.info(f"a finished request could not be dropped: {type(error).__name__}: {error}")
 
     def _remove_finished(self) -> None:

@@ -54,7 +54,13 @@ class GenericDecoder:
         self._batches: dict[str | None, _Batch] = {}
         self._active: dict[str, tuple[paddle.Tensor, paddle.Tensor]] = {}
         dtype = next(iter(model.parameters())).dtype
-        self._adapters = {name: _to_tensors(weights, dtype) for name, weights in adapters.items()}
+        self._adapters = {
+            name: {
+                layer: (paddle.to_tensor(a).astype(dtype), paddle.to_tensor(b).astype(dtype))
+                for layer, (a, b) in weights.items()
+            }
+            for name, weights in adapters.items()
+        }
         layers = dict(model.named_sublayers())
         for name in sorted({layer for weights in adapters.values() for layer in weights}):
             layers[name].register_forward_post_hook(self._make_lora_hook(name))
@@ -171,34 +177,29 @@ class GenericDecoder:
         length = min(batch.length, max(len(sequence.tokens) for sequence in sequences))
         length = batch.length if self._fixed_columns else length
 
-        def cut(tensor: paddle.Tensor, batch_axis: int, token_axis: int) -> paddle.Tensor:
-            some = paddle.index_select(tensor, order, axis=batch_axis)
-            return paddle.slice(some, [token_axis], [batch.length - length], [batch.length])
-
-        return _Batch(sequences, self._map_past(cut, batch.past), length)
+        past = [
+            paddle.slice(
+                paddle.index_select(tensor, order, axis=batch_axis),
+                [token_axis], [batch.length - length], [batch.length],
+            )
+            for tensor, (batch_axis, token_axis) in zip(_flatten(batch.past), self._axes, strict=True)
+        ]  # fmt: skip
+        return _Batch(sequences, _unflatten(batch.past, iter(past)), length)
 
     def _join(self, first: _Batch, second: _Batch) -> _Batch:
         length = max(first.length, second.length)
-
-        def make_pad(batch: _Batch) -> Callable[[paddle.Tensor, int, int], paddle.Tensor]:
-            def pad(tensor: paddle.Tensor, batch_axis: int, token_axis: int) -> paddle.Tensor:
-                if batch.length == length:
-                    return tensor
-                shape = tensor.shape
-                shape[token_axis] = length - batch.length
-                return paddle.concat([paddle.zeros(shape, tensor.dtype), tensor], axis=token_axis)
-
-            return pad
-
-        pasts = [_flatten(self._map_past(make_pad(batch), batch.past)) for batch in (first, second)]
-        both = [
-            paddle.concat([a, b], axis=batch_axis) for a, b, (batch_axis, _) in zip(*pasts, self._axes, strict=True)
-        ]
-        return _Batch(first.sequences + second.sequences, _unflatten(first.past, iter(both)), length)
-
-    def _map_past(self, change: Callable[[paddle.Tensor, int, int], paddle.Tensor], past: Any) -> Any:
-        changed = [change(tensor, *axes) for tensor, axes in zip(_flatten(past), self._axes, strict=True)]
-        return _unflatten(past, iter(changed))
+        past = []
+        for *tensors, (batch_axis, token_axis) in zip(
+            _flatten(first.past), _flatten(second.past), self._axes, strict=True
+        ):
+            for i, batch in enumerate((first, second)):
+                if batch.length < length:
+                    shape = tensors[i].shape
+                    shape[token_axis] = length - batch.length
+                    padding = paddle.zeros(shape, tensors[i].dtype)
+                    tensors[i] = paddle.concat([padding, tensors[i]], axis=token_axis)
+            past.append(paddle.concat(tensors, axis=batch_axis))
+        return _Batch(first.sequences + second.sequences, _unflatten(first.past, iter(past)), length)
 
 
 def _flatten(past: Any) -> list[paddle.Tensor]:
@@ -211,10 +212,3 @@ def _unflatten(past: Any, leaves: Any) -> Any:
         return next(leaves)
     parts = [_unflatten(part, leaves) for part in past]
     return parts if isinstance(past, list) else tuple(parts)
-
-
-def _to_tensors(weights: LoraWeights, dtype: Any) -> dict[str, tuple[paddle.Tensor, paddle.Tensor]]:
-    return {
-        layer: (paddle.to_tensor(a).astype(dtype), paddle.to_tensor(b).astype(dtype))
-        for layer, (a, b) in weights.items()
-    }

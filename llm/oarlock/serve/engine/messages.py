@@ -29,7 +29,7 @@ def read_messages(given: Any) -> list[Message]:
         RequestRefused: naming the message and field that can't be read.
     """
     if not isinstance(given, list) or not given:
-        raise RequestRefused("messages has to be a list of at least one message")
+        raise RequestRefused("messages must be a list of at least one message")
     messages = [_read_message(f"messages[{i}]", message) for i, message in enumerate(given)]
     try:
         read = normalize_messages(messages)
@@ -70,7 +70,7 @@ def _check_nesting(path: str, value: Any) -> None:
 
 def _read_message(path: str, given: Any) -> Message:
     if not isinstance(given, Mapping):
-        raise RequestRefused(f'{path} has to be an object {{"role": ..., "content": ...}}')
+        raise RequestRefused(f'{path} must be an object {{"role": ..., "content": ...}}')
     message = drop_empty(given, _EVEN_EMPTY)
     for name in message:
         if name in _NOT_READ:
@@ -80,29 +80,29 @@ def _read_message(path: str, given: Any) -> Message:
     content = message.get("content")
     calls = [name for name in ("tool_calls", "function_call") if name in message]
     if content is None and not calls:
-        raise RequestRefused(f"{path}.content is missing: it has to be a text or a list of parts")
+        raise RequestRefused(f"{path}.content is missing: it must be a text or a list of parts")
     if isinstance(content, list) and content:
         message["content"] = "".join(_read_part(f"{path}.content[{i}]", part) for i, part in enumerate(content))
     elif content is not None and not isinstance(content, str):
-        raise RequestRefused(f"{path}.content has to be a text or a list of parts")
+        raise RequestRefused(f"{path}.content must be a text or a list of parts")
     if "name" in message and not isinstance(message["name"], str):
-        raise RequestRefused(f"{path}.name has to be a text")
+        raise RequestRefused(f"{path}.name must be a text")
     return message
 
 
 def _read_part(path: str, given: Any) -> str:
     if not isinstance(given, Mapping):
-        raise RequestRefused(f'{path} has to be an object {{"type": "text", "text": ...}}')
+        raise RequestRefused(f'{path} must be an object {{"type": "text", "text": ...}}')
     # OpenAI's mark for its cache does not change the answer.
     part = {name: value for name, value in given.items() if value is not None and name != "prompt_cache_breakpoint"}
     if part.get("type") != "text":
         kind = str(part.get("type"))[:64]
-        raise RequestRefused(f"{path}.type has to be 'text': parts of type {kind!r} are not read here")
+        raise RequestRefused(f"{path}.type must be 'text': parts of type {kind!r} are not read here")
     for name in part:
         if name not in ("type", "text"):
             raise RequestRefused(f"{path}.{name}: there is no such field here (there is: type, text)")
     if not isinstance(part.get("text"), str):
-        raise RequestRefused(f"{path}.text has to be a text")
+        raise RequestRefused(f"{path}.text must be a text")
     return str(part["text"])
 
 
@@ -120,9 +120,9 @@ def read_tools(given: Any) -> list[Message] | None:
     for i, tool in enumerate(tools or ()):
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, Mapping):
-            raise RequestRefused(f'tools[{i}] has to be {{"type": "function", "function": {{"name": ...}}}}')
+            raise RequestRefused(f'tools[{i}] must be {{"type": "function", "function": {{"name": ...}}}}')
         if not isinstance(function.get("name"), str) or not function["name"]:
-            raise RequestRefused(f"tools[{i}].function.name has to be a text")
+            raise RequestRefused(f"tools[{i}].function.name must be a text")
         if function.get("strict"):
             raise RequestRefused(f"tools[{i}].function.strict: answers are not held to a schema here")
     return tools

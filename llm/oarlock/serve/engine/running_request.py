@@ -22,7 +22,7 @@ logger = get_logger(__name__)
 
 
 class RunningRequest:
-    """What submit() returns. Callers use cancel() and wait(); the rest is for the engine.
+    """A request in the engine, from submit(). Callers use cancel() and wait(); the rest is for the engine.
 
     Attributes:
         tokens: prompt and answer so far.
@@ -119,7 +119,7 @@ class RunningRequest:
         chunk = TokenChunk(text, tokens, self._finish, num_prompt, len(self.tokens) - num_prompt, self._error)
         try:
             self._on_chunk(chunk)
-        except Exception as error:  # the client has disconnected, or its code is wrong; the others go on
+        except Exception as error:  # the client has disconnected, or its code is wrong; others continue
             logger.info(f"a client's on_chunk failed, its request is cancelled: {type(error).__name__}: {error}")
             self.cancel()
         finally:

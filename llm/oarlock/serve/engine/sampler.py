@@ -9,7 +9,7 @@ import numpy as np
 from oarlock.sampling.params import SamplingParams
 
 _LEAST = 40.0  # exp(-40) is less than the rounding error of the largest probability
-_CANDIDATES = 1024  # likeliest tokens in which top_p is tried first, before all tokens are sorted
+_CANDIDATES = 1024  # most likely tokens, among which top_p is tried before all tokens are sorted
 
 
 class Sampler:
@@ -84,7 +84,7 @@ def _penalize_repetition(logits: np.ndarray, seen: np.ndarray, penalty: float) -
         logits = logits.astype(np.float64)
         with np.errstate(all="ignore"):
             changed = np.where(values > 0, logits[seen] / penalty, logits[seen] * penalty)
-        limit = np.finfo(np.float64).max / 4  # differences of two have to be finite too
+        limit = np.finfo(np.float64).max / 4  # differences of two must be finite too
         changed = np.where(np.isfinite(values), changed.clip(-limit, limit), values)
     logits[seen] = changed
     return logits
@@ -93,11 +93,11 @@ def _penalize_repetition(logits: np.ndarray, seen: np.ndarray, penalty: float) -
 def filter_tokens(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
     """The tokens that temperature, top_k and top_p leave, and their probabilities, float64.
 
-    With top_p the likeliest come first (of equals the smaller id). The probabilities are relative to all tokens that
+    With top_p the most likely come first (of equals the smaller id). The probabilities are relative to all tokens that
     top_k leaves, so that after top_p they add up to less than 1.
     """
     largest = logits.max()
-    # Of 150,000 tokens mostly few. A temperature near 0 leaves those that are as likely as the likeliest.
+    # Of 150,000 tokens mostly few. A temperature near 0 leaves those that are as likely as the first.
     tokens = np.flatnonzero(logits >= largest - _LEAST * params.temperature)
     with np.errstate(all="ignore"):
         weights = np.exp((logits[tokens].astype(np.float64) - float(largest)) / params.temperature)

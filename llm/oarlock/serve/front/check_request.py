@@ -66,11 +66,21 @@ def check_infer_request(request: ModelInferRequest, limits: RequestLimits) -> No
         raise UnknownModel(f"Request for unknown model: {quote(request.model_name)} is not found")
     version, name = request.model_version, request.id
     if version and not (version.isascii() and version.isdigit() and len(version) < 19):
-        raise RequestRefused(f"model_version {quote(version)}: it has to be a whole number above 0")
+        raise RequestRefused(f"model_version {quote(version)}: it must be a whole number above 0")
     if len(name) > _MAX_NAME or not name.isprintable():
         raise RequestRefused(f"id: at most {_MAX_NAME} characters that can be printed")
     _check_parameters(request.parameters, form)
-    _check_outputs(request.outputs, form)
+    names: set[str] = set()
+    for output in request.outputs:
+        if output.name not in form.outputs:
+            known = ", ".join(form.outputs)
+            raise RequestRefused(f"there is no output {quote(output.name)} (there are: {known})")
+        if output.name in names:
+            raise RequestRefused(f"output {output.name!r} is asked for twice")
+        names.add(output.name)
+        for parameter in output.parameters:
+            if not (form.content == "other" and parameter == "classification"):
+                raise RequestRefused(f"output {output.name!r}: parameter {quote(parameter)} can't be given here")
     tensors = _read_tensors(request, form, limits.max_body)
     if form.content == "form":
         fields, _ = read_form(tensors["IN"][0])
@@ -104,27 +114,12 @@ def _check_parameters(parameters: Mapping[str, Any], form: ModelForm) -> None:
             raise RequestRefused(f"there is no parameter {quote(name)} (there are: {', '.join(_PARAMETERS)})")
         if chosen not in kinds:
             wanted = " or ".join(kind.removesuffix("_param") for kind in kinds)
-            raise RequestRefused(f"parameter {name}: it has to be {wanted}")
+            raise RequestRefused(f"parameter {name}: it must be {wanted}")
         text = value.string_param
         if len(text) > _MAX_NAME or not text.isprintable():
             raise RequestRefused(f"parameter {name}: at most {_MAX_NAME} characters that can be printed")
         if chosen == "int64_param" and value.int64_param < 0:
-            raise RequestRefused(f"parameter {name}: it has to be at least 0; got {value.int64_param}")
-
-
-def _check_outputs(outputs: Sequence[Any], form: ModelForm) -> None:
-    names: set[str] = set()
-    for output in outputs:
-        if output.name not in form.outputs:
-            known = ", ".join(form.outputs)
-            raise RequestRefused(f"there is no output {quote(output.name)} (there are: {known})")
-        if output.name in names:
-            raise RequestRefused(f"output {output.name!r} is asked for twice")
-        names.add(output.name)
-        allowed = {"classification"} if form.content == "other" else set()
-        for name in output.parameters:
-            if name not in allowed:
-                raise RequestRefused(f"output {output.name!r}: parameter {quote(name)} can't be given here")
+            raise RequestRefused(f"parameter {name}: it must be at least 0; got {value.int64_param}")
 
 
 def _read_tensors(request: ModelInferRequest, form: ModelForm, max_body: int) -> dict[str, np.ndarray]:
@@ -174,7 +169,7 @@ def _check_shape(
     if not fits or (form.max_batch_size and not 1 <= shape[0] <= form.max_batch_size):
         what = str(list(shape)) if len(given) <= _MAX_RANK else f"of {len(given)} dimensions"
         allowed = ", ".join("n" if size < 0 else str(size) for size in dims)
-        raise RequestRefused(f"{name}: shape {what}, it has to be [{allowed}]")
+        raise RequestRefused(f"{name}: shape {what}, it must be [{allowed}]")
     return shape
 
 
@@ -212,7 +207,7 @@ def _from_values(name: str, datatype: str, shape: tuple[int, ...], contents: Any
     numpy_type, wanted = _TYPES[datatype]
     for field, _ in contents.ListFields():
         if field.name != wanted:
-            allowed = f"it has to be {wanted}" if wanted else "it goes into raw_input_contents"
+            allowed = f"it must be {wanted}" if wanted else "it goes into raw_input_contents"
             raise RequestRefused(f"{name}: {field.name} for {datatype}; {allowed}")
     values = getattr(contents, wanted) if wanted else []
     count = math.prod(shape)

@@ -46,10 +46,8 @@ class Front:
         self._admission = Admission(config.max_open, config.max_open_per_client)
         self._stopping = asyncio.Event()
         self._grpc = make_grpc_server(config, self._triton, self._keys, self._admission, self._counts)
-        self._http = self._make_http()
 
-    def _make_http(self) -> dict[str, HttpServer]:
-        config, front, triton = self._config, self._config.front, self._triton
+        front, triton = config.front, self._triton
 
         def behind_guard(app: Any, door: str, write_error: ErrorResponse, **more: Any) -> Any:
             app = guard_app(app, config, self._keys, self._admission, write_error, **more)
@@ -67,7 +65,7 @@ class Front:
             make_metrics_app(config.triton.metrics_socket, self._counts), "metrics", make_rest_error,
             open_paths=("/metrics",) if front.is_local else (),
         )  # fmt: skip
-        return {
+        self._http: dict[str, HttpServer] = {
             "openai": make_http_server(openai, config, front.openai_port, error_body=make_error_body),
             "rest": make_http_server(rest, config, front.rest_port),
             "metrics": make_http_server(metrics, config, front.metrics_port),

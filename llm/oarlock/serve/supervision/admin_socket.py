@@ -64,7 +64,9 @@ class AdminServer:
         try:
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(_SECONDS)
-                is_known, line = peer_of(connection).user in (0, os.geteuid()), _read_line(connection)
+                is_known, line = peer_of(connection).user in (0, os.geteuid()), b""
+                while b"\n" not in line and len(line) <= _MAX_BYTES and (part := connection.recv(_MAX_BYTES)):
+                    line += part
                 answer = self.answer(line) if is_known else _OTHER_USER
                 connection.sendall(json.dumps(answer).encode() + b"\n")
         finally:
@@ -73,10 +75,11 @@ class AdminServer:
     def answer(self, line: bytes) -> Mapping[str, Any]:
         """Answer a line of a client, whatever it holds."""
         try:
-            name, model = _read_order(line)
+            order = parse_json(line, "order", _Order, error=ConfigError, limit=_MAX_BYTES, depth=2, extra="forbid")
+            name = order["do"]
             if name not in self._actions:
                 return {"error": f"there is no {name!r} (there are: {', '.join(self._actions)})"}
-            return self._actions[name](model)
+            return self._actions[name](order.get("model", ""))
         except OarlockError as error:
             return {"error": str(error)}
         except Exception as error:  # whatever it is, the server continues
@@ -84,21 +87,6 @@ class AdminServer:
             return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _read_line(connection: socket.socket) -> bytes:
-    content = b""
-    while b"\n" not in content and len(content) <= _MAX_BYTES:
-        part = connection.recv(_MAX_BYTES)
-        if not part:
-            break
-        content += part
-    return content
-
-
 class _Order(TypedDict):
     do: str
     model: NotRequired[str]
-
-
-def _read_order(line: bytes) -> tuple[str, str]:
-    order = parse_json(line, "order", _Order, error=ConfigError, limit=_MAX_BYTES, depth=2, extra="forbid")
-    return order["do"], order.get("model", "")

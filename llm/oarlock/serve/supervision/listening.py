@@ -33,7 +33,7 @@ class Listening:
             if port in seen:
                 raise ConfigError(f"{flag} {port}: {seen[port]} has the same port")
             if not 0 < port < 1 << 16:
-                raise ConfigError(f"{flag} {port}: it has to be from 1 to 65535")
+                raise ConfigError(f"{flag} {port}: it must be from 1 to 65535")
             seen[port] = flag
         with contextlib.ExitStack() as opened:
             opened.callback(self.close)

@@ -91,7 +91,8 @@ class ModelSupervisor:
         Args:
             forget: delete the note of it.
         """
-        return self._served.restore_paths(read_failure(self._run, forget=forget))
+        text = read_failure(self._run, forget=forget)
+        return text.replace(f"{self._served.folder}/", f"{self._served.source}/")  # the paths that the user knows
 
     def watch_all(self) -> None:
         """Watch the processes of a Triton that has loaded its models."""

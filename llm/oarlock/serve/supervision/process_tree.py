@@ -50,12 +50,14 @@ class ProcessTree:
         Args:
             temporary: folder that the guardian removes at the end.
         """
-        self._installation, self._config, self._listening = installation, config, listening
+        self._config, self._listening = config, listening
         self._keys = tuple(keys)
         self._run = Path(config.triton.run)
         self._guarded_folders = [self._run, *filter(None, [temporary])]
-        self._triton = RestartingProcess("Triton", self._start_triton)
-        self._front = RestartingProcess("the front", self._start_front)
+        self._triton = RestartingProcess("Triton", lambda: start_triton(installation, config, self.models.loaded))
+        self._front = RestartingProcess(
+            "the front", lambda: start_front(config, self._keys, listening.descriptors, self.restarts)
+        )
         self._guardian = RestartingProcess("the guardian", self._start_guardian)
         self.control = TritonControl(config.triton.grpc_socket)
         self.models = ModelSupervisor(config, served, self.control, self._triton, self._tell_restarts)
@@ -144,12 +146,6 @@ class ProcessTree:
             end_guardian(self._guardian.process)
 
     # the parts
-
-    def _start_triton(self) -> subprocess.Popen[str]:
-        return start_triton(self._installation, self._config, self.models.loaded)
-
-    def _start_front(self) -> subprocess.Popen[str]:
-        return start_front(self._config, self._keys, self._listening.descriptors, self.restarts)
 
     def _start_guardian(self) -> subprocess.Popen[str]:
         process = start_guardian(self._config.triton.memory_prefix, self._guarded_folders)

@@ -88,7 +88,11 @@ class StreamingModel:
             relayed = str(parameters.get(RELAYED, ""))
             try:
                 if CANCEL in parameters:
-                    self._cancel_relayed(str(parameters[CANCEL]))
+                    with self._lock:
+                        found = [opened for opened in self._open if opened.relayed == str(parameters[CANCEL])]
+                    for opened in found:
+                        if opened.relayed and opened.running:
+                            opened.running.cancel()
                     sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                 else:
                     self._submit(request, sender, relayed, parameters.get(DEFAULT_TOKENS))
@@ -124,13 +128,6 @@ class StreamingModel:
             self._close(opened)
             raise
 
-    def _cancel_relayed(self, relayed: str) -> None:
-        with self._lock:
-            found = [opened for opened in self._open if relayed and opened.relayed == relayed]
-        for opened in found:
-            if opened.running:
-                opened.running.cancel()
-
     def _close(self, opened: _OpenRequest) -> None:
         with self._lock:
             self._open.discard(opened)
@@ -151,8 +148,12 @@ class StreamingModel:
             try:
                 self._send_chunks([item for item in items if item is not None])
                 if time.monotonic() >= next_poll:
-                    self._metrics.set_open(len(self._open))
-                    self._cancel_disconnected()
+                    with self._lock:
+                        waiting = list(self._open)
+                    self._metrics.open_requests.set(len(waiting))
+                    for opened in waiting:
+                        if opened.running and opened.sender.is_cancelled():
+                            opened.running.cancel()
                     next_poll = time.monotonic() + _POLL_SECONDS
             except Exception:  # whatever it is, the other requests need this thread
                 traceback.print_exc()
@@ -176,7 +177,8 @@ class StreamingModel:
                 opened.unsent = []
             if is_last:
                 self._close(opened)
-        self._metrics.add_tokens(sum(len(chunk.token_ids) for _, chunk in items))
+        if count := sum(len(chunk.token_ids) for _, chunk in items):
+            self._metrics.answered_tokens.increment(count)
 
     def _send(self, opened: _OpenRequest, chunk: TokenChunk) -> None:
         try:
@@ -192,13 +194,6 @@ class StreamingModel:
             if opened.running:
                 opened.running.cancel()
 
-    def _cancel_disconnected(self) -> None:
-        with self._lock:
-            waiting = list(self._open)
-        for opened in waiting:
-            if opened.running and opened.sender.is_cancelled():
-                opened.running.cancel()
-
 
 class _Metrics:
     """The engine's metrics on Triton's metrics port."""
@@ -210,16 +205,7 @@ class _Metrics:
             kinds(name="oarlock_open_requests", description="Requests that are answered or wait", kind=kinds.GAUGE),
             kinds(name="oarlock_answered_tokens", description="Tokens of answers", kind=kinds.COUNTER),
         ]
-        self._open, self._tokens = (family.Metric(labels=labels) for family in self._families)
-
-    def set_open(self, count: int) -> None:
-        """Set the number of open requests."""
-        self._open.set(count)
-
-    def add_tokens(self, count: int) -> None:
-        """Count tokens that were sent."""
-        if count:
-            self._tokens.increment(count)
+        self.open_requests, self.answered_tokens = (family.Metric(labels=labels) for family in self._families)
 
 
 def _read_tensors(request: Any) -> dict[str, np.ndarray]:

@@ -54,7 +54,7 @@ def kill_stragglers(processes: Iterable[int], seconds: float) -> int:
     started = {process: start for process in processes if (start := started_at(process)) is not None}
     deadline = time.monotonic() + seconds
     while True:
-        # The number may be another process's by now. Its start time tells.
+        # The number may be another process's by now; the start time shows it.
         left = [process for process, start in started.items() if started_at(process) == start]
         if not left or time.monotonic() >= deadline:
             break

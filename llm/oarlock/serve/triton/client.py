@@ -151,7 +151,7 @@ class TritonClient:
         """List the LoRA adapters of a streaming model.
 
         Raises:
-            TritonFailure: when the model is not there.
+            TritonFailure: when the model is missing, or Triton away.
         """
         answer = await self.call("ModelConfig", service_pb2.ModelConfigRequest(name=model), timeout=_PROBE_SECONDS)
         return list(answer.config.parameters["adapters"].string_value.split())

@@ -41,7 +41,7 @@ def read_form(text: bytes) -> tuple[dict[str, np.ndarray], Any]:
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise RequestRefused(f"IN: not JSON in UTF-8: {error}") from error
     if not isinstance(form, dict):
-        raise RequestRefused("IN: it has to be a JSON object")
+        raise RequestRefused("IN: it must be a JSON object")
     req_id = form.pop("req_id", None)
     unknown = sorted(set(form) - set(_NAMES))
     if unknown:
@@ -78,7 +78,7 @@ def _make_field(name: str, value: Any) -> np.ndarray:
     if kind is float:
         values = [float(item) if type(item) is int and abs(item) < 1 << 53 else item for item in values]
     if any(type(item) is not kind for item in values):
-        raise RequestRefused(f"{name}: it has to be {'a list of ' if is_list else ''}{kind.__name__}")
+        raise RequestRefused(f"{name}: it must be {'a list of ' if is_list else ''}{kind.__name__}")
     try:
         return make_tensor(_NAMES[name], values)
     except (OverflowError, UnicodeEncodeError) as error:

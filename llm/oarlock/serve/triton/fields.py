@@ -79,7 +79,10 @@ def read_request(
     Raises:
         RequestRefused: naming the tensor that is wrong.
     """
-    if sum(_count_bytes(tensor) for tensor in tensors.values()) > max_bytes:
+    size = sum(
+        sum(map(len, tensor.reshape(-1))) if tensor.dtype == object else tensor.nbytes for tensor in tensors.values()
+    )
+    if size > max_bytes:
         raise RequestRefused(f"the request is larger than the {max_bytes:,} bytes that one may have")
     values = {name: _read_value(name, tensor) for name, tensor in tensors.items()}
     given = {name: values[name] for name in OPTIONS if name in values}
@@ -110,18 +113,12 @@ def _parse_json(name: str, text: str) -> Any:
         raise RequestRefused(f"{name}: not JSON: {error}") from error
 
 
-def _count_bytes(tensor: np.ndarray) -> int:
-    if tensor.dtype == object:
-        return sum(len(text) for text in tensor.reshape(-1))
-    return tensor.nbytes
-
-
 def _read_value(name: str, tensor: np.ndarray) -> Any:
     if name not in INPUTS:
         raise RequestRefused(f"there is no input {name!r} (there are: {', '.join(INPUTS)})")
     wanted = INPUTS[name]
     if tensor.ndim != 1 or (not wanted.is_list and tensor.size != 1):
-        raise RequestRefused(f"{name}: shape {list(tensor.shape)}, it has to be {'[n]' if wanted.is_list else '[1]'}")
+        raise RequestRefused(f"{name}: shape {list(tensor.shape)}, it must be {'[n]' if wanted.is_list else '[1]'}")
     values = tuple(_read_scalar(name, wanted.kind, value) for value in tensor.tolist())
     return values if wanted.is_list else values[0]
 

@@ -57,10 +57,6 @@ class ServedTree:
             for part in ("model", "adapters"):
                 _link(version / part, self.source / model / "1" / part)
 
-    def restore_paths(self, text: str) -> str:
-        """Replace paths in a model's message by those of the repository that is served."""
-        return text.replace(f"{self.folder}/", f"{self.source}/")
-
 
 def make_served_tree(source: Path, folder: Path) -> ServedTree:
     """Write all models of a repository of `oarlock export --target triton`.
@@ -97,7 +93,7 @@ def _make_config(path: Path, model: str, kind: str, source: Path) -> ModelConfig
         copies = [group.count or 1 for group in served.instance_group]
         if copies:
             if min(copies) < 1 or sum(copies) > _MAX_COPIES:
-                raise ConfigError(f"{path}: instance_group: {copies} copies: it has to be 1 to {_MAX_COPIES} in all")
+                raise ConfigError(f"{path}: instance_group: {copies} copies: it must be 1 to {_MAX_COPIES} in all")
             config.instance_group[0].count = sum(copies)
         return config
     adapters = sorted(place.name for place in (source / model / "1" / "adapters").glob("*") if place.is_dir())

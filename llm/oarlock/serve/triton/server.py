@@ -95,8 +95,11 @@ def start_triton(installation: Installation, config: ServeConfig, models: Sequen
         EnvironmentProblem: when the path of a socket is longer than the system takes.
     """
     triton = config.triton
-    backends = Path(triton.run, "backends")
-    _link_backend(installation, backends / "python")
+    backend = Path(triton.run, "backends", "python")
+    if not backend.is_dir():
+        backend.mkdir(parents=True)
+        for path in (*installation.backend.glob("*.so"), *installation.backend.glob("*.py"), installation.stub):
+            (backend / path.name).symlink_to(path)
     for socket in (triton.grpc_socket, triton.metrics_socket):
         if len(os.fsencode(socket)) > _MAX_SOCKET_PATH:
             most = _MAX_SOCKET_PATH
@@ -120,14 +123,6 @@ def start_triton(installation: Installation, config: ServeConfig, models: Sequen
         start_new_session=True,  # Ctrl-C is for this process, which stops the others in order
         preexec_fn=prepare,
     )
-
-
-def _link_backend(installation: Installation, folder: Path) -> None:
-    if folder.is_dir():
-        return
-    folder.mkdir(parents=True)
-    for path in (*installation.backend.glob("*.so"), *installation.backend.glob("*.py"), installation.stub):
-        (folder / path.name).symlink_to(path)
 
 
 def _flags(config: ServeConfig, models: Sequence[str]) -> list[str]:

@@ -102,7 +102,7 @@ class ClientFrames:
         return b"".join(out)
 
     def pop_window(self) -> int:
-        """Bytes since the last call that the server never sees. The client's window has to be raised by them."""
+        """Bytes since the last call that the server never sees. The client's window must be raised by them."""
         window = max(0, self._window)
         self._window -= window
         return window

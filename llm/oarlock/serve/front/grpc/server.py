@@ -45,8 +45,14 @@ class GrpcServer:
             EnvironmentProblem: when the port can't be opened.
         """
         tls = make_tls_context(self._config) if self._config.has_tls else None
+        if not sockets:
+            host, port = self._config.host, self._config.grpc_port
+            try:
+                sockets = open_port(host, port)
+            except OSError as error:
+                raise EnvironmentProblem(f"--grpc-port {port} on {host}: {error.strerror or error}") from error
         await self._server.start()
-        await self._gate.start(sockets or _open_sockets(self._config), tls)
+        await self._gate.start(sockets, tls)
 
     async def stop(self, grace: float | None = None) -> None:
         """Take no more calls. Open ones have `grace` seconds."""
@@ -79,14 +85,6 @@ def make_grpc_server(
         count_handshakes(),
     )
     return GrpcServer(config.front, gate, server)
-
-
-def _open_sockets(config: FrontConfig) -> list[socket.socket]:
-    try:
-        return open_port(config.host, config.grpc_port)
-    except OSError as error:
-        where = f"--grpc-port {config.grpc_port} on {config.host}"
-        raise EnvironmentProblem(f"{where}: {error.strerror or error}") from error
 
 
 def make_tls_context(config: FrontConfig) -> ssl.SSLContext:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -114,7 +113,12 @@ class Guard:
         except ClientDisconnected:
             return
         else:
-            await self._app(scope, _replay(content, receive), send)
+            first = [{"type": "http.request", "body": content, "more_body": False}]
+
+            async def replay() -> Message:
+                return first.pop() if first else await receive()
+
+            await self._app(scope, replay, send)
 
     async def _refuse(
         self, refusal: HttpRefusal, scope: Scope, receive: Receive, send: Send, body: Body | None = None
@@ -138,13 +142,3 @@ class Guard:
         if refusal.status != 408:
             await (body or Body(receive)).drain()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Make a `receive` for a request whose body has been read."""
-    first: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return first.pop() if first else await receive()
-
-    return replay

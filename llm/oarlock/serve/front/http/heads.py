@@ -54,14 +54,23 @@ class HeadRules:
             HttpRefusal: naming what is wrong.
         """
         headers = _read_headers(scope["headers"])
-        self._check_target(scope)
+        if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > _MOST_TARGET_BYTES:
+            raise HttpRefusal(414, f"an address may have {_MOST_TARGET_BYTES:,} bytes")
+        if not scope["path"].startswith("/") or _CONTROL.search(scope["path"]):
+            raise HttpRefusal(400, f"no address of this server: {quote(scope['path'])}")
         if scope["http_version"] not in ("1.0", "1.1"):
             raise HttpRefusal(505, "this server speaks HTTP/1.1 only")
         if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
             # If two programs disagree about the end of a body, a second request can be hidden in it.
             raise HttpRefusal(400, "Transfer-Encoding does not go with Content-Length, or with HTTP/1.0")
         self._check_host(headers.get(b"host", b""), scope)
-        self._check_page(headers)
+        origin = headers.get(b"origin")
+        if origin is not None:
+            page = origin.decode("latin-1")
+            if page not in self.origins and "*" not in self.origins:
+                raise HttpRefusal(403, f"web pages of {quote(page)} may not use this server (--cors-origin)")
+        elif headers.get(b"sec-fetch-site", b"none").strip() not in (b"none", b"same-origin"):
+            raise HttpRefusal(403, "web pages of other origins may not use this server (--cors-origin)")
         return headers
 
     def check_body_kind(self, headers: Mapping[bytes, bytes]) -> None:
@@ -80,12 +89,6 @@ class HeadRules:
             given = quote(encoding.decode("latin-1"))
             raise HttpRefusal(415, f"Content-Encoding {given} is not read here; send the body as it is")
 
-    def _check_target(self, scope: Mapping[str, Any]) -> None:
-        if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > _MOST_TARGET_BYTES:
-            raise HttpRefusal(414, f"an address may have {_MOST_TARGET_BYTES:,} bytes")
-        if not scope["path"].startswith("/") or _CONTROL.search(scope["path"]):
-            raise HttpRefusal(400, f"no address of this server: {quote(scope['path'])}")
-
     def _check_host(self, host: bytes, scope: Mapping[str, Any]) -> None:
         text = host.decode("latin-1")
         found = _HOST.fullmatch(text)
@@ -100,15 +103,6 @@ class HeadRules:
             403,
             f"requests to {quote(text)} are not answered here; if that names this server, add it with --allowed-host",
         )
-
-    def _check_page(self, headers: Mapping[bytes, bytes]) -> None:
-        origin = headers.get(b"origin")
-        if origin is not None:
-            text = origin.decode("latin-1")
-            if text not in self.origins and "*" not in self.origins:
-                raise HttpRefusal(403, f"web pages of {quote(text)} may not ask this server (--cors-origin)")
-        elif headers.get(b"sec-fetch-site", b"none").strip() not in (b"none", b"same-origin"):
-            raise HttpRefusal(403, "web pages of other origins may not ask this server (--cors-origin)")
 
 
 def list_server_names(host: str, allowed: Iterable[str] = ()) -> frozenset[str]:

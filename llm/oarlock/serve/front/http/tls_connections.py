@@ -51,7 +51,7 @@ class TlsDoor(asyncio.Protocol):
         except AdmissionRefused:
             transport.abort()  # type: ignore[attr-defined]
             return
-        # Its first step runs before anything is read: reading has to be left to start_tls().
+        # Its first step runs before anything is read: reading must be left to start_tls().
         self._task = asyncio.create_task(self._encrypt(transport, peer))
 
     async def _encrypt(self, transport: Any, peer: str) -> None:

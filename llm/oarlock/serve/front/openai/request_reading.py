@@ -101,7 +101,7 @@ class _JsonRequest(Request):
             found = f"it says {_quote(given)}" if given else "it has none"
             raise HTTPException(415, f"a request needs the header Content-Type: application/json; {found}")
         if not content.strip():
-            raise InvalidRequest("", "the request has no body: it has to be a JSON object")
+            raise InvalidRequest("", "the request has no body: it must be a JSON object")
         return content
 
     async def json(self) -> Any:
@@ -117,7 +117,7 @@ class _JsonRequest(Request):
         except RequestRefused as error:
             raise InvalidRequest("", str(error)) from error
         if not isinstance(found, dict):
-            raise InvalidRequest("", f"the request has to be a JSON object; got {_quote(found)}")
+            raise InvalidRequest("", f"the request must be a JSON object; got {_quote(found)}")
         return found
 
 
@@ -225,7 +225,7 @@ def _make_unknown(path: str, known: Sequence[str]) -> InvalidRequest:
 
 
 def _make_invalid(path: str, what: str, value: Any) -> InvalidRequest:
-    return InvalidRequest(path, f"{path} has to be {what}; got {_quote(value)}")
+    return InvalidRequest(path, f"{path} must be {what}; got {_quote(value)}")
 
 
 def explain_error(error: Mapping[str, Any]) -> InvalidRequest:

@@ -7,14 +7,15 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
 
 import grpc
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
+from oarlock.serve.front.http.disconnect import EndsWithClient
 from oarlock.serve.front.openai.errors import make_error_body
 from oarlock.serve.front.openai.schema import (
     AnswerMessage,
@@ -29,7 +30,6 @@ from oarlock.serve.front.openai.schema import (
 from oarlock.serve.request import TokenChunk
 from oarlock.serve.triton.client import TritonFailure
 
-_T = TypeVar("_T")
 _STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.NOT_FOUND: 404,
@@ -113,31 +113,13 @@ async def respond(
         HTTPException: when the client has disconnected.
     """
     chunks, num_choices = _merge(answers), len(answers)
-    if not body.stream:
-        texts, usage = await _unless_disconnected(request, _collect(chunks, num_choices, body.n or 1))
-        return form.make_whole(texts, usage)
-    first = await _unless_disconnected(request, anext(chunks))  # a refusal gets its status, not a broken stream
-    return StreamingResponse(_events(first, chunks, num_choices, body, form), media_type="text/event-stream")
-
-
-async def _unless_disconnected(request: Request, answer: Awaitable[_T]) -> _T:
-    """The answer. It is cancelled if the client disconnects before it is there."""
-
-    async def wait_for_disconnect() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    waited: asyncio.Future[_T] = asyncio.ensure_future(answer)
-    watch = asyncio.create_task(wait_for_disconnect())
-    try:
-        await asyncio.wait((waited, watch), return_when=asyncio.FIRST_COMPLETED)
-        if waited.done():
-            return waited.result()
-        raise HTTPException(503, "the client has disconnected")
-    finally:
-        for task in (waited, watch):
-            task.cancel()
-        await asyncio.gather(waited, watch, return_exceptions=True)
+    async with EndsWithClient(request.receive):
+        if not body.stream:
+            texts, usage = await _collect(chunks, num_choices, body.n or 1)
+            return form.make_whole(texts, usage)
+        first = await anext(chunks)  # a refusal gets its status, not a broken stream
+        return StreamingResponse(_events(first, chunks, num_choices, body, form), media_type="text/event-stream")
+    raise HTTPException(503, "the client has disconnected")
 
 
 async def _merge(

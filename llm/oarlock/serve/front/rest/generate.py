@@ -42,8 +42,13 @@ def read_generate(given: dict[str, Any], form: ModelForm, version: str) -> servi
             _add_input(request, name, value, wanted)
         elif name == "id" and isinstance(value, str):
             request.id = value if value.isprintable() else ""
+        elif form.content != "other":
+            known = ", ".join(form.inputs)
+            raise HttpRefusal(400, f"{quote(name)}: model {form.name!r} has no such input (it has: {known})")
+        elif not name.isprintable():
+            raise HttpRefusal(400, f"{quote(name)}: it must be a printable text")
         else:
-            _add_parameter(request, name, value, form)
+            set_parameter(request, name, value)
     return request
 
 
@@ -61,7 +66,7 @@ def write_generate(answer: service_pb2.ModelInferResponse) -> bytes:
 
 def _add_input(request: service_pb2.ModelInferRequest, name: str, value: Any, wanted: InputForm) -> None:
     if isinstance(value, dict):
-        raise HttpRefusal(400, f"{name}: it has to be a value or a list of values")
+        raise HttpRefusal(400, f"{name}: it must be a value or a list of values")
     count = len(value) if isinstance(value, list) else 1
     values = flatten(value)
     if len(values) != count:
@@ -69,7 +74,7 @@ def _add_input(request: service_pb2.ModelInferRequest, name: str, value: Any, wa
     shape = _fit_shape(wanted.dims, count)
     if shape is None:
         dims = ", ".join("n" if size < 0 else str(size) for size in wanted.dims)
-        raise HttpRefusal(400, f"{name}: {count:,} values; its shape has to be [{dims}]")
+        raise HttpRefusal(400, f"{name}: {count:,} values; its shape must be [{dims}]")
     request.inputs.add(name=name, datatype=wanted.datatype, shape=shape)
     request.raw_input_contents.append(values_to_bytes(name, wanted.datatype, values))
 
@@ -84,13 +89,3 @@ def _fit_shape(dims: tuple[int, ...], count: int) -> list[int] | None:
         if shape[i] == -1:
             shape[i], left = left, 1
     return shape if left == 1 else None
-
-
-def _add_parameter(request: service_pb2.ModelInferRequest, name: str, value: Any, form: ModelForm) -> None:
-    """Add a field that is not an input. To Triton it is a parameter, which our models do not read."""
-    if form.content != "other":
-        known = ", ".join(form.inputs)
-        raise HttpRefusal(400, f"{quote(name)}: model {form.name!r} has no such input (it has: {known})")
-    if not name.isprintable():
-        raise HttpRefusal(400, f"{quote(name)}: it has to be a printable text")
-    set_parameter(request, name, value)

@@ -76,7 +76,13 @@ def read_infer(body: bytes, header_length: bytes | None, model: str, version: st
     if "id" in given:
         request.id = _check_text("id", given["id"])
     asked = InferRequest(request)
-    _read_parameters(asked, given.get("parameters", {}))
+    for name, value in _check_object("parameters", given.get("parameters", {})).items():
+        if name == _ALL_BINARY:
+            asked.all_binary = _check_bool(f"parameters.{name}", value)
+        elif name.startswith("triton_"):
+            raise HttpRefusal(400, "parameter keys starting with 'triton_' are reserved for Triton's own use")
+        else:
+            set_parameter(request, name, value)
     binary = _Tail(tail if header_length is not None else None)
     for i, tensor in enumerate(_check_list("inputs", given.get("inputs"))):
         _read_input(request, f"inputs[{i}]", tensor, binary)
@@ -138,7 +144,7 @@ def set_parameter(request: service_pb2.ModelInferRequest, name: str, value: Any)
     elif type(value) is str:
         request.parameters[name].string_param = _check_text(f"parameter {quote(name)}", value)
     else:
-        raise HttpRefusal(400, f"parameter {quote(name)}: it has to be 'int', 'bool', 'double' or 'string'")
+        raise HttpRefusal(400, f"parameter {quote(name)}: it must be 'int', 'bool', 'double' or 'string'")
 
 
 def _split_body(body: bytes, header_length: bytes | None) -> tuple[bytes, bytes]:
@@ -172,7 +178,7 @@ class _Tail:
             HttpRefusal: when there are not that many.
         """
         if type(size) is not int or size < 0:
-            raise HttpRefusal(400, f"{path}.parameters.{_SIZE}: it has to be a whole number of at least 0")
+            raise HttpRefusal(400, f"{path}.parameters.{_SIZE}: it must be a whole number of at least 0")
         if size and self._content is None:
             raise HttpRefusal(400, f"{path}: binary data needs the header Inference-Header-Content-Length")
         if size > self.left:
@@ -183,16 +189,6 @@ class _Tail:
         return (self._content or b"")[start : start + size]
 
 
-def _read_parameters(asked: InferRequest, given: Any) -> None:
-    for name, value in _check_object("parameters", given).items():
-        if name == _ALL_BINARY:
-            asked.all_binary = _check_bool(f"parameters.{name}", value)
-        elif name.startswith("triton_"):
-            raise HttpRefusal(400, "parameter keys starting with 'triton_' are reserved for Triton's own use")
-        else:
-            set_parameter(asked.request, name, value)
-
-
 def _read_input(request: service_pb2.ModelInferRequest, path: str, given: Any, binary: _Tail) -> None:
     given = _check_object(path, given)
     for name in given:
@@ -201,7 +197,7 @@ def _read_input(request: service_pb2.ModelInferRequest, path: str, given: Any, b
     name, datatype = (_check_text(f"{path}.{key}", given.get(key)) for key in ("name", "datatype"))
     shape = given.get("shape")
     if not isinstance(shape, list) or any(type(size) is not int or not 0 <= size < 2**63 for size in shape):
-        raise HttpRefusal(400, f"{path}.shape: it has to be a list of whole numbers of at least 0")
+        raise HttpRefusal(400, f"{path}.shape: it must be a list of whole numbers of at least 0")
     parameters = _check_object(f"{path}.parameters", given.get("parameters", {}))
     for parameter in parameters:
         if parameter != _SIZE:
@@ -214,7 +210,7 @@ def _read_input(request: service_pb2.ModelInferRequest, path: str, given: Any, b
         request.raw_input_contents.append(binary.read(path, name, parameters[_SIZE]))
         return
     if not isinstance(given["data"], list):
-        raise HttpRefusal(400, f"{path}.data: it has to be a list")
+        raise HttpRefusal(400, f"{path}.data: it must be a list")
     values = flatten(given["data"])
     if math.prod(tensor.shape) != len(values):
         raise HttpRefusal(400, f"{path}: shape {quote_json(shape)} does not match the {len(values):,} values of 'data'")
@@ -237,13 +233,13 @@ def _read_output(asked: InferRequest, path: str, given: Any) -> None:
 
 def _check_object(path: str, given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
-        raise HttpRefusal(400, f"{path}: it has to be an object")
+        raise HttpRefusal(400, f"{path}: it must be an object")
     return given
 
 
 def _check_list(path: str, given: Any) -> list[Any]:
     if not isinstance(given, list):
-        raise HttpRefusal(400, f"{path}: it has to be a list")
+        raise HttpRefusal(400, f"{path}: it must be a list")
     if len(given) > _MAX_TENSORS:
         raise HttpRefusal(400, f"{path}: {len(given):,}; a request may have {_MAX_TENSORS}")
     return given
@@ -251,11 +247,11 @@ def _check_list(path: str, given: Any) -> list[Any]:
 
 def _check_text(path: str, given: Any) -> str:
     if not isinstance(given, str) or not given.isprintable():
-        raise HttpRefusal(400, f"{path}: it has to be a printable text")
+        raise HttpRefusal(400, f"{path}: it must be a printable text")
     return given
 
 
 def _check_bool(path: str, given: Any) -> bool:
     if type(given) is not bool:
-        raise HttpRefusal(400, f"{path}: it has to be true or false")
+        raise HttpRefusal(400, f"{path}: it must be true or false")
     return given

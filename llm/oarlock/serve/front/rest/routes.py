@@ -57,7 +57,7 @@ _T = TypeVar("_T")
 
 
 def make_rest_app(config: ServeConfig, triton: TritonClient) -> ASGIApp:
-    """Make the application of the REST port. It has to be behind a Guard, which passes on complete bodies."""
+    """Make the application of the REST port. It must be behind a Guard, which passes on complete bodies."""
     return _Rest(config, triton)
 
 
@@ -105,7 +105,10 @@ class _Rest:
             return _respond(read_server_metadata(metadata))
         if path in HEALTH_PATHS:
             _check_method(scope, "GET")
-            return await self._answer_probe(path)
+            # Live: this process runs, and restarts Triton if need be. Ready: the models answer.
+            if path.endswith("live") or await self._triton.is_server_ready():
+                return Response(b"", 200)
+            return make_rest_error(503, "the model is not ready")
         if path == "/v2/models/stats":
             _check_method(scope, "GET")
             return await self._answer_statistics("", "")
@@ -125,12 +128,6 @@ class _Rest:
             return await self._generate(name, version, scope, receive, send, streams=kind == "generate_stream")
         _check_method(scope, "GET")
         return await self._answer_about(kind, name, version)
-
-    async def _answer_probe(self, path: str) -> Response:
-        """Live: this process runs, and restarts Triton if need be. Ready: the models answer."""
-        if path.endswith("live") or await self._triton.is_server_ready():
-            return Response(b"", 200)
-        return make_rest_error(503, "the model is not ready")
 
     async def _answer_about(self, kind: str, name: str, version: str) -> Response:
         if kind == "ready":

@@ -66,7 +66,13 @@ def bytes_to_values(output: service_pb2.ModelInferResponse.InferOutputTensor, ra
         HttpRefusal: 500, when JSON has no such type.
     """
     if output.datatype == "BYTES":
-        return _decode_texts(raw, math.prod(output.shape))
+        texts: list[Any] = []
+        start = 0
+        for _ in range(math.prod(output.shape)):
+            end = start + 4 + int.from_bytes(raw[start : start + 4], "little")
+            texts.append(raw[start + 4 : end].decode("utf-8", "replace"))
+            start = end
+        return texts
     if output.datatype not in NUMPY_TYPES:
         raise HttpRefusal(500, f"output {output.name}: {output.datatype} does not go through JSON; ask for binary data")
     values: list[Any] = np.frombuffer(raw, NUMPY_TYPES[output.datatype]).tolist()
@@ -78,23 +84,14 @@ def _check_kinds(name: str, values: Sequence[Any], kinds: tuple[type, ...], word
     if set(map(type, values)) <= set(kinds):
         return
     wrong = next(value for value in values if type(value) not in kinds)
-    raise HttpRefusal(400, f"{name}: it has to be {words}; got {quote_json(wrong)}")
+    raise HttpRefusal(400, f"{name}: it must be {words}; got {quote_json(wrong)}")
 
 
 def _encode_text(name: str, value: Any) -> bytes:
     if type(value) is not str:
-        raise HttpRefusal(400, f"{name}: it has to be a text; got {quote_json(value)}")
+        raise HttpRefusal(400, f"{name}: it must be a text; got {quote_json(value)}")
     try:
         text = value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise HttpRefusal(400, f"{name}: not valid Unicode: {error.reason}") from error
     return len(text).to_bytes(4, "little") + text
-
-
-def _decode_texts(raw: bytes, count: int) -> list[str]:
-    texts, start = [], 0
-    for _ in range(count):
-        end = start + 4 + int.from_bytes(raw[start : start + 4], "little")
-        texts.append(raw[start + 4 : end].decode("utf-8", "replace"))
-        start = end
-    return texts
