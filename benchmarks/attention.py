@@ -1,13 +1,13 @@
-"""Causal attention on the CPU, forward and backward, beside Paddle's ops and torch's; its memory by the row's length.
+"""Causal attention on the CPU, forward and backward, compared with Paddle's ops and torch's; its memory by length.
 
-    python benchmarks/attention.py [--peer PYTHON_WITH_TORCH] [--shapes 8x256x4x64 ...] [--memory 1024 2048 ...]
+    python benchmarks/attention.py [--shapes 8x256x4x64 ...] [--memory 1024 2048 ...]
 
-float32, [batch, tokens, heads, head_dim] as models have it. The sides take turns within a round; a figure is the median
-of the rounds, `spread` the range of the whole over it. GFLOP/s count the scores that causality leaves (4 products of
-forward and 10 of both, each of head_dim, a score). "Paddle ops" is PaddleNLP's plain path: scores, mask, softmax,
-product. torch is F.scaled_dot_product_attention (its flash kernel on the CPU). `packed` rows are the first shape with
-examples of 16 to 128 tokens in its rows; torch gets the mask. Memory is what a process of its own needs above its
-inputs, 4 heads of 64, forward and backward.
+float32, [batch, tokens, heads, head_dim] as in models. The sides take turns within a round. A figure is the median of
+the rounds; `spread` is the range of "both" divided by it. GFLOP/s count the logits that the causal mask leaves: 4
+products in the forward pass and 10 more in the backward pass, each of head_dim, per logit. "Paddle ops" is PaddleNLP's
+plain path: logits, mask, softmax, product. torch is F.scaled_dot_product_attention (its flash kernel on the CPU).
+`packed` rows have the first shape, with examples of 16 to 128 tokens in each row; torch gets the mask. Memory is what a
+process of its own needs in addition to its inputs, for 4 heads of 64, forward and backward.
 """
 
 from __future__ import annotations

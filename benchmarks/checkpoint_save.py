@@ -1,15 +1,15 @@
-"""Saving on two ranks, in the foreground and in the background, and making one model folder of a checkpoint.
+"""Saving a checkpoint on two ranks, in the foreground and in the background, and consolidating it into a model.
 
     python benchmarks/checkpoint_save.py [--saves 4] [--steps 8]
 
-One training run (tensor parallel 2, float32, a Llama of 234 MB, checkpoints of 702 MB with AdamW's states) saves in the
-two ways in turn. `stall s`: training waits inside the save, the longer of the two ranks. `lost s`: the stall, and by
-how much the steps until the checkpoint exists take longer than the median step in which nothing is written (the ranks
-compute on all cores, so that whoever writes takes time from them). `exists after s`: from the start of the save to the
-renamed folder.
+One training run (tensor parallel 2, float32, a Llama of 234 MB, checkpoints of 702 MB with AdamW's states) alternates
+between the two ways. `stall s`: training waits inside the save; the longer of the two ranks. `lost s`: the stall, and
+how much longer the steps take until the checkpoint exists, compared with the median step in which nothing is written
+(the ranks compute on all cores, so that writing takes time from them). `exists after s`: from the start of the save to
+the renamed folder.
 
-`oarlock checkpoint consolidate` then takes turns with `cp` of the model file it writes, followed by `sync` of it as
-consolidate does too; memory is the peak (VmHWM: mapped pages too) above what the process held before.
+Then `oarlock checkpoint consolidate` takes turns with `cp` of the model file that it writes, followed by `sync`, as
+consolidate does too. Memory is the peak (VmHWM: mapped pages too) minus what the process held before.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def measure_consolidate(folder: Path) -> tuple[list[dict[str, Any]], dict[str, f
     """consolidate with and without checksums of the checkpoint, and cp, in turn."""
     from oarlock.train.checkpoint.inspect import consolidate
     from oarlock.train.checkpoint.manifest import list_checkpoints
-    from oarlock.weights.sharded_store import PieceFolder
+    from oarlock.weights.sharded_store import ShardedStore
 
     checkpoint = list_checkpoints(folder / "out")[0]
     one, copy = folder / "one", folder / "copy.safetensors"
@@ -177,7 +177,7 @@ def measure_consolidate(folder: Path) -> tuple[list[dict[str, Any]], dict[str, f
             times.setdefault(name, []).append(
                 run_in_child(partial(measure_action, partial(consolidate, checkpoint, one, 10**10, check)))
             )
-    with PieceFolder.open(checkpoint) as pieces:
+    with ShardedStore.open(checkpoint) as pieces:
         sizes = [4e-6 * float(_elements(pieces.shape("model", name))) for name in pieces.names()]
     rows = [
         {

@@ -1,10 +1,10 @@
-"""Memory and time of converting a generated Llama between Paddle's and Hugging Face's layout, beside copying its files.
+"""Memory and time of converting a Llama between Paddle's and Hugging Face's layout, compared with copying its files.
 
     python benchmarks/convert.py [--size 1GB]
 
-`over` is the process's peak (VmHWM: all pages, those of mapped files included) above what it held after its imports;
-the `bound` is twice the largest tensor + 300 MB. Every row is a process of its own, in turns; copying writes through to
-the disk, as converting does, and converting also hashes what it writes. `speed` is that of copying = 1.
+`over` is the peak of the process (VmHWM: all pages, those of mapped files included) minus what it held after its
+imports. The `bound` is twice the largest tensor + 300 MB. Every row is a process of its own, in turns. Copying is
+followed by fsync, as converting is; converting also hashes what it writes. `speed` is relative to copying.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from common import import_paddlenlp, load_average, make_parser, report, run_in_child
 from generated_model import SHARD_BYTES, SIZES, generate
-from merge import beside_copying, measured
+from merge import compare_with_copying, measured
 
 # Generated form -> where it goes; "fused" is Paddle's with fuse_attention_qkv and fuse_attention_ffn.
 WAYS = {"paddle": "hf", "hugging_face": "paddle", "bfloat16": "paddle", "fused": "hf"}
@@ -50,7 +50,7 @@ def main() -> None:
             run_in_child(partial(generate, source, form, SIZES[words.size]))
             run = partial(converted, source, output, to)
             ways = {f"to {to}": partial(run, False), f"to {to}, with proof": partial(run, True)}
-            rows += [{"files": form} | row for row in beside_copying(source, output, ways, words.repeats)]
+            rows += [{"files": form} | row for row in compare_with_copying(source, output, ways, words.repeats)]
     ways_of_ours = [row for row in rows if row["way"] != "copy"]
     report(
         "converting",

@@ -1,10 +1,10 @@
-"""`oarlock data pretrain`: speed beside the tokenizer alone, and peak memory for a large input.
+"""`oarlock data pretrain`: its speed compared with the tokenizer alone, and its peak memory for a large input.
 
     python benchmarks/data_pretrain.py [--megabytes 2000]
 
-Both use all cores. The tokenizer alone is `tokenizers.Tokenizer.encode_batch_fast` over texts in memory (its own
-threads), the fastest that can be had from the library; the two take turns, three times each, on the same 60 MB. Then
-the whole input is built once and the memory of all its processes watched.
+Both use all cores. The tokenizer alone is `tokenizers.Tokenizer.encode_batch_fast` over texts in memory (with its own
+threads), the fastest call of that library. The two take turns, three times each, on the same 60 MB. Then the whole
+input is tokenised once, while the memory of all its processes is watched.
 """
 
 from __future__ import annotations

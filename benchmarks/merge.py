@@ -1,10 +1,10 @@
-"""Memory and time of merging a LoRA adapter into a generated Llama, beside copying its files.
+"""Memory and time of merging a LoRA adapter into a generated Llama, compared with copying its files.
 
     python benchmarks/merge.py [--size 1GB]
 
-`over` is the process's peak (VmHWM: all pages, those of mapped files included) above what it held after its imports;
-the `bound` is twice the largest tensor (in the wider of the stored and the written type) + 300 MB. Every row is a
-process of its own, in turns; copying writes through to the disk, as merging does. `speed` is that of copying = 1.
+`over` is the peak of the process (VmHWM: all pages, those of mapped files included) minus what it held after its
+imports. The `bound` is twice the largest tensor (in the wider of the stored and the written type) + 300 MB. Every row
+is a process of its own, in turns. Copying is followed by fsync, as merging is. `speed` is relative to copying.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from generated_model import FORMS, SHARD_BYTES, SIZES, generate
 
 
 def make_adapter(base: Path, folder: Path, rank: int) -> None:
-    """Random matrices beside every linear layer of the transformer."""
+    """Random LoRA matrices for every linear layer of the transformer."""
     import numpy as np
     from paddlenlp.transformers import AutoConfig
 
-    from oarlock.models.build import model_class
+    from oarlock.model_config.load import find_model_class
     from oarlock.models.layer_offload import empty_model
     from oarlock.peft.adapter_folder import Base, save_adapter
     from oarlock.peft.lora import LoRA
-    from oarlock.peft.method import trained
+    from oarlock.peft.method import trainable_parameters
     from oarlock.weights.safetensors_file import TensorSource
 
     config, method, random = AutoConfig.from_pretrained(str(base)), LoRA(rank, 2.0 * rank), np.random.default_rng(1)
@@ -40,8 +40,8 @@ def make_adapter(base: Path, folder: Path, rank: int) -> None:
     def values(shape: tuple[int, ...]) -> np.ndarray:
         return random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
 
-    held = trained(empty_model(model_class(config), config, method))
-    tensors = [TensorSource(h.name, "float32", h.block.shape, partial(values, h.block.shape)) for h in held]
+    held = trainable_parameters(empty_model(find_model_class(config), config, method))
+    tensors = [TensorSource(h.name, "float32", h.slice.shape, partial(values, h.slice.shape)) for h in held]
     save_adapter(tensors, method, Base.of(str(base), base), None, None, folder)
 
 
@@ -65,7 +65,7 @@ def largest_tensor(folder: Path) -> int:
 
 
 def measured(run: Callable[[], Any]) -> dict[str, Any]:
-    """Of this process, which does nothing else: seconds, memory above what it held before, what run() gave."""
+    """Seconds and peak memory of a run in this process, which does nothing else, and the difference it found."""
     import paddle
 
     paddle.set_device("cpu")
@@ -79,10 +79,10 @@ def measured(run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-def beside_copying(
+def compare_with_copying(
     source: Path, output: Path, ways: dict[str, Callable[[], dict[str, Any]]], repeats: int
 ) -> list[dict[str, Any]]:
-    """A row for copying and for each of the ways (of measured(), into `output`), in turns, each in a process."""
+    """A row for copying and for each of the ways (results of measured()), in turns, each in a process of its own."""
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ("copy", *ways)}
     for _ in range(repeats):
         for way, found in runs.items():
@@ -144,7 +144,7 @@ def main() -> None:
             run_in_child(partial(make_adapter, base, adapter, words.rank))
             run = partial(merged, base, adapter, output)
             ways = {"merge": partial(run, False), "merge and proof": partial(run, True)}
-            rows += [{"files": form} | row for row in beside_copying(base, output, ways, words.repeats)]
+            rows += [{"files": form} | row for row in compare_with_copying(base, output, ways, words.repeats)]
     within = all(row["over MB"] <= row["bound MB"] for row in rows if row["way"] != "copy")
     report("merging", rows, within_bound=within, repeats=words.repeats, load_average=load_average())
 

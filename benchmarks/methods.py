@@ -4,8 +4,8 @@
     python benchmarks/methods.py --memory 1GB     # of the base alone, under LoRA and QLoRA
 
 The base is a small Llama (configs/models/quickstart), pretrained as in the quickstart and then on the training records
-in six forms ("Question: ... Answer: ...", ...): it knows of the tasks, as a released base model knows of the world, but
-has not met the form in which it is asked from now on. Then each method learns that form, one after the other, in a
+in six prompt formats ("Question: ... Answer: ...", ...). So it knows the tasks, as a released base model knows the
+world, but not the prompt format of the test. Then each method learns that format, one after the other, each in a
 process of its own.
 """
 
@@ -34,7 +34,7 @@ from common import (
 )  # fmt: skip
 from generated_model import SIZES, generate
 
-# Six forms in which the base has met the tasks, and the one in which it is to answer from now on.
+# Six prompt formats that the base is trained on, and the one that the methods learn.
 KNOWN_FORMS = (
     "Question: {instruction} {input}\nAnswer: ",
     "Q: {instruction} {input} A: ",
@@ -58,7 +58,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def run(program: str, *words: Any) -> tuple[str, float]:
-    """Run one of the programs; returns what it said, and the peak of its memory in MB."""
+    """Run one of the programs; returns its output, and its peak memory in MB."""
     command = [sys.executable, *(["-m", "oarlock"] if program == "oarlock" else [str(ROOT / "llm" / program)])]
     process = subprocess.Popen(
         [*command, *map(str, words)], cwd=ROOT / "llm", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -72,7 +72,7 @@ def run(program: str, *words: Any) -> tuple[str, float]:
 
 
 def make_base(folder: Path) -> None:
-    """Tokenizer, instructions and the base; what is there already is kept."""
+    """Make tokenizer, instructions and the base; existing ones are kept."""
     from oarlock.data.embedded.instructions import instruction_records
 
     if not (folder / "tokenizer").is_dir():
@@ -127,7 +127,7 @@ def measure(folder: Path, name: str, flags: dict[str, Any]) -> tuple[dict[str, A
 
 
 def base_memory(folder: Path, size: str) -> None:
-    """A larger base under LoRA and under QLoRA: what it takes, and the peak while it is loaded and quantised."""
+    """Memory of a larger base under LoRA and under QLoRA, and the peak while it is loaded and quantised."""
     generate(folder / "large", "paddle", SIZES[size])
     rows = []
     for name, flags in (("lora", {"lora": True}), ("qlora", {"qlora": True})):
@@ -163,7 +163,7 @@ def _linear_bytes(model: Any) -> int:
 
 
 def draw(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Loss over steps, one line a method."""
+    """Draw the loss over the steps, one line per method."""
     import matplotlib
 
     matplotlib.use("Agg")

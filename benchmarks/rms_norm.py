@@ -1,12 +1,13 @@
-"""RMSNorm on the CPU: forward, and forward + backward, beside a copy of as many bytes, Paddle's ops and torch.
+"""RMSNorm on the CPU, forward and forward + backward, compared with a copy of as many bytes, Paddle's ops and torch.
 
-    python benchmarks/rms_norm.py [--peer PYTHON_WITH_TORCH] [--shapes 8192x1024 ...]
+    python benchmarks/rms_norm.py [--shapes 8192x1024 ...]
 
-float32. The sides take turns within a round; a figure is the median of the rounds. The copy (numpy, into memory that is
-there) moves what a forward pass has to: it reads x and writes y; "of copy" is the copy's time / the op's. Where x has
-16 MB and more, calls go through 8 of them in turn, for copy, op and peers alike, so that they come from memory and not
-from a cache. Oarlock keeps freed memory, as in training (oarlock.ops.malloc); torch runs as it is, and a second time
-with the same settings of malloc ("memory kept"). Paddle copies the gradient that backward() is given, which counts.
+float32. The sides take turns within a round; a figure is the median of the rounds. The copy (numpy, into existing
+memory) moves what a forward pass must move: it reads x and writes y. "of copy" is the time of the copy / the time of
+the op. If x has 16 MB or more, calls cycle through 8 of them, for copy, op and peers alike, so that they read memory
+and not a cache. Oarlock keeps freed memory, as in training (oarlock.ops.malloc). torch runs as it is, and a second time
+with the same malloc settings ("memory kept"). Paddle copies the gradient that backward() is given, and that time
+counts.
 """
 
 from __future__ import annotations

@@ -134,9 +134,9 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
         step = make_torch_step(size, options.lora, options.side == "torch.compile")
     else:
         step = make_oarlock_step(size, options.lora, options.side == "Oarlock")
-        from oarlock.environment.paddle_import import start_up_left_uncollected
+        from oarlock.environment.memory import freeze_garbage_collection
 
-        uncollected = start_up_left_uncollected()  # as in training
+        uncollected = freeze_garbage_collection()  # as in training
     seconds, loss = [], 0.0
     with uncollected:
         for _ in range(options.steps):

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import paddle
 
 from oarlock.config.device import choose_device, fit_to_device
-from oarlock.config.load import LoadedConfig
+from oarlock.config.load import ConfigT, LoadedConfig
 from oarlock.environment import matmul_library
 from oarlock.environment.console import get_logger, log_once
 from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 from oarlock.environment.ranks import rank, world_size
 from oarlock.errors import EnvironmentProblem, failure_listeners
-from oarlock.models.place import place_model
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.models.build import set_parallel_fields
 from oarlock.ops import install as fused_ops
-from oarlock.parallel.family_rules import ModelSizes
 from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import ParallelPlan
@@ -30,14 +30,13 @@ from oarlock.train.stop_signals import StopRequest
 from oarlock.weights.buffers import array_type
 
 if TYPE_CHECKING:
-    from oarlock.config.run_config import RunConfig
     from oarlock.models.build import ModelSource
 
 logger = get_logger(__name__)
 
 
 @dataclass
-class Run:
+class Run(Generic[ConfigT]):
     """A started run.
 
     Attributes:
@@ -48,20 +47,20 @@ class Run:
         args: PaddleNLP's TrainingArguments, once connect() was called.
     """
 
-    config: Any
+    config: ConfigT
     dtype: str
     stop: StopRequest
     plan: ParallelPlan
     args: Any = None
 
 
-def start(loaded: LoadedConfig[Any]) -> Run:
+def start(loaded: LoadedConfig[ConfigT]) -> Run[ConfigT]:
     """Settle the device, the threads and the log, and have CPU ranks meet.
 
     Raises:
         EnvironmentProblem: when there is no such device, or ranks do not come.
     """
-    config: RunConfig = loaded.config
+    config = loaded.config
     threads = import_paddle(config.runtime.num_threads)
     set_paddlenlp_log_level(config.logging.log_level)
     device = choose_device(config.runtime.device)
@@ -91,10 +90,10 @@ def _choose_products(recorded: str | None) -> None:
     Args:
         recorded: in the checkpoint; "" where it does not say, None without one.
     """
-    best = matmul_library.best()
-    wanted = recorded if recorded in matmul_library.TITLES and not matmul_library.asked_for() else best
-    problem = matmul_library.use(wanted)
-    found = matmul_library.in_use()
+    best = matmul_library.choose_library()
+    wanted = recorded if recorded in matmul_library.TITLES and not matmul_library.requested_library() else best
+    problem = matmul_library.use_library(wanted)
+    found = matmul_library.find_library_in_use()
     if problem:
         log_once(f"matrix products by {matmul_library.TITLES[wanted]} are not available: {problem}")
     if recorded and found and found != recorded:
@@ -115,18 +114,18 @@ def _choose_products(recorded: str | None) -> None:
 
 
 def _with_what(threads: int) -> str:
-    title = matmul_library.TITLES.get(matmul_library.in_use(), "")
+    title = matmul_library.TITLES.get(matmul_library.find_library_in_use(), "")
     return f"{threads} thread(s)" + (f", matrix products by {title}" if title else "")
 
 
-def connect(run: Run, source: ModelSource, seq_length: int) -> None:
+def connect(run: Run[ConfigT], source: ModelSource, seq_length: int) -> None:
     """Make the process groups (TrainingArguments does), after all that can be checked from the configuration alone.
 
     Raises:
         ConfigError: when the plan does not fit the model.
         EnvironmentProblem: when a rank can't write into output_dir.
     """
-    sizes = ModelSizes.of(source.config)
+    sizes = ModelSizes.from_config(source.config)
     for note in check_plan(run.plan, sizes, seq_length):
         log_once(note)
     refuse(slicing_problems(run.config, run.plan, sizes), run.plan.world_size)
@@ -134,7 +133,7 @@ def connect(run: Run, source: ModelSource, seq_length: int) -> None:
         logger.info(f"plan: {run.plan.describe()}")
     run.args = training_arguments(run.config, run.plan)
     run_on_all_ranks(lambda: _check_writable(Path(run.config.checkpoint.output_dir)))
-    place_model(source, run.plan, rank())
+    set_parallel_fields(source.config, run.plan, rank())
 
 
 def _check_writable(output_dir: Path) -> None:

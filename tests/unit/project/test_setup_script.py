@@ -151,7 +151,7 @@ def test_the_smoke_test_goes_over_the_other_pythons(tmp_path):
 
 
 def test_the_supported_pythons_are_the_same_everywhere():
-    from oarlock.cli.commands.doctor import _TESTED_PYTHONS
+    from oarlock.cli.environment_checks import _TESTED_PYTHONS
 
     script, project = ((ROOT / name).read_text() for name in ("scripts/setup.sh", "pyproject.toml"))
     newest_first = re.findall(r'^PYTHONS="(.*)"', script, re.MULTILINE)[0].split()

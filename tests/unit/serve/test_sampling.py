@@ -210,3 +210,9 @@ def test_a_space_that_begins_a_text_is_not_lost_in_the_middle():
     words = ["▁Hello", "▁world", "", "▁!"]  # as SentencePiece has them; the third is a special token
     detokenizer = Detokenizer(lambda ids: "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" "))
     assert [detokenizer.add(i) for i in range(4)] == ["Hello", " world", "", " !"]
+
+
+def test_a_token_that_the_model_rules_out_stays_so():
+    """A penalty that float32 rounds to 0, by which minus infinity would become NaN."""
+    logits = np.array([0, -np.inf, 1], np.float32)
+    assert Sampler(SamplingParams(repetition_penalty=1e-50), [0, 1]).choose(logits) == 2

@@ -15,7 +15,7 @@ import pytest
 from oarlock.cli.commands.chat import ChatOptions
 from oarlock.errors import RequestRefused
 from oarlock.export.triton import _RELAY_MODULES
-from oarlock.model_config.generation_config import sampling_defaults
+from oarlock.model_config.generation_config import read_sampling_defaults
 from oarlock.sampling import params
 from oarlock.sampling.markdown import describe_options, sampling_table
 from oarlock.sampling.params import OPTIONS, SamplingParams
@@ -63,7 +63,7 @@ source = open(params.__file__).read().replace(
     "    min_p: float = sampled(0.0, Range(0, 1), in_generation_config=True, in_chat=True)\\n    default_tokens: int | None =", 1)
 exec(compile(source, params.__file__, "exec"), params.__dict__)
 from oarlock.cli.commands.chat import ChatOptions
-from oarlock.model_config.generation_config import sampling_defaults
+from oarlock.model_config.generation_config import read_sampling_defaults
 from oarlock.serve.front.openai.schema import ChatRequest
 from oarlock.serve.triton.fastdeploy_json import read_form
 from oarlock.triton_repository.config_pbtxt import template_config
@@ -74,7 +74,7 @@ print(json.dumps({
     "triton": "min_p" in [one.name for one in template_config("oarlock").input],
     "fastdeploy": "min_p" in read_form(b'{"text": "x", "min_p": 0.5}')[0],
     "chat": "min_p" in [item.name for item in dataclasses.fields(ChatOptions)],
-    "generation_config": sampling_defaults({"min_p": 0.25})["min_p"],
+    "generation_config": read_sampling_defaults({"min_p": 0.25})["min_p"],
 }))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -122,7 +122,7 @@ def test_a_number_that_triton_rounds_to_zero_is_refused():
 
 def test_generation_config_gives_what_is_declared():
     given = {"do_sample": True, "top_p": 0.5, "top_k": 3, "repetition_penalty": 1.5, "frequency_penalty": 1}
-    assert sampling_defaults(given) == {"temperature": 1.0, "top_p": 0.5, "top_k": 3, "repetition_penalty": 1.5}
+    assert read_sampling_defaults(given) == {"temperature": 1.0, "top_p": 0.5, "top_k": 3, "repetition_penalty": 1.5}
 
 
 def test_the_relaying_models_have_all_that_they_import():

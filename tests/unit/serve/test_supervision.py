@@ -216,7 +216,7 @@ def test_clients_that_say_nothing_or_too_much_hold_up_nobody(admin):
 def test_other_users_are_not_served(admin, monkeypatch):
     path, done, _ = admin
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    monkeypatch.setattr("oarlock.serve.supervision.admin_socket.peer_of", lambda _: Peer(1, 54321))
+    monkeypatch.setattr("oarlock.serve.supervision.admin_socket.find_peer", lambda _: Peer(1, 54321))
     with pytest.raises(OarlockError, match="only from its own user"):
         send_order(path, "do", "m")
     assert not done

@@ -35,7 +35,7 @@ _LIMITS = "limits of requests (default: those of the export's config.pbtxt)"
 
 @dataclass(frozen=True, kw_only=True)
 class ServeFlags:
-    """What is served, where, and for whom."""
+    """Options of `oarlock serve`."""
 
     folder: Path = positional(metavar="DIR")
     """Export of `--target triton`, model folder, or LoRA adapter folder."""
@@ -96,7 +96,7 @@ class ServeFlags:
 
 def _run(flags: ServeFlags) -> int:
     keep_private()
-    # It asks a running server for its keys, and would end one that still exports, which leaves the export behind.
+    # A running server reads its keys again on SIGHUP. Earlier the signal would end the program during the export.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with drop_unwritable_output():
         return _serve_folder(flags)
@@ -153,14 +153,14 @@ def _configure(flags: ServeFlags) -> tuple[ServeConfig, KeySource]:
 
 def _serve_adapter(folder: Path, config: ServeConfig, keys: KeySource) -> int:
     """An adapter alone, beside its base; both are asked with the tokenizer and the template of the training."""
-    from oarlock.peft.adapter_base import find_base, with_texts_of
+    from oarlock.peft.adapter_base import add_texts_of, find_base
     from oarlock.peft.open_adapter import open_lora
 
     found, name = open_lora(folder, "served"), folder.resolve().name
     base = find_base(found, f"Name it: oarlock serve BASE --adapter {name}={folder}")
     logger.info(f"{folder} is an adapter of {base}: exporting both for Triton first; ask for model {name!r}")
     with tempfile.TemporaryDirectory(prefix="oarlock-serve-") as place:
-        return _serve_model(with_texts_of(folder, base, Path(place)), {name: folder}, config, keys, near=base)
+        return _serve_model(add_texts_of(folder, base, Path(place)), {name: folder}, config, keys, near=base)
 
 
 def _serve_model(

@@ -10,6 +10,9 @@ import numpy as np
 import paddle
 
 from oarlock.errors import EnvironmentProblem
+from oarlock.families.family import FusedDecoderSpec
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.families.registry import FAMILIES
 from oarlock.ops import library
 from oarlock.ops.decoder import (
     ACTIVATIONS,
@@ -25,15 +28,13 @@ from oarlock.ops.decoder import (
 from oarlock.serve.engine.decoder import Feed, LoraWeights
 from oarlock.serve.engine.step_tensor import StepTensor
 
-_FAMILIES = ("llama", "qwen2", "mistral", "gemma")
-
 
 def explain_not_fused(model: Any) -> str:
     """Why this decoder can't serve a model; "" if it can."""
     config, device = model.config, paddle.device.get_device()
     reasons = {
         f"the device is {device}": device != "cpu",
-        f"it does not support {config.model_type}": config.model_type not in _FAMILIES,
+        f"it does not support {config.model_type}": _find_spec(config) is None,
         "the model has ALiBi": getattr(config, "alibi", False),
         f"the model's activation is {getattr(config, 'hidden_act', '')}": _read_activation(config) not in ACTIVATIONS,
         "its rotary positions depend on the length": getattr(config, "rope_scaling_type", None) == "dynamic_ntk",
@@ -46,10 +47,13 @@ def explain_not_fused(model: Any) -> str:
 
 
 def _read_activation(config: Any) -> str:
-    named = getattr(config, "hidden_act", None) or "silu"
-    if config.model_type == "gemma":  # as in models/forward.py
-        return named if named == "gelu_pytorch_tanh" else "gelu"
-    return named
+    named, spec = getattr(config, "hidden_act", None) or "silu", _find_spec(config)
+    return spec.activation if spec and spec.activation and named != "gelu_pytorch_tanh" else named
+
+
+def _find_spec(config: Any) -> FusedDecoderSpec | None:
+    family = FAMILIES.get(config.model_type)
+    return None if family is None else family.fused_decoder
 
 
 @paddle.no_grad()
@@ -99,17 +103,18 @@ class FusedDecoder:
         config = model.config
         base = getattr(model, config.model_type)
         heads = config.num_attention_heads
-        gemma = config.model_type == "gemma"
+        spec = _find_spec(config)
+        assert spec is not None, config.model_type  # explain_not_fused() names it
         self._sizes = DecoderSizes(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
             num_layers=config.num_hidden_layers,
             num_heads=heads,
             num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=config.head_dim if gemma else config.hidden_size // heads,
+            head_dim=ModelSizes.from_config(config).head_size,
             vocabulary=config.vocab_size,
             epsilon=config.rms_norm_eps,
-            embedding_scale=config.hidden_size**0.5 if gemma else 1.0,
+            embedding_scale=config.hidden_size**0.5 if spec.scales_embedding else 1.0,
             activation=_read_activation(config),
         )
         self.vocabulary = self._sizes.vocabulary
@@ -117,11 +122,11 @@ class FusedDecoder:
         cos, sin = base.layers[0].self_attn.rotary_emb(paddle.zeros([1, 1, 1, 1]), seq_len=positions)
         table = base.embed_tokens.weight
         head = model.lm_head.weight.numpy()
-        if getattr(model.lm_head, "transpose_y", gemma and config.tie_word_embeddings):
+        if getattr(model.lm_head, "transpose_y", spec.tied_head_is_transposed and config.tie_word_embeddings):
             head = head.T
         shared = [
             table.reshape([-1]).clone(),
-            paddle.to_tensor(_read_norm(base.norm, gemma)),
+            paddle.to_tensor(_read_norm(base.norm, spec.norm_offset)),
             paddle.to_tensor(panels(head).ravel()),
             cos.reshape([-1]).clone(),
             sin.reshape([-1]).clone(),
@@ -131,7 +136,7 @@ class FusedDecoder:
             packed = [(np.zeros(0, np.float32), np.zeros(1 + len(TARGETS) * self._sizes.num_layers, np.int64))]
         self._weights = DecoderWeights(
             shared=shared,
-            layers=[_pack_layer(layer, gemma) for layer in base.layers],
+            layers=[_pack_layer(layer, spec.norm_offset) for layer in base.layers],
             adapters=[paddle.to_tensor(values) for values, _ in packed],
             plans=[paddle.to_tensor(plan) for _, plan in packed],
         )
@@ -184,11 +189,11 @@ class FusedDecoder:
         return found[np.argsort(wanted)] if wanted != sorted(wanted) else found
 
 
-def _read_norm(layer: Any, gemma: bool) -> np.ndarray:
-    return layer.weight.numpy() + (1.0 if gemma else 0.0)
+def _read_norm(layer: Any, offset: float) -> np.ndarray:
+    return layer.weight.numpy() + offset
 
 
-def _pack_layer(layer: Any, gemma: bool) -> paddle.Tensor:
+def _pack_layer(layer: Any, norm_offset: float) -> paddle.Tensor:
     """The layer's weights as the operator reads them. The layer's own memory is freed."""
     attention, inner = layer.self_attn, layer.mlp
     qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -196,7 +201,7 @@ def _pack_layer(layer: Any, gemma: bool) -> paddle.Tensor:
         part.bias.numpy() if getattr(part, "bias", None) is not None else np.zeros(part.weight.shape[1]) for part in qkv
     ]
     packed = pack_layer(
-        [_read_norm(layer.input_layernorm, gemma), _read_norm(layer.post_attention_layernorm, gemma)],
+        [_read_norm(layer.input_layernorm, norm_offset), _read_norm(layer.post_attention_layernorm, norm_offset)],
         np.concatenate(biases),
         [
             np.concatenate([part.weight.numpy() for part in qkv], axis=1),

@@ -16,13 +16,14 @@ from oarlock.data.tokenizers.load import encode_marked, load_tokenizer
 from oarlock.environment.console import log_once
 from oarlock.environment.paddle_import import set_paddlenlp_log_level
 from oarlock.errors import DataError, ModelError, RequestRefused
-from oarlock.hub.model_names import local_folder
-from oarlock.merge.deltas import changes_of
-from oarlock.merge.inputs import Weighted
-from oarlock.model_config.generation_config import GENERATION_FILE, end_tokens, generation_content, sampling_defaults
-from oarlock.model_config.load import read_config
-from oarlock.model_config.sliding_window import window_of
-from oarlock.models.build import ModelSource, build_model, model_class
+from oarlock.files import GENERATION_FILE
+from oarlock.merge.deltas import find_deltas
+from oarlock.merge.inputs import WeightedAdapter
+from oarlock.model_config.generation_config import find_end_tokens, read_generation_config, read_sampling_defaults
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.model_config.model_folder import find_model_folder
+from oarlock.model_config.sliding_window import find_window
+from oarlock.models.build import ModelSource, build_model
 from oarlock.models.load_finetuned import check_base
 from oarlock.peft.adapter_folder import Base
 from oarlock.peft.open_adapter import open_lora
@@ -147,7 +148,7 @@ def open_served_model(
         ModelError: when something is missing, or does not belong together.
     """
     set_paddlenlp_log_level("error")
-    folder = local_folder(str(model), with_weights=True)
+    folder = find_model_folder(str(model), with_weights=True)
     config = read_config(folder)
     context = _read_context(config)
     if context < _LEAST_CONTEXT:
@@ -155,7 +156,7 @@ def open_served_model(
             f"{folder / 'config.json'}: {context} token(s) at a time are too few for a question and its answer"
         )
     tokenizer = load_tokenizer(str(folder))
-    generation = generation_content(folder)
+    generation = read_generation_config(folder)
     weights = read_adapters(adapters, folder, config)
     built = build_model(ModelSource(folder, config, from_weights=True), dtype=_choose_dtype(config))
     built.eval()
@@ -165,8 +166,8 @@ def open_served_model(
         tokenizer=tokenizer,
         template=choose_template("auto", tokenizer, "src_tgt", parse_special_tokens=parse_special_tokens == "all"),
         context=context,
-        ends=frozenset(end_tokens(generation, config, tokenizer)),
-        defaults=sampling_defaults(generation, str(folder / GENERATION_FILE)),
+        ends=frozenset(find_end_tokens(generation, config, tokenizer)),
+        defaults=read_sampling_defaults(generation, str(folder / GENERATION_FILE)),
         adapters=tuple(weights),
         begin=find_begin_tokens(tokenizer),
         special_tokens=find_special_tokens(tokenizer),
@@ -189,8 +190,8 @@ def read_adapters(adapters: Mapping[str, Path], folder: Path, config: Any) -> di
         adapter = open_lora(place, "served with a base")
         assert base is not None
         check_base(adapter.base, base)
-        changes = changes_of(Weighted(adapter, 1.0), model_class(config), config)
-        found[name] = {change.layer: change.matrices() for change in changes}
+        deltas = find_deltas(WeightedAdapter(adapter, 1.0), find_model_class(config), config)
+        found[name] = {delta.layer: delta.matrices() for delta in deltas}
     return found
 
 
@@ -223,7 +224,7 @@ def find_special_tokens(tokenizer: Any) -> dict[int, str]:
 def _read_context(config: Any) -> int:
     """Read the number of tokens that the model was made for."""
     context = next((int(value) for name in _CONTEXT if (value := getattr(config, name, None))), 2048)
-    window = window_of(config)
+    window = find_window(config)
     if window and window < context:  # beyond it the model was trained to forget, which PaddleNLP's does not
         log_once(f"the model's context is cut from {context:,} to the {window:,} tokens of its sliding window")
         return window

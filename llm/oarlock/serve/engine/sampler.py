@@ -85,8 +85,8 @@ def _penalize_repetition(logits: np.ndarray, seen: np.ndarray, penalty: float) -
         with np.errstate(all="ignore"):
             changed = np.where(values > 0, logits[seen] / penalty, logits[seen] * penalty)
         limit = np.finfo(np.float64).max / 4  # differences of two must be finite too
-        changed = np.where(np.isfinite(values), changed.clip(-limit, limit), values)
-    logits[seen] = changed
+        changed = changed.clip(-limit, limit)
+    logits[seen] = np.where(np.isfinite(values), changed, values)  # -inf times a penalty that rounds to 0 is NaN
     return logits
 
 

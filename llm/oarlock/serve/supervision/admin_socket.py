@@ -18,7 +18,7 @@ from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
-from oarlock.environment.processes import peer_of
+from oarlock.environment.processes import find_peer
 from oarlock.errors import ConfigError, OarlockError
 from oarlock.formats.json_file import parse_json
 
@@ -64,7 +64,7 @@ class AdminServer:
         try:
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(_SECONDS)
-                is_known, line = peer_of(connection).user in (0, os.geteuid()), b""
+                is_known, line = find_peer(connection).user in (0, os.geteuid()), b""
                 while b"\n" not in line and len(line) <= _MAX_BYTES and (part := connection.recv(_MAX_BYTES)):
                     line += part
                 answer = self.answer(line) if is_known else _OTHER_USER

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from oarlock.environment.processes import process_fields, started_at
+from oarlock.environment.processes import process_start_time, read_process_fields
 
 _SESSION_FIELD = 3  # of /proc/PID/stat, after the name: state, parent, group, session
 _POLL_SECONDS = 0.2
@@ -18,13 +18,13 @@ _POLL_SECONDS = 0.2
 def list_session_processes(sessions: set[int]) -> Iterator[int]:
     """List the running processes of sessions, without dead ones that their parents have not collected."""
     for folder in Path("/proc").glob("[0-9]*"):
-        words = process_fields(int(folder.name))
+        words = read_process_fields(int(folder.name))
         if words and int(words[_SESSION_FIELD]) in sessions:
             yield int(folder.name)
 
 
 def is_alive(process: int) -> bool:
-    return bool(process_fields(process))
+    return bool(read_process_fields(process))
 
 
 def find_model_processes(triton: int, models: Mapping[str, Path]) -> dict[int, str]:
@@ -51,11 +51,11 @@ def kill_stragglers(processes: Iterable[int], seconds: float) -> int:
     If one was killed during a request, Triton (24.10) waits for its answer for ever, and never ends the others. Returns
     how many were killed.
     """
-    started = {process: start for process in processes if (start := started_at(process)) is not None}
+    started = {process: start for process in processes if (start := process_start_time(process)) is not None}
     deadline = time.monotonic() + seconds
     while True:
         # The number may be another process's by now; the start time shows it.
-        left = [process for process, start in started.items() if started_at(process) == start]
+        left = [process for process, start in started.items() if process_start_time(process) == start]
         if not left or time.monotonic() >= deadline:
             break
         time.sleep(_POLL_SECONDS)

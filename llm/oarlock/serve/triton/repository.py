@@ -9,8 +9,9 @@ from typing import Any
 from oarlock import __version__
 from oarlock.environment.console import log_once
 from oarlock.errors import ConfigError
+from oarlock.files import GENERATION_FILE
 from oarlock.formats.links import check_links
-from oarlock.model_config.generation_config import GENERATION_FILE, generation_content, sampling_defaults
+from oarlock.model_config.generation_config import read_generation_config, read_sampling_defaults
 from oarlock.serve.config import EngineConfig
 from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
 from oarlock.triton_repository.model_code import foreign_code
@@ -51,8 +52,8 @@ def read_chat_temperature(repository: Path) -> float:
         ModelError: when the file can't be read, or its temperature is out of range.
     """
     place = repository / find_engine_model(repository) / "1" / "model"
-    content = generation_content(place) | {"do_sample": True}
-    return float(sampling_defaults(content, str(place / GENERATION_FILE))["temperature"])
+    content = read_generation_config(place) | {"do_sample": True}
+    return float(read_sampling_defaults(content, str(place / GENERATION_FILE))["temperature"])
 
 
 def read_engine_config(repository: Path, settings: Mapping[str, Any]) -> EngineConfig:
