@@ -64,7 +64,7 @@ def write_tokenizer(source: Path, to: str, family: str, folder: Path) -> None:
     """
     _write_tokenizer(source, to, folder)
     if to == "hf" and FAMILIES[family].hf_resplits_text:
-        _warn_about_qwen2(folder)
+        _warn_about_splitting(folder)
 
 
 def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
@@ -91,7 +91,7 @@ def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
     save_templates(folder, templates_in_folder(source))
 
 
-def _warn_about_qwen2(folder: Path) -> None:
+def _warn_about_splitting(folder: Path) -> None:
     """Warn if transformers 5 would tokenize differently: it splits text in Qwen2's way for every Qwen2 model."""
     path = folder / _TOKENIZER
     if path.is_file() and _QWEN2_DIGITS not in json.dumps(read_json_object(path).get("pre_tokenizer")):

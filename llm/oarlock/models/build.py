@@ -37,15 +37,6 @@ from oarlock.weights.weight_folder import has_safetensors
 if TYPE_CHECKING:
     from oarlock.config.run_config import RunConfig
 
-_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-)
-
 
 @dataclass(frozen=True)
 class ModelSource:

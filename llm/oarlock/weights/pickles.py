@@ -9,13 +9,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from oarlock.environment.console import get_logger
 from oarlock.errors import ModelError
 from oarlock.weights.hf_names import MappedTensor, find_unused, map_names
 from oarlock.weights.sources import check_stored
 from oarlock.weights.weight_index import read_index
-
-logger = get_logger(__name__)
 
 _PADDLE_PICKLE, _TORCH_PICKLE = "model_state.pdparams", "pytorch_model.bin"
 

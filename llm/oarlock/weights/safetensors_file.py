@@ -42,7 +42,6 @@ _DTYPES = {
 _NUMPY = {code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name, code in _DTYPES.items()}
 _NUMPY["U16"] = _NUMPY["BF16"]  # PaddleNLP's save_pretrained writes this for bfloat16
 _SIZES = {name: _NUMPY[code].itemsize for name, code in _DTYPES.items()}
-ITEM_SIZES = {code: dtype.itemsize for code, dtype in _NUMPY.items()}  # keys: type names of headers
 _BITS = {"bfloat16": "uint16"}
 _CHUNK = 8 << 20  # bytes converted and hashed at a time; with fewer, the threads wait for each other
 _WRITE_BYTES = 1 << 20  # per write; larger writes are slower

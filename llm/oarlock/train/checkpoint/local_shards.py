@@ -26,7 +26,7 @@ class LocalShard:
     """A parameter on this rank.
 
     Attributes:
-        holding: name of the parameter, and its slice of the full tensor.
+        parameter: name of the parameter, and its slice of the full tensor.
         flat: range of the flattened slice that stage 3 keeps on this rank; None without stage 3.
         optimizer_name: the parameter's name in the optimizer's state.
         owned: the optimizer of this rank updates the parameter.
