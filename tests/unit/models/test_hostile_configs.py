@@ -19,7 +19,7 @@ from oarlock.model_config.load import find_config_class, find_fields, make_confi
 from oarlock.model_config.schema import ConfigFields
 from oarlock.models import memory_check
 from oarlock.models.build import ModelSource, build_model
-from oarlock.serve.engine.loading import open_served
+from oarlock.serve.engine.loading import open_served_model
 from support.family_folders import build
 
 _VALUES: list[Any] = [
@@ -205,4 +205,4 @@ def test_what_paddle_would_stop_at_is_said_before(folders, tmp_path, family, fie
 def test_a_context_of_no_words_is_refused(folders, tmp_path):
     folder = folders.copy(tmp_path, max_position_embeddings=4)
     with pytest.raises(ModelError, match=r"config.json: 4 token\(s\) at a time are too few for a question"):
-        open_served(folder, {})
+        open_served_model(folder, {})
