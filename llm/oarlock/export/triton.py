@@ -29,7 +29,7 @@ from oarlock.models.load_finetuned import check_base
 from oarlock.models.open_weights import open_weights
 from oarlock.peft.adapter_folder import Base
 from oarlock.peft.open_adapter import open_lora
-from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
+from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, template_config
 from oarlock.triton_repository.model_code import PACKAGE, TEMPLATES
 from oarlock.weights.folder_files import ADAPTER_FILES, MODEL_FILES, find_readers, link_files
 
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 # The modules of this package that the two relaying models import.
 _RELAY_MODULES = (
-    *("__init__.py", "errors.py", "model_config/__init__.py", "model_config/sampling_ranges.py"),
-    *("serve/__init__.py", "serve/engine/__init__.py", "serve/engine/sampling_params.py", "serve/triton/__init__.py"),
-    *("serve/triton/fields.py", "serve/triton/fastdeploy_json.py", "serve/triton/relay.py"),
+    *("__init__.py", "errors.py", "sampling/__init__.py", "sampling/ranges.py", "sampling/params.py"),
+    *("triton_repository/__init__.py", "triton_repository/inputs.py", "serve/__init__.py", "serve/request.py"),
+    *("serve/triton/__init__.py", "serve/triton/fields.py", "serve/triton/fastdeploy_json.py", "serve/triton/relay.py"),
 )
 # Of this package, what no server needs; a wheel has all of it inside.
 _NOT_SERVED = ("__pycache__", "*.pyc", "configs", "entrypoints")
@@ -120,7 +120,7 @@ def _name_models(name: str) -> dict[str, str]:
 
 
 def _config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
-    config = read_triton_config(TEMPLATES / own / TRITON_CONFIG)
+    config = template_config(own)
     config.name = _name_models(name)[own]
     if own == "oarlock":
         config.parameters["adapters"].string_value = " ".join(adapters)

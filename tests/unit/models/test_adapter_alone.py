@@ -23,7 +23,7 @@ from oarlock.peft.adapter_folder import Base
 from oarlock.peft.lora import LoRA
 from oarlock.peft.open_adapter import open_adapter
 from oarlock.peft.prefix_tuning import Prefix
-from oarlock.serve.options import ServeOptions
+from oarlock.serve.config import ServeConfig
 from oarlock.train.sequence_lengths import fit_lengths
 from oarlock.train.start_from_adapter import start_from_adapter
 from oarlock.weights.shard_index import INDEX
@@ -117,8 +117,8 @@ def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
     assert add_texts_of(place, Path("models/a/base"), place) == Path("models/a/base")  # one without texts of its own
     served = {}
 
-    def run(options: ServeOptions) -> int:
-        model = options.repository / "oarlock" / "1" / "model"
+    def run(config: ServeConfig, *_: object) -> int:
+        model = Path(config.triton.repository) / "oarlock" / "1" / "model"
         served["template"] = (model / "chat_template.jinja").read_text()
         served["tools"] = (model / tools).read_text()
         served["adapters"] = [path.name for path in (model.parent / "adapters").iterdir()]
