@@ -147,7 +147,7 @@ def test_a_model_that_is_too_large_for_the_memory_is_refused_with_numbers(folder
         build_model(source)
     free["bytes"] = 4 * number + 7 * number
     with pytest.raises(ModelError, match=r"with what training holds beside it, needs"):
-        build_model(source, held_beside=8)
+        build_model(source, training_bytes=8)
     monkeypatch.setattr(memory_check, "_SMALL_TABLES", 10**12)
     long = make_config(folders.content["llama"] | {"max_position_embeddings": 10**7}, "x")
     with pytest.raises(ModelError, match=r"\(max_position_embeddings\) needs 1.3 GB of memory, and"):
