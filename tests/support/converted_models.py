@@ -196,9 +196,8 @@ class World:
         for name, method in ADAPTERS.items():
             adapter = make_adapter(root / "ours" / name, root / "adapter" / name, method)
             proven = export_peft(adapter, root / "peft" / name, base=f"{root}/ours/{name}")
-            assert proven.difference < 1e-5 and read_manifest(root / "peft" / name)["proof"]["tensors"] == len(
-                proven.names
-            )
+            manifest = read_manifest(root / "peft" / name)
+            assert proven.proof.difference < 1e-5 and manifest["proof"]["tensors"] == len(proven.names)
             jobs.append(
                 {
                     "ids": IDS.tolist(),
