@@ -26,7 +26,7 @@ from oarlock.formats.json_file import parse_json
 from oarlock.parallel.object_collectives import all_gather_objects
 
 if TYPE_CHECKING:
-    from oarlock.cpu_ranks.rendezvous import Ranks
+    from oarlock.cpu_ranks.rendezvous import ConnectedRanks
 
 T = TypeVar("T")
 _POLL_S = 0.02
@@ -125,16 +125,16 @@ def _here() -> range:
 
 
 @functools.cache
-def _run_here() -> Ranks | None:
+def _run_here() -> ConnectedRanks | None:
     from oarlock.cpu_ranks.meeting_point import meeting_point
     from oarlock.cpu_ranks.process_group import current_run
-    from oarlock.cpu_ranks.rendezvous import join
+    from oarlock.cpu_ranks.rendezvous import join_ranks
 
     here = _here()
     if current_run() or len(here) == 1:
         return current_run()
     part = f"ranks {here.start} to {here.stop - 1}" if len(here) < world_size() else ""
-    return join(meeting_point(part), rank() - here.start, len(here), _START_S)
+    return join_ranks(meeting_point(part), rank() - here.start, len(here), _START_S)
 
 
 def _share_through_store(text: str) -> list[str | bytes]:

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import paddle
 
-from oarlock.cpu_ranks.tensor_view import TensorMemory
+from oarlock.cpu_ranks.tensor_view import TensorView
 from oarlock.weights.buffers import array_type, copy_array
 from oarlock.weights.layout import Block
 from oarlock.weights.prefault import populate
@@ -27,7 +27,7 @@ class Target:
             tensor.set_init_func(None)  # as after parameter.initialize()
         self.array: np.ndarray | None = None  # of the same memory, where that is the host's
         if tensor.place.is_cpu_place():
-            memory = TensorMemory(tensor, output=True).array
+            memory = TensorView(tensor, output=True).array
             self.array = memory.view(array_type(type_name(tensor))).reshape(tuple(tensor.shape))
 
     def rows(self, begin: int, end: int) -> paddle.Tensor:
