@@ -9,10 +9,10 @@ import numpy as np
 from cpu_messages import (
     check_batches,
     check_direct_calls,
-    check_too_many_messages,
     check_messages,
     check_statistics,
     check_sub_groups,
+    check_too_many_messages,
 )
 from cpu_ranks import RANKS
 from cpu_tensors import CASES, make, reduced, same, tensor_of

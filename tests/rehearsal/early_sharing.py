@@ -31,7 +31,7 @@ def share(folder: Path, nodes: int, forged: object = None) -> int:
     ):  # a stranger writes over everyone's values but the first ones, which say who shares a machine
         answers = iter([[json.dumps(["host", i // 2 * 2]) for i in range(RANKS)], [json.dumps(forged)] * RANKS])
         sharing._share_through_store = lambda text: next(answers)
-        sharing.node_key = lambda: ("host", rank() // 2 * 2)
+        sharing.make_node_key = lambda: ("host", rank() // 2 * 2)
     done: list[int] = []
 
     def find() -> str:
@@ -39,7 +39,7 @@ def share(folder: Path, nodes: int, forged: object = None) -> int:
         return f"/of/{rank()}"
 
     try:
-        found = sharing.once_per_node(find)
+        found = sharing.run_once_per_node(find)
         problem = ""
     except OarlockError as error:
         found, problem = None, str(error)

@@ -128,9 +128,9 @@ def test_launch_commands_are_understood(words, ranks, kind):
 
 
 def test_what_is_missing_is_said(tmp_path):
-    with pytest.raises(ConfigError, match="how many ranks"):
+    with pytest.raises(ConfigError, match="unknown number of ranks"):
         parse_command(["run_pretrain.py", "--do_train"], None)
-    with pytest.raises(ConfigError, match=r"give a launch command with run_pretrain\.py"):
+    with pytest.raises(ConfigError, match=r"expected a launch command with run_pretrain\.py"):
         parse_command(["python", "something.py"], 2)
     yaml = tmp_path / "tune.yaml"
     yaml.write_text("do_train: true\nsrc_length: 64\n")

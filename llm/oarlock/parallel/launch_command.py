@@ -1,4 +1,4 @@
-"""Understand a launch command as it stands in people's shell history."""
+"""Parse a launch command of PaddleNLP's and Oarlock's scripts."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _RANK_FLAGS = ("--gpus", "--devices", "--xpus", "--npus")
 
 @dataclass(frozen=True)
 class Command:
-    """What is to be rehearsed."""
+    """A configuration and the number of ranks that a command launches."""
 
     config: RunConfig
     num_ranks: int
 
 
 def parse_command(words: Sequence[str], num_ranks: int | None) -> Command:
-    """Understand `[python -m paddle.distributed.launch ...] run_pretrain.py FLAGS`, or a YAML file and flags.
+    """Parse `[python -m paddle.distributed.launch ...] run_pretrain.py FLAGS`, or a YAML file and flags.
 
     Args:
-        num_ranks: --ranks; where it is not given the launcher's --gpus, --devices or --nproc_per_node says it.
+        num_ranks: the value of --ranks. Default: from the launcher's --gpus, --devices or --nproc_per_node.
 
     Raises:
-        ConfigError: when it names no entrypoint, or no number of ranks.
+        ConfigError: the command names no entrypoint, or no number of ranks.
     """
     words = [word for word in words if word.strip()]  # line continuations leave blanks
     place = next((i for i, word in enumerate(words) if Path(word).name in _ENTRYPOINTS), None)
@@ -46,15 +46,15 @@ def parse_command(words: Sequence[str], num_ranks: int | None) -> Command:
         config_class = _class_for(flags)
     else:
         raise ConfigError(
-            "give a launch command with run_pretrain.py or finetune_generation.py in it, or a .yaml configuration"
+            "expected a launch command with run_pretrain.py or finetune_generation.py, or a .yaml configuration"
         )
     if not num_ranks:
-        raise ConfigError("how many ranks? Add --ranks N before the command (or --gpus 0,1,... in it)")
+        raise ConfigError("unknown number of ranks: add --ranks N before the command, or --gpus 0,1,... to it")
     return Command(load_config(config_class, flags).config, num_ranks)
 
 
 def _launched_ranks(words: Sequence[str]) -> int | None:
-    """Ranks that the launcher's own flags ask for."""
+    """The number of ranks in the launcher's own flags."""
     values: dict[str, str] = {}
     for i, word in enumerate(words):
         name, equals, value = word.partition("=")
@@ -68,12 +68,12 @@ def _launched_ranks(words: Sequence[str]) -> int | None:
 
 def _count(flag: str, text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
-        raise ConfigError(f"{flag} has to be a number; it is {text[:100]!r}")
+        raise ConfigError(f"{flag} must be a number; got {text[:100]!r}")
     return int(text)
 
 
 def _class_for(flags: Sequence[str]) -> type[Any]:
-    """Which entrypoint a YAML file is for: the one that knows all its options."""
+    """The configuration class that knows all options of a YAML file."""
     try:
         load_config(PretrainConfig, flags)
     except ConfigError as error:
