@@ -88,7 +88,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, tiny_config, corpus
 
     result = run_program("run_pretrain.py", *words, preexec_fn=limit)
     assert result.returncode == 1, result.stdout
-    assert "checkpoint-9 could not be written" in result.stderr and "checkpoint-6 is whole" in result.stderr
+    assert "checkpoint-9 could not be written" in result.stderr and "checkpoint-6 is complete" in result.stderr
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "checkpoint-6").iterdir()} == before
     assert not (tmp_path / "checkpoint-9").exists() and not list(tmp_path.glob(".checkpoint-*"))
 

@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, tiny_config, corpus):
     result = run_program("run_pretrain.py", *words)
     assert result.returncode == 0, result.stderr
     assert (
-        "checkpoint-6 is not used" in result.stdout
+        "checkpoint-6 is skipped" in result.stdout
         and "going on from" in result.stdout
         and "checkpoint-3" in result.stdout
     )

@@ -87,7 +87,7 @@ def target(data: bytes, folder: Path) -> None:
                     assert pieces.read(name).shape == pieces.shape("model", name)
     elif kind == b"lock":
         holder = Holder.parse(body)
-        assert holder is None or (Holder.parse(holder.text()) == holder and holder.in_words and holder.last_beat)
+        assert holder is None or (Holder.parse(holder.to_bytes()) == holder and holder.in_words and holder.last_beat)
     elif kind == b"rows":
         (folder / "metrics.jsonl").write_bytes(body)
         assert all(type(row["step"]) is int for row in read_rows(folder / "metrics.jsonl"))
@@ -140,7 +140,7 @@ def seeds() -> list[bytes]:
             b"manifest\n" + json.dumps(manifest | more, indent=1).encode(),
             *(kind + b"\n" + (checkpoint / name).read_bytes() for kind, name in _NAMES.items()),
             b"index\n" + json.dumps(split).encode(),
-            b"lock\n" + Holder.this_process(1.7e9).text(),
+            b"lock\n" + Holder.this_process(1.7e9).to_bytes(),
             b"rows\n" + (json.dumps(row) + "\n" + json.dumps({"step": 4, "answer": "\u00e4"}) + '\n{"st').encode(),
             b"notes\n" + unsealed(corpus.with_suffix(".json")),
             b"plain notes\n" + corpus.with_suffix(".json").read_bytes(),

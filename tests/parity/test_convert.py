@@ -16,7 +16,7 @@ from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import ModelError
 from oarlock.export import peft
 from oarlock.export.convert import ConvertOptions, convert
-from oarlock.export.manifest import changed_files, read_manifest
+from oarlock.export.manifest import find_changed_files, read_manifest
 from oarlock.export.peft import export_peft
 from oarlock.model_config.load import read_config
 from oarlock.models.build import model_class
@@ -110,7 +110,7 @@ def test_what_is_written(world):
     manifest = read_manifest(folder)
     assert manifest["source"]["layout"] == "np" and manifest["proof"]["difference"] < 1e-6
     assert "lm_head.weight" not in bits(world.root / "hf" / "llama tied")
-    assert changed_files(folder) == []
+    assert find_changed_files(folder) == []
     assert not any(folder.glob("*.pdparams"))
 
 

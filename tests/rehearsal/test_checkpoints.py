@@ -196,7 +196,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(runs, name):
     assert codes(runs, name) == [1, 1]
     console = log(runs, name, 0)
     assert "checkpoint-4 could not be written: no space left on the disk of" in console
-    assert "checkpoint-2 is whole; the same command goes on from it" in console
+    assert "checkpoint-2 is complete; the same command resumes from it" in console
     assert "Traceback" not in console + log(runs, name, 1)
     assert verify(runs / name / "checkpoint-2").step == 2
     assert [path.name for path in (runs / name).glob("*checkpoint*")] == ["checkpoint-2"]
@@ -206,7 +206,7 @@ def test_a_rank_killed_while_it_saves(runs):
     """The ranks stop, the checkpoint before is whole, and the same command goes on from it to the same end."""
     assert codes(runs, "killed") == [1, -signal.SIGKILL]
     assert "rank 1 (pid" in log(runs, "killed") and "died without an error message" in log(runs, "killed")
-    assert "checkpoint-2 is whole; the same command goes on from it" in log(runs, "killed")
+    assert "checkpoint-2 is complete; the same command resumes from it" in log(runs, "killed")
     assert "Traceback" not in log(runs, "killed") and "checkpoint-2 (step 2" in log(runs, "resumed")
     expected, found = (load_file(runs / name / "model.safetensors") for name in ("stage3", "killed"))
     assert all(np.array_equal(found[name], array) for name, array in expected.items())
@@ -219,10 +219,7 @@ def test_an_output_folder_that_is_removed(runs, name):
     """Before the second save: one sentence, and all ranks end."""
     assert codes(runs, name) == [1, 1]
     console = log(runs, name, 0)
-    assert (
-        console.count("oarlock: error") == 1
-        and "was removed while the run was going on. There is no earlier" in console
-    )
+    assert console.count("oarlock: error") == 1 and "was removed during the run. There is no earlier" in console
     assert "Traceback" not in console + log(runs, name, 1) and not (runs / name).exists()
 
 

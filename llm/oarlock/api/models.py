@@ -181,11 +181,11 @@ def export_model(
         >>> export_model("vllm", "output/served", model="output/base", adapters=["output/lora"])
         PosixPath('output/served')
     """
-    from oarlock.export.request import Request, check_options, check_source
+    from oarlock.export.request import ExportRequest, check_options, check_source
     from oarlock.formats.links import check_links
     from oarlock.merge.inputs import AdapterMix
 
-    request = Request(
+    request = ExportRequest(
         target=target,
         model=str(model),
         output=Path(output),

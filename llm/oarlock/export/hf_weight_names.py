@@ -1,4 +1,4 @@
-"""Which weights Hugging Face's files of a model have: PaddleNLP's empty model, under its names there."""
+"""Compare stored weights with those that a config.json implies, by Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oarlock.environment.paddle_import import on_cpu
-from oarlock.export.convert_tensors import plain_config, shapes_of
+from oarlock.export.convert_tensors import list_parameter_shapes, unfuse_config
 from oarlock.model_config.load import config_of
 from oarlock.model_config.size_check import check_stored, least_parameters
 from oarlock.models.build import model_class
@@ -16,7 +16,7 @@ from oarlock.models.memory_check import check_tables
 from oarlock.parallel.family_rules import ModelSizes
 from oarlock.weights.sources import hugging_face_names
 
-# Checked on their own (a server may know more), or without a say in names and shapes.
+# Checked elsewhere (a server may support more), or without influence on names and shapes.
 _NO_WEIGHTS = (
     "rope_scaling",
     "rope_parameters",
@@ -27,10 +27,12 @@ _NO_WEIGHTS = (
 
 @dataclass(frozen=True)
 class Differences:
-    """Between the weights of a directory and those of its architecture; names, sorted.
+    """Differences between the weights of a folder and those of its architecture, as sorted names.
 
     Attributes:
-        shapes: names with both shapes.
+        missing: names that the architecture has and the folder has not.
+        left_over: names that only the folder has.
+        shapes: names with both shapes, where they differ.
     """
 
     missing: list[str]
@@ -39,22 +41,22 @@ class Differences:
 
 
 def compare_names(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]]) -> Differences:
-    """Compare what config.json implies with what is stored.
+    """Compare the weights that config.json implies with the stored ones.
 
     Args:
-        config: its content.
+        config: content of config.json.
         stored: name -> shape.
 
     Raises:
-        ModelError: when config.json makes no model, or the family has no names in Hugging Face's format.
+        ModelError: when config.json describes no model, or the family has no names in Hugging Face's format.
     """
-    ours = plain_config(config_of({k: v for k, v in config.items() if k not in _NO_WEIGHTS}, "config.json"))
+    ours = unfuse_config(config_of({k: v for k, v in config.items() if k not in _NO_WEIGHTS}, "config.json"))
     with on_cpu():
         check_tables(ours, "config.json")
         elements = sum(math.prod(shape) for shape in stored.values())
         if ModelSizes.of(ours).num_layers > len(stored) or least_parameters(ours) > 4 * elements:
-            check_stored(ours, stored, "config.json")  # it is not about single tensors then
-        own = shapes_of(ours)
+            check_stored(ours, stored, "config.json")  # raises: the whole model differs
+        own = list_parameter_shapes(ours)
     missing, shapes, used = [], [], set()
     for names, mapping in hugging_face_names(model_class(ours), ours):
         if mapping.target_name not in own:

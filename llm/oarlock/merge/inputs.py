@@ -97,7 +97,7 @@ def _layers(adapter: AdapterFolder) -> set[str]:
     return {name.rsplit(".", 1)[0] for name in adapter.names}
 
 
-def check_output(output: Path) -> None:
+def check_output_dir(output: Path) -> None:
     """Refuse a folder that holds something.
 
     Raises:

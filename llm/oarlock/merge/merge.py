@@ -20,7 +20,7 @@ from oarlock.environment.paddle_import import on_cpu
 from oarlock.files import write_json
 from oarlock.merge.deltas import Change, changes_of
 from oarlock.merge.dequantized_base import TrainedBase
-from oarlock.merge.inputs import AdapterMix, check_output
+from oarlock.merge.inputs import AdapterMix, check_output_dir
 from oarlock.merge.verify import TOLERANCES, Proof, prove
 from oarlock.model_config.generation_config import first_settings
 from oarlock.model_config.load import read_config
@@ -90,7 +90,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
     options = options or MergeOptions()
     output = output.resolve()
     if not options.replace:
-        check_output(output)
+        check_output_dir(output)
     check_base(mix.base, Base.of(str(base), base))
     config = read_config(base)
     mix = mix.of_model(model_class(config), config)

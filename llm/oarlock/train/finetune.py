@@ -30,7 +30,7 @@ from oarlock.peft.qlora import quantized_bytes
 from oarlock.train.checkpoint.final_model import merge_adapter
 from oarlock.train.checkpoint.resume import find_resume_point
 from oarlock.train.evaluation.prompts import PromptSet
-from oarlock.train.output.folder_guard import run_in
+from oarlock.train.output.folder_guard import guard_run
 from oarlock.train.run_training import check_schedule, make_trainer, train
 from oarlock.train.sequence_lengths import fit_lengths
 from oarlock.train.setup import connect, held_beside, start
@@ -46,7 +46,7 @@ logger = get_logger(__name__)
 
 def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     """parse -> check -> plan -> build -> train; returns the exit code."""
-    with run_in(Path(loaded.config.checkpoint.output_dir)):
+    with guard_run(Path(loaded.config.checkpoint.output_dir)):
         return _finetune(loaded)
 
 

@@ -40,7 +40,7 @@ from oarlock.models.build import (
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.train.checkpoint.resume import find_resume_point
 from oarlock.train.evaluation.prompts import PromptSet
-from oarlock.train.output.folder_guard import run_in
+from oarlock.train.output.folder_guard import guard_run
 from oarlock.train.run_training import check_schedule, make_trainer, train
 from oarlock.train.sequence_lengths import fit_lengths
 from oarlock.train.setup import connect, held_beside, start
@@ -57,7 +57,7 @@ _ANSWER_LENGTH = 64  # tokens after a prompt of --eval_prompts
 
 def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     """parse -> check -> plan -> build -> train; returns the exit code."""
-    with run_in(Path(loaded.config.checkpoint.output_dir)):
+    with guard_run(Path(loaded.config.checkpoint.output_dir)):
         return _pretrain(loaded)
 
 

@@ -25,7 +25,7 @@ from oarlock.train.evaluation.best import BestEvaluation, load_best_weights
 from oarlock.train.evaluation.prompt_evaluation import PromptEvaluation
 from oarlock.train.evaluation.prompts import PromptSet
 from oarlock.train.optim.schedule import check_warmup, rate_change
-from oarlock.train.output.folder_guard import check_output, last_good_state
+from oarlock.train.output.folder_guard import check_output_dir, describe_newest_checkpoint
 from oarlock.train.output.run_record import record_run
 from oarlock.train.reporters.console import Console
 from oarlock.train.reporters.jsonl import MetricsFile
@@ -176,12 +176,12 @@ def train(run: Run[ConfigT], trainer: OarlockTrainer) -> bool:
         return False
     if config.checkpoint.load_best_model_at_end:
         load_best_weights(trainer.best, done, trainer.shards)
-    run_on_all_ranks(lambda: check_output(output_dir), first_rank_only=True)
+    run_on_all_ranks(lambda: check_output_dir(output_dir), first_rank_only=True)
     try:
         save_final_model(trainer.shards, trainer.files, output_dir)
     except ModelError as error:
-        check_output(output_dir)
-        raise ModelError(f"{error}. {last_good_state(output_dir)}") from error
+        check_output_dir(output_dir)
+        raise ModelError(f"{error}. {describe_newest_checkpoint(output_dir)}") from error
     what = "model" if trainer.files.method is None else "adapter"
     logger.info(f"done: {done:,} steps; the {what} is in {output_dir}")
     return True

@@ -24,7 +24,7 @@ from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import ParallelPlan
 from oarlock.parallel.plan_rules import check_plan, refuse, slicing_problems
 from oarlock.parallel.training_args import training_arguments
-from oarlock.train.checkpoint.resume import recorded_products
+from oarlock.train.checkpoint.resume import read_recorded_matmul_library
 from oarlock.train.optim.seeds import seed_step
 from oarlock.train.stop_signals import StopRequest
 from oarlock.weights.buffers import array_type
@@ -67,7 +67,7 @@ def start(loaded: LoadedConfig[ConfigT]) -> Run[ConfigT]:
     paddle.set_device(device)
     config = fit_to_device(config, device)
     if device == "cpu":
-        _choose_products(recorded_products(config))
+        _choose_products(read_recorded_matmul_library(config))
     fused_ops.use(config.kernels.fused_ops and device == "cpu")
     output_dir = Path(config.checkpoint.output_dir)
     plan, notes = make_plan(config, world_size())

@@ -237,7 +237,7 @@ class OarlockTrainer(Trainer):
             else:
                 judge_evaluation(self.best, metrics, self.state, self.control, self.config)
         if self.control.should_save:
-            self._save_checkpoint(model, metrics=None)
+            self._save_checkpoint(model)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.meter.leave_out(time.perf_counter() - started)
 

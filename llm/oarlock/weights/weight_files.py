@@ -77,7 +77,7 @@ def _of_index(index: Path) -> dict[str, Path]:
     named = set(weight_map.values())
     missing = sorted(file for file in named if not (folder / file).is_file())
     if missing:
-        raise ModelError(f"{folder}: {INDEX_NAME} names {', '.join(missing)}, which is not there")
+        raise ModelError(f"{folder}: {INDEX_NAME} names {', '.join(missing)}, which does not exist")
     others = sorted({path.name for path in _candidates(folder)} - named)
     if others:
         _two_sets(folder, INDEX_NAME, f"({', '.join(sorted(named)[:2])}{', ...' if len(named) > 2 else ''}) ", others)

@@ -97,6 +97,6 @@ def _spellings(specs) -> set[str]:
 
 def test_a_hint_of_pretraining_is_of_pretraining():
     assert "unknown flag --cutoff_len: use --max_seq_length" in problems("--cutoff_len", "512")
-    assert "unknown flag --lora_r: in finetune_generation.py it is --r" in problems("--lora_r", "8")
+    assert "unknown flag --lora_r: in finetune_generation.py, use --r" in problems("--lora_r", "8")
     assert "unknown flag --lora: it is an option of finetune_generation.py" in problems("--lora")
     assert "unknown flag --dataset: use --input_dir" in problems("--dataset", "x")

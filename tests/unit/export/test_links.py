@@ -15,7 +15,7 @@ from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import CheckpointError, ConfigError, ModelError
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.export import export
-from oarlock.export.request import Request
+from oarlock.export.request import ExportRequest
 from oarlock.export.triton import export_triton
 from oarlock.files import is_vacant
 from oarlock.formats.links import check_links, foreign_entries, open_inside
@@ -27,7 +27,7 @@ from oarlock.peft.adapter_base import with_texts_of
 from oarlock.peft.open_adapter import open_adapter
 from oarlock.serve.triton.repository import repository_models
 from oarlock.train.checkpoint.inspect import consolidate
-from oarlock.train.checkpoint.manifest import MANIFEST, newest_whole, read_manifest, verify
+from oarlock.train.checkpoint.manifest import MANIFEST, find_newest_checkpoint, read_manifest, verify
 from oarlock.weights.shard_index import part_name
 
 SECRET = "a private key"
@@ -133,7 +133,7 @@ def test_a_link_out_of_a_model_is_told_by_name(model, secret, tmp_path, way):
             read()
         assert str(error.value).startswith(f"{model / name} is a") and "cp -rL" in str(error.value)
     with pytest.raises(ModelError):
-        export(Request("triton", str(model), tmp_path / "out"))
+        export(ExportRequest("triton", str(model), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -193,7 +193,7 @@ def in_a_cache(model: Path, place: Path) -> Path:
 def test_a_cache_is_followed_inside_of_itself(model, secret, tmp_path):
     snapshot = in_a_cache(model, tmp_path / "hub")
     assert load_tokenizer(str(snapshot)).vocab_size == load_tokenizer(str(model)).vocab_size
-    export(Request("hf", str(snapshot), tmp_path / "hf"))
+    export(ExportRequest("hf", str(snapshot), tmp_path / "hf"))
     export_triton(snapshot, {}, tmp_path / "out")
     weights = tmp_path / "out/oarlock/1/model/model.safetensors"
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*")) and weights.stat().st_nlink == 2
@@ -253,8 +253,8 @@ def test_a_checkpoint_with_a_link_out_of_it_is_not_used(secret, tmp_path, capsys
     for read in (lambda: verify(folder), lambda: consolidate(folder, tmp_path / "out", 10**9, check=False)):
         with pytest.raises(CheckpointError, match=r"rank-00000\.safetensors is a link that leads out"):
             read()
-    assert newest_whole(tmp_path / "run") is None
-    assert "checkpoint-4 is not used: " in capsys.readouterr().out
+    assert find_newest_checkpoint(tmp_path / "run") is None
+    assert "checkpoint-4 is skipped: " in capsys.readouterr().out
 
 
 def test_consolidation_takes_what_the_manifest_lists(secret, tmp_path):
@@ -277,7 +277,7 @@ def test_names_for_the_time_of_writing_are_not_written_through(model, tmp_path, 
     (tmp_path / ".out.merged").symlink_to(secret.parent)
     adapter = make_adapter(model, tmp_path / "adapter")
     with pytest.raises(ModelError, match=r"\.out\.merged is in the way"):
-        export(Request("vllm", str(model), tmp_path / "out", (adapter,)))
+        export(ExportRequest("vllm", str(model), tmp_path / "out", (adapter,)))
     assert [path.name for path in secret.parent.iterdir()] == ["key"] and secret.read_text() == SECRET
     assert not (tmp_path / "out").exists()
 

@@ -102,7 +102,7 @@ def test_what_this_server_answers_goes_back_through_the_client(api):
         ({"temperature": 3}, "temperature", "temperature has to be at most 2; got 3"),
         ({"temperature": "hot"}, "temperature", 'a number; got "hot"'),
         ({"temperature": float("nan")}, None, "the request:1: NaN is not a JSON number"),
-        ({"temperature": 10**400}, None, "the request:1: a whole number of 401 digits"),
+        ({"temperature": 10**400}, None, "the request:1: an integer of 401 digits"),
         ({"top_p": 0}, "top_p", "above 0"),
         ({"top_k": -2}, "top_k", "at least -1"),
         ({"n": 0}, "n", "n has to be at least 1"),

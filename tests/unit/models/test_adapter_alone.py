@@ -64,7 +64,7 @@ def test_the_base_is_found_from_anywhere_and_asked_for_when_it_is_gone(place, mo
     for program, way_out in (
         (lambda: open_tuned("../out/lora"), "--base DIR"),
         (lambda: started(model_name_or_path="../out/lora"), "--model_name_or_path BASE --adapter_name_or_path ../out/lora"),
-        (lambda: chat._folders("../out/lora", None, place), "oarlock chat BASE --adapter ../out/lora"),
+        (lambda: chat._find_folders("../out/lora", None, place), "oarlock chat BASE --adapter ../out/lora"),
     ):  # fmt: skip
         with pytest.raises(
             ModelError, match="its base is recorded as 'models/a/base': there is no such folder"
@@ -101,14 +101,14 @@ def test_what_does_not_go_together_is_refused(place):
     with pytest.raises(ModelError, match=r"it is an adapter folder .*`oarlock merge --adapter out/lora"):
         local_folder("out/lora", with_weights=True)
     with pytest.raises(ModelError, match="only LoRA adapters can be talked with"):
-        chat._folders("out/prefix", None, place)
+        chat._find_folders("out/prefix", None, place)
 
 
 def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
     tools = Path("additional_chat_templates/tool_use.jinja")
     (Path("out/lora") / tools).parent.mkdir()
     (Path("out/lora") / tools).write_text(TEMPLATE + "{{ tools }}")
-    view, adapter = chat._folders("out/lora", None, place)
+    view, adapter = chat._find_folders("out/lora", None, place)
     assert adapter == Path("out/lora")
     assert (Path(view) / "chat_template.jinja").read_text() == TEMPLATE
     assert (Path(view) / tools).read_text() == TEMPLATE + "{{ tools }}"

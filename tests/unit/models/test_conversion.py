@@ -19,7 +19,7 @@ from helpers import make_tiny_model
 from oarlock.errors import ModelError
 from oarlock.export import convert as conversion
 from oarlock.export.convert import ConvertOptions, convert
-from oarlock.export.manifest import MANIFEST_FILE, changed_files, read_manifest, write_manifest
+from oarlock.export.manifest import MANIFEST_FILE, find_changed_files, read_manifest, write_manifest
 from oarlock.export.peft import export_peft
 from oarlock.model_config import hf_config
 from oarlock.model_config.hf_fields import WORDS
@@ -64,7 +64,7 @@ def without(*names):
     [
         (without("llama.layers.1.mlp.up_proj.weight"), r"1 of 21 weights \(llama.layers.1.mlp.up_proj.weight\) is missing"),
         (lambda a: a | {"llama.layers.7.mlp.up_proj.weight": np.zeros(3, "f4")}, r"llama.layers.7.mlp.up_proj.weight\) is left over"),
-        (lambda a: a | {"llama.norm.weight": np.zeros(3, "f4")}, r"llama.norm.weight is \[3\], config.json makes it \[32\]"),
+        (lambda a: a | {"llama.norm.weight": np.zeros(3, "f4")}, r"llama.norm.weight has shape \[3\], but by config.json it is \[32\]"),
     ],
 )  # fmt: skip
 def test_every_weight_once_or_nothing(llama, tmp_path, change, message):
@@ -97,7 +97,7 @@ def test_a_tied_head_has_to_be_the_embedding(tmp_path):
 
 
 def test_the_proof_stops_a_wrong_result(llama, tmp_path, monkeypatch):
-    true = conversion.converted_tensors
+    true = conversion.list_converted_tensors
 
     def wrong(*args):
         found = true(*args)
@@ -105,8 +105,8 @@ def test_the_proof_stops_a_wrong_result(llama, tmp_path, monkeypatch):
         found[3] = TensorSource(tensor.name, tensor.dtype, tensor.shape, lambda: -tensor.read()), stored
         return found
 
-    monkeypatch.setattr(conversion, "converted_tensors", wrong)
-    with pytest.raises(ModelError, match="proof: the converted model is not the source"):
+    monkeypatch.setattr(conversion, "list_converted_tensors", wrong)
+    with pytest.raises(ModelError, match="proof: the converted model differs from the source"):
         convert(llama, tmp_path / "out", "hf")
     assert not list(tmp_path.iterdir())
 
@@ -177,7 +177,7 @@ def test_qwen2_with_another_tokenizer_is_told_of(llama, tmp_path, capsys):
     from oarlock.export.tokenizer_files import write_tokenizer
 
     write_tokenizer(llama, "hf", "qwen2", tmp_path)
-    assert "does not cut text as Qwen2's own" in capsys.readouterr().out
+    assert "splits text differently from Qwen2's own" in capsys.readouterr().out
 
 
 def test_the_manifest_notices_every_change(tmp_path):
@@ -186,17 +186,17 @@ def test_the_manifest_notices_every_change(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "d").write_text("d")
     write_manifest(tmp_path, target="x", proof={"difference": 1e-7})
-    assert changed_files(tmp_path) == []
+    assert find_changed_files(tmp_path) == []
     content = read_manifest(tmp_path)
     assert content["target"] == "x" and set(content["files"]) == {"a", "b", "c", "sub/d"} and content["versions"]
     (tmp_path / "a").write_text("CONTENT of a")
     (tmp_path / "b").write_text("longer content of b")
     (tmp_path / "c").unlink()
-    problems = changed_files(tmp_path)
+    problems = find_changed_files(tmp_path)
     assert [problem.split()[0] for problem in problems] == ["a", "b", "c"] and len(set(problems)) == 3
     (tmp_path / MANIFEST_FILE).write_text("{}")
     with pytest.raises(ModelError, match="format and files are missing"):
-        changed_files(tmp_path)
+        find_changed_files(tmp_path)
 
 
 @given(data=st.data())

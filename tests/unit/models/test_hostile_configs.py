@@ -88,7 +88,7 @@ def test_every_field_that_paddlenlp_is_given_has_a_type():
         ({"model_type": "__init__"}, "model_type '__init__' is not supported"),
         ({"init_class": "BertModel"}, "architectures names 'BertModel'"),
         ({"init_args": 5}, "init_args must be a list"),
-        ({"init_args": [{"head_dim": "many"}]}, "head_dim must be a whole number"),
+        ({"init_args": [{"head_dim": "many"}]}, "head_dim must be an integer"),
         ({"num_attention_heads": 5}, "a hidden size of 32 can't be divided into 5 heads"),
         ({"num_key_value_heads": 3}, "4 heads can't share the keys of 3"),
         ({"num_attention_heads": 32, "num_key_value_heads": 32}, "heads of size 1: rotary embeddings need an even one"),

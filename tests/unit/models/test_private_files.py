@@ -13,7 +13,7 @@ from helpers import make_adapter
 from oarlock import files
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.export import export
-from oarlock.export.request import Request
+from oarlock.export.request import ExportRequest
 from oarlock.export.triton import export_triton
 from oarlock.files import new_folder
 from oarlock.merge.inputs import AdapterMix
@@ -49,7 +49,7 @@ def test_what_is_made_of_private_files_is_private(model, tmp_path, capsys):
         place = tmp_path / name
         convert(model, place / "hf", "hf", ConvertOptions(**options))
         merge(model, AdapterMix.open([adapter]), place / "merged", MergeOptions(**options))
-        export(Request("vllm", str(model), place / "vllm", proof=False))
+        export(ExportRequest("vllm", str(model), place / "vllm", proof=False))
         export_triton(model, {}, place / "triton")
         return list(place.iterdir())
 

@@ -89,10 +89,10 @@ def test_wrong_weight_folders(tmp_path):
     with pytest.raises(ModelError, match=r"pickle format that can run code.*--allow_pickle_weights"):
         WeightFolder.open(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(ModelError, match="not a safetensors file, or not all of one"):
+    with pytest.raises(ModelError, match="not a safetensors file, or a truncated one"):
         WeightFolder.open(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
-    with pytest.raises(ModelError, match=r"names gone.safetensors, which is not there"):
+    with pytest.raises(ModelError, match=r"names gone.safetensors, which does not exist"):
         WeightFolder.open(tmp_path)
     other = tmp_path / "other"
     LlamaForCausalLM(LlamaConfig(**(TINY_LLAMA | {"num_hidden_layers": 1}))).save_pretrained(

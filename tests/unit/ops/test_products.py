@@ -192,21 +192,21 @@ def test_a_resumed_run_keeps_its_library_or_says_so(libraries, capsys, recorded,
 
 
 def test_the_word_is_read_from_the_checkpoint_that_will_be_resumed(tmp_path):
-    from oarlock.train.checkpoint.resume import recorded_products
+    from oarlock.train.checkpoint.resume import read_recorded_matmul_library
 
     checkpoint = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None, overwrite_output_dir=False)
     config = SimpleNamespace(checkpoint=checkpoint, evaluation=SimpleNamespace(do_train=True))
-    assert recorded_products(config) is None
+    assert read_recorded_matmul_library(config) is None
     for step, library in ((2, "mkl"), (10, "onednn")):
         _write_checkpoint(tmp_path / f"checkpoint-{step}", step, library)
-    assert recorded_products(config) == "onednn"
+    assert read_recorded_matmul_library(config) == "onednn"
     (tmp_path / "checkpoint-10" / "manifest.json").write_text("{")  # damaged: the one before it will be taken
-    assert recorded_products(config) == "mkl"
+    assert read_recorded_matmul_library(config) == "mkl"
     checkpoint.resume_from_checkpoint = str(tmp_path / "checkpoint-2")
     (tmp_path / "checkpoint-10" / "manifest.json").unlink()
-    assert recorded_products(config) == "mkl"
+    assert read_recorded_matmul_library(config) == "mkl"
     checkpoint.overwrite_output_dir = True
-    assert recorded_products(config) is None
+    assert read_recorded_matmul_library(config) is None
 
 
 def _write_checkpoint(folder: Path, step: int, library: str) -> None:

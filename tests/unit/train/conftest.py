@@ -6,7 +6,7 @@ import pytest
 
 from helpers import write_checkpoint
 from oarlock.train.output.folder_guard import RUN_FILE
-from oarlock.train.output.lock import output_held
+from oarlock.train.output.lock import hold_output_lock
 
 # what happens to the folder of a run
 
@@ -15,7 +15,7 @@ from oarlock.train.output.lock import output_held
 def run(tmp_path):
     """A run in a folder with a checkpoint."""
     folder = tmp_path / "out"
-    with output_held(folder):
+    with hold_output_lock(folder):
         (folder / RUN_FILE).write_text("{}")
         write_checkpoint(folder / "checkpoint-2", 2)
         yield folder

@@ -12,8 +12,8 @@ import pytest
 from helpers import write_checkpoint
 from oarlock.errors import OutputLost, TrainingError
 from oarlock.train.output import folder_guard
-from oarlock.train.output.folder_guard import RUN_FILE, check_output, run_in, writing
-from oarlock.train.output.lock import LOCK_FILE, OutputLock, take
+from oarlock.train.output.folder_guard import RUN_FILE, check_output_dir, guard_run, guard_write
+from oarlock.train.output.lock import LOCK_FILE, OutputLock, acquire_lock
 from oarlock.train.output.lock_holder import Holder
 from oarlock.train.reporters.row_file import append_rows, read_rows
 from support.locks import write_lock
@@ -49,21 +49,21 @@ def taken_over(folder: Path) -> None:
     ("what", "expected", "left"),
     [
         (removed, "was removed", "There is no earlier"),
-        (emptied, "was emptied", "checkpoint-2 is whole; the same"),
-        (swept, "was emptied or replaced", "checkpoint-2 is whole; the same"),
+        (emptied, "was emptied", "checkpoint-2 is complete; the same"),
+        (swept, "was emptied or replaced", "checkpoint-2 is complete; the same"),
         (replaced, "was emptied or replaced", "There is no earlier"),
         (replaced_by_another_run, "was taken over by process 4000000 on elsewhere", "There is no earlier"),
-        (taken_over, "was taken over by process 7 on elsewhere", "checkpoint-2 is whole"),
+        (taken_over, "was taken over by process 7 on elsewhere", "checkpoint-2 is complete"),
     ],
 )
 def test_a_folder_that_is_lost(run, what, expected, left):
-    check_output(run)
+    check_output_dir(run)
     what(run)
-    sentence = rf"^--output_dir .*out {expected}.* while the run was going on. {left}"
+    sentence = rf"^--output_dir .*out {expected}.* during the run. {left}"
     with pytest.raises(OutputLost, match=sentence):
         append_rows(run / "metrics.jsonl", [{"step": 1}])
     assert not (run / "metrics.jsonl").exists()
-    with pytest.raises(OutputLost, match=sentence), writing(run, "x"):
+    with pytest.raises(OutputLost, match=sentence), guard_write(run, "x"):
         raise AssertionError("not begun")
 
 
@@ -79,9 +79,9 @@ def test_a_disk_that_takes_no_more(run, monkeypatch, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("os.write", short)
-    reason = {errno.ENOSPC: "no space left on the disk", errno.EROFS: "is read-only now", errno.EIO: "Input/output"}
+    reason = {errno.ENOSPC: "no space left on the disk", errno.EROFS: "has become read-only", errno.EIO: "Input/output"}
     with pytest.raises(
-        OutputLost, match=rf"metrics.jsonl could not be written: .*{reason[number]}.*checkpoint-2 is whole"
+        OutputLost, match=rf"metrics.jsonl could not be written: .*{reason[number]}.*checkpoint-2 is complete"
     ):
         append_rows(run / "metrics.jsonl", [{"step": 2, "loss": 1.0}])
     monkeypatch.undo()
@@ -99,13 +99,13 @@ def test_half_a_row_of_a_killed_run_is_cut_before_the_next(run):
 
 def test_errors_of_the_file_system_become_one_sentence(tmp_path):
     folder = tmp_path / "out"
-    with pytest.raises(OutputLost, match=r"run.json could not be written: .*There is no earlier"), run_in(folder):
+    with pytest.raises(OutputLost, match=r"run.json could not be written: .*There is no earlier"), guard_run(folder):
         raise PermissionError(errno.EACCES, "Permission denied", str(folder / "run.json"))
-    with pytest.raises(OutputLost, match=r"no space left on the disk of .*out"), run_in(folder):
+    with pytest.raises(OutputLost, match=r"no space left on the disk of .*out"), guard_run(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(FileNotFoundError), run_in(folder):
+    with pytest.raises(FileNotFoundError), guard_run(folder):
         raise FileNotFoundError(errno.ENOENT, "No such file", "/somewhere/else")
-    with pytest.raises(TrainingError, match="a process that reads data"), run_in(folder):
+    with pytest.raises(TrainingError, match="a process that reads data"), guard_run(folder):
         raise SystemError("(Fatal) DataLoader process (pid 7) exited is killed by signal: Killed.")
     assert not list(folder.iterdir())
 
@@ -113,15 +113,15 @@ def test_errors_of_the_file_system_become_one_sentence(tmp_path):
 def test_a_checkpoint_that_is_not_whole_is_not_named(run):
     write_checkpoint(run / "checkpoint-4", 4)
     (run / "checkpoint-4" / "tensors.json").unlink()
-    assert folder_guard.last_good_state(run).startswith("checkpoint-2 is whole")
+    assert folder_guard.describe_newest_checkpoint(run).startswith("checkpoint-2 is complete")
 
 
 def test_a_lock_is_not_of_the_processes_that_are_forked(tmp_path):
-    lock = take(tmp_path)
+    lock = acquire_lock(tmp_path)
     child = os.fork()
     if child == 0:
         OutputLock.release(lock)
         os._exit(0)
     os.waitpid(child, 0)
-    assert lock.lost() is None
+    assert lock.find_loss() is None
     lock.release()

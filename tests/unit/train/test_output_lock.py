@@ -16,15 +16,15 @@ from helpers import LLM
 from oarlock.environment.processes import process_start_time
 from oarlock.errors import EnvironmentProblem
 from oarlock.train.output import lock
-from oarlock.train.output.lock import LOCK_FILE, held_lock, output_held, take
+from oarlock.train.output.lock import LOCK_FILE, acquire_lock, current_lock, hold_output_lock
 from oarlock.train.output.lock_holder import Holder
 from support.locks import write_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from oarlock.train.output.lock import take
-lock = take(Path(sys.argv[1]))
+from oarlock.train.output.lock import acquire_lock
+lock = acquire_lock(Path(sys.argv[1]))
 print("have it", flush=True)
 time.sleep(600)
 """
@@ -47,7 +47,7 @@ def other(tmp_path):
 def test_times_that_are_none_hold_nothing(tmp_path, time):
     text = write_lock(tmp_path / "out", started=time).read_bytes()
     assert Holder.parse(text) is None
-    take(tmp_path / "out").release()
+    acquire_lock(tmp_path / "out").release()
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_the_second_says_who_has_it_and_touches_nothing(other, tmp_path):
     with pytest.raises(
         EnvironmentProblem, match=rf"out: process {other.pid} on {host} \(since 20.* is running in this"
     ):
-        take(folder)
+        acquire_lock(folder)
     assert {path: path.stat().st_ctime_ns for path in (folder, *folder.iterdir())} == before
 
 
@@ -78,11 +78,11 @@ def test_a_killed_one_is_taken_over(other, tmp_path, capsys, kernel, request):
     if not kernel:
         request.getfixturevalue("without_kernel_locks")
         with pytest.raises(EnvironmentProblem, match=f"process {other.pid} on"):
-            take(tmp_path / "out")
+            acquire_lock(tmp_path / "out")
     other.send_signal(signal.SIGKILL)
     other.wait()
-    lock = take(tmp_path / "out")
-    assert f"was in use by process {other.pid} on" in capsys.readouterr().out and lock.lost() is None
+    lock = acquire_lock(tmp_path / "out")
+    assert f"was held by process {other.pid} on" in capsys.readouterr().out and lock.find_loss() is None
     assert json.loads((tmp_path / "out" / LOCK_FILE).read_text())["pid"] == os.getpid()
     lock.release()
     assert not list((tmp_path / "out").iterdir())
@@ -92,10 +92,10 @@ def test_a_number_that_another_process_has_now_is_no_holder(tmp_path, without_ke
     """The number of a living process (the parent of this one), which began at another time."""
     me = Holder.this_process(0)
     write_lock(tmp_path, host=me.host, pid=os.getppid(), process_start=1)
-    take(tmp_path).release()
+    acquire_lock(tmp_path).release()
     write_lock(tmp_path, host=me.host, pid=os.getppid(), process_start=process_start_time(os.getppid()))
     with pytest.raises(EnvironmentProblem, match=f"process {os.getppid()} on"):
-        take(tmp_path)
+        acquire_lock(tmp_path)
 
 
 def test_the_lock_of_another_user(other, tmp_path, monkeypatch):
@@ -110,10 +110,10 @@ def test_the_lock_of_another_user(other, tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.open", deny)
     with pytest.raises(EnvironmentProblem, match=f"process {other.pid} on"):
-        take(tmp_path / "out")
+        acquire_lock(tmp_path / "out")
     other.kill()
     other.wait()
-    lock = take(tmp_path / "out")
+    lock = acquire_lock(tmp_path / "out")
     assert json.loads(path.read_text())["pid"] == os.getpid()
     lock.release()
 
@@ -121,11 +121,13 @@ def test_the_lock_of_another_user(other, tmp_path, monkeypatch):
 def test_another_host_is_given_two_minutes(tmp_path, capsys):
     for changes in ({}, {"boot": "another", "host": Holder.this_process(0).host}):
         path = write_lock(tmp_path, age=100, **changes)
-        with pytest.raises(EnvironmentProblem, match=r"sign of life 1\d\d s ago, is running .*after 120 s without one"):
-            take(tmp_path)
+        with pytest.raises(
+            EnvironmentProblem, match=r"last heartbeat 1\d\d s ago\) is running .*120 s after the last heartbeat"
+        ):
+            acquire_lock(tmp_path)
         assert sorted(tmp_path.iterdir()) == [path]
         write_lock(tmp_path, age=130, **changes)
-        take(tmp_path).release()
+        acquire_lock(tmp_path).release()
         assert "process 4000000 on" in capsys.readouterr().out
 
 
@@ -134,7 +136,7 @@ def test_clocks_that_differ_do_no_harm(tmp_path, monkeypatch):
     write_lock(tmp_path)
     monkeypatch.setattr("time.time", lambda: 4e9)
     with pytest.raises(EnvironmentProblem, match="is running"):
-        take(tmp_path)
+        acquire_lock(tmp_path)
 
 
 def test_a_lock_that_a_server_keeps_for_a_dead_host(other, tmp_path):
@@ -142,8 +144,8 @@ def test_a_lock_that_a_server_keeps_for_a_dead_host(other, tmp_path):
     path = tmp_path / "out" / LOCK_FILE
     stored = json.loads(path.read_text()) | {"host": "elsewhere", "heartbeat": "2001-01-01T00:00:00+00:00"}
     path.write_text(json.dumps(stored))
-    lock = take(tmp_path / "out")
-    assert lock.lost() is None
+    lock = acquire_lock(tmp_path / "out")
+    assert lock.find_loss() is None
     lock.release()
 
 
@@ -157,8 +159,10 @@ def test_something_else_in_place_of_the_lock(tmp_path, kind):
     else:
         (tmp_path / "victim").write_text("theirs")
         path.symlink_to(tmp_path / "victim" if kind == "link" else "/dev/zero")
-    with pytest.raises(EnvironmentProblem, match=r"not the lock file of a run.*remove it"):
-        take(tmp_path)
+    with pytest.raises(
+        EnvironmentProblem, match=r"not a lock file of a run.*delete it|a lock file is a regular file.*delete it"
+    ):
+        acquire_lock(tmp_path)
     assert kind != "link" or (tmp_path / "victim").read_text() == "theirs"
 
 
@@ -167,24 +171,24 @@ def test_a_lock_that_says_nothing(tmp_path, content, monkeypatch):
     """Its maker was killed before it wrote its name."""
     monkeypatch.setattr(lock, "_SETTLED_S", 0.05)
     (tmp_path / LOCK_FILE).write_bytes(content)
-    taken = take(tmp_path)
+    taken = acquire_lock(tmp_path)
     assert Holder.parse((tmp_path / LOCK_FILE).read_bytes()).pid == os.getpid()
     taken.release()
 
 
 def test_heartbeats_are_written_in_place(tmp_path):
-    lock = take(tmp_path)
+    lock = acquire_lock(tmp_path)
     before = (tmp_path / LOCK_FILE).read_bytes()
     os.utime(tmp_path / LOCK_FILE, (0, 0))
-    lock.beat()
+    lock.write_heartbeat()
     assert len((tmp_path / LOCK_FILE).read_bytes()) == len(before) and (tmp_path / LOCK_FILE).stat().st_mtime > 1e9
     lock.release()
 
 
 def test_inside_itself_and_in_other_ranks_nothing_is_taken(tmp_path, monkeypatch):
-    with output_held(tmp_path), output_held(tmp_path):
-        assert held_lock() is not None
-    assert held_lock() is None and not list(tmp_path.iterdir())
+    with hold_output_lock(tmp_path), hold_output_lock(tmp_path):
+        assert current_lock() is not None
+    assert current_lock() is None and not list(tmp_path.iterdir())
     monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
-    with output_held(tmp_path / "none"):
-        assert held_lock() is None and not (tmp_path / "none").exists()
+    with hold_output_lock(tmp_path / "none"):
+        assert current_lock() is None and not (tmp_path / "none").exists()

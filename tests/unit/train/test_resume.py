@@ -11,10 +11,10 @@ from helpers import flags, write_checkpoint
 from oarlock.config import FinetuneConfig, load_config
 from oarlock.config.load import flatten
 from oarlock.errors import CheckpointError
-from oarlock.train.checkpoint.manifest import list_checkpoints, newest_whole, read_manifest, verify
+from oarlock.train.checkpoint.manifest import find_newest_checkpoint, list_checkpoints, read_manifest, verify
 from oarlock.train.checkpoint.resume import find_resume_point
 from oarlock.train.checkpoint.writer import rotate
-from oarlock.train.output.folder_guard import reason
+from oarlock.train.output.folder_guard import explain_error
 from oarlock.train.reporters.row_file import cut_rows_after
 
 # manifests and checkpoints
@@ -41,12 +41,12 @@ def flip(path: Path) -> None:
     ("damage", "expected"),
     [
         (lambda f: flip(f / "rank-00000.safetensors"), "checksum differs"),
-        (lambda f: (f / "rank-00000.safetensors").write_bytes(b"short"), "has 5 bytes, the manifest says"),
+        (lambda f: (f / "rank-00000.safetensors").write_bytes(b"short"), "has 5 bytes, but the manifest says"),
         (lambda f: (f / "rank-00000.safetensors").unlink(), "is missing"),
-        (lambda f: (f / "manifest.json").unlink(), "never finished"),
+        (lambda f: (f / "manifest.json").unlink(), "an unfinished one"),
         (lambda f: (f / "manifest.json").write_text("{"), "not valid JSON"),
         (lambda f: (f / "manifest.json").write_text('{"format": 99}'), "format 99"),
-        (lambda f: (f / "manifest.json").write_text('{"format": 2}'), "format 2, this version reads 3"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 2}'), "format 2; this version reads format 3"),
     ],
 )
 def test_damage_is_named_and_the_one_before_is_used(tmp_path, capsys, damage, expected):
@@ -54,9 +54,9 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path, capsys, damage, ex
     damage(make_checkpoint(tmp_path, 10))
     with pytest.raises(CheckpointError, match=expected):
         verify(tmp_path / "checkpoint-10")
-    folder, manifest = newest_whole(tmp_path)
+    folder, manifest = find_newest_checkpoint(tmp_path)
     assert folder.name == "checkpoint-5" and manifest.step == 5
-    assert "checkpoint-10 is not used" in capsys.readouterr().out
+    assert "checkpoint-10 is skipped" in capsys.readouterr().out
 
 
 def config_for(output: Path, **options) -> FinetuneConfig:
@@ -127,9 +127,9 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path, keep, best, left):
 
 
 def test_reasons_of_a_failed_save(tmp_path):
-    assert "no space left on the disk" in reason(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
-    assert "no space left" in reason(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path)
-    assert reason(ValueError("odd"), tmp_path) == "odd"
+    assert "no space left on the disk" in explain_error(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
+    assert "no space left" in explain_error(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path)
+    assert explain_error(ValueError("odd"), tmp_path) == "odd"
 
 
 def test_rows_behind_a_checkpoint_are_cut(tmp_path):

@@ -12,7 +12,7 @@ from oarlock.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class AdminOptions:
-    """What to do with which model of which server."""
+    """Options of `oarlock admin`."""
 
     order: str = positional(choices=("status", "reload", "load", "unload", "keys"))
     """status: print the state as JSON; reload: load the model again from its folder while the old one still answers;

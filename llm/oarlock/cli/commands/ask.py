@@ -11,7 +11,7 @@ from oarlock.environment.paddle_import import import_paddle
 
 @dataclass(frozen=True, kw_only=True)
 class AskOptions:
-    """Which model answers which questions."""
+    """Options of `oarlock ask`."""
 
     model: str = positional(metavar="DIR")
     """Model folder or adapter folder."""

@@ -24,7 +24,7 @@ _SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
-    """With which model to talk, and how it chooses its words."""
+    """Options of `oarlock chat`."""
 
     model: str = positional(metavar="DIR")
     """Model folder or adapter folder."""
@@ -63,7 +63,7 @@ def _run(options: ChatOptions) -> int:
     )
     try:
         sampling.check()
-    except RequestRefused as error:  # of flags, here
+    except RequestRefused as error:  # here it is about flags
         raise ConfigError(str(error)) from error
     import_paddle()
     from oarlock.serve.chat import Chat
@@ -71,9 +71,9 @@ def _run(options: ChatOptions) -> int:
 
     with (
         tempfile.TemporaryDirectory(prefix="oarlock-chat-") as place,
-        contextlib.redirect_stdout(sys.stderr),  # what is said in loading is no answer
+        contextlib.redirect_stdout(sys.stderr),  # log lines of loading are not answers
     ):
-        model, adapter = _folders(options.model, options.adapter, Path(place))
+        model, adapter = _find_folders(options.model, options.adapter, Path(place))
         engine = Engine.load(
             model,
             {"chat": adapter} if adapter else {},
@@ -86,8 +86,8 @@ def _run(options: ChatOptions) -> int:
         engine.close(drain=False)
 
 
-def _folders(model: str, adapter: str | None, place: Path) -> tuple[str, Path | None]:
-    """Model and adapter; of an adapter folder alone, the base it was trained on with the adapter's own template."""
+def _find_folders(model: str, adapter: str | None, place: Path) -> tuple[str, Path | None]:
+    """Find the folders of model and adapter. For an adapter alone, that is its base with the adapter's own template."""
     from oarlock.peft.adapter_base import find_base, with_texts_of
     from oarlock.peft.open_adapter import open_lora
 
@@ -99,9 +99,9 @@ def _folders(model: str, adapter: str | None, place: Path) -> tuple[str, Path | 
 
 
 def talk(chat: Chat) -> int:
-    """Answer the lines of standard input until it ends; whether one of them could not be answered is the exit code."""
+    """Answer the lines of standard input until it ends. The exit code says whether an answer failed."""
     failed = False
-    for line in _lines():
+    for line in _read_lines():
         if line == "/quit":
             break
         if line == "/reset":
@@ -127,12 +127,12 @@ def _answer(chat: Chat, line: str) -> bool:
         return False
     print(flush=True)
     if chat.dropped > dropped:
-        print(f"(the context is full: the first {chat.dropped} question(s) are forgotten)", file=sys.stderr)
+        print(f"(the context is full: the first {chat.dropped} question(s) were dropped)", file=sys.stderr)
     return True
 
 
-def _lines() -> Iterator[str]:
-    """Of a person with a prompt, or of a pipe."""
+def _read_lines() -> Iterator[str]:
+    """Read lines from a terminal, with a prompt, or from a pipe."""
     if not sys.stdin.isatty():
         yield from (line.rstrip("\r\n") for line in sys.stdin)
         return

@@ -14,7 +14,7 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions:
-    """Which checkpoint, and how much of it."""
+    """Options of `oarlock checkpoint inspect`."""
 
     folder: str = positional(metavar="DIR")
     """Folder of the checkpoint."""
@@ -23,28 +23,28 @@ class InspectOptions:
 
 
 def _inspect(options: InspectOptions) -> int:
-    from oarlock.train.checkpoint.inspect import inspect_text
+    from oarlock.train.checkpoint.inspect import describe_checkpoint
 
-    print(inspect_text(options.folder, options.tensors))
+    print(describe_checkpoint(options.folder, options.tensors))
     return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """Which checkpoints."""
+    """Options of `oarlock checkpoint verify`."""
 
     folder: tuple[str, ...] = positional(metavar="DIR")
     """Folders of checkpoints."""
 
 
 def _verify(options: VerifyOptions) -> int:
-    from oarlock.train.checkpoint.manifest import unlisted, verify
+    from oarlock.train.checkpoint.manifest import list_unlisted_files, verify
 
     damaged = 0
     for folder in options.folder:
         try:
             manifest = verify(folder)
-            if more := unlisted(folder, manifest):
+            if more := list_unlisted_files(folder, manifest):
                 raise CheckpointError(
                     f"{folder}: {', '.join(more)}: not in the manifest, so added after the checkpoint was written. All "
                     "other files are complete. No run reads the added files; delete them or move them away"
@@ -60,7 +60,7 @@ def _verify(options: VerifyOptions) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ConsolidateOptions(ShardSize):
-    """From where to where."""
+    """Options of `oarlock checkpoint consolidate`."""
 
     folder: str = positional(metavar="DIR")
     """Folder of the checkpoint."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from oarlock.cli.flags import Command, positional
 from oarlock.launch.options import LaunchOptions
-from oarlock.package_files import ENTRYPOINTS, entrypoint_script
+from oarlock.package_files import ENTRYPOINTS, find_entrypoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchFlags(LaunchOptions):
-    """The options of a launch, and the script to start."""
+    """Options of `oarlock launch`, and the script to start."""
 
     script: str = positional(metavar="SCRIPT")
     """pretrain, finetune, or the path of a script with their options."""
@@ -22,7 +22,7 @@ class LaunchFlags(LaunchOptions):
 def _run(options: LaunchFlags) -> int:
     from oarlock.launch.run import launch
 
-    script = str(entrypoint_script(options.script)) if options.script in ENTRYPOINTS else options.script
+    script = str(find_entrypoint(options.script)) if options.script in ENTRYPOINTS else options.script
     return launch(options, script, options.arguments)
 
 

@@ -14,7 +14,7 @@ from oarlock.files import require_empty
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeOptions(ShardSize):
-    """Which model grows for which tokenizer."""
+    """Options of `oarlock resize`."""
 
     input: str = flag(metavar="DIR")
     """Model folder in either layout, or a hub name."""

@@ -37,7 +37,7 @@ _LIMITS = "limits of requests (default: those of the export's config.pbtxt)"
 
 @dataclass(frozen=True, kw_only=True)
 class ServeFlags:
-    """What is served, where, and for whom."""
+    """Options of `oarlock serve`."""
 
     folder: Path = positional(metavar="DIR")
     """Export of `--target triton`, model folder, or LoRA adapter folder."""
@@ -98,7 +98,7 @@ class ServeFlags:
 
 def _run(flags: ServeFlags) -> int:
     keep_private()
-    # It asks a running server for its keys, and would end one that still exports, which leaves the export behind.
+    # SIGHUP makes a running server read its keys again. Before that it would end the program and leave the export behind.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with lossy_output():
         return _serve_folder(flags)

@@ -100,7 +100,7 @@ def paddlenlp_tokenizer(folder: Path, config: Mapping[str, Any]) -> PretrainedTo
         raise ModelError(f"tokenizer {folder}: can't be loaded from this folder: {first_line(error)}") from error
     if max(tokenizer.get_vocab().values(), default=-1) >= len(tokenizer):
         names = ", ".join(found.resource_files_names.values())
-        raise ModelError(f"tokenizer {folder}: a token stands twice in {names}")
+        raise ModelError(f"tokenizer {folder}: a token appears twice in {names}")
     tokenizer.init_kwargs = {
         **{key: value for key, value in tokenizer.init_kwargs.items() if not str(value).startswith(checked)},
         "chat_template": config.get("chat_template"),

@@ -1,4 +1,4 @@
-"""The finished model (or adapter) as one folder, collected from all ranks one tensor at a time."""
+"""The trained model or adapter as one folder, gathered from all ranks one tensor at a time."""
 
 from __future__ import annotations
 
@@ -25,16 +25,14 @@ MERGED = "merged"
 
 
 def save_final_model(shards: LocalShards, files: ModelFiles, folder: Path) -> None:
-    """Collect the model on rank 0, which writes it: of ranks that hold the same values, one sends them.
-
-    Rank 0 holds one whole tensor and one shard at a time.
+    """Gather the model on rank 0, which writes it. Rank 0 holds one full tensor and one shard at a time.
 
     Raises:
-        ModelError: when it can't be written.
+        ModelError: if it can't be written.
     """
     mine = {shard.holding.name: shard for shard in shards if shard.writer and shard.elements}
     described = {
-        name: (_dtype(shard), Piece("", name, shard.holding.block, shard.flat)) for name, shard in mine.items()
+        name: (_dtype_name(shard), Piece("", name, shard.holding.block, shard.flat)) for name, shard in mine.items()
     }
     holders: dict[str, list[tuple[int, Piece]]] = {}
     dtypes: dict[str, str] = {}
@@ -59,7 +57,7 @@ def save_final_model(shards: LocalShards, files: ModelFiles, folder: Path) -> No
                 assert base is not None
                 save_adapter(tensors, method, base, files.tokenizer, files.template, folder)
         finally:
-            for name in order:  # what was not taken because of an error must still be received
+            for name in order:  # after an error, the rest must still be received
                 if name not in collector.collected:
                     collector.collect(name)
 
@@ -72,21 +70,21 @@ def save_final_model(shards: LocalShards, files: ModelFiles, folder: Path) -> No
 
 
 def merge_adapter(folder: Path, base: Path, allow_pickle: bool) -> None:
-    """Rank 0 adds the LoRA adapter in a folder to its base, as folder/merged; the others wait.
+    """On rank 0, merge the LoRA adapter in a folder into its base, as folder/merged; the other ranks wait.
 
     Raises:
-        ModelError: as oarlock.merge.merge says.
+        ModelError: as oarlock.merge.merge does.
     """
-    options = MergeOptions(allow_pickle=allow_pickle, replace=True)
-    run_on_all_ranks(lambda: _merge(folder, base, options), first_rank_only=True)
 
+    def merge_on_first_rank() -> None:
+        options = MergeOptions(allow_pickle=allow_pickle, replace=True)
+        merge(base, AdapterMix.open([folder]), folder / MERGED, options)
 
-def _merge(folder: Path, base: Path, options: MergeOptions) -> None:
-    merge(base, AdapterMix.open([folder]), folder / MERGED, options)
+    run_on_all_ranks(merge_on_first_rank, first_rank_only=True)
 
 
 class _Collector:
-    """On rank 0: whole tensors from the pieces of all ranks."""
+    """On rank 0: assembles full tensors from the shards of all ranks."""
 
     def __init__(
         self, mine: dict[str, LocalShard], holders: dict[str, list[tuple[int, Piece]]], dtypes: dict[str, str]
@@ -95,12 +93,12 @@ class _Collector:
         self.collected: set[str] = set()
 
     def collect(self, name: str) -> np.ndarray:
-        """The whole tensor (bfloat16 as its bits)."""
+        """Receive and assemble a tensor (bfloat16 as its bits in uint16)."""
         self.collected.add(name)
         whole: np.ndarray | None = None
         flats: dict[Block, np.ndarray] = {}
         for source, piece in self._holders[name]:
-            values = self._values(name, source, piece)
+            values = self._receive(name, source, piece)
             if whole is None:
                 whole = np.empty(piece.block.shape, values.dtype)
             if piece.flat is None:
@@ -113,7 +111,7 @@ class _Collector:
             block.put(flat.reshape(block.part_shape), whole)
         return whole
 
-    def _values(self, name: str, source: int, piece: Piece) -> np.ndarray:
+    def _receive(self, name: str, source: int, piece: Piece) -> np.ndarray:
         if source == rank():
             return self._mine[name].data.numpy()
         shape = [piece.flat[1] - piece.flat[0]] if piece.flat is not None else list(piece.block.part_shape)
@@ -122,5 +120,5 @@ class _Collector:
         return buffer.numpy()
 
 
-def _dtype(shard: LocalShard) -> str:
+def _dtype_name(shard: LocalShard) -> str:
     return str(shard.holding.tensor.dtype).rsplit(".", 1)[-1]

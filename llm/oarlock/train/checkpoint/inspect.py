@@ -1,8 +1,9 @@
-"""What `oarlock checkpoint` does."""
+"""Shows a checkpoint, and converts one to a model folder (`oarlock checkpoint`)."""
 
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from oarlock.model_config.generation_config import GENERATION_FILE
 from oarlock.models.folder_files import TEXT_FILES, copy_file, listed, readers_of
 from oarlock.peft.adapter_folder import ADAPTER_FILE, write_adapter_weights
 from oarlock.peft.open_adapter import read_adapter_file
-from oarlock.train.checkpoint.manifest import read_manifest, read_whole, verify
+from oarlock.train.checkpoint.manifest import read_complete_manifest, read_manifest, verify
 from oarlock.weights.safetensors_file import TensorSource
 from oarlock.weights.save import write_weights
 from oarlock.weights.shard_index import WEIGHTS
@@ -25,11 +26,11 @@ from oarlock.weights.sharded_store import PieceFolder
 logger = get_logger(__name__)
 
 
-def inspect_text(folder: str | Path, with_tensors: bool) -> str:
-    """Step, plan, sizes, and on request every tensor with its pieces.
+def describe_checkpoint(folder: str | Path, with_tensors: bool) -> str:
+    """Describe a checkpoint: step, plan, sizes, and optionally every tensor with its shards.
 
     Raises:
-        CheckpointError: when it is not a checkpoint.
+        CheckpointError: if the folder is not a checkpoint.
     """
     manifest = read_manifest(folder)
     with PieceFolder.open(folder) as pieces:
@@ -41,10 +42,10 @@ def inspect_text(folder: str | Path, with_tensors: bool) -> str:
             f"written by      {manifest.plan or 'an unknown plan'}",
             f"paddle          {manifest.versions.get('paddlepaddle', '?')}, "
             f"paddlenlp {manifest.versions.get('paddlenlp', '?')}",
-            *([f"products by     {matmul_library.TITLES.get(manifest.products, '?')}"] if manifest.products else []),
+            *([f"matmul library  {matmul_library.TITLES.get(manifest.products, '?')}"] if manifest.products else []),
         ]
         for name, entry in manifest.files.items():
-            what = "parts" if name.endswith(".safetensors") else "other files"
+            what = "shard files" if name.endswith(".safetensors") else "other files"
             files[what] += entry["bytes"]
             counts[what] += 1
         for what, size in files.items():
@@ -54,24 +55,24 @@ def inspect_text(folder: str | Path, with_tensors: bool) -> str:
             elements = sum(int(np.prod(pieces.shape(kind, name))) for name in names)
             stored = sum(len(pieces.where[f"{kind}/{name}"]) for name in names)
             lines.append(
-                f"{kind:15s} {len(names):,} tensors, {elements:,} elements of {_types(pieces, kind, names)}, "
-                f"in {stored:,} piece(s)"
+                f"{kind:15s} {len(names):,} tensors, {elements:,} elements of {_describe_dtypes(pieces, kind, names)}, "
+                f"in {stored:,} shard(s)"
             )
         if with_tensors:
             for key in sorted(pieces.where):
                 for path, piece in pieces.where[key]:
-                    lines.append(f"  {key} {_where(piece)} in {path.name}")
+                    lines.append(f"  {key} {_describe_range(piece)} in {path.name}")
     return "\n".join(lines)
 
 
-def _types(pieces: PieceFolder, kind: str, names: list[str]) -> str:
+def _describe_dtypes(pieces: PieceFolder, kind: str, names: list[str]) -> str:
     try:
         return " and ".join(sorted({pieces.dtype(kind, name) for name in names}))
     except CheckpointError as error:
-        return f"a type that can't be told ({error})"
+        return f"unknown type ({error})"
 
 
-def _where(piece: Any) -> str:
+def _describe_range(piece: Any) -> str:
     text = str(list(piece.block.shape))
     if piece.block.axis is not None:
         runs = ", ".join(f"{start}:{start + length}" for start, length in piece.block.runs)
@@ -80,43 +81,41 @@ def _where(piece: Any) -> str:
 
 
 def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, check: bool = True) -> None:
-    """Write the weights of a checkpoint as one model (or adapter) folder; memory holds one tensor at a time.
+    """Write the weights of a checkpoint as one model or adapter folder, with one tensor in memory at a time.
 
     Args:
-        max_shard_bytes: of a weight file.
-        check: verify the checksums of the checkpoint's files first (its manifest's own always is).
+        max_shard_bytes: largest size of a weight file.
+        check: verify the checksums of all files first (that of the manifest always is).
 
     Raises:
-        CheckpointError: when the checkpoint is damaged, or the output folder holds something or can't be written.
+        CheckpointError: if the checkpoint is damaged, or the output folder is not empty or can't be written.
     """
     folder, output = Path(folder), Path(output).resolve()
     if not is_vacant(output):
-        raise CheckpointError(f"{output} is not empty; give a folder that does not exist yet")
-    recorded = (verify if check else read_whole)(folder).files
+        raise CheckpointError(f"{output} is not empty; choose a folder that does not exist yet")
+    recorded = (verify if check else read_complete_manifest)(folder).files
     adapter = read_adapter_file(folder / ADAPTER_FILE, CheckpointError) if ADAPTER_FILE in recorded else None
     try:
-        with new_folder(output, readers_of(folder)) as partial:
+        with new_folder(output, readers_of(folder)) as building:
             with PieceFolder.open(folder) as pieces:
                 names = sorted(pieces.names(WEIGHTS))
                 sources = [
-                    TensorSource(name, pieces.dtype(WEIGHTS, name), pieces.shape(WEIGHTS, name), _reader(pieces, name))
+                    TensorSource(
+                        name, pieces.dtype(WEIGHTS, name), pieces.shape(WEIGHTS, name), partial(pieces.read, name)
+                    )
                     for name in names
                 ]
                 total = sum(source.num_bytes for source in sources)
                 with progress_bar(total, "consolidate", "B", unit_scale=True) as bar:
                     if adapter:
-                        write_adapter_weights(sources, adapter, partial, bar.update)
+                        write_adapter_weights(sources, adapter, building, bar.update)
                     else:
-                        write_weights(sources, partial, max_shard_bytes, bar.update)
+                        write_weights(sources, building, max_shard_bytes, bar.update)
             for path in listed(folder, (ADAPTER_FILE if adapter else "config.json", GENERATION_FILE, *TEXT_FILES)):
                 name = path.relative_to(folder)
                 if name.as_posix() in recorded:
-                    (partial / name).parent.mkdir(exist_ok=True)
-                    copy_file(folder, name, partial / name)
+                    (building / name).parent.mkdir(exist_ok=True)
+                    copy_file(folder, name, building / name)
     except OSError as error:
         raise CheckpointError(f"{output}: could not be written: {error.strerror or error}") from error
     logger.info(f"{len(names):,} tensors, {total / 1e6:,.1f} MB: {output}")
-
-
-def _reader(pieces: PieceFolder, name: str) -> Any:
-    return lambda: pieces.read(name)

@@ -1,4 +1,4 @@
-"""Load a checkpoint, written under any plan, into this rank's shards."""
+"""Loads a checkpoint, written under any plan, into this rank's shards."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ def load_weights(shards: LocalShards, checkpoint: Path) -> None:
     """Load every parameter of this rank before the model is wrapped.
 
     Raises:
-        CheckpointError: when the model and the checkpoint do not have the same weights.
+        CheckpointError: if the model and the checkpoint don't have the same weights.
     """
     with PieceFolder.open(checkpoint) as store:
         shards.check_names(store)
         for holding in shards.holdings:
-            set_parameter(holding.tensor, store.read_part(_kind(holding, store), holding.name, holding.block))
+            set_parameter(holding.tensor, store.read_part(_choose_kind(holding, store), holding.name, holding.block))
 
 
 def reload_weights(shards: LocalShards, checkpoint: Path) -> None:
-    """Load the weights after the model is wrapped; the optimizer states are left alone, so training can't go on."""
+    """Load the weights after the model is wrapped. The optimizer states don't change, so training can't continue."""
     with PieceFolder.open(checkpoint) as store:
         for shard in shards:
             holding = shard.holding
-            values = store.read_part(_kind(holding, store), holding.name, holding.block, shard.flat)
+            values = store.read_part(_choose_kind(holding, store), holding.name, holding.block, shard.flat)
             target = holding.tensor if shard.flat is None else holding.tensor.fw_storage
             set_parameter(target, shard.padded(values))
 
 
-def _kind(holding: Holding, store: PieceFolder) -> str:
-    """Float32 parameters come from the master weights where a half-precision run left some."""
+def _choose_kind(holding: Holding, store: PieceFolder) -> str:
+    """Choose the master weights of a half-precision run for float32 parameters, the weights otherwise."""
     exact = holding.tensor.dtype == paddle.float32 and f"{MASTER}/{holding.name}" in store.where
     return MASTER if exact else WEIGHTS
 
 
 def load_training_state(shards: LocalShards, resume: ResumePoint, lr_scheduler: Any, scaler: Any) -> None:
-    """Load what a run needs besides weights, after the model is wrapped: optimizer, learning rate, loss scaling.
+    """Load optimizer states, learning rate and loss scaling, after the model is wrapped.
 
     Args:
         scaler: GradScaler of fp16 loss scaling, or None.
@@ -55,16 +55,16 @@ def load_training_state(shards: LocalShards, resume: ResumePoint, lr_scheduler: 
     with PieceFolder.open(resume.folder) as store:
         _load_optimizer_states(shards, store, manifest.lr_scheduler)
     lr_scheduler.set_state_dict(manifest.lr_scheduler)
-    lr_scheduler.step(lr_scheduler.last_epoch)  # the rate of this run's schedule, not the one stored
+    lr_scheduler.step(lr_scheduler.last_epoch)  # the rate of this run's schedule, not the stored one
     if scaler is not None and manifest.loss_scaler:
         scaler.load_state_dict({name: np.asarray(value) for name, value in manifest.loss_scaler.items()})
 
 
 def _load_optimizer_states(shards: LocalShards, store: PieceFolder, lr_scheduler: Mapping[str, Any]) -> None:
-    """Load the states of the parameters this rank updates.
+    """Load the states of the parameters that this rank updates.
 
     Args:
-        lr_scheduler: its state_dict, without which the optimizer accepts no states.
+        lr_scheduler: state_dict of the schedule, without which the optimizer accepts no states.
     """
     inner = shards.optimizer
     kinds = [kind for kind in store.kinds if kind not in (WEIGHTS, MASTER)]

@@ -1,4 +1,4 @@
-"""This rank's shards of the model and of the optimizer states, as slices of whole tensors."""
+"""This rank's shards of the model and the optimizer states."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class LocalShard:
     """A parameter on this rank.
 
     Attributes:
-        holding: its name and slice of the whole tensor.
+        holding: name of the parameter, and its slice of the full tensor.
         flat: range of the flattened slice that stage 3 keeps on this rank; None without stage 3.
-        optimizer_name: under which the optimizer keeps its states.
-        owned: the optimizer of this rank updates it.
-        writer: this rank writes it into checkpoints (one of the ranks that hold the same values does).
+        optimizer_name: the parameter's name in the optimizer's state.
+        owned: the optimizer of this rank updates the parameter.
+        writer: this rank writes it into checkpoints (exactly one of the ranks with the same values does).
     """
 
     holding: Holding
@@ -64,13 +64,13 @@ class LocalShard:
 
 
 class LocalShards:
-    """The parameters on this rank that a checkpoint stores.
+    """The parameters on this rank that a checkpoint stores; iterating yields a LocalShard for each.
 
-    Made before the model is wrapped (stage 3 takes the parameters apart), and bound to model and optimizer after.
+    Create it before the model is wrapped (stage 3 flattens the parameters), and bind() it afterwards.
 
     Args:
-        model: this rank's, not wrapped.
-        trainable_only: checkpoints store only what is trained; the rest is the base model's.
+        model: this rank's model, not wrapped.
+        trainable_only: leave out frozen parameters, which belong to the base model.
     """
 
     def __init__(self, model: nn.Layer, plan: ParallelPlan, *, trainable_only: bool) -> None:
@@ -81,7 +81,7 @@ class LocalShards:
         self._optimizer: Any = None
 
     def bind(self, wrapped: Any, optimizer: Any) -> None:
-        """Set the wrapped model and its wrapped optimizer, which know which rank updates which parameter."""
+        """Set the wrapped model and optimizer, which know which rank updates which parameter."""
         self._wrapped, self._optimizer = wrapped, optimizer
 
     @property
@@ -95,10 +95,10 @@ class LocalShards:
             optimizer = inner
 
     def check_names(self, store: PieceFolder) -> None:
-        """Refuse a checkpoint that has weights this model lacks (a single pipeline stage can't tell).
+        """Refuse a checkpoint with weights that this model lacks (a single pipeline stage can't tell).
 
         Raises:
-            CheckpointError: naming them.
+            CheckpointError: naming the weights.
         """
         if self._plan.pipeline > 1:
             return
@@ -106,15 +106,14 @@ class LocalShards:
         if extra:
             shown = ", ".join(extra[:4]) + (", ..." if len(extra) > 4 else "")
             raise CheckpointError(
-                f"{store.folder}: {shown}: the model of this run has no such weight; go on with the configuration "
-                "that wrote the checkpoint"
+                f"{store.folder}: this run's model has no {shown}; resume with the configuration that wrote the "
+                "checkpoint"
             )
 
     def __iter__(self) -> Iterator[LocalShard]:
-        """The shards after bind()."""
         plan = self._plan
         at = plan.coordinates(rank())
-        owners = self._owners()
+        owners = self._find_owners()
         for i, holding in enumerate(self.holdings):
             parameter = holding.tensor
             once = (
@@ -123,14 +122,14 @@ class LocalShards:
                 and at.data == i % plan.data
             )
             if plan.sharding_strategy == "parameters" and getattr(parameter, "fw_storage", None) is not None:
-                yield LocalShard(holding, self._slice(parameter), f"{SLICE}{parameter.name}", True, once)
+                yield LocalShard(holding, self._find_slice(parameter), f"{SLICE}{parameter.name}", True, once)
                 continue
             owner = owners.get(parameter.name, i % plan.sharding)
             owned = at.sharding == owner if parameter.name in owners else True
             yield LocalShard(holding, None, parameter.name, owned, once and at.sharding == owner)
 
-    def _owners(self) -> dict[str, int]:
-        """Parameter -> sharding rank that updates it; empty where all ranks do."""
+    def _find_owners(self) -> dict[str, int]:
+        """Map a parameter to the sharding rank that updates it; empty if all ranks update all parameters."""
         match self._plan.sharding_strategy:
             case "none" | "parameters":
                 return {}
@@ -139,8 +138,8 @@ class LocalShards:
             case "optimizer" | "gradients_hooked":
                 return dict(self._optimizer._inner_opt._param2rank)
 
-    def _slice(self, parameter: Any) -> tuple[int, int]:
-        """This rank's range, cut at the parameter's end (Fleet pads the last slices)."""
+    def _find_slice(self, parameter: Any) -> tuple[int, int]:
+        """This rank's range of a flattened parameter, without the padding that Fleet appends."""
         start, stop = self._wrapped._param2buffer[parameter.name][self._wrapped._rank]
         size = int(np.prod(parameter.shape))
         return min(start, size), min(stop, size)
@@ -158,7 +157,7 @@ class LocalShards:
                 tensor = next((table[name] for name in names if name in table), None)
                 if tensor is None:
                     continue
-                if tensor._numel() == 1 != shard.elements:  # powers of beta: one number per parameter
+                if tensor._numel() == 1 != shard.elements:  # powers of beta, one number per parameter
                     if shard.flat is None or shard.flat[0] == 0:
                         yield Piece(kind, holding.name, Block(tuple(tensor.shape))), tensor
                     continue

@@ -1,8 +1,7 @@
-"""A checkpoint's manifest: what the checkpoint is, and the size and checksum of every file.
+"""A checkpoint's manifest: the state of the run, and the size and checksum of every file.
 
-A folder without a manifest that fits is not a checkpoint. The manifest is written last, inside a folder with another
-name; the rename of that folder is the moment the checkpoint begins to exist. It carries a checksum of itself, so that
-every byte of the folder is covered.
+A folder without a valid manifest is not a checkpoint. The manifest is written last, into a folder with a temporary
+name; renaming that folder creates the checkpoint. The manifest carries its own checksum, so every byte is covered.
 """
 
 from __future__ import annotations
@@ -48,33 +47,33 @@ TRAINER_STATE = "trainer_state.json"
 FORMAT = 3
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 _HEX = re.compile(r"[0-9a-f]{64}")
-_NEEDED = (INDEX, TRAINER_STATE)  # what a run can't go on without
+_NEEDED = (INDEX, TRAINER_STATE)  # no run can resume without them
 _HASHED_AT_ONCE = 8
 _LARGEST_BATCH = 1 << 24  # samples of an optimizer step, over all ranks
 
 
 @dataclass
 class Manifest:
-    """What a checkpoint holds besides tensors.
+    """The state of a run besides its tensors, and the files of its checkpoint.
 
     Attributes:
         step: optimizer steps done.
-        samples: samples consumed, over all ranks: the data position.
-        seed: the run's; random numbers of step n are seeded from (seed, n), so this and `step` are all their state.
+        samples: samples consumed over all ranks, which is the data position.
+        seed: the run's seed. Random numbers of step n are seeded from (seed, n), so no generator state is kept.
         lr_scheduler: its state_dict.
         loss_window: sum of the step losses since the last log row (None: not finite), and their number.
         config: the run's options.
-        data_fingerprint: of the training data.
+        data_fingerprint: fingerprint of the training data.
         loss_scaler: state of fp16 loss scaling, or None.
-        base: name and fingerprint of the frozen model, where only an adapter is trained and saved.
-        best: the best evaluation so far; its "name" is its checkpoint beside this one.
-        owes_evaluation: SIGTERM took the evaluation of this step; a resumed run begins with it.
-        planned_steps: of the whole run when it was written.
-        plan: that wrote it, in words; any other reads it.
-        versions: packages that wrote it.
-        products: the library that multiplied matrices (see oarlock.environment.matmul_library); "" on a GPU.
-        files: name -> {"bytes", "sha256"}, of every file but the manifest.
-        sha256: of the manifest before this field, which is its last.
+        base: name and fingerprint of the frozen model, if only an adapter is trained and saved.
+        best: the best evaluation so far; its "name" is the name of its checkpoint.
+        owes_evaluation: SIGTERM interrupted the evaluation of this step; a resumed run starts with it.
+        planned_steps: length of the run when the checkpoint was written.
+        plan: description of the parallel plan that wrote it; any plan can read it.
+        versions: versions of the packages that wrote it.
+        products: the matrix multiplication library (see oarlock.environment.matmul_library); "" on a GPU.
+        files: name -> {"bytes", "sha256"} of every file except the manifest.
+        sha256: checksum of the manifest up to this field, which is the last one.
     """
 
     step: Count
@@ -97,13 +96,13 @@ class Manifest:
     sha256: str = ""
 
     def seal(self, folder: Path, known: Mapping[str, FileRecord] | None = None) -> None:
-        """Record every file of the folder, have the disk hold them, and write the manifest.
+        """Record every file of the folder, sync them to disk, and write the manifest.
 
         Args:
-            known: files whose checksums were taken when they were written.
+            known: files whose checksums were computed while they were written.
 
         Raises:
-            CheckpointError: when one of those is gone.
+            CheckpointError: if one of those is missing.
         """
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             name = path.relative_to(folder).as_posix()
@@ -113,7 +112,7 @@ class Manifest:
             settle_file(path)
             self.files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         if lost := sorted(set(known or ()) - set(self.files)):
-            raise CheckpointError(f"{folder / lost[0]} is no longer there")
+            raise CheckpointError(f"{folder / lost[0]} is missing")
         content = asdict(self)
         del content[SEAL]
         loss, steps = self.loss_window
@@ -123,55 +122,55 @@ class Manifest:
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a checkpoint folder.
+    """Read the manifest of a checkpoint folder.
 
     Raises:
-        CheckpointError: when it is missing, not byte for byte what was written, or of another format.
+        CheckpointError: if it is missing, was changed after it was written, or has another format.
     """
     check_links(folder, error=CheckpointError)
     path = Path(folder) / MANIFEST
     if is_missing(path):
-        raise CheckpointError(f"{folder}: no {MANIFEST}: not a checkpoint, or one that was never finished")
+        raise CheckpointError(f"{folder}: no {MANIFEST}: not a checkpoint, or an unfinished one")
     content = read_bytes(path, limit=INDEX_BYTES, what="manifest", error=CheckpointError)
     if not is_sealed(content):
         _refuse_other_formats(content, path)
     check_seal(content, str(path), CheckpointError)
     manifest = parse_json(content, str(path), Manifest, error=CheckpointError, limit=INDEX_BYTES, extra="forbid")
     if manifest.format != FORMAT:
-        raise CheckpointError(f"{path}: format {manifest.format}, this version reads {FORMAT}")
+        raise CheckpointError(f"{path}: format {manifest.format}; this version reads format {FORMAT}")
     if manifest.samples > manifest.step * _LARGEST_BATCH:
-        raise CheckpointError(f"{path}: {manifest.samples:,} samples are more than {manifest.step:,} steps take")
+        raise CheckpointError(f"{path}: {manifest.step:,} steps can't consume {manifest.samples:,} samples")
     _check_names(manifest, path)
-    manifest.config = _options(manifest, path)
+    manifest.config = _convert_options(manifest, path)
     return manifest
 
 
 def _refuse_other_formats(content: bytes, path: Path) -> None:
-    """Name the format of a manifest without a checksum where it is the earlier one's, or none."""
+    """Name the format of a manifest without a checksum, unless it is this version's."""
     found = parse_json(content, str(path), error=CheckpointError, limit=INDEX_BYTES)
     if isinstance(found, dict) and found.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: format {found.get('format')}, this version reads {FORMAT}, whose manifests carry a checksum of "
-            "themselves"
+            f"{path}: format {found.get('format')}; this version reads format {FORMAT}, whose manifests have their own "
+            "checksum"
         )
 
 
 def _check_names(manifest: Manifest, path: Path) -> None:
-    """Refuse names that are no files of the folder, and a list that leaves out what a run needs."""
+    """Refuse names outside the folder, and a list without the files that a run needs."""
     for name, entry in manifest.files.items():
         parts = PurePosixPath(name).parts
         plain = name == "/".join(parts) and "\\" not in name and not {"..", "/"} & set(parts)
         if not plain or name == MANIFEST or not _HEX.fullmatch(entry["sha256"]):
-            raise CheckpointError(f"{path}: {name!r} can't be the name and checksum of a file in this folder")
+            raise CheckpointError(f"{path}: {name!r} is not a valid file name with a checksum")
     if missing := [name for name in _NEEDED if name not in manifest.files]:
-        raise CheckpointError(f"{path}: its list of files lacks {' and '.join(missing)}")
+        raise CheckpointError(f"{path}: {' and '.join(missing)} missing from its list of files")
     best = manifest.best["name"] if manifest.best else None
     if best is not None and not _NAME.fullmatch(best):
-        raise CheckpointError(f"{path}: the best checkpoint can't have the name {best!r}")
+        raise CheckpointError(f"{path}: {best!r} is not a valid name of the best checkpoint")
 
 
-def _options(manifest: Manifest, path: Path) -> dict[str, Any]:
-    """The options as they were; those that this version does not know as they stand there."""
+def _convert_options(manifest: Manifest, path: Path) -> dict[str, Any]:
+    """The run's options, converted and checked. Options that this version does not know are kept unchanged."""
     specs: dict[str, OptionSpec] = {**option_specs(PretrainConfig), **option_specs(FinetuneConfig)}
     values: dict[str, Any] = dict(manifest.config)
     for name, value in manifest.config.items():
@@ -187,17 +186,17 @@ def _options(manifest: Manifest, path: Path) -> dict[str, Any]:
 
 
 def verify(folder: str | Path) -> Manifest:
-    """Check a checkpoint: its manifest, every file against it, and that they fit each other.
+    """Verify a checkpoint: its manifest, the checksum of every file, and that the files are consistent.
 
-    Files that the manifest does not list are not looked at, and nothing reads them (see unlisted()).
+    Files that the manifest does not list are ignored here and everywhere (see list_unlisted_files()).
 
     Raises:
-        CheckpointError: naming the first file that is missing, differs or is no regular file.
+        CheckpointError: naming the first file that is missing, was changed or is not a regular file.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     if (match := _NAME.fullmatch(folder.name)) and int(match.group(1)) != manifest.step:
-        raise CheckpointError(f"{folder}: its manifest is of step {manifest.step:,}")
+        raise CheckpointError(f"{folder}: its manifest belongs to step {manifest.step:,}")
     for name, expected in manifest.files.items():
         _check_file(folder, name, expected["bytes"])
     with ThreadPoolExecutor(min(_HASHED_AT_ONCE, available_cores())) as pool:
@@ -215,7 +214,7 @@ def verify(folder: str | Path) -> Manifest:
     state = read_json(folder / TRAINER_STATE, TrainerStateFile, error=CheckpointError, extra="forbid")
     if state.global_step != manifest.step:
         raise CheckpointError(
-            f"{folder / TRAINER_STATE}: step {state.global_step:,}, the manifest says {manifest.step:,}"
+            f"{folder / TRAINER_STATE}: step {state.global_step:,}, but the manifest says {manifest.step:,}"
         )
     with PieceFolder.open(folder) as pieces:
         pieces.check(manifest.files)
@@ -223,7 +222,7 @@ def verify(folder: str | Path) -> Manifest:
 
 
 def _check_file(folder: Path, name: str, size: int) -> None:
-    """A regular file of that size, and no link on the way to it."""
+    """Refuse anything but a regular file of that size, and links on the way to it."""
     path, found = folder, os.stat_result([0] * 10)
     for part in PurePosixPath(name).parts:
         path = path / part
@@ -232,18 +231,18 @@ def _check_file(folder: Path, name: str, size: int) -> None:
         except (OSError, ValueError):
             raise CheckpointError(f"{folder / name} is missing") from None
         if stat.S_ISLNK(found.st_mode):
-            raise CheckpointError(f"{path} is a link; a checkpoint is made of files alone")
+            raise CheckpointError(f"{path} is a link; a checkpoint contains only regular files")
     if not stat.S_ISREG(found.st_mode):
         raise CheckpointError(f"{path} is not a regular file")
     if found.st_size != size:
-        raise CheckpointError(f"{path} has {found.st_size:,} bytes, the manifest says {size:,}")
+        raise CheckpointError(f"{path} has {found.st_size:,} bytes, but the manifest says {size:,}")
 
 
-def read_whole(folder: Path) -> Manifest:
-    """The manifest of a checkpoint that has all its files; what is in them is not read (see verify()).
+def read_complete_manifest(folder: Path) -> Manifest:
+    """Read the manifest, and check that all files exist with the right size. Checksums are left to verify().
 
     Raises:
-        CheckpointError: naming the first that is missing, of another size or no regular file.
+        CheckpointError: naming the first file that is missing, has another size or is not a regular file.
     """
     manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
@@ -251,17 +250,17 @@ def read_whole(folder: Path) -> Manifest:
     return manifest
 
 
-def looks_whole(folder: Path) -> bool:
-    """Whether read_whole() refuses nothing."""
+def is_complete(folder: Path) -> bool:
+    """Tell whether read_complete_manifest() accepts a folder."""
     try:
-        read_whole(folder)
+        read_complete_manifest(folder)
     except CheckpointError:
         return False
     return True
 
 
-def unlisted(folder: str | Path, manifest: Manifest) -> list[str]:
-    """Names in a checkpoint folder that its manifest does not list: put there later, and read by nothing."""
+def list_unlisted_files(folder: str | Path, manifest: Manifest) -> list[str]:
+    """Names in a checkpoint folder that its manifest does not list; they were added later, and nothing reads them."""
     folder = Path(folder)
     found = []
     for place, folders, files in os.walk(folder):
@@ -271,12 +270,11 @@ def unlisted(folder: str | Path, manifest: Manifest) -> list[str]:
 
 
 def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
-    """Where the checkpoint of a step is, if it was written."""
     return Path(output_dir) / f"checkpoint-{step}"
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """checkpoint-N folders, newest first."""
+    """The checkpoint-N folders, newest first."""
     found = []
     for path in Path(output_dir).glob("checkpoint-*"):
         match = _NAME.fullmatch(path.name)
@@ -285,15 +283,17 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def newest_whole(output_dir: str | Path) -> tuple[Path, Manifest] | None:
-    """The newest checkpoint that verifies; damaged ones are named and passed over."""
+def find_newest_checkpoint(output_dir: str | Path) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint that passes verify(); damaged ones are reported and skipped."""
     for path in list_checkpoints(output_dir):
         try:
             manifest = verify(path)
         except CheckpointError as error:
-            logger.info(f"checkpoint {path.name} is not used: {error}")
+            logger.info(f"checkpoint {path.name} is skipped: {error}")
             continue
-        if more := unlisted(path, manifest):
-            logger.info(f"{path.name} holds what its manifest does not list, and no run reads: {', '.join(more[:4])}")
+        if more := list_unlisted_files(path, manifest):
+            logger.info(
+                f"{path.name} contains files that its manifest does not list; they are ignored: {', '.join(more[:4])}"
+            )
         return path, manifest
     return None

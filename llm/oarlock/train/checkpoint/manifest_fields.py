@@ -1,4 +1,4 @@
-"""The fields of a checkpoint's manifest, and of the state that the Trainer reads beside it."""
+"""Types of the fields of a checkpoint's manifest and of trainer_state.json."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Count = Annotated[int, Ge(0), Le(1 << 53)]  # beyond any run, and far from overf
 
 
 class FileEntry(TypedDict):
-    """What a manifest says of a file."""
+    """Size and checksum of a file."""
 
     bytes: Count
     sha256: Annotated[str, Len(64, 64)]
 
 
 class SchedulerState(TypedDict):
-    """Of the learning rate's schedule."""
+    """State of the learning rate schedule."""
 
     last_epoch: Count
     last_lr: float
 
 
 class ScalerState(TypedDict):
-    """Of fp16 loss scaling."""
+    """State of fp16 loss scaling (GradScaler)."""
 
     scale: Annotated[list[float], Len(1, 1)]
     incr_ratio: float
@@ -49,7 +49,7 @@ class BestState(TypedDict):
 
 
 class BaseState(TypedDict):
-    """The frozen model beside what is trained."""
+    """The frozen model that an adapter was trained on."""
 
     name: str
     fingerprint: str
@@ -57,7 +57,7 @@ class BaseState(TypedDict):
 
 @dataclass
 class TrainerStateFile:
-    """What the Trainer reads of its own state (paddlenlp's TrainerState)."""
+    """The fields of PaddleNLP's TrainerState, which the Trainer reads on resume."""
 
     global_step: Count
     epoch: float | None = None

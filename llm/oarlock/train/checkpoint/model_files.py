@@ -1,4 +1,4 @@
-"""The files of a model (or adapter) folder besides its weights."""
+"""The files of a model or adapter folder other than weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What a folder needs besides weights to be a complete model or adapter.
+    """Everything besides weights that makes a folder a model or adapter.
 
     Attributes:
         config: the model's PretrainedConfig.
-        tokenizer: None if there is none to save.
+        tokenizer: the tokenizer, or None if there is none to save.
         generation: content of generation_config.json.
-        method, base: of fine-tuning that trains an adapter; None if all weights are trained.
+        method, base: fine-tuning method and base model of an adapter; None if all weights are trained.
     """
 
     config: Any

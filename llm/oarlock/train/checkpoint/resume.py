@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and whether it may."""
+"""Finds the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_r
 from oarlock.train.checkpoint.manifest import (
     Manifest,
     checkpoint_folder,
+    find_newest_checkpoint,
     list_checkpoints,
-    newest_whole,
     read_manifest,
     verify,
 )
@@ -32,63 +32,67 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A verified checkpoint to go on from."""
+    """A verified checkpoint to resume from."""
 
     folder: Path
     manifest: Manifest
 
 
 def find_resume_point(config: RunConfig, data_fingerprint: str, base: Base | None = None) -> ResumePoint | None:
-    """Where this run goes on, None for a new one.
+    """Find the checkpoint to resume from; None for a new run.
 
-    --resume_from_checkpoint names it; otherwise the newest whole checkpoint in output_dir is used if it is of the
-    same configuration and data. --overwrite_output_dir deletes what is there.
+    --resume_from_checkpoint names it. Otherwise the newest valid checkpoint in output_dir is used, if it has the same
+    configuration and data. --overwrite_output_dir deletes the run in output_dir.
 
-    Without --do_train nothing is resumed: the model that was named is evaluated.
+    Without --do_train nothing is resumed: the named model is evaluated.
 
     Raises:
-        CheckpointError: naming what differs, when output_dir holds another run.
+        CheckpointError: if output_dir contains a different run, listing the differences.
     """
     if not config.evaluation.do_train:
         return None
     checkpoint = config.checkpoint
     output_dir = Path(checkpoint.output_dir)
-    run_on_all_ranks(lambda: _remove_leftovers(output_dir), first_rank_only=True)
+    run_on_all_ranks(lambda: _delete_leftovers(output_dir), first_rank_only=True)
     if checkpoint.overwrite_output_dir:
-        run_on_all_ranks(lambda: _clear_run(output_dir), first_rank_only=True)
+        run_on_all_ranks(lambda: _delete_run(output_dir), first_rank_only=True)
         return None
     chosen: list[ResumePoint | None] = []
     run_on_all_ranks(lambda: chosen.append(_choose(config, data_fingerprint, base)), first_rank_only=True)
     point = chosen[0] if chosen else None
-    told = all_gather_objects((point.manifest.step, point.manifest.sha256) if point else None)[0]
-    run_on_all_ranks(lambda: chosen.extend([] if chosen else [_of_first_rank(config, told)]))
+    choice = all_gather_objects((point.manifest.step, point.manifest.sha256) if point else None)[0]
+    run_on_all_ranks(lambda: chosen.extend([] if chosen else [_open_choice(config, choice)]))
     return chosen[0]
 
 
-def _of_first_rank(config: RunConfig, told: tuple[int, str] | None) -> ResumePoint | None:
-    """The checkpoint that rank 0 chose, in this rank's own folder: no path comes from another rank. The checksums of
-    its files are rank 0's to take.
+def _open_choice(config: RunConfig, choice: tuple[int, str] | None) -> ResumePoint | None:
+    """Open the checkpoint that rank 0 chose and verified, by this rank's own path: ranks never exchange paths.
 
     Args:
-        told: step and checksum of its manifest; None where rank 0 found none.
+        choice: step and checksum of its manifest; None if rank 0 chose none.
 
     Raises:
-        CheckpointError: when it is not there, or another one.
+        CheckpointError: if it is missing or differs.
     """
-    if told is None:
+    if choice is None:
         return None
-    step, digest = told
+    step, digest = choice
     checkpoint = config.checkpoint
     folder = Path(checkpoint.resume_from_checkpoint or checkpoint_folder(checkpoint.output_dir, int(step)))
     manifest = read_manifest(folder)
     if (manifest.step, manifest.sha256) != (step, digest):
-        raise CheckpointError(f"{folder}: not the checkpoint that rank 0 goes on from; --output_dir has to be shared")
+        raise CheckpointError(f"{folder}: not the checkpoint that rank 0 resumes from; --output_dir has to be shared")
     return ResumePoint(folder, manifest)
 
 
-def recorded_products(config: RunConfig) -> str | None:
-    """The library that multiplied matrices in the checkpoint that this run will likely go on from ("" where it does not
-    say so), None without one. For the start, before anything is multiplied; find_resume_point has the word later."""
+def read_recorded_matmul_library(config: RunConfig) -> str | None:
+    """The matrix multiplication library of the checkpoint that this run will probably resume from.
+
+    It is needed before the first multiplication, long before find_resume_point() makes the choice.
+
+    Returns:
+        "" if the checkpoint does not name one; None without a checkpoint.
+    """
     checkpoint = config.checkpoint
     if not config.evaluation.do_train or checkpoint.overwrite_output_dir:
         return None
@@ -106,27 +110,29 @@ def _choose(config: RunConfig, data_fingerprint: str, base: Base | None) -> Resu
     if checkpoint.resume_from_checkpoint:
         folder = Path(checkpoint.resume_from_checkpoint)
         manifest = verify(folder)
-        differing = differences(config, manifest, data_fingerprint, base)
+        differing = find_differences(config, manifest, data_fingerprint, base)
         if differing:
-            logger.info(f"{folder} is of another configuration, as you asked: {'; '.join(differing)}")
+            logger.info(f"{folder} has a different configuration; resuming as requested: {'; '.join(differing)}")
         return ResumePoint(folder, manifest)
-    found = newest_whole(output_dir)
+    found = find_newest_checkpoint(output_dir)
     if found is None:
         return None
     folder, manifest = found
-    differing = differences(config, manifest, data_fingerprint, base)
+    differing = find_differences(config, manifest, data_fingerprint, base)
     if differing:
         listing = "".join(f"\n  - {line}" for line in differing)
         raise CheckpointError(
-            f"{output_dir} holds another run (its {folder.name} differs in {len(differing)} point(s)):{listing}\n"
-            "Choose another --output_dir, start anew with --overwrite_output_dir (deletes that run), or go on from it "
-            f"all the same with --resume_from_checkpoint {folder}"
+            f"{output_dir} contains a different run ({folder.name} differs in {len(differing)} point(s)):{listing}\n"
+            "Choose another --output_dir, start over with --overwrite_output_dir (deletes that run), or resume from it "
+            f"anyway with --resume_from_checkpoint {folder}"
         )
     return ResumePoint(folder, manifest)
 
 
-def differences(config: RunConfig, manifest: Manifest, data_fingerprint: str, base: Base | None = None) -> list[str]:
-    """What stops a silent resume: options that change what is learnt, and the data."""
+def find_differences(
+    config: RunConfig, manifest: Manifest, data_fingerprint: str, base: Base | None = None
+) -> list[str]:
+    """List what prevents an automatic resume: changed data, base model, and options that affect the result."""
     now, specs = flatten(config), option_specs(type(config))
     lines = [
         f"{name} was {manifest.config.get(name)!r}, is {now[name]!r}"
@@ -140,13 +146,13 @@ def differences(config: RunConfig, manifest: Manifest, data_fingerprint: str, ba
     return lines
 
 
-def _remove_leftovers(output_dir: Path) -> None:
-    """Unfinished saves and half-deleted checkpoints of a killed process."""
+def _delete_leftovers(output_dir: Path) -> None:
+    """Delete unfinished saves and half-deleted checkpoints of a killed process."""
     for path in (*output_dir.glob(".checkpoint-*.partial"), *output_dir.glob(".checkpoint-*.deleted")):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _clear_run(output_dir: Path) -> None:
+def _delete_run(output_dir: Path) -> None:
     checkpoints = list_checkpoints(output_dir)
     for path in checkpoints:
         delete_folder(path)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written next to their final place, then renamed, so that each is complete or absent.
+"""Checkpoints of a run: written into a temporary folder, then renamed, so that each is complete or absent.
 
 The tensors are in one safetensors file per rank (see oarlock.weights.sharded_store); everything else a run needs is in
 the manifest. No pickle is ever read, nothing is gathered to write it, and any plan can resume from it.
@@ -25,7 +25,7 @@ from oarlock.train.checkpoint.manifest import TRAINER_STATE, Manifest, checkpoin
 from oarlock.train.checkpoint.manifest_fields import BestState, ScalerState
 from oarlock.train.checkpoint.model_files import ModelFiles
 from oarlock.train.checkpoint.pending_save import PendingSave, delete_folder
-from oarlock.train.output.folder_guard import check_output, last_good_state, reason
+from oarlock.train.output.folder_guard import check_output_dir, describe_newest_checkpoint, explain_error
 from oarlock.versions import package_versions
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ logger = get_logger(__name__)
 
 
 class CheckpointWriter:
-    """Writes output_dir/checkpoint-<step>, and deletes the oldest ones.
+    """Writes output_dir/checkpoint-<step>, and deletes the oldest checkpoints.
 
     Args:
-        shards: what this rank writes.
+        shards: the parameters and optimizer states on this rank.
         files: the files that make the checkpoint a model folder.
-        config: of the run. With --async_save the state is copied and written while training goes on.
-        data_fingerprint: of the training data.
+        config: the run's. With --async_save the state is copied, and written while training continues.
+        data_fingerprint: fingerprint of the training data.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class CheckpointWriter:
 
         Args:
             state: PaddleNLP's TrainerState.
-            window_loss: sum of the step losses since the last log row, mean over the ranks.
+            window_loss: sum of the step losses since the last log row, averaged over the ranks.
             scaler: GradScaler of fp16 loss scaling, or None.
             best: the best evaluation so far.
 
         Raises:
-            CheckpointError: when it can't be written. What was written of it is removed, earlier ones are untouched.
+            CheckpointError: if it can't be written. The incomplete folder is removed; earlier checkpoints are kept.
         """
         base = self._files.base
         manifest = Manifest(
@@ -83,7 +83,7 @@ class CheckpointWriter:
             loss_window=(window_loss, progress.window_steps),
             config=flatten(self._config),
             data_fingerprint=self._data_fingerprint,
-            loss_scaler=_scaler_state(scaler) if scaler is not None else None,
+            loss_scaler=_read_scaler_state(scaler) if scaler is not None else None,
             base={"name": base.name, "fingerprint": base.fingerprint} if base is not None else None,
             best=best,
             owes_evaluation=progress.owes_evaluation,
@@ -92,14 +92,14 @@ class CheckpointWriter:
             versions=package_versions(),
             products=matmul_library.find_library_in_use(),
         )
-        with contextlib.suppress(CheckpointError, StoppedWithOthers):  # reported when it happened
+        with contextlib.suppress(CheckpointError, StoppedWithOthers):  # was reported when it happened
             self.finish()
         save = self._write(manifest, state)
         if self.background:
             self._pending = save
-            save.start(self._config.runtime.collective_timeout, lambda error: self._ended(save, error))
+            save.start(self._config.runtime.collective_timeout, lambda error: self._report(save, error))
         else:
-            self._ended(save)
+            self._report(save)
 
     def _write(self, manifest: Manifest, state: Any) -> PendingSave:
         """Write the checkpoint, or only copy the state for a save in the background."""
@@ -109,7 +109,7 @@ class CheckpointWriter:
         parts: list[dict[str, Any]] = []
 
         def prepare() -> None:
-            check_output(self.output_dir)
+            check_output_dir(self.output_dir)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             state.save_to_json(str(partial / TRAINER_STATE))
@@ -120,7 +120,7 @@ class CheckpointWriter:
             if not self.background:
                 parts.append(saves[0].write())
 
-        with _explained(final):
+        with _clean_up_on_error(final):
             run_on_all_ranks(prepare, first_rank_only=True)
             run_on_all_ranks(begin)
             if not self.background:
@@ -132,58 +132,58 @@ class CheckpointWriter:
         """Wait, on all ranks, for a save in the background if there is one.
 
         Raises:
-            CheckpointError: as save() does.
+            CheckpointError: if it failed.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            with _explained(pending.final):
+            with _clean_up_on_error(pending.final):
                 run_on_all_ranks(pending.wait)
 
-    def _ended(self, save: PendingSave, error: Exception | None = None) -> None:
+    def _report(self, save: PendingSave, error: Exception | None = None) -> None:
         """Report how a save ended, and delete older checkpoints."""
-        if isinstance(error, OutputLost):  # the run finds out by itself
+        if isinstance(error, OutputLost):  # the run will notice
             return
         if error is not None:
-            report(CheckpointError(_failure_text(save.final, error)))
+            report(CheckpointError(_describe_failure(save.final, error)))
             return
         if is_first_rank():
             keep, best = self._config.checkpoint.save_total_limit, save.manifest.best
-            # The best one that this checkpoint knows of: a newer one may not be on the disk yet.
+            # The best checkpoint when this one was saved; a better one may still be in writing.
             try:
                 rotate(self.output_dir, keep, best and best["name"], save.manifest.step)
-            except OSError as problem:  # this checkpoint is complete; the next save finds what is wrong
-                logger.info(f"an older checkpoint could not be deleted: {reason(problem, self.output_dir)}")
+            except OSError as problem:  # this checkpoint is complete; the next save will fail
+                logger.info(f"an old checkpoint could not be deleted: {explain_error(problem, self.output_dir)}")
         logger.info(f"checkpoint: {save.final} ({save.timing})")
 
 
 @contextlib.contextmanager
-def _explained(final: Path) -> Iterator[None]:
-    """Clean up after a save that failed, and name the newest checkpoint that is left."""
+def _clean_up_on_error(final: Path) -> Iterator[None]:
+    """After a failed save, delete the incomplete folder and name the newest checkpoint."""
     try:
         yield
     except (StoppedWithOthers, OutputLost):
         raise
     except Exception as error:
-        check_output(final.parent)
+        check_output_dir(final.parent)
         shutil.rmtree(final.parent / f".{final.name}.partial", ignore_errors=True)
-        raise CheckpointError(_failure_text(final, error)) from error
+        raise CheckpointError(_describe_failure(final, error)) from error
 
 
-def _scaler_state(scaler: Any) -> ScalerState:
+def _read_scaler_state(scaler: Any) -> ScalerState:
     return cast(ScalerState, {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()})
 
 
-def _failure_text(final: Path, error: Exception) -> str:
-    why = reason(error, final.parent)
-    return f"checkpoint {final.name} could not be written: {why}. {last_good_state(final.parent, but=final)}"
+def _describe_failure(final: Path, error: Exception) -> str:
+    why, kept = explain_error(error, final.parent), describe_newest_checkpoint(final.parent, excluded=final)
+    return f"checkpoint {final.name} could not be written: {why}. {kept}"
 
 
 def rotate(output_dir: Path, keep: int | None, best: str | None = None, newest: int | None = None) -> None:
     """Delete the oldest checkpoints beyond `keep`; never the best one.
 
     Args:
-        newest: step of the checkpoint just written. Later ones belong to a run that had got further, and are damaged
-            (or this run would have resumed from them): they do not count, and are left to be replaced.
+        newest: step of the checkpoint just written. Later ones are damaged, or this run would have resumed from them.
+            They don't count, and are kept until this run replaces them.
     """
     if keep is None:
         return

@@ -1,4 +1,4 @@
-"""Errors for what may happen to output_dir during a run: it is removed, emptied, replaced, read-only or full."""
+"""Errors for an output_dir that is removed, emptied, replaced, made read-only or filled up during a run."""
 
 from __future__ import annotations
 
@@ -12,74 +12,74 @@ from pathlib import Path
 from oarlock.data.examples.worker_errors import reader_died
 from oarlock.environment.ranks import is_first_rank
 from oarlock.errors import OutputLost
-from oarlock.train.checkpoint.manifest import list_checkpoints, looks_whole
-from oarlock.train.output.lock import held_lock, output_held
+from oarlock.train.checkpoint.manifest import list_checkpoints, is_complete
+from oarlock.train.output.lock import current_lock, hold_output_lock
 
-RUN_FILE = "run.json"  # written when a run begins; it goes when somebody empties the folder
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}
+RUN_FILE = "run.json"  # written at the start of a run; missing if somebody empties the folder
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}
 
 
-def last_good_state(output_dir: Path, but: Path | None = None) -> str:
-    """The newest checkpoint that is there, as a sentence.
+def describe_newest_checkpoint(output_dir: Path, excluded: Path | None = None) -> str:
+    """Name the newest complete checkpoint, in a sentence.
 
     Args:
-        but: one that does not count, since it could not be written.
+        excluded: a checkpoint that could not be written.
     """
     with contextlib.suppress(OSError):
-        kept = next((path for path in list_checkpoints(output_dir) if path != but and looks_whole(path)), None)
+        kept = next((path for path in list_checkpoints(output_dir) if path != excluded and is_complete(path)), None)
         if kept is not None:
-            return f"{kept.name} is whole; the same command goes on from it"
+            return f"{kept.name} is complete; the same command resumes from it"
     return "There is no earlier checkpoint"
 
 
-def check_output(output_dir: Path, begun: bool = True) -> None:
-    """Refuse to go on where the folder is no longer the one that this run took.
+def check_output_dir(output_dir: Path, begun: bool = True) -> None:
+    """Check that the folder still belongs to this run.
 
     Args:
         begun: the run has written its record.
 
     Raises:
-        OutputLost: saying what happened and what is left.
+        OutputLost: if it does not, saying what happened and which checkpoint is left.
     """
-    lock = held_lock()
+    lock = current_lock()
     what = None
     if lock is not None:
-        what = lock.lost()
+        what = lock.find_loss()
     elif not output_dir.is_dir():
         what = "was removed"
     if what is None and begun and is_first_rank() and not (output_dir / RUN_FILE).is_file():
         what = "was emptied"
     if what is not None:
-        raise OutputLost(f"--output_dir {output_dir} {what} while the run was going on. {last_good_state(output_dir)}")
+        raise OutputLost(f"--output_dir {output_dir} {what} during the run. {describe_newest_checkpoint(output_dir)}")
 
 
 @contextlib.contextmanager
-def writing(output_dir: Path, what: str) -> Iterator[None]:
-    """Around a write of a running run.
+def guard_write(output_dir: Path, what: str) -> Iterator[None]:
+    """Guard a write into output_dir.
 
     Raises:
-        OutputLost: before it, where the folder is not the run's any more; after it, where it failed.
+        OutputLost: if the folder no longer belongs to the run, or the write failed.
     """
-    check_output(output_dir)
+    check_output_dir(output_dir)
     try:
         yield
     except OSError as error:
-        check_output(output_dir)
+        check_output_dir(output_dir)
         raise OutputLost(
-            f"{what} could not be written: {reason(error, output_dir)}. {last_good_state(output_dir)}"
+            f"{what} could not be written: {explain_error(error, output_dir)}. {describe_newest_checkpoint(output_dir)}"
         ) from error
 
 
 @contextlib.contextmanager
-def run_in(output_dir: Path) -> Iterator[None]:
-    """A whole run: the folder is its own in here, and what ends it from outside becomes one sentence.
+def guard_run(output_dir: Path) -> Iterator[None]:
+    """Hold the lock of output_dir during a run, and turn failures of its environment into one-sentence errors.
 
     Raises:
-        EnvironmentProblem: when another run has the folder, or it can't be written.
-        OutputLost: for an error of the file system that concerns the folder.
-        TrainingError: when a process that reads data died.
+        EnvironmentProblem: if another run holds the folder, or it can't be written.
+        OutputLost: for a file system error that concerns the folder.
+        TrainingError: if a data loading process died.
     """
-    with output_held(output_dir):
+    with hold_output_lock(output_dir):
         try:
             yield
         except SystemError as error:
@@ -87,26 +87,23 @@ def run_in(output_dir: Path) -> Iterator[None]:
                 raise
             raise reader_died() from error
         except OSError as error:
-            inside = error.filename is not None and _is_inside(os.fsdecode(error.filename), output_dir)
-            if not inside and error.errno not in _OF_THE_DISK:
+            path = None if error.filename is None else os.path.abspath(os.fsdecode(error.filename))
+            inside = path is not None and Path(path).is_relative_to(os.path.abspath(output_dir))
+            if not inside and error.errno not in _DISK_ERRORS:
                 raise
-            check_output(output_dir, begun=False)
+            check_output_dir(output_dir, begun=False)
             raise OutputLost(
-                f"{error.filename or output_dir} could not be written: {reason(error, output_dir)}. "
-                f"{last_good_state(output_dir)}"
+                f"{error.filename or output_dir} could not be written: {explain_error(error, output_dir)}. "
+                f"{describe_newest_checkpoint(output_dir)}"
             ) from error
 
 
-def _is_inside(path: str, folder: Path) -> bool:
-    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
-
-
-def reason(error: BaseException, folder: Path) -> str:
-    """Why something could not be written, in words."""
+def explain_error(error: BaseException, folder: Path) -> str:
+    """Explain why something could not be written into a folder."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "os error 28" in text:
         free = shutil.disk_usage(folder).free if folder.exists() else 0
         return f"no space left on the disk of {folder} ({free / 1e6:,.0f} MB free)"
     if getattr(error, "errno", None) == errno.EROFS:
-        return f"{folder} is read-only now"
+        return f"{folder} has become read-only"
     return getattr(error, "strerror", None) or text

@@ -1,12 +1,12 @@
-"""One run per output_dir: a lock file that says which process on which host has the folder, and since when.
+"""One run per output_dir: a lock file names the process and host that hold the folder, and since when.
 
-Two things hold the folder. The kernel's lock on the file (fcntl; on NFS its lock service) is gone in the moment a
-process is. The file's content with a heartbeat is for file systems and hosts that the kernel's lock does not reach. A
-lock is taken over where its holder can't be alive any more: on the same machine no process of that number and start,
-on another one no heartbeat for two minutes. Ages are measured by the file system's clock alone, so that clocks that
-differ do no harm.
+Two mechanisms protect the folder. The kernel's lock on the file (fcntl; on NFS its lock service) is released the
+moment a process ends. The heartbeat in the file serves file systems and hosts that the kernel's lock does not cover. A
+lock is taken over when its holder can't be alive: on the same machine if no process has that id and start time, on
+another machine if there was no heartbeat for two minutes. Ages are measured by the file system's clock alone, so
+machines whose clocks differ do no harm.
 
-Nothing here imports paddle: the lock is taken before that.
+Nothing here imports paddle: the lock is acquired before that.
 """
 
 from __future__ import annotations
@@ -33,25 +33,21 @@ logger = get_logger(__name__)
 LOCK_FILE = ".run.lock"
 STALE_AFTER_S = 120.0
 _BEAT_S = 15.0
-_SETTLED_S = 2.0  # within which a file that was made is also written
+_SETTLED_S = 2.0  # a new lock file is written within this time
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 _NO_LOCK_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO}
 
 
 class OutputLock:
-    """The lock of a folder, held by this process until release().
-
-    Attributes:
-        folder: as it was given.
-    """
+    """The lock of a folder, held by this process until release()."""
 
     def __init__(self, folder: Path, descriptor: int, holder: Holder) -> None:
         self.folder, self._path, self._descriptor, self._holder = folder, folder / LOCK_FILE, descriptor, holder
         self._pid, self._ended = os.getpid(), threading.Event()
-        threading.Thread(target=self._run, name="output lock", daemon=True).start()
+        threading.Thread(target=self._beat_until_released, name="output lock", daemon=True).start()
 
-    def lost(self) -> str | None:
-        """Why the folder is no longer this run's (a clause about it); None while it is."""
+    def find_loss(self) -> str | None:
+        """Find out what happened to the folder, as a predicate ("was removed"); None while it is still this run's."""
         try:
             if _is_at(self._path, self._descriptor):
                 holder = _read(self._descriptor)
@@ -61,81 +57,85 @@ class OutputLock:
                 return "was emptied or replaced by another folder" if self.folder.is_dir() else "was removed"
             holder = _read_at(self._path)
         except OSError as error:
-            return f"can't be read any more ({error.strerror})"
+            return f"has become unreadable ({error.strerror})"
         except EnvironmentProblem:
             holder = None
         return f"was taken over by {holder.in_words}" if holder is not None else "was replaced by another folder"
 
     def release(self) -> None:
-        """Remove the file; nothing happens in a process that was forked from the holder."""
+        """Delete the lock file. Does nothing in a forked child of the holder."""
         if self._ended.is_set() or os.getpid() != self._pid:
             return
         self._ended.set()
         with contextlib.suppress(OSError):
-            if self.lost() is None:
+            if self.find_loss() is None:
                 self._path.unlink()
         os.close(self._descriptor)
 
-    def _run(self) -> None:
+    def _beat_until_released(self) -> None:
         while not self._ended.wait(_BEAT_S):
-            with contextlib.suppress(OSError):  # a folder that can't be written is the run's to find
-                self.beat()
+            with contextlib.suppress(OSError):  # the run will notice that the folder can't be written
+                self.write_heartbeat()
 
-    def beat(self) -> None:
-        """Give a sign of life."""
+    def write_heartbeat(self) -> None:
+        """Update the heartbeat in the lock file."""
         holder = _read(self._descriptor)
         if holder is None or holder.token == self._holder.token:
-            os.pwrite(self._descriptor, self._holder.alive_at(_now_of(self._descriptor)).text(), 0)
+            os.pwrite(self._descriptor, self._holder.with_heartbeat(_file_system_time(self._descriptor)).to_bytes(), 0)
 
 
-def take(folder: Path) -> OutputLock:
-    """Take a folder for this process; it is made if need be.
+def acquire_lock(folder: Path) -> OutputLock:
+    """Lock a folder for this process; create it if necessary.
 
     Raises:
-        EnvironmentProblem: when another run has it, saying who and since when, or it can't be written.
+        EnvironmentProblem: if another run holds it, naming that run, or if it can't be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         while True:
-            descriptor, made = _open(folder / LOCK_FILE)
+            descriptor, created = _open(folder / LOCK_FILE)
             try:
-                holder = _take_file(folder / LOCK_FILE, descriptor, made)
+                holder = _claim_file(folder / LOCK_FILE, descriptor, created)
             except BaseException:
                 os.close(descriptor)
                 raise
             if holder is not None:
                 return OutputLock(folder, descriptor, holder)
-            os.close(descriptor)  # it was removed meanwhile
+            os.close(descriptor)  # the file was deleted in the meantime
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         reason = getattr(error, "strerror", None) or error
         raise EnvironmentProblem(f"--output_dir {folder}: can't be written: {reason}") from error
 
 
-def _take_file(path: Path, descriptor: int, made: bool) -> Holder | None:
-    """Make an opened lock file ours; None where the folder has another one now, or none."""
-    free = _kernel_lock(descriptor)
+def _claim_file(path: Path, descriptor: int, created: bool) -> Holder | None:
+    """Make an opened lock file ours; None if the folder now has another one, or none.
+
+    Args:
+        created: the file was created by this process.
+    """
+    free = _try_kernel_lock(descriptor)
     if not _is_at(path, descriptor):
         return None
-    found = None if made and free is not False else _read_settled(descriptor)
-    if found is None and (free is False or (free is None and not made and _age(path) <= STALE_AFTER_S)):
+    found = None if created and free is not False else _read_settled(descriptor)
+    if found is None and (free is False or (free is None and not created and _age(path) <= STALE_AFTER_S)):
         _refuse(path, None)
     if found is not None:
         if _may_be_alive(found, path, free):
             _refuse(path, found)
-        logger.info(f"{path.parent} was in use by {found.in_words}, which is gone: taken over")
-        if free is False:  # kept by a lock service for a host that is gone
+        logger.info(f"{path.parent} was held by {found.in_words}, which no longer runs: taking it over")
+        if free is False:  # a lock service still keeps the lock of a dead host
             path.unlink(missing_ok=True)
             return None
-    mine = Holder.this_process(_now_of(descriptor))
+    mine = Holder.this_process(_file_system_time(descriptor))
     try:
-        os.pwrite(descriptor, mine.text(), 0)
-        os.ftruncate(descriptor, len(mine.text()))
+        os.pwrite(descriptor, mine.to_bytes(), 0)
+        os.ftruncate(descriptor, len(mine.to_bytes()))
         os.fsync(descriptor)
     except OSError:
-        if made:
+        if created:
             path.unlink(missing_ok=True)
         raise
-    if free is None:  # several may have written, one after the other: the last one has it
+    if free is None:  # several processes may have written; the last one gets the lock
         time.sleep(_SETTLED_S)
         found = _read(descriptor)
         if found is None or found.token != mine.token:
@@ -144,10 +144,10 @@ def _take_file(path: Path, descriptor: int, made: bool) -> Holder | None:
 
 
 def _may_be_alive(holder: Holder, path: Path, free: bool | None) -> bool:
-    """Whether the holder of a lock file may still be running.
+    """Tell whether the holder of a lock file may still be running.
 
     Args:
-        free: whether the kernel gave its lock, which it does when a process of this machine is gone.
+        free: whether the kernel granted its lock (it does once a holder on this machine has ended).
     """
     if not holder.is_of_this_machine:
         return _age(path, holder) <= STALE_AFTER_S
@@ -162,16 +162,16 @@ def _refuse(path: Path, holder: Holder | None) -> NoReturn:
     if holder is not None:
         who = holder.in_words
         if not holder.is_of_this_machine:
-            who += f", which gave a sign of life {_age(path, holder):,.0f} s ago,"
-            more = f" (after {STALE_AFTER_S:.0f} s without one the folder is free)"
+            who += f" (last heartbeat {_age(path, holder):,.0f} s ago)"
+            more = f" (the folder is released {STALE_AFTER_S:.0f} s after the last heartbeat)"
     raise EnvironmentProblem(
-        f"--output_dir {path.parent}: {who} is running in this folder; nothing was touched. Wait for its end, stop "
+        f"--output_dir {path.parent}: {who} is running in this folder. Nothing was changed. Wait until it ends, stop "
         f"it{more}, or choose another folder"
     )
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """(descriptor, whether the file was made by this)."""
+    """Open or create a lock file; returns its descriptor, and whether it was created."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while True:
         try:
@@ -181,8 +181,8 @@ def _open(path: Path) -> tuple[int, bool]:
         except FileNotFoundError:
             if not path.parent.is_dir():
                 raise
-            continue  # removed in between
-        except PermissionError:  # another user's, in a folder that both may write into
+            continue  # deleted in the meantime
+        except PermissionError:  # another user's file, in a folder that both can write
             holder = _read_at(path)
             if holder is None or _may_be_alive(holder, path, None):
                 _refuse(path, holder)
@@ -190,18 +190,18 @@ def _open(path: Path) -> tuple[int, bool]:
             continue
         except OSError as error:
             if error.errno in _NO_LOCK_FILE:
-                raise EnvironmentProblem(f"{path}: not the lock file of a run; remove it") from error
+                raise EnvironmentProblem(f"{path}: not a lock file of a run; delete it") from error
             raise
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise EnvironmentProblem(f"{path}: not the lock file of a run, which is a regular file; remove it")
+            raise EnvironmentProblem(f"{path}: a lock file is a regular file, which this is not; delete it")
         return descriptor, False
 
 
-def _kernel_lock(descriptor: int) -> bool | None:
-    """Whether the kernel gave its lock; None where the file system has none."""
+def _try_kernel_lock(descriptor: int) -> bool | None:
+    """Try to get the kernel's lock; None if the file system has no locks."""
     try:
-        # Not flock: that one would be kept by processes that are forked from the holder (those that read data).
+        # Not flock, which forked children of the holder (data loading workers) would keep.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -213,7 +213,7 @@ def _kernel_lock(descriptor: int) -> bool | None:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether a name is that of an opened file."""
+    """Tell whether a path is that of an open file."""
     try:
         found, mine = os.stat(path, follow_symlinks=False), os.fstat(descriptor)
     except (FileNotFoundError, NotADirectoryError):
@@ -234,21 +234,21 @@ def _read_at(path: Path) -> Holder | None:
 
 
 def _read_settled(descriptor: int) -> Holder | None:
-    """Who wrote a lock file; None where nobody did in the time that it takes (its maker was killed in between)."""
+    """Read the holder, waiting until it is written; None if it is not (its creator was killed in between)."""
     deadline = time.monotonic() + _SETTLED_S
     while (holder := _read(descriptor)) is None and time.monotonic() < deadline:
         time.sleep(0.05)
     return holder
 
 
-def _now_of(descriptor: int) -> float:
-    """Now, by the clock that a file gets its times from."""
+def _file_system_time(descriptor: int) -> float:
+    """The current time by the file system's clock."""
     os.utime(descriptor)
     return os.fstat(descriptor).st_mtime
 
 
 def _age(path: Path, holder: Holder | None = None) -> float:
-    """Seconds since the last heartbeat in a lock file."""
+    """Seconds since the last heartbeat, by the file system's clock."""
     last = os.stat(path).st_mtime
     if holder is not None:
         last = min(last, holder.last_beat)
@@ -264,19 +264,17 @@ _held: OutputLock | None = None
 
 
 @contextlib.contextmanager
-def output_held(folder: str | Path) -> Iterator[None]:
-    """The folder is this run's in here: of all ranks of one launch, since rank 0 takes it for them.
-
-    Inside another one for the same folder it does nothing.
+def hold_output_lock(folder: str | Path) -> Iterator[None]:
+    """Hold the lock of a folder; rank 0 does so for all ranks of a launch. Nested calls for one folder do nothing.
 
     Raises:
-        EnvironmentProblem: when another run has it, or it can't be written.
+        EnvironmentProblem: if another run holds the folder, or it can't be written.
     """
     global _held
     if not is_first_rank() or (_held is not None and _held.folder == Path(folder)):
         yield
         return
-    lock = _held = take(Path(folder))
+    lock = _held = acquire_lock(Path(folder))
     try:
         yield
     finally:
@@ -284,6 +282,6 @@ def output_held(folder: str | Path) -> Iterator[None]:
         lock.release()
 
 
-def held_lock() -> OutputLock | None:
-    """The lock of this process's run; None on other ranks than the first."""
+def current_lock() -> OutputLock | None:
+    """The lock of this process's run; None on ranks other than the first."""
     return _held

@@ -1,4 +1,4 @@
-"""The content of a lock file: which process on which machine has the folder, and its last sign of life."""
+"""The content of a lock file: the process that holds the folder, and its last heartbeat."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from oarlock.errors import EnvironmentProblem
 from oarlock.formats.json_file import parse_json
 from oarlock.environment.processes import process_start_time
 
-LARGEST = 4096  # bytes of a lock file
+LARGEST = 4096  # bytes
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that has a folder.
+    """The process that holds a folder.
 
     Attributes:
-        pid: its number.
-        host: the machine's name.
-        started, heartbeat: when it took the folder, and its last sign of life (ISO, UTC, by the file system's clock).
-        boot: of the running kernel; two machines of one name differ in it.
-        namespace: of process numbers; containers of one machine differ in it.
-        process_start: in the kernel's ticks since the boot, since numbers are used again.
-        token: of this lock, so that a process can tell its own.
+        pid: its process id.
+        host: the machine's host name.
+        started, heartbeat: times of the lock and of the last heartbeat (ISO, UTC, by the file system's clock).
+        boot: boot id of the kernel, which tells apart two machines with the same name.
+        namespace: PID namespace, which tells apart containers on one machine.
+        process_start: start of the process in kernel ticks since boot, because process ids are reused.
+        token: random token, by which a process recognises its own lock.
     """
 
     pid: int
@@ -43,70 +43,65 @@ class Holder:
 
     @classmethod
     def this_process(cls, now: float) -> Holder:
-        """The process that asks, at a time of the file system's clock."""
-        pid, when = os.getpid(), _iso(now)
-        return cls(
-            pid, socket.gethostname(), when, when, boot(), namespace(), process_start_time(pid) or 0, secrets.token_hex(8)
-        )
+        """Describe this process; `now` is by the file system's clock."""
+        pid, when = os.getpid(), _format_time(now)
+        host, boot, namespace = socket.gethostname(), read_boot_id(), read_pid_namespace()
+        return cls(pid, host, when, when, boot, namespace, process_start_time(pid) or 0, secrets.token_hex(8))
 
     @classmethod
     def parse(cls, text: bytes) -> Holder | None:
-        """Inverse of text(); None for anything else."""
+        """Inverse of to_bytes(); None for anything else."""
         try:
             holder = parse_json(text, "lock file", cls, error=EnvironmentProblem, limit=LARGEST, extra="forbid")
-            _ = holder.last_beat, holder.in_words  # its times are some
+            _ = holder.last_beat, holder.in_words  # raises if its times are not valid
         except (EnvironmentProblem, ValueError, OverflowError):
             return None
         return holder
 
-    def text(self) -> bytes:
-        """For the file; its length stays the same from heartbeat to heartbeat."""
+    def to_bytes(self) -> bytes:
+        """The content of the lock file. Its length does not change with the heartbeat."""
         return (json.dumps(asdict(self)) + "\n").encode()
 
-    def alive_at(self, now: float) -> Holder:
-        """The same with a later heartbeat."""
-        return replace(self, heartbeat=_iso(now))
+    def with_heartbeat(self, now: float) -> Holder:
+        """A copy with a new heartbeat."""
+        return replace(self, heartbeat=_format_time(now))
 
     @property
     def last_beat(self) -> float:
-        """The heartbeat in seconds of the epoch."""
-        return _seconds(self.heartbeat)
+        """The heartbeat in seconds since the epoch."""
+        return datetime.fromisoformat(self.heartbeat).timestamp()
 
     @property
     def is_of_this_machine(self) -> bool:
-        """Whether it ran under this kernel (and host name, so that a lock can be read by people)."""
-        return (self.host, self.boot) == (socket.gethostname(), boot())
+        """True if it ran under this kernel and host name."""
+        return (self.host, self.boot) == (socket.gethostname(), read_boot_id())
 
     @property
     def in_words(self) -> str:
-        """For messages."""
-        since = datetime.fromtimestamp(_seconds(self.started)).astimezone()
+        """A description for messages."""
+        since = datetime.fromtimestamp(datetime.fromisoformat(self.started).timestamp()).astimezone()
         return f"process {self.pid} on {self.host} (since {since:%Y-%m-%d %H:%M:%S %z})"
 
     def is_running(self) -> bool | None:
-        """Whether the process of this machine is there; None where its number means nothing here (a container)."""
-        if self.namespace != namespace():
+        """Tell whether the process of this machine is running; None if its PID namespace is another (a container)."""
+        if self.namespace != read_pid_namespace():
             return None
         return process_start_time(self.pid) == self.process_start and self.pid != os.getpid()
 
 
-def _iso(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
 
 
-def _seconds(iso: str) -> float:
-    return datetime.fromisoformat(iso).timestamp()
-
-
-def boot() -> str:
-    """The id of the running kernel's boot; "" where there is none (only Linux has it)."""
+def read_boot_id() -> str:
+    """Read the kernel's boot id; "" if there is none (only Linux has one)."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return ""
 
 
-def namespace() -> str:
-    """The id of this process's namespace of process numbers."""
+def read_pid_namespace() -> str:
+    """Read the id of this process's PID namespace."""
     with contextlib.suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
     return ""

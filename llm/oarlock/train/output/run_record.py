@@ -1,4 +1,4 @@
-"""What a run notes of itself, for whoever finds its folder later."""
+"""The record of a run in its output folder: configuration, command, versions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG_FILE = "oarlock_config.yaml"
 
 
 def record_run(output_dir: Path, text: str) -> None:
-    """Write the resolved configuration, versions and command into a folder.
+    """Write the resolved configuration, the command and the versions.
 
     Args:
         text: the configuration as YAML.

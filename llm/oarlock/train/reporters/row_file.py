@@ -14,7 +14,7 @@ from oarlock.errors import DataError
 from oarlock.files import write_text_atomically
 from oarlock.formats.files import is_missing, open_regular
 from oarlock.formats.json_file import parse_json
-from oarlock.train.output.folder_guard import writing
+from oarlock.train.output.folder_guard import guard_write
 
 Row = dict[str, Any]
 _LONGEST_ROW = 1 << 24  # bytes
@@ -28,7 +28,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         OutputLost: when they can't be written.
     """
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
-    with writing(path.parent, path.name):
+    with guard_write(path.parent, path.name):
         descriptor = os.open(path, _APPENDING, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):

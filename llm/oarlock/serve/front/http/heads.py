@@ -134,7 +134,7 @@ def _headers(pairs: Collection[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         seen: set[bytes] = set()
         for name, _ in pairs:
             if name in seen and name in _ONCE:
-                raise HttpRefusal(400, f"the header {name.decode('ascii')} stands twice")
+                raise HttpRefusal(400, f"the header {name.decode('ascii')} appears twice")
             seen.add(name)
     return headers
 

@@ -1,20 +1,19 @@
-"""Answers per second on a CPU in float32: Oarlock's engine beside Hugging Face's generate, same model, same tokens.
+"""Tokens per second on a CPU in float32: Oarlock's engine compared with Hugging Face's generate, same model and tokens.
 
-    python benchmarks/serving.py --peer PYTHON_WITH_TORCH_AND_TRANSFORMERS [--sizes small large] [--rounds 5]
+    python benchmarks/serving/generate.py [--sizes small large] [--rounds 5]
 
 The peer makes the model (random weights, Hugging Face's layout), and both sides read that folder, each in a process of
-its own; they take turns within a round. Greedy, nothing ends an answer but its number of tokens.
+its own. They take turns within a round. Decoding is greedy, and every answer has the requested number of tokens.
 
     1 client              requests one after the other
     8 clients             prompts and answers of different lengths, all at once; the peer pads on the left and runs its
-                          batch until the longest answer is done, of which only the tokens that were asked for count
-    8 clients, one length the same with equal prompts and answers, which is the best case of such a batch
-    8 in turn             what the peer does with the 8 requests one after the other (it is compared with the engine's
-                          8 clients)
+                          batch until the longest answer is done; only the requested tokens count
+    8 clients, one length the same with equal prompts and answers, the best case for such a batch
+    8 in turn             the peer answers the 8 requests one after the other; compared with the engine's 8 clients
 
-"first token" is from the request to the first token, the median of the requests. A figure is the median of the rounds,
-"x peer" the median of the ratios within a round. "same tokens" says whether all answers of both were equal.
-Without --peer the model is made by Oarlock, and only its side runs.
+"first token" is the time from the request to the first token, the median of the requests. A figure is the median of the
+rounds, "x peer" the median of the ratios within a round. "same tokens" tells whether all answers of both were equal.
+Without the Python of --peer, Oarlock makes the model, and only its side runs.
 """
 
 from __future__ import annotations
@@ -25,9 +24,12 @@ import statistics
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-from common import Peer, answer_asked, report
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules that all benchmarks share
+
+from common import Peer, add_peer_flag, answer_asked, make_parser, report
 
 SIZES: dict[str, dict[str, int]] = {
     "small": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8},
@@ -45,7 +47,7 @@ CASES = {
 
 
 def configuration(size: str) -> dict[str, Any]:
-    """Of a Llama, as both sides name it."""
+    """Settings of a Llama, as both sides name them."""
     hidden = SIZES[size]["hidden_size"]
     return SIZES[size] | {
         "vocab_size": VOCABULARY,
@@ -65,7 +67,7 @@ def requests(case: str) -> list[tuple[list[int], int]]:
 
 
 def oarlock_side(folder: str) -> None:
-    """Answers cases until stdin ends."""
+    """Answer cases until stdin ends."""
     from oarlock.environment.paddle_import import import_paddle
 
     import_paddle()
@@ -105,7 +107,7 @@ def oarlock_side(folder: str) -> None:
 
 
 def peer_side(folder: str, size: str, threads: int) -> None:
-    """Makes the model; answers cases until stdin ends."""
+    """Make the model; answer cases until stdin ends."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria
 
@@ -154,7 +156,7 @@ def peer_side(folder: str, size: str, threads: int) -> None:
 
 
 def make_model(folder: str, size: str) -> None:
-    """Without a peer: random weights of PaddleNLP's."""
+    """Make a model with PaddleNLP, for runs without a peer."""
     from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle()
@@ -165,7 +167,7 @@ def make_model(folder: str, size: str) -> None:
 
 
 def make_tokenizer(folder: str) -> None:
-    """The engine wants one, although ids go in and come out."""
+    """Make a tokenizer. The engine needs one, although it gets and returns ids."""
     from oarlock.data.embedded.tokenizer import train_tokenizer
 
     train_tokenizer(folder, 1024)
@@ -179,7 +181,7 @@ def compare(options: argparse.Namespace, size: str) -> list[dict[str, Any]]:
         sides: dict[str, Peer] = {}
         if options.peer:
             sides["peer"] = Peer(options.peer, *words, "--side", "peer", "--threads", threads, OMP_NUM_THREADS=threads)
-            sides["peer"].ready()
+            sides["peer"].read_answer()
         else:
             make_model(folder, size)
         make_tokenizer(folder)
@@ -215,9 +217,8 @@ def table(size: str, case: str, rounds: list[dict[str, Any]]) -> list[dict[str, 
 
 
 def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="Python with torch and transformers")
+    parser = make_parser(__doc__)
+    add_peer_flag(parser, "torch and transformers")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--rounds", type=int, default=5)

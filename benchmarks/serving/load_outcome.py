@@ -1,4 +1,4 @@
-"""A server that serve_load.py asks, and what it answered."""
+"""A server under load, and its answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Target:
-    """A server that runs.
+    """A running server.
 
     Attributes:
-        process: its first process.
-        max_body: bytes that it takes.
+        process: id of its first process.
+        max_body: longest body that it accepts, in bytes.
     """
 
     process: int
@@ -30,11 +30,11 @@ class Target:
 
 @dataclass
 class Outcome:
-    """Of a load.
+    """The result of a load test.
 
     Attributes:
-        answers: (kind, answer) -> how often.
-        unexpected: answers that should have been others, the first of each kind in words.
+        answers: (kind of request, answer) -> count.
+        unexpected: the first wrong answer to each kind of request.
         samples: requests done -> process -> resident MB.
     """
 

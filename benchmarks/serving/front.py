@@ -1,15 +1,15 @@
-"""What the front costs: the same Triton asked directly and through the front, with answers of one model.
+"""Cost of the front: requests to the same Triton, directly and through the front.
 
-    python benchmarks/front.py [--tokens 1 32] [--rounds 5]
+    python benchmarks/serving/front.py [--tokens 1 32] [--rounds 5]
 
-One Triton has its own HTTP on a port of loopback beside its gRPC on a Unix socket (which nobody but this benchmark
-starts it with), and the front asks it through that socket, as in `oarlock serve`. "direct" asks Triton's own ports,
-"front" the front's; they take turns within a round. A client is a thread with one connection, in a process of its own.
-Greedy, nothing ends an answer but its number of tokens.
+Triton listens on a Unix socket for gRPC, which the front uses, as in `oarlock serve`. For this benchmark it also has
+its own HTTP on a loopback port. "direct" asks Triton's own ports, "front" those of the front; they take turns within a
+round. A client is a thread with one connection, in a process of its own. Decoding is greedy, and every answer has the
+requested number of tokens.
 
 "ms" is the median time of a request with 1 client, "more ms" the median of the differences within a round; "least" is
-the difference of the fastest requests, which the rest of the machine disturbs least. "per second" are requests with 8
-clients, "x direct" the median of the ratios within a round.
+the difference of the fastest requests, which other programs disturb least. "per second" are requests with 8 clients, "x
+direct" the median of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Peer, answer_asked, report
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules that all benchmarks share
 
-from serving import make_model, make_tokenizer
+from common import ROOT, Peer, answer_asked, make_parser, report
+from generate import make_model, make_tokenizer
 
 WAYS = ("generate", "generate_stream", "infer", "ModelInfer", "ModelStreamInfer")
 PROMPT = [7, 31, 62, 93, 124, 155, 186, 217]
@@ -100,7 +101,7 @@ def grpc_asker(address: str, way: str, tokens: int) -> Callable[[], None]:
 
 
 def clients_side() -> None:
-    """Asks as it is told until stdin ends: the seconds of each request."""
+    """Run the cases that stdin asks for; returns the seconds of the requests."""
     askers: dict[str, list[Callable[[], None]]] = {}
 
     def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def clients_side() -> None:
 
 @contextlib.contextmanager
 def servers(folder: Path) -> Iterator[dict[str, dict[str, str]]]:
-    """Triton and the front before it; where each takes REST and gRPC."""
+    """Start Triton and the front; the addresses of each for REST and gRPC."""
     sys.path.insert(0, str(ROOT / "tests"))
     from direct_triton import MODELS, direct_triton
     from helpers import free_ports
@@ -192,7 +193,7 @@ def compare(options: argparse.Namespace, where: dict[str, dict[str, str]], clien
 
 
 def row(way: str, tokens: int, rounds: list[dict[tuple[str, int], dict[str, float]]]) -> dict[str, Any]:
-    """Of one way to ask."""
+    """A row of the table, for one kind of request."""
 
     def median(side: str) -> float:
         return 1e3 * statistics.median(one[side, 1]["median"] for one in rounds)
@@ -217,8 +218,7 @@ def row(way: str, tokens: int, rounds: list[dict[tuple[str, int], dict[str, floa
 
 
 def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 32], help="of an answer")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--rounds", type=int, default=5)
@@ -232,7 +232,7 @@ def main() -> None:
         clients = Peer(sys.executable, __file__, "--side", "clients")
         rows = compare(options, where, clients)
         clients.close()  # Triton waits for open connections at its end
-    report("the front beside Triton asked directly", rows)
+    report("the front compared with Triton asked directly", rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The requests of serve_load.py: every way to ask a server, and what hostile or broken clients send."""
+"""The requests of a load test: every kind that a server answers, and what hostile or broken clients send."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 import httpx
-from serve_outcome import Outcome, Target
-from serve_processes import resident
+from load_outcome import Outcome, Target
+from load_processes import resident
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 TOKENS = 6
@@ -21,7 +21,7 @@ GUARD_SECONDS = 120.0
 
 
 class Load:
-    """Asks a server for everything."""
+    """Sends requests of every kind to a server."""
 
     def __init__(self, target: Target) -> None:
         self.target, self.outcome = target, Outcome()
@@ -55,7 +55,7 @@ class Load:
         }
 
     async def run(self, count: int, clients: int, hostile: float) -> Outcome:
-        """Send them."""
+        """Send the requests with several clients at once."""
         every = round(1 / hostile) if hostile else 0
         numbers = iter(range(count))
         done, step = 0, max(1, count // SAMPLES)

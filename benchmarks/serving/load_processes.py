@@ -1,4 +1,4 @@
-"""The processes of a server: which there are, and what each holds."""
+"""The processes of a server, and the threads, files and memory of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMES = {
 
 
 def processes(first: int) -> dict[str, psutil.Process]:
-    """Of a server, by what they are."""
+    """The processes of a server, by name."""
     found = {"first": psutil.Process(first)}
     for process in found["first"].children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -44,7 +44,7 @@ def resident(first: int) -> dict[str, float]:
 
 
 def settled(first: int, seconds: float = 60.0) -> dict[str, tuple[int, int]]:
-    """What is held when it has stayed the same for three seconds: connections that are kept end by themselves."""
+    """Threads and open files once they have not changed for three seconds. Idle connections end by then."""
     deadline, found = time.monotonic() + seconds, held(first)
     since = time.monotonic()
     while time.monotonic() - since < 3.0 and time.monotonic() < deadline:

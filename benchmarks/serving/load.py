@@ -1,10 +1,11 @@
-"""Many requests to a real server, some of them hostile: what they are answered with, and what they leave behind.
+"""Many requests to a real server, some of them hostile: the answers, and what is left of memory, threads and files.
 
-    python benchmarks/serve_load.py MODEL_OR_REPOSITORY [--requests 20000] [--clients 8] [--adapter NAME]
+    python benchmarks/serving/load.py MODEL_OR_REPOSITORY [--requests 20000] [--clients 8] [--adapter NAME]
 
-Starts `oarlock serve` on free ports. Requests of all kinds go round: OpenAI's completions and chat, whole and streamed,
-REST's generate, generate_stream and infer, gRPC whole and streamed, the JSON form; between them wrong shapes, bodies
-that are too large, slow or cut off, wrong hosts and web pages, wrong JSON and HTTP, streams that the client leaves.
+Starts `oarlock serve` on free ports and sends requests of all kinds in turn: OpenAI's completions and chat, complete
+and streamed; REST's generate, generate_stream and infer; gRPC, complete and streamed; FastDeploy's JSON. Some are
+hostile: wrong shapes, bodies that are too large, slow or cut off, wrong hosts and origins, wrong JSON and HTTP, streams
+that the client leaves.
 
 For each process of the server: memory (resident, MB) after the warm-up and at the end, its slope in MB for 1,000
 requests (least squares over what follows the warm-up, which is the first quarter), threads and open files at both ends.
@@ -26,10 +27,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules that all benchmarks share
+
 from common import ROOT, report
-from serve_outcome import Outcome, Target
-from serve_processes import settled
-from serve_requests import Load
+from load_outcome import Outcome, Target
+from load_processes import settled
+from load_requests import Load
 
 WARM_UP = 0.25
 
@@ -46,7 +49,7 @@ def slope(samples: list[tuple[int, dict[str, float]]], name: str) -> float:
 
 
 def run_load(target: Target, count: int, clients: int, hostile: float) -> Outcome:
-    """Of a server that runs; what it holds is looked at before, between and after."""
+    """Send requests to a running server. Its memory, threads and files are measured before, during and after."""
     asyncio.run(Load(target).run(min(count, 4 * clients * 9), clients, hostile))  # every kind, so that all is in use
     before = settled(target.process)
     outcome = asyncio.run(Load(target).run(count, clients, hostile))
@@ -55,7 +58,7 @@ def run_load(target: Target, count: int, clients: int, hostile: float) -> Outcom
 
 
 def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
-    """A row for each process."""
+    """A row per process."""
     samples = outcome.samples
     after_warm_up = samples[int(len(samples) * WARM_UP)][1] if samples else {}
     return [
@@ -95,7 +98,7 @@ def started(folder: str, words: list[str]) -> Any:
             process.send_signal(signal.SIGTERM)
             process.wait()
             lines = _content(log).splitlines()
-            print("\n".join(["said by the server:", *lines[-20:]]), file=sys.stderr)
+            print("\n".join(["output of the server:", *lines[-20:]]), file=sys.stderr)
 
 
 def _content(log: Any) -> str:
@@ -108,7 +111,7 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--hostile", type=float, default=0.05, help="share of them")
+    parser.add_argument("--hostile", type=float, default=0.05, help="share of hostile requests")
     parser.add_argument("--adapter", default="")
     parser.add_argument("--samples", metavar="FILE", help="write the memory of all processes along the way (JSON)")
     arguments = parser.parse_args()
@@ -121,7 +124,7 @@ def main() -> None:
     for kind, answers in kinds.items():
         print(f"{kind}: {', '.join(f'{answer} {count:,}' for answer, count in answers.items())}")
     report(
-        "serve_load", rows_of(outcome),
+        "serving load", rows_of(outcome),
         requests=arguments.requests, seconds=round(outcome.seconds, 1), answers=kinds,
         unexpected=outcome.num_unexpected, first_unexpected=outcome.unexpected,
     )  # fmt: skip
