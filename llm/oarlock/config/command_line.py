@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import yaml
 
 from oarlock.config.load import ConfigT, LoadedConfig, flatten, load_config
-from oarlock.config.options import OptionSpec, option_specs, section_classes
+from oarlock.config.options import option_specs, section_classes
 from oarlock.config.problems import WrongOptions
 from oarlock.config.run_config import RunConfig
 
@@ -71,18 +71,12 @@ def help_text(config_class: type, program: str, width: int | None = None) -> str
         if spec.section != section:
             section = spec.section
             lines += ["", f"{(sections[section].__doc__ or section).strip()} ({section}:)"]
-        lines += _option_lines(name, spec, width)
+        default = spec.default
+        if isinstance(default, bool):
+            default = "yes" if default else "no"
+        elif default is None or default == "":
+            default = "not set"
+        spellings = ", ".join(f"--{spelling}" for spelling in (name, *spec.aliases))
+        lines.append(f"  {spellings}  [{spec.kind}; default {default}]")
+        lines += textwrap.wrap(spec.help, width, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
-
-
-def _option_lines(name: str, spec: OptionSpec, width: int) -> list[str]:
-    default = spec.default
-    if isinstance(default, bool):
-        default = "yes" if default else "no"
-    elif default is None or default == "":
-        default = "not set"
-    spellings = ", ".join(f"--{spelling}" for spelling in (name, *spec.aliases))
-    return [
-        f"  {spellings}  [{spec.kind}; default {default}]",
-        *textwrap.wrap(spec.help, width, initial_indent="      ", subsequent_indent="      "),
-    ]

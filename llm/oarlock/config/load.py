@@ -60,7 +60,11 @@ def _load(
     converted, origins = _convert(values, specs, problems)
     if problems:
         raise WrongOptions(listing(problems))
-    config = _build(config_class, converted)
+    by_section: dict[str, dict[str, Any]] = {}
+    for name, spec in specs.items():
+        by_section.setdefault(spec.section, {})[name] = converted[name]
+    sections = section_classes(config_class)
+    config = config_class(**{section: sections[section](**items) for section, items in by_section.items()})
     if crossed := cross_problems(config):
         raise WrongOptions(listing(crossed))
     return LoadedConfig(config, origins)
@@ -105,14 +109,6 @@ def _convert(
             problems.append(f"{origin}: {name} {problem}; got {shown(value)}")
         converted[name], origins[name] = value, origin
     return converted, origins
-
-
-def _build(config_class: type[ConfigT], values: dict[str, Any]) -> ConfigT:
-    by_section: dict[str, dict[str, Any]] = {}
-    for name, spec in option_specs(config_class).items():
-        by_section.setdefault(spec.section, {})[name] = values[name]
-    sections = section_classes(config_class)
-    return config_class(**{section: sections[section](**items) for section, items in by_section.items()})
 
 
 def _from_arguments(

@@ -208,14 +208,6 @@ def _field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def _plain_type(annotation: Any) -> tuple[type, bool]:
-    """(int, True) for `int | None`; (int, False) for `int`."""
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        (inner,) = (a for a in typing.get_args(annotation) if a is not type(None))
-        return inner, True
-    return annotation, False
-
-
 @functools.cache
 def section_classes(config_class: Hashable) -> dict[str, type]:
     """The sections of a configuration class by name, in the order of --help.
@@ -231,13 +223,9 @@ def section_classes(config_class: Hashable) -> dict[str, type]:
     return {name: hints[name] for name in names}
 
 
-def option_specs(config_class: type) -> dict[str, OptionSpec]:
-    """Every option of a configuration class, by name, in the order of its sections."""
-    return _specs_of(config_class)
-
-
 @functools.cache
-def _specs_of(config_class: Hashable) -> dict[str, OptionSpec]:
+def option_specs(config_class: Hashable) -> dict[str, OptionSpec]:
+    """Every option of a configuration class, by name, in the order of its sections."""
     specs: dict[str, OptionSpec] = {}
     for section, section_class in section_classes(config_class).items():
         for name, spec in section_specs(section_class, section).items():
@@ -251,7 +239,10 @@ def section_specs(section_class: type, section: str = "") -> dict[str, OptionSpe
     hints, docs = typing.get_type_hints(section_class), _field_docs(section_class)
     specs: dict[str, OptionSpec] = {}
     for item in dataclasses.fields(section_class):
-        plain, optional = _plain_type(hints[item.name])
+        plain, optional = hints[item.name], False
+        if isinstance(plain, types.UnionType) or typing.get_origin(plain) is typing.Union:
+            (plain,) = (each for each in typing.get_args(plain) if each is not type(None))
+            optional = True
         specs[item.name] = OptionSpec(
             section=section,
             name=item.name,

@@ -242,15 +242,10 @@ ABSENT = {
 }
 
 
-def _by_name() -> dict[str, list[tuple[str, ...]]]:
-    found: dict[str, list[tuple[str, ...]]] = {}
-    for options, names in SAME.items():
-        for name in names.split():
-            found.setdefault(name, []).append(tuple(options.split()))
-    return found
-
-
-_BY_NAME = _by_name()
+_OPTIONS_BY_NAME: dict[str, list[tuple[str, ...]]] = {}
+for _options, _names in SAME.items():
+    for _name in _names.split():
+        _OPTIONS_BY_NAME.setdefault(_name, []).append(tuple(_options.split()))
 _PROGRAMS = {"run_pretrain.py": PretrainConfig, "finetune_generation.py": FinetuneConfig}
 
 
@@ -276,7 +271,7 @@ def explain_name(name: str, value: Any, options: Collection[str], as_flags: bool
 
 def _explain_among(name: str, value: Any, options: Collection[str], as_flags: bool) -> str:
     """What a name means among these options."""
-    for same in _BY_NAME.get(name, ()):
+    for same in _OPTIONS_BY_NAME.get(name, ()):
         if all(option in options for option in same):
             return "use " + " and ".join(_spelled(option, "", as_flags) for option in same)
     if name in VALUES:

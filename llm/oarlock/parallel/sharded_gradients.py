@@ -89,7 +89,8 @@ class ShardedGradients:
     def _reduce(self, bucket: _Bucket) -> None:
         """Start the reduction of a bucket to its owner, and free the gradients."""
         self._wait_for_pending()
-        flat = paddle.concat([self._grad_or_zeros(p).flatten() for p in bucket.parameters])
+        grads = ((self._grad(p), p) for p in bucket.parameters)
+        flat = paddle.concat([(self._zeros(p) if grad is None else grad).flatten() for grad, p in grads])
         for parameter in bucket.parameters:
             self._drop_grad(parameter)
         bucket.arrived.clear()
@@ -126,10 +127,10 @@ class ShardedGradients:
             for parameter in bucket.parameters:
                 end = begin + parameter._numel()
                 if bucket.accumulated is None:  # no gradient in this step
-                    grad = paddle.zeros(parameter.shape, self._dtype(parameter))
+                    grad = self._zeros(parameter)
                 else:
                     grad = bucket.accumulated._slice(begin, end).reshape(parameter.shape)
-                self._set_grad(parameter, grad)
+                setattr(parameter, "main_grad" if self._main_grad else "grad", grad)
                 begin = end
 
     def clear(self, set_to_zero: bool = True) -> None:
@@ -153,21 +154,11 @@ class ShardedGradients:
 
     # amp_master_grad stores float32 gradients as main_grad (mix_precision_utils.MixPrecisionLayer)
 
-    def _dtype(self, parameter: Tensor) -> Any:
-        return paddle.float32 if self._main_grad else parameter.dtype
-
     def _grad(self, parameter: Tensor) -> Tensor | None:
         return parameter.main_grad if self._main_grad else parameter.grad
 
-    def _grad_or_zeros(self, parameter: Tensor) -> Tensor:
-        grad = self._grad(parameter)
-        return grad if grad is not None else paddle.zeros(parameter.shape, self._dtype(parameter))
-
-    def _set_grad(self, parameter: Tensor, grad: Tensor) -> None:
-        if self._main_grad:
-            parameter.main_grad = grad
-        else:
-            parameter.grad = grad
+    def _zeros(self, parameter: Tensor) -> Tensor:
+        return paddle.zeros(parameter.shape, paddle.float32 if self._main_grad else parameter.dtype)
 
     def _drop_grad(self, parameter: Tensor) -> None:
         if self._main_grad:
