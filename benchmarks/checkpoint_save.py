@@ -158,7 +158,7 @@ def measure_consolidate(folder: Path) -> tuple[list[dict[str, Any]], dict[str, f
     """consolidate with and without checksums of the checkpoint, and cp, in turn."""
     from oarlock.train.checkpoint.inspect import consolidate
     from oarlock.train.checkpoint.manifest import list_checkpoints
-    from oarlock.weights.sharded_store import PieceFolder
+    from oarlock.weights.sharded_store import ShardedStore
 
     checkpoint = list_checkpoints(folder / "out")[0]
     one, copy = folder / "one", folder / "copy.safetensors"
@@ -177,7 +177,7 @@ def measure_consolidate(folder: Path) -> tuple[list[dict[str, Any]], dict[str, f
             times.setdefault(name, []).append(
                 run_in_child(partial(measure_action, partial(consolidate, checkpoint, one, 10**10, check)))
             )
-    with PieceFolder.open(checkpoint) as pieces:
+    with ShardedStore.open(checkpoint) as pieces:
         sizes = [4e-6 * float(_elements(pieces.shape("model", name))) for name in pieces.names()]
     rows = [
         {

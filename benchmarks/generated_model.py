@@ -27,7 +27,7 @@ def generate(folder: Path, form: str, sizes: dict[str, int]) -> None:
     from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
     from safetensors.numpy import save_file
 
-    from oarlock.models.init_weights import without_values
+    from oarlock.models.construct import without_values
 
     heads, is_fused = sizes["hidden_size"] // 64, form == "fused"
     config = LlamaConfig(

@@ -46,7 +46,7 @@ def rank_memory(folder: Path, out: Path, way: str) -> int:
     from oarlock.cpu_ranks import fleet_patches, process_group
     from oarlock.environment.ranks import rank, world_size
     from oarlock.parallel.object_collectives import barrier
-    from oarlock.weights.layout import holdings
+    from oarlock.weights.layout import parameter_shards
 
     paddle.set_device("cpu")
     process_group.install()
@@ -63,9 +63,9 @@ def rank_memory(folder: Path, out: Path, way: str) -> int:
     model = (build_ours if way == "oarlock" else build_theirs)(folder, config)
     seconds = time.perf_counter() - start
     peak = read_status_kb("VmHWM")
-    held = holdings(model)
-    part = sum(holding.tensor._numel() * holding.tensor.element_size() for holding in held)
-    largest = max(4 * int(paddle.to_tensor(holding.block.shape).prod()) for holding in held)
+    held = parameter_shards(model)
+    part = sum(parameter.tensor._numel() * parameter.tensor.element_size() for parameter in held)
+    largest = max(4 * int(paddle.to_tensor(parameter.slice.shape).prod()) for parameter in held)
     row = {
         "way": way,
         "rank": rank(),
@@ -107,11 +107,11 @@ def seconds_of(folder: Path, way: str, cold: bool) -> float:
     import paddle
     from paddlenlp.transformers import AutoConfig
 
-    from oarlock.models.build import model_class
+    from oarlock.model_config.load import find_model_class
 
     paddle.set_device("cpu")
     config = AutoConfig.from_pretrained(str(folder))
-    model_class(config)  # imports it; Python's modules are not what is measured
+    find_model_class(config)  # imports it; Python's modules are not what is measured
     files = sorted(folder.glob("*.safetensors"))
     buffer = bytearray(16 * MB)
     for file in files:

@@ -28,11 +28,11 @@ def make_adapter(base: Path, folder: Path, rank: int) -> None:
     import numpy as np
     from paddlenlp.transformers import AutoConfig
 
-    from oarlock.models.build import model_class
+    from oarlock.model_config.load import find_model_class
     from oarlock.models.layer_offload import empty_model
     from oarlock.peft.adapter_folder import Base, save_adapter
     from oarlock.peft.lora import LoRA
-    from oarlock.peft.method import trained
+    from oarlock.peft.method import trainable_parameters
     from oarlock.weights.safetensors_file import TensorSource
 
     config, method, random = AutoConfig.from_pretrained(str(base)), LoRA(rank, 2.0 * rank), np.random.default_rng(1)
@@ -40,8 +40,8 @@ def make_adapter(base: Path, folder: Path, rank: int) -> None:
     def values(shape: tuple[int, ...]) -> np.ndarray:
         return random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
 
-    held = trained(empty_model(model_class(config), config, method))
-    tensors = [TensorSource(h.name, "float32", h.block.shape, partial(values, h.block.shape)) for h in held]
+    held = trainable_parameters(empty_model(find_model_class(config), config, method))
+    tensors = [TensorSource(h.name, "float32", h.slice.shape, partial(values, h.slice.shape)) for h in held]
     save_adapter(tensors, method, Base.of(str(base), base), None, None, folder)
 
 

@@ -78,7 +78,7 @@ class Epoch:
         from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
         from oarlock.data.corpus.order import SampleOrder
-        from oarlock.families.packing import attend_in_blocks
+        from oarlock.models.packing import attend_in_blocks
 
         paddle.seed(0)
         self.model = LlamaForCausalLM(LlamaConfig(**LLAMA))
@@ -93,7 +93,7 @@ class Epoch:
         """Train for one pass; returns trained tokens per second."""
         import paddle
 
-        from oarlock.families.packing import with_attention
+        from oarlock.models.packing import with_attention
         from oarlock.train.step.loss import TokenCrossEntropy, trained_tokens
 
         criterion, tokens, started = TokenCrossEntropy(), 0, time.perf_counter()

@@ -19,6 +19,7 @@ from oarlock.formats.json_file import TOKENIZER_BYTES, read_json, read_json_if_t
 
 ADAPTER_FILE = "adapter.json"  # marks an adapter folder (see oarlock.peft.adapter_folder)
 PEFT_FILE, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT saves an adapter
+GENERATION_FILE = "generation_config.json"
 _BLOCK = 1 << 22
 _umask = os.umask(0)  # reading the umask sets it, for all threads: done once, while there is one thread
 os.umask(_umask)

@@ -22,9 +22,9 @@ def test_the_same_tokens_by_every_way(server, client, stream, served_model):
     """Beside them all: the model as `oarlock ask` runs it, one prompt at a time, without the engine."""
     from oarlock.data.examples.labels import encode_text
     from oarlock.models.generate import generate_ids
-    from oarlock.models.load_finetuned import open_tuned
+    from oarlock.models.load_finetuned import load_finetuned
 
-    tuned = open_tuned(str(served_model))
+    tuned = load_finetuned(str(served_model))
     messages = [{"role": "user", "content": QUESTION}]
     prompt = tuned.template.render(messages, add_generation_prompt=True)
     (expected,) = generate_ids(tuned.model, tuned.tokenizer, [encode_text(tuned.tokenizer, prompt)], TOKENS)

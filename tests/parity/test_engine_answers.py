@@ -15,10 +15,9 @@ from helpers import make_adapter
 from oarlock.data.templates.chat_template import ChatTemplate
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import EnvironmentProblem, ModelError
-from oarlock.models.ask import ask_model
+from oarlock.families.registry import FAMILIES as REGISTRY
 from oarlock.models.build import ModelSource, build_model
-from oarlock.models.generate import generate_ids
-from oarlock.parallel.family_rules import FAMILIES as REGISTRY
+from oarlock.models.generate import ask_model, generate_ids
 from oarlock.peft.lora import LoRA
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.serve.engine import loading

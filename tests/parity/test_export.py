@@ -24,13 +24,13 @@ from oarlock.export.export import export
 from oarlock.export.manifest import find_changed_files, read_manifest
 from oarlock.export.request import ExportRequest, check_options, check_source
 from oarlock.export.static_graph import write_graph
-from oarlock.model_config.hf_fields import WORDS
-from oarlock.model_config.load import read_config
-from oarlock.models.build import ModelSource, build_model, model_class
+from oarlock.families.registry import HF_CONFIGS
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.models.build import ModelSource, build_model
 from oarlock.models.layer_offload import empty_model
 from oarlock.peft.adapter_folder import Base, save_adapter
 from oarlock.peft.lora import LoRA
-from oarlock.peft.method import trained
+from oarlock.peft.method import trainable_parameters
 from oarlock.weights.safetensors_file import TensorSource
 
 IDS = np.random.default_rng(3).integers(0, 512, (2, 9))
@@ -41,9 +41,9 @@ def lora(tiny_model, tmp_path_factory) -> Path:
     """Random matrices beside the tiny Llama."""
     folder, method = tmp_path_factory.mktemp("adapters") / "tone", LoRA(r=4, alpha=6.0)
     random, config, tensors = np.random.default_rng(0), read_config(tiny_model), []
-    for holding in trained(empty_model(model_class(config), config, method)):
-        values = (random.standard_normal(holding.block.shape) * 0.1).astype(np.float32)
-        tensors.append(TensorSource(holding.name, "float32", values.shape, lambda values=values: values))
+    for parameter in trainable_parameters(empty_model(find_model_class(config), config, method)):
+        values = (random.standard_normal(parameter.slice.shape) * 0.1).astype(np.float32)
+        tensors.append(TensorSource(parameter.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir()
     save_adapter(tensors, method, Base.of(str(tiny_model), tiny_model), None, None, folder)
     return folder
@@ -72,7 +72,7 @@ def test_a_merged_model_is_exported_and_passes_the_check(tiny_model, lora, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("family", WORDS)
+@pytest.mark.parametrize("family", HF_CONFIGS)
 def test_the_checker_knows_the_weights_of_every_family(family, tiny_tokenizer, tmp_path):
     folder = tmp_path / "model"
     tied = {"tie_word_embeddings": True} if family in ("qwen2", "opt") else {}

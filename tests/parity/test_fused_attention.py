@@ -12,7 +12,7 @@ import pytest
 from test_packed_examples import MODELS, PACKED, SIZES, run
 
 from oarlock.data.examples.collate import PackCollator
-from oarlock.families import packing
+from oarlock.models import packing
 from oarlock.models.generate import generate_ids
 from oarlock.ops import attention, install, library
 

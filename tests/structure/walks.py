@@ -5,7 +5,7 @@ from __future__ import annotations
 from structure.hops import Step
 
 _STAGE_2_UNDER_A_PIPELINE = [
-    Step("api/training.py:run_pretraining"),
+    Step("api/training.py:run_training"),
     Step("train/pretrain.py:pretrain"),
     Step("train/pretrain.py:_pretrain"),
     Step("train/setup.py:start"),
@@ -20,7 +20,7 @@ _STAGE_2_UNDER_A_PIPELINE = [
 ]
 
 _LORA = [
-    Step("api/training.py:run_finetuning"),
+    Step("api/training.py:run_training"),
     Step("train/finetune.py:finetune"),
     Step("train/finetune.py:_finetune"),
     Step("peft/method.py:choose_method"),

@@ -17,7 +17,7 @@ from oarlock.formats.json_file import parse_json
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run left.
+    """The output of a run.
 
     Attributes:
         output_dir: folder of the trained model or adapter, the checkpoints and the logs.

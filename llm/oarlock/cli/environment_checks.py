@@ -72,7 +72,7 @@ def check_packages() -> Iterator[Diagnosis]:
         )
     limits = {"numpy": (2,), "protobuf": (6,), "pyarrow": (22,), "pandas": (3,)}
     for name, limit in limits.items():
-        if _is_installed(name) and _parse_version(metadata.version(name)) >= limit:
+        if _is_installed(name) and tuple(map(int, re.findall(r"\d+", metadata.version(name)))) >= limit:
             wanted = ".".join(map(str, limit))
             fix = f"paddlenlp 3.0.0b4 breaks with it: pip install -c constraints.txt '{name}<{wanted}'"
             yield Diagnosis(f"{name} {metadata.version(name)}", fix)
@@ -84,10 +84,6 @@ def _is_installed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _parse_version(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0]))
 
 
 @_check

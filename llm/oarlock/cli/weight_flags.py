@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from oarlock.cli.flags import flag
-
-
-def _is_file_size(gigabytes: float) -> str | None:
-    return None if round(gigabytes * 1e9) >= 1 else "is too small for the size of a file"
+from oarlock.config.options import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSize:
     """The flag for the size of weight files."""
 
-    max_shard_size: float = flag(5.0, _is_file_size, metavar="GB")
+    max_shard_size: float = flag(5.0, at_least(1e-9), metavar="GB")
     """Largest weight file."""
 
     @property

@@ -17,22 +17,28 @@ from oarlock.errors import ModelError
 from oarlock.export.convert_tensors import OrderedReader, list_converted_tensors, unfuse_config
 from oarlock.export.manifest import write_manifest
 from oarlock.export.tokenizer_files import write_tokenizer_files
+from oarlock.families.registry import find_hf_config
 from oarlock.files import require_empty, write_json
-from oarlock.merge.verify import TOLERANCES
-from oarlock.model_config.family_detection import family_of
-from oarlock.model_config.hf_config import to_hugging_face, words_of
-from oarlock.model_config.load import config_content, config_writer, layout_of, read_config
-from oarlock.models.build import model_class
+from oarlock.model_config.family_detection import detect_family
+from oarlock.model_config.hf_config import to_hugging_face
+from oarlock.model_config.load import (
+    detect_config_writer,
+    detect_layout,
+    find_model_class,
+    read_config,
+    read_config_content,
+)
 from oarlock.models.layer_offload import empty_model, stream_logits
+from oarlock.models.open_weights import open_weights
+from oarlock.models.proof import TOLERANCES
 from oarlock.peft.adapter_folder import Base
-from oarlock.weights.pickles import open_weights
-from oarlock.weights.safetensors_file import FileRecord, TensorSource, main_dtype
+from oarlock.weights.safetensors_file import FileRecord, TensorSource, find_main_dtype
 from oarlock.weights.save import (
     MAX_SHARD_BYTES,
     check_space,
-    file_order,
+    create_model_folder,
     save_config,
-    whole_folder,
+    split_into_files,
     write_weights,
 )
 from oarlock.weights.sources import FileSource
@@ -118,14 +124,14 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     source, output = Path(source), Path(output).resolve()
     options = options or ConvertOptions()
     require_empty(output)
-    words_of(family_of(config_content(source), str(source / "config.json")))
+    find_hf_config(detect_family(read_config_content(source), str(source / "config.json")))
     layout = _layout(source, options.allow_pickle)
     config = read_config(source)
-    with on_cpu(), whole_folder(output, _WHAT, [source]) as folder:
-        with closing(open_weights(source, model_class(config), config, options.allow_pickle)) as weights:
+    with on_cpu(), create_model_folder(output, _WHAT, [source]) as folder:
+        with closing(open_weights(source, find_model_class(config), config, options.allow_pickle)) as weights:
             result = unfuse_config(config)
             tensors, records = _write(weights, config, result, to, options, folder)
-        dtype = main_dtype(tensors)
+        dtype = find_main_dtype(tensors)
         _write_config(source, result, to, dtype, folder)
         write_tokenizer_files(source, to, result, folder)
         proof = None
@@ -146,7 +152,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
 
 def _layout(source: Path, allow_pickle: bool) -> str:
     """See layout_of; refuses pickles that were not allowed before anything is read."""
-    layout = layout_of(source)
+    layout = detect_layout(source)
     if not allow_pickle:
         from oarlock.weights.weight_folder import WeightFolder
 
@@ -167,7 +173,9 @@ def _write(
         tensors = [tensor for tensor, _ in made]
         check_space(tensors, folder, _WHAT)
         stored = {tensor.name: name for tensor, name in made}
-        reader.expect([stored[tensor.name] for shard in file_order(tensors, options.shard_bytes) for tensor in shard])
+        reader.expect(
+            [stored[tensor.name] for shard in split_into_files(tensors, options.shard_bytes) for tensor in shard]
+        )
         total = sum(tensor.num_bytes for tensor in tensors)
         with progress_bar(total, "convert", "B", unit_scale=True) as bar:
             return tensors, write_weights(tensors, folder, options.shard_bytes, bar.update, _LAYOUTS[to])
@@ -177,9 +185,9 @@ def _write_config(source: Path, config: PretrainedConfig, to: Target, dtype: str
     if to == "paddle":
         save_config(config, folder, dtype)
         return
-    if config_writer(source) == "pt":  # unchanged, except for the type
+    if detect_config_writer(source) == "pt":  # unchanged, except for the type
         about = {"architectures": config.architectures, "model_type": config.model_type, "torch_dtype": dtype}
-        content = {**config_content(source), **about}
+        content = {**read_config_content(source), **about}
         for name in ("dtype", "auto_map"):  # auto_map names code to run
             content.pop(name, None)
         if content.get("tie_word_embeddings", True) and not config.tie_word_embeddings:
@@ -216,6 +224,6 @@ def _prove(source: Path, config: PretrainedConfig, folder: Path, allow_pickle: b
 
 
 def _compute_logits(folder: Path, config: PretrainedConfig, ids: np.ndarray, allow_pickle: bool = False) -> np.ndarray:
-    whole = model_class(config)
+    whole = find_model_class(config)
     with closing(open_weights(folder, whole, config, allow_pickle, read_ahead=False)) as weights:
         return stream_logits(empty_model(whole, config), weights.read, set(weights.shapes), ids)

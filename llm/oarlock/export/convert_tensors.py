@@ -17,13 +17,14 @@ from paddle.base.framework import EagerParamBase
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
-from oarlock.merge.verify import TOLERANCES
-from oarlock.models.build import model_class
+from oarlock.model_config.load import find_model_class
 from oarlock.models.layer_offload import empty_model
-from oarlock.weights.layout import holdings
+from oarlock.models.open_weights import named
+from oarlock.models.proof import TOLERANCES
+from oarlock.weights.hf_names import hugging_face_names
+from oarlock.weights.layout import parameter_shards
 from oarlock.weights.safetensors_file import TensorSource
-from oarlock.weights.sources import FileSource, hugging_face_names, stored_dtype
-from oarlock.weights.unused_tensors import named
+from oarlock.weights.sources import FileSource, stored_dtype
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def list_unfused_parameters(source: FileSource, config: PretrainedConfig) -> lis
 
 def list_parameter_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
     """Map the parameters of PaddleNLP's model to their shapes."""
-    held = holdings(empty_model(model_class(config), config))
-    return {holding.name: holding.block.shape for holding in held if isinstance(holding.tensor, EagerParamBase)}
+    held = parameter_shards(empty_model(find_model_class(config), config))
+    return {parameter.name: parameter.slice.shape for parameter in held if isinstance(parameter.tensor, EagerParamBase)}
 
 
 # fused inputs
@@ -190,7 +191,7 @@ def map_hf_names(config: PretrainedConfig) -> dict[str, tuple[str, bool]]:
         ModelError: when PaddleNLP changes a tensor in another way.
     """
     found = {}
-    for (name, *_), mapping in hugging_face_names(model_class(config), config):
+    for (name, *_), mapping in hugging_face_names(find_model_class(config), config):
         if mapping.action not in (None, "transpose"):
             raise ModelError(f"{mapping.target_name}: PaddleNLP's {mapping.action!r} can't be reversed")
         found[mapping.target_name] = (name, mapping.action == "transpose")

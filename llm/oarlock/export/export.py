@@ -24,13 +24,13 @@ from oarlock.export.tokenizer_files import write_tokenizer_files
 from oarlock.export.triton import export_triton
 from oarlock.files import remove_folder
 from oarlock.formats.quoting import shell_word
-from oarlock.hub.model_names import local_folder
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
 from oarlock.model_config.load import read_config
+from oarlock.model_config.model_folder import find_model_folder
 from oarlock.models.build import ModelSource
 from oarlock.peft.adapter_folder import Base
-from oarlock.weights.save import save_config, whole_folder
+from oarlock.weights.save import create_model_folder, save_config
 
 logger = get_logger(__name__)
 
@@ -46,7 +46,7 @@ def export(request: ExportRequest) -> None:
     """
     mix = AdapterMix.open(request.adapters) if request.adapters else None
     name = request.model or (mix.base.name if mix else "")
-    base = local_folder(name, with_weights=True, allow_pickle=request.allow_pickle)
+    base = find_model_folder(name, with_weights=True, allow_pickle=request.allow_pickle)
     check_source(request, base)
     output = request.output.resolve()
     if request.target == "peft":
@@ -56,7 +56,7 @@ def export(request: ExportRequest) -> None:
     else:
         with (
             _merge_adapters(request, base, mix) as (folder, facts),
-            whole_folder(output, "the export", (base, *request.adapters)) as result,
+            create_model_folder(output, "the export", (base, *request.adapters)) as result,
         ):
             facts |= {"target": request.target, "name": request.name}
             if request.converts:

@@ -18,19 +18,18 @@ from oarlock.errors import ModelError
 from oarlock.export.convert_tensors import UnfusedParameter, map_hf_names, split_fused_parameter, unfuse_config
 from oarlock.export.manifest import write_manifest
 from oarlock.export.tokenizer_files import write_tokenizer
+from oarlock.families.registry import find_hf_config
 from oarlock.files import read_json_object, require_empty, write_json
-from oarlock.hub.model_names import local_folder
-from oarlock.merge.deltas import Change, changes_of
-from oarlock.merge.inputs import Weighted
-from oarlock.merge.verify import TOLERANCES
-from oarlock.model_config.hf_config import words_of
-from oarlock.model_config.load import read_config
-from oarlock.models.build import model_class
+from oarlock.merge.deltas import LoraDelta, find_deltas
+from oarlock.merge.inputs import WeightedAdapter
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.model_config.model_folder import find_model_folder
+from oarlock.models.proof import TOLERANCES
 from oarlock.peft.adapter_base import find_base
 from oarlock.peft.adapter_folder import AdapterFolder
 from oarlock.peft.open_adapter import open_lora
 from oarlock.weights.safetensors_file import TensorSource, write_safetensors
-from oarlock.weights.save import whole_folder
+from oarlock.weights.save import create_model_folder
 
 logger = get_logger(__name__)
 
@@ -78,12 +77,12 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
     require_empty(output)
     found = open_lora(adapter, "written for PEFT")
     name = base or found.base.name
-    folder = local_folder(base, False) if base else find_base(found, "Name it: --base BASE", with_weights=False)
+    folder = find_model_folder(base, False) if base else find_base(found, "Name it: --base BASE", with_weights=False)
     config = read_config(folder)
-    words_of(config.model_type)
+    find_hf_config(config.model_type)
     tensors = list(_list_tensors(found, config))
     targets = tuple(sorted({tensor.name.split(".")[-3] for tensor in tensors}))
-    with whole_folder(output, "the adapter", [adapter]) as partial_folder:
+    with create_model_folder(output, "the adapter", [adapter]) as partial_folder:
         record = write_safetensors(partial_folder / _WEIGHTS, tensors, {"format": "pt"})
         write_json(partial_folder / _CONFIG, _make_config(found.settings, name, targets))
         if has_tokenizer(adapter):
@@ -131,10 +130,10 @@ def _prove(adapter: AdapterFolder, config: PretrainedConfig, folder: Path) -> fl
     return worst
 
 
-def _list_layers(adapter: AdapterFolder, config: PretrainedConfig) -> Iterator[tuple[str, Change, UnfusedParameter]]:
+def _list_layers(adapter: AdapterFolder, config: PretrainedConfig) -> Iterator[tuple[str, LoraDelta, UnfusedParameter]]:
     """Yield the name of each layer in PEFT, the change that holds it, and its part of that."""
     names = map_hf_names(unfuse_config(config))
-    for change in changes_of(Weighted(adapter, 1.0), model_class(config), config):
+    for change in find_deltas(WeightedAdapter(adapter, 1.0), find_model_class(config), config):
         for part in split_fused_parameter(f"{change.layer}.weight", change.shapes[1], config):
             if part.name not in names:
                 raise ModelError(f"{adapter.folder}: {part.name} has no name in Hugging Face's format")
@@ -152,7 +151,7 @@ def _list_tensors(adapter: AdapterFolder, config: PretrainedConfig) -> Iterator[
             yield TensorSource(f"{layer}.{name}.weight", "float32", shape, read, cast=True)
 
 
-def _read_transposed(change: Change, name: str, cut: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
+def _read_transposed(change: LoraDelta, name: str, cut: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
     """Read A or B, which PEFT stores as [out, in]."""
     values = change.adapter.value(f"{change.layer}.{name}", change.shapes[name == "lora_B"])
     return (cut(values) if cut else values).T

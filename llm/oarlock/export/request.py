@@ -12,10 +12,9 @@ from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.checks.findings import read_object
 from oarlock.export.servers import SERVED_NAME, SERVERS, check_architecture
+from oarlock.families.registry import FAMILIES, find_hf_config
 from oarlock.files import require_empty
-from oarlock.model_config.family_detection import family_of
-from oarlock.model_config.hf_config import words_of
-from oarlock.parallel.family_rules import FAMILIES
+from oarlock.model_config.family_detection import detect_family
 from oarlock.weights.save import MAX_SHARD_BYTES
 
 _CONVERTED = tuple(SERVERS)
@@ -112,7 +111,7 @@ def check_source(request: ExportRequest, folder: Path) -> None:
     config = read_object(folder / "config.json")
     if isinstance(config, str):
         raise ModelError(f"{folder / 'config.json'} {config}, so it is not a model")
-    _check_family(request, family_of(config, str(folder / "config.json")))
+    _check_family(request, detect_family(config, str(folder / "config.json")))
     if request.target != "peft":
         _check_tokenizer(request, folder)
         _check_space(request, folder)
@@ -120,9 +119,9 @@ def check_source(request: ExportRequest, folder: Path) -> None:
 
 def _check_family(request: ExportRequest, family: str) -> None:
     if request.converts or request.target == "peft":
-        words_of(family)
+        find_hf_config(family)
     if request.converts:
-        check_architecture(request.target, FAMILIES[family].model)
+        check_architecture(request.target, FAMILIES[family].architecture)
 
 
 def _check_tokenizer(request: ExportRequest, folder: Path) -> None:

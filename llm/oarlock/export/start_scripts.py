@@ -11,7 +11,7 @@ from typing import Any
 
 from oarlock.errors import ModelError
 from oarlock.export.checks.findings import read_object, shown_value
-from oarlock.export.servers import SERVED_NAME, SERVERS
+from oarlock.export.servers import SERVED_NAME, SERVERS, server_note
 from oarlock.files import PEFT_FILE
 from oarlock.formats.quoting import shell_word
 
@@ -80,7 +80,7 @@ def format_start_script(
         if not SERVED_NAME.fullmatch(word):
             raise ModelError(f"{word!r} can't be the name of a served model or adapter; use letters, digits, . _ -")
     named = config.get("architectures")
-    note = server.notes.get(named[0], "") if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    note = server_note(target, named[0]) if isinstance(named, list) and named and isinstance(named[0], str) else ""
     lora = flags = ""
     if adapters:
         modules = " ".join(f'{shell_word(word)}="$MODEL"/{shell_word(f"{ADAPTERS}/{word}")}' for word in adapters)

@@ -16,8 +16,9 @@ from paddle import nn
 from oarlock.environment.console import get_logger
 from oarlock.environment.paddle_import import on_cpu
 from oarlock.errors import ModelError
-from oarlock.families.forward import pairs_of_positions
+from oarlock.families.registry import FAMILIES
 from oarlock.models.build import ModelSource, build_model
+from oarlock.models.forward import make_position_pairs
 from oarlock.ops.install import originals
 
 logger = get_logger(__name__)
@@ -25,9 +26,6 @@ logger = get_logger(__name__)
 GRAPH = "model"  # model.json and model.pdiparams
 ALLOWED = 1e-4  # of the largest score, in float32
 _SHAPES = ((1, 1), (1, 7), (3, 16), (2, 40))  # texts, tokens
-_PAIRS = frozenset({"chatglm", "glm"})
-# They count positions by themselves or by the mask; the other families are given them.
-_NO_POSITIONS = frozenset({"bloom", "chatglm", "glm", "gptj", "opt"})
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def write_graph(source: ModelSource, folder: Path, allow_pickle: bool = False) -
 
 def _inputs(family: str) -> tuple[str, ...]:
     both = ("input_ids", "attention_mask")
-    return both if family in _NO_POSITIONS else (*both, "position_ids")
+    return (*both, "position_ids") if FAMILIES[family].takes_position_ids else both
 
 
 def _batch(family: str, config: Any, texts: int, tokens: int) -> dict[str, np.ndarray]:
@@ -113,7 +111,7 @@ def _scores(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _seen(mask: paddle.Tensor) -> paddle.Tensor:
-    """Which keys each query sees, int64 [batch, 1, queries, keys] (oarlock.families.forward.whole_mask for a graph)."""
+    """Which keys each query sees, int64 [batch, 1, queries, keys] (oarlock.models.forward.whole_mask for a graph)."""
     index = paddle.arange(mask.shape[1])
     earlier = (index.unsqueeze(0) <= index.unsqueeze(1)).astype("int64")
     return earlier.unsqueeze([0, 1]) * mask.astype("int64").unsqueeze([1, 2])
@@ -141,16 +139,18 @@ class _Scores(nn.Layer):
 
     def __init__(self, model: nn.Layer, family: str) -> None:
         super().__init__()
-        self.model, self.family, self.pairs = model, family, family in _PAIRS
+        self.model, self.forward_kind = model, FAMILIES[family].forward
 
     def forward(
         self, input_ids: paddle.Tensor, attention_mask: paddle.Tensor, position_ids: paddle.Tensor | None = None
     ) -> paddle.Tensor:
         """Scores [batch, tokens, vocabulary]."""
-        if self.pairs:
-            positions = pairs_of_positions(self.model.config, input_ids, attention_mask)
+        if self.forward_kind == "pairs_of_positions":
+            positions = make_position_pairs(self.model.config, input_ids, attention_mask)
             result = self.model(input_ids=input_ids, attention_mask=_seen(attention_mask), position_ids=positions)
-        elif self.family == "opt":  # its __getattr__ answers None to what Paddle asks of a layer it translates
+        elif (
+            self.forward_kind == "no_position_ids"
+        ):  # OPT: its __getattr__ answers None to what Paddle asks of a layer it translates
             result = self.model.lm_head(self.model.opt(input_ids, attention_mask=attention_mask))
         elif position_ids is None:
             result = self.model(input_ids=input_ids, attention_mask=attention_mask)
@@ -161,15 +161,16 @@ class _Scores(nn.Layer):
 
 
 def _save(model: nn.Layer, family: str, folder: Path) -> None:
-    model.__dict__.pop("forward", None)  # of oarlock.families.forward; Paddle translates only that of a class
-    if family == "bloom":  # both make no causal mask where there is one token, which is not known here
-        object.__setattr__(model.bloom, "_prepare_attn_mask", _bloom_mask)
-    elif family == "opt":
-        object.__setattr__(model.opt, "_prepare_decoder_attention_mask", _opt_mask)
-    elif family == "chatglm":  # the last length, a tensor once the model has run
-        rotary = model.chatglm.transformer.rotary_embeddings
-        del rotary.max_seq_len_cached
-        rotary.max_seq_len_cached = -1
+    model.__dict__.pop("forward", None)  # of oarlock.models.forward; Paddle translates only that of a class
+    match FAMILIES[family].graph_change:
+        case "bloom_mask":  # Bloom and OPT make no causal mask where there is one token, which is not known here
+            object.__setattr__(model.bloom, "_prepare_attn_mask", _bloom_mask)
+        case "opt_mask":
+            object.__setattr__(model.opt, "_prepare_decoder_attention_mask", _opt_mask)
+        case "chatglm_rotary":  # the last length, a tensor once the model has run
+            rotary = model.chatglm.transformer.rotary_embeddings
+            del rotary.max_seq_len_cached
+            rotary.max_seq_len_cached = -1
     layer = _Scores(model, family)
     layer.eval()
     spec = [paddle.static.InputSpec([None, None], "int64", name) for name in _inputs(family)]

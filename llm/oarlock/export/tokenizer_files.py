@@ -12,9 +12,9 @@ from oarlock.data.tokenizers.folder import needs_paddlenlp, read_tokenizer
 from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.environment.console import get_logger
 from oarlock.errors import ModelError
-from oarlock.files import read_json_object, write_json
-from oarlock.model_config.generation_config import GENERATION_FILE, generation_content
-from oarlock.models.folder_files import copy_file
+from oarlock.files import GENERATION_FILE, read_json_object, write_json
+from oarlock.model_config.generation_config import read_generation_config
+from oarlock.weights.folder_files import copy_file
 from oarlock.weights.save import LOCAL_KEYS
 
 logger = get_logger(__name__)
@@ -101,7 +101,7 @@ def _warn_about_qwen2(folder: Path) -> None:
 
 
 def _write_generation(source: Path, to: str, config: Any, folder: Path) -> None:
-    content = generation_content(source)
+    content = read_generation_config(source)
     found = dict(content)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if name not in found and getattr(config, name, None) is not None:

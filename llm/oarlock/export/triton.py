@@ -24,15 +24,14 @@ from oarlock.export.manifest import write_manifest
 from oarlock.export.requirements import REQUIREMENTS_FILE, format_requirements
 from oarlock.export.servers import SERVED_NAME
 from oarlock.files import file_sha256, new_folder, require_empty
-from oarlock.model_config.load import read_config
-from oarlock.models.build import model_class
-from oarlock.models.folder_files import ADAPTER_FILES, MODEL_FILES, readers_of, take
+from oarlock.model_config.load import find_model_class, read_config
 from oarlock.models.load_finetuned import check_base
+from oarlock.models.open_weights import open_weights
 from oarlock.peft.adapter_folder import Base
 from oarlock.peft.open_adapter import open_lora
 from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
 from oarlock.triton_repository.model_code import PACKAGE, TEMPLATES
-from oarlock.weights.pickles import open_weights
+from oarlock.weights.folder_files import ADAPTER_FILES, MODEL_FILES, find_readers, link_files
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -82,14 +81,14 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
     _check(model, adapters, name)
     require_empty(output)
     try:
-        with new_folder(output, readers_of(model, *map(Path, adapters.values()))) as folder:
+        with new_folder(output, find_readers(model, *map(Path, adapters.values()))) as folder:
             for own, config in configs.items():
                 _write_model(folder / config.name, own, config)
             version = folder / name / "1"
-            take(model, version / "model", MODEL_FILES)
+            link_files(model, version / "model", MODEL_FILES)
             sources = {version / "model": model}
             for adapter, place in adapters.items():
-                take(Path(place), version / "adapters" / adapter, ADAPTER_FILES)
+                link_files(Path(place), version / "adapters" / adapter, ADAPTER_FILES)
                 sources[version / "adapters" / adapter] = Path(place)
             (folder / REQUIREMENTS_FILE).write_text(format_requirements(), encoding="utf-8")
             hashes = {
@@ -141,7 +140,7 @@ def _check(model: Path, adapters: Mapping[str, Path], name: str) -> None:
     if not has_tokenizer(model):
         raise ModelError(f"{model}: no tokenizer in this folder; a server needs one")
     config = read_config(model)
-    open_weights(model, model_class(config), config).close()  # refuses what the model does not compute with
+    open_weights(model, find_model_class(config), config).close()  # refuses what the model does not compute with
     base = Base.of(str(model), model) if adapters else None
     for place in adapters.values():
         assert base is not None

@@ -18,12 +18,13 @@ from oarlock.environment.memory import (
 )
 from oarlock.environment.ranks import world_size
 from oarlock.errors import ModelError
-from oarlock.model_config.size_check import check_stored, least_parameters, table_bytes
+from oarlock.model_config.size_check import count_least_parameters, count_table_bytes
 from oarlock.parallel.nodes import find_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.weights.buffers import array_type
 from oarlock.weights.copy_into_params import type_name
-from oarlock.weights.layout import holdings
+from oarlock.weights.layout import parameter_shards
+from oarlock.weights.sources import check_stored
 from oarlock.weights.weight_folder import WeightFolder, has_safetensors
 
 _SMALL_TABLES = 256 << 20  # bytes that any model may keep
@@ -45,7 +46,7 @@ def check_before(config: PretrainedConfig, folder: Path, from_weights: bool, dty
     if from_weights and has_safetensors(folder):
         check_stored(config, WeightFolder.open(folder).shapes(), place)
     elif not from_weights:
-        least = least_parameters(config) * array_type(dtype).itemsize // world_size()
+        least = count_least_parameters(config) * array_type(dtype).itemsize // world_size()
         check_memory(least, f"{place}: a model of these sizes", room())
     check_tables(config, place)
 
@@ -56,7 +57,7 @@ def check_tables(config: PretrainedConfig, place: str) -> None:
     Raises:
         ModelError: naming both sizes.
     """
-    needed, weights = table_bytes(config), 4 * least_parameters(config)
+    needed, weights = count_table_bytes(config), 4 * count_least_parameters(config)
     what = f"{place}: what the model keeps for its positions (max_position_embeddings)"
     if needed > max(_SMALL_TABLES, _TABLES_TO_WEIGHTS * weights):
         raise ModelError(
@@ -78,7 +79,7 @@ def check_parameters(model: nn.Layer, folder: Path, held_beside: int) -> None:
     Raises:
         ModelError: with both sizes. StoppedWithOthers where another rank says so.
     """
-    tensors = list({id(held.tensor): held.tensor for held in holdings(model)}.values())
+    tensors = list({id(held.tensor): held.tensor for held in parameter_shards(model)}.values())
     needed = sum(map(_bytes, tensors))
     needed += held_beside * sum(math.prod(tensor.shape) for tensor in tensors if not tensor.stop_gradient)
     node, of = find_node(), ""

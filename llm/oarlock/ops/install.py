@@ -25,8 +25,7 @@ from oarlock.ops.rms_norm import fused_rms_norm
 from oarlock.ops.rotary import fused_rotary
 from oarlock.ops.self_check import check_attention, check_norms, check_training_ops
 from oarlock.ops.swiglu import fused_swiglu
-
-Tensor = Any
+from oarlock.typing import Tensor
 
 
 def replace_rms_norm(original: Function) -> Function:

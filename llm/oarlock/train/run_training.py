@@ -14,7 +14,7 @@ from oarlock.environment.console import get_logger
 from oarlock.environment.memory import freeze_garbage_collection
 from oarlock.environment.ranks import is_first_rank
 from oarlock.errors import ModelError, StoppedWithOthers
-from oarlock.models.build import num_parameters
+from oarlock.models.build import count_parameters
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.training_args import visualdl_dir
 from oarlock.train.checkpoint.final_model import save_final_model
@@ -84,7 +84,7 @@ def make_trainer(
     """
     config = run.config
     output_dir = Path(config.checkpoint.output_dir)
-    total, trainable = num_parameters(model)
+    total, trainable = count_parameters(model)
     here = " on this rank" if run.plan.tensor * run.plan.pipeline > 1 else ""
     logger.info(f"model: {type(model).__name__}, {total:,} parameters{here}, {trainable:,} of them trained")
     text = to_yaml(config)

@@ -16,9 +16,9 @@ from oarlock.environment.console import get_logger, log_once
 from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 from oarlock.environment.ranks import rank, world_size
 from oarlock.errors import EnvironmentProblem, failure_listeners
-from oarlock.models.place import place_model
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.models.build import set_parallel_fields
 from oarlock.ops import install as fused_ops
-from oarlock.parallel.family_rules import ModelSizes
 from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import ParallelPlan
@@ -125,7 +125,7 @@ def connect(run: Run[ConfigT], source: ModelSource, seq_length: int) -> None:
         ConfigError: when the plan does not fit the model.
         EnvironmentProblem: when a rank can't write into output_dir.
     """
-    sizes = ModelSizes.of(source.config)
+    sizes = ModelSizes.from_config(source.config)
     for note in check_plan(run.plan, sizes, seq_length):
         log_once(note)
     refuse(slicing_problems(run.config, run.plan, sizes), run.plan.world_size)
@@ -133,7 +133,7 @@ def connect(run: Run[ConfigT], source: ModelSource, seq_length: int) -> None:
         logger.info(f"plan: {run.plan.describe()}")
     run.args = training_arguments(run.config, run.plan)
     run_on_all_ranks(lambda: _check_writable(Path(run.config.checkpoint.output_dir)))
-    place_model(source, run.plan, rank())
+    set_parallel_fields(source.config, run.plan, rank())
 
 
 def _check_writable(output_dir: Path) -> None:

@@ -15,8 +15,8 @@ from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.environment.console import get_logger
 from oarlock.errors import ConfigError
 from oarlock.files import holds_adapter
-from oarlock.hub.model_names import local_folder
-from oarlock.peft.adapter_base import beside, find_base
+from oarlock.model_config.model_folder import find_model_folder
+from oarlock.peft.adapter_base import find_base, map_to_base
 from oarlock.peft.adapter_folder import AdapterFolder
 from oarlock.peft.hf_peft_folder import is_peft_folder
 from oarlock.peft.open_adapter import open_adapter
@@ -55,7 +55,7 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
     way_out = f"Name it: --model_name_or_path BASE --adapter_name_or_path {adapter}"
     base = find_base(found, way_out) if alone else None
     if is_peft_folder(found):  # which layers it has is known with the base's names
-        found = beside(found, base or local_folder(named, with_weights=False))
+        found = map_to_base(found, base or find_model_folder(named, with_weights=False))
     options = _options(config, found)
     changes = {name: value for name, value in options.items() if is_default(config, origins, name)}
     if alone:

@@ -84,7 +84,7 @@ class FileRecord:
     sha256: str
 
 
-def main_dtype(tensors: Sequence[TensorSource]) -> str:
+def find_main_dtype(tensors: Sequence[TensorSource]) -> str:
     """The type of most weights, which a configuration beside them names."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
@@ -92,7 +92,7 @@ def main_dtype(tensors: Sequence[TensorSource]) -> str:
     return sizes.most_common(1)[0][0]
 
 
-def in_file_order(tensors: Sequence[TensorSource]) -> list[TensorSource]:
+def sort_for_file(tensors: Sequence[TensorSource]) -> list[TensorSource]:
     """Wide types first, as the library does: every tensor then starts at a multiple of its element's size."""
     return sorted(tensors, key=lambda tensor: (-_SIZES[tensor.dtype], tensor.name))
 
@@ -113,7 +113,7 @@ def write_safetensors(
         OSError: when it can't be written.
         ValueError: when a tensor is not what its source said.
     """
-    ordered = in_file_order(tensors)
+    ordered = sort_for_file(tensors)
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for tensor in ordered:

@@ -21,9 +21,9 @@ from oarlock.export import convert as conversion
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.manifest import MANIFEST_FILE, find_changed_files, read_manifest, write_manifest
 from oarlock.export.peft import export_peft
+from oarlock.families.registry import HF_CONFIGS
 from oarlock.model_config import hf_config
-from oarlock.model_config.hf_fields import WORDS
-from oarlock.model_config.hf_rope import rope_from_hugging_face, rope_to_hugging_face
+from oarlock.model_config.hf_rope import convert_rope_from_hf, convert_rope_to_hf
 from oarlock.weights.safetensors_file import SafetensorsFile, TensorSource, write_safetensors
 
 PLAIN = ConvertOptions(proof=False)
@@ -122,7 +122,7 @@ def test_places_and_pickles(llama, tmp_path):
         convert(tmp_path, tmp_path / "out", "hf")
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(WORDS)))
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(HF_CONFIGS)))
 def test_families_that_transformers_has_not(family, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     with pytest.raises(ModelError, match=f"{family}: .*transformers.*can be converted: llama, qwen2"):
@@ -224,8 +224,8 @@ def test_scaled_positions_there_and_back(kind, factor, theta, new_words):
     content = (
         {"rope_parameters": {"rope_theta": theta, **rope}} if new_words else {"rope_theta": theta, "rope_scaling": rope}
     )
-    here = rope_from_hugging_face(content, True, "x")
-    there = rope_to_hugging_face(SimpleNamespace(**here), True, 64)
+    here = convert_rope_from_hf(content, True, "x")
+    there = convert_rope_to_hf(SimpleNamespace(**here), True, 64)
     assert there == {"rope_theta": theta, "rope_scaling": rope or None}
 
 
@@ -256,7 +256,7 @@ def test_what_transformers_does_not_compute(family, change):
         hf_config.to_hugging_face(family_config(family, **change), "float32", "x")
 
 
-@pytest.mark.parametrize("family", WORDS)
+@pytest.mark.parametrize("family", HF_CONFIGS)
 def test_no_words_of_paddlenlp_alone(family):
     content = hf_config.to_hugging_face(family_config(family), "bfloat16", "x")
     alone = {

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from oarlock.errors import ModelError
-from oarlock.model_config.generation_config import generation_content
+from oarlock.model_config.generation_config import read_generation_config
 from oarlock.model_config.load import read_config
 from oarlock.weights.buffers import all_finite, array_type
 from oarlock.weights.weight_folder import WeightFolder
@@ -117,7 +117,7 @@ def test_pipes_and_folders_in_place_of_files(folders, tmp_path):
         (folder / name).unlink(missing_ok=True)
         os.mkfifo(folder / name)
         with pytest.raises(ModelError, match=f"{name}: a pipe, not a regular file|{name}: .*pipe"):
-            read_config(folder) if name == "config.json" else generation_content(folder)
+            read_config(folder) if name == "config.json" else read_generation_config(folder)
         (folder / name).unlink()
         folders.copy(tmp_path)
     (folder / "model.safetensors").unlink()

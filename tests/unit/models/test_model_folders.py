@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 from oarlock.errors import ModelError
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.model_config.load import read_config
-from oarlock.models.ask import ask_model
 from oarlock.models.build import ModelSource, build_model
-from oarlock.weights.weight_files import INDEX_NAME, find_weights
+from oarlock.models.generate import ask_model
+from oarlock.weights.weight_folder import INDEX_NAME, find_weights
 from support.model_files import weights
 
 

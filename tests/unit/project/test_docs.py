@@ -60,9 +60,9 @@ def test_commands_are_accepted(document, line, monkeypatch):
 
 
 def test_the_table_of_families_is_the_registry():
-    from oarlock.parallel.family_rules import families_table
+    from oarlock.families.registry import make_families_table
 
-    assert f"{families_table()}\n" in (ROOT / "docs/families.md").read_text(encoding="utf-8")
+    assert f"{make_families_table()}\n" in (ROOT / "docs/families.md").read_text(encoding="utf-8")
 
 
 def anchors(page: Path) -> set[str]:

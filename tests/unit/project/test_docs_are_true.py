@@ -13,7 +13,7 @@ import pytest
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.config.options import option_specs
 from oarlock.errors import ConfigError
-from oarlock.parallel.family_rules import ModelSizes
+from oarlock.families.model_sizes import ModelSizes
 from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.plan_rules import check_plan
 from structure.words import average_sentence, sentences

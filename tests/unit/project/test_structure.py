@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[3] / "llm" / "oarlock"
 ORDER = (
     *(
         "errors",
+        "typing",
         "versions",
         "package_files",
         "formats",
@@ -44,14 +45,7 @@ ORDER = (
 NEVER = {"export": {"train"}, "serve": {"train", "export"}}
 # Imports against the order that are still to be removed: (importing package, imported package).
 BACKWARD: set[tuple[str, str]] = {
-    ("families", "ops"),
-    ("families", "parallel"),
-    ("hub", "model_config"),
-    ("hub", "weights"),
-    ("peft", "models"),
     ("triton_repository", "serve"),
-    ("weights", "model_config"),
-    ("weights", "models"),
 }
 
 

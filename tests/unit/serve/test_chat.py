@@ -15,7 +15,7 @@ import pytest
 from helpers import LLM, heed_signals, run_program
 from oarlock.cli.commands import chat as chat_command
 from oarlock.data.templates.chat_template import ChatTemplate
-from oarlock.models.ask import ask_model
+from oarlock.models.generate import ask_model
 from oarlock.serve.chat import AnswerFailed, Chat
 from oarlock.serve.engine.engine import Engine
 from oarlock.serve.engine.loading import Served

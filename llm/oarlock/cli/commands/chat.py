@@ -88,13 +88,13 @@ def _run(options: ChatOptions) -> int:
 
 def _find_folders(model: str, adapter: str | None, place: Path) -> tuple[str, Path | None]:
     """Find the folders of model and adapter. For an adapter alone, that is its base with the adapter's own template."""
-    from oarlock.peft.adapter_base import find_base, with_texts_of
+    from oarlock.peft.adapter_base import add_texts_of, find_base
     from oarlock.peft.open_adapter import open_lora
 
     if adapter is None and holds_adapter(model):
         found = open_lora(model, "talked with")
         base = find_base(found, f"Name it: oarlock chat BASE --adapter {model}")
-        return str(with_texts_of(found.folder, base, place)), found.folder
+        return str(add_texts_of(found.folder, base, place)), found.folder
     return model, Path(adapter) if adapter else None
 
 

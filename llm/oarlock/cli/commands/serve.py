@@ -98,7 +98,7 @@ class ServeFlags:
 
 def _run(flags: ServeFlags) -> int:
     keep_private()
-    # SIGHUP makes a running server read its keys again. Before that it would end the program and leave the export behind.
+    # A running server reads its keys again on SIGHUP. Earlier the signal would end the program during the export.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with lossy_output():
         return _serve_folder(flags)
@@ -149,14 +149,14 @@ def _options(flags: ServeFlags) -> ServeOptions:
 
 def _serve_adapter(folder: Path, options: ServeOptions) -> int:
     """An adapter alone, beside its base; both are asked with the tokenizer and the template of the training."""
-    from oarlock.peft.adapter_base import find_base, with_texts_of
+    from oarlock.peft.adapter_base import add_texts_of, find_base
     from oarlock.peft.open_adapter import open_lora
 
     found, name = open_lora(folder, "served"), folder.resolve().name
     base = find_base(found, f"Name it: oarlock serve BASE --adapter {name}={folder}")
     logger.info(f"{folder} is an adapter of {base}: exporting both for Triton first; ask for model {name!r}")
     with tempfile.TemporaryDirectory(prefix="oarlock-serve-") as place:
-        return _serve_model(with_texts_of(folder, base, Path(place)), {name: folder}, options, near=base)
+        return _serve_model(add_texts_of(folder, base, Path(place)), {name: folder}, options, near=base)
 
 
 def _serve_model(folder: Path, adapters: dict[str, Path], options: ServeOptions, near: Path | None = None) -> int:

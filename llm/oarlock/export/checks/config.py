@@ -12,12 +12,11 @@ from oarlock.errors import ConfigError, ModelError
 from oarlock.export.checks.findings import Finding, read_object, shown
 from oarlock.export.checks.generation import check_generation, read_vocab_size
 from oarlock.export.manifest import read_manifest
-from oarlock.export.servers import SERVERS
+from oarlock.export.servers import SERVERS, architectures_of
 from oarlock.export.start_scripts import LENGTHS, MOST_LENGTH
+from oarlock.families.registry import FAMILIES, HF_CONFIGS
 from oarlock.formats.files import read_bytes
 from oarlock.formats.json_file import CONFIG_BYTES, TOKENIZER_BYTES
-from oarlock.model_config.hf_fields import WORDS
-from oarlock.parallel.family_rules import FAMILIES
 
 # Only PaddleNLP reads these; the first two change what the weights mean.
 _PADDLE_KEYS = (
@@ -64,20 +63,20 @@ def _check_family(config: dict[str, Any], server: str) -> list[Finding]:
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         return [Finding("architecture", place, f"it names no model class, and {about.title} needs one", "Add it")]
-    if named[0] not in about.architectures:
+    if named[0] not in architectures_of(server):
         return [
             Finding(
                 "architecture",
                 place,
                 f"{about.title} does not run {named[0]}",
-                f"It runs {', '.join(about.architectures)}",
+                f"It runs {', '.join(architectures_of(server))}",
             )
         ]
     family = str(config.get("model_type"))
-    if family not in WORDS or FAMILIES[family].model != named[0]:
+    if family not in HF_CONFIGS or FAMILIES[family].architecture != named[0]:
         problem = f"{family!r} is not the model_type of {named[0]}"
         return [Finding("architecture", "config.json, model_type", problem, _EXPORT)]
-    words = WORDS[family]
+    words = HF_CONFIGS[family]
     given = {words.aliases.get(key, key) for key, value in config.items() if value is not None}
     sizes = {key: words.fields.get(words.aliases.get(key, key)) for key in config}
     wrong = [key for key, default in sizes.items() if _is_size(default) and not _is_size_value(config[key], default)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.export.checks.findings import Finding, read_object, shown_value
-from oarlock.model_config.generation_config import GENERATION_FILE
+from oarlock.files import GENERATION_FILE
 from oarlock.model_config.sampling_ranges import RANGES, Range
 
 _CORRECT = "Correct or delete it"

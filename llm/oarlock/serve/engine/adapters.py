@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from paddlenlp.transformers import PretrainedConfig
 
-from oarlock.merge.deltas import changes_of
-from oarlock.merge.inputs import Weighted
-from oarlock.models.build import model_class
+from oarlock.merge.deltas import find_deltas
+from oarlock.merge.inputs import WeightedAdapter
+from oarlock.model_config.load import find_model_class
 from oarlock.models.load_finetuned import check_base
 from oarlock.peft.adapter_folder import Base
 from oarlock.peft.open_adapter import open_lora
@@ -34,6 +34,6 @@ def read_adapters(adapters: Mapping[str, Path], folder: Path, config: Pretrained
         adapter = open_lora(place, "served beside a base")
         assert base is not None
         check_base(adapter.base, base)
-        changes = changes_of(Weighted(adapter, 1.0), model_class(config), config)
+        changes = find_deltas(WeightedAdapter(adapter, 1.0), find_model_class(config), config)
         found[name] = {change.layer: change.matrices() for change in changes}
     return found

@@ -10,6 +10,9 @@ import numpy as np
 import paddle
 
 from oarlock.errors import EnvironmentProblem
+from oarlock.families.family import FusedDecoderSpec
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.families.registry import FAMILIES
 from oarlock.ops import library
 from oarlock.ops.decoder import (
     ACTIVATIONS,
@@ -26,15 +29,13 @@ from oarlock.serve.engine.adapters import LoraWeights
 from oarlock.serve.engine.decoder import Feed
 from oarlock.serve.engine.step_tensors import StepTensor
 
-_FAMILIES = ("llama", "qwen2", "mistral", "gemma")
-
 
 def why_not_fused(model: Any) -> str:
     """What keeps a model from this decoder; "" when nothing does."""
     config, device = model.config, paddle.device.get_device()
     reasons = {
         f"the device is {device}": device != "cpu",
-        f"there is none for {config.model_type}": config.model_type not in _FAMILIES,
+        f"there is none for {config.model_type}": _record(config) is None,
         "the model has ALiBi": getattr(config, "alibi", False),
         f"the model's activation is {getattr(config, 'hidden_act', '')}": _activation(config) not in ACTIVATIONS,
         "its rotary positions hang on the length": getattr(config, "rope_scaling_type", None) == "dynamic_ntk",
@@ -47,10 +48,13 @@ def why_not_fused(model: Any) -> str:
 
 
 def _activation(config: Any) -> str:
-    named = getattr(config, "hidden_act", None) or "silu"
-    if config.model_type == "gemma":  # see models.inputs
-        return named if named == "gelu_pytorch_tanh" else "gelu"
-    return named
+    named, record = getattr(config, "hidden_act", None) or "silu", _record(config)
+    return record.activation if record and record.activation and named != "gelu_pytorch_tanh" else named
+
+
+def _record(config: Any) -> FusedDecoderSpec | None:
+    family = FAMILIES.get(config.model_type)
+    return None if family is None else family.fused_decoder
 
 
 @paddle.no_grad()
@@ -100,17 +104,18 @@ class FusedDecoder:
         config = model.config
         base = getattr(model, config.model_type)
         heads = config.num_attention_heads
-        gemma = config.model_type == "gemma"
+        record = _record(config)
+        assert record is not None, config.model_type  # why_not_fused() says so
         self._sizes = DecoderSizes(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
             num_layers=config.num_hidden_layers,
             num_heads=heads,
             num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=config.head_dim if gemma else config.hidden_size // heads,
+            head_dim=ModelSizes.from_config(config).head_size,
             vocabulary=config.vocab_size,
             epsilon=config.rms_norm_eps,
-            embedding_scale=config.hidden_size**0.5 if gemma else 1.0,
+            embedding_scale=config.hidden_size**0.5 if record.scales_embedding else 1.0,
             activation=_activation(config),
         )
         self.vocabulary = self._sizes.vocabulary
@@ -118,11 +123,11 @@ class FusedDecoder:
         cos, sin = base.layers[0].self_attn.rotary_emb(paddle.zeros([1, 1, 1, 1]), seq_len=positions)
         table = base.embed_tokens.weight
         head = model.lm_head.weight.numpy()
-        if getattr(model.lm_head, "transpose_y", gemma and config.tie_word_embeddings):
+        if getattr(model.lm_head, "transpose_y", record.tied_head_is_transposed and config.tie_word_embeddings):
             head = head.T
         shared = [
             table.reshape([-1]).clone(),
-            paddle.to_tensor(_norm(base.norm, gemma)),
+            paddle.to_tensor(_norm(base.norm, record.norm_offset)),
             paddle.to_tensor(panels(head).ravel()),
             cos.reshape([-1]).clone(),
             sin.reshape([-1]).clone(),
@@ -132,7 +137,7 @@ class FusedDecoder:
             packed = [(np.zeros(0, np.float32), np.zeros(1 + len(TARGETS) * self._sizes.num_layers, np.int64))]
         self._weights = DecoderWeights(
             shared=shared,
-            layers=[_layer(layer, gemma) for layer in base.layers],
+            layers=[_layer(layer, record.norm_offset) for layer in base.layers],
             adapters=[paddle.to_tensor(values) for values, _ in packed],
             plans=[paddle.to_tensor(plan) for _, plan in packed],
         )
@@ -178,11 +183,11 @@ class FusedDecoder:
         return found[np.argsort(scored)] if scored != sorted(scored) else found
 
 
-def _norm(layer: Any, gemma: bool) -> np.ndarray:
-    return layer.weight.numpy() + (1.0 if gemma else 0.0)
+def _norm(layer: Any, offset: float) -> np.ndarray:
+    return layer.weight.numpy() + offset
 
 
-def _layer(layer: Any, gemma: bool) -> paddle.Tensor:
+def _layer(layer: Any, norm_offset: float) -> paddle.Tensor:
     """Its weights as the operator reads them; the layer's own memory is given back."""
     attention, inner = layer.self_attn, layer.mlp
     qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -190,7 +195,7 @@ def _layer(layer: Any, gemma: bool) -> paddle.Tensor:
         part.bias.numpy() if getattr(part, "bias", None) is not None else np.zeros(part.weight.shape[1]) for part in qkv
     ]
     packed = pack_layer(
-        [_norm(layer.input_layernorm, gemma), _norm(layer.post_attention_layernorm, gemma)],
+        [_norm(layer.input_layernorm, norm_offset), _norm(layer.post_attention_layernorm, norm_offset)],
         np.concatenate(biases),
         [
             np.concatenate([part.weight.numpy() for part in qkv], axis=1),

@@ -14,7 +14,7 @@ import numpy as np
 import paddle
 
 from oarlock.errors import ModelError
-from oarlock.parallel.family_rules import FAMILIES
+from oarlock.families.registry import FAMILIES
 from oarlock.serve.engine.adapters import LoraWeights
 from oarlock.serve.engine.decoder import Feed
 from oarlock.serve.engine.step_tensors import StepTensor
@@ -57,9 +57,9 @@ class GenericDecoder:
         layers = dict(model.named_sublayers())
         for name in sorted({layer for weights in adapters.values() for layer in weights}):
             layers[name].register_forward_post_hook(self._beside(name))
-        # GPT-J counts positions from the first column on, so that keys can't be moved to another one.
+        # Where positions are counted from the first column on, keys can't be moved to another one.
         family = FAMILIES.get(model.config.model_type)
-        self._fixed_columns = family is not None and family.inputs == "gptj"
+        self._fixed_columns = family is not None and family.counts_padding
         self._axes = self._find_axes()
 
     def _beside(self, name: str) -> Callable[..., Any]:

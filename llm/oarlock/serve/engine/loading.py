@@ -16,10 +16,11 @@ from oarlock.data.tokenizers.load import encode_marked, load_tokenizer
 from oarlock.environment.console import log_once
 from oarlock.environment.paddle_import import set_paddlenlp_log_level
 from oarlock.errors import DataError, ModelError
-from oarlock.hub.model_names import local_folder
-from oarlock.model_config.generation_config import GENERATION_FILE, end_tokens, generation_content, sampling_defaults
+from oarlock.files import GENERATION_FILE
+from oarlock.model_config.generation_config import find_end_tokens, read_generation_config, read_sampling_defaults
 from oarlock.model_config.load import read_config
-from oarlock.model_config.sliding_window import window_of
+from oarlock.model_config.model_folder import find_model_folder
+from oarlock.model_config.sliding_window import find_window
 from oarlock.models.build import ModelSource, build_model
 from oarlock.serve.engine.adapters import LoraWeights, read_adapters
 from oarlock.serve.engine.fused_decoder import fused_decoder, why_not_fused
@@ -115,7 +116,7 @@ def open_served(model: str | Path, adapters: Mapping[str, Path], parse_special_t
         ModelError: when something is missing, or does not belong together.
     """
     set_paddlenlp_log_level("error")
-    folder = local_folder(str(model), with_weights=True)
+    folder = find_model_folder(str(model), with_weights=True)
     config = read_config(folder)
     context = _context(config)
     if context < _LEAST_CONTEXT:
@@ -123,7 +124,7 @@ def open_served(model: str | Path, adapters: Mapping[str, Path], parse_special_t
             f"{folder / 'config.json'}: {context} token(s) at a time are too few for a question and its answer"
         )
     tokenizer = load_tokenizer(str(folder))
-    generation = generation_content(folder)
+    generation = read_generation_config(folder)
     found = read_adapters(adapters, folder, config)
     dtype = _dtype(config)
     built = build_model(ModelSource(folder, config, from_weights=True), dtype=dtype)
@@ -134,8 +135,8 @@ def open_served(model: str | Path, adapters: Mapping[str, Path], parse_special_t
         tokenizer=tokenizer,
         template=choose_template("auto", tokenizer, "src_tgt", parse_special_tokens=parse_special_tokens == "all"),
         context=context,
-        ends=frozenset(end_tokens(generation, config, tokenizer)),
-        defaults=sampling_defaults(generation, str(folder / GENERATION_FILE)),
+        ends=frozenset(find_end_tokens(generation, config, tokenizer)),
+        defaults=read_sampling_defaults(generation, str(folder / GENERATION_FILE)),
         adapters=tuple(found),
         begin=begin_tokens(tokenizer),
         special_tokens=hidden_tokens(tokenizer),
@@ -156,7 +157,7 @@ def choose_decoder(model: Any, adapters: dict[str, LoraWeights], context: int) -
 def _context(config: Any) -> int:
     """How many tokens the model was made for."""
     context = next((int(value) for name in _CONTEXT if (value := getattr(config, name, None))), 2048)
-    window = window_of(config)
+    window = find_window(config)
     if window and window < context:  # beyond it the model was trained to forget, which PaddleNLP's does not
         log_once(f"the model's context is cut from {context:,} to the {window:,} tokens of its sliding window")
         return window

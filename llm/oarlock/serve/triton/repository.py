@@ -10,8 +10,9 @@ from typing import Any
 from oarlock import __version__
 from oarlock.environment.console import log_once
 from oarlock.errors import ConfigError
+from oarlock.files import GENERATION_FILE
 from oarlock.formats.links import check_links
-from oarlock.model_config.generation_config import GENERATION_FILE, generation_content, sampling_defaults
+from oarlock.model_config.generation_config import read_generation_config, read_sampling_defaults
 from oarlock.serve.engine.limits import Settings
 from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
 from oarlock.triton_repository.model_code import foreign_code
@@ -52,8 +53,8 @@ def chat_temperature(repository: Path) -> float:
         ModelError: when the file can't be read, or holds no temperature that tokens can be chosen by.
     """
     place = repository / engine_model(repository) / "1" / "model"
-    content = generation_content(place) | {"do_sample": True}
-    return float(sampling_defaults(content, str(place / GENERATION_FILE))["temperature"])
+    content = read_generation_config(place) | {"do_sample": True}
+    return float(read_sampling_defaults(content, str(place / GENERATION_FILE))["temperature"])
 
 
 def engine_settings(repository: Path, limits: Mapping[str, Any]) -> Settings:

@@ -13,34 +13,24 @@ from pathlib import Path
 import numpy as np
 
 from oarlock.errors import ModelError
+from oarlock.families.registry import FAMILIES
 from oarlock.weights.safetensors_file import SafetensorsFile
 from oarlock.weights.weight_folder import WeightFolder, has_safetensors
 
 _CHUNK = 4 << 20  # elements compared at a time
-_LLAMA_LIKE = (("lm_head.weight", "model.embed_tokens.weight"),)  # in Hugging Face's layout
-# Family -> (output layer, embedding), for families whose output layer may be tied or not.
-_NAMES = {
-    "llama": _LLAMA_LIKE,
-    "qwen2": _LLAMA_LIKE,
-    "gemma": _LLAMA_LIKE,
-    "opt": (
-        ("lm_head.decoder_weight", "opt.embeddings.word_embeddings.weight"),  # in Paddle's
-        ("lm_head.weight", "model.decoder.embed_tokens.weight"),
-        ("lm_head.weight", "decoder.embed_tokens.weight"),
-    ),
-}
 
 
-def has_own_head(folder: Path, family: str) -> bool:
+def has_untied_head(folder: Path, family: str) -> bool:
     """Whether a folder stores an output layer that is another matrix than its embedding, as safetensors.
 
     False for files that can't be read, too: who loads them says so.
     """
-    if family not in _NAMES or not has_safetensors(folder):
+    names = FAMILIES[family].untied_heads if family in FAMILIES else ()
+    if not names or not has_safetensors(folder):
         return False
     try:
         files = WeightFolder.open(folder).files
-        pair = next((pair for pair in _NAMES[family] if set(pair) <= files.keys()), None)
+        pair = next((pair for pair in names if set(pair) <= files.keys()), None)
         if pair is None:
             return False
         with ExitStack() as stack:

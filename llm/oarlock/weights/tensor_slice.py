@@ -1,4 +1,4 @@
-"""A part of a whole tensor in plain index ranges; knows nothing of Paddle."""
+"""A slice of a whole tensor as plain index ranges. Nothing here needs Paddle."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Block:
-    """A part of a whole tensor.
+class TensorSlice:
+    """A slice of a whole tensor along one axis.
 
     Attributes:
         shape: of the whole tensor.
-        axis: along which it is cut; None for the whole of it.
-        runs: (start, length) along the axis, in the order in which they follow each other in the part.
+        axis: that is sliced; None for the whole tensor.
+        runs: (start, length) along the axis, in the order in which they follow each other in the slice.
     """
 
     shape: tuple[int, ...]
@@ -22,28 +22,28 @@ class Block:
     runs: tuple[tuple[int, int], ...] = ()
 
     @property
-    def part_shape(self) -> tuple[int, ...]:
-        """Shape of the part."""
+    def local_shape(self) -> tuple[int, ...]:
+        """Shape of the slice."""
         if self.axis is None:
             return self.shape
         length = sum(length for _, length in self.runs)
         return (*self.shape[: self.axis], length, *self.shape[self.axis + 1 :])
 
     def cut(self, whole: np.ndarray) -> np.ndarray:
-        """The part, as a view where it is in one piece."""
+        """Cut the slice out of a whole tensor, as a view if it is contiguous along the axis."""
         if self.axis is None:
             return whole
-        pieces = [whole[self._index(start, length)] for start, length in self.runs]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=self.axis)
+        slices = [whole[self._index(start, length)] for start, length in self.runs]
+        return slices[0] if len(slices) == 1 else np.concatenate(slices, axis=self.axis)
 
-    def put(self, part: np.ndarray, whole: np.ndarray) -> None:
-        """Copy the part to its place in the whole."""
+    def put(self, values: np.ndarray, whole: np.ndarray) -> None:
+        """Copy the values of the slice to their place in the whole tensor."""
         if self.axis is None:
-            whole[...] = part
+            whole[...] = values
             return
         begin = 0
         for start, length in self.runs:
-            whole[self._index(start, length)] = part[self._index(begin, length)]
+            whole[self._index(start, length)] = values[self._index(begin, length)]
             begin += length
 
     def _index(self, start: int, length: int) -> tuple[slice, ...]:

@@ -1,24 +1,56 @@
-"""Tensors in a model's files that the model has no place for: refused by name, on every road."""
+"""Open the weights of a model folder; tensors that the model has no place for are refused by name."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from paddlenlp.transformers import PretrainedConfig
 
+from oarlock.environment.console import get_logger
 from oarlock.errors import ModelError
-from oarlock.model_config.size_check import EMBEDDINGS
 from oarlock.models.layer_offload import empty_model
+from oarlock.models.memory_check import check_tables
 from oarlock.weights.buffers import row_ranges
-from oarlock.weights.layout import holdings
-from oarlock.weights.sources import FileSource
+from oarlock.weights.layout import parameter_shards
+from oarlock.weights.pickles import PickleSource
+from oarlock.weights.sources import EMBEDDINGS, FileSource, SafetensorsSource
+from oarlock.weights.weight_folder import WeightFolder, has_safetensors
 
 # Tables that the layers compute themselves; published files have them now and then.
 _COMPUTED = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.attn\.(masked_)?bias$")
 _HEADS = ("lm_head.weight", "lm_head.decoder_weight")
 _COMPARED_BYTES = 16 << 20
+
+logger = get_logger(__name__)
+
+
+def open_weights(
+    folder: Path, model_class: Any, config: Any, allow_pickle: bool = False, read_ahead: bool = True
+) -> FileSource:
+    """What a model's weights are read from: its safetensors, or by permission its pickles.
+
+    Args:
+        read_ahead: keep two tensors in memory, so that one can be read while the other is in use.
+
+    Raises:
+        ModelError: when there is nothing to read, it is damaged, or it holds what the model does not compute with.
+    """
+    source: FileSource
+    if allow_pickle and not has_safetensors(folder):
+        logger.info(f"{folder}: reading pickled weights, as you allowed")
+        source = PickleSource(folder, model_class, config)
+    else:
+        source = SafetensorsSource(WeightFolder.open(folder), model_class, config, read_ahead)
+    try:
+        check_tables(config, str(folder / "config.json"))
+        check_unused(source, model_class, config)
+    except BaseException:
+        source.close()
+        raise
+    return source
 
 
 def check_unused(source: FileSource, model_class: Any, config: PretrainedConfig) -> None:
@@ -29,7 +61,7 @@ def check_unused(source: FileSource, model_class: Any, config: PretrainedConfig)
     Raises:
         ModelError: naming them.
     """
-    held = {holding.name for holding in holdings(empty_model(model_class, config))}
+    held = {parameter.name for parameter in parameter_shards(empty_model(model_class, config))}
     embedding = next((name for name in source.shapes if name in held and name.endswith(EMBEDDINGS)), None)
     extra = []
     for name in (*source.left_over, *(name for name in source.shapes if name not in held)):

@@ -34,29 +34,9 @@ from paddlenlp.transformers.chatglm_v2.modeling_pp import EmbeddingPipe
 from paddlenlp.transformers.gemma.modeling import GemmaMLP
 from paddlenlp.transformers.opt.modeling import MultiHeadAttention
 
-from oarlock.parallel.family_rules import FAMILIES
-
-Named = dict[str, Any]
-
-
-def named_arguments(forward: Callable[..., Any]) -> tuple[Callable[..., Named], str]:
-    """How to name the arguments of a call of a forward, and what it calls the keys and values of earlier calls."""
-    signature = inspect.signature(forward)
-    past = "past_key_values" if "past_key_values" in signature.parameters else "cache"
-
-    def name(*args: Any, **kwargs: Any) -> Named:
-        bound = signature.bind(*args, **kwargs).arguments
-        return {**bound, **bound.pop("kwargs", {})}
-
-    return name, past
-
-
-def set_forward(model: nn.Layer, forward: Callable[..., Any]) -> None:
-    """Put a forward over the model's.
-
-    Past PretrainedModel.__setattr__, which takes a forward for one that wants the model as its first argument.
-    """
-    object.__setattr__(model, "forward", forward)
+from oarlock.compat.model_forward import NamedArguments, named_arguments, set_forward
+from oarlock.families.family import Forward
+from oarlock.families.registry import FAMILIES
 
 
 def adapt_inputs(model: nn.Layer) -> None:
@@ -67,12 +47,12 @@ def adapt_inputs(model: nn.Layer) -> None:
         if isinstance(layer, GemmaMLP) and model.config.hidden_act == "gelu_pytorch_tanh":
             set_forward(layer, partial(_approximate_geglu, layer))
     family = FAMILIES.get(model.config.model_type)
-    if family is None or not family.inputs:
+    if family is None or not family.forward:
         return
     if isinstance(model, PipelineLayer):
         _complete_first_stage(model)
         return
-    complete = _COMPLETERS[family.inputs]
+    complete = _COMPLETERS[family.forward]
     plain = model.forward
     name, past = named_arguments(plain)
 
@@ -83,9 +63,9 @@ def adapt_inputs(model: nn.Layer) -> None:
 
     forward.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
     set_forward(model, forward)
-    if family.inputs in _PAIRS:
+    if family.forward == "pairs_of_positions":
         _generate_with_pairs(model, past)
-    if family.inputs == "opt":
+    if family.forward == "no_position_ids":  # OPT answers None to names it does not have
         object.__setattr__(model, "no_sync", contextlib.nullcontext)
         object.__setattr__(model, "extra_parameters", ())  # GroupShardedStage3 lists them where a layer has them
 
@@ -93,7 +73,7 @@ def adapt_inputs(model: nn.Layer) -> None:
 # masks
 
 
-def whole_mask(ids: paddle.Tensor, mask: paddle.Tensor | None, num_keys: int) -> paddle.Tensor:
+def make_mask(ids: paddle.Tensor, mask: paddle.Tensor | None, num_keys: int) -> paddle.Tensor:
     """Which keys [batch, 1, queries, keys] each query sees, int64: those up to its own that are text.
 
     Args:
@@ -123,7 +103,7 @@ def _answer_starts(config: Any, ids: paddle.Tensor) -> tuple[paddle.Tensor, padd
     tokens = ids.shape[1]
     nowhere = paddle.full([ids.shape[0], 1], tokens, "int64")
     special = [getattr(config, name, None) for name in ("gmask_token_id", "mask_token_id", "bos_token_id")]
-    if config.model_type != "chatglm" or None in special:
+    if None in special:
         return nowhere, nowhere
 
     def first(found: paddle.Tensor) -> paddle.Tensor:
@@ -135,7 +115,7 @@ def _answer_starts(config: Any, ids: paddle.Tensor) -> tuple[paddle.Tensor, padd
     return paddle.where(asked < begin, begin, nowhere), asked
 
 
-def pairs_of_positions(config: Any, ids: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor:
+def make_position_pairs(config: Any, ids: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor:
     """ChatGLM's and GLM's two positions, [batch, 2, tokens]; one, [batch, tokens], where they are made so.
 
     Text has its place and 0. In the two-part form the answer has the place of the [gMASK] it stands for, and counts
@@ -152,11 +132,11 @@ def pairs_of_positions(config: Any, ids: paddle.Tensor, mask: paddle.Tensor | No
     return paddle.stack([paddle.where(answer, of_question.expand_as(place), place), inner], axis=1)
 
 
-def _complete_pairs(config: Any, named: Named, past: str) -> None:
+def _complete_pairs(config: Any, named: NamedArguments, past: str) -> None:
     ids, mask = named["input_ids"], named.get("attention_mask")
     if mask is None or mask.ndim == 2:
         earlier = _length(named.get(past)) if mask is None else mask.shape[1] - ids.shape[1]
-        seen = whole_mask(ids, mask, earlier + ids.shape[1])
+        seen = make_mask(ids, mask, earlier + ids.shape[1])
         if ids.shape[1] > 1:  # the question is seen as a whole
             start, _ = _answer_starts(config, ids)
             question = (paddle.arange(ids.shape[1]).unsqueeze(0) < start) & (start < ids.shape[1])
@@ -168,7 +148,7 @@ def _complete_pairs(config: Any, named: Named, past: str) -> None:
     positions = named.get("position_ids")
     if positions is None or positions.ndim == 2:
         own = mask[:, -ids.shape[1] :] if mask is not None and mask.ndim == 2 else None
-        named["position_ids"] = pairs_of_positions(config, ids, own)
+        named["position_ids"] = make_position_pairs(config, ids, own)
 
 
 def _length(past: Any) -> int:
@@ -182,16 +162,18 @@ def _length(past: Any) -> int:
 def _generate_with_pairs(model: nn.Layer, past: str) -> None:
     """The rules of generation of Llama: PaddleNLP's want whole masks and pairs of positions from the caller."""
 
-    def prepare(input_ids: paddle.Tensor, attention_mask: paddle.Tensor | None = None, **kwargs: Any) -> Named:
+    def prepare(input_ids: paddle.Tensor, attention_mask: paddle.Tensor | None = None, **kwargs: Any) -> NamedArguments:
         remembered = kwargs.get(past)
         mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
-        positions = pairs_of_positions(model.config, input_ids, mask)
+        positions = make_position_pairs(model.config, input_ids, mask)
         if remembered is not None:
             input_ids, positions = input_ids[:, -1:], positions[..., -1:]
         given = {"input_ids": input_ids, "position_ids": positions, "attention_mask": mask}
         return given | {past: remembered, "use_cache": True}
 
-    def update(outputs: Any, model_kwargs: Named, is_encoder_decoder: bool = False, **_: Any) -> Named:
+    def update(
+        outputs: Any, model_kwargs: NamedArguments, is_encoder_decoder: bool = False, **_: Any
+    ) -> NamedArguments:
         # ChatGLM wraps its keys and values in one more tuple.
         remembered = outputs[1][0] if isinstance(outputs[1], tuple) and len(outputs[1]) == 1 else outputs[1]
         outputs = (outputs[0], remembered)
@@ -208,7 +190,7 @@ def _approximate_geglu(layer: nn.Layer, x: paddle.Tensor) -> paddle.Tensor:
     return layer.down_proj(nn.functional.gelu(layer.gate_proj(x), approximate=True) * layer.up_proj(x))
 
 
-def _complete_chatglm_v2(config: Any, named: Named, past: str) -> None:
+def _complete_chatglm_v2(config: Any, named: NamedArguments, past: str) -> None:
     if named.get(past) is not None:
         named["use_cache"] = True
 
@@ -226,24 +208,22 @@ def _with_mask_and_positions(plain: Callable[..., Any], ids: Any) -> Any:
     return plain((ids, paddle.ones_like(ids), positions))
 
 
-def _complete_gptj(config: Any, named: Named, past: str) -> None:
+def _complete_gptj(config: Any, named: NamedArguments, past: str) -> None:
     if named.get("attention_mask") is None and not named.get(past):
         named["attention_mask"] = paddle.ones_like(named["input_ids"])
 
 
-def _complete_opt(config: Any, named: Named, past: str) -> None:
+def _complete_opt(config: Any, named: NamedArguments, past: str) -> None:
     named.pop("position_ids", None)
     remembered = named.get(past)
     if remembered is not None:
         named[past] = [MultiHeadAttention.Cache(keys, values) for keys, values in remembered]
 
 
-_Completer = Callable[[Any, Named, str], None]
-_COMPLETERS: dict[str, _Completer] = {
-    "chatglm": _complete_pairs,
-    "glm": _complete_pairs,
-    "chatglm_v2": _complete_chatglm_v2,
-    "gptj": _complete_gptj,
-    "opt": _complete_opt,
+_Completer = Callable[[Any, NamedArguments, str], None]
+_COMPLETERS: dict[Forward, _Completer] = {
+    "pairs_of_positions": _complete_pairs,
+    "cache_flag": _complete_chatglm_v2,
+    "explicit_mask": _complete_gptj,
+    "no_position_ids": _complete_opt,
 }
-_PAIRS = frozenset({"chatglm", "glm"})

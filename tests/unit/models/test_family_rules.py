@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from oarlock.parallel.family_rules import FAMILIES, ModelSizes
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.families.registry import FAMILIES
 
 # families
 
@@ -17,9 +18,11 @@ def test_what_paddlenlp_can_split_is_what_the_table_says():
     transformers = Path(importlib.util.find_spec("paddlenlp").origin).parent / "transformers"
     for family, support in FAMILIES.items():
         source = (transformers / family / "modeling.py").read_text()
-        assert support.tensor == ("ColumnParallelLinear(" in source and family != "opt"), family  # whose head is wrong
+        assert support.tensor_parallel == ("ColumnParallelLinear(" in source and family != "opt"), (
+            family
+        )  # whose head is wrong
         # Gemma reads it and fails (GemmaModel.forward, inputs_embeds.shape before the embedding is asked).
-        assert support.sequence == ("config.sequence_parallel" in source and family != "gemma"), family
+        assert support.sequence_parallel == ("config.sequence_parallel" in source and family != "gemma"), family
         assert support.pipeline == (transformers / family / "modeling_pp.py").exists(), family
 
 
@@ -39,9 +42,9 @@ def test_what_paddlenlp_can_split_is_what_the_table_says():
 def test_sizes_are_read_from_every_familys_configuration(name, options, expected):
     import paddlenlp.transformers as families
 
-    assert ModelSizes.of(getattr(families, f"{name}Config")(**options)) == expected
+    assert ModelSizes.from_config(getattr(families, f"{name}Config")(**options)) == expected
 
 
 def test_a_configuration_without_layers_is_an_error():
     with pytest.raises(ValueError, match="type x without num_hidden_layers"):
-        ModelSizes.of(SimpleNamespace(model_type="x", hidden_size=8, num_attention_heads=2))
+        ModelSizes.from_config(SimpleNamespace(model_type="x", hidden_size=8, num_attention_heads=2))

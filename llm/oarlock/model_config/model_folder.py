@@ -7,16 +7,15 @@ from pathlib import Path
 
 from oarlock.environment.console import log_once
 from oarlock.errors import ModelError, first_line
-from oarlock.files import ADAPTER_FILE
+from oarlock.files import ADAPTER_FILE, GENERATION_FILE
 from oarlock.formats.links import check_links
 from oarlock.hub import downloads
-from oarlock.model_config.generation_config import GENERATION_FILE
 from oarlock.parallel.nodes import run_once_per_node
 from oarlock.weights.weight_folder import INDEX_NAME
 from oarlock.weights.weight_index import read_index
 
 
-def local_folder(name_or_path: str, with_weights: bool, allow_pickle: bool = False) -> Path:
+def find_model_folder(name_or_path: str, with_weights: bool, allow_pickle: bool = False) -> Path:
     """The folder of a model. The first rank of each machine looks for it; every rank of the run has to call this.
 
     Args:

@@ -28,18 +28,18 @@ ADAPTER_FILES = (
 _ANY_FILES = (*MODEL_FILES, *ADAPTER_FILES, "rank-*.safetensors", "*.bin", "*.pdparams")
 
 
-def listed(folder: Path, patterns: Iterable[str]) -> list[Path]:
+def find_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
     """The files of a folder that patterns name, sorted."""
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
 
 
-def readers_of(*folders: Path) -> int:
+def find_readers(*folders: Path) -> int:
     """The most permissions that a file made of some models and adapters has: those who may read all of their files.
 
     A private source (0600) makes a private result, and that is said.
     """
     readers, private = 0o044, None
-    for path in (path for folder in folders for path in listed(folder, _ANY_FILES)):
+    for path in (path for folder in folders for path in find_files(folder, _ANY_FILES)):
         own = path.stat().st_mode & 0o044
         if readers & ~own & ~umask():
             private = path
@@ -52,7 +52,7 @@ def readers_of(*folders: Path) -> int:
     return 0o600 | readers | readers >> 1
 
 
-def take(source: Path, target: Path, patterns: Iterable[str], but: Iterable[Path] = ()) -> None:
+def link_files(source: Path, target: Path, patterns: Iterable[str], but: Iterable[Path] = ()) -> None:
     """Put the files that patterns name into a folder: hard links where the file system can, copies elsewhere.
 
     Args:
@@ -63,7 +63,7 @@ def take(source: Path, target: Path, patterns: Iterable[str], but: Iterable[Path
     """
     left_out = set(but)
     target.mkdir(parents=True, exist_ok=True)
-    for path in listed(source, patterns):
+    for path in find_files(source, patterns):
         name = path.relative_to(source)
         if name not in left_out:
             (target / name).parent.mkdir(exist_ok=True)

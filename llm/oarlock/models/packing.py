@@ -14,13 +14,10 @@ import paddle
 from paddle.distributed.fleet.meta_parallel import PipelineLayer
 
 from oarlock.errors import ConfigError
+from oarlock.families.registry import FAMILIES
 from oarlock.ops.attention import dense_mask, takes_ends
 
 ENDS = "attn_mask_startend_row_indices"  # see oarlock.data.examples.collate.PackCollator
-# Families whose models take a mask [batch, tokens, tokens] and position_ids. OPT takes positions from a 2-D mask,
-# GPT-J takes none; Bloom adds ALiBi; ChatGLM and GLM see their prompts in both directions.
-_PACKED = ("llama", "qwen2", "mistral", "gemma", "chatglm_v2")
-_HAND_ON_ENDS = ("llama", "qwen2")  # of these, models whose attention is given ENDS (for flashmask_attention)
 _IN_BLOCKS = "attends_in_blocks"  # set on models that attend_in_blocks() changed
 _BLOCK = 128  # tokens: below, calls of small operations cost more than scores that the mask throws away
 
@@ -35,18 +32,20 @@ def check_packing(config: Any, pipeline: bool = False) -> None:
     Raises:
         ConfigError: saying why.
     """
-    family = config.model_type
-    if family not in _PACKED:
+    family = FAMILIES.get(config.model_type)
+    packing = family.packing if family is not None else None
+    if packing is None:
+        others = ", ".join(other.name for other in FAMILIES.values() if other.packing is not None)
         raise ConfigError(
-            f"--packing: PaddleNLP's {family} does not take the mask and positions that keep packed examples apart "
-            f"({', '.join(_PACKED)} do): leave --packing out"
+            f"--packing: PaddleNLP's {config.model_type} does not take the mask and positions that keep packed "
+            f"examples apart ({others} do): leave --packing out"
         )
     if getattr(config, "alibi", False):
         raise ConfigError("--packing: this model has ALiBi in place of positions: leave --packing out")
-    if family == "gemma" and pipeline:  # GemmaDecoderLayerPipe
+    if pipeline and not packing.in_pipeline:
         raise ConfigError(
-            "--packing: PaddleNLP's pipeline stages of gemma drop the positions: leave --packing out, or use "
-            "--pipeline_parallel_degree 1"
+            f"--packing: PaddleNLP's pipeline stages of {config.model_type} drop the positions: leave --packing out, "
+            "or use --pipeline_parallel_degree 1"
         )
     if os.environ.get("USE_CASUAL_MASK", "False") == "True":  # PaddleNLP's get_use_casual_mask
         raise ConfigError("--packing: the environment variable USE_CASUAL_MASK=True drops every mask: unset it")
@@ -59,7 +58,7 @@ def with_attention(inputs: dict[str, Any], model: Any) -> dict[str, Any]:
         inputs: of a batch; ENDS is there where its rows are packed.
     """
     ends, config = inputs.get(ENDS), model.config
-    flash = config.use_flash_attention and config.model_type in _HAND_ON_ENDS
+    flash = config.use_flash_attention and _takes_ends(config)
     if ends is None or flash or getattr(model, _IN_BLOCKS, False):
         return inputs
     others = {name: value for name, value in inputs.items() if name != ENDS}
@@ -75,12 +74,17 @@ def attend_in_blocks(model: Any) -> None:
     CPU take it for positions (LlamaDecoderLayerPipe).
     """
     on_cpu = paddle.device.get_device() == "cpu"
-    if not on_cpu or model.config.model_type not in _HAND_ON_ENDS or isinstance(model, PipelineLayer):
+    if not on_cpu or not _takes_ends(model.config) or isinstance(model, PipelineLayer):
         return
     for layer in model.sublayers():
         if hasattr(layer, "attn_func") and not takes_ends(layer.attn_func):
             layer.attn_func = _BlockAttention(layer.attn_func)
     setattr(model, _IN_BLOCKS, True)
+
+
+def _takes_ends(config: Any) -> bool:
+    family = FAMILIES.get(config.model_type)
+    return family is not None and family.packing is not None and family.packing.takes_ends
 
 
 class _BlockAttention:
