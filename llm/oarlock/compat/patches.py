@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from oarlock.compat.model_patches import MODEL_PATCHES
 from oarlock.compat.patch import Machine, Patch
+from oarlock.families.registry import FAMILIES
 
 _NLP = "paddlenlp.transformers."
 _FLEET = "paddle.distributed.fleet."
@@ -190,14 +191,19 @@ _FUSED_OPS = (
         for family in ("llama", "qwen2", "gemma")
     ),
     _fused(f"{_NLP}llama.modeling:swiglu", "install:replace_swiglu", _PASSES),
-    *(  # Mistral's attention is part of its layer's forward.
-        _fused(f"{_NLP}{family}.modeling:{name}", f"attention:{replacement}", why)
-        for family, model in (("llama", "LlamaModel"), ("qwen2", "Qwen2Model"), ("gemma", "GemmaModel"))
+    *(
+        _fused(f"{_NLP}{family.name}.modeling:{name}", f"attention:{replacement}", why)
+        for family in FAMILIES.values()
+        if family.replaceable_attention
         for name, replacement, why in (
             ("scaled_dot_product_attention", "replace_attention", "stores all attention weights, queries x keys"),
             ("repeat_kv", "replace_repeat_kv", "copies keys and values for each query head"),
             ("is_casual_mask", "replace_is_causal_mask", "inspects masks that the fused attention replaces"),
-            (f"{model}._prepare_decoder_attention_mask", "replace_mask", "makes a dense mask, queries x keys"),
+            (
+                f"{family.class_prefix}Model._prepare_decoder_attention_mask",
+                "replace_mask",
+                "makes a dense mask, queries x keys",
+            ),
         )
     ),
     *(
