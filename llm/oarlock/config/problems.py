@@ -42,7 +42,7 @@ def listing(problems: list[str]) -> str:
 
 
 def suggestion(name: str, value: Any, known: Iterable[str], specs: dict[str, OptionSpec], prefix: str = "") -> str:
-    """What an unknown name probably means: an option that other suites call so, or the most similar name."""
+    """Suggest what an unknown name means: an option with that name in other suites, or the most similar name."""
     if len(name) > _LONGEST_NAME:
         return ""
     if found := explain_name(name, value, specs.keys(), as_flags=bool(prefix)):

@@ -250,7 +250,7 @@ _PROGRAMS = {"run_pretrain.py": PretrainConfig, "finetune_generation.py": Finetu
 
 
 def explain_name(name: str, value: Any, options: Collection[str], as_flags: bool) -> str:
-    """What an unknown name means here, as the end of a sentence; "" if no suite has it.
+    """Explain an unknown name that other suites have, as the end of a sentence; "" if none has it.
 
     Args:
         name, value: as given; None without a value.
@@ -270,7 +270,7 @@ def explain_name(name: str, value: Any, options: Collection[str], as_flags: bool
 
 
 def _explain_among(name: str, value: Any, options: Collection[str], as_flags: bool) -> str:
-    """What a name means among these options."""
+    """Explain a name by these options."""
     for same in _OPTIONS_BY_NAME.get(name, ()):
         if all(option in options for option in same):
             return "use " + " and ".join(_spelled(option, "", as_flags) for option in same)

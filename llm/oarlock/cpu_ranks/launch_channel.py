@@ -27,7 +27,7 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(_CREDENTIALS.size)
 
 
 class FrameKind(IntEnum):
-    """What a message is for, in the order in which ranks send them; STOP may come at any time."""
+    """The purpose of a message, in the order of sending. STOP may come at any time."""
 
     HELLO = 1
     CHALLENGE = 2

@@ -29,7 +29,7 @@ _TAKEN_S = 10.0  # for an earlier rank 0 to release the address
 
 
 class MeetingPoint:
-    """Where the ranks of one launch meet.
+    """The address at which the ranks of one launch connect, or the sockets that they inherit.
 
     Attributes:
         key: the secret that ranks prove to know.
