@@ -21,13 +21,13 @@ def _object(target: str, replacement: str, why: str, until: str) -> Patch:
 _INITIAL_WEIGHTS = (
     _building(
         "paddle.nn:Layer.apply",
-        "models.init_weights:without_values",
+        "models.construct:without_values",
         "some constructors of PaddleNLP initialise parameters that have no memory yet",
         "PaddleNLP's constructors respect no_init_weights",
     ),
     _building(
         f"{_FLEET}meta_parallel:PipelineLayer._synchronize_shared_weights",
-        "models.init_weights:without_values",
+        "models.construct:without_values",
         "pipelines broadcast shared parameters that have no values yet",
         "Fleet synchronises shared weights on request",
     ),
@@ -56,19 +56,19 @@ _STATIC_GRAPHS = (
     ),
     _object(
         f"{_NLP}bloom.modeling:BloomModel._prepare_attn_mask",
-        "export.static_graph:_bloom_mask",
+        "export.static_graph:_make_bloom_mask",
         "makes no causal mask for a single token, and a graph does not know the number of tokens",
         _GRAPH,
     ),
     _object(
         f"{_NLP}opt.modeling:OPTModel._prepare_decoder_attention_mask",
-        "export.static_graph:_opt_mask",
+        "export.static_graph:_make_opt_mask",
         "makes no causal mask for a single token, and a graph does not know the number of tokens",
         _GRAPH,
     ),
     _object(
         f"{_NLP}chatglm.modeling:RotaryEmbeddings.max_seq_len_cached",
-        "export.static_graph:_save",
+        "export.static_graph:_save_graph",
         "keeps a tensor of the last run, which would become part of the graph",
         _GRAPH,
     ),
@@ -79,7 +79,7 @@ _MODELS = (
     *(
         _object(
             f"{_NLP}{target}.forward",
-            "families.forward:adapt_inputs",
+            "models.forward:adapt_inputs",
             "needs masks and positions in a format of its own, while data and generation make those of Llama",
             "PaddleNLP's models agree on their inputs",
         )
@@ -94,7 +94,7 @@ _MODELS = (
     *(
         _object(
             f"{_NLP}{target}.{name}",
-            "families.forward:adapt_inputs",
+            "models.forward:adapt_inputs",
             "expects complete masks and pairs of positions from the caller of generate()",
             "PaddleNLP's models agree on their inputs",
         )
@@ -103,20 +103,20 @@ _MODELS = (
     ),
     _object(
         f"{_NLP}gemma.modeling:GemmaMLP.forward",
-        "families.forward:adapt_inputs",
+        "models.forward:adapt_inputs",
         "computes the exact GELU for models trained with its tanh approximation",
         _FIXED,
     ),
     _object(
         "paddle.nn:Embedding._padding_idx",
-        "families.forward:adapt_inputs",
+        "models.forward:adapt_inputs",
         "Mistral's embeds the padding token, which may also end texts, as zeros, but not under tensor parallelism",
         _FIXED,
     ),
     *(
         _object(
             f"{_NLP}opt.modeling:OPTForCausalLM.{name}",
-            "families.forward:adapt_inputs",
+            "models.forward:adapt_inputs",
             "its __getattr__ answers None for any name, which Fleet's wrappers take for an attribute",
             _FIXED,
         )
@@ -131,7 +131,7 @@ _MODELS = (
     *(
         _object(
             f"{_NLP}{attention}.attn_func",
-            "families.packing:attend_in_blocks",
+            "models.packing:attend_in_blocks",
             "computes all attention weights of a packed row, most of which are masked",
             "always: speed",
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from oarlock.compat.model_patches import MODEL_PATCHES
 from oarlock.compat.patch import Machine, Patch
+from oarlock.families.registry import FAMILIES
 
 _NLP = "paddlenlp.transformers."
 _FLEET = "paddle.distributed.fleet."
@@ -185,19 +186,25 @@ _FUSED_OPS = (
         _fused(f"{_NLP}{family}:{norm}RMSNorm.forward", "install:replace_rms_norm", _PASSES)
         for family, norm in (("llama.modeling", "Llama"), ("qwen2.modeling", "Qwen2"), ("mistral.modeling", "Mistral"))
     ),
-    *(  # Mistral's rotary embedding has another layout.
-        _fused(f"{_NLP}{family}.modeling:apply_rotary_pos_emb", "install:replace_rotary", _PASSES)
-        for family in ("llama", "qwen2", "gemma")
+    *(
+        _fused(f"{_NLP}{family.name}.modeling:apply_rotary_pos_emb", "install:replace_rotary", _PASSES)
+        for family in FAMILIES.values()
+        if family.replaceable_attention
     ),
     _fused(f"{_NLP}llama.modeling:swiglu", "install:replace_swiglu", _PASSES),
-    *(  # Mistral's attention is part of its layer's forward.
-        _fused(f"{_NLP}{family}.modeling:{name}", f"attention:{replacement}", why)
-        for family, model in (("llama", "LlamaModel"), ("qwen2", "Qwen2Model"), ("gemma", "GemmaModel"))
+    *(
+        _fused(f"{_NLP}{family.name}.modeling:{name}", f"attention:{replacement}", why)
+        for family in FAMILIES.values()
+        if family.replaceable_attention
         for name, replacement, why in (
             ("scaled_dot_product_attention", "replace_attention", "stores all attention weights, queries x keys"),
             ("repeat_kv", "replace_repeat_kv", "copies keys and values for each query head"),
             ("is_casual_mask", "replace_is_causal_mask", "inspects masks that the fused attention replaces"),
-            (f"{model}._prepare_decoder_attention_mask", "replace_mask", "makes a dense mask, queries x keys"),
+            (
+                f"{family.class_prefix}Model._prepare_decoder_attention_mask",
+                "replace_mask",
+                "makes a dense mask, queries x keys",
+            ),
         )
     ),
     *(

@@ -72,12 +72,6 @@ def announce_failure(message: str) -> None:
         _run.announce(message)
 
 
-def goodbye() -> None:
-    """Tell the other ranks that this one ends as it should. Only os._exit needs it; Python's own exit does it."""
-    if _run is not None:
-        _run.goodbye()
-
-
 def groups() -> list[CpuProcessGroup]:
     """This process's groups, in the order in which they were made."""
     return [group for _, group in sorted(_groups.items())]

@@ -103,7 +103,7 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
                 target="triton",
                 source={
                     "folder": str(model),
-                    "fingerprint": Base.of("", model).fingerprint,
+                    "fingerprint": Base.from_folder("", model).fingerprint,
                     "adapters": [{"name": adapter, "folder": str(place)} for adapter, place in adapters.items()],
                 },
                 proof={"same_files": _count_same_files(folder, sources, hashes)},
@@ -141,7 +141,7 @@ def _check(model: Path, adapters: Mapping[str, Path], name: str) -> None:
         raise ModelError(f"{model}: no tokenizer in this folder; a server needs one")
     config = read_config(model)
     open_weights(model, find_model_class(config), config).close()  # refuses what the model does not compute with
-    base = Base.of(str(model), model) if adapters else None
+    base = Base.from_folder(str(model), model) if adapters else None
     for place in adapters.values():
         assert base is not None
         check_base(open_lora(place, "served").base, base)
