@@ -105,6 +105,7 @@ def _functions(tree: SourceTree) -> list[Figure]:
     single = functions.used_once(tree)
     places = functions.mentions(tree, {function.name for function in single})
     once = [f"{f.title}, in {_other(places[f.name], f)}" for f in single]
+    short_once = [f"{f.title}, in {_other(places[f.name], f)}" for f in functions.inlinable(tree)]
     short, long, verbless = (
         [function.title for function in found]
         for found in (functions.one_statement(tree), functions.too_long(tree), functions.without_verb(tree))
@@ -115,6 +116,7 @@ def _functions(tree: SourceTree) -> list[Figure]:
     return [
         Figure("functions", "functions, special methods left out", number, []),
         Figure("used_once", "functions used once", len(once) / number, once, 0.18, percent=True),
+        Figure("inlinable", "of them short, with a short caller in the same file", len(short_once), short_once),
         Figure("one_statement", "functions of one statement", len(short) / number, short, percent=True),
         Figure("long_functions", f"functions above {functions.MAX_LINES} lines", len(long), long),
         Figure("without_verb", "functions whose name has no verb", len(verbless), verbless),

@@ -110,6 +110,13 @@ def test_a_function_is_used_once_where_its_name_occurs_once_more(tree):
     assert [f.name for f in functions.used_once(made)] == ["once"]
 
 
+def test_a_short_function_with_one_caller_in_its_file_could_be_inlined(tree):
+    code = "def short(): return 1\n@hook\ndef called_by_a_hook(): return 1\ndef passed(): return 1\n"
+    made = tree({"a.py": f"{code}def caller():\n    called_by_a_hook()\n    return short(), sorted([], key=passed)\n"})
+    (made.root / "tests").mkdir()
+    assert [f.name for f in functions.inlinable(made)] == ["short"]
+
+
 def test_a_docstring_that_is_no_sentence_is_found(tree):
     bad = ["That exist at a time.", "See above.", "None.", "What is kept.", "Of the source."]
     good = [

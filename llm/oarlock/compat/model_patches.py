@@ -22,13 +22,13 @@ def _object(target: str, replacement: str, why: str, until: str) -> Patch:
 _INITIAL_WEIGHTS = (
     _building(
         "paddle.nn:Layer.apply",
-        "models.init_weights:without_values",
+        "models.construct:without_values",
         "some constructors of PaddleNLP initialise parameters that have no memory yet",
         "PaddleNLP's constructors respect no_init_weights",
     ),
     _building(
         f"{_FLEET}meta_parallel:PipelineLayer._synchronize_shared_weights",
-        "models.init_weights:without_values",
+        "models.construct:without_values",
         "pipelines broadcast shared parameters that have no values yet",
         "Fleet synchronises shared weights on request",
     ),
@@ -57,19 +57,19 @@ _STATIC_GRAPHS = (
     ),
     _object(
         f"{_NLP}bloom.modeling:BloomModel._prepare_attn_mask",
-        "export.static_graph:_bloom_mask",
+        "export.static_graph:_make_bloom_mask",
         "makes no causal mask for a single token, and a graph does not know the number of tokens",
         _GRAPH,
     ),
     _object(
         f"{_NLP}opt.modeling:OPTModel._prepare_decoder_attention_mask",
-        "export.static_graph:_opt_mask",
+        "export.static_graph:_make_opt_mask",
         "makes no causal mask for a single token, and a graph does not know the number of tokens",
         _GRAPH,
     ),
     _object(
         f"{_NLP}chatglm.modeling:RotaryEmbeddings.max_seq_len_cached",
-        "export.static_graph:_save",
+        "export.static_graph:_save_graph",
         "keeps a tensor of the last run, which would become part of the graph",
         _GRAPH,
     ),

@@ -186,9 +186,10 @@ _FUSED_OPS = (
         _fused(f"{_NLP}{family}:{norm}RMSNorm.forward", "install:replace_rms_norm", _PASSES)
         for family, norm in (("llama.modeling", "Llama"), ("qwen2.modeling", "Qwen2"), ("mistral.modeling", "Mistral"))
     ),
-    *(  # Mistral's rotary embedding has another layout.
-        _fused(f"{_NLP}{family}.modeling:apply_rotary_pos_emb", "install:replace_rotary", _PASSES)
-        for family in ("llama", "qwen2", "gemma")
+    *(
+        _fused(f"{_NLP}{family.name}.modeling:apply_rotary_pos_emb", "install:replace_rotary", _PASSES)
+        for family in FAMILIES.values()
+        if family.replaceable_attention
     ),
     _fused(f"{_NLP}llama.modeling:swiglu", "install:replace_swiglu", _PASSES),
     *(

@@ -74,12 +74,6 @@ def announce_failure(message: str) -> None:
         _run.announce(message)
 
 
-def mark_finished() -> None:
-    """Report to the other ranks that this one ends regularly. Needed only before os._exit."""
-    if _run is not None:
-        _run.mark_finished()
-
-
 def groups() -> list[CpuProcessGroup]:
     """The groups of this process, in order of creation."""
     return [group for _, group in sorted(_groups.items())]

@@ -13,7 +13,6 @@ from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.environment.console import get_logger, progress_bar
 from oarlock.environment.paddle_import import on_cpu
-from oarlock.errors import ModelError
 from oarlock.export.convert_tensors import OrderedReader, list_converted_tensors, unfuse_config
 from oarlock.export.manifest import write_manifest
 from oarlock.export.tokenizer_files import write_tokenizer_files
@@ -28,9 +27,9 @@ from oarlock.model_config.load import (
     read_config,
     read_config_content,
 )
-from oarlock.models.layer_offload import empty_model, stream_logits
+from oarlock.models.layer_offload import make_empty_model, stream_logits
 from oarlock.models.open_weights import open_weights
-from oarlock.models.proof import TOLERANCES
+from oarlock.models.proof import TOLERANCES, Proof, coarsest_dtype, compare_logits, require_equal
 from oarlock.peft.adapter_folder import Base
 from oarlock.weights.safetensors_file import FileRecord, TensorSource, find_main_dtype
 from oarlock.weights.save import (
@@ -71,17 +70,13 @@ class ConvertOptions:
 
 
 @dataclass(frozen=True)
-class SameScores:
-    """What the comparison of source and result found.
+class ConversionProof(Proof):
+    """A comparison of the converted model with its source.
 
     Attributes:
-        difference: the largest of a score, relative to the largest score.
-        allowed: the most it may be, for the coarsest type that weights were rounded to.
-        tokens: that were scored.
+        tokens: number of tokens that were compared.
     """
 
-    difference: float
-    allowed: float
     tokens: int
 
 
@@ -99,7 +94,7 @@ class Conversion:
     """
 
     family: str
-    proof: SameScores | None
+    proof: ConversionProof | None
     names: tuple[str, ...]
     hashes: Mapping[str, str]
     num_bytes: int
@@ -139,7 +134,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
             proof = _prove(source, config, folder, options.allow_pickle, {tensor.dtype for tensor in tensors})
         hashes = {name: record.sha256 for name, record in records.items()}
         facts = {"target": to, "family": config.model_type, "dtype": dtype, "proof": proof and asdict(proof)}
-        about = {"folder": str(source), "layout": layout, "fingerprint": Base.of("", source).fingerprint}
+        about = {"folder": str(source), "layout": layout, "fingerprint": Base.from_folder("", source).fingerprint}
         write_manifest(folder, known=hashes, source=about, **facts)
     num_bytes = sum(record.num_bytes for record in records.values())
     names = tuple(tensor.name for tensor in tensors)
@@ -197,26 +192,20 @@ def _write_config(source: Path, config: PretrainedConfig, to: Target, dtype: str
     write_json(folder / "config.json", content)
 
 
-def _prove(source: Path, config: PretrainedConfig, folder: Path, allow_pickle: bool, dtypes: set[str]) -> SameScores:
+def _prove(
+    source: Path, config: PretrainedConfig, folder: Path, allow_pickle: bool, dtypes: set[str]
+) -> ConversionProof:
     """Compare the logits of source and result, computed in float32, layer by layer from their files.
 
     Raises:
         ModelError: when they differ by more than rounding the weights explains.
     """
     ids = np.random.default_rng(0).integers(0, config.vocab_size, _BATCH)
-    before = _compute_logits(source, config, ids, allow_pickle)
-    after = _compute_logits(folder, read_config(folder), ids)
-    if not (np.isfinite(before).all() and np.isfinite(after).all()):
-        where = "the source" if not np.isfinite(before).all() else _WHAT
-        raise ModelError(f"proof: {where} has logits that are not finite; nothing was written")
-    difference = float(np.abs(after - before).max()) / (float(np.abs(before).max()) or 1.0)
-    coarsest = max(dtypes, key=lambda dtype: TOLERANCES.get(dtype, 0))
-    proof = SameScores(difference, TOLERANCES.get(coarsest, TOLERANCES["float32"]), ids.size)
-    if difference > proof.allowed:
-        raise ModelError(
-            f"proof: {_WHAT} differs from the source: logits differ by {difference:.1e} of the largest, allowed for "
-            f"{coarsest} is {proof.allowed:.1e}; nothing was written"
-        )
+    expected = _compute_logits(source, config, ids, allow_pickle)
+    difference = compare_logits(_WHAT, _compute_logits(folder, read_config(folder), ids), "the source", expected)
+    dtype = coarsest_dtype(dtypes)
+    proof = ConversionProof(difference, TOLERANCES[dtype], ids.size)
+    require_equal(proof, dtype, f"{_WHAT} differs from the source")
     logger.info(
         f"proof: logits of source and result differ by {difference:.1e} of the largest (allowed: {proof.allowed:.1e})"
     )
@@ -226,4 +215,4 @@ def _prove(source: Path, config: PretrainedConfig, folder: Path, allow_pickle: b
 def _compute_logits(folder: Path, config: PretrainedConfig, ids: np.ndarray, allow_pickle: bool = False) -> np.ndarray:
     whole = find_model_class(config)
     with closing(open_weights(folder, whole, config, allow_pickle, read_ahead=False)) as weights:
-        return stream_logits(empty_model(whole, config), weights.read, set(weights.shapes), ids)
+        return stream_logits(make_empty_model(whole, config), weights.read, set(weights.shapes), ids)

@@ -12,6 +12,7 @@ from oarlock.data.tokenizers.folder import needs_paddlenlp, read_tokenizer
 from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.environment.console import get_logger
 from oarlock.errors import ModelError
+from oarlock.families.registry import FAMILIES
 from oarlock.files import GENERATION_FILE, read_json_object, write_json
 from oarlock.model_config.generation_config import read_generation_config
 from oarlock.weights.folder_files import copy_file
@@ -62,8 +63,8 @@ def write_tokenizer(source: Path, to: str, family: str, folder: Path) -> None:
         ModelError: when they can't be read, or the tokenizer can't be written as tokenizer.json.
     """
     _write_tokenizer(source, to, folder)
-    if to == "hf" and family == "qwen2":
-        _warn_about_qwen2(folder)
+    if to == "hf" and FAMILIES[family].hf_resplits_text:
+        _warn_about_splitting(folder)
 
 
 def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
@@ -90,7 +91,7 @@ def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
     save_templates(folder, templates_in_folder(source))
 
 
-def _warn_about_qwen2(folder: Path) -> None:
+def _warn_about_splitting(folder: Path) -> None:
     """Warn if transformers 5 would tokenize differently: it splits text in Qwen2's way for every Qwen2 model."""
     path = folder / _TOKENIZER
     if path.is_file() and _QWEN2_DIGITS not in json.dumps(read_json_object(path).get("pre_tokenizer")):

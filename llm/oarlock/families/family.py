@@ -141,7 +141,7 @@ class Family:
         counts_padding: positions are columns of the batch, padding included.
         packing: None where packed examples would see each other.
         fused_decoder: None where the fused decoder can't compute the model.
-        replaceable_attention: attention is a module-level function that oarlock.ops.attention replaces.
+        replaceable_attention: attention and rotary embeddings are module-level functions, which oarlock.ops replaces.
         takes_position_ids: a static graph has position ids as an input; else the model derives them.
         graph_change: what has to change before Paddle can translate the model: a key of oarlock.export.static_graph.
         servers: that can run an export in Hugging Face's layout.

@@ -1,4 +1,8 @@
-"""Mistral. PaddleNLP computes its attention in the layer's forward, without a function that could be replaced."""
+"""Mistral.
+
+PaddleNLP computes its attention in the layer's forward, without a function that could be replaced, and its rotary
+embeddings in another layout.
+"""
 
 from oarlock.families.family import Family, FusedDecoderSpec, HFConfig, Packing
 from oarlock.families.shared import GATED_MLP, HEADS_BEFORE_TOKENS, HF_SERVERS, SPLIT_ATTENTION, UNSCALED_ROTARY

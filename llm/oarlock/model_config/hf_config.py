@@ -69,12 +69,6 @@ def make_arguments(content: Mapping[str, Any], place: str, own: Collection[str])
     return found
 
 
-def from_hugging_face(content: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """arguments_of() for what transformers wrote."""
-    find_hf_config(str(content.get("model_type")))
-    return make_arguments(content, place, ())
-
-
 def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collection[str], writer: str) -> dict[str, Any]:
     words = HF_CONFIGS[family]
     content = _present_names(content, words, place)

@@ -238,7 +238,7 @@ def test_a_folder_of_any_name_is_exported_or_refused(tiny_model, place, name, ca
         said = capsys.readouterr().out
         assert f"bash {printable(shlex.quote(str(output / 'start.sh')))}" in said and "\x1b" not in said
     except ModelError as error:
-        assert name == b"m\xff" and "no UTF-8" in str(error) and printable(str(error)).isascii()
+        assert name == b"m\xff" and "not UTF-8" in str(error) and printable(str(error)).isascii()
     assert not list(place.glob("RUN")) and not list(place.glob("*.partial"))
 
 

@@ -15,8 +15,6 @@ from oarlock.train.step.pipeline_step import pipeline_next_ids
 if TYPE_CHECKING:
     from oarlock.data.templates.chat_template import ChatTemplate
 
-_NO_CACHE = "generation through pipeline stages computes every token anew (no cache); it is slow for long answers"
-
 
 def generate_answers(
     prompt_set: PromptSet,
