@@ -14,7 +14,7 @@ from oarlock.formats.links import check_links
 from oarlock.model_config.generation_config import read_generation_config, read_sampling_defaults
 from oarlock.serve.config import EngineConfig
 from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
-from oarlock.triton_repository.model_code import foreign_code
+from oarlock.triton_repository.model_code import find_foreign_code
 
 
 def list_repository_models(repository: Path) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def list_repository_models(repository: Path) -> tuple[str, ...]:
     if not found:
         raise ConfigError(f"{repository}: no model repository (oarlock export --target triton --output DIR makes one)")
     find_engine_model(repository)
-    if changed := foreign_code(repository):
+    if changed := find_foreign_code(repository):
         more = f" (and {len(changed) - 1:,} more)" if len(changed) > 1 else ""
         log_once(
             f"{repository}: {changed[0]}{more} is not the code of this version of Oarlock ({__version__}), "
