@@ -16,7 +16,7 @@ _STAGE_2_UNDER_A_PIPELINE = [
     Step("train/trainer.py:OarlockTrainer._wrap_model"),
     Step("train/group_sharding.py:shard_pipeline_gradients"),
     Step("parallel/sharded_gradients.py:ShardedGradients"),
-    Step("parallel/sharded_gradients.py:ShardedGradients._send"),
+    Step("parallel/sharded_gradients.py:ShardedGradients._reduce"),
 ]
 
 _LORA = [
@@ -24,7 +24,7 @@ _LORA = [
     Step("train/finetune.py:finetune"),
     Step("train/finetune.py:_finetune"),
     Step("peft/method.py:choose_method"),
-    Step("peft/lora.py:LoRA.of"),
+    Step("peft/lora.py:LoRA.from_config"),
     Step("models/build.py:build_model"),
     Step("peft/lora.py:LoRA.attach"),
     Step("peft/method.py:initial_values"),
