@@ -29,7 +29,7 @@ from oarlock.models.load_finetuned import check_base
 from oarlock.models.open_weights import open_weights
 from oarlock.peft.adapter_folder import Base
 from oarlock.peft.open_adapter import open_lora
-from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, template_config
+from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, make_template_config
 from oarlock.triton_repository.model_code import PACKAGE, TEMPLATES
 from oarlock.weights.folder_files import ADAPTER_FILES, MODEL_FILES, find_readers, link_files
 
@@ -120,7 +120,7 @@ def _name_models(name: str) -> dict[str, str]:
 
 
 def _config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
-    config = template_config(own)
+    config = make_template_config(own)
     config.name = _name_models(name)[own]
     if own == "oarlock":
         config.parameters["adapters"].string_value = " ".join(adapters)
