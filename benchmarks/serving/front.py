@@ -148,7 +148,7 @@ def servers(folder: Path) -> Iterator[dict[str, dict[str, str]]]:
     from direct_triton import MODELS, direct_triton
     from helpers import free_ports
     from oarlock.export.triton import export_triton
-    from oarlock.serve.front.options import FrontOptions, Ports
+    from oarlock.serve.config import FrontConfig, ServeConfig, TritonConfig
     from oarlock.serve.front.start import front_mark, start_front
 
     make_model(str(folder / "model"), "small")
@@ -156,18 +156,18 @@ def servers(folder: Path) -> Iterator[dict[str, dict[str, str]]]:
     export_triton(folder / "model", {}, folder / "repository")
     with direct_triton(folder / "repository", folder / "run") as triton:
         openai, rest, grpc, metrics = free_ports(4)
-        options = FrontOptions(
-            triton_grpc=triton.grpc, triton_metrics="", model=MODELS[0], models=MODELS, run=str(folder),
-            ports=Ports(grpc, rest, metrics, openai),
-        )  # fmt: skip
-        front = start_front(options)
+        config = ServeConfig(
+            triton=TritonConfig(models=MODELS, run=triton.run),
+            front=FrontConfig(openai_port=openai, rest_port=rest, grpc_port=grpc, metrics_port=metrics),
+        )
+        front = start_front(config, ())
         try:
-            while not front_mark(folder, front.pid).exists():
+            while not front_mark(folder / "run", front.pid).exists():
                 if front.poll() is not None:
                     raise SystemExit(front.communicate()[0])
                 time.sleep(0.1)
             yield {
-                "direct": {"rest": triton.rest, "grpc": triton.grpc},
+                "direct": {"rest": triton.rest, "grpc": f"unix:{config.triton.grpc_socket}"},
                 "front": {"rest": f"127.0.0.1:{rest}", "grpc": f"127.0.0.1:{grpc}"},
             }
         finally:

@@ -71,8 +71,9 @@ def oarlock_side(folder: str) -> None:
     from oarlock.environment.paddle_import import import_paddle
 
     import_paddle()
+    from oarlock.sampling.params import SamplingParams
     from oarlock.serve.engine.engine import Engine
-    from oarlock.serve.engine.sampling_params import Piece, Prompt, Sampling
+    from oarlock.serve.request import Prompt, TokenChunk
 
     def run(case: str) -> dict[str, Any]:
         wanted = requests(case)
@@ -83,21 +84,21 @@ def oarlock_side(folder: str) -> None:
         def ask(i: int) -> Any:
             asked = time.perf_counter()
 
-            def take(piece: Piece) -> None:
-                if piece.error:
-                    raise SystemExit(piece.error)
+            def take(chunk: TokenChunk) -> None:
+                if chunk.error:
+                    raise SystemExit(chunk.error)
                 first[i] = first[i] or time.perf_counter() - asked
-                tokens[i].extend(piece.token_ids)
+                tokens[i].extend(chunk.token_ids)
 
             prompt, answer = wanted[i]
-            return engine.submit(Prompt(token_ids=prompt), Sampling(max_tokens=answer, ignore_eos=True), take)
+            return engine.submit(Prompt(token_ids=prompt), SamplingParams(max_tokens=answer, ignore_eos=True), take)
 
         if case == "1 client":
             for i in range(len(wanted)):
                 ask(i).wait()
         else:
-            for ticket in [ask(i) for i in range(len(wanted))]:
-                ticket.wait()
+            for request in [ask(i) for i in range(len(wanted))]:
+                request.wait()
         return {"seconds": time.perf_counter() - start, "tokens": tokens, "first": statistics.median(first)}
 
     with contextlib.redirect_stdout(sys.stderr):

@@ -39,6 +39,10 @@ class ModelError(OarlockError):
     """A model or tokenizer can't be found, loaded, or does not fit the data."""
 
 
+class RequestRefused(OarlockError):
+    """A request to a model that can't be answered as it is asked."""
+
+
 class CheckpointError(OarlockError):
     """A checkpoint can't be written, read or trusted."""
 

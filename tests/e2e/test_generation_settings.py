@@ -16,8 +16,8 @@ from oarlock.export.convert import ConvertOptions, convert
 from oarlock.model_config.load import read_config
 from oarlock.models.generate import ask_model
 from oarlock.models.load_finetuned import load_finetuned
-from oarlock.serve.engine.loading import open_served
-from oarlock.serve.triton.repository import chat_temperature
+from oarlock.serve.engine.loading import open_served_model
+from oarlock.serve.triton.repository import read_chat_temperature
 from oarlock.train.checkpoint.inspect import consolidate
 
 SETTINGS = {
@@ -57,16 +57,16 @@ def test_asked_and_served(base):
     assert load_finetuned(str(base)).ends == (0, 1, 302)
     said = tokenizer.decode([300, 301]).strip()
     assert [answer for _, answer in ask_model(str(base), ["a", "b"], 8)] == [said, said]
-    served = open_served(base, {})
+    served = open_served_model(base, {})
     assert served.ends == {0, 1, 302} and served.defaults == {"temperature": 0.6, "top_p": 0.9}
 
 
 def test_the_default_temperature_of_a_repository(base, tmp_path):
     model = tmp_path / "oarlock" / "1" / "model"
     model.mkdir(parents=True)
-    assert chat_temperature(tmp_path) == 1.0
+    assert read_chat_temperature(tmp_path) == 1.0
     (model / "generation_config.json").write_text(json.dumps({"temperature": 0.3}))
-    assert chat_temperature(tmp_path) == 0.3
+    assert read_chat_temperature(tmp_path) == 0.3
 
 
 def test_through_training_checkpoints_and_conversion(base, tmp_path):

@@ -106,9 +106,9 @@ def test_text_that_spells_special_tokens(server, client, served_model):
 def test_special_tokens_as_stop_texts(server, client, stream, served_model):
     """By every way, streamed and not: the text hides the token, the stop text finds it."""
     from oarlock.data.tokenizers.load import load_tokenizer
-    from oarlock.serve.engine.prompts import hidden_tokens
+    from oarlock.serve.engine.loading import find_special_tokens
 
-    hidden = hidden_tokens(load_tokenizer(str(served_model)))
+    hidden = find_special_tokens(load_tokenizer(str(served_model)))
     whole = server.generate(text_input="river", max_tokens=400, temperature=5.0, seed=3, ignore_eos=True)
     place, token = next((i, t) for i, t in enumerate(whole["token_ids"]) if t in hidden)
     how = {"temperature": 5.0, "seed": 3, "ignore_eos": True}

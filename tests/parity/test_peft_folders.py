@@ -25,7 +25,7 @@ from oarlock.models.build import ModelSource, build_model
 from oarlock.models.load_finetuned import load_finetuned
 from oarlock.peft.lora import LoRA
 from oarlock.peft.open_adapter import open_adapter
-from oarlock.serve.engine.adapters import read_adapters
+from oarlock.serve.engine.loading import read_adapters
 
 PEER = Path(__file__).with_name("transformers_peer.py")
 IDS = np.random.default_rng(3).integers(1, 512, (2, 12))

@@ -109,6 +109,7 @@ def flag(
     unit: str = "",
     aliases: tuple[str, ...] = (),
     choices: tuple[str, ...] = (),
+    help: str = "",
 ) -> Any:
     """Declare a flag.
 
@@ -121,10 +122,12 @@ def flag(
         unit: what the number counts.
         aliases: other spellings.
         choices: the words it may be.
+        help: in place of the text under the field, for fields that are made by a program.
     """
-    return _declare(
+    declared = _declare(
         _Form(False, metavar, group, several, False), default, *checks, unit=unit, aliases=aliases, choices=choices
     )
+    return field(default=default, metadata={**declared.metadata, "help": help})
 
 
 def positional(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from oarlock.merge.deltas import LoraDelta, find_deltas
 from oarlock.merge.inputs import WeightedAdapter
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.model_config.model_folder import find_model_folder
-from oarlock.models.proof import TOLERANCES
+from oarlock.models.proof import TOLERANCES, Proof
 from oarlock.peft.adapter_base import find_base
 from oarlock.peft.adapter_folder import AdapterFolder
 from oarlock.peft.open_adapter import open_lora
@@ -39,6 +39,19 @@ _INPUTS = 4  # random inputs by which the changes of a layer are compared
 
 
 @dataclass(frozen=True)
+class PeftProof(Proof):
+    """A comparison of what PEFT's rule and the adapter add to random inputs of every layer.
+
+    The difference is the largest of any layer, relative to the largest change in that layer.
+
+    Attributes:
+        tensors: number of tensors.
+    """
+
+    tensors: int
+
+
+@dataclass(frozen=True)
 class PeftAdapter:
     """A written PEFT adapter.
 
@@ -47,15 +60,14 @@ class PeftAdapter:
         names: names of the tensors.
         targets: last parts of the names of the changed layers.
         sha256: of the weight file.
-        difference: largest difference between the changes by PEFT and by the adapter in training, relative to the
-            largest change in a layer.
+        proof: comparison of the changes by PEFT with those by the adapter in training.
     """
 
     base: str
     names: tuple[str, ...]
     targets: tuple[str, ...]
     sha256: str
-    difference: float
+    proof: PeftProof
 
 
 def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAdapter:
@@ -88,9 +100,8 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
         if has_tokenizer(adapter):
             write_tokenizer(adapter, "hf", config.model_type, partial_folder)
         about = {"adapter": str(adapter), "base": found.base.name, "fingerprint": found.base.fingerprint}
-        difference = _prove(found, config, partial_folder)
-        proof = {"difference": difference, "allowed": TOLERANCES["float32"], "tensors": len(tensors)}
-        facts: dict[str, Any] = {"target": "peft", "family": config.model_type, "proof": proof}
+        proof = _prove(found, config, partial_folder, len(tensors))
+        facts: dict[str, Any] = {"target": "peft", "family": config.model_type, "proof": asdict(proof)}
         write_manifest(partial_folder, known={_WEIGHTS: record.sha256}, source=about, **facts)
     if found.settings.get("quantization"):
         logger.info(
@@ -99,14 +110,11 @@ def export_peft(adapter: Path, output: Path, base: str | None = None) -> PeftAda
     logger.info(
         f"{adapter} -> {output}: {len(tensors)} tensors for PEFT, {record.num_bytes / 1e6:,.1f} MB, base {name}"
     )
-    return PeftAdapter(name, tuple(tensor.name for tensor in tensors), targets, record.sha256, difference)
+    return PeftAdapter(name, tuple(tensor.name for tensor in tensors), targets, record.sha256, proof)
 
 
-def _prove(adapter: AdapterFolder, config: PretrainedConfig, folder: Path) -> float:
+def _prove(adapter: AdapterFolder, config: PretrainedConfig, folder: Path, num_tensors: int) -> PeftProof:
     """Compare what PEFT's rule (peft.tuners.lora.layer.Linear) makes of the files with the adapter itself.
-
-    Returns:
-        The largest difference, see PeftAdapter.difference.
 
     Raises:
         ModelError: when it is more than rounding explains.
@@ -115,7 +123,7 @@ def _prove(adapter: AdapterFolder, config: PretrainedConfig, folder: Path) -> fl
     scaling = settings["lora_alpha"] / (settings["r"] ** 0.5 if settings["use_rslora"] else settings["r"])
     random, worst = np.random.default_rng(0), 0.0
     for layer, change, part in _list_layers(adapter, config):
-        a, b = change.matrices()
+        a, b = change.read_matrices()
         inputs = random.standard_normal((_INPUTS, a.shape[0]), np.float32)
         wanted = inputs @ a @ (part.cut(b) if part.cut else b)
         found = scaling * (inputs @ stored[f"{layer}.lora_A.weight"].T @ stored[f"{layer}.lora_B.weight"].T)
@@ -127,7 +135,7 @@ def _prove(adapter: AdapterFolder, config: PretrainedConfig, folder: Path) -> fl
                 "largest); nothing was written"
             )
     logger.info(f"proof: the changes by PEFT and by the adapter differ by {worst:.1e} of the largest in a layer")
-    return worst
+    return PeftProof(worst, TOLERANCES["float32"], num_tensors)
 
 
 def _list_layers(adapter: AdapterFolder, config: PretrainedConfig) -> Iterator[tuple[str, LoraDelta, UnfusedParameter]]:

@@ -15,24 +15,28 @@ from typing_extensions import TypedDict
 from oarlock.errors import ModelError
 from oarlock.files import GENERATION_FILE
 from oarlock.formats.json_file import read_json_if_there
-from oarlock.model_config.sampling_ranges import RANGES
+from oarlock.sampling.params import OPTIONS, RANGES
 
 _Token = Annotated[int, Ge(-1), Le(2**31 - 1)]
-_NOT_TEMPERATURE = ("top_p", "top_k", "repetition_penalty")
+_SAMPLING = [option for option in OPTIONS.values() if option.in_generation_config]
+_SAMPLING_TYPES: dict[str, Any] = {
+    option.name: int | None if option.kind is int else int | float | None for option in _SAMPLING
+}
 
 
-class GenerationFields(TypedDict, total=False):
-    """What is read of generation_config.json; the rest is carried along."""
-
-    bos_token_id: _Token | None
-    eos_token_id: _Token | Annotated[list[_Token], MaxLen(4096)] | None
-    pad_token_id: _Token | None
-    do_sample: bool | None
-    decode_strategy: Annotated[str, MaxLen(200)] | None
-    temperature: int | float | None
-    top_p: int | float | None
-    top_k: int | None
-    repetition_penalty: int | float | None
+# What is read of generation_config.json; the rest is carried along.
+GenerationFields: Any = TypedDict(
+    "GenerationFields",
+    {
+        "bos_token_id": _Token | None,
+        "eos_token_id": _Token | Annotated[list[_Token], MaxLen(4096)] | None,
+        "pad_token_id": _Token | None,
+        "do_sample": bool | None,
+        "decode_strategy": Annotated[str, MaxLen(200)] | None,
+        **_SAMPLING_TYPES,  # type: ignore[misc]
+    },
+    total=False,
+)
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
@@ -86,9 +90,11 @@ def read_sampling_defaults(generation: Mapping[str, Any], place: str = GENERATIO
     """
     given = {name: value for name, value in generation.items() if value is not None}
     samples = given.get("do_sample") is True or given.get("decode_strategy") == "sampling"
-    found: dict[str, float | int] = {name: given[name] for name in _NOT_TEMPERATURE if name in given}
     if samples:
-        found["temperature"] = given.get("temperature", 1.0)
+        given.setdefault("temperature", 1.0)
+    else:
+        given.pop("temperature", None)
+    found: dict[str, float | int] = {option.name: given[option.name] for option in _SAMPLING if option.name in given}
     for name, value in found.items():
         if not RANGES[name].is_number(value) or not RANGES[name].holds(value):
             raise ModelError(f"{place}: {name} is {value!r}; it has to be {RANGES[name].words}")

@@ -43,7 +43,7 @@ from oarlock.train.evaluation.prompts import PromptSet
 from oarlock.train.output.folder_guard import guard_run
 from oarlock.train.run_training import check_schedule, make_trainer, train
 from oarlock.train.sequence_lengths import fit_lengths
-from oarlock.train.setup import connect, held_beside, start
+from oarlock.train.setup import connect, start, training_bytes
 from oarlock.train.throughput import token_flops
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         config.model.allow_pickle_weights,
         config.runtime.seed,
         run.plan.pipeline > 1,
-        held_beside=held_beside(run),
+        training_bytes=training_bytes(run),
     )
     trainer = make_trainer(
         run,

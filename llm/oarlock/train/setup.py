@@ -162,7 +162,7 @@ def _lend_fleet_a_cpu(timeout_s: float) -> None:
     fleet_patches.install()
 
 
-def held_beside(run: Run) -> int:
+def training_bytes(run: Run) -> int:
     """Bytes that training holds beside each trained parameter, at least: its gradient, and AdamW's two moments.
 
     What ranks share (sharding) counts with this rank's part of it; nothing where nothing is trained.

@@ -24,7 +24,7 @@ from oarlock.model_config.model_folder import find_model_folder
 from oarlock.models.resize import resize_embedding
 from oarlock.peft.adapter_base import add_texts_of
 from oarlock.peft.open_adapter import open_adapter
-from oarlock.serve.triton.repository import repository_models
+from oarlock.serve.triton.repository import list_repository_models
 from oarlock.train.checkpoint.inspect import consolidate
 from oarlock.train.checkpoint.manifest import MANIFEST, find_newest_checkpoint, read_manifest, verify
 from oarlock.weights.folder_files import copy_file, link_file
@@ -146,7 +146,7 @@ def test_every_command_refuses_it(model, tiny_model, secret, tmp_path):
     with pytest.raises(ModelError, match=r"adapter/vocab\.txt is a link"):
         AdapterMix.open([adapter])
     with pytest.raises(ConfigError, match=r"vocab\.txt is a link"):
-        repository_models(model)
+        list_repository_models(model)
     with pytest.raises(ModelError, match=r"vocab\.txt is a link"):
         add_texts_of(adapter, tiny_model, tmp_path)
     for words in (["convert", "--to", "hf", "--input"], ["ask"], ["export", "--target", "triton", "--model"]):

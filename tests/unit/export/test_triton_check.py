@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from oarlock import errors
 from oarlock.environment import console
 from oarlock.export.checks.check import check_folder, guess_server
-from oarlock.serve.triton.repository import repository_models
+from oarlock.serve.triton.repository import list_repository_models
 
 CONFIG = """\
 name: "chat"
@@ -144,11 +144,11 @@ def test_code_that_is_not_of_this_version_is_found(tiny_model, tmp_path, capsys)
     folder = tmp_path / "out"
     export_triton(tiny_model, {}, folder)
     assert check_folder(folder, "triton", hashes=True) == []
-    repository_models(folder)
+    list_repository_models(folder)
     library = folder / "oarlock_infer/1/lib/oarlock"
     (library / "errors.py").write_text((library / "errors.py").read_text() + "import os\n")
     assert "is not the code" not in capsys.readouterr().out
-    repository_models(folder)
+    list_repository_models(folder)
     assert "oarlock_infer/1/lib/oarlock/errors.py is not the code of this version" in capsys.readouterr().out
     (finding,) = check_folder(folder, "triton")
     assert finding.kind == "code" and finding.place == "oarlock_infer/1/lib/oarlock/errors.py"

@@ -23,7 +23,7 @@ from oarlock.peft.adapter_folder import Base
 from oarlock.peft.lora import LoRA
 from oarlock.peft.open_adapter import open_adapter
 from oarlock.peft.prefix_tuning import Prefix
-from oarlock.serve.options import ServeOptions
+from oarlock.serve.config import ServeConfig
 from oarlock.train.sequence_lengths import fit_lengths
 from oarlock.train.start_from_adapter import start_from_adapter
 from oarlock.weights.shard_index import INDEX
@@ -113,12 +113,12 @@ def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
     assert (Path(view) / "chat_template.jinja").read_text() == TEMPLATE
     assert (Path(view) / tools).read_text() == TEMPLATE + "{{ tools }}"
     assert (Path(view) / "model.safetensors").samefile("models/a/base/model.safetensors")
-    assert Base.of("", Path(view)).fingerprint == Base.of("", Path("models/a/base")).fingerprint
+    assert Base.from_folder("", Path(view)).fingerprint == Base.from_folder("", Path("models/a/base")).fingerprint
     assert add_texts_of(place, Path("models/a/base"), place) == Path("models/a/base")  # one without texts of its own
     served = {}
 
-    def run(options: ServeOptions) -> int:
-        model = options.repository / "oarlock" / "1" / "model"
+    def run(config: ServeConfig, *_: object) -> int:
+        model = Path(config.triton.repository) / "oarlock" / "1" / "model"
         served["template"] = (model / "chat_template.jinja").read_text()
         served["tools"] = (model / tools).read_text()
         served["adapters"] = [path.name for path in (model.parent / "adapters").iterdir()]
@@ -203,12 +203,12 @@ def test_an_answer_fits_the_context_of_the_model(tiny_model):
         list(ask_model(str(tiny_model), ["what " * 300]))
     config = SimpleNamespace(max_position_embeddings=256)
     assert [
-        generate._longest(config, 100, None),
-        generate._longest(config, 200, None),
-        generate._longest(config, 200, 56),
+        generate._find_answer_limit(config, 100, None),
+        generate._find_answer_limit(config, 200, None),
+        generate._find_answer_limit(config, 200, 56),
     ] == [
         64,
         56,
         56,
     ]
-    assert generate._longest(SimpleNamespace(), 1000, None) == 64  # Bloom has no limit
+    assert generate._find_answer_limit(SimpleNamespace(), 1000, None) == 64  # Bloom has no limit

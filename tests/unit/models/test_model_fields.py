@@ -14,7 +14,7 @@ from oarlock.model_config.builtin_configs import read_config_by_name
 from oarlock.model_config.generation_config import find_end_tokens, read_generation_config, read_sampling_defaults
 from oarlock.model_config.load import make_config, read_config
 from oarlock.model_config.sliding_window import check_window, find_window
-from oarlock.serve.engine.sampling_params import Sampling
+from oarlock.sampling.params import SamplingParams
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "intermediate_size": 64}
 
@@ -171,9 +171,9 @@ def test_sampling_defaults_are_for_what_a_request_leaves_open():
     content = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": None, "repetition_penalty": 1.1}
     defaults = read_sampling_defaults(content)
     assert defaults == {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}
-    asked = Sampling(temperature=0.2, given=frozenset({"temperature"})).with_defaults(defaults)
+    asked = SamplingParams(temperature=0.2, given=frozenset({"temperature"})).with_defaults(defaults)
     assert (asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty) == (0.2, 0.9, 0, 1.1)
-    assert Sampling().with_defaults(defaults) == Sampling()  # of a program: all of it is meant
+    assert SamplingParams().with_defaults(defaults) == SamplingParams()  # of a program: all of it is meant
     assert read_sampling_defaults({"temperature": 0.6}) == {}  # the likeliest token, without do_sample
     assert read_sampling_defaults({"decode_strategy": "sampling"}) == {"temperature": 1.0}
     with pytest.raises(ModelError, match="top_p is 3"):

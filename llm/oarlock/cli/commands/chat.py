@@ -6,24 +6,39 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oarlock.cli.flags import Command, flag, positional
 from oarlock.environment.paddle_import import import_paddle
-from oarlock.errors import EXIT_FAILED, ConfigError, OarlockError, report
+from oarlock.errors import EXIT_FAILED, ConfigError, OarlockError, RequestRefused, report
 from oarlock.files import holds_adapter
+from oarlock.sampling.markdown import describe_options
+from oarlock.sampling.params import OPTIONS, SamplingOption, SamplingParams
 
 if TYPE_CHECKING:
     from oarlock.serve.chat import Chat
 
 _HELP = "/reset starts a new conversation, /quit leaves; Ctrl-C stops an answer"
-_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
+
+
+def _sampling_flag(option: SamplingOption) -> tuple[str, Any, Any]:
+    """A flag for a sampling parameter, without a value unless it is given."""
+    help = describe_options()[option.name]
+    if option.in_generation_config:
+        help += f" Default: the model's generation_config.json, else {option.default:g}."
+    if option.is_list:
+        return option.name, tuple[option.kind, ...], flag((), metavar="TEXT", help=f"{help} Can be repeated.")  # type: ignore[name-defined]
+    return option.name, option.kind | None, flag(None, help=help)
+
+
+CHAT_OPTIONS = {name: option for name, option in OPTIONS.items() if option.in_chat}
+_SamplingFlags: Any = make_dataclass("_SamplingFlags", map(_sampling_flag, CHAT_OPTIONS.values()), frozen=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions:
+class ChatOptions(_SamplingFlags):
     """Options of `oarlock chat`."""
 
     model: str = positional(metavar="DIR")
@@ -32,35 +47,15 @@ class ChatOptions:
     """LoRA adapter of the model."""
     system: str = flag("", metavar="TEXT")
     """System message at the start of the conversation."""
-    temperature: float | None = flag(None)
-    """0 always takes the most likely token. Default: the model's generation_config.json, else 0."""
-    top_p: float | None = flag(None)
-    """Sample from the most likely tokens with this total probability. Default: generation_config.json, else 1."""
-    top_k: int | None = flag(None)
-    """Sample from this many most likely tokens; 0 for all. Default: generation_config.json, else 0."""
-    repetition_penalty: float | None = flag(None)
-    """Penalise repeated tokens (> 1); 1 disables. Default: generation_config.json, else 1."""
-    seed: int | None = flag(None)
-    """Random seed for sampling."""
-    max_tokens: int | None = flag(None)
-    """Longest answer in tokens. Default: as many as fit in the context."""
     parse_special_tokens: bool = flag(False)
     """Special tokens that you spell out become special tokens. By default they are plain text."""
-    stop: tuple[str, ...] = flag((), metavar="TEXT")
-    """Text that ends an answer. Can be repeated."""
 
 
 def _run(options: ChatOptions) -> int:
-    from oarlock.serve.engine.sampling_params import Limits, RequestRefused, Sampling
+    from oarlock.serve.config import EngineConfig
 
-    given = {name: value for name in _SAMPLING if (value := getattr(options, name)) is not None}
-    sampling = Sampling(
-        max_tokens=options.max_tokens,
-        seed=options.seed,
-        stop=options.stop,
-        given=frozenset(given),
-        **given,
-    )
+    given = {name: value for name in CHAT_OPTIONS if (value := getattr(options, name)) not in (None, ())}
+    sampling = SamplingParams(**given, given=frozenset(given))
     try:
         sampling.check()
     except RequestRefused as error:  # here it is about flags
@@ -77,8 +72,11 @@ def _run(options: ChatOptions) -> int:
         engine = Engine.load(
             model,
             {"chat": adapter} if adapter else {},
-            Limits(max_tokens=2**31, seconds=float("inf")),
-            "all" if options.parse_special_tokens else "prompts",
+            EngineConfig(
+                max_tokens=2**31,
+                timeout=float("inf"),
+                parse_special_tokens="all" if options.parse_special_tokens else "prompts",
+            ),
         )
     try:
         return talk(Chat(engine, sampling, options.system, "chat" if adapter else None))

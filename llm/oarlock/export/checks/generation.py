@@ -8,7 +8,8 @@ from typing import Any
 
 from oarlock.export.checks.findings import Finding, read_object, shown_value
 from oarlock.files import GENERATION_FILE
-from oarlock.model_config.sampling_ranges import RANGES, Range
+from oarlock.sampling.params import RANGES
+from oarlock.sampling.ranges import Range
 
 _CORRECT = "Correct or delete it"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients read them."""
+"""Errors in the form that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _TYPES = {
 _RETRY = {"Retry-After": "1"}
 
 
-def error_response(
+def make_error_response(
     status: int, message: str, headers: Mapping[str, str] | None = None, param: str | None = None
 ) -> JSONResponse:
-    """An error, with the time to come back where that helps."""
-    # Names and texts in a message may be the client's own: anything at all.
+    """Make an error, with Retry-After if it makes sense to try again."""
+    # Names and texts in a message may be the client's: anything at all.
     message, param = _clean(message), None if param is None else _clean(param)
     default = ("invalid_request_error", "invalid_request") if status < 500 else ("server_error", "internal_error")
     kind, code = _TYPES.get(status, default)
@@ -31,9 +31,9 @@ def error_response(
     return JSONResponse(content, status, headers={**(_RETRY if status in (429, 503) else {}), **(headers or {})})
 
 
-def error_body(status: int, message: str) -> bytes:
-    """The body alone."""
-    return bytes(error_response(status, message).body)
+def make_error_body(status: int, message: str) -> bytes:
+    """Make the body of an error."""
+    return bytes(make_error_response(status, message).body)
 
 
 def _clean(text: str) -> str:
