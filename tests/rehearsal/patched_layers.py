@@ -102,8 +102,8 @@ def who_is_lent_a_cpu(setup) -> dict[str, bool]:
     found = {}
     for device in ("cpu", "gpu"):
         for ranks in (1, 2):
-            with mock.patch.object(setup, "_lend_fleet_a_cpu") as lend:
-                setup._meet(SimpleNamespace(world_size=ranks), device, 9.0)
+            with mock.patch.object(setup, "install_cpu_groups") as lend:
+                setup.connect_cpu_ranks(SimpleNamespace(world_size=ranks), device, 9.0)
             found[f"{device}, {ranks}"] = lend.called
     return found
 
@@ -141,10 +141,10 @@ def run_check(name: str) -> None:
 def connect() -> None:
     import paddle
 
-    from oarlock.train.setup import _lend_fleet_a_cpu
+    from oarlock.train.setup import install_cpu_groups
 
     paddle.set_device("cpu")
-    _lend_fleet_a_cpu(20.0)
+    install_cpu_groups(20.0)
     split(mp_degree=2)
 
 

@@ -31,9 +31,9 @@ from oarlock.train.checkpoint.final_model import merge_adapter
 from oarlock.train.checkpoint.resume import find_resume_point
 from oarlock.train.evaluation.prompts import PromptSet
 from oarlock.train.output.folder_guard import guard_run
-from oarlock.train.run_training import check_schedule, make_trainer, train
+from oarlock.train.run_training import check_schedule, make_trainer, run_training
 from oarlock.train.sequence_lengths import fit_lengths
-from oarlock.train.setup import connect, held_beside, start
+from oarlock.train.setup import connect_ranks, start_run, training_bytes_per_parameter
 from oarlock.train.start_from_adapter import start_from_adapter
 from oarlock.train.throughput import token_flops
 
@@ -51,7 +51,7 @@ def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
 
 
 def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
-    run = start(loaded)
+    run = start_run(loaded)
     run.config = start_from_adapter(run.config, loaded.origins)
     source = find_model(run.config, from_weights=True)
     method, family = choose_method(run.config.method), source.config.model_type
@@ -67,7 +67,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     check_lengths(source, longest + more, f"{flag} after the prefix" if more else flag)
     if packing:
         check_packing(source.config, run.plan.pipeline > 1)
-    connect(run, source, longest)
+    connect_ranks(run, source, longest)
     check_weights(source)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
@@ -96,7 +96,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         run.plan.pipeline > 1,
         method,
         Path(adapter) if adapter else None,
-        held_beside(run),
+        training_bytes_per_parameter(run),
     )
     if config.method.qlora:
         now, before = quantized_bytes(model)
@@ -126,7 +126,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         data_collator=collator(source.config.vocab_size, pad, run.plan.length_multiple),
     )
     if config.evaluation.do_train:
-        finished = train(run, trainer)
+        finished = run_training(run, trainer)
         if finished and config.method.merge_weights:
             merge_adapter(Path(config.checkpoint.output_dir), source.folder, config.model.allow_pickle_weights)
     elif config.evaluation.do_eval:

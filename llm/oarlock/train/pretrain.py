@@ -41,9 +41,9 @@ from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.train.checkpoint.resume import find_resume_point
 from oarlock.train.evaluation.prompts import PromptSet
 from oarlock.train.output.folder_guard import guard_run
-from oarlock.train.run_training import check_schedule, make_trainer, train
+from oarlock.train.run_training import check_schedule, make_trainer, run_training
 from oarlock.train.sequence_lengths import fit_lengths
-from oarlock.train.setup import connect, held_beside, start
+from oarlock.train.setup import connect_ranks, start_run, training_bytes_per_parameter
 from oarlock.train.throughput import token_flops
 
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
 
 
 def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
-    run = start(loaded)
+    run = start_run(loaded)
     source = find_model(run.config, from_weights=run.config.model.continue_training)
     run.config = fit_lengths(run.config, source, loaded.origins)
     config: PretrainConfig = run.config
     check_lengths(source, config.data.max_seq_length, "--max_seq_length")
-    connect(run, source, config.data.max_seq_length)
+    connect_ranks(run, source, config.data.max_seq_length)
     check_weights(source)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
@@ -105,7 +105,7 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         config.model.allow_pickle_weights,
         config.runtime.seed,
         run.plan.pipeline > 1,
-        held_beside=held_beside(run),
+        held_beside=training_bytes_per_parameter(run),
     )
     trainer = make_trainer(
         run,
@@ -123,7 +123,7 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         data_collator=PretrainCollator(source.config.vocab_size),
     )
     if config.evaluation.do_train:
-        train(run, trainer)
+        run_training(run, trainer)
     elif config.evaluation.do_eval:
         trainer.evaluate()
     return 0

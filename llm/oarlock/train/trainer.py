@@ -22,7 +22,7 @@ from oarlock.train.checkpoint.local_shards import LocalShards
 from oarlock.train.checkpoint.model_files import ModelFiles
 from oarlock.train.checkpoint.resume import ResumePoint
 from oarlock.train.checkpoint.writer import CheckpointWriter
-from oarlock.train.data_loading import checked_loader, evaluation_sampler, training_sampler
+from oarlock.train.data_loading import make_checked_loader, make_evaluation_sampler, make_training_sampler
 from oarlock.train.data_parallel import DataParallelRanks
 from oarlock.train.evaluation.best import BestEvaluation, judge_evaluation
 from oarlock.train.evaluation.evaluate import EvaluationStopped, ModelLoss, PipelineLoss, evaluate
@@ -38,7 +38,7 @@ from oarlock.train.run_length import samples_per_step
 from oarlock.train.step.finite_check import check_finite
 from oarlock.train.step.forward_context import Batch, ForwardContext
 from oarlock.train.step.gradient_accumulation import accumulate_gradients
-from oarlock.train.step.loss import TokenCrossEntropy, trained_tokens
+from oarlock.train.step.loss import TokenCrossEntropy, count_trained_tokens
 from oarlock.train.step.pipeline_step import run_pipeline_step, wrap_pipeline
 from oarlock.train.stop_signals import StopRequest
 from oarlock.train.throughput import Meter, TokenFlops, device_peak
@@ -145,19 +145,19 @@ class OarlockTrainer(Trainer):
     # data
 
     def get_train_dataloader(self) -> Any:
-        return checked_loader(super().get_train_dataloader())
+        return make_checked_loader(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        return checked_loader(super().get_eval_dataloader(eval_dataset))
+        return make_checked_loader(super().get_eval_dataloader(eval_dataset))
 
     def _get_train_sampler(self) -> ResumableBatchSampler:
         assert self.order is not None
         done = self.resume.manifest.step if self.resume else 0
-        return training_sampler(self.order, self.args, self.data_ranks, self.progress.samples, done, self.steps)
+        return make_training_sampler(self.order, self.args, self.data_ranks, self.progress.samples, done, self.steps)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> EvaluationBatchSampler:
         batch_size, limit = self.args.per_device_eval_batch_size, self.args.max_evaluate_steps
-        return evaluation_sampler(eval_dataset, batch_size, limit, self.data_ranks)
+        return make_evaluation_sampler(eval_dataset, batch_size, limit, self.data_ranks)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return with_attention(super()._prepare_inputs(inputs), self.model)
@@ -185,7 +185,7 @@ class OarlockTrainer(Trainer):
     def _begin_step(self, micro_batches: Sequence[Batch]) -> None:
         """Agree with the other ranks on the loss normalizer and on stopping; seed the random numbers."""
         tokens = sum(int(batch.pop("num_tokens").sum()) for batch in micro_batches)
-        trained = sum(trained_tokens(batch["labels"]) for batch in micro_batches)
+        trained = sum(count_trained_tokens(batch["labels"]) for batch in micro_batches)
         *numbers, stopping = self.data_ranks.sum([trained, tokens, self.stop.requested])
         trained, tokens = (round(number) for number in numbers)
         self._stopping = stopping > 0  # SIGTERM may reach the ranks in different steps; they must stop in the same one

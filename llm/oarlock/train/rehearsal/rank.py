@@ -26,8 +26,8 @@ from oarlock.peft.method import choose_method
 from oarlock.train.checkpoint.local_shards import LocalShards
 from oarlock.train.checkpoint.resume import find_resume_point
 from oarlock.train.optim.clip import GlobalNormClip
-from oarlock.train.run_training import make_trainer, train
-from oarlock.train.setup import connect, start
+from oarlock.train.run_training import make_trainer, run_training
+from oarlock.train.setup import connect_ranks, start_run
 from oarlock.train.stop_signals import StopRequest
 
 NUM_SAMPLES = 4096
@@ -79,11 +79,11 @@ def run_rank(
         tolerance: of weights, absolute.
         stop_after: as SIGTERM would, with a checkpoint after this step.
     """
-    run = start(LoadedConfig(config))
+    run = start_run(LoadedConfig(config))
     config = run.config
     source = find_model(config, from_weights=True)
     tuning, length = config.is_finetuning, config.data.sample_length
-    connect(run, source, config.sequence_length)
+    connect_ranks(run, source, config.sequence_length)
     method = choose_method(config.method_section) if config.method_section is not None else None
     base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
     model = build_model(source, run.dtype, False, config.runtime.seed, run.plan.pipeline > 1, method)
@@ -119,7 +119,7 @@ def run_rank(
     trainer.add_callback(recorder)
     if stop_after is not None:
         trainer.add_callback(_StopAfter(run.stop, stop_after))
-    train(run, trainer)
+    run_training(run, trainer)
     report.write(folder)
     return 0
 
