@@ -1,11 +1,12 @@
-"""all_reduce between CPU ranks: our process group beside Paddle's Gloo group and plain copies of the same memory.
+"""all_reduce between CPU ranks: Oarlock's process group, compared with Paddle's Gloo group and plain copies.
 
     python benchmarks/all_reduce.py [--ranks 4] [--megabytes 64] [--rounds 15]
 
-The ranks are forked from one process that has imported Paddle, with one thread each. In every round each way has its
-turn, on the same float32 tensor; rates are the tensor's size over the slowest rank's time, medians over the rounds.
-`one copy` is np.copyto of as much memory in one rank while the others wait, `copies in all ranks` in all at once: of
-that an all_reduce needs about three (in, a share of each rank's, out). Latencies are of calls back to back.
+The ranks are forked from one process that has imported Paddle, with one thread each. In every round each way runs once,
+on the same float32 tensor. A rate is the size of the tensor over the time of the slowest rank, the median of the
+rounds. `one copy` is np.copyto of as much memory in one rank while the others wait; `copies in all ranks` in all ranks
+at once. An all_reduce needs about three of those (in, a share of each rank's, out). Latencies are of calls back to
+back.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import free_of_noise, report
+from common import load_average, report
 
 SMALL_BYTES = (4, 4096, 65536)
 CALLS = 500
@@ -96,7 +97,6 @@ def measure(megabytes: int, rounds: int, result: Path) -> int:
 
 
 def main() -> None:
-    """See the module."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--megabytes", type=int, default=64)
@@ -106,7 +106,7 @@ def main() -> None:
     from oarlock.cpu_ranks.fork_launch import launch
     from oarlock.environment.paddle_import import import_paddle
 
-    load = free_of_noise()
+    load = load_average()
     import_paddle(1)
     with tempfile.TemporaryDirectory() as name:
         result = Path(name) / "figures.json"

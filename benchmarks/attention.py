@@ -1,13 +1,13 @@
-"""Causal attention on the CPU, forward and backward, beside Paddle's ops and torch's; its memory by the row's length.
+"""Causal attention on the CPU, forward and backward, compared with Paddle's ops and torch's; its memory by length.
 
-    python benchmarks/attention.py [--peer PYTHON_WITH_TORCH] [--shapes 8x256x4x64 ...] [--memory 1024 2048 ...]
+    python benchmarks/attention.py [--shapes 8x256x4x64 ...] [--memory 1024 2048 ...]
 
-float32, [batch, tokens, heads, head_dim] as models have it. The sides take turns within a round; a figure is the median
-of the rounds, `spread` the range of the whole over it. GFLOP/s count the scores that causality leaves (4 products of
-forward and 10 of both, each of head_dim, a score). "Paddle ops" is PaddleNLP's plain path: scores, mask, softmax,
-product. torch is F.scaled_dot_product_attention (its flash kernel on the CPU). `packed` rows are the first shape with
-examples of 16 to 128 tokens in its rows; torch gets the mask. Memory is what a process of its own needs above its
-inputs, 4 heads of 64, forward and backward.
+float32, [batch, tokens, heads, head_dim] as in models. The sides take turns within a round. A figure is the median of
+the rounds; `spread` is the range of "both" divided by it. GFLOP/s count the logits that the causal mask leaves: 4
+products in the forward pass and 10 more in the backward pass, each of head_dim, per logit. "Paddle ops" is PaddleNLP's
+plain path: logits, mask, softmax, product. torch is F.scaled_dot_product_attention (its flash kernel on the CPU).
+`packed` rows have the first shape, with examples of 16 to 128 tokens in each row; torch gets the mask. Memory is what a
+process of its own needs in addition to its inputs, for 4 heads of 64, forward and backward.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import Peer, answer_asked, peak_mb, report, seconds
+from common import Peer, Runs, add_peer_flag, answer_asked, make_parser, measure_runs, peak_mb, report
 
 SHAPES = ["8x256x4x64", "2x512x8x64", "1x1024x16x64", "1x4096x8x128"]
-Run = Callable[[], object]
-Runs = dict[str, tuple[Run, Run]]  # name -> (forward, forward + backward)
 
 
 def ends_of(batch: int, length: int) -> np.ndarray:
@@ -100,10 +98,6 @@ def torch_runs(shape: list[int], packed: bool) -> Runs:
     return {"torch": (forward, both)}
 
 
-def measure(runs: Runs, at_least: float) -> dict[str, tuple[float, float]]:
-    return {name: (seconds(forward, at_least), seconds(both, at_least)) for name, (forward, both) in runs.items()}
-
-
 def serve(threads: int) -> None:
     """The torch side."""
     import torch
@@ -112,7 +106,7 @@ def serve(threads: int) -> None:
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         runs = torch_runs(question["shape"], question["packed"])
-        return {"version": torch.__version__, "seconds": measure(runs, question["seconds"])}
+        return {"version": torch.__version__, "seconds": measure_runs(runs, question["seconds"])}
 
     answer_asked(answer)
 
@@ -140,7 +134,7 @@ def table_of_speed(options: argparse.Namespace, peer: Peer | None) -> tuple[list
         for turn in range(options.rounds + 1):  # the first one warms up
             found = {}
             for name, pair in ours.items():
-                found |= measure({name: pair}, options.seconds)
+                found |= measure_runs({name: pair}, options.seconds)
                 time.sleep(0.3)  # the threads of OpenMP spin for a while after their work
             if peer:
                 answer = peer.ask({"shape": shape, "packed": packed, "seconds": options.seconds})
@@ -185,8 +179,8 @@ def table_of_memory(options: argparse.Namespace, threads: int) -> list[dict[str,
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--peer", help="a Python that has torch")
+    words = make_parser(__doc__)
+    add_peer_flag(words, "torch")
     words.add_argument("--shapes", nargs="+", default=SHAPES, metavar="BATCHxTOKENSxHEADSxDIM")
     words.add_argument("--memory", nargs="*", type=int, default=[1024, 2048, 4096, 8192, 16384], metavar="TOKENS")
     words.add_argument("--rounds", type=int, default=5)

@@ -1,15 +1,15 @@
-"""Saving on two ranks, in the foreground and in the background, and making one model folder of a checkpoint.
+"""Saving a checkpoint on two ranks, in the foreground and in the background, and consolidating it into a model.
 
     python benchmarks/checkpoint_save.py [--saves 4] [--steps 8]
 
-One training run (tensor parallel 2, float32, a Llama of 234 MB, checkpoints of 702 MB with AdamW's states) saves in the
-two ways in turn. `stall s`: training waits inside the save, the longer of the two ranks. `lost s`: the stall, and by
-how much the steps until the checkpoint exists take longer than the median step in which nothing is written (the ranks
-compute on all cores, so that whoever writes takes time from them). `exists after s`: from the start of the save to the
-renamed folder.
+One training run (tensor parallel 2, float32, a Llama of 234 MB, checkpoints of 702 MB with AdamW's states) alternates
+between the two ways. `stall s`: training waits inside the save; the longer of the two ranks. `lost s`: the stall, and
+how much longer the steps take until the checkpoint exists, compared with the median step in which nothing is written
+(the ranks compute on all cores, so that writing takes time from them). `exists after s`: from the start of the save to
+the renamed folder.
 
-`oarlock checkpoint consolidate` then takes turns with `cp` of the model file it writes, followed by `sync` of it as
-consolidate does too; memory is the peak (VmHWM: mapped pages too) above what the process held before.
+Then `oarlock checkpoint consolidate` takes turns with `cp` of the model file that it writes, followed by `sync`, as
+consolidate does too. Memory is the peak (VmHWM: mapped pages too) minus what the process held before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, free_of_noise, report
+from common import ROOT, format_range, load_average, peak_mb, report, run_in_child
 
 RANKS = 2
 REPEATS = 3
@@ -144,40 +144,25 @@ def measure_saves(folder: Path, saves: int, steps: int) -> list[dict[str, Any]]:
 
 def _median(values: Any) -> str:
     numbers = list(values)
-    return f"{statistics.median(numbers):.2f} ({min(numbers):.2f} to {max(numbers):.2f})"
+    return f"{statistics.median(numbers):.2f} ({format_range(numbers)})"
 
 
-def peak_mb() -> float:
-    """Most that this process ever held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
-
-
-def in_child(action: Callable[[], None]) -> tuple[float, float]:
-    """(seconds, MB of peak above what is held before) of an action in a process of its own."""
-    read_end, write_end = os.pipe()
-    pid = os.fork()  # the child's peak begins with what it holds
-    if pid == 0:
-        before, started = peak_mb(), time.perf_counter()
-        action()
-        os.write(write_end, json.dumps((time.perf_counter() - started, peak_mb() - before)).encode())
-        os._exit(0)
-    os.close(write_end)
-    with open(read_end, "rb") as pipe:
-        result = pipe.read()
-    os.waitpid(pid, 0)
-    return tuple(json.loads(result))
+def measure_action(action: Callable[[], None]) -> tuple[float, float]:
+    """(seconds, MB of peak above what is held before)."""
+    started = time.perf_counter()
+    peak = peak_mb(action)
+    return time.perf_counter() - started, peak
 
 
 def measure_consolidate(folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """consolidate with and without checksums of the checkpoint, and cp, in turn."""
     from oarlock.train.checkpoint.inspect import consolidate
     from oarlock.train.checkpoint.manifest import list_checkpoints
-    from oarlock.weights.sharded_store import PieceFolder
+    from oarlock.weights.sharded_store import ShardedStore
 
     checkpoint = list_checkpoints(folder / "out")[0]
     one, copy = folder / "one", folder / "copy.safetensors"
-    in_child(partial(consolidate, checkpoint, one, 10**10))
+    run_in_child(partial(consolidate, checkpoint, one, 10**10))
     model = shutil.move(one / "model.safetensors", folder / "model.safetensors")
     times: dict[str, list[tuple[float, float]]] = {}
     for _ in range(REPEATS):
@@ -189,8 +174,10 @@ def measure_consolidate(folder: Path) -> tuple[list[dict[str, Any]], dict[str, f
         copy.unlink()
         for name, check in (("consolidate --no-verify", False), ("consolidate", True)):
             shutil.rmtree(one)
-            times.setdefault(name, []).append(in_child(partial(consolidate, checkpoint, one, 10**10, check)))
-    with PieceFolder.open(checkpoint) as pieces:
+            times.setdefault(name, []).append(
+                run_in_child(partial(measure_action, partial(consolidate, checkpoint, one, 10**10, check)))
+            )
+    with ShardedStore.open(checkpoint) as pieces:
         sizes = [4e-6 * float(_elements(pieces.shape("model", name))) for name in pieces.names()]
     rows = [
         {
@@ -212,7 +199,6 @@ def _elements(shape: tuple[int, ...]) -> int:
 
 
 def main() -> None:
-    """See the module."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--saves", type=int, default=4, help="of each way")
     parser.add_argument("--steps", type=int, default=8, help="between saves")
@@ -225,9 +211,9 @@ def main() -> None:
         folder = Path(name)
         make_inputs(folder)
         rows = measure_saves(folder, 2 * arguments.saves + 1, arguments.steps)
-        report("saving a checkpoint", rows, ranks=RANKS, load_average=free_of_noise())
+        report("saving a checkpoint", rows, ranks=RANKS, load_average=load_average())
         rows, sizes = measure_consolidate(folder)
-        report("oarlock checkpoint consolidate", rows, **sizes, load_average=free_of_noise())
+        report("oarlock checkpoint consolidate", rows, **sizes, load_average=load_average())
 
 
 if __name__ == "__main__":

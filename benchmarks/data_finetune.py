@@ -1,11 +1,11 @@
-"""Fine-tuning data: time and peak memory of tokenising a large .jsonl, of finding it tokenised, and of reading it.
+"""Fine-tuning data: time and peak memory of tokenising a large .jsonl, of loading it from the cache, and of reading it.
 
     python benchmarks/data_finetune.py [--megabytes 1000]
 
-The records are questions and answers cut from the standard library's text, the tokenizer and the template are the
-embedded ones. Each row is a process of its own. `peak` is all its memory (ru_maxrss, paddle's import and the pages of
-mapped files included), `own at the end` what no file stands behind (RssAnon); "nothing" imports the same and loads the
-embedded instructions.
+The records are questions and answers cut from the text of the standard library, with the embedded tokenizer and
+template. Each row is a process of its own. `peak` is all its memory (ru_maxrss: Paddle's import and the pages of mapped
+files included), `own at the end` the part that is not backed by files (RssAnon). "nothing" imports the same and loads
+the embedded instructions.
 """
 
 from __future__ import annotations
@@ -77,7 +77,6 @@ def act(action: str, data: str | None, tokenizer_folder: str, cache: str) -> dic
 
 
 def main() -> None:
-    """See the module."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--action")

@@ -1,10 +1,10 @@
-"""`oarlock data pretrain`: speed beside the tokenizer alone, and peak memory for a large input.
+"""`oarlock data pretrain`: its speed compared with the tokenizer alone, and its peak memory for a large input.
 
     python benchmarks/data_pretrain.py [--megabytes 2000]
 
-Both use all cores. The tokenizer alone is `tokenizers.Tokenizer.encode_batch_fast` over texts in memory (its own
-threads), the fastest that can be had from the library; the two take turns, three times each, on the same 60 MB. Then
-the whole input is built once and the memory of all its processes watched.
+Both use all cores. The tokenizer alone is `tokenizers.Tokenizer.encode_batch_fast` over texts in memory (with its own
+threads), the fastest call of that library. The two take turns, three times each, on the same 60 MB. Then the whole
+input is tokenised once, while the memory of all its processes is watched.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, TreeMemory, report
+from common import ROOT, TreeMemory, format_range, report
 
 SAMPLE_MB = 60
 
@@ -46,18 +47,8 @@ def write_input(path: Path, megabytes: int) -> list[str]:
 
 def build(source: Path, tokenizer: Path, prefix: Path) -> subprocess.Popen:
     """The command, started."""
-    words = [
-        "-m",
-        "oarlock",
-        "data",
-        "pretrain",
-        "--input",
-        source,
-        "--tokenizer",
-        tokenizer,
-        "--output-prefix",
-        prefix,
-    ]
+    words = ["-m", "oarlock", "data", "pretrain", "--input", source, "--tokenizer", tokenizer]
+    words += ["--output-prefix", prefix, "--overwrite"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "llm")}
     return subprocess.Popen(
         [sys.executable, *map(str, words)],
@@ -71,7 +62,10 @@ def build(source: Path, tokenizer: Path, prefix: Path) -> subprocess.Popen:
 def seconds_of_command(source: Path, tokenizer: Path, prefix: Path) -> float:
     """Its own measure of the work (start-up of Python left out, reading and writing included)."""
     output = build(source, tokenizer, prefix).communicate()[0]
-    return float(output.split(" MB in ")[1].split(" s ")[0])
+    found = re.search(r" MB, in ([0-9.]+) s ", output)
+    if not found:
+        raise SystemExit(f"the command has not printed how long it took:\n{output}")
+    return float(found[1])
 
 
 def seconds_of_tokenizer(lines: list[str], tokenizer: Path) -> float:
@@ -88,7 +82,6 @@ def seconds_of_tokenizer(lines: list[str], tokenizer: Path) -> float:
 
 
 def main() -> None:
-    """See the module."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--megabytes", type=int, default=2000)
     arguments = parser.parse_args()
@@ -113,17 +106,13 @@ def main() -> None:
     report(
         "data pretrain",
         [
-            {"what": "tokenizer alone", "MB/s": statistics.median(alone), "spread": _spread(alone)},
-            {"what": "oarlock data pretrain", "MB/s": statistics.median(ours), "spread": _spread(ours)},
+            {"what": "tokenizer alone", "MB/s": statistics.median(alone), "spread": format_range(alone)},
+            {"what": "oarlock data pretrain", "MB/s": statistics.median(ours), "spread": format_range(ours)},
             {"what": "ratio", "MB/s": statistics.median(ours) / statistics.median(alone), "spread": ""},
         ],
         large={"megabytes": size, "seconds": seconds, "peak_memory_mb": peak, "exit_code": process.returncode},
     )
     print(f"{size:,.0f} MB in {seconds:,.0f} s, peak memory of all processes {peak:,.0f} MB")
-
-
-def _spread(values: list[float]) -> str:
-    return f"{min(values):.2f} to {max(values):.2f}"
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Memory and time of merging a LoRA adapter into a generated Llama, beside copying its files.
+"""Memory and time of merging a LoRA adapter into a generated Llama, compared with copying its files.
 
     python benchmarks/merge.py [--size 1GB]
 
-`over` is the process's peak (VmHWM: all pages, those of mapped files included) above what it held after its imports;
-the `bound` is twice the largest tensor (in the wider of the stored and the written type) + 300 MB. Every row is a
-process of its own, in turns; copying writes through to the disk, as merging does. `speed` is that of copying = 1.
+`over` is the peak of the process (VmHWM: all pages, those of mapped files included) minus what it held after its
+imports. The `bound` is twice the largest tensor (in the wider of the stored and the written type) + 300 MB. Every row
+is a process of its own, in turns. Copying is followed by fsync, as merging is. `speed` is relative to copying.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import statistics
@@ -20,22 +19,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import free_of_noise, report
-from load_weights import FORMS, SIZES, generate, in_child, kilobytes
-
-MB = 1 << 20
+from common import MB, import_paddlenlp, load_average, make_parser, read_status_kb, report, reset_peak, run_in_child
+from generated_model import FORMS, SHARD_BYTES, SIZES, generate
 
 
 def make_adapter(base: Path, folder: Path, rank: int) -> None:
-    """Random matrices beside every linear layer of the transformer."""
+    """Random LoRA matrices for every linear layer of the transformer."""
     import numpy as np
     from paddlenlp.transformers import AutoConfig
 
-    from oarlock.models.build import model_class
+    from oarlock.model_config.load import find_model_class
     from oarlock.models.layer_offload import empty_model
     from oarlock.peft.adapter_folder import Base, save_adapter
     from oarlock.peft.lora import LoRA
-    from oarlock.peft.method import trained
+    from oarlock.peft.method import trainable_parameters
     from oarlock.weights.safetensors_file import TensorSource
 
     config, method, random = AutoConfig.from_pretrained(str(base)), LoRA(rank, 2.0 * rank), np.random.default_rng(1)
@@ -43,8 +40,8 @@ def make_adapter(base: Path, folder: Path, rank: int) -> None:
     def values(shape: tuple[int, ...]) -> np.ndarray:
         return random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
 
-    held = trained(empty_model(model_class(config), config, method))
-    tensors = [TensorSource(h.name, "float32", h.block.shape, partial(values, h.block.shape)) for h in held]
+    held = trainable_parameters(empty_model(find_model_class(config), config, method))
+    tensors = [TensorSource(h.name, "float32", h.slice.shape, partial(values, h.slice.shape)) for h in held]
     save_adapter(tensors, method, Base.of(str(base), base), None, None, folder)
 
 
@@ -68,29 +65,29 @@ def largest_tensor(folder: Path) -> int:
 
 
 def measured(run: Callable[[], Any]) -> dict[str, Any]:
-    """Of this process, which does nothing else: seconds, memory above what it held before, what run() gave."""
+    """Seconds and peak memory of a run in this process, which does nothing else, and the difference it found."""
     import paddle
 
     paddle.set_device("cpu")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is held now
-    before, start = kilobytes("VmHWM"), time.perf_counter()
+    reset_peak()
+    before, start = read_status_kb("VmHWM"), time.perf_counter()
     found = run()
     return {
         "seconds": time.perf_counter() - start,
-        "over MB": (kilobytes("VmHWM") - before) // 1024,
+        "over MB": (read_status_kb("VmHWM") - before) // 1024,
         "difference": found.difference if found else "",
     }
 
 
-def beside_copying(
+def compare_with_copying(
     source: Path, output: Path, ways: dict[str, Callable[[], dict[str, Any]]], repeats: int
 ) -> list[dict[str, Any]]:
-    """A row for copying and for each of the ways (of measured(), into `output`), in turns, each in a process."""
+    """A row for copying and for each of the ways (results of measured()), in turns, each in a process of its own."""
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ("copy", *ways)}
     for _ in range(repeats):
         for way, found in runs.items():
             run = ways.get(way)
-            found.append(in_child(run) if run else {"seconds": in_child(partial(copy, source, output))})
+            found.append(run_in_child(run) if run else {"seconds": run_in_child(partial(copy, source, output))})
             shutil.rmtree(output)
     medians = {way: statistics.median(run["seconds"] for run in found) for way, found in runs.items()}
     return [
@@ -111,7 +108,7 @@ def merged(base: Path, adapter: Path, output: Path, proof: bool) -> dict[str, An
     from oarlock.merge.inputs import AdapterMix
     from oarlock.merge.merge import MergeOptions, merge
 
-    options = MergeOptions(proof=proof, max_shard_bytes=400 * MB)
+    options = MergeOptions(proof=proof, max_shard_bytes=SHARD_BYTES)
     return measured(lambda: merge(base, AdapterMix.open([adapter]), output, options))
 
 
@@ -127,33 +124,29 @@ def copy(base: Path, output: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="1GB")
     parser.add_argument("--rank", type=int, default=16, help="of the adapter")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", help="for the generated weights; by default the system's temporary folder")
     words = parser.parse_args()
-    from oarlock.environment.cpu import available_cores
-    from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
-
-    import_paddle(available_cores())
+    import_paddlenlp()
     import paddlenlp.transformers  # noqa: F401
 
     import oarlock.merge.merge  # noqa: F401
 
-    set_paddlenlp_log_level("error")
     rows = []
     for form in FORMS:
         with tempfile.TemporaryDirectory(prefix="oarlock-merge-", dir=words.folder) as name:
             base, adapter, output = (Path(name) / part for part in ("base", "adapter", "merged"))
-            in_child(partial(generate, base, form, SIZES[words.size]))
+            run_in_child(partial(generate, base, form, SIZES[words.size]))
             adapter.mkdir()
-            in_child(partial(make_adapter, base, adapter, words.rank))
+            run_in_child(partial(make_adapter, base, adapter, words.rank))
             run = partial(merged, base, adapter, output)
             ways = {"merge": partial(run, False), "merge and proof": partial(run, True)}
-            rows += [{"files": form} | row for row in beside_copying(base, output, ways, words.repeats)]
+            rows += [{"files": form} | row for row in compare_with_copying(base, output, ways, words.repeats)]
     within = all(row["over MB"] <= row["bound MB"] for row in rows if row["way"] != "copy")
-    report("merging", rows, within_bound=within, repeats=words.repeats, load_average=free_of_noise())
+    report("merging", rows, within_bound=within, repeats=words.repeats, load_average=load_average())
 
 
 if __name__ == "__main__":

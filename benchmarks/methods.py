@@ -4,14 +4,13 @@
     python benchmarks/methods.py --memory 1GB     # of the base alone, under LoRA and QLoRA
 
 The base is a small Llama (configs/models/quickstart), pretrained as in the quickstart and then on the training records
-in six forms ("Question: ... Answer: ...", ...): it knows of the tasks, as a released base model knows of the world, but
-has not met the form in which it is asked from now on. Then each method learns that form, one after the other, in a
+in six prompt formats ("Question: ... Answer: ...", ...). So it knows the tasks, as a released base model knows the
+world, but not the prompt format of the test. Then each method learns that format, one after the other, each in a
 process of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -22,10 +21,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, TreeMemory, free_of_noise, report
-from load_weights import MB, SIZES, generate, in_child, kilobytes
+from common import (
+    MB,
+    ROOT,
+    TreeMemory,
+    import_paddlenlp,
+    load_average,
+    make_parser,
+    read_status_kb,
+    report,
+    run_in_child,
+)  # fmt: skip
+from generated_model import SIZES, generate
 
-# Six forms in which the base has met the tasks, and the one in which it is to answer from now on.
+# Six prompt formats that the base is trained on, and the one that the methods learn.
 KNOWN_FORMS = (
     "Question: {instruction} {input}\nAnswer: ",
     "Q: {instruction} {input} A: ",
@@ -49,7 +58,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def run(program: str, *words: Any) -> tuple[str, float]:
-    """Run one of the programs; returns what it said, and the peak of its memory in MB."""
+    """Run one of the programs; returns its output, and its peak memory in MB."""
     command = [sys.executable, *(["-m", "oarlock"] if program == "oarlock" else [str(ROOT / "llm" / program)])]
     process = subprocess.Popen(
         [*command, *map(str, words)], cwd=ROOT / "llm", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -63,7 +72,7 @@ def run(program: str, *words: Any) -> tuple[str, float]:
 
 
 def make_base(folder: Path) -> None:
-    """Tokenizer, instructions and the base; what is there already is kept."""
+    """Make tokenizer, instructions and the base; existing ones are kept."""
     from oarlock.data.embedded.instructions import instruction_records
 
     if not (folder / "tokenizer").is_dir():
@@ -118,11 +127,11 @@ def measure(folder: Path, name: str, flags: dict[str, Any]) -> tuple[dict[str, A
 
 
 def base_memory(folder: Path, size: str) -> None:
-    """A larger base under LoRA and under QLoRA: what it takes, and the peak while it is loaded and quantised."""
+    """Memory of a larger base under LoRA and under QLoRA, and the peak while it is loaded and quantised."""
     generate(folder / "large", "paddle", SIZES[size])
     rows = []
     for name, flags in (("lora", {"lora": True}), ("qlora", {"qlora": True})):
-        rows.append({"method": name, **in_child(partial(_loaded, folder / "large", flags))})
+        rows.append({"method": name, **run_in_child(partial(_loaded, folder / "large", flags))})
     report(f"memory of a base of {size}", rows)
 
 
@@ -137,15 +146,15 @@ def _loaded(folder: Path, flags: dict[str, bool]) -> dict[str, int]:
 
     paddle.set_device("cpu")
     source = ModelSource(folder, AutoConfig.from_pretrained(str(folder)), from_weights=True)
-    before = kilobytes("VmRSS")
+    before = read_status_kb("VmRSS")
     model = build_model(source, method=choose_method(MethodSection(**flags)))
     rest = sum(p._numel() * p.element_size() for p in model.parameters())
     four_bits, wide = quantized_bytes(model)
     return {
         "linear layers MB": (four_bits or wide or _linear_bytes(model)) // MB,
         "all weights MB": (rest + four_bits) // MB,
-        "held MB": (kilobytes("VmRSS") - before) // 1024,
-        "peak MB": (kilobytes("VmHWM") - before) // 1024,
+        "held MB": (read_status_kb("VmRSS") - before) // 1024,
+        "peak MB": (read_status_kb("VmHWM") - before) // 1024,
     }
 
 
@@ -154,7 +163,7 @@ def _linear_bytes(model: Any) -> int:
 
 
 def draw(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Loss over steps, one line a method."""
+    """Draw the loss over the steps, one line per method."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -172,7 +181,7 @@ def draw(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--folder", help="where base and runs are kept; default: a temporary one")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--picture", type=Path, help="draw the loss curves (.svg, .png)")
@@ -181,11 +190,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="oarlock-methods-") as temporary:
         folder = Path(words.folder or temporary).resolve()
         if words.memory:
-            from oarlock.environment.cpu import available_cores
-            from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
-
-            import_paddle(available_cores())
-            set_paddlenlp_log_level("error")
+            import_paddlenlp()
             base_memory(folder, words.memory)
             return
         make_base(folder)
@@ -196,7 +201,7 @@ def main() -> None:
             print(json.dumps(row), flush=True)
         if words.picture:
             draw(curves, words.picture)
-    report("methods", rows, load_average=free_of_noise())
+    report("methods", rows, load_average=load_average())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Trained tokens per second, padding beside packing, for several distributions of lengths.
+"""Trained tokens per second with padding and with packing, for several distributions of lengths.
 
     python benchmarks/packing.py [--rounds 3] [--tokens 16000]
 
-A Llama of 5.2 million parameters (4 layers of width 256, plain attention, float32, AdamW) goes through the same
-examples in the two ways in turn, forward, backward and optimizer step: batches of --batch-size examples in random
-order, padded to the longest of each, and batches of as many packs as hold about as many tokens (a pack is as long as
-the longest example, Oarlock's default; for alpaca 512, as in the whole set). `ratio` is the median over the rounds.
+A Llama of 5.2 million parameters (4 layers of width 256, plain attention, float32, AdamW) trains on the same examples
+in both ways in turn: forward, backward and optimizer step. Padded batches have --batch-size examples in random order,
+padded to the longest of each batch. Packed batches have as many packs as hold about as many tokens. A pack is as long
+as the longest example, which is Oarlock's default; for alpaca 512, as in the full data set. `ratio` is the median of
+the rounds.
 
 Distributions, in tokens:
 
@@ -26,7 +27,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import free_of_noise, report
+from common import load_average, report
 
 VOCABULARY, LONGEST = 4096, 512
 LLAMA = {
@@ -37,7 +38,7 @@ LLAMA = {
 
 
 def log_normal(random: np.random.RandomState, mean: float, deviation: float, count: int) -> np.ndarray:
-    """Of the given mean; deviation is the logarithm's."""
+    """Draw from a log-normal distribution of this mean; the deviation is that of the logarithm."""
     return random.lognormal(np.log(mean) - deviation**2 / 2, deviation, count)
 
 
@@ -61,7 +62,7 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.RandomState, int], np.ndarray]] = {
 
 
 def made_up(random: np.random.RandomState, length: int) -> Any:
-    """An example whose answer is half of it."""
+    """A random example. Its second half is the answer."""
     from oarlock.data.examples.labels import IGNORE_INDEX, Example
 
     ids = random.randint(0, VOCABULARY, length + 1).tolist()
@@ -70,14 +71,14 @@ def made_up(random: np.random.RandomState, length: int) -> Any:
 
 
 class Epoch:
-    """Passes over the examples, a step a batch."""
+    """A model, and the batches of one pass over the examples."""
 
     def __init__(self, collator: Any, dataset: Any, batch_size: int) -> None:
         import paddle
         from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
         from oarlock.data.corpus.order import SampleOrder
-        from oarlock.families.packing import attend_in_blocks
+        from oarlock.models.packing import attend_in_blocks
 
         paddle.seed(0)
         self.model = LlamaForCausalLM(LlamaConfig(**LLAMA))
@@ -89,10 +90,10 @@ class Epoch:
         self.batches, self.collator = rows, collator
 
     def tokens_per_second(self) -> float:
-        """Of the trained tokens."""
+        """Train for one pass; returns trained tokens per second."""
         import paddle
 
-        from oarlock.families.packing import with_attention
+        from oarlock.models.packing import with_attention
         from oarlock.train.step.loss import TokenCrossEntropy, count_trained_tokens
 
         criterion, tokens, started = TokenCrossEntropy(), 0, time.perf_counter()
@@ -156,7 +157,7 @@ def main() -> None:
 
     threads = import_paddle()
     set_paddlenlp_log_level("error")
-    load = free_of_noise()
+    load = load_average()
     rows = [measure(name, arguments.tokens, arguments.batch_size, arguments.rounds) for name in arguments.lengths]
     report("packing", rows, threads=threads, load_before=load, rounds=arguments.rounds)
 

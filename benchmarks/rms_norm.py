@@ -1,12 +1,13 @@
-"""RMSNorm on the CPU: forward, and forward + backward, beside a copy of as many bytes, Paddle's ops and torch.
+"""RMSNorm on the CPU, forward and forward + backward, compared with a copy of as many bytes, Paddle's ops and torch.
 
-    python benchmarks/rms_norm.py [--peer PYTHON_WITH_TORCH] [--shapes 8192x1024 ...]
+    python benchmarks/rms_norm.py [--shapes 8192x1024 ...]
 
-float32. The sides take turns within a round; a figure is the median of the rounds. The copy (numpy, into memory that is
-there) moves what a forward pass has to: it reads x and writes y; "of copy" is the copy's time / the op's. Where x has
-16 MB and more, calls go through 8 of them in turn, for copy, op and peers alike, so that they come from memory and not
-from a cache. Oarlock keeps freed memory, as in training (oarlock.ops.malloc); torch runs as it is, and a second time
-with the same settings of malloc ("memory kept"). Paddle copies the gradient that backward() is given, which counts.
+float32. The sides take turns within a round; a figure is the median of the rounds. The copy (numpy, into existing
+memory) moves what a forward pass must move: it reads x and writes y. "of copy" is the time of the copy / the time of
+the op. If x has 16 MB or more, calls cycle through 8 of them, for copy, op and peers alike, so that they read memory
+and not a cache. Oarlock keeps freed memory, as in training (oarlock.ops.malloc). torch runs as it is, and a second time
+with the same malloc settings ("memory kept"). Paddle copies the gradient that backward() is given, and that time
+counts.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from common import Peer, answer_asked, report, seconds
+from common import Peer, Runs, add_peer_flag, answer_asked, make_parser, measure_runs, report
 
 SHAPES = ["8192x1024", "4096x4096", "2048x256", "1024x512", "1024x1003"]
 EPSILON = 1e-6
-Runs = dict[str, tuple[Callable[[], object], Callable[[], object]]]  # name -> (forward, forward + backward)
 
 
 def in_turn(run: Callable[[int], object], size: int) -> Callable[[], object]:
@@ -95,11 +95,6 @@ def copy_runs(rows: int, cols: int, threads: int) -> Runs:
     return {"copy": (together, together), "copy, 1 thread": (alone, alone)}
 
 
-def measure(runs: Runs, at_least: float) -> dict[str, tuple[float, float]]:
-    """Name -> seconds forward, seconds forward + backward."""
-    return {name: (seconds(forward, at_least), seconds(both, at_least)) for name, (forward, both) in runs.items()}
-
-
 def serve_peer(threads: int, at_least: float, note: str) -> None:
     """The torch side: asked [rows, columns], answers with its version and figures."""
     import torch
@@ -114,7 +109,7 @@ def serve_peer(threads: int, at_least: float, note: str) -> None:
         if asked != shape:
             torch.compiler.reset()
             shape, runs = asked, torch_runs(*asked, note)
-        return {"torch": torch.__version__, "seconds": measure(runs, at_least)}
+        return {"torch": torch.__version__, "seconds": measure_runs(runs, at_least)}
 
     answer_asked(answer)
 
@@ -126,8 +121,8 @@ def torch_peer(python: str, threads: int, at_least: float, note: str = "", **env
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="a Python that has torch")
+    parser = make_parser(__doc__)
+    add_peer_flag(parser, "torch")
     parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="ROWSxCOLS")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.2, help="of each side in a round")
@@ -156,7 +151,7 @@ def main() -> None:
         for _ in range(options.rounds + 1):  # the first one warms up, and compiles
             found = {}
             for runs in ours:
-                found |= measure(runs, options.seconds)
+                found |= measure_runs(runs, options.seconds)
             time.sleep(0.3)  # the threads of OpenMP spin for a while after their work
             for peer in peers:
                 answer = peer.ask(list(size))

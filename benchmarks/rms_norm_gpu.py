@@ -1,14 +1,14 @@
-"""RMSNorm on an NVIDIA GPU, CUDA kernels alone: right or not, and how near to a copy; beside torch, Liger and QuACK.
+"""RMSNorm on an NVIDIA GPU: correctness of the CUDA kernels, and their speed compared with torch, Liger and QuACK.
 
-    python benchmarks/rms_norm_gpu.py                    all of it: nvcc, correctness, compute-sanitizer, table
-    python benchmarks/rms_norm_gpu.py --check            correctness alone (what compute-sanitizer runs)
-    python benchmarks/rms_norm_gpu.py --on_cpu LIBRARY   correctness of a build for the CPU, as tests make it
+    python benchmarks/rms_norm_gpu.py                    everything: nvcc, correctness, compute-sanitizer, table
+    python benchmarks/rms_norm_gpu.py --check            correctness only (what compute-sanitizer runs)
+    python benchmarks/rms_norm_gpu.py --on_cpu LIBRARY   correctness of a CPU build, as the tests make it
 
-Needs nvcc and a torch with CUDA, which holds the buffers and is a peer; Paddle is not needed. Calls go through several
-sets of buffers, more than the L2 cache holds. Times are medians of CUDA events over the rounds, in which the sides take
-turns. GB/s counts what has to be moved: forward reads x and writes y; backward reads x and y's gradient and writes x's.
-The ceiling is the rate of torch's copy of as many bytes in the same rounds. Liger and QuACK are measured where they are
-installed (liger_kernel, quack).
+Needs nvcc and a torch with CUDA, which holds the buffers and is one of the peers. Paddle is not needed. Calls cycle
+through several sets of buffers, more than the L2 cache holds. Times are medians of CUDA events over the rounds, in
+which the sides take turns. GB/s counts what must be moved: forward reads x and writes y; backward reads x and the
+gradient of y and writes that of x. The ceiling is the rate of torch's copy of as many bytes in the same rounds. Liger
+and QuACK are measured if they are installed (liger_kernel, quack).
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ LOG_DIR=${LOG_DIR:-log}
 
 # shellcheck source=scripts/launch_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch_common.sh"
-recipe=$(find_recipe "${1:-}")
+[ $# -gt 0 ] || fail "usage: bash scripts/finetune.sh RECIPE [FLAGS]; the recipes are in $ROOT/configs/recipes"
 name=${0##*/}
 if [ "$name" = finetune.sh ]; then name="$name $1"; fi
 launch "$name --max_steps 5 --warmup_steps 1 --gradient_accumulation_steps 2" \
-  "$ROOT/llm/finetune_generation.py" "$recipe" \
+  finetune "$1" \
   ${MODEL:+--model_name_or_path "$MODEL"} ${DATA:+--dataset_name_or_path "$DATA"} \
   --output_dir "$OUTPUT" --overwrite_output_dir "${OVERWRITE:-1}" "${@:2}"

@@ -25,23 +25,11 @@ if [ -z "${PYTHON:-}" ]; then
     fail "no Python found: run bash scripts/setup.sh, or set PYTHON"
 fi
 
-# The path of a recipe: a YAML file, or the name of one in configs/recipes.
-find_recipe() {
-  local file
-  [ -n "$1" ] || fail "usage: bash scripts/${0##*/} RECIPE [FLAGS]; the recipes are in $ROOT/configs/recipes"
-  for file in "$1" "$ROOT/configs/recipes/$1.yaml"; do
-    if [ -f "$file" ]; then
-      echo "$file"
-      return
-    fi
-  done
-  fail "RECIPE must be a YAML file, or the name of one in $ROOT/configs/recipes; got \"$1\""
-}
-
-# launch REHEARSAL [OPTIONS] SCRIPT [FLAGS]: start a training script with `oarlock launch`.
+# launch REHEARSAL [OPTIONS] COMMAND RECIPE [FLAGS]: start a job with `oarlock launch`.
 #
-#   REHEARSAL   what to type behind `bash scripts/` to run the same job on the CPU
+#   REHEARSAL   what follows `bash scripts/` in a command that is short enough for a CPU
 #   OPTIONS     of `oarlock launch`, besides those that the variables above become
+#   COMMAND     pretrain or finetune
 launch() {
   local rehearsal="DEVICE=cpu MODEL=output/quickstart/pretrained DATA= bash scripts/$1" dry_run=()
   shift

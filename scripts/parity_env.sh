@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# A second environment for the tests that compare with Hugging Face: torch (CPU), transformers and peft, the extra
-# [parity] of pyproject.toml. Apart from .venv, whose PaddleNLP wants older tokenizers and whose OpenMP is another one.
-# Safe to run again at any time; does nothing when all is there.
+# Set up a second environment for the tests that compare with Hugging Face: torch (CPU), transformers and peft, the extra
+# [parity] of pyproject.toml. It is separate from .venv, where PaddleNLP needs older tokenizers and another OpenMP is
+# loaded. Safe to run again at any time; does nothing when everything is installed.
 #
 #   bash scripts/parity_env.sh
 #
-#   PARITY_VENV=DIR            where it goes (default: .venv-parity in the repository)
-#   PARITY_PYTHON=python3.11   which Python makes it (default: the first of 3.11, 3.12 and 3.10 found; it need not be
-#                              the suite's)
-#   PARITY_TORCH=any           take the build of torch that the package index has, several GB with CUDA, where no build
-#                              for CPUs is to be had
+#   PARITY_VENV=DIR            location of the environment (default: .venv-parity in the repository)
+#   PARITY_PYTHON=python3.11   Python to use (default: the first of 3.11, 3.12 and 3.10 found; it may differ from the
+#                              one of .venv)
+#   PARITY_TORCH=any           if there is no CPU build of torch, install the one with CUDA, which takes several GB
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -18,12 +17,12 @@ VENV=${PARITY_VENV:-$ROOT/.venv-parity}
 CPU_INDEX=https://download.pytorch.org/whl/cpu # the builds without CUDA, a tenth of the size
 say() { echo "parity: $*"; }
 
-# The lines of the extra, one a row.
+# The requirements of the extra, one per line.
 requirements() {
   sed -n '/^parity = \[/,/^\]/p' "$ROOT/pyproject.toml" | sed -n 's/^  "\([^"]*\)".*/\1/p'
 }
 
-# Whether pip finds torch's build for CPUs, which it prefers to the one with CUDA of the same version.
+# Whether pip finds the CPU build of torch. It prefers that one to the build with CUDA of the same version.
 has_cpu_torch() {
   local torch
   torch=$(requirements | grep '^torch==')
@@ -45,14 +44,14 @@ main_parity() {
     index=(--extra-index-url "$CPU_INDEX")
   fi
   if [ "${PARITY_TORCH:-}" != any ] && [ "$(uname -m)" = x86_64 ] && ! has_cpu_torch "${index[@]}"; then
-    fail "$CPU_INDEX can't be reached, and your package index has no torch for CPUs and $("$python" -V). Try another" \
+    fail "$CPU_INDEX can't be reached, and your package index has no CPU build of torch for $("$python" -V). Try another" \
       "Python (PARITY_PYTHON=...), or PARITY_TORCH=any for the build with CUDA, which takes several GB"
   fi
   say "installing $(requirements | tr '\n' ' ')into $VENV"
   mapfile -t wheels < <(requirements)
   if ! "$VENV/bin/python" -m pip install --disable-pip-version-check "${index[@]}" "${wheels[@]}" >"$log" 2>&1; then
     tail -n 15 "$log" >&2
-    fail "pip failed (whole output in $log). Check the network and run this again; what is there is not fetched twice."
+    fail "pip failed (full output: $log). Check the network and run this again; finished downloads are kept."
   fi
   echo "$wanted" >"$VENV/.set-up"
   say "done: $VENV"

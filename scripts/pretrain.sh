@@ -24,7 +24,7 @@ LOG_DIR=${LOG_DIR:-${OUTPUT}_log}
 
 # shellcheck source=scripts/launch_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch_common.sh"
-recipe=$(find_recipe "${1:-}")
+[ $# -gt 0 ] || fail "usage: bash scripts/pretrain.sh RECIPE [FLAGS]; the recipes are in $ROOT/configs/recipes"
 name=${0##*/}
 if [ "$name" = pretrain.sh ]; then name="$name $1"; fi
 degrees=()
@@ -35,6 +35,6 @@ fi
 if [ "$DEVICE" = cpu ] && [ ! -e data ]; then DATA=${DATA-}; fi # without data, a rehearsal reads the embedded text
 tokenizer=${TOKENIZER:-${MODEL:-}}
 launch "$name --max_steps 5 --max_seq_length 128 --max_evaluate_steps 4" "${degrees[@]}" \
-  "$ROOT/llm/run_pretrain.py" "$recipe" \
+  pretrain "$1" \
   ${MODEL_TYPE:+--model_type "$MODEL_TYPE"} ${MODEL:+--model_name_or_path "$MODEL"} \
   ${tokenizer:+--tokenizer_name_or_path "$tokenizer"} ${DATA+--input_dir "$DATA"} --output_dir "$OUTPUT" "${@:2}"

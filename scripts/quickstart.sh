@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From nothing to a server: set up, pretrain a small Llama on the standard library's text, teach it twelve tasks, ask it,
-# serve it.
+# From nothing to a server: set up, pretrain a small Llama on the text of Python's standard library, tune it on twelve
+# tasks, ask it questions, serve it.
 #
-#   OUTPUT=DIR             where models and logs go (default: output/quickstart)
-#   PRETRAIN_STEPS=N       fewer steps of pretraining, for a quick look (default: 200)
-#   TUNING_EPOCHS=N        less instruction tuning, a fraction is possible (default: 4)
-#   All other variables are setup.sh's.
+#   OUTPUT=DIR             folder of models and logs (default: output/quickstart)
+#   PRETRAIN_STEPS=N       steps of pretraining (default: 200)
+#   TUNING_EPOCHS=N        epochs of instruction tuning, may be a fraction (default: 4)
+#   All other variables: setup.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,4 +1,4 @@
-"""The last lines of the quickstart: what was measured, and what to type next."""
+"""Prints the summary of the quickstart: what was measured, and what to try next."""
 
 import json
 import sys
@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def rows(path: Path, key: str) -> list[float]:
-    """Values of one key of a metrics.jsonl, in order."""
+    """Return the values of one key of a metrics.jsonl, in order."""
     found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [row[key] for row in found if key in row]
 
 
 def main() -> None:
-    """Read the two runs' metrics and print the summary."""
+    """Read the metrics of both runs and print the summary."""
     output, seconds = Path(sys.argv[1]), int(sys.argv[2])
     perplexity = rows(output / "pretrained" / "metrics.jsonl", "eval_perplexity")
     exact = rows(output / "tuned" / "metrics.jsonl", "eval_exact_match")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Export a model for Triton, serve it, ask it once over gRPC and once over REST, stop.
+# Export a model for Triton, serve it, ask it once over gRPC and once over REST, and stop the server.
 #
-#   bash scripts/quickstart_serve.sh PYTHON MODEL OUTPUT     OUTPUT: the repository, made anew
+#   bash scripts/quickstart_serve.sh PYTHON MODEL OUTPUT     OUTPUT: the repository, which is replaced
 set -euo pipefail
 
 python=$1 model=$2 output=$3
@@ -10,7 +10,7 @@ log=$output.log
 rm -rf "$output"
 "$python" -m oarlock export --model "$model" --target triton --output "$output"
 
-# Any free ports: those of a server that is meant to stay are 8080, 8000, 8001 and 8002.
+# Any free ports. A permanent server uses 8080, 8000, 8001 and 8002.
 read -r openai rest grpc metrics < <("$python" -c 'import socket
 probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
 print(*(probe.getsockname()[1] for probe in probes))')

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Set up the environment: a virtual environment with Oarlock, the Paddle wheel that fits this machine, and the fused ops.
-# Safe to run again at any time; does nothing when all is there.
+# Set up a virtual environment with Oarlock, the Paddle wheel that fits this machine, and the fused operators.
+# Safe to run again at any time; does nothing when everything is installed.
 #
 #   bash scripts/setup.sh [EXTRAS]        EXTRAS: e.g. "test"
 #
-#   VENV=DIR            where the environment goes (default: .venv in the repository)
-#   PYTHON=python3.12   which Python makes it (default: the newest of 3.12, 3.11 and 3.10 found; an environment that is
-#                       there keeps its own)
-#   PADDLE=cpu          which Paddle: cpu, cu118, cu126, cu129 or cu130 (default: by the NVIDIA driver)
+#   VENV=DIR            location of the environment (default: .venv in the repository)
+#   PYTHON=python3.12   Python to use (default: the newest of 3.12, 3.11 and 3.10 found; an existing environment keeps
+#                       its own)
+#   PADDLE=cpu          Paddle build: cpu, cu118, cu126, cu129 or cu130 (default: chosen by the NVIDIA driver)
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${VENV:-$ROOT/.venv}
 EXTRAS=${1:-}
-PYTHONS="3.12 3.11 3.10" # the newest first; for 3.13 there is no numpy below 2, which paddlenlp needs
+PYTHONS="3.12 3.11 3.10" # newest first; paddlenlp needs numpy below 2, which does not exist for 3.13
 PADDLE_VERSION=3.3.1
 PADDLE_INDEX=https://www.paddlepaddle.org.cn/packages/stable # PyPI has GPU wheels only up to 2.6.2
 
@@ -25,11 +25,11 @@ fail() {
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
-# Whether $VENV is an environment that works.
+# Whether $VENV is a working environment.
 venv_works() { [ -x "$VENV/bin/python" ] && "$VENV/bin/python" -m pip --version >/dev/null 2>&1; }
 
-# Prints the first supported Python of $PYTHON, or of: the environment that is there (it is not made anew for a newer
-# Python), the candidates given (default: the newest first), python3, python.
+# Print $PYTHON if it is set and supported. Otherwise print the first supported Python of: the existing environment (it
+# is not rebuilt for a newer Python), the candidates given (default: the newest first), python3, python.
 find_python() {
   local candidate version others="" candidates=("$@")
   [ $# -gt 0 ] || candidates=($(printf 'python%s ' $PYTHONS))
@@ -49,7 +49,7 @@ find_python() {
     "python3-venv; elsewhere: uv python install ${PYTHONS%% *}) and name it: PYTHON=... bash scripts/setup.sh"
 }
 
-# cpu, or the newest CUDA series of Paddle's wheels that the driver can run.
+# Print cpu, or the newest CUDA series of Paddle's wheels that the driver can run.
 choose_paddle() {
   local cuda
   if [ -n "${PADDLE:-}" ]; then
@@ -72,7 +72,7 @@ choose_paddle() {
   elif [ $number -ge 1108 ]; then
     echo cu118
   else
-    fail "this driver knows CUDA $1.$2 only; Paddle $PADDLE_VERSION needs 11.8 or newer. Update the driver, or PADDLE=cpu."
+    fail "this driver supports CUDA $1.$2 only; Paddle $PADDLE_VERSION needs 11.8 or newer. Update the driver, or PADDLE=cpu."
   fi
 }
 
@@ -80,7 +80,7 @@ make_venv() {
   local python=$1
   if venv_works; then
     [ "$(version_of "$VENV/bin/python")" != "$(version_of "$python")" ] || return 0
-    say "$VENV has Python $(version_of "$VENV/bin/python"), so it is made anew"
+    say "$VENV has Python $(version_of "$VENV/bin/python"), so it is rebuilt"
   fi
   say "making $VENV with $("$python" --version)"
   rm -rf "$VENV"
@@ -99,20 +99,20 @@ install() {
   local log=$VENV/setup.log
   if ! "$VENV/bin/python" -m pip install --disable-pip-version-check -c "$ROOT/constraints.txt" "$@" >"$log" 2>&1; then
     tail -n 15 "$log" >&2
-    fail "pip failed (whole output in $log). Check the network and run this again; what is there is not fetched twice."
+    fail "pip failed (full output: $log). Check the network and run this again; finished downloads are kept."
   fi
 }
 
-# The fused ops of custom_ops/, into llm/oarlock/ops; what has not changed is not compiled again.
+# Build the fused operators of custom_ops/ into llm/oarlock/ops. Only changed sources are compiled again.
 build_ops() {
   if ! command -v g++ >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    say "no g++, which builds the fused ops: apt-get install g++"
+    say "g++ is missing; it builds the fused operators: apt-get install g++"
     { apt-get install -y g++ || { apt-get update && apt-get install -y g++; }; } >/dev/null 2>&1 || true
   fi
   local code=0
   "$VENV/bin/python" "$ROOT/custom_ops/build.py" || code=$?
-  # 3: this machine can't build them, it has said why, and training works without. Any other code is a fault to see.
-  [ $code = 0 ] || [ $code = 3 ] || fail "the fused ops of custom_ops/ do not compile here, see above"
+  # 3: this machine can't build them. The reason is printed, and training works without. Any other code is an error.
+  [ $code = 0 ] || [ $code = 3 ] || fail "the fused operators of custom_ops/ do not compile here, see above"
 }
 
 main() {
@@ -144,5 +144,5 @@ main() {
   say "done: $VENV"
 }
 
-# Sourced (by a test), the functions can be called one by one.
+# A test sources this file and calls single functions.
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then main; fi

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# A smoke test on every supported Python that is found and is not that of .venv: train some steps, save, resume, ask,
-# serve a request (tests/smoke.py). An environment for each is made once and kept.
+# Run a smoke test (tests/smoke.py) on every supported Python found, except the one of .venv: train a few steps, save,
+# resume, ask a question, serve a request. Each Python gets an environment of its own, which is kept.
 #
-#   bash scripts/smoke.sh [PYTHON...]     PYTHON: which instead, .venv's too (a program, or a version such as 3.12)
+#   bash scripts/smoke.sh [PYTHON...]     PYTHON: run these only (a program, or a version such as 3.12)
 #
-#   SMOKE_VENVS=DIR     where the environments go (default: build/environments in the repository)
+#   SMOKE_VENVS=DIR     location of the environments (default: build/environments in the repository)
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-source "$HERE/setup.sh" # its functions, and PYTHONS
+source "$HERE/setup.sh" # for its functions and PYTHONS
 VENVS=${SMOKE_VENVS:-$ROOT/build/environments}
 say() { echo "smoke: $*"; }
 
-# The Python of a version: in PATH, or one that pyenv or uv has installed.
+# Print the Python of a version: from PATH, pyenv or uv.
 python_of() {
   local candidate
   for candidate in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*/bin/"python$1" \
@@ -39,7 +39,7 @@ main_smoke() {
       say "no Python $name here"
       continue
     fi
-    version=$(version_of "$python") || fail "$python is not a Python that starts"
+    version=$(version_of "$python") || fail "$python does not start as a Python"
     environment=$VENVS/python$version started=$SECONDS
     VENV=$environment PYTHON=$python bash "$HERE/setup.sh" serve
     say "Python $version: set up in $((SECONDS - started)) s"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Set up and run every check: style, types, tests, and a smoke test on the other Pythons found. Arguments go to pytest,
-# which then runs alone (bash scripts/test.sh tests/unit -k config).
+# Set up and run every check: style, types, tests, and a smoke test on the other Pythons found. With arguments, only
+# pytest runs, and gets them (bash scripts/test.sh tests/unit -k config).
 #
-#   SMOKE=0   leave the smoke test out (scripts/smoke.sh: its first run makes an environment for each Python)
+#   SMOKE=0   skip the smoke test (scripts/smoke.sh: its first run builds an environment for each Python)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 VENV=${VENV:-$PWD/.venv}
 
-# The VisualDL test looks at the page in a browser.
+# The VisualDL test opens the page in a browser.
 if ! { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || ! command -v chromedriver >/dev/null; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "test: installing Chromium and its driver (apt-get)"
@@ -40,22 +40,22 @@ if [ $# != 0 ]; then
   exec "$python" -m pytest "$@"
 fi
 
-# Tests wait for processes half of their time, so two halves of them run at once, and beside them the smoke test, which
-# mostly waits for pip. Each of the three has a log but the one that is watched.
+# Tests spend half of their time waiting for processes. So two groups of tests run at once, with the smoke test, which
+# mostly waits for pip. The first group prints to the console, the others write logs.
 logs=$VENV/test-logs
 mkdir -p "$logs"
-beside=()
-trap 'for each in "${beside[@]}"; do kill -- "-$each" 2>/dev/null || true; done' EXIT
+background=()
+trap 'for each in "${background[@]}"; do kill -- "-$each" 2>/dev/null || true; done' EXIT
 trap 'exit 130' INT TERM
-start() { # LOG COMMAND...: in a process group of its own, so that nothing of it is left when this script ends
+start() { # LOG COMMAND...: run it in a process group of its own, which is killed when this script ends
   set -m
   "${@:2}" >"$logs/$1" 2>&1 </dev/null &
-  beside+=($!)
+  background+=($!)
   set +m
 }
-finish() { # NUMBER LOG TITLE: wait for what start() has started, and say what it said
+finish() { # NUMBER LOG TITLE: wait for a command of start() and print its log
   local result=0
-  wait "${beside[$1]}" || result=$?
+  wait "${background[$1]}" || result=$?
   echo "test: $3"
   cat "$logs/$2"
   if [ "$code" = 0 ]; then code=$result; fi
@@ -65,7 +65,7 @@ cores=$(nproc 2>/dev/null || echo 2)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 3 ? cores / 2 : 1))}
 start ranks "$python" -m pytest -p no:cacheprovider tests/rehearsal tests/fuzz
 if [ "${SMOKE:-1}" != 0 ]; then start smoke env -u OMP_NUM_THREADS VENV="$VENV" bash scripts/smoke.sh; fi
-echo "test: pytest, all but tests/rehearsal and tests/fuzz, which run beside it ($logs/ranks)"
+echo "test: pytest, without tests/rehearsal and tests/fuzz, which run at the same time (log: $logs/ranks)"
 "$python" -m pytest --ignore=tests/rehearsal --ignore=tests/fuzz || code=$?
 finish 0 ranks "pytest tests/rehearsal tests/fuzz"
 if [ "${SMOKE:-1}" != 0 ]; then finish 1 smoke "smoke test on other Pythons"; fi

@@ -18,7 +18,7 @@ from oarlock.environment import matmul_library  # noqa: E402
 
 # As every program of ours does: before it imports paddlenlp, and before anything is multiplied.
 lazy_imports.install()
-matmul_library.use(matmul_library.best())
+matmul_library.use_library(matmul_library.choose_library())
 
 from helpers import make_tiny_config, make_tiny_model, make_tiny_tokenizer  # noqa: E402
 from oarlock.data.corpus.build_corpus import BuildOptions, build_corpus  # noqa: E402

@@ -12,7 +12,8 @@ from pathlib import Path
 from unittest import mock
 
 from helpers import free_ports
-from oarlock.serve.supervision.guardian import clear_up
+from oarlock.serve.config import ServeConfig, TritonConfig
+from oarlock.serve.supervision.guardian import clean_up
 from oarlock.serve.triton import server
 from oarlock.serve.triton.served_repository import make_served_tree
 
@@ -22,10 +23,10 @@ GUARD_S = 600
 
 @dataclass(frozen=True)
 class DirectTriton:
-    """Where it is: HOST:PORT of its HTTP, and its gRPC as grpcio writes it."""
+    """HOST:PORT of its HTTP, and the folder with its socket."""
 
     rest: str
-    grpc: str
+    run: str
 
 
 @contextlib.contextmanager
@@ -33,7 +34,7 @@ def direct_triton(repository: Path, run: Path) -> Iterator[DirectTriton]:
     """Started on an export; `run` is a new folder."""
     run.mkdir(mode=0o700)
     make_served_tree(repository, run / "models")
-    options = server.TritonOptions(run / "models", MODELS, {}, run, f"oarlock-direct-{os.getpid()}-", 1)
+    triton = TritonConfig(models=MODELS, run=str(run), memory_prefix=f"oarlock-direct-{os.getpid()}-")
     (port,) = free_ports(1)
     flags = server._flags
 
@@ -44,8 +45,9 @@ def direct_triton(repository: Path, run: Path) -> Iterator[DirectTriton]:
         ]
 
     said: list[str] = []
-    with mock.patch.object(server, "_flags", with_http):
-        process = server.start_triton(server.Installation.find(), options)
+    # Its models are not told of a folder of `oarlock serve`, where they would leave the checks of requests to the front.
+    with mock.patch.object(server, "_flags", with_http), mock.patch.object(server, "RUN_VARIABLE", "OARLOCK_TESTS_RUN"):
+        process = server.start_triton(server.Installation.find(), ServeConfig(triton=triton, drain_seconds=1), MODELS)
     reader = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
     reader.start()
     try:
@@ -53,11 +55,11 @@ def direct_triton(repository: Path, run: Path) -> Iterator[DirectTriton]:
         while not _is_ready(port):
             assert process.poll() is None and time.monotonic() < deadline, "".join(said)
             time.sleep(0.1)
-        yield DirectTriton(f"127.0.0.1:{port}", f"unix:{options.grpc_socket}")
+        yield DirectTriton(f"127.0.0.1:{port}", str(run))
     finally:
         process.terminate()
         process.wait(GUARD_S)
-        clear_up({process.pid}, options.memory_prefix, ())
+        clean_up({process.pid}, triton.memory_prefix, ())
 
 
 def _is_ready(port: int) -> bool:

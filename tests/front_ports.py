@@ -9,11 +9,18 @@ import socket
 import threading
 from collections.abc import Iterator
 
+from oarlock.serve.config import EngineConfig, FrontConfig, ServeConfig
 from oarlock.serve.front.http.server import make_http_server
-from oarlock.serve.front.options import FrontOptions
 
-OPTIONS = FrontOptions("unix:nowhere", "nowhere", "oarlock", ("oarlock", "oarlock_infer", "oarlock_json"))
 GUARD_S = 60  # against a test that hangs; nothing is decided by it
+
+
+def configure(max_body=EngineConfig.max_body, **front) -> ServeConfig:
+    """A configuration of fields of the front, and one of the engine."""
+    return ServeConfig(EngineConfig(max_body=max_body), front=FrontConfig(**front))
+
+
+OPTIONS = configure()
 
 
 @contextlib.contextmanager

@@ -112,20 +112,20 @@ def make_adapter(
     import numpy as np
     from paddlenlp.transformers import AutoConfig
 
-    from oarlock.models.build import model_class
+    from oarlock.model_config.load import find_model_class
     from oarlock.models.layer_offload import empty_model
     from oarlock.peft.adapter_folder import Base, save_adapter
     from oarlock.peft.lora import LoRA
-    from oarlock.peft.method import trained
+    from oarlock.peft.method import trainable_parameters
     from oarlock.weights.safetensors_file import TensorSource
 
     method = method or LoRA(r=4, alpha=6.0)
     config = AutoConfig.from_pretrained(str(base))
     random = np.random.default_rng(seed)
     tensors = []
-    for holding in trained(empty_model(model_class(config), config, method)):
-        values = (random.standard_normal(holding.block.shape) * std).astype(np.float32)
-        tensors.append(TensorSource(holding.name, "float32", values.shape, lambda values=values: values))
+    for parameter in trainable_parameters(empty_model(find_model_class(config), config, method)):
+        values = (random.standard_normal(parameter.slice.shape) * std).astype(np.float32)
+        tensors.append(TensorSource(parameter.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir(parents=True)
     save_adapter(tensors, method_saved or method, Base.of(str(base), Path(base)), None, None, folder)
     return folder
@@ -161,16 +161,16 @@ def write_checkpoint(folder: Path, step: int, **changes: Any) -> Path:
     import numpy as np
 
     from oarlock.train.checkpoint.manifest import TRAINER_STATE, Manifest
-    from oarlock.weights.index_ranges import Block
     from oarlock.weights.safetensors_file import TensorSource, write_safetensors
-    from oarlock.weights.shard_index import WEIGHTS, Piece, part_name, write_index
+    from oarlock.weights.shard_index import WEIGHTS, StoredShard, shard_file_name, write_index
+    from oarlock.weights.tensor_slice import TensorSlice
 
     folder.mkdir(parents=True)
     values = np.random.default_rng(step).standard_normal((20, 25)).astype(np.float32)
-    pieces = [Piece(kind, "head.weight", Block(values.shape)) for kind in (WEIGHTS, "moment1")]
+    pieces = [StoredShard(kind, "head.weight", TensorSlice(values.shape)) for kind in (WEIGHTS, "moment1")]
     tensors = [TensorSource(piece.key, "float32", values.shape, lambda: values) for piece in pieces]
-    write_safetensors(folder / part_name(0), tensors, {"format": "oarlock"})
-    write_index(folder, {part_name(0): pieces})
+    write_safetensors(folder / shard_file_name(0), tensors, {"format": "oarlock"})
+    write_index(folder, {shard_file_name(0): pieces})
     (folder / TRAINER_STATE).write_text(json.dumps({"global_step": step}) + "\n")
     content: dict[str, Any] = {
         "step": step, "samples": step, "seed": 42, "lr_scheduler": {"last_epoch": step, "last_lr": 1e-3},

@@ -9,27 +9,23 @@ from pathlib import Path
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from helpers import LLM
+from oarlock.serve.config import EngineConfig, FrontConfig, ServeConfig, TritonConfig
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.grpc.server import make_grpc_server
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts
 from oarlock.serve.front.model_forms import ModelForm, RequestLimits
-from oarlock.serve.front.options import FrontOptions, Ports
-from oarlock.serve.front.upstream import Upstream
-from oarlock.triton_repository.config_pbtxt import read_triton_config
+from oarlock.serve.triton.client import TritonClient
+from oarlock.triton_repository.config_pbtxt import template_config
 from serving import free_ports
 
 MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
-CONFIGS = {
-    name: read_triton_config(LLM / "oarlock" / "triton_repository" / "models" / name / "config.pbtxt")
-    for name in MODELS
-}
+CONFIGS = {name: template_config(name) for name in MODELS}
 GUARD_S = 60  # against a test that hangs
 
 
 def limits(max_body=100_000):
-    return RequestLimits({name: ModelForm.of(config) for name, config in CONFIGS.items()}, max_body)
+    return RequestLimits({name: ModelForm.from_config(config) for name, config in CONFIGS.items()}, max_body)
 
 
 def question(model="oarlock_infer", text=b"x", **more):
@@ -122,20 +118,20 @@ async def start_triton(path: Path, triton: ScriptedTriton):
 
 
 @contextlib.asynccontextmanager
-async def front_of_triton(tmp_path: Path, keys=(), **options):
+async def front_of_triton(tmp_path: Path, keys=(), max_body=100_000, timeout=600.0, **options):
     """(stub of the front, its Triton, its counts, the channel with its address)."""
-    triton, path = ScriptedTriton(), tmp_path / "grpc:1"
-    behind = await start_triton(path, triton)
-    told = FrontOptions(
-        triton_grpc=f"unix:{path}", triton_metrics="", model="oarlock", models=MODELS, ports=Ports(grpc=free_ports(1)[0]),
-        **{"max_body": 100_000, "body_seconds": 60.0, **options},
+    triton = ScriptedTriton()
+    config = ServeConfig(
+        EngineConfig(max_body=max_body, timeout=timeout), TritonConfig(models=MODELS, run=str(tmp_path)),
+        FrontConfig(**{"grpc_port": free_ports(1)[0], "body_seconds": 60.0, **options}),
     )  # fmt: skip
-    upstream, counts = Upstream(told.triton_grpc), FrontCounts()
-    admission = Admission(told.max_open, told.max_open_per_client)
-    server = make_grpc_server(told, upstream, Keys(keys), admission, counts)
+    behind = await start_triton(config.triton.grpc_socket, triton)
+    upstream, counts = TritonClient(f"unix:{config.triton.grpc_socket}"), FrontCounts()
+    admission = Admission(config.max_open, config.max_open_per_client)
+    server = make_grpc_server(config, upstream, Keys(keys), admission, counts)
     await server.start()
     triton.server = behind
-    address = f"127.0.0.1:{told.ports.grpc}"
+    address = f"127.0.0.1:{config.front.grpc_port}"
     channel = grpc.aio.insecure_channel(address, options=[("grpc.max_send_message_length", -1)])
     channel.address = address
     try:

@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import grpc
 import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
-import oarlock.serve
-from oarlock.serve.triton.failure import TritonFailure
-from oarlock.triton_repository.config_pbtxt import read_triton_config
+from oarlock.serve.triton.client import TritonFailure
+from oarlock.triton_repository.config_pbtxt import template_config
 
 MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
 GENERATE = "/v2/models/oarlock/generate"
 STREAM = "/v2/models/oarlock/generate_stream"
 INFER = "/v2/models/oarlock_infer/infer"
 ONE = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["x"]}
-_FOLDER = Path(oarlock.serve.__file__).parents[1] / "triton_repository" / "models"
 
 
 class ScriptedUpstream:
-    """See front.upstream.Upstream. `script` has what streams give: responses, texts of errors, TritonFailures."""
+    """As TritonClient. `script` has what streams give: responses, texts of errors, TritonFailures."""
 
     def __init__(self):
         self.asked, self.script, self.is_away = [], [], False
         self.to_one = None  # what a call with one answer gets, where that is not the first of the script
         self.going, self.cancelled = asyncio.Event(), 0  # a script that ends with ... waits for the client to leave
 
-    async def available(self):
+    async def is_server_ready(self):
         return not self.is_away
 
-    async def is_ready(self, model):
+    async def is_model_ready(self, model):
         return not self.is_away
 
     async def close(self):
         pass
 
-    async def ask(self, method, request, timeout=None):
+    async def call(self, method, request, timeout=None):
         if self.is_away:
             raise TritonFailure(grpc.StatusCode.UNAVAILABLE, "the model is being started; try again soon")
         if method == "ModelConfig":
@@ -77,7 +74,7 @@ class ScriptedUpstream:
 
 def config(name) -> model_config_pb2.ModelConfig:
     """Of a model of an export."""
-    found = model_config_pb2.ModelConfig.FromString(read_triton_config(_FOLDER / name / "config.pbtxt").SerializeToString())  # fmt: skip
+    found = model_config_pb2.ModelConfig.FromString(template_config(name).SerializeToString())  # fmt: skip
     found.name = name
     return found
 

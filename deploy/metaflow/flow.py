@@ -1,8 +1,8 @@
-"""Tune a model, export it, and keep where it lies: `pip install metaflow`, then
+"""Fine-tune a model and export it with Metaflow: `pip install metaflow`, then
 
 python deploy/metaflow/flow.py run --model path/to/model --data my_questions/ --target triton
 
-Each step is a command that can be run by hand; Metaflow adds parameters, versions and retries. The resources of the
+Each step is a command that can be run by hand. Metaflow adds parameters, versions and retries. The resources of the
 train step are for Kubernetes or Batch (`--with kubernetes`); on one machine they are ignored.
 """
 
@@ -21,22 +21,22 @@ class OarlockFlow(FlowSpec):
 
     model = Parameter("model", help="model folder or name", required=True)
     data = Parameter("data", help="questions and answers, as finetune_generation.py takes them", required=True)
-    target = Parameter("target", help="as in oarlock export", default="triton")
+    target = Parameter("target", help="target of oarlock export", default="triton")
     epochs = Parameter("epochs", default=3.0)
-    rank = Parameter("rank", help="of LoRA", default=8)
-    output = Parameter("output", help="folder that all machines of the flow see", default="output")
+    rank = Parameter("rank", help="LoRA rank", default=8)
+    output = Parameter("output", help="folder shared by all machines of the flow", default="output")
 
     @step
     def start(self) -> None:
-        """A folder of its own for each run."""
+        """Choose a folder for this run."""
         self.folder = str(Path(self.output) / f"flow-{current.run_id}")
         self.next(self.train)
 
-    @retry(times=2)  # a run that was killed goes on from its last checkpoint
+    @retry(times=2)  # a killed run resumes from its last checkpoint
     @resources(gpu=1, cpu=8, memory=64_000)
     @step
     def train(self) -> None:
-        """LoRA beside the model."""
+        """Train a LoRA adapter."""
         self.adapter = f"{self.folder}/lora"
         words = {
             "model_name_or_path": self.model,
@@ -51,7 +51,7 @@ class OarlockFlow(FlowSpec):
 
     @step
     def export(self) -> None:
-        """The directory that a server reads, and what was proven of it."""
+        """Export for a server, and keep the manifest with its proof."""
         self.served = f"{self.folder}/{self.target}"
         words = ["--model", self.model, "--adapter", self.adapter, "--target", self.target, "--output", self.served]
         subprocess.run(["oarlock", "export", *words], check=True)
@@ -60,7 +60,7 @@ class OarlockFlow(FlowSpec):
 
     @step
     def end(self) -> None:
-        """Artifacts of the run: folder, adapter, served, manifest."""
+        """Print the result. The artifacts of the run are folder, adapter, served and manifest."""
         print(f"exported to {self.served}")
 
 

@@ -18,7 +18,8 @@ _INTERFACE = {
     **dict.fromkeys(("TrainingResult", "finetune", "load_config", "pretrain"), "oarlock.api.training"),
     **dict.fromkeys(("ask", "check_export", "convert_model", "export_model", "merge_adapters"), "oarlock.api.models"),
     "Engine": "oarlock.serve.engine.engine",
-    **dict.fromkeys(("Prompt", "Sampling"), "oarlock.serve.engine.sampling_params"),
+    "Prompt": "oarlock.serve.request",
+    "SamplingParams": "oarlock.sampling.params",
     **dict.fromkeys(("Recipe", "list_recipes"), "oarlock.config.recipes"),
     **dict.fromkeys(
         (

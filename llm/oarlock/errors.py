@@ -1,4 +1,4 @@
-"""Errors that are meant for the person at the keyboard: what is wrong, where, and what to do."""
+"""Errors written for users: what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 
-# Control characters but tab and line end, what turns the direction of writing, halves of characters.
+# Control characters except tab and newline, characters that change the text direction, lone surrogates.
 _NOT_PRINTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
-# Called with the message of an error that ends this program (so that other ranks learn of it).
+# Called with the message of an error that ends this program, so that other ranks learn of it.
 failure_listeners: list[Callable[[str], None]] = []
 
 
 class OarlockError(Exception):
-    """A failure with a message complete enough that no stack trace is needed."""
+    """A failure whose message is complete without a stack trace."""
 
     exit_code = EXIT_FAILED
 
@@ -32,11 +32,15 @@ class ConfigError(OarlockError):
 
 
 class DataError(OarlockError):
-    """An input file or record is missing, unreadable or malformed; names file:line where there is one."""
+    """An input file or record is missing, unreadable or malformed. The message names file:line if there is one."""
 
 
 class ModelError(OarlockError):
     """A model or tokenizer can't be found, loaded, or does not fit the data."""
+
+
+class RequestRefused(OarlockError):
+    """A request to a model that can't be answered as it is asked."""
 
 
 class CheckpointError(OarlockError):
@@ -48,7 +52,7 @@ class TrainingError(OarlockError):
 
 
 class OutputLost(TrainingError):
-    """The folder that a run writes into is gone, full or another one."""
+    """The output folder of a run was deleted or replaced, or its disk is full."""
 
 
 class EnvironmentProblem(OarlockError):
@@ -56,21 +60,21 @@ class EnvironmentProblem(OarlockError):
 
 
 class StoppedWithOthers(OarlockError):
-    """Another rank failed and has told why; this one stops without a word."""
+    """Another rank failed and has reported why. This rank stops without a message."""
 
 
 def printable(text: str) -> str:
-    """A message with nothing in it that a terminal obeys, or can't be written: names and values come from files."""
+    """Escape control characters in a message, because names and values in it may come from untrusted files."""
     return _NOT_PRINTED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first; its kind where it says nothing."""
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def report(error: OarlockError) -> None:
-    """Print an error once, on stderr, with the rank when there is more than one process."""
+    """Print an error on stderr, with the rank if there is more than one process."""
     if isinstance(error, StoppedWithOthers):
         return
     rank = os.environ.get("PADDLE_TRAINER_ID")
@@ -79,14 +83,14 @@ def report(error: OarlockError) -> None:
 
 
 def notify_failure_listeners(error: OarlockError) -> None:
-    """Let the other ranks know that this one has failed, unless one of them failed first."""
+    """Tell the other ranks that this one has failed, unless one of them failed first."""
     if not isinstance(error, StoppedWithOthers):
         for listener in failure_listeners:
             listener(str(error))
 
 
 def exit_with(main: Callable[[], int | None]) -> None:
-    """Run a program's main function; an OarlockError becomes a message and its exit code, never a stack trace."""
+    """Run a program's main function and exit. An OarlockError is printed as a message and sets the exit code."""
     try:
         code = main() or 0
     except OarlockError as error:

@@ -1,4 +1,4 @@
-"""Files written so that they are either whole or not there, and their checksums."""
+"""Writing files atomically, and their checksums."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from typing import Any, BinaryIO
 from oarlock.errors import ModelError, OarlockError
 from oarlock.formats.json_file import TOKENIZER_BYTES, read_json, read_json_if_there
 
-ADAPTER_FILE = "adapter.json"  # makes a folder an adapter folder (see oarlock.peft.adapter_folder)
+ADAPTER_FILE = "adapter.json"  # marks an adapter folder (see oarlock.peft.adapter_folder)
 PEFT_FILE, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT saves an adapter
+GENERATION_FILE = "generation_config.json"
 _BLOCK = 1 << 22
-_umask = os.umask(0)  # asking for it sets it, for all threads: once, while there is one
+_umask = os.umask(0)  # reading the umask sets it, for all threads: done once, while there is one thread
 os.umask(_umask)
-ANYONE = 0o666  # the most permissions of a file, of which the umask takes some away
+ANYONE = 0o666  # the widest permissions of a file, before the umask
 
 
 def keep_private() -> None:
-    """From now on what this process and its children write is readable by their user alone."""
+    """Make all files that this process and its children write from now on readable by their user only."""
     global _umask
     _umask = 0o077
     os.umask(_umask)
 
 
 def umask() -> int:
-    """The permissions that this process takes from the files it makes."""
+    """The umask of this process."""
     return _umask
 
 
 @contextlib.contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """One process at a time (flock on a file that stays there, empty); the kernel frees it when a process dies."""
+    """Let one process at a time run the block (flock on a file that stays; the kernel releases a dead one's lock)."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -47,13 +48,13 @@ def locked(path: str | Path) -> Iterator[None]:
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's content, in hex (what `sha256sum` prints)."""
+    """Return the SHA-256 of a file's content in hex, as `sha256sum` prints it."""
     with open(path, "rb") as file:
         return stream_sha256(file)
 
 
 def stream_sha256(file: BinaryIO) -> str:
-    """The same of a file that is open, from where it stands."""
+    """Return the SHA-256 in hex of the rest of an open file."""
     digest = hashlib.sha256()
     while block := file.read(_BLOCK):
         digest.update(block)
@@ -62,22 +63,25 @@ def stream_sha256(file: BinaryIO) -> str:
 
 @dataclass(frozen=True)
 class _Note:
-    """What is kept of a file: its size, times and inode, and the checksum it had then."""
+    """The checksum of a file, and the size, times and inode it had then."""
 
     seen: list[int]
     sha256: str
 
 
 def file_sha256_noted(path: str | Path, notes: str | Path) -> str:
-    """file_sha256, taken again only when the file changed (by its size, times and inode); `notes` is a folder.
+    """Return file_sha256, computed again only if the file changed since the last call.
 
-    A file changed within the last two seconds is not noted: the next change might not show in its times.
+    A file changed within the last two seconds is not cached, since its times might not show the next change.
+
+    Args:
+        notes: folder of the cached checksums.
     """
     path = Path(path).resolve()
     state = path.stat()
     seen = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
     note = Path(notes) / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
-    with contextlib.suppress(OarlockError):  # no note, or a damaged one: it is made again
+    with contextlib.suppress(OarlockError):  # a missing or damaged note is made again
         noted = read_json(note, _Note)
         if noted.seen == seen:
             return noted.sha256
@@ -89,10 +93,10 @@ def file_sha256_noted(path: str | Path, notes: str | Path) -> str:
 
 
 def settle_file(path: str | Path, most: int = ANYONE) -> None:
-    """Give a finished file the permissions the umask asks for (safetensors writes 0600) and have the disk hold it.
+    """Set the permissions of a finished file by the umask (safetensors writes 0600), and sync it to disk.
 
     Args:
-        most: permissions that it has at most, where not everyone may read what it was made of.
+        most: the widest permissions, for a file made from private files.
     """
     may_run = os.stat(path).st_mode & 0o100
     os.chmod(path, (most | (most & 0o444) >> 2 if may_run else most) & ~_umask)
@@ -100,7 +104,7 @@ def settle_file(path: str | Path, most: int = ANYONE) -> None:
 
 
 def sync_file(path: str | Path) -> None:
-    """Have the disk hold what was written to a file (or, for a folder, its list of names)."""
+    """Sync a file to disk, or the entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -109,9 +113,9 @@ def sync_file(path: str | Path) -> None:
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether a new folder may have this name: nothing is there, or an empty folder.
+    """Whether a new folder may have this name: nothing or an empty folder is there.
 
-    A link is one only where this user made it: in a folder for all (/tmp) another could have put it there.
+    A symbolic link counts only if this user made it. In a shared folder (/tmp) another user may have placed it.
     """
     if folder.is_symlink() and folder.lstat().st_uid != os.geteuid():
         return False
@@ -126,15 +130,15 @@ def require_empty(folder: Path, error: type[OarlockError] = ModelError) -> None:
 
 @contextlib.contextmanager
 def new_folder(output: Path, most: int = ANYONE) -> Iterator[Path]:
-    """A folder to write into, which gets its name when all is written; one of that name gives way to it.
+    """Yield a private temporary folder that is renamed to `output` at the end, replacing an older one.
 
-    Until then it is this user's alone. After an error nothing of it is left, and an older one is still there.
+    After an error nothing of it is left, and the older folder is unchanged.
 
     Args:
-        most: permissions of its files at most (see settle_file).
+        most: the widest permissions of its files (see settle_file).
 
     Raises:
-        ModelError: when the name for the time of writing is taken by something that can't be removed.
+        ModelError: if something that can't be removed has the temporary name.
     """
     partial, older = output.with_name(f".{output.name}.partial"), output.with_name(f".{output.name}.deleted")
     remove_folder(partial)
@@ -143,7 +147,7 @@ def new_folder(output: Path, most: int = ANYONE) -> Iterator[Path]:
         partial.mkdir(mode=0o700)
         yield partial
         for path in (partial, *partial.rglob("*")):
-            if path.is_dir() or path.stat().st_nlink == 1:  # a hard link is a file of somewhere else too
+            if path.is_dir() or path.stat().st_nlink == 1:  # a hard link is shared with another folder
                 settle_file(path, most)
         if output.exists():
             remove_folder(older)
@@ -156,22 +160,22 @@ def new_folder(output: Path, most: int = ANYONE) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete what an interrupted program left under a name of its own.
+    """Delete the temporary folder of an interrupted program.
 
     Raises:
-        ModelError: when something else has that name: a link, a file, another user's folder.
+        ModelError: if a link, a file or another user's folder has that name.
     """
     shutil.rmtree(folder, ignore_errors=True)
     if os.path.lexists(folder):
-        raise ModelError(f"{folder} is in the way, and is not a folder that can be deleted: remove it")
+        raise ModelError(f"{folder} is in the way and is not a folder that can be deleted. Remove it")
 
 
 @contextlib.contextmanager
 def complete_files(folder: Path, last: str = "") -> Iterator[Path]:
-    """A place to write files that go into a folder when all of them are whole; others in it are left alone.
+    """Yield a temporary folder whose files are moved into `folder` at the end. Other files there stay.
 
     Args:
-        last: the file that comes after all others, since readers go by it.
+        last: the file to move last, because readers look for it.
     """
     partial = folder / ".files.partial"
     remove_folder(partial)
@@ -188,10 +192,10 @@ def complete_files(folder: Path, last: str = "") -> Iterator[Path]:
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
-    """Replace a small text file in one step.
+    """Replace a small text file atomically.
 
     Raises:
-        ModelError: for a text with bytes of a name of a file that are no UTF-8.
+        ModelError: if the text holds the name of a file that is not valid UTF-8.
     """
     path = Path(path)
     try:
@@ -199,13 +203,13 @@ def write_text_atomically(path: str | Path, text: str) -> None:
     except UnicodeEncodeError as error:
         before = text[: error.end].rpartition("\n")[2][-80:]
         raise ModelError(
-            f"{path}: can't be written: {before.strip()}... holds a byte that is no UTF-8, as the name of a file or "
-            "folder does: rename it"
+            f"{path}: can't be written: {before.strip()}... holds a byte that is not UTF-8, from the name of a file or "
+            "folder. Rename it"
         ) from error
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        partial.unlink(missing_ok=True)  # of a process of that number that was killed
-        with open(partial, "xb") as file:  # not through a link that is there
+        partial.unlink(missing_ok=True)  # left by a killed process with this PID
+        with open(partial, "xb") as file:  # never through an existing link
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -215,21 +219,21 @@ def write_text_atomically(path: str | Path, text: str) -> None:
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
-    """A JSON object of a file that may be missing; {} then.
+    """Read a JSON object from a file. Return {} if the file is missing.
 
     Raises:
-        ModelError: when it is there and is none.
+        ModelError: if the file is not a JSON object.
     """
     return read_json_if_there(path, dict[str, Any], limit=TOKENIZER_BYTES) or {}
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON that people can read, in one step."""
+    """Write indented JSON atomically."""
     write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def holds_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds an adapter, as a LoRA, prefix or p-tuning run saves it, or as PEFT does."""
+    """Whether a folder holds an adapter, saved by a LoRA, prefix or p-tuning run or by PEFT."""
     folder = Path(folder)
     if (folder / ADAPTER_FILE).is_file():
         return True

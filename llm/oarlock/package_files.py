@@ -1,4 +1,4 @@
-"""Files that an installed package has inside and a checkout has beside it: the recipes, and the training scripts."""
+"""Find the recipes and training scripts: inside an installed package, or next to the package in a checkout."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ _PACKAGE = Path(__file__).resolve().parent
 ENTRYPOINTS = {"pretrain": "run_pretrain.py", "finetune": "finetune_generation.py"}
 
 
-def configs_folder() -> Path:
-    """The folder of the recipes and of the parts that they are made of."""
+def find_configs() -> Path:
+    """Return the folder of the recipes and their parts."""
     packaged = _PACKAGE / "configs"
     return packaged if packaged.is_dir() else _PACKAGE.parents[1] / "configs"
 
 
-def entrypoint_script(command: str) -> Path:
-    """The script that launchers start for `oarlock pretrain` or `oarlock finetune`."""
+def find_entrypoint(command: str) -> Path:
+    """Return the script that a launcher starts for "pretrain" or "finetune"."""
     packaged = _PACKAGE / "entrypoints"
     return (packaged if packaged.is_dir() else _PACKAGE.parent) / ENTRYPOINTS[command]

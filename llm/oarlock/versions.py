@@ -1,4 +1,4 @@
-"""Versions of everything that matters, without importing any of it."""
+"""Versions of the packages that matter, read without importing them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Name -> version of what is installed, Oarlock and Python first."""
+    """Return name -> version of the installed packages, Oarlock and Python first."""
     versions = {"oarlock": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -25,7 +25,7 @@ def package_versions() -> dict[str, str]:
 
 
 def version_text() -> str:
-    """What `oarlock --version` prints."""
+    """Return the text that `oarlock --version` prints."""
     versions = package_versions()
     lines = [f"{name} {version}" for name, version in versions.items()]
     if "paddlepaddle" not in versions and "paddlepaddle-gpu" not in versions:

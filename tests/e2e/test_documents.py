@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from helpers import ROOT
 PAGES = [
     "README.md",
     *(f"docs/{name}.md" for name in ("README", "data", "training", "recipes", "parallelism", "methods", "merging")),
-    *(f"docs/{name}.md" for name in ("conversion", "export", "serving", "security", "troubleshooting")),
+    *(f"docs/{name}.md" for name in ("conversion", "export", "serving", "python_api", "security", "troubleshooting")),
     *(f"docs/{name}.md" for name in ("coming_from", "not_supported", "families", "benchmarks", "comparison")),
 ]
 # The parts of a checkout that commands name; output, data and the like are the folder's own.
@@ -52,9 +53,12 @@ TIMEOUT_S = 600  # of a command; a guard against a hang, far above what any take
 
 
 def blocks(page: str) -> list[list[str]]:
-    """The commands of each ```bash block, comments removed."""
+    """The commands of each ```bash block, comments removed; a ```python block of the Python API is a program."""
     found = []
-    for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S):
+    for language, block in re.findall(r"```(bash|python)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S):
+        if language == "python":
+            found += [[f"python -c {shlex.quote(block)}"]] if page == "docs/python_api.md" else []
+            continue
         lines = [line for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
         found.append(lines)
     return found

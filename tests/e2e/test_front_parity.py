@@ -15,12 +15,12 @@ from starlette.types import Receive, Scope, Send
 
 from direct_triton import MODELS, direct_triton
 from front_ports import GUARD_S, running
+from oarlock.serve.config import ServeConfig, TritonConfig
 from oarlock.serve.front.admission import Admission
-from oarlock.serve.front.http.server import guarded
+from oarlock.serve.front.http.server import guard_app
 from oarlock.serve.front.keys import Keys
-from oarlock.serve.front.options import FrontOptions
-from oarlock.serve.front.rest.routes import HEALTH_PATHS, make_rest_app, rest_error
-from oarlock.serve.front.upstream import Upstream
+from oarlock.serve.front.rest.routes import HEALTH_PATHS, make_rest_app, make_rest_error
+from oarlock.serve.triton.client import TritonClient
 
 GENERATE, STREAM, INFER = "/v2/models/oarlock/generate", "/v2/models/oarlock/generate_stream", "/v2/models/oarlock_infer/infer"  # fmt: skip
 
@@ -29,17 +29,17 @@ GENERATE, STREAM, INFER = "/v2/models/oarlock/generate", "/v2/models/oarlock/gen
 def addresses(repository, tmp_path_factory):
     """(Triton's own, the front's), both HOST:PORT."""
     with direct_triton(repository, tmp_path_factory.mktemp("direct") / "run") as triton:
-        options = FrontOptions(triton.grpc, "", MODELS[0], MODELS)
+        config = ServeConfig(triton=TritonConfig(models=MODELS, run=triton.run))
         apps = []
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if not apps:  # grpcio wants to be in the loop that it is used in
-                rest = make_rest_app(options, Upstream(triton.grpc))
-                apps.append(guarded(rest, options, Keys(), Admission(99, 99), rest_error, open_paths=HEALTH_PATHS,
+                rest = make_rest_app(config, TritonClient(f"unix:{config.triton.grpc_socket}"))
+                apps.append(guard_app(rest, config, Keys(), Admission(99, 99), make_rest_error, open_paths=HEALTH_PATHS,
                                     takes_binary=True, encodings=(b"gzip", b"deflate")))  # fmt: skip
             await apps[0](scope, receive, send)
 
-        with running(app, options) as port:
+        with running(app, config) as port:
             yield triton.rest, f"127.0.0.1:{port}"
 
 

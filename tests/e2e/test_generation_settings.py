@@ -14,10 +14,10 @@ from helpers import flags, make_tiny_model, run_program
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.model_config.load import read_config
-from oarlock.models.ask import ask_model
-from oarlock.models.load_finetuned import open_tuned
+from oarlock.models.generate import ask_model
+from oarlock.models.load_finetuned import load_finetuned
 from oarlock.serve.engine.loading import open_served
-from oarlock.serve.triton.repository import chat_temperature
+from oarlock.serve.triton.repository import read_chat_temperature
 from oarlock.train.checkpoint.inspect import consolidate
 
 SETTINGS = {
@@ -54,7 +54,7 @@ def settings(folder: Path) -> dict:
 
 def test_asked_and_served(base):
     tokenizer = load_tokenizer(str(base))
-    assert open_tuned(str(base)).ends == (0, 1, 302)
+    assert load_finetuned(str(base)).ends == (0, 1, 302)
     said = tokenizer.decode([300, 301]).strip()
     assert [answer for _, answer in ask_model(str(base), ["a", "b"], 8)] == [said, said]
     served = open_served(base, {})
@@ -64,9 +64,9 @@ def test_asked_and_served(base):
 def test_the_default_temperature_of_a_repository(base, tmp_path):
     model = tmp_path / "oarlock" / "1" / "model"
     model.mkdir(parents=True)
-    assert chat_temperature(tmp_path) == 1.0
+    assert read_chat_temperature(tmp_path) == 1.0
     (model / "generation_config.json").write_text(json.dumps({"temperature": 0.3}))
-    assert chat_temperature(tmp_path) == 0.3
+    assert read_chat_temperature(tmp_path) == 0.3
 
 
 def test_through_training_checkpoints_and_conversion(base, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from helpers import LLM, ROOT, rows
 
@@ -104,3 +105,33 @@ def test_the_installation_is_left_out_where_there_is_one():
 
     assert "pip install" not in run(oarlock=True)
     assert "-c constraints.txt ." in run(oarlock=False)
+
+
+_INTERFACE_CELLS = (
+    "import oarlock\nfrom oarlock import *",
+    "options = dict(model_name_or_path=MODEL, max_steps=2, warmup_steps=1, gradient_accumulation_steps=1, logging_steps=1)\n"
+    "first = finetune('lora_7b', output_dir='first', **options)",
+    "again = finetune(load_config('finetune', 'lora_7b', output_dir='again', **options))\n"
+    "losses = [[row['loss'] for row in run.metrics if 'loss' in row] for run in (first, again)]\n"
+    "print(losses[0] == losses[1] and len(losses[0]) == 2)",
+    "merge_adapters([first.output_dir], 'merged')\nprint(convert_model('merged', 'hf', 'hf').proof.difference)",
+    "print(len(ask('merged', ['one', 'two'])))",
+    "print(export_model('vllm', 'served', model=MODEL, adapters=['again']), check_export('served'))",
+    "engine = Engine.load('merged')\nprint(sum(1 for _ in engine.stream(Prompt(text='a'), Sampling(max_tokens=3))))\nengine.close()",
+    "try:\n    finetune('lora_7b', output_dir='third', **options | {'model_name_or_path': './nowhere'})\n"
+    "except ModelError as error:\n    print(error)",
+    "import signal\nprint(signal.getsignal(signal.SIGINT) is signal.default_int_handler)",
+)
+
+
+def test_the_python_interface_in_cells(tiny_model, tmp_path, monkeypatch):
+    """Runs one after the other in one kernel; a failure is an exception of the cell, and the kernel stays."""
+    monkeypatch.setenv("PYTHONPATH", str(LLM))
+    notebook = nbformat.v4.new_notebook()
+    sources = (f"MODEL = {str(tiny_model)!r}", *_INTERFACE_CELLS)
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = [text_of(cell).splitlines() for cell in notebook.cells]
+    assert printed[3][-1] == "True" and float(printed[4][-1]) < 1e-4 and printed[5][-1] == "2"
+    assert printed[6][-1] == "served []" and int(printed[7][-1]) > 0
+    assert "./nowhere: no such folder" in printed[8][-1] and printed[9] == ["True"]

@@ -20,14 +20,14 @@ from serving import GUARD_S, KEY, QUESTION, TOKENS, chat_tensors, tensor
 
 def test_the_same_tokens_by_every_way(server, client, stream, served_model):
     """Beside them all: the model as `oarlock ask` runs it, one prompt at a time, without the engine."""
-    from oarlock.data.examples.labels import encode_text
     from oarlock.models.generate import generate_ids
-    from oarlock.models.load_finetuned import open_tuned
+    from oarlock.models.load_finetuned import load_finetuned
 
-    tuned = open_tuned(str(served_model))
+    tuned = load_finetuned(str(served_model))
     messages = [{"role": "user", "content": QUESTION}]
     prompt = tuned.template.render(messages, add_generation_prompt=True)
-    (expected,) = generate_ids(tuned.model, tuned.tokenizer, [encode_text(tuned.tokenizer, prompt)], TOKENS)
+    ids = tuned.tokenizer(prompt, add_special_tokens=False)["input_ids"]  # the template has put the special tokens
+    (expected,) = generate_ids(tuned.model, tuned.tokenizer, [ids], TOKENS)
     expected = [int(token) for token in expected]
     text = tuned.tokenizer.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert len(set(expected)) > 3  # says something
@@ -106,9 +106,9 @@ def test_text_that_spells_special_tokens(server, client, served_model):
 def test_special_tokens_as_stop_texts(server, client, stream, served_model):
     """By every way, streamed and not: the text hides the token, the stop text finds it."""
     from oarlock.data.tokenizers.load import load_tokenizer
-    from oarlock.serve.engine.prompts import hidden_tokens
+    from oarlock.serve.engine.loading import find_special_tokens
 
-    hidden = hidden_tokens(load_tokenizer(str(served_model)))
+    hidden = find_special_tokens(load_tokenizer(str(served_model)))
     whole = server.generate(text_input="river", max_tokens=400, temperature=5.0, seed=3, ignore_eos=True)
     place, token = next((i, t) for i, t in enumerate(whole["token_ids"]) if t in hidden)
     how = {"temperature": 5.0, "seed": 3, "ignore_eos": True}

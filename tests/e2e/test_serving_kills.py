@@ -83,10 +83,10 @@ def all_routes_answer(server, client):
 
 def test_many_requests_some_hostile_leave_nothing_behind(server, monkeypatch):
     """The load test in small: every kind of request is answered as it should be; no thread, no open file is left."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from serve_load import run_load
-    from serve_outcome import Target
-    from serve_requests import Load
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "serving"))
+    from load import run_load
+    from load_outcome import Target
+    from load_requests import Load
 
     target = Target(server.process.pid, server.openai, server.rest, server.grpc, KEY, "pirate", max_body=100_000)
     outcome = run_load(target, 20 * len(Load(target).hostile), 8, 0.05)

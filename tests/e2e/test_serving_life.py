@@ -261,14 +261,16 @@ def test_a_taken_port_is_said_before_the_start(repository, tmp_path):
 
 def test_the_configurations_are_what_the_models_read(repository):
     """Triton's own protobuf reads them, and the fields in code are those of the configuration."""
-    from oarlock.serve.triton.fields import FIELDS, OUTPUTS
+    from tritonclient.grpc.model_config_pb2 import DataType
 
-    kinds = {8: int, 9: int, 11: float, 13: str, 1: bool}  # TYPE_INT32, INT64, FP32, STRING, BOOL
+    from oarlock.triton_repository.inputs import INPUTS, OUTPUTS
+
     config = read_triton_config(repository / "oarlock" / "config.pbtxt")
-    assert {i.name: (kinds[i.data_type], list(i.dims) == [-1]) for i in config.input} == FIELDS
+    declared = {name: (f"TYPE_{tensor.datatype}", tensor.is_list) for name, tensor in INPUTS.items()}
+    assert {i.name: (DataType.Name(i.data_type), list(i.dims) == [-1]) for i in config.input} == declared
     assert [o.name for o in config.output] == list(OUTPUTS) and config.model_transaction_policy.decoupled
     infer = read_triton_config(repository / "oarlock_infer" / "config.pbtxt")
-    assert {i.name for i in infer.input} == set(FIELDS) - {"stream"} and not infer.model_transaction_policy.decoupled
+    assert {i.name for i in infer.input} == set(INPUTS) - {"stream"} and not infer.model_transaction_policy.decoupled
     manifest = read_manifest(repository)
     assert not [name for name in manifest["files"] if "__pycache__" in name]
     copied = [name for name in manifest["files"] if name.startswith(("oarlock/1/model/", "oarlock/1/adapters/"))]

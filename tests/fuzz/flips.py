@@ -24,13 +24,13 @@ sys.path[:0] = [str(ROOT / "llm"), str(ROOT / "tests")]
 
 from oarlock.errors import CheckpointError  # noqa: E402
 from oarlock.train.checkpoint.manifest import verify  # noqa: E402
-from oarlock.weights.sharded_store import PieceFolder  # noqa: E402
+from oarlock.weights.sharded_store import ShardedStore  # noqa: E402
 
 
 def digest(checkpoint: Path) -> str:
     """Of all tensors, as a run that goes on reads them, and of the manifest's fields."""
     found = hashlib.sha256(repr(verify(checkpoint)).encode())
-    with PieceFolder.open(checkpoint) as pieces:
+    with ShardedStore.open(checkpoint) as pieces:
         for key in sorted(pieces.where):
             kind, _, name = key.partition("/")
             found.update(key.encode() + pieces.read(name, kind).tobytes())

@@ -26,10 +26,10 @@ from oarlock.formats.sealed import SEAL, sealed_text
 from oarlock.train.checkpoint.manifest import MANIFEST, TRAINER_STATE, verify
 from oarlock.train.output.lock_holder import Holder
 from oarlock.train.reporters.row_file import read_rows
-from oarlock.weights.shard_index import INDEX, part_name
-from oarlock.weights.sharded_store import PieceFolder
+from oarlock.weights.shard_index import INDEX, shard_file_name
+from oarlock.weights.sharded_store import ShardedStore
 
-_NAMES = {b"index": INDEX, b"state": TRAINER_STATE, b"weights": part_name(0)}
+_NAMES = {b"index": INDEX, b"state": TRAINER_STATE, b"weights": shard_file_name(0)}
 
 
 def _folders(folder: Path) -> tuple[Path, Path, Path]:
@@ -82,7 +82,7 @@ def target(data: bytes, folder: Path) -> None:
         del content[SEAL]
         with _replaced((checkpoint / _NAMES[kind], body), (manifest, sealed_text(content).encode())):
             verify(checkpoint)
-            with PieceFolder.open(checkpoint) as pieces:
+            with ShardedStore.open(checkpoint) as pieces:
                 for name in pieces.names():
                     assert pieces.read(name).shape == pieces.shape("model", name)
     elif kind == b"lock":

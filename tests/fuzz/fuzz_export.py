@@ -15,8 +15,8 @@ from safetensors.numpy import save
 from oarlock.errors import OarlockError
 from oarlock.export.checks.check import check_folder, guess_server
 from oarlock.export.checks.findings import Finding
-from oarlock.export.manifest import MANIFEST_FILE, changed_files, read_manifest, write_manifest
-from oarlock.export.start_scripts import start_script
+from oarlock.export.manifest import MANIFEST_FILE, find_changed_files, read_manifest, write_manifest
+from oarlock.export.start_scripts import format_start_script
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 8, "hidden_size": 4,
@@ -48,7 +48,7 @@ def good_files() -> dict[str, bytes]:
     }  # fmt: skip
     files = {name: json.dumps(content).encode() for name, content in contents.items()}
     files |= {"chat_template.jinja": TEMPLATE.encode(), "model.safetensors": weights}
-    files |= {"start.sh": start_script("vllm", CONFIG, "served", {"tone": 4}).encode()}
+    files |= {"start.sh": format_start_script("vllm", CONFIG, "served", {"tone": 4}).encode()}
     repository = {
         "chat/config.pbtxt": PBTXT.encode(), "chat/1/model.py": b"class TritonPythonModel:\n    pass\n",
         "chat/1/model/model.safetensors": weights, "requirements.txt": b"numpy\n",
@@ -84,10 +84,10 @@ def target(data: bytes, folder: Path) -> None:
 def judge(folder: Path, server: str) -> None:
     guess_server(folder)
     for finding in check_folder(folder, server):
-        assert isinstance(finding, Finding) and "Traceback" not in finding.text()
+        assert isinstance(finding, Finding) and "Traceback" not in finding.to_line()
     with contextlib.suppress(OarlockError):
         read_manifest(folder)
-        changed_files(folder)
+        find_changed_files(folder)
 
 
 def write(model: Path) -> None:

@@ -22,7 +22,7 @@ from harness import Harness
 from tritonclient.grpc import service_pb2
 
 from oarlock.serve.front.check_request import check_infer_request
-from oarlock.serve.front.grpc.http2_frames import PREFACE, frame
+from oarlock.serve.front.grpc.http2_frames import PREFACE, make_frame
 from scripted_triton import GUARD_S, front_of_triton, limits
 
 MAX_BODY = 20_000
@@ -134,7 +134,7 @@ def target(data: bytes, folder: Path, port: Port) -> None:
     elif kind == 6:
         port.raw(PREFACE + data)
     else:
-        port.raw(PREFACE + frame(4, 0, 0) + frame(1, 4, 1, HEADERS) + data)
+        port.raw(PREFACE + make_frame(4, 0, 0) + make_frame(1, 4, 1, HEADERS) + data)
     for request in port.triton.seen:
         check_infer_request(request, LIMITS)
     port.call("ModelInfer", REQUESTS.seeds()[0])  # whose client did nothing wrong
@@ -144,13 +144,13 @@ def target(data: bytes, folder: Path, port: Port) -> None:
 def seeds() -> list[bytes]:
     requests = REQUESTS.seeds()
     message = b"\0" + len(requests[0]).to_bytes(4, "big") + requests[0]
-    begin = PREFACE + frame(4, 0, 0) + frame(1, 4, 1, HEADERS)
+    begin = PREFACE + make_frame(4, 0, 0) + make_frame(1, 4, 1, HEADERS)
     frames = [
-        frame(0, 1, 1, message),
-        frame(0, 0, 1, message[:3]) + frame(0, 0, 1, message[3:]) + frame(0, 1, 1),
-        frame(0, 0, 1, b"\0\x7f\xff\xff\xff" + bytes(9000)),
-        frame(6, 0, 0, bytes(8)) + frame(8, 0, 0, b"\0\0\1\0") + frame(3, 0, 1, bytes(4)),
-        frame(1, 0, 3, HEADERS[:9]) + frame(9, 4, 3, HEADERS[9:]) + frame(0, 1, 3, message),
+        make_frame(0, 1, 1, message),
+        make_frame(0, 0, 1, message[:3]) + make_frame(0, 0, 1, message[3:]) + make_frame(0, 1, 1),
+        make_frame(0, 0, 1, b"\0\x7f\xff\xff\xff" + bytes(9000)),
+        make_frame(6, 0, 0, bytes(8)) + make_frame(8, 0, 0, b"\0\0\1\0") + make_frame(3, 0, 1, bytes(4)),
+        make_frame(1, 0, 3, HEADERS[:9]) + make_frame(9, 4, 3, HEADERS[9:]) + make_frame(0, 1, 3, message),
     ]
     about = service_pb2.ModelConfigRequest(name="oarlock").SerializeToString()
     return [
@@ -167,7 +167,11 @@ def seeds() -> list[bytes]:
 HARNESS = Harness(
     target,
     seeds,
-    tokens=[*REQUESTS.tokens, *(frame(kind, flags, 1) for kind in range(10) for flags in (0, 1, 4, 8)), b"\0\0\0\0\0"],
+    tokens=[
+        *REQUESTS.tokens,
+        *(make_frame(kind, flags, 1) for kind in range(10) for flags in (0, 1, 4, 8)),
+        b"\0\0\0\0\0",
+    ],
     around=running,
     connects=True,
 )

@@ -17,13 +17,13 @@ from harness import Harness
 from tritonclient.grpc import service_pb2
 
 from oarlock.serve.front.check_request import check_infer_request
-from oarlock.serve.triton.fields import FIELDS
+from oarlock.triton_repository.inputs import INPUTS
 from scripted_triton import CONFIGS, limits, question
 
 LIMITS = limits()
 SIZES = {"INT32": 4, "INT64": 8, "FP32": 4, "BOOL": 1}
 WILD_NUMBERS = (0, 1, -1, 2, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63))
-WILD_TEXTS = ("", "x", "oarlock", "oarlock_json", "IN", "OUT", "\0", "\n", "a" * 300, "1", "-1", *FIELDS)
+WILD_TEXTS = ("", "x", "oarlock", "oarlock_json", "IN", "OUT", "\0", "\n", "a" * 300, "1", "-1", *INPUTS)
 WILD_TYPES = ("BYTES", "INT32", "INT64", "FP32", "FP64", "BOOL", "UINT8", "FP16", "BF16", "FP99", "")
 PARAMETERS = (
     *("oarlock_relayed", "oarlock_cancel", "oarlock_default_tokens", "shared_memory_region", "classification"),
@@ -99,7 +99,7 @@ def seeds() -> list[bytes]:
         name: {str: ("BYTES", [1], b"\2\0\0\0[]"), bool: ("BOOL", [1], b"\1"), float: ("FP32", [1], number)}.get(
             kind, ("INT64", [1], whole * 2) if name == "seed" else ("INT32", [1], whole)
         )
-        for name, (kind, _) in FIELDS.items()
+        for name, kind in ((name, tensor.kind) for name, tensor in INPUTS.items())
         if name not in ("text_input", "messages", "input_ids")
     }
     typed = service_pb2.ModelInferRequest(model_name="oarlock_infer", id="7", model_version="1")
@@ -121,7 +121,7 @@ HARNESS = Harness(
     target,
     seeds,
     tokens=[
-        *(name.encode() for name in FIELDS),
+        *(name.encode() for name in INPUTS),
         *(name.encode() for name in PARAMETERS),
         *(name.encode() for name in WILD_TYPES if name),
         *(name.encode() for name in CONFIGS),

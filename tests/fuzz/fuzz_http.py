@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import gzip
 import json
 import logging
@@ -19,15 +18,15 @@ from typing import Any
 import h11
 from harness import Harness
 
-from front_ports import OPTIONS
+from front_ports import configure
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.check_request import check_infer_request
-from oarlock.serve.front.http.server import HttpServer, guarded, make_http_server
+from oarlock.serve.front.http.server import HttpServer, guard_app, make_http_server
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.model_forms import ModelForms
-from oarlock.serve.front.rest.routes import HEALTH_PATHS, make_rest_app, rest_error
-from oarlock.serve.openai.app import make_openai_app
-from oarlock.serve.openai.errors import error_body, error_response
+from oarlock.serve.front.openai.app import make_openai_app
+from oarlock.serve.front.openai.errors import make_error_body, make_error_response
+from oarlock.serve.front.rest.routes import HEALTH_PATHS, make_rest_app, make_rest_error
 from oarlock.serve.triton.fields import DEFAULT_TOKENS, RELAYED
 from scripted_upstream import ScriptedUpstream, answer
 
@@ -71,23 +70,23 @@ class Ports:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.options = dataclasses.replace(OPTIONS, max_body=MAX_BODY, cors_origins=("http://page.example",))
+        self.config = configure(max_body=MAX_BODY, cors_origins=("http://page.example",))
         self.upstream = ScriptedUpstream()
         self.upstream.script = [answer("h", [5], ""), answer("o", [6], "length")]
         self.upstream.to_one = answer()
-        self.forms = ModelForms(self.upstream, self.options.models, MAX_BODY)
+        self.forms = ModelForms(self.upstream, self.config.triton.models, MAX_BODY)
         self.admission = Admission(100, 100)
-        rest = guarded(
-            make_rest_app(self.options, self.upstream), self.options, Keys(), self.admission, rest_error,
+        rest = guard_app(
+            make_rest_app(self.config, self.upstream), self.config, Keys(), self.admission, make_rest_error,
             open_paths=HEALTH_PATHS, takes_binary=True, encodings=(b"gzip", b"deflate"),
         )  # fmt: skip
-        openai = guarded(
-            make_openai_app(self.options, self.upstream), self.options, Keys(["key"]), self.admission, error_response,
+        openai = guard_app(
+            make_openai_app(self.config, self.upstream), self.config, Keys(["key"]), self.admission, make_error_response,
             open_paths=("/health",),
         )  # fmt: skip
         self.servers = [
-            make_http_server(rest, self.options, 0),
-            make_http_server(openai, self.options, 0, error_body=error_body),
+            make_http_server(rest, self.config, 0),
+            make_http_server(openai, self.config, 0, make_error_body=make_error_body),
         ]
         for server in self.servers:
             server.config.load()
@@ -141,7 +140,7 @@ def check_answers(heard: bytes, data: bytes) -> None:
 
 def target(data: bytes, folder: Path, ports: Ports) -> None:
     async def run() -> None:
-        limits = await ports.forms.limits()
+        limits = await ports.forms.get_limits()
         for server in ports.servers:
             ports.upstream.asked.clear()
             check_answers(await ports.say(server, data), data)

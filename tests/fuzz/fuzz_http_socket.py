@@ -26,7 +26,7 @@ def target(data: bytes, folder: Path, ports: list[int]) -> None:
 @contextlib.contextmanager
 def around() -> Iterator[list[int]]:
     with fuzz_http.around() as ports, contextlib.ExitStack() as stack:
-        found = [stack.enter_context(running(server.config.app, ports.options)) for server in ports.servers]
+        found = [stack.enter_context(running(server.config.app, ports.config)) for server in ports.servers]
         yield found
         for port in found:
             target(fuzz_http.request("/v2/health/live", method="GET"), Path(), [port])

@@ -16,7 +16,7 @@ from unittest import mock
 from harness import Harness
 
 from oarlock.hub import downloads, http_download
-from oarlock.hub.model_names import local_folder
+from oarlock.model_config.model_folder import find_model_folder
 
 BETWEEN = b"\n==\n"  # the answers of an input, in the order of the requests; the last one answers all that follow
 INDEX = "model.safetensors.index.json"
@@ -50,7 +50,7 @@ def target(data: bytes, folder: Path, hub: Hub) -> None:
         path.rmdir() if path.is_dir() else path.unlink()
     hub.parts = data.split(BETWEEN)[:40]
     with mock.patch.object(downloads, "_cache", lambda: cache):
-        found = local_folder("some/model", with_weights=True)
+        found = find_model_folder("some/model", with_weights=True)
     assert found == cache / "some/model"
     for path in found.iterdir():
         assert path.is_file() and not path.is_symlink() and path.parent == found

@@ -71,22 +71,22 @@ def target(data: bytes, folder: Path, good: Path) -> None:
 def _open(kind: str, file: str, place: Path, good: Path) -> None:
     from oarlock.data.templates.chat_template import choose_template
     from oarlock.data.tokenizers.load import load_tokenizer
-    from oarlock.model_config.generation_config import end_tokens, generation_content, sampling_defaults
-    from oarlock.model_config.load import read_config
-    from oarlock.models.build import ModelSource, build_model, model_class
+    from oarlock.model_config.generation_config import find_end_tokens, read_generation_config, read_sampling_defaults
+    from oarlock.model_config.load import find_model_class, read_config
+    from oarlock.models.build import ModelSource, build_model
     from oarlock.peft.open_adapter import open_adapter
 
     if file == "generation_config.json":
-        generation = generation_content(place)
-        assert all(np.isfinite(value) for value in sampling_defaults(generation).values())
-        assert all(token >= 0 for token in end_tokens(generation, None, None))
+        generation = read_generation_config(place)
+        assert all(np.isfinite(value) for value in read_sampling_defaults(generation).values())
+        assert all(token >= 0 for token in find_end_tokens(generation, None, None))
     elif kind == MODEL:
         model = build_model(ModelSource(place, read_config(place), from_weights=True))
         numbers = [parameter.numpy() for parameter in model.parameters()]
         assert sum(array.size for array in numbers) < 10**6 and all(np.isfinite(array).all() for array in numbers)
     elif kind in (ADAPTER, PEFT):
         config = read_config(good / MODEL)
-        found = open_adapter(place).of_model(model_class(config), config)
+        found = open_adapter(place).map_to_model(find_model_class(config), config)
         for name, shape in found.shapes().items():
             assert np.isfinite(found.value(name, shape)).all()
     else:

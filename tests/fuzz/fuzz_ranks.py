@@ -37,7 +37,7 @@ from oarlock.cpu_ranks.launch_channel import (
 from oarlock.cpu_ranks.meeting_point import MeetingPoint
 from oarlock.cpu_ranks.rendezvous import DIRECTORY_BYTES, Ranks, join
 from oarlock.cpu_ranks.shared_memory import PAGE, Memory
-from oarlock.environment.processes import started_at
+from oarlock.environment.processes import process_start_time
 from oarlock.errors import OarlockError
 from oarlock.parallel import nodes
 
@@ -59,7 +59,9 @@ def _pair() -> tuple[Ranks, Ranks]:
     for memory in memories:
         open_board(memory)
         memory.reserve(DIRECTORY_BYTES)
-    members = [Member(os.getpid(), started_at(os.getpid()) or 0, each, each.map(0, BOARD_BYTES)) for each in memories]
+    members = [
+        Member(os.getpid(), process_start_time(os.getpid()) or 0, each, each.map(0, BOARD_BYTES)) for each in memories
+    ]
     return Ranks(0, members, 0.001), Ranks(1, members, 0.001)
 
 
@@ -90,7 +92,7 @@ def _send(channel: Channel, content: bytes, victim: Path) -> None:
                 channel._key = b"another" if how & _UNSIGNED else KEY
                 channel._others_nonce = NONCE
                 pid = os.getpid() if process < 200 else process
-                channel.send(Frame(kind, rank, world_size, pid, started_at(pid) or 0, PAGE), descriptor)
+                channel.send(Frame(kind, rank, world_size, pid, process_start_time(pid) or 0, PAGE), descriptor)
     channel.socket.shutdown(socket.SHUT_WR)
 
 

@@ -27,9 +27,9 @@ from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
 from oarlock.model_config.load import read_config
 from oarlock.models.build import ModelSource, build_model
-from oarlock.models.load_finetuned import open_tuned
+from oarlock.models.load_finetuned import load_finetuned
 from oarlock.peft.lora import LoRA
-from oarlock.peft.method import trained
+from oarlock.peft.method import trainable_parameters
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.peft.quantization import Quantization
@@ -129,7 +129,7 @@ def test_an_adapter_trains_as_on_the_same_values_in_float32(folders, tmp_path, b
     assert json.loads((tmp_path / "half" / "adapter.json").read_text())["dtype"] == "float32"
     if method in ("lora", "qlora"):
         assert json.loads((tmp_path / "half" / "lora_config.json").read_text())["dtype"] == "float32"
-    tuned = open_tuned(str(tmp_path / "half"))
+    tuned = load_finetuned(str(tmp_path / "half"))
     assert {str(parameter.dtype) for parameter in tuned.model.parameters()} == {"paddle.float32"}
 
 
@@ -172,6 +172,6 @@ def test_an_adapter_has_the_type_of_the_run(family, method, dtype):
     for stored, of_run in (("float32", dtype), (dtype, "float32")):
         config = family_config(family, dtype=stored)
         model = build_model(ModelSource(Path(family), config, from_weights=False), of_run, method=method)
-        assert {str(holding.tensor.dtype) for holding in trained(model)} == {f"paddle.{of_run}"}
+        assert {str(parameter.tensor.dtype) for parameter in trainable_parameters(model)} == {f"paddle.{of_run}"}
         assert {str(parameter.dtype) for parameter in model.parameters()} == {f"paddle.{of_run}"}
         assert paddle.get_default_dtype() == "float32"

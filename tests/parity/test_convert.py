@@ -16,10 +16,9 @@ from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import ModelError
 from oarlock.export import peft
 from oarlock.export.convert import ConvertOptions, convert
-from oarlock.export.manifest import changed_files, read_manifest
+from oarlock.export.manifest import find_changed_files, read_manifest
 from oarlock.export.peft import export_peft
-from oarlock.model_config.load import read_config
-from oarlock.models.build import model_class
+from oarlock.model_config.load import find_model_class, read_config
 from oarlock.weights.safetensors_file import SafetensorsFile
 from support.converted_models import ADAPTERS, OURS, PIECES, TEXTS, THEIRS, World, answer, loaded, scores
 
@@ -54,7 +53,7 @@ def test_our_models_in_transformers(world, name):
     np.testing.assert_allclose(found, world.scores[name], atol=1e-4, rtol=0)
     assert until_end(said["answer"]) == world.answers[name]
     assert len(set(world.answers[name])) > 1 or name == "opt norms after"  # without a last norm it repeats itself
-    assert said["class"] == model_class(read_config(world.root / "ours" / name)).__name__
+    assert said["class"] == find_model_class(read_config(world.root / "ours" / name)).__name__
     assert said["dtype"] == "torch.float32"
     assert world.proofs[name].difference < 1e-6
 
@@ -110,7 +109,7 @@ def test_what_is_written(world):
     manifest = read_manifest(folder)
     assert manifest["source"]["layout"] == "np" and manifest["proof"]["difference"] < 1e-6
     assert "lm_head.weight" not in bits(world.root / "hf" / "llama tied")
-    assert changed_files(folder) == []
+    assert find_changed_files(folder) == []
     assert not any(folder.glob("*.pdparams"))
 
 

@@ -14,39 +14,41 @@ from families import FAMILIES, family_config
 from helpers import make_adapter
 from oarlock.data.templates.chat_template import ChatTemplate
 from oarlock.data.tokenizers.load import load_tokenizer
-from oarlock.errors import EnvironmentProblem, ModelError
-from oarlock.models.ask import ask_model
+from oarlock.errors import EnvironmentProblem, ModelError, RequestRefused
+from oarlock.families.registry import FAMILIES as REGISTRY
 from oarlock.models.build import ModelSource, build_model
-from oarlock.models.generate import generate_ids
-from oarlock.parallel.family_rules import FAMILIES as REGISTRY
+from oarlock.models.generate import ask_model, generate_ids
 from oarlock.peft.lora import LoRA
 from oarlock.peft.prefix_tuning import Prefix
+from oarlock.sampling.params import SamplingParams
+from oarlock.serve.config import EngineConfig
 from oarlock.serve.engine import loading
 from oarlock.serve.engine.decoder import Feed
 from oarlock.serve.engine.engine import Engine
-from oarlock.serve.engine.fused_decoder import FusedDecoder, fused_decoder, why_not_fused
+from oarlock.serve.engine.fused_decoder import FusedDecoder, explain_not_fused, load_fused_decoder
 from oarlock.serve.engine.generic_decoder import GenericDecoder
-from oarlock.serve.engine.loading import Served
-from oarlock.serve.engine.sampling_params import Answer, Limits, Prompt, RequestRefused, Sampling
+from oarlock.serve.engine.loading import ServedModel
+from oarlock.serve.request import Prompt
+from support.scripted_engine import Answer
 
 OPEN, ANSWER = 1, 2
 PROMPTS = [[*row, OPEN, ANSWER, row[0]] for row in ROWS]
 
 
 def served(decoder, tokenizer, ends=(0,), adapters=()):
-    return Served("tiny", decoder, tokenizer, ChatTemplate("x", "{{ messages[0]['content'] }}", {}), 256,
+    return ServedModel("tiny", decoder, tokenizer, ChatTemplate("x", "{{ messages[0]['content'] }}", {}), 256,
                   frozenset(ends), tuple(adapters))  # fmt: skip
 
 
 def ask(engine, prompts, sampling, adapters=None):
     """Answers to all, asked at once."""
     answers = [Answer() for _ in prompts]
-    tickets = [
+    asked = [
         engine.submit(Prompt(token_ids=list(prompt), adapter=adapters[i] if adapters else None),
-                      sampling[i] if isinstance(sampling, list) else sampling, answers[i].add)
+                      sampling[i] if isinstance(sampling, list) else sampling, answers[i].chunks.append)
         for i, prompt in enumerate(prompts)
     ]  # fmt: skip
-    assert all(ticket.wait(60) for ticket in tickets)
+    assert all(request.wait(60) for request in asked)
     return answers
 
 
@@ -63,10 +65,10 @@ def test_answers_are_those_of_generate(family, way, tokenizer):
     model = stirred(family)
     wanted = [generate_ids(model, TOKENIZER, [row], 12)[0] for row in PROMPTS]
     decoder = GenericDecoder(model, {}) if way == "generic" else FusedDecoder(model, {}, 256)
-    engine = Engine(served(decoder, tokenizer), Limits(max_batch=3))
+    engine = Engine(served(decoder, tokenizer), EngineConfig(max_batch=3))
     try:
         # four requests of different lengths for three places: the last one joins when another is done
-        sampling = [Sampling(max_tokens=count) for count in (12, 3, 12, 7)]
+        sampling = [SamplingParams(max_tokens=count) for count in (12, 3, 12, 7)]
         answers = ask(engine, PROMPTS, sampling)
         for answer, tokens, how in zip(answers, wanted, sampling, strict=True):
             assert answer.token_ids == tokens[: how.max_tokens], answer.error
@@ -93,10 +95,10 @@ def test_adapters_of_every_family(family, way, tokenizer):
                 weight.set_value(weight + paddle.to_tensor(a @ b))
     model = stirred(family)
     decoder = GenericDecoder(model, adapters) if way == "generic" else FusedDecoder(model, adapters, 256)
-    engine = Engine(served(decoder, tokenizer, adapters=adapters), Limits())
+    engine = Engine(served(decoder, tokenizer, adapters=adapters), EngineConfig())
     names = [None, "red", "blue", "red"]
     try:
-        answers = ask(engine, PROMPTS, Sampling(max_tokens=6), names)
+        answers = ask(engine, PROMPTS, SamplingParams(max_tokens=6), names)
         expected = [
             generate_ids(wanted[name], TOKENIZER, [row], 6)[0] for name, row in zip(names, PROMPTS, strict=True)
         ]
@@ -132,7 +134,7 @@ def test_the_fused_decoder_gives_the_same_bits_in_any_company(family):
 def test_a_fused_decoder_that_differs_is_refused(monkeypatch):
     monkeypatch.setattr("oarlock.serve.engine.fused_decoder._norm", lambda layer, gemma: layer.weight.numpy() * 1.01)
     with pytest.raises(EnvironmentProblem, match="fused decoder is wrong on this machine"):
-        fused_decoder(stirred("llama"), {}, 64)
+        load_fused_decoder(stirred("llama"), {}, 64)
 
 
 def test_which_models_the_fused_decoder_is_for(monkeypatch):
@@ -140,7 +142,7 @@ def test_which_models_the_fused_decoder_is_for(monkeypatch):
         class Model:
             config = family_config(family, **changes)
 
-        return why_not_fused(Model)
+        return explain_not_fused(Model)
 
     assert all(reason(family) == "" for family in ("llama", "qwen2", "mistral", "gemma"))
     assert "bloom" in reason("bloom") and "ALiBi" in reason("llama", alibi=True)
@@ -161,8 +163,8 @@ def adapters(tiny_model, tmp_path_factory):
 def engine(request, tiny_model, adapters):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "generic":
-            patch.setattr(loading, "why_not_fused", lambda model: "the test says so")
-        engine = Engine.load(tiny_model, adapters, Limits(max_batch=4))
+            patch.setattr(loading, "explain_not_fused", lambda model: "the test says so")
+        engine = Engine.load(tiny_model, adapters, EngineConfig(max_batch=4))
     yield engine
     engine.close()
 
@@ -170,7 +172,7 @@ def engine(request, tiny_model, adapters):
 def test_adapters_and_base_in_one_batch(engine, tiny_model, adapters):
     names = [None, "red", "blue", "red", None, "blue"]
     rows = [[*PROMPTS[i % 4], i + 20] for i in range(6)]
-    answers = ask(engine, rows, Sampling(max_tokens=10, ignore_eos=True), names)
+    answers = ask(engine, rows, SamplingParams(max_tokens=10, ignore_eos=True), names)
     base = ModelSource(tiny_model, AutoConfig.from_pretrained(str(tiny_model)), from_weights=True)
     method = LoRA(r=4, alpha=6.0)
     alone = {name: build_model(base, method=method, adapter=folder) for name, folder in adapters.items()}
@@ -180,22 +182,22 @@ def test_adapters_and_base_in_one_batch(engine, tiny_model, adapters):
     no_end = SimpleNamespace(eos_token_id=None, pad_token_id=0, bos_token_id=0)
     for row, name, answer in zip(rows, names, answers, strict=True):
         assert answer.token_ids == generate_ids(alone[name], no_end, [row], 10)[0], (name, answer.error)
-    plain = ask(engine, rows, Sampling(max_tokens=10, ignore_eos=True))
+    plain = ask(engine, rows, SamplingParams(max_tokens=10, ignore_eos=True))
     assert all((a.token_ids == b.token_ids) == (name is None) for a, b, name in zip(answers, plain, names, strict=True))
 
 
 def test_a_seed_gives_the_same_answer_in_any_batch(engine):
     how = [
-        Sampling(max_tokens=12, temperature=1.5, top_p=0.9, top_k=50, seed=seed, ignore_eos=True)
+        SamplingParams(max_tokens=12, temperature=1.5, top_p=0.9, top_k=50, seed=seed, ignore_eos=True)
         for seed in (1, 2, 3, -4)
     ]
     together = ask(engine, PROMPTS, how)
     for prompt, one, answer in zip(PROMPTS, how, together, strict=True):
         assert ask(engine, [prompt], one)[0].token_ids == answer.token_ids
-    other = ask(engine, PROMPTS, [Sampling(**{**vars(one), "seed": 99}) for one in how])
+    other = ask(engine, PROMPTS, [SamplingParams(**{**vars(one), "seed": 99}) for one in how])
     assert all(a.token_ids != b.token_ids for a, b in zip(together, other, strict=True))
     unseeded = [
-        ask(engine, PROMPTS[:1], Sampling(max_tokens=12, temperature=2.0, ignore_eos=True))[0] for _ in range(2)
+        ask(engine, PROMPTS[:1], SamplingParams(max_tokens=12, temperature=2.0, ignore_eos=True))[0] for _ in range(2)
     ]
     assert unseeded[0].token_ids != unseeded[1].token_ids
 
@@ -204,8 +206,10 @@ def test_messages_are_asked_as_oarlock_ask_does(engine, tiny_model):
     question = "Repeat the words. / river"
     ((_, wanted),) = ask_model(str(tiny_model), [question], 12)
     text = "".join(
-        piece.text
-        for piece in engine.stream(Prompt(messages=[{"role": "user", "content": question}]), Sampling(max_tokens=12))
+        chunk.text
+        for chunk in engine.stream(
+            Prompt(messages=[{"role": "user", "content": question}]), SamplingParams(max_tokens=12)
+        )
     )
     assert text.strip() == wanted and wanted
 
@@ -213,7 +217,7 @@ def test_messages_are_asked_as_oarlock_ask_does(engine, tiny_model):
 def test_what_is_refused(engine):
     def refusal(prompt, **how):
         with pytest.raises(RequestRefused) as caught:
-            engine.submit(prompt, Sampling(**how), lambda piece: None)
+            next(engine.stream(prompt, SamplingParams(**how)))
         return str(caught.value)
 
     assert "give one of" in refusal(Prompt()) and "give one of" in refusal(Prompt(text="a", token_ids=[1]))

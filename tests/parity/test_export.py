@@ -21,16 +21,16 @@ from oarlock.export import request as request_module
 from oarlock.export import static_graph
 from oarlock.export.checks.check import check_model
 from oarlock.export.export import export
-from oarlock.export.manifest import changed_files, read_manifest
-from oarlock.export.request import Request, check_options, check_source
+from oarlock.export.manifest import find_changed_files, read_manifest
+from oarlock.export.request import ExportRequest, check_options, check_source
 from oarlock.export.static_graph import write_graph
-from oarlock.model_config.hf_fields import WORDS
-from oarlock.model_config.load import read_config
-from oarlock.models.build import ModelSource, build_model, model_class
+from oarlock.families.registry import HF_CONFIGS
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.models.build import ModelSource, build_model
 from oarlock.models.layer_offload import empty_model
 from oarlock.peft.adapter_folder import Base, save_adapter
 from oarlock.peft.lora import LoRA
-from oarlock.peft.method import trained
+from oarlock.peft.method import trainable_parameters
 from oarlock.weights.safetensors_file import TensorSource
 
 IDS = np.random.default_rng(3).integers(0, 512, (2, 9))
@@ -41,9 +41,9 @@ def lora(tiny_model, tmp_path_factory) -> Path:
     """Random matrices beside the tiny Llama."""
     folder, method = tmp_path_factory.mktemp("adapters") / "tone", LoRA(r=4, alpha=6.0)
     random, config, tensors = np.random.default_rng(0), read_config(tiny_model), []
-    for holding in trained(empty_model(model_class(config), config, method)):
-        values = (random.standard_normal(holding.block.shape) * 0.1).astype(np.float32)
-        tensors.append(TensorSource(holding.name, "float32", values.shape, lambda values=values: values))
+    for parameter in trainable_parameters(empty_model(find_model_class(config), config, method)):
+        values = (random.standard_normal(parameter.slice.shape) * 0.1).astype(np.float32)
+        tensors.append(TensorSource(parameter.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir()
     save_adapter(tensors, method, Base.of(str(tiny_model), tiny_model), None, None, folder)
     return folder
@@ -60,7 +60,7 @@ def scores(folder: Path, **about) -> np.ndarray:
 @pytest.mark.parametrize("target", ["hf", "fastdeploy"])
 def test_a_merged_model_is_exported_and_passes_the_check(tiny_model, lora, tmp_path, target):
     output = tmp_path / "out"
-    export(Request(target, "", output, (lora,)))  # the base is where the adapter says
+    export(ExportRequest(target, "", output, (lora,)))  # the base is where the adapter says
     expected = scores(tiny_model, method=LoRA(r=4, alpha=6.0), adapter=lora)
     assert np.abs(scores(output) - expected).max() < 1e-5 * np.abs(expected).max()
     manifest = read_manifest(output)
@@ -68,17 +68,17 @@ def test_a_merged_model_is_exported_and_passes_the_check(tiny_model, lora, tmp_p
     assert manifest["source"]["adapters"][0]["folder"] == str(lora)
     assert manifest["proof"]["merge"]["effect"] > 0.1 and manifest["proof"]["conversion"]["difference"] < 1e-5
     assert manifest["template"] == (output / "chat_template.jinja").read_text()
-    assert changed_files(output) == [] and check_model(output, target) == []
+    assert find_changed_files(output) == [] and check_model(output, target) == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("family", WORDS)
+@pytest.mark.parametrize("family", HF_CONFIGS)
 def test_the_checker_knows_the_weights_of_every_family(family, tiny_tokenizer, tmp_path):
     folder = tmp_path / "model"
     tied = {"tie_word_embeddings": True} if family in ("qwen2", "opt") else {}
     family_model(family, **tied).save_pretrained(str(folder), safe_serialization=True)
     shutil.copytree(tiny_tokenizer, folder, dirs_exist_ok=True)
-    export(Request("vllm", str(folder), tmp_path / "out", max_shard_bytes=60_000))
+    export(ExportRequest("vllm", str(folder), tmp_path / "out", max_shard_bytes=60_000))
     out = tmp_path / "out"
     assert check_model(out, "vllm") == [] and check_model(out, "hf") == []
     arrays = {name: values for path in out.glob("*.safetensors") for name, values in load_file(path).items()}
@@ -109,7 +109,7 @@ def after(words: list[str], flag: str) -> str:
 
 def test_vllm_starts_with_an_adapter_beside_the_model(tiny_model, lora, tmp_path):
     output = tmp_path / "a model"
-    export(Request("vllm", str(tiny_model), output, (lora,), name="chat", dtype="bfloat16", keep_adapters=True))
+    export(ExportRequest("vllm", str(tiny_model), output, (lora,), name="chat", dtype="bfloat16", keep_adapters=True))
     assert os.access(output / "start.sh", os.X_OK)
     words = started(output / "start.sh", "vllm", tmp_path)
     assert words[:2] == ["serve", str(output)] and words[-2:] == ["--more", "flags"]
@@ -132,12 +132,12 @@ def test_vllm_starts_with_an_adapter_beside_the_model(tiny_model, lora, tmp_path
     name = "model.layers.0.mlp.up_proj.weight"
     assert stored[name].dtype.name == "bfloat16"
     assert np.allclose(stored[name].astype(np.float32), plain[name.replace("model", "llama", 1)].T, rtol=2**-8)
-    assert check_model(output, "vllm") == [] and changed_files(output) == []
+    assert check_model(output, "vllm") == [] and find_changed_files(output) == []
 
 
 def test_fastdeploy_starts_as_it_says(tiny_model, tmp_path):
     output = tmp_path / "out"
-    export(Request("fastdeploy", str(tiny_model), output))
+    export(ExportRequest("fastdeploy", str(tiny_model), output))
     script = output / "start.sh"
     assert "PaddleFormers" in script.read_text()
     words = started(script, "python", tmp_path, QUEUE_PORT="7000")
@@ -147,7 +147,7 @@ def test_fastdeploy_starts_as_it_says(tiny_model, tmp_path):
 
 
 def test_peft_takes_the_adapter_alone(tiny_model, lora, tmp_path):
-    export(Request("peft", str(tiny_model), tmp_path / "out", (lora,)))
+    export(ExportRequest("peft", str(tiny_model), tmp_path / "out", (lora,)))
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files >= {"adapter_config.json", "adapter_model.safetensors", "oarlock_export.json"}
 
@@ -161,7 +161,7 @@ def test_nothing_is_left_of_an_export_that_fails(tiny_model, lora, tmp_path, mon
 
     monkeypatch.setattr(export_module, "write_start_script", refuse)
     with pytest.raises(ModelError, match="No space left"):
-        export(Request("vllm", str(tiny_model), tmp_path / "out", (lora,)))
+        export(ExportRequest("vllm", str(tiny_model), tmp_path / "out", (lora,)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -171,7 +171,7 @@ def test_what_the_checker_finds_is_not_handed_over(tiny_model, tmp_path, monkeyp
     about["added_tokens"].append({**about["added_tokens"][0], "id": 600, "content": "<new>"})
     (broken / "tokenizer.json").write_text(json.dumps(about))
     with pytest.raises(ModelError, match="token 600 is beyond the 512 rows"):
-        export(Request("hf", str(broken), tmp_path / "out"))
+        export(ExportRequest("hf", str(broken), tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -183,15 +183,15 @@ def test_what_the_checker_finds_is_not_handed_over(tiny_model, tmp_path, monkeyp
     [
         ({"model": ""}, "--model DIR is missing"),
         ({"target": "peft"}, "--adapter DIR"),
-        ({"keep_adapters": True}, "--target vllm with --adapter"),
+        ({"keep_adapters": True}, "--target vllm and --adapter"),
         ({"target": "triton", "dtype": "float16"}, "--dtype"),
         ({"name": "a b"}, "--name"),
-        ({"target": "triton", "adapters": (Path("a/x"), Path("b/x"))}, "of the name x"),
+        ({"target": "triton", "adapters": (Path("a/x"), Path("b/x"))}, "have the name x"),
     ],
 )
 def test_options_that_do_not_go_together(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        check_options(Request(**({"target": "hf", "model": "m", "output": tmp_path / "out"} | changes)))
+        check_options(ExportRequest(**({"target": "hf", "model": "m", "output": tmp_path / "out"} | changes)))
 
 
 def test_models_that_a_server_does_not_run(tiny_model, tmp_path, monkeypatch):
@@ -201,20 +201,20 @@ def test_models_that_a_server_does_not_run(tiny_model, tmp_path, monkeypatch):
         return folder
 
     with pytest.raises(ModelError, match=r"FastDeploy 2.x does not run MistralForCausalLM .*Qwen2ForCausalLM"):
-        check_source(Request("fastdeploy", "m", tmp_path / "out"), source("mistral"))
-    check_source(Request("vllm", "m", tmp_path / "out"), tmp_path / "mistral")
+        check_source(ExportRequest("fastdeploy", "m", tmp_path / "out"), source("mistral"))
+    check_source(ExportRequest("vllm", "m", tmp_path / "out"), tmp_path / "mistral")
     with pytest.raises(ModelError, match="chatglm: transformers has no ChatGLM"):
-        check_source(Request("hf", "m", tmp_path / "out"), source("chatglm"))
+        check_source(ExportRequest("hf", "m", tmp_path / "out"), source("chatglm"))
     for target in ("triton", "paddle-inference"):
-        check_source(Request(target, "m", tmp_path / "out"), tmp_path / "chatglm")
+        check_source(ExportRequest(target, "m", tmp_path / "out"), tmp_path / "chatglm")
         with pytest.raises(ModelError, match=r"mixtral models can't be run here: PaddleNLP 3.0.0b4's Mixtral"):
-            check_source(Request(target, "m", tmp_path / "out"), source(f"mixtral-{target}", "mixtral"))
+            check_source(ExportRequest(target, "m", tmp_path / "out"), source(f"mixtral-{target}", "mixtral"))
     (tmp_path / "mistral" / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="has no tokenizer"):
-        check_source(Request("vllm", "m", tmp_path / "out"), tmp_path / "mistral")
+        check_source(ExportRequest("vllm", "m", tmp_path / "out"), tmp_path / "mistral")
     monkeypatch.setattr(request_module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(ModelError, match=r"takes about 0.05 GB.*0.00 GB are free"):
-        check_source(Request("hf", "m", tmp_path / "out"), tiny_model)
+        check_source(ExportRequest("hf", "m", tmp_path / "out"), tiny_model)
 
 
 def test_a_wrong_command_costs_no_import_of_paddle(tiny_model, tmp_path):
@@ -255,17 +255,17 @@ def test_every_family_becomes_a_static_graph(family, tmp_path):
 
 
 def test_a_graph_folder_has_what_asking_needs(tiny_model, tmp_path):
-    export(Request("paddle-inference", str(tiny_model), tmp_path / "out"))
+    export(ExportRequest("paddle-inference", str(tiny_model), tmp_path / "out"))
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files >= {"model.json", "model.pdiparams", "config.json", "tokenizer.json", "chat_template.jinja"}
     manifest = read_manifest(tmp_path / "out")
     assert manifest["proof"]["graph"]["inputs"] == ["input_ids", "attention_mask", "position_ids"]
-    assert manifest["disable_mkldnn"] and changed_files(tmp_path / "out") == []
+    assert manifest["disable_mkldnn"] and find_changed_files(tmp_path / "out") == []
 
 
 def test_a_graph_with_other_scores_is_not_handed_over(tiny_model, tmp_path, monkeypatch):
-    run = static_graph._run
-    monkeypatch.setattr(static_graph, "_run", lambda *args: run(*args) * 1.001)
+    run = static_graph._run_graph
+    monkeypatch.setattr(static_graph, "_run_graph", lambda *args: run(*args) * 1.001)
     with pytest.raises(ModelError, match="not the model"):
-        export(Request("paddle-inference", str(tiny_model), tmp_path / "out"))
+        export(ExportRequest("paddle-inference", str(tiny_model), tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []

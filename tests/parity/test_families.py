@@ -11,15 +11,16 @@ from safetensors.numpy import save_file
 
 from families import FAMILIES as TINY
 from families import family_config
-from oarlock.config import FinetuneConfig, shared
+from oarlock.config import FinetuneConfig
 from oarlock.errors import ConfigError, ModelError
-from oarlock.models.build import ModelSource, build_model, check_lengths, find_model, model_class
-from oarlock.parallel.family_rules import FAMILIES
+from oarlock.families.registry import FAMILIES
+from oarlock.model_config.load import find_model_class
+from oarlock.models.build import ModelSource, build_model, check_lengths, find_model
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.train.finetune import finetune
-from oarlock.weights.layout import holdings
-from oarlock.weights.sources import hugging_face_names
+from oarlock.weights.hf_names import hugging_face_names
+from oarlock.weights.layout import parameter_shards
 from support.family_checks import (
     NAMES,
     TEXT,
@@ -39,7 +40,7 @@ TWO_PART = [[9, 30, 41, 1, 2, 88, 33, 12], [400, 5, 1, 2, 310, 6, 44, 219]]
 
 
 def test_the_registry_knows_the_families_of_the_options():
-    assert set(shared.FAMILIES) == set(FAMILIES) == set(NAMES)
+    assert set(FAMILIES) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,10 +48,10 @@ def test_the_registry_tells_the_truth(name):
     import paddlenlp.transformers
 
     family, config = FAMILIES[name], family_config(name)
-    found = model_class(config)
-    assert found.__name__ == family.model
-    assert hasattr(paddlenlp.transformers, f"{family.model}Pipe") is family.pipeline
-    assert readable_from_hugging_face(found, with_method(name)) is family.hugging_face
+    found = find_model_class(config)
+    assert found.__name__ == family.architecture
+    assert hasattr(paddlenlp.transformers, f"{family.architecture}Pipe") is family.pipeline
+    assert readable_from_hugging_face(found, with_method(name)) is family.hf_weights
     assert all(not getattr(family, way) and not reason.endswith(".") for way, reason in family.why_not.items())
 
 
@@ -60,7 +61,7 @@ def readable_from_hugging_face(found, model) -> bool:
         names = {mapping.target_name for _, mapping in hugging_face_names(found, model.config)}
     except ModelError:
         return False
-    return {holding.name for holding in holdings(model) if hasattr(holding.tensor, "trainable")} <= names
+    return {parameter.name for parameter in parameter_shards(model) if hasattr(parameter.tensor, "trainable")} <= names
 
 
 # full training
@@ -151,7 +152,7 @@ def test_a_family_that_does_not_run_says_so(tmp_path):
 
 
 def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(tmp_path):
-    content = TINY["glm"] | {"model_type": "glm", "architectures": [FAMILIES["glm"].model]}
+    content = TINY["glm"] | {"model_type": "glm", "architectures": [FAMILIES["glm"].architecture]}
     PTuning(3).check("glm")
     for family in WITH_PREFIX:
         Prefix(3).check(family)
@@ -161,7 +162,7 @@ def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(t
 
 
 def test_positions_that_a_prefix_takes_are_counted(tmp_path):
-    content = TINY["opt"] | {"model_type": "opt", "architectures": [FAMILIES["opt"].model]}
+    content = TINY["opt"] | {"model_type": "opt", "architectures": [FAMILIES["opt"].architecture]}
     (tmp_path / "model.safetensors").write_bytes(b"nothing that could be read")
     words = ("--prefix_tuning", "--num_prefix_tokens", "100", "--src_length", "100", "--tgt_length", "100")
     with pytest.raises(ConfigError, match=r"after the prefix asks for sequences of 300 tokens, .* made for 256"):

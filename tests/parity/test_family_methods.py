@@ -9,7 +9,7 @@ from paddle import nn
 
 from families import family_model
 from oarlock.errors import ModelError
-from oarlock.parallel.family_rules import FAMILIES
+from oarlock.families.registry import FAMILIES
 from oarlock.peft.lora import LoRA
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
@@ -57,7 +57,7 @@ def remembered(model, name: str, ids: list[list[int]]) -> np.ndarray:
     past = outputs[1]
     if isinstance(past, tuple) and len(past) == 1:
         past = past[0]
-    axes = FAMILIES[name].past
+    axes = FAMILIES[name].kv_axes
     order = [axes.index(axis) for axis in ("batch", "token", "head")] + [3]
     keys, values = ([pair[i].transpose(order)[0].numpy() for pair in past] for i in (0, 1))
     return np.stack([*keys, *values], axis=1)

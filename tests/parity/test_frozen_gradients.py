@@ -10,8 +10,8 @@ import pytest
 from paddle.nn import functional as F
 
 from families import FAMILIES, family_model
+from oarlock.families.registry import FAMILIES as REGISTRY
 from oarlock.ops import install
-from oarlock.parallel.family_rules import FAMILIES as REGISTRY
 from oarlock.peft.lora import LoRA
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
@@ -25,7 +25,7 @@ METHODS: dict[str, Any] = {
     "prefix": Prefix(3),
     "p_tuning": PTuning(3, "lstm"),
 }
-CASES = [(name, method) for name in FAMILIES for method in METHODS if method != "prefix" or REGISTRY[name].past]
+CASES = [(name, method) for name in FAMILIES for method in METHODS if method != "prefix" or REGISTRY[name].kv_axes]
 
 
 def gradients(model) -> dict[str, np.ndarray]:

@@ -12,13 +12,16 @@ import pytest
 from test_packed_examples import MODELS, PACKED, SIZES, run
 
 from oarlock.data.examples.collate import PackCollator
-from oarlock.families import packing
+from oarlock.models import packing
 from oarlock.models.generate import generate_ids
 from oarlock.ops import attention, install, library
 
 pytestmark = pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing())
 NAMES = ("llama", "llama-grouped", "qwen2", "gemma")
 TOKENIZER = SimpleNamespace(eos_token_id=0, pad_token_id=0, bos_token_id=0)
+
+
+ATTENTION = [patch for patch in install.PATCHES if patch.replacement.startswith(f"{attention.__name__}:")]
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def fused(monkeypatch):
         return operator(*tensors, **named)
 
     monkeypatch.setattr(attention, "fused_attention", counted)
-    monkeypatch.setattr(install, "PATCHES", attention.PATCHES)
+    monkeypatch.setattr(install, "PATCHES", ATTENTION)
     monkeypatch.setattr(install, "keep_freed_memory", lambda: None)
     install.uninstall()
     yield lambda: install.install() and calls
@@ -127,7 +130,7 @@ def test_what_it_does_not_do_goes_through_paddle(fused, capsys):
 
 
 def test_uninstall_puts_everything_back(fused):
-    owners = [(patch.find(), patch.name) for patch in attention.PATCHES]
+    owners = [(patch.owners()[0], patch.name) for patch in ATTENTION]
     before = [getattr(owner, name) for owner, name in owners]
     fused()
     assert all(getattr(owner, name) is not old for (owner, name), old in zip(owners, before, strict=True))

@@ -14,7 +14,7 @@ from families import FAMILIES, family_model
 from oarlock.data.examples.labels import Prompt
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.models.build import ModelSource, build_model
-from oarlock.models.generate import generate_ids, generate_without_cache, last_scores, right_padded
+from oarlock.models.generate import generate_ids, generate_without_cache, last_logits, right_padded
 from oarlock.train.evaluation.generation import generate_answers
 from oarlock.train.evaluation.prompts import Answer, PromptSet
 
@@ -46,7 +46,7 @@ def next_ids(model, rows: list[list[int]]) -> list[int]:
     with paddle.no_grad():
         outputs = model(input_ids=paddle.to_tensor(ids))
     scores = outputs if isinstance(outputs, paddle.Tensor) else outputs[0]
-    return last_scores(scores, lengths).argmax(axis=-1).tolist()
+    return last_logits(scores, lengths).argmax(axis=-1).tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,19 +16,20 @@ from safetensors.numpy import load_file
 from helpers import make_adapter, run_program
 from oarlock.data.templates.chat_template import ChatTemplate
 from oarlock.errors import ModelError
-from oarlock.merge import dequantized_base, verify
+from oarlock.merge import dequantized_base
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
 from oarlock.models.build import ModelSource, build_model
+from oarlock.models.proof import TOLERANCES
 from oarlock.peft.lora import LoRA
-from oarlock.peft.method import method_of
+from oarlock.peft.method import restore_method
 from oarlock.peft.quantization import Quantization
 from support.merge_models import scores, whole_model
 
 
 def tuned_model(base: Path, adapter: Path):
     settings = json.loads((adapter / "adapter.json").read_text())
-    method = method_of(settings["method"], settings["settings"])
+    method = restore_method(settings["method"], settings["settings"])
     return build_model(ModelSource(base, AutoConfig.from_pretrained(str(base)), True), method=method, adapter=adapter)
 
 
@@ -92,7 +93,7 @@ def test_several_adapters_are_added_with_their_weights(bases, tmp_path):
 @pytest.mark.usefixtures("fused_ops")
 def test_another_type(bases, adapter, tmp_path, dtype, capsys):
     proof = merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions(dtype))
-    assert 1e-5 < proof.difference < proof.allowed == verify.TOLERANCES[dtype]
+    assert 1e-5 < proof.difference < proof.allowed == TOLERANCES[dtype]
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     assert {str(values.dtype) for values in merged.values()} == {dtype}
     assert AutoConfig.from_pretrained(str(tmp_path / "merged")).dtype == dtype

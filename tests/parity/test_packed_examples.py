@@ -20,8 +20,8 @@ from oarlock.data.examples.labels import IGNORE_INDEX, Example
 from oarlock.data.examples.packing import PackedDataset
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import ConfigError
-from oarlock.families import packing
-from oarlock.families.packing import ENDS
+from oarlock.models import packing
+from oarlock.models.packing import ENDS
 from oarlock.train.finetune import finetune
 from oarlock.train.step.loss import TokenCrossEntropy, count_trained_tokens
 

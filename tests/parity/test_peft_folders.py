@@ -20,12 +20,12 @@ from oarlock.errors import ConfigError, ModelError
 from oarlock.export.peft import export_peft
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import merge
-from oarlock.model_config.load import read_config
-from oarlock.models.build import ModelSource, build_model, model_class
-from oarlock.models.load_finetuned import open_tuned
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.models.build import ModelSource, build_model
+from oarlock.models.load_finetuned import load_finetuned
 from oarlock.peft.lora import LoRA
 from oarlock.peft.open_adapter import open_adapter
-from oarlock.serve.engine.adapters import read_adapters
+from oarlock.serve.engine.loading import read_adapters
 
 PEER = Path(__file__).with_name("transformers_peer.py")
 IDS = np.random.default_rng(3).integers(1, 512, (2, 12))
@@ -106,10 +106,10 @@ def scores(model) -> np.ndarray:
 def test_asked_gone_on_with_merged_and_served(world, name, tmp_path):
     wanted, base, adapter = world.scores[name], world.base(name), world.adapter(name)
     assert np.abs(wanted - world.scores[ADAPTERS[name][0]]).max() > 0.05
-    tuned = open_tuned(str(adapter), str(base))
+    tuned = load_finetuned(str(adapter), str(base))
     np.testing.assert_allclose(scores(tuned.model), wanted, atol=1e-4, rtol=0)
     source = ModelSource(base, read_config(base), from_weights=True)
-    about = open_adapter(adapter).of_model(model_class(source.config), source.config).settings
+    about = open_adapter(adapter).map_to_model(find_model_class(source.config), source.config).settings
     method = LoRA(about["r"], about["alpha"], about["dropout"], tuple(reversed(about["targets"])), about["rslora"])
     again = build_model(source, method=method, adapter=adapter)  # as --adapter_name_or_path does
     np.testing.assert_allclose(scores(again), wanted, atol=1e-4, rtol=0)
@@ -134,7 +134,7 @@ def test_written_for_peft_again(world, tmp_path):
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_more_than_a_and_b_is_refused_by_name(world, name):
     with pytest.raises(ModelError, match=REFUSED[name]):
-        open_tuned(str(world.adapter(name)), str(world.base(name)))
+        load_finetuned(str(world.adapter(name)), str(world.base(name)))
     with pytest.raises(ModelError, match=REFUSED[name]):
         merge(world.base(name), AdapterMix.open([world.adapter(name)]), world.root / "never")
 
@@ -166,16 +166,16 @@ def test_a_base_that_is_gone_or_another_one(world, tmp_path):
     for recorded, why in (("/gone/model", "without a fingerprint"), ("gone/model", "there is no such folder")):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": recorded}))
         with pytest.raises(ModelError, match=rf"its base is recorded as '{recorded}'.*{why}.*Name it: --base DIR"):
-            open_tuned(str(folder))
+            load_finetuned(str(folder))
     np.testing.assert_allclose(
-        scores(open_tuned(str(folder), str(world.base("two"))).model), world.scores["two"], atol=1e-4
+        scores(load_finetuned(str(folder), str(world.base("two"))).model), world.scores["two"], atol=1e-4
     )
     with pytest.raises((ModelError, ConfigError), match=r"is no layer of this opt"):
-        open_tuned(str(world.adapter("all")), str(world.root / "opt"))
+        load_finetuned(str(world.adapter("all")), str(world.root / "opt"))
     other = load_file(folder / "adapter_model.safetensors")
     save_file(
         {key: value[:, :16] if "lora_A" in key else value for key, value in other.items()},
         folder / "adapter_model.safetensors",
     )
     with pytest.raises(ModelError, match=r"the model needs \[4, 32\]"):
-        open_tuned(str(folder), str(world.base("two")))
+        load_finetuned(str(folder), str(world.base("two")))

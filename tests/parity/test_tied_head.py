@@ -18,11 +18,11 @@ from oarlock.config import FinetuneConfig, load_config
 from oarlock.errors import CheckpointError, ModelError
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.model_config.load import read_config
-from oarlock.models.build import ModelSource, build_model, num_parameters
-from oarlock.models.load_finetuned import open_tuned
+from oarlock.model_config.tied_head import has_untied_head
+from oarlock.models.build import ModelSource, build_model, count_parameters
+from oarlock.models.load_finetuned import load_finetuned
 from oarlock.train.finetune import finetune
-from oarlock.weights.layout import holdings
-from oarlock.weights.tied_head import has_own_head
+from oarlock.weights.layout import parameter_shards
 
 BOTH = ("llama", "qwen2", "gemma", "opt")
 IDS = [[9, 30, 41, 100, 7, 88], [400, 5, 17, 23, 310, 6]]
@@ -76,7 +76,7 @@ def test_paddlenlps_own_opt_keeps_its_output_layer(opt, tmp_path):
 
     model = loaded(opt)
     assert np.array_equal(scores(model), scores(AutoModelForCausalLM.from_pretrained(str(opt), dtype="float32")))
-    assert {HEAD, EMBEDDING} <= {holding.name for holding in holdings(model)}
+    assert {HEAD, EMBEDDING} <= {parameter.name for parameter in parameter_shards(model)}
     convert(opt, tmp_path / "there", "hf")
     assert not json.loads((tmp_path / "there" / "config.json").read_text())["tie_word_embeddings"]
 
@@ -85,10 +85,10 @@ def test_equal_ones_are_one(opt, tmp_path):
     folder = shutil.copytree(opt, tmp_path / "equal")
     arrays = load_file(folder / "model.safetensors")
     save_file(arrays | {HEAD: arrays[EMBEDDING]}, folder / "model.safetensors", {"format": "np"})
-    assert has_own_head(opt, "opt") and not has_own_head(folder, "opt") and not has_own_head(opt, "bloom")
+    assert has_untied_head(opt, "opt") and not has_untied_head(folder, "opt") and not has_untied_head(opt, "bloom")
     model = loaded(folder)
     assert model.lm_head.decoder_weight is model.opt.embeddings.word_embeddings.weight
-    assert num_parameters(loaded(opt))[0] - num_parameters(model)[0] == arrays[HEAD].size
+    assert count_parameters(loaded(opt))[0] - count_parameters(model)[0] == arrays[HEAD].size
 
 
 def test_a_pickled_one_that_differs_is_refused(opt, tmp_path):
@@ -118,7 +118,7 @@ def test_a_tied_opt_is_trained_saved_and_asked_as_one(tmp_path):
     assert finetune(load_config(FinetuneConfig, words)) == 0
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert HEAD not in stored and np.abs(stored[EMBEDDING] - before).max() > 1e-3
-    found = scores(open_tuned(str(tmp_path / "out")).model)
+    found = scores(load_finetuned(str(tmp_path / "out")).model)
     convert(tmp_path / "out", tmp_path / "there", "hf")
     assert "lm_head.weight" not in load_file(tmp_path / "there" / "model.safetensors")
     assert json.loads((tmp_path / "there" / "config.json").read_text())["tie_word_embeddings"]
@@ -131,7 +131,7 @@ def test_the_configuration_decides_for_random_weights(family, tied):
     assert "tie_word_embeddings" not in FAMILIES[family]
     config = family_config(family, tie_word_embeddings=tied)
     model = build_model(ModelSource(Path(family), config, from_weights=False))
-    names = [holding.name for holding in holdings(model) if "lm_head" in holding.name]
+    names = [parameter.name for parameter in parameter_shards(model) if "lm_head" in parameter.name]
     assert bool(names) is not tied
 
 

@@ -14,16 +14,18 @@ import pytest
 from families import FAMILIES, family_config
 from helpers import flags, ordinary
 from oarlock.config import FinetuneConfig, LoadedConfig, load_config
-from oarlock.model_config.hf_config import WORDS, to_hugging_face
-from oarlock.models.build import ModelSource, build_model, model_class, num_parameters
-from oarlock.parallel.family_rules import FAMILIES as REGISTRY
+from oarlock.families.registry import FAMILIES as REGISTRY
+from oarlock.families.registry import HF_CONFIGS
+from oarlock.model_config.hf_config import to_hugging_face
+from oarlock.model_config.load import find_model_class
+from oarlock.models.build import ModelSource, build_model, count_parameters
 from oarlock.peft.lora import LoRA
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.train.run_training import make_trainer
 from oarlock.train.setup import connect_ranks, start_run
-from oarlock.weights.layout import holdings
-from oarlock.weights.sources import hugging_face_names
+from oarlock.weights.hf_names import hugging_face_names
+from oarlock.weights.layout import parameter_shards
 
 RATE, DECAY = 0.1, 0.5
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in FAMILIES} | {
@@ -32,7 +34,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in F
     "gemma untied": ("gemma", {"tie_word_embeddings": False}),
     "opt untied": ("opt", {"tie_word_embeddings": False}),
 }
-THEIRS = [name for name, (family, _) in CHANGES.items() if family in WORDS]
+THEIRS = [name for name, (family, _) in CHANGES.items() if family in HF_CONFIGS]
 METHODS: dict[str, Any] = {"lora": LoRA(2, 4.0), "prefix": Prefix(3), "p_tuning": PTuning(3, "lstm")}
 
 
@@ -71,7 +73,7 @@ class Trained:
             data_fingerprint="",
         )  # fmt: skip
         trainer.create_optimizer_and_scheduler(1)
-        self.tensors = {h.name: h.tensor for h in holdings(self.model) if not h.tensor.stop_gradient}
+        self.tensors = {h.name: h.tensor for h in parameter_shards(self.model) if not h.tensor.stop_gradient}
         for key, tensor in self.tensors.items():
             if key.endswith("lora_B"):  # starts as 0, on which no decay would be seen
                 tensor.set_value(paddle.full_like(tensor, 0.5))
@@ -94,7 +96,7 @@ def test_as_transformers_decays(name, theirs, tmp_path):
     found = Trained(name, tmp_path)
     names = {
         mapping.target_name: there
-        for (there, *_), mapping in hugging_face_names(model_class(found.model.config), found.model.config)
+        for (there, *_), mapping in hugging_face_names(find_model_class(found.model.config), found.model.config)
     }
     assert {names[key] for key in found.decayed} == set(theirs[name]["decayed"])
 
@@ -103,13 +105,17 @@ def test_as_transformers_decays(name, theirs, tmp_path):
 def test_as_many_parameters_as_transformers_trains(name, theirs):
     config = config_of(name)
     model = build_model(ModelSource(Path(name), config, from_weights=False))
-    names = {mapping.target_name: there for (there, *_), mapping in hugging_face_names(model_class(config), config)}
-    sizes = {names[h.name]: int(np.prod(h.tensor.shape)) for h in holdings(model) if hasattr(h.tensor, "trainable")}
+    names = {
+        mapping.target_name: there for (there, *_), mapping in hugging_face_names(find_model_class(config), config)
+    }
+    sizes = {
+        names[h.name]: int(np.prod(h.tensor.shape)) for h in parameter_shards(model) if hasattr(h.tensor, "trainable")
+    }
     assert sizes == theirs[name]["sizes"]
-    assert num_parameters(model)[1] == sum(theirs[name]["sizes"].values())
+    assert count_parameters(model)[1] == sum(theirs[name]["sizes"].values())
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in WORDS])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in HF_CONFIGS])
 def test_families_that_transformers_has_not(name, tmp_path):
     """Matrices and tables decay; norms and biases, all that have one axis, do not."""
     found = Trained(name, tmp_path, fused_ops="false")
@@ -118,7 +124,7 @@ def test_families_that_transformers_has_not(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [(n, m) for n in ("llama", "opt", "bloom", "gptj") for m in METHODS if m != "prefix" or REGISTRY[n].past],
+    [(n, m) for n in ("llama", "opt", "bloom", "gptj") for m in METHODS if m != "prefix" or REGISTRY[n].kv_axes],
 )
 def test_adapters_decay_but_for_their_biases(name, method, tmp_path):
     """As PEFT's under transformers' Trainer."""

@@ -23,7 +23,7 @@ def do_hub(folder: Path, case: str) -> None:
     from oarlock.environment.ranks import rank
     from oarlock.errors import ModelError
     from oarlock.hub import downloads
-    from oarlock.hub.model_names import local_folder
+    from oarlock.model_config.model_folder import find_model_folder
 
     calls = folder / f"calls-{case}"
     cache = folder / f"cache-{case}-{rank() // 2 if case == 'two_nodes' else 0}"
@@ -43,11 +43,11 @@ def do_hub(folder: Path, case: str) -> None:
     nodes = two_nodes() if case == "two_nodes" else contextlib.nullcontext()
     with nodes, mock.patch.object(downloads, "fetch", fake), mock.patch.object(downloads, "fetch_all", fake):
         if case == "fails":
-            expect_failure(lambda: local_folder("some/model", True), "could not be downloaded (no network here)")
+            expect_failure(lambda: find_model_folder("some/model", True), "could not be downloaded (no network here)")
         elif case == "gone_folder":
-            expect_failure(lambda: local_folder("./gone", True), "no such folder")
+            expect_failure(lambda: find_model_folder("./gone", True), "no such folder")
         else:
-            assert local_folder("some/model", True) == cache
+            assert find_model_folder("some/model", True) == cache
     if rank() == 0 and case in ("one", "two_nodes"):
         readers = [int(line.split()[0]) for line in calls.read_text().splitlines()]
         assert sorted(readers) == ([0] * 4 if case == "one" else [0] * 4 + [2] * 4)

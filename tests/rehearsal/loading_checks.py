@@ -36,14 +36,14 @@ def build(folder: Path, config, plan: str, dtype: str = "float32", allow_pickle:
 
 def check(model, expected, dtype=np.float32, buffers: bool = True) -> None:
     """Every parameter of this rank is its part of the whole one."""
-    from oarlock.weights.layout import holdings
+    from oarlock.weights.layout import parameter_shards
 
-    for holding in holdings(model):
-        if not buffers and not hasattr(holding.tensor, "trainable"):
+    for parameter in parameter_shards(model):
+        if not buffers and not hasattr(parameter.tensor, "trainable"):
             continue
-        found = holding.tensor.astype("float32").numpy()
-        part = holding.block.cut(expected(holding.name, holding.block.shape))
-        assert np.array_equal(found, part.astype(dtype).astype(np.float32)), holding.name
+        found = parameter.tensor.astype("float32").numpy()
+        part = parameter.slice.cut(expected(parameter.name, parameter.slice.shape))
+        assert np.array_equal(found, part.astype(dtype).astype(np.float32)), parameter.name
     assert all(parameter._is_initialized() for parameter in model.parameters())
 
 

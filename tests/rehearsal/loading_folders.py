@@ -14,12 +14,12 @@ def whole_shapes(config) -> dict[str, tuple[int, ...]]:
     """Of the model on one card."""
     from paddlenlp.transformers import LlamaForCausalLM
 
-    from oarlock.models.init_weights import on_one_card, without_values
-    from oarlock.weights.layout import holdings
+    from oarlock.models.construct import unsplit_config, without_values
+    from oarlock.weights.layout import parameter_shards
 
     with without_values():
-        model = LlamaForCausalLM(on_one_card(config))
-    return {holding.name: holding.block.shape for holding in holdings(model)}
+        model = LlamaForCausalLM(unsplit_config(config))
+    return {parameter.name: parameter.slice.shape for parameter in parameter_shards(model)}
 
 
 def values(name: str, shape: tuple[int, ...]) -> np.ndarray:

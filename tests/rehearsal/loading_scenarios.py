@@ -80,15 +80,15 @@ def do_as_on_a_device(folder: Path, plan: str) -> None:
     """The road of tensors whose memory NumPy does not see."""
     from unittest import mock
 
-    from oarlock.weights.copy_into_params import Target
+    from oarlock.weights.copy_into_params import ParameterBuffer
 
-    really = Target.__init__
+    really = ParameterBuffer.__init__
 
     def without_array(target, tensor):
         really(target, tensor)
         target.array = None
 
-    with mock.patch.object(Target, "__init__", without_array):
+    with mock.patch.object(ParameterBuffer, "__init__", without_array):
         load_and_check(folder, plan, "hugging_face")
 
 
@@ -125,11 +125,11 @@ def family_configuration(family: str, plan: str):
 
 
 def do_family(folder: Path, plan: str, family: str) -> None:
-    from oarlock.models.build import model_class
+    from oarlock.model_config.load import find_model_class
     from oarlock.models.init_weights import RandomWeights
 
     config = family_configuration(family, plan)
-    whole = RandomWeights(model_class(config), config, seed=11)
+    whole = RandomWeights(find_model_class(config), config, seed=11)
     check(build(folder, config, plan, random=True), lambda name, shape: whole.read(name), buffers=False)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import resource
 import signal
 import sys
@@ -74,13 +75,14 @@ def main(folder: Path) -> int:
     set_paddlenlp_log_level("error")
     with group_sharding._building("gpu"):
         outcomes = {"lends": who_is_lent_a_cpu(setup), "imported": imported()}
+    from oarlock.compat.patches import PATCHES
     from oarlock.cpu_ranks import fleet_patches
     from oarlock.cpu_ranks.fork_launch import launch
 
-    patches = {label(patch): patch for patch in (*fleet_patches.PATCHES, *fleet_patches.BUILD_PATCHES)}
+    patches = {label(patch): patch for patch in PATCHES if patch.installed_by == fleet_patches.__name__}
     outcomes["owners"] = {name: owners_and_holders(patch) for name, patch in patches.items()}
     originals = {
-        name: [vars(owner).get(patch.name, mock.DEFAULT) for owner in patch.owners] for name, patch in patches.items()
+        name: [vars(owner).get(patch.name, mock.DEFAULT) for owner in patch.owners()] for name, patch in patches.items()
     }
     codes = launch(RANKS, lambda: all_checks(folder), folder / "log", 100, quiet=True)
     if any(codes):
@@ -93,8 +95,8 @@ def main(folder: Path) -> int:
 
 
 def imported() -> list[str]:
-    names = ("fleet_on_cpu", "collective_ops", "cpu_group")
-    return [name for name in names if f"oarlock.parallel.{name}" in sys.modules]
+    names = ("fleet_patches", "tensor_parallel_ops", "process_group")
+    return [name for name in names if f"oarlock.cpu_ranks.{name}" in sys.modules]
 
 
 def who_is_lent_a_cpu(setup) -> dict[str, bool]:
@@ -109,7 +111,8 @@ def who_is_lent_a_cpu(setup) -> dict[str, bool]:
 
 
 def label(patch) -> str:
-    return f"{owner_name(patch.owners[0]).rpartition('.')[2]}.{patch.name}"
+    """The last two names of the target."""
+    return ".".join(re.split("[.:]", patch.target)[-2:])
 
 
 def owner_name(owner) -> str:
@@ -119,9 +122,9 @@ def owner_name(owner) -> str:
 
 def owners_and_holders(patch) -> tuple[list[str], list[str]]:
     """What a patch changes, and the modules that hold what it replaces in the first of them."""
-    original = vars(patch.owners[0]).get(patch.name)
+    original = vars(patch.owners()[0]).get(patch.name)
     holders = [name for name, module in list(sys.modules.items()) if vars(module).get(patch.name, patch) is original]
-    return [owner_name(owner) for owner in patch.owners], [name for name in holders if name.startswith("paddle")]
+    return [owner_name(owner) for owner in patch.owners()], [name for name in holders if name.startswith("paddle")]
 
 
 def read(path: Path, code: int) -> str:
@@ -179,14 +182,16 @@ def all_checks(folder: Path) -> int:
 
 def without(patch, originals: list, folder: Path) -> int:
     """The patch's check with Paddle's own in the place of this one patch."""
+    from oarlock.compat.patches import patches_of
     from oarlock.cpu_ranks import fleet_patches
     from oarlock.environment.ranks import rank
 
     connect()
-    if patch in fleet_patches.BUILD_PATCHES:
-        fleet_patches.BUILD_PATCHES = tuple(other for other in fleet_patches.BUILD_PATCHES if other is not patch)
+    if patch.scope == "while_building":
+        others = [other for other in patches_of(patch.installed_by, patch.scope) if other is not patch]
+        fleet_patches.patches_of = lambda *_: others
     else:
-        for owner, original in zip(patch.owners, originals, strict=True):
+        for owner, original in zip(patch.owners(), originals, strict=True):
             delattr(owner, patch.name) if original is mock.DEFAULT else setattr(owner, patch.name, original)
     try:
         run_check(NEEDED_BY[label(patch)])

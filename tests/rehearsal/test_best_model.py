@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from helpers import flags, rows
 from oarlock.train.checkpoint.manifest import list_checkpoints, read_manifest
 from oarlock.weights.shard_index import WEIGHTS
-from oarlock.weights.sharded_store import PieceFolder
+from oarlock.weights.sharded_store import ShardedStore
 
 LLM = Path(__file__).resolve().parents[2] / "llm"
 PATIENCE = 2
@@ -91,7 +91,7 @@ def test_the_final_model_is_the_best_one(runs, name):
     best, _ = best_of(runs, name)
     final = load_file(runs / name / "model.safetensors")
     newest = list_checkpoints(runs / name)[0]
-    with PieceFolder.open(runs / name / f"checkpoint-{best}") as pieces, PieceFolder.open(newest) as last:
+    with ShardedStore.open(runs / name / f"checkpoint-{best}") as pieces, ShardedStore.open(newest) as last:
         assert set(pieces.names(WEIGHTS)) == set(final)
         for key, values in final.items():
             assert np.array_equal(pieces.read(key), values), key

@@ -19,8 +19,8 @@ from helpers import rows
 from oarlock.cli.main import main as oarlock
 from oarlock.data.corpus.build_corpus import BuildOptions, build_corpus
 from oarlock.train.checkpoint.manifest import list_checkpoints, read_manifest, verify
-from oarlock.weights.shard_index import part_name
-from oarlock.weights.sharded_store import PieceFolder
+from oarlock.weights.shard_index import shard_file_name
+from oarlock.weights.sharded_store import ShardedStore
 
 LLM = Path(__file__).resolve().parents[2] / "llm"
 
@@ -84,9 +84,9 @@ def test_runs_that_end_well(runs, name):
 def test_every_rank_writes_its_own_part(runs, name):
     """Every element is written once, by all ranks about the same, and next to nothing is sent for it."""
     ranks, folder = RUNS[name][0], runs / name / "checkpoint-4"
-    sizes = [(folder / part_name(rank)).stat().st_size for rank in range(ranks)]
+    sizes = [(folder / shard_file_name(rank)).stat().st_size for rank in range(ranks)]
     model = load_file(runs / name / "model.safetensors")
-    with PieceFolder.open(folder) as pieces:
+    with ShardedStore.open(folder) as pieces:
         for kind in ("model", "moment1", "moment2"):
             ranges = [piece.range for name in model for _, piece in pieces.where[f"{kind}/{name}"]]
             assert sum(stop - start for start, stop in ranges) == sum(array.size for array in model.values())
@@ -112,7 +112,7 @@ def test_inspect(runs, command):
 def test_verify(runs, command, copy):
     code, text = command("verify", copy)
     assert code == 0 and f"{copy}: whole (" in text and "step 4" in text
-    for name in (part_name(2), "tensors.json", "tokenizer.json", "config.json"):
+    for name in (shard_file_name(2), "tensors.json", "tokenizer.json", "config.json"):
         content = (copy / name).read_bytes()
         (copy / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
         code, text = command("verify", copy)
@@ -167,11 +167,11 @@ def test_consolidate_refuses(runs, command, copy, tmp_path):
     for output in ("file", "full"):
         assert "is not empty" in command("consolidate", copy, tmp_path / output)[1]
     assert command("consolidate", tmp_path / "full", tmp_path / "new")[0] == 1
-    (copy / part_name(1)).unlink()
+    (copy / shard_file_name(1)).unlink()
     code, text = command("consolidate", copy, tmp_path / "new")
-    assert code == 1 and f"{copy / part_name(1)} is missing" in text
+    assert code == 1 and f"{copy / shard_file_name(1)} is missing" in text
     code, text = command("consolidate", copy, tmp_path / "new", "--no-verify")
-    assert code == 1 and part_name(1) in text and "could not be written" not in text
+    assert code == 1 and shard_file_name(1) in text and "could not be written" not in text
     assert "could not be written" in command("consolidate", runs / "split" / "checkpoint-4", "/proc/none/new")[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "file", "full"]
 
@@ -180,7 +180,9 @@ def test_a_checkpoint_written_in_the_background_is_the_same(runs):
     """Although training had gone on when it was written."""
     one, other = (read_manifest(runs / name / "checkpoint-2").files for name in ("stage3", "background"))
     assert one.keys() == other.keys()
-    assert all(one[name] == other[name] for name in (part_name(0), part_name(1), "tensors.json", "config.json"))
+    assert all(
+        one[name] == other[name] for name in (shard_file_name(0), shard_file_name(1), "tensors.json", "config.json")
+    )
     assert json.loads((runs / "background" / "late.json").read_text()) > 2
 
 

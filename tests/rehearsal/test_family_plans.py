@@ -8,7 +8,7 @@ import pytest
 from plan_runs import run_groups
 
 from families import FAMILIES as TINY
-from oarlock.parallel.family_rules import FAMILIES
+from oarlock.families.registry import FAMILIES
 
 BATCH, STEPS = 4, 3
 METHODS: dict[str, dict[str, Any]] = {
@@ -29,12 +29,12 @@ WAYS: dict[str, dict[str, Any]] = {
 def ways(name: str, method: str) -> list[str]:
     """The plans of two ranks that a family has for a method."""
     family = FAMILIES[name]
-    if method == "prefix" and not family.past:
+    if method == "prefix" and not family.kv_axes:
         return []
-    found = ["tensor"] if family.tensor else ["data"]
+    found = ["tensor"] if family.tensor_parallel else ["data"]
     if name == "opt" and method in ("full", "lora"):  # tied, and read by Fleet for what it has not
         found.append("slices")
-    if family.sequence and method in ("full", "lora"):
+    if family.sequence_parallel and method in ("full", "lora"):
         found.append("sequence")
     return [*found, "pipeline"] if family.pipeline and method in ("full", "lora") else found
 
@@ -45,7 +45,7 @@ def group(name: str, method: str) -> dict[str, Any]:
     for way in ways(name, method):
         batch = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1 if way in ("data", "slices") else 2}
         plans.append({"ranks": 2, "flags": batch | WAYS[way] | flags})
-    model = TINY[name] | {"model_type": name, "architectures": [FAMILIES[name].model]}
+    model = TINY[name] | {"model_type": name, "architectures": [FAMILIES[name].architecture]}
     common = {"kind": "finetune", "batch": BATCH, "steps": STEPS, "whole": True}
     return common | {"model": model, "flags": flags, "plans": plans}
 

@@ -1,10 +1,13 @@
-"""What oarlock changes in Paddle so that Fleet runs on CPUs: each patch is needed, and with it the results are right.
+"""The table of what Oarlock changes in Paddle and PaddleNLP: each patch is needed, and with it the results are right.
 
-The work is done by patched_layers.py, in processes of its own.
+patched_layers.py tries those that Fleet needs on CPUs, in processes of its own. For the others SHOWN_BY names a test, or
+NOT_SHOWN says why there is none.
 """
 
 from __future__ import annotations
 
+import ast
+import fnmatch
 import json
 import os
 import re
@@ -13,7 +16,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from patched_layers import CHECKS, NEEDED_BY, RANKS, WORKS
+from patched_layers import CHECKS, NEEDED_BY, RANKS, WORKS, label
+
+from oarlock.compat.patch import Machine, find_object
+from oarlock.compat.patches import PATCHES
+from oarlock.compat.report import patch_report
 
 TESTS = Path(__file__).resolve().parents[1]
 LLM = TESTS.parent / "llm"
@@ -33,6 +40,43 @@ FAILURES = {
     "core.is_compiled_with_cuda": "Only support CUDA / XPU / CustomDevice",
     "paddle.get_device": "IndexError",
     "ParamStorage.add_rank_params": "Tensor not initialized yet",
+}
+
+# Replacements of the table, without "oarlock.", and the test that fails without them. Of those that are there for speed
+# it shows that the results are the same.
+SHOWN_BY = {
+    "compat.lazy_imports:*": "unit/ops/test_light_imports.py::test_the_parts_are_left_out",
+    "environment.matmul_library:*": "unit/ops/test_products.py::test_who_multiplies",
+    "cpu_ranks.process_group:current_run": "rehearsal/test_launching.py::ports",
+    "ops.corrections:*": "parity/test_frozen_operators.py::test_a_correction_is_needed",
+    "ops.attention:*": "parity/test_fused_attention.py::test_logits_and_gradients",
+    "ops.*:*": "parity/test_fused_step.py::test_losses_are_the_same",
+    "models.init_weights:without_values": "unit/models/test_initial.py::test_without_values_ends",
+    "models.init_weights:_replaced_normal": "unit/models/test_initial.py::test_distributions_are_paddlenlps",
+    "export.static_graph:*": "parity/test_export.py::test_every_family_becomes_a_static_graph",
+    "families.forward:*": "parity/test_families.py::test_rows_of_a_batch_and_ids_equal_to_the_padding_change_nothing",
+    "models.construct:*": "parity/test_tied_head.py::test_paddlenlps_own_opt_keeps_its_output_layer",
+    "families.packing:*": "parity/test_packed_examples.py::test_packed_equals_unpacked",
+    "peft.qlora:*": "unit/ops/test_quantized.py::test_the_product_and_its_gradient",
+    "peft.prefix_tuning:*": "parity/test_prefix.py::test_paddlenlp_gives_grouped_heads_the_shape_of_full_ones",
+    "peft.p_tuning:*": "parity/test_family_methods.py::test_p_tuning",
+    "parallel.sharded_gradients:*": "rehearsal/test_plans.py::test_stage_2_under_a_pipeline_keeps_half_of_the_gradients",
+    "train.step.pipeline_step:*": "rehearsal/test_plans.py::test_a_plan_equals_one_process",
+    "train.optim.optimizer:*": "parity/test_weight_decay.py::test_as_transformers_decays",
+    "peft.lora:*": "rehearsal/test_methods.py::test_only_what_is_trained_is_kept_in_optimizer_and_gradients",
+}
+NOT_SHOWN = {
+    "cpu_ranks.process_group:new_group": "Gloo's groups fail in two of three runs, which no test can wait for",
+    "cpu_ranks.fork_launch:*": "every test that forks ranks would have several ranks 0",
+    "ops.malloc:*": "changes the speed only: benchmarks/rms_norm.py",
+    "train.data_loading:*": "Paddle's loader hangs without it",
+}
+# Files that set attributes of other objects which are no patches of Paddle or PaddleNLP.
+OTHER_OBJECTS = {
+    "models/build.py": "fields of a model's configuration",
+    "export/convert_tensors.py": "fields of a model's configuration",
+    "ops/attention.py": "a mark on its own function",
+    "compat/patch.py": "applies the table",
 }
 
 
@@ -62,7 +106,7 @@ def test_results_are_right(folder, check):
 @pytest.mark.parametrize("patch", FAILURES)
 def test_patch_is_needed(outcomes, patch):
     for outcome in outcomes[patch]:
-        assert outcome != WORKS, f"Paddle no longer needs this patch: remove it ({patch} in fleet_patches.py)"
+        assert outcome != WORKS, f"Paddle no longer needs this patch: remove it ({patch} in compat/patches.py)"
         assert re.search(FAILURES[patch], outcome), outcome
 
 
@@ -79,3 +123,73 @@ def test_patch_reaches_all_who_imported_the_name(outcomes, patch):
 def test_on_a_gpu_nothing_is_changed(outcomes):
     assert outcomes["imported"] == [], "importing oarlock.train.setup must not import what is for CPUs"
     assert outcomes["lends"] == {"cpu, 1": False, "cpu, 2": True, "gpu, 1": False, "gpu, 2": False}
+
+
+# the whole table
+
+
+def entries(table, patch):
+    name = patch.replacement.removeprefix("oarlock.")
+    return [entry for pattern, entry in table.items() if fnmatch.fnmatch(name, pattern)]
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=label)
+def test_every_patch_is_shown_to_be_needed_or_says_why_not(patch):
+    tried = patch.installed_by == "oarlock.cpu_ranks.fleet_patches"
+    assert tried == (label(patch) in FAILURES)
+    shown, not_shown = entries(SHOWN_BY, patch), entries(NOT_SHOWN, patch)
+    assert tried or shown or not_shown
+    if shown and not not_shown:
+        path, _, name = shown[0].partition("::")
+        assert re.search(rf"\b{name}\b", (TESTS / path).read_text()), shown[0]
+    assert patch.why and patch.until
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=label)
+def test_targets_and_replacements_exist(patch):
+    assert find_object(patch.installed_by) and find_object(patch.replacement) is not None
+    if patch.target.partition(":")[0].partition(".")[0] not in ("paddle", "paddlenlp") or ":" not in patch.target:
+        return  # a whole package, or a library in C
+    for owner in patch.owners():
+        assert patch.scope == "object" or patch.name == "_device_id" or hasattr(owner, patch.name)
+
+
+def sets_other_objects(path: Path) -> bool:
+    """Whether a file replaces attributes of objects that are not its own."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            own = node.args and isinstance(node.args[0], ast.Name) and node.args[0].id == "self"
+            if called in ("setattr", "object.__setattr__", "set_forward") and not own:
+                return True
+        if isinstance(node, ast.Assign):
+            names = {
+                ast.unparse(target).rpartition(".")[2] for target in node.targets if isinstance(target, ast.Attribute)
+            }
+            if names & {"forward", "__class__", "attn_func"}:
+                return True
+    return False
+
+
+def test_what_is_not_in_the_table_is_not_replaced():
+    package = LLM / "oarlock"
+    found = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if sets_other_objects(path)}
+    installers = {patch.installed_by.removeprefix("oarlock.").replace(".", "/") + ".py" for patch in PATCHES}
+    assert {name for name in found if not name.startswith(("cli/", "serve/"))} <= installers | set(OTHER_OBJECTS)
+
+
+def test_the_product_uses_no_mocks():
+    for path in (LLM / "oarlock").rglob("*.py"):
+        modules = [node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert not {"unittest", "unittest.mock"} & set(modules), path
+
+
+@pytest.mark.parametrize(
+    "machine", [Machine("cpu", True, True), Machine("cpu", False, False), Machine("gpu", True, True)]
+)
+def test_the_report_says_of_every_patch_whether_it_applies(machine):
+    report = patch_report(machine)
+    assert all(patch.target in report and patch.why in report and patch.until in report for patch in PATCHES)
+    assert report.count("not here  ") == sum(not patch.applies(machine) for patch in PATCHES)
+    assert ("not here  paddle.nn:Linear.forward" in report) == (machine != Machine("cpu", True, True))
+    assert "applies   paddle.nn:Layer.apply" in report

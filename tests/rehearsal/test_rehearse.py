@@ -120,16 +120,21 @@ main(sys.argv[2:])
         ("python -m paddle.distributed.launch --gpus=0,1,2 run_pretrain.py --do_train", 3, PretrainConfig),
         ("torchrun --nproc_per_node 2 --nnodes 2:4 llm/run_pretrain.py --do_train", 4, PretrainConfig),
         ("python finetune_generation.py --do_train", 5, FinetuneConfig),
+        ("python -m paddle.distributed.launch --gpus 0,1 .venv/bin/oarlock pretrain --do_train", 2, PretrainConfig),
+        ("python -m oarlock finetune lora_7b", 5, FinetuneConfig),
+        ("lora_7b", 5, FinetuneConfig),
     ],
 )
 def test_launch_commands_are_understood(words, ranks, kind):
-    command = parse_command(shlex.split(words), 5 if "finetune" in words else None)
+    command = parse_command(shlex.split(words), None if "-m paddle" in words or "torchrun" in words else 5)
     assert command.num_ranks == ranks and isinstance(command.config, kind)
 
 
 def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(ConfigError, match="how many ranks"):
         parse_command(["run_pretrain.py", "--do_train"], None)
+    with pytest.raises(ConfigError, match="oarlock launch --dry_run"):
+        parse_command(["oarlock", "launch", "--gpus", "4", "--tp", "2", "pretrain", "pretrain_7b"], None)
     with pytest.raises(ConfigError, match=r"give a launch command with run_pretrain\.py"):
         parse_command(["python", "something.py"], 2)
     yaml = tmp_path / "tune.yaml"

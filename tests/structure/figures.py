@@ -17,6 +17,7 @@ from structure.walks import WALKS
 
 MAX_LINES = 320
 MAX_FILES = 16
+_CODE = (".py", ".sh", ".cc", ".cu", ".h", ".cuh")
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ def _sizes(tree: SourceTree) -> list[Figure]:
     product = [(file.name, file.num_lines) for file in tree.files]
     others = [
         (path.relative_to(tree.root).as_posix(), path.read_text(encoding="utf-8").count("\n"))
-        for folder in ("tests", "benchmarks", "scripts")
-        for path in sorted((tree.root / folder).rglob("*.py"))
+        for folder in ("tests", "benchmarks", "scripts", "custom_ops")
+        for path in sorted((tree.root / folder).rglob("*"))
+        if path.suffix in _CODE and "build" not in path.parts
     ]
     folders = Counter(path.parent for path in tree.package.rglob("*.py") if path.name != "__init__.py")
     crowded = [f"{_below(p, tree)}: {n} files" for p, n in sorted(folders.items()) if n > MAX_FILES]
@@ -75,7 +77,7 @@ def _sizes(tree: SourceTree) -> list[Figure]:
         Figure("lines_median", "lines of a file, median", median(lines), []),
         Figure("lines_max", "lines of a file, largest", max(lines), _longest(product, 280), MAX_LINES),
         Figure("files_too_long", f"files of the product above {MAX_LINES} lines", len(counted[0]), counted[0], 0),
-        Figure("tests_too_long", f"files of tests, benchmarks and scripts above {MAX_LINES} lines", len(counted[1]), counted[1], 0),
+        Figure("others_too_long", f"files of tests, benchmarks, scripts and custom_ops above {MAX_LINES} lines", len(counted[1]), counted[1], 0),
         Figure("folder_max", "files in a folder, most (without __init__.py)", max(folders.values()), crowded, MAX_FILES),
     ]  # fmt: skip
 
@@ -103,6 +105,7 @@ def _functions(tree: SourceTree) -> list[Figure]:
     single = functions.used_once(tree)
     places = functions.mentions(tree, {function.name for function in single})
     once = [f"{f.title}, in {_other(places[f.name], f)}" for f in single]
+    short_once = [f"{f.title}, in {_other(places[f.name], f)}" for f in functions.inlinable(tree)]
     short, long, verbless = (
         [function.title for function in found]
         for found in (functions.one_statement(tree), functions.too_long(tree), functions.without_verb(tree))
@@ -113,12 +116,14 @@ def _functions(tree: SourceTree) -> list[Figure]:
     return [
         Figure("functions", "functions, special methods left out", number, []),
         Figure("used_once", "functions used once", len(once) / number, once, 0.18, percent=True),
+        Figure("inlinable", "of them short, with a short caller in the same file", len(short_once), short_once),
         Figure("one_statement", "functions of one statement", len(short) / number, short, percent=True),
         Figure("long_functions", f"functions above {functions.MAX_LINES} lines", len(long), long),
         Figure("without_verb", "functions whose name has no verb", len(verbless), verbless),
         Figure("repeated_classes", "public class names defined more than once", len(repeated), repeated, 0),
         Figure("fragments", "docstrings that are no sentence", len(fragments := functions.fragments(tree)), fragments, 0),
         Figure("family_tests", "comparisons of a family's name outside families/", len(tests := _family_tests(tree)), tests, 0),
+        Figure("sharding_decisions", "conditions on stage and pipeline outside parallel/plan.py", len(pairs := _sharding_decisions(tree)), pairs, 1),
         Figure("mocks", "uses of unittest.mock in the product", len(mocks := _mocks(tree)), mocks, 0),
     ]  # fmt: skip
 
@@ -152,6 +157,18 @@ def _is_text(node: ast.expr) -> bool:
     """Whether an expression is a string, or a display of strings."""
     values = node.elts if isinstance(node, ast.Tuple | ast.Set | ast.List) else [node]
     return bool(values) and all(isinstance(v, ast.Constant) and isinstance(v.value, str) and v.value for v in values)
+
+
+def _sharding_decisions(tree: SourceTree) -> list[str]:
+    """Conditions that join a plan's stage and its pipeline: which sharding is done is decided once, in the plan."""
+    found = []
+    for file in tree.files:
+        for node in ast.walk(file.tree):
+            if isinstance(node, ast.BoolOp) and file.name != "parallel/plan.py":
+                names = {inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
+                if {"stage", "pipeline"} <= names:
+                    found.append(f"{file.name}:{node.lineno} {ast.unparse(node)}")
+    return found
 
 
 def _mocks(tree: SourceTree) -> list[str]:

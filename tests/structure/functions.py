@@ -10,6 +10,7 @@ from structure.source_tree import Function, SourceTree
 from structure.verbs import has_verb
 
 MAX_LINES = 60
+MAX_CALLER_LINES = 40
 
 
 def used_once(tree: SourceTree) -> list[Function]:
@@ -24,6 +25,27 @@ def mentions(tree: SourceTree, names: set[str]) -> dict[str, list[str]]:
         for number, line in enumerate(file.text.splitlines(), 1):
             for word in names.intersection(re.findall(r"\w+", line)):
                 found[word].append(f"{file.name}:{number}")
+    return found
+
+
+def inlinable(tree: SourceTree) -> list[Function]:
+    """Functions used once, short, in the same file as their only caller, which stays short with their lines in it.
+
+    Functions with decorators are left out: a framework calls them. So are those that the tests name.
+    """
+    once = {function.name: function for function in used_once(tree) if not function.node.decorator_list}
+    tested = set(re.findall(r"\w+", "".join(path.read_text() for path in (tree.root / "tests").rglob("*.py"))))
+    found = []
+    for caller in tree.functions:
+        for node in ast.walk(caller.node):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            callee = once.get(name)
+            fits = callee and callee.num_lines <= 4 and caller.num_lines + callee.num_lines <= MAX_CALLER_LINES
+            if callee and fits and callee.file is caller.file and callee is not caller and name not in tested:
+                found.append(callee)
+                del once[name]
     return found
 
 
@@ -63,8 +85,9 @@ def repeated_classes(tree: SourceTree) -> dict[str, list[str]]:
 
 
 # A relative clause or an indirect question, whatever follows; a preposition without a main clause; a bare reference.
+# Noun phrases ("The number of ranks.", "Whether the run has ended.") are usual for properties and questions, and pass.
 _FRAGMENT = re.compile(
-    r"(That|Which|Who|Whose|Whom|Where|What|How|Whether)\b"
+    r"(That|Which|Who|Whose|Whom|Where|What|How)\b"
     r"|(Of|By|In|On|At|For|From|To|With|Without|Into|After|Before|Until|As|Per|Between|Under|Over|Among|About|Like|Because"
     r"|So|And|Or|But|Than|If|When|While|Since|Through|Out|Behind|Beside|Above|Below|Against|The same)\b[^,:]*$"
     r"|None\b[^ ]*$|See [^ ]*$"

@@ -1,7 +1,10 @@
 """How far a reader goes from an entrypoint to the place where a behaviour happens.
 
-A walk is a list of steps, places in the source in the order in which a reader comes to them. Every step is named by the
-one before it, or by an earlier one: then the reader turns back. A hop is a change of file from a step to the next.
+A walk is a list of steps, places in the source in the order in which they run. It begins in the entrypoint, after the
+flags are read, and ends where the behaviour happens. It holds every function on the way, and every place that decides
+about the behaviour again; what would be the same without it (writing files, collectives, reading weights) is left out.
+Every step is named by the one before it, or by an earlier one: then the reader turns back. A hop is a change of file
+from a step to the next.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -52,34 +56,56 @@ def follow(root: Path, steps: list[Step]) -> Walk:
     Args:
         root: of the repository.
     """
-    texts, problems, lines, turns, hops = [], [], [], 0, 0
+    seen: list[_Source] = []
+    problems, lines, turns, hops = [], [], 0, 0
     for number, step in enumerate(steps):
-        text = _source(root / "llm" / "oarlock" / step.file, step.names)
-        if text is None:
+        source = _read(root / "llm" / "oarlock" / step.file, step.names)
+        if source is None:
             problems.append(f"{step.place} does not exist")
-            text = ""
-        callers = [i for i in reversed(range(number)) if _joins(texts[i], step, text)]
+            source = _Source(ast.Module([], []), "")
+        callers = [i for i in reversed(range(number)) if _leads_to(seen[i], step, source)]
         if number and not callers:
             problems.append(f"no step before {step.place} names it")
-        back = bool(callers) and callers[0] != number - 1
+        turned_back = bool(callers) and callers[0] != number - 1
         moved = number > 0 and step.file != steps[number - 1].file
-        turns, hops = turns + back, hops + moved
-        mark = f"back to {steps[callers[0]].place}, " if back else ""
-        lines.append(f"{hops if moved else '':>3} {mark}{step.place}{f'  ({step.wire})' if step.wire else ''}")
-        texts.append(text)
+        turns, hops = turns + turned_back, hops + moved
+        before = f"back to {steps[callers[0]].place}, " if turned_back else ""
+        lines.append(f"{hops if moved else '':>3} {before}{step.place}{f'  ({step.wire})' if step.wire else ''}")
+        seen.append(source)
     return Walk(hops, turns, len({step.file for step in steps}), problems, lines)
 
 
-def _joins(caller: str, step: Step, text: str) -> bool:
-    """Whether the source of an earlier step names a step: the function, or its class; or both hold the wire's word."""
+class _Source(NamedTuple):
+    """The source of a step."""
+
+    node: ast.AST
+    text: str
+
+
+def _leads_to(caller: _Source, step: Step, source: _Source) -> bool:
+    """Whether an earlier step names a step: the function, or its class; or both hold the wire's word."""
     if step.wire:
-        return all(re.search(rf"\b{re.escape(step.wire)}\b", source) for source in (caller, text))
-    names = [name for name in step.names if name != "__init__"]
-    return any(re.search(rf"\b{name}\b", caller) for name in names)
+        return all(re.search(rf"\b{re.escape(step.wire)}\b", text) for text in (caller.text, source.text))
+    return not {name for name in step.names if name != "__init__"}.isdisjoint(_named(caller.node))
 
 
-def _source(path: Path, names: list[str]) -> str | None:
-    """The text of a function, class, method or module-level name; of the whole file where `names` is [""]."""
+def _named(node: ast.AST) -> set[str]:
+    """The names that code uses, imports, or has in a string (dotted paths); not those in docstrings and comments."""
+    found: set[str] = set()
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Name):
+            found.add(inner.id)
+        elif isinstance(inner, ast.Attribute):
+            found.add(inner.attr)
+        elif isinstance(inner, ast.Import | ast.ImportFrom):
+            found |= {part for alias in inner.names for part in alias.name.split(".")}
+        elif isinstance(inner, ast.Constant) and isinstance(inner.value, str) and " " not in inner.value:
+            found |= set(re.findall(r"\w+", inner.value))
+    return found
+
+
+def _read(path: Path, names: list[str]) -> _Source | None:
+    """The source of a function, class, method or module-level name; of the whole file where `names` is [""]."""
     if not path.exists():
         return None
     text = path.read_text(encoding="utf-8")
@@ -89,7 +115,7 @@ def _source(path: Path, names: list[str]) -> str | None:
         if found is None:
             return None
         node = found
-    return text if isinstance(node, ast.Module) else ast.get_source_segment(text, node)
+    return _Source(node, text if isinstance(node, ast.Module) else ast.get_source_segment(text, node) or "")
 
 
 def _defines(node: ast.AST) -> list[str]:

@@ -17,13 +17,13 @@ from oarlock.data.embedded.instructions import instruction_records
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.manifest import read_manifest
 from oarlock.export.peft import export_peft
-from oarlock.model_config.load import read_config
-from oarlock.models.build import ModelSource, build_model, model_class
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.models.build import ModelSource, build_model
 from oarlock.models.generate import generate_ids
 from oarlock.models.layer_offload import empty_model
 from oarlock.peft.adapter_folder import Base, save_adapter
 from oarlock.peft.lora import LoRA
-from oarlock.peft.method import method_of, trained
+from oarlock.peft.method import restore_method, trainable_parameters
 from oarlock.weights.safetensors_file import TensorSource
 
 PEER = Path(__file__).resolve().parents[1] / "parity" / "transformers_peer.py"
@@ -147,7 +147,7 @@ def answer(model) -> list[int]:
 
 def loaded(folder: Path, adapter: Path | None = None):
     settings = json.loads((adapter / "adapter.json").read_text()) if adapter else {}
-    method = method_of(settings["method"], settings["settings"]) if adapter else None
+    method = restore_method(settings["method"], settings["settings"]) if adapter else None
     model = build_model(ModelSource(folder, read_config(folder), True), method=method, adapter=adapter)
     model.eval()
     return model
@@ -155,9 +155,9 @@ def loaded(folder: Path, adapter: Path | None = None):
 
 def make_adapter(base: Path, folder: Path, method: LoRA) -> Path:
     config, random, tensors = read_config(base), np.random.default_rng(1), []
-    for holding in trained(empty_model(model_class(config), config, method)):
-        values = (random.standard_normal(holding.block.shape) * 0.2).astype(np.float32)
-        tensors.append(TensorSource(holding.name, "float32", values.shape, lambda values=values: values))
+    for parameter in trainable_parameters(empty_model(find_model_class(config), config, method)):
+        values = (random.standard_normal(parameter.slice.shape) * 0.2).astype(np.float32)
+        tensors.append(TensorSource(parameter.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir(parents=True)
     save_adapter(tensors, method, Base.of(str(base), base), None, None, folder)
     return folder

@@ -9,11 +9,11 @@ from paddle import nn
 
 from families import FAMILIES as TINY
 from families import family_model
+from oarlock.families.registry import FAMILIES
 from oarlock.models.generate import generate_ids
-from oarlock.parallel.family_rules import FAMILIES
 
 NAMES = list(TINY)
-WITH_PREFIX = [name for name in NAMES if FAMILIES[name].past]
+WITH_PREFIX = [name for name in NAMES if FAMILIES[name].kv_axes]
 TOKENIZER = SimpleNamespace(eos_token_id=511, pad_token_id=0, bos_token_id=0)
 TEXT = [[9, 30, 41, 100, 7, 88, 33, 12], [400, 5, 17, 23, 310, 6, 44, 219]]
 ROWS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47], [3, 300, 12, 14]]

@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterator
 from typing import ClassVar
 
-import pytest
 from starlette.testclient import TestClient
 
-from oarlock.serve.front.options import FrontOptions
-from oarlock.serve.openai import app
-from oarlock.serve.openai.app import make_openai_app
-from oarlock.serve.triton.client import Part
+from oarlock.serve.config import ServeConfig
+from oarlock.serve.front.openai.app import make_openai_app
+from oarlock.serve.request import TokenChunk
+from oarlock.serve.triton.fields import write_request
+from oarlock.triton_repository.inputs import INPUTS
 
 HI = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
@@ -21,31 +21,29 @@ PYDANTIC = ("Input should", "valid dictionary", "Extra inputs", "Field required"
 
 
 class Recorder:
-    """In the place of a model: keeps what it is asked."""
+    """In the place of Triton: keeps the tensors that it is asked, as Python values, and the default length."""
 
     asked: ClassVar[list[tuple[dict, int | None]]] = []
 
-    def __init__(self, upstream, model):
-        self.asked.clear()
-
-    async def close(self):
-        pass
-
-    async def adapters(self):
+    async def list_adapters(self, model):
         return []
 
-    async def ask(self, values, default_tokens=None):
-        self.asked.append((values, default_tokens))
-        yield Part("ho", "stop", 3, 1)
+    async def generate(self, model, request):
+        values = {}
+        for name, tensor in write_request(request).items():
+            found = [item.decode() if isinstance(item, bytes) else item for item in tensor.tolist()]
+            values[name] = found if INPUTS[name].is_list else found[0]
+        assert values.pop("stream") is True
+        self.asked.append((values, request.sampling.default_tokens))
+        yield TokenChunk("ho", (5,), "stop", 3, 1)
 
 
 @contextlib.contextmanager
 def open_app() -> Iterator[TestClient]:
     """A client of the endpoint, whose model is a Recorder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "TritonClient", Recorder)
-        with TestClient(make_openai_app(FrontOptions("", "", "oarlock", ("oarlock",)), None)) as client:
-            yield client
+    Recorder.asked.clear()
+    with TestClient(make_openai_app(ServeConfig(), Recorder())) as client:
+        yield client
 
 
 def chat(api, **fields):

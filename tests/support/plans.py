@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oarlock.config import PretrainConfig, load_config
-from oarlock.parallel.family_rules import ModelSizes
+from oarlock.families.model_sizes import ModelSizes
 from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.plan import AXES, ParallelPlan
 

@@ -11,7 +11,7 @@ from oarlock.cpu_ranks.gathering import gather
 from oarlock.cpu_ranks.launch_channel import CHALLENGE, HELLO, PROOF, Channel, Frame
 from oarlock.cpu_ranks.meeting_point import MeetingPoint
 from oarlock.cpu_ranks.shared_memory import PAGE, Memory
-from oarlock.environment.processes import started_at
+from oarlock.environment.processes import process_start_time
 from oarlock.errors import OarlockError
 
 
@@ -33,7 +33,7 @@ class Meeting:
 
         def read(handed):
             self.got[rank] = [each.memory.map(0, PAGE).words[0] for each in handed]
-            assert {(each.pid, each.started) for each in handed} == {(os.getpid(), started_at(os.getpid()))}
+            assert {(each.pid, each.started) for each in handed} == {(os.getpid(), process_start_time(os.getpid()))}
 
         try:
             gather(point, memory, rank, world_size, time.monotonic() + wait_s, read)

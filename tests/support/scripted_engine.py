@@ -9,10 +9,11 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from oarlock.data.templates.chat_template import ChatTemplate
+from oarlock.sampling.params import SamplingParams
+from oarlock.serve.config import EngineConfig
 from oarlock.serve.engine.engine import Engine
-from oarlock.serve.engine.loading import Served
-from oarlock.serve.engine.prompts import hidden_tokens
-from oarlock.serve.engine.sampling_params import Answer, Limits, Prompt, Sampling
+from oarlock.serve.engine.loading import ServedModel, find_special_tokens
+from oarlock.serve.request import GenerationRequest, Prompt, join_chunks
 
 VOCABULARY = 300
 END = 0
@@ -29,7 +30,7 @@ class Letters:
         self.backend_tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
         self.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         self.backend_tokenizer.add_special_tokens(list(special.values()))
-        self.hidden = hidden_tokens(self)
+        self.hidden = find_special_tokens(self)
 
     def decode(self, ids, **_):
         return "".join(chr(token) for token in ids if token not in self.hidden)
@@ -69,7 +70,7 @@ class Script:
             self.fails(tokens)
             row = np.zeros(VOCABULARY, np.float32)
             row[(tokens[-1] + 1) % VOCABULARY] = np.nan if tokens[0] == 99 else 1
-            if feed.scored:
+            if feed.wants_logits:
                 rows.append(row)
         return np.stack(rows)
 
@@ -80,16 +81,24 @@ def build_engine(
     """Of the scripted decoder; END ends its answers."""
     letters = Letters(special)
     template = ChatTemplate("t", template, {}, tuple(special.values()), parsing == "all")
-    served = Served("script", decoder, letters, template, context, frozenset([END]), begin=begin, special_tokens=letters.hidden, parse_special_tokens=parsing)  # fmt: skip
-    return Engine(served, Limits(**limits))
+    served = ServedModel("script", decoder, letters, template, context, frozenset([END]), begin=begin, special_tokens=letters.hidden, parse_special_tokens=parsing)  # fmt: skip
+    return Engine(served, EngineConfig(**limits))
+
+
+class Answer:
+    """The chunks of an answer, and what they are together so far."""
+
+    def __init__(self):
+        self.chunks = []
+
+    def __getattr__(self, name):
+        if not self.chunks:
+            return {"text": "", "token_ids": [], "finish_reason": None, "error": ""}[name]
+        value = getattr(join_chunks(self.chunks), name)
+        return list(value) if name == "token_ids" else value
 
 
 def submit(engine, tokens, **how):
-    answer = Answer()
-    answer.pieces = []
-
-    def take(piece):
-        answer.add(piece)
-        answer.pieces.append(piece)
-
-    return engine.submit(Prompt(token_ids=tokens), Sampling(**how), take), answer
+    answer, prompt, sampling = Answer(), Prompt(token_ids=tokens), SamplingParams(**how)
+    GenerationRequest(prompt, sampling).check()
+    return engine.submit(prompt, sampling, answer.chunks.append), answer

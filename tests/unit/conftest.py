@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 
 import pytest
@@ -40,10 +39,10 @@ def ask_rest(upstream):
     """A request to the front's REST application, answered in this thread."""
     import httpx
 
-    from front_ports import OPTIONS
+    from front_ports import configure
     from oarlock.serve.front.rest.routes import make_rest_app
 
-    app = make_rest_app(dataclasses.replace(OPTIONS, max_body=100_000), upstream)
+    app = make_rest_app(configure(max_body=100_000), upstream)
 
     def ask(path, content=None, method=None, **headers):
         async def run():
@@ -69,14 +68,14 @@ def echo():
 @pytest.fixture(scope="module")
 def port(echo):
     """A port of `echo` behind the guard: bodies of up to 10,000 bytes, four requests of a client."""
-    from front_ports import GUARD_S, OPTIONS, running
+    from front_ports import GUARD_S, configure, running
     from oarlock.serve.front.admission import Admission
-    from oarlock.serve.front.http.server import guarded
+    from oarlock.serve.front.http.server import guard_app
     from oarlock.serve.front.keys import Keys
     from support.guarded_echo import error
 
-    options = dataclasses.replace(OPTIONS, max_body=10_000, body_seconds=GUARD_S)
-    with running(guarded(echo, options, Keys(), Admission(8, 4), error, open_paths=("/probe",)), options) as port:
+    options = configure(max_body=10_000, body_seconds=GUARD_S)
+    with running(guard_app(echo, options, Keys(), Admission(8, 4), error, open_paths=("/probe",)), options) as port:
         yield port
 
 

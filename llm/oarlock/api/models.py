@@ -12,7 +12,7 @@ from oarlock.files import require_empty
 if TYPE_CHECKING:
     from oarlock.export.checks.findings import Finding
     from oarlock.export.convert import Conversion
-    from oarlock.merge.verify import Proof
+    from oarlock.merge.verify import MergeProof
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 ExportTarget = Literal["hf", "vllm", "fastdeploy", "triton", "paddle-inference", "peft"]
@@ -44,7 +44,7 @@ def ask(
         ['river window']
     """
     import_paddle()
-    from oarlock.models.ask import ask_model
+    from oarlock.models.generate import ask_model
 
     return [answer for _, answer in ask_model(str(model), questions, max_new_tokens, base)]
 
@@ -85,9 +85,9 @@ def convert_model(
     import_paddle()
     set_paddlenlp_log_level("error")
     from oarlock.export.convert import ConvertOptions, convert
-    from oarlock.hub.model_names import local_folder
+    from oarlock.model_config.model_folder import find_model_folder
 
-    folder = local_folder(str(source), with_weights=True, allow_pickle=allow_pickle_weights)
+    folder = find_model_folder(str(source), with_weights=True, allow_pickle=allow_pickle_weights)
     return convert(folder, output, to, ConvertOptions(dtype, max_shard_bytes, proof, allow_pickle_weights))
 
 
@@ -101,7 +101,7 @@ def merge_adapters(
     max_shard_bytes: int = _SHARD_BYTES,
     proof: bool = True,
     allow_pickle_weights: bool = False,
-) -> Proof | None:
+) -> MergeProof | None:
     """Merge LoRA adapters into their base model, and prove that the result equals both.
 
     Args:
@@ -131,12 +131,12 @@ def merge_adapters(
     require_empty(output)
     import_paddle()
     set_paddlenlp_log_level("error")
-    from oarlock.hub.model_names import local_folder
     from oarlock.merge.merge import MergeOptions, merge
+    from oarlock.model_config.model_folder import find_model_folder
     from oarlock.peft.adapter_base import find_base
 
     if model:
-        base = local_folder(str(model), with_weights=True, allow_pickle=allow_pickle_weights)
+        base = find_model_folder(str(model), with_weights=True, allow_pickle=allow_pickle_weights)
     else:
         base = find_base(mix.parts[0].adapter, "Name it: --model BASE", allow_pickle=allow_pickle_weights)
     return merge(base, mix, output, MergeOptions(dtype, max_shard_bytes, proof, allow_pickle_weights))
@@ -181,11 +181,11 @@ def export_model(
         >>> export_model("vllm", "output/served", model="output/base", adapters=["output/lora"])
         PosixPath('output/served')
     """
-    from oarlock.export.request import Request, check_options, check_source
+    from oarlock.export.request import ExportRequest, check_options, check_source
     from oarlock.formats.links import check_links
     from oarlock.merge.inputs import AdapterMix
 
-    request = Request(
+    request = ExportRequest(
         target=target,
         model=str(model),
         output=Path(output),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from oarlock.config import FinetuneConfig, LoadedConfig, PretrainConfig
 from oarlock.config.load import load_options
+from oarlock.environment.paddle_import import import_paddle
 from oarlock.environment.signals import signals_restored
 from oarlock.errors import EnvironmentProblem, OarlockError, TrainingError, notify_failure_listeners
 from oarlock.formats.json_file import parse_json
@@ -18,7 +17,7 @@ from oarlock.formats.json_file import parse_json
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run left.
+    """The output of a run.
 
     Attributes:
         output_dir: folder of the trained model or adapter, the checkpoints and the logs.
@@ -67,12 +66,12 @@ def load_config(
 def pretrain(config: str | Path | LoadedConfig[PretrainConfig] | None = None, **options: Any) -> TrainingResult:
     """Pretrain a model, as `oarlock pretrain` does.
 
-    This process becomes rank 0 of a run with one rank. For several ranks, start the program that calls this with
-    `python -m paddle.distributed.launch` or `oarlock launch`. A run that was stopped resumes from its newest
-    checkpoint when it is called again with the same `output_dir`.
+    Called in a plain program or a notebook, the run has one rank. For several ranks, start a program that calls this
+    with `python -m paddle.distributed.launch` or `oarlock launch`. A call with the `output_dir` of a stopped run
+    resumes it from its newest checkpoint. Ctrl-C finishes the step, saves a checkpoint and returns.
 
-    A process can call this and `finetune` several times, one after the other, with the same number of ranks and on the
-    same device. The number of threads is that of the first call.
+    One process can call this and `finetune` several times in a row, on one device. What the first call sets up stays:
+    the number of threads, and the ranks with their parallel degrees.
 
     Args:
         config: a recipe (its name or its YAML file), or what `load_config` returned.
@@ -92,7 +91,7 @@ def pretrain(config: str | Path | LoadedConfig[PretrainConfig] | None = None, **
         >>> result.metrics[-1]["step"]
         100
     """  # fmt: skip
-    return _train(_load_config_once("pretrain", config, options), run_pretraining)
+    return _train(_load_config_once("pretrain", config, options))
 
 
 def finetune(config: str | Path | LoadedConfig[FinetuneConfig] | None = None, **options: Any) -> TrainingResult:
@@ -113,35 +112,22 @@ def finetune(config: str | Path | LoadedConfig[FinetuneConfig] | None = None, **
         >>> result.output_dir
         PosixPath('output/lora')
     """
-    return _train(_load_config_once("finetune", config, options), run_finetuning)
+    return _train(_load_config_once("finetune", config, options))
 
 
-def run_pretraining(loaded: LoadedConfig[PretrainConfig]) -> int:
-    """Pretrain in this process; returns the exit code."""
-    with _prepared(loaded):
-        from oarlock.train.pretrain import pretrain
-
-        return pretrain(loaded)
-
-
-def run_finetuning(loaded: LoadedConfig[FinetuneConfig]) -> int:
-    """Fine-tune in this process; returns the exit code."""
-    with _prepared(loaded):
-        from oarlock.train.finetune import finetune
-
-        return finetune(loaded)
-
-
-@contextlib.contextmanager
-def _prepared(loaded: LoadedConfig[Any]) -> Iterator[None]:
-    """Hold the output folder and import Paddle."""
+def run_training(loaded: LoadedConfig[Any]) -> int:
+    """Pretrain or fine-tune in this process, as its configuration says; returns the exit code."""
     from oarlock.train.output.lock import hold_output_lock
 
     with hold_output_lock(loaded.config.checkpoint.output_dir):  # before the seconds that importing Paddle takes
-        from oarlock.environment.paddle_import import import_paddle
-
         import_paddle(loaded.config.runtime.num_threads)
-        yield
+        if loaded.config.is_finetuning:
+            from oarlock.train.finetune import finetune
+
+            return finetune(loaded)
+        from oarlock.train.pretrain import pretrain
+
+        return pretrain(loaded)
 
 
 def _load_config_once(kind: Any, config: str | Path | LoadedConfig[Any] | None, options: dict[str, Any]) -> Any:
@@ -157,13 +143,13 @@ def _load_config_once(kind: Any, config: str | Path | LoadedConfig[Any] | None, 
     return config
 
 
-def _train(loaded: LoadedConfig[Any], run: Callable[[Any], int]) -> TrainingResult:
+def _train(loaded: LoadedConfig[Any]) -> TrainingResult:
     if threading.current_thread() is not threading.main_thread():
         raise EnvironmentProblem("training has to run in the main thread of a program: it handles SIGTERM and Ctrl-C")
     output_dir = Path(loaded.config.checkpoint.output_dir)
     with signals_restored():
         try:
-            run(loaded)
+            run_training(loaded)
         except OarlockError as error:
             notify_failure_listeners(error)
             raise

@@ -23,20 +23,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from oarlock.config.options import Check, OptionSpec, option, section_specs, shown
 
 OptionsT = TypeVar("OptionsT")
-_METAVARS = {int: "N", float: "N"}
+_METAVARS = {int: "N", float: "N", str: "TEXT", Path: "PATH"}
 
 
 @dataclass(frozen=True)
 class _Form:
-    """How a field is written on the command line."""
+    """The form of a field on the command line."""
 
     is_positional: bool
     metavar: str
@@ -95,7 +97,7 @@ AnyCommand = Command[Any] | CommandGroup | ConfigCommand
 
 @dataclass(frozen=True)
 class NoOptions:
-    """For a command without flags."""
+    """Options of a command that has none."""
 
 
 def flag(
@@ -107,6 +109,7 @@ def flag(
     unit: str = "",
     aliases: tuple[str, ...] = (),
     choices: tuple[str, ...] = (),
+    help: str = "",
 ) -> Any:
     """Declare a flag.
 
@@ -119,10 +122,12 @@ def flag(
         unit: what the number counts.
         aliases: other spellings.
         choices: the words it may be.
+        help: in place of the text under the field, for fields that are made by a program.
     """
-    return _declare(
+    declared = _declare(
         _Form(False, metavar, group, several, False), default, *checks, unit=unit, aliases=aliases, choices=choices
     )
+    return field(default=default, metadata={**declared.metadata, "help": help})
 
 
 def positional(
@@ -184,8 +189,10 @@ class CommandParser(argparse.ArgumentParser):
         self.set_defaults(command=command)
         forms = {item.name: item.metadata.get("form", _FLAG) for item in dataclasses.fields(command.options)}
         groups: dict[str, Any] = {"": self}
-        for name, spec in section_specs(command.options).items():
-            form = forms[name]
+        specs = section_specs(command.options)
+        own = [name for name in specs if name in command.options.__annotations__]
+        for name in dict.fromkeys((*own, *specs)):  # the flags that it inherits come last
+            spec, form = specs[name], forms[name]
             if form.help_from is not None:
                 spec = dataclasses.replace(spec, help=section_specs(form.help_from)[name].help)
             if form.group not in groups:
@@ -201,7 +208,7 @@ class _Removed(argparse.Action):
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Shows each flag once, with dashes."""
+    """Shows each flag once, with dashes, and keeps it on one line."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         spellings, action.option_strings = action.option_strings, [w for w in action.option_strings if "_" not in w]
@@ -209,6 +216,9 @@ class _HelpFormatter(argparse.HelpFormatter):
             return super()._format_action_invocation(action)
         finally:
             action.option_strings = spellings
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def add_commands(
@@ -260,7 +270,7 @@ def _add(parser: Any, spec: OptionSpec, form: _Form) -> None:
     settings["type"] = functools.partial(_read, spec)
     if spec.choices:
         settings["choices"] = spec.choices
-    elif form.metavar or spec.type in _METAVARS:
+    elif form.metavar or not form.is_positional:
         settings["metavar"] = form.metavar or _METAVARS[spec.type]
     if not is_required:
         settings["default"] = list(spec.default) if is_tuple else spec.default

@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from oarlock.cli.flags import flag
-
-
-def _is_file_size(gigabytes: float) -> str | None:
-    return None if round(gigabytes * 1e9) >= 1 else "is too small for the size of a file"
+from oarlock.config.options import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSize:
-    """How large weight files may be."""
+    """The flag for the size of weight files."""
 
-    max_shard_size: float = flag(5.0, _is_file_size, metavar="GB")
+    max_shard_size: float = flag(5.0, at_least(1e-9), metavar="GB")
     """Largest weight file."""
 
     @property
@@ -27,7 +24,7 @@ class ShardSize:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFlags(ShardSize):
-    """How weights are read, written and compared."""
+    """The flags for reading, writing and comparing weights."""
 
     dtype: str | None = flag(None, choices=("float32", "float16", "bfloat16"))
     """Type of the weights. Default: that of each weight in the source."""
@@ -36,8 +33,8 @@ class WeightFlags(ShardSize):
     allow_pickle_weights: bool = flag(False)
     """Read pytorch_model.bin or *.pdparams if there are no safetensors files."""
 
-    def weight_arguments(self) -> dict[str, Any]:
-        """These flags as arguments of the functions in oarlock.api.models."""
+    def to_arguments(self) -> dict[str, Any]:
+        """Convert the flags to arguments of the functions in oarlock.api.models."""
         return {
             "dtype": self.dtype,
             "max_shard_bytes": self.shard_bytes,

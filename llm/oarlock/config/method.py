@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from oarlock.config.options import at_least, between, more_than, option
 
+METHODS = ("lora", "qlora", "prefix_tuning", "p_tuning")
+
 
 @dataclass(frozen=True)
 class MethodSection:
@@ -73,5 +75,5 @@ class MethodSection:
     @property
     def chosen(self) -> list[str]:
         """The names of the methods that are switched on; QLoRA counts as one, with or without --lora."""
-        names = [name for name in ("lora", "qlora", "prefix_tuning", "p_tuning") if getattr(self, name)]
+        names = [name for name in METHODS if getattr(self, name)]
         return [name for name in names if not (name == "lora" and self.qlora)]

@@ -198,7 +198,10 @@ def _field_docs(cls: type) -> dict[str, str]:
     docs: dict[str, str] = {}
     for base in cls.__mro__[1:-1]:
         docs = _field_docs(base) | docs
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    try:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    except (OSError, TypeError):  # of make_dataclass(): the help is in the metadata
+        return docs
     assert isinstance(tree, ast.ClassDef)
     for statement, below in zip(tree.body, tree.body[1:], strict=False):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
@@ -258,7 +261,7 @@ def section_specs(section_class: type, section: str = "") -> dict[str, OptionSpe
             type=plain,
             optional=optional,
             default=item.default,
-            help=docs.get(item.name, ""),
+            help=item.metadata.get("help") or docs.get(item.name, ""),
             **{name: item.metadata[name] for name in _METADATA},
         )
     return specs

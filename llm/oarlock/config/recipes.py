@@ -9,10 +9,10 @@ from pathlib import Path
 
 from oarlock.errors import ConfigError
 from oarlock.formats.files import is_missing, read_text
-from oarlock.package_files import configs_folder
+from oarlock.package_files import find_configs
 
 _FOLDER = "recipes"
-_FIRST_LINE = re.compile(r"# (?P<method>.+?) of a (?P<model>\d+B model)(?P<how>.*?), (?P<gpus>\d+) GPUs?[:.]")
+_FIRST_LINE = re.compile(r"# (?P<method>.+?) of a \d+B model(?P<how>.*?), (?P<gpus>\d+) GPUs?[:.]")
 _MOST_BYTES = 1 << 16
 _LONGEST_NAME = 64
 
@@ -25,7 +25,6 @@ class Recipe:
         name: by which `oarlock pretrain` and `oarlock finetune` find it.
         command: "pretrain" or "finetune".
         method: what is trained and how, such as "LoRA".
-        model: the size of the model, such as "7B model".
         num_gpus: GPUs that it is made for.
     """
 
@@ -33,20 +32,18 @@ class Recipe:
     path: Path
     command: str
     method: str
-    model: str
     num_gpus: int
 
 
 def list_recipes() -> list[Recipe]:
     """All recipes that come with this version, by name."""
     found = []
-    for path in sorted((configs_folder() / _FOLDER).glob("*.yaml")):
+    for path in sorted((find_configs() / _FOLDER).glob("*.yaml")):
         line = read_text(path, limit=_MOST_BYTES, what="recipe").partition("\n")[0]
         words = _FIRST_LINE.match(line)
         assert words, f"{path}: the first line names the method, the model and the number of GPUs"
         command = "pretrain" if path.name.startswith("pretrain") else "finetune"
-        method, model = words["method"], words["model"] + words["how"]
-        found.append(Recipe(path.stem, path, command, method, model, int(words["gpus"])))
+        found.append(Recipe(path.stem, path, command, words["method"] + words["how"], int(words["gpus"])))
     return found
 
 
@@ -65,11 +62,11 @@ def find_recipe(word: str | Path) -> Path:
         return path
     if re.fullmatch(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)?", str(word)):
         for name in (f"{_FOLDER}/{word}.yaml", f"{word}.yaml"):
-            if (configs_folder() / name).is_file():
-                return configs_folder() / name
+            if (find_configs() / name).is_file():
+                return find_configs() / name
     if path.is_dir():
         return path  # what reads it says what is wrong
-    names = [recipe.stem for recipe in (configs_folder() / _FOLDER).glob("*.yaml")]
+    names = [recipe.stem for recipe in (find_configs() / _FOLDER).glob("*.yaml")]
     near = difflib.get_close_matches(str(word)[:_LONGEST_NAME], names, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]}? " if near else ". "
     raise ConfigError(

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from oarlock.config.options import at_least, between, degree, more_than, option
-
-FAMILIES = ("llama", "qwen2", "mistral", "gemma", "opt", "bloom", "chatglm", "chatglm_v2", "glm", "gptj")
+from oarlock.families.registry import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class ModelSection:
     tokenizer_name_or_path: str | None = option(None)
     """Tokenizer name or folder. Default: the model's own."""
 
-    model_type: str | None = option(None, choices=FAMILIES)
+    model_type: str | None = option(None, choices=tuple(FAMILIES))
     """Model family. Checked against the model's config.json; needed only if that file does not name one."""
 
     allow_pickle_weights: bool = option(False, may_change=True)

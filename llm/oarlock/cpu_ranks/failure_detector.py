@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from oarlock.cpu_ranks.shared_memory import PAGE, Area, Memory, fence
-from oarlock.environment.processes import started_at
+from oarlock.environment.processes import process_start_time
 from oarlock.errors import OarlockError, StoppedWithOthers, report
 
 SLICE_S = 0.5  # a waiting rank looks after the others this often
@@ -218,12 +218,12 @@ class Run:
 
     def _running(self, rank: int) -> bool:
         member = self.members[rank]
-        return started_at(member.pid) == member.started and member.board.words[_STATE] != _GOODBYE
+        return process_start_time(member.pid) == member.started and member.board.words[_STATE] != _GOODBYE
 
     def _look_for_dead(self) -> Failure | None:
         for rank, member in enumerate(self.members):
             # The process first: a goodbye said in between must count.
-            if started_at(member.pid) != member.started and member.board.words[_STATE] == _RUNNING:
+            if process_start_time(member.pid) != member.started and member.board.words[_STATE] == _RUNNING:
                 speaker = next((i for i in range(len(self.members)) if self._running(i)), self.rank)
                 pid = member.pid
                 message = f"rank {rank} (pid {pid}) died without a word (killed, perhaps out of memory)"

@@ -24,7 +24,7 @@ from oarlock.cpu_ranks.launch_channel import (
 )
 from oarlock.cpu_ranks.meeting_point import MeetingPoint, shares_processes, why_not
 from oarlock.cpu_ranks.shared_memory import Memory
-from oarlock.environment.processes import started_at
+from oarlock.environment.processes import process_start_time
 from oarlock.errors import EnvironmentProblem, OarlockError, StoppedWithOthers
 
 PROVE_S = 5.0  # for a connection to prove that it is a member's
@@ -46,7 +46,7 @@ Open = Callable[[list[Handed]], None]
 
 def itself(memory: Memory) -> Handed:
     """This process and its own memory."""
-    return Handed(os.getpid(), started_at(os.getpid()) or 0, memory)
+    return Handed(os.getpid(), process_start_time(os.getpid()) or 0, memory)
 
 
 def died(rank: int, pid: int) -> EnvironmentProblem:
@@ -200,7 +200,7 @@ class FirstRank:
             memory = Memory.received(descriptor)
         except EnvironmentProblem as problem:
             raise EnvironmentProblem(f"rank {rank} (pid {pid}): {problem}") from problem
-        started = started_at(pid)
+        started = process_start_time(pid)
         if started is None:
             raise died(rank, pid)
         self._found[rank] = Handed(pid, started, memory)
@@ -216,7 +216,7 @@ class FirstRank:
 
     def _gone(self, rank: int, problem: OarlockError) -> EnvironmentProblem:
         pid, started, _ = self._found[rank]
-        if started_at(pid) != started:
+        if process_start_time(pid) != started:
             return died(rank, pid)
         return EnvironmentProblem(f"rank {rank} (pid {pid}) does not go on with the start: {problem}")
 

@@ -21,7 +21,7 @@ from oarlock.cpu_ranks.launch_channel import (
 )
 from oarlock.cpu_ranks.meeting_point import MeetingPoint
 from oarlock.cpu_ranks.shared_memory import Memory
-from oarlock.environment.processes import started_at
+from oarlock.environment.processes import process_start_time
 from oarlock.errors import EnvironmentProblem, OarlockError, StoppedWithOthers
 
 _TELL_S = 5.0  # for rank 0 to say that the time is up, before the others do
@@ -110,7 +110,7 @@ def _take_all(channel: Channel, own: Memory, rank: int, world_size: int) -> list
         if frame.rank == 0 and frame.pid != channel.pid:
             os.close(descriptor)
             raise EnvironmentProblem(f"rank 0 is process {channel.pid} and calls itself {frame.pid}")
-        if started_at(frame.pid) != frame.started:
+        if process_start_time(frame.pid) != frame.started:
             os.close(descriptor)
             raise died(frame.rank, frame.pid)
         files.add(_file(memory))

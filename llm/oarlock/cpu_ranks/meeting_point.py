@@ -17,7 +17,7 @@ import stat
 import time
 from hashlib import blake2b
 
-from oarlock.environment.processes import peer_of
+from oarlock.environment.processes import find_peer
 from oarlock.errors import EnvironmentProblem, StoppedWithOthers
 
 SECRET_FILE = "OARLOCK_LAUNCH_SECRET_FILE"
@@ -157,7 +157,7 @@ def _secret() -> bytes:
 
 def why_not(connection: socket.socket) -> str | None:
     """Why the other end of a connection can't be a rank of this launch; None if it may be one."""
-    pid, user = peer_of(connection)
+    pid, user = find_peer(connection)
     if user != os.geteuid():
         return f"a process of user {user}"
     if not shares_processes(pid):

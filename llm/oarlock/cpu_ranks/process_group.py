@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from oarlock.compat.patch import AppliedPatches
+from oarlock.compat.patches import patches_of
 from oarlock.cpu_ranks.meeting_point import check_one_host, meeting_point
 from oarlock.cpu_ranks.point_to_point import Mailbox, Receive
 from oarlock.cpu_ranks.process_group_api import DONE, Done, GroupCollectives
@@ -24,6 +26,7 @@ from oarlock.environment.ranks import world_size
 _run: Ranks | None = None
 _number = itertools.count()
 _groups: weakref.WeakValueDictionary[int, CpuProcessGroup] = weakref.WeakValueDictionary()
+_applied = AppliedPatches()
 _made: Counter[int] = Counter()  # groups made so far with an id
 
 
@@ -38,18 +41,14 @@ def install(timeout_s: float = 600.0) -> None:
         EnvironmentProblem: as rendezvous.join(); or the ranks are on several machines.
         StoppedWithOthers: another rank tells why.
     """
-    import paddle.distributed.collective as collective
-    import paddle.distributed.parallel as parallel
-    from paddle.base import core
-
     global _run
     if _run is not None:
         _run.timeout_s = timeout_s
     elif world_size() > 1:
         check_one_host(global_rank())
         _run = join(meeting_point(), global_rank(), world_size(), timeout_s)
-    collective._new_process_group_impl = parallel._new_process_group_impl = _new_group
-    core.create_or_get_global_tcp_store = current_run  # what Paddle hands to _new_group as its store
+    if not _applied:  # Paddle passes what create_or_get_global_tcp_store returns to new_group as its store
+        _applied.apply(patches_of(__name__))
 
 
 def current_run() -> Ranks | None:
@@ -57,7 +56,7 @@ def current_run() -> Ranks | None:
     return _run
 
 
-def _new_group(
+def new_group(
     backend: str, store: Any, rank: int, world_size: int, group_name: str, pg_options: Any = None,
     group_id: int = 0, *_: Any, **__: Any,
 ) -> CpuProcessGroup:  # fmt: skip
@@ -71,12 +70,6 @@ def announce_failure(message: str) -> None:
     """
     if _run is not None:
         _run.announce(message)
-
-
-def goodbye() -> None:
-    """Tell the other ranks that this one ends as it should. Only os._exit needs it; Python's own exit does it."""
-    if _run is not None:
-        _run.goodbye()
 
 
 def groups() -> list[CpuProcessGroup]:

@@ -1,1 +1,1 @@
-"""The machine under a process: cores, ranks, memory, signals, the console, and how Paddle is imported."""
+"""The process and its machine: cores, ranks, memory, signals, the console, and the import of Paddle."""

@@ -11,14 +11,14 @@ from oarlock.environment.ranks import local_world_size
 
 
 def available_cores() -> int:
-    """Cores this process may use: its CPU affinity, cut by the container's quota (cgroup v2 or v1)."""
+    """Cores that this process may use: its CPU affinity, limited by the container's quota (cgroup v2 or v1)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota(Path("/sys/fs/cgroup"))
     return max(1, min(cores, math.ceil(quota)) if quota else cores)
 
 
 def _cgroup_quota(root: Path) -> float | None:
-    """The container's CPU limit in cores, or None where there is none."""
+    """The container's CPU limit in cores, or None."""
     with contextlib.suppress(OSError, ValueError):
         quota, period = (root / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
@@ -29,11 +29,10 @@ def _cgroup_quota(root: Path) -> float | None:
     return None
 
 
-def thread_share(requested: int | None = None) -> int:
-    """Threads for this process on a CPU.
+def choose_num_threads(requested: int | None = None) -> int:
+    """The number of CPU threads for this process: --num_threads, OMP_NUM_THREADS, or an even share of the cores.
 
-    --num_threads goes first, then OMP_NUM_THREADS, then an even share of the cores. Under Paddle's launcher
-    OMP_NUM_THREADS=1 is not the user's word (importing paddle in the launcher sets it), so the share is taken.
+    Under Paddle's launcher OMP_NUM_THREADS=1 is ignored: importing paddle in the launcher sets it, not the user.
     """
     if requested:
         return requested

@@ -1,9 +1,9 @@
-"""Which library multiplies float32 matrices on a CPU: the MKL or the oneDNN, both of which lie in Paddle's wheel.
+"""The library that multiplies float32 matrices on a CPU: MKL or oneDNN. Paddle's wheel contains both.
 
-Paddle asks MKL, whose version of 2019 runs its slowest code on processors that are not Intel's. There oarlock_gemm.so
-(custom_ops/common/onednn_gemm.cc) is put before it, and Paddle's own products and those of the fused operators are
-oneDNN's. Both give the same bits every time, but not the same as one another: a run records its library, and a resumed
-one keeps it.
+Paddle calls MKL, whose version of 2019 runs its slowest code on processors that are not Intel's. On these,
+oarlock_gemm.so (custom_ops/common/onednn_gemm.cc) is loaded in front of it, and Paddle and the fused operators multiply
+with oneDNN. Each library gives the same bits every time, but the two differ in the last bits. So a run records its
+library, and a resumed run keeps it.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ MKL, ONEDNN = "mkl", "onednn"
 TITLES = {MKL: "MKL", ONEDNN: "oneDNN"}
 VARIABLE = "OARLOCK_GEMM"
 LIBRARY = Path(__file__).resolve().parents[1] / "ops" / "oarlock_gemm.so"
-_HANDLE = "_ZN3phi7dynload16mklml_dso_handleE"  # of the library in which Paddle looks for products, by their names
+_HANDLE = "_ZN3phi7dynload16mklml_dso_handleE"  # of the library in which Paddle looks matrix products up by name
 
 _gemm: ctypes.CDLL | None = None
 
 
-def asked_for() -> str:
-    """What the environment's OARLOCK_GEMM says, "" where it says nothing.
+def requested_library() -> str:
+    """The library that the variable OARLOCK_GEMM requests, or "".
 
     Raises:
-        EnvironmentProblem: when it is neither of the two.
+        EnvironmentProblem: the variable names another library.
     """
     value = os.environ.get(VARIABLE, "").strip().lower()
     if value not in ("", *TITLES):
-        raise EnvironmentProblem(f"{VARIABLE}={value}: has to be {MKL} or {ONEDNN}, or left out")
+        raise EnvironmentProblem(f"{VARIABLE}={value}: must be {MKL} or {ONEDNN}, or unset")
     return value
 
 
 @functools.cache
-def processor() -> str:
-    """Its maker, as CPUID has it (GenuineIntel, AuthenticAMD, ...); "" where Linux does not say."""
+def processor_vendor() -> str:
+    """The processor's vendor as in CPUID (GenuineIntel, AuthenticAMD, ...), or "" if Linux does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -46,16 +46,17 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
-def best() -> str:
-    """The library for this processor; OARLOCK_GEMM goes first."""
-    return asked_for() or (MKL if processor() in ("", "GenuineIntel") else ONEDNN)
+def choose_library() -> str:
+    """The requested library, or the faster one on this processor."""
+    return requested_library() or (MKL if processor_vendor() in ("", "GenuineIntel") else ONEDNN)
 
 
-def use(library: str) -> str:
-    """Multiply by it from now on. Call it before the first product of the process: Paddle looks for its library once.
+def use_library(library: str) -> str:
+    """Multiply with a library from now on. Call this before the process's first matrix product: Paddle looks up its
+    library only once.
 
     Returns:
-        Why it can't be done; "" when it was. MKL is then used, as Paddle does by itself.
+        Why this is impossible, or "". If it is, Paddle multiplies with MKL.
     """
     global _gemm
     if _gemm is None:
@@ -64,15 +65,15 @@ def use(library: str) -> str:
         if not LIBRARY.exists():
             return f"{LIBRARY.name} is not built (`bash scripts/setup.sh` builds it, with g++)"
         try:
-            _gemm = _put_before_mkl()
+            _gemm = _load_before_mkl()
         except (OSError, ValueError, AttributeError) as error:
-            return f"{LIBRARY.name} does not load with this Paddle: {error}"
+            return f"{LIBRARY.name} can't be loaded with this Paddle: {error}"
     _gemm.oarlock_multiply_by_mkl(library == MKL)
     return ""
 
 
-def _put_before_mkl() -> ctypes.CDLL:
-    """In Paddle 3.3.1, which has loaded MKL when it was told its number of threads."""
+def _load_before_mkl() -> ctypes.CDLL:
+    """Point Paddle to oarlock_gemm.so. Paddle 3.3.1 loads MKL when its number of threads is set."""
     import paddle
 
     core = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libphi_core.so"))
@@ -85,10 +86,10 @@ def _put_before_mkl() -> ctypes.CDLL:
     return gemm
 
 
-def in_use() -> str:
-    """The library that Paddle multiplies by, as a product shows; "" where it is neither (on a GPU, or without MKL).
+def find_library_in_use() -> str:
+    """The library with which Paddle multiplies, found by a matrix product; "" for neither (GPU, or Paddle without MKL).
 
-    It is MKL, whatever use() was told, where Paddle had multiplied before.
+    It is MKL, whatever was requested, if Paddle had multiplied before.
     """
     import paddle
 
@@ -102,5 +103,5 @@ def in_use() -> str:
     before = _gemm.oarlock_num_products()
     ones = paddle.ones([8, 8], "float32")
     paddle.matmul(ones, ones)
-    passed = _gemm.oarlock_num_products() > before
-    return ONEDNN if passed and not _gemm.oarlock_multiplies_by_mkl() else MKL
+    went_through = _gemm.oarlock_num_products() > before
+    return ONEDNN if went_through and not _gemm.oarlock_multiplies_by_mkl() else MKL

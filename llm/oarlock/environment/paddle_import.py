@@ -1,9 +1,8 @@
-"""Importing Paddle quietly, with the right number of threads. Paddle is imported inside the functions only."""
+"""Importing Paddle without noise, and with the right number of threads. This module itself does not import Paddle."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import sys
@@ -12,10 +11,10 @@ from collections.abc import Iterator
 
 from oarlock.compat import lazy_imports
 from oarlock.environment import matmul_library
-from oarlock.environment.cpu import thread_share
+from oarlock.environment.cpu import choose_num_threads
 from oarlock.errors import EnvironmentProblem
 
-# Import-time and deprecation noise that no user can act on.
+# Import-time and deprecation warnings that users can do nothing about.
 _NOISE = (
     r"[\s\S]*No ccache found",
     r"[\s\S]*Setuptools is replacing distutils",
@@ -29,24 +28,24 @@ _threads: int | None = None
 
 
 def import_paddle(num_threads: int | None = None) -> int:
-    """Import paddle quietly, for the first time in this process, with its share of the cores and the library for matrix
-    products that is best on this processor; later calls do nothing.
+    """Import paddle with its share of the cores and the fastest matrix multiplication library of this processor.
 
-    paddlenlp, when it is imported after this, leaves out what training does not use (see oarlock.compat.lazy_imports).
+    Only the first call of a process does so. If paddlenlp is imported later, parts that training does not use are left
+    out until they are used (oarlock.compat.lazy_imports).
 
     Returns:
-        The number of threads it got. (Plain paddle leaves one in use: importing it sets OMP_NUM_THREADS=1.)
+        The number of threads. (`import paddle` alone leaves one, because it sets OMP_NUM_THREADS=1.)
     """
     global _threads
     if _threads is not None:
         return _threads
-    _threads = thread_share(num_threads)
-    best = matmul_library.best()
+    _threads = choose_num_threads(num_threads)
+    library = matmul_library.choose_library()
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     _silence()
     lazy_imports.install()
-    os.environ.pop("OMP_NUM_THREADS", None)  # any other value than 1 makes paddle print advice; it is set below
+    os.environ.pop("OMP_NUM_THREADS", None)  # values other than 1 make paddle print advice; it is set again below
     try:
         import paddle
     except ModuleNotFoundError as error:
@@ -54,10 +53,10 @@ def import_paddle(num_threads: int | None = None) -> int:
             f"{error.name} is not installed in this Python ({sys.executable}); `bash scripts/setup.sh` sets up .venv"
         ) from error
 
-    _silence()  # paddle puts filters of its own in front
+    _silence()  # again, because paddle inserts filters in front
     os.environ["OMP_NUM_THREADS"] = str(_threads)  # for child processes and OpenMP code loaded later
     paddle.base.core.set_num_threads(_threads)
-    matmul_library.use(best)
+    matmul_library.use_library(library)
     return _threads
 
 
@@ -67,22 +66,8 @@ def _silence() -> None:
 
 
 @contextlib.contextmanager
-def start_up_left_uncollected() -> Iterator[None]:
-    """Inside, Python's garbage collector leaves alone what is there now: half a million objects of imports and model.
-
-    They are here to stay, and to look through them again and again takes 1% of a small model's steps.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextlib.contextmanager
 def on_cpu() -> Iterator[None]:
-    """Make and run tensors on the CPU in here; the device is as before afterwards."""
+    """Use the CPU within this block, whatever the device is."""
     import paddle
 
     device = paddle.device.get_device()
@@ -95,7 +80,7 @@ def on_cpu() -> Iterator[None]:
 
 
 def set_paddlenlp_log_level(level: str) -> None:
-    """PaddleNLP's logger is chatty at its default; ours says what matters."""
+    """Set the level of PaddleNLP's and Paddle's loggers, which log too much by default."""
     from paddlenlp.utils.log import logger
 
     logger.set_level(level.upper())

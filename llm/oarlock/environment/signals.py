@@ -1,4 +1,4 @@
-"""SIGTERM, and child processes that end with their parent."""
+"""Ending on SIGTERM, and ending with the parent process."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import signal
 import sys
 from collections.abc import Iterator
 
-_LIBC = ctypes.CDLL(None)  # opened here: a child of a process with threads, before its exec, may do next to nothing
+_LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec, a child of a process with threads must not load it
 _terminated = _deferring = False
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM end the program through its `finally` blocks (for commands that write files)."""
+    """Make SIGTERM end the program by SystemExit, so its `finally` blocks run."""
     signal.signal(signal.SIGTERM, _on_sigterm)
 
 
 def note_sigterm() -> None:
-    """For programs with a handler of their own: the next stop_if_terminated() ends them."""
+    """Make the next stop_if_terminated() end the program. For programs with a handler of their own."""
     global _terminated
     _terminated = True
 
@@ -30,11 +30,11 @@ def _on_sigterm(*_: object) -> None:
 
 
 @contextlib.contextmanager
-def deferred_sigterm() -> Iterator[None]:
-    """In here SIGTERM takes effect at stop_if_terminated() alone, which has to be called often.
+def defer_sigterm() -> Iterator[None]:
+    """Within this block, SIGTERM takes effect only at stop_if_terminated(), which must be called often.
 
-    What a signal handler raises is lost when it interrupts a fork hook or a destructor, and leaves locks taken when it
-    interrupts a pool of processes.
+    An exception of a signal handler is lost if it interrupts a fork hook or a destructor, and leaves locks locked if it
+    interrupts a process pool.
     """
     global _deferring
     before, _deferring = _deferring, True
@@ -45,7 +45,7 @@ def deferred_sigterm() -> Iterator[None]:
 
 
 def stop_if_terminated() -> None:
-    """End the program if SIGTERM came (see deferred_sigterm)."""
+    """End the program if SIGTERM was received."""
     if _terminated:
         sys.exit(128 + signal.SIGTERM)
 
@@ -65,7 +65,7 @@ def signals_restored() -> Iterator[None]:
 
 
 def die_with_parent() -> None:
-    """Have the kernel end this process when its parent dies, SIGKILL included (Linux; elsewhere nothing happens)."""
+    """Make the kernel kill this process when its parent dies, even by SIGKILL. Linux only."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         _LIBC.prctl(pr_set_pdeathsig, signal.SIGKILL)

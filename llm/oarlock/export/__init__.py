@@ -1,1 +1,1 @@
-"""Out of the house: directories that other programs read, each proven."""
+"""Write model folders that other programs read, each proven equal to its source."""

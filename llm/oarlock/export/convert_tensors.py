@@ -1,7 +1,6 @@
-"""Every tensor of the converted model: its name there, and where its values come from.
+"""The tensors of a converted model: their names there, and how their values are read.
 
-In between stand the names and matrices of PaddleNLP's plain model on one card ([in, out], nothing fused), which both
-layouts are read as.
+Both layouts are mapped to the parameters of PaddleNLP's unfused model on one device, whose matrices are [in, out].
 """
 
 from __future__ import annotations
@@ -18,33 +17,34 @@ from paddle.base.framework import EagerParamBase
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
-from oarlock.merge.verify import TOLERANCES
-from oarlock.models.build import model_class
+from oarlock.model_config.load import find_model_class
 from oarlock.models.layer_offload import empty_model
-from oarlock.weights.layout import Holding, holdings
+from oarlock.models.open_weights import named
+from oarlock.models.proof import TOLERANCES
+from oarlock.weights.hf_names import hugging_face_names
+from oarlock.weights.layout import parameter_shards
 from oarlock.weights.safetensors_file import TensorSource
-from oarlock.weights.sources import FileSource, hugging_face_names, stored_dtype
-from oarlock.weights.unused_tensors import named
+from oarlock.weights.sources import FileSource, stored_dtype
 
 
 @dataclass(frozen=True)
-class Plain:
-    """A parameter of the plain model.
+class UnfusedParameter:
+    """A parameter of PaddleNLP's unfused model.
 
     Attributes:
-        name, shape: in PaddleNLP's plain model.
-        stored: what it is read from in the source, by the name the source gives it.
-        part: cuts it out of that, where it is fused with others.
+        name, shape: in that model.
+        stored: name of the source's tensor that holds it.
+        cut: slices it out of that tensor; None if the tensor holds nothing else.
     """
 
     name: str
     shape: tuple[int, ...]
     stored: str
-    part: Callable[[np.ndarray], np.ndarray] | None = None
+    cut: Callable[[np.ndarray], np.ndarray] | None = None
 
 
-def plain_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The same model with nothing fused."""
+def unfuse_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Return a copy of a configuration with unfused projections."""
     plain = copy.deepcopy(config)
     for name in ("fuse_attention_qkv", "fuse_attention_ffn"):
         if getattr(plain, name, False):
@@ -52,78 +52,72 @@ def plain_config(config: PretrainedConfig) -> PretrainedConfig:
     return plain
 
 
-def plain_parameters(source: FileSource, config: PretrainedConfig) -> list[Plain]:
-    """All parameters, each once, in the order in which the source is read fastest.
+def list_unfused_parameters(source: FileSource, config: PretrainedConfig) -> list[UnfusedParameter]:
+    """List all parameters in the order in which the source is read fastest.
 
     Raises:
-        ModelError: naming those that are missing or of another shape. (open_weights refuses those left over.)
+        ModelError: when one is missing or has another shape. (open_weights refuses unknown tensors.)
     """
-    held, plain = _held(config), plain_config(config)
-    stored = _parameters(held)
-    parts = {part.name: part for name, shape in stored.items() for part in parts_of(name, shape, config)}
-    fused = any(part.part is not None for part in parts.values())
-    wanted = shapes_of(plain) if fused else stored
+    stored = list_parameter_shapes(config)
+    parts = {part.name: part for name, shape in stored.items() for part in split_fused_parameter(name, shape, config)}
+    fused = any(part.cut is not None for part in parts.values())
+    wanted = list_parameter_shapes(unfuse_config(config)) if fused else stored
     lacking = [name for name in wanted if parts.get(name) is None or parts[name].stored not in source.shapes]
     if lacking:
         raise ModelError(f"{source.place}: {named(lacking, len(wanted))} missing; nothing was written")
     for name, shape in stored.items():
         found = source.shapes.get(name)
         if found is not None and found != shape:
-            raise ModelError(f"{source.place}: {name} is {list(found)}, config.json makes it {list(shape)}")
+            raise ModelError(f"{source.place}: {name} has shape {list(found)}, but by config.json it is {list(shape)}")
     order = {name: i for i, name in enumerate(source.shapes)}
     return sorted((parts[name] for name in wanted), key=lambda part: order[part.stored])
 
 
-def shapes_of(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """The parameters of PaddleNLP's model."""
-    return _parameters(_held(config))
-
-
-def _parameters(held: Sequence[Holding]) -> dict[str, tuple[int, ...]]:
-    return {holding.name: holding.block.shape for holding in held if isinstance(holding.tensor, EagerParamBase)}
-
-
-def _held(config: PretrainedConfig) -> list[Holding]:
-    return holdings(empty_model(model_class(config), config))
+def list_parameter_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Map the parameters of PaddleNLP's model to their shapes."""
+    held = parameter_shards(empty_model(find_model_class(config), config))
+    return {parameter.name: parameter.slice.shape for parameter in held if isinstance(parameter.tensor, EagerParamBase)}
 
 
 # fused inputs
 
 
-def parts_of(name: str, shape: tuple[int, ...], config: PretrainedConfig) -> Iterator[Plain]:
-    """What a parameter of the source's model is in the plain one."""
+def split_fused_parameter(name: str, shape: tuple[int, ...], config: PretrainedConfig) -> Iterator[UnfusedParameter]:
+    """Yield the unfused parameters that a parameter of the source's model holds."""
     layer, _, kind = name.rpartition(".")
     path, _, last = layer.rpartition(".")
     width = shape[-1] if shape else 0
     if last == "gate_up_fused_proj":  # [gate | up]
         for i, own in enumerate(("gate_proj", "up_proj")):
             half = slice(i * width // 2, (i + 1) * width // 2)
-            yield Plain(f"{path}.{own}.{kind}", (*shape[:-1], width // 2), name, partial(_columns, half))
+            yield UnfusedParameter(
+                f"{path}.{own}.{kind}", (*shape[:-1], width // 2), name, partial(_slice_columns, half)
+            )
     elif last == "qkv_proj":  # per head of keys and values: [its queries, key, value]
         groups = config.num_key_value_heads
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         queries = config.num_attention_heads // groups * head
         for own, begin, size in (("q", 0, queries), ("k", queries, head), ("v", queries + head, head)):
-            cut = partial(_of_groups, groups, slice(begin, begin + size))
-            yield Plain(f"{path}.{own}_proj.{kind}", (*shape[:-1], groups * size), name, cut)
+            cut = partial(_slice_groups, groups, slice(begin, begin + size))
+            yield UnfusedParameter(f"{path}.{own}_proj.{kind}", (*shape[:-1], groups * size), name, cut)
     else:
-        yield Plain(name, shape, name)
+        yield UnfusedParameter(name, shape, name)
 
 
-def _columns(which: slice, values: np.ndarray) -> np.ndarray:
+def _slice_columns(which: slice, values: np.ndarray) -> np.ndarray:
     return values[..., which]
 
 
-def _of_groups(groups: int, which: slice, values: np.ndarray) -> np.ndarray:
+def _slice_groups(groups: int, which: slice, values: np.ndarray) -> np.ndarray:
     each = values.reshape(*values.shape[:-1], groups, -1)[..., which]
     return each.reshape(*values.shape[:-1], -1)
 
 
-# the result
+# the converted model
 
 
-class InTurn:
-    """Reads stored tensors in the order in which they will be asked for, the next one while the last is written."""
+class OrderedReader:
+    """Reads tensors in an order known in advance: the next one is read while the last one is written."""
 
     def __init__(self, source: FileSource) -> None:
         self._source = source
@@ -131,21 +125,21 @@ class InTurn:
         self._thread = ThreadPoolExecutor(1)
         self._coming: Future[np.ndarray] | None = None
 
-    def __enter__(self) -> InTurn:
+    def __enter__(self) -> OrderedReader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(cancel_futures=True)
 
     def expect(self, names: Sequence[str]) -> None:
-        """What will be read, in this order."""
+        """Announce the tensors that will be read next, in their order."""
         self._names.extend(names)
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor, good until the next call."""
+        """Return a tensor. It is valid until the next call."""
         due = self._names.popleft()
         if due != name:
-            raise ValueError(f"{name} was asked for, {due} is next")
+            raise ValueError(f"{name} was requested, but {due} is next")
         values = self._source.read(name) if self._coming is None else self._coming.result()
         self._coming = None
         if self._source.read_ahead and self._names:
@@ -153,7 +147,7 @@ class InTurn:
         return values
 
 
-def converted_tensors(
+def list_converted_tensors(
     source: FileSource,
     config: PretrainedConfig,
     result: PretrainedConfig,
@@ -161,50 +155,50 @@ def converted_tensors(
     dtype: str | None,
     read: Callable[[str], np.ndarray],
 ) -> list[tuple[TensorSource, str]]:
-    """What is written, and what the source calls the tensor each is made of.
+    """List the tensors to write, each with the name of the source's tensor that it is made of.
 
     Args:
-        source: of the weights.
-        config: of the source.
-        result: of the result, with nothing fused.
+        source: the weights.
+        config: configuration of the source.
+        result: configuration of the result, unfused.
         to: "hf" or "paddle".
-        dtype: of float weights; None keeps each tensor's own.
-        read: gives a stored tensor when it is written.
+        dtype: type of float weights; None keeps that of each tensor.
+        read: reads a tensor of the source at the time it is written.
 
     Raises:
-        ModelError: when the source's weights are not those of the architecture, or one has no name there.
+        ModelError: when the source's weights are not those of the architecture, or one has no name in the result.
     """
-    parameters = plain_parameters(source, config)
-    names = names_there(result) if to == "hf" else {part.name: (part.name, False) for part in parameters}
+    parameters = list_unfused_parameters(source, config)
+    names = map_hf_names(result) if to == "hf" else {part.name: (part.name, False) for part in parameters}
     nameless = [part.name for part in parameters if part.name not in names]
     if nameless:
-        raise ModelError(f"{source.place}: {named(nameless, len(parameters))} without a name in Hugging Face's format")
+        raise ModelError(f"{source.place}: {named(nameless, len(parameters))} no name in Hugging Face's format")
     found: dict[str, tuple[TensorSource, str]] = {}
     for part in parameters:
-        name, turned = names[part.name]
+        name, transposed = names[part.name]
         own = stored_dtype(source, part.stored)
         target = dtype if dtype and own in TOLERANCES else own
-        shape = part.shape[::-1] if turned else part.shape
-        values = partial(_values, read, part, turned)
+        shape = part.shape[::-1] if transposed else part.shape
+        values = partial(_read_converted, read, part, transposed)
         found[name] = TensorSource(name, target, shape, values, cast=target != own), part.stored
     return list(found.values())
 
 
-def names_there(config: PretrainedConfig) -> dict[str, tuple[str, bool]]:
-    """PaddleNLP's name -> the one in Hugging Face's files, and whether the matrix is turned.
+def map_hf_names(config: PretrainedConfig) -> dict[str, tuple[str, bool]]:
+    """Map PaddleNLP's names to those in Hugging Face's files, with whether the matrix is transposed there.
 
     Raises:
-        ModelError: when PaddleNLP's table does something else to a tensor.
+        ModelError: when PaddleNLP changes a tensor in another way.
     """
     found = {}
-    for (name, *_), mapping in hugging_face_names(model_class(config), config):
+    for (name, *_), mapping in hugging_face_names(find_model_class(config), config):
         if mapping.action not in (None, "transpose"):
-            raise ModelError(f"{mapping.target_name}: PaddleNLP's {mapping.action!r} can't be undone")
+            raise ModelError(f"{mapping.target_name}: PaddleNLP's {mapping.action!r} can't be reversed")
         found[mapping.target_name] = (name, mapping.action == "transpose")
     return found
 
 
-def _values(read: Callable[[str], np.ndarray], part: Plain, turned: bool) -> np.ndarray:
+def _read_converted(read: Callable[[str], np.ndarray], part: UnfusedParameter, transposed: bool) -> np.ndarray:
     values = read(part.stored)
-    values = part.part(values) if part.part else values
-    return values.T if turned else values
+    values = part.cut(values) if part.cut else values
+    return values.T if transposed else values

@@ -1,4 +1,4 @@
-"""`oarlock export`: one directory for one kind of server, whole or not there, with what was proven in its manifest."""
+"""Export a model for a server, as a folder with a manifest that records the results of the proofs."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from oarlock.export.checks.check import check_model
 from oarlock.export.checks.findings import read_object
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.manifest import MANIFEST_FILE, read_manifest, write_manifest
-from oarlock.export.request import Request, adapter_names, check_source, template_of
+from oarlock.export.peft import export_peft
+from oarlock.export.request import ExportRequest, check_source, has_template, name_adapters
 from oarlock.export.servers import SERVERS
-from oarlock.export.start_scripts import ADAPTERS, START_FILE, adapter_ranks, write_start_script
+from oarlock.export.start_scripts import ADAPTERS, START_FILE, read_adapter_ranks, write_start_script
 from oarlock.export.static_graph import GRAPH, write_graph
-from oarlock.export.tokenizer_files import write_companions
+from oarlock.export.tokenizer_files import write_tokenizer_files
+from oarlock.export.triton import export_triton
 from oarlock.files import remove_folder
 from oarlock.formats.quoting import shell_word
-from oarlock.hub.model_names import local_folder
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
 from oarlock.model_config.load import read_config
+from oarlock.model_config.model_folder import find_model_folder
 from oarlock.models.build import ModelSource
 from oarlock.peft.adapter_folder import Base
-from oarlock.weights.save import save_config, whole_folder
+from oarlock.weights.save import create_model_folder, save_config
 
 logger = get_logger(__name__)
 
-_WHAT = "the export"
 
-
-def export(request: Request) -> None:
-    """Write what is asked for into request.output; nothing is left of an export that fails.
+def export(request: ExportRequest) -> None:
+    """Write the export into request.output. A failed export leaves nothing behind.
 
     Args:
         request: checked by check_options().
@@ -46,17 +46,17 @@ def export(request: Request) -> None:
     """
     mix = AdapterMix.open(request.adapters) if request.adapters else None
     name = request.model or (mix.base.name if mix else "")
-    base = local_folder(name, with_weights=True, allow_pickle=request.allow_pickle)
+    base = find_model_folder(name, with_weights=True, allow_pickle=request.allow_pickle)
     check_source(request, base)
     output = request.output.resolve()
     if request.target == "peft":
-        _export_adapter(request, base, output)
+        export_peft(request.adapters[0], output, str(base))
     elif request.target == "triton":
-        _export_repository(request, base, output)
+        export_triton(base, name_adapters(request.adapters), output, request.name)
     else:
         with (
-            _whole_model(request, base, mix) as (folder, facts),
-            whole_folder(output, _WHAT, (base, *request.adapters)) as result,
+            _merge_adapters(request, base, mix) as (folder, facts),
+            create_model_folder(output, "the export", (base, *request.adapters)) as result,
         ):
             facts |= {"target": request.target, "name": request.name}
             if request.converts:
@@ -64,14 +64,19 @@ def export(request: Request) -> None:
             else:
                 _write_graph(request, folder, result, facts)
             if mix is not None and not request.merges:
-                _keep_adapters(request, base, result, facts)
+                for adapter_name, adapter in name_adapters(request.adapters).items():
+                    (result / ADAPTERS).mkdir(exist_ok=True)
+                    export_peft(adapter, result / ADAPTERS / adapter_name, str(base))
+                facts["source"]["adapters"] = [str(adapter) for adapter in request.adapters]
             _finish(request, result, facts)
-    _say_what_next(request)
+    logger.info(f"{request.output}: {_describe_use(request)}")
 
 
 @contextmanager
-def _whole_model(request: Request, base: Path, mix: AdapterMix | None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The model to be written, merged into a folder beside the output where there are adapters; facts about it."""
+def _merge_adapters(
+    request: ExportRequest, base: Path, mix: AdapterMix | None
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the folder of the model to write, and facts for the manifest. A merged model is temporary."""
     source: dict[str, Any] = {"folder": str(base), "fingerprint": Base.of("", base).fingerprint}
     facts: dict[str, Any] = {"source": source, "proof": {}}
     if mix is None or not request.merges:
@@ -89,7 +94,7 @@ def _whole_model(request: Request, base: Path, mix: AdapterMix | None) -> Iterat
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_converted(request: Request, folder: Path, result: Path, facts: dict[str, Any]) -> None:
+def _write_converted(request: ExportRequest, folder: Path, result: Path, facts: dict[str, Any]) -> None:
     options = ConvertOptions(
         request.dtype, request.max_shard_bytes, request.proof, request.allow_pickle, says_places=False
     )
@@ -99,65 +104,42 @@ def _write_converted(request: Request, folder: Path, result: Path, facts: dict[s
     logger.info(f"{done.family}, {len(done.names)} weights, {done.num_bytes / 1e6:,.1f} MB, {done.dtype}")
 
 
-def _write_graph(request: Request, folder: Path, result: Path, facts: dict[str, Any]) -> None:
+def _write_graph(request: ExportRequest, folder: Path, result: Path, facts: dict[str, Any]) -> None:
     config = read_config(folder)
     proof = write_graph(ModelSource(folder, config, from_weights=True), result, request.allow_pickle)
     save_config(config, result)
-    write_companions(folder, "paddle", config, result)
+    write_tokenizer_files(folder, "paddle", config, result)
     facts["proof"]["graph"] = asdict(proof)
     facts |= {"family": config.model_type, "dtype": "float32", "disable_mkldnn": True}
 
 
-def _keep_adapters(request: Request, base: Path, result: Path, facts: dict[str, Any]) -> None:
-    from oarlock.export.peft import export_peft
-
-    for name, adapter in adapter_names(request.adapters).items():
-        (result / ADAPTERS).mkdir(exist_ok=True)
-        export_peft(adapter, result / ADAPTERS / name, str(base))
-    facts["source"]["adapters"] = [str(adapter) for adapter in request.adapters]
-
-
-def _finish(request: Request, result: Path, facts: dict[str, Any]) -> None:
-    """Start script, manifest, and the checker's word on a directory that a server reads."""
-    if not template_of(result):
-        logger.info("the model has no chat template: servers complete text, and refuse or improvise chats")
+def _finish(request: ExportRequest, result: Path, facts: dict[str, Any]) -> None:
+    """Write the start script and the manifest, and check the result by the server's rules."""
+    if not has_template(result):
+        logger.info("the model has no chat template: servers can complete text, but refuse chats or guess a template")
     if request.target in ("vllm", "fastdeploy"):
         config = read_object(result / "config.json")
         if isinstance(config, str):
             raise ModelError(f"{result / 'config.json'} {config}")
-        write_start_script(request.target, config, request.name, result, adapter_ranks(result))
+        write_start_script(request.target, config, request.name, result, read_adapter_ranks(result))
     known = {}
-    if (result / MANIFEST_FILE).is_file():  # of the conversion: its hashes hold
+    if (result / MANIFEST_FILE).is_file():  # written by the conversion, whose hashes are still right
         known = {name: about["sha256"] for name, about in read_manifest(result)["files"].items()}
     write_manifest(result, known=known, **facts)
     if request.converts:
         findings = check_model(result, request.target)
         if findings:
-            listed = "\n".join(f"  {finding.text()}" for finding in findings)
-            raise ModelError(f"{SERVERS[request.target].title} would not serve this; nothing was written:\n{listed}")
+            listed = "\n".join(f"  {finding.to_line()}" for finding in findings)
+            raise ModelError(
+                f"{SERVERS[request.target].title} could not serve the result; nothing was written:\n{listed}"
+            )
 
 
-def _export_adapter(request: Request, base: Path, output: Path) -> None:
-    from oarlock.export.peft import export_peft
-
-    export_peft(request.adapters[0], output, str(base))
-
-
-def _export_repository(request: Request, base: Path, output: Path) -> None:
-    from oarlock.export.triton import export_triton
-
-    export_triton(base, adapter_names(request.adapters), output, request.name)
-
-
-def _say_what_next(request: Request) -> None:
-    output = request.output
+def _describe_use(request: ExportRequest) -> str:
     if request.target in ("vllm", "fastdeploy"):
-        logger.info(f"{output}: start it with `bash {shell_word(output / START_FILE)}`")
-    elif request.target == "triton":
-        logger.info(f"{output}: start it with `oarlock serve {shell_word(output)}`")
-    elif request.target == "paddle-inference":
-        logger.info(
-            f"{output}: {GRAPH}.json and {GRAPH}.pdiparams for paddle.inference (call disable_mkldnn() on a CPU)"
-        )
-    else:
-        logger.info(f"{output}: exported")
+        return f"start it with `bash {shell_word(request.output / START_FILE)}`"
+    if request.target == "triton":
+        return f"start it with `oarlock serve {shell_word(request.output)}`"
+    if request.target == "paddle-inference":
+        return f"{GRAPH}.json and {GRAPH}.pdiparams for paddle.inference (call disable_mkldnn() on a CPU)"
+    return "exported"

@@ -1,4 +1,4 @@
-"""Which weights Hugging Face's files of a model have: PaddleNLP's empty model, under its names there."""
+"""Compare stored weights with those that a config.json implies, by Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from oarlock.environment.paddle_import import on_cpu
-from oarlock.export.convert_tensors import plain_config, shapes_of
-from oarlock.model_config.load import config_of
-from oarlock.model_config.size_check import check_stored, least_parameters
-from oarlock.models.build import model_class
+from oarlock.export.convert_tensors import list_parameter_shapes, unfuse_config
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.model_config.load import find_model_class, make_config
+from oarlock.model_config.size_check import count_least_parameters
 from oarlock.models.memory_check import check_tables
-from oarlock.parallel.family_rules import ModelSizes
-from oarlock.weights.sources import hugging_face_names
+from oarlock.weights.hf_names import hugging_face_names
+from oarlock.weights.sources import check_stored
 
-# Checked on their own (a server may know more), or without a say in names and shapes.
+# Checked elsewhere (a server may support more), or without influence on names and shapes.
 _NO_WEIGHTS = (
     "rope_scaling",
     "rope_parameters",
@@ -27,10 +27,12 @@ _NO_WEIGHTS = (
 
 @dataclass(frozen=True)
 class Differences:
-    """Between the weights of a directory and those of its architecture; names, sorted.
+    """Differences between the weights of a folder and those of its architecture, as sorted names.
 
     Attributes:
-        shapes: names with both shapes.
+        missing: names that the architecture has and the folder has not.
+        left_over: names that only the folder has.
+        shapes: names with both shapes, where they differ.
     """
 
     missing: list[str]
@@ -39,24 +41,24 @@ class Differences:
 
 
 def compare_names(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]]) -> Differences:
-    """Compare what config.json implies with what is stored.
+    """Compare the weights that config.json implies with the stored ones.
 
     Args:
-        config: its content.
+        config: content of config.json.
         stored: name -> shape.
 
     Raises:
-        ModelError: when config.json makes no model, or the family has no names in Hugging Face's format.
+        ModelError: when config.json describes no model, or the family has no names in Hugging Face's format.
     """
-    ours = plain_config(config_of({k: v for k, v in config.items() if k not in _NO_WEIGHTS}, "config.json"))
+    ours = unfuse_config(make_config({k: v for k, v in config.items() if k not in _NO_WEIGHTS}, "config.json"))
     with on_cpu():
         check_tables(ours, "config.json")
         elements = sum(math.prod(shape) for shape in stored.values())
-        if ModelSizes.of(ours).num_layers > len(stored) or least_parameters(ours) > 4 * elements:
-            check_stored(ours, stored, "config.json")  # it is not about single tensors then
-        own = shapes_of(ours)
+        if ModelSizes.from_config(ours).num_layers > len(stored) or count_least_parameters(ours) > 4 * elements:
+            check_stored(ours, stored, "config.json")  # raises: the whole model differs
+        own = list_parameter_shapes(ours)
     missing, shapes, used = [], [], set()
-    for names, mapping in hugging_face_names(model_class(ours), ours):
+    for names, mapping in hugging_face_names(find_model_class(ours), ours):
         if mapping.target_name not in own:
             continue
         name = next((name for name in names if name in stored), None)

@@ -1,4 +1,4 @@
-"""What an exported folder is, written into it: where it comes from, the hash of every file, and what was proven."""
+"""The manifest of an exported folder: its source, the hash of every file, and the results of the proofs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FileFacts(TypedDict):
 
 
 class ExportManifest(TypedDict):
-    """The content of oarlock_export.json: what readers go by; `source` and `proof` are for people."""
+    """The fields of oarlock_export.json that programs read. `source` and `proof` are for people."""
 
     format: int
     files: dict[str, FileFacts]
@@ -42,15 +42,15 @@ class ExportManifest(TypedDict):
 
 
 def write_manifest(folder: Path, known: Mapping[str, str] | None = None, **facts: Any) -> dict[str, Any]:
-    """Write oarlock_export.json for what is in a folder now.
+    """Write oarlock_export.json for the current content of a folder.
 
     Args:
-        known: SHA-256 of files that need not be read again (those that were just written), by their path in the folder.
-        facts: source, target, proof, ...: anything JSON can hold. A "template" is added from the folder's
-            chat_template.jinja where none is given.
+        known: SHA-256 of files that were just written and are not read again, by their path in the folder.
+        facts: source, target, proof and so on, as JSON values. "template" defaults to the content of
+            chat_template.jinja.
 
     Returns:
-        The content written: format, the facts, files (path -> bytes and sha256), versions.
+        The content: format, the facts, files (path -> bytes and sha256), versions.
     """
     folder, known = Path(folder), known or {}
     files = {}
@@ -66,25 +66,25 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None, **facts
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The content of a folder's manifest.
+    """Read the manifest of a folder.
 
     Raises:
-        ModelError: when there is none, or it is not one this version reads.
+        ModelError: when there is none, or this version can't read it.
     """
     path = Path(folder) / MANIFEST_FILE
     content = read_json_if_there(path, ExportManifest, limit=INDEX_BYTES, extra="allow")
     if content is None:
-        raise ModelError(f"{folder}: no {MANIFEST_FILE} in this folder: `oarlock` did not export it")
+        raise ModelError(f"{folder}: no {MANIFEST_FILE} in this folder, so `oarlock` did not export it")
     if content["format"] != _FORMAT:
-        raise ModelError(f"{path}: format {content['format']}, this version reads {_FORMAT}")
+        raise ModelError(f"{path}: format {content['format']}; this version reads {_FORMAT}")
     for name in content["files"]:
         if not is_plain_path(name):
-            raise ModelError(f"{path}: files: {name!r} is not the name of a file in this folder")
+            raise ModelError(f"{path}: files: {name!r} is not a path in this folder")
     return dict(content)
 
 
-def changed_files(folder: Path) -> list[str]:
-    """One sentence for each file that is no longer what the manifest says, or is gone.
+def find_changed_files(folder: Path) -> list[str]:
+    """Describe each file that differs from the manifest or is missing, in one sentence.
 
     Raises:
         ModelError: when there is no manifest.
@@ -95,9 +95,9 @@ def changed_files(folder: Path) -> list[str]:
             with open_inside(folder, name) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size != about["bytes"]:
-                    found.append(f"{name} has {size:,} bytes, the manifest says {about['bytes']:,}")
+                    found.append(f"{name} has {size:,} bytes, but {about['bytes']:,} in the manifest")
                 elif stream_sha256(file) != about["sha256"]:
-                    found.append(f"{name} has another SHA-256 than the manifest says")
+                    found.append(f"{name} has another SHA-256 than in the manifest")
         except ModelError as error:
             gone = not os.path.lexists(Path(folder) / name)
             found.append(f"{name} is missing" if gone else f"{name} can't be read ({error})")

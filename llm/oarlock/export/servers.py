@@ -7,14 +7,10 @@ both need a GPU. transformers is run by the tests of oarlock.export.convert.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from oarlock.errors import ModelError
-from oarlock.model_config.hf_fields import WORDS
-from oarlock.parallel.family_rules import FAMILIES
-
-_TRANSFORMERS = tuple(FAMILIES[family].model for family in WORDS)  # vLLM has all of them too
+from oarlock.families.registry import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -23,15 +19,12 @@ class Server:
 
     Attributes:
         title: its name in sentences.
-        architectures: that it runs.
-        notes: architecture -> what to know about it there.
         only_torch_dtype: `dtype` in config.json means another layout to it.
-        reader: what happens to a weight that it does not expect, or misses.
+        unknown: what happens to a weight that it does not expect.
+        missing: what happens to a weight that is not there.
     """
 
     title: str
-    architectures: tuple[str, ...]
-    notes: Mapping[str, str] = field(default_factory=dict)
     only_torch_dtype: bool = False
     unknown: str = "it stops with an error"
     missing: str = "it stops with an error"
@@ -40,15 +33,12 @@ class Server:
 SERVERS = {
     "hf": Server(
         "transformers",
-        _TRANSFORMERS,
         unknown="it is ignored with a warning",
         missing="it gets random values with a warning",
     ),
-    "vllm": Server("vLLM", _TRANSFORMERS),
+    "vllm": Server("vLLM"),
     "fastdeploy": Server(
         "FastDeploy 2.x",
-        ("Qwen2ForCausalLM", "LlamaForCausalLM"),
-        notes={"LlamaForCausalLM": "FastDeploy has no Llama of its own and runs it through PaddleFormers, more slowly"},
         only_torch_dtype=True,
         unknown="it is skipped in silence",
         missing="it keeps random values, in silence",
@@ -60,15 +50,25 @@ TARGETS = (*SERVERS, TRITON, "paddle-inference", "peft")
 SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a model or an adapter: it becomes part of addresses
 
 
+def architectures_of(server: str) -> tuple[str, ...]:
+    """The architectures of Oarlock's families that a server can run."""
+    return tuple(family.architecture for family in FAMILIES.values() if server in family.servers)
+
+
+def server_note(server: str, architecture: str) -> str:
+    """What to know about an architecture on a server, or ""."""
+    return next((f.server_notes.get(server, "") for f in FAMILIES.values() if f.architecture == architecture), "")
+
+
 def check_architecture(server: str, architecture: str) -> None:
     """Refuse a model that a server can't run.
 
     Raises:
         ModelError: naming those it can.
     """
-    about = SERVERS[server]
-    if architecture not in about.architectures:
+    if architecture not in architectures_of(server):
+        model = architecture or "a model without an architecture"
         raise ModelError(
-            f"--target {server}: {about.title} does not run {architecture or 'a model without an architecture'} (of "
-            f"Oarlock's families it runs {', '.join(about.architectures)})"
+            f"--target {server}: {SERVERS[server].title} does not run {model} (of Oarlock's families it "
+            f"runs {', '.join(architectures_of(server))})"
         )

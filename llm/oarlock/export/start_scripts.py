@@ -1,6 +1,6 @@
-"""The start script beside an exported model: ports and flags as variables at its top.
+"""Write the start script of an exported model, with its ports and settings as variables at the top.
 
-What stands in it comes from a config.json, so from whoever wrote the model: it is typed, and quoted for the shell.
+Its values come from a config.json, so from the author of the model: they are checked, and quoted for the shell.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 
 from oarlock.errors import ModelError
 from oarlock.export.checks.findings import read_object, shown_value
-from oarlock.export.servers import SERVED_NAME, SERVERS
+from oarlock.export.servers import SERVED_NAME, SERVERS, server_note
 from oarlock.files import PEFT_FILE
 from oarlock.formats.quoting import shell_word
 
 START_FILE = "start.sh"
-ADAPTERS = "adapters"  # folder of the adapters kept beside a model
+ADAPTERS = "adapters"  # folder of the adapters that are exported next to a model
 LENGTHS = ("max_position_embeddings", "n_positions", "seq_length")
-_DEFAULT_LENGTH = 2048  # Bloom's positions have no end
+_DEFAULT_LENGTH = 2048  # Bloom has no largest position
 MOST_LENGTH, _MOST_RANK = 1 << 31, 1 << 16
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -61,81 +61,84 @@ ADAPTERS=({modules})
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 
 
-def start_script(target: str, config: Mapping[str, Any], name: str, adapters: Mapping[str, int] | None = None) -> str:
-    """The text of start.sh for vLLM or FastDeploy. Every value in it is typed and quoted.
+def format_start_script(
+    target: str, config: Mapping[str, Any], name: str, adapters: Mapping[str, int] | None = None
+) -> str:
+    """Format start.sh for vLLM or FastDeploy. Every value in it is checked and quoted.
 
     Args:
+        target: "vllm" or "fastdeploy".
         config: content of the exported config.json.
-        name: under which clients ask for the model.
-        adapters: name of each adapter kept in ADAPTERS beside the model -> its rank.
+        name: name of the model for clients.
+        adapters: name of each adapter in the folder ADAPTERS -> its rank.
 
     Raises:
-        ModelError: naming the field of config.json, the name or the rank that can't stand in it.
+        ModelError: when a field of config.json, a name or a rank is malformed.
     """
     server, adapters = SERVERS[target], adapters or {}
     for word in (name, *adapters):
         if not SERVED_NAME.fullmatch(word):
-            raise ModelError(f"{word!r} can't be the name of a served model or adapter: use letters, digits, . _ -")
+            raise ModelError(f"{word!r} can't be the name of a served model or adapter; use letters, digits, . _ -")
     named = config.get("architectures")
-    note = server.notes.get(named[0], "") if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    note = server_note(target, named[0]) if isinstance(named, list) and named and isinstance(named[0], str) else ""
     lora = flags = ""
     if adapters:
         modules = " ".join(f'{shell_word(word)}="$MODEL"/{shell_word(f"{ADAPTERS}/{word}")}' for word in adapters)
-        rank = max(_whole(f"{PEFT_FILE}, r", rank, _MOST_RANK) for rank in adapters.values())
+        rank = max(_check_whole_number(f"{PEFT_FILE}, r", rank, _MOST_RANK) for rank in adapters.values())
         rank = next((size for size in _VLLM_RANKS if size >= rank), rank)
         lora = _LORA.format(rank=shell_word(rank), modules=modules)
         flags = ' \\\n  --enable-lora --max-lora-rank "$MAX_RANK" --lora-modules "${ADAPTERS[@]}"'
     body = (_VLLM if target == "vllm" else _FASTDEPLOY).format(
         name=shell_word(name),
-        dtype=shell_word(_dtype(config)),
-        length=shell_word(model_length(config) or _DEFAULT_LENGTH),
+        dtype=shell_word(_read_dtype(config)),
+        length=shell_word(read_max_length(config) or _DEFAULT_LENGTH),
         lora=lora,
         lora_flags=flags,
     )
     return _HEAD.format(title=server.title, target=target, note=f"\n# {note}." if note else "") + body
 
 
-def model_length(config: Mapping[str, Any]) -> int | None:
-    """How many tokens a model takes, by its config.json; None where that does not say.
+def read_max_length(config: Mapping[str, Any]) -> int | None:
+    """Read the largest number of tokens from a config.json; None if it has no such field.
 
     Raises:
-        ModelError: when the field is no such number.
+        ModelError: when the field is malformed.
     """
     field = next((key for key in LENGTHS if config.get(key) is not None), None)
-    return None if field is None else _whole(f"config.json, {field}", config[field], MOST_LENGTH)
+    return None if field is None else _check_whole_number(f"config.json, {field}", config[field], MOST_LENGTH)
 
 
-def adapter_ranks(folder: Path) -> dict[str, int]:
-    """Name of each adapter kept beside a model -> its rank, as its adapter_config.json has it.
+def read_adapter_ranks(folder: Path) -> dict[str, int]:
+    """Read the rank of each adapter that is exported next to a model from its adapter_config.json.
 
     Raises:
-        ModelError: where that is no such number.
+        ModelError: when a rank is malformed.
     """
     found = {}
     for path in sorted((folder / ADAPTERS).glob("*")):
         config, place = read_object(path / PEFT_FILE), f"{ADAPTERS}/{path.name}/{PEFT_FILE}"
         if isinstance(config, str):
             raise ModelError(f"{place}: the file {config}")
-        found[path.name] = _whole(f"{place}, r", config.get("r"), _MOST_RANK)
+        found[path.name] = _check_whole_number(f"{place}, r", config.get("r"), _MOST_RANK)
     return found
 
 
 def write_start_script(
     target: str, config: Mapping[str, Any], name: str, folder: Path, adapters: Mapping[str, int] | None = None
 ) -> None:
-    """Write start.sh (see start_script)."""
+    """Write start.sh into a folder; the other arguments are those of format_start_script()."""
     path = folder / START_FILE
-    path.write_text(start_script(target, config, name, adapters), encoding="utf-8")
+    path.write_text(format_start_script(target, config, name, adapters), encoding="utf-8")
     path.chmod(0o755)
 
 
-def _whole(place: str, value: Any, most: int) -> int:
+def _check_whole_number(place: str, value: Any, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ModelError(f"{place}: it has to be a whole number from 1 to {most:,}; it is {shown_value(value)}")
+        raise ModelError(f"{place}: must be a whole number from 1 to {most:,}; it is {shown_value(value)}")
     return value
 
 
-def _dtype(config: Mapping[str, Any]) -> str:
+def _read_dtype(config: Mapping[str, Any]) -> str:
     value = config.get("torch_dtype", "auto")
     if value not in _DTYPES:
         raise ModelError(f"config.json, torch_dtype: {shown_value(value)} is not one of {', '.join(_DTYPES)}")

@@ -1,4 +1,4 @@
-"""A Triton model repository that needs nothing but the packages of its requirements.txt.
+"""Export a Triton model repository that needs only the packages of its requirements.txt.
 
     oarlock/        config.pbtxt, 1/model.py        the engine: streams (decoupled), Triton's generate fields
             1/model/, 1/adapters/NAME/, 1/lib/      weights, tokenizer and template; LoRA adapters; this package
@@ -6,8 +6,8 @@
     oarlock_infer/  config.pbtxt, 1/model.py        one request, one response
     requirements.txt, oarlock_export.json
 
-The last two ask the first one inside of Triton, so that one engine answers all. FastDeploy Serving 1.x reads the same
-layout; its Triton (21.10) is too old for decoupled Python models.
+The last two pass requests on to the first one inside Triton, so one engine answers all. FastDeploy Serving 1.x reads
+the same layout, but its Triton (21.10) is too old for decoupled Python models.
 """
 
 from __future__ import annotations
@@ -21,35 +21,37 @@ from typing import TYPE_CHECKING
 from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.errors import ModelError
 from oarlock.export.manifest import write_manifest
-from oarlock.export.requirements import REQUIREMENTS_FILE, requirements_text
+from oarlock.export.requirements import REQUIREMENTS_FILE, format_requirements
 from oarlock.export.servers import SERVED_NAME
 from oarlock.files import file_sha256, new_folder, require_empty
-from oarlock.model_config.load import read_config
-from oarlock.models.build import model_class
-from oarlock.models.folder_files import ADAPTER_FILES, MODEL_FILES, readers_of, take
+from oarlock.model_config.load import find_model_class, read_config
 from oarlock.models.load_finetuned import check_base
+from oarlock.models.open_weights import open_weights
 from oarlock.peft.adapter_folder import Base
 from oarlock.peft.open_adapter import open_lora
-from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
+from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, template_config
 from oarlock.triton_repository.model_code import PACKAGE, TEMPLATES
-from oarlock.weights.pickles import open_weights
+from oarlock.weights.folder_files import ADAPTER_FILES, MODEL_FILES, find_readers, link_files
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-# What the models that only pass requests on import of this package.
+# The modules of this package that the two relaying models import.
 _RELAY_MODULES = (
-    *("__init__.py", "errors.py", "model_config/__init__.py", "model_config/sampling_ranges.py"),
-    *("serve/__init__.py", "serve/engine/__init__.py", "serve/engine/sampling_params.py", "serve/triton/__init__.py"),
-    *("serve/triton/fields.py", "serve/triton/fastdeploy_json.py", "serve/triton/relay.py"),
+    *("__init__.py", "errors.py", "sampling/__init__.py", "sampling/ranges.py", "sampling/params.py"),
+    *("triton_repository/__init__.py", "triton_repository/inputs.py", "serve/__init__.py", "serve/request.py"),
+    *("serve/triton/__init__.py", "serve/triton/fields.py", "serve/triton/fastdeploy_json.py", "serve/triton/relay.py"),
 )
+# Of this package, what no server needs; a wheel has all of it inside.
+_NOT_SERVED = ("__pycache__", "*.pyc", "configs", "entrypoints")
 
 
 @dataclass(frozen=True)
 class TritonExport:
-    """What was written.
+    """A written repository.
 
     Attributes:
+        folder: of the repository.
         models: names of the Triton models.
         files: path in the folder -> SHA-256.
     """
@@ -60,34 +62,35 @@ class TritonExport:
 
 
 def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name: str = "oarlock") -> TritonExport:
-    """Write a model repository; nothing is left of an export that fails.
+    """Write a model repository. A failed export leaves nothing behind.
 
-    Weights are hard links where the file system can, copies elsewhere.
+    Weights are hard links if the file system supports them, otherwise copies.
 
     Args:
-        model: a model folder (Paddle's or Hugging Face's layout) with its tokenizer.
-        adapters: LoRA adapters of this model, by the names that clients use.
-        name: of the streaming model.
+        model: model folder in either layout, with its tokenizer.
+        adapters: LoRA adapters of this model, by their names for clients.
+        output: folder to write. It must not exist yet.
+        name: name of the streaming model.
 
     Raises:
         ModelError: when something is missing, does not belong together, or can't be written.
-        EnvironmentProblem: without `tritonclient`, whose protobuf the configurations are checked against.
+        EnvironmentProblem: `tritonclient` is not installed; its protobuf checks the configurations.
     """
     model, output = Path(model), Path(output).resolve()
-    configs = {folder: _config(folder, name, tuple(adapters)) for folder in _model_names(name)}
+    configs = {folder: _config(folder, name, tuple(adapters)) for folder in _name_models(name)}
     _check(model, adapters, name)
     require_empty(output)
     try:
-        with new_folder(output, readers_of(model, *map(Path, adapters.values()))) as folder:
+        with new_folder(output, find_readers(model, *map(Path, adapters.values()))) as folder:
             for own, config in configs.items():
                 _write_model(folder / config.name, own, config)
             version = folder / name / "1"
-            take(model, version / "model", MODEL_FILES)
+            link_files(model, version / "model", MODEL_FILES)
             sources = {version / "model": model}
             for adapter, place in adapters.items():
-                take(Path(place), version / "adapters" / adapter, ADAPTER_FILES)
+                link_files(Path(place), version / "adapters" / adapter, ADAPTER_FILES)
                 sources[version / "adapters" / adapter] = Path(place)
-            (folder / REQUIREMENTS_FILE).write_text(requirements_text(), encoding="utf-8")
+            (folder / REQUIREMENTS_FILE).write_text(format_requirements(), encoding="utf-8")
             hashes = {
                 path.relative_to(folder).as_posix(): file_sha256(path)
                 for path in sorted(folder.rglob("*"))
@@ -103,7 +106,7 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
                     "fingerprint": Base.of("", model).fingerprint,
                     "adapters": [{"name": adapter, "folder": str(place)} for adapter, place in adapters.items()],
                 },
-                proof={"same_files": _same_files(folder, sources, hashes)},
+                proof={"same_files": _count_same_files(folder, sources, hashes)},
                 template=template.read_text(encoding="utf-8") if template.is_file() else None,
             )
     except OSError as error:
@@ -111,14 +114,14 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
     return TritonExport(output, tuple(config.name for config in configs.values()), hashes)
 
 
-def _model_names(name: str) -> dict[str, str]:
-    """Folder of the template -> name in the repository."""
+def _name_models(name: str) -> dict[str, str]:
+    """Map the folder of each template to the name of its model in the repository."""
     return {own: own.replace("oarlock", name, 1) for own in ("oarlock", "oarlock_json", "oarlock_infer")}
 
 
 def _config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
-    config = read_triton_config(TEMPLATES / own / TRITON_CONFIG)
-    config.name = _model_names(name)[own]
+    config = template_config(own)
+    config.name = _name_models(name)[own]
     if own == "oarlock":
         config.parameters["adapters"].string_value = " ".join(adapters)
     else:
@@ -129,19 +132,19 @@ def _config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
 def _check(model: Path, adapters: Mapping[str, Path], name: str) -> None:
     for word, what in ((name, "model"), *((adapter, "adapter") for adapter in adapters)):
         if not SERVED_NAME.fullmatch(word):
-            raise ModelError(f"{word!r} can't be the name of the {what}: letters, digits, '.', '_' and '-' can")
-    if set(adapters) & {name, *_model_names(name).values()}:
+            raise ModelError(f"{word!r} can't be the name of the {what}; use letters, digits, . _ -")
+    if set(adapters) & {name, *_name_models(name).values()}:
         raise ModelError(f"an adapter can't have the name of the model, {name!r}")
     if not (model / "config.json").is_file():
-        raise ModelError(f"{model}: no config.json in this folder: not a model")
+        raise ModelError(f"{model}: no config.json in this folder, so it is not a model")
     if not has_tokenizer(model):
         raise ModelError(f"{model}: no tokenizer in this folder; a server needs one")
     config = read_config(model)
-    open_weights(model, model_class(config), config).close()  # refuses what the model does not compute with
+    open_weights(model, find_model_class(config), config).close()  # refuses what the model does not compute with
     base = Base.of(str(model), model) if adapters else None
     for place in adapters.values():
         assert base is not None
-        check_base(open_lora(place, "served beside a base").base, base)
+        check_base(open_lora(place, "served").base, base)
 
 
 def _write_model(folder: Path, own: str, config: ModelConfig) -> None:
@@ -151,19 +154,18 @@ def _write_model(folder: Path, own: str, config: ModelConfig) -> None:
     shutil.copyfile(TEMPLATES / own / "model.py", version / "model.py")
     library = version / "lib" / "oarlock"
     if own == "oarlock":
-        ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "configs", "entrypoints")
-        shutil.copytree(PACKAGE, library, ignore=ignored)
+        shutil.copytree(PACKAGE, library, ignore=shutil.ignore_patterns(*_NOT_SERVED))
     else:
         for module in _RELAY_MODULES:
             (library / module).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PACKAGE / module, library / module)
 
 
-def _same_files(folder: Path, sources: Mapping[Path, Path], hashes: Mapping[str, str]) -> int:
-    """How many files there are of the model and its adapters, every one with the bytes of its source.
+def _count_same_files(folder: Path, sources: Mapping[Path, Path], hashes: Mapping[str, str]) -> int:
+    """Count the files of the model and its adapters, after comparing each with its source.
 
     Raises:
-        ModelError: when one has not.
+        ModelError: when one differs.
     """
     count = 0
     for target, source in sources.items():

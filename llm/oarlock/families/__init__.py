@@ -1,1 +1,1 @@
-"""Model families."""
+"""One file of plain data per model family. Nothing here imports Paddle."""

@@ -1,4 +1,4 @@
-"""Open and read files that others named or wrote: regular files alone, and never more bytes than agreed."""
+"""Opening and reading untrusted files: only regular files, and never more bytes than a limit."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ _KINDS = (
 
 
 def open_regular(path: str | Path, *, error: type[OarlockError] = ModelError) -> BinaryIO:
-    """Open a file for reading; links are followed, and anything but a regular file is refused without waiting for it.
+    """Open a regular file for reading. Links are followed. Pipes and devices are refused without blocking.
 
     Raises:
-        OarlockError: of the class given, naming the path and what is wrong with it.
+        OarlockError: of class `error`, with the path and the reason.
     """
     if "\0" in os.fspath(path):
         raise error(f"{_printable(path)}: a path can't hold a NUL character")
     try:
-        _check_regular(path, os.stat(path).st_mode, error)  # before: opening a device may already do something
+        _check_regular(
+            path, os.stat(path).st_mode, error
+        )  # checked before opening, because opening a device can have effects
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, UnicodeError) as problem:
         raise error(f"{_printable(path)}: {why(problem)}") from problem
     try:
-        _check_regular(path, os.fstat(descriptor).st_mode, error)  # after: it may have been replaced in between
+        _check_regular(path, os.fstat(descriptor).st_mode, error)  # and after, because the file may have been replaced
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -41,20 +43,20 @@ def open_regular(path: str | Path, *, error: type[OarlockError] = ModelError) ->
 
 
 def read_bytes(path: str | Path, *, limit: int, what: str = "file", error: type[OarlockError] = ModelError) -> bytes:
-    """The whole content of a regular file.
+    """Read the content of a regular file.
 
     Args:
-        limit: the most bytes that it may have.
-        what: what it should be, for the message about a file that is too large.
+        limit: largest size in bytes.
+        what: the kind of file, for the message about one that is too large.
 
     Raises:
-        OarlockError: of the class given; also for a file that is missing.
+        OarlockError: of class `error`, also if the file is missing.
     """
     with open_regular(path, error=error) as file:
         size = os.fstat(file.fileno()).st_size
         if size <= limit:
             try:
-                content = file.read(limit + 1)  # it may grow meanwhile, and the size of some is 0 (/proc)
+                content = file.read(limit + 1)  # it may grow meanwhile, and files in /proc report size 0
             except OSError as problem:
                 raise error(f"{_printable(path)}: {why(problem)}") from problem
             if len(content) <= limit:
@@ -64,10 +66,10 @@ def read_bytes(path: str | Path, *, limit: int, what: str = "file", error: type[
 
 
 def read_text(path: str | Path, *, limit: int, what: str = "file", error: type[OarlockError] = ModelError) -> str:
-    """As read_bytes, of a text in UTF-8, with or without its mark (BOM).
+    """Read a text file in UTF-8, with or without a byte order mark. Arguments as in read_bytes.
 
     Raises:
-        OarlockError: also for bytes that are no UTF-8, with their line.
+        OarlockError: also for bytes that are not UTF-8, with their line.
     """
     content = read_bytes(path, limit=limit, what=what, error=error)
     try:
@@ -78,7 +80,7 @@ def read_text(path: str | Path, *, limit: int, what: str = "file", error: type[O
 
 
 def is_missing(path: str | Path) -> bool:
-    """Whether nothing has this name. A link to nothing has it, so reading that is an error with a reason."""
+    """Whether nothing has this name. A dangling link has it: reading that is an error with a reason."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -89,10 +91,10 @@ def is_missing(path: str | Path) -> bool:
 
 
 def why(problem: OSError | ValueError) -> str:
-    """The reason of a failed system call, in words."""
+    """Describe the reason of a failed system call."""
     if isinstance(problem, OSError):
         if problem.errno == errno.ELOOP:
-            return "its links lead in a circle"
+            return "its symbolic links form a loop"
         return problem.strerror or type(problem).__name__
     return "the name can't be written in the file system's encoding"
 

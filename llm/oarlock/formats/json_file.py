@@ -1,4 +1,4 @@
-"""Read a JSON file of others: bounded in size and depth, each field once, finite numbers, then checked by a schema."""
+"""Reading untrusted JSON: bounded size and depth, no duplicate fields, finite numbers, and a schema."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ if TYPE_CHECKING:
 
 Checked = TypeVar("Checked")
 
-# What files of each kind may have at most. The largest that are published: a config.json of 100 KB, an index of 15 MB
-# (a hundred thousand experts), a tokenizer of 40 MB.
+# Size limits for each kind of file. The largest published ones: a config.json of 100 KB, an index of 15 MB (a hundred
+# thousand experts), a tokenizer of 40 MB.
 CONFIG_BYTES = 4 << 20
 INDEX_BYTES = 64 << 20
 TOKENIZER_BYTES = 256 << 20
-DEEPEST = 64  # levels; tokenizers have 8
-MOST_CONTAINERS = (
-    2_000_000  # objects and lists, 64 bytes each at least; the merges of the largest tokenizer are 600,000
-)
-LONGEST_NUMBER = 40  # digits of a whole number; 64 bits have 20. Python takes seconds for a million
+MAX_DEPTH = 64  # levels; tokenizers have 8
+# Objects and lists, of at least 64 bytes each. The merges of the largest tokenizer are 600,000.
+MAX_CONTAINERS = 2_000_000
+MAX_DIGITS = 40  # of an integer; 64 bits have 20. Python takes seconds to parse a million digits
 _MOST_PROBLEMS = 1000
 _WITH_ELEMENTS = ("list", "tuple", "set", "frozenset", "dict")
 _ENCODINGS = {
-    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16: its mark begins with that of UTF-16
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark is a prefix of this one
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
@@ -46,11 +45,11 @@ _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 class _Refused(ValueError):
-    """Something that JSON's grammar or Python would take, and that no file here may hold."""
+    """Content that JSON's grammar or Python would accept, and that is refused here."""
 
 
 class _Doubled(_Refused):
-    """A field that stands twice in one object."""
+    """A duplicate field in an object."""
 
 
 def read_json(
@@ -59,23 +58,23 @@ def read_json(
     *,
     error: type[OarlockError] = ModelError,
     limit: int = CONFIG_BYTES,
-    depth: int = DEEPEST,
-    containers: int = MOST_CONTAINERS,
+    depth: int = MAX_DEPTH,
+    containers: int = MAX_CONTAINERS,
     extra: Literal["allow", "ignore", "forbid"] | None = None,
 ) -> Checked:
-    """The content of a file as its schema describes it.
+    """Read a file and check it against a schema.
 
     Args:
-        schema: a dataclass, a TypedDict, a type such as dict[str, int]; types are not converted ("5" is no int).
-            `dict[str, Any]` takes any object.
-        limit: the most bytes that the file may have.
-        depth: the most levels of objects and lists in one another.
-        containers: the most objects and lists of all levels.
-        extra: what becomes of fields that the schema does not name; by default what the schema says, and where it says
-            nothing they are left out.
+        schema: a dataclass, a TypedDict, or a type such as dict[str, int]. Types are not converted: "5" is not an int.
+            `dict[str, Any]` accepts any object.
+        limit: largest size of the file in bytes.
+        depth: largest nesting depth of objects and lists.
+        containers: largest number of objects and lists.
+        extra: how to treat fields that the schema does not name. By default the schema decides; if it does not say,
+            they are left out.
 
     Raises:
-        OarlockError: of the class given, naming file, line, field and what is right; also for a file that is missing.
+        OarlockError: of class `error`, with file, line, field and what would be right. Also if the file is missing.
     """
     content = read_bytes(path, limit=limit, what="JSON file of this kind", error=error)
     return parse_json(
@@ -89,10 +88,10 @@ def read_json_if_there(
     *,
     error: type[OarlockError] = ModelError,
     limit: int = CONFIG_BYTES,
-    depth: int = DEEPEST,
+    depth: int = MAX_DEPTH,
     extra: Literal["allow", "ignore", "forbid"] | None = None,
 ) -> Checked | None:
-    """As read_json; None where nothing has this name (a link to nothing is an error)."""
+    """Read a file as read_json does. Return None if it is missing; a dangling link is an error."""
     if is_missing(path):
         return None
     return read_json(path, schema, error=error, limit=limit, depth=depth, extra=extra)
@@ -115,14 +114,14 @@ def parse_json(
     *,
     error: type[OarlockError] = ModelError,
     limit: int = CONFIG_BYTES,
-    depth: int = DEEPEST,
-    containers: int = MOST_CONTAINERS,
+    depth: int = MAX_DEPTH,
+    containers: int = MAX_CONTAINERS,
     extra: Literal["allow", "ignore", "forbid"] | None = None,
 ) -> Any:
-    """As read_json, of a text; without a schema whatever JSON it is.
+    """Parse a JSON text as read_json does. Without a schema, any JSON is accepted.
 
     Args:
-        name: stands before :line in messages.
+        name: the name of the text in messages, before :line.
     """
     content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if len(content) > limit:
@@ -147,7 +146,7 @@ def _decoded(content: bytes, name: str, error: type[OarlockError]) -> str:
 def _check_nesting(
     content: bytes, text: str, name: str, depth: int, containers: int, error: type[OarlockError]
 ) -> None:
-    """Refuse what is too deep or has too many parts before anything is built of it."""
+    """Refuse too much nesting, or too many objects and lists, before any of them is built."""
     if content.count(b"[") + content.count(b"{") <= depth:
         return
     levels, found = nesting(content)
@@ -158,7 +157,7 @@ def _check_nesting(
 
 
 def nesting(content: bytes) -> tuple[int, int]:
-    """How many levels deep the objects and lists of a JSON text lie in one another, and how many there are."""
+    """Return the nesting depth of a JSON text, and its number of objects and lists."""
     brackets = _STRING.sub(b"", content).translate(None, _NOT_BRACKETS)
     levels = max(itertools.accumulate(map(_STEP.__getitem__, brackets)), default=0)
     return levels, brackets.count(b"[") + brackets.count(b"{")
@@ -173,7 +172,7 @@ def _parsed(text: str, name: str, error: type[OarlockError]) -> Any:
             _check_characters(found)
     except _Doubled as problem:
         line = doubled_line(text)
-        raise error(f"{name}{f':{line}' if line else ''}: {problem} stands twice in one object") from problem
+        raise error(f"{name}{f':{line}' if line else ''}: {problem} appears twice in one object") from problem
     except _Refused as problem:
         where = line_of_text(text, problem.args[1])
         raise error(f"{name}:{where}: {problem.args[0]}") from problem
@@ -185,9 +184,9 @@ def _parsed(text: str, name: str, error: type[OarlockError]) -> Any:
 
 
 def line_of_text(text: str, part: str) -> int:
-    """The line on which a part of a text begins, in small letters or large; the first where it is not found."""
-    # Of a part of megabytes the beginning is enough, and a pattern of that size would take seconds.
-    place = re.search(re.escape(part[: LONGEST_NUMBER + 1]), text, re.IGNORECASE)
+    """Return the line on which `part` begins, ignoring case, or 1 if it is not found."""
+    # The beginning of a long part is enough; a pattern of megabytes would take seconds.
+    place = re.search(re.escape(part[: MAX_DIGITS + 1]), text, re.IGNORECASE)
     return text.count("\n", 0, place.start() if place else 0) + 1
 
 
@@ -199,21 +198,21 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def doubled_field(pairs: list[tuple[str, Any]]) -> str:
-    """The first field of an object that stands in it more than once, in words for a message."""
+    """Name the first duplicate field of an object, for a message."""
     twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
     return f"field {twice[:200]!r}"
 
 
 def _whole(digits: str) -> int:
-    if (count := len(digits.lstrip("-"))) > LONGEST_NUMBER:
-        raise _Refused(f"a whole number of {count:,} digits (at most {LONGEST_NUMBER} are read)", digits)
+    if (count := len(digits.lstrip("-"))) > MAX_DIGITS:
+        raise _Refused(f"an integer of {count:,} digits (at most {MAX_DIGITS} are read)", digits)
     return int(digits)
 
 
 def _finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise _Refused(f"{digits[:40]} is larger than any number here", digits)
+        raise _Refused(f"{digits[:40]} is too large for a number", digits)
     return number
 
 
@@ -222,7 +221,7 @@ def _no_number(word: str) -> NoReturn:
 
 
 def _check_characters(found: Any) -> None:
-    """Refuse halves of surrogate pairs, which no text holds and no file can be written with."""
+    """Refuse lone surrogates, which can't be encoded in UTF-8."""
     left = [found]
     while left:
         item = left.pop()
@@ -236,7 +235,7 @@ def _check_characters(found: Any) -> None:
                 item.encode("utf-8")
             except UnicodeEncodeError as problem:
                 escape = f"\\u{ord(item[problem.start]):04x}"
-                raise _Refused(f"{escape} is half a character (a lone surrogate)", escape) from None
+                raise _Refused(f"{escape} is a lone surrogate", escape) from None
 
 
 def check_content(
@@ -247,10 +246,10 @@ def check_content(
     error: type[OarlockError] = ModelError,
     extra: Literal["allow", "ignore", "forbid"] | None = None,
 ) -> Checked:
-    """Content that was read elsewhere, as its schema describes it; see read_json.
+    """Check parsed content against a schema, as read_json does.
 
     Raises:
-        OarlockError: of the class given, naming the field and what is right.
+        OarlockError: of class `error`, with the field and what would be right.
     """
     from pydantic_core import ValidationError
 
@@ -272,7 +271,7 @@ def _validator(schema: Any) -> SchemaValidator:
 
 
 def _stopping(schema: Any) -> Any:
-    """A schema whose lists and mappings stop at their first wrong element: a million of them take a gigabyte."""
+    """Make lists and mappings of a schema stop at their first error: a million errors take a gigabyte."""
     if isinstance(schema, list | tuple):
         return type(schema)(_stopping(part) for part in schema)
     if not isinstance(schema, dict):
@@ -298,11 +297,11 @@ def _checked(
     from oarlock.formats.messages import what_is_right
 
     try:
-        # Of text, not of `found`: only then do lists become the tuples, and objects the dataclasses, of a schema.
+        # Validates the text, not `found`: only then are lists converted to tuples and objects to dataclasses.
         return cast(Checked, _validator(cast(Any, schema)).validate_json(text.encode(), strict=True, extra=extra))
     except ValidationError as problem:
         if problem.error_count() > _MOST_PROBLEMS:
-            raise error(f"{name}: {problem.error_count():,} fields are wrong, or do not belong here") from problem
+            raise error(f"{name}: {problem.error_count():,} fields are wrong or unknown") from problem
         field, sentence, more = what_is_right(problem, found)
         line = line_of(text, field)
         raise error(f"{name}{f':{line}' if line else ''}: {sentence}{more}") from problem

@@ -1,4 +1,4 @@
-"""Where in a JSON text something stands: walked over again, when an error has to name the line."""
+"""Finding the line of a field in a JSON text, for error messages."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+', re.DOTALL)
 
-_LONGEST = 1 << 23  # characters; walking over more takes seconds
+_MAX_CHARACTERS = 1 << 23  # scanning more takes seconds
 
 Field = tuple[str | int, ...]
 
 
 def fields_with_lines(text: str) -> Iterator[tuple[Field, int]]:
-    """Every field and element of a valid JSON text with the line that it begins on, in their order."""
+    """Yield every field and element of a valid JSON text in order, with the line that it begins on."""
     path: list[str | int] = []
-    kinds: list[str] = []  # the brackets that are open
+    kinds: list[str] = []  # open brackets
     line, counted, key = 1, 0, ""
     for token in _TOKEN.finditer(text):
         line += text.count("\n", counted, token.start())
@@ -41,8 +41,8 @@ def fields_with_lines(text: str) -> Iterator[tuple[Field, int]]:
 
 
 def line_of(text: str, field: Field) -> int:
-    """The line of a field of a valid JSON text; 0 for the whole, and where looking for it takes too long."""
-    if not field or len(text) > _LONGEST:
+    """Return the line of a field in a valid JSON text. 0 for the root, or if the text is too long to search."""
+    if not field or len(text) > _MAX_CHARACTERS:
         return 0
     if "\n" not in text:
         return 1
@@ -50,8 +50,8 @@ def line_of(text: str, field: Field) -> int:
 
 
 def doubled_line(text: str) -> int:
-    """The line of the first field of a JSON text that its object has already; 0 where looking takes too long."""
-    if len(text) > _LONGEST:
+    """Return the line of the first duplicate field in a JSON text, or 0 if the text is too long to search."""
+    if len(text) > _MAX_CHARACTERS:
         return 0
     if "\n" not in text:
         return 1
@@ -65,12 +65,12 @@ def doubled_line(text: str) -> int:
                 return line
             seen[-1].add(place)
     except (ValueError, IndexError, RecursionError):
-        pass  # not valid further on: the parser met the doubled one before that
+        pass  # invalid further on; the parser reported the duplicate before that
     return 0
 
 
 def too_deep_line(text: str, depth: int) -> int:
-    """The line on which the first bracket beyond a depth stands."""
+    """Return the line of the first bracket that exceeds a nesting depth."""
     level = 0
     for token in _TOKEN.finditer(text):
         if token[0] in "[{":

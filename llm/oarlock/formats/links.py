@@ -1,11 +1,10 @@
-"""Links in folders that come from outside: followed inside the folder, refused by name where they lead out of it.
+"""Symbolic links in untrusted folders: followed inside the folder, refused if they lead out of it.
 
-The folder itself may be a link, since its user chose it. A cache of huggingface_hub (AI Studio's is made like it) keeps
-a model's files as snapshots/REVISION/FILE -> ../../blobs/HASH: such a link is followed inside of that cache. Hard links
-are files.
+The folder itself may be a link, since the user chose it. The cache of huggingface_hub (and AI Studio's) keeps a model's
+files as snapshots/REVISION/FILE -> ../../blobs/HASH. Such links are followed inside that cache. Hard links are files.
 
-The check of a folder comes before its files are read. Who can write into the folder can change it in between: what is
-copied is therefore opened first and asked for its own place afterwards (open_inside), which leaves no such gap.
+A folder is checked before its files are read. Someone who can write into the folder could change it in between. Files
+that are copied are therefore opened first and located afterwards (open_inside), which leaves no such gap.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ from oarlock.errors import ModelError, OarlockError
 from oarlock.formats.files import open_regular
 
 _CACHED = re.compile(r"(models|datasets|spaces)--.+")  # a repository in a cache
-_MOST_ENTRIES = 100_000  # of a folder that are looked at, those nearest to its top first; what is read lies there
+_MAX_ENTRIES = 100_000  # checked in a folder, nearest to its top first, where the files that are read are
 _OWN: dict[Path, tuple[Path, ...]] = {}
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What is found in a folder and does not belong there.
+    """An entry of a folder that is refused.
 
     Attributes:
-        path: as it is reached from the folder that was given.
+        path: its path from the folder that was given.
         reason: what it is, and where it leads.
     """
 
@@ -41,45 +40,45 @@ class Foreign:
     reason: str
 
     def text(self) -> str:
-        """A sentence with what to do."""
+        """Return a message with what to do."""
         return (
-            f"{self.path} is {self.reason}, so nothing of the folder is read. Replace it by the file itself "
-            "(cp -rL makes a copy of a folder without links), or delete it"
+            f"{self.path} is {self.reason}, so the folder is not read. Replace it with the file itself "
+            "(cp -rL copies a folder without links), or delete it"
         )
 
 
 def own_links(folder: Path, sources: Iterable[Path]) -> None:
-    """Let a folder that this process made of links lead into the folders it was made of."""
+    """Allow links from a folder that this process made into the folders it links to."""
     _OWN[_real(folder)] = tuple(root for source in sources for root in _roots(source))
 
 
 def check_links(folder: str | Path, *, error: type[OarlockError] = ModelError) -> None:
-    """Refuse a folder with a link that leads out of it or nowhere, or with a pipe, a device or a socket.
+    """Refuse a folder with a dangling link or one that leads out of it, or with a pipe, a device or a socket.
 
-    Hidden files and folders are not looked at: nothing reads them.
+    Hidden files and folders are skipped, because nothing reads them.
 
     Raises:
-        OarlockError: of the class given, naming the file, where it leads, and what to do.
+        OarlockError: of class `error`, with the file, where it leads, and what to do.
     """
     for found in foreign_entries(folder):
         raise error(found.text())
 
 
 def foreign_entries(folder: str | Path, *, hidden: bool = False) -> Iterator[Foreign]:
-    """What check_links() refuses, in order of depth and name.
+    """Yield what check_links() refuses, ordered by depth and name.
 
     Args:
-        hidden: look at hidden files and folders too.
+        hidden: check hidden files and folders too.
     """
     folder = Path(folder)
     roots, waiting, seen = _roots(folder), deque([folder]), 0
-    while waiting and seen < _MOST_ENTRIES:
+    while waiting and seen < _MAX_ENTRIES:
         current = waiting.popleft()
         try:
             with os.scandir(current) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError:
-            continue  # whoever wants a file of it says why it can't be read
+            continue  # reading a file of it reports the reason
         for entry in entries:
             seen += 1
             path = current / entry.name
@@ -97,12 +96,12 @@ def foreign_entries(folder: str | Path, *, hidden: bool = False) -> Iterator[For
 
 
 def open_inside(folder: str | Path, name: str | Path, *, error: type[OarlockError] = ModelError) -> BinaryIO:
-    """Open a file of a folder for reading: a regular file that lies there, or where the folder's links may lead.
+    """Open a regular file for reading that is in a folder, or where the folder's links may lead.
 
-    What was opened is asked for its place, so that a link that is changed meanwhile leads nowhere else.
+    The path is taken from the open descriptor, so changing a link meanwhile has no effect.
 
     Raises:
-        OarlockError: of the class given.
+        OarlockError: of class `error`.
     """
     path = Path(folder) / name
     file = open_regular(path, error=error)
@@ -120,7 +119,9 @@ def _wrong_link(path: Path, roots: tuple[Path, ...]) -> str:
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        return "a link that leads to itself" if error.errno == errno.ELOOP else f"a link to {place}, which is not there"
+        return (
+            "a link that leads to itself" if error.errno == errno.ELOOP else f"a link to {place}, which does not exist"
+        )
     return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "a link to a pipe, a device or a socket"
 
 
@@ -132,7 +133,7 @@ def _place_of(descriptor: int, path: Path) -> Path:
 
 
 def _roots(folder: Path) -> tuple[Path, ...]:
-    """Real folders that the files of a folder may lie in."""
+    """The real folders in which the files of a folder may be."""
     real = _real(folder)
     found = [real, *_OWN.get(real, ())]
     for place in (real, *real.parents):

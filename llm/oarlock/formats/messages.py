@@ -1,4 +1,4 @@
-"""Sentences for what a schema found wrong with a file."""
+"""Messages for the errors that a schema finds in a file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Field = tuple[str | int, ...]
 
 _LONGEST = 80  # characters of a wrong value in a message
 _IN_WORDS = {
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
     "float_type": "must be a number",
     "bool_type": "must be true or false",
-    "string_type": "must be a text",
+    "string_type": "must be a string",
     "list_type": "must be a list",
     "tuple_type": "must be a list",
     "set_type": "must be a list",
@@ -25,8 +25,8 @@ _IN_WORDS = {
     "model_type": "must be an object",
     "model_attributes_type": "must be an object",
     "none_required": "must be null",
-    "extra_forbidden": "is not a field of this place",
-    "unexpected_keyword_argument": "is not a field of this place",
+    "extra_forbidden": "is not a known field here",
+    "unexpected_keyword_argument": "is not a known field here",
 }
 
 
@@ -34,14 +34,14 @@ _SHOULD = re.compile(r"^(Input|String|List|Dictionary|Tuple|Set|Value|Keys) shou
 
 
 def what_is_right(problem: ValidationError, found: Any) -> tuple[Field, str, str]:
-    """The field of the first problem, a sentence about it, and a remark on the others.
+    """Return the field of the first problem, a sentence about it, and a note on the others.
 
     Args:
         found: the content that was checked.
     """
     errors = problem.errors(include_url=False, include_context=False)
     fields = [_place(error["loc"], found) for error in errors]
-    # A union reports what each of its members would have: what they say of one field is joined.
+    # A union reports an error for each of its members. Those about one field are joined.
     field = fields[0]
     alike = [error for error, place in zip(errors, fields, strict=True) if place == field]
     missing = [str(error["loc"][-1]) for error in alike if error["type"] in ("missing", "missing_argument")]
@@ -53,7 +53,7 @@ def what_is_right(problem: ValidationError, found: Any) -> tuple[Field, str, str
         if alike[0]["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
             sentence += f"; got {_shown(_value(field, found))}"
     others = len({place for place in fields if place != field})
-    return field, sentence, f" (and {others} more of its fields)" if others else ""
+    return field, sentence, f" (and {others} more fields)" if others else ""
 
 
 def _words(error: Any) -> str:
@@ -64,8 +64,8 @@ def _words(error: Any) -> str:
 
 
 def _joined(wanted: list[str]) -> str:
-    if "must be a number" in wanted:  # whole or not
-        wanted = [words for words in wanted if words != "must be a whole number"]
+    if "must be a number" in wanted:  # covers integers
+        wanted = [words for words in wanted if words != "must be an integer"]
     first, *others = wanted
     return " or ".join([first, *(words.removeprefix("must be ") for words in others)])
 
@@ -75,7 +75,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _place(location: tuple[str | int, ...], found: Any) -> Field:
-    """The part of a location that the content has; the rest are names of members of unions, or a missing field."""
+    """Return the part of a location that exists in the content. The rest names union members or a missing field."""
     place: list[str | int] = []
     for step in location:
         in_list = isinstance(found, list) and isinstance(step, int) and step < len(found)
@@ -91,7 +91,7 @@ def _value(field: Field, found: Any) -> Any:
 
 
 def _path(field: Field) -> str:
-    """`rope_scaling.factor`, `layers[3].name`."""
+    """Format a path: `rope_scaling.factor`, `layers[3].name`."""
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in field)
     return text.removeprefix(".")
 

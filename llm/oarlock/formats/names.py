@@ -1,6 +1,6 @@
-"""File names from outside (an index, a manifest, a hub): each has to name a file in one folder, and no path.
+"""Untrusted file names (from an index, a manifest, a hub): each must name a file in one folder, not a path.
 
-What is refused on one system is refused on all, so that a folder can be copied to any of them.
+A name that one system refuses is refused on all, so that folders can be copied between systems.
 """
 
 from __future__ import annotations
@@ -8,32 +8,32 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_LONGEST = 200  # bytes; file systems take 255, and names grow (.NAME.incomplete)
-_NOT_IN_NAMES = re.compile(r'[<>"|?*:]')  # of Windows; a colon also makes drives and addresses
+_MAX_BYTES = 200  # file systems allow 255, and temporary names are longer (.NAME.incomplete)
+_NOT_IN_NAMES = re.compile(r'[<>"|?*:]')  # reserved on Windows; a colon also starts drives and URLs
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])", re.IGNORECASE)
 
 
 def name_problem(name: object) -> str:
-    """Why something is not the plain name of a file, "" where it is one."""
+    """Return why `name` is not a plain file name, or "" if it is one."""
     if not isinstance(name, str):
-        return "not a text"
+        return "not a string"
     if not name:
         return "empty"
     if any(unicodedata.category(character)[0] == "C" or character in "\u2028\u2029" for character in name):
-        return "it holds a character that can't be seen"
+        return "it contains an invisible character"
     if "/" in name or "\\" in name:
         return "it leads to another folder"
     if name.startswith((".", "-", " ", "~")) or name.endswith((".", " ")):
-        return f"it begins or ends like no name of a file ({name[0]!r} ... {name[-1]!r})"
+        return f"a file name may not begin or end like this ({name[0]!r} ... {name[-1]!r})"
     if match := _NOT_IN_NAMES.search(name):
-        return f"it holds {match[0]!r}"
+        return f"it contains {match[0]!r}"
     if _DEVICES.fullmatch(name.partition(".")[0].rstrip()):
-        return "it is a device's on Windows"
-    if len(name.encode("utf-8", "surrogatepass")) > _LONGEST:
-        return f"it has more than {_LONGEST} bytes"
+        return "it is a device name on Windows"
+    if len(name.encode("utf-8", "surrogatepass")) > _MAX_BYTES:
+        return f"it is longer than {_MAX_BYTES} bytes"
     return ""
 
 
 def is_plain_path(name: str) -> bool:
-    """Whether a name with slashes leads to a file below a folder, through plain names alone."""
+    """Whether a path with slashes consists of plain names only, so that it stays below its folder."""
     return len(name) < 4096 and not any(map(name_problem, name.split("/")))

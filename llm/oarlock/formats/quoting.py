@@ -1,6 +1,6 @@
-"""Values in files that programs run or read: one function for each format that has no writer of its own.
+"""Quoting of values in generated files, for formats without a library that writes them.
 
-JSON is written by json, YAML by PyYAML's safe_dump, config.pbtxt by protobuf's text format; a shell script has none.
+JSON is written by json, YAML by PyYAML's safe_dump, and config.pbtxt by protobuf. Shell scripts need this module.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from oarlock.errors import ModelError
 
 
 def shell_word(value: str | int | Path) -> str:
-    """A value as one word of a POSIX shell, which nothing in it can end or have run.
+    """Quote a value as one word of a POSIX shell.
 
     Raises:
-        ModelError: for a text with a NUL, which no word can hold.
+        ModelError: if the value contains NUL, which no shell word can hold.
     """
     text = str(value)
     if "\0" in text:
-        raise ModelError(f"{text!r} holds a NUL character, which no word of a shell can hold")
+        raise ModelError(f"{text!r} contains a NUL character, which a shell can't pass on")
     return shlex.quote(text)

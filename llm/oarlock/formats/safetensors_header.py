@@ -1,4 +1,4 @@
-"""Read the header of a safetensors file, as strictly as its specification (huggingface/safetensors, README) is."""
+"""Reading the header of a safetensors file, as strictly as its specification (huggingface/safetensors, README)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from oarlock.errors import ModelError, OarlockError
 from oarlock.formats.files import open_regular
 from oarlock.formats.json_file import parse_json
 
-# Bits of an element.
+# Bits per element.
 DTYPES = {
     "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
-LARGEST_HEADER = 100_000_000  # bytes; the specification's limit
-LARGEST_SIZE = 1 << 48  # elements along an axis, and in all: beyond any disk, and far from overflowing 64 bits
-MOST_AXES = 16
+MAX_HEADER_BYTES = 100_000_000  # the limit of the specification
+MAX_SIZE = 1 << 48  # elements along an axis: more than any disk holds, and far from overflowing 64 bits
+MAX_AXES = 16
 _METADATA = "__metadata__"
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor of a file: name of its dtype, shape, and the bytes from `start` to `end`, counted from the file's."""
+    """A tensor of a file: dtype, shape, and its bytes from `start` to `end`, counted from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """The tensors of a file by name, in the file's order, and what its writer noted."""
+    """The tensors of a file by name, in the order of the file, and the metadata of its writer."""
 
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str] = field(default_factory=dict)
@@ -62,9 +62,9 @@ def read_header(source: str | Path | BinaryIO, *, name: str = "", error: type[Oa
         source.seek(0)
         length = int.from_bytes(source.read(8), "little")
         if size < 8 or length > size - 8:
-            raise error(f"{name}: not a safetensors file, or not all of one")
-        if length > LARGEST_HEADER:
-            raise error(f"{name}: a header of {length:,} bytes is too large (at most {LARGEST_HEADER:,})")
+            raise error(f"{name}: not a safetensors file, or a truncated one")
+        if length > MAX_HEADER_BYTES:
+            raise error(f"{name}: a header of {length:,} bytes is too large (at most {MAX_HEADER_BYTES:,})")
         text = source.read(length)
     except OSError as problem:
         raise error(f"{name}: {problem.strerror}") from problem
@@ -72,19 +72,19 @@ def read_header(source: str | Path | BinaryIO, *, name: str = "", error: type[Oa
 
 
 def parse_header(text: bytes, data_bytes: int, name: str, *, error: type[OarlockError] = ModelError) -> Header:
-    """As read_header, of the header's JSON.
+    """Parse the JSON of a header, as read_header does.
 
     Args:
-        data_bytes: how many follow the header.
+        data_bytes: number of bytes after the header.
     """
     if not text.startswith(b"{"):
-        raise error(f"{name}: not a safetensors file (its header is no JSON object)")
-    content = parse_json(text, f"{name} (header)", dict[str, Any], limit=LARGEST_HEADER, depth=4, error=error)
+        raise error(f"{name}: not a safetensors file (its header is not a JSON object)")
+    content = parse_json(text, f"{name} (header)", dict[str, Any], limit=MAX_HEADER_BYTES, depth=4, error=error)
     metadata = content.pop(_METADATA, None)
     if metadata is None:
         metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise error(f"{name}: {_METADATA} of the header must be an object of texts")
+        raise error(f"{name}: {_METADATA} of the header must be an object of strings")
     first = 8 + len(text)
     tensors = {key: _entry(key, entry, first, data_bytes, name, error) for key, entry in content.items()}
     _check_order(tensors, first, data_bytes, name, error)
@@ -96,17 +96,19 @@ def _entry(
 ) -> TensorEntry:  # fmt: skip
     where = f"{name}: tensor {key[:200]!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise error(f"{where}: the header must say dtype, shape and data_offsets of it, and nothing else")
+        raise error(f"{where}: its header entry must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise error(f"{where}: {str(dtype)[:40]} is not a dtype of safetensors")
-    if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(map(_is_size, shape)):
-        raise error(f"{where}: its shape must be a list of at most {MOST_AXES} sizes; got {str(shape)[:80]}")
+        raise error(f"{where}: {str(dtype)[:40]} is not a safetensors dtype")
+    if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(map(_is_size, shape)):
+        raise error(f"{where}: its shape must be a list of at most {MAX_AXES} sizes; got {str(shape)[:80]}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise error(f"{where}: its data_offsets must be begin and end; got {str(offsets)[:80]}")
+        raise error(f"{where}: its data_offsets must be [begin, end]; got {str(offsets)[:80]}")
     begin, end = offsets
     if not begin <= end <= data_bytes:
-        raise error(f"{where}: its bytes {begin:,} to {end:,} are not in the file, which has {data_bytes:,} of data")
+        raise error(
+            f"{where}: its bytes {begin:,} to {end:,} are outside the file, which has {data_bytes:,} bytes of data"
+        )
     bits = math.prod(shape) * DTYPES[dtype]
     if bits != 8 * (end - begin):
         raise error(f"{where}: {end - begin:,} bytes, but {dtype} of shape {shape} takes {-(-bits // 8):,}")
@@ -114,7 +116,7 @@ def _entry(
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIZE
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE
 
 
 def _check_order(
@@ -123,8 +125,8 @@ def _check_order(
     at, before = first, "the header"
     for key, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != at:
-            what = "overlaps" if entry.start < at else "leaves a hole behind"
+            what = "overlaps" if entry.start < at else "leaves a gap after"
             raise error(f"{name}: tensor {key[:200]!r} {what} {before}")
         at, before = entry.end, f"tensor {key[:200]!r}"
     if at != first + data_bytes:
-        raise error(f"{name}: {first + data_bytes - at:,} bytes follow {before}, which belong to no tensor")
+        raise error(f"{name}: {first + data_bytes - at:,} bytes after {before} belong to no tensor")

@@ -1,4 +1,4 @@
-"""JSON files of our own that carry a checksum of themselves: read byte for byte as they were written, or not at all."""
+"""JSON files that end with a checksum of themselves, so that any change to them is detected."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ _SEALED = re.compile(rb'(\{.*),\n "sha256": "([0-9a-f]{64})"\n\}\n', re.DOTALL)
 
 
 def sealed_text(content: Mapping[str, Any]) -> str:
-    """JSON that people can read, with the checksum of all that stands before it as its last field, "sha256".
+    """Return indented JSON whose last field, "sha256", is the checksum of the text before it.
 
     Raises:
-        ValueError: for numbers that JSON has not (infinity).
+        ValueError: for numbers that JSON does not have (infinity, NaN).
     """
     body = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
     return f'{body},\n "{SEAL}": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
 
 
 def is_sealed(content: bytes) -> bool:
-    """Whether a file ends with a checksum of itself, right or wrong."""
+    """Whether a file ends with a checksum of itself, correct or not."""
     return _SEALED.fullmatch(content) is not None
 
 
 def check_seal(content: bytes, name: str, error: type[OarlockError] = ModelError) -> None:
-    """Refuse what is not byte for byte what was written.
+    """Refuse a file that changed after it was written.
 
     Args:
         name: of the file, for messages.
 
     Raises:
-        OarlockError: of the class given.
+        OarlockError: of class `error`.
     """
     found = _SEALED.fullmatch(content)
     if found is None:
-        raise error(f'{name}: it does not end with the checksum of itself ("{SEAL}"): changed, cut, or not of ours')
+        raise error(f'{name}: it does not end with a checksum of itself ("{SEAL}"): changed, truncated, or not ours')
     if hashlib.sha256(found[1]).hexdigest().encode() != found[2]:
-        raise error(f"{name}: its checksum of itself differs: it was changed or damaged after it was written")
+        raise error(f"{name}: its checksum does not match: it was changed or damaged after it was written")
 
 
 def read_sealed(
@@ -58,13 +58,13 @@ def read_sealed(
     error: type[OarlockError] = ModelError,
     limit: int = CONFIG_BYTES,
 ) -> Checked:
-    """The content of such a file as its schema describes it, which names all of its fields, "sha256" too.
+    """Read a file with a checksum and check it against a schema that names all its fields, "sha256" included.
 
     Args:
-        what: it is, for messages.
+        what: the kind of file, for messages.
 
     Raises:
-        OarlockError: of the class given: missing, no regular file, not exactly what was written, of another form.
+        OarlockError: of class `error`, if the file is missing, not a regular file, changed, or of another form.
     """
     content = read_bytes(path, limit=limit, what=what, error=error)
     check_seal(content, str(path), error)

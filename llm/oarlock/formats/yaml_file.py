@@ -1,4 +1,4 @@
-"""Read a YAML file of others: bounded in size, depth and what its aliases stand for; tags of the core schema alone."""
+"""Reading untrusted YAML: bounded size, depth and alias expansion, and only tags of the core schema."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import yaml
 
 from oarlock.errors import ConfigError, OarlockError
 
-LARGEST = 1 << 19  # bytes; PyYAML takes up to a second for so many
-MOST_NODES = 20_000  # values and keys, an alias counted as all that it stands for
-DEEPEST = 32  # levels of lists and mappings
-LONGEST_NUMBER = 40  # digits of a whole number; 64 bits have 20. Python refuses, or takes seconds for, thousands
+MAX_BYTES = 1 << 19  # PyYAML takes up to a second for them
+MAX_NODES = 20_000  # values and keys; an alias counts as many as it expands to
+MAX_DEPTH = 32  # levels of lists and mappings
+MAX_DIGITS = 40  # of an integer; 64 bits have 20. Python refuses thousands, or takes seconds
 _PREFIX = "tag:yaml.org,2002:"
 _NUMBERS = (f"{_PREFIX}int", f"{_PREFIX}float")
-_NOT_CORE = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # numbers of YAML 1.1 alone: 010 is 8 there, 1:30 is 90
+_NOT_CORE = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # numbers of YAML 1.1 only: 010 is 8 there, 1:30 is 90
 _CORE = {f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float", "str", "map", "seq")}
 
 
 @dataclass
 class Budget:
-    """What is left to read of files that belong together (a recipe and its includes)."""
+    """What may still be read of files that belong together (a recipe and its includes)."""
 
-    bytes: int = LARGEST
-    nodes: int = MOST_NODES
+    bytes: int = MAX_BYTES
+    nodes: int = MAX_NODES
 
 
 class _Problem(Exception):
@@ -39,13 +39,13 @@ class _Problem(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that counts what it composes, and builds no value that it can't."""
+    """SafeLoader that counts the nodes it composes, and checks values before building them."""
 
     def __init__(self, text: str, budget: Budget | None = None) -> None:
         super().__init__(text)
         self._budget = budget or Budget()
         self._depth = 0
-        self._sizes: dict[str, int] = {}  # of what an anchor stands for, once it is read to its end
+        self._sizes: dict[str, int] = {}  # nodes behind an anchor, once it is complete
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
@@ -54,16 +54,16 @@ class _Loader(yaml.SafeLoader):
         before = self._budget.nodes
         if isinstance(event, yaml.AliasEvent):
             if anchor in self.anchors and anchor not in self._sizes:
-                raise _Problem(line, f"*{anchor} is inside the value that it stands for")
+                raise _Problem(line, f"*{anchor} is used inside its own value")
             self._budget.nodes -= self._sizes.get(anchor, 0)
         elif (tag := event.tag) not in (None, "!") and tag not in _CORE:
             raise _Problem(line, f"tag {_short(tag)} is not one of YAML's core schema (str, int, float, bool, ...)")
         self._budget.nodes -= 1
         if self._budget.nodes < 0:
-            raise _Problem(line, f"more than {MOST_NODES:,} values, aliases counted as what they stand for")
+            raise _Problem(line, f"more than {MAX_NODES:,} values, with aliases expanded")
         self._depth += 1
-        if self._depth > DEEPEST:
-            raise _Problem(line, f"lists and mappings more than {DEEPEST} levels deep")
+        if self._depth > MAX_DEPTH:
+            raise _Problem(line, f"lists and mappings more than {MAX_DEPTH} levels deep")
         node = super().compose_node(parent, index)
         self._depth -= 1
         if anchor and not isinstance(event, yaml.AliasEvent):
@@ -77,15 +77,15 @@ class _Loader(yaml.SafeLoader):
         if "\0" in node.value:
             raise _Problem(line, "a value can't hold a NUL character")
         if any("\ud800" <= character <= "\udfff" for character in node.value):
-            raise _Problem(line, "a value holds half a character (a lone surrogate)")
-        if node.tag == f"{_PREFIX}int" and sum(map(str.isalnum, node.value)) > LONGEST_NUMBER:
-            raise _Problem(line, f"a whole number of more than {LONGEST_NUMBER} digits; quote it if text is meant")
+            raise _Problem(line, "a value contains a lone surrogate")
+        if node.tag == f"{_PREFIX}int" and sum(map(str.isalnum, node.value)) > MAX_DIGITS:
+            raise _Problem(line, f"an integer of more than {MAX_DIGITS} digits; quote it if it is a string")
         if plain and node.tag in _NUMBERS and _NOT_CORE.fullmatch(node.value):
             node.tag = f"{_PREFIX}str"
-        if node.tag == f"{_PREFIX}timestamp":  # of YAML 1.1; in the core schema it is text
-            self._check(node, self.construct_yaml_timestamp, "a date that does not exist; quote it if text is meant")
+        if node.tag == f"{_PREFIX}timestamp":  # of YAML 1.1; a string in the core schema
+            self._check(node, self.construct_yaml_timestamp, "a date that does not exist; quote it if it is a string")
         elif node.tag == f"{_PREFIX}int":
-            self._check(node, self.construct_yaml_int, "not a whole number")
+            self._check(node, self.construct_yaml_int, "not an integer")
             return node
         elif node.tag == f"{_PREFIX}float":
             self._check(node, self.construct_yaml_float, "not a number")
@@ -109,11 +109,11 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
-                raise _Problem(line, "a key must be text; this one is a list or a mapping")
+                raise _Problem(line, "a key must be a string; this one is a list or a mapping")
             if key.tag == f"{_PREFIX}null":
-                raise _Problem(line, "a key must be text; this one is empty")
+                raise _Problem(line, "a key must be a string; this one is empty")
             if key.value in seen and key.tag != f"{_PREFIX}merge":
-                raise _Problem(line, f"{_short(key.value)} stands already at line {seen[key.value]}")
+                raise _Problem(line, f"{_short(key.value)} is already defined at line {seen[key.value]}")
             seen[key.value] = line
         return node
 
@@ -121,14 +121,14 @@ class _Loader(yaml.SafeLoader):
 def compose_text(
     content: str | bytes, name: str, *, budget: Budget | None = None, error: type[OarlockError] = ConfigError
 ) -> yaml.Node | None:
-    """The nodes of a YAML text (JSON too), whose marks know their lines; None for an empty one.
+    """Parse a YAML (or JSON) text to nodes, whose marks hold their lines. Return None for an empty text.
 
     Args:
-        name: stands before :line in messages.
-        budget: what may still be read; less what this text took afterwards.
+        name: the name of the text in messages, before :line.
+        budget: what may still be read; reduced by this text.
 
     Raises:
-        OarlockError: of the class given, naming line and what is right.
+        OarlockError: of class `error`, with the line and the reason.
     """
     budget = budget or Budget()
     text = _decoded(content, name, error) if isinstance(content, bytes) else content
@@ -142,10 +142,10 @@ def compose_text(
 
 
 def value_of(node: yaml.Node, name: str, *, error: type[OarlockError] = ConfigError) -> Any:
-    """The value of a node that `compose_text` gave: text, number, bool, None, list or dict.
+    """Return the value of a node of `compose_text`: a string, number, bool, None, list or dict.
 
     Raises:
-        OarlockError: of the class given, for a tag on a node of another kind (`!!int [1]`).
+        OarlockError: of class `error`, for a tag that does not fit its node (`!!int [1]`).
     """
     with _sentences("", name, error):
         loader = _Loader("")
@@ -165,7 +165,7 @@ def _decoded(content: bytes, name: str, error: type[OarlockError]) -> str:
 
 @contextlib.contextmanager
 def _sentences(text: str, name: str, error: type[OarlockError]) -> Iterator[None]:
-    """Turn what PyYAML and its constructors raise into one sentence."""
+    """Convert errors of PyYAML and its constructors to one sentence."""
     try:
         yield
     except _Problem as problem:

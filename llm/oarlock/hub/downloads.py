@@ -17,7 +17,7 @@ from oarlock.errors import EnvironmentProblem, ModelError, first_line
 from oarlock.files import locked
 from oarlock.formats.json_file import TOKENIZER_BYTES
 from oarlock.formats.names import name_problem
-from oarlock.hub.http_download import RemoteFile, check_sizes, download, look_up
+from oarlock.hub.http_download import RemoteFile, check_sizes, download, look_up_file
 
 _ENDPOINT = "https://bj.bcebos.com/paddlenlp"
 _NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
@@ -75,7 +75,7 @@ def _take(name: str, files: Sequence[str], missing_ok: bool) -> Path | None:
         raise ModelError(f"{wanted[0]} is not in the cache, and AISTUDIO_BOS_OFFLINE is set")
     found: list[tuple[str, RemoteFile]] = []
     for file in wanted:
-        remote = look_up(_address(name, file))
+        remote = look_up_file(_address(name, file))
         if remote is not None:
             found.append((file, remote))
         elif missing_ok:

@@ -49,7 +49,7 @@ class RemoteFile:
     checksum: tuple[str, str] | None
 
 
-def look_up(url: str) -> RemoteFile | None:
+def look_up_file(url: str) -> RemoteFile | None:
     """What a server says of a file; None where it has none.
 
     Raises:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-from oarlock.environment.processes import process_fields
+from oarlock.environment.processes import read_process_fields
 from oarlock.errors import EXIT_USAGE, printable
 from oarlock.launch.command import RESUME_FLAG, LaunchCommand
 
@@ -103,7 +103,7 @@ def find_ranks(launcher: int) -> list[int]:
     ranks = []
     for path in Path("/proc").glob("[0-9]*"):
         pid = path.name
-        fields = process_fields(int(pid))  # state, parent, process group, session, ...
+        fields = read_process_fields(int(pid))  # state, parent, process group, session, ...
         if fields and fields[1] == str(launcher) and fields[3] == pid:
             ranks.append(int(pid))
     return ranks

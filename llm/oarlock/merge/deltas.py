@@ -10,15 +10,15 @@ import numpy as np
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
-from oarlock.merge.inputs import Weighted
+from oarlock.merge.inputs import WeightedAdapter
 from oarlock.models.layer_offload import empty_model
 from oarlock.peft.adapter_folder import AdapterFolder
 from oarlock.peft.lora import LoRA
-from oarlock.peft.method import method_of, trained
+from oarlock.peft.method import restore_method, trainable_parameters
 
 
 @dataclass(frozen=True)
-class Change:
+class LoraDelta:
     """What an adapter adds to one weight: factor * A @ B.
 
     Attributes:
@@ -41,22 +41,22 @@ class Change:
         return a, b * np.float32(self.factor)
 
 
-def lora_of(adapter: AdapterFolder) -> LoRA:
+def restore_lora(adapter: AdapterFolder) -> LoRA:
     """The method of an adapter, as for a base that is not quantised."""
-    method = method_of(adapter.method, adapter.settings)
+    method = restore_method(adapter.method, adapter.settings)
     assert isinstance(method, LoRA)
     return replace(method, quantization=None)
 
 
-def changes_of(part: Weighted, model_class: Any, config: PretrainedConfig) -> Iterator[Change]:
+def find_deltas(part: WeightedAdapter, model_class: Any, config: PretrainedConfig) -> Iterator[LoraDelta]:
     """What an adapter adds to each layer.
 
     Raises:
         ModelError: when its tensors are not those that this method trains on this model.
     """
-    adapter = part.adapter.of_model(model_class, config)
-    method = lora_of(adapter)
-    expected = {held.name: held.block.shape for held in trained(empty_model(model_class, config, method))}
+    adapter = part.adapter.map_to_model(model_class, config)
+    method = restore_lora(adapter)
+    expected = {held.name: held.slice.shape for held in trainable_parameters(empty_model(model_class, config, method))}
     other = sorted(set(expected) ^ set(adapter.names))
     if other:
         lacks = "lacks" if other[0] in expected else "has"
@@ -70,4 +70,4 @@ def changes_of(part: Weighted, model_class: Any, config: PretrainedConfig) -> It
     for name, shape in expected.items():
         layer, matrix = name.rsplit(".", 1)
         if matrix == "lora_A":
-            yield Change(adapter, layer, part.weight * method.scaling, (shape, expected[f"{layer}.lora_B"]))
+            yield LoraDelta(adapter, layer, part.weight * method.scaling, (shape, expected[f"{layer}.lora_B"]))

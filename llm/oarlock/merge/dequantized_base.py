@@ -14,7 +14,7 @@ from oarlock.weights.sources import WeightSource
 _ROWS_BYTES = 8 << 20  # that are rounded at a time
 
 
-class TrainedBase:
+class DequantizedBase:
     """A source of whole tensors that gives quantised weights as what they stood for in training (see WeightSource).
 
     A QLoRA adapter corrects the de-quantised weights: added to the exact ones it would give another model than the one

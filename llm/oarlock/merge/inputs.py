@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ConfigError, ModelError
-from oarlock.files import is_vacant
 from oarlock.peft.adapter_folder import UNKNOWN_BASE, AdapterFolder, Base
 from oarlock.peft.open_adapter import open_lora
 
 
 @dataclass(frozen=True)
-class Weighted:
+class WeightedAdapter:
     """An adapter and what its change of the base is multiplied with."""
 
     adapter: AdapterFolder
@@ -35,7 +34,7 @@ class AdapterMix:
             it), or None.
     """
 
-    parts: tuple[Weighted, ...]
+    parts: tuple[WeightedAdapter, ...]
     base: Base
     quantization: dict[str, Any] | None
 
@@ -58,7 +57,7 @@ class AdapterMix:
         if not all(math.isfinite(weight) for weight in weights):
             raise ConfigError(f"--weight {' '.join(map(str, weights))}: must be finite numbers")
         parts = tuple(
-            Weighted(open_lora(folder, "added to the weights of their base"), weight)
+            WeightedAdapter(open_lora(folder, "added to the weights of their base"), weight)
             for folder, weight in zip(folders, weights or [1.0] * len(folders), strict=True)
         )
         first = parts[0].adapter
@@ -67,9 +66,9 @@ class AdapterMix:
         known = next((part.adapter.base for part in parts if part.adapter.base.fingerprint != UNKNOWN_BASE), first.base)
         return cls(parts, known, first.settings.get("quantization"))
 
-    def of_model(self, model_class: Any, config: Any) -> AdapterMix:
+    def map_to_model(self, model_class: Any, config: Any) -> AdapterMix:
         """The same with every adapter under PaddleNLP's names of the base's layers."""
-        parts = tuple(replace(part, adapter=part.adapter.of_model(model_class, config)) for part in self.parts)
+        parts = tuple(replace(part, adapter=part.adapter.map_to_model(model_class, config)) for part in self.parts)
         return replace(self, parts=parts)
 
     @property
@@ -95,13 +94,3 @@ def _check(adapter: AdapterFolder, first: AdapterFolder) -> None:
 
 def _layers(adapter: AdapterFolder) -> set[str]:
     return {name.rsplit(".", 1)[0] for name in adapter.names}
-
-
-def check_output_dir(output: Path) -> None:
-    """Refuse a folder that holds something.
-
-    Raises:
-        ModelError: naming it.
-    """
-    if not is_vacant(output):
-        raise ModelError(f"{output} is not empty; give a folder that does not exist yet")

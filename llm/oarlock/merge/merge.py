@@ -17,30 +17,30 @@ from oarlock.data.templates.chat_template import choose_template, own_template
 from oarlock.data.tokenizers.load import has_tokenizer, load_tokenizer
 from oarlock.environment.console import get_logger, progress_bar
 from oarlock.environment.paddle_import import on_cpu
-from oarlock.files import write_json
-from oarlock.merge.deltas import Change, changes_of
-from oarlock.merge.dequantized_base import TrainedBase
-from oarlock.merge.inputs import AdapterMix, check_output_dir
-from oarlock.merge.verify import TOLERANCES, Proof, prove
-from oarlock.model_config.generation_config import first_settings
-from oarlock.model_config.load import read_config
-from oarlock.models.build import model_class
+from oarlock.files import require_empty, write_json
+from oarlock.merge.deltas import LoraDelta, find_deltas
+from oarlock.merge.dequantized_base import DequantizedBase
+from oarlock.merge.inputs import AdapterMix
+from oarlock.merge.verify import MergeProof, prove
+from oarlock.model_config.generation_config import read_first_generation_config
+from oarlock.model_config.load import find_model_class, read_config
 from oarlock.models.layer_offload import empty_model
 from oarlock.models.load_finetuned import check_base
+from oarlock.models.open_weights import open_weights
+from oarlock.models.proof import TOLERANCES
 from oarlock.peft.adapter_folder import Base
 from oarlock.versions import package_versions
 from oarlock.weights.buffers import array_type, copy_array, row_ranges
-from oarlock.weights.layout import holdings
+from oarlock.weights.layout import parameter_shards
 from oarlock.weights.load import Request, check_source
-from oarlock.weights.pickles import open_weights
-from oarlock.weights.safetensors_file import TensorSource, main_dtype
+from oarlock.weights.safetensors_file import TensorSource, find_main_dtype
 from oarlock.weights.save import (
     MAX_SHARD_BYTES,
     check_space,
+    create_model_folder,
     save_config,
     save_generation,
     save_tokenizer,
-    whole_folder,
     write_weights,
 )
 from oarlock.weights.sources import WeightSource, stored_dtype
@@ -72,7 +72,7 @@ class MergeOptions:
     says_places: bool = True
 
 
-def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | None = None) -> Proof | None:
+def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | None = None) -> MergeProof | None:
     """Write base + adapters as a model folder in Paddle's layout, on the CPU.
 
     Memory: two tensors (in the wider of stored and written type), and some 100 MB for rows in float32; the proof runs
@@ -90,21 +90,21 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
     options = options or MergeOptions()
     output = output.resolve()
     if not options.replace:
-        check_output_dir(output)
+        require_empty(output)
     check_base(mix.base, Base.of(str(base), base))
     config = read_config(base)
-    mix = mix.of_model(model_class(config), config)
+    mix = mix.map_to_model(find_model_class(config), config)
     with (
         on_cpu(),
-        closing(open_weights(base, model_class(config), config, options.allow_pickle, read_ahead=False)) as source,
-        whole_folder(output, "the merged model", (base, *(part.adapter.folder for part in mix.parts))) as folder,
+        closing(open_weights(base, find_model_class(config), config, options.allow_pickle, read_ahead=False)) as source,
+        create_model_folder(output, "the merged model", (base, *(part.adapter.folder for part in mix.parts))) as folder,
     ):
-        trained_base = TrainedBase(source, mix)
+        trained_base = DequantizedBase(source, mix)
         merged = _merged_tensors(source, trained_base, mix, config, options.dtype)
         check_space(merged, output, "the merged model")
         with progress_bar(sum(tensor.num_bytes for tensor in merged), "merge", "B", unit_scale=True) as bar:
             write_weights(merged, folder, options.max_shard_bytes, bar.update)
-        _write_rest(base, mix, config, main_dtype(merged), folder)
+        _write_rest(base, mix, config, find_main_dtype(merged), folder)
         proof = None
         if options.proof:
             proof = prove(trained_base, mix, folder, config, {tensor.dtype for tensor in merged})
@@ -117,30 +117,32 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
 
 
 def _merged_tensors(
-    source: WeightSource, base: TrainedBase, mix: AdapterMix, config: PretrainedConfig, dtype: str | None
+    source: WeightSource, base: DequantizedBase, mix: AdapterMix, config: PretrainedConfig, dtype: str | None
 ) -> list[TensorSource]:
     """All tensors of the merged model, in the order in which the base has them."""
-    whole = model_class(config)
-    held = {holding.name: holding for holding in holdings(empty_model(whole, config))}
+    whole = find_model_class(config)
+    held = {parameter.name: parameter for parameter in parameter_shards(empty_model(whole, config))}
     requests = [
-        Request(name, holding.block, "float32", not isinstance(holding.tensor, EagerParamBase))
-        for name, holding in held.items()
+        Request(name, parameter.slice, "float32", not isinstance(parameter.tensor, EagerParamBase))
+        for name, parameter in held.items()
     ]
     names = check_source(source, requests)
-    changes: dict[str, list[Change]] = {}
+    changes: dict[str, list[LoraDelta]] = {}
     for part in mix.parts:
-        for change in changes_of(part, whole, config):
+        for change in find_deltas(part, whole, config):
             changes.setdefault(f"{change.layer}.weight", []).append(change)
     tensors = []
     for name in names:
-        stored, shape = stored_dtype(source, name), held[name].block.shape
+        stored, shape = stored_dtype(source, name), held[name].slice.shape
         target = dtype if dtype and stored in TOLERANCES else stored  # buffers of integers stay what they are
         read = partial(_merged, base, name, shape, array_type(target), changes.get(name, []))
         tensors.append(TensorSource(name, target, shape, read))
     return tensors
 
 
-def _merged(base: TrainedBase, name: str, shape: tuple[int, ...], dtype: np.dtype, changes: list[Change]) -> np.ndarray:
+def _merged(
+    base: DequantizedBase, name: str, shape: tuple[int, ...], dtype: np.dtype, changes: list[LoraDelta]
+) -> np.ndarray:
     """A tensor of the merged model: a few rows at a time in float32, then in its own type."""
     whole = np.empty(shape, dtype)
     values = base.read(name, whole)
@@ -169,10 +171,10 @@ def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: st
         tokenizer = load_tokenizer(str(found))
         own = own_template(tokenizer) is not None
         save_tokenizer(tokenizer, folder, choose_template("tokenizer", tokenizer, "") if own else None)
-    save_generation(first_settings(places), folder)
+    save_generation(read_first_generation_config(places), folder)
 
 
-def _write_record(base: Path, mix: AdapterMix, proof: Proof | None, folder: Path) -> None:
+def _write_record(base: Path, mix: AdapterMix, proof: MergeProof | None, folder: Path) -> None:
     """Where the model comes from, for whoever finds the folder later."""
     adapters = [
         {"folder": str(p.adapter.folder), "weight": p.weight, "settings": p.adapter.settings} for p in mix.parts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,36 +10,32 @@ import numpy as np
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
-from oarlock.merge.deltas import lora_of
-from oarlock.merge.inputs import AdapterMix, Weighted
-from oarlock.models.build import model_class
+from oarlock.merge.deltas import restore_lora
+from oarlock.merge.inputs import AdapterMix, WeightedAdapter
+from oarlock.model_config.load import find_model_class
 from oarlock.models.layer_offload import empty_model, stream_logits
+from oarlock.models.proof import TOLERANCES, Proof, coarsest_dtype, compare_logits, require_equal
 from oarlock.peft.lora import LoRA
-from oarlock.peft.method import trained
+from oarlock.peft.method import trainable_parameters
 from oarlock.weights.sources import SafetensorsSource, WeightSource
 from oarlock.weights.weight_folder import WeightFolder
 
 _BATCH = (2, 16)  # texts, tokens
-# Largest difference of a score, relative to the largest score. Rounding changes a weight by up to 2**-11 (float16) or
-# 2**-9 (bfloat16) of itself; 16 times that leaves room for what the layers make of it.
-TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 16 * 2.0**-11, "bfloat16": 16 * 2.0**-9}
 _NOISE = 1e-5  # by which two float32 ways to the same scores differ
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What the comparison found; differences are the largest of a score, relative to the largest score.
+class MergeProof(Proof):
+    """A comparison of the merged model with base + adapters.
+
+    In float32 a difference of at most half of `effect` is allowed, so that a merge that forgets a part of a weak
+    adapter is noticed too.
 
     Attributes:
-        difference: between the merged model and base + adapters.
-        allowed: the most it may be: what the type of the merged weights implies, and in float32 at most half of
-            `effect`, so that a merge that forgets a part of a weak adapter is noticed too.
-        effect: between the base alone and base + adapters.
+        effect: difference between the base alone and base + adapters.
         dtype: coarsest type of the merged weights.
     """
 
-    difference: float
-    allowed: float
     effect: float
     dtype: str
 
@@ -57,7 +52,7 @@ class Proof:
         return found
 
 
-def prove(base: WeightSource, mix: AdapterMix, folder: Path, config: PretrainedConfig, dtypes: Iterable[str]) -> Proof:
+def prove(base: WeightSource, mix: AdapterMix, folder: Path, config: PretrainedConfig, dtypes: set[str]) -> MergeProof:
     """Run base + adapters (PaddleNLP's LoRA layers), the base alone and the merged model, one after the other.
 
     All compute in float32, layer by layer from the files (see oarlock.models.layer_offload).
@@ -69,21 +64,21 @@ def prove(base: WeightSource, mix: AdapterMix, folder: Path, config: PretrainedC
     Raises:
         ModelError: when the merged model is another one, or only the base again.
     """
-    model_type = model_class(config)
+    model_type = find_model_class(config)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, _BATCH)
     beside = _Beside(mix, base)
     model = empty_model(model_type, config, beside.method)
-    beside.shapes = {held.name: held.block.shape for held in trained(model)}
+    beside.shapes = {held.name: held.slice.shape for held in trainable_parameters(model)}
     tuned = stream_logits(model, beside.read, set(base.shapes), ids)
     beside.off = True
     plain = stream_logits(model, beside.read, set(base.shapes), ids)
     model = empty_model(model_type, config)
     with closing(SafetensorsSource(WeightFolder.open(folder), model_type, config, False)) as source:
         merged = stream_logits(model, source.read, set(source.shapes), ids)
-    return judge(tuned, plain, merged, max(dtypes, key=lambda dtype: TOLERANCES.get(dtype, 0)))
+    return judge(tuned, plain, merged, coarsest_dtype(dtypes))
 
 
-def judge(tuned: np.ndarray, plain: np.ndarray, merged: np.ndarray, dtype: str) -> Proof:
+def judge(tuned: np.ndarray, plain: np.ndarray, merged: np.ndarray, dtype: str) -> MergeProof:
     """Compare scores [texts, tokens, vocabulary] of base + adapters, the base, and the merged model.
 
     Args:
@@ -92,26 +87,20 @@ def judge(tuned: np.ndarray, plain: np.ndarray, merged: np.ndarray, dtype: str) 
     Raises:
         ModelError: as prove().
     """
-    if not (np.isfinite(tuned).all() and np.isfinite(merged).all()):
-        where = "base + adapters" if not np.isfinite(tuned).all() else "the merged model"
-        raise ModelError(f"proof: {where} gives scores that are not finite numbers, so nothing was written")
-    largest = float(np.abs(tuned).max()) or 1.0
-    difference = float(np.abs(merged - tuned).max()) / largest
-    effect = float(np.abs(plain - tuned).max()) / largest
+    subject, reference = "the merged model", "base + adapters"
+    difference = compare_logits(subject, merged, reference, tuned)
+    effect = compare_logits("the base", plain, reference, tuned)
     allowed = TOLERANCES[dtype]
     if effect and allowed <= TOLERANCES["float32"]:
         allowed = min(allowed, max(effect / 2, _NOISE))
-    if difference > allowed:
-        raise ModelError(
-            f"proof: the merged model is not base + adapters: scores differ by {difference:.1e} of the largest, "
-            f"allowed for {dtype} are {allowed:.1e}; nothing was written"
-        )
+    proof = MergeProof(difference, allowed, effect, dtype)
+    require_equal(proof, dtype, "the merged model is not base + adapters")
     if effect and np.array_equal(merged, plain):
         raise ModelError(
             f"proof: the adapters change scores by {effect:.1e} of the largest, and the merged model says exactly what "
             f"the base says: {dtype} is too coarse for so small a change (--dtype float32); nothing was written"
         )
-    return Proof(difference, allowed, effect, dtype)
+    return proof
 
 
 class _Beside:
@@ -129,7 +118,7 @@ class _Beside:
         self.off = False
         self._alone = len(mix.parts) == 1
         if self._alone:
-            self.method = lora_of(mix.parts[0].adapter)
+            self.method = restore_lora(mix.parts[0].adapter)
         else:
             rank = sum(part.adapter.settings["r"] for part in mix.parts)
             targets = {name.split(".")[-2] for part in mix.parts for name in part.adapter.names}
@@ -145,7 +134,7 @@ class _Beside:
             return np.zeros(shape, np.float32)
         return np.concatenate([self._value(part, name, shape, is_b) for part in self._parts], 0 if is_b else 1)
 
-    def _value(self, part: Weighted, name: str, shape: tuple[int, ...], is_b: bool) -> np.ndarray:
+    def _value(self, part: WeightedAdapter, name: str, shape: tuple[int, ...], is_b: bool) -> np.ndarray:
         adapter, rank = part.adapter, part.adapter.settings["r"]
         own = (rank, shape[1]) if is_b else (shape[0], rank)
         if name not in adapter.names:  # it was trained on fewer layers

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from oarlock.families.registry import FAMILIES
 from oarlock.formats.json_file import read_json
-from oarlock.hub.model_names import local_folder
-from oarlock.model_config.family_detection import family_of
+from oarlock.model_config.family_detection import detect_family
+from oarlock.model_config.model_folder import find_model_folder
 from oarlock.model_config.schema import ConfigFields
 
 _KNOWN = Path(__file__).parent / "config_files"
 
 
-def model_config_content(name_or_path: str) -> dict[str, Any]:
+def read_config_by_name(name_or_path: str) -> dict[str, Any]:
     """What the model's config.json says: of a folder, of a name we or PaddleNLP know, of a name on the hub.
 
     Raises:
@@ -21,24 +22,27 @@ def model_config_content(name_or_path: str) -> dict[str, Any]:
     """
     known = _KNOWN / f"{name_or_path.replace('/', '--')}.json"
     if Path(name_or_path).expanduser().exists():
-        path = local_folder(name_or_path, with_weights=False) / "config.json"
+        path = find_model_folder(name_or_path, with_weights=False) / "config.json"
     elif known.is_file():
         path = known
     elif (built_in := _built_in(name_or_path)) is not None:
         path, content = Path(name_or_path), built_in
-        return content | {"model_type": family_of(content, str(path))}
+        return content | {"model_type": detect_family(content, str(path))}
     else:
-        path = local_folder(name_or_path, with_weights=False) / "config.json"
+        path = find_model_folder(name_or_path, with_weights=False) / "config.json"
     content = dict(read_json(path, ConfigFields, extra="allow"))
-    return content | {"model_type": family_of(content, str(path))}
+    return content | {"model_type": detect_family(content, str(path))}
 
 
 def _built_in(name: str) -> dict[str, Any] | None:
     """PaddleNLP carries the configurations of some names in its code."""
-    from paddlenlp.transformers import LlamaConfig, Qwen2Config
+    import paddlenlp.transformers
 
-    for config_class, architecture in ((LlamaConfig, "LlamaForCausalLM"), (Qwen2Config, "Qwen2ForCausalLM")):
-        if name in config_class.pretrained_init_configuration:
+    for family in FAMILIES.values():
+        config_class = (
+            getattr(paddlenlp.transformers, f"{family.class_prefix}Config") if family.builtin_configs else None
+        )
+        if config_class is not None and name in config_class.pretrained_init_configuration:
             content = config_class.from_pretrained(name).to_dict()
-            return content | {"architectures": [architecture]}
+            return content | {"architectures": [family.architecture]}
     return None

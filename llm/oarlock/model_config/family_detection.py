@@ -6,15 +6,15 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from oarlock.errors import ModelError
-from oarlock.model_config.hf_fields import NEUTRAL, RECORDS, ROPE_FIELDS, TOKEN_IDS, WORDS
-from oarlock.parallel.family_rules import BROKEN, FAMILIES
+from oarlock.families.registry import BROKEN, FAMILIES, HF_CONFIGS
+from oarlock.model_config.hf_fields import NEUTRAL, RECORDS, ROPE_FIELDS, TOKEN_IDS
 
 _CLASS_ENDS = ("ForCausalLM", "ForCausalLMPipe", "ForConditionalGeneration", "LMHeadModel", "Model")
 _MARKS = ("transformers_version", "torch_dtype", "rope_parameters")
 
 
-def family_of(content: Mapping[str, Any], place: str) -> str:
-    """The family of a config.json: one of the registry (oarlock.parallel.family_rules).
+def detect_family(content: Mapping[str, Any], place: str) -> str:
+    """The family of a config.json: one of the registry (oarlock.families.registry).
 
     Raises:
         ModelError: for any other, and for one that can't be run.
@@ -23,26 +23,28 @@ def family_of(content: Mapping[str, Any], place: str) -> str:
     named = named if isinstance(named, list) else [named]
     family = content.get("model_type")
     if family is None:
-        family = next((name for name, about in FAMILIES.items() if about.model in named), None)
-    if family == "chatglm" and "multi_query_group_num" in content:  # ChatGLM2 is published under this name too
-        family = "chatglm_v2"
+        family = next((record.name for record in FAMILIES.values() if record.architecture in named), None)
+    for record in FAMILIES.values():
+        published = record.published_as
+        if published is not None and family == published.model_type and published.field in content:
+            family = record.name
     what = f"model_type {family!r}" if family is not None else f"neither a model_type nor a known class ({named})"
     if family in BROKEN:
         raise ModelError(f"{place}: {family} models can't be run here: {BROKEN[str(family)]}")
     if family not in FAMILIES:
         raise ModelError(f"{place}: {what} is not supported; Oarlock has {', '.join(FAMILIES)}")
-    stem = FAMILIES[family].model.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
-    stems = {stem, "ChatGLM"} if family == "chatglm_v2" else {stem}
-    other = [name for name in named if name not in {f"{own}{end}" for own in stems for end in _CLASS_ENDS}]
+    record = FAMILIES[family]
+    prefixes = [record.class_prefix, *([record.published_as.class_prefix] if record.published_as else [])]
+    other = [name for name in named if name not in {f"{prefix}{end}" for prefix in prefixes for end in _CLASS_ENDS}]
     if other:
         raise ModelError(
             f"{place}: architectures names {other[0]!r}, which is not a causal language model of model_type "
-            f"{family!r} ({FAMILIES[family].model}); Oarlock has {', '.join(FAMILIES)}"
+            f"{family!r} ({record.architecture}); Oarlock has {', '.join(FAMILIES)}"
         )
     return str(family)
 
 
-def writer_of(content: Mapping[str, Any], own: Collection[str]) -> str:
+def detect_writer(content: Mapping[str, Any], own: Collection[str]) -> str:
     """In whose words a configuration is: "np" (PaddleNLP's) or "pt" (transformers'); it decides defaults alone.
 
     Weights do not tell: PaddleNLP's own converters leave its configuration beside Hugging Face's weights.
@@ -54,7 +56,7 @@ def writer_of(content: Mapping[str, Any], own: Collection[str]) -> str:
         return "np"
     if any(name in content for name in _MARKS):
         return "pt"
-    words = WORDS.get(str(content.get("model_type")))
+    words = HF_CONFIGS.get(str(content.get("model_type")))
     if words is None:
         return "np"
     both = ("hidden_act", "head_dim", "sliding_window", "use_sliding_window", "max_window_layers")
@@ -62,7 +64,7 @@ def writer_of(content: Mapping[str, Any], own: Collection[str]) -> str:
         *both,
         *words.fields,
         *words.aliases,
-        *words.only,
+        *words.supported,
         *TOKEN_IDS,
         *RECORDS,
         *ROPE_FIELDS,

@@ -13,29 +13,33 @@ from annotated_types import Ge, Le, MaxLen
 from typing_extensions import TypedDict
 
 from oarlock.errors import ModelError
+from oarlock.files import GENERATION_FILE
 from oarlock.formats.json_file import read_json_if_there
-from oarlock.model_config.sampling_ranges import RANGES
+from oarlock.sampling.params import OPTIONS, RANGES
 
-GENERATION_FILE = "generation_config.json"
 _Token = Annotated[int, Ge(-1), Le(2**31 - 1)]
-_NOT_TEMPERATURE = ("top_p", "top_k", "repetition_penalty")
+_SAMPLING = [option for option in OPTIONS.values() if option.in_generation_config]
+_SAMPLING_TYPES: dict[str, Any] = {
+    option.name: int | None if option.kind is int else int | float | None for option in _SAMPLING
+}
 
 
-class GenerationFields(TypedDict, total=False):
-    """What is read of generation_config.json; the rest is carried along."""
+# What is read of generation_config.json; the rest is carried along.
+GenerationFields: Any = TypedDict(
+    "GenerationFields",
+    {
+        "bos_token_id": _Token | None,
+        "eos_token_id": _Token | Annotated[list[_Token], MaxLen(4096)] | None,
+        "pad_token_id": _Token | None,
+        "do_sample": bool | None,
+        "decode_strategy": Annotated[str, MaxLen(200)] | None,
+        **_SAMPLING_TYPES,  # type: ignore[misc]
+    },
+    total=False,
+)
 
-    bos_token_id: _Token | None
-    eos_token_id: _Token | Annotated[list[_Token], MaxLen(4096)] | None
-    pad_token_id: _Token | None
-    do_sample: bool | None
-    decode_strategy: Annotated[str, MaxLen(200)] | None
-    temperature: int | float | None
-    top_p: int | float | None
-    top_k: int | None
-    repetition_penalty: int | float | None
 
-
-def generation_content(folder: Path) -> dict[str, Any]:
+def read_generation_config(folder: Path) -> dict[str, Any]:
     """The file as it stands; {} where there is none.
 
     Raises:
@@ -44,7 +48,7 @@ def generation_content(folder: Path) -> dict[str, Any]:
     return dict(read_json_if_there(folder / GENERATION_FILE, GenerationFields, extra="allow") or {})
 
 
-def token_ids(value: Any, place: str) -> tuple[int, ...]:
+def read_token_ids(value: Any, place: str) -> tuple[int, ...]:
     """Of a field that holds one token, a list of them, or null.
 
     Raises:
@@ -57,7 +61,7 @@ def token_ids(value: Any, place: str) -> tuple[int, ...]:
     return found
 
 
-def end_tokens(generation: Mapping[str, Any], config: Any, tokenizer: Any) -> tuple[int, ...]:
+def find_end_tokens(generation: Mapping[str, Any], config: Any, tokenizer: Any) -> tuple[int, ...]:
     """All tokens that end an answer: of the tokenizer, of config.json and of generation_config.json, sorted.
 
     Args:
@@ -71,11 +75,11 @@ def end_tokens(generation: Mapping[str, Any], config: Any, tokenizer: Any) -> tu
         (getattr(config, "eos_token_id", None), "config.json"),
         (generation.get("eos_token_id"), GENERATION_FILE),
     ):
-        found.update(token_ids(given, place))
+        found.update(read_token_ids(given, place))
     return tuple(sorted(found))
 
 
-def sampling_defaults(generation: Mapping[str, Any], place: str = GENERATION_FILE) -> dict[str, float | int]:
+def read_sampling_defaults(generation: Mapping[str, Any], place: str = GENERATION_FILE) -> dict[str, float | int]:
     """How tokens are chosen where a request does not say: temperature, top_p, top_k, repetition_penalty, as given.
 
     As in transformers, the temperature holds where do_sample is true (or PaddleNLP's decode_strategy is "sampling"),
@@ -86,15 +90,17 @@ def sampling_defaults(generation: Mapping[str, Any], place: str = GENERATION_FIL
     """
     given = {name: value for name, value in generation.items() if value is not None}
     samples = given.get("do_sample") is True or given.get("decode_strategy") == "sampling"
-    found: dict[str, float | int] = {name: given[name] for name in _NOT_TEMPERATURE if name in given}
     if samples:
-        found["temperature"] = given.get("temperature", 1.0)
+        given.setdefault("temperature", 1.0)
+    else:
+        given.pop("temperature", None)
+    found: dict[str, float | int] = {option.name: given[option.name] for option in _SAMPLING if option.name in given}
     for name, value in found.items():
         if not RANGES[name].is_number(value) or not RANGES[name].holds(value):
             raise ModelError(f"{place}: {name} is {value!r}; it has to be {RANGES[name].words}")
     return found
 
 
-def first_settings(places: Iterable[Path]) -> dict[str, Any]:
+def read_first_generation_config(places: Iterable[Path]) -> dict[str, Any]:
     """Those of the first folder that has the file."""
-    return next((content for place in places if (content := generation_content(place))), {})
+    return next((content for place in places if (content := read_generation_config(place))), {})

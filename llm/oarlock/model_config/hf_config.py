@@ -12,44 +12,28 @@ from typing import Any
 
 from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
-from oarlock.model_config.family_detection import family_of, writer_of
+from oarlock.families.family import HFConfig
+from oarlock.families.registry import FAMILIES, HF_CONFIGS, find_hf_config
+from oarlock.model_config.family_detection import detect_family, detect_writer
 from oarlock.model_config.hf_fields import (
-    ACTIVATION_FIELDS,
     ACTIVATIONS,
     DTYPES,
     IMPORTING,
     NEUTRAL,
-    PADDLE_ONLY,
     PLAN,
     RECORDS,
-    REFUSED,
     ROPE_FIELDS,
     TOKEN_IDS,
-    WORDS,
-    Words,
 )
-from oarlock.model_config.hf_rope import rope_from_hugging_face, rope_to_hugging_face
+from oarlock.model_config.hf_rope import convert_rope_from_hf, convert_rope_to_hf
 from oarlock.model_config.sliding_window import from_hugging_face as window_from
 from oarlock.model_config.sliding_window import to_hugging_face as window_to
-from oarlock.parallel.family_rules import FAMILIES
 
 _NULL_HAS_A_MEANING = ("sliding_window", "rotary_dim")
 _QUANTISED = ("quantization_config", "quantization", "compression_config")
 
 
-def words_of(family: str) -> Words:
-    """The tables of a family.
-
-    Raises:
-        ModelError: for one that transformers or PaddleNLP has not, with the reason.
-    """
-    if family in WORDS:
-        return WORDS[family]
-    known = f"families that can be converted: {', '.join(WORDS)}"
-    raise ModelError(f"{family}: {REFUSED.get(family, 'PaddleNLP and transformers do not both have it')}; {known}")
-
-
-def arguments_of(content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
+def make_arguments(content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
     """Arguments of PaddleNLP's configuration class, for a config.json in either side's words.
 
     Args:
@@ -60,8 +44,8 @@ def arguments_of(content: Mapping[str, Any], place: str, own: Collection[str]) -
     Raises:
         ModelError: for what PaddleNLP's model does not compute, naming the field.
     """
-    family = family_of(content, place)
-    writer = writer_of(content, own)
+    family = detect_family(content, place)
+    writer = detect_writer(content, own)
     content = {k: v for k, v in content.items() if v is not None or k in _NULL_HAS_A_MEANING}
     quantised = next((name for name in _QUANTISED if _says_something(content.get(name))), None)
     if quantised is not None:
@@ -75,25 +59,20 @@ def arguments_of(content: Mapping[str, Any], place: str, own: Collection[str]) -
             "model's files chooses code here"
         )
     content = {k: v for k, v in content.items() if k not in PLAN and k not in _QUANTISED and k not in IMPORTING}
-    found = (
-        _of_both(family, content, place, own, writer) if family in WORDS else _of_paddle(family, content, place, own)
-    )
-    found["architectures"] = [FAMILIES[family].model]
+    if family in HF_CONFIGS:
+        found = _of_both(family, content, place, own, writer)
+    else:
+        found = _of_paddle(family, content, place, own)
+    found["architectures"] = [FAMILIES[family].architecture]
     if (dtype := _dtype(content, place)) is not None:
         found["dtype"] = dtype
     return found
 
 
-def from_hugging_face(content: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """arguments_of() for what transformers wrote."""
-    words_of(str(content.get("model_type")))
-    return arguments_of(content, place, ())
-
-
 def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collection[str], writer: str) -> dict[str, Any]:
-    words = WORDS[family]
+    words = HF_CONFIGS[family]
     content = _present_names(content, words, place)
-    for name, allowed in words.only.items():
+    for name, allowed in words.supported.items():
         if name in content and content[name] not in allowed:
             raise ModelError(
                 f"{place}: {name} is {content[name]!r}, and PaddleNLP's {family} computes with {allowed[0]!r} alone"
@@ -101,20 +80,26 @@ def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collectio
     found: dict[str, Any] = {}
     for name, default in words.fields.items():
         if name in content:
-            found[words.here.get(name, name)] = _checked(name, content[name], default, place)
+            found[words.paddle_names.get(name, name)] = _checked(name, content[name], default, place)
         elif writer == "pt" and default is not None:
-            found[words.here.get(name, name)] = default
+            found[words.paddle_names.get(name, name)] = default
     found |= {name: _token_id(name, content[name], place) for name in TOKEN_IDS if name in content}
     special = {**_activation(family, content, place, writer), **window_from(family, content, place)}
-    mapped = {*words.fields, *words.only, *TOKEN_IDS, *special, *ROPE_FIELDS, "hidden_activation", "layer_types"}
+    for name, other in words.equal.items():
+        _check_equal(family, content, name, other, place)
+        if given := content.get(name) or content.get(other):
+            special[name] = given
+    mapped = {*words.fields, *words.supported, *TOKEN_IDS, *special, *ROPE_FIELDS, "hidden_activation", "layer_types"}
     rest = {name: value for name, value in content.items() if name not in mapped}
     for name, value in rest.items():
         if name in words.unread and value not in words.unread[name]:
             raise ModelError(f"{place}: {name} is {value!r}, and PaddleNLP's {family} does not compute with it")
         if name in words.dropouts and value:
             log_once(f"{place}: {name} {value}: PaddleNLP's {family} does not have it; training goes without")
-        if name in own and name not in RECORDS and (name not in NEUTRAL or name in words.paddle_only):
-            same = next((there for there, here in words.here.items() if here == name and there in content), None)
+        if name in own and name not in RECORDS and (name not in NEUTRAL or name in words.required):
+            same = next(
+                (there for there, here in words.paddle_names.items() if here == name and there in content), None
+            )
             if same is not None and content[same] != value:
                 raise ModelError(f"{place}: {same} is {content[same]!r} and {name} is {value!r}: they mean the same")
             found[name] = value
@@ -123,17 +108,17 @@ def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collectio
     found |= special
     _check_head_size(family, content, found, place)
     if words.rotary:
-        found |= rope_from_hugging_face(content, words.scaled, f"{place}: PaddleNLP's {family}")
+        found |= convert_rope_from_hf(content, words.scaled_rotary, f"{place}: PaddleNLP's {family}")
     elif any(_says_something(content.get(name)) for name in ROPE_FIELDS[1:]):
         raise ModelError(f"{place}: {ROPE_FIELDS[1]}: PaddleNLP's {family} has no scaled rotary embeddings")
-    known = {*(set(own) - (set(NEUTRAL) - set(words.paddle_only))), *words.ignored, *words.dropouts, "head_dim"}
+    known = {*(set(own) - (set(NEUTRAL) - set(words.required))), *words.ignored, *words.dropouts, "head_dim"}
     _refuse_unknown(family, rest, known, place)
     return found
 
 
 def _of_paddle(family: str, content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
     """For a family that transformers has not."""
-    only = PADDLE_ONLY[family]
+    only = FAMILIES[family].paddle_values
     for name, allowed in only.items():
         if name in content and content[name] not in allowed:
             raise ModelError(f"{place}: {name} is {content[name]!r}, and PaddleNLP's {family} does not compute with it")
@@ -170,7 +155,7 @@ def _says_something(value: Any) -> bool:
     return bool(value)
 
 
-def _present_names(content: Mapping[str, Any], words: Words, place: str) -> dict[str, Any]:
+def _present_names(content: Mapping[str, Any], words: HFConfig, place: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in content.items():
         own = words.aliases.get(name, name)
@@ -225,27 +210,27 @@ def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
         ModelError: for what transformers' model does not compute, naming the field.
     """
     family = config.model_type
-    words = words_of(family)
-    for name, value in words.paddle_only.items():
+    words = find_hf_config(family)
+    for name, value in words.required.items():
         if getattr(config, name, value) != value:
             raise ModelError(
                 f"{place}: {name} is {getattr(config, name)!r}, and transformers' {family} knows {value!r} alone"
             )
-    found: dict[str, Any] = {"architectures": [FAMILIES[family].model], "model_type": family}
+    found: dict[str, Any] = {"architectures": [FAMILIES[family].architecture], "model_type": family}
     for name, default in words.fields.items():
-        found[name] = getattr(config, words.here.get(name, name), default)
-    found |= {name: allowed[0] for name, allowed in words.only.items() if allowed[0] is not None}
+        found[name] = getattr(config, words.paddle_names.get(name, name), default)
+    found |= {name: allowed[0] for name, allowed in words.supported.items() if allowed[0] is not None}
     found |= {name: getattr(config, name, None) for name in TOKEN_IDS}
     if words.rotary:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        found |= rope_to_hugging_face(config, words.scaled, head_size)
-    if family == "gemma":
+        found |= convert_rope_to_hf(config, words.scaled_rotary, head_size)
+    if words.gelu_is_approximate:
         # transformers takes "gelu" in hidden_act for the approximation; vLLM goes by hidden_activation.
         exact = config.hidden_act != "gelu_pytorch_tanh"
         names = ("gelu_python", "gelu") if exact else ("gelu_pytorch_tanh", "gelu_pytorch_tanh")
         found |= {"hidden_act": names[0], "hidden_activation": names[1]}
-    if family == "opt":
-        _check_opt(config.word_embed_proj_dim, config.hidden_size, "this model")
+    for name, other in words.equal.items():
+        _check_equal(family, {key: getattr(config, key) for key in (name, other)}, name, other, "this model")
     return {**found, **window_to(config), "use_cache": True, "torch_dtype": dtype}
 
 
@@ -253,15 +238,10 @@ def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
 
 
 def _activation(family: str, content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
-    if family == "gemma":
-        return _gemma_activation(content, place, writer)
-    if family == "opt":
-        projected, hidden = content.get("word_embed_proj_dim"), content.get("hidden_size")
-        _check_opt(projected, hidden, place)
-        given = projected or hidden
-        return {"word_embed_proj_dim": given} if given else {}
-    name = ACTIVATION_FIELDS.get(family)
-    if name is None or name not in content:
+    if HF_CONFIGS[family].gelu_is_approximate:
+        return _gelu(family, content, place, writer)
+    name = HF_CONFIGS[family].activation
+    if not name or name not in content:
         return {}
     if content[name] not in ACTIVATIONS:
         raise ModelError(
@@ -271,7 +251,7 @@ def _activation(family: str, content: Mapping[str, Any], place: str, writer: str
     return {name: ACTIVATIONS[content[name]]}
 
 
-def _gemma_activation(content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
+def _gelu(family: str, content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
     """ "gelu" alone is how the first Gemmas were published, and means the approximation (transformers says so)."""
     act, newer = content.get("hidden_act"), content.get("hidden_activation")
     approximate = ("gelu", "gelu_pytorch_tanh", "gelu_new", None)
@@ -283,21 +263,26 @@ def _gemma_activation(content: Mapping[str, Any], place: str, writer: str) -> di
         return {"hidden_act": "gelu_pytorch_tanh"}
     named = f"hidden_act is {act!r}" + (f" and hidden_activation {newer!r}" if newer is not None else "")
     raise ModelError(
-        f"{place}: {named}, and PaddleNLP's gemma computes with gelu_pytorch_tanh, or with gelu_python and gelu, alone"
+        f"{place}: {named}, and PaddleNLP's {family} computes with gelu_pytorch_tanh, or with gelu_python and gelu, "
+        "alone"
     )
 
 
-def _check_opt(projected: int | None, hidden: int | None, place: str) -> None:
-    if projected and projected != hidden:
+def _check_equal(family: str, content: Mapping[str, Any], name: str, other: str, place: str) -> None:
+    if content.get(name) and content[name] != content.get(other):
         raise ModelError(
-            f"{place}: word_embed_proj_dim {projected} is not hidden_size {hidden}: PaddleNLP's OPT can't run that "
-            "(its output layer has the hidden size)"
+            f"{place}: {name} {content[name]} is not {other} {content.get(other)}: PaddleNLP's {family} can't run that"
         )
 
 
 def _check_head_size(family: str, content: Mapping[str, Any], found: Mapping[str, Any], place: str) -> None:
     size = content.get("head_dim")
-    if family == "gemma" or size is None or "num_attention_heads" not in found or "hidden_size" not in found:
+    if (
+        FAMILIES[family].free_head_dim
+        or size is None
+        or "num_attention_heads" not in found
+        or "hidden_size" not in found
+    ):
         return
     own = found["hidden_size"] // found["num_attention_heads"]
     if size != own:

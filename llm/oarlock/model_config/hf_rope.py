@@ -25,7 +25,7 @@ _READ: dict[str, tuple[str, ...]] = {
 }
 
 
-def rope_from_hugging_face(content: Mapping[str, Any], scaled: bool, who: str) -> dict[str, Any]:
+def convert_rope_from_hf(content: Mapping[str, Any], scaled: bool, who: str) -> dict[str, Any]:
     """PaddleNLP's fields.
 
     Args:
@@ -110,7 +110,7 @@ def _number(value: Any, name: str, who: str) -> Any:
     return value
 
 
-def rope_to_hugging_face(config: Any, scaled: bool, head_size: int) -> dict[str, Any]:
+def convert_rope_to_hf(config: Any, scaled: bool, head_size: int) -> dict[str, Any]:
     """rope_theta and rope_scaling.
 
     "ntk" is another base and nothing else, so that is what it becomes; PaddleNLP then also computes more positions.

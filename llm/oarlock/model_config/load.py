@@ -9,27 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import paddlenlp.transformers
-from paddlenlp.transformers import PretrainedConfig
+from paddlenlp.transformers import AutoModelForCausalLM, PretrainedConfig
 from paddlenlp.transformers.configuration_utils import LlmMetaConfig, flatten_model_config
 
 from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
+from oarlock.families.registry import FAMILIES
 from oarlock.formats.json_file import check_content, read_json
-from oarlock.model_config.family_detection import family_of, writer_of
-from oarlock.model_config.hf_config import arguments_of
+from oarlock.model_config.family_detection import detect_family, detect_writer
+from oarlock.model_config.hf_config import make_arguments
 from oarlock.model_config.hf_fields import PLAN
 from oarlock.model_config.schema import ConfigFields
 from oarlock.model_config.size_check import check_sizes
-from oarlock.parallel.family_rules import FAMILIES
-from oarlock.weights.tied_head import has_own_head
+from oarlock.model_config.tied_head import has_untied_head
 from oarlock.weights.weight_folder import WeightFolder, has_safetensors
 
 # What of a file PaddleNLP's configuration is given: settings whose type and range are known.
 _SETTINGS = frozenset(ConfigFields.__annotations__)
 _PICKLES = {"np": "model_state*.pdparams*", "pt": "pytorch_model*.bin*"}
+_CAUSAL = ("ForCausalLM", "ForConditionalGeneration")
 
 
-def layout_of(folder: Path) -> str:
+def detect_layout(folder: Path) -> str:
     """Whose layout the weights of a folder have: "np" (Paddle's) or "pt" (Hugging Face's).
 
     Raises:
@@ -42,7 +43,7 @@ def layout_of(folder: Path) -> str:
     return WeightFolder.open(folder).layout
 
 
-def config_content(folder: Path) -> dict[str, Any]:
+def read_config_content(folder: Path) -> dict[str, Any]:
     """config.json, its fields of the types and ranges of oarlock.model_config.schema.
 
     Raises:
@@ -54,7 +55,7 @@ def config_content(folder: Path) -> dict[str, Any]:
     return dict(read_json(path, ConfigFields, extra="allow"))
 
 
-def checked_content(content: Mapping[str, Any], place: str) -> dict[str, Any]:
+def check_config_content(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The content of a config.json that was not read by config_content: the same fields, checked in the same way.
 
     Raises:
@@ -63,7 +64,7 @@ def checked_content(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     return dict(check_content(dict(content), place, ConfigFields, extra="allow"))
 
 
-def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
+def make_config(content: Mapping[str, Any], place: str) -> PretrainedConfig:
     """PaddleNLP's configuration for the content of a config.json, in Hugging Face's or PaddleNLP's words.
 
     PaddleNLP itself takes what transformers wrote as it stands, so that a rotary base in transformers 5's words, or a
@@ -75,12 +76,12 @@ def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
     Raises:
         ModelError: for a family that is not supported, or a field that PaddleNLP's model does not compute with.
     """
-    content = checked_content(copy.deepcopy(dict(content)), place)
-    content = checked_content(flatten_model_config(content), place)  # older files of PaddleNLP are nested
-    config_class = _config_class(family_of(content, place))
+    content = check_config_content(copy.deepcopy(dict(content)), place)
+    content = check_config_content(flatten_model_config(content), place)  # older files of PaddleNLP are nested
+    config_class = find_config_class(detect_family(content, place))
     how = LlmMetaConfig._get_defaults().keys() - PLAN  # how a run computed
     content = {name: value for name, value in content.items() if name not in how}
-    arguments = arguments_of(content, place, own_fields(config_class))
+    arguments = make_arguments(content, place, find_fields(config_class))
     arguments = {name: value for name, value in arguments.items() if name in _SETTINGS}
     try:
         config = config_class.from_dict(arguments)
@@ -90,21 +91,20 @@ def config_of(content: Mapping[str, Any], place: str) -> PretrainedConfig:
     return config
 
 
-def _config_class(family: str) -> Any:
-    stem = FAMILIES[family].model.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
-    return getattr(paddlenlp.transformers, f"{stem}Config")
+def find_config_class(family: str) -> Any:
+    return getattr(paddlenlp.transformers, f"{FAMILIES[family].class_prefix}Config")
 
 
 @cache
-def own_fields(config_class: Any) -> frozenset[str]:
+def find_fields(config_class: Any) -> frozenset[str]:
     """The fields of one of PaddleNLP's configuration classes, older names included."""
     return frozenset(vars(config_class())) | frozenset(config_class.attribute_map)
 
 
-def config_writer(folder: Path) -> str:
+def detect_config_writer(folder: Path) -> str:
     """Whose words config.json is in: "np" (PaddleNLP's) or "pt" (transformers')."""
-    content = config_content(folder)
-    return writer_of(content, own_fields(_config_class(family_of(content, str(folder / "config.json")))))
+    content = read_config_content(folder)
+    return detect_writer(content, find_fields(find_config_class(detect_family(content, str(folder / "config.json")))))
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -115,11 +115,33 @@ def read_config(folder: Path) -> PretrainedConfig:
     Raises:
         ModelError: when it can't be read, or PaddleNLP's model does not compute what it says.
     """
-    config = config_of(config_content(folder), str(folder / "config.json"))
-    if getattr(config, "tie_word_embeddings", False) and has_own_head(folder, config.model_type):
+    config = make_config(read_config_content(folder), str(folder / "config.json"))
+    if getattr(config, "tie_word_embeddings", False) and has_untied_head(folder, config.model_type):
         log_once(
             f"{folder}: config.json ties the output layer to the embedding (tie_word_embeddings), but the two that are "
             "stored differ: the model has both"
         )
         config.tie_word_embeddings = False
     return config
+
+
+def find_model_class(config: PretrainedConfig, pipeline: bool = False) -> Any:
+    """PaddleNLP's class for a configuration: the one that "architectures" names, or the family's causal model.
+
+    Raises:
+        ModelError: when there is none.
+    """
+    name = str(config.architectures[0]) if config.architectures else ""
+    # The automatic choice goes by parts of names and takes "GPTJForCausalLM" for a GPT.
+    found = getattr(paddlenlp.transformers, name, None) if name.endswith(_CAUSAL) else None
+    if found is None:
+        try:
+            found = AutoModelForCausalLM._get_model_class_from_config(None, None, config)
+        except (AttributeError, KeyError) as error:
+            raise ModelError(f"PaddleNLP has no causal language model for the architecture {name!r}") from error
+    if not pipeline:
+        return found
+    staged = getattr(paddlenlp.transformers, f"{found.__name__}Pipe", None)
+    if staged is None:
+        raise ModelError(f"PaddleNLP has no pipeline form of {found.__name__}: use --pipeline_parallel_degree 1")
+    return staged

@@ -6,7 +6,7 @@ what nobody reads (records, notes) may hold any JSON.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MaxLen
 from typing_extensions import TypedDict
@@ -163,7 +163,7 @@ class Rest(TypedDict, total=False):
     torch_dtype: _Text
     pool_token: _Text
     spell_func: _Text
-    rope_scaling_type: _Text
+    rope_scaling_type: Literal["linear", "ntk", "dynamic_ntk"] | None
     long_sequence_strategy_type: _Text
     long_sequence_strategy_name: _Text
     long_sequence_init_args: _Nested | None

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from oarlock.errors import ModelError
+from oarlock.families.registry import FAMILIES, find_family
 
-FAMILIES_WITH_WINDOW = ("mistral", "qwen2")
 _DEFAULT = 4096  # of both, on both sides
 _LAYERS = 28  # max_window_layers of Qwen2, on both sides
 _SLIDING, _FULL = "sliding_attention", "full_attention"
@@ -25,14 +25,15 @@ def from_hugging_face(family: str, content: Mapping[str, Any], place: str) -> di
     kinds = content.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or set(kinds) - {_SLIDING, _FULL}):
         raise ModelError(f"{place}: layer_types: only {_FULL} and {_SLIDING} are known here")
-    if family not in FAMILIES_WITH_WINDOW:
+    layers = find_family(family).sliding_window
+    if not layers:
         if kinds and _SLIDING in kinds:
             raise ModelError(f"{place}: layer_types: PaddleNLP's {family} has no {_SLIDING}")
         return {}
     window = content.get("sliding_window", _DEFAULT)
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
         raise ModelError(f"{place}: sliding_window has to be a whole number or null; it is {window!r}")
-    if family == "mistral":
+    if layers == "all_layers":
         return {"sliding_window": window if kinds is None or _SLIDING in kinds else None}
     if kinds is not None:  # says it layer by layer, over the other fields
         used = bool(content.get("use_sliding_window")) and window is not None and _SLIDING in kinds
@@ -47,23 +48,27 @@ def from_hugging_face(family: str, content: Mapping[str, Any], place: str) -> di
 def to_hugging_face(config: Any) -> dict[str, Any]:
     """The fields of transformers."""
     window = getattr(config, "sliding_window", None)
-    if config.model_type == "mistral":
-        return {"sliding_window": window}
-    if config.model_type == "qwen2":
-        return {
-            "use_sliding_window": bool(config.use_sliding_window),
-            "sliding_window": window,
-            "max_window_layers": config.max_window_layers,
-        }
+    match find_family(config.model_type).sliding_window:
+        case "all_layers":
+            return {"sliding_window": window}
+        case "upper_layers":
+            return {
+                "use_sliding_window": bool(config.use_sliding_window),
+                "sliding_window": window,
+                "max_window_layers": config.max_window_layers,
+            }
     return {}
 
 
-def window_of(config: Any) -> int | None:
+def find_window(config: Any) -> int | None:
     """The window of PaddleNLP's configuration; None where all of a text is seen."""
-    family, window = getattr(config, "model_type", None), getattr(config, "sliding_window", None)
-    if family not in FAMILIES_WITH_WINDOW or window is None:
+    family, window = FAMILIES.get(getattr(config, "model_type", "")), getattr(config, "sliding_window", None)
+    if family is None or not family.sliding_window or window is None:
         return None
-    if family == "qwen2" and not (config.use_sliding_window and config.max_window_layers < config.num_hidden_layers):
+    used = family.sliding_window == "all_layers" or (
+        config.use_sliding_window and config.max_window_layers < config.num_hidden_layers
+    )
+    if not used:
         return None
     return int(window)
 
@@ -78,7 +83,7 @@ def check_window(config: Any, longest: int, place: str, what: str) -> None:
     Raises:
         ModelError: naming the field.
     """
-    window = window_of(config)
+    window = find_window(config)
     if window is not None and longest > window:
         raise ModelError(
             f"{what} {longest:,} tokens, but the model looks back over {window:,} alone (sliding_window in "

@@ -9,43 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
-import paddlenlp.transformers
-from paddlenlp.transformers import AutoModelForCausalLM, PretrainedConfig, PretrainedModel
+from paddlenlp.transformers import PretrainedConfig, PretrainedModel
 
 from oarlock.environment.console import log_once
 from oarlock.errors import ConfigError, ModelError
-from oarlock.families.forward import adapt_inputs
-from oarlock.hub.model_names import local_folder
-from oarlock.model_config.generation_config import generation_content
-from oarlock.model_config.load import read_config
-from oarlock.model_config.sliding_window import check_window, window_of
-from oarlock.models.construct import construct
-from oarlock.models.init_weights import RandomWeights, without_values
+from oarlock.model_config.generation_config import read_generation_config
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.model_config.model_folder import find_model_folder
+from oarlock.model_config.sliding_window import check_window, find_window
+from oarlock.models.construct import construct, without_values
+from oarlock.models.forward import adapt_inputs
+from oarlock.models.init_weights import RandomWeights
 from oarlock.models.memory_check import check_before, check_parameters
+from oarlock.models.open_weights import open_weights
 from oarlock.ops import library
 from oarlock.ops.self_check import check_norms
 from oarlock.parallel.nodes import once_per_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
+from oarlock.parallel.plan import ParallelPlan
 from oarlock.peft.adapter_folder import read_adapter
 from oarlock.peft.method import Method, fill_trained, initial_values
 from oarlock.peft.open_adapter import open_adapter
 from oarlock.weights.load import load_distributed
-from oarlock.weights.pickles import open_weights
 from oarlock.weights.sources import WeightSource
 from oarlock.weights.weight_folder import has_safetensors
 
 if TYPE_CHECKING:
     from oarlock.config.run_config import RunConfig
-
-_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-)
-_CAUSAL = ("ForCausalLM", "ForConditionalGeneration")
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ class ModelSource:
         Raises:
             ModelError: when it can't be read.
         """
-        return generation_content(self.folder)
+        return read_generation_config(self.folder)
 
 
 def find_model(config: RunConfig, from_weights: bool) -> ModelSource:
@@ -78,7 +68,7 @@ def find_model(config: RunConfig, from_weights: bool) -> ModelSource:
         ModelError: when the model can't be had or is of another family than --model_type.
         ConfigError: when sizes do not fit together.
     """
-    folder = local_folder(config.model.model_name_or_path, from_weights, config.model.allow_pickle_weights)
+    folder = find_model_folder(config.model.model_name_or_path, from_weights, config.model.allow_pickle_weights)
     model_config = read_config(folder)
     family = model_config.model_type
     if config.model.model_type and family != config.model.model_type:
@@ -87,6 +77,18 @@ def find_model(config: RunConfig, from_weights: bool) -> ModelSource:
         _apply_sizes(config, model_config)
     _apply_kernels(config, model_config)
     return ModelSource(folder, model_config, from_weights)
+
+
+def set_parallel_fields(config: PretrainedConfig, plan: ParallelPlan, rank: int) -> None:
+    """Set the fields from which PaddleNLP's model classes build a rank's part of the model.
+
+    tensor_parallel_output leaves the logits split over the vocabulary, as ParallelCrossEntropy takes them.
+    """
+    config.tensor_parallel_degree = plan.tensor
+    config.tensor_parallel_rank = plan.coordinates(rank).tensor
+    config.tensor_parallel_output = plan.tensor > 1
+    config.sequence_parallel = plan.sequence_parallel
+    config.virtual_pp_degree = plan.virtual_pipeline
 
 
 def _apply_sizes(config: RunConfig, model_config: PretrainedConfig) -> None:
@@ -122,11 +124,11 @@ def _apply_kernels(config: RunConfig, model_config: PretrainedConfig) -> None:
     model_config.seq_length = config.sequence_length
 
 
-def positions_of(config: PretrainedConfig) -> tuple[str, int]:
+def find_position_limit(config: PretrainedConfig) -> tuple[str, int]:
     """How many tokens a model was made for (or looks back), and the field that says so; ("", 0) without a limit."""
     names = ("max_position_embeddings", "max_sequence_length")
     found = next(((name, int(value)) for name in names if (value := getattr(config, name, None))), ("", 0))
-    window = window_of(config)
+    window = find_window(config)
     return ("sliding_window", window) if window and not 0 < found[1] <= window else found
 
 
@@ -138,7 +140,7 @@ def check_lengths(source: ModelSource, longest: int, flag: str) -> None:
         ModelError: for the window.
     """
     check_window(source.config, longest, str(source.folder / "config.json"), f"{flag} asks for sequences of")
-    name, positions = positions_of(source.config)
+    name, positions = find_position_limit(source.config)
     if positions and longest > positions:
         raise ConfigError(
             f"{flag} asks for sequences of {longest:,} tokens, but the model was made for {positions:,} "
@@ -198,7 +200,7 @@ def build_model(
     Every rank has to call it at the same time.
 
     Args:
-        source: its configuration says which part (see oarlock.models.place).
+        source: its configuration says which part (set_parallel_fields).
         dtype: of the parameters.
         seed: of random weights; they are the same under every plan.
         pipeline: build a pipeline stage.
@@ -214,7 +216,7 @@ def build_model(
 
     def find_class() -> None:
         nonlocal found
-        found = model_class(source.config, pipeline)
+        found = find_model_class(source.config, pipeline)
 
     run_on_all_ranks(find_class)
     once_per_node(lambda: check_before(source.config, source.folder, source.from_weights, dtype))
@@ -228,9 +230,9 @@ def build_model(
     if method is None:
         load_distributed(model, of_base)
     else:
-        load_distributed(model, of_base, wanted=lambda holding: holding.tensor.stop_gradient)
+        load_distributed(model, of_base, wanted=lambda parameter: parameter.tensor.stop_gradient)
         values = (
-            read_adapter(open_adapter(adapter).of_model(found, source.config), method).value
+            read_adapter(open_adapter(adapter).map_to_model(found, source.config), method).value
             if adapter
             else initial_values(method, seed)
         )
@@ -238,31 +240,9 @@ def build_model(
     return model
 
 
-def model_class(config: PretrainedConfig, pipeline: bool = False) -> Any:
-    """PaddleNLP's class for a configuration: the one that "architectures" names, or the family's causal model.
-
-    Raises:
-        ModelError: when there is none.
-    """
-    name = str(config.architectures[0]) if config.architectures else ""
-    # The automatic choice goes by parts of names and takes "GPTJForCausalLM" for a GPT.
-    found = getattr(paddlenlp.transformers, name, None) if name.endswith(_CAUSAL) else None
-    if found is None:
-        try:
-            found = AutoModelForCausalLM._get_model_class_from_config(None, None, config)
-        except (AttributeError, KeyError) as error:
-            raise ModelError(f"PaddleNLP has no causal language model for the architecture {name!r}") from error
-    if not pipeline:
-        return found
-    staged = getattr(paddlenlp.transformers, f"{found.__name__}Pipe", None)
-    if staged is None:
-        raise ModelError(f"PaddleNLP has no pipeline form of {found.__name__}: use --pipeline_parallel_degree 1")
-    return staged
-
-
 def _open_source(source: ModelSource, allow_pickle: bool, seed: int) -> WeightSource:
     """What the parameters are filled from."""
-    whole = model_class(source.config)
+    whole = find_model_class(source.config)
     if not source.from_weights:
         return RandomWeights(whole, source.config, seed)
     return open_weights(source.folder, whole, source.config, allow_pickle)
@@ -280,7 +260,7 @@ def set_parameter(parameter: paddle.Tensor, array: np.ndarray) -> None:
     parameter.set_value(array.reshape(shape))  # a number is an array of one to ascontiguousarray
 
 
-def num_parameters(model: Any) -> tuple[int, int]:
+def count_parameters(model: Any) -> tuple[int, int]:
     """(all, trainable) parameters of a model; tied ones once."""
     unique = {id(p): p for p in model.parameters()}.values()
     sizes = [(int(np.prod(p.shape)), not p.stop_gradient) for p in unique]

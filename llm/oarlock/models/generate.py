@@ -1,15 +1,23 @@
-"""Greedy generation for a batch of prompts of different lengths."""
+"""Greedy generation: for a batch of prompts of different lengths, and for questions to a saved model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import paddle
 
-from oarlock.errors import ModelError
-from oarlock.model_config.generation_config import token_ids
+from oarlock.data.files.text_readers import check_characters
+from oarlock.data.tokenizers.offsets import tokenize
+from oarlock.environment.paddle_import import set_paddlenlp_log_level
+from oarlock.errors import ConfigError, ModelError
+from oarlock.model_config.generation_config import read_token_ids
+from oarlock.model_config.sliding_window import check_window
+from oarlock.models.build import find_position_limit
+from oarlock.models.load_finetuned import load_finetuned
+
+DEFAULT_TOKENS = 64  # of an answer
 
 NextIds = Callable[[list[list[int]]], list[int]]
 
@@ -30,7 +38,7 @@ def generate_ids(
     Raises:
         ModelError: for ids that the model has no row for.
     """
-    ends = token_ids(tokenizer.eos_token_id, "the tokenizer") if ends is None else tuple(ends)
+    ends = read_token_ids(tokenizer.eos_token_id, "the tokenizer") if ends is None else tuple(ends)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     longest = max(len(row) for row in rows)
     input_ids = np.full([len(rows), longest], pad, np.int64)
@@ -98,6 +106,51 @@ def right_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, l
     return ids, lengths
 
 
-def last_scores(scores: paddle.Tensor, lengths: Sequence[int]) -> paddle.Tensor:
+def last_logits(scores: paddle.Tensor, lengths: Sequence[int]) -> paddle.Tensor:
     """Those after each row's last token, [rows, vocabulary]."""
     return paddle.gather_nd(scores, paddle.to_tensor([[i, length - 1] for i, length in enumerate(lengths)]))
+
+
+def _longest(config: Any, question: int, wanted: int | None) -> int:
+    """Tokens of an answer to a question of so many."""
+    name, positions = find_position_limit(config)
+    room = positions - question if positions else wanted or DEFAULT_TOKENS
+    if room < 1:
+        raise ModelError(
+            f"the question has {question:,} tokens, and the model was made for {positions:,} ({name}), its answer "
+            "included: ask a shorter one"
+        )
+    if wanted is not None and wanted > room:
+        raise ConfigError(
+            f"--max-new-tokens {wanted:,}: the model's context leaves {room:,} after the question ({name} "
+            f"{positions:,})"
+        )
+    return wanted or min(DEFAULT_TOKENS, room)
+
+
+def ask_model(
+    name_or_path: str, questions: Sequence[str], max_new_tokens: int | None = None, base: str | None = None
+) -> Iterator[tuple[str, str]]:
+    """(question, greedy answer) of each.
+
+    Args:
+        max_new_tokens: longest answer; None: DEFAULT_TOKENS, or what the model's context leaves.
+
+    Raises:
+        ConfigError: for more tokens than the context leaves.
+        ModelError: when the model can't be loaded, or question and answer are longer than its context or its window.
+    """
+    set_paddlenlp_log_level("error")
+    tuned = load_finetuned(name_or_path, base)
+    for question in questions:
+        try:
+            check_characters(question)
+        except ValueError as error:  # a command line in another encoding
+            raise ConfigError(f"the question {question!r} is not valid text: it {error}") from error
+        chat = tuned.template.render_chat([{"role": "user", "content": question}], add_generation_prompt=True)
+        (prompt,) = tokenize(tuned.tokenizer, [chat.text])
+        place = str(tuned.folder / "config.json")
+        longest = _longest(tuned.model.config, len(prompt.ids), max_new_tokens)
+        check_window(tuned.model.config, len(prompt.ids) + longest, place, "question and answer may take")
+        (ids,) = generate_ids(tuned.model, tuned.tokenizer, [prompt.ids], longest, tuned.ends)
+        yield question, tuned.template.answer_in(tuned.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -8,52 +8,26 @@ own, with the model's own `_init_weights`; memory holds one block.
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import paddle
 from paddle import nn
-from paddle.distributed.fleet.meta_parallel import PipelineLayer
 from paddlenlp.transformers import PretrainedConfig, PretrainedModel
-from paddlenlp.transformers.model_utils import no_init_weights
 
+from oarlock.compat.patch import replaced
 from oarlock.environment.paddle_import import import_paddle, on_cpu
-from oarlock.models.construct import construct
-from oarlock.weights.layout import holdings
+from oarlock.families.registry import FAMILIES
+from oarlock.models.construct import construct, unsplit_config, without_values
+from oarlock.weights.layout import parameter_shards
 
 _MAX_THREADS = 16
 _CHUNK = 1 << 20  # values from one generator, so that any number of threads draws the same
-
-
-@contextlib.contextmanager
-def without_values() -> Iterator[None]:
-    """Models built in here get parameters without memory and without values, whatever their constructors do.
-
-    Some PaddleNLP constructors call `self.apply(self._init_weights)` by themselves, and pipelines send shared
-    parameters around (3.0.0b4): both would touch what is not there yet.
-    """
-    with (
-        no_init_weights(),
-        paddle.LazyGuard(),
-        mock.patch.object(nn.Layer, "apply", lambda layer, function: layer),
-        mock.patch.object(PipelineLayer, "_synchronize_shared_weights", lambda layer: None),
-    ):
-        yield
-
-
-def on_one_card(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration of the whole model (see oarlock.models.place for that of a part)."""
-    whole = copy.deepcopy(config)
-    whole.tensor_parallel_degree, whole.tensor_parallel_rank = 1, 0
-    whole.tensor_parallel_output, whole.sequence_parallel, whole.virtual_pp_degree = True, False, 1
-    return whole
 
 
 @dataclass(frozen=True)
@@ -85,7 +59,9 @@ class _Block:
     def _initialise(self, layer: nn.Layer) -> None:
         self.model._init_weights(layer)
         # Bloom's zeroes the weight where it means the bias (3.0.0b4): no layer would ever learn anything.
-        if self.model.config.model_type == "bloom" and isinstance(layer, nn.Linear) and layer.bias is not None:
+        family = FAMILIES.get(self.model.config.model_type)
+        wrong = family is not None and family.linear_init_is_wrong
+        if wrong and isinstance(layer, nn.Linear) and layer.bias is not None:
             std = self.model.config.initializer_range
             layer.weight.set_value(paddle.tensor.normal(mean=0.0, std=std, shape=layer.weight.shape))
             layer.bias.set_value(paddle.zeros(layer.bias.shape, layer.bias.dtype))
@@ -104,8 +80,8 @@ class RandomWeights:
         self._seed = seed
         # Parameters made later have the same automatic names as on ranks that do not draw.
         with _drawing_on_cpu(), without_values(), paddle.utils.unique_name.guard():
-            model = construct(model_class, on_one_card(config), "float32")
-        names = {id(held.tensor): held.name for held in holdings(model) if hasattr(held.tensor, "_init_func")}
+            model = construct(model_class, unsplit_config(config), "float32")
+        names = {id(held.tensor): held.name for held in parameter_shards(model) if hasattr(held.tensor, "_init_func")}
         self._blocks: list[tuple[_Block, dict[str, str]]] = []  # with the names (in the block, in the model) it gives
         self._where: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...] | None] = {}
@@ -197,10 +173,7 @@ def _blocks(model: PretrainedModel) -> Iterator[_Block]:
 
 def _replaced_normal(function: Callable[..., paddle.Tensor]) -> contextlib.AbstractContextManager[Any]:
     """Have PaddleNLP's models draw normal values with another function (they call both names)."""
-    stack = contextlib.ExitStack()
-    for owner in (paddle, paddle.tensor):
-        stack.enter_context(mock.patch.object(owner, "normal", function))
-    return stack
+    return replaced((paddle, "normal"), (paddle.tensor, "normal"), by=function)
 
 
 def _drawing_fast(seed: int, pool: ThreadPoolExecutor) -> contextlib.AbstractContextManager[Any]:

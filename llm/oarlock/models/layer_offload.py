@@ -12,12 +12,11 @@ from paddle.base.framework import EagerParamBase
 from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
-from oarlock.families.forward import adapt_inputs
-from oarlock.models.construct import construct
-from oarlock.models.init_weights import on_one_card, without_values
+from oarlock.models.construct import construct, unsplit_config, without_values
+from oarlock.models.forward import adapt_inputs
 from oarlock.peft.method import Method
-from oarlock.weights.copy_into_params import Target
-from oarlock.weights.layout import holdings
+from oarlock.weights.copy_into_params import ParameterBuffer
+from oarlock.weights.layout import parameter_shards
 
 Reader = Callable[[str, np.ndarray | None], np.ndarray]
 
@@ -28,7 +27,7 @@ def empty_model(model_class: Any, config: PretrainedConfig, method: Method | Non
     Raises:
         OarlockError: when the method does not fit the model.
     """
-    config = on_one_card(config)
+    config = unsplit_config(config)
     config.use_cache = False
     with without_values(), paddle.utils.unique_name.guard():
         model: nn.Layer = construct(model_class, config, "float32")
@@ -53,17 +52,17 @@ def stream_logits(model: nn.Layer, read: Reader, names: set[str], ids: np.ndarra
     Raises:
         ModelError: when something can't be read, or the model can't be run.
     """
-    whole_names = {id(holding.tensor): holding.name for holding in holdings(model)}
+    whole_names = {id(parameter.tensor): parameter.name for parameter in parameter_shards(model)}
 
     def fill(tensor: paddle.Tensor) -> None:
-        target, name = Target(tensor), whole_names[id(tensor)]
+        target, name = ParameterBuffer(tensor), whole_names[id(tensor)]
         values = read(name, target.array)
         if values is not target.array:
             target.put(0, len(values) if values.ndim else 1, values)
 
-    for holding in holdings(model):
-        if not isinstance(holding.tensor, EagerParamBase) and holding.name in names:
-            fill(holding.tensor)
+    for parameter in parameter_shards(model):
+        if not isinstance(parameter.tensor, EagerParamBase) and parameter.name in names:
+            fill(parameter.tensor)
     hooks = [hook for layer in model.sublayers(include_self=True) for hook in _hooks(layer, fill)]
     try:
         with paddle.no_grad():

@@ -10,13 +10,13 @@ from oarlock.data.templates.chat_template import choose_template
 from oarlock.data.tokenizers.load import has_tokenizer, load_tokenizer
 from oarlock.errors import ModelError
 from oarlock.files import holds_adapter
-from oarlock.hub.model_names import local_folder
-from oarlock.model_config.generation_config import end_tokens
-from oarlock.model_config.load import read_config
-from oarlock.models.build import ModelSource, build_model, model_class
+from oarlock.model_config.generation_config import find_end_tokens
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.model_config.model_folder import find_model_folder
+from oarlock.models.build import ModelSource, build_model
 from oarlock.peft.adapter_base import find_base
 from oarlock.peft.adapter_folder import UNKNOWN_BASE, Base
-from oarlock.peft.method import method_of
+from oarlock.peft.method import restore_method
 from oarlock.peft.open_adapter import open_adapter
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TunedModel:
+class FinetunedModel:
     """What is needed to ask.
 
     Attributes:
@@ -41,7 +41,7 @@ class TunedModel:
     folder: Path
 
 
-def open_tuned(name_or_path: str, base: str | None = None) -> TunedModel:
+def load_finetuned(name_or_path: str, base: str | None = None) -> FinetunedModel:
     """Load a model folder, or an adapter folder with the base it was trained on.
 
     Args:
@@ -57,18 +57,18 @@ def open_tuned(name_or_path: str, base: str | None = None) -> TunedModel:
     if found is not None and base is None:
         folder = find_base(found, "Name it: --base DIR")
     else:
-        folder = local_folder(base or name_or_path, with_weights=True)
+        folder = find_model_folder(base or name_or_path, with_weights=True)
     if found is not None:
         check_base(found.base, Base.of(str(folder), folder))
     source = ModelSource(folder, read_config(folder), from_weights=True)
     tokenizer = load_tokenizer(str(adapter if adapter and has_tokenizer(adapter) else folder))
     if found is not None:
-        found = found.of_model(model_class(source.config), source.config)
-    method = method_of(found.method, found.settings) if found else None
+        found = found.map_to_model(find_model_class(source.config), source.config)
+    method = restore_method(found.method, found.settings) if found else None
     model = build_model(source, method=method, adapter=adapter)
     model.eval()
-    ends = end_tokens(source.generation(), source.config, tokenizer)
-    return TunedModel(model, tokenizer, choose_template("auto", tokenizer, "src_tgt"), ends, folder)
+    ends = find_end_tokens(source.generation(), source.config, tokenizer)
+    return FinetunedModel(model, tokenizer, choose_template("auto", tokenizer, "src_tgt"), ends, folder)
 
 
 def check_base(trained_on: Base, given: Base) -> None:

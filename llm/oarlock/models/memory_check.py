@@ -9,15 +9,22 @@ import paddle
 from paddle import nn
 from paddlenlp.transformers import PretrainedConfig
 
-from oarlock.environment.memory import Room, check_fits, free_gpu_memory, free_memory, in_words
+from oarlock.environment.memory import (
+    AvailableMemory,
+    available_gpu_memory,
+    available_memory,
+    check_memory,
+    format_bytes,
+)
 from oarlock.environment.ranks import world_size
 from oarlock.errors import ModelError
-from oarlock.model_config.size_check import check_stored, least_parameters, table_bytes
+from oarlock.model_config.size_check import count_least_parameters, count_table_bytes
 from oarlock.parallel.nodes import this_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.weights.buffers import array_type
 from oarlock.weights.copy_into_params import type_name
-from oarlock.weights.layout import holdings
+from oarlock.weights.layout import parameter_shards
+from oarlock.weights.sources import check_stored
 from oarlock.weights.weight_folder import WeightFolder, has_safetensors
 
 _SMALL_TABLES = 256 << 20  # bytes that any model may keep
@@ -39,8 +46,8 @@ def check_before(config: PretrainedConfig, folder: Path, from_weights: bool, dty
     if from_weights and has_safetensors(folder):
         check_stored(config, WeightFolder.open(folder).shapes(), place)
     elif not from_weights:
-        least = least_parameters(config) * array_type(dtype).itemsize // world_size()
-        check_fits(least, f"{place}: a model of these sizes", room())
+        least = count_least_parameters(config) * array_type(dtype).itemsize // world_size()
+        check_memory(least, f"{place}: a model of these sizes", room())
     check_tables(config, place)
 
 
@@ -50,14 +57,14 @@ def check_tables(config: PretrainedConfig, place: str) -> None:
     Raises:
         ModelError: naming both sizes.
     """
-    needed, weights = table_bytes(config), 4 * least_parameters(config)
+    needed, weights = count_table_bytes(config), 4 * count_least_parameters(config)
     what = f"{place}: what the model keeps for its positions (max_position_embeddings)"
     if needed > max(_SMALL_TABLES, _TABLES_TO_WEIGHTS * weights):
         raise ModelError(
-            f"{what} takes {in_words(needed)}, and its weights some {in_words(weights)}: give as many positions as "
-            "texts have tokens"
+            f"{what} takes {format_bytes(needed)}, and its weights some {format_bytes(weights)}: give as many "
+            "positions as texts have tokens"
         )
-    check_fits(needed, what, room())
+    check_memory(needed, what, room())
 
 
 def check_parameters(model: nn.Layer, folder: Path, held_beside: int) -> None:
@@ -72,14 +79,14 @@ def check_parameters(model: nn.Layer, folder: Path, held_beside: int) -> None:
     Raises:
         ModelError: with both sizes. StoppedWithOthers where another rank says so.
     """
-    tensors = list({id(held.tensor): held.tensor for held in holdings(model)}.values())
+    tensors = list({id(held.tensor): held.tensor for held in parameter_shards(model)}.values())
     needed = sum(map(_bytes, tensors))
     needed += held_beside * sum(math.prod(tensor.shape) for tensor in tensors if not tensor.stop_gradient)
     node, of = this_node(), ""
     if not paddle.device.get_device().startswith("gpu") and len(node.ranks) > 1:
         needed, of = sum(node.all_gather_objects(needed)), f" on the {len(node.ranks)} ranks of this machine"
     what = f"{folder}: the model{', with what training holds beside it,' if held_beside else ''}{of}"
-    run_on_all_ranks(lambda: check_fits(needed, what, room()))
+    run_on_all_ranks(lambda: check_memory(needed, what, room()))
 
 
 def _bytes(tensor: paddle.Tensor) -> int:
@@ -88,7 +95,7 @@ def _bytes(tensor: paddle.Tensor) -> int:
     return math.prod(tensor.shape) * array_type(type_name(tensor)).itemsize
 
 
-def room() -> Room | None:
+def room() -> AvailableMemory | None:
     """Free memory of the device in use; None where the system does not say."""
     device = paddle.device.get_device()
-    return free_gpu_memory(device) if device.startswith("gpu") else free_memory()
+    return available_gpu_memory(device) if device.startswith("gpu") else available_memory()

@@ -16,21 +16,20 @@ from oarlock.environment.console import get_logger, progress_bar
 from oarlock.environment.paddle_import import on_cpu
 from oarlock.errors import ModelError
 from oarlock.files import require_empty
-from oarlock.model_config.load import read_config
-from oarlock.models.build import model_class
-from oarlock.models.folder_files import copy_file
+from oarlock.model_config.load import find_model_class, read_config
 from oarlock.models.layer_offload import empty_model
+from oarlock.models.open_weights import open_weights
 from oarlock.weights.buffers import array_type
-from oarlock.weights.layout import holdings
+from oarlock.weights.folder_files import copy_file
+from oarlock.weights.layout import parameter_shards
 from oarlock.weights.load import Request, check_source
-from oarlock.weights.pickles import open_weights
 from oarlock.weights.safetensors_file import TensorSource
 from oarlock.weights.save import (
     MAX_SHARD_BYTES,
     check_space,
+    create_model_folder,
     save_config,
     save_tokenizer,
-    whole_folder,
     write_weights,
 )
 from oarlock.weights.sources import WeightSource, stored_dtype
@@ -76,25 +75,25 @@ def resize_embedding(
         )
     grown = deepcopy(config)
     grown.vocab_size = -(-needed // multiple_of) * multiple_of
-    whole = model_class(config)
+    whole = find_model_class(config)
     with (
         on_cpu(),
         closing(open_weights(model, whole, config, allow_pickle, read_ahead=False)) as source,
-        whole_folder(output, _WHAT, [model]) as folder,
+        create_model_folder(output, _WHAT, [model]) as folder,
     ):
-        old = {holding.name: holding for holding in holdings(empty_model(whole, config))}
-        new = {holding.name: holding.block.shape for holding in holdings(empty_model(whole, grown))}
-        changed = [name for name in new if new[name] != old[name].block.shape]
+        old = {parameter.name: parameter for parameter in parameter_shards(empty_model(whole, config))}
+        new = {parameter.name: parameter.slice.shape for parameter in parameter_shards(empty_model(whole, grown))}
+        changed = [name for name in new if new[name] != old[name].slice.shape]
         if not changed:
             raise ModelError(f"{model}: the embedding of {config.model_type} models does not follow vocab_size")
         requests = [
-            Request(name, holding.block, "float32", not isinstance(holding.tensor, EagerParamBase))
-            for name, holding in old.items()
+            Request(name, parameter.slice, "float32", not isinstance(parameter.tensor, EagerParamBase))
+            for name, parameter in old.items()
         ]
         tensors = []
         for name in check_source(source, requests):
             stored = stored_dtype(source, name)
-            read = partial(_grown, source, name, old[name].block.shape, new[name], array_type(stored))
+            read = partial(_grown, source, name, old[name].slice.shape, new[name], array_type(stored))
             tensors.append(TensorSource(name, stored, new[name], read))
         check_space(tensors, output, _WHAT)
         with progress_bar(sum(tensor.num_bytes for tensor in tensors), "resize", "B", unit_scale=True) as bar:

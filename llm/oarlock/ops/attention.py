@@ -18,7 +18,7 @@ import paddle
 
 from oarlock.environment.console import log_once
 from oarlock.ops import library
-from oarlock.ops.patch import Function, Patch, fits
+from oarlock.ops.patch import Function, fits
 
 Tensor = Any
 
@@ -72,7 +72,7 @@ def takes_ends(function: Function) -> bool:
 _MARK = "oarlock_takes_ends"
 
 
-def _attention(original: Function) -> Function:
+def replace_attention(original: Function) -> Function:
     """PaddleNLP's scaled_dot_product_attention, whose arguments differ a little from family to family."""
     signature = inspect.signature(original)
 
@@ -82,7 +82,7 @@ def _attention(original: Function) -> Function:
         given = named.arguments
         query, key, value = (given[f"{name}_states"] for name in ("query", "key", "value"))
         mask, ends = given["attention_mask"], given.get("attn_mask_startend_row_indices")
-        if ends is None and mask is not None and mask.ndim == 2:  # of _mask
+        if ends is None and mask is not None and mask.ndim == 2:  # of replace_mask
             mask, ends = None, mask
         if ends is not None and ends.ndim == 3 and ends.shape[1] == 1:
             ends = ends.squeeze(1)
@@ -127,7 +127,7 @@ def _repeated(states: Tensor, groups: int) -> Tensor:
     return states if groups == 1 else states.repeat_interleave(groups, axis=2)
 
 
-def _repeat_kv(original: Function) -> Function:
+def replace_repeat_kv(original: Function) -> Function:
     """Left to _attention, which repeats heads only where it has to."""
 
     def repeat_kv(hidden_states: Tensor, n_rep: int) -> Tensor:
@@ -136,7 +136,7 @@ def _repeat_kv(original: Function) -> Function:
     return repeat_kv
 
 
-def _mask(original: Function) -> Function:
+def replace_mask(original: Function) -> Function:
     """_prepare_decoder_attention_mask, with ends in the place of a dense mask that says no more."""
 
     def prepare(attention_mask: Tensor | None, input_shape: Any, past_key_values_length: int, dtype: Any) -> Tensor:
@@ -150,24 +150,10 @@ def _mask(original: Function) -> Function:
     return staticmethod(prepare)
 
 
-def _is_causal_mask(original: Function) -> Function:
+def replace_is_causal_mask(original: Function) -> Function:
     """Whether a mask may be dropped."""
 
     def is_casual_mask(attention_mask: Tensor) -> bool:
         return attention_mask.ndim > 2 and original(attention_mask)
 
     return is_casual_mask
-
-
-# Mistral has its attention in its layer's forward, and no function that could be replaced.
-_FAMILIES = {"llama": "LlamaModel", "qwen2": "Qwen2Model", "gemma": "GemmaModel"}
-PATCHES = [
-    Patch(f"paddlenlp.transformers.{family}.modeling{owner}", name, make)
-    for family, model in _FAMILIES.items()
-    for owner, name, make in (
-        ("", "scaled_dot_product_attention", _attention),
-        ("", "repeat_kv", _repeat_kv),
-        ("", "is_casual_mask", _is_causal_mask),
-        (f":{model}", "_prepare_decoder_attention_mask", _mask),
-    )
-]

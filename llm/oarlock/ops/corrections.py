@@ -1,7 +1,7 @@
-"""Operators of Paddle that compute something wrong, put right behind their own names.
+"""Operators of Paddle that compute something wrong, corrected.
 
-Each entry of CORRECTIONS was written for Paddle 3.3.1; tests/parity/test_frozen_operators.py shows what is wrong
-without it, and fails itself when a newer Paddle no longer needs it.
+The table is oarlock.compat.patches. tests/parity/test_frozen_operators.py shows what is wrong without each correction,
+and fails when a newer Paddle no longer needs it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from typing import Any
 
 import paddle
 
-from oarlock.ops.patch import Function, Patch
+from oarlock.compat.patch import AppliedPatches
+from oarlock.compat.patches import patches_of
+from oarlock.ops.patch import Function
 
 Tensor = Any
 
 
-def _layer_norm(original: Function) -> Function:
+def correct_layer_norm(original: Function) -> Function:
     """layer_norm whose gradient for x does not hang on whether the weight is trained.
 
     The CPU kernel (phi/kernels/cpu/layer_norm_grad_kernel.cc) multiplies with the weight only where the weight's own
@@ -32,23 +34,17 @@ def _layer_norm(original: Function) -> Function:
     return layer_norm
 
 
-# paddle._C_ops is what all of Paddle's Python calls: nn.LayerNorm and nn.functional.layer_norm alike.
-CORRECTIONS = (Patch("paddle._C_ops", "layer_norm", _layer_norm),)
-_originals: dict[str, Function] = {}
+# In paddle._C_ops, which all of Paddle's Python calls: nn.LayerNorm and nn.functional.layer_norm alike.
+CORRECTIONS = patches_of(__name__)
+_applied = AppliedPatches()
 
 
 def install() -> None:
     """Put them in place for a CPU, once in a process, before a model is trained. A GPU's kernels need none."""
-    if _originals or paddle.get_device() != "cpu":
-        return
-    for patch in CORRECTIONS:
-        owner = patch.find()
-        _originals[patch.name] = getattr(owner, patch.name)
-        setattr(owner, patch.name, patch.make(_originals[patch.name]))
+    if not _applied and paddle.get_device() == "cpu":
+        _applied.apply(CORRECTIONS)
 
 
 def uninstall() -> None:
     """Put Paddle's own back."""
-    for patch in CORRECTIONS:
-        if patch.name in _originals:
-            setattr(patch.find(), patch.name, _originals.pop(patch.name))
+    _applied.restore()

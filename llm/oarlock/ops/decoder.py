@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from oarlock.ops import library
+from oarlock.typing import Tensor
 
-Tensor = Any
 PANEL, KEY_BLOCK = 32, 16  # as in custom_ops/decoder/decoder.h
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -13,8 +13,7 @@ import paddle
 from oarlock.ops import library, lora_linear
 from oarlock.ops.patch import Function, fits, is_as_made
 from oarlock.ops.rms_norm import fused_add_rms_norm, fused_rms_norm_kept
-
-Tensor = Any
+from oarlock.typing import Tensor
 
 
 def fused_layer_start(

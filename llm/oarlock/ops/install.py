@@ -1,34 +1,34 @@
-"""The one place where fused operators take the place of Paddle's and PaddleNLP's own, by their names.
+"""Replacing operators of Paddle and PaddleNLP by the fused CPU operators.
 
-A patch is a class or module, the name in it, and a function that is given what is there and returns what takes its
-place. The replacement calls the original wherever `fits` says no: other devices, types and modes keep their way.
+The table is oarlock.compat.patches. Each function here makes a replacement from the original. The replacement calls the
+original where `fits` says no: for other devices, types and modes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import paddle
 from paddle.distributed import collective, fleet
 
+from oarlock.compat.patch import AppliedPatches
+from oarlock.compat.patches import patches_of
 from oarlock.environment.console import log_once
-from oarlock.ops import attention, decoder_layer, library, lora_linear
+from oarlock.ops import library
 from oarlock.ops.adamw import fused_adamw
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.ops.malloc import keep_freed_memory
-from oarlock.ops.patch import Function, Patch, fits
+from oarlock.ops.patch import Function, fits
 from oarlock.ops.rms_norm import fused_rms_norm
 from oarlock.ops.rotary import fused_rotary
 from oarlock.ops.self_check import check_attention, check_norms, check_training_ops
 from oarlock.ops.swiglu import fused_swiglu
+from oarlock.typing import Tensor
 
-Tensor = Any
 
-
-def _rms_norm(original: Function) -> Function:
+def replace_rms_norm(original: Function) -> Function:
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         if not fits(hidden_states, self.weight):
             return original(self, hidden_states)
@@ -37,7 +37,7 @@ def _rms_norm(original: Function) -> Function:
     return forward
 
 
-def _rotary(original: Function) -> Function:
+def replace_rotary(original: Function) -> Function:
     def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None) -> Any:
         if not fits(q, k, cos, sin):
             return original(q, k, cos, sin, position_ids)
@@ -46,14 +46,14 @@ def _rotary(original: Function) -> Function:
     return apply_rotary_pos_emb
 
 
-def _swiglu(original: Function) -> Function:
+def replace_swiglu(original: Function) -> Function:
     def swiglu(x: Tensor, y: Tensor | None = None) -> Tensor:
         return fused_swiglu(x, y) if fits(x) else original(x, y)
 
     return swiglu
 
 
-def _head(original: Function) -> Function:
+def replace_head(original: Function) -> Function:
     """A language model's head that defer_logits() marked: in training it leaves its product to the loss."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -67,7 +67,7 @@ def _head(original: Function) -> Function:
     return forward
 
 
-def _parallel_matmul(original: Function) -> Function:
+def replace_parallel_matmul(original: Function) -> Function:
     """The product that such a head makes, of what it gathered before."""
 
     def parallel_matmul(x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -83,7 +83,7 @@ def _parallel_matmul(original: Function) -> Function:
     return parallel_matmul
 
 
-def _adamw(original: Function) -> Function:
+def replace_adamw(original: Function) -> Function:
     """AdamW's pass over its parameters: those it would update one by one are updated together."""
 
     def _create_optimization_pass(self: Any, parameters_and_grads: Any, *args: Any, **kwargs: Any) -> Any:
@@ -107,29 +107,8 @@ def _adamw(original: Function) -> Function:
 
 _DEFERS = "oarlock_defers_logits"
 _is_deferring = False  # while such a head's forward runs
-_MODELS = "paddlenlp.transformers."
-_LAYERS = (_MODELS + "llama.modeling:Llama", _MODELS + "qwen2.modeling:Qwen2")
-_HEADS = tuple(layer + "LMHead" for layer in _LAYERS)
-PATCHES: list[Patch] = [
-    Patch(_MODELS + "llama.modeling:LlamaRMSNorm", "forward", _rms_norm),
-    Patch(_MODELS + "qwen2.modeling:Qwen2RMSNorm", "forward", _rms_norm),
-    Patch(_MODELS + "mistral.modeling:MistralRMSNorm", "forward", _rms_norm),
-    # Mistral has a rotary embedding of its own layout.
-    Patch(_MODELS + "llama.modeling", "apply_rotary_pos_emb", _rotary),
-    Patch(_MODELS + "qwen2.modeling", "apply_rotary_pos_emb", _rotary),
-    Patch(_MODELS + "gemma.modeling", "apply_rotary_pos_emb", _rotary),
-    Patch(_MODELS + "llama.modeling", "swiglu", _swiglu),
-    *attention.PATCHES,
-    *(Patch(head, "forward", _head) for head in _HEADS),
-    *(Patch(head.partition(":")[0], "parallel_matmul", _parallel_matmul) for head in _HEADS),
-    Patch("paddlenlp.peft.lora.lora_layers:LoRALinear", "forward", lora_linear.for_lora),
-    *(Patch(layer + "MLP", "forward", lora_linear.for_mlp) for layer in _LAYERS),
-    *(Patch(layer + "Attention", "forward", lora_linear.for_attention) for layer in _LAYERS),
-    *(Patch(layer + "DecoderLayer", "forward", decoder_layer.for_layer) for layer in _LAYERS),
-    Patch("paddle.nn:Linear", "forward", lora_linear.for_linear),
-    Patch("paddle.optimizer:AdamW", "_create_optimization_pass", _adamw),
-]
-_originals: list[tuple[Any, str, Function]] = []
+PATCHES = patches_of(__name__)
+_applied = AppliedPatches()
 
 
 def use(wanted: bool) -> None:
@@ -149,7 +128,7 @@ def install() -> bool:
     Raises:
         EnvironmentProblem: when they do not compute what the reference does.
     """
-    if _originals:
+    if _applied:
         return True
     if not library.usable():
         return False
@@ -163,24 +142,19 @@ def install() -> bool:
     check_training_ops()
     check_attention()
     keep_freed_memory()
-    for patch in PATCHES:
-        owner = patch.find()
-        _originals.append((owner, patch.name, inspect.getattr_static(owner, patch.name)))
-        setattr(owner, patch.name, patch.make(getattr(owner, patch.name)))
+    _applied.apply(PATCHES)
     return True
 
 
 def uninstall() -> None:
     """Put the originals back."""
-    while _originals:
-        owner, name, original = _originals.pop()
-        setattr(owner, name, original)
+    _applied.restore()
 
 
 @contextlib.contextmanager
 def originals() -> Iterator[None]:
     """Paddle's and PaddleNLP's own operators, inside."""
-    were_used = bool(_originals)
+    were_used = bool(_applied)
     uninstall()
     try:
         yield
@@ -190,7 +164,7 @@ def originals() -> Iterator[None]:
 
 def defer_logits(model: paddle.nn.Layer) -> None:
     """Have the model's head give DeferredLogits in training, for a loss that knows them."""
-    heads = tuple(Patch(head, "forward", _head).find() for head in _HEADS)
+    heads = tuple(patch.owners()[0] for patch in PATCHES if patch.replacement == f"{__name__}:replace_head")
     for layer in model.sublayers(include_self=True):
         if isinstance(layer, heads):
             setattr(layer, _DEFERS, True)

@@ -15,8 +15,7 @@ import paddle.distributed as dist
 from paddle.autograd import PyLayer
 
 from oarlock.ops import library
-
-Tensor = Any
+from oarlock.typing import Tensor
 
 # At most this many logits exist at a time (128 MB). Each chunk reads the whole weight, so small chunks are slow.
 MAX_LOGITS = 2**25

@@ -15,8 +15,7 @@ from paddlenlp.peft.lora.lora_layers import LoRALinear
 
 from oarlock.ops import library
 from oarlock.ops.patch import Function, fits, is_as_made
-
-Tensor = Any
+from oarlock.typing import Tensor
 
 
 def fused_lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:

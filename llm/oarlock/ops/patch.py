@@ -1,10 +1,8 @@
-"""What a replacement of Paddle's or PaddleNLP's own is, and when it serves."""
+"""When the fused operators can replace those of Paddle and PaddleNLP."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import paddle
@@ -12,27 +10,6 @@ import paddle
 from oarlock.environment.console import log_once
 
 Function = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Patch:
-    """What is replaced.
-
-    Attributes:
-        owner: "module" or "module:Class".
-        name: of the function or method in it.
-        make: original -> replacement.
-    """
-
-    owner: str
-    name: str
-    make: Callable[[Function], Function]
-
-    def find(self) -> Any:
-        """The module or class."""
-        module, _, of_class = self.owner.partition(":")
-        found = import_module(module)
-        return getattr(found, of_class) if of_class else found
 
 
 def is_as_made(layer: Any) -> bool:

@@ -9,11 +9,8 @@ float32. Gradients flow through y and the sum only. The names are those of Paddl
 
 from __future__ import annotations
 
-from typing import Any
-
 from oarlock.ops import library
-
-Tensor = Any
+from oarlock.typing import Tensor
 
 
 def fused_rms_norm(x: Tensor, scale: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from oarlock.ops import library
-
-Tensor = Any
+from oarlock.typing import Tensor
 
 
 def fused_rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:

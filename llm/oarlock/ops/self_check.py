@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import paddle
 from paddle.nn import functional
@@ -18,8 +17,8 @@ from oarlock.ops.lora_linear import LoraTriple, fused_lora_linear, fused_lora_ml
 from oarlock.ops.rms_norm import fused_rms_norm, reference_rms_norm
 from oarlock.ops.rotary import fused_rotary
 from oarlock.ops.swiglu import fused_swiglu
+from oarlock.typing import Tensor
 
-Tensor = Any
 _REBUILD = "rm -r build/custom_ops; python custom_ops/build.py"
 
 

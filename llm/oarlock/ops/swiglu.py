@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from oarlock.ops import library
-
-Tensor = Any
+from oarlock.typing import Tensor
 
 
 def fused_swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterator
 from oarlock.config.run_config import RunConfig
 from oarlock.config.shared import ParallelSection
 from oarlock.errors import ConfigError
-from oarlock.parallel.family_rules import FAMILIES, Family, ModelSizes
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.families.registry import FAMILIES, explain_missing
 from oarlock.parallel.plan import ParallelPlan, cut_layers
 
 Rule = Callable[[ParallelPlan, ModelSizes, int], Iterator[str]]
@@ -175,15 +176,14 @@ def check_plan(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> list[s
 
 
 def _family(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
-    known = FAMILIES.get(sizes.family, Family("", tensor=False, pipeline=False, sequence=False, lora_targets=()))
     wanted = (
-        ("tensor", plan.tensor > 1, f"--tensor_parallel_degree {plan.tensor}", "tensor-parallel layers"),
+        ("tensor_parallel", plan.tensor > 1, f"--tensor_parallel_degree {plan.tensor}", "tensor-parallel layers"),
         ("pipeline", plan.pipeline > 1, f"--pipeline_parallel_degree {plan.pipeline}", "pipeline class"),
-        ("sequence", plan.sequence_parallel, "--sequence_parallel", "sequence-parallel layers"),
+        ("sequence_parallel", plan.sequence_parallel, "--sequence_parallel", "sequence-parallel layers"),
     )
     for way, used, flag, what in wanted:
-        if used and not getattr(known, way):
-            yield f"{flag}: {known.lacks(sizes.family, way, what)}; drop the flag"
+        if used and not getattr(FAMILIES.get(sizes.family), way, False):
+            yield f"{flag}: {explain_missing(sizes.family, way, what)}; drop the flag"
 
 
 def _tensor_indivisible(sizes: ModelSizes, tensor: int) -> Iterator[str]:

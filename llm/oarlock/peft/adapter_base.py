@@ -7,9 +7,10 @@ from pathlib import Path
 from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
 from oarlock.formats.links import check_links, own_links
-from oarlock.hub.model_names import local_folder
-from oarlock.models.folder_files import TEXT_FILES, listed
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.model_config.model_folder import find_model_folder
 from oarlock.peft.adapter_folder import UNKNOWN_BASE, AdapterFolder
+from oarlock.weights.folder_files import TEXT_FILES, find_files
 
 
 def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, allow_pickle: bool = False) -> Path:
@@ -43,23 +44,20 @@ def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, a
         )
     if found != places[0]:
         log_once(f"{adapter.folder}: its base {name} is taken from {found}")
-    return local_folder(str(found), with_weights, allow_pickle)
+    return find_model_folder(str(found), with_weights, allow_pickle)
 
 
-def beside(adapter: AdapterFolder, base: Path) -> AdapterFolder:
+def map_to_base(adapter: AdapterFolder, base: Path) -> AdapterFolder:
     """The adapter under PaddleNLP's names of a base's layers (see AdapterFolder.of_model).
 
     Raises:
         ModelError: when the base's configuration can't be read, or the adapter does not belong to it.
     """
-    from oarlock.model_config.load import read_config
-    from oarlock.models.build import model_class
-
     config = read_config(base)
-    return adapter.of_model(model_class(config), config)
+    return adapter.map_to_model(find_model_class(config), config)
 
 
-def with_texts_of(adapter: Path, base: Path, into: Path) -> Path:
+def add_texts_of(adapter: Path, base: Path, into: Path) -> Path:
     """A folder of links: the base with the tokenizer and the template that the adapter was trained with.
 
     Returns:
@@ -84,4 +82,4 @@ def with_texts_of(adapter: Path, base: Path, into: Path) -> Path:
 
 
 def _texts(folder: Path) -> set[Path]:
-    return {path.relative_to(folder) for path in listed(folder, TEXT_FILES)}
+    return {path.relative_to(folder) for path in find_files(folder, TEXT_FILES)}

@@ -23,7 +23,7 @@ from oarlock.files import ADAPTER_FILE, complete_files, write_json
 from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
 from oarlock.versions import package_versions
 from oarlock.weights.buffers import all_finite
-from oarlock.weights.safetensors_file import SafetensorsFile, TensorSource, main_dtype, write_safetensors
+from oarlock.weights.safetensors_file import SafetensorsFile, TensorSource, find_main_dtype, write_safetensors
 from oarlock.weights.save import save_tokenizer
 from oarlock.weights.weight_folder import WeightFolder, has_safetensors
 
@@ -86,7 +86,7 @@ def _ends(file: SafetensorsFile, name: str) -> bytes:
     return b"".join(parts)
 
 
-def shared_base(name: str, folder: Path) -> Base:
+def read_base_once(name: str, folder: Path) -> Base:
     """The same on every rank, read by one."""
     found: list[Base] = []
     run_on_all_ranks(lambda: found.append(Base.of(name, folder)), first_rank_only=True)
@@ -109,7 +109,7 @@ class AdapterFolder:
     base: Base
     names: tuple[str, ...]
 
-    def of_model(self, model_class: Any, config: Any) -> AdapterFolder:
+    def map_to_model(self, model_class: Any, config: Any) -> AdapterFolder:
         """The same with PaddleNLP's names of the base's layers: where PEFT wrote it, they hang on the base."""
         return self
 
@@ -206,7 +206,7 @@ def write_adapter_weights(
     write_json(folder / f"{WEIGHTS_FILE}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
     if content["method"] == "lora":
         settings, name = content["settings"], content["base"]["name"]
-        write_json(folder / LORA_FILE, _for_paddlenlp(settings, name, list(weight_map), main_dtype(tensors)))
+        write_json(folder / LORA_FILE, _for_paddlenlp(settings, name, list(weight_map), find_main_dtype(tensors)))
 
 
 def save_adapter(
@@ -228,7 +228,7 @@ def save_adapter(
     folder = Path(folder)
     try:
         with complete_files(folder, last=ADAPTER_FILE) as partial:
-            content = describe_adapter(method, base, main_dtype(tensors))
+            content = describe_adapter(method, base, find_main_dtype(tensors))
             write_adapter_weights(tensors, content, partial)
             if tokenizer is not None:
                 save_tokenizer(tokenizer, partial, template)

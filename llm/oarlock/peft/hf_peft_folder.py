@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from oarlock.errors import ModelError
+from oarlock.families.registry import FAMILIES
 from oarlock.files import PEFT_FILE, PEFT_WEIGHTS
 from oarlock.formats.json_file import read_json
-from oarlock.parallel.family_rules import FAMILIES
 from oarlock.peft.adapter_folder import UNKNOWN_BASE, AdapterFolder, Base
 from oarlock.peft.adapter_schema import PeftFields
 from oarlock.peft.hf_peft_tensors import check_tensors
@@ -58,7 +58,7 @@ class PeftFolder(AdapterFolder):
     alphas: Mapping[str, float] = field(default_factory=dict)
     places: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
-    def of_model(self, model_class: Any, config: Any) -> PeftFolder:
+    def map_to_model(self, model_class: Any, config: Any) -> PeftFolder:
         """The same under PaddleNLP's names for a base of this configuration.
 
         Ranks and scalings of single layers become one: the largest rank, with zeros, and the scaling as part of B.
@@ -66,12 +66,12 @@ class PeftFolder(AdapterFolder):
         Raises:
             ModelError: naming the layers that the base does not have, or that are no linear ones.
         """
-        from oarlock.weights.sources import hugging_face_names
+        from oarlock.weights.hf_names import hugging_face_names
 
         if self.places:
             return self
         own = FAMILIES[config.model_type].lora_targets
-        turned = {
+        transposed = {
             name.removesuffix(".weight"): mapping.target_name.removesuffix(".weight")
             for names, mapping in hugging_face_names(model_class, config)
             if mapping.action == "transpose" and mapping.target_name.split(".")[-2] in own
@@ -85,7 +85,7 @@ class PeftFolder(AdapterFolder):
         targets = set()
         for stored, shape in shapes.items():
             layer, which = _parts(stored, self.folder)
-            here = turned.get(layer)
+            here = transposed.get(layer)
             if here is None:
                 raise ModelError(
                     f"{self.folder / PEFT_WEIGHTS}: {layer} is no layer of this {config.model_type} that LoRA goes "
@@ -97,7 +97,7 @@ class PeftFolder(AdapterFolder):
             places[f"{here}.lora_{which}"] = (stored, factor)
             targets.add(here.rpartition(".")[2])
         settings["targets"] = sorted(targets)
-        for here in turned.values():
+        for here in transposed.values():
             if here.rpartition(".")[2] in targets:
                 places = {f"{here}.lora_A": ("", 1.0), f"{here}.lora_B": ("", 1.0)} | places
         return replace(self, settings=settings, names=tuple(places), places=places)

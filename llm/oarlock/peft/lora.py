@@ -13,11 +13,11 @@ from paddle.distributed.fleet.meta_parallel import PipelineLayer
 from paddlenlp.peft import LoRAConfig, LoRAModel
 
 from oarlock.errors import ConfigError, ModelError
-from oarlock.parallel.family_rules import FAMILIES
+from oarlock.families.registry import FAMILIES
 from oarlock.parallel.object_collectives import all_gather_objects
 from oarlock.peft.qlora import quantize_base
 from oarlock.peft.quantization import Quantization
-from oarlock.weights.layout import Block, holdings
+from oarlock.weights.layout import TensorSlice, parameter_shards
 
 if TYPE_CHECKING:
     from oarlock.config.method import MethodSection
@@ -68,8 +68,8 @@ class LoRA:
 
     def attach(self, model: nn.Layer) -> None:
         """See Method."""
-        held = holdings(model)
-        before = {id(holding.tensor): holding.block for holding in held}
+        held = parameter_shards(model)
+        before = {id(parameter.tensor): parameter.slice for parameter in held}
         targets = self._patterns(model)
         # LoRAModel changes the model in place; what it adds around it (saving, merging) is not used: it keeps the
         # tensor-parallel parts in files of their own, and does not know a pipeline's stages.
@@ -87,7 +87,7 @@ class LoRA:
             model._single_to_pp_mapping = None  # the names of the new parameters are not in it
         for layer in model.sublayers():
             if hasattr(layer, _MATRIX_A):
-                layer.lora_A.whole_block, layer.lora_B.whole_block = self._blocks(before[id(layer.weight)])
+                layer.lora_A.tensor_slice, layer.lora_B.tensor_slice = self._blocks(before[id(layer.weight)])
         if self.quantization is not None:
             quantize_base(model, held, self.quantization)
 
@@ -107,14 +107,14 @@ class LoRA:
             raise ModelError(f"LoRA: none of {', '.join(targets)} is a linear layer of this {family} model")
         return [rf"(.*\.)?{re.escape(target)}" for target in targets]
 
-    def _blocks(self, weight: Block) -> tuple[Block, Block]:
+    def _blocks(self, weight: TensorSlice) -> tuple[TensorSlice, TensorSlice]:
         """The parts of A [in, r] and B [r, out] that go with this part of the weight [in, out]."""
         rows, columns = weight.shape
-        first, second = Block((rows, self.r)), Block((self.r, columns))
+        first, second = TensorSlice((rows, self.r)), TensorSlice((self.r, columns))
         if weight.axis == 0:
-            first = Block(first.shape, 0, weight.runs)
+            first = TensorSlice(first.shape, 0, weight.runs)
         elif weight.axis == 1:
-            second = Block(second.shape, 1, weight.runs)
+            second = TensorSlice(second.shape, 1, weight.runs)
         return first, second
 
     def check(self, family: str) -> None:

@@ -13,8 +13,8 @@ from oarlock.errors import ModelError
 from oarlock.peft.lora import LoRA
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
-from oarlock.weights.copy_into_params import Target
-from oarlock.weights.layout import Holding, holdings
+from oarlock.weights.copy_into_params import ParameterBuffer
+from oarlock.weights.layout import ParameterShard, parameter_shards
 
 if TYPE_CHECKING:
     from oarlock.config.method import MethodSection
@@ -45,7 +45,7 @@ class Method(Protocol):
         """Put its parameters into this rank's (unwrapped) model, in place; nothing else has gradients afterwards.
 
         The model may have parameters without memory (paddle.LazyGuard). Each new parameter that is a part of a whole
-        one gets the attribute `whole_block` (see oarlock.weights.layout).
+        one gets the attribute `tensor_slice` (see oarlock.weights.layout).
 
         Raises:
             ModelError: when the family lacks what the method needs.
@@ -72,7 +72,7 @@ def choose_method(section: MethodSection) -> Method | None:
     return None
 
 
-def method_of(name: str, settings: dict[str, Any]) -> Method:
+def restore_method(name: str, settings: dict[str, Any]) -> Method:
     """The method that described itself so.
 
     Raises:
@@ -86,9 +86,9 @@ def method_of(name: str, settings: dict[str, Any]) -> Method:
         raise ModelError(f"a fine-tuning method this version does not know: {name} {settings}") from error
 
 
-def trained(model: nn.Layer) -> list[Holding]:
+def trainable_parameters(model: nn.Layer) -> list[ParameterShard]:
     """The parameters of this rank that have gradients."""
-    return [holding for holding in holdings(model) if not holding.tensor.stop_gradient]
+    return [parameter for parameter in parameter_shards(model) if not parameter.tensor.stop_gradient]
 
 
 def fill_trained(model: nn.Layer, value: Callable[[str, tuple[int, ...]], np.ndarray]) -> None:
@@ -97,9 +97,9 @@ def fill_trained(model: nn.Layer, value: Callable[[str, tuple[int, ...]], np.nda
     Args:
         value: of name and shape of a whole parameter.
     """
-    for holding in trained(model):
-        part = holding.block.cut(value(holding.name, holding.block.shape))
-        Target(holding.tensor).put(0, max(1, part.shape[0] if part.ndim else 1), part)
+    for parameter in trainable_parameters(model):
+        part = parameter.slice.cut(value(parameter.name, parameter.slice.shape))
+        ParameterBuffer(parameter.tensor).put(0, max(1, part.shape[0] if part.ndim else 1), part)
 
 
 def initial_values(method: Method, seed: int) -> Callable[[str, tuple[int, ...]], np.ndarray]:

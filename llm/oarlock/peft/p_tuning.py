@@ -15,7 +15,7 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddlenlp.transformers.model_utils import dtype_guard
 
-from oarlock.families.forward import named_arguments, set_forward
+from oarlock.compat.model_forward import named_arguments, set_forward
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _with_virtual_tokens(forward: Callable[..., Any], number: int) -> Callable[.
             first = mask.astype("int64").argmax(axis=1, keepdim=True)
             named["attention_mask"] = _insert(mask, first, paddle.ones([number], mask.dtype))
         if positions is not None and positions.ndim == 3 and starts:
-            named["position_ids"] = None  # pairs follow from the ids; see oarlock.families.forward
+            named["position_ids"] = None  # pairs follow from the ids; see oarlock.models.forward
         elif positions is not None:
             after = number if positions.ndim == 2 else paddle.to_tensor([[number], [0]])
             named["position_ids"] = positions + after

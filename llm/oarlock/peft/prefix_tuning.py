@@ -16,10 +16,11 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from oarlock.compat.model_forward import named_arguments, set_forward
 from oarlock.errors import ModelError
-from oarlock.families.forward import named_arguments, set_forward
-from oarlock.parallel.family_rules import FAMILIES, ModelSizes
-from oarlock.weights.layout import Block
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.families.registry import FAMILIES, explain_missing
+from oarlock.weights.layout import TensorSlice
 
 _STD = 0.02
 
@@ -40,32 +41,32 @@ class Prefix:
         """See Method."""
         config = model.config
         self.check(config.model_type)
-        family, sizes = FAMILIES[config.model_type], ModelSizes.of(config)
+        family, sizes = FAMILIES[config.model_type], ModelSizes.from_config(config)
         for parameter in model.parameters():
             parameter.stop_gradient = True
         degree = max(1, config.tensor_parallel_degree)
         heads = sizes.kv_heads // degree
         whole = (self.num_tokens, 2 * sizes.num_layers, sizes.kv_heads, sizes.head_size)
-        model.prefix_encoder = PrefixEncoder((*whole[:2], heads, whole[3]), family.past, config.dtype)
+        model.prefix_encoder = PrefixEncoder((*whole[:2], heads, whole[3]), family.kv_axes, config.dtype)
         weight = model.prefix_encoder.weight
         if degree > 1:
             weight.is_distributed, weight.split_axis = True, 2
-            weight.whole_block = Block(whole, 2, ((config.tensor_parallel_rank * heads, heads),))
+            weight.tensor_slice = TensorSlice(whole, 2, ((config.tensor_parallel_rank * heads, heads),))
         set_forward(model, _with_prefix(model, model.forward, self.num_tokens))
 
     def check(self, family: str) -> None:
         """Refuse a family that takes no keys and values from outside; see Method."""
-        known = FAMILIES.get(family)
-        if known is None:
+        if family not in FAMILIES:
             why = f"the shape of keys and values of {family} models is not known"
+        elif not FAMILIES[family].kv_axes:
+            why = explain_missing(family, "kv_axes", "way to give keys and values from outside")
         else:
-            why = "" if known.past else known.lacks(family, "past", "way to give keys and values from outside")
-        if why:
-            raise ModelError(f"--prefix_tuning: {why}; use --lora or --p_tuning")
+            return
+        raise ModelError(f"--prefix_tuning: {why}; use --lora or --p_tuning")
 
     def positions(self, family: str) -> int:
         """Those of the prefix, where the text is counted after it; see Method."""
-        return self.num_tokens if FAMILIES[family].after_prefix else 0
+        return self.num_tokens if FAMILIES[family].positions_follow_prefix else 0
 
     def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
         """Normal, as wide as a model's weights."""
@@ -81,7 +82,7 @@ class PrefixEncoder(nn.Layer):
 
     Args:
         shape: [prefix tokens, 2 x layers (keys and values), heads, head size].
-        axes: of what a layer of the model takes (see Family.past).
+        axes: of what a layer of the model takes (Family.kv_axes).
     """
 
     def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str) -> None:

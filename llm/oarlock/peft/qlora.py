@@ -17,9 +17,9 @@ from paddlenlp.peft.lora.lora_layers import (
     RowSequenceParallelLoRALinear,
 )
 
-from oarlock.parallel.family_rules import ROW_PARALLEL
+from oarlock.families.shared import ROW_PARALLEL
 from oarlock.peft.quantization import Quantization, QuantizedMatmul, QuantizedWeight
-from oarlock.weights.layout import Holding
+from oarlock.weights.layout import ParameterShard
 
 
 def block_axis(name: str) -> int:
@@ -31,18 +31,18 @@ def block_axis(name: str) -> int:
     return 1 if name.removesuffix(".weight").rsplit(".", 1)[-1] in ROW_PARALLEL else 0
 
 
-def quantize_base(model: nn.Layer, held: list[Holding], how: Quantization) -> None:
+def quantize_base(model: nn.Layer, held: list[ParameterShard], how: Quantization) -> None:
     """Have every weight under LoRA quantised when its values come (see oarlock.weights.load), and used so.
 
     Args:
         held: the holdings of the model from before LoRA was put in.
     """
-    names = {id(holding.tensor): holding for holding in held}
+    names = {id(parameter.tensor): parameter for parameter in held}
     for layer in model.sublayers():
         if isinstance(layer, LoRALinear | _TENSOR_PARALLEL):
-            holding = names[id(layer.weight)]
-            axis = block_axis(holding.name)
-            assert holding.block.axis in (None, 1 - axis), f"{holding.name} is cut along its blocks"
+            parameter = names[id(layer.weight)]
+            axis = block_axis(parameter.name)
+            assert parameter.slice.axis in (None, 1 - axis), f"{parameter.name} is cut along its blocks"
             layer.weight.when_filled = partial(_quantize, layer, axis, how)
             layer.forward = partial(_FORWARD[type(layer)], layer)
 

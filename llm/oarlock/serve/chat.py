@@ -1,4 +1,4 @@
-"""A conversation with an engine: what was said is kept, and the oldest of it dropped where the context is full."""
+"""A conversation with an engine. Messages are kept, and the oldest ones dropped when the context is full."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from oarlock.errors import OarlockError
-from oarlock.serve.engine.sampling_params import Prompt, PromptTooLong, Sampling
+from oarlock.sampling.params import SamplingParams
+from oarlock.serve.request import Prompt, PromptTooLong
 
 if TYPE_CHECKING:
     from oarlock.serve.engine.engine import Engine
@@ -19,17 +20,17 @@ class AnswerFailed(OarlockError):
 
 
 class Chat:
-    """See the module.
+    """A conversation.
 
     Attributes:
-        dropped: questions that were dropped with their answers for want of room.
+        dropped: number of questions that were dropped with their answers, to fit the context.
     """
 
-    def __init__(self, engine: Engine, sampling: Sampling, system: str = "", adapter: str | None = None) -> None:
-        """A new conversation.
+    def __init__(self, engine: Engine, sampling: SamplingParams, system: str = "", adapter: str | None = None) -> None:
+        """Start a conversation.
 
         Args:
-            system: text that stands before it, and is never dropped.
+            system: text of a system message, which is never dropped.
         """
         self._engine, self._sampling, self._adapter = engine, sampling, adapter
         self._begin: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -37,28 +38,28 @@ class Chat:
         self.dropped = 0
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start again."""
         self._rounds.clear()
 
     @property
     def messages(self) -> list[Message]:
-        """All that was said and is kept."""
+        """The messages that are kept."""
         return [*self._begin, *(message for both in self._rounds for message in both)]
 
-    def ask(self, text: str) -> Iterator[str]:
-        """The answer, as it comes, without white space around it. One that is broken off is kept as far as it came.
+    def ask(self, message: str) -> Iterator[str]:
+        """Answer a message, text by text, without white space around it. An interrupted answer is kept so far.
 
         Raises:
-            RequestRefused: when the question alone is too long, or the template has no place for it.
-            QueueFull: when others ask too much.
+            RequestRefused: when the question alone is too long, or the template does not render it.
+            QueueFull: when too many requests wait.
             AnswerFailed: when the engine could not answer.
         """
-        question = {"role": "user", "content": text}
-        pieces = self._pieces(question)
+        question = {"role": "user", "content": message}
+        texts = self._stream_texts(question)
         answer = held = ""
         try:
-            for piece in pieces:
-                new = held + piece if answer else (held + piece).lstrip()
+            for text in texts:
+                new = held + text if answer else (held + text).lstrip()
                 shown = new.rstrip()
                 held = new[len(shown) :]
                 if shown:
@@ -66,7 +67,7 @@ class Chat:
                     yield shown
         except AnswerFailed:
             raise
-        except BaseException:  # the reader went away, or Ctrl-C
+        except BaseException:  # the reader has left, or Ctrl-C
             self._keep(question, answer)
             raise
         self._keep(question, answer)
@@ -74,14 +75,14 @@ class Chat:
     def _keep(self, question: Message, answer: str) -> None:
         self._rounds.append((question, {"role": "assistant", "content": answer}))
 
-    def _pieces(self, question: Message) -> Iterator[str]:
+    def _stream_texts(self, question: Message) -> Iterator[str]:
         while True:
             prompt = Prompt(messages=[*self.messages, question], adapter=self._adapter)
             try:
-                for piece in self._engine.stream(prompt, self._sampling):
-                    yield piece.text
-                    if piece.finish_reason == "error":
-                        raise AnswerFailed(f"no answer: {piece.error}")
+                for chunk in self._engine.stream(prompt, self._sampling):
+                    yield chunk.text
+                    if chunk.finish_reason == "error":
+                        raise AnswerFailed(f"no answer: {chunk.error}")
                 return
             except PromptTooLong:
                 if not self._rounds:

@@ -14,7 +14,6 @@ from oarlock.data.examples.packing import COMPARED_BATCH, PackedDataset
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.environment.console import get_logger
 from oarlock.errors import DataError
-from oarlock.families.packing import attend_in_blocks, check_packing
 from oarlock.models.build import (
     build_model,
     check_lengths,
@@ -23,7 +22,8 @@ from oarlock.models.build import (
     find_model,
 )
 from oarlock.models.load_finetuned import check_base
-from oarlock.peft.adapter_folder import shared_base
+from oarlock.models.packing import attend_in_blocks, check_packing
+from oarlock.peft.adapter_folder import read_base_once
 from oarlock.peft.method import choose_method
 from oarlock.peft.open_adapter import open_adapter
 from oarlock.peft.qlora import quantized_bytes
@@ -82,7 +82,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         )
     prompt_sets = _prompt_sets(config, data, tokenizer)
     train_set, order = _training_set(config, data) if training else (None, None)
-    base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
+    base = read_base_once(config.model.model_name_or_path, source.folder) if method is not None else None
     adapter = config.method.adapter_name_or_path
     if adapter and base is not None:
         check_base(open_adapter(adapter).base, base)

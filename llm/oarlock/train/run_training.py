@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from paddlenlp.trainer import PrinterCallback
 
 from oarlock.config.command_line import to_yaml
-from oarlock.config.load import flatten
+from oarlock.config.load import ConfigT, flatten
 from oarlock.environment.console import get_logger
-from oarlock.environment.paddle_import import start_up_left_uncollected
+from oarlock.environment.memory import freeze_garbage_collection
 from oarlock.environment.ranks import is_first_rank
 from oarlock.errors import ModelError, StoppedWithOthers
-from oarlock.models.build import num_parameters
+from oarlock.models.build import count_parameters
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.training_args import visualdl_dir
 from oarlock.train.checkpoint.final_model import save_final_model
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-def check_schedule(run: Run, order: SampleOrder | None, resume: ResumePoint | None) -> None:
+def check_schedule(run: Run[ConfigT], order: SampleOrder | None, resume: ResumePoint | None) -> None:
     """Check that the warm-up is shorter than the run, whose length is known once the data is counted.
 
     Args:
@@ -59,7 +59,7 @@ def check_schedule(run: Run, order: SampleOrder | None, resume: ResumePoint | No
 
 
 def make_trainer(
-    run: Run,
+    run: Run[ConfigT],
     model: Any,
     resume: ResumePoint | None,
     *,
@@ -83,7 +83,7 @@ def make_trainer(
     """
     config = run.config
     output_dir = Path(config.checkpoint.output_dir)
-    total, trainable = num_parameters(model)
+    total, trainable = count_parameters(model)
     here = " on this rank" if run.plan.tensor * run.plan.pipeline > 1 else ""
     logger.info(f"model: {type(model).__name__}, {total:,} parameters{here}, {trainable:,} of them trainable")
     text = to_yaml(config)
@@ -138,7 +138,7 @@ def _explain_completion(trainer: OarlockTrainer, resume: ResumePoint) -> str:
     )
 
 
-def run_training(run: Run, trainer: OarlockTrainer) -> bool:
+def run_training(run: Run[ConfigT], trainer: OarlockTrainer) -> bool:
     """Train to the end or until SIGTERM, and write the final model to output_dir; returns whether it ended."""
     config = run.config
     output_dir = Path(config.checkpoint.output_dir)
@@ -160,7 +160,7 @@ def run_training(run: Run, trainer: OarlockTrainer) -> bool:
     trainer.args.max_steps = steps
     run.stop.training = True
     try:
-        with start_up_left_uncollected():
+        with freeze_garbage_collection():
             trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
         trainer.checkpoints.finish()
     except StoppedWithOthers:

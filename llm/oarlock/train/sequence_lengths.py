@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from oarlock.config.load import is_default
 from oarlock.environment.console import log_once
-from oarlock.models.build import positions_of
+from oarlock.models.build import find_position_limit
 
 if TYPE_CHECKING:
     from oarlock.config.run_config import RunConfig
@@ -25,7 +25,7 @@ def fit_lengths(config: ConfigT, source: ModelSource, origins: Mapping[str, str]
         origins: where each option is from (see LoadedConfig).
         before: positions that a prefix takes (Method.positions).
     """
-    name, positions = positions_of(source.config)
+    name, positions = find_position_limit(source.config)
     # P-tuning's virtual tokens are counted in the sequence, a prefix is not.
     room = positions - before - (config.sequence_length - config.data.row_length)
     data = config.data

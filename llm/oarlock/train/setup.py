@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import paddle
 
 from oarlock.config.device import choose_device, fit_to_device
-from oarlock.config.load import LoadedConfig
+from oarlock.config.load import ConfigT, LoadedConfig
 from oarlock.environment import matmul_library
 from oarlock.environment.console import get_logger, log_once
 from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 from oarlock.environment.ranks import rank, world_size
 from oarlock.errors import EnvironmentProblem, failure_listeners
-from oarlock.models.place import place_model
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.models.build import set_parallel_fields
 from oarlock.ops import install as fused_ops
-from oarlock.parallel.family_rules import ModelSizes
 from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import ParallelPlan
@@ -30,14 +30,13 @@ from oarlock.train.stop_signals import StopRequest
 from oarlock.weights.buffers import array_type
 
 if TYPE_CHECKING:
-    from oarlock.config.run_config import RunConfig
     from oarlock.models.build import ModelSource
 
 logger = get_logger(__name__)
 
 
 @dataclass
-class Run:
+class Run(Generic[ConfigT]):
     """A run that has been started.
 
     Attributes:
@@ -48,20 +47,20 @@ class Run:
         args: PaddleNLP's TrainingArguments, set by connect_ranks().
     """
 
-    config: Any
+    config: ConfigT
     dtype: str
     stop: StopRequest
     plan: ParallelPlan
     args: Any = None
 
 
-def start_run(loaded: LoadedConfig[Any]) -> Run:
+def start_run(loaded: LoadedConfig[ConfigT]) -> Run[ConfigT]:
     """Set up device, threads and log, and connect CPU ranks.
 
     Raises:
         EnvironmentProblem: if the device does not exist, or a rank is missing.
     """
-    config: RunConfig = loaded.config
+    config = loaded.config
     threads = import_paddle(config.runtime.num_threads)
     set_paddlenlp_log_level(config.logging.log_level)
     device = choose_device(config.runtime.device)
@@ -78,7 +77,7 @@ def start_run(loaded: LoadedConfig[Any]) -> Run:
     used = [f"device {device}"]
     if device == "cpu":
         used.append(f"{threads} thread(s)")
-        if library := matmul_library.in_use():
+        if library := matmul_library.find_library_in_use():
             used.append(f"matrix multiplication by {matmul_library.TITLES[library]}")
     logger.info(f"{', '.join(used)}, output in {output_dir}")
     seed_step(config.runtime.seed, 0)
@@ -94,10 +93,10 @@ def choose_matmul_library(recorded: str | None) -> None:
     Args:
         recorded: the library of the checkpoint; "" if it does not name one, None without a checkpoint.
     """
-    best = matmul_library.best()
-    wanted = recorded if recorded in matmul_library.TITLES and not matmul_library.asked_for() else best
-    problem = matmul_library.use(wanted)
-    found = matmul_library.in_use()
+    best = matmul_library.choose_library()
+    wanted = recorded if recorded in matmul_library.TITLES and not matmul_library.requested_library() else best
+    problem = matmul_library.use_library(wanted)
+    found = matmul_library.find_library_in_use()
     if problem:
         log_once(f"{matmul_library.TITLES[wanted]} is not available for matrix multiplication: {problem}")
     if recorded and found and found != recorded:
@@ -117,14 +116,14 @@ def choose_matmul_library(recorded: str | None) -> None:
         )
 
 
-def connect_ranks(run: Run, source: ModelSource, seq_length: int) -> None:
+def connect_ranks(run: Run[ConfigT], source: ModelSource, seq_length: int) -> None:
     """Check the plan against the model, then create the process groups (TrainingArguments does so).
 
     Raises:
         ConfigError: if the plan does not fit the model.
         EnvironmentProblem: if a rank can't write into output_dir.
     """
-    sizes = ModelSizes.of(source.config)
+    sizes = ModelSizes.from_config(source.config)
     for note in check_plan(run.plan, sizes, seq_length):
         log_once(note)
     refuse(slicing_problems(run.config, run.plan, sizes), run.plan.world_size)
@@ -132,7 +131,7 @@ def connect_ranks(run: Run, source: ModelSource, seq_length: int) -> None:
         logger.info(f"plan: {run.plan.describe()}")
     run.args = training_arguments(run.config, run.plan)
     run_on_all_ranks(lambda: _check_writable(Path(run.config.checkpoint.output_dir)))
-    place_model(source, run.plan, rank())
+    set_parallel_fields(source.config, run.plan, rank())
 
 
 def _check_writable(output_dir: Path) -> None:

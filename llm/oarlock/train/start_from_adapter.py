@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.config.load import is_default
+from oarlock.config.method import METHODS
 from oarlock.config.options import option_specs
 from oarlock.config.rules import cross_problems
 from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.environment.console import get_logger
 from oarlock.errors import ConfigError
 from oarlock.files import holds_adapter
-from oarlock.hub.model_names import local_folder
-from oarlock.peft.adapter_base import beside, find_base
+from oarlock.model_config.model_folder import find_model_folder
+from oarlock.peft.adapter_base import find_base, map_to_base
 from oarlock.peft.adapter_folder import AdapterFolder
 from oarlock.peft.hf_peft_folder import is_peft_folder
 from oarlock.peft.open_adapter import open_adapter
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from oarlock.config.finetune import FinetuneConfig
 
 logger = get_logger(__name__)
-
-_METHODS = ("lora", "qlora", "prefix_tuning", "p_tuning")
 
 
 def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> FinetuneConfig:
@@ -56,7 +55,7 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
     way_out = f"Name it: --model_name_or_path BASE --adapter_name_or_path {adapter}"
     base = find_base(found, way_out) if alone else None
     if is_peft_folder(found):  # which layers it has is known with the base's names
-        found = beside(found, base or local_folder(named, with_weights=False))
+        found = map_to_base(found, base or find_model_folder(named, with_weights=False))
     options = _options(config, found)
     changes = {name: value for name, value in options.items() if is_default(config, origins, name)}
     if alone:
@@ -72,11 +71,9 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
 
 def _say_unused(config: FinetuneConfig, origins: Mapping[str, str]) -> None:
     """Name options of methods where none is chosen."""
-    if any(getattr(config.method, name) for name in _METHODS):
+    if config.method.chosen:
         return
-    given = [
-        f.name for f in fields(config.method) if f.name not in _METHODS and not is_default(config, origins, f.name)
-    ]
+    given = [f.name for f in fields(config.method) if f.name not in METHODS and not is_default(config, origins, f.name)]
     if given:
         logger.info(
             f"{', '.join(f'--{name}' for name in given)}: not used, since no method is chosen and all weights are "
@@ -91,7 +88,7 @@ def _options(config: FinetuneConfig, adapter: AdapterFolder) -> dict[str, Any]:
     methods = {"lora": "qlora" if quantization else "lora", "prefix": "prefix_tuning"}
     method = methods.get(adapter.method, adapter.method)
     options: dict[str, Any] = {}
-    if not any(getattr(config.method, name) for name in _METHODS):
+    if not config.method.chosen:
         options[method] = True
     if adapter.method == "lora":
         options |= {

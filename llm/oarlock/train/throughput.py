@@ -13,7 +13,8 @@ from typing import Any
 
 import paddle
 
-from oarlock.parallel.family_rules import FAMILIES, ModelSizes
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.families.registry import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def token_flops(config: Any, seq_length: int) -> TokenFlops:
     Args:
         config: a PaddleNLP PretrainedConfig.
     """
-    sizes, family = ModelSizes.of(config), FAMILIES.get(config.model_type)
+    sizes, family = ModelSizes.from_config(config), FAMILIES.get(config.model_type)
     attention = sizes.hidden * sizes.head_size * (2 * sizes.heads + 2 * sizes.kv_heads)
-    feed_forward = sizes.hidden * sizes.intermediate * (3 if family is None or family.gated else 2)
+    feed_forward = sizes.hidden * sizes.intermediate * (3 if family is None or family.gated_mlp else 2)
     parameters = sizes.num_layers * (attention + feed_forward) + sizes.hidden * sizes.vocab
     forward = 2 * parameters + 4 * sizes.num_layers * sizes.heads * sizes.head_size * seq_length
     return TokenFlops(parameters, 3.0 * forward, 1.0 * forward)

@@ -15,7 +15,7 @@ from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 from oarlock.data.corpus.order import SampleOrder
 from oarlock.data.corpus.sampler import EvaluationBatchSampler, ResumableBatchSampler
 from oarlock.environment.ranks import rank
-from oarlock.families.packing import with_attention
+from oarlock.models.packing import with_attention
 from oarlock.ops.install import defer_logits
 from oarlock.train.checkpoint.load_shards import load_training_state, load_weights
 from oarlock.train.checkpoint.local_shards import LocalShards

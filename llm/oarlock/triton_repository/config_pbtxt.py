@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from oarlock.errors import EnvironmentProblem, ModelError, first_line
 from oarlock.formats.files import read_bytes
+from oarlock.triton_repository.inputs import INPUTS
+from oarlock.triton_repository.model_code import TEMPLATES
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -39,3 +41,21 @@ def read_triton_config(path: Path) -> ModelConfig:
         return text_format.Parse(content.decode("utf-8"), ModelConfig())
     except (ValueError, text_format.ParseError, RecursionError) as error:
         raise ModelError(f"{path}: not a Triton model configuration: {first_line(error)}") from error
+
+
+def template_config(model: str) -> ModelConfig:
+    """The configuration of one of our models ("oarlock", "oarlock_infer", "oarlock_json"), with its inputs.
+
+    Raises:
+        EnvironmentProblem: without `tritonclient`, which brings the protobuf.
+    """
+    config = read_triton_config(TEMPLATES / model / TRITON_CONFIG)
+    if model == "oarlock_json":  # its one input is in the file
+        return config
+    from tritonclient.grpc.model_config_pb2 import DataType
+
+    for name, tensor in INPUTS.items():
+        if name != "stream" or model == "oarlock":
+            dims = [-1 if tensor.is_list else 1]
+            config.input.add(name=name, data_type=DataType.Value(f"TYPE_{tensor.datatype}"), dims=dims, optional=True)
+    return config

@@ -1,4 +1,4 @@
-"""Copying parts of whole tensors into parameters, a few rows at a time."""
+"""Copies slices of whole tensors into parameters, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ import numpy as np
 import paddle
 
 from oarlock.cpu_ranks.tensor_view import TensorMemory
-from oarlock.weights.buffers import array_type, copy_array
-from oarlock.weights.layout import Block
-from oarlock.weights.prefault import populate
+from oarlock.weights.buffers import array_type, copy_array, populate
+from oarlock.weights.layout import TensorSlice
 
 
 def type_name(tensor: paddle.Tensor) -> str:
-    """Paddle's name of its elements' type, "bfloat16" for example."""
+    """Paddle's name of a tensor's element type, for example "bfloat16"."""
     return str(tensor.dtype).rsplit(".", 1)[-1]
 
 
-class Target:
-    """A tensor of this rank that is being filled, row by row (of its first axis)."""
+class ParameterBuffer:
+    """A tensor of this rank that is filled row by row along its first axis. It is allocated if it has no memory yet."""
 
     def __init__(self, tensor: paddle.Tensor) -> None:
         self.tensor = tensor
         if not tensor._is_initialized():
             paddle.empty(tensor.shape, tensor.dtype)._share_buffer_to(tensor)
-            tensor.set_init_func(None)  # as after parameter.initialize()
-        self.array: np.ndarray | None = None  # of the same memory, where that is the host's
+            tensor.set_init_func(None)  # as parameter.initialize() does
+        self.array: np.ndarray | None = None  # the same memory, if it is on the host
         if tensor.place.is_cpu_place():
             memory = TensorMemory(tensor, output=True).array
             self.array = memory.view(array_type(type_name(tensor))).reshape(tuple(tensor.shape))
 
     def rows(self, begin: int, end: int) -> paddle.Tensor:
-        """Some rows, in the same memory."""
+        """Some rows as a tensor in the same memory."""
         with paddle.no_grad():
             return self.tensor._slice(begin, end) if self.tensor.ndim else self.tensor
 
@@ -46,12 +45,12 @@ class Target:
             part.copy_(to_tensor(values, array_type(type_name(part))), True)
 
 
-def block_rows(block: Block, whole: np.ndarray, begin: int, end: int) -> np.ndarray:
-    """Rows of block.cut(whole), without making all of them."""
-    if block.axis != 0:
-        return block.cut(whole[begin:end] if whole.ndim else whole)
+def cut_rows(tensor_slice: TensorSlice, whole: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """Cut rows of a slice out of a whole tensor, without copying the rest of the slice."""
+    if tensor_slice.axis != 0:
+        return tensor_slice.cut(whole[begin:end] if whole.ndim else whole)
     found, at = [], 0
-    for start, length in block.runs:
+    for start, length in tensor_slice.runs:
         first, last = max(begin, at), min(end, at + length)
         if first < last:
             found.append(whole[start + first - at : start + last - at])
@@ -60,7 +59,7 @@ def block_rows(block: Block, whole: np.ndarray, begin: int, end: int) -> np.ndar
 
 
 def to_tensor(values: np.ndarray, dtype: np.dtype) -> paddle.Tensor:
-    """A tensor on the current device."""
+    """Make a tensor on the current device."""
     if values.dtype != dtype or not values.flags.c_contiguous:
         values, source = np.empty(values.shape, dtype), values
         copy_array(values, source)

@@ -1,8 +1,8 @@
-"""Fill a model's parameters: one rank of each node reads, every rank gets what it holds.
+"""Fills a model's parameters: one rank per node reads the weights and sends the others their slices.
 
-Nobody holds more than its own part of the model, a whole tensor or two (the reader) and a few pieces. The order of
-messages follows from what the ranks hold and from the reader's order of names, which all of them know, so that no rank
-waits for another in a circle.
+No rank holds more than its own part of the model, one or two whole tensors (the reader) and a few chunks. The order of
+messages follows from what the ranks hold and from the reader's order of names. All ranks know both, so they never
+deadlock.
 """
 
 from __future__ import annotations
@@ -26,52 +26,52 @@ from oarlock.errors import ModelError
 from oarlock.parallel.nodes import Node, this_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.weights.buffers import all_finite, array_type, row_ranges
-from oarlock.weights.copy_into_params import Target, block_rows, to_tensor, type_name
-from oarlock.weights.layout import Block, Holding, holdings
+from oarlock.weights.copy_into_params import ParameterBuffer, cut_rows, to_tensor, type_name
+from oarlock.weights.layout import ParameterShard, TensorSlice, parameter_shards
 from oarlock.weights.sources import WeightSource
 
-PIECE_BYTES = 4 << 20  # of a message
-_COPY_BYTES, _COPY_ROWS = 2 << 20, 192  # that a thread copies at a time, at least; fewer rows are slow to transpose
-STATUS_BYTES = 64 << 20  # of messages after which the ranks ask whether the reader failed
+CHUNK_BYTES = 4 << 20  # size of a message
+_COPY_BYTES, _COPY_ROWS = 2 << 20, 192  # minimum that a thread copies at a time; fewer rows are slow to transpose
+STATUS_BYTES = 64 << 20  # sent before the ranks ask whether the reader failed
 _MAX_THREADS = 4
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a rank needs to have filled.
+    """A tensor that a rank needs.
 
     Attributes:
         name: of the whole tensor.
-        block: the part of it.
-        dtype: Paddle's name of the type to fill it in.
-        optional: may keep its value where the source has none (buffers that their layer computes).
+        slice: the slice of it that the rank needs.
+        dtype: Paddle's name of the type to fill it with.
+        optional: keeps its value if the source lacks it (buffers that their layer computes).
     """
 
     name: str
-    block: Block
+    slice: TensorSlice
     dtype: str
     optional: bool
 
 
 def load_distributed(
-    model: nn.Layer, open_source: Callable[[], WeightSource], wanted: Callable[[Holding], bool] = lambda _: True
+    model: nn.Layer, open_source: Callable[[], WeightSource], wanted: Callable[[ParameterShard], bool] = lambda _: True
 ) -> None:
-    """Fill the parameters of this rank's (unwrapped) model; every rank of the run has to call it.
+    """Fill the parameters of this rank's unwrapped model. Every rank of the run has to call it.
 
-    Names and shapes are checked before the first tensor is read. Parameters without memory (paddle.LazyGuard) get it
-    when their value comes; then their attribute `when_filled`, if there is one, is called.
+    Names and shapes are checked before the first tensor is read. Parameters without memory (paddle.LazyGuard) are
+    allocated when their values arrive. Then their attribute `when_filled` is called, if they have one.
 
     Args:
         model: plain, tensor-parallel or pipeline.
-        open_source: opens what is read; called by the ranks that read.
-        wanted: which of the parameters; all by default.
+        open_source: opens the source of the weights. Only ranks that read call it.
+        wanted: selects parameters; all by default.
 
     Raises:
-        ModelError: naming the parameters without a tensor, or the first of another shape, or what could not be read;
-            on the first rank that fails. StoppedWithOthers on the others.
+        ModelError: naming the parameters without a tensor, the first of another shape, or what could not be read; on
+            the first rank that fails. StoppedWithOthers on the others.
     """
     node = this_node()
-    mine = _requests(holding for holding in holdings(model) if wanted(holding))
+    mine = _requests(parameter for parameter in parameter_shards(model) if wanted(parameter))
     requests = node.all_gather_objects([request for request, _ in mine])
     with ExitStack() as stack:
         source: WeightSource | None = None
@@ -95,7 +95,10 @@ def load_distributed(
 
 
 def check_source(source: WeightSource, requests: list[Request]) -> list[str]:
-    """Names of the tensors to read, in the source's order.
+    """Check that a source has all requested tensors, in the right shapes.
+
+    Returns:
+        The names of the tensors to read, in the source's order.
 
     Raises:
         ModelError: for tensors that are missing or of another shape.
@@ -109,25 +112,27 @@ def check_source(source: WeightSource, requests: list[Request]) -> list[str]:
     for name in names:
         shape = source.shapes[name]
         if shape is not None:
-            _check_shape(source, name, shape, wanted[name].block)
+            _check_shape(source, name, shape, wanted[name].slice)
     return names
 
 
-def _check_shape(source: WeightSource, name: str, shape: tuple[int, ...], block: Block) -> None:
-    if shape != block.shape:
-        raise ModelError(f"{source.place}: {name} is {list(shape)}, the model expects {list(block.shape)}")
+def _check_shape(source: WeightSource, name: str, shape: tuple[int, ...], tensor_slice: TensorSlice) -> None:
+    if shape != tensor_slice.shape:
+        raise ModelError(f"{source.place}: {name} is {list(shape)}, the model expects {list(tensor_slice.shape)}")
 
 
-def _requests(held: Iterable[Holding]) -> list[tuple[Request, paddle.Tensor]]:
+def _requests(held: Iterable[ParameterShard]) -> list[tuple[Request, paddle.Tensor]]:
     found = []
-    for holding in held:
-        optional = not isinstance(holding.tensor, EagerParamBase)
-        found.append((Request(holding.name, holding.block, type_name(holding.tensor), optional), holding.tensor))
+    for parameter in held:
+        optional = not isinstance(parameter.tensor, EagerParamBase)
+        found.append(
+            (Request(parameter.name, parameter.slice, type_name(parameter.tensor), optional), parameter.tensor)
+        )
     return found
 
 
 class _Transfer:
-    """The tensors on their way from the reader to the ranks of its node."""
+    """Sends tensors from the reader to the ranks of its node."""
 
     def __init__(
         self,
@@ -145,10 +150,10 @@ class _Transfer:
         for number, of_rank in zip(node.ranks, requests, strict=True):
             for request in dict.fromkeys(of_rank):
                 self._ranks[request.name][request].append(number)
-        self._targets: dict[Request, Target] = {}
+        self._targets: dict[Request, ParameterBuffer] = {}
 
     def run(self) -> Exception | None:
-        """All tensors; returns why the reader could not go on."""
+        """Transfer all tensors. Returns the error that stopped the reader, or None."""
         self._error: Exception | None = None
         unasked = 0
         with (
@@ -169,69 +174,73 @@ class _Transfer:
         return self._error
 
     def _read(self, ahead: ThreadPoolExecutor) -> Iterator[np.ndarray]:
-        """The whole tensors, the next being read meanwhile. After an error: something of the right shape."""
+        """Yield the whole tensors while the next one is being read. After an error, yield zeros of the right shape."""
         source, coming = self.source, None
         assert source is not None
         for i, name in enumerate(self.names):
-            block = next(iter(self._ranks[name])).block
+            tensor_slice = next(iter(self._ranks[name])).slice
             if self._error is None:
                 try:
                     array = (coming or self._begin(source, name, ahead))()
-                    _check_shape(source, name, array.shape, block)
+                    _check_shape(source, name, array.shape, tensor_slice)
                     if not all_finite(array):
                         raise ModelError(f"{source.place}: {name} holds values that are not finite numbers")
                     if source.read_ahead and i + 1 < len(self.names):
                         coming = self._begin(source, self.names[i + 1], ahead)
-                except Exception as error:  # the other ranks wait for messages: they get them, and then learn of it
+                except Exception as error:  # the other ranks wait for messages: they get them, then the error
                     self._error = error
-            yield np.broadcast_to(np.float32(0), block.shape) if self._error is not None else array
+            yield np.broadcast_to(np.float32(0), tensor_slice.shape) if self._error is not None else array
 
     def _begin(self, source: WeightSource, name: str, ahead: ThreadPoolExecutor) -> Callable[[], np.ndarray]:
-        """Start reading, where that can go on by itself, straight into this rank's tensor if it holds all of it."""
+        """Start to read, in the background if possible, straight into this rank's tensor if it is the whole one."""
         into = None
         for request in self._ranks[name]:
-            if request in self._tensors and request.block.axis is None:
+            if request in self._tensors and request.slice.axis is None:
                 into = self._target(request).array
         in_place = into is not None and source.in_place(name, into)
-        if source.read_ahead and not (in_place and len(self.node.ranks) == 1):  # then nothing else is to be done
+        if source.read_ahead and not (
+            in_place and len(self.node.ranks) == 1
+        ):  # otherwise there is nothing to overlap with
             return ahead.submit(source.read, name, into).result
         return functools.partial(source.read, name, into)
 
-    def _target(self, request: Request) -> Target:
+    def _target(self, request: Request) -> ParameterBuffer:
         if request not in self._targets:
-            self._targets[request] = Target(self._tensors[request][0])
+            self._targets[request] = ParameterBuffer(self._tensors[request][0])
         return self._targets[request]
 
     def _deliver(self, request: Request, ranks: list[int], whole: np.ndarray | None, pool: ThreadPoolExecutor) -> int:
-        """One part of a tensor to the ranks that hold it; returns the bytes of the messages."""
-        node, block = self.node, request.block
+        """Send one slice of a tensor to the ranks that hold it. Returns the bytes sent."""
+        node, tensor_slice = self.node, request.slice
         target = self._target(request) if request in self._tensors else None
         dtype = array_type(request.dtype)
         if target is not None and whole is not None and whole is not target.array:
-            fill = functools.partial(_fill, target, block, whole)
-            row_bytes = math.prod(block.part_shape[1:]) * dtype.itemsize
-            copies = row_ranges(block.part_shape, dtype.itemsize, max(_COPY_BYTES, _COPY_ROWS * row_bytes))
+            fill = functools.partial(_fill, target, tensor_slice, whole)
+            row_bytes = math.prod(tensor_slice.local_shape[1:]) * dtype.itemsize
+            copies = row_ranges(tensor_slice.local_shape, dtype.itemsize, max(_COPY_BYTES, _COPY_ROWS * row_bytes))
             list((pool.map if target.array is not None else map)(fill, copies))
         reader, others = node.ranks[0], [number for number in ranks if number != node.ranks[0]]
-        for begin, end in row_ranges(block.part_shape, dtype.itemsize, PIECE_BYTES) if others else ():
+        for begin, end in row_ranges(tensor_slice.local_shape, dtype.itemsize, CHUNK_BYTES) if others else ():
             if len(ranks) == len(node.ranks):
                 assert target is not None
                 paddle.distributed.broadcast(target.rows(begin, end), reader, node.group)
             elif whole is not None:
-                piece = target.rows(begin, end) if target else to_tensor(block_rows(block, whole, begin, end), dtype)
+                chunk = (
+                    target.rows(begin, end) if target else to_tensor(cut_rows(tensor_slice, whole, begin, end), dtype)
+                )
                 for number in others:
-                    paddle.distributed.send(piece, number, node.group)
+                    paddle.distributed.send(chunk, number, node.group)
             elif target is not None:
                 paddle.distributed.recv(target.rows(begin, end), reader, node.group)
         if target is not None:
-            for again in self._tensors[request][1:]:  # two stages of this rank hold it
-                Target(again).tensor.copy_(target.tensor, True)
+            for again in self._tensors[request][1:]:  # two stages of this rank hold the same tensor
+                ParameterBuffer(again).tensor.copy_(target.tensor, True)
             del self._targets[request]
             for tensor in self._tensors.pop(request):
                 if (when_filled := getattr(tensor, "when_filled", None)) is not None:
                     when_filled()
-        return math.prod(block.part_shape) * dtype.itemsize * len(others)
+        return math.prod(tensor_slice.local_shape) * dtype.itemsize * len(others)
 
 
-def _fill(target: Target, block: Block, whole: np.ndarray, rows: tuple[int, int]) -> None:
-    target.put(*rows, block_rows(block, whole, *rows))
+def _fill(target: ParameterBuffer, tensor_slice: TensorSlice, whole: np.ndarray, rows: tuple[int, int]) -> None:
+    target.put(*rows, cut_rows(tensor_slice, whole, *rows))

@@ -9,44 +9,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from oarlock.environment.console import get_logger
 from oarlock.errors import ModelError
-from oarlock.model_config.size_check import check_stored
-from oarlock.models.memory_check import check_tables
-from oarlock.weights.sources import FileSource, Mapped, SafetensorsSource, left_over, mapped
-from oarlock.weights.unused_tensors import check_unused
-from oarlock.weights.weight_folder import WeightFolder, has_safetensors
+from oarlock.weights.hf_names import MappedTensor, find_unused, map_names
+from oarlock.weights.sources import check_stored
 from oarlock.weights.weight_index import read_index
 
-logger = get_logger(__name__)
-
 _PADDLE_PICKLE, _TORCH_PICKLE = "model_state.pdparams", "pytorch_model.bin"
-
-
-def open_weights(
-    folder: Path, model_class: Any, config: Any, allow_pickle: bool = False, read_ahead: bool = True
-) -> FileSource:
-    """What a model's weights are read from: its safetensors, or by permission its pickles.
-
-    Args:
-        read_ahead: keep two tensors in memory, so that one can be read while the other is in use.
-
-    Raises:
-        ModelError: when there is nothing to read, it is damaged, or it holds what the model does not compute with.
-    """
-    source: FileSource
-    if allow_pickle and not has_safetensors(folder):
-        logger.info(f"{folder}: reading pickled weights, as you allowed")
-        source = PickleSource(folder, model_class, config)
-    else:
-        source = SafetensorsSource(WeightFolder.open(folder), model_class, config, read_ahead)
-    try:
-        check_tables(config, str(folder / "config.json"))
-        check_unused(source, model_class, config)
-    except BaseException:
-        source.close()
-        raise
-    return source
 
 
 class PickleSource:
@@ -81,9 +49,9 @@ class PickleSource:
             files = {name: folder / file for name, file in weight_map.items()}
         if (folder / kind).is_file():
             check_stored(config, {name: array.shape for name, array in self._arrays.items()}, f"{folder}/config.json")
-        found = mapped(model_class, config, files, kind == _TORCH_PICKLE)
-        self._files, self.left_over = files, left_over(files, found)
-        found |= {name: Mapped(name) for name in self.left_over}
+        found = map_names(model_class, config, files, kind == _TORCH_PICKLE)
+        self._files, self.left_over = files, find_unused(files, found)
+        found |= {name: MappedTensor(name) for name in self.left_over}
         self._tensors = {name: found[name] for name in sorted(found, key=lambda name: files[found[name].stored])}
         self.shapes: dict[str, tuple[int, ...] | None] = {
             name: self._known_shape(name) for name in self._tensors if name not in self.left_over

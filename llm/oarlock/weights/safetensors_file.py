@@ -42,7 +42,6 @@ _DTYPES = {
 _NUMPY = {code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name, code in _DTYPES.items()}
 _NUMPY["U16"] = _NUMPY["BF16"]  # what PaddleNLP's own save_pretrained calls bfloat16
 _SIZES = {name: _NUMPY[code].itemsize for name, code in _DTYPES.items()}
-ITEM_SIZES = {code: dtype.itemsize for code, dtype in _NUMPY.items()}  # by the names of types in headers
 _BITS = {"bfloat16": "uint16"}
 _CHUNK = 8 << 20  # bytes made and hashed at a time: with less, the threads wait for each other
 _WRITTEN = 1 << 20  # bytes written at a time, which is faster than many
@@ -84,7 +83,7 @@ class FileRecord:
     sha256: str
 
 
-def main_dtype(tensors: Sequence[TensorSource]) -> str:
+def find_main_dtype(tensors: Sequence[TensorSource]) -> str:
     """The type of most weights, which a configuration beside them names."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
@@ -92,7 +91,7 @@ def main_dtype(tensors: Sequence[TensorSource]) -> str:
     return sizes.most_common(1)[0][0]
 
 
-def in_file_order(tensors: Sequence[TensorSource]) -> list[TensorSource]:
+def sort_for_file(tensors: Sequence[TensorSource]) -> list[TensorSource]:
     """Wide types first, as the library does: every tensor then starts at a multiple of its element's size."""
     return sorted(tensors, key=lambda tensor: (-_SIZES[tensor.dtype], tensor.name))
 
@@ -113,7 +112,7 @@ def write_safetensors(
         OSError: when it can't be written.
         ValueError: when a tensor is not what its source said.
     """
-    ordered = in_file_order(tensors)
+    ordered = sort_for_file(tensors)
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for tensor in ordered:

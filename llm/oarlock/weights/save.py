@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.errors import ModelError
-from oarlock.files import complete_files, new_folder, write_json
-from oarlock.model_config.generation_config import GENERATION_FILE
-from oarlock.models.folder_files import readers_of
+from oarlock.files import GENERATION_FILE, complete_files, new_folder, write_json
+from oarlock.weights.folder_files import find_readers
 from oarlock.weights.safetensors_file import (
     FileRecord,
     TensorSource,
-    in_file_order,
-    main_dtype,
+    find_main_dtype,
+    sort_for_file,
     write_safetensors,
 )
 from oarlock.weights.weight_folder import INDEX_NAME
@@ -99,7 +98,7 @@ def save_model(
     try:
         with complete_files(folder) as partial:
             write_weights(tensors, partial, max_shard_bytes)
-            save_config(model_config, partial, main_dtype(tensors))
+            save_config(model_config, partial, find_main_dtype(tensors))
             save_generation(generation, partial)
             if tokenizer is not None:
                 save_tokenizer(tokenizer, partial, template)
@@ -111,7 +110,9 @@ def save_model(
         raise ModelError(f"{folder}: the model could not be written: {error}") from error
 
 
-def file_order(tensors: Sequence[TensorSource], max_shard_bytes: int = MAX_SHARD_BYTES) -> list[list[TensorSource]]:
+def split_into_files(
+    tensors: Sequence[TensorSource], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> list[list[TensorSource]]:
     """The tensors of each weight file, in the order in which they are written."""
     shards: list[list[TensorSource]] = [[]]
     size = 0
@@ -121,7 +122,7 @@ def file_order(tensors: Sequence[TensorSource], max_shard_bytes: int = MAX_SHARD
             size = 0
         shards[-1].append(tensor)
         size += tensor.num_bytes
-    return [in_file_order(shard) for shard in shards]
+    return [sort_for_file(shard) for shard in shards]
 
 
 def check_space(tensors: Sequence[TensorSource], output: Path, what: str) -> None:
@@ -136,7 +137,7 @@ def check_space(tensors: Sequence[TensorSource], output: Path, what: str) -> Non
 
 
 @contextmanager
-def whole_folder(output: Path, what: str, sources: Sequence[Path] = ()) -> Iterator[Path]:
+def create_model_folder(output: Path, what: str, sources: Sequence[Path] = ()) -> Iterator[Path]:
     """A new folder (see files.new_folder), and errors of writing with its name.
 
     Args:
@@ -146,7 +147,7 @@ def whole_folder(output: Path, what: str, sources: Sequence[Path] = ()) -> Itera
         ModelError: for an OSError in it.
     """
     try:
-        with new_folder(output, readers_of(*sources)) as folder:
+        with new_folder(output, find_readers(*sources)) as folder:
             yield folder
     except OSError as error:
         raise ModelError(f"{output}: {what} could not be written: {error.strerror or error}") from error
@@ -168,7 +169,7 @@ def write_weights(
     Returns:
         The name of each weight file -> its size and hash.
     """
-    shards, metadata = file_order(tensors, max_shard_bytes), {"format": layout}
+    shards, metadata = split_into_files(tensors, max_shard_bytes), {"format": layout}
     if len(shards) == 1:
         name = "model.safetensors"
         return {name: write_safetensors(folder / name, shards[0], metadata, progress)}

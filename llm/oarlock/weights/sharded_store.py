@@ -19,15 +19,15 @@ import numpy as np
 
 from oarlock.errors import CheckpointError
 from oarlock.formats.links import check_links
-from oarlock.weights.index_ranges import Block
 from oarlock.weights.safetensors_file import SafetensorsFile
-from oarlock.weights.shard_index import INDEX, MASTER, WEIGHTS, Piece, read_index
+from oarlock.weights.shard_index import INDEX, MASTER, WEIGHTS, StoredShard, read_index
+from oarlock.weights.tensor_slice import TensorSlice
 
 _CHUNK = 1 << 24  # bytes read at a time where rows of a part are scattered over the whole
 
 
 @dataclass
-class PieceFolder:
+class ShardedStore:
     """The tensors of a folder, put together on demand.
 
     Attributes:
@@ -35,12 +35,12 @@ class PieceFolder:
     """
 
     folder: Path
-    where: dict[str, list[tuple[Path, Piece]]]
+    where: dict[str, list[tuple[Path, StoredShard]]]
     _open: dict[Path, SafetensorsFile] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
-    def open(cls, folder: str | Path) -> PieceFolder:
+    def open(cls, folder: str | Path) -> ShardedStore:
         """Read the index.
 
         Raises:
@@ -51,7 +51,7 @@ class PieceFolder:
         where = read_index(folder)
         return cls(folder, where)
 
-    def __enter__(self) -> PieceFolder:
+    def __enter__(self) -> ShardedStore:
         return self
 
     def __exit__(
@@ -73,10 +73,10 @@ class PieceFolder:
             if name in in_files or self._file(self.folder / name).tensors:
                 raise CheckpointError(f"{self.folder}: {name} is in {where} and not in {without}")
         for stored in self.where.values():
-            types = {self._dtype(path, piece) for path, piece in stored}
+            types = {self._dtype(path, shard) for path, shard in stored}
             if len(types) > 1:
-                path, piece = stored[-1]
-                raise CheckpointError(f"{path}: {piece.key} is not of the type of its other parts")
+                path, shard = stored[-1]
+                raise CheckpointError(f"{path}: {shard.key} is not of the type of its other parts")
         self._check_states()
 
     def _check_states(self) -> None:
@@ -89,7 +89,7 @@ class PieceFolder:
             if lacking:
                 raise CheckpointError(f"{self.folder / INDEX}: {kind} and the other states are not of the same weights")
             for name in having:
-                shape, dtype = self.shape(kind, name), self._dtype(*self._pieces(kind, name)[0])
+                shape, dtype = self.shape(kind, name), self._dtype(*self._find_shards(kind, name)[0])
                 if shape not in (self.shape(WEIGHTS, name), (1,)) or dtype.kind not in "fV":
                     raise CheckpointError(
                         f"{self.folder / INDEX}: {kind}/{name} is {list(shape)} of {dtype.name}, which is no state of "
@@ -109,7 +109,7 @@ class PieceFolder:
 
     def shape(self, kind: str, name: str) -> tuple[int, ...]:
         """Of the whole tensor."""
-        return self._pieces(kind, name)[0][1].block.shape
+        return self._find_shards(kind, name)[0][1].slice.shape
 
     def dtype(self, kind: str, name: str) -> str:
         """NumPy's name of the stored type, or "bfloat16".
@@ -117,7 +117,7 @@ class PieceFolder:
         Raises:
             CheckpointError: when it is not stored, or its file can't be read.
         """
-        return self._dtype(*self._pieces(kind, name)[0]).name
+        return self._dtype(*self._find_shards(kind, name)[0]).name
 
     def read(self, name: str, kind: str = WEIGHTS) -> np.ndarray:
         """A whole tensor.
@@ -125,9 +125,11 @@ class PieceFolder:
         Raises:
             CheckpointError: when it is not stored, or not all of it.
         """
-        return self.read_part(kind, name, Block(self.shape(kind, name)))
+        return self.read_slice(kind, name, TensorSlice(self.shape(kind, name)))
 
-    def read_part(self, kind: str, name: str, block: Block, flat: tuple[int, int] | None = None) -> np.ndarray:
+    def read_slice(
+        self, kind: str, name: str, tensor_slice: TensorSlice, flat: tuple[int, int] | None = None
+    ) -> np.ndarray:
         """The part of a tensor that a rank holds: its block, or a range of the flattened block.
 
         Only files with something of it are read. Memory beyond the result is a chunk; for a range of a block that is
@@ -136,97 +138,99 @@ class PieceFolder:
         Raises:
             CheckpointError: when it is not stored, not all of it, or of another shape.
         """
-        stored = self._pieces(kind, name)
-        shape = next((piece.block.shape for _, piece in stored if piece.block.shape != block.shape), None)
+        stored = self._find_shards(kind, name)
+        shape = next((shard.slice.shape for _, shard in stored if shard.slice.shape != tensor_slice.shape), None)
         if shape is not None:
             raise CheckpointError(
-                f"{self.folder}: {kind} of {name} is {list(shape)}, the model's is {list(block.shape)}"
+                f"{self.folder}: {kind} of {name} is {list(shape)}, the model's is {list(tensor_slice.shape)}"
             )
         dtype = self._dtype(*stored[0])
-        same = [(path, piece) for path, piece in stored if piece.block == block]
+        same = [(path, shard) for path, shard in stored if shard.slice == tensor_slice]
         if not same:
-            part = self._from_other_blocks(stored, block, dtype)
+            part = self._from_other_slices(stored, tensor_slice, dtype)
             return part if flat is None else part.reshape(-1)[slice(*flat)]
-        start, stop = flat or (0, math.prod(block.part_shape))
+        start, stop = flat or (0, math.prod(tensor_slice.local_shape))
         values = np.empty([stop - start], dtype)
         self._read_range(same, start, values)
-        return values.reshape(block.part_shape) if flat is None else values
+        return values.reshape(tensor_slice.local_shape) if flat is None else values
 
-    def _from_other_blocks(self, stored: list[tuple[Path, Piece]], wanted: Block, dtype: np.dtype) -> np.ndarray:
+    def _from_other_slices(
+        self, stored: list[tuple[Path, StoredShard]], wanted: TensorSlice, dtype: np.dtype
+    ) -> np.ndarray:
         """A block put together from blocks that were cut otherwise."""
-        blocks: dict[Block, list[tuple[Path, Piece]]] = {}
-        for path, piece in stored:
-            blocks.setdefault(piece.block, []).append((path, piece))
-        axes = {block.axis for block in (*blocks, wanted) if block.axis is not None}
+        slices: dict[TensorSlice, list[tuple[Path, StoredShard]]] = {}
+        for path, shard in stored:
+            slices.setdefault(shard.slice, []).append((path, shard))
+        axes = {tensor_slice.axis for tensor_slice in (*slices, wanted) if tensor_slice.axis is not None}
         if len(axes) > 1:  # PaddleNLP cuts a tensor along the same axis whatever the degree
             if wanted.axis is None:
                 raise CheckpointError(f"{self.folder}: {stored[0][1].key} is stored in parts along several axes")
-            return np.ascontiguousarray(wanted.cut(self._from_other_blocks(stored, Block(wanted.shape), dtype)))
+            return np.ascontiguousarray(wanted.cut(self._from_other_slices(stored, TensorSlice(wanted.shape), dtype)))
         axis = axes.pop()
-        part = np.empty(wanted.part_shape, dtype)
+        part = np.empty(wanted.local_shape, dtype)
         filled = np.zeros(part.shape[axis], bool)
-        for block, pieces in blocks.items():
-            for start, target, length in _common_runs(block, wanted, axis):
+        for tensor_slice, shards in slices.items():
+            for start, target, length in _common_runs(tensor_slice, wanted, axis):
                 if not filled[target : target + length].all():
-                    self._copy_run(pieces, axis, start, part, target, length)
+                    self._copy_run(shards, axis, start, part, target, length)
                 filled[target : target + length] = True
         if not filled.all():
             raise self._incomplete(stored)
         return part
 
     def _copy_run(
-        self, pieces: list[tuple[Path, Piece]], axis: int, start: int, part: np.ndarray, target: int, length: int
+        self, shards: list[tuple[Path, StoredShard]], axis: int, start: int, part: np.ndarray, target: int, length: int
     ) -> None:
         """Indices [start, start + length) along an axis of a stored block to those from `target` on of a part."""
-        block_shape = pieces[0][1].block.part_shape
-        inner = math.prod(block_shape[axis + 1 :])
-        row = block_shape[axis] * inner  # what follows each other in the file for every index of the axes before
+        local_shape = shards[0][1].slice.local_shape
+        inner = math.prod(local_shape[axis + 1 :])
+        row = local_shape[axis] * inner  # what follows each other in the file for every index of the axes before
         rows = part.reshape(-1, part.shape[axis], inner)
         at_once = max(1, _CHUNK // (row * part.itemsize))
         if len(rows) == 1 or row * part.itemsize > _CHUNK:
             for i, values in enumerate(rows):
-                self._read_range(pieces, i * row + start * inner, values[target : target + length].reshape(-1))
+                self._read_range(shards, i * row + start * inner, values[target : target + length].reshape(-1))
             return
         for i in range(0, len(rows), at_once):
             taken = rows[i : i + at_once]
-            buffer = np.empty([len(taken), block_shape[axis], inner], part.dtype)
-            self._read_range(pieces, i * row, buffer.reshape(-1))
+            buffer = np.empty([len(taken), local_shape[axis], inner], part.dtype)
+            self._read_range(shards, i * row, buffer.reshape(-1))
             taken[:, target : target + length] = buffer[:, start : start + length]
 
-    def _read_range(self, pieces: list[tuple[Path, Piece]], start: int, values: np.ndarray) -> None:
+    def _read_range(self, shards: list[tuple[Path, StoredShard]], start: int, values: np.ndarray) -> None:
         """Elements from `start` on of a flattened block, from those of its pieces that have them."""
         position, stop = start, start + len(values)
-        for path, piece in sorted(pieces, key=lambda item: item[1].range):
-            first, last = piece.range
+        for path, shard in sorted(shards, key=lambda item: item[1].range):
+            first, last = shard.range
             if first <= position < min(last, stop):
-                if self._dtype(path, piece) != values.dtype:
-                    raise CheckpointError(f"{path}: {piece.key} is not of type {values.dtype.name} as its other parts")
+                if self._dtype(path, shard) != values.dtype:
+                    raise CheckpointError(f"{path}: {shard.key} is not of type {values.dtype.name} as its other parts")
                 taken = values[position - start : min(last, stop) - start]
                 try:
-                    self._file(path).read(piece.key, position - first, taken)
+                    self._file(path).read(shard.key, position - first, taken)
                 except (OSError, ValueError) as error:
-                    raise CheckpointError(f"{path}: {piece.key} can't be read: {error}") from error
+                    raise CheckpointError(f"{path}: {shard.key} can't be read: {error}") from error
                 position += len(taken)
         if position < stop:
-            raise self._incomplete(pieces)
+            raise self._incomplete(shards)
 
-    def _incomplete(self, pieces: list[tuple[Path, Piece]]) -> CheckpointError:
-        piece = pieces[0][1]
-        return CheckpointError(f"{self.folder}: {piece.kind} of {piece.name} is not all there")
+    def _incomplete(self, shards: list[tuple[Path, StoredShard]]) -> CheckpointError:
+        shard = shards[0][1]
+        return CheckpointError(f"{self.folder}: {shard.kind} of {shard.name} is not all there")
 
-    def _pieces(self, kind: str, name: str) -> list[tuple[Path, Piece]]:
+    def _find_shards(self, kind: str, name: str) -> list[tuple[Path, StoredShard]]:
         found = self.where.get(f"{kind}/{name}")
         if not found:
             raise CheckpointError(f"{self.folder}: no {kind} of {name} is stored in this checkpoint")
         return found
 
-    def _dtype(self, path: Path, piece: Piece) -> np.dtype:
+    def _dtype(self, path: Path, shard: StoredShard) -> np.dtype:
         """Of a piece, once its size is known to be right."""
-        tensor = self._file(path).tensors.get(piece.key)
-        start, stop = piece.range
+        tensor = self._file(path).tensors.get(shard.key)
+        start, stop = shard.range
         if tensor is None or math.prod(tensor.shape) != stop - start:
             found = "not in it" if tensor is None else f"{list(tensor.shape)}"
-            raise CheckpointError(f"{path}: {piece.key} is {found}, {INDEX} says {stop - start:,} elements")
+            raise CheckpointError(f"{path}: {shard.key} is {found}, {INDEX} says {stop - start:,} elements")
         return tensor.dtype
 
     def _file(self, path: Path) -> SafetensorsFile:
@@ -235,7 +239,7 @@ class PieceFolder:
         return self._open[path]
 
 
-def _common_runs(stored: Block, wanted: Block, axis: int) -> Iterator[tuple[int, int, int]]:
+def _common_runs(stored: TensorSlice, wanted: TensorSlice, axis: int) -> Iterator[tuple[int, int, int]]:
     """What two blocks have in common along an axis: (index in the stored part, index in the wanted part, length)."""
     all_of_it = ((0, stored.shape[axis]),)
     begin = 0

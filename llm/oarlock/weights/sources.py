@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,15 +11,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from oarlock.environment.memory import check_fits, free_memory
+from oarlock.environment.memory import available_memory, check_memory
 from oarlock.errors import ModelError
-from oarlock.model_config.hf_names import OPTIONAL_PREFIXES, own_names
-from oarlock.model_config.size_check import check_stored
-from oarlock.parallel.family_rules import FAMILIES, ModelSizes
-from oarlock.weights.prefault import populate
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.weights.buffers import populate
+from oarlock.weights.hf_names import MappedTensor, find_unused, map_names
 from oarlock.weights.safetensors_file import SafetensorsFile, StoredTensor
 from oarlock.weights.weight_folder import WeightFolder
 
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight")
 _READING_THREADS = 4  # they wait for the disk more than they compute
 
 
@@ -65,102 +67,9 @@ class FileSource(WeightSource, Protocol):
     left_over: tuple[str, ...]
 
 
-class Mapped:
-    """A tensor of a file and what makes it the model's."""
-
-    def __init__(self, stored: str, mapping: Any = None) -> None:
-        self.stored = stored
-        self._mapping = mapping if mapping is not None and mapping.action is not None else None
-
-    @property
-    def as_stored(self) -> bool:
-        """Whether nothing has to be done to it."""
-        return self._mapping is None
-
-    def convert(self, array: np.ndarray) -> np.ndarray:
-        """From Hugging Face's layout to Paddle's (PaddleNLP's StateDictNameMapping says how); mostly a view."""
-        return array if self._mapping is None else self._mapping.run({self.stored: array}, self.stored)
-
-
-def mapped(model_class: Any, config: Any, stored: Mapping[str, Any], hugging_face: bool) -> dict[str, Mapped]:
-    """The model's name of a tensor -> where it is in the files.
-
-    Raises:
-        ModelError: for a family that can't be read from Hugging Face's format.
-    """
-    if not hugging_face:
-        return {name: Mapped(name) for name in stored}
-    family = FAMILIES.get(config.model_type)
-    if family is not None and not family.hugging_face:
-        why = family.lacks(config.model_type, "hugging_face", "names of Hugging Face's format")
-        raise ModelError(f"weights in Hugging Face's format: {why}; give them in Paddle's format")
-    found = {}
-    for names, mapping in hugging_face_names(model_class, config):
-        mapping.source_name = next((name for name in names if name in stored), None)
-        if mapping.source_name:
-            found[mapping.target_name] = Mapped(mapping.source_name, mapping)
-    return found
-
-
-def left_over(stored: Iterable[str], found: Mapping[str, Mapped]) -> tuple[str, ...]:
-    """Names in the files that no tensor of the model comes from."""
-    used = {tensor.stored for tensor in found.values()}
-    return tuple(sorted(name for name in stored if name not in used))
-
-
 def stored_dtype(source: WeightSource, name: str) -> str:
     """NumPy's name of the type of a tensor in the files. What is pickled has to be read for it."""
     return (source.dtype(name) if isinstance(source, SafetensorsSource) else source.read(name).dtype).name
-
-
-def hugging_face_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """What a tensor may be called in Hugging Face's files, and PaddleNLP's StateDictNameMapping for it.
-
-    Those of ChatGLM2 lack the prefixes of both sides (paddlenlp 3.0.0b4).
-
-    Returns:
-        The first of the names is what Hugging Face's own models write.
-
-    Raises:
-        ModelError: for a family without them.
-    """
-    family = config.model_type
-    if family in OPTIONAL_PREFIXES:
-        return list(_names_with_prefix(model_class, config, OPTIONAL_PREFIXES[family]))
-    return _paddlenlp_names(model_class, config)
-
-
-def _names_with_prefix(model_class: Any, config: Any, prefix: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    from paddlenlp.transformers.conversion_utils import StateDictNameMapping
-
-    own = own_names(config.model_type, ModelSizes.of(config).num_layers, bool(config.tie_word_embeddings))
-    found = (
-        _paddlenlp_names(model_class, config)
-        if own is None
-        else [
-            ((there,), StateDictNameMapping(there, here, "transpose" if turned else None))
-            for there, here, turned in own
-        ]
-    )
-    for (name, *_), mapping in found:
-        yield (name, name.removeprefix(prefix)) if name.startswith(prefix) else (name,), mapping
-
-
-def _paddlenlp_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], Any]]:
-    try:
-        mappings = model_class._get_name_mappings(config)
-    except (NotImplementedError, ImportError) as error:
-        raise ModelError(
-            f"PaddleNLP can't read Hugging Face weights of {model_class.__name__}: give them in Paddle's format"
-        ) from error
-    prefix = f"{model_class.base_model_prefix}."
-    bare = not any(mapping.target_name.startswith(prefix) for mapping in mappings)
-    found: list[tuple[tuple[str, ...], Any]] = []
-    for mapping in mappings:
-        names = (mapping.source_name, f"transformer.{mapping.source_name}") if bare else (mapping.source_name,)
-        mapping.target_name = f"{prefix}{mapping.target_name}" if bare else mapping.target_name
-        found.append((names, mapping))
-    return found
 
 
 class SafetensorsSource:
@@ -180,16 +89,18 @@ class SafetensorsSource:
         gone = next((name for name, path in self._paths.items() if name not in self._files[path].tensors), None)
         if gone is not None:
             raise ModelError(f"{self._paths[gone]}: {gone} should be in this file and is not")
-        found = mapped(model_class, config, self._paths, folder.layout == "pt")
+        found = map_names(model_class, config, self._paths, folder.layout == "pt")
         in_file_order = sorted(found, key=lambda name: self._position(found[name]))
-        self.left_over = left_over(self._paths, found)
+        self.left_over = find_unused(self._paths, found)
         whole = next((name for name, tensor in found.items() if self._about(tensor).dtype.kind in "iub"), None)
         if whole is not None:
             raise ModelError(
                 f"{self.place}: {found[whole].stored} is stored in {self._about(found[whole]).dtype}: quantised "
                 "weights, without anything that says how; take the plain model"
             )
-        self._tensors = {name: found[name] for name in in_file_order} | {name: Mapped(name) for name in self.left_over}
+        self._tensors = {name: found[name] for name in in_file_order} | {
+            name: MappedTensor(name) for name in self.left_over
+        }
         self.shapes: dict[str, tuple[int, ...] | None] = {name: self._shape(name) for name in in_file_order}
         self._buffers = [np.empty(0, np.uint8) for _ in range(2 if read_ahead else 1)]
         self._check_room()
@@ -200,7 +111,7 @@ class SafetensorsSource:
         if name:
             about = self._about(self._tensors[name])
             what = f"{self.place}: {name} ({about.dtype.name} {list(about.shape)})"
-            check_fits(about.num_bytes, what, free_memory())
+            check_memory(about.num_bytes, what, available_memory())
 
     def dtype(self, name: str) -> np.dtype:
         """In which a tensor is stored."""
@@ -240,10 +151,10 @@ class SafetensorsSource:
             self._stack.close()
             raise
 
-    def _about(self, tensor: Mapped) -> StoredTensor:
+    def _about(self, tensor: MappedTensor) -> StoredTensor:
         return self._files[self._paths[tensor.stored]].tensors[tensor.stored]
 
-    def _position(self, tensor: Mapped) -> tuple[str, int]:
+    def _position(self, tensor: MappedTensor) -> tuple[str, int]:
         return str(self._paths[tensor.stored]), self._about(tensor).offset
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -251,3 +162,35 @@ class SafetensorsSource:
         shape = self._about(tensor).shape
         # An array of that shape that takes one byte shows what the conversion makes of it.
         return shape if tensor.as_stored else tensor.convert(np.broadcast_to(np.uint8(0), shape)).shape
+
+
+def check_stored(config: Any, shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
+    """Refuse a configuration of more layers, or another width or vocabulary, than the tensors in its files have.
+
+    After this a model of the configuration is no larger than its files, so that it can be made (without memory for its
+    weights) and compared with them name by name.
+
+    Args:
+        config: PaddleNLP's configuration.
+        shapes: of the stored tensors, under any program's names.
+        place: of config.json, for messages.
+
+    Raises:
+        ModelError: naming the sizes on both sides.
+    """
+    sizes = ModelSizes.from_config(config)
+    numbers = [int(found[1]) for name in shapes if (found := _LAYER.search(name))]
+    layers = max(numbers, default=-1) + 1
+    if sizes.num_layers > layers:
+        raise ModelError(f"{place} says {sizes.num_layers:,} layers, and the weights beside it have {layers:,}")
+    embedding = next((name for name in shapes if name.endswith(EMBEDDINGS)), None)
+    if embedding is not None and len(shapes[embedding]) == 2 and shapes[embedding] != (sizes.vocab, sizes.hidden):
+        rows, width = shapes[embedding]
+        raise ModelError(
+            f"{place} says a vocabulary of {sizes.vocab:,} and a hidden size of {sizes.hidden:,}, and {embedding} in "
+            f"the weights beside it has {rows:,} rows of {width:,}"
+        )
+    widest = max((size for shape in shapes.values() for size in shape), default=0)
+    for what, size in (("intermediate size", sizes.intermediate), ("size of all heads", sizes.heads * sizes.head_size)):
+        if size > 3 * widest:  # three matrices may be stored as one, and none is wider than all of them together
+            raise ModelError(f"{place} says a {what} of {size:,}, and no tensor in the weights beside it is so large")

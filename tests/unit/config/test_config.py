@@ -126,7 +126,7 @@ def test_yaml_by_section_flat_with_include_and_flags_over_it(tmp_path):
             "batch:\n  learning_rate: 1\n",
             "run.yaml:2: unknown key learning_rate in section batch (it belongs to section schedule)",
         ),
-        ("seed: 1\nseed: 2\n", "run.yaml:2: seed stands already at line 1"),
+        ("seed: 1\nseed: 2\n", "run.yaml:2: seed is already defined at line 1"),
         ("max_steps: [1]\n", "run.yaml:1: max_steps must be a whole number"),
         ("- a\n", "expected `option: value` lines"),
         ("a: [\n", "not valid YAML"),

@@ -17,7 +17,7 @@ from oarlock.config.pretrain import PretrainConfig
 from oarlock.config.problems import Problems
 from oarlock.config.recipe_files import MOST_FILES, RecipeFiles
 from oarlock.errors import ConfigError
-from oarlock.formats.yaml_file import LARGEST
+from oarlock.formats.yaml_file import MAX_BYTES
 
 
 def value_of_option(path: Path, name: str) -> Any:
@@ -47,14 +47,14 @@ def load(folder: Path, text: str | bytes, config=PretrainConfig):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("seed: 1\nmax_steps: &a [*a]\n", "run.yaml:2: *a is inside the value that it stands for"),
-        ("[a, b]: 1\n", "run.yaml:1: a key must be text"),
-        ("seed: 1\nschedule: {max_steps: 1,\n  [x]: 2}\n", "run.yaml:3: a key must be text"),
-        ("schedule: {max_steps: 1, max_steps: 2}\n", "run.yaml:1: max_steps stands already at line 1"),
+        ("seed: 1\nmax_steps: &a [*a]\n", "run.yaml:2: *a is used inside its own value"),
+        ("[a, b]: 1\n", "run.yaml:1: a key must be a string"),
+        ("seed: 1\nschedule: {max_steps: 1,\n  [x]: 2}\n", "run.yaml:3: a key must be a string"),
+        ("schedule: {max_steps: 1, max_steps: 2}\n", "run.yaml:1: max_steps is already defined at line 1"),
         ("output_dir: 2024-02-30\n", "run.yaml:1: 2024-02-30 is a date that does not exist"),
-        ("seed: !!int abc\n", "run.yaml:1: abc is not a whole number"),
+        ("seed: !!int abc\n", "run.yaml:1: abc is not an integer"),
         ("seed: !!int [1]\n", "run.yaml:1: not valid YAML: expected a scalar node"),
-        ("seed: 1\nmax_steps: " + "9" * 5000, "run.yaml:2: a whole number of more than 40 digits"),
+        ("seed: 1\nmax_steps: " + "9" * 5000, "run.yaml:2: an integer of more than 40 digits"),
         ("seed: 1\nmax_steps: '" + "9" * 300 + "'", "run.yaml:2: max_steps must be a whole number; got '999"),
         ("max_steps: " + "9" * 30, "run.yaml:1: max_steps must be a whole number"),
         ("seed: 4294967296", "run.yaml:1: seed must lie in [0, 4294967295]"),
@@ -72,7 +72,7 @@ def load(folder: Path, text: str | bytes, config=PretrainConfig):
         ("include: " + "x" * 3000, "run.yaml:1: include: "),
         ("include: " + "a/" * 200_000, "run.yaml:1: include takes names of files; got 'a/a/"),
         ("split: '" + "1," * 100_000 + "'", "--split 1,1,1"),
-        ("output_dir: " + "x" * LARGEST, "bytes is too large for a YAML file"),
+        ("output_dir: " + "x" * MAX_BYTES, "bytes is too large for a YAML file"),
         ("- seed\n", "run.yaml:1: expected `option: value` lines"),
         ("seed", "run.yaml:1: expected `option: value` lines"),
     ],
@@ -94,7 +94,7 @@ def test_files_that_are_none(tmp_path):
             "/dev/zero": "a device, not a regular file",
             f"{short}/socket": "a socket, not a regular file",
             ".": "a folder, not a regular file",
-            "circle": "its links lead in a circle",
+            "circle": "its symbolic links form a loop",
         }.items():
             with pytest.raises(ConfigError, match=reason):
                 load_config(PretrainConfig, [str(tmp_path / name)])
@@ -121,8 +121,8 @@ def test_includes_are_bounded(tmp_path):
         (tmp_path / f"e{i}.yaml").write_text(f"include: e{i + 1}.yaml\n")
     with pytest.raises(ConfigError, match=rf"e{MOST_FILES - 1}.yaml:1: include: .*more than {MOST_FILES} files"):
         load(tmp_path, "include: e0.yaml\n")
-    (tmp_path / "large.yaml").write_text("# " + "x" * (LARGEST // 2) + "\n")
-    (tmp_path / "larger.yaml").write_text("# " + "x" * (LARGEST // 2) + "\n")
+    (tmp_path / "large.yaml").write_text("# " + "x" * (MAX_BYTES // 2) + "\n")
+    (tmp_path / "larger.yaml").write_text("# " + "x" * (MAX_BYTES // 2) + "\n")
     with pytest.raises(ConfigError, match=r"run.yaml:1: include: .*larger.yaml: .* too large for a YAML file"):
         load(tmp_path, "include: [large.yaml, larger.yaml]\n")
 

@@ -14,8 +14,8 @@ from helpers import ROOT
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.config.load import flatten
 from oarlock.config.run_config import RunConfig
-from oarlock.model_config.builtin_configs import model_config_content
-from oarlock.parallel.family_rules import ModelSizes
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.model_config.builtin_configs import read_config_by_name
 from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.plan import ParallelPlan
 from oarlock.parallel.plan_rules import check_plan
@@ -48,8 +48,8 @@ def planned(recipe: Path, gpus: int) -> ParallelPlan:
     config = load(recipe)
     plan, notes = make_plan(config, gpus)
     assert not notes
-    content = model_config_content(config.model.model_name_or_path)
-    assert not check_plan(plan, ModelSizes.of(SimpleNamespace(**content)), config.sequence_length)
+    content = read_config_by_name(config.model.model_name_or_path)
+    assert not check_plan(plan, ModelSizes.from_config(SimpleNamespace(**content)), config.sequence_length)
     return plan
 
 
@@ -66,7 +66,7 @@ def test_a_recipe_fits_its_model_and_gpus(recipe):
     """Nothing is refused, nothing set aside, no stage is fuller than another, no sequence is too long."""
     config = load(recipe)
     plan = planned(recipe, num_gpus(recipe))
-    positions = model_config_content(config.model.model_name_or_path)["max_position_embeddings"]
+    positions = read_config_by_name(config.model.model_name_or_path)["max_position_embeddings"]
     assert config.sequence_length <= positions
     # The published 4D script has 4 micro-batches for 2 stages.
     assert plan.bubble < 0.1 or recipe.stem == "pretrain_4d_7b"

@@ -10,7 +10,7 @@ import pytest
 from forged_store import ForgedStore
 from oarlock.cpu_ranks import meeting_point
 from oarlock.cpu_ranks.rendezvous import join
-from oarlock.environment.processes import started_at
+from oarlock.environment.processes import process_start_time
 from oarlock.errors import EnvironmentProblem, OarlockError
 
 
@@ -26,8 +26,8 @@ def test_a_store_of_others_opens_no_file(tmp_path, rank, shape):
     with victim.open("r+b") as file:
         pid = os.getpid()
         cards = {
-            "a path": [pid, started_at(pid), f"../../..{victim}", "machine", "host"],
-            "a number": [pid, started_at(pid), file.fileno(), "machine", "host"],
+            "a path": [pid, process_start_time(pid), f"../../..{victim}", "machine", "host"],
+            "a number": [pid, process_start_time(pid), file.fileno(), "machine", "host"],
             "a mapping": {"pid": pid, "descriptor": file.fileno()},
             "no JSON": "[" * 100_000,
             "nothing": "",

@@ -169,10 +169,10 @@ def test_shared_texts_come_in_order_and_long_ones_are_refused(two):
     offset = first.members[0].memory.reserve(5)
     first.members[0].memory.write(offset, b"first")
     first._enter_name("shared 0", offset, 5)
-    assert second.share("second") == ["first", "second"]
+    assert second.all_gather_objects("second") == ["first", "second"]
     first._enter_name("shared 1", offset, 1 << 40)
     with pytest.raises(OarlockError, match="rank 0 shares 1,099,511,627,776 bytes; 16,777,216 fit"):
-        second.share("second")
+        second.all_gather_objects("second")
 
 
 def test_a_record_of_failure_that_makes_no_sense_does_no_harm(two):

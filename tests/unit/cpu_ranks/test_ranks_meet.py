@@ -15,7 +15,7 @@ from oarlock.cpu_ranks import first_rank, launch_channel, meeting_point
 from oarlock.cpu_ranks.launch_channel import CHALLENGE, GO, HELLO, MEMBER, PROOF, STOP, TAKEN, Channel, Frame
 from oarlock.cpu_ranks.meeting_point import MeetingPoint, connected_pairs
 from oarlock.cpu_ranks.shared_memory import Memory
-from oarlock.environment.processes import started_at
+from oarlock.environment.processes import process_start_time
 from oarlock.errors import EnvironmentProblem
 from support.rank_meetings import Meeting, admitted, connect, proven
 
@@ -225,7 +225,7 @@ def test_a_missing_rank_is_named_by_rank_0_alone(point):
 
 
 def hand_a_file(channel: Channel, file: int) -> None:
-    channel.send(Frame(MEMBER, 0, 2, channel.pid, started_at(os.getpid())), file)
+    channel.send(Frame(MEMBER, 0, 2, channel.pid, process_start_time(os.getpid())), file)
 
 
 def hand_a_dead_process(channel: Channel, file: int) -> None:
@@ -233,11 +233,11 @@ def hand_a_dead_process(channel: Channel, file: int) -> None:
 
 
 def hand_another_process(channel: Channel, file: int) -> None:
-    channel.send(Frame(MEMBER, 0, 2, 1, started_at(1) or 0), Memory.create().descriptor)
+    channel.send(Frame(MEMBER, 0, 2, 1, process_start_time(1) or 0), Memory.create().descriptor)
 
 
 def hand_a_rank_of_a_larger_launch(channel: Channel, file: int) -> None:
-    channel.send(Frame(MEMBER, 5, 6, channel.pid, started_at(os.getpid())), Memory.create().descriptor)
+    channel.send(Frame(MEMBER, 5, 6, channel.pid, process_start_time(os.getpid())), Memory.create().descriptor)
 
 
 def go_without_memory(channel: Channel, file: int) -> None:

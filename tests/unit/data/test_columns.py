@@ -10,7 +10,7 @@ import pytest
 from oarlock.data.examples.dataset import load_finetune_data
 from oarlock.data.records.columns import Columns
 from oarlock.errors import ConfigError, DataError
-from support.data_sections import section, write
+from support.finetune_files import section, write
 
 # columns
 

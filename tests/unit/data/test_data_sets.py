@@ -18,7 +18,7 @@ from oarlock.data.examples.inspect import check_data
 from oarlock.data.records.columns import Columns
 from oarlock.data.records.validation_split import hold_out
 from oarlock.errors import ConfigError, DataError
-from support.data_sections import section, write
+from support.finetune_files import section, write
 
 
 def records(first: int, count: int) -> list[dict]:

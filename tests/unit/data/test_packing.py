@@ -17,8 +17,8 @@ from oarlock.data.examples.dataset import ExampleDataset
 from oarlock.data.examples.labels import IGNORE_INDEX, Example
 from oarlock.data.examples.packing import PackedDataset, make_packs, padded_fill
 from oarlock.errors import ConfigError, DataError
-from oarlock.families import packing
-from oarlock.families.packing import ENDS, check_packing, cut_row, dense_mask, with_attention
+from oarlock.models import packing
+from oarlock.models.packing import ENDS, check_packing, cut_row, dense_mask, with_attention
 from oarlock.train.finetune import _packed
 
 

@@ -151,11 +151,11 @@ def test_a_field_that_stands_twice_is_a_bad_line(tmp_path):
     twice = '{"text": "a", "x": [{"b": 1, "b": 2}]}'
     (tmp_path / "a.jsonl").write_text(f'{twice}\n{{"text": "b"}}\n{{\n')
     documents, bad = read(source(tmp_path / "a.jsonl"))
-    assert documents == ["b"] and bad[0] == f"{tmp_path}/a.jsonl:1: field 'b' stands twice in one object"
+    assert documents == ["b"] and bad[0] == f"{tmp_path}/a.jsonl:1: field 'b' appears twice in one object"
     assert "a.jsonl:3: not valid JSON" in bad[1] and "an object over several lines?" in bad[1]
     (tmp_path / "b.json").write_text(f'[{twice},\n{{"text": "b"}}]')
     documents, bad = read(source(tmp_path / "b.json"))
-    assert documents == ["b"] and bad == [f"{tmp_path}/b.json:1: field 'b' stands twice in one object"]
+    assert documents == ["b"] and bad == [f"{tmp_path}/b.json:1: field 'b' appears twice in one object"]
 
 
 def test_marks_at_the_beginning_of_lines_are_no_text(tmp_path):

@@ -49,9 +49,9 @@ def items(path: Path) -> list[tuple[int, object]]:
     [
         (f'{{"text": "a", "more": {DEEP}}}', f"objects and lists more than {DEEPEST} levels deep"),
         ('{"text": "a", "more": ' + "9" * 1001 + "}", "a whole number of 1,001 digits"),
-        ('{"text": "a", "text": "b"}', "field 'text' stands twice in one object"),
+        ('{"text": "a", "text": "b"}', "field 'text' appears twice in one object"),
         ('{"text": "\\ud800"}', "half of a surrogate pair"),
-        ("{" + ", ".join(f'"k{i}": 1' for i in range(50_000)) + ', "k7": 2}', "field 'k7' stands twice"),
+        ("{" + ", ".join(f'"k{i}": 1' for i in range(50_000)) + ', "k7": 2}', "field 'k7' appears twice"),
     ],
 )
 @pytest.mark.parametrize("form", ["jsonl", "json"])
@@ -116,9 +116,9 @@ def test_cells_and_arguments_are_read_as_records_are(tmp_path):
     (tmp_path / "a.csv").write_text(f'messages\n"{DEEP}"\n"[{{}}, {{"a"": 1, ""a"": 2}}]"\n'.replace('{"a', '{""a'))
     assert [str(item) for _, item in items(tmp_path / "a.csv")] == [
         f"column 'messages': objects and lists more than {DEEPEST} levels deep",
-        "column 'messages': field 'a' stands twice in one object",
+        "column 'messages': field 'a' appears twice in one object",
     ]
-    for arguments, reason in ((DEEP, "levels deep"), ('{"a": 1, "a": 2}', "stands twice"), ("{", "is not valid JSON")):
+    for arguments, reason in ((DEEP, "levels deep"), ('{"a": 1, "a": 2}', "appears twice"), ("{", "is not valid JSON")):
         message = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
         with pytest.raises(MessageError, match=reason):
             normalize_message(message, "messages[0]")

@@ -79,10 +79,10 @@ def test_the_first_id_that_is_wrong_is_named():
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda text: text.replace('"largest_id": 89', '"largest_id": 88'), "checksum of itself differs"),
-        (lambda text: json.dumps(json.loads(text)), "does not end with the checksum"),
-        (lambda text: text.replace('"format": 3', '"format": 2'), "checksum of itself differs"),
-        (lambda text: '{"format": 2, "largest_id": "many"}', "largest_id must be a whole number"),
+        (lambda text: text.replace('"largest_id": 89', '"largest_id": 88'), "checksum does not match"),
+        (lambda text: json.dumps(json.loads(text)), "does not end with a checksum"),
+        (lambda text: text.replace('"format": 3', '"format": 2'), "checksum does not match"),
+        (lambda text: '{"format": 2, "largest_id": "many"}', "largest_id must be an integer"),
         (lambda text: '{"format": 2, "documents": -1}', "documents"),
     ],
 )

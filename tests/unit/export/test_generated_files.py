@@ -18,8 +18,8 @@ from oarlock.errors import ModelError, printable
 from oarlock.export.checks.check import check_model
 from oarlock.export.export import export
 from oarlock.export.manifest import MANIFEST_FILE, read_manifest
-from oarlock.export.request import Request
-from oarlock.export.start_scripts import start_script, write_start_script
+from oarlock.export.request import ExportRequest
+from oarlock.export.start_scripts import format_start_script, write_start_script
 from oarlock.formats.quoting import shell_word
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float32", "max_position_embeddings": 64}
@@ -109,19 +109,19 @@ def test_start_scripts_run_with_hard_names(place, target, folder, extra, name):
 )
 def test_what_is_no_length_or_type_stands_in_no_script(changes, says):
     with pytest.raises(ModelError, match=says):
-        start_script("vllm", CONFIG | changes, "served")
+        format_start_script("vllm", CONFIG | changes, "served")
 
 
 @pytest.mark.parametrize("name", [value for value in HOSTILE if value != "é"] + ["", "é"])
 def test_what_is_no_name_stands_in_no_script(name):
     for arguments in ((name, {}), ("served", {name: 4})):
         with pytest.raises(ModelError, match="can't be the name"):
-            start_script("vllm", CONFIG, *arguments)
+            format_start_script("vllm", CONFIG, *arguments)
 
 
 @pytest.mark.parametrize("architectures", [None, [], [3], "$(touch RUN)", ["LlamaForCausalLM\ntouch RUN"], {"a": 1}])
 def test_an_architecture_that_is_none_is_not_copied(architectures):
-    text = start_script("fastdeploy", CONFIG | {"architectures": architectures}, "served")
+    text = format_start_script("fastdeploy", CONFIG | {"architectures": architectures}, "served")
     assert "touch" not in text
 
 
@@ -131,7 +131,7 @@ def test_an_architecture_that_is_none_is_not_copied(architectures):
 @pytest.fixture(scope="module")
 def exported(tiny_model, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("exported") / "out"
-    export(Request("vllm", str(tiny_model), output, name="chat", proof=False))
+    export(ExportRequest("vllm", str(tiny_model), output, name="chat", proof=False))
     return output
 
 
@@ -197,7 +197,7 @@ def test_code_that_a_model_names_does_not_come_along(exported, tmp_path):
         content = json.loads((source / name).read_text()) | {"auto_map": {"AutoModelForCausalLM": "x.X"}}
         (source / name).write_text(json.dumps(content))
     (source / "x.py").write_text("import os")
-    export(Request("hf", str(source), tmp_path / "out", proof=False))
+    export(ExportRequest("hf", str(source), tmp_path / "out", proof=False))
     assert not any("auto_map" in path.read_text() for path in (tmp_path / "out").glob("*.json"))
     assert not list((tmp_path / "out").glob("*.py")) and not (tmp_path / "out/start.sh").exists()
 
@@ -233,12 +233,12 @@ def test_a_folder_of_any_name_is_exported_or_refused(tiny_model, place, name, ca
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(tiny_model, source)
     try:
-        export(Request("vllm", str(source), output, proof=False))
+        export(ExportRequest("vllm", str(source), output, proof=False))
         assert check_model(output, "vllm") == []
         said = capsys.readouterr().out
         assert f"bash {printable(shlex.quote(str(output / 'start.sh')))}" in said and "\x1b" not in said
     except ModelError as error:
-        assert name == b"m\xff" and "no UTF-8" in str(error) and printable(str(error)).isascii()
+        assert name == b"m\xff" and "not UTF-8" in str(error) and printable(str(error)).isascii()
     assert not list(place.glob("RUN")) and not list(place.glob("*.partial"))
 
 
@@ -246,4 +246,4 @@ def test_findings_hold_nothing_that_a_terminal_obeys(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "out")
     (folder / os.fsdecode(b"x\x1b[2J\n\xff.py")).write_text("")
     (finding,) = check_model(folder, "vllm")
-    assert finding.text().startswith("x\\x1b[2J\\n\\udcff.py: not a file of the export")
+    assert finding.to_line().startswith("x\\x1b[2J\\n\\udcff.py: not a file of the export")

@@ -15,20 +15,20 @@ from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import CheckpointError, ConfigError, ModelError
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.export import export
-from oarlock.export.request import Request
+from oarlock.export.request import ExportRequest
 from oarlock.export.triton import export_triton
 from oarlock.files import is_vacant
 from oarlock.formats.links import check_links, foreign_entries, open_inside
-from oarlock.hub.model_names import local_folder
 from oarlock.merge.inputs import AdapterMix
-from oarlock.models.folder_files import copy_file, link_file
+from oarlock.model_config.model_folder import find_model_folder
 from oarlock.models.resize import resize_embedding
-from oarlock.peft.adapter_base import with_texts_of
+from oarlock.peft.adapter_base import add_texts_of
 from oarlock.peft.open_adapter import open_adapter
-from oarlock.serve.triton.repository import repository_models
+from oarlock.serve.triton.repository import list_repository_models
 from oarlock.train.checkpoint.inspect import consolidate
 from oarlock.train.checkpoint.manifest import MANIFEST, find_newest_checkpoint, read_manifest, verify
-from oarlock.weights.shard_index import part_name
+from oarlock.weights.folder_files import copy_file, link_file
+from oarlock.weights.shard_index import shard_file_name
 
 SECRET = "a private key"
 
@@ -128,12 +128,12 @@ WAYS = [
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_a_link_out_of_a_model_is_told_by_name(model, secret, tmp_path, way):
     name = way(model, secret)
-    for read in (lambda: local_folder(str(model), with_weights=True), lambda: load_tokenizer(str(model))):
+    for read in (lambda: find_model_folder(str(model), with_weights=True), lambda: load_tokenizer(str(model))):
         with pytest.raises(ModelError) as error:
             read()
         assert str(error.value).startswith(f"{model / name} is a") and "cp -rL" in str(error.value)
     with pytest.raises(ModelError):
-        export(Request("triton", str(model), tmp_path / "out"))
+        export(ExportRequest("triton", str(model), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -146,9 +146,9 @@ def test_every_command_refuses_it(model, tiny_model, secret, tmp_path):
     with pytest.raises(ModelError, match=r"adapter/vocab\.txt is a link"):
         AdapterMix.open([adapter])
     with pytest.raises(ConfigError, match=r"vocab\.txt is a link"):
-        repository_models(model)
+        list_repository_models(model)
     with pytest.raises(ModelError, match=r"vocab\.txt is a link"):
-        with_texts_of(adapter, tiny_model, tmp_path)
+        add_texts_of(adapter, tiny_model, tmp_path)
     for words in (["convert", "--to", "hf", "--input"], ["ask"], ["export", "--target", "triton", "--model"]):
         more = ["a question"] if words == ["ask"] else ["--output", str(tmp_path / "out")]
         parsed = make_parser().parse_args([*words, str(model), *more])
@@ -163,7 +163,7 @@ def test_links_inside_and_a_linked_folder_are_fine(model, tmp_path):
     (model / "sub").mkdir()
     (model / "sub" / "up").symlink_to("..")
     (tmp_path / "chosen").symlink_to(model)
-    assert local_folder(str(tmp_path / "chosen"), with_weights=True) == tmp_path / "chosen"
+    assert find_model_folder(str(tmp_path / "chosen"), with_weights=True) == tmp_path / "chosen"
     os.link(model / "config.json", model / "same.json")
     check_links(tmp_path / "chosen")
     export_triton(tmp_path / "chosen", {}, tmp_path / "out")
@@ -193,17 +193,17 @@ def in_a_cache(model: Path, place: Path) -> Path:
 def test_a_cache_is_followed_inside_of_itself(model, secret, tmp_path):
     snapshot = in_a_cache(model, tmp_path / "hub")
     assert load_tokenizer(str(snapshot)).vocab_size == load_tokenizer(str(model)).vocab_size
-    export(Request("hf", str(snapshot), tmp_path / "hf"))
+    export(ExportRequest("hf", str(snapshot), tmp_path / "hf"))
     export_triton(snapshot, {}, tmp_path / "out")
     weights = tmp_path / "out/oarlock/1/model/model.safetensors"
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*")) and weights.stat().st_nlink == 2
     (snapshot / "vocab.txt").symlink_to("../../../../private/key")
     with pytest.raises(ModelError, match=r"vocab\.txt is a link that leads out of the folder, to .*private/key"):
-        local_folder(str(snapshot), with_weights=True)
+        find_model_folder(str(snapshot), with_weights=True)
     (snapshot / "vocab.txt").unlink()
     (snapshot / "vocab.txt").symlink_to("../../refs")
     with pytest.raises(ModelError, match="leads out of the folder"):
-        local_folder(str(snapshot), with_weights=True)
+        find_model_folder(str(snapshot), with_weights=True)
 
 
 def test_a_folder_of_our_own_links_leads_to_its_sources_alone(model, secret, tmp_path):
@@ -211,7 +211,7 @@ def test_a_folder_of_our_own_links_leads_to_its_sources_alone(model, secret, tmp
     (adapter / "chat_template.jinja").write_text("{{ messages }}")
     shutil.copy(model / "tokenizer.json", adapter)
     (tmp_path / "links").mkdir()
-    folder = with_texts_of(adapter, model, tmp_path / "links")
+    folder = add_texts_of(adapter, model, tmp_path / "links")
     check_links(folder)
     (folder / "vocab.txt").symlink_to(secret)
     with pytest.raises(ModelError, match=r"vocab\.txt"):
@@ -247,7 +247,7 @@ def make_checkpoint(folder: Path) -> Path:
 def test_a_checkpoint_with_a_link_out_of_it_is_not_used(secret, tmp_path, capsys):
     folder = make_checkpoint(tmp_path / "run" / "checkpoint-4")
     assert verify(folder).step == 4
-    part = folder / part_name(0)
+    part = folder / shard_file_name(0)
     shutil.move(part, secret.parent / "part")
     part.symlink_to(secret.parent / "part")
     for read in (lambda: verify(folder), lambda: consolidate(folder, tmp_path / "out", 10**9, check=False)):
@@ -277,7 +277,7 @@ def test_names_for_the_time_of_writing_are_not_written_through(model, tmp_path, 
     (tmp_path / ".out.merged").symlink_to(secret.parent)
     adapter = make_adapter(model, tmp_path / "adapter")
     with pytest.raises(ModelError, match=r"\.out\.merged is in the way"):
-        export(Request("vllm", str(model), tmp_path / "out", (adapter,)))
+        export(ExportRequest("vllm", str(model), tmp_path / "out", (adapter,)))
     assert [path.name for path in secret.parent.iterdir()] == ["key"] and secret.read_text() == SECRET
     assert not (tmp_path / "out").exists()
 

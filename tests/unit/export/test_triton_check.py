@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from oarlock import errors
 from oarlock.environment import console
 from oarlock.export.checks.check import check_folder, guess_server
-from oarlock.serve.triton.repository import repository_models
+from oarlock.serve.triton.repository import list_repository_models
 
 CONFIG = """\
 name: "chat"
@@ -48,7 +48,7 @@ def test_nothing_is_found_in_a_good_repository(repository):
 @pytest.mark.parametrize(
     ("old", "new", "kind", "says"),
     [
-        ('name: "chat"', 'name: "other"', "pbtxt", "one name"),
+        ('name: "chat"', 'name: "other"', "pbtxt", "the same name"),
         ('backend: "python"', "", "pbtxt", "no backend"),
         ("max_batch_size: 0", "max_batch: 0", "pbtxt", "max_batch"),
         ("TYPE_STRING dims: [ 1 ]", "TYPE_TEXT dims: [ 1 ]", "pbtxt", "TYPE_TEXT"),
@@ -56,15 +56,15 @@ def test_nothing_is_found_in_a_good_repository(repository):
         ("dims: [ -1 ]", "", "pbtxt", "text_output"),
         ('output [ { name: "text_output" data_type: TYPE_STRING dims: [ -1 ] } ]', "", "pbtxt", "there are none"),
         ("decoupled: true }", "decoupled: true", "pbtxt", ""),
-        ("max_batch_size: 0", 'default_model_filename: "other.py"', "version", "not there"),
+        ("max_batch_size: 0", 'default_model_filename: "other.py"', "version", "missing, though"),
         ("max_batch_size: 0", 'default_model_filename: "../x.py"', "pbtxt", "another folder"),
         (
             "max_batch_size: 0",
             'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/x.tar.gz" } }',
             "pbtxt",
-            "from another place",
+            "from elsewhere",
         ),
-        ("max_batch_size: 0", 'model_repository_agents { agents { name: "x" } }', "pbtxt", "from another place"),
+        ("max_batch_size: 0", 'model_repository_agents { agents { name: "x" } }', "pbtxt", "from elsewhere"),
         ("max_batch_size: 0", "input { " * 500, "pbtxt", "levels deep"),
         ("max_batch_size: 0", "#" * (1 << 18), "pbtxt", "too large"),
     ],
@@ -144,11 +144,11 @@ def test_code_that_is_not_of_this_version_is_found(tiny_model, tmp_path, capsys)
     folder = tmp_path / "out"
     export_triton(tiny_model, {}, folder)
     assert check_folder(folder, "triton", hashes=True) == []
-    repository_models(folder)
+    list_repository_models(folder)
     library = folder / "oarlock_infer/1/lib/oarlock"
     (library / "errors.py").write_text((library / "errors.py").read_text() + "import os\n")
     assert "is not the code" not in capsys.readouterr().out
-    repository_models(folder)
+    list_repository_models(folder)
     assert "oarlock_infer/1/lib/oarlock/errors.py is not the code of this version" in capsys.readouterr().out
     (finding,) = check_folder(folder, "triton")
     assert finding.kind == "code" and finding.place == "oarlock_infer/1/lib/oarlock/errors.py"

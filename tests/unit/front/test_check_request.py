@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from oarlock.serve.engine.sampling_params import RequestRefused
+from oarlock.errors import RequestRefused
 from oarlock.serve.front.check_request import UnknownModel, check_infer_request
 from oarlock.serve.front.model_forms import ModelForm, RequestLimits
-from oarlock.serve.triton.fields import CANCEL, DEFAULT_TOKENS, FIELDS, RELAYED
+from oarlock.serve.triton.fields import CANCEL, DEFAULT_TOKENS, RELAYED
+from oarlock.triton_repository.inputs import INPUTS
 from scripted_triton import limits, question
 
 LIMITS = limits()
@@ -81,27 +82,27 @@ def test_shapes_that_end_triton(shape):
         (question(stop=("BYTES", [17], b"\1\0\0\0a" * 17)), "stop: at most 16 texts"),
         (question(text=b"\xff"), "text_input: not UTF-8"),
         (question(text=b"x" * 100_001), "larger than the 100,000 bytes"),
-        (question(temperature=("FP32", [1], b"\0\0\xc0\x7f")), "temperature has to be a finite number"),
-        (question(top_p=("FP32", [1], b"\0\0\x80\x7f")), "top_p has to be a finite number"),
-        (question(top_p=("FP32", [1], b"\0\0\0\0")), "top_p has to be above 0"),
-        (question(max_tokens=("INT32", [1], b"\0\0\0\0")), "max_tokens has to be at least 1"),
+        (question(temperature=("FP32", [1], b"\0\0\xc0\x7f")), "temperature must be a finite number"),
+        (question(top_p=("FP32", [1], b"\0\0\x80\x7f")), "top_p must be a finite number"),
+        (question(top_p=("FP32", [1], b"\0\0\0\0")), "top_p must be above 0"),
+        (question(max_tokens=("INT32", [1], b"\0\0\0\0")), "max_tokens must be at least 1"),
         (question(messages=("BYTES", [1], b"\2\0\0\0[]")), "give one of text_input, messages and input_ids"),
         (service_pb2.ModelInferRequest(model_name="oarlock"), "give one of text_input, messages and input_ids; got none"),
         (service_pb2.ModelInferRequest(model_name="oarlock_json"), "input 'IN' is missing"),
         (question("oarlock_json", b"{"), "IN: not JSON"),
-        (question("oarlock_json", b'{"text": "x", "topp": 9}'), "topp has to be above 0"),
-        (question("oarlock_json", b'{"text": "x", "temperature": 1e999}'), "temperature has to be a finite number"),
+        (question("oarlock_json", b'{"text": "x", "topp": 9}'), "topp must be above 0"),
+        (question("oarlock_json", b'{"text": "x", "temperature": 1e999}'), "temperature must be a finite number"),
         (changed(lambda r: setattr(r, "model_version", "-1")), "model_version '-1'"),
         (changed(lambda r: setattr(r, "id", "a\nb")), "id: at most"),
         (changed(lambda r: r.MergeFrom(question())), "input 'text_input' is given twice"),
         (changed(lambda r: r.raw_input_contents.append(b"x")), "2 contents of 1 inputs"),
         (changed(lambda r: r.raw_input_contents.pop()), "malformed: shape [1] has 1 elements, got 0"),
-        (changed(lambda r: r.inputs[0].contents.bytes_contents.append(b"x")), "contents beside raw_input_contents"),
+        (changed(lambda r: r.inputs[0].contents.bytes_contents.append(b"x")), "contents as well as raw_input_contents"),
         (changed(lambda r: r.outputs.add(name="nobody")), "there is no output 'nobody'"),
         (changed(lambda r: [r.outputs.add(name="token_ids") for _ in "ab"]), "output 'token_ids' is asked for twice"),
         (changed(lambda r: r.outputs.add(name="token_ids").parameters["classification"]), "can't be given here"),
         (changed(lambda r: r.inputs[0].parameters["shared_memory_region"]), "'shared_memory_region' can't be given here"),
-        (changed(lambda r: r.parameters["priority"]), "parameter priority: it has to be int64 or uint64"),
+        (changed(lambda r: r.parameters["priority"]), "parameter priority: it must be int64 or uint64"),
     ],
 )  # fmt: skip
 def test_what_is_refused(request_, words):
@@ -120,11 +121,11 @@ def test_typed_contents():
     request = service_pb2.ModelInferRequest(model_name="oarlock_infer")
     tensor = request.inputs.add(name="input_ids", datatype="INT32", shape=[2**20])
     tensor.contents.int_contents[:] = [1]
-    refused(request, "input_ids: shape [1048576], it has to be [n]")
+    refused(request, "input_ids: shape [1048576], it must be [n]")
     tensor.shape[:] = [7]
     refused(request, "malformed: shape [7] has 7 elements, got 1")
     tensor.contents.fp32_contents[:] = [1.0]
-    refused(request, "input_ids: fp32_contents for INT32; it has to be int_contents")
+    refused(request, "input_ids: fp32_contents for INT32; it must be int_contents")
 
 
 def test_a_model_of_somebody_elses():
@@ -132,7 +133,7 @@ def test_a_model_of_somebody_elses():
     config = ModelConfig(name="m", backend="onnxruntime", max_batch_size=4)
     config.input.add(name="x", data_type=11, dims=[-1, 3])
     config.output.add(name="y", data_type=11, dims=[1])
-    known = RequestLimits({"m": ModelForm.of(config)}, 1000)
+    known = RequestLimits({"m": ModelForm.from_config(config)}, 1000)
 
     def ask(shape, raw, **parameters):
         request = service_pb2.ModelInferRequest(model_name="m", raw_input_contents=[raw])
@@ -161,9 +162,8 @@ KINDS = {"BYTES": "", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "BOOL": "|b
 def wild(draw):
     """Mostly right: so that what is let through is looked at too."""
     request = service_pb2.ModelInferRequest(model_name=draw(st.sampled_from(["oarlock", "oarlock_infer"])))
-    for name in draw(st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=4, unique=True)):
-        kind, is_list = FIELDS[name]
-        right = {str: "BYTES", float: "FP32", bool: "BOOL", int: "INT64" if name == "seed" else "INT32"}[kind]
+    for name in draw(st.lists(st.sampled_from(sorted(INPUTS)), min_size=1, max_size=4, unique=True)):
+        is_list, right = INPUTS[name].is_list, INPUTS[name].datatype.replace("STRING", "BYTES")
         datatype = draw(st.sampled_from([right] * 9 + list(KINDS)))
         count = draw(st.integers(0, 3)) if is_list else 1
         shape = draw(st.sampled_from([[count]] * 9 + [[count, 1], [2**61], [-1], []]))
@@ -190,7 +190,7 @@ def test_what_passes_has_the_bytes_that_its_shape_says(request):
     assert len(set(names)) == len(names) == len(request.raw_input_contents)
     for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
         count = math.prod(tensor.shape)
-        assert len(tensor.shape) == 1 and (count == 1 or FIELDS[tensor.name][1])
+        assert len(tensor.shape) == 1 and (count == 1 or INPUTS[tensor.name].is_list)
         if tensor.datatype == "BYTES":
             assert len(raw) >= 4 * count
         else:

@@ -9,8 +9,7 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 from starlette.testclient import TestClient
 
-from oarlock.serve.front.metrics import FrontCounts, make_metrics_app, route_of
-from oarlock.serve.front.options import FrontOptions, FrontState
+from oarlock.serve.front.metrics import FrontCounts, make_metrics_app, name_route
 
 TRITON = b'# HELP nv_x y\nnv_x{model="oarlock"} 1\n'
 
@@ -40,9 +39,9 @@ def triton(tmp_path):
 
 
 def client_of(path, counts=None, restarts=None):
-    options = FrontOptions("unix:x", str(path), "oarlock", ("oarlock",))
-    app = make_metrics_app(options, None, counts or FrontCounts(), FrontState(restarts or {}))
-    return TestClient(app)
+    counts = counts or FrontCounts()
+    counts.restarts = restarts or {}
+    return TestClient(make_metrics_app(path, counts))
 
 
 def test_both_are_there(triton, tmp_path):
@@ -68,12 +67,12 @@ def test_nothing_else_is_there(triton):
 
 def test_routes_are_few():
     """Whatever clients ask for, the metrics do not grow by it."""
-    assert route_of("/v2/models/anything/infer") == "/v2/models/NAME/infer"
-    assert route_of("/v2/models/x/versions/7/generate_stream") == "/v2/models/NAME/generate_stream"
-    assert route_of("/v2/models/x") == "/v2/models/NAME" and route_of("/v1/models/x") == "/v1/models/NAME"
-    assert route_of("/v1/chat/completions") == "/v1/chat/completions"
+    assert name_route("/v2/models/anything/infer") == "/v2/models/NAME/infer"
+    assert name_route("/v2/models/x/versions/7/generate_stream") == "/v2/models/NAME/generate_stream"
+    assert name_route("/v2/models/x") == "/v2/models/NAME" and name_route("/v1/models/x") == "/v1/models/NAME"
+    assert name_route("/v1/chat/completions") == "/v1/chat/completions"
     for path in ("/../x", "/v2/models/a/b/c", '/"', "/v2/repository/index", ""):
-        assert route_of(path) == "other"
+        assert name_route(path) == "other"
 
 
 def test_requests_over_http_are_counted():
@@ -83,5 +82,5 @@ def test_requests_over_http_are_counted():
         await send({"type": "http.response.start", "status": 418, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    TestClient(counts.counted(app, "rest")).get("/v2/models/x/infer")
-    assert 'door="rest",route="/v2/models/NAME/infer",code="418"} 1' in counts.text({}, True)
+    TestClient(counts.count_requests(app, "rest")).get("/v2/models/x/infer")
+    assert 'door="rest",route="/v2/models/NAME/infer",code="418"} 1' in counts.to_text(triton_is_up=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import ssl
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -17,29 +15,33 @@ from test_server_keys import make_certificate
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from helpers import free_ports
-from oarlock.serve.front.options import FrontOptions, Ports
+from oarlock.serve.config import FrontConfig, ServeConfig, TritonConfig
 from oarlock.serve.front.start import front_mark, start_front, tell_front
 from oarlock.serve.supervision.listening import Listening
 
 GUARD_S = 120  # against a test that hangs; nothing is decided by it
 
 
+def configure(run, drain_seconds, **front):
+    openai, rest, grpc_port, metrics = free_ports(4)
+    return ServeConfig(
+        triton=TritonConfig(models=("oarlock", "oarlock_infer"), run=str(run)),
+        front=FrontConfig(openai_port=openai, rest_port=rest, grpc_port=grpc_port, metrics_port=metrics, **front),
+        drain_seconds=drain_seconds,
+    )
+
+
 @pytest.fixture(scope="module")
 def front(tmp_path_factory):
-    """(process, options, path of the certificate), all ports encrypted, with one key."""
+    """(process, configuration, path of the certificate), all ports encrypted, with one key."""
     run = tmp_path_factory.mktemp("front")
     certificate, key = make_certificate(run)
-    ports = Ports(*free_ports(4))
-    listening = Listening("127.0.0.1", ports)
-    options = FrontOptions(
-        f"unix:{run}/none:1", f"{run}/none", "oarlock", ("oarlock", "oarlock_infer"), run=str(run), ports=ports,
-        sockets=listening.descriptors, keys=("first",), tls_certificate=str(certificate), tls_key=str(key),
-        drain_seconds=2, restarts={"front": 3},
-    )  # fmt: skip
-    process = start_front(options)
+    config = configure(run, drain_seconds=2, tls_certificate=str(certificate), tls_key=str(key))
+    listening = Listening(config.front)
+    process = start_front(config, ("first",), listening.descriptors, {"front": 3})
     wait_until(lambda: front_mark(run, process.pid).exists() or process.poll() is not None)
     assert process.poll() is None, process.stdout.read()
-    yield process, options, certificate
+    yield process, config.front, certificate
     if process.poll() is None:
         process.kill()
     process.wait()
@@ -54,17 +56,17 @@ def wait_until(is_so):
 
 
 def get(front, port, path, key="first"):
-    _, options, certificate = front
+    _, config, certificate = front
     context = ssl.create_default_context(cafile=certificate)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.get(f"https://localhost:{getattr(options.ports, port)}{path}", headers=headers, verify=context)
+    return httpx.get(f"https://localhost:{vars(config)[port + '_port']}{path}", headers=headers, verify=context)
 
 
 def infer(front, key):
-    _, options, certificate = front
+    _, config, certificate = front
     credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
     request = service_pb2.ModelInferRequest(model_name="oarlock_infer")
-    with grpc.secure_channel(f"localhost:{options.ports.grpc}", credentials) as channel:
+    with grpc.secure_channel(f"localhost:{config.grpc_port}", credentials) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(request, metadata=(("authorization", f"Bearer {key}"),), timeout=GUARD_S)
@@ -81,7 +83,7 @@ def test_all_ports_are_encrypted_and_ask_for_the_key(front):
     assert get(front, "rest", "/v2/health/ready", "").status_code == 503
     assert 'oarlock_restarts_total{part="front"} 3' in get(front, "metrics", "/metrics", "").text
     with pytest.raises(httpx.HTTPError):
-        httpx.get(f"http://localhost:{front[1].ports.openai}/v1/models")
+        httpx.get(f"http://localhost:{front[1].openai_port}/v1/models")
 
 
 def test_nothing_of_it_is_in_arguments_or_environment(front):
@@ -92,7 +94,7 @@ def test_nothing_of_it_is_in_arguments_or_environment(front):
 
 def test_it_is_told_while_it_runs(front):
     process = front[0]
-    tell_front(process, json.dumps({"keys": ["second"], "restarts": {"triton": 7}}))
+    tell_front(process, {"keys": ["second"], "restarts": {"triton": 7}})
     wait_until(lambda: get(front, "openai", "/v1/models", "second").status_code == 503)
     assert get(front, "rest", "/v2", "first").status_code == 401
     assert infer(front, "first") == grpc.StatusCode.UNAUTHENTICATED
@@ -104,9 +106,9 @@ def test_it_is_told_while_it_runs(front):
 
 def test_it_ends_when_it_is_told_to(front):
     """A connection and a stream without a request are not waited for."""
-    process, options, certificate = front
+    process, config, certificate = front
     credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
-    with grpc.secure_channel(f"localhost:{options.ports.grpc}", credentials) as channel:
+    with grpc.secure_channel(f"localhost:{config.grpc_port}", credentials) as channel:
         grpc.channel_ready_future(channel).result(GUARD_S)
         process.terminate()
         assert process.wait(GUARD_S) == 0, process.stdout.read()
@@ -114,10 +116,9 @@ def test_it_ends_when_it_is_told_to(front):
 
 
 def test_it_ends_with_the_first_process(tmp_path):
-    ports = Ports(*free_ports(4))
-    listening = Listening("127.0.0.1", ports)
-    options = FrontOptions(f"unix:{tmp_path}/none:1", "", "m", ("m",), run=str(tmp_path), ports=ports, drain_seconds=1)
-    process = start_front(replace(options, sockets=listening.descriptors))
+    config = configure(tmp_path, drain_seconds=1)
+    listening = Listening(config.front)
+    process = start_front(config, (), listening.descriptors)
     wait_until(lambda: front_mark(tmp_path, process.pid).exists() or process.poll() is not None)
     process.stdin.close()
     assert process.wait(GUARD_S) == 0, process.stdout.read()

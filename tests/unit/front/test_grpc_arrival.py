@@ -11,7 +11,7 @@ import pytest
 
 from grpc_calls import failure, run, texts
 from oarlock.serve.front.grpc import gate
-from oarlock.serve.front.grpc.http2_frames import PREFACE, frame
+from oarlock.serve.front.grpc.http2_frames import PREFACE, make_frame
 from scripted_triton import front_of_triton, question
 
 
@@ -34,7 +34,7 @@ def test_a_message_is_refused_by_its_length(tmp_path):
                 while await call.read() is not grpc.aio.EOF:  # what was asked before is answered
                     pass
             await stub.ModelInfer(question(text=b"x" * 99_990))
-            assert 'refused_total{door="grpc",reason="size"} 4' in counts.text({}, True)
+            assert 'refused_total{door="grpc",reason="size"} 4' in counts.to_text(True)
             waiting.cancel()
 
     run(work())
@@ -48,7 +48,7 @@ async def connected(channel, name):
     headers = (
         b"\x83\x86\x44" + bytes((len(path),)) + path + b"\x41\x01x" + b"\x5f\x10application/grpc\x40\x02te\x08trailers"
     )
-    writer.write(PREFACE + frame(4, 0, 0) + frame(1, 4, 1, headers))
+    writer.write(PREFACE + make_frame(4, 0, 0) + make_frame(1, 4, 1, headers))
     return reader, writer
 
 
@@ -56,7 +56,7 @@ def test_a_long_message_is_refused_when_it_has_just_begun(tmp_path):
     async def work():
         async with front_of_triton(tmp_path) as (_, triton, _, channel):
             reader, writer = await connected(channel, "ModelInfer")
-            writer.write(frame(0, 0, 1, b"\0\x7f\xff\xff\xff"))  # 2 GiB, of which nothing comes
+            writer.write(make_frame(0, 0, 1, b"\0\x7f\xff\xff\xff"))  # 2 GiB, of which nothing comes
             while True:
                 head = await reader.readexactly(9)
                 await reader.readexactly(int.from_bytes(head[:3], "big"))
@@ -69,13 +69,13 @@ def test_a_long_message_is_refused_when_it_has_just_begun(tmp_path):
 
 
 def test_a_message_that_stops_in_the_middle_ends_its_connection(tmp_path, monkeypatch):
-    monkeypatch.setattr(gate, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(gate, "_POLL_SECONDS", 0.05)
     monkeypatch.setattr(gate, "_BEGIN_SECONDS", 0.3)
 
     async def work():
         async with front_of_triton(tmp_path, body_seconds=0.2) as (stub, _, _, channel):
             reader, writer = await connected(channel, "ModelStreamInfer")
-            writer.write(frame(0, 0, 1, b"\0\0\0\0\x09abc"))
+            writer.write(make_frame(0, 0, 1, b"\0\0\0\0\x09abc"))
             silent, other = await asyncio.open_connection("127.0.0.1", int(channel.address.rpartition(":")[2]))
             for waiting in (reader, silent):
                 with contextlib.suppress(ConnectionResetError):
@@ -95,7 +95,7 @@ def test_a_flood_of_pings_ends_its_connection(tmp_path):
         async with front_of_triton(tmp_path) as (stub, _, _, channel):
             reader, writer = await connected(channel, "ModelStreamInfer")
             with contextlib.suppress(ConnectionError):
-                writer.write(frame(6, 0, 0, bytes(8)) * 20_000)
+                writer.write(make_frame(6, 0, 0, bytes(8)) * 20_000)
                 while await reader.read(1 << 16):
                     pass
             writer.close()

@@ -11,8 +11,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from grpc_calls import ask_all, failure, run, texts, until
 from oarlock.serve.front.admission import Admission
-from oarlock.serve.front.upstream import Upstream
-from oarlock.serve.triton.failure import TritonFailure
+from oarlock.serve.triton.client import TritonClient, TritonFailure
 from scripted_triton import ScriptedTriton, front_of_triton, question, start_triton
 
 UNAVAILABLE, INVALID = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT
@@ -33,7 +32,8 @@ def test_requests_and_answers_go_through(tmp_path):
             assert (await stub.ModelReady(service_pb2.ModelReadyRequest(name="oarlock"))).ready
             unknown = service_pb2.ModelConfigRequest(name="nobody")
             assert (await failure(stub.ModelConfig(unknown)))[0] is grpc.StatusCode.NOT_FOUND
-            text = counts.text({"triton": 2}, True)
+            counts.restarts = {"triton": 2}
+            text = counts.to_text(True)
             assert 'oarlock_front_requests_total{door="grpc",route="ModelInfer",code="OK"} 1' in text
             assert 'oarlock_restarts_total{part="triton"} 2' in text
 
@@ -84,7 +84,7 @@ def test_a_client_that_goes_away_is_cancelled(tmp_path):
             await until(lambda: len(triton.seen) == 2)
             waiting.cancel()
             await until(lambda: triton.cancelled == 2)
-            await until(lambda: 'route="ModelInfer",code="CANCELLED"' in counts.text({}, True))
+            await until(lambda: 'route="ModelInfer",code="CANCELLED"' in counts.to_text(True))
             late = stub.ModelInfer(question(), timeout=0.3)
             assert (await failure(late))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
             await until(lambda: triton.cancelled == 3)
@@ -124,7 +124,7 @@ def test_keys(tmp_path):
             assert (await failure(stub.ModelConfig(config)))[0] is grpc.StatusCode.UNAUTHENTICATED
             with pytest.raises(grpc.aio.AioRpcError, match="API key"):
                 await ask_all(stub, question("oarlock"))
-            assert not triton.seen and 'reason="key"} 5' in counts.text({}, True)
+            assert not triton.seen and 'reason="key"} 5' in counts.to_text(True)
             await stub.ModelInfer(question(), metadata=(("authorization", "Bearer two"),))
             assert (await stub.ServerReady(service_pb2.ServerReadyRequest())).ready  # for probes
 
@@ -156,15 +156,15 @@ async def _waited(call):
 def test_triton_goes_away_and_comes_back(tmp_path):
     async def work():
         path, triton = tmp_path / "grpc:1", ScriptedTriton()
-        upstream = Upstream(f"unix:{path}")
-        assert not await upstream.available() and not await upstream.is_ready("oarlock")
+        upstream = TritonClient(f"unix:{path}")
+        assert not await upstream.is_server_ready() and not await upstream.is_model_ready("oarlock")
         for _ in range(2):  # quickly, each time
             behind = await start_triton(path, triton)
             await until_available(upstream)
             triton.gate.clear()
             stream = upstream.stream(question("oarlock"))
             await anext(stream)
-            asked = asyncio.create_task(upstream.ask("ModelInfer", question()))
+            asked = asyncio.create_task(upstream.call("ModelInfer", question()))
             await until(lambda: len(triton.seen) == 2)
             await behind.stop(0)
             for waiting in (asked, anext(stream)):
@@ -172,12 +172,12 @@ def test_triton_goes_away_and_comes_back(tmp_path):
                     await waiting
                 assert caught.value.code is UNAVAILABLE
             with pytest.raises(TritonFailure, match="the model is being started"):
-                await upstream.ask("ModelInfer", question().SerializeToString())
+                await upstream.call("ModelInfer", question().SerializeToString())
             triton.seen.clear()
         await upstream.close()
 
     async def until_available(upstream):
-        while not await upstream.available():
+        while not await upstream.is_server_ready():
             await asyncio.sleep(0.05)
 
     run(work())
@@ -199,18 +199,18 @@ def test_probes_while_triton_is_away(tmp_path):
 
 def test_a_port_that_is_taken_is_said(tmp_path):
     from oarlock.errors import EnvironmentProblem
+    from oarlock.serve.config import FrontConfig, ServeConfig, TritonConfig
     from oarlock.serve.front.grpc.server import make_grpc_server
     from oarlock.serve.front.keys import Keys
-    from oarlock.serve.front.options import FrontOptions, Ports
 
     async def work():
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
-            ports = Ports(grpc=taken.getsockname()[1])
-            options = FrontOptions(f"unix:{tmp_path}/grpc:1", "", "oarlock", ("oarlock",), ports=ports)
-            upstream = Upstream(options.triton_grpc)
-            server = make_grpc_server(options, upstream, Keys(), Admission(1, 1))
+            front = FrontConfig(grpc_port=taken.getsockname()[1])
+            config = ServeConfig(triton=TritonConfig(run=str(tmp_path)), front=front)
+            upstream = TritonClient(f"unix:{config.triton.grpc_socket}")
+            server = make_grpc_server(config, upstream, Keys(), Admission(1, 1))
             with pytest.raises(EnvironmentProblem, match="--grpc-port"):
                 await server.start()
             await server.stop(0)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 
 import pytest
 
-from front_ports import GUARD_S, OPTIONS, head, heard, running, speak, status
-from oarlock.serve.front.admission import Admission, Refused, client_of
+from front_ports import GUARD_S, OPTIONS, configure, head, heard, running, speak, status
+from oarlock.serve.front.admission import Admission, AdmissionRefused, identify_client
 from oarlock.serve.front.http import protocol
 from oarlock.serve.front.http.protocol import set_socket_options
-from oarlock.serve.front.http.server import guarded
+from oarlock.serve.front.http.server import guard_app
 from oarlock.serve.front.keys import Keys
 from support.guarded_echo import BODY, ask, error
 
@@ -34,8 +33,8 @@ def test_other_names(echo, port, host):
 
 
 def test_names_that_are_allowed_and_addresses_of_an_open_port(echo):
-    options = dataclasses.replace(OPTIONS, host="0.0.0.0", allowed_hosts=("Models.Example",))
-    with running(guarded(echo, options, Keys(), Admission(8, 8), error), options) as port:
+    config = configure(host="0.0.0.0", allowed_hosts=("Models.Example",))
+    with running(guard_app(echo, config, Keys(), Admission(8, 8), error), config) as port:
         for host, code in (("models.example:80", 200), (socket.gethostname(), 200), ("127.0.0.1", 200), ("10.9.8.7", 403), ("a.models.example", 403)):  # fmt: skip
             assert ask(port, host=host)[0] == code, host
 
@@ -55,8 +54,8 @@ def test_pages_of_others(echo, port, headers, method):
 
 def test_a_page_that_is_allowed(echo):
     page = "https://app.example"
-    options = dataclasses.replace(OPTIONS, cors_origins=(page,))
-    with running(guarded(echo, options, Keys(["key"]), Admission(8, 8), error), options) as port:
+    config = configure(cors_origins=(page,))
+    with running(guard_app(echo, config, Keys(["key"]), Admission(8, 8), error), config) as port:
         asked = {"Origin": page, "Sec_Fetch_Site": "cross-site"}
         preflight = speak(port, head(method="OPTIONS", Access_Control_Request_Method="POST", Access_Control_Request_Headers="authorization, x-stainless-os", **asked))  # fmt: skip
         assert status(preflight) == 200 and f"access-control-allow-origin: {page}".encode() in preflight.lower()
@@ -104,7 +103,9 @@ def test_places(echo, port):
 
 
 def test_keys(echo):
-    with running(guarded(echo, OPTIONS, Keys(["one", "two"]), Admission(8, 8), error, open_paths=("/probe",))) as port:
+    with running(
+        guard_app(echo, OPTIONS, Keys(["one", "two"]), Admission(8, 8), error, open_paths=("/probe",))
+    ) as port:
         for given, code in ((None, 401), ("Bearer one", 200), ("bearer two", 200), ("Bearer three", 401), ("one", 401), ("Bearer ", 401), ("Bearer one\xff", 401)):  # fmt: skip
             answer = speak(port, head(**({} if given is None else {"Authorization": given})))
             assert status(answer) == code, given
@@ -121,35 +122,41 @@ def test_answers_are_sent_at_once(echo, monkeypatch):
         seen.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     monkeypatch.setattr(protocol, "set_socket_options", noted)
-    with running(guarded(echo, OPTIONS, Keys(), Admission(8, 8), error)) as port:
+    with running(guard_app(echo, OPTIONS, Keys(), Admission(8, 8), error)) as port:
         assert status(speak(port, head())) == 200
     assert seen == [1]
 
 
 def test_whose_a_request_is():
-    assert client_of("10.0.0.1") == "10.0.0.1" == client_of("::ffff:10.0.0.1")
-    assert client_of("2001:db8:1:2:3::4") == client_of("2001:db8:1:2::9%eth0") != client_of("2001:db8:1:3::9")
+    assert identify_client("10.0.0.1") == "10.0.0.1" == identify_client("::ffff:10.0.0.1")
     assert (
-        client_of("10.0.0.1", b"Bearer k") == client_of("10.0.0.2", b"Bearer k") != client_of("10.0.0.1", b"Bearer l")
+        identify_client("2001:db8:1:2:3::4")
+        == identify_client("2001:db8:1:2::9%eth0")
+        != identify_client("2001:db8:1:3::9")
     )
-    assert "Bearer" not in client_of("", b"Bearer k") and client_of("nonsense:") == "nonsense:"
+    assert (
+        identify_client("10.0.0.1", b"Bearer k")
+        == identify_client("10.0.0.2", b"Bearer k")
+        != identify_client("10.0.0.1", b"Bearer l")
+    )
+    assert "Bearer" not in identify_client("", b"Bearer k") and identify_client("nonsense:") == "nonsense:"
 
 
 def test_admission():
     places = Admission(3, 2)
-    places.take("a")
-    places.take("a")
-    with pytest.raises(Refused, match="2 requests of this client are open"):
-        places.take("a")
-    places.take("b")
-    with pytest.raises(Refused, match="3 requests are open"):
-        places.take("c")
-    places.leave("a")
-    places.take("c")
+    places.acquire("a")
+    places.acquire("a")
+    with pytest.raises(AdmissionRefused, match="2 requests of this client are open"):
+        places.acquire("a")
+    places.acquire("b")
+    with pytest.raises(AdmissionRefused, match="3 requests are open"):
+        places.acquire("c")
+    places.release("a")
+    places.acquire("c")
     for client in "abc":
-        places.leave(client)
+        places.release(client)
     assert places.num_open == 0 and not places._open  # nothing is kept of clients that are gone
     places.close()
-    with pytest.raises(Refused, match="shutting down") as refused:
-        places.take("a")
+    with pytest.raises(AdmissionRefused, match="shutting down") as refused:
+        places.acquire("a")
     assert refused.value.is_closing

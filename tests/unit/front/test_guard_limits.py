@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import http.client
 import json
 import resource
@@ -10,9 +9,9 @@ import socket
 
 import pytest
 
-from front_ports import GUARD_S, OPTIONS, content, head, heard, running, speak, status
+from front_ports import GUARD_S, OPTIONS, configure, content, head, heard, running, speak, status
 from oarlock.serve.front.admission import Admission
-from oarlock.serve.front.http.server import guarded
+from oarlock.serve.front.http.server import guard_app
 from oarlock.serve.front.keys import Keys
 from support.guarded_echo import BODY, ask, error, wait_until
 
@@ -62,15 +61,15 @@ def test_many_small_chunks(echo, port):
 
 
 def test_slow_bodies_are_cut(echo):
-    options = dataclasses.replace(OPTIONS, body_seconds=0.05)
-    with running(guarded(echo, options, Keys(), Admission(8, 8), error), options) as port:
+    config = configure(body_seconds=0.05)
+    with running(guard_app(echo, config, Keys(), Admission(8, 8), error), config) as port:
         for framing in ({"Content_Length": 100}, {"Transfer_Encoding": "chunked"}):
             answer = speak(port, head(Content_Type="application/json", **framing), b"{")  # and nothing more
             assert status(answer) == 408 and "0.05 s" in content(answer)["error"]
 
 
 def test_slow_heads_are_cut(echo):
-    with running(guarded(echo, OPTIONS, Keys(), Admission(8, 8), error), head_seconds=0.05) as port:
+    with running(guard_app(echo, OPTIONS, Keys(), Admission(8, 8), error), head_seconds=0.05) as port:
         assert status(speak(port)) == 408  # nothing at all
         assert status(speak(port, b"POST / HTTP/1.1\r\nHost: loc")) == 408
         with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as client:  # in a second request, too
@@ -91,7 +90,7 @@ def test_clients_that_take_nothing_are_let_go(echo):
 
     places = Admission(1, 1)
     with (
-        running(guarded(flood, OPTIONS, Keys(), places, error), write_seconds=0.05) as port,
+        running(guard_app(flood, OPTIONS, Keys(), places, error), write_seconds=0.05) as port,
         socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as client,
     ):
         client.sendall(head())
@@ -100,8 +99,8 @@ def test_clients_that_take_nothing_are_let_go(echo):
 
 
 def test_connections_are_counted(echo):
-    options = dataclasses.replace(OPTIONS, max_connections=4)  # so that a client may have 2
-    with running(guarded(echo, options, Keys(), Admission(8, 8), error), options) as port:
+    config = configure(max_connections=4)  # so that a client may have 2
+    with running(guard_app(echo, config, Keys(), Admission(8, 8), error), config) as port:
         idle = [socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) for _ in range(2)]
         for client in idle:  # it is known to the server when it has answered
             client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")

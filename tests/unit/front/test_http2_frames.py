@@ -15,8 +15,8 @@ from oarlock.serve.front.grpc.http2_frames import (
     ClientFrames,
     ServerFrames,
     Violation,
-    frame,
-    window_update,
+    make_frame,
+    make_window_update,
 )
 
 MOST = 1000
@@ -63,16 +63,16 @@ PLACES = st.lists(st.integers(0, 1 << 16), max_size=20)
 @settings(max_examples=200, deadline=None)
 def test_what_is_right_goes_through(sizes, pieces, places):
     """Messages of several streams, cut into DATA frames anywhere, and these into pieces anywhere."""
-    sent, wanted, queues = [PREFACE, frame(SETTINGS, 0, 0)], {}, []
+    sent, wanted, queues = [PREFACE, make_frame(SETTINGS, 0, 0)], {}, []
     for i, lengths in enumerate(sizes):
         stream = 2 * i + 1
-        sent.append(frame(HEADERS, 4, stream, b"\x82"))
+        sent.append(make_frame(HEADERS, 4, stream, b"\x82"))
         wanted[stream] = b"".join(message(size) for size in lengths)
         queues.append([(stream, piece) for piece in cut(wanted[stream], pieces)])
     for stream, piece in (one for row in itertools.zip_longest(*queues) for one in row if one):
-        sent.append(frame(DATA, 0, stream, piece))
+        sent.append(make_frame(DATA, 0, stream, piece))
     for i in range(len(sizes)):
-        sent.append(frame(DATA, 1, 2 * i + 1))
+        sent.append(make_frame(DATA, 1, 2 * i + 1))
     client = made()
     out = fed(client, *cut(b"".join(sent), places))
     assert out.startswith(PREFACE)
@@ -86,7 +86,7 @@ def test_what_is_right_goes_through(sizes, pieces, places):
             got[stream] += payload
             ended |= {stream} if flags & 1 else set()
     assert got == wanted and ended == set(wanted)
-    assert client.taken() == 0 and client.oldest() is None
+    assert client.pop_window() == 0 and client.find_oldest() is None
 
 
 @given(before=st.lists(st.integers(0, MOST), max_size=3), length=st.integers(MOST + 1, 2**32 - 1), places=PLACES,
@@ -96,10 +96,10 @@ def test_a_long_message_never_goes_through(before, length, after, places, pieces
     """The server gets those before it, then the mark; the client's window is given back, byte for byte."""
     whole = b"".join(message(size) for size in before)
     content = whole + message(after, length)
-    sent = [PREFACE, frame(HEADERS, 4, 1, b"\x82")]
+    sent = [PREFACE, make_frame(HEADERS, 4, 1, b"\x82")]
     for piece in cut(content, pieces):
-        sent += [frame(DATA, 0, 1, piece[i : i + MAX_FRAME]) for i in range(0, len(piece), MAX_FRAME)]
-    client, other = made(), frame(HEADERS, 4, 3, b"\x83") + frame(DATA, 1, 3, message(5))
+        sent += [make_frame(DATA, 0, 1, piece[i : i + MAX_FRAME]) for i in range(0, len(piece), MAX_FRAME)]
+    client, other = made(), make_frame(HEADERS, 4, 3, b"\x83") + make_frame(DATA, 1, 3, message(5))
     out = fed(client, *cut(b"".join(sent), places), other)
     data = [
         (flags, payload) for kind, flags, stream, payload in frames(out[len(PREFACE) :]) if (kind, stream) == (DATA, 1)
@@ -107,11 +107,11 @@ def test_a_long_message_never_goes_through(before, length, after, places, pieces
     got = b"".join(payload for _, payload in data)
     assert got == whole + b"\0\0\0\0\1" + TOO_LONG
     assert [flags for flags, _ in data] == [0] * (len(data) - 1) + [1]
-    assert client.taken() == max(0, len(content) - len(got))
-    assert out.endswith(frame(DATA, 1, 3, message(5)))
-    dropped = fed(client, frame(DATA, 0, 1, b"x" * 100), frame(DATA, 1, 1, b"x"))
-    assert dropped == b"" and client.taken() >= 100
-    assert fed(client, frame(RST, 0, 1, b"\0" * 4))
+    assert client.pop_window() == max(0, len(content) - len(got))
+    assert out.endswith(make_frame(DATA, 1, 3, message(5)))
+    dropped = fed(client, make_frame(DATA, 0, 1, b"x" * 100), make_frame(DATA, 1, 1, b"x"))
+    assert dropped == b"" and client.pop_window() >= 100
+    assert fed(client, make_frame(RST, 0, 1, b"\0" * 4))
 
 
 def test_what_no_client_sends():
@@ -119,45 +119,56 @@ def test_what_no_client_sends():
         [b"GET / HTTP/1.1\r\n"],
         [PREFACE[:-1] + b"x"],
         [PREFACE, b"\xff\xff\xff" + b"\0" * 6],
-        [PREFACE, frame(DATA, 8, 1, b"\0")],
-        [PREFACE, frame(HEADERS, 4 | 8, 1, b"\0\x82")],
-        [PREFACE, frame(HEADERS, 4, 0, b"\x82")],
-        [PREFACE, frame(CONTINUATION, 4, 1, b"\x82")],
-        [PREFACE, frame(HEADERS, 0, 1, b"\x82"), frame(DATA, 0, 1, b"")],
-        [PREFACE, frame(HEADERS, 0, 1, b"\x82" * 9000), frame(CONTINUATION, 0, 1, b"\x82" * 9000)],
-        [PREFACE, *(frame(HEADERS, 4, i, b"\x82") + frame(DATA, 0, i, message(0, 9999)) for i in range(1, 2100, 2))],
+        [PREFACE, make_frame(DATA, 8, 1, b"\0")],
+        [PREFACE, make_frame(HEADERS, 4 | 8, 1, b"\0\x82")],
+        [PREFACE, make_frame(HEADERS, 4, 0, b"\x82")],
+        [PREFACE, make_frame(CONTINUATION, 4, 1, b"\x82")],
+        [PREFACE, make_frame(HEADERS, 0, 1, b"\x82"), make_frame(DATA, 0, 1, b"")],
+        [PREFACE, make_frame(HEADERS, 0, 1, b"\x82" * 9000), make_frame(CONTINUATION, 0, 1, b"\x82" * 9000)],
+        [
+            PREFACE,
+            *(make_frame(HEADERS, 4, i, b"\x82") + make_frame(DATA, 0, i, message(0, 9999)) for i in range(1, 2100, 2)),
+        ],
     ):
         with pytest.raises(Violation):
             fed(made(), *pieces)
 
 
 def test_headers_in_two_frames():
-    out = fed(made(), PREFACE, frame(HEADERS, 0, 1, b"\x82"), frame(CONTINUATION, 4, 1, b"\x84"))
+    out = fed(made(), PREFACE, make_frame(HEADERS, 0, 1, b"\x82"), make_frame(CONTINUATION, 4, 1, b"\x84"))
     assert frames(out[len(PREFACE) :]) == [(HEADERS, 0, 1, b"\x82"), (CONTINUATION, 4, 1, b"\x84" + HEADER)]
 
 
 def test_how_long_a_message_is_on_its_way():
     now = 5.0
     client = ClientFrames(MOST, ("x-who", "9.9"), lambda: now)
-    fed(client, PREFACE, frame(HEADERS, 4, 1, b"\x82"), frame(HEADERS, 4, 3, b"\x82"), frame(DATA, 0, 1, b"\0"))
-    assert client.oldest() == 5.0
+    fed(
+        client,
+        PREFACE,
+        make_frame(HEADERS, 4, 1, b"\x82"),
+        make_frame(HEADERS, 4, 3, b"\x82"),
+        make_frame(DATA, 0, 1, b"\0"),
+    )
+    assert client.find_oldest() == 5.0
     now = 6.0
-    fed(client, frame(DATA, 0, 3, message(3, 7)))
-    assert client.oldest() == 5.0
-    fed(client, frame(DATA, 0, 1, b"\0\0\0\0"))
-    assert client.oldest() == 6.0
-    fed(client, frame(DATA, 0, 3, b"1234"))
-    assert client.oldest() is None
-    fed(client, frame(DATA, 0, 3, message(3, 7)))
+    fed(client, make_frame(DATA, 0, 3, message(3, 7)))
+    assert client.find_oldest() == 5.0
+    fed(client, make_frame(DATA, 0, 1, b"\0\0\0\0"))
+    assert client.find_oldest() == 6.0
+    fed(client, make_frame(DATA, 0, 3, b"1234"))
+    assert client.find_oldest() is None
+    fed(client, make_frame(DATA, 0, 3, message(3, 7)))
     client.forget(3)
-    assert client.oldest() is None
+    assert client.find_oldest() is None
 
 
 @given(payloads=st.lists(st.tuples(st.sampled_from([DATA, HEADERS, SETTINGS, CONTINUATION, RST]), st.binary(max_size=40)),
                          max_size=12), places=PLACES)  # fmt: skip
 @settings(max_examples=100, deadline=None)
 def test_the_servers_frames_pass_whole(payloads, places):
-    sent = b"".join(frame(kind, 4 if kind in (HEADERS, CONTINUATION) else 0, 1, payload) for kind, payload in payloads)
+    sent = b"".join(
+        make_frame(kind, 4 if kind in (HEADERS, CONTINUATION) else 0, 1, payload) for kind, payload in payloads
+    )
     server, out = ServerFrames(), b""
     for piece in cut(sent, places):
         passed, ended = server.feed(piece)
@@ -169,21 +180,21 @@ def test_the_servers_frames_pass_whole(payloads, places):
 
 def test_nothing_comes_between_headers():
     server = ServerFrames()
-    begun = frame(SETTINGS, 0, 0) + frame(HEADERS, 1, 1, b"x")
-    assert server.feed(begun) == (frame(SETTINGS, 0, 0), [])
-    rest = frame(CONTINUATION, 4, 1, b"y")
-    assert server.feed(rest) == (frame(HEADERS, 1, 1, b"x") + rest, [1])
-    assert frames(window_update(7)) == [(8, 0, 0, b"\0\0\0\7")]
+    begun = make_frame(SETTINGS, 0, 0) + make_frame(HEADERS, 1, 1, b"x")
+    assert server.feed(begun) == (make_frame(SETTINGS, 0, 0), [])
+    rest = make_frame(CONTINUATION, 4, 1, b"y")
+    assert server.feed(rest) == (make_frame(HEADERS, 1, 1, b"x") + rest, [1])
+    assert frames(make_window_update(7)) == [(8, 0, 0, b"\0\0\0\7")]
 
 
 def test_pings_and_settings_wait_for_answers():
     client, server = made(), ServerFrames()
     client.feed(PREFACE)
     for kind in (PING, SETTINGS) * 500:  # each is answered before the next
-        assert client.feed(frame(kind, 0, 0, bytes(8))) == frame(kind, 0, 0, bytes(8))
-        server.feed(frame(kind, 1, 0, bytes(8)))
-        client.note_answers(server.answers())
-    client.feed(frame(PING, 1, 0, bytes(8)) * 5000)  # answers to the server's own
-    assert not server.answers()
+        assert client.feed(make_frame(kind, 0, 0, bytes(8))) == make_frame(kind, 0, 0, bytes(8))
+        server.feed(make_frame(kind, 1, 0, bytes(8)))
+        client.count_answers(server.pop_answers())
+    client.feed(make_frame(PING, 1, 0, bytes(8)) * 5000)  # answers to the server's own
+    assert not server.pop_answers()
     with pytest.raises(Violation, match="without waiting"):
-        client.feed(frame(PING, 0, 0, bytes(8)) * 101)
+        client.feed(make_frame(PING, 0, 0, bytes(8)) * 101)

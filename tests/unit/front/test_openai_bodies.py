@@ -23,13 +23,13 @@ def test_a_body_that_is_no_json_object(api):
         (b"\xff\xfe\xff", "UTF-16; JSON is read as UTF-8"),
         (b'{"model": "\xff"}', "not UTF-8"),
         ("[" * 100_000, "more than 128 levels deep"),
-        ("9" * 5000, "a whole number of 5,000 digits"),
+        ("9" * 5000, "an integer of 5,000 digits"),
         ('{"temperature": NaN}', "NaN is not a JSON number"),
-        ('{"temperature": 1e999}', "1e999 is larger than any number here"),
+        ('{"temperature": 1e999}', "1e999 is too large for a number"),
         ("[]", "a JSON object; got []"),
         ("null", "a JSON object; got null"),
         ("{}", "model is missing"),
-        ('{"model": "oarlock", "temperature": 0, "temperature": 2}', "field 'temperature' stands twice in one object"),
+        ('{"model": "oarlock", "temperature": 0, "temperature": 2}', "field 'temperature' appears twice in one object"),
     ):
         assert words in post(api, "/v1/chat/completions", content)["message"], content[:20]
 

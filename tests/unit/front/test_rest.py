@@ -11,7 +11,7 @@ import pytest
 
 from front_ports import OPTIONS
 from oarlock.serve.front.rest.routes import make_rest_app
-from oarlock.serve.triton.failure import TritonFailure
+from oarlock.serve.triton.client import TritonFailure
 from scripted_upstream import GENERATE, INFER, ONE, STREAM, answer, asked_values, response
 
 
@@ -81,21 +81,21 @@ def test_errors_of_a_stream(ask_rest, upstream):
         ({"text_input": "x", "parameters": {"max_tokes": 5}}, "'max_tokes'"),
         ({"text_input": "x", "parameters": 5}, "Expected JSON object for keyword: 'parameters'"),
         ({"text_input": "x", "oarlock_cancel": "id"}, "'oarlock_cancel'"),
-        ({"text_input": ["a", "b"]}, "text_input: 2 values; its shape has to be [1]"),
+        ({"text_input": ["a", "b"]}, "text_input: 2 values; its shape must be [1]"),
         ({"text_input": []}, "text_input: 0 values"),
-        ({"text_input": {"a": 1}}, "text_input: it has to be a value"),
-        ({"text_input": 5}, "text_input: it has to be a text; got 5"),
+        ({"text_input": {"a": 1}}, "text_input: it must be a value"),
+        ({"text_input": 5}, "text_input: it must be a text; got 5"),
         ({"text_input": "\ud800"}, "surrogate"),
-        ({"messages": [{"role": "user"}]}, "messages: it has to be a text"),
+        ({"messages": [{"role": "user"}]}, "messages: it must be a text"),
         ({"input_ids": [[1, 2]]}, "input_ids: lists in lists"),
-        ({"input_ids": [1, True]}, "input_ids: it has to be a whole number; got true"),
+        ({"input_ids": [1, True]}, "input_ids: it must be a whole number; got true"),
         ({"input_ids": [1, 2**31]}, "does not fit INT32"),
-        ({"input_ids": [1.0]}, "input_ids: it has to be a whole number"),
+        ({"input_ids": [1.0]}, "input_ids: it must be a whole number"),
         ({"text_input": "x", "seed": 2**63}, "seed: 9223372036854775808 does not fit INT64"),
-        ({"text_input": "x", "temperature": "1"}, "temperature: it has to be a number"),
+        ({"text_input": "x", "temperature": "1"}, "temperature: it must be a number"),
         ({"text_input": "x", "temperature": 1e39}, "temperature"),
         ({"text_input": "x", "temperature": -1}, "temperature"),
-        ({"text_input": "x", "chat": 1}, "chat: it has to be true or false"),
+        ({"text_input": "x", "chat": 1}, "chat: it must be true or false"),
         ({}, "give one of text_input, messages and input_ids; got none"),
         ([], "the request"),
     ],

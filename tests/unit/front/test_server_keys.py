@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oarlock.errors import ConfigError
+from oarlock.serve.config import EngineConfig, FrontConfig, ServeConfig, TritonConfig
 from oarlock.serve.front.keys import KEYS_VARIABLE, Keys, KeySource, read_keys, take_keys_of_environment
-from oarlock.serve.front.options import FrontOptions, Ports
 from oarlock.serve.front.tls import check_certificate
 
 PRINTABLE = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=40)
@@ -79,11 +80,20 @@ def test_keys_of_the_environment_are_taken_out_of_it(monkeypatch):
         take_keys_of_environment()
 
 
-def test_the_front_is_told_all_of_its_options():
-    options = FrontOptions("unix:/run/grpc:1", "/run/metrics", "m", ("m", "m_infer"), ports=Ports(1, 2, 3, 4), keys=("k",),
-                           sockets={"rest": [5]}, restarts={"front": 2}, cors_origins=("https://a",))  # fmt: skip
-    assert FrontOptions.from_json(options.to_json()) == options and "\n" not in options.to_json()
-    assert "'k'" not in repr(options)
+def test_the_front_gets_the_whole_configuration():
+    engine, front = EngineConfig(max_batch=3), FrontConfig(openai_port=1, cors_origins=("https://a",))
+    config = ServeConfig(
+        engine, TritonConfig("repository", models=("m", "m_infer"), settings={"max_batch": 3}), front, 5
+    )
+    text = json.dumps(config.to_dict())
+    assert ServeConfig.from_dict(json.loads(text)) == config and "\n" not in text
+
+
+def test_limits_of_open_requests_follow_from_the_models():
+    assert (ServeConfig().max_open, ServeConfig().max_open_per_client) == (576, 288)
+    assert ServeConfig(front=FrontConfig(max_open=100)).max_open_per_client == 100
+    small = ServeConfig(EngineConfig(max_batch=2, max_queue=1), front=FrontConfig(max_open_per_client=7))
+    assert (small.max_open, small.max_open_per_client) == (38, 7)
 
 
 def make_certificate(folder, days=365, name="server", *more):

@@ -83,7 +83,8 @@ def test_wrong_recipes_are_named(tmp_path):
         ("finetune.sh", ["lora_8b"], {}),
     ):
         result = run_script(script, tmp_path, *words, **variables)
-        assert result.returncode == 2 and 'got "lora_8b"' in result.stderr
+        assert result.returncode == 2 and not result.stdout
+        assert "lora_8b: No such file or recipe; did you mean lora_7b?" in result.stderr
     result = run_script("finetune.sh", tmp_path)
     assert result.returncode == 2 and "usage: bash scripts/finetune.sh RECIPE [FLAGS]" in result.stderr
 

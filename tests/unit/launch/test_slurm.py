@@ -82,7 +82,9 @@ def test_a_script_runs_on_every_node_with_its_place(job):
 def test_the_4d_script_is_the_default(job):
     code, output = job.run("--max_steps", "9", DRY_RUN="1", MASTER="", SLURM_JOB_NUM_NODES="1")
     assert code == 0, output
-    assert "pretrain_4d_7b.yaml" in output and "--max_steps 9" in output and "--gpus 0,1,2,3,4,5,6,7" in output
+    assert (
+        "run_pretrain.py pretrain_4d_7b" in output and "--max_steps 9" in output and "--gpus 0,1,2,3,4,5,6,7" in output
+    )
 
 
 @pytest.mark.parametrize("signals", [1, 2])

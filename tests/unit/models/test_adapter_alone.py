@@ -14,16 +14,16 @@ from oarlock.cli.commands import chat, serve
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError, ModelError
 from oarlock.files import holds_adapter
-from oarlock.hub.model_names import local_folder
-from oarlock.models import ask
-from oarlock.models.ask import ask_model
-from oarlock.models.load_finetuned import open_tuned
-from oarlock.peft.adapter_base import find_base, with_texts_of
+from oarlock.model_config.model_folder import find_model_folder
+from oarlock.models import generate
+from oarlock.models.generate import ask_model
+from oarlock.models.load_finetuned import load_finetuned
+from oarlock.peft.adapter_base import add_texts_of, find_base
 from oarlock.peft.adapter_folder import Base
 from oarlock.peft.lora import LoRA
 from oarlock.peft.open_adapter import open_adapter
 from oarlock.peft.prefix_tuning import Prefix
-from oarlock.serve.options import ServeOptions
+from oarlock.serve.config import ServeConfig
 from oarlock.train.sequence_lengths import fit_lengths
 from oarlock.train.start_from_adapter import start_from_adapter
 from oarlock.weights.shard_index import INDEX
@@ -62,16 +62,16 @@ def test_the_base_is_found_from_anywhere_and_asked_for_when_it_is_gone(place, mo
     assert f"its base models/a/base is taken from {place / 'models/a/base'}" in capsys.readouterr().out
     (place / "models").rename(place / "moved")
     for program, way_out in (
-        (lambda: open_tuned("../out/lora"), "--base DIR"),
+        (lambda: load_finetuned("../out/lora"), "--base DIR"),
         (lambda: started(model_name_or_path="../out/lora"), "--model_name_or_path BASE --adapter_name_or_path ../out/lora"),
-        (lambda: chat._folders("../out/lora", None, place), "oarlock chat BASE --adapter ../out/lora"),
+        (lambda: chat._find_folders("../out/lora", None, place), "oarlock chat BASE --adapter ../out/lora"),
     ):  # fmt: skip
         with pytest.raises(
             ModelError, match="its base is recorded as 'models/a/base': there is no such folder"
         ) as error:
             program()
         assert str(error.value).endswith(f"Name it: {way_out}")
-    assert open_tuned("../out/lora", "../moved/a/base").template.source == TEMPLATE
+    assert load_finetuned("../out/lora", "../moved/a/base").template.source == TEMPLATE
 
 
 def test_the_options_are_the_adapters_where_they_are_not_given(place, capsys):
@@ -99,26 +99,26 @@ def test_what_does_not_go_together_is_refused(place):
     ):
         started("--packing", model_name_or_path="out/prefix")
     with pytest.raises(ModelError, match=r"it is an adapter folder .*`oarlock merge --adapter out/lora"):
-        local_folder("out/lora", with_weights=True)
+        find_model_folder("out/lora", with_weights=True)
     with pytest.raises(ModelError, match="only LoRA adapters can be talked with"):
-        chat._folders("out/prefix", None, place)
+        chat._find_folders("out/prefix", None, place)
 
 
 def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
     tools = Path("additional_chat_templates/tool_use.jinja")
     (Path("out/lora") / tools).parent.mkdir()
     (Path("out/lora") / tools).write_text(TEMPLATE + "{{ tools }}")
-    view, adapter = chat._folders("out/lora", None, place)
+    view, adapter = chat._find_folders("out/lora", None, place)
     assert adapter == Path("out/lora")
     assert (Path(view) / "chat_template.jinja").read_text() == TEMPLATE
     assert (Path(view) / tools).read_text() == TEMPLATE + "{{ tools }}"
     assert (Path(view) / "model.safetensors").samefile("models/a/base/model.safetensors")
     assert Base.of("", Path(view)).fingerprint == Base.of("", Path("models/a/base")).fingerprint
-    assert with_texts_of(place, Path("models/a/base"), place) == Path("models/a/base")  # one without texts of its own
+    assert add_texts_of(place, Path("models/a/base"), place) == Path("models/a/base")  # one without texts of its own
     served = {}
 
-    def run(options: ServeOptions) -> int:
-        model = options.repository / "oarlock" / "1" / "model"
+    def run(config: ServeConfig, *_: object) -> int:
+        model = Path(config.triton.repository) / "oarlock" / "1" / "model"
         served["template"] = (model / "chat_template.jinja").read_text()
         served["tools"] = (model / tools).read_text()
         served["adapters"] = [path.name for path in (model.parent / "adapters").iterdir()]
@@ -202,9 +202,13 @@ def test_an_answer_fits_the_context_of_the_model(tiny_model):
     ):
         list(ask_model(str(tiny_model), ["what " * 300]))
     config = SimpleNamespace(max_position_embeddings=256)
-    assert [ask._longest(config, 100, None), ask._longest(config, 200, None), ask._longest(config, 200, 56)] == [
+    assert [
+        generate._longest(config, 100, None),
+        generate._longest(config, 200, None),
+        generate._longest(config, 200, 56),
+    ] == [
         64,
         56,
         56,
     ]
-    assert ask._longest(SimpleNamespace(), 1000, None) == 64  # Bloom has no limit
+    assert generate._longest(SimpleNamespace(), 1000, None) == 64  # Bloom has no limit

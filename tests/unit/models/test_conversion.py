@@ -19,11 +19,11 @@ from helpers import make_tiny_model
 from oarlock.errors import ModelError
 from oarlock.export import convert as conversion
 from oarlock.export.convert import ConvertOptions, convert
-from oarlock.export.manifest import MANIFEST_FILE, changed_files, read_manifest, write_manifest
+from oarlock.export.manifest import MANIFEST_FILE, find_changed_files, read_manifest, write_manifest
 from oarlock.export.peft import export_peft
+from oarlock.families.registry import HF_CONFIGS
 from oarlock.model_config import hf_config
-from oarlock.model_config.hf_fields import WORDS
-from oarlock.model_config.hf_rope import rope_from_hugging_face, rope_to_hugging_face
+from oarlock.model_config.hf_rope import convert_rope_from_hf, convert_rope_to_hf
 from oarlock.weights.safetensors_file import SafetensorsFile, TensorSource, write_safetensors
 
 PLAIN = ConvertOptions(proof=False)
@@ -64,7 +64,7 @@ def without(*names):
     [
         (without("llama.layers.1.mlp.up_proj.weight"), r"1 of 21 weights \(llama.layers.1.mlp.up_proj.weight\) is missing"),
         (lambda a: a | {"llama.layers.7.mlp.up_proj.weight": np.zeros(3, "f4")}, r"llama.layers.7.mlp.up_proj.weight\) is left over"),
-        (lambda a: a | {"llama.norm.weight": np.zeros(3, "f4")}, r"llama.norm.weight is \[3\], config.json makes it \[32\]"),
+        (lambda a: a | {"llama.norm.weight": np.zeros(3, "f4")}, r"llama.norm.weight has shape \[3\], but by config.json it is \[32\]"),
     ],
 )  # fmt: skip
 def test_every_weight_once_or_nothing(llama, tmp_path, change, message):
@@ -97,7 +97,7 @@ def test_a_tied_head_has_to_be_the_embedding(tmp_path):
 
 
 def test_the_proof_stops_a_wrong_result(llama, tmp_path, monkeypatch):
-    true = conversion.converted_tensors
+    true = conversion.list_converted_tensors
 
     def wrong(*args):
         found = true(*args)
@@ -105,8 +105,8 @@ def test_the_proof_stops_a_wrong_result(llama, tmp_path, monkeypatch):
         found[3] = TensorSource(tensor.name, tensor.dtype, tensor.shape, lambda: -tensor.read()), stored
         return found
 
-    monkeypatch.setattr(conversion, "converted_tensors", wrong)
-    with pytest.raises(ModelError, match="proof: the converted model is not the source"):
+    monkeypatch.setattr(conversion, "list_converted_tensors", wrong)
+    with pytest.raises(ModelError, match="proof: the converted model differs from the source"):
         convert(llama, tmp_path / "out", "hf")
     assert not list(tmp_path.iterdir())
 
@@ -122,7 +122,7 @@ def test_places_and_pickles(llama, tmp_path):
         convert(tmp_path, tmp_path / "out", "hf")
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(WORDS)))
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(HF_CONFIGS)))
 def test_families_that_transformers_has_not(family, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     with pytest.raises(ModelError, match=f"{family}: .*transformers.*can be converted: llama, qwen2"):
@@ -177,7 +177,7 @@ def test_qwen2_with_another_tokenizer_is_told_of(llama, tmp_path, capsys):
     from oarlock.export.tokenizer_files import write_tokenizer
 
     write_tokenizer(llama, "hf", "qwen2", tmp_path)
-    assert "does not cut text as Qwen2's own" in capsys.readouterr().out
+    assert "splits text differently from Qwen2's own" in capsys.readouterr().out
 
 
 def test_the_manifest_notices_every_change(tmp_path):
@@ -186,17 +186,17 @@ def test_the_manifest_notices_every_change(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "d").write_text("d")
     write_manifest(tmp_path, target="x", proof={"difference": 1e-7})
-    assert changed_files(tmp_path) == []
+    assert find_changed_files(tmp_path) == []
     content = read_manifest(tmp_path)
     assert content["target"] == "x" and set(content["files"]) == {"a", "b", "c", "sub/d"} and content["versions"]
     (tmp_path / "a").write_text("CONTENT of a")
     (tmp_path / "b").write_text("longer content of b")
     (tmp_path / "c").unlink()
-    problems = changed_files(tmp_path)
+    problems = find_changed_files(tmp_path)
     assert [problem.split()[0] for problem in problems] == ["a", "b", "c"] and len(set(problems)) == 3
     (tmp_path / MANIFEST_FILE).write_text("{}")
     with pytest.raises(ModelError, match="format and files are missing"):
-        changed_files(tmp_path)
+        find_changed_files(tmp_path)
 
 
 @given(data=st.data())
@@ -224,8 +224,8 @@ def test_scaled_positions_there_and_back(kind, factor, theta, new_words):
     content = (
         {"rope_parameters": {"rope_theta": theta, **rope}} if new_words else {"rope_theta": theta, "rope_scaling": rope}
     )
-    here = rope_from_hugging_face(content, True, "x")
-    there = rope_to_hugging_face(SimpleNamespace(**here), True, 64)
+    here = convert_rope_from_hf(content, True, "x")
+    there = convert_rope_to_hf(SimpleNamespace(**here), True, 64)
     assert there == {"rope_theta": theta, "rope_scaling": rope or None}
 
 
@@ -245,9 +245,9 @@ def test_scaled_positions_there_and_back(kind, factor, theta, new_words):
 )
 def test_what_paddlenlp_does_not_compute(family, change, message):
     content = hf_config.to_hugging_face(family_config(family), "float32", "x")
-    assert hf_config.from_hugging_face(content, "x")["architectures"] == content["architectures"]
+    assert hf_config.make_arguments(content, "x", ())["architectures"] == content["architectures"]
     with pytest.raises(ModelError, match=message):
-        hf_config.from_hugging_face(content | change, "x")
+        hf_config.make_arguments(content | change, "x", ())
 
 
 @pytest.mark.parametrize(("family", "change"), [("llama", {"alibi": True}), ("gptj", {"layer_norm_epsilon": 1e-6})])
@@ -256,7 +256,7 @@ def test_what_transformers_does_not_compute(family, change):
         hf_config.to_hugging_face(family_config(family, **change), "float32", "x")
 
 
-@pytest.mark.parametrize("family", WORDS)
+@pytest.mark.parametrize("family", HF_CONFIGS)
 def test_no_words_of_paddlenlp_alone(family):
     content = hf_config.to_hugging_face(family_config(family), "bfloat16", "x")
     alone = {

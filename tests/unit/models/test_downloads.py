@@ -22,7 +22,7 @@ from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import DataError, ModelError
 from oarlock.formats.names import is_plain_path, name_problem
 from oarlock.hub import downloads, http_download
-from oarlock.hub.model_names import local_folder
+from oarlock.model_config.model_folder import find_model_folder
 
 WEIGHTS = os.urandom(1 << 20)
 INDEX = "model.safetensors.index.json"
@@ -110,12 +110,12 @@ def names_in(tmp_path: Path) -> set[str]:
 def test_a_model_comes_whole_and_once(hub, tmp_path):
     digest = hashlib.sha256(WEIGHTS).hexdigest()
     hub.about["model.safetensors"] = {"ETag": f'"{digest}"'}
-    folder = local_folder("some/model", with_weights=True)
+    folder = find_model_folder("some/model", with_weights=True)
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS and folder == tmp_path / "cache/some/model"
     assert names_in(folder) == {"config.json", "model.safetensors", ".download.lock"}
     assert (folder / "model.safetensors").stat().st_mode & 0o777 == (folder / "config.json").stat().st_mode & 0o777
     hub.asked.clear()
-    assert local_folder("some/model", with_weights=True) == folder
+    assert find_model_folder("some/model", with_weights=True) == folder
     assert not [name for method, name, _ in hub.asked if method == "GET"], "what is in the cache is not downloaded"
 
 
@@ -131,7 +131,7 @@ def test_an_index_names_weight_files_and_nothing_else(hub, tmp_path, name):
     hub.files[INDEX] = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": name}}).encode()
     hub.files["model-1.safetensors"] = WEIGHTS
     with pytest.raises(ModelError, match="name of a file beside it"):
-        local_folder("some/model", with_weights=True)
+        find_model_folder("some/model", with_weights=True)
     assert {asked for _, asked, _ in hub.asked} <= {"config.json", "generation_config.json", INDEX}
     assert names_in(tmp_path) <= {f"cache/some/model/{file}" for file in ("config.json", INDEX, ".download.lock")}
 
@@ -142,20 +142,20 @@ def test_an_index_names_weight_files_and_nothing_else(hub, tmp_path, name):
 def test_an_index_of_another_form_is_named(hub, content):
     hub.files[INDEX] = content
     with pytest.raises(ModelError, match=INDEX):
-        local_folder("some/model", with_weights=True)
+        find_model_folder("some/model", with_weights=True)
 
 
 def test_an_index_of_too_many_files_is_refused(hub):
     hub.files[INDEX] = json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(5000)}}).encode()
     with pytest.raises(ModelError, match="names 5,000 files"):
-        local_folder("some/model", with_weights=True)
+        find_model_folder("some/model", with_weights=True)
 
 
 def test_no_shard_comes_where_one_is_missing(hub, tmp_path):
     hub.files[INDEX] = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
     hub.files["model-1.safetensors"] = WEIGHTS
     with pytest.raises(ModelError, match=r"the hub has no model-2\.safetensors"):
-        local_folder("some/model", with_weights=True)
+        find_model_folder("some/model", with_weights=True)
     assert "model-1.safetensors" not in {path.name for path in (tmp_path / "cache/some/model").iterdir()}
 
 
@@ -174,7 +174,7 @@ def test_names_of_models_lead_to_the_cache(hub, name):
 def test_a_cut_is_mended(hub, tmp_path):
     hub.about["model.safetensors"] = {"ETag": f'"{hashlib.sha256(WEIGHTS).hexdigest()}"'}
     hub.cut = [300_000, 300_000]
-    assert (local_folder("some/model", with_weights=True) / "model.safetensors").read_bytes() == WEIGHTS
+    assert (find_model_folder("some/model", with_weights=True) / "model.safetensors").read_bytes() == WEIGHTS
     assert [ranges for method, name, ranges in hub.asked if (method, name) == ("GET", "model.safetensors")] == [
         "",
         "bytes=300000-",
@@ -185,12 +185,12 @@ def test_a_cut_is_mended(hub, tmp_path):
 def test_a_later_program_goes_on_where_one_was_cut(hub, tmp_path):
     hub.cut = [500_000, *[0] * 20]
     with pytest.raises(ModelError, match="cut off 5 times"):
-        local_folder("some/model", with_weights=True)
+        find_model_folder("some/model", with_weights=True)
     folder = tmp_path / "cache/some/model"
     assert not (folder / "model.safetensors").exists()
     hub.cut.clear()
     hub.asked.clear()
-    local_folder("some/model", with_weights=True)
+    find_model_folder("some/model", with_weights=True)
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS and hub.asked[-1][2] == "bytes=500000-"
 
 
@@ -199,7 +199,7 @@ def test_a_later_program_goes_on_where_one_was_cut(hub, tmp_path):
 
 def fails(hub: Hub, tmp_path: Path, match: str) -> None:
     with pytest.raises(ModelError, match=match):
-        local_folder("some/model", with_weights=True)
+        find_model_folder("some/model", with_weights=True)
     assert not (tmp_path / "cache/some/model/model.safetensors").exists()
 
 
@@ -229,7 +229,7 @@ def test_what_the_disk_can_not_hold_is_not_begun(hub, tmp_path, monkeypatch):
 def test_a_small_file_stays_small(hub):
     hub.about["config.json"] = {"Content-Length": str(1 << 40)}
     with pytest.raises(ModelError, match="too large for such a file"):
-        local_folder("some/model", with_weights=False)
+        find_model_folder("some/model", with_weights=False)
 
 
 @pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x/", "http://[x"])
@@ -241,7 +241,7 @@ def test_a_redirection_leads_to_http_alone(hub, tmp_path, place):
 def test_redirections_are_followed_and_counted(hub, tmp_path):
     hub.files["elsewhere"] = WEIGHTS
     hub.about["model.safetensors"] = {"Location": "elsewhere"}
-    assert (local_folder("some/model", with_weights=True) / "model.safetensors").read_bytes() == WEIGHTS
+    assert (find_model_folder("some/model", with_weights=True) / "model.safetensors").read_bytes() == WEIGHTS
     shutil.rmtree(tmp_path / "cache")
     hub.about["model.safetensors"] = {"Location": "model.safetensors"}
     fails(hub, tmp_path, "redirected more than 5 times")
@@ -256,7 +256,7 @@ def test_a_link_in_place_of_a_half_file_is_not_written_through(hub, tmp_path):
     half.symlink_to(tmp_path / "victim")
     hub.cut.clear()
     with pytest.raises(ModelError, match="can't be written there"):
-        local_folder("some/model", with_weights=True)
+        find_model_folder("some/model", with_weights=True)
     assert (tmp_path / "victim").read_bytes() == b"kept"
 
 

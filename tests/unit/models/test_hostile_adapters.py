@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save
 
 from oarlock.errors import ConfigError, ModelError
-from oarlock.model_config.generation_config import generation_content
+from oarlock.model_config.generation_config import read_generation_config
 from oarlock.peft.adapter_base import find_base
 from oarlock.peft.open_adapter import open_adapter
 
@@ -28,7 +28,7 @@ from oarlock.peft.open_adapter import open_adapter
 def test_generation_settings_are_typed(tmp_path, content, words):
     (tmp_path / "generation_config.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match=words):
-        generation_content(tmp_path)
+        read_generation_config(tmp_path)
 
 
 _SETTINGS = {"r": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["q_proj"], "rslora": False, "plus_scale": 1.0,
@@ -55,7 +55,7 @@ def adapter(
     [
         ({"settings": {"r": -1}}, "r must be greater than or equal to 1"),
         ({"settings": {"r": 10**9}}, "r must be less than"),
-        ({"settings": {"r": 2.5}}, "r must be a whole number"),
+        ({"settings": {"r": 2.5}}, "r must be an integer"),
         ({"settings": {"targets": "q_proj"}}, "targets must be a list"),
         ({"settings": {"dropout": 1.5}}, "dropout must be less than 1"),
         ({"settings": {"quantization": {"algorithm": "__class__"}}}, "quantization.algorithm must be 'nf4' or 'fp4'"),
@@ -63,8 +63,8 @@ def adapter(
         ({"settings": {"r": 4}}, r"lora_A is \[32, 2\], and adapter.json says a rank of 4"),
         ({"method": ["lora"]}, "method must be"),
         ({"method": "__class__"}, "method must be"),
-        ({"format": "1"}, "format must be a whole number"),
-        ({"settings": None, "base": {"name": 5, "fingerprint": ""}}, "base.name must be a text"),
+        ({"format": "1"}, "format must be an integer"),
+        ({"settings": None, "base": {"name": 5, "fingerprint": ""}}, "base.name must be a string"),
         ({"base": {"name": "x"}}, "fingerprint is missing"),
         ({"tensor": np.zeros((32, 2), np.int32)}, "is stored in int32, which no weight of an adapter can be"),
         ({"tensor": np.zeros(64, np.float32)}, r"is \[64\]"),
@@ -86,7 +86,7 @@ def test_an_adapter_opens_no_folder_and_no_hub_of_its_own_choice(folders, tmp_pa
     def never(*_: Any) -> None:
         raise AssertionError("a hub was asked")
 
-    monkeypatch.setattr("oarlock.hub.model_names._download", never)
+    monkeypatch.setattr("oarlock.model_config.model_folder._download", never)
     elsewhere = str(folders.root / "llama")
     for name, mark in (("some/model", "0" * 64), ("gone", ""), ("", "unknown")):
         found = open_adapter(adapter(tmp_path / "a", base={"name": name, "fingerprint": mark}))
@@ -99,6 +99,6 @@ def test_an_adapter_opens_no_folder_and_no_hub_of_its_own_choice(folders, tmp_pa
     found = open_adapter(adapter(tmp_path / "a", base={"name": elsewhere, "fingerprint": "0" * 64}))
     assert find_base(found, "Name it") == Path(elsewhere)  # whoever loads it compares the fingerprint
     with pytest.raises((ModelError, ConfigError), match="not the base of this adapter"):
-        from oarlock.models.load_finetuned import open_tuned
+        from oarlock.models.load_finetuned import load_finetuned
 
-        open_tuned(str(tmp_path / "a"))
+        load_finetuned(str(tmp_path / "a"))

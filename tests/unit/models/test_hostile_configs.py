@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 import oarlock.environment.memory
 from families import FAMILIES
 from oarlock.errors import ModelError
-from oarlock.model_config.hf_fields import NEUTRAL, PADDLE_ONLY, RECORDS, WORDS
-from oarlock.model_config.load import _config_class, config_of, own_fields, read_config
+from oarlock.families.registry import FAMILIES as REGISTRY
+from oarlock.families.registry import HF_CONFIGS
+from oarlock.model_config.hf_fields import NEUTRAL, RECORDS
+from oarlock.model_config.load import find_config_class, find_fields, make_config, read_config
 from oarlock.model_config.schema import ConfigFields
 from oarlock.models import memory_check
 from oarlock.models.build import ModelSource, build_model
@@ -34,12 +36,12 @@ _VALUES: list[Any] = [
 def test_any_value_of_any_field_is_refused_by_name_or_harmless(folders, family, data):
     content = folders.content[family]
     name = data.draw(
-        st.sampled_from(sorted({*content, *own_fields(_config_class(family)), *ConfigFields.__annotations__}))
+        st.sampled_from(sorted({*content, *find_fields(find_config_class(family)), *ConfigFields.__annotations__}))
     )
     value = data.draw(st.sampled_from(_VALUES))
     place = folders.root / family / "config.json"
     try:
-        config = config_of(content | {name: value}, str(place))
+        config = make_config(content | {name: value}, str(place))
         model = build_model(ModelSource(place.parent, config, from_weights=True))
     except ModelError as error:
         message = str(error)
@@ -50,13 +52,13 @@ def test_any_value_of_any_field_is_refused_by_name_or_harmless(folders, family, 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_field_replaces_a_method_of_the_configuration(folders, family):
-    config_class = _config_class(family)
+    config_class = find_config_class(family)
     taken = [name for name in dir(config_class) if callable(getattr(config_class, name)) or name.startswith("_")]
     taken += [name for name in dir(config_class) if isinstance(getattr(config_class, name), property)]
     assert {"to_dict", "from_dict", "__class__", "num_labels"} <= set(taken)
     for name in taken:
         try:
-            config = config_of(folders.content[family] | {name: 5}, "x")
+            config = make_config(folders.content[family] | {name: 5}, "x")
         except ModelError as error:
             assert name in str(error)
         else:
@@ -68,11 +70,12 @@ def test_every_field_that_paddlenlp_is_given_has_a_type():
 
     names: set[str] = set()
     for family in FAMILIES:
-        names |= own_fields(_config_class(family))
-    for words in WORDS.values():
-        names |= {*words.fields, *words.here.values(), *words.aliases, *words.only, *words.paddle_only, *words.unread}
+        names |= find_fields(find_config_class(family))
+    for words in HF_CONFIGS.values():
+        names |= {*words.fields, *words.paddle_names.values(), *words.aliases, *words.supported, *words.required}
+        names |= set(words.unread)
         names |= words.ignored | words.dropouts
-    names |= {name for fields in PADDLE_ONLY.values() for name in fields}
+    names |= {name for family in REGISTRY.values() for name in family.paddle_values}
     not_given = {*LlmMetaConfig._get_defaults(), *RECORDS, *NEUTRAL, "quantization_config", "num_classes", "dpo_config"}
     untyped = {name for name in names - not_given - set(ConfigFields.__annotations__) if not name.startswith("_")}
     assert not untyped
@@ -88,10 +91,13 @@ def test_every_field_that_paddlenlp_is_given_has_a_type():
         ({"model_type": "__init__"}, "model_type '__init__' is not supported"),
         ({"init_class": "BertModel"}, "architectures names 'BertModel'"),
         ({"init_args": 5}, "init_args must be a list"),
-        ({"init_args": [{"head_dim": "many"}]}, "head_dim must be a whole number"),
+        ({"init_args": [{"head_dim": "many"}]}, "head_dim must be an integer"),
         ({"num_attention_heads": 5}, "a hidden size of 32 can't be divided into 5 heads"),
         ({"num_key_value_heads": 3}, "4 heads can't share the keys of 3"),
-        ({"num_attention_heads": 32, "num_key_value_heads": 32}, "heads of size 1: rotary embeddings need an even one"),
+        (
+            {"num_attention_heads": 32, "num_key_value_heads": 32},
+            "heads of size 1: the rotary embeddings of llama need a multiple of 2",
+        ),
         ({"num_hidden_layers": 4000}, "says 4,000 layers, and the weights beside it have 2"),
         ({"hidden_size": 2**20}, "a hidden size of 1,048,576, and .* has 512 rows of 32"),
         ({"vocab_size": 2**26}, "a vocabulary of 67,108,864"),
@@ -106,7 +112,9 @@ def test_every_field_that_paddlenlp_is_given_has_a_type():
 )
 def test_configurations_that_do_not_fit_their_weights_or_the_machine(folders, tmp_path, monkeypatch, fields, words):
     monkeypatch.setattr(
-        memory_check, "free_memory", lambda: oarlock.environment.memory.Room(4 * 10**9, "free on this machine")
+        memory_check,
+        "available_memory",
+        lambda: oarlock.environment.memory.AvailableMemory(4 * 10**9, "free on this machine"),
     )
     with pytest.raises(ModelError, match=words):
         build(folders.copy(tmp_path, **fields))
@@ -129,7 +137,9 @@ def test_a_model_that_is_too_large_for_the_memory_is_refused_with_numbers(folder
     number = sum(int(np.prod(p.shape)) for p in build_model(source).parameters())
     free = {"bytes": 4 * number}
     monkeypatch.setattr(
-        memory_check, "free_memory", lambda: oarlock.environment.memory.Room(free["bytes"], "free on this machine")
+        memory_check,
+        "available_memory",
+        lambda: oarlock.environment.memory.AvailableMemory(free["bytes"], "free on this machine"),
     )
     build_model(source)
     free["bytes"] -= 1
@@ -139,10 +149,10 @@ def test_a_model_that_is_too_large_for_the_memory_is_refused_with_numbers(folder
     with pytest.raises(ModelError, match=r"with what training holds beside it, needs"):
         build_model(source, held_beside=8)
     monkeypatch.setattr(memory_check, "_SMALL_TABLES", 10**12)
-    long = config_of(folders.content["llama"] | {"max_position_embeddings": 10**7}, "x")
+    long = make_config(folders.content["llama"] | {"max_position_embeddings": 10**7}, "x")
     with pytest.raises(ModelError, match=r"\(max_position_embeddings\) needs 1.3 GB of memory, and"):
         build_model(ModelSource(folders.root / "llama", long, from_weights=True))
-    large = config_of(folders.content["llama"] | {"hidden_size": 2**18, "intermediate_size": 2**20}, "x")
+    large = make_config(folders.content["llama"] | {"hidden_size": 2**18, "intermediate_size": 2**20}, "x")
     with pytest.raises(ModelError, match=r"a model of these sizes needs 4.4 TB of memory"):
         build_model(ModelSource(tmp_path, large, from_weights=False))
 
@@ -153,7 +163,7 @@ def test_free_memory_is_the_least_of_machine_container_and_process(tmp_path):
     (proc / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable: 50 kB\nSwapFree: 10 kB\n")
 
     def free() -> tuple[int, str]:
-        found = oarlock.environment.memory.free_memory(proc, groups)
+        found = oarlock.environment.memory.available_memory(proc, groups)
         assert found is not None
         return found.num_bytes, found.where
 

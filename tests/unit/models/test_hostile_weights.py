@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from oarlock.errors import ModelError
-from oarlock.model_config.generation_config import generation_content
+from oarlock.model_config.generation_config import read_generation_config
 from oarlock.model_config.load import read_config
 from oarlock.weights.buffers import all_finite, array_type
 from oarlock.weights.weight_folder import WeightFolder
@@ -44,14 +44,14 @@ def _shift(header: dict[str, Any], by: int) -> None:
     ("change", "words"),
     [
         (lambda h: _shift(h, -4), "tensor|overlaps|bytes"),
-        (lambda h: h[_EMBEDDING].update(data_offsets=[-4, 0]), "data_offsets must be begin and end"),
+        (lambda h: h[_EMBEDDING].update(data_offsets=[-4, 0]), "data_offsets must be .begin, end."),
         (lambda h: h[_EMBEDDING].update(shape=[512, 33]), "F32 of shape"),
         (lambda h: h[_EMBEDDING].update(shape=[2**62, 2**62]), "its shape must be"),
         (lambda h: h[_EMBEDDING].update(dtype="I32"), "quantised weights"),
-        (lambda h: h[_EMBEDDING].update(dtype="Q4"), "not a dtype of safetensors"),
+        (lambda h: h[_EMBEDDING].update(dtype="Q4"), "not a safetensors dtype"),
         (lambda h: h["llama.norm.weight"].update(dtype="F8_E4M3", shape=[128]), "F8_E4M3, which can't be used here"),
         (lambda h: h.pop(_EMBEDDING), "hole|belong to no tensor|leaves"),
-        (lambda h: h.update(__metadata__={"format": 5}), "an object of texts"),
+        (lambda h: h.update(__metadata__={"format": 5}), "an object of strings"),
         (lambda h: h.update(__metadata__={"format": "__class__"}), "another framework"),
         (lambda h: h.update({"extra.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}), "extra.weight"),
     ],
@@ -117,7 +117,7 @@ def test_pipes_and_folders_in_place_of_files(folders, tmp_path):
         (folder / name).unlink(missing_ok=True)
         os.mkfifo(folder / name)
         with pytest.raises(ModelError, match=f"{name}: a pipe, not a regular file|{name}: .*pipe"):
-            read_config(folder) if name == "config.json" else generation_content(folder)
+            read_config(folder) if name == "config.json" else read_generation_config(folder)
         (folder / name).unlink()
         folders.copy(tmp_path)
     (folder / "model.safetensors").unlink()

@@ -9,11 +9,12 @@ import pytest
 
 from helpers import TINY_LLAMA, ordinary
 from oarlock.errors import ModelError
-from oarlock.model_config.load import read_config
-from oarlock.models.build import ModelSource, build_model, model_class
-from oarlock.models.init_weights import RandomWeights, without_values
-from oarlock.parallel.family_rules import FAMILIES
-from oarlock.weights.layout import holdings
+from oarlock.families.registry import FAMILIES
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.models.build import ModelSource, build_model
+from oarlock.models.construct import without_values
+from oarlock.models.init_weights import RandomWeights
+from oarlock.weights.layout import parameter_shards
 from support.family_configs import CONFIGS, configuration
 
 
@@ -27,9 +28,9 @@ def kurtosis(values: np.ndarray) -> float:
 def test_distributions_are_paddlenlps(name):
     config = configuration(name)
     paddle.seed(4)
-    whole = model_class(config)
+    whole = find_model_class(config)
     reference = whole._from_config(config, dtype="float32")
-    expected = {h.name: h.tensor.numpy() for h in holdings(reference) if hasattr(h.tensor, "trainable")}
+    expected = {h.name: h.tensor.numpy() for h in parameter_shards(reference) if hasattr(h.tensor, "trainable")}
     if name == "OPT":  # PaddleNLP's has an output layer of its own all the same
         del expected["lm_head.decoder_weight"]
     weights = RandomWeights(whole, config, seed=3)
@@ -53,7 +54,7 @@ def test_distributions_are_paddlenlps(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_family_comes_back_from_its_files(tmp_path, name):
     config = configuration(name)
-    model = ordinary(model_class(config)._from_config(config, dtype="float32"))
+    model = ordinary(find_model_class(config)._from_config(config, dtype="float32"))
     model.save_pretrained(str(tmp_path), safe_serialization=True)
     if config.model_type in FAMILIES:  # PaddleNLP's OPT stores an output layer of its own; read_config() sees it
         config = read_config(tmp_path)
@@ -139,9 +140,9 @@ def test_without_values_ends():
 
 def test_families_without_a_class_say_so():
     with pytest.raises(ModelError, match="no pipeline form of OPTForCausalLM: use --pipeline_parallel_degree 1"):
-        model_class(configuration("OPT"), pipeline=True)
-    assert model_class(configuration("Llama"), pipeline=True) is families.LlamaForCausalLMPipe
+        find_model_class(configuration("OPT"), pipeline=True)
+    assert find_model_class(configuration("Llama"), pipeline=True) is families.LlamaForCausalLMPipe
     config = configuration("Llama")
     config.architectures = ["NobodyKnowsForCausalLM"]
     with pytest.raises(ModelError, match="no causal language model for the architecture 'NobodyKnowsForCausalLM'"):
-        model_class(config)
+        find_model_class(config)

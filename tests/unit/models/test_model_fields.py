@@ -9,12 +9,12 @@ import pytest
 
 from oarlock.errors import ModelError
 from oarlock.export.convert import convert
-from oarlock.model_config.builtin_configs import model_config_content
-from oarlock.model_config.generation_config import end_tokens, generation_content, sampling_defaults
-from oarlock.model_config.load import config_of, read_config
-from oarlock.model_config.sliding_window import check_window, window_of
-from oarlock.parallel.family_rules import FAMILIES
-from oarlock.serve.engine.sampling_params import Sampling
+from oarlock.families.registry import FAMILIES
+from oarlock.model_config.builtin_configs import read_config_by_name
+from oarlock.model_config.generation_config import find_end_tokens, read_generation_config, read_sampling_defaults
+from oarlock.model_config.load import make_config, read_config
+from oarlock.model_config.sliding_window import check_window, find_window
+from oarlock.sampling.params import SamplingParams
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "intermediate_size": 64}
 
@@ -40,7 +40,7 @@ def test_a_family_that_is_not_there_in_one_sentence(tmp_path, content, words):
     (tmp_path / "config.json").write_text(json.dumps(content | SIZES))
     for road in (
         lambda: read_config(tmp_path),
-        lambda: model_config_content(str(tmp_path)),
+        lambda: read_config_by_name(str(tmp_path)),
         lambda: convert(tmp_path, tmp_path / "out", "hf"),
     ):
         with pytest.raises(ModelError, match=words) as caught:
@@ -49,12 +49,12 @@ def test_a_family_that_is_not_there_in_one_sentence(tmp_path, content, words):
 
 
 def test_a_class_alone_and_chatglm2_under_its_published_name():
-    assert config_of({"architectures": ["LlamaForCausalLM"], **SIZES}, "x").model_type == "llama"
-    found = config_of({"model_type": "chatglm", "architectures": ["ChatGLMModel"], "multi_query_group_num": 2,
+    assert make_config({"architectures": ["LlamaForCausalLM"], **SIZES}, "x").model_type == "llama"
+    found = make_config({"model_type": "chatglm", "architectures": ["ChatGLMModel"], "multi_query_group_num": 2,
                        "num_layers": 2, "padded_vocab_size": 64, "rmsnorm": True, "torch_dtype": "float16"}, "x")  # fmt: skip
     assert (found.model_type, found.num_hidden_layers, found.vocab_size) == ("chatglm_v2", 2, 64)
     with pytest.raises(ModelError, match=r"rope_ratio is 50"):
-        config_of({"model_type": "chatglm", "multi_query_group_num": 2, "rope_ratio": 50}, "x")
+        make_config({"model_type": "chatglm", "multi_query_group_num": 2, "rope_ratio": 50}, "x")
 
 
 # fields
@@ -87,8 +87,8 @@ def test_a_class_alone_and_chatglm2_under_its_published_name():
         ("llama", {"rope_theta": float("nan")}, "rope_theta must be .*; got nan"),
         ("llama", {"max_position_embeddings": -5}, "max_position_embeddings must be .* 1; got -5"),
         ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps must be .*; got inf"),
-        ("llama", {"eos_token_id": "2"}, "eos_token_id must be a whole number or a list"),
-        ("llama", {"hidden_size": "32"}, "hidden_size must be a whole number"),
+        ("llama", {"eos_token_id": "2"}, "eos_token_id must be an integer or a list"),
+        ("llama", {"hidden_size": "32"}, "hidden_size must be an integer"),
         ("llama", {"rms_norm_eps": None, "tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
         ("llama", {"torch_dtype": "float32", "dtype": "bfloat16"}, "torch_dtype is float32 and dtype is bfloat16"),
         ("llama", {"dtype": "float8_e4m3fn"}, "not one of float32, float16, bfloat16"),
@@ -105,12 +105,12 @@ def test_a_class_alone_and_chatglm2_under_its_published_name():
 def test_fields_that_are_refused_whoever_wrote_them(family, fields, words, stamp):
     sizes = {} if family in ("opt", "bloom", "gptj") else SIZES
     with pytest.raises(ModelError, match=words):
-        config_of({"model_type": family, **sizes, **stamp, **fields}, "x")
+        make_config({"model_type": family, **sizes, **stamp, **fields}, "x")
 
 
 def test_gemmas_gelu_is_the_approximation_but_where_paddlenlp_wrote_it():
     def act(**fields) -> str:
-        return config_of(
+        return make_config(
             {"model_type": "gemma", **SIZES, "num_key_value_heads": 4, "head_dim": 8, **fields}, "x"
         ).hidden_act
 
@@ -123,10 +123,10 @@ def test_gemmas_gelu_is_the_approximation_but_where_paddlenlp_wrote_it():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nulls_are_absent(family):
-    plain = config_of({"model_type": family}, "x")
+    plain = make_config({"model_type": family}, "x")
     nulls = ("num_key_value_heads", "rope_scaling", "quantization_config", "pad_token_id", "head_dim", "logit_scale",
              "hidden_act", "torch_dtype", "unheard_of")  # fmt: skip
-    found = config_of({"model_type": family, **dict.fromkeys(nulls)}, "x")
+    found = make_config({"model_type": family, **dict.fromkeys(nulls)}, "x")
     assert {k: v for k, v in vars(found).items() if k != "quantization_config"} == {
         k: v for k, v in vars(plain).items() if k != "quantization_config"
     }
@@ -136,23 +136,24 @@ def test_fields_without_effect_and_neutral_values_are_let_pass():
     notes = {"_name_or_path": "a", "unsloth_version": "2", "license": "mit", "pretraining_tp": 4, "temperature": 0.6,
              "id2label": {"0": "a"}, "mlp_bias": False, "logits_scaling": 1.0, "head_dim": 8, "use_mrope": False,
              "rope_interleaved": False, "is_llama_config": True, "partial_rotary_factor": 1.0, "tensor_parallel_degree": 8, "use_flash_attention": True}  # fmt: skip
-    found = config_of({"model_type": "llama", **SIZES, **notes}, "x")
+    found = make_config({"model_type": "llama", **SIZES, **notes}, "x")
     assert found.tensor_parallel_degree in (-1, 1) and not found.use_flash_attention
 
 
 def test_windows():
     long = {"model_type": "mistral", **SIZES, "num_key_value_heads": 4}
     assert (
-        window_of(config_of(long, "x")) == 4096 and window_of(config_of(long | {"sliding_window": None}, "x")) is None
+        find_window(make_config(long, "x")) == 4096
+        and find_window(make_config(long | {"sliding_window": None}, "x")) is None
     )
-    config = config_of(long | {"sliding_window": 64}, "x")
+    config = make_config(long | {"sliding_window": 64}, "x")
     check_window(config, 64, "x", "--max_seq_length asks for")
     with pytest.raises(ModelError, match=r"--max_seq_length asks for 65 tokens.*64 alone \(sliding_window in x\)"):
         check_window(config, 65, "x", "--max_seq_length asks for")
     qwen = {"model_type": "qwen2", **SIZES, "num_key_value_heads": 4, "sliding_window": 8, "max_window_layers": 1}
-    assert window_of(config_of(qwen, "x")) is None
-    assert window_of(config_of(qwen | {"use_sliding_window": True}, "x")) == 8
-    assert window_of(config_of(qwen | {"use_sliding_window": True, "max_window_layers": 2}, "x")) is None
+    assert find_window(make_config(qwen, "x")) is None
+    assert find_window(make_config(qwen | {"use_sliding_window": True}, "x")) == 8
+    assert find_window(make_config(qwen | {"use_sliding_window": True, "max_window_layers": 2}, "x")) is None
 
 
 # generation settings
@@ -160,41 +161,41 @@ def test_windows():
 
 def test_end_tokens_of_all_places():
     config, tokenizer = SimpleNamespace(eos_token_id=[1, 2]), SimpleNamespace(eos_token_id=0)
-    assert end_tokens({"eos_token_id": [2, 9]}, config, tokenizer) == (0, 1, 2, 9)
-    assert end_tokens({}, SimpleNamespace(eos_token_id=None), None) == ()
+    assert find_end_tokens({"eos_token_id": [2, 9]}, config, tokenizer) == (0, 1, 2, 9)
+    assert find_end_tokens({}, SimpleNamespace(eos_token_id=None), None) == ()
     with pytest.raises(ModelError, match="eos_token_id has to be a token id or a list"):
-        end_tokens({"eos_token_id": "</s>"}, config, tokenizer)
+        find_end_tokens({"eos_token_id": "</s>"}, config, tokenizer)
 
 
 def test_sampling_defaults_are_for_what_a_request_leaves_open():
     content = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": None, "repetition_penalty": 1.1}
-    defaults = sampling_defaults(content)
+    defaults = read_sampling_defaults(content)
     assert defaults == {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}
-    asked = Sampling(temperature=0.2, given=frozenset({"temperature"})).with_defaults(defaults)
+    asked = SamplingParams(temperature=0.2, given=frozenset({"temperature"})).with_defaults(defaults)
     assert (asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty) == (0.2, 0.9, 0, 1.1)
-    assert Sampling().with_defaults(defaults) == Sampling()  # of a program: all of it is meant
-    assert sampling_defaults({"temperature": 0.6}) == {}  # the likeliest token, without do_sample
-    assert sampling_defaults({"decode_strategy": "sampling"}) == {"temperature": 1.0}
+    assert SamplingParams().with_defaults(defaults) == SamplingParams()  # of a program: all of it is meant
+    assert read_sampling_defaults({"temperature": 0.6}) == {}  # the likeliest token, without do_sample
+    assert read_sampling_defaults({"decode_strategy": "sampling"}) == {"temperature": 1.0}
     with pytest.raises(ModelError, match="top_p is 3"):
-        sampling_defaults({"top_p": 3})
+        read_sampling_defaults({"top_p": 3})
 
 
 def test_damaged_generation_settings_are_told(tmp_path):
-    assert generation_content(tmp_path) == {}
+    assert read_generation_config(tmp_path) == {}
     (tmp_path / "generation_config.json").write_text("[")
     with pytest.raises(ModelError, match="not valid JSON"):
-        generation_content(tmp_path)
+        read_generation_config(tmp_path)
 
 
 def test_configurations_that_paddlenlp_carries_are_read():
     """Those of the hub names in its code, older nested ones too."""
-    from oarlock.model_config.load import _config_class
+    from oarlock.model_config.load import find_config_class
 
     read = 0
     for family in FAMILIES:
-        for name, content in _config_class(family).pretrained_init_configuration.items():
+        for name, content in find_config_class(family).pretrained_init_configuration.items():
             if isinstance(content, dict):
-                assert config_of({"model_type": family, **content}, name).model_type == family
+                assert make_config({"model_type": family, **content}, name).model_type == family
                 read += 1
     assert read > 5
 
@@ -202,5 +203,5 @@ def test_configurations_that_paddlenlp_carries_are_read():
 def test_how_a_run_computed_is_no_field_of_the_model():
     run = {"use_fast_layer_norm": False, "use_fused_rms_norm": True, "recompute": True, "recompute_granularity": "full",
            "tensor_parallel_output": True, "seq_length": 128, "virtual_pp_degree": 2}  # fmt: skip
-    found = config_of({"model_type": "llama", "paddlenlp_version": "3.0.0b4", **SIZES, **run}, "x")
+    found = make_config({"model_type": "llama", "paddlenlp_version": "3.0.0b4", **SIZES, **run}, "x")
     assert not found.use_fused_rms_norm and not found.recompute

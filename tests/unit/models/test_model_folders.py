@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 from oarlock.errors import ModelError
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.model_config.load import read_config
-from oarlock.models.ask import ask_model
 from oarlock.models.build import ModelSource, build_model
-from oarlock.weights.weight_files import INDEX_NAME, find_weights
+from oarlock.models.generate import ask_model
+from oarlock.weights.weight_folder import INDEX_NAME, find_weights
 from support.model_files import weights
 
 
@@ -103,7 +103,7 @@ def test_an_index_has_to_be_right(folder):
         changed(**{names[0]: content["weight_map"][names[1]]})
     with pytest.raises(ModelError, match=r"the name of a file beside it"):
         changed(**{names[0]: "../model.safetensors"})
-    with pytest.raises(ModelError, match=r"names gone.safetensors, which is not there"):
+    with pytest.raises(ModelError, match=r"names gone.safetensors, which does not exist"):
         changed(**{names[0]: "gone.safetensors"})
     del content["weight_map"][names[0]]
     with pytest.raises(ModelError, match=f"it holds {names[0]}, which .* does not look for there"):

@@ -13,12 +13,12 @@ from helpers import make_adapter
 from oarlock import files
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.export import export
-from oarlock.export.request import Request
+from oarlock.export.request import ExportRequest
 from oarlock.export.triton import export_triton
 from oarlock.files import new_folder
 from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import MergeOptions, merge
-from oarlock.models.folder_files import readers_of
+from oarlock.weights.folder_files import find_readers
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_what_is_made_of_private_files_is_private(model, tmp_path, capsys):
         place = tmp_path / name
         convert(model, place / "hf", "hf", ConvertOptions(**options))
         merge(model, AdapterMix.open([adapter]), place / "merged", MergeOptions(**options))
-        export(Request("vllm", str(model), place / "vllm", proof=False))
+        export(ExportRequest("vllm", str(model), place / "vllm", proof=False))
         export_triton(model, {}, place / "triton")
         return list(place.iterdir())
 
@@ -67,7 +67,7 @@ def test_what_is_made_of_private_files_is_private(model, tmp_path, capsys):
     weights = tmp_path / "private/triton/oarlock/1/model/model.safetensors"
     assert weights.samefile(model / "model.safetensors")
     assert "model.safetensors has mode 600" in capsys.readouterr().out
-    assert readers_of(model) == 0o600 and stat.S_IMODE((model / "config.json").stat().st_mode) == 0o644
+    assert find_readers(model) == 0o600 and stat.S_IMODE((model / "config.json").stat().st_mode) == 0o644
 
 
 @pytest.mark.usefixtures("plain_umask")

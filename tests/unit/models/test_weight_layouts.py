@@ -12,7 +12,7 @@ from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers import TINY_LLAMA, ordinary
 from oarlock.errors import ModelError
-from oarlock.models.build import build_model, num_parameters, set_parameter
+from oarlock.models.build import build_model, count_parameters, set_parameter
 from oarlock.weights.weight_folder import WeightFolder
 
 # weights
@@ -89,10 +89,10 @@ def test_wrong_weight_folders(tmp_path):
     with pytest.raises(ModelError, match=r"pickle format that can run code.*--allow_pickle_weights"):
         WeightFolder.open(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(ModelError, match="not a safetensors file, or not all of one"):
+    with pytest.raises(ModelError, match="not a safetensors file, or a truncated one"):
         WeightFolder.open(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
-    with pytest.raises(ModelError, match=r"names gone.safetensors, which is not there"):
+    with pytest.raises(ModelError, match=r"names gone.safetensors, which does not exist"):
         WeightFolder.open(tmp_path)
     other = tmp_path / "other"
     LlamaForCausalLM(LlamaConfig(**(TINY_LLAMA | {"num_hidden_layers": 1}))).save_pretrained(
@@ -107,5 +107,5 @@ def test_wrong_weight_folders(tmp_path):
 def test_tied_embeddings_count_once():
     model = LlamaForCausalLM(LlamaConfig(**(TINY_LLAMA | {"tie_word_embeddings": True})))
     untied = LlamaForCausalLM(LlamaConfig(**TINY_LLAMA))
-    assert num_parameters(untied)[0] - num_parameters(model)[0] == 512 * 32
+    assert count_parameters(untied)[0] - count_parameters(model)[0] == 512 * 32
     assert math.prod(model.lm_head.weight.shape) == 512 * 32

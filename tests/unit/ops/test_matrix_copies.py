@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oarlock.ops import copy_matrix
-from oarlock.weights.buffers import copy_array
-from oarlock.weights.prefault import populate
+from oarlock.weights.buffers import copy_array, populate
 
 TYPES = [np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 

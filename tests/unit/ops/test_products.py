@@ -42,15 +42,15 @@ def run(code: str, **environment: str) -> str:
     ],
 )
 def test_the_library_goes_by_the_processor(monkeypatch, maker, asked, library):
-    monkeypatch.setattr(matmul_library, "processor", lambda: maker)
+    monkeypatch.setattr(matmul_library, "processor_vendor", lambda: maker)
     monkeypatch.setenv(matmul_library.VARIABLE, asked)
-    assert matmul_library.best() == library
+    assert matmul_library.choose_library() == library
 
 
 def test_a_wrong_word_is_refused(monkeypatch):
     monkeypatch.setenv(matmul_library.VARIABLE, "openblas")
-    with pytest.raises(EnvironmentProblem, match="OARLOCK_GEMM=openblas: has to be mkl or onednn"):
-        matmul_library.best()
+    with pytest.raises(EnvironmentProblem, match="OARLOCK_GEMM=openblas: must be mkl or onednn"):
+        matmul_library.choose_library()
 
 
 # What a processor's maker comes to, in a program: the libraries in memory, and who is asked for Paddle's own products and
@@ -60,7 +60,7 @@ import ctypes, json, os, sys
 from pathlib import Path
 from types import SimpleNamespace
 from oarlock.environment import matmul_library
-matmul_library.processor = lambda: sys.argv[1] if len(sys.argv) > 1 else MAKER
+matmul_library.processor_vendor = lambda: sys.argv[1] if len(sys.argv) > 1 else MAKER
 from oarlock.environment.paddle_import import import_paddle
 import_paddle(2)
 import paddle
@@ -74,7 +74,7 @@ before = asked(); paddle.matmul(x, x); found["2-D"] = asked() - before
 before = asked(); paddle.matmul(paddle.ones([4, 8, 8]), paddle.ones([4, 8, 8])); found["batched"] = asked() - before
 before = asked(); decoder_layer.fused_layer_start(x, x[0], x, x, x, 1e-6); found["fused"] = asked() - before
 maps = Path("/proc/self/maps").read_text()
-found |= {"in use": matmul_library.in_use(), "in memory": "oarlock_gemm.so" in maps}
+found |= {"in use": matmul_library.find_library_in_use(), "in memory": "oarlock_gemm.so" in maps}
 print(json.dumps(found))
 """
 
@@ -118,7 +118,7 @@ def compare():
                 assert all(np.array_equal(made[0], again) for again in made), (a, b)
 
 for library in ("onednn", "mkl", "onednn"):
-    assert matmul_library.use(library) == "" and matmul_library.in_use() == library
+    assert matmul_library.use_library(library) == "" and matmul_library.find_library_in_use() == library
     compare()
 """
 
@@ -134,7 +134,7 @@ def test_after_a_product_of_paddles_it_is_said_which_it_is():
     """A program that imported and used paddle before Oarlock: Paddle's own products stay MKL's."""
     code = (
         "import paddle; paddle.matmul(paddle.ones([2, 2]), paddle.ones([2, 2])); from oarlock.environment import matmul_library; "
-        "assert matmul_library.use('onednn') == ''; print(matmul_library.in_use())"
+        "assert matmul_library.use_library('onednn') == ''; print(matmul_library.find_library_in_use())"
     )
     assert run(code).strip() == "mkl"
 
@@ -142,10 +142,10 @@ def test_after_a_product_of_paddles_it_is_said_which_it_is():
 def test_what_is_not_built_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(matmul_library, "LIBRARY", tmp_path / "oarlock_gemm.so")
     monkeypatch.setattr(matmul_library, "_gemm", None)
-    assert "is not built (`bash scripts/setup.sh`" in matmul_library.use(matmul_library.ONEDNN)
+    assert "is not built (`bash scripts/setup.sh`" in matmul_library.use_library(matmul_library.ONEDNN)
     (tmp_path / "oarlock_gemm.so").write_bytes(b"not a library")
-    assert "does not load with this Paddle" in matmul_library.use(matmul_library.ONEDNN)
-    assert matmul_library.use(matmul_library.MKL) == ""
+    assert "can't be loaded with this Paddle" in matmul_library.use_library(matmul_library.ONEDNN)
+    assert matmul_library.use_library(matmul_library.MKL) == ""
 
 
 @pytest.fixture
@@ -158,10 +158,10 @@ def libraries(monkeypatch):
             state["used"] = library
         return state["problem"]
 
-    monkeypatch.setattr(matmul_library, "use", use)
-    monkeypatch.setattr(matmul_library, "best", lambda: state["asked"] or state["best"])
-    monkeypatch.setattr(matmul_library, "asked_for", lambda: state["asked"])
-    monkeypatch.setattr(matmul_library, "in_use", lambda: state["used"])
+    monkeypatch.setattr(matmul_library, "use_library", use)
+    monkeypatch.setattr(matmul_library, "choose_library", lambda: state["asked"] or state["best"])
+    monkeypatch.setattr(matmul_library, "requested_library", lambda: state["asked"])
+    monkeypatch.setattr(matmul_library, "find_library_in_use", lambda: state["used"])
     monkeypatch.setattr("oarlock.environment.console._logged", set())
     return state
 

@@ -230,11 +230,13 @@ ops.check_adamw()
 
 
 def test_names_are_put_back():
-    before = [getattr(patch.find(), patch.name) for patch in install.PATCHES]
+    before = [getattr(patch.owners()[0], patch.name) for patch in install.PATCHES]
     assert install.install() and install.install()
-    assert all(getattr(p.find(), p.name) is not original for p, original in zip(install.PATCHES, before, strict=True))
+    assert all(
+        getattr(p.owners()[0], p.name) is not original for p, original in zip(install.PATCHES, before, strict=True)
+    )
     install.use(False)
-    assert [getattr(patch.find(), patch.name) for patch in install.PATCHES] == before
+    assert [getattr(patch.owners()[0], patch.name) for patch in install.PATCHES] == before
 
 
 def test_a_paddle_without_mkl_keeps_its_own_operators(monkeypatch, capsys):

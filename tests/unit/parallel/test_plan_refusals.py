@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
 from oarlock.errors import ConfigError
-from oarlock.parallel.family_rules import ModelSizes
+from oarlock.families.model_sizes import ModelSizes
 from oarlock.parallel.plan import ParallelPlan
 from oarlock.parallel.plan_rules import check_plan, slicing_problems
 from support.plans import LLAMA, plan_of, planned

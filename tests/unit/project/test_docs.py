@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import importlib
 import json
 import re
 import shlex
@@ -34,7 +36,10 @@ def commands() -> list[tuple[str, str]]:
 def test_commands_are_accepted(document, line, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(line, comments=True)
-    if words[0] == "oarlock":
+    if words[:2] in (["oarlock", "pretrain"], ["oarlock", "finetune"]):
+        kind = PretrainConfig if words[1] == "pretrain" else FinetuneConfig
+        assert load_config(kind, [word for word in words[2:] if word != "--print_config"])
+    elif words[0] == "oarlock":
         with contextlib.suppress(SystemExit) as exited:
             make_parser().parse_args(words[1:])
         assert exited is None or "--version" in words
@@ -55,9 +60,9 @@ def test_commands_are_accepted(document, line, monkeypatch):
 
 
 def test_the_table_of_families_is_the_registry():
-    from oarlock.parallel.family_rules import families_table
+    from oarlock.families.registry import make_families_table
 
-    assert f"{families_table()}\n" in (ROOT / "docs/families.md").read_text(encoding="utf-8")
+    assert f"{make_families_table()}\n" in (ROOT / "docs/families.md").read_text(encoding="utf-8")
 
 
 def anchors(page: Path) -> set[str]:
@@ -76,9 +81,23 @@ def test_links_lead_somewhere():
             assert not anchor or anchor in anchors(page), f"{path.name}: {target}"
 
 
+def test_the_python_of_the_documents_imports_what_there_is():
+    for path in DOCUMENTS:
+        for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "oarlock":
+                    module = importlib.import_module(node.module or "")
+                    assert all(hasattr(module, alias.name) for alias in node.names), f"{path.name}: {node.module}"
+
+
 def test_every_pin_that_looks_odd_says_why():
     odd = ("aistudio-sdk", "numpy", "protobuf", "pyarrow", "pandas", "datasets", "setuptools")
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     for name in odd:
         (line,) = [line for line in lines if line.startswith(f"{name}==")]
         assert "  # " in line, name
+
+
+def test_no_page_has_marks_of_a_merge():
+    for path in DOCUMENTS:
+        assert not re.search(r"^(<{7}|>{7}|={7})( |$)", path.read_text(encoding="utf-8"), re.M), path.name

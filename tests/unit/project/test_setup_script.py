@@ -128,10 +128,10 @@ def test_an_environment_keeps_its_python_until_another_is_asked_for(tmp_path):
     assert shell(tmp_path, made, PYTHON=str(folder / "python3.11")).stdout.splitlines()[-1] == "3.11"
     assert shell(tmp_path, made).stdout.splitlines() == ["3.11"]  # nothing is made
     asked = shell(tmp_path, made, PYTHON="python3.12").stdout
-    assert "has Python 3.11, so it is made anew" in asked and asked.splitlines()[-1] == "3.12"
+    assert "has Python 3.11, so it is rebuilt" in asked and asked.splitlines()[-1] == "3.12"
     pythons(tmp_path / "venv" / "bin", python="3.9")  # from a time when that was supported
     again = shell(tmp_path, made).stdout
-    assert "has Python 3.9, so it is made anew" in again and again.splitlines()[-1] == "3.12"
+    assert "has Python 3.9, so it is rebuilt" in again and again.splitlines()[-1] == "3.12"
 
 
 def test_the_smoke_test_goes_over_the_other_pythons(tmp_path):
@@ -151,7 +151,7 @@ def test_the_smoke_test_goes_over_the_other_pythons(tmp_path):
 
 
 def test_the_supported_pythons_are_the_same_everywhere():
-    from oarlock.cli.commands.doctor import _TESTED_PYTHONS
+    from oarlock.cli.environment_checks import _TESTED_PYTHONS
 
     script, project = ((ROOT / name).read_text() for name in ("scripts/setup.sh", "pyproject.toml"))
     newest_first = re.findall(r'^PYTHONS="(.*)"', script, re.MULTILINE)[0].split()

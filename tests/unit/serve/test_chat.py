@@ -15,11 +15,13 @@ import pytest
 from helpers import LLM, heed_signals, run_program
 from oarlock.cli.commands import chat as chat_command
 from oarlock.data.templates.chat_template import ChatTemplate
-from oarlock.models.ask import ask_model
+from oarlock.models.generate import ask_model
+from oarlock.sampling.params import SamplingParams
 from oarlock.serve.chat import AnswerFailed, Chat
+from oarlock.serve.config import EngineConfig
 from oarlock.serve.engine.engine import Engine
-from oarlock.serve.engine.loading import Served
-from oarlock.serve.engine.sampling_params import Limits, PromptTooLong, Sampling
+from oarlock.serve.engine.loading import ServedModel
+from oarlock.serve.request import PromptTooLong
 from support.scripted_engine import Letters, Script
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{{ '<' if m['role'] == 'user' }}{% endfor %}"
@@ -32,7 +34,8 @@ def engine():
     def make(context=64, ends=()):
         made.append(
             Engine(
-                Served("s", Script(), Letters({}), ChatTemplate("t", TEMPLATE, {}), context, frozenset(ends)), Limits()
+                ServedModel("s", Script(), Letters({}), ChatTemplate("t", TEMPLATE, {}), context, frozenset(ends)),
+                EngineConfig(),
             )
         )
         return made[-1]
@@ -43,7 +46,7 @@ def engine():
 
 
 def test_a_conversation_is_kept_and_reset(engine):
-    chat = Chat(engine(), Sampling(max_tokens=3), system="be brief")
+    chat = Chat(engine(), SamplingParams(max_tokens=3), system="be brief")
     assert "".join(chat.ask("hi")) == "=>?"  # what follows "<"
     assert chat.messages == [
         {"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "=>?"},
@@ -53,14 +56,14 @@ def test_a_conversation_is_kept_and_reset(engine):
 
 
 def test_white_space_around_an_answer_is_left_out(engine):
-    sampling = Sampling(max_tokens=6, min_tokens=6)
+    sampling = SamplingParams(max_tokens=6, min_tokens=6)
     chat = Chat(engine(), sampling)
-    chat._pieces = lambda question: iter([" ", "\n a", " ", "b", " \n", " "])
+    chat._stream_texts = lambda question: iter([" ", "\n a", " ", "b", " \n", " "])
     assert "".join(chat.ask("x")) == "a b" and chat.messages[-1]["content"] == "a b"
 
 
 def test_the_oldest_rounds_go_when_the_context_is_full(engine):
-    chat = Chat(engine(context=24), Sampling(max_tokens=4))
+    chat = Chat(engine(context=24), SamplingParams(max_tokens=4))
     for i in range(6):
         "".join(chat.ask(f"word{i}"))
     assert chat.dropped == 4 and [m["content"] for m in chat.messages[::2]] == ["word4", "word5"]
@@ -74,8 +77,8 @@ def test_a_failed_answer_leaves_the_conversation_as_it_was(engine):
     def fails(tokens):
         raise MemoryError("full")
 
-    one._served.decoder.fails = fails
-    chat = Chat(one, Sampling(max_tokens=4))
+    one._model.decoder.fails = fails
+    chat = Chat(one, SamplingParams(max_tokens=4))
     with pytest.raises(AnswerFailed, match="full"):
         list(chat.ask("hi"))
     assert chat.messages == []
@@ -84,19 +87,19 @@ def test_a_failed_answer_leaves_the_conversation_as_it_was(engine):
 def test_lines_of_a_pipe(engine, monkeypatch, capsys):
     one = engine(context=40)
     monkeypatch.setattr("sys.stdin", io.StringIO("hi\n\n/reset\n/what\nyou\n" + "x" * 50 + "\nme\n/quit\nno\n"))
-    assert chat_command.talk(Chat(one, Sampling(max_tokens=2))) == 1  # one of them was too long
+    assert chat_command.talk(Chat(one, SamplingParams(max_tokens=2))) == 1  # one of them was too long
     out, err = capsys.readouterr()
     assert out == "=>\n" * 3 and "may have 40" in err and "/quit leaves" in err and "new conversation" in err
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_program(engine, monkeypatch, capsys):
-    chat = Chat(engine(), Sampling(max_tokens=4))
+    chat = Chat(engine(), SamplingParams(max_tokens=4))
 
     def pieces(question):
         yield "half"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chat, "_pieces", pieces)
+    monkeypatch.setattr(chat, "_stream_texts", pieces)
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
     assert chat_command.talk(chat) == 0
     assert capsys.readouterr().out == "half ...\n" * 2 and chat.messages[1]["content"] == "half"
@@ -112,7 +115,7 @@ def test_the_program_in_a_pipe(tiny_model):
 
 def test_wrong_words_are_refused(tiny_model):
     result = run_program("oarlock", "chat", str(tiny_model), "--temperature", "-1", input="")
-    assert result.returncode == 2 and "temperature has to be from 0 to 100" in result.stderr
+    assert result.returncode == 2 and "temperature must be from 0 to 100" in result.stderr
 
 
 def test_the_program_in_a_terminal(tiny_model):

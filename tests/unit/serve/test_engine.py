@@ -7,32 +7,33 @@ import time
 
 import pytest
 
-from oarlock.serve.engine.sampling_params import Prompt, QueueFull, RequestRefused, Sampling
+from oarlock.errors import RequestRefused
+from oarlock.sampling.params import SamplingParams
+from oarlock.serve.request import Prompt, QueueFull
 from support.scripted_engine import ENDLESS, GUARD_S, Script, submit
 
 
-def test_pieces_of_an_answer(make_engine):
+def test_chunks_of_an_answer(make_engine):
     engine = make_engine(Script())
-    ticket, answer = submit(engine, [65, 66], max_tokens=4)
-    assert ticket.wait(GUARD_S)
-    assert [piece.text for piece in answer.pieces] == ["C", "D", "E", "F"] and answer.token_ids == [67, 68, 69, 70]
-    assert [piece.index for piece in answer.pieces] == [0, 1, 2, 3]
-    assert [piece.completion_tokens for piece in answer.pieces] == [1, 2, 3, 4] and answer.prompt_tokens == 2
-    assert [piece.finish_reason for piece in answer.pieces] == [None, None, None, "length"]
+    request, answer = submit(engine, [65, 66], max_tokens=4)
+    assert request.wait(GUARD_S)
+    assert [chunk.text for chunk in answer.chunks] == ["C", "D", "E", "F"] and answer.token_ids == [67, 68, 69, 70]
+    assert [chunk.completion_tokens for chunk in answer.chunks] == [1, 2, 3, 4] and answer.prompt_tokens == 2
+    assert [chunk.finish_reason for chunk in answer.chunks] == [None, None, None, "length"]
     # the model's own end, with nothing of it in the answer
-    ticket, answer = submit(engine, [298], max_tokens=4)
-    assert ticket.wait(GUARD_S) and answer.token_ids == [299] and answer.finish_reason == "stop"
-    ticket, answer = submit(engine, [298], max_tokens=4, ignore_eos=True)
-    assert ticket.wait(GUARD_S) and answer.token_ids == [299, 0, 1, 2] and answer.finish_reason == "length"
-    ticket, answer = submit(engine, [65], max_tokens=9, stop_token_ids=(69,))
-    assert ticket.wait(GUARD_S) and answer.token_ids == [66, 67, 68] and answer.finish_reason == "stop"
-    ticket, answer = submit(engine, [65], max_tokens=9, stop=("EF", "zz"))
-    assert ticket.wait(GUARD_S) and answer.text == "BCD" and answer.token_ids == [66, 67, 68, 69, 70]
-    assert answer.finish_reason == "stop" and [piece.text for piece in answer.pieces] == ["B", "C", "D", "", ""]
-    ticket, answer = submit(engine, [65], max_tokens=5, stop=("FG",))  # held back, then there is no more
-    assert ticket.wait(GUARD_S) and answer.text == "BCDEF" and answer.finish_reason == "length"
-    ticket, answer = submit(engine, [65], max_tokens=6, min_tokens=3, stop=("C", "F"), stop_token_ids=(67,))
-    assert ticket.wait(GUARD_S) and 67 not in answer.token_ids and answer.finish_reason in ("stop", "length")
+    request, answer = submit(engine, [298], max_tokens=4)
+    assert request.wait(GUARD_S) and answer.token_ids == [299] and answer.finish_reason == "stop"
+    request, answer = submit(engine, [298], max_tokens=4, ignore_eos=True)
+    assert request.wait(GUARD_S) and answer.token_ids == [299, 0, 1, 2] and answer.finish_reason == "length"
+    request, answer = submit(engine, [65], max_tokens=9, stop_token_ids=(69,))
+    assert request.wait(GUARD_S) and answer.token_ids == [66, 67, 68] and answer.finish_reason == "stop"
+    request, answer = submit(engine, [65], max_tokens=9, stop=("EF", "zz"))
+    assert request.wait(GUARD_S) and answer.text == "BCD" and answer.token_ids == [66, 67, 68, 69, 70]
+    assert answer.finish_reason == "stop" and [chunk.text for chunk in answer.chunks] == ["B", "C", "D", "", ""]
+    request, answer = submit(engine, [65], max_tokens=5, stop=("FG",))  # held back, then there is no more
+    assert request.wait(GUARD_S) and answer.text == "BCDEF" and answer.finish_reason == "length"
+    request, answer = submit(engine, [65], max_tokens=6, min_tokens=3, stop=("C", "F"), stop_token_ids=(67,))
+    assert request.wait(GUARD_S) and 67 not in answer.token_ids and answer.finish_reason in ("stop", "length")
 
 
 def test_requests_join_and_leave_between_steps(make_engine):
@@ -41,7 +42,7 @@ def test_requests_join_and_leave_between_steps(make_engine):
     decoder.gate.clear()
     asked = [submit(engine, [1 + i] * (3 + i), max_tokens=count) for i, count in enumerate((8, 2, 3, 1))]
     decoder.gate.set()
-    assert all(ticket.wait(GUARD_S) for ticket, _ in asked)
+    assert all(request.wait(GUARD_S) for request, _ in asked)
     assert [len(answer.token_ids) for _, answer in asked] == [8, 2, 3, 1]
     assert max(map(len, decoder.steps)) == 2 and not decoder.alive
     assert any(5 in step and 1 in step for step in decoder.steps), "the third prompt was read beside an answer"
@@ -54,7 +55,7 @@ def test_long_prompts_are_read_in_parts_beside_answers(make_engine):
     decoder.gate.clear()
     asked = [submit(engine, list(range(1, 1 + n)), max_tokens=6) for n in (3, 25, 12)]
     decoder.gate.set()
-    assert all(ticket.wait(GUARD_S) for ticket, _ in asked)
+    assert all(request.wait(GUARD_S) for request, _ in asked)
     assert [answer.token_ids[0] for _, answer in asked] == [4, 26, 13]
     assert all(sum(count for count in step if count > 1) <= 10 for step in decoder.steps)
     assert any(1 in step and max(step) > 1 for step in decoder.steps), "answers go on while a prompt is read"
@@ -75,15 +76,15 @@ def test_a_cancelled_request_frees_its_place(make_engine):
         and answer.completion_tokens == len(answer.token_ids)
     )
     assert not decoder.alive and engine.info()["busy"] == 0
-    pieces = engine.stream(Prompt(token_ids=[1]), Sampling(ignore_eos=True))
-    piece = next(pieces)
-    pieces.close()  # a caller that leaves its loop
-    assert piece.token_ids == (2,) and submit(engine, [5], max_tokens=1)[0].wait(GUARD_S)
+    chunks = engine.stream(Prompt(token_ids=[1]), SamplingParams(ignore_eos=True))
+    chunk = next(chunks)
+    chunks.close()  # a caller that leaves its loop
+    assert chunk.token_ids == (2,) and submit(engine, [5], max_tokens=1)[0].wait(GUARD_S)
 
 
 def test_a_waiting_request_can_be_cancelled_and_runs_out_of_time(make_engine):
     decoder = Script()
-    engine = make_engine(decoder, max_batch=1, seconds=0.3)
+    engine = make_engine(decoder, max_batch=1, timeout=0.3)
     decoder.gate.clear()
     _, running = submit(engine, [1], max_tokens=30)
     assert decoder.entered.wait(GUARD_S)
@@ -108,28 +109,28 @@ def test_an_error_ends_only_the_request_it_belongs_to(make_engine):
     engine = make_engine(decoder)
     asked = [submit(engine, [start], max_tokens=4, ignore_eos=True) for start in (40, 5, 99, 20)]
     decoder.gate.set()
-    assert all(ticket.wait(GUARD_S) for ticket, _ in asked)
+    assert all(request.wait(GUARD_S) for request, _ in asked)
     good, bad, nan, other = (answer for _, answer in asked)
     assert good.token_ids == [41, 42, 43, 44] and other.token_ids == [21, 22, 23, 24]
     assert bad.token_ids == [6, 7] and bad.finish_reason == "error" and bad.error == "MemoryError: no room for 7"
     assert nan.finish_reason == "error" and "not finite" in nan.error and not nan.token_ids
-    ticket, answer = submit(engine, [50], max_tokens=1)
-    assert ticket.wait(GUARD_S) and answer.token_ids == [51] and not decoder.alive
+    request, answer = submit(engine, [50], max_tokens=1)
+    assert request.wait(GUARD_S) and answer.token_ids == [51] and not decoder.alive
 
 
 def test_a_failure_of_the_engine_leaves_nobody_waiting(make_engine, monkeypatch, capsys):
     decoder = Script()
     engine = make_engine(decoder)
-    shares = engine._shares
-    monkeypatch.setattr(engine, "_shares", lambda: 1 / 0)
+    schedule = engine._schedule
+    monkeypatch.setattr(engine, "_schedule", lambda: 1 / 0)
     monkeypatch.setattr(decoder, "drop", lambda sequence: 1 / 0)
-    ticket, answer = submit(engine, [1], max_tokens=3)
+    request, answer = submit(engine, [1], max_tokens=3)
     assert (
-        ticket.wait(GUARD_S) and answer.finish_reason == "error" and "the engine failed: ZeroDivision" in answer.error
+        request.wait(GUARD_S) and answer.finish_reason == "error" and "the engine failed: ZeroDivision" in answer.error
     )
-    monkeypatch.setattr(engine, "_shares", shares)
-    ticket, answer = submit(engine, [1], max_tokens=3)
-    assert ticket.wait(GUARD_S) and answer.token_ids == [2, 3, 4]
+    monkeypatch.setattr(engine, "_schedule", schedule)
+    request, answer = submit(engine, [1], max_tokens=3)
+    assert request.wait(GUARD_S) and answer.token_ids == [2, 3, 4]
     engine.close()
     assert "could not be dropped" in capsys.readouterr().out
 
@@ -138,12 +139,12 @@ def test_a_client_that_fails_is_cancelled(make_engine, capsys):
     decoder = Script()
     engine = make_engine(decoder, context=ENDLESS, max_tokens=ENDLESS)
 
-    def broken(piece):
+    def broken(chunk):
         raise ConnectionError("gone")
 
-    ticket = engine.submit(Prompt(token_ids=[1]), Sampling(ignore_eos=True), broken)
+    request = engine.submit(Prompt(token_ids=[1]), SamplingParams(ignore_eos=True), broken)
     other, answer = submit(engine, [5], max_tokens=3)
-    assert ticket.wait(GUARD_S) and other.wait(GUARD_S) and answer.token_ids == [6, 7, 8] and not decoder.alive
+    assert request.wait(GUARD_S) and other.wait(GUARD_S) and answer.token_ids == [6, 7, 8] and not decoder.alive
     assert "ConnectionError: gone" in capsys.readouterr().out
 
 
@@ -158,7 +159,7 @@ def test_the_queue_has_an_end(make_engine):
         submit(engine, [1], max_tokens=1)
     assert engine.info()["waiting"] == 2 and engine.info()["busy"] == 1
     decoder.gate.set()
-    assert all(ticket.wait(GUARD_S) for ticket, _ in asked)
+    assert all(request.wait(GUARD_S) for request, _ in asked)
     assert submit(engine, [1], max_tokens=1)[0].wait(GUARD_S)
 
 
@@ -177,21 +178,21 @@ def test_closing(make_engine, drain):
         submit(engine, [1], max_tokens=1)
     decoder.gate.set()
     closing.join(GUARD_S)
-    assert not closing.is_alive() and all(ticket.wait(0) for ticket, _ in asked)
+    assert not closing.is_alive() and all(request.wait(0) for request, _ in asked)
     assert {answer.finish_reason for _, answer in asked} == {"length" if drain else "cancelled"}
     assert not decoder.alive
 
 
 def test_limits_of_an_answer(make_engine):
     engine = make_engine(Script(), context=64, max_length=20, max_tokens=8)
-    ticket, answer = submit(engine, [1] * 15, ignore_eos=True)
-    assert ticket.wait(GUARD_S) and answer.completion_tokens == 5  # what the length leaves
-    ticket, answer = submit(engine, [1] * 5, ignore_eos=True)
-    assert ticket.wait(GUARD_S) and answer.completion_tokens == 8
-    ticket, answer = submit(engine, [1] * 18, ignore_eos=True, default_tokens=4)
-    assert ticket.wait(GUARD_S) and answer.completion_tokens == 2
-    ticket, answer = submit(engine, [1] * 5, ignore_eos=True, default_tokens=4)
-    assert ticket.wait(GUARD_S) and answer.completion_tokens == 4
+    request, answer = submit(engine, [1] * 15, ignore_eos=True)
+    assert request.wait(GUARD_S) and answer.completion_tokens == 5  # what the length leaves
+    request, answer = submit(engine, [1] * 5, ignore_eos=True)
+    assert request.wait(GUARD_S) and answer.completion_tokens == 8
+    request, answer = submit(engine, [1] * 18, ignore_eos=True, default_tokens=4)
+    assert request.wait(GUARD_S) and answer.completion_tokens == 2
+    request, answer = submit(engine, [1] * 5, ignore_eos=True, default_tokens=4)
+    assert request.wait(GUARD_S) and answer.completion_tokens == 4
     with pytest.raises(RequestRefused, match="leaves 2 of 20"):
         submit(engine, [1] * 18, max_tokens=3)
     with pytest.raises(RequestRefused, match="may have 8"):
@@ -209,4 +210,4 @@ def test_limits_of_an_answer(make_engine):
 )  # fmt: skip
 def test_wrong_sampling_is_refused_by_name(make_engine, field, value):
     with pytest.raises(RequestRefused, match=field):
-        Sampling(**{field: value}).check()
+        SamplingParams(**{field: value}).check()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from oarlock.serve.engine.sampling_params import Prompt, RequestRefused, Sampling
+from oarlock.errors import RequestRefused
+from oarlock.sampling.params import SamplingParams
+from oarlock.serve.request import GenerationRequest, Prompt
 from support.scripted_engine import GUARD_S, Script, submit
 
 
@@ -20,21 +22,23 @@ from support.scripted_engine import GUARD_S, Script, submit
 )
 def test_stop_texts_are_found_in_special_tokens(make_engine, stop, text, tokens):
     engine = make_engine(Script(), special={70: "<x>"})
-    ticket, answer = submit(engine, [65], max_tokens=6, stop=stop)
-    assert ticket.wait(GUARD_S) and (answer.text, answer.completion_tokens) == (text, tokens)
+    request, answer = submit(engine, [65], max_tokens=6, stop=stop)
+    assert request.wait(GUARD_S) and (answer.text, answer.completion_tokens) == (text, tokens)
     assert answer.finish_reason == ("length" if "H" in stop[0] else "stop")
-    ticket, answer = submit(engine, [65], max_tokens=6)
-    assert ticket.wait(GUARD_S) and answer.text == "BCDEG" and answer.completion_tokens == 6
+    request, answer = submit(engine, [65], max_tokens=6)
+    assert request.wait(GUARD_S) and answer.text == "BCDEG" and answer.completion_tokens == 6
 
 
 def test_a_stop_text_ends_nothing_before_min_tokens(make_engine):
     engine = make_engine(Script(), special={70: "<x>"})
-    ticket, answer = submit(engine, [65], max_tokens=8, min_tokens=5, stop=("<x>", "I"))
-    assert ticket.wait(GUARD_S) and answer.text == "BCDEGH" and answer.finish_reason == "stop"
+    request, answer = submit(engine, [65], max_tokens=8, min_tokens=5, stop=("<x>", "I"))
+    assert request.wait(GUARD_S) and answer.text == "BCDEGH" and answer.finish_reason == "stop"
 
 
 def ids_of(engine, **prompt):
-    return engine._ticket(Prompt(**prompt), Sampling(), lambda piece: None).prompt_ids
+    asked = GenerationRequest(Prompt(**prompt), SamplingParams())
+    asked.check()
+    return engine.submit(asked.prompt, asked.sampling, lambda chunk: None).prompt_ids
 
 
 def test_raw_prompts_begin_once(make_engine):

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oarlock.errors import RequestRefused
+from oarlock.sampling.params import SamplingParams
 from oarlock.serve.engine.detokenize import Detokenizer, StopFinder
-from oarlock.serve.engine.sampling import Sampler, kept
-from oarlock.serve.engine.sampling_params import RequestRefused, Sampling
+from oarlock.serve.engine.sampler import Sampler, filter_tokens
 
 SCORES = st.lists(st.integers(-40, 40), min_size=1, max_size=40).map(lambda s: np.array(s, np.float32) / 8)
 HOW = st.builds(
-    Sampling,
+    SamplingParams,
     temperature=st.sampled_from([0.3, 1.0, 1.7]),
     top_k=st.integers(0, 12),
     top_p=st.sampled_from([0.05, 0.4, 0.9, 0.999, 1.0]),
@@ -39,10 +40,11 @@ def plain(scores, how):
 @given(scores=SCORES, how=HOW)
 @settings(max_examples=300, deadline=None)
 def test_what_is_kept(scores, how):
-    tokens, masses = kept(scores, how)
+    tokens, masses = filter_tokens(scores, how)
     wanted = plain(scores, how)
     near = abs(
-        np.cumsum(list(plain(scores, Sampling(temperature=how.temperature, top_k=how.top_k)).values())) - how.top_p
+        np.cumsum(list(plain(scores, SamplingParams(temperature=how.temperature, top_k=how.top_k)).values()))
+        - how.top_p
     )
     if how.top_p < 1 and near.min() < 1e-9:
         return  # on the edge rounding decides
@@ -52,8 +54,11 @@ def test_what_is_kept(scores, how):
 
 def test_more_candidates_than_are_looked_at_first():
     scores = np.random.default_rng(0).normal(0, 0.01, 5000).astype(np.float32)
-    how = Sampling(temperature=1.0, top_p=0.9)
-    assert set(kept(scores, how)[0].tolist()) == set(plain(scores, how)) and len(kept(scores, how)[0]) > 4000
+    how = SamplingParams(temperature=1.0, top_p=0.9)
+    assert (
+        set(filter_tokens(scores, how)[0].tolist()) == set(plain(scores, how))
+        and len(filter_tokens(scores, how)[0]) > 4000
+    )
 
 
 @given(
@@ -65,7 +70,7 @@ def test_more_candidates_than_are_looked_at_first():
 )
 @settings(max_examples=200, deadline=None)
 def test_penalties(scores, prompt, repetition, frequency, presence):
-    how = Sampling(repetition_penalty=repetition, frequency_penalty=frequency, presence_penalty=presence)
+    how = SamplingParams(repetition_penalty=repetition, frequency_penalty=frequency, presence_penalty=presence)
     sampler, chosen = Sampler(how, prompt), []
     for _ in range(6):
         expected = scores.astype(np.float64)
@@ -103,7 +108,7 @@ def test_any_number_is_refused_or_chosen_by(scores, fields, top_k, hidden):
     """As requests bring them (float32) and as JSON has them (float64)."""
     if hidden and len(scores) > 1:
         scores[-1] = -np.inf
-    how = Sampling(**fields, top_k=top_k, seed=1)
+    how = SamplingParams(**fields, top_k=top_k, seed=1)
     try:
         how.check()
     except RequestRefused as refused:
@@ -119,33 +124,35 @@ def test_a_penalty_near_nothing_keeps_the_order():
     """Of tokens whose scores leave float32 by it."""
     scores = np.array([2, 7, 5, 30], np.float32)
     for penalty in (1e-38, 1e-30, 1e-45, 5e-324):
-        assert Sampler(Sampling(repetition_penalty=penalty), [0, 2]).choose(scores) in (
+        assert Sampler(SamplingParams(repetition_penalty=penalty), [0, 2]).choose(scores) in (
             {2} if penalty > 1e-300 else {0, 2}
         )
-        assert Sampler(Sampling(repetition_penalty=penalty, temperature=1e-30, seed=1), [0, 2]).choose(scores) in (0, 2)
+        assert Sampler(SamplingParams(repetition_penalty=penalty, temperature=1e-30, seed=1), [0, 2]).choose(
+            scores
+        ) in (0, 2)
 
 
 def test_frequencies_of_samples():
     scores = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
-    sampler = Sampler(Sampling(temperature=1.0, top_p=0.9, seed=5), [])
+    sampler = Sampler(SamplingParams(temperature=1.0, top_p=0.9, seed=5), [])
     found = np.bincount([sampler.choose(scores) for _ in range(4000)], minlength=4) / 4000
     np.testing.assert_allclose(found, np.array([0.5, 0.3, 0.15, 0]) / 0.95, atol=0.03)
-    again = Sampler(Sampling(temperature=1.0, seed=5), []), Sampler(Sampling(temperature=1.0, seed=5), [])
+    again = Sampler(SamplingParams(temperature=1.0, seed=5), []), Sampler(SamplingParams(temperature=1.0, seed=5), [])
     assert [again[0].choose(scores) for _ in range(50)] == [again[1].choose(scores) for _ in range(50)]
 
 
 def test_ends_are_hidden_until_there_are_enough_tokens():
     scores = np.array([3, 2, 1], np.float32)
-    sampler = Sampler(Sampling(min_tokens=2), [], ends=[0])
+    sampler = Sampler(SamplingParams(min_tokens=2), [], ends=[0])
     assert [sampler.choose(scores) for _ in range(4)] == [1, 1, 0, 0]
 
 
 def test_scores_that_are_no_numbers():
     with pytest.raises(ArithmeticError, match="not finite"):
-        Sampler(Sampling(), []).choose(np.array([1, np.nan, 2], np.float32))
+        Sampler(SamplingParams(), []).choose(np.array([1, np.nan, 2], np.float32))
     with pytest.raises(ArithmeticError, match="not finite"):
-        Sampler(Sampling(temperature=1.0), []).choose(np.full(3, -np.inf, np.float32))
-    allowed = Sampler(Sampling(temperature=1.0), []).choose(np.array([-np.inf, 0, -np.inf], np.float32))
+        Sampler(SamplingParams(temperature=1.0), []).choose(np.full(3, -np.inf, np.float32))
+    allowed = Sampler(SamplingParams(temperature=1.0), []).choose(np.array([-np.inf, 0, -np.inf], np.float32))
     assert allowed == 1
 
 
@@ -172,7 +179,7 @@ def test_stop_texts_however_the_text_is_cut(text, stops, places):
         shown += finder.add(piece, hidden=piece[0] == "X")
         assert wanted.startswith(shown), "never past the beginning of a stop text"
     assert finder.found == bool(ends)
-    assert shown + finder.rest() == wanted
+    assert shown + finder.flush() == wanted
 
 
 def test_a_broken_character_before_a_hidden_token_is_shown():
@@ -195,11 +202,17 @@ def test_characters_come_whole(data, wild, places):
     whole = (data + wild).decode("utf-8", "replace")
     if "\ufffd" not in whole:
         assert all("\ufffd" not in piece for piece in pieces)
-    assert "".join(pieces) + detokenizer.rest() == whole
-    assert detokenizer.rest() == ""
+    assert "".join(pieces) + detokenizer.flush() == whole
+    assert detokenizer.flush() == ""
 
 
 def test_a_space_that_begins_a_text_is_not_lost_in_the_middle():
     words = ["▁Hello", "▁world", "", "▁!"]  # as SentencePiece has them; the third is a special token
     detokenizer = Detokenizer(lambda ids: "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" "))
     assert [detokenizer.add(i) for i in range(4)] == ["Hello", " world", "", " !"]
+
+
+def test_a_token_that_the_model_rules_out_stays_so():
+    """A penalty that float32 rounds to 0, by which minus infinity would become NaN."""
+    logits = np.array([0, -np.inf, 1], np.float32)
+    assert Sampler(SamplingParams(repetition_penalty=1e-50), [0, 1]).choose(logits) == 2

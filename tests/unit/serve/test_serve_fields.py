@@ -7,11 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from oarlock.errors import ConfigError
-from oarlock.serve.engine.limits import Settings
-from oarlock.serve.engine.sampling_params import RequestRefused
-from oarlock.serve.triton.fastdeploy_json import in_form_words, read_form
-from oarlock.serve.triton.fields import make_tensor, read_fields
+from oarlock.errors import ConfigError, RequestRefused
+from oarlock.serve.config import EngineConfig
+from oarlock.serve.triton.fastdeploy_json import read_form, use_form_names
+from oarlock.serve.triton.fields import make_tensor, read_request
 
 HI = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
@@ -20,7 +19,7 @@ TOOLS = [{"type": "function", "function": {"name": "f"}}]
 def asked(form):
     """As the streaming model reads what the JSON form asks."""
     tensors, _ = read_form(json.dumps(form).encode())
-    return read_fields(tensors, 10_000)
+    return read_request(tensors, 10_000)
 
 
 def test_a_form_whose_fields_say_nothing():
@@ -49,7 +48,7 @@ def test_numbers_that_do_not_fit_are_no_others():
         with pytest.raises(RequestRefused, match=f"^{name}: .* does not fit a number of"):
             read_form(json.dumps({"text": "x", **form}).encode())
     assert asked({"text": "x", "max_dec_len": 2**31 - 1, "seed": -(2**63)}).sampling.seed == -(2**63)
-    with pytest.raises(RequestRefused, match="temperature has to be a finite number"):
+    with pytest.raises(RequestRefused, match="temperature must be a finite number"):
         asked({"text": "x", "temperature": 1e300}).sampling.check()
 
 
@@ -62,26 +61,28 @@ def test_a_form_with_messages_and_tools():
 
 def test_refusals_name_the_fields_of_the_form():
     said = "max_tokens 9 is too many; give one of text_input, messages and input_ids"
-    assert in_form_words(said) == "max_dec_len 9 is too many; give one of text, messages and input_ids"
+    assert use_form_names(said) == "max_dec_len 9 is too many; give one of text, messages and input_ids"
 
 
 def test_a_default_length_is_no_length():
-    sampling = read_fields({"text_input": make_tensor("text_input", ["x"])}, 100, 16).sampling
+    sampling = read_request({"text_input": make_tensor("text_input", ["x"])}, 100, 16).sampling
     assert (sampling.max_tokens, sampling.default_tokens) == (None, 16)
     sampling.check()
 
 
 def test_tools_are_json():
     text = {"chat": np.array([True]), "text_input": make_tensor("text_input", ["x"])}
-    found = read_fields(text | {"tools": make_tensor("tools", [json.dumps(TOOLS)])}, 1000)
+    found = read_request(text | {"tools": make_tensor("tools", [json.dumps(TOOLS)])}, 1000)
     assert found.prompt.messages == [{"role": "user", "content": "x"}] and found.prompt.tools == TOOLS
     with pytest.raises(RequestRefused, match="tools: not JSON"):
-        read_fields(text | {"tools": make_tensor("tools", ["["])}, 1000)
+        read_request(text | {"tools": make_tensor("tools", ["["])}, 1000)
 
 
 def test_where_special_tokens_are_read():
-    assert Settings.read({}, {}).parse_special_tokens == "prompts"
-    found = Settings.read({"parse_special_tokens": "none", "timeout": "2"}, {"parse_special_tokens": "all"})
+    assert EngineConfig.from_parameters({}, {}).parse_special_tokens == "prompts"
+    found = EngineConfig.from_parameters(
+        {"parse_special_tokens": "none", "timeout": "2"}, {"parse_special_tokens": "all"}
+    )
     assert (found.parse_special_tokens, found.timeout) == ("all", 2.0)
-    with pytest.raises(ConfigError, match="--parse-special-tokens some: it has to be one of prompts, all, none"):
-        Settings.read({"parse_special_tokens": "some"}, {})
+    with pytest.raises(ConfigError, match="--parse-special-tokens some: it must be one of prompts, all, none"):
+        EngineConfig.from_parameters({"parse_special_tokens": "some"}, {})

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer
 
-from oarlock.data.examples.marked_text import MarkedText
 from oarlock.data.templates.chat_template import ChatTemplate, choose_template
 from oarlock.data.tokenizers.load import encode_marked, load_tokenizer, special_spellings
-from oarlock.errors import DataError
-from oarlock.serve.engine.messages import render_prompt
-from oarlock.serve.engine.prompts import begin_tokens, begun, hidden_tokens
-from oarlock.serve.engine.sampling_params import RequestRefused
+from oarlock.errors import DataError, RequestRefused
+from oarlock.serve.engine.loading import ServedModel, find_begin_tokens, find_special_tokens, render_prompt
+from oarlock.serve.request import Prompt
 
 END, USER = "<|endoftext|>", "<|user|>"
 # In the manner of Hermes and Qwen.
@@ -57,11 +56,12 @@ def tokenizer(tiny_tokenizer, tmp_path):
 )
 def test_a_prompt_begins_once_and_does_not_end(tokenizer, before, after):
     made = tokenizer(before, after)
-    begin = begin_tokens(made)
+    begin = find_begin_tokens(made)
     assert begin == tuple(made.convert_tokens_to_ids(list(before)))
 
     def ids(text):
-        return begun(encode_marked(made, [MarkedText(text)])[0].ids, begin)
+        decoder = SimpleNamespace(vocabulary=len(made))
+        return ServedModel("m", decoder, made, None, 64, frozenset(), begin=begin).encode(Prompt(text=text))
 
     plain = Tokenizer.from_str(made.backend_tokenizer.to_str()).encode("river", add_special_tokens=False).ids
     assert ids("river") == [*begin, *plain] == ids("".join(before) + "river")
@@ -70,7 +70,7 @@ def test_a_prompt_begins_once_and_does_not_end(tokenizer, before, after):
 
 def test_hidden_tokens_are_those_that_answers_do_not_show(tokenizer):
     made = tokenizer()
-    hidden = hidden_tokens(made)
+    hidden = find_special_tokens(made)
     assert {END, USER} <= set(hidden.values())
     assert made.decode(list(hidden), skip_special_tokens=True) == ""
     assert [made.convert_tokens_to_ids(text) for text in hidden.values()] == list(hidden)

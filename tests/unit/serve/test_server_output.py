@@ -16,10 +16,10 @@ PACKAGE = Path(__file__).resolve().parents[3] / "llm"
 _SERVER = """
 import subprocess, sys
 from oarlock.environment.console import get_logger
-from oarlock.serve.supervision.process_output import follow, lossy_output
+from oarlock.serve.supervision.process_output import follow, drop_unwritable_output
 
 CHILD = "for i in range(4000): print('x' * 100)"  # more than a pipe holds
-with lossy_output():
+with drop_unwritable_output():
     get_logger("test").info("before")
     child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
     follow(child, "child", lambda: False).join()

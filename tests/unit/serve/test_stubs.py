@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-from oarlock.serve.triton.backend_processes import end_left, is_alive
+from oarlock.serve.triton.backend_processes import is_alive, kill_stragglers
 
 
 def _sleeper() -> subprocess.Popen[bytes]:
@@ -18,7 +18,7 @@ def test_what_is_left_is_killed():
     try:
         gone.kill()
         gone.wait()
-        assert end_left([left.pid, gone.pid], 0.3) == 1
+        assert kill_stragglers([left.pid, gone.pid], 0.3) == 1
         assert left.wait(60) == -signal.SIGKILL
         assert not is_alive(left.pid)
     finally:
@@ -27,5 +27,5 @@ def test_what_is_left_is_killed():
 
 def test_what_ends_by_itself_is_waited_for():
     ends = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
-    assert end_left([ends.pid], 600) == 0
+    assert kill_stragglers([ends.pid], 600) == 0
     assert ends.wait(60) == 0

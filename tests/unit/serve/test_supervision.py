@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,14 @@ from hypothesis import strategies as st
 from oarlock.cli.main import main
 from oarlock.environment.processes import Peer
 from oarlock.errors import ConfigError, EnvironmentProblem, OarlockError
-from oarlock.serve.front.options import Ports
+from oarlock.serve.config import FrontConfig
 from oarlock.serve.supervision import restarting_process as part_module
-from oarlock.serve.supervision.admin_client import find_server, order
+from oarlock.serve.supervision.admin_client import find_server, send_order
 from oarlock.serve.supervision.admin_socket import AdminServer
-from oarlock.serve.supervision.guardian import clear_up
+from oarlock.serve.supervision.guardian import clean_up
 from oarlock.serve.supervision.listening import Listening
-from oarlock.serve.supervision.private_memory import SHARED_MEMORY, close_memory, memory_filter
-from oarlock.serve.supervision.restarting_process import LONGEST_PAUSE, Part
+from oarlock.serve.supervision.private_memory import SHARED_MEMORY, close_memory, make_memory_filter
+from oarlock.serve.supervision.restarting_process import LONGEST_PAUSE, RestartingProcess
 from oarlock.serve.supervision.run_folder import make_run_folder
 from oarlock.serve.triton.served_repository import make_served_tree
 from oarlock.triton_repository.config_pbtxt import read_triton_config
@@ -48,33 +49,33 @@ def free_port():
 def test_pauses_grow_and_begin_anew_after_a_healthy_minute(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(part_module.time, "monotonic", lambda: now[0])
-    part = Part("it", lambda: subprocess.Popen(["true"], text=True))
+    part = RestartingProcess("it", lambda: subprocess.Popen(["true"], text=True))
     part.start()
     pauses = []
     for _ in range(10):
         part.process.wait()
         pauses.append(part.note_end())
-        assert part.waits and not part.start_again_if_due()
+        assert part.waits and not part.restart_if_due()
         now[0] += pauses[-1]
-        assert part.start_again_if_due() and not part.waits
+        assert part.restart_if_due() and not part.waits
     assert pauses == [min(0.2 * 2**i, LONGEST_PAUSE) for i in range(10)] and part.restarts == 10
     part.note_up()
     now[0] += 59
     assert part.note_end() == LONGEST_PAUSE
     now[0] += 30
-    assert part.start_again_if_due()
+    assert part.restart_if_due()
     part.note_up()
     now[0] += 61
     assert part.note_end() == 0.2
     part.kill()
 
 
-def test_how_it_ended():
-    part = Part("it", lambda: subprocess.Popen(["sleep", "600"], text=True))
+def test_describe_end():
+    part = RestartingProcess("it", lambda: subprocess.Popen(["sleep", "600"], text=True))
     part.start()
     assert part.runs
     part.kill()
-    assert not part.runs and part.how_it_ended() == "signal 9"
+    assert not part.runs and part.describe_end() == "signal 9"
 
 
 def test_a_guardian_ends_the_last_session_it_was_told_of():
@@ -84,7 +85,7 @@ def test_a_guardian_ends_the_last_session_it_was_told_of():
     guardian = [sys.executable, "-m", "oarlock.serve.supervision.guardian", prefix]
     subprocess.run(guardian, input=f"{first.pid}\n0\n{last.pid}\n", text=True, check=True, timeout=60)
     assert last.wait(60) == -9 and first.poll() is None and not (SHARED_MEMORY / f"{prefix}a").exists()
-    clear_up({first.pid}, prefix, [])
+    clean_up({first.pid}, prefix, [])
     assert first.wait(60) == -9
 
 
@@ -109,7 +110,7 @@ print(oct(os.fstat(file).st_mode & 0o777))
 """
     try:
         run = subprocess.run(
-            [sys.executable, "-c", code], preexec_fn=memory_filter(), capture_output=True, text=True, check=True
+            [sys.executable, "-c", code], preexec_fn=make_memory_filter(), capture_output=True, text=True, check=True
         )
         assert run.stdout.split() == ["refused", "0o600", "0o400"]
         (SHARED_MEMORY / name).chmod(0o644)
@@ -120,19 +121,21 @@ print(oct(os.fstat(file).st_mode & 0o777))
 
 
 def test_ports_are_opened_once_and_taken_ones_are_said():
-    ports = Ports(free_port(), free_port(), free_port(), free_port())
-    listening = Listening("127.0.0.1", ports)
+    config = FrontConfig(
+        openai_port=free_port(), rest_port=free_port(), grpc_port=free_port(), metrics_port=free_port()
+    )
+    listening = Listening(config)
     assert set(listening.descriptors) == {"openai", "rest", "grpc", "metrics"}
-    with socket.create_connection(("127.0.0.1", ports.rest), timeout=5):  # waits for a front
+    with socket.create_connection(("127.0.0.1", config.rest_port), timeout=5):  # waits for a front
         pass
     with pytest.raises(EnvironmentProblem, match=r"--port \d+ on 127.0.0.1: the port is taken"):
-        Listening("127.0.0.1", Ports(free_port(), free_port(), free_port(), ports.openai))
+        Listening(replace(config, rest_port=free_port(), grpc_port=free_port(), metrics_port=free_port()))
     listening.close()
-    Listening("127.0.0.1", ports).close()
+    Listening(config).close()
     with pytest.raises(ConfigError, match="--metrics-port 5: --grpc-port has the same port"):
-        Listening("127.0.0.1", Ports(5, 6, 5, free_port()))
-    with pytest.raises(ConfigError, match="--rest-port 70000: it has to be from 1 to 65535"):
-        Listening("127.0.0.1", Ports(free_port(), 70000, 7, free_port()))
+        Listening(replace(config, grpc_port=5, rest_port=6, metrics_port=5))
+    with pytest.raises(ConfigError, match="--rest-port 70000: it must be from 1 to 65535"):
+        Listening(replace(config, rest_port=70000))
 
 
 def test_the_folder_of_a_server(tmp_path, monkeypatch):
@@ -170,14 +173,14 @@ def test_orders(admin):
     path, done, _ = admin
     threads = threading.active_count()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert order(path, "do", "m") == {"text": "did m"} and done == ["m"]
+    assert send_order(path, "do", "m") == {"text": "did m"} and done == ["m"]
     for name, words in (("fail", "no m"), ("else", "there is no 'else'"), ("crash", "ZeroDivisionError: a fault")):
         with pytest.raises(OarlockError, match=words):
-            order(path, name, "m")
+            send_order(path, name, "m")
     with pytest.raises(EnvironmentProblem, match="no server answers there"):
-        order(path.with_name("none"), "do")
+        send_order(path.with_name("none"), "do")
     for _ in range(20):
-        assert order(path, "do", "again") == {"text": "did again"}
+        assert send_order(path, "do", "again") == {"text": "did again"}
     assert threading.active_count() < threads + 10
 
 
@@ -201,7 +204,7 @@ def test_clients_that_say_nothing_or_too_much_hold_up_nobody(admin):
     with socket.socket(socket.AF_UNIX) as loud, contextlib.suppress(OSError):
         loud.connect(str(path))
         loud.sendall(b"x" * 100_000)
-    assert order(path, "do", "m") == {"text": "did m"}
+    assert send_order(path, "do", "m") == {"text": "did m"}
     for one in silent:
         one.close()
     deadline = time.monotonic() + 60
@@ -213,20 +216,22 @@ def test_clients_that_say_nothing_or_too_much_hold_up_nobody(admin):
 def test_other_users_are_not_served(admin, monkeypatch):
     path, done, _ = admin
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    monkeypatch.setattr("oarlock.serve.supervision.admin_socket.peer_of", lambda _: Peer(1, 54321))
+    monkeypatch.setattr("oarlock.serve.supervision.admin_socket.find_peer", lambda _: Peer(1, 54321))
     with pytest.raises(OarlockError, match="only from its own user"):
-        order(path, "do", "m")
+        send_order(path, "do", "m")
     assert not done
 
 
 def test_the_server_is_found_where_there_is_one(admin, monkeypatch, capsys):
     path, _, _ = admin
-    monkeypatch.setattr("oarlock.serve.supervision.admin_client.admin_sockets", lambda: [path.with_name("dead"), path])
+    monkeypatch.setattr(
+        "oarlock.serve.supervision.admin_client.find_admin_sockets", lambda: [path.with_name("dead"), path]
+    )
     assert find_server(None) == path
-    monkeypatch.setattr("oarlock.serve.supervision.admin_client.admin_sockets", lambda: [path, path])
+    monkeypatch.setattr("oarlock.serve.supervision.admin_client.find_admin_sockets", lambda: [path, path])
     with pytest.raises(ConfigError, match="2 servers run here"):
         find_server(None)
-    monkeypatch.setattr("oarlock.serve.supervision.admin_client.admin_sockets", list)
+    monkeypatch.setattr("oarlock.serve.supervision.admin_client.find_admin_sockets", list)
     with pytest.raises(SystemExit) as ended:
         main(["admin", "status"])
     assert ended.value.code == 2 and "no server of this user runs here" in capsys.readouterr().err
@@ -246,7 +251,7 @@ def test_the_server_is_found_where_there_is_one(admin, monkeypatch, capsys):
         (["--admin-key-file", "x"], "oarlock admin reload"),
         (["--tls-key", "x"], "--tls-certificate and --tls-key go together"),
         (["--api-key-file", "/nowhere/keys"], "/nowhere/keys"),
-        (["--max-open", "-1"], "--max-open -1: it has to be"),
+        (["--max-open", "-1"], "must lie in [0, 2147483647]"),
     ],
 )
 def test_flags_are_checked_first(tmp_path, capsys, words, said):
@@ -304,8 +309,8 @@ def test_triton_is_shown_our_code_and_their_data(repository, tmp_path):
     ("model", "text", "words"),
     [
         ("oarlock", 'backend: "onnxruntime"', "backend"),
-        ("oarlock_infer", "instance_group [ { count: 100000 } ]", "it has to be 1 to 256 in all"),
-        ("oarlock_infer", "instance_group [ { count: -3 } ]", "it has to be 1 to 256 in all"),
+        ("oarlock_infer", "instance_group [ { count: 100000 } ]", "it must be 1 to 256 in all"),
+        ("oarlock_infer", "instance_group [ { count: -3 } ]", "it must be 1 to 256 in all"),
         ("evil", 'name: "evil"', "not a model of `oarlock export --target triton`"),
     ],
 )

@@ -61,14 +61,14 @@ def relay(monkeypatch):
     monkeypatch.delitem(sys.modules, "oarlock.serve.triton.relay", raising=False)
     module = importlib.import_module("oarlock.serve.triton.relay")
     model = module._Relay()
-    monkeypatch.setattr(model, "_look", lambda: None, raising=False)
+    monkeypatch.setattr(model, "_watch", lambda: None)
     model.initialize({"model_config": '{"parameters": {"engine": {"string_value": "oarlock"}}}'})
     yield model, triton
     monkeypatch.delitem(sys.modules, "oarlock.serve.triton.relay", raising=False)
 
 
 def ask(model, is_cancelled):
-    with model._asked([], is_cancelled) as responses:
+    with model._ask([], is_cancelled) as responses:
         return list(responses)
 
 

@@ -43,7 +43,7 @@ TOKENIZERS: dict[str, tuple[Any, str]] = {
     "holes": (_vocab(zzq=2**24), "leaves out most of those below it"),
     "negative": (_vocab(zzq=-1), "greater than or equal to 0"),
     "doubled id": (_vocab(zzq=5), "have the same id, 5"),
-    "vocab of texts": (_vocab(zzq="5"), "must be a whole number"),  # type: ignore[arg-type]
+    "vocab of texts": (_vocab(zzq="5"), "must be an integer"),  # type: ignore[arg-type]
     "added id": (_added(id=10**9), "added_tokens"),
     "added twice": (_added(id=0), "two of them have the same id"),
     "added without content": (lambda c: c["added_tokens"].append({"id": 600, **AT}), "content is missing"),
@@ -130,11 +130,11 @@ def test_settings_for_padding_and_truncation_allocate_nothing(tokenizer_folder, 
         ("tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": {}}}}, "added_tokens_decoder"),
         ("tokenizer_config.json", {"model_input_names": 5}, "model_input_names must be a list"),
         ("tokenizer_config.json", {"padding_side": "__class__"}, "padding_side must be 'left' or 'right'"),
-        ("tokenizer_config.json", {"tokenizer_class": ["x"]}, "tokenizer_class must be a text"),
+        ("tokenizer_config.json", {"tokenizer_class": ["x"]}, "tokenizer_class must be a string"),
         ("tokenizer_config.json", {"additional_special_tokens": [[]]}, "additional_special_tokens"),
         ("added_tokens.json", {"<x>": 10**9}, "less than or equal"),
         ("added_tokens.json", {"<x>": 5, "<y>": 5}, "two tokens have the same id"),
-        ("added_tokens.json", {"<x>": "5"}, "must be a whole number"),
+        ("added_tokens.json", {"<x>": "5"}, "must be an integer"),
     ],
 )
 def test_what_is_beside_a_tokenizer_is_typed(tokenizer_folder, tmp_path, file, content, words):
@@ -191,7 +191,7 @@ def test_paddlenlps_classes_get_nothing_that_was_not_checked(tmp_path, monkeypat
         load_tokenizer(str(folder))
     (folder / "special_tokens_map.json").unlink()
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\nb\n")  # its ids lie beyond its size
-    with pytest.raises(ModelError, match=r"a token stands twice in vocab\.txt"):
+    with pytest.raises(ModelError, match=r"a token appears twice in vocab\.txt"):
         load_tokenizer(str(folder))
 
 

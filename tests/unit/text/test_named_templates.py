@@ -67,7 +67,7 @@ def test_named_templates_by_transformers_rules(tiny_tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="is one of the tokenizer's own, but --chat_template is plain"):
         choose_template("plain", only, "messages", name="rag")
     for wrong in ([{"name": "../x", "template": "y"}], [1], 7, [{"name": "a"}]):
-        with pytest.raises(ConfigError, match="chat_template must be a text, or a list of objects"):
+        with pytest.raises(ConfigError, match="chat_template must be a string, or a list of objects"):
             own_templates(load_tokenizer(str(folder(f"wrong{len(str(wrong))}", wrong, {}))))
 
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from oarlock.environment.cpu import _cgroup_quota, available_cores, thread_share
+from oarlock.environment.cpu import _cgroup_quota, available_cores, choose_num_threads
 
 # threads
 
@@ -14,13 +14,13 @@ from oarlock.environment.cpu import _cgroup_quota, available_cores, thread_share
 def test_share_of_the_cores(monkeypatch):
     for name in ("OMP_NUM_THREADS", "PADDLE_LOCAL_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert thread_share() == available_cores() and thread_share(3) == 3
+    assert choose_num_threads() == available_cores() and choose_num_threads(3) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert thread_share() == 1
+    assert choose_num_threads() == 1
     monkeypatch.setenv("PADDLE_LOCAL_SIZE", "2")
-    assert thread_share() == max(1, available_cores() // 2)
+    assert choose_num_threads() == max(1, available_cores() // 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert thread_share() == 5
+    assert choose_num_threads() == 5
 
 
 @pytest.mark.parametrize(("text", "expected"), [("150000 100000", 1.5), ("max 100000", None)])

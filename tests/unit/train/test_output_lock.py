@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers import LLM
-from oarlock.environment.processes import started_at
+from oarlock.environment.processes import process_start_time
 from oarlock.errors import EnvironmentProblem
 from oarlock.train.output import lock
 from oarlock.train.output.lock import LOCK_FILE, acquire_lock, current_lock, hold_output_lock
@@ -93,7 +93,7 @@ def test_a_number_that_another_process_has_now_is_no_holder(tmp_path, without_ke
     me = Holder.this_process(0)
     write_lock(tmp_path, host=me.host, pid=os.getppid(), process_start=1)
     acquire_lock(tmp_path).release()
-    write_lock(tmp_path, host=me.host, pid=os.getppid(), process_start=started_at(os.getppid()))
+    write_lock(tmp_path, host=me.host, pid=os.getppid(), process_start=process_start_time(os.getppid()))
     with pytest.raises(EnvironmentProblem, match=f"process {os.getppid()} on"):
         acquire_lock(tmp_path)
 

@@ -12,7 +12,7 @@ from oarlock.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class AdminOptions:
-    """What to do with which model of which server."""
+    """Options of `oarlock admin`."""
 
     order: str = positional(choices=("status", "reload", "load", "unload", "keys"))
     """status: print the state as JSON; reload: load the model again from its folder while the old one still answers;
@@ -24,13 +24,13 @@ class AdminOptions:
 
 
 def _run(options: AdminOptions) -> int:
-    from oarlock.serve.supervision.admin_client import find_server, order
+    from oarlock.serve.supervision.admin_client import find_server, send_order
 
     if options.order in ("load", "unload") and not options.model:
         raise ConfigError(f"oarlock admin {options.order}: name the model")
     if options.order in ("status", "keys") and options.model:
         raise ConfigError(f"oarlock admin {options.order} takes no model")
-    answer = order(find_server(options.socket), options.order, options.model)
+    answer = send_order(find_server(options.socket), options.order, options.model)
     print(answer["text"] if "text" in answer else json.dumps(answer, indent=1))
     return 0
 

@@ -11,7 +11,7 @@ from oarlock.environment.paddle_import import import_paddle
 
 @dataclass(frozen=True, kw_only=True)
 class AskOptions:
-    """Which model answers which questions."""
+    """Options of `oarlock ask`."""
 
     model: str = positional(metavar="DIR")
     """Model folder or adapter folder."""
@@ -25,7 +25,7 @@ class AskOptions:
 
 def _run(options: AskOptions) -> int:
     import_paddle()
-    from oarlock.models.ask import ask_model
+    from oarlock.models.generate import ask_model
 
     for question, answer in ask_model(options.model, options.question, options.max_new_tokens, options.base):
         print(f"Q: {question.replace(chr(10), ' / ')}\nA: {answer}")

@@ -6,25 +6,40 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oarlock.cli.flags import Command, flag, positional
 from oarlock.environment.paddle_import import import_paddle
-from oarlock.errors import EXIT_FAILED, ConfigError, OarlockError, report
+from oarlock.errors import EXIT_FAILED, ConfigError, OarlockError, RequestRefused, report
 from oarlock.files import holds_adapter
+from oarlock.sampling.markdown import describe_options
+from oarlock.sampling.params import OPTIONS, SamplingOption, SamplingParams
 
 if TYPE_CHECKING:
     from oarlock.serve.chat import Chat
 
 _HELP = "/reset starts a new conversation, /quit leaves; Ctrl-C stops an answer"
-_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
+
+
+def _sampling_flag(option: SamplingOption) -> tuple[str, Any, Any]:
+    """A flag for a sampling parameter, without a value unless it is given."""
+    help = describe_options()[option.name]
+    if option.in_generation_config:
+        help += f" Default: the model's generation_config.json, else {option.default:g}."
+    if option.is_list:
+        return option.name, tuple[option.kind, ...], flag((), metavar="TEXT", help=f"{help} Can be repeated.")  # type: ignore[name-defined]
+    return option.name, option.kind | None, flag(None, help=help)
+
+
+CHAT_OPTIONS = {name: option for name, option in OPTIONS.items() if option.in_chat}
+_SamplingFlags: Any = make_dataclass("_SamplingFlags", map(_sampling_flag, CHAT_OPTIONS.values()), frozen=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions:
-    """With which model to talk, and how it chooses its words."""
+class ChatOptions(_SamplingFlags):
+    """Options of `oarlock chat`."""
 
     model: str = positional(metavar="DIR")
     """Model folder or adapter folder."""
@@ -32,38 +47,18 @@ class ChatOptions:
     """LoRA adapter of the model."""
     system: str = flag("", metavar="TEXT")
     """System message at the start of the conversation."""
-    temperature: float | None = flag(None)
-    """0 always takes the most likely token. Default: the model's generation_config.json, else 0."""
-    top_p: float | None = flag(None)
-    """Sample from the most likely tokens with this total probability. Default: generation_config.json, else 1."""
-    top_k: int | None = flag(None)
-    """Sample from this many most likely tokens; 0 for all. Default: generation_config.json, else 0."""
-    repetition_penalty: float | None = flag(None)
-    """Penalise repeated tokens (> 1); 1 disables. Default: generation_config.json, else 1."""
-    seed: int | None = flag(None)
-    """Random seed for sampling."""
-    max_tokens: int | None = flag(None)
-    """Longest answer in tokens. Default: as many as fit in the context."""
     parse_special_tokens: bool = flag(False)
     """Special tokens that you spell out become special tokens. By default they are plain text."""
-    stop: tuple[str, ...] = flag((), metavar="TEXT")
-    """Text that ends an answer. Can be repeated."""
 
 
 def _run(options: ChatOptions) -> int:
-    from oarlock.serve.engine.sampling_params import Limits, RequestRefused, Sampling
+    from oarlock.serve.config import EngineConfig
 
-    given = {name: value for name in _SAMPLING if (value := getattr(options, name)) is not None}
-    sampling = Sampling(
-        max_tokens=options.max_tokens,
-        seed=options.seed,
-        stop=options.stop,
-        given=frozenset(given),
-        **given,
-    )
+    given = {name: value for name in CHAT_OPTIONS if (value := getattr(options, name)) not in (None, ())}
+    sampling = SamplingParams(**given, given=frozenset(given))
     try:
         sampling.check()
-    except RequestRefused as error:  # of flags, here
+    except RequestRefused as error:  # here it is about flags
         raise ConfigError(str(error)) from error
     import_paddle()
     from oarlock.serve.chat import Chat
@@ -71,14 +66,17 @@ def _run(options: ChatOptions) -> int:
 
     with (
         tempfile.TemporaryDirectory(prefix="oarlock-chat-") as place,
-        contextlib.redirect_stdout(sys.stderr),  # what is said in loading is no answer
+        contextlib.redirect_stdout(sys.stderr),  # log lines of loading are not answers
     ):
-        model, adapter = _folders(options.model, options.adapter, Path(place))
+        model, adapter = _find_folders(options.model, options.adapter, Path(place))
         engine = Engine.load(
             model,
             {"chat": adapter} if adapter else {},
-            Limits(max_tokens=2**31, seconds=float("inf")),
-            "all" if options.parse_special_tokens else "prompts",
+            EngineConfig(
+                max_tokens=2**31,
+                timeout=float("inf"),
+                parse_special_tokens="all" if options.parse_special_tokens else "prompts",
+            ),
         )
     try:
         return talk(Chat(engine, sampling, options.system, "chat" if adapter else None))
@@ -86,22 +84,22 @@ def _run(options: ChatOptions) -> int:
         engine.close(drain=False)
 
 
-def _folders(model: str, adapter: str | None, place: Path) -> tuple[str, Path | None]:
-    """Model and adapter; of an adapter folder alone, the base it was trained on with the adapter's own template."""
-    from oarlock.peft.adapter_base import find_base, with_texts_of
+def _find_folders(model: str, adapter: str | None, place: Path) -> tuple[str, Path | None]:
+    """Find the folders of model and adapter. For an adapter alone, that is its base with the adapter's own template."""
+    from oarlock.peft.adapter_base import add_texts_of, find_base
     from oarlock.peft.open_adapter import open_lora
 
     if adapter is None and holds_adapter(model):
         found = open_lora(model, "talked with")
         base = find_base(found, f"Name it: oarlock chat BASE --adapter {model}")
-        return str(with_texts_of(found.folder, base, place)), found.folder
+        return str(add_texts_of(found.folder, base, place)), found.folder
     return model, Path(adapter) if adapter else None
 
 
 def talk(chat: Chat) -> int:
-    """Answer the lines of standard input until it ends; whether one of them could not be answered is the exit code."""
+    """Answer the lines of standard input until it ends. The exit code says whether an answer failed."""
     failed = False
-    for line in _lines():
+    for line in _read_lines():
         if line == "/quit":
             break
         if line == "/reset":
@@ -127,12 +125,12 @@ def _answer(chat: Chat, line: str) -> bool:
         return False
     print(flush=True)
     if chat.dropped > dropped:
-        print(f"(the context is full: the first {chat.dropped} question(s) are forgotten)", file=sys.stderr)
+        print(f"(the context is full: the first {chat.dropped} question(s) were dropped)", file=sys.stderr)
     return True
 
 
-def _lines() -> Iterator[str]:
-    """Of a person with a prompt, or of a pipe."""
+def _read_lines() -> Iterator[str]:
+    """Read lines from a terminal, with a prompt, or from a pipe."""
     if not sys.stdin.isatty():
         yield from (line.rstrip("\r\n") for line in sys.stdin)
         return

@@ -14,7 +14,7 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions:
-    """Which checkpoint, and how much of it."""
+    """Options of `oarlock checkpoint inspect`."""
 
     folder: str = positional(metavar="DIR")
     """Folder of the checkpoint."""
@@ -31,7 +31,7 @@ def _inspect(options: InspectOptions) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """Which checkpoints."""
+    """Options of `oarlock checkpoint verify`."""
 
     folder: tuple[str, ...] = positional(metavar="DIR")
     """Folders of checkpoints."""
@@ -60,7 +60,7 @@ def _verify(options: VerifyOptions) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ConsolidateOptions(ShardSize):
-    """From where to where."""
+    """Options of `oarlock checkpoint consolidate`."""
 
     folder: str = positional(metavar="DIR")
     """Folder of the checkpoint."""

@@ -13,7 +13,7 @@ from oarlock.cli.weight_flags import WeightFlags
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertFlags(WeightFlags):
-    """From where to where."""
+    """Options of `oarlock convert`."""
 
     to: str = flag(choices=("hf", "paddle"))
     """Layout of the result."""
@@ -24,7 +24,7 @@ class ConvertFlags(WeightFlags):
 
 
 def _run(options: ConvertFlags) -> int:
-    convert_model(options.input, options.output, cast(Any, options.to), **options.weight_arguments())
+    convert_model(options.input, options.output, cast(Any, options.to), **options.to_arguments())
     return 0
 
 

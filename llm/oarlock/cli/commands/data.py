@@ -21,7 +21,7 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainDataOptions:
-    """Which texts become which corpus."""
+    """Options of `oarlock data pretrain`."""
 
     input: tuple[str, ...] = flag(metavar="PATH", several=True)
     """txt, jsonl, json, csv, tsv or parquet files (also .gz, .zst), or folders of them."""
@@ -67,7 +67,7 @@ def _pretrain(options: PretrainDataOptions) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordOptions:
-    """How fine-tuning data is read: options of the configuration."""
+    """Options of the configuration that say how fine-tuning data is read."""
 
     src_length: int = config_flag(FinetuneDataSection, "src_length")
     tgt_length: int = config_flag(FinetuneDataSection, "tgt_length")
@@ -86,7 +86,7 @@ class RecordOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowOptions(RecordOptions):
-    """Which examples to print."""
+    """Options of `oarlock data show`."""
 
     path: str | None = positional(None)
     """Corpus prefix or folder, or fine-tuning file or folder. Default: the embedded instructions."""
@@ -116,7 +116,7 @@ def _show(options: ShowOptions) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(RecordOptions):
-    """Which data to count."""
+    """Options of `oarlock data check`."""
 
     path: str | None = positional(None)
     """Fine-tuning file, folder or hub name. Default: the embedded instructions."""
@@ -140,7 +140,7 @@ def _check(options: CheckOptions) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedOptions:
-    """Where to put the embedded data."""
+    """Options of `oarlock data embedded`."""
 
     output: str = flag(metavar="DIR")
     """Folder to write."""

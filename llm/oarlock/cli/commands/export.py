@@ -18,7 +18,7 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFlags(WeightFlags):
-    """What is exported for which server, or which export is checked."""
+    """Options of `oarlock export`."""
 
     model: str = flag("", metavar="DIR")
     """Model folder or hub name. Default: the base of the adapter."""
@@ -54,7 +54,7 @@ def _run(options: ExportFlags) -> int:
         adapters=options.adapter,
         name=options.name,
         keep_adapters=options.keep_adapter,
-        **options.weight_arguments(),
+        **options.to_arguments(),
     )
     return 0
 
@@ -67,7 +67,7 @@ def _check(options: ExportFlags, folder: Path) -> int:
     server = options.server or guess_server(folder)
     findings = check_export(folder, server, hashes=options.hashes)
     for finding in findings:
-        print(finding.text())
+        print(finding.to_line())
     found = f"{len(findings)} problem{'s' * (len(findings) != 1)} found" if findings else "no problems found"
     logger.info(f"{folder}, checked by the rules of {server}: {found}")
     return EXIT_FAILED if findings else 0

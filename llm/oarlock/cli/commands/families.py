@@ -6,9 +6,9 @@ from oarlock.cli.flags import Command, NoOptions
 
 
 def _run(_: NoOptions) -> int:
-    from oarlock.parallel.family_rules import families_table
+    from oarlock.families.registry import make_families_table
 
-    print(families_table())
+    print(make_families_table())
     return 0
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oarlock.cli.flags import Command, positional
+from oarlock.config.recipes import find_recipe
 from oarlock.launch.options import LaunchOptions
-from oarlock.package_files import ENTRYPOINTS, entrypoint_script
+from oarlock.package_files import ENTRYPOINTS, find_entrypoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchFlags(LaunchOptions):
-    """The options of a launch, and the script to start."""
+    """Options of `oarlock launch`, and the script to start."""
 
     script: str = positional(metavar="SCRIPT")
     """pretrain, finetune, or the path of a script with their options."""
@@ -22,8 +23,12 @@ class LaunchFlags(LaunchOptions):
 def _run(options: LaunchFlags) -> int:
     from oarlock.launch.run import launch
 
-    script = str(entrypoint_script(options.script)) if options.script in ENTRYPOINTS else options.script
-    return launch(options, script, options.arguments)
+    script, arguments = options.script, options.arguments
+    if script in ENTRYPOINTS:
+        script = str(find_entrypoint(script))
+        if arguments and not arguments[0].startswith("-"):
+            find_recipe(arguments[0])  # a wrong name is an error here, before ranks start
+    return launch(options, script, arguments)
 
 
 COMMAND = Command(

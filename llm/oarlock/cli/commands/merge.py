@@ -12,7 +12,7 @@ from oarlock.cli.weight_flags import WeightFlags
 
 @dataclass(frozen=True, kw_only=True)
 class MergeFlags(WeightFlags):
-    """Which adapters are added to which base, and where the result goes."""
+    """Options of `oarlock merge`."""
 
     model: str | None = flag(None, metavar="BASE")
     """Folder or hub name of the base. Default: where it was in training."""
@@ -30,7 +30,7 @@ def _run(options: MergeFlags) -> int:
         options.output,
         model=options.model,
         weights=options.weight,
-        **options.weight_arguments(),
+        **options.to_arguments(),
     )
     return 0
 

@@ -12,7 +12,7 @@ from oarlock.files import write_json
 
 @dataclass(frozen=True, kw_only=True)
 class RehearseOptions:
-    """What to rehearse, and how."""
+    """Options of `oarlock rehearse`."""
 
     ranks: int | None = flag(None)
     """Processes. Default: as many as the launcher flags of the command ask for."""

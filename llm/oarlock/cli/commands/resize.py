@@ -14,7 +14,7 @@ from oarlock.files import require_empty
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeOptions(ShardSize):
-    """Which model grows for which tokenizer."""
+    """Options of `oarlock resize`."""
 
     input: str = flag(metavar="DIR")
     """Model folder in either layout, or a hub name."""
@@ -33,10 +33,10 @@ def _run(options: ResizeOptions) -> int:
     require_empty(output)
     import_paddle()
     set_paddlenlp_log_level("error")
-    from oarlock.hub.model_names import local_folder
+    from oarlock.model_config.model_folder import find_model_folder
     from oarlock.models.resize import resize_embedding
 
-    model = local_folder(options.input, with_weights=True, allow_pickle=allow_pickle)
+    model = find_model_folder(options.input, with_weights=True, allow_pickle=allow_pickle)
     resize_embedding(model, options.tokenizer, output, options.multiple_of, options.shard_bytes, allow_pickle)
     return 0
 

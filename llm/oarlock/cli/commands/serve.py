@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from oarlock.cli.flags import Command, flag, positional
 from oarlock.config.options import between
 from oarlock.environment.console import get_logger
-from oarlock.errors import ConfigError
+from oarlock.errors import ConfigError, EnvironmentProblem
 from oarlock.files import holds_adapter, keep_private
-from oarlock.serve.engine.limits import Settings
-from oarlock.serve.engine.prompts import PARSINGS
+from oarlock.serve.config import ENGINE_SETTINGS, PARSINGS, EngineConfig, FrontConfig, ServeConfig, TritonConfig
 from oarlock.serve.front.keys import KeySource, take_keys_of_environment
-from oarlock.serve.front.options import Ports
 from oarlock.serve.front.tls import check_certificate
-from oarlock.serve.options import ServeOptions
-from oarlock.serve.supervision.process_output import lossy_output
+from oarlock.serve.supervision.process_output import drop_unwritable_output
 
 logger = get_logger(__name__)
 
@@ -31,13 +28,14 @@ _REMOVED = {
     "triton_host": "Triton has no port any more: --host is the address of all four",
     "admin_key_file": "models are loaded by `oarlock admin reload`, through a socket of the server's own user",
 }
+_PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "grpc": "grpcio", "tritonclient": "tritonclient[grpc]"}
 _NOT_NEGATIVE = between(0, (1 << 31) - 1)
 _LIMITS = "limits of requests (default: those of the export's config.pbtxt)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeFlags:
-    """What is served, where, and for whom."""
+    """Options of `oarlock serve`."""
 
     folder: Path = positional(metavar="DIR")
     """Export of `--target triton`, model folder, or LoRA adapter folder."""
@@ -98,68 +96,76 @@ class ServeFlags:
 
 def _run(flags: ServeFlags) -> int:
     keep_private()
-    # It asks a running server for its keys, and would end one that still exports, which leaves the export behind.
+    # A running server reads its keys again on SIGHUP. Earlier the signal would end the program during the export.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with lossy_output():
+    with drop_unwritable_output():
         return _serve_folder(flags)
 
 
 def _serve_folder(flags: ServeFlags) -> int:
-    folder, options, adapters = flags.folder, _options(flags), _adapters(flags.adapter)
+    folder, (config, keys), adapters = flags.folder, _configure(flags), _adapters(flags.adapter)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder")
     if not adapters and holds_adapter(folder):
-        return _serve_adapter(folder, options)
+        return _serve_adapter(folder, config, keys)
     if not (folder / "config.json").is_file():
         if adapters:
             raise ConfigError("--adapter goes with a model folder; an export has its adapters inside")
-        return _start(options)
+        return _start(config, keys)
     logger.info(f"{folder} is a model folder: exporting it for Triton first")
-    return _serve_model(folder, adapters, options)
+    return _serve_model(folder, adapters, config, keys)
 
 
-def _options(flags: ServeFlags) -> ServeOptions:
-    """The options, checked as far as possible before a model is exported or loaded."""
-    given = {item.name: getattr(flags, item.name) for item in fields(Settings)}
-    limits = {name: value for name, value in given.items() if value is not None}
-    Settings(**limits)  # refuses what is out of range
+def _configure(flags: ServeFlags) -> tuple[ServeConfig, KeySource]:
+    """The configuration, checked as far as possible before a model is exported or loaded."""
+    settings = {name: value for name in ENGINE_SETTINGS if (value := getattr(flags, name)) is not None}
+    EngineConfig(**settings).check()
     if (flags.tls_certificate is None) != (flags.tls_key is None):
         raise ConfigError("--tls-certificate and --tls-key go together")
     if flags.tls_certificate and flags.tls_key:
         check_certificate(flags.tls_certificate, flags.tls_key)
     keys = KeySource(flags.api_key_file, take_keys_of_environment())
     keys.read()
-    return ServeOptions(
-        repository=flags.folder,
-        host=flags.host,
-        ports=Ports(flags.grpc_port, flags.rest_port, flags.metrics_port, flags.port),
-        limits=limits,
-        max_open=flags.max_open,
-        max_open_per_client=flags.max_open_per_client,
-        allowed_hosts=flags.allowed_host,
-        cors_origins=flags.cors_origin,
-        keys=keys,
-        tls_certificate=flags.tls_certificate,
-        tls_key=flags.tls_key,
-        start_seconds=flags.start_seconds,
+    config = ServeConfig(
+        triton=TritonConfig(
+            repository=str(flags.folder),
+            settings=settings,
+            start_seconds=flags.start_seconds,
+            verbose=flags.verbose,
+        ),
+        front=FrontConfig(
+            host=flags.host,
+            openai_port=flags.port,
+            rest_port=flags.rest_port,
+            grpc_port=flags.grpc_port,
+            metrics_port=flags.metrics_port,
+            max_open=flags.max_open,
+            max_open_per_client=flags.max_open_per_client,
+            allowed_hosts=flags.allowed_host,
+            cors_origins=flags.cors_origin,
+            tls_certificate=str(flags.tls_certificate or ""),
+            tls_key=str(flags.tls_key or ""),
+        ),
         drain_seconds=flags.drain_seconds,
-        verbose=flags.verbose,
     )
+    return config, keys
 
 
-def _serve_adapter(folder: Path, options: ServeOptions) -> int:
+def _serve_adapter(folder: Path, config: ServeConfig, keys: KeySource) -> int:
     """An adapter alone, beside its base; both are asked with the tokenizer and the template of the training."""
-    from oarlock.peft.adapter_base import find_base, with_texts_of
+    from oarlock.peft.adapter_base import add_texts_of, find_base
     from oarlock.peft.open_adapter import open_lora
 
     found, name = open_lora(folder, "served"), folder.resolve().name
     base = find_base(found, f"Name it: oarlock serve BASE --adapter {name}={folder}")
     logger.info(f"{folder} is an adapter of {base}: exporting both for Triton first; ask for model {name!r}")
     with tempfile.TemporaryDirectory(prefix="oarlock-serve-") as place:
-        return _serve_model(with_texts_of(folder, base, Path(place)), {name: folder}, options, near=base)
+        return _serve_model(add_texts_of(folder, base, Path(place)), {name: folder}, config, keys, near=base)
 
 
-def _serve_model(folder: Path, adapters: dict[str, Path], options: ServeOptions, near: Path | None = None) -> int:
+def _serve_model(
+    folder: Path, adapters: dict[str, Path], config: ServeConfig, keys: KeySource, near: Path | None = None
+) -> int:
     """Serve an export that is made for it, and deleted afterwards."""
     from oarlock.export.triton import export_triton
 
@@ -182,9 +188,8 @@ def _serve_model(folder: Path, adapters: dict[str, Path], options: ServeOptions,
             exported = now
 
         export_triton(folder, adapters, place / "repository")
-        return _start(
-            dataclasses.replace(options, repository=place / "repository", temporary=place, refresh=export_if_changed)
-        )
+        triton = replace(config.triton, repository=str(place / "repository"))
+        return _start(replace(config, triton=triton), keys, place, export_if_changed)
 
 
 def _state_of(folder: Path, adapters: Mapping[str, Path]) -> list[tuple[str, int, int]]:
@@ -198,13 +203,18 @@ def _state_of(folder: Path, adapters: Mapping[str, Path]) -> list[tuple[str, int
     return found
 
 
-def _start(options: ServeOptions) -> int:
-    from oarlock.serve.packages import check_installed
-
-    check_installed()
+def _start(
+    config: ServeConfig,
+    keys: KeySource,
+    temporary: Path | None = None,
+    refresh: Callable[[], None] | None = None,
+) -> int:
+    missing = [package for module, package in _PACKAGES.items() if find_spec(module) is None]
+    if missing:
+        raise EnvironmentProblem(f"{', '.join(missing)} not installed: pip install 'oarlock[serve]'")
     from oarlock.serve.run import serve
 
-    return serve(options)
+    return serve(config, keys, temporary, refresh)
 
 
 def _adapters(words: Sequence[str]) -> dict[str, Path]:

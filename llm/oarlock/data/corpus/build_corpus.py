@@ -24,7 +24,7 @@ from oarlock.data.files.find_files import LeftOut, find_sources
 from oarlock.data.files.text_readers import BadLine, Batch, Piece, parse_batch, read_batches
 from oarlock.data.tokenizers.load import Encoder, load_encoder
 from oarlock.environment.console import progress_bar
-from oarlock.environment.signals import deferred_sigterm, die_with_parent, stop_if_terminated
+from oarlock.environment.signals import defer_sigterm, die_with_parent, stop_if_terminated
 from oarlock.errors import DataError, OarlockError
 
 _SHOWN_BAD_LINES = 5
@@ -170,7 +170,7 @@ def build_from_sources(sources: list[Source], options: BuildOptions, left_out: L
         for batch in read_batches(source, cutter, options.text_key, options.txt_document)
     )
     with (
-        deferred_sigterm(),
+        defer_sigterm(),
         CorpusWriter(options.output_prefix, encoder.vocab_size) as writer,
         progress_bar(report.bytes, "tokenise", "B", unit_scale=True) as bar,
     ):

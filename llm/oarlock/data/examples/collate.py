@@ -63,7 +63,7 @@ class PackCollator(FinetuneCollator):
 
     - position_ids int64 [batch, longest], from 0 in every example;
     - attn_mask_startend_row_indices int32 [batch, longest], the place at which a token's example ends: from there on
-      nothing sees the token (PaddleNLP's name, for flashmask; oarlock.families.packing makes a dense mask of it).
+      nothing sees the token (PaddleNLP's name, for flashmask; oarlock.models.packing makes a dense mask of it).
     """
 
     def __call__(self, rows: Sequence[Example] | Sequence[Pack]) -> Arrays:

@@ -82,11 +82,6 @@ class Prompt:
     where: str = ""
 
 
-def encode_text(tokenizer: PretrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text in which the template has put all special tokens already."""
-    return list(tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]) if text else []
-
-
 def encode_chat(chat: ChatText, tokens: TokenizedText, src_length: int, tgt_length: int) -> Encoded:
     """The tokens of a conversation as one example.
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from oarlock.formats.json_file import MOST_CONTAINERS, doubled_field, nesting
+from oarlock.formats.json_file import MAX_CONTAINERS, doubled_field, nesting
 
 DEEPEST = 100  # levels of objects and lists; what reads records goes down them by recursion
 LONGEST_NUMBER = 1000  # digits of a whole number; Python takes seconds for millions
 
 
 class Unusable(ValueError):
-    """What JSON's grammar allows and no record may hold: a field that stands twice in one object, for example."""
+    """What JSON's grammar allows and no record may hold: a field that appears twice in one object, for example."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise Unusable(f"{doubled_field(pairs)} stands twice in one object")
+        raise Unusable(f"{doubled_field(pairs)} appears twice in one object")
     return found
 
 
@@ -46,8 +46,8 @@ def check_nesting(text: str) -> None:
     levels, containers = nesting(text.encode("utf-8", "surrogatepass"))
     if levels > DEEPEST:
         raise Unusable(f"objects and lists more than {DEEPEST} levels deep")
-    if containers > MOST_CONTAINERS:
-        raise Unusable(f"more than {MOST_CONTAINERS:,} objects and lists")
+    if containers > MAX_CONTAINERS:
+        raise Unusable(f"more than {MAX_CONTAINERS:,} objects and lists")
 
 
 def parse_line(text: str) -> Any:

@@ -90,7 +90,7 @@ def named_templates(value: Any, where: str) -> dict[str, str]:
     found = {}
     for name, text in pairs if pairs is not None else [(None, None)]:
         if not (isinstance(name, str) and isinstance(text, str) and _NAME.fullmatch(name)):
-            raise ConfigError(f"{where}: chat_template must be a text, or a list of objects with name and template")
+            raise ConfigError(f"{where}: chat_template must be a string, or a list of objects with name and template")
         found[name] = text
     return found
 

@@ -20,6 +20,7 @@ from oarlock.data.tokenizers.folder import PADDLENLP_ALONE
 from oarlock.data.tokenizers.schema import SpecialTokens, read_added_tokens, read_special_tokens
 from oarlock.environment.console import log_once
 from oarlock.errors import ModelError, first_line
+from oarlock.families.registry import FAMILIES
 from oarlock.files import write_json
 from oarlock.formats.files import read_bytes
 from oarlock.formats.json_file import TOKENIZER_BYTES, check_content, read_json_if_there
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 # Beside PADDLENLP_ALONE: what people train from the start with.
 _CLASSES = (*PADDLENLP_ALONE, "BertTokenizer", "ErnieTokenizer", "GPTChineseTokenizer")
-_OF_FAMILY = {"chatglm": "ChatGLMTokenizer", "chatglm_v2": "ChatGLMv2Tokenizer", "glm": "GLMGPT2Tokenizer"}
 _SPECIAL = frozenset(SpecialTokens.__annotations__) - {"extra_special_tokens"} | {"end_token", "gmask_token"}
 
 
@@ -100,7 +100,7 @@ def paddlenlp_tokenizer(folder: Path, config: Mapping[str, Any]) -> PretrainedTo
         raise ModelError(f"tokenizer {folder}: can't be loaded from this folder: {first_line(error)}") from error
     if max(tokenizer.get_vocab().values(), default=-1) >= len(tokenizer):
         names = ", ".join(found.resource_files_names.values())
-        raise ModelError(f"tokenizer {folder}: a token stands twice in {names}")
+        raise ModelError(f"tokenizer {folder}: a token appears twice in {names}")
     tokenizer.init_kwargs = {
         **{key: value for key, value in tokenizer.init_kwargs.items() if not str(value).startswith(checked)},
         "chat_template": config.get("chat_template"),
@@ -111,8 +111,8 @@ def paddlenlp_tokenizer(folder: Path, config: Mapping[str, Any]) -> PretrainedTo
 def _class_name(folder: Path, config: Mapping[str, Any]) -> str:
     model = read_json_if_there(folder / "config.json", dict[str, Any]) or {}
     named = config.get("tokenizer_class") or config.get("init_class")
-    family = model.get("model_type")
-    name = named or (_OF_FAMILY.get(family) if isinstance(family, str) else None)
+    family = FAMILIES.get(str(model.get("model_type")))
+    name = named or (family.paddlenlp_tokenizer if family is not None else "")
     if name in _CLASSES:
         return str(name)
     what = f"its class {name!r} is not supported" if name else "nothing says which class reads it"

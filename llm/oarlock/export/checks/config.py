@@ -1,4 +1,4 @@
-"""config.json, tokenizer and chat template of a directory in Hugging Face's layout. Imports no paddle."""
+"""Check config.json, tokenizer and chat template of a model in Hugging Face's layout. Imports no Paddle."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from oarlock.data.templates.template_files import DEFAULT, TEMPLATE_FILE, named_
 from oarlock.data.tokenizers.schema import read_special_tokens, read_tokenizer_config
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.checks.findings import Finding, read_object, shown
-from oarlock.export.checks.generation import check_generation, rows_of
+from oarlock.export.checks.generation import check_generation, read_vocab_size
 from oarlock.export.manifest import read_manifest
-from oarlock.export.servers import SERVERS
+from oarlock.export.servers import SERVERS, architectures_of
 from oarlock.export.start_scripts import LENGTHS, MOST_LENGTH
+from oarlock.families.registry import FAMILIES, HF_CONFIGS
 from oarlock.formats.files import read_bytes
 from oarlock.formats.json_file import CONFIG_BYTES, TOKENIZER_BYTES
-from oarlock.model_config.hf_fields import WORDS
-from oarlock.parallel.family_rules import FAMILIES
 
-# What PaddleNLP writes and no other program reads; the first two change what the weights mean.
+# Only PaddleNLP reads these; the first two change what the weights mean.
 _PADDLE_KEYS = (
     "fuse_attention_qkv", "fuse_attention_ffn", "paddlenlp_version", "rope_scaling_type", "rope_scaling_factor",
     "tensor_parallel_degree", "tensor_parallel_output", "sequence_parallel", "use_flash_attention", "recompute",
@@ -38,20 +37,23 @@ _VOCABULARIES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merg
 
 
 def check_config(config: dict[str, Any] | str, server: str) -> list[Finding]:
-    """config.json, as read_object() gave it."""
+    """Check config.json.
+
+    Args:
+        config: the result of read_object().
+        server: whose rules apply, a key of SERVERS.
+    """
     place = "config.json"
     if isinstance(config, str):
-        return [Finding("config", place, f"the file {config}, so that nothing can load the directory", _EXPORT)]
+        return [Finding("config", place, f"the file {config}, so nothing can load the model", _EXPORT)]
     findings = [*_check_family(config, server), *_check_dtype_keys(config, server), *_check_rope(config)]
     if config.get("auto_map"):
-        problem = "it names code, which servers run that trust remote code"
-        findings.append(Finding("code", f"{place}, auto_map", problem, "Take it out"))
+        problem = "it names code, which servers that trust remote code run"
+        findings.append(Finding("code", f"{place}, auto_map", problem, "Remove it"))
     foreign = [key for key in _PADDLE_KEYS if key in config]
     if foreign:
         findings.append(
-            Finding(
-                "paddle-keys", f"{place}, {shown(foreign)}", "these say something to PaddleNLP alone", "Take them out"
-            )
+            Finding("paddle-keys", f"{place}, {shown(foreign)}", "only PaddleNLP knows these", "Remove them")
         )
     return findings
 
@@ -60,42 +62,42 @@ def _check_family(config: dict[str, Any], server: str) -> list[Finding]:
     about, place = SERVERS[server], "config.json, architectures"
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
-        return [Finding("architecture", place, f"no model class is named, and {about.title} goes by it", "Add it")]
-    if named[0] not in about.architectures:
+        return [Finding("architecture", place, f"it names no model class, and {about.title} needs one", "Add it")]
+    if named[0] not in architectures_of(server):
         return [
             Finding(
                 "architecture",
                 place,
                 f"{about.title} does not run {named[0]}",
-                f"It runs {', '.join(about.architectures)}",
+                f"It runs {', '.join(architectures_of(server))}",
             )
         ]
     family = str(config.get("model_type"))
-    if family not in WORDS or FAMILIES[family].model != named[0]:
-        problem = f"{family!r} is not the type of {named[0]}, and configuration classes are chosen by it"
+    if family not in HF_CONFIGS or FAMILIES[family].architecture != named[0]:
+        problem = f"{family!r} is not the model_type of {named[0]}"
         return [Finding("architecture", "config.json, model_type", problem, _EXPORT)]
-    words = WORDS[family]
+    words = HF_CONFIGS[family]
     given = {words.aliases.get(key, key) for key, value in config.items() if value is not None}
     sizes = {key: words.fields.get(words.aliases.get(key, key)) for key in config}
     wrong = [key for key, default in sizes.items() if _is_size(default) and not _is_size_value(config[key], default)]
     wrong += [key for key in LENGTHS if key not in wrong and not _is_size_value(config.get(key), 1)]
     if wrong:
-        problem = "not a number above 0, so that no model can be made of it"
+        problem = "must be a number above 0"
         return [Finding("config", f"config.json, {shown(sorted(wrong))}", problem, _EXPORT)]
     gone = [key for key, default in words.fields.items() if _is_size(default) and key not in given]
     if gone:
-        problem = "missing, so that the default of another model would be taken"
+        problem = "missing, and the default is wrong for this model"
         return [Finding("config", f"config.json, {shown(gone)}", problem, _EXPORT)]
     return []
 
 
 def _is_size(default: Any) -> bool:
-    """Whether a field says how large a model is (or the epsilon of its norms), so that no default is right for all."""
+    """Return whether a field is a size of the model (or the epsilon of its norms), for which no default is right."""
     return (isinstance(default, int) and not isinstance(default, bool)) or default in (1e-5, 1e-6)
 
 
 def _is_size_value(value: Any, default: Any) -> bool:
-    """Whether a value can stand where that default does; null can."""
+    """Return whether a value has the type of the default and is in range; null is."""
     if value is None:
         return True
     if isinstance(value, bool) or not isinstance(value, (int, float) if isinstance(default, float) else int):
@@ -113,13 +115,13 @@ def _check_dtype_keys(config: dict[str, Any], server: str) -> list[Finding]:
         problem = f"{shown(unknown)} is not one of {', '.join(DTYPES)}"
     elif about.only_torch_dtype and list(given) != ["torch_dtype"]:
         problem = (
-            f"{about.title} takes `torch_dtype` alone for this layout, `dtype` alone for Paddle's ([in, out] matrices, "
-            "so that weights would be read the wrong way round), and stops at both or neither"
+            f"{about.title} needs `torch_dtype` alone. With `dtype` alone it reads Paddle's layout ([in, out], so "
+            "every matrix would be transposed), and with both or neither it stops"
         )
     elif not given:
-        problem = f"neither torch_dtype nor dtype is given, so that {about.title} picks a type of its own"
+        problem = f"neither torch_dtype nor dtype is set, so {about.title} chooses a type itself"
     elif len(set(given.values())) > 1:
-        problem = "the two name different types"
+        problem = "they name different types"
     return [Finding("dtype-keys", place, problem, "Keep only torch_dtype, with the type of the weights")] * bool(
         problem
     )
@@ -130,7 +132,7 @@ def _check_rope(config: dict[str, Any]) -> list[Finding]:
     if rope is None:
         return []
     if not isinstance(rope, dict):
-        problem = "it has to be an object or null"
+        problem = "must be an object or null"
     else:
         kind = rope.get("rope_type", rope.get("type"))
         if kind not in _ROPE_NEEDS:
@@ -150,7 +152,7 @@ def _is_factor(value: Any) -> bool:
 
 
 def check_tokenizer(folder: Path, config: dict[str, Any] | str) -> list[Finding]:
-    """Vocabulary, tokenizer_config.json, chat template, generation_config.json."""
+    """Check the vocabulary, tokenizer_config.json, the chat template and generation_config.json."""
     findings = []
     if not any(all((folder / file).is_file() for file in files) for files in _VOCABULARIES):
         needed = ", or ".join(" and ".join(files) for files in _VOCABULARIES)
@@ -163,17 +165,17 @@ def check_tokenizer(folder: Path, config: dict[str, Any] | str) -> list[Finding]
     else:
         if str(about.get("tokenizer_class", "")).startswith("Pretrained"):
             place, found = "tokenizer_config.json, tokenizer_class", about["tokenizer_class"]
-            problem = f"{found} is PaddleNLP's spelling, which transformers refuses"
+            problem = f"{found} is PaddleNLP's name of the class; transformers refuses it"
             findings.append(Finding("tokenizer", place, problem, "Write PreTrainedTokenizerFast"))
         if about.get("auto_map"):
-            problem = "it names code, which servers run that trust remote code"
-            findings.append(Finding("code", "tokenizer_config.json, auto_map", problem, "Take it out"))
+            problem = "it names code, which servers that trust remote code run"
+            findings.append(Finding("code", "tokenizer_config.json, auto_map", problem, "Remove it"))
         findings += _check_template(folder, about) + _check_fields(folder)
     return findings + check_generation(folder, config)
 
 
 def _check_fields(folder: Path) -> list[Finding]:
-    """Types and names in tokenizer_config.json and special_tokens_map.json."""
+    """Check the types and names in tokenizer_config.json and special_tokens_map.json."""
     for name, read in (
         ("tokenizer_config.json", read_tokenizer_config),
         ("special_tokens_map.json", read_special_tokens),
@@ -194,19 +196,23 @@ def _check_vocabulary(folder: Path, config: dict[str, Any] | str) -> list[Findin
     if not isinstance(content, dict) or not isinstance(model, dict) or "vocab" not in model:
         problem = content if isinstance(content, str) else "is not a tokenizer of the tokenizers library"
         return [Finding("tokenizer", path.name, f"the file {problem}", _EXPORT)]
-    ids = _ids(model["vocab"], content.get("added_tokens"))
+    ids = _read_ids(model["vocab"], content.get("added_tokens"))
     if ids is None:
-        problem = "its vocabulary or added_tokens are not what a tokenizer has (tokens and their ids)"
+        problem = "its vocabulary or added_tokens are not tokens with ids"
         return [Finding("tokenizer", path.name, problem, _EXPORT)]
-    rows = rows_of(config)
+    rows = read_vocab_size(config)
     if rows is not None and ids and max(ids) >= rows:
         problem = f"token {max(ids):,} is beyond the {rows:,} rows of the embedding (vocab_size)"
-        return [Finding("tokenizer", path.name, problem, "Tokenizer and model do not belong together")]
+        return [Finding("tokenizer", path.name, problem, "Tokenizer and model don't belong together")]
     return []
 
 
-def _ids(vocabulary: Any, added: Any) -> list[int] | None:
-    """Of a BPE's or WordPiece's table, or a Unigram's list of [token, score], and of added tokens; None for others."""
+def _read_ids(vocabulary: Any, added: Any) -> list[int] | None:
+    """Read the ids of a vocabulary and its added tokens; None if it is malformed.
+
+    Args:
+        vocabulary: token -> id (BPE, WordPiece), or a list of [token, score] (Unigram).
+    """
     added = [] if added is None else added
     if not isinstance(vocabulary, (dict, list)) or not isinstance(added, list):
         return None
@@ -219,39 +225,37 @@ def _ids(vocabulary: Any, added: Any) -> list[int] | None:
 def _check_template(folder: Path, about: dict[str, Any]) -> list[Finding]:
     file = folder / TEMPLATE_FILE
     try:
-        beside = _text(file) if file.is_file() else None
-        inside = named_templates(about.get("chat_template"), "tokenizer_config.json").get(DEFAULT)
+        in_file = _read_text(file) if file.is_file() else None
+        in_config = named_templates(about.get("chat_template"), "tokenizer_config.json").get(DEFAULT)
     except (ConfigError, ModelError) as error:
-        return [Finding("template", "tokenizer_config.json", str(error), "Mend the template")]
-    source, place = beside or inside, TEMPLATE_FILE if beside else "tokenizer_config.json, chat_template"
+        return [Finding("template", "tokenizer_config.json", str(error), "Correct the template")]
+    source, place = in_file or in_config, TEMPLATE_FILE if in_file else "tokenizer_config.json, chat_template"
     if source is None:
-        if _exported_without_template(folder):
+        if _lacked_template(folder):
             return []
-        problem = "no chat template, so that questions would not be asked as in training (or chat is refused)"
+        problem = "no chat template, so prompts would differ from those in training (or chat is refused)"
         return [Finding("template", TEMPLATE_FILE, problem, "Export from a folder that has the template")]
-    if beside and inside and beside.strip() != inside.strip():
-        problem = (
-            "another template than in tokenizer_config.json: which one is used depends on the version of the server"
-        )
-        return [Finding("template", TEMPLATE_FILE, problem, "Keep one of them in both places")]
-    tokens = {key: _token(value) for key, value in about.items() if key.endswith("_token")}
+    if in_file and in_config and in_file.strip() != in_config.strip():
+        problem = "differs from the template in tokenizer_config.json; the version of the server decides which is used"
+        return [Finding("template", TEMPLATE_FILE, problem, "Keep the same template in both places")]
+    tokens = {key: _read_token(value) for key, value in about.items() if key.endswith("_token")}
     try:
         ChatTemplate(place, source, {key: token for key, token in tokens.items() if token is not None}).check()
     except ConfigError as error:
-        return [Finding("template", place, f"it does not work: {error}", "Mend the template")]
+        return [Finding("template", place, f"it fails: {error}", "Correct the template")]
     return []
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     return read_bytes(path, limit=CONFIG_BYTES, what="chat template").decode("utf-8", "replace")
 
 
-def _token(value: Any) -> str | None:
+def _read_token(value: Any) -> str | None:
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) else None
 
 
-def _exported_without_template(folder: Path) -> bool:
+def _lacked_template(folder: Path) -> bool:
     try:
         return read_manifest(folder).get("template", "") is None
     except ModelError:

@@ -1,4 +1,4 @@
-"""What lies in an exported directory beside weights and tokenizer: links, foreign files, the start script."""
+"""Check an exported folder for links, foreign files, foreign code and a changed start script."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oarlock.errors import ModelError
 from oarlock.export.checks.findings import Finding, shown, shown_value
 from oarlock.export.manifest import MANIFEST_FILE, read_manifest
 from oarlock.export.servers import SERVED_NAME
-from oarlock.export.start_scripts import START_FILE, adapter_ranks, start_script
+from oarlock.export.start_scripts import START_FILE, format_start_script, read_adapter_ranks
 from oarlock.formats.files import read_bytes
 from oarlock.formats.links import foreign_entries
 from oarlock.triton_repository.model_code import LIBRARY, foreign_code
@@ -24,25 +24,25 @@ _EXPORT = "Export the model again with `oarlock export`"
 _STARTED = ("vllm", "fastdeploy")  # targets with a start script
 _SCRIPT_BYTES = 1 << 16
 _NAME = re.compile(r"^NAME=\$\{NAME:-(?P<name>[^}\n]*)\}", re.MULTILINE)
-# What else a model's folder on a hub has, and no server runs.
+# Other files of a model folder on a hub, which no server runs.
 _KNOWN = ("README*", "LICENSE*", "NOTICE*", ".gitattributes", ".gitignore")
 _OTHERS_FIND = ("*.safetensors", "*.safetensors.index.json")  # see check_weights
 _CODE = (
     *("*.py", "*.pyc", "*.pyd", "*.ipynb", "*.sh", "*.so", "*.so.*", "*.dylib", "*.dll", "*.exe", "*.ps1", "*.bat"),
     *("*.pkl", "*.pickle", "*.pth", "*.pt", "dockerfile*", "makefile"),
 )
-# Where a Triton repository of ours has files, and those of them that are compared with this version's code.
+# The files of an exported Triton repository, and those of them that are compared with this version's code.
 _IN_REPOSITORY = re.compile(r"requirements\.txt|[^/]+/(config\.pbtxt|1/(model\.py|(lib/oarlock|model|adapters)/.+))")
 _COMPARED = re.compile(r"[^/]+/1/(model\.py|lib/oarlock/.+)")
 
 
 def check_files(folder: Path, server: str, config: Mapping[str, Any] | str, known: tuple[str, ...]) -> list[Finding]:
-    """Files that are not of the export, and a start script that is not the one for this model.
+    """Find files that are not part of the export, and a start script that was not written for this model.
 
     Args:
-        server: by whose rules.
-        config: config.json, as read_object() gave it.
-        known: patterns of files that another check finds.
+        server: whose rules apply.
+        config: the result of read_object() for config.json.
+        known: patterns of files that another check reports.
     """
     try:
         manifest = read_manifest(folder) if os.path.lexists(folder / MANIFEST_FILE) else None
@@ -52,20 +52,20 @@ def check_files(folder: Path, server: str, config: Mapping[str, Any] | str, know
 
 
 def check_places(folder: Path) -> list[Finding]:
-    """Links that lead out of a directory, pipes and the like."""
+    """Find links that lead out of the folder, pipes and other special files."""
     found = []
     for entry in foreign_entries(folder, hidden=True):
         place = entry.path.relative_to(folder).as_posix()
         if not place.startswith(".git/"):
-            problem = f"{entry.reason}; what it holds is not part of the export"
-            found.append(Finding("link", place, problem, "Delete it, or put the file itself there"))
+            problem = f"{entry.reason}; its content is not part of the export"
+            found.append(Finding("link", place, problem, "Delete it, or replace it by the file"))
     return found
 
 
 def check_repository_files(folder: Path) -> list[Finding]:
-    """A Triton repository: files that the manifest does not list, and code that is not this version's.
+    """Find files of a Triton repository that the manifest does not list, and code that is not this version's.
 
-    Triton runs the code in it, so the manifest's word is not enough: it lies beside the code.
+    Triton runs the code. The manifest can't vouch for it, because whoever changed the code could change the manifest.
     """
     try:
         manifest = read_manifest(folder) if os.path.lexists(folder / MANIFEST_FILE) else None
@@ -74,61 +74,61 @@ def check_repository_files(folder: Path) -> list[Finding]:
     if manifest is not None:
         return _check_foreign(folder, manifest, (), is_repository=True) + _check_code(folder, manifest)
     libraries = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.so*"))]
-    problem = "a library, which Triton loads where the configuration names it as backend"
+    problem = "a library, which Triton loads if the configuration names it as the backend"
     return [Finding("foreign", shown(libraries), problem, "Delete it")] * bool(libraries)
 
 
 def _check_code(folder: Path, manifest: Mapping[str, Any]) -> list[Finding]:
     written = manifest.get("versions", {}).get("oarlock")
     if written != __version__:
-        problem = f"written by oarlock {shown_value(written)}, so that it can't be compared with this {__version__}"
+        problem = f"written by oarlock {shown_value(written)}; this is {__version__}, so the code can't be compared"
         return [Finding("code", f"*/1/{LIBRARY}", problem, _EXPORT)]
     changed = foreign_code(folder)
-    problem = f"not the code of oarlock {__version__}, and Triton runs it"
+    problem = f"not the code of oarlock {__version__}, and Triton would run it"
     return [Finding("code", shown(changed), problem, f"Read it, or: {_EXPORT}")] * bool(changed)
 
 
 def _check_start(
     folder: Path, server: str, config: Mapping[str, Any] | str, manifest: Mapping[str, Any] | None
 ) -> list[Finding]:
-    """start.sh is run as it stands: it has to be what this version writes for this config.json."""
+    """Compare start.sh, which users run, with what this version writes for this config.json."""
     path, files = folder / START_FILE, (manifest or {}).get("files", {})
     if not os.path.lexists(path):
-        problem = "the manifest lists it, and it is not there"
+        problem = "missing, though the manifest lists it"
         return [Finding("start", START_FILE, problem, _EXPORT)] * (START_FILE in files)
     target = (manifest or {}).get("target", server)
     if target not in _STARTED:
-        problem = f"an export for {target} has none: it was added by somebody, and may be run"
+        problem = f"an export for {target} has no start script, so somebody added this one"
         return [Finding("start", START_FILE, problem, "Delete it")]
     if isinstance(config, str):
-        return []  # found already, and nothing can be compared
+        return []  # another check reports it
     try:
         text = read_bytes(path, limit=_SCRIPT_BYTES, what="a start script", error=ModelError).decode("utf-8")
         said = _NAME.search(text)
         name = str((manifest or {}).get("name") or (said["name"] if said else ""))
-        expected = start_script(
-            target, config, name if SERVED_NAME.fullmatch(name) else "oarlock", adapter_ranks(folder)
+        expected = format_start_script(
+            target, config, name if SERVED_NAME.fullmatch(name) else "oarlock", read_adapter_ranks(folder)
         )
     except (ModelError, UnicodeDecodeError) as error:
-        return [Finding("start", START_FILE, f"it can't be compared with what it has to be: {error}", _EXPORT)]
+        return [Finding("start", START_FILE, f"can't be compared with the expected script: {error}", _EXPORT)]
     own, wanted = text.splitlines(), expected.splitlines()
     if text == expected:
         return []
     line = next((i for i, (a, b) in enumerate(zip(own, wanted, strict=False)) if a != b), min(len(own), len(wanted)))
-    problem = "not the script that `oarlock export` writes for this config.json, and it would be run as it stands"
+    problem = "differs from the script that `oarlock export` writes for this config.json"
     return [Finding("start", f"{START_FILE}:{line + 1}", problem, f"Read it, or: {_EXPORT}")]
 
 
 def _check_foreign(
     folder: Path, manifest: Mapping[str, Any] | None, known: tuple[str, ...], is_repository: bool = False
 ) -> list[Finding]:
-    """Files that the manifest does not list, and code that no export has, listed or not; without one, code alone."""
+    """Find files that the manifest does not list, and code that no export has. Without a manifest, find code only."""
     own = {MANIFEST_FILE} if is_repository else {MANIFEST_FILE, START_FILE}
-    own |= {name for name in (manifest or {}).get("files", {}) if _may_be_listed(name, is_repository)}
+    own |= {name for name in (manifest or {}).get("files", {}) if _is_trusted(name, is_repository)}
     found = []
     for path in sorted(folder.rglob("*")):
         name, parts = path.relative_to(folder).as_posix(), path.relative_to(folder).parts
-        if name in own or parts[0] == ".git" or not _is_file(path):
+        if name in own or parts[0] == ".git" or not stat.S_ISREG(path.lstat().st_mode):
             continue
         if any(fnmatch(path.name, pattern) for pattern in (*_KNOWN, *_OTHERS_FIND, *known)):
             continue
@@ -136,12 +136,12 @@ def _check_foreign(
             found.append(name)
     if not found:
         return []
-    problem = "not a file of the export" if manifest is not None else "code, which no part of a model is"
-    return [Finding("foreign", shown(found), f"{problem}; a program that reads the directory may take it", "Delete it")]
+    problem = "not a file of the export" if manifest is not None else "code, which is never part of a model"
+    return [Finding("foreign", shown(found), f"{problem}; a program that reads the folder may use it", "Delete it")]
 
 
-def _may_be_listed(name: str, is_repository: bool) -> bool:
-    """Whether a manifest's word is taken for a file: not for code that nothing compares."""
+def _is_trusted(name: str, is_repository: bool) -> bool:
+    """Return whether a manifest can vouch for a file. It can't for code that is not compared."""
     if is_repository and not _IN_REPOSITORY.fullmatch(name):
         return False
     return not _is_code(name.rpartition("/")[2]) or (is_repository and _COMPARED.fullmatch(name) is not None)
@@ -149,7 +149,3 @@ def _may_be_listed(name: str, is_repository: bool) -> bool:
 
 def _is_code(name: str) -> bool:
     return any(fnmatch(name.lower(), pattern) for pattern in _CODE)
-
-
-def _is_file(path: Path) -> bool:
-    return stat.S_ISREG(path.lstat().st_mode)

@@ -1,4 +1,4 @@
-"""What a check of an exported directory finds."""
+"""A finding of a check, and how its texts are made."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _SHOWN = 80  # characters of a value
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that would go wrong.
+    """A problem of an exported folder.
 
     Attributes:
-        kind: one word for what it is about, for programs.
-        place: file, and what in it.
-        problem: what is wrong, and what the server makes of it.
+        kind: the subject in one word, for programs.
+        place: the file, and the field in it.
+        problem: what is wrong, and how the server reacts.
         remedy: what to do.
     """
 
@@ -28,27 +28,27 @@ class Finding:
     problem: str
     remedy: str
 
-    def text(self) -> str:
-        """One line for the console."""
+    def to_line(self) -> str:
+        """Format the finding as one line for the console."""
         return printable(f"{self.place}: {self.problem}. {self.remedy}.".replace("\n", "\\n"))
 
 
 def shown(names: list[str], most: int = 3) -> str:
-    """The first of some names."""
+    """Join the first names, with the number of all."""
     return ", ".join(names[:most]) + (f", ... ({len(names):,} in all)" if len(names) > most else "")
 
 
 def shown_value(value: Any) -> str:
-    """A value of a file, so much of it as a line of the console holds."""
+    """Show a value of a file, shortened to fit on a line."""
     text = repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any] | str:
-    """A JSON object of a file, or what is wrong with the file ("is missing" where nothing has the name).
+    """Read a JSON object; returns what is wrong with the file as text instead ("is missing" if there is none).
 
     Args:
-        limit: the most bytes it may have.
+        limit: largest size in bytes.
     """
     try:
         content = read_json_if_there(path, dict[str, Any], limit=limit)

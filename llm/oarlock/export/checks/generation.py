@@ -1,4 +1,4 @@
-"""generation_config.json of an exported directory: what servers take from it, typed and in range. Imports no paddle."""
+"""Check the types and ranges of what servers read from generation_config.json. Imports no Paddle."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.export.checks.findings import Finding, read_object, shown_value
-from oarlock.model_config.generation_config import GENERATION_FILE
-from oarlock.model_config.sampling_ranges import RANGES, Range
+from oarlock.files import GENERATION_FILE
+from oarlock.sampling.params import RANGES
+from oarlock.sampling.ranges import Range
 
-_MEND = "Mend or delete it"
+_CORRECT = "Correct or delete it"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
 _LENGTH = Range(0, 1 << 30, "from 0", is_whole=True)
 _COUNT = Range(1, 1 << 20, "at least 1", is_whole=True)
 _SHARE = Range(0, 1, "from 0 to 1")
-# What Oarlock serves by has its ranges there; the rest is what transformers and vLLM read beside it.
+# Oarlock's own sampling parameters have their ranges in RANGES. transformers and vLLM read the others.
 _RANGES = {name: RANGES[name] for name in ("temperature", "top_p", "repetition_penalty")} | {
     "top_k": Range(-1, 1 << 31, "at least 0 (-1 or 0 for all)", is_whole=True),
     "max_new_tokens": _LENGTH, "min_new_tokens": _LENGTH, "max_length": _LENGTH, "min_length": _LENGTH,
@@ -27,49 +28,49 @@ _FLAGS = ("do_sample", "use_cache", "output_scores", "return_dict_in_generate", 
 
 
 def check_generation(folder: Path, config: Mapping[str, Any] | str) -> list[Finding]:
-    """Values that generation stops at, or that mean something else than was meant.
+    """Find settings that are malformed or out of range.
 
     Args:
-        config: config.json, as read_object() gave it.
+        config: the result of read_object() for config.json.
     """
     settings = read_object(folder / GENERATION_FILE)
     if settings == "is missing":
         return []
     if isinstance(settings, str):
-        return [Finding("generation", GENERATION_FILE, f"the file {settings}, and generation stops at it", _MEND)]
-    rows, found = rows_of(config), []
+        return [Finding("generation", GENERATION_FILE, f"the file {settings}, so generation fails", _CORRECT)]
+    rows, found = read_vocab_size(config), []
     for name, value in settings.items():
-        problem = "" if value is None else _problem(name, value, rows)
+        problem = "" if value is None else _find_problem(name, value, rows)
         if problem:
-            found.append(Finding("generation", f"{GENERATION_FILE}, {name}", problem, _MEND))
+            found.append(Finding("generation", f"{GENERATION_FILE}, {name}", problem, _CORRECT))
     return found
 
 
-def rows_of(config: Mapping[str, Any] | str) -> int | None:
-    """vocab_size, where config.json has one that can be one."""
+def read_vocab_size(config: Mapping[str, Any] | str) -> int | None:
+    """The vocab_size of config.json; None if there is none or it is malformed."""
     rows = config.get("vocab_size") if isinstance(config, Mapping) else None
     return rows if isinstance(rows, int) and not isinstance(rows, bool) and rows > 0 else None
 
 
-def _problem(name: str, value: Any, rows: int | None) -> str:
+def _find_problem(name: str, value: Any, rows: int | None) -> str:
     if name == "custom_generate":
-        return "it names code to load, which servers run that trust remote code"
+        return "it names code, which servers that trust remote code run"
     if name in _TOKENS:
-        return _token_problem(value, rows, many=name == "eos_token_id")
+        return _find_token_problem(value, rows, many=name == "eos_token_id")
     if name in _FLAGS and not isinstance(value, bool):
-        return f"it has to be true or false; it is {shown_value(value)}"
+        return f"must be true or false; it is {shown_value(value)}"
     about = _RANGES.get(name)
     if about is not None and not (about.is_number(value) and about.holds(value)):
         kind = "whole number" if about.is_whole else "number"
-        return f"it has to be a {kind} {about.words}; it is {shown_value(value)}"
+        return f"must be a {kind} {about.words}; it is {shown_value(value)}"
     return ""
 
 
-def _token_problem(value: Any, rows: int | None, many: bool) -> str:
+def _find_token_problem(value: Any, rows: int | None, many: bool) -> str:
     tokens = value if many and isinstance(value, list) else [value]
     for token in tokens:
         if isinstance(token, bool) or not isinstance(token, int) or token < (0 if many else -1):  # -1: there is none
-            return f"it has to be a token id{' or a list of them' * many}; it is {shown_value(value)}"
+            return f"must be a token id{' or a list of token ids' * many}; it is {shown_value(value)}"
         if rows is not None and token >= rows:
             return f"token {token:,} is beyond the {rows:,} rows of the embedding (vocab_size)"
     return ""

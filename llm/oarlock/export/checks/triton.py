@@ -1,4 +1,4 @@
-"""A model repository by Triton's rules; its configurations are read by Triton's own protobuf."""
+"""Check a model repository by Triton's rules. Its configurations are parsed with Triton's own protobuf."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _MOST_CODE = 1 << 20  # bytes; ours has 300
 
 
 def is_repository(folder: Path) -> bool:
-    """Whether Triton would find a model in it."""
+    """Return whether Triton would find a model in a folder."""
     return any(folder.glob(f"*/{TRITON_CONFIG}"))
 
 
 def check_repository(folder: Path) -> list[Finding]:
-    """Every model of the repository, and the weights in it."""
+    """Find the problems of every model in the repository and of their weights."""
     if foreign := check_places(folder):
-        return foreign  # nothing is read through them
+        return foreign  # no file is read through a link
     models = sorted(path.parent for path in folder.glob(f"*/{TRITON_CONFIG}"))
     if not models:
-        return [Finding("repository", str(folder), f"no */{TRITON_CONFIG}, so that Triton finds no model", _EXPORT)]
+        return [Finding("repository", str(folder), f"no */{TRITON_CONFIG}, so Triton finds no model", _EXPORT)]
     findings = check_repository_files(folder)
     findings += [finding for model in models for finding in _check_model(model)]
     weights = sorted({path.parent for path in folder.rglob("*.safetensors")})
@@ -52,15 +52,15 @@ def _check_model(folder: Path) -> list[Finding]:
     if isinstance(config, str):
         return [Finding("pbtxt", place, f"Triton can't read it: {config}", _EXPORT)]
     if config.name and config.name != folder.name:
-        problem = f"the model is called {config.name!r}, its folder {folder.name!r}, and Triton wants one name"
+        problem = f"the model is named {config.name!r} and its folder {folder.name!r}; Triton needs the same name"
         return [Finding("pbtxt", f"{place}, name", problem, f"Write {folder.name!r}")]
     if not (config.backend or config.platform):
-        return [Finding("pbtxt", f"{place}, backend", "no backend is named", 'Write backend: "python"')]
+        return [Finding("pbtxt", f"{place}, backend", "no backend is set", 'Write backend: "python"')]
     outside = [name for name in ("EXECUTION_ENV_PATH", "TRITON_BATCH_STRATEGY_PATH") if name in config.parameters]
     if outside or config.model_repository_agents.agents or config.model_operations.op_library_filename:
         what = shown([*outside, "model_repository_agents", "model_operations"][: len(outside) or 3])
-        problem = f"{what}: it has Triton run programs or libraries from another place"
-        return [Finding("pbtxt", f"{place}, parameters", problem, "Take it out")]
+        problem = f"{what}: it makes Triton run programs or libraries from elsewhere"
+        return [Finding("pbtxt", f"{place}, parameters", problem, "Remove it")]
     vague = [
         tensor.name or "?" for tensor in (*config.input, *config.output) if not tensor.data_type or not tensor.dims
     ]
@@ -71,7 +71,7 @@ def _check_model(folder: Path) -> list[Finding]:
 
 
 def _parse(path: Path) -> Any:
-    """Triton's ModelConfig, what is wrong with the text, or None where there is nothing to read it with."""
+    """Parse a configuration; returns what is wrong as text, or None if Triton's protobuf is not installed."""
     try:
         return read_triton_config(path)
     except EnvironmentProblem as error:
@@ -84,7 +84,7 @@ def _parse(path: Path) -> Any:
 def _check_versions(folder: Path, config: Any) -> list[Finding]:
     versions = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit() and path.name != "0")
     if not versions:
-        return [Finding("version", f"{folder.name}/1", "no folder of a version, so that nothing is loaded", _EXPORT)]
+        return [Finding("version", f"{folder.name}/1", "no version folder, so Triton loads nothing", _EXPORT)]
     file = config.default_model_filename or ("model.py" if config.backend == _PYTHON else "")
     if file and (problem := name_problem(file)):
         place = f"{folder.name}/{TRITON_CONFIG}, default_model_filename"
@@ -93,7 +93,7 @@ def _check_versions(folder: Path, config: Any) -> list[Finding]:
     for version in versions:
         place = f"{folder.name}/{version.name}/{file}"
         if file and not (version / file).exists():
-            findings.append(Finding("version", place, "named by the configuration, and not there", _EXPORT))
+            findings.append(Finding("version", place, "missing, though the configuration names it", _EXPORT))
         elif file.endswith(".py"):
             findings += _check_code(version / file, place)
     return findings
@@ -104,7 +104,7 @@ def _check_code(path: Path, place: str) -> list[Finding]:
         tree = ast.parse(read_bytes(path, limit=_MOST_CODE, what="model.py"))
     except (ModelError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
         return [Finding("code", place, f"not Python: {error}", _EXPORT)]
-    # Triton looks the class up by name; it may be imported.
+    # Triton looks the class up by name, so it can be an imported one.
     names = {
         alias.asname or alias.name
         for node in ast.walk(tree)
@@ -114,4 +114,4 @@ def _check_code(path: Path, place: str) -> list[Finding]:
     names |= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     if "TritonPythonModel" in names:
         return []
-    return [Finding("code", place, "no class TritonPythonModel, which Triton's Python backend makes", _EXPORT)]
+    return [Finding("code", place, "no class TritonPythonModel, which Triton's Python backend needs", _EXPORT)]

@@ -1,4 +1,4 @@
-"""What the engine needs of a model: keys and values of sequences that come and go, and scores of the next tokens."""
+"""What the engine needs of a model: keys and values of sequences that come and go, and logits of the next tokens."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ from typing import Any, Protocol
 
 import numpy as np
 
+# Name of a linear layer -> A [in, r] and scaling * B [r, out], float32.
+LoraWeights = dict[str, tuple[np.ndarray, np.ndarray]]
+
 
 @dataclass(frozen=True)
 class Feed:
-    """Tokens that a sequence goes on with.
+    """The next tokens of a sequence.
 
     Attributes:
         sequence: from Decoder.start().
         tokens: at least one.
-        scored: whether the scores after the last one are wanted.
+        wants_logits: whether the logits after the last token are wanted.
     """
 
     sequence: Any
     tokens: Sequence[int]
-    scored: bool = True
+    wants_logits: bool = True
 
 
 class Decoder(Protocol):
-    """A model that reads sequences of its own lengths together.
+    """A model that reads sequences of different lengths together.
 
     Attributes:
-        chunk: tokens that it takes in a call of feed(), apart from one for each sequence; None for any number, where a
-            prompt has to come whole.
-        vocabulary: number of scores.
+        chunk: most tokens in one call of feed(), not counting one per sequence; None for any number, where a prompt
+            must be fed in one call.
+        vocabulary: number of logits.
     """
 
     chunk: int | None
@@ -41,12 +44,12 @@ class Decoder(Protocol):
         ...
 
     def feed(self, feeds: Sequence[Feed]) -> np.ndarray:
-        """Read the tokens; float32 [scored feeds, vocabulary] in their order.
+        """Read tokens. Returns logits, float32 [feeds that want logits, vocabulary], in their order.
 
-        A sequence is fed once in a call. After an exception the sequences of the call have to be dropped.
+        A sequence occurs once in a call. After an exception all sequences of the call must be dropped.
         """
         ...
 
     def drop(self, sequence: Any) -> None:
-        """Forget a sequence, at any time."""
+        """Forget a sequence. May be called at any time."""
         ...

@@ -10,6 +10,9 @@ import numpy as np
 import paddle
 
 from oarlock.errors import EnvironmentProblem
+from oarlock.families.family import FusedDecoderSpec
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.families.registry import FAMILIES
 from oarlock.ops import library
 from oarlock.ops.decoder import (
     ACTIVATIONS,
@@ -22,22 +25,19 @@ from oarlock.ops.decoder import (
     pack_layer,
     panels,
 )
-from oarlock.serve.engine.adapters import LoraWeights
-from oarlock.serve.engine.decoder import Feed
-from oarlock.serve.engine.step_tensors import StepTensor
-
-_FAMILIES = ("llama", "qwen2", "mistral", "gemma")
+from oarlock.serve.engine.decoder import Feed, LoraWeights
+from oarlock.serve.engine.step_tensor import StepTensor
 
 
-def why_not_fused(model: Any) -> str:
-    """What keeps a model from this decoder; "" when nothing does."""
+def explain_not_fused(model: Any) -> str:
+    """Why this decoder can't serve a model; "" if it can."""
     config, device = model.config, paddle.device.get_device()
     reasons = {
         f"the device is {device}": device != "cpu",
-        f"there is none for {config.model_type}": config.model_type not in _FAMILIES,
+        f"it does not support {config.model_type}": _find_spec(config) is None,
         "the model has ALiBi": getattr(config, "alibi", False),
-        f"the model's activation is {getattr(config, 'hidden_act', '')}": _activation(config) not in ACTIVATIONS,
-        "its rotary positions hang on the length": getattr(config, "rope_scaling_type", None) == "dynamic_ntk",
+        f"the model's activation is {getattr(config, 'hidden_act', '')}": _read_activation(config) not in ACTIVATIONS,
+        "its rotary positions depend on the length": getattr(config, "rope_scaling_type", None) == "dynamic_ntk",
         "its layers are merged": any(
             getattr(config, name, False) for name in ("fuse_attention_qkv", "fuse_attention_ffn")
         ),
@@ -46,34 +46,37 @@ def why_not_fused(model: Any) -> str:
     return found or library.why_missing()
 
 
-def _activation(config: Any) -> str:
-    named = getattr(config, "hidden_act", None) or "silu"
-    if config.model_type == "gemma":  # see models.inputs
-        return named if named == "gelu_pytorch_tanh" else "gelu"
-    return named
+def _read_activation(config: Any) -> str:
+    named, spec = getattr(config, "hidden_act", None) or "silu", _find_spec(config)
+    return spec.activation if spec and spec.activation and named != "gelu_pytorch_tanh" else named
+
+
+def _find_spec(config: Any) -> FusedDecoderSpec | None:
+    family = FAMILIES.get(config.model_type)
+    return None if family is None else family.fused_decoder
 
 
 @paddle.no_grad()
-def fused_decoder(model: Any, adapters: dict[str, LoraWeights], positions: int) -> FusedDecoder:
-    """Of a model, which is of no use afterwards: its memory is given back as its weights are taken.
+def load_fused_decoder(model: Any, adapters: dict[str, LoraWeights], positions: int) -> FusedDecoder:
+    """The decoder of a model. The model's memory is freed as its weights are packed: it can't be used afterwards.
 
     Args:
-        positions: that there may be.
+        positions: most tokens of a sequence.
 
     Raises:
-        EnvironmentProblem: when it does not give the scores of the model's own forward.
+        EnvironmentProblem: when its logits are not those of the model's own forward.
     """
     ids = np.arange(5, 12) * 37 % model.config.vocab_size
     outputs = model(input_ids=paddle.to_tensor(ids[None]))
     wanted = (outputs[0] if isinstance(outputs, (tuple, list)) else outputs)[0, -1].numpy()
     decoder = FusedDecoder(model, adapters, positions)
     sequence = decoder.start(len(ids), None)
-    decoder.feed([Feed(sequence, ids[:4].tolist(), scored=False)])
+    decoder.feed([Feed(sequence, ids[:4].tolist(), wants_logits=False)])
     found = decoder.feed([Feed(sequence, ids[4:].tolist())])[0]
     difference, largest = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
     if not difference <= 1e-3 * largest:  # NaN too
         raise EnvironmentProblem(
-            f"the fused decoder is wrong on this machine: its scores differ by {difference:.3g} from those of "
+            f"the fused decoder is wrong on this machine: its logits differ by {difference:.3g} from those of "
             f"{type(model).__name__}, of which the largest is {largest:.3g}. Build it again (rm -r build/custom_ops; "
             "python custom_ops/build.py)"
         )
@@ -81,8 +84,8 @@ def fused_decoder(model: Any, adapters: dict[str, LoraWeights], positions: int) 
 
 
 @dataclass(eq=False)
-class _Sequence:
-    """Keys and values of a sequence. Their memory is only taken from the system where it is written to."""
+class _FusedSequence:
+    """Keys and values of a sequence. The system provides memory only for the part that is written to."""
 
     cache: paddle.Tensor
     capacity: int
@@ -91,55 +94,56 @@ class _Sequence:
 
 
 class FusedDecoder:
-    """See the module."""
+    """A model of Llama's kind. Each sequence has its own keys and values, without padding."""
 
     chunk: int | None = 256
 
     def __init__(self, model: Any, adapters: dict[str, LoraWeights], positions: int) -> None:
-        """See fused_decoder()."""
+        """Pack the model's weights; load_fused_decoder() also tests the result."""
         config = model.config
         base = getattr(model, config.model_type)
         heads = config.num_attention_heads
-        gemma = config.model_type == "gemma"
+        spec = _find_spec(config)
+        assert spec is not None, config.model_type  # explain_not_fused() names it
         self._sizes = DecoderSizes(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
             num_layers=config.num_hidden_layers,
             num_heads=heads,
             num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=config.head_dim if gemma else config.hidden_size // heads,
+            head_dim=ModelSizes.from_config(config).head_size,
             vocabulary=config.vocab_size,
             epsilon=config.rms_norm_eps,
-            embedding_scale=config.hidden_size**0.5 if gemma else 1.0,
-            activation=_activation(config),
+            embedding_scale=config.hidden_size**0.5 if spec.scales_embedding else 1.0,
+            activation=_read_activation(config),
         )
         self.vocabulary = self._sizes.vocabulary
         self._names = {name: i for i, name in enumerate(adapters)}
         cos, sin = base.layers[0].self_attn.rotary_emb(paddle.zeros([1, 1, 1, 1]), seq_len=positions)
         table = base.embed_tokens.weight
         head = model.lm_head.weight.numpy()
-        if getattr(model.lm_head, "transpose_y", gemma and config.tie_word_embeddings):
+        if getattr(model.lm_head, "transpose_y", spec.tied_head_is_transposed and config.tie_word_embeddings):
             head = head.T
         shared = [
             table.reshape([-1]).clone(),
-            paddle.to_tensor(_norm(base.norm, gemma)),
+            paddle.to_tensor(_read_norm(base.norm, spec.norm_offset)),
             paddle.to_tensor(panels(head).ravel()),
             cos.reshape([-1]).clone(),
             sin.reshape([-1]).clone(),
         ]
-        packed = [self._packed(name, weights, config.model_type) for name, weights in adapters.items()]
+        packed = [self._pack_adapter(name, weights, config.model_type) for name, weights in adapters.items()]
         if not packed:  # the operator wants one
             packed = [(np.zeros(0, np.float32), np.zeros(1 + len(TARGETS) * self._sizes.num_layers, np.int64))]
         self._weights = DecoderWeights(
             shared=shared,
-            layers=[_layer(layer, gemma) for layer in base.layers],
+            layers=[_pack_layer(layer, spec.norm_offset) for layer in base.layers],
             adapters=[paddle.to_tensor(values) for values, _ in packed],
             plans=[paddle.to_tensor(plan) for _, plan in packed],
         )
 
         self._ids, self._table = StepTensor(), StepTensor()
 
-    def _packed(self, name: str, weights: LoraWeights, base: str) -> tuple[np.ndarray, np.ndarray]:
+    def _pack_adapter(self, name: str, weights: LoraWeights, base: str) -> tuple[np.ndarray, np.ndarray]:
         layers: list[dict[str, tuple[np.ndarray, np.ndarray]]] = [{} for _ in range(self._sizes.num_layers)]
         for layer, matrices in weights.items():
             parts = layer.split(".")  # llama.layers.0.self_attn.q_proj
@@ -148,49 +152,56 @@ class FusedDecoder:
         rank = next(iter(weights.values()))[0].shape[1]
         return pack_adapter(rank, layers)
 
-    def start(self, capacity: int, adapter: str | None) -> _Sequence:
-        """See Decoder."""
+    def start(self, capacity: int, adapter: str | None) -> _FusedSequence:
+        """An empty sequence of at most `capacity` tokens, rounded up to whole blocks of keys."""
         capacity = -(-capacity // KEY_BLOCK) * KEY_BLOCK
         cache = paddle.empty([self._sizes.cache_size(capacity)], "float32")
-        return _Sequence(cache, capacity, -1 if adapter is None else self._names[adapter])
+        return _FusedSequence(cache, capacity, -1 if adapter is None else self._names[adapter])
 
-    def drop(self, sequence: _Sequence) -> None:
-        """See Decoder: its memory goes with the sequence."""
+    def drop(self, sequence: _FusedSequence) -> None:
+        """Do nothing: the memory goes with the sequence."""
 
     @paddle.no_grad()
     def feed(self, feeds: Sequence[Feed]) -> np.ndarray:
-        """See Decoder."""
+        """Read tokens. Returns logits, float32 [feeds that want logits, vocabulary]."""
         order = sorted(range(len(feeds)), key=lambda i: feeds[i].sequence.adapter)  # one adapter's rows go together
         tokens: list[int] = []
         runs = []
         for i in order:
             given, sequence = feeds[i], feeds[i].sequence
             runs.append(
-                [len(tokens), len(given.tokens), sequence.length, sequence.capacity, sequence.adapter, given.scored]
+                [
+                    len(tokens),
+                    len(given.tokens),
+                    sequence.length,
+                    sequence.capacity,
+                    sequence.adapter,
+                    given.wants_logits,
+                ]
             )
             tokens.extend(given.tokens)
         caches = [feeds[i].sequence.cache for i in order]
-        ids, table = self._ids.holding(tokens), self._table.holding(runs)
+        ids, table = self._ids.fill(tokens), self._table.fill(runs)
         found = decoder_pass(self._sizes, self._weights, ids, table, caches).numpy()
         for given in feeds:
             given.sequence.length += len(given.tokens)
-        scored = [i for i in order if feeds[i].scored]
-        return found[np.argsort(scored)] if scored != sorted(scored) else found
+        wanted = [i for i in order if feeds[i].wants_logits]
+        return found[np.argsort(wanted)] if wanted != sorted(wanted) else found
 
 
-def _norm(layer: Any, gemma: bool) -> np.ndarray:
-    return layer.weight.numpy() + (1.0 if gemma else 0.0)
+def _read_norm(layer: Any, offset: float) -> np.ndarray:
+    return layer.weight.numpy() + offset
 
 
-def _layer(layer: Any, gemma: bool) -> paddle.Tensor:
-    """Its weights as the operator reads them; the layer's own memory is given back."""
+def _pack_layer(layer: Any, norm_offset: float) -> paddle.Tensor:
+    """The layer's weights as the operator reads them. The layer's own memory is freed."""
     attention, inner = layer.self_attn, layer.mlp
     qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
     biases = [
         part.bias.numpy() if getattr(part, "bias", None) is not None else np.zeros(part.weight.shape[1]) for part in qkv
     ]
     packed = pack_layer(
-        [_norm(layer.input_layernorm, gemma), _norm(layer.post_attention_layernorm, gemma)],
+        [_read_norm(layer.input_layernorm, norm_offset), _read_norm(layer.post_attention_layernorm, norm_offset)],
         np.concatenate(biases),
         [
             np.concatenate([part.weight.numpy() for part in qkv], axis=1),

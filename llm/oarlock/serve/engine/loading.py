@@ -1,4 +1,4 @@
-"""A model folder ready to be served: the decoder, the tokenizer, the template, the tokens that end an answer."""
+"""A model folder, loaded to be served: decoder, tokenizer, chat template, the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import paddle
 
@@ -15,38 +15,42 @@ from oarlock.data.templates.chat_template import ChatTemplate, choose_template
 from oarlock.data.tokenizers.load import encode_marked, load_tokenizer
 from oarlock.environment.console import log_once
 from oarlock.environment.paddle_import import set_paddlenlp_log_level
-from oarlock.errors import DataError, ModelError
-from oarlock.hub.model_names import local_folder
-from oarlock.model_config.generation_config import GENERATION_FILE, end_tokens, generation_content, sampling_defaults
-from oarlock.model_config.load import read_config
-from oarlock.model_config.sliding_window import window_of
+from oarlock.errors import DataError, ModelError, RequestRefused
+from oarlock.files import GENERATION_FILE
+from oarlock.merge.deltas import find_deltas
+from oarlock.merge.inputs import WeightedAdapter
+from oarlock.model_config.generation_config import find_end_tokens, read_generation_config, read_sampling_defaults
+from oarlock.model_config.load import find_model_class, read_config
+from oarlock.model_config.model_folder import find_model_folder
+from oarlock.model_config.sliding_window import find_window
 from oarlock.models.build import ModelSource, build_model
-from oarlock.serve.engine.adapters import LoraWeights, read_adapters
-from oarlock.serve.engine.fused_decoder import fused_decoder, why_not_fused
+from oarlock.models.load_finetuned import check_base
+from oarlock.peft.adapter_folder import Base
+from oarlock.peft.open_adapter import open_lora
+from oarlock.serve.config import Parsing
+from oarlock.serve.engine.decoder import Decoder, LoraWeights
+from oarlock.serve.engine.fused_decoder import explain_not_fused, load_fused_decoder
 from oarlock.serve.engine.generic_decoder import GenericDecoder
-from oarlock.serve.engine.messages import render_prompt
-from oarlock.serve.engine.prompts import Parsing, begin_tokens, begun, hidden_tokens
-from oarlock.serve.engine.sampling_params import Prompt, RequestRefused
-
-if TYPE_CHECKING:
-    from oarlock.serve.engine.decoder import Decoder
+from oarlock.serve.engine.messages import read_messages, read_tools
+from oarlock.serve.request import Prompt
 
 _CONTEXT = ("max_position_embeddings", "max_sequence_length", "n_positions", "seq_length")
-_LEAST_CONTEXT = 8  # tokens; what the decoders are tried with at their start has seven
+_LEAST_CONTEXT = 8  # tokens; the decoders are tried with seven when they start
 
 
 @dataclass(frozen=True)
-class Served:
-    """What the engine works with.
+class ServedModel:
+    """A loaded model, as the engine uses it.
 
     Attributes:
-        name: of the model, for clients.
+        name: shown to clients.
         context: tokens that the model was made for, prompt and answer together.
         ends: tokens that end an answer.
-        defaults: how tokens are chosen where a request does not say, by generation_config.json.
+        adapters: names of the LoRA adapters.
+        defaults: sampling parameters of requests that set none, from generation_config.json.
         begin: tokens that a raw prompt begins with.
-        special_tokens: those that decode() leaves out, and how they are written.
-        parse_special_tokens: where a client's text is read as special tokens, see prompts.py.
+        special_tokens: the tokens that decode() leaves out, and their spelling.
+        parse_special_tokens: where a client's text is read as special tokens.
     """
 
     name: str
@@ -67,17 +71,18 @@ class Served:
         """The token ids of a prompt.
 
         Raises:
-            RequestRefused: when there are none, or they are no tokens of this model.
+            RequestRefused: when there are none, or they are not tokens of this model.
         """
         try:
             if prompt.messages is not None:
-                ids = self._ids(render_prompt(self.template, prompt.messages, prompt.tools))
+                ids = self._tokenize(render_prompt(self.template, prompt.messages, prompt.tools))
             elif prompt.text is not None:
                 literal = self.parse_special_tokens == "none"
-                ids = self._ids(MarkedText.of(prompt.text) if literal else MarkedText(prompt.text))
-                ids = begun(ids, self.begin) if ids else []
+                ids = self._tokenize(MarkedText.of(prompt.text) if literal else MarkedText(prompt.text))
+                if ids and tuple(ids[: len(self.begin)]) != self.begin:
+                    ids = [*self.begin, *ids]
             else:
-                ids = prompt.token_ids or []
+                ids = list(prompt.token_ids or ())
         except DataError as error:  # the template's own complaint
             raise RequestRefused(str(error)) from error
         except UnicodeEncodeError as error:  # half of a surrogate pair
@@ -87,84 +92,147 @@ class Served:
         wrong = next((token for token in ids if not 0 <= token < self.decoder.vocabulary), None)
         if wrong is not None:
             raise RequestRefused(f"token {wrong} is not in the model's vocabulary of {self.decoder.vocabulary:,}")
-        return list(ids)
+        return ids
 
-    def _ids(self, marked: MarkedText) -> list[int]:
+    def _tokenize(self, marked: MarkedText) -> list[int]:
         marked.text.encode()
         with self._tokenizing:
-            return encode_marked(self.tokenizer, [marked])[0].ids
+            return list(encode_marked(self.tokenizer, [marked])[0].ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Their text, without special tokens."""
+        """The text of tokens, without special tokens."""
         with self._tokenizing:
             return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def end_of_turn(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """Tokens and texts that the chat template puts at the end of an answer, where they are not the tokenizer's."""
+        """Tokens and texts with which the chat template ends an answer, if they are not the tokenizer's."""
         marker = self.template.end_marker
         if not marker:
             return (), ()
-        ids = self._ids(MarkedText(marker))
+        ids = self._tokenize(MarkedText(marker))
         return ((ids[0],), ()) if len(ids) == 1 else ((), (marker,))
 
 
-def open_served(model: str | Path, adapters: Mapping[str, Path], parse_special_tokens: Parsing = "prompts") -> Served:
-    """Load a model folder and the adapters beside it.
+def render_prompt(template: ChatTemplate, messages: Any, tools: Any) -> MarkedText:
+    """Put messages and tools into a chat template, up to where the answer begins.
+
+    Raises:
+        RequestRefused: naming what can't be read.
+        DataError: naming what the template refuses, or leaves out.
+    """
+    read = read_messages(messages)
+    described = read_tools(tools)
+    try:
+        rendered = template.render_chat(read, add_generation_prompt=True, tools=described).text
+    except DataError as error:
+        # A template that refuses does not name the message. What templates lack most often is the result of a tool.
+        i = next((i for i, message in enumerate(read) if message["role"] == "tool"), None)
+        if i is None or "messages[" in str(error):
+            raise
+        raise RequestRefused(f"messages[{i}] (role {messages[i]['role']}): {error}") from error
+    for i, message in enumerate(read):
+        if message["role"] == "tool" or "name" not in message:  # the name of a tool is in its call too
+            continue
+        bare = [*read[:i], {k: v for k, v in message.items() if k != "name"}, *read[i + 1 :]]
+        if template.render_chat(bare, add_generation_prompt=True, tools=tools).text.text == rendered.text:
+            raise RequestRefused(f"messages[{i}].name: the model's chat template writes no names; leave it out")
+    return rendered
+
+
+def open_served_model(
+    model: str | Path, adapters: Mapping[str, Path], parse_special_tokens: Parsing = "prompts"
+) -> ServedModel:
+    """Load a model folder and LoRA adapters of this model.
 
     Raises:
         ModelError: when something is missing, or does not belong together.
     """
     set_paddlenlp_log_level("error")
-    folder = local_folder(str(model), with_weights=True)
+    folder = find_model_folder(str(model), with_weights=True)
     config = read_config(folder)
-    context = _context(config)
+    context = _read_context(config)
     if context < _LEAST_CONTEXT:
         raise ModelError(
             f"{folder / 'config.json'}: {context} token(s) at a time are too few for a question and its answer"
         )
     tokenizer = load_tokenizer(str(folder))
-    generation = generation_content(folder)
-    found = read_adapters(adapters, folder, config)
-    dtype = _dtype(config)
-    built = build_model(ModelSource(folder, config, from_weights=True), dtype=dtype)
+    generation = read_generation_config(folder)
+    weights = read_adapters(adapters, folder, config)
+    built = build_model(ModelSource(folder, config, from_weights=True), dtype=_choose_dtype(config))
     built.eval()
-    return Served(
+    return ServedModel(
         name=folder.resolve().name,
-        decoder=choose_decoder(built, found, context),
+        decoder=choose_decoder(built, weights, context),
         tokenizer=tokenizer,
         template=choose_template("auto", tokenizer, "src_tgt", parse_special_tokens=parse_special_tokens == "all"),
         context=context,
-        ends=frozenset(end_tokens(generation, config, tokenizer)),
-        defaults=sampling_defaults(generation, str(folder / GENERATION_FILE)),
-        adapters=tuple(found),
-        begin=begin_tokens(tokenizer),
-        special_tokens=hidden_tokens(tokenizer),
+        ends=frozenset(find_end_tokens(generation, config, tokenizer)),
+        defaults=read_sampling_defaults(generation, str(folder / GENERATION_FILE)),
+        adapters=tuple(weights),
+        begin=find_begin_tokens(tokenizer),
+        special_tokens=find_special_tokens(tokenizer),
         parse_special_tokens=parse_special_tokens,
     )
 
 
+def read_adapters(adapters: Mapping[str, Path], folder: Path, config: Any) -> dict[str, LoraWeights]:
+    """The weights of each LoRA adapter, by its name.
+
+    Args:
+        folder, config: of the base model.
+
+    Raises:
+        ModelError: when one is not a LoRA adapter, or of another base.
+    """
+    found: dict[str, LoraWeights] = {}
+    base = Base.of(str(folder), folder) if adapters else None
+    for name, place in adapters.items():
+        adapter = open_lora(place, "served with a base")
+        assert base is not None
+        check_base(adapter.base, base)
+        deltas = find_deltas(WeightedAdapter(adapter, 1.0), find_model_class(config), config)
+        found[name] = {delta.layer: delta.matrices() for delta in deltas}
+    return found
+
+
 def choose_decoder(model: Any, adapters: dict[str, LoraWeights], context: int) -> Decoder:
-    """The fused one where it serves this model on this machine; said once. `model` is of no other use afterwards."""
-    reason = why_not_fused(model)
+    """The fused decoder if it serves this model on this machine. The model can't be used otherwise afterwards."""
+    reason = explain_not_fused(model)
     if reason:
         log_once(f"answers go through PaddleNLP's own forward, not the fused decoder: {reason}")
         return GenericDecoder(model, adapters)
     log_once("answers go through the fused decoder (float32 on the CPU)")
-    return fused_decoder(model, adapters, context)
+    return load_fused_decoder(model, adapters, context)
 
 
-def _context(config: Any) -> int:
-    """How many tokens the model was made for."""
+def find_begin_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that a tokenizer puts before a text. (An end token that it appends has no place in a prompt.)"""
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a")["input_ids"])
+    starts = (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+    return tuple(whole[: next(starts, 0)])
+
+
+def find_special_tokens(tokenizer: Any) -> dict[int, str]:
+    """The special tokens, which the text of an answer does not show, and their spelling."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return dict(zip(tokenizer.all_special_ids, map(str, tokenizer.all_special_tokens), strict=True))
+    return {token: added.content for token, added in backend.get_added_tokens_decoder().items() if added.special}
+
+
+def _read_context(config: Any) -> int:
+    """Read the number of tokens that the model was made for."""
     context = next((int(value) for name in _CONTEXT if (value := getattr(config, name, None))), 2048)
-    window = window_of(config)
+    window = find_window(config)
     if window and window < context:  # beyond it the model was trained to forget, which PaddleNLP's does not
         log_once(f"the model's context is cut from {context:,} to the {window:,} tokens of its sliding window")
         return window
     return context
 
 
-def _dtype(config: Any) -> str:
-    """That of the weights on a GPU; a CPU computes in float32."""
+def _choose_dtype(config: Any) -> str:
+    """Choose the dtype of the weights on a GPU. A CPU computes in float32."""
     stored = str(getattr(config, "dtype", None) or "float32")
     if paddle.device.get_device().startswith("gpu"):
         return stored if stored in ("float16", "bfloat16", "float32") else "float32"

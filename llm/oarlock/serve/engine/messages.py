@@ -1,20 +1,15 @@
-"""Messages and tools of requests, by whichever way they come: what can't be put into a prompt is refused by name.
+"""Reads the messages and tools of requests, and refuses by name what can't be put into a prompt.
 
-The template has the last word (see data.templates): what it does not render is refused too.
+What the model's chat template does not render is refused too, by data/templates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from oarlock.data.records.messages import REASONING, Message, MessageError, normalize_messages, normalize_tools
-from oarlock.errors import DataError
-from oarlock.serve.engine.sampling_params import RequestRefused
-
-if TYPE_CHECKING:
-    from oarlock.data.examples.marked_text import MarkedText
-    from oarlock.data.templates.chat_template import ChatTemplate
+from oarlock.errors import RequestRefused
 
 _FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *REASONING)
 _NOT_READ = {
@@ -23,18 +18,18 @@ _NOT_READ = {
     "refusal": "send what the model said as content",
 }
 _MAX_NESTING = 64
-# Where what is said may be empty; elsewhere a field that is empty says nothing.
+# Fields that may be empty; other fields that are empty count as absent.
 _EVEN_EMPTY = ("content", "role")
 
 
 def read_messages(given: Any) -> list[Message]:
-    """Messages as templates take them, the content of each in one text.
+    """Read messages for a template, with the content of each as one text.
 
     Raises:
         RequestRefused: naming the message and field that can't be read.
     """
     if not isinstance(given, list) or not given:
-        raise RequestRefused("messages has to be a list of at least one message")
+        raise RequestRefused("messages must be a list of at least one message")
     messages = [_read_message(f"messages[{i}]", message) for i, message in enumerate(given)]
     try:
         read = normalize_messages(messages)
@@ -45,11 +40,11 @@ def read_messages(given: Any) -> list[Message]:
     return read
 
 
-def without_nothing(values: Mapping[str, Any], even_empty: Collection[str]) -> dict[str, Any]:
-    """An object without the fields that say nothing: null, or empty.
+def drop_empty(values: Mapping[str, Any], even_empty: Collection[str]) -> dict[str, Any]:
+    """Copy an object without fields that are null or empty.
 
     Args:
-        even_empty: fields in which an empty value says something.
+        even_empty: fields whose empty values are kept.
     """
     return {
         name: value
@@ -59,7 +54,7 @@ def without_nothing(values: Mapping[str, Any], even_empty: Collection[str]) -> d
 
 
 def _check_nesting(path: str, value: Any) -> None:
-    """Templates walk through what they are given by calling themselves."""
+    """Limit the nesting of a value: templates render it recursively."""
     level = [value]
     for _ in range(_MAX_NESTING):
         level = [
@@ -75,8 +70,8 @@ def _check_nesting(path: str, value: Any) -> None:
 
 def _read_message(path: str, given: Any) -> Message:
     if not isinstance(given, Mapping):
-        raise RequestRefused(f'{path} has to be an object {{"role": ..., "content": ...}}')
-    message = without_nothing(given, _EVEN_EMPTY)
+        raise RequestRefused(f'{path} must be an object {{"role": ..., "content": ...}}')
+    message = drop_empty(given, _EVEN_EMPTY)
     for name in message:
         if name in _NOT_READ:
             raise RequestRefused(f"{path}.{name}: {_NOT_READ[name]}")
@@ -85,37 +80,37 @@ def _read_message(path: str, given: Any) -> Message:
     content = message.get("content")
     calls = [name for name in ("tool_calls", "function_call") if name in message]
     if content is None and not calls:
-        raise RequestRefused(f"{path}.content is missing: it has to be a text or a list of parts")
+        raise RequestRefused(f"{path}.content is missing: it must be a text or a list of parts")
     if isinstance(content, list) and content:
         message["content"] = "".join(_read_part(f"{path}.content[{i}]", part) for i, part in enumerate(content))
     elif content is not None and not isinstance(content, str):
-        raise RequestRefused(f"{path}.content has to be a text or a list of parts")
+        raise RequestRefused(f"{path}.content must be a text or a list of parts")
     if "name" in message and not isinstance(message["name"], str):
-        raise RequestRefused(f"{path}.name has to be a text")
+        raise RequestRefused(f"{path}.name must be a text")
     return message
 
 
 def _read_part(path: str, given: Any) -> str:
     if not isinstance(given, Mapping):
-        raise RequestRefused(f'{path} has to be an object {{"type": "text", "text": ...}}')
-    # OpenAI's mark for its cache is of no meaning for the answer.
+        raise RequestRefused(f'{path} must be an object {{"type": "text", "text": ...}}')
+    # OpenAI's mark for its cache does not change the answer.
     part = {name: value for name, value in given.items() if value is not None and name != "prompt_cache_breakpoint"}
     if part.get("type") != "text":
         kind = str(part.get("type"))[:64]
-        raise RequestRefused(f"{path}.type has to be 'text': parts of type {kind!r} are not read here")
+        raise RequestRefused(f"{path}.type must be 'text': parts of type {kind!r} are not read here")
     for name in part:
         if name not in ("type", "text"):
             raise RequestRefused(f"{path}.{name}: there is no such field here (there is: type, text)")
     if not isinstance(part.get("text"), str):
-        raise RequestRefused(f"{path}.text has to be a text")
+        raise RequestRefused(f"{path}.text must be a text")
     return str(part["text"])
 
 
 def read_tools(given: Any) -> list[Message] | None:
-    """Descriptions of functions for the template; None for none.
+    """Read descriptions of functions for the template; None for none.
 
     Raises:
-        RequestRefused: naming the entry that is no function, or that asks for more than a description does.
+        RequestRefused: naming the entry that is not a function, or asks for more than a description.
     """
     _check_nesting("tools", given)
     try:
@@ -125,40 +120,9 @@ def read_tools(given: Any) -> list[Message] | None:
     for i, tool in enumerate(tools or ()):
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, Mapping):
-            raise RequestRefused(f'tools[{i}] has to be {{"type": "function", "function": {{"name": ...}}}}')
+            raise RequestRefused(f'tools[{i}] must be {{"type": "function", "function": {{"name": ...}}}}')
         if not isinstance(function.get("name"), str) or not function["name"]:
-            raise RequestRefused(f"tools[{i}].function.name has to be a text")
+            raise RequestRefused(f"tools[{i}].function.name must be a text")
         if function.get("strict"):
             raise RequestRefused(f"tools[{i}].function.strict: answers are not held to a schema here")
     return tools
-
-
-def render_prompt(template: ChatTemplate, messages: Any, tools: Any) -> MarkedText:
-    """The text that a model is asked with.
-
-    Raises:
-        RequestRefused: naming what can't be read.
-        DataError: naming what the template refuses, or leaves out.
-    """
-    read = read_messages(messages)
-    described = read_tools(tools)
-    try:
-        rendered = template.render_chat(read, add_generation_prompt=True, tools=described).text
-    except DataError as error:
-        # A template that refuses knows no numbers; what templates know least often is a result of a tool.
-        i = next((i for i, message in enumerate(read) if message["role"] == "tool"), None)
-        if i is None or "messages[" in str(error):
-            raise
-        raise RequestRefused(f"messages[{i}] (role {messages[i]['role']}): {error}") from error
-    _check_names(template, read, tools, rendered.text)
-    return rendered
-
-
-def _check_names(template: ChatTemplate, messages: Sequence[Message], tools: Any, text: str) -> None:
-    """Who of several users speaks is part of what is said; the name of a tool stands in its call too."""
-    for i, message in enumerate(messages):
-        if message["role"] == "tool" or "name" not in message:
-            continue
-        bare = [*messages[:i], {k: v for k, v in message.items() if k != "name"}, *messages[i + 1 :]]
-        if template.render_chat(bare, add_generation_prompt=True, tools=tools).text.text == text:
-            raise RequestRefused(f"messages[{i}].name: the model's chat template writes no names; leave it out")

@@ -1,7 +1,7 @@
-"""Whether Triton may see a request: everything that it would believe is checked here.
+"""Checks a request before Triton gets it: everything that Triton would believe.
 
-Triton 24.10 ends on a shape whose product has no 64 bits, and takes shared memory, parameters of its own models and
-sizes as they come.
+Triton 24.10 crashes on a shape whose product has more than 64 bits, and accepts shared memory, parameters of its own
+models and sizes without a check.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
+from oarlock.errors import RequestRefused
 from oarlock.formats.json_file import parse_json
-from oarlock.serve.engine.sampling_params import RequestRefused
-from oarlock.serve.front.http.refusal import shown
+from oarlock.serve.front.http.refusal import quote
 from oarlock.serve.front.model_forms import InputForm, ModelForm, RequestLimits
-from oarlock.serve.triton.fastdeploy_json import in_form_words, read_form
-from oarlock.serve.triton.fields import read_fields
+from oarlock.serve.triton.fastdeploy_json import read_form, use_form_names
+from oarlock.serve.triton.fields import read_request
 
 _MAX_NAME, _MAX_PARAMETERS, _MAX_RANK = 256, 16, 8
-_DEEPEST = 64  # levels of JSON inside a text
-# Of a request, which Triton or its clients give a meaning; and the types of their values.
+_MAX_DEPTH = 64  # levels of JSON inside a text
+# Parameters of a request that Triton or its clients use, and the types of their values.
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "triton_enable_empty_final_response": ("bool_param",),
     "sequence_id": ("int64_param", "uint64_param", "string_param"),
@@ -55,7 +55,7 @@ class UnknownModel(RequestRefused):
 
 
 def check_infer_request(request: ModelInferRequest, limits: RequestLimits) -> None:
-    """Refuse what the model can't be asked, whoever asks it.
+    """Refuse a request that its model can't answer.
 
     Raises:
         UnknownModel: when there is no such model.
@@ -63,42 +63,42 @@ def check_infer_request(request: ModelInferRequest, limits: RequestLimits) -> No
     """
     form = limits.models.get(request.model_name)
     if form is None:
-        raise UnknownModel(f"Request for unknown model: {shown(request.model_name)} is not found")
+        raise UnknownModel(f"Request for unknown model: {quote(request.model_name)} is not found")
     version, name = request.model_version, request.id
     if version and not (version.isascii() and version.isdigit() and len(version) < 19):
-        raise RequestRefused(f"model_version {shown(version)}: it has to be a whole number above 0")
+        raise RequestRefused(f"model_version {quote(version)}: it must be a whole number above 0")
     if len(name) > _MAX_NAME or not name.isprintable():
         raise RequestRefused(f"id: at most {_MAX_NAME} characters that can be printed")
     _check_parameters(request.parameters, form)
-    _check_outputs(request.outputs, form)
-    tensors = _tensors(request, form, limits.max_body)
-    if form.reading == "form":
-        _check_form(tensors["IN"][0], limits.max_body)
+    names: set[str] = set()
+    for output in request.outputs:
+        if output.name not in form.outputs:
+            known = ", ".join(form.outputs)
+            raise RequestRefused(f"there is no output {quote(output.name)} (there are: {known})")
+        if output.name in names:
+            raise RequestRefused(f"output {output.name!r} is asked for twice")
+        names.add(output.name)
+        for parameter in output.parameters:
+            if not (form.content == "other" and parameter == "classification"):
+                raise RequestRefused(f"output {output.name!r}: parameter {quote(parameter)} can't be given here")
+    tensors = _read_tensors(request, form, limits.max_body)
+    if form.content == "form":
+        fields, _ = read_form(tensors["IN"][0])
+        try:
+            read_request(fields, limits.max_body).check()
+        except RequestRefused as error:
+            raise RequestRefused(use_form_names(str(error))) from error
         _check_json("IN", tensors, limits.max_body)
-    elif form.reading == "fields":
-        _check_fields(tensors, limits.max_body)
+    elif form.content == "fields":
+        read_request(tensors, limits.max_body).check()
         for field in ("messages", "tools"):
             _check_json(field, tensors, limits.max_body)
 
 
-def _check_fields(tensors: Mapping[str, np.ndarray], max_body: int) -> None:
-    asked = read_fields(tensors, max_body)
-    asked.prompt.check()
-    asked.sampling.check()
-
-
 def _check_json(name: str, tensors: Mapping[str, np.ndarray], max_body: int) -> None:
-    """Refuse what json.loads takes in silence: doubled fields, NaN, and more levels than a request has elsewhere."""
+    """Refuse what json.loads accepts: doubled fields, NaN, and deeper nesting than in other requests."""
     if name in tensors:
-        parse_json(tensors[name][0], name, error=RequestRefused, limit=max_body, depth=_DEEPEST)
-
-
-def _check_form(text: bytes, max_body: int) -> None:
-    tensors, _ = read_form(text)
-    try:
-        _check_fields(tensors, max_body)
-    except RequestRefused as error:
-        raise RequestRefused(in_form_words(str(error))) from error
+        parse_json(tensors[name][0], name, error=RequestRefused, limit=max_body, depth=_MAX_DEPTH)
 
 
 def _check_parameters(parameters: Mapping[str, Any], form: ModelForm) -> None:
@@ -108,43 +108,25 @@ def _check_parameters(parameters: Mapping[str, Any], form: ModelForm) -> None:
         kinds = _PARAMETERS.get(name)
         chosen = value.WhichOneof("parameter_choice")
         if kinds is None:
-            # A model of somebody else's may have its own; Triton keeps names with this beginning to itself.
-            if form.reading == "other" and not name.startswith(("triton_", "oarlock_")) and name.isprintable():
+            # A model of somebody else may have parameters of its own. Triton reserves names with this prefix.
+            if form.content == "other" and not name.startswith(("triton_", "oarlock_")) and name.isprintable():
                 continue
-            raise RequestRefused(f"there is no parameter {shown(name)} (there are: {', '.join(_PARAMETERS)})")
+            raise RequestRefused(f"there is no parameter {quote(name)} (there are: {', '.join(_PARAMETERS)})")
         if chosen not in kinds:
             wanted = " or ".join(kind.removesuffix("_param") for kind in kinds)
-            raise RequestRefused(f"parameter {name}: it has to be {wanted}")
-        if chosen == "string_param" and not _is_name(value.string_param):
+            raise RequestRefused(f"parameter {name}: it must be {wanted}")
+        text = value.string_param
+        if len(text) > _MAX_NAME or not text.isprintable():
             raise RequestRefused(f"parameter {name}: at most {_MAX_NAME} characters that can be printed")
         if chosen == "int64_param" and value.int64_param < 0:
-            raise RequestRefused(f"parameter {name}: it has to be at least 0; got {value.int64_param}")
+            raise RequestRefused(f"parameter {name}: it must be at least 0; got {value.int64_param}")
 
 
-def _is_name(text: str) -> bool:
-    return len(text) <= _MAX_NAME and text.isprintable()
-
-
-def _check_outputs(outputs: Sequence[Any], form: ModelForm) -> None:
-    names: set[str] = set()
-    for output in outputs:
-        if output.name not in form.outputs:
-            known = ", ".join(form.outputs)
-            raise RequestRefused(f"there is no output {shown(output.name)} (there are: {known})")
-        if output.name in names:
-            raise RequestRefused(f"output {output.name!r} is asked for twice")
-        names.add(output.name)
-        allowed = {"classification"} if form.reading == "other" else set()
-        for name in output.parameters:
-            if name not in allowed:
-                raise RequestRefused(f"output {output.name!r}: parameter {shown(name)} can't be given here")
-
-
-def _tensors(request: ModelInferRequest, form: ModelForm, max_body: int) -> dict[str, np.ndarray]:
-    """The inputs, of sizes that their contents have; BYTES are arrays of bytes."""
+def _read_tensors(request: ModelInferRequest, form: ModelForm, max_body: int) -> dict[str, np.ndarray]:
+    """The inputs, whose contents have the size of their shapes; BYTES are arrays of bytes."""
     found: dict[str, np.ndarray] = {}
     raw = request.raw_input_contents
-    # Shared memory, where Triton takes an input without contents, is not open.
+    # An input without contents would be in shared memory, which is closed.
     if raw and len(raw) != len(request.inputs):
         raise RequestRefused(f"{len(raw)} contents of {len(request.inputs)} inputs in raw_input_contents")
     if sum(map(len, raw)) > max_body:
@@ -153,19 +135,19 @@ def _tensors(request: ModelInferRequest, form: ModelForm, max_body: int) -> dict
         wanted = form.inputs.get(tensor.name)
         if wanted is None:
             known = ", ".join(form.inputs)
-            raise RequestRefused(f"there is no input {shown(tensor.name)} (there are: {known})")
+            raise RequestRefused(f"there is no input {quote(tensor.name)} (there are: {known})")
         if tensor.name in found:
             raise RequestRefused(f"input {tensor.name!r} is given twice")
         for name in tensor.parameters:
-            raise RequestRefused(f"input {tensor.name!r}: parameter {shown(name)} can't be given here")
+            raise RequestRefused(f"input {tensor.name!r}: parameter {quote(name)} can't be given here")
         if tensor.datatype != wanted.datatype:
             raise RequestRefused(
-                f"{tensor.name}: data-type {shown(tensor.datatype)}, model {form.name!r} expects {wanted.datatype!r}"
+                f"{tensor.name}: data-type {quote(tensor.datatype)}, model {form.name!r} expects {wanted.datatype!r}"
             )
-        shape = _shape(tensor.name, tensor.shape, wanted, form, max_body)
+        shape = _check_shape(tensor.name, tensor.shape, wanted, form, max_body)
         if raw:
             if tensor.HasField("contents"):
-                raise RequestRefused(f"{tensor.name}: contents beside raw_input_contents")
+                raise RequestRefused(f"{tensor.name}: contents as well as raw_input_contents")
             found[tensor.name] = _from_bytes(tensor.name, wanted.datatype, shape, raw[i])
         else:
             found[tensor.name] = _from_values(tensor.name, wanted.datatype, shape, tensor.contents)
@@ -175,8 +157,10 @@ def _tensors(request: ModelInferRequest, form: ModelForm, max_body: int) -> dict
     return found
 
 
-def _shape(name: str, given: Sequence[int], wanted: InputForm, form: ModelForm, most_elements: int) -> tuple[int, ...]:
-    """The shape of an input, when it may have that. (An element has at least a byte.)"""
+def _check_shape(
+    name: str, given: Sequence[int], wanted: InputForm, form: ModelForm, most_elements: int
+) -> tuple[int, ...]:
+    """The shape of an input, if the model allows it. (An element has at least one byte.)"""
     dims = ((-1, *wanted.dims) if form.max_batch_size else wanted.dims)[:_MAX_RANK]
     shape = tuple(given[: _MAX_RANK + 1])
     fits = len(given) == len(dims) and all(
@@ -184,15 +168,15 @@ def _shape(name: str, given: Sequence[int], wanted: InputForm, form: ModelForm, 
     )
     if not fits or (form.max_batch_size and not 1 <= shape[0] <= form.max_batch_size):
         what = str(list(shape)) if len(given) <= _MAX_RANK else f"of {len(given)} dimensions"
-        told = ", ".join("n" if size < 0 else str(size) for size in dims)
-        raise RequestRefused(f"{name}: shape {what}, it has to be [{told}]")
+        allowed = ", ".join("n" if size < 0 else str(size) for size in dims)
+        raise RequestRefused(f"{name}: shape {what}, it must be [{allowed}]")
     return shape
 
 
 def _from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: bytes) -> np.ndarray:
     count = math.prod(shape)
     if datatype == "BYTES":
-        return _as_array(_texts(name, raw, shape), shape)
+        return _as_array(_split_texts(name, raw, shape), shape)
     numpy_type = np.dtype(_TYPES[datatype][0])
     if count * numpy_type.itemsize != len(raw):
         expected = count * numpy_type.itemsize
@@ -202,17 +186,17 @@ def _from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: bytes) ->
     return np.frombuffer(raw, numpy_type).reshape(shape)
 
 
-def _texts(name: str, raw: bytes, shape: tuple[int, ...]) -> list[bytes]:
-    """Elements of a BYTES tensor: each behind its length, 4 bytes."""
+def _split_texts(name: str, raw: bytes, shape: tuple[int, ...]) -> list[bytes]:
+    """The elements of a BYTES tensor, each of which follows its length in 4 bytes."""
     texts: list[bytes] = []
-    place, count = 0, math.prod(shape)
-    while place < len(raw) and len(texts) <= count:
-        length = int.from_bytes(raw[place : place + 4], "little")
-        end = place + 4 + length
+    offset, count = 0, math.prod(shape)
+    while offset < len(raw) and len(texts) <= count:
+        length = int.from_bytes(raw[offset : offset + 4], "little")
+        end = offset + 4 + length
         if end > len(raw):
             raise RequestRefused(f"{name}: malformed: element {len(texts)} is longer than the contents")
-        texts.append(raw[place + 4 : end])
-        place = end
+        texts.append(raw[offset + 4 : end])
+        offset = end
     if len(texts) != count:
         found = f"more than {count:,}" if len(texts) > count else f"{len(texts):,}"
         raise RequestRefused(f"{name}: malformed: shape {list(shape)} has {count:,} elements, got {found}")
@@ -223,8 +207,8 @@ def _from_values(name: str, datatype: str, shape: tuple[int, ...], contents: Any
     numpy_type, wanted = _TYPES[datatype]
     for field, _ in contents.ListFields():
         if field.name != wanted:
-            told = f"it has to be {wanted}" if wanted else "it goes into raw_input_contents"
-            raise RequestRefused(f"{name}: {field.name} for {datatype}; {told}")
+            allowed = f"it must be {wanted}" if wanted else "it goes into raw_input_contents"
+            raise RequestRefused(f"{name}: {field.name} for {datatype}; {allowed}")
     values = getattr(contents, wanted) if wanted else []
     count = math.prod(shape)
     if len(values) != count:

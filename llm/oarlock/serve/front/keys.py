@@ -19,28 +19,26 @@ _MOST_BYTES = 1 << 20
 
 
 class Keys:
-    """The keys of a server; any of them opens it."""
+    """The keys of a server, one of which each request needs. Without keys every request is accepted."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
-        """None for a server without keys."""
         self._keys: tuple[bytes, ...] = ()
         self.replace(keys)
 
     def replace(self, keys: Iterable[str]) -> None:
-        """From now on these alone."""
+        """Accept only these keys from now on."""
         self._keys = tuple(key.encode("ascii") for key in keys)
 
     def __bool__(self) -> bool:
-        """Whether requests have to bring one."""
         return bool(self._keys)
 
     def __repr__(self) -> str:
         return f"Keys({len(self._keys)} of them)"
 
     def accept(self, authorization: str | bytes | None) -> bool:
-        """Whether a request with this `Authorization` may pass: "Bearer KEY". Every one may where there are no keys.
+        """Check the `Authorization` of a request: "Bearer KEY".
 
-        Each known key is compared in constant time, and all of them always.
+        It is always compared with all keys, each in constant time.
         """
         if not self._keys:
             return True
@@ -52,10 +50,30 @@ class Keys:
         return found and scheme.lower() == b"bearer"
 
 
-def read_keys(path: Path) -> tuple[str, ...]:
-    """Keys of a file, one a line; empty lines and those that begin with # are left out.
+class KeySource:
+    """A file of keys, which may change, and keys that do not change."""
 
-    A file that other users may read is warned about.
+    def __init__(self, file: Path | None = None, fixed: Iterable[str] = ()) -> None:
+        """Args: file: is read by each read(). fixed: further keys, such as those of the environment."""
+        self.file, self._fixed = file, tuple(fixed)
+
+    def __repr__(self) -> str:
+        return f"KeySource({self.file}, {len(self._fixed)} fixed)"
+
+    def read(self) -> tuple[str, ...]:
+        """Read all keys as they are now.
+
+        Raises:
+            ConfigError: when the file can't be read, or has none.
+        """
+        found = read_keys(self.file) if self.file else ()
+        return tuple(dict.fromkeys((*found, *self._fixed)))
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """Read the keys of a file, one per line. Empty lines and those that begin with # are left out.
+
+    A warning is logged if other users may read the file.
 
     Raises:
         ConfigError: when there is none, or one that no header can carry.
@@ -63,7 +81,7 @@ def read_keys(path: Path) -> tuple[str, ...]:
     name = f"--api-key-file {path}"
     text = read_text(path, limit=_MOST_BYTES, what="list of API keys", error=ConfigError)
     lines = enumerate(text.splitlines(), 1)
-    keys = _checked(((f"{name}:{i}", line) for i, line in lines if not line.startswith("#")), name)
+    keys = _check_keys(((f"{name}:{i}", line) for i, line in lines if not line.startswith("#")), name)
     mode = stat.S_IMODE(os.stat(path).st_mode)
     if mode & (stat.S_IRGRP | stat.S_IROTH):
         logger.info(f"{path} holds API keys and other users may read it (mode {mode:04o}): chmod 600")
@@ -71,20 +89,20 @@ def read_keys(path: Path) -> tuple[str, ...]:
 
 
 def take_keys_of_environment() -> tuple[str, ...]:
-    """Keys of OARLOCK_API_KEYS, with commas or spaces between them; processes started from now on do not inherit it.
+    """Read OARLOCK_API_KEYS, keys with commas or spaces between them, and remove it: child processes do not inherit it.
 
     Raises:
-        ConfigError: when it holds none, or one that no header can carry.
+        ConfigError: when it holds no key, or one that no header can carry.
     """
     text = os.environ.pop(KEYS_VARIABLE, None)
     if text is None:
         return ()
     words = text.replace(",", " ").split()
-    return _checked(((KEYS_VARIABLE, word) for word in words), KEYS_VARIABLE)
+    return _check_keys(((KEYS_VARIABLE, word) for word in words), KEYS_VARIABLE)
 
 
-def _checked(lines: Iterable[tuple[str, str]], name: str) -> tuple[str, ...]:
-    """The keys of (where it stands, text); a message never shows one."""
+def _check_keys(lines: Iterable[tuple[str, str]], name: str) -> tuple[str, ...]:
+    """The keys of (place, text) pairs, each once. No message shows a key."""
     found: dict[str, None] = {}
     for where, line in lines:
         key = line.strip()
@@ -96,23 +114,3 @@ def _checked(lines: Iterable[tuple[str, str]], name: str) -> tuple[str, ...]:
     if not found:
         raise ConfigError(f"{name}: no key in it (one a line)")
     return tuple(found)
-
-
-class KeySource:
-    """Where the keys of a server come from."""
-
-    def __init__(self, file: Path | None = None, fixed: Iterable[str] = ()) -> None:
-        """Args: file: read again by each read(). fixed: keys beside it, as those of the environment."""
-        self.file, self._fixed = file, tuple(fixed)
-
-    def __repr__(self) -> str:
-        return f"KeySource({self.file}, {len(self._fixed)} beside it)"
-
-    def read(self) -> tuple[str, ...]:
-        """All keys as they are now.
-
-        Raises:
-            ConfigError: when the file can't be read, or has none.
-        """
-        found = read_keys(self.file) if self.file else ()
-        return tuple(dict.fromkeys((*found, *self._fixed)))

@@ -1,4 +1,4 @@
-"""The port of the metrics: Triton's, read through its Unix socket, and the front's own (Prometheus' text, 0.0.4)."""
+"""The metrics port: Triton's metrics, read through its Unix socket, and the front's (Prometheus text format 0.0.4)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-
-from oarlock.serve.front.options import FrontOptions, FrontState
-from oarlock.serve.front.upstream import Upstream
 
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
@@ -29,34 +28,39 @@ _ROUTES = {
 
 
 class FrontCounts:
-    """What the front has seen since it was started; everything here belongs to one event loop."""
+    """Requests since the front was started; to be used in one event loop.
 
-    def __init__(self) -> None:
+    Attributes:
+        restarts: how often each part of the server (triton, front, guardian, model) has been restarted.
+    """
+
+    def __init__(self, restarts: Mapping[str, int] = MappingProxyType({})) -> None:
+        self.restarts = restarts
         self._requests: Counter[tuple[str, str, str]] = Counter()
         self._refusals: Counter[tuple[str, str]] = Counter()
 
     def add_request(self, door: str, route: str, code: str) -> None:
-        """One that has ended.
+        """Count a request that has ended.
 
         Args:
             door: "grpc", "rest", "openai" or "metrics".
-            route: one of few; never what a client wrote.
-            code: of gRPC, or the status of HTTP.
+            route: one of a few; never a client's text.
+            code: of gRPC, or the HTTP status.
         """
         self._requests[door, route, code] += 1
 
     def add_refusal(self, door: str, reason: str) -> None:
-        """One that was not passed on."""
+        """Count a request that was not passed on."""
         self._refusals[door, reason] += 1
 
-    def counted(self, app: App, door: str) -> App:
-        """An ASGI application whose requests are counted, with those that a guard inside of it refuses."""
+    def count_requests(self, app: App, door: str) -> App:
+        """Wrap an ASGI application to count its requests, also those that a guard inside of it refuses."""
 
         async def count(scope: Message, receive: Any, send: Any) -> None:
             if scope["type"] != "http":
                 await app(scope, receive, send)
                 return
-            status = "none"  # for a client that went away before
+            status = "none"  # if the client disconnects before the answer
 
             async def noted(message: Message) -> None:
                 nonlocal status
@@ -67,17 +71,17 @@ class FrontCounts:
             try:
                 await app(scope, receive, noted)
             finally:
-                self.add_request(door, route_of(scope["path"]), status)
+                self.add_request(door, name_route(scope["path"]), status)
 
         return count
 
-    def text(self, restarts: Mapping[str, int], is_up: bool) -> str:
-        """In Prometheus' form."""
+    def to_text(self, triton_is_up: bool) -> str:
+        """The metrics in Prometheus' text format."""
         families: list[tuple[str, str, str, Iterable[tuple[str, int]]]] = [
             (
                 "oarlock_front_requests_total",
                 "counter",
-                "Requests that have ended, by the port, the route, and the code of the answer",
+                "Requests that have ended, by port, route and status code",
                 (
                     (f'door="{door}",route="{route}",code="{code}"', count)
                     for (door, route, code), count in sorted(self._requests.items())
@@ -95,10 +99,10 @@ class FrontCounts:
             (
                 "oarlock_restarts_total",
                 "counter",
-                "How often a part of the server ended and was started again",
-                ((f'part="{part}"', count) for part, count in sorted(restarts.items())),
+                "How often a part of the server was restarted",
+                ((f'part="{part}"', count) for part, count in sorted(self.restarts.items())),
             ),
-            ("oarlock_triton_up", "gauge", "Whether Triton gives its metrics", (("", int(is_up)),)),
+            ("oarlock_triton_up", "gauge", "Whether Triton gives its metrics", (("", int(triton_is_up)),)),
         ]
         lines = []
         for name, kind, words, values in families:
@@ -107,8 +111,8 @@ class FrontCounts:
         return "\n".join(lines) + "\n"
 
 
-def route_of(path: str) -> str:
-    """The route of an HTTP request's path: names that clients choose are left out."""
+def name_route(path: str) -> str:
+    """Name the route of an HTTP request's path. Names that clients choose are left out."""
     if path in _ROUTES:
         return path
     if found := _MODEL.fullmatch(path):
@@ -116,8 +120,8 @@ def route_of(path: str) -> str:
     return "/v1/models/NAME" if path.startswith("/v1/models/") else "other"
 
 
-def make_metrics_app(options: FrontOptions, upstream: Upstream, counts: FrontCounts, state: FrontState) -> App:
-    """GET /metrics; Triton's metrics are missing while it is away."""
+def make_metrics_app(triton_socket: Path, counts: FrontCounts) -> App:
+    """Make the application for GET /metrics. Triton's metrics are missing while it is away."""
     reading = asyncio.Semaphore(2)
 
     async def answer(scope: Message, receive: Any, send: Any) -> None:
@@ -129,16 +133,16 @@ def make_metrics_app(options: FrontOptions, upstream: Upstream, counts: FrontCou
             response = PlainTextResponse("/metrics takes GET\n", 405, headers={"Allow": "GET, HEAD"})
         else:
             async with reading:
-                triton = await asyncio.to_thread(read_triton_metrics, options.triton_metrics)
-            own = counts.text(state.restarts, bool(triton))
+                triton = await asyncio.to_thread(read_triton_metrics, triton_socket)
+            own = counts.to_text(triton_is_up=bool(triton))
             response = PlainTextResponse(triton + own.encode(), media_type=_TYPE)
         await response(scope, receive, send)
 
     return answer
 
 
-def read_triton_metrics(path: str) -> bytes:
-    """Triton's text; empty where it can't be had."""
+def read_triton_metrics(path: Path) -> bytes:
+    """Read Triton's metrics as text; empty if they can't be read."""
     connection = _UnixConnection(path)
     try:
         connection.request("GET", "/metrics")
@@ -152,11 +156,11 @@ def read_triton_metrics(path: str) -> bytes:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=_SECONDS)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        self.sock.connect(str(self._path))

@@ -1,4 +1,4 @@
-"""What requests to the models may hold, by their configurations."""
+"""The inputs and outputs of the served models, against which requests are checked."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import grpc
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from oarlock.serve.front.upstream import Upstream
-from oarlock.serve.triton.failure import TritonFailure
-from oarlock.serve.triton.fields import FIELDS
+from oarlock.serve.triton.client import TritonClient, TritonFailure
+from oarlock.triton_repository.inputs import INPUTS
 
-_KNOWN_SECONDS, _ASK_SECONDS = 2.0, 5.0
+_VALID_SECONDS, _CALL_SECONDS = 2.0, 5.0
 
-# How their contents are read: the tensors of triton_fields.FIELDS, FastDeploy's JSON form, or nothing known of them.
-Reading = Literal["fields", "form", "other"]
+# The content of a model's inputs: tensors of triton_repository/inputs.py, FastDeploy's JSON form, or unknown.
+Content = Literal["fields", "form", "other"]
 
 
 @dataclass(frozen=True)
@@ -36,38 +35,41 @@ class ModelForm:
     """One model.
 
     Attributes:
-        max_batch_size: of the dimension before those of the inputs; 0 where there is none.
+        max_batch_size: limit of the dimension before those of the inputs; 0 if there is none.
         decoupled: whether a request may have any number of responses.
     """
 
     name: str
     inputs: Mapping[str, InputForm]
     outputs: tuple[str, ...]
-    reading: Reading
+    content: Content
     max_batch_size: int = 0
     decoupled: bool = False
 
     @classmethod
-    def of(cls, config: ModelConfig) -> ModelForm:
-        """As a configuration has it."""
-        inputs = {one.name: InputForm(_datatype(one.data_type), tuple(one.dims), one.optional) for one in config.input}
+    def from_config(cls, config: ModelConfig) -> ModelForm:
+        """Read Triton's configuration of a model."""
+        inputs = {}
+        for one in config.input:
+            datatype = DataType.Name(one.data_type).removeprefix("TYPE_").replace("STRING", "BYTES")
+            inputs[one.name] = InputForm(datatype, tuple(one.dims), one.optional)
         outputs = tuple(one.name for one in config.output)
-        reading: Reading = "other"
+        content: Content = "other"
         if config.max_batch_size == 0 and config.backend == "python":
-            if "text_input" in inputs and set(inputs) <= set(FIELDS):
-                reading = "fields"
+            if "text_input" in inputs and set(inputs) <= set(INPUTS):
+                content = "fields"
             elif (set(inputs), outputs) == ({"IN"}, ("OUT",)):
-                reading = "form"
+                content = "form"
         decoupled = config.model_transaction_policy.decoupled
-        return cls(config.name, inputs, outputs, reading, config.max_batch_size, decoupled)
+        return cls(config.name, inputs, outputs, content, config.max_batch_size, decoupled)
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a request is held against.
+    """The limits of requests.
 
     Attributes:
-        models: by their names.
+        models: by name.
         max_body: bytes of all contents of a request.
     """
 
@@ -76,45 +78,40 @@ class RequestLimits:
 
 
 class ModelForms:
-    """The forms of a server's models, as Triton has them now: asked for now and then, since models may be replaced."""
+    """The forms of a server's models. Triton is asked for them now and then, since models may be replaced."""
 
-    def __init__(self, upstream: Upstream, models: Sequence[str], max_body: int) -> None:
-        """Of `models` behind `upstream`."""
-        self._upstream, self._models = upstream, tuple(models)
+    def __init__(self, triton: TritonClient, models: Sequence[str], max_body: int) -> None:
+        """Start with no models known; they are asked for when they are needed."""
+        self._triton, self._models = triton, tuple(models)
         self._limits = RequestLimits({}, max_body)
-        self._until = 0.0
+        self._valid_until = 0.0
         self._asking = asyncio.Lock()
 
-    async def limits(self) -> RequestLimits:
-        """What requests are held against.
+    async def get_limits(self) -> RequestLimits:
+        """Get the limits of requests to the models that Triton has now.
 
         Raises:
-            TritonFailure: when Triton is away, and never was there.
+            TritonFailure: when Triton is away, and has not answered before.
         """
-        if time.monotonic() >= self._until:
+        if time.monotonic() >= self._valid_until:
             async with self._asking:
-                if time.monotonic() >= self._until:
-                    await self._ask()
+                if time.monotonic() >= self._valid_until:
+                    await self._update()
         return self._limits
 
-    async def _ask(self) -> None:
+    async def _update(self) -> None:
         found = {}
         for name in self._models:
             request = service_pb2.ModelConfigRequest(name=name)
             try:
-                answer = await self._upstream.ask("ModelConfig", request, timeout=_ASK_SECONDS)
+                answer = await self._triton.call("ModelConfig", request, timeout=_CALL_SECONDS)
             except TritonFailure as error:
-                if name in self._limits.models:  # what it took before; whether it is there is Triton's to say
+                if name in self._limits.models:  # its form is the same; Triton says itself whether it is there
                     found[name] = self._limits.models[name]
                 elif error.code != grpc.StatusCode.NOT_FOUND:
                     raise
             else:
-                found[name] = ModelForm.of(answer.config)
+                found[name] = ModelForm.from_config(answer.config)
         self._limits = RequestLimits(found, self._limits.max_body)
         if len(found) == len(self._models):  # one that is missing may be loaded at any time, and is asked for again
-            self._until = time.monotonic() + _KNOWN_SECONDS
-
-
-def _datatype(kind: int) -> str:
-    """TYPE_INT32 -> INT32; strings are BYTES in requests."""
-    return DataType.Name(kind).removeprefix("TYPE_").replace("STRING", "BYTES")
+            self._valid_until = time.monotonic() + _VALID_SECONDS

@@ -1,4 +1,4 @@
-"""The certificate of the server: whether it can be used, and for how long."""
+"""Checks the server's certificate: whether it can be used, and for how long."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _EXPIRED, _NOT_YET = 10, 9  # X509_V_ERR_...
 
 
 def check_certificate(certificate: Path, key: Path) -> None:
-    """Make a connection to oneself with a certificate and its key, in memory.
+    """Check a certificate and its key by a connection in memory.
 
-    A certificate that ends soon, and a key that other users may read, are warned about.
+    A warning is logged if the certificate expires soon, or other users may read the key.
 
     Args:
-        certificate: PEM; the server's own first, those between it and its authority behind it.
+        certificate: PEM; the server's own certificate first, then those up to its authority.
         key: PEM, without a passphrase.
 
     Raises:
@@ -34,7 +34,7 @@ def check_certificate(certificate: Path, key: Path) -> None:
     """
     text = read_bytes(certificate, limit=_MOST_BYTES, what="certificate in PEM", error=ConfigError).decode("latin-1")
     read_bytes(key, limit=_MOST_BYTES, what="key in PEM", error=ConfigError)
-    server = _server_context(certificate, key)
+    server = _make_server_context(certificate, key)
     if key.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         mode = stat.S_IMODE(key.stat().st_mode)
         logger.info(f"{key} is the server's private key and other users may read it (mode {mode:04o}): chmod 600")
@@ -42,7 +42,7 @@ def check_certificate(certificate: Path, key: Path) -> None:
     if first is None:
         raise ConfigError(f"--tls-certificate {certificate}: no certificate in PEM")
     try:
-        left = _days_left(server, first.group())
+        left = _count_days_left(server, first.group())
     except ssl.SSLCertVerificationError as error:
         if error.verify_code not in (_EXPIRED, _NOT_YET):
             raise ConfigError(f"--tls-certificate {certificate}: {error.verify_message}") from error
@@ -54,7 +54,7 @@ def check_certificate(certificate: Path, key: Path) -> None:
         logger.info(f"{certificate}: the certificate expires in {left:.0f} days")
 
 
-def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+def _make_server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     encrypted = False
 
     def no_passphrase() -> str:
@@ -67,7 +67,7 @@ def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
         context.load_cert_chain(certificate, key, no_passphrase)
     except (OSError, ValueError) as error:
         if encrypted:
-            raise ConfigError(f"--tls-key {key}: it has a passphrase, which can't be given to the server") from error
+            raise ConfigError(f"--tls-key {key}: it has a passphrase, which the server can't be given") from error
         reason = getattr(error, "reason", "") or ""
         if reason == "KEY_VALUES_MISMATCH":
             raise ConfigError(f"--tls-key {key}: not the key of {certificate}") from error
@@ -77,8 +77,8 @@ def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-def _days_left(server: ssl.SSLContext, certificate: str) -> float:
-    """Until the end of a certificate, by a handshake whose client trusts it alone."""
+def _count_days_left(server: ssl.SSLContext, certificate: str) -> float:
+    """Days until a certificate expires, by a handshake whose client trusts it alone."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -86,12 +86,12 @@ def _days_left(server: ssl.SSLContext, certificate: str) -> float:
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     here = client.wrap_bio(to_client, to_server)
     waiting = [here, server.wrap_bio(to_server, to_client, server_side=True)]
-    while waiting:  # each turn brings one of them further, or raises
+    while waiting:  # each round advances one of them, or raises
         for end in list(waiting):
             try:
                 end.do_handshake()
                 waiting.remove(end)
             except ssl.SSLWantReadError:
                 continue
-    seen = here.getpeercert() or {}
-    return (ssl.cert_time_to_seconds(str(seen["notAfter"])) - time.time()) / 86400
+    peer = here.getpeercert() or {}
+    return (ssl.cert_time_to_seconds(str(peer["notAfter"])) - time.time()) / 86400

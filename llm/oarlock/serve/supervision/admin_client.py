@@ -1,4 +1,4 @@
-"""`oarlock admin`: sends an order to a running server. Imports little."""
+"""The client of `oarlock admin`: sends an order to a running server. Imports little."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.errors import ConfigError, EnvironmentProblem, OarlockError
-from oarlock.serve.supervision.run_folder import admin_sockets
+from oarlock.serve.supervision.run_folder import find_admin_sockets
 
 
 def find_server(given: Path | None) -> Path:
-    """The socket that was given; else that of the one server of this user.
+    """Find the socket of a server: the one that was given, or that of this user's only server.
 
     Raises:
-        ConfigError: when it has to be given.
+        ConfigError: when it must be given.
     """
     if given is not None:
         return given
-    found = [path for path in admin_sockets() if _answers(path)]
+    found = [path for path in find_admin_sockets() if _accepts(path)]
     if not found:
         raise ConfigError("no server of this user runs here; --socket PATH names one (`oarlock serve` prints its path)")
     if len(found) > 1:
@@ -29,12 +29,12 @@ def find_server(given: Path | None) -> Path:
     return found[0]
 
 
-def order(path: Path, name: str, model: str = "") -> dict[str, Any]:
-    """Have a server do something, and wait for it.
+def send_order(path: Path, name: str, model: str = "") -> dict[str, Any]:
+    """Send an order to a server, and wait until it is done.
 
     Raises:
         EnvironmentProblem: when it can't be reached.
-        OarlockError: what it answers, when it does not do it.
+        OarlockError: the server's error.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -49,14 +49,14 @@ def order(path: Path, name: str, model: str = "") -> dict[str, Any]:
             f"{path}: no server answers there: {getattr(error, 'strerror', 0) or error}"
         ) from error
     if not content:
-        raise EnvironmentProblem(f"{path}: the server did not answer; it takes only a few orders at a time")
+        raise EnvironmentProblem(f"{path}: the server did not answer; it handles only a few orders at a time")
     answer: dict[str, Any] = json.loads(content)
     if "error" in answer:
         raise OarlockError(str(answer["error"]))
     return answer
 
 
-def _answers(path: Path) -> bool:
+def _accepts(path: Path) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(str(path))

@@ -1,4 +1,4 @@
-"""The orders of `oarlock admin`: tell the state, load models again, unload them, read the keys again."""
+"""The orders of `oarlock admin`: report the state, load and unload models, read the keys again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from oarlock.environment.console import get_logger
 from oarlock.errors import ConfigError, OarlockError
-from oarlock.serve.options import ServeOptions
+from oarlock.serve.front.keys import KeySource
 from oarlock.serve.supervision.process_tree import ProcessTree
 from oarlock.serve.triton.served_repository import ServedTree
 
@@ -19,31 +19,37 @@ Action = Callable[[str], Mapping[str, Any]]
 
 
 class Administration:
-    """Of one server. Actions come from the threads of the administration socket."""
+    """The actions of one server. They are called from the threads of the administration socket."""
 
-    def __init__(self, tree: ProcessTree, options: ServeOptions, served: ServedTree) -> None:
-        """Of a tree that runs."""
-        self._tree, self._options, self._served = tree, options, served
+    def __init__(
+        self, tree: ProcessTree, served: ServedTree, keys: KeySource, refresh: Callable[[], None] | None
+    ) -> None:
+        """Administer a running tree.
+
+        Args:
+            refresh: brings the repository up to date with its sources, before a model is loaded again.
+        """
+        self._tree, self._served, self._key_source, self._refresh = tree, served, keys, refresh
         self._changing = threading.Lock()
 
-    def actions(self) -> dict[str, Action]:
-        """By their names; each takes the name of a model, "" for none, and gives what is told to the user."""
+    def list_actions(self) -> dict[str, Action]:
+        """The actions by name. Each takes the name of a model ("" for none) and returns what the user is shown."""
         return {"status": self._status, "reload": self._reload, "load": self._load, "unload": self._unload,
                 "keys": self._keys}  # fmt: skip
 
-    def replace_keys_or_say_why_not(self) -> None:
-        """For SIGHUP."""
+    def replace_keys(self) -> None:
+        """Read the keys again, on SIGHUP. Keys that can't be read leave the old ones in use."""
         try:
             logger.info(str(self._keys("")["text"]))
         except OarlockError as error:
-            logger.info(f"the keys stay as they are: {error}")
+            logger.info(f"the keys are unchanged: {error}")
 
     def _status(self, model: str) -> Mapping[str, Any]:
         tree = self._tree
         return {
             "process": os.getpid(),
             "ready": tree.is_up,
-            "models": tree.control.states(),
+            "models": tree.control.list_states(),
             "restarts": tree.restarts,
             "repository": str(self._served.source),
         }
@@ -52,16 +58,16 @@ class Administration:
         model = model or self._engine
         self._check_name(model)
         with self._changing:
-            if self._options.refresh is not None:
-                self._options.refresh()
-            self._tree.load(model)
+            if self._refresh is not None:
+                self._refresh()
+            self._tree.models.load(model)
         logger.info(f"the model {model} was loaded again")
         return {"text": f"{model} was loaded again; the old one answered requests meanwhile"}
 
     def _load(self, model: str) -> Mapping[str, Any]:
         self._check_name(model)
         with self._changing:
-            self._tree.load(model)
+            self._tree.models.load(model)
         logger.info(f"the model {model} was loaded")
         return {"text": f"{model} was loaded"}
 
@@ -70,13 +76,13 @@ class Administration:
         if model == self._engine:
             raise ConfigError(f"{model} has the engine, which answers all requests; stop the server instead")
         with self._changing:
-            self._tree.unload(model)
+            self._tree.models.unload(model)
         logger.info(f"the model {model} was unloaded")
         return {"text": f"{model} was unloaded"}
 
     def _keys(self, model: str) -> Mapping[str, Any]:
         with self._changing:
-            source = self._options.keys
+            source = self._key_source
             if source.file is None:
                 raise ConfigError("the server was started without --api-key-file: there is nothing to read again")
             keys = source.read()

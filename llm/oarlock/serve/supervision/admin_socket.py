@@ -1,6 +1,6 @@
-"""The administration socket of a server: a Unix socket that its own user (and root) alone may use.
+"""The administration socket of a server: a Unix socket that only its own user (and root) may use.
 
-A client sends a line of JSON, {"do": NAME, "model": NAME}, and gets one: what the action gives, or {"error": TEXT}.
+A client sends a line of JSON, {"do": NAME, "model": NAME}, and gets one: the result of the action, or {"error": TEXT}.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
-from oarlock.environment.processes import peer_of
+from oarlock.environment.processes import find_peer
 from oarlock.errors import ConfigError, OarlockError
 from oarlock.formats.json_file import parse_json
 
 _OTHER_USER = {"error": "this server takes orders only from its own user"}
 Action = Callable[[str], Mapping[str, Any]]
-_MOST_BYTES, _MOST_CLIENTS, _SECONDS = 4096, 8, 5.0
+_MAX_BYTES, _MAX_CLIENTS, _SECONDS = 4096, 8, 5.0
 
 
 class AdminServer:
     """Threads that wait for orders and carry them out."""
 
     def __init__(self, path: Path, actions: Mapping[str, Action]) -> None:
-        """On a socket that is not there yet."""
+        """Prepare a socket at `path`, which must not exist."""
         self._path, self._actions = path, actions
-        self._places = threading.BoundedSemaphore(_MOST_CLIENTS)
+        self._places = threading.BoundedSemaphore(_MAX_CLIENTS)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def __enter__(self) -> AdminServer:
         self._socket.bind(str(self._path))  # in a folder of mode 0700
         os.chmod(self._path, 0o600)
-        self._socket.listen(_MOST_CLIENTS)
+        self._socket.listen(_MAX_CLIENTS)
         threading.Thread(target=self._accept, name="admin", daemon=True).start()
         return self
 
@@ -64,41 +64,29 @@ class AdminServer:
         try:
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(_SECONDS)
-                is_known, line = peer_of(connection).user in (0, os.geteuid()), _read_line(connection)
+                is_known, line = find_peer(connection).user in (0, os.geteuid()), b""
+                while b"\n" not in line and len(line) <= _MAX_BYTES and (part := connection.recv(_MAX_BYTES)):
+                    line += part
                 answer = self.answer(line) if is_known else _OTHER_USER
                 connection.sendall(json.dumps(answer).encode() + b"\n")
         finally:
             self._places.release()
 
     def answer(self, line: bytes) -> Mapping[str, Any]:
-        """To a line of a client, whatever stands in it."""
+        """Answer a line of a client, whatever it holds."""
         try:
-            name, model = _read_order(line)
+            order = parse_json(line, "order", _Order, error=ConfigError, limit=_MAX_BYTES, depth=2, extra="forbid")
+            name = order["do"]
             if name not in self._actions:
                 return {"error": f"there is no {name!r} (there are: {', '.join(self._actions)})"}
-            return self._actions[name](model)
+            return self._actions[name](order.get("model", ""))
         except OarlockError as error:
             return {"error": str(error)}
-        except Exception as error:  # whatever it is, the server goes on
+        except Exception as error:  # whatever it is, the server continues
             traceback.print_exc()
             return {"error": f"{type(error).__name__}: {error}"}
-
-
-def _read_line(connection: socket.socket) -> bytes:
-    content = b""
-    while b"\n" not in content and len(content) <= _MOST_BYTES:
-        part = connection.recv(_MOST_BYTES)
-        if not part:
-            break
-        content += part
-    return content
 
 
 class _Order(TypedDict):
     do: str
     model: NotRequired[str]
-
-
-def _read_order(line: bytes) -> tuple[str, str]:
-    order = parse_json(line, "order", _Order, error=ConfigError, limit=_MOST_BYTES, depth=2, extra="forbid")
-    return order["do"], order.get("model", "")

@@ -1,4 +1,4 @@
-"""The ports of a server: opened once, by the first process, and kept while the front is started again."""
+"""The ports of a server: opened once by the first process, and kept while the front is restarted."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import errno
 import socket
 
 from oarlock.errors import ConfigError, EnvironmentProblem
-from oarlock.serve.front.options import Ports
+from oarlock.serve.config import FrontConfig
 
 _BACKLOG = 1024
 _FLAGS = {"openai": "--port", "rest": "--rest-port", "grpc": "--grpc-port", "metrics": "--metrics-port"}
 
 
 class Listening:
-    """Sockets of the four ports.
+    """The listening sockets of the four ports.
 
-    They listen here and in the front, so that a connection waits while that is started again.
+    They listen here and in the front, so that connections wait while the front is restarted.
     """
 
-    def __init__(self, host: str, ports: Ports) -> None:
-        """Open them.
+    def __init__(self, config: FrontConfig) -> None:
+        """Open the ports.
 
         Raises:
             ConfigError: when two are the same.
@@ -29,30 +29,30 @@ class Listening:
         self._sockets: dict[str, list[socket.socket]] = {}
         seen: dict[int, str] = {}
         for name, flag in _FLAGS.items():
-            port = getattr(ports, name)
+            port = getattr(config, f"{name}_port")
             if port in seen:
                 raise ConfigError(f"{flag} {port}: {seen[port]} has the same port")
             if not 0 < port < 1 << 16:
-                raise ConfigError(f"{flag} {port}: it has to be from 1 to 65535")
+                raise ConfigError(f"{flag} {port}: it must be from 1 to 65535")
             seen[port] = flag
         with contextlib.ExitStack() as opened:
             opened.callback(self.close)
             for name, flag in _FLAGS.items():
-                port = getattr(ports, name)
+                port = getattr(config, f"{name}_port")
                 try:
-                    self._sockets[name] = open_port(host, port)
+                    self._sockets[name] = open_port(config.host, port)
                 except OSError as error:
                     reason = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-                    raise EnvironmentProblem(f"{flag} {port} on {host}: {reason}; give another one") from error
+                    raise EnvironmentProblem(f"{flag} {port} on {config.host}: {reason}; give another one") from error
             opened.pop_all()
 
     @property
     def descriptors(self) -> dict[str, list[int]]:
-        """Of the sockets that listen, by the port's name; a front inherits them."""
+        """The descriptors of the sockets by the port's name, for the front to inherit."""
         return {name: [one.fileno() for one in found] for name, found in self._sockets.items()}
 
     def close(self) -> None:
-        """Here; a front that has them goes on listening."""
+        """Close the sockets here. A front that has them still listens."""
         for found in self._sockets.values():
             for one in found:
                 one.close()
@@ -60,7 +60,7 @@ class Listening:
 
 
 def open_port(host: str, port: int) -> list[socket.socket]:
-    """On each address of a host."""
+    """Open a port on each address of a host."""
     found: list[socket.socket] = []
     with contextlib.ExitStack() as opened:
         addresses = [

@@ -1,8 +1,8 @@
-"""Shared memory that only its user can read.
+"""Keeps Triton's shared memory readable by its user only.
 
-Triton's Python backend makes its regions with Boost, which opens /dev/shm/NAME by the umask (0600 here) and then gives
-it mode 0644 by fchmod(), whatever the umask says. A filter of the kernel (seccomp) refuses that one call in Triton and
-its models; Boost goes on without. Where there is no such filter, the modes are changed when Triton has started.
+Triton's Python backend makes its regions with Boost, which opens /dev/shm/NAME by the umask (0600 here) and then sets
+mode 0644 by fchmod(), whatever the umask. A kernel filter (seccomp) refuses that one call in Triton and its models, and
+Boost continues. Without such a filter, the modes are changed when Triton has started.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _CALLS = {"x86_64": (0xC000003E, 91), "aarch64": (0xC00000B7, 52)}
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF: ld [k], jeq #k, ret #k
 _ERROR, _ALLOW = 0x00050000, 0x7FFF0000
-_NUMBER, _ARCHITECTURE, _SECOND_ARGUMENT = 0, 4, 24  # where they stand in struct seccomp_data
+_NUMBER, _ARCHITECTURE, _SECOND_ARGUMENT = 0, 4, 24  # offsets in struct seccomp_data
 
 
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def memory_filter() -> Callable[[], None]:
-    """What a child calls before it becomes Triton: from then on fchmod(file, 0644) fails in it. Errors are left alone.
+def make_memory_filter() -> Callable[[], None]:
+    """Make a function that a child calls before it becomes Triton: from then on fchmod(file, 0644) fails.
 
-    All of it is prepared here: a child of a process with threads may do next to nothing.
+    Errors are ignored. Everything is prepared here: a child of a process with threads may do next to nothing.
     """
     known = _CALLS.get(platform.machine())
     if sys.platform != "linux" or known is None:
@@ -61,7 +61,7 @@ def memory_filter() -> Callable[[], None]:
 
 
 def close_memory(prefix: str) -> None:
-    """Take the rights of others from regions that have them."""
+    """Remove the rights of other users from regions."""
     for path in SHARED_MEMORY.glob(f"{prefix}*"):
         try:
             if path.stat().st_mode & 0o077:
@@ -70,6 +70,6 @@ def close_memory(prefix: str) -> None:
             continue
 
 
-def memory_left(prefix: str) -> list[str]:
-    """Names of regions."""
+def list_memory(prefix: str) -> list[str]:
+    """List the names of regions."""
     return sorted(os.path.basename(path) for path in SHARED_MEMORY.glob(f"{prefix}*"))

@@ -1,4 +1,4 @@
-"""The output of a server and its child processes, line by line. The server goes on when it can't be written."""
+"""Prints the output of a server and its child processes. The server continues when it can't be written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
-# Lines of every start of Triton on a machine without a GPU, and of Paddle, that no user can act on.
+# Lines of Triton (at every start without a GPU) and of Paddle that no user can act on.
 _NOISE = (
     "Unable to allocate pinned system memory",
     "CUDA memory pool disabled",
@@ -27,18 +27,18 @@ _NOISE = (
 )
 
 
-def follow(process: subprocess.Popen[str], name: str, is_known: Callable[[], bool]) -> threading.Thread:
-    """Print each line with a name before it, until the process ends.
+def follow(process: subprocess.Popen[str], name: str, is_hidden: Callable[[], bool]) -> threading.Thread:
+    """Print each line of a process with a prefix, in a thread, until the process ends.
 
     Args:
-        is_known: whether lines are left out now, since they say again what was said.
+        is_hidden: whether lines are left out now.
     """
 
     def echo() -> None:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
-                if line.strip() and not is_known() and not any(words in line for words in _NOISE):
+                if line.strip() and not is_hidden() and not any(words in line for words in _NOISE):
                     print(f"{name}: {line.rstrip()}", flush=True)
 
     thread = threading.Thread(target=echo, name=f"{name}-log", daemon=True)
@@ -47,7 +47,7 @@ def follow(process: subprocess.Popen[str], name: str, is_known: Callable[[], boo
 
 
 class _Lossy:
-    """A stream of text that leaves out what can't be written: the disk is full, or who read it is gone."""
+    """A stream of text that drops what can't be written, because the disk is full or the reader has ended."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -66,10 +66,10 @@ class _Lossy:
 
 
 @contextlib.contextmanager
-def lossy_output() -> Iterator[None]:
-    """Standard output and error that never fail in here: a server answers on without its log.
+def drop_unwritable_output() -> Iterator[None]:
+    """Let standard output and error drop what can't be written: a server continues without its log.
 
-    A thread of follow() that ended would be worse than a lost line: its process waits for ever when the pipe is full.
+    If a thread of follow() ended, its process would wait for ever when the pipe is full.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, _Lossy(stream)) for stream in before)
@@ -80,7 +80,7 @@ def lossy_output() -> Iterator[None]:
         for stream in before:
             try:
                 stream.flush()
-            except OSError:  # what is left of it is thrown away, since Python tries once more at its end
+            except OSError:  # drop the rest, since Python tries once more when it exits
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, stream.fileno())
                 os.close(nowhere)

@@ -1,4 +1,4 @@
-"""A process of the server that is started again when it ends by itself, after pauses that grow."""
+"""A process of the server that is restarted when it ends by itself, after growing pauses."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from collections.abc import Callable
 FIRST_PAUSE, LONGEST_PAUSE, HEALTHY_SECONDS = 0.2, 30.0, 60.0
 
 
-class Part:
+class RestartingProcess:
     """A process and its restarts.
 
     Attributes:
         name: for people.
-        process: that runs, or ran last.
-        restarts: how often it has been started again.
-        is_up: whether it has been seen to answer since it was started.
+        process: the current or last one.
+        restarts: number of restarts.
+        is_up: it has answered since its start.
     """
 
     def __init__(self, name: str, start: Callable[[], subprocess.Popen[str]]) -> None:
-        """Args: start: makes the process."""
+        """Args: start: starts the process."""
         self.name, self._start = name, start
         self.process: subprocess.Popen[str] | None = None
         self.restarts = 0
         self.is_up = False
         self._pause = FIRST_PAUSE
-        self._due: float | None = None  # when it is to be started again
+        self._due: float | None = None  # time of the next start
         self._began = self._up_since = 0.0
 
     def start(self) -> None:
@@ -37,12 +37,11 @@ class Part:
 
     @property
     def runs(self) -> bool:
-        """Whether the process runs now."""
         return self.process is not None and self.process.poll() is None
 
     @property
     def waits(self) -> bool:
-        """Whether the process has ended and will be started again."""
+        """The process has ended and will be restarted."""
         return self._due is not None
 
     @property
@@ -56,8 +55,8 @@ class Part:
             self.is_up, self._up_since = True, time.monotonic()
 
     def note_end(self) -> float:
-        """Note that the process has ended. Gives the seconds before its next start: twice the last pause, or the first
-        one after a healthy minute."""
+        """Note that the process has ended. Returns the seconds before its next start: twice the last
+        pause, or the first one after a healthy minute."""
         now = time.monotonic()
         if self.is_up and now - self._up_since >= HEALTHY_SECONDS:
             self._pause = FIRST_PAUSE
@@ -65,16 +64,16 @@ class Part:
         self.is_up, self._due = False, now + pause
         return pause
 
-    def start_again_if_due(self) -> bool:
-        """Start the process again if its pause is over. Gives whether it did."""
+    def restart_if_due(self) -> bool:
+        """Restart the process if its pause is over. Returns whether it did."""
         if self._due is None or time.monotonic() < self._due:
             return False
         self.restarts += 1
         self.start()
         return True
 
-    def how_it_ended(self) -> str:
-        """How the process ended, in words."""
+    def describe_end(self) -> str:
+        """Describe how the process ended."""
         code = self.process.poll() if self.process else None
         if code is None:
             return "ended by this server"

@@ -1,21 +1,38 @@
-"""Asks a Triton server's streaming model, over gRPC; for asyncio."""
+"""Client of Triton's gRPC on a Unix socket, for asyncio. Triton may end and be restarted meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, cast
 
 import grpc
-from tritonclient.grpc import service_pb2
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
-from oarlock.serve.front.upstream import Upstream
-from oarlock.serve.triton.failure import AWAY, TritonFailure, is_of_a_dead_process
-from oarlock.serve.triton.fields import DEFAULT_TOKENS, FIELDS, OUTPUTS, RELAYED, make_tensor, split_code
+from oarlock.serve.request import FinishReason, GenerationRequest, TokenChunk
+from oarlock.serve.triton.fields import DEFAULT_TOKENS, RELAYED, split_code, write_request
+from oarlock.triton_repository.inputs import OUTPUTS
 
+SERVICE = "inference.GRPCInferenceService"
+AWAY = "the model is being started; try again soon"
+_MAX_MESSAGE = 2**31 - 1  # of Triton's answers; requests have been checked
+_OPTIONS = [
+    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.max_send_message_length", _MAX_MESSAGE),
+    # By default a connection that failed is tried again after up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.enable_retries", 0),  # a request is sent once
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+# How gRPC's core words a connection that can't be made, or has ended.
+_OF_THE_CONNECTION = ("connect", "unix:", "Socket closed", "GOAWAY", "recvmsg", "sendmsg", "Cancelling all calls")
+_PROBE_SECONDS = 5.0
 # A stream's errors are messages without a status. (The header triton_grpc_error would end it with one, but Triton 24.10
 # crashes now and then when it does.)
 _CODES = {
@@ -26,88 +43,153 @@ _CODES = {
 }
 
 
-@dataclass(frozen=True)
-class Part:
-    """Of an answer; the last one has a finish_reason."""
+class TritonFailure(Exception):
+    """Triton refused a request, could not answer it, or is away.
 
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
+    Attributes:
+        code: of gRPC.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class TritonClient:
-    """The streaming model, asked over one connection."""
+    """One connection for all requests."""
 
-    def __init__(self, upstream: Upstream, model: str) -> None:
-        """Of a model behind `upstream`, which stays its owner's."""
-        self._upstream, self._model = upstream, model
+    def __init__(self, address: str) -> None:
+        """Connect to unix:PATH, or HOST:PORT."""
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        # A stream of one request: on the wire the same as any, and less work than a call that may write more.
+        path = f"/{SERVICE}/ModelStreamInfer"
+        self._stream_of_bytes: Callable[..., Any] = self._channel.unary_stream(path)
+        self._stream_of_messages: Callable[..., Any] = self._channel.unary_stream(
+            path,
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )
 
-    async def is_ready(self) -> bool:
-        """Whether the model can be asked."""
-        return await self._upstream.is_ready(self._model)
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close()
 
-    async def adapters(self) -> list[str]:
-        """Names of the adapters beside the model.
+    async def is_server_ready(self) -> bool:
+        with contextlib.suppress(grpc.RpcError):
+            answer = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=_PROBE_SECONDS)
+            return bool(answer.ready)
+        return False
 
-        Raises:
-            TritonFailure: when the model is not there.
-        """
-        request = service_pb2.ModelConfigRequest(name=self._model)
-        answer = await self._upstream.ask("ModelConfig", request, timeout=5)
-        return list(answer.config.parameters["adapters"].string_value.split())
+    async def is_model_ready(self, model: str) -> bool:
+        with contextlib.suppress(grpc.RpcError):
+            answer = await self._stub.ModelReady(service_pb2.ModelReadyRequest(name=model), timeout=_PROBE_SECONDS)
+            return bool(answer.ready)
+        return False
 
-    async def ask(self, values: Mapping[str, Any], default_tokens: int | None = None) -> AsyncGenerator[Part, None]:
-        """The answer as it comes. Leaving the iteration early (aclose, cancellation) cancels it in Triton.
+    async def call(self, method: str, request: Any, timeout: float | None = None) -> Any:
+        """A call with one answer, such as call("ModelInfer", request).
 
         Args:
-            values: of the model's inputs (triton_fields.FIELDS), without "stream".
-            default_tokens: of an answer without max_tokens; None for as many as there is room for.
+            request: a message, or serialized bytes; the answer is of the same kind.
+            timeout: in seconds.
 
         Raises:
-            TritonFailure: when it is refused, or fails.
+            TritonFailure: with Triton's code; UNAVAILABLE while it is away.
         """
-        request = service_pb2.ModelInferRequest(model_name=self._model)
-        request.parameters[RELAYED].string_param = uuid.uuid4().hex
-        if default_tokens is not None:
-            request.parameters[DEFAULT_TOKENS].int64_param = default_tokens
-        for name, value in {**values, "stream": True}.items():
-            _add(request, name, value)
-        for output in OUTPUTS:
-            request.outputs.add().name = output
-        async with contextlib.aclosing(self._upstream.stream(request)) as answers:
+        is_raw = isinstance(request, bytes)
+        call = self._channel.unary_unary(f"/{SERVICE}/{method}") if is_raw else getattr(self._stub, method)
+        try:
+            return await call(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise to_failure(error) from error
+
+    async def stream(self, request: Any, timeout: float | None = None) -> AsyncGenerator[Any, None]:
+        """The answers to one request of ModelStreamInfer. Closing the generator cancels the request in Triton.
+
+        Args:
+            request: a message, or serialized bytes; the answers are of the same kind.
+            timeout: in seconds, for all of them.
+
+        Raises:
+            TritonFailure: when Triton is away, or ends meanwhile. What it refuses comes as an answer.
+        """
+        open_stream = self._stream_of_bytes if isinstance(request, bytes) else self._stream_of_messages
+        call = open_stream(request, timeout=timeout)
+        try:
+            async for answer in call:
+                yield answer
+        except grpc.RpcError as error:
+            raise to_failure(error) from error
+        finally:
+            if not call.done():
+                call.cancel()
+
+    async def generate(self, model: str, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
+        """The answer of a streaming model, chunk by chunk. Closing the generator cancels the request in Triton.
+
+        Raises:
+            TritonFailure: when the request is refused, or fails.
+        """
+        message = service_pb2.ModelInferRequest(model_name=model)
+        message.parameters[RELAYED].string_param = uuid.uuid4().hex  # so that errors have a code
+        if request.sampling.default_tokens is not None:
+            message.parameters[DEFAULT_TOKENS].int64_param = request.sampling.default_tokens
+        for name, values in write_request(request).items():
+            message.inputs.add(name=name, datatype=np_to_triton_dtype(values.dtype), shape=values.shape)
+            is_text = values.dtype == object
+            message.raw_input_contents.append(serialize_byte_tensor(values).item() if is_text else values.tobytes())
+        for name in OUTPUTS:
+            message.outputs.add(name=name)
+        async with contextlib.aclosing(self.stream(message)) as answers:
             async for answer in answers:
                 if answer.error_message:
-                    raise stream_failure(answer.error_message)
-                yield _part(answer.infer_response)
+                    raise to_stream_failure(answer.error_message)
+                yield _read_chunk(answer.infer_response)
+
+    async def list_adapters(self, model: str) -> list[str]:
+        """List the LoRA adapters of a streaming model.
+
+        Raises:
+            TritonFailure: when the model is missing, or Triton away.
+        """
+        answer = await self.call("ModelConfig", service_pb2.ModelConfigRequest(name=model), timeout=_PROBE_SECONDS)
+        return list(answer.config.parameters["adapters"].string_value.split())
 
 
-def _add(request: service_pb2.ModelInferRequest, name: str, value: Any) -> None:
-    _, is_list = FIELDS[name]
-    values = make_tensor(name, value if is_list else [value])
-    tensor = request.inputs.add()
-    tensor.name, tensor.datatype = name, np_to_triton_dtype(values.dtype)
-    tensor.shape.extend(values.shape)
-    is_text = values.dtype == object
-    request.raw_input_contents.append(serialize_byte_tensor(values).item() if is_text else values.tobytes())
+def to_failure(error: grpc.RpcError) -> TritonFailure:
+    """Make the failure for a client, without connections and paths."""
+    code, details = error.code(), error.details() or ""
+    is_of_the_connection = not details or any(words in details for words in _OF_THE_CONNECTION)
+    if code == grpc.StatusCode.UNAVAILABLE and is_of_the_connection:
+        return TritonFailure(code, AWAY)
+    if _is_of_a_dead_process(details):
+        return TritonFailure(grpc.StatusCode.UNAVAILABLE, AWAY)
+    return TritonFailure(code, details)
 
 
-def stream_failure(text: str) -> TritonFailure:
-    """What an error message in a stream says."""
+def to_stream_failure(text: str) -> TritonFailure:
+    """Make the failure that an error message in a stream reports."""
     code, message = split_code(text)
     if code:
         return TritonFailure(_CODES[code], message)
-    if is_of_a_dead_process(text):
+    if _is_of_a_dead_process(text):
         return TritonFailure(grpc.StatusCode.UNAVAILABLE, AWAY)
     is_away = "unknown model" in text or "not ready" in text or "unavailable" in text.lower()
     return TritonFailure(grpc.StatusCode.UNAVAILABLE if is_away else grpc.StatusCode.INTERNAL, text)
 
 
-def _part(response: service_pb2.ModelInferResponse) -> Part:
+def _is_of_a_dead_process(text: str) -> bool:
+    # The server restarts the process.
+    return "stub process" in text.lower()
+
+
+def _read_chunk(response: service_pb2.ModelInferResponse) -> TokenChunk:
     raw = {output.name: content for output, content in zip(response.outputs, response.raw_output_contents, strict=True)}
-    return Part(
-        raw["text_output"][4:].decode("utf-8"),
-        raw["finish_reason"][4:].decode("utf-8"),
-        int.from_bytes(raw["prompt_tokens"], "little"),
-        int.from_bytes(raw["completion_tokens"], "little"),
+    return TokenChunk(
+        text=raw["text_output"][4:].decode("utf-8"),
+        token_ids=tuple(np.frombuffer(raw["token_ids"], "<i4").tolist()),
+        finish_reason=cast(FinishReason, raw["finish_reason"][4:].decode("utf-8")) or None,
+        prompt_tokens=int.from_bytes(raw["prompt_tokens"], "little"),
+        completion_tokens=int.from_bytes(raw["completion_tokens"], "little"),
     )

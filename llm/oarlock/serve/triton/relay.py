@@ -1,7 +1,7 @@
-"""The models beside the streaming one: they ask it inside of Triton (business logic scripting) and pass its answer on.
+"""The models that relay requests to the streaming model inside Triton (business logic scripting).
 
-Triton 24.10 has no way to cancel such an inner request, so that a second one tells the streaming model that the client
-of the first is gone.
+Triton 24.10 can't cancel such an inner request. So a second request cancels the first one in the streaming model when
+its client has disconnected.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from oarlock.serve.engine.sampling_params import RequestRefused
-from oarlock.serve.triton.fastdeploy_json import in_form_words, read_form, write_form
-from oarlock.serve.triton.fields import CANCEL, OUTPUTS, RELAYED, split_code
+from oarlock.errors import RequestRefused
+from oarlock.serve.triton.fastdeploy_json import read_form, use_form_names, write_form
+from oarlock.serve.triton.fields import CANCEL, RELAYED, split_code
+from oarlock.triton_repository.inputs import OUTPUTS
 
-_LOOK_SECONDS = 0.2
-_MOST_KEPT = 1000
+_POLL_SECONDS = 0.2
+_MAX_KEPT = 1000
 
 
 class _Relay:
-    """What both have in common."""
+    """The common part of both models."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Learn which model to ask."""
+        """Read which model to ask."""
         self._engine = json.loads(args["model_config"])["parameters"]["engine"]["string_value"]
-        self._open: dict[str, Callable[[], bool]] = {}  # id -> whether its client is gone
+        self._open: dict[str, Callable[[], bool]] = {}  # id -> whether its client has disconnected
         self._lock = threading.Lock()
-        self._kept: list[Any] = []  # see _let_go
-        threading.Thread(target=self._look, name="oarlock-look", daemon=True).start()
+        self._kept: list[Any] = []  # for _release()
+        threading.Thread(target=self._watch, name="oarlock-watch", daemon=True).start()
 
     @contextmanager
-    def _asked(self, tensors: list[Any], is_cancelled: Callable[[], bool]) -> Iterator[Iterator[Any]]:
-        """The engine's responses to these tensors. The last response goes out after this has been left."""
+    def _ask(self, tensors: list[Any], is_cancelled: Callable[[], bool]) -> Iterator[Iterator[Any]]:
+        """The engine's responses to these tensors. The last response is sent after this block has ended."""
         relayed = uuid.uuid4().hex
         inner = pb_utils.InferenceRequest(
             model_name=self._engine,
@@ -56,26 +57,26 @@ class _Relay:
         finally:
             with self._lock:
                 self._open.pop(relayed, None)
-            self._let_go(responses, is_cancelled)
+            self._release(responses, is_cancelled)
 
-    def _let_go(self, responses: Any, is_cancelled: Callable[[], bool]) -> None:
-        """Drop an iterator of responses, after Triton has.
+    def _release(self, responses: Any, is_cancelled: Callable[[], bool]) -> None:
+        """Drop an iterator of responses, after Triton has dropped it.
 
-        Python has to be the last that does: Triton's thread would free the tensors without the global interpreter lock
-        (~PbTensor of python_backend before 24.12), which Python 3.12 does not survive, and earlier ones by luck. That
-        thread works off one queue, so it has dropped the iterator when it answers a question asked after the last
-        response.
+        Python has to drop it last. Otherwise Triton's thread frees the tensors without the global interpreter lock
+        (~PbTensor of python_backend before 24.12), which crashes Python 3.12, and earlier ones with bad luck. That
+        thread works through one queue. So it has dropped the iterator when it answers a question that was asked after
+        the last response.
         """
         with self._lock:
             finished, self._kept = [*self._kept, responses], []
-        if is_cancelled():  # once known, that is answered without asking: they wait for the next request
+        if is_cancelled():  # once known, this is answered without the queue: keep them until the next request
             with self._lock:
-                self._kept = [*finished, *self._kept][-_MOST_KEPT:]
+                self._kept = [*finished, *self._kept][-_MAX_KEPT:]
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while True:
-            time.sleep(_LOOK_SECONDS)
-            # Under the lock, since Triton crashes when it is asked for a request that has its last response.
+            time.sleep(_POLL_SECONDS)
+            # Under the lock, since Triton crashes when asked about a request that has its last response.
             with self._lock:
                 gone = [relayed for relayed, is_cancelled in self._open.items() if is_cancelled()]
                 for relayed in gone:
@@ -83,7 +84,7 @@ class _Relay:
             for relayed in gone:
                 try:
                     self._cancel(relayed)
-                except Exception:  # the others need this thread
+                except Exception:  # the other requests need this thread
                     traceback.print_exc()
 
     def _cancel(self, relayed: str) -> None:
@@ -99,19 +100,19 @@ class _Relay:
 
 
 class JsonModel(_Relay):
-    """FastDeploy's form: IN -> OUT, a response for each piece."""
+    """FastDeploy's form: IN -> OUT, one response per chunk."""
 
     def execute(self, requests: list[Any]) -> None:
-        """Each in a thread of its own; there are no more than the engine has places and queue for."""
+        """Answer each in a thread of its own. There are no more than the engine has slots and queue for."""
         for request in requests:
             sender, coded = request.get_response_sender(), _wants_codes(request)
             try:
                 (text,) = pb_utils.get_input_tensor_by_name(request, "IN").as_numpy().reshape(-1)
                 tensors, req_id = read_form(text)
             except RequestRefused as error:
-                _send_error(sender, _error("INVALID_ARG", str(error), coded))
+                _send_error(sender, _make_error("INVALID_ARG", str(error), coded))
             except Exception as error:
-                _send_error(sender, _error("INVALID_ARG", f"IN: malformed: {error}", coded))
+                _send_error(sender, _make_error("INVALID_ARG", f"IN: malformed: {error}", coded))
             else:
                 inputs = [pb_utils.Tensor(name, tensor) for name, tensor in tensors.items()]
                 threading.Thread(target=self._answer, args=(sender, inputs, req_id, coded), daemon=True).start()
@@ -119,15 +120,15 @@ class JsonModel(_Relay):
     def _answer(self, sender: Any, inputs: list[Any], req_id: Any, coded: bool) -> None:
         failure = None
         try:
-            with self._asked(inputs, sender.is_cancelled) as responses:
+            with self._ask(inputs, sender.is_cancelled) as responses:
                 for send_idx, response in enumerate(responses):
                     if response.has_error():
-                        failure = _with_code(response.error(), coded, in_form_words)
+                        failure = _convert_error(response.error(), coded, use_form_names)
                     elif response.output_tensors():
-                        sender.send(_part(response, req_id, send_idx))
+                        sender.send(_write_chunk(response, req_id, send_idx))
         except Exception as error:
             traceback.print_exc()
-            failure = _error("INTERNAL", str(error), coded)
+            failure = _make_error("INTERNAL", str(error), coded)
         if failure is not None:
             _send_error(sender, failure)
         else:
@@ -138,27 +139,27 @@ class InferModel(_Relay):
     """One request, one response, with the tensors of the streaming model."""
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One after another: Triton has several of this model."""
+        """Answer one after another: Triton has several copies of this model."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
         coded = _wants_codes(request)
         try:
-            with self._asked(list(request.inputs()), request.is_cancelled) as responses:
+            with self._ask(list(request.inputs()), request.is_cancelled) as responses:
                 found = [response for response in responses if response.has_error() or response.output_tensors()]
         except Exception as error:
             traceback.print_exc()
-            return _failed(_error("INTERNAL", str(error), coded))
+            return _make_failure(_make_error("INTERNAL", str(error), coded))
         if not found:
-            return _failed(_error("CANCELLED", "the request was cancelled", coded))
+            return _make_failure(_make_error("CANCELLED", "the request was cancelled", coded))
         if found[0].has_error():
-            return _failed(_with_code(found[0].error(), coded))
+            return _make_failure(_convert_error(found[0].error(), coded))
         wanted = set(request.requested_output_names() or OUTPUTS)
         return pb_utils.InferenceResponse([t for t in found[0].output_tensors() if t.name() in wanted])
 
 
-def _part(response: Any, req_id: Any, send_idx: int) -> Any:
-    """A piece in FastDeploy's form."""
+def _write_chunk(response: Any, req_id: Any, send_idx: int) -> Any:
+    """Write a response of the engine in FastDeploy's form."""
     arrays = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
     text, token_ids = arrays["text_output"][0].decode("utf-8"), arrays["token_ids"].tolist()
     out = write_form(text, token_ids, req_id, send_idx, bool(arrays["finish_reason"][0]))
@@ -166,23 +167,23 @@ def _part(response: Any, req_id: Any, send_idx: int) -> Any:
 
 
 def _wants_codes(request: Any) -> bool:
-    """Whether an error is to have its code before it, as the streaming model's; in a stream it has none otherwise."""
+    """Read whether errors of a request need their code in the text. In a stream they have none otherwise."""
     return RELAYED in json.loads(request.parameters() or "{}")
 
 
-def _error(code: str, message: str, coded: bool) -> Any:
+def _make_error(code: str, message: str, coded: bool) -> Any:
     return pb_utils.TritonError(f"{code}: {message}" if coded else message, getattr(pb_utils.TritonError, code))
 
 
-def _with_code(error: Any, coded: bool, said: Callable[[str], str] = str) -> Any:
-    """The streaming model puts the code before the message; Triton's own errors have none."""
+def _convert_error(error: Any, coded: bool, rename: Callable[[str], str] = str) -> Any:
+    """Convert an error of the engine, whose text has the code. Triton's own errors have none."""
     code, message = split_code(error.message())
-    return _error(code, said(message), coded) if code else error
+    return _make_error(code, rename(message), coded) if code else error
 
 
-def _failed(error: Any) -> Any:
+def _make_failure(error: Any) -> Any:
     return pb_utils.InferenceResponse(output_tensors=[], error=error)
 
 
 def _send_error(sender: Any, error: Any) -> None:
-    sender.send(_failed(error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    sender.send(_make_failure(error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -1,4 +1,4 @@
-"""The tritonserver of the nvidia-pytriton wheel: found, started on a model repository, waited for, ended."""
+"""Finds the tritonserver of the nvidia-pytriton wheel, and starts it on a model repository."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ import secrets
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from oarlock.environment.signals import die_with_parent
 from oarlock.errors import EnvironmentProblem
-from oarlock.serve.engine.limits import LIMITS_VARIABLE, RUN_VARIABLE
-from oarlock.serve.supervision.private_memory import memory_filter
+from oarlock.serve.config import SETTINGS_VARIABLE, ServeConfig, TritonConfig
+from oarlock.serve.supervision.private_memory import make_memory_filter
+from oarlock.serve.supervision.run_folder import RUN_VARIABLE
 
 _INSTALL = "pip install 'oarlock[serve]'"
-_GRPC, _METRICS = "grpc", "metrics"
 _MAX_SOCKET_PATH = 107  # of sockaddr_un, less the NUL at the end
-# What lets a client reach into the machine, or changes what is written of it. The key is thrown away.
+# Calls that reach into the machine, or change its log. Nobody knows their key.
 _CLOSED = "shared-memory,trace,logging"
 
 
 @dataclass(frozen=True)
 class Installation:
-    """Where the parts of Triton are.
+    """The installed parts of Triton.
 
     Attributes:
         backend: folder of the Python backend.
@@ -43,7 +42,7 @@ class Installation:
 
     @classmethod
     def find(cls) -> Installation:
-        """Of the running Python.
+        """Find the installation in the running Python.
 
         Raises:
             EnvironmentProblem: saying what to install.
@@ -71,7 +70,7 @@ class Installation:
         return found
 
     def _check_libpython(self, version: str) -> None:
-        """The stub is linked to libpython, which Debian and some others have in a package of its own."""
+        """Check for libpython, to which the stub is linked. Debian and others have it in a package of its own."""
         import ctypes
 
         name = f"libpython{version}.so.1.0"
@@ -86,55 +85,28 @@ class Installation:
             ) from error
 
 
-@dataclass(frozen=True)
-class TritonOptions:
-    """How to start it.
+def start_triton(installation: Installation, config: ServeConfig, models: Sequence[str]) -> subprocess.Popen[str]:
+    """Start the process. It dies with this one, and its output is one pipe. To be called from the main thread.
 
-    It has no port: clients come to the front, which asks Triton through Unix sockets in a folder of this user alone.
-
-    Attributes:
-        repository: model repository.
-        models: of it that are loaded.
-        limits: of requests, over those of the repository (fields of Settings).
-        run: a folder of this server alone (mode 0700), for the sockets, the backend's links and what the models tell.
-        memory_prefix: of its areas of shared memory.
-        drain_seconds: for requests in flight when it is told to stop.
-    """
-
-    repository: Path
-    models: tuple[str, ...]
-    limits: Mapping[str, Any]
-    run: Path
-    memory_prefix: str
-    drain_seconds: float = 30.0
-    verbose: bool = False
-
-    @property
-    def grpc_socket(self) -> Path:
-        """Where it takes requests. (Triton puts a colon and the port behind whatever address it is given.)"""
-        return self.run / f"{_GRPC}:1"
-
-    @property
-    def metrics_socket(self) -> Path:
-        """Where it gives its metrics, over HTTP."""
-        return self.run / _METRICS
-
-
-def start_triton(installation: Installation, options: TritonOptions) -> subprocess.Popen[str]:
-    """The process; it dies with this one, and its output is one pipe. Call it from the main thread.
+    Args:
+        models: of the repository that are loaded.
 
     Raises:
         EnvironmentProblem: when the path of a socket is longer than the system takes.
     """
-    backends = options.run / "backends"
-    _link_backend(installation, backends / "python")
-    for socket in (options.grpc_socket, options.metrics_socket):
+    triton = config.triton
+    backend = Path(triton.run, "backends", "python")
+    if not backend.is_dir():
+        backend.mkdir(parents=True)
+        for path in (*installation.backend.glob("*.so"), *installation.backend.glob("*.py"), installation.stub):
+            (backend / path.name).symlink_to(path)
+    for socket in (triton.grpc_socket, triton.metrics_socket):
         if len(os.fsencode(socket)) > _MAX_SOCKET_PATH:
             most = _MAX_SOCKET_PATH
             raise EnvironmentProblem(f"{socket}: a socket's path may have {most} bytes; set TMPDIR to a shorter one")
         socket.unlink(missing_ok=True)  # of one that was killed
-    command = [str(installation.binary), *_flags(options, backends)]
-    close_memory = memory_filter()
+    command = [str(installation.binary), *_flags(config, models)]
+    close_memory = make_memory_filter()
 
     def prepare() -> None:
         die_with_parent()
@@ -142,52 +114,45 @@ def start_triton(installation: Installation, options: TritonOptions) -> subproce
 
     return subprocess.Popen(
         command,
-        env=_environment(installation, options),
+        env=_make_environment(installation, triton),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,  # Ctrl-C is for this process, which tells the others in order
+        start_new_session=True,  # Ctrl-C is for this process, which stops the others in order
         preexec_fn=prepare,
     )
 
 
-def _link_backend(installation: Installation, folder: Path) -> None:
-    if folder.is_dir():
-        return
-    folder.mkdir(parents=True)
-    for path in (*installation.backend.glob("*.so"), *installation.backend.glob("*.py"), installation.stub):
-        (folder / path.name).symlink_to(path)
-
-
-def _flags(options: TritonOptions, backends: Path) -> list[str]:
+def _flags(config: ServeConfig, models: Sequence[str]) -> list[str]:
+    triton = config.triton
     return [
-        f"--model-repository={options.repository}",
-        f"--backend-directory={backends}",
+        f"--model-repository={triton.shown_repository}",
+        f"--backend-directory={triton.run}/backends",
         "--model-control-mode=explicit",  # for `oarlock admin`, through the socket
-        *(f"--load-model={model}" for model in options.models),
+        *(f"--load-model={model}" for model in models),
         "--allow-http=false",
-        *(f"--grpc-address=unix:{options.run / _GRPC}", "--grpc-port=1"),
-        *(f"--metrics-address=unix:{options.metrics_socket}", "--metrics-port=2"),
+        *(f"--grpc-address=unix:{str(triton.grpc_socket).removesuffix(':1')}", "--grpc-port=1"),
+        *(f"--metrics-address=unix:{triton.metrics_socket}", "--metrics-port=2"),
         f"--grpc-restricted-protocol={_CLOSED}:oarlock-closed={secrets.token_hex(16)}",
         "--allow-gpu-metrics=false",
-        f"--log-info={str(options.verbose).lower()}",
-        f"--exit-timeout-secs={max(1, round(options.drain_seconds))}",
-        f"--backend-config=python,shm-region-prefix-name={options.memory_prefix}",
+        f"--log-info={str(triton.verbose).lower()}",
+        f"--exit-timeout-secs={max(1, round(config.drain_seconds))}",
+        f"--backend-config=python,shm-region-prefix-name={triton.memory_prefix}",
     ]
 
 
-def _environment(installation: Installation, options: TritonOptions) -> dict[str, str]:
+def _make_environment(installation: Installation, config: TritonConfig) -> dict[str, str]:
     environment = dict(os.environ)
     paths = [str(path) for path in installation.libraries]
     paths += filter(None, [environment.get("LD_LIBRARY_PATH")])
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
-    # The stub finds its packages as any embedded Python does: by the python3 that comes first.
+    # The stub finds its packages as any embedded Python does: by the first python3 on PATH.
     folder = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join([folder, environment.get("PATH", os.defpath)])
     environment["PYTHONUNBUFFERED"] = "1"
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the repository stays as it was exported
-    environment[LIMITS_VARIABLE] = json.dumps(dict(options.limits))
-    environment[RUN_VARIABLE] = str(options.run)
+    environment[SETTINGS_VARIABLE] = json.dumps(dict(config.settings))
+    environment[RUN_VARIABLE] = config.run
     return environment

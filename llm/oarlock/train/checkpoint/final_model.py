@@ -16,10 +16,10 @@ from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_r
 from oarlock.peft.adapter_folder import save_adapter
 from oarlock.train.checkpoint.local_shards import LocalShard, LocalShards
 from oarlock.train.checkpoint.model_files import ModelFiles
-from oarlock.weights.layout import Block
-from oarlock.weights.safetensors_file import TensorSource, in_file_order
-from oarlock.weights.save import file_order, save_model
-from oarlock.weights.shard_index import Piece
+from oarlock.weights.layout import TensorSlice
+from oarlock.weights.safetensors_file import TensorSource, sort_for_file
+from oarlock.weights.save import save_model, split_into_files
+from oarlock.weights.shard_index import StoredShard
 
 MERGED = "merged"
 
@@ -30,11 +30,12 @@ def save_final_model(shards: LocalShards, files: ModelFiles, folder: Path) -> No
     Raises:
         ModelError: if it can't be written.
     """
-    mine = {shard.holding.name: shard for shard in shards if shard.writer and shard.elements}
+    mine = {shard.parameter.name: shard for shard in shards if shard.writer and shard.elements}
     described = {
-        name: (_dtype_name(shard), Piece("", name, shard.holding.block, shard.flat)) for name, shard in mine.items()
+        name: (_dtype_name(shard), StoredShard("", name, shard.parameter.slice, shard.flat))
+        for name, shard in mine.items()
     }
-    holders: dict[str, list[tuple[int, Piece]]] = {}
+    holders: dict[str, list[tuple[int, StoredShard]]] = {}
     dtypes: dict[str, str] = {}
     for source, pieces in enumerate(all_gather_objects(described)):
         for name, (dtype, piece) in pieces.items():
@@ -42,11 +43,11 @@ def save_final_model(shards: LocalShards, files: ModelFiles, folder: Path) -> No
             dtypes[name] = dtype
     collector = _Collector(mine, holders, dtypes)
     tensors = [
-        TensorSource(name, dtypes[name], holders[name][0][1].block.shape, partial(collector.collect, name))
+        TensorSource(name, dtypes[name], holders[name][0][1].slice.shape, partial(collector.collect, name))
         for name in sorted(holders)
     ]
     method, base = files.method, files.base
-    weight_files = file_order(tensors) if method is None else [in_file_order(tensors)]
+    weight_files = split_into_files(tensors) if method is None else [sort_for_file(tensors)]
     order = [tensor.name for weight_file in weight_files for tensor in weight_file]
 
     def write() -> None:
@@ -87,7 +88,7 @@ class _Collector:
     """On rank 0: assembles full tensors from the shards of all ranks."""
 
     def __init__(
-        self, mine: dict[str, LocalShard], holders: dict[str, list[tuple[int, Piece]]], dtypes: dict[str, str]
+        self, mine: dict[str, LocalShard], holders: dict[str, list[tuple[int, StoredShard]]], dtypes: dict[str, str]
     ) -> None:
         self._mine, self._holders, self._dtypes = mine, holders, dtypes
         self.collected: set[str] = set()
@@ -96,29 +97,29 @@ class _Collector:
         """Receive and assemble a tensor (bfloat16 as its bits in uint16)."""
         self.collected.add(name)
         whole: np.ndarray | None = None
-        flats: dict[Block, np.ndarray] = {}
+        flats: dict[TensorSlice, np.ndarray] = {}
         for source, piece in self._holders[name]:
             values = self._receive(name, source, piece)
             if whole is None:
-                whole = np.empty(piece.block.shape, values.dtype)
+                whole = np.empty(piece.slice.shape, values.dtype)
             if piece.flat is None:
-                piece.block.put(values.reshape(piece.block.part_shape), whole)
+                piece.slice.put(values.reshape(piece.slice.local_shape), whole)
                 continue
-            flat = flats.setdefault(piece.block, np.empty([int(np.prod(piece.block.part_shape))], values.dtype))
+            flat = flats.setdefault(piece.slice, np.empty([int(np.prod(piece.slice.local_shape))], values.dtype))
             flat[piece.flat[0] : piece.flat[1]] = values
         assert whole is not None
         for block, flat in flats.items():
-            block.put(flat.reshape(block.part_shape), whole)
+            block.put(flat.reshape(block.local_shape), whole)
         return whole
 
-    def _receive(self, name: str, source: int, piece: Piece) -> np.ndarray:
+    def _receive(self, name: str, source: int, piece: StoredShard) -> np.ndarray:
         if source == rank():
             return self._mine[name].data.numpy()
-        shape = [piece.flat[1] - piece.flat[0]] if piece.flat is not None else list(piece.block.part_shape)
+        shape = [piece.flat[1] - piece.flat[0]] if piece.flat is not None else list(piece.slice.local_shape)
         buffer = paddle.empty(shape, dtype=self._dtypes[name])
         dist.recv(buffer, src=source)
         return buffer.numpy()
 
 
 def _dtype_name(shard: LocalShard) -> str:
-    return str(shard.holding.tensor.dtype).rsplit(".", 1)[-1]
+    return str(shard.parameter.tensor.dtype).rsplit(".", 1)[-1]

@@ -12,16 +12,15 @@ import numpy as np
 from oarlock.environment import matmul_library
 from oarlock.environment.console import get_logger, progress_bar
 from oarlock.errors import CheckpointError
-from oarlock.files import is_vacant, new_folder
-from oarlock.model_config.generation_config import GENERATION_FILE
-from oarlock.models.folder_files import TEXT_FILES, copy_file, listed, readers_of
+from oarlock.files import GENERATION_FILE, is_vacant, new_folder
 from oarlock.peft.adapter_folder import ADAPTER_FILE, write_adapter_weights
 from oarlock.peft.open_adapter import read_adapter_file
 from oarlock.train.checkpoint.manifest import read_complete_manifest, read_manifest, verify
+from oarlock.weights.folder_files import TEXT_FILES, copy_file, find_files, find_readers
 from oarlock.weights.safetensors_file import TensorSource
 from oarlock.weights.save import write_weights
 from oarlock.weights.shard_index import WEIGHTS
-from oarlock.weights.sharded_store import PieceFolder
+from oarlock.weights.sharded_store import ShardedStore
 
 logger = get_logger(__name__)
 
@@ -33,7 +32,7 @@ def describe_checkpoint(folder: str | Path, with_tensors: bool) -> str:
         CheckpointError: if the folder is not a checkpoint.
     """
     manifest = read_manifest(folder)
-    with PieceFolder.open(folder) as pieces:
+    with ShardedStore.open(folder) as pieces:
         files: Counter[str] = Counter()
         counts: Counter[str] = Counter()
         lines = [
@@ -65,7 +64,7 @@ def describe_checkpoint(folder: str | Path, with_tensors: bool) -> str:
     return "\n".join(lines)
 
 
-def _describe_dtypes(pieces: PieceFolder, kind: str, names: list[str]) -> str:
+def _describe_dtypes(pieces: ShardedStore, kind: str, names: list[str]) -> str:
     try:
         return " and ".join(sorted({pieces.dtype(kind, name) for name in names}))
     except CheckpointError as error:
@@ -73,10 +72,10 @@ def _describe_dtypes(pieces: PieceFolder, kind: str, names: list[str]) -> str:
 
 
 def _describe_range(piece: Any) -> str:
-    text = str(list(piece.block.shape))
-    if piece.block.axis is not None:
-        runs = ", ".join(f"{start}:{start + length}" for start, length in piece.block.runs)
-        text += f" axis {piece.block.axis} [{runs}]"
+    text = str(list(piece.slice.shape))
+    if piece.slice.axis is not None:
+        runs = ", ".join(f"{start}:{start + length}" for start, length in piece.slice.runs)
+        text += f" axis {piece.slice.axis} [{runs}]"
     return text + (f" elements {piece.flat[0]}:{piece.flat[1]}" if piece.flat else "")
 
 
@@ -96,8 +95,8 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
     recorded = (verify if check else read_complete_manifest)(folder).files
     adapter = read_adapter_file(folder / ADAPTER_FILE, CheckpointError) if ADAPTER_FILE in recorded else None
     try:
-        with new_folder(output, readers_of(folder)) as building:
-            with PieceFolder.open(folder) as pieces:
+        with new_folder(output, find_readers(folder)) as building:
+            with ShardedStore.open(folder) as pieces:
                 names = sorted(pieces.names(WEIGHTS))
                 sources = [
                     TensorSource(
@@ -111,7 +110,7 @@ def consolidate(folder: str | Path, output: str | Path, max_shard_bytes: int, ch
                         write_adapter_weights(sources, adapter, building, bar.update)
                     else:
                         write_weights(sources, building, max_shard_bytes, bar.update)
-            for path in listed(folder, (ADAPTER_FILE if adapter else "config.json", GENERATION_FILE, *TEXT_FILES)):
+            for path in find_files(folder, (ADAPTER_FILE if adapter else "config.json", GENERATION_FILE, *TEXT_FILES)):
                 name = path.relative_to(folder)
                 if name.as_posix() in recorded:
                     (building / name).parent.mkdir(exist_ok=True)

@@ -12,9 +12,9 @@ import paddle
 from oarlock.models.build import set_parameter
 from oarlock.train.checkpoint.local_shards import MASTER_NAME, LocalShards
 from oarlock.train.checkpoint.resume import ResumePoint
-from oarlock.weights.layout import Holding
+from oarlock.weights.layout import ParameterShard
 from oarlock.weights.shard_index import MASTER, WEIGHTS
-from oarlock.weights.sharded_store import PieceFolder
+from oarlock.weights.sharded_store import ShardedStore
 
 
 def load_weights(shards: LocalShards, checkpoint: Path) -> None:
@@ -23,25 +23,27 @@ def load_weights(shards: LocalShards, checkpoint: Path) -> None:
     Raises:
         CheckpointError: if the model and the checkpoint don't have the same weights.
     """
-    with PieceFolder.open(checkpoint) as store:
+    with ShardedStore.open(checkpoint) as store:
         shards.check_names(store)
-        for holding in shards.holdings:
-            set_parameter(holding.tensor, store.read_part(_choose_kind(holding, store), holding.name, holding.block))
+        for parameter in shards.holdings:
+            set_parameter(
+                parameter.tensor, store.read_slice(_choose_kind(parameter, store), parameter.name, parameter.slice)
+            )
 
 
 def reload_weights(shards: LocalShards, checkpoint: Path) -> None:
     """Load the weights after the model is wrapped. The optimizer states don't change, so training can't continue."""
-    with PieceFolder.open(checkpoint) as store:
+    with ShardedStore.open(checkpoint) as store:
         for shard in shards:
-            holding = shard.holding
-            values = store.read_part(_choose_kind(holding, store), holding.name, holding.block, shard.flat)
-            target = holding.tensor if shard.flat is None else holding.tensor.fw_storage
+            parameter = shard.parameter
+            values = store.read_slice(_choose_kind(parameter, store), parameter.name, parameter.slice, shard.flat)
+            target = parameter.tensor if shard.flat is None else parameter.tensor.fw_storage
             set_parameter(target, shard.padded(values))
 
 
-def _choose_kind(holding: Holding, store: PieceFolder) -> str:
+def _choose_kind(parameter: ParameterShard, store: ShardedStore) -> str:
     """Choose the master weights of a half-precision run for float32 parameters, the weights otherwise."""
-    exact = holding.tensor.dtype == paddle.float32 and f"{MASTER}/{holding.name}" in store.where
+    exact = parameter.tensor.dtype == paddle.float32 and f"{MASTER}/{parameter.name}" in store.where
     return MASTER if exact else WEIGHTS
 
 
@@ -52,7 +54,7 @@ def load_training_state(shards: LocalShards, resume: ResumePoint, lr_scheduler: 
         scaler: GradScaler of fp16 loss scaling, or None.
     """
     manifest = resume.manifest
-    with PieceFolder.open(resume.folder) as store:
+    with ShardedStore.open(resume.folder) as store:
         _load_optimizer_states(shards, store, manifest.lr_scheduler)
     lr_scheduler.set_state_dict(manifest.lr_scheduler)
     lr_scheduler.step(lr_scheduler.last_epoch)  # the rate of this run's schedule, not the stored one
@@ -60,7 +62,7 @@ def load_training_state(shards: LocalShards, resume: ResumePoint, lr_scheduler: 
         scaler.load_state_dict({name: np.asarray(value) for name, value in manifest.loss_scaler.items()})
 
 
-def _load_optimizer_states(shards: LocalShards, store: PieceFolder, lr_scheduler: Mapping[str, Any]) -> None:
+def _load_optimizer_states(shards: LocalShards, store: ShardedStore, lr_scheduler: Mapping[str, Any]) -> None:
     """Load the states of the parameters that this rank updates.
 
     Args:
@@ -71,22 +73,22 @@ def _load_optimizer_states(shards: LocalShards, store: PieceFolder, lr_scheduler
     state: dict[str, Any] = {"LR_Scheduler": lr_scheduler}
     masters: dict[str, Any] = {}
     for shard in shards:
-        holding, name = shard.holding, shard.optimizer_name
-        if not shard.owned or holding.tensor.stop_gradient:
+        parameter, name = shard.parameter, shard.optimizer_name
+        if not shard.owned or parameter.tensor.stop_gradient:
             continue
-        half = holding.tensor.dtype in (paddle.float16, paddle.bfloat16)
+        half = parameter.tensor.dtype in (paddle.float16, paddle.bfloat16)
         multi_precision = half and getattr(inner, "_multi_precision", False)
         for kind in kinds:
-            if f"{kind}/{holding.name}" not in store.where:
+            if f"{kind}/{parameter.name}" not in store.where:
                 continue
-            if store.shape(kind, holding.name) != holding.block.shape:
-                values = store.read(holding.name, kind)
+            if store.shape(kind, parameter.name) != parameter.slice.shape:
+                values = store.read(parameter.name, kind)
             else:
-                values = shard.padded(store.read_part(kind, holding.name, holding.block, shard.flat))
+                values = shard.padded(store.read_slice(kind, parameter.name, parameter.slice, shard.flat))
             key = f"{name}{MASTER_NAME if multi_precision else ''}_{kind}_0"
             state[key] = paddle.to_tensor(values)
-        if multi_precision and f"{MASTER}/{holding.name}" in store.where:
-            values = store.read_part(MASTER, holding.name, holding.block, shard.flat)
+        if multi_precision and f"{MASTER}/{parameter.name}" in store.where:
+            values = store.read_slice(MASTER, parameter.name, parameter.slice, shard.flat)
             masters[name] = paddle.to_tensor(shard.padded(values))
     if masters:
         state["master_weights"] = masters

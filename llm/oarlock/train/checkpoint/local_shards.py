@@ -14,9 +14,9 @@ from oarlock.environment.ranks import rank
 from oarlock.errors import CheckpointError
 from oarlock.parallel.plan import ParallelPlan
 from oarlock.train.optim.clip import SLICE
-from oarlock.weights.layout import Block, Holding, holdings, shared_between_stages
-from oarlock.weights.shard_index import MASTER, WEIGHTS, Piece
-from oarlock.weights.sharded_store import PieceFolder
+from oarlock.weights.layout import ParameterShard, TensorSlice, parameter_shards, shared_between_stages
+from oarlock.weights.shard_index import MASTER, WEIGHTS, StoredShard
+from oarlock.weights.sharded_store import ShardedStore
 
 MASTER_NAME = "_fp32_master_0"  # what Optimizer._gen_master_weight_var_name makes of a parameter's name
 
@@ -26,14 +26,14 @@ class LocalShard:
     """A parameter on this rank.
 
     Attributes:
-        holding: name of the parameter, and its slice of the full tensor.
+        parameter: name of the parameter, and its slice of the full tensor.
         flat: range of the flattened slice that stage 3 keeps on this rank; None without stage 3.
         optimizer_name: the parameter's name in the optimizer's state.
         owned: the optimizer of this rank updates the parameter.
         writer: this rank writes it into checkpoints (exactly one of the ranks with the same values does).
     """
 
-    holding: Holding
+    parameter: ParameterShard
     flat: tuple[int, int] | None
     optimizer_name: str
     owned: bool
@@ -44,12 +44,12 @@ class LocalShard:
         """Number of the parameter's elements on this rank."""
         if self.flat is not None:
             return self.flat[1] - self.flat[0]
-        return int(np.prod(self.holding.block.part_shape))
+        return int(np.prod(self.parameter.slice.local_shape))
 
     @property
     def data(self) -> paddle.Tensor:
         """The weights on this rank, without the padding of stage 3."""
-        parameter = self.holding.tensor
+        parameter = self.parameter.tensor
         return parameter if self.flat is None else parameter.fw_storage._slice(0, self.elements)
 
     def unpadded(self, tensor: paddle.Tensor) -> paddle.Tensor:
@@ -60,7 +60,7 @@ class LocalShard:
         """Values with the padding of stage 3, whose slices all have the same length."""
         if self.flat is None:
             return values
-        return np.pad(values, (0, self.holding.tensor.fw_storage._numel() - len(values)))
+        return np.pad(values, (0, self.parameter.tensor.fw_storage._numel() - len(values)))
 
 
 class LocalShards:
@@ -76,7 +76,7 @@ class LocalShards:
     def __init__(self, model: nn.Layer, plan: ParallelPlan, *, trainable_only: bool) -> None:
         self._plan = plan
         self._shared = shared_between_stages(model)
-        self.holdings = [h for h in holdings(model) if not (trainable_only and h.tensor.stop_gradient)]
+        self.holdings = [h for h in parameter_shards(model) if not (trainable_only and h.tensor.stop_gradient)]
         self._wrapped: Any = None
         self._optimizer: Any = None
 
@@ -94,7 +94,7 @@ class LocalShards:
                 return optimizer
             optimizer = inner
 
-    def check_names(self, store: PieceFolder) -> None:
+    def check_names(self, store: ShardedStore) -> None:
         """Refuse a checkpoint with weights that this model lacks (a single pipeline stage can't tell).
 
         Raises:
@@ -102,7 +102,7 @@ class LocalShards:
         """
         if self._plan.pipeline > 1:
             return
-        extra = sorted(set(store.names()) - {holding.name for holding in self.holdings})
+        extra = sorted(set(store.names()) - {parameter.name for parameter in self.holdings})
         if extra:
             shown = ", ".join(extra[:4]) + (", ..." if len(extra) > 4 else "")
             raise CheckpointError(
@@ -114,19 +114,19 @@ class LocalShards:
         plan = self._plan
         at = plan.coordinates(rank())
         owners = self._find_owners()
-        for i, holding in enumerate(self.holdings):
-            parameter = holding.tensor
+        for i, parameter in enumerate(self.holdings):
+            parameter = parameter.tensor
             once = (
                 self._shared.get(parameter.name, True)
-                and (holding.block.axis is not None or at.tensor == 0)
+                and (parameter.slice.axis is not None or at.tensor == 0)
                 and at.data == i % plan.data
             )
             if plan.sharding_strategy == "parameters" and getattr(parameter, "fw_storage", None) is not None:
-                yield LocalShard(holding, self._find_slice(parameter), f"{SLICE}{parameter.name}", True, once)
+                yield LocalShard(parameter, self._find_slice(parameter), f"{SLICE}{parameter.name}", True, once)
                 continue
             owner = owners.get(parameter.name, i % plan.sharding)
             owned = at.sharding == owner if parameter.name in owners else True
-            yield LocalShard(holding, None, parameter.name, owned, once and at.sharding == owner)
+            yield LocalShard(parameter, None, parameter.name, owned, once and at.sharding == owner)
 
     def _find_owners(self) -> dict[str, int]:
         """Map a parameter to the sharding rank that updates it; empty if all ranks update all parameters."""
@@ -144,14 +144,14 @@ class LocalShards:
         size = int(np.prod(parameter.shape))
         return min(start, size), min(stop, size)
 
-    def tensors_to_write(self) -> Iterator[tuple[Piece, paddle.Tensor]]:
+    def tensors_to_write(self) -> Iterator[tuple[StoredShard, paddle.Tensor]]:
         """The weights and optimizer states that this rank writes into a checkpoint."""
         inner = self.optimizer
         for shard in self:
             if not shard.writer or not shard.elements:
                 continue
-            holding = shard.holding
-            yield Piece(WEIGHTS, holding.name, holding.block, shard.flat), shard.data
+            parameter = shard.parameter
+            yield StoredShard(WEIGHTS, parameter.name, parameter.slice, shard.flat), shard.data
             names = (shard.optimizer_name, shard.optimizer_name + MASTER_NAME)
             for kind, table in inner._accumulators.items():
                 tensor = next((table[name] for name in names if name in table), None)
@@ -159,9 +159,9 @@ class LocalShards:
                     continue
                 if tensor._numel() == 1 != shard.elements:  # powers of beta, one number per parameter
                     if shard.flat is None or shard.flat[0] == 0:
-                        yield Piece(kind, holding.name, Block(tuple(tensor.shape))), tensor
+                        yield StoredShard(kind, parameter.name, TensorSlice(tuple(tensor.shape))), tensor
                     continue
-                yield Piece(kind, holding.name, holding.block, shard.flat), shard.unpadded(tensor)
+                yield StoredShard(kind, parameter.name, parameter.slice, shard.flat), shard.unpadded(tensor)
             master = inner._master_weights.get(shard.optimizer_name)
             if master is not None:
-                yield Piece(MASTER, holding.name, holding.block, shard.flat), shard.unpadded(master)
+                yield StoredShard(MASTER, parameter.name, parameter.slice, shard.flat), shard.unpadded(master)

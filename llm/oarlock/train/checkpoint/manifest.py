@@ -38,7 +38,7 @@ from oarlock.train.checkpoint.manifest_fields import (
 )
 from oarlock.weights.safetensors_file import FileRecord
 from oarlock.weights.shard_index import INDEX
-from oarlock.weights.sharded_store import PieceFolder
+from oarlock.weights.sharded_store import ShardedStore
 
 logger = get_logger(__name__)
 
@@ -216,7 +216,7 @@ def verify(folder: str | Path) -> Manifest:
         raise CheckpointError(
             f"{folder / TRAINER_STATE}: step {state.global_step:,}, but the manifest says {manifest.step:,}"
         )
-    with PieceFolder.open(folder) as pieces:
+    with ShardedStore.open(folder) as pieces:
         pieces.check(manifest.files)
     return manifest
 

@@ -22,7 +22,7 @@ from oarlock.formats.json_file import INDEX_BYTES, read_json
 from oarlock.train.checkpoint.manifest import Manifest
 from oarlock.train.output.folder_guard import check_output_dir
 from oarlock.weights.safetensors_file import FileRecord, TensorSource, write_safetensors
-from oarlock.weights.shard_index import Piece, part_name, write_index
+from oarlock.weights.shard_index import StoredShard, shard_file_name, write_index
 
 _POLL_S = 0.05
 _DONE = ".done.json"
@@ -44,10 +44,15 @@ class PendingSave:
     """
 
     def __init__(
-        self, tensors: Iterable[tuple[Piece, paddle.Tensor]], manifest: Manifest, partial: Path, final: Path, copy: bool
+        self,
+        tensors: Iterable[tuple[StoredShard, paddle.Tensor]],
+        manifest: Manifest,
+        partial: Path,
+        final: Path,
+        copy: bool,
     ) -> None:
         self.manifest, self.partial, self.final = manifest, partial, final
-        self._pieces: list[Piece] = []
+        self._pieces: list[StoredShard] = []
         self._sources: list[TensorSource] = []
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -74,7 +79,7 @@ class PendingSave:
         Returns:
             What rank 0 has to know about it: name, checksum, shards; and the error, if there was one, for its log.
         """
-        part: dict[str, Any] = {"file": part_name(rank()), "error": None}
+        part: dict[str, Any] = {"file": shard_file_name(rank()), "error": None}
         try:
             record = write_safetensors(self.partial / part["file"], self._sources, {"format": "oarlock"})
             part |= {"record": asdict(record), "pieces": {piece.key: piece.to_json() for piece in self._pieces}}
@@ -97,9 +102,9 @@ class PendingSave:
         for i, part in enumerate(parts):
             if part["error"]:
                 raise self._error or CheckpointError(f"rank {i}: {part['error']}")
-            if part["file"] != part_name(i):
+            if part["file"] != shard_file_name(i):
                 raise CheckpointError(f"rank {i} reports {part['file']!r} as its file")
-        pieces = {part["file"]: [Piece.from_json(*item) for item in part["pieces"].items()] for part in parts}
+        pieces = {part["file"]: [StoredShard.from_json(*item) for item in part["pieces"].items()] for part in parts}
         write_index(self.partial, pieces)
         for path in self.partial.glob(f"*{_DONE}"):
             path.unlink()
@@ -149,13 +154,13 @@ class PendingSave:
         deadline = time.monotonic() + timeout_s
         parts = []
         for i in range(world_size()):
-            done = self.partial / f"{part_name(i)}{_DONE}"
+            done = self.partial / f"{shard_file_name(i)}{_DONE}"
             while not done.exists():
                 if time.monotonic() > deadline:
                     raise CheckpointError(f"rank {i} did not finish writing in {timeout_s:,.0f} s")
                 time.sleep(_POLL_S)
             part = read_json(done, dict[str, Any], error=CheckpointError, limit=INDEX_BYTES)
-            if part.get("file") != part_name(i):
+            if part.get("file") != shard_file_name(i):
                 raise CheckpointError(f"{done}: was not written by rank {i}")
             parts.append(part)
         return parts

@@ -90,7 +90,7 @@ class CheckpointWriter:
             planned_steps=state.max_steps,
             plan=self._plan.describe(),
             versions=package_versions(),
-            products=matmul_library.in_use(),
+            products=matmul_library.find_library_in_use(),
         )
         with contextlib.suppress(CheckpointError, StoppedWithOthers):  # was reported when it happened
             self.finish()

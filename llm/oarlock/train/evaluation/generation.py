@@ -7,15 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from oarlock.environment.console import log_once, progress_bar
-from oarlock.model_config.generation_config import end_tokens
+from oarlock.model_config.generation_config import find_end_tokens
 from oarlock.models.generate import generate_ids, generate_without_cache
 from oarlock.train.evaluation.prompts import Answer, PromptSet
 from oarlock.train.step.pipeline_step import predict_next_ids
 
 if TYPE_CHECKING:
     from oarlock.data.templates.chat_template import ChatTemplate
-
-_NO_CACHE = "generation through pipeline stages computes every token anew (no cache); it is slow for long answers"
 
 
 def generate_answers(
@@ -34,7 +32,7 @@ def generate_answers(
         pipeline: PipelineParallel around the model, if it is split into stages.
     """
     prompts = prompt_set.prompts
-    ends = end_tokens(generation or {}, model.config, tokenizer)
+    ends = find_end_tokens(generation or {}, model.config, tokenizer)
     was_training = model.training
     model.eval()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input_ids))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from oarlock.errors import EnvironmentProblem
 from oarlock.formats.json_file import parse_json
-from oarlock.environment.processes import started_at
+from oarlock.environment.processes import process_start_time
 
 LARGEST = 4096  # bytes
 
@@ -46,7 +46,7 @@ class Holder:
         """Describe this process; `now` is by the file system's clock."""
         pid, when = os.getpid(), _format_time(now)
         host, boot, namespace = socket.gethostname(), read_boot_id(), read_pid_namespace()
-        return cls(pid, host, when, when, boot, namespace, started_at(pid) or 0, secrets.token_hex(8))
+        return cls(pid, host, when, when, boot, namespace, process_start_time(pid) or 0, secrets.token_hex(8))
 
     @classmethod
     def parse(cls, text: bytes) -> Holder | None:
@@ -86,7 +86,7 @@ class Holder:
         """Tell whether the process of this machine is running; None if its PID namespace is another (a container)."""
         if self.namespace != read_pid_namespace():
             return None
-        return started_at(self.pid) == self.process_start and self.pid != os.getpid()
+        return process_start_time(self.pid) == self.process_start and self.pid != os.getpid()
 
 
 def _format_time(seconds: float) -> str:

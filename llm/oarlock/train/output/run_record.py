@@ -32,7 +32,7 @@ def record_run(output_dir: Path, text: str) -> None:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "world_size": world_size(),
             "device": paddle.device.get_device(),
-            "products": matmul_library.in_use(),
+            "products": matmul_library.find_library_in_use(),
             "versions": package_versions(),
         },
     )

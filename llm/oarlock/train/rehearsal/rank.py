@@ -19,9 +19,9 @@ from oarlock.data.examples.collate import FinetuneCollator, PackCollator, Pretra
 from oarlock.data.examples.labels import IGNORE_INDEX, Example
 from oarlock.data.examples.packing import PackedDataset
 from oarlock.environment.ranks import rank, world_size
-from oarlock.families.packing import attend_in_blocks, check_packing
 from oarlock.models.build import build_model, find_model
-from oarlock.peft.adapter_folder import shared_base
+from oarlock.models.packing import attend_in_blocks, check_packing
+from oarlock.peft.adapter_folder import read_base_once
 from oarlock.peft.method import choose_method
 from oarlock.train.checkpoint.local_shards import LocalShards
 from oarlock.train.checkpoint.resume import find_resume_point
@@ -85,7 +85,7 @@ def run_rank(
     tuning, length = config.is_finetuning, config.data.sample_length
     connect_ranks(run, source, config.sequence_length)
     method = choose_method(config.method_section) if config.method_section is not None else None
-    base = shared_base(config.model.model_name_or_path, source.folder) if method is not None else None
+    base = read_base_once(config.model.model_name_or_path, source.folder) if method is not None else None
     model = build_model(source, run.dtype, False, config.runtime.seed, run.plan.pipeline > 1, method)
     vocab = source.config.vocab_size
     data: Any = MadeUpExamples(vocab, length) if tuning else MadeUpText(vocab, length)
@@ -227,14 +227,14 @@ class _Recorder(TrainerCallback):
                 self.report.collectives[name] = [calls, num_bytes]
 
     def _save_weights(self, step: int) -> None:
-        arrays = {shard.holding.name: shard.data.numpy() for shard in self.shards}
+        arrays = {shard.parameter.name: shard.data.numpy() for shard in self.shards}
         np.savez(self.folder / f"step-{step}.npz", **arrays)
 
     def _compare(self, step: int) -> None:
         assert self.reference is not None
         with np.load(self.reference / f"step-{step}.npz") as expected:
             for shard in self.shards:
-                part = shard.holding.block.cut(expected[shard.holding.name])
+                part = shard.parameter.slice.cut(expected[shard.parameter.name])
                 if shard.flat is not None:
                     part = np.ascontiguousarray(part).reshape(-1)[shard.flat[0] : shard.flat[1]]
                 if not part.size:
@@ -242,7 +242,7 @@ class _Recorder(TrainerCallback):
                 difference = float(np.abs(part - shard.data.numpy()).max())
                 self.report.difference = max(self.report.difference, difference)
                 if not difference <= self.tolerance and self.report.first_difference is None:
-                    name = shard.holding.name
+                    name = shard.parameter.name
                     self.report.first_difference = {"step": step, "tensor": name, "difference": difference}
 
 

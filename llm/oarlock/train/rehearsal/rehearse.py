@@ -20,9 +20,9 @@ from oarlock.cpu_ranks.fork_launch import launch
 from oarlock.environment.console import get_logger
 from oarlock.environment.cpu import available_cores
 from oarlock.errors import ModelError, TrainingError
-from oarlock.model_config.builtin_configs import model_config_content
-from oarlock.parallel.family_rules import ModelSizes
-from oarlock.parallel.launch_command import Command
+from oarlock.families.model_sizes import ModelSizes
+from oarlock.model_config.builtin_configs import read_config_by_name
+from oarlock.parallel.launch_command import TrainingCommand
 from oarlock.parallel.make_plan import make_plan
 from oarlock.parallel.plan import ParallelPlan
 from oarlock.parallel.plan_rules import check_plan
@@ -148,7 +148,7 @@ def one_process(config: RunConfig, plan: ParallelPlan) -> RunConfig:
     return config_from_flat(type(config), flat | changes)
 
 
-def rehearse(command: Command, steps: int = 5, folder: Path | None = None) -> Verdict:
+def rehearse(command: TrainingCommand, steps: int = 5, folder: Path | None = None) -> Verdict:
     """Run it.
 
     Args:
@@ -160,10 +160,10 @@ def rehearse(command: Command, steps: int = 5, folder: Path | None = None) -> Ve
         TrainingError: when the single process fails.
     """
     plan, notes = make_plan(command.config, command.num_ranks)
-    content = model_config_content(command.config.model.model_name_or_path)
+    content = read_config_by_name(command.config.model.model_name_or_path)
     content |= command.config.model.sizes
     try:
-        sizes = ModelSizes.of(SimpleNamespace(**content))
+        sizes = ModelSizes.from_config(SimpleNamespace(**content))
         small = shrink_model(content, plan)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{command.config.model.model_name_or_path}: its config.json lacks sizes: {error}") from error
@@ -179,7 +179,7 @@ def rehearse(command: Command, steps: int = 5, folder: Path | None = None) -> Ve
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(command: Command, plan: ParallelPlan, content: dict[str, Any], steps: int, folder: Path) -> Verdict:
+def _run(command: TrainingCommand, plan: ParallelPlan, content: dict[str, Any], steps: int, folder: Path) -> Verdict:
     model, one, many = folder / "model", folder / "one", folder / "many"
     for path in (model, one, many):
         path.mkdir(parents=True, exist_ok=True)
@@ -206,12 +206,12 @@ def _run(command: Command, plan: ParallelPlan, content: dict[str, Any], steps: i
 def make_model(content: dict[str, Any], folder: Path) -> int:
     """Random weights for a configuration, as a model folder."""
     from oarlock.environment.paddle_import import set_paddlenlp_log_level
-    from oarlock.model_config.load import config_of
+    from oarlock.model_config.load import make_config
     from oarlock.models.build import ModelSource, build_model
 
     set_paddlenlp_log_level("error")
     (folder / "config.json").write_text(json.dumps(content))
-    model_config = config_of(content, str(folder / "config.json"))
+    model_config = make_config(content, str(folder / "config.json"))
     model_config.use_fast_layer_norm = False
     model = build_model(ModelSource(folder, model_config, from_weights=False))
     model.save_pretrained(str(folder), safe_serialization=True)

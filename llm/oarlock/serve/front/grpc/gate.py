@@ -1,7 +1,7 @@
 """Accepts the connections of gRPC's clients, and passes each on to the gRPC server over a Unix socket, frame by frame.
 
-See http2_frames.py for why gRPC's own server does not stand here. Connections are counted and, where asked for,
-encrypted here too.
+http2_frames.py explains why gRPC's own server is not used directly. Connections are also counted here and, if
+configured, encrypted.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oarlock.serve.front.admission import Admission, Refused, client_of
-from oarlock.serve.front.grpc.http2_frames import PREFACE, ClientFrames, ServerFrames, Violation, window_update
+from oarlock.serve.front.admission import Admission, AdmissionRefused, identify_client
+from oarlock.serve.front.grpc.http2_frames import PREFACE, ClientFrames, ServerFrames, Violation, make_window_update
 from oarlock.serve.front.http.protocol import set_socket_options
 from oarlock.serve.front.http.tls_connections import TlsDoor
 
-_BEGIN_SECONDS = 10.0  # for the encryption, and again for the first bytes of HTTP/2
-_LOOK_SECONDS = 1.0
+_BEGIN_SECONDS = 10.0  # for the TLS handshake, and again for the first bytes of HTTP/2
+_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class GateOptions:
     """The limits of connections.
 
     Attributes:
-        path: Unix socket of the server behind.
+        path: Unix socket of the server behind the gate.
         max_message: bytes.
-        message_seconds: from the first to the last byte of one.
-        client_header: by which the server is told the client's address. Its name is a secret.
+        message_seconds: from the first to the last byte of a message.
+        client_header: header that gives the server the client's address. Its name is a secret.
     """
 
     path: str
@@ -42,10 +42,10 @@ class GateOptions:
 
 
 class GrpcGate:
-    """Accepts connections; everything here belongs to one event loop."""
+    """Accepts connections. To be used in one event loop."""
 
     def __init__(self, options: GateOptions, connections: Admission, handshakes: Admission) -> None:
-        """A gate that counts its connections, and those that are not encrypted yet."""
+        """Count connections with `connections`, and those that are not encrypted yet with `handshakes`."""
         self.options, self.connections, self._handshakes = options, connections, handshakes
         self._servers: list[asyncio.Server] = []
         self.clients: set[ClientSide] = set()
@@ -55,18 +55,17 @@ class GrpcGate:
         """Accept connections on listening sockets."""
         loop = asyncio.get_running_loop()
 
-        def client() -> asyncio.Protocol:
-            return ClientSide(self)
-
-        def door() -> asyncio.Protocol:
-            return client() if tls is None else TlsDoor(client, tls, self._handshakes, _BEGIN_SECONDS)
+        def make_protocol() -> asyncio.Protocol:
+            if tls is None:
+                return ClientSide(self)
+            return TlsDoor(lambda: ClientSide(self), tls, self._handshakes, _BEGIN_SECONDS)
 
         for listening in sockets:
-            self._servers.append(await loop.create_server(door, sock=listening, backlog=512))
-        self._watch = asyncio.create_task(self._cut_the_slow())
+            self._servers.append(await loop.create_server(make_protocol, sock=listening, backlog=512))
+        self._watch = asyncio.create_task(self._end_slow_clients())
 
     def close(self) -> None:
-        """Accept no more connections; those that are open go on."""
+        """Accept no more connections. Open ones continue."""
         for server in self._servers:
             server.close()
 
@@ -80,37 +79,35 @@ class GrpcGate:
         for client in list(self.clients):
             client.end()
 
-    async def _cut_the_slow(self) -> None:
+    async def _end_slow_clients(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
             now = time.monotonic()
             for client in list(self.clients):
-                client.look(now)
+                client.check_time(now)
 
 
 class _Side(asyncio.Protocol):
-    """One end of a connection through the gate; what comes in here goes out at the other end."""
+    """One end of a connection through the gate. Data that arrives here is sent at the other end."""
 
     def __init__(self) -> None:
         self.transport: Any = None
         self.other: _Side | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
         self.transport = transport
 
     def pause_writing(self) -> None:
-        """This end takes less than comes: the other one has to wait."""
+        """Pause the other end, since this one sends slower."""
         if self.other is not None and self.other.transport is not None:
             self.other.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """This end takes data again."""
         if self.other is not None and self.other.transport is not None:
             self.other.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the other side, after what was written to it is sent."""
+        """End the other side, when all data has been sent to it."""
         if self.other is not None and self.other.transport is not None:
             self.other.transport.close()
 
@@ -119,7 +116,6 @@ class ClientSide(_Side):
     """The end towards a client."""
 
     def __init__(self, gate: GrpcGate) -> None:
-        """A connection that was accepted."""
         super().__init__()
         self._gate = gate
         self._peer = ""
@@ -127,24 +123,24 @@ class ClientSide(_Side):
         self._since = time.monotonic()
         self._num_bytes = 0
         self._connecting: asyncio.Task[None] | None = None
-        self._early = b""  # what came before there was a server to write to (with TLS, on Python 3.10)
+        self._early = b""  # data that arrived before the server was connected (with TLS, on Python 3.10)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count it, and connect to the server."""
         super().connection_made(transport)
         set_socket_options(transport.get_extra_info("socket"))
         address = str((transport.get_extra_info("peername") or ("?",))[0])
-        peer = client_of(address)
+        peer = identify_client(address)
         try:
-            self._gate.connections.take(peer)
-        except Refused:
+            self._gate.connections.acquire(peer)
+        except AdmissionRefused:
             self.transport.abort()
             return
         self._peer = peer
         options = self._gate.options
         self._frames = ClientFrames(options.max_message, (options.client_header, address[:100]))
         self._gate.clients.add(self)
-        self.transport.pause_reading()  # until there is somebody to read for
+        self.transport.pause_reading()  # until the server is connected
         self._connecting = asyncio.create_task(self._connect(options.path))
 
     async def _connect(self, path: str) -> None:
@@ -177,37 +173,36 @@ class ClientSide(_Side):
             return
         if passed:
             self.other.transport.write(passed)
-        self._tell_taken()
+        self._update_window()
 
-    def from_server(self, data: bytes, ended: Sequence[int], num_answers: int) -> None:
+    def pass_to_client(self, data: bytes, ended: Sequence[int], num_answers: int) -> None:
         """Pass whole frames of the server on to the client."""
         assert self._frames is not None
-        self._frames.note_answers(num_answers)
+        self._frames.count_answers(num_answers)
         for stream in ended:
             self._frames.forget(stream)
         self.transport.write(data)
-        self._tell_taken()
+        self._update_window()
 
-    def _tell_taken(self) -> None:
+    def _update_window(self) -> None:
         assert self._frames is not None and isinstance(self.other, ServerSide)
-        if self.other.is_between_frames and (size := self._frames.taken()):
-            self.transport.write(window_update(size))
+        if self.other.is_between_frames and (size := self._frames.pop_window()):
+            self.transport.write(make_window_update(size))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Take the connection out of the count."""
         if self._peer:
-            self._gate.connections.leave(self._peer)
+            self._gate.connections.release(self._peer)
             self._peer = ""
         self._gate.clients.discard(self)
         super().connection_lost(exc)
 
-    def look(self, now: float) -> None:
+    def check_time(self, now: float) -> None:
         """End the connection if it is too slow."""
         assert self._frames is not None
-        oldest = self._frames.oldest()
+        oldest = self._frames.find_oldest()
         is_late = self._num_bytes < len(PREFACE) and now - self._since > _BEGIN_SECONDS
-        # The server itself says so a little earlier where a call waits for its only message.
-        if is_late or (oldest is not None and now - oldest > self._gate.options.message_seconds + 2 * _LOOK_SECONDS):
+        # The server itself answers a little earlier if a call waits for its only message.
+        if is_late or (oldest is not None and now - oldest > self._gate.options.message_seconds + 2 * _POLL_SECONDS):
             self.end()
 
     def end(self) -> None:
@@ -221,7 +216,6 @@ class ServerSide(_Side):
     """The end towards the server."""
 
     def __init__(self, client: ClientSide) -> None:
-        """The server's end for one client."""
         super().__init__()
         self.other = self._client = client
         self._frames = ServerFrames()
@@ -232,4 +226,4 @@ class ServerSide(_Side):
         passed, ended = self._frames.feed(data)
         if passed:
             self.is_between_frames = True
-            self._client.from_server(passed, ended, self._frames.answers())
+            self._client.pass_to_client(passed, ended, self._frames.pop_answers())

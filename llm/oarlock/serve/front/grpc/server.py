@@ -1,4 +1,4 @@
-"""The gRPC port: its limits, its encryption, and which calls there are (service.py has what they do)."""
+"""The gRPC port: its limits, its encryption, and its calls, which service.py implements."""
 
 from __future__ import annotations
 
@@ -6,95 +6,89 @@ import os
 import secrets
 import socket
 import ssl
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 
 from oarlock.errors import ConfigError, EnvironmentProblem
+from oarlock.serve.config import FrontConfig, ServeConfig
 from oarlock.serve.front.admission import Admission
 from oarlock.serve.front.grpc.gate import GateOptions, GrpcGate
 from oarlock.serve.front.grpc.http2_frames import MAX_FRAME
-from oarlock.serve.front.grpc.service import ASKED, GrpcService
-from oarlock.serve.front.http.server import num_connections
+from oarlock.serve.front.grpc.service import QUERIES, GrpcService
+from oarlock.serve.front.http.server import limit_connections
 from oarlock.serve.front.http.tls_connections import count_handshakes
 from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts
-from oarlock.serve.front.options import FrontOptions
-from oarlock.serve.front.upstream import SERVICE, Upstream
 from oarlock.serve.supervision.listening import open_port
+from oarlock.serve.triton.client import SERVICE, TritonClient
 
 _HEALTH = "/grpc.health.v1.Health/Check"
-_ENVELOPE = 16384  # bytes of a request beside the contents of its tensors
+_ENVELOPE = 16384  # bytes of a request besides the contents of its tensors
 
 
 class GrpcServer:
-    """The port, and gRPC's own server behind it."""
+    """The gate of the port, and gRPC's own server behind it."""
 
-    def __init__(self, options: FrontOptions, service: GrpcService, gate: GrpcGate, server: grpc.aio.Server) -> None:
-        """See make_grpc_server()."""
-        self._options, self._gate, self._server = options, gate, server
-        self._service = service
+    def __init__(self, config: FrontConfig, gate: GrpcGate, server: grpc.aio.Server) -> None:
+        self._config, self._gate, self._server = config, gate, server
 
-    async def start(self) -> None:
+    async def start(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Take calls.
+
+        Args:
+            sockets: listening sockets; None to open the port.
 
         Raises:
             ConfigError: when a file for TLS can't be used.
-            EnvironmentProblem: when the port can't be had.
+            EnvironmentProblem: when the port can't be opened.
         """
-        tls = server_context(self._options) if self._options.has_tls else None
-        sockets = _sockets(self._options)
+        tls = make_tls_context(self._config) if self._config.has_tls else None
+        if not sockets:
+            host, port = self._config.host, self._config.grpc_port
+            try:
+                sockets = open_port(host, port)
+            except OSError as error:
+                raise EnvironmentProblem(f"--grpc-port {port} on {host}: {error.strerror or error}") from error
         await self._server.start()
         await self._gate.start(sockets, tls)
 
     async def stop(self, grace: float | None = None) -> None:
-        """Take no more; what is open has `grace` seconds."""
+        """Take no more calls. Open ones have `grace` seconds."""
         self._gate.close()
         await self._server.stop(grace)
         await self._gate.end()
 
 
 def make_grpc_server(
-    options: FrontOptions,
-    upstream: Upstream,
+    config: ServeConfig,
+    triton: TritonClient,
     keys: Keys,
     admission: Admission,
     counts: FrontCounts | None = None,
 ) -> GrpcServer:
-    """A server for the port of `options`."""
+    """Make the gRPC port of a server."""
     header = f"oarlock-peer-{secrets.token_hex(8)}"
-    service = GrpcService(options, upstream, keys, admission, counts or FrontCounts(), header)
+    service = GrpcService(config, triton, keys, admission, counts or FrontCounts(), header)
     server = grpc.aio.server(
-        options=_server_options(options.max_body, options.max_open),
-        maximum_concurrent_rpcs=options.max_connections,
-        handlers=[_Doors(service)],
+        options=_make_server_options(config.engine.max_body, config.max_open),
+        maximum_concurrent_rpcs=config.front.max_connections,
+        handlers=[_Calls(service)],
     )
-    folder = Path(options.triton_grpc.removeprefix("unix:")).parent  # of this user alone
-    path = f"{folder}/front-grpc-{os.getpid()}"
+    path = f"{config.triton.run}/front-grpc-{os.getpid()}"  # in a folder that only this user can open
     server.add_insecure_port(f"unix:{path}")
-    most = num_connections(options.max_connections)
+    most = limit_connections(config.front.max_connections)
     gate = GrpcGate(
-        GateOptions(path, options.max_body + _ENVELOPE, options.body_seconds, header),
+        GateOptions(path, config.engine.max_body + _ENVELOPE, config.front.body_seconds, header),
         Admission(most, max(1, most // 2), "connections"),
         count_handshakes(),
     )
-    return GrpcServer(options, service, gate, server)
+    return GrpcServer(config.front, gate, server)
 
 
-def _sockets(options: FrontOptions) -> list[socket.socket]:
-    """Those that were inherited, or new ones."""
-    if given := options.sockets.get("grpc"):
-        return [socket.socket(fileno=number) for number in given]
-    try:
-        return open_port(options.host, options.ports.grpc)
-    except OSError as error:
-        where = f"--grpc-port {options.ports.grpc} on {options.host}"
-        raise EnvironmentProblem(f"{where}: {error.strerror or error}") from error
-
-
-def server_context(options: FrontOptions) -> ssl.SSLContext:
-    """The encryption of the port.
+def make_tls_context(config: FrontConfig) -> ssl.SSLContext:
+    """Make the TLS context of the port.
 
     Raises:
         ConfigError: when a file can't be used.
@@ -103,18 +97,18 @@ def server_context(options: FrontOptions) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
     try:
-        context.load_cert_chain(options.tls_certificate, options.tls_key)
+        context.load_cert_chain(config.tls_certificate, config.tls_key)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        files = f"--tls-certificate {options.tls_certificate}, --tls-key {options.tls_key}"
+        files = f"--tls-certificate {config.tls_certificate}, --tls-key {config.tls_key}"
         raise ConfigError(f"{files}: {getattr(error, 'reason', None) or error}") from error
     return context
 
 
-def _server_options(max_body: int, max_open: int) -> list[tuple[str, int]]:
+def _make_server_options(max_body: int, max_open: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", max_body + _ENVELOPE),
         ("grpc.max_send_message_length", -1),
-        # A compressed message may unpack to a thousand times its size before its size is looked at.
+        # A compressed message may grow to a thousand times its size before its size is checked.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_concurrent_streams", max_open + 16),  # of one connection
         ("grpc.max_metadata_size", 8192),
@@ -129,26 +123,25 @@ def _server_options(max_body: int, max_open: int) -> list[tuple[str, int]]:
     ]
 
 
-class _Doors(grpc.GenericRpcHandler):
-    """Which calls there are. Others are UNIMPLEMENTED."""
+class _Calls(grpc.GenericRpcHandler):
+    """The calls of the port. Others are UNIMPLEMENTED."""
 
     def __init__(self, service: GrpcService) -> None:
         self._handlers = {
-            _HEALTH: service.health,
+            _HEALTH: service.check_health,
             f"/{SERVICE}/ModelInfer": service.infer,
             f"/{SERVICE}/ModelStreamInfer": service.infer_stream,
-            **{f"/{SERVICE}/{name}": service.asker(name) for name in ASKED},
+            **{f"/{SERVICE}/{name}": service.make_query(name) for name in QUERIES},
         }
         self._service = service
 
     def service(self, handler_call_details: Any) -> Any:
-        """See grpc.GenericRpcHandler."""
         path = handler_call_details.method
         behavior = self._handlers.get(path)
         if behavior is None:
             return None
         name = path.rpartition("/")[2]
-        # All take streams, and on the wire there is no other: so the time for a message to arrive can be limited.
+        # All take streams, which look the same on the wire. So the time for a message to arrive can be limited.
         streams = name == "ModelStreamInfer"
         make = grpc.stream_stream_rpc_method_handler if streams else grpc.stream_unary_rpc_method_handler
-        return make(self._service.guarded(name, behavior))
+        return make(self._service.guard(name, behavior))

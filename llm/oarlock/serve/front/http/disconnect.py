@@ -9,30 +9,27 @@ from starlette.types import Receive
 
 
 class EndsWithClient:
-    """`async with EndsWithClient(receive) as client:` cancels what is in the block when the client goes away.
+    """`async with EndsWithClient(receive) as client:` cancels the block when the client disconnects.
 
-    The request has to be read to its end. The block is then left without an error, and `client.gone` is true.
+    The request must have been read to its end. The block then ends without an error, and `client.gone` is true.
     """
 
     def __init__(self, receive: Receive) -> None:
-        """Of the client whose messages these are."""
         self._receive = receive
         self.gone = False
 
     async def __aenter__(self) -> EndsWithClient:
-        """Begin to look."""
         task = asyncio.current_task()
         assert task is not None  # asyncio runs this
         self._task = task
-        self._look = asyncio.create_task(self._look_for_end())
+        self._watcher = asyncio.create_task(self._watch())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        """Look no more."""
-        self._look.cancel()
-        if self.gone and kind is None:  # what is in the block was done at the same moment; the end comes all the same
+        self._watcher.cancel()
+        if self.gone and kind is None:  # the block was done at the same moment; the cancellation is still to come
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
@@ -43,7 +40,7 @@ class EndsWithClient:
             self._task.uncancel()
         return True
 
-    async def _look_for_end(self) -> None:
+    async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.gone = True

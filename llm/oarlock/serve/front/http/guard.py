@@ -1,21 +1,20 @@
 """ASGI middleware in front of every HTTP application: what it refuses does not reach the application.
 
-In this order: the form of the head, the name the request is addressed to, the page that sent it, the key, what the body
-says it is, a place among the open requests, and the body itself. The applications get it in one piece.
+It checks, in this order: the form of the head, the host that the request is addressed to, the page that sent it, the
+key, a free slot, the type of the body, and the body itself. The application gets the body in one piece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from oarlock.serve.front.admission import Admission, Refused, client_of
-from oarlock.serve.front.http.bodies import CLOSE, Body, ClientGone, check_length, has_body
+from oarlock.serve.front.admission import Admission, AdmissionRefused, identify_client
+from oarlock.serve.front.http.bodies import CLOSE, Body, ClientDisconnected, check_length, has_body
 from oarlock.serve.front.http.heads import HeadRules
 from oarlock.serve.front.http.refusal import HttpRefusal
 from oarlock.serve.front.keys import Keys
@@ -23,7 +22,7 @@ from oarlock.serve.front.keys import Keys
 ErrorResponse = Callable[[int, str, Mapping[str, str]], Response]
 _METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 _NEEDS_KEY = "the API key is missing or wrong (Authorization: Bearer KEY)"
-# What scripts of allowed pages may read of an answer.
+# Headers of an answer that scripts of allowed pages may read.
 _EXPOSED = ("Inference-Header-Content-Length", "Retry-After")
 
 
@@ -35,7 +34,7 @@ class GuardRules:
         head: of its requests.
         max_body: bytes.
         body_seconds: from the first to the last byte of a body.
-        open_paths: which need neither key nor place, for probes.
+        open_paths: paths that need neither key nor slot, for probes.
     """
 
     head: HeadRules
@@ -50,7 +49,7 @@ class Guard:
     def __init__(
         self, app: ASGIApp, rules: GuardRules, keys: Keys, admission: Admission, error_response: ErrorResponse
     ) -> None:
-        """Before `app`; `error_response` writes an error as the clients of the port read it."""
+        """Guard `app`; `error_response` writes an error as the clients of the port read it."""
         self._app, self._rules, self._keys, self._admission = app, rules, keys, admission
         self._error_response = error_response
         self._enter: ASGIApp = self._admit
@@ -87,17 +86,17 @@ class Guard:
             await self._refuse(refusal, scope, receive, send)
             return
         peer = scope.get("client")
-        client = client_of(peer[0] if peer else "", authorization)
+        client = identify_client(peer[0] if peer else "", authorization)
         try:
-            self._admission.take(client)
-        except Refused as error:
+            self._admission.acquire(client)
+        except AdmissionRefused as error:
             refusal = HttpRefusal(503 if error.is_closing else 429, str(error), {"Retry-After": str(error.retry_after)})
             await self._refuse(refusal, scope, receive, send)
             return
         try:
             await self._read(scope, receive, send)
         finally:
-            self._admission.leave(client)
+            self._admission.release(client)
 
     async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = scope["oarlock.headers"]
@@ -111,15 +110,20 @@ class Guard:
             content = await body.read(self._rules.max_body, self._rules.body_seconds)
         except HttpRefusal as refusal:
             await self._refuse(refusal, scope, receive, send, body)
-        except ClientGone:
+        except ClientDisconnected:
             return
         else:
-            await self._app(scope, _given(content, receive), send)
+            first = [{"type": "http.request", "body": content, "more_body": False}]
+
+            async def replay() -> Message:
+                return first.pop() if first else await receive()
+
+            await self._app(scope, replay, send)
 
     async def _refuse(
         self, refusal: HttpRefusal, scope: Scope, receive: Receive, send: Send, body: Body | None = None
     ) -> None:
-        """Send a refusal. A connection on which a body was to come is closed, since its end can't be waited for."""
+        """Send a refusal. If a body was to come the connection is closed, since its end can't be waited for."""
         is_unread = any(
             name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
             for name, value in scope["headers"]
@@ -138,13 +142,3 @@ class Guard:
         if refusal.status != 408:
             await (body or Body(receive)).drain()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _given(body: bytes, receive: Receive) -> Receive:
-    """A `receive` for a request whose body has been read."""
-    first: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def given() -> Message:
-        return first.pop() if first else await receive()
-
-    return given

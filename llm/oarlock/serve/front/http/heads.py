@@ -1,7 +1,7 @@
-"""The head of a request: whether it is addressed to this server, by whom, and in the form that its routes read.
+"""Checks the head of a request: to whom it is addressed, which page sent it, and the form that the routes read.
 
-Web pages of others can send requests to servers on the user's machine. A browser says which page asks, in `Origin` and
-`Sec-Fetch-Site`. After DNS rebinding the page seems to be of the server itself; then `Host` has the page's name.
+Web pages of others can send requests to servers on the user's machine. A browser names the page in `Origin` and
+`Sec-Fetch-Site`. After DNS rebinding the page seems to be the server's own; then `Host` has the page's name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from oarlock.serve.front.http.refusal import HttpRefusal, shown
+from oarlock.serve.front.http.refusal import HttpRefusal, quote
 
 _MOST_HEADERS, _MOST_HEADER_BYTES, _MOST_TARGET_BYTES = 100, 32 << 10, 4 << 10
 _ONCE = frozenset(
@@ -22,7 +22,7 @@ _ONCE = frozenset(
 )  # fmt: skip
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _EVERYWHERE = ("0.0.0.0", "::", "")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\ufffd]")  # U+FFFD: what was no UTF-8
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ufffd]")  # U+FFFD: what was not UTF-8
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d{1,5})?", re.IGNORECASE)
 _JSON = re.compile(rb"application/(?:[\w.+-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 _BINARY = re.compile(rb"application/octet-stream\s*(?:;.*)?", re.IGNORECASE)
@@ -34,11 +34,11 @@ class HeadRules:
     """The rules for the heads of a port's requests.
 
     Attributes:
-        names: that requests may be addressed to; see server_names().
+        names: hosts that requests may be addressed to, from list_server_names().
         is_everywhere: the port is open on all addresses of the machine, each of which is a name of it.
-        origins: of web pages that may ask (scheme://host:port); "*" for all.
+        origins: of web pages that may send requests (scheme://host:port); "*" for all.
         takes_binary: bodies may hold binary tensors after their JSON.
-        encodings: of bodies that are read, beside none.
+        encodings: of bodies that are read, besides none.
     """
 
     names: frozenset[str]
@@ -48,24 +48,33 @@ class HeadRules:
     encodings: Collection[bytes] = field(default=())
 
     def read(self, scope: Mapping[str, Any]) -> dict[bytes, bytes]:
-        """The headers of a request.
+        """Check the head of a request, and return its headers.
 
         Raises:
-            HttpRefusal: for what may not come in.
+            HttpRefusal: naming what is wrong.
         """
-        headers = _headers(scope["headers"])
-        self._check_target(scope)
+        headers = _read_headers(scope["headers"])
+        if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > _MOST_TARGET_BYTES:
+            raise HttpRefusal(414, f"an address may have {_MOST_TARGET_BYTES:,} bytes")
+        if not scope["path"].startswith("/") or _CONTROL.search(scope["path"]):
+            raise HttpRefusal(400, f"no address of this server: {quote(scope['path'])}")
         if scope["http_version"] not in ("1.0", "1.1"):
             raise HttpRefusal(505, "this server speaks HTTP/1.1 only")
         if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
-            # Where two programs differ about the end of a body, a second request can be hidden in it.
+            # If two programs disagree about the end of a body, a second request can be hidden in it.
             raise HttpRefusal(400, "Transfer-Encoding does not go with Content-Length, or with HTTP/1.0")
         self._check_host(headers.get(b"host", b""), scope)
-        self._check_page(headers)
+        origin = headers.get(b"origin")
+        if origin is not None:
+            page = origin.decode("latin-1")
+            if page not in self.origins and "*" not in self.origins:
+                raise HttpRefusal(403, f"web pages of {quote(page)} may not use this server (--cors-origin)")
+        elif headers.get(b"sec-fetch-site", b"none").strip() not in (b"none", b"same-origin"):
+            raise HttpRefusal(403, "web pages of other origins may not use this server (--cors-origin)")
         return headers
 
     def check_body_kind(self, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse bodies of types that are not read here: web pages can send them without being asked.
+        """Refuse bodies of types that are not read here: web pages can send them without permission.
 
         Raises:
             HttpRefusal: 415.
@@ -73,18 +82,12 @@ class HeadRules:
         kind = headers.get(b"content-type", b"").strip()
         is_binary = self.takes_binary and _BINARY.fullmatch(kind)
         if kind and not is_binary and not _JSON.fullmatch(kind):
-            told = shown(kind.decode("latin-1"))
-            raise HttpRefusal(415, f"a request needs the header Content-Type: application/json; it says {told}")
+            given = quote(kind.decode("latin-1"))
+            raise HttpRefusal(415, f"a request needs the header Content-Type: application/json; it says {given}")
         encoding = headers.get(b"content-encoding", b"").strip().lower()
         if encoding not in (b"", b"identity", *self.encodings):
-            told = shown(encoding.decode("latin-1"))
-            raise HttpRefusal(415, f"Content-Encoding {told} is not read here; send the body as it is")
-
-    def _check_target(self, scope: Mapping[str, Any]) -> None:
-        if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > _MOST_TARGET_BYTES:
-            raise HttpRefusal(414, f"an address may have {_MOST_TARGET_BYTES:,} bytes")
-        if not scope["path"].startswith("/") or _CONTROL.search(scope["path"]):
-            raise HttpRefusal(400, f"no address of this server: {shown(scope['path'])}")
+            given = quote(encoding.decode("latin-1"))
+            raise HttpRefusal(415, f"Content-Encoding {given} is not read here; send the body as it is")
 
     def _check_host(self, host: bytes, scope: Mapping[str, Any]) -> None:
         text = host.decode("latin-1")
@@ -92,27 +95,18 @@ class HeadRules:
         name = (found[1] or found[2]).lower() if found else ""
         if name in self.names:
             return
-        # Whoever is connected to an address may call it by that; only names can be turned to another address.
+        # An address may be called by itself; only names can be made to point to another address.
         server = scope.get("server")
-        if self.is_everywhere and name and server and _same_address(name, server[0]):
+        if self.is_everywhere and name and server and _is_same_address(name, server[0]):
             return
         raise HttpRefusal(
             403,
-            f"requests to {shown(text)} are not answered here; if that names this server, add it with --allowed-host",
+            f"requests to {quote(text)} are not answered here; if that names this server, add it with --allowed-host",
         )
 
-    def _check_page(self, headers: Mapping[bytes, bytes]) -> None:
-        origin = headers.get(b"origin")
-        if origin is not None:
-            text = origin.decode("latin-1")
-            if text not in self.origins and "*" not in self.origins:
-                raise HttpRefusal(403, f"web pages of {shown(text)} may not ask this server (--cors-origin)")
-        elif headers.get(b"sec-fetch-site", b"none").strip() not in (b"none", b"same-origin"):
-            raise HttpRefusal(403, "web pages of other origins may not ask this server (--cors-origin)")
 
-
-def server_names(host: str, allowed: Iterable[str] = ()) -> frozenset[str]:
-    """Names of a server that listens on `host`: loopback's, its own, and those that the user allows."""
+def list_server_names(host: str, allowed: Iterable[str] = ()) -> frozenset[str]:
+    """List the names of a server that listens on `host`: loopback's, its own, and those that the user allows."""
     names = {*_LOOPBACK_NAMES, *(name.strip("[]").lower() for name in allowed)}
     if host not in _LOOPBACK_NAMES:
         names.add(socket.gethostname().lower())
@@ -122,11 +116,10 @@ def server_names(host: str, allowed: Iterable[str] = ()) -> frozenset[str]:
 
 
 def is_everywhere(host: str) -> bool:
-    """Whether a host means all addresses of the machine."""
     return host in _EVERYWHERE
 
 
-def _headers(pairs: Collection[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+def _read_headers(pairs: Collection[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     if len(pairs) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in pairs) > _MOST_HEADER_BYTES:
         raise HttpRefusal(431, f"a request may have {_MOST_HEADERS} headers of {_MOST_HEADER_BYTES:,} bytes in all")
     headers = dict(pairs)
@@ -134,12 +127,12 @@ def _headers(pairs: Collection[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         seen: set[bytes] = set()
         for name, _ in pairs:
             if name in seen and name in _ONCE:
-                raise HttpRefusal(400, f"the header {name.decode('ascii')} stands twice")
+                raise HttpRefusal(400, f"the header {name.decode('ascii')} is given twice")
             seen.add(name)
     return headers
 
 
-def _same_address(name: str, address: str) -> bool:
+def _is_same_address(name: str, address: str) -> bool:
     try:
         one, other = ipaddress.ip_address(name), ipaddress.ip_address(address)
     except ValueError:

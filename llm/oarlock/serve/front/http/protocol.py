@@ -1,4 +1,4 @@
-"""HTTP connections, as far as ASGI does not see them: how many, how slow, in how small pieces (uvicorn 0.54)."""
+"""Limits of HTTP connections that ASGI does not see: how many, how slow, in how small pieces (uvicorn 0.54)."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from oarlock.serve.front.admission import Admission, Refused, client_of
+from oarlock.serve.front.admission import Admission, AdmissionRefused, identify_client
 
-MAX_HEAD_BYTES = 64 << 10  # of what the parser holds of a head that is not complete
-# A client that takes nothing, or is gone without a word: the kernel gives it up.
+MAX_HEAD_BYTES = 64 << 10  # of an incomplete head that the parser holds
+# The kernel gives up clients that read nothing, or have silently disappeared.
 _GONE_SECONDS = 60
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 
 
 def plain_error(status: int, message: str) -> bytes:
-    """As Triton writes it."""
+    """An error as Triton writes it."""
     return json.dumps({"error": message}).encode()
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """Of one port.
+    """Limits of a port's connections.
 
     Attributes:
-        connections: counts those that are open.
-        max_pieces: in which a body may come.
+        connections: counts the open ones.
+        max_pieces: in which a body may arrive.
         head_seconds: from the opening, or the first byte of a further request, to the end of its head.
-        write_seconds: in which a client has to take what is sent to it, 64 KiB at a time.
-        error_body: how the port writes (status, message); JSON.
+        write_seconds: in which a client has to read what is sent to it, 64 KiB at a time.
+        error_body: writes (status, message) as the port's JSON.
     """
 
     connections: Admission
@@ -57,10 +57,10 @@ class _BoundedConnection(h11.Connection):
         self.refusal: tuple[int, str] = (400, "no valid HTTP")
 
     def next_event(self) -> Any:
-        """See h11.Connection.
+        """The next event of the parser.
 
         Raises:
-            h11.RemoteProtocolError: for what is no HTTP, or too much of it; `refusal` says what to answer.
+            h11.RemoteProtocolError: for what is not HTTP, or too much; `refusal` has the answer.
         """
         try:
             event = super().next_event()
@@ -89,7 +89,7 @@ class FrontProtocol(H11Protocol):
         *,
         limits: ConnectionLimits,
     ) -> None:
-        """As uvicorn makes it, within limits."""
+        """Make the protocol as uvicorn does, with limits."""
         super().__init__(config, server_state, app_state, _loop)
         self.conn: _BoundedConnection = _BoundedConnection(limits.max_pieces)
         self._limits = limits
@@ -97,15 +97,15 @@ class FrontProtocol(H11Protocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
-    # coming and going
+    # opening and closing
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take it, or say that there are too many."""
+        """Accept the connection, or answer that there are too many."""
         super().connection_made(transport)
-        peer = client_of(self.client[0]) if self.client else "?"
+        peer = identify_client(self.client[0]) if self.client else "?"
         try:
-            self._limits.connections.take(peer)
-        except Refused as error:
+            self._limits.connections.acquire(peer)
+        except AdmissionRefused as error:
             self._end_with(503 if error.is_closing else 429, str(error), retry_after=error.retry_after)
             return
         self._peer = peer
@@ -113,9 +113,8 @@ class FrontProtocol(H11Protocol):
         self._head_timer = self.loop.call_later(self._limits.head_seconds, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Count it no more."""
         if self._peer:
-            self._limits.connections.leave(self._peer)
+            self._limits.connections.release(self._peer)
             self._peer = ""
         self._stop_head_timer()
         self._stop_write_timer()
@@ -124,7 +123,7 @@ class FrontProtocol(H11Protocol):
     # reading
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes; the time for a head begins with the first of it."""
+        """Read data. The time for a head starts with its first byte."""
         super().data_received(data)
         self._watch_head()
 
@@ -139,7 +138,7 @@ class FrontProtocol(H11Protocol):
         self._end_with(408, f"the head of the request was not complete after {self._limits.head_seconds:g} s")
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP."""
+        """Answer what is not HTTP."""
         status, message = self.conn.refusal
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self._end_with(status, message)
@@ -150,26 +149,24 @@ class FrontProtocol(H11Protocol):
             self.cycle.message_event.set()
 
     def _should_upgrade(self) -> bool:
-        return False  # and says nothing of it
+        return False  # without uvicorn's warning
 
     # writing
 
     def pause_writing(self) -> None:
-        """The client does not take what is sent."""
         super().pause_writing()
         self._abort_later()
 
     def resume_writing(self) -> None:
-        """It took it."""
         self._stop_write_timer()
         super().resume_writing()
 
     def on_response_complete(self) -> None:
-        """Go on, or wait until the client has the end of its last answer."""
+        """Read the next request, or wait until the client has read its last answer."""
         super().on_response_complete()
         if self.transport.is_closing():
             self._abort_later()
-        elif self.conn.trailing_data[0]:  # the beginning of a further request came with the last one
+        elif self.conn.trailing_data[0]:  # the beginning of a further request arrived with the last one
             self._watch_head()
 
     def _abort_later(self) -> None:
@@ -199,16 +196,16 @@ class FrontProtocol(H11Protocol):
 
 
 def set_socket_options(connection: socket.socket | None) -> None:
-    """Send at once, and let go of clients that are gone without a word or take nothing."""
+    """Send without delay, and give up clients that read nothing or have silently disappeared."""
     if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
         return
     try:
-        # asyncio does so itself only where the listening socket names its protocol; without it an answer of two
-        # writes waits 40 ms for the client's system.
+        # asyncio does so itself only if the listening socket names its protocol. Otherwise an answer of two writes
+        # waits 40 ms for the client's system.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (*_KEEP_ALIVE, ("TCP_USER_TIMEOUT", _GONE_SECONDS * 1000)):
             if hasattr(socket, name):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    except OSError as error:  # the client is gone already
+    except OSError as error:  # the client has disconnected
         logging.getLogger(__name__).debug("socket options: %s", error)

@@ -8,11 +8,11 @@ from typing import Any
 
 
 class HttpRefusal(Exception):
-    """A request that is not answered as it is asked.
+    """A request that is refused.
 
     Attributes:
         status: of HTTP.
-        headers: of the answer, beside those that every answer has.
+        headers: of the answer, besides those that every answer has.
     """
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -20,13 +20,13 @@ class HttpRefusal(Exception):
         self.status, self.headers = status, dict(headers or {})
 
 
-def shown(text: str, most: int = 80) -> str:
-    """A word of a client's as it may stand in an answer."""
+def quote(text: str, most: int = 80) -> str:
+    """Quote a client's word for a message, cut if it is long."""
     text = text if len(text) <= most else text[:most] + "..."
     return repr(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-def as_json(value: Any, most: int = 80) -> str:
-    """A value of a client's as it may stand in an answer."""
+def quote_json(value: Any, most: int = 80) -> str:
+    """Quote a client's value for a message, cut if it is long."""
     text = json.dumps(value)  # in ASCII; its depth was limited when it was read
     return text if len(text) <= most else text[:most] + "..."

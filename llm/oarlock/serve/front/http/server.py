@@ -1,4 +1,4 @@
-"""An HTTP port: uvicorn with the limits of this server, and the guard before an application."""
+"""An HTTP port: uvicorn with the limits of this server, and the guard in front of an application."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from oarlock.serve.config import ServeConfig
 from oarlock.serve.front.admission import Admission
-from oarlock.serve.front.http.bodies import most_pieces
+from oarlock.serve.front.http.bodies import limit_pieces
 from oarlock.serve.front.http.guard import ErrorResponse, Guard, GuardRules
-from oarlock.serve.front.http.heads import HeadRules, is_everywhere, server_names
+from oarlock.serve.front.http.heads import HeadRules, is_everywhere, list_server_names
 from oarlock.serve.front.http.protocol import MAX_HEAD_BYTES, ConnectionLimits, FrontProtocol, plain_error
 from oarlock.serve.front.http.tls_connections import TlsDoor, count_handshakes
 from oarlock.serve.front.keys import Keys
-from oarlock.serve.front.options import FrontOptions
 
 _KEEP_ALIVE_SECONDS = 5  # between two requests of a connection
-_OTHER_DESCRIPTORS = 128  # that this process needs beside its connections
+_OTHER_DESCRIPTORS = 128  # needed by this process besides its connections
 _BACKLOG = 512
 
 
 class HttpServer(uvicorn.Server):
-    """One port of several in one event loop, whose signals are somebody else's: it ends when `should_exit` is set."""
+    """One port of several in one event loop. It leaves signals alone, and ends when `should_exit` is set."""
 
     def __init__(self, config: uvicorn.Config, handshakes: Admission) -> None:
         """Args: handshakes: counts connections that are not encrypted yet."""
@@ -35,7 +35,7 @@ class HttpServer(uvicorn.Server):
         self._handshakes = handshakes
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen; TLS begins behind a door that counts."""
+        """Listen. With TLS, connections are counted from their first moment."""
         context, make = self.config.ssl, self.config.http_protocol_class
         if context is not None:
             self.config.ssl = None
@@ -48,13 +48,12 @@ class HttpServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """None."""
         yield
 
 
-def guarded(
+def guard_app(
     app: ASGIApp,
-    options: FrontOptions,
+    config: ServeConfig,
     keys: Keys,
     admission: Admission,
     error_response: ErrorResponse,
@@ -63,28 +62,28 @@ def guarded(
     takes_binary: bool = False,
     encodings: Collection[bytes] = (),
 ) -> Guard:
-    """An application behind the guard of its port.
+    """Put the guard of its port in front of an application.
 
     Args:
         error_response: writes (status, message, headers) as the port's clients read errors.
-        open_paths: for probes: neither key nor place is needed.
+        open_paths: paths that need neither key nor slot, for probes.
         takes_binary: bodies may hold KServe's binary tensors.
         encodings: of bodies that the application unpacks.
     """
     head = HeadRules(
-        names=server_names(options.host, options.allowed_hosts),
-        is_everywhere=is_everywhere(options.host),
-        origins=frozenset(options.cors_origins),
+        names=list_server_names(config.front.host, config.front.allowed_hosts),
+        is_everywhere=is_everywhere(config.front.host),
+        origins=frozenset(config.front.cors_origins),
         takes_binary=takes_binary,
         encodings=tuple(encodings),
     )
-    rules = GuardRules(head, options.max_body, options.body_seconds, tuple(open_paths))
+    rules = GuardRules(head, config.engine.max_body, config.front.body_seconds, tuple(open_paths))
     return Guard(app, rules, keys, admission, error_response)
 
 
 def make_http_server(
     app: ASGIApp,
-    options: FrontOptions,
+    config: ServeConfig,
     port: int,
     *,
     error_body: Callable[[int, str], bytes] = plain_error,
@@ -92,42 +91,43 @@ def make_http_server(
     head_seconds: float = 10.0,
     write_seconds: float = 30.0,
 ) -> HttpServer:
-    """A server for `await server.serve(sockets)`. With `sockets` None it opens the port itself.
+    """Make a server for `await server.serve(sockets)`. With `sockets` None it opens the port itself.
 
     Args:
         error_body: JSON of (status, message), for what is refused before there is a request.
-        lifespan: whether the application has something to do at the start and the end.
-        head_seconds, write_seconds: see ConnectionLimits.
+        lifespan: whether the application has work at its start and end.
+        head_seconds, write_seconds: limits, as in ConnectionLimits.
     """
-    most = num_connections(options.max_connections)
+    most = limit_connections(config.front.max_connections)
     connections = Admission(most, max(1, most // 2), "connections")
-    limits = ConnectionLimits(connections, most_pieces(options.max_body), head_seconds, write_seconds, error_body)
+    pieces = limit_pieces(config.engine.max_body)
+    limits = ConnectionLimits(connections, pieces, head_seconds, write_seconds, error_body)
     protocol: Any = functools.partial(FrontProtocol, limits=limits)
-    config = uvicorn.Config(
+    settings = uvicorn.Config(
         app,
-        host=options.host,
+        host=config.front.host,
         port=port,
         http=protocol,
         ws="none",
         lifespan="on" if lifespan else "off",
-        log_level="error",  # what clients do wrong is not worth a line each
+        log_level="error",  # errors of clients are not worth a line each
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # a client could say any address in them
+        proxy_headers=False,  # a client could write any address into them
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
+        timeout_graceful_shutdown=max(1, round(config.drain_seconds)),
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         backlog=_BACKLOG,
-        ssl_certfile=options.tls_certificate or None,
-        ssl_keyfile=options.tls_key or None,
+        ssl_certfile=config.front.tls_certificate or None,
+        ssl_keyfile=config.front.tls_key or None,
     )
-    return HttpServer(config, count_handshakes())
+    return HttpServer(settings, count_handshakes())
 
 
-def num_connections(wanted: int) -> int:
-    """How many connections a port may have: what is wanted, as far as the descriptors of this process go.
+def limit_connections(wanted: int) -> int:
+    """Limit the connections of a port to what the descriptors of this process allow.
 
-    It takes all descriptors that the system lets it have.
+    The process gets all descriptors that the system allows it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
@@ -135,5 +135,5 @@ def num_connections(wanted: int) -> int:
         soft = hard
     if soft == resource.RLIM_INFINITY:
         return wanted
-    # One for each connection of the three ports of HTTP, three for each of gRPC's.
+    # One for each connection of the three HTTP ports, three for each of gRPC's.
     return max(1, min(wanted, (soft - _OTHER_DESCRIPTORS) // 6))

@@ -1,7 +1,7 @@
-"""What stands before a protocol with TLS: a connection is counted from its first moment, not from its encryption on.
+"""TLS for a protocol, with connections counted from their first moment, not from the end of the handshake.
 
-asyncio's own listening with TLS makes a protocol known of a connection when that is encrypted. Until then (a minute)
-nobody counts it, and it has buffers of a quarter of a megabyte.
+With asyncio's own TLS a protocol learns of a connection when the handshake is over. Until then (a minute) nobody counts
+it, and it has buffers of a quarter of a megabyte.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from oarlock.serve.front.admission import Admission, Refused, client_of
+from oarlock.serve.front.admission import Admission, AdmissionRefused, identify_client
 
 HANDSHAKE_SECONDS = 10.0
-_MOST, _MOST_OF_A_CLIENT = 512, 256  # of one port at once; each has a quarter of a megabyte
+_MOST, _MOST_PER_CLIENT = 512, 256  # of one port at once; each has a quarter of a megabyte
 
 
 def count_handshakes() -> Admission:
-    """What counts those of a port."""
-    return Admission(_MOST, _MOST_OF_A_CLIENT, "handshakes")
+    return Admission(_MOST, _MOST_PER_CLIENT, "handshakes")
 
 
 class TlsDoor(asyncio.Protocol):
-    """Encrypts a connection, then hands it over."""
+    """Does the handshake of a connection, then passes it to its protocol."""
 
     def __init__(
         self,
@@ -32,27 +31,27 @@ class TlsDoor(asyncio.Protocol):
         handshakes: Admission,
         seconds: float = HANDSHAKE_SECONDS,
     ) -> None:
-        """For a connection that was accepted.
+        """Take a connection that was accepted.
 
         Args:
-            make: the protocol that gets it, which counts it from then on.
+            make: makes the protocol that gets it, and counts it from then on.
             handshakes: counts it until then.
-            seconds: that encryption may take.
+            seconds: limit for the handshake.
         """
         self._make, self._context, self._handshakes, self._seconds = make, context, handshakes, seconds
-        self._early = bytearray()  # comes in one piece with the end of the handshake
+        self._early = bytearray()  # data that arrives together with the end of the handshake
         self._is_lost = False
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take it, or end it: there is no way to say why before it is encrypted."""
-        peer = client_of(str((transport.get_extra_info("peername") or ("?",))[0]))
+        """Start the handshake, or end the connection. The reason can't be sent before it is encrypted."""
+        peer = identify_client(str((transport.get_extra_info("peername") or ("?",))[0]))
         try:
-            self._handshakes.take(peer)
-        except Refused:
+            self._handshakes.acquire(peer)
+        except AdmissionRefused:
             transport.abort()  # type: ignore[attr-defined]
             return
-        # Its first step comes before anything is read: reading has to be left to start_tls().
+        # Its first step runs before anything is read: reading must be left to start_tls().
         self._task = asyncio.create_task(self._encrypt(transport, peer))
 
     async def _encrypt(self, transport: Any, peer: str) -> None:
@@ -61,11 +60,11 @@ class TlsDoor(asyncio.Protocol):
             encrypted: Any = await loop.start_tls(
                 transport, self, self._context, server_side=True, ssl_handshake_timeout=self._seconds
             )
-        except OSError:  # no TLS, too slow, or gone
+        except OSError:  # not TLS, too slow, or disconnected
             transport.abort()
             return
         finally:
-            self._handshakes.leave(peer)
+            self._handshakes.release(peer)
         if encrypted is None or self._is_lost:
             transport.abort()
             return
@@ -76,9 +75,7 @@ class TlsDoor(asyncio.Protocol):
             protocol.data_received(bytes(self._early))
 
     def data_received(self, data: bytes) -> None:
-        """Until there is somebody to take it."""
         self._early += data
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Before it was handed over."""
         self._is_lost = True

@@ -1,7 +1,7 @@
-"""Triton's generate extension: an object of inputs by name, to a request of gRPC, and an answer back to an object.
+"""Triton's generate extension: an object of inputs by name as a gRPC request, and the answer as an object.
 
-As Triton 24.10 does it: an input is a value or a list of values, whose shape is made to fit that of the model; what
-stands in "parameters" is read in the same way; a list of one is written as its element.
+As in Triton 24.10, an input is a value or a list of values, whose shape is fitted to the model's. The content of
+"parameters" is read in the same way. A list of one is written as its element.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from oarlock.serve.front.http.refusal import HttpRefusal, shown
+from oarlock.serve.front.http.refusal import HttpRefusal, quote
 from oarlock.serve.front.model_forms import InputForm, ModelForm
-from oarlock.serve.front.rest.infer import parameter_values, set_parameter, to_json
-from oarlock.serve.front.rest.tensors import bytes_to_values, flat_values, values_to_bytes
+from oarlock.serve.front.rest.infer import read_parameters, set_parameter, to_json
+from oarlock.serve.front.rest.tensors import bytes_to_values, flatten, values_to_bytes
 
-_MOST_FIELDS = 256
+_MAX_FIELDS = 256
 
 
 def read_generate(given: dict[str, Any], form: ModelForm, version: str) -> service_pb2.ModelInferRequest:
-    """The request that an object asks for. Its tensors are checked afterwards, with those that come over gRPC.
+    """Read the request in an object. Its tensors are checked later, like those that come over gRPC.
 
     Raises:
         HttpRefusal: naming the field that is wrong.
@@ -32,27 +32,32 @@ def read_generate(given: dict[str, Any], form: ModelForm, version: str) -> servi
         if not isinstance(nested, dict):
             raise HttpRefusal(400, "Expected JSON object for keyword: 'parameters'")
         fields = [*((name, value) for name, value in fields if name != "parameters"), *nested.items()]
-    if len(fields) > _MOST_FIELDS:
-        raise HttpRefusal(400, f"{len(fields):,} fields; a request may have {_MOST_FIELDS}")
+    if len(fields) > _MAX_FIELDS:
+        raise HttpRefusal(400, f"{len(fields):,} fields; a request may have {_MAX_FIELDS}")
     for name, value in fields:
         wanted = form.inputs.get(name)
         if value is None or (wanted is None and value in ("", [], {})):
-            continue  # says nothing; clients of other servers send such fields along
+            continue  # empty; clients of other servers send such fields
         if wanted is not None:
             _add_input(request, name, value, wanted)
         elif name == "id" and isinstance(value, str):
             request.id = value if value.isprintable() else ""
+        elif form.content != "other":
+            known = ", ".join(form.inputs)
+            raise HttpRefusal(400, f"{quote(name)}: model {form.name!r} has no such input (it has: {known})")
+        elif not name.isprintable():
+            raise HttpRefusal(400, f"{quote(name)}: it must be a printable text")
         else:
-            _add_parameter(request, name, value, form)
+            set_parameter(request, name, value)
     return request
 
 
 def write_generate(answer: service_pb2.ModelInferResponse) -> bytes:
-    """An answer as JSON, its fields in alphabetical order."""
+    """Write an answer as JSON, its fields in alphabetical order."""
     content: dict[str, Any] = {"model_name": answer.model_name, "model_version": answer.model_version}
     if answer.id:
         content["id"] = answer.id
-    content |= parameter_values(answer.parameters)
+    content |= read_parameters(answer.parameters)
     for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
         values = bytes_to_values(output, raw)
         content[output.name] = values[0] if len(values) == 1 else values
@@ -61,21 +66,21 @@ def write_generate(answer: service_pb2.ModelInferResponse) -> bytes:
 
 def _add_input(request: service_pb2.ModelInferRequest, name: str, value: Any, wanted: InputForm) -> None:
     if isinstance(value, dict):
-        raise HttpRefusal(400, f"{name}: it has to be a value or a list of values")
+        raise HttpRefusal(400, f"{name}: it must be a value or a list of values")
     count = len(value) if isinstance(value, list) else 1
-    values = flat_values(value)
+    values = flatten(value)
     if len(values) != count:
         raise HttpRefusal(400, f"{name}: lists in lists can't be given here")
-    shape = _fitted(wanted.dims, count)
+    shape = _fit_shape(wanted.dims, count)
     if shape is None:
         dims = ", ".join("n" if size < 0 else str(size) for size in wanted.dims)
-        raise HttpRefusal(400, f"{name}: {count:,} values; its shape has to be [{dims}]")
+        raise HttpRefusal(400, f"{name}: {count:,} values; its shape must be [{dims}]")
     request.inputs.add(name=name, datatype=wanted.datatype, shape=shape)
     request.raw_input_contents.append(values_to_bytes(name, wanted.datatype, values))
 
 
-def _fitted(dims: tuple[int, ...], count: int) -> list[int] | None:
-    """The shape of so many values: the last free dimension takes what the fixed ones leave, the others are 1."""
+def _fit_shape(dims: tuple[int, ...], count: int) -> list[int] | None:
+    """The shape of so many values. The last free dimension gets what the fixed ones leave; the others are 1."""
     fixed = math.prod(size for size in dims if size != -1)
     if fixed < 1 or count % fixed:
         return None
@@ -84,13 +89,3 @@ def _fitted(dims: tuple[int, ...], count: int) -> list[int] | None:
         if shape[i] == -1:
             shape[i], left = left, 1
     return shape if left == 1 else None
-
-
-def _add_parameter(request: service_pb2.ModelInferRequest, name: str, value: Any, form: ModelForm) -> None:
-    """What is no input is a parameter to Triton; models of Oarlock's would not look at it."""
-    if form.reading != "other":
-        known = ", ".join(form.inputs)
-        raise HttpRefusal(400, f"{shown(name)}: model {form.name!r} has no such input (it has: {known})")
-    if not name.isprintable():
-        raise HttpRefusal(400, f"{shown(name)}: it has to be a text that can be printed")
-    set_parameter(request, name, value)

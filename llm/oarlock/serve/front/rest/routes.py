@@ -1,6 +1,6 @@
-"""KServe's REST and Triton's generate extension, as in Triton 24.10. Each request becomes one of gRPC to Triton.
+"""KServe's REST and Triton's generate extension, as in Triton 24.10. Each request becomes a gRPC request to Triton.
 
-There is no other route: what loads models, shares memory, traces or sets the log does not exist here.
+There are no other routes: none that load models, share memory, trace or change the log.
 """
 
 from __future__ import annotations
@@ -17,20 +17,18 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tritonclient.grpc import service_pb2
 
-from oarlock.serve.engine.sampling_params import RequestRefused
+from oarlock.errors import RequestRefused
+from oarlock.serve.config import ServeConfig
 from oarlock.serve.front.check_request import UnknownModel, check_infer_request
 from oarlock.serve.front.http.disconnect import EndsWithClient
 from oarlock.serve.front.http.heads import HEADER_LENGTH
 from oarlock.serve.front.http.json_body import read_object
-from oarlock.serve.front.http.refusal import HttpRefusal, shown
+from oarlock.serve.front.http.refusal import HttpRefusal, quote
 from oarlock.serve.front.model_forms import ModelForm, ModelForms
-from oarlock.serve.front.options import FrontOptions
 from oarlock.serve.front.rest.generate import read_generate, write_generate
-from oarlock.serve.front.rest.infer import InferQuestion, read_infer, to_json, unpacked, write_infer
-from oarlock.serve.front.rest.metadata import as_dict, model_metadata, server_metadata
-from oarlock.serve.front.upstream import Upstream
-from oarlock.serve.triton.client import stream_failure
-from oarlock.serve.triton.failure import TritonFailure
+from oarlock.serve.front.rest.infer import InferRequest, read_infer, to_json, unpack, write_infer
+from oarlock.serve.front.rest.metadata import read_model_metadata, read_server_metadata, to_dict
+from oarlock.serve.triton.client import TritonClient, TritonFailure, to_stream_failure
 from oarlock.serve.triton.fields import RELAYED
 
 HEALTH_PATHS = ("/v2/health/live", "/v2/health/ready")
@@ -38,7 +36,7 @@ _MODEL = re.compile(
     r"/v2/models/([^/]+)(?:/versions/([0-9]{1,18}))?(?:/(infer|generate|generate_stream|ready|config|stats))?"
 )
 _JSON, _EVENTS, _BYTES = "application/json", "text/event-stream; charset=utf-8", "application/octet-stream"
-_STATUS = {  # as Triton's REST has them
+_STATUS = {  # as in Triton's REST
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.ALREADY_EXISTS: 400,
     grpc.StatusCode.CANCELLED: 503,
@@ -53,73 +51,75 @@ _NOT_ONE = (
     "generate expects model to produce exactly 1 response, "
     "use generate stream for model that generates various number of responses"
 )
-_ASK_SECONDS, _MORE_SECONDS = 30.0, 30.0
+_CALL_SECONDS, _EXTRA_SECONDS = 30.0, 30.0
 _LARGE = 65536  # bytes of a body
 _T = TypeVar("_T")
 
 
-def make_rest_app(options: FrontOptions, upstream: Upstream) -> ASGIApp:
-    """The application of the REST port. It belongs behind a Guard, which hands it bodies that are whole."""
-    return _Rest(options, upstream)
+def make_rest_app(config: ServeConfig, triton: TritonClient) -> ASGIApp:
+    """Make the application of the REST port. It must be behind a Guard, which passes on complete bodies."""
+    return _Rest(config, triton)
 
 
-def rest_error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An error as Triton writes it."""
+def make_rest_error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Make an error as Triton writes it."""
     headers = {**(headers or {}), **({"Retry-After": "1"} if status in (429, 503) else {})}
     return Response(to_json({"error": message[:4096]}), status, headers, _JSON)
 
 
-def status_of(code: grpc.StatusCode) -> int:
-    """The status that says what a code of gRPC says."""
+def to_status(code: grpc.StatusCode) -> int:
+    """The HTTP status for a gRPC code."""
     return _STATUS.get(code, 500)
 
 
 class _Rest:
-    """The routes."""
+    """The ASGI application."""
 
-    def __init__(self, options: FrontOptions, upstream: Upstream) -> None:
-        self._options, self._upstream = options, upstream
-        self._forms = ModelForms(upstream, options.models, options.max_body)
-        self._seconds = options.timeout + _MORE_SECONDS
+    def __init__(self, config: ServeConfig, triton: TritonClient) -> None:
+        self._config, self._triton = config, triton
+        self._forms = ModelForms(triton, config.triton.models, config.engine.max_body)
+        self._seconds = config.engine.timeout + _EXTRA_SECONDS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
         if scope["type"] != "http":
             return
         try:
             response = await self._answer(scope, receive, send)
         except HttpRefusal as refusal:
-            response = rest_error(refusal.status, str(refusal), refusal.headers)
+            response = make_rest_error(refusal.status, str(refusal), refusal.headers)
         except UnknownModel as error:
-            response = rest_error(404, str(error))
+            response = make_rest_error(404, str(error))
         except RequestRefused as error:
-            response = rest_error(400, str(error))
+            response = make_rest_error(400, str(error))
         except TritonFailure as error:
-            response = rest_error(status_of(error.code), str(error))
+            response = make_rest_error(to_status(error.code), str(error))
         if response is not None:
             await response(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
-        """What a route answers; None when it did so itself, or nobody is there any more."""
+        """Answer a request. Returns None if the response was sent already, or the client has disconnected."""
         path = scope["path"]
         if path == "/v2":
             _check_method(scope, "GET")
-            asked = await self._upstream.ask("ServerMetadata", service_pb2.ServerMetadataRequest(), _ASK_SECONDS)
-            return _json(server_metadata(asked))
+            metadata = await self._triton.call("ServerMetadata", service_pb2.ServerMetadataRequest(), _CALL_SECONDS)
+            return _respond(read_server_metadata(metadata))
         if path in HEALTH_PATHS:
             _check_method(scope, "GET")
-            return await self._health(path)
+            # Live: this process runs, and restarts Triton if need be. Ready: the models answer.
+            if path.endswith("live") or await self._triton.is_server_ready():
+                return Response(b"", 200)
+            return make_rest_error(503, "the model is not ready")
         if path == "/v2/models/stats":
             _check_method(scope, "GET")
-            return await self._statistics("", "")
+            return await self._answer_statistics("", "")
         found = _MODEL.fullmatch(path)
         if found is None:
             raise HttpRefusal(404, "Not Found")
         name, version, kind = found[1], found[2] or "", found[3] or "metadata"
-        if name not in self._options.models:
+        if name not in self._config.triton.models:
             if kind == "ready":
-                return rest_error(400, _NOT_READY)
-            raise UnknownModel(f"Request for unknown model: {shown(name)} is not found")
+                return make_rest_error(400, _NOT_READY)
+            raise UnknownModel(f"Request for unknown model: {quote(name)} is not found")
         if kind == "infer":
             _check_method(scope, "POST")
             return await self._infer(name, version, scope, receive)
@@ -127,56 +127,50 @@ class _Rest:
             _check_method(scope, "POST")
             return await self._generate(name, version, scope, receive, send, streams=kind == "generate_stream")
         _check_method(scope, "GET")
-        return await self._about(kind, name, version)
+        return await self._answer_about(kind, name, version)
 
-    async def _health(self, path: str) -> Response:
-        """Live is this process, behind which Triton is started again; ready, that the models can be asked."""
-        if path.endswith("live") or await self._upstream.available():
-            return Response(b"", 200)
-        return rest_error(503, "the model is not ready")
-
-    async def _about(self, kind: str, name: str, version: str) -> Response:
+    async def _answer_about(self, kind: str, name: str, version: str) -> Response:
         if kind == "ready":
-            ready = await self._asked("ModelReady", service_pb2.ModelReadyRequest, name, version)
-            return Response(b"", 200) if ready.ready else rest_error(400, _NOT_READY)
+            ready = await self._call("ModelReady", service_pb2.ModelReadyRequest, name, version)
+            return Response(b"", 200) if ready.ready else make_rest_error(400, _NOT_READY)
         if kind == "config":
-            asked = await self._asked("ModelConfig", service_pb2.ModelConfigRequest, name, version)
-            return _json(as_dict(asked.config))
+            answer = await self._call("ModelConfig", service_pb2.ModelConfigRequest, name, version)
+            return _respond(to_dict(answer.config))
         if kind == "stats":
-            return await self._statistics(name, version)
-        return _json(
-            model_metadata(await self._asked("ModelMetadata", service_pb2.ModelMetadataRequest, name, version))
+            return await self._answer_statistics(name, version)
+        return _respond(
+            read_model_metadata(await self._call("ModelMetadata", service_pb2.ModelMetadataRequest, name, version))
         )
 
-    async def _statistics(self, name: str, version: str) -> Response:
-        return _json(as_dict(await self._asked("ModelStatistics", service_pb2.ModelStatisticsRequest, name, version)))
+    async def _answer_statistics(self, name: str, version: str) -> Response:
+        return _respond(to_dict(await self._call("ModelStatistics", service_pb2.ModelStatisticsRequest, name, version)))
 
-    async def _asked(self, method: str, kind: Any, name: str, version: str) -> Any:
-        return await self._upstream.ask(method, kind(name=name, version=version), _ASK_SECONDS)
+    async def _call(self, method: str, kind: Any, name: str, version: str) -> Any:
+        return await self._triton.call(method, kind(name=name, version=version), _CALL_SECONDS)
 
     # asking the models
 
     async def _infer(self, name: str, version: str, scope: Scope, receive: Receive) -> Response | None:
         headers = dict(scope["headers"])
-        body = await _body(receive)
-        limits = await self._forms.limits()
-        form = _known(limits.models, name)
+        body = await _receive_body(receive)
+        limits = await self._forms.get_limits()
+        form = _find_form(limits.models, name)
         if form.decoupled:
             raise HttpRefusal(501, "HTTP end point doesn't support models with decoupled transaction policy")
         encoding = headers.get(b"content-encoding", b"").strip().lower()
 
-        def read() -> InferQuestion:
-            content = unpacked(body, encoding, self._options.max_body)
-            question = read_infer(content, headers.get(HEADER_LENGTH), name, version)
-            check_infer_request(question.request, limits)
-            return question
+        def read() -> InferRequest:
+            content = unpack(body, encoding, self._config.engine.max_body)
+            asked = read_infer(content, headers.get(HEADER_LENGTH), name, version)
+            check_infer_request(asked.request, limits)
+            return asked
 
-        question = await _aside(read, body)
+        asked = await _read_aside(read, body)
         async with EndsWithClient(receive) as client:
-            answer = await self._upstream.ask("ModelInfer", question.request, self._seconds)
+            answer = await self._triton.call("ModelInfer", asked.request, self._seconds)
         if client.gone:
             return None
-        content, head_length = write_infer(answer, question)
+        content, head_length = write_infer(answer, asked)
         if head_length is None:
             return Response(content, media_type=_JSON)
         return Response(content, headers={"Inference-Header-Content-Length": str(head_length)}, media_type=_BYTES)
@@ -187,18 +181,18 @@ class _Rest:
         encoding = dict(scope["headers"]).get(b"content-encoding", b"").strip().lower()
         if encoding not in (b"", b"identity"):
             raise HttpRefusal(415, "Unsupported content-encoding, only 'identity' is supported.")
-        body = await _body(receive)
-        limits = await self._forms.limits()
-        form = _known(limits.models, name)
+        body = await _receive_body(receive)
+        limits = await self._forms.get_limits()
+        form = _find_form(limits.models, name)
 
         def read() -> service_pb2.ModelInferRequest:
             request = read_generate(read_object(body), form, version)
             check_infer_request(request, limits)
             return request
 
-        request = await _aside(read, body)
+        request = await _read_aside(read, body)
         request.parameters[RELAYED].string_param = uuid.uuid4().hex  # so that its errors have a code
-        responses = self._responses(request)
+        responses = self._stream(request)
         async with EndsWithClient(receive), contextlib.aclosing(responses):
             if streams:
                 await _send_events(responses, send)
@@ -207,29 +201,29 @@ class _Rest:
             if len(found) != 1:
                 raise HttpRefusal(400, _NOT_ONE)
             return Response(write_generate(found[0]), media_type=_JSON)
-        return None  # the client is gone
+        return None  # the client has disconnected
 
-    async def _responses(self, request: service_pb2.ModelInferRequest) -> Any:
-        """The responses of a model as they come.
+    async def _stream(self, request: service_pb2.ModelInferRequest) -> Any:
+        """The responses of a model, as they come.
 
         Raises:
-            TritonFailure: when there is an error in their place.
+            TritonFailure: when an error comes in their place.
         """
-        async with contextlib.aclosing(self._upstream.stream(request, self._seconds)) as answers:
+        async with contextlib.aclosing(self._triton.stream(request, self._seconds)) as answers:
             async for answer in answers:
                 if answer.error_message:
-                    raise stream_failure(answer.error_message)
+                    raise to_stream_failure(answer.error_message)
                 if answer.infer_response.outputs:
                     yield answer.infer_response
 
 
-async def _aside(read: Callable[[], _T], body: bytes) -> _T:
-    """What `read` makes of a body, of which a large one does not hold up the others."""
+async def _read_aside(read: Callable[[], _T], body: bytes) -> _T:
+    """Call `read`; for a large body in a thread, so that other requests do not wait."""
     return await asyncio.to_thread(read) if len(body) > _LARGE else read()
 
 
 async def _send_events(responses: Any, send: Send) -> None:
-    """Server-sent events. The first one decides the status, also where it is an error, as with Triton."""
+    """Send server-sent events. As in Triton the first one decides the status, even if it is an error."""
 
     async def begin(status: int) -> None:
         headers = [(b"content-type", _EVENTS.encode()), (b"cache-control", b"no-store")]
@@ -242,29 +236,29 @@ async def _send_events(responses: Any, send: Send) -> None:
             if not began:
                 await begin(200)
                 began = True
-            await send(_event(write_generate(response)))
+            await send(_make_event(write_generate(response)))
     except TritonFailure as error:
         if not began:
-            await begin(status_of(error.code))
+            await begin(to_status(error.code))
             began = True
-        await send(_event(to_json({"error": str(error)[:4096]})))
+        await send(_make_event(to_json({"error": str(error)[:4096]})))
     if not began:
         await begin(200)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _event(content: bytes) -> Message:
+def _make_event(content: bytes) -> Message:
     return {"type": "http.response.body", "body": b"data: " + content + b"\n\n", "more_body": True}
 
 
-def _json(content: Any) -> Response:
+def _respond(content: Any) -> Response:
     return Response(to_json(content), media_type=_JSON)
 
 
-def _known(models: Mapping[str, ModelForm], name: str) -> ModelForm:
+def _find_form(models: Mapping[str, ModelForm], name: str) -> ModelForm:
     form = models.get(name)
     if form is None:
-        raise UnknownModel(f"Request for unknown model: {shown(name)} is not found")
+        raise UnknownModel(f"Request for unknown model: {quote(name)} is not found")
     return form
 
 
@@ -273,8 +267,8 @@ def _check_method(scope: Scope, wanted: str) -> None:
         raise HttpRefusal(405, "Method Not Allowed", {"Allow": wanted})
 
 
-async def _body(receive: Receive) -> bytes:
-    """Of a request; the guard has limited it, and hands it over in one piece."""
+async def _receive_body(receive: Receive) -> bytes:
+    """Receive the body of a request, which the guard has limited and passes on in one piece."""
     pieces = []
     while True:
         message = await receive()

@@ -1,4 +1,4 @@
-"""Tensors as KServe's JSON has them (lists of values) and as gRPC and binary bodies have them (bytes)."""
+"""Converts tensors between lists of values, as in KServe's JSON, and bytes, as in gRPC and binary bodies."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from oarlock.serve.front.http.refusal import HttpRefusal, as_json, shown
+from oarlock.serve.front.http.refusal import HttpRefusal, quote, quote_json
 
-# datatype -> type of numpy; little endian, as Triton has them.
+# datatype -> NumPy's type, little endian as in Triton.
 NUMPY_TYPES: dict[str, str] = {
     "BOOL": "|b1",
     **{f"UINT{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
@@ -22,51 +22,57 @@ NUMPY_TYPES: dict[str, str] = {
 _ONLY_BINARY = ("FP16", "BF16")
 
 
-def flat_values(data: Any) -> list[Any]:
-    """The values of lists in lists, in their order; one value alone is a list of one."""
+def flatten(data: Any) -> list[Any]:
+    """The values of nested lists, in order. A value that is not a list becomes a list of one."""
     if not isinstance(data, list):
         return [data]
-    while any(isinstance(item, list) for item in data):  # each round takes off a level
+    while any(isinstance(item, list) for item in data):  # each round removes a level
         data = [value for item in data for value in (item if isinstance(item, list) else (item,))]
     return data
 
 
 def values_to_bytes(name: str, datatype: str, values: Sequence[Any]) -> bytes:
-    """The contents of a tensor.
+    """Convert values to the contents of a tensor.
 
     Raises:
         HttpRefusal: naming the input and the first value that does not fit it.
     """
     if datatype == "BYTES":
-        return b"".join(_text(name, value) for value in values)
+        return b"".join(_encode_text(name, value) for value in values)
     if datatype in _ONLY_BINARY:
         raise HttpRefusal(400, f"{name}: {datatype} does not go through JSON; send it as binary data")
     if datatype not in NUMPY_TYPES:
-        raise HttpRefusal(400, f"{name}: there is no datatype {shown(datatype)}")
+        raise HttpRefusal(400, f"{name}: there is no datatype {quote(datatype)}")
     kind = np.dtype(NUMPY_TYPES[datatype])
     if kind.kind == "b":
         _check_kinds(name, values, (bool,), "true or false")
     elif kind.kind == "f":
         _check_kinds(name, values, (int, float), "a number")
-        with np.errstate(over="ignore"):  # what becomes infinite is refused by the check of the whole request
+        with np.errstate(over="ignore"):  # infinite values are refused by the check of the whole request
             return np.array(values, np.float64).astype(kind).tobytes()
     else:
         _check_kinds(name, values, (int,), "a whole number")
         limits = np.iinfo(kind)
         wrong = next((value for value in values if not limits.min <= value <= limits.max), None)
         if wrong is not None:
-            raise HttpRefusal(400, f"{name}: {as_json(wrong)} does not fit {datatype}")
+            raise HttpRefusal(400, f"{name}: {quote_json(wrong)} does not fit {datatype}")
     return np.array(values, kind).tobytes()
 
 
 def bytes_to_values(output: service_pb2.ModelInferResponse.InferOutputTensor, raw: bytes) -> list[Any]:
-    """The values of an output, flat.
+    """Convert the contents of an output to its values, in one list.
 
     Raises:
-        HttpRefusal: 500, when they are of a type that JSON has no values for.
+        HttpRefusal: 500, when JSON has no such type.
     """
     if output.datatype == "BYTES":
-        return _texts(raw, math.prod(output.shape))
+        texts: list[Any] = []
+        start = 0
+        for _ in range(math.prod(output.shape)):
+            end = start + 4 + int.from_bytes(raw[start : start + 4], "little")
+            texts.append(raw[start + 4 : end].decode("utf-8", "replace"))
+            start = end
+        return texts
     if output.datatype not in NUMPY_TYPES:
         raise HttpRefusal(500, f"output {output.name}: {output.datatype} does not go through JSON; ask for binary data")
     values: list[Any] = np.frombuffer(raw, NUMPY_TYPES[output.datatype]).tolist()
@@ -74,27 +80,18 @@ def bytes_to_values(output: service_pb2.ModelInferResponse.InferOutputTensor, ra
 
 
 def _check_kinds(name: str, values: Sequence[Any], kinds: tuple[type, ...], words: str) -> None:
-    """By the very type: true is no number here."""
+    """Check the exact type: true is not a number here."""
     if set(map(type, values)) <= set(kinds):
         return
     wrong = next(value for value in values if type(value) not in kinds)
-    raise HttpRefusal(400, f"{name}: it has to be {words}; got {as_json(wrong)}")
+    raise HttpRefusal(400, f"{name}: it must be {words}; got {quote_json(wrong)}")
 
 
-def _text(name: str, value: Any) -> bytes:
+def _encode_text(name: str, value: Any) -> bytes:
     if type(value) is not str:
-        raise HttpRefusal(400, f"{name}: it has to be a text; got {as_json(value)}")
+        raise HttpRefusal(400, f"{name}: it must be a text; got {quote_json(value)}")
     try:
         text = value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise HttpRefusal(400, f"{name}: not valid Unicode: {error.reason}") from error
     return len(text).to_bytes(4, "little") + text
-
-
-def _texts(raw: bytes, count: int) -> list[str]:
-    texts, place = [], 0
-    for _ in range(count):
-        end = place + 4 + int.from_bytes(raw[place : place + 4], "little")
-        texts.append(raw[place + 4 : end].decode("utf-8", "replace"))
-        place = end
-    return texts

@@ -1,0 +1,252 @@
+"""Everything that Oarlock changes in Paddle and PaddleNLP, in one table.
+
+Written for Paddle 3.3.1 and PaddleNLP 3.0.0b4. tests/rehearsal/test_patches.py walks the table: a test shows that an
+entry is needed, or a sentence says why no test on a CPU can. Replacements are defined next to their subject; nothing
+here imports Paddle.
+"""
+
+from __future__ import annotations
+
+from oarlock.compat.model_patches import MODEL_PATCHES
+from oarlock.compat.patch import Machine, Patch
+from oarlock.families.registry import FAMILIES
+
+_NLP = "paddlenlp.transformers."
+_FLEET = "paddle.distributed.fleet."
+_LLAMA_AND_QWEN2 = (f"{_NLP}llama.modeling:Llama", f"{_NLP}qwen2.modeling:Qwen2")
+
+# What every process that imports Paddle changes.
+_PROCESS = (
+    Patch(
+        "paddlenlp",
+        "oarlock.compat.lazy_imports:_Paddlenlp",
+        "also imports a demo server, task pipelines and metrics: 1.8 of 2.5 s, and 160 of 230 MB per process",
+        "paddlenlp imports these parts on demand",
+        "process",
+        "oarlock.compat.lazy_imports",
+    ),
+    Patch(
+        "libphi_core.so:phi::dynload::mklml_dso_handle",
+        "oarlock.environment.matmul_library:use_library",
+        "Paddle's MKL of 2019 runs its slowest code on processors that are not Intel's",
+        "Paddle's wheel brings a newer MKL, or multiplies with oneDNN",
+        "process",
+        "oarlock.environment.matmul_library",
+        Machine.uses_onednn,
+    ),
+    Patch(
+        "glibc:mallopt",
+        "oarlock.ops.malloc:keep_freed_memory",
+        "freed tensors go back to the system and are faulted in again, ten times as slow as an RMSNorm in them",
+        "Paddle's CPU allocator keeps freed memory",
+        "process",
+        "oarlock.ops.malloc",
+        Machine.uses_fused_ops,
+    ),
+)
+
+
+def _fleet(target: str, replacement: str, why: str, until: str, *also: str) -> Patch:
+    return Patch(
+        target,
+        f"oarlock.cpu_ranks.{replacement}",
+        why,
+        until,
+        "process",
+        "oarlock.cpu_ranks.fleet_patches",
+        Machine.is_cpu,
+        also=also,
+    )
+
+
+_MP_OPS, _COLLECTIVE = f"{_FLEET}layers.mpu.mp_ops", "paddle.distributed.collective"
+_UTILS = f"{_FLEET}utils.hybrid_parallel_util"
+# What Fleet's tensor, pipeline and sharding layers lack on a CPU.
+_CPU_RANKS = (
+    Patch(
+        f"{_COLLECTIVE}:_new_process_group_impl",
+        "oarlock.cpu_ranks.process_group:new_group",
+        "Gloo groups read stale addresses of each other, and lack operations of tensor, pipeline and sharded training",
+        "Paddle's Gloo groups work with all of Fleet",
+        "process",
+        "oarlock.cpu_ranks.process_group",
+        Machine.is_cpu,
+        also=("paddle.distributed.parallel",),
+    ),
+    Patch(
+        "paddle.base.core:create_or_get_global_tcp_store",
+        "oarlock.cpu_ranks.process_group:current_run",
+        "rank 0 would listen on every address of the machine",
+        "Paddle's store can be bound to one address",
+        "process",
+        "oarlock.cpu_ranks.process_group",
+        Machine.is_cpu,
+    ),
+    Patch(
+        "paddle.distributed.parallel:_global_parallel_env",
+        "oarlock.cpu_ranks.fork_launch:launch",
+        "forked ranks would take the rank that PaddleNLP read from their parent's environment when it was imported",
+        "PaddleNLP does not read the environment at import time",
+        "process",
+        "oarlock.cpu_ranks.fork_launch",
+        Machine.is_cpu,
+    ),
+    _fleet(
+        f"{_UTILS}:broadcast_input_data",
+        "fleet_patches:broadcast_input_data",
+        "asserts that the device is a GPU, an XPU or a custom one",
+        "Paddle drops the assertion",
+        f"{_FLEET}meta_parallel.tensor_parallel",
+    ),
+    _fleet(
+        "paddle.distributed.parallel:ParallelEnv._device_id",
+        "fleet_patches:DEVICE_ID",
+        "is only set in builds for a device, but PipelineLayer reads it",
+        "Paddle sets it in CPU builds",
+    ),
+    _fleet(
+        "paddle._C_ops:c_identity",
+        "tensor_parallel_ops:identity",
+        "has no CPU kernel; mp_ops calls it for an identity whose backward pass is an all-reduce",
+        "Paddle has a CPU kernel",
+    ),
+    _fleet(
+        "paddle._legacy_C_ops:c_identity",
+        "tensor_parallel_ops:identity",
+        "has no CPU kernel; ColumnParallelLinear calls it with enable_mp_async_allreduce",
+        "Paddle has a CPU kernel",
+    ),
+    _fleet(
+        "paddle.device.cuda:synchronize",
+        "fleet_patches:synchronize",
+        "raises in builds without CUDA; Fleet's timers call it (enable_timer)",
+        "Paddle's timers support CPUs",
+    ),
+    _fleet(
+        "paddle.device:synchronize",
+        "fleet_patches:synchronize",
+        "does not support CPUs; PaddleNLP's Trainer calls it (enable_delay_scale_loss)",
+        "Paddle's synchronize supports CPUs",
+    ),
+    *(
+        _fleet(
+            f"{_MP_OPS}:_c_{operator}",
+            f"tensor_parallel_ops:{operator}",
+            f"the operator c_{operator} has no CPU kernel",
+            "Paddle has a CPU kernel",
+            _COLLECTIVE,
+        )
+        for operator in ("concat", "split", "softmax_with_cross_entropy")
+    ),
+)
+
+
+def _sharding(target: str, replacement: str, why: str, wraps: bool = True) -> Patch:
+    return Patch(
+        target,
+        f"oarlock.cpu_ranks.fleet_patches:{replacement}",
+        why,
+        "Paddle builds GroupShardedStage2 and GroupShardedStage3 on CPUs",
+        "while_building",
+        "oarlock.cpu_ranks.fleet_patches",
+        Machine.is_cpu,
+        wraps,
+    )
+
+
+# For the constructors of Fleet's stage 2 and 3 wrappers only.
+_GROUP_SHARDING = (
+    _sharding("paddle.base.core:is_compiled_with_cuda", "return_true", "they assert a build for GPUs", wraps=False),
+    _sharding("paddle:get_device", "numbered_device", "stage 2 reads the number of the device, as in gpu:0"),
+    _sharding(
+        f"{_FLEET}meta_parallel.sharding.group_sharded_storage:ParamStorage.add_rank_params",
+        "add_rank_params_in_place",
+        "copies parameters to the device by way of the host, which on a CPU frees them before they are read",
+    ),
+)
+
+
+def _fused(target: str, replacement: str, why: str) -> Patch:
+    return Patch(
+        target,
+        f"oarlock.ops.{replacement}",
+        why,
+        "always: speed",
+        "process",
+        "oarlock.ops.install",
+        Machine.uses_fused_ops,
+        wraps=True,
+    )
+
+
+_PASSES = "Paddle runs it as several operators, each of which reads and writes all activations"
+# Fused CPU operators. Each calls the original for devices, types and modes that it does not support.
+_FUSED_OPS = (
+    *(
+        _fused(f"{_NLP}{family}:{norm}RMSNorm.forward", "install:replace_rms_norm", _PASSES)
+        for family, norm in (("llama.modeling", "Llama"), ("qwen2.modeling", "Qwen2"), ("mistral.modeling", "Mistral"))
+    ),
+    *(
+        _fused(f"{_NLP}{family.name}.modeling:apply_rotary_pos_emb", "install:replace_rotary", _PASSES)
+        for family in FAMILIES.values()
+        if family.replaceable_attention
+    ),
+    _fused(f"{_NLP}llama.modeling:swiglu", "install:replace_swiglu", _PASSES),
+    *(
+        _fused(f"{_NLP}{family.name}.modeling:{name}", f"attention:{replacement}", why)
+        for family in FAMILIES.values()
+        if family.replaceable_attention
+        for name, replacement, why in (
+            ("scaled_dot_product_attention", "replace_attention", "stores all attention weights, queries x keys"),
+            ("repeat_kv", "replace_repeat_kv", "copies keys and values for each query head"),
+            ("is_casual_mask", "replace_is_causal_mask", "inspects masks that the fused attention replaces"),
+            (
+                f"{family.class_prefix}Model._prepare_decoder_attention_mask",
+                "replace_mask",
+                "makes a dense mask, queries x keys",
+            ),
+        )
+    ),
+    *(
+        _fused(f"{model}LMHead.forward", "install:replace_head", "the logits would be stored, the largest activation")
+        for model in _LLAMA_AND_QWEN2
+    ),
+    *(
+        _fused(
+            f"{model.partition(':')[0]}:parallel_matmul",
+            "install:replace_parallel_matmul",
+            "computes the logits before the loss",
+        )
+        for model in _LLAMA_AND_QWEN2
+    ),
+    _fused("paddlenlp.peft.lora.lora_layers:LoRALinear.forward", "lora_linear:for_lora", _PASSES),
+    *(_fused(f"{model}MLP.forward", "lora_linear:for_mlp", _PASSES) for model in _LLAMA_AND_QWEN2),
+    *(_fused(f"{model}Attention.forward", "lora_linear:for_attention", _PASSES) for model in _LLAMA_AND_QWEN2),
+    *(_fused(f"{model}DecoderLayer.forward", "decoder_layer:for_layer", _PASSES) for model in _LLAMA_AND_QWEN2),
+    _fused("paddle.nn:Linear.forward", "lora_linear:for_linear", "projections of one input are computed one by one"),
+    _fused(
+        "paddle.optimizer:AdamW._create_optimization_pass",
+        "install:replace_adamw",
+        "updates one parameter after the other on one thread",
+    ),
+)
+
+_CORRECTIONS = (
+    Patch(
+        "paddle._C_ops:layer_norm",
+        "oarlock.ops.corrections:correct_layer_norm",
+        "the CPU kernel leaves the weight out of the input's gradient if the weight is frozen",
+        "Paddle corrects phi/kernels/cpu/layer_norm_grad_kernel.cc",
+        "process",
+        "oarlock.ops.corrections",
+        Machine.is_cpu,
+        wraps=True,
+    ),
+)
+
+PATCHES: tuple[Patch, ...] = (*_PROCESS, *_CPU_RANKS, *_GROUP_SHARDING, *_FUSED_OPS, *_CORRECTIONS, *MODEL_PATCHES)
+
+
+def patches_of(module: str, scope: str = "process") -> list[Patch]:
+    """The patches of one scope that a module applies."""
+    return [patch for patch in PATCHES if patch.installed_by == module and patch.scope == scope]

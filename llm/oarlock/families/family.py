@@ -1,0 +1,198 @@
+"""The record of a model family: what PaddleNLP's models of it can do and where they differ (read in 3.0.0b4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class HFConfig:
+    """How transformers' configuration of a family maps to PaddleNLP's.
+
+    Read in transformers 4.55 and 5.x. tests/parity/test_config_fields.py changes every field that transformers declares
+    and compares the logits.
+
+    Attributes:
+        fields: transformers' name -> its default. PaddleNLP uses the same name unless `paddle_names` has another.
+        paddle_names: transformers' name -> PaddleNLP's.
+        aliases: older names in transformers -> the present ones.
+        supported: transformers' name -> the values PaddleNLP's model computes with. The first one is written.
+        required: PaddleNLP's name -> the one value transformers' model computes with.
+        unread: names that PaddleNLP's class accepts and its model ignores -> the values that change nothing.
+        ignored: names on either side that do not affect the logits.
+        dropouts: dropouts that PaddleNLP's model does not have.
+        equal: transformers' name -> the name of a field that must have the same value.
+        activation: transformers' name of the activation, where PaddleNLP's model reads it.
+        gelu_is_approximate: published files say "gelu" for the tanh approximation, unless hidden_activation says more.
+        rotary: the configuration has the base of rotary embeddings.
+        scaled_rotary: PaddleNLP's model can scale rotary embeddings.
+    """
+
+    fields: Mapping[str, Any]
+    paddle_names: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    supported: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    required: Mapping[str, Any] = field(default_factory=dict)
+    unread: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    dropouts: frozenset[str] = frozenset()
+    equal: Mapping[str, str] = field(default_factory=dict)
+    activation: str = ""
+    gelu_is_approximate: bool = False
+    rotary: bool = True
+    scaled_rotary: bool = False
+
+
+@dataclass(frozen=True)
+class HFName:
+    """A weight's name in Hugging Face's files and in PaddleNLP's model. ".N." stands for the number of a layer."""
+
+    hf: str
+    paddle: str
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How packed examples are kept apart in a model that takes a mask [batch, tokens, tokens] and position ids.
+
+    Attributes:
+        takes_ends: its attention accepts the end of each token's example (flashmask) in place of a mask.
+        in_pipeline: its pipeline stages pass the position ids on.
+    """
+
+    takes_ends: bool = False
+    in_pipeline: bool = True
+
+
+@dataclass(frozen=True)
+class FusedDecoderSpec:
+    """How the fused decoder computes a model.
+
+    Attributes:
+        norm_offset: added to the weight of every norm.
+        scales_embedding: multiplies embeddings by the square root of the hidden size.
+        activation: of the MLP, whatever hidden_act says unless it is gelu_pytorch_tanh. Empty: hidden_act decides.
+        tied_head_is_transposed: a tied output layer has the embedding's shape, [vocabulary, hidden size].
+    """
+
+    norm_offset: float = 0.0
+    scales_embedding: bool = False
+    activation: str = ""
+    tied_head_is_transposed: bool = False
+
+
+@dataclass(frozen=True)
+class PublishedName:
+    """A model_type under which published files name a family that is called otherwise here.
+
+    Attributes:
+        field: that only this family's config.json has.
+        class_prefix: of the architectures in such files.
+    """
+
+    model_type: str
+    field: str
+    class_prefix: str
+
+
+# What a family's forward needs besides ids: a key of oarlock.models.forward.
+Forward = Literal["", "pairs_of_positions", "cache_flag", "explicit_mask", "no_position_ids"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What PaddleNLP's models of a family can do, and where they differ.
+
+    Attributes:
+        name: its model_type.
+        architecture: the class of its causal language models. Its pipeline class has the same name with Pipe appended.
+        tensor_parallel: its layers use Column/RowParallelLinear, and two ranks train the same model as one.
+        pipeline: it has a ForCausalLMPipe class.
+        sequence_parallel: its layers read config.sequence_parallel; those of other families ignore it silently.
+        lora_targets: last components of the names of the linear layers that get LoRA, all but the output layer.
+        kv_axes: order of "batch", "token" and "head" in the keys and values a layer accepts (the size of a head is
+            last). Empty where prefix tuning can't pass any.
+        positions_follow_prefix: text positions continue after a trained prefix; elsewhere they start at 0.
+        why_not: attribute -> the reason, where a reader may expect what is missing.
+        published_as: another name in published files.
+        gated_mlp: the feed-forward has a third, gating matrix.
+        free_head_dim: the size of a head is a field of its own, not hidden size / heads.
+        head_size_multiple: what the size of a head has to be divisible by.
+        never_tied: the output layer never shares the embedding's weights, whatever tie_word_embeddings says.
+        padded_embedding: the embedding is told which row is padding.
+        layer_tables: what every layer precomputes for max_position_embeddings: rotary tables, or a causal mask.
+        sliding_window: which layers look back over `sliding_window` tokens only.
+        untied_heads: (output layer, embedding) in the names of either layout, where a folder may store both.
+        tied_parameters: (output layer, embedding) by attribute path, where PaddleNLP does not tie them itself.
+        linear_init_is_wrong: PaddleNLP's _init_weights zeroes the weight of linear layers that have a bias.
+        builtin_configs: PaddleNLP carries configurations of published models in its code.
+        paddlenlp_tokenizer: the class that reads its tokenizer, where no tokenizer.json expresses it.
+        hf_config: how its configuration maps to transformers'. None where transformers has no such model.
+        hf_weights: PaddleNLP can read weights in Hugging Face's format.
+        hf_names: all weights, where PaddleNLP's own table of names is incomplete.
+        hf_untied_names: those of a model whose output layer is not tied.
+        hf_prefix: the first component of names, which some published files leave out.
+        hf_resplits_text: transformers 5 splits text its own way, whatever tokenizer.json says.
+        paddle_values: fields that PaddleNLP's model does not read -> the values it computes with (without hf_config).
+        forward: what its forward needs besides ids.
+        counts_padding: positions are columns of the batch, padding included.
+        packing: None where packed examples would see each other.
+        fused_decoder: None where the fused decoder can't compute the model.
+        replaceable_attention: attention and rotary embeddings are module-level functions, which oarlock.ops replaces.
+        takes_position_ids: a static graph has position ids as an input; else the model derives them.
+        graph_change: what has to change before Paddle can translate the model: a key of oarlock.export.static_graph.
+        servers: that can run an export in Hugging Face's layout.
+        server_notes: server -> what to know about this family there.
+    """
+
+    name: str
+    architecture: str
+    tensor_parallel: bool
+    pipeline: bool
+    sequence_parallel: bool
+    lora_targets: tuple[str, ...]
+    kv_axes: tuple[str, ...] = ()
+    positions_follow_prefix: bool = False
+    why_not: Mapping[str, str] = field(default_factory=dict)
+    published_as: PublishedName | None = None
+    # sizes and structure
+    gated_mlp: bool = True
+    free_head_dim: bool = False
+    head_size_multiple: int = 1
+    never_tied: bool = False
+    padded_embedding: bool = False
+    layer_tables: Literal["", "rotary", "mask"] = ""
+    sliding_window: Literal["", "all_layers", "upper_layers"] = ""
+    # weights
+    untied_heads: tuple[tuple[str, str], ...] = ()
+    tied_parameters: tuple[str, str] | None = None
+    linear_init_is_wrong: bool = False
+    # files
+    builtin_configs: bool = False
+    paddlenlp_tokenizer: str = ""
+    hf_config: HFConfig | None = None
+    hf_weights: bool = True
+    hf_names: tuple[HFName, ...] = ()
+    hf_untied_names: tuple[HFName, ...] = ()
+    hf_prefix: str = ""
+    hf_resplits_text: bool = False
+    paddle_values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    # computation
+    forward: Forward = ""
+    counts_padding: bool = False
+    packing: Packing | None = None
+    fused_decoder: FusedDecoderSpec | None = None
+    replaceable_attention: bool = False
+    # export
+    takes_position_ids: bool = True
+    graph_change: Literal["", "bloom_mask", "opt_mask", "chatglm_rotary"] = ""
+    servers: frozenset[str] = frozenset()
+    server_notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def class_prefix(self) -> str:
+        """What the names of its classes in PaddleNLP begin with ("Llama", "ChatGLMv2")."""
+        return self.architecture.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")

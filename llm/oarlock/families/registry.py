@@ -1,0 +1,91 @@
+"""The model families that Oarlock supports."""
+
+from __future__ import annotations
+
+from oarlock.errors import ModelError
+from oarlock.families import bloom, chatglm, chatglm_v2, gemma, glm, gptj, llama, mistral, opt, qwen2
+from oarlock.families.family import Family, HFConfig
+
+_MODULES = (llama, qwen2, mistral, gemma, opt, bloom, chatglm, chatglm_v2, glm, gptj)
+
+FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
+
+# The families that transformers has too.
+HF_CONFIGS: dict[str, HFConfig] = {
+    family.name: family.hf_config for family in FAMILIES.values() if family.hf_config is not None
+}
+
+# Families that PaddleNLP has and that can't be run: name -> reason.
+BROKEN = {
+    "mixtral": "PaddleNLP 3.0.0b4's MixtralSparseMoeBlock fails in its forward pass under Paddle 3.3, whose "
+    "paddle.where gives flat indices",
+}
+
+
+def find_family(name: str) -> Family:
+    """The record of a family.
+
+    Raises:
+        ModelError: when it is not supported.
+    """
+    if name in BROKEN:
+        raise ModelError(f"{name} models can't be run here: {BROKEN[name]}")
+    if name not in FAMILIES:
+        raise ModelError(f"model_type {name!r} is not supported; Oarlock has {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def find_hf_config(name: str) -> HFConfig:
+    """How a family's configuration maps to transformers'.
+
+    Raises:
+        ModelError: for a family that transformers or PaddleNLP does not have, with the reason.
+    """
+    if name in HF_CONFIGS:
+        return HF_CONFIGS[name]
+    if name in BROKEN:
+        reason = (
+            f"PaddleNLP's {name.capitalize()} can't be run here (see `oarlock families`), so nothing could be proven"
+        )
+    else:
+        reasons = FAMILIES[name].why_not if name in FAMILIES else {}
+        reason = reasons.get("hf_config", "PaddleNLP and transformers do not both have it")
+    raise ModelError(f"{name}: {reason}; families that can be converted: {', '.join(HF_CONFIGS)}")
+
+
+def explain_missing(name: str, attribute: str, needs: str) -> str:
+    """Why a family lacks something, as the rest of a sentence.
+
+    Args:
+        attribute: of Family, that is False or empty.
+        needs: what PaddleNLP would have to have, where there is no better reason.
+    """
+    if name in FAMILIES and attribute in FAMILIES[name].why_not:
+        return f"{name} has none: {FAMILIES[name].why_not[attribute]}"
+    others = ", ".join(family.name for family in FAMILIES.values() if getattr(family, attribute))
+    return f"PaddleNLP has no {needs} for {name} (it has for {others})"
+
+
+def make_families_table() -> str:
+    """The registry in Markdown: what each family has, then why not, where a reader may expect it."""
+    heads = ("family", "LoRA", "prefix", "p-tuning", "tensor parallel", "pipeline", "sequence parallel", "Hugging Face")
+    rows = [heads, tuple("---" for _ in heads)]
+    notes: list[str] = []
+
+    def number(reason: str) -> int:
+        if reason not in notes:
+            notes.append(reason)
+        return notes.index(reason) + 1
+
+    for name, family in FAMILIES.items():
+        cells = [name, "yes"]  # LoRA and p-tuning need nothing of a family
+        for attribute in ("kv_axes", "p_tuning", "tensor_parallel", "pipeline", "sequence_parallel", "hf_weights"):
+            if attribute in family.why_not:
+                cells.append(f"no ({number(family.why_not[attribute])})")
+            else:
+                cells.append("yes" if getattr(family, attribute, True) else "no")
+        rows.append(tuple(cells))
+    rows += [(name, *[f"no ({number(reason)})"] * (len(heads) - 1)) for name, reason in BROKEN.items()]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    numbered = [f"{i}. {note[0].upper()}{note[1:]}." for i, note in enumerate(notes, 1)]
+    return "\n".join([*lines, "", *numbered])

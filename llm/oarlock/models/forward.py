@@ -1,0 +1,229 @@
+"""What the forward of a family has to be given beside ids, at one place.
+
+Everywhere else a model takes ids [batch, tokens] that are read from left to right, a mask [batch, keys] (1 where a key
+is text; keys count those of earlier calls too) and positions [batch, tokens], all but the ids optional, as PaddleNLP's
+Llama does. The models below want more, or make something else of it (paddlenlp 3.0.0b4):
+
+- GLM asks its mask for `attention_mask.dim == 1` without calling it, so that nothing but a whole [batch, 1, queries,
+  keys] is understood, and the default of zeros lets every token see every other one. Its positions are pairs.
+- ChatGLM refuses any but such a mask, and takes pairs of positions from special tokens that a text need not have.
+- ChatGLM2 forgets the keys and values it is given, unless it is to return them.
+  Its pipeline takes rotary embeddings for positions, and goes without the former, unless both a mask and positions
+  come with the ids.
+- GPT-J hides the tokens that are equal to the padding, wherever they are, unless there is a mask.
+- OPT counts positions by the mask; any it is given reach nobody or are warned of. It also answers None to names
+  that it has not, which the Trainer and Fleet then use.
+- Gemma computes the exact GELU whatever hidden_act says; published Gemmas want the approximation.
+- Mistral's embedding on one card gives zeros for the padding's id (which may be that of the end of a text), and
+  neither learns it nor does so under tensor parallel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import paddle
+from paddle import nn
+from paddle.distributed.fleet.meta_parallel import PipelineLayer
+from paddlenlp.generation.utils import GenerationMixin
+from paddlenlp.transformers.chatglm_v2.modeling_pp import EmbeddingPipe
+from paddlenlp.transformers.gemma.modeling import GemmaMLP
+from paddlenlp.transformers.opt.modeling import MultiHeadAttention
+
+from oarlock.compat.model_forward import NamedArguments, named_arguments, set_forward
+from oarlock.families.family import Forward
+from oarlock.families.registry import FAMILIES
+
+
+def adapt_inputs(model: nn.Layer) -> None:
+    """Give the model the forward that the module's docstring describes, in place, and generation that goes with it."""
+    for layer in model.sublayers():
+        if isinstance(layer, nn.Embedding):
+            layer._padding_idx = None
+        if isinstance(layer, GemmaMLP) and model.config.hidden_act == "gelu_pytorch_tanh":
+            set_forward(layer, partial(_approximate_geglu, layer))
+    family = FAMILIES.get(model.config.model_type)
+    if family is None or not family.forward:
+        return
+    if isinstance(model, PipelineLayer):
+        _complete_first_stage(model)
+        return
+    complete = _COMPLETERS[family.forward]
+    plain = model.forward
+    name, past = named_arguments(plain)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        named = name(*args, **kwargs)
+        complete(model.config, named, past)
+        return plain(**named)
+
+    forward.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
+    set_forward(model, forward)
+    if family.forward == "pairs_of_positions":
+        _generate_with_pairs(model, past)
+    if family.forward == "no_position_ids":  # OPT answers None to names it does not have
+        object.__setattr__(model, "no_sync", contextlib.nullcontext)
+        object.__setattr__(model, "extra_parameters", ())  # GroupShardedStage3 lists them where a layer has them
+
+
+# masks
+
+
+def make_mask(ids: paddle.Tensor, mask: paddle.Tensor | None, num_keys: int) -> paddle.Tensor:
+    """Which keys [batch, 1, queries, keys] each query sees, int64: those up to its own that are text.
+
+    Args:
+        ids: of the queries, [batch, queries], the last of the keys.
+        mask: [batch, keys]; None where all are text.
+    """
+    batch, queries = ids.shape
+    seen = paddle.tril(paddle.ones([queries, num_keys], dtype="int64"), diagonal=num_keys - queries)
+    seen = seen.expand([batch, 1, queries, num_keys])
+    return seen if mask is None else seen * mask.astype("int64").unsqueeze([1, 2])
+
+
+def _positions(ids: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor:
+    """Places of tokens in the text, from 0; padding on the left has 0 too."""
+    counted = paddle.ones_like(ids) if mask is None else mask.astype("int64")
+    return (counted.cumsum(axis=1) - 1).clip(min=0)
+
+
+# ChatGLM and GLM
+
+
+def _answer_starts(config: Any, ids: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Where ChatGLM's two-part form begins its second part, and where the [gMASK] (or [MASK]) before it is; [batch, 1].
+
+    The number of tokens where a row is not of that form: GLM's configuration does not name the tokens.
+    """
+    tokens = ids.shape[1]
+    nowhere = paddle.full([ids.shape[0], 1], tokens, "int64")
+    special = [getattr(config, name, None) for name in ("gmask_token_id", "mask_token_id", "bos_token_id")]
+    if None in special:
+        return nowhere, nowhere
+
+    def first(found: paddle.Tensor) -> paddle.Tensor:
+        where = found.astype("int64").argmax(axis=1, keepdim=True)
+        return paddle.where(found.any(axis=1, keepdim=True), where, nowhere)
+
+    whole, part, begin = (first(ids == token) for token in special)
+    asked = paddle.where(whole < tokens, whole, part)
+    return paddle.where(asked < begin, begin, nowhere), asked
+
+
+def make_position_pairs(config: Any, ids: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor:
+    """ChatGLM's and GLM's two positions, [batch, 2, tokens]; one, [batch, tokens], where they are made so.
+
+    Text has its place and 0. In the two-part form the answer has the place of the [gMASK] it stands for, and counts
+    its own tokens from 1 (ChatGLMPretrainedModel.get_position_ids; GLM, arXiv 2103.10360, section 2.1).
+    """
+    place = _positions(ids, mask)
+    if not (getattr(config, "block_position_encoding", False) or getattr(config, "position_encoding_2d", False)):
+        return place
+    start, asked = _answer_starts(config, ids)
+    index = paddle.arange(ids.shape[1]).unsqueeze(0)
+    answer = index >= start
+    of_question = paddle.take_along_axis(place, asked.clip(max=ids.shape[1] - 1), axis=1)
+    inner = paddle.where(answer, index - start + 1, paddle.zeros_like(place))
+    return paddle.stack([paddle.where(answer, of_question.expand_as(place), place), inner], axis=1)
+
+
+def _complete_pairs(config: Any, named: NamedArguments, past: str) -> None:
+    ids, mask = named["input_ids"], named.get("attention_mask")
+    if mask is None or mask.ndim == 2:
+        earlier = _length(named.get(past)) if mask is None else mask.shape[1] - ids.shape[1]
+        seen = make_mask(ids, mask, earlier + ids.shape[1])
+        if ids.shape[1] > 1:  # the question is seen as a whole
+            start, _ = _answer_starts(config, ids)
+            question = (paddle.arange(ids.shape[1]).unsqueeze(0) < start) & (start < ids.shape[1])
+            if mask is not None:
+                question = question & mask[:, earlier:].astype("bool")
+            question = paddle.concat([paddle.zeros([ids.shape[0], earlier], "bool"), question], axis=1)
+            seen = paddle.maximum(seen, question.astype("int64").unsqueeze([1, 2]).expand_as(seen))
+        named["attention_mask"] = seen
+    positions = named.get("position_ids")
+    if positions is None or positions.ndim == 2:
+        own = mask[:, -ids.shape[1] :] if mask is not None and mask.ndim == 2 else None
+        named["position_ids"] = make_position_pairs(config, ids, own)
+
+
+def _length(past: Any) -> int:
+    """Tokens in what a ChatGLM (keys and values, [tokens, ...]) or GLM ([batch, tokens, hidden]) remembers."""
+    if not past:
+        return 0
+    first = past[0]
+    return int(first[0].shape[0] if isinstance(first, (tuple, list)) else first.shape[1])
+
+
+def _generate_with_pairs(model: nn.Layer, past: str) -> None:
+    """The rules of generation of Llama: PaddleNLP's want whole masks and pairs of positions from the caller."""
+
+    def prepare(input_ids: paddle.Tensor, attention_mask: paddle.Tensor | None = None, **kwargs: Any) -> NamedArguments:
+        remembered = kwargs.get(past)
+        mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+        positions = make_position_pairs(model.config, input_ids, mask)
+        if remembered is not None:
+            input_ids, positions = input_ids[:, -1:], positions[..., -1:]
+        given = {"input_ids": input_ids, "position_ids": positions, "attention_mask": mask}
+        return given | {past: remembered, "use_cache": True}
+
+    def update(
+        outputs: Any, model_kwargs: NamedArguments, is_encoder_decoder: bool = False, **_: Any
+    ) -> NamedArguments:
+        # ChatGLM wraps its keys and values in one more tuple.
+        remembered = outputs[1][0] if isinstance(outputs[1], tuple) and len(outputs[1]) == 1 else outputs[1]
+        outputs = (outputs[0], remembered)
+        return GenerationMixin.update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder)
+
+    for name, function in (("prepare_inputs_for_generation", prepare), ("update_model_kwargs_for_generation", update)):
+        object.__setattr__(model, name, function)
+
+
+# the others
+
+
+def _approximate_geglu(layer: nn.Layer, x: paddle.Tensor) -> paddle.Tensor:
+    return layer.down_proj(nn.functional.gelu(layer.gate_proj(x), approximate=True) * layer.up_proj(x))
+
+
+def _complete_chatglm_v2(config: Any, named: NamedArguments, past: str) -> None:
+    if named.get(past) is not None:
+        named["use_cache"] = True
+
+
+def _complete_first_stage(model: PipelineLayer) -> None:
+    for layer in model.sublayers():
+        if isinstance(layer, EmbeddingPipe):
+            set_forward(layer, partial(_with_mask_and_positions, layer.forward))
+
+
+def _with_mask_and_positions(plain: Callable[..., Any], ids: Any) -> Any:
+    if isinstance(ids, tuple):  # as the caller wants it
+        return plain(ids)
+    positions = paddle.arange(ids.shape[1]).unsqueeze(0).expand(ids.shape)
+    return plain((ids, paddle.ones_like(ids), positions))
+
+
+def _complete_gptj(config: Any, named: NamedArguments, past: str) -> None:
+    if named.get("attention_mask") is None and not named.get(past):
+        named["attention_mask"] = paddle.ones_like(named["input_ids"])
+
+
+def _complete_opt(config: Any, named: NamedArguments, past: str) -> None:
+    named.pop("position_ids", None)
+    remembered = named.get(past)
+    if remembered is not None:
+        named[past] = [MultiHeadAttention.Cache(keys, values) for keys, values in remembered]
+
+
+_Completer = Callable[[Any, NamedArguments, str], None]
+_COMPLETERS: dict[Forward, _Completer] = {
+    "pairs_of_positions": _complete_pairs,
+    "cache_flag": _complete_chatglm_v2,
+    "explicit_mask": _complete_gptj,
+    "no_position_ids": _complete_opt,
+}

@@ -1,0 +1,41 @@
+"""The table of sampling parameters in docs/serving.md: `python -m oarlock.sampling.markdown` prints it."""
+
+from __future__ import annotations
+
+from oarlock.config.options import section_specs
+from oarlock.sampling.params import MAX_STOP_LENGTH, MAX_STOP_TOKENS, MAX_STOPS, OPTIONS, SamplingOption, SamplingParams
+
+_LISTS = {
+    "stop": f"{MAX_STOPS} texts of {MAX_STOP_LENGTH} characters",
+    "stop_token_ids": f"{MAX_STOP_TOKENS} tokens",
+}
+
+
+def describe_options() -> dict[str, str]:
+    """The help of each sampling parameter: the text under it in its declaration."""
+    return {name: spec.help for name, spec in section_specs(SamplingParams).items() if name in OPTIONS}
+
+
+def sampling_table() -> str:
+    """The table of all sampling parameters, in Markdown."""
+    help = describe_options()
+    rows = [
+        ("parameter", "Triton type", "FastDeploy", "range", "default", "meaning"),
+        ("---",) * 6,
+        *(_row(option, help[option.name]) for option in OPTIONS.values()),
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _row(option: SamplingOption, help: str) -> tuple[str, ...]:
+    datatype = option.datatype
+    allowed = option.range.words if option.range else _LISTS.get(option.name, "")
+    if option.openai and option.openai != option.range:
+        allowed += f" (OpenAI-compatible API: {option.openai.words})"
+    default = f"{option.default:g}" if option.range and option.default is not None else ""
+    fastdeploy = option.fastdeploy and f"`{option.fastdeploy}`"
+    return f"`{option.name}`", f"{datatype}{' [n]' if option.is_list else ''}", fastdeploy, allowed, default, help
+
+
+if __name__ == "__main__":
+    print(sampling_table())

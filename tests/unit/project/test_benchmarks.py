@@ -1,0 +1,49 @@
+"""The benchmarks import only what exists, so that a rename can't break one unnoticed."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from helpers import LLM, ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def find_module(name: str, importer: Path) -> Path | None:
+    """The file of a module of ours; None for another's."""
+    roots = [LLM] if name.split(".")[0] == "oarlock" else [importer.parent, BENCHMARKS]
+    for root in roots:
+        base = root / name.replace(".", "/")
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if path.exists():
+                return path
+    assert name.split(".")[0] != "oarlock", f"{importer.name} imports {name}, which does not exist"
+    return None
+
+
+def defined_names(path: Path) -> set[str]:
+    """What a file defines or imports at its top level, and its submodules."""
+    names = {child.stem for child in path.parent.iterdir()} if path.name == "__init__.py" else set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.rglob("*.py")), ids=lambda path: path.name)
+def test_what_a_benchmark_imports_exists(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and (module := find_module(node.module, path)):
+            missing = {alias.name for alias in node.names} - defined_names(module)
+            assert not missing, f"{path}:{node.lineno}: {node.module} has no {', '.join(sorted(missing))}"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                find_module(alias.name, path)
