@@ -73,7 +73,7 @@ def main(folder: Path) -> int:
     from oarlock.train import group_sharding, setup
 
     set_paddlenlp_log_level("error")
-    with group_sharding._building("gpu"):
+    with group_sharding._patch_fleet_for("gpu"):
         outcomes = {"lends": who_is_lent_a_cpu(setup), "imported": imported()}
     from oarlock.compat.patches import PATCHES
     from oarlock.cpu_ranks import fleet_patches

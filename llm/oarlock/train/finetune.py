@@ -35,7 +35,7 @@ from oarlock.train.run_training import check_schedule, make_trainer, run_trainin
 from oarlock.train.sequence_lengths import fit_lengths
 from oarlock.train.setup import connect_ranks, start_run, training_bytes_per_parameter
 from oarlock.train.start_from_adapter import start_from_adapter
-from oarlock.train.throughput import token_flops
+from oarlock.train.throughput import compute_token_flops
 
 if TYPE_CHECKING:
     from oarlock.config.finetune import FinetuneConfig
@@ -118,7 +118,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         order=order,
         template=data.template,
         tokenizer=tokenizer,
-        flops=token_flops(source.config, example_length if packing else longest),
+        flops=compute_token_flops(source.config, example_length if packing else longest),
         data_fingerprint=data.fingerprint,
         prompt_sets=prompt_sets,
         train_dataset=train_set,

@@ -44,7 +44,7 @@ from oarlock.train.output.folder_guard import guard_run
 from oarlock.train.run_training import check_schedule, make_trainer, run_training
 from oarlock.train.sequence_lengths import fit_lengths
 from oarlock.train.setup import connect_ranks, start_run, training_bytes_per_parameter
-from oarlock.train.throughput import token_flops
+from oarlock.train.throughput import compute_token_flops
 
 if TYPE_CHECKING:
     from oarlock.config.load import LoadedConfig
@@ -115,7 +115,7 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         order=order,
         template=None,
         tokenizer=tokenizer,
-        flops=token_flops(source.config, config.data.max_seq_length),
+        flops=compute_token_flops(source.config, config.data.max_seq_length),
         data_fingerprint=fingerprint,
         prompt_sets=prompt_sets,
         train_dataset=train_set,
