@@ -111,7 +111,7 @@ def test_inspect(runs, command):
 
 def test_verify(runs, command, copy):
     code, text = command("verify", copy)
-    assert code == 0 and f"{copy}: whole (" in text and "step 4" in text
+    assert code == 0 and f"{copy}: complete (" in text and "step 4" in text
     for name in (shard_file_name(2), "tensors.json", "tokenizer.json", "config.json"):
         content = (copy / name).read_bytes()
         (copy / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])

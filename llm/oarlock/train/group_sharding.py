@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from oarlock.config.run_config import RunConfig
     from oarlock.parallel.plan import ParallelPlan
 
-# Fleet's defaults: gradients are reduced in buckets of 8M elements, and stage 3 slices parameters of 1M elements or more.
+# Fleet's defaults: gradients are reduced in buckets of 8M elements, and stage 3 slices parameters from 1M elements.
 _BUCKET_ELEMENTS = 2**23
 _SLICED_ELEMENTS = 2**20
 
@@ -42,9 +42,7 @@ def wrap_group_sharded(model: nn.Layer, optimizer: Any, plan: ParallelPlan, conf
             models=model, optimizers=optimizer, level=precision.fp16_opt_level, dtype=dtype
         )
     hcg = fleet.get_hybrid_communicate_group()
-    if (
-        plan.sequence_parallel
-    ):  # sums the gradients of norms over tensor ranks, which have different parts of the sequence
+    if plan.sequence_parallel:  # sums the gradients of norms over tensor ranks
         register_sequence_parallel_allreduce_hooks(model, config.batch.gradient_accumulation_steps, False)
     if plan.tensor > 1:
         model = TensorParallel(model, hcg, strategy=None)
