@@ -144,8 +144,8 @@ def _pack(config: FinetuneConfig, examples: ExampleDataset) -> ExampleDataset | 
         logger.info(made.describe())
         return made
     logger.info(
-        f"--packing: nothing is packed: packs of {made.capacity:,} tokens would be {packed:.1%} full, padded batches of "
-        f"{COMPARED_BATCH} are {padded:.1%} full; a larger --packing_length may pack better"
+        f"--packing: nothing is packed; packs of {made.capacity:,} tokens would be {packed:.1%} full, batches of "
+        f"{COMPARED_BATCH} examples are {padded:.1%} full; a larger --packing_length may pack better"
     )
     return examples
 
