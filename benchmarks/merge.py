@@ -29,7 +29,7 @@ def make_adapter(base: Path, folder: Path, rank: int) -> None:
     from paddlenlp.transformers import AutoConfig
 
     from oarlock.model_config.load import find_model_class
-    from oarlock.models.layer_offload import empty_model
+    from oarlock.models.layer_offload import make_empty_model
     from oarlock.peft.adapter_folder import Base, save_adapter
     from oarlock.peft.lora import LoRA
     from oarlock.peft.method import trainable_parameters
@@ -40,9 +40,9 @@ def make_adapter(base: Path, folder: Path, rank: int) -> None:
     def values(shape: tuple[int, ...]) -> np.ndarray:
         return random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
 
-    held = trainable_parameters(empty_model(find_model_class(config), config, method))
+    held = trainable_parameters(make_empty_model(find_model_class(config), config, method))
     tensors = [TensorSource(h.name, "float32", h.slice.shape, partial(values, h.slice.shape)) for h in held]
-    save_adapter(tensors, method, Base.of(str(base), base), None, None, folder)
+    save_adapter(tensors, method, Base.from_folder(str(base), base), None, None, folder)
 
 
 def files_of(folder: Path) -> list[Path]:

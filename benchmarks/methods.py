@@ -142,14 +142,14 @@ def _loaded(folder: Path, flags: dict[str, bool]) -> dict[str, int]:
     from oarlock.config.method import MethodSection
     from oarlock.models.build import ModelSource, build_model
     from oarlock.peft.method import choose_method
-    from oarlock.peft.qlora import quantized_bytes
+    from oarlock.peft.qlora import count_quantized_bytes
 
     paddle.set_device("cpu")
     source = ModelSource(folder, AutoConfig.from_pretrained(str(folder)), from_weights=True)
     before = read_status_kb("VmRSS")
     model = build_model(source, method=choose_method(MethodSection(**flags)))
     rest = sum(p._numel() * p.element_size() for p in model.parameters())
-    four_bits, wide = quantized_bytes(model)
+    four_bits, wide = count_quantized_bytes(model)
     return {
         "linear layers MB": (four_bits or wide or _linear_bytes(model)) // MB,
         "all weights MB": (rest + four_bits) // MB,

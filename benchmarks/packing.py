@@ -93,7 +93,7 @@ class Epoch:
         """Train for one pass; returns trained tokens per second."""
         import paddle
 
-        from oarlock.models.packing import with_attention
+        from oarlock.models.packing import adapt_attention_mask
         from oarlock.train.step.loss import TokenCrossEntropy, count_trained_tokens
 
         criterion, tokens, started = TokenCrossEntropy(), 0, time.perf_counter()
@@ -102,7 +102,7 @@ class Epoch:
             labels, _ = batch.pop("labels"), batch.pop("num_tokens")
             criterion.normalizer = count_trained_tokens(labels)
             tokens += criterion.normalizer
-            loss = criterion(self.model(**with_attention(batch, self.model)), labels)
+            loss = criterion(self.model(**adapt_attention_mask(batch, self.model)), labels)
             loss.backward()
             self.optimizer.step()
             self.optimizer.clear_grad()

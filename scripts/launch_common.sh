@@ -37,7 +37,7 @@ launch() {
     fail "DEVICE=cpu needs MODEL=<folder of a small model>: every process holds all of it in float32"
   fi
   if [ "${DRY_RUN:-0}" != 0 ]; then dry_run=(--dry_run); fi
-  exec "$PYTHON" -u "$ROOT/llm/launch.py" "${dry_run[@]}" "--device=$DEVICE" ${GPUS:+"--gpus=$GPUS"} \
+  exec "$PYTHON" -u "$ROOT/llm/launch.py" ${dry_run[@]+"${dry_run[@]}"} "--device=$DEVICE" ${GPUS:+"--gpus=$GPUS"} \
     ${NNODES:+"--nnodes=$NNODES"} ${MASTER:+"--master=$MASTER"} ${NODE_RANK:+"--node_rank=$NODE_RANK"} \
     ${MAX_RESTART:+"--max_restart=$MAX_RESTART"} "--log_dir=$LOG_DIR" "--rehearsal=$rehearsal" "$@"
 }

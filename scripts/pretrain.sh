@@ -34,7 +34,7 @@ if [ -n "${TP:-}${PP:-}" ]; then
 fi
 if [ "$DEVICE" = cpu ] && [ ! -e data ]; then DATA=${DATA-}; fi # without data, a rehearsal reads the embedded text
 tokenizer=${TOKENIZER:-${MODEL:-}}
-launch "$name --max_steps 5 --max_seq_length 128 --max_evaluate_steps 4" "${degrees[@]}" \
+launch "$name --max_steps 5 --max_seq_length 128 --max_evaluate_steps 4" ${degrees[@]+"${degrees[@]}"} \
   pretrain "$1" \
   ${MODEL_TYPE:+--model_type "$MODEL_TYPE"} ${MODEL:+--model_name_or_path "$MODEL"} \
   ${tokenizer:+--tokenizer_name_or_path "$tokenizer"} ${DATA+--input_dir "$DATA"} --output_dir "$OUTPUT" "${@:2}"

@@ -113,7 +113,7 @@ def make_adapter(
     from paddlenlp.transformers import AutoConfig
 
     from oarlock.model_config.load import find_model_class
-    from oarlock.models.layer_offload import empty_model
+    from oarlock.models.layer_offload import make_empty_model
     from oarlock.peft.adapter_folder import Base, save_adapter
     from oarlock.peft.lora import LoRA
     from oarlock.peft.method import trainable_parameters
@@ -123,11 +123,11 @@ def make_adapter(
     config = AutoConfig.from_pretrained(str(base))
     random = np.random.default_rng(seed)
     tensors = []
-    for parameter in trainable_parameters(empty_model(find_model_class(config), config, method)):
+    for parameter in trainable_parameters(make_empty_model(find_model_class(config), config, method)):
         values = (random.standard_normal(parameter.slice.shape) * std).astype(np.float32)
         tensors.append(TensorSource(parameter.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir(parents=True)
-    save_adapter(tensors, method_saved or method, Base.of(str(base), Path(base)), None, None, folder)
+    save_adapter(tensors, method_saved or method, Base.from_folder(str(base), Path(base)), None, None, folder)
     return folder
 
 

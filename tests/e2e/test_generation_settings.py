@@ -16,7 +16,7 @@ from oarlock.export.convert import ConvertOptions, convert
 from oarlock.model_config.load import read_config
 from oarlock.models.generate import ask_model
 from oarlock.models.load_finetuned import load_finetuned
-from oarlock.serve.engine.loading import open_served
+from oarlock.serve.engine.loading import open_served_model
 from oarlock.serve.triton.repository import read_chat_temperature
 from oarlock.train.checkpoint.inspect import consolidate
 
@@ -57,7 +57,7 @@ def test_asked_and_served(base):
     assert load_finetuned(str(base)).ends == (0, 1, 302)
     said = tokenizer.decode([300, 301]).strip()
     assert [answer for _, answer in ask_model(str(base), ["a", "b"], 8)] == [said, said]
-    served = open_served(base, {})
+    served = open_served_model(base, {})
     assert served.ends == {0, 1, 302} and served.defaults == {"temperature": 0.6, "top_p": 0.9}
 
 

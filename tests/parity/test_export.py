@@ -27,7 +27,7 @@ from oarlock.export.static_graph import write_graph
 from oarlock.families.registry import HF_CONFIGS
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.models.build import ModelSource, build_model
-from oarlock.models.layer_offload import empty_model
+from oarlock.models.layer_offload import make_empty_model
 from oarlock.peft.adapter_folder import Base, save_adapter
 from oarlock.peft.lora import LoRA
 from oarlock.peft.method import trainable_parameters
@@ -41,11 +41,11 @@ def lora(tiny_model, tmp_path_factory) -> Path:
     """Random matrices beside the tiny Llama."""
     folder, method = tmp_path_factory.mktemp("adapters") / "tone", LoRA(r=4, alpha=6.0)
     random, config, tensors = np.random.default_rng(0), read_config(tiny_model), []
-    for parameter in trainable_parameters(empty_model(find_model_class(config), config, method)):
+    for parameter in trainable_parameters(make_empty_model(find_model_class(config), config, method)):
         values = (random.standard_normal(parameter.slice.shape) * 0.1).astype(np.float32)
         tensors.append(TensorSource(parameter.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir()
-    save_adapter(tensors, method, Base.of(str(tiny_model), tiny_model), None, None, folder)
+    save_adapter(tensors, method, Base.from_folder(str(tiny_model), tiny_model), None, None, folder)
     return folder
 
 
@@ -266,6 +266,6 @@ def test_a_graph_folder_has_what_asking_needs(tiny_model, tmp_path):
 def test_a_graph_with_other_scores_is_not_handed_over(tiny_model, tmp_path, monkeypatch):
     run = static_graph._run_graph
     monkeypatch.setattr(static_graph, "_run_graph", lambda *args: run(*args) * 1.001)
-    with pytest.raises(ModelError, match="not the model"):
+    with pytest.raises(ModelError, match="differs from the model"):
         export(ExportRequest("paddle-inference", str(tiny_model), tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []

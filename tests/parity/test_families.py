@@ -19,7 +19,7 @@ from oarlock.models.build import ModelSource, build_model, check_lengths, find_m
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.train.finetune import finetune
-from oarlock.weights.hf_names import hugging_face_names
+from oarlock.weights.hf_names import list_hf_names
 from oarlock.weights.layout import parameter_shards
 from support.family_checks import (
     NAMES,
@@ -58,7 +58,7 @@ def test_the_registry_tells_the_truth(name):
 def readable_from_hugging_face(found, model) -> bool:
     """Whether PaddleNLP has a name there for every parameter."""
     try:
-        names = {mapping.target_name for _, mapping in hugging_face_names(found, model.config)}
+        names = {mapping.target_name for _, mapping in list_hf_names(found, model.config)}
     except ModelError:
         return False
     return {parameter.name for parameter in parameter_shards(model) if hasattr(parameter.tensor, "trainable")} <= names

@@ -14,7 +14,7 @@ from families import FAMILIES, family_model
 from oarlock.data.examples.labels import Prompt
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.models.build import ModelSource, build_model
-from oarlock.models.generate import generate_ids, generate_without_cache, last_logits, right_padded
+from oarlock.models.generate import generate_ids, generate_without_cache, pad_right, select_last_logits
 from oarlock.train.evaluation.generation import generate_answers
 from oarlock.train.evaluation.prompts import Answer, PromptSet
 
@@ -42,11 +42,11 @@ def stirred(family: str):
 
 def next_ids(model, rows: list[list[int]]) -> list[int]:
     """The likeliest ones by a whole forward pass, without a cache."""
-    ids, lengths = right_padded(rows, 0)
+    ids, lengths = pad_right(rows, 0)
     with paddle.no_grad():
         outputs = model(input_ids=paddle.to_tensor(ids))
     scores = outputs if isinstance(outputs, paddle.Tensor) else outputs[0]
-    return last_logits(scores, lengths).argmax(axis=-1).tolist()
+    return select_last_logits(scores, lengths).argmax(axis=-1).tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

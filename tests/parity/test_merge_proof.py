@@ -14,7 +14,7 @@ from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.merge import merge
 from oarlock.model_config.load import find_model_class
 from oarlock.models import layer_offload
-from oarlock.models.layer_offload import empty_model
+from oarlock.models.layer_offload import make_empty_model
 from support.merge_models import IDS, scores, whole_model
 
 # the proof
@@ -23,7 +23,7 @@ from support.merge_models import IDS, scores, whole_model
 def test_streamed_scores_are_those_of_the_whole_model_with_one_layer_in_memory(bases):
     config = AutoConfig.from_pretrained(str(bases["llama"]))
     arrays = load_file(bases["llama"] / "model.safetensors")
-    model = empty_model(find_model_class(config), config)
+    model = make_empty_model(find_model_class(config), config)
     most = 0
 
     def read(name, into):
@@ -39,14 +39,14 @@ def test_streamed_scores_are_those_of_the_whole_model_with_one_layer_in_memory(b
 
 @pytest.mark.parametrize("wrong", ["scaling", "one layer"])
 def test_a_wrong_merge_does_not_pass(bases, adapter, tmp_path, monkeypatch, wrong):
-    right = deltas.LoraDelta.matrices
+    right = deltas.LoraDelta.read_matrices
 
     def matrices(self):
         a, b = right(self)
         wrong_here = wrong == "scaling" or self.layer.endswith("layers.1.self_attn.k_proj")
         return (a, b * np.float32(1.02)) if wrong_here else (a, b)
 
-    monkeypatch.setattr(deltas.LoraDelta, "matrices", matrices)
+    monkeypatch.setattr(deltas.LoraDelta, "read_matrices", matrices)
     with pytest.raises(ModelError, match="the merged model is not base \\+ adapters"):
         merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "new" / "merged")
     assert not list(tmp_path.glob("new/*")) and not list(tmp_path.glob("new/.*"))

@@ -64,7 +64,7 @@ def test_another_base_is_refused(bases, adapter, tmp_path):
     with pytest.raises(ModelError, match="is not the base of this adapter"):
         merge(other, mix, tmp_path / "merged")
     wide = make_tiny_model(tmp_path / "wide", intermediate_size=96)
-    unmarked = dataclasses.replace(mix, base=Base.of(str(wide), wide))
+    unmarked = dataclasses.replace(mix, base=Base.from_folder(str(wide), wide))
     with pytest.raises(ModelError, match=r"down_proj.lora_A is \[64, 4\], the model needs \[96, 4\]"):
         merge(wide, unmarked, tmp_path / "merged")
     elsewhere = make_adapter(other, tmp_path / "elsewhere")

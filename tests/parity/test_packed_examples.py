@@ -90,7 +90,7 @@ def run(model: Any, arrays: Arrays) -> tuple[np.ndarray, float, dict[str, np.nda
     labels = batch.pop("labels")
     criterion = TokenCrossEntropy()
     criterion.normalizer = count_trained_tokens(labels)
-    outputs = model(**packing.with_attention(batch, model))
+    outputs = model(**packing.adapt_attention_mask(batch, model))
     logits = outputs[0] if isinstance(outputs, tuple) else outputs
     loss = criterion(logits, labels)
     model.clear_gradients()
@@ -128,7 +128,7 @@ def test_packed_equals_unpacked(model):
     arrays = packed_arrays()
     assert max(len(PACKED[i]) for i in range(len(PACKED))) > 2
     filled = [row[:count] for row, count in zip(arrays[ENDS], arrays["num_tokens"], strict=True)]
-    held = [len(set(row[start:stop])) for row in filled for start, stop in packing.cut_row(row)]
+    held = [len(set(row[start:stop])) for row in filled for start, stop in packing.split_row(row)]
     assert 2 in held and len(held) > len(PACKED)  # blocks of several examples, and rows of several blocks
     expected_logits, expected_loss, expected_gradients = alone(model)
     logits, loss, gradients = run(model, arrays)

@@ -24,7 +24,7 @@ from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.train.run_training import make_trainer
 from oarlock.train.setup import connect_ranks, start_run
-from oarlock.weights.hf_names import hugging_face_names
+from oarlock.weights.hf_names import list_hf_names
 from oarlock.weights.layout import parameter_shards
 
 RATE, DECAY = 0.1, 0.5
@@ -96,7 +96,7 @@ def test_as_transformers_decays(name, theirs, tmp_path):
     found = Trained(name, tmp_path)
     names = {
         mapping.target_name: there
-        for (there, *_), mapping in hugging_face_names(find_model_class(found.model.config), found.model.config)
+        for (there, *_), mapping in list_hf_names(find_model_class(found.model.config), found.model.config)
     }
     assert {names[key] for key in found.decayed} == set(theirs[name]["decayed"])
 
@@ -105,9 +105,7 @@ def test_as_transformers_decays(name, theirs, tmp_path):
 def test_as_many_parameters_as_transformers_trains(name, theirs):
     config = config_of(name)
     model = build_model(ModelSource(Path(name), config, from_weights=False))
-    names = {
-        mapping.target_name: there for (there, *_), mapping in hugging_face_names(find_model_class(config), config)
-    }
+    names = {mapping.target_name: there for (there, *_), mapping in list_hf_names(find_model_class(config), config)}
     sizes = {
         names[h.name]: int(np.prod(h.tensor.shape)) for h in parameter_shards(model) if hasattr(h.tensor, "trainable")
     }

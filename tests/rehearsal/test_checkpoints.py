@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(runs, name):
 def test_a_rank_killed_while_it_saves(runs):
     """The ranks stop, the checkpoint before is whole, and the same command resumes from it to the same end."""
     assert codes(runs, "killed") == [1, -signal.SIGKILL]
-    assert "rank 1 (pid" in log(runs, "killed") and "died without a word" in log(runs, "killed")
+    assert "rank 1 (pid" in log(runs, "killed") and "died without an error message" in log(runs, "killed")
     assert "checkpoint-2 is complete; the same command resumes from it" in log(runs, "killed")
     assert "Traceback" not in log(runs, "killed") and "checkpoint-2 (step 2" in log(runs, "resumed")
     expected, found = (load_file(runs / name / "model.safetensors") for name in ("stage3", "killed"))

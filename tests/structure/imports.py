@@ -44,10 +44,13 @@ def file_circles(graph: Graph, packages: Mapping[str, str]) -> list[list[str]]:
 
 
 def package_graph(graph: Graph, packages: Mapping[str, str]) -> dict[str, set[str]]:
-    """The packages that each package imports."""
+    """The packages that each package imports.
+
+    Templates of Triton's model.py are left out: they are copied into repositories, and import what is copied with them.
+    """
     found: dict[str, set[str]] = {package: set() for package in packages.values() if package}
     for name, others in graph.items():
-        if packages[name]:
+        if packages[name] and not name.startswith("triton_repository/models/"):
             found[packages[name]] |= {packages[other] for other in others} - {packages[name], ""}
     return found
 

@@ -20,7 +20,7 @@ from oarlock.export.peft import export_peft
 from oarlock.model_config.load import find_model_class, read_config
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.generate import generate_ids
-from oarlock.models.layer_offload import empty_model
+from oarlock.models.layer_offload import make_empty_model
 from oarlock.peft.adapter_folder import Base, save_adapter
 from oarlock.peft.lora import LoRA
 from oarlock.peft.method import restore_method, trainable_parameters
@@ -155,11 +155,11 @@ def loaded(folder: Path, adapter: Path | None = None):
 
 def make_adapter(base: Path, folder: Path, method: LoRA) -> Path:
     config, random, tensors = read_config(base), np.random.default_rng(1), []
-    for parameter in trainable_parameters(empty_model(find_model_class(config), config, method)):
+    for parameter in trainable_parameters(make_empty_model(find_model_class(config), config, method)):
         values = (random.standard_normal(parameter.slice.shape) * 0.2).astype(np.float32)
         tensors.append(TensorSource(parameter.name, "float32", values.shape, lambda values=values: values))
     folder.mkdir(parents=True)
-    save_adapter(tensors, method, Base.of(str(base), base), None, None, folder)
+    save_adapter(tensors, method, Base.from_folder(str(base), base), None, None, folder)
     return folder
 
 
@@ -196,9 +196,8 @@ class World:
         for name, method in ADAPTERS.items():
             adapter = make_adapter(root / "ours" / name, root / "adapter" / name, method)
             proven = export_peft(adapter, root / "peft" / name, base=f"{root}/ours/{name}")
-            assert proven.difference < 1e-5 and read_manifest(root / "peft" / name)["proof"]["tensors"] == len(
-                proven.names
-            )
+            manifest = read_manifest(root / "peft" / name)
+            assert proven.proof.difference < 1e-5 and manifest["proof"]["tensors"] == len(proven.names)
             jobs.append(
                 {
                     "ids": IDS.tolist(),

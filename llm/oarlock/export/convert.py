@@ -27,7 +27,7 @@ from oarlock.model_config.load import (
     read_config,
     read_config_content,
 )
-from oarlock.models.layer_offload import empty_model, stream_logits
+from oarlock.models.layer_offload import make_empty_model, stream_logits
 from oarlock.models.open_weights import open_weights
 from oarlock.models.proof import TOLERANCES, Proof, coarsest_dtype, compare_logits, require_equal
 from oarlock.peft.adapter_folder import Base
@@ -134,7 +134,7 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
             proof = _prove(source, config, folder, options.allow_pickle, {tensor.dtype for tensor in tensors})
         hashes = {name: record.sha256 for name, record in records.items()}
         facts = {"target": to, "family": config.model_type, "dtype": dtype, "proof": proof and asdict(proof)}
-        about = {"folder": str(source), "layout": layout, "fingerprint": Base.of("", source).fingerprint}
+        about = {"folder": str(source), "layout": layout, "fingerprint": Base.from_folder("", source).fingerprint}
         write_manifest(folder, known=hashes, source=about, **facts)
     num_bytes = sum(record.num_bytes for record in records.values())
     names = tuple(tensor.name for tensor in tensors)
@@ -215,4 +215,4 @@ def _prove(
 def _compute_logits(folder: Path, config: PretrainedConfig, ids: np.ndarray, allow_pickle: bool = False) -> np.ndarray:
     whole = find_model_class(config)
     with closing(open_weights(folder, whole, config, allow_pickle, read_ahead=False)) as weights:
-        return stream_logits(empty_model(whole, config), weights.read, set(weights.shapes), ids)
+        return stream_logits(make_empty_model(whole, config), weights.read, set(weights.shapes), ids)

@@ -18,10 +18,10 @@ from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
 from oarlock.model_config.load import find_model_class
-from oarlock.models.layer_offload import empty_model
-from oarlock.models.open_weights import named
+from oarlock.models.layer_offload import make_empty_model
+from oarlock.models.open_weights import _describe_names
 from oarlock.models.proof import TOLERANCES
-from oarlock.weights.hf_names import hugging_face_names
+from oarlock.weights.hf_names import list_hf_names
 from oarlock.weights.layout import parameter_shards
 from oarlock.weights.safetensors_file import TensorSource
 from oarlock.weights.sources import FileSource, stored_dtype
@@ -64,7 +64,7 @@ def list_unfused_parameters(source: FileSource, config: PretrainedConfig) -> lis
     wanted = list_parameter_shapes(unfuse_config(config)) if fused else stored
     lacking = [name for name in wanted if parts.get(name) is None or parts[name].stored not in source.shapes]
     if lacking:
-        raise ModelError(f"{source.place}: {named(lacking, len(wanted))} missing; nothing was written")
+        raise ModelError(f"{source.place}: {_describe_names(lacking, len(wanted))} missing; nothing was written")
     for name, shape in stored.items():
         found = source.shapes.get(name)
         if found is not None and found != shape:
@@ -75,7 +75,7 @@ def list_unfused_parameters(source: FileSource, config: PretrainedConfig) -> lis
 
 def list_parameter_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
     """Map the parameters of PaddleNLP's model to their shapes."""
-    held = parameter_shards(empty_model(find_model_class(config), config))
+    held = parameter_shards(make_empty_model(find_model_class(config), config))
     return {parameter.name: parameter.slice.shape for parameter in held if isinstance(parameter.tensor, EagerParamBase)}
 
 
@@ -172,7 +172,9 @@ def list_converted_tensors(
     names = map_hf_names(result) if to == "hf" else {part.name: (part.name, False) for part in parameters}
     nameless = [part.name for part in parameters if part.name not in names]
     if nameless:
-        raise ModelError(f"{source.place}: {named(nameless, len(parameters))} no name in Hugging Face's format")
+        raise ModelError(
+            f"{source.place}: {_describe_names(nameless, len(parameters))} no name in Hugging Face's format"
+        )
     found: dict[str, tuple[TensorSource, str]] = {}
     for part in parameters:
         name, transposed = names[part.name]
@@ -191,7 +193,7 @@ def map_hf_names(config: PretrainedConfig) -> dict[str, tuple[str, bool]]:
         ModelError: when PaddleNLP changes a tensor in another way.
     """
     found = {}
-    for (name, *_), mapping in hugging_face_names(find_model_class(config), config):
+    for (name, *_), mapping in list_hf_names(find_model_class(config), config):
         if mapping.action not in (None, "transpose"):
             raise ModelError(f"{mapping.target_name}: PaddleNLP's {mapping.action!r} can't be reversed")
         found[mapping.target_name] = (name, mapping.action == "transpose")

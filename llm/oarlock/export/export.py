@@ -77,7 +77,7 @@ def _merge_adapters(
     request: ExportRequest, base: Path, mix: AdapterMix | None
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the folder of the model to write, and facts for the manifest. A merged model is temporary."""
-    source: dict[str, Any] = {"folder": str(base), "fingerprint": Base.of("", base).fingerprint}
+    source: dict[str, Any] = {"folder": str(base), "fingerprint": Base.from_folder("", base).fingerprint}
     facts: dict[str, Any] = {"source": source, "proof": {}}
     if mix is None or not request.merges:
         yield base, facts

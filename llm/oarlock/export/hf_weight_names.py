@@ -13,7 +13,7 @@ from oarlock.families.model_sizes import ModelSizes
 from oarlock.model_config.load import find_model_class, make_config
 from oarlock.model_config.size_check import count_least_parameters
 from oarlock.models.memory_check import check_tables
-from oarlock.weights.hf_names import hugging_face_names
+from oarlock.weights.hf_names import list_hf_names
 from oarlock.weights.sources import check_stored
 
 # Checked elsewhere (a server may support more), or without influence on names and shapes.
@@ -58,7 +58,7 @@ def compare_names(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...
             check_stored(ours, stored, "config.json")  # raises: the whole model differs
         own = list_parameter_shapes(ours)
     missing, shapes, used = [], [], set()
-    for names, mapping in hugging_face_names(find_model_class(ours), ours):
+    for names, mapping in list_hf_names(find_model_class(ours), ours):
         if mapping.target_name not in own:
             continue
         name = next((name for name in names if name in stored), None)

@@ -123,7 +123,7 @@ def _prove(adapter: AdapterFolder, config: PretrainedConfig, folder: Path, num_t
     scaling = settings["lora_alpha"] / (settings["r"] ** 0.5 if settings["use_rslora"] else settings["r"])
     random, worst = np.random.default_rng(0), 0.0
     for layer, change, part in _list_layers(adapter, config):
-        a, b = change.matrices()
+        a, b = change.read_matrices()
         inputs = random.standard_normal((_INPUTS, a.shape[0]), np.float32)
         wanted = inputs @ a @ (part.cut(b) if part.cut else b)
         found = scaling * (inputs @ stored[f"{layer}.lora_A.weight"].T @ stored[f"{layer}.lora_B.weight"].T)

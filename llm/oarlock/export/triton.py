@@ -29,7 +29,7 @@ from oarlock.models.load_finetuned import check_base
 from oarlock.models.open_weights import open_weights
 from oarlock.peft.adapter_folder import Base
 from oarlock.peft.open_adapter import open_lora
-from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, template_config
+from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, make_template_config
 from oarlock.triton_repository.model_code import PACKAGE, TEMPLATES
 from oarlock.weights.folder_files import ADAPTER_FILES, MODEL_FILES, find_readers, link_files
 
@@ -103,7 +103,7 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
                 target="triton",
                 source={
                     "folder": str(model),
-                    "fingerprint": Base.of("", model).fingerprint,
+                    "fingerprint": Base.from_folder("", model).fingerprint,
                     "adapters": [{"name": adapter, "folder": str(place)} for adapter, place in adapters.items()],
                 },
                 proof={"same_files": _count_same_files(folder, sources, hashes)},
@@ -120,7 +120,7 @@ def _name_models(name: str) -> dict[str, str]:
 
 
 def _config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
-    config = template_config(own)
+    config = make_template_config(own)
     config.name = _name_models(name)[own]
     if own == "oarlock":
         config.parameters["adapters"].string_value = " ".join(adapters)
@@ -141,7 +141,7 @@ def _check(model: Path, adapters: Mapping[str, Path], name: str) -> None:
         raise ModelError(f"{model}: no tokenizer in this folder; a server needs one")
     config = read_config(model)
     open_weights(model, find_model_class(config), config).close()  # refuses what the model does not compute with
-    base = Base.of(str(model), model) if adapters else None
+    base = Base.from_folder(str(model), model) if adapters else None
     for place in adapters.values():
         assert base is not None
         check_base(open_lora(place, "served").base, base)

@@ -27,7 +27,7 @@ class LaunchCommand:
 
     Attributes:
         argv: the words of the command.
-        has_launcher: whether Paddle's launcher stands between this program and the ranks.
+        has_launcher: the ranks are children of Paddle's launcher, not of this program.
         log_dir: where the launcher writes the output of each rank.
         num_ranks: on all nodes.
         degrees: set if the launcher chose them (--tp).
@@ -76,16 +76,16 @@ def _build_launcher_argv(options: LaunchOptions, devices: list[str], node: NodeP
     else:
         words += ["--gpus", ",".join(devices)]
     if node.count > 1 and options.device == "cpu":
-        # CPU ranks share one machine, which has a loopback address for each node. So no node needs a master, whose
-        # port would be open on every address of the machine. Paddle refuses 127.0.0.1 here.
+        # CPU ranks share one machine, and each node gets a loopback address of its own. So no node needs a master,
+        # whose port would be open on every address of the machine. Paddle refuses 127.0.0.1 here.
         addresses = [f"127.0.1.{i}" for i in range(1, node.count + 1)]
         words += ["--nnodes", str(node.count), "--ips", ",".join(addresses), "--start_port", str(node.port)]
         words += ["--host", addresses[node.rank]]
     elif node.count > 1:
         words += ["--nnodes", str(node.count), "--master", f"{node.master}:{node.port}", "--rank", str(node.rank)]
         if node.rank == 0:
-            # The ranks meet at the address that the first node's launcher takes for its own. That is what the host's
-            # name resolves to, which may be loopback or another network. The others can reach the master's address.
+            # The ranks meet at the address of the first node's launcher. By default it is what the host's name
+            # resolves to, which may be loopback or another network. The other nodes can reach the master's address.
             words += ["--host", node.master]
     if options.max_restart is not None:
         words += ["--max_restart", str(options.max_restart)]
@@ -94,11 +94,11 @@ def _build_launcher_argv(options: LaunchOptions, devices: list[str], node: NodeP
 
 @contextlib.contextmanager
 def make_environment(options: LaunchOptions, command: LaunchCommand) -> Iterator[dict[str, str]]:
-    """The environment of the ranks. On the CPU it is that of a machine without GPUs, and it names a secret.
+    """Make the environment of the ranks. On the CPU it hides GPUs and names a secret.
 
-    The ranks of a launch prove to each other that they know the secret (docs/security.md). It is in a file without a
-    name, which they read through a descriptor of this process, so it is there until the context ends. Several nodes
-    can share a file that the user names.
+    The ranks of a launch prove to each other that they know the secret (docs/security.md). It is in an unnamed file,
+    which they read through a descriptor of this process, until the context ends. For several nodes, the user may name a
+    file that they share.
     """
     environment = dict(os.environ)
     with contextlib.ExitStack() as stack:

@@ -34,7 +34,7 @@ class Degrees:
 
 
 def choose_degrees(options: LaunchOptions, ranks: int) -> Degrees | None:
-    """The degrees for this number of ranks, or None without --tp.
+    """Choose the degrees for this number of ranks; None without --tp.
 
     Raises:
         ConfigError: the degrees do not divide the ranks.

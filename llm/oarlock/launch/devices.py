@@ -14,7 +14,7 @@ _LIST = re.compile(r"[A-Za-z0-9-]+(,[A-Za-z0-9-]+)+")
 
 
 def choose_devices(options: LaunchOptions) -> list[str]:
-    """Names of this node's devices, one per rank. On the CPU they are numbers from 0.
+    """Return the names of this node's devices, one per rank. On the CPU they are numbers from 0.
 
     A count takes the first visible GPUs: with CUDA_VISIBLE_DEVICES=4,5,6, two GPUs are 4 and 5. A single digit is a
     count, never a name.
@@ -59,7 +59,7 @@ def choose_devices(options: LaunchOptions) -> list[str]:
 
 
 def list_gpus() -> list[str]:
-    """Names of the GPUs that this process may use.
+    """Return the names of the GPUs that this process may use.
 
     Paddle's launcher takes the names in CUDA_VISIBLE_DEVICES (a batch system may set it), not positions in it.
     """

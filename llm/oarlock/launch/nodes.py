@@ -33,7 +33,7 @@ def choose_node(options: LaunchOptions) -> NodePlace:
     """Check the options for several nodes, and resolve the master's name.
 
     Raises:
-        ConfigError: an option is missing or wrong, or this machine can't play the part.
+        ConfigError: an option is missing or wrong, or this machine can't be that node.
     """
     count = options.nnodes
     if count == 1:
@@ -62,10 +62,10 @@ def choose_node(options: LaunchOptions) -> NodePlace:
 
 
 def _resolve_master(name: str, options: LaunchOptions) -> str:
-    """The IPv4 address of the master.
+    """Return the IPv4 address of the master.
 
     Paddle's launcher compares it with its own address as text. With a name, no node would open the port and all would
-    wait for ever.
+    wait forever.
     """
     with contextlib.suppress(ValueError):
         return str(ipaddress.IPv4Address(name))
@@ -80,7 +80,7 @@ def _resolve_master(name: str, options: LaunchOptions) -> str:
 
 
 def resolve_host(name: str) -> str | None:
-    """The first IPv4 address of a host, or None."""
+    """Return the first IPv4 address of a host, or None."""
     try:
         return str(socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
     except OSError:
@@ -88,7 +88,7 @@ def resolve_host(name: str) -> str | None:
 
 
 def list_addresses() -> list[str]:
-    """The addresses of this host, without loopback ones."""
+    """Return the addresses of this host, except loopback."""
     try:
         found = subprocess.run(["hostname", "-I"], capture_output=True, text=True, errors="replace", check=False)
     except OSError:

@@ -56,7 +56,7 @@ class SlurmJob:
         )
 
     def find_master(self) -> str:
-        """host:port of the first node.
+        """Return host:port of the first node.
 
         The port follows from the job's number, so that two jobs on a node don't collide. It lies below 32768, where
         Linux and Paddle's launcher begin to take ports of their own.
@@ -80,7 +80,7 @@ class SlurmSupervisor:
         self._stopped_by: signal.Signals | None = None
 
     def run(self, script: str, arguments: Sequence[str]) -> int:
-        """Run the script with bash; returns the exit code of the job.
+        """Run the script with bash and return the exit code of the job.
 
         Raises:
             ConfigError: there is no such script, or Slurm does not say where the nodes are.

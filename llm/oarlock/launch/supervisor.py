@@ -38,12 +38,12 @@ class Supervisor:
         self._stopped_early = False  # before there were ranks, which could have saved something
 
     def run(self) -> int:
-        """Run the command; returns the exit code of this program."""
+        """Run the command and return the exit code for this program."""
         restarts = 0
         with handle_signals(self._stop_ranks, *_SIGNALS):
             while True:
                 code = self._run_once()
-                # Paddle's launcher heeds --max_restart only with an etcd master.
+                # Paddle's launcher restarts ranks only with an etcd master.
                 if code in (0, EXIT_USAGE) or self._stops or restarts >= self._max_restart:
                     break
                 restarts += 1
@@ -99,7 +99,7 @@ class Supervisor:
 
 
 def find_ranks(launcher: int) -> list[int]:
-    """Process ids of the ranks: children of the launcher that lead a session (its other children are brief helpers)."""
+    """Return the process ids of the ranks: children of the launcher that lead a session. Its others are helpers."""
     ranks = []
     for path in Path("/proc").glob("[0-9]*"):
         pid = path.name
@@ -111,20 +111,20 @@ def find_ranks(launcher: int) -> list[int]:
 
 @contextlib.contextmanager
 def handle_signals(handle: Callable[[int, FrameType | None], None], *signals: signal.Signals) -> Iterator[None]:
-    """Handle signals inside. One that is ignored (SIGHUP under nohup) stays ignored."""
+    """Handle signals inside the context. Ignored signals (SIGHUP under nohup) stay ignored."""
     before = {number: signal.getsignal(number) for number in signals}
-    heeded = [number for number, handler in before.items() if handler != signal.SIG_IGN]
-    for number in heeded:
+    handled = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    for number in handled:
         signal.signal(number, handle)
     try:
         yield
     finally:
-        for number in heeded:
+        for number in handled:
             signal.signal(number, before[number])
 
 
 def exit_code(returncode: int) -> int:
-    """A process's exit code as a shell has it: 128 + N for a process that signal N ended."""
+    """Convert a return code of subprocess to that of a shell: 128 + N after signal N."""
     return returncode if returncode >= 0 else 128 - returncode
 
 

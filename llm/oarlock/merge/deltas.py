@@ -11,7 +11,7 @@ from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
 from oarlock.merge.inputs import WeightedAdapter
-from oarlock.models.layer_offload import empty_model
+from oarlock.models.layer_offload import make_empty_model
 from oarlock.peft.adapter_folder import AdapterFolder
 from oarlock.peft.lora import LoRA
 from oarlock.peft.method import restore_method, trainable_parameters
@@ -19,7 +19,7 @@ from oarlock.peft.method import restore_method, trainable_parameters
 
 @dataclass(frozen=True)
 class LoraDelta:
-    """What an adapter adds to one weight: factor * A @ B.
+    """An adapter's addition to one weight: factor * A @ B.
 
     Attributes:
         layer: the weight's name without ".weight".
@@ -32,8 +32,8 @@ class LoraDelta:
     factor: float
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
 
-    def matrices(self) -> tuple[np.ndarray, np.ndarray]:
-        """A and factor * B, float32."""
+    def read_matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        """Read A and factor * B, float32."""
         a, b = (
             self.adapter.value(f"{self.layer}.{name}", shape).astype(np.float32)
             for name, shape in zip(("lora_A", "lora_B"), self.shapes, strict=True)
@@ -42,21 +42,23 @@ class LoraDelta:
 
 
 def restore_lora(adapter: AdapterFolder) -> LoRA:
-    """The method of an adapter, as for a base that is not quantised."""
+    """Restore the method of an adapter, for a base that is not quantized."""
     method = restore_method(adapter.method, adapter.settings)
     assert isinstance(method, LoRA)
     return replace(method, quantization=None)
 
 
 def find_deltas(part: WeightedAdapter, model_class: Any, config: PretrainedConfig) -> Iterator[LoraDelta]:
-    """What an adapter adds to each layer.
+    """Yield what an adapter adds to each layer.
 
     Raises:
         ModelError: when its tensors are not those that this method trains on this model.
     """
     adapter = part.adapter.map_to_model(model_class, config)
     method = restore_lora(adapter)
-    expected = {held.name: held.slice.shape for held in trainable_parameters(empty_model(model_class, config, method))}
+    expected = {
+        held.name: held.slice.shape for held in trainable_parameters(make_empty_model(model_class, config, method))
+    }
     other = sorted(set(expected) ^ set(adapter.names))
     if other:
         lacks = "lacks" if other[0] in expected else "has"

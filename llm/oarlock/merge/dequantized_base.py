@@ -1,4 +1,4 @@
-"""The base model's weights as an adapter saw them in training."""
+"""The base model's weights as a QLoRA adapter saw them in training."""
 
 from __future__ import annotations
 
@@ -11,46 +11,44 @@ from oarlock.peft.quantization import Quantization
 from oarlock.weights.buffers import row_ranges
 from oarlock.weights.sources import WeightSource
 
-_ROWS_BYTES = 8 << 20  # that are rounded at a time
+_CHUNK_BYTES = 8 << 20  # quantized at a time
 
 
 class DequantizedBase:
-    """A source of whole tensors that gives quantised weights as what they stood for in training (see WeightSource).
+    """A WeightSource that returns quantized weights with the values they had in training.
 
-    A QLoRA adapter corrects the de-quantised weights: added to the exact ones it would give another model than the one
-    that was trained.
+    A QLoRA adapter corrects the dequantized weights. Added to the exact ones it would make another model than the one
+    that
+    was trained.
     """
 
     def __init__(self, source: WeightSource, mix: AdapterMix) -> None:
         self._source = source
         self.place, self.shapes, self.read_ahead = source.place, source.shapes, source.read_ahead
         self._how = Quantization(**mix.quantization) if mix.quantization else None
-        self._rounded = {f"{layer}.weight" for layer in mix.layers}
+        self._quantized = {f"{layer}.weight" for layer in mix.layers}
         if self._how is not None:
             log_once(
-                f"{source.place}: merging with the weights as they were in training, rounded to {self._how.algorithm} "
-                f"in blocks of {self._how.block_size}"
+                f"{source.place}: merging with the weights of training, quantized to {self._how.algorithm} in "
+                f"blocks of {self._how.block_size}"
             )
 
     def read(self, name: str, into: np.ndarray | None = None) -> np.ndarray:
-        """See WeightSource."""
-        if self._how is None or name not in self._rounded:
+        if self._how is None or name not in self._quantized:
             return self._source.read(name, into)
-        return _base_value(self._source.read(name), block_axis(name), self._how)
+        return _round_trip(self._source.read(name), block_axis(name), self._how)
 
     def in_place(self, name: str, into: np.ndarray) -> bool:
-        """See WeightSource."""
-        return (self._how is None or name not in self._rounded) and self._source.in_place(name, into)
+        return (self._how is None or name not in self._quantized) and self._source.in_place(name, into)
 
     def close(self) -> None:
-        """See WeightSource."""
         self._source.close()
 
 
-def _base_value(weight: np.ndarray, axis: int, how: Quantization) -> np.ndarray:
-    """What a weight was worth in training, float32: a few of its lines at a time, as no scale goes over several."""
+def _round_trip(weight: np.ndarray, axis: int, how: Quantization) -> np.ndarray:
+    """Quantize and dequantize a weight, float32, in chunks of lines, as no scale covers several lines."""
     found = np.empty(weight.shape, np.float32)
     lines, values = (found.T, weight.T) if axis == 0 else (found, weight)
-    for begin, end in row_ranges(lines.shape, 4, _ROWS_BYTES):
-        lines[begin:end] = how.rounded(np.ascontiguousarray(values[begin:end]), 1)
+    for begin, end in row_ranges(lines.shape, 4, _CHUNK_BYTES):
+        lines[begin:end] = how.round_trip(np.ascontiguousarray(values[begin:end]), 1)
     return found

@@ -1,7 +1,4 @@
-"""LoRA adapters that are merged together: which, with what weights, and whether they belong together.
-
-Imports no paddle, so that a command line is checked before seconds go by.
-"""
+"""The LoRA adapters of a merge: which ones, with what weights, and whether they belong together."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from oarlock.peft.open_adapter import open_lora
 
 @dataclass(frozen=True)
 class WeightedAdapter:
-    """An adapter and what its change of the base is multiplied with."""
+    """An adapter and the factor of its addition to the base."""
 
     adapter: AdapterFolder
     weight: float
@@ -26,12 +23,11 @@ class WeightedAdapter:
 
 @dataclass(frozen=True)
 class AdapterMix:
-    """Base + the sum of weight * change over the adapters.
+    """The base plus the sum of weight * delta over the adapters.
 
     Attributes:
         base: that all of them were trained on.
-        quantization: how the weights under LoRA were quantised in training (as oarlock.peft.quantization describes
-            it), or None.
+        quantization: of the weights under LoRA in training (settings of oarlock.peft.quantization), or None.
     """
 
     parts: tuple[WeightedAdapter, ...]
@@ -40,14 +36,14 @@ class AdapterMix:
 
     @classmethod
     def open(cls, folders: Sequence[str | Path], weights: Sequence[float] = ()) -> AdapterMix:
-        """Read what the adapters are.
+        """Open the adapters.
 
         Args:
-            weights: one for each folder; none: 1 for all.
+            weights: one for each folder; none for 1 each.
 
         Raises:
-            ConfigError: when there are not as many weights as adapters, or one is no number.
-            ModelError: for a folder that holds no LoRA adapter, or one of another base than the first.
+            ConfigError: when there are not as many weights as adapters, or one is not finite.
+            ModelError: for a folder without a LoRA adapter, or one of another base than the first.
         """
         if weights and len(weights) != len(folders):
             raise ConfigError(
@@ -62,22 +58,22 @@ class AdapterMix:
         )
         first = parts[0].adapter
         for part in parts:
-            _check(part.adapter, first)
+            _check_same_base(part.adapter, first)
         known = next((part.adapter.base for part in parts if part.adapter.base.fingerprint != UNKNOWN_BASE), first.base)
         return cls(parts, known, first.settings.get("quantization"))
 
     def map_to_model(self, model_class: Any, config: Any) -> AdapterMix:
-        """The same with every adapter under PaddleNLP's names of the base's layers."""
+        """Map every adapter to PaddleNLP's names of the base's layers."""
         parts = tuple(replace(part, adapter=part.adapter.map_to_model(model_class, config)) for part in self.parts)
         return replace(self, parts=parts)
 
     @property
     def layers(self) -> set[str]:
-        """Names of those with LoRA."""
-        return {layer for part in self.parts for layer in _layers(part.adapter)}
+        """Names of the layers with LoRA."""
+        return {layer for part in self.parts for layer in _list_layers(part.adapter)}
 
 
-def _check(adapter: AdapterFolder, first: AdapterFolder) -> None:
+def _check_same_base(adapter: AdapterFolder, first: AdapterFolder) -> None:
     prints = {adapter.base.fingerprint, first.base.fingerprint}
     if len(prints) > 1 and UNKNOWN_BASE not in prints:
         raise ModelError(
@@ -85,12 +81,12 @@ def _check(adapter: AdapterFolder, first: AdapterFolder) -> None:
             "only adapters of one base can be merged together"
         )
     how = adapter.settings.get("quantization")
-    if how != first.settings.get("quantization") or (how and _layers(adapter) != _layers(first)):
+    if how != first.settings.get("quantization") or (how and _list_layers(adapter) != _list_layers(first)):
         raise ModelError(
             f"{adapter.folder} and {first.folder} were trained on differently quantised weights of {first.base.name}: "
             "merge them one by one"
         )
 
 
-def _layers(adapter: AdapterFolder) -> set[str]:
+def _list_layers(adapter: AdapterFolder) -> set[str]:
     return {name.rsplit(".", 1)[0] for name in adapter.names}

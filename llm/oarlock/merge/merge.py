@@ -1,4 +1,4 @@
-"""Add LoRA adapters to their base: one model folder, written tensor by tensor and compared before it gets its name."""
+"""Add LoRA adapters to their base, tensor by tensor; the result is compared before it gets its name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from oarlock.merge.inputs import AdapterMix
 from oarlock.merge.verify import MergeProof, prove
 from oarlock.model_config.generation_config import read_first_generation_config
 from oarlock.model_config.load import find_model_class, read_config
-from oarlock.models.layer_offload import empty_model
+from oarlock.models.layer_offload import make_empty_model
 from oarlock.models.load_finetuned import check_base
 from oarlock.models.open_weights import open_weights
 from oarlock.models.proof import TOLERANCES
@@ -48,20 +48,20 @@ from oarlock.weights.sources import WeightSource, stored_dtype
 logger = get_logger(__name__)
 
 MERGE_FILE = "merge.json"
-_ROWS_BYTES = 16 << 20  # of a weight in float32 that are changed at a time
+_CHUNK_BYTES = 16 << 20  # of a weight in float32 that is merged at a time
 
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """How to merge.
+    """Options of a merge.
 
     Attributes:
         dtype: of the merged weights; None keeps each tensor's own.
-        max_shard_bytes: of a weight file.
-        proof: run base + adapter and the merged model, and compare their scores.
-        allow_pickle: read a base that is only there as a pickle.
-        replace: what is in the output folder, once the merged model is complete.
-        says_places: whether base and output are said at the end; not where they are steps of something else.
+        max_shard_bytes: largest weight file.
+        proof: run base + adapter and the merged model, and compare their logits.
+        allow_pickle: read a base that only exists as a pickle.
+        replace: replace the content of the output folder once the merged model is complete.
+        says_places: log base and output at the end. False where they are intermediate steps.
     """
 
     dtype: str | None = None
@@ -75,14 +75,15 @@ class MergeOptions:
 def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | None = None) -> MergeProof | None:
     """Write base + adapters as a model folder in Paddle's layout, on the CPU.
 
-    Memory: two tensors (in the wider of stored and written type), and some 100 MB for rows in float32; the proof runs
-    both models layer by layer and needs no more. Nothing is left of a merge that fails.
+    Memory: two tensors (in the wider of stored and written type) and about 100 MB for rows in float32. The proof runs
+    both
+    models layer by layer and needs no more. A merge that fails leaves nothing.
 
     Args:
         base: folder of the model the adapters were trained on, in Paddle's or Hugging Face's layout.
 
     Returns:
-        What the proof found, None where it was left out.
+        The result of the proof, None if it was skipped.
 
     Raises:
         ModelError: when the base is another one, something can't be read or written, or the proof fails.
@@ -91,7 +92,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
     output = output.resolve()
     if not options.replace:
         require_empty(output)
-    check_base(mix.base, Base.of(str(base), base))
+    check_base(mix.base, Base.from_folder(str(base), base))
     config = read_config(base)
     mix = mix.map_to_model(find_model_class(config), config)
     with (
@@ -100,7 +101,7 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
         create_model_folder(output, "the merged model", (base, *(part.adapter.folder for part in mix.parts))) as folder,
     ):
         trained_base = DequantizedBase(source, mix)
-        merged = _merged_tensors(source, trained_base, mix, config, options.dtype)
+        merged = _list_tensors(source, trained_base, mix, config, options.dtype)
         check_space(merged, output, "the merged model")
         with progress_bar(sum(tensor.num_bytes for tensor in merged), "merge", "B", unit_scale=True) as bar:
             write_weights(merged, folder, options.max_shard_bytes, bar.update)
@@ -112,16 +113,16 @@ def merge(base: Path, mix: AdapterMix, output: Path, options: MergeOptions | Non
         _write_record(base, mix, proof, folder)
     size = sum(tensor.num_bytes for tensor in merged)
     if options.says_places:
-        logger.info(f"merged {_text(mix)} into {base}: {size / 1e6:,.1f} MB, {output}")
+        logger.info(f"merged {_describe(mix)} into {base}: {size / 1e6:,.1f} MB, {output}")
     return proof
 
 
-def _merged_tensors(
+def _list_tensors(
     source: WeightSource, base: DequantizedBase, mix: AdapterMix, config: PretrainedConfig, dtype: str | None
 ) -> list[TensorSource]:
-    """All tensors of the merged model, in the order in which the base has them."""
+    """List all tensors of the merged model, in the order in which the base has them."""
     whole = find_model_class(config)
-    held = {parameter.name: parameter for parameter in parameter_shards(empty_model(whole, config))}
+    held = {parameter.name: parameter for parameter in parameter_shards(make_empty_model(whole, config))}
     requests = [
         Request(name, parameter.slice, "float32", not isinstance(parameter.tensor, EagerParamBase))
         for name, parameter in held.items()
@@ -134,24 +135,24 @@ def _merged_tensors(
     tensors = []
     for name in names:
         stored, shape = stored_dtype(source, name), held[name].slice.shape
-        target = dtype if dtype and stored in TOLERANCES else stored  # buffers of integers stay what they are
-        read = partial(_merged, base, name, shape, array_type(target), changes.get(name, []))
+        target = dtype if dtype and stored in TOLERANCES else stored  # integer buffers keep their type
+        read = partial(_merge_tensor, base, name, shape, array_type(target), changes.get(name, []))
         tensors.append(TensorSource(name, target, shape, read))
     return tensors
 
 
-def _merged(
+def _merge_tensor(
     base: DequantizedBase, name: str, shape: tuple[int, ...], dtype: np.dtype, changes: list[LoraDelta]
 ) -> np.ndarray:
-    """A tensor of the merged model: a few rows at a time in float32, then in its own type."""
+    """Merge a tensor: chunks of rows in float32, then in its own type."""
     whole = np.empty(shape, dtype)
     values = base.read(name, whole)
     if not changes:
         if values is not whole:
             copy_array(whole, values)
         return whole
-    matrices = [change.matrices() for change in changes]
-    for begin, end in row_ranges(shape, 4, _ROWS_BYTES):
+    matrices = [change.read_matrices() for change in changes]
+    for begin, end in row_ranges(shape, 4, _CHUNK_BYTES):
         rows = np.empty((end - begin, *shape[1:]), np.float32)
         copy_array(rows, values[begin:end])
         for a, b in matrices:
@@ -161,7 +162,7 @@ def _merged(
 
 
 def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: str, folder: Path) -> None:
-    """Configuration; tokenizer, template and generation settings of the adapter, or else of the base."""
+    """Write the configuration, and tokenizer, template and generation settings of the adapter or else of the base."""
     save_config(config, folder, dtype)
     places = (*(part.adapter.folder for part in mix.parts), base)
     found = next((place for place in places if has_tokenizer(place)), None)
@@ -175,7 +176,7 @@ def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: st
 
 
 def _write_record(base: Path, mix: AdapterMix, proof: MergeProof | None, folder: Path) -> None:
-    """Where the model comes from, for whoever finds the folder later."""
+    """Record where the model comes from."""
     adapters = [
         {"folder": str(p.adapter.folder), "weight": p.weight, "settings": p.adapter.settings} for p in mix.parts
     ]
@@ -188,7 +189,7 @@ def _write_record(base: Path, mix: AdapterMix, proof: MergeProof | None, folder:
     write_json(folder / MERGE_FILE, content)
 
 
-def _text(mix: AdapterMix) -> str:
+def _describe(mix: AdapterMix) -> str:
     return " + ".join(
         f"{part.weight:g} x {part.adapter.folder}" if part.weight != 1 else str(part.adapter.folder)
         for part in mix.parts

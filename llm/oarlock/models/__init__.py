@@ -1,1 +1,1 @@
-"""What is trained: families, building and loading."""
+"""Building, loading, running and resizing models."""

@@ -1,4 +1,4 @@
-"""From a configuration to a model: its config, its class, its weights."""
+"""Build a model from a configuration: find its folder, check it, construct it, load its weights."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from oarlock.models.memory_check import check_before, check_parameters
 from oarlock.models.open_weights import open_weights
 from oarlock.ops import library
 from oarlock.ops.self_check import check_norms
-from oarlock.parallel.nodes import once_per_node
+from oarlock.parallel.nodes import run_once_per_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import ParallelPlan
-from oarlock.peft.adapter_folder import read_adapter
+from oarlock.peft.adapter_folder import check_adapter
 from oarlock.peft.method import Method, fill_trained, initial_values
 from oarlock.peft.open_adapter import open_adapter
 from oarlock.weights.load import load_distributed
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from.
+    """A model to build.
 
     Attributes:
-        folder: with config.json, and with weights where they are loaded.
+        folder: with config.json, and with weights if they are loaded.
         config: PaddleNLP's configuration with the run's kernel options applied.
-        from_weights: load the weights, or start from random ones.
+        from_weights: load the weights instead of drawing random ones.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class ModelSource:
     from_weights: bool
 
     def generation(self) -> dict[str, Any]:
-        """The content of generation_config.json; {} where there is none.
+        """Read the content of generation_config.json; {} if there is none.
 
         Raises:
             ModelError: when it can't be read.
@@ -62,10 +62,10 @@ class ModelSource:
 
 
 def find_model(config: RunConfig, from_weights: bool) -> ModelSource:
-    """Resolve the name, read and check the model's configuration.
+    """Find the model's folder, read its configuration and check it.
 
     Raises:
-        ModelError: when the model can't be had or is of another family than --model_type.
+        ModelError: when the model can't be found or is not of the family in --model_type.
         ConfigError: when sizes do not fit together.
     """
     folder = find_model_folder(config.model.model_name_or_path, from_weights, config.model.allow_pickle_weights)
@@ -106,18 +106,18 @@ def _apply_sizes(config: RunConfig, model_config: PretrainedConfig) -> None:
 
 
 def _apply_kernels(config: RunConfig, model_config: PretrainedConfig) -> None:
-    """PaddleNLP reads these from the model's configuration; what this device lacks is replaced, and said once."""
+    """Set the kernel options in the configuration, where PaddleNLP reads them. Unavailable ones are replaced."""
     kernels, on_gpu = config.kernels, paddle.device.get_device().startswith("gpu")
     flash = kernels.use_flash_attention
     if flash and not on_gpu:
-        log_once("no flash attention on a CPU: the plain attention is used (same result)")
+        log_once("no flash attention on a CPU: using the plain attention (same result)")
         flash = False
     fused_norm = kernels.use_fused_rms_norm and library.usable(on_gpu)
     if fused_norm:
         check_norms()
     model_config.use_flash_attention = flash
     model_config.use_fused_rms_norm = fused_norm
-    model_config.use_fast_layer_norm = False  # Llama reads it beside use_fused_rms_norm and fails when it is unset
+    model_config.use_fast_layer_norm = False  # Llama reads it if use_fused_rms_norm is set, and fails without it
     model_config.recompute = kernels.recompute
     model_config.recompute_granularity = kernels.recompute_granularity
     model_config.use_cache = False
@@ -125,7 +125,7 @@ def _apply_kernels(config: RunConfig, model_config: PretrainedConfig) -> None:
 
 
 def find_position_limit(config: PretrainedConfig) -> tuple[str, int]:
-    """How many tokens a model was made for (or looks back), and the field that says so; ("", 0) without a limit."""
+    """The field that limits a model's tokens, and the limit (or its sliding window); ("", 0) without one."""
     names = ("max_position_embeddings", "max_sequence_length")
     found = next(((name, int(value)) for name in names if (value := getattr(config, name, None))), ("", 0))
     window = find_window(config)
@@ -133,18 +133,18 @@ def find_position_limit(config: PretrainedConfig) -> tuple[str, int]:
 
 
 def check_lengths(source: ModelSource, longest: int, flag: str) -> None:
-    """Refuse sequences longer than the model's positions, or than its sliding window.
+    """Refuse sequences longer than the model's positions or its sliding window.
 
     Raises:
-        ConfigError: naming the flag and the largest legal value.
+        ConfigError: naming the flag and the largest valid value.
         ModelError: for the window.
     """
     check_window(source.config, longest, str(source.folder / "config.json"), f"{flag} asks for sequences of")
     name, positions = find_position_limit(source.config)
     if positions and longest > positions:
         raise ConfigError(
-            f"{flag} asks for sequences of {longest:,} tokens, but the model was made for {positions:,} "
-            f"({name} in {source.folder / 'config.json'}); give at most that"
+            f"{flag} asks for sequences of {longest:,} tokens, but the model supports {positions:,} "
+            f"({name} in {source.folder / 'config.json'})"
         )
 
 
@@ -152,37 +152,38 @@ def check_vocabulary(source: ModelSource, needed: int, what: str, tokenizer: str
     """Refuse a model whose embedding has fewer rows than `what` needs.
 
     Args:
-        tokenizer: its name, where a tokenizer needs them: tokens were added to it, or it is another model's.
+        tokenizer: name of the tokenizer that needs them, if one does: tokens were added to it, or it is another
+            model's.
 
     Raises:
-        ConfigError: with both numbers, and the way out.
+        ConfigError: with both numbers and a remedy.
     """
     rows = source.config.vocab_size
     if needed <= rows:
         return
-    way_out = "tokenizer and model do not belong together"
+    way_out = "tokenizer and model do not match"
     if tokenizer and source.from_weights:
         way_out = (
             f"{way_out}, or {needed - rows:,} token(s) were added to it. Then grow the embedding and train the result: "
             f"`oarlock resize --input {source.folder} --tokenizer {tokenizer} --output NEW`"
         )
     elif tokenizer:
-        way_out = f"{way_out}; a model that is trained from the start takes --vocab_size {needed}"
+        way_out = f"{way_out}; to train from scratch, set --vocab_size {needed}"
     raise ConfigError(
         f"{what} needs a vocabulary of {needed:,}, but the model's has {rows:,} rows (vocab_size): {way_out}"
     )
 
 
 def check_weights(source: ModelSource) -> None:
-    """Refuse files that are not the model's weights by their headers, before data are read. Every rank has to call it.
+    """Check by their headers that the files are the model's weights. Every rank has to call it.
 
-    Pickles are left for when they are loaded.
+    Pickles are checked when they are loaded.
 
     Raises:
-        ModelError: as open_weights(). StoppedWithOthers where another rank says so.
+        ModelError: as open_weights(). StoppedWithOthers where another rank raises.
     """
     if source.from_weights and has_safetensors(source.folder):
-        once_per_node(lambda: _open_source(source, False, 0).close())
+        run_once_per_node(lambda: _open_source(source, False, 0).close())
 
 
 def build_model(
@@ -193,24 +194,24 @@ def build_model(
     pipeline: bool = False,
     method: Method | None = None,
     adapter: Path | None = None,
-    held_beside: int = 0,
+    training_bytes: int = 0,
 ) -> PretrainedModel:
-    """Make this rank's part of the model (all of it without a plan), with its weights or random ones.
+    """Build this rank's part of a model (all of it without a plan), with its weights or random ones.
 
     Every rank has to call it at the same time.
 
     Args:
-        source: its configuration says which part (set_parallel_fields).
+        source: its configuration determines the part (set_parallel_fields).
         dtype: of the parameters.
-        seed: of random weights; they are the same under every plan.
+        seed: of random weights, which are the same under every plan.
         pipeline: build a pipeline stage.
-        method: that trains few parameters; they are put into the model.
-        adapter: folder with values for them; else they start as the method says.
-        held_beside: bytes that training will hold for each parameter that is trained (its gradient, ...), at least.
+        method: fine-tuning method that adds parameters to the model.
+        adapter: folder with values for them; by default the method initializes them.
+        training_bytes: minimum of bytes that training holds per trained parameter (its gradient, ...).
 
     Raises:
-        ModelError: when weights are missing, of another shape, or only there as a pickle, the family has no pipeline,
-            or the model does not fit into memory. StoppedWithOthers where another rank says so.
+        ModelError: when weights are missing, of another shape, or only exist as a pickle, the family has no pipeline,
+            or the model does not fit into memory. StoppedWithOthers where another rank raises.
     """
     found: Any = None
 
@@ -219,20 +220,20 @@ def build_model(
         found = find_model_class(source.config, pipeline)
 
     run_on_all_ranks(find_class)
-    once_per_node(lambda: check_before(source.config, source.folder, source.from_weights, dtype))
+    run_once_per_node(lambda: check_before(source.config, source.folder, source.from_weights, dtype))
     with without_values():
         model = construct(found, source.config, dtype)
         adapt_inputs(model)
         if method is not None:
             run_on_all_ranks(lambda: method.attach(model))
-    check_parameters(model, source.folder, held_beside)
+    check_parameters(model, source.folder, training_bytes)
     of_base = partial(_open_source, source, allow_pickle, seed)
     if method is None:
         load_distributed(model, of_base)
     else:
         load_distributed(model, of_base, wanted=lambda parameter: parameter.tensor.stop_gradient)
         values = (
-            read_adapter(open_adapter(adapter).map_to_model(found, source.config), method).value
+            check_adapter(open_adapter(adapter).map_to_model(found, source.config), method).value
             if adapter
             else initial_values(method, seed)
         )
@@ -241,7 +242,7 @@ def build_model(
 
 
 def _open_source(source: ModelSource, allow_pickle: bool, seed: int) -> WeightSource:
-    """What the parameters are filled from."""
+    """Open the source of the parameters' values."""
     whole = find_model_class(source.config)
     if not source.from_weights:
         return RandomWeights(whole, source.config, seed)
@@ -257,11 +258,11 @@ def set_parameter(parameter: paddle.Tensor, array: np.ndarray) -> None:
         array = np.ascontiguousarray(array.astype(ml_dtypes.bfloat16)).view(np.uint16)
     else:
         array = np.ascontiguousarray(array.astype(target))
-    parameter.set_value(array.reshape(shape))  # a number is an array of one to ascontiguousarray
+    parameter.set_value(array.reshape(shape))  # ascontiguousarray turns a scalar into an array of one
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """(all, trainable) parameters of a model; tied ones once."""
+    """Count (all, trainable) parameters of a model, tied ones once."""
     unique = {id(p): p for p in model.parameters()}.values()
     sizes = [(int(np.prod(p.shape)), not p.stop_gradient) for p in unique]
     return sum(n for n, _ in sizes), sum(n for n, trainable in sizes if trainable)

@@ -1,21 +1,20 @@
-"""What the forward of a family has to be given beside ids, at one place.
+"""Adapters for models whose forward differs from PaddleNLP's Llama (paddlenlp 3.0.0b4).
 
-Everywhere else a model takes ids [batch, tokens] that are read from left to right, a mask [batch, keys] (1 where a key
-is text; keys count those of earlier calls too) and positions [batch, tokens], all but the ids optional, as PaddleNLP's
-Llama does. The models below want more, or make something else of it (paddlenlp 3.0.0b4):
+Llama accepts ids [batch, tokens] that are read from left to right, a mask [batch, keys] (1 for text; keys include those
+of earlier calls) and positions [batch, tokens]. All but the ids are optional. These models differ:
 
-- GLM asks its mask for `attention_mask.dim == 1` without calling it, so that nothing but a whole [batch, 1, queries,
-  keys] is understood, and the default of zeros lets every token see every other one. Its positions are pairs.
-- ChatGLM refuses any but such a mask, and takes pairs of positions from special tokens that a text need not have.
-- ChatGLM2 forgets the keys and values it is given, unless it is to return them.
-  Its pipeline takes rotary embeddings for positions, and goes without the former, unless both a mask and positions
-  come with the ids.
-- GPT-J hides the tokens that are equal to the padding, wherever they are, unless there is a mask.
-- OPT counts positions by the mask; any it is given reach nobody or are warned of. It also answers None to names
-  that it has not, which the Trainer and Fleet then use.
-- Gemma computes the exact GELU whatever hidden_act says; published Gemmas want the approximation.
-- Mistral's embedding on one card gives zeros for the padding's id (which may be that of the end of a text), and
-  neither learns it nor does so under tensor parallel.
+- GLM tests its mask with `attention_mask.dim == 1`, without calling the method, so it only understands a complete mask
+  [batch, 1, queries, keys]. With its default of zeros every token attends to every other. Its positions are pairs.
+- ChatGLM only accepts such a mask, and derives pairs of positions from special tokens that a text may lack.
+- ChatGLM2 drops the keys and values it is given unless it is to return them. Its pipeline mistakes rotary embeddings
+for
+  positions and runs without them unless both a mask and positions come with the ids.
+- GPT-J hides the tokens that equal the padding, wherever they are, unless there is a mask.
+- OPT derives positions from the mask, and warns of given ones or ignores them. It returns None for attributes that it
+  lacks, which the Trainer and Fleet then use.
+- Gemma computes the exact GELU whatever hidden_act says. Published Gemmas need the approximation.
+- Mistral's embedding on one card returns zeros for the padding's id (which may be the id that ends a text) and does not
+  train it. Under tensor parallelism it does neither.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from oarlock.families.registry import FAMILIES
 
 
 def adapt_inputs(model: nn.Layer) -> None:
-    """Give the model the forward that the module's docstring describes, in place, and generation that goes with it."""
+    """Replace the model's forward, and its generation where needed, as the module's docstring describes; in place."""
     for layer in model.sublayers():
         if isinstance(layer, nn.Embedding):
             layer._padding_idx = None
@@ -67,18 +66,18 @@ def adapt_inputs(model: nn.Layer) -> None:
         _generate_with_pairs(model, past)
     if family.forward == "no_position_ids":  # OPT answers None to names it does not have
         object.__setattr__(model, "no_sync", contextlib.nullcontext)
-        object.__setattr__(model, "extra_parameters", ())  # GroupShardedStage3 lists them where a layer has them
+        object.__setattr__(model, "extra_parameters", ())  # GroupShardedStage3 lists them if a layer has the attribute
 
 
 # masks
 
 
 def make_mask(ids: paddle.Tensor, mask: paddle.Tensor | None, num_keys: int) -> paddle.Tensor:
-    """Which keys [batch, 1, queries, keys] each query sees, int64: those up to its own that are text.
+    """Make a causal mask [batch, 1, queries, keys], int64: 1 for keys up to the query's own that are text.
 
     Args:
         ids: of the queries, [batch, queries], the last of the keys.
-        mask: [batch, keys]; None where all are text.
+        mask: [batch, keys]; None if all are text.
     """
     batch, queries = ids.shape
     seen = paddle.tril(paddle.ones([queries, num_keys], dtype="int64"), diagonal=num_keys - queries)
@@ -86,8 +85,8 @@ def make_mask(ids: paddle.Tensor, mask: paddle.Tensor | None, num_keys: int) -> 
     return seen if mask is None else seen * mask.astype("int64").unsqueeze([1, 2])
 
 
-def _positions(ids: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor:
-    """Places of tokens in the text, from 0; padding on the left has 0 too."""
+def _make_positions(ids: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor:
+    """Positions of tokens in the text, from 0. Padding on the left has 0 too."""
     counted = paddle.ones_like(ids) if mask is None else mask.astype("int64")
     return (counted.cumsum(axis=1) - 1).clip(min=0)
 
@@ -95,10 +94,10 @@ def _positions(ids: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor:
 # ChatGLM and GLM
 
 
-def _answer_starts(config: Any, ids: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Where ChatGLM's two-part form begins its second part, and where the [gMASK] (or [MASK]) before it is; [batch, 1].
+def _find_answer_start(config: Any, ids: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Find where the answer of ChatGLM's two-part form starts, and the [gMASK] (or [MASK]) before it; [batch, 1] each.
 
-    The number of tokens where a row is not of that form: GLM's configuration does not name the tokens.
+    The number of tokens for rows of another form. GLM's configuration does not name the special tokens.
     """
     tokens = ids.shape[1]
     nowhere = paddle.full([ids.shape[0], 1], tokens, "int64")
@@ -110,21 +109,24 @@ def _answer_starts(config: Any, ids: paddle.Tensor) -> tuple[paddle.Tensor, padd
         where = found.astype("int64").argmax(axis=1, keepdim=True)
         return paddle.where(found.any(axis=1, keepdim=True), where, nowhere)
 
-    whole, part, begin = (first(ids == token) for token in special)
-    asked = paddle.where(whole < tokens, whole, part)
-    return paddle.where(asked < begin, begin, nowhere), asked
+    gmask, mask, begin = (first(ids == token) for token in special)
+    place = paddle.where(gmask < tokens, gmask, mask)
+    return paddle.where(place < begin, begin, nowhere), place
 
 
 def make_position_pairs(config: Any, ids: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor:
-    """ChatGLM's and GLM's two positions, [batch, 2, tokens]; one, [batch, tokens], where they are made so.
+    """Make the two positions of ChatGLM and GLM, [batch, 2, tokens], or one, [batch, tokens], if so configured.
 
-    Text has its place and 0. In the two-part form the answer has the place of the [gMASK] it stands for, and counts
-    its own tokens from 1 (ChatGLMPretrainedModel.get_position_ids; GLM, arXiv 2103.10360, section 2.1).
+    A token of the text has its position and 0. In the two-part form, a token of the answer has the position of the
+    [gMASK]
+    it stands for, and counts the answer's tokens from 1 (ChatGLMPretrainedModel.get_position_ids; GLM, arXiv
+    2103.10360,
+    section 2.1).
     """
-    place = _positions(ids, mask)
+    place = _make_positions(ids, mask)
     if not (getattr(config, "block_position_encoding", False) or getattr(config, "position_encoding_2d", False)):
         return place
-    start, asked = _answer_starts(config, ids)
+    start, asked = _find_answer_start(config, ids)
     index = paddle.arange(ids.shape[1]).unsqueeze(0)
     answer = index >= start
     of_question = paddle.take_along_axis(place, asked.clip(max=ids.shape[1] - 1), axis=1)
@@ -135,10 +137,10 @@ def make_position_pairs(config: Any, ids: paddle.Tensor, mask: paddle.Tensor | N
 def _complete_pairs(config: Any, named: NamedArguments, past: str) -> None:
     ids, mask = named["input_ids"], named.get("attention_mask")
     if mask is None or mask.ndim == 2:
-        earlier = _length(named.get(past)) if mask is None else mask.shape[1] - ids.shape[1]
+        earlier = _count_cached_tokens(named.get(past)) if mask is None else mask.shape[1] - ids.shape[1]
         seen = make_mask(ids, mask, earlier + ids.shape[1])
-        if ids.shape[1] > 1:  # the question is seen as a whole
-            start, _ = _answer_starts(config, ids)
+        if ids.shape[1] > 1:  # the question is visible in both directions
+            start, _ = _find_answer_start(config, ids)
             question = (paddle.arange(ids.shape[1]).unsqueeze(0) < start) & (start < ids.shape[1])
             if mask is not None:
                 question = question & mask[:, earlier:].astype("bool")
@@ -151,8 +153,8 @@ def _complete_pairs(config: Any, named: NamedArguments, past: str) -> None:
         named["position_ids"] = make_position_pairs(config, ids, own)
 
 
-def _length(past: Any) -> int:
-    """Tokens in what a ChatGLM (keys and values, [tokens, ...]) or GLM ([batch, tokens, hidden]) remembers."""
+def _count_cached_tokens(past: Any) -> int:
+    """Count the tokens in the cache of ChatGLM (keys and values, [tokens, ...]) or GLM ([batch, tokens, hidden])."""
     if not past:
         return 0
     first = past[0]
@@ -160,7 +162,7 @@ def _length(past: Any) -> int:
 
 
 def _generate_with_pairs(model: nn.Layer, past: str) -> None:
-    """The rules of generation of Llama: PaddleNLP's want whole masks and pairs of positions from the caller."""
+    """Generate by the rules of Llama. PaddleNLP's own rules expect complete masks and pairs from the caller."""
 
     def prepare(input_ids: paddle.Tensor, attention_mask: paddle.Tensor | None = None, **kwargs: Any) -> NamedArguments:
         remembered = kwargs.get(past)
@@ -174,7 +176,7 @@ def _generate_with_pairs(model: nn.Layer, past: str) -> None:
     def update(
         outputs: Any, model_kwargs: NamedArguments, is_encoder_decoder: bool = False, **_: Any
     ) -> NamedArguments:
-        # ChatGLM wraps its keys and values in one more tuple.
+        # ChatGLM wraps its keys and values in another tuple.
         remembered = outputs[1][0] if isinstance(outputs[1], tuple) and len(outputs[1]) == 1 else outputs[1]
         outputs = (outputs[0], remembered)
         return GenerationMixin.update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder)
@@ -202,7 +204,7 @@ def _complete_first_stage(model: PipelineLayer) -> None:
 
 
 def _with_mask_and_positions(plain: Callable[..., Any], ids: Any) -> Any:
-    if isinstance(ids, tuple):  # as the caller wants it
+    if isinstance(ids, tuple):  # complete already
         return plain(ids)
     positions = paddle.arange(ids.shape[1]).unsqueeze(0).expand(ids.shape)
     return plain((ids, paddle.ones_like(ids), positions))

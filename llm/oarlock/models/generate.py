@@ -17,7 +17,7 @@ from oarlock.model_config.sliding_window import check_window
 from oarlock.models.build import find_position_limit
 from oarlock.models.load_finetuned import load_finetuned
 
-DEFAULT_TOKENS = 64  # of an answer
+DEFAULT_TOKENS = 64  # most tokens of an answer
 
 NextIds = Callable[[list[list[int]]], list[int]]
 
@@ -26,17 +26,18 @@ NextIds = Callable[[list[list[int]]], list[int]]
 def generate_ids(
     model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, ends: Collection[int] | None = None
 ) -> list[list[int]]:
-    """New token ids of each row, up to its end token (left out).
+    """Generate new token ids of each row, without the token that ends it.
 
-    Shorter rows are padded on the left and masked, and their positions start where their text does, so that an answer
-    is the one the row would get alone.
+    Shorter rows are padded on the left and masked, and positions start where the text does, so an answer is the one
+    that
+    the row would get alone.
 
     Args:
         rows: prompt ids of each, [tokens].
         ends: tokens that end an answer; None for the tokenizer's.
 
     Raises:
-        ModelError: for ids that the model has no row for.
+        ModelError: for ids beyond the model's vocabulary.
     """
     ends = read_token_ids(tokenizer.eos_token_id, "the tokenizer") if ends is None else tuple(ends)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
@@ -51,7 +52,7 @@ def generate_ids(
     if largest >= size:
         raise ModelError(
             f"the tokenizer gives token {largest:,}, and the model has {size:,} rows (vocab_size of its config.json): "
-            "they do not belong together"
+            "they do not match"
         )
     new_ids, _ = model.generate(
         input_ids=paddle.to_tensor(input_ids),
@@ -64,10 +65,10 @@ def generate_ids(
         bos_token_id=tokenizer.bos_token_id,
         use_cache=True,
     )
-    return [_until(row, ends) for row in new_ids.numpy().tolist()]
+    return [_cut_at_end(row, ends) for row in new_ids.numpy().tolist()]
 
 
-def _until(row: list[int], ends: Collection[int]) -> list[int]:
+def _cut_at_end(row: list[int], ends: Collection[int]) -> list[int]:
     return row[: next((i for i, token in enumerate(row) if token in ends), len(row))]
 
 
@@ -77,10 +78,10 @@ def generate_without_cache(
     ends: Collection[int],
     max_new_tokens: int,
 ) -> list[list[int]]:
-    """The same by a whole forward pass for every new token.
+    """Generate with a full forward pass for every new token.
 
     Args:
-        next_ids: the likeliest next token of each row.
+        next_ids: returns the likeliest next token of each row.
         ends: tokens that end an answer.
     """
     answers: list[list[int]] = [[] for _ in rows]
@@ -97,8 +98,10 @@ def generate_without_cache(
     return answers
 
 
-def right_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, list[int]]:
-    """Rows as int64 [rows, longest], and their lengths. No causal model sees the padding from a real token."""
+def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, list[int]]:
+    """Pad rows to int64 [rows, longest], and return their lengths. No causal model lets a token attend to padding after
+    it.
+    """
     lengths = [len(row) for row in rows]
     ids = np.full([len(rows), max(lengths)], pad, np.int64)
     for i, row in enumerate(rows):
@@ -106,19 +109,19 @@ def right_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, l
     return ids, lengths
 
 
-def last_logits(scores: paddle.Tensor, lengths: Sequence[int]) -> paddle.Tensor:
-    """Those after each row's last token, [rows, vocabulary]."""
+def select_last_logits(scores: paddle.Tensor, lengths: Sequence[int]) -> paddle.Tensor:
+    """The logits after each row's last token, [rows, vocabulary]."""
     return paddle.gather_nd(scores, paddle.to_tensor([[i, length - 1] for i, length in enumerate(lengths)]))
 
 
-def _longest(config: Any, question: int, wanted: int | None) -> int:
-    """Tokens of an answer to a question of so many."""
+def _find_answer_limit(config: Any, question: int, wanted: int | None) -> int:
+    """The most tokens of an answer to a question of this length."""
     name, positions = find_position_limit(config)
     room = positions - question if positions else wanted or DEFAULT_TOKENS
     if room < 1:
         raise ModelError(
-            f"the question has {question:,} tokens, and the model was made for {positions:,} ({name}), its answer "
-            "included: ask a shorter one"
+            f"the question has {question:,} tokens, and the model supports {positions:,} ({name}), "
+            "including the answer: ask a shorter one"
         )
     if wanted is not None and wanted > room:
         raise ConfigError(
@@ -131,14 +134,14 @@ def _longest(config: Any, question: int, wanted: int | None) -> int:
 def ask_model(
     name_or_path: str, questions: Sequence[str], max_new_tokens: int | None = None, base: str | None = None
 ) -> Iterator[tuple[str, str]]:
-    """(question, greedy answer) of each.
+    """Yield each question with its greedy answer.
 
     Args:
-        max_new_tokens: longest answer; None: DEFAULT_TOKENS, or what the model's context leaves.
+        max_new_tokens: longest answer; None for DEFAULT_TOKENS, or what the model's context leaves.
 
     Raises:
         ConfigError: for more tokens than the context leaves.
-        ModelError: when the model can't be loaded, or question and answer are longer than its context or its window.
+        ModelError: when the model can't be loaded, or question and answer exceed its context or its window.
     """
     set_paddlenlp_log_level("error")
     tuned = load_finetuned(name_or_path, base)
@@ -150,7 +153,7 @@ def ask_model(
         chat = tuned.template.render_chat([{"role": "user", "content": question}], add_generation_prompt=True)
         (prompt,) = tokenize(tuned.tokenizer, [chat.text])
         place = str(tuned.folder / "config.json")
-        longest = _longest(tuned.model.config, len(prompt.ids), max_new_tokens)
+        longest = _find_answer_limit(tuned.model.config, len(prompt.ids), max_new_tokens)
         check_window(tuned.model.config, len(prompt.ids) + longest, place, "question and answer may take")
         (ids,) = generate_ids(tuned.model, tuned.tokenizer, [prompt.ids], longest, tuned.ends)
         yield question, tuned.template.answer_in(tuned.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -1,8 +1,8 @@
-"""Random initial weights that are the same under every plan: they follow from the seed and the names of the layers.
+"""Random initial weights that are the same under every plan: they depend on the seed and the names of the layers.
 
-PaddleNLP draws them rank by rank in the order of construction, so that two plans start from two models. Here the model
-of one card is drawn block by block (a decoder layer, an embedding, the output layer, ...), each from a generator of its
-own, with the model's own `_init_weights`; memory holds one block.
+PaddleNLP draws them on each rank in the order of construction, so two plans start from different models. Here the model
+of one card is drawn block by block (a decoder layer, an embedding, the output layer, ...) with the model's own
+`_init_weights`. Each block has its own generator, and memory holds one block.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from oarlock.models.construct import construct, unsplit_config, without_values
 from oarlock.weights.layout import parameter_shards
 
 _MAX_THREADS = 16
-_CHUNK = 1 << 20  # values from one generator, so that any number of threads draws the same
+_CHUNK = 1 << 20  # values per generator, so that any number of threads draws the same
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class _Block:
 
     Attributes:
         name: its path in the model, as in parameter names.
-        model: the innermost PaddleNLP model around it, whose `_init_weights` is for it.
-        recursive: with all layers below it, or only its own parameters.
+        model: the innermost PaddleNLP model around it, whose `_init_weights` applies to it.
+        recursive: includes all layers below it, not only its own parameters.
     """
 
     name: str
@@ -49,16 +49,16 @@ class _Block:
         """Name in the block -> parameter, each once."""
         return dict(self.layer.named_parameters(include_sublayers=self.recursive))
 
-    def initialise(self) -> None:
-        """What PaddleNLP does to it, in the same order."""
+    def initialize(self) -> None:
+        """Initialize it as PaddleNLP does, in the same order."""
         if self.recursive:
-            self.layer.apply(self._initialise)
+            self.layer.apply(self._initialize)
         else:
-            self._initialise(self.layer)
+            self._initialize(self.layer)
 
-    def _initialise(self, layer: nn.Layer) -> None:
+    def _initialize(self, layer: nn.Layer) -> None:
         self.model._init_weights(layer)
-        # Bloom's zeroes the weight where it means the bias (3.0.0b4): no layer would ever learn anything.
+        # Bloom's zeroes the weight instead of the bias (3.0.0b4), so that no layer would ever learn anything.
         family = FAMILIES.get(self.model.config.model_type)
         wrong = family is not None and family.linear_init_is_wrong
         if wrong and isinstance(layer, nn.Linear) and layer.bias is not None:
@@ -68,24 +68,24 @@ class _Block:
 
 
 class RandomWeights:
-    """Initial weights as a source of whole tensors (see oarlock.weights.sources.WeightSource).
+    """Initial weights as a WeightSource (oarlock.weights.sources).
 
     They are float32 and drawn on the CPU on every machine.
     """
 
     place = "random initial weights"
-    read_ahead = False  # the generator is the process's
+    read_ahead = False  # the generator belongs to the process
 
     def __init__(self, model_class: Any, config: PretrainedConfig, seed: int) -> None:
         self._seed = seed
-        # Parameters made later have the same automatic names as on ranks that do not draw.
-        with _drawing_on_cpu(), without_values(), paddle.utils.unique_name.guard():
+        # Later parameters get the same automatic names as on ranks that do not draw.
+        with _draw_on_cpu(), without_values(), paddle.utils.unique_name.guard():
             model = construct(model_class, unsplit_config(config), "float32")
         names = {id(held.tensor): held.name for held in parameter_shards(model) if hasattr(held.tensor, "_init_func")}
-        self._blocks: list[tuple[_Block, dict[str, str]]] = []  # with the names (in the block, in the model) it gives
+        self._blocks: list[tuple[_Block, dict[str, str]]] = []  # with name in the block -> name in the model
         self._where: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...] | None] = {}
-        for block in _blocks(model):
+        for block in _list_blocks(model):
             parameters = block.parameters()
             given = {local: names.pop(id(p)) for local, p in parameters.items() if id(p) in names}
             self.shapes |= {name: tuple(parameters[local].shape) for local, name in given.items()}
@@ -96,18 +96,16 @@ class RandomWeights:
         self._pool = ThreadPoolExecutor(min(_MAX_THREADS, import_paddle()))
 
     def read(self, name: str, into: np.ndarray | None = None) -> np.ndarray:
-        """See WeightSource. The block of the last tensor is kept, so names should come in the order of `shapes`."""
+        """Read a tensor. The block of the last tensor is kept, so read names in the order of `shapes`."""
         if name not in self._drawn:
             self._drawn = {}
             self._drawn = self._draw(*self._blocks[self._where[name]])
         return self._drawn[name]
 
     def in_place(self, name: str, into: np.ndarray) -> bool:
-        """See WeightSource."""
         return False
 
     def close(self) -> None:
-        """See WeightSource."""
         self._pool.shutdown()
         self._drawn, self._blocks = {}, []
 
@@ -115,15 +113,15 @@ class RandomWeights:
         digest = hashlib.sha256(f"{self._seed}/{block.name}".encode()).digest()
         seed = int.from_bytes(digest[:8], "little") >> 1
         parameters = block.parameters()
-        with _drawing_on_cpu():
-            untouched = self._left_to_layers(block, parameters)
-        with _drawing_on_cpu(seed), _drawing_fast(seed, self._pool):
+        with _draw_on_cpu():
+            untouched = self._find_untouched(block, parameters)
+        with _draw_on_cpu(seed), _draw_on_threads(seed, self._pool):
             for local, parameter in parameters.items():
-                # Some initialisers ask for the place of the memory, which parameter.initialize() would not give first.
+                # Some initializers need allocated memory, which parameter.initialize() provides too late.
                 paddle.empty(parameter.shape, parameter.dtype)._share_buffer_to(parameter)
                 if local in untouched:
                     parameter._init_func(parameter, None)
-            block.initialise()
+            block.initialize()
             drawn = {}
             for local, parameter in parameters.items():
                 if local in given:
@@ -131,18 +129,19 @@ class RandomWeights:
                 parameter._clear_data()
         return drawn
 
-    def _left_to_layers(self, block: _Block, parameters: dict[str, Any]) -> frozenset[str]:
-        """Parameters that `_init_weights` does not set, so that they have the value their layer gave them.
+    def _find_untouched(self, block: _Block, parameters: dict[str, Any]) -> frozenset[str]:
+        """Find parameters that `_init_weights` does not set, so they keep the value their layer gave them.
 
-        Found out by looking, once for each kind of block: to draw a layer's own values for all would take several
-        times as long.
+        They are detected by filling all parameters with NaN first, once per kind of block: letting layers draw all
+        values would
+        take several times as long.
         """
         kind = (type(block.layer), tuple((local, *p.shape) for local, p in parameters.items()))
         if kind not in self._untouched:
             for parameter in parameters.values():
                 paddle.full(parameter.shape, math.nan, parameter.dtype)._share_buffer_to(parameter)
             with _replaced_normal(lambda mean=0.0, std=1.0, shape=None, name=None: paddle.zeros(shape)):
-                block.initialise()
+                block.initialize()
             self._untouched[kind] = frozenset(
                 local for local, parameter in parameters.items() if bool(parameter.isnan().any())
             )
@@ -151,7 +150,7 @@ class RandomWeights:
         return self._untouched[kind]
 
 
-def _blocks(model: PretrainedModel) -> Iterator[_Block]:
+def _list_blocks(model: PretrainedModel) -> Iterator[_Block]:
     """The elements of lists of layers, and what stands beside them, in the model's order."""
 
     def walk(name: str, layer: nn.Layer, inner: PretrainedModel) -> Iterator[_Block]:
@@ -172,12 +171,12 @@ def _blocks(model: PretrainedModel) -> Iterator[_Block]:
 
 
 def _replaced_normal(function: Callable[..., paddle.Tensor]) -> contextlib.AbstractContextManager[Any]:
-    """Have PaddleNLP's models draw normal values with another function (they call both names)."""
+    """Make PaddleNLP's models draw normal values with another function (they call it by both names)."""
     return replaced((paddle, "normal"), (paddle.tensor, "normal"), by=function)
 
 
-def _drawing_fast(seed: int, pool: ThreadPoolExecutor) -> contextlib.AbstractContextManager[Any]:
-    """Normal values from NumPy's generators on several threads; Paddle draws them on one, at half the speed."""
+def _draw_on_threads(seed: int, pool: ThreadPoolExecutor) -> contextlib.AbstractContextManager[Any]:
+    """Draw normal values with NumPy's generators on several threads. Paddle uses one thread at half the speed."""
     seeds, slow = np.random.SeedSequence(seed), paddle.tensor.normal
 
     def normal(mean: Any = 0.0, std: Any = 1.0, shape: Any = None, name: str | None = None) -> paddle.Tensor:
@@ -199,8 +198,8 @@ def _drawing_fast(seed: int, pool: ThreadPoolExecutor) -> contextlib.AbstractCon
 
 
 @contextlib.contextmanager
-def _drawing_on_cpu(seed: int | None = None) -> Iterator[None]:
-    """Work on the CPU, with a seeded generator; device and generator are as before afterwards."""
+def _draw_on_cpu(seed: int | None = None) -> Iterator[None]:
+    """Run on the CPU with a seeded generator. Device and generator are restored afterwards."""
     generator = paddle.framework.core.default_cpu_generator()
     state = generator.get_state()
     try:

@@ -1,4 +1,4 @@
-"""Run a model that does not fit into memory: each layer's own parameters are there only while it runs."""
+"""Run a model that does not fit into memory: each layer's own parameters are in memory only while it runs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from oarlock.weights.layout import parameter_shards
 Reader = Callable[[str, np.ndarray | None], np.ndarray]
 
 
-def empty_model(model_class: Any, config: PretrainedConfig, method: Method | None = None) -> nn.Layer:
-    """The model of one card in float32, in evaluation mode, its parameters without memory.
+def make_empty_model(model_class: Any, config: PretrainedConfig, method: Method | None = None) -> nn.Layer:
+    """Construct the model of one card in float32 and evaluation mode, its parameters without memory.
 
     Raises:
         OarlockError: when the method does not fit the model.
@@ -39,15 +39,16 @@ def empty_model(model_class: Any, config: PretrainedConfig, method: Method | Non
 
 
 def stream_logits(model: nn.Layer, read: Reader, names: set[str], ids: np.ndarray) -> np.ndarray:
-    """Scores [batch, tokens, vocabulary] of ids [batch, tokens].
+    """Compute logits [batch, tokens, vocabulary] of ids [batch, tokens].
 
-    Memory holds the parameters of one layer of PaddleNLP's (a matrix, a norm, an embedding) at a time, and what was
-    read last.
+    Memory holds the parameters of one PaddleNLP layer (a matrix, a norm, an embedding) at a time, and the tensor read
+    last.
 
     Args:
-        model: from empty_model(). Every parameter has to be used by the layer that owns it, as PaddleNLP's models do.
-        read: gives a whole tensor by its name, and may put it right into the array.
-        names: what can be read; a buffer that is not among them keeps the value its layer computed.
+        model: from make_empty_model(). Every parameter has to be used by the layer that owns it, as in PaddleNLP's
+            models.
+        read: returns a whole tensor by its name, and may read it straight into the array.
+        names: of tensors that can be read. Other buffers keep the value their layer computed.
 
     Raises:
         ModelError: when something can't be read, or the model can't be run.
@@ -63,7 +64,7 @@ def stream_logits(model: nn.Layer, read: Reader, names: set[str], ids: np.ndarra
     for parameter in parameter_shards(model):
         if not isinstance(parameter.tensor, EagerParamBase) and parameter.name in names:
             fill(parameter.tensor)
-    hooks = [hook for layer in model.sublayers(include_self=True) for hook in _hooks(layer, fill)]
+    hooks = [hook for layer in model.sublayers(include_self=True) for hook in _add_hooks(layer, fill)]
     try:
         with paddle.no_grad():
             result = model(input_ids=paddle.to_tensor(ids))
@@ -76,7 +77,7 @@ def stream_logits(model: nn.Layer, read: Reader, names: set[str], ids: np.ndarra
             hook.remove()
 
 
-def _hooks(layer: nn.Layer, fill: Callable[[paddle.Tensor], None]) -> Iterator[Any]:
+def _add_hooks(layer: nn.Layer, fill: Callable[[paddle.Tensor], None]) -> Iterator[Any]:
     own = [parameter for parameter in layer._parameters.values() if parameter is not None]
     if not own:
         return

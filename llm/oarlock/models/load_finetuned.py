@@ -1,4 +1,4 @@
-"""A trained model ready to be used: a whole one, or a base with an adapter."""
+"""Load a fine-tuned model for use: a full one, or a base with an adapter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinetunedModel:
-    """What is needed to ask.
+    """A model with what it takes to ask it questions.
 
     Attributes:
         model: in evaluation mode.
@@ -45,21 +45,21 @@ def load_finetuned(name_or_path: str, base: str | None = None) -> FinetunedModel
     """Load a model folder, or an adapter folder with the base it was trained on.
 
     Args:
-        base: where that base is now, if not where it was.
+        base: where that base is now, if it was moved.
 
     Raises:
-        ModelError: when something is missing, or the base is not the one of the adapter.
+        ModelError: when something is missing, or the base is not the adapter's.
     """
     adapter = Path(name_or_path) if holds_adapter(name_or_path) else None
     if adapter is None and base is not None:
-        raise ModelError(f"{name_or_path} is a whole model; a base is only for an adapter")
+        raise ModelError(f"{name_or_path} is a full model; only an adapter needs a base")
     found = open_adapter(adapter) if adapter else None
     if found is not None and base is None:
         folder = find_base(found, "Name it: --base DIR")
     else:
         folder = find_model_folder(base or name_or_path, with_weights=True)
     if found is not None:
-        check_base(found.base, Base.of(str(folder), folder))
+        check_base(found.base, Base.from_folder(str(folder), folder))
     source = ModelSource(folder, read_config(folder), from_weights=True)
     tokenizer = load_tokenizer(str(adapter if adapter and has_tokenizer(adapter) else folder))
     if found is not None:

@@ -1,4 +1,4 @@
-"""Whether a model fits into memory, asked before any of it is taken."""
+"""Checks whether a model fits into memory, before any of it is allocated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from oarlock.environment.memory import (
 from oarlock.environment.ranks import world_size
 from oarlock.errors import ModelError
 from oarlock.model_config.size_check import count_least_parameters, count_table_bytes
-from oarlock.parallel.nodes import this_node
+from oarlock.parallel.nodes import find_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.weights.buffers import array_type
 from oarlock.weights.copy_into_params import type_name
@@ -32,11 +32,11 @@ _TABLES_TO_WEIGHTS = 8  # times its weights; published models of a million posit
 
 
 def check_before(config: PretrainedConfig, folder: Path, from_weights: bool, dtype: str) -> None:
-    """Refuse a model that is larger than its files, or far too large for this machine, before it is made.
+    """Refuse a model that is larger than its files, or far too large for this machine, before it is constructed.
 
     Args:
         config: of the model in the folder.
-        from_weights: it gets the weights there, and no random ones.
+        from_weights: it gets the weights in the folder, not random ones.
         dtype: of the parameters.
 
     Raises:
@@ -47,55 +47,55 @@ def check_before(config: PretrainedConfig, folder: Path, from_weights: bool, dty
         check_stored(config, WeightFolder.open(folder).shapes(), place)
     elif not from_weights:
         least = count_least_parameters(config) * array_type(dtype).itemsize // world_size()
-        check_memory(least, f"{place}: a model of these sizes", room())
+        check_memory(least, f"{place}: a model of these sizes", measure_available())
     check_tables(config, place)
 
 
 def check_tables(config: PretrainedConfig, place: str) -> None:
-    """Refuse more positions than a model of this size has, or than memory can hold what the model keeps for each.
+    """Refuse more positions than a model of this size has, or than memory can hold tables for.
 
     Raises:
         ModelError: naming both sizes.
     """
     needed, weights = count_table_bytes(config), 4 * count_least_parameters(config)
-    what = f"{place}: what the model keeps for its positions (max_position_embeddings)"
+    what = f"{place}: the tables for all positions (max_position_embeddings)"
     if needed > max(_SMALL_TABLES, _TABLES_TO_WEIGHTS * weights):
         raise ModelError(
-            f"{what} takes {format_bytes(needed)}, and its weights some {format_bytes(weights)}: give as many "
-            "positions as texts have tokens"
+            f"{what} take {format_bytes(needed)}, and the weights only about {format_bytes(weights)}: reduce the "
+            "positions to what texts need"
         )
-    check_memory(needed, what, room())
+    check_memory(needed, what, measure_available())
 
 
-def check_parameters(model: nn.Layer, folder: Path, held_beside: int) -> None:
-    """Refuse parameters that do not fit: this rank's on a GPU, on a CPU those of all ranks of this machine.
+def check_parameters(model: nn.Layer, folder: Path, training_bytes: int) -> None:
+    """Refuse parameters that do not fit: this rank's on a GPU, those of all ranks of this machine on a CPU.
 
-    Every rank has to call it, with the parameters' memory still to be taken.
+    Every rank has to call it before the parameters are allocated.
 
     Args:
         folder: of the model, for messages.
-        held_beside: bytes that training holds for each parameter that is trained.
+        training_bytes: that training holds per trained parameter.
 
     Raises:
-        ModelError: with both sizes. StoppedWithOthers where another rank says so.
+        ModelError: with both sizes. StoppedWithOthers where another rank raises.
     """
     tensors = list({id(held.tensor): held.tensor for held in parameter_shards(model)}.values())
-    needed = sum(map(_bytes, tensors))
-    needed += held_beside * sum(math.prod(tensor.shape) for tensor in tensors if not tensor.stop_gradient)
-    node, of = this_node(), ""
+    needed = sum(map(_count_bytes, tensors))
+    needed += training_bytes * sum(math.prod(tensor.shape) for tensor in tensors if not tensor.stop_gradient)
+    node, of = find_node(), ""
     if not paddle.device.get_device().startswith("gpu") and len(node.ranks) > 1:
         needed, of = sum(node.all_gather_objects(needed)), f" on the {len(node.ranks)} ranks of this machine"
-    what = f"{folder}: the model{', with what training holds beside it,' if held_beside else ''}{of}"
-    run_on_all_ranks(lambda: check_memory(needed, what, room()))
+    what = f"{folder}: the model{', with what training holds beside it,' if training_bytes else ''}{of}"
+    run_on_all_ranks(lambda: check_memory(needed, what, measure_available()))
 
 
-def _bytes(tensor: paddle.Tensor) -> int:
+def _count_bytes(tensor: paddle.Tensor) -> int:
     if hasattr(tensor, "when_filled"):  # it becomes 4 bits an element, and its scales (see models.qlora)
         return math.prod(tensor.shape) // 2
     return math.prod(tensor.shape) * array_type(type_name(tensor)).itemsize
 
 
-def room() -> AvailableMemory | None:
-    """Free memory of the device in use; None where the system does not say."""
+def measure_available() -> AvailableMemory | None:
+    """Available memory of the current device; None if the system does not tell."""
     device = paddle.device.get_device()
     return available_gpu_memory(device) if device.startswith("gpu") else available_memory()

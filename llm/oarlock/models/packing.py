@@ -1,4 +1,4 @@
-"""Packed rows and PaddleNLP's models: which of them keep the examples of a row apart, and how they are told.
+"""Packed rows in PaddleNLP's models: which of them keep the examples of a row apart, and how.
 
 Read in paddlenlp 3.0.0b4.
 """
@@ -17,20 +17,20 @@ from oarlock.errors import ConfigError
 from oarlock.families.registry import FAMILIES
 from oarlock.ops.attention import dense_mask, takes_ends
 
-ENDS = "attn_mask_startend_row_indices"  # see oarlock.data.examples.collate.PackCollator
+ENDS = "attn_mask_startend_row_indices"  # of oarlock.data.examples.collate.PackCollator
 _IN_BLOCKS = "attends_in_blocks"  # set on models that attend_in_blocks() changed
-_BLOCK = 128  # tokens: below, calls of small operations cost more than scores that the mask throws away
+_BLOCK = 128  # tokens; for smaller blocks, calls of small operations cost more than masked scores
 
 
 def check_packing(config: Any, pipeline: bool = False) -> None:
-    """Refuse a model in which packed examples would see each other.
+    """Refuse a model in which packed examples would attend to each other.
 
     Args:
         config: a PaddleNLP PretrainedConfig.
-        pipeline: whether the model is cut into stages.
+        pipeline: the model is split into stages.
 
     Raises:
-        ConfigError: saying why.
+        ConfigError: with the reason.
     """
     family = FAMILIES.get(config.model_type)
     packing = family.packing if family is not None else None
@@ -38,24 +38,24 @@ def check_packing(config: Any, pipeline: bool = False) -> None:
         others = ", ".join(other.name for other in FAMILIES.values() if other.packing is not None)
         raise ConfigError(
             f"--packing: PaddleNLP's {config.model_type} does not take the mask and positions that keep packed "
-            f"examples apart ({others} do): leave --packing out"
+            f"examples apart ({others} do): drop --packing"
         )
     if getattr(config, "alibi", False):
-        raise ConfigError("--packing: this model has ALiBi in place of positions: leave --packing out")
+        raise ConfigError("--packing: this model has ALiBi in place of positions: drop --packing")
     if pipeline and not packing.in_pipeline:
         raise ConfigError(
-            f"--packing: PaddleNLP's pipeline stages of {config.model_type} drop the positions: leave --packing out, "
+            f"--packing: PaddleNLP's pipeline stages of {config.model_type} drop the positions: drop --packing, "
             "or use --pipeline_parallel_degree 1"
         )
     if os.environ.get("USE_CASUAL_MASK", "False") == "True":  # PaddleNLP's get_use_casual_mask
-        raise ConfigError("--packing: the environment variable USE_CASUAL_MASK=True drops every mask: unset it")
+        raise ConfigError("--packing: the environment variable USE_CASUAL_MASK=True drops every mask; unset it")
 
 
-def with_attention(inputs: dict[str, Any], model: Any) -> dict[str, Any]:
-    """A model's inputs, packed rows with the mask in the form the model's attention takes.
+def adapt_attention_mask(inputs: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Return a model's inputs, for packed rows with the mask in the form that the model's attention accepts.
 
     Args:
-        inputs: of a batch; ENDS is there where its rows are packed.
+        inputs: of a batch. It has ENDS if its rows are packed.
     """
     ends, config = inputs.get(ENDS), model.config
     flash = config.use_flash_attention and _takes_ends(config)
@@ -66,12 +66,13 @@ def with_attention(inputs: dict[str, Any], model: Any) -> dict[str, Any]:
 
 
 def attend_in_blocks(model: Any) -> None:
-    """On a CPU, have the plain attention work on pieces of a packed row in place of the whole.
+    """On a CPU, make the plain attention compute blocks of a packed row instead of the full row.
 
-    The scores of a whole row would be mostly masked and grow with the square of the row's length; those of the pieces
-    are no more than without packing (the fused attention leaves out what is masked, and gets the row as it is).
-    Nothing is changed where the model's attention is not given ENDS: other families, and pipeline stages, which on a
-    CPU take it for positions (LlamaDecoderLayerPipe).
+    Most attention scores of a full row would be masked, and their number grows with the square of the row's length.
+    Blocks
+    need no more than without packing. (The fused attention skips what is masked and gets the full row.) Models whose
+    attention does not accept ENDS do not change: other families, and pipeline stages, which on a CPU mistake it for
+    positions (LlamaDecoderLayerPipe).
     """
     on_cpu = paddle.device.get_device() == "cpu"
     if not on_cpu or not _takes_ends(model.config) or isinstance(model, PipelineLayer):
@@ -88,14 +89,14 @@ def _takes_ends(config: Any) -> bool:
 
 
 class _BlockAttention:
-    """PaddleNLP's scaled_dot_product_attention, piece by piece where a row is packed.
+    """PaddleNLP's scaled_dot_product_attention, block by block for packed rows.
 
     Args:
-        whole: that function.
+        original: that function.
     """
 
-    def __init__(self, whole: Callable[..., paddle.Tensor]) -> None:
-        self.whole = whole
+    def __init__(self, original: Callable[..., paddle.Tensor]) -> None:
+        self.original = original
 
     def __call__(
         self,
@@ -110,37 +111,37 @@ class _BlockAttention:
         sequence_parallel: bool = False,
         **others: Any,
     ) -> paddle.Tensor:
-        """[batch, tokens, heads x head size], under sequence parallel [batch x tokens, heads x head size].
+        """Return [batch, tokens, heads x head size], under sequence parallel [batch x tokens, heads x head size].
 
         Args:
             query, key, value: [batch, tokens, heads, head size].
-            more, others: what only one of the families has.
+            more, others: arguments of single families.
         """
         if attn_mask_startend_row_indices is None:
-            return self.whole(
+            return self.original(
                 query, config, key, value, attention_mask, output_attentions, *more,
                 sequence_parallel=sequence_parallel, **others,
             )  # fmt: skip
-        blocks = _blocks(attn_mask_startend_row_indices, query.dtype)
+        blocks = _make_block_masks(attn_mask_startend_row_indices, query.dtype)
         sizes = [mask.shape[-1] for mask in blocks]
-        pieces = zip(*(_pieces(tensor, sizes) for tensor in (query, key, value)), blocks, strict=True)
-        found = [self.whole(q, config, k, v, mask, False, *more, **others) for q, k, v, mask in pieces]
+        pieces = zip(*(_split_blocks(tensor, sizes) for tensor in (query, key, value)), blocks, strict=True)
+        found = [self.original(q, config, k, v, mask, False, *more, **others) for q, k, v, mask in pieces]
         joined = paddle.concat(found, axis=1)
         return joined.squeeze(0) if sequence_parallel else joined.reshape([*query.shape[:2], -1])
 
 
-def _pieces(tensor: paddle.Tensor, sizes: list[int]) -> list[paddle.Tensor]:
+def _split_blocks(tensor: paddle.Tensor, sizes: list[int]) -> list[paddle.Tensor]:
     return paddle.split(tensor.reshape([1, -1, *tensor.shape[2:]]), sizes, axis=1)
 
 
-def _blocks(ends: paddle.Tensor, dtype: Any) -> list[paddle.Tensor]:
-    """Additive masks [1, 1, tokens, tokens] of pieces that follow each other through all rows."""
-    table = getattr(ends, "oarlock_blocks", None)  # the same for every layer
+def _make_block_masks(ends: paddle.Tensor, dtype: Any) -> list[paddle.Tensor]:
+    """Additive masks [1, 1, tokens, tokens] of the consecutive blocks of all rows."""
+    table = getattr(ends, "oarlock_blocks", None)  # cached: every layer needs the same masks
     if table is None:
         places = ends.numpy()
         table = []
         for row in places:
-            for start, stop in cut_row(row):
+            for start, stop in split_row(row):
                 seen = dense_mask(paddle.to_tensor(row[None, start:stop] - start)).unsqueeze(1)
                 mask = paddle.where(seen, 0.0, paddle.finfo(dtype).min).astype(dtype)
                 mask.stop_gradient = True
@@ -149,11 +150,11 @@ def _blocks(ends: paddle.Tensor, dtype: Any) -> list[paddle.Tensor]:
     return table
 
 
-def cut_row(ends: np.ndarray) -> list[tuple[int, int]]:
-    """Pieces [start, stop) of a row in which no token sees beyond its piece, the short ones joined.
+def split_row(ends: np.ndarray) -> list[tuple[int, int]]:
+    """Split a row into blocks [start, stop) across which no token attends. Short ones are joined.
 
     Args:
-        ends: [tokens], see oarlock.data.examples.collate.PackCollator.
+        ends: [tokens], as oarlock.data.examples.collate.PackCollator makes them.
     """
     stops = np.flatnonzero(np.append(ends[1:] != ends[:-1], True)) + 1
     pieces = [(0, 0)]

@@ -1,4 +1,4 @@
-"""A model with more rows in its embedding, for a tokenizer to which tokens were added."""
+"""Grow a model's embedding for a tokenizer to which tokens were added."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from oarlock.environment.paddle_import import on_cpu
 from oarlock.errors import ModelError
 from oarlock.files import require_empty
 from oarlock.model_config.load import find_model_class, read_config
-from oarlock.models.layer_offload import empty_model
+from oarlock.models.layer_offload import make_empty_model
 from oarlock.models.open_weights import open_weights
 from oarlock.weights.buffers import array_type
 from oarlock.weights.folder_files import copy_file
@@ -36,7 +36,7 @@ from oarlock.weights.sources import WeightSource, stored_dtype
 
 logger = get_logger(__name__)
 
-MULTIPLE = 64  # rows, so that tensor parallelism can split them evenly and matrix products are fast
+MULTIPLE = 64  # rows; tensor parallelism splits them evenly, and matrix products are fast
 _WHAT = "the resized model"
 
 
@@ -48,10 +48,10 @@ def resize_embedding(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     allow_pickle: bool = False,
 ) -> int:
-    """Write a model folder in Paddle's layout whose embedding and output layer have a row for each token; on the CPU.
+    """Write a model folder in Paddle's layout whose embedding and output layer have a row per token; on the CPU.
 
-    New rows are the mean of the old ones, so that a new token starts as an average one (Hewitt 2021). The rest is
-    carried over bit by bit, and the tokenizer comes along.
+    New rows are the mean of the old ones, so a new token starts as an average one (Hewitt 2021). All other tensors are
+    copied bit by bit, and the tokenizer is copied too.
 
     Args:
         model: folder in either layout.
@@ -59,10 +59,10 @@ def resize_embedding(
         multiple_of: the number of rows is rounded up to a multiple of it.
 
     Returns:
-        The number of rows now.
+        The new number of rows.
 
     Raises:
-        ModelError: when there are rows enough, or something can't be read or written.
+        ModelError: when there are enough rows, or something can't be read or written.
     """
     output = output.resolve()
     require_empty(output)
@@ -81,8 +81,8 @@ def resize_embedding(
         closing(open_weights(model, whole, config, allow_pickle, read_ahead=False)) as source,
         create_model_folder(output, _WHAT, [model]) as folder,
     ):
-        old = {parameter.name: parameter for parameter in parameter_shards(empty_model(whole, config))}
-        new = {parameter.name: parameter.slice.shape for parameter in parameter_shards(empty_model(whole, grown))}
+        old = {parameter.name: parameter for parameter in parameter_shards(make_empty_model(whole, config))}
+        new = {parameter.name: parameter.slice.shape for parameter in parameter_shards(make_empty_model(whole, grown))}
         changed = [name for name in new if new[name] != old[name].slice.shape]
         if not changed:
             raise ModelError(f"{model}: the embedding of {config.model_type} models does not follow vocab_size")
@@ -93,7 +93,7 @@ def resize_embedding(
         tensors = []
         for name in check_source(source, requests):
             stored = stored_dtype(source, name)
-            read = partial(_grown, source, name, old[name].slice.shape, new[name], array_type(stored))
+            read = partial(_read_grown, source, name, old[name].slice.shape, new[name], array_type(stored))
             tensors.append(TensorSource(name, stored, new[name], read))
         check_space(tensors, output, _WHAT)
         with progress_bar(sum(tensor.num_bytes for tensor in tensors), "resize", "B", unit_scale=True) as bar:
@@ -105,12 +105,14 @@ def resize_embedding(
         if settings.is_file():
             copy_file(model, settings.name, folder / settings.name)
     names = ", ".join(changed)
-    logger.info(f"{model} -> {output}: {before:,} rows are {grown.vocab_size:,} now ({names}), for {needed:,} tokens")
+    logger.info(f"{model} -> {output}: {before:,} rows became {grown.vocab_size:,} ({names}), for {needed:,} tokens")
     return int(grown.vocab_size)
 
 
-def _grown(source: WeightSource, name: str, old: tuple[int, ...], new: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A tensor with what it lacks filled by the mean along the axis that grew."""
+def _read_grown(
+    source: WeightSource, name: str, old: tuple[int, ...], new: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+    """Read a tensor and fill what it lacks with the mean along the axis that grew."""
     values = source.read(name)
     if old == new:
         return values

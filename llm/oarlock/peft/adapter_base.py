@@ -1,4 +1,4 @@
-"""An adapter folder as a model of its own: the base it was trained on, and the tokenizer and template saved with it."""
+"""An adapter folder as a model: the base it was trained on, and the tokenizer and template saved with it."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from oarlock.weights.folder_files import TEXT_FILES, find_files
 
 
 def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, allow_pickle: bool = False) -> Path:
-    """The folder of the base that an adapter records.
+    """Find the folder of the base that an adapter records.
 
-    A relative path is looked for from the folder the program was started in, and from every folder above the
-    adapter's; whoever loads it compares its fingerprint. An adapter without a fingerprint of its base (PEFT's have
-    none) may name no folder outside of these, and nothing is downloaded because an adapter names it: the user has to.
+    A relative path is resolved from the working directory, then from every folder above the adapter's. Whoever loads
+    the
+    base compares its fingerprint. An adapter without a fingerprint of its base (PEFT's have none) may not name a folder
+    outside of these. Nothing is downloaded because an adapter names it: the user has to name it.
 
     Args:
-        way_out: how to say where the base is now, for the message.
-        with_weights, allow_pickle: see local_folder().
+        way_out: how to say where the base is, for the message.
+        with_weights, allow_pickle: as for find_model_folder().
 
     Raises:
-        ModelError: when it is not there, or has to be named. StoppedWithOthers where another rank says so.
+        ModelError: when it is missing, or has to be named. StoppedWithOthers where another rank raises.
     """
     name = adapter.base.name
     places = [Path(name), *(parent / name for parent in adapter.folder.resolve().parents)]
     if name and (Path(name).is_absolute() or ".." in Path(name).parts):
         if adapter.base.fingerprint in ("", UNKNOWN_BASE):
             raise ModelError(
-                f"{adapter.folder}: its base is recorded as {name!r}, without a fingerprint to know it by; a folder "
-                f"elsewhere is not opened because an adapter names it. {way_out}"
+                f"{adapter.folder}: its base is recorded as {name!r}, without a fingerprint to verify it; a "
+                f"folder elsewhere is not opened because an adapter names it. {way_out}"
             )
         places = places[: 1 if Path(name).is_absolute() else None]
     found = next((place for place in places if (place / "config.json").is_file()), None) if name else None
     if found is None:
         raise ModelError(
-            f"{adapter.folder}: its base is recorded as {name!r}: there is no such folder, seen from here or from a "
+            f"{adapter.folder}: its base is recorded as {name!r}: there is no such folder here or in a "
             f"folder above the adapter, and nothing is downloaded because an adapter names it. {way_out}"
         )
     if found != places[0]:
@@ -48,7 +49,7 @@ def find_base(adapter: AdapterFolder, way_out: str, with_weights: bool = True, a
 
 
 def map_to_base(adapter: AdapterFolder, base: Path) -> AdapterFolder:
-    """The adapter under PaddleNLP's names of a base's layers (see AdapterFolder.of_model).
+    """Map an adapter to PaddleNLP's names of a base's layers (AdapterFolder.map_to_model).
 
     Raises:
         ModelError: when the base's configuration can't be read, or the adapter does not belong to it.
@@ -58,12 +59,12 @@ def map_to_base(adapter: AdapterFolder, base: Path) -> AdapterFolder:
 
 
 def add_texts_of(adapter: Path, base: Path, into: Path) -> Path:
-    """A folder of links: the base with the tokenizer and the template that the adapter was trained with.
+    """Make a folder of links to the base, with the tokenizer and the template that the adapter was trained with.
 
     Returns:
-        it, or the base itself where the adapter has none of its own.
+        The folder, or the base itself if the adapter has none of its own.
     """
-    own = _texts(adapter)
+    own = _list_texts(adapter)
     if not own:
         return base
     folder = into / base.resolve().name
@@ -71,7 +72,7 @@ def add_texts_of(adapter: Path, base: Path, into: Path) -> Path:
         check_links(source)
     folder.mkdir()
     own_links(folder, (adapter, base))
-    texts_of_base = _texts(base)
+    texts_of_base = _list_texts(base)
     for path in base.iterdir():
         if path.is_file() and path.relative_to(base) not in texts_of_base:
             (folder / path.name).symlink_to(path.resolve())
@@ -81,5 +82,5 @@ def add_texts_of(adapter: Path, base: Path, into: Path) -> Path:
     return folder
 
 
-def _texts(folder: Path) -> set[Path]:
+def _list_texts(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in find_files(folder, TEXT_FILES)}

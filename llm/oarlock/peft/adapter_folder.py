@@ -1,10 +1,10 @@
-"""An adapter folder: what a method trained, in one layout whatever the plan, and which base it belongs to.
+"""An adapter folder: what a method trained, in one layout under every plan, and which base it belongs to.
 
     adapter.json                        method, its settings, the base's name and fingerprint
-    peft_model.safetensors(.index.json) whole tensors under their names in the model of one card
-    lora_config.json                    LoRA only: with it PaddleNLP's LoRAModel.from_pretrained reads the folder
+    peft_model.safetensors(.index.json) whole tensors under their names in the model on one card
+    lora_config.json                    LoRA only: PaddleNLP's LoRAModel.from_pretrained reads the folder with it
 
-PaddleNLP itself saves one file a tensor-parallel rank, which no other plan loads.
+PaddleNLP itself saves one file per tensor-parallel rank, which no other plan can load.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "peft_model.safetensors"
 LORA_FILE = "lora_config.json"
 FORMAT = 1
-UNKNOWN_BASE = "unknown"  # in place of a fingerprint: PEFT's adapters have none
-_SAMPLE = 1024  # elements of the beginning and the end of a tensor that go into the base's fingerprint
+UNKNOWN_BASE = "unknown"  # replaces the fingerprint: PEFT's adapters have none
+_SAMPLE = 1024  # elements at the beginning and the end of a tensor that the base's fingerprint covers
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Base:
     """The model an adapter was trained on.
 
     Attributes:
-        name: as it was given.
+        name: as the user gave it.
         fingerprint: of its weight files; "" for a base without them (random weights).
     """
 
@@ -53,13 +53,13 @@ class Base:
     fingerprint: str
 
     @classmethod
-    def of(cls, name: str, folder: Path) -> Base:
-        """The base in a folder.
+    def from_folder(cls, name: str, folder: Path) -> Base:
+        """Fingerprint the base in a folder.
 
-        The fingerprint covers names, types, shapes and the first and last bytes of every tensor: enough to tell two
-        trainings of one architecture apart, without reading 100 GB.
+        The fingerprint covers names, types, shapes and the first and last bytes of every tensor. That distinguishes two
+        trainings of one architecture without reading 100 GB.
         """
-        if not has_safetensors(folder):  # pickles (read by permission), or random weights
+        if not has_safetensors(folder):  # pickles, or random weights
             return cls(name, "")
         digest = hashlib.sha256()
         paths = sorted(set(WeightFolder.open(folder).files.values()))
@@ -67,13 +67,13 @@ class Base:
             for path in paths:
                 with SafetensorsFile(path) as file:
                     for tensor in sorted(file.tensors):
-                        digest.update(_ends(file, tensor))
+                        digest.update(_read_ends(file, tensor))
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder}: the weights can't be read: {error}") from error
         return cls(name, digest.hexdigest())
 
 
-def _ends(file: SafetensorsFile, name: str) -> bytes:
+def _read_ends(file: SafetensorsFile, name: str) -> bytes:
     """Description, first and last values of a tensor."""
     about = file.tensors[name]
     size = math.prod(about.shape)
@@ -87,9 +87,9 @@ def _ends(file: SafetensorsFile, name: str) -> bytes:
 
 
 def read_base_once(name: str, folder: Path) -> Base:
-    """The same on every rank, read by one."""
+    """Fingerprint the base on the first rank, for all ranks."""
     found: list[Base] = []
-    run_on_all_ranks(lambda: found.append(Base.of(name, folder)), first_rank_only=True)
+    run_on_all_ranks(lambda: found.append(Base.from_folder(name, folder)), first_rank_only=True)
     return all_gather_objects(found[0] if found else None)[0]
 
 
@@ -99,7 +99,7 @@ class AdapterFolder:
 
     Attributes:
         method: "lora", "prefix" or "p_tuning".
-        settings: of the method, as it described itself.
+        settings: of the method, as its describe() returned them.
         names: of its tensors.
     """
 
@@ -110,11 +110,11 @@ class AdapterFolder:
     names: tuple[str, ...]
 
     def map_to_model(self, model_class: Any, config: Any) -> AdapterFolder:
-        """The same with PaddleNLP's names of the base's layers: where PEFT wrote it, they hang on the base."""
+        """Map the adapter to PaddleNLP's names of the base's layers. Those of PEFT's adapters depend on the base."""
         return self
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors.
+        """Shapes of all tensors.
 
         Raises:
             ModelError: when they can't be read.
@@ -127,7 +127,7 @@ class AdapterFolder:
             raise ModelError(f"{path}: can't be read: {error}") from error
 
     def value(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A whole tensor.
+        """Read a whole tensor.
 
         Raises:
             ModelError: when it is missing, damaged or of another shape.
@@ -148,35 +148,35 @@ class AdapterFolder:
         return array
 
 
-def read_adapter(found: AdapterFolder, method: Method) -> AdapterFolder:
-    """An adapter that continues what `method` is about to train.
+def check_adapter(found: AdapterFolder, method: Method) -> AdapterFolder:
+    """Check that an adapter can be continued with a method.
 
     Args:
-        found: under PaddleNLP's names (see AdapterFolder.of_model).
+        found: under PaddleNLP's names (AdapterFolder.map_to_model).
 
     Raises:
-        ModelError: when it was trained with other settings that shape it.
+        ModelError: when it was trained with other settings that determine shapes or scaling.
     """
     folder, mine = found.folder, method.describe()
     if found.method != method.name:
         raise ModelError(f"{folder} was trained with {found.method}, not with {method.name}")
     shaping = ("r", "num_tokens", "encoder", "hidden_size", "targets", "scaling")
-    other = [key for key in shaping if key in mine and _in_order(found.settings.get(key)) != _in_order(mine[key])]
+    other = [key for key in shaping if key in mine and _sort_lists(found.settings.get(key)) != _sort_lists(mine[key])]
     if other:
         differing = ", ".join(f"{key} {found.settings.get(key)} there, {mine[key]} here" for key in other)
-        raise ModelError(f"{folder}: the adapter has other settings ({differing}): give the same flags")
+        raise ModelError(f"{folder}: the adapter was trained with other settings ({differing}): give the same flags")
     return found
 
 
-def _in_order(value: Any) -> Any:
+def _sort_lists(value: Any) -> Any:
     return sorted(value) if isinstance(value, (list, tuple)) else value
 
 
 def describe_adapter(method: Method, base: Base, dtype: str) -> dict[str, Any]:
-    """The content of adapter.json.
+    """Make the content of adapter.json.
 
     Args:
-        dtype: of the adapter's weights, which is not always the base's.
+        dtype: of the adapter's weights, which may differ from the base's.
     """
     return {
         "format": FORMAT,
@@ -194,7 +194,7 @@ def write_adapter_weights(
     folder: Path,
     progress: Callable[[int], Any] | None = None,
 ) -> None:
-    """The weights, their index, and for LoRA what PaddleNLP reads beside them.
+    """Write the weights, their index, and for LoRA the configuration that PaddleNLP reads.
 
     Args:
         content: of adapter.json.
@@ -206,7 +206,7 @@ def write_adapter_weights(
     write_json(folder / f"{WEIGHTS_FILE}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
     if content["method"] == "lora":
         settings, name = content["settings"], content["base"]["name"]
-        write_json(folder / LORA_FILE, _for_paddlenlp(settings, name, list(weight_map), find_main_dtype(tensors)))
+        write_json(folder / LORA_FILE, _make_lora_config(settings, name, list(weight_map), find_main_dtype(tensors)))
 
 
 def save_adapter(
@@ -217,10 +217,10 @@ def save_adapter(
     template: ChatTemplate | None,
     folder: str | Path,
 ) -> None:
-    """Write an adapter folder, each file complete before it gets its name; other files in it are left alone.
+    """Write an adapter folder. Each file is complete before it gets its name; other files in the folder stay.
 
     Args:
-        tensors: all that was trained, whole; each is read once, in the order of in_file_order().
+        tensors: all that was trained, as whole tensors. Each is read once, in the order of sort_for_file().
 
     Raises:
         ModelError: when it can't be written.
@@ -234,13 +234,13 @@ def save_adapter(
                 save_tokenizer(tokenizer, partial, template)
             write_json(partial / ADAPTER_FILE, content)
         if method.name != "lora":
-            (folder / LORA_FILE).unlink(missing_ok=True)  # of an adapter of another kind that was here
+            (folder / LORA_FILE).unlink(missing_ok=True)  # left over from an adapter of another kind
     except Exception as error:
         raise ModelError(f"{folder}: the adapter could not be written: {error}") from error
 
 
-def _for_paddlenlp(settings: dict[str, Any], base: str, names: Sequence[str], dtype: str) -> dict[str, Any]:
-    """paddlenlp.peft.LoRAConfig as JSON."""
+def _make_lora_config(settings: dict[str, Any], base: str, names: Sequence[str], dtype: str) -> dict[str, Any]:
+    """Make paddlenlp.peft.LoRAConfig as JSON."""
     targets = sorted({name.split(".")[-2] for name in names})
     return {
         "r": settings["r"],

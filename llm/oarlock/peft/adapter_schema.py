@@ -1,4 +1,4 @@
-"""What the files that describe an adapter may hold: adapter.json of Oarlock, adapter_config.json of PEFT."""
+"""Schemas of the files that describe an adapter: Oarlock's adapter.json and PEFT's adapter_config.json."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _Share = Annotated[int | float, Ge(0), Lt(1)]
 
 
 class BaseRecord(TypedDict):
-    """The base as adapter.json names it (see oarlock.peft.adapter_folder.Base)."""
+    """The base in adapter.json (oarlock.peft.adapter_folder.Base)."""
 
     name: _Path
     fingerprint: Annotated[str, MaxLen(64)]
 
 
 class AdapterFields(TypedDict):
-    """adapter.json; its settings are those of its method."""
+    """adapter.json. Its settings have the schema of its method."""
 
     format: int
     method: Literal["lora", "prefix", "p_tuning"]
@@ -32,7 +32,7 @@ class AdapterFields(TypedDict):
 
 
 class QuantizationFields(TypedDict, total=False):
-    """See oarlock.peft.quantization.Quantization."""
+    """Settings of oarlock.peft.quantization.Quantization."""
 
     algorithm: Literal["nf4", "fp4"]
     block_size: _Count
@@ -41,7 +41,7 @@ class QuantizationFields(TypedDict, total=False):
 
 
 class LoraFields(TypedDict):
-    """See oarlock.peft.lora.LoRA."""
+    """Settings of oarlock.peft.lora.LoRA."""
 
     r: _Rank
     alpha: _Positive
@@ -54,13 +54,13 @@ class LoraFields(TypedDict):
 
 
 class PrefixFields(TypedDict):
-    """See oarlock.peft.prefix_tuning.Prefix."""
+    """Settings of oarlock.peft.prefix_tuning.Prefix."""
 
     num_tokens: _Count
 
 
 class PTuningFields(TypedDict):
-    """See oarlock.peft.p_tuning.PTuning."""
+    """Settings of oarlock.peft.p_tuning.PTuning."""
 
     num_tokens: _Count
     encoder: NotRequired[Literal["lstm", "mlp"]]
@@ -73,7 +73,7 @@ _Names = Annotated[list[_Path], MaxLen(100_000)]
 
 
 class PeftFields(TypedDict, total=False):
-    """Those of adapter_config.json that decide anything; PEFT writes null for what is not set."""
+    """The fields of adapter_config.json that matter. PEFT writes null for unset ones."""
 
     peft_type: _Name | None
     task_type: _Name | None

@@ -1,7 +1,7 @@
-"""A LoRA adapter as PEFT saves it (adapter_config.json, adapter_model.safetensors), read as it stands.
+"""A LoRA adapter as PEFT saves it (adapter_config.json, adapter_model.safetensors), read as it is.
 
-PEFT's names are those of transformers' model, and its matrices the other way round, so that the base's configuration is
-needed before they can be used: `of_model`. What an adapter does beside A and B is refused by name.
+PEFT uses the names of transformers' model and transposed matrices, so the base's configuration is needed first:
+`map_to_model`. An adapter that does more than A and B is refused by name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from oarlock.weights.safetensors_file import SafetensorsFile
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<layer>.+)\.lora_(?P<which>[AB])(\.default)?\.weight")
 _PLAIN_NAME = re.compile(r"\^?[\w.]+")
-# Fields that say nothing about what is added: records, defaults of training, which layers (the tensors say that).
+# Fields that do not affect the result: records, training defaults, which layers (the tensors tell).
 _RECORDS = frozenset(
     {
         "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_type", "peft_version",
@@ -36,64 +36,66 @@ _RECORDS = frozenset(
         "layers_to_transform", "layers_pattern", "eva_config", "rank_pattern", "ensure_weight_tying",
     }
 )  # fmt: skip
-_HONOURED = frozenset({"r", "lora_alpha", "lora_dropout", "use_rslora", "alpha_pattern"})
-# Initialisations that leave the base's weights as they are (PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change them).
-_INITIAL = (True, False, "gaussian", "eva", "orthogonal", "kaiming")
+_SUPPORTED = frozenset({"r", "lora_alpha", "lora_dropout", "use_rslora", "alpha_pattern"})
+# Initializations that do not change the base's weights (PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do).
+_INITIALIZATIONS = (True, False, "gaussian", "eva", "orthogonal", "kaiming")
 _ONLY: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
-    "init_lora_weights": _INITIAL,
+    "init_lora_weights": _INITIALIZATIONS,
     "task_type": ("CAUSAL_LM",),
 }
 
 
 @dataclass(frozen=True)
 class PeftFolder(AdapterFolder):
-    """See the module. Its settings lack the layers, and its names are PEFT's, until of_model() was called.
+    """PEFT's adapter. Before map_to_model(), its settings lack the layers and its names are PEFT's.
 
     Attributes:
-        places: name in PaddleNLP's model -> (stored tensor, what it is multiplied with); "" for a layer that the
-            adapter leaves alone, whose matrices are zeros.
+        alphas: pattern of layer names -> lora_alpha.
+        places: name in PaddleNLP's model -> (stored tensor, factor). The tensor is "" for a layer without LoRA, whose
+            matrices are zeros.
     """
 
     alphas: Mapping[str, float] = field(default_factory=dict)
     places: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
     def map_to_model(self, model_class: Any, config: Any) -> PeftFolder:
-        """The same under PaddleNLP's names for a base of this configuration.
+        """Map the adapter to PaddleNLP's names for a base of this configuration.
 
-        Ranks and scalings of single layers become one: the largest rank, with zeros, and the scaling as part of B.
+        Different ranks and scalings of layers become one: the largest rank, padded with zeros, and the scaling as part
+        of B.
 
         Raises:
-            ModelError: naming the layers that the base does not have, or that are no linear ones.
+            ModelError: naming the layers that the base lacks, or that are not linear.
         """
-        from oarlock.weights.hf_names import hugging_face_names
+        from oarlock.weights.hf_names import list_hf_names
 
         if self.places:
             return self
         own = FAMILIES[config.model_type].lora_targets
         transposed = {
             name.removesuffix(".weight"): mapping.target_name.removesuffix(".weight")
-            for names, mapping in hugging_face_names(model_class, config)
+            for names, mapping in list_hf_names(model_class, config)
             if mapping.action == "transpose" and mapping.target_name.split(".")[-2] in own
             for name in names
         }
         shapes = self.stored_shapes()
         rank = max(shape[0 if name.endswith("A.weight") else 1] for name, shape in shapes.items())
         settings = {**self.settings, "r": rank}
-        settings["scaling"] = _scaling(settings["alpha"], rank, settings["rslora"])
+        settings["scaling"] = _compute_scaling(settings["alpha"], rank, settings["rslora"])
         places: dict[str, tuple[str, float]] = {}
         targets = set()
         for stored, shape in shapes.items():
-            layer, which = _parts(stored, self.folder)
+            layer, which = _parse_name(stored, self.folder)
             here = transposed.get(layer)
             if here is None:
                 raise ModelError(
-                    f"{self.folder / PEFT_WEIGHTS}: {layer} is no layer of this {config.model_type} that LoRA goes "
-                    f"beside (its base is {self.base.name or 'not named'})"
+                    f"{self.folder / PEFT_WEIGHTS}: this {config.model_type} has no layer {layer} for LoRA "
+                    f"(its base is {self.base.name or 'not named'})"
                 )
             factor = 1.0
             if which == "B":
-                factor = _scaling(self._alpha(layer), shape[1], settings["rslora"]) / settings["scaling"]
+                factor = _compute_scaling(self._find_alpha(layer), shape[1], settings["rslora"]) / settings["scaling"]
             places[f"{here}.lora_{which}"] = (stored, factor)
             targets.add(here.rpartition(".")[2])
         settings["targets"] = sorted(targets)
@@ -103,7 +105,6 @@ class PeftFolder(AdapterFolder):
         return replace(self, settings=settings, names=tuple(places), places=places)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """See AdapterFolder."""
         stored, rank = self.stored_shapes(), self.settings["r"]
         found: dict[str, tuple[int, ...]] = {}
         for name, (place, _) in self.places.items():
@@ -122,7 +123,6 @@ class PeftFolder(AdapterFolder):
             raise ModelError(f"{self.folder / PEFT_WEIGHTS}: can't be read: {error}") from error
 
     def value(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """See AdapterFolder."""
         if name not in self.places:
             raise ModelError(f"{self.folder}: the adapter has no {name}: it was trained on another model or layers")
         stored, factor = self.places[name]
@@ -146,8 +146,8 @@ class PeftFolder(AdapterFolder):
             found = np.concatenate([found, np.zeros_like(found, shape=_with(found.shape, axis, missing))], axis)
         return np.ascontiguousarray(found if factor == 1.0 else found.astype(np.float32) * np.float32(factor))
 
-    def _alpha(self, layer: str) -> float:
-        """lora_alpha of a layer: that of the first pattern that its name ends with (as PEFT's get_pattern_key)."""
+    def _find_alpha(self, layer: str) -> float:
+        """Find lora_alpha of a layer: that of the first pattern its name ends with (as PEFT's get_pattern_key)."""
         for pattern, alpha in self.alphas.items():
             wanted = pattern.removeprefix("^")
             if layer == wanted or (layer.endswith(f".{wanted}") and not pattern.startswith("^")):
@@ -159,26 +159,26 @@ def _with(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
     return (*shape[:axis], size, *shape[axis + 1 :])
 
 
-def _scaling(alpha: float, rank: int, rslora: bool) -> float:
+def _compute_scaling(alpha: float, rank: int, rslora: bool) -> float:
     return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 def is_peft_folder(adapter: AdapterFolder) -> bool:
-    """Whether PEFT saved it."""
+    """Check whether PEFT saved an adapter."""
     return isinstance(adapter, PeftFolder)
 
 
 def open_peft(folder: Path) -> PeftFolder:
-    """Read what the adapter is.
+    """Open PEFT's adapter.
 
     Raises:
-        ModelError: when it is damaged, no LoRA adapter, or does more than A and B.
+        ModelError: when it is damaged, not a LoRA adapter, or does more than A and B.
     """
     path = folder / PEFT_FILE
     found_fields = read_json(path, PeftFields, extra="allow")
     content: dict[str, Any] = {name: value for name, value in found_fields.items() if value is not None}
     if content.get("peft_type") != "LORA":
-        raise ModelError(f"{path}: peft_type is {content.get('peft_type')!r}; of PEFT's adapters only LORA is read")
+        raise ModelError(f"{path}: peft_type is {content.get('peft_type')!r}; the only supported type is LORA")
     _check_fields(content, path)
     if not (folder / PEFT_WEIGHTS).is_file():
         pickle = " (adapter_model.bin is a pickle: save it again with safe_serialization)"
@@ -187,7 +187,7 @@ def open_peft(folder: Path) -> PeftFolder:
     for name in ("alpha_pattern", "rank_pattern"):
         odd = next((pattern for pattern in content.get(name, {}) if not _PLAIN_NAME.fullmatch(pattern)), None)
         if odd is not None:
-            raise ModelError(f"{path}: {name} {odd!r}: only names of layers are read, no regular expressions")
+            raise ModelError(f"{path}: {name} {odd!r}: only layer names are supported, not regular expressions")
     rank, alpha = content.get("r", 8), content.get("lora_alpha", 8)
     rslora = content.get("use_rslora", False)
     settings = {
@@ -198,35 +198,33 @@ def open_peft(folder: Path) -> PeftFolder:
         "rslora": rslora,
         "plus_scale": 1.0,
         "quantization": None,
-        "scaling": _scaling(alpha, rank, rslora),
+        "scaling": _compute_scaling(alpha, rank, rslora),
     }
     base = Base(content.get("base_model_name_or_path", ""), UNKNOWN_BASE)
     found = PeftFolder(folder, "lora", settings, base, (), alphas)
     names = tuple(found.stored_shapes())
     if not names:
-        raise ModelError(f"{folder / PEFT_WEIGHTS}: there is no tensor in it")
-    check_tensors(folder / PEFT_WEIGHTS, content, {name: _parts(name, folder) for name in names})
+        raise ModelError(f"{folder / PEFT_WEIGHTS}: the file has no tensors")
+    check_tensors(folder / PEFT_WEIGHTS, content, {name: _parse_name(name, folder) for name in names})
     return replace(found, names=names)
 
 
-def _parts(stored: str, folder: Path) -> tuple[str, str]:
-    """Layer and "A" or "B" of a stored tensor."""
+def _parse_name(stored: str, folder: Path) -> tuple[str, str]:
+    """Split the name of a stored tensor into its layer and "A" or "B"."""
     match = _TENSOR.fullmatch(stored.removeprefix(_PREFIX))
     if match is None:
         raise ModelError(
-            f"{folder / PEFT_WEIGHTS}: {stored} is neither A nor B of a LoRA layer, and nothing else is read (DoRA, "
-            "biases, modules_to_save, embeddings)"
+            f"{folder / PEFT_WEIGHTS}: {stored} is neither A nor B of a LoRA layer; nothing else is supported "
+            "(DoRA, biases, modules_to_save, embeddings)"
         )
     return match["layer"], match["which"]
 
 
 def _check_fields(content: Mapping[str, Any], path: Path) -> None:
     for name, value in content.items():
-        if name in _RECORDS or name in _HONOURED or (name in _ONLY and value in _ONLY[name]):
+        if name in _RECORDS or name in _SUPPORTED or (name in _ONLY and value in _ONLY[name]):
             continue
         if value in (False, None, 0) or value in ({}, [], ""):
             continue
         text = repr(value)
-        raise ModelError(
-            f"{path}: {name} is {text if len(text) < 60 else text[:57] + '...'}, which is not computed here"
-        )
+        raise ModelError(f"{path}: {name} is {text if len(text) < 60 else text[:57] + '...'}, which is not supported")

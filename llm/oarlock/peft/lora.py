@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685) with PaddleNLP's layers, under every plan; rsLoRA (2312.03732) and LoRA+ (2402.12354)."""
+"""LoRA (arXiv 2106.09685) with PaddleNLP's layers under every plan; rsLoRA (2312.03732) and LoRA+ (2402.12354)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class LoRA:
         r: rank of A and B.
         alpha: scaling is alpha / r, or alpha / sqrt(r) with rslora.
         dropout: on the input of A.
-        targets: last parts of the names of the layers that get it; empty for the family's (see parallel.families).
-        plus_scale: the learning rate of B is this times that of A (LoRA+).
+        targets: last components of the names of the layers with LoRA; empty for the family's (Family.lora_targets).
+        plus_scale: factor of B's learning rate relative to A's (LoRA+).
         quantization: of W, for QLoRA.
     """
 
@@ -49,8 +49,8 @@ class LoRA:
     name = "lora"
 
     @classmethod
-    def of(cls, section: MethodSection) -> LoRA:
-        """As the options say."""
+    def from_config(cls, section: MethodSection) -> LoRA:
+        """Make it from the options."""
         # PaddleNLP's own defaults: 2 r, and 4 with rslora.
         alpha = section.lora_alpha if section.lora_alpha is not None else (4 if section.rslora else 2 * section.r)
         targets = tuple(word for word in re.split(r"[,\s]+", section.lora_target_modules or "") if word)
@@ -63,16 +63,15 @@ class LoRA:
 
     @property
     def scaling(self) -> float:
-        """What the low-rank product is multiplied with."""
+        """Factor of the low-rank product."""
         return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
 
     def attach(self, model: nn.Layer) -> None:
-        """See Method."""
         held = parameter_shards(model)
         before = {id(parameter.tensor): parameter.slice for parameter in held}
-        targets = self._patterns(model)
-        # LoRAModel changes the model in place; what it adds around it (saving, merging) is not used: it keeps the
-        # tensor-parallel parts in files of their own, and does not know a pipeline's stages.
+        targets = self._make_patterns(model)
+        # LoRAModel changes the model in place. Its own saving and merging are not used: they keep tensor-parallel
+        # shards in separate files and do not support pipeline stages.
         LoRAModel(model, LoRAConfig(
             r=self.r,
             target_modules=targets,
@@ -84,18 +83,18 @@ class LoRA:
             dtype=model.config.dtype,
         ))  # fmt: skip
         if isinstance(model, PipelineLayer):
-            model._single_to_pp_mapping = None  # the names of the new parameters are not in it
+            model._single_to_pp_mapping = None  # it lacks the names of the new parameters
         for layer in model.sublayers():
             if hasattr(layer, _MATRIX_A):
-                layer.lora_A.tensor_slice, layer.lora_B.tensor_slice = self._blocks(before[id(layer.weight)])
+                layer.lora_A.tensor_slice, layer.lora_B.tensor_slice = self._slice_matrices(before[id(layer.weight)])
         if self.quantization is not None:
             quantize_base(model, held, self.quantization)
 
-    def _patterns(self, model: nn.Layer) -> list[str]:
+    def _make_patterns(self, model: nn.Layer) -> list[str]:
         family = model.config.model_type
         targets = self.targets or FAMILIES[family].lora_targets
         found = {path.rsplit(".", 1)[-1] for path, layer in model.named_sublayers() if _is_linear(layer)}
-        if isinstance(model, PipelineLayer):  # a stage may lack what another has
+        if isinstance(model, PipelineLayer):  # stages have different layers
             found = set().union(*all_gather_objects(found))
         unknown = [target for target in self.targets if target not in found]
         if unknown:
@@ -107,8 +106,8 @@ class LoRA:
             raise ModelError(f"LoRA: none of {', '.join(targets)} is a linear layer of this {family} model")
         return [rf"(.*\.)?{re.escape(target)}" for target in targets]
 
-    def _blocks(self, weight: TensorSlice) -> tuple[TensorSlice, TensorSlice]:
-        """The parts of A [in, r] and B [r, out] that go with this part of the weight [in, out]."""
+    def _slice_matrices(self, weight: TensorSlice) -> tuple[TensorSlice, TensorSlice]:
+        """The slices of A [in, r] and B [r, out] that belong to a slice of the weight [in, out]."""
         rows, columns = weight.shape
         first, second = TensorSlice((rows, self.r)), TensorSlice((self.r, columns))
         if weight.axis == 0:
@@ -118,10 +117,9 @@ class LoRA:
         return first, second
 
     def check(self, family: str) -> None:
-        """Every family has it."""
+        """Every family supports it."""
 
     def positions(self, family: str) -> int:
-        """None."""
         return 0
 
     def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
@@ -132,12 +130,11 @@ class LoRA:
         return random.uniform(-bound, bound, shape).astype(np.float32)
 
     def describe(self) -> dict[str, Any]:
-        """See Method."""
         return asdict(self) | {"targets": list(self.targets), "scaling": self.scaling}
 
     @classmethod
     def from_description(cls, settings: dict[str, Any]) -> LoRA:
-        """What described itself so."""
+        """Restore it from what describe() returned."""
         known = {key: value for key, value in settings.items() if key != "scaling"}
         how = known.get("quantization")
         known["quantization"] = Quantization(**how) if how else None

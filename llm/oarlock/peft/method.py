@@ -1,4 +1,4 @@
-"""Fine-tuning methods that train a few parameters beside a frozen model, as the trainer sees them."""
+"""Fine-tuning methods that train a few parameters of a frozen model, as the trainer sees them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Method(Protocol):
     """One way to train few parameters.
 
     Attributes:
-        name: as it is called in adapter.json.
+        name: in adapter.json.
     """
 
     name: str
@@ -33,19 +33,20 @@ class Method(Protocol):
         """Refuse a family that lacks what the method needs, before anything is read.
 
         Raises:
-            ModelError: saying why, and what to use.
+            ModelError: with the reason and an alternative.
         """
         ...
 
     def positions(self, family: str) -> int:
-        """How many of a model's positions it takes, beside those of parallel.plan.sequence_length."""
+        """Count the model's positions that the method takes from the text."""
         ...
 
     def attach(self, model: nn.Layer) -> None:
-        """Put its parameters into this rank's (unwrapped) model, in place; nothing else has gradients afterwards.
+        """Add its parameters to this rank's unwrapped model, in place, and freeze all others.
 
-        The model may have parameters without memory (paddle.LazyGuard). Each new parameter that is a part of a whole
-        one gets the attribute `tensor_slice` (see oarlock.weights.layout).
+        The model may have parameters without memory (paddle.LazyGuard). Each new parameter that is a slice of a whole
+        tensor
+        gets the attribute `tensor_slice` (oarlock.weights.layout).
 
         Raises:
             ModelError: when the family lacks what the method needs.
@@ -53,18 +54,18 @@ class Method(Protocol):
         ...
 
     def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-        """The first value of a whole parameter, float32."""
+        """Draw the initial value of a whole parameter, float32."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What a reader needs to attach it again."""
+        """Return the settings from which the method can be restored."""
         ...
 
 
 def choose_method(section: MethodSection) -> Method | None:
-    """The method that was asked for; None trains all parameters."""
+    """Make the method that the options ask for. None if all parameters are trained."""
     if section.lora or section.qlora:
-        return LoRA.of(section)
+        return LoRA.from_config(section)
     if section.prefix_tuning:
         return Prefix(section.num_prefix_tokens)
     if section.p_tuning:
@@ -73,7 +74,7 @@ def choose_method(section: MethodSection) -> Method | None:
 
 
 def restore_method(name: str, settings: dict[str, Any]) -> Method:
-    """The method that described itself so.
+    """Restore a method from its name and what its describe() returned.
 
     Raises:
         ModelError: for one that this version does not know.
@@ -87,23 +88,23 @@ def restore_method(name: str, settings: dict[str, Any]) -> Method:
 
 
 def trainable_parameters(model: nn.Layer) -> list[ParameterShard]:
-    """The parameters of this rank that have gradients."""
+    """List the parameters of this rank that have gradients."""
     return [parameter for parameter in parameter_shards(model) if not parameter.tensor.stop_gradient]
 
 
 def fill_trained(model: nn.Layer, value: Callable[[str, tuple[int, ...]], np.ndarray]) -> None:
-    """Give every trained parameter of this rank its part of a whole one.
+    """Set every trained parameter of this rank to its slice of a whole tensor.
 
     Args:
-        value: of name and shape of a whole parameter.
+        value: returns a whole tensor by its name and shape.
     """
     for parameter in trainable_parameters(model):
-        part = parameter.slice.cut(value(parameter.name, parameter.slice.shape))
-        ParameterBuffer(parameter.tensor).put(0, max(1, part.shape[0] if part.ndim else 1), part)
+        values = parameter.slice.cut(value(parameter.name, parameter.slice.shape))
+        ParameterBuffer(parameter.tensor).put(0, max(1, values.shape[0] if values.ndim else 1), values)
 
 
 def initial_values(method: Method, seed: int) -> Callable[[str, tuple[int, ...]], np.ndarray]:
-    """First values that follow from the seed and the names: the same under every plan."""
+    """Return a function that draws initial values from the seed and the names, the same under every plan."""
 
     def value(name: str, shape: tuple[int, ...]) -> np.ndarray:
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()

@@ -1,4 +1,4 @@
-"""Open an adapter folder, one of Oarlock's or one that PEFT saved."""
+"""Open an adapter folder of Oarlock or of PEFT."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from oarlock.weights.shard_index import INDEX
 
 
 def open_adapter(folder: str | Path) -> AdapterFolder:
-    """Read what an adapter folder is, one of PEFT's too.
+    """Open an adapter folder, including PEFT's.
 
     Raises:
-        ModelError: when it is none, or damaged.
+        ModelError: when it is not one, or damaged.
     """
     folder = Path(folder)
     check_links(folder)
@@ -30,7 +30,7 @@ def open_adapter(folder: str | Path) -> AdapterFolder:
     missing = next((name for name in (ADAPTER_FILE, WEIGHTS_FILE) if not (folder / name).exists()), None)
     if missing is not None:
         how = f". It is a checkpoint: `oarlock checkpoint consolidate {folder} ADAPTER` makes an adapter folder of it"
-        if not (path.exists() and (folder / INDEX).exists()):  # a checkpoint of a whole model has no adapter
+        if not (path.exists() and (folder / INDEX).exists()):  # a checkpoint of a full model has no adapter
             how = ""
         raise ModelError(f"{folder}: not an adapter folder: {missing} is missing{how}")
     content = read_adapter_file(path)
@@ -42,10 +42,10 @@ def open_adapter(folder: str | Path) -> AdapterFolder:
 
 
 def read_adapter_file(path: Path, error: type[OarlockError] = ModelError) -> AdapterFields:
-    """adapter.json, its settings checked by their method.
+    """Read adapter.json and check its settings against their method.
 
     Raises:
-        OarlockError: of the class given.
+        OarlockError: of the given class.
     """
     content = read_json(path, AdapterFields, error=error)
     if content["format"] != FORMAT:
@@ -58,23 +58,23 @@ def read_adapter_file(path: Path, error: type[OarlockError] = ModelError) -> Ada
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, StoredTensor], rank: int | None) -> None:
-    """Refuse types that are no weights, and matrices of LoRA of another rank than the settings'."""
+    """Refuse types that no weight has, and LoRA matrices of another rank than in the settings."""
     for name, about in tensors.items():
         if about.dtype.kind in "iub":
-            raise ModelError(f"{path}: {name} is stored in {about.dtype.name}, which no weight of an adapter can be")
+            raise ModelError(f"{path}: {name} is stored in {about.dtype.name}, which is not a type of adapter weights")
         axis = 1 if name.endswith(".lora_A") else 0
         if rank is not None and (len(about.shape) != 2 or about.shape[axis] != rank):
             raise ModelError(f"{path}: {name} is {list(about.shape)}, and {ADAPTER_FILE} says a rank of {rank}")
 
 
 def open_lora(folder: str | Path, what: str) -> AdapterFolder:
-    """A LoRA adapter.
+    """Open a LoRA adapter.
 
     Args:
-        what: is to be done with it, for the message.
+        what: will be done with it, for the message.
 
     Raises:
-        ModelError: when it is none, damaged, or trained with another method.
+        ModelError: when it is not one, damaged, or trained with another method.
     """
     found = open_adapter(folder)
     if found.method != "lora":

@@ -1,6 +1,6 @@
 """P-tuning (arXiv 2103.10385): trained virtual tokens before the text, made by an LSTM or an MLP.
 
-PaddleNLP has it for classification with templates only (paddlenlp.prompt), not for causal language models.
+PaddleNLP supports it only for classification with templates (paddlenlp.prompt), not for causal language models.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from oarlock.compat.model_forward import named_arguments, set_forward
 
 @dataclass(frozen=True)
 class PTuning:
-    """Embeddings of virtual tokens in place of those of words.
+    """Trained embeddings of virtual tokens.
 
     Attributes:
-        num_tokens: virtual ones.
-        encoder: what relates them to each other: "lstm" (two layers, both ways, and an MLP) or "mlp".
+        num_tokens: number of virtual tokens.
+        encoder: makes the embeddings: "lstm" (two bidirectional layers and an MLP) or "mlp".
         hidden_size: of the encoder; None for the model's.
     """
 
@@ -35,7 +35,6 @@ class PTuning:
     name = "p_tuning"
 
     def attach(self, model: nn.Layer) -> None:
-        """See Method."""
         for parameter in model.parameters():
             parameter.stop_gradient = True
         embedding = model.get_input_embeddings()
@@ -43,13 +42,12 @@ class PTuning:
         with dtype_guard(model.config.dtype):
             model.prompt_encoder = PromptEncoder(self.num_tokens, width, self.encoder, self.hidden_size or width)
         _embed_virtual_tokens(embedding, model.prompt_encoder)
-        set_forward(model, _with_virtual_tokens(model.forward, self.num_tokens))
+        set_forward(model, _wrap_forward(model.forward, self.num_tokens))
 
     def check(self, family: str) -> None:
-        """Every family has it."""
+        """Every family supports it."""
 
     def positions(self, family: str) -> int:
-        """None."""
         return 0
 
     def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
@@ -60,45 +58,43 @@ class PTuning:
         return random.uniform(-bound, bound, shape).astype(np.float32)
 
     def describe(self) -> dict[str, Any]:
-        """See Method."""
         return asdict(self)
 
 
 class PromptEncoder(nn.Layer):
-    """Embeddings of the virtual tokens, [virtual tokens, width of the model]."""
+    """Makes the embeddings of the virtual tokens, [virtual tokens, width of the model]."""
 
     def __init__(self, num_tokens: int, width: int, encoder: str, hidden: int) -> None:
         super().__init__()
         self.tokens = self.create_parameter([num_tokens, width], dtype=paddle.get_default_dtype())
         self.recurrent = nn.LayerList()
         if encoder == "lstm":
-            self.recurrent.extend([_BothWays(width, hidden), _BothWays(2 * hidden, hidden)])
+            self.recurrent.extend([_BidirectionalLSTM(width, hidden), _BidirectionalLSTM(2 * hidden, hidden)])
         last = 2 * hidden if encoder == "lstm" else width
         self.mlp = nn.Sequential(nn.Linear(last, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
     def forward(self) -> paddle.Tensor:
-        """All of them."""
         hidden = self.tokens
         for layer in self.recurrent:
             hidden = layer(hidden)
         return self.mlp(hidden)
 
 
-class _BothWays(nn.Layer):
+class _BidirectionalLSTM(nn.Layer):
     """A bidirectional LSTM layer over one sequence, [tokens, width] -> [tokens, 2 x hidden].
 
-    Not nn.LSTM, whose weights lie in one piece of memory that sharding would have to cut, nor nn.LSTMCell, which
-    returns tensors inside of tuples, where stage 3 does not find them.
+    nn.LSTM keeps its weights in one piece of memory, which sharding would have to split. nn.LSTMCell returns tensors
+    inside
+    tuples, where stage 3 does not find them.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.input = nn.Linear(width, 8 * hidden)  # four gates of both directions
+        self.input = nn.Linear(width, 8 * hidden)  # four gates in each direction
         self.state = nn.LayerList([nn.Linear(hidden, 4 * hidden, bias_attr=False) for _ in range(2)])
         self.hidden = hidden
 
     def forward(self, sequence: paddle.Tensor) -> paddle.Tensor:
-        """See the class."""
         gates = self.input(sequence).split(2, axis=-1)
         forwards = self._run(self.state[0], gates[0])
         backwards = self._run(self.state[1], gates[1].flip(0)).flip(0)
@@ -107,19 +103,19 @@ class _BothWays(nn.Layer):
     def _run(self, state: nn.Layer, gates: paddle.Tensor) -> paddle.Tensor:
         hidden = cell = paddle.zeros([1, self.hidden], dtype=gates.dtype)
         found = []
-        for of_token in gates.unsqueeze(1).unbind(0):
-            enter, forget, give, value = (of_token + state(hidden)).split(4, axis=-1)
-            cell = F.sigmoid(forget) * cell + F.sigmoid(enter) * F.tanh(value)
-            hidden = F.sigmoid(give) * F.tanh(cell)
+        for token_gates in gates.unsqueeze(1).unbind(0):
+            input_gate, forget_gate, output_gate, value = (token_gates + state(hidden)).split(4, axis=-1)
+            cell = F.sigmoid(forget_gate) * cell + F.sigmoid(input_gate) * F.tanh(value)
+            hidden = F.sigmoid(output_gate) * F.tanh(cell)
             found.append(hidden)
         return paddle.concat(found)
 
 
-_VIRTUAL = -1  # the id that stands for a virtual token
+_VIRTUAL = -1  # the id of a virtual token
 
 
 def _embed_virtual_tokens(embedding: nn.Layer, encoder: nn.Layer) -> None:
-    """Have the embedding put the encoder's rows where ids are _VIRTUAL, in their order."""
+    """Make the embedding return the encoder's rows for ids equal to _VIRTUAL, in their order."""
     plain = embedding.forward
 
     def forward(ids: paddle.Tensor) -> paddle.Tensor:
@@ -134,11 +130,12 @@ def _embed_virtual_tokens(embedding: nn.Layer, encoder: nn.Layer) -> None:
     embedding.forward = forward
 
 
-def _with_virtual_tokens(forward: Callable[..., Any], number: int) -> Callable[..., Any]:
-    """The model's forward with the virtual tokens before a text that starts, and their keys where it goes on.
+def _wrap_forward(forward: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """Wrap a model's forward: insert virtual tokens before a text that starts, and count their keys where it continues.
 
-    Padding on the left stays in front of them: models that count positions or distances from the first token on
-    (GPT-J) must find the virtual ones as far from the text in every row.
+    Padding on the left stays before them. Models that count positions or distances from the first token (GPT-J) must
+    find
+    the virtual tokens equally far from the text in every row.
     """
     name, past = named_arguments(forward)
 
@@ -151,7 +148,7 @@ def _with_virtual_tokens(forward: Callable[..., Any], number: int) -> Callable[.
             first = mask.astype("int64").argmax(axis=1, keepdim=True)
             named["attention_mask"] = _insert(mask, first, paddle.ones([number], mask.dtype))
         if positions is not None and positions.ndim == 3 and starts:
-            named["position_ids"] = None  # pairs follow from the ids; see oarlock.models.forward
+            named["position_ids"] = None  # oarlock.models.forward derives the pairs from the ids
         elif positions is not None:
             after = number if positions.ndim == 2 else paddle.to_tensor([[number], [0]])
             named["position_ids"] = positions + after
@@ -160,13 +157,13 @@ def _with_virtual_tokens(forward: Callable[..., Any], number: int) -> Callable[.
         if not starts:
             return forward(**named)
         named["input_ids"] = _insert(ids, first, paddle.full([number], _VIRTUAL, ids.dtype))
-        return _without_first(forward(**named), number)
+        return _drop_first(forward(**named), number)
 
     return prompted
 
 
 def _insert(rows: paddle.Tensor, first: paddle.Tensor, new: paddle.Tensor) -> paddle.Tensor:
-    """Put the same new values [number] into every row [batch, tokens], before its index `first` [batch, 1]."""
+    """Insert the same values [number] into every row [batch, tokens] before its index `first` [batch, 1]."""
     number = new.shape[0]
     index = paddle.arange(rows.shape[1] + number).unsqueeze(0).expand([rows.shape[0], -1])
     old = paddle.where(index < first, index, index - number).clip(min=0)
@@ -175,8 +172,8 @@ def _insert(rows: paddle.Tensor, first: paddle.Tensor, new: paddle.Tensor) -> pa
     return paddle.where(there, inserted, paddle.take_along_axis(rows, old, axis=1))
 
 
-def _without_first(outputs: Any, number: int) -> Any:
-    """Scores of the text alone (and of some of the padding)."""
+def _drop_first(outputs: Any, number: int) -> Any:
+    """Drop the logits of the virtual tokens (and as many of the padding on the left)."""
     if isinstance(outputs, paddle.Tensor):
         return outputs[:, number:]
     if isinstance(outputs, tuple):

@@ -1,9 +1,10 @@
 """Prefix tuning (arXiv 2101.00190; without the reparametrisation, as P-Tuning v2, arXiv 2110.07602).
 
-PaddleNLP's PrefixModelForCausalLM is not used (3.0.0b4). It takes grouped key/value heads for full ones (Llama;
-tests/parity/test_prefix.py shows it). Under tensor parallel it looks a whole prefix up in a VocabParallelEmbedding and
-takes this rank's heads out of it: a rank holds some tokens of the prefix, and learns them from its own heads alone,
-since that layer's backward pass sums nothing over the ranks. Here a rank has the prefix of its own heads.
+PaddleNLP's PrefixModelForCausalLM is not used (3.0.0b4). It does not support grouped key/value heads
+(tests/parity/test_prefix.py). Under tensor parallelism it looks a whole prefix up in a VocabParallelEmbedding and
+slices
+this rank's heads out of it. So a rank holds some tokens of the prefix and learns them from its own heads alone, since
+the backward pass of that layer sums nothing over the ranks. Here a rank holds the prefix of its own heads.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Prefix:
     """Trained keys and values before those of the text, in every layer.
 
     Attributes:
-        num_tokens: of the prefix.
+        num_tokens: length of the prefix.
     """
 
     num_tokens: int
@@ -38,7 +39,6 @@ class Prefix:
     name = "prefix"
 
     def attach(self, model: nn.Layer) -> None:
-        """See Method."""
         config = model.config
         self.check(config.model_type)
         family, sizes = FAMILIES[config.model_type], ModelSizes.from_config(config)
@@ -52,28 +52,27 @@ class Prefix:
         if degree > 1:
             weight.is_distributed, weight.split_axis = True, 2
             weight.tensor_slice = TensorSlice(whole, 2, ((config.tensor_parallel_rank * heads, heads),))
-        set_forward(model, _with_prefix(model, model.forward, self.num_tokens))
+        set_forward(model, _wrap_forward(model, model.forward, self.num_tokens))
 
     def check(self, family: str) -> None:
-        """Refuse a family that takes no keys and values from outside; see Method."""
+        """Refuse a family whose layers don't accept keys and values."""
         if family not in FAMILIES:
-            why = f"the shape of keys and values of {family} models is not known"
+            why = f"the shape of keys and values of {family} models is unknown"
         elif not FAMILIES[family].kv_axes:
-            why = explain_missing(family, "kv_axes", "way to give keys and values from outside")
+            why = explain_missing(family, "kv_axes", "way to pass keys and values")
         else:
             return
         raise ModelError(f"--prefix_tuning: {why}; use --lora or --p_tuning")
 
     def positions(self, family: str) -> int:
-        """Those of the prefix, where the text is counted after it; see Method."""
+        """The length of the prefix if text positions continue after it, else 0."""
         return self.num_tokens if FAMILIES[family].positions_follow_prefix else 0
 
     def initial(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-        """Normal, as wide as a model's weights."""
+        """Normal, with a standard deviation like that of a model's weights."""
         return random.normal(0.0, _STD, shape).astype(np.float32)
 
     def describe(self) -> dict[str, Any]:
-        """See Method."""
         return asdict(self)
 
 
@@ -82,7 +81,7 @@ class PrefixEncoder(nn.Layer):
 
     Args:
         shape: [prefix tokens, 2 x layers (keys and values), heads, head size].
-        axes: of what a layer of the model takes (Family.kv_axes).
+        axes: of what a layer of the model accepts (Family.kv_axes).
     """
 
     def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str) -> None:
@@ -93,10 +92,10 @@ class PrefixEncoder(nn.Layer):
         self._order = [0, *({"batch": 1, "token": 2, "head": 3}[axis] for axis in axes), 4]
 
     def forward(self, batch_size: int) -> paddle.Tensor:
-        """Keys of all layers, then values (one tensor: sharding stage 3 hooks into what a layer returns)."""
+        """Keys of all layers, then values, as one tensor: sharding stage 3 hooks into what a layer returns."""
         tokens, layers, heads, size = self.weight.shape
-        # Scaled, so that its gradient is contiguous: that of a transposition is a view, and fused_allreduce_gradients
-        # (Paddle 3.3.1) puts sums back into those in the wrong order.
+        # Scaled by 1 for a contiguous gradient: that of a transposition is a view, into which fused_allreduce_gradients
+        # (Paddle 3.3.1) copies sums in the wrong order.
         of_layers = paddle.scale(self.weight, 1.0).transpose([1, 0, 2, 3]).unsqueeze(1)
         return of_layers.expand([layers, batch_size, tokens, heads, size]).transpose(self._order)
 
@@ -106,8 +105,8 @@ class PrefixEncoder(nn.Layer):
         return tuple(zip(found[: self.num_layers], found[self.num_layers :], strict=True))
 
 
-def _with_prefix(model: nn.Layer, forward: Callable[..., Any], num_tokens: int) -> Callable[..., Any]:
-    """The model's forward, which sees the prefix where it starts without keys and values, and where it goes on."""
+def _wrap_forward(model: nn.Layer, forward: Callable[..., Any], num_tokens: int) -> Callable[..., Any]:
+    """Wrap a model's forward so that it sees the prefix where a text starts and where it continues."""
     name, past = named_arguments(forward)
 
     def prefixed(*args: Any, **kwargs: Any) -> Any:
@@ -115,21 +114,23 @@ def _with_prefix(model: nn.Layer, forward: Callable[..., Any], num_tokens: int) 
         ids, mask = named["input_ids"], named.get("attention_mask")
         if named.get(past) is None:
             named[past] = model.prefix_encoder.past(ids.shape[0])
-            # The text starts at 0, as in generation; Mistral would start after the keys it is given.
+            # The text starts at 0, as in generation. Mistral would start after the given keys.
             if named.get("position_ids") is None:
                 named["position_ids"] = paddle.arange(ids.shape[1]).unsqueeze(0).expand(ids.shape)
         if mask is not None:
-            named["attention_mask"] = seen_before(mask, num_tokens)
+            named["attention_mask"] = extend_mask(mask, num_tokens)
         return forward(**named)
 
     return prefixed
 
 
-def seen_before(mask: paddle.Tensor, num_tokens: int) -> paddle.Tensor:
-    """A mask with columns on the left for tokens that all others see.
+def extend_mask(mask: paddle.Tensor, num_tokens: int) -> paddle.Tensor:
+    """Extend a mask by columns on the left, for tokens that all others attend to.
 
     Args:
-        mask: [batch, keys] or [batch, 1 or heads, queries, keys]; 1 or True where seen; floats are added to scores.
+        mask: [batch, keys] or [batch, 1 or heads, queries, keys]; 1 or True for visible keys, or floats that are added
+            to
+            attention scores.
     """
     added_to_scores = mask.ndim > 2 and mask.dtype in (paddle.float32, paddle.float16, paddle.bfloat16)
     seen = paddle.zeros if added_to_scores else paddle.ones

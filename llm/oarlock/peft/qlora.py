@@ -1,4 +1,4 @@
-"""LoRA layers over a base in 4 bits: the weights are quantised one by one as they are loaded."""
+"""LoRA layers over a 4-bit base. Weights are quantized one by one as they are loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from oarlock.weights.layout import ParameterShard
 
 
 def block_axis(name: str) -> int:
-    """The axis of a weight [in, out] along which its blocks lie: the one that tensor parallel leaves whole.
+    """The axis of a weight [in, out] along which its blocks lie: the one that tensor parallelism does not split.
 
     Args:
         name: of the weight, or of its layer.
@@ -32,17 +32,17 @@ def block_axis(name: str) -> int:
 
 
 def quantize_base(model: nn.Layer, held: list[ParameterShard], how: Quantization) -> None:
-    """Have every weight under LoRA quantised when its values come (see oarlock.weights.load), and used so.
+    """Quantize every weight under LoRA when its values arrive (oarlock.weights.load), and compute with it.
 
     Args:
-        held: the holdings of the model from before LoRA was put in.
+        held: the parameters of the model before LoRA was added.
     """
     names = {id(parameter.tensor): parameter for parameter in held}
     for layer in model.sublayers():
         if isinstance(layer, LoRALinear | _TENSOR_PARALLEL):
             parameter = names[id(layer.weight)]
             axis = block_axis(parameter.name)
-            assert parameter.slice.axis in (None, 1 - axis), f"{parameter.name} is cut along its blocks"
+            assert parameter.slice.axis in (None, 1 - axis), f"{parameter.name} is split along its blocks"
             layer.weight.when_filled = partial(_quantize, layer, axis, how)
             layer.forward = partial(_FORWARD[type(layer)], layer)
 
@@ -53,60 +53,60 @@ def _quantize(layer: Any, axis: int, how: Quantization) -> None:
     weight._clear_data()
 
 
-def quantized_bytes(model: nn.Layer) -> tuple[int, int]:
-    """(bytes of this rank's quantised weights, of the same in float32)."""
+def count_quantized_bytes(model: nn.Layer) -> tuple[int, int]:
+    """Count the bytes of this rank's quantized weights, and what they would take in float32."""
     found = [layer.base for layer in model.sublayers() if isinstance(getattr(layer, "base", None), QuantizedWeight)]
     return sum(base.num_bytes for base in found), sum(4 * base.shape[0] * base.shape[1] for base in found)
 
 
-# The forward of each of PaddleNLP's layers, with another product for the base.
+# The forward of each of PaddleNLP's layers, with a product with the quantized base.
 
 
-def _low_rank(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
+def _apply_a(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
     return layer.lora_dropout(x) @ layer.lora_A
 
 
-def _with_bias(layer: Any, y: paddle.Tensor) -> paddle.Tensor:
+def _add_bias(layer: Any, y: paddle.Tensor) -> paddle.Tensor:
     return y if layer.bias is None else y + layer.bias
 
 
-def _plain(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
+def _forward_plain(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
     y = QuantizedMatmul.apply(x, layer.base)
-    return _with_bias(layer, y + _low_rank(layer, x) @ layer.lora_B * layer.scaling)
+    return _add_bias(layer, y + _apply_a(layer, x) @ layer.lora_B * layer.scaling)
 
 
-def _column(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
+def _forward_column(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
     copy = partial(mp_ops._c_identity, group=layer.model_parallel_group)
     y = QuantizedMatmul.apply(copy(x), layer.base)
-    y = _with_bias(layer, y + copy(_low_rank(layer, x)) @ layer.lora_B * layer.scaling)
+    y = _add_bias(layer, y + copy(_apply_a(layer, x)) @ layer.lora_B * layer.scaling)
     return mp_ops._c_concat(y, group=layer.model_parallel_group) if layer.gather_output and layer.is_mp else y
 
 
-def _row(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
+def _forward_row(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
     group = layer.model_parallel_group
     x = x if layer.input_is_parallel else mp_ops._c_split(x, group=group)
     add = partial(mp_ops._mp_allreduce, group=group, use_calc_stream=True, use_model_parallel=True)
     y = add(QuantizedMatmul.apply(x, layer.base))
-    return _with_bias(layer, y + add(_low_rank(layer, x)) @ layer.lora_B * layer.scaling)
+    return _add_bias(layer, y + add(_apply_a(layer, x)) @ layer.lora_B * layer.scaling)
 
 
-def _sequence_column(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
+def _forward_sequence_column(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
     y = QuantizedMatmul.apply(AllGatherOp.apply(x), layer.base)
-    return _with_bias(layer, y + AllGatherOp.apply(_low_rank(layer, x)) @ layer.lora_B * layer.scaling)
+    return _add_bias(layer, y + AllGatherOp.apply(_apply_a(layer, x)) @ layer.lora_B * layer.scaling)
 
 
-def _sequence_row(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
+def _forward_sequence_row(layer: Any, x: paddle.Tensor) -> paddle.Tensor:
     y = ReduceScatterOp.apply(QuantizedMatmul.apply(x, layer.base))
-    return _with_bias(layer, y + ReduceScatterOp.apply(_low_rank(layer, x)) @ layer.lora_B * layer.scaling)
+    return _add_bias(layer, y + ReduceScatterOp.apply(_apply_a(layer, x)) @ layer.lora_B * layer.scaling)
 
 
 _TENSOR_PARALLEL = (
     ColumnParallelLoRALinear | RowParallelLoRALinear | ColumnSequenceParallelLoRALinear | RowSequenceParallelLoRALinear
 )
 _FORWARD = {
-    LoRALinear: _plain,
-    ColumnParallelLoRALinear: _column,
-    RowParallelLoRALinear: _row,
-    ColumnSequenceParallelLoRALinear: _sequence_column,
-    RowSequenceParallelLoRALinear: _sequence_row,
+    LoRALinear: _forward_plain,
+    ColumnParallelLoRALinear: _forward_column,
+    RowParallelLoRALinear: _forward_row,
+    ColumnSequenceParallelLoRALinear: _forward_sequence_column,
+    RowSequenceParallelLoRALinear: _forward_sequence_row,
 }

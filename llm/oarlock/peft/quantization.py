@@ -1,9 +1,9 @@
-"""A frozen base in 4 bits (QLoRA, arXiv 2305.14314): NormalFloat4 and FP4, in blocks, with double quantisation.
+"""A frozen base in 4 bits (QLoRA, arXiv 2305.14314): NormalFloat4 and FP4 in blocks, with double quantization.
 
-PaddleNLP's layers for it need a package of GPU kernels that no public index has. Here the arithmetic is in Paddle ops,
-for every device; where the kernel is installed and gives the same values it is used.
+PaddleNLP's layers need a package of GPU kernels that no public index has. Here the arithmetic is in Paddle ops for
+every device. The kernel is used where it is installed and returns the same values.
 
-Blocks lie along the axis of a weight that tensor parallel does not cut, so that every plan rounds to the same values.
+Blocks lie along the axis of a weight that tensor parallelism does not split, so every plan rounds to the same values.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from paddle.autograd import PyLayer
 
 from oarlock.environment.console import log_once
 
-# The 16 values of each type, by code: table 5 (appendix E) of the paper; FP4 as bitsandbytes has it (sign, 2 exponent
-# bits, 1 mantissa bit, scaled to 1).
+# The 16 values of each type by code: NF4 from table 5 (appendix E) of the paper, FP4 as in bitsandbytes (sign,
+# 2 exponent bits, 1 mantissa bit, scaled to 1).
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
     -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
@@ -30,18 +30,18 @@ NF4 = (
 _FP4 = (0.0, 0.0052083333, 2 / 3, 1.0, 1 / 3, 0.5, 1 / 6, 0.25)
 FP4 = (*_FP4, *(-value for value in _FP4))
 TABLES = {"nf4": NF4, "fp4": FP4}
-_CHUNK = 1 << 22  # elements quantised at a time
+_CHUNK = 1 << 22  # elements quantized at a time
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How weights are stored.
+    """How weights are quantized.
 
     Attributes:
         algorithm: "nf4" or "fp4".
-        block_size: weights that share a scale.
-        double: scales in 8 bits.
-        double_block_size: scales that share a scale of their own.
+        block_size: number of weights that share a scale.
+        double: quantize the scales to 8 bits.
+        double_block_size: number of scales that share a scale.
     """
 
     algorithm: str = "nf4"
@@ -49,8 +49,8 @@ class Quantization:
     double: bool = True
     double_block_size: int = 256
 
-    def rounded(self, weight: np.ndarray, axis: int) -> np.ndarray:
-        """What a weight is after it was stored: the base that an adapter is trained on.
+    def round_trip(self, weight: np.ndarray, axis: int) -> np.ndarray:
+        """Quantize and dequantize a weight: the base that an adapter is trained on.
 
         Args:
             axis: along which the blocks lie.
@@ -59,8 +59,8 @@ class Quantization:
 
 
 @cache
-def dynamic_table() -> np.ndarray:
-    """256 values from -1 to 1 whose precision follows their size ("dynamic tree", arXiv 2110.02861, section 1.3).
+def make_dynamic_table() -> np.ndarray:
+    """256 values from -1 to 1 whose precision follows their magnitude ("dynamic tree", arXiv 2110.02861, section 1.3).
 
     A sign, zeros that count the exponent (of ten), a one, and the rest of the 7 bits as a fraction between 0.1 and 1.
     """
@@ -75,11 +75,11 @@ def dynamic_table() -> np.ndarray:
 class QuantizedWeight:
     """A matrix in 4 bits, [in, out].
 
-    Attributes:
-        codes: uint8 [rows, half of the columns], two codes a byte, the first in the higher half.
-        scales: of the blocks, [rows, blocks]: float32, or uint8 codes of the dynamic table.
+    Its rows lie along the axis that may be split, its columns along the one in which blocks lie.
 
-    Rows go along the axis that may be cut, columns along the one in which blocks lie.
+    Attributes:
+        codes: uint8 [rows, half of the columns], two codes per byte, the first one in the upper half.
+        scales: of the blocks, [rows, blocks]: float32, or uint8 codes of the dynamic table.
     """
 
     def __init__(self, weight: paddle.Tensor, axis: int, how: Quantization) -> None:
@@ -88,7 +88,7 @@ class QuantizedWeight:
         rows = self.shape[1 - axis]
         step = max(1, _CHUNK // self.columns)
         with paddle.no_grad():
-            parts = [self._quantize(_rows(weight, axis, i, min(i + step, rows))) for i in range(0, rows, step)]
+            parts = [self._quantize(_take_rows(weight, axis, i, min(i + step, rows))) for i in range(0, rows, step)]
             self.codes = paddle.concat([codes for codes, _ in parts])
             scales = paddle.concat([scales for _, scales in parts])
             self.offset = self.double_scales = None
@@ -96,36 +96,38 @@ class QuantizedWeight:
 
     @property
     def num_bytes(self) -> int:
-        """That it takes."""
+        """Size in memory."""
         tensors = (self.codes, self.scales, self.offset, self.double_scales)
         return sum(tensor._numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
     def value(self, dtype: str | paddle.dtype = "float32") -> paddle.Tensor:
-        """The matrix, [in, out]."""
+        """The dequantized matrix, [in, out]."""
         with paddle.no_grad():
-            rows = self._rows().astype(dtype)
+            rows = self._dequantize_rows().astype(dtype)
             return rows.transpose([1, 0]) if self.axis == 0 else rows
 
     def _quantize(self, rows: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         count, size = rows.shape[0], self.how.block_size
-        blocks = _padded(rows.astype("float32"), size).reshape([count, -1, size])
+        blocks = _pad_columns(rows.astype("float32"), size).reshape([count, -1, size])
         scales = blocks.abs().max(axis=-1)
         unit = blocks / paddle.clip(scales, min=1e-30).unsqueeze(-1)
-        order, edges = _order(self.how.algorithm)
-        codes = paddle.gather(_int64(order), paddle.bucketize(unit, paddle.to_tensor(edges)).flatten())
+        order, edges = _order_codes(self.how.algorithm)
+        codes = paddle.gather(
+            paddle.to_tensor(order.astype(np.int64)), paddle.bucketize(unit, paddle.to_tensor(edges)).flatten()
+        )
         codes = codes.reshape([count, -1])[:, : self.columns + self.columns % 2]
         if codes.shape[1] % 2:
             codes = paddle.concat([codes, paddle.zeros([count, 1], codes.dtype)], axis=1)
         return (codes[:, ::2] * 16 + codes[:, 1::2]).astype("uint8"), scales
 
     def _quantize_scales(self, scales: paddle.Tensor) -> paddle.Tensor:
-        """Into 8 bits, less the mean of their row; returns codes and keeps what they are multiplied with."""
+        """Quantize scales minus the mean of their row to 8 bits. Keeps the factors, returns the codes."""
         self.offset = scales.mean(axis=1, keepdim=True)
         count, size = scales.shape[0], self.how.double_block_size
-        groups = _padded(scales - self.offset, size).reshape([count, -1, size])
+        groups = _pad_columns(scales - self.offset, size).reshape([count, -1, size])
         self.double_scales = groups.abs().max(axis=-1)
         unit = groups / paddle.clip(self.double_scales, min=1e-30).unsqueeze(-1)
-        table = dynamic_table()
+        table = make_dynamic_table()
         edges = paddle.to_tensor((table[:-1] + table[1:]) / 2)
         return paddle.bucketize(unit, edges).reshape([count, -1])[:, : scales.shape[1]].astype("uint8")
 
@@ -133,44 +135,40 @@ class QuantizedWeight:
         """float32 [rows, blocks]."""
         if self.double_scales is None:
             return self.scales
-        unit = paddle.gather(paddle.to_tensor(dynamic_table()), self.scales.astype("int64").flatten())
+        unit = paddle.gather(paddle.to_tensor(make_dynamic_table()), self.scales.astype("int64").flatten())
         wide = self.double_scales.repeat_interleave(self.how.double_block_size, axis=1)[:, : self.scales.shape[1]]
         return unit.reshape(self.scales.shape) * wide + self.offset
 
-    def _rows(self) -> paddle.Tensor:
+    def _dequantize_rows(self) -> paddle.Tensor:
         scales, size = self._block_scales(), self.how.block_size
-        kernel = _kernel(self.how.algorithm) if self.columns % size == 0 else None
+        kernel = _find_kernel(self.how.algorithm) if self.columns % size == 0 else None
         if kernel is not None:
             return kernel(self.codes, scales, size).reshape([-1, self.columns])
-        pairs = paddle.nn.functional.embedding(self.codes.astype("int32"), _pairs(self.how.algorithm))
+        pairs = paddle.nn.functional.embedding(self.codes.astype("int32"), _make_pairs(self.how.algorithm))
         unit = pairs.reshape([self.codes.shape[0], -1])[:, : self.columns]
         return unit * scales.repeat_interleave(size, axis=1)[:, : self.columns]
 
 
-def _rows(weight: paddle.Tensor, axis: int, begin: int, end: int) -> paddle.Tensor:
+def _take_rows(weight: paddle.Tensor, axis: int, begin: int, end: int) -> paddle.Tensor:
     """Rows of the stored matrix."""
     return weight[:, begin:end].transpose([1, 0]) if axis == 0 else weight[begin:end]
 
 
-def _padded(rows: paddle.Tensor, multiple: int) -> paddle.Tensor:
+def _pad_columns(rows: paddle.Tensor, multiple: int) -> paddle.Tensor:
     missing = -rows.shape[1] % multiple
     return paddle.concat([rows, paddle.zeros([rows.shape[0], missing], rows.dtype)], axis=1) if missing else rows
 
 
-def _int64(values: np.ndarray) -> paddle.Tensor:
-    return paddle.to_tensor(values.astype(np.int64))
-
-
 @cache
-def _order(algorithm: str) -> tuple[np.ndarray, np.ndarray]:
-    """Codes by the size of their values, and the edges between neighbours."""
+def _order_codes(algorithm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Codes in the order of their values, and the edges between neighbours."""
     table = np.array(TABLES[algorithm], np.float32)
     order = np.argsort(table, kind="stable")
     ordered = table[order]
     return order, (ordered[:-1] + ordered[1:]) / 2
 
 
-def _pairs(algorithm: str) -> paddle.Tensor:
+def _make_pairs(algorithm: str) -> paddle.Tensor:
     """The two values of each byte, [256, 2]."""
     table = np.array(TABLES[algorithm], np.float32)
     codes = np.arange(256)
@@ -178,14 +176,14 @@ def _pairs(algorithm: str) -> paddle.Tensor:
 
 
 @cache
-def _kernel(algorithm: str) -> Callable[[paddle.Tensor, paddle.Tensor, int], paddle.Tensor] | None:
-    """paddleslim_ops' kernel, where it is installed, there is a GPU, and its values are those of the table."""
+def _find_kernel(algorithm: str) -> Callable[[paddle.Tensor, paddle.Tensor, int], paddle.Tensor] | None:
+    """paddleslim_ops' kernel, if it is installed, there is a GPU, and its values are those of the table."""
     if not paddle.device.get_device().startswith("gpu"):
         return None
     try:
         from paddleslim_ops import dequant_blockwise
     except ImportError:
-        log_once("QLoRA: paddleslim_ops is not installed; weights are unpacked by Paddle ops, which is slower")
+        log_once("QLoRA: paddleslim_ops is not installed; Paddle ops dequantize the weights, which is slower")
         return None
 
     def unpack(codes: paddle.Tensor, scales: paddle.Tensor, block_size: int) -> paddle.Tensor:
@@ -194,22 +192,22 @@ def _kernel(algorithm: str) -> Callable[[paddle.Tensor, paddle.Tensor, int], pad
 
     codes = paddle.arange(256, dtype="int32").astype("uint8").reshape([1, -1])
     found = unpack(codes, paddle.ones([1, 8]), 64).flatten().astype("float32")
-    if found.shape != [512] or not bool(paddle.allclose(found, _pairs(algorithm).flatten(), atol=1e-3)):
-        log_once("QLoRA: paddleslim_ops unpacks other values than the published table; Paddle ops are used instead")
+    if found.shape != [512] or not bool(paddle.allclose(found, _make_pairs(algorithm).flatten(), atol=1e-3)):
+        log_once("QLoRA: paddleslim_ops returns other values than the published table; Paddle ops are used instead")
         return None
     return unpack
 
 
 class QuantizedMatmul(PyLayer):
-    """x [..., in] times a quantised weight; unpacked again for the gradient of x, so that nothing wide is kept."""
+    """x [..., in] times a quantized weight. It is dequantized again for the gradient of x instead of being kept."""
 
     @staticmethod
     def forward(ctx: Any, x: paddle.Tensor, weight: QuantizedWeight) -> paddle.Tensor:
-        """[..., out]"""
+        """Return [..., out]."""
         ctx.weight = weight
         return paddle.matmul(x, weight.value(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, gradient: paddle.Tensor) -> paddle.Tensor:
-        """The gradient of x."""
+        """Return the gradient of x."""
         return paddle.matmul(gradient, ctx.weight.value(gradient.dtype), transpose_y=True)

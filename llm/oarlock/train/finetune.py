@@ -25,14 +25,14 @@ from oarlock.models.packing import attend_in_blocks, check_packing
 from oarlock.peft.adapter_folder import read_base_once
 from oarlock.peft.method import choose_method
 from oarlock.peft.open_adapter import open_adapter
-from oarlock.peft.qlora import quantized_bytes
+from oarlock.peft.qlora import count_quantized_bytes
 from oarlock.train.checkpoint.final_model import merge_adapter
 from oarlock.train.checkpoint.resume import find_resume_point
 from oarlock.train.evaluation.prompts import PromptSet
 from oarlock.train.output.folder_guard import guard_run
 from oarlock.train.run_training import check_schedule, make_trainer, run_training
 from oarlock.train.sequence_lengths import fit_lengths
-from oarlock.train.setup import connect_ranks, start_run, training_bytes_per_parameter
+from oarlock.train.setup import connect_ranks, start_run, training_bytes
 from oarlock.train.start_from_adapter import start_from_adapter
 from oarlock.train.throughput import compute_token_flops
 
@@ -98,10 +98,10 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         run.plan.pipeline > 1,
         method,
         Path(adapter) if adapter else None,
-        training_bytes_per_parameter(run),
+        training_bytes(run),
     )
     if config.method.qlora:
-        now, before = quantized_bytes(model)
+        now, before = count_quantized_bytes(model)
         algorithm = config.method.weight_quantize_algo
         logger.info(
             f"QLoRA: {algorithm} weights take {now / 1e6:,.1f} MB, {before / now:.1f} times less than in float32"

@@ -42,7 +42,7 @@ from oarlock.train.evaluation.prompts import PromptSet
 from oarlock.train.output.folder_guard import guard_run
 from oarlock.train.run_training import check_schedule, make_trainer, run_training
 from oarlock.train.sequence_lengths import fit_lengths
-from oarlock.train.setup import connect_ranks, start_run, training_bytes_per_parameter
+from oarlock.train.setup import connect_ranks, start_run, training_bytes
 from oarlock.train.throughput import compute_token_flops
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         config.model.allow_pickle_weights,
         config.runtime.seed,
         run.plan.pipeline > 1,
-        held_beside=training_bytes_per_parameter(run),
+        training_bytes=training_bytes(run),
     )
     trainer = make_trainer(
         run,

@@ -161,7 +161,7 @@ def install_cpu_groups(timeout_s: float) -> None:
     fleet_patches.install()
 
 
-def training_bytes_per_parameter(run: Run) -> int:
+def training_bytes(run: Run) -> int:
     """Least bytes of training state per trained parameter on this rank: its gradient and AdamW's two moments.
 
     State that is sharded counts with this rank's share. 0 if nothing is trained.

@@ -15,7 +15,7 @@ from paddlenlp.trainer.trainer_utils import EvalLoopOutput
 from oarlock.data.corpus.order import SampleOrder
 from oarlock.data.corpus.sampler import EvaluationBatchSampler, ResumableBatchSampler
 from oarlock.environment.ranks import rank
-from oarlock.models.packing import with_attention
+from oarlock.models.packing import adapt_attention_mask
 from oarlock.ops.install import defer_logits
 from oarlock.train.checkpoint.load_shards import load_training_state, load_weights
 from oarlock.train.checkpoint.local_shards import LocalShards
@@ -160,7 +160,7 @@ class OarlockTrainer(Trainer):
         return make_evaluation_sampler(eval_dataset, batch_size, limit, self.data_ranks)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
-        return with_attention(super()._prepare_inputs(inputs), self.model)
+        return adapt_attention_mask(super()._prepare_inputs(inputs), self.model)
 
     # a step
 

@@ -1,4 +1,4 @@
-"""Which files of a model or adapter folder are taken along, how they are copied, and who may read the copies."""
+"""The files of model and adapter folders: which ones are carried along, how, and who may read the copies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from oarlock.environment.console import log_once
 from oarlock.files import ADAPTER_FILE, PEFT_FILE, PEFT_WEIGHTS, umask
 from oarlock.formats.links import open_inside
 
-# What decides over texts and ids, in a model folder and in an adapter folder alike.
+# The files that define texts and ids, in model folders and adapter folders alike.
 TEXT_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
     *("sentencepiece.*", "tekken.json", "chat_template*", f"{TEMPLATE_FOLDER}/*.jinja"),
@@ -29,14 +29,14 @@ _ANY_FILES = (*MODEL_FILES, *ADAPTER_FILES, "rank-*.safetensors", "*.bin", "*.pd
 
 
 def find_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """The files of a folder that patterns name, sorted."""
+    """List the files of a folder that match patterns, sorted."""
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
 
 
 def find_readers(*folders: Path) -> int:
-    """The most permissions that a file made of some models and adapters has: those who may read all of their files.
+    """Compute the permissions of a file made from models and adapters: those who may read all of their files.
 
-    A private source (0600) makes a private result, and that is said.
+    A private source (0600) makes a private result, and a message says so.
     """
     readers, private = 0o044, None
     for path in (path for folder in folders for path in find_files(folder, _ANY_FILES)):
@@ -46,17 +46,17 @@ def find_readers(*folders: Path) -> int:
         readers &= own
     if private is not None:
         log_once(
-            f"{private} has mode {private.stat().st_mode & 0o777:o}: what is made of it can be read by the same users "
-            "alone (chmod changes that)"
+            f"{private} has mode {private.stat().st_mode & 0o777:o}: only the same users can read what is made from it "
+            "(chmod changes that)"
         )
     return 0o600 | readers | readers >> 1
 
 
 def link_files(source: Path, target: Path, patterns: Iterable[str], but: Iterable[Path] = ()) -> None:
-    """Put the files that patterns name into a folder: hard links where the file system can, copies elsewhere.
+    """Put the files that match patterns into a folder, as hard links if the file system can, else as copies.
 
     Args:
-        but: places in the folder that are left out.
+        but: paths in the folder to leave out.
 
     Raises:
         ModelError: for a link that leads out of the source.
@@ -71,17 +71,17 @@ def link_files(source: Path, target: Path, patterns: Iterable[str], but: Iterabl
 
 
 def link_file(source: Path, name: str | Path, target: Path) -> None:
-    """A hard link to a file of a folder (through links that stay in it), or a copy where there can be none."""
+    """Make a hard link to a file of a folder (through links that stay in it), or a copy if that is impossible."""
     with open_inside(source, name) as file:
-        try:  # of what was opened, whatever the name is now
+        try:  # to the opened file, even if the name was replaced
             os.link(f"/proc/self/fd/{file.fileno()}", target, src_dir_fd=file.fileno(), follow_symlinks=True)
-        except OSError:  # another file system, one without links, or another user's file
+        except OSError:  # another file system, one without hard links, or another user's file
             with open(target, "xb") as copy:
                 shutil.copyfileobj(file, copy, 1 << 22)
 
 
 def copy_file(source: Path, name: str | Path, target: Path) -> None:
-    """A copy of a file of a folder; its mode is the umask's until the folder is finished (files.settle_file).
+    """Copy a file of a folder. The umask sets its mode until the folder is finished (files.settle_file).
 
     Raises:
         ModelError: for a link that leads out of the source.

@@ -14,7 +14,7 @@ from oarlock.families.registry import FAMILIES, explain_missing
 
 
 class MappedTensor:
-    """A tensor of a file and what makes it the model's."""
+    """A tensor in a file, and how it becomes the model's."""
 
     def __init__(self, stored: str, mapping: Any = None) -> None:
         self.stored = stored
@@ -22,28 +22,28 @@ class MappedTensor:
 
     @property
     def as_stored(self) -> bool:
-        """Whether nothing has to be done to it."""
+        """Whether the model uses it as it is stored."""
         return self._mapping is None
 
     def convert(self, array: np.ndarray) -> np.ndarray:
-        """From Hugging Face's layout to Paddle's (PaddleNLP's StateDictNameMapping says how); mostly a view."""
+        """Convert Hugging Face's layout to Paddle's with PaddleNLP's StateDictNameMapping, usually as a view."""
         return array if self._mapping is None else self._mapping.run({self.stored: array}, self.stored)
 
 
 def map_names(model_class: Any, config: Any, stored: Mapping[str, Any], hugging_face: bool) -> dict[str, MappedTensor]:
-    """The model's name of a tensor -> where it is in the files.
+    """Map the model's names to tensors of the files.
 
     Raises:
-        ModelError: for a family that can't be read from Hugging Face's format.
+        ModelError: for a family whose weights can't be read in Hugging Face's format.
     """
     if not hugging_face:
         return {name: MappedTensor(name) for name in stored}
     family = FAMILIES.get(config.model_type)
     if family is not None and not family.hf_weights:
         why = explain_missing(config.model_type, "hf_weights", "names of Hugging Face's format")
-        raise ModelError(f"weights in Hugging Face's format: {why}; give them in Paddle's format")
+        raise ModelError(f"weights in Hugging Face's format: {why}; provide them in Paddle's format")
     found = {}
-    for names, mapping in hugging_face_names(model_class, config):
+    for names, mapping in list_hf_names(model_class, config):
         mapping.source_name = next((name for name in names if name in stored), None)
         if mapping.source_name:
             found[mapping.target_name] = MappedTensor(mapping.source_name, mapping)
@@ -51,27 +51,27 @@ def map_names(model_class: Any, config: Any, stored: Mapping[str, Any], hugging_
 
 
 def find_unused(stored: Iterable[str], found: Mapping[str, MappedTensor]) -> tuple[str, ...]:
-    """Names in the files that no tensor of the model comes from."""
+    """List the names in the files that no tensor of the model comes from."""
     used = {tensor.stored for tensor in found.values()}
     return tuple(sorted(name for name in stored if name not in used))
 
 
-def hugging_face_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """What a tensor may be called in Hugging Face's files, and PaddleNLP's StateDictNameMapping for it.
+def list_hf_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """List what each tensor may be called in Hugging Face's files, with PaddleNLP's StateDictNameMapping for it.
 
-    Those of ChatGLM2 lack the prefixes of both sides (paddlenlp 3.0.0b4).
+    PaddleNLP's names of ChatGLM2 lack the prefixes of both sides (3.0.0b4).
 
     Returns:
-        The first of the names is what Hugging Face's own models write.
+        For each tensor, its names (Hugging Face's own models write the first one) and the mapping.
 
     Raises:
-        ModelError: for a family without them.
+        ModelError: for a family without names in Hugging Face's format.
     """
     family = FAMILIES.get(config.model_type)
     if family is None or not family.hf_prefix:
-        return _paddlenlp_names(model_class, config)
+        return _list_paddlenlp_names(model_class, config)
     own = family.hf_names if config.tie_word_embeddings else family.hf_untied_names or family.hf_names
-    found = _registered_names(own, config) if own else _paddlenlp_names(model_class, config)
+    found = _list_registered_names(own, config) if own else _list_paddlenlp_names(model_class, config)
     prefix = family.hf_prefix
     return [
         ((name, name.removeprefix(prefix)) if name.startswith(prefix) else (name,), mapping)
@@ -79,7 +79,7 @@ def hugging_face_names(model_class: Any, config: Any) -> list[tuple[tuple[str, .
     ]
 
 
-def _registered_names(names: Iterable[HFName], config: Any) -> list[tuple[tuple[str, ...], Any]]:
+def _list_registered_names(names: Iterable[HFName], config: Any) -> list[tuple[tuple[str, ...], Any]]:
     from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 
     found: list[tuple[tuple[str, ...], Any]] = []
@@ -90,12 +90,12 @@ def _registered_names(names: Iterable[HFName], config: Any) -> list[tuple[tuple[
     return found
 
 
-def _paddlenlp_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], Any]]:
+def _list_paddlenlp_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], Any]]:
     try:
         mappings = model_class._get_name_mappings(config)
     except (NotImplementedError, ImportError) as error:
         raise ModelError(
-            f"PaddleNLP can't read Hugging Face weights of {model_class.__name__}: give them in Paddle's format"
+            f"PaddleNLP can't read Hugging Face weights of {model_class.__name__}: provide them in Paddle's format"
         ) from error
     prefix = f"{model_class.base_model_prefix}."
     bare = not any(mapping.target_name.startswith(prefix) for mapping in mappings)

@@ -1,7 +1,7 @@
-"""Whether pickled weights are those of the safetensors beside them, without unpickling anything.
+"""Compare pickled weights with the safetensors in the same folder, without unpickling anything.
 
-torch.save writes a zip archive with every tensor's bytes in a file of its own, whose size and CRC-32 stand in the
-archive's directory. Other pickles show no more than their size.
+torch.save writes a zip archive with every tensor's bytes in a file of its own, whose size and CRC-32 are in the
+archive's directory. Other pickles only reveal their size.
 """
 
 from __future__ import annotations
@@ -16,49 +16,49 @@ import numpy as np
 from oarlock.errors import ModelError
 from oarlock.weights.safetensors_file import SafetensorsFile
 
-_READ_BYTES = 256 << 20  # of tensors whose check sums are compared, spread over all of them
-_BUFFER_BYTES = 1 << 16  # a pickle may hold more tensors than the safetensors, if they are as small as this
-_SLACK = 0.02  # of the size of a pickle, for what is around its tensors
+_READ_BYTES = 256 << 20  # of tensors whose checksums are compared, spread over all of them
+_BUFFER_BYTES = 1 << 16  # a pickle may hold additional tensors of up to this size
+_SLACK = 0.02  # share of a pickle that is not tensors
 
 
-def differing_pickle(used: Sequence[Path], pickles: Sequence[Path]) -> str | None:
-    """The name of a pickle that holds other weights; None where they are the same, as far as can be seen.
+def find_differing_pickle(used: Sequence[Path], pickles: Sequence[Path]) -> str | None:
+    """Find a pickle that holds other weights. None if they are the same, as far as can be seen.
 
     Args:
         used: the safetensors files.
-        pickles: all files of the pickled set, of one or of several kinds.
+        pickles: all files of the pickled set, of one or several kinds.
     """
     for suffix in (".bin", ".pdparams"):
         files = [path for path in pickles if path.suffix == suffix]
-        if files and not _same(used, files):
+        if files and not _are_same(used, files):
             return files[0].name
     return None
 
 
-def _same(used: Sequence[Path], files: Sequence[Path]) -> bool:
-    total = sum(size for path in used for _, size in _sizes(path))
+def _are_same(used: Sequence[Path], files: Sequence[Path]) -> bool:
+    total = sum(size for path in used for _, size in _list_sizes(path))
     if not all(zipfile.is_zipfile(path) for path in files):
         size = sum(path.stat().st_size for path in files)
         return abs(size - total) <= max(1 << 20, total * _SLACK)
-    stored: dict[int, set[int]] = {}  # bytes -> check sums
-    for size, crc in _entries(files):
+    stored: dict[int, set[int]] = {}  # bytes -> checksums
+    for size, crc in _list_entries(files):
         stored.setdefault(size, set()).add(crc)
     own: dict[int, set[int]] = {}
-    checked = _spread(used, total)
+    checked = _choose_tensors(used, total)
     for path in used:
-        for name, size in _sizes(path):
+        for name, size in _list_sizes(path):
             if size not in stored:
                 return False
             if (path, name) in checked and stored[size] != {0}:
-                crc = _crc(path, name)
+                crc = _compute_crc(path, name)
                 own.setdefault(size, set()).add(crc)
                 if crc not in stored[size]:
                     return False
-    known = {size for path in used for _, size in _sizes(path)}
+    known = {size for path in used for _, size in _list_sizes(path)}
     return all(size in known or size <= _BUFFER_BYTES for size in stored)
 
 
-def _entries(files: Iterable[Path]) -> Iterable[tuple[int, int]]:
+def _list_entries(files: Iterable[Path]) -> Iterable[tuple[int, int]]:
     for path in files:
         try:
             with zipfile.ZipFile(path) as archive:
@@ -69,7 +69,7 @@ def _entries(files: Iterable[Path]) -> Iterable[tuple[int, int]]:
             raise ModelError(f"{path}: not a readable archive of weights: {error}") from error
 
 
-def _sizes(path: Path) -> list[tuple[str, int]]:
+def _list_sizes(path: Path) -> list[tuple[str, int]]:
     try:
         with SafetensorsFile(path) as file:
             return [(name, about.num_bytes) for name, about in file.tensors.items()]
@@ -77,14 +77,14 @@ def _sizes(path: Path) -> list[tuple[str, int]]:
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def _spread(used: Sequence[Path], total: int) -> set[tuple[Path, str]]:
-    """Tensors to read: all of a small model, every n-th of a large one."""
+def _choose_tensors(used: Sequence[Path], total: int) -> set[tuple[Path, str]]:
+    """Choose tensors to read: all of a small model, every n-th of a large one."""
     every = max(1, -(-total // _READ_BYTES))
-    names = [(path, name) for path in used for name, _ in sorted(_sizes(path))]
+    names = [(path, name) for path in used for name, _ in sorted(_list_sizes(path))]
     return set(names[::every])
 
 
-def _crc(path: Path, name: str) -> int:
+def _compute_crc(path: Path, name: str) -> int:
     with SafetensorsFile(path) as file:
         about = file.tensors[name]
         values = np.empty(about.shape, about.dtype)

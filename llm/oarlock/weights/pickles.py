@@ -18,9 +18,9 @@ _PADDLE_PICKLE, _TORCH_PICKLE = "model_state.pdparams", "pytorch_model.bin"
 
 
 class PickleSource:
-    """Pickled weights (model_state.pdparams, pytorch_model.bin, or shards of them), a file at a time in memory.
+    """Pickled weights (model_state.pdparams, pytorch_model.bin, or shards of them), with one file in memory at a time.
 
-    Only for folders that the user trusts: unpickling can run code.
+    Unpickling can run code, so this is only for folders that the user trusts.
     """
 
     read_ahead = False
@@ -58,11 +58,9 @@ class PickleSource:
         }
 
     def close(self) -> None:
-        """See WeightSource."""
         self._arrays = {}
 
     def read(self, name: str, into: np.ndarray | None = None) -> np.ndarray:
-        """See WeightSource."""
         tensor = self._tensors[name]
         self._load(self._files[tensor.stored])
         if tensor.stored not in self._arrays:
@@ -70,7 +68,6 @@ class PickleSource:
         return tensor.convert(self._arrays[tensor.stored])
 
     def in_place(self, name: str, into: np.ndarray) -> bool:
-        """See WeightSource."""
         return False
 
     def _load(self, path: Path) -> None:

@@ -1,8 +1,8 @@
 """Write and read safetensors files with memory for one tensor at a time.
 
-The library's save_file wants all tensors at once, and pages of the files it maps to read them count as memory of the
-process, up to all of the file. The format (https://github.com/huggingface/safetensors#format): the
-header's length as 8 little-endian bytes, a JSON header with dtype, shape and offsets, then the data without gaps.
+The library's save_file needs all tensors at once, and pages of the files it maps count as memory of the process. The
+format (https://github.com/huggingface/safetensors#format): the header's length as 8 little-endian bytes, a JSON header
+with dtype, shape and offsets, then the data without gaps.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _DTYPES = {
     "bool": "BOOL",
 }
 _NUMPY = {code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name, code in _DTYPES.items()}
-_NUMPY["U16"] = _NUMPY["BF16"]  # what PaddleNLP's own save_pretrained calls bfloat16
+_NUMPY["U16"] = _NUMPY["BF16"]  # PaddleNLP's save_pretrained writes this for bfloat16
 _SIZES = {name: _NUMPY[code].itemsize for name, code in _DTYPES.items()}
 _BITS = {"bfloat16": "uint16"}
-_CHUNK = 8 << 20  # bytes made and hashed at a time: with less, the threads wait for each other
-_WRITTEN = 1 << 20  # bytes written at a time, which is faster than many
-_MOST_AHEAD = 2  # chunks that are written before the first of them is hashed
-_SYNC_BYTES = 32 << 20  # written before the disk is asked to begin with them
-_PIECE = 2 << 20  # bytes a thread reads at a time
-_AHEAD = 64 << 20  # bytes the disk is asked for beyond what is being read
+_CHUNK = 8 << 20  # bytes converted and hashed at a time; with fewer, the threads wait for each other
+_WRITE_BYTES = 1 << 20  # per write; larger writes are slower
+_MAX_UNHASHED = 2  # chunks that may be written before the first of them is hashed
+_SYNC_BYTES = 32 << 20  # written between two syncs
+_READ_BYTES = 2 << 20  # per thread and read
+_PREFETCH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class TensorSource:
         name: in the file.
         dtype: NumPy's name of it, or "bfloat16".
         shape: of the tensor.
-        read: gives the values (bfloat16 as ml_dtypes.bfloat16 or as the same bits in uint16), in any memory layout.
-        cast: they may be of another float type, and are rounded to this one.
+        read: returns the values (bfloat16 as ml_dtypes.bfloat16 or as the same bits in uint16), in any memory layout.
+        cast: the values may have another float type and are rounded to this one.
     """
 
     name: str
@@ -71,20 +71,20 @@ class TensorSource:
 
     @property
     def num_bytes(self) -> int:
-        """Its size in the file."""
+        """Size in the file."""
         return math.prod(self.shape) * _SIZES[self.dtype]
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a manifest says of a file."""
+    """Size and checksum of a file, for a manifest."""
 
     num_bytes: int
     sha256: str
 
 
 def find_main_dtype(tensors: Sequence[TensorSource]) -> str:
-    """The type of most weights, which a configuration beside them names."""
+    """The type of most of the weights by size, for the configuration saved with them."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
         sizes[tensor.dtype] += tensor.num_bytes
@@ -92,7 +92,7 @@ def find_main_dtype(tensors: Sequence[TensorSource]) -> str:
 
 
 def sort_for_file(tensors: Sequence[TensorSource]) -> list[TensorSource]:
-    """Wide types first, as the library does: every tensor then starts at a multiple of its element's size."""
+    """Sort by decreasing width of the type, as the library does, so that tensors are aligned to their elements."""
     return sorted(tensors, key=lambda tensor: (-_SIZES[tensor.dtype], tensor.name))
 
 
@@ -102,7 +102,7 @@ def write_safetensors(
     metadata: Mapping[str, str],
     progress: Callable[[int], None] | None = None,
 ) -> FileRecord:
-    """Write a file and have the disk hold it.
+    """Write a file and sync it to disk.
 
     Args:
         metadata: strings for the header, for example {"format": "np"}.
@@ -110,7 +110,7 @@ def write_safetensors(
 
     Raises:
         OSError: when it can't be written.
-        ValueError: when a tensor is not what its source said.
+        ValueError: when a tensor does not match its source's description.
     """
     ordered = sort_for_file(tensors)
     header: dict[str, object] = {"__metadata__": dict(metadata)}
@@ -134,10 +134,10 @@ def write_safetensors(
 
 
 def _put(out: _HashedFile, tensor: TensorSource) -> None:
-    """Write a tensor, rows of it at a time where they have to be turned or rounded.
+    """Write a tensor, in chunks of rows where they have to be transposed or rounded.
 
     Raises:
-        ValueError: when it is not what its source said.
+        ValueError: when it does not match its source's description.
     """
     values = tensor.read()
     same = values.dtype.name in (tensor.dtype, _BITS.get(tensor.dtype))
@@ -148,7 +148,7 @@ def _put(out: _HashedFile, tensor: TensorSource) -> None:
         data = values.reshape(-1).view(np.uint8).data
         for start in range(0, len(data), _CHUNK):
             out.put(data[start : start + _CHUNK])
-        out.drain()  # what read() gave may change with the next call
+        out.drain()  # the next call of read() may overwrite these values
         return
     dtype = values.dtype if same else array_type(tensor.dtype)
     for begin, end in row_ranges(values.shape, dtype.itemsize, _CHUNK):
@@ -158,10 +158,10 @@ def _put(out: _HashedFile, tensor: TensorSource) -> None:
 
 
 class _HashedFile:
-    """Writes to a file, while one thread hashes and another has the disk hold what is written.
+    """A file that one thread hashes and another syncs to disk while it is written.
 
     Attributes:
-        digest: of what was put.
+        digest: of everything written.
     """
 
     def __init__(self, file: Any) -> None:
@@ -179,18 +179,18 @@ class _HashedFile:
             pool.shutdown(cancel_futures=error is not None)
 
     def put(self, chunk: bytes | memoryview) -> None:
-        """Add to the file; the memory has to stay as it is until drain()."""
+        """Append a chunk, whose memory must not change until drain()."""
         self._hashing.append(self._hash.submit(self.digest.update, chunk))
         self._write(chunk)
-        self._wait(_MOST_AHEAD)
+        self._wait(_MAX_UNHASHED)
 
     def drain(self) -> None:
-        """Wait for all that was put."""
+        """Wait until everything is hashed."""
         self._wait(0)
 
     def _write(self, chunk: bytes | memoryview) -> None:
-        for start in range(0, len(chunk), _WRITTEN):
-            self._file.write(chunk[start : start + _WRITTEN])
+        for start in range(0, len(chunk), _WRITE_BYTES):
+            self._file.write(chunk[start : start + _WRITE_BYTES])
         self._unsynced += len(chunk)
         if self._unsynced >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
             self._syncing, self._unsynced = self._sync.submit(os.fdatasync, self._file.fileno()), 0
@@ -202,7 +202,7 @@ class _HashedFile:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a file's header says of a tensor.
+    """A tensor as a file's header describes it.
 
     Attributes:
         dtype: ml_dtypes.bfloat16 for BF16.
@@ -215,7 +215,7 @@ class StoredTensor:
 
     @property
     def num_bytes(self) -> int:
-        """Its size in the file."""
+        """Size in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -226,18 +226,19 @@ class SafetensorsFile:
         error: class of the errors about its header.
 
     Attributes:
-        tensors: all that are in it.
+        tensors: name -> description.
 
     Raises:
-        OarlockError: naming the file, when it is not there, no regular file, damaged (see oarlock.formats), or holds a
-            type that NumPy does not have.
+        OarlockError: naming the file, when it is missing, not a regular file, damaged (see oarlock.formats), or has a
+            type
+            that NumPy lacks.
     """
 
     def __init__(self, path: Path, error: type[OarlockError] = ModelError) -> None:
         self._file = open_regular(path, error=error)
-        self._asked = 0  # bytes that the kernel was asked to have ready
+        self._prefetched = 0  # end of the range that the kernel was asked to prefetch
         try:
-            self.tensors = stored_tensors(read_header(self._file, name=str(path), error=error), str(path), error)
+            self.tensors = list_stored_tensors(read_header(self._file, name=str(path), error=error), str(path), error)
         except BaseException:
             self._file.close()
             raise
@@ -251,42 +252,45 @@ class SafetensorsFile:
         self._file.close()
 
     def read(self, name: str, start: int, into: np.ndarray, threads: Executor | None = None) -> None:
-        """Elements from `start` on of a flattened tensor, as many as a contiguous array of its type has.
+        """Read elements of a flattened tensor, from `start` on, until a contiguous array of its type is full.
 
         Args:
-            threads: to read in; several are faster, from a disk as from memory (the pages of `into` may be new).
+            threads: to read with. Several are faster, both from a disk and from memory (the pages of `into` may be
+                new).
         """
         tensor = self.tensors[name]
         offset = tensor.offset + start * tensor.dtype.itemsize
         rest = into.reshape(-1).view(np.uint8).data
-        pieces = [(offset + at, rest[at : at + _PIECE]) for at in range(0, len(rest), _PIECE)]
+        ranges = [(offset + at, rest[at : at + _READ_BYTES]) for at in range(0, len(rest), _READ_BYTES)]
         if threads is not None:
-            self._ask_ahead(offset + len(rest), threads)
-        list((map if threads is None or len(pieces) == 1 else threads.map)(self._read_piece, pieces))
+            self._prefetch(offset + len(rest), threads)
+        list((map if threads is None or len(ranges) == 1 else threads.map)(self._read_range, ranges))
 
-    def _ask_ahead(self, end: int, threads: Executor) -> None:
-        """Let the disk go on beyond `end`: several readers at once look like random access to the kernel."""
-        if self._asked < end + _AHEAD // 2:
-            begin = max(end, self._asked)
-            self._asked = end + _AHEAD
-            threads.submit(os.posix_fadvise, self._file.fileno(), begin, self._asked - begin, os.POSIX_FADV_WILLNEED)
+    def _prefetch(self, end: int, threads: Executor) -> None:
+        """Prefetch beyond `end`. To the kernel, several readers at once look like random access."""
+        if self._prefetched < end + _PREFETCH_BYTES // 2:
+            begin = max(end, self._prefetched)
+            self._prefetched = end + _PREFETCH_BYTES
+            threads.submit(
+                os.posix_fadvise, self._file.fileno(), begin, self._prefetched - begin, os.POSIX_FADV_WILLNEED
+            )
 
-    def _read_piece(self, piece: tuple[int, memoryview]) -> None:
-        offset, rest = piece
+    def _read_range(self, byte_range: tuple[int, memoryview]) -> None:
+        offset, rest = byte_range
         while rest:
             done = os.preadv(self._file.fileno(), [rest], offset)
             if not done:
-                raise ValueError("the file ends before it")
+                raise ValueError("the file ends too early")
             rest, offset = rest[done:], offset + done
 
 
-def stored_tensors(header: Header, place: str, error: type[OarlockError] = ModelError) -> dict[str, StoredTensor]:
-    """The tensors of a header in NumPy's types.
+def list_stored_tensors(header: Header, place: str, error: type[OarlockError] = ModelError) -> dict[str, StoredTensor]:
+    """Return the tensors of a header with NumPy's types.
 
     Raises:
-        OarlockError: of the class given, naming a tensor of another type.
+        OarlockError: of the given class, naming a tensor of a type that NumPy lacks.
     """
     odd = next((name for name, entry in header.tensors.items() if entry.dtype not in _NUMPY), None)
     if odd is not None:
-        raise error(f"{place}: {odd} is of type {header.tensors[odd].dtype}, which can't be used here")
+        raise error(f"{place}: {odd} is of type {header.tensors[odd].dtype}, which is not supported")
     return {name: StoredTensor(_NUMPY[entry.dtype], entry.shape, entry.start) for name, entry in header.tensors.items()}

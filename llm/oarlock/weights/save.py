@@ -1,4 +1,4 @@
-"""Write a model folder that stands on its own: safetensors, config, tokenizer, chat template."""
+"""Write a complete model folder: safetensors, config, tokenizer, chat template."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from oarlock.data.templates.chat_template import ChatTemplate
 
 MAX_SHARD_BYTES = 5_000_000_000
-# Fields of a model's configuration that say how this run split and computed it.
+# Fields of a model's configuration about how this run split and computed it.
 _PLAN_KEYS = (
     "tensor_parallel_degree",
     "tensor_parallel_rank",
@@ -41,12 +41,12 @@ _PLAN_KEYS = (
     "use_fast_layer_norm",
     "seq_length",
 )
-# What PaddleNLP notes about where a tokenizer was loaded from: a path of this machine, of no use on another.
+# PaddleNLP records here where a tokenizer was loaded from, a path on this machine.
 LOCAL_KEYS = ("name_or_path", "_from_auto", "special_tokens_map_file", "tokenizer_file", "vocab_file")
 
 
 def save_tokenizer(tokenizer: PretrainedTokenizerBase, folder: Path, template: ChatTemplate | None) -> None:
-    """The tokenizer's files and the template."""
+    """Write the tokenizer's files and the template."""
     tokenizer.save_pretrained(str(folder))
     config_file = folder / "tokenizer_config.json"
     if config_file.is_file():
@@ -57,16 +57,16 @@ def save_tokenizer(tokenizer: PretrainedTokenizerBase, folder: Path, template: C
 
 
 def save_generation(generation: Mapping[str, Any] | None, folder: Path) -> None:
-    """generation_config.json, where there is anything in it."""
+    """Write generation_config.json unless its content is empty."""
     if generation:
         write_json(folder / GENERATION_FILE, generation)
 
 
 def save_config(model_config: PretrainedConfig, folder: Path, dtype: str | None = None) -> None:
-    """config.json of the model on one card, without a trace of the plan it was trained under.
+    """Write config.json of the model on one card, without the fields of the plan it was trained under.
 
     Args:
-        dtype: of the weights beside it; None for that of the configuration.
+        dtype: of the weights in the folder; None for that of the configuration.
     """
     content = model_config.to_diff_dict() | {"dtype": dtype or model_config.dtype}
     for name in _PLAN_KEYS:
@@ -84,15 +84,15 @@ def save_model(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     generation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model folder, each file complete before it gets its name; other files in it are left alone.
+    """Write a model folder. Each file is complete before it gets its name; other files in the folder stay.
 
     Args:
-        tensors: all weights as on one card; each is read once, in the order of file_order().
-        max_shard_bytes: where the weights are cut into several files with an index.
-        generation: content of generation_config.json, as the base had it.
+        tensors: all weights as on one card. Each is read once, in the order of split_into_files().
+        max_shard_bytes: largest weight file. More weights are split into several files with an index.
+        generation: content of the base's generation_config.json.
 
     Raises:
-        ModelError: when it can't be written; older files of the same names are then still there.
+        ModelError: when it can't be written. Older files of the same names are kept in that case.
     """
     folder = Path(folder)
     try:
@@ -103,7 +103,10 @@ def save_model(
             if tokenizer is not None:
                 save_tokenizer(tokenizer, partial, template)
             new = {path.name for path in partial.iterdir()}
-        for path in (*folder.glob("model*.safetensors"), folder / INDEX_NAME):  # of an earlier, larger model
+        for path in (
+            *folder.glob("model*.safetensors"),
+            folder / INDEX_NAME,
+        ):  # left over from an earlier, larger model
             if path.name not in new:
                 path.unlink(missing_ok=True)
     except Exception as error:
@@ -113,7 +116,7 @@ def save_model(
 def split_into_files(
     tensors: Sequence[TensorSource], max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> list[list[TensorSource]]:
-    """The tensors of each weight file, in the order in which they are written."""
+    """Group tensors by weight file, in the order in which they are written."""
     shards: list[list[TensorSource]] = [[]]
     size = 0
     for tensor in tensors:
@@ -126,7 +129,7 @@ def split_into_files(
 
 
 def check_space(tensors: Sequence[TensorSource], output: Path, what: str) -> None:
-    """Refuse to begin what the disk can't hold.
+    """Refuse to start a write that the disk can't hold.
 
     Raises:
         ModelError: with both sizes.
@@ -138,13 +141,13 @@ def check_space(tensors: Sequence[TensorSource], output: Path, what: str) -> Non
 
 @contextmanager
 def create_model_folder(output: Path, what: str, sources: Sequence[Path] = ()) -> Iterator[Path]:
-    """A new folder (see files.new_folder), and errors of writing with its name.
+    """Create a new folder (files.new_folder). Errors while writing name it.
 
     Args:
-        sources: folders it is made of: whoever may not read them may not read it.
+        sources: folders it is made of. Users who may not read them may not read it either.
 
     Raises:
-        ModelError: for an OSError in it.
+        ModelError: for an OSError in the context.
     """
     try:
         with new_folder(output, find_readers(*sources)) as folder:
@@ -160,14 +163,14 @@ def write_weights(
     progress: Callable[[int], Any] | None = None,
     layout: str = "np",
 ) -> dict[str, FileRecord]:
-    """model.safetensors, or several files and their index.
+    """Write model.safetensors, or several files and their index.
 
     Args:
         progress: called with the bytes of each tensor once it is written.
-        layout: what readers are told: "np" for Paddle's, "pt" for Hugging Face's.
+        layout: for the files' metadata: "np" for Paddle's, "pt" for Hugging Face's.
 
     Returns:
-        The name of each weight file -> its size and hash.
+        Name of each weight file -> its size and hash.
     """
     shards, metadata = split_into_files(tensors, max_shard_bytes), {"format": layout}
     if len(shards) == 1:

@@ -1,4 +1,4 @@
-"""tensors.json: which piece of which whole tensor every entry of a checkpoint's files is."""
+"""tensors.json: which shard of which whole tensor each entry of a checkpoint's files is."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from oarlock.weights.tensor_slice import TensorSlice
 INDEX = "tensors.json"
 WEIGHTS = "model"  # the kind of tensor that is a weight; other kinds are optimizer states ("moment1", "master", ...)
 MASTER = "master"  # float32 copies of half-precision weights (the optimizer's _master_weights)
-# 512 ranks with four pieces each of 700 tensors have 150 MB, and 4 million objects and lists.
+# 512 ranks with four shards each of 700 tensors take 150 MB, and 4 million objects and lists.
 _INDEX_BYTES, _INDEX_CONTAINERS = 1 << 29, 10_000_000
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 _Whole = Annotated[int, Ge(0)]
 
 
 class _Entry(TypedDict):
-    """A piece in tensors.json."""
+    """A shard in tensors.json."""
 
     shape: list[_Whole]
     axis: NotRequired[_Whole]
@@ -37,13 +37,13 @@ class _Entry(TypedDict):
 
 @dataclass(frozen=True)
 class StoredShard:
-    """A stored part of a whole tensor.
+    """A stored shard of a whole tensor.
 
     Attributes:
         kind: WEIGHTS, or the name of an optimizer state.
         name: of the parameter, as on one card.
-        slice: the tensor-parallel part it belongs to.
-        flat: (start, stop) in the flattened block, where stage 3 slices it; None for all of it.
+        slice: the tensor-parallel slice it belongs to.
+        flat: (start, stop) in the flattened slice, where stage 3 shards it; None for all of it.
     """
 
     kind: str
@@ -58,11 +58,10 @@ class StoredShard:
 
     @property
     def range(self) -> tuple[int, int]:
-        """(start, stop) in the flattened block."""
+        """(start, stop) in the flattened slice."""
         return self.flat or (0, math.prod(self.slice.local_shape))
 
     def to_json(self) -> dict[str, Any]:
-        """For tensors.json."""
         content: dict[str, Any] = {"shape": list(self.slice.shape)}
         if self.slice.axis is not None:
             content |= {"axis": self.slice.axis, "runs": [list(run) for run in self.slice.runs]}
@@ -72,15 +71,14 @@ class StoredShard:
 
     @classmethod
     def from_json(cls, key: str, content: Mapping[str, Any]) -> StoredShard:
-        """Inverse of to_json."""
         kind, _, name = key.partition("/")
         runs = tuple((int(start), int(length)) for start, length in content.get("runs", ()))
         flat = content.get("flat")
         tensor_slice = TensorSlice(tuple(content["shape"]), content.get("axis"), runs)
         return cls(kind, name, tensor_slice, (int(flat[0]), int(flat[1])) if flat else None)
 
-    def problem(self) -> str | None:
-        """Why this can't be a piece of any tensor; None for one that can."""
+    def find_problem(self) -> str | None:
+        """Explain why no tensor can have such a shard; None if one can."""
         shape, axis, runs = self.slice.shape, self.slice.axis, self.slice.runs
         if not self.kind or not self.name:
             return "has no kind and name"
@@ -99,21 +97,26 @@ class StoredShard:
 
 
 def shard_file_name(rank: int) -> str:
-    """The file of a rank."""
+    """The name of a rank's file."""
     return f"rank-{rank:05d}.safetensors"
 
 
-def write_index(folder: Path, parts: Mapping[str, list[StoredShard]]) -> None:
-    """tensors.json: file -> key -> what it is."""
-    content = {file: {shard.key: shard.to_json() for shard in shards} for file, shards in sorted(parts.items())}
+def write_index(folder: Path, shards_by_file: Mapping[str, list[StoredShard]]) -> None:
+    """Write tensors.json: file -> key -> shard."""
+    content = {
+        file: {shard.key: shard.to_json() for shard in shards} for file, shards in sorted(shards_by_file.items())
+    }
     (folder / INDEX).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def read_index(folder: Path) -> dict[str, list[tuple[Path, StoredShard]]]:
-    """What write_index wrote: key -> the pieces of that tensor and their files.
+    """Read tensors.json.
+
+    Returns:
+        Key -> the shards of that tensor and their files.
 
     Raises:
-        CheckpointError: when it is missing, or says what no tensors can be.
+        CheckpointError: when it is missing, or describes what no tensor can be.
     """
     index = folder / INDEX
     content = read_json(
@@ -130,7 +133,7 @@ def read_index(folder: Path) -> dict[str, list[tuple[Path, StoredShard]]]:
             raise CheckpointError(f"{index}: {file!r} is not the name of a safetensors file in this folder")
         for key, entry in entries.items():
             shard = StoredShard.from_json(key, entry)
-            if problem := shard.problem():
+            if problem := shard.find_problem():
                 raise CheckpointError(f"{index}: {key} in {file} {problem}")
             where.setdefault(key, []).append((folder / file, shard))
     for key, stored in where.items():
@@ -139,13 +142,13 @@ def read_index(folder: Path) -> dict[str, list[tuple[Path, StoredShard]]]:
 
 
 def _check_together(index: Path, key: str, shards: list[StoredShard]) -> None:
-    """Refuse pieces that are of tensors of several shapes, or are fewer elements than the tensor has."""
+    """Refuse shards of tensors of different shapes, or with fewer elements than the tensor has."""
     shape = shards[0].slice.shape
     other = next((shard.slice.shape for shard in shards if shard.slice.shape != shape), None)
     if other is not None:
-        raise CheckpointError(f"{index}: {key} is {list(shape)} in one piece and {list(other)} in another")
+        raise CheckpointError(f"{index}: {key} is {list(shape)} in one shard and {list(other)} in another")
     stored = sum(stop - start for start, stop in (shard.range for shard in shards))
     if stored < math.prod(shape):
         raise CheckpointError(
-            f"{index}: {key} is not all there: {stored:,} of the {math.prod(shape):,} elements of {list(shape)}"
+            f"{index}: {key} is incomplete: {stored:,} of the {math.prod(shape):,} elements of {list(shape)}"
         )

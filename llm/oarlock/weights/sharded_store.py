@@ -1,9 +1,9 @@
-"""Tensors stored in pieces: the format of a checkpoint's weights and optimizer states.
+"""Tensors stored in shards: the format of a checkpoint's weights and optimizer states.
 
-Every rank writes one safetensors file with what it holds; tensors.json says which piece of which whole tensor each
-entry is. Names and shapes are those of the model on one card, so any plan (and any number of ranks) reads what any
-other wrote. (PaddleNLP's unified checkpoint gathers tensor-parallel parts before it writes, has no stage 3, and keeps
-states in pickles.)
+Every rank writes one safetensors file with what it holds, and tensors.json describes which shard of which whole tensor
+each entry is. Names and shapes are those of the model on one card, so any plan with any number of ranks reads what any
+other wrote. (PaddleNLP's unified checkpoint gathers tensor-parallel shards before it writes, does not support stage 3,
+and keeps states in pickles.)
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from oarlock.weights.safetensors_file import SafetensorsFile
 from oarlock.weights.shard_index import INDEX, MASTER, WEIGHTS, StoredShard, read_index
 from oarlock.weights.tensor_slice import TensorSlice
 
-_CHUNK = 1 << 24  # bytes read at a time where rows of a part are scattered over the whole
+_CHUNK = 1 << 24  # bytes read at a time where rows of a slice are scattered over the tensor
 
 
 @dataclass
 class ShardedStore:
-    """The tensors of a folder, put together on demand.
+    """The tensors of a folder, assembled on demand.
 
     Attributes:
-        where: key -> the pieces of that tensor and their files.
+        where: key -> the shards of that tensor and their files.
     """
 
     folder: Path
@@ -76,11 +76,11 @@ class ShardedStore:
             types = {self._dtype(path, shard) for path, shard in stored}
             if len(types) > 1:
                 path, shard = stored[-1]
-                raise CheckpointError(f"{path}: {shard.key} is not of the type of its other parts")
+                raise CheckpointError(f"{path}: {shard.key} differs in type from its other shards")
         self._check_states()
 
     def _check_states(self) -> None:
-        """Compare the optimizer's states with the weights: each has all of them or none, in its shape or one number."""
+        """Check that each state of the optimizer covers the same weights, in their shape or as one number."""
         names = {kind: set(self.names(kind)) for kind in self.kinds}
         weights = names.pop(WEIGHTS, set())
         names.pop(MASTER, None)
@@ -92,8 +92,8 @@ class ShardedStore:
                 shape, dtype = self.shape(kind, name), self._dtype(*self._find_shards(kind, name)[0])
                 if shape not in (self.shape(WEIGHTS, name), (1,)) or dtype.kind not in "fV":
                     raise CheckpointError(
-                        f"{self.folder / INDEX}: {kind}/{name} is {list(shape)} of {dtype.name}, which is no state of "
-                        f"a weight of {list(self.shape(WEIGHTS, name))}"
+                        f"{self.folder / INDEX}: {kind}/{name} is {list(shape)} of {dtype.name}, not a state of a "
+                        f"weight of {list(self.shape(WEIGHTS, name))}"
                     )
 
     def names(self, kind: str = WEIGHTS) -> Iterator[str]:
@@ -108,7 +108,7 @@ class ShardedStore:
         return sorted(found, key=lambda kind: (kind != WEIGHTS, kind))
 
     def shape(self, kind: str, name: str) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """Shape of the whole tensor."""
         return self._find_shards(kind, name)[0][1].slice.shape
 
     def dtype(self, kind: str, name: str) -> str:
@@ -120,23 +120,24 @@ class ShardedStore:
         return self._dtype(*self._find_shards(kind, name)[0]).name
 
     def read(self, name: str, kind: str = WEIGHTS) -> np.ndarray:
-        """A whole tensor.
+        """Read a whole tensor.
 
         Raises:
-            CheckpointError: when it is not stored, or not all of it.
+            CheckpointError: when it is not stored, or incomplete.
         """
         return self.read_slice(kind, name, TensorSlice(self.shape(kind, name)))
 
     def read_slice(
         self, kind: str, name: str, tensor_slice: TensorSlice, flat: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """The part of a tensor that a rank holds: its block, or a range of the flattened block.
+        """Read a slice of a tensor, or a range of the flattened slice.
 
-        Only files with something of it are read. Memory beyond the result is a chunk; for a range of a block that is
-        not stored as such, the block.
+        Only files that have some of it are read. Besides the result, a chunk is in memory; for a range of a slice that
+        is not
+        stored as such, the slice.
 
         Raises:
-            CheckpointError: when it is not stored, not all of it, or of another shape.
+            CheckpointError: when it is not stored, incomplete, or of another shape.
         """
         stored = self._find_shards(kind, name)
         shape = next((shard.slice.shape for _, shard in stored if shard.slice.shape != tensor_slice.shape), None)
@@ -157,14 +158,14 @@ class ShardedStore:
     def _from_other_slices(
         self, stored: list[tuple[Path, StoredShard]], wanted: TensorSlice, dtype: np.dtype
     ) -> np.ndarray:
-        """A block put together from blocks that were cut otherwise."""
+        """Assemble a slice from slices that were cut differently."""
         slices: dict[TensorSlice, list[tuple[Path, StoredShard]]] = {}
         for path, shard in stored:
             slices.setdefault(shard.slice, []).append((path, shard))
         axes = {tensor_slice.axis for tensor_slice in (*slices, wanted) if tensor_slice.axis is not None}
-        if len(axes) > 1:  # PaddleNLP cuts a tensor along the same axis whatever the degree
+        if len(axes) > 1:  # PaddleNLP splits a tensor along the same axis whatever the degree
             if wanted.axis is None:
-                raise CheckpointError(f"{self.folder}: {stored[0][1].key} is stored in parts along several axes")
+                raise CheckpointError(f"{self.folder}: {stored[0][1].key} is stored in slices along several axes")
             return np.ascontiguousarray(wanted.cut(self._from_other_slices(stored, TensorSlice(wanted.shape), dtype)))
         axis = axes.pop()
         part = np.empty(wanted.local_shape, dtype)
@@ -181,10 +182,10 @@ class ShardedStore:
     def _copy_run(
         self, shards: list[tuple[Path, StoredShard]], axis: int, start: int, part: np.ndarray, target: int, length: int
     ) -> None:
-        """Indices [start, start + length) along an axis of a stored block to those from `target` on of a part."""
+        """Copy indices [start, start + length) along an axis of a stored slice to `target` on in `part`."""
         local_shape = shards[0][1].slice.local_shape
         inner = math.prod(local_shape[axis + 1 :])
-        row = local_shape[axis] * inner  # what follows each other in the file for every index of the axes before
+        row = local_shape[axis] * inner  # elements per index of the preceding axes, contiguous in the file
         rows = part.reshape(-1, part.shape[axis], inner)
         at_once = max(1, _CHUNK // (row * part.itemsize))
         if len(rows) == 1 or row * part.itemsize > _CHUNK:
@@ -198,13 +199,15 @@ class ShardedStore:
             taken[:, target : target + length] = buffer[:, start : start + length]
 
     def _read_range(self, shards: list[tuple[Path, StoredShard]], start: int, values: np.ndarray) -> None:
-        """Elements from `start` on of a flattened block, from those of its pieces that have them."""
+        """Read elements of a flattened slice, from `start` on, from the shards that have them."""
         position, stop = start, start + len(values)
         for path, shard in sorted(shards, key=lambda item: item[1].range):
             first, last = shard.range
             if first <= position < min(last, stop):
                 if self._dtype(path, shard) != values.dtype:
-                    raise CheckpointError(f"{path}: {shard.key} is not of type {values.dtype.name} as its other parts")
+                    raise CheckpointError(
+                        f"{path}: {shard.key} is not of type {values.dtype.name} like its other shards"
+                    )
                 taken = values[position - start : min(last, stop) - start]
                 try:
                     self._file(path).read(shard.key, position - first, taken)
@@ -216,7 +219,7 @@ class ShardedStore:
 
     def _incomplete(self, shards: list[tuple[Path, StoredShard]]) -> CheckpointError:
         shard = shards[0][1]
-        return CheckpointError(f"{self.folder}: {shard.kind} of {shard.name} is not all there")
+        return CheckpointError(f"{self.folder}: {shard.kind} of {shard.name} is incomplete")
 
     def _find_shards(self, kind: str, name: str) -> list[tuple[Path, StoredShard]]:
         found = self.where.get(f"{kind}/{name}")
@@ -225,11 +228,11 @@ class ShardedStore:
         return found
 
     def _dtype(self, path: Path, shard: StoredShard) -> np.dtype:
-        """Of a piece, once its size is known to be right."""
+        """The type of a shard, after a check of its size."""
         tensor = self._file(path).tensors.get(shard.key)
         start, stop = shard.range
         if tensor is None or math.prod(tensor.shape) != stop - start:
-            found = "not in it" if tensor is None else f"{list(tensor.shape)}"
+            found = "missing" if tensor is None else f"{list(tensor.shape)}"
             raise CheckpointError(f"{path}: {shard.key} is {found}, {INDEX} says {stop - start:,} elements")
         return tensor.dtype
 
@@ -240,7 +243,7 @@ class ShardedStore:
 
 
 def _common_runs(stored: TensorSlice, wanted: TensorSlice, axis: int) -> Iterator[tuple[int, int, int]]:
-    """What two blocks have in common along an axis: (index in the stored part, index in the wanted part, length)."""
+    """Yield what two slices share along an axis: (index in the stored slice, index in the wanted slice, length)."""
     all_of_it = ((0, stored.shape[axis]),)
     begin = 0
     for start, length in stored.runs or all_of_it:

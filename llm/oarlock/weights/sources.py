@@ -1,4 +1,4 @@
-"""Where weights come from, one whole tensor at a time (pickles.py: where the user allows them)."""
+"""Sources of weights, one whole tensor at a time. (pickles.py has the one for pickles, which users have to allow.)"""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from oarlock.weights.weight_folder import WeightFolder
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight")
-_READING_THREADS = 4  # they wait for the disk more than they compute
+_READING_THREADS = 4  # they mostly wait for the disk
 
 
 class WeightSource(Protocol):
     """Whole tensors under the names they have in the model on one card.
 
     Attributes:
-        place: where that is, for messages.
-        shapes: name -> shape (None where only reading tells), in the order in which reading is fastest.
-        read_ahead: whether a second thread may read while what was read before is in use.
+        place: where the tensors come from, for messages.
+        shapes: name -> shape (None if only reading tells), in the order in which reading is fastest.
+        read_ahead: a second thread may read while the tensor read before is in use.
     """
 
     place: str
@@ -38,10 +38,10 @@ class WeightSource(Protocol):
     read_ahead: bool
 
     def read(self, name: str, into: np.ndarray | None = None) -> np.ndarray:
-        """A whole tensor, good until the read after the next (until the next one without read_ahead).
+        """Read a whole tensor, valid until the read after the next (until the next one without read_ahead).
 
         Args:
-            into: an array of its shape. Where the source can read right into it, it does and returns it.
+            into: an array of its shape. If the source can read straight into it, it does so and returns it.
 
         Raises:
             ModelError: when it can't be read.
@@ -49,11 +49,11 @@ class WeightSource(Protocol):
         ...
 
     def in_place(self, name: str, into: np.ndarray) -> bool:
-        """Whether read() would put the tensor into this very array."""
+        """Whether read() would read straight into this array."""
         ...
 
     def close(self) -> None:
-        """Give back files and memory."""
+        """Close files and free memory."""
         ...
 
 
@@ -61,21 +61,21 @@ class FileSource(WeightSource, Protocol):
     """A WeightSource over a folder's files.
 
     Attributes:
-        left_over: names of stored tensors that no tensor of the model comes from; they can be read too.
+        left_over: names of stored tensors that no tensor of the model comes from. They can be read too.
     """
 
     left_over: tuple[str, ...]
 
 
 def stored_dtype(source: WeightSource, name: str) -> str:
-    """NumPy's name of the type of a tensor in the files. What is pickled has to be read for it."""
+    """NumPy's name of the stored type of a tensor. Pickled tensors are read for it."""
     return (source.dtype(name) if isinstance(source, SafetensorsSource) else source.read(name).dtype).name
 
 
 class SafetensorsSource:
-    """The safetensors of a folder, read with plain reads into two buffers in turn, or into one without read_ahead.
+    """The safetensors of a folder, read into two alternating buffers, or into one without read_ahead.
 
-    Nothing is mapped: pages of a mapped file count as memory of this process, up to the whole file.
+    Files are not memory-mapped: their pages would count as memory of this process.
     """
 
     def __init__(self, folder: WeightFolder, model_class: Any, config: Any, read_ahead: bool = True) -> None:
@@ -84,28 +84,28 @@ class SafetensorsSource:
         check_stored(config, shapes, f"{self.place}/config.json")
         self._stack = ExitStack()
         self._threads = self._stack.enter_context(ThreadPoolExecutor(_READING_THREADS))
-        self._files = {path: self._opened(path) for path in sorted(set(folder.files.values()))}
+        self._files = {path: self._open(path) for path in sorted(set(folder.files.values()))}
         self._paths = folder.files
-        gone = next((name for name, path in self._paths.items() if name not in self._files[path].tensors), None)
-        if gone is not None:
-            raise ModelError(f"{self._paths[gone]}: {gone} should be in this file and is not")
+        missing = next((name for name, path in self._paths.items() if name not in self._files[path].tensors), None)
+        if missing is not None:
+            raise ModelError(f"{self._paths[missing]}: {missing} should be in this file and is not")
         found = map_names(model_class, config, self._paths, folder.layout == "pt")
         in_file_order = sorted(found, key=lambda name: self._position(found[name]))
         self.left_over = find_unused(self._paths, found)
-        whole = next((name for name, tensor in found.items() if self._about(tensor).dtype.kind in "iub"), None)
-        if whole is not None:
+        quantized = next((name for name, tensor in found.items() if self._about(tensor).dtype.kind in "iub"), None)
+        if quantized is not None:
             raise ModelError(
-                f"{self.place}: {found[whole].stored} is stored in {self._about(found[whole]).dtype}: quantised "
-                "weights, without anything that says how; take the plain model"
+                f"{self.place}: {found[quantized].stored} is stored in {self._about(found[quantized]).dtype}: "
+                "quantized weights without a description of the quantization; use the model that is not quantized"
             )
         self._tensors = {name: found[name] for name in in_file_order} | {
             name: MappedTensor(name) for name in self.left_over
         }
         self.shapes: dict[str, tuple[int, ...] | None] = {name: self._shape(name) for name in in_file_order}
         self._buffers = [np.empty(0, np.uint8) for _ in range(2 if read_ahead else 1)]
-        self._check_room()
+        self._check_memory()
 
-    def _check_room(self) -> None:
+    def _check_memory(self) -> None:
         """Refuse tensors that are too large to be read one at a time."""
         name = max(self.shapes, key=lambda name: self._about(self._tensors[name]).num_bytes, default="")
         if name:
@@ -114,22 +114,20 @@ class SafetensorsSource:
             check_memory(about.num_bytes, what, available_memory())
 
     def dtype(self, name: str) -> np.dtype:
-        """In which a tensor is stored."""
+        """The stored type of a tensor."""
         return self._about(self._tensors[name]).dtype
 
     def close(self) -> None:
-        """See WeightSource."""
         self._stack.close()
         self._buffers = []
 
     def read(self, name: str, into: np.ndarray | None = None) -> np.ndarray:
-        """See WeightSource."""
         tensor = self._tensors[name]
         about, path = self._about(tensor), self._paths[tensor.stored]
         if into is None or not self.in_place(name, into):
             self._buffers.reverse()
             if len(self._buffers[0]) < about.num_bytes:
-                self._buffers[0] = np.empty(0, np.uint8)  # give the old one back first
+                self._buffers[0] = np.empty(0, np.uint8)  # free the old one first
                 self._buffers[0] = np.empty(about.num_bytes, np.uint8)
                 populate(self._buffers[0])
             into = self._buffers[0][: about.num_bytes].view(about.dtype).reshape(about.shape)
@@ -140,11 +138,10 @@ class SafetensorsSource:
         return tensor.convert(into)
 
     def in_place(self, name: str, into: np.ndarray) -> bool:
-        """See WeightSource."""
         tensor = self._tensors[name]
         return tensor.as_stored and into.dtype == self._about(tensor).dtype and into.flags.c_contiguous
 
-    def _opened(self, path: Path) -> SafetensorsFile:
+    def _open(self, path: Path) -> SafetensorsFile:
         try:
             return self._stack.enter_context(SafetensorsFile(path))
         except BaseException:
@@ -160,19 +157,20 @@ class SafetensorsSource:
     def _shape(self, name: str) -> tuple[int, ...]:
         tensor = self._tensors[name]
         shape = self._about(tensor).shape
-        # An array of that shape that takes one byte shows what the conversion makes of it.
+        # Convert a broadcast array, which takes one byte, to learn the shape.
         return shape if tensor.as_stored else tensor.convert(np.broadcast_to(np.uint8(0), shape)).shape
 
 
 def check_stored(config: Any, shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
-    """Refuse a configuration of more layers, or another width or vocabulary, than the tensors in its files have.
+    """Refuse a configuration with more layers, or another width or vocabulary, than the tensors in the files have.
 
-    After this a model of the configuration is no larger than its files, so that it can be made (without memory for its
-    weights) and compared with them name by name.
+    A model of a configuration that passes is no larger than its files. It can be constructed (without memory for
+    weights)
+    and compared with them name by name.
 
     Args:
         config: PaddleNLP's configuration.
-        shapes: of the stored tensors, under any program's names.
+        shapes: of the stored tensors, in either naming.
         place: of config.json, for messages.
 
     Raises:
@@ -182,15 +180,15 @@ def check_stored(config: Any, shapes: Mapping[str, tuple[int, ...]], place: str)
     numbers = [int(found[1]) for name in shapes if (found := _LAYER.search(name))]
     layers = max(numbers, default=-1) + 1
     if sizes.num_layers > layers:
-        raise ModelError(f"{place} says {sizes.num_layers:,} layers, and the weights beside it have {layers:,}")
+        raise ModelError(f"{place} says {sizes.num_layers:,} layers, and the weights next to it have {layers:,}")
     embedding = next((name for name in shapes if name.endswith(EMBEDDINGS)), None)
     if embedding is not None and len(shapes[embedding]) == 2 and shapes[embedding] != (sizes.vocab, sizes.hidden):
         rows, width = shapes[embedding]
         raise ModelError(
             f"{place} says a vocabulary of {sizes.vocab:,} and a hidden size of {sizes.hidden:,}, and {embedding} in "
-            f"the weights beside it has {rows:,} rows of {width:,}"
+            f"the weights next to it has {rows:,} rows of {width:,}"
         )
     widest = max((size for shape in shapes.values() for size in shape), default=0)
     for what, size in (("intermediate size", sizes.intermediate), ("size of all heads", sizes.heads * sizes.head_size)):
-        if size > 3 * widest:  # three matrices may be stored as one, and none is wider than all of them together
-            raise ModelError(f"{place} says a {what} of {size:,}, and no tensor in the weights beside it is so large")
+        if size > 3 * widest:  # up to three matrices may be stored as one
+            raise ModelError(f"{place} says a {what} of {size:,}, and no tensor in the weights next to it is so large")

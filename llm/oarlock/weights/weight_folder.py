@@ -1,15 +1,15 @@
 """The weight files of a folder: which they are when several might be, their layout, and what their headers say.
 
-Nothing is written into the source folder (PaddleNLP's own conversion does) and no torch is needed. A folder with two
-sets of weights is refused. The rules, in this order:
+Nothing is written into the folder (PaddleNLP's own conversion does), and torch is not needed. A folder with two sets of
+weights is refused. The rules, in this order:
 
-1. An index (model.safetensors.index.json) and the shards it names, or model.safetensors, or shards of one cut without
-   an index. Any other of these beside it is a second set.
-2. model.safetensors and pickles of the same weights (as hubs ship them) are one set: the safetensors are read, and that
-   is said. Whether they are the same is seen without unpickling: from sizes and check sums in torch's zip archives,
-   from the size of the file elsewhere.
-3. Meta's and Mistral's own form (consolidated*, original/), variants (model.fp16.safetensors), TensorFlow's, Flax's and
-   GGUF files beside them are not read, as in transformers, and that is said.
+1. The weights are an index (model.safetensors.index.json) and the shards it names, or model.safetensors, or shards of
+   one set without an index. Any other of these in the folder is a second set.
+2. model.safetensors and pickles of the same weights (as hubs ship them) are one set. The safetensors are read, and a
+   message says so. They are compared without unpickling: by sizes and checksums in torch's zip archives, else by the
+   size of the file.
+3. Meta's and Mistral's own form (consolidated*, original/), variants (model.fp16.safetensors), and TensorFlow, Flax and
+   GGUF files are not read, as in transformers, and a message says so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from oarlock.families.registry import FAMILIES
 from oarlock.files import PEFT_WEIGHTS
 from oarlock.formats.files import open_regular
 from oarlock.formats.safetensors_header import Header, read_header
-from oarlock.weights.pickle_duplicates import differing_pickle
+from oarlock.weights.pickle_duplicates import find_differing_pickle
 from oarlock.weights.weight_index import read_index
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
@@ -50,7 +50,7 @@ _NOT_READ = (
     "*.safetensors",
 )
 _PADDLE_NAMES = tuple(f"{family}." for family in FAMILIES)
-_LAYOUTS = {"np": "np", "pt": "pt", "mlx": "pt"}  # MLX keeps the names and the matrices of transformers
+_LAYOUTS = {"np": "np", "pt": "pt", "mlx": "pt"}  # MLX keeps transformers' names and matrices
 
 
 @dataclass(frozen=True)
@@ -71,117 +71,118 @@ class WeightFolder:
         """Find the tensors.
 
         Raises:
-            ModelError: for missing or damaged files, two sets of weights, or pickles alone.
+            ModelError: for missing or damaged files, two sets of weights, or pickles only.
         """
         folder = Path(folder)
         return cls(folder, *find_weights(folder))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors, as they are stored.
+        """Shapes of all tensors as they are stored.
 
         Raises:
             ModelError: for damaged files.
         """
-        return {name: header_of(path).tensors[name].shape for name, path in self.files.items()}
+        return {name: read_header_of(path).tensors[name].shape for name, path in self.files.items()}
 
 
 def has_safetensors(folder: str | Path) -> bool:
-    """Whether a folder holds weights as safetensors."""
+    """Check whether a folder holds weights as safetensors."""
     return (Path(folder) / INDEX_NAME).is_file() or any(Path(folder).glob("model*.safetensors"))
 
 
 def find_weights(folder: Path) -> tuple[dict[str, Path], str]:
-    """The tensors of a folder's safetensors.
+    """Find the tensors of a folder's safetensors.
 
     Returns:
         Tensor name -> file, and the layout of all: "pt" (Hugging Face's) or "np" (Paddle's).
 
     Raises:
-        ModelError: for two sets of weights, missing or damaged files, those of another framework, or pickles alone.
+        ModelError: for two sets of weights, missing or damaged files, those of another framework, or pickles only.
     """
     index = folder / INDEX_NAME
-    files = _of_index(index) if index.is_file() else _without_index(folder)
-    layout = _layout(files)
-    _check_beside(folder, set(files.values()))
+    files = _find_by_index(index) if index.is_file() else _find_without_index(folder)
+    layout = _detect_layout(files)
+    _check_other_files(folder, set(files.values()))
     return files, layout
 
 
-def _of_index(index: Path) -> dict[str, Path]:
+def _find_by_index(index: Path) -> dict[str, Path]:
     folder = index.parent
     weight_map = read_index(index)
     named = set(weight_map.values())
     missing = sorted(file for file in named if not (folder / file).is_file())
     if missing:
         raise ModelError(f"{folder}: {INDEX_NAME} names {', '.join(missing)}, which does not exist")
-    others = sorted({path.name for path in _candidates(folder)} - named)
+    others = sorted({path.name for path in _list_candidates(folder)} - named)
     if others:
-        _two_sets(folder, INDEX_NAME, f"({', '.join(sorted(named)[:2])}{', ...' if len(named) > 2 else ''}) ", others)
-    stored = {file: set(header_of(folder / file).tensors) for file in sorted(named)}
+        _refuse_two_sets(
+            folder, INDEX_NAME, f"({', '.join(sorted(named)[:2])}{', ...' if len(named) > 2 else ''}) ", others
+        )
+    stored = {file: set(read_header_of(folder / file).tensors) for file in sorted(named)}
     for name, file in weight_map.items():
         if name not in stored[file]:
-            raise ModelError(f"{folder / file}: {name} should be in this file and is not")
+            raise ModelError(f"{folder / file}: {name} is missing from this file")
     for file, names in stored.items():
         loose = sorted(name for name in names if weight_map.get(name) != file)
         if loose:
-            raise ModelError(f"{folder / file}: it holds {loose[0]}, which {INDEX_NAME} does not look for there")
+            raise ModelError(f"{folder / file}: it holds {loose[0]}, which {INDEX_NAME} does not list there")
     return {name: folder / file for name, file in weight_map.items()}
 
 
-def _without_index(folder: Path) -> dict[str, Path]:
-    paths = _candidates(folder)
+def _find_without_index(folder: Path) -> dict[str, Path]:
+    paths = _list_candidates(folder)
     if not paths:
-        raise ModelError(_nothing_to_read(folder))
+        raise ModelError(_explain_missing(folder))
     single = folder / SINGLE_NAME
     shards = [path for path in paths if path != single]
     if single in paths and shards:
-        _two_sets(folder, SINGLE_NAME, "", [path.name for path in shards])
+        _refuse_two_sets(folder, SINGLE_NAME, "", [path.name for path in shards])
     cuts: dict[int, list[Path]] = {}
     for path in shards:
-        cuts.setdefault(_number(path, 2), []).append(path)
+        cuts.setdefault(_parse_number(path, 2), []).append(path)
     if len(cuts) > 1:
         first, *others = (paths[0].name for _, paths in sorted(cuts.items()))
-        _two_sets(folder, first, "", others)
+        _refuse_two_sets(folder, first, "", others)
     for total, found in cuts.items():
-        gone = sorted(set(range(1, total + 1)) - {_number(path, 1) for path in found})
+        gone = sorted(set(range(1, total + 1)) - {_parse_number(path, 1) for path in found})
         if gone or len(found) != total:
-            raise ModelError(f"{folder}: {found[0].name} is one of {total} files, and there are {len(found)} of them")
+            raise ModelError(f"{folder}: {found[0].name} is one of {total} files, but {len(found)} exist")
     files: dict[str, Path] = {}
     for path in paths:
-        for name in header_of(path).tensors:
+        for name in read_header_of(path).tensors:
             if name in files:
                 raise ModelError(
-                    f"{folder}: {name} is in {files[name].name} and in {path.name}, and no index says which counts"
+                    f"{folder}: {name} is in {files[name].name} and in {path.name}, and no index says which one to use"
                 )
             files[name] = path
     return files
 
 
-def _candidates(folder: Path) -> list[Path]:
-    """model.safetensors and its shards."""
+def _list_candidates(folder: Path) -> list[Path]:
+    """List model.safetensors and its shards."""
     return sorted(
         path for path in folder.glob("model*.safetensors") if path.name == SINGLE_NAME or _SHARD.fullmatch(path.name)
     )
 
 
-def _number(path: Path, group: int) -> int:
+def _parse_number(path: Path, group: int) -> int:
     match = _SHARD.fullmatch(path.name)
     assert match is not None
     return int(match.group(group))
 
 
-def _two_sets(folder: Path, one: str, about: str, others: list[str]) -> None:
+def _refuse_two_sets(folder: Path, one: str, about: str, others: list[str]) -> None:
     shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
     raise ModelError(
-        f"{folder}: two sets of weights: {one} {about}and {shown}. Programs differ in which "
-        "they take: remove one of them"
+        f"{folder}: two sets of weights: {one} {about}and {shown}. Programs choose differently: remove one of them"
     )
 
 
-def header_of(path: Path) -> Header:
-    """The header of a safetensors file.
+def read_header_of(path: Path) -> Header:
+    """Read the header of a safetensors file.
 
     Raises:
-        ModelError: when it is none, damaged, or cut off.
+        ModelError: when the file is not one, damaged, or truncated.
     """
     try:
         state = path.stat()
@@ -190,7 +191,7 @@ def header_of(path: Path) -> Header:
         raise ModelError(f"{path}: {error.strerror}") from error
     except ModelError:
         if _is_pointer(path):
-            raise ModelError(f"{path}: a pointer of Git LFS, not the file itself; fetch it: git lfs pull") from None
+            raise ModelError(f"{path}: a Git LFS pointer, not the file itself; fetch it with git lfs pull") from None
         raise
 
 
@@ -205,38 +206,40 @@ def _is_pointer(path: Path) -> bool:
     return False
 
 
-def _layout(files: Mapping[str, Path]) -> str:
-    """By what the headers say and, where they say nothing, by names."""
+def _detect_layout(files: Mapping[str, Path]) -> str:
+    """Detect the layout from the headers and, where they don't say, from names."""
     found: dict[str, Path] = {}
     for path in sorted(set(files.values())):
         names = [name for name, place in files.items() if place == path]
-        found.setdefault(_layout_of(path, names), path)
+        found.setdefault(_detect_file_layout(path, names), path)
     if len(found) > 1:
         one, other = found.values()
-        raise ModelError(f"{one} and {other}: one is in Paddle's layout and one in Hugging Face's: two sets of weights")
+        raise ModelError(
+            f"{one} and {other}: one is in Paddle's layout, the other in Hugging Face's: two sets of weights"
+        )
     return next(iter(found), "pt")
 
 
-def _layout_of(path: Path, names: Iterable[str]) -> str:
-    said = header_of(path).metadata.get("format")
+def _detect_file_layout(path: Path, names: Iterable[str]) -> str:
+    said = read_header_of(path).metadata.get("format")
     if said is not None and said not in _LAYOUTS:
         raise ModelError(
-            f"{path}: written for another framework (format {said!r} in its header): take the files for PyTorch, or "
-            "for Paddle"
+            f"{path}: written for another framework (format {said!r} in its header): use the files for PyTorch or "
+            "Paddle"
         )
-    by_name = _layout_by_names(names)
+    by_name = _detect_layout_by_names(names)
     if said is None:
         return by_name or "pt"
     if by_name not in (None, _LAYOUTS[said]):
         example = min(names)
         raise ModelError(
-            f"{path}: its header says format {said!r}, and its tensors have the names of the other ({example})"
+            f"{path}: its header says format {said!r}, and its tensors have names of the other layout ({example})"
         )
     return _LAYOUTS[said]
 
 
-def _layout_by_names(names: Iterable[str]) -> str | None:
-    """None where both sides have such names."""
+def _detect_layout_by_names(names: Iterable[str]) -> str | None:
+    """Detect the layout from names. None where both layouts have such names."""
     for name in names:
         if name.startswith(_PADDLE_NAMES):
             return "np"
@@ -245,17 +248,17 @@ def _layout_by_names(names: Iterable[str]) -> str | None:
     return None
 
 
-def _check_beside(folder: Path, used: set[Path]) -> None:
-    """Refuse a second set in another format; say what is not read."""
+def _check_other_files(folder: Path, used: set[Path]) -> None:
+    """Refuse a second set in another format. Log what is not read."""
     if (folder / PEFT_WEIGHTS).is_file():
-        _two_sets(folder, min(path.name for path in used), "", [PEFT_WEIGHTS])
+        _refuse_two_sets(folder, min(path.name for path in used), "", [PEFT_WEIGHTS])
     taken = INDEX_NAME if (folder / INDEX_NAME).is_file() else min(path.name for path in used)
     pickles = sorted({path for pattern in _PICKLE_FILES for path in folder.glob(pattern) if path.is_file()})
     if pickles:
         stamp = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in (*sorted(used), *pickles))
-        other = _differing(tuple(sorted(used)), tuple(pickles), stamp)
+        other = _find_differing(tuple(sorted(used)), tuple(pickles), stamp)
         if other is not None:
-            _two_sets(folder, taken, "", [other])
+            _refuse_two_sets(folder, taken, "", [other])
     beside = {path for pattern in _NOT_READ for path in folder.glob(pattern)} - used - {folder / INDEX_NAME}
     left = sorted({path.name for path in (*beside, *pickles)})
     if left:
@@ -263,16 +266,16 @@ def _check_beside(folder: Path, used: set[Path]) -> None:
 
 
 @cache
-def _differing(used: tuple[Path, ...], pickles: tuple[Path, ...], stamp: object) -> str | None:
-    return differing_pickle(used, pickles)
+def _find_differing(used: tuple[Path, ...], pickles: tuple[Path, ...], stamp: object) -> str | None:
+    return find_differing_pickle(used, pickles)
 
 
-def _nothing_to_read(folder: Path) -> str:
+def _explain_missing(folder: Path) -> str:
     pickles = [name for name in PICKLES if (folder / name).exists()]
     if pickles:
         return (
             f"{folder}: weights only as {', '.join(pickles)}, a pickle format that can run code when opened. If you "
-            "trust where it comes from, add --allow_pickle_weights"
+            "trust its source, add --allow_pickle_weights"
         )
     if not folder.is_dir():
         return f"{folder}: no such folder"

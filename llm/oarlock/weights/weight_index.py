@@ -1,4 +1,4 @@
-"""The index of a folder's weight files (model.safetensors.index.json and its like): which tensor is in which file."""
+"""The index of a folder's weight files (model.safetensors.index.json and the like): the file of each tensor."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ class _Index(TypedDict):
 
 
 def read_index(path: Path, suffix: str = ".safetensors") -> dict[str, str]:
-    """Tensor name -> name of a file beside the index.
+    """Read an index.
 
     Args:
-        suffix: of all files that it may name.
+        suffix: that all files in it must have.
+
+    Returns:
+        Tensor name -> name of a file next to the index.
 
     Raises:
         ModelError: for an index of another form, and one that names anything but weight files of its own folder.
@@ -29,12 +32,12 @@ def read_index(path: Path, suffix: str = ".safetensors") -> dict[str, str]:
     weight_map = read_json(path, _Index, limit=INDEX_BYTES)["weight_map"]
     files = sorted(set(weight_map.values()))
     if not files:
-        raise ModelError(f"{path}: weight_map is empty: it has to give each tensor the name of a file beside it")
+        raise ModelError(f"{path}: weight_map is empty: it has to give each tensor the name of a file next to it")
     for file in files:
         problem = name_problem(file) or ("" if file.endswith(suffix) else f"it does not end in {suffix}")
         if problem:
             raise ModelError(
-                f"{path}: weight_map has to give each tensor the name of a file beside it; {file[:200]!r} is none: "
+                f"{path}: weight_map has to give each tensor the name of a file next to it; {file[:200]!r} is none: "
                 f"{problem}"
             )
     if len(files) > _MOST_FILES:

@@ -18,7 +18,7 @@ from oarlock.data.examples.labels import IGNORE_INDEX, Example
 from oarlock.data.examples.packing import PackedDataset, make_packs, padded_fill
 from oarlock.errors import ConfigError, DataError
 from oarlock.models import packing
-from oarlock.models.packing import ENDS, check_packing, cut_row, dense_mask, with_attention
+from oarlock.models.packing import ENDS, adapt_attention_mask, check_packing, dense_mask, split_row
 from oarlock.train.finetune import _pack
 
 
@@ -90,7 +90,7 @@ def test_rows_are_cut_between_examples(lengths):
     stops = np.cumsum(lengths)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(packing, "_BLOCK", 20)
-        pieces = cut_row(np.repeat(stops, lengths).astype(np.int32))
+        pieces = split_row(np.repeat(stops, lengths).astype(np.int32))
     assert [start for start, _ in pieces] == [0, *(stop for _, stop in pieces[:-1])] and pieces[-1][1] == stops[-1]
     assert {stop for _, stop in pieces} <= set(stops.tolist())
     sizes = [stop - start for start, stop in pieces]
@@ -104,9 +104,9 @@ def test_rows_are_cut_between_examples(lengths):
 def test_models_get_the_form_their_attention_takes(family, flash, dense):
     model = SimpleNamespace(config=FakeConfig(model_type=family, use_flash_attention=flash))
     inputs = {"input_ids": 1, ENDS: paddle.ones([1, 2], dtype="int32")}
-    assert (with_attention(inputs, model) is inputs) is not dense
-    assert ("attention_mask" in with_attention(inputs, model)) is dense
-    assert with_attention({"input_ids": 1}, model) == {"input_ids": 1}
+    assert (adapt_attention_mask(inputs, model) is inputs) is not dense
+    assert ("attention_mask" in adapt_attention_mask(inputs, model)) is dense
+    assert adapt_attention_mask({"input_ids": 1}, model) == {"input_ids": 1}
 
 
 def test_evaluation_batches_are_not_packed():

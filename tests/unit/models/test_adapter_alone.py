@@ -113,7 +113,7 @@ def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
     assert (Path(view) / "chat_template.jinja").read_text() == TEMPLATE
     assert (Path(view) / tools).read_text() == TEMPLATE + "{{ tools }}"
     assert (Path(view) / "model.safetensors").samefile("models/a/base/model.safetensors")
-    assert Base.of("", Path(view)).fingerprint == Base.of("", Path("models/a/base")).fingerprint
+    assert Base.from_folder("", Path(view)).fingerprint == Base.from_folder("", Path("models/a/base")).fingerprint
     assert add_texts_of(place, Path("models/a/base"), place) == Path("models/a/base")  # one without texts of its own
     served = {}
 
@@ -203,12 +203,12 @@ def test_an_answer_fits_the_context_of_the_model(tiny_model):
         list(ask_model(str(tiny_model), ["what " * 300]))
     config = SimpleNamespace(max_position_embeddings=256)
     assert [
-        generate._longest(config, 100, None),
-        generate._longest(config, 200, None),
-        generate._longest(config, 200, 56),
+        generate._find_answer_limit(config, 100, None),
+        generate._find_answer_limit(config, 200, None),
+        generate._find_answer_limit(config, 200, 56),
     ] == [
         64,
         56,
         56,
     ]
-    assert generate._longest(SimpleNamespace(), 1000, None) == 64  # Bloom has no limit
+    assert generate._find_answer_limit(SimpleNamespace(), 1000, None) == 64  # Bloom has no limit

@@ -19,7 +19,7 @@ from oarlock.model_config.load import find_config_class, find_fields, make_confi
 from oarlock.model_config.schema import ConfigFields
 from oarlock.models import memory_check
 from oarlock.models.build import ModelSource, build_model
-from oarlock.serve.engine.loading import open_served
+from oarlock.serve.engine.loading import open_served_model
 from support.family_folders import build
 
 _VALUES: list[Any] = [
@@ -147,7 +147,7 @@ def test_a_model_that_is_too_large_for_the_memory_is_refused_with_numbers(folder
         build_model(source)
     free["bytes"] = 4 * number + 7 * number
     with pytest.raises(ModelError, match=r"with what training holds beside it, needs"):
-        build_model(source, held_beside=8)
+        build_model(source, training_bytes=8)
     monkeypatch.setattr(memory_check, "_SMALL_TABLES", 10**12)
     long = make_config(folders.content["llama"] | {"max_position_embeddings": 10**7}, "x")
     with pytest.raises(ModelError, match=r"\(max_position_embeddings\) needs 1.3 GB of memory, and"):
@@ -205,4 +205,4 @@ def test_what_paddle_would_stop_at_is_said_before(folders, tmp_path, family, fie
 def test_a_context_of_no_words_is_refused(folders, tmp_path):
     folder = folders.copy(tmp_path, max_position_embeddings=4)
     with pytest.raises(ModelError, match=r"config.json: 4 token\(s\) at a time are too few for a question"):
-        open_served(folder, {})
+        open_served_model(folder, {})

@@ -142,7 +142,7 @@ def test_pickles_beside_safetensors(folder, capsys):
 
 @given(data=st.data())
 def test_an_archive_of_other_values_is_told_by_its_check_sums(data, tmp_path_factory):
-    from oarlock.weights.pickle_duplicates import differing_pickle
+    from oarlock.weights.pickle_duplicates import find_differing_pickle
 
     folder = tmp_path_factory.mktemp("twins")
     shapes = data.draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4))
@@ -151,10 +151,10 @@ def test_an_archive_of_other_values_is_told_by_its_check_sums(data, tmp_path_fac
     put(folder, "model.safetensors", arrays)
     put_torch(folder / "pytorch_model.bin", arrays)
     files = [folder / "model.safetensors"], [folder / "pytorch_model.bin"]
-    assert differing_pickle(*files) is None
+    assert find_differing_pickle(*files) is None
     name = data.draw(st.sampled_from(sorted(arrays)))
     put_torch(folder / "pytorch_model.bin", arrays | {name: np.nextafter(arrays[name], np.float32(9))})
-    assert differing_pickle(*files) == "pytorch_model.bin"
+    assert find_differing_pickle(*files) == "pytorch_model.bin"
     assert zlib.crc32(arrays[name].tobytes()) != 0
 
 

@@ -15,7 +15,7 @@ from oarlock.peft.quantization import (
     Quantization,
     QuantizedMatmul,
     QuantizedWeight,
-    dynamic_table,
+    make_dynamic_table,
 )
 
 
@@ -42,7 +42,7 @@ def test_nf4_is_the_published_construction():
 
 def test_fp4_and_the_8_bit_table_are_symmetric_and_complete():
     assert sorted(TABLES["fp4"]) == sorted(-value for value in TABLES["fp4"]) and max(TABLES["fp4"]) == 1.0
-    table = dynamic_table()
+    table = make_dynamic_table()
     assert len(set(table.tolist())) == 256 and table[-1] == 1.0 and 0.0 in table
     assert np.diff(table).max() < 0.02  # no hole: a hundredth of the range
 
@@ -76,8 +76,8 @@ def test_a_part_is_rounded_as_the_whole(name):
     assert axis == (1 if "o_proj" in name else 0)
     weight = np.random.default_rng(2).standard_normal((96, 160)).astype(np.float32)
     how = Quantization()
-    whole = how.rounded(weight, axis)
-    halves = [how.rounded(half, axis) for half in np.split(weight, 2, axis=1 - axis)]
+    whole = how.round_trip(weight, axis)
+    halves = [how.round_trip(half, axis) for half in np.split(weight, 2, axis=1 - axis)]
     np.testing.assert_array_equal(np.concatenate(halves, axis=1 - axis), whole)
 
 

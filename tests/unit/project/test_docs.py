@@ -98,6 +98,9 @@ def test_every_pin_that_looks_odd_says_why():
         assert "  # " in line, name
 
 
-def test_no_page_has_marks_of_a_merge():
+def test_no_page_has_marks_of_a_merge_or_a_lone_mark_of_bold():
     for path in DOCUMENTS:
-        assert not re.search(r"^(<{7}|>{7}|={7})( |$)", path.read_text(encoding="utf-8"), re.M), path.name
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"^(<{7}|>{7}|={7})( |$)", text, re.M), path.name
+        prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S)
+        assert not [one for one in prose.split("\n\n") if one.count("**") % 2], path.name

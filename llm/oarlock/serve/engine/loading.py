@@ -185,13 +185,13 @@ def read_adapters(adapters: Mapping[str, Path], folder: Path, config: Any) -> di
         ModelError: when one is not a LoRA adapter, or of another base.
     """
     found: dict[str, LoraWeights] = {}
-    base = Base.of(str(folder), folder) if adapters else None
+    base = Base.from_folder(str(folder), folder) if adapters else None
     for name, place in adapters.items():
         adapter = open_lora(place, "served with a base")
         assert base is not None
         check_base(adapter.base, base)
         deltas = find_deltas(WeightedAdapter(adapter, 1.0), find_model_class(config), config)
-        found[name] = {delta.layer: delta.matrices() for delta in deltas}
+        found[name] = {delta.layer: delta.read_matrices() for delta in deltas}
     return found
 
 

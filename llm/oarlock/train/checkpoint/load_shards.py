@@ -25,7 +25,7 @@ def load_weights(shards: LocalShards, checkpoint: Path) -> None:
     """
     with ShardedStore.open(checkpoint) as store:
         shards.check_names(store)
-        for parameter in shards.holdings:
+        for parameter in shards.parameters:
             set_parameter(
                 parameter.tensor, store.read_slice(_choose_kind(parameter, store), parameter.name, parameter.slice)
             )

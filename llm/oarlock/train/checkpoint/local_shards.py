@@ -76,7 +76,7 @@ class LocalShards:
     def __init__(self, model: nn.Layer, plan: ParallelPlan, *, trainable_only: bool) -> None:
         self._plan = plan
         self._shared = shared_between_stages(model)
-        self.holdings = [h for h in parameter_shards(model) if not (trainable_only and h.tensor.stop_gradient)]
+        self.parameters = [h for h in parameter_shards(model) if not (trainable_only and h.tensor.stop_gradient)]
         self._wrapped: Any = None
         self._optimizer: Any = None
 
@@ -102,7 +102,7 @@ class LocalShards:
         """
         if self._plan.pipeline > 1:
             return
-        extra = sorted(set(store.names()) - {parameter.name for parameter in self.holdings})
+        extra = sorted(set(store.names()) - {parameter.name for parameter in self.parameters})
         if extra:
             shown = ", ".join(extra[:4]) + (", ..." if len(extra) > 4 else "")
             raise CheckpointError(
@@ -114,19 +114,19 @@ class LocalShards:
         plan = self._plan
         at = plan.coordinates(rank())
         owners = self._find_owners()
-        for i, parameter in enumerate(self.holdings):
-            parameter = parameter.tensor
+        for i, shard in enumerate(self.parameters):
+            parameter = shard.tensor
             once = (
                 self._shared.get(parameter.name, True)
-                and (parameter.slice.axis is not None or at.tensor == 0)
+                and (shard.slice.axis is not None or at.tensor == 0)
                 and at.data == i % plan.data
             )
             if plan.sharding_strategy == "parameters" and getattr(parameter, "fw_storage", None) is not None:
-                yield LocalShard(parameter, self._find_slice(parameter), f"{SLICE}{parameter.name}", True, once)
+                yield LocalShard(shard, self._find_slice(parameter), f"{SLICE}{parameter.name}", True, once)
                 continue
             owner = owners.get(parameter.name, i % plan.sharding)
             owned = at.sharding == owner if parameter.name in owners else True
-            yield LocalShard(parameter, None, parameter.name, owned, once and at.sharding == owner)
+            yield LocalShard(shard, None, parameter.name, owned, once and at.sharding == owner)
 
     def _find_owners(self) -> dict[str, int]:
         """Map a parameter to the sharding rank that updates it; empty if all ranks update all parameters."""

@@ -13,7 +13,7 @@ from paddle.distributed.fleet.meta_parallel.pp_utils.p2p_communication import P2
 from paddlenlp.peft import LoRAModel
 
 from oarlock.data.examples.labels import IGNORE_INDEX
-from oarlock.models.generate import last_logits, right_padded
+from oarlock.models.generate import pad_right, select_last_logits
 from oarlock.models.packing import ENDS
 from oarlock.train.step.forward_context import Batch, ForwardContext
 from oarlock.train.step.loss import TokenCrossEntropy
@@ -106,7 +106,7 @@ def predict_next_ids(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> 
         model: PipelineParallel.
         rows: token ids.
     """
-    ids, lengths = right_padded(rows, pad_id)
+    ids, lengths = pad_right(rows, pad_id)
     copies = [{"input_ids": paddle.to_tensor(ids), "labels": paddle.to_tensor(ids)}] * model.accumulate_steps
     data = model._prepare_pipeline_inputs_func([dict(copy) for copy in copies])
     config = model._layers.config
@@ -120,7 +120,7 @@ def predict_next_ids(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> 
     best = paddle.zeros([len(rows)], dtype="int64")
     if model.is_pipeline_last_stage(ignore_virtual=True):
         scores = outputs[0][0] if isinstance(outputs[0], (tuple, list)) else outputs[0]
-        best = last_logits(scores, lengths).argmax(axis=-1)
+        best = select_last_logits(scores, lengths).argmax(axis=-1)
     group = hcg.get_pipe_parallel_group()
     paddle.distributed.broadcast(best, src=group.ranks[-1], group=group)
     return [int(token) for token in best]
