@@ -110,12 +110,8 @@ def option_problems(config: RunConfig, plan: ParallelPlan) -> Iterator[str]:
 # rules that need neither configuration nor model
 
 
-def plan_problems(plan: ParallelPlan) -> list[str]:
+def plan_problems(plan: ParallelPlan) -> Iterator[str]:
     """Problems of a plan that don't depend on the model."""
-    return [*_stage3(plan), *_interleaved(plan)]
-
-
-def _stage3(plan: ParallelPlan) -> Iterator[str]:
     # TrainingArguments: "pipeline parallel is not compatible for sharding stage2 or stage3". Stage 2 is done by
     # parallel.sharded_gradients.
     if plan.stage == 3 and plan.pipeline > 1:
@@ -124,9 +120,6 @@ def _stage3(plan: ParallelPlan) -> Iterator[str]:
             "support it, and each micro-batch would gather the parameters of its stage twice, forward and backward; "
             "nearest: --sharding stage2"
         )
-
-
-def _interleaved(plan: ParallelPlan) -> Iterator[str]:
     stages, chunks, count = plan.pipeline, plan.virtual_pipeline, plan.micro_batches
     if chunks == 1:
         return
@@ -171,8 +164,14 @@ def check_plan(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> list[s
         ConfigError: lists every problem, with the flag, the numbers and the nearest legal values.
     """
     problems = [problem for rule in _MODEL_RULES for problem in rule(plan, sizes, seq_length)]
-    refuse(plan_problems(plan) + problems, plan.world_size)
-    return list(_uneven_stages(plan, sizes))
+    refuse([*plan_problems(plan), *problems], plan.world_size)
+    sizes_of_stages = [len(chunk) for chunk in cut_layers(sizes.num_layers, plan.pipeline, plan.virtual_pipeline)]
+    if len(set(sizes_of_stages)) > 1:
+        return [
+            f"--pipeline_parallel_degree {plan.pipeline} does not divide num_hidden_layers {sizes.num_layers}: the "
+            f"stages hold {', '.join(map(str, sizes_of_stages))} layers, and the smaller ones wait for the larger ones"
+        ]
+    return []
 
 
 def _family(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
@@ -250,12 +249,3 @@ def _sequence_divides(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) ->
 
 
 _MODEL_RULES: tuple[Rule, ...] = (_family, _tensor_divides, _layers_fill_stages, _sequence_divides)
-
-
-def _uneven_stages(plan: ParallelPlan, sizes: ModelSizes) -> Iterator[str]:
-    sizes_of_stages = [len(chunk) for chunk in cut_layers(sizes.num_layers, plan.pipeline, plan.virtual_pipeline)]
-    if len(set(sizes_of_stages)) > 1:
-        yield (
-            f"--pipeline_parallel_degree {plan.pipeline} does not divide num_hidden_layers {sizes.num_layers}: the "
-            f"stages hold {', '.join(map(str, sizes_of_stages))} layers, and the smaller ones wait for the larger ones"
-        )

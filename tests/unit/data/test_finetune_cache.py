@@ -244,7 +244,7 @@ def test_hashes_are_noted_until_a_file_changes(tmp_path, monkeypatch):
 
 
 def test_nodes_with_other_data_are_found_out(data, tokenizer, monkeypatch):
-    monkeypatch.setattr(dataset, "once_per_node", lambda action: (found := action(), [found, {"train": "other"}]))
+    monkeypatch.setattr(dataset, "run_once_per_node", lambda action: (found := action(), [found, {"train": "other"}]))
     with pytest.raises(DataError, match="nodes of this run hold different data"):
         load_finetune_data(data, tokenizer)
 
