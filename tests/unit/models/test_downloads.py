@@ -130,7 +130,7 @@ HOSTILE = [
 def test_an_index_names_weight_files_and_nothing_else(hub, tmp_path, name):
     hub.files[INDEX] = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": name}}).encode()
     hub.files["model-1.safetensors"] = WEIGHTS
-    with pytest.raises(ModelError, match="name of a file beside it"):
+    with pytest.raises(ModelError, match="name of a file next to it"):
         find_model_folder("some/model", with_weights=True)
     assert {asked for _, asked, _ in hub.asked} <= {"config.json", "generation_config.json", INDEX}
     assert names_in(tmp_path) <= {f"cache/some/model/{file}" for file in ("config.json", INDEX, ".download.lock")}

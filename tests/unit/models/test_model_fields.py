@@ -63,7 +63,7 @@ def test_a_class_alone_and_chatglm2_under_its_published_name():
 @pytest.mark.parametrize(
     ("family", "fields", "words"),
     [
-        ("llama", {"quantization_config": {"quant_method": "awq"}}, "quantization_config: the weights are quantised"),
+        ("llama", {"quantization_config": {"quant_method": "awq"}}, "quantization_config: the weights are quantized"),
         ("llama", {"final_logit_softcapping": 30.0}, r"final_logit_softcapping \(30.0\)"),
         ("llama", {"embedding_multiplier": 12.0}, "embedding_multiplier"),
         ("llama", {"layer_norm_eps": 1e-5}, r"layer_norm_eps \(1e-05\)"),
@@ -94,7 +94,7 @@ def test_a_class_alone_and_chatglm2_under_its_published_name():
         ("llama", {"dtype": "float8_e4m3fn"}, "not one of float32, float16, bfloat16"),
         ("gemma", {"hidden_act": "silu", "head_dim": 8}, "hidden_act is 'silu'"),
         ("opt", {"ffn_dim": 64, "intermediate_size": 128}, "ffn_dim is 64 and intermediate_size is 128"),
-        ("bloom", {"n_head": 4, "num_attention_heads": 8}, "given twice"),
+        ("bloom", {"n_head": 4, "num_attention_heads": 8}, "is set twice"),
         ("gptj", {"rotary_dim": None}, "rotary_dim has to be a whole number"),
         ("mistral", {"layer_types": ["chunked_attention"]}, "layer_types"),
     ],
