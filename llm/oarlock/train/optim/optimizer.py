@@ -1,4 +1,4 @@
-"""What a run changes about the optimizer that the Trainer makes."""
+"""Settings of the optimizer beyond the Trainer's: clipping, weight decay, frozen parameters."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from oarlock.train.optim.clip import SLICE, GlobalNormClip
 
 
 def configure_optimizer(optimizer: Any, model: nn.Layer, clip: GlobalNormClip, *, trainable_only: bool) -> Any:
-    """Set the clip and the decayed parameters of an AdamW, and return it.
+    """Set the clip and the decayed parameters of an AdamW optimizer, and return it.
 
     Args:
-        model: this rank's, before it is wrapped.
-        trainable_only: leave the frozen parameters out. Sharding would distribute them too, in every step.
+        model: this rank's model, before it is wrapped.
+        trainable_only: leave out frozen parameters, which sharding would otherwise broadcast in every step.
     """
     optimizer._grad_clip = clip
-    optimizer._apply_decay_param_fun = apply_decay_param_fun(model)
+    optimizer._apply_decay_param_fun = choose_decayed_parameters(model)
     if trainable_only:
         trained = [parameter for parameter in optimizer._parameter_list if not parameter.stop_gradient]
         optimizer._parameter_list = optimizer._param_groups = trained
     return optimizer
 
 
-def apply_decay_param_fun(model: nn.Layer) -> Callable[[str], bool]:
-    """Whether a parameter decays, by Paddle's name of it, under every plan: all but biases and the weights of norms.
+def choose_decayed_parameters(model: nn.Layer) -> Callable[[str], bool]:
+    """Choose the parameters with weight decay: all except biases and the weights of norms.
 
-    They are told by what they are: a bias by what its layer calls it, a norm by its class. (PaddleNLP's Trainer looks
-    for "bias" and "norm" in the whole name, and so decays Bloom's `ln_f` and GPT-J's `ln_1`; the slices of stage 3
-    have names of their own.) transformers 5 (Trainer.get_decay_parameter_names) goes by name and class, and comes to
-    the same on these families.
+    A bias is recognised by its name in its layer, a norm by its class. PaddleNLP's Trainer searches for "bias" and
+    "norm" in the full name, and therefore decays Bloom's `ln_f`, GPT-J's `ln_1` and the slices of stage 3. The result
+    is that of transformers 5 (Trainer.get_decay_parameter_names) for the supported families.
 
     Args:
-        model: this rank's, before it is wrapped.
+        model: this rank's model, before it is wrapped.
+
+    Returns:
+        A function from Paddle's name of a parameter (or of its stage 3 slice) to whether it decays.
     """
     decayed = {
         parameter.name
@@ -47,5 +49,5 @@ def apply_decay_param_fun(model: nn.Layer) -> Callable[[str], bool]:
 
 
 def _is_norm(layer: Any) -> bool:
-    """LayerNorm, or RMSNorm, of which every family of PaddleNLP's has a class of its own."""
+    """True for LayerNorm, and for RMSNorm, of which every family of PaddleNLP has its own class."""
     return any(base.__name__.endswith(("LayerNorm", "RMSNorm")) for base in type(layer).__mro__)
