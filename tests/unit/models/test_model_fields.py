@@ -148,7 +148,7 @@ def test_windows():
     )
     config = make_config(long | {"sliding_window": 64}, "x")
     check_window(config, 64, "x", "--max_seq_length asks for")
-    with pytest.raises(ModelError, match=r"--max_seq_length asks for 65 tokens.*64 alone \(sliding_window in x\)"):
+    with pytest.raises(ModelError, match=r"--max_seq_length asks for 65 tokens.*64 \(sliding_window in x\)"):
         check_window(config, 65, "x", "--max_seq_length asks for")
     qwen = {"model_type": "qwen2", **SIZES, "num_key_value_heads": 4, "sliding_window": 8, "max_window_layers": 1}
     assert find_window(make_config(qwen, "x")) is None
