@@ -16,7 +16,7 @@ _STAGE_2_UNDER_A_PIPELINE = [
     Step("train/trainer.py:OarlockTrainer._wrap_model"),
     Step("train/group_sharding.py:shard_pipeline_gradients"),
     Step("parallel/sharded_gradients.py:ShardedGradients"),
-    Step("parallel/sharded_gradients.py:ShardedGradients._send"),
+    Step("parallel/sharded_gradients.py:ShardedGradients._reduce"),
 ]
 
 _LORA = [

@@ -233,4 +233,4 @@ def test_check_tells_sets_apart_and_names_what_is_left_out(tmp_path, tiny_tokeni
     found = dataclasses.replace(both, dataset_name_or_path=f"1 {tmp_path}/a 1 {tmp_path}/a/x.jsonl")
     assert check_data(found, str(tiny_tokenizer), None) == 0
     said = capsys.readouterr().out
-    assert "=== a\n" in said and "=== x.jsonl\n" in said and "y.xlsx: the ending .xlsx; known are" in said
+    assert "=== a\n" in said and "=== x.jsonl\n" in said and "y.xlsx: the ending .xlsx; supported are" in said
