@@ -52,14 +52,17 @@ class Console(TrainerCallback):
         if not is_first_rank() or not logs:
             return
         if "loss" not in logs:
-            metrics = (f"{k} {format_number(v)}" for k, v in logs.items() if not k.endswith(("_per_second", "_tokens")))
+            shown = {k: v for k, v in logs.items() if not k.endswith(("_per_second", "_tokens"))}
+            metrics = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
             self._print(f"step {state.global_step}: {', '.join(metrics)}")
         elif self._bar is not None:
             self._bar.set_postfix_str(_format_training_row(logs))
         else:
-            self._print(
-                f"step {state.global_step}/{state.max_steps}: {_format_training_row(logs)}{self._format_time_left(state)}"
-            )
+            done, left = state.global_step - self._first_step, ""
+            if done > 0 and state.global_step < state.max_steps:
+                seconds = (time.monotonic() - self._started) / done * (state.max_steps - state.global_step)
+                left = f", {tqdm.format_interval(seconds)} left"
+            self._print(f"step {state.global_step}/{state.max_steps}: {_format_training_row(logs)}{left}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._bar is not None:
@@ -72,13 +75,6 @@ class Console(TrainerCallback):
         else:
             logger.info(text)
 
-    def _format_time_left(self, state: Any) -> str:
-        done = state.global_step - self._first_step
-        if done <= 0 or state.global_step >= state.max_steps:
-            return ""
-        seconds = (time.monotonic() - self._started) / done * (state.max_steps - state.global_step)
-        return f", {tqdm.format_interval(seconds)} left"
-
 
 def _format_training_row(logs: Row) -> str:
     parts = [
@@ -90,8 +86,3 @@ def _format_training_row(logs: Row) -> str:
     if "mfu" in logs:
         parts.append(f"MFU {logs['mfu']:.1%}")
     return ", ".join(parts)
-
-
-def format_number(value: Any) -> str:
-    """Format a metric with four significant digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -52,7 +52,7 @@ class VisualDLReporter(VisualDLCallback):
         super().on_log(args, state, control, logs=_select_scalars(logs or {}), **kwargs)
 
     def add_samples(self, step: int, samples: list[Row]) -> None:
-        """Write the answers of an evaluation as text; those of --eval_prompts, which have a "source", get their own tab."""
+        """Write the answers of an evaluation as text; those of --eval_prompts ("source") get their own tab."""
         if self.vdl_writer is None:
             return
         tabs: dict[str, list[str]] = {}
