@@ -157,7 +157,7 @@ def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(t
     for family in WITH_PREFIX:
         Prefix(3).check(family)
     (tmp_path / "model.safetensors").write_bytes(b"nothing that could be read")
-    with pytest.raises(ModelError, match="--prefix_tuning: glm has none: its layers remember hidden states"):
+    with pytest.raises(ModelError, match="--prefix_tuning: glm has none: its layers cache hidden states"):
         find(tmp_path, content, "--prefix_tuning", start=True)
 
 

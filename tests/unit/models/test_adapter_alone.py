@@ -87,7 +87,7 @@ def test_the_options_are_the_adapters_where_they_are_not_given(place, capsys):
     assert start_from_adapter(plain, {}) is plain
     assert "not used" not in capsys.readouterr().out
     started("--lora_rank", "8", model_name_or_path="models/a/base", num_prefix_tokens=4)
-    assert "--r, --num_prefix_tokens: not used, since no method is chosen" in capsys.readouterr().out
+    assert "--r, --num_prefix_tokens: not used, because no method is chosen" in capsys.readouterr().out
 
 
 def test_what_does_not_go_together_is_refused(place):
