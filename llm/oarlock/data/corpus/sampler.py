@@ -61,9 +61,9 @@ class EvaluationBatchSampler(BatchSampler):
 class ResumableBatchSampler(DistributedBatchSampler):
     """All micro-batches from `start_sample` to the end of the run, as one epoch.
 
-    It subclasses PaddleNLP's DistributedBatchSampler because the Trainer then does not read and drop the batches
-    that it skips on resume. The Trainer computes the position as global_step x the current batch size, which is wrong after a
-    change of the batch size, and is not used.
+    It subclasses PaddleNLP's DistributedBatchSampler because the Trainer then does not read and drop the batches that
+    it skips on resume. The Trainer computes the position as global_step x the current batch size. That is wrong after
+    a change of the batch size, and is not used.
 
     Args:
         order: maps positions to samples.
