@@ -107,6 +107,6 @@ def check_ids(ids: np.ndarray, vocab_size: int) -> None:
         )
     if top >= vocab_size:
         raise DataError(
-            f"the data contains token id {top:,}, but the model's vocabulary has {vocab_size:,} rows: the data was made "
-            "with another tokenizer"
+            f"the data contains token id {top:,}, but the model's vocabulary has {vocab_size:,} rows: the data was "
+            "made with another tokenizer"
         )

@@ -149,9 +149,9 @@ class PackedDataset(paddle.io.Dataset):
         packed, padded = self.measure_fill()
         examples, count = len(self._lengths), len(self)
         return (
-            f"packing: {examples:,} examples in {count:,} packs of {self.capacity:,} tokens, {examples / count:.1f} per "
-            f"pack, {packed:.1%} full (padded batches of {COMPARED_BATCH}: {padded:.1%}); samples, steps and epochs "
-            "count packs"
+            f"packing: {examples:,} examples in {count:,} packs of {self.capacity:,} tokens, {examples / count:.1f} "
+            f"per pack, {packed:.1%} full (padded batches of {COMPARED_BATCH}: {padded:.1%}); samples, steps and "
+            "epochs count packs"
         )
 
 
