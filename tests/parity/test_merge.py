@@ -139,7 +139,7 @@ def test_qlora_is_merged_with_the_base_as_it_was_in_training(bases, tmp_path, ca
     assert close(merged, scores(tuned_model(bases[name], adapter))) > 0.01
     assert "as they were in training, rounded to nf4 in blocks of 16" in capsys.readouterr().out
     quantised = make_adapter(bases["llama"], tmp_path / "4-bit", LoRA(4, 6.0), LoRA(4, 6.0, quantization=how))
-    with pytest.raises(ModelError, match="differently quantised"):
+    with pytest.raises(ModelError, match="differently quantized"):
         AdapterMix.open([quantised, make_adapter(bases["llama"], tmp_path / "exact")])
 
 

@@ -147,7 +147,7 @@ def test_what_is_more_than_a_and_b_is_refused_by_name(world, name):
         ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
-        ({"alpha_pattern": {"(a+)+b": 3}}, "only names of layers are read"),
+        ({"alpha_pattern": {"(a+)+b": 3}}, "only layer names are supported"),
         ({"something_new": 3}, "something_new is 3"),
         ({"r": 0}, "r must be greater than or equal to 1; got 0"),
     ],

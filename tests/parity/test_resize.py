@@ -84,5 +84,5 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(ModelError, match="there is nothing to add"):
         resize_embedding(model, str(model), tmp_path / "grown")
     assert not (tmp_path / "grown").exists()
-    with pytest.raises(ModelError, match="something already"):
+    with pytest.raises(ModelError, match="is not empty"):
         resize_embedding(model, str(tokenizer), tokenizer)

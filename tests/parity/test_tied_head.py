@@ -98,7 +98,7 @@ def test_a_pickled_one_that_differs_is_refused(opt, tmp_path):
     arrays = load_file(opt / "model.safetensors")
     paddle.save({name: paddle.to_tensor(array) for name, array in arrays.items()}, str(folder / "model_state.pdparams"))
     source = ModelSource(folder, read_config(folder), from_weights=True)
-    with pytest.raises(ModelError, match=rf'{HEAD} in the files has other values: write "tie_word_embeddings": false'):
+    with pytest.raises(ModelError, match=rf'{HEAD} in the files has other values: set "tie_word_embeddings": false'):
         build_model(source, allow_pickle=True)
     source.config.tie_word_embeddings = False
     assert np.array_equal(scores(build_model(source, allow_pickle=True)), scores(loaded(opt)))

@@ -8,7 +8,7 @@ _STAGE_2_UNDER_A_PIPELINE = [
     Step("api/training.py:run_training"),
     Step("train/pretrain.py:pretrain"),
     Step("train/pretrain.py:_pretrain"),
-    Step("train/setup.py:start"),
+    Step("train/setup.py:start_run"),
     Step("parallel/make_plan.py:make_plan"),
     Step("parallel/plan.py:ParallelPlan.sharding_strategy"),
     Step("train/run_training.py:make_trainer"),
@@ -33,7 +33,7 @@ _LORA = [
     Step("train/trainer.py:OarlockTrainer"),
     Step("train/trainer.py:OarlockTrainer.create_optimizer"),
     Step("train/optim/optimizer.py:configure_optimizer"),
-    Step("train/run_training.py:train"),
+    Step("train/run_training.py:run_training"),
     Step("train/checkpoint/final_model.py:save_final_model"),
     Step("peft/adapter_folder.py:save_adapter"),
 ]

@@ -202,7 +202,7 @@ _TRAINING = (
     ),
     _object(
         f"{_FLEET}meta_parallel:PipelineParallel._p2p_helper",
-        "train.step.pipeline_step:pipeline_loss_sum",
+        "train.step.pipeline_step:sum_pipeline_losses",
         "caches the shapes of training, and evaluation with other shapes crashes or hangs",
         "PaddleNLP's pipeline evaluation resets the cache",
     ),

@@ -77,7 +77,7 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
         EnvironmentProblem: `tritonclient` is not installed; its protobuf checks the configurations.
     """
     model, output = Path(model), Path(output).resolve()
-    configs = {folder: _config(folder, name, tuple(adapters)) for folder in _name_models(name)}
+    configs = {folder: _make_config(folder, name, tuple(adapters)) for folder in _name_models(name)}
     _check(model, adapters, name)
     require_empty(output)
     try:
@@ -119,7 +119,7 @@ def _name_models(name: str) -> dict[str, str]:
     return {own: own.replace("oarlock", name, 1) for own in ("oarlock", "oarlock_json", "oarlock_infer")}
 
 
-def _config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
+def _make_config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
     config = make_template_config(own)
     config.name = _name_models(name)[own]
     if own == "oarlock":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class HFConfig:
-    """How transformers' configuration of a family maps to PaddleNLP's.
+    """Maps transformers' configuration of a family to PaddleNLP's.
 
     Read in transformers 4.55 and 5.x. tests/parity/test_config_fields.py changes every field that transformers declares
     and compares the logits.
@@ -25,7 +25,8 @@ class HFConfig:
         dropouts: dropouts that PaddleNLP's model does not have.
         equal: transformers' name -> the name of a field that must have the same value.
         activation: transformers' name of the activation, where PaddleNLP's model reads it.
-        gelu_is_approximate: published files say "gelu" for the tanh approximation, unless hidden_activation says more.
+        gelu_is_approximate: "gelu" in published files means the tanh approximation, unless hidden_activation says
+            otherwise.
         rotary: the configuration has the base of rotary embeddings.
         scaled_rotary: PaddleNLP's model can scale rotary embeddings.
     """
@@ -56,7 +57,7 @@ class HFName:
 
 @dataclass(frozen=True)
 class Packing:
-    """How packed examples are kept apart in a model that takes a mask [batch, tokens, tokens] and position ids.
+    """Support for packed examples, in a model that accepts a mask [batch, tokens, tokens] and position ids.
 
     Attributes:
         takes_ends: its attention accepts the end of each token's example (flashmask) in place of a mask.
@@ -69,7 +70,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class FusedDecoderSpec:
-    """How the fused decoder computes a model.
+    """A variant of the computation of the fused decoder.
 
     Attributes:
         norm_offset: added to the weight of every norm.
@@ -86,7 +87,7 @@ class FusedDecoderSpec:
 
 @dataclass(frozen=True)
 class PublishedName:
-    """A model_type under which published files name a family that is called otherwise here.
+    """A model_type under which published files contain a family that has another name here.
 
     Attributes:
         field: that only this family's config.json has.
@@ -194,5 +195,5 @@ class Family:
 
     @property
     def class_prefix(self) -> str:
-        """What the names of its classes in PaddleNLP begin with ("Llama", "ChatGLMv2")."""
+        """The first part of the names of its classes in PaddleNLP ("Llama", "ChatGLMv2")."""
         return self.architecture.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")

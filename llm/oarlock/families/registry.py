@@ -36,7 +36,7 @@ def find_family(name: str) -> Family:
 
 
 def find_hf_config(name: str) -> HFConfig:
-    """How a family's configuration maps to transformers'.
+    """Find the mapping of a family's configuration to transformers'.
 
     Raises:
         ModelError: for a family that transformers or PaddleNLP does not have, with the reason.
@@ -54,11 +54,11 @@ def find_hf_config(name: str) -> HFConfig:
 
 
 def explain_missing(name: str, attribute: str, needs: str) -> str:
-    """Why a family lacks something, as the rest of a sentence.
+    """Explain why a family lacks something, as the rest of a sentence.
 
     Args:
         attribute: of Family, that is False or empty.
-        needs: what PaddleNLP would have to have, where there is no better reason.
+        needs: what PaddleNLP would have to have, if there is no better reason.
     """
     if name in FAMILIES and attribute in FAMILIES[name].why_not:
         return f"{name} has none: {FAMILIES[name].why_not[attribute]}"
@@ -67,7 +67,7 @@ def explain_missing(name: str, attribute: str, needs: str) -> str:
 
 
 def make_families_table() -> str:
-    """The registry in Markdown: what each family has, then why not, where a reader may expect it."""
+    """Make a Markdown table of what each family supports, with numbered reasons for what it lacks."""
     heads = ("family", "LoRA", "prefix", "p-tuning", "tensor parallel", "pipeline", "sequence parallel", "Hugging Face")
     rows = [heads, tuple("---" for _ in heads)]
     notes: list[str] = []

@@ -1,7 +1,7 @@
-"""Files of models on hubs, by name, into PaddleNLP's cache: on its own store (PPNLP_ENDPOINT), or ModelScope's hub.
+"""Downloads files of models by name into PaddleNLP's cache, from its own store (PPNLP_ENDPOINT) or from ModelScope.
 
-Names come from users, but also from an index, which is the hub's word: a file has the plain name of a file, whatever
-the hub says. See oarlock.hub.http_download for how a file comes.
+Names come from users, but also from an index on the hub, which is not trusted: every file gets a plain file name.
+oarlock.hub.http_download transfers the files.
 """
 
 from __future__ import annotations
@@ -22,40 +22,44 @@ from oarlock.hub.http_download import RemoteFile, check_sizes, download, look_up
 _ENDPOINT = "https://bj.bcebos.com/paddlenlp"
 _NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 _WEIGHTS = (".safetensors", ".pdparams", ".bin")
-_MOST_WEIGHTS = 1 << 40  # bytes of a file
+_MAX_WEIGHT_BYTES = 1 << 40  # of one file
 _TRUE = ("1", "y", "yes", "t", "true", "on")
 
 
 def fetch(name: str, files: Sequence[str]) -> Path | None:
-    """The first of some files that a model on the hub has, from the cache where one is there; None where it has none.
+    """Fetch the first of some files that a model on the hub has, from the cache if possible; None if it has none.
 
     Raises:
-        ModelError: for a name that is none, and when a file can't be downloaded.
+        ModelError: for an invalid name, and when a file can't be downloaded.
     """
     _check(name, files)
-    place = _cache() / name
+    place = _find_cache() / name
     for file in files:
         if (place / file).is_file():
             return place / file
     for file in files:
-        found = _from_modelscope(name, file) if _on("from_modelscope") else _take(name, [file], missing_ok=True)
+        found = (
+            _fetch_from_modelscope(name, file)
+            if _is_set("from_modelscope")
+            else _fetch_from_store(name, [file], missing_ok=True)
+        )
         if found is not None:
             return found
     return None
 
 
 def fetch_all(name: str, files: Sequence[str]) -> None:
-    """All of some files: none comes before all are known to be there, and to fit on the disk.
+    """Fetch all of some files, after checking that all exist and fit on the disk.
 
     Raises:
         ModelError: also for a file that the hub does not have.
     """
     _check(name, files)
-    if not _on("from_modelscope"):
-        _take(name, files, missing_ok=False)
+    if not _is_set("from_modelscope"):
+        _fetch_from_store(name, files, missing_ok=False)
         return
     for file in files:
-        if _from_modelscope(name, file) is None:
+        if _fetch_from_modelscope(name, file) is None:
             raise ModelError(f"model {name}: the hub has no {file}, which its index names")
 
 
@@ -64,18 +68,18 @@ def _check(name: str, files: Sequence[str]) -> None:
         raise ModelError(f"{name!r} is not a name on a hub (NAME or OWNER/NAME, of letters, digits, '.', '_' and '-')")
     for file in files:
         if problem := name_problem(file):
-            raise ModelError(f"model {name}: {file!r} is not the name of a file that is downloaded: {problem}")
+            raise ModelError(f"model {name}: {file!r} is not a valid name of a file to download: {problem}")
 
 
-def _take(name: str, files: Sequence[str], missing_ok: bool) -> Path | None:
-    """Download what is not in the cache yet; the place of the first file."""
-    place = _cache() / name
+def _fetch_from_store(name: str, files: Sequence[str], missing_ok: bool) -> Path | None:
+    """Download what is not in the cache yet. Returns the path of the first file."""
+    place = _find_cache() / name
     wanted = [file for file in dict.fromkeys(files) if not (place / file).is_file()]
-    if wanted and _on("AISTUDIO_BOS_OFFLINE"):
+    if wanted and _is_set("AISTUDIO_BOS_OFFLINE"):
         raise ModelError(f"{wanted[0]} is not in the cache, and AISTUDIO_BOS_OFFLINE is set")
     found: list[tuple[str, RemoteFile]] = []
     for file in wanted:
-        remote = look_up_file(_address(name, file))
+        remote = look_up_file(_make_address(name, file))
         if remote is not None:
             found.append((file, remote))
         elif missing_ok:
@@ -83,45 +87,45 @@ def _take(name: str, files: Sequence[str], missing_ok: bool) -> Path | None:
         else:
             raise ModelError(f"model {name}: the hub has no {file}, which its index names")
     try:
-        _land(name, found, place)
+        _download_into(name, found, place)
     except OSError as error:
         raise ModelError(f"{place}: the files can't be written there: {error.strerror or error}") from error
     return place / files[0]
 
 
-def _land(name: str, found: Sequence[tuple[str, RemoteFile]], place: Path) -> None:
+def _download_into(name: str, found: Sequence[tuple[str, RemoteFile]], place: Path) -> None:
     if found:
         place.mkdir(parents=True, exist_ok=True)
-        check_sizes([remote for _, remote in found], place, lambda remote: _most(remote.url))
+        check_sizes([remote for _, remote in found], place, lambda remote: _limit_bytes(remote.url))
         with (
             locked(place / ".download.lock"),
             progress_bar(sum(remote.size or 0 for _, remote in found), name, "B", unit_scale=True) as bar,
         ):
             for file, remote in found:
-                if not (place / file).is_file():  # another process had the lock
-                    download(remote, place / file, _most(file), bar.update)
+                if not (place / file).is_file():  # another process downloaded it meanwhile
+                    download(remote, place / file, _limit_bytes(file), bar.update)
 
 
-def _most(file: str) -> int:
-    return _MOST_WEIGHTS if file.endswith(_WEIGHTS) else TOKENIZER_BYTES
+def _limit_bytes(file: str) -> int:
+    return _MAX_WEIGHT_BYTES if file.endswith(_WEIGHTS) else TOKENIZER_BYTES
 
 
-def _address(name: str, file: str) -> str:
+def _make_address(name: str, file: str) -> str:
     endpoint = os.environ.get("PPNLP_ENDPOINT", _ENDPOINT).rstrip("/")
     return f"{endpoint}/models/community/{name}/{quote(file)}"
 
 
-def _cache() -> Path:
+def _find_cache() -> Path:
     from paddlenlp.utils.env import MODEL_HOME
 
     return Path(MODEL_HOME)
 
 
-def _on(variable: str) -> bool:
+def _is_set(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in _TRUE
 
 
-def _from_modelscope(name: str, file: str) -> Path | None:
+def _fetch_from_modelscope(name: str, file: str) -> Path | None:
     try:
         from modelscope.hub.errors import NotExistError
         from modelscope.hub.file_download import model_file_download

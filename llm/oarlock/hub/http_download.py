@@ -1,4 +1,4 @@
-"""Downloads a file over HTTP, whole or not at all: checks size and checksum, and continues after an interruption."""
+"""Downloads a file over HTTP, completely or not at all: checks size and checksum, and resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from oarlock.files import settle_file
 if TYPE_CHECKING:
     from requests import Response
 
-_TIMEOUT_S = (10.0, 30.0)  # to connect; between two parts of an answer
-_PAUSE_S = 1.0  # before another try
-_TRIES = 5  # in a row that bring nothing
+_TIMEOUT_S = (10.0, 30.0)  # to connect; between two chunks of a response
+_PAUSE_S = 1.0  # between two attempts
+_TRIES = 5  # consecutive attempts without new data
 _MOST_REDIRECTS = 5
 _BLOCK = 1 << 20
-_SPARE_BYTES = 50_000_000  # of the disk that are left
-_MISSING = (401, 403, 404, 410)  # stores say "forbidden" of what they do not have
+_SPARE_BYTES = 50_000_000  # of disk space that stay free
+_MISSING = (401, 403, 404, 410)  # some stores answer "forbidden" for files they lack
 _NO_HEAD = (405, 501)
 _SHA256, _MD5 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{32}")
 
@@ -38,9 +38,9 @@ class RemoteFile:
     """A file as its server describes it.
 
     Attributes:
-        size: None where the server does not say it.
-        tag: changes with the content (ETag), "" where there is none.
-        checksum: name of the algorithm and hex digest; None where there is none.
+        size: None if the server does not tell.
+        tag: changes with the content (ETag), "" if there is none.
+        checksum: name of the algorithm and hex digest; None if there is none.
     """
 
     url: str
@@ -50,15 +50,15 @@ class RemoteFile:
 
 
 def look_up_file(url: str) -> RemoteFile | None:
-    """What a server says of a file; None where it has none.
+    """Ask a server about a file. None if it does not have it.
 
     Raises:
-        ModelError: when it can't be asked.
+        ModelError: when the server can't be asked.
     """
-    with _answer("HEAD", url) as answer:
+    with _open_response("HEAD", url) as answer:
         status, headers = answer.status_code, answer.headers
     if status in _NO_HEAD:
-        with _answer("GET", url) as answer:
+        with _open_response("GET", url) as answer:
             status, headers = answer.status_code, answer.headers
     if status in _MISSING:
         return None
@@ -66,11 +66,11 @@ def look_up_file(url: str) -> RemoteFile | None:
         raise ModelError(f"{url}: the server answers with status {status}")
     length = headers.get("Content-Length", "")
     size = int(length) if length.isascii() and length.isdigit() and len(length) < 16 else None
-    return RemoteFile(url, size, headers.get("ETag", ""), _checksum(headers))
+    return RemoteFile(url, size, headers.get("ETag", ""), _find_checksum(headers))
 
 
-def _checksum(headers: Any) -> tuple[str, str] | None:
-    """The strongest that is told: a SHA-256 (of Git LFS) as ETag, Content-MD5, an MD5 as ETag (Baidu's store)."""
+def _find_checksum(headers: Any) -> tuple[str, str] | None:
+    """The strongest of: a SHA-256 (Git LFS) as ETag, Content-MD5, an MD5 as ETag (Baidu's store)."""
     for name in ("X-Linked-Etag", "ETag"):
         tag = headers.get(name, "").strip('"').lower()
         if _SHA256.fullmatch(tag):
@@ -84,11 +84,11 @@ def _checksum(headers: Any) -> tuple[str, str] | None:
 
 
 def check_sizes(files: Sequence[RemoteFile], folder: Path, most: Callable[[RemoteFile], int]) -> None:
-    """Refuse what is larger than a file of its kind is, and what the disk can't hold, before a byte of it comes.
+    """Refuse files that are too large for their kind or for the disk, before any byte is transferred.
 
     Args:
-        folder: where they go; it is there.
-        most: bytes that a file may have.
+        folder: an existing folder for the files.
+        most: returns the largest size of a file.
 
     Raises:
         ModelError: with the sizes.
@@ -102,27 +102,27 @@ def check_sizes(files: Sequence[RemoteFile], folder: Path, most: Callable[[Remot
 
 
 def download(file: RemoteFile, target: Path, most: int, progress: Callable[[int], Any]) -> None:
-    """Put a file into place once all of it is there. What came before a cut is kept beside it for the next try.
+    """Download a file and rename it once it is complete. Partial data is kept next to it for the next try.
 
     Args:
-        target: in a folder that is there.
-        most: bytes that are taken at most.
-        progress: called with the number of bytes of each part.
+        target: in an existing folder.
+        most: largest number of bytes to accept.
+        progress: called with the number of bytes of each chunk.
 
     Raises:
-        ModelError: when it does not come, is longer or shorter than was told, or has another checksum.
+        ModelError: when the download fails, its size differs from the announced one, or it has another checksum.
     """
     limit = most if file.size is None else file.size
     key = hashlib.sha256(f"{file.url}\n{file.tag}\n{file.size}".encode()).hexdigest()[:16]
     partial = target.with_name(f".{key}.incomplete")
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "r+b") as place:
-        progress(_length(place))
+        progress(_count_bytes(place))
         _fill(file, place, limit, progress)
-        if file.checksum is not None and (found := _digest(place, file.checksum[0])) != file.checksum[1]:
+        if file.checksum is not None and (found := _compute_digest(place, file.checksum[0])) != file.checksum[1]:
             partial.unlink()
             raise ModelError(
-                f"{file.url}: arrived damaged: its {file.checksum[0]} is {found}, the server says {file.checksum[1]}"
+                f"{file.url}: damaged in transit: its {file.checksum[0]} is {found}, the server says {file.checksum[1]}"
             )
     settle_file(partial)
     os.replace(partial, target)
@@ -130,76 +130,74 @@ def download(file: RemoteFile, target: Path, most: int, progress: Callable[[int]
 
 def _fill(file: RemoteFile, place: BinaryIO, limit: int, progress: Callable[[int], Any]) -> None:
     tries = 0
-    while file.size is None or _length(place) < file.size:
-        before = _length(place)
+    while file.size is None or _count_bytes(place) < file.size:
+        before = _count_bytes(place)
         try:
             whole = _receive(file, place, limit, progress)
-        except _Cut as error:
-            tries = 0 if _length(place) > before else tries + 1
+        except _Interrupted as error:
+            tries = 0 if _count_bytes(place) > before else tries + 1
             if tries >= _TRIES:
                 raise ModelError(f"{file.url}: cut off {tries} times without any new data ({error})") from error
             time.sleep(_PAUSE_S)
             continue
         if file.size is None and whole:
             return
-        tries = 0 if _length(place) > before else tries + 1
+        tries = 0 if _count_bytes(place) > before else tries + 1
         if tries >= _TRIES:
-            raise ModelError(f"{file.url}: {_length(place):,} bytes arrived, the server announced {file.size:,}")
+            raise ModelError(f"{file.url}: {_count_bytes(place):,} bytes arrived, the server announced {file.size:,}")
 
 
 def _receive(file: RemoteFile, place: BinaryIO, limit: int, progress: Callable[[int], Any]) -> bool:
-    """One answer's bytes, behind those that are there; whether it was one of unknown length that came to its end."""
+    """Append the bytes of one response. Returns whether a response of unknown length was complete."""
     from requests import RequestException
     from urllib3.exceptions import HTTPError
 
-    start = _length(place) if file.size is not None else 0  # only what has a length goes on where it was cut
+    start = _count_bytes(place) if file.size is not None else 0  # only a file of known size can be resumed
     headers = {"Range": f"bytes={start}-"} if start else {}
     if start and file.tag and not file.tag.startswith("W/"):
         headers["If-Range"] = file.tag
-    with _answer("GET", file.url, headers) as answer:
+    with _open_response("GET", file.url, headers) as answer:
         if answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             pass
-        elif answer.status_code in (200, 416):  # it does not go on, or has changed: from the beginning
-            progress(-_length(place))
+        elif answer.status_code in (200, 416):  # it can't be resumed or has changed: start over
+            progress(-_count_bytes(place))
             place.truncate(0)
             if answer.status_code == 416:
                 return False
         elif answer.status_code >= 500:
-            raise _Cut(f"status {answer.status_code}")
+            raise _Interrupted(f"status {answer.status_code}")
         else:
             raise ModelError(f"{file.url}: the server answers with status {answer.status_code}")
         if answer.headers.get("Content-Encoding", "identity") != "identity":
             raise ModelError(
-                f"{file.url}: comes as {answer.headers['Content-Encoding'][:40]!r}, which nobody asked for"
+                f"{file.url}: is encoded as {answer.headers['Content-Encoding'][:40]!r}, which was not requested"
             )
         ends = "Content-Length" in answer.headers or answer.headers.get("Transfer-Encoding", "").lower() == "chunked"
         if file.size is None and not ends:
             raise ModelError(
-                f"{file.url}: the server does not say how long the file is, so that a cut would not be noticed"
+                f"{file.url}: the server does not announce the file's size, so an interruption could not be detected"
             )
         place.seek(0, os.SEEK_END)
         try:
             while block := answer.raw.read(min(_BLOCK, limit - place.tell() + 1)):
                 if place.tell() + len(block) > limit:
-                    raise ModelError(
-                        f"{file.url}: the server sends more than the {limit:,} bytes that it announced or may send"
-                    )
+                    raise ModelError(f"{file.url}: the server sends more than the announced or allowed {limit:,} bytes")
                 place.write(block)
                 progress(len(block))
         except (RequestException, HTTPError, ConnectionError, TimeoutError) as error:
-            raise _Cut(first_line(error)) from error
+            raise _Interrupted(first_line(error)) from error
         finally:
             place.flush()
     return True
 
 
-class _Cut(Exception):
-    """An answer ended before its end."""
+class _Interrupted(Exception):
+    """A response that ended too early."""
 
 
 @contextlib.contextmanager
-def _answer(method: str, url: str, headers: dict[str, str] | None = None) -> Iterator[Response]:
-    """An answer that is no redirection; its body is not read yet. Redirections lead to http or https alone."""
+def _open_response(method: str, url: str, headers: dict[str, str] | None = None) -> Iterator[Response]:
+    """Open a response after following redirects, which may only lead to http or https. Its body is not read yet."""
     import requests
 
     secure = False
@@ -210,7 +208,7 @@ def _answer(method: str, url: str, headers: dict[str, str] | None = None) -> Ite
             except ValueError:
                 scheme = ""
             if scheme not in ("http", "https") or (secure and scheme != "https"):
-                raise ModelError(f"{url[:200]}: files are not downloaded from this address (only from https and http)")
+                raise ModelError(f"{url[:200]}: files are only downloaded from http and https addresses")
             secure = scheme == "https"
             try:
                 answer = session.request(
@@ -219,7 +217,7 @@ def _answer(method: str, url: str, headers: dict[str, str] | None = None) -> Ite
                 )  # fmt: skip
             except (requests.RequestException, OSError, ValueError) as error:
                 if headers is not None:  # in the middle of a download
-                    raise _Cut(first_line(error)) from error
+                    raise _Interrupted(first_line(error)) from error
                 raise ModelError(f"{url}: can't be reached ({first_line(error)})") from error
             if not answer.is_redirect:
                 try:
@@ -230,16 +228,16 @@ def _answer(method: str, url: str, headers: dict[str, str] | None = None) -> Ite
             answer.close()
             try:
                 url = urljoin(url, answer.headers["Location"])
-            except ValueError:  # the next turn names it
+            except ValueError:  # the next iteration reports it
                 url = answer.headers["Location"]
     raise ModelError(f"{url[:200]}: redirected more than {_MOST_REDIRECTS} times")
 
 
-def _length(place: BinaryIO) -> int:
+def _count_bytes(place: BinaryIO) -> int:
     return os.fstat(place.fileno()).st_size
 
 
-def _digest(place: BinaryIO, algorithm: str) -> str:
+def _compute_digest(place: BinaryIO, algorithm: str) -> str:
     digest = hashlib.new(algorithm, usedforsecurity=False)
     place.seek(0)
     while block := place.read(_BLOCK):

@@ -83,7 +83,7 @@ def _check_same_base(adapter: AdapterFolder, first: AdapterFolder) -> None:
     how = adapter.settings.get("quantization")
     if how != first.settings.get("quantization") or (how and _list_layers(adapter) != _list_layers(first)):
         raise ModelError(
-            f"{adapter.folder} and {first.folder} were trained on differently quantised weights of {first.base.name}: "
+            f"{adapter.folder} and {first.folder} were trained on differently quantized weights of {first.base.name}: "
             "merge them one by one"
         )
 

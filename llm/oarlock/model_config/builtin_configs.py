@@ -1,4 +1,4 @@
-"""Configurations of models by name, without a download where that is possible."""
+"""Configurations of models by name, without a download where possible."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ _KNOWN = Path(__file__).parent / "config_files"
 
 
 def read_config_by_name(name_or_path: str) -> dict[str, Any]:
-    """What the model's config.json says: of a folder, of a name we or PaddleNLP know, of a name on the hub.
+    """Read the content of a model's config.json: from a folder, by a name that Oarlock or PaddleNLP knows, or from the
+    hub.
 
     Raises:
-        ModelError: when nobody has it, or it is of a family that is not supported.
+        ModelError: when it can't be found, or is of a family that is not supported.
     """
     known = _KNOWN / f"{name_or_path.replace('/', '--')}.json"
     if Path(name_or_path).expanduser().exists():
         path = find_model_folder(name_or_path, with_weights=False) / "config.json"
     elif known.is_file():
         path = known
-    elif (built_in := _built_in(name_or_path)) is not None:
+    elif (built_in := _read_from_paddlenlp(name_or_path)) is not None:
         path, content = Path(name_or_path), built_in
         return content | {"model_type": detect_family(content, str(path))}
     else:
@@ -34,8 +35,8 @@ def read_config_by_name(name_or_path: str) -> dict[str, Any]:
     return content | {"model_type": detect_family(content, str(path))}
 
 
-def _built_in(name: str) -> dict[str, Any] | None:
-    """PaddleNLP carries the configurations of some names in its code."""
+def _read_from_paddlenlp(name: str) -> dict[str, Any] | None:
+    """Look a name up among the configurations that PaddleNLP carries in its code."""
     import paddlenlp.transformers
 
     for family in FAMILIES.values():

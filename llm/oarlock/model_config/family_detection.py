@@ -1,4 +1,4 @@
-"""Which family of the registry a config.json is of, and in whose words it is. Pure Python."""
+"""Detects the family of a config.json, and which side wrote it. Nothing here needs Paddle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MARKS = ("transformers_version", "torch_dtype", "rope_parameters")
 
 
 def detect_family(content: Mapping[str, Any], place: str) -> str:
-    """The family of a config.json: one of the registry (oarlock.families.registry).
+    """Detect the family of a config.json: one of oarlock.families.registry.
 
     Raises:
         ModelError: for any other, and for one that can't be run.
@@ -45,9 +45,10 @@ def detect_family(content: Mapping[str, Any], place: str) -> str:
 
 
 def detect_writer(content: Mapping[str, Any], own: Collection[str]) -> str:
-    """In whose words a configuration is: "np" (PaddleNLP's) or "pt" (transformers'); it decides defaults alone.
+    """Detect which side wrote a configuration: "np" (PaddleNLP) or "pt" (transformers). Only defaults depend on it.
 
-    Weights do not tell: PaddleNLP's own converters leave its configuration beside Hugging Face's weights.
+    The layout of the weights does not tell: PaddleNLP's converters keep its configuration next to Hugging Face's
+    weights.
 
     Args:
         own: fields of PaddleNLP's configuration class.

@@ -1,6 +1,6 @@
-"""generation_config.json beside a model: which tokens end an answer, and how tokens are chosen unless the user says so.
+"""generation_config.json: which tokens end an answer, and the default sampling settings.
 
-It is carried along by every step (training, checkpoints, merging, conversion, export). Pure Python.
+Training, checkpoints, merging, conversion and export all carry it along. Nothing here needs Paddle.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GenerationFields: Any = TypedDict(
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """The file as it stands; {} where there is none.
+    """Read the file; {} if there is none.
 
     Raises:
         ModelError: naming the field that is wrong.
@@ -49,7 +49,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def read_token_ids(value: Any, place: str) -> tuple[int, ...]:
-    """Of a field that holds one token, a list of them, or null.
+    """Read a field that holds one token, a list of tokens, or null.
 
     Raises:
         ModelError: for anything else.
@@ -62,7 +62,7 @@ def read_token_ids(value: Any, place: str) -> tuple[int, ...]:
 
 
 def find_end_tokens(generation: Mapping[str, Any], config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """All tokens that end an answer: of the tokenizer, of config.json and of generation_config.json, sorted.
+    """Collect the tokens that end an answer from the tokenizer, config.json and generation_config.json, sorted.
 
     Args:
         generation: content of generation_config.json.
@@ -80,10 +80,11 @@ def find_end_tokens(generation: Mapping[str, Any], config: Any, tokenizer: Any) 
 
 
 def read_sampling_defaults(generation: Mapping[str, Any], place: str = GENERATION_FILE) -> dict[str, float | int]:
-    """How tokens are chosen where a request does not say: temperature, top_p, top_k, repetition_penalty, as given.
+    """Read the settings for requests without their own: temperature, top_p, top_k, repetition_penalty, as given.
 
-    As in transformers, the temperature holds where do_sample is true (or PaddleNLP's decode_strategy is "sampling"),
-    and the likeliest token is taken elsewhere. A top_k that is not given is none (as in vLLM; transformers takes 50).
+    As in transformers, the temperature applies if do_sample is true (or PaddleNLP's decode_strategy is "sampling");
+    else the
+    likeliest token is chosen. Without a top_k there is no limit (as in vLLM; transformers uses 50).
 
     Raises:
         ModelError: for a value out of its range.
@@ -102,5 +103,5 @@ def read_sampling_defaults(generation: Mapping[str, Any], place: str = GENERATIO
 
 
 def read_first_generation_config(places: Iterable[Path]) -> dict[str, Any]:
-    """Those of the first folder that has the file."""
+    """Read it from the first folder that has it."""
     return next((content for place in places if (content := read_generation_config(place))), {})

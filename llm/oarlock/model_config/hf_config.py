@@ -1,7 +1,7 @@
-"""A model's configuration in Hugging Face's words and in PaddleNLP's, both ways.
+"""Converts a model's configuration between Hugging Face's and PaddleNLP's fields.
 
-What one side computes and the other can't is refused by name, and so is a field that nobody here knows; what changes
-nothing of the scores is left out. What decides is the field, not the program that wrote the file. Pure Python.
+What one side computes and the other can't is refused by name, and so are unknown fields. Fields that don't affect the
+logits are dropped. Only the fields decide, not the program that wrote the file. Nothing here needs Paddle.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from oarlock.model_config.hf_rope import convert_rope_from_hf, convert_rope_to_h
 from oarlock.model_config.sliding_window import from_hugging_face as window_from
 from oarlock.model_config.sliding_window import to_hugging_face as window_to
 
-_NULL_HAS_A_MEANING = ("sliding_window", "rotary_dim")
-_QUANTISED = ("quantization_config", "quantization", "compression_config")
+_NULL_HAS_MEANING = ("sliding_window", "rotary_dim")
+_QUANTIZED = ("quantization_config", "quantization", "compression_config")
 
 
 def make_arguments(content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
-    """Arguments of PaddleNLP's configuration class, for a config.json in either side's words.
+    """Make the arguments of PaddleNLP's configuration class from a config.json of either side.
 
     Args:
         content: of config.json.
@@ -46,45 +46,47 @@ def make_arguments(content: Mapping[str, Any], place: str, own: Collection[str])
     """
     family = detect_family(content, place)
     writer = detect_writer(content, own)
-    content = {k: v for k, v in content.items() if v is not None or k in _NULL_HAS_A_MEANING}
-    quantised = next((name for name in _QUANTISED if _says_something(content.get(name))), None)
-    if quantised is not None:
-        raise ModelError(f"{place}: {quantised}: the weights are quantised; take the plain model")
+    content = {k: v for k, v in content.items() if v is not None or k in _NULL_HAS_MEANING}
+    quantized = next((name for name in _QUANTIZED if _is_set(content.get(name))), None)
+    if quantized is not None:
+        raise ModelError(f"{place}: {quantized}: the weights are quantized; use the model that is not quantized")
     importing = next(
         (name for name, allowed in IMPORTING.items() if content.get(name, allowed[0]) not in allowed), None
     )
     if importing is not None:
         raise ModelError(
-            f"{place}: {importing} ({_short(content[importing])}) names code that PaddleNLP would import; nothing in a "
-            "model's files chooses code here"
+            f"{place}: {importing} ({_shorten(content[importing])}) names code that PaddleNLP would import; a model's "
+            "files may not choose code"
         )
-    content = {k: v for k, v in content.items() if k not in PLAN and k not in _QUANTISED and k not in IMPORTING}
+    content = {k: v for k, v in content.items() if k not in PLAN and k not in _QUANTIZED and k not in IMPORTING}
     if family in HF_CONFIGS:
-        found = _of_both(family, content, place, own, writer)
+        found = _convert_hf_family(family, content, place, own, writer)
     else:
-        found = _of_paddle(family, content, place, own)
+        found = _convert_paddle_family(family, content, place, own)
     found["architectures"] = [FAMILIES[family].architecture]
-    if (dtype := _dtype(content, place)) is not None:
+    if (dtype := _read_dtype(content, place)) is not None:
         found["dtype"] = dtype
     return found
 
 
-def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collection[str], writer: str) -> dict[str, Any]:
+def _convert_hf_family(
+    family: str, content: Mapping[str, Any], place: str, own: Collection[str], writer: str
+) -> dict[str, Any]:
     words = HF_CONFIGS[family]
-    content = _present_names(content, words, place)
+    content = _resolve_aliases(content, words, place)
     for name, allowed in words.supported.items():
         if name in content and content[name] not in allowed:
             raise ModelError(
-                f"{place}: {name} is {content[name]!r}, and PaddleNLP's {family} computes with {allowed[0]!r} alone"
+                f"{place}: {name} is {content[name]!r}, but PaddleNLP's {family} only computes with {allowed[0]!r}"
             )
     found: dict[str, Any] = {}
     for name, default in words.fields.items():
         if name in content:
-            found[words.paddle_names.get(name, name)] = _checked(name, content[name], default, place)
+            found[words.paddle_names.get(name, name)] = _check_value(name, content[name], default, place)
         elif writer == "pt" and default is not None:
             found[words.paddle_names.get(name, name)] = default
-    found |= {name: _token_id(name, content[name], place) for name in TOKEN_IDS if name in content}
-    special = {**_activation(family, content, place, writer), **window_from(family, content, place)}
+    found |= {name: _check_token_id(name, content[name], place) for name in TOKEN_IDS if name in content}
+    special = {**_convert_activation(family, content, place, writer), **window_from(family, content, place)}
     for name, other in words.equal.items():
         _check_equal(family, content, name, other, place)
         if given := content.get(name) or content.get(other):
@@ -93,15 +95,17 @@ def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collectio
     rest = {name: value for name, value in content.items() if name not in mapped}
     for name, value in rest.items():
         if name in words.unread and value not in words.unread[name]:
-            raise ModelError(f"{place}: {name} is {value!r}, and PaddleNLP's {family} does not compute with it")
+            raise ModelError(f"{place}: {name} is {value!r}, but PaddleNLP's {family} does not compute with it")
         if name in words.dropouts and value:
-            log_once(f"{place}: {name} {value}: PaddleNLP's {family} does not have it; training goes without")
+            log_once(f"{place}: {name} {value}: PaddleNLP's {family} lacks it, so training runs without it")
         if name in own and name not in RECORDS and (name not in NEUTRAL or name in words.required):
             same = next(
                 (there for there, here in words.paddle_names.items() if here == name and there in content), None
             )
             if same is not None and content[same] != value:
-                raise ModelError(f"{place}: {same} is {content[same]!r} and {name} is {value!r}: they mean the same")
+                raise ModelError(
+                    f"{place}: {same} is {content[same]!r} and {name} is {value!r}, but they mean the same"
+                )
             found[name] = value
         elif name == "seq_length" and name in own:
             found[name] = value
@@ -109,19 +113,19 @@ def _of_both(family: str, content: Mapping[str, Any], place: str, own: Collectio
     _check_head_size(family, content, found, place)
     if words.rotary:
         found |= convert_rope_from_hf(content, words.scaled_rotary, f"{place}: PaddleNLP's {family}")
-    elif any(_says_something(content.get(name)) for name in ROPE_FIELDS[1:]):
+    elif any(_is_set(content.get(name)) for name in ROPE_FIELDS[1:]):
         raise ModelError(f"{place}: {ROPE_FIELDS[1]}: PaddleNLP's {family} has no scaled rotary embeddings")
     known = {*(set(own) - (set(NEUTRAL) - set(words.required))), *words.ignored, *words.dropouts, "head_dim"}
     _refuse_unknown(family, rest, known, place)
     return found
 
 
-def _of_paddle(family: str, content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
-    """For a family that transformers has not."""
+def _convert_paddle_family(family: str, content: Mapping[str, Any], place: str, own: Collection[str]) -> dict[str, Any]:
+    """Convert a family that transformers lacks."""
     only = FAMILIES[family].paddle_values
     for name, allowed in only.items():
         if name in content and content[name] not in allowed:
-            raise ModelError(f"{place}: {name} is {content[name]!r}, and PaddleNLP's {family} does not compute with it")
+            raise ModelError(f"{place}: {name} is {content[name]!r}, but PaddleNLP's {family} does not compute with it")
     _refuse_unknown(family, {k: v for k, v in content.items() if k not in only}, set(own), place)
     records = {"architectures", "model_type", "torch_dtype", "dtype"}
     return {name: value for name, value in content.items() if name in own and name not in records}
@@ -134,58 +138,58 @@ def _refuse_unknown(family: str, rest: Mapping[str, Any], known: Collection[str]
             continue
         if name in NEUTRAL and value in NEUTRAL[name]:
             continue
-        unknown.append(f"{name} ({_short(value)})")
+        unknown.append(f"{name} ({_shorten(value)})")
     if unknown:
         raise ModelError(
             f"{place}: {', '.join(unknown)}: PaddleNLP's {family} does not compute with "
-            f"{'it' if len(unknown) == 1 else 'them'}, so that the model might be another one; a field that is only a "
-            "note can be taken out of the file"
+            f"{'it' if len(unknown) == 1 else 'them'}, so the model would be another one; remove fields from "
+            "the file that are only notes"
         )
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _says_something(value: Any) -> bool:
-    """Whether a nested setting holds anything (PaddleNLP writes one full of defaults)."""
+def _is_set(value: Any) -> bool:
+    """Whether a nested setting is not empty (PaddleNLP writes one full of defaults)."""
     if isinstance(value, Mapping) and "weight_quantize_algo" in value:
         return value["weight_quantize_algo"] is not None
     return bool(value)
 
 
-def _present_names(content: Mapping[str, Any], words: HFConfig, place: str) -> dict[str, Any]:
+def _resolve_aliases(content: Mapping[str, Any], words: HFConfig, place: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in content.items():
         own = words.aliases.get(name, name)
         if own in found and found[own] != value:
-            raise ModelError(f"{place}: {own} is given twice, as {found[own]!r} and as {value!r} ({name})")
+            raise ModelError(f"{place}: {own} is set twice, to {found[own]!r} and as {value!r} ({name})")
         found[own] = value
     return found
 
 
-def _checked(name: str, value: Any, default: Any, place: str) -> Any:
+def _check_value(name: str, value: Any, default: Any, place: str) -> Any:
     kinds: Any = bool if isinstance(default, bool) else (int, float) if isinstance(default, float) else int
     kinds = str if isinstance(default, str) else kinds
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
         words = {bool: "true or false", int: "a whole number", str: "a text"}.get(kinds, "a number")
-        raise ModelError(f"{place}: {name} has to be {words}; it is {_short(value)}")
-    # Sizes and lengths; a negative one reaches memory that is not the program's in Paddle's kernels.
+        raise ModelError(f"{place}: {name} has to be {words}; it is {_shorten(value)}")
+    # Sizes and lengths; with a negative one, Paddle's kernels access memory out of bounds.
     if (kinds is int and value <= 0) or (kinds == (int, float) and not 0 <= value < math.inf):
         raise ModelError(f"{place}: {name} has to be {'above 0' if kinds is int else 'at least 0'}; it is {value!r}")
     return value
 
 
-def _token_id(name: str, value: Any, place: str) -> Any:
-    """A token id as it stands; older files write -1 for none, and eos_token_id may be a list."""
+def _check_token_id(name: str, value: Any, place: str) -> Any:
+    """Check a token id. Older files write -1 for none, and eos_token_id may be a list."""
     tokens = value if isinstance(value, list) and name == "eos_token_id" else [value]
     if any(isinstance(token, bool) or not isinstance(token, int) for token in tokens):
-        raise ModelError(f"{place}: {name} has to be a whole number; it is {_short(value)}")
+        raise ModelError(f"{place}: {name} must be a whole number, not {_shorten(value)}")
     return value
 
 
-def _dtype(content: Mapping[str, Any], place: str) -> str | None:
+def _read_dtype(content: Mapping[str, Any], place: str) -> str | None:
     found: dict[str, str] = {}
     for name in ("torch_dtype", "dtype"):
         if name in content and content[name] != "auto":
@@ -199,7 +203,7 @@ def _dtype(content: Mapping[str, Any], place: str) -> str | None:
 
 
 def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
-    """The content of Hugging Face's config.json.
+    """Make the content of Hugging Face's config.json.
 
     Args:
         config: PaddleNLP's configuration.
@@ -214,7 +218,7 @@ def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
     for name, value in words.required.items():
         if getattr(config, name, value) != value:
             raise ModelError(
-                f"{place}: {name} is {getattr(config, name)!r}, and transformers' {family} knows {value!r} alone"
+                f"{place}: {name} is {getattr(config, name)!r}, but transformers' {family} only supports {value!r}"
             )
     found: dict[str, Any] = {"architectures": [FAMILIES[family].architecture], "model_type": family}
     for name, default in words.fields.items():
@@ -225,7 +229,7 @@ def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         found |= convert_rope_to_hf(config, words.scaled_rotary, head_size)
     if words.gelu_is_approximate:
-        # transformers takes "gelu" in hidden_act for the approximation; vLLM goes by hidden_activation.
+        # transformers reads "gelu" in hidden_act as the approximation; vLLM reads hidden_activation.
         exact = config.hidden_act != "gelu_pytorch_tanh"
         names = ("gelu_python", "gelu") if exact else ("gelu_pytorch_tanh", "gelu_pytorch_tanh")
         found |= {"hidden_act": names[0], "hidden_activation": names[1]}
@@ -234,25 +238,22 @@ def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
     return {**found, **window_to(config), "use_cache": True, "torch_dtype": dtype}
 
 
-# what a table can't say
-
-
-def _activation(family: str, content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
+def _convert_activation(family: str, content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
     if HF_CONFIGS[family].gelu_is_approximate:
-        return _gelu(family, content, place, writer)
+        return _convert_gelu(family, content, place, writer)
     name = HF_CONFIGS[family].activation
     if not name or name not in content:
         return {}
     if content[name] not in ACTIVATIONS:
         raise ModelError(
-            f"{place}: {name} is {_short(content[name])}, and PaddleNLP's {family} computes with "
-            f"{', '.join(ACTIVATIONS)} alone"
+            f"{place}: {name} is {_shorten(content[name])}, but PaddleNLP's {family} computes with "
+            f"one of {', '.join(ACTIVATIONS)}"
         )
     return {name: ACTIVATIONS[content[name]]}
 
 
-def _gelu(family: str, content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
-    """ "gelu" alone is how the first Gemmas were published, and means the approximation (transformers says so)."""
+def _convert_gelu(family: str, content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
+    """The first Gemmas were published with "gelu", which means the approximation (as transformers notes)."""
     act, newer = content.get("hidden_act"), content.get("hidden_activation")
     approximate = ("gelu", "gelu_pytorch_tanh", "gelu_new", None)
     if writer == "np" and act in ("gelu", None) and newer in ("gelu", None):
@@ -263,8 +264,7 @@ def _gelu(family: str, content: Mapping[str, Any], place: str, writer: str) -> d
         return {"hidden_act": "gelu_pytorch_tanh"}
     named = f"hidden_act is {act!r}" + (f" and hidden_activation {newer!r}" if newer is not None else "")
     raise ModelError(
-        f"{place}: {named}, and PaddleNLP's {family} computes with gelu_pytorch_tanh, or with gelu_python and gelu, "
-        "alone"
+        f"{place}: {named}, but PaddleNLP's {family} only computes with gelu_pytorch_tanh, or with gelu_python and gelu"
     )
 
 
@@ -287,5 +287,5 @@ def _check_head_size(family: str, content: Mapping[str, Any], found: Mapping[str
     own = found["hidden_size"] // found["num_attention_heads"]
     if size != own:
         raise ModelError(
-            f"{place}: head_dim is {size}, and PaddleNLP's {family} computes with hidden_size / heads = {own} alone"
+            f"{place}: head_dim is {size}, but PaddleNLP's {family} only computes with hidden_size / heads = {own}"
         )

@@ -1,6 +1,6 @@
-"""Fields of a config.json that mean the same in every family; those of one family are in its record (HFConfig).
+"""Fields of a config.json that mean the same in every family. Those of one family are in its record (HFConfig).
 
-Read in transformers 4.55 and 5.x and in paddlenlp 3.0.0b4. Pure Python.
+Read in transformers 4.55 and 5.x and in paddlenlp 3.0.0b4. Nothing here needs Paddle.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# PaddleNLP's "gelu_new" is what transformers also calls "gelu_pytorch_tanh".
+# transformers calls PaddleNLP's "gelu_new" "gelu_pytorch_tanh", too.
 ACTIVATIONS = {name: name for name in ("silu", "swish", "gelu", "gelu_new", "relu", "quick_gelu")} | {
     "gelu_pytorch_tanh": "gelu_new"
 }
-# Fields of any family that no model here computes with -> the values that mean nothing.
+# Fields that no model here computes with -> the values that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,), "alibi": (False,), "attention_bias": (False,), "attn_logit_softcapping": (0,),
     "embedding_multiplier": (1,), "final_logit_softcapping": (0,), "is_encoder_decoder": (False,),
@@ -22,7 +22,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_mrope": (False,), "use_qk_norm": (False,), "use_sliding_window": (False,), "sliding_window": (None,),
     "add_bias_linear": (False,), "rope_interleaved": (False,), "is_llama_config": (True,),
 }  # fmt: skip
-# Fields that leave the scores as they are: records, defaults of generation, how to compute, heads of other tasks.
+# Fields that do not affect the logits: records, generation defaults, how to compute, heads of other tasks.
 RECORDS = frozenset(
     {
         "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "paddlenlp_version",
@@ -42,7 +42,7 @@ RECORDS = frozenset(
         "unsloth_version", "unsloth_fixed", "transformers.js_config", "license", "language", "tags", "library_name",
     }
 )  # fmt: skip
-# How a run split its model: nothing of it holds for who reads the folder.
+# How a run split its model, which does not apply to readers of the folder.
 PLAN = frozenset(
     {
         "tensor_parallel_degree",
@@ -52,7 +52,7 @@ PLAN = frozenset(
         "virtual_pp_degree",
     }
 )
-# Fields by which PaddleNLP imports a module and takes a class of it by the names in the file -> values without effect.
+# Fields from which PaddleNLP imports a class by name -> values without effect.
 IMPORTING: dict[str, tuple[Any, ...]] = {
     "use_long_sequence_strategies": (False,),
     "long_sequence_strategy_type": ("",),

@@ -1,7 +1,7 @@
-"""Scaled rotary embeddings in Hugging Face's words and in PaddleNLP's.
+"""Converts scaled rotary embeddings between Hugging Face's and PaddleNLP's fields.
 
-There: rope_theta and a dictionary rope_scaling, or (transformers 5) both in rope_parameters. Here: rope_theta,
-rope_scaling_type and rope_scaling_factor, and for Llama 3 the same dictionary.
+Hugging Face: rope_theta and a dictionary rope_scaling, or (transformers 5) both in rope_parameters. PaddleNLP:
+rope_theta, rope_scaling_type and rope_scaling_factor, and for Llama 3 the same dictionary.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
 
-_KINDS = {"linear": "linear", "dynamic": "dynamic_ntk"}  # there -> here
+_KINDS = {"linear": "linear", "dynamic": "dynamic_ntk"}  # Hugging Face's name -> PaddleNLP's
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _ANY = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
-# What each kind reads of the dictionary.
+# The keys that each kind reads.
 _READ: dict[str, tuple[str, ...]] = {
     "default": (*_ANY, "factor", "original_max_position_embeddings"),
     "linear": (*_ANY, "factor", "original_max_position_embeddings"),
@@ -26,24 +26,24 @@ _READ: dict[str, tuple[str, ...]] = {
 
 
 def convert_rope_from_hf(content: Mapping[str, Any], scaled: bool, who: str) -> dict[str, Any]:
-    """PaddleNLP's fields.
+    """Make PaddleNLP's fields.
 
     Args:
         content: of config.json, without nulls.
-        scaled: whether PaddleNLP's model knows scaling.
+        scaled: PaddleNLP's model supports scaling.
         who: file and family, for messages.
 
     Raises:
         ModelError: for a scaling that PaddleNLP does not compute.
     """
-    rope = _dictionary(content, who)
-    kind, factor = _kind(rope, who), rope.get("factor", 1.0)
+    rope = _merge_parameters(content, who)
+    kind, factor = _find_kind(rope, who), rope.get("factor", 1.0)
     if {"rope_theta"} <= content.keys() & rope.keys() and content["rope_theta"] != rope["rope_theta"]:
         raise ModelError(
             f"{who}: rope_theta is {content['rope_theta']!r}, and {rope['rope_theta']!r} among the rope parameters: "
             "keep one of them"
         )
-    found = {"rope_theta": _number(rope.get("rope_theta", content.get("rope_theta", 10000.0)), "rope_theta", who)}
+    found = {"rope_theta": _check_number(rope.get("rope_theta", content.get("rope_theta", 10000.0)), "rope_theta", who)}
     if rope.get("partial_rotary_factor", content.get("partial_rotary_factor", 1.0)) != 1.0:
         raise ModelError(f"{who} has no partial_rotary_factor")
     if kind in _READ and (unread := sorted(set(rope) - set(_READ[kind]))):
@@ -62,7 +62,7 @@ def convert_rope_from_hf(content: Mapping[str, Any], scaled: bool, who: str) -> 
         if missing:
             raise ModelError(f"{who}: rope_scaling of type llama3 lacks {', '.join(missing)}")
         return found | {
-            "rope_scaling": {"rope_type": kind} | {name: _number(rope[name], name, who) for name in _LLAMA3}
+            "rope_scaling": {"rope_type": kind} | {name: _check_number(rope[name], name, who) for name in _LLAMA3}
         }
     original = rope.get("original_max_position_embeddings")
     if kind == "dynamic" and original not in (None, content.get("max_position_embeddings")):
@@ -70,14 +70,14 @@ def convert_rope_from_hf(content: Mapping[str, Any], scaled: bool, who: str) -> 
             f"{who}: dynamic rope_scaling from {original} positions, where max_position_embeddings says "
             f"{content.get('max_position_embeddings')}: PaddleNLP has one number for both"
         )
-    return found | {"rope_scaling_type": _KINDS[kind], "rope_scaling_factor": _number(factor, "factor", who)}
+    return found | {"rope_scaling_type": _KINDS[kind], "rope_scaling_factor": _check_number(factor, "factor", who)}
 
 
-def _dictionary(content: Mapping[str, Any], who: str) -> dict[str, Any]:
-    """rope_parameters or rope_scaling without nulls.
+def _merge_parameters(content: Mapping[str, Any], who: str) -> dict[str, Any]:
+    """Return rope_parameters or rope_scaling without nulls.
 
     Raises:
-        ModelError: when it is none, the two differ, or it is one for each kind of layer.
+        ModelError: when it is not an object, the two differ, or it differs by kind of layer.
     """
     given = {}
     for name in ("rope_parameters", "rope_scaling"):
@@ -94,8 +94,8 @@ def _dictionary(content: Mapping[str, Any], who: str) -> dict[str, Any]:
     return newer or older
 
 
-def _kind(rope: Mapping[str, Any], who: str) -> str:
-    """rope_type, or type as older files write it."""
+def _find_kind(rope: Mapping[str, Any], who: str) -> str:
+    """Return rope_type, or type as in older files."""
     kinds = [rope[name] for name in ("rope_type", "type") if name in rope]
     if not all(isinstance(kind, str) for kind in kinds) or len(set(kinds)) > 1:
         raise ModelError(f"{who}: rope_scaling has to be of one type; it names {' and '.join(map(repr, kinds))}")
@@ -104,20 +104,20 @@ def _kind(rope: Mapping[str, Any], who: str) -> str:
     return kinds[0] if kinds else "default"
 
 
-def _number(value: Any, name: str, who: str) -> Any:
+def _check_number(value: Any, name: str, who: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ModelError(f"{who}: {name} has to be a positive number; it is {value!r}")
     return value
 
 
 def convert_rope_to_hf(config: Any, scaled: bool, head_size: int) -> dict[str, Any]:
-    """rope_theta and rope_scaling.
+    """Make rope_theta and rope_scaling.
 
-    "ntk" is another base and nothing else, so that is what it becomes; PaddleNLP then also computes more positions.
+    "ntk" only changes the base, so it becomes another base. PaddleNLP then also computes more positions.
 
     Args:
         config: PaddleNLP's.
-        scaled: whether PaddleNLP's model heeds its own fields for scaling.
+        scaled: PaddleNLP's model applies its own fields for scaling.
         head_size: of queries and keys.
     """
     theta = float(getattr(config, "rope_theta", 10000.0))
@@ -125,7 +125,7 @@ def convert_rope_to_hf(config: Any, scaled: bool, head_size: int) -> dict[str, A
     llama3 = getattr(config, "rope_scaling", None) or {}
     if not scaled:
         if kind is not None or llama3:
-            log_once(f"PaddleNLP's {config.model_type} computes without its rope_scaling: it is left out")
+            log_once(f"PaddleNLP's {config.model_type} ignores its rope_scaling, which is dropped")
         return {"rope_theta": theta, "rope_scaling": None}
     if llama3.get("rope_type") == "llama3":
         return {"rope_theta": theta, "rope_scaling": {"rope_type": "llama3"} | {k: llama3[k] for k in _LLAMA3}}
@@ -139,5 +139,7 @@ def convert_rope_to_hf(config: Any, scaled: bool, head_size: int) -> dict[str, A
         }
     names = {here: there for there, here in _KINDS.items()}
     if kind not in names:
-        raise ModelError(f"rope_scaling_type {kind!r} is none that transformers has ({', '.join(names)}, ntk, llama3)")
+        raise ModelError(
+            f"rope_scaling_type {kind!r} is not supported by transformers ({', '.join(names)}, ntk, llama3)"
+        )
     return {"rope_theta": theta, "rope_scaling": {"rope_type": names[kind], "factor": float(factor)}}

@@ -1,4 +1,4 @@
-"""Read a model folder's config.json, whichever side wrote it."""
+"""Reads a model folder's config.json, whichever side wrote it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from oarlock.model_config.size_check import check_sizes
 from oarlock.model_config.tied_head import has_untied_head
 from oarlock.weights.weight_folder import WeightFolder, has_safetensors
 
-# What of a file PaddleNLP's configuration is given: settings whose type and range are known.
+# The fields that PaddleNLP's configuration gets: those whose type and range are checked.
 _SETTINGS = frozenset(ConfigFields.__annotations__)
 _PICKLES = {"np": "model_state*.pdparams*", "pt": "pytorch_model*.bin*"}
 _CAUSAL = ("ForCausalLM", "ForConditionalGeneration")
 
 
 def detect_layout(folder: Path) -> str:
-    """Whose layout the weights of a folder have: "np" (Paddle's) or "pt" (Hugging Face's).
+    """Detect the layout of a folder's weights: "np" (Paddle's) or "pt" (Hugging Face's).
 
     Raises:
-        ModelError: when the folder is none, or its files are damaged or missing.
+        ModelError: when the folder is not a model, or its files are damaged or missing.
     """
     if not has_safetensors(folder):
         for layout, pattern in _PICKLES.items():
@@ -44,10 +44,10 @@ def detect_layout(folder: Path) -> str:
 
 
 def read_config_content(folder: Path) -> dict[str, Any]:
-    """config.json, its fields of the types and ranges of oarlock.model_config.schema.
+    """Read config.json and check its fields against oarlock.model_config.schema.
 
     Raises:
-        ModelError: when there is none, or naming the field that is wrong.
+        ModelError: when it is missing, or naming the field that is wrong.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -56,7 +56,7 @@ def read_config_content(folder: Path) -> dict[str, Any]:
 
 
 def check_config_content(content: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The content of a config.json that was not read by config_content: the same fields, checked in the same way.
+    """Check the fields of a config.json that read_config_content() did not read.
 
     Raises:
         ModelError: naming the field that is wrong.
@@ -65,10 +65,11 @@ def check_config_content(content: Mapping[str, Any], place: str) -> dict[str, An
 
 
 def make_config(content: Mapping[str, Any], place: str) -> PretrainedConfig:
-    """PaddleNLP's configuration for the content of a config.json, in Hugging Face's or PaddleNLP's words.
+    """Make PaddleNLP's configuration from the content of a config.json of either side.
 
-    PaddleNLP itself takes what transformers wrote as it stands, so that a rotary base in transformers 5's words, or a
-    scaling, would be lost without a word.
+    PaddleNLP itself takes transformers' fields as they are, which silently loses a rotary base in transformers 5's
+    format,
+    or a scaling.
 
     Args:
         place: the file, for messages.
@@ -79,14 +80,14 @@ def make_config(content: Mapping[str, Any], place: str) -> PretrainedConfig:
     content = check_config_content(copy.deepcopy(dict(content)), place)
     content = check_config_content(flatten_model_config(content), place)  # older files of PaddleNLP are nested
     config_class = find_config_class(detect_family(content, place))
-    how = LlmMetaConfig._get_defaults().keys() - PLAN  # how a run computed
+    how = LlmMetaConfig._get_defaults().keys() - PLAN  # options of a run's computation
     content = {name: value for name, value in content.items() if name not in how}
     arguments = make_arguments(content, place, find_fields(config_class))
     arguments = {name: value for name, value in arguments.items() if name in _SETTINGS}
     try:
         config = config_class.from_dict(arguments)
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
-        raise ModelError(f"{place}: PaddleNLP makes no configuration of it: {error!r}") from error
+        raise ModelError(f"{place}: PaddleNLP can't make a configuration from it: {error!r}") from error
     check_sizes(config, place)
     return config
 
@@ -97,20 +98,20 @@ def find_config_class(family: str) -> Any:
 
 @cache
 def find_fields(config_class: Any) -> frozenset[str]:
-    """The fields of one of PaddleNLP's configuration classes, older names included."""
+    """The fields of one of PaddleNLP's configuration classes, including older names."""
     return frozenset(vars(config_class())) | frozenset(config_class.attribute_map)
 
 
 def detect_config_writer(folder: Path) -> str:
-    """Whose words config.json is in: "np" (PaddleNLP's) or "pt" (transformers')."""
+    """Detect which side wrote config.json: "np" (PaddleNLP) or "pt" (transformers)."""
     content = read_config_content(folder)
     return detect_writer(content, find_fields(find_config_class(detect_family(content, str(folder / "config.json")))))
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """PaddleNLP's configuration of the model in a folder, whichever side wrote it.
+    """Read PaddleNLP's configuration of the model in a folder, whichever side wrote it.
 
-    An output layer that is stored beside another embedding is not tied to it, whatever the configuration says.
+    An output layer that is stored and differs from the embedding is not tied to it, whatever the configuration says.
 
     Raises:
         ModelError: when it can't be read, or PaddleNLP's model does not compute what it says.
@@ -118,21 +119,21 @@ def read_config(folder: Path) -> PretrainedConfig:
     config = make_config(read_config_content(folder), str(folder / "config.json"))
     if getattr(config, "tie_word_embeddings", False) and has_untied_head(folder, config.model_type):
         log_once(
-            f"{folder}: config.json ties the output layer to the embedding (tie_word_embeddings), but the two that are "
-            "stored differ: the model has both"
+            f"{folder}: config.json ties the output layer to the embedding (tie_word_embeddings), but the stored "
+            "ones differ, so the model has both"
         )
         config.tie_word_embeddings = False
     return config
 
 
 def find_model_class(config: PretrainedConfig, pipeline: bool = False) -> Any:
-    """PaddleNLP's class for a configuration: the one that "architectures" names, or the family's causal model.
+    """Find PaddleNLP's class for a configuration: the one that "architectures" names, or the family's causal model.
 
     Raises:
         ModelError: when there is none.
     """
     name = str(config.architectures[0]) if config.architectures else ""
-    # The automatic choice goes by parts of names and takes "GPTJForCausalLM" for a GPT.
+    # The automatic choice matches parts of names and mistakes "GPTJForCausalLM" for a GPT.
     found = getattr(paddlenlp.transformers, name, None) if name.endswith(_CAUSAL) else None
     if found is None:
         try:
@@ -143,5 +144,5 @@ def find_model_class(config: PretrainedConfig, pipeline: bool = False) -> Any:
         return found
     staged = getattr(paddlenlp.transformers, f"{found.__name__}Pipe", None)
     if staged is None:
-        raise ModelError(f"PaddleNLP has no pipeline form of {found.__name__}: use --pipeline_parallel_degree 1")
+        raise ModelError(f"PaddleNLP has no pipeline class for {found.__name__}: use --pipeline_parallel_degree 1")
     return staged

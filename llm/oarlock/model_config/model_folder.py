@@ -1,4 +1,7 @@
-"""Model names -> local folders. A folder is used as it is; a name is downloaded once into PaddleNLP's cache."""
+"""Finds the folder of a model by name.
+
+A folder is used as it is. Other names are downloaded once into PaddleNLP's cache.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from oarlock.weights.weight_index import read_index
 
 
 def find_model_folder(name_or_path: str, with_weights: bool, allow_pickle: bool = False) -> Path:
-    """The folder of a model. The first rank of each machine looks for it; every rank of the run has to call this.
+    """Find the folder of a model on the first rank of each machine. Every rank of the run has to call it.
 
     Args:
-        name_or_path: a folder, a config.json, or a name on the hub PaddleNLP uses (its built-in names included; set
-            from_modelscope=True in the environment for ModelScope).
-        with_weights: whether weights are needed, or config.json is enough.
+        name_or_path: a folder, a config.json, or a name on PaddleNLP's hub (including its built-in names; with
+            from_modelscope=True in the environment, on ModelScope).
+        with_weights: weights are needed, not only config.json.
 
     Raises:
-        ModelError: when neither a folder nor any hub has it. StoppedWithOthers where another rank says so.
+        ModelError: when neither a folder nor a hub has it. StoppedWithOthers where another rank raises.
     """
     return Path(run_once_per_node(lambda: str(_find(name_or_path, with_weights, allow_pickle)))[0])
 
@@ -35,7 +38,7 @@ def _find(name_or_path: str, with_weights: bool, allow_pickle: bool) -> Path:
         path = path.parent
     if path.is_dir():
         if not (path / "config.json").is_file():
-            how = f": it is an adapter folder (`oarlock merge --adapter {path} --output DIR` makes a model of it)"
+            how = f": it is an adapter folder (`oarlock merge --adapter {path} --output DIR` turns it into a model)"
             how = how if (path / ADAPTER_FILE).is_file() else ", so it is not a model"
             raise ModelError(f"{path}: no config.json in this folder{how}")
         check_links(path)
@@ -57,14 +60,14 @@ def _download(name: str, with_weights: bool, allow_pickle: bool) -> Path:
     if config is None:
         raise ModelError(f"model {name}: not a folder here, and the hub has no config.json under this name")
     check_links(config.parent)
-    with contextlib.suppress(ModelError):  # which tokens end an answer; not every model has it
+    with contextlib.suppress(ModelError):  # not every model has it
         fetch(GENERATION_FILE)
     if with_weights:
         found = fetch(INDEX_NAME, "model.safetensors", *(("model_state.pdparams",) if allow_pickle else ()))
         if found is None:
             raise ModelError(
                 f"model {name}: the hub has no safetensors weights under this name"
-                + ("" if allow_pickle else "; add --allow_pickle_weights to take *.pdparams if you trust the source")
+                + ("" if allow_pickle else "; add --allow_pickle_weights to use *.pdparams if you trust the source")
             )
         if found.name == INDEX_NAME:
             shards = sorted(set(read_index(found).values()))
@@ -77,6 +80,6 @@ def _download(name: str, with_weights: bool, allow_pickle: bool) -> Path:
 
 def _no_download(name: str, error: ModelError) -> str:
     return (
-        f"model {name}: not a folder here, and it could not be downloaded ({first_line(error)}). Without network, give "
-        "the folder of a model that is on this machine with --model_name_or_path"
+        f"model {name}: not a folder here, and it could not be downloaded ({first_line(error)}). Without network, set "
+        "--model_name_or_path to the folder of a model on this machine"
     )

@@ -1,7 +1,8 @@
-"""What the fields of a config.json may hold: type and range of each, whichever side wrote the file.
+"""The type and range of each field of a config.json, whichever side wrote the file.
 
-Nothing else of a file reaches PaddleNLP. Which values a family computes with is for oarlock.model_config.hf_config;
-what nobody reads (records, notes) may hold any JSON.
+Only these fields reach PaddleNLP. oarlock.model_config.hf_config decides which values a family computes with. Fields
+that
+nobody reads (records, notes) may hold any JSON.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _Nested = dict[str, Any]
 
 
 class Sizes(TypedDict, total=False):
-    """How large a model is, in the words of every family."""
+    """The sizes of a model, under the names of all families."""
 
     vocab_size: _Rows
     padded_vocab_size: _Rows
@@ -102,7 +103,7 @@ class Numbers(TypedDict, total=False):
 
 
 class Flags(TypedDict, total=False):
-    """What is on or off."""
+    """Fields that are on or off."""
 
     _remove_final_layer_norm: _Flag
     add_bias_linear: _Flag
@@ -151,7 +152,7 @@ class Flags(TypedDict, total=False):
 
 
 class Rest(TypedDict, total=False):
-    """Names, tokens, and settings within settings."""
+    """Names, tokens, and nested settings."""
 
     model_type: _Text
     architectures: _Names | _Text
@@ -180,4 +181,4 @@ class Rest(TypedDict, total=False):
 
 
 class ConfigFields(Sizes, Numbers, Flags, Rest, total=False):
-    """All of them; other fields are the business of who reads the file."""
+    """All fields that are checked. Other fields are left to their readers."""

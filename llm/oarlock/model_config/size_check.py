@@ -1,4 +1,4 @@
-"""Whether the sizes of a configuration go together, and what they take, before a model is made. Pure Python."""
+"""Checks that the sizes of a configuration fit together, and computes their memory, before a model is constructed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from oarlock.families.registry import FAMILIES, find_family
 from oarlock.model_config.hf_fields import ACTIVATIONS
 
 _ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "activation")
-_ACTIVATIONS = {*ACTIVATIONS, "gelu_python", "tanh", "sigmoid"}  # PaddleNLP takes any other name for an attribute
+_ACTIVATIONS = {*ACTIVATIONS, "gelu_python", "tanh", "sigmoid"}  # PaddleNLP looks other names up as attributes
 _FLOAT = 4
 
 
 def check_sizes(config: Any, place: str) -> None:
-    """Refuse sizes that PaddleNLP's model can't be cut into heads by.
+    """Refuse sizes from which PaddleNLP's model can't make heads.
 
     Args:
         config: PaddleNLP's configuration, its fields in their ranges.
@@ -50,9 +50,9 @@ def check_sizes(config: Any, place: str) -> None:
 
 
 def count_table_bytes(config: Any) -> int:
-    """What PaddleNLP's model computes itself and keeps when it is made: tables of rotary embeddings, masks.
+    """Count the bytes of what PaddleNLP's model precomputes and keeps: tables of rotary embeddings, masks.
 
-    They are there before any weight is: their size follows from the positions alone.
+    They are allocated before any weight, and their size depends on the positions alone.
     """
     sizes = ModelSizes.from_config(config)
     positions = int(getattr(config, "max_position_embeddings", None) or 0)
@@ -66,6 +66,6 @@ def count_table_bytes(config: Any) -> int:
 
 
 def count_least_parameters(config: Any) -> int:
-    """At least so many parameters a model of this configuration has: the feed-forward of its layers, the embedding."""
+    """Count the parameters that a model has at least: the feed-forward of its layers and the embedding."""
     sizes = ModelSizes.from_config(config)
     return sizes.hidden * (sizes.vocab + 2 * sizes.num_layers * sizes.intermediate)

@@ -1,6 +1,7 @@
-"""Sliding windows: how many tokens back a model of Mistral or Qwen2 looks, which PaddleNLP's models do not limit.
+"""Sliding windows: how many tokens back a model of Mistral or Qwen2 attends. PaddleNLP's models ignore the limit.
 
-Texts up to the window's length have the same scores with and without it; longer ones are refused. Pure Python.
+Texts up to the window's length have the same logits with and without it. Longer ones are refused. Nothing here needs
+Paddle.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from typing import Any
 from oarlock.errors import ModelError
 from oarlock.families.registry import FAMILIES, find_family
 
-_DEFAULT = 4096  # of both, on both sides
-_LAYERS = 28  # max_window_layers of Qwen2, on both sides
+_DEFAULT = 4096  # of both families, on both sides
+_LAYERS = 28  # default of max_window_layers
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def from_hugging_face(family: str, content: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """PaddleNLP's fields; its classes keep them, and its models do not read them.
+    """Make PaddleNLP's fields. Its classes keep them, but its models do not read them.
 
     Raises:
-        ModelError: for layers of a kind that is not known.
+        ModelError: for layers of an unknown kind.
     """
     kinds = content.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or set(kinds) - {_SLIDING, _FULL}):
@@ -35,7 +36,7 @@ def from_hugging_face(family: str, content: Mapping[str, Any], place: str) -> di
         raise ModelError(f"{place}: sliding_window has to be a whole number or null; it is {window!r}")
     if layers == "all_layers":
         return {"sliding_window": window if kinds is None or _SLIDING in kinds else None}
-    if kinds is not None:  # says it layer by layer, over the other fields
+    if kinds is not None:  # per layer; overrides the other fields
         used = bool(content.get("use_sliding_window")) and window is not None and _SLIDING in kinds
         return {"use_sliding_window": used, "sliding_window": window, "max_window_layers": 0}
     return {
@@ -46,7 +47,7 @@ def from_hugging_face(family: str, content: Mapping[str, Any], place: str) -> di
 
 
 def to_hugging_face(config: Any) -> dict[str, Any]:
-    """The fields of transformers."""
+    """Make the fields of transformers."""
     window = getattr(config, "sliding_window", None)
     match find_family(config.model_type).sliding_window:
         case "all_layers":
@@ -61,7 +62,7 @@ def to_hugging_face(config: Any) -> dict[str, Any]:
 
 
 def find_window(config: Any) -> int | None:
-    """The window of PaddleNLP's configuration; None where all of a text is seen."""
+    """The window of PaddleNLP's configuration; None if models attend to all of a text."""
     family, window = FAMILIES.get(getattr(config, "model_type", "")), getattr(config, "sliding_window", None)
     if family is None or not family.sliding_window or window is None:
         return None
@@ -86,6 +87,6 @@ def check_window(config: Any, longest: int, place: str, what: str) -> None:
     window = find_window(config)
     if window is not None and longest > window:
         raise ModelError(
-            f"{what} {longest:,} tokens, but the model looks back over {window:,} alone (sliding_window in "
-            f"{place}), which PaddleNLP's {config.model_type} does not compute: give at most that"
+            f"{what} {longest:,} tokens, but the model only attends to the last {window:,} (sliding_window in "
+            f"{place}), which PaddleNLP's {config.model_type} does not compute: use at most that many"
         )

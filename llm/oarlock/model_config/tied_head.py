@@ -1,7 +1,8 @@
-"""Output layers that a folder stores beside the embedding that its configuration ties them to.
+"""Output layers that a folder stores besides the embedding that its configuration ties them to.
 
-PaddleNLP's own OPT has an output layer of its own whatever its configuration says (3.0.0b4), so that what it trained
-has two matrices. The rule is that of transformers 5: two that differ are two, whatever the configuration says.
+PaddleNLP's OPT always has an output layer of its own (3.0.0b4), so models it trained have two matrices. The rule is
+that
+of transformers 5: if the two differ, the model has both, whatever the configuration says.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ _CHUNK = 4 << 20  # elements compared at a time
 
 
 def has_untied_head(folder: Path, family: str) -> bool:
-    """Whether a folder stores an output layer that is another matrix than its embedding, as safetensors.
+    """Check whether a folder stores an output layer that differs from its embedding, as safetensors.
 
-    False for files that can't be read, too: who loads them says so.
+    Also False for files that can't be read: loading them reports that.
     """
     names = FAMILIES[family].untied_heads if family in FAMILIES else ()
     if not names or not has_safetensors(folder):
@@ -35,12 +36,12 @@ def has_untied_head(folder: Path, family: str) -> bool:
             return False
         with ExitStack() as stack:
             opened = {files[name]: stack.enter_context(SafetensorsFile(files[name])) for name in pair}
-            return not _same([(opened[files[name]], name) for name in pair])
+            return not _are_equal([(opened[files[name]], name) for name in pair])
     except (ModelError, OSError, ValueError, KeyError):
         return False
 
 
-def _same(pair: list[tuple[SafetensorsFile, str]]) -> bool:
+def _are_equal(pair: list[tuple[SafetensorsFile, str]]) -> bool:
     first, second = (file.tensors[name] for file, name in pair)
     if first.shape != second.shape or first.dtype != second.dtype:
         return False

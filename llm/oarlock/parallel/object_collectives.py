@@ -9,14 +9,6 @@ from oarlock.environment.ranks import rank, world_size
 from oarlock.errors import StoppedWithOthers
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
-    if world_size() > 1:
-        import paddle.distributed
-
-        paddle.distributed.barrier()
-
-
 def all_gather_objects(value: Any, group: Any = None) -> list[Any]:
     """Every rank's value (a small Python object), in rank order.
 

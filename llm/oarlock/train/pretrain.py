@@ -100,6 +100,11 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         prompt_sets = []
     else:
         prompt_sets = [_choose_continuations(first, tokenizer), *prompt_sets]
+    found = [i for i, dataset in enumerate(eval_sets) if dataset is not None]
+    held_out = None
+    if found:
+        evaluated = [dataset for dataset in eval_sets if dataset is not None]
+        held_out = ConcatenatedDataset(evaluated, [names[i] for i in found], [shares[i] for i in found])
     model = build_model(
         source,
         run.dtype,
@@ -120,7 +125,7 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         data_fingerprint=fingerprint,
         prompt_sets=prompt_sets,
         train_dataset=train_set,
-        eval_dataset=_combine_held_out(eval_sets, names, shares),
+        eval_dataset=held_out,
         data_collator=PretrainCollator(source.config.vocab_size),
     )
     if config.evaluation.do_train:
@@ -153,15 +158,6 @@ def _report_missing_ends(corpus: Corpus, tokenizer: Any) -> None:
             "learns where a text ends. `oarlock data pretrain` adds it (in other programs: --append-eod or "
             "--append_eos)"
         )
-
-
-def _combine_held_out(
-    datasets: list[PretrainDataset | None], names: list[str], shares: list[float]
-) -> ConcatenatedDataset | None:
-    """Combine the corpora that have evaluation samples; None if none has."""
-    found = [i for i, dataset in enumerate(datasets) if dataset is not None]
-    parts = [dataset for dataset in datasets if dataset is not None]
-    return ConcatenatedDataset(parts, [names[i] for i in found], [shares[i] for i in found]) if parts else None
 
 
 def _open_split(config: PretrainConfig, corpora: list[Corpus], split: int) -> list[PretrainDataset | None]:

@@ -63,7 +63,11 @@ def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> Fi
         if config.model.tokenizer_name_or_path is None and has_tokenizer(Path(adapter)):
             changes["tokenizer_name_or_path"] = adapter
         logger.info(f"{adapter} is an adapter ({found.method}) of {changes['model_name_or_path']}: starting from both")
-    changed = _replace_options(config, changes)
+    by_section: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        by_section.setdefault(option_specs(type(config))[name].section, {})[name] = value
+    sections = {section: replace(getattr(config, section), **values) for section, values in by_section.items()}
+    changed = replace(config, **sections)
     if problems := cross_problems(changed):
         raise ConfigError(f"with the options of the adapter {adapter}: {'; '.join(problems)}")
     return changed
@@ -115,12 +119,3 @@ def _read_options(config: FinetuneConfig, adapter: AdapterFolder) -> dict[str, A
         }
     optional = {name for name, spec in option_specs(type(config)).items() if spec.optional}
     return {name: value for name, value in options.items() if value is not None or name in optional}
-
-
-def _replace_options(config: FinetuneConfig, changes: Mapping[str, Any]) -> FinetuneConfig:
-    """Replace some options of a configuration."""
-    by_section: dict[str, dict[str, Any]] = {}
-    for name, value in changes.items():
-        by_section.setdefault(option_specs(type(config))[name].section, {})[name] = value
-    sections = {section: replace(getattr(config, section), **values) for section, values in by_section.items()}
-    return replace(config, **sections)

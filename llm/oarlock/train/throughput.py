@@ -90,7 +90,7 @@ class Meter:
         self._excluded += seconds
 
     def read(self) -> dict[str, float]:
-        """Metrics since the last reading."""
+        """Metrics since the last reading, and peak memory in GB (1e9 bytes) of this process and its GPU."""
         now = time.perf_counter()
         started = now if self._started is None else self._started
         seconds = max(1e-9, now - started - self._excluded)
@@ -102,17 +102,12 @@ class Meter:
             metrics["tflops_per_device"] = per_device / 1e12
             if self.peak:
                 metrics["mfu"] = per_device / self.peak
-        return metrics | read_peak_memory()
-
-
-def read_peak_memory() -> dict[str, float]:
-    """Read the peak memory in GB (1e9 bytes) of this process and of its GPU, if it has one."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    metrics = {"memory_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
-    if paddle.device.is_compiled_with_cuda() and paddle.device.get_device().startswith("gpu"):
-        metrics["gpu_memory_peak_gb"] = paddle.device.cuda.max_memory_allocated() / 1e9
-        metrics["gpu_memory_reserved_gb"] = paddle.device.cuda.max_memory_reserved() / 1e9
-    return metrics
+        unit = 1 if sys.platform == "darwin" else 1024
+        metrics["memory_peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+        if paddle.device.is_compiled_with_cuda() and paddle.device.get_device().startswith("gpu"):
+            metrics["gpu_memory_peak_gb"] = paddle.device.cuda.max_memory_allocated() / 1e9
+            metrics["gpu_memory_reserved_gb"] = paddle.device.cuda.max_memory_reserved() / 1e9
+        return metrics
 
 
 def find_device_peak() -> float | None:

@@ -227,7 +227,7 @@ class OarlockTrainer(Trainer):
         if self.control.should_log:
             loss = self.data_ranks.mean(self.progress.window_loss) / self.progress.window_steps
             row = {"loss": loss, "learning_rate": self._step_lr, "grad_norm": self.clip.last_norm()}
-            self.progress.reset_window()
+            self.progress.window_loss, self.progress.window_steps = 0.0, 0
             self.log(row | self.meter.read() | {"samples": self.progress.samples})
         started = time.perf_counter()
         if self.control.should_evaluate:

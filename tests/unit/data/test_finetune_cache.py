@@ -286,7 +286,7 @@ def test_check_reports_what_a_run_would_meet(tiny_tokenizer, tmp_path, capsys):
         f"longest example          {folder}/train-1.jsonl:2",
         "cut by the lengths       1 (20.0%)",
         f"nothing to train on      1\n    {folder}/train-2.jsonl:1",
-        f"wrong records            1\n    {folder}/train-1.jsonl:5: field 'tgt' is missing, expected text",
+        f"wrong records            1\n    {folder}/train-1.jsonl:5: field 'tgt' is missing, expected a string",
         f"train: 1 examples repeat an earlier one, token for token\n    {folder}/train-1.jsonl:4 repeats {folder}/train-1.jsonl:1",
         f"dev: 1 examples stand in train too\n    {folder}/dev.jsonl:1",
     ):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from helpers import make_adapter, write_checkpoint
-from oarlock.cli.flags import run_parsed
 from oarlock.cli.main import make_parser
+from oarlock.cli.parser import run_parsed
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import CheckpointError, ModelError
 from oarlock.export.convert import ConvertOptions, convert

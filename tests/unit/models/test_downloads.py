@@ -96,7 +96,7 @@ def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
     found = Hub()
     found.files = {"config.json": b'{"model_type": "llama"}', "model.safetensors": WEIGHTS}
     monkeypatch.setenv("PPNLP_ENDPOINT", found.address)
-    monkeypatch.setattr(downloads, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(downloads, "_find_cache", lambda: tmp_path / "cache")
     monkeypatch.setattr(http_download, "_PAUSE_S", 0)
     yield found
     found.server.shutdown()
@@ -130,7 +130,7 @@ HOSTILE = [
 def test_an_index_names_weight_files_and_nothing_else(hub, tmp_path, name):
     hub.files[INDEX] = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": name}}).encode()
     hub.files["model-1.safetensors"] = WEIGHTS
-    with pytest.raises(ModelError, match="name of a file beside it"):
+    with pytest.raises(ModelError, match="name of a file next to it"):
         find_model_folder("some/model", with_weights=True)
     assert {asked for _, asked, _ in hub.asked} <= {"config.json", "generation_config.json", INDEX}
     assert names_in(tmp_path) <= {f"cache/some/model/{file}" for file in ("config.json", INDEX, ".download.lock")}
@@ -217,7 +217,7 @@ def test_more_or_less_than_was_told_is_found(hub, tmp_path):
     hub.about["model.safetensors"] = {"Content-Length": str(len(WEIGHTS) + 5)}
     fails(hub, tmp_path, "cut off 5 times")
     hub.about["model.safetensors"] = {"Content-Length": "", "Connection": "close"}
-    fails(hub, tmp_path, "does not say how long the file is")
+    fails(hub, tmp_path, "does not announce the file")
 
 
 def test_what_the_disk_can_not_hold_is_not_begun(hub, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def _shift(header: dict[str, Any], by: int) -> None:
         (lambda h: h[_EMBEDDING].update(data_offsets=[-4, 0]), "data_offsets must be .begin, end."),
         (lambda h: h[_EMBEDDING].update(shape=[512, 33]), "F32 of shape"),
         (lambda h: h[_EMBEDDING].update(shape=[2**62, 2**62]), "its shape must be"),
-        (lambda h: h[_EMBEDDING].update(dtype="I32"), "quantised weights"),
+        (lambda h: h[_EMBEDDING].update(dtype="I32"), "quantized weights"),
         (lambda h: h[_EMBEDDING].update(dtype="Q4"), "not a safetensors dtype"),
         (lambda h: h["llama.norm.weight"].update(dtype="F8_E4M3", shape=[128]), "F8_E4M3, which is not supported"),
         (lambda h: h.pop(_EMBEDDING), "hole|belong to no tensor|leaves"),

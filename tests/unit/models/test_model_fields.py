@@ -63,7 +63,7 @@ def test_a_class_alone_and_chatglm2_under_its_published_name():
 @pytest.mark.parametrize(
     ("family", "fields", "words"),
     [
-        ("llama", {"quantization_config": {"quant_method": "awq"}}, "quantization_config: the weights are quantised"),
+        ("llama", {"quantization_config": {"quant_method": "awq"}}, "quantization_config: the weights are quantized"),
         ("llama", {"final_logit_softcapping": 30.0}, r"final_logit_softcapping \(30.0\)"),
         ("llama", {"embedding_multiplier": 12.0}, "embedding_multiplier"),
         ("llama", {"layer_norm_eps": 1e-5}, r"layer_norm_eps \(1e-05\)"),
@@ -94,7 +94,7 @@ def test_a_class_alone_and_chatglm2_under_its_published_name():
         ("llama", {"dtype": "float8_e4m3fn"}, "not one of float32, float16, bfloat16"),
         ("gemma", {"hidden_act": "silu", "head_dim": 8}, "hidden_act is 'silu'"),
         ("opt", {"ffn_dim": 64, "intermediate_size": 128}, "ffn_dim is 64 and intermediate_size is 128"),
-        ("bloom", {"n_head": 4, "num_attention_heads": 8}, "given twice"),
+        ("bloom", {"n_head": 4, "num_attention_heads": 8}, "is set twice"),
         ("gptj", {"rotary_dim": None}, "rotary_dim has to be a whole number"),
         ("mistral", {"layer_types": ["chunked_attention"]}, "layer_types"),
     ],
@@ -148,7 +148,7 @@ def test_windows():
     )
     config = make_config(long | {"sliding_window": 64}, "x")
     check_window(config, 64, "x", "--max_seq_length asks for")
-    with pytest.raises(ModelError, match=r"--max_seq_length asks for 65 tokens.*64 alone \(sliding_window in x\)"):
+    with pytest.raises(ModelError, match=r"--max_seq_length asks for 65 tokens.*64 \(sliding_window in x\)"):
         check_window(config, 65, "x", "--max_seq_length asks for")
     qwen = {"model_type": "qwen2", **SIZES, "num_key_value_heads": 4, "sliding_window": 8, "max_window_layers": 1}
     assert find_window(make_config(qwen, "x")) is None

@@ -101,12 +101,12 @@ def test_an_index_has_to_be_right(folder):
 
     with pytest.raises(ModelError, match="should be in this file and is not"):
         changed(**{names[0]: content["weight_map"][names[1]]})
-    with pytest.raises(ModelError, match=r"the name of a file beside it"):
+    with pytest.raises(ModelError, match=r"the name of a file next to it"):
         changed(**{names[0]: "../model.safetensors"})
     with pytest.raises(ModelError, match=r"names gone.safetensors, which does not exist"):
         changed(**{names[0]: "gone.safetensors"})
     del content["weight_map"][names[0]]
-    with pytest.raises(ModelError, match=f"it holds {names[0]}, which .* does not look for there"):
+    with pytest.raises(ModelError, match=f"it holds {names[0]}, which .* does not list there"):
         changed()
     changed_arrays = arrays | {names[0]: arrays[names[0]] + 1}
     (folder / INDEX_NAME).unlink()
@@ -208,10 +208,10 @@ def test_whole_numbers_and_pointers_are_no_weights(folder):
     arrays = load_file(folder / "model.safetensors")
     name = next(name for name in arrays if name.endswith("down_proj.weight"))
     put(folder, "model.safetensors", {**arrays, name: arrays[name].astype(np.int8)})
-    with pytest.raises(ModelError, match=rf"{name} is stored in int8: quantised weights"):
+    with pytest.raises(ModelError, match=rf"{name} is stored in int8: quantized weights"):
         list(ask_model(str(folder), ["a"], 2))
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
-    with pytest.raises(ModelError, match="a pointer of Git LFS"):
+    with pytest.raises(ModelError, match="a Git LFS pointer"):
         find_weights(folder)
     (folder / "model.safetensors").rename(folder / "model.gguf")
     with pytest.raises(ModelError, match=r"model\.gguf is not read"):
@@ -223,7 +223,9 @@ def test_files_of_both_layouts(folder, paddle_model):
     (folder / "model.safetensors").unlink()
     put(folder, "model-00001-of-00002.safetensors", arrays)
     put(folder, "model-00002-of-00002.safetensors", own, "np")
-    with pytest.raises(ModelError, match=r"00001-of-00002.*00002-of-00002.*Paddle's layout and one in Hugging Face's"):
+    with pytest.raises(
+        ModelError, match=r"00001-of-00002.*00002-of-00002.*Paddle's layout, the other in Hugging Face's"
+    ):
         find_weights(folder)
 
 

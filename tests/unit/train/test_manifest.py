@@ -195,12 +195,12 @@ def test_a_manifest_that_lies(folder, change, expected, capsys):
             "can't be elements 0 to 501",
         ),
         (INDEX, lambda c: c[shard_file_name(0)].update({"other": {"shape": [1]}}), "has no kind and name"),
-        (INDEX, lambda c: c[shard_file_name(0)].update({"model/x": {"shape": [1]}}), "not in it"),
+        (INDEX, lambda c: c[shard_file_name(0)].update({"model/x": {"shape": [1]}}), "missing"),
         (INDEX, lambda c: c[shard_file_name(0)].pop("model/head.weight"), "not of the same weights"),
         (
             INDEX,
             lambda c: c[shard_file_name(0)]["moment1/head.weight"].update(shape=[25, 20]),
-            "no state of a weight of",
+            "not a state of a weight of",
         ),
     ],
 )

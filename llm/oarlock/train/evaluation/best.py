@@ -61,20 +61,19 @@ class BestEvaluation:
             evaluation.early_stopping_patience,
             evaluation.early_stopping_threshold,
         )
-        if resume is not None and resume.manifest.best:
-            best._restore(resume.manifest.best, resume.folder.parent)
-        return best
-
-    def _restore(self, state: BestState, checkpoints: Path) -> None:
-        folder = checkpoints / state["name"] if state["name"] else None
-        if state["metric"] != self.metric:
-            logger.info(f"the metric changed from {state['metric']} to {self.metric}: earlier evaluations are ignored")
-        elif self.keep and state["value"] is not None and (folder is None or not (folder / MANIFEST).is_file()):
+        state = resume.manifest.best if resume is not None else None
+        if resume is None or not state:
+            return best
+        folder = resume.folder.parent / state["name"] if state["name"] else None
+        if state["metric"] != best.metric:
+            logger.info(f"the metric changed from {state['metric']} to {best.metric}: earlier evaluations are ignored")
+        elif best.keep and state["value"] is not None and (folder is None or not (folder / MANIFEST).is_file()):
             where = f"{folder} is missing" if folder else "its weights were not kept"
             logger.info(f"the best evaluation was at step {state['step']}, but {where}: it is ignored")
         else:
-            self.value, self.step, self.folder = state["value"], state["step"], folder
-            self.evaluations_since = state["evaluations_since"]
+            best.value, best.step, best.folder = state["value"], state["step"], folder
+            best.evaluations_since = state["evaluations_since"]
+        return best
 
     def state(self) -> BestState | None:
         """The state for the manifest; None before the first evaluation."""

@@ -204,7 +204,8 @@ class _Recorder(TrainerCallback):
         tables = [*inner._accumulators.values(), inner._master_weights]
         report.optimizer_bytes = sum(_count_bytes(tensor) for table in tables for tensor in table.values())
         if self.reference is None:
-            self._save_weights(state.global_step)
+            arrays = {shard.parameter.name: shard.data.numpy() for shard in self.shards}
+            np.savez(self.folder / f"step-{state.global_step}.npz", **arrays)
         else:
             self._compare(state.global_step)
 
@@ -227,10 +228,6 @@ class _Recorder(TrainerCallback):
             for operation, (calls, num_bytes) in group.statistics().items():
                 name = f"{operation} over {','.join(map(str, group.ranks))}"
                 self.report.collectives[name] = [calls, num_bytes]
-
-    def _save_weights(self, step: int) -> None:
-        arrays = {shard.parameter.name: shard.data.numpy() for shard in self.shards}
-        np.savez(self.folder / f"step-{step}.npz", **arrays)
 
     def _compare(self, step: int) -> None:
         assert self.reference is not None

@@ -167,9 +167,7 @@ def rehearse(command: TrainingCommand, steps: int = 5, folder: Path | None = Non
         sizes = ModelSizes.from_config(SimpleNamespace(**content))
         small = shrink_model(content, plan)
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{command.config.model.model_name_or_path}: sizes are missing in its config.json: {error}"
-        ) from error
+        raise ModelError(f"{command.config.model.model_name_or_path}: its config.json lacks sizes: {error}") from error
     notes += check_plan(plan, sizes, command.config.sequence_length)
     for note in notes:
         logger.info(note)
