@@ -89,7 +89,7 @@ class Corpus:
         return cls(prefix, documents, file_sha256(index) + together)
 
     def split(self, shares: tuple[float, float, float]) -> list[range]:
-        """Split the documents into train, eval and test ranges, rounded like get_train_valid_test_split_."""
+        """Split the documents into train, eval and test, rounded as by PaddleNLP's get_train_valid_test_split_."""
         bounds = [0]
         for share in shares:
             bounds.append(bounds[-1] + round(share * self.num_documents))

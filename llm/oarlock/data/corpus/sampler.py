@@ -14,8 +14,8 @@ class EvaluationBatchSampler(BatchSampler):
     """Visits every sample once over all data-parallel ranks, in order, with the same number of batches on each rank.
 
     The samples may belong to several concatenated datasets. A batch belongs to one of them. Batch t of replica r holds
-    the samples of its dataset from (t x replicas + r) x batch_size on, with t counted from the dataset's first batch. The
-    last batch is padded with the first samples, and `count_real(t)` is the number of samples that are not padding.
+    the samples of its dataset from (t x replicas + r) x batch_size on, with t counted from the dataset's first batch.
+    The last batch is padded with the first samples, and `count_real(t)` is the number of samples that are not padding.
     (Paddle's DistributedBatchSampler counts the padding.)
 
     Args:
@@ -61,9 +61,9 @@ class EvaluationBatchSampler(BatchSampler):
 class ResumableBatchSampler(DistributedBatchSampler):
     """All micro-batches from `start_sample` to the end of the run, as one epoch.
 
-    It subclasses PaddleNLP's DistributedBatchSampler because the Trainer then does not read and drop the batches that it
-    skips on resume. The Trainer computes the position as global_step x the current batch size, which is wrong after a
-    change of the batch size, and is not used.
+    It subclasses PaddleNLP's DistributedBatchSampler because the Trainer then does not read and drop the batches that
+    it skips on resume. The Trainer computes the position as global_step x the current batch size. That is wrong after
+    a change of the batch size, and is not used.
 
     Args:
         order: maps positions to samples.
@@ -102,7 +102,7 @@ class ResumableBatchSampler(DistributedBatchSampler):
         )
 
     def __len__(self) -> int:
-        """Return the micro-batches of the complete run, including those before a resume. The Trainer derives steps from it."""
+        """Return the micro-batches of the complete run, those before a resume included; the Trainer derives steps."""
         return (self.steps_done + self.steps_left) * self.accumulation
 
     def set_epoch(self, epoch: int = 0, consumed_samples: int = 0) -> None:
