@@ -116,9 +116,11 @@ def test_batches_of_an_evaluation_are_of_one_set(sizes, batch, replicas, limit):
         batches = list(sampler)
         assert len(batches) == len(sampler) == len(samplers[0])
         for t, indices in enumerate(batches):
-            part = sampler.part(t)
-            assert part == samplers[0].part(t) and all(ends[part] - sizes[part] <= i < ends[part] for i in indices)
-            counted += indices[: sampler.real(t)]
+            part = sampler.find_dataset(t)
+            assert part == samplers[0].find_dataset(t) and all(
+                ends[part] - sizes[part] <= i < ends[part] for i in indices
+            )
+            counted += indices[: sampler.count_real(t)]
     per_set = [min(size, limit * batch * replicas) if limit > 0 else size for size in sizes]
     assert sorted(counted) == [
         end - size + i for end, size, n in zip(ends, sizes, per_set, strict=True) for i in range(n)

@@ -59,7 +59,7 @@ def test_evaluation_counts_every_sample_once(size, batch, replicas):
         batches = list(sampler)
         assert len(batches) == len(sampler) and all(batches)
         for t, indices in enumerate(batches):
-            counted += indices[: sampler.real(t)]
+            counted += indices[: sampler.count_real(t)]
     assert sorted(counted) == list(range(size))
     assert len({len(sampler) for sampler in samplers}) == 1
 

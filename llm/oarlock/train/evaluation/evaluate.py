@@ -108,11 +108,11 @@ def evaluate(
     for step, batch in enumerate(batches):
         if should_stop():
             raise EvaluationStopped
-        part = sampler.part(step)
+        part = sampler.find_dataset(step)
         if part != last:
             totals[last], last = loss_sum.pop(), part
         batch.pop("num_tokens")
-        real = sampler.real(step)
+        real = sampler.count_real(step)
         batch["labels"][real:] = IGNORE_INDEX  # padding of the last batch
         tokens[part] += count_trained_tokens(batch["labels"])
         loss_sum.add(batch)
