@@ -55,7 +55,7 @@ def difference(variant: str) -> float:
         wanted.append((outputs if isinstance(outputs, paddle.Tensor) else outputs[0])[0].numpy())
     decoder = FusedDecoder(model, {}, 256)
     sequences = [decoder.start(len(row), None) for row in rows]
-    decoder.feed([Feed(s, row[: len(row) // 2], scored=False) for s, row in zip(sequences, rows, strict=True)])
+    decoder.feed([Feed(s, row[: len(row) // 2], wants_logits=False) for s, row in zip(sequences, rows, strict=True)])
     worst = 0.0
     for place in range(65, 130):
         going = [i for i, row in enumerate(rows) if len(row) // 2 + place - 65 < len(row)]

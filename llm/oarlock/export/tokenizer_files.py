@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oarlock.data.templates.template_files import save_templates, templates_in_folder
+from oarlock.data.templates.template_files import read_folder_templates, save_templates
 from oarlock.data.tokenizers.folder import needs_paddlenlp, read_tokenizer
 from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.environment.console import get_logger
@@ -86,7 +86,7 @@ def write_tokenizer(source: Path, to: str, family: str, folder: Path) -> None:
     content.setdefault("clean_up_tokenization_spaces", False)
     content.pop("chat_template", None)
     write_json(folder / _CONFIG, content)
-    save_templates(folder, templates_in_folder(source))
+    save_templates(folder, read_folder_templates(source))
     if to == "hf" and FAMILIES[family].hf_resplits_text:
         _warn_about_splitting(folder)
 

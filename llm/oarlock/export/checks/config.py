@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.data.templates.chat_template import ChatTemplate
-from oarlock.data.templates.template_files import DEFAULT, TEMPLATE_FILE, named_templates
+from oarlock.data.templates.template_files import DEFAULT, TEMPLATE_FILE, parse_named_templates
 from oarlock.data.tokenizers.schema import read_special_tokens, read_tokenizer_config
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.checks.findings import Finding, read_object, shown
@@ -228,7 +228,7 @@ def _check_template(folder: Path, about: dict[str, Any]) -> list[Finding]:
         in_file = None
         if file.is_file():
             in_file = read_bytes(file, limit=CONFIG_BYTES, what="chat template").decode("utf-8", "replace")
-        in_config = named_templates(about.get("chat_template"), "tokenizer_config.json").get(DEFAULT)
+        in_config = parse_named_templates(about.get("chat_template"), "tokenizer_config.json").get(DEFAULT)
     except (ConfigError, ModelError) as error:
         return [Finding("template", "tokenizer_config.json", str(error), "Correct the template")]
     source, place = in_file or in_config, TEMPLATE_FILE if in_file else "tokenizer_config.json, chat_template"

@@ -50,7 +50,7 @@ def generate_answers(
                 rows = generate_without_cache(next_ids, rows, ends, prompt_set.max_new_tokens)
             for i, row in zip(chosen, rows, strict=True):
                 text = tokenizer.decode(row, skip_special_tokens=True)
-                texts[i] = template.answer_in(text) if template is not None else text
+                texts[i] = template.extract_answer(text) if template is not None else text
             bar.update(len(chosen))
     if was_training:
         model.train()
