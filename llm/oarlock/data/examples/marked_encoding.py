@@ -121,7 +121,7 @@ class MarkedEncoder:
         ]
 
     def _respell(self, marked: MarkedText, spelling: dict[str, str]) -> tuple[str, list[tuple[int, int]]]:
-        """Respell the template's special tokens. Returns the text, and (position in it, position in the source) after each."""
+        """Respell the template's special tokens. Returns the text, and (its position, source position) after each."""
         text, parts, places, done, length = marked.text, [], [(0, 0)], 0, 0
         for start, end in self._find_own_tokens(marked):
             parts += [text[done:start], spelling[text[start:end]]]
@@ -146,7 +146,7 @@ class MarkedEncoder:
     def _iterate_matches(
         self, marked: MarkedText, pattern: re.Pattern[str] | None, start: int, end: int
     ) -> Iterator[tuple[int, int, bool]]:
-        """Yield the added tokens in [start, end), and whether each is special. Spellings in users' content are skipped."""
+        """Yield the added tokens in [start, end), and whether each is special. Users' spellings are skipped."""
         first = start
         while pattern and (match := pattern.search(marked.text, start, end)):
             special = match.group() in self._special
