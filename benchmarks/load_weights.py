@@ -41,11 +41,11 @@ def rank_memory(folder: Path, out: Path, way: str) -> int:
     """In a rank: build the model and write down what it took."""
     import paddle
     import paddle.distributed.fleet as fleet
+    from paddle.distributed import barrier
     from paddlenlp.transformers import AutoConfig
 
     from oarlock.cpu_ranks import fleet_patches, process_group
     from oarlock.environment.ranks import rank, world_size
-    from oarlock.parallel.object_collectives import barrier
     from oarlock.weights.layout import parameter_shards
 
     paddle.set_device("cpu")

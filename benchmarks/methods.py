@@ -110,7 +110,7 @@ def measure(folder: Path, name: str, flags: dict[str, Any]) -> tuple[dict[str, A
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "eval_loss" in row]
-    counts = next(line for line in output.splitlines() if "of them trained" in line).split()
+    counts = next(line for line in output.splitlines() if "of them trainable" in line).split()
     adapter = next(out / file for file in ("peft_model.safetensors", "model.safetensors") if (out / file).is_file())
     row = {
         "method": name,

@@ -94,13 +94,13 @@ class Epoch:
         import paddle
 
         from oarlock.models.packing import adapt_attention_mask
-        from oarlock.train.step.loss import TokenCrossEntropy, trained_tokens
+        from oarlock.train.step.loss import TokenCrossEntropy, count_trained_tokens
 
         criterion, tokens, started = TokenCrossEntropy(), 0, time.perf_counter()
         for rows in self.batches:
             batch = {name: paddle.to_tensor(array) for name, array in self.collator(rows).items()}
             labels, _ = batch.pop("labels"), batch.pop("num_tokens")
-            criterion.normalizer = trained_tokens(labels)
+            criterion.normalizer = count_trained_tokens(labels)
             tokens += criterion.normalizer
             loss = criterion(self.model(**adapt_attention_mask(batch, self.model)), labels)
             loss.backward()

@@ -144,10 +144,10 @@ def make_tiny_config(folder: str | Path, **changes: Any) -> Path:
 def encode_conversation(conversation: Any, tokenizer: Any, template: Any, src_length: int, tgt_length: int) -> Any:
     """A conversation as oarlock.data.examples.encode makes an example of it."""
     from oarlock.data.examples.labels import encode_chat
-    from oarlock.data.templates.trained_spans import chat_text
+    from oarlock.data.templates.trained_spans import render_chat_text
     from oarlock.data.tokenizers.load import encode_marked
 
-    chat = chat_text(conversation, template)
+    chat = render_chat_text(conversation, template)
     (tokens,) = encode_marked(tokenizer, [chat.text])
     return encode_chat(chat, tokens, src_length, tgt_length)
 

@@ -16,11 +16,11 @@ from oarlock.serve.front.keys import Keys
 from oarlock.serve.front.metrics import FrontCounts
 from oarlock.serve.front.model_forms import ModelForm, RequestLimits
 from oarlock.serve.triton.client import TritonClient
-from oarlock.triton_repository.config_pbtxt import template_config
+from oarlock.triton_repository.config_pbtxt import make_template_config
 from serving import free_ports
 
 MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
-CONFIGS = {name: template_config(name) for name in MODELS}
+CONFIGS = {name: make_template_config(name) for name in MODELS}
 GUARD_S = 60  # against a test that hangs
 
 

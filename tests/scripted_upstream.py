@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
 from oarlock.serve.triton.client import TritonFailure
-from oarlock.triton_repository.config_pbtxt import template_config
+from oarlock.triton_repository.config_pbtxt import make_template_config
 
 MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
 GENERATE = "/v2/models/oarlock/generate"
@@ -74,7 +74,7 @@ class ScriptedUpstream:
 
 def config(name) -> model_config_pb2.ModelConfig:
     """Of a model of an export."""
-    found = model_config_pb2.ModelConfig.FromString(template_config(name).SerializeToString())  # fmt: skip
+    found = model_config_pb2.ModelConfig.FromString(make_template_config(name).SerializeToString())  # fmt: skip
     found.name = name
     return found
 

@@ -42,7 +42,7 @@ def main() -> None:
             if checkpoint.name != "checkpoint-2":
                 shutil.rmtree(checkpoint)
         said = run(*command(model, trained, STEPS))
-        assert "going on from" in said and "(step 2," in said, said
+        assert "resuming from" in said and "(step 2," in said, said
         assert digest(trained / "model.safetensors") == whole, "the resumed run has other weights"
 
         assert "\nA: " in run(sys.executable, "-m", "oarlock", "ask", trained, "Repeat the words.\nriver window")

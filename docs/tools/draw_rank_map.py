@@ -14,12 +14,12 @@ from xml.sax.saxutils import escape
 from oarlock.parallel.plan import Axis, Coordinates, ParallelPlan
 
 _COLOURS: dict[Axis, str] = {"tensor": "#d9480f", "pipeline": "#2b8a3e", "sharding": "#1864ab", "data": "#862e9c"}
-_ORDER: tuple[Axis, ...] = ("tensor", "pipeline", "sharding", "data")  # from most traffic to least
+_ORDER: tuple[Axis, ...] = ("tensor", "pipeline", "sharding", "data")  # from most communication to least
 _INK, _GREY, _LINE = "#212529", "#667079", "#ced4da"
 
 _MARGIN, _BOX_WIDTH, _BOX_HEIGHT, _BOX_GAP, _PAD = 24, 46, 40, 4, 8
-_PER_LINE = 8  # boxes beside each other in a cell
-_LABELS = 176  # left of the cells
+_PER_LINE = 8  # boxes per line of a cell
+_LABELS = 176  # width of the labels, left of the cells
 _COLUMN_GAP, _ROW_GAP, _DATA_GAP = 46, 10, 16
 _TOP = 112
 _MAX_ROWS = 16
@@ -28,8 +28,8 @@ _WHAT_X = _MARGIN + 2 * _LABELS + 70
 # The plan that README.md and docs/parallelism.md show.
 SHOWN_PLAN = ParallelPlan(world_size=8, sharding=2, stage=2, tensor=2, pipeline=2, micro_batches=4)
 _KEY = (
-    "A row: one part of the data. A frame: the tensor ranks of a stage. Same colour: same part of the model. "
-    "Dots: rank 0's groups, as below."
+    "Rows: data shards. Frames: tensor ranks of a stage. Same colour: same shard of the model. "
+    "Dots: groups of rank 0, listed below."
 )
 
 
@@ -89,7 +89,7 @@ def _headings(plan: ParallelPlan) -> Iterator[str]:
 
 
 def _cells(plan: ParallelPlan, rows: int) -> Iterator[str]:
-    friends = {axis: set(plan.groups(axis)[0]) for axis in _ORDER if getattr(plan, axis) > 1}
+    groups = {axis: set(plan.groups(axis)[0]) for axis in _ORDER if getattr(plan, axis) > 1}
     for row in range(rows):
         data, sharding = divmod(row, plan.sharding)
         y = _row_y(plan, row)
@@ -108,7 +108,7 @@ def _cells(plan: ParallelPlan, rows: int) -> Iterator[str]:
                 left = x + _PAD + place * (_BOX_WIDTH + _BOX_GAP)
                 top = y + _PAD + line * (_BOX_HEIGHT + _BOX_GAP)
                 at = Coordinates(data, stage, sharding, tensor)
-                dots = [_COLOURS[axis] for axis, ranks in friends.items() if plan.rank(at) in ranks]
+                dots = [_COLOURS[axis] for axis, ranks in groups.items() if plan.rank(at) in ranks]
                 yield from _rank_box(plan, at, left, top, dots)
 
 
@@ -123,7 +123,7 @@ def _row_label(plan: ParallelPlan, row: int, y: float) -> Iterator[str]:
 def _rank_box(plan: ParallelPlan, at: Coordinates, x: float, y: float, dots: list[str]) -> Iterator[str]:
     yield (
         f'<rect x="{x}" y="{y}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" rx="5" '
-        f'fill="{_part_colour(plan, at)}" stroke="#ffffff"/>'
+        f'fill="{_shard_colour(plan, at)}" stroke="#ffffff"/>'
     )
     yield _text(x + _BOX_WIDTH / 2, y + 20, str(plan.rank(at)), 15, _INK, "600", "middle")
     first = x + _BOX_WIDTH / 2 - (len(dots) - 1) * 5
@@ -131,7 +131,7 @@ def _rank_box(plan: ParallelPlan, at: Coordinates, x: float, y: float, dots: lis
         yield f'<circle cx="{first + 10 * i}" cy="{y + 31}" r="3.5" fill="{colour}"/>'
 
 
-def _part_colour(plan: ParallelPlan, at: Coordinates) -> str:
+def _shard_colour(plan: ParallelPlan, at: Coordinates) -> str:
     """A pale hue per stage, slightly darker for each tensor rank."""
     hue = (0.58 + at.pipeline / plan.pipeline) % 1.0
     lightness = 0.92 - 0.16 * at.tensor / max(1, plan.tensor - 1)
@@ -166,7 +166,7 @@ def _bracket(x: float, top: float, bottom: float, colour: str) -> str:
 
 def _legend(plan: ParallelPlan, axes: list[Axis], top: float) -> Iterator[str]:
     columns = (_MARGIN + 22, _MARGIN + _LABELS, _WHAT_X)
-    for x, words in zip(columns, ("axis", "rank 0's group", "what travels in it"), strict=True):
+    for x, words in zip(columns, ("axis", "rank 0's group", "what it communicates"), strict=True):
         if axes:
             yield _text(x, top, words, 12, _GREY)
     for i, axis in enumerate(axes):
@@ -191,7 +191,7 @@ def _traffic(plan: ParallelPlan, axis: Axis) -> tuple[str, str]:
         how = "all-gather and reduce-scatter" if plan.sequence_parallel else "all-reduce"
         return "activations", f"{how}, 4 per layer and micro-batch (2 forward, 2 backward)"
     if axis == "pipeline":
-        loops = f"; {plan.virtual_pipeline} rounds, from the last stage back to the first"
+        loops = f"; {plan.virtual_pipeline} rounds, with a link from the last stage to the first"
         how = "point to point between neighbours, per micro-batch"
         return "activations forward, their gradients back", how + (loops if plan.virtual_pipeline > 1 else "")
     if axis == "data":

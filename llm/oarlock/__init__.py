@@ -17,7 +17,9 @@ __version__ = "0.1.0"
 _INTERFACE = {
     **dict.fromkeys(("TrainingResult", "finetune", "load_config", "pretrain"), "oarlock.api.training"),
     **dict.fromkeys(("ask", "check_export", "convert_model", "export_model", "merge_adapters"), "oarlock.api.models"),
+    "Chat": "oarlock.serve.chat",
     "Engine": "oarlock.serve.engine.engine",
+    "EngineConfig": "oarlock.serve.config",
     "Prompt": "oarlock.serve.request",
     "SamplingParams": "oarlock.sampling.params",
     **dict.fromkeys(("Recipe", "list_recipes"), "oarlock.config.recipes"),

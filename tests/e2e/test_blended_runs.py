@@ -118,7 +118,7 @@ def test_sets_are_fine_tuned_by_weight_and_resumed_exactly(results, folder):
     assert figures["eval_loss"] == pytest.approx(
         0.75 * figures["eval_loss_a_sft.csv"] + 0.25 * figures["eval_loss_b_sft.csv"], rel=1e-9
     )
-    assert "going on from" in results["resumed"]["said"] and "held out" in results["resumed"]["said"]
+    assert "resuming from" in results["resumed"]["said"] and "held out" in results["resumed"]["said"]
     whole, resumed = (
         [row for row in rows(folder / name / "out" / "metrics.jsonl") if row["step"] > 2]
         for name in ("tune", "resumed")

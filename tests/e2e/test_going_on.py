@@ -110,13 +110,15 @@ def longer(stage) -> Stage:
     commands = {}
     for name in COMPLETE:
         said = stage.said(f"{name} again")
-        found = re.search(r"complete; to train on, give a larger (--\w+) \(now ([\d.]+)\) and (--\w+) (\S+);", said)
+        found = re.search(
+            r"complete; to train longer, increase a larger (--\w+) \(now ([\d.]+)\) and (--\w+) (\S+);", said
+        )
         assert found, said
         length, now, resume, checkpoint = found.groups()
         start = stage.words(name)
         commands[f"{name} longer"] = [*start, length, str(2 * int(now)), resume, checkpoint]
     found = re.search(
-        r"without an improvement; to train on, give a larger (--\w+) \(now 1\)", stage.said("patience again")
+        r"without an improvement; to train longer, increase a larger (--\w+) \(now 1\)", stage.said("patience again")
     )
     assert found
     patience = stage.words("patience", early_stopping_threshold=100, eval_steps=1, max_steps=9)
@@ -133,7 +135,7 @@ def longer(stage) -> Stage:
 def test_a_complete_run_is_made_longer_as_it_says(longer, name):
     said = longer.said(f"{name} longer")
     steps = 6 if name == "epochs" else 4
-    assert f"going on from out/{name.replace(' ', '-')}/checkpoint-{steps // 2} (step {steps // 2}, " in said
+    assert f"resuming from out/{name.replace(' ', '-')}/checkpoint-{steps // 2} (step {steps // 2}, " in said
     assert f"{steps} steps of" in said and f"done: {steps} steps; " in said
     # The learning rate is that of the longer run from there on, and that is said with both figures.
     scheduler = make_scheduler(ScheduleSection(learning_rate=1e-2), steps)
@@ -147,7 +149,7 @@ def test_a_complete_run_is_made_longer_as_it_says(longer, name):
 
 def test_a_run_that_stopped_early_trains_on_as_it_says(longer):
     assert "step 2: eval_loss" in longer.said("patience") and "step 3: " not in longer.said("patience")
-    assert "going on from out/patience/checkpoint-2" in longer.said("patience longer")
+    assert "resuming from out/patience/checkpoint-2" in longer.said("patience longer")
     assert longer.rows("patience", "eval_loss")[-1]["step"] == 4
 
 
@@ -155,7 +157,7 @@ def test_a_run_of_another_configuration_is_gone_on_with_as_it_says(longer):
     """The third way that the refusal names; the first two are other runs."""
     assert "learning_rate was 0.01, is 0.003" in longer.said("another", code=1)
     said = longer.said("another all the same")
-    assert "learning_rate was 0.01, is 0.003" in said and "as you asked" in said and "done: 6 steps" in said
+    assert "learning_rate was 0.01, is 0.003" in said and "resuming as requested" in said and "done: 6 steps" in said
     assert "step 4 has 0.0015 in a run of 6 steps, and had 0 in the run of 3 steps" in said
 
 

@@ -117,7 +117,7 @@ _INTERFACE_CELLS = (
     "merge_adapters([first.output_dir], 'merged')\nprint(convert_model('merged', 'hf', 'hf').proof.difference)",
     "print(len(ask('merged', ['one', 'two'])))",
     "print(export_model('vllm', 'served', model=MODEL, adapters=['again']), check_export('served'))",
-    "engine = Engine.load('merged')\nprint(sum(1 for _ in engine.stream(Prompt(text='a'), Sampling(max_tokens=3))))\nengine.close()",
+    "engine = Engine.load('merged')\nprint(sum(1 for _ in engine.stream(Prompt(text='a'), SamplingParams(max_tokens=3))))\nengine.close()",
     "try:\n    finetune('lora_7b', output_dir='third', **options | {'model_name_or_path': './nowhere'})\n"
     "except ModelError as error:\n    print(error)",
     "import signal\nprint(signal.getsignal(signal.SIGINT) is signal.default_int_handler)",

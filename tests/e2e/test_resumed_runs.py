@@ -52,7 +52,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, tiny_config, corpu
     process.terminate()
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert "SIGTERM: finishing this step" in output and "the same command goes on from there" in output
+    assert "SIGTERM: finishing this step" in output and "the same command resumes from there" in output
     assert not (tmp_path / "cut" / "model.safetensors").exists() and not (tmp_path / "cut" / LOCK_FILE).exists()
     assert run_program("run_pretrain.py", *words).returncode == 0
     alone = pretrain_flags(tiny_config, corpus, tmp_path / "alone", max_steps=200, save_steps=1000)
@@ -87,7 +87,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, tiny_config, corpus):
     assert result.returncode == 0, result.stderr
     assert (
         "checkpoint-6 is skipped" in result.stdout
-        and "going on from" in result.stdout
+        and "resuming from" in result.stdout
         and "checkpoint-3" in result.stdout
     )
     assert (tmp_path / "model.safetensors").read_bytes() == expected
@@ -99,14 +99,14 @@ def test_a_resumed_run_keeps_the_library_of_its_matrix_products(tmp_path, tiny_c
     other = next(library for library in matmul_library.TITLES if library != matmul_library.choose_library())
     words = pretrain_flags(tiny_config, corpus, tmp_path / "out")
     first = run_program("run_pretrain.py", *words, env={matmul_library.VARIABLE: other})
-    assert f"matrix products by {matmul_library.TITLES[other]}" in first.stdout, first.stderr
+    assert f"matrix multiplication by {matmul_library.TITLES[other]}" in first.stdout, first.stderr
     assert json.loads((tmp_path / "out" / "run.json").read_text())["products"] == other
     whole = load_file(tmp_path / "out" / "model.safetensors")
     (tmp_path / "out" / "model.safetensors").unlink()
     shutil.rmtree(tmp_path / "out" / "checkpoint-6")
     assert read_manifest(tmp_path / "out" / "checkpoint-3").products == other
     second = run_program("run_pretrain.py", *words, env={matmul_library.VARIABLE: ""})
-    assert f"matrix products go on by {matmul_library.TITLES[other]}, as in the checkpoint" in second.stdout, (
+    assert f"matrix multiplication by {matmul_library.TITLES[other]}, as in the checkpoint" in second.stdout, (
         second.stderr
     )
     again = load_file(tmp_path / "out" / "model.safetensors")

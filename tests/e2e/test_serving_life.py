@@ -110,7 +110,7 @@ def test_keys_are_replaced_by_sighup_and_seen_by_nobody(server):
         wait_until(lambda: server.said().count(words) > count, server.said)
 
     file.write_text("\n# none\n")
-    hang_up("the keys stay as they are")
+    hang_up("the keys are unchanged")
     assert status(KEY) == 200
     file.write_text("a-second-key\n")
     file.chmod(0o644)

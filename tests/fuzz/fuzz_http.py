@@ -86,7 +86,7 @@ class Ports:
         )  # fmt: skip
         self.servers = [
             make_http_server(rest, self.config, 0),
-            make_http_server(openai, self.config, 0, make_error_body=make_error_body),
+            make_http_server(openai, self.config, 0, error_body=make_error_body),
         ]
         for server in self.servers:
             server.config.load()

@@ -20,23 +20,12 @@ from harness import Harness
 
 from forged_store import ForgedStore
 from oarlock.cpu_ranks import launch_channel
-from oarlock.cpu_ranks.failure_detector import BOARD_BYTES, Member, open_board
-from oarlock.cpu_ranks.gathering import gather
-from oarlock.cpu_ranks.launch_channel import (
-    CHALLENGE,
-    FRAME_BYTES,
-    GO,
-    HELLO,
-    MEMBER,
-    PROOF,
-    TAKEN,
-    Channel,
-    Frame,
-    unpack_frame,
-)
+from oarlock.cpu_ranks.failure_detector import BOARD_BYTES, RankProcess, open_board
+from oarlock.cpu_ranks.launch_channel import FRAME_BYTES, Channel, Frame, FrameKind, unpack_frame
 from oarlock.cpu_ranks.meeting_point import MeetingPoint
-from oarlock.cpu_ranks.rendezvous import DIRECTORY_BYTES, Ranks, join
-from oarlock.cpu_ranks.shared_memory import PAGE, Memory
+from oarlock.cpu_ranks.memory_exchange import exchange_memories
+from oarlock.cpu_ranks.rendezvous import DIRECTORY_BYTES, ConnectedRanks, join_ranks
+from oarlock.cpu_ranks.shared_memory import PAGE, MemoryFile
 from oarlock.environment.processes import process_start_time
 from oarlock.errors import OarlockError
 from oarlock.parallel import nodes
@@ -49,20 +38,21 @@ _UNSIGNED = 2
 
 
 @functools.cache
-def _own() -> Memory:
-    return Memory.create()
+def _own() -> MemoryFile:
+    return MemoryFile.create()
 
 
 @functools.cache
-def _pair() -> tuple[Ranks, Ranks]:
-    memories = [Memory.create() for _ in range(2)]
+def _pair() -> tuple[ConnectedRanks, ConnectedRanks]:
+    memories = [MemoryFile.create() for _ in range(2)]
     for memory in memories:
         open_board(memory)
         memory.reserve(DIRECTORY_BYTES)
     members = [
-        Member(os.getpid(), process_start_time(os.getpid()) or 0, each, each.map(0, BOARD_BYTES)) for each in memories
+        RankProcess(os.getpid(), process_start_time(os.getpid()) or 0, each, each.map(0, BOARD_BYTES))
+        for each in memories
     ]
-    return Ranks(0, members, 0.001), Ranks(1, members, 0.001)
+    return ConnectedRanks(0, members, 0.001), ConnectedRanks(1, members, 0.001)
 
 
 def _descriptor(which: int, victim: Path) -> int | None:
@@ -71,7 +61,7 @@ def _descriptor(which: int, victim: Path) -> int | None:
         lambda: os.open(victim, os.O_RDONLY),
         lambda: os.open("/dev/null", os.O_RDWR),
         lambda: os.dup(_own().descriptor),
-        lambda: Memory.create().descriptor,
+        lambda: MemoryFile.create().descriptor,
         lambda: os.pipe()[0],
     ]
     return made[which - 1]() if 1 <= which <= len(made) else None
@@ -84,7 +74,7 @@ def _send(channel: Channel, content: bytes, victim: Path) -> None:
         content = content[_RECORD.size :]
         descriptor = _descriptor(which, victim)
         rights = [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
-        with contextlib.suppress(OSError, launch_channel.Ended):
+        with contextlib.suppress(OSError, launch_channel.ConnectionClosed):
             if how & _RAW:
                 channel.socket.sendmsg([content[:FRAME_BYTES] or b"x"], rights)
                 content = content[FRAME_BYTES:]
@@ -102,7 +92,7 @@ def _meet(rank: int, content: bytes, victim: Path) -> None:
     with mine, theirs, mock.patch.object(os, "urandom", lambda size: NONCE[:size]):
         _send(Channel(theirs, KEY, is_first=rank == 1), content, victim)
         point = MeetingPoint(KEY, {1 - rank: mine})
-        gather(point, _own(), rank, 2, time.monotonic() + 0.05, lambda handed: None)
+        exchange_memories(point, _own(), rank, 2, time.monotonic() + 0.05, lambda handed: None)
 
 
 def _shared(content: bytes) -> None:
@@ -143,7 +133,7 @@ def _target(data: bytes, folder: Path) -> None:
         elif way in (1, 2):
             _meet(way - 1, content, victim)
         elif way == 3:
-            join(ForgedStore(content), 1, 2, 0.1)
+            join_ranks(ForgedStore(content), 1, 2, 0.1)
         elif way == 4:
             _shared(content)
         else:
@@ -162,18 +152,18 @@ def _seeds() -> list[bytes]:
     def record(kind: int, rank: int, which: int = 0, how: int = 0, world_size: int = 2, process: int = 0) -> bytes:
         return _RECORD.pack(how, kind, rank, world_size, process, which)
 
-    greeting, proof, taken = record(HELLO, 1), record(PROOF, 1, 5), record(TAKEN, 1)
-    challenge, member, go = record(CHALLENGE, 0), record(MEMBER, 0, 5), record(GO, 0)
+    greeting, proof, taken = record(FrameKind.HELLO, 1), record(FrameKind.PROOF, 1, 5), record(FrameKind.TAKEN, 1)
+    challenge, member, go = record(FrameKind.CHALLENGE, 0), record(FrameKind.MEMBER, 0, 5), record(FrameKind.GO, 0)
     entry = b"d" * 16 + struct.pack("<QQ", PAGE, PAGE)
     return [
         b"\x01" + greeting + proof + taken,
-        b"\x01" + greeting + record(PROOF, 1, 2) + taken,
-        b"\x01" + record(HELLO, 1, how=_UNSIGNED),
+        b"\x01" + greeting + record(FrameKind.PROOF, 1, 2) + taken,
+        b"\x01" + record(FrameKind.HELLO, 1, how=_UNSIGNED),
         b"\x01" + record(0, 0, how=_RAW) + os.urandom(FRAME_BYTES),
         b"\x02" + challenge + member + go,
-        b"\x02" + challenge + record(MEMBER, 0, 2) + go,
-        b"\x02" + challenge + record(MEMBER, 0, 5, process=250) + go,
-        b"\x00" + launch_channel._BODY.pack(b"oarlock", HELLO, 1, 2, 0, 0, 0, NONCE) + b"s" * 32,
+        b"\x02" + challenge + record(FrameKind.MEMBER, 0, 2) + go,
+        b"\x02" + challenge + record(FrameKind.MEMBER, 0, 5, process=250) + go,
+        b"\x00" + launch_channel._BODY.pack(b"oarlock", FrameKind.HELLO, 1, 2, 0, 0, 0, NONCE) + b"s" * 32,
         b'\x03[1, 2, "../../../etc/passwd", "machine", "host"]',
         b"\x04true",
         b'\x04["host", 0]',
@@ -188,5 +178,13 @@ def _seeds() -> list[bytes]:
 HARNESS = Harness(
     target=_target,
     seeds=_seeds,
-    tokens=[b"\xff" * 8, bytes(8), struct.pack("<Q", PAGE), b"oarlock", b"[" * 50, b"1e999", bytes([HELLO, 1, 2])],
+    tokens=[
+        b"\xff" * 8,
+        bytes(8),
+        struct.pack("<Q", PAGE),
+        b"oarlock",
+        b"[" * 50,
+        b"1e999",
+        bytes([FrameKind.HELLO, 1, 2]),
+    ],
 )

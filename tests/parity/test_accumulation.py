@@ -19,7 +19,7 @@ from oarlock.data.examples.dataset import load_finetune_data
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.models.build import build_model, find_model
 from oarlock.train.run_training import make_trainer
-from oarlock.train.setup import connect, start
+from oarlock.train.setup import connect_ranks, start_run
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def gradients(uneven, tmp_path, batch: int, accumulation: int) -> tuple[float, d
         src_length=32, tgt_length=128, device="cpu",
     )  # fmt: skip
     config = load_config(FinetuneConfig, words)
-    run = start(LoadedConfig(config.config))
+    run = start_run(LoadedConfig(config.config))
     source = find_model(run.config, from_weights=True)
-    connect(run, source, 160)
+    connect_ranks(run, source, 160)
     tokenizer = load_tokenizer(str(model_folder))
     data = load_finetune_data(run.config.data, tokenizer)
     model = build_model(source)

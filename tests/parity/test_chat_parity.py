@@ -21,7 +21,7 @@ from oarlock.data.examples.labels import IGNORE_INDEX, encode_chat, encode_promp
 from oarlock.data.records.conversations import Conversation, parse_record
 from oarlock.data.records.record_stream import RowRecords
 from oarlock.data.templates.chat_template import ChatTemplate, choose_template
-from oarlock.data.templates.trained_spans import chat_text
+from oarlock.data.templates.trained_spans import render_chat_text
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.data.tokenizers.offsets import tokenize
 from oarlock.errors import DataError
@@ -181,7 +181,7 @@ def test_ids_prompts_and_trained_tokens_are_those_of_transformers(name, peer):
         talk = parse_record({**given}, "messages", kind)
         assert isinstance(talk, Conversation)
         try:
-            chats = [chat_text(talk, template) for template in (marked, plain)]
+            chats = [render_chat_text(talk, template) for template in (marked, plain)]
         except DataError as error:
             refused(name, kind, theirs, str(error))
             continue
@@ -203,7 +203,7 @@ def test_ids_prompts_and_trained_tokens_are_those_of_transformers(name, peer):
 # What a template leaves out or refuses: by our word.
 REFUSED = {
     "tools": ("does not render 'tools'", "refuses these messages"),
-    "a call beside words": ("does not render 'tools'", "refuses these messages", "beside its tool calls"),
+    "a call beside words": ("does not render 'tools'", "refuses these messages", "next to its tool calls"),
     "a call at the end": ("does not render 'tools'", "refuses these messages"),
     # Mistral's writes it into the last question alone, and only where that ends the conversation.
     "a system text": ("refuses these messages: System role not supported", "leaves out messages[0] (role system)"),

@@ -157,7 +157,7 @@ def test_a_method_that_a_family_lacks_is_refused_before_weights_are_looked_for(t
     for family in WITH_PREFIX:
         Prefix(3).check(family)
     (tmp_path / "model.safetensors").write_bytes(b"nothing that could be read")
-    with pytest.raises(ModelError, match="--prefix_tuning: glm has none: its layers remember hidden states"):
+    with pytest.raises(ModelError, match="--prefix_tuning: glm has none: its layers cache hidden states"):
         find(tmp_path, content, "--prefix_tuning", start=True)
 
 
@@ -177,5 +177,5 @@ def test_weights_in_a_format_that_a_family_is_not_read_from_say_why(tmp_path):
         {"transformer.layers.1.x": np.zeros([1000], np.float32)}, tmp_path / "model.safetensors", {"format": "pt"}
     )
     source = ModelSource(tmp_path, family_config("glm"), from_weights=True)
-    with pytest.raises(ModelError, match=r"glm has none: its converter .* is gone; give them in Paddle's format"):
+    with pytest.raises(ModelError, match=r"glm has none: its converter .* is gone; provide them in Paddle's format"):
         build_model(source)

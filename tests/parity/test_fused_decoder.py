@@ -20,7 +20,7 @@ from oarlock.ops.decoder import (
     decoder_pass,
     pack_adapter,
     pack_layer,
-    panels,
+    pack_panels,
 )
 from oarlock.serve.engine.decoder import Feed
 from oarlock.serve.engine.fused_decoder import FusedDecoder
@@ -55,7 +55,7 @@ def difference(variant: str) -> float:
         wanted.append((outputs if isinstance(outputs, paddle.Tensor) else outputs[0])[0].numpy())
     decoder = FusedDecoder(model, {}, 256)
     sequences = [decoder.start(len(row), None) for row in rows]
-    decoder.feed([Feed(s, row[: len(row) // 2], scored=False) for s, row in zip(sequences, rows, strict=True)])
+    decoder.feed([Feed(s, row[: len(row) // 2], wants_logits=False) for s, row in zip(sequences, rows, strict=True)])
     worst = 0.0
     for place in range(65, 130):
         going = [i for i, row in enumerate(rows) if len(row) // 2 + place - 65 < len(row)]
@@ -94,7 +94,7 @@ def call(tokens=(1, 2), runs=((0, 2, 0, 16, -1, 1),), cache=None, adapters=None,
     ones = np.ones
     if layer is None:
         layer = pack_layer([ones(8)] * 2, ones(16), [ones([8, 16]), ones([8, 8]), ones([8, 32]), ones([16, 8])])
-    shared = [ones([10, 8]), ones(8), panels(ones([8, 10])), ones([32, 4]), ones([32, 4])]
+    shared = [ones([10, 8]), ones(8), pack_panels(ones([8, 10])), ones([32, 4]), ones([32, 4])]
     packed = adapters or [pack_adapter(2, [{"q_proj": (ones([8, 2]), ones([2, 8]))}])]
     weights = DecoderWeights(
         [paddle.to_tensor(part, "float32").reshape([-1]) for part in shared],

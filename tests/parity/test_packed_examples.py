@@ -23,7 +23,7 @@ from oarlock.errors import ConfigError
 from oarlock.models import packing
 from oarlock.models.packing import ENDS
 from oarlock.train.finetune import finetune
-from oarlock.train.step.loss import TokenCrossEntropy, trained_tokens
+from oarlock.train.step.loss import TokenCrossEntropy, count_trained_tokens
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -89,7 +89,7 @@ def run(model: Any, arrays: Arrays) -> tuple[np.ndarray, float, dict[str, np.nda
     batch = {name: paddle.to_tensor(array) for name, array in arrays.items() if name != "num_tokens"}
     labels = batch.pop("labels")
     criterion = TokenCrossEntropy()
-    criterion.normalizer = trained_tokens(labels)
+    criterion.normalizer = count_trained_tokens(labels)
     outputs = model(**packing.adapt_attention_mask(batch, model))
     logits = outputs[0] if isinstance(outputs, tuple) else outputs
     loss = criterion(logits, labels)
@@ -192,7 +192,7 @@ def test_a_packed_run_resumes_exactly(tmp_path, tiny_model, short_answers, capsy
     (tmp_path / "whole" / "checkpoint-3").rename(tmp_path / "parts" / "checkpoint-3")
     (tmp_path / "parts" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in whole))
     again = tuned(tiny_model, short_answers, tmp_path / "parts")
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
     assert numbers(again) == numbers(whole) and again[-1]["samples" if "samples" in again[-1] else "step"]
     other = tmp_path / "other"
     other.mkdir()

@@ -215,7 +215,7 @@ def test_final_weights_are_those_of_transformers(peers, run):
         assert np.abs(ours[key] - wanted).max() <= (RATE if free else WEIGHTS), key
         assert free or np.abs(begin[key] - wanted).max() > 100 * WEIGHTS, f"{key} was not trained"
     said = peers.ours[run]["said"]
-    assert f" {peers.theirs[run]['trained']:,} of them trained" in said
+    assert f" {peers.theirs[run]['trained']:,} of them trainable" in said
 
 
 def test_rates_of_every_schedule_are_those_of_transformers(peers):

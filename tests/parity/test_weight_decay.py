@@ -23,7 +23,7 @@ from oarlock.peft.lora import LoRA
 from oarlock.peft.p_tuning import PTuning
 from oarlock.peft.prefix_tuning import Prefix
 from oarlock.train.run_training import make_trainer
-from oarlock.train.setup import connect, start
+from oarlock.train.setup import connect_ranks, start_run
 from oarlock.weights.hf_names import list_hf_names
 from oarlock.weights.layout import parameter_shards
 
@@ -64,9 +64,9 @@ class Trained:
             learning_rate=RATE, weight_decay=DECAY, lr_scheduler_type="constant", warmup_ratio=0, max_steps=1,
             report_to="none", device="cpu", **options,
         )  # fmt: skip
-        run = start(LoadedConfig(load_config(FinetuneConfig, words).config))
+        run = start_run(LoadedConfig(load_config(FinetuneConfig, words).config))
         source = ModelSource(folder, config_of(name), from_weights=False)
-        connect(run, source, 32)
+        connect_ranks(run, source, 32)
         self.model = ordinary(build_model(source, method=method))
         trainer = make_trainer(
             run, self.model, None, method=method, order=None, template=None, tokenizer=None, flops=None,

@@ -84,7 +84,7 @@ def check_batches(rank: int, rng) -> None:
     same(whole, values[0], "float32", "all_gather_partial")
 
 
-def check_full_mailbox(rank: int, rng) -> None:
+def check_too_many_messages(rank: int, rng) -> None:
     """Senders wait when too much lies unreceived, and memory is used again."""
     import paddle
     import paddle.distributed as dist
@@ -113,7 +113,7 @@ def check_full_mailbox(rank: int, rng) -> None:
             assert float(out[-1]) == 2 * i + rank - 1
     dist.barrier()
     if rank == 0:
-        for each in heap.mailboxes:
+        for each in heap.users:
             each.collect()
         assert heap.outstanding == 0
     point_to_point.OUTSTANDING_BYTES = limit

@@ -9,10 +9,10 @@ import numpy as np
 from cpu_messages import (
     check_batches,
     check_direct_calls,
-    check_full_mailbox,
     check_messages,
     check_statistics,
     check_sub_groups,
+    check_too_many_messages,
 )
 from cpu_ranks import RANKS
 from cpu_tensors import CASES, make, reduced, same, tensor_of
@@ -43,7 +43,7 @@ def operations(rank: int) -> None:
 
     for check in (
         check_reductions, check_copies, check_all_to_all, check_layouts, check_objects, check_messages, check_batches,
-        check_full_mailbox, check_sub_groups, check_direct_calls, check_statistics,
+        check_too_many_messages, check_sub_groups, check_direct_calls, check_statistics,
     ):  # fmt: skip
         begun = time.monotonic()
         check(rank, np.random.default_rng(7))

@@ -64,16 +64,16 @@ def load_and_check(folder: Path, plan: str, form: str, dtype=np.float32, allow_p
 def two_nodes():
     """Two ranks a node, as two launchers on this host would have it."""
     from oarlock.environment.ranks import rank
-    from oarlock.parallel.nodes import this_node
+    from oarlock.parallel.nodes import find_node
 
     before = os.environ["PADDLE_RANK_IN_NODE"]
     os.environ["PADDLE_RANK_IN_NODE"] = str(rank() % 2)
-    this_node.cache_clear()
+    find_node.cache_clear()
     try:
         yield
     finally:
         os.environ["PADDLE_RANK_IN_NODE"] = before
-        this_node.cache_clear()
+        find_node.cache_clear()
 
 
 def expect_failure(action, message: str, first: int = 0) -> None:

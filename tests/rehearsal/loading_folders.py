@@ -28,8 +28,9 @@ def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def write(folder: Path, config, form: str = "paddle", leave_out: str = "", **other_shapes) -> None:
     """A folder of weights, by rank 0."""
+    from paddle.distributed import barrier
+
     from oarlock.environment.ranks import is_first_rank
-    from oarlock.parallel.object_collectives import barrier
 
     if is_first_rank():
         shapes = {name: shape for name, shape in whole_shapes(config).items() if name != leave_out}

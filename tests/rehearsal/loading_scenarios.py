@@ -154,10 +154,10 @@ def do_as_paddlenlp(folder: Path, plan: str) -> None:
 
 def do_two_nodes(folder: Path, plan: str) -> None:
     from oarlock.environment.ranks import rank
-    from oarlock.parallel.nodes import this_node
+    from oarlock.parallel.nodes import find_node
 
     with two_nodes():
-        assert this_node().ranks == ((0, 1) if rank() < 2 else (2, 3))
+        assert find_node().ranks == ((0, 1) if rank() < 2 else (2, 3))
         load_and_check(folder, plan, "hugging_face")
 
 

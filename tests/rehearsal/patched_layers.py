@@ -73,7 +73,7 @@ def main(folder: Path) -> int:
     from oarlock.train import group_sharding, setup
 
     set_paddlenlp_log_level("error")
-    with group_sharding._building("gpu"):
+    with group_sharding._patch_fleet_for("gpu"):
         outcomes = {"lends": who_is_lent_a_cpu(setup), "imported": imported()}
     from oarlock.compat.patches import PATCHES
     from oarlock.cpu_ranks import fleet_patches
@@ -104,8 +104,8 @@ def who_is_lent_a_cpu(setup) -> dict[str, bool]:
     found = {}
     for device in ("cpu", "gpu"):
         for ranks in (1, 2):
-            with mock.patch.object(setup, "_lend_fleet_a_cpu") as lend:
-                setup._meet(SimpleNamespace(world_size=ranks), device, 9.0)
+            with mock.patch.object(setup, "install_cpu_groups") as lend:
+                setup.connect_cpu_ranks(SimpleNamespace(world_size=ranks), device, 9.0)
             found[f"{device}, {ranks}"] = lend.called
     return found
 
@@ -144,10 +144,10 @@ def run_check(name: str) -> None:
 def connect() -> None:
     import paddle
 
-    from oarlock.train.setup import _lend_fleet_a_cpu
+    from oarlock.train.setup import install_cpu_groups
 
     paddle.set_device("cpu")
-    _lend_fleet_a_cpu(20.0)
+    install_cpu_groups(20.0)
     split(mp_degree=2)
 
 
@@ -163,8 +163,9 @@ def split(**degrees: int) -> None:
 
 
 def all_checks(folder: Path) -> int:
+    from paddle.distributed import barrier
+
     from oarlock.environment.ranks import rank
-    from oarlock.parallel.object_collectives import barrier
 
     connect()
     result = dict.fromkeys(CHECKS, "not reached, see the first that failed")

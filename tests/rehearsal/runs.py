@@ -71,7 +71,7 @@ def main() -> None:
     import_paddle(1)
     from oarlock.cpu_ranks.fork_launch import launch
     from oarlock.train.rehearsal.rank import RankReport, run_rank
-    from oarlock.train.rehearsal.rehearse import TOLERANCE, first_problem
+    from oarlock.train.rehearsal.rehearse import TOLERANCE, find_first_difference
 
     results = []
     for number, group in enumerate(groups):
@@ -121,7 +121,7 @@ def main() -> None:
                         for report in reports:
                             report.eval_loss = reference.eval_loss
                     result |= {
-                        "problem": first_problem(reference, reports),
+                        "problem": find_first_difference(reference, reports),
                         "steps_before": reports[0].steps_before,
                         "num_losses": len(reports[0].losses),
                         "difference": max(report.difference for report in reports),

@@ -111,7 +111,7 @@ def test_inspect(runs, command):
 
 def test_verify(runs, command, copy):
     code, text = command("verify", copy)
-    assert code == 0 and f"{copy}: whole (" in text and "step 4" in text
+    assert code == 0 and f"{copy}: complete (" in text and "step 4" in text
     for name in (shard_file_name(2), "tensors.json", "tokenizer.json", "config.json"):
         content = (copy / name).read_bytes()
         (copy / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
@@ -205,9 +205,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(runs, name):
 
 
 def test_a_rank_killed_while_it_saves(runs):
-    """The ranks stop, the checkpoint before is whole, and the same command goes on from it to the same end."""
+    """The ranks stop, the checkpoint before is whole, and the same command resumes from it to the same end."""
     assert codes(runs, "killed") == [1, -signal.SIGKILL]
-    assert "rank 1 (pid" in log(runs, "killed") and "died without a word" in log(runs, "killed")
+    assert "rank 1 (pid" in log(runs, "killed") and "died without an error message" in log(runs, "killed")
     assert "checkpoint-2 is complete; the same command resumes from it" in log(runs, "killed")
     assert "Traceback" not in log(runs, "killed") and "checkpoint-2 (step 2" in log(runs, "resumed")
     expected, found = (load_file(runs / name / "model.safetensors") for name in ("stage3", "killed"))

@@ -30,8 +30,8 @@ def test_a_killed_rank_stops_all(run, what):
     result = run(f"killed_while_{what}")
     assert result["codes"] == [1, 1, -signal.SIGKILL, 1]
     found = errors(result)
-    assert len(found) == 1 and "rank 2 (pid" in found[0] and "died without a word" in found[0], found
-    assert "died without a word" in result["stderr"][0]  # the lowest rank's, which the launcher shows
+    assert len(found) == 1 and "rank 2 (pid" in found[0] and "died without an error message" in found[0], found
+    assert "died without an error message" in result["stderr"][0]  # the lowest rank's, which the launcher shows
 
 
 def test_an_exception_is_shown_once(run):
@@ -64,7 +64,7 @@ def test_failure_inside_a_backward_pass(run):
         ("nobody_receives", [f"waited {SHORT_S} s in send of int64 [1] in the group of ranks [0, 1, 2, 3]; rank 1 did not arrive"]),
         ("different_operations", ["rank 0 all_reduce (sum) of float32, 4,194,304 bytes", "broadcast of float32, 64 bytes with rank 1 of the group as root"]),
         ("different_sizes", ["all_gather of int64, 80 bytes", "all_gather of int64, 88 bytes"]),
-        ("different_splits", ["rank 0 sends 24 bytes to rank 1, who expects 16"]),
+        ("different_splits", ["rank 0 sends 24 bytes to rank 1, which expects 16"]),
         ("different_messages", ["rank 1 expects 32 bytes of float32", "rank 0 has sent 48 bytes of float32"]),
         ("ends_early", ["rank 1 has ended its program while rank"]),
         ("several_machines", ["CPU groups work on one host: rank 0 runs on", "and rank 3 runs on"]),

@@ -54,9 +54,9 @@ SHOWN_BY = {
     "models.init_weights:without_values": "unit/models/test_initial.py::test_without_values_ends",
     "models.init_weights:_replaced_normal": "unit/models/test_initial.py::test_distributions_are_paddlenlps",
     "export.static_graph:*": "parity/test_export.py::test_every_family_becomes_a_static_graph",
-    "families.forward:*": "parity/test_families.py::test_rows_of_a_batch_and_ids_equal_to_the_padding_change_nothing",
+    "models.forward:*": "parity/test_families.py::test_rows_of_a_batch_and_ids_equal_to_the_padding_change_nothing",
     "models.construct:*": "parity/test_tied_head.py::test_paddlenlps_own_opt_keeps_its_output_layer",
-    "families.packing:*": "parity/test_packed_examples.py::test_packed_equals_unpacked",
+    "models.packing:*": "parity/test_packed_examples.py::test_packed_equals_unpacked",
     "peft.qlora:*": "unit/ops/test_quantized.py::test_the_product_and_its_gradient",
     "peft.prefix_tuning:*": "parity/test_prefix.py::test_paddlenlp_gives_grouped_heads_the_shape_of_full_ones",
     "peft.p_tuning:*": "parity/test_family_methods.py::test_p_tuning",
@@ -77,6 +77,7 @@ OTHER_OBJECTS = {
     "export/convert_tensors.py": "fields of a model's configuration",
     "ops/attention.py": "a mark on its own function",
     "compat/patch.py": "applies the table",
+    "compat/model_forward.py": "sets a forward for those that are in the table",
 }
 
 

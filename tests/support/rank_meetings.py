@@ -7,15 +7,15 @@ import socket
 import threading
 import time
 
-from oarlock.cpu_ranks.gathering import gather
-from oarlock.cpu_ranks.launch_channel import CHALLENGE, HELLO, PROOF, Channel, Frame
+from oarlock.cpu_ranks.launch_channel import Channel, Frame, FrameKind
 from oarlock.cpu_ranks.meeting_point import MeetingPoint
-from oarlock.cpu_ranks.shared_memory import PAGE, Memory
+from oarlock.cpu_ranks.memory_exchange import exchange_memories
+from oarlock.cpu_ranks.shared_memory import PAGE, MemoryFile
 from oarlock.environment.processes import process_start_time
 from oarlock.errors import OarlockError
 
 
-class Meeting:
+class SharedCollectives:
     """Ranks in threads of this process; what each of them got, or why it did not."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Meeting:
         self._threads[-1].start()
 
     def _meet(self, point: MeetingPoint, rank: int, world_size: int, wait_s: float) -> None:
-        memory = Memory.create()
+        memory = MemoryFile.create()
         memory.map(memory.reserve(PAGE), PAGE).words[0] = 1000 + rank
 
         def read(handed):
@@ -36,7 +36,7 @@ class Meeting:
             assert {(each.pid, each.started) for each in handed} == {(os.getpid(), process_start_time(os.getpid()))}
 
         try:
-            gather(point, memory, rank, world_size, time.monotonic() + wait_s, read)
+            exchange_memories(point, memory, rank, world_size, time.monotonic() + wait_s, read)
         except OarlockError as problem:
             self.problems[rank] = problem
 
@@ -59,13 +59,13 @@ def connect(point: MeetingPoint) -> socket.socket:
 def proven(point: MeetingPoint, rank: int, world_size: int) -> Channel:
     channel = Channel(connect(point), point.key, is_first=False)
     channel.socket.settimeout(60)
-    channel.send(Frame(HELLO, rank, world_size))
-    channel.receive(CHALLENGE)
+    channel.send(Frame(FrameKind.HELLO, rank, world_size))
+    channel.receive(FrameKind.CHALLENGE)
     return channel
 
 
 def admitted(point: MeetingPoint, rank: int, world_size: int) -> Channel:
     """A member whose memory rank 0 has, or will have before it hears of what comes later."""
     channel = proven(point, rank, world_size)
-    channel.send(Frame(PROOF, rank, world_size), Memory.create().descriptor)
+    channel.send(Frame(FrameKind.PROOF, rank, world_size), MemoryFile.create().descriptor)
     return channel

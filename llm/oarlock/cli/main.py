@@ -24,7 +24,8 @@ from oarlock.cli.commands import (
     serve,
     train,
 )
-from oarlock.cli.flags import AnyCommand, add_commands, run_parsed
+from oarlock.cli.flags import AnyCommand
+from oarlock.cli.parser import add_commands, run_parsed
 from oarlock.environment.signals import exit_on_sigterm
 from oarlock.errors import exit_with
 from oarlock.versions import version_text

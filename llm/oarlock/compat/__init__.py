@@ -1,1 +1,1 @@
-"""What is changed in Paddle and PaddleNLP."""
+"""Changes to Paddle and PaddleNLP."""

@@ -10,7 +10,7 @@ NamedArguments = dict[str, Any]
 
 
 def named_arguments(forward: Callable[..., Any]) -> tuple[Callable[..., NamedArguments], str]:
-    """Return a function that names the arguments of a call, and the name of the key/value cache argument."""
+    """Return a function that names the arguments of a call of `forward`, and the name of its KV cache argument."""
     signature = inspect.signature(forward)
     past = "past_key_values" if "past_key_values" in signature.parameters else "cache"
 

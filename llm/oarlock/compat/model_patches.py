@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from oarlock.compat.patch import Patch
+from oarlock.families.registry import FAMILIES
 
 _NLP = "paddlenlp.transformers."
 _FLEET = "paddle.distributed.fleet."
@@ -78,27 +79,23 @@ _FIXED = "PaddleNLP's model is corrected"
 _MODELS = (
     *(
         _object(
-            f"{_NLP}{target}.forward",
+            f"{_NLP}{family.name}.modeling:{family.architecture}.forward",
             "models.forward:adapt_inputs",
             "needs masks and positions in a format of its own, while data and generation make those of Llama",
             "PaddleNLP's models agree on their inputs",
         )
-        for target in (
-            "opt.modeling:OPTForCausalLM",
-            "chatglm.modeling:ChatGLMForCausalLM",
-            "chatglm_v2.modeling:ChatGLMv2ForCausalLM",
-            "glm.modeling:GLMForConditionalGeneration",
-            "gptj.modeling:GPTJForCausalLM",
-        )
+        for family in FAMILIES.values()
+        if family.forward
     ),
     *(
         _object(
-            f"{_NLP}{target}.{name}",
+            f"{_NLP}{family.name}.modeling:{family.architecture}.{name}",
             "models.forward:adapt_inputs",
             "expects complete masks and pairs of positions from the caller of generate()",
             "PaddleNLP's models agree on their inputs",
         )
-        for target in ("chatglm.modeling:ChatGLMForCausalLM", "glm.modeling:GLMForConditionalGeneration")
+        for family in FAMILIES.values()
+        if family.forward == "pairs_of_positions"
         for name in ("prepare_inputs_for_generation", "update_model_kwargs_for_generation")
     ),
     _object(
@@ -130,12 +127,13 @@ _MODELS = (
     ),
     *(
         _object(
-            f"{_NLP}{attention}.attn_func",
+            f"{_NLP}{family.name}.modeling:{family.class_prefix}Attention.attn_func",
             "models.packing:attend_in_blocks",
             "computes all attention weights of a packed row, most of which are masked",
             "always: speed",
         )
-        for attention in ("llama.modeling:LlamaAttention", "qwen2.modeling:Qwen2Attention")
+        for family in FAMILIES.values()
+        if family.packing is not None and family.packing.takes_ends
     ),
 )
 
@@ -204,7 +202,7 @@ _TRAINING = (
     ),
     _object(
         f"{_FLEET}meta_parallel:PipelineParallel._p2p_helper",
-        "train.step.pipeline_step:pipeline_loss_sum",
+        "train.step.pipeline_step:sum_pipeline_losses",
         "caches the shapes of training, and evaluation with other shapes crashes or hangs",
         "PaddleNLP's pipeline evaluation resets the cache",
     ),

@@ -13,7 +13,7 @@ _MISSING = object()  # the owner has no such name
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides whether a patch applies.
+    """The properties of a machine that decide whether a patch applies.
 
     Attributes:
         device: the device of a run.
@@ -44,7 +44,7 @@ class Patch:
 
     Attributes:
         target: "module:name" or "module:Class.name".
-        replacement: the object that takes its place, "module:name". Its documentation says what differs.
+        replacement: the object that takes its place, "module:name". Its documentation names the differences.
         why: what happens without the patch.
         until: when the patch can go.
         scope: "process" patches stay once they are applied. "while_building" patches are undone after a model, a

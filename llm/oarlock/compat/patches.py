@@ -19,7 +19,7 @@ _LLAMA_AND_QWEN2 = (f"{_NLP}llama.modeling:Llama", f"{_NLP}qwen2.modeling:Qwen2"
 _PROCESS = (
     Patch(
         "paddlenlp",
-        "oarlock.compat.lazy_imports:_Paddlenlp",
+        "oarlock.compat.lazy_imports:_PaddlenlpFinder",
         "also imports a demo server, task pipelines and metrics: 1.8 of 2.5 s, and 160 of 230 MB per process",
         "paddlenlp imports these parts on demand",
         "process",

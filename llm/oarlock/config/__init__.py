@@ -1,4 +1,4 @@
-"""What the user asked for: typed sections, read from YAML and flags, checked before anything heavy is imported."""
+"""Configurations: typed sections, read from YAML and flags, and checked before Paddle is imported."""
 
 from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.load import LoadedConfig, load_config

@@ -1,4 +1,4 @@
-"""What both entrypoints do first: --help, --print_config, or a checked configuration."""
+"""The command line of run_pretrain.py and finetune_generation.py: --help, --print_config, or a configuration."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Sequence
 import yaml
 
 from oarlock.config.load import ConfigT, LoadedConfig, flatten, load_config
-from oarlock.config.options import OptionSpec, option_specs, section_classes
+from oarlock.config.options import option_specs, section_classes
 from oarlock.config.problems import WrongOptions
 from oarlock.config.run_config import RunConfig
 
 
 def read_command_line(config_class: type[ConfigT], argv: Sequence[str], program: str) -> LoadedConfig[ConfigT] | None:
-    """The checked configuration, or None when --help or --print_config was answered instead.
+    """The checked configuration, or None if --help or --print_config was printed instead.
 
     Raises:
-        WrongOptions: with every problem found and where to look for the right names.
-        ConfigError: for a file that is no recipe.
+        WrongOptions: lists every problem with the options.
+        ConfigError: the file is not a recipe.
     """
     words = list(argv)
     if "--help" in words or "-h" in words:
@@ -38,7 +38,7 @@ def read_command_line(config_class: type[ConfigT], argv: Sequence[str], program:
 
 
 def to_yaml(config: RunConfig, origins: dict[str, str] | None = None) -> str:
-    """The configuration as a YAML file the entrypoints read; with origins, each line says where its value is from."""
+    """The configuration as YAML that the entrypoints can read. With origins, each line says where its value is from."""
     flat, lines, section = flatten(config), [], ""
     for name, spec in option_specs(type(config)).items():
         if spec.section != section:
@@ -51,7 +51,7 @@ def to_yaml(config: RunConfig, origins: dict[str, str] | None = None) -> str:
 
 
 def help_text(config_class: type, program: str, width: int | None = None) -> str:
-    """--help: options in their sections, with type, unit, default and other spellings."""
+    """The text of --help: options by section, with type, unit, default and other spellings."""
     width = width or min(120, shutil.get_terminal_size((100, 24)).columns)
     lines = [
         f"usage: {program} [RECIPE] [--option value ...]",
@@ -62,8 +62,8 @@ def help_text(config_class: type, program: str, width: int | None = None) -> str
             "--recompute 1, --recompute true, --no_recompute.",
             width,
         ),
-        "  --print_config  print the resolved configuration and stop",
-        "  --help          this text",
+        "  --print_config  print the resolved configuration and exit",
+        "  --help          print this text and exit",
     ]
     sections = section_classes(config_class)
     section = ""
@@ -71,18 +71,12 @@ def help_text(config_class: type, program: str, width: int | None = None) -> str
         if spec.section != section:
             section = spec.section
             lines += ["", f"{(sections[section].__doc__ or section).strip()} ({section}:)"]
-        lines += _option_lines(name, spec, width)
+        default = spec.default
+        if isinstance(default, bool):
+            default = "yes" if default else "no"
+        elif default is None or default == "":
+            default = "not set"
+        spellings = ", ".join(f"--{spelling}" for spelling in (name, *spec.aliases))
+        lines.append(f"  {spellings}  [{spec.kind}; default {default}]")
+        lines += textwrap.wrap(spec.help, width, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
-
-
-def _option_lines(name: str, spec: OptionSpec, width: int) -> list[str]:
-    default = spec.default
-    if isinstance(default, bool):
-        default = "yes" if default else "no"
-    elif default is None or default == "":
-        default = "not set"
-    spellings = ", ".join(f"--{spelling}" for spelling in (name, *spec.aliases))
-    return [
-        f"  {spellings}  [{spec.kind}; default {default}]",
-        *textwrap.wrap(spec.help, width, initial_indent="      ", subsequent_indent="      "),
-    ]

@@ -1,4 +1,4 @@
-"""Which device a run uses, and what that device can't do."""
+"""The device of a run, and adapting a configuration to it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 def choose_device(requested: str | None) -> str:
-    """ "gpu" or "cpu"; None takes a GPU where there is one.
+    """ "gpu" or "cpu"; for None, a GPU if one is available.
 
     Raises:
-        EnvironmentProblem: for --device gpu without one, saying whether the wheel or the card is missing.
+        EnvironmentProblem: --device gpu was given, but Paddle is a CPU build or there is no GPU.
     """
     import paddle
 
@@ -26,14 +26,14 @@ def choose_device(requested: str | None) -> str:
         raise EnvironmentProblem(
             "--device gpu: no GPU is visible to Paddle (check nvidia-smi and CUDA_VISIBLE_DEVICES)"
             if compiled
-            else "--device gpu: this is a CPU build of Paddle. Install paddlepaddle-gpu (bash scripts/setup.sh picks "
+            else "--device gpu: this is a CPU build of Paddle. Install paddlepaddle-gpu (bash scripts/setup.sh chooses "
             "the wheel for your driver), or use --device cpu"
         )
     return requested or ("gpu" if count else "cpu")
 
 
 def fit_to_device(config: ConfigT, device: str) -> ConfigT:
-    """The configuration with what a CPU can't do replaced by what it can; each replacement is said once."""
+    """Replace what a CPU does not support in a configuration, and log each replacement once."""
     if device != "cpu":
         return config
     precision = config.precision

@@ -115,23 +115,16 @@ class FinetuneConfig(RunConfig):
         return self.data.row_length + (self.method.num_virtual_tokens if self.method.p_tuning else 0)
 
     def own_problems(self) -> Iterator[str]:
-        yield from self._packing_problems()
-        yield from self._method_problems()
-        yield from self._merge_problems()
-
-    def _packing_problems(self) -> Iterator[str]:
+        method = self.method
         if self.data.packing_length is not None and not self.data.packing:
             yield f"--packing_length {self.data.packing_length} needs --packing"
         for name in ("prefix_tuning", "p_tuning"):
-            if self.data.packing and getattr(self.method, name):
+            if self.data.packing and getattr(method, name):
                 what = "prefix" if name == "prefix_tuning" else "virtual tokens"
                 yield (
                     f"--packing can't be combined with --{name}: all examples in a row would share the {what}. Drop "
                     "one of the two"
                 )
-
-    def _method_problems(self) -> Iterator[str]:
-        method = self.method
         if len(method.chosen) > 1:
             yield f"{' and '.join(f'--{name}' for name in method.chosen)} can't be combined: choose one method"
         why = {
@@ -144,9 +137,6 @@ class FinetuneConfig(RunConfig):
                     f"--{name} can't be combined with --pipeline_parallel_degree: {reason}. Use --lora, or another "
                     "kind of parallelism"
                 )
-
-    def _merge_problems(self) -> Iterator[str]:
-        method = self.method
         if not method.merge_weights:
             return
         # A named adapter brings its own method (oarlock.train.start_from_adapter).

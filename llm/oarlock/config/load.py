@@ -1,4 +1,4 @@
-"""Read a configuration: defaults <- YAML file (with its includes) <- flags, every value with its origin."""
+"""Loading a configuration from defaults, a YAML file with its includes, and flags, with the origin of every value."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class LoadedConfig(typing.Generic[ConfigT]):
 
 
 def load_config(config_class: type[ConfigT], argv: Sequence[str]) -> LoadedConfig[ConfigT]:
-    """Read `[RECIPE] [--flag value ...]`; RECIPE is a YAML file or the name of a recipe.
+    """Load `[RECIPE] [--flag value ...]`, where RECIPE is a YAML file or the name of a recipe.
 
     Raises:
-        ConfigError: with every problem found, each naming its flag or file:line and, for unknown names, the nearest.
+        ConfigError: lists every problem, with its flag or file:line and, for unknown names, a suggestion.
     """
     arguments = list(argv)
     recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
@@ -40,10 +40,10 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str]) -> LoadedConfi
 def load_options(
     config_class: type[ConfigT], recipe: str | Path | None, options: Mapping[str, Any]
 ) -> LoadedConfig[ConfigT]:
-    """Read a recipe (or none) and options that are given as Python values.
+    """Load an optional recipe, and options as Python values.
 
     Raises:
-        ConfigError: as load_config.
+        ConfigError: as for load_config().
     """
     return _load(config_class, recipe, lambda specs, problems: _from_arguments(options, specs, problems))
 
@@ -60,28 +60,32 @@ def _load(
     converted, origins = _convert(values, specs, problems)
     if problems:
         raise WrongOptions(listing(problems))
-    config = _build(config_class, converted)
+    by_section: dict[str, dict[str, Any]] = {}
+    for name, spec in specs.items():
+        by_section.setdefault(spec.section, {})[name] = converted[name]
+    sections = section_classes(config_class)
+    config = config_class(**{section: sections[section](**items) for section, items in by_section.items()})
     if crossed := cross_problems(config):
         raise WrongOptions(listing(crossed))
     return LoadedConfig(config, origins)
 
 
 def config_from_flat(config_class: type[ConfigT], flat: dict[str, Any]) -> ConfigT:
-    """Build a configuration from option names and plain values (tests, saved runs); the rest are defaults."""
+    """Build a configuration from option names and values; other options have their defaults."""
     arguments = [word for name, value in flat.items() if value is not None for word in (f"--{name}", str(value))]
     return load_config(config_class, arguments).config
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """Option name -> value, over all sections, in their order."""
+    """Option name -> value, for all sections, in their order."""
     return {name: getattr(getattr(config, spec.section), name) for name, spec in option_specs(type(config)).items()}
 
 
 def is_default(config: RunConfig, origins: Mapping[str, str], name: str) -> bool:
-    """Whether an option has its default because nobody gave it.
+    """Whether an option has its default because it was not given.
 
     Args:
-        origins: of a LoadedConfig; where they are not known the value decides.
+        origins: those of a LoadedConfig. Without an origin, the value decides.
     """
     spec = option_specs(type(config))[name]
     if name in origins:
@@ -107,14 +111,6 @@ def _convert(
     return converted, origins
 
 
-def _build(config_class: type[ConfigT], values: dict[str, Any]) -> ConfigT:
-    by_section: dict[str, dict[str, Any]] = {}
-    for name, spec in option_specs(config_class).items():
-        by_section.setdefault(spec.section, {})[name] = values[name]
-    sections = section_classes(config_class)
-    return config_class(**{section: sections[section](**items) for section, items in by_section.items()})
-
-
 def _from_arguments(
     options: Mapping[str, Any], specs: dict[str, OptionSpec], problems: Problems
 ) -> dict[str, tuple[Any, str]]:
@@ -132,7 +128,7 @@ def _from_arguments(
 
 
 def _from_flags(words: list[str], specs: dict[str, OptionSpec], problems: Problems) -> dict[str, tuple[str, str]]:
-    """`--x value`, `--x=value`, and for yes/no options `--x` and `--no_x`; later flags win."""
+    """Parse `--x value`, `--x=value`, and for yes/no options `--x` and `--no_x`. Later flags win."""
     names = names_of(specs)
     values: dict[str, tuple[str, str]] = {}
     position = 0
@@ -157,7 +153,7 @@ def _from_flags(words: list[str], specs: dict[str, OptionSpec], problems: Proble
         is_bool = specs[name].type is bool
         if negated:
             if equals or following is not None or not is_bool:
-                problems.append(f"--{flag} takes no value and exists for yes/no options only")
+                problems.append(f"--{flag} is for yes/no options only, and takes no value")
                 position += following is not None and not equals
                 continue
             value = "false"

@@ -1,4 +1,4 @@
-"""The figures an evaluation gives, and which of them says what the best model is."""
+"""The metrics of evaluations, and the one that decides which model is best."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ PREFIX = "eval_"
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of an evaluation.
+    """A metric of evaluations.
 
     Attributes:
-        greater_is_better: which way is better.
-        from_answers: it needs --do_generation.
+        greater_is_better: whether higher values are better.
+        from_answers: the metric needs generated answers (--do_generation).
     """
 
     greater_is_better: bool
@@ -34,6 +34,6 @@ METRICS = {
 
 
 def best_metric(config: RunConfig) -> str:
-    """The name of --metric_for_best_model, which may be given with or without "eval_" (as in PaddleNLP)."""
+    """The name of --metric_for_best_model, with the optional prefix "eval_"."""
     name = config.evaluation.metric_for_best_model
     return str(name if name.startswith(PREFIX) else PREFIX + name)

@@ -1,11 +1,11 @@
-"""How one option is declared: a typed dataclass field, its check, unit and other spellings beside it.
+"""Declaring options: a typed dataclass field with its check, unit and other spellings.
 
-The text under a field (a string literal, as in a class docstring) is its help. Example:
+The string literal below a field is its help. Example:
 
     @dataclass(frozen=True)
     class Batch:
         per_device_train_batch_size: int = option(8, at_least(1), unit="samples")
-        \"\"\"Samples in one forward pass on one data-parallel rank.\"\"\"
+        \"\"\"Samples per micro-batch on each data-parallel rank.\"\"\"
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TRUE_WORDS = frozenset({"1", "true", "yes", "y", "t", "on"})
 FALSE_WORDS = frozenset({"0", "false", "no", "n", "f", "off"})
 NONE_WORDS = frozenset({"none", "null", ""})
 _LONGEST_SHOWN = 200  # characters of a value in a message
-_LARGEST = 1 << 63  # what Paddle's whole numbers end at
+_LARGEST = 1 << 63  # Paddle's integers have 64 bits
 _METADATA = ("checks", "unit", "aliases", "choices", "may_change", "from_yaml")
 
 
@@ -45,13 +45,13 @@ def option(
     """Declare an option.
 
     Args:
-        default: its value when neither YAML nor flags name it.
-        checks: functions value -> None or what is wrong with it; not called for None.
+        default: the value if neither YAML nor flags give one.
+        checks: functions of the value that return None or a problem. They are not called for None.
         unit: what the number counts ("samples", "tokens", "steps"), shown in --help.
         aliases: other published spellings of the same option.
-        choices: the words it may be.
-        may_change: a run can be resumed although this differs (it does not change what is learnt).
-        from_yaml: for text: what a list or a mapping in YAML stands for; raises ValueError.
+        choices: the allowed values.
+        may_change: a run may be resumed with another value, because it does not change what is learnt.
+        from_yaml: converts a list or a mapping in YAML to text; raises ValueError.
     """
     meta = {
         "checks": checks,
@@ -86,7 +86,7 @@ def degree(value: int) -> str | None:
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """One option of a configuration, ready for the parser, the help and the checks."""
+    """One option of a configuration, as the parser, the help and the checks need it."""
 
     section: str
     name: str
@@ -102,10 +102,10 @@ class OptionSpec:
     help: str
 
     def convert(self, value: Any) -> Any:
-        """Turn a flag's word or a YAML value into the option's type.
+        """Convert a flag's text or a YAML value to the option's type.
 
         Raises:
-            ValueError: with a sentence saying what was expected.
+            ValueError: the value is invalid; the message says what was expected.
         """
         if value is None or (self.optional and isinstance(value, str) and value.lower() in NONE_WORDS):
             if self.optional:
@@ -119,14 +119,14 @@ class OptionSpec:
         return converted
 
     def problem(self, value: Any) -> str | None:
-        """What the option's own checks say of a converted value."""
+        """The problem that the option's checks find in a converted value, or None."""
         if value is None:
             return None
         return next((message for check in self.checks if (message := check(value)) is not None), None)
 
     @property
     def kind(self) -> str:
-        """The type in words, for --help and messages."""
+        """The type as text, for --help and messages."""
         if self.choices:
             return "|".join(self.choices)
         word = {bool: "yes or no", int: "whole number", float: "number", str: "text", Path: "path"}[self.type]
@@ -134,10 +134,10 @@ class OptionSpec:
 
 
 def shown(value: Any, quoted: bool = True) -> str:
-    """A value that a message quotes, cut where it is long.
+    """A value as text for a message, truncated if it is long.
 
     Args:
-        quoted: text in quotation marks, as Python writes it.
+        quoted: write text in quotation marks, as Python does.
     """
     text = repr(value) if quoted else str(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text):,} characters)"
@@ -194,7 +194,7 @@ _CONVERTERS: dict[type, Callable[[Any], Any]] = {
 
 @functools.cache
 def _field_docs(cls: type) -> dict[str, str]:
-    """The string literal under each field of a dataclass, whitespace folded."""
+    """The string literal below each field of a dataclass, with normalised whitespace."""
     docs: dict[str, str] = {}
     for base in cls.__mro__[1:-1]:
         docs = _field_docs(base) | docs
@@ -209,14 +209,6 @@ def _field_docs(cls: type) -> dict[str, str]:
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
             docs[statement.target.id] = " ".join(below.value.value.split())
     return docs
-
-
-def _plain_type(annotation: Any) -> tuple[type, bool]:
-    """(int, True) for `int | None`; (int, False) for `int`."""
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        (inner,) = (a for a in typing.get_args(annotation) if a is not type(None))
-        return inner, True
-    return annotation, False
 
 
 @functools.cache
@@ -234,13 +226,9 @@ def section_classes(config_class: Hashable) -> dict[str, type]:
     return {name: hints[name] for name in names}
 
 
-def option_specs(config_class: type) -> dict[str, OptionSpec]:
-    """Every option of a configuration class, by name, in the order of its sections."""
-    return _specs_of(config_class)
-
-
 @functools.cache
-def _specs_of(config_class: Hashable) -> dict[str, OptionSpec]:
+def option_specs(config_class: Hashable) -> dict[str, OptionSpec]:
+    """Every option of a configuration class, by name, in the order of its sections."""
     specs: dict[str, OptionSpec] = {}
     for section, section_class in section_classes(config_class).items():
         for name, spec in section_specs(section_class, section).items():
@@ -254,7 +242,10 @@ def section_specs(section_class: type, section: str = "") -> dict[str, OptionSpe
     hints, docs = typing.get_type_hints(section_class), _field_docs(section_class)
     specs: dict[str, OptionSpec] = {}
     for item in dataclasses.fields(section_class):
-        plain, optional = _plain_type(hints[item.name])
+        plain, optional = hints[item.name], False
+        if isinstance(plain, types.UnionType) or typing.get_origin(plain) is typing.Union:
+            (plain,) = (each for each in typing.get_args(plain) if each is not type(None))
+            optional = True
         specs[item.name] = OptionSpec(
             section=section,
             name=item.name,

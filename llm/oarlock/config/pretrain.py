@@ -79,22 +79,19 @@ class PretrainConfig(RunConfig):
     data: PretrainDataSection
 
     def own_problems(self) -> Iterator[str]:
-        yield from self._split_problems()
-        if self.model.continue_training:
-            for name in self.model.sizes:
-                yield f"--{name} can't be combined with --continue_training: it would not fit the loaded weights"
-
-    def _split_problems(self) -> Iterator[str]:
         split = self.data.split
         try:
             train, evaluation, _ = parse_split(split)
         except ValueError as error:
             yield f"--split {split} {error}"
-            return
-        if self.evaluation.do_train and train == 0:
-            yield f"--split {split} leaves no documents for training, which --do_train asks for"
-        if self.evaluation.do_eval and evaluation == 0:
-            yield f"--split {split} leaves no documents for evaluation, which --do_eval asks for"
+        else:
+            if self.evaluation.do_train and train == 0:
+                yield f"--split {split} leaves no documents for training, which --do_train asks for"
+            if self.evaluation.do_eval and evaluation == 0:
+                yield f"--split {split} leaves no documents for evaluation, which --do_eval asks for"
+        if self.model.continue_training:
+            for name in self.model.sizes:
+                yield f"--{name} can't be combined with --continue_training: it would not fit the loaded weights"
 
 
 def parse_split(text: str) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""The problems of a configuration, collected so that one error lists them all, with the nearest known names."""
+"""Collecting the problems of a configuration, so one error lists all of them, with suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Iterable
 from typing import Any
 
 from oarlock.config.options import OptionSpec
-from oarlock.config.synonyms import meaning
+from oarlock.config.synonyms import explain_name
 from oarlock.errors import ConfigError
 
-_MOST = 50  # problems; who has more has another file in hand than a configuration
+_MOST = 50  # problems; a file with more is not a configuration
 _LONGEST = 2000  # characters of one problem
 _LONGEST_NAME = 64  # characters; the longest option has 35
 
 
 class WrongOptions(ConfigError):
-    """Options that are not there, or have values that they can't have."""
+    """Unknown options, or options with invalid values."""
 
 
 class Problems(list[str]):
-    """Sentences about what is wrong."""
+    """Descriptions of problems."""
 
     def append(self, problem: str) -> None:
-        """Add one.
+        """Add a problem.
 
         Raises:
-            ConfigError: when there are so many that reading on makes no sense.
+            WrongOptions: there are too many.
         """
         super().append(problem)
         if len(self) >= _MOST:
-            raise WrongOptions(f"{listing(self)}\n  - reading stopped here")
+            raise WrongOptions(f"{listing(self)}\n  - stopped after these")
 
 
 def listing(problems: list[str]) -> str:
-    """All of them in one message; what quotes a long value is cut."""
+    """All problems in one message. Long ones are truncated."""
     problems = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for text in problems]
     if len(problems) == 1:
         return problems[0]
@@ -42,10 +42,10 @@ def listing(problems: list[str]) -> str:
 
 
 def suggestion(name: str, value: Any, known: Iterable[str], specs: dict[str, OptionSpec], prefix: str = "") -> str:
-    """What an unknown name probably means: what other suites call so, else the nearest name."""
+    """Suggest what an unknown name means: an option with that name in other suites, or the most similar name."""
     if len(name) > _LONGEST_NAME:
         return ""
-    if found := meaning(name, value, specs.keys(), as_flags=bool(prefix)):
+    if found := explain_name(name, value, specs.keys(), as_flags=bool(prefix)):
         return f": {found}"
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {prefix}{near[0]}?" if near else ""

@@ -1,4 +1,4 @@
-"""Read a recipe: a YAML (or JSON) file and the files that it includes, every value with its file and line."""
+"""Reading a recipe: a YAML (or JSON) file and the files that it includes. Every value has its file and line."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from oarlock.errors import ConfigError
 from oarlock.formats.files import read_bytes
 from oarlock.formats.yaml_file import Budget, compose_text, value_of
 
-MOST_FILES = 64  # of one recipe; ours include four
-_LONGEST_PATH = 4096  # characters, as Linux has it; longer ones take realpath minutes
+MOST_FILES = 64  # of one recipe; the published ones include four
+_LONGEST_PATH = 4096  # characters, the limit of Linux; realpath would take minutes for longer ones
 _EMPTY = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
-# Option name -> (value as YAML has it, "file:line").
+# Option name -> (YAML value, "file:line").
 Values = dict[str, tuple[Any, str]]
 
 
 class RecipeFiles:
-    """The files of one recipe. Each is read once, however often it is included; together they keep to one budget.
+    """The files of one recipe. Each is read once, and all of them share one budget.
 
-    `include:` names files, relative to the one it stands in. They may lie anywhere the user may read, but they are read
-    as YAML alone, and only regular files are opened.
+    `include:` names files, relative to the file that includes them. They may be anywhere, but only regular files are
+    opened, and only YAML is parsed.
     """
 
     def __init__(self, specs: dict[str, OptionSpec], problems: Problems) -> None:
@@ -37,10 +37,10 @@ class RecipeFiles:
         self._read: dict[Path, Values] = {}
 
     def read(self, path: Path) -> Values:
-        """The values of a recipe, those of its includes under its own; what is wrong with single ones is collected.
+        """The values of a recipe; they override those of its includes. Problems with single values are collected.
 
         Raises:
-            ConfigError: naming the file, and the line where there is one.
+            ConfigError: a file can't be read or is not a recipe.
         """
         return self._values(path, read_bytes(path, limit=self._budget.bytes, what="YAML file", error=ConfigError), ())
 
@@ -56,7 +56,7 @@ class RecipeFiles:
                 content = read_bytes(path, limit=self._budget.bytes, what="YAML file", error=ConfigError)
             except ConfigError as error:
                 raise ConfigError(f"{named_at}: include: {error}") from error
-            self._read[path] = {}  # counted now: its own includes count beside it
+            self._read[path] = {}  # counted before its own includes
             self._read[path] = self._values(path, content, parents)
         return self._read[path]
 
@@ -75,12 +75,12 @@ class RecipeFiles:
                     included |= self._included(path.parent / entry, (*parents, _real(path)), named_at)
             elif key.value in self._sections and isinstance(node, yaml.MappingNode):
                 for inner, value in node.value:
-                    self._take(inner, value, path, own, section=key.value)
+                    self._add_value(inner, value, path, own, section=key.value)
             else:
-                self._take(key, node, path, own)
+                self._add_value(key, node, path, own)
         return included | own
 
-    def _take(self, key: yaml.Node, node: yaml.Node, path: Path, into: Values, section: str | None = None) -> None:
+    def _add_value(self, key: yaml.Node, node: yaml.Node, path: Path, into: Values, section: str | None = None) -> None:
         origin = f"{path}:{key.start_mark.line + 1}"
         specs, names = self._specs, self._names
         name = names.get(str(key.value))
@@ -95,17 +95,17 @@ class RecipeFiles:
             self._problems.append(f"{origin}: unknown key {shown(key.value, quoted=False)}{where}{hint}")
             return
         written = isinstance(node, yaml.ScalarNode) and specs[name].type is str and node.tag not in _EMPTY
-        # Text stays as it is written: 1.50 is not 1.5, and no is not False.
+        # Text is kept as it is written: 1.50 is not 1.5, and no is not False.
         into[name] = (node.value if written else value_of(node, str(path)), origin)
 
 
 def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))  # Path.resolve raises for links that lead in a circle
+    return Path(os.path.realpath(path))  # Path.resolve raises for circular links
 
 
 def _file_names(value: Any, named_at: str) -> list[str]:
     names = value if isinstance(value, list) else [value]
     for name in names:
         if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_PATH:
-            raise ConfigError(f"{named_at}: include takes names of files; got {shown(name)}")
+            raise ConfigError(f"{named_at}: include expects file names; got {shown(name)}")
     return names

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from oarlock.config.metric_names import METRICS, PREFIX, best_metric
 from oarlock.config.run_config import RunConfig
 
-Rule = Callable[[RunConfig], Iterator[str]]
-
 
 def cross_problems(config: RunConfig) -> list[str]:
     """Every conflict among the options of a configuration."""
-    return [*(problem for rule in _RULES for problem in rule(config)), *config.own_problems()]
+    return [
+        *_combination_problems(config),
+        *_schedule_problems(config),
+        *_best_model_problems(config),
+        *config.own_problems(),
+    ]
 
 
-def _something_to_do(config: RunConfig) -> Iterator[str]:
+def _combination_problems(config: RunConfig) -> Iterator[str]:
     if not (config.evaluation.do_train or config.evaluation.do_eval):
         yield "nothing to do: give --do_train, --do_eval or both"
-
-
-def _one_precision(config: RunConfig) -> Iterator[str]:
     precision = config.precision
     if precision.fp16 and precision.bf16:
         yield "--fp16 and --bf16 can't be combined"
     if precision.amp_master_grad and not (precision.fp16 or precision.bf16):
         yield "--amp_master_grad needs --fp16 or --bf16"
+    parallel = config.parallel
+    # ColumnSequenceParallelLinear asserts world_size > 1.
+    if parallel.sequence_parallel and parallel.tensor_parallel_degree <= 1:
+        yield "--sequence_parallel needs --tensor_parallel_degree above 1"
+    if parallel.virtual_pp_degree > 1 and parallel.pipeline_parallel_degree <= 1:
+        yield "--virtual_pp_degree above 1 needs --pipeline_parallel_degree above 1"
+    checkpoint = config.checkpoint
+    if checkpoint.overwrite_output_dir and checkpoint.resume_from_checkpoint:
+        yield "--overwrite_output_dir starts from scratch and --resume_from_checkpoint resumes: give only one of them"
 
 
-def _learning_rates(config: RunConfig) -> Iterator[str]:
+def _schedule_problems(config: RunConfig) -> Iterator[str]:
     schedule = config.schedule
     if schedule.min_learning_rate > schedule.learning_rate:
         yield f"--min_learning_rate {schedule.min_learning_rate} is above --learning_rate {schedule.learning_rate}"
@@ -41,22 +50,7 @@ def _learning_rates(config: RunConfig) -> Iterator[str]:
         yield f"--decay_steps {schedule.decay_steps} must be above --warmup_steps {schedule.warmup_steps}"
 
 
-def _sequence_parallel(config: RunConfig) -> Iterator[str]:
-    parallel = config.parallel
-    # ColumnSequenceParallelLinear asserts world_size > 1.
-    if parallel.sequence_parallel and parallel.tensor_parallel_degree <= 1:
-        yield "--sequence_parallel needs --tensor_parallel_degree above 1"
-    if parallel.virtual_pp_degree > 1 and parallel.pipeline_parallel_degree <= 1:
-        yield "--virtual_pp_degree above 1 needs --pipeline_parallel_degree above 1"
-
-
-def _resume(config: RunConfig) -> Iterator[str]:
-    checkpoint = config.checkpoint
-    if checkpoint.overwrite_output_dir and checkpoint.resume_from_checkpoint:
-        yield "--overwrite_output_dir starts from scratch and --resume_from_checkpoint resumes: give only one of them"
-
-
-def _best_model(config: RunConfig) -> Iterator[str]:
+def _best_model_problems(config: RunConfig) -> Iterator[str]:
     evaluation, checkpoint = config.evaluation, config.checkpoint
     wanted = []
     if evaluation.early_stopping_patience is not None:
@@ -74,10 +68,10 @@ def _best_model(config: RunConfig) -> Iterator[str]:
             yield f"{flag} is for training: add --do_train, or drop it"
     if evaluation.eval_prompts is not None and not evaluation.do_eval:
         yield "--eval_prompts are answered in evaluations: add --do_eval"
-    yield from _metric(config)
+    yield from _metric_problems(config)
 
 
-def _metric(config: RunConfig) -> Iterator[str]:
+def _metric_problems(config: RunConfig) -> Iterator[str]:
     evaluation, name = config.evaluation, best_metric(config)
     given = f"--metric_for_best_model {evaluation.metric_for_best_model}"
     metric = METRICS.get(name)
@@ -96,13 +90,3 @@ def _metric(config: RunConfig) -> Iterator[str]:
             f"--greater_is_better {evaluation.greater_is_better} is wrong: a {better} {name.removeprefix(PREFIX)} is "
             "better. Drop the flag"
         )
-
-
-_RULES: tuple[Rule, ...] = (
-    _something_to_do,
-    _one_precision,
-    _learning_rates,
-    _sequence_parallel,
-    _resume,
-    _best_model,
-)

@@ -1,7 +1,7 @@
-"""What other training suites call our options: LLaMA-Factory, axolotl, transformers' Trainer, TRL, PEFT, ms-swift,
+"""Names of options in other training suites: LLaMA-Factory, axolotl, transformers' Trainer, TRL, PEFT, ms-swift,
 torchtune, Megatron-LM, DeepSpeed, Lightning, and PaddleNLP's older scripts.
 
-An unknown name that stands here is answered with the option that it is here, and with the value where that differs.
+The error for an unknown option in this table names Oarlock's option, and its value if that differs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.options import FALSE_WORDS, TRUE_WORDS, option_specs
 from oarlock.config.pretrain import PretrainConfig
 
-_PERCENT = "validation_split is a share (0.05), or a number of records"
+_PERCENT = "use validation_split with a fraction (0.05) or a number of records"
 _LENGTHS = (
     "cutoff_len max_length max_len max_seq_len seq_len seq_length sequence_len sequence_length block_size "
     "model_max_length context_length"
 )
-# Option (or several) -> other names, with the same values. A name may stand under an option of each entrypoint.
+# Option (or several) -> other names with the same values. A name may occur once per entrypoint.
 SAME = {
     "model_name_or_path": "model model_name model_id model_path model_dir model_id_or_path base_model base_model_name "
     "base_model_name_or_path pretrained_model_name_or_path checkpoint_path from_pretrained",
@@ -124,8 +124,8 @@ SAME = {
     "model_type": "model_family",
     "skip_bad": "skip_errors ignore_errors",
 }
-# Names whose values are others here: name -> (value there -> options here, what to say of all other values). "yes" and
-# "no" stand for all words of that meaning.
+# Names whose values differ: name -> (value there -> options here, hint for all other values). "yes" and "no" stand for
+# all words of that meaning.
 _TRUE, _FALSE = "true", "false"
 _METHODS = {
     "lora": {"lora": _TRUE},
@@ -165,120 +165,115 @@ _WHEN = {"epoch": {"do_eval": _TRUE}, "steps": {"do_eval": _TRUE, "eval_steps": 
 VALUES: dict[str, tuple[dict[str, dict[str, str]], str]] = {
     **dict.fromkeys(
         ("finetuning_type", "train_type", "tuner_type", "sft_type", "adapter", "peft_type", "method", "tuning_type"),
-        (_METHODS, "lora, qlora, prefix_tuning and p_tuning are options of their own; without one all weights train"),
+        (_METHODS, "use lora, qlora, prefix_tuning or p_tuning; without one, all weights are trained"),
     ),
     **dict.fromkeys(
         ("mixed_precision", "precision", "torch_dtype", "dtype", "compute_dtype", "model_dtype"),
-        (_PRECISIONS, "bf16 and fp16 are options of their own; without one the weights are float32"),
+        (_PRECISIONS, "use bf16 or fp16; without one, the weights are float32"),
     ),
     **dict.fromkeys(
         ("deepspeed", "zero", "zero_stage", "deepspeed_stage", "fsdp", "sharding_stage"),
-        (_ZERO, "ZeRO's stages are sharding stage1, stage2 and stage3, without a file"),
+        (_ZERO, "ZeRO's stages are sharding stage1, stage2 and stage3, without a configuration file"),
     ),
     **dict.fromkeys(
-        ("flash_attn", "attn_implementation", "attn_impl"), (_FLASH, "it is use_flash_attention, yes or no")
+        ("flash_attn", "attn_implementation", "attn_impl"), (_FLASH, "set use_flash_attention to yes or no")
     ),
     **dict.fromkeys(
         ("eval_strategy", "evaluation_strategy", "val_strategy"),
-        (_WHEN, "do_eval evaluates every eval_steps, or at the end of every epoch where eval_steps is not given"),
+        (_WHEN, "do_eval evaluates every eval_steps, or at the end of every epoch without eval_steps"),
     ),
-    "quantization_bit": ({"4": {"qlora": _TRUE}}, "4-bit weights are qlora's; no other width is offered"),
-    "quant_bits": ({"4": {"qlora": _TRUE}}, "4-bit weights are qlora's; no other width is offered"),
+    "quantization_bit": ({"4": {"qlora": _TRUE}}, "qlora has 4-bit weights; other widths are not supported"),
+    "quant_bits": ({"4": {"qlora": _TRUE}}, "qlora has 4-bit weights; other widths are not supported"),
     **dict.fromkeys(
         ("use_cpu", "no_cuda", "cpu", "force_cpu"),
-        ({"yes": {"device": "cpu"}, "no": {"device": "gpu"}}, "device is cpu or gpu"),
+        ({"yes": {"device": "cpu"}, "no": {"device": "gpu"}}, "set device to cpu or gpu"),
     ),
     "validation_split_percentage": ({"5": {"validation_split": "0.05"}}, _PERCENT),
-    "pure_bf16": ({"yes": {"bf16": _TRUE, "fp16_opt_level": "O2"}}, "bf16 with fp16_opt_level O2"),
+    "pure_bf16": ({"yes": {"bf16": _TRUE, "fp16_opt_level": "O2"}}, "set bf16 and fp16_opt_level O2"),
 }
-# Names that are nothing here, and why.
-_OPTIMIZER = "AdamW is the only optimizer: leave it out"
+# Names without a counterpart, and why.
+_OPTIMIZER = "AdamW is the only optimizer: drop it"
 ABSENT = {
     "optim": _OPTIMIZER,
     "optimizer": _OPTIMIZER,
     "optimizer_type": _OPTIMIZER,
     "use_adam": _OPTIMIZER,
-    "stage": "pretraining (pt) is run_pretrain.py, fine-tuning (sft) is finetune_generation.py; others are not offered",
-    "rlhf_type": "only pretraining and supervised fine-tuning are offered",
-    "global_batch_size": "it is per_device_train_batch_size x gradient_accumulation_steps x data-parallel ranks: give "
+    "stage": "pretraining (pt) is run_pretrain.py, fine-tuning (sft) is finetune_generation.py, others don't exist",
+    "rlhf_type": "only pretraining and supervised fine-tuning are supported",
+    "global_batch_size": "it is per_device_train_batch_size x gradient_accumulation_steps x data-parallel ranks: set "
     "the first two",
-    "train_on_inputs": "prompts are not trained on; records of the form text train all of their text",
-    "train_on_prompt": "prompts are not trained on; records of the form text train all of their text",
-    "mask_prompt": "prompts are never trained on: leave it out",
-    "completion_only_loss": "prompts are never trained on: leave it out",
-    "assistant_only_loss": "only the assistant's texts are trained on: leave it out",
-    "group_by_length": "examples are not grouped by length; packing wastes less on padding",
-    "trust_remote_code": "no code of a model folder is ever run: leave it out",
-    "wandb_project": "figures go to metrics.jsonl and VisualDL (report_to): leave it out",
-    "use_wandb": "figures go to metrics.jsonl and VisualDL (report_to): leave it out",
-    "use_swanlab": "figures go to metrics.jsonl and VisualDL (report_to): leave it out",
-    "mix_strategy": 'the weights stand in dataset_name_or_path: "0.7 a 0.3 b"',
-    "interleave_probs": 'the weights stand in dataset_name_or_path: "0.7 a 0.3 b"',
-    "run_name": "a run is known by its output_dir: leave it out",
+    "train_on_inputs": "prompts are not trained on; for records with data_format text, all text is",
+    "train_on_prompt": "prompts are not trained on; for records with data_format text, all text is",
+    "mask_prompt": "prompts are never trained on: drop it",
+    "completion_only_loss": "prompts are never trained on: drop it",
+    "assistant_only_loss": "only the assistant's messages are trained on: drop it",
+    "group_by_length": "examples are not grouped by length; packing avoids padding",
+    "trust_remote_code": "code in model folders is never run: drop it",
+    "wandb_project": "metrics go to metrics.jsonl and VisualDL (report_to): drop it",
+    "use_wandb": "metrics go to metrics.jsonl and VisualDL (report_to): drop it",
+    "use_swanlab": "metrics go to metrics.jsonl and VisualDL (report_to): drop it",
+    "mix_strategy": 'give weights in dataset_name_or_path: "0.7 a 0.3 b"',
+    "interleave_probs": 'give weights in dataset_name_or_path: "0.7 a 0.3 b"',
+    "run_name": "a run is identified by its output_dir: drop it",
     "logging_first_step": "logging_steps 1 logs every step",
-    "plot_loss": "VisualDL draws metrics.jsonl: leave it out",
-    "preprocessing_num_workers": "records are tokenised once and kept (data_cache_dir): leave it out",
-    "local_rank": "the launcher sets it: leave it out",
-    "unified_checkpoint": "every checkpoint can be read under every plan: leave it out",
-    "save_safetensors": "all weights are safetensors: leave it out",
-    "save_only_model": "the final model in output_dir has no optimizer states; checkpoints have them",
-    "push_to_hub": "nothing is uploaded: leave it out",
-    "remove_unused_columns": "records are read by their form (data_format): leave it out",
-    "gradient_checkpointing_kwargs": "recompute_granularity says what is recomputed",
-    "use_dora": "DoRA is not offered; rslora and lora_plus_scale are",
-    "modules_to_save": "LoRA trains its matrices alone",
+    "plot_loss": "VisualDL draws the metrics: drop it",
+    "preprocessing_num_workers": "records are tokenised once and cached (data_cache_dir): drop it",
+    "local_rank": "the launcher sets it: drop it",
+    "unified_checkpoint": "every checkpoint can be loaded under every plan: drop it",
+    "save_safetensors": "all weights are saved as safetensors: drop it",
+    "save_only_model": "the final model in output_dir has no optimizer states; checkpoints do",
+    "push_to_hub": "nothing is uploaded: drop it",
+    "remove_unused_columns": "records are read according to data_format: drop it",
+    "gradient_checkpointing_kwargs": "use recompute_granularity",
+    "use_dora": "DoRA is not supported; rslora and lora_plus_scale are",
+    "modules_to_save": "LoRA trains only its matrices",
     "freeze_trainable_layers": "all weights are trained, or an adapter (lora, prefix_tuning, p_tuning)",
-    "neftune_noise_alpha": "NEFTune is not offered",
-    "label_smoothing_factor": "label smoothing is not offered",
-    "max_samples": "all records are read: give a smaller file, or --max_steps",
-    "max_train_samples": "all records are read: give a smaller file, or --max_steps",
-    "eval_dataset": "the dev file lies beside the train file, or is held out by validation_split",
-    "validation_file": "the dev file lies beside the train file, or is held out by validation_split",
-    "mask_history": "a message's weight says whether an answer is trained on",
-    "hub_model_id": "nothing is uploaded: leave it out",
-    "device_map": "the plan places the model (tensor_parallel_degree, pipeline_parallel_degree, sharding)",
+    "neftune_noise_alpha": "NEFTune is not supported",
+    "label_smoothing_factor": "label smoothing is not supported",
+    "max_samples": "all records are read: use a smaller file, or --max_steps",
+    "max_train_samples": "all records are read: use a smaller file, or --max_steps",
+    "eval_dataset": "put a dev file next to the train file, or use validation_split",
+    "validation_file": "put a dev file next to the train file, or use validation_split",
+    "mask_history": "set the weight of a message to 0 to exclude it from training",
+    "hub_model_id": "nothing is uploaded: drop it",
+    "device_map": "use tensor_parallel_degree, pipeline_parallel_degree or sharding",
     "nproc_per_node": "it is an option of the launcher: python -m paddle.distributed.launch --devices 0,1,...",
-    "context_parallel_size": "context parallel is not offered; sequence_parallel and packing are",
+    "context_parallel_size": "context parallelism is not supported; sequence_parallel and packing are",
 }
 
 
-def _by_name() -> dict[str, list[tuple[str, ...]]]:
-    found: dict[str, list[tuple[str, ...]]] = {}
-    for options, names in SAME.items():
-        for name in names.split():
-            found.setdefault(name, []).append(tuple(options.split()))
-    return found
-
-
-_BY_NAME = _by_name()
+_OPTIONS_BY_NAME: dict[str, list[tuple[str, ...]]] = {}
+for _options, _names in SAME.items():
+    for _name in _names.split():
+        _OPTIONS_BY_NAME.setdefault(_name, []).append(tuple(_options.split()))
 _PROGRAMS = {"run_pretrain.py": PretrainConfig, "finetune_generation.py": FinetuneConfig}
 
 
-def meaning(name: str, value: Any, options: Collection[str], as_flags: bool) -> str:
-    """What an unknown name is here, as the end of a sentence; "" for one that no suite is known to have.
+def explain_name(name: str, value: Any, options: Collection[str], as_flags: bool) -> str:
+    """Explain an unknown name that other suites have, as the end of a sentence; "" if none has it.
 
     Args:
-        name, value: as they were given; None where there is no value.
-        options: of the entrypoint.
-        as_flags: name them as flags ("--r 8"), or as keys of a file ("r: 8").
+        name, value: as given; None without a value.
+        options: the options of the entrypoint.
+        as_flags: write options as flags ("--r 8") instead of keys of a file ("r: 8").
     """
     name = name.lower().replace("-", "_")
-    own = _own(name, value, options, as_flags)
+    own = _explain_among(name, value, options, as_flags)
     if own or name in options:
         return own
     for program, config_class in _PROGRAMS.items():
         theirs = option_specs(config_class)
-        if options != theirs.keys() and (name in theirs or _own(name, value, theirs, as_flags)):
-            found = _own(name, value, theirs, as_flags).replace("here ", f"in {program} ", 1)
-            return found or f"it is an option of {program}"
+        if options != theirs.keys() and (name in theirs or _explain_among(name, value, theirs, as_flags)):
+            found = _explain_among(name, value, theirs, as_flags)
+            return f"in {program}, {found}" if found else f"it is an option of {program}"
     return ""
 
 
-def _own(name: str, value: Any, options: Collection[str], as_flags: bool) -> str:
-    """The same, of this entrypoint."""
-    for same in _BY_NAME.get(name, ()):
+def _explain_among(name: str, value: Any, options: Collection[str], as_flags: bool) -> str:
+    """Explain a name by these options."""
+    for same in _OPTIONS_BY_NAME.get(name, ()):
         if all(option in options for option in same):
-            return "here it is " + " and ".join(_spelled(option, "", as_flags) for option in same)
+            return "use " + " and ".join(_spelled(option, "", as_flags) for option in same)
     if name in VALUES:
         values, otherwise = VALUES[name]
         if not all(option in options for row in values.values() for option in row):
@@ -286,9 +281,9 @@ def _own(name: str, value: Any, options: Collection[str], as_flags: bool) -> str
         word = "yes" if value is None else str(value).strip().lower()
         chosen = values.get(word) or values.get("yes" if word in TRUE_WORDS else "no" if word in FALSE_WORDS else "")
         if chosen is None:
-            return f"here {otherwise}"
-        return "here it is " + " and ".join(_spelled(option, value, as_flags) for option, value in chosen.items())
-    return f"here {ABSENT[name]}" if name in ABSENT else ""
+            return otherwise
+        return "use " + " and ".join(_spelled(option, value, as_flags) for option, value in chosen.items())
+    return ABSENT.get(name, "")
 
 
 def _spelled(option: str, value: str, as_flags: bool) -> str:

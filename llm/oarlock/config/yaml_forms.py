@@ -1,4 +1,4 @@
-"""Options that may be lists or mappings in YAML -> the one line that a flag takes."""
+"""Options that may be lists or mappings in YAML, converted to the text of a flag."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 from oarlock.config.options import shown
 
-# A weight before a path, as in "0.7 data/a"; "all" stands for as much as the set holds.
+# A weight before a path, as in "0.7 data/a". "all" means the size of the data set.
 _WEIGHTED = re.compile(r"(all|[0-9.]+(?:[eE][-+]?\d+)?)\s+(\S.*)", re.DOTALL)
 
 
 def blend_text(value: Any) -> str:
-    """'w1 path1 w2 path2 ...' of a list or a mapping.
+    """Convert a list or a mapping to 'w1 path1 w2 path2 ...'.
 
-    A mapping has paths and weights. Elements of a list are a path, "weight path", or {path: ..., weight: ...}; those
-    without a weight count as all that they hold.
+    A mapping has paths as keys and weights as values. Elements of a list are a path, "weight path", or {path: ...,
+    weight: ...}. A data set without a weight counts with its size.
 
     Raises:
-        ValueError: saying what an element must be.
+        ValueError: an element has another form.
     """
     pairs = list(value.items()) if isinstance(value, dict) else [_pair(item) for item in value]
     if not pairs:
@@ -39,10 +39,10 @@ def _pair(item: Any) -> tuple[str, Any]:
 
 
 def columns_text(value: Any) -> str:
-    """'field=column,...' of a mapping.
+    """Convert a mapping to 'field=column,...'.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: the value is not a mapping.
     """
     if not isinstance(value, dict):
         raise ValueError("must be a mapping field: column, or text like prompt=question,response=answer")

@@ -1,4 +1,4 @@
-"""Who of the run is alive, and what went wrong first: one failure stops all ranks of this machine and is told once."""
+"""Detecting dead ranks, and reporting the first failure of a run: it stops all ranks, and is printed once."""
 
 from __future__ import annotations
 
@@ -13,64 +13,64 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NamedTuple
 
-from oarlock.cpu_ranks.shared_memory import PAGE, Area, Memory, fence
+from oarlock.cpu_ranks.shared_memory import PAGE, MappedArea, MemoryFile, fence
 from oarlock.environment.processes import process_start_time
 from oarlock.errors import OarlockError, StoppedWithOthers, report
 
-SLICE_S = 0.5  # a waiting rank looks after the others this often
-_WATCH_S = 1.0  # and so does the watchdog, whatever the main thread does
-_GRACE_S = 10.0  # for the main thread to end by itself once something failed
-_SPEAKER_S = 4.0  # for the rank whose turn it is to tell of a silent death
-_YIELDS = 2  # ranks outnumber cores, so spinning only takes time from the one waited for
+CHECK_INTERVAL_S = 0.5  # a waiting rank checks the others this often
+_WATCHDOG_INTERVAL_S = 1.0  # so does the watchdog thread, whatever the main thread does
+_GRACE_S = 10.0  # for the main thread to end by itself after a failure
+_REPORTER_S = 4.0  # for the rank that has to report a rank's death
+_YIELDS = 2  # with more ranks than cores, spinning takes time from the rank that is waited for
 
-MAX_SHARED_BYTES = 16 << 20  # of one value that a rank shares with all before there are groups
+MAX_SHARED_BYTES = 16 << 20  # of one object in an all_gather_objects before groups exist
 BOARD_BYTES = 2 * PAGE
-# Words on every rank's board.
+# Words on every rank's board (a page of its memory that all ranks can read).
 _STATE = 0
-_RUNNING, _GOODBYE = 1, 2
-# Words and text on rank 0's board, written under the lock: the run's first failure.
-_FAILED, _KIND, _SPEAKER, _SPOKEN, _LENGTH = 16, 17, 18, 19, 20
-_TOLD, _DIED = 1, 2
+_RUNNING, _FINISHED = 1, 2
+# Words and text on rank 0's board: the first failure of the run. Written under the lock.
+_FAILED, _KIND, _REPORTER, _REPORTED, _LENGTH = 16, 17, 18, 19, 20
+_ERROR, _DEATH = 1, 2
 _TEXT = PAGE
 
 
-# What a rank is doing, and the ranks that did not come to it; asked for when an error is to be told.
+# Returns what a rank is doing and which ranks did not arrive, for error messages.
 Describe = Callable[[], tuple[str, list[int]]]
 
 
 class CommunicationError(OarlockError):
-    """A group can't do what was asked: ranks disagree, one does not come, or one is gone."""
+    """A collective or message failed: ranks disagree, or one is late or gone."""
 
 
 class Failure(NamedTuple):
-    """The first one of the run."""
+    """The first failure of a run."""
 
     rank: int
     kind: int
-    speaker: int  # who tells of it when the rank itself can't
+    reporter: int  # the rank that reports a death
     message: str
 
 
-class Member(NamedTuple):
-    """A rank as the others see it."""
+class RankProcess(NamedTuple):
+    """A rank as seen by the others."""
 
     pid: int
     started: int
-    memory: Memory
-    board: Area
+    memory: MemoryFile
+    board: MappedArea
 
 
-def open_board(memory: Memory) -> Area:
-    """This rank's board in its new memory file (before the others can see it): from here on it counts as alive."""
+def open_board(memory: MemoryFile) -> MappedArea:
+    """Map this rank's board in its new memory file, before others can see it. From then on the rank counts as alive."""
     board = memory.map(memory.reserve(BOARD_BYTES), BOARD_BYTES)
     board.publish(_STATE, _RUNNING)
     return board
 
 
-class Run:
-    """The ranks of this run, their memories, and the run's first failure."""
+class FailureDetector:
+    """The processes of a run, and the first failure among them."""
 
-    def __init__(self, rank: int, members: list[Member], timeout_s: float) -> None:
+    def __init__(self, rank: int, members: list[RankProcess], timeout_s: float) -> None:
         self.rank, self.members, self.timeout_s, self.pid = rank, members, timeout_s, os.getpid()
         self._record, self._lock_file = members[0].board, members[0].memory.descriptor
         self._lock, self._over = threading.Lock(), threading.Event()
@@ -79,136 +79,136 @@ class Run:
         self._previous_hook = sys.excepthook
 
     def start(self) -> None:
-        """Tell the others of a failure, and say goodbye at the end."""
-        atexit.register(self.goodbye)
+        """Report uncaught errors to the other ranks, and a regular end of the program."""
+        atexit.register(self.mark_finished)
         sys.excepthook = self._excepthook
 
-    def watch(self) -> None:
-        """From now on look after the others also while this rank does not wait for them."""
+    def start_watchdog(self) -> None:
+        """Check the other ranks from now on, also while this rank does not wait for them."""
         if self._watching is None:
             self._watching = threading.Thread(target=self._watch, name="oarlock-ranks", daemon=True)
             self._watching.start()
 
-    def goodbye(self) -> None:
-        """This rank ends as it should; nobody takes it for dead."""
+    def mark_finished(self) -> None:
+        """Record that this rank ends regularly, so the others don't take it for dead."""
         if os.getpid() == self.pid:  # a forked child inherits exit handlers
             self._over.set()
-            self.members[self.rank].board.publish(_STATE, _GOODBYE)
+            self.members[self.rank].board.publish(_STATE, _FINISHED)
 
     # Waiting.
 
     def wait_until(
         self,
-        area: Area,
+        area: MappedArea,
         index: int,
         arrived: Callable[[int], bool],
         rank: int,
         describe: Describe,
         timeout_s: float | None = None,
     ) -> None:
-        """Wait for a word that `rank` publishes.
+        """Wait until the word that `rank` publishes at an index has a wanted value.
 
         Args:
-            arrived: whether a value of the word is what is waited for.
-            timeout_s: default: the run's; may be infinite.
+            arrived: whether a value is the wanted one.
+            timeout_s: default: that of the run; may be infinite.
 
         Raises:
             StoppedWithOthers: another rank failed or died.
-            CommunicationError: the time is up, or the rank has ended.
+            CommunicationError: timeout, or the rank has ended.
         """
         for _ in range(_YIELDS):
             if arrived(area.words[index]):
                 return fence()
             os.sched_yield()
         now = time.monotonic()
-        deadline, look = now + (self.timeout_s if timeout_s is None else timeout_s), now + SLICE_S
+        deadline, look = now + (self.timeout_s if timeout_s is None else timeout_s), now + CHECK_INTERVAL_S
         while not arrived(value := area.words[index]):
             now = time.monotonic()
             if now >= min(look, deadline):
-                look = now + SLICE_S
-                gone = self.members[rank].board.words[_STATE] == _GOODBYE
+                look = now + CHECK_INTERVAL_S
+                gone = self.members[rank].board.words[_STATE] == _FINISHED
                 self.check()
-                if arrived(area.words[index]):  # what it did just before it left counts
+                if arrived(area.words[index]):  # what it did just before its end counts
                     break
                 if gone:
                     what = f"rank {self.rank} waits for it in {describe()[0]}"
                     raise self.fail(f"rank {rank} has ended its program while {what}")
                 if now >= deadline:
-                    raise self._too_late(describe)
+                    raise self._timeout_error(describe)
             area.sleep_while(index, value, max(0.001, min(look, deadline) - now))
         return fence()
 
     def poll_until(self, ready: Callable[[], bool], describe: Describe) -> None:
-        """Wait for what no single word tells; for rare cases. Arguments and errors as in wait_until."""
+        """Wait for a condition by polling. For rare cases that are not a single word; errors as in wait_until()."""
         now = time.monotonic()
-        deadline, look = now + self.timeout_s, now + SLICE_S
+        deadline, look = now + self.timeout_s, now + CHECK_INTERVAL_S
         while not ready():
             now = time.monotonic()
             if now >= min(look, deadline):
-                look = now + SLICE_S
+                look = now + CHECK_INTERVAL_S
                 self.check()
                 if now >= deadline:
-                    raise self._too_late(describe)
+                    raise self._timeout_error(describe)
             time.sleep(0.001)
 
-    def _too_late(self, describe: Describe) -> OarlockError:
+    def _timeout_error(self, describe: Describe) -> OarlockError:
         what, missing = describe()
         ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
         return self.fail(f"rank {self.rank} waited {self.timeout_s:,.0f} s in {what}; {ranks} did not arrive")
 
     def check(self) -> None:
-        """Make sure that nobody failed or died.
+        """Check that no rank failed or died.
 
         Raises:
-            StoppedWithOthers: somebody did.
+            StoppedWithOthers: one did.
         """
-        failure = self.failure() or self._look_for_dead()
+        failure = self.failure() or self._find_dead_rank()
         if failure:
-            raise self._stopped(failure)
+            raise self._stop_silently(failure)
 
     # Failing.
 
     @property
     def failed(self) -> bool:
-        """Whether somebody did."""
+        """Whether a rank failed."""
         return self._record.words[_FAILED] != 0
 
     def failure(self) -> Failure | None:
-        """The run's first one, or None."""
+        """The first failure of the run, or None."""
         words = self._record.words
         if not self.failed:
             return None
         fence()
-        length, speaker = min(words[_LENGTH], PAGE), min(words[_SPEAKER], len(self.members) - 1)
+        length, reporter = min(words[_LENGTH], PAGE), min(words[_REPORTER], len(self.members) - 1)
         text = self._record.bytes[_TEXT : _TEXT + length].tobytes().decode("utf-8", errors="replace")
-        return Failure(words[_FAILED] - 1, words[_KIND], speaker, text)
+        return Failure(words[_FAILED] - 1, words[_KIND], reporter, text)
 
     def fail(self, message: str) -> OarlockError:
-        """What to raise for a failure that this rank has found: its own error, or silence when another was first."""
-        if self._enter(self.rank, _TOLD, self.rank, message):
+        """Record a failure that this rank has found. Returns the error to raise; it is silent if another was first."""
+        if self._record_failure(self.rank, _ERROR, self.rank, message):
             self._own_error = CommunicationError(message)
             return self._own_error
         failure = self.failure()
-        return self._stopped(failure) if failure else CommunicationError(message)
+        return self._stop_silently(failure) if failure else CommunicationError(message)
 
     def announce(self, message: str) -> bool:
-        """Tell all ranks that this one fails; False when another was first."""
-        return os.getpid() == self.pid and self._enter(self.rank, _TOLD, self.rank, message)
+        """Report to all ranks that this one fails. False if another was first."""
+        return os.getpid() == self.pid and self._record_failure(self.rank, _ERROR, self.rank, message)
 
-    def _enter(self, rank: int, kind: int, speaker: int, message: str) -> bool:
+    def _record_failure(self, rank: int, kind: int, reporter: int, message: str) -> bool:
         text = message.encode()[:PAGE]
         with self._exclusive():
             words = self._record.words
             if words[_FAILED]:
                 return False
-            words[_KIND], words[_SPEAKER], words[_LENGTH] = kind, speaker, len(text)
+            words[_KIND], words[_REPORTER], words[_LENGTH] = kind, reporter, len(text)
             self._record.bytes[_TEXT : _TEXT + len(text)] = memoryview(text)
             self._record.publish(_FAILED, rank + 1)
             return True
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """One rank and thread at a time; the kernel frees the lock of one that dies."""
+        """A lock for one rank and thread at a time. The kernel releases the lock of a process that dies."""
         with self._lock:
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX, 1)
             try:
@@ -216,60 +216,60 @@ class Run:
             finally:
                 fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1)
 
-    def _running(self, rank: int) -> bool:
+    def _is_running(self, rank: int) -> bool:
         member = self.members[rank]
-        return process_start_time(member.pid) == member.started and member.board.words[_STATE] != _GOODBYE
+        return process_start_time(member.pid) == member.started and member.board.words[_STATE] != _FINISHED
 
-    def _look_for_dead(self) -> Failure | None:
+    def _find_dead_rank(self) -> Failure | None:
         for rank, member in enumerate(self.members):
-            # The process first: a goodbye said in between must count.
+            # Look at the process first: a regular end in between must count.
             if process_start_time(member.pid) != member.started and member.board.words[_STATE] == _RUNNING:
-                speaker = next((i for i in range(len(self.members)) if self._running(i)), self.rank)
+                reporter = next((i for i in range(len(self.members)) if self._is_running(i)), self.rank)
                 pid = member.pid
-                message = f"rank {rank} (pid {pid}) died without a word (killed, perhaps out of memory)"
-                self._enter(rank, _DIED, speaker, message)
+                message = f"rank {rank} (pid {pid}) died without an error message (killed, perhaps out of memory)"
+                self._record_failure(rank, _DEATH, reporter, message)
                 return self.failure()
         return None
 
-    def _stopped(self, failure: Failure) -> StoppedWithOthers:
-        patience = time.monotonic() + _SPEAKER_S
-        while not self._told(failure, time.monotonic() > patience):
-            time.sleep(0.05)  # the speaker's launcher may end it as soon as another rank has gone
+    def _stop_silently(self, failure: Failure) -> StoppedWithOthers:
+        patience = time.monotonic() + _REPORTER_S
+        while not self._report_death(failure, time.monotonic() > patience):
+            time.sleep(0.05)  # its launcher may end the reporting rank as soon as another rank is gone
         return StoppedWithOthers(f"rank {failure.rank} failed: {failure.message}")
 
-    def _told(self, failure: Failure, take_over: bool) -> bool:
-        """Tell of a silent death when it is this rank's turn; whether it has been told."""
+    def _report_death(self, failure: Failure, take_over: bool) -> bool:
+        """Report a death if this rank has to. Returns whether it has been reported."""
         words = self._record.words
-        if failure.kind == _TOLD or words[_SPOKEN]:
+        if failure.kind == _ERROR or words[_REPORTED]:
             return True
-        if failure.speaker != self.rank and not take_over and self._running(failure.speaker):
+        if failure.reporter != self.rank and not take_over and self._is_running(failure.reporter):
             return False
         with self._exclusive():
-            mine = not words[_SPOKEN]
-            words[_SPOKEN] = 1
+            mine = not words[_REPORTED]
+            words[_REPORTED] = 1
         if mine:
             print(f"\noarlock: error: {failure.message}; all ranks stop", file=sys.stderr, flush=True)
         return True
 
     def _watch(self) -> None:
-        """In a thread: end this process when the run has failed and the main thread does not notice."""
+        """In a thread: end this process if the run has failed and the main thread does not notice."""
         noticed = 0.0
-        while not self._over.wait(_WATCH_S):
-            failure = self.failure() or self._look_for_dead()
+        while not self._over.wait(_WATCHDOG_INTERVAL_S):
+            failure = self.failure() or self._find_dead_rank()
             if not failure:
                 continue
             noticed = noticed or time.monotonic()
             waited = time.monotonic() - noticed
-            self._told(failure, waited > _SPEAKER_S)
+            self._report_death(failure, waited > _REPORTER_S)
             if waited > _GRACE_S:
-                # In a thread of its own: the main thread may hold a stream's lock forever.
+                # In a thread, because the main thread may hold the lock of a stream forever.
                 flush = threading.Thread(target=lambda: (sys.stdout.flush(), sys.stderr.flush()), daemon=True)
                 flush.start()
                 flush.join(1.0)
                 os._exit(1)
 
     def _excepthook(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        """Python's way out for an error nobody caught: tell the others, or keep silent when one of them was first."""
+        """Handle an uncaught error: report it to the other ranks, or be silent if another rank failed first."""
         if os.getpid() != self.pid:
             return self._previous_hook(kind, error, trace)
         if isinstance(error, StoppedWithOthers):
@@ -277,9 +277,9 @@ class Run:
         self.announce(f"{kind.__name__}: {error}")
         failure = self.failure()
         if failure and failure.rank != self.rank:
-            self._stopped(failure)
+            self._stop_silently(failure)
         elif self._own_error:
-            report(self._own_error)  # Paddle wraps what is raised inside a backward pass in an error of its own
+            report(self._own_error)  # Paddle wraps errors that are raised in a backward pass
         else:
             self._previous_hook(kind, error, trace)
         return None

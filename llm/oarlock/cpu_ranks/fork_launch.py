@@ -1,7 +1,7 @@
-"""Start many CPU ranks on this machine at once: import Paddle in one process, then fork the ranks.
+"""Start many CPU ranks on this machine: import Paddle in one process, then fork the ranks.
 
-Each rank sees the variables that `paddle.distributed.launch` would give it. Importing PaddleNLP takes seconds of CPU
-time; with this it is paid once and not once a rank.
+Each rank has the variables that `paddle.distributed.launch` would set. Importing PaddleNLP takes seconds of CPU time;
+this way it happens once instead of once per rank.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from oarlock.cpu_ranks.meeting_point import MeetingPoint, connected_pairs, inherit
+from oarlock.cpu_ranks.meeting_point import MeetingPoint, connected_pairs, set_inherited
 from oarlock.environment.signals import die_with_parent
 
 _POLL_S = 0.05
-_GRACE_S = 30.0  # for the other ranks, after one failed
+_GRACE_S = 30.0  # for the other ranks to end after one failed
 
 
 def launch(
@@ -29,16 +29,16 @@ def launch(
 ) -> list[int]:
     """Run main() in num_ranks forked processes and wait for all of them.
 
-    Rank 0 writes to this process's stdout and stderr (to its log as well as the others if `quiet`), rank n to
-    log_dir/workerlog.n. When a rank fails the others get 30 seconds to notice by themselves.
+    Rank n writes to log_dir/workerlog.n. Rank 0 writes to this process's stdout and stderr, unless `quiet`. When a rank
+    fails, the others have 30 seconds to end by themselves.
 
     Args:
-        num_ranks: processes; nothing in this one may have chosen a device or started threads yet.
+        num_ranks: number of processes. This process must not have chosen a device or started threads yet.
         main: returns the exit code.
-        timeout_s: all ranks are killed after it.
+        timeout_s: all ranks are killed after this time.
 
     Returns:
-        The exit codes in rank order (-N for a rank ended by signal N).
+        The exit codes in rank order; -N for a rank that was ended by signal N.
     """
     log_dir = Path(log_dir)
     log_dir.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,8 @@ def launch(
         for rank in range(num_ranks):
             pid = os.fork()
             if pid == 0:
-                _become(rank, endpoints, log_dir, None if rank == 0 and not quiet else log_dir / f"workerlog.{rank}")
+                log = None if rank == 0 and not quiet else log_dir / f"workerlog.{rank}"
+                _set_up_rank(rank, endpoints, log)
                 _inherit(rank, key, pairs)
                 _run(main)
             children[pid] = rank
@@ -67,10 +68,10 @@ def launch(
                 os.waitpid(pid, 0)
 
 
-def _become(rank: int, endpoints: list[str], log_dir: Path, log: Path | None) -> None:
-    """In the child: take a rank's environment and output."""
+def _set_up_rank(rank: int, endpoints: list[str], log: Path | None) -> None:
+    """In the child: set the environment and the output of a rank."""
     die_with_parent()
-    atexit._clear()  # the parent's handlers are not ours to run
+    atexit._clear()  # these are the parent's exit handlers
     *ranks, master = endpoints
     os.environ |= {
         "PADDLE_MASTER": master,
@@ -84,9 +85,9 @@ def _become(rank: int, endpoints: list[str], log_dir: Path, log: Path | None) ->
         "PADDLE_TRAINERS_NUM": str(len(ranks)),
         "PADDLE_RANK_IN_NODE": str(rank),
         "PADDLE_TRAINER_ENDPOINTS": ",".join(ranks),
-        "PADDLE_DISTRI_BACKEND": "gloo",  # the name of the backend without a device
+        "PADDLE_DISTRI_BACKEND": "gloo",  # Paddle's name for the CPU backend
     }
-    if "paddle" in sys.modules:  # what importing PaddleNLP read from the parent's environment
+    if "paddle" in sys.modules:  # set from the parent's environment when PaddleNLP was imported
         sys.modules["paddle.distributed.parallel"].__dict__["_global_parallel_env"] = None
     if log is not None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -96,7 +97,7 @@ def _become(rank: int, endpoints: list[str], log_dir: Path, log: Path | None) ->
 
 
 def _inherit(rank: int, key: bytes, pairs: Sequence[tuple[socket.socket, socket.socket]]) -> None:
-    """In the child: keep the ends of this rank, so that the others see when it has gone."""
+    """In the child: keep the sockets of this rank only, so the other ranks notice when it ends."""
     mine: dict[int, socket.socket] = {}
     for other, (first, second) in enumerate(pairs, start=1):
         if rank == 0:
@@ -107,7 +108,7 @@ def _inherit(rank: int, key: bytes, pairs: Sequence[tuple[socket.socket, socket.
             first.close()
         else:
             _close(first, second)
-    inherit(MeetingPoint(key, mine))
+    set_inherited(MeetingPoint(key, mine))
 
 
 def _close(*sockets: socket.socket) -> None:
@@ -116,7 +117,7 @@ def _close(*sockets: socket.socket) -> None:
 
 
 def _run(main: Callable[[], int]) -> None:
-    """In the child: main(), then the end, past the parent's exit handlers."""
+    """In the child: run main() and exit, without the parent's exit handlers."""
     from oarlock.errors import exit_with
 
     code = 1
@@ -125,7 +126,7 @@ def _run(main: Callable[[], int]) -> None:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # prints it, and tells the other ranks
+        sys.excepthook(*sys.exc_info())  # prints the error and reports it to the other ranks
     finally:
         with contextlib.suppress(Exception):
             atexit._run_exitfuncs()
@@ -156,7 +157,7 @@ def _wait(children: dict[int, int], num_ranks: int, timeout_s: float | None) -> 
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now."""
+    """Ports on which no process listens."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

@@ -1,6 +1,6 @@
-"""Messages between two ranks of one launch over a Unix socket: frames of one size, signed with the launch's key.
+"""Messages between two ranks of one launch over a Unix socket: frames of fixed size, signed with the launch's key.
 
-A frame may hand over one descriptor. Who sent it (process and user) is the kernel's word, not the frame's.
+A frame may carry a file descriptor. The kernel, not the frame, says which process and user sent it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import hmac
 import os
 import socket
 import struct
+from enum import IntEnum
 from typing import NamedTuple
 
-from oarlock.errors import OarlockError
+from oarlock.errors import OarlockError, StoppedWithOthers
 
-HELLO, CHALLENGE, PROOF, MEMBER, TAKEN, GO, STOP = range(1, 8)
 MAX_RANKS = 1 << 16
 
 # Magic, kind, rank, ranks in all, process, start time, bytes of memory, the sender's nonce. The signature follows.
@@ -26,16 +26,28 @@ _CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(_CREDENTIALS.size)
 
 
-class Stranger(OarlockError):
-    """What came over a socket is not from a member of this launch."""
+class FrameKind(IntEnum):
+    """The purpose of a message, in the order of sending. STOP may come at any time."""
+
+    HELLO = 1
+    CHALLENGE = 2
+    PROOF = 3
+    MEMBER = 4
+    TAKEN = 5
+    GO = 6
+    STOP = 7
 
 
-class Ended(OarlockError):
-    """The other side has closed the socket."""
+class UntrustedPeer(OarlockError):
+    """A message is not from a rank of this launch."""
+
+
+class ConnectionClosed(OarlockError):
+    """The other side has closed the connection, or does not answer."""
 
 
 class Frame(NamedTuple):
-    """The content of a message. Fields that a kind does not need are 0."""
+    """The content of a message. Fields that its kind does not use are 0."""
 
     kind: int
     rank: int = 0
@@ -46,18 +58,18 @@ class Frame(NamedTuple):
 
 
 def unpack_frame(data: bytes) -> tuple[Frame, bytes]:
-    """A frame, its signature not yet looked at, and its sender's nonce.
+    """Parse a frame and its sender's nonce. The signature is not checked.
 
     Raises:
-        Stranger: it is none.
+        UntrustedPeer: the data is not a frame.
     """
     if len(data) != FRAME_BYTES:
-        raise Stranger(f"a message of {len(data):,} bytes, not {FRAME_BYTES}")
+        raise UntrustedPeer(f"a message of {len(data):,} bytes, not {FRAME_BYTES}")
     magic, kind, rank, world_size, pid, started, nbytes, nonce = _BODY.unpack(data[: _BODY.size])
-    if magic != _MAGIC or not HELLO <= kind <= STOP:
-        raise Stranger("a message that ranks do not send")
+    if magic != _MAGIC or not FrameKind.HELLO <= kind <= FrameKind.STOP:
+        raise UntrustedPeer("a message of an unknown kind")
     if not 1 < world_size <= MAX_RANKS or rank >= world_size:
-        raise Stranger(f"a message of rank {rank} of {world_size}")
+        raise UntrustedPeer(f"a message of rank {rank} of {world_size}")
     return Frame(kind, rank, world_size, pid, started, nbytes), nonce
 
 
@@ -65,11 +77,11 @@ class Channel:
     """A connection between rank 0 and another rank.
 
     Args:
-        key: of the launch.
-        is_first: whether this side is rank 0.
+        key: the launch's secret.
+        is_first: this side is rank 0.
 
     Attributes:
-        pid: the other side's process, once it has sent something.
+        pid: the process of the other side, 0 before its first message.
     """
 
     def __init__(self, connection: socket.socket, key: bytes, is_first: bool) -> None:
@@ -84,48 +96,51 @@ class Channel:
         return self.socket.fileno()
 
     def close(self) -> None:
-        """Close the connection; the other side gets Ended."""
+        """Close the connection. The other side gets ConnectionClosed."""
         self.socket.close()
 
     def send(self, frame: Frame, descriptor: int | None = None) -> None:
-        """Send a frame, perhaps with a descriptor.
+        """Send a frame, optionally with a descriptor.
 
         Raises:
-            Ended: nobody is there to receive it.
+            ConnectionClosed: the other side is gone.
         """
         body = _BODY.pack(_MAGIC, *frame, self._nonce)
-        signature = self._sign(self._me, b"" if frame.kind == HELLO else self._others_nonce, body)
+        signature = self._sign(self._me, b"" if frame.kind == FrameKind.HELLO else self._others_nonce, body)
         rights = (
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))] if descriptor is not None else []
         )
         try:
             self.socket.sendmsg([body + signature], rights, socket.MSG_NOSIGNAL)
         except OSError as error:
-            raise Ended(f"a rank could not be reached ({error.strerror or error})") from error
+            raise ConnectionClosed(f"a rank could not be reached ({error.strerror or error})") from error
 
     def receive(self, *kinds: int) -> tuple[Frame, int | None]:
-        """The next frame, of one of these kinds, and the descriptor that came with it (the caller's to close).
+        """Receive the next frame, which must be of one of these kinds, and its descriptor, which the caller must close.
 
         Raises:
-            Stranger: it is not from a member of this launch.
-            Ended: the other side has closed the socket, or (a socket with a timeout) says nothing.
+            UntrustedPeer: the message is not from a rank of this launch.
+            ConnectionClosed: the other side has closed the connection, or sends nothing before the socket's timeout.
+            StoppedWithOthers: the other side sends STOP.
         """
         data, descriptors = self._receive()
         try:
             frame, nonce = unpack_frame(data)
-            mine = b"" if frame.kind == HELLO else self._nonce
+            mine = b"" if frame.kind == FrameKind.HELLO else self._nonce
             signature = self._sign(self._other, mine, data[: _BODY.size])
             if not hmac.compare_digest(signature, data[_BODY.size :]):
-                raise Stranger("a message without the key of this launch")
-            if nonce != (self._others_nonce or nonce) or frame.kind not in (*kinds, STOP):
-                raise Stranger("a message out of turn")
-            if len(descriptors) != (frame.kind in (PROOF, MEMBER)):
-                raise Stranger(f"a message with {len(descriptors)} descriptors")
-        except Stranger:
+                raise UntrustedPeer("a message without the key of this launch")
+            if nonce != (self._others_nonce or nonce) or frame.kind not in (*kinds, FrameKind.STOP):
+                raise UntrustedPeer("a message out of turn")
+            if len(descriptors) != (frame.kind in (FrameKind.PROOF, FrameKind.MEMBER)):
+                raise UntrustedPeer(f"a message with {len(descriptors)} descriptors")
+        except UntrustedPeer:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise
         self._others_nonce = nonce
+        if frame.kind == FrameKind.STOP:
+            raise StoppedWithOthers("another rank reports why the run can't start")
         return frame, descriptors[0] if descriptors else None
 
     def _sign(self, sender: bytes, receivers_nonce: bytes, body: bytes) -> bytes:
@@ -135,7 +150,7 @@ class Channel:
         try:
             data, ancillary, flags, _ = self.socket.recvmsg(FRAME_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         except OSError as error:
-            raise Ended(f"a rank does not answer ({error.strerror or error})") from error
+            raise ConnectionClosed(f"a rank does not answer ({error.strerror or error})") from error
         descriptors: list[int] = []
         sender = (0, -1)
         for level, kind, content in ancillary:
@@ -145,11 +160,11 @@ class Channel:
                 sender = _CREDENTIALS.unpack(content[: _CREDENTIALS.size])[:2]
         problem: OarlockError | None = None
         if not data:
-            problem = Ended("a rank has gone")
+            problem = ConnectionClosed("a rank has closed its connection")
         elif flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
-            problem = Stranger("a message that is too long")
+            problem = UntrustedPeer("a message that is too long")
         elif sender[1] != os.getuid() or sender[0] != (self.pid or sender[0]):
-            problem = Stranger(f"a message of process {sender[0]} of user {sender[1]}")
+            problem = UntrustedPeer(f"a message of process {sender[0]} of user {sender[1]}")
         if problem:
             for descriptor in descriptors:
                 with contextlib.suppress(OSError):

@@ -1,10 +1,10 @@
-"""Where the CPU ranks of one launch meet, and how they know each other. No port is opened.
+"""The meeting point of the CPU ranks of one launch, and how they authenticate each other. No port is opened.
 
-Ranks forked by oarlock.cpu_ranks.fork_launch inherit connected sockets and a random key. Others (Paddle's launcher
-hands
-nothing on but the environment) meet at an abstract Unix socket: the kernel says which user and process is at the other
-end, and both ends prove that they know the launch's key, without saying it. The key is made of what the launcher tells
-its ranks alone and, where OARLOCK_LAUNCH_SECRET_FILE names one (the launch scripts do), of a random secret.
+Ranks forked by oarlock.cpu_ranks.fork_launch inherit connected sockets and a random key. Other launchers pass nothing
+but environment variables. Their ranks meet at an abstract Unix socket, where the kernel reports the user and process at
+the other end, and both ends prove that they know the launch's key without sending it. The key is derived from variables
+that the launcher sets for its ranks, and from a random secret if OARLOCK_LAUNCH_SECRET_FILE names one (`oarlock launch`
+sets it).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from oarlock.errors import EnvironmentProblem, StoppedWithOthers
 
 SECRET_FILE = "OARLOCK_LAUNCH_SECRET_FILE"
 _FACTS = ("PADDLE_MASTER", "MASTER_ADDR", "MASTER_PORT", "PADDLE_TRAINER_ENDPOINTS", "PADDLE_TRAINERS_NUM")
-_SECRET_BYTES = (16, 4096)  # of a secret file, at least and at most
+_SECRET_BYTES = (16, 4096)  # smallest and largest size of a secret file
 _BACKLOG = 128
 _POLL_S = 0.01
-_TAKEN_S = 10.0  # for an earlier rank 0 to leave the place
+_TAKEN_S = 10.0  # for an earlier rank 0 to release the address
 
 
 class MeetingPoint:
-    """Where the ranks of one launch meet.
+    """The address at which the ranks of one launch connect, or the sockets that they inherit.
 
     Attributes:
-        key: what members prove that they know.
-        inherited: connected sockets by the other side's rank, where the launcher made them; rank 0 has all.
+        key: the secret that ranks prove to know.
+        inherited: connected sockets by the rank at the other end, if the launcher made them. Rank 0 has one per rank.
     """
 
     def __init__(self, key: bytes, inherited: dict[int, socket.socket] | None = None) -> None:
@@ -41,10 +41,10 @@ class MeetingPoint:
         self.address = "\0oarlock-ranks-" + blake2b(key, digest_size=16, person=b"address").hexdigest()
 
     def listen(self) -> socket.socket:
-        """Rank 0's place, for the others to connect to.
+        """Open the socket of rank 0 to which the others connect.
 
         Raises:
-            EnvironmentProblem: another process has taken it.
+            EnvironmentProblem: another process uses the address.
         """
         place = _new_socket()
         patience = time.monotonic() + _TAKEN_S
@@ -56,9 +56,9 @@ class MeetingPoint:
                 if time.monotonic() > patience:
                     place.close()
                     raise EnvironmentProblem(
-                        f"the place where the ranks of this launch meet can't be opened ({error.strerror}): another "
-                        "launch with the same addresses and ports runs on this machine, or another user has taken it; "
-                        "start again with another port"
+                        f"the meeting point of this launch can't be opened ({error.strerror}): another launch with the "
+                        "same addresses and ports runs on this machine, or another user has taken it. Start again with "
+                        "another port"
                     ) from error
                 time.sleep(_POLL_S)
         place.listen(_BACKLOG)
@@ -66,10 +66,10 @@ class MeetingPoint:
         return place
 
     def connect(self, deadline: float) -> socket.socket:
-        """A connection to rank 0, of this user and in this container; waits for it.
+        """Wait for rank 0 and connect to it.
 
         Raises:
-            EnvironmentProblem: it does not come, or a process that can't be rank 0 has taken its place.
+            EnvironmentProblem: rank 0 does not start in time, or a process that can't be rank 0 has its address.
         """
         if self.inherited is not None:
             return self.inherited[0]
@@ -77,20 +77,18 @@ class MeetingPoint:
             connection = _new_socket()
             try:
                 connection.connect(self.address)
-            except OSError:  # not there yet, or too many at once
+            except OSError:  # rank 0 is not listening yet, or has too many connections
                 connection.close()
                 time.sleep(_POLL_S)
                 continue
-            if problem := why_not(connection):
+            if problem := find_peer_problem(connection):
                 connection.close()
-                raise EnvironmentProblem(
-                    f"{problem} has taken the place where the ranks of this launch meet; start it again"
-                )
+                raise EnvironmentProblem(f"{problem} has taken the meeting point of this launch. Start it again")
             return connection
-        raise EnvironmentProblem("rank 0 did not come to the run's start in time")
+        raise EnvironmentProblem("rank 0 did not start in time")
 
     def close(self) -> None:
-        """Close the inherited sockets. Ranks that meet again do so at the address."""
+        """Close the inherited sockets. If the ranks meet again, they do so at the address."""
         for connection in (self.inherited or {}).values():
             connection.close()
         self.inherited = None
@@ -105,25 +103,25 @@ def _new_socket() -> socket.socket:
 _forked: MeetingPoint | None = None
 
 
-def inherit(point: MeetingPoint) -> None:
-    """In a forked rank: set the place where it meets the others."""
+def set_inherited(point: MeetingPoint) -> None:
+    """In a forked rank: set its meeting point."""
     global _forked
     _forked = point
 
 
 def connected_pairs(num_ranks: int) -> list[tuple[socket.socket, socket.socket]]:
-    """Pairs of connected sockets for a launcher that forks: rank 0's end and the other's, for ranks 1, 2, ..."""
+    """Pairs of connected sockets for a launcher that forks: the ends of rank 0 and of rank 1, 2, ..."""
     return [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(1, num_ranks)]
 
 
 def meeting_point(part: str = "") -> MeetingPoint:
-    """This launch's, or that of a part of its ranks.
+    """The meeting point of this launch, or of a part of its ranks.
 
     Args:
-        part: which; the same for its ranks, and no other part's.
+        part: a name that all ranks of the part use, and no others.
 
     Raises:
-        EnvironmentProblem: the secret that the launch names can't be read, or may have been read by others.
+        EnvironmentProblem: the launch's secret file can't be read, or other users can read it.
     """
     if _forked is not None:
         return MeetingPoint(_hashed(_forked.key, part)) if part else _forked
@@ -145,7 +143,7 @@ def _secret() -> bytes:
         with open(descriptor, "rb") as file:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
-                raise EnvironmentProblem(f"{SECRET_FILE}={path}: not a file that this user alone can read")
+                raise EnvironmentProblem(f"{SECRET_FILE}={path}: not a file that only this user can read")
             secret = file.read(most + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -155,18 +153,18 @@ def _secret() -> bytes:
     return secret
 
 
-def why_not(connection: socket.socket) -> str | None:
-    """Why the other end of a connection can't be a rank of this launch; None if it may be one."""
+def find_peer_problem(connection: socket.socket) -> str | None:
+    """Why the other end of a connection can't be a rank of this launch, or None."""
     pid, user = find_peer(connection)
     if user != os.geteuid():
         return f"a process of user {user}"
-    if not shares_processes(pid):
+    if not is_in_same_container(pid):
         return "a process in another container"
     return None
 
 
-def shares_processes(pid: int) -> bool:
-    """Whether a process sees the same process numbers as this one (is not in another container)."""
+def is_in_same_container(pid: int) -> bool:
+    """Whether a process has the same PID namespace as this one."""
     try:
         return pid > 0 and os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -174,11 +172,11 @@ def shares_processes(pid: int) -> bool:
 
 
 def check_one_host(rank: int) -> None:
-    """Refuse ranks that the launcher has put on several machines, before they wait for each other.
+    """Refuse a launch on several machines before its ranks wait for each other.
 
     Raises:
-        EnvironmentProblem: there are several; on the lowest rank of each.
-        StoppedWithOthers: on the others.
+        EnvironmentProblem: there are several machines; raised on the lowest rank of each.
+        StoppedWithOthers: the same, on the other ranks.
     """
     hosts = [address.rpartition(":")[0] for address in os.environ.get("PADDLE_TRAINER_ENDPOINTS", "").split(",")]
     if rank >= len(hosts):
@@ -189,7 +187,7 @@ def check_one_host(rank: int) -> None:
         return
     first, last = sorted((rank, other))
     if any(host == own for host in hosts[:rank]):
-        raise StoppedWithOthers("another rank says that there are several machines")
+        raise StoppedWithOthers("another rank reports that there are several machines")
     raise EnvironmentProblem(
         f"CPU groups work on one host: rank {first} runs on {hosts[first]} and rank {last} runs on {hosts[last]}, "
         "which share no memory. Start all ranks on one machine, or train on GPUs"
@@ -201,10 +199,10 @@ def _is_here(host: str) -> bool:
     try:
         socket.inet_aton(host)
     except OSError:
-        return True  # a name; asking for its address could take long
+        return True  # a name; resolving it could take long
     with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
         try:
-            probe.bind((host, 0))  # only an address of this machine can be taken; a datagram socket does not listen
+            probe.bind((host, 0))  # fails for addresses of other machines; a datagram socket does not listen
         except OSError:
             return False
     return True

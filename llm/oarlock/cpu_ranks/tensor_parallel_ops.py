@@ -1,6 +1,7 @@
-"""Tensor-parallel operators that Paddle has for devices only, made of its ordinary ones and a process group.
+"""Tensor-parallel operators for CPUs, made of Paddle's ordinary operators and a process group.
 
-The formulas are those of Megatron-LM (https://arxiv.org/abs/1909.08053) and of the kernels they stand in for.
+Paddle has them for GPUs only. The formulas are those of Megatron-LM (https://arxiv.org/abs/1909.08053) and of Paddle's
+kernels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from paddle.autograd import PyLayer
 
 
 def identity(tensor: Tensor, *_: Any) -> Tensor:
-    """The operator c_identity (both of its Python forms): a copy, made inside PyLayers that see to the gradient."""
+    """The operator c_identity, in both Python forms: a copy. The PyLayers that call it handle the gradient."""
     return paddle.assign(tensor)
 
 
@@ -67,7 +68,7 @@ class _CrossEntropy(PyLayer):
         local = label - group.rank * width
         mine = ((local >= 0) & (local < width)).astype(logits.dtype)
         index = paddle.clip(local, 0, width - 1)
-        # One message for both sums: the partition function and the label's score.
+        # One message for both sums: the partition function and the label's logit.
         sums = paddle.concat(
             [exps.sum(axis=-1, keepdim=True), paddle.take_along_axis(shifted, index, axis=-1) * mine], axis=-1
         )
@@ -88,14 +89,15 @@ class _CrossEntropy(PyLayer):
 def softmax_with_cross_entropy(
     logits: Tensor, label: Tensor, group: Any = None, return_softmax: bool = False, ignore_index: int = -100
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Cross entropy over a vocabulary that is split along the last axis; mp_ops._c_softmax_with_cross_entropy.
+    """Cross-entropy of logits that are sharded along the vocabulary; mp_ops._c_softmax_with_cross_entropy.
 
     Args:
         logits: [..., vocabulary / ranks].
-        label: [...] or [..., 1], ids of the whole vocabulary.
+        label: [...] or [..., 1], ids of the full vocabulary.
 
     Returns:
-        The loss [..., 1], 0 where the label is ignore_index (and the softmax, [..., vocabulary / ranks]).
+        The loss [..., 1], 0 where the label is ignore_index; with return_softmax also the softmax [..., vocabulary /
+        ranks].
     """
     if label.ndim == logits.ndim - 1:
         label = label.unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""CPU tensors as NumPy arrays over the same memory, and reductions of them that are the same on every rank."""
+"""CPU tensors as NumPy arrays that share their memory, and reductions with the same bits on every rank."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import numpy as np
 
 from oarlock.errors import EnvironmentProblem
 
-# NumPy has no type for these; their bits travel in an unsigned one.
+# NumPy lacks these types; their bits are sent as unsigned integers.
 _BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
-# The order is the number that ranks exchange.
-KIND_NAMES = (
+# Ranks exchange the index in this tuple.
+TYPE_NAMES = (
     "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "bfloat16", "float32",
     "float64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2",
 )  # fmt: skip
 REDUCTIONS = ("sum", "max", "min", "product", "average")  # in the order of paddle.distributed.ReduceOp
 _UFUNCS: tuple[np.ufunc, ...] = (np.add, np.maximum, np.minimum, np.multiply, np.add)
-_BLOCK = 1 << 16  # elements summed at a time, so that sums stay in the core's cache
+_BLOCK = 1 << 16  # elements reduced at a time, so they stay in the core's cache
 
 
 def name_of(names: Sequence[str], number: int) -> str:
-    """The name of a number that another rank has sent, for messages; whatever the number is."""
+    """The name for a number that another rank has sent, whatever the number is."""
     return names[number] if 0 <= number < len(names) else f"(number {number})"
 
 
-class Kind(NamedTuple):
+class ElementType(NamedTuple):
     """A tensor's element type."""
 
     name: str
@@ -39,35 +39,35 @@ class Kind(NamedTuple):
 
 
 @functools.cache
-def kind_of(dtype: Any) -> Kind:
-    """The kind of a paddle dtype.
+def find_element_type(dtype: Any) -> ElementType:
+    """The element type of a paddle dtype.
 
     Raises:
-        TypeError: it can't be sent.
+        TypeError: tensors of this type can't be sent.
     """
     name = str(dtype).removeprefix("paddle.")
-    if name not in KIND_NAMES:
+    if name not in TYPE_NAMES:
         raise TypeError(f"tensors of {name} can't be sent between CPU ranks")
     array = np.dtype(_BITS.get(name, name))
-    return Kind(name, KIND_NAMES.index(name), array, array.itemsize)
+    return ElementType(name, TYPE_NAMES.index(name), array, array.itemsize)
 
 
-class TensorMemory:
-    """A tensor's elements as a flat array that shares its memory.
+class TensorView:
+    """The elements of a tensor as a flat array that shares its memory.
 
-    Where the tensor is not contiguous the array is a copy; `put_back` writes it into the tensor. As with Paddle's own
-    groups the tensor's version, which autograd looks at, stays as it is.
+    If the tensor is not contiguous, the array is a copy, which `write_back` copies to the tensor. As with Paddle's own
+    groups, the version of the tensor that autograd checks does not change.
 
     Attributes:
-        array: [number of elements]; bfloat16 as uint16, and so on.
+        array: [number of elements]; bfloat16 as uint16, etc.
         bytes: the same, uint8.
     """
 
     __slots__ = ("_strided", "_tensor", "_whole", "array", "bytes", "kind", "nbytes", "shape")
 
     def __init__(self, tensor: Any, output: bool = False) -> None:
-        self._tensor, self._strided = tensor, None  # the memory lives as long as the tensor
-        self.shape, self.kind = tuple(tensor.shape), kind_of(tensor.dtype)
+        self._tensor, self._strided = tensor, None  # keeps the memory alive
+        self.shape, self.kind = tuple(tensor.shape), find_element_type(tensor.dtype)
         self.nbytes = math.prod(self.shape) * self.kind.itemsize
         address = tensor.data_ptr() if self.nbytes else 0
         if not self.nbytes:
@@ -85,41 +85,41 @@ class TensorMemory:
                 self.array = np.ascontiguousarray(self._strided).reshape(-1)
         self._whole, self.bytes = self.array, self.array.view(np.uint8)
 
-    def part(self, num_parts: int, index: int) -> TensorMemory:
-        """Keep to one of num_parts equal parts of the elements; returns itself."""
+    def select_part(self, num_parts: int, index: int) -> TensorView:
+        """Restrict the view to one of num_parts equal parts of the elements; returns itself."""
         if len(self._whole) % num_parts:
-            raise ValueError(f"a tensor of {len(self._whole):,} elements has no {num_parts} equal parts")
+            raise ValueError(f"a tensor of {len(self._whole):,} elements can't be split into {num_parts} equal parts")
         size = len(self._whole) // num_parts
         self.array = self._whole[index * size : (index + 1) * size]
         self.bytes, self.nbytes = self.array.view(np.uint8), self.array.nbytes
         return self
 
-    def put_back(self) -> None:
-        """After the array was written: make sure that the tensor has it."""
+    def write_back(self) -> None:
+        """Copy the array to the tensor, if they don't share memory."""
         if self._strided is not None:
             self._strided[...] = self._whole.reshape(self.shape)
 
 
 def _allocate(tensor: Any, output: bool) -> int:
-    """Give an output tensor without memory (cleared, never written) some."""
+    """Allocate memory for an output tensor that has none."""
     if not output:
-        raise ValueError(f"a tensor of shape {list(tensor.shape)} that has no data was given to be sent")
+        raise ValueError(f"can't send a tensor of shape {list(tensor.shape)} that has no data")
     import paddle
 
     paddle.empty(tensor.shape, dtype=tensor.dtype)._share_buffer_to(tensor)
     return int(tensor.data_ptr())
 
 
-def _strided_view(address: int, shape: tuple[int, ...], strides: Sequence[int], kind: Kind) -> np.ndarray:
+def _strided_view(address: int, shape: tuple[int, ...], strides: Sequence[int], kind: ElementType) -> np.ndarray:
     last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     memory: Any = (ctypes.c_uint8 * ((last + 1) * kind.itemsize)).from_address(address)
     return np.ndarray(shape, kind.array, memory, strides=[stride * kind.itemsize for stride in strides])
 
 
-def reduce_arrays(out: np.ndarray, parts: Sequence[np.ndarray], kind: Kind, reduction: int) -> None:
-    """out = parts[0] + parts[1] + ..., always in this order; `out` may share memory with parts[0] or parts[1] alone.
+def reduce_arrays(out: np.ndarray, parts: Sequence[np.ndarray], kind: ElementType, reduction: int) -> None:
+    """out = parts[0] + parts[1] + ..., in this order. `out` may share memory with parts[0] or parts[1] only.
 
-    bfloat16 and float16 are reduced in float32 and rounded once. Averages of whole numbers are rounded down.
+    bfloat16 and float16 are reduced in float32 and rounded once. Averages of integers are rounded down.
 
     Args:
         out: flat, of the parts' length and type.
@@ -128,13 +128,13 @@ def reduce_arrays(out: np.ndarray, parts: Sequence[np.ndarray], kind: Kind, redu
     reduce = _in_float32 if kind.name in ("bfloat16", "float16") else _in_place
     if (reduction == 4 and kind.name == "bool") or kind.name.startswith("float8"):
         raise TypeError(f"{REDUCTIONS[reduction]} of {kind.name} tensors is not defined")
-    with np.errstate(all="ignore"):  # overflows and NaN are the training's to find
+    with np.errstate(all="ignore"):  # training detects overflows and NaN
         for begin in range(0, len(out), _BLOCK):
             block = slice(begin, begin + _BLOCK)
             reduce(out[block], [part[block] for part in parts], kind, reduction)
 
 
-def _in_place(out: np.ndarray, parts: Sequence[np.ndarray], kind: Kind, reduction: int) -> None:
+def _in_place(out: np.ndarray, parts: Sequence[np.ndarray], kind: ElementType, reduction: int) -> None:
     combine = _UFUNCS[reduction]
     if len(parts) == 1:
         out[...] = parts[0]
@@ -147,7 +147,7 @@ def _in_place(out: np.ndarray, parts: Sequence[np.ndarray], kind: Kind, reductio
         divide(out, len(parts), out=out)
 
 
-def _in_float32(out: np.ndarray, parts: Sequence[np.ndarray], kind: Kind, reduction: int) -> None:
+def _in_float32(out: np.ndarray, parts: Sequence[np.ndarray], kind: ElementType, reduction: int) -> None:
     total = _widened(parts[0], kind)
     for part in parts[1:]:
         _UFUNCS[reduction](total, _widened(part, kind), out=total)
@@ -156,14 +156,14 @@ def _in_float32(out: np.ndarray, parts: Sequence[np.ndarray], kind: Kind, reduct
     out[...] = total.astype(np.float16) if kind.name == "float16" else _to_bfloat16(total)
 
 
-def _widened(part: np.ndarray, kind: Kind) -> np.ndarray:
+def _widened(part: np.ndarray, kind: ElementType) -> np.ndarray:
     if kind.name == "float16":
         return part.astype(np.float32)
     return (part.astype(np.uint32) << 16).view(np.float32)
 
 
 def _to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """Round to the nearest, ties to even; NaN stays NaN."""
+    """Round to nearest, ties to even. NaN stays NaN."""
     bits = values.view(np.uint32)
     rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)

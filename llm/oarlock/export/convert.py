@@ -41,6 +41,7 @@ from oarlock.weights.save import (
     write_weights,
 )
 from oarlock.weights.sources import FileSource
+from oarlock.weights.weight_folder import WeightFolder
 
 logger = get_logger(__name__)
 
@@ -120,7 +121,9 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
     options = options or ConvertOptions()
     require_empty(output)
     find_hf_config(detect_family(read_config_content(source), str(source / "config.json")))
-    layout = _layout(source, options.allow_pickle)
+    layout = detect_layout(source)
+    if not options.allow_pickle:
+        WeightFolder.open(source)  # raises if there are only pickles
     config = read_config(source)
     with on_cpu(), create_model_folder(output, _WHAT, [source]) as folder:
         with closing(open_weights(source, find_model_class(config), config, options.allow_pickle)) as weights:
@@ -143,16 +146,6 @@ def convert(source: Path, output: Path, to: Target, options: ConvertOptions | No
             f"{source} -> {output}: {config.model_type}, {len(names)} weights, {num_bytes / 1e6:,.1f} MB, {dtype}"
         )
     return Conversion(config.model_type, proof, names, hashes, num_bytes, dtype)
-
-
-def _layout(source: Path, allow_pickle: bool) -> str:
-    """See layout_of; refuses pickles that were not allowed before anything is read."""
-    layout = detect_layout(source)
-    if not allow_pickle:
-        from oarlock.weights.weight_folder import WeightFolder
-
-        WeightFolder.open(source)
-    return layout
 
 
 def _write(

@@ -24,7 +24,7 @@ _SPARE_BYTES = 50_000_000  # for the tokenizer, the manifest and so on
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export for which target.
+    """A request to export a model for a target.
 
     Attributes:
         model: folder or hub name; "" for the base of the adapters.

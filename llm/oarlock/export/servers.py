@@ -21,7 +21,7 @@ class Server:
         title: its name in sentences.
         only_torch_dtype: `dtype` in config.json means another layout to it.
         unknown: what happens to a weight that it does not expect.
-        missing: what happens to a weight that is not there.
+        missing: what happens to a missing weight.
     """
 
     title: str
@@ -50,13 +50,13 @@ TARGETS = (*SERVERS, TRITON, "paddle-inference", "peft")
 SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a model or an adapter: it becomes part of addresses
 
 
-def architectures_of(server: str) -> tuple[str, ...]:
-    """The architectures of Oarlock's families that a server can run."""
+def list_architectures(server: str) -> tuple[str, ...]:
+    """List the architectures of Oarlock's families that a server can run."""
     return tuple(family.architecture for family in FAMILIES.values() if server in family.servers)
 
 
-def server_note(server: str, architecture: str) -> str:
-    """What to know about an architecture on a server, or ""."""
+def find_server_note(server: str, architecture: str) -> str:
+    """Find the note for users of an architecture on a server; "" if there is none."""
     return next((f.server_notes.get(server, "") for f in FAMILIES.values() if f.architecture == architecture), "")
 
 
@@ -66,9 +66,9 @@ def check_architecture(server: str, architecture: str) -> None:
     Raises:
         ModelError: naming those it can.
     """
-    if architecture not in architectures_of(server):
+    if architecture not in list_architectures(server):
         model = architecture or "a model without an architecture"
         raise ModelError(
             f"--target {server}: {SERVERS[server].title} does not run {model} (of Oarlock's families it "
-            f"runs {', '.join(architectures_of(server))})"
+            f"runs {', '.join(list_architectures(server))})"
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from oarlock.errors import ModelError
 from oarlock.export.checks.findings import read_object, shown_value
-from oarlock.export.servers import SERVED_NAME, SERVERS, server_note
+from oarlock.export.servers import SERVED_NAME, SERVERS, find_server_note
 from oarlock.files import PEFT_FILE
 from oarlock.formats.quoting import shell_word
 
@@ -80,7 +80,7 @@ def format_start_script(
         if not SERVED_NAME.fullmatch(word):
             raise ModelError(f"{word!r} can't be the name of a served model or adapter; use letters, digits, . _ -")
     named = config.get("architectures")
-    note = server_note(target, named[0]) if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    note = find_server_note(target, named[0]) if isinstance(named, list) and named and isinstance(named[0], str) else ""
     lora = flags = ""
     if adapters:
         modules = " ".join(f'{shell_word(word)}="$MODEL"/{shell_word(f"{ADAPTERS}/{word}")}' for word in adapters)
@@ -88,9 +88,12 @@ def format_start_script(
         rank = next((size for size in _VLLM_RANKS if size >= rank), rank)
         lora = _LORA.format(rank=shell_word(rank), modules=modules)
         flags = ' \\\n  --enable-lora --max-lora-rank "$MAX_RANK" --lora-modules "${ADAPTERS[@]}"'
+    dtype = str(config.get("torch_dtype", "auto"))
+    if dtype not in _DTYPES:
+        raise ModelError(f"config.json, torch_dtype: {shown_value(dtype)} is not one of {', '.join(_DTYPES)}")
     body = (_VLLM if target == "vllm" else _FASTDEPLOY).format(
         name=shell_word(name),
-        dtype=shell_word(_read_dtype(config)),
+        dtype=shell_word(dtype),
         length=shell_word(read_max_length(config) or _DEFAULT_LENGTH),
         lora=lora,
         lora_flags=flags,
@@ -136,10 +139,3 @@ def _check_whole_number(place: str, value: Any, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise ModelError(f"{place}: must be a whole number from 1 to {most:,}; it is {shown_value(value)}")
     return value
-
-
-def _read_dtype(config: Mapping[str, Any]) -> str:
-    value = config.get("torch_dtype", "auto")
-    if value not in _DTYPES:
-        raise ModelError(f"config.json, torch_dtype: {shown_value(value)} is not one of {', '.join(_DTYPES)}")
-    return str(value)

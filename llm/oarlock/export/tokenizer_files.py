@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oarlock.data.templates.template_files import save_templates, templates_in_folder
+from oarlock.data.templates.template_files import read_folder_templates, save_templates
 from oarlock.data.tokenizers.folder import needs_paddlenlp, read_tokenizer
 from oarlock.data.tokenizers.load import has_tokenizer
 from oarlock.environment.console import get_logger
@@ -49,7 +49,11 @@ def write_tokenizer_files(source: Path, to: str, config: Any, folder: Path) -> N
         write_tokenizer(source, to, config.model_type, folder)
     else:
         logger.info(f"{source} has no tokenizer, so the converted model has none")
-    _write_generation(source, to, config, folder)
+    settings = dict(read_generation_config(source))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if name not in settings and getattr(config, name, None) is not None:
+            settings[name] = getattr(config, name)
+    write_json(folder / GENERATION_FILE, _translate_settings(settings, to))
 
 
 def write_tokenizer(source: Path, to: str, family: str, folder: Path) -> None:
@@ -62,12 +66,6 @@ def write_tokenizer(source: Path, to: str, family: str, folder: Path) -> None:
     Raises:
         ModelError: when they can't be read, or the tokenizer can't be written as tokenizer.json.
     """
-    _write_tokenizer(source, to, folder)
-    if to == "hf" and FAMILIES[family].hf_resplits_text:
-        _warn_about_splitting(folder)
-
-
-def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
     content = read_json_object(source / _CONFIG)
     if needs_paddlenlp(source, content):
         raise ModelError(
@@ -88,7 +86,9 @@ def _write_tokenizer(source: Path, to: str, folder: Path) -> None:
     content.setdefault("clean_up_tokenization_spaces", False)
     content.pop("chat_template", None)
     write_json(folder / _CONFIG, content)
-    save_templates(folder, templates_in_folder(source))
+    save_templates(folder, read_folder_templates(source))
+    if to == "hf" and FAMILIES[family].hf_resplits_text:
+        _warn_about_splitting(folder)
 
 
 def _warn_about_splitting(folder: Path) -> None:
@@ -99,15 +99,6 @@ def _warn_about_splitting(folder: Path) -> None:
             "this tokenizer splits text differently from Qwen2's own. AutoTokenizer of transformers 5 ignores that and "
             "may return other ids. PreTrainedTokenizerFast.from_pretrained returns the right ones"
         )
-
-
-def _write_generation(source: Path, to: str, config: Any, folder: Path) -> None:
-    content = read_generation_config(source)
-    found = dict(content)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if name not in found and getattr(config, name, None) is not None:
-            found[name] = getattr(config, name)
-    write_json(folder / GENERATION_FILE, _translate_settings(found, to))
 
 
 def _translate_settings(content: Mapping[str, Any], to: str) -> dict[str, Any]:

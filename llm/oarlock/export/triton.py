@@ -29,7 +29,7 @@ from oarlock.models.load_finetuned import check_base
 from oarlock.models.open_weights import open_weights
 from oarlock.peft.adapter_folder import Base
 from oarlock.peft.open_adapter import open_lora
-from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, template_config
+from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, make_template_config
 from oarlock.triton_repository.model_code import PACKAGE, TEMPLATES
 from oarlock.weights.folder_files import ADAPTER_FILES, MODEL_FILES, find_readers, link_files
 
@@ -77,7 +77,7 @@ def export_triton(model: Path, adapters: Mapping[str, Path], output: Path, name:
         EnvironmentProblem: `tritonclient` is not installed; its protobuf checks the configurations.
     """
     model, output = Path(model), Path(output).resolve()
-    configs = {folder: _config(folder, name, tuple(adapters)) for folder in _name_models(name)}
+    configs = {folder: _make_config(folder, name, tuple(adapters)) for folder in _name_models(name)}
     _check(model, adapters, name)
     require_empty(output)
     try:
@@ -119,8 +119,8 @@ def _name_models(name: str) -> dict[str, str]:
     return {own: own.replace("oarlock", name, 1) for own in ("oarlock", "oarlock_json", "oarlock_infer")}
 
 
-def _config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
-    config = template_config(own)
+def _make_config(own: str, name: str, adapters: tuple[str, ...]) -> ModelConfig:
+    config = make_template_config(own)
     config.name = _name_models(name)[own]
     if own == "oarlock":
         config.parameters["adapters"].string_value = " ".join(adapters)

@@ -12,7 +12,7 @@ FAMILY = Family(
     lora_targets=MEGATRON_LINEARS,
     kv_axes=TOKEN_FIRST,
     why_not={
-        "hf_weights": "PaddleNLP does not know its names there (convert the weights to Paddle's format first)",
+        "hf_weights": "PaddleNLP does not know the names of its weights there; convert them to Paddle's format first",
         "hf_config": "transformers has no ChatGLM (its published models bring code of their own)",
     },
     gated_mlp=False,

@@ -11,8 +11,8 @@ FAMILY = Family(
     sequence_parallel=False,
     lora_targets=MEGATRON_LINEARS,
     why_not={
-        "kv_axes": "its layers remember hidden states, not keys and values",
-        "hf_weights": "its converter in PaddleNLP 3.0.0b4 imports a function that is gone",
+        "kv_axes": "its layers cache hidden states, not keys and values",
+        "hf_weights": "its converter in PaddleNLP 3.0.0b4 imports a function that no longer exists",
         "hf_config": "the GLM of transformers is GLM-4; that of PaddleNLP is the older one, with two positions and "
         "blank filling",
     },

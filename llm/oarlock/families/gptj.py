@@ -11,7 +11,7 @@ FAMILY = Family(
     sequence_parallel=False,
     lora_targets=("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"),
     why_not={
-        "kv_axes": "PaddleNLP's GPT-J counts positions from the padding on, so that a prefix would lie at another "
+        "kv_axes": "PaddleNLP's GPT-J counts positions from the padding on, so a prefix would be at a different "
         "distance in every row of a batch",
     },
     gated_mlp=False,

@@ -48,7 +48,7 @@ FAMILY = Family(
     positions_follow_prefix=True,
     why_not={
         "tensor_parallel": "PaddleNLP's OPTLMHead neither sums its input's gradient over the ranks nor gathers the "
-        "scores, so that two ranks would train another model",
+        "logits, so two ranks would train a different model",
     },
     gated_mlp=False,
     padded_embedding=True,

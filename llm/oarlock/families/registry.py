@@ -18,7 +18,7 @@ HF_CONFIGS: dict[str, HFConfig] = {
 # Families that PaddleNLP has and that can't be run: name -> reason.
 BROKEN = {
     "mixtral": "PaddleNLP 3.0.0b4's MixtralSparseMoeBlock fails in its forward pass under Paddle 3.3, whose "
-    "paddle.where gives flat indices",
+    "paddle.where returns flat indices",
 }
 
 

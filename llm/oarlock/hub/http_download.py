@@ -122,7 +122,7 @@ def download(file: RemoteFile, target: Path, most: int, progress: Callable[[int]
         if file.checksum is not None and (found := _compute_digest(place, file.checksum[0])) != file.checksum[1]:
             partial.unlink()
             raise ModelError(
-                f"{file.url}: was damaged in transit: its {file.checksum[0]} is {found}, not {file.checksum[1]}"
+                f"{file.url}: damaged in transit: its {file.checksum[0]} is {found}, the server says {file.checksum[1]}"
             )
     settle_file(partial)
     os.replace(partial, target)

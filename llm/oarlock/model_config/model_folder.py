@@ -13,7 +13,7 @@ from oarlock.errors import ModelError, first_line
 from oarlock.files import ADAPTER_FILE, GENERATION_FILE
 from oarlock.formats.links import check_links
 from oarlock.hub import downloads
-from oarlock.parallel.nodes import once_per_node
+from oarlock.parallel.nodes import run_once_per_node
 from oarlock.weights.weight_folder import INDEX_NAME
 from oarlock.weights.weight_index import read_index
 
@@ -29,7 +29,7 @@ def find_model_folder(name_or_path: str, with_weights: bool, allow_pickle: bool 
     Raises:
         ModelError: when neither a folder nor a hub has it. StoppedWithOthers where another rank raises.
     """
-    return Path(once_per_node(lambda: str(_find(name_or_path, with_weights, allow_pickle)))[0])
+    return Path(run_once_per_node(lambda: str(_find(name_or_path, with_weights, allow_pickle)))[0])
 
 
 def _find(name_or_path: str, with_weights: bool, allow_pickle: bool) -> Path:

@@ -24,7 +24,7 @@ from oarlock.models.memory_check import check_before, check_parameters
 from oarlock.models.open_weights import open_weights
 from oarlock.ops import library
 from oarlock.ops.self_check import check_norms
-from oarlock.parallel.nodes import once_per_node
+from oarlock.parallel.nodes import run_once_per_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.parallel.plan import ParallelPlan
 from oarlock.peft.adapter_folder import check_adapter
@@ -183,7 +183,7 @@ def check_weights(source: ModelSource) -> None:
         ModelError: as open_weights(). StoppedWithOthers where another rank raises.
     """
     if source.from_weights and has_safetensors(source.folder):
-        once_per_node(lambda: _open_source(source, False, 0).close())
+        run_once_per_node(lambda: _open_source(source, False, 0).close())
 
 
 def build_model(
@@ -216,7 +216,7 @@ def build_model(
     classes: list[Any] = []
     run_on_all_ranks(lambda: classes.append(find_model_class(source.config, pipeline)))
     model_class = classes[0]
-    once_per_node(lambda: check_before(source.config, source.folder, source.from_weights, dtype))
+    run_once_per_node(lambda: check_before(source.config, source.folder, source.from_weights, dtype))
     with without_values():
         model = construct(model_class, source.config, dtype)
         adapt_inputs(model)

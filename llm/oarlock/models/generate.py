@@ -153,4 +153,4 @@ def ask_model(
         longest = _find_answer_limit(tuned.model.config, len(prompt.ids), max_new_tokens)
         check_window(tuned.model.config, len(prompt.ids) + longest, place, "question and answer may take")
         (ids,) = generate_ids(tuned.model, tuned.tokenizer, [prompt.ids], longest, tuned.ends)
-        yield question, tuned.template.answer_in(tuned.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        yield question, tuned.template.extract_answer(tuned.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -19,7 +19,7 @@ from oarlock.environment.memory import (
 from oarlock.environment.ranks import world_size
 from oarlock.errors import ModelError
 from oarlock.model_config.size_check import count_least_parameters, count_table_bytes
-from oarlock.parallel.nodes import this_node
+from oarlock.parallel.nodes import find_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.weights.buffers import array_type
 from oarlock.weights.copy_into_params import type_name
@@ -82,7 +82,7 @@ def check_parameters(model: nn.Layer, folder: Path, training_bytes: int) -> None
     tensors = list({id(held.tensor): held.tensor for held in parameter_shards(model)}.values())
     needed = sum(map(_count_bytes, tensors))
     needed += training_bytes * sum(math.prod(tensor.shape) for tensor in tensors if not tensor.stop_gradient)
-    node, of = this_node(), ""
+    node, of = find_node(), ""
     if not paddle.device.get_device().startswith("gpu") and len(node.ranks) > 1:
         needed, of = sum(node.all_gather_objects(needed)), f" on the {len(node.ranks)} ranks of this machine"
     what = f"{folder}: the model{', with what training holds beside it,' if training_bytes else ''}{of}"

@@ -1,4 +1,7 @@
-"""paddle.optimizer.AdamW's step, for all parameters in one pass over memory."""
+"""The step of paddle.optimizer.AdamW for all parameters in one pass over memory (custom_ops/adamw).
+
+AdamW: https://arxiv.org/abs/1711.05101. Float32 on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ from oarlock.ops import library
 
 
 def fused_adamw(optimizer: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Update parameters, and their accumulators in the optimizer, where they stay: checkpoints do not change.
+    """Update parameters and their accumulators in place, so that checkpoints don't change.
 
     Args:
-        optimizer: a paddle AdamW that has made its accumulators and learning rate.
-        pairs: of parameters and gradients, float32 on the CPU.
+        optimizer: a paddle AdamW whose accumulators and learning rate exist.
+        pairs: parameters and gradients, float32 on the CPU.
     """
     if not pairs:
         return
     parameters, gradients = [p for p, _ in pairs], [g for _, g in pairs]
-    # Paddle refuses to write to a leaf that wants gradients; the detached tensor is the same memory.
+    # Paddle refuses to write to a leaf that requires gradients. The detached tensor shares its memory.
     values = [p.detach() for p in parameters]
     names = (
         optimizer._moment1_acc_str,

@@ -1,11 +1,12 @@
-"""Causal attention on a CPU in tiles, whose memory grows with the tokens and not their square (custom_ops/attention).
+"""Causal attention on a CPU in tiles, with memory linear in the number of tokens (custom_ops/attention).
 
-A mask has one of three forms, of which the first two cost nothing to speak of:
+A mask has one of three forms. The first two cost almost nothing.
 
-- none: query i of a row sees the keys up to its own place, i + keys - queries;
-- ends, int32 [batch, keys]: it sees those of them whose end is beyond its place. Packed examples have the place at
-  which they end (PaddleNLP's attn_mask_startend_row_indices), padding has 0, text without either the number of keys;
-- bias, float32 [batch, 1 or heads, queries, keys]: added to the scores, nothing else being hidden.
+- none: query i of a row attends to the keys up to its own position, i + keys - queries.
+- ends, int32 [batch, keys]: of those, it attends to the keys whose end is after its position. Keys of a packed example
+  have the position at which the example ends (PaddleNLP's attn_mask_startend_row_indices), padding has 0, and all
+  other keys have the number of keys.
+- bias, float32 [batch, 1 or heads, queries, keys]: added to the attention scores. Nothing else is masked.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ def fused_attention(
 ) -> Tensor:
     """softmax(query key^T / sqrt(head_dim) + mask) value, [batch, queries, heads, head_dim], all float32.
 
-    Tiles of which nothing is seen are left out. A query that sees nothing gives 0 (in Paddle's ops, the mean of all
+    Tiles that are masked completely are skipped. A query without any key gives 0 (with Paddle's ops, the mean of all
     values). Gradients flow to query, key and value.
 
     Args:
         query: [batch, queries, heads, head_dim].
         key, value: [batch, keys, key heads, head_dim]; heads is a multiple of key heads.
-        ends, bias: see above.
+        ends, bias: see the module.
 
     Raises:
-        ValueError: when shapes or types do not fit.
+        ValueError: if shapes or types don't fit.
     """
     scale = 1 / math.sqrt(query.shape[-1])
     return library.run("oarlock_attention", query, key, value, ends, bias, scale, bias is None)[0]
 
 
 def reference_attention(query: Tensor, key: Tensor, value: Tensor, ends: Tensor) -> Tensor:
-    """fused_attention in Paddle's ops."""
+    """Compute fused_attention in Paddle's ops."""
     key, value = (_repeated(tensor, query.shape[2] // tensor.shape[2]) for tensor in (key, value))
     scores = paddle.einsum("bihd,bjhd->bhij", query, key) / math.sqrt(query.shape[-1])
     seen = dense_mask(ends, query.shape[1]).unsqueeze(1)
@@ -53,11 +54,11 @@ def reference_attention(query: Tensor, key: Tensor, value: Tensor, ends: Tensor)
 
 
 def dense_mask(ends: Tensor, num_queries: int | None = None) -> Tensor:
-    """bool [batch, queries, keys], true where a query (row) sees a key (column).
+    """Make a mask, bool [batch, queries, keys], that is true if a query attends to a key.
 
     Args:
-        ends: [batch, keys], see above.
-        num_queries: the last of the keys' places; None for all.
+        ends: [batch, keys], see the module.
+        num_queries: the queries are at the last positions of the keys. None: there are as many as keys.
     """
     places = paddle.arange(ends.shape[1], dtype=ends.dtype)
     seeing = places if num_queries is None else places[ends.shape[1] - num_queries :]
@@ -65,7 +66,7 @@ def dense_mask(ends: Tensor, num_queries: int | None = None) -> Tensor:
 
 
 def takes_ends(function: Function) -> bool:
-    """Whether a model's attn_func is this module's, which keeps packed examples apart when it is given ends."""
+    """Whether a model's attn_func is the fused attention, which separates packed examples if it is given `ends`."""
     return getattr(getattr(function, "func", function), _MARK, False)
 
 
@@ -73,7 +74,7 @@ _MARK = "oarlock_takes_ends"
 
 
 def replace_attention(original: Function) -> Function:
-    """PaddleNLP's scaled_dot_product_attention, whose arguments differ a little from family to family."""
+    """Replace PaddleNLP's scaled_dot_product_attention, whose arguments differ between families."""
     signature = inspect.signature(original)
 
     def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Any:
@@ -89,7 +90,7 @@ def replace_attention(original: Function) -> Function:
         reason = _refusal(given, ends)
         if reason or not fits(query, key, value):
             if reason:
-                log_once(f"attention with {reason} goes through Paddle's own ops")
+                log_once(f"attention with {reason} uses Paddle's ops")
             groups = query.shape[2] // key.shape[2]
             given["key_states"], given["value_states"] = (_repeated(tensor, groups) for tensor in (key, value))
             if ends is not None and ends.ndim == 2:
@@ -108,17 +109,17 @@ def replace_attention(original: Function) -> Function:
 
 
 def _refusal(given: dict[str, Any], ends: Tensor | None) -> str:
-    """What of a call the operator does not do; "" where it does all."""
+    """Name the features of a call that the operator lacks, or return ""."""
     dropout = given.get("attn_dropout_prob", getattr(given["config"], "attention_dropout", 0))
     found = {
         "a static graph": not paddle.in_dynamic_mode(),
-        "its weights asked for": given["output_attentions"],
+        "attention weights as output": given["output_attentions"],
         "ALiBi": given.get("alibi") is not None,
         "dropout": dropout and given.get("training", given.get("trainer_mode", False)),
-        "values of another size": given["value_states"].shape != given["key_states"].shape,
-        "several GPUs to a row": given.get("reshard_layer") is not None
+        "values of another size than the keys": given["value_states"].shape != given["key_states"].shape,
+        "context parallelism": given.get("reshard_layer") is not None
         or getattr(given["config"], "context_parallel_degree", 1) > 1,
-        "ends of a form of its own": ends is not None and ends.ndim != 2,
+        "a mask of ends in another form": ends is not None and ends.ndim != 2,
     }
     return ", ".join(name for name, is_so in found.items() if is_so)
 
@@ -128,7 +129,7 @@ def _repeated(states: Tensor, groups: int) -> Tensor:
 
 
 def replace_repeat_kv(original: Function) -> Function:
-    """Left to _attention, which repeats heads only where it has to."""
+    """Skip repeating: the replaced attention repeats heads only if it must."""
 
     def repeat_kv(hidden_states: Tensor, n_rep: int) -> Tensor:
         return hidden_states if paddle.in_dynamic_mode() else original(hidden_states, n_rep)
@@ -137,7 +138,7 @@ def replace_repeat_kv(original: Function) -> Function:
 
 
 def replace_mask(original: Function) -> Function:
-    """_prepare_decoder_attention_mask, with ends in the place of a dense mask that says no more."""
+    """Make _prepare_decoder_attention_mask return ends in place of a dense mask with the same content."""
 
     def prepare(attention_mask: Tensor | None, input_shape: Any, past_key_values_length: int, dtype: Any) -> Tensor:
         served = paddle.in_dynamic_mode() and paddle.get_device() == "cpu" and dtype == paddle.float32
@@ -151,7 +152,7 @@ def replace_mask(original: Function) -> Function:
 
 
 def replace_is_causal_mask(original: Function) -> Function:
-    """Whether a mask may be dropped."""
+    """Make is_casual_mask accept ends, which are two-dimensional and never dropped."""
 
     def is_casual_mask(attention_mask: Tensor) -> bool:
         return attention_mask.ndim > 2 and original(attention_mask)

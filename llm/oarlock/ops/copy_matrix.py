@@ -1,4 +1,4 @@
-"""Copies of matrices between NumPy arrays of any two float types, turned or not (custom_ops/weights/copy_matrix.h)."""
+"""Copying matrices between NumPy arrays of any two float types, transposed or not (custom_ops/copy_matrix)."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ import numpy as np
 from oarlock.ops.library import LIBRARY, why_missing
 
 _TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 2}  # DType in dtypes.h
-_FEW = 4096  # elements; NumPy is as fast
+_MIN_SIZE = 4096  # elements; NumPy is as fast for fewer
 
 
 def copy_matrix(to: np.ndarray, values: np.ndarray) -> bool:
-    """Copy in this thread, without the GIL; False, with nothing done, where the library can't or need not do it.
+    """Copy in this thread without the GIL. Returns False, without copying, if the library can't or need not do it.
 
-    A matrix that lies in memory transposed is turned in blocks that fit the registers.
+    A transposed matrix is copied in blocks that fit the registers.
 
     Args:
-        to, values: [rows, columns], or any number of axes where both lie in memory as they are read.
+        to, values: [rows, columns], or any number of axes if both are contiguous.
     """
-    if values.size < _FEW or to.dtype not in _TYPES or values.dtype not in _TYPES or to.shape != values.shape:
+    if values.size < _MIN_SIZE or to.dtype not in _TYPES or values.dtype not in _TYPES or to.shape != values.shape:
         return False
     if to.flags.c_contiguous and values.flags.c_contiguous:
         to, values = to.reshape(1, -1), values.reshape(1, -1)
     if to.ndim != 2:
         return False
-    turned = values.strides[0] == values.itemsize and values.strides[1] != values.itemsize
-    stride = _stride(values.T if turned else values)
+    transposed = values.strides[0] == values.itemsize and values.strides[1] != values.itemsize
+    stride = _stride(values.T if transposed else values)
     to_stride = _stride(to)
     copy = _function()
     if copy is None or stride is None or to_stride is None:
         return False
-    places = values.ctypes.data, stride, _TYPES[values.dtype], turned, to.ctypes.data, to_stride, _TYPES[to.dtype]
+    places = values.ctypes.data, stride, _TYPES[values.dtype], transposed, to.ctypes.data, to_stride, _TYPES[to.dtype]
     copy(*to.shape, *places)
     return True
 
 
 def _stride(array: np.ndarray) -> int | None:
-    """Elements from one row to the next; None where the elements of a row are not side by side."""
+    """Return the number of elements from one row to the next, or None if a row is not contiguous."""
     rows, columns = array.strides
     if columns != array.itemsize or rows < 0 or rows % array.itemsize:
         return None
@@ -52,7 +52,7 @@ def _stride(array: np.ndarray) -> int | None:
 def _function() -> Callable[..., None] | None:
     if why_missing():
         return None
-    import paddle  # noqa: F401  the library needs it in the process
+    import paddle  # noqa: F401  the library needs Paddle in the process
 
     function = ctypes.CDLL(str(LIBRARY)).oarlock_copy_matrix
     size, place, kind = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int32

@@ -18,10 +18,10 @@ Tensor = Any
 
 
 def correct_layer_norm(original: Function) -> Function:
-    """layer_norm whose gradient for x does not hang on whether the weight is trained.
+    """Make the gradient of x in layer_norm independent of whether the weight is trained.
 
-    The CPU kernel (phi/kernels/cpu/layer_norm_grad_kernel.cc) multiplies with the weight only where the weight's own
-    gradient is wanted too. A view of a frozen weight that wants one is of the same memory; its gradient goes nowhere.
+    The CPU kernel (phi/kernels/cpu/layer_norm_grad_kernel.cc) multiplies with the weight only if the weight needs a
+    gradient too. For a frozen weight the replacement passes a detached view that asks for one; nothing uses it.
     """
 
     def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
@@ -34,17 +34,17 @@ def correct_layer_norm(original: Function) -> Function:
     return layer_norm
 
 
-# In paddle._C_ops, which all of Paddle's Python calls: nn.LayerNorm and nn.functional.layer_norm alike.
+# They patch paddle._C_ops, which nn.LayerNorm and nn.functional.layer_norm both call.
 CORRECTIONS = patches_of(__name__)
 _applied = AppliedPatches()
 
 
 def install() -> None:
-    """Put them in place for a CPU, once in a process, before a model is trained. A GPU's kernels need none."""
+    """Apply the corrections on a CPU, once per process, before a model is trained. GPU kernels need none."""
     if not _applied and paddle.get_device() == "cpu":
         _applied.apply(CORRECTIONS)
 
 
 def uninstall() -> None:
-    """Put Paddle's own back."""
+    """Restore Paddle's operators."""
     _applied.restore()

@@ -1,7 +1,7 @@
-"""A decoder of Llama's kind in one operator (custom_ops/decoder), float32 on the CPU, for inference.
+"""A Llama-like decoder in one operator for inference (custom_ops/decoder). Float32 on the CPU.
 
-It reads new tokens of several sequences together, each with keys and values of its own, and gives the same bits
-whatever the batch is.
+It runs new tokens of several sequences in one batch, each with its own KV cache. Results have the same bits for every
+batch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True)
 class DecoderSizes:
-    """Of a model.
+    """The sizes and constants of a model.
 
     Attributes:
         epsilon: of the norms.
-        embedding_scale: what embeddings are multiplied with.
+        embedding_scale: factor of the embeddings.
         activation: of the gate, one of ACTIVATIONS.
     """
 
@@ -41,24 +41,24 @@ class DecoderSizes:
     activation: str = "silu"
 
     def counts(self) -> list[int]:
-        """The whole numbers, as the operator takes them."""
+        """Return the integers in the order of the operator."""
         return [self.hidden, self.intermediate, self.num_layers, self.num_heads, self.num_key_value_heads,
                 self.head_dim, self.vocabulary]  # fmt: skip
 
     def cache_size(self, capacity: int) -> int:
-        """Floats of the keys and values of a sequence."""
+        """Return the number of floats in the KV cache of a sequence."""
         values = -(-self.head_dim // KEY_BLOCK) * KEY_BLOCK
         return self.num_layers * self.num_key_value_heads * capacity * (self.head_dim + values)
 
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """As the operator reads them; see pack_layer() and pack_adapter().
+    """The packed weights of a model (see pack_layer() and pack_adapter()).
 
     Attributes:
         shared: embedding [vocabulary, hidden], last norm [hidden], head in panels, cos and sin [positions, dim].
-        layers: of one tensor each.
-        adapters, plans: of one tensor each.
+        layers: one tensor per layer.
+        adapters, plans: one tensor per adapter.
     """
 
     shared: Sequence[Tensor]
@@ -70,16 +70,16 @@ class DecoderWeights:
 def decoder_pass(
     sizes: DecoderSizes, weights: DecoderWeights, tokens: Tensor, runs: Tensor, caches: Sequence[Tensor]
 ) -> Tensor:
-    """Read tokens; the scores after the last one of each run that wants them, [scored runs, vocabulary].
+    """Run tokens through the model. Returns the logits after the last token of each run that asks for them.
 
     Args:
-        tokens: int64 [tokens], run after run.
+        tokens: int64 [tokens], concatenated runs.
         runs: int64 [runs, 6]: begin and number of its tokens, position of the first, capacity of the cache, adapter
-            (-1 for none), whether scores are wanted.
-        caches: of each run, float32 [sizes.cache_size(capacity)]; changed in place.
+            (-1 for none), whether its logits are computed.
+        caches: one per run, float32 [sizes.cache_size(capacity)], changed in place.
 
     Raises:
-        ValueError: when something does not fit; nothing is changed then.
+        ValueError: if something does not fit. Nothing is changed then.
     """
     outputs = library.run(
         "oarlock_decoder", tokens, runs, list(weights.shared), list(weights.layers), list(weights.adapters),
@@ -89,8 +89,8 @@ def decoder_pass(
     return outputs[0]
 
 
-def panels(matrix: np.ndarray) -> np.ndarray:
-    """A matrix [in, out] in panels of 32 columns, [ceil(out / 32), in, 32]."""
+def pack_panels(matrix: np.ndarray) -> np.ndarray:
+    """Pack a matrix [in, out] into panels of 32 columns, [ceil(out / 32), in, 32]."""
     rows, columns = matrix.shape
     count = -(-columns // PANEL)
     padded = np.zeros([rows, count * PANEL], np.float32)
@@ -99,35 +99,35 @@ def panels(matrix: np.ndarray) -> np.ndarray:
 
 
 def pack_layer(norms: Sequence[np.ndarray], qkv_bias: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """The weights of a layer, one after the other.
+    """Pack the weights of a layer into one array.
 
     Args:
-        norms: before the attention and before the feed-forward, [hidden].
-        qkv_bias: zeros where there is none.
+        norms: scales before the attention and before the MLP, [hidden].
+        qkv_bias: zeros if there is none.
         matrices: q | k | v, o, gate | up, down; [in, out].
     """
-    return _together([*norms, qkv_bias, *(panels(matrix) for matrix in matrices)])
+    return _concatenate([*norms, qkv_bias, *(pack_panels(matrix) for matrix in matrices)])
 
 
 def pack_adapter(
     rank: int, layers: Sequence[dict[str, tuple[np.ndarray, np.ndarray]]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The LoRA matrices of an adapter, and which there are.
+    """Pack the LoRA matrices of an adapter. Returns them, and the plan: the rank, and which targets each layer has.
 
     Args:
-        layers: of each, name of a target -> A [in, rank], scaling * B [rank, out].
+        layers: per layer, name of a target -> A [in, rank], scaling * B [rank, out].
     """
     plan, parts = [rank], []
     for layer in layers:
         for target in TARGETS:
             plan.append(int(target in layer))
             if target in layer:
-                parts += [panels(matrix) for matrix in layer[target]]
-    return _together(parts), np.array(plan, np.int64)
+                parts += [pack_panels(matrix) for matrix in layer[target]]
+    return _concatenate(parts), np.array(plan, np.int64)
 
 
-def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """In one array, each from a multiple of 64 bytes on."""
+def _concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenate arrays, each aligned to 64 bytes."""
     aligned = []
     for part in parts:
         flat = np.asarray(part, np.float32).reshape(-1)

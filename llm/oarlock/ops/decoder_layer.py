@@ -1,6 +1,6 @@
-"""A decoder layer in two operators around its attention, or at least with its sums made where its norms are.
+"""A decoder layer in two operators, before and after its attention (custom_ops/decoder_layer).
 
-Float32 on the CPU (custom_ops/training_step/layer_paddle.cc). `install` puts them behind PaddleNLP's names.
+Float32 on the CPU. Where these don't fit (LoRA, biases), the layer still adds the residuals in its fused norms.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from oarlock.typing import Tensor
 def fused_layer_start(
     x: Tensor, scale: Tensor, query: Tensor, key: Tensor, value: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The normed x times query, key and value.
+    """Compute query, key and value of RMSNorm(x).
 
     Args:
-        x: [..., width]; scale: of its RMSNorm, [width]; query, key, value: weights [width, out], each with its out.
+        x: [..., width]; scale: of the RMSNorm, [width]; query, key, value: weights [width, out], where out may differ.
 
     Returns:
-        The three products; x for its other uses, which is its own memory; the normed x, through which nothing flows.
+        The three products; x for the residual, which shares the memory of x; RMSNorm(x), without a gradient.
 
     Raises:
-        ValueError: when shapes do not fit.
+        ValueError: if shapes don't fit.
     """
     return tuple(library.run("fused_layer_start", x, scale, query, key, value, epsilon)[:5])
 
@@ -37,24 +37,24 @@ def fused_layer_end(
     attended: Tensor, kept: Tensor, output: Tensor, scale: Tensor, gate: Tensor, up: Tensor, down: Tensor,
     epsilon: float,
 ) -> Tensor:  # fmt: skip
-    """total + MLP(RMSNorm(total)) with total = kept + attended output: [..., width].
+    """Compute total + MLP(RMSNorm(total)) with total = kept + attended output: [..., width].
 
     Args:
         attended: [..., heads x dim]; kept: [..., width]; output: weight [heads x dim, width].
         scale: of the RMSNorm, [width]; gate, up: weights [width, inner]; down: [inner, width].
 
     Raises:
-        ValueError: when shapes do not fit.
+        ValueError: if shapes don't fit.
     """
     return library.run("fused_layer_end", attended, kept, output, scale, gate, up, down, epsilon)[0]
 
 
 def for_layer(original: Function) -> Function:
-    """LlamaDecoderLayer's and Qwen2DecoderLayer's forward in training, where the layer gives its output alone."""
+    """Replace the forward of LlamaDecoderLayer and Qwen2DecoderLayer in training, if only the output is returned."""
     names = [name for name in inspect.signature(original).parameters if name not in ("self", "hidden_states", "kwargs")]
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(names, args, strict=False)) | kwargs  # the attention's arguments have the same names
+        given = dict(zip(names, args, strict=False)) | kwargs  # the attention has the same argument names
         norms = self.input_layernorm, self.post_attention_layernorm
         if not _is_plain(self, given) or not given.keys() <= set(names) or not _fit(norms, hidden_states):
             return original(self, hidden_states, *args, **kwargs)
@@ -86,7 +86,7 @@ def _alone(outputs: Any) -> Tensor:
 
 
 def _whole(layer: Any, x: Tensor) -> list[Any]:
-    """Its linear layers where all are trained whole, with biases at query, key and value alone; [] otherwise."""
+    """Return the linear layers if all are trained without LoRA and only query, key and value have biases, else []."""
     attention, mlp = layer.self_attn, layer.mlp
     in_attention = lora_linear.trained_whole(attention, x, "q_proj", "k_proj", "v_proj", "o_proj")
     in_mlp = lora_linear.trained_whole(mlp, x, "gate_proj", "up_proj", "down_proj")

@@ -54,7 +54,7 @@ def replace_swiglu(original: Function) -> Function:
 
 
 def replace_head(original: Function) -> Function:
-    """A language model's head that defer_logits() marked: in training it leaves its product to the loss."""
+    """Make heads that defer_logits() marked return DeferredLogits in training."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         global _is_deferring
@@ -68,13 +68,13 @@ def replace_head(original: Function) -> Function:
 
 
 def replace_parallel_matmul(original: Function) -> Function:
-    """The product that such a head makes, of what it gathered before."""
+    """Return DeferredLogits in place of the product, while such a head runs."""
 
     def parallel_matmul(x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not _is_deferring or not fits(x, y):
             return original(x, y, *args, **kwargs)
         if not y.is_distributed:
-            return DeferredLogits(x, y, kwargs["transpose_y"])  # both heads name it
+            return DeferredLogits(x, y, kwargs["transpose_y"])  # both heads pass it by name
         if not kwargs["tensor_parallel_output"]:
             return original(x, y, *args, **kwargs)
         group = fleet.get_hybrid_communicate_group().get_model_parallel_group()

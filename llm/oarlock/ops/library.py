@@ -20,7 +20,7 @@ _HOW = "`bash scripts/setup.sh` or `python custom_ops/build.py` builds them, wit
 
 
 class Stamp(TypedDict):
-    """What a build says of itself: number of its interface, Paddle's version, its CUDA or ""."""
+    """The description of a build: number of its interface, version of Paddle, version of CUDA or ""."""
 
     interface: int
     paddle: str
@@ -29,7 +29,7 @@ class Stamp(TypedDict):
 
 
 def why_missing(on_gpu: bool = False) -> str:
-    """What keeps the operators from being used, with what to do; "" when nothing does. Does not import paddle."""
+    """Return why the operators can't be used and what to do, or "" if they can. Does not import paddle."""
     try:
         built = built_for()
     except EnvironmentProblem as error:
@@ -37,17 +37,17 @@ def why_missing(on_gpu: bool = False) -> str:
     if built is None:
         return f"the fused ops are not built ({_HOW})"
     if built["interface"] != INTERFACE:
-        return f"the fused ops were built from other sources than this Oarlock's ({_HOW})"
+        return f"the fused ops were built from the sources of another version of Oarlock ({_HOW})"
     here = _paddle_version()
     if here and here != built["paddle"]:
         return f"the fused ops were built for Paddle {built['paddle']}, this is {here} ({_HOW})"
     if on_gpu and not built["cuda"]:
-        return f"the fused ops were built for the CPU alone ({_HOW})"
+        return f"the fused ops were built for the CPU only ({_HOW})"
     return ""
 
 
 def usable(on_gpu: bool = False) -> bool:
-    """Whether nothing keeps the operators from being used; what does is said once."""
+    """Whether the operators can be used. If not, the reason is logged once."""
     reason = why_missing(on_gpu)
     if reason:
         log_once(f"{reason}; Paddle's own ops are used (same result, slower)")
@@ -55,17 +55,17 @@ def usable(on_gpu: bool = False) -> bool:
 
 
 def has_products() -> bool:
-    """Whether this Paddle comes with MKL, whose matrix products some operators call (on x86 it does)."""
+    """Whether this Paddle includes MKL, which some operators call for matrix products (on x86 it does)."""
     import paddle
 
     return (Path(paddle.__file__).parent / "libs" / "libmklml_intel.so").exists()
 
 
 def built_for() -> Stamp | None:
-    """What the build says of itself; None when there is none.
+    """Read the description of the build, or return None if there is no build.
 
     Raises:
-        EnvironmentProblem: when that can't be read.
+        EnvironmentProblem: if it can't be read.
     """
     stamp = LIBRARY.with_suffix(".stamp")
     if not LIBRARY.exists() or not stamp.exists():
@@ -87,11 +87,11 @@ def load() -> None:
     """Register the operators with Paddle; later calls do nothing.
 
     Raises:
-        ImportError: when they are not built, or for another Paddle.
+        ImportError: if they are not built, or built for another Paddle.
     """
     if reason := why_missing():
         raise ImportError(reason)
-    with warnings.catch_warnings():  # of a ccache that nobody needs
+    with warnings.catch_warnings():  # about a ccache that is not needed
         warnings.filterwarnings("ignore", "No ccache found")
         from paddle.utils.cpp_extension.extension_utils import load_op_meta_info_and_register_op
 
@@ -99,17 +99,17 @@ def load() -> None:
 
 
 def run(operator: str, *arguments: Any) -> Any:
-    """Call an operator: its inputs, then its attributes; gives its output, or a list of several.
+    """Call an operator with its inputs, then its attributes. Returns its output, or a list of several.
 
     Raises:
-        ImportError: when the operators are not built.
-        ValueError: when the operator refuses the shapes or types it got.
+        ImportError: if the operators are not built.
+        ValueError: if the operator refuses shapes or types.
     """
     from paddle import _C_ops
 
     load()
     try:
         outputs = _C_ops._run_custom_op(operator, *arguments)
-    except OSError as error:  # what PD_CHECK becomes: "text\n  [file:line]"
+    except OSError as error:  # raised by PD_CHECK: "text\n  [file:line]"
         raise ValueError(f"{operator}: {str(error).splitlines()[0]}") from None
     return outputs[0] if len(outputs) == 1 else outputs

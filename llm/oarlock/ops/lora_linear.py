@@ -1,6 +1,6 @@
-"""Linear layers of one model layer made together, forward and backward (custom_ops/training_step).
+"""Linear layers with LoRA, and several linear layers of a decoder layer computed together (custom_ops/lora_linear).
 
-Float32 on the CPU, through Paddle's MKL. `install` puts them behind PaddleNLP's names.
+Float32 on the CPU, with the matrix products of Paddle's MKL. `install` replaces PaddleNLP's layers.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from oarlock.typing import Tensor
 
 
 def fused_lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """x weight + scaling * (x a) b: [..., in] -> [..., out]. No gradient for weight, which LoRA leaves as it is.
+    """Compute x weight + scaling * (x a) b: [..., in] -> [..., out]. The weight is frozen and gets no gradient.
 
     Args:
         weight: [in, out]; a: [in, rank]; b: [rank, out].
 
     Raises:
-        ValueError: when shapes do not fit.
+        ValueError: if shapes don't fit.
     """
-    # A custom operator is not told which gradients are wanted; x's is half of the work.
+    # A custom operator doesn't know which gradients are wanted. The gradient of x is half of the work.
     return library.run("fused_lora_linear", x, weight, a, b, scaling, not x.stop_gradient)[0]
 
 
 @dataclass(frozen=True)
 class LoraTriple:
-    """Three linear layers with LoRA: of each in turn what fused_lora_linear takes."""
+    """The arguments of fused_lora_linear for three linear layers."""
 
     weights: Sequence[Tensor]
     a: Sequence[Tensor]
@@ -41,20 +41,20 @@ class LoraTriple:
     scalings: Sequence[float]
 
     def run(self, operator: str, x: Tensor) -> list[Tensor]:
-        """An operator that takes x and them."""
+        """Run an operator on x and the three layers."""
         given = (list(part) for part in (self.weights, self.a, self.b, self.scalings))
         return library.run(operator, x, *given, not x.stop_gradient)
 
 
 def fused_lora_projections(x: Tensor, layers: LoraTriple) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value of x [..., in], whose products sum the gradient of x as they make it."""
+    """Compute query, key and value of x [..., in]. Their products accumulate the gradient of x."""
     return tuple(layers.run("fused_lora_projections", x)[:3])
 
 
 def fused_lora_mlp(x: Tensor, layers: LoraTriple) -> Tensor:
-    """(silu(x gate) * (x up)) down (https://arxiv.org/abs/2002.05202): [..., in] -> [..., out].
+    """Compute (silu(x gate) * (x up)) down (https://arxiv.org/abs/2002.05202): [..., in] -> [..., out].
 
-    The product of the two is made a second time in the backward, where it costs no memory traffic, and not kept.
+    silu(x gate) * (x up) is recomputed in the backward, where it costs no memory traffic, and not stored.
 
     Args:
         layers: gate, up, down.
@@ -62,11 +62,11 @@ def fused_lora_mlp(x: Tensor, layers: LoraTriple) -> Tensor:
     return layers.run("fused_lora_mlp", x)[0]
 
 
-# Replacements of PaddleNLP's; see install.
+# Replacements of PaddleNLP's forwards (see oarlock.compat.patches).
 
 
 def for_lora(original: Function) -> Function:
-    """LoRALinear's forward where it is plain LoRA at work; its other forms keep their way."""
+    """Replace LoRALinear's forward for plain LoRA. Variants (rsLoRA mixers, MoRA, dropout) run as before."""
 
     def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result = _result_of(self, input)
@@ -80,7 +80,7 @@ def for_lora(original: Function) -> Function:
 
 
 def for_linear(original: Function) -> Function:
-    """paddle.nn.Linear's forward."""
+    """Replace paddle.nn.Linear's forward, so that it returns a result that was computed in advance."""
 
     def forward(self: Any, input: Tensor) -> Tensor:
         if self is _left_out:
@@ -94,7 +94,7 @@ def for_linear(original: Function) -> Function:
 
 
 def for_mlp(original: Function) -> Function:
-    """LlamaMLP's and Qwen2MLP's forward, with LoRA at all three."""
+    """Replace the forward of LlamaMLP and Qwen2MLP if all three layers have LoRA."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         is_swiglu = getattr(self, "fuse_swiglu", True)  # Qwen2's may have another activation
@@ -107,7 +107,7 @@ def for_mlp(original: Function) -> Function:
 
 
 def for_attention(original: Function) -> Function:
-    """The forward of an attention layer with LoRA: q_proj, k_proj and v_proj have their results when it calls them."""
+    """Replace the forward of an attention layer with LoRA: computes q_proj, k_proj and v_proj before it calls them."""
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         layers = _with_lora(self, hidden_states, "q_proj", "k_proj", "v_proj")
@@ -120,29 +120,28 @@ def for_attention(original: Function) -> Function:
 
 
 def trained_whole(owner: Any, x: Tensor, *names: str) -> list[Any]:
-    """The layers of those names where all are plain linear ones of which nothing is frozen, and can be made together;
-    [] where not."""
+    """Return the named layers if all are plain trained linear layers that can be computed together, else []."""
     layers = _alike(owner, names, lambda layer: type(layer) is paddle.nn.Linear and not layer.weight.stop_gradient)
     return layers if fits(x, *(layer.weight for layer in layers)) else []
 
 
 def _with_lora(owner: Any, x: Tensor, *names: str) -> list[Any]:
-    """The same of layers with LoRA."""
+    """Return the layers of these names if all have LoRA and can be computed together, else []."""
     layers = _alike(owner, names, _adds_lora)
     return layers if fits(x, *(each for layer in layers for each in (layer.weight, layer.lora_A, layer.lora_B))) else []
 
 
 def _alike(owner: Any, names: Sequence[str], is_wanted: Callable[[Any], bool]) -> list[Any]:
-    """Where a backward follows, and nobody looks into one of them."""
+    """Return the named layers if all pass `is_wanted`, have no hooks, and a backward will follow, else []."""
     layers: list[Any] = [owner._sub_layers.get(name) for name in names]  # getattr looks elsewhere first
     if not (paddle.in_dynamic_mode() and paddle.is_grad_enabled()):
         return []
-    # As made first: QLoRA's have a forward of their own and no weight.
+    # is_as_made is checked first: QLoRA's layers have their own forward and no weight.
     return layers if all(layer is not None and is_as_made(layer) and is_wanted(layer) for layer in layers) else []
 
 
 def _adds_lora(layer: Any) -> bool:
-    """Whether it is plain LoRA beside a weight that stays."""
+    """Whether a layer is plain LoRA with a frozen weight."""
     if type(layer) is not LoRALinear or not layer.weight.stop_gradient:
         return False
     other = layer.use_mora or layer.lora_use_mixer or layer.pissa or layer.disable_lora or layer.merged
@@ -155,18 +154,18 @@ def _three(layers: list[Any]) -> LoraTriple:
 
 
 def _result_of(layer: Any, input: Tensor) -> Tensor | None:
-    """What was made for it, without its bias."""
+    """Return the result that was computed for the layer in advance, without its bias, or None."""
     return _results.pop(id(layer), None) if input is _input else None
 
 
 _input: Tensor = None
-_results: dict[int, Tensor] = {}  # of that input, by the layer that is about to be asked for them
-_left_out: Any = None  # a layer that gives its input, because what it does is done later
+_results: dict[int, Tensor] = {}  # id of a layer -> its result for _input
+_left_out: Any = None  # a layer that returns its input, because its product is computed later
 
 
 @contextlib.contextmanager
 def waiting(given: Tensor, layers: Sequence[Any], made: Sequence[Tensor], left_out: Any = None) -> Iterator[None]:
-    """What the layers give for this input, and a layer that does nothing, inside."""
+    """In the block, the layers return results computed in advance for an input, and `left_out` returns its input."""
     global _input, _results, _left_out
     before = _input, _results, _left_out
     _input, _results, _left_out = given, dict(zip(map(id, layers), made, strict=True)), left_out

@@ -1,4 +1,4 @@
-"""How the C library gives memory to tensors on a CPU."""
+"""Tuning of malloc for tensors on a CPU."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ _ALL = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Have malloc keep what is freed for the next tensor, in the place of giving it back to the system.
+    """Have malloc keep freed memory for the next tensor, instead of returning it to the system.
 
-    By default glibc maps each large block afresh and unmaps it when it is freed, as Paddle does with every tensor of a
-    step: all of its pages are then zeroed and faulted in again, which takes ten times as long as computing an RMSNorm
-    in them. For the run of a training loop: what was needed at the peak stays with the process.
+    By default glibc maps each large block and unmaps it when it is freed. Paddle does that with every tensor of a step,
+    and all pages are zeroed and faulted in again. That takes ten times as long as computing an RMSNorm in them.
+    Afterwards the process keeps the memory of its peak.
 
     Returns:
-        Whether this C library can (glibc).
+        Whether this C library supports it (glibc does).
     """
     if sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # The largest block that older glibc's allow here is 32 MB; newer ones take any.
+    # Older versions of glibc allow at most 32 MB here.
     kept = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, _ALL))

@@ -1,1 +1,1 @@
-"""Who does what: ranks, groups, and what they carry."""
+"""Parallelism: the plan and its rules, and what ranks do together."""

@@ -37,10 +37,18 @@ def parse_command(words: Sequence[str], num_ranks: int | None) -> TrainingComman
         num_ranks: --ranks. Without it, the launcher's --gpus, --devices or --nproc_per_node are counted.
 
     Raises:
-        ConfigError: when it names no entrypoint, or no number of ranks.
+        ConfigError: the command names no entrypoint, or no number of ranks.
     """
     words = [word for word in words if word.strip()]  # line continuations leave blanks
-    place = next((i for i, word in enumerate(words) if _names_script(word, words[:i])), None)
+    first = next((i for i, word in enumerate(words) if Path(word).name == "oarlock"), len(words))
+    place = next(
+        (
+            i
+            for i, word in enumerate(words)
+            if Path(word).name in ENTRYPOINTS.values() or (i > first and word in _KINDS)
+        ),
+        None,
+    )
     if place is not None:
         if "launch" in words[:place]:
             raise ConfigError("give the command that `oarlock launch --dry_run` prints, which has all degrees")
@@ -55,12 +63,6 @@ def parse_command(words: Sequence[str], num_ranks: int | None) -> TrainingComman
     if not num_ranks:
         raise ConfigError("how many ranks? Add --ranks N before the command (or --gpus 0,1,... in it)")
     return TrainingCommand(load_config(config_class, flags).config, num_ranks)
-
-
-def _names_script(word: str, before: Sequence[str]) -> bool:
-    return Path(word).name in ENTRYPOINTS.values() or (
-        word in _KINDS and any(Path(earlier).name == "oarlock" for earlier in before)
-    )
 
 
 def _launched_ranks(words: Sequence[str]) -> int | None:

@@ -34,7 +34,7 @@ class Coordinates(NamedTuple):
 
 @dataclass(frozen=True)
 class ParallelPlan:
-    """How the work of a training step is divided among ranks.
+    """The division of a training step among ranks.
 
     Attributes:
         world_size: number of ranks, the product of the four degrees.
@@ -81,7 +81,7 @@ class ParallelPlan:
 
     @property
     def sharding_strategy(self) -> ShardingStrategy:
-        """How the training state is sharded. PaddleNLP refuses stage 2 under a pipeline, so Oarlock does that one."""
+        """The kind of sharding. PaddleNLP refuses stage 2 under a pipeline, so Oarlock does that one."""
         if self.stage == 2 and self.pipeline > 1:
             return "gradients_hooked"
         strategies: tuple[ShardingStrategy, ...] = ("none", "optimizer", "gradients", "parameters")

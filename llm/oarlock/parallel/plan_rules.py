@@ -110,12 +110,8 @@ def option_problems(config: RunConfig, plan: ParallelPlan) -> Iterator[str]:
 # rules that need neither configuration nor model
 
 
-def plan_problems(plan: ParallelPlan) -> list[str]:
+def plan_problems(plan: ParallelPlan) -> Iterator[str]:
     """Problems of a plan that don't depend on the model."""
-    return [*_stage3(plan), *_interleaved(plan)]
-
-
-def _stage3(plan: ParallelPlan) -> Iterator[str]:
     # TrainingArguments: "pipeline parallel is not compatible for sharding stage2 or stage3". Stage 2 is done by
     # parallel.sharded_gradients.
     if plan.stage == 3 and plan.pipeline > 1:
@@ -124,9 +120,6 @@ def _stage3(plan: ParallelPlan) -> Iterator[str]:
             "support it, and each micro-batch would gather the parameters of its stage twice, forward and backward; "
             "nearest: --sharding stage2"
         )
-
-
-def _interleaved(plan: ParallelPlan) -> Iterator[str]:
     stages, chunks, count = plan.pipeline, plan.virtual_pipeline, plan.micro_batches
     if chunks == 1:
         return
@@ -171,23 +164,29 @@ def check_plan(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> list[s
         ConfigError: lists every problem, with the flag, the numbers and the nearest legal values.
     """
     problems = [problem for rule in _MODEL_RULES for problem in rule(plan, sizes, seq_length)]
-    refuse(plan_problems(plan) + problems, plan.world_size)
-    return list(_uneven_stages(plan, sizes))
+    refuse([*plan_problems(plan), *problems], plan.world_size)
+    sizes_of_stages = [len(chunk) for chunk in cut_layers(sizes.num_layers, plan.pipeline, plan.virtual_pipeline)]
+    if len(set(sizes_of_stages)) > 1:
+        return [
+            f"--pipeline_parallel_degree {plan.pipeline} does not divide num_hidden_layers {sizes.num_layers}: the "
+            f"stages hold {', '.join(map(str, sizes_of_stages))} layers, and the smaller ones wait for the larger ones"
+        ]
+    return []
 
 
-def _family(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
+def _find_missing_layers(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
     wanted = (
         ("tensor_parallel", plan.tensor > 1, f"--tensor_parallel_degree {plan.tensor}", "tensor-parallel layers"),
         ("pipeline", plan.pipeline > 1, f"--pipeline_parallel_degree {plan.pipeline}", "pipeline class"),
         ("sequence_parallel", plan.sequence_parallel, "--sequence_parallel", "sequence-parallel layers"),
     )
-    for way, used, flag, what in wanted:
-        if used and not getattr(FAMILIES.get(sizes.family), way, False):
-            yield f"{flag}: {explain_missing(sizes.family, way, what)}; drop the flag"
+    for attribute, used, flag, what in wanted:
+        if used and not getattr(FAMILIES.get(sizes.family), attribute, False):
+            yield f"{flag}: {explain_missing(sizes.family, attribute, what)}; drop the flag"
 
 
-def _tensor_indivisible(sizes: ModelSizes, tensor: int) -> Iterator[str]:
-    if sizes.heads % tensor:  # LlamaAttention and its kin: assert num_heads % tensor_parallel_degree == 0
+def _find_indivisible_sizes(sizes: ModelSizes, tensor: int) -> Iterator[str]:
+    if sizes.heads % tensor:  # LlamaAttention etc.: assert num_heads % tensor_parallel_degree == 0
         yield f"num_attention_heads {sizes.heads}"
     # Qwen2, Mistral, Mixtral and ChatGLMv2 assert it. Llama and Gemma continue with unsharded key and value
     # projections, but nothing sums the gradients of these and of their input over the ranks. (Tried with 4 query heads
@@ -205,38 +204,38 @@ def _tensor_indivisible(sizes: ModelSizes, tensor: int) -> Iterator[str]:
         yield f"vocab_size {sizes.vocab:,}"
 
 
-def _tensor_divides(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
-    legal = [n for n in divisors(plan.world_size // plan.pipeline) if not any(_tensor_indivisible(sizes, n))]
-    for size in _tensor_indivisible(sizes, plan.tensor):
+def _check_tensor_degree(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
+    legal = [n for n in divisors(plan.world_size // plan.pipeline) if not any(_find_indivisible_sizes(sizes, n))]
+    for size in _find_indivisible_sizes(sizes, plan.tensor):
         yield f"--tensor_parallel_degree {plan.tensor} does not divide {size}; nearest: {nearest(plan.tensor, legal)}"
 
 
-def _every_stage_has_layers(num_layers: int, stages: int, chunks: int = 1) -> bool:
+def _has_layers_everywhere(num_layers: int, stages: int, chunks: int = 1) -> bool:
     try:
         return all(cut_layers(num_layers, stages, chunks))
     except ValueError:
         return False
 
 
-def _layers_fill_stages(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
+def _check_stages(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
     stages, chunks, layers = plan.pipeline, plan.virtual_pipeline, sizes.num_layers
-    if _every_stage_has_layers(layers, stages, chunks):
+    if _has_layers_everywhere(layers, stages, chunks):
         return
-    legal_chunks = [n for n in range(1, layers + 1) if _every_stage_has_layers(layers, stages, n)]
+    legal_chunks = [n for n in range(1, layers + 1) if _has_layers_everywhere(layers, stages, n)]
     if chunks > 1 and legal_chunks:
         yield (
             f"--pipeline_parallel_degree {stages} x --virtual_pp_degree {chunks} = {stages * chunks} does not divide "
             f"num_hidden_layers {layers}; nearest --virtual_pp_degree: {nearest(chunks, legal_chunks)}"
         )
         return
-    legal = [n for n in divisors(plan.world_size // plan.tensor) if _every_stage_has_layers(layers, n)]
+    legal = [n for n in divisors(plan.world_size // plan.tensor) if _has_layers_everywhere(layers, n)]
     yield (
         f"--pipeline_parallel_degree {stages}: with num_hidden_layers {layers}, Paddle leaves a stage without layers; "
         f"nearest: {nearest(stages, legal)}"
     )
 
 
-def _sequence_divides(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
+def _check_sequence_length(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) -> Iterator[str]:
     # sequence_parallel_utils.scatter: "Input sequence length can't be divided exactly by sequence parallelism". It
     # scatters batch x sequence. The sequence itself must be divisible, because a batch may have a single sample.
     if plan.sequence_parallel and seq_length % plan.tensor:
@@ -249,13 +248,9 @@ def _sequence_divides(plan: ParallelPlan, sizes: ModelSizes, seq_length: int) ->
         )
 
 
-_MODEL_RULES: tuple[Rule, ...] = (_family, _tensor_divides, _layers_fill_stages, _sequence_divides)
-
-
-def _uneven_stages(plan: ParallelPlan, sizes: ModelSizes) -> Iterator[str]:
-    sizes_of_stages = [len(chunk) for chunk in cut_layers(sizes.num_layers, plan.pipeline, plan.virtual_pipeline)]
-    if len(set(sizes_of_stages)) > 1:
-        yield (
-            f"--pipeline_parallel_degree {plan.pipeline} does not divide num_hidden_layers {sizes.num_layers}: the "
-            f"stages hold {', '.join(map(str, sizes_of_stages))} layers, and the smaller ones wait for the larger ones"
-        )
+_MODEL_RULES: tuple[Rule, ...] = (
+    _find_missing_layers,
+    _check_tensor_degree,
+    _check_stages,
+    _check_sequence_length,
+)

@@ -1,10 +1,10 @@
-"""Sharding stage 2 under a pipeline, which PaddleNLP refuses: gradients live on their owners while they accumulate.
+"""Sharding stage 2 under a pipeline, which PaddleNLP refuses: only its owner accumulates the gradient of a parameter.
 
-Fleet's DygraphShardingOptimizer (stage 1) gives every parameter an owner among the sharding ranks, but keeps all
-gradients on all of them until the step. Here each micro-batch's gradients are reduced to their owners bucket by bucket
-during its backward pass, the owner adds them up, and nobody else keeps them: gradient bytes per rank are those of the
-parameters it owns, 1 / sharding degree. (One reduce to the owner per bucket moves the bytes of a reduce-scatter.)
-ZeRO, https://arxiv.org/abs/1910.02054, stage 2.
+Fleet's DygraphShardingOptimizer (stage 1) assigns every parameter to a sharding rank, its owner, but keeps all
+gradients on all ranks until the step. Here the gradients of each micro-batch are reduced to their owners, bucket by
+bucket, during its backward pass. The owner adds them up, and the other ranks free them. So a rank stores the gradients
+of the parameters that it owns, 1 / sharding degree of all. One reduce per bucket moves the same bytes as a
+reduce-scatter. See ZeRO stage 2, https://arxiv.org/abs/1910.02054.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from paddle import Tensor
 
 @dataclass
 class _Bucket:
-    """Parameters of one owner whose gradients travel together.
+    """Parameters of one owner whose gradients are reduced together.
 
     Attributes:
         owner: rank in the sharding group.
-        accumulated: flat sum of the gradients of all micro-batches so far, on the owner.
-        arrived: names of the parameters whose gradient of this micro-batch is there.
+        accumulated: on the owner, the flat sum of the gradients of the micro-batches so far.
+        arrived: names of the parameters whose gradient of this micro-batch is available.
     """
 
     owner: int
@@ -39,17 +39,17 @@ class _Bucket:
 
 
 class ShardedGradients:
-    """Takes over the gradients of a DygraphShardingOptimizer.
+    """Shards the gradients of a DygraphShardingOptimizer.
+
+    Fleet sums the gradients of parameters that pipeline stages share (tied embeddings) after the last micro-batch.
+    Until then these gradients are not sharded.
 
     Args:
-        optimizer: a DygraphShardingOptimizer; its reduce_gradients, clear_grad and _sharding_sync_parameters are
+        optimizer: a DygraphShardingOptimizer. Its reduce_gradients, clear_grad and _sharding_sync_parameters are
             replaced.
         hcg: Fleet's HybridCommunicateGroup.
-        bucket_elements: gradients that are reduced at once.
+        bucket_elements: number of gradient elements that are reduced at once.
         shared: names of the parameters that other pipeline stages have too.
-
-    Parameters that pipeline stages share (tied embeddings) are summed over the stages by Fleet after the last
-    micro-batch; their gradients stay whole until then.
     """
 
     def __init__(self, optimizer: Any, hcg: Any, bucket_elements: int, shared: Collection[str]) -> None:
@@ -59,7 +59,7 @@ class ShardedGradients:
         trainable = [p for p in optimizer._parameter_list if not p.stop_gradient]
         self._main_grad = any(hasattr(p, "main_grad") for p in trainable)
         self._shared = [_Bucket(optimizer._param2rank[p.name], [p]) for p in trainable if p.name in shared]
-        # Gradients come in about the reverse order of the parameters, so buckets fill up one after the other.
+        # Gradients are computed in about the reverse order of the parameters, so buckets become complete one by one.
         mine = [p for p in reversed(trainable) if p.name not in shared]
         self._buckets = _fill_buckets(mine, optimizer._param2rank, bucket_elements)
         self._pending: tuple[Any, _Bucket, Tensor] | None = None
@@ -67,29 +67,30 @@ class ShardedGradients:
         for bucket in self._buckets:
             for parameter in bucket.parameters:
                 parameter._register_backward_hook(self._hook(bucket, parameter.name))
-        optimizer.reduce_gradients = lambda *_: None  # finish() comes earlier: fp16 unscales before it would
+        optimizer.reduce_gradients = lambda *_: None  # done by finish(), before fp16 gradients are unscaled
         optimizer.clear_grad = self.clear
         optimizer._sharding_sync_parameters = self._broadcast_parameters
 
     def gradient_bytes(self) -> int:
-        """Bytes of gradients this rank keeps between micro-batches."""
+        """Bytes of gradients that this rank stores between micro-batches."""
         kept = [bucket.accumulated for bucket in self._buckets if bucket.accumulated is not None]
-        whole = [grad for bucket in self._shared for p in bucket.parameters if (grad := self._grad(p)) is not None]
-        return sum(tensor._numel() * tensor.element_size() for tensor in (*kept, *whole))
+        unsharded = [grad for bucket in self._shared for p in bucket.parameters if (grad := self._grad(p)) is not None]
+        return sum(tensor._numel() * tensor.element_size() for tensor in (*kept, *unsharded))
 
     def _hook(self, bucket: _Bucket, name: str) -> Callable[..., None]:
         @paddle.no_grad()
         def arrive(*_: Any) -> None:
             bucket.arrived.add(name)
             if len(bucket.arrived) == len(bucket.parameters):
-                self._send(bucket)
+                self._reduce(bucket)
 
         return arrive
 
-    def _send(self, bucket: _Bucket) -> None:
-        """Reduce a bucket to its owner; what it was made of is freed."""
-        self._settle()
-        flat = paddle.concat([self._grad_or_zeros(p).flatten() for p in bucket.parameters])
+    def _reduce(self, bucket: _Bucket) -> None:
+        """Start the reduction of a bucket to its owner, and free the gradients."""
+        self._wait_for_pending()
+        grads = ((self._grad(p), p) for p in bucket.parameters)
+        flat = paddle.concat([(self._zeros(p) if grad is None else grad).flatten() for grad, p in grads])
         for parameter in bucket.parameters:
             self._drop_grad(parameter)
         bucket.arrived.clear()
@@ -98,8 +99,8 @@ class ShardedGradients:
         task = dist.reduce(flat, dst=self.group.ranks[bucket.owner], group=self.group, sync_op=False)
         self._pending = task, bucket, flat
 
-    def _settle(self) -> None:
-        """Wait for the message on its way and add it up. One at a time: it overlaps with the next layers' backward."""
+    def _wait_for_pending(self) -> None:
+        """Wait for the pending reduction, which runs during the next layers' backward pass, and add up its result."""
         if self._pending is None:
             return
         task, bucket, flat = self._pending
@@ -114,26 +115,26 @@ class ShardedGradients:
 
     @paddle.no_grad()
     def finish(self) -> None:
-        """Call after the last micro-batch of a step: gives the owners' parameters their gradients."""
+        """Set the gradients of the parameters that this rank owns. Call this after the last micro-batch of a step."""
         incomplete = [bucket for bucket in self._buckets if bucket.arrived]
-        for bucket in (*incomplete, *self._shared):  # a parameter without a gradient holds up its bucket
-            self._send(bucket)
-        self._settle()
+        for bucket in (*incomplete, *self._shared):  # a bucket waits for parameters that got no gradient
+            self._reduce(bucket)
+        self._wait_for_pending()
         for bucket in (*self._buckets, *self._shared):
             if bucket.owner != self.rank:
                 continue
             begin = 0
             for parameter in bucket.parameters:
                 end = begin + parameter._numel()
-                if bucket.accumulated is None:  # no gradient at all in this step
-                    grad = paddle.zeros(parameter.shape, self._dtype(parameter))
+                if bucket.accumulated is None:  # no gradient in this step
+                    grad = self._zeros(parameter)
                 else:
                     grad = bucket.accumulated._slice(begin, end).reshape(parameter.shape)
-                self._set_grad(parameter, grad)
+                setattr(parameter, "main_grad" if self._main_grad else "grad", grad)
                 begin = end
 
     def clear(self, set_to_zero: bool = True) -> None:
-        """In place of clear_grad, after the step: nothing is left for the next one."""
+        """Replaces clear_grad: free all gradients after the step."""
         for bucket in (*self._buckets, *self._shared):
             for parameter in bucket.parameters:
                 self._drop_grad(parameter)
@@ -141,7 +142,7 @@ class ShardedGradients:
 
     @paddle.no_grad()
     def _broadcast_parameters(self) -> None:
-        """In place of _sharding_sync_parameters, which passes over parameters without a gradient on this rank."""
+        """Replaces _sharding_sync_parameters, which skips parameters that have no gradient on this rank."""
         tasks = [
             dist.broadcast(p, src=self.group.ranks[bucket.owner], group=self.group, sync_op=False)
             for bucket in (*self._buckets, *self._shared)
@@ -151,23 +152,13 @@ class ShardedGradients:
             if task is not None:
                 task.wait()
 
-    # amp_master_grad keeps float32 gradients under another name (mix_precision_utils.MixPrecisionLayer)
-
-    def _dtype(self, parameter: Tensor) -> Any:
-        return paddle.float32 if self._main_grad else parameter.dtype
+    # amp_master_grad stores float32 gradients as main_grad (mix_precision_utils.MixPrecisionLayer)
 
     def _grad(self, parameter: Tensor) -> Tensor | None:
         return parameter.main_grad if self._main_grad else parameter.grad
 
-    def _grad_or_zeros(self, parameter: Tensor) -> Tensor:
-        grad = self._grad(parameter)
-        return grad if grad is not None else paddle.zeros(parameter.shape, self._dtype(parameter))
-
-    def _set_grad(self, parameter: Tensor, grad: Tensor) -> None:
-        if self._main_grad:
-            parameter.main_grad = grad
-        else:
-            parameter.grad = grad
+    def _zeros(self, parameter: Tensor) -> Tensor:
+        return paddle.zeros(parameter.shape, paddle.float32 if self._main_grad else parameter.dtype)
 
     def _drop_grad(self, parameter: Tensor) -> None:
         if self._main_grad:
@@ -177,7 +168,7 @@ class ShardedGradients:
 
 
 def _fill_buckets(parameters: Sequence[Tensor], owners: dict[str, int], bucket_elements: int) -> list[_Bucket]:
-    """Parameters in order, into buckets of one owner (and dtype) each."""
+    """Distribute parameters, in order, to buckets of one owner and dtype each."""
     filled: list[_Bucket] = []
     open_buckets: dict[tuple[int, Any], _Bucket] = {}
     for parameter in parameters:

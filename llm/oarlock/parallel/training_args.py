@@ -33,6 +33,10 @@ def training_arguments(config: RunConfig, plan: ParallelPlan) -> TrainingArgumen
 
     batch, schedule, optimizer = config.batch, config.schedule, config.optimizer
     precision, parallel = config.precision, config.parallel
+    pipeline_switches = parallel.pipeline_parallel_config.split()
+    # The stages may not cache the shapes that they send each other if batches differ in length.
+    if config.varies_in_length and "disable_p2p_cache_shape" not in pipeline_switches:
+        pipeline_switches.append("disable_p2p_cache_shape")
     return TrainingArguments(
         output_dir=config.checkpoint.output_dir,
         logging_dir=str(visualdl_dir(config)),
@@ -69,20 +73,12 @@ def training_arguments(config: RunConfig, plan: ParallelPlan) -> TrainingArgumen
         pipeline_parallel_degree=plan.pipeline if plan.pipeline > 1 else -1,
         sequence_parallel=plan.sequence_parallel,
         tensor_parallel_config=parallel.tensor_parallel_config,
-        pipeline_parallel_config=_pipeline_switches(config),
+        pipeline_parallel_config=" ".join(pipeline_switches),
         sharding_parallel_config=parallel.sharding_parallel_config,
         unified_checkpoint=True,  # never used, but without it Fleet makes no groups for plain data parallelism
         device=config.runtime.device or "cpu",
         seed=config.runtime.seed,
     )
-
-
-def _pipeline_switches(config: RunConfig) -> str:
-    switches = config.parallel.pipeline_parallel_config.split()
-    # The stages may not cache the shapes that they send each other if batches differ in length.
-    if config.varies_in_length and "disable_p2p_cache_shape" not in switches:
-        switches.append("disable_p2p_cache_shape")
-    return " ".join(switches)
 
 
 def visualdl_dir(config: RunConfig) -> Path:

@@ -1,1 +1,1 @@
-"""Answers from exported directories: the engine, Triton, the OpenAI-compatible endpoint, chat."""
+"""Serves models: the engine, Triton and its front with the OpenAI-compatible endpoint, chat."""

@@ -1,8 +1,8 @@
-"""`oarlock serve`: Triton and its front as one tree of processes.
+"""Runs `oarlock serve`: Triton and its front as one tree of processes.
 
     oarlock serve ── tritonserver ── a process for each Python model (one has the engine)
-                 ├── front: all ports; asks Triton over a Unix socket
-                 └── guardian: clears up behind all of them
+                 ├── front: all ports; calls Triton over a Unix socket
+                 └── guardian: cleans up after all of them
 
 SIGTERM and Ctrl-C reach the first process alone: it has the front finish the open requests, then Triton. What ends by
 itself is restarted. When the first process is killed, the kernel kills Triton and the front, and the guardian the rest.

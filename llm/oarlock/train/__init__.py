@@ -1,1 +1,1 @@
-"""The run: trainer, loss, meters, callbacks, checkpoints."""
+"""Training: runs, trainer, checkpoints, evaluation, reporters, rehearsal."""

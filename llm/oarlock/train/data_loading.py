@@ -1,4 +1,4 @@
-"""Data loaders and batch samplers of a run: exact positions after a resume, no leftovers when a process is killed."""
+"""Data loaders and batch samplers of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oarlock.train.data_parallel import DataParallelRanks
 
 
 class CheckedLoader(DataLoader):
-    """A loader that ends with an error where a batch could not be read."""
+    """A loader that raises a DataError if a batch can't be read."""
 
     dataset: Any
     collate_fn: Any
@@ -33,10 +33,10 @@ class CheckedLoader(DataLoader):
         return checked_batches(batches)
 
 
-def checked_loader(loader: DataLoader) -> CheckedLoader:
-    """Turn the Trainer's loader into a CheckedLoader whose workers end with this process.
+def make_checked_loader(loader: DataLoader) -> CheckedLoader:
+    """Convert the Trainer's loader to a CheckedLoader, whose workers end when this process ends.
 
-    Batches do not go through /dev/shm, where a killed process would leave them; token ids are small.
+    Batches don't use shared memory, because a killed process would leave them in /dev/shm.
     """
     loader.worker_init_fn = lambda _: die_with_parent()
     loader.use_shared_memory = False
@@ -44,15 +44,15 @@ def checked_loader(loader: DataLoader) -> CheckedLoader:
     return loader
 
 
-def training_sampler(
+def make_training_sampler(
     order: SampleOrder, args: Any, ranks: DataParallelRanks, samples_done: int, steps_done: int, steps: int
 ) -> ResumableBatchSampler:
-    """Sampler of the training data from a position on.
+    """Create the sampler of the training data, starting after the samples before a resume.
 
     Args:
         args: PaddleNLP's TrainingArguments.
-        samples_done, steps_done: progress before a resume.
-        steps: of the whole run.
+        samples_done, steps_done: progress before the resume.
+        steps: steps of the whole run.
     """
     return ResumableBatchSampler(
         order,
@@ -66,12 +66,14 @@ def training_sampler(
     )
 
 
-def evaluation_sampler(dataset: Any, batch_size: int, limit: int, ranks: DataParallelRanks) -> EvaluationBatchSampler:
-    """Sampler of an evaluation set.
+def make_evaluation_sampler(
+    dataset: Any, batch_size: int, limit: int, ranks: DataParallelRanks
+) -> EvaluationBatchSampler:
+    """Create the sampler of an evaluation set.
 
     Args:
         dataset: one set, or several as a ConcatenatedDataset.
-        limit: batches of each set at most; -1 for all.
+        limit: largest number of batches per set; -1 for all.
     """
     sizes = dataset.sizes if isinstance(dataset, ConcatenatedDataset) else [len(dataset)]
     return EvaluationBatchSampler(sizes, batch_size, ranks.replicas, ranks.replica, limit)

@@ -1,4 +1,4 @@
-"""The ranks that train on different samples, and sums over them."""
+"""Data-parallel ranks: this rank's replica, and reductions over the replicas."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_
 
 @dataclass(frozen=True)
 class DataParallelRanks:
-    """This rank's place among the data-parallel replicas.
+    """The replicas of the model, each of which trains on its own samples.
 
     Attributes:
         world_size: number of all ranks.
-        replicas: copies of the model, each with its own samples (data parallel and sharding together).
-        replica: index of the copy that this rank belongs to.
-        reduces_gradients: pure data parallelism on a CPU, where the gradients are averaged here:
-            paddle.DataParallel's reducer is C++ over Paddle's own process groups.
+        replicas: number of replicas (data parallelism and sharding together).
+        replica: index of this rank's replica.
+        reduces_gradients: reduce_gradients() averages the gradients. This is so for pure data parallelism on a CPU,
+            because the reducer of paddle.DataParallel is C++ code over Paddle's own process groups.
     """
 
     world_size: int
@@ -37,7 +37,7 @@ class DataParallelRanks:
         return cls(world_size, max(1, args.dataset_world_size), replica, reduces_gradients)
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """Sum each number over the replicas. All ranks have to call it; ranks of one replica count once."""
+        """Sum each number over the replicas. All ranks have to call it."""
         if self.world_size <= 1:
             return list(numbers)
         total = paddle.to_tensor(numbers, dtype="float64")
@@ -50,6 +50,6 @@ class DataParallelRanks:
         return self.sum([number])[0] / self.replicas
 
     def reduce_gradients(self, model: nn.Layer) -> None:
-        """Average the gradients where no wrapper of the model does it."""
+        """Average the gradients, if no wrapper of the model does so."""
         if self.reduces_gradients:
             fused_allreduce_gradients(list(model.parameters()), None)

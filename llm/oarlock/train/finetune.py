@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oarlock.data.corpus.blend import blend
-from oarlock.data.corpus.order import SampleOrder
 from oarlock.data.examples.collate import FinetuneCollator, PackCollator
 from oarlock.data.examples.dataset import ExampleDataset, FinetuneData, load_finetune_data
 from oarlock.data.examples.eval_prompts import load_eval_prompts
@@ -31,11 +30,11 @@ from oarlock.train.checkpoint.final_model import merge_adapter
 from oarlock.train.checkpoint.resume import find_resume_point
 from oarlock.train.evaluation.prompts import PromptSet
 from oarlock.train.output.folder_guard import guard_run
-from oarlock.train.run_training import check_schedule, make_trainer, train
+from oarlock.train.run_training import check_schedule, make_trainer, run_training
 from oarlock.train.sequence_lengths import fit_lengths
-from oarlock.train.setup import connect, start, training_bytes
+from oarlock.train.setup import connect_ranks, start_run, training_bytes
 from oarlock.train.start_from_adapter import start_from_adapter
-from oarlock.train.throughput import token_flops
+from oarlock.train.throughput import compute_token_flops
 
 if TYPE_CHECKING:
     from oarlock.config.finetune import FinetuneConfig
@@ -45,29 +44,29 @@ logger = get_logger(__name__)
 
 
 def finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
-    """parse -> check -> plan -> build -> train; returns the exit code."""
+    """Fine-tune: plan, check, build the model, train. Returns the exit code."""
     with guard_run(Path(loaded.config.checkpoint.output_dir)):
         return _finetune(loaded)
 
 
 def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
-    run = start(loaded)
+    run = start_run(loaded)
     run.config = start_from_adapter(run.config, loaded.origins)
     source = find_model(run.config, from_weights=True)
     method, family = choose_method(run.config.method), source.config.model_type
     if method is not None:
         method.check(family)
-    more = method.positions(family) if method is not None else 0
-    run.config = fit_lengths(run.config, source, loaded.origins, more)
+    prefix = method.positions(family) if method is not None else 0
+    run.config = fit_lengths(run.config, source, loaded.origins, prefix)
     config: FinetuneConfig = run.config
     packing, longest = config.data.packing, config.sequence_length
     example_length = config.data.src_length + config.data.tgt_length
     longer_packs = config.data.row_length > example_length
     flag = "--packing_length" if longer_packs else "--src_length + --tgt_length"
-    check_lengths(source, longest + more, f"{flag} after the prefix" if more else flag)
+    check_lengths(source, longest + prefix, f"{flag} after the prefix" if prefix else flag)
     if packing:
         check_packing(source.config, run.plan.pipeline > 1)
-    connect(run, source, longest)
+    connect_ranks(run, source, longest)
     check_weights(source)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
@@ -78,10 +77,13 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     if config.evaluation.do_eval and data.dev is None:
         raise DataError(
             f"--do_eval: {config.data.dataset_name_or_path} has no dev file; give a folder with train.json and "
-            "dev.json (or .jsonl), hold examples out with --validation_split 0.02, or leave --do_eval out"
+            "dev.json (or .jsonl), hold out examples with --validation_split 0.02, or drop --do_eval"
         )
-    prompt_sets = _prompt_sets(config, data, tokenizer)
-    train_set, order = _training_set(config, data) if training else (None, None)
+    prompt_sets = _load_prompt_sets(config, data, tokenizer)
+    train_set, order = None, None
+    if training:
+        sets = [_pack(config, part.train) if packing else part.train for part in data.sets]
+        train_set, order = blend(sets, [part.name for part in data.sets], [part.weight for part in data.sets], seed)
     base = read_base_once(config.model.model_name_or_path, source.folder) if method is not None else None
     adapter = config.method.adapter_name_or_path
     if adapter and base is not None:
@@ -118,7 +120,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         order=order,
         template=data.template,
         tokenizer=tokenizer,
-        flops=token_flops(source.config, example_length if packing else longest),
+        flops=compute_token_flops(source.config, example_length if packing else longest),
         data_fingerprint=data.fingerprint,
         prompt_sets=prompt_sets,
         train_dataset=train_set,
@@ -126,7 +128,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
         data_collator=collator(source.config.vocab_size, pad, run.plan.length_multiple),
     )
     if config.evaluation.do_train:
-        finished = train(run, trainer)
+        finished = run_training(run, trainer)
         if finished and config.method.merge_weights:
             merge_adapter(Path(config.checkpoint.output_dir), source.folder, config.model.allow_pickle_weights)
     elif config.evaluation.do_eval:
@@ -134,34 +136,25 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
     return 0
 
 
-def _training_set(config: FinetuneConfig, data: FinetuneData) -> tuple[Any, SampleOrder]:
-    """The examples of all sets, packed where that is asked for, and their order."""
-    sets = [_packed(config, part.train) if config.data.packing else part.train for part in data.sets]
-    return blend(sets, [part.name for part in data.sets], [part.weight for part in data.sets], config.runtime.seed)
-
-
-def _packed(config: FinetuneConfig, examples: ExampleDataset) -> ExampleDataset | PackedDataset:
-    """Packs, or the examples themselves where packs would be no fuller: then the mask would only cost time."""
+def _pack(config: FinetuneConfig, examples: ExampleDataset) -> ExampleDataset | PackedDataset:
+    """Pack the examples, unless packs would be no fuller than padded batches: then masks would only cost time."""
     made = PackedDataset(examples, config.data.packing_length, config.runtime.seed)
     packed, padded = made.fill()
     if len(made) < len(examples) and packed > padded:
         logger.info(made.describe())
         return made
     logger.info(
-        f"--packing: packs of {made.capacity:,} tokens would be {packed:.1%} full, and padded batches of "
-        f"{COMPARED_BATCH} are {padded:.1%} full, so that nothing is packed; a larger --packing_length may pack better"
+        f"--packing: nothing is packed; packs of {made.capacity:,} tokens would be {packed:.1%} full, batches of "
+        f"{COMPARED_BATCH} examples are {padded:.1%} full; a larger --packing_length may pack better"
     )
     return examples
 
 
-def _prompt_sets(config: FinetuneConfig, data: FinetuneData, tokenizer: Any) -> list[PromptSet]:
-    """What the model answers at evaluations: held-out prompts (--do_generation) and a file's (--eval_prompts)."""
+def _load_prompt_sets(config: FinetuneConfig, data: FinetuneData, tokenizer: Any) -> list[PromptSet]:
+    """Load the prompts of evaluations: held-out ones (--do_generation), and those of a file (--eval_prompts)."""
     sets: list[PromptSet] = []
-    evaluation, batch_size, new_tokens = (
-        config.evaluation,
-        config.batch.per_device_eval_batch_size,
-        config.data.tgt_length,
-    )
+    evaluation, new_tokens = config.evaluation, config.data.tgt_length
+    batch_size = config.batch.per_device_eval_batch_size
     if evaluation.do_generation:
         limit = evaluation.max_evaluate_steps
         prompts = data.dev_prompts[: limit * batch_size] if limit > 0 else data.dev_prompts

@@ -1,4 +1,4 @@
-"""Fleet's wrappers around a model and its optimizer, as the plan says."""
+"""Sharding of gradients and parameters (stages 2 and 3) by Fleet's wrappers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from oarlock.config.run_config import RunConfig
     from oarlock.parallel.plan import ParallelPlan
 
-# Fleet's defaults: gradients are reduced in buckets of 8M elements, and stage 3 slices parameters from 1M elements on.
+# Fleet's defaults: gradients are reduced in buckets of 8M elements, and stage 3 slices parameters from 1M elements.
 _BUCKET_ELEMENTS = 2**23
 _SLICED_ELEMENTS = 2**20
 
@@ -42,7 +42,7 @@ def wrap_group_sharded(model: nn.Layer, optimizer: Any, plan: ParallelPlan, conf
             models=model, optimizers=optimizer, level=precision.fp16_opt_level, dtype=dtype
         )
     hcg = fleet.get_hybrid_communicate_group()
-    if plan.sequence_parallel:  # sums the gradients of norms, which each tensor rank has for its part of the sequence
+    if plan.sequence_parallel:  # sums the gradients of norms over tensor ranks
         register_sequence_parallel_allreduce_hooks(model, config.batch.gradient_accumulation_steps, False)
     if plan.tensor > 1:
         model = TensorParallel(model, hcg, strategy=None)
@@ -55,7 +55,7 @@ def wrap_group_sharded(model: nn.Layer, optimizer: Any, plan: ParallelPlan, conf
         "dp_group": hcg.get_data_parallel_group() if plan.data > 1 else None,
         "device": device,
     }
-    with _building(device):
+    with _patch_fleet_for(device):
         if plan.sharding_strategy == "gradients":
             optimizer = GroupShardedOptimizerStage2(params=optimizer._parameter_list, optim=optimizer, **common)
             model = GroupShardedStage2(model, optimizer, buffer_max_size=_BUCKET_ELEMENTS, **common)
@@ -66,16 +66,16 @@ def wrap_group_sharded(model: nn.Layer, optimizer: Any, plan: ParallelPlan, conf
 
 
 def shard_pipeline_gradients(model: nn.Layer, optimizer: Any) -> ShardedGradients:
-    """Stage 2 under a pipeline, for a model and an optimizer wrapped for stage 1.
+    """Shard the gradients of a pipeline (stage 2), whose optimizer is wrapped for stage 1.
 
     Args:
-        model: this rank's, not wrapped.
+        model: this rank's model, not wrapped.
     """
     hcg = fleet.get_hybrid_communicate_group()
     return ShardedGradients(optimizer._inner_opt, hcg, _BUCKET_ELEMENTS, shared_between_stages(model))
 
 
-def _building(device: str) -> contextlib.AbstractContextManager[None]:
+def _patch_fleet_for(device: str) -> contextlib.AbstractContextManager[None]:
     if device != "cpu":
         return contextlib.nullcontext()
     from oarlock.cpu_ranks.fleet_patches import building_group_sharded

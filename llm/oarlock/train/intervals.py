@@ -41,14 +41,10 @@ class Progress:
         self.window_loss += loss
         self.window_steps += 1
 
-    def reset_window(self) -> None:
-        """Begin the window of the next log row."""
-        self.window_loss, self.window_steps = 0.0, 0
-
 
 @dataclass(frozen=True)
-class Due:
-    """What to do after a step.
+class DueActions:
+    """Actions after a step.
 
     Attributes:
         owed: an evaluation is due, but the run is stopping.
@@ -66,8 +62,8 @@ class Due:
 
 def due_actions(
     config: RunConfig, step: int, last_step: int, samples_before: int, samples: int, epoch_size: int, stopping: bool
-) -> Due:
-    """What to do after a step.
+) -> DueActions:
+    """Decide what to do after a step.
 
     Args:
         step: the step that is done.
@@ -88,7 +84,7 @@ def due_actions(
         "epoch": epoch_over,
         "no": False,
     }[saving.save_strategy]
-    return Due(
+    return DueActions(
         log=last or step % config.logging.logging_steps == 0,
         evaluate=evaluation_due and not stopping,
         save=stopping or save_due or (last and saving.save_strategy != "no"),

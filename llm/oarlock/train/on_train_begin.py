@@ -1,4 +1,4 @@
-"""What happens before the first step."""
+"""A callback before the first step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from paddlenlp.trainer import TrainerCallback
 
 
 class CallOnTrainBegin(TrainerCallback):
-    """Calls a function when the model is loaded and wrapped, before the first step."""
+    """Calls a function before the first step, when the model is loaded and wrapped."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self._action = action

@@ -19,7 +19,6 @@ from oarlock.data.corpus.dataset import (
     parse_input,
 )
 from oarlock.data.corpus.documents import ends_with
-from oarlock.data.corpus.order import SampleOrder
 from oarlock.data.corpus.tokenizer_check import check_corpus_tokenizers
 from oarlock.data.embedded.prepare import embedded_corpus
 from oarlock.data.examples.collate import PretrainCollator
@@ -41,10 +40,10 @@ from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.train.checkpoint.resume import find_resume_point
 from oarlock.train.evaluation.prompts import PromptSet
 from oarlock.train.output.folder_guard import guard_run
-from oarlock.train.run_training import check_schedule, make_trainer, train
+from oarlock.train.run_training import check_schedule, make_trainer, run_training
 from oarlock.train.sequence_lengths import fit_lengths
-from oarlock.train.setup import connect, start, training_bytes
-from oarlock.train.throughput import token_flops
+from oarlock.train.setup import connect_ranks, start_run, training_bytes
+from oarlock.train.throughput import compute_token_flops
 
 if TYPE_CHECKING:
     from oarlock.config.load import LoadedConfig
@@ -56,49 +55,56 @@ _ANSWER_LENGTH = 64  # tokens after a prompt of --eval_prompts
 
 
 def pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
-    """parse -> check -> plan -> build -> train; returns the exit code."""
+    """Pretrain: plan, check, build the model, train. Returns the exit code."""
     with guard_run(Path(loaded.config.checkpoint.output_dir)):
         return _pretrain(loaded)
 
 
 def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
-    run = start(loaded)
+    run = start_run(loaded)
     source = find_model(run.config, from_weights=run.config.model.continue_training)
     run.config = fit_lengths(run.config, source, loaded.origins)
     config: PretrainConfig = run.config
     check_lengths(source, config.data.max_seq_length, "--max_seq_length")
-    connect(run, source, config.data.max_seq_length)
+    connect_ranks(run, source, config.data.max_seq_length)
     check_weights(source)
     tokenizer_name = config.model.tokenizer_name_or_path or str(source.folder)
     tokenizer = load_tokenizer(tokenizer_name)
     check_vocabulary(source, len(tokenizer), f"tokenizer {tokenizer_name}", tokenizer_name)
-    inputs = parse_input(config.data.input_dir or _embedded(tokenizer_name))
+    inputs = parse_input(config.data.input_dir or _build_embedded_corpus(tokenizer_name))
     corpora = [Corpus.open(prefix) for _, prefix in inputs]
     prefixes = [corpus.prefix for corpus in corpora]
     check_corpus_tokenizers(prefixes, tokenizer, tokenizer_name, config.data.allow_other_tokenizer)
     check_vocabulary(source, largest_known_id(corpora) + 1, f"the corpus {inputs[0][1]}")
     run_on_all_ranks(lambda: check_token_ids(corpora, source.config.vocab_size), first_rank_only=True)
     for corpus in corpora:
-        _tell_of_ends(corpus, tokenizer)
+        _report_missing_ends(corpus, tokenizer)
     weights = [weight for weight, _ in inputs]
-    train_sets, eval_sets = _datasets(config, corpora, 0), _datasets(config, corpora, 1)
+    train_sets, eval_sets = _open_split(config, corpora, 0), _open_split(config, corpora, 1)
     names = short_names([corpus.prefix for corpus in corpora])
-    # Held-out corpora count as they are trained; without training, one of weight `all` counts by its tokens.
+    # A held-out corpus has the weight of its training set; without training, weight `all` stands for its tokens.
     sizes = [len(dataset) for dataset in train_sets if dataset]
     if not sizes:
         sizes = [int(corpus.documents.sizes.sum(dtype=np.int64)) for corpus in corpora]
     shares = shares_of(weights, sizes)
 
-    prompt_sets = _fixed_prompts(config, tokenizer)
-    fingerprint = _fingerprint(corpora, weights)
+    prompt_sets = _load_fixed_prompts(config, tokenizer)
+    text = "".join(f"{corpus.fingerprint}{weight}" for corpus, weight in zip(corpora, weights, strict=True))
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
     resume = find_resume_point(config, fingerprint)
-    train_set, order = _mixed(config, [dataset for dataset in train_sets if dataset], names, weights)
+    trained = [dataset for dataset in train_sets if dataset]
+    train_set, order = blend(trained, names, weights, config.runtime.seed) if trained else (None, None)
     check_schedule(run, order, resume)
     first = next((dataset for dataset in eval_sets if dataset), None)
-    if first is None or run.plan.sequence_parallel:  # which fixes the length of what goes through the model
+    if first is None or run.plan.sequence_parallel:  # which fixes the length of the model's inputs
         prompt_sets = []
     else:
-        prompt_sets = [_continuations(first, tokenizer), *prompt_sets]
+        prompt_sets = [_choose_continuations(first, tokenizer), *prompt_sets]
+    found = [i for i, dataset in enumerate(eval_sets) if dataset is not None]
+    held_out = None
+    if found:
+        evaluated = [dataset for dataset in eval_sets if dataset is not None]
+        held_out = ConcatenatedDataset(evaluated, [names[i] for i in found], [shares[i] for i in found])
     model = build_model(
         source,
         run.dtype,
@@ -115,33 +121,33 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
         order=order,
         template=None,
         tokenizer=tokenizer,
-        flops=token_flops(source.config, config.data.max_seq_length),
+        flops=compute_token_flops(source.config, config.data.max_seq_length),
         data_fingerprint=fingerprint,
         prompt_sets=prompt_sets,
         train_dataset=train_set,
-        eval_dataset=_held_out(eval_sets, names, shares),
+        eval_dataset=held_out,
         data_collator=PretrainCollator(source.config.vocab_size),
     )
     if config.evaluation.do_train:
-        train(run, trainer)
+        run_training(run, trainer)
     elif config.evaluation.do_eval:
         trainer.evaluate()
     return 0
 
 
-def _embedded(tokenizer_name: str) -> str:
+def _build_embedded_corpus(tokenizer_name: str) -> str:
     logger.info("no --input_dir: pretraining on the embedded text (the Python standard library)")
     try:
         return str(embedded_corpus(cache_folder(), tokenizer_name))
     except OSError as error:
         raise DataError(
-            f"the embedded text can't be kept in {cache_folder()} ({error.strerror}); set XDG_CACHE_HOME to a folder "
-            "that can be written, or give --input_dir"
+            f"the embedded text can't be stored in {cache_folder()} ({error.strerror}); set XDG_CACHE_HOME to a "
+            "writable folder, or give --input_dir"
         ) from error
 
 
-def _tell_of_ends(corpus: Corpus, tokenizer: Any) -> None:
-    """Say where documents run into each other: a model learns from their end tokens where texts end."""
+def _report_missing_ends(corpus: Corpus, tokenizer: Any) -> None:
+    """Report documents without an end token, from which a model learns where texts end."""
     if tokenizer.eos_token_id is None:
         return
     fraction = ends_with(corpus.documents, tokenizer.eos_token_id)
@@ -149,25 +155,16 @@ def _tell_of_ends(corpus: Corpus, tokenizer: Any) -> None:
         ends = f"only {fraction:.1%} of the documents end" if fraction else "no document ends"
         logger.info(
             f"{corpus.prefix}: {ends} with the tokenizer's end token ({tokenizer.eos_token}), from which a model "
-            "learns where a text ends. `oarlock data pretrain` puts it there (in other programs: --append-eod or "
+            "learns where a text ends. `oarlock data pretrain` adds it (in other programs: --append-eod or "
             "--append_eos)"
         )
 
 
-def _held_out(
-    datasets: list[PretrainDataset | None], names: list[str], shares: list[float]
-) -> ConcatenatedDataset | None:
-    """The corpora that have an evaluation sample, by name."""
-    found = [i for i, dataset in enumerate(datasets) if dataset is not None]
-    parts = [dataset for dataset in datasets if dataset is not None]
-    return ConcatenatedDataset(parts, [names[i] for i in found], [shares[i] for i in found]) if parts else None
-
-
-def _datasets(config: PretrainConfig, corpora: list[Corpus], split: int) -> list[PretrainDataset | None]:
-    """The datasets of one split, None for a corpus that has no sample there; empty when it is not asked for.
+def _open_split(config: PretrainConfig, corpora: list[Corpus], split: int) -> list[PretrainDataset | None]:
+    """Open the datasets of one split: None for a corpus without a sample, and no datasets if the split is not used.
 
     Raises:
-        DataError: when the split of a corpus holds no whole sample, with the numbers.
+        DataError: if the training split of a corpus, or every evaluation split, is shorter than a sample.
     """
     wanted = config.evaluation.do_train if split == 0 else config.evaluation.do_eval
     if not wanted:
@@ -187,28 +184,16 @@ def _datasets(config: PretrainConfig, corpora: list[Corpus], split: int) -> list
             f"{config.data.max_seq_length + 1:,}"
         )
         if split == 0:
-            raise DataError(f"{problem}. Give it a larger share, or a smaller --max_seq_length")
-        logger.info(f"{problem}; left out of the evaluation")
+            raise DataError(f"{problem}. Increase its share, or reduce --max_seq_length")
+        logger.info(f"{problem}; it is not evaluated")
         found.append(None)
     if not any(found):
-        raise DataError("--do_eval: no corpus has an evaluation sample; give evaluation a larger share in --split")
+        raise DataError("--do_eval: no corpus has an evaluation sample; increase the share of evaluation in --split")
     return found
 
 
-def _mixed(
-    config: PretrainConfig, datasets: list[PretrainDataset], names: list[str], weights: list[float | None]
-) -> tuple[Any, SampleOrder | None]:
-    """One training set and its order, from one or several corpora."""
-    return blend(datasets, names, weights, config.runtime.seed) if datasets else (None, None)
-
-
-def _fingerprint(corpora: list[Corpus], weights: list[float | None]) -> str:
-    text = "".join(f"{corpus.fingerprint}{weight}" for corpus, weight in zip(corpora, weights, strict=True))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _fixed_prompts(config: PretrainConfig, tokenizer: Any) -> list[PromptSet]:
-    """--eval_prompts, as plain text."""
+def _load_fixed_prompts(config: PretrainConfig, tokenizer: Any) -> list[PromptSet]:
+    """Load --eval_prompts as plain text."""
     if config.evaluation.eval_prompts is None:
         return []
     new_tokens = min(_ANSWER_LENGTH, config.data.max_seq_length // 2)
@@ -218,8 +203,8 @@ def _fixed_prompts(config: PretrainConfig, tokenizer: Any) -> list[PromptSet]:
     return [PromptSet(prompts, new_tokens, config.batch.per_device_eval_batch_size)]
 
 
-def _continuations(dataset: PretrainDataset, tokenizer: Any, count: int = 3, length: int = 24) -> PromptSet:
-    """The first tokens of held-out samples, which the model continues at each evaluation."""
+def _choose_continuations(dataset: PretrainDataset, tokenizer: Any, count: int = 3, length: int = 24) -> PromptSet:
+    """Choose the first tokens of held-out samples, which the model continues at each evaluation."""
     length = min(length, len(dataset[0]["text"]) // 2)
     rows = [dataset[i]["text"][: 2 * length].tolist() for i in range(min(count, len(dataset)))]
     prompts = [Prompt(row[:length], tokenizer.decode(row[:length]), tokenizer.decode(row[length:])) for row in rows]

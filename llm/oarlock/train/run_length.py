@@ -1,4 +1,4 @@
-"""How many optimizer steps a run has."""
+"""The length of a run in optimizer steps."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ if TYPE_CHECKING:
 
 
 def samples_per_step(args: Any) -> int:
-    """Samples of one optimizer step over all ranks, from PaddleNLP's TrainingArguments."""
+    """Samples of an optimizer step over all ranks; `args` are PaddleNLP's TrainingArguments."""
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
 
 
-def planned_steps(config: RunConfig, args: Any, order: SampleOrder, resume: ResumePoint | None) -> int:
-    """Optimizer steps of the whole run, those before a resume included.
+def plan_steps(config: RunConfig, args: Any, order: SampleOrder, resume: ResumePoint | None) -> int:
+    """Compute the optimizer steps of the whole run, including those before a resume.
 
     Args:
         args: PaddleNLP's TrainingArguments.
-        order: of the training data.
+        order: order of the training data.
 
     Raises:
-        CheckpointError: when the checkpoint claims more samples than any run sees.
+        CheckpointError: if the checkpoint claims more samples than any run consumes.
     """
     done, samples = (resume.manifest.step, resume.manifest.samples) if resume else (0, 0)
     if resume and samples // order.num_samples >= MOST_EPOCHS:
         raise CheckpointError(
-            f"{resume.folder}: its manifest says {samples:,} samples, more passes over the {order.num_samples:,} of "
-            "the data than any run makes"
+            f"{resume.folder}: its manifest says {samples:,} samples, which is more epochs of the "
+            f"{order.num_samples:,} training samples than a run can have"
         )
-    return total_steps(config.schedule, order.num_samples, samples_per_step(args), done, samples)
+    return count_total_steps(config.schedule, order.num_samples, samples_per_step(args), done, samples)
 
 
-def total_steps(
+def count_total_steps(
     schedule: ScheduleSection, num_samples: int, global_batch: int, steps_done: int, samples_done: int
 ) -> int:
-    """Optimizer steps of the whole run, those done included.
+    """Compute the optimizer steps of the whole run, including those done.
 
-    With --max_steps it is that. Otherwise every sample is to be seen num_train_epochs times; the last step is filled
-    up from the following epoch. After a change of batch size the samples that are left decide.
+    --max_steps takes precedence. Otherwise every sample is trained num_train_epochs times, and the last step is
+    completed from the following epoch. After a change of batch size the remaining samples decide.
 
     Args:
-        num_samples: samples of an epoch.
-        global_batch: samples of one step over all ranks.
+        num_samples: samples per epoch.
+        global_batch: samples per step over all ranks.
         steps_done, samples_done: progress before a resume.
     """
     if schedule.max_steps > 0:

@@ -1,4 +1,4 @@
-"""Training from the finished model to the saved result: trainer, reporters, final model."""
+"""Trains a model that has been built, and saves the result."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from oarlock.train.checkpoint.resume import ResumePoint
 from oarlock.train.evaluation.best import BestEvaluation, load_best_weights
 from oarlock.train.evaluation.prompt_evaluation import PromptEvaluation
 from oarlock.train.evaluation.prompts import PromptSet
-from oarlock.train.optim.schedule import check_warmup, rate_change
+from oarlock.train.optim.schedule import check_warmup, describe_rate_change
 from oarlock.train.output.folder_guard import check_output_dir, describe_newest_checkpoint
 from oarlock.train.output.run_record import record_run
 from oarlock.train.reporters.console import Console
 from oarlock.train.reporters.jsonl import MetricsFile
 from oarlock.train.reporters.samples import SampleLog
 from oarlock.train.reporters.visualdl import VisualDLReporter
-from oarlock.train.run_length import planned_steps, samples_per_step
+from oarlock.train.run_length import plan_steps, samples_per_step
 from oarlock.train.setup import Run
 from oarlock.train.trainer import OarlockTrainer
 
@@ -45,17 +45,16 @@ logger = get_logger(__name__)
 
 
 def check_schedule(run: Run[ConfigT], order: SampleOrder | None, resume: ResumePoint | None) -> None:
-    """Compare the schedule with the length of the run, which is known once the data is counted; before the model is
-    built.
+    """Check that the warm-up is shorter than the run, whose length is known once the data is counted.
 
     Args:
-        order: of the training data, None where nothing is trained.
+        order: order of the training data; None if nothing is trained.
 
     Raises:
-        ConfigError: for a warm-up that leaves no step of the run.
+        ConfigError: if no step follows the warm-up.
     """
     if order is not None:
-        steps = planned_steps(run.config, run.args, order, resume)
+        steps = plan_steps(run.config, run.args, order, resume)
         check_warmup(run.config.schedule, steps, resume.manifest.step if resume else 0)
 
 
@@ -73,20 +72,20 @@ def make_trainer(
     prompt_sets: Sequence[PromptSet] = (),
     **kwargs: Any,
 ) -> OarlockTrainer:
-    """The trainer with its reporters; records the run in output_dir.
+    """Create the trainer with its reporters, and record the run in output_dir.
 
     Args:
-        order: of the training data; None where nothing is trained.
-        method, base: of fine-tuning that trains an adapter.
+        order: order of the training data; None if nothing is trained.
+        method, base: fine-tuning method and base model, if an adapter is trained.
         generation: content of generation_config.json.
-        prompt_sets: what the model answers at evaluations.
-        kwargs: of OarlockTrainer.
+        prompt_sets: prompts that the model answers at evaluations.
+        kwargs: other arguments of OarlockTrainer.
     """
     config = run.config
     output_dir = Path(config.checkpoint.output_dir)
     total, trainable = count_parameters(model)
     here = " on this rank" if run.plan.tensor * run.plan.pipeline > 1 else ""
-    logger.info(f"model: {type(model).__name__}, {total:,} parameters{here}, {trainable:,} of them trained")
+    logger.info(f"model: {type(model).__name__}, {total:,} parameters{here}, {trainable:,} of them trainable")
     text = to_yaml(config)
     if is_first_rank():
         record_run(output_dir, text)
@@ -97,11 +96,11 @@ def make_trainer(
         visualdl = VisualDLReporter(visualdl_dir(config), flatten(config), text, output_dir)
         callbacks.append(visualdl)
     samples = SampleLog(output_dir / "samples.jsonl", visualdl, cut_after)
-    best = BestEvaluation.of(config, resume)
-    if resume and best.exhausted:  # stopped early, so nothing is left to do
+    best = BestEvaluation.from_config(config, resume)
+    if resume and best.exhausted:  # it stopped early: no steps are left
         steps = resume.manifest.step
     else:
-        steps = planned_steps(config, run.args, order, resume) if order is not None else 0
+        steps = plan_steps(config, run.args, order, resume) if order is not None else 0
     trainer = OarlockTrainer(
         config=config,
         plan=run.plan,
@@ -122,25 +121,25 @@ def make_trainer(
     return trainer
 
 
-def _how_to_train_more(trainer: OarlockTrainer, resume: ResumePoint) -> str:
-    """What a run that has reached its end has to say."""
+def _explain_completion(trainer: OarlockTrainer, resume: ResumePoint) -> str:
+    """Explain that a run is complete, and how to train longer."""
     if trainer.best.exhausted:
         return (
-            f"this run is complete: it stopped after {trainer.best.evaluations_since} evaluation(s) without an "
-            f"improvement; to train on, give a larger --early_stopping_patience (now {trainer.best.patience})"
+            f"this run is complete: it stopped after {trainer.best.evaluations_since} evaluation(s) without "
+            f"improvement; to train longer, increase --early_stopping_patience (now {trainer.best.patience})"
         )
     schedule = trainer.config.schedule
     length = f"--num_train_epochs (now {schedule.num_train_epochs:g})"
     if schedule.max_steps > 0:
         length = f"--max_steps (now {schedule.max_steps})"
     return (
-        f"this run is complete; to train on, give a larger {length} and --resume_from_checkpoint {resume.folder}; "
-        "--overwrite_output_dir starts anew"
+        f"this run is complete; to train longer, increase {length} and add --resume_from_checkpoint {resume.folder}; "
+        "--overwrite_output_dir starts over"
     )
 
 
-def train(run: Run[ConfigT], trainer: OarlockTrainer) -> bool:
-    """Train to the end, or to a SIGTERM; returns whether the end was reached. The final model goes to output_dir."""
+def run_training(run: Run[ConfigT], trainer: OarlockTrainer) -> bool:
+    """Train to the end or until SIGTERM, and write the final model to output_dir; returns whether it ended."""
     config = run.config
     output_dir = Path(config.checkpoint.output_dir)
     resume = trainer.resume
@@ -148,16 +147,16 @@ def train(run: Run[ConfigT], trainer: OarlockTrainer) -> bool:
     steps = trainer.steps
     if resume:
         logger.info(
-            f"going on from {resume.folder} (step {resume.manifest.step}, {resume.manifest.samples:,} samples seen)"
+            f"resuming from {resume.folder} (step {resume.manifest.step}, {resume.manifest.samples:,} samples seen)"
         )
         if resume.manifest.step >= steps:
-            logger.info(_how_to_train_more(trainer, resume))
+            logger.info(_explain_completion(trainer, resume))
         elif before := resume.manifest.planned_steps:
-            change = rate_change(config.schedule, steps, resume.manifest.config, before, resume.manifest.step)
+            change = describe_rate_change(config.schedule, steps, resume.manifest.config, before, resume.manifest.step)
             if change:
                 logger.info(change)
     samples, epoch = samples_per_step(trainer.args), trainer.order.num_samples
-    logger.info(f"{steps:,} steps of {samples:,} samples ({epoch:,} samples an epoch)")
+    logger.info(f"{steps:,} steps of {samples:,} samples ({epoch:,} samples per epoch)")
     trainer.args.max_steps = steps
     run.stop.training = True
     try:
@@ -167,12 +166,12 @@ def train(run: Run[ConfigT], trainer: OarlockTrainer) -> bool:
     except StoppedWithOthers:
         kept = next(iter(list_checkpoints(output_dir)), None)
         logger.info(
-            f"{kept.name} is whole; the same command goes on from it" if kept else "no checkpoint was written yet"
+            f"{kept.name} is complete; the same command resumes from it" if kept else "no checkpoint was written yet"
         )
         raise
     done = trainer.state.global_step
     if done < steps and not trainer.best.exhausted:
-        logger.info(f"stopped by {run.stop.name} at step {done}; the same command goes on from there")
+        logger.info(f"stopped by {run.stop.name} at step {done}; the same command resumes from there")
         return False
     if config.checkpoint.load_best_model_at_end:
         load_best_weights(trainer.best, done, trainer.shards)

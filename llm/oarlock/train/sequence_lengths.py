@@ -1,4 +1,4 @@
-"""Lengths that nobody asked for fit the model; lengths that were asked for are refused where they do not."""
+"""Default sequence lengths are cut to the model's context."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 
 def fit_lengths(config: ConfigT, source: ModelSource, origins: Mapping[str, str], before: int = 0) -> ConfigT:
-    """The configuration with default lengths cut to the model's context, said once; check_lengths() judges the rest.
+    """Cut lengths that are defaults to the model's context. check_lengths() refuses lengths that the user chose.
 
     Args:
-        source: its configuration is told the new length.
-        origins: where each option is from (see LoadedConfig).
-        before: positions that a prefix takes (Method.positions).
+        source: its configuration gets the new length.
+        origins: origin of each option (see LoadedConfig).
+        before: positions of a prefix (Method.positions).
+
+    Returns:
+        The configuration with the new lengths.
     """
     name, positions = find_position_limit(source.config)
     # P-tuning's virtual tokens are counted in the sequence, a prefix is not.
@@ -41,7 +44,7 @@ def fit_lengths(config: ConfigT, source: ModelSource, origins: Mapping[str, str]
         share = getattr(data, option) / sum(getattr(data, name) for name in free[i:])
         lengths[option] = max(1, int(left * share)) if i + 1 < len(free) else min(left, getattr(data, option))
     said = " and ".join(f"--{option} {value} (default {getattr(data, option)})" for option, value in lengths.items())
-    log_once(f"the model was made for {positions:,} tokens ({name}): lengths are cut to {said}")
+    log_once(f"the model was made for {positions:,} tokens ({name}): lengths are reduced to {said}")
     fitted = replace(config, data=replace(data, **lengths))
     source.config.seq_length = fitted.sequence_length
     return fitted

@@ -37,14 +37,14 @@ logger = get_logger(__name__)
 
 @dataclass
 class Run(Generic[ConfigT]):
-    """A started run.
+    """A run that has been started.
 
     Attributes:
-        config: with device and precision settled.
-        dtype: of the model's weights when they are built.
+        config: the configuration, fitted to the device.
+        dtype: data type of the model's weights when they are built.
         stop: set by SIGTERM.
-        plan: which rank does what.
-        args: PaddleNLP's TrainingArguments, once connect() was called.
+        plan: the parallel plan.
+        args: PaddleNLP's TrainingArguments, set by connect_ranks().
     """
 
     config: ConfigT
@@ -54,11 +54,11 @@ class Run(Generic[ConfigT]):
     args: Any = None
 
 
-def start(loaded: LoadedConfig[ConfigT]) -> Run[ConfigT]:
-    """Settle the device, the threads and the log, and have CPU ranks meet.
+def start_run(loaded: LoadedConfig[ConfigT]) -> Run[ConfigT]:
+    """Set up device, threads and log, and connect CPU ranks.
 
     Raises:
-        EnvironmentProblem: when there is no such device, or ranks do not come.
+        EnvironmentProblem: if the device does not exist, or a rank is missing.
     """
     config = loaded.config
     threads = import_paddle(config.runtime.num_threads)
@@ -67,16 +67,19 @@ def start(loaded: LoadedConfig[ConfigT]) -> Run[ConfigT]:
     paddle.set_device(device)
     config = fit_to_device(config, device)
     if device == "cpu":
-        _choose_products(read_recorded_matmul_library(config))
+        choose_matmul_library(read_recorded_matmul_library(config))
     fused_ops.use(config.kernels.fused_ops and device == "cpu")
     output_dir = Path(config.checkpoint.output_dir)
     plan, notes = make_plan(config, world_size())
-    _meet(plan, device, config.runtime.collective_timeout)
+    connect_cpu_ranks(plan, device, config.runtime.collective_timeout)
     for note in notes:
         log_once(note)
-    logger.info(
-        f"device {device}" + (f", {_with_what(threads)}" if device == "cpu" else "") + f", output in {output_dir}"
-    )
+    used = [f"device {device}"]
+    if device == "cpu":
+        used.append(f"{threads} thread(s)")
+        if library := matmul_library.find_library_in_use():
+            used.append(f"matrix multiplication by {matmul_library.TITLES[library]}")
+    logger.info(f"{', '.join(used)}, output in {output_dir}")
     seed_step(config.runtime.seed, 0)
     precision = config.precision
     half = precision.fp16_opt_level == "O2" and (precision.fp16 or precision.bf16)
@@ -84,46 +87,41 @@ def start(loaded: LoadedConfig[ConfigT]) -> Run[ConfigT]:
     return Run(config, dtype, StopRequest().install(), plan)
 
 
-def _choose_products(recorded: str | None) -> None:
-    """The library for matrix products: a resumed run keeps its own, so that it goes on bit for bit.
+def choose_matmul_library(recorded: str | None) -> None:
+    """Choose the matrix multiplication library. A resumed run keeps its library, so that its results are the same.
 
     Args:
-        recorded: in the checkpoint; "" where it does not say, None without one.
+        recorded: the library of the checkpoint; "" if it does not name one, None without a checkpoint.
     """
     best = matmul_library.choose_library()
     wanted = recorded if recorded in matmul_library.TITLES and not matmul_library.requested_library() else best
     problem = matmul_library.use_library(wanted)
     found = matmul_library.find_library_in_use()
     if problem:
-        log_once(f"matrix products by {matmul_library.TITLES[wanted]} are not available: {problem}")
+        log_once(f"{matmul_library.TITLES[wanted]} is not available for matrix multiplication: {problem}")
     if recorded and found and found != recorded:
         log_once(
-            f"the checkpoint's matrix products are {matmul_library.TITLES.get(recorded, recorded)}'s, here they are "
-            f"{matmul_library.TITLES[found]}'s: the last bits may differ from a run without a stop"
+            f"the checkpoint was made with {matmul_library.TITLES.get(recorded, recorded)}, this run multiplies with "
+            f"{matmul_library.TITLES[found]}: results may differ in the last bits from an uninterrupted run"
         )
     elif recorded == "" and found == matmul_library.ONEDNN:
         log_once(
-            "the checkpoint does not say which library made its matrix products, here it is oneDNN: the last bits may "
-            f"differ from a run without a stop ({matmul_library.VARIABLE}=mkl multiplies as earlier versions did)"
+            "the checkpoint does not name its matrix multiplication library, this run uses oneDNN: results may differ "
+            f"in the last bits from an uninterrupted run (earlier versions used {matmul_library.VARIABLE}=mkl)"
         )
     elif recorded and found != best:
         log_once(
-            f"matrix products go on by {matmul_library.TITLES[found]}, as in the checkpoint; a new run here would take "
+            f"matrix multiplication by {matmul_library.TITLES[found]}, as in the checkpoint; a new run would use "
             f"{matmul_library.TITLES[best]}"
         )
 
 
-def _with_what(threads: int) -> str:
-    title = matmul_library.TITLES.get(matmul_library.find_library_in_use(), "")
-    return f"{threads} thread(s)" + (f", matrix products by {title}" if title else "")
-
-
-def connect(run: Run[ConfigT], source: ModelSource, seq_length: int) -> None:
-    """Make the process groups (TrainingArguments does), after all that can be checked from the configuration alone.
+def connect_ranks(run: Run[ConfigT], source: ModelSource, seq_length: int) -> None:
+    """Check the plan against the model, then create the process groups (TrainingArguments does so).
 
     Raises:
-        ConfigError: when the plan does not fit the model.
-        EnvironmentProblem: when a rank can't write into output_dir.
+        ConfigError: if the plan does not fit the model.
+        EnvironmentProblem: if a rank can't write into output_dir.
     """
     sizes = ModelSizes.from_config(source.config)
     for note in check_plan(run.plan, sizes, seq_length):
@@ -137,7 +135,7 @@ def connect(run: Run[ConfigT], source: ModelSource, seq_length: int) -> None:
 
 
 def _check_writable(output_dir: Path) -> None:
-    """On every rank: a machine may lack the disk that the others share."""
+    """Check, on every rank, that output_dir can be written: one machine may lack the shared disk."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         probe = output_dir / f".writable-{rank()}-{os.getpid()}"
@@ -147,29 +145,30 @@ def _check_writable(output_dir: Path) -> None:
         raise EnvironmentProblem(f"--output_dir {output_dir}: can't be written: {error.strerror}") from error
 
 
-def _meet(plan: ParallelPlan, device: str, timeout_s: float) -> None:
-    """CPU ranks meet before they do anything else; GPU ranks do when Paddle makes their groups."""
+def connect_cpu_ranks(plan: ParallelPlan, device: str, timeout_s: float) -> None:
+    """Connect CPU ranks before anything else. GPU ranks connect when Paddle creates their groups."""
     if plan.world_size > 1 and device == "cpu":
-        _lend_fleet_a_cpu(timeout_s)
+        install_cpu_groups(timeout_s)
 
 
-def _lend_fleet_a_cpu(timeout_s: float) -> None:
+def install_cpu_groups(timeout_s: float) -> None:
+    """Make Fleet work on a CPU, with the process groups of oarlock.cpu_ranks."""
     from oarlock.cpu_ranks import fleet_patches, process_group
 
-    os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"  # what Paddle calls the backend without a device; launchers differ
+    os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"  # Paddle's name of the CPU backend, which not every launcher sets
     process_group.install(timeout_s)
     failure_listeners.append(process_group.announce_failure)
     fleet_patches.install()
 
 
 def training_bytes(run: Run) -> int:
-    """Bytes that training holds beside each trained parameter, at least: its gradient, and AdamW's two moments.
+    """Least bytes of training state per trained parameter on this rank: its gradient and AdamW's two moments.
 
-    What ranks share (sharding) counts with this rank's part of it; nothing where nothing is trained.
+    State that is sharded counts with this rank's share. 0 if nothing is trained.
     """
     if not run.config.evaluation.do_train:
         return 0
     gradient, moments = array_type(run.dtype).itemsize, 2 * 4
-    shared = run.plan.sharding
-    whole = run.plan.sharding_strategy in ("none", "optimizer")
-    return (gradient if whole else gradient // shared) + moments // shared
+    if run.plan.sharding_strategy not in ("none", "optimizer"):
+        gradient //= run.plan.sharding
+    return gradient + moments // run.plan.sharding

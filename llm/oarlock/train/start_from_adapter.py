@@ -1,4 +1,4 @@
-"""A run that begins with an adapter: named alone, its folder says base, method and settings."""
+"""Runs that start from an adapter, whose folder names its base model, method and settings."""
 
 from __future__ import annotations
 
@@ -28,61 +28,65 @@ logger = get_logger(__name__)
 
 
 def start_from_adapter(config: FinetuneConfig, origins: Mapping[str, str]) -> FinetuneConfig:
-    """The configuration with what an adapter folder says of itself, where the user did not say it.
+    """Add the settings of an adapter folder to the configuration, unless the user set them.
 
-    `--model_name_or_path ADAPTER` alone is enough; with `--model_name_or_path BASE --adapter_name_or_path ADAPTER` the
-    base is the user's. Every rank has to call it.
+    `--model_name_or_path ADAPTER` alone is enough. With `--model_name_or_path BASE --adapter_name_or_path ADAPTER` the
+    user chooses the base. All ranks have to call this.
 
     Args:
-        origins: where each option is from (see LoadedConfig).
+        origins: origin of each option (see LoadedConfig).
 
     Raises:
-        ConfigError: when options contradict each other.
-        ModelError: when the adapter can't be read, or its base is not there.
+        ConfigError: if options contradict each other.
+        ModelError: if the adapter can't be read, or its base is missing.
     """
     named, given = config.model.model_name_or_path, config.method.adapter_name_or_path
     alone = holds_adapter(named)
     if alone and given and Path(given).resolve() != Path(named).resolve():
         raise ConfigError(
-            f"--model_name_or_path {named} is an adapter, and --adapter_name_or_path {given} another one: name the "
-            "base model, or leave the second flag out"
+            f"--model_name_or_path {named} is an adapter, and --adapter_name_or_path {given} is another: name the base "
+            "model with the first, or drop the second"
         )
     adapter = named if alone else given
     if adapter is None:
-        _say_unused(config, origins)
+        _report_unused_options(config, origins)
         return config
     found = open_adapter(adapter)
     way_out = f"Name it: --model_name_or_path BASE --adapter_name_or_path {adapter}"
     base = find_base(found, way_out) if alone else None
-    if is_peft_folder(found):  # which layers it has is known with the base's names
+    if is_peft_folder(found):  # its layers are known from the names in the base
         found = map_to_base(found, base or find_model_folder(named, with_weights=False))
-    options = _options(config, found)
+    options = _read_options(config, found)
     changes = {name: value for name, value in options.items() if is_default(config, origins, name)}
     if alone:
         changes |= {"adapter_name_or_path": adapter, "model_name_or_path": str(base)}
         if config.model.tokenizer_name_or_path is None and has_tokenizer(Path(adapter)):
             changes["tokenizer_name_or_path"] = adapter
         logger.info(f"{adapter} is an adapter ({found.method}) of {changes['model_name_or_path']}: starting from both")
-    changed = _replaced(config, changes)
+    by_section: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        by_section.setdefault(option_specs(type(config))[name].section, {})[name] = value
+    sections = {section: replace(getattr(config, section), **values) for section, values in by_section.items()}
+    changed = replace(config, **sections)
     if problems := cross_problems(changed):
         raise ConfigError(f"with the options of the adapter {adapter}: {'; '.join(problems)}")
     return changed
 
 
-def _say_unused(config: FinetuneConfig, origins: Mapping[str, str]) -> None:
-    """Name options of methods where none is chosen."""
+def _report_unused_options(config: FinetuneConfig, origins: Mapping[str, str]) -> None:
+    """Report options of methods if no method is chosen."""
     if config.method.chosen:
         return
     given = [f.name for f in fields(config.method) if f.name not in METHODS and not is_default(config, origins, f.name)]
     if given:
         logger.info(
-            f"{', '.join(f'--{name}' for name in given)}: not used, since no method is chosen and all weights are "
-            "trained; for LoRA give --lora"
+            f"{', '.join(f'--{name}' for name in given)}: not used, because no method is chosen and all weights are "
+            "trained; for LoRA add --lora"
         )
 
 
-def _options(config: FinetuneConfig, adapter: AdapterFolder) -> dict[str, Any]:
-    """What the adapter's settings are as options; the method only where none was chosen."""
+def _read_options(config: FinetuneConfig, adapter: AdapterFolder) -> dict[str, Any]:
+    """Convert the adapter's settings to options; the method only if the user chose none."""
     settings = adapter.settings
     quantization = settings.get("quantization")
     methods = {"lora": "qlora" if quantization else "lora", "prefix": "prefix_tuning"}
@@ -115,12 +119,3 @@ def _options(config: FinetuneConfig, adapter: AdapterFolder) -> dict[str, Any]:
         }
     optional = {name for name, spec in option_specs(type(config)).items() if spec.optional}
     return {name: value for name, value in options.items() if value is not None or name in optional}
-
-
-def _replaced(config: FinetuneConfig, changes: Mapping[str, Any]) -> FinetuneConfig:
-    """The configuration with other values of some options."""
-    by_section: dict[str, dict[str, Any]] = {}
-    for name, value in changes.items():
-        by_section.setdefault(option_specs(type(config))[name].section, {})[name] = value
-    sections = {section: replace(getattr(config, section), **values) for section, values in by_section.items()}
-    return replace(config, **sections)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, save, leave with code 0."""
+"""SIGTERM and Ctrl-C: finish the step, save, exit with code 0."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = get_logger(__name__)
 class StopRequest:
     """Set by the first SIGTERM or SIGINT; a second SIGINT interrupts at once.
 
-    Data that are being made ready before the training begins are given up (see stop_if_terminated).
+    Before training, data preparation stops as well (see stop_if_terminated).
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class StopRequest:
         self.name = ""
 
     def install(self) -> StopRequest:
-        """Take over both signals (in the main thread, after imports that set their own handlers)."""
+        """Install the handlers, in the main thread and after imports that install their own."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
         return self

@@ -1,4 +1,4 @@
-"""Throughput of a run: tokens per second, FLOPs per token, the share of the device's peak (MFU), and memory."""
+"""Throughput of a run: tokens per second, FLOPs per token, model FLOPs utilisation (MFU), and memory."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from oarlock.families.registry import FAMILIES
 
 @dataclass(frozen=True)
 class TokenFlops:
-    """Floating-point operations of one token's training step.
+    """Floating-point operations to train one token.
 
     Attributes:
-        matmul_parameters: weights that a token is multiplied with: attention, feed-forward and the output head
-            (tied or not); the embedding's look-up is no arithmetic.
-        training: forward and backward, without recomputation.
-        recomputed: what full recomputation adds (one more forward pass).
+        matmul_parameters: weights in matrix multiplications: attention, feed-forward and the output head (tied or
+            not), but not the embedding.
+        training: FLOPs of forward and backward, without recomputation.
+        recomputed: additional FLOPs of full recomputation (one more forward pass).
     """
 
     matmul_parameters: int
@@ -33,12 +33,12 @@ class TokenFlops:
     recomputed: float
 
 
-def token_flops(config: Any, seq_length: int) -> TokenFlops:
-    """FLOPs of a token in a sequence of seq_length, from the model's real shape (grouped heads, gated feed-forward).
+def compute_token_flops(config: Any, seq_length: int) -> TokenFlops:
+    """Compute the FLOPs of a token in a sequence of seq_length, with grouped heads and gated feed-forward counted.
 
-    6 N + 12 L H Q T (PaLM, arXiv 2204.02311, appendix B) with N the matmul parameters, L layers, H query heads of
-    size Q and T = seq_length. The attention term counts the full T x T scores, as PaLM does, although causal kernels
-    do half of it: MFU figures published elsewhere use it so.
+    The formula is 6 N + 12 L H Q T (PaLM, arXiv 2204.02311, appendix B) for N matmul parameters, L layers, H query
+    heads of size Q, and T = seq_length. Like PaLM and published MFU numbers, it counts all T x T attention logits,
+    although causal kernels compute only half of them.
 
     Args:
         config: a PaddleNLP PretrainedConfig.
@@ -52,14 +52,11 @@ def token_flops(config: Any, seq_length: int) -> TokenFlops:
 
 
 @cache
-def _peaks() -> dict[str, Any]:
-    return json.loads(resources.files("oarlock.train").joinpath("device_peaks.json").read_text(encoding="utf-8"))
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Dense half-precision peak of a GPU in FLOP/s by its name ("NVIDIA A100-SXM4-80GB"), None when unknown."""
+def look_up_peak_flops(device_name: str) -> float | None:
+    """Look up a GPU's dense half-precision peak in FLOP/s by name ("NVIDIA A100-SXM4-80GB"); None if unknown."""
     words = device_name.upper().replace("-", " ").split()
-    for name, entry in _peaks()["devices"].items():
+    text = resources.files("oarlock.train").joinpath("device_peaks.json").read_text(encoding="utf-8")
+    for name, entry in json.loads(text)["devices"].items():
         if name in words:
             return entry["tflops"] * 1e12
     return None
@@ -67,11 +64,12 @@ def peak_flops(device_name: str) -> float | None:
 
 @dataclass
 class Meter:
-    """Counts the tokens of the steps since the last reading; time spent elsewhere can be left out.
+    """Measures the throughput since the last reading. Time for other work can be excluded.
 
     Attributes:
-        flops: per token, or None where the family's shape is not known.
-        devices: ranks that work together.
+        flops: FLOPs per token; None if they are not known for the family.
+        devices: number of ranks.
+        peak: peak FLOP/s of a device, if known.
     """
 
     flops: TokenFlops | None
@@ -79,46 +77,41 @@ class Meter:
     peak: float | None
     _tokens: int = 0
     _started: float | None = None
-    _left_out: float = 0.0
+    _excluded: float = 0.0
 
     def count(self, tokens: int) -> None:
-        """Add the tokens of a step (all ranks together, padding not counted). The first call starts the clock."""
+        """Add the tokens of a step: of all ranks, without padding. The first call starts the clock."""
         if self._started is None:
-            self._started, self._left_out = time.perf_counter(), 0.0
+            self._started, self._excluded = time.perf_counter(), 0.0
         self._tokens += tokens
 
-    def leave_out(self, seconds: float) -> None:
-        """Do not count time spent on evaluation or saving."""
-        self._left_out += seconds
+    def exclude(self, seconds: float) -> None:
+        """Exclude time spent on evaluation or saving."""
+        self._excluded += seconds
 
     def read(self) -> dict[str, float]:
-        """Figures since the last reading."""
+        """Metrics since the last reading, and peak memory in GB (1e9 bytes) of this process and its GPU."""
         now = time.perf_counter()
         started = now if self._started is None else self._started
-        seconds = max(1e-9, now - started - self._left_out)
+        seconds = max(1e-9, now - started - self._excluded)
         rate = self._tokens / seconds
-        self._tokens, self._started, self._left_out = 0, now, 0.0
-        figures = {"tokens_per_second": rate, "tokens_per_second_per_device": rate / self.devices}
+        self._tokens, self._started, self._excluded = 0, now, 0.0
+        metrics = {"tokens_per_second": rate, "tokens_per_second_per_device": rate / self.devices}
         if self.flops is not None:
             per_device = rate * self.flops.training / self.devices
-            figures["tflops_per_device"] = per_device / 1e12
+            metrics["tflops_per_device"] = per_device / 1e12
             if self.peak:
-                figures["mfu"] = per_device / self.peak
-        return figures | memory_figures()
+                metrics["mfu"] = per_device / self.peak
+        unit = 1 if sys.platform == "darwin" else 1024
+        metrics["memory_peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+        if paddle.device.is_compiled_with_cuda() and paddle.device.get_device().startswith("gpu"):
+            metrics["gpu_memory_peak_gb"] = paddle.device.cuda.max_memory_allocated() / 1e9
+            metrics["gpu_memory_reserved_gb"] = paddle.device.cuda.max_memory_reserved() / 1e9
+        return metrics
 
 
-def memory_figures() -> dict[str, float]:
-    """Peak memory in GB (1e9 bytes): of this process, and of its GPU where there is one."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    figures = {"memory_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
-    if paddle.device.is_compiled_with_cuda() and paddle.device.get_device().startswith("gpu"):
-        figures["gpu_memory_peak_gb"] = paddle.device.cuda.max_memory_allocated() / 1e9
-        figures["gpu_memory_reserved_gb"] = paddle.device.cuda.max_memory_reserved() / 1e9
-    return figures
-
-
-def device_peak() -> float | None:
-    """Peak FLOP/s of this process's device, None on a CPU or an unknown GPU."""
+def find_device_peak() -> float | None:
+    """Look up the peak FLOP/s of this process's device; None for a CPU or an unknown GPU."""
     if not paddle.device.get_device().startswith("gpu"):
         return None
-    return peak_flops(paddle.device.cuda.get_device_name())
+    return look_up_peak_flops(paddle.device.cuda.get_device_name())

@@ -22,7 +22,7 @@ from oarlock.train.checkpoint.local_shards import LocalShards
 from oarlock.train.checkpoint.model_files import ModelFiles
 from oarlock.train.checkpoint.resume import ResumePoint
 from oarlock.train.checkpoint.writer import CheckpointWriter
-from oarlock.train.data_loading import checked_loader, evaluation_sampler, training_sampler
+from oarlock.train.data_loading import make_checked_loader, make_evaluation_sampler, make_training_sampler
 from oarlock.train.data_parallel import DataParallelRanks
 from oarlock.train.evaluation.best import BestEvaluation, judge_evaluation
 from oarlock.train.evaluation.evaluate import EvaluationStopped, ModelLoss, PipelineLoss, evaluate
@@ -38,10 +38,10 @@ from oarlock.train.run_length import samples_per_step
 from oarlock.train.step.finite_check import check_finite
 from oarlock.train.step.forward_context import Batch, ForwardContext
 from oarlock.train.step.gradient_accumulation import accumulate_gradients
-from oarlock.train.step.loss import TokenCrossEntropy, trained_tokens
+from oarlock.train.step.loss import TokenCrossEntropy, count_trained_tokens
 from oarlock.train.step.pipeline_step import run_pipeline_step, wrap_pipeline
 from oarlock.train.stop_signals import StopRequest
-from oarlock.train.throughput import Meter, TokenFlops, device_peak
+from oarlock.train.throughput import Meter, TokenFlops, find_device_peak
 
 if TYPE_CHECKING:
     from oarlock.config.run_config import RunConfig
@@ -93,7 +93,7 @@ class OarlockTrainer(Trainer):
         self.checkpoints = CheckpointWriter(self.shards, files, config, plan, data_fingerprint)
         self.grad_scaler = self.scaler if self.do_grad_scaling else None  # of fp16 loss scaling
         self.progress = Progress.from_manifest(resume.manifest) if resume else Progress()
-        self.meter = Meter(flops, self.args.world_size, device_peak())
+        self.meter = Meter(flops, self.args.world_size, find_device_peak())
         self.clip = GlobalNormClip(config.optimizer.max_grad_norm)
         self.sharded_gradients: ShardedGradients | None = None  # stage 2 under a pipeline
         self._micro_batches: list[Batch] = []
@@ -102,7 +102,7 @@ class OarlockTrainer(Trainer):
             self.add_callback(CallOnTrainBegin(self._evaluate_before_training))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's training; without a step where the evaluation before it ends the run."""
+        """Train. There are no steps if the evaluation before training ends the run."""
         try:
             return super().train(*args, **kwargs)
         except EndedBeforeFirstStep:
@@ -117,7 +117,7 @@ class OarlockTrainer(Trainer):
         return self.lr_scheduler
 
     def create_optimizer(self, lr_scheduler: Any = None) -> Any:
-        """AdamW as the Trainer makes it, with a clip that remembers the norm and our own choice of decayed weights."""
+        """The Trainer's AdamW, with settings of oarlock.train.optim.optimizer."""
         optimizer, adapter = super().create_optimizer(lr_scheduler), self.files.method is not None
         return configure_optimizer(optimizer, self.model, self.clip, trainable_only=adapter)
 
@@ -137,7 +137,7 @@ class OarlockTrainer(Trainer):
 
     @property
     def pipeline_model(self) -> Any:
-        """The model in its PipelineParallel wrapper, for an evaluation without training too."""
+        """The model in its PipelineParallel wrapper, also for an evaluation without training."""
         if self.model_wrapped is self.model:
             self.model_wrapped = wrap_pipeline(self.model)
         return self.model_wrapped
@@ -145,19 +145,19 @@ class OarlockTrainer(Trainer):
     # data
 
     def get_train_dataloader(self) -> Any:
-        return checked_loader(super().get_train_dataloader())
+        return make_checked_loader(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        return checked_loader(super().get_eval_dataloader(eval_dataset))
+        return make_checked_loader(super().get_eval_dataloader(eval_dataset))
 
     def _get_train_sampler(self) -> ResumableBatchSampler:
         assert self.order is not None
         done = self.resume.manifest.step if self.resume else 0
-        return training_sampler(self.order, self.args, self.data_ranks, self.progress.samples, done, self.steps)
+        return make_training_sampler(self.order, self.args, self.data_ranks, self.progress.samples, done, self.steps)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> EvaluationBatchSampler:
         batch_size, limit = self.args.per_device_eval_batch_size, self.args.max_evaluate_steps
-        return evaluation_sampler(eval_dataset, batch_size, limit, self.data_ranks)
+        return make_evaluation_sampler(eval_dataset, batch_size, limit, self.data_ranks)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return adapt_attention_mask(super()._prepare_inputs(inputs), self.model)
@@ -165,7 +165,7 @@ class OarlockTrainer(Trainer):
     # a step
 
     def training_step(self, model: nn.Layer, inputs: Batch, step_control: int = 0) -> paddle.Tensor:
-        """Collect a micro-batch; with the last of a step, run them all. Returns the step's loss, or 0 before."""
+        """Collect a micro-batch. The last one of a step runs them all, and returns the loss; the others return 0."""
         self._micro_batches.append(inputs)
         if len(self._micro_batches) < self.args.gradient_accumulation_steps:
             return paddle.zeros([])
@@ -183,12 +183,12 @@ class OarlockTrainer(Trainer):
         return loss
 
     def _begin_step(self, micro_batches: Sequence[Batch]) -> None:
-        """Agree with the other ranks on the loss normalizer and on stopping; seed the random numbers."""
+        """Agree with all ranks on the loss normalizer and on stopping, and seed the generators."""
         tokens = sum(int(batch.pop("num_tokens").sum()) for batch in micro_batches)
-        trained = sum(trained_tokens(batch["labels"]) for batch in micro_batches)
+        trained = sum(count_trained_tokens(batch["labels"]) for batch in micro_batches)
         *numbers, stopping = self.data_ranks.sum([trained, tokens, self.stop.requested])
         trained, tokens = (round(number) for number in numbers)
-        self._stopping = stopping > 0  # SIGTERM may reach the ranks in different steps; they must stop in the same one
+        self._stopping = stopping > 0  # SIGTERM may reach ranks in different steps; they must stop together
         self._step_lr = float(self.optimizer.get_lr())
         # Gradients are averaged over data-parallel ranks, so each rank's share is weighted by their number.
         self.criterion.normalizer = max(1, trained) / self.data_ranks.replicas
@@ -205,7 +205,7 @@ class OarlockTrainer(Trainer):
         return loss.detach()
 
     def _any_rank_stopping(self) -> bool:
-        """Whether SIGTERM came to any rank: all must leave the same loop at the same place."""
+        """True on all ranks if SIGTERM came to any of them, so that they leave a loop together."""
         self._stopping = self._stopping or self.data_ranks.sum([self.stop.requested])[0] > 0
         return self._stopping
 
@@ -217,17 +217,17 @@ class OarlockTrainer(Trainer):
     def _maybe_log_save_evaluate(
         self, tr_loss: paddle.Tensor, model: nn.Layer, epoch: int, ignore_keys_for_eval: Any, **kwargs: Any
     ) -> None:
-        if self._handled_step == self.state.global_step:  # the Trainer calls once more at the end of its epoch
+        if self._handled_step == self.state.global_step:  # the Trainer calls once more at the end of an epoch
             return
         self._handled_step = self.state.global_step
-        # Paddle's CPU kernel gives a finite cross entropy for NaN logits; the gradient tells the truth.
+        # Paddle's CPU kernel returns a finite cross entropy for NaN logits, but the gradient is NaN.
         check_finite("gradient", self.clip.last_norm(), self.state.global_step, self.args)
         self._count_step(tr_loss.item())
         tr_loss.zero_()
         if self.control.should_log:
             loss = self.data_ranks.mean(self.progress.window_loss) / self.progress.window_steps
             row = {"loss": loss, "learning_rate": self._step_lr, "grad_norm": self.clip.last_norm()}
-            self.progress.reset_window()
+            self.progress.window_loss, self.progress.window_steps = 0.0, 0
             self.log(row | self.meter.read() | {"samples": self.progress.samples})
         started = time.perf_counter()
         if self.control.should_evaluate:
@@ -239,10 +239,10 @@ class OarlockTrainer(Trainer):
         if self.control.should_save:
             self._save_checkpoint(model)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        self.meter.leave_out(time.perf_counter() - started)
+        self.meter.exclude(time.perf_counter() - started)
 
     def _count_step(self, loss: float) -> None:
-        """Count a step that is done, and set what has to be done after it."""
+        """Count a finished step, and set the actions that are due after it."""
         assert self.order is not None
         state, progress, before, epoch = self.state, self.progress, self.progress.samples, self.order.num_samples
         progress.add_step(loss, samples_per_step(self.args))
@@ -256,13 +256,13 @@ class OarlockTrainer(Trainer):
 
     def log(self, logs: dict[str, float], **_: Any) -> None:
         """Hand a row to the callbacks (console, metrics.jsonl, VisualDL)."""
-        if "train_runtime" in logs:  # the Trainer's closing summary; its train_loss is wrong after a resume
+        if "train_runtime" in logs:  # the Trainer's summary, whose train_loss is wrong after a resume
             return
         self.state.log_history = []
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The Trainer's evaluation; without a result if SIGTERM comes."""
+        """Evaluate; the result is empty if SIGTERM interrupts the evaluation."""
         try:
             return super().evaluate(*args, **kwargs)
         except EvaluationStopped:
@@ -271,7 +271,7 @@ class OarlockTrainer(Trainer):
             return {}
 
     def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Exact held-out loss, and the answers to prompts (see oarlock.train.evaluation)."""
+        """Compute the held-out loss, and answer the prompts."""
         self.callback_handler.eval_dataloader = dataloader
         pipeline = self.pipeline_model if self.plan.pipeline > 1 else None
         kind, model = (ModelLoss, self.model) if pipeline is None else (PipelineLoss, pipeline)
@@ -287,7 +287,7 @@ class OarlockTrainer(Trainer):
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     def _evaluate_before_training(self) -> None:
-        """--eval_on_start; in a resumed run, the evaluation that SIGTERM interrupted."""
+        """Run the evaluation of --eval_on_start, or in a resumed run the one that SIGTERM interrupted."""
         if self.state.global_step == 0:
             if self.config.evaluation.eval_on_start:
                 self.evaluate()

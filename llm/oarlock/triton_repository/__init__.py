@@ -1,1 +1,1 @@
-"""The files of a Triton model repository that both export and server know."""
+"""The parts of a Triton model repository that export and server share: templates, inputs, configurations."""

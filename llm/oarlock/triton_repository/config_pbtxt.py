@@ -1,4 +1,4 @@
-"""Triton's config.pbtxt, by Triton's own protobuf. Does not import paddle."""
+"""Reads Triton's config.pbtxt with Triton's own protobuf. Does not import paddle."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 TRITON_CONFIG = "config.pbtxt"
-_MOST_BYTES = 1 << 18  # ours have 2 kB; protobuf reads 100 kB of text a second
-_DEEPEST = 32  # levels; a configuration has 6
+_MAX_BYTES = 1 << 18  # ours have 2 kB; protobuf reads 100 kB of text a second
+_MAX_DEPTH = 32  # levels; a configuration has 6
 _STEP = {**dict.fromkeys(b"{<[", 1), **dict.fromkeys(b"}>]", -1)}
 
 
 def read_triton_config(path: Path) -> ModelConfig:
-    """What a file says.
+    """Read a configuration.
 
     Raises:
         ModelError: when Triton could not read it either.
@@ -34,17 +34,17 @@ def read_triton_config(path: Path) -> ModelConfig:
         raise EnvironmentProblem(
             f"{error.name} is missing, which Triton's {TRITON_CONFIG} is read with: pip install 'oarlock[serve]'"
         ) from error
-    content = read_bytes(path, limit=_MOST_BYTES, what="Triton model configuration")
-    if max(accumulate(_STEP.get(byte, 0) for byte in content), default=0) > _DEEPEST:
-        raise ModelError(f"{path}: more than {_DEEPEST} levels deep, which no Triton model configuration is")
+    content = read_bytes(path, limit=_MAX_BYTES, what="Triton model configuration")
+    if max(accumulate(_STEP.get(byte, 0) for byte in content), default=0) > _MAX_DEPTH:
+        raise ModelError(f"{path}: more than {_MAX_DEPTH} levels deep, which no Triton model configuration is")
     try:
         return text_format.Parse(content.decode("utf-8"), ModelConfig())
     except (ValueError, text_format.ParseError, RecursionError) as error:
         raise ModelError(f"{path}: not a Triton model configuration: {first_line(error)}") from error
 
 
-def template_config(model: str) -> ModelConfig:
-    """The configuration of one of our models ("oarlock", "oarlock_infer", "oarlock_json"), with its inputs.
+def make_template_config(model: str) -> ModelConfig:
+    """Make the configuration of one of our models ("oarlock", "oarlock_infer", "oarlock_json"), with its inputs.
 
     Raises:
         EnvironmentProblem: without `tritonclient`, which brings the protobuf.

@@ -1,4 +1,4 @@
-"""The code of this package inside a Triton repository: whether it is this version's, byte for byte."""
+"""Checks that the code in a Triton repository is this version's, byte for byte."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
-LIBRARY = "lib/oarlock"  # in a version of a Triton model
+LIBRARY = "lib/oarlock"  # in the folder of a Triton model's version
 TEMPLATES = Path(__file__).resolve().parent / "models"  # the models themselves
 
 
-def foreign_code(repository: Path) -> list[str]:
-    """Code of a repository (its models and their libraries) that this version does not have so: places in it, sorted.
+def find_foreign_code(repository: Path) -> list[str]:
+    """Find code of a repository (models and their libraries) that differs from this version's. Returns sorted paths.
 
-    A repository is run as it stands, and a manifest beside the code proves nothing about it.
+    A repository's code is run as it is, and a manifest next to it proves nothing.
     """
     templates = sorted(TEMPLATES.glob("*/model.py"))
     models = [path for path in repository.glob("*/*/model.py") if not any(_is_same(path, own) for own in templates)]

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import paddle
 
-from oarlock.cpu_ranks.tensor_view import TensorMemory
+from oarlock.cpu_ranks.tensor_view import TensorView
 from oarlock.weights.buffers import array_type, copy_array, populate
 from oarlock.weights.layout import TensorSlice
 
@@ -26,7 +26,7 @@ class ParameterBuffer:
             tensor.set_init_func(None)  # as parameter.initialize() does
         self.array: np.ndarray | None = None  # the same memory, if it is on the host
         if tensor.place.is_cpu_place():
-            memory = TensorMemory(tensor, output=True).array
+            memory = TensorView(tensor, output=True).array
             self.array = memory.view(array_type(type_name(tensor))).reshape(tuple(tensor.shape))
 
     def rows(self, begin: int, end: int) -> paddle.Tensor:

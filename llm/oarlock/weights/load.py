@@ -23,7 +23,7 @@ from paddle.base.framework import EagerParamBase
 from oarlock.environment.console import progress_bar
 from oarlock.environment.paddle_import import import_paddle
 from oarlock.errors import ModelError
-from oarlock.parallel.nodes import Node, this_node
+from oarlock.parallel.nodes import Node, find_node
 from oarlock.parallel.object_collectives import run_on_all_ranks
 from oarlock.weights.buffers import all_finite, array_type, row_ranges
 from oarlock.weights.copy_into_params import ParameterBuffer, cut_rows, to_tensor, type_name
@@ -70,7 +70,7 @@ def load_distributed(
         ModelError: naming the parameters without a tensor, the first of another shape, or what could not be read; on
             the first rank that fails. StoppedWithOthers on the others.
     """
-    node = this_node()
+    node = find_node()
     mine = _requests(parameter for parameter in parameter_shards(model) if wanted(parameter))
     requests = node.all_gather_objects([request for request, _ in mine])
     with ExitStack() as stack:
@@ -79,7 +79,7 @@ def load_distributed(
 
         def prepare() -> None:
             nonlocal source, names
-            if node.reads:
+            if node.is_reader:
                 source = stack.enter_context(closing(open_source()))
                 names = check_source(source, [request for of_rank in requests for request in of_rank])
 
@@ -163,7 +163,7 @@ class _Transfer:
         ):
             arrays = self._read(ahead)
             for i, name in enumerate(self.names):
-                whole = next(arrays) if self.node.reads else None
+                whole = next(arrays) if self.node.is_reader else None
                 for request, ranks in self._ranks[name].items():
                     unasked += self._deliver(request, ranks, whole, pool)
                 if len(self.node.ranks) == 1 or unasked >= STATUS_BYTES or i == len(self.names) - 1:

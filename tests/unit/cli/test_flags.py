@@ -9,18 +9,9 @@ from pathlib import Path
 import pytest
 
 from oarlock.cli.commands import recipes
-from oarlock.cli.flags import (
-    Command,
-    CommandGroup,
-    CommandParser,
-    ConfigCommand,
-    add_commands,
-    config_flag,
-    flag,
-    positional,
-    run_parsed,
-)
+from oarlock.cli.flags import Command, CommandGroup, ConfigCommand, config_flag, flag, positional
 from oarlock.cli.main import make_parser
+from oarlock.cli.parser import CommandParser, add_commands, run_parsed
 from oarlock.config.finetune import FinetuneDataSection
 from oarlock.config.options import at_least, option
 from oarlock.config.recipes import list_recipes

@@ -54,7 +54,7 @@ def test_aliases():
         (["--warmup_ratio", "1.5"], "must lie in [0, 1]"),
         (["--sharding", "stage4"], "must be one of"),
         (["--recompute", "maybe"], "must be yes/no"),
-        (["--no_learning_rate"], "exists for yes/no options only"),
+        (["--no_learning_rate"], "is for yes/no options only"),
         (["--seed", "1", "stray.yaml"], "is not a flag"),
         (["--learning_rate", "nan"], "must be a number"),
     ],

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from oarlock.cli.flags import CommandParser
 from oarlock.cli.main import make_parser
+from oarlock.cli.parser import CommandParser
 from oarlock.config import FinetuneConfig, PretrainConfig
 from oarlock.config.options import option_specs
 

@@ -15,46 +15,46 @@ from support.published_commands import DO, problems
 
 SUITES = {
     # LLaMA-Factory
-    "cutoff_len 2048": "here it is --src_length and --tgt_length",
-    "finetuning_type lora": "here it is --lora true",
-    "finetuning_type full": "without one all weights train",
-    "template qwen": "here it is --chat_template",
-    "val_size 0.1": "here it is --validation_split",
-    "validation_split_percentage 3": "here validation_split is a share (0.05), or a number of records",
-    "flash_attn fa2": "here it is --use_flash_attention true",
-    "quantization_bit 4": "here it is --qlora true",
-    "stage sft": "here pretraining (pt) is run_pretrain.py, fine-tuning (sft) is finetune_generation.py",
-    "deepspeed ds_z3.json": "sharding stage1, stage2 and stage3, without a file",
+    "cutoff_len 2048": "use --src_length and --tgt_length",
+    "finetuning_type lora": "use --lora true",
+    "finetuning_type full": "without one, all weights are trained",
+    "template qwen": "use --chat_template",
+    "val_size 0.1": "use --validation_split",
+    "validation_split_percentage 3": "use validation_split with a fraction (0.05) or a number of records",
+    "flash_attn fa2": "use --use_flash_attention true",
+    "quantization_bit 4": "use --qlora true",
+    "stage sft": "pretraining (pt) is run_pretrain.py, fine-tuning (sft) is finetune_generation.py",
+    "deepspeed ds_z3.json": "sharding stage1, stage2 and stage3, without a configuration file",
     # axolotl
-    "base_model x": "here it is --model_name_or_path",
-    "micro_batch_size 2": "here it is --per_device_train_batch_size",
-    "sample_packing true": "here it is --packing",
-    "adapter qlora": "here it is --qlora true",
-    "lora_r 8": "here it is --r",
-    "load_in_4bit true": "here it is --qlora",
-    "sequence_len 512": "here it is --src_length and --tgt_length",
+    "base_model x": "use --model_name_or_path",
+    "micro_batch_size 2": "use --per_device_train_batch_size",
+    "sample_packing true": "use --packing",
+    "adapter qlora": "use --qlora true",
+    "lora_r 8": "use --r",
+    "load_in_4bit true": "use --qlora",
+    "sequence_len 512": "use --src_length and --tgt_length",
     # transformers, TRL, PEFT
-    "optim adamw_torch": "here AdamW is the only optimizer",
-    "eval_strategy no": "here it is --do_eval false",
-    "evaluation_strategy steps": "here it is --do_eval true and --eval_steps N",
-    "gradient_checkpointing true": "here it is --recompute",
-    "torch_dtype bfloat16": "here it is --bf16 true",
-    "target_modules q_proj": "here it is --lora_target_modules",
-    "use_rslora 1": "here it is --rslora",
-    "max_seq_length 512": "here it is --src_length and --tgt_length",
+    "optim adamw_torch": "AdamW is the only optimizer",
+    "eval_strategy no": "use --do_eval false",
+    "evaluation_strategy steps": "use --do_eval true and --eval_steps N",
+    "gradient_checkpointing true": "use --recompute",
+    "torch_dtype bfloat16": "use --bf16 true",
+    "target_modules q_proj": "use --lora_target_modules",
+    "use_rslora 1": "use --rslora",
+    "max_seq_length 512": "use --src_length and --tgt_length",
     # ms-swift, torchtune, Lightning, Megatron, DeepSpeed, and commands typed from memory
-    "train_type lora": "here it is --lora true",
-    "Batch-Size 4": "here it is --per_device_train_batch_size",
-    "lr 1e-4": "here it is --learning_rate",
-    "epochs 3": "here it is --num_train_epochs",
-    "gradient_clip_val 1": "here it is --max_grad_norm",
-    "warmup 10": "here it is --warmup_steps",
-    "tensor_model_parallel_size 2": "here it is --tensor_parallel_degree",
-    "zero_stage 2": "here it is --sharding stage2",
-    "use_cpu": "here it is --device cpu",
+    "train_type lora": "use --lora true",
+    "Batch-Size 4": "use --per_device_train_batch_size",
+    "lr 1e-4": "use --learning_rate",
+    "epochs 3": "use --num_train_epochs",
+    "gradient_clip_val 1": "use --max_grad_norm",
+    "warmup 10": "use --warmup_steps",
+    "tensor_model_parallel_size 2": "use --tensor_parallel_degree",
+    "zero_stage 2": "use --sharding stage2",
+    "use_cpu": "use --device cpu",
     # of the other entrypoint
     "num_hidden_layers 4": "it is an option of run_pretrain.py",
-    "data_prefix x": "in run_pretrain.py it is --input_dir",
+    "data_prefix x": "in run_pretrain.py, use --input_dir",
 }
 
 
@@ -96,7 +96,7 @@ def _spellings(specs) -> set[str]:
 
 
 def test_a_hint_of_pretraining_is_of_pretraining():
-    assert "unknown flag --cutoff_len: here it is --max_seq_length" in problems("--cutoff_len", "512")
-    assert "unknown flag --lora_r: in finetune_generation.py it is --r" in problems("--lora_r", "8")
+    assert "unknown flag --cutoff_len: use --max_seq_length" in problems("--cutoff_len", "512")
+    assert "unknown flag --lora_r: in finetune_generation.py, use --r" in problems("--lora_r", "8")
     assert "unknown flag --lora: it is an option of finetune_generation.py" in problems("--lora")
-    assert "unknown flag --dataset: here it is --input_dir" in problems("--dataset", "x")
+    assert "unknown flag --dataset: use --input_dir" in problems("--dataset", "x")

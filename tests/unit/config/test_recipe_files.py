@@ -66,11 +66,11 @@ def load(folder: Path, text: str | bytes, config=PretrainConfig):
         ('seed: 1\ninclude: "a\\0b"\n', "run.yaml:2: a value can't hold a NUL"),
         ("output_dir: a\0b\n", "run.yaml:1: not valid YAML: a character that is not allowed (U+0000)"),
         (b"output_dir: \xff\n", "run.yaml:1: not valid YAML: not UTF-8"),
-        ("include: [1]\n", "run.yaml:1: include takes names of files; got 1"),
-        ("include: {a: b}\n", "run.yaml:1: include takes names of files"),
-        ("include: ''\n", "run.yaml:1: include takes names of files"),
+        ("include: [1]\n", "run.yaml:1: include expects file names; got 1"),
+        ("include: {a: b}\n", "run.yaml:1: include expects file names"),
+        ("include: ''\n", "run.yaml:1: include expects file names"),
         ("include: " + "x" * 3000, "run.yaml:1: include: "),
-        ("include: " + "a/" * 200_000, "run.yaml:1: include takes names of files; got 'a/a/"),
+        ("include: " + "a/" * 200_000, "run.yaml:1: include expects file names; got 'a/a/"),
         ("split: '" + "1," * 100_000 + "'", "--split 1,1,1"),
         ("output_dir: " + "x" * MAX_BYTES, "bytes is too large for a YAML file"),
         ("- seed\n", "run.yaml:1: expected `option: value` lines"),
@@ -138,7 +138,7 @@ def test_thousands_of_problems_end_early(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, "".join(f"unknown_{i}: 1\n" for i in range(9000)))
     assert str(caught.value).count("unknown key") == 50
-    assert str(caught.value).endswith("reading stopped here")
+    assert str(caught.value).endswith("stopped after these")
     with pytest.raises(ConfigError, match="unknown key xxx"):
         load(tmp_path, "? " + "x" * 100_000 + "\n: 1\n")
 

@@ -9,7 +9,7 @@ import pytest
 
 from forged_store import ForgedStore
 from oarlock.cpu_ranks import meeting_point
-from oarlock.cpu_ranks.rendezvous import join
+from oarlock.cpu_ranks.rendezvous import join_ranks
 from oarlock.environment.processes import process_start_time
 from oarlock.errors import EnvironmentProblem, OarlockError
 
@@ -32,8 +32,8 @@ def test_a_store_of_others_opens_no_file(tmp_path, rank, shape):
             "no JSON": "[" * 100_000,
             "nothing": "",
         }
-        with pytest.raises(OarlockError, match="meet at their launch's own meeting point"):
-            join(store_of(cards[shape]), rank, 2, 3.0)
+        with pytest.raises(OarlockError, match="need the meeting point of their launch"):
+            join_ranks(store_of(cards[shape]), rank, 2, 3.0)
     assert victim.read_bytes() == b"V" * 4_000_000
 
 
@@ -59,7 +59,7 @@ def test_each_launch_has_a_place_of_its_own(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "mode", "words"),
-    [(b"x" * 15, 0o600, "has 16 to 4,096 bytes"), (b"x" * 5000, 0o600, "has 16 to"), (b"x" * 32, 0o640, "this user alone")],
+    [(b"x" * 15, 0o600, "has 16 to 4,096 bytes"), (b"x" * 5000, 0o600, "has 16 to"), (b"x" * 32, 0o640, "only this user")],
 )  # fmt: skip
 def test_a_secret_that_is_none_is_an_error(monkeypatch, tmp_path, content, mode, words):
     secret = tmp_path / "secret"

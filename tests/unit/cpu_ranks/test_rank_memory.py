@@ -12,9 +12,9 @@ import tempfile
 import pytest
 
 from oarlock.cpu_ranks import shared_memory
-from oarlock.cpu_ranks.failure_detector import BOARD_BYTES, Member, open_board
-from oarlock.cpu_ranks.rendezvous import DIRECTORY_BYTES, Ranks
-from oarlock.cpu_ranks.shared_memory import PAGE, Memory, memory_bytes
+from oarlock.cpu_ranks.failure_detector import BOARD_BYTES, RankProcess, open_board
+from oarlock.cpu_ranks.rendezvous import DIRECTORY_BYTES, ConnectedRanks
+from oarlock.cpu_ranks.shared_memory import PAGE, MemoryFile, memory_bytes
 from oarlock.errors import EnvironmentProblem, OarlockError
 
 
@@ -62,38 +62,38 @@ FORGED = {
 @pytest.mark.parametrize("what", FORGED)
 def test_what_is_no_memory_of_a_rank_is_refused_and_closed(what):
     descriptor = FORGED[what]()
-    with pytest.raises(EnvironmentProblem, match="handed over as a rank's memory"):
-        Memory.received(descriptor)
+    with pytest.raises(EnvironmentProblem, match="the descriptor of a rank's memory"):
+        MemoryFile.received(descriptor)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
 
 
 def test_memory_of_another_user_is_refused(monkeypatch):
-    memory = Memory.create()
+    memory = MemoryFile.create()
     user = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     with pytest.raises(EnvironmentProblem, match="belongs to user"):
-        Memory.received(os.dup(memory.descriptor))
+        MemoryFile.received(os.dup(memory.descriptor))
 
 
 def test_memory_keeps_its_size_and_gives_what_lies_in_it():
-    memory = Memory.received(os.dup(Memory.create().descriptor))
+    memory = MemoryFile.received(os.dup(MemoryFile.create().descriptor))
     for size in (0, PAGE, memory.nbytes * 2):
         with pytest.raises(OSError):
             os.ftruncate(memory.descriptor, size)
     memory.map(memory.nbytes - PAGE, PAGE)
     wrong = (-PAGE, PAGE), (1, PAGE), (0, memory.nbytes + 1), (memory.nbytes, 1), (1 << 63, 1), ((1 << 64) - PAGE, PAGE)
     for offset, nbytes in wrong:
-        with pytest.raises(EnvironmentProblem, match="not part of the memory"):
+        with pytest.raises(EnvironmentProblem, match="outside the memory"):
             memory.map(offset, nbytes)
     for offset in (-PAGE, 1, memory.nbytes, 1 << 63):
-        with pytest.raises(EnvironmentProblem, match="not part of the memory"):
+        with pytest.raises(EnvironmentProblem, match="outside the memory"):
             memory.read(offset, bytearray(1))
 
 
 def test_a_limit_of_file_sizes_bounds_the_memory(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda which: (10 * PAGE + 5, resource.RLIM_INFINITY))
-    memory = Memory.create()
+    memory = MemoryFile.create()
     assert memory.nbytes == 10 * PAGE
     memory.reserve(9 * PAGE)
     with pytest.raises(EnvironmentProblem, match="ulimit -f"):
@@ -104,17 +104,17 @@ def test_a_limit_of_file_sizes_bounds_the_memory(monkeypatch):
 
 
 @pytest.fixture
-def two() -> tuple[Ranks, Ranks]:
+def two() -> tuple[ConnectedRanks, ConnectedRanks]:
     """Two ranks in this process."""
-    memories = [Memory.create() for _ in range(2)]
+    memories = [MemoryFile.create() for _ in range(2)]
     for memory in memories:
         open_board(memory)
         memory.reserve(DIRECTORY_BYTES)
-    seen = [[Memory(os.dup(memory.descriptor)) for memory in memories] for _ in range(2)]
+    seen = [[MemoryFile(os.dup(memory.descriptor)) for memory in memories] for _ in range(2)]
     for rank, memory in enumerate(memories):
         seen[rank][rank] = memory
-    members = [[Member(os.getpid(), 0, memory, memory.map(0, BOARD_BYTES)) for memory in each] for each in seen]
-    first, second = (Ranks(rank, members[rank], 0.2) for rank in range(2))
+    members = [[RankProcess(os.getpid(), 0, memory, memory.map(0, BOARD_BYTES)) for memory in each] for each in seen]
+    first, second = (ConnectedRanks(rank, members[rank], 0.2) for rank in range(2))
     return first, second
 
 
@@ -122,7 +122,7 @@ def describe() -> tuple[str, list[int]]:
     return "a test", [1]
 
 
-def enter(ranks: Ranks, number: int, offset: int, nbytes: int) -> None:
+def enter(ranks: ConnectedRanks, number: int, offset: int, nbytes: int) -> None:
     """What offer() writes, with what another process chose."""
     from oarlock.cpu_ranks import rendezvous
 
@@ -137,14 +137,14 @@ def test_what_one_offers_the_other_finds(two):
     first, second = two
     first.offer("it", 2 * PAGE).bytes[:3] = memoryview(b"abc")
     assert second.find(0, "it", 2 * PAGE, describe).bytes[:3].tobytes() == b"abc"
-    assert second.offered(0, "it") and not second.offered(0, "another")
+    assert second.is_offered(0, "it") and not second.is_offered(0, "another")
 
 
 @pytest.mark.parametrize("offset", [1, 1 << 40, (1 << 64) - PAGE, 1 << 63])
 def test_an_offset_outside_of_the_memory_is_an_error(two, offset):
     first, second = two
     enter(first, 0, offset, PAGE)
-    with pytest.raises(EnvironmentProblem, match="not part of the memory"):
+    with pytest.raises(EnvironmentProblem, match="outside the memory"):
         second.find(0, "it", PAGE, describe)
 
 
@@ -181,4 +181,4 @@ def test_a_record_of_failure_that_makes_no_sense_does_no_harm(two):
     for index in range(16, 24):
         board.words[index] = 0xFFFFFFFF
     failure = second.failure()
-    assert failure.speaker in (0, 1) and len(failure.message) <= PAGE
+    assert failure.reporter in (0, 1) and len(failure.message) <= PAGE

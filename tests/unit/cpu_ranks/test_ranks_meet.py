@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from oarlock.cpu_ranks import first_rank, launch_channel, meeting_point
-from oarlock.cpu_ranks.launch_channel import CHALLENGE, GO, HELLO, MEMBER, PROOF, STOP, TAKEN, Channel, Frame
+from oarlock.cpu_ranks.launch_channel import Channel, Frame, FrameKind
 from oarlock.cpu_ranks.meeting_point import MeetingPoint, connected_pairs
-from oarlock.cpu_ranks.shared_memory import Memory
+from oarlock.cpu_ranks.shared_memory import MemoryFile
 from oarlock.environment.processes import process_start_time
-from oarlock.errors import EnvironmentProblem
-from support.rank_meetings import Meeting, admitted, connect, proven
+from oarlock.errors import EnvironmentProblem, StoppedWithOthers
+from support.rank_meetings import SharedCollectives, admitted, connect, proven
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def point() -> MeetingPoint:
 
 @pytest.mark.parametrize("world_size", [2, 5])
 def test_all_get_the_memory_of_all(point, world_size):
-    meeting = Meeting()
+    meeting = SharedCollectives()
     for rank in reversed(range(world_size)):
         meeting.come(point, rank, world_size)
     assert meeting.all_met(world_size)
@@ -40,7 +40,7 @@ def test_forked_ranks_need_no_place():
         MeetingPoint(key, {0: pairs[0][1]}),
         MeetingPoint(key, {0: pairs[1][1]}),
     ]
-    meeting = Meeting()
+    meeting = SharedCollectives()
     for rank, each in enumerate(points):
         meeting.come(each, rank, 3)
     assert meeting.all_met(3)
@@ -50,12 +50,12 @@ def test_forked_ranks_need_no_place():
 
 def test_a_forked_rank_that_ends_early_is_named():
     (first, second), other = connected_pairs(3)
-    meeting = Meeting()
+    meeting = SharedCollectives()
     meeting.come(MeetingPoint(b"k" * 32, {1: first, 2: other[0]}), 0, 3)
     second.close()
     meeting.end()
     other[1].close()
-    assert "rank 1 ended before the ranks met" in str(meeting.problems[0])
+    assert "rank 1 ended before all ranks were connected" in str(meeting.problems[0])
 
 
 # Strangers.
@@ -89,7 +89,7 @@ def thousands(point: MeetingPoint) -> list[socket.socket]:
 
 def another_key(point: MeetingPoint) -> list[socket.socket]:
     made = connect(point)
-    Channel(made, b"another", is_first=False).send(Frame(HELLO, 1, 2))
+    Channel(made, b"another", is_first=False).send(Frame(FrameKind.HELLO, 1, 2))
     return [made]
 
 
@@ -98,7 +98,7 @@ def a_greeting_heard_elsewhere(point: MeetingPoint) -> list[socket.socket]:
     recorded: list[bytes] = []
     first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     channel = Channel(first, point.key, is_first=False)
-    channel.send(Frame(HELLO, 1, 2))
+    channel.send(Frame(FrameKind.HELLO, 1, 2))
     recorded.append(second.recv(1000))
     made = connect(point)
     made.send(recorded[0])
@@ -120,7 +120,7 @@ def many_descriptors(point: MeetingPoint) -> list[socket.socket]:
 )
 def test_strangers_do_the_members_no_harm(point, stranger):
     before = len(os.listdir("/proc/self/fd"))
-    meeting = Meeting()
+    meeting = SharedCollectives()
     meeting.come(point, 0, 2)
     left = stranger(point)
     meeting.come(point, 1, 2)
@@ -132,7 +132,7 @@ def test_strangers_do_the_members_no_harm(point, stranger):
 
 
 def test_a_process_of_another_user_is_turned_away_before_it_can_speak(point, monkeypatch):
-    meeting = Meeting()
+    meeting = SharedCollectives()
     user = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)  # seen from rank 0, everybody is another user
     meeting.come(point, 0, 2, wait_s=1.0)
@@ -143,7 +143,7 @@ def test_a_process_of_another_user_is_turned_away_before_it_can_speak(point, mon
     assert made.recv(100) == b""
     meeting.end()
     made.close()
-    expected = f"ranks [1] did not come to the run's start in time (1 refused: a process of user {user})"
+    expected = f"ranks [1] did not start in time (1 refused: a process of user {user})"
     assert str(meeting.problems[0]) == expected
     place = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     place.bind(point.address)
@@ -151,16 +151,16 @@ def test_a_process_of_another_user_is_turned_away_before_it_can_speak(point, mon
     meeting.come(point, 1, 2)
     meeting.end()
     place.close()
-    assert f"a process of user {user} has taken the place" in str(meeting.problems[1])
+    assert f"a process of user {user} has taken the meeting point" in str(meeting.problems[1])
 
 
 def test_a_place_that_is_taken_is_an_error(point, monkeypatch):
     monkeypatch.setattr(meeting_point, "_TAKEN_S", 0.1)
     with contextlib.closing(point.listen()):
-        meeting = Meeting()
+        meeting = SharedCollectives()
         meeting.come(point, 0, 2)
         meeting.end()
-    assert "start again with another port" in str(meeting.problems[0])
+    assert "Start again with another port" in str(meeting.problems[0])
 
 
 # Members that do something else than they should.
@@ -169,55 +169,58 @@ def test_a_place_that_is_taken_is_an_error(point, monkeypatch):
 def test_a_member_that_hands_over_a_file_ends_the_launch_by_name(point, tmp_path):
     victim = tmp_path / "victim"
     victim.write_bytes(b"V" * 100_000)
-    meeting = Meeting()
+    meeting = SharedCollectives()
     meeting.come(point, 0, 3)
     other = admitted(point, 1, 3)
     with victim.open("r+b") as file:
         channel = proven(point, 2, 3)
-        channel.send(Frame(PROOF, 2, 3), file.fileno())
+        channel.send(Frame(FrameKind.PROOF, 2, 3), file.fileno())
         meeting.end()
-    expected = f"rank 2 (pid {os.getpid()}): what was handed over as a rank's memory is not a memory"
+    expected = f"rank 2 (pid {os.getpid()}): the descriptor of a rank's memory is not a memory"
     assert str(meeting.problems[0]).startswith(expected)
-    assert other.receive(MEMBER)[0].kind == STOP  # rank 1 ends without a word
+    with pytest.raises(StoppedWithOthers):  # rank 1 ends without a word
+        other.receive(FrameKind.MEMBER)
     channel.close()
     other.close()
     assert victim.read_bytes() == b"V" * 100_000
 
 
 def test_a_member_that_goes_before_all_are_there_ends_the_launch_by_name(point):
-    meeting = Meeting()
+    meeting = SharedCollectives()
     meeting.come(point, 0, 4)
     other = admitted(point, 1, 4)
     admitted(point, 2, 4).close()
     meeting.end()
-    assert str(meeting.problems[0]).startswith(f"rank 2 (pid {os.getpid()}) does not go on with the start")
-    assert other.receive(MEMBER)[0].kind == STOP
+    assert str(meeting.problems[0]).startswith(f"rank 2 (pid {os.getpid()}) stopped during the start")
+    with pytest.raises(StoppedWithOthers):
+        other.receive(FrameKind.MEMBER)
     other.close()
 
 
 def test_a_second_rank_of_a_number_is_turned_away(point):
-    meeting = Meeting()
+    meeting = SharedCollectives()
     meeting.come(point, 0, 3)
     first = admitted(point, 1, 3)
-    with pytest.raises(launch_channel.Ended):
+    with pytest.raises(launch_channel.ConnectionClosed):
         proven(point, 1, 3)
     meeting.come(point, 2, 3)
     for _ in range(2):
-        os.close(first.receive(MEMBER)[1])
-    first.send(Frame(TAKEN, 1, 3))
-    assert first.receive(GO)[0].kind == GO
+        os.close(first.receive(FrameKind.MEMBER)[1])
+    first.send(Frame(FrameKind.TAKEN, 1, 3))
+    assert first.receive(FrameKind.GO)[0].kind == FrameKind.GO
     meeting.end()
     assert sorted(meeting.got) == [0, 2] and not meeting.problems
     first.close()
 
 
 def test_a_missing_rank_is_named_by_rank_0_alone(point):
-    meeting = Meeting()
+    meeting = SharedCollectives()
     meeting.come(point, 0, 4, wait_s=1.0)
     other = admitted(point, 2, 4)
     meeting.end()
-    assert str(meeting.problems[0]) == "ranks [1, 3] did not come to the run's start in time"
-    assert other.receive(MEMBER)[0].kind == STOP
+    assert str(meeting.problems[0]) == "ranks [1, 3] did not start in time"
+    with pytest.raises(StoppedWithOthers):
+        other.receive(FrameKind.MEMBER)
     other.close()
 
 
@@ -225,23 +228,25 @@ def test_a_missing_rank_is_named_by_rank_0_alone(point):
 
 
 def hand_a_file(channel: Channel, file: int) -> None:
-    channel.send(Frame(MEMBER, 0, 2, channel.pid, process_start_time(os.getpid())), file)
+    channel.send(Frame(FrameKind.MEMBER, 0, 2, channel.pid, process_start_time(os.getpid())), file)
 
 
 def hand_a_dead_process(channel: Channel, file: int) -> None:
-    channel.send(Frame(MEMBER, 0, 2, channel.pid, 1), Memory.create().descriptor)
+    channel.send(Frame(FrameKind.MEMBER, 0, 2, channel.pid, 1), MemoryFile.create().descriptor)
 
 
 def hand_another_process(channel: Channel, file: int) -> None:
-    channel.send(Frame(MEMBER, 0, 2, 1, process_start_time(1) or 0), Memory.create().descriptor)
+    channel.send(Frame(FrameKind.MEMBER, 0, 2, 1, process_start_time(1) or 0), MemoryFile.create().descriptor)
 
 
 def hand_a_rank_of_a_larger_launch(channel: Channel, file: int) -> None:
-    channel.send(Frame(MEMBER, 5, 6, channel.pid, process_start_time(os.getpid())), Memory.create().descriptor)
+    channel.send(
+        Frame(FrameKind.MEMBER, 5, 6, channel.pid, process_start_time(os.getpid())), MemoryFile.create().descriptor
+    )
 
 
 def go_without_memory(channel: Channel, file: int) -> None:
-    channel.send(Frame(GO, 0, 2))
+    channel.send(Frame(FrameKind.GO, 0, 2))
 
 
 def end(channel: Channel, file: int) -> None:
@@ -252,24 +257,24 @@ def end(channel: Channel, file: int) -> None:
     ("act", "words"),
     [
         (hand_a_file, "is not a memory file"),
-        (hand_a_dead_process, "died at the start"),
-        (hand_another_process, "calls itself 1"),
-        (hand_a_rank_of_a_larger_launch, "rank 0 says that the launch has 6 ranks; it has 2"),
-        (go_without_memory, "rank 0 has gone before the other ranks could start (a message out of turn)"),
-        (end, "rank 0 has gone before the other ranks could start (a rank has gone)"),
+        (hand_a_dead_process, "died during the start"),
+        (hand_another_process, "but reports 1"),
+        (hand_a_rank_of_a_larger_launch, "rank 0 reports a launch of 6 ranks instead of 2"),
+        (go_without_memory, "rank 0 ended before the other ranks could start (a message out of turn)"),
+        (end, "rank 0 ended before the other ranks could start (a rank has closed its connection)"),
     ],
 )
 def test_what_a_false_rank_0_hands_over_is_checked(point, tmp_path, act, words):
     victim = tmp_path / "victim"
     victim.write_bytes(b"V" * 100_000)
-    meeting = Meeting()
+    meeting = SharedCollectives()
     with contextlib.closing(point.listen()) as place, victim.open("r+b") as file:
         place.setblocking(True)
         meeting.come(point, 1, 2)
         channel = Channel(place.accept()[0], point.key, is_first=True)
-        channel.receive(HELLO)
-        channel.send(Frame(CHALLENGE, 0, 2))
-        os.close(channel.receive(PROOF)[1])
+        channel.receive(FrameKind.HELLO)
+        channel.send(Frame(FrameKind.CHALLENGE, 0, 2))
+        os.close(channel.receive(FrameKind.PROOF)[1])
         act(channel, file.fileno())
         meeting.end()
         channel.close()
@@ -278,22 +283,24 @@ def test_what_a_false_rank_0_hands_over_is_checked(point, tmp_path, act, words):
 
 
 def test_a_rank_0_without_the_key_gets_nothing(point):
-    meeting = Meeting()
+    meeting = SharedCollectives()
     with contextlib.closing(point.listen()) as place:
         place.setblocking(True)
         meeting.come(point, 1, 2)
         made = place.accept()[0]
         made.recv(1000)
-        Channel(made, b"another", is_first=True).send(Frame(CHALLENGE, 0, 2))
+        Channel(made, b"another", is_first=True).send(Frame(FrameKind.CHALLENGE, 0, 2))
         meeting.end()
         assert made.recv(1000) == b""  # no memory came
         made.close()
-    assert f"what answers in rank 0's place (pid {os.getpid()}) does not know this launch" in str(meeting.problems[1])
+    assert f"the process at rank 0's meeting point (pid {os.getpid()}) is not of this launch" in str(
+        meeting.problems[1]
+    )
 
 
 def test_a_silent_guest_is_turned_away_in_time(point, monkeypatch):
-    monkeypatch.setattr(first_rank, "PROVE_S", 0.2)
-    meeting = Meeting()
+    monkeypatch.setattr(first_rank, "PROOF_TIMEOUT_S", 0.2)
+    meeting = SharedCollectives()
     meeting.come(point, 0, 2)
     made = connect(point)
     made.settimeout(30)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from oarlock.data.files.find_files import LeftOut, files_in, find_sources
+from oarlock.data.files.find_files import LeftOut, find_sources, list_files
 from oarlock.data.records.dataset_resolver import find_records
 from oarlock.data.records.record_stream import FileRecords
 from oarlock.errors import DataError
@@ -48,14 +48,14 @@ def test_a_folder_with_everything_in_it(tmp_path):
     assert reasons == {
         ".git": "hidden",
         "._a.jsonl": "hidden",
-        "broken.jsonl": "a link to nothing",
+        "broken.jsonl": "a dangling link",
         "itself": "a link that leads to itself",
         "pipe.jsonl": "neither a file nor a folder",
         "settings.json": "one JSON object over several lines; lists and JSON Lines are read",
         "e.jsonl.bz2": "compressed as .bz2; gz and zst are read",
         "f.tar": "an archive; unpack it",
-        "part-00000": f"no ending; known are {known}",
-        "g.bin": f"the ending .bin; known are {known}",
+        "part-00000": f"no ending; supported are {known}",
+        "g.bin": f"the ending .bin; supported are {known}",
     }
 
 
@@ -70,7 +70,7 @@ def test_a_file_named_twice_is_read_once(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     left_out = LeftOut()
     found = find_sources([str(tmp_path), str(tmp_path / "a.jsonl")], left_out)
-    assert len(found) == 1 and left_out.named == [f"{tmp_path}/a.jsonl: named before, as {tmp_path}/a.jsonl"]
+    assert len(found) == 1 and left_out.named == [f"{tmp_path}/a.jsonl: listed before, as {tmp_path}/a.jsonl"]
 
 
 def test_names_of_json_files_do_not_say_what_they_hold(tmp_path):
@@ -120,4 +120,4 @@ def test_a_folder_that_can_not_be_listed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match="can't be listed: Permission denied"):
-        files_in(tmp_path, LeftOut())
+        list_files(tmp_path, LeftOut())

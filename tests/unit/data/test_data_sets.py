@@ -116,9 +116,11 @@ def test_batches_of_an_evaluation_are_of_one_set(sizes, batch, replicas, limit):
         batches = list(sampler)
         assert len(batches) == len(sampler) == len(samplers[0])
         for t, indices in enumerate(batches):
-            part = sampler.part(t)
-            assert part == samplers[0].part(t) and all(ends[part] - sizes[part] <= i < ends[part] for i in indices)
-            counted += indices[: sampler.real(t)]
+            part = sampler.find_dataset(t)
+            assert part == samplers[0].find_dataset(t) and all(
+                ends[part] - sizes[part] <= i < ends[part] for i in indices
+            )
+            counted += indices[: sampler.count_real(t)]
     per_set = [min(size, limit * batch * replicas) if limit > 0 else size for size in sizes]
     assert sorted(counted) == [
         end - size + i for end, size, n in zip(ends, sizes, per_set, strict=True) for i in range(n)
@@ -233,4 +235,4 @@ def test_check_tells_sets_apart_and_names_what_is_left_out(tmp_path, tiny_tokeni
     found = dataclasses.replace(both, dataset_name_or_path=f"1 {tmp_path}/a 1 {tmp_path}/a/x.jsonl")
     assert check_data(found, str(tiny_tokenizer), None) == 0
     said = capsys.readouterr().out
-    assert "=== a\n" in said and "=== x.jsonl\n" in said and "y.xlsx: the ending .xlsx; known are" in said
+    assert "=== a\n" in said and "=== x.jsonl\n" in said and "y.xlsx: the ending .xlsx; supported are" in said

@@ -244,7 +244,7 @@ def test_hashes_are_noted_until_a_file_changes(tmp_path, monkeypatch):
 
 
 def test_nodes_with_other_data_are_found_out(data, tokenizer, monkeypatch):
-    monkeypatch.setattr(dataset, "once_per_node", lambda action: (found := action(), [found, {"train": "other"}]))
+    monkeypatch.setattr(dataset, "run_once_per_node", lambda action: (found := action(), [found, {"train": "other"}]))
     with pytest.raises(DataError, match="nodes of this run hold different data"):
         load_finetune_data(data, tokenizer)
 
@@ -286,7 +286,7 @@ def test_check_reports_what_a_run_would_meet(tiny_tokenizer, tmp_path, capsys):
         f"longest example          {folder}/train-1.jsonl:2",
         "cut by the lengths       1 (20.0%)",
         f"nothing to train on      1\n    {folder}/train-2.jsonl:1",
-        f"wrong records            1\n    {folder}/train-1.jsonl:5: field 'tgt' is missing, expected text",
+        f"wrong records            1\n    {folder}/train-1.jsonl:5: field 'tgt' is missing, expected a string",
         f"train: 1 examples repeat an earlier one, token for token\n    {folder}/train-1.jsonl:4 repeats {folder}/train-1.jsonl:1",
         f"dev: 1 examples stand in train too\n    {folder}/dev.jsonl:1",
     ):

@@ -101,7 +101,7 @@ def test_wrong_records_name_file_line_and_field(tmp_path, tokenizer, line, expec
         ("messages", {}, "field 'messages' is missing, expected a list"),
         ("messages", {"messages": "x"}, "field 'messages' holds str, expected a list"),
         ("messages", {"messages": ["x"]}, "field 'messages[0]' holds str, expected an object"),
-        ("messages", {"messages": [{"role": "user", "content": 1}]}, "field 'messages[0].content' holds int, expected text"),
+        ("messages", {"messages": [{"role": "user", "content": 1}]}, "field 'messages[0].content' holds int, expected a string"),
         ("messages", {"messages": [{"role": "assistant", "content": None}]}, "field 'messages[0].content' holds NoneType"),
         ("messages", {"messages": [{"role": "robot", "content": "x"}]}, "field 'messages[0].role' is 'robot'; known roles are"),
         ("messages", {"messages": [{"role": "user", "content": "x"}]}, "has no assistant message"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oarlock.data.corpus.order import SampleOrder, StreamOrder, micro_batches
+from oarlock.data.corpus.order import SampleOrder, StreamOrder, iterate_micro_batches
 from oarlock.data.corpus.sampler import ResumableBatchSampler
 
 
@@ -39,7 +39,7 @@ def test_every_plan_takes_the_same_samples_in_each_step(batch, accumulation, rep
     order = SampleOrder(37, 5)
     size = batch * accumulation * replicas
     stop = start + steps * size
-    ranks = [list(micro_batches(order, start, stop, batch, accumulation, replicas, r)) for r in range(replicas)]
+    ranks = [list(iterate_micro_batches(order, start, stop, batch, accumulation, replicas, r)) for r in range(replicas)]
     for step in range(steps):
         taken = [i for rank in ranks for micro in rank[step * accumulation : (step + 1) * accumulation] for i in micro]
         expected = [order[p] for p in range(start + step * size, start + (step + 1) * size)]

@@ -19,7 +19,7 @@ from oarlock.data.examples.packing import PackedDataset, make_packs, padded_fill
 from oarlock.errors import ConfigError, DataError
 from oarlock.models import packing
 from oarlock.models.packing import ENDS, adapt_attention_mask, check_packing, dense_mask, split_row
-from oarlock.train.finetune import _packed
+from oarlock.train.finetune import _pack
 
 
 def best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
@@ -140,10 +140,10 @@ def test_the_log_line_and_the_default_length():
 def test_nothing_is_packed_where_packs_would_be_no_fuller(lengths, packs, capsys):
     config = load_config(FinetuneConfig, ["--do_train", "--packing"]).config
     examples = ExampleDataset([example(1, length) for length in lengths])
-    rows = _packed(config, examples)
+    rows = _pack(config, examples)
     said = capsys.readouterr().out
     if packs is None:
-        assert rows is examples and "so that nothing is packed; a larger --packing_length" in said
+        assert rows is examples and "a larger --packing_length may pack better" in said
     else:
         assert len(rows) == packs and "full (padded batches of 8: " in said
 

@@ -140,11 +140,11 @@ def test_nul_bytes_are_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\ntw\0o\nthree\n")
     assert read(source(tmp_path / "a.txt")) == (
         ["one\nthree\n"],
-        [f"{tmp_path}/a.txt:2: holds NUL bytes: not text, or UTF-16 (convert it: iconv -f UTF-16 -t UTF-8)"],
+        [f"{tmp_path}/a.txt:2: contains NUL bytes: not text, or UTF-16 (convert it: iconv -f UTF-16 -t UTF-8)"],
     )
     (tmp_path / "a.jsonl").write_bytes('{"text": "a"}\n'.encode("utf-16-le"))
     documents, bad = read(source(tmp_path / "a.jsonl"))
-    assert not documents and "holds NUL bytes" in bad[0]
+    assert not documents and "contains NUL bytes" in bad[0]
 
 
 def test_a_field_that_stands_twice_is_a_bad_line(tmp_path):
@@ -169,16 +169,14 @@ def test_half_a_surrogate_pair_is_a_bad_line(tmp_path):
     )
     assert read(source(tmp_path / "a.jsonl")) == (
         ["a", "😀"],
-        [f"{tmp_path}/a.jsonl:2: field 'text' holds half of a surrogate pair (\\ud83d), which is no character"],
+        [f"{tmp_path}/a.jsonl:2: field 'text' contains a lone surrogate (\\ud83d)"],
     )
     for name, text in (("b.jsonl", '{"messages": [{"role": "user", "content": "\\ude00"}]}'),
                        ("b.json", '[\n{"messages": [{"role": "user", "content": "\\ude00"}]}]')):  # fmt: skip
         (tmp_path / name).write_text(text)
         ((line, problem),) = [item for batch in FileRecords.of(tmp_path / name).batches() for item in batch.items]
         assert line == (1 if name == "b.jsonl" else 2)
-        assert str(problem) == (
-            "field 'messages[0].content' holds half of a surrogate pair (\\ude00), which is no character"
-        )
+        assert str(problem) == ("field 'messages[0].content' contains a lone surrogate (\\ude00)")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +186,7 @@ def test_half_a_surrogate_pair_is_a_bad_line(tmp_path):
         ('a,text\n1,"o"ne\n2,two\n', ["two"], ["2: wrong quotes: ',' expected after '\"'"]),
         ('a,text\n1,"o\n"ne\n2,two\n', ["two"], ["2: wrong quotes (lines 2 to 3): ',' expected after '\"'"]),
         ('text\n\nhe said "hi"\n', ['he said "hi"'], []),
-        ("a,b\n1,2\n", [], ["2: column 'text' is missing (columns: 'a', 'b'), expected text"]),
+        ("a,b\n1,2\n", [], ["2: column 'text' is missing (columns: 'a', 'b'), expected a string"]),
         ("text,\nx,y\n", ["x"], []),
     ],
 )
@@ -202,9 +200,9 @@ def test_tables(tmp_path, content, documents, bad):
     [
         ('a,text\n1,one\n2,"two\n3,three\n', "a.csv:3: a quote that opens in this row is not closed"),
         ("text,a,text\n1,2,3\n", "a.csv:1: the header names 'text' more than once"),
-        ("prompt;text\n1;2\n", "separated by ',', this one seems to be by ';'"),
+        ("prompt;text\n1;2\n", "uses the separator ',', this one seems to use ';'"),
         ("\n\n", "no header"),
-        ('text\n"a\nb\0c"\n', "a.csv:3: holds NUL bytes.*within a row that begins on line 2"),
+        ('text\n"a\nb\0c"\n', "a.csv:3: contains NUL bytes.*within a row that begins on line 2"),
     ],
 )
 def test_tables_that_can_not_be_read_on(tmp_path, content, message):

@@ -18,16 +18,16 @@ from oarlock.data.corpus.dataset import Corpus
 from oarlock.data.corpus.text_chunks import Cutter
 from oarlock.data.examples.eval_prompts import load_eval_prompts
 from oarlock.data.files import json_lists, tables, text_readers
-from oarlock.data.files.byte_streams import opened
+from oarlock.data.files.byte_streams import open_source
 from oarlock.data.files.find_files import LeftOut, find_sources
-from oarlock.data.files.json_text import DEEPEST, parse_line
+from oarlock.data.files.json_text import MAX_DEPTH, parse_line
 from oarlock.data.files.text_readers import BadLine, parse_batch, read_batches
 from oarlock.data.records.columns import Columns
 from oarlock.data.records.dataset_resolver import find_records
 from oarlock.data.records.messages import MessageError, normalize_message
 from oarlock.errors import ConfigError, DataError
 
-DEEP = "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1)
+DEEP = "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)
 
 
 def texts(path: Path) -> list[str]:
@@ -47,10 +47,10 @@ def items(path: Path) -> list[tuple[int, object]]:
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (f'{{"text": "a", "more": {DEEP}}}', f"objects and lists more than {DEEPEST} levels deep"),
-        ('{"text": "a", "more": ' + "9" * 1001 + "}", "a whole number of 1,001 digits"),
+        (f'{{"text": "a", "more": {DEEP}}}', f"objects and lists more than {MAX_DEPTH} levels deep"),
+        ('{"text": "a", "more": ' + "9" * 1001 + "}", "an integer of 1,001 digits"),
         ('{"text": "a", "text": "b"}', "field 'text' appears twice in one object"),
-        ('{"text": "\\ud800"}', "half of a surrogate pair"),
+        ('{"text": "\\ud800"}', "a lone surrogate"),
         ("{" + ", ".join(f'"k{i}": 1' for i in range(50_000)) + ', "k7": 2}', "field 'k7' appears twice"),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_small_file_does_not_unpack_into_memory(tmp_path, packed):
     assert path.stat().st_size < 1 << 20
     (source,) = find_sources([str(path)], LeftOut())
     tracemalloc.start()
-    with opened(source) as stream:
+    with open_source(source) as stream:
         stream.read()
         stream.read()
     most = tracemalloc.get_traced_memory()[1]
@@ -115,7 +115,7 @@ def test_pipes_are_named_and_not_waited_for(tmp_path):
 def test_cells_and_arguments_are_read_as_records_are(tmp_path):
     (tmp_path / "a.csv").write_text(f'messages\n"{DEEP}"\n"[{{}}, {{"a"": 1, ""a"": 2}}]"\n'.replace('{"a', '{""a'))
     assert [str(item) for _, item in items(tmp_path / "a.csv")] == [
-        f"column 'messages': objects and lists more than {DEEPEST} levels deep",
+        f"column 'messages': objects and lists more than {MAX_DEPTH} levels deep",
         "column 'messages': field 'a' appears twice in one object",
     ]
     for arguments, reason in ((DEEP, "levels deep"), ('{"a": 1, "a": 2}', "appears twice"), ("{", "is not valid JSON")):
@@ -135,7 +135,7 @@ def test_columns_that_csv_can_not_split(text):
 
 
 def test_nothing_but_bracketed_numbers(tmp_path):
-    assert parse_line("[" * DEEPEST + "]" * DEEPEST) is not None
+    assert parse_line("[" * MAX_DEPTH + "]" * MAX_DEPTH) is not None
     assert parse_line(json.dumps({"a": "[{" * 500})) == {"a": "[{" * 500}
 
 

@@ -50,7 +50,7 @@ def test_names_that_people_have(record, expected):
         ({"question": "q", "answer": "a", "response": "b"}, "fields 'answer' and 'response' both look like the answer; say which one with --columns"),
         ({"prompt": "q", "query": "r", "answer": "a"}, "fields 'prompt' and 'query' both look like the question"),
         ({"instruction": "q", "input": "x", "context": "y", "output": "a"}, "fields 'input' and 'context' both look like the input"),
-        ({"question": 1, "answer": "a"}, "field 'question' holds int, expected text"),
+        ({"question": 1, "answer": "a"}, "field 'question' holds int, expected a string"),
         ({"question": "q", "answer": " "}, "the answer is empty"),
         ({"messages": [{"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}], "system": "t"}, "field 'system' and messages[0] hold two system texts"),
         ({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "user", "content": "a"}]}, "has no assistant message"),

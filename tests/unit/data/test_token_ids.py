@@ -12,7 +12,7 @@ import pytest
 from oarlock.data.corpus.dataset import Corpus, check_token_ids
 from oarlock.data.corpus.index_format import CorpusWriter, check_corpus, token_ids
 from oarlock.data.corpus.notes import corpus_summary
-from oarlock.data.corpus.order import MOST_EPOCHS, SampleOrder, micro_batches
+from oarlock.data.corpus.order import MOST_EPOCHS, SampleOrder, iterate_micro_batches
 from oarlock.data.examples.collate import check_ids
 from oarlock.data.examples.encode import Row
 from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples, is_whole
@@ -182,7 +182,7 @@ def test_failures_of_a_reader_arrive_as_errors():
 def test_a_sampler_that_fails_is_an_error_too():
     """In Paddle's own thread it would end in a wait without end."""
     order = SampleOrder(4, seed=0)
-    sampler = TellingSampler(micro_batches(order, 4 * MOST_EPOCHS - 2, 4 * MOST_EPOCHS + 2, 2, 1, 1, 0))
+    sampler = TellingSampler(iterate_micro_batches(order, 4 * MOST_EPOCHS - 2, 4 * MOST_EPOCHS + 2, 2, 1, 1, 0))
     dataset = TellingDataset(list(range(4)))
     found = checked_batches(TellingCollator(lambda rows: {"ids": rows})([dataset[i] for i in row]) for row in sampler)
     assert len(next(found)["ids"]) == 2

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from oarlock.cli.flags import run_parsed
 from oarlock.cli.main import make_parser
+from oarlock.cli.parser import run_parsed
 from oarlock.errors import ConfigError
 from oarlock.export.checks.check import check_folder, check_model, guess_server
 from oarlock.export.manifest import write_manifest

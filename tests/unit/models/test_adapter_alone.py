@@ -87,7 +87,7 @@ def test_the_options_are_the_adapters_where_they_are_not_given(place, capsys):
     assert start_from_adapter(plain, {}) is plain
     assert "not used" not in capsys.readouterr().out
     started("--lora_rank", "8", model_name_or_path="models/a/base", num_prefix_tokens=4)
-    assert "--r, --num_prefix_tokens: not used, since no method is chosen" in capsys.readouterr().out
+    assert "--r, --num_prefix_tokens: not used, because no method is chosen" in capsys.readouterr().out
 
 
 def test_what_does_not_go_together_is_refused(place):
@@ -197,9 +197,7 @@ def test_an_answer_fits_the_context_of_the_model(tiny_model):
     assert answer is not None
     with pytest.raises(ConfigError, match="--max-new-tokens 300: the model's context leaves "):
         list(ask_model(str(tiny_model), ["count to 3"], 300))
-    with pytest.raises(
-        ModelError, match=r"the question has .* tokens, and the model supports 256 .* a shorter one"
-    ):
+    with pytest.raises(ModelError, match=r"the question has .* tokens, and the model supports 256 .* a shorter one"):
         list(ask_model(str(tiny_model), ["what " * 300]))
     config = SimpleNamespace(max_position_embeddings=256)
     assert [

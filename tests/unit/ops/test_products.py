@@ -150,7 +150,7 @@ def test_what_is_not_built_is_left(tmp_path, monkeypatch):
 
 @pytest.fixture
 def libraries(monkeypatch):
-    """run._choose_products with libraries that only remember; gives what is in use and what this processor takes."""
+    """setup.choose_matmul_library with libraries that only remember; gives what is in use and what this processor takes."""
     state = {"used": matmul_library.MKL, "best": matmul_library.ONEDNN, "asked": "", "problem": ""}
 
     def use(library):
@@ -172,20 +172,30 @@ def libraries(monkeypatch):
         (None, {}, "onednn", ""),
         ("onednn", {}, "onednn", ""),
         ("mkl", {"best": "mkl"}, "mkl", ""),
-        ("mkl", {}, "mkl", "go on by MKL, as in the checkpoint; a new run here would take oneDNN"),
-        ("onednn", {"best": "mkl"}, "onednn", "go on by oneDNN, as in the checkpoint; a new run here would take MKL"),
-        ("mkl", {"asked": "onednn"}, "onednn", "are MKL's, here they are oneDNN's: the last bits may differ"),
-        ("onednn", {"best": "mkl", "problem": "no library"}, "mkl", "are not available: no library"),
-        ("", {}, "onednn", "does not say which library made its matrix products, here it is oneDNN"),
+        ("mkl", {}, "mkl", "by MKL, as in the checkpoint; a new run would use oneDNN"),
+        ("onednn", {"best": "mkl"}, "onednn", "by oneDNN, as in the checkpoint; a new run would use MKL"),
+        (
+            "mkl",
+            {"asked": "onednn"},
+            "onednn",
+            "with MKL, this run multiplies with oneDNN: results may differ in the last bits",
+        ),
+        (
+            "onednn",
+            {"best": "mkl", "problem": "no library"},
+            "mkl",
+            "is not available for matrix multiplication: no library",
+        ),
+        ("", {}, "onednn", "does not name its matrix multiplication library, this run uses oneDNN"),
         ("", {"best": "mkl"}, "mkl", ""),
-        ("blis", {}, "onednn", "are blis's, here they are oneDNN's: the last bits may differ"),
+        ("blis", {}, "onednn", "with blis, this run multiplies with oneDNN: results may differ in the last bits"),
     ],
 )
 def test_a_resumed_run_keeps_its_library_or_says_so(libraries, capsys, recorded, state, used, said):
-    from oarlock.train.setup import _choose_products
+    from oarlock.train.setup import choose_matmul_library
 
     libraries |= state
-    _choose_products(recorded)
+    choose_matmul_library(recorded)
     assert libraries["used"] == used
     heard = capsys.readouterr().out
     assert said in heard if said else not heard

@@ -14,7 +14,6 @@ from oarlock.families.registry import BROKEN, FAMILIES, find_family
 
 PACKAGE = Path(__file__).resolve().parents[3] / "llm" / "oarlock"
 ELSEWHERE = {
-    "compat/patches.py": "names the modules of PaddleNLP whose functions it replaces",
     "data/tokenizers/folder.py": "which tokenizer class transformers 5 chooses for a model_type, also of families not here",
 }
 

@@ -24,7 +24,7 @@ from oarlock.serve.front.openai.schema import ChatRequest, CompletionRequest
 from oarlock.serve.request import GenerationRequest, Prompt
 from oarlock.serve.triton.fastdeploy_json import read_form
 from oarlock.serve.triton.fields import read_request, write_request
-from oarlock.triton_repository.config_pbtxt import template_config
+from oarlock.triton_repository.config_pbtxt import make_template_config
 from oarlock.triton_repository.inputs import INPUTS
 from oarlock.triton_repository.model_code import PACKAGE
 
@@ -35,7 +35,7 @@ def test_every_parameter_is_in_every_interface():
     for request in (ChatRequest, CompletionRequest):
         assert set(OPTIONS) < set(request.model_fields)
     for model in ("oarlock", "oarlock_infer"):
-        assert set(OPTIONS) < {one.name for one in template_config(model).input}
+        assert set(OPTIONS) < {one.name for one in make_template_config(model).input}
     assert {name for name, option in OPTIONS.items() if option.in_chat} < {item.name for item in fields(ChatOptions)}
     assert all(describe_options().values())
 
@@ -66,12 +66,12 @@ from oarlock.cli.commands.chat import ChatOptions
 from oarlock.model_config.generation_config import read_sampling_defaults
 from oarlock.serve.front.openai.schema import ChatRequest
 from oarlock.serve.triton.fastdeploy_json import read_form
-from oarlock.triton_repository.config_pbtxt import template_config
+from oarlock.triton_repository.config_pbtxt import make_template_config
 body = ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hi"}], "min_p": 0.5})
 (request,) = body.make_requests(1.0, None)
 print(json.dumps({
     "openai": request.sampling.min_p,
-    "triton": "min_p" in [one.name for one in template_config("oarlock").input],
+    "triton": "min_p" in [one.name for one in make_template_config("oarlock").input],
     "fastdeploy": "min_p" in read_form(b'{"text": "x", "min_p": 0.5}')[0],
     "chat": "min_p" in [item.name for item in dataclasses.fields(ChatOptions)],
     "generation_config": read_sampling_defaults({"min_p": 0.25})["min_p"],

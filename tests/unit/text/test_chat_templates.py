@@ -60,7 +60,7 @@ def test_where_the_end_token_is_another_one_generation_still_stops(name, marker)
     ours = template(name)
     whole = ours.render(MESSAGES)
     assert whole.count(marker) == 5 and whole.count(f"{marker}</s>") == 2, "after each answer, and nowhere else"
-    assert ours.answer_in(f" A2 {marker}") == " A2 " and template(name, marker).answer_in(" A2 ") == " A2 "
+    assert ours.extract_answer(f" A2 {marker}") == " A2 " and template(name, marker).extract_answer(" A2 ") == " A2 "
 
 
 def test_llama2_refuses_what_it_has_no_words_for():

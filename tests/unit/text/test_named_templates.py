@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from oarlock.data.templates.chat_template import choose_template
-from oarlock.data.templates.template_files import own_templates, save_templates, templates_in_folder
+from oarlock.data.templates.template_files import load_own_templates, read_folder_templates, save_templates
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import ConfigError
 from support.template_texts import ALL, ROUND, TOOLS
@@ -43,7 +43,7 @@ def test_named_templates_by_transformers_rules(tiny_tokenizer, tmp_path):
                                      "additional_chat_templates/rag.jinja": rag}),
     ):  # fmt: skip
         tokenizer = load_tokenizer(str(place))
-        assert own_templates(tokenizer) == {"default": default, "tool_use": tools, "rag": rag}
+        assert load_own_templates(tokenizer) == {"default": default, "tool_use": tools, "rag": rag}
         chosen = choose_template("auto", tokenizer, "messages")
         assert (
             chosen.source == default
@@ -59,21 +59,21 @@ def test_named_templates_by_transformers_rules(tiny_tokenizer, tmp_path):
             out.mkdir()
             (out / "tokenizer_config.json").write_text("{}")
             choose_template("auto", tokenizer, "messages", name=name).save(out)
-            assert templates_in_folder(out) == kept
+            assert read_folder_templates(out) == kept
             assert json.loads((out / "tokenizer_config.json").read_text())["chat_template"] == kept["default"]
     only = load_tokenizer(str(folder("only", named[:2], {})))
     with pytest.raises(ConfigError, match="none of them is the default: choose with --chat_template_name"):
         choose_template("auto", only, "messages")
-    with pytest.raises(ConfigError, match="is one of the tokenizer's own, but --chat_template is plain"):
+    with pytest.raises(ConfigError, match="needs --chat_template tokenizer, but that is plain"):
         choose_template("plain", only, "messages", name="rag")
     for wrong in ([{"name": "../x", "template": "y"}], [1], 7, [{"name": "a"}]):
         with pytest.raises(ConfigError, match="chat_template must be a string, or a list of objects"):
-            own_templates(load_tokenizer(str(folder(f"wrong{len(str(wrong))}", wrong, {}))))
+            load_own_templates(load_tokenizer(str(folder(f"wrong{len(str(wrong))}", wrong, {}))))
 
 
 def test_templates_without_a_default_are_saved_by_name(tmp_path):
     save_templates(tmp_path, {"tool_use": "x"})
-    assert templates_in_folder(tmp_path) == {"tool_use": "x"} and not (tmp_path / "chat_template.jinja").exists()
+    assert read_folder_templates(tmp_path) == {"tool_use": "x"} and not (tmp_path / "chat_template.jinja").exists()
 
 
 def test_conversion_carries_all_templates(tiny_tokenizer, tmp_path):
@@ -88,5 +88,5 @@ def test_conversion_carries_all_templates(tiny_tokenizer, tmp_path):
     named = [{"name": "default", "template": ALL}, {"name": "tool_use", "template": ALL + "{{ tools | tojson }}"}]
     (source / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": named}))
     write_tokenizer(source, "hf", "llama", out)
-    assert templates_in_folder(out) == {entry["name"]: entry["template"] for entry in named}
+    assert read_folder_templates(out) == {entry["name"]: entry["template"] for entry in named}
     assert json.loads((out / "tokenizer_config.json").read_text())["chat_template"] == ALL

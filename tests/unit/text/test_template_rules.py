@@ -88,7 +88,7 @@ ENDLESS = {
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_what_runs_for_ever_or_fills_the_memory_is_stopped(kind, monkeypatch):
     monkeypatch.setattr(jinja_limits, "_STEPS", 100_000)  # as it would be at the real bound, sooner
-    with pytest.raises(DataError, match=r"chat template mine.*(is stopped|fails: (OverflowError|RecursionError))"):
+    with pytest.raises(DataError, match=r"chat template mine.*(was stopped|fails: (OverflowError|RecursionError))"):
         template(ALL + ENDLESS[kind]).prepare(ROUND).run()
 
 
@@ -106,7 +106,7 @@ def test_bounds_hold_in_each_thread_and_do_not_mix():
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(("is stopped" in found[i]) == (i % 2 == 1) for i in range(6))
+    assert all(("was stopped" in found[i]) == (i % 2 == 1) for i in range(6))
 
 
 def test_long_conversations_are_no_harm():
@@ -192,10 +192,10 @@ def test_spellings_in_tools_and_names_of_fields():
         ("{{ messages[0].content }}{{ messages[-1].content }}", [*ROUND, *ROUND], {}, "leaves out messages[1] (role assistant)"),
         (ALL, [*ROUND[:1], {"role": "assistant", "content": "b", "tool_calls": [CALL]}], {}, "does not render messages[1].tool_calls"),
         (ALL, [*ROUND[:1], {"role": "assistant", "content": None, "tool_calls": [CALL]}], {}, "does not render messages[1].tool_calls"),
-        ("{% for m in messages %}{{ m.tool_calls | tojson if m.tool_calls else m.content }}{% endfor %}", [*ROUND[:1], {"role": "assistant", "content": "b", "tool_calls": [CALL]}], {}, "leaves out messages[1] (role assistant) beside its tool calls"),
+        ("{% for m in messages %}{{ m.tool_calls | tojson if m.tool_calls else m.content }}{% endfor %}", [*ROUND[:1], {"role": "assistant", "content": "b", "tool_calls": [CALL]}], {}, "leaves out messages[1] (role assistant) next to its tool calls"),
         (ALL, ROUND, {"tools": TOOLS}, "does not render 'tools'"),
         (ALL, [*ROUND[:1], {**ROUND[1], "reasoning": "r"}], {}, "does not render messages[1].reasoning_content"),
-        ("{% for m in messages %}{{ 'A' if m.role == 'assistant' else 'U' }}{{ m.content }}{% endfor %}", [*ROUND, {"role": "tool", "content": "42"}], {}, "writes messages[2] (role tool) as it writes a user's"),
+        ("{% for m in messages %}{{ 'A' if m.role == 'assistant' else 'U' }}{{ m.content }}{% endfor %}", [*ROUND, {"role": "tool", "content": "42"}], {}, "renders messages[2] (role tool) as a user message"),
     ],
 )  # fmt: skip
 def test_what_a_template_leaves_out_is_named(source, messages, more, problem):

@@ -14,26 +14,26 @@ from oarlock.data.examples.eval_prompts import load_eval_prompts
 from oarlock.data.templates.chat_template import choose_template
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import DataError
-from oarlock.train.evaluation.answer_metrics import _RougeTokenizer, text_scores
+from oarlock.train.evaluation.answer_metrics import _RougeTokenizer, compute_answer_metrics
 
 # scores
 
 
 def test_right_answers_score_full_marks_however_short():
     for texts in (["Paris"], ["山", "a b"], ["It is a fine day.", "今天天气很好。"]):
-        found = text_scores(texts, [f" {text}\n" for text in texts])
+        found = compute_answer_metrics(texts, [f" {text}\n" for text in texts])
         assert found["exact_match"] == 1 and found["rouge_1"] == found["rouge_l"] == 1
         assert found["bleu"] == pytest.approx(100)
-    assert text_scores(["x", "b"], ["a", "b"])["exact_match"] == 0.5
-    assert set(text_scores(["x"], ["a"]).values()) == {0.0}
+    assert compute_answer_metrics(["x", "b"], ["a", "b"])["exact_match"] == 0.5
+    assert set(compute_answer_metrics(["x"], ["a"]).values()) == {0.0}
 
 
 def test_figures_by_hand():
     """Three of four words, all three in order; two of three pairs."""
-    found = text_scores(["the cat sat on"], ["the cat sat down"])
+    found = compute_answer_metrics(["the cat sat on"], ["the cat sat down"])
     assert found["rouge_1"] == found["rouge_l"] == 0.75 and found["rouge_2"] == pytest.approx(2 / 3)
-    assert text_scores(["a b c"], ["c b a"])["rouge_l"] == pytest.approx(1 / 3)
-    chinese = text_scores(["今天下雨"], ["今天下雪"])
+    assert compute_answer_metrics(["a b c"], ["c b a"])["rouge_l"] == pytest.approx(1 / 3)
+    chinese = compute_answer_metrics(["今天下雨"], ["今天下雪"])
     assert chinese["rouge_1"] == chinese["rouge_l"] == 0.75 and chinese["rouge_2"] == pytest.approx(2 / 3)
     # BLEU: 3/4 words, 2/3 pairs, 1/2 triples, and no quadruple, which sacreBLEU smooths to 1/2 of one
     assert chinese["bleu"] == found["bleu"] == pytest.approx(100 * (3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** 0.25)
@@ -41,9 +41,9 @@ def test_figures_by_hand():
 
 def test_the_tokenizer_goes_by_the_right_answers(capsys, monkeypatch):
     monkeypatch.setattr("oarlock.train.evaluation.answer_metrics.log_once", print)
-    text_scores(["山"], ["mountain"])
+    compute_answer_metrics(["山"], ["mountain"])
     assert "tok:13a" in capsys.readouterr().out
-    text_scores(["mountain"], ["山"])
+    compute_answer_metrics(["mountain"], ["山"])
     assert "tok:zh" in capsys.readouterr().out
 
 

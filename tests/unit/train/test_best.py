@@ -21,11 +21,11 @@ TRAIN = ["--do_train", "--do_eval"]
 
 
 def best(*words: str, resume: ResumePoint | None = None) -> BestEvaluation:
-    return BestEvaluation.of(load_config(FinetuneConfig, [*TRAIN, "--do_generation", *words]).config, resume)
+    return BestEvaluation.from_config(load_config(FinetuneConfig, [*TRAIN, "--do_generation", *words]).config, resume)
 
 
 def seen(state: BestEvaluation, *values: float) -> list[bool]:
-    return [state.see(value, 10 * i, Path(f"checkpoint-{10 * i}")) for i, value in enumerate(values, 1)]
+    return [state.observe(value, 10 * i, Path(f"checkpoint-{10 * i}")) for i, value in enumerate(values, 1)]
 
 
 def test_less_loss_is_better_and_more_bleu():
@@ -36,7 +36,7 @@ def test_less_loss_is_better_and_more_bleu():
 def test_patience_counts_evaluations_in_a_row():
     state = best("--early_stopping_patience", "2")
     for value, exhausted in ((3, False), (4, False), (2, False), (2, False), (2.5, True)):
-        state.see(value, 1, Path("checkpoint-1"))
+        state.observe(value, 1, Path("checkpoint-1"))
         assert state.exhausted == exhausted
     assert not best().exhausted
 
@@ -46,7 +46,7 @@ def test_threshold_is_for_patience_and_not_for_the_best():
     state = best("--early_stopping_patience", "3", "--early_stopping_threshold", "0.5", "--load_best_model_at_end")
     assert seen(state, 3.0, 2.6, 2.2, 1.8) == [True] * 4
     assert state.exhausted and state.value == 1.8 and state.folder == Path("checkpoint-40")
-    state.see(1.2, 50, Path("checkpoint-50"))
+    state.observe(1.2, 50, Path("checkpoint-50"))
     assert not state.exhausted and state.evaluations_since == 0
 
 
@@ -54,7 +54,7 @@ def test_threshold_is_for_patience_and_not_for_the_best():
 def test_what_is_not_finite_is_never_the_best(value):
     state = best()
     assert seen(state, value, 2.0, value) == [False, True, False] and state.evaluations_since == 1
-    assert "no evaluation gave a finite eval_loss" in best().describe()
+    assert "no evaluation had a finite eval_loss" in best().describe()
 
 
 def resume_point(folder: Path, state: BestEvaluation) -> ResumePoint:
@@ -72,7 +72,7 @@ def test_a_resumed_state_goes_on_as_it_was(tmp_path_factory, values, cut, thresh
     seen(first, *values[:cut])
     second = best(*words, resume=resume_point(tmp_path_factory.getbasetemp(), first))
     for i, value in enumerate(values[cut:], cut + 1):
-        second.see(value, 10 * i, Path(f"checkpoint-{10 * i}"))
+        second.observe(value, 10 * i, Path(f"checkpoint-{10 * i}"))
     assert second == whole
 
 
@@ -81,13 +81,13 @@ def test_a_best_checkpoint_that_is_gone_is_not_waited_for(tmp_path, capsys):
     seen(state, 3.0, 4.0)
     words = ["--load_best_model_at_end"]
     assert best(*words, resume=resume_point(tmp_path, state)).value is None
-    assert "checkpoint-10 is not there: evaluations count anew" in capsys.readouterr().out
+    assert "checkpoint-10 is missing: it is ignored" in capsys.readouterr().out
     (tmp_path / "checkpoint-10").mkdir()
     (tmp_path / "checkpoint-10" / MANIFEST).write_text("{}")
     resumed = best(*words, resume=resume_point(tmp_path, state))
     assert resumed.value == 3.0 and resumed.folder == tmp_path / "checkpoint-10" and resumed.evaluations_since == 1
     other = best(*words, "--metric_for_best_model", "eval_bleu", resume=resume_point(tmp_path, state))
-    assert other.value is None and "chosen by eval_loss, now by eval_bleu" in capsys.readouterr().out
+    assert other.value is None and "changed from eval_loss to eval_bleu" in capsys.readouterr().out
     plain = best()
     seen(plain, 3.0)
     assert best(*words, resume=resume_point(tmp_path, plain)).value is None

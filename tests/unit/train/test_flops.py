@@ -7,7 +7,7 @@ import pytest
 from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers import TINY_LLAMA
-from oarlock.train.throughput import peak_flops, token_flops
+from oarlock.train.throughput import compute_token_flops, look_up_peak_flops
 
 # flops
 
@@ -16,12 +16,12 @@ def test_flops_count_the_models_own_matrices():
     config = LlamaConfig(**TINY_LLAMA)
     model = LlamaForCausalLM(config)
     matrices = sum(int(np.prod(p.shape)) for n, p in model.named_parameters() if len(p.shape) == 2 and "embed" not in n)
-    found = token_flops(config, 64)
+    found = compute_token_flops(config, 64)
     assert found.matmul_parameters == matrices
     assert found.training == 6 * matrices + 12 * 2 * 4 * 8 * 64
     assert found.recomputed == pytest.approx(found.training / 3)
 
 
 def test_peaks_are_known_by_name():
-    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12 and peak_flops("NVIDIA H20") == 148e12
-    assert peak_flops("NVIDIA H200") == 989e12 and peak_flops("Some New GPU") is None
+    assert look_up_peak_flops("NVIDIA A100-SXM4-80GB") == 312e12 and look_up_peak_flops("NVIDIA H20") == 148e12
+    assert look_up_peak_flops("NVIDIA H200") == 989e12 and look_up_peak_flops("Some New GPU") is None

@@ -15,37 +15,39 @@ from oarlock.config import FinetuneConfig, load_config
 from oarlock.data.corpus.sampler import EvaluationBatchSampler
 from oarlock.errors import DataError, StoppedWithOthers, exit_with
 from oarlock.parallel.object_collectives import all_gather_objects, run_on_all_ranks
-from oarlock.train.intervals import Due, due_actions
+from oarlock.train.intervals import DueActions, due_actions
 
 
-def due(step: int, *words: str, before: int = 0, after: int = 8, epoch: int = 100, stopping: bool = False) -> Due:
+def due(
+    step: int, *words: str, before: int = 0, after: int = 8, epoch: int = 100, stopping: bool = False
+) -> DueActions:
     config = load_config(FinetuneConfig, ["--do_train", *words]).config
     return due_actions(config, step, 50, before, after, epoch, stopping)
 
 
 def test_steps():
     words = ["--logging_steps", "5", "--save_steps", "10", "--do_eval", "--eval_steps", "20"]
-    assert due(3, *words) == Due(False, False, False)
-    assert due(5, *words) == Due(True, False, False)
-    assert due(10, *words) == Due(True, False, True)
-    assert due(20, *words) == Due(True, True, True)
-    assert due(50, *words) == Due(True, True, True)
+    assert due(3, *words) == DueActions(False, False, False)
+    assert due(5, *words) == DueActions(True, False, False)
+    assert due(10, *words) == DueActions(True, False, True)
+    assert due(20, *words) == DueActions(True, True, True)
+    assert due(50, *words) == DueActions(True, True, True)
 
 
 def test_epochs_are_counted_in_samples():
     words = ["--save_strategy", "epoch", "--do_eval"]
-    assert due(3, *words, before=96, after=104) == Due(False, True, True)
-    assert due(3, *words, before=88, after=96) == Due(False, False, False)
+    assert due(3, *words, before=96, after=104) == DueActions(False, True, True)
+    assert due(3, *words, before=88, after=96) == DueActions(False, False, False)
 
 
 def test_the_end_logs_and_saves_unless_told_not_to():
-    assert due(50) == Due(True, False, True)
-    assert due(50, "--save_strategy", "no") == Due(True, False, False)
+    assert due(50) == DueActions(True, False, True)
+    assert due(50, "--save_strategy", "no") == DueActions(True, False, False)
 
 
 def test_sigterm_saves_and_does_not_evaluate():
     words = ["--eval_steps", "20", "--save_strategy", "no"]
-    assert due(20, "--do_eval", *words, stopping=True) == Due(True, False, True, owed=True)
+    assert due(20, "--do_eval", *words, stopping=True) == DueActions(True, False, True, owed=True)
     assert not due(21, "--do_eval", *words, stopping=True).owed and not due(20, *words, stopping=True).owed
 
 
@@ -57,7 +59,7 @@ def test_evaluation_counts_every_sample_once(size, batch, replicas):
         batches = list(sampler)
         assert len(batches) == len(sampler) and all(batches)
         for t, indices in enumerate(batches):
-            counted += indices[: sampler.real(t)]
+            counted += indices[: sampler.count_real(t)]
     assert sorted(counted) == list(range(size))
     assert len({len(sampler) for sampler in samplers}) == 1
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from oarlock.config.shared import ScheduleSection
 from oarlock.errors import ConfigError
-from oarlock.train.optim.schedule import check_warmup, make_scheduler, rate_change, warmup_steps
-from oarlock.train.run_length import total_steps
+from oarlock.train.optim.schedule import check_warmup, describe_rate_change, make_scheduler, warmup_steps
+from oarlock.train.run_length import count_total_steps
 
 # schedule
 
@@ -41,11 +41,11 @@ def test_linear_and_constant():
 
 @given(samples=st.integers(1, 1000), epochs=st.floats(0.1, 5), batch=st.integers(1, 64), steps=st.integers(0, 20))
 def test_every_epoch_is_trained_whole(samples, epochs, batch, steps):
-    total = total_steps(ScheduleSection(num_train_epochs=epochs), samples, batch, 0, 0)
+    total = count_total_steps(ScheduleSection(num_train_epochs=epochs), samples, batch, 0, 0)
     assert (total - 1) * batch < samples * epochs + 1e-3 <= total * batch + 2e-3
     done = min(steps, total)
-    assert total_steps(ScheduleSection(num_train_epochs=epochs), samples, batch, done, done * batch) == total
-    assert total_steps(ScheduleSection(max_steps=7), samples, batch, 3, 3) == 7
+    assert count_total_steps(ScheduleSection(num_train_epochs=epochs), samples, batch, done, done * batch) == total
+    assert count_total_steps(ScheduleSection(max_steps=7), samples, batch, 3, 3) == 7
 
 
 def test_a_share_of_the_steps_is_rounded_up():
@@ -70,12 +70,12 @@ def test_a_warm_up_without_a_step_after_it(capsys):
 
 def test_an_extended_run_says_what_its_rate_becomes():
     before = ScheduleSection(learning_rate=1e-3, max_steps=10)
-    said = rate_change(replace(before, max_steps=20), 20, vars(before), 10, 10)
-    assert said.startswith("the learning rate changes from here: step 11 has 0.0005 in a run of 20 steps, and had 0 in")
+    said = describe_rate_change(replace(before, max_steps=20), 20, vars(before), 10, 10)
+    assert said.startswith("the learning rate changes: step 11 has 0.0005 in a run of 20 steps; it had 0 in")
     assert "the run of 10 steps" in said
-    assert rate_change(before, 10, vars(before), 10, 5) == ""
+    assert describe_rate_change(before, 10, vars(before), 10, 5) == ""
     flat = replace(before, lr_scheduler_type="constant")
-    assert rate_change(flat, 20, vars(flat), 10, 10) == ""
+    assert describe_rate_change(flat, 20, vars(flat), 10, 10) == ""
     fixed = replace(before, decay_steps=40)
-    assert rate_change(fixed, 20, vars(fixed), 10, 10) == ""
-    assert "had 0.0001" in rate_change(before, 10, {"learning_rate": 2e-4, "of a later version": 1}, 10, 5)
+    assert describe_rate_change(fixed, 20, vars(fixed), 10, 10) == ""
+    assert "had 0.0001" in describe_rate_change(before, 10, {"learning_rate": 2e-4, "of a later version": 1}, 10, 5)

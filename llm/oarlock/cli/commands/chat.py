@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HELP = "/reset starts a new conversation, /quit leaves; Ctrl-C stops an answer"
 
 
-def _sampling_flag(option: SamplingOption) -> tuple[str, Any, Any]:
+def _make_sampling_flag(option: SamplingOption) -> tuple[str, Any, Any]:
     """A flag for a sampling parameter, without a value unless it is given."""
     help = describe_options()[option.name]
     if option.in_generation_config:
@@ -34,7 +34,7 @@ def _sampling_flag(option: SamplingOption) -> tuple[str, Any, Any]:
 
 
 CHAT_OPTIONS = {name: option for name, option in OPTIONS.items() if option.in_chat}
-_SamplingFlags: Any = make_dataclass("_SamplingFlags", map(_sampling_flag, CHAT_OPTIONS.values()), frozen=True)
+_SamplingFlags: Any = make_dataclass("_SamplingFlags", map(_make_sampling_flag, CHAT_OPTIONS.values()), frozen=True)
 
 
 @dataclass(frozen=True, kw_only=True)

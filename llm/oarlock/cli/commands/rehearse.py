@@ -35,12 +35,12 @@ def _run(options: RehearseOptions) -> int:
     make_plan(command.config, command.num_ranks)  # what it refuses needs no Paddle
     import_paddle(1)
     from oarlock.train.rehearsal.rehearse import rehearse
-    from oarlock.train.rehearsal.report import as_json, report_text
+    from oarlock.train.rehearsal.report import format_report, to_json
 
     verdict = rehearse(command, options.steps, options.keep)
-    print(report_text(verdict))
+    print(format_report(verdict))
     if options.json:
-        write_json(options.json, as_json(verdict))
+        write_json(options.json, to_json(verdict))
     return 1 if verdict.problem else 0
 
 

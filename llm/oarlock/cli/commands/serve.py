@@ -103,7 +103,7 @@ def _run(flags: ServeFlags) -> int:
 
 
 def _serve_folder(flags: ServeFlags) -> int:
-    folder, (config, keys), adapters = flags.folder, _configure(flags), _adapters(flags.adapter)
+    folder, (config, keys), adapters = flags.folder, _configure(flags), _parse_adapters(flags.adapter)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder")
     if not adapters and holds_adapter(folder):
@@ -152,7 +152,7 @@ def _configure(flags: ServeFlags) -> tuple[ServeConfig, KeySource]:
 
 
 def _serve_adapter(folder: Path, config: ServeConfig, keys: KeySource) -> int:
-    """An adapter alone, beside its base; both are asked with the tokenizer and the template of the training."""
+    """Serve an adapter with its base. Both use the tokenizer and the chat template of the training."""
     from oarlock.peft.adapter_base import add_texts_of, find_base
     from oarlock.peft.open_adapter import open_lora
 
@@ -166,17 +166,23 @@ def _serve_adapter(folder: Path, config: ServeConfig, keys: KeySource) -> int:
 def _serve_model(
     folder: Path, adapters: dict[str, Path], config: ServeConfig, keys: KeySource, near: Path | None = None
 ) -> int:
-    """Serve an export that is made for it, and deleted afterwards."""
+    """Export a model folder, serve the export and delete it.
+
+    Args:
+        near: folder on whose disk the export goes if possible, so that weights need no copy. Default: the model's.
+    """
     from oarlock.export.triton import export_triton
 
-    where = _near(near or folder)
+    where = (near or folder).resolve().parent
+    if not os.access(where, os.W_OK):
+        where = Path(tempfile.gettempdir())
     with tempfile.TemporaryDirectory(prefix=".oarlock-serve-", dir=where, ignore_cleanup_errors=True) as name:
         place = Path(name)
-        exported = _state_of(folder, adapters)
+        exported = _list_files(folder, adapters)
 
         def export_if_changed() -> None:
             nonlocal exported
-            now = _state_of(folder, adapters)
+            now = _list_files(folder, adapters)
             if now == exported:
                 return
             new, old = place / "new", place / "old"
@@ -192,8 +198,8 @@ def _serve_model(
         return _start(replace(config, triton=triton), keys, place, export_if_changed)
 
 
-def _state_of(folder: Path, adapters: Mapping[str, Path]) -> list[tuple[str, int, int]]:
-    """By which a change of the files in a model's and its adapters' folders is seen."""
+def _list_files(folder: Path, adapters: Mapping[str, Path]) -> list[tuple[str, int, int]]:
+    """List the files of a model and its adapters with their times and sizes, which show changes."""
     found = []
     for place in (folder, *adapters.values()):
         for path in sorted(place.glob("*")):
@@ -217,20 +223,14 @@ def _start(
     return serve(config, keys, temporary, refresh)
 
 
-def _adapters(words: Sequence[str]) -> dict[str, Path]:
+def _parse_adapters(words: Sequence[str]) -> dict[str, Path]:
     found = {}
     for word in words:
         name, equals, folder = word.partition("=")
         if not (name and equals and folder):
-            raise ConfigError(f"--adapter {word}: it has to be NAME=DIR")
+            raise ConfigError(f"--adapter {word}: must be NAME=DIR")
         found[name] = Path(folder)
     return found
-
-
-def _near(folder: Path) -> Path:
-    """A place on the same disk, where weights need no copy; else wherever temporary files go."""
-    parent = folder.resolve().parent
-    return parent if os.access(parent, os.W_OK) else Path(tempfile.gettempdir())
 
 
 COMMAND = Command("serve", "Serve a model with Triton: OpenAI's interface, REST and gRPC.", ServeFlags, _run, _REMOVED)

@@ -1,4 +1,4 @@
-"""Several data sets as one: what names them, whose turn it is, and how they stand beside each other in evaluations."""
+"""Blending several datasets by weight, and evaluating them separately."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from oarlock.errors import DataError
 
 logger = get_logger(__name__)
 
-ALL = "all"  # in place of a weight: as much as the set holds
+ALL = "all"  # used in place of a weight: each sample once per epoch
 
 
 class SizedDataset(Protocol):
-    """What sets are made of."""
+    """A dataset with a length."""
 
     def __len__(self) -> int: ...
 
@@ -30,23 +30,23 @@ class SizedDataset(Protocol):
 
 
 def parse_blend(text: str, flag: str, is_there: Callable[[str], bool]) -> list[tuple[float | None, str]]:
-    """(weight, name) pairs of 'w1 name1 w2 name2 ...'; one pair of weight 1 for a name alone. None stands for `all`.
+    """Parse 'w1 name1 w2 name2 ...' to (weight, name) pairs. A single name has weight 1. None means `all`.
 
-    Names with spaces stand in quotes. A text that is there as a whole is a name, whatever it looks like.
+    Names with spaces are quoted. A text that exists as a path is a name, whatever it looks like.
 
     Raises:
-        DataError: when the text is no blend, or a weight is not a number above 0.
+        DataError: if the text is not a blend, or a weight is not a number above 0.
     """
     try:
         words = shlex.split(text)
-    except ValueError:  # a quote that is not closed: a name
+    except ValueError:  # an unclosed quote: the text is a name
         words = [text]
     if len(words) <= 1 or is_there(text):
         return [(1.0, text if is_there(text) or not words else words[0])]
     if len(words) % 2 or not re.match(r"all$|[-+.\d]", words[0]):
         raise DataError(
-            f'{flag} {text}: not there, nor a blend, which is "weight1 name1 weight2 name2 ..." (names with spaces in '
-            "quotes of their own)"
+            f'{flag} {text}: it does not exist and is not a blend "weight1 name1 weight2 name2 ..." (quote '
+            "names with spaces)"
         )
     pairs = [(_weight(weight, name, flag), name) for weight, name in zip(words[::2], words[1::2], strict=True)]
     if len({weight is None for weight, _ in pairs}) > 1:
@@ -67,27 +67,27 @@ def _weight(text: str, name: str, flag: str) -> float | None:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of paths that tell them apart, for figures and messages."""
+    """Return the shortest suffixes of paths that are distinct, for metrics and messages."""
     parts = [PurePath(path).parts or (path,) for path in paths]
     for length in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    return [f"{'/'.join(part)}#{i + 1}" for i, part in enumerate(parts)]  # the same one twice
+    return [f"{'/'.join(part)}#{i + 1}" for i, part in enumerate(parts)]  # one path appears twice
 
 
 def shares_of(weights: Sequence[float | None], sizes: Sequence[int]) -> list[float]:
-    """Each set's share of the samples, sum 1."""
+    """Return the fraction of samples of each dataset (sum 1)."""
     given = [float(size) if weight is None else weight for weight, size in zip(weights, sizes, strict=True)]
     return [weight / sum(given) for weight in given]
 
 
 class BlendedDataset(paddle.io.Dataset):
-    """An endless mix of datasets by weight: item i comes from the dataset that is furthest behind its share.
+    """An endless blend of datasets by weight: item i comes from the dataset that is furthest behind its weight.
 
-    The choice at i does not depend on how many items follow (fast_dataindex's build_blending_indices is greedy), so
-    the table is made longer as positions ask for it. Each dataset goes through its own epochs. The length is that of
-    all datasets together, one epoch of the mix by convention.
+    The choice at i does not depend on the number of items after it (fast_dataindex's build_blending_indices is greedy),
+    so the table grows on demand. Each dataset has its own epochs. The length, one epoch of the blend by convention, is
+    the sum of the lengths.
     """
 
     def __init__(self, datasets: Sequence[SizedDataset], weights: Sequence[float], seed: int) -> None:
@@ -111,12 +111,12 @@ class BlendedDataset(paddle.io.Dataset):
 
 
 class ConcatenatedDataset(paddle.io.Dataset):
-    """Datasets one after the other, each seen once; evaluations tell them apart by name.
+    """Concatenated datasets. Evaluation reports each by name.
 
     Attributes:
-        names: of the datasets; one name for a single one.
+        names: of the datasets.
         sizes: their lengths.
-        shares: what each counts in the figures of the whole, sum 1; by default by its size.
+        shares: weight of each in the overall metrics (sum 1). By default its size.
     """
 
     def __init__(self, datasets: Sequence[SizedDataset], names: Sequence[str], shares: Sequence[float] = ()) -> None:
@@ -136,11 +136,10 @@ class ConcatenatedDataset(paddle.io.Dataset):
 def blend(
     datasets: Sequence[SizedDataset], names: Sequence[str], weights: Sequence[float | None], seed: int
 ) -> tuple[Any, SampleOrder]:
-    """One training set, and the order of its samples, of one or several; says the share of each.
+    """Make one training dataset and its order of samples from one or several datasets. Logs the share of each.
 
-    Sets of weight None (`all`) are seen each sample once an epoch. With weights an epoch is as many samples as all sets
-    hold together: one with more weight than its size goes through its samples more than once in it, one with less
-    does not come to its end.
+    With weight None (`all`), each sample is used once per epoch. With weights, an epoch has as many samples as all
+    datasets together. A dataset whose weight exceeds its size is repeated; one with less weight is not used completely.
     """
     if len(datasets) == 1:
         return datasets[0], SampleOrder(len(datasets[0]), seed)
@@ -148,7 +147,7 @@ def blend(
     shares = shares_of(weights, sizes)
     for name, share, size in zip(names, shares, sizes, strict=True):
         rounds = share * sum(sizes) / size
-        logger.info(f"blend: {share:.1%} {name} ({size:,} samples, {rounds:.2f} times an epoch)")
+        logger.info(f"blend: {share:.1%} {name} ({size:,} samples, {rounds:.2f} times per epoch)")
     given = [weight for weight in weights if weight is not None]
     if not given:
         return ConcatenatedDataset(datasets, names, shares), SampleOrder(sum(sizes), seed)

@@ -1,9 +1,9 @@
 """Pretraining datasets over .bin/.idx (or legacy .npy/.npz) corpora.
 
-The item access is PaddleNLP's GPTDataset; the index behind it is our own. PaddleNLP's is built for a fixed number of
-samples (so the data order changes with the batch size), is cached under a name that ignores the file's contents, and
-leaves the other ranks spinning when rank 0 can't write it. Ours covers one epoch, depends on nothing but the corpus
-and the seed, and takes 30 ms for a million documents, so that nothing is cached.
+Items are read by PaddleNLP's GPTDataset, with an index of our own. PaddleNLP's index is built for a fixed number of
+samples, so the data order changes with the batch size. It is cached under a name that ignores the content of the files,
+and the other ranks wait forever if rank 0 can't write it. Ours covers one epoch and depends on the corpus and the seed
+only. It takes 30 ms for a million documents, so nothing is cached.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ class Corpus:
 
     @property
     def num_documents(self) -> int:
-        """How many; each in one piece."""
+        """Number of documents."""
         return len(self.documents)
 
     @classmethod
     def open(cls, prefix: str) -> Corpus:
-        """Open and check.
+        """Open and check a corpus.
 
         Raises:
-            DataError: when a file is missing or does not fit the others.
+            DataError: if a file is missing or does not fit the others.
         """
         if not corpus_exists(prefix):
             raise DataError(f"{prefix}.bin and {prefix}.idx: no such corpus; make one with `oarlock data pretrain`")
@@ -76,20 +76,20 @@ class Corpus:
             index = Path(f"{prefix}_idx.npz")
         else:
             check_corpus(prefix)
-            with contextlib.redirect_stdout(io.StringIO()):  # PaddleNLP prints six lines for each
+            with contextlib.redirect_stdout(io.StringIO()):  # PaddleNLP prints six lines per corpus
                 reader = MMapIndexedDataset(prefix, skip_warmup=True)
             index = Path(f"{prefix}.idx")
         documents = Documents(reader, prefix)
         check_summary(prefix, documents)
         for remark in remarks(prefix, documents, len(reader.sizes)):
             log_once(remark)
-        # The index holds the length of every document, which is all that the order of samples depends on. Runs that
-        # began before documents were put together had another order.
+        # The order of samples depends only on the lengths of documents, which are in the index. Runs of versions that
+        # did not join the sequences of a document had another order.
         together = "" if len(documents) == len(reader.sizes) else " by documents"
         return cls(prefix, documents, file_sha256(index) + together)
 
     def split(self, shares: tuple[float, float, float]) -> list[range]:
-        """Documents of train, eval and test: consecutive, the rounding PaddleNLP's get_train_valid_test_split_ uses."""
+        """Split the documents into train, eval and test, rounded as by PaddleNLP's get_train_valid_test_split_."""
         bounds = [0]
         for share in shares:
             bounds.append(bounds[-1] + round(share * self.num_documents))
@@ -99,10 +99,10 @@ class Corpus:
 
 
 class PretrainDataset(GPTDataset):
-    """Samples of seq_length + 1 tokens cut from one split of a corpus, documents joined in a seeded order.
+    """Samples of seq_length + 1 tokens from one split of a corpus, whose documents are concatenated in a seeded order.
 
-    Item i: {"text": int64 [seq_length + 1]}; consecutive samples share one token, which is the last label of one and
-    the first input of the next (Megatron's layout).
+    Item i is {"text": int64 [seq_length + 1]}. Consecutive samples share one token: the last label of one is the first
+    input of the next (Megatron's layout).
     """
 
     def __init__(self, corpus: Corpus, documents: range, seq_length: int, seed: int) -> None:
@@ -110,16 +110,16 @@ class PretrainDataset(GPTDataset):
         self.name, self.indexed_dataset, self.return_doc_ids = corpus.prefix, corpus.documents, False
         self.doc_idx = documents.start + np.random.RandomState(seed).permutation(len(documents)).astype(np.int32)
         self.sample_idx = sample_index(corpus.documents.sizes[self.doc_idx], seq_length)
-        self.shuffle_idx = range(len(self))  # the order is the sampler's
+        self.shuffle_idx = range(len(self))  # the sampler shuffles
 
     def __len__(self) -> int:
         return len(self.sample_idx) - 1
 
 
 def sample_index(sizes: np.ndarray, seq_length: int) -> np.ndarray:
-    """Where samples start: (document, offset) of each, and of the end; [samples + 1, 2].
+    """Return the start (document, offset) of each sample, and of the end, [samples + 1, 2].
 
-    Equal to fast_dataindex's build_sample_idx for one epoch (a test compares them), which prints on every call.
+    The result equals that of fast_dataindex's build_sample_idx for one epoch, which prints on every call.
 
     Args:
         sizes: tokens of each document, in order, [documents].
@@ -133,12 +133,12 @@ def sample_index(sizes: np.ndarray, seq_length: int) -> np.ndarray:
 
 
 def parse_input(text: str) -> list[tuple[float | None, str]]:
-    """(weight, prefix) pairs of --input_dir: a folder, a prefix, or "w1 prefix1 w2 prefix2" (see parse_blend).
+    """Parse --input_dir to (weight, prefix) pairs: a folder, a prefix, or "w1 prefix1 w2 prefix2" (see parse_blend).
 
     A folder with several corpora blends them with equal weights, as PaddleNLP does.
 
     Raises:
-        DataError: when nothing is there, or the weights are not numbers above 0.
+        DataError: if there is no corpus, or a weight is not a number above 0.
     """
     path = Path(text)
     if path.is_dir():
@@ -158,10 +158,10 @@ def parse_input(text: str) -> list[tuple[float | None, str]]:
 
 
 def check_token_ids(corpora: list[Corpus], vocab_size: int) -> None:
-    """Refuse corpora with ids that the model has no row for, noted or found in the data.
+    """Refuse corpora with token ids outside the vocabulary of the model.
 
     Raises:
-        DataError: naming the corpus and the id.
+        DataError: with the corpus and the id.
     """
     for prefix in dict.fromkeys(corpus.prefix for corpus in corpora):
         name = f"{prefix}_ids.npy" if is_legacy(prefix) else f"{prefix}.bin"
@@ -169,5 +169,5 @@ def check_token_ids(corpora: list[Corpus], vocab_size: int) -> None:
 
 
 def largest_known_id(corpora: list[Corpus]) -> int:
-    """The largest token id noted beside the corpora, -1 where none is noted."""
+    """Return the largest token id recorded for the corpora, or -1 if none is recorded."""
     return max((int(corpus_summary(corpus.prefix).get("largest_id", -1)) for corpus in corpora), default=-1)

@@ -1,4 +1,4 @@
-"""The documents of an opened corpus, each in one piece, whatever sequences its index holds."""
+"""The documents of an open corpus, joined from the sequences of its index."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from oarlock.errors import DataError
 
 
 class Documents:
-    """A corpus by documents: their sizes, and ids from any place of one.
+    """The documents of a corpus: their sizes, and their token ids from any offset.
 
-    Other programs' corpora, and those of earlier versions, may hold a document in several sequences, one after the
-    other in the .bin; they are put together here, so that no reader cuts or shuffles them apart. An index without
-    document bounds has a document a sequence, which is Megatron's rule. Documents without a token are left out.
+    Corpora of other programs and of earlier versions may store a document as several consecutive sequences. They are
+    joined here, so that they are neither split nor shuffled. Without document bounds, each sequence is a document
+    (Megatron's rule). Empty documents are skipped.
 
     Args:
-        reader: of PaddleNLP, with `sizes`, `doc_idx` and `get`.
-        prefix: for messages.
+        reader: PaddleNLP's, with `sizes`, `doc_idx` and `get`.
+        prefix: of the corpus, for messages.
 
     Attributes:
         sizes: tokens of each document, [documents].
-        joined: whether documents were put together.
+        joined: whether any document was joined.
 
     Raises:
-        DataError: for bounds that do not fit the sequences.
+        DataError: for bounds that don't fit the sequences.
     """
 
     def __init__(self, reader: Any, prefix: str) -> None:
@@ -38,11 +38,11 @@ class Documents:
             bounds = np.arange(num_sequences + 1)
         if len(bounds) and (bounds[0] != 0 or bounds[-1] != num_sequences or (np.diff(bounds) < 0).any()):
             raise DataError(
-                f"{prefix}: its documents are said to end at sequence {int(bounds[-1]):,} of {num_sequences:,}; the "
+                f"{prefix}: its documents end at sequence {int(bounds[-1]):,} of {num_sequences:,}; the "
                 "index is damaged, build the corpus again"
             )
         self.joined = False
-        self._first: np.ndarray | None = None  # sequence that each document begins with; None: those of its own number
+        self._first: np.ndarray | None = None  # first sequence of each document; None: document i is sequence i
         self.sizes = sequence_sizes
         if len(bounds) == num_sequences + 1 and (np.diff(bounds) == 1).all() and sequence_sizes.all():
             return  # the sizes stay in the mapped file
@@ -56,9 +56,9 @@ class Documents:
         return len(self.sizes)
 
     def get(self, index: int, offset: int = 0, length: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """`length` ids of a document from `offset` on (to its end where no length is given), and their loss mask."""
+        """Return `length` token ids of a document from `offset` on (by default to its end), and their loss mask."""
         length = int(self.sizes[index]) - int(offset) if length is None else int(length)
-        # PaddleNLP's readers do not stop at the end of a sequence, and the next one of a document lies behind it.
+        # PaddleNLP's readers continue into the next sequence, which is the next one of the document.
         first = int(index) if self._first is None else int(self._first[index])
         return self._reader.get(first, offset=int(offset), length=length)
 
@@ -67,14 +67,14 @@ class Documents:
 
 
 def remarks(prefix: str, documents: Documents, num_sequences: int) -> list[str]:
-    """What to know of a corpus that this version would have written otherwise, with the way out."""
+    """List remarks on a corpus that this version would have written differently, with what to do."""
     summary = corpus_summary(prefix)
-    again = "build it again with `oarlock data pretrain --overwrite` to be rid of this"
+    again = "rebuild it with `oarlock data pretrain --overwrite` to avoid this"
     if "tokenizer_fingerprint" in summary and summary.get("format", 1) < WHOLE_DOCUMENTS:
         joined = f"{len(documents):,} documents were joined from {num_sequences:,} parts; "
         return [
-            f"{prefix}: built by an earlier version, whose long .txt documents may have other ids at places that it "
-            f"cut; {joined if documents.joined else ''}{again}"
+            f"{prefix}: built by an earlier version, which may have split long .txt documents at positions that change "
+            f"token ids; {joined if documents.joined else ''}{again}"
         ]
     if documents.joined:
         return [f"{prefix}: {len(documents):,} documents in {num_sequences:,} sequences, joined for training"]
@@ -82,7 +82,7 @@ def remarks(prefix: str, documents: Documents, num_sequences: int) -> list[str]:
 
 
 def check_summary(prefix: str, documents: Documents) -> None:
-    """Refuse a .json that is not of this corpus (files of two builds put together).
+    """Refuse a .json of another build of the corpus.
 
     Raises:
         DataError: with both numbers.
@@ -94,12 +94,12 @@ def check_summary(prefix: str, documents: Documents) -> None:
         if summary.get(name) != there:
             raise DataError(
                 f"{prefix}: {there:,} {name}, but {Path(prefix).name}.json says {summary.get(name)}; these files are "
-                "of different builds, build the corpus again"
+                "from different builds. Rebuild the corpus"
             )
 
 
 def ends_with(documents: Documents, token: int, asked: int = 1000) -> float:
-    """Share of documents that end with a token, of at most `asked` of them, evenly spread."""
+    """Return the fraction of documents that end with a token, from at most `asked` documents, evenly spaced."""
     chosen = np.unique(np.linspace(0, len(documents) - 1, min(asked, len(documents))).astype(np.int64))
     last = [int(documents.get(int(i), offset=int(documents.sizes[i]) - 1)[0][0]) for i in chosen]
     return float(np.mean(np.asarray(last) == token)) if last else 1.0

@@ -1,7 +1,7 @@
-"""prefix.json: what `oarlock data pretrain` notes beside a corpus.
+"""The summary of a corpus, prefix.json, written by `oarlock data pretrain`.
 
-Formats: 3 ends with a checksum of itself; 2 has none; 1 (without the field): .txt documents in several sequences, their
-end token apart.
+Format 3 ends with a checksum of itself, format 2 has none. Format 1 (without the field) may store a .txt document as
+several sequences, with its end token in a sequence of its own.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from oarlock.formats.files import is_missing, open_regular
 from oarlock.formats.json_file import CONFIG_BYTES, parse_json
 from oarlock.formats.sealed import check_seal, is_sealed
 
-WHOLE_DOCUMENTS = 2  # from this format on a document is one sequence
+WHOLE_DOCUMENTS = 2  # since this format a document is one sequence
 
 
 class _Notes(TypedDict):
-    """Those that a run goes by; there are more."""
+    """The fields that a run uses."""
 
     format: NotRequired[int]
     documents: NotRequired[Annotated[int, Ge(0)]]
@@ -33,17 +33,17 @@ class _Notes(TypedDict):
 
 
 def corpus_summary(prefix: str | Path) -> dict[str, Any]:
-    """What is noted beside a corpus (largest_id, tokenizer, ...); empty where nothing is, or a file of others.
+    """Read the summary of a corpus (largest_id, tokenizer, ...). Returns {} if there is none of ours.
 
     Raises:
-        DataError: when they are notes of ours, and not as they were written.
+        DataError: if the summary was changed after it was written.
     """
     path = Path(f"{prefix}.json")
     if is_missing(path):
         return {}
     with open_regular(path, error=DataError) as file:
         content = file.read(CONFIG_BYTES + 1)
-    if len(content) > CONFIG_BYTES:  # text of that name, from which the corpus was made
+    if len(content) > CONFIG_BYTES:  # an input file of that name
         return {}
     sealed = is_sealed(content)
     if sealed or content.startswith(f'{{\n "format": {FORMAT},'.encode()):

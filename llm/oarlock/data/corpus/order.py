@@ -1,7 +1,7 @@
-"""Which sample comes at which position of a run: a pure function of seed and position.
+"""The order of samples: a pure function of seed and position.
 
-The data position of a run is one number, the samples consumed so far. It means the same whatever the batch size, the
-accumulation or the number of ranks, which is what makes a resume exact.
+The data position of a run is the number of samples consumed. It does not depend on batch size, accumulation or number
+of ranks, which makes a resume exact.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-MOST_EPOCHS = 1 << 32  # the order of each is drawn with its number as a part of the seed, which has 32 bits
+MOST_EPOCHS = 1 << 32  # the epoch is part of the seed of its order, and has 32 bits there
 
 
 class SampleOrder:
@@ -26,14 +26,14 @@ class SampleOrder:
         self._epoch, self._permutation = -1, np.zeros(0, np.int64)
 
     def __getitem__(self, position: int) -> int:
-        """The sample at a position of the stream."""
+        """Return the sample at a position of the stream."""
         epoch, place = divmod(position, self.num_samples)
         if epoch != self._epoch:
             self._epoch, self._permutation = epoch, self._permuted(epoch)
         return int(self._permutation[place])
 
     def _permuted(self, epoch: int) -> np.ndarray:
-        # RandomState's stream is frozen by NumPy's policy (NEP 19); default_rng's may change between releases.
+        # NumPy guarantees the stream of RandomState (NEP 19). That of default_rng may change between releases.
         return np.random.RandomState([self.seed, epoch]).permutation(self.num_samples)
 
 
@@ -41,7 +41,7 @@ class StreamOrder(SampleOrder):
     """The order of a dataset that is itself an endless stream (a blend): position i is item i.
 
     Args:
-        num_samples: what counts as an epoch.
+        num_samples: number of samples in an epoch.
     """
 
     def __init__(self, num_samples: int) -> None:
@@ -51,10 +51,10 @@ class StreamOrder(SampleOrder):
         return position
 
 
-def micro_batches(
+def iterate_micro_batches(
     order: SampleOrder, start: int, stop: int, batch_size: int, accumulation: int, replicas: int, replica: int
 ) -> Iterator[list[int]]:
-    """The micro-batches of one data-parallel rank for positions [start, stop), stop - start whole global batches.
+    """Yield the micro-batches of one data-parallel rank for positions [start, stop), a multiple of the global batch.
 
     A step takes the next batch_size x accumulation x replicas positions, so every plan with the same global batch
     trains on the same samples in every step. Within the step, micro-batch a of replica r holds the positions

@@ -1,4 +1,4 @@
-"""The batch samplers the Trainer gets, for training and for evaluation."""
+"""Batch samplers for training and evaluation."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Iterator, Sequence
 from paddle.io import BatchSampler
 from paddlenlp.utils.batch_sampler import DistributedBatchSampler
 
-from oarlock.data.corpus.order import SampleOrder, micro_batches
+from oarlock.data.corpus.order import SampleOrder, iterate_micro_batches
 
 
 class EvaluationBatchSampler(BatchSampler):
-    """Every sample once over all data-parallel ranks, in order, and as many batches on each rank.
+    """Visits every sample once over all data-parallel ranks, in order, with the same number of batches on each rank.
 
-    The samples may be of several sets, one after the other; a batch is of one of them. Batch t of replica r holds the
-    samples of its set from (t x replicas + r) x batch_size on, t counted from the set's first batch; where its samples
-    end its first ones fill up, and `real(t)` says how many of a batch count. (Paddle's DistributedBatchSampler counts
-    the fillers.)
+    The samples may belong to several concatenated datasets. A batch belongs to one of them. Batch t of replica r holds
+    the samples of its dataset from (t x replicas + r) x batch_size on, with t counted from the dataset's first batch.
+    The last batch is padded with the first samples, and `count_real(t)` is the number of samples that are not padding.
+    (Paddle's DistributedBatchSampler counts the padding.)
 
     Args:
-        sizes: samples of each set, all above 0.
-        limit: batches of each set at most; -1 for all.
+        sizes: number of samples of each dataset, all above 0.
+        limit: largest number of batches per dataset; -1 for all.
     """
 
     def __init__(
@@ -34,23 +34,23 @@ class EvaluationBatchSampler(BatchSampler):
         for t in range(len(self)):
             part, first = self._place(t)
             size, before = self.sizes[part], sum(self.sizes[:part])
-            wanted = self.batch_size if self.replicas > 1 else self.real(t)
+            wanted = self.batch_size if self.replicas > 1 else self.count_real(t)
             yield [before + (first + i) % size for i in range(wanted)]
 
     def __len__(self) -> int:
         return sum(self._counts)
 
-    def part(self, t: int) -> int:
-        """The set that batch t is of."""
+    def find_dataset(self, t: int) -> int:
+        """Return the index of the dataset of batch t."""
         return self._place(t)[0]
 
-    def real(self, t: int) -> int:
-        """Samples of batch t that are not fillers; they come first."""
+    def count_real(self, t: int) -> int:
+        """Return the number of samples of batch t that are not padding; they come first."""
         part, first = self._place(t)
         return max(0, min(self.batch_size, self.sizes[part] - first))
 
     def _place(self, t: int) -> tuple[int, int]:
-        """The set of batch t, and its first sample there."""
+        """Return the dataset of batch t, and its first sample in that dataset."""
         part = 0
         while part + 1 < len(self._counts) and t >= self._counts[part]:
             t -= self._counts[part]
@@ -59,17 +59,17 @@ class EvaluationBatchSampler(BatchSampler):
 
 
 class ResumableBatchSampler(DistributedBatchSampler):
-    """All micro-batches from `consumed_samples` to the end of the run, as one endless epoch.
+    """All micro-batches from `start_sample` to the end of the run, as one epoch.
 
-    It is a PaddleNLP DistributedBatchSampler because the Trainer then does not read and drop the batches it skips on
-    resume. The Trainer's own idea of the position (global_step x the present batch size) is wrong after a change of
-    batch size and is not used.
+    It subclasses PaddleNLP's DistributedBatchSampler because the Trainer then does not read and drop the batches that
+    it skips on resume. The Trainer computes the position as global_step x the current batch size. That is wrong after
+    a change of the batch size, and is not used.
 
     Args:
-        order: sample of each position.
-        batch_size: samples of a micro-batch.
-        accumulation: micro-batches of a step.
-        replicas, replica: data-parallel ranks, and this one.
+        order: maps positions to samples.
+        batch_size: samples per micro-batch.
+        accumulation: micro-batches per step.
+        replicas, replica: number of data-parallel ranks, and this one.
         start_sample: position of the first sample to use.
         steps_done, steps_left: optimizer steps before and after start_sample.
     """
@@ -92,18 +92,18 @@ class ResumableBatchSampler(DistributedBatchSampler):
 
     @property
     def global_batch(self) -> int:
-        """Samples of one optimizer step over all ranks."""
+        """Number of samples of an optimizer step over all ranks."""
         return self.batch_size * self.accumulation * self.nranks
 
     def __iter__(self) -> Iterator[list[int]]:
         stop = self.start_sample + self.steps_left * self.global_batch
-        return micro_batches(
+        return iterate_micro_batches(
             self.order, self.start_sample, stop, self.batch_size, self.accumulation, self.nranks, self.local_rank
         )
 
     def __len__(self) -> int:
-        """Micro-batches of the whole run, those before a resume included (the Trainer divides it into steps)."""
+        """Return the micro-batches of the complete run, those before a resume included; the Trainer derives steps."""
         return (self.steps_done + self.steps_left) * self.accumulation
 
     def set_epoch(self, epoch: int = 0, consumed_samples: int = 0) -> None:
-        """Nothing to do: the position is start_sample."""
+        """Do nothing: the position is start_sample."""

@@ -32,7 +32,7 @@ from oarlock.environment.console import get_logger, progress_bar
 from oarlock.environment.signals import stop_if_terminated
 from oarlock.errors import DataError
 from oarlock.files import locked
-from oarlock.parallel.nodes import on_all_ranks, once_per_node
+from oarlock.parallel.nodes import run_on_all_ranks_early, run_once_per_node
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
@@ -128,8 +128,8 @@ def load_finetune_data(
     Raises:
         DataError: for a missing file or a wrong record.
     """
-    found = on_all_ranks(lambda: find_sets(section))
-    recipe = on_all_ranks(lambda: make_recipe(section, tokenizer, found))
+    found = run_on_all_ranks_early(lambda: find_sets(section))
+    recipe = run_on_all_ranks_early(lambda: make_recipe(section, tokenizer, found))
     logger.info(f"fine-tuning data: {section.dataset_name_or_path or EMBEDDED}; chat template: {recipe.template.name}")
     held_out = replace(recipe, prompts=need_prompts)
     loaded = [_load_set(section, part, (recipe, held_out), need_train, seed, len(found) > 1) for part in found]
@@ -225,7 +225,7 @@ def store_examples(
                 f"{cache}: tokenised data can't be kept here ({error.strerror}); name a folder with --data_cache_dir"
             ) from error
 
-    keys, of_all_nodes = once_per_node(keys_of_node)
+    keys, of_all_nodes = run_once_per_node(keys_of_node)
     if any(other != keys for other in of_all_nodes):
         raise DataError(
             f"{section.dataset_name_or_path}: the nodes of this run hold different data, tokenizers or templates; "

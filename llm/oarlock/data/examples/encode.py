@@ -22,8 +22,8 @@ from oarlock.data.records.messages import MessageError
 from oarlock.data.records.record_stream import RecordSource
 from oarlock.data.records.training_marks import unread_fields
 from oarlock.data.templates.chat_template import ChatTemplate, adds_bos
-from oarlock.data.templates.special_token_text import spelling_pattern
-from oarlock.data.templates.trained_spans import ChatText, chat_text
+from oarlock.data.templates.special_token_text import compile_spellings
+from oarlock.data.templates.trained_spans import ChatText, render_chat_text
 from oarlock.data.tokenizers.offsets import tokenize
 from oarlock.errors import DataError
 
@@ -127,7 +127,7 @@ def _job(item: Any, form: str, where: str, line: int, template: ChatTemplate) ->
     record = item if isinstance(item, PlainText) else parse_record(item, form, where)
     if isinstance(record, PlainText):
         return _Job(record, _plain(record.text, template), None, line)
-    chat = chat_text(record, template)
+    chat = render_chat_text(record, template)
     return _Job(record, chat.text, chat, line)
 
 
@@ -145,7 +145,7 @@ def _encode(jobs: list[_Job], texts: _Texts, recipe: Recipe, counts: Counts, nam
     cuts = [job.chat.cuts if job.chat else () for job in jobs]
     for job, tokens in zip(jobs, tokenize(recipe.tokenizer, [job.text for job in jobs], cuts), strict=True):
         if isinstance(job.record, PlainText):
-            counts.spelled += bool(job.text.literal and spelling_pattern(template.spellings).search(job.text.text))
+            counts.spelled += bool(job.text.literal and compile_spellings(template.spellings).search(job.text.text))
             rows += texts.add(tokens.ids, job.line, job.record.ends)
             counts.records += job.record.ends
             continue

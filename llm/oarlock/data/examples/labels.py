@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from oarlock.data.examples.marked_text import MarkedText
 from oarlock.data.records.conversations import Conversation
 from oarlock.data.templates.chat_template import ChatTemplate
-from oarlock.data.templates.trained_spans import ChatText, chat_text
+from oarlock.data.templates.trained_spans import ChatText, render_chat_text
 from oarlock.data.tokenizers.offsets import tokenize
 
 if TYPE_CHECKING:
@@ -112,9 +112,9 @@ def encode_prompt(
     """The prompt of a conversation's last answer, cut like the training context."""
     *context, last = conversation.messages
     answer = last.get("content", "")
-    whole = chat_text(conversation, template) if last.get("tool_calls") or not context else None
+    whole = render_chat_text(conversation, template) if last.get("tool_calls") or not context else None
     if whole is not None and last.get("tool_calls"):
-        turn_end = template.turn_end()
+        turn_end = template.find_turn_end()
         answer = whole.text.text[whole.answer : whole.answer_end].removesuffix(turn_end[1] if turn_end else "")
     if whole is not None and not context:
         text = MarkedText(whole.text.text[: whole.answer])  # what comes before the first message

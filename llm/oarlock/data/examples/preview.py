@@ -16,7 +16,7 @@ from oarlock.data.examples.dataset import make_recipe
 from oarlock.data.examples.encode import Counts, encode_source
 from oarlock.data.examples.labels import IGNORE_INDEX, Encoded, Example
 from oarlock.data.records.datasets import find_sets
-from oarlock.data.templates.special_token_text import spelling_pattern
+from oarlock.data.templates.special_token_text import compile_spellings
 from oarlock.data.tokenizers.load import load_tokenizer, special_spellings
 
 _GREEN, _DIM, _OFF = "\x1b[32m", "\x1b[2m", "\x1b[0m"
@@ -114,5 +114,5 @@ def _spelled(encoded: Encoded, tokenizer: Any) -> int:
     if not spellings:
         return 0
     special = set(tokenizer.convert_tokens_to_ids(list(spellings)))
-    found = spelling_pattern(spellings).findall(tokenizer.decode(list(encoded.ids), skip_special_tokens=False))
+    found = compile_spellings(spellings).findall(tokenizer.decode(list(encoded.ids), skip_special_tokens=False))
     return len(found) - sum(token in special for token in encoded.ids)

@@ -1,4 +1,4 @@
-"""The bytes of data files, whatever they are compressed with, in blocks; and what is wrong with a file as a whole."""
+"""Reading plain, gzip and zstd data files in blocks, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from oarlock.errors import DataError
 from oarlock.formats.files import open_regular
 
 BLOCK_BYTES = 1 << 20
-# `zstd --long=31` needs a window of this size to be read; the library's own limit is 128 MB.
+# Files of `zstd --long=31` need a window of this size. The default limit of the library is 128 MB.
 _LARGEST_ZSTD_WINDOW = 1 << 31
-# Read at once: four bytes may stand for 128 KB, all of which come out together.
+# Compressed bytes per read. Four bytes can expand to 128 KB at once.
 _ZSTD_INPUT = 1 << 11
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_OTHER_ENCODINGS = {  # the longer marks first: UTF-32's begins with UTF-16's
+_OTHER_ENCODINGS = {  # UTF-32 first: its mark starts with that of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -46,15 +46,15 @@ class Source:
 
 
 class Readable(Protocol):
-    """What can be read in blocks."""
+    """An object that can be read in blocks."""
 
     def read(self, size: int, /) -> bytes:
-        """Up to about `size` bytes; none at the end."""
+        """Read up to about `size` bytes. Returns b"" at the end."""
         ...
 
 
-def compression_of(head: bytes) -> str:
-    """What a file is compressed with ("", gz or zst), by its first four bytes."""
+def detect_compression(head: bytes) -> str:
+    """Detect the compression of a file ("", gz or zst) from its first four bytes."""
     if head.startswith(_GZIP):
         return "gz"
     # A zstd file may begin with a skippable frame (pzstd, dictionaries, seek tables): 0x184D2A5?, little-endian.
@@ -63,8 +63,8 @@ def compression_of(head: bytes) -> str:
 
 
 @contextlib.contextmanager
-def naming(source: Source) -> Iterator[None]:
-    """Turn what goes wrong in reading a source into a DataError that names it."""
+def name_errors(source: Source) -> Iterator[None]:
+    """Convert errors of reading a source to a DataError that names the file."""
     try:
         yield
     except DataError:
@@ -78,19 +78,19 @@ def naming(source: Source) -> Iterator[None]:
 
 
 class SourceStream:
-    """The decompressed bytes of a source, without its UTF-8 mark (BOM).
+    """The decompressed bytes of a source, without a UTF-8 byte order mark.
 
     Raises:
-        DataError: for UTF-16 and UTF-32, which begin with another mark.
+        DataError: for UTF-16 and UTF-32.
     """
 
     def __init__(self, source: Source, raw: BinaryIO) -> None:
         self._source, self._raw = source, raw
-        self._stream = decompressed(raw, source.compression)
+        self._stream = decompress(raw, source.compression)
         self._read_before, self._begun = 0, False
 
     def read(self, size: int = BLOCK_BYTES, /) -> bytes:
-        """About `size` bytes; none at the end."""
+        """Read about `size` bytes. Returns b"" at the end."""
         block = self._stream.read(size)
         if not self._begun:
             self._begun = True
@@ -101,7 +101,7 @@ class SourceStream:
         return block
 
     def consumed(self) -> int:
-        """Bytes of the file that were read since the last call (compressed ones where it is compressed)."""
+        """Return the bytes of the file (before decompression) that were read since the last call."""
         position = min(self._raw.tell(), self._source.size)
         before, self._read_before = self._read_before, position
         return position - before
@@ -116,21 +116,21 @@ class SourceStream:
 
 
 @contextlib.contextmanager
-def opened(source: Source) -> Iterator[SourceStream]:
-    """The stream of a source; what goes wrong in it is a DataError that names the file."""
-    with naming(source), open_regular(source.path, error=DataError) as raw:
+def open_source(source: Source) -> Iterator[SourceStream]:
+    """Open a source. Errors of reading it become a DataError that names the file."""
+    with name_errors(source), open_regular(source.path, error=DataError) as raw:
         yield SourceStream(source, raw)
 
 
-def decompressed(raw: BinaryIO, compression: str) -> Readable:
-    """The bytes of an opened file as they were before compression ("", gz or zst)."""
+def decompress(raw: BinaryIO, compression: str) -> Readable:
+    """Return a stream of the decompressed bytes of an open file (compression "", gz or zst)."""
     if compression == "gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), BLOCK_BYTES)
     return _ZstdStream(raw) if compression == "zst" else raw
 
 
 class _ZstdStream:
-    """Frames of a .zst file, one after the other. (zstandard's own stream reader takes a cut file for a whole one.)"""
+    """The frames of a .zst file. (The stream reader of zstandard accepts truncated files as complete.)"""
 
     def __init__(self, raw: BinaryIO) -> None:
         import zstandard
@@ -140,7 +140,7 @@ class _ZstdStream:
         self._frame: Any = None
 
     def read(self, size: int, /) -> bytes:
-        """About `size` decompressed bytes; none at the end."""
+        """Read about `size` decompressed bytes. Returns b"" at the end."""
         parts: list[bytes] = []
         have = 0
         while have < size:
@@ -159,13 +159,13 @@ class _ZstdStream:
 
 
 def decode_text(line: bytes) -> str:
-    """A line or a stretch of lines as text.
+    """Decode one or more lines.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: if they are not UTF-8 text.
     """
     if b"\0" in line:
-        raise ValueError("holds NUL bytes: not text, or UTF-16 (convert it: iconv -f UTF-16 -t UTF-8)")
+        raise ValueError("contains NUL bytes: not text, or UTF-16 (convert it: iconv -f UTF-16 -t UTF-8)")
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Which files of a folder are data: links are followed, hidden files are not; what is left out is named."""
+"""Finding the data files of a folder. Links are followed, hidden files are skipped, and skipped files are reported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from oarlock.data.files.byte_streams import Source, compression_of, decompressed, naming
+from oarlock.data.files.byte_streams import Source, decompress, detect_compression, name_errors
 from oarlock.data.files.json_text import parse_line
 from oarlock.environment.console import log_once
 from oarlock.errors import DataError
@@ -24,18 +24,18 @@ FORMATS = {
 _COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 _OTHER_COMPRESSIONS = (".bz2", ".xz", ".lzma", ".lz4", ".br", ".z", ".snappy")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".tbz2", ".txz")
-_HEAD_BYTES = 1 << 20  # of a .json file, looked at to see what it holds
-_NAMED = 10  # files that are left out are counted, so many of them named
+_HEAD_BYTES = 1 << 20  # of a .json file, read to detect its format
+_MAX_NAMED = 10  # skipped files that are named; the others are counted
 
 
 @dataclass
 class LeftOut:
-    """Files and folders that were not read.
+    """Files and folders that were skipped.
 
     Attributes:
-        count: how many.
+        count: their number.
         named: "path: reason" of the first ones.
-        reasons: how many for each reason.
+        reasons: their number per reason.
     """
 
     count: int = 0
@@ -43,29 +43,28 @@ class LeftOut:
     reasons: Counter[str] = field(default_factory=Counter)
 
     def add(self, path: Path | str, reason: str, kind: str = "") -> None:
-        """Note one; `kind` is the reason without what is particular to this file."""
+        """Add a path. `kind` is the reason without details of this file."""
         self.count += 1
         self.reasons[kind or reason] += 1
-        if len(self.named) < _NAMED:
+        if len(self.named) < _MAX_NAMED:
             self.named.append(f"{path}: {reason}")
 
     def text(self) -> str:
-        """In words, "" where there are none."""
+        """Describe the skipped files, or return "" if there are none."""
         if not self.count:
             return ""
         more = f"\n  ... and {self.count - len(self.named):,} more" if self.count > len(self.named) else ""
         return f"{self.count:,} file(s) or folder(s) not read:" + "".join(f"\n  {line}" for line in self.named) + more
 
 
-def files_in(folder: Path, left_out: LeftOut) -> list[Path]:
-    """Every file of a folder and its subfolders, in order of their paths; each is there once.
+def list_files(folder: Path, left_out: LeftOut) -> list[Path]:
+    """List the files of a folder and its subfolders, each once, sorted by path.
 
-    Linked files and folders are followed; where one leads out of the folder, that is said. What a link shows a second
-    time is left out, and so are loops, links to nothing, hidden files and folders (.git, ._a.jsonl, ...), and what is
-    neither file nor folder.
+    Links are followed; a link that leads out of the folder is logged. Skipped: files that a link shows a second time,
+    loops, dangling links, hidden files and folders (.git, ._a.jsonl, ...), and anything but files and folders.
 
     Raises:
-        DataError: when a folder can't be listed.
+        DataError: if a folder can't be listed.
     """
     walk = _Walk(left_out)
     walk.visit(folder)
@@ -73,12 +72,12 @@ def files_in(folder: Path, left_out: LeftOut) -> list[Path]:
     outside = [link for link in walk.followed if folder.resolve() not in link.resolve().parents]
     if outside:
         more = f", ... ({len(outside):,} links)" if len(outside) > 1 else ""
-        log_once(f"{outside[0]} leads out of the folder, to {outside[0].resolve()}{more}: read as data like the rest")
+        log_once(f"{outside[0]} leads out of the folder, to {outside[0].resolve()}{more}; it is read as data too")
     return sorted(walk.files)
 
 
 class _Walk:
-    """Real folders first, then links: where a folder is reached both ways, its own path counts."""
+    """Walks real folders first, then links, so that a folder that is reached both ways keeps its own path."""
 
     def __init__(self, left_out: LeftOut) -> None:
         self.left_out = left_out
@@ -88,7 +87,7 @@ class _Walk:
         self._seen: dict[tuple[int, int], Path] = {}
 
     def visit(self, folder: Path) -> None:
-        """A folder and all below it, but for links, which are kept for later."""
+        """Visit a folder and all below it. Links are collected for follow_links()."""
         waiting = [folder]
         while waiting:
             current = waiting.pop()
@@ -111,7 +110,7 @@ class _Walk:
                     self._take(path, entry.stat())
 
     def follow_links(self) -> None:
-        """Links in order of their paths; those that are found on the way too."""
+        """Follow the collected links, sorted by path, and those found on the way."""
         while self._links:
             self._links.sort(reverse=True)
             link = self._links.pop()
@@ -119,7 +118,7 @@ class _Walk:
                 target = link.stat()
             except OSError as error:
                 loop = error.errno == errno.ELOOP
-                self.left_out.add(link, "a link that leads to itself" if loop else "a link to nothing")
+                self.left_out.add(link, "a link that leads to itself" if loop else "a dangling link")
                 continue
             self.followed.append(link)
             if stat.S_ISDIR(target.st_mode):
@@ -138,25 +137,28 @@ class _Walk:
         if other == path:
             return True
         kind = "a loop" if other in path.parents else "a link"
-        self.left_out.add(path, f"{kind}: it is {other}, which is read already", f"{kind} to what is read already")
+        self.left_out.add(
+            path, f"{kind}: it is {other}, which is read already", f"{kind} to something that is read already"
+        )
         return False
 
 
-def how_packed(path: Path) -> str:
-    """Why a file can't be read, where its name says that it is an archive or compressed in another way; else ""."""
+def explain_packed_file(path: Path) -> str:
+    """Return why a file can't be read if its name is that of an archive or of another compression, else ""."""
     last = path.suffix.lower()
     if last in _ARCHIVES:
         return "an archive; unpack it"
     return f"compressed as {last}; gz and zst are read" if last in _OTHER_COMPRESSIONS else ""
 
 
-def source_of(path: Path) -> Source | str:
-    """The source that a file is, by its name (and, for .json, its content); or why it can't be read.
+def detect_source(path: Path) -> Source | str:
+    """Detect the format of a file by its name (and its content, for .json). Returns the source, or why
+    it can't be read.
 
     Raises:
-        DataError: when it can't be opened.
+        DataError: if it can't be opened.
     """
-    packed = how_packed(path)
+    packed = explain_packed_file(path)
     if packed:
         return packed
     suffixes = [suffix.lower() for suffix in path.suffixes]
@@ -167,10 +169,10 @@ def source_of(path: Path) -> Source | str:
     kind = FORMATS.get(suffixes[-1]) if suffixes else None
     if kind is None:
         ending = f"the ending {suffixes[-1]}" if suffixes else "no ending"
-        return f"{ending}; known are {', '.join(FORMATS)}, also as .gz or .zst"
+        return f"{ending}; supported are {', '.join(FORMATS)}, also as .gz or .zst"
     try:
         with open_regular(path, error=DataError) as file:
-            compression = compression_of(file.read(4)) or named
+            compression = detect_compression(file.read(4)) or named
         source = Source(path, kind, compression, path.stat().st_size)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
@@ -180,9 +182,9 @@ def source_of(path: Path) -> Source | str:
 
 
 def _json_source(source: Source) -> Source | str:
-    """Names ending in .json stand for lists, for JSON Lines (C4), and for settings, which are no data."""
-    with naming(source), open_regular(source.path, error=DataError) as raw:
-        head = decompressed(raw, source.compression).read(_HEAD_BYTES)
+    """Detect what a .json file is: a list, JSON Lines (C4), or a single object, which is not data."""
+    with name_errors(source), open_regular(source.path, error=DataError) as raw:
+        head = decompress(raw, source.compression).read(_HEAD_BYTES)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"["):
         return source
@@ -197,10 +199,10 @@ def _json_source(source: Source) -> Source | str:
 
 
 def find_sources(paths: tuple[str, ...] | list[str], left_out: LeftOut) -> list[Source]:
-    """The files named, and those of known kinds inside folders, in a stable order; each once.
+    """Find the sources among files and folders, each once, in a stable order.
 
     Raises:
-        DataError: for a missing path, a file of an unknown kind, or a folder with nothing to read.
+        DataError: for a missing path, an unsupported file, or a folder without supported files.
     """
     sources: dict[tuple[int, int], Source] = {}
     for name in paths:
@@ -212,21 +214,21 @@ def find_sources(paths: tuple[str, ...] | list[str], left_out: LeftOut) -> list[
             place = source.path.stat()
             other = sources.setdefault((place.st_dev, place.st_ino), source)
             if other is not source:
-                left_out.add(source.path, f"named before, as {other.path}", "named before")
+                left_out.add(source.path, f"listed before, as {other.path}", "listed before")
     return list(sources.values())
 
 
 def _named_file(path: Path) -> Source:
-    source = source_of(path)
+    source = detect_source(path)
     if isinstance(source, str):
-        raise DataError(f"{path}: unknown kind of file: {source}")
+        raise DataError(f"{path}: unsupported file: {source}")
     return source
 
 
 def _in_folder(folder: Path, left_out: LeftOut) -> Iterator[Source]:
     any_read = False
-    for path in files_in(folder, left_out):
-        source = source_of(path)
+    for path in list_files(folder, left_out):
+        source = detect_source(path)
         if isinstance(source, str):
             left_out.add(path, source)
         else:

@@ -1,4 +1,4 @@
-"""The elements of a JSON list in a file, each with the line it begins on, without holding the list."""
+"""Reading the elements of a JSON list in a file with their line numbers, in constant memory."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Iterator
 from typing import Any
 
 from oarlock.data.files import byte_streams
-from oarlock.data.files.byte_streams import Readable, Source, opened
+from oarlock.data.files.byte_streams import Readable, Source, open_source
 from oarlock.data.files.json_text import DECODER, Unusable, check_nesting
 from oarlock.errors import DataError
 
-_ANYTHING = json.JSONDecoder(parse_int=len)  # finds the end of an element, whatever it holds
-LONGEST_RECORD = 1 << 26  # in characters; a longer one is taken for a damaged file
+_ANYTHING = json.JSONDecoder(parse_int=len)  # finds the end of any element
+LONGEST_RECORD = 1 << 26  # characters; a longer record means that the file is damaged
 
 
 class _Window:
-    """A moving stretch of the text of a file, with the line it stands on."""
+    """A window over the text of a file, with the line number of its position."""
 
     def __init__(self, source: Source, stream: Readable) -> None:
         self._source, self._stream = source, stream
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self.text, self.position, self.line, self.ended = "", 0, 1, False
 
-    def more(self) -> None:
-        """Drop what was passed and read on."""
+    def read_more(self) -> None:
+        """Drop the text before the position and read another block."""
         block = self._stream.read(byte_streams.BLOCK_BYTES)
         self.ended = not block
         self.text, self.position = self.text[self.position :], 0
@@ -36,12 +36,12 @@ class _Window:
             raise DataError(f"{self._source.path}:{line}: not UTF-8") from error
 
     def advance(self, position: int) -> None:
-        """Go on to a position."""
+        """Move to a position."""
         self.line += self.text.count("\n", self.position, position)
         self.position = position
 
     def next_character(self) -> str:
-        """The next one that is neither space nor a comma, "" at the end."""
+        """Move to the next character that is neither whitespace nor a comma, and return it, or "" at the end."""
         while True:
             place = self.position
             while place < len(self.text) and self.text[place] in " \t\r\n,":
@@ -49,19 +49,19 @@ class _Window:
             self.advance(place)
             if place < len(self.text) or self.ended:
                 return self.text[place : place + 1]
-            self.more()
+            self.read_more()
 
 
 def read_json_list(source: Source) -> Iterator[tuple[list[tuple[int, Any]], int]]:
-    """Batches of about a megabyte: [(line, element), ...] and the bytes of the file that were read for them.
+    """Yield batches of about a megabyte: [(line, element), ...], and the bytes read for them.
 
     Raises:
-        DataError: for text that is not a list (file:line); where the next element begins can't be known then.
+        DataError: for text that is not a list (file:line), because the next element can't be found then.
     """
-    with opened(source) as stream:
+    with open_source(source) as stream:
         window = _Window(source, stream)
         window.next_character()
-        window.advance(window.position + 1)  # the bracket
+        window.advance(window.position + 1)  # the opening bracket
         items: list[tuple[int, Any]] = []
         size = 0
         while (first := window.next_character()) != "]":
@@ -80,7 +80,7 @@ def read_json_list(source: Source) -> Iterator[tuple[list[tuple[int, Any]], int]
 
 
 def _decoded(window: _Window) -> tuple[Any, int]:
-    """The element that begins here, or what is wrong with it, and where it ends."""
+    """Parse the element at the position. Returns it, or the error, and its end."""
     try:
         return DECODER.raw_decode(window.text, window.position)
     except Unusable as error:
@@ -88,7 +88,7 @@ def _decoded(window: _Window) -> tuple[Any, int]:
 
 
 def _element(window: _Window, source: Source) -> tuple[Any, int]:
-    """One element and its length; reads on while it may be cut by the end of the window."""
+    """Return one element and its length. Reads more while the element may continue after the window."""
     while True:
         try:
             item, end = _decoded(window)
@@ -103,10 +103,9 @@ def _element(window: _Window, source: Source) -> tuple[Any, int]:
         except RecursionError as error:
             raise DataError(f"{source.path}:{window.line}: objects and lists nested too deeply") from error
         except ValueError as error:
-            # Where the next element begins can't be known: this is the end even for skip_bad.
+            # The next element can't be found, so reading ends even with --skip-bad.
             if window.ended or len(window.text) - window.position > LONGEST_RECORD:
                 raise DataError(f"{source.path}:{window.line}: not valid JSON: {error}") from error
-        for _ in range(
-            max(1, (len(window.text) - window.position) // byte_streams.BLOCK_BYTES)
-        ):  # twice as much each time
-            window.more()
+        # Doubles the window each time.
+        for _ in range(max(1, (len(window.text) - window.position) // byte_streams.BLOCK_BYTES)):
+            window.read_more()

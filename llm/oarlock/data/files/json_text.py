@@ -1,7 +1,8 @@
-"""JSON of data. An object that names a field twice is wrong; Python would take the last of the two in silence.
+"""Parsing the JSON of data records.
 
-Records may hold what concerns nobody here (NaN beside the text, numbers of any kind), so this is not as strict as
-oarlock.formats is with settings: only what Python can't take, or would take wrongly, is refused.
+Duplicate fields are refused, because Python would silently keep the last one. Records may hold fields that are not used
+here (NaN, numbers of any kind), so this is less strict than oarlock.formats is with configuration files: only what
+Python can't read, or would read wrongly, is refused.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from typing import Any
 
 from oarlock.formats.json_file import MAX_CONTAINERS, doubled_field, nesting
 
-DEEPEST = 100  # levels of objects and lists; what reads records goes down them by recursion
-LONGEST_NUMBER = 1000  # digits of a whole number; Python takes seconds for millions
+MAX_DEPTH = 100  # levels of objects and lists; readers of records recurse into them
+MAX_DIGITS = 1000  # of an integer; Python takes seconds to parse millions
 
 
 class Unusable(ValueError):
-    """What JSON's grammar allows and no record may hold: a field that appears twice in one object, for example."""
+    """Valid JSON that a record may not contain, such as a duplicate field."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -27,8 +28,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > LONGEST_NUMBER:
-        raise Unusable(f"a whole number of {len(digits):,} digits (at most {LONGEST_NUMBER:,} are read)")
+    if len(digits) > MAX_DIGITS:
+        raise Unusable(f"an integer of {len(digits):,} digits (at most {MAX_DIGITS:,} are read)")
     return int(digits)
 
 
@@ -36,25 +37,25 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole)
 
 
 def check_nesting(text: str) -> None:
-    """Refuse JSON that is too deep, or has too many parts, before anything is built of it.
+    """Refuse JSON with too much nesting, or too many objects and lists, before any of them is built.
 
     Raises:
-        Unusable: saying so.
+        Unusable: with the limit.
     """
-    if text.count("[") + text.count("{") <= DEEPEST:
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
     levels, containers = nesting(text.encode("utf-8", "surrogatepass"))
-    if levels > DEEPEST:
-        raise Unusable(f"objects and lists more than {DEEPEST} levels deep")
+    if levels > MAX_DEPTH:
+        raise Unusable(f"objects and lists more than {MAX_DEPTH} levels deep")
     if containers > MAX_CONTAINERS:
         raise Unusable(f"more than {MAX_CONTAINERS:,} objects and lists")
 
 
 def parse_line(text: str) -> Any:
-    """The content of a line, or of any text that holds JSON.
+    """Parse a line (or any text) of JSON.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: with the reason.
     """
     check_nesting(text)
     try:

@@ -1,7 +1,7 @@
-"""Rows of .csv and .tsv files, each with the line it begins on, in memory that does not grow with the file.
+"""Reading the rows of .csv and .tsv files with their line numbers, in constant memory.
 
-The first row names the columns. Quoting is RFC 4180's, as spreadsheets and pandas write it: a field in double quotes
-may hold separators, line ends and doubled quotes. All values are text, as they stand in the file.
+The first row names the columns. Quoting follows RFC 4180, as written by spreadsheets and pandas: a field in double
+quotes may contain separators, line breaks and doubled quotes. All values are strings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from oarlock.data.files import byte_streams
-from oarlock.data.files.byte_streams import Source, SourceStream, decode_text, opened
+from oarlock.data.files.byte_streams import Source, SourceStream, decode_text, open_source
 from oarlock.data.files.json_lists import LONGEST_RECORD
 from oarlock.errors import DataError
 
@@ -21,13 +21,13 @@ _SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 
 def read_table(source: Source) -> Iterator[tuple[list[tuple[int, Any]], int]]:
-    """Batches of about a megabyte: [(line, {column: text}, or a ValueError for a wrong row), ...] and bytes read.
+    """Yield batches of about a megabyte: [(line, {column: text} or a ValueError), ...], and the bytes read.
 
     Raises:
-        DataError: for a header that names no columns, or a quote that is never closed (file:line).
+        DataError: for a missing or wrong header, or a quote that is never closed (file:line).
     """
     separator = _SEPARATORS[source.format]
-    with opened(source) as stream:
+    with open_source(source) as stream:
         lines = _Lines(source, stream)
         csv.field_size_limit(max(csv.field_size_limit(), LONGEST_RECORD))
         rows = csv.reader(lines, delimiter=separator, strict=True)
@@ -56,7 +56,7 @@ def _header(source: Source, rows: Any, separator: str) -> list[str]:
     except (csv.Error, ValueError) as error:
         raise DataError(f"{source.path}:1: the header can't be read: {error}") from error
     if columns is None:
-        raise DataError(f"{source.path}: no header: the first row has to name the columns")
+        raise DataError(f"{source.path}: no header: the first row must name the columns")
     names = [name.strip() for name in columns]
     doubled = sorted(name for name, count in Counter(names).items() if name and count > 1)
     if doubled:
@@ -64,17 +64,17 @@ def _header(source: Source, rows: Any, separator: str) -> list[str]:
     other = next((mark for mark in (";", "\t", ",", "|") if mark != separator and mark in names[0]), None)
     if len(names) == 1 and other:
         raise DataError(
-            f"{source.path}:1: one column {names[0]!r}: a .{source.format} file is separated by {separator!r}, this "
-            f"one seems to be by {other!r}; save it as a .csv with commas or a .tsv with tabs"
+            f"{source.path}:1: one column {names[0]!r}: a .{source.format} file uses the separator {separator!r}, this "
+            f"one seems to use {other!r}; save it as a .csv with commas or a .tsv with tabs"
         )
     return names
 
 
 def _wrong_row(source: Source, first: int, last: int, error: Exception) -> ValueError:
-    """What is wrong with a row that began on line `first`.
+    """Describe what is wrong with a row that begins on line `first`.
 
     Raises:
-        DataError: where the lines that follow may be the rest of this row, so that nothing can be read on.
+        DataError: if the following lines may belong to this row, so that reading can't continue.
     """
     if "unexpected end of data" in str(error) or "field larger" in str(error):
         raise DataError(f"{source.path}:{first}: a quote that opens in this row is not closed") from error
@@ -91,7 +91,7 @@ def _record(columns: list[str], row: list[str]) -> dict[str, str] | ValueError:
 
 
 class _Lines(Iterator[str]):
-    """Lines with their ends, as csv.reader wants them; `number` counts those given, `size` the bytes of them."""
+    """Lines with their line breaks, for csv.reader. `number` counts them, `size` their bytes."""
 
     def __init__(self, source: Source, stream: SourceStream) -> None:
         self._source, self._buffer = source, io.BufferedReader(_Raw(stream), byte_streams.BLOCK_BYTES)
@@ -112,17 +112,17 @@ class _Lines(Iterator[str]):
 
 
 class _Raw(io.RawIOBase):
-    """A SourceStream as the io module wants it."""
+    """A SourceStream with the interface of io.RawIOBase."""
 
     def __init__(self, stream: SourceStream) -> None:
         self._stream, self._rest = stream, b""
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer with what there is."""
+        """Read into the buffer and return the number of bytes."""
         self._rest = self._rest or self._stream.read(len(buffer))
         size = min(len(buffer), len(self._rest))
         buffer[:size], self._rest = self._rest[:size], self._rest[size:]

@@ -1,8 +1,8 @@
-"""Texts of files of any size in bounded memory: txt, jsonl, json lists, csv, tsv and parquet, plain or compressed.
+"""Reading texts from files of any size in bounded memory: txt, jsonl, json lists, csv, tsv, parquet; also compressed.
 
-A file is cut into batches of about a megabyte that carry their first line number, so that a bad line can be named as
-file:line wherever it is parsed. A text stays as it stands in its file, line ends (CRLF) included; a byte-order mark and
-the line end after a line of JSON, a row, or a document of one line are not part of it.
+A file is split into batches of about a megabyte. Each carries its first line number, so that a bad line can be reported
+as file:line by the process that parses it. Texts are not changed, line breaks (CRLF) included. A byte order mark, and
+the line break after a line of JSON, a row, or a one-line document, are not part of the text.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any
 
 from oarlock.data.corpus.text_chunks import Cutter
 from oarlock.data.files import byte_streams
-from oarlock.data.files.byte_streams import Source, decode_text, naming, opened
+from oarlock.data.files.byte_streams import Source, decode_text, name_errors, open_source
 from oarlock.data.files.json_lists import LONGEST_RECORD, read_json_list
 from oarlock.data.files.json_text import parse_line
 from oarlock.data.files.tables import read_table
 from oarlock.errors import DataError
 
-# A text without line ends is read between characters after this much, so that memory stays bounded.
+# A line that is longer is split between characters, so that memory stays bounded.
 LONGEST_TEXT_LINE = 1 << 24
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text to tokenise: a document, or a stretch of one that is too long to be held whole.
+    """Text to tokenize: a document, or a chunk of a document that is too long for memory.
 
     Attributes:
-        begins_document, ends_document: whether it is the first, the last stretch.
-        line: where it begins.
+        begins_document, ends_document: whether it is the first and the last chunk.
+        line: the line on which it begins.
     """
 
     text: str
@@ -41,7 +41,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line or row that could not be used."""
+    """A line or row that can't be used."""
 
     path: str
     line: int
@@ -57,10 +57,10 @@ class Batch:
 
     Attributes:
         first_line: number of its first line, or of its first row in parquet, from 1.
-        consumed: bytes of the file read for this batch (compressed ones where the file is compressed).
-        data: raw bytes of whole lines that are still to be parsed.
-        row_group: of parquet, which the worker reads itself.
-        items: what was parsed already.
+        consumed: bytes of the file (before decompression) read for this batch.
+        data: raw bytes of complete lines, not parsed yet.
+        row_group: row group of a parquet file, which the worker reads itself, or -1.
+        items: texts and errors that are parsed already.
     """
 
     source: Source
@@ -72,18 +72,18 @@ class Batch:
 
 
 def read_batches(source: Source, cutter: Cutter, text_key: str = "text", txt_document: str = "file") -> Iterator[Batch]:
-    """Cut one source into batches.
+    """Split a source into batches.
 
     Args:
-        cutter: says where a .txt document may be cut.
+        cutter: finds the positions at which a .txt document may be split.
         text_key, txt_document: see parse_batch.
 
     Raises:
-        DataError: for a file that can't be opened, decompressed or understood.
+        DataError: if the file can't be opened, decompressed or parsed.
     """
     if source.format == "parquet":
-        with naming(source):
-            yield from parquet_batches(source)
+        with name_errors(source):
+            yield from read_parquet_batches(source)
     elif source.format == "json":
         for elements, consumed in read_json_list(source):
             yield _of_records(source, elements, consumed, text_key, "field")
@@ -93,16 +93,16 @@ def read_batches(source: Source, cutter: Cutter, text_key: str = "text", txt_doc
     elif source.format == "txt" and txt_document == "file":
         yield from _text_batches(source, cutter)
     else:
-        yield from line_batches(source)
+        yield from read_line_batches(source)
 
 
-def line_batches(source: Source, cut_lines: bool = False) -> Iterator[Batch]:
-    """Whole lines, still as bytes; with `cut_lines` those above LONGEST_TEXT_LINE in parts, cut between characters.
+def read_line_batches(source: Source, cut_lines: bool = False) -> Iterator[Batch]:
+    """Yield batches of complete lines as bytes. With `cut_lines`, lines above LONGEST_TEXT_LINE are split.
 
     Raises:
-        DataError: for a line that is longer than any record, where lines are not cut (file:line).
+        DataError: for a line that is longer than any record, unless `cut_lines` (file:line).
     """
-    with opened(source) as stream:
+    with open_source(source) as stream:
         parts: list[bytes] = []
         line, pending = 1, 0
         while True:
@@ -128,15 +128,15 @@ def line_batches(source: Source, cut_lines: bool = False) -> Iterator[Batch]:
 
 
 def _character_boundary(block: bytes) -> int:
-    """Where the last whole UTF-8 character of a block ends (its continuation bytes are 10xxxxxx)."""
+    """Return the end of the last complete UTF-8 character of a block (continuation bytes are 10xxxxxx)."""
     cut = len(block)
     while cut > 0 and len(block) - cut < 4 and block[cut - 1] & 0xC0 == 0x80:
         cut -= 1
     return cut - 1 if cut > 0 and block[cut - 1] >= 0xC0 else cut
 
 
-def parquet_batches(source: Source) -> Iterator[Batch]:
-    """One batch a row group, without its content."""
+def read_parquet_batches(source: Source) -> Iterator[Batch]:
+    """Yield one batch per row group, without its content."""
     import pyarrow.parquet as parquet
 
     with parquet.ParquetFile(source.path) as file:
@@ -149,12 +149,12 @@ def parquet_batches(source: Source) -> Iterator[Batch]:
 
 
 def _text_batches(source: Source, cutter: Cutter) -> Iterator[Batch]:
-    """A file that is one document; lines that can't be decoded are reported and left out."""
+    """Yield the chunks of a file that is one document. Lines that can't be decoded are reported and skipped."""
     text, begins, first_line, consumed = "", True, 1, 0
-    for batch in line_batches(source, cut_lines=True):
+    for batch in read_line_batches(source, cut_lines=True):
         parts: list[str] = [text]
         bad: list[BadLine] = []
-        for item in decoded_lines(batch):
+        for item in decode_lines(batch):
             bad += [item] if isinstance(item, BadLine) else []
             parts += [item] if isinstance(item, str) else []
         text, consumed = "".join(parts), consumed + batch.consumed
@@ -168,8 +168,8 @@ def _text_batches(source: Source, cutter: Cutter) -> Iterator[Batch]:
     yield Batch(source, first_line, consumed, items=(Piece(text, begins, True, first_line),))
 
 
-def decoded_lines(batch: Batch) -> Iterator[str | BadLine]:
-    """The lines of a batch as one text where all are good, else one by one."""
+def decode_lines(batch: Batch) -> Iterator[str | BadLine]:
+    """Decode the lines of a batch: as one text if all are valid, else line by line."""
     try:
         yield decode_text(batch.data)
         return
@@ -188,11 +188,11 @@ def _of_records(source: Source, records: Iterable[tuple[int, Any]], consumed: in
 
 
 def parse_batch(batch: Batch, text_key: str, txt_document: str) -> Iterator[Piece | BadLine]:
-    """The texts of a batch, and what could not be used.
+    """Yield the texts of a batch, and the lines that can't be used.
 
     Args:
-        text_key: JSON field or column that holds the text.
-        txt_document: what one document of a .txt file is: "file" or "line".
+        text_key: JSON field or column with the text.
+        txt_document: whether a document is a .txt file ("file") or a line of it ("line").
     """
     path = str(batch.source.path)
     yield from batch.items
@@ -211,10 +211,10 @@ def parse_batch(batch: Batch, text_key: str, txt_document: str) -> Iterator[Piec
 
 
 def parse_json_line(line: bytes) -> Any:
-    """The content of a line of JSON.
+    """Parse a line of JSON.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: with the reason.
     """
     return parse_line(decode_text(line).removeprefix("\ufeff"))
 
@@ -223,19 +223,19 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_characters(value: Any, name: str = "") -> None:
-    """Refuse a text with half of a surrogate pair, which JSON can write (\\ud83d) and UTF-8 can't.
+    """Refuse lone surrogates, which JSON can express (\\ud83d) and UTF-8 can't.
 
     Args:
-        value: any JSON content.
-        name: of the field it stands in.
+        value: any JSON value.
+        name: of its field.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: with the field.
     """
     if isinstance(value, str):
         if not value.isascii() and (found := _SURROGATE.search(value)):
             at = f"field {name!r} " if name else ""
-            raise ValueError(f"{at}holds half of a surrogate pair (\\u{ord(found[0]):04x}), which is no character")
+            raise ValueError(f"{at}contains a lone surrogate (\\u{ord(found[0]):04x})")
     elif isinstance(value, dict):
         for key, inner in value.items():
             check_characters(key, name)
@@ -246,7 +246,7 @@ def check_characters(value: Any, name: str = "") -> None:
 
 
 def _text_of(record: Any, path: str, line: int, text_key: str, field: str) -> Piece | BadLine:
-    """The text of a record."""
+    """Return the text of a record, or the reason why it can't be used."""
     if isinstance(record, ValueError):
         return BadLine(path, line, str(record))
     if not isinstance(record, dict):
@@ -255,7 +255,7 @@ def _text_of(record: Any, path: str, line: int, text_key: str, field: str) -> Pi
     if not isinstance(text, str):
         have = ", ".join(map(repr, list(record)[:8])) or "none"
         got = f"holds {type(text).__name__}" if text_key in record else f"is missing ({field}s: {have})"
-        return BadLine(path, line, f"{field} {text_key!r} {got}, expected text")
+        return BadLine(path, line, f"{field} {text_key!r} {got}, expected a string")
     try:
         check_characters(text, text_key)
     except ValueError as error:
@@ -278,5 +278,5 @@ def _parse_parquet(batch: Batch, text_key: str) -> Iterator[Piece | BadLine]:
                 if isinstance(text, str):
                     yield Piece(text, line=row)
                 else:
-                    yield BadLine(path, row, f"column {text_key!r} holds {type(text).__name__}, expected text")
+                    yield BadLine(path, row, f"column {text_key!r} holds {type(text).__name__}, expected a string")
                 row += 1

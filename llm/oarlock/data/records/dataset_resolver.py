@@ -14,7 +14,7 @@ from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
-from oarlock.data.files.find_files import LeftOut, files_in, source_of
+from oarlock.data.files.find_files import LeftOut, detect_source, list_files
 from oarlock.data.records.record_stream import FileRecords, RecordSource, RowRecords
 from oarlock.errors import DataError, first_line
 from oarlock.formats.json_file import read_json_if_there
@@ -58,8 +58,8 @@ def find_records(name: str) -> RecordSources:
 def _folder(folder: Path) -> RecordSources:
     left_out = LeftOut()
     sides: dict[str, list[Path]] = {}
-    for path in files_in(folder, left_out):
-        problem = source_of(path)
+    for path in list_files(folder, left_out):
+        problem = detect_source(path)
         stem = _stem(path)
         if path.name in _DESCRIPTIONS:
             left_out.add(path, "describes data, and holds no records")

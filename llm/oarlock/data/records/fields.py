@@ -56,7 +56,7 @@ def text_in(item: dict[str, Any], name: str, required: bool = True, within: str 
         return ""
     if not isinstance(value, str):
         got = f"holds {type(value).__name__}" if name in item else "is missing"
-        raise ValueError(f"field {within + name!r} {got}, expected text")
+        raise ValueError(f"field {within + name!r} {got}, expected a string")
     return value
 
 

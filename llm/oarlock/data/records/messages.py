@@ -55,13 +55,15 @@ def normalize_message(message: Any, within: str) -> Message:
     reasoning = next((name for name in REASONING if name in given), None)
     if reasoning is not None:
         if not isinstance(given[reasoning], str):
-            raise MessageError(f"field '{within}.{reasoning}' holds {type(given[reasoning]).__name__}, expected text")
+            raise MessageError(
+                f"field '{within}.{reasoning}' holds {type(given[reasoning]).__name__}, expected a string"
+            )
         given = {"thinking": given[reasoning], **given, "reasoning_content": given[reasoning]}
     if "content" in given:
         given["content"] = text_of(given["content"], f"{within}.content")
     elif not (calls and given["role"] == "assistant"):
         got = "holds NoneType" if "content" in message else "is missing"
-        raise MessageError(f"field '{within}.content' {got}, expected text")
+        raise MessageError(f"field '{within}.content' {got}, expected a string")
     return given
 
 
@@ -69,7 +71,7 @@ def _role(message: Message, within: str) -> str:
     role = message.get("role")
     if not isinstance(role, str):
         got = f"holds {type(role).__name__}" if role is not None else "is missing"
-        raise MessageError(f"field '{within}.role' {got}, expected text")
+        raise MessageError(f"field '{within}.role' {got}, expected a string")
     if role not in CHAT_ROLES:
         near = difflib.get_close_matches(role.lower(), CHAT_ROLES, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -92,7 +94,7 @@ def text_of(content: Any, within: str) -> str:
             raise MessageError(f"field {within!r} holds parts that are not text")
         return "".join(map(str, parts))
     if not isinstance(content, str):
-        raise MessageError(f"field {within!r} holds {type(content).__name__}, expected text")
+        raise MessageError(f"field {within!r} holds {type(content).__name__}, expected a string")
     return content
 
 

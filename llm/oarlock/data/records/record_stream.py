@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from oarlock.data.files import byte_streams
-from oarlock.data.files.byte_streams import Source, compression_of, naming, opened
-from oarlock.data.files.find_files import how_packed, source_of
+from oarlock.data.files.byte_streams import Source, detect_compression, name_errors, open_source
+from oarlock.data.files.find_files import detect_source, explain_packed_file
 from oarlock.data.files.json_lists import read_json_list
 from oarlock.data.files.json_text import parse_line
 from oarlock.data.files.tables import read_table
@@ -23,10 +23,10 @@ from oarlock.data.files.text_readers import (
     BadLine,
     Batch,
     check_characters,
-    decoded_lines,
-    line_batches,
-    parquet_batches,
+    decode_lines,
     parse_json_line,
+    read_line_batches,
+    read_parquet_batches,
 )
 from oarlock.data.records.conversations import PlainText
 from oarlock.errors import DataError
@@ -97,15 +97,15 @@ class FileRecords:
         Raises:
             DataError: when it can't be read.
         """
-        if packed := how_packed(path):
+        if packed := explain_packed_file(path):
             raise DataError(f"{path}: {packed}")
-        by_name = source_of(path)
+        by_name = detect_source(path)
         if isinstance(by_name, Source) and by_name.format in ("txt", "csv", "tsv", "parquet"):
             return cls(by_name)
         try:
             with open_regular(path, error=DataError) as raw:
                 head = raw.read(4)
-            source = Source(path, "jsonl", compression_of(head), path.stat().st_size)
+            source = Source(path, "jsonl", detect_compression(head), path.stat().st_size)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from error
         if head == b"PAR1":
@@ -131,13 +131,13 @@ class FileRecords:
             for records, consumed in read(self.source):
                 yield ItemBatch([(line, _record(record)) for line, record in records], consumed)
         elif self.source.format == "parquet":
-            with naming(self.source):
-                for batch in parquet_batches(self.source):
+            with name_errors(self.source):
+                for batch in read_parquet_batches(self.source):
                     yield from _rows(batch)
         elif self.source.format == "txt":
             yield from _texts(self.source)
         else:
-            yield from map(_json_lines, line_batches(self.source))
+            yield from map(_json_lines, read_line_batches(self.source))
 
     def digest(self, notes: Path) -> str:
         """Of the bytes, and of how they are read."""
@@ -145,7 +145,7 @@ class FileRecords:
 
 
 def _first_character(source: Source) -> bytes:
-    with opened(source) as stream:
+    with open_source(source) as stream:
         while block := stream.read(byte_streams.BLOCK_BYTES):
             if text := block.lstrip():
                 return text[:1]
@@ -204,9 +204,9 @@ def _texts(source: Source) -> Iterator[ItemBatch]:
     """A .txt file is one document, in the parts it is read in; oarlock.data.examples.encode cuts it where its
     ids allow."""
     where, line, any_text = f"{source.path}:1", 1, False
-    for batch in line_batches(source, cut_lines=True):
+    for batch in read_line_batches(source, cut_lines=True):
         items: list[Item] = []
-        for item in decoded_lines(batch):
+        for item in decode_lines(batch):
             if isinstance(item, BadLine):
                 items.append((item.line, ValueError(item.reason)))
             else:

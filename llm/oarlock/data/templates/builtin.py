@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 
-def _end(marker: str) -> str:
-    """An answer's end: the format's own marker, then the tokenizer's where it is another: generation stops at that."""
+def _format_end(marker: str) -> str:
+    """Return the end of an answer: the marker of the format, then the tokenizer's EOS token if it differs.
+
+    Generation stops at EOS, so a trained answer has to end with it.
+    """
     return marker + "{% if eos_token != '" + marker + "' %}{{ eos_token }}{% endif %}"
 
 
 _ANSWER = "{{ message['content'] }}{{ eos_token }}"
 BUILT_IN = {
-    # The text as it is: what PaddleNLP's finetune_generation does with src and tgt.
+    # Unchanged text, as PaddleNLP's finetune_generation uses src and tgt.
     "plain": "{% for message in messages %}{% if message['role'] == 'assistant' %}"
     + _ANSWER
     + "{% elif message['role'] == 'system' %}{{ message['content'] + '\n' }}"
@@ -36,8 +39,8 @@ Below is an instruction that describes a task. Write a response that appropriate
 {{ message['instruction'] or message['content'] }}
 
 ### Response:{% endif %}{% endfor %}""",
-    # Llama 2 chat (meta-llama/llama, generation.py): the system text stands in the first question, every round begins
-    # with the begin-of-sequence token.
+    # Llama 2 chat (meta-llama/llama, generation.py): the system text is part of the first question, and each round
+    # starts with the BOS token.
     "llama2": "{% for message in messages %}"
     "{% if message['role'] == 'user' %}"
     "{% if loop.index0 > 0 and messages[loop.index0 - 1]['role'] == 'user' %}"
@@ -56,12 +59,12 @@ Below is an instruction that describes a task. Write a response that appropriate
     # ChatML (openai/openai-python, chatml.md).
     "chatml": "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}" + _end("<|im_end|>") + "{% else %}<|im_end|>{% endif %}{{ '\n' }}"
+    "{% if message['role'] == 'assistant' %}" + _format_end("<|im_end|>") + "{% else %}<|im_end|>{% endif %}{{ '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    # <|system|> S <|endoftext|> <|prompter|> Q <|endoftext|> <|assistant|> A <|endoftext|>, OpenAssistant's words.
+    # <|system|> S <|endoftext|> <|prompter|> Q <|endoftext|> <|assistant|> A <|endoftext|>, as OpenAssistant does.
     "openassistant": "{% for message in messages %}{% if not loop.first %} {% endif %}"
     "{% if message['role'] == 'assistant' %}<|assistant|> {{ message['content'] }} "
-    + _end("<|endoftext|>")
+    + _format_end("<|endoftext|>")
     + "{% else %}"
     "{{ '<|system|> ' if message['role'] == 'system' else '<|prompter|> ' }}{{ message['content'] }} <|endoftext|>"
     "{% endif %}{% endfor %}{% if add_generation_prompt %} <|assistant|>{% endif %}",

@@ -1,7 +1,7 @@
-"""Chat templates: messages -> the text a model sees. Jinja, with transformers' names and rules.
+"""Chat templates: Jinja templates that render messages to text, with the names and rules of transformers.
 
-One template makes the training text and is saved with the model (chat_template.jinja and tokenizer_config.json), so
-that whoever serves the model asks it as it was trained.
+The template that renders the training text is saved with the model (chat_template.jinja and tokenizer_config.json), so
+that a server builds its prompts the same way.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from jinja2 import TemplateError
 from oarlock.data.records.messages import Message, normalize_messages, normalize_tools
 from oarlock.data.templates.builtin import BUILT_IN
 from oarlock.data.templates.jinja_environment import compile_template
-from oarlock.data.templates.rendering import PreparedChat, RenderedChat, continued, place_of
-from oarlock.data.templates.special_token_text import Words, spelling_pattern
+from oarlock.data.templates.rendering import PreparedChat, RenderedChat, describe_line, render_continued
+from oarlock.data.templates.special_token_text import Words, compile_spellings
 from oarlock.data.templates.template_files import (
     DEFAULT,
     TEMPLATE_FILE,
     TOOL_USE,
-    own_templates,
+    load_own_templates,
     read_template,
     save_templates,
 )
@@ -39,21 +39,21 @@ if TYPE_CHECKING:
 __all__ = ["BUILT_IN", "TEMPLATE_FILE", "ChatTemplate", "PreparedChat", "RenderedChat", "choose_template"]
 
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
-_SHOWN = 200  # characters of a text in a message
+_MAX_SHOWN = 200  # characters of a text in an error message
 _ANSWER = "answer9f2c"
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template, ready to render.
+    """A chat template, ready to render.
 
     Attributes:
-        name: a built-in name, "tokenizer", or the file it came from.
-        source: Jinja text, self-contained.
+        name: a built-in name, "tokenizer", or a file.
+        source: self-contained Jinja text.
         special_tokens: values of bos_token, eos_token, ...
-        spellings: of all special tokens; in messages they are text, unless parse_special_tokens.
+        spellings: of all special tokens. In messages they are plain text, unless parse_special_tokens is set.
         others: the tokenizer's other templates by name, saved with this one.
-        with_tools: the one that is taken where a conversation has tools, if it is another.
+        with_tools: the template for conversations with tools, if it differs.
     """
 
     name: str
@@ -66,7 +66,7 @@ class ChatTemplate:
 
     @property
     def identity(self) -> list[Any]:
-        """All that the text of a conversation, and its tokens, depend on."""
+        """Return everything that the text and the tokens of a conversation depend on."""
         return [self.source, self.with_tools, self.special_tokens, self.spellings, self.parse_special_tokens]
 
     def prepare(
@@ -77,13 +77,13 @@ class ChatTemplate:
         documents: Any = None,
         variables: Mapping[str, Any] | None = None,
     ) -> PreparedChat:
-        """Messages, checked and in the form that templates expect.
+        """Check messages and convert them to the form that templates expect.
 
         Args:
-            variables: more that the template may read (enable_thinking, ...).
+            variables: further template variables (enable_thinking, ...).
 
         Raises:
-            DataError: for a message that no template can be given (MessageError), naming it.
+            DataError: for an invalid message (MessageError), with its number.
         """
         wrong = sorted(set(variables or {}) & set(_RESERVED))
         if wrong:
@@ -110,47 +110,47 @@ class ChatTemplate:
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> RenderedChat:
-        """The text of a conversation; with add_generation_prompt, up to where the answer begins.
+        """Render a conversation; with add_generation_prompt, up to the start of the answer.
 
         Args:
-            continue_final_message: end the text with the last message's own words, for the model to go on from.
+            continue_final_message: end the text with the content of the last message, for the model to continue.
 
         Raises:
-            MessageError: naming a message or field that is wrong.
-            DataError: with the template's own complaint or failure, or what it leaves out.
+            MessageError: for an invalid message or field, with its name.
+            DataError: if the template refuses the messages, fails, or omits a part of them.
         """
         chat = self.prepare(messages, tools=tools, documents=documents, variables=variables)
         check_rendered(chat, add_generation_prompt)
         if continue_final_message:
-            return continued(chat)
+            return render_continued(chat)
         text, places = chat.run(add_generation_prompt=add_generation_prompt)
         marked, ends = chat.words.reveal(text, [place for block in places for place in block])
         return RenderedChat(marked, tuple(zip(ends[::2], ends[1::2], strict=True)))
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """The text of a conversation, as render_chat gives it."""
+        """Return the text of render_chat()."""
         return self.render_chat(messages, add_generation_prompt=add_generation_prompt).text.text
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        return spelling_pattern(tuple(sorted({*self.spellings, *filter(None, self.special_tokens.values())})))
+        return compile_spellings(tuple(sorted({*self.spellings, *filter(None, self.special_tokens.values())})))
 
-    def special_in(self, text: str, start: int = 0) -> list[tuple[int, int]]:
-        """Where a text with placeholders holds special tokens, which are the template's own."""
+    def find_special(self, text: str, start: int = 0) -> list[tuple[int, int]]:
+        """Return the [start, end) of special tokens in a text whose user text has placeholders."""
         return [found.span() for found in self._special.finditer(text, start)]
 
     @cached_property
     def _turn_ends(self) -> dict[str, tuple[str, str] | None]:
         return {}
 
-    def turn_end(self, source: str | None = None) -> tuple[str, str] | None:
-        """What the template puts after the words of a last answer, and the beginning of it that ends the turn.
+    def find_turn_end(self, source: str | None = None) -> tuple[str, str] | None:
+        """Return what the template writes after the content of a last answer, and the part of it that ends the turn.
 
-        The turn ends behind the first special token after the words, and those that follow it at once; where there is
-        none, behind all but white space. None where the template refuses a simple round.
+        The turn ends after the first special token and those directly following it. If there is none, it ends at the
+        last character that is not white space. Returns None if the template refuses a simple conversation.
 
         Args:
-            source: of the template, where it is not this one's own but that for tools.
+            source: of the template, if not its own (the one for tools).
         """
         source = self.source if source is None else source
         if source not in self._turn_ends:
@@ -159,45 +159,42 @@ class ChatTemplate:
                 text, _ = dataclasses.replace(chat, source=source).run()
             except DataError:
                 text = ""
-            whole = text.rpartition(_ANSWER)[2]
-            self._turn_ends[source] = (whole, whole[: self._end_of_turn(whole)]) if _ANSWER in text else None
+            rest = text.rpartition(_ANSWER)[2]
+            tokens = self.find_special(rest)
+            end = tokens[0][1] if tokens else len(rest.rstrip() or rest)
+            for token_start, token_end in tokens[1:]:
+                if token_start != end:
+                    break
+                end = token_end
+            self._turn_ends[source] = (rest, rest[:end]) if _ANSWER in text else None
         return self._turn_ends[source]
-
-    def _end_of_turn(self, text: str) -> int:
-        tokens = self.special_in(text)
-        if not tokens:
-            return len(text.rstrip() or text)
-        end = tokens[0][1]
-        for token_start, token_end in tokens[1:]:
-            if token_start != end:
-                break
-            end = token_end
-        return end
 
     @cached_property
     def end_marker(self) -> str:
-        """What the template puts after an answer, up to the end token, at which generation stops."""
-        end = (self.turn_end() or ("", ""))[1]
+        """The text between an answer and the end token, at which generation stops."""
+        end = (self.find_turn_end() or ("", ""))[1]
         eos = self.special_tokens.get("eos_token")
         return (end.split(eos)[0] if eos and eos in end else end).strip()
 
-    def answer_in(self, text: str) -> str:
-        """The answer in what a model said: without the end marker that the template puts before the end token."""
+    def extract_answer(self, text: str) -> str:
+        """Return generated text without the end marker that the template writes before the end token."""
         return text.rstrip().removesuffix(self.end_marker) if self.end_marker else text
 
     def check(self) -> None:
-        """Compile it and render a round.
+        """Compile the template and render a sample conversation.
 
         Raises:
-            ConfigError: for a syntax error, or a template that gives no text.
+            ConfigError: for a syntax error, or a template that does not render the answer.
         """
         for source in filter(None, (self.source, self.with_tools)):
             try:
                 compile_template(source)
             except TemplateError as error:
-                raise ConfigError(f"chat template {self.name}{place_of(error).rstrip(',')}: {error.message}") from error
+                raise ConfigError(
+                    f"chat template {self.name}{describe_line(error).rstrip(',')}: {error.message}"
+                ) from error
             except RecursionError as error:
-                raise ConfigError(f"chat template {self.name}: it nests too deeply") from error
+                raise ConfigError(f"chat template {self.name}: nested too deeply") from error
         question: Message = {"role": "user", "content": "a"}
         try:
             chat = self.prepare([question, {"role": "assistant", "content": _ANSWER}])
@@ -207,12 +204,12 @@ class ChatTemplate:
         begun = next((text for text in (prompt, before) if whole.startswith(text)), whole)
         if _ANSWER not in whole[len(begun) :]:
             raise ConfigError(
-                f"chat template {self.name}: the text of a round does not begin with its prompt, so that the answer "
-                f"can't be told from it (prompt {prompt[:_SHOWN]!r}, whole {whole[:_SHOWN]!r})"
+                f"chat template {self.name}: the text of a conversation does not start with its prompt, so the "
+                f"answer can't be found (prompt {prompt[:_MAX_SHOWN]!r}, text {whole[:_MAX_SHOWN]!r})"
             )
 
     def save(self, folder: str | Path) -> None:
-        """Put the template beside a saved tokenizer, in both places where readers look for it."""
+        """Save the template in both places of a tokenizer folder where readers look for it."""
         save_templates(Path(folder), {DEFAULT: self.source, **self.others})
 
 
@@ -224,19 +221,19 @@ def choose_template(
     name: str | None = None,
     parse_special_tokens: bool = False,
 ) -> ChatTemplate:
-    """The template that --chat_template asks for.
+    """Choose the template for --chat_template.
 
     auto: alpaca with --instruction_generation, else the tokenizer's own, else alpaca for Alpaca records, else plain.
 
     Args:
-        name: which of the tokenizer's own, where it has several; "default" where not given, and, as in transformers,
+        name: of the tokenizer's templates, if it has several. The default is "default" and, as in transformers,
             "tool_use" for conversations with tools.
-        parse_special_tokens: special tokens that messages spell are special.
+        parse_special_tokens: whether spelled special tokens in messages become special tokens.
 
     Raises:
-        ConfigError: when the tokenizer has none although it was asked for, or a file is missing or wrong.
+        ConfigError: if the tokenizer has no template although one is needed, or a file is missing or invalid.
     """
-    own = own_templates(tokenizer)
+    own = load_own_templates(tokenizer)
     if choice == "auto":
         if instruction_generation:
             choice = "alpaca"
@@ -246,10 +243,11 @@ def choose_template(
             choice = "alpaca" if record_form == "alpaca" else "plain"
     others, with_tools = own, None
     if choice == "tokenizer":
-        source, others = _named(own, name)
+        source, others = _select_template(own, name)
+
         with_tools = own.get(TOOL_USE) if name is None else None
     elif name is not None:
-        raise ConfigError(f"--chat_template_name {name} is one of the tokenizer's own, but --chat_template is {choice}")
+        raise ConfigError(f"--chat_template_name {name} needs --chat_template tokenizer, but that is {choice}")
     elif choice in BUILT_IN:
         begin = "{{ bos_token }}" if adds_bos(tokenizer) and "bos_token" not in BUILT_IN[choice] else ""
         source, others = begin + BUILT_IN[choice], {}
@@ -262,7 +260,7 @@ def choose_template(
     template = ChatTemplate(
         choice,
         source,
-        special_tokens(tokenizer),
+        get_special_tokens(tokenizer),
         special_spellings(tokenizer),
         parse_special_tokens,
         others,
@@ -272,8 +270,8 @@ def choose_template(
     return template
 
 
-def _named(own: Mapping[str, str], name: str | None) -> tuple[str, dict[str, str]]:
-    """The text of one of a tokenizer's templates, and the others as they are saved beside it."""
+def _select_template(own: Mapping[str, str], name: str | None) -> tuple[str, dict[str, str]]:
+    """Return one of the tokenizer's templates, and the others under the names they are saved with."""
     if not own:
         raise ConfigError("--chat_template tokenizer: this tokenizer has none; choose plain, alpaca or a Jinja file")
     chosen = name or DEFAULT
@@ -284,23 +282,23 @@ def _named(own: Mapping[str, str], name: str | None) -> tuple[str, dict[str, str
         )
     others = {other: text for other, text in own.items() if other != DEFAULT}
     if chosen != DEFAULT and DEFAULT in own:
-        others["base_default"] = own[DEFAULT]  # the chosen one is the saved model's default
+        others["base_default"] = own[DEFAULT]  # the chosen template becomes the default of the saved model
     return own[chosen], others
 
 
-def own_template(tokenizer: PretrainedTokenizerBase) -> str | None:
-    """The Jinja template a tokenizer came with, if any (of several, the default)."""
-    own = own_templates(tokenizer)
+def find_own_template(tokenizer: PretrainedTokenizerBase) -> str | None:
+    """Return the tokenizer's own Jinja template, if any (its default, if there are several)."""
+    own = load_own_templates(tokenizer)
     return own.get(DEFAULT) or next(iter(own.values()), None)
 
 
-def special_tokens(tokenizer: PretrainedTokenizerBase) -> dict[str, str]:
-    """bos_token, eos_token, ... as text, for the template."""
+def get_special_tokens(tokenizer: PretrainedTokenizerBase) -> dict[str, str]:
+    """Return bos_token, eos_token, ... as text."""
     return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
 
 
 def adds_bos(tokenizer: PretrainedTokenizerBase) -> bool:
-    """Whether the tokenizer itself begins a text with its begin-of-sequence token."""
+    """Return whether the tokenizer adds its BOS token to texts."""
     bos = tokenizer.bos_token_id
     ids = tokenizer("a")["input_ids"]
     return bos is not None and len(ids) > 0 and ids[0] == bos

@@ -1,7 +1,7 @@
-"""Chat templates as transformers runs them: its Jinja environment, bounded.
+"""The Jinja environment of chat templates: that of transformers, with limits.
 
-What a template may use follows `transformers.utils.chat_template_utils` (version 5): white space rules, the
-`generation` tag, break and continue, `tojson`, `strftime_now`, `raise_exception`, and namespaces without underscores.
+Its features follow `transformers.utils.chat_template_utils` (version 5): white space rules, the `generation` tag, break
+and continue, `tojson`, `strftime_now`, `raise_exception`, and namespaces without underscores.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from jinja2.visitor import NodeTransformer
 
 from oarlock.data.templates.jinja_limits import (
     Steps,
+    charge_value,
     check_call,
     check_filter,
-    made,
-    operate,
+    check_operation,
     size_as_text,
-    spending,
+    start_budget,
 )
 
 
 class Refused(TemplateError):
-    """A template's own complaint: `raise_exception`."""
+    """A template called `raise_exception`."""
 
 
-# Rendered so far, in characters, and the places of generation blocks.
+# The number of characters rendered so far, and the [start, end) of generation blocks.
 _TRACKED: ContextVar[tuple[list[int], list[tuple[int, int]]] | None] = ContextVar("generation_blocks", default=None)
-# Puts users' words into and out of their placeholders around `tojson`; see oarlock.data.templates.special_token_text.
+# Converts placeholders to user text and back around `tojson`; see oarlock.data.templates.special_token_text.
 Respell = tuple[Callable[[Any], Any], Callable[[str], str]]
 _RESPELL: ContextVar[Respell | None] = ContextVar("respell", default=None)
 
 
 class _GenerationBlocks(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %}: what the model writes itself."""
+    """The tag {% generation %} ... {% endgeneration %}, which encloses what the model writes."""
 
-    tags = {"generation"}  # noqa: RUF012 - Jinja declares it so
+    tags = {"generation"}  # noqa: RUF012 - declared this way by Jinja
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -63,8 +63,8 @@ class _GenerationBlocks(jinja2.ext.Extension):
         return text
 
 
-class _Counted(NodeTransformer):
-    """Loops, joined texts and the template's own words go through the functions that count them."""
+class _CountingTransformer(NodeTransformer):
+    """Routes loops, concatenations and literal text through the functions that count them."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -80,15 +80,15 @@ class _Counted(NodeTransformer):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, with everything counted that makes text or repeats."""
+    """A sandbox that counts every loop, call and text."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        return _Counted().visit(super()._parse(source, name, filename))
+        return _CountingTransformer().visit(super()._parse(source, name, filename))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        operate(operator, left, right)
+        check_operation(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, obj: Any, /, *args: Any, **named: Any) -> Any:
@@ -97,7 +97,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner = getattr(bound, "__self__", None)
         if isinstance(owner, str):
             args = check_call(owner, bound.__name__, args, named)
-        return made(super().call(context, obj, *args, **named))
+        return charge_value(super().call(context, obj, *args, **named))
 
 
 class _TemplateDict:
@@ -111,9 +111,9 @@ class _TemplateDict:
 
 
 class _TemplateNamespace(Namespace):
-    """Namespaces without names that begin with an underscore."""
+    """A namespace that refuses names with a leading underscore."""
 
-    def __init__(*args: Any, **named: Any) -> None:  # any name may be given, "self" too
+    def __init__(*args: Any, **named: Any) -> None:  # positional, because any name may be given, even "self"
         self, args = args[0], args[1:]
         given = dict(*args, **named)
         for name in given:
@@ -127,7 +127,7 @@ class _TemplateNamespace(Namespace):
 
 def _check_name(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace may not hold {name!r}, which begins with an underscore")
+        raise SecurityError(f"a namespace can't have {name!r}, which starts with an underscore")
 
 
 def _tojson(
@@ -143,22 +143,18 @@ def _raise_exception(message: str) -> None:
     raise Refused(message)
 
 
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
 @pass_context
-def _written(context: Any, value: Any) -> str:
-    """What is put into the text (Jinja's `finalize`; with the context, so that constants come here too)."""
+def _finalize(context: Any, value: Any) -> str:
+    """Convert an output value (Jinja's `finalize`). It takes the context so that constants are not folded."""
     if not isinstance(value, str):
         size_as_text(value)
-    return made(str(value))
+    return charge_value(str(value))
 
 
 @pass_context
 def _concat(context: Any, parts: list[Any]) -> str:
     size_as_text(parts)
-    return made("".join(map(str, parts)))
+    return charge_value("".join(map(str, parts)))
 
 
 @pass_context
@@ -174,16 +170,16 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         if len(args) > first:
             value = check_filter(name, args[first], args[first + 1 :], named)
             args = (*args[:first], value, *args[first + 1 :])
-        return made(function(*args, **named))
+        return charge_value(function(*args, **named))
 
     return bounded
 
 
-def _environment() -> _Environment:
+def _make_environment() -> _Environment:
     environment = _Environment(
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_written,
+        finalize=_finalize,
         extensions=[_GenerationBlocks, jinja2.ext.loopcontrols],
     )
     environment.filters["tojson"] = _tojson
@@ -191,7 +187,7 @@ def _environment() -> _Environment:
     environment.filters |= {"_steps": _steps, "_concat": _concat}
     environment.globals |= {
         "raise_exception": _raise_exception,
-        "strftime_now": _strftime_now,
+        "strftime_now": lambda format: datetime.now().strftime(format),
         "dict": _TemplateDict(),
         "namespace": _TemplateNamespace,
     }
@@ -201,28 +197,28 @@ def _environment() -> _Environment:
 
 @lru_cache(maxsize=64)
 def compile_template(source: str) -> Template:
-    """A template ready to render.
+    """Compile a template.
 
     Raises:
-        TemplateError: for wrong Jinja, with its line.
+        TemplateError: for invalid Jinja, with the line.
     """
     try:
-        return _environment().from_string(source)
-    except SyntaxError as error:  # of the Python that Jinja makes of it: a break outside of loops
+        return _make_environment().from_string(source)
+    except SyntaxError as error:  # in the Python code that Jinja generates, e.g. a break outside a loop
         raise TemplateSyntaxError(error.msg, 1) from error
 
 
 def run_template(
     source: str, variables: Mapping[str, Any], given: int, respell: Respell | None = None
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text that a template makes, and the [start, end) of its generation blocks in it.
+    """Render a template. Returns its text and the [start, end) of its generation blocks.
 
     Args:
-        given: characters of the messages among the variables; the bounds grow with them.
-        respell: how users' words come out of their placeholders before JSON is made of them, and into them again.
+        given: number of characters of the messages among the variables. The limits grow with it.
+        respell: two functions around `tojson`: placeholders to user text, and back.
 
     Raises:
-        TemplateError, OverBudget, or whatever the template's program runs into.
+        TemplateError, OverBudget, or any error of the template itself.
     """
     template = compile_template(source)
     done: list[int] = [0]
@@ -230,7 +226,7 @@ def run_template(
     parts: list[str] = []
     tokens = _TRACKED.set((done, places)), _RESPELL.set(respell)
     try:
-        with spending(given) as budget:
+        with start_budget(given) as budget:
             for part in template.generate(**variables):
                 parts.append(part)
                 done[0] += len(part)
@@ -241,8 +237,8 @@ def run_template(
     return "".join(parts), places
 
 
-def failing_line(error: BaseException) -> int | None:
-    """The template's line that an error comes from."""
+def find_failing_line(error: BaseException) -> int | None:
+    """Return the line of the template that raised an error."""
     if isinstance(line := getattr(error, "lineno", None), int):
         return line
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]

@@ -1,8 +1,9 @@
-"""What a chat template may use: steps, time, and the size of what it makes.
+"""Limits of a chat template: its steps, its time, and the size of its results.
 
-A template comes with a model, from anybody. Jinja's sandbox keeps it from the machine, not from running for ever or
-filling the memory. Here each turn of a loop, each call and all text that is made are counted against a budget; nothing
-hangs on signals or other threads, so that it works in each thread of a server.
+A template comes with a model, and anybody may have written it. Jinja's sandbox protects the machine, but does not stop
+endless loops or huge texts. Here each iteration, each call and all text are counted against a budget. This needs no
+signals and no threads, so it works in any thread of a server.
+
 """
 
 from __future__ import annotations
@@ -14,49 +15,49 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-_STEPS = 3_000_000
-_SECONDS = 4  # of this thread's processor time, so that a busy machine changes nothing
-_LARGEST = 1 << 24  # characters of one text (or members of one list) ...
-_LARGEST_PER_GIVEN = 16  # ... and so many more for each character of the messages
-_WORK = 1 << 28  # characters of all texts together
-_WORK_PER_GIVEN = 256
-_DEEPEST = 100
-_INDENT = 100  # the most spaces that `tojson` may indent by
-_BITS = 1 << 16  # of a number
+_MAX_STEPS = 3_000_000
+_MAX_SECONDS = 4  # CPU time of this thread, so that the load of the machine does not matter
+_MAX_SIZE = 1 << 24  # characters of a text, or items of a list
+_MAX_SIZE_PER_GIVEN = 16  # more per character of the messages
+_MAX_WORK = 1 << 28  # characters of all texts in total
+_MAX_WORK_PER_GIVEN = 256
+_MAX_DEPTH = 100
+_MAX_INDENT = 100  # spaces, of `tojson`
+_MAX_BITS = 1 << 16  # of an integer
 
 
 class OverBudget(Exception):
-    """A template runs too long, or makes too much."""
+    """A template exceeds its limits."""
 
 
 class Budget:
-    """What is left to one rendering.
+    """The remaining budget of one rendering.
 
     Args:
-        given: characters of the messages.
+        given: number of characters of the messages.
     """
 
     def __init__(self, given: int) -> None:
-        self.largest = _LARGEST + _LARGEST_PER_GIVEN * given
-        self._work = _WORK + _WORK_PER_GIVEN * given
-        self._steps = _STEPS
-        self._deadline = time.thread_time() + _SECONDS
+        self.max_size = _MAX_SIZE + _MAX_SIZE_PER_GIVEN * given
+        self._work = _MAX_WORK + _MAX_WORK_PER_GIVEN * given
+        self._steps = _MAX_STEPS
+        self._deadline = time.thread_time() + _MAX_SECONDS
 
     def step(self) -> None:
-        """A turn of a loop, or a call."""
+        """Count an iteration of a loop, or a call."""
         self._steps -= 1
         if self._steps < 0:
-            raise OverBudget(f"it takes more than {_STEPS:,} steps")
+            raise OverBudget(f"it takes more than {_MAX_STEPS:,} steps")
         if self._steps % 256 == 0 and time.thread_time() > self._deadline:
-            raise OverBudget(f"it takes more than {_SECONDS} seconds")
+            raise OverBudget(f"it takes more than {_MAX_SECONDS} seconds")
 
     def allow(self, size: int) -> None:
-        """Refuse a text or list of this size before it is made."""
-        if size > self.largest:
-            raise OverBudget(f"it makes a text or list of more than {self.largest:,} characters or members")
+        """Refuse a text or list that would be too large."""
+        if size > self.max_size:
+            raise OverBudget(f"it makes a text or list of more than {self.max_size:,} characters or items")
 
     def charge(self, size: int) -> None:
-        """A text or list of this size was made."""
+        """Count a text or list that was made."""
         self.allow(size)
         self._work -= size
         if self._work < 0:
@@ -66,23 +67,23 @@ class Budget:
 _BUDGET: ContextVar[Budget | None] = ContextVar("template_budget", default=None)
 
 
-def budget() -> Budget:
-    """That of the rendering under way; while a template is compiled, one for each constant expression."""
+def get_budget() -> Budget:
+    """Return the budget of the current rendering. At compile time, each constant expression gets a new one."""
     return _BUDGET.get() or Budget(0)
 
 
 @contextmanager
-def spending(given: int) -> Iterator[Budget]:
-    """A budget for one rendering of messages of `given` characters."""
+def start_budget(given: int) -> Iterator[Budget]:
+    """Set the budget for rendering messages of `given` characters."""
     token = _BUDGET.set(Budget(given))
     try:
-        yield budget()
+        yield get_budget()
     finally:
         _BUDGET.reset(token)
 
 
 class Steps:
-    """What a loop goes over, each turn counted."""
+    """An iterable that counts its iterations."""
 
     def __init__(self, items: Any) -> None:
         self._items = items
@@ -92,36 +93,36 @@ class Steps:
 
     def __iter__(self) -> Iterator[Any]:
         items = iter(self._items)
-        run = budget()
+        run = get_budget()
 
-        def counted() -> Iterator[Any]:
+        def iterate() -> Iterator[Any]:
             for item in items:
                 run.step()
                 yield item
 
-        return counted()
+        return iterate()
 
 
-def made(value: Any) -> Any:
-    """The value itself, charged by its size where it has one."""
+def charge_value(value: Any) -> Any:
+    """Charge the budget for a value that has a size, and return the value."""
     if isinstance(value, (str, list, tuple)):
-        budget().charge(len(value))
+        get_budget().charge(len(value))
     return value
 
 
 def size_as_text(value: Any) -> int:
-    """About how many characters a value has as text.
+    """Estimate the number of characters of a value as text.
 
     Raises:
-        OverBudget: when these are too many, without making them.
+        OverBudget: if it is too large. The text is not made.
     """
-    run, left = budget(), [0]
+    run, left = get_budget(), [0]
 
     def add(part: Any, depth: int) -> None:
         left[0] += len(part) if isinstance(part, str) else 8
         run.allow(left[0])
-        if depth > _DEEPEST:
-            raise OverBudget(f"it nests values more than {_DEEPEST} deep")
+        if depth > _MAX_DEPTH:
+            raise OverBudget(f"it nests values more than {_MAX_DEPTH} deep")
         if isinstance(part, Mapping):
             for key, inner in part.items():
                 add(key, depth + 1)
@@ -134,9 +135,9 @@ def size_as_text(value: Any) -> int:
     return left[0]
 
 
-def operate(operator: str, left: Any, right: Any) -> None:
+def check_operation(operator: str, left: Any, right: Any) -> None:
     """Refuse an operation whose result would be too large."""
-    run = budget()
+    run = get_budget()
     numbers = [value for value in (left, right) if isinstance(value, int)]
     if operator == "+":
         if isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
@@ -151,28 +152,28 @@ def operate(operator: str, left: Any, right: Any) -> None:
         if len(numbers) == 2:
             _allow_bits(left.bit_length() * max(0, right))
     elif operator == "%" and isinstance(left, str):
-        run.charge(_formatted(left, "%", right if isinstance(right, (tuple, Mapping)) else (right,)))
+        run.charge(_bound_formatted(left, "%", right if isinstance(right, (tuple, Mapping)) else (right,)))
 
 
 def _allow_bits(bits: int) -> None:
-    if bits > _BITS:
-        raise OverBudget(f"it makes a number of more than {_BITS:,} bits")
+    if bits > _MAX_BITS:
+        raise OverBudget(f"it makes an integer of more than {_MAX_BITS:,} bits")
 
 
-def _formatted(pattern: str, mark: str, values: Iterable[Any] | Mapping[Any, Any]) -> int:
-    """At most how many characters a format gives."""
+def _bound_formatted(pattern: str, mark: str, values: Iterable[Any] | Mapping[Any, Any]) -> int:
+    """Return an upper bound of the number of characters of a formatted text."""
     values = list(values.values() if isinstance(values, Mapping) else values)
     widths = [*map(int, re.findall(r"\d{1,18}", pattern)), *(abs(v) for v in values if isinstance(v, int))]
     return len(pattern) + pattern.count(mark) * (max(widths, default=0) + sum(map(size_as_text, values)))
 
 
 def check_call(text: str, method: str, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Arguments for a method of a text, or for the filter of the same name, whose result is not too large.
+    """Check a call of a str method, or of the filter of the same name, and return the arguments to call it with.
 
     Raises:
-        OverBudget: where it would be.
+        OverBudget: if the result would be too large.
     """
-    run, given = budget(), [*args, *named.values()]
+    run, given = get_budget(), [*args, *named.values()]
     numbers = [abs(value) for value in given if isinstance(value, int)]
     if method in ("center", "ljust", "rjust", "zfill"):
         run.allow(max(numbers, default=0))
@@ -187,7 +188,7 @@ def check_call(text: str, method: str, args: Sequence[Any], named: Mapping[str, 
         run.allow(len(text) * max([1, *(len(v) for v in given[0].values() if isinstance(v, str))]))
     elif method in ("format", "format_map"):
         values = given[0] if method == "format_map" and given and isinstance(given[0], Mapping) else given
-        run.allow(_formatted(text, "{", values))
+        run.allow(_bound_formatted(text, "{", values))
     elif method == "join" and args:
         items = list(Steps(args[0]))
         run.allow(size_as_text(items) + len(text) * len(items))
@@ -196,16 +197,16 @@ def check_call(text: str, method: str, args: Sequence[Any], named: Mapping[str, 
 
 
 def check_filter(name: str, value: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
-    """The value that a filter is given, where what it makes is not too large.
+    """Check a call of a filter, and return the value to call it with.
 
     Raises:
-        OverBudget: where it would be.
+        OverBudget: if the result would be too large.
     """
-    run, numbers = budget(), [abs(v) for v in (*args, *named.values()) if isinstance(v, int)]
+    run, numbers = get_budget(), [abs(v) for v in (*args, *named.values()) if isinstance(v, int)]
     if name in ("center", "indent", "replace"):
         check_call(str(value), name, args, named)
     elif name == "format":
-        run.allow(_formatted(str(value), "%", [*args, *named.values()]))
+        run.allow(_bound_formatted(str(value), "%", [*args, *named.values()]))
     elif name in ("batch", "slice"):
         run.allow(max(numbers, default=0))
     elif name == "join":
@@ -216,8 +217,8 @@ def check_filter(name: str, value: Any, args: Sequence[Any], named: Mapping[str,
         items = list(Steps(value))
         run.charge(sum(len(item) for item in items if isinstance(item, (list, tuple))) * len(items))
         return items
-    elif name == "tojson" and max(numbers, default=0) > _INDENT:
-        raise OverBudget(f"it indents JSON by more than {_INDENT}")
+    elif name == "tojson" and max(numbers, default=0) > _MAX_INDENT:
+        raise OverBudget(f"it indents JSON by more than {_MAX_INDENT}")
     elif name in ("string", "pprint", "tojson", "xmlattr", "urlencode"):
         size_as_text(value)
     return value

@@ -1,4 +1,4 @@
-"""A conversation and its chat template: the text of the whole, and of its beginnings."""
+"""Rendering a conversation, or its first messages, with its chat template."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from oarlock.data.examples.marked_text import MarkedText
 from oarlock.data.records.messages import Message
-from oarlock.data.templates.jinja_environment import Refused, failing_line, run_template
+from oarlock.data.templates.jinja_environment import Refused, find_failing_line, run_template
 from oarlock.data.templates.jinja_limits import OverBudget
 from oarlock.data.templates.special_token_text import Words
 from oarlock.errors import DataError
@@ -17,7 +17,7 @@ _CONTINUE = "CONTINUE9f2c "
 
 
 class TemplateStopped(DataError):
-    """A template ran too long, or made too much."""
+    """A template exceeded its limits."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class RenderedChat:
     """The text of a conversation.
 
     Attributes:
-        text: with the places where users' words spell a special token.
-        generations: [start, end) of what stands between {% generation %} and {% endgeneration %}.
+        text: with the positions where user text spells a special token.
+        generations: [start, end) of the text between {% generation %} and {% endgeneration %}.
     """
 
     text: MarkedText
@@ -34,7 +34,7 @@ class RenderedChat:
 
 
 class Template(Protocol):
-    """What a conversation needs of its chat template (see oarlock.data.templates.chat_template.ChatTemplate).
+    """The interface of a chat template that rendering needs (see oarlock.data.templates.chat_template.ChatTemplate).
 
     Attributes:
         name: for messages.
@@ -43,31 +43,31 @@ class Template(Protocol):
 
     @property
     def name(self) -> str:
-        """See above."""
+        """Name for messages."""
         ...
 
     @property
     def special_tokens(self) -> Mapping[str, str]:
-        """See above."""
+        """Values of bos_token, eos_token, ..."""
         ...
 
-    def turn_end(self, source: str | None = None) -> tuple[str, str] | None:
-        """What stands after the words of a last answer, and the beginning of it that ends the turn."""
+    def find_turn_end(self, source: str | None = None) -> tuple[str, str] | None:
+        """Return what follows the content of a last answer, and the part of it that ends the turn."""
         ...
 
-    def special_in(self, text: str, start: int = 0) -> list[tuple[int, int]]:
-        """Where a text with placeholders holds special tokens, which are the template's own."""
+    def find_special(self, text: str, start: int = 0) -> list[tuple[int, int]]:
+        """Return the [start, end) of special tokens in a text whose user text has placeholders."""
         ...
 
 
 @dataclass(frozen=True)
 class PreparedChat:
-    """A conversation ready for its template: the beginnings of one are rendered with the same placeholders.
+    """A conversation ready to render. Parts of it are rendered with the same placeholders.
 
     Attributes:
-        source: the template's text (with tools it may be another one).
+        source: of the template. Conversations with tools may use another one.
         messages, tools, documents: as the template gets them.
-        words: users' words in them.
+        words: the user text in them.
     """
 
     template: Template
@@ -81,13 +81,13 @@ class PreparedChat:
     def run(
         self, messages: Sequence[Message] | None = None, add_generation_prompt: bool = False, tools: Any = None
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The text of these messages (of all, where not given), placeholders in it, and its generation blocks.
+        """Render these messages (default: all). Returns the text, with placeholders, and its generation blocks.
 
         Args:
-            tools: in place of the conversation's own.
+            tools: replace those of the conversation.
 
         Raises:
-            DataError: with the template's own complaint (a role it does not know, for example) or failure.
+            DataError: if the template refuses the messages (an unknown role, for example) or fails.
         """
         name = self.template.name
         variables = {
@@ -103,27 +103,29 @@ class PreparedChat:
         except Refused as error:
             raise DataError(f"chat template {name} refuses these messages: {error.message}") from error
         except OverBudget as error:
-            raise TemplateStopped(f"chat template {name}{place_of(error)} is stopped: {error}") from error
-        except Exception as error:  # a template is a program: it may add text to a number
-            raise DataError(f"chat template {name}{place_of(error)} fails: {type(error).__name__}: {error}") from error
+            raise TemplateStopped(f"chat template {name}{describe_line(error)} was stopped: {error}") from error
+        except Exception as error:  # a template is a program, which can fail in any way
+            raise DataError(
+                f"chat template {name}{describe_line(error)} fails: {type(error).__name__}: {error}"
+            ) from error
 
 
-def place_of(error: BaseException) -> str:
-    """ ", line N,": where in its template an error happened, or nothing."""
-    line = failing_line(error)
+def describe_line(error: BaseException) -> str:
+    """Return ", line N," for the line of the template that raised an error, or ""."""
+    line = find_failing_line(error)
     return f", line {line}," if line else ""
 
 
-def continued(chat: PreparedChat) -> RenderedChat:
-    """The text up to the end of the last message's words, as transformers finds it."""
+def render_continued(chat: PreparedChat) -> RenderedChat:
+    """Render up to the end of the content of the last message, by the rule of transformers."""
     last = chat.messages[-1]
     if not last.get("content"):
-        raise DataError("the last message has no content to go on from")
+        raise DataError("the last message has no content to continue")
     text, _ = chat.run([*chat.messages[:-1], {**last, "content": last["content"] + _CONTINUE}])
     at = text.rfind(_CONTINUE.strip())
     if at < 0:
         raise DataError(
-            f"chat template {chat.template.name} changes the last message's text, so that it can't be continued"
+            f"chat template {chat.template.name} changes the text of the last message, so it can't be continued"
         )
     kept = text[:at] if text[at : at + len(_CONTINUE)] == _CONTINUE else text[:at].rstrip()
     return RenderedChat(chat.words.reveal(kept)[0], ())

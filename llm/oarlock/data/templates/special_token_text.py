@@ -1,7 +1,8 @@
-"""Special tokens that users' words spell: kept apart from a template's own while it makes one text of all.
+"""Telling special tokens that user text spells from those that the template writes.
 
-Before a template runs, each spelling in users' words is replaced by one character of Unicode's private use, which
-survives whatever a template does with a text (strip, split, replace); afterwards it is put back, and its place noted.
+Before a template runs, each spelling in user text is replaced by a character of Unicode's private use area. These
+characters survive what a template does with text (strip, split, replace). Afterwards the spellings are restored and
+their positions noted.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from oarlock.data.examples.marked_text import MarkedText, free_letters, private_
 
 
 @lru_cache(maxsize=16)
-def spelling_pattern(spellings: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds any of them, the longest first."""
+def compile_spellings(spellings: tuple[str, ...]) -> re.Pattern[str]:
+    """Compile a pattern that finds any of the spellings, longest first."""
     return re.compile("|".join(map(re.escape, sorted(spellings, key=len, reverse=True))) or "(?!)")
 
 
 def replace_text(value: Any, replace: Callable[[str], str]) -> Any:
-    """A value with each text in it, keys too, replaced."""
+    """Apply a function to each text in a value, keys included."""
     if isinstance(value, str):
         return replace(value)
     if isinstance(value, dict):
@@ -32,20 +33,20 @@ def replace_text(value: Any, replace: Callable[[str], str]) -> Any:
 
 
 class Words:
-    """Users' words, and the placeholders in them.
+    """User text, and the placeholders in it.
 
     Args:
-        values: all that users wrote (messages, tools, ...).
-        spellings: of special tokens, which are text there.
+        values: everything that users wrote (messages, tools, ...).
+        spellings: of special tokens, to be treated as text.
         source: of the template.
 
     Attributes:
-        size: characters of all texts among the values.
-        spelled: how many special tokens they spell.
+        size: number of characters of all texts in the values.
+        spelled: number of special tokens that they spell.
     """
 
     def __init__(self, values: Any, spellings: tuple[str, ...], source: str) -> None:
-        self._pattern = spelling_pattern(spellings)
+        self._pattern = compile_spellings(spellings)
         texts: list[str] = []
         replace_text(values, lambda text: texts.append(text) or text)  # type: ignore[func-returns-value]
         self.size = sum(map(len, texts))
@@ -59,22 +60,22 @@ class Words:
         self._shown = re.compile(f"[{''.join(self._spellings)}]") if self._spellings else re.compile("(?!)")
 
     def hide(self, value: Any) -> Any:
-        """A value with placeholders for the special tokens that it spells."""
+        """Replace special tokens in a value by placeholders."""
         return replace_text(value, self.hide_in) if self._letters else value
 
     def hide_in(self, text: str) -> str:
-        """The same for one text."""
+        """Replace special tokens in a text by placeholders."""
         return self._pattern.sub(lambda found: self._letters[found.group()], text) if self._letters else text
 
     def show(self, value: Any) -> Any:
-        """A value with the spellings in their places again."""
-        return replace_text(value, self._show_in) if self._letters else value
-
-    def _show_in(self, text: str) -> str:
-        return self._shown.sub(lambda found: self._spellings[found.group()], text)
+        """Replace placeholders in a value by the spellings."""
+        if not self._letters:
+            return value
+        spellings = self._spellings
+        return replace_text(value, lambda text: self._shown.sub(lambda found: spellings[found.group()], text))
 
     def reveal(self, text: str, places: Sequence[int] = ()) -> tuple[MarkedText, list[int]]:
-        """A text with placeholders as it is read, and where these places of it are there."""
+        """Replace placeholders in a rendered text. Returns it with the positions given, moved accordingly."""
         if not self._letters:
             return MarkedText(text), list(places)
         parts, literal, steps, done, length = [], [], [], 0, 0

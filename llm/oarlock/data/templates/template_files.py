@@ -1,7 +1,7 @@
-"""Where a tokenizer's folder keeps its chat templates: read and written by transformers' rules.
+"""Reading and writing the chat templates of a tokenizer folder, by the rules of transformers.
 
-chat_template.jinja is the one named "default", files of additional_chat_templates/ are named by themselves; where there
-is neither, tokenizer_config.json holds one text or a list of named ones.
+chat_template.jinja is the template "default"; files in additional_chat_templates/ are named after themselves. If there
+are neither, tokenizer_config.json contains one text or a list of named ones.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ if TYPE_CHECKING:
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
 DEFAULT, TOOL_USE = "default", "tool_use"
-_LARGEST = 1 << 20  # bytes; the longest published have 50,000
+_MAX_BYTES = 1 << 20  # the longest published templates have 50,000
 _PROCESSOR_FILE = "chat_template.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
-def own_templates(tokenizer: PretrainedTokenizerBase) -> dict[str, str]:
-    """The Jinja templates a tokenizer came with, by name; none is an empty dictionary.
+def load_own_templates(tokenizer: PretrainedTokenizerBase) -> dict[str, str]:
+    """Return the tokenizer's own Jinja templates by name.
 
     Raises:
-        ConfigError: where they are not what transformers reads.
+        ConfigError: if transformers could not read them.
     """
     folder = Path(getattr(tokenizer, "name_or_path", "") or "")
-    found = templates_in_files(folder)
+    found = read_template_files(folder)
     if not found:
         inside = (getattr(tokenizer, "init_kwargs", None) or {}).get("chat_template")
-        found = named_templates(inside, str(folder))
-    return found or templates_in_folder(folder)
+        found = parse_named_templates(inside, str(folder))
+    return found or read_folder_templates(folder)
 
 
-def templates_in_folder(folder: Path) -> dict[str, str]:
-    """The same for the files of a folder alone."""
-    found = templates_in_files(folder)
+def read_folder_templates(folder: Path) -> dict[str, str]:
+    """Return the Jinja templates in the files of a folder by name."""
+    found = read_template_files(folder)
     config = folder / "tokenizer_config.json"
     if not found and config.is_file():
-        found = named_templates(read_tokenizer_config(config).get("chat_template"), str(config))
+        found = parse_named_templates(read_tokenizer_config(config).get("chat_template"), str(config))
     processor = folder / _PROCESSOR_FILE
     if not found and processor.is_file():
-        found = named_templates(read_json(processor, dict[str, Any]).get("chat_template"), str(processor))
+        found = parse_named_templates(read_json(processor, dict[str, Any]).get("chat_template"), str(processor))
         if not found:
-            log_once(f"{processor}: PaddleNLP's own form of a chat template is not read; give a Jinja file")
+            log_once(f"{processor}: PaddleNLP's own chat template format is not supported; use a Jinja file")
     return found
 
 
-def templates_in_files(folder: Path) -> dict[str, str]:
-    """Those in files of their own."""
+def read_template_files(folder: Path) -> dict[str, str]:
+    """Return the templates that have a file of their own."""
     files = {path.stem: path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
     if (folder / TEMPLATE_FILE).is_file():
         files = {DEFAULT: folder / TEMPLATE_FILE, **{name: p for name, p in files.items() if name != DEFAULT}}
@@ -66,19 +66,19 @@ def templates_in_files(folder: Path) -> dict[str, str]:
 
 
 def read_template(path: Path) -> str:
-    """The Jinja text of a file.
+    """Read a Jinja file.
 
     Raises:
-        ConfigError: when it can't be read.
+        ConfigError: if it can't be read.
     """
-    return read_text(path, limit=_LARGEST, what="chat template", error=ConfigError)
+    return read_text(path, limit=_MAX_BYTES, what="chat template", error=ConfigError)
 
 
-def named_templates(value: Any, where: str) -> dict[str, str]:
-    """What tokenizer_config.json holds: a text, a list of {"name", "template"}, or names with their texts.
+def parse_named_templates(value: Any, where: str) -> dict[str, str]:
+    """Parse chat_template of tokenizer_config.json: a text, a list of {"name", "template"}, or a map of names to texts.
 
     Raises:
-        ConfigError: for anything else, and names that are no file names.
+        ConfigError: for anything else, or a name that can't be a file name.
     """
     if value is None:
         return {}
@@ -96,10 +96,10 @@ def named_templates(value: Any, where: str) -> dict[str, str]:
 
 
 def save_templates(folder: Path, templates: Mapping[str, str]) -> None:
-    """Put templates where readers look for them.
+    """Save templates where readers look for them.
 
-    The default one stands in a file and in tokenizer_config.json; there as a text, which readers understand that know
-    no list of named ones.
+    The default template is saved in a file and, as a single text, in tokenizer_config.json: some readers do not know
+    lists of named templates.
     """
     for name, text in templates.items():
         if name != DEFAULT:

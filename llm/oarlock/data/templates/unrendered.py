@@ -1,8 +1,9 @@
-"""What a chat template leaves out of a conversation: found with a stand-in for each text, once for each shape.
+"""Finding what a chat template omits from a conversation.
 
-A template may pass over a system text, a tool's result, a call beside words, or write a role that it does not know as
-another one's; trained or asked so, a model reads something else than was said. Whether it does hangs on roles and
-fields, not on the words, so one rendering with stand-ins tells it for all conversations of the same shape.
+A template may omit a system message, a tool's result or a tool call next to content, or render an unknown role as
+another one. The model would then see another conversation than the one given. What is omitted depends on roles and
+fields, not on the content. So one rendering with a stand-in for each text decides for all conversations of the same
+shape.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from oarlock.data.records.messages import REASONING, Message
 from oarlock.data.templates.rendering import PreparedChat, TemplateStopped
 from oarlock.errors import DataError
 
-_KEPT = 4096  # shapes whose answer is remembered
+_MAX_CACHED = 4096  # shapes
 _found: OrderedDict[Any, str | None] = OrderedDict()
 _PROBE_TOOL = {
     "type": "function",
@@ -29,28 +30,28 @@ _PROBE_TOOL = {
 
 
 def check_rendered(chat: PreparedChat, add_generation_prompt: bool = False) -> None:
-    """See that a template renders all messages, calls, reasoning and tools.
+    """Check that a template renders all messages, tool calls, reasoning and tools.
 
     Raises:
-        DataError: naming what it leaves out.
+        DataError: with what it omits.
     """
-    key = (*_shape(chat), add_generation_prompt)
+    key = (*_describe_shape(chat), add_generation_prompt)
     problem = _found.get(key, "")
     if problem == "":
-        problem = _found[key] = _left_out(chat, add_generation_prompt)
-        if len(_found) > _KEPT:
+        problem = _found[key] = _find_left_out(chat, add_generation_prompt)
+        if len(_found) > _MAX_CACHED:
             _found.popitem(last=False)
     if problem == _UNKNOWN:
-        problem = _words_left_out(chat, add_generation_prompt)
+        problem = _find_missing_content(chat, add_generation_prompt)
     if problem:
         raise DataError(f"chat template {chat.template.name} {problem}")
 
 
-_UNKNOWN = "?"  # the template fails on the stand-ins: the words themselves are looked for
+_UNKNOWN = "?"  # the template fails on the stand-ins, so the content itself is searched for
 
 
-def _shape(chat: PreparedChat) -> tuple[Any, ...]:
-    """What rendering hangs on beside the words."""
+def _describe_shape(chat: PreparedChat) -> tuple[Any, ...]:
+    """Return what rendering depends on besides the content."""
     ids: dict[str, int] = {}
     rows = []
     for message in chat.messages:
@@ -71,34 +72,32 @@ def _shape(chat: PreparedChat) -> tuple[Any, ...]:
 
 
 def probe_message(message: Message, number: int, ids: dict[str, str]) -> Message:
-    """A message with a stand-in for each of its texts; the ids of calls stay apart."""
+    """Replace each text of a message by a stand-in. Distinct call ids stay distinct."""
     probe = dict(message)
     for kind, name in enumerate(("content", *REASONING, "instruction", "input")):
         if isinstance(message.get(name), str) and message[name].strip():
             probe[name] = f"Probe{number:05d}{'R' if name in REASONING else 'CXXXIM'[kind]}x"
     if message.get("tool_calls"):
-        probe["tool_calls"] = [_probe_call(call, number, k, ids) for k, call in enumerate(message["tool_calls"])]
+        probe["tool_calls"] = []
+        for k, call in enumerate(message["tool_calls"]):
+            arguments = {"probe": f"Probe{number:05d}A{k:02d}x"} if call["function"]["arguments"] else {}
+            function = {**call["function"], "name": f"Probe{number:05d}N{k:02d}x", "arguments": arguments}
+            given = {"id": ids.setdefault(str(call["id"]), f"call{len(ids):05d}")} if "id" in call else {}
+            probe["tool_calls"].append({**call, **given, "function": function})
     if "tool_call_id" in message:
         probe["tool_call_id"] = ids.setdefault(str(message["tool_call_id"]), f"call{len(ids):05d}")
     return probe
 
 
-def _probe_call(call: Message, number: int, k: int, ids: dict[str, str]) -> Message:
-    arguments = {"probe": f"Probe{number:05d}A{k:02d}x"} if call["function"]["arguments"] else {}
-    function = {**call["function"], "name": f"Probe{number:05d}N{k:02d}x", "arguments": arguments}
-    given = {"id": ids.setdefault(str(call["id"]), f"call{len(ids):05d}")} if "id" in call else {}
-    return {**call, **given, "function": function}
-
-
-def stand_ins(probe: Message) -> list[str]:
-    """The stand-ins in a message that probe_message made."""
+def list_stand_ins(probe: Message) -> list[str]:
+    """Return the stand-ins in a message of probe_message()."""
     words = [probe[name] for name in ("content", REASONING[0]) if str(probe.get(name, "")).startswith("Probe")]
     for call in probe.get("tool_calls") or ():
         words += [call["function"]["name"], *call["function"]["arguments"].values()]
     return words
 
 
-def _left_out(chat: PreparedChat, add_generation_prompt: bool) -> str | None:
+def _find_left_out(chat: PreparedChat, add_generation_prompt: bool) -> str | None:
     ids: dict[str, str] = {}
     probes = [probe_message(message, i, ids) for i, message in enumerate(chat.messages)]
     asked = _Probed(chat, [_PROBE_TOOL] if chat.tools else None)
@@ -107,56 +106,51 @@ def _left_out(chat: PreparedChat, add_generation_prompt: bool) -> str | None:
     except TemplateStopped:
         raise
     except DataError:
-        # Many templates fail on a call without words that do not know of calls: that is what has to be said.
+        # Many templates without tool calls fail on one without content. Report the missing calls, not the failure.
         worded = [{"content": "", **probe} for probe in probes]
         text = asked.try_run(worded, add_generation_prompt) if worded != probes else ""
         if not text:
             return _UNKNOWN
-        return _all_left_out(chat, worded, text, asked, add_generation_prompt) or _UNKNOWN
-    return _all_left_out(chat, probes, text, asked, add_generation_prompt)
+        return _find_all_left_out(chat, worded, text, asked, add_generation_prompt) or _UNKNOWN
+    return _find_all_left_out(chat, probes, text, asked, add_generation_prompt)
 
 
-def _all_left_out(
+def _find_all_left_out(
     chat: PreparedChat, probes: list[Message], text: str, asked: _Probed, add_generation_prompt: bool
 ) -> str | None:
     if chat.tools and "ProbeTool" not in text:
         return "does not render 'tools'"
     for i, probe in enumerate(probes):
-        problem = _message_left_out(probe, i, text, asked, probes[: i + 1])
+        problem = _check_message(probe, i, text, asked, probes[: i + 1])
         if problem:
             return problem
-    return _same_as_user(probes, text, asked, add_generation_prompt)
+    for i, probe in enumerate(probes):
+        if probe["role"] == "tool":
+            as_user = [*probes[:i], {**probe, "role": "user"}, *probes[i + 1 :]]
+            if asked.try_run(as_user, add_generation_prompt) == text:
+                return f"renders messages[{i}] (role tool) as a user message"
+    return None
 
 
-def _message_left_out(probe: Message, i: int, text: str, asked: _Probed, beginning: Sequence[Message]) -> str | None:
+def _check_message(probe: Message, i: int, text: str, asked: _Probed, beginning: Sequence[Message]) -> str | None:
     parts = [probe[name] for name in ("instruction", "input") if probe.get(name)]
     content = probe.get("content", "").strip()
     if content and content not in text and not (parts and all(part in text for part in parts)):
-        beside = " beside its tool calls" if probe.get("tool_calls") else ""
+        beside = " next to its tool calls" if probe.get("tool_calls") else ""
         return f"leaves out messages[{i}] (role {probe['role']}){beside}"
     for call in probe.get("tool_calls") or ():
         function = call["function"]
         if not all(word in text for word in (function["name"], *function["arguments"].values())):
             return f"does not render messages[{i}].tool_calls"
     reasoning = probe.get(REASONING[0], "").strip()
-    # Thoughts of earlier rounds may be left out by design; those of the last one may not.
+    # Reasoning of earlier rounds may be omitted by design, but not that of the last one.
     if reasoning and reasoning not in text and reasoning not in asked.try_run(beginning):
         return f"does not render messages[{i}].{REASONING[0]}"
     return None
 
 
-def _same_as_user(probes: Sequence[Message], text: str, asked: _Probed, add_generation_prompt: bool) -> str | None:
-    """A tool's result that is written as a user's words."""
-    for i, probe in enumerate(probes):
-        if probe["role"] == "tool":
-            changed = [*probes[:i], {**probe, "role": "user"}, *probes[i + 1 :]]
-            if asked.try_run(changed, add_generation_prompt) == text:
-                return f"writes messages[{i}] (role tool) as it writes a user's"
-    return None
-
-
 class _Probed:
-    """The template of a chat, with stand-ins."""
+    """The template of a chat, applied to stand-ins."""
 
     def __init__(self, chat: PreparedChat, tools: list[Any] | None) -> None:
         self._chat, self._tools = chat, tools
@@ -171,8 +165,8 @@ class _Probed:
             return ""
 
 
-def _words_left_out(chat: PreparedChat, add_generation_prompt: bool) -> str | None:
-    """The same by the words themselves, white space aside."""
+def _find_missing_content(chat: PreparedChat, add_generation_prompt: bool) -> str | None:
+    """Find omissions by the content itself, ignoring white space."""
     text = "".join(chat.run(add_generation_prompt=add_generation_prompt)[0].split())
     for i, message in enumerate(chat.messages):
         content = "".join(message.get("content", "").split())

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from oarlock.data.templates.chat_template import ChatTemplate
-from oarlock.data.templates.template_files import DEFAULT, TEMPLATE_FILE, named_templates
+from oarlock.data.templates.template_files import DEFAULT, TEMPLATE_FILE, parse_named_templates
 from oarlock.data.tokenizers.schema import read_special_tokens, read_tokenizer_config
 from oarlock.errors import ConfigError, ModelError
 from oarlock.export.checks.findings import Finding, read_object, shown
 from oarlock.export.checks.generation import check_generation, read_vocab_size
 from oarlock.export.manifest import read_manifest
-from oarlock.export.servers import SERVERS, architectures_of
+from oarlock.export.servers import SERVERS, list_architectures
 from oarlock.export.start_scripts import LENGTHS, MOST_LENGTH
 from oarlock.families.registry import FAMILIES, HF_CONFIGS
 from oarlock.formats.files import read_bytes
@@ -63,13 +63,13 @@ def _check_family(config: dict[str, Any], server: str) -> list[Finding]:
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         return [Finding("architecture", place, f"it names no model class, and {about.title} needs one", "Add it")]
-    if named[0] not in architectures_of(server):
+    if named[0] not in list_architectures(server):
         return [
             Finding(
                 "architecture",
                 place,
                 f"{about.title} does not run {named[0]}",
-                f"It runs {', '.join(architectures_of(server))}",
+                f"It runs {', '.join(list_architectures(server))}",
             )
         ]
     family = str(config.get("model_type"))
@@ -225,8 +225,10 @@ def _read_ids(vocabulary: Any, added: Any) -> list[int] | None:
 def _check_template(folder: Path, about: dict[str, Any]) -> list[Finding]:
     file = folder / TEMPLATE_FILE
     try:
-        in_file = _read_text(file) if file.is_file() else None
-        in_config = named_templates(about.get("chat_template"), "tokenizer_config.json").get(DEFAULT)
+        in_file = None
+        if file.is_file():
+            in_file = read_bytes(file, limit=CONFIG_BYTES, what="chat template").decode("utf-8", "replace")
+        in_config = parse_named_templates(about.get("chat_template"), "tokenizer_config.json").get(DEFAULT)
     except (ConfigError, ModelError) as error:
         return [Finding("template", "tokenizer_config.json", str(error), "Correct the template")]
     source, place = in_file or in_config, TEMPLATE_FILE if in_file else "tokenizer_config.json, chat_template"
@@ -244,10 +246,6 @@ def _check_template(folder: Path, about: dict[str, Any]) -> list[Finding]:
     except ConfigError as error:
         return [Finding("template", place, f"it fails: {error}", "Correct the template")]
     return []
-
-
-def _read_text(path: Path) -> str:
-    return read_bytes(path, limit=CONFIG_BYTES, what="chat template").decode("utf-8", "replace")
 
 
 def _read_token(value: Any) -> str | None:

@@ -18,7 +18,7 @@ from oarlock.export.servers import SERVED_NAME
 from oarlock.export.start_scripts import START_FILE, format_start_script, read_adapter_ranks
 from oarlock.formats.files import read_bytes
 from oarlock.formats.links import foreign_entries
-from oarlock.triton_repository.model_code import LIBRARY, foreign_code
+from oarlock.triton_repository.model_code import LIBRARY, find_foreign_code
 
 _EXPORT = "Export the model again with `oarlock export`"
 _STARTED = ("vllm", "fastdeploy")  # targets with a start script
@@ -83,7 +83,7 @@ def _check_code(folder: Path, manifest: Mapping[str, Any]) -> list[Finding]:
     if written != __version__:
         problem = f"written by oarlock {shown_value(written)}; this is {__version__}, so the code can't be compared"
         return [Finding("code", f"*/1/{LIBRARY}", problem, _EXPORT)]
-    changed = foreign_code(folder)
+    changed = find_foreign_code(folder)
     problem = f"not the code of oarlock {__version__}, and Triton would run it"
     return [Finding("code", shown(changed), problem, f"Read it, or: {_EXPORT}")] * bool(changed)
 

@@ -23,7 +23,7 @@ from oarlock.ops.decoder import (
     decoder_pass,
     pack_adapter,
     pack_layer,
-    panels,
+    pack_panels,
 )
 from oarlock.serve.engine.decoder import Feed, LoraWeights
 from oarlock.serve.engine.step_tensor import StepTensor
@@ -127,7 +127,7 @@ class FusedDecoder:
         shared = [
             table.reshape([-1]).clone(),
             paddle.to_tensor(_read_norm(base.norm, spec.norm_offset)),
-            paddle.to_tensor(panels(head).ravel()),
+            paddle.to_tensor(pack_panels(head).ravel()),
             cos.reshape([-1]).clone(),
             sin.reshape([-1]).clone(),
         ]

@@ -1,1 +1,1 @@
-"""The front of the server: the one process that speaks with clients. Does not import paddle."""
+"""The front of the server: the only process that talks to clients. Does not import paddle."""

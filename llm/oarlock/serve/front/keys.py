@@ -15,7 +15,7 @@ from oarlock.formats.files import read_text
 logger = get_logger(__name__)
 
 KEYS_VARIABLE = "OARLOCK_API_KEYS"
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 
 
 class Keys:
@@ -79,7 +79,7 @@ def read_keys(path: Path) -> tuple[str, ...]:
         ConfigError: when there is none, or one that no header can carry.
     """
     name = f"--api-key-file {path}"
-    text = read_text(path, limit=_MOST_BYTES, what="list of API keys", error=ConfigError)
+    text = read_text(path, limit=_MAX_BYTES, what="list of API keys", error=ConfigError)
     lines = enumerate(text.splitlines(), 1)
     keys = _check_keys(((f"{name}:{i}", line) for i, line in lines if not line.startswith("#")), name)
     mode = stat.S_IMODE(os.stat(path).st_mode)

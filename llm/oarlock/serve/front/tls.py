@@ -15,7 +15,7 @@ from oarlock.formats.files import read_bytes
 logger = get_logger(__name__)
 
 _WARN_DAYS = 30
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _EXPIRED, _NOT_YET = 10, 9  # X509_V_ERR_...
 
@@ -32,8 +32,8 @@ def check_certificate(certificate: Path, key: Path) -> None:
     Raises:
         ConfigError: when no client could connect with them.
     """
-    text = read_bytes(certificate, limit=_MOST_BYTES, what="certificate in PEM", error=ConfigError).decode("latin-1")
-    read_bytes(key, limit=_MOST_BYTES, what="key in PEM", error=ConfigError)
+    text = read_bytes(certificate, limit=_MAX_BYTES, what="certificate in PEM", error=ConfigError).decode("latin-1")
+    read_bytes(key, limit=_MAX_BYTES, what="key in PEM", error=ConfigError)
     server = _make_server_context(certificate, key)
     if key.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         mode = stat.S_IMODE(key.stat().st_mode)

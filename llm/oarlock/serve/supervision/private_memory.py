@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import platform
 import struct
 import sys
@@ -68,8 +67,3 @@ def close_memory(prefix: str) -> None:
                 path.chmod(0o600)
         except FileNotFoundError:
             continue
-
-
-def list_memory(prefix: str) -> list[str]:
-    """List the names of regions."""
-    return sorted(os.path.basename(path) for path in SHARED_MEMORY.glob(f"{prefix}*"))

@@ -6,35 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oarlock import __version__
-from oarlock.environment.console import log_once
 from oarlock.errors import ConfigError
 from oarlock.files import GENERATION_FILE
-from oarlock.formats.links import check_links
 from oarlock.model_config.generation_config import read_generation_config, read_sampling_defaults
 from oarlock.serve.config import EngineConfig
 from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config
-from oarlock.triton_repository.model_code import foreign_code
-
-
-def list_repository_models(repository: Path) -> tuple[str, ...]:
-    """List the models in a repository.
-
-    Raises:
-        ConfigError: when none has our engine.
-    """
-    check_links(repository, error=ConfigError)
-    found = tuple(sorted(path.parent.name for path in repository.glob(f"*/{TRITON_CONFIG}")))
-    if not found:
-        raise ConfigError(f"{repository}: no model repository (oarlock export --target triton --output DIR makes one)")
-    find_engine_model(repository)
-    if changed := foreign_code(repository):
-        more = f" (and {len(changed) - 1:,} more)" if len(changed) > 1 else ""
-        log_once(
-            f"{repository}: {changed[0]}{more} is not the code of this version of Oarlock ({__version__}), "
-            "and it is run: serve only what you exported yourself"
-        )
-    return found
 
 
 def find_engine_model(repository: Path) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from oarlock.errors import ConfigError
 from oarlock.serve.config import ENGINE_SETTINGS
 from oarlock.serve.triton.repository import find_engine_model
-from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, read_triton_config, template_config
+from oarlock.triton_repository.config_pbtxt import TRITON_CONFIG, make_template_config, read_triton_config
 from oarlock.triton_repository.model_code import PACKAGE, TEMPLATES
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _make_config(path: Path, model: str, kind: str, source: Path) -> ModelConfig
     served = read_triton_config(path)
     if served.backend not in ("", "python"):
         raise ConfigError(f"{path}: backend {served.backend!r}: a model of `oarlock export` has 'python'")
-    config = template_config(kind)
+    config = make_template_config(kind)
     config.name = model
     if kind != _ENGINE:
         config.parameters["engine"].string_value = find_engine_model(source)

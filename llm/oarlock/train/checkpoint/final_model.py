@@ -32,7 +32,10 @@ def save_final_model(shards: LocalShards, files: ModelFiles, folder: Path) -> No
     """
     mine = {shard.parameter.name: shard for shard in shards if shard.writer and shard.elements}
     described = {
-        name: (_dtype_name(shard), StoredShard("", name, shard.parameter.slice, shard.flat))
+        name: (
+            str(shard.parameter.tensor.dtype).rsplit(".", 1)[-1],
+            StoredShard("", name, shard.parameter.slice, shard.flat),
+        )
         for name, shard in mine.items()
     }
     holders: dict[str, list[tuple[int, StoredShard]]] = {}
@@ -119,7 +122,3 @@ class _Collector:
         buffer = paddle.empty(shape, dtype=self._dtypes[name])
         dist.recv(buffer, src=source)
         return buffer.numpy()
-
-
-def _dtype_name(shard: LocalShard) -> str:
-    return str(shard.parameter.tensor.dtype).rsplit(".", 1)[-1]

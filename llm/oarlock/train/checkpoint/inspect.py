@@ -53,22 +53,18 @@ def describe_checkpoint(folder: str | Path, with_tensors: bool) -> str:
             names = list(pieces.names(kind))
             elements = sum(int(np.prod(pieces.shape(kind, name))) for name in names)
             stored = sum(len(pieces.where[f"{kind}/{name}"]) for name in names)
+            try:
+                dtypes = " and ".join(sorted({pieces.dtype(kind, name) for name in names}))
+            except CheckpointError as error:
+                dtypes = f"unknown type ({error})"
             lines.append(
-                f"{kind:15s} {len(names):,} tensors, {elements:,} elements of {_describe_dtypes(pieces, kind, names)}, "
-                f"in {stored:,} shard(s)"
+                f"{kind:15s} {len(names):,} tensors, {elements:,} elements of {dtypes}, in {stored:,} shard(s)"
             )
         if with_tensors:
             for key in sorted(pieces.where):
                 for path, piece in pieces.where[key]:
                     lines.append(f"  {key} {_describe_range(piece)} in {path.name}")
     return "\n".join(lines)
-
-
-def _describe_dtypes(pieces: ShardedStore, kind: str, names: list[str]) -> str:
-    try:
-        return " and ".join(sorted({pieces.dtype(kind, name) for name in names}))
-    except CheckpointError as error:
-        return f"unknown type ({error})"
 
 
 def _describe_range(piece: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,41 +54,32 @@ def load_training_state(shards: LocalShards, resume: ResumePoint, lr_scheduler: 
     """
     manifest = resume.manifest
     with ShardedStore.open(resume.folder) as store:
-        _load_optimizer_states(shards, store, manifest.lr_scheduler)
+        inner = shards.optimizer
+        kinds = [kind for kind in store.kinds if kind not in (WEIGHTS, MASTER)]
+        state: dict[str, Any] = {"LR_Scheduler": manifest.lr_scheduler}  # without it, the optimizer accepts no states
+        masters: dict[str, Any] = {}
+        for shard in shards:
+            parameter, name = shard.parameter, shard.optimizer_name
+            if not shard.owned or parameter.tensor.stop_gradient:
+                continue
+            half = parameter.tensor.dtype in (paddle.float16, paddle.bfloat16)
+            multi_precision = half and getattr(inner, "_multi_precision", False)
+            for kind in kinds:
+                if f"{kind}/{parameter.name}" not in store.where:
+                    continue
+                if store.shape(kind, parameter.name) != parameter.slice.shape:
+                    values = store.read(parameter.name, kind)
+                else:
+                    values = shard.padded(store.read_slice(kind, parameter.name, parameter.slice, shard.flat))
+                key = f"{name}{MASTER_NAME if multi_precision else ''}_{kind}_0"
+                state[key] = paddle.to_tensor(values)
+            if multi_precision and f"{MASTER}/{parameter.name}" in store.where:
+                values = store.read_slice(MASTER, parameter.name, parameter.slice, shard.flat)
+                masters[name] = paddle.to_tensor(shard.padded(values))
+        if masters:
+            state["master_weights"] = masters
+        inner.set_state_dict(state)
     lr_scheduler.set_state_dict(manifest.lr_scheduler)
     lr_scheduler.step(lr_scheduler.last_epoch)  # the rate of this run's schedule, not the stored one
     if scaler is not None and manifest.loss_scaler:
         scaler.load_state_dict({name: np.asarray(value) for name, value in manifest.loss_scaler.items()})
-
-
-def _load_optimizer_states(shards: LocalShards, store: ShardedStore, lr_scheduler: Mapping[str, Any]) -> None:
-    """Load the states of the parameters that this rank updates.
-
-    Args:
-        lr_scheduler: state_dict of the schedule, without which the optimizer accepts no states.
-    """
-    inner = shards.optimizer
-    kinds = [kind for kind in store.kinds if kind not in (WEIGHTS, MASTER)]
-    state: dict[str, Any] = {"LR_Scheduler": lr_scheduler}
-    masters: dict[str, Any] = {}
-    for shard in shards:
-        parameter, name = shard.parameter, shard.optimizer_name
-        if not shard.owned or parameter.tensor.stop_gradient:
-            continue
-        half = parameter.tensor.dtype in (paddle.float16, paddle.bfloat16)
-        multi_precision = half and getattr(inner, "_multi_precision", False)
-        for kind in kinds:
-            if f"{kind}/{parameter.name}" not in store.where:
-                continue
-            if store.shape(kind, parameter.name) != parameter.slice.shape:
-                values = store.read(parameter.name, kind)
-            else:
-                values = shard.padded(store.read_slice(kind, parameter.name, parameter.slice, shard.flat))
-            key = f"{name}{MASTER_NAME if multi_precision else ''}_{kind}_0"
-            state[key] = paddle.to_tensor(values)
-        if multi_precision and f"{MASTER}/{parameter.name}" in store.where:
-            values = store.read_slice(MASTER, parameter.name, parameter.slice, shard.flat)
-            masters[name] = paddle.to_tensor(shard.padded(values))
-    if masters:
-        state["master_weights"] = masters
-    inner.set_state_dict(state)

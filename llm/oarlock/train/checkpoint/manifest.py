@@ -133,7 +133,12 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise CheckpointError(f"{folder}: no {MANIFEST}: not a checkpoint, or an unfinished one")
     content = read_bytes(path, limit=INDEX_BYTES, what="manifest", error=CheckpointError)
     if not is_sealed(content):
-        _refuse_other_formats(content, path)
+        found = parse_json(content, str(path), error=CheckpointError, limit=INDEX_BYTES)
+        if isinstance(found, dict) and found.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path}: format {found.get('format')}; this version reads format {FORMAT}, whose manifests have their "
+                "own checksum"
+            )
     check_seal(content, str(path), CheckpointError)
     manifest = parse_json(content, str(path), Manifest, error=CheckpointError, limit=INDEX_BYTES, extra="forbid")
     if manifest.format != FORMAT:
@@ -143,16 +148,6 @@ def read_manifest(folder: str | Path) -> Manifest:
     _check_names(manifest, path)
     manifest.config = _convert_options(manifest, path)
     return manifest
-
-
-def _refuse_other_formats(content: bytes, path: Path) -> None:
-    """Name the format of a manifest without a checksum, unless it is this version's."""
-    found = parse_json(content, str(path), error=CheckpointError, limit=INDEX_BYTES)
-    if isinstance(found, dict) and found.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: format {found.get('format')}; this version reads format {FORMAT}, whose manifests have their own "
-            "checksum"
-        )
 
 
 def _check_names(manifest: Manifest, path: Path) -> None:

@@ -67,12 +67,6 @@ class PendingSave:
         self.copy_seconds = self._writing_since - started if copy else 0.0
         self.write_seconds = 0.0
 
-    @property
-    def timing(self) -> str:
-        """Times of the copy and of the write, for the log."""
-        copied = f"copied in {self.copy_seconds:.1f} s, " if self.copy_seconds else ""
-        return f"{copied}written in {self.write_seconds:.1f} s"
-
     def write(self) -> dict[str, Any]:
         """Write this rank's file.
 
@@ -145,25 +139,22 @@ class PendingSave:
         try:
             write_json(self.partial / f"{part['file']}{_DONE}", part)
             if is_first_rank():
-                self.commit(self._wait_for_parts(timeout_s))
+                deadline = time.monotonic() + timeout_s
+                self.commit([self._wait_for_rank(i, deadline) for i in range(world_size())])
         except Exception as error:
             self._error = error
         on_end(self._error)
 
-    def _wait_for_parts(self, timeout_s: float) -> list[dict[str, Any]]:
-        deadline = time.monotonic() + timeout_s
-        parts = []
-        for i in range(world_size()):
-            done = self.partial / f"{shard_file_name(i)}{_DONE}"
-            while not done.exists():
-                if time.monotonic() > deadline:
-                    raise CheckpointError(f"rank {i} did not finish writing in {timeout_s:,.0f} s")
-                time.sleep(_POLL_S)
-            part = read_json(done, dict[str, Any], error=CheckpointError, limit=INDEX_BYTES)
-            if part.get("file") != shard_file_name(i):
-                raise CheckpointError(f"{done}: was not written by rank {i}")
-            parts.append(part)
-        return parts
+    def _wait_for_rank(self, i: int, deadline: float) -> dict[str, Any]:
+        done = self.partial / f"{shard_file_name(i)}{_DONE}"
+        while not done.exists():
+            if time.monotonic() > deadline:
+                raise CheckpointError(f"rank {i} did not finish writing in time (--collective_timeout)")
+            time.sleep(_POLL_S)
+        part = read_json(done, dict[str, Any], error=CheckpointError, limit=INDEX_BYTES)
+        if part.get("file") != shard_file_name(i):
+            raise CheckpointError(f"{done}: was not written by rank {i}")
+        return part
 
 
 def delete_folder(path: Path) -> None:

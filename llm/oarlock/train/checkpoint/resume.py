@@ -53,9 +53,8 @@ def find_resume_point(config: RunConfig, data_fingerprint: str, base: Base | Non
         return None
     checkpoint = config.checkpoint
     output_dir = Path(checkpoint.output_dir)
-    run_on_all_ranks(lambda: _delete_leftovers(output_dir), first_rank_only=True)
+    run_on_all_ranks(lambda: _clean_up(output_dir, checkpoint.overwrite_output_dir), first_rank_only=True)
     if checkpoint.overwrite_output_dir:
-        run_on_all_ranks(lambda: _delete_run(output_dir), first_rank_only=True)
         return None
     chosen: list[ResumePoint | None] = []
     run_on_all_ranks(lambda: chosen.append(_choose(config, data_fingerprint, base)), first_rank_only=True)
@@ -146,13 +145,12 @@ def find_differences(
     return lines
 
 
-def _delete_leftovers(output_dir: Path) -> None:
-    """Delete unfinished saves and half-deleted checkpoints of a killed process."""
+def _clean_up(output_dir: Path, delete_run: bool) -> None:
+    """Delete unfinished saves and half-deleted checkpoints of a killed process, or the whole run."""
     for path in (*output_dir.glob(".checkpoint-*.partial"), *output_dir.glob(".checkpoint-*.deleted")):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _delete_run(output_dir: Path) -> None:
+    if not delete_run:
+        return
     checkpoints = list_checkpoints(output_dir)
     for path in checkpoints:
         delete_folder(path)

@@ -74,7 +74,10 @@ class CheckpointWriter:
         Raises:
             CheckpointError: if it can't be written. The incomplete folder is removed; earlier checkpoints are kept.
         """
-        base = self._files.base
+        base, scaler_state = self._files.base, None
+        if scaler is not None:
+            arrays = {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
+            scaler_state = cast(ScalerState, arrays)
         manifest = Manifest(
             step=state.global_step,
             samples=progress.samples,
@@ -83,7 +86,7 @@ class CheckpointWriter:
             loss_window=(window_loss, progress.window_steps),
             config=flatten(self._config),
             data_fingerprint=self._data_fingerprint,
-            loss_scaler=_read_scaler_state(scaler) if scaler is not None else None,
+            loss_scaler=scaler_state,
             base={"name": base.name, "fingerprint": base.fingerprint} if base is not None else None,
             best=best,
             owes_evaluation=progress.owes_evaluation,
@@ -153,7 +156,8 @@ class CheckpointWriter:
                 rotate(self.output_dir, keep, best and best["name"], save.manifest.step)
             except OSError as problem:  # this checkpoint is complete; the next save will fail
                 logger.info(f"an old checkpoint could not be deleted: {explain_error(problem, self.output_dir)}")
-        logger.info(f"checkpoint: {save.final} ({save.timing})")
+        copied = f"copied in {save.copy_seconds:.1f} s, " if save.copy_seconds else ""
+        logger.info(f"checkpoint: {save.final} ({copied}written in {save.write_seconds:.1f} s)")
 
 
 @contextlib.contextmanager
@@ -167,10 +171,6 @@ def _clean_up_on_error(final: Path) -> Iterator[None]:
         check_output_dir(final.parent)
         shutil.rmtree(final.parent / f".{final.name}.partial", ignore_errors=True)
         raise CheckpointError(_describe_failure(final, error)) from error
-
-
-def _read_scaler_state(scaler: Any) -> ScalerState:
-    return cast(ScalerState, {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()})
 
 
 def _describe_failure(final: Path, error: Exception) -> str:

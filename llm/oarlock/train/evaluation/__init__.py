@@ -1,1 +1,1 @@
-"""Evaluation: loss, generated answers, metrics, and the best checkpoint."""
+"""Evaluation: held-out loss, generated answers, metrics, and the best checkpoint."""

@@ -1,6 +1,6 @@
-"""How near answers are to the right ones: exact match, BLEU (sacreBLEU) and ROUGE (Google's rouge-score).
+"""Metrics of generated answers: exact match, BLEU (sacreBLEU) and ROUGE (Google's rouge-score).
 
-Both libraries are loaded when the first answers are scored; neither needs the network.
+Both libraries are imported when the first answers are scored; neither needs the network.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ _IS_CHINESE = re.compile(f"[{_HAN}]")
 _ROUGE_TOKEN = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
 
 
-def text_scores(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """exact_match (share), bleu (0 to 100, of the whole set), rouge_1, rouge_2 and rouge_l (mean F1, 0 to 1).
-
-    Space at the ends does not count.
+def compute_answer_metrics(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Compare answers with references, ignoring white space at the ends.
 
     Args:
-        references: the right answer of each.
+        references: the expected answers.
+
+    Returns:
+        exact_match (fraction), bleu (corpus BLEU, 0 to 100), rouge_1, rouge_2 and rouge_l (mean F1, 0 to 1).
     """
     answers, references = [text.strip() for text in answers], [text.strip() for text in references]
     right = sum(answer == reference for answer, reference in zip(answers, references, strict=True))
     return {
         "exact_match": right / max(1, len(answers)),
-        "bleu": _bleu(answers, references),
-        **_rouge(answers, references),
+        "bleu": _compute_bleu(answers, references),
+        **_compute_rouge(answers, references),
     }
 
 
-def _bleu(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU-4 with sacreBLEU's own tokenizer for the language: zh where a reference has Chinese, else 13a.
+def _compute_bleu(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus BLEU-4 with sacreBLEU's tokenizer for the language: zh if a reference contains Chinese, else 13a.
 
-    (zh separates Chinese characters and does to the rest what 13a does.) Orders of which the whole set has no n-gram
-    are left out (effective order): answers of a word or two would be 0 however right they are.
+    zh separates Chinese characters, and treats the rest as 13a does. Orders without any n-gram in the corpus are left
+    out (effective order): otherwise correct answers of one or two words would score 0.
     """
     from sacrebleu.metrics import BLEU
 
@@ -48,16 +49,16 @@ def _bleu(answers: Sequence[str], references: Sequence[str]) -> float:
 
 
 class _RougeTokenizer:
-    """rouge-score's words (lower case, letters and digits), and every Chinese character by itself.
+    """Lower-case words as in rouge-score, and every Chinese character as a word.
 
-    (Its own tokenizer drops all that is not a-z or 0-9, so that Chinese answers would score 0.)
+    rouge-score's own tokenizer drops everything except a-z and 0-9, so Chinese answers would score 0.
     """
 
     def tokenize(self, text: str) -> list[str]:
         return _ROUGE_TOKEN.findall(text.lower())
 
 
-def _rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def _compute_rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     from rouge_score.rouge_scorer import RougeScorer
 
     kinds = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}

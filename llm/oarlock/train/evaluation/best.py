@@ -1,7 +1,7 @@
-"""Which evaluation was the best so far, and when to stop waiting for a better one.
+"""The best evaluation so far, its checkpoint, and early stopping.
 
-The meaning is that of PaddleNLP's EarlyStoppingCallback and load_best_model_at_end; the state is in every checkpoint's
-manifest, so that a resumed run decides as the uninterrupted one.
+The semantics are those of PaddleNLP's EarlyStoppingCallback and load_best_model_at_end. The state is in the manifest of
+every checkpoint, so a resumed run decides as an uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ logger = get_logger(__name__)
 
 @dataclass
 class BestEvaluation:
-    """The best evaluation, and how many came since.
+    """The best evaluation, and the number of evaluations since.
 
     Attributes:
-        metric: what evaluations are compared by, for example "eval_loss".
-        keep: its checkpoint is to be kept for the end (--load_best_model_at_end).
-        patience: evaluations without an improvement after which training stops; None: never.
-        threshold: what the metric must change by, from the best, to be an improvement for `patience`.
-        value, step: of the best so far; None before the first.
-        folder: its checkpoint, where it is kept.
-        evaluations_since: without an improvement, in a row.
+        metric: name of the metric that is compared, for example "eval_loss".
+        keep: keep its checkpoint until the end of the run (--load_best_model_at_end).
+        patience: number of evaluations without improvement after which training stops; None for never.
+        threshold: smallest change of the metric that `patience` counts as an improvement.
+        value, step: metric and step of the best evaluation; the value is None before the first one.
+        folder: its checkpoint, if it is kept.
+        evaluations_since: consecutive evaluations without improvement.
     """
 
     metric: str
@@ -52,8 +52,8 @@ class BestEvaluation:
     evaluations_since: int = 0
 
     @classmethod
-    def of(cls, config: RunConfig, resume: ResumePoint | None) -> BestEvaluation:
-        """At the start of a run, or where the checkpoint it goes on from says."""
+    def from_config(cls, config: RunConfig, resume: ResumePoint | None) -> BestEvaluation:
+        """The state at the start of a run, or at the checkpoint that it resumes from."""
         evaluation = config.evaluation
         best = cls(
             best_metric(config),
@@ -61,23 +61,22 @@ class BestEvaluation:
             evaluation.early_stopping_patience,
             evaluation.early_stopping_threshold,
         )
-        if resume is not None and resume.manifest.best:
-            best._take(resume.manifest.best, resume.folder.parent)
+        state = resume.manifest.best if resume is not None else None
+        if resume is None or not state:
+            return best
+        folder = resume.folder.parent / state["name"] if state["name"] else None
+        if state["metric"] != best.metric:
+            logger.info(f"the metric changed from {state['metric']} to {best.metric}: earlier evaluations are ignored")
+        elif best.keep and state["value"] is not None and (folder is None or not (folder / MANIFEST).is_file()):
+            where = f"{folder} is missing" if folder else "its weights were not kept"
+            logger.info(f"the best evaluation was at step {state['step']}, but {where}: it is ignored")
+        else:
+            best.value, best.step, best.folder = state["value"], state["step"], folder
+            best.evaluations_since = state["evaluations_since"]
         return best
 
-    def _take(self, state: BestState, checkpoints: Path) -> None:
-        folder = checkpoints / state["name"] if state["name"] else None
-        if state["metric"] != self.metric:
-            logger.info(f"the best model was chosen by {state['metric']}, now by {self.metric}: evaluations count anew")
-        elif self.keep and state["value"] is not None and (folder is None or not (folder / MANIFEST).is_file()):
-            where = f"{folder} is not there" if folder else "its weights were not kept"
-            logger.info(f"the best evaluation was that of step {state['step']}, but {where}: evaluations count anew")
-        else:
-            self.value, self.step, self.folder = state["value"], state["step"], folder
-            self.evaluations_since = state["evaluations_since"]
-
     def state(self) -> BestState | None:
-        """For the manifest; None before the first evaluation."""
+        """The state for the manifest; None before the first evaluation."""
         if self.value is None and not self.evaluations_since:
             return None
         return {
@@ -88,14 +87,14 @@ class BestEvaluation:
             "evaluations_since": self.evaluations_since,
         }
 
-    def see(self, value: float, step: int, checkpoint: Path) -> bool:
-        """Take an evaluation into account; returns whether it is the best so far.
+    def observe(self, value: float, step: int, checkpoint: Path) -> bool:
+        """Record an evaluation; returns whether it is the best so far.
 
-        A better value is the new best however small the difference is; `threshold` decides only whether patience
-        begins anew. Values that are not finite are never better.
+        Any better value becomes the best, however small the difference; `threshold` only decides whether patience
+        starts over. Values that are not finite are never better.
 
         Args:
-            checkpoint: where the weights of this step are kept, if they are.
+            checkpoint: the folder with the weights of this step, if they are kept.
         """
         sign = 1 if METRICS[self.metric].greater_is_better else -1
         better = math.isfinite(value) and (self.value is None or sign * (value - self.value) > 0)
@@ -107,43 +106,43 @@ class BestEvaluation:
 
     @property
     def exhausted(self) -> bool:
-        """Whether patience is at its end."""
         return self.patience is not None and self.evaluations_since >= self.patience
 
     def describe(self) -> str:
-        """In words, for the log."""
+        """Describe the best evaluation, for the log."""
         if self.value is None:
-            return f"no evaluation gave a finite {self.metric}"
-        return f"the best {self.metric} is {self.value:.6g}, of step {self.step}"
+            return f"no evaluation had a finite {self.metric}"
+        return f"the best {self.metric} is {self.value:.6g} at step {self.step}"
 
 
 def judge_evaluation(
     best: BestEvaluation, metrics: Mapping[str, float], state: Any, control: Any, config: RunConfig
 ) -> None:
-    """Compare an evaluation with the best so far, on all ranks; ask for a checkpoint or an early stop.
+    """Compare an evaluation with the best so far, on all ranks; request a checkpoint or an early stop if due.
 
     Args:
         state, control: PaddleNLP's TrainerState and TrainerControl.
     """
     step = state.global_step
-    value = all_gather_objects(metrics[best.metric])[0]  # rank 0's: a last bit that differs must not part the ranks
+    value = all_gather_objects(metrics[best.metric])[0]  # rank 0's value, so that all ranks decide alike
     checkpoint = checkpoint_folder(config.checkpoint.output_dir, step)
-    if best.see(value, step, checkpoint) and best.keep:
+    if best.observe(value, step, checkpoint) and best.keep:
         control.should_save = True
     if best.exhausted and step < state.max_steps:
-        logger.info(f"stopping early at step {step}: {best.describe()}; {best.evaluations_since} evaluation(s) since")
+        count = best.evaluations_since
+        logger.info(f"stopping early at step {step}: {best.describe()}; {count} evaluation(s) without improvement")
         control.should_training_stop = True
         control.should_save = control.should_save or config.checkpoint.save_strategy != "no"
 
 
 def load_best_weights(best: BestEvaluation, last_step: int, shards: LocalShards) -> None:
-    """After training, replace the last weights by those of the best evaluation, under any plan.
+    """After training, replace the last weights with those of the best evaluation.
 
     Raises:
-        CheckpointError: when its checkpoint is not complete.
+        CheckpointError: if its checkpoint is damaged.
     """
     if best.folder is None or best.step == last_step:
-        logger.info(f"{best.describe()}: the last weights are the final model's")
+        logger.info(f"{best.describe()}: the final model has the last weights")
         return
     folder = best.folder
 
@@ -154,8 +153,8 @@ def load_best_weights(best: BestEvaluation, last_step: int, shards: LocalShards)
         run_on_all_ranks(check, first_rank_only=True)
     except CheckpointError as error:
         raise CheckpointError(
-            f"--load_best_model_at_end: {best.describe()}, but {error}. To have the last weights as the final "
-            "model, start the same command again without this flag"
+            f"--load_best_model_at_end: {best.describe()}, but {error}. To save the last weights as the final model, "
+            "run the same command without this flag"
         ) from error
     reload_weights(shards, folder)
     logger.info(f"{best.describe()}: {folder.name} is the final model")

@@ -1,4 +1,4 @@
-"""Held-out loss, exact per trained token over the whole set (the Trainer averages batch means), and perplexity."""
+"""Held-out loss and perplexity, averaged over trained tokens (the Trainer averages the means of batches)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from paddle import nn
 from oarlock.data.corpus.blend import ConcatenatedDataset
 from oarlock.data.examples.labels import IGNORE_INDEX
 from oarlock.train.step.forward_context import Batch, ForwardContext
-from oarlock.train.step.loss import TokenCrossEntropy, trained_tokens
-from oarlock.train.step.pipeline_step import pipeline_loss_sum
+from oarlock.train.step.loss import TokenCrossEntropy, count_trained_tokens
+from oarlock.train.step.pipeline_step import sum_pipeline_losses
 
 
 class EvaluationStopped(Exception):
-    """SIGTERM came during an evaluation, which is abandoned so that the checkpoint is written in time."""
+    """SIGTERM interrupted an evaluation, so that the checkpoint can be written in time."""
 
 
 class LossSum(Protocol):
@@ -52,7 +52,7 @@ class ModelLoss:
 
 
 class PipelineLoss:
-    """Token losses through a pipeline, as many batches at once as a step has micro-batches."""
+    """Token losses through a pipeline, which takes as many batches at once as a step has micro-batches."""
 
     def __init__(self, model: Any, criterion: TokenCrossEntropy, context: ForwardContext) -> None:
         self._model, self._criterion, self._context = model, criterion, context
@@ -71,7 +71,7 @@ class PipelineLoss:
         return total
 
     def _flush(self) -> None:
-        self._total += pipeline_loss_sum(self._model, self._waiting, self._criterion, self._context)
+        self._total += sum_pipeline_losses(self._model, self._waiting, self._criterion, self._context)
         self._waiting = []
 
 
@@ -84,22 +84,22 @@ def evaluate(
     should_stop: Callable[[], bool],
     on_batch: Callable[[], None],
 ) -> tuple[dict[str, float], float]:
-    """Loss, perplexity and number of tokens of a held-out set.
+    """Compute loss, perplexity and number of tokens of a held-out set.
 
-    Of several held-out sets each has its own loss (loss_NAME); the loss of all is their mean, weighted by the shares
-    they are trained with.
+    With several held-out sets, each also has its own loss (loss_NAME). The overall loss is their mean, weighted by
+    the shares that they have in training.
 
     Args:
         batches: data loader with an EvaluationBatchSampler.
         reduce: sums numbers over the data-parallel ranks.
-        should_stop: asked before every batch.
+        should_stop: called before every batch.
         on_batch: called after every batch.
 
     Returns:
         The metrics, and the number of samples.
 
     Raises:
-        EvaluationStopped: when should_stop() says so.
+        EvaluationStopped: if should_stop() returns True.
     """
     sampler, dataset = batches.batch_sampler, batches.dataset
     names = dataset.names if isinstance(dataset, ConcatenatedDataset) else [""]
@@ -108,13 +108,13 @@ def evaluate(
     for step, batch in enumerate(batches):
         if should_stop():
             raise EvaluationStopped
-        part = sampler.part(step)
+        part = sampler.find_dataset(step)
         if part != last:
             totals[last], last = loss_sum.pop(), part
         batch.pop("num_tokens")
-        real = sampler.real(step)
-        batch["labels"][real:] = IGNORE_INDEX  # fillers, where the samples end
-        tokens[part] += trained_tokens(batch["labels"])
+        real = sampler.count_real(step)
+        batch["labels"][real:] = IGNORE_INDEX  # padding of the last batch
+        tokens[part] += count_trained_tokens(batch["labels"])
         loss_sum.add(batch)
         samples += real
         on_batch()

@@ -1,4 +1,4 @@
-"""Greedy answers in batches under any plan."""
+"""Greedy generation in batches, under any plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oarlock.environment.console import log_once, progress_bar
 from oarlock.model_config.generation_config import find_end_tokens
 from oarlock.models.generate import generate_ids, generate_without_cache
 from oarlock.train.evaluation.prompts import Answer, PromptSet
-from oarlock.train.step.pipeline_step import pipeline_next_ids
+from oarlock.train.step.pipeline_step import predict_next_ids
 
 if TYPE_CHECKING:
     from oarlock.data.templates.chat_template import ChatTemplate
@@ -25,9 +25,7 @@ def generate_answers(
     generation: Mapping[str, Any] | None = None,
     pipeline: Any = None,
 ) -> list[Answer]:
-    """Greedy answers, in the order of the prompts; every rank gets them all.
-
-    Prompts of similar length share a batch.
+    """Generate an answer to each prompt, in their order, on every rank. Prompts of similar length share a batch.
 
     Args:
         generation: content of generation_config.json.
@@ -46,13 +44,13 @@ def generate_answers(
             if pipeline is None:
                 rows = _generate(model, tokenizer, rows, prompt_set.max_new_tokens, ends)
             else:
-                # One forward pass of all stages for every new token: PipelineParallel keeps no keys and values.
-                log_once("generation through pipeline stages recomputes all tokens for each new one (no cache): slow")
-                next_ids = partial(pipeline_next_ids, pipeline, pad_id=0)
+                # PipelineParallel has no key/value cache: every new token takes a forward pass of all stages.
+                log_once("generation with pipeline parallelism has no key/value cache; long answers are slow")
+                next_ids = partial(predict_next_ids, pipeline, pad_id=0)
                 rows = generate_without_cache(next_ids, rows, ends, prompt_set.max_new_tokens)
             for i, row in zip(chosen, rows, strict=True):
                 text = tokenizer.decode(row, skip_special_tokens=True)
-                texts[i] = template.answer_in(text) if template is not None else text
+                texts[i] = template.extract_answer(text) if template is not None else text
             bar.update(len(chosen))
     if was_training:
         model.train()
@@ -62,7 +60,7 @@ def generate_answers(
 def _generate(
     model: Any, tokenizer: Any, rows: list[list[int]], max_new_tokens: int, ends: tuple[int, ...]
 ) -> list[list[int]]:
-    split, model.config.tensor_parallel_output = model.config.tensor_parallel_output, False  # all logits on every rank
+    split, model.config.tensor_parallel_output = model.config.tensor_parallel_output, False  # gather the logits
     try:
         return generate_ids(model, tokenizer, rows, max_new_tokens, ends)
     finally:

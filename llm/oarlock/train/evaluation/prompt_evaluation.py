@@ -1,4 +1,4 @@
-"""Generated answers at every evaluation: of held-out prompts (--do_generation) and of a file's (--eval_prompts)."""
+"""Generated answers at evaluations: to held-out prompts (--do_generation) and to those of a file (--eval_prompts)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from oarlock.environment.console import get_logger
-from oarlock.train.evaluation.answer_metrics import text_scores
+from oarlock.train.evaluation.answer_metrics import compute_answer_metrics
 from oarlock.train.evaluation.generation import generate_answers
 from oarlock.train.evaluation.prompts import PromptSet
 
@@ -22,10 +22,10 @@ _SHOWN_SAMPLES = 8
 
 @dataclass(frozen=True)
 class PromptEvaluation:
-    """Has the model answer prompts, shows the answers, and scores those that have an expected one.
+    """Lets the model answer prompts, logs the answers, and scores them if expected answers are known.
 
     Attributes:
-        samples: where the answers go.
+        samples: the log of the answers.
         generation: content of generation_config.json.
     """
 
@@ -36,10 +36,10 @@ class PromptEvaluation:
     generation: Mapping[str, Any] | None = None
 
     def run(self, model: Any, pipeline: Any, step: int, epoch: float) -> dict[str, float]:
-        """Answer all prompts; return the metrics of the scored set.
+        """Answer all prompts; returns the metrics of the scored set.
 
         Args:
-            pipeline: PipelineParallel around the model, None if it is not split into stages.
+            pipeline: PipelineParallel around the model; None if it is not split into stages.
         """
         metrics: dict[str, float] = {}
         for prompt_set in self.prompt_sets:
@@ -50,6 +50,6 @@ class PromptEvaluation:
             self.samples.add(step, epoch, [answer.row() for answer in shown])
             if prompt_set.scored:
                 texts, expected = [a.text for a in answers], [a.prompt.answer for a in answers]
-                metrics = text_scores(texts, expected)
+                metrics = compute_answer_metrics(texts, expected)
                 logger.info(f"exact match: {round(metrics['exact_match'] * len(answers))} of {len(answers)}")
         return metrics

@@ -1,4 +1,4 @@
-"""Prompts that the model answers at evaluations, and its answers."""
+"""Prompts that a model answers at evaluations, and its answers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class PromptSet:
     """Prompts that the model answers at every evaluation.
 
     Attributes:
-        max_new_tokens: of an answer.
-        scored: compare the answers with the expected ones, and show only the first; otherwise all are just shown.
+        max_new_tokens: longest answer.
+        scored: compare the answers with the expected ones, and log only the first few; otherwise log all answers.
     """
 
     prompts: Sequence[Prompt]
@@ -31,7 +31,7 @@ class Answer:
     text: str
 
     def row(self) -> dict[str, str]:
-        """For samples.jsonl: prompt, answer, expected; and the source (file:line) of a fixed prompt."""
+        """The row of samples.jsonl: prompt, answer, expected, and the source (file:line) of a fixed prompt."""
         source = {"source": self.prompt.where} if self.prompt.where else {}
         expected = {"expected": self.prompt.answer} if self.prompt.answer else {}
         return source | {"prompt": self.prompt.text, "answer": self.text} | expected

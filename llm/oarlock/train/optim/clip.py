@@ -1,4 +1,4 @@
-"""Clipping by global norm under every plan, with the norm remembered for the log."""
+"""Gradient clipping by global norm, under every plan."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from paddle import nn
 
 from oarlock.weights.layout import shared_between_stages
 
-SLICE = "slice@"  # what GroupShardedStage3 puts before the name of a parameter it slices
+SLICE = "slice@"  # prefix that GroupShardedStage3 gives to the names of sliced parameters
 
 
 class GlobalNormClip(nn.clip.GradientClipBase):
     """Scale all gradients by min(1, clip_norm / global norm).
 
-    Fleet has a clip for each of its wrappers (HybridParallelClipGrad, GroupShardedClipGrad), none for stage 3 with
-    tensor parallel, and none tells the norm. This one serves all: every element of the model is counted once, whoever
-    holds it. Not a ClipGradByGlobalNorm, so that Fleet leaves it in place.
+    Fleet has a clip for each of its wrappers (HybridParallelClipGrad, GroupShardedClipGrad), but none for stage 3 with
+    tensor parallelism, and none that exposes the norm. This one works under every plan: each element of the model
+    counts once, whichever ranks have it. It is no ClipGradByGlobalNorm, because Fleet would replace that.
 
     Args:
-        clip_norm: gradients are scaled down to this global norm; 0 only measures.
+        clip_norm: largest global norm; 0 measures the norm without clipping.
     """
 
     def __init__(self, clip_norm: float) -> None:
@@ -29,14 +29,14 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         self.clip_norm = clip_norm if clip_norm > 0 else math.inf
         self._norm: paddle.Tensor | None = None
         self._groups: list[Any] = []
-        self._held_elsewhere: set[str] = set()
+        self._counted_elsewhere: set[str] = set()
         self._counts_unsliced = True
 
     def follow_plan(self, model: nn.Layer, hcg: Any) -> None:
-        """Say who holds what, before the model is wrapped.
+        """Set up the reduction over ranks, before the model is wrapped.
 
         Args:
-            model: this rank's.
+            model: this rank's model.
             hcg: Fleet's HybridCommunicateGroup.
         """
         groups = [
@@ -48,14 +48,14 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         self._counts_unsliced = hcg.get_sharding_parallel_rank() == 0
         counts_copies = hcg.get_model_parallel_rank() == 0
         shared = shared_between_stages(model)
-        self._held_elsewhere = {
+        self._counted_elsewhere = {
             p.name
             for p in model.parameters()
             if not (p.is_distributed or counts_copies) or not shared.get(p.name, True)
         }
 
     def last_norm(self) -> float:
-        """Global norm of the last step's gradients, before clipping; NaN before the first step."""
+        """Global norm of the last step's gradients before clipping; NaN before the first step."""
         return float(self._norm) if self._norm is not None else math.nan
 
     @paddle.no_grad()
@@ -70,14 +70,14 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         self._norm = paddle.sqrt(total)
         if math.isinf(self.clip_norm):
             return params_grads
-        # As torch.nn.utils.clip_grad_norm_ has it; HybridParallelClipGrad's also scales what is not too large.
+        # As in torch.nn.utils.clip_grad_norm_. HybridParallelClipGrad also scales gradients that are small enough.
         scale = paddle.clip(self.clip_norm / (self._norm + 1e-6), max=1.0)
         for _, grad in clipped:
             grad.multiply_(scale.astype(grad.dtype))
         return params_grads
 
     def _counts(self, parameter: paddle.Tensor) -> bool:
-        """Whether this rank is the one that counts it, of those that hold it after gradients were reduced."""
+        """True if this rank counts a parameter, of all ranks that have its reduced gradient."""
         if hasattr(parameter, "unslice") and not self._counts_unsliced:  # too small for stage 3 to slice
             return False
-        return parameter.name.removeprefix(SLICE) not in self._held_elsewhere
+        return parameter.name.removeprefix(SLICE) not in self._counted_elsewhere

@@ -1,4 +1,4 @@
-"""Learning rate schedules. For the same options the rates are those of transformers."""
+"""Learning rate schedules, with the same rates as those of transformers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from oarlock.errors import ConfigError
 
 
 def warmup_steps(schedule: ScheduleSection, steps: int) -> int:
-    """Steps of the linear rise: warmup_steps, or warmup_ratio of all rounded up (as transformers rounds it)."""
+    """Steps of the linear warm-up: warmup_steps, or warmup_ratio of all steps, rounded up as in transformers."""
     return schedule.warmup_steps or math.ceil(steps * schedule.warmup_ratio)
 
 
 def check_warmup(schedule: ScheduleSection, steps: int, done: int = 0) -> None:
-    """Refuse a warm-up that was given in steps and leaves none of the run; say it of one that was given as a share.
+    """Refuse a warm-up in steps that is as long as the run; only report one that is given as a ratio.
 
     Args:
-        steps: of the whole run.
-        done: steps that it has behind it.
+        steps: steps of the whole run.
+        done: steps before a resume.
 
     Raises:
-        ConfigError: with both numbers.
+        ConfigError: naming both numbers.
     """
     warmup = warmup_steps(schedule, steps)
     if steps <= done:
@@ -37,7 +37,7 @@ def check_warmup(schedule: ScheduleSection, steps: int, done: int = 0) -> None:
     if schedule.warmup_steps >= steps:
         raise ConfigError(
             f"--warmup_steps {warmup:,} leaves no step of this run, which has {steps:,}: the learning rate would never "
-            f"reach {schedule.learning_rate:g}. Give fewer (or --warmup_ratio, a share of the run), or train longer"
+            f"reach {schedule.learning_rate:g}. Use fewer steps (or --warmup_ratio), or train longer"
         )
     if warmup >= steps:
         log_once(
@@ -47,9 +47,9 @@ def check_warmup(schedule: ScheduleSection, steps: int, done: int = 0) -> None:
 
 
 def make_scheduler(schedule: ScheduleSection, steps: int) -> LRScheduler:
-    """PaddleNLP's annealing schedules (they end at min_learning_rate), or a constant after the warm-up.
+    """PaddleNLP's annealing schedules, which end at min_learning_rate, or a constant rate after the warm-up.
 
-    `constant` warms up too where that is asked for; transformers and PaddleNLP leave its warm-up out without a word.
+    `constant` has a warm-up if one is requested; transformers and PaddleNLP silently ignore it there.
     """
     warmup = warmup_steps(schedule, steps)
     decay = max(schedule.decay_steps or steps, warmup + 1)
@@ -60,27 +60,28 @@ def make_scheduler(schedule: ScheduleSection, steps: int) -> LRScheduler:
     return LambdaDecay(schedule.learning_rate, lambda step: min(1.0, step / warmup) if warmup else 1.0)
 
 
-def rate_change(schedule: ScheduleSection, steps: int, before: dict[str, Any], steps_before: int, done: int) -> str:
-    """What a resumed run has to say of its next step's learning rate; "" where it is that of the run so far.
+def describe_rate_change(
+    schedule: ScheduleSection, steps: int, before: dict[str, Any], steps_before: int, done: int
+) -> str:
+    """Describe how a resume changes the learning rate of the next step; "" if it does not.
 
     Args:
-        schedule, steps: of the run now.
-        before: the options that the checkpoint was written with.
-        steps_before: that the run then had.
-        done: steps behind it.
+        schedule, steps: schedule and length of the resumed run.
+        before, steps_before: options and length of the run that wrote the checkpoint.
+        done: steps before the resume.
     """
     known = {field.name: before[field.name] for field in fields(ScheduleSection) if field.name in before}
-    now, then = _rate(schedule, steps, done), _rate(ScheduleSection(**known), steps_before, done)
+    now, then = _learning_rate(schedule, steps, done), _learning_rate(ScheduleSection(**known), steps_before, done)
     if math.isclose(now, then, rel_tol=1e-9):
         return ""
     return (
-        f"the learning rate changes from here: step {done + 1:,} has {now:.4g} in a run of {steps:,} steps, and had "
-        f"{then:.4g} in the run of {steps_before:,} steps that the checkpoint is from"
+        f"the learning rate changes: step {done + 1:,} has {now:.4g} in a run of {steps:,} steps; it had {then:.4g} in "
+        f"the run of {steps_before:,} steps that wrote the checkpoint"
     )
 
 
-def _rate(schedule: ScheduleSection, steps: int, done: int) -> float:
-    """Of the step after `done` ones."""
+def _learning_rate(schedule: ScheduleSection, steps: int, done: int) -> float:
+    """The rate of the step after `done` steps."""
     scheduler = make_scheduler(schedule, steps)
     scheduler.step(done)
     return float(scheduler())

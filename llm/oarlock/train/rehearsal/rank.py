@@ -1,4 +1,4 @@
-"""What one rank of a rehearsal does: a few real steps on made-up data, every weight compared with one process's."""
+"""One rank of a rehearsal: a few real steps on synthetic data, whose weights are compared with a single process."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from oarlock.peft.method import choose_method
 from oarlock.train.checkpoint.local_shards import LocalShards
 from oarlock.train.checkpoint.resume import find_resume_point
 from oarlock.train.optim.clip import GlobalNormClip
-from oarlock.train.run_training import make_trainer, train
-from oarlock.train.setup import connect, start
+from oarlock.train.run_training import make_trainer, run_training
+from oarlock.train.setup import connect_ranks, start_run
 from oarlock.train.stop_signals import StopRequest
 
 NUM_SAMPLES = 4096
@@ -35,15 +35,16 @@ NUM_SAMPLES = 4096
 
 @dataclass
 class RankReport:
-    """What a rank has to tell.
+    """The results of a rank.
 
     Attributes:
-        steps_before: steps of the checkpoint this run went on from.
-        losses, grad_norms: of each step.
-        eval_loss: after the last step.
-        parameter_bytes, gradient_bytes, optimizer_bytes: measured before the last optimizer step.
+        steps_before: step of the checkpoint that this run resumed from.
+        losses, grad_norms: values of each step.
+        eval_loss: evaluation loss after the last step.
+        parameter_bytes, gradient_bytes, optimizer_bytes: sizes before the last optimizer step.
         collectives: "operation over group" -> [calls, bytes] of one step.
-        difference: largest |weight - reference| so far, and where it first went over the tolerance.
+        difference: largest |weight - reference|.
+        first_difference: step and tensor of the first difference above the tolerance.
     """
 
     steps_before: int = 0
@@ -59,36 +60,36 @@ class RankReport:
 
     @classmethod
     def read(cls, folder: Path, rank: int) -> RankReport:
-        """As write() left it."""
+        """Read the report of a rank."""
         return cls(**json.loads((folder / f"rank-{rank}.json").read_text()))
 
     def write(self, folder: Path) -> None:
-        """Into the folder of its run."""
+        """Write the report of this rank."""
         (folder / f"rank-{rank()}.json").write_text(json.dumps(asdict(self)))
 
 
 def run_rank(
     config: RunConfig, folder: Path, reference: Path | None, tolerance: float, stop_after: int | None = None
 ) -> int:
-    """Train as the configuration says, through the same code as a real run; goes on from a checkpoint it finds.
+    """Train with the code of a real run; resumes from a checkpoint if there is one.
 
     Args:
-        config: of a small model, a few steps and float32.
+        config: configuration of a small model, for a few steps in float32.
         folder: for the reports.
-        reference: folder of the one-process run; None makes this that run.
-        tolerance: of weights, absolute.
-        stop_after: as SIGTERM would, with a checkpoint after this step.
+        reference: folder of the single-process run; None if this is that run.
+        tolerance: largest absolute difference of weights.
+        stop_after: write a checkpoint after this step and stop, as SIGTERM does.
     """
-    run = start(LoadedConfig(config))
+    run = start_run(LoadedConfig(config))
     config = run.config
     source = find_model(config, from_weights=True)
     tuning, length = config.is_finetuning, config.data.sample_length
-    connect(run, source, config.sequence_length)
+    connect_ranks(run, source, config.sequence_length)
     method = choose_method(config.method_section) if config.method_section is not None else None
     base = read_base_once(config.model.model_name_or_path, source.folder) if method is not None else None
     model = build_model(source, run.dtype, False, config.runtime.seed, run.plan.pipeline > 1, method)
     vocab = source.config.vocab_size
-    data: Any = MadeUpExamples(vocab, length) if tuning else MadeUpText(vocab, length)
+    data: Any = RandomExamples(vocab, length) if tuning else RandomText(vocab, length)
     packing = config.data.is_packed
     train_set: Any = data
     collator: Any = PretrainCollator(vocab)
@@ -111,7 +112,7 @@ def run_rank(
         flops=None,
         data_fingerprint="made up",
         train_dataset=train_set,
-        eval_dataset=Head(data, 2 * config.batch.per_device_eval_batch_size + 1),
+        eval_dataset=FirstSamples(data, 2 * config.batch.per_device_eval_batch_size + 1),
         data_collator=collator,
     )
     report = RankReport(steps_before=resume.manifest.step if resume else 0)
@@ -119,12 +120,12 @@ def run_rank(
     trainer.add_callback(recorder)
     if stop_after is not None:
         trainer.add_callback(_StopAfter(run.stop, stop_after))
-    train(run, trainer)
+    run_training(run, trainer)
     report.write(folder)
     return 0
 
 
-class MadeUpText:
+class RandomText:
     """Random sequences of length + 1 tokens; sample i is the same in every process."""
 
     def __init__(self, vocab_size: int, length: int) -> None:
@@ -137,8 +138,8 @@ class MadeUpText:
         return {"text": np.random.RandomState(index).randint(0, self.vocab_size, self.length + 1).astype(np.int64)}
 
 
-class MadeUpExamples:
-    """Random prompts and answers of very uneven lengths, the prompts masked."""
+class RandomExamples:
+    """Random prompts and answers of uneven lengths; prompts are not trained."""
 
     def __init__(self, vocab_size: int, longest: int) -> None:
         self.vocab_size, self.longest = vocab_size, longest
@@ -155,11 +156,11 @@ class MadeUpExamples:
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [examples]."""
+        """Number of tokens of each example, int64 [examples]."""
         return np.asarray([len(self[index].input_ids) for index in range(len(self))], np.int64)
 
 
-class Head:
+class FirstSamples:
     """The first samples of a dataset."""
 
     def __init__(self, data: Any, count: int) -> None:
@@ -173,7 +174,7 @@ class Head:
 
 
 class _Recorder(TrainerCallback):
-    """Writes down (or compares) losses and weights after every step."""
+    """Records losses, and saves or compares the weights after every step."""
 
     def __init__(
         self,
@@ -189,21 +190,22 @@ class _Recorder(TrainerCallback):
         self.folder, self.reference, self.tolerance = folder, reference, tolerance
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._groups("reset")
+        self._for_each_group(reset=True)
 
     def on_optimizer_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.report.gradient_bytes = _gradient_bytes(self.model)
+        self.report.gradient_bytes = _count_gradient_bytes(self.model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         report = self.report
-        self._groups("read")
+        self._for_each_group(reset=False)
         report.grad_norms.append(self.clip.last_norm())
-        report.parameter_bytes = sum(_bytes(shard.data) for shard in self.shards)
+        report.parameter_bytes = sum(_count_bytes(shard.data) for shard in self.shards)
         inner = self.shards.optimizer
         tables = [*inner._accumulators.values(), inner._master_weights]
-        report.optimizer_bytes = sum(_bytes(tensor) for table in tables for tensor in table.values())
+        report.optimizer_bytes = sum(_count_bytes(tensor) for table in tables for tensor in table.values())
         if self.reference is None:
-            self._save_weights(state.global_step)
+            arrays = {shard.parameter.name: shard.data.numpy() for shard in self.shards}
+            np.savez(self.folder / f"step-{state.global_step}.npz", **arrays)
         else:
             self._compare(state.global_step)
 
@@ -213,22 +215,19 @@ class _Recorder(TrainerCallback):
         if logs and "eval_loss" in logs:
             self.report.eval_loss = logs["eval_loss"]
 
-    def _groups(self, what: str) -> None:
+    def _for_each_group(self, *, reset: bool) -> None:
+        """Reset the statistics of the process groups, or record them."""
         if world_size() <= 1:
             return
         from oarlock.cpu_ranks import process_group
 
         for group in process_group.groups():
-            if what == "reset":
+            if reset:
                 group.reset_statistics()
                 continue
             for operation, (calls, num_bytes) in group.statistics().items():
                 name = f"{operation} over {','.join(map(str, group.ranks))}"
                 self.report.collectives[name] = [calls, num_bytes]
-
-    def _save_weights(self, step: int) -> None:
-        arrays = {shard.parameter.name: shard.data.numpy() for shard in self.shards}
-        np.savez(self.folder / f"step-{step}.npz", **arrays)
 
     def _compare(self, step: int) -> None:
         assert self.reference is not None
@@ -257,16 +256,16 @@ class _StopAfter(TrainerCallback):
             self.stop.requested = True
 
 
-def _gradient_bytes(model: Any) -> int:
-    """Bytes of gradients that are there when the optimizer begins."""
+def _count_gradient_bytes(model: Any) -> int:
+    """Count the bytes of gradients before the optimizer step."""
     total = 0
     for parameter in model.parameters():
         sliced = getattr(parameter, "bw_storage", None)  # GroupShardedStage3
         grad = sliced if sliced is not None else parameter._grad_ivar()
         if grad is not None and grad._is_initialized():
-            total += _bytes(grad)
+            total += _count_bytes(grad)
     return total
 
 
-def _bytes(tensor: paddle.Tensor) -> int:
+def _count_bytes(tensor: paddle.Tensor) -> int:
     return int(tensor._numel() * tensor.element_size())

@@ -1,6 +1,7 @@
-"""Rehearse a plan: the same Fleet and Trainer code on CPU ranks, a model of the same structure, beside one process.
+"""Rehearses a parallel plan: trains a small model of the same structure on CPU ranks and in a single process.
 
-`oarlock rehearse` takes a configuration or a launch command as it stands in people's shell history.
+Both run the code of a real run, Fleet and Trainer included. `oarlock rehearse` accepts a configuration or a launch
+command.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ from oarlock.train.rehearsal.rank import RankReport, run_rank
 logger = get_logger(__name__)
 
 _HEAD_DIM = 8
-# Of losses relative, of weights absolute: what float32 sums in another order may differ by.
+# Relative for losses, absolute for weights: float32 sums in another order may differ by this much.
 TOLERANCE = 1e-5
 
 
 @dataclass
 class Verdict:
-    """How the ranks did.
+    """The result of a rehearsal.
 
     Attributes:
-        reports: of each rank; empty when they did not get to the end.
-        reference: of the one process.
-        problem: what differs first, or None.
+        reference: the report of the single process.
+        reports: the report of each rank; empty if a rank failed.
+        problem: the failure, or the first difference; None if there is none.
     """
 
     plan: ParallelPlan
@@ -52,7 +53,7 @@ class Verdict:
 
 
 def shrink_model(content: dict[str, Any], plan: ParallelPlan) -> dict[str, Any]:
-    """The smallest model with the same structure: family, head ratio, tied embeddings, divisibility by the plan."""
+    """Shrink a config.json, keeping family, head ratio, tied embeddings and divisibility by the plan."""
     heads = content["num_attention_heads"]
     kv_heads = content.get("num_key_value_heads") or heads
     ratio = heads // kv_heads
@@ -67,7 +68,7 @@ def shrink_model(content: dict[str, Any], plan: ParallelPlan) -> dict[str, Any]:
         "num_hidden_layers": max(2, plan.pipeline * plan.virtual_pipeline),
         "vocab_size": 64 * plan.tensor,
         "max_position_embeddings": 4096,
-        "initializer_range": 0.1,  # at the usual 0.02 so small a model hardly mixes its inputs
+        "initializer_range": 0.1,  # at the usual 0.02 such a small model hardly mixes its inputs
     }
     small |= dict.fromkeys(special, 0)
     if "num_key_value_heads" in content:
@@ -78,9 +79,9 @@ def shrink_model(content: dict[str, Any], plan: ParallelPlan) -> dict[str, Any]:
 
 
 def shrink_config(config: RunConfig, plan: ParallelPlan, model: Path, output_dir: Path, steps: int) -> RunConfig:
-    """The same options on the small model: a few steps, short sequences, nothing saved, float32."""
+    """Change a configuration to the small model: a few steps, short sequences, no checkpoints, float32."""
     length = 16 * plan.tensor if plan.sequence_parallel else 24
-    # Schedules depend on micro-batches per stage; beyond that more of them only take time.
+    # Pipeline schedules depend on the micro-batches per stage; beyond that, more of them only take time.
     micro_batches = min(config.batch.gradient_accumulation_steps, max(2, 2 * plan.pipeline))
     changes: dict[str, Any] = {
         "model_name_or_path": str(model),
@@ -107,8 +108,8 @@ def shrink_config(config: RunConfig, plan: ParallelPlan, model: Path, output_dir
         "warmup_ratio": 0.0,
         "decay_steps": None,
         "learning_rate": 1e-3,
-        # Adam's update is m / (sqrt(v) + epsilon): where a gradient is almost zero, its rounding noise would be a
-        # whole update at 1e-8, and every sum in another order a difference.
+        # Adam's update is m / (sqrt(v) + epsilon). At 1e-8 the rounding noise of a gradient near zero would become a
+        # full update, and any other order of sums a difference.
         "adam_epsilon": 1e-5,
         "min_learning_rate": 0.0,
         "gradient_accumulation_steps": micro_batches,
@@ -132,8 +133,8 @@ def shrink_config(config: RunConfig, plan: ParallelPlan, model: Path, output_dir
     return config_from_flat(type(config), flat | {name: value for name, value in changes.items() if name in flat})
 
 
-def one_process(config: RunConfig, plan: ParallelPlan) -> RunConfig:
-    """The configuration whose single process sees the same global batch."""
+def to_single_process(config: RunConfig, plan: ParallelPlan) -> RunConfig:
+    """Change a configuration to a single process with the same global batch."""
     flat = flatten(config)
     changes = {
         "sharding": "",
@@ -149,15 +150,15 @@ def one_process(config: RunConfig, plan: ParallelPlan) -> RunConfig:
 
 
 def rehearse(command: TrainingCommand, steps: int = 5, folder: Path | None = None) -> Verdict:
-    """Run it.
+    """Rehearse the plan of a command.
 
     Args:
-        steps: of both.
-        folder: for logs and reports; default: a temporary one, removed at the end.
+        steps: number of optimizer steps.
+        folder: for logs and reports. By default a temporary folder, which is deleted.
 
     Raises:
-        ConfigError: when the plan does not fit the (real) model.
-        TrainingError: when the single process fails.
+        ConfigError: if the plan does not fit the real model.
+        TrainingError: if the single process fails.
     """
     plan, notes = make_plan(command.config, command.num_ranks)
     content = read_config_by_name(command.config.model.model_name_or_path)
@@ -188,23 +189,23 @@ def _run(command: TrainingCommand, plan: ParallelPlan, content: dict[str, Any], 
         f"rehearsing on {available_cores()} core(s): {plan.describe()}; {content['num_hidden_layers']} layers, "
         f"{content['num_attention_heads']} heads, hidden size {content['hidden_size']}"
     )
-    _must_end_well(
+    _refuse_failure(
         launch(1, lambda: make_model(content, model), folder / "log-model", quiet=True), folder / "log-model"
     )
-    alone = one_process(small, plan)
+    alone = to_single_process(small, plan)
     codes = launch(1, lambda: run_rank(alone, one, None, TOLERANCE), folder / "log-one", quiet=True)
-    _must_end_well(codes, folder / "log-one")
+    _refuse_failure(codes, folder / "log-one")
     reference = RankReport.read(one, 0)
     codes = launch(plan.world_size, lambda: run_rank(small, many, one, TOLERANCE), folder / "log", quiet=True)
     if any(codes):
         rank = next(i for i, code in enumerate(codes) if code)
-        return Verdict(plan, reference, problem=f"the ranks failed:\n{_first_error(folder / 'log', codes, rank)}")
+        return Verdict(plan, reference, problem=f"the ranks failed:\n{_read_first_error(folder / 'log', codes, rank)}")
     reports = [RankReport.read(many, i) for i in range(plan.world_size)]
-    return Verdict(plan, reference, reports, first_problem(reference, reports))
+    return Verdict(plan, reference, reports, find_first_difference(reference, reports))
 
 
 def make_model(content: dict[str, Any], folder: Path) -> int:
-    """Random weights for a configuration, as a model folder."""
+    """Write a model folder with random weights for a config.json."""
     from oarlock.environment.paddle_import import set_paddlenlp_log_level
     from oarlock.model_config.load import make_config
     from oarlock.models.build import ModelSource, build_model
@@ -218,12 +219,14 @@ def make_model(content: dict[str, Any], folder: Path) -> int:
     return 0
 
 
-def first_problem(reference: RankReport, reports: Sequence[RankReport], tolerance: float = TOLERANCE) -> str | None:
-    """The first step, tensor and rank that differ from the one process; None when nothing does."""
-    found: list[tuple[int, int, int, str]] = []  # step, place within a step (loss, norm, update), rank, what
+def find_first_difference(
+    reference: RankReport, reports: Sequence[RankReport], tolerance: float = TOLERANCE
+) -> str | None:
+    """Describe the first step, rank and tensor that differ from the single process; None if nothing differs."""
+    found: list[tuple[int, int, int, str]] = []  # step, order within a step (loss, norm, update), rank, description
     for rank, report in enumerate(reports):
         values = [("gradient norm", report.grad_norms, reference.grad_norms)]
-        if rank == 0:  # which logs the mean over all
+        if rank == 0:  # which logs the mean over all ranks
             values.insert(0, ("loss", report.losses, reference.losses))
         for place, (name, mine, alone) in enumerate(values):
             step = report.steps_before
@@ -243,16 +246,16 @@ def first_problem(reference: RankReport, reports: Sequence[RankReport], toleranc
     return f"{f'step {step}, ' if step < 10**9 else ''}rank {rank}: {what}"
 
 
-def _must_end_well(codes: Sequence[int], log: Path) -> None:
+def _refuse_failure(codes: Sequence[int], log: Path) -> None:
     if any(codes):
-        raise TrainingError(f"the single process failed:\n{_first_error(log, codes, 0)}")
+        raise TrainingError(f"the single process failed:\n{_read_first_error(log, codes, 0)}")
 
 
-def _first_error(log: Path, codes: Sequence[int], rank: int) -> str:
-    """The last lines of the log of the rank that failed first (or that says why)."""
+def _read_first_error(log: Path, codes: Sequence[int], rank: int) -> str:
+    """Read the last lines of the log with the error, preferably of the rank that failed first."""
     for i in [rank, *range(len(codes))]:
         text = (log / f"workerlog.{i}").read_text(errors="replace")
         lines = [line for line in text.splitlines() if line.strip()]
         if any("rror" in line for line in lines[-20:]):
             return "\n".join(f"  rank {i}: {line}" for line in lines[-12:])
-    return f"  exit codes {list(codes)}; nothing was said"
+    return f"  exit codes {list(codes)}, without a message"

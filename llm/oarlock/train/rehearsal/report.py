@@ -1,4 +1,4 @@
-"""What a rehearsal found, for people and as JSON."""
+"""The result of a rehearsal as text and as JSON."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from oarlock.train.rehearsal.rehearse import TOLERANCE, Verdict
 
 
-def report_text(verdict: Verdict) -> str:
-    """Verdict, a table of the ranks, and what their groups carried."""
+def format_report(verdict: Verdict) -> str:
+    """Format the verdict, a table of the ranks, and the traffic of their groups."""
     lines = [""]
     if verdict.reports:
-        lines += _rank_table(verdict)
-        lines += ["", *_traffic_table(verdict), ""]
-        lines += _losses(verdict)
+        lines += _format_ranks(verdict)
+        lines += ["", *_format_traffic(verdict), ""]
+        lines += _format_losses(verdict)
     if verdict.problem:
         lines.append(f"DIFFERS from one process: {verdict.problem}")
     else:
@@ -23,13 +23,13 @@ def report_text(verdict: Verdict) -> str:
         worst = max(report.difference for report in verdict.reports)
         lines.append(
             f"SAME as one process: {steps} losses and gradient norms to {TOLERANCE:g} relative, every weight after "
-            f"every step to {TOLERANCE:g} (largest difference {worst:.1e}), evaluation too"
+            f"every step to {TOLERANCE:g} (largest difference {worst:.1e}), and the evaluation loss"
         )
     return "\n".join(lines)
 
 
-def as_json(verdict: Verdict) -> dict[str, Any]:
-    """The same for programs."""
+def to_json(verdict: Verdict) -> dict[str, Any]:
+    """Convert the verdict to JSON."""
     return {
         "same": verdict.problem is None,
         "problem": verdict.problem,
@@ -39,7 +39,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _rank_table(verdict: Verdict) -> list[str]:
+def _format_ranks(verdict: Verdict) -> list[str]:
     plan = verdict.plan
     rows: list[tuple[str, ...]] = [
         ("rank", "data", "stage", "sharding", "tensor", "parameters", "gradients", "optimizer", "largest difference")
@@ -52,11 +52,11 @@ def _rank_table(verdict: Verdict) -> list[str]:
     one = verdict.reference
     sizes = (one.parameter_bytes, one.gradient_bytes, one.optimizer_bytes)
     rows.append(("one", *"----", *(f"{size:,} B" for size in sizes), "-"))
-    return _aligned(rows)
+    return _align_columns(rows)
 
 
-def _traffic_table(verdict: Verdict) -> list[str]:
-    """Collectives of the last step, by kind of group, of the busiest rank in each."""
+def _format_traffic(verdict: Verdict) -> list[str]:
+    """Format the collectives of the last step by kind of group, for the busiest rank of each kind."""
     plan = verdict.plan
     kinds = {tuple(ranks): axis for axis in ("data", "pipeline", "sharding", "tensor") for ranks in plan.groups(axis)}
     found: dict[tuple[str, str], tuple[int, int]] = {}
@@ -72,20 +72,20 @@ def _traffic_table(verdict: Verdict) -> list[str]:
         (kind, operation, f"{calls:,}", f"{num_bytes:,}")
         for (kind, operation), (calls, num_bytes) in sorted(found.items())
     ]
-    return _aligned(rows)
+    return _align_columns(rows)
 
 
-def _losses(verdict: Verdict) -> list[str]:
+def _format_losses(verdict: Verdict) -> list[str]:
     rows = [("step", "loss, these ranks", "loss, one process", "gradient norm")]
     first = verdict.reports[0]
     for step, (loss, expected, norm) in enumerate(
         zip(first.losses, verdict.reference.losses, first.grad_norms, strict=False), start=1
     ):
         rows.append((str(step), f"{loss:.7f}", f"{expected:.7f}", f"{norm:.6f}"))
-    return [*_aligned(rows), ""]
+    return [*_align_columns(rows), ""]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def _align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(

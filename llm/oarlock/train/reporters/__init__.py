@@ -1,1 +1,1 @@
-"""Where metrics of a run are reported."""
+"""Reporters of a run: console, metrics.jsonl, samples.jsonl, VisualDL."""

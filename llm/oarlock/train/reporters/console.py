@@ -17,9 +17,9 @@ logger = get_logger(__name__)
 
 
 class Console(TrainerCallback):
-    """One progress bar on rank 0, with loss, learning rate, gradient norm, tokens/s and time left.
+    """A progress bar on rank 0 with loss, learning rate, gradient norm, tokens/s and remaining time.
 
-    Without a terminal, or with --disable_tqdm, a line per log row in its place.
+    Without a terminal, or with --disable_tqdm, it prints a line per log row instead.
     """
 
     def __init__(self, as_lines: bool) -> None:
@@ -29,7 +29,6 @@ class Console(TrainerCallback):
         self._started, self._first_step = time.monotonic(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Draw the bar."""
         self._started, self._first_step = time.monotonic(), state.global_step
         if is_first_rank() and not self.as_lines:
             self._bar = tqdm(
@@ -37,34 +36,35 @@ class Console(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One step further."""
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
-        """One evaluation batch further."""
         if self._eval_bar is None and not self.as_lines:
             self._eval_bar = progress_bar(len(eval_dataloader), "evaluate", "batch", leave=False)
         if self._eval_bar is not None:
             self._eval_bar.update()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
-        """Show a row."""
         if self._eval_bar is not None:
             self._eval_bar.close()
             self._eval_bar = None
         if not is_first_rank() or not logs:
             return
         if "loss" not in logs:
-            figures = (f"{k} {short(v)}" for k, v in logs.items() if not k.endswith(("_per_second", "_tokens")))
-            self._print(f"step {state.global_step}: {', '.join(figures)}")
+            shown = {k: v for k, v in logs.items() if not k.endswith(("_per_second", "_tokens"))}
+            metrics = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+            self._print(f"step {state.global_step}: {', '.join(metrics)}")
         elif self._bar is not None:
-            self._bar.set_postfix_str(_training_text(logs))
+            self._bar.set_postfix_str(_format_training_row(logs))
         else:
-            self._print(f"step {state.global_step}/{state.max_steps}: {_training_text(logs)}{self._left(state)}")
+            done, left = state.global_step - self._first_step, ""
+            if done > 0 and state.global_step < state.max_steps:
+                seconds = (time.monotonic() - self._started) / done * (state.max_steps - state.global_step)
+                left = f", {tqdm.format_interval(seconds)} left"
+            self._print(f"step {state.global_step}/{state.max_steps}: {_format_training_row(logs)}{left}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -75,15 +75,8 @@ class Console(TrainerCallback):
         else:
             logger.info(text)
 
-    def _left(self, state: Any) -> str:
-        done = state.global_step - self._first_step
-        if done <= 0 or state.global_step >= state.max_steps:
-            return ""
-        seconds = (time.monotonic() - self._started) / done * (state.max_steps - state.global_step)
-        return f", {tqdm.format_interval(seconds)} left"
 
-
-def _training_text(logs: Row) -> str:
+def _format_training_row(logs: Row) -> str:
     parts = [
         f"loss {logs['loss']:.4f}",
         f"lr {logs['learning_rate']:.3g}",
@@ -93,8 +86,3 @@ def _training_text(logs: Row) -> str:
     if "mfu" in logs:
         parts.append(f"MFU {logs['mfu']:.1%}")
     return ", ".join(parts)
-
-
-def short(value: Any) -> str:
-    """A figure in few characters."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -14,9 +14,9 @@ from oarlock.train.reporters.row_file import Row, append_rows, cut_rows_after
 
 
 class MetricsFile(TrainerCallback):
-    """metrics.jsonl: a row per log, keys step, epoch, loss, learning_rate, grad_norm, tokens_per_second, ... or eval_*.
+    """Writes metrics.jsonl: a row per log, with step, epoch, loss, learning_rate, grad_norm, ... or eval_*.
 
-    After a resume the rows behind the checkpoint's step are cut off first: they are about to be made again.
+    After a resume, rows later than the checkpoint are removed first, because they will be written again.
     """
 
     def __init__(self, path: Path, cut_after: int | None) -> None:
@@ -25,7 +25,6 @@ class MetricsFile(TrainerCallback):
             cut_rows_after(path, cut_after)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
-        """Append a row."""
         if is_first_rank() and logs:
             row = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 6)} | logs | {"time": time.time()}
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

@@ -1,4 +1,4 @@
-"""metrics.jsonl and samples.jsonl: a row of JSON per line, whole or not there, cut where a resumed run goes on."""
+"""JSONL files of a run: each append is complete or absent, and a resume removes later rows."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _APPENDING = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOC
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add lines to the end of a file in output_dir: all of them, or none.
+    """Append rows to a file in output_dir: all of them or none.
 
     Raises:
-        OutputLost: when they can't be written.
+        OutputLost: if they can't be written.
     """
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
     with guard_write(path.parent, path.name):
@@ -33,7 +33,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")
-            end = _whole_lines(descriptor)
+            end = _drop_partial_line(descriptor)
             left = memoryview(text)
             try:
                 while left:
@@ -45,8 +45,8 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             os.close(descriptor)
 
 
-def _whole_lines(descriptor: int) -> int:
-    """The size of a file after a half line at its end (of a killed process) was cut off."""
+def _drop_partial_line(descriptor: int) -> int:
+    """Remove an incomplete last line of a killed process; returns the size of the file."""
     size = os.fstat(descriptor).st_size
     if not size or os.pread(descriptor, 1, size - 1) == b"\n":
         return size
@@ -57,7 +57,7 @@ def _whole_lines(descriptor: int) -> int:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a .jsonl that have a step; other lines (half of one, by a killed process) are left out."""
+    """Read the rows with a step; other lines, such as one cut off by a killed process, are skipped."""
     if is_missing(path):
         return []
     rows = []
@@ -73,7 +73,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def cut_rows_after(path: Path, step: int) -> None:
-    """Keep the rows of a .jsonl up to a step; none for step 0."""
+    """Remove the rows after a step; all rows for step 0."""
     if is_missing(path):
         return
     kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in read_rows(path) if 0 < step >= row["step"]]

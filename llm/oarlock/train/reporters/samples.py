@@ -10,7 +10,7 @@ from oarlock.train.reporters.visualdl import VisualDLReporter
 
 
 class SampleLog:
-    """samples.jsonl and VisualDL text: what the model says at each evaluation."""
+    """Writes the model's answers at evaluations to samples.jsonl and VisualDL."""
 
     def __init__(self, path: Path, reporter: VisualDLReporter | None, cut_after: int | None) -> None:
         self.path, self.reporter = path, reporter
@@ -18,7 +18,7 @@ class SampleLog:
             cut_rows_after(path, cut_after)
 
     def add(self, step: int, epoch: float, samples: list[dict[str, str]]) -> None:
-        """Append rows of one evaluation (see Answer.row)."""
+        """Append the rows of an evaluation (see Answer.row)."""
         if not is_first_rank():
             return
         append_rows(self.path, [{"step": step, "epoch": round(epoch, 6)} | sample for sample in samples])

@@ -14,12 +14,12 @@ from oarlock.train.reporters.row_file import Row, read_rows
 
 
 class VisualDLReporter(VisualDLCallback):
-    """PaddleNLP's VisualDL callback with hyper-parameters of the run's own configuration.
+    """PaddleNLP's VisualDL callback, with the options of the run as hyper-parameters.
 
-    (PaddleNLP's hands over TrainingArguments with booleans, which VisualDL stores as an int and protobuf 6 refuses.)
+    PaddleNLP passes TrainingArguments with booleans, which VisualDL stores as integers and protobuf 6 refuses.
 
-    VisualDL shows only the newest file of a folder and can't append to one, so after a resume the curve before it
-    would be gone: what metrics.jsonl and samples.jsonl hold is written again first.
+    VisualDL shows only the newest file of a folder and can't append to a file. So after a resume the rows of
+    metrics.jsonl and samples.jsonl are written to the new file first.
     """
 
     def __init__(self, logdir: Path, options: dict[str, Any], text: str, output_dir: Path) -> None:
@@ -27,7 +27,6 @@ class VisualDLReporter(VisualDLCallback):
         self._logdir, self._options, self._text, self._output_dir = logdir, options, text, output_dir
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the log and write what the run is."""
         if not is_first_rank():
             return
         try:
@@ -40,7 +39,7 @@ class VisualDLReporter(VisualDLCallback):
         for row in read_rows(self._output_dir / "metrics.jsonl"):
             if not isinstance(when := row.get("time"), (int, float)):
                 continue
-            for name, value in rewrite_logs(_scalars(row)).items():
+            for name, value in rewrite_logs(_select_scalars(row)).items():
                 self.vdl_writer.add_scalar(name, value, row["step"], walltime=int(when * 1000))
         samples: dict[int, list[Row]] = {}
         for row in read_rows(self._output_dir / "samples.jsonl"):
@@ -50,11 +49,10 @@ class VisualDLReporter(VisualDLCallback):
             self.add_samples(step, rows)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any) -> None:
-        """Scalars: train/* and eval/*."""
-        super().on_log(args, state, control, logs=_scalars(logs or {}), **kwargs)
+        super().on_log(args, state, control, logs=_select_scalars(logs or {}), **kwargs)
 
     def add_samples(self, step: int, samples: list[Row]) -> None:
-        """The answers of one evaluation as text; those of --eval_prompts, which have a "source", by themselves."""
+        """Write the answers of an evaluation as text; those of --eval_prompts ("source") get their own tab."""
         if self.vdl_writer is None:
             return
         tabs: dict[str, list[str]] = {}
@@ -66,8 +64,8 @@ class VisualDLReporter(VisualDLCallback):
         self.vdl_writer.flush()
 
 
-def _scalars(row: Row) -> dict[str, float]:
-    """The figures of a row that are worth a chart."""
+def _select_scalars(row: Row) -> dict[str, float]:
+    """Select the finite numbers of a row that are worth a chart."""
     left_out = (
         "step",
         "epoch",

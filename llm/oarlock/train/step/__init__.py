@@ -1,1 +1,1 @@
-"""Forward and backward of an optimizer step: loss, micro-batches, pipeline."""
+"""Forward and backward pass of an optimizer step: loss, micro-batches, pipeline."""

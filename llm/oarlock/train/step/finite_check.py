@@ -1,4 +1,4 @@
-"""A run stops at a loss or gradient that is not finite."""
+"""Stops a run whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oarlock.train.checkpoint.manifest import list_checkpoints
 
 
 def check_finite(what: str, value: float, step: int, args: Any) -> None:
-    """Refuse a NaN or infinite value, before a checkpoint is written; fp16 skips such steps and lowers the loss scale.
+    """Refuse a NaN or infinite value, before a checkpoint is written. (fp16 skips such steps by itself.)
 
     Args:
         what: "loss" or "gradient".
@@ -25,6 +25,6 @@ def check_finite(what: str, value: float, step: int, args: Any) -> None:
     raise TrainingError(
         f"the {what} of step {step} is {value}. Earlier checkpoints are intact"
         + (f" (newest: {kept}). " if kept else " (none was written yet). ")
-        + "Usual causes: --learning_rate too high, no warm-up, or a damaged sample; lower the rate and go on "
+        + "Usual causes: --learning_rate too high, no warm-up, or a damaged sample; lower the rate and resume "
         "from a checkpoint with --resume_from_checkpoint."
     )

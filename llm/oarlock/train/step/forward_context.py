@@ -1,4 +1,4 @@
-"""How a batch goes through the model."""
+"""The context of a forward pass."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Batch = dict[str, paddle.Tensor]
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """What surrounds a forward pass.
+    """The steps around a forward pass of the model.
 
     Attributes:
-        prepare: makes the model's inputs from a batch (masks of packed rows).
-        autocast: context of mixed precision.
+        prepare: converts a batch to the model's inputs (adds the masks of packed rows).
+        autocast: creates the context of mixed precision.
     """
 
     prepare: Callable[[Batch], Batch]

@@ -1,4 +1,4 @@
-"""Forward and backward passes over the micro-batches of an optimizer step, without a pipeline."""
+"""Gradient accumulation without a pipeline."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def accumulate_gradients(
     micro_batches: Sequence[dict[str, Any]],
     forward_backward: Callable[[nn.Layer, dict[str, Any]], paddle.Tensor],
 ) -> paddle.Tensor:
-    """Run all micro-batches, one after the other, and return the sum of their losses.
+    """Run forward and backward of all micro-batches; returns the sum of their losses.
 
-    Data-parallel ranks exchange gradients with the last micro-batch only.
+    Data-parallel ranks reduce the gradients with the last micro-batch only.
     """
     loss = paddle.zeros([])
     no_sync = getattr(model, "no_sync", None)  # paddle.DataParallel

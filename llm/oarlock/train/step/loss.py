@@ -1,4 +1,4 @@
-"""The training loss: cross entropy summed over trained tokens and divided by how many the whole step has."""
+"""The training loss: cross entropy, averaged over the trained tokens of a whole optimizer step."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from oarlock.ops.linear_cross_entropy import DeferredLogits
 
 
 class TokenCrossEntropy(nn.Layer):
-    """sum over trained tokens of -log p(label) / normalizer.
+    """Sum of -log p(label) over the trained tokens, divided by `normalizer`.
 
     PaddleNLP's criteria divide by the tokens of the micro-batch, so that with uneven lengths a token weighs less the
-    more of them its micro-batch holds. Here the trainer sets `normalizer` before a step to the trained tokens of all
-    its micro-batches and ranks, and the accumulated gradient is that of one big batch.
+    longer its micro-batch is. Here the trainer sets `normalizer` to the trained tokens of all micro-batches and ranks
+    of a step, so the accumulated gradient is that of one large batch.
 
     Args:
-        split_vocabulary: the scores are this rank's part of the vocabulary (tensor parallel).
+        split_vocabulary: the logits are this rank's shard of the vocabulary (tensor parallelism).
     """
 
     def __init__(self, split_vocabulary: bool = False) -> None:
@@ -33,7 +33,7 @@ class TokenCrossEntropy(nn.Layer):
         )
 
     def forward(self, logits: Any, labels: paddle.Tensor) -> paddle.Tensor:
-        """Scalar float32 loss.
+        """Compute the scalar float32 loss.
 
         Args:
             logits: [batch, tokens, vocabulary] (or the model's output tuple that begins with them), or HeldScores.
@@ -46,7 +46,7 @@ class TokenCrossEntropy(nn.Layer):
 
     @contextlib.contextmanager
     def normalized_by(self, normalizer: float) -> Iterator[None]:
-        """Use another normalizer inside the context."""
+        """Use another normalizer within the context."""
         before, self.normalizer = self.normalizer, normalizer
         try:
             yield
@@ -54,7 +54,7 @@ class TokenCrossEntropy(nn.Layer):
             self.normalizer = before
 
     def token_losses(self, logits: paddle.Tensor | tuple[paddle.Tensor, ...], labels: paddle.Tensor) -> paddle.Tensor:
-        """float32 [batch, tokens], 0 where nothing is trained."""
+        """Compute the loss of every token: float32 [batch, tokens], 0 for tokens that are not trained."""
         scores = logits[0] if isinstance(logits, (tuple, list)) else logits
         with paddle.amp.auto_cast(False):
             scores, labels = scores.astype("float32"), labels.unsqueeze(-1)
@@ -65,6 +65,6 @@ class TokenCrossEntropy(nn.Layer):
         return losses.squeeze(-1)
 
 
-def trained_tokens(labels: paddle.Tensor) -> int:
-    """How many labels a loss is computed for."""
+def count_trained_tokens(labels: paddle.Tensor) -> int:
+    """Count the labels that are not IGNORE_INDEX."""
     return int((labels != IGNORE_INDEX).sum())

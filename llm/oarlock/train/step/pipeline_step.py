@@ -1,4 +1,4 @@
-"""A step, an evaluation and scores through the stages of a pipeline (paddle.distributed.fleet PipelineParallel)."""
+"""Training, evaluation and generation through pipeline stages (paddle.distributed.fleet PipelineParallel)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from oarlock.train.step.loss import TokenCrossEntropy
 def run_pipeline_step(
     model: Any, micro_batches: Sequence[Batch], context: ForwardContext, optimizer: Any, lr_scheduler: Any, scaler: Any
 ) -> paddle.Tensor:
-    """Run forward and backward of all micro-batches; return the sum of their losses, on every stage.
+    """Run forward and backward of all micro-batches; returns the sum of their losses on every stage.
 
-    PipelineParallel divides the loss by the number of micro-batches, which the criterion's normalizer must allow for.
+    PipelineParallel divides the loss by the number of micro-batches; the criterion's normalizer has to undo that.
 
     Args:
         model: PipelineParallel.
         scaler: GradScaler of fp16 loss scaling, or None.
     """
-    data = model._prepare_pipeline_inputs_func([context.prepare(batch) for batch in _same_length(micro_batches)])
+    data = model._prepare_pipeline_inputs_func([context.prepare(batch) for batch in _pad_to_same_length(micro_batches)])
     data = model._prepare_training(data, optimizer, lr_scheduler)
-    model.optimizer = model.lr_scheduler = None  # the Trainer steps them
+    model.optimizer = model.lr_scheduler = None  # the Trainer calls their step()
     with context.autocast():
         loss = model.forward_backward_pipeline(data, scaler)
     return loss.detach().reshape([])
@@ -46,29 +46,29 @@ def wrap_pipeline(model: nn.Layer) -> Any:
     return wrapped
 
 
-def _same_length(batches: Sequence[Batch]) -> list[Batch]:
-    """Micro-batches padded on the right to the longest of them, with nothing to train on.
+def _pad_to_same_length(batches: Sequence[Batch]) -> list[Batch]:
+    """Pad all micro-batches on the right to the longest of them, with tokens that are not trained.
 
-    A stage takes the shape of the gradient it waits for from the last activation it sent (P2pHelper), which under 1F1B
-    belongs to a later micro-batch: their shapes must not differ within a step.
+    A stage derives the shape of the gradient it receives from the last activation it sent (P2pHelper), which under
+    1F1B belongs to a later micro-batch. So shapes must not differ within a step.
     """
     longest = max(batch["input_ids"].shape[1] for batch in batches)
 
-    def padded(tensor: paddle.Tensor, value: int) -> paddle.Tensor:
+    def pad(tensor: paddle.Tensor, value: int) -> paddle.Tensor:
         missing = longest - tensor.shape[1]
         if not missing:
             return tensor
         return paddle.concat([tensor, paddle.full([tensor.shape[0], missing], value, tensor.dtype)], axis=1)
 
     fill = {"labels": IGNORE_INDEX, ENDS: longest}
-    return [{name: padded(tensor, fill.get(name, 0)) for name, tensor in batch.items()} for batch in batches]
+    return [{name: pad(tensor, fill.get(name, 0)) for name, tensor in batch.items()} for batch in batches]
 
 
 @contextlib.contextmanager
-def _between_steps(model: Any) -> Iterator[None]:
-    """Evaluation has shapes of its own: the stages must tell each other, and forget it again.
+def _without_shape_cache(model: Any) -> Iterator[None]:
+    """Let the stages exchange the shapes of evaluation, which differ from those of training.
 
-    (With the shapes of training kept in the cache, PaddleNLP's pipeline evaluation crashes or hangs.)
+    With the cached shapes of training, PaddleNLP's pipeline evaluation crashes or hangs.
     """
     helper, model._p2p_helper = model._p2p_helper, P2pHelper(use_cache=False)
     hooks = model.user_hooks_enabled
@@ -79,12 +79,12 @@ def _between_steps(model: Any) -> Iterator[None]:
         model._p2p_helper, model.user_hooks_enabled = helper, hooks
 
 
-def pipeline_loss_sum(
+def sum_pipeline_losses(
     model: Any, batches: Sequence[Batch], criterion: TokenCrossEntropy, context: ForwardContext
 ) -> float:
     """Sum of the token losses of at most accumulate_steps batches, on every stage.
 
-    Fewer are filled up with copies without trained tokens: every schedule wants its number of micro-batches.
+    Fewer batches are completed by copies without trained tokens: schedules need a fixed number of micro-batches.
     """
     count = model.accumulate_steps
     filled = [dict(batch) for batch in batches]
@@ -93,14 +93,14 @@ def pipeline_loss_sum(
         empty["labels"] = paddle.full_like(empty["labels"], IGNORE_INDEX)
         filled.append(empty)
     data = model._prepare_pipeline_inputs_func([context.prepare(batch) for batch in filled])
-    with criterion.normalized_by(1.0 / count), _between_steps(model), context.autocast():
+    with criterion.normalized_by(1.0 / count), _without_shape_cache(model), context.autocast():
         return float(model.eval_batch(data, compute_loss=True))
 
 
-def pipeline_next_ids(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> list[int]:
-    """The likeliest next token of each row, on every stage.
+def predict_next_ids(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> list[int]:
+    """The most likely next token of each row, on every stage.
 
-    Rows are padded on the right: under causal attention nothing after a row's last token is seen by it.
+    Rows are padded on the right, where causal attention never sees the padding.
 
     Args:
         model: PipelineParallel.
@@ -112,7 +112,7 @@ def pipeline_next_ids(model: Any, rows: Sequence[Sequence[int]], pad_id: int) ->
     config = model._layers.config
     split, config.tensor_parallel_output = config.tensor_parallel_output, False
     try:
-        with _between_steps(model):
+        with _without_shape_cache(model):
             outputs = model.eval_batch(data, compute_loss=False)
     finally:
         config.tensor_parallel_output = split

@@ -15,7 +15,7 @@ from typing import Any
 
 from oarlock.serve.front.http.refusal import HttpRefusal, quote
 
-_MOST_HEADERS, _MOST_HEADER_BYTES, _MOST_TARGET_BYTES = 100, 32 << 10, 4 << 10
+_MAX_HEADERS, _MAX_HEADER_BYTES, _MAX_TARGET_BYTES = 100, 32 << 10, 4 << 10
 _ONCE = frozenset(
     (b"host", b"origin", b"content-length", b"transfer-encoding", b"content-type", b"content-encoding",
      b"authorization", b"inference-header-content-length", b"sec-fetch-site")
@@ -54,8 +54,8 @@ class HeadRules:
             HttpRefusal: naming what is wrong.
         """
         headers = _read_headers(scope["headers"])
-        if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > _MOST_TARGET_BYTES:
-            raise HttpRefusal(414, f"an address may have {_MOST_TARGET_BYTES:,} bytes")
+        if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > _MAX_TARGET_BYTES:
+            raise HttpRefusal(414, f"an address may have {_MAX_TARGET_BYTES:,} bytes")
         if not scope["path"].startswith("/") or _CONTROL.search(scope["path"]):
             raise HttpRefusal(400, f"no address of this server: {quote(scope['path'])}")
         if scope["http_version"] not in ("1.0", "1.1"):
@@ -120,8 +120,8 @@ def is_everywhere(host: str) -> bool:
 
 
 def _read_headers(pairs: Collection[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    if len(pairs) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in pairs) > _MOST_HEADER_BYTES:
-        raise HttpRefusal(431, f"a request may have {_MOST_HEADERS} headers of {_MOST_HEADER_BYTES:,} bytes in all")
+    if len(pairs) > _MAX_HEADERS or sum(len(name) + len(value) for name, value in pairs) > _MAX_HEADER_BYTES:
+        raise HttpRefusal(431, f"a request may have {_MAX_HEADERS} headers of {_MAX_HEADER_BYTES:,} bytes in all")
     headers = dict(pairs)
     if len(headers) != len(pairs):
         seen: set[bytes] = set()

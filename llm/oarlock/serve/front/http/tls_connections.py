@@ -14,11 +14,11 @@ from typing import Any
 from oarlock.serve.front.admission import Admission, AdmissionRefused, identify_client
 
 HANDSHAKE_SECONDS = 10.0
-_MOST, _MOST_PER_CLIENT = 512, 256  # of one port at once; each has a quarter of a megabyte
+_MAX, _MAX_PER_CLIENT = 512, 256  # of one port at once; each has a quarter of a megabyte
 
 
 def count_handshakes() -> Admission:
-    return Admission(_MOST, _MOST_PER_CLIENT, "handshakes")
+    return Admission(_MAX, _MAX_PER_CLIENT, "handshakes")
 
 
 class TlsDoor(asyncio.Protocol):

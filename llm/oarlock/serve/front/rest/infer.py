@@ -20,7 +20,6 @@ _INPUT_FIELDS = ("name", "shape", "datatype", "parameters", "data")
 _SIZE, _BINARY, _ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
 _MAX_TENSORS = 64
 _WINDOW_BITS = {b"gzip": 31, b"deflate": 15}  # of zlib: with gzip's header, and with zlib's
-ENCODINGS = tuple(_WINDOW_BITS)
 
 
 @dataclass
