@@ -92,7 +92,7 @@ def test_the_options_are_the_adapters_where_they_are_not_given(place, capsys):
 
 def test_what_does_not_go_together_is_refused(place):
     make_adapter("models/a/base", Path("out/prefix"), Prefix(4))
-    with pytest.raises(ConfigError, match="--adapter_name_or_path out/prefix another one"):
+    with pytest.raises(ConfigError, match="--adapter_name_or_path out/prefix is another"):
         started(model_name_or_path="out/lora", adapter_name_or_path="out/prefix")
     with pytest.raises(
         ConfigError, match="with the options of the adapter out/prefix: --packing can't be combined with"

@@ -106,7 +106,7 @@ def test_every_field_that_paddlenlp_is_given_has_a_type():
             {"max_position_embeddings": 2**31 - 1},
             r"max_position_embeddings\) take 274.9 GB, and the weights only about 0.1 MB",
         ),
-        ({"max_position_embeddings": 25_699_999}, r"max_position_embeddings\) takes 3.3 GB"),
+        ({"max_position_embeddings": 25_699_999}, r"max_position_embeddings\) take 3.3 GB"),
         ({"intermediate_size": 65}, r"is \[64, 32\], the model expects \[65, 32\]"),
     ],
 )

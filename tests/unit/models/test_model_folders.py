@@ -99,7 +99,7 @@ def test_an_index_has_to_be_right(folder):
         (folder / INDEX_NAME).write_text(json.dumps({"weight_map": content["weight_map"] | changes}))
         find_weights(folder)
 
-    with pytest.raises(ModelError, match="should be in this file and is not"):
+    with pytest.raises(ModelError, match="is missing from this file"):
         changed(**{names[0]: content["weight_map"][names[1]]})
     with pytest.raises(ModelError, match=r"the name of a file next to it"):
         changed(**{names[0]: "../model.safetensors"})
