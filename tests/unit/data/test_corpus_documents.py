@@ -119,7 +119,7 @@ def test_the_embedded_corpus_of_an_earlier_version_is_not_blended_with_the_new_o
 
 def test_ids_below_zero_are_no_tokens(tmp_path):
     dataset = PretrainDataset(Corpus.open(str(sequences(tmp_path / "c", [[[1, -2, 3, 4]]], np.int16))), range(1), 2, 0)
-    with pytest.raises(DataError, match="token id -2, which no tokenizer gives"):
+    with pytest.raises(DataError, match="token id -2, which is never valid"):
         PretrainCollator(10)([dataset[0]])
 
 

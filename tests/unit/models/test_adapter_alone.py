@@ -197,9 +197,7 @@ def test_an_answer_fits_the_context_of_the_model(tiny_model):
     assert answer is not None
     with pytest.raises(ConfigError, match="--max-new-tokens 300: the model's context leaves "):
         list(ask_model(str(tiny_model), ["count to 3"], 300))
-    with pytest.raises(
-        ModelError, match=r"the question has .* tokens, and the model supports 256 .* a shorter one"
-    ):
+    with pytest.raises(ModelError, match=r"the question has .* tokens, and the model supports 256 .* a shorter one"):
         list(ask_model(str(tiny_model), ["what " * 300]))
     config = SimpleNamespace(max_position_embeddings=256)
     assert [

@@ -84,7 +84,7 @@ def test_two_sets_are_refused_with_both_names(folder):
     for path in folder.glob("model-*-of-00002*"):
         path.unlink()
     (folder / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(ModelError, match="is one of 3 files, and there are 2 of them"):
+    with pytest.raises(ModelError, match="is one of 3 files, but 2 exist"):
         find_weights(folder)
 
 
