@@ -17,7 +17,12 @@ from oarlock.data.examples.collate import check_ids
 from oarlock.data.examples.encode import Row
 from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples, is_whole
 from oarlock.data.examples.labels import Encoded, Prompt
-from oarlock.data.examples.worker_errors import TellingCollator, TellingDataset, TellingSampler, checked_batches
+from oarlock.data.examples.worker_errors import (
+    ErrorCatchingCollator,
+    ErrorCatchingDataset,
+    ErrorCatchingSampler,
+    raise_worker_errors,
+)
 from oarlock.data.records.counts import Counts
 from oarlock.data.tokenizers import token_ids as looked_at
 from oarlock.data.tokenizers.token_ids import check_range
@@ -164,9 +169,9 @@ class Samples:
 
 
 def batches(*rows):
-    collate = TellingCollator(lambda samples: {"ids": np.asarray(samples) // (1 if 2 not in samples else 0)})
-    dataset = TellingDataset(Samples())
-    return checked_batches(collate([dataset[i] for i in row]) for row in TellingSampler(rows))
+    collate = ErrorCatchingCollator(lambda samples: {"ids": np.asarray(samples) // (1 if 2 not in samples else 0)})
+    dataset = ErrorCatchingDataset(Samples())
+    return raise_worker_errors(collate([dataset[i] for i in row]) for row in ErrorCatchingSampler(rows))
 
 
 def test_failures_of_a_reader_arrive_as_errors():
@@ -182,9 +187,11 @@ def test_failures_of_a_reader_arrive_as_errors():
 def test_a_sampler_that_fails_is_an_error_too():
     """In Paddle's own thread it would end in a wait without end."""
     order = SampleOrder(4, seed=0)
-    sampler = TellingSampler(iterate_micro_batches(order, 4 * MOST_EPOCHS - 2, 4 * MOST_EPOCHS + 2, 2, 1, 1, 0))
-    dataset = TellingDataset(list(range(4)))
-    found = checked_batches(TellingCollator(lambda rows: {"ids": rows})([dataset[i] for i in row]) for row in sampler)
+    sampler = ErrorCatchingSampler(iterate_micro_batches(order, 4 * MOST_EPOCHS - 2, 4 * MOST_EPOCHS + 2, 2, 1, 1, 0))
+    dataset = ErrorCatchingDataset(list(range(4)))
+    found = raise_worker_errors(
+        ErrorCatchingCollator(lambda rows: {"ids": rows})([dataset[i] for i in row]) for row in sampler
+    )
     assert len(next(found)["ids"]) == 2
     with pytest.raises(DataError, match=r"^the next samples can't be chosen: ValueError: Seed"):
         next(found)
@@ -196,4 +203,4 @@ def test_a_reader_that_died():
         raise SystemError("(Fatal) Blocking queue is killed because the data reader raises an exception.")
 
     with pytest.raises(TrainingError, match=r"a process that reads data .* ended unexpectedly"):
-        list(checked_batches(gone()))
+        list(raise_worker_errors(gone()))

@@ -135,7 +135,7 @@ def _plain(text: str, template: ChatTemplate) -> MarkedText:
     """A text in which special tokens are text too."""
     if template.parse_special_tokens or not template.spellings:
         return MarkedText(text)
-    return MarkedText.of(text)
+    return MarkedText.mark_all(text)
 
 
 def _encode(jobs: list[_Job], texts: _Texts, recipe: Recipe, counts: Counts, name: str) -> list[Row]:

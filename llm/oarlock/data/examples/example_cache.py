@@ -204,7 +204,7 @@ class StoredExamples(StoredSequence[Example]):
 
     def element(self, index: int) -> Example:
         """See StoredSequence."""
-        return self.encoded(index).example()
+        return self.encoded(index).to_example()
 
     def encoded(self, index: int) -> Encoded:
         """An example as it is kept."""
