@@ -1,7 +1,7 @@
-"""Instruction data: small tasks with one right answer each, English and Chinese, made by rule.
+"""Generated instruction data: small tasks in English and Chinese, each with one right answer.
 
-Deterministic: the same records in the same order on every machine. A prompt belongs to train or dev by a hash of its
-own text, so that the two sides can't share one.
+The records and their order are the same on every machine. A hash of the prompt decides whether a record belongs to
+train or dev, so the two never share a prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from oarlock.data.embedded.words import (
     OPPOSITES_CHINESE,
 )
 
-_DEV_SHARE = 16  # one prompt in so many is held out
+_DEV_SHARE = 16  # one of this many prompts is held out
 _WORDS = list(ENGLISH_CHINESE)
 _WORDS_CHINESE = list(ENGLISH_CHINESE.values())
 
@@ -32,13 +32,13 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Task:
-    """A task: how it is asked, and what is asked.
+    """A task, its phrasings and its questions.
 
     Attributes:
-        name: for tables.
-        phrasings: instructions that mean the same.
-        pairs: every (input, answer), in a fixed order.
-        sampled: records to draw from the product of phrasings and pairs; None takes them all.
+        name: shown in tables.
+        phrasings: equivalent instructions.
+        pairs: returns all (input, answer) pairs, in a fixed order.
+        sampled: number of records drawn from the product of phrasings and pairs, None for all.
     """
 
     name: str
@@ -194,29 +194,29 @@ TASKS: tuple[Task, ...] = (
 )
 
 
-def instruction_records(split: str) -> list[dict[str, str]]:
-    """The records of "train" or "dev", in Alpaca form (instruction, input, output), plus the task's name."""
+def make_instruction_records(split: str) -> list[dict[str, str]]:
+    """Make the records of "train" or "dev" in Alpaca form (instruction, input, output), with the task's name."""
     if split not in ("train", "dev"):
         raise ValueError(f"split must be train or dev, got {split!r}")
-    records = [r for task in TASKS for r in _records(task) if _held_out(r) == (split == "dev")]
+    records = [r for task in TASKS for r in _make_records(task) if _is_held_out(r) == (split == "dev")]
     random.Random(split).shuffle(records)
     return records
 
 
 def write_instructions(folder: str | Path) -> dict[str, int]:
-    """Write train.json and dev.json (lists of records); returns how many each holds."""
+    """Write train.json and dev.json, which are lists of records. Returns the number of records of each."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     counts = {}
     for split in ("train", "dev"):
-        records = instruction_records(split)
+        records = make_instruction_records(split)
         text = json.dumps(records, ensure_ascii=False, indent=1)
         (folder / f"{split}.json").write_text(text + "\n", encoding="utf-8")
         counts[split] = len(records)
     return counts
 
 
-def _records(task: Task) -> Iterator[dict[str, str]]:
+def _make_records(task: Task) -> Iterator[dict[str, str]]:
     grid = [
         {"instruction": phrasing, "input": question, "output": answer, "task": task.name}
         for question, answer in dict(task.pairs()).items()
@@ -227,6 +227,6 @@ def _records(task: Task) -> Iterator[dict[str, str]]:
     yield from grid
 
 
-def _held_out(record: dict[str, str]) -> bool:
+def _is_held_out(record: dict[str, str]) -> bool:
     prompt = f"{record['instruction']}\n{record['input']}".encode()
     return int.from_bytes(hashlib.sha256(prompt).digest()[:4], "big") % _DEV_SHARE == 0
