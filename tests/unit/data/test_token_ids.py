@@ -15,8 +15,8 @@ from oarlock.data.corpus.notes import corpus_summary
 from oarlock.data.corpus.order import MOST_EPOCHS, SampleOrder, iterate_micro_batches
 from oarlock.data.examples.collate import check_ids
 from oarlock.data.examples.encode import Row
-from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples, is_whole
-from oarlock.data.examples.labels import Encoded, Prompt
+from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples, is_complete
+from oarlock.data.examples.labels import Encoded, EvalPrompt
 from oarlock.data.examples.worker_errors import (
     ErrorCatchingCollator,
     ErrorCatchingDataset,
@@ -38,7 +38,7 @@ def written(tmp_path_factory) -> Path:
         writer.finish({"tokenizer": "x", "tokenizer_fingerprint": "ids-0"})
     with ExampleWriter(folder / "examples", 100) as writer:
         writer.begin_source()
-        writer.add([Row(Encoded([1, 2, 3], [1, 2], 1, 2, False), 1, Prompt([1], "a", "b")) for _ in range(4)])
+        writer.add([Row(Encoded([1, 2, 3], [1, 2], 1, 2, False), 1, EvalPrompt([1], "a", "b")) for _ in range(4)])
         writer.finish(Counts(records=4))
     return folder
 
@@ -146,9 +146,9 @@ def test_a_loss_mask_of_another_length(data, size):
 def test_damaged_examples_are_made_again(data, name, change):
     """Ids above those that were written, places out of order, sizes that do not fit."""
     folder = data / "examples"
-    assert is_whole(folder) and not is_whole(data / "none")
+    assert is_complete(folder) and not is_complete(data / "none")
     (folder / name).write_bytes(change((folder / name).read_bytes()))
-    assert not is_whole(folder)
+    assert not is_complete(folder)
     with pytest.raises(DataError):
         StoredExamples(folder).check()
 

@@ -74,7 +74,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class EvalPrompt:
     """A prompt for evaluation.
 
     Attributes:
@@ -114,7 +114,7 @@ def encode_chat(chat: ChatText, tokens: TokenizedText, src_length: int, tgt_leng
 
 def encode_prompt(
     conversation: Conversation, tokenizer: PretrainedTokenizerBase, template: ChatTemplate, src_length: int
-) -> Prompt:
+) -> EvalPrompt:
     """Make the prompt of a conversation's last answer, truncated like the context in training."""
     *context, last = conversation.messages
     answer = last.get("content", "")
@@ -129,4 +129,4 @@ def encode_prompt(
             context, add_generation_prompt=True, tools=conversation.tools, variables=conversation.variables
         ).text
     (tokens,) = tokenize(tokenizer, [text])
-    return Prompt(tokens.ids[-src_length:], text.text, answer)
+    return EvalPrompt(tokens.ids[-src_length:], text.text, answer)
