@@ -126,7 +126,7 @@ def test_paddlenlp_reads_our_adapters(bases, adapter):
 @pytest.mark.parametrize("name", ["llama", "qwen2-hf"])
 def test_qlora_is_merged_with_the_base_as_it_was_in_training(bases, tmp_path, capsys, monkeypatch, name):
     """Equal to the model with 4-bit weights, not to the one with exact weights; rounded in parts as in one piece."""
-    monkeypatch.setattr(dequantized_base, "_ROWS_BYTES", 1000)
+    monkeypatch.setattr(dequantized_base, "_CHUNK_BYTES", 1000)
     how = Quantization("nf4", 16, double=True)
     adapter = make_adapter(bases[name], tmp_path / "adapter", LoRA(4, 6.0), method_saved=LoRA(4, 6.0, quantization=how))
     proof = merge(bases[name], AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions("float32"))
