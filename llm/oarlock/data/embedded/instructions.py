@@ -47,19 +47,19 @@ class Task:
     sampled: int | None = None
 
 
-def _translations() -> Pairs:
+def _pair_translations() -> Pairs:
     return list(ENGLISH_CHINESE.items())
 
 
-def _opposites(pairs: list[tuple[str, ...]]) -> Pairs:
+def _pair_opposites(pairs: list[tuple[str, ...]]) -> Pairs:
     return [(a, b) for a, b in pairs] + [(b, a) for a, b in pairs]
 
 
-def _following(names: list[str], step: int) -> Pairs:
+def _pair_neighbors(names: list[str], step: int) -> Pairs:
     return [(name, names[(i + step) % len(names)]) for i, name in enumerate(names)]
 
 
-def _word_rows(length: int, answer: Callable[[list[str]], str], words: list[str], join: str = " ") -> Pairs:
+def _make_word_rows(length: int, answer: Callable[[list[str]], str], words: list[str], join: str = " ") -> Pairs:
     rng = random.Random(f"{length}{words[0]}{join}")
     rows = [rng.sample(words, length) for _ in range(1200)]
     return [(join.join(row), answer(row)) for row in rows]
@@ -78,7 +78,7 @@ TASKS: tuple[Task, ...] = (
             "请翻译成中文。",
             "用中文怎么说？",
         ),
-        _translations,
+        _pair_translations,
     ),
     Task(
         "translate to English",
@@ -92,7 +92,7 @@ TASKS: tuple[Task, ...] = (
             "写出英文单词。",
             "这个词的英文是什么？",
         ),
-        lambda: [(b, a) for a, b in _translations()],
+        lambda: [(b, a) for a, b in _pair_translations()],
     ),
     Task(
         "opposite",
@@ -104,7 +104,7 @@ TASKS: tuple[Task, ...] = (
             "Which word means the opposite?",
             "Find the antonym.",
         ),
-        lambda: _opposites(OPPOSITES),
+        lambda: _pair_opposites(OPPOSITES),
     ),
     Task(
         "opposite, Chinese",
@@ -116,7 +116,7 @@ TASKS: tuple[Task, ...] = (
             "找出意思相反的字。",
             "相反的字是什么？",
         ),
-        lambda: _opposites(OPPOSITES_CHINESE),
+        lambda: _pair_opposites(OPPOSITES_CHINESE),
     ),
     Task(
         "capital",
@@ -141,7 +141,7 @@ TASKS: tuple[Task, ...] = (
             "Give the one that follows.",
             "Write what comes right after.",
         ),
-        lambda: _following(DAYS, 1) + _following(MONTHS, 1),
+        lambda: _pair_neighbors(DAYS, 1) + _pair_neighbors(MONTHS, 1),
     ),
     Task(
         "previous day or month",
@@ -153,7 +153,7 @@ TASKS: tuple[Task, ...] = (
             "What was before this?",
             "Write what comes just before.",
         ),
-        lambda: _following(DAYS, -1) + _following(MONTHS, -1),
+        lambda: _pair_neighbors(DAYS, -1) + _pair_neighbors(MONTHS, -1),
     ),
     Task(
         "next day, Chinese",
@@ -165,30 +165,30 @@ TASKS: tuple[Task, ...] = (
             "之后的一天是什么？",
             "明天是星期几？",
         ),
-        lambda: _following(DAYS_CHINESE, 1),
+        lambda: _pair_neighbors(DAYS_CHINESE, 1),
     ),
     Task(
         "repeat",
         ("Repeat the words.", "Copy this text.", "Say it again.", "Write the same words."),
-        lambda: _word_rows(2, " ".join, _WORDS),
+        lambda: _make_word_rows(2, " ".join, _WORDS),
         sampled=1600,
     ),
     Task(
         "first word",
         ("Give the first word.", "What is the first word?", "Write the first word.", "Which word comes first?"),
-        lambda: _word_rows(3, lambda row: row[0], _WORDS),
+        lambda: _make_word_rows(3, lambda row: row[0], _WORDS),
         sampled=1200,
     ),
     Task(
         "last word",
         ("Give the last word.", "What is the last word?", "Write the last word.", "Which word comes last?"),
-        lambda: _word_rows(3, lambda row: row[-1], _WORDS),
+        lambda: _make_word_rows(3, lambda row: row[-1], _WORDS),
         sampled=1200,
     ),
     Task(
         "repeat, Chinese",
         ("请重复。", "再说一遍。", "照样写一遍。", "抄写下面的词。"),
-        lambda: _word_rows(2, "、".join, _WORDS_CHINESE, "、"),
+        lambda: _make_word_rows(2, "、".join, _WORDS_CHINESE, "、"),
         sampled=1200,
     ),
 )

@@ -119,7 +119,7 @@ def draw_lengths(sides: dict[str, StoredExamples], src_length: int, tgt_length: 
     for axes, (name, title, flag, limit) in zip(figure.subplots(1, 2), panels, strict=True):
         values = {side: np.asarray(examples.rows[name]) for side, examples in sides.items()}
         top = max(limit, *(int(v.max()) for v in values.values()))
-        # Bins have integer edges. The axis ends at 100 times the limit, because few longer records would hide the rest.
+        # Bins have integer edges. The axis ends at 100 times the limit, or a few long records would hide the rest.
         edges = np.unique(np.linspace(0, min(top, 100 * limit) + 1, _BINS + 1).astype(int))
         for (side, lengths), color in zip(values.items(), ("#1864ab", "#d9480f"), strict=False):
             beyond = int(((lengths > limit) & sides[side].rows["truncated"]).sum())  # plain text is never truncated

@@ -96,10 +96,10 @@ def mark_trained(example: Encoded | Example, tokenizer: Any, color: bool) -> str
     for i in range(1, len(tokens) + 1):
         if i == len(tokens) or flags[i] != flags[start]:
             # Decode from the start, because some tokenizers decode the start of a text differently.
-            whole = tokenizer.decode(tokens[:i], skip_special_tokens=False)
-            joined = whole.startswith(done)
-            text = whole[len(done) :] if joined else tokenizer.decode(tokens[start:i], skip_special_tokens=False)
-            done, kept = whole, flags[start]
+            decoded = tokenizer.decode(tokens[:i], skip_special_tokens=False)
+            joined = decoded.startswith(done)
+            text = decoded[len(done) :] if joined else tokenizer.decode(tokens[start:i], skip_special_tokens=False)
+            done, kept = decoded, flags[start]
             if kept:
                 parts.append(f"{_GREEN}{text}{_OFF}" if color else f"⟦{text}⟧")
             else:
