@@ -51,7 +51,7 @@ def test_a_template_file_and_its_errors(tokenizer, tmp_path):
     assert choose_template(str(path), tokenizer, "src_tgt").render([{"role": "user", "content": "x"}]) == "[user]x"
     for text, expected in (
         ("{% for %}", "chat template"),
-        ("{{ messages[0]['content'] }}", "does not begin with its prompt"),
+        ("{{ messages[0]['content'] }}", "does not start with its prompt"),
         ("{{ raise_exception('no') }}", "refuses these messages: no"),
         ("{{ messages[0]['content'] + 1 }}", "fails: TypeError: can only concatenate"),
         (
