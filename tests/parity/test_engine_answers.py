@@ -132,7 +132,9 @@ def test_the_fused_decoder_gives_the_same_bits_in_any_company(family):
 
 
 def test_a_fused_decoder_that_differs_is_refused(monkeypatch):
-    monkeypatch.setattr("oarlock.serve.engine.fused_decoder._read_norm", lambda layer, offset: layer.weight.numpy() * 1.01)
+    monkeypatch.setattr(
+        "oarlock.serve.engine.fused_decoder._read_norm", lambda layer, offset: layer.weight.numpy() * 1.01
+    )
     with pytest.raises(EnvironmentProblem, match="fused decoder is wrong on this machine"):
         load_fused_decoder(stirred("llama"), {}, 64)
 

@@ -13,7 +13,7 @@ import numpy as np
 from paddle.base.framework import EagerParamBase
 from paddlenlp.transformers import PretrainedConfig
 
-from oarlock.data.templates.chat_template import choose_template, own_template
+from oarlock.data.templates.chat_template import choose_template, find_own_template
 from oarlock.data.tokenizers.load import has_tokenizer, load_tokenizer
 from oarlock.environment.console import get_logger, progress_bar
 from oarlock.environment.paddle_import import on_cpu
@@ -170,7 +170,7 @@ def _write_rest(base: Path, mix: AdapterMix, config: PretrainedConfig, dtype: st
         logger.info(f"neither {places[0]} nor {base} has a tokenizer: the merged model has none")
     else:
         tokenizer = load_tokenizer(str(found))
-        own = own_template(tokenizer) is not None
+        own = find_own_template(tokenizer) is not None
         save_tokenizer(tokenizer, folder, choose_template("tokenizer", tokenizer, "") if own else None)
     save_generation(read_first_generation_config(places), folder)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from paddle.base.framework import EagerParamBase
 
-from oarlock.data.templates.chat_template import choose_template, own_template
+from oarlock.data.templates.chat_template import choose_template, find_own_template
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.environment.console import get_logger, progress_bar
 from oarlock.environment.paddle_import import on_cpu
@@ -99,7 +99,7 @@ def resize_embedding(
         with progress_bar(sum(tensor.num_bytes for tensor in tensors), "resize", "B", unit_scale=True) as bar:
             write_weights(tensors, folder, max_shard_bytes, bar.update)
         save_config(grown, folder)
-        own = own_template(tokenizer) is not None
+        own = find_own_template(tokenizer) is not None
         save_tokenizer(tokenizer, folder, choose_template("tokenizer", tokenizer, "") if own else None)
         settings = model / "generation_config.json"
         if settings.is_file():

@@ -192,7 +192,7 @@ def test_concatenated_dataset(tmp_path):
         ("{0}/empty", "no .bin/.idx corpus"),
         ("1 {0}/a x {0}/a", "weight 'x'"),
         ("all {0}/a 1 {0}/b", "each of them `all`"),
-        ("1 {0}/a 2", "nor a blend"),
+        ("1 {0}/a 2", "is not a blend"),
     ],
 )
 def test_wrong_input_dirs(tmp_path, text, expected):

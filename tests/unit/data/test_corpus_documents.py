@@ -173,7 +173,7 @@ def test_indices_without_bounds_and_with_wrong_ones(tmp_path):
     bounds = 4 * 8
     wrong = index[:-bounds] + struct.pack("<4q", 0, 1, 2, 2)
     (tmp_path / "c.idx").write_bytes(wrong)
-    with pytest.raises(DataError, match=r"documents are said to end at sequence 2 of 3"):
+    with pytest.raises(DataError, match=r"its documents end at sequence 2 of 3"):
         Corpus.open(str(prefix))
     none = index[:-bounds] + struct.pack("<q", 0)  # nothing but the first: never ended a document
     struct.pack_into("<Q", none, 26, 1)
@@ -200,7 +200,7 @@ def test_files_of_two_builds(tmp_path):
         writer.finish({})
     about = json.loads((tmp_path / "c.json").read_text())
     (tmp_path / "c.json").write_text(sealed_text({n: v for n, v in about.items() if n != SEAL} | {"documents": 3}))
-    with pytest.raises(DataError, match=r"2 documents, but c.json says 3; these files are of different builds"):
+    with pytest.raises(DataError, match=r"2 documents, but c.json says 3; these files are from different builds"):
         Corpus.open(str(tmp_path / "c"))
 
 

@@ -46,8 +46,8 @@ def test_blends(text, pairs):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a b c", "not there, nor a blend"),
-        ("my data", "not there, nor a blend"),
+        ("a b c", "does not exist and is not a blend"),
+        ("my data", "does not exist and is not a blend"),
         ("1 a x b", "weight 'x' of b"),
         ("0 a 1 b", "above 0"),
         ("all a 1 b", "each of them `all`"),
@@ -91,7 +91,7 @@ def test_short_names_tell_paths_apart():
 def test_shares_are_said_and_kept(capsys):
     sets = [[f"a{i}" for i in range(30)], [f"b{i}" for i in range(10)]]
     mixed, order = blend(sets, ["a", "b"], [1.0, 1.0], seed=1)
-    assert "50.0% a (30 samples, 0.67 times an epoch)" in capsys.readouterr().out
+    assert "50.0% a (30 samples, 0.67 times per epoch)" in capsys.readouterr().out
     epoch = [mixed[order[i]] for i in range(order.num_samples)]
     assert len(epoch) == 40 and Counter(name[0] for name in epoch) == {"a": 20, "b": 20}
     assert Counter(name for name in epoch if name[0] == "b") == {f"b{i}": 2 for i in range(10)}
@@ -193,7 +193,7 @@ def test_a_split_that_leaves_nothing(tmp_path, tokenizer, amount):
     with pytest.raises(DataError, match="leaves nothing to train on"):
         load_finetune_data(section(tmp_path, path, validation_split=amount), tokenizer)
     path = write(tmp_path / "b.jsonl", records(0, 1) * 4)
-    with pytest.raises(DataError, match="the 4 examples are all the same"):
+    with pytest.raises(DataError, match="all 4 examples are identical"):
         load_finetune_data(section(tmp_path, path, validation_split=1), tokenizer)
 
 

@@ -13,7 +13,7 @@ from oarlock.data.examples.collate import FinetuneCollator, PretrainCollator
 from oarlock.data.examples.labels import IGNORE_INDEX, Example, encode_prompt
 from oarlock.data.examples.preview import marked
 from oarlock.data.records.conversations import Conversation
-from oarlock.data.templates.chat_template import BUILT_IN, ChatTemplate, choose_template, own_template
+from oarlock.data.templates.chat_template import BUILT_IN, ChatTemplate, choose_template, find_own_template
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.errors import ConfigError, DataError
 
@@ -22,7 +22,7 @@ from oarlock.errors import ConfigError, DataError
 
 def test_auto_takes_the_tokenizers_own_template(tokenizer):
     template = choose_template("auto", tokenizer, "alpaca")
-    assert template.name == "tokenizer" and template.source == own_template(tokenizer)
+    assert template.name == "tokenizer" and template.source == find_own_template(tokenizer)
     assert template.render([{"role": "user", "content": "a"}], add_generation_prompt=True) == f"{USER}a{ASSISTANT}"
 
 
@@ -51,7 +51,7 @@ def test_a_template_file_and_its_errors(tokenizer, tmp_path):
     assert choose_template(str(path), tokenizer, "src_tgt").render([{"role": "user", "content": "x"}]) == "[user]x"
     for text, expected in (
         ("{% for %}", "chat template"),
-        ("{{ messages[0]['content'] }}", "does not begin with its prompt"),
+        ("{{ messages[0]['content'] }}", "does not start with its prompt"),
         ("{{ raise_exception('no') }}", "refuses these messages: no"),
         ("{{ messages[0]['content'] + 1 }}", "fails: TypeError: can only concatenate"),
         (
@@ -71,7 +71,7 @@ def test_templates_are_saved_where_readers_look(tokenizer, tmp_path):
     template = ChatTemplate("plain", BUILT_IN["plain"], {"eos_token": EOS})
     template.save(tmp_path)
     assert (tmp_path / "chat_template.jinja").read_text() == template.source
-    assert own_template(load_tokenizer(str(tmp_path))) == template.source
+    assert find_own_template(load_tokenizer(str(tmp_path))) == template.source
 
 
 # labels

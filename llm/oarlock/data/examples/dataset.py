@@ -172,7 +172,7 @@ def _load_set(
     sides = ("train", "dev") if need_train or split is not None else ("dev",)
     stored = store_examples(section, sources, recipe, sides)
     for side, examples in stored.items():
-        for note in examples.counts.notes(prefix + side):
+        for note in examples.counts.describe(prefix + side):
             logger.info(note)
     train, dev = stored.get("train"), stored.get("dev")
     fingerprint = train.folder.name if train is not None else ""

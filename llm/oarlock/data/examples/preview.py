@@ -53,12 +53,12 @@ def show_data(section: FinetuneDataSection, tokenizer_name: str, num: int, max_s
         print(marked(row.encoded, tokenizer, color) + "\n")
     if counts.bad:
         print(f"{counts.bad:,} bad records on the way:" + "".join(f"\n  {line}" for line in counts.first_bad))
-    for line in replace(counts, bad=0, unread=[]).notes("so far"):
+    for line in replace(counts, bad=0, unread=[]).describe("so far"):
         print(line)
     if not counts.records + counts.bad:
         print("no records")
     for field in counts.unread:
-        print(f"{field} is not read")
+        print(f"{field} is ignored")
 
 
 def _is_corpus(path: str) -> bool:
