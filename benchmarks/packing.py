@@ -113,7 +113,7 @@ class Epoch:
 def measure(name: str, tokens: int, batch_size: int, rounds: int) -> dict[str, Any]:
     from oarlock.data.examples.collate import FinetuneCollator, PackCollator
     from oarlock.data.examples.dataset import ExampleDataset
-    from oarlock.data.examples.packing import PackedDataset, padded_fill
+    from oarlock.data.examples.packing import PackedDataset, measure_padded_fill
 
     random = np.random.RandomState(1)
     count = max(2, round(tokens / DISTRIBUTIONS[name](random, 100).mean() / batch_size)) * batch_size
@@ -138,7 +138,7 @@ def measure(name: str, tokens: int, batch_size: int, rounds: int) -> dict[str, A
         "mean": float(lengths.mean()),
         "longest": int(lengths.max()),
         "batch": f"{batch_size} / {packs}",
-        "padded full": padded_fill(lengths, batch_size, 0),
+        "padded full": measure_padded_fill(lengths, batch_size, 0),
         "packed full": float(lengths.sum() / (len(packed) * packed.capacity)),
         "padded tokens/s": statistics.median(found["padded"]),
         "packed tokens/s": statistics.median(found["packed"]),

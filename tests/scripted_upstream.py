@@ -9,7 +9,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
-from oarlock.serve.triton.client import TritonFailure
+from oarlock.serve.triton.client import TritonClient, TritonFailure
 from oarlock.triton_repository.config_pbtxt import make_template_config
 
 MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
@@ -19,8 +19,8 @@ INFER = "/v2/models/oarlock_infer/infer"
 ONE = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["x"]}
 
 
-class ScriptedUpstream:
-    """As TritonClient. `script` has what streams give: responses, texts of errors, TritonFailures."""
+class ScriptedUpstream(TritonClient):
+    """Without a connection. `script` has what streams give: responses, texts of errors, TritonFailures."""
 
     def __init__(self):
         self.asked, self.script, self.is_away = [], [], False

@@ -19,7 +19,7 @@ from oarlock.data.corpus.index_format import CorpusWriter, check_corpus, token_i
 from oarlock.data.corpus.notes import corpus_summary
 from oarlock.data.examples.encode import Row
 from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples
-from oarlock.data.examples.labels import Encoded, Prompt
+from oarlock.data.examples.labels import Encoded, EvalPrompt
 from oarlock.data.records.counts import Counts
 from oarlock.errors import OarlockError
 from oarlock.formats.sealed import SEAL, sealed_text
@@ -42,7 +42,7 @@ def _folders(folder: Path) -> tuple[Path, Path, Path]:
             writer.finish({"tokenizer": "x", "tokenizer_fingerprint": "ids-0"})
         with ExampleWriter(examples, 100) as writer:
             writer.begin_source()
-            rows = [Row(Encoded([1, 2, 3], [1, 2], 1, 2, False), 1, Prompt([1], "a", "b")) for _ in range(3)]
+            rows = [Row(Encoded([1, 2, 3], [1, 2], 1, 2, False), 1, EvalPrompt([1], "a", "b")) for _ in range(3)]
             writer.add(rows)
             writer.finish(Counts(records=3))
     return checkpoint, corpus, examples
@@ -105,7 +105,7 @@ def target(data: bytes, folder: Path) -> None:
         with _replaced((examples / "rows.bin", body)):
             stored = StoredExamples(examples)
             stored.check()
-            assert all(len(stored.encoded(i).ids) <= 9 for i in range(len(stored)))
+            assert all(len(stored.read_encoded(i).ids) <= 9 for i in range(len(stored)))
     else:
         raise OarlockError("no such file")
 

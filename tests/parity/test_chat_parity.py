@@ -254,5 +254,5 @@ def test_an_earlier_answer_that_is_only_read(peer):
         for template in (marked, plain):
             rows = encode_source(RowRecords("r", [record]), Recipe(tokenizer, template, 999, 999), Counts())
             (row,) = (row for part, _ in rows for row in part)
-            trained = [label for label in row.encoded.example().labels if label != IGNORE_INDEX]
+            trained = [label for label in row.encoded.to_example().labels if label != IGNORE_INDEX]
             assert tokenizer.decode(trained, skip_special_tokens=True).split("</think>")[-1].strip() == "Colder."

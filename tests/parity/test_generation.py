@@ -11,7 +11,7 @@ import pytest
 from paddlenlp.transformers import AutoConfig
 
 from families import FAMILIES, family_model
-from oarlock.data.examples.labels import Prompt
+from oarlock.data.examples.labels import EvalPrompt
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.models.build import ModelSource, build_model
 from oarlock.models.generate import generate_ids, generate_without_cache, pad_right, select_last_logits
@@ -81,7 +81,7 @@ def test_answers_come_in_the_order_of_the_prompts(tiny_model):
     model = build_model(ModelSource(tiny_model, AutoConfig.from_pretrained(str(tiny_model)), from_weights=True))
     model.eval()
     tokenizer = load_tokenizer(str(tiny_model))
-    prompts = [Prompt(row, f"prompt {i}", "x") for i, row in enumerate(ROWS)]
+    prompts = [EvalPrompt(row, f"prompt {i}", "x") for i, row in enumerate(ROWS)]
     answers = generate_answers(PromptSet(prompts, max_new_tokens=6, batch_size=3), model, tokenizer)
     assert [answer.prompt.text for answer in answers] == [f"prompt {i}" for i in range(4)]
     alone = [tokenizer.decode(generate_ids(model, tokenizer, [row], 6)[0], skip_special_tokens=True) for row in ROWS]
@@ -89,5 +89,5 @@ def test_answers_come_in_the_order_of_the_prompts(tiny_model):
 
 
 def test_rows_of_the_samples_file():
-    assert Answer(Prompt([1], "q", "Paris"), "Rome").row() == {"prompt": "q", "answer": "Rome", "expected": "Paris"}
-    assert Answer(Prompt([1], "q", "", "f.txt:2"), "x").row() == {"source": "f.txt:2", "prompt": "q", "answer": "x"}
+    assert Answer(EvalPrompt([1], "q", "Paris"), "Rome").row() == {"prompt": "q", "answer": "Rome", "expected": "Paris"}
+    assert Answer(EvalPrompt([1], "q", "", "f.txt:2"), "x").row() == {"source": "f.txt:2", "prompt": "q", "answer": "x"}

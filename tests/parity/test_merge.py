@@ -126,7 +126,7 @@ def test_paddlenlp_reads_our_adapters(bases, adapter):
 @pytest.mark.parametrize("name", ["llama", "qwen2-hf"])
 def test_qlora_is_merged_with_the_base_as_it_was_in_training(bases, tmp_path, capsys, monkeypatch, name):
     """Equal to the model with 4-bit weights, not to the one with exact weights; rounded in parts as in one piece."""
-    monkeypatch.setattr(dequantized_base, "_ROWS_BYTES", 1000)
+    monkeypatch.setattr(dequantized_base, "_CHUNK_BYTES", 1000)
     how = Quantization("nf4", 16, double=True)
     adapter = make_adapter(bases[name], tmp_path / "adapter", LoRA(4, 6.0), method_saved=LoRA(4, 6.0, quantization=how))
     proof = merge(bases[name], AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions("float32"))
@@ -137,7 +137,7 @@ def test_qlora_is_merged_with_the_base_as_it_was_in_training(bases, tmp_path, ca
     content["settings"]["quantization"] = None
     (adapter / "adapter.json").write_text(json.dumps(content))
     assert close(merged, scores(tuned_model(bases[name], adapter))) > 0.01
-    assert "as they were in training, rounded to nf4 in blocks of 16" in capsys.readouterr().out
+    assert "the weights of training, quantized to nf4 in blocks of 16" in capsys.readouterr().out
     quantised = make_adapter(bases["llama"], tmp_path / "4-bit", LoRA(4, 6.0), LoRA(4, 6.0, quantization=how))
     with pytest.raises(ModelError, match="differently quantized"):
         AdapterMix.open([quantised, make_adapter(bases["llama"], tmp_path / "exact")])
@@ -148,7 +148,7 @@ def test_the_command(bases, adapter, tmp_path):
     words = ("--adapter", str(adapter), "--weight", "0.5", "--output", str(tmp_path / "merged"), "--dtype", "float16")
     done = run_program("oarlock", "merge", *words)
     assert done.returncode == 0, done.stderr
-    assert "oarlock: proof: scores of the merged model" in done.stdout and "merged 0.5 x " in done.stdout
+    assert "oarlock: proof: logits of the merged model" in done.stdout and "merged 0.5 x " in done.stdout
     assert load_file(tmp_path / "merged" / "model.safetensors")["lm_head.weight"].dtype == np.float16
     again = run_program("oarlock", "merge", *words)
     assert again.returncode == 1 and "is not empty; give a folder that does not exist yet" in again.stderr

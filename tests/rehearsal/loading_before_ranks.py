@@ -71,7 +71,7 @@ def do_data(folder: Path, case: str) -> None:
     tokenizer = load_tokenizer(str(make_tiny_tokenizer(place / f"of-{rank()}")))
     cache = place / (f"cache-{rank() // 2}" if case == "two_nodes" else "cache")
     section = FinetuneDataSection(dataset_name_or_path=str(place / f"of-{rank()}"), data_cache_dir=str(cache))
-    really = dataset._make
+    really = dataset._write_examples
 
     def counted(*arguments):
         (place / f"made-by-{rank()}").touch()
@@ -79,7 +79,7 @@ def do_data(folder: Path, case: str) -> None:
 
     with (
         two_nodes() if case == "two_nodes" else contextlib.nullcontext(),
-        mock.patch.object(dataset, "_make", counted),
+        mock.patch.object(dataset, "_write_examples", counted),
     ):
         if case == "gone":
             shutil.rmtree(place / f"of-{rank()}")
@@ -89,7 +89,7 @@ def do_data(folder: Path, case: str) -> None:
         else:
             train = dataset.load_finetune_data(section, tokenizer).train
             assert len(train) == 5 and train.examples.folder.parent == cache
-            assert train.examples.where(4) == f"{place}/of-{rank()}/train.jsonl:5"
+            assert train.examples.locate(4) == f"{place}/of-{rank()}/train.jsonl:5"
     if rank() == 0:
         makers = sorted(path.name for path in place.glob("made-by-*"))
         assert makers == {"two_nodes": ["made-by-0", "made-by-2"], "gone": []}.get(case, ["made-by-0"])

@@ -135,7 +135,7 @@ def do_family(folder: Path, plan: str, family: str) -> None:
 
 def do_no_pipeline(folder: Path, plan: str) -> None:
     config = family_configuration("Bloom", plan)
-    expect_failure(lambda: build(folder, config, plan, random=True), "no pipeline form of BloomForCausalLM")
+    expect_failure(lambda: build(folder, config, plan, random=True), "no pipeline class for BloomForCausalLM")
 
 
 def do_as_paddlenlp(folder: Path, plan: str) -> None:

@@ -25,6 +25,7 @@ from oarlock.weights.sharded_store import ShardedStore
 
 LLM = Path(__file__).resolve().parents[2] / "llm"
 PATIENCE = 2
+DURING_EVALUATION = -1
 # name -> (ranks, flags, step at which SIGTERM comes, name of the output folder)
 RUNS = {
     "one": (1, {"do_generation": 1, "eval_prompts": "prompts.jsonl", "report_to": "visualdl"}, 0, "one"),
@@ -34,6 +35,7 @@ RUNS = {
     "split": (4, {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2, "per_device_train_batch_size": 4,
                   "gradient_accumulation_steps": 2}, 0, "split"),
     "cut": (1, {}, 4, "cut"),
+    "interrupted": (1, {}, DURING_EVALUATION, "cut"),
     "resumed": (1, {}, 0, "cut"),
 }  # fmt: skip
 PLANS = ("one", "stage2", "stage3", "split", "cut")
@@ -97,13 +99,15 @@ def test_the_final_model_is_the_best_one(runs, name):
             assert np.array_equal(pieces.read(key), values), key
         assert any(not np.array_equal(last.read(key), values) for key, values in final.items())
     said = log(runs, "resumed" if name == "cut" else name)
-    assert f"of step {best}: checkpoint-{best} is the final model" in said
+    assert f"at step {best}: checkpoint-{best} is the final model" in said
     assert f"done: {best + 2 * PATIENCE} steps" in said and "stopping early" in said
 
 
 def test_a_resumed_run_decides_as_the_uninterrupted_one(runs):
-    """SIGTERM came at the step of an evaluation: the resumed run makes that up."""
-    assert "stopped by SIGTERM at step 4" in log(runs, "cut")
+    """SIGTERM came at the step of an evaluation: the resumed run starts with it, also if SIGTERM interrupts it again."""
+    for name in ("cut", "interrupted"):
+        assert "stopped by SIGTERM at step 4" in log(runs, name)
+    assert "oarlock: step" not in log(runs, "interrupted")
     assert evaluations(runs, "cut") == evaluations(runs, "one")
     epochs = [[row["epoch"] for row in rows(runs / name / "metrics.jsonl")] for name in ("one", "cut")]
     assert epochs[0] == epochs[1]
@@ -185,6 +189,10 @@ def run(words: list[str], stop_at: int, folder: Path) -> int:
         class Stop(TrainerCallback):
             def on_step_end(self, args, state, control, **_):
                 if state.global_step == stop_at - 1:  # noticed in the step after it
+                    os.kill(os.getpid(), 15)
+
+            def on_prediction_step(self, args, state, control, **_):
+                if stop_at == DURING_EVALUATION:
                     os.kill(os.getpid(), 15)
 
         def make_trainer(*args, **kwargs):

@@ -230,7 +230,7 @@ def test_ids_that_the_model_has_no_row_for(runs, name):
     """Found when the corpus is opened; in what was not looked at then, by the process that reads the sample."""
     assert codes(runs, name) == [1, 1]
     said = {rank: log(runs, name, rank) for rank in (0, 1)}
-    place = "c.bin: token 0 is id 600" if name == "ids_at_opening" else "the data holds token id 600"
+    place = "c.bin: token 0 is id 600" if name == "ids_at_opening" else "the data contains token id 600"
     assert f"{place}, but the model's vocabulary has 512 rows" in said[0] + said[1]
     assert "Traceback" not in said[0] + said[1]
     assert not list((runs / name).glob("checkpoint-*")) and not (runs / name / ".run.lock").exists()

@@ -105,7 +105,7 @@ Forward = Literal["", "pairs_of_positions", "cache_flag", "explicit_mask", "no_p
 
 @dataclass(frozen=True)
 class Family:
-    """What PaddleNLP's models of a family can do, and where they differ.
+    """PaddleNLP's models of a family: what they support, and where they differ from others.
 
     Attributes:
         name: its model_type.

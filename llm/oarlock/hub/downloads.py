@@ -79,7 +79,8 @@ def _fetch_from_store(name: str, files: Sequence[str], missing_ok: bool) -> Path
         raise ModelError(f"{wanted[0]} is not in the cache, and AISTUDIO_BOS_OFFLINE is set")
     found: list[tuple[str, RemoteFile]] = []
     for file in wanted:
-        remote = look_up_file(_make_address(name, file))
+        endpoint = os.environ.get("PPNLP_ENDPOINT", _ENDPOINT).rstrip("/")
+        remote = look_up_file(f"{endpoint}/models/community/{name}/{quote(file)}")
         if remote is not None:
             found.append((file, remote))
         elif missing_ok:
@@ -108,11 +109,6 @@ def _download_into(name: str, found: Sequence[tuple[str, RemoteFile]], place: Pa
 
 def _limit_bytes(file: str) -> int:
     return _MAX_WEIGHT_BYTES if file.endswith(_WEIGHTS) else TOKENIZER_BYTES
-
-
-def _make_address(name: str, file: str) -> str:
-    endpoint = os.environ.get("PPNLP_ENDPOINT", _ENDPOINT).rstrip("/")
-    return f"{endpoint}/models/community/{name}/{quote(file)}"
 
 
 def _find_cache() -> Path:

@@ -213,16 +213,12 @@ def build_model(
         ModelError: when weights are missing, of another shape, or only exist as a pickle, the family has no pipeline,
             or the model does not fit into memory. StoppedWithOthers where another rank raises.
     """
-    found: Any = None
-
-    def find_class() -> None:
-        nonlocal found
-        found = find_model_class(source.config, pipeline)
-
-    run_on_all_ranks(find_class)
+    classes: list[Any] = []
+    run_on_all_ranks(lambda: classes.append(find_model_class(source.config, pipeline)))
+    model_class = classes[0]
     run_once_per_node(lambda: check_before(source.config, source.folder, source.from_weights, dtype))
     with without_values():
-        model = construct(found, source.config, dtype)
+        model = construct(model_class, source.config, dtype)
         adapt_inputs(model)
         if method is not None:
             run_on_all_ranks(lambda: method.attach(model))
@@ -233,7 +229,7 @@ def build_model(
     else:
         load_distributed(model, of_base, wanted=lambda parameter: parameter.tensor.stop_gradient)
         values = (
-            check_adapter(open_adapter(adapter).map_to_model(found, source.config), method).value
+            check_adapter(open_adapter(adapter).map_to_model(model_class, source.config), method).value
             if adapter
             else initial_values(method, seed)
         )

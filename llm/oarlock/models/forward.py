@@ -49,7 +49,9 @@ def adapt_inputs(model: nn.Layer) -> None:
     if family is None or not family.forward:
         return
     if isinstance(model, PipelineLayer):
-        _complete_first_stage(model)
+        for layer in model.sublayers():
+            if isinstance(layer, EmbeddingPipe):
+                set_forward(layer, partial(_with_mask_and_positions, layer.forward))
         return
     complete = _COMPLETERS[family.forward]
     plain = model.forward
@@ -195,12 +197,6 @@ def _approximate_geglu(layer: nn.Layer, x: paddle.Tensor) -> paddle.Tensor:
 def _complete_chatglm_v2(config: Any, named: NamedArguments, past: str) -> None:
     if named.get(past) is not None:
         named["use_cache"] = True
-
-
-def _complete_first_stage(model: PipelineLayer) -> None:
-    for layer in model.sublayers():
-        if isinstance(layer, EmbeddingPipe):
-            set_forward(layer, partial(_with_mask_and_positions, layer.forward))
 
 
 def _with_mask_and_positions(plain: Callable[..., Any], ids: Any) -> Any:

@@ -65,11 +65,8 @@ def generate_ids(
         bos_token_id=tokenizer.bos_token_id,
         use_cache=True,
     )
-    return [_cut_at_end(row, ends) for row in new_ids.numpy().tolist()]
-
-
-def _cut_at_end(row: list[int], ends: Collection[int]) -> list[int]:
-    return row[: next((i for i, token in enumerate(row) if token in ends), len(row))]
+    found = new_ids.numpy().tolist()
+    return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in found]
 
 
 def generate_without_cache(

@@ -124,14 +124,17 @@ class _BlockAttention:
             )  # fmt: skip
         blocks = _make_block_masks(attn_mask_startend_row_indices, query.dtype)
         sizes = [mask.shape[-1] for mask in blocks]
-        pieces = zip(*(_split_blocks(tensor, sizes) for tensor in (query, key, value)), blocks, strict=True)
+        pieces = zip(
+            *(
+                paddle.split(tensor.reshape([1, -1, *tensor.shape[2:]]), sizes, axis=1)
+                for tensor in (query, key, value)
+            ),
+            blocks,
+            strict=True,
+        )
         found = [self.original(q, config, k, v, mask, False, *more, **others) for q, k, v, mask in pieces]
         joined = paddle.concat(found, axis=1)
         return joined.squeeze(0) if sequence_parallel else joined.reshape([*query.shape[:2], -1])
-
-
-def _split_blocks(tensor: paddle.Tensor, sizes: list[int]) -> list[paddle.Tensor]:
-    return paddle.split(tensor.reshape([1, -1, *tensor.shape[2:]]), sizes, axis=1)
 
 
 def _make_block_masks(ends: paddle.Tensor, dtype: Any) -> list[paddle.Tensor]:

@@ -143,7 +143,8 @@ class PeftFolder(AdapterFolder):
         if found.shape[1 - axis] != shape[1 - axis] or missing < 0:
             raise ModelError(f"{self.folder}: {stored} is {list(about.shape)}, the model needs {list(shape[::-1])}")
         if missing:
-            found = np.concatenate([found, np.zeros_like(found, shape=_with(found.shape, axis, missing))], axis)
+            padding = [(0, missing if i == axis else 0) for i in range(2)]
+            found = np.pad(found, padding)
         return np.ascontiguousarray(found if factor == 1.0 else found.astype(np.float32) * np.float32(factor))
 
     def _find_alpha(self, layer: str) -> float:
@@ -153,10 +154,6 @@ class PeftFolder(AdapterFolder):
             if layer == wanted or (layer.endswith(f".{wanted}") and not pattern.startswith("^")):
                 return alpha
         return float(self.settings["alpha"])
-
-
-def _with(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
-    return (*shape[:axis], size, *shape[axis + 1 :])
 
 
 def _compute_scaling(alpha: float, rank: int, rslora: bool) -> float:

@@ -35,7 +35,7 @@ _CHUNK = 1 << 22  # elements quantized at a time
 
 @dataclass(frozen=True)
 class Quantization:
-    """How weights are quantized.
+    """Settings of a quantization.
 
     Attributes:
         algorithm: "nf4" or "fp4".

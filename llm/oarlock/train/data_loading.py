@@ -10,7 +10,12 @@ from paddle.io import DataLoader
 from oarlock.data.corpus.blend import ConcatenatedDataset
 from oarlock.data.corpus.order import SampleOrder
 from oarlock.data.corpus.sampler import EvaluationBatchSampler, ResumableBatchSampler
-from oarlock.data.examples.worker_errors import TellingCollator, TellingDataset, TellingSampler, checked_batches
+from oarlock.data.examples.worker_errors import (
+    ErrorCatchingCollator,
+    ErrorCatchingDataset,
+    ErrorCatchingSampler,
+    raise_worker_errors,
+)
 from oarlock.environment.signals import die_with_parent
 from oarlock.train.data_parallel import DataParallelRanks
 
@@ -24,13 +29,13 @@ class CheckedLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         own = self.dataset, self.collate_fn, self.batch_sampler
-        self.dataset, self.collate_fn = TellingDataset(self.dataset), TellingCollator(self.collate_fn)
-        self.batch_sampler = TellingSampler(self.batch_sampler)
+        self.dataset, self.collate_fn = ErrorCatchingDataset(self.dataset), ErrorCatchingCollator(self.collate_fn)
+        self.batch_sampler = ErrorCatchingSampler(self.batch_sampler)
         try:
             batches = super().__iter__()  # reads all three
         finally:
             self.dataset, self.collate_fn, self.batch_sampler = own
-        return checked_batches(batches)
+        return raise_worker_errors(batches)
 
 
 def make_checked_loader(loader: DataLoader) -> CheckedLoader:

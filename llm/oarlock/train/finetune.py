@@ -139,7 +139,7 @@ def _finetune(loaded: LoadedConfig[FinetuneConfig]) -> int:
 def _pack(config: FinetuneConfig, examples: ExampleDataset) -> ExampleDataset | PackedDataset:
     """Pack the examples, unless packs would be no fuller than padded batches: then masks would only cost time."""
     made = PackedDataset(examples, config.data.packing_length, config.runtime.seed)
-    packed, padded = made.fill()
+    packed, padded = made.measure_fill()
     if len(made) < len(examples) and packed > padded:
         logger.info(made.describe())
         return made

@@ -23,7 +23,7 @@ from oarlock.data.corpus.tokenizer_check import check_corpus_tokenizers
 from oarlock.data.embedded.prepare import embedded_corpus
 from oarlock.data.examples.collate import PretrainCollator
 from oarlock.data.examples.eval_prompts import load_eval_prompts
-from oarlock.data.examples.labels import Prompt
+from oarlock.data.examples.labels import EvalPrompt
 from oarlock.data.templates.chat_template import choose_template
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.environment.cache import cache_folder
@@ -207,5 +207,5 @@ def _choose_continuations(dataset: PretrainDataset, tokenizer: Any, count: int =
     """Choose the first tokens of held-out samples, which the model continues at each evaluation."""
     length = min(length, len(dataset[0]["text"]) // 2)
     rows = [dataset[i]["text"][: 2 * length].tolist() for i in range(min(count, len(dataset)))]
-    prompts = [Prompt(row[:length], tokenizer.decode(row[:length]), tokenizer.decode(row[length:])) for row in rows]
+    prompts = [EvalPrompt(row[:length], tokenizer.decode(row[:length]), tokenizer.decode(row[length:])) for row in rows]
     return PromptSet(prompts, length, len(prompts))

@@ -64,19 +64,15 @@ def _full_names(model: nn.Layer, state: Mapping[str, Any]) -> Callable[[str], st
         path = next((path for path, layer in model.named_sublayers() if layer is embedding), None)
         tied = state.get(f"{path}.weight")
         return lambda name: f"{path}.weight" if tied is not None and state[name] is tied else name
-    paths, prefix = model.get_sequential_name_prefixes(), _find_missing_prefix(model)
+    paths = model.get_sequential_name_prefixes()
+    full_class = getattr(paddlenlp.transformers, type(model).__name__.removesuffix("Pipe"), None)
+    prefix = getattr(full_class, "base_model_prefix", "")
+    # The names in ChatGLM2's pipeline lack the prefix "chatglm_v2.".
+    prefix = "" if not prefix or any(path.startswith(prefix) for path in paths.values()) else f"{prefix}."
     shared = [paths[str(i)] for i, layer in enumerate(model._layers_desc) if isinstance(layer, SharedLayerDesc)]
     heads = [path for path in shared[1:] if not path.startswith(shared[0])]
     again = {f"{path}.weight": f"{shared[0]}.embed_tokens.weight" for path in heads}
     return lambda name: prefix + again.get(name, name)
-
-
-def _find_missing_prefix(model: PipelineLayer) -> str:
-    """The prefix that a pipeline's names lack compared with those of the whole model ("chatglm_v2." for ChatGLM2)."""
-    whole = getattr(paddlenlp.transformers, type(model).__name__.removesuffix("Pipe"), None)
-    prefix = getattr(whole, "base_model_prefix", "")
-    paths = model.get_sequential_name_prefixes().values()
-    return "" if not prefix or any(path.startswith(prefix) for path in paths) else f"{prefix}."
 
 
 def shared_between_stages(model: nn.Layer) -> dict[str, bool]:

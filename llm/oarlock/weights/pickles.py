@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import paddle
+from paddlenlp.utils.serialization import load_torch
 
 from oarlock.errors import ModelError
 from oarlock.weights.hf_names import MappedTensor, find_unused, map_names
@@ -27,17 +28,16 @@ class PickleSource:
 
     def __init__(self, folder: Path, model_class: Any, config: Any) -> None:
         self.place = str(folder)
-        kinds = [name for name in (_PADDLE_PICKLE, _TORCH_PICKLE) if _has(folder, name)]
+        forms = {name: (name, f"{name}.index.json") for name in (_PADDLE_PICKLE, _TORCH_PICKLE)}
+        kinds = [name for name, files in forms.items() if any((folder / file).is_file() for file in files)]
         kind = kinds[0] if kinds else None
-        forms = [form for name in kinds for form in (name, f"{name}.index.json")]
-        both = [name for name in forms if (folder / name).is_file()]
+        both = [file for name in kinds for file in forms[name] if (folder / file).is_file()]
         if len(both) > 1:
             raise ModelError(f"{folder}: two sets of weights: {both[0]} and {both[1]}: remove one of them")
         if kind is None:
             raise ModelError(
                 f"{folder}: neither {_PADDLE_PICKLE} nor {_TORCH_PICKLE} (or their indices) in this folder"
             )
-        self._unpickle = _unpickle_paddle if kind == _PADDLE_PICKLE else _unpickle_torch
         self._file: Path | None = None
         self._arrays: dict[str, np.ndarray] = {}
         index = folder / f"{kind}.index.json"
@@ -53,9 +53,11 @@ class PickleSource:
         self._files, self.left_over = files, find_unused(files, found)
         found |= {name: MappedTensor(name) for name in self.left_over}
         self._tensors = {name: found[name] for name in sorted(found, key=lambda name: files[found[name].stored])}
-        self.shapes: dict[str, tuple[int, ...] | None] = {
-            name: self._known_shape(name) for name in self._tensors if name not in self.left_over
-        }
+        self.shapes: dict[str, tuple[int, ...] | None] = {}
+        for name, tensor in self._tensors.items():
+            if name not in self.left_over:
+                array = self._arrays.get(tensor.stored)
+                self.shapes[name] = None if array is None else tensor.convert(array).shape
 
     def close(self) -> None:
         self._arrays = {}
@@ -75,31 +77,12 @@ class PickleSource:
             return
         self._arrays, self._file = {}, path
         try:
-            content = self._unpickle(path)
+            if path.suffix == Path(_PADDLE_PICKLE).suffix:
+                content = paddle.load(str(path), return_numpy=True)
+            else:
+                content = load_torch(str(path))
         except Exception as error:  # a pickle can raise anything
             raise ModelError(f"{path}: can't be read: {error!r}") from error
         for name, array in content.items():
             if isinstance(array, np.ndarray):  # both formats give bfloat16 as its bits
                 self._arrays[name] = array.view(ml_dtypes.bfloat16) if array.dtype == np.uint16 else array
-
-    def _known_shape(self, name: str) -> tuple[int, ...] | None:
-        tensor = self._tensors[name]
-        array = self._arrays.get(tensor.stored)
-        return None if array is None else tensor.convert(array).shape
-
-
-def _has(folder: Path, name: str) -> bool:
-    return (folder / name).is_file() or (folder / f"{name}.index.json").is_file()
-
-
-def _unpickle_paddle(path: Path) -> dict[str, Any]:
-    import paddle
-
-    return paddle.load(str(path), return_numpy=True)
-
-
-def _unpickle_torch(path: Path) -> dict[str, Any]:
-    from paddlenlp.utils.serialization import load_torch
-
-    loader: Callable[[str], dict[str, Any]] = load_torch
-    return loader(str(path))

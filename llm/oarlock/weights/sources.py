@@ -90,7 +90,8 @@ class SafetensorsSource:
         if missing is not None:
             raise ModelError(f"{self._paths[missing]}: {missing} should be in this file and is not")
         found = map_names(model_class, config, self._paths, folder.layout == "pt")
-        in_file_order = sorted(found, key=lambda name: self._position(found[name]))
+        places = {name: (str(self._paths[t.stored]), self._about(t).offset) for name, t in found.items()}
+        in_file_order = sorted(found, key=places.__getitem__)
         self.left_over = find_unused(self._paths, found)
         quantized = next((name for name, tensor in found.items() if self._about(tensor).dtype.kind in "iub"), None)
         if quantized is not None:
@@ -103,12 +104,8 @@ class SafetensorsSource:
         }
         self.shapes: dict[str, tuple[int, ...] | None] = {name: self._shape(name) for name in in_file_order}
         self._buffers = [np.empty(0, np.uint8) for _ in range(2 if read_ahead else 1)]
-        self._check_memory()
-
-    def _check_memory(self) -> None:
-        """Refuse tensors that are too large to be read one at a time."""
         name = max(self.shapes, key=lambda name: self._about(self._tensors[name]).num_bytes, default="")
-        if name:
+        if name:  # one tensor at a time has to fit
             about = self._about(self._tensors[name])
             what = f"{self.place}: {name} ({about.dtype.name} {list(about.shape)})"
             check_memory(about.num_bytes, what, available_memory())
@@ -150,9 +147,6 @@ class SafetensorsSource:
 
     def _about(self, tensor: MappedTensor) -> StoredTensor:
         return self._files[self._paths[tensor.stored]].tensors[tensor.stored]
-
-    def _position(self, tensor: MappedTensor) -> tuple[str, int]:
-        return str(self._paths[tensor.stored]), self._about(tensor).offset
 
     def _shape(self, name: str) -> tuple[int, ...]:
         tensor = self._tensors[name]

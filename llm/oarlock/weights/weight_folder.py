@@ -190,7 +190,10 @@ def read_header_of(path: Path) -> Header:
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from error
     except ModelError:
-        if _is_pointer(path):
+        is_pointer = False
+        with suppress(OSError, ModelError), open_regular(path) as file:
+            is_pointer = file.read(24) == b"version https://git-lfs."
+        if is_pointer:
             raise ModelError(f"{path}: a Git LFS pointer, not the file itself; fetch it with git lfs pull") from None
         raise
 
@@ -198,12 +201,6 @@ def read_header_of(path: Path) -> Header:
 @lru_cache(maxsize=512)
 def _header(path: Path, state: object) -> Header:
     return read_header(path)
-
-
-def _is_pointer(path: Path) -> bool:
-    with suppress(OSError, ModelError), open_regular(path) as file:
-        return file.read(24) == b"version https://git-lfs."
-    return False
 
 
 def _detect_layout(files: Mapping[str, Path]) -> str:

@@ -80,7 +80,7 @@ def test_marks_beside_the_columns_are_read_where_they_are_named_and_else_said(tm
     load_finetune_data(section(tmp_path, path, columns="prompt=q,response=a"), tokenizer)
     assert "d.csv:2: column 'train' is ignored: --columns does not name it" in capsys.readouterr().out
     data = load_finetune_data(section(tmp_path, path, columns="prompt=q,response=a,weight=train"), tokenizer)
-    assert [data.train.examples.where(i).rpartition(":")[2] for i in range(len(data.train.examples))] == ["2", "4"]
+    assert [data.train.examples.locate(i).rpartition(":")[2] for i in range(len(data.train.examples))] == ["2", "4"]
 
 
 def test_lists_in_cells(tmp_path, tokenizer):

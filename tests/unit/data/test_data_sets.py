@@ -140,8 +140,8 @@ def test_sets_are_loaded_by_name(tmp_path, tokenizer):
     assert data.dev.names == ["a set", "b.jsonl"] and data.dev.shares == [0.75, 0.25] and len(data.dev_prompts) == 6
     assert [prompt.answer for prompt in data.dev_prompts[:3]] == [f"answer {i}" for i in (100, 101, 102)]
     alone = load_finetune_data(section(tmp_path, b, validation_split=0.5), tokenizer)
-    held = [alone.dev.examples.where(i) for i in range(3)]
-    assert held == [data.sets[1].dev.examples.where(i) for i in range(3)]
+    held = [alone.dev.examples.locate(i) for i in range(3)]
+    assert held == [data.sets[1].dev.examples.locate(i) for i in range(3)]
     assert len({data.fingerprint, alone.fingerprint}) == 2
     write(tmp_path / "bad.jsonl", [{"src": 1, "tgt": "x"}])
     with pytest.raises(DataError, match=r"bad.jsonl:1: field 'src' holds int"):
@@ -160,7 +160,7 @@ def test_held_out_examples_are_never_trained_on_and_always_the_same(tmp_path, to
         assert not train & dev and len(train | dev) == 90
         assert len(data.train) + len(data.dev) == 120 and wanted <= len(data.dev) <= wanted + 1
         assert [prompt.answer for prompt in data.dev_prompts] == [
-            rows[int(data.dev.examples.where(i).rsplit(":", 1)[1]) - 1]["tgt"] for i in range(len(data.dev))
+            rows[int(data.dev.examples.locate(i).rsplit(":", 1)[1]) - 1]["tgt"] for i in range(len(data.dev))
         ]
         assert data.dev.lengths.tolist() == [len(one.input_ids) for one in data.dev.examples]
     stored = data.train.examples.examples

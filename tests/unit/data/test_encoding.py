@@ -88,7 +88,9 @@ def trained_text(example: Example, tokenizer) -> str:
 
 def test_only_answers_and_their_end_are_trained(tokenizer):
     template = choose_template("tokenizer", tokenizer, "src_tgt")
-    example = encode_conversation(conversation("water", "fire", "sun", "moon"), tokenizer, template, 100, 100).example()
+    example = encode_conversation(
+        conversation("water", "fire", "sun", "moon"), tokenizer, template, 100, 100
+    ).to_example()
     assert trained_text(example, tokenizer) == f"fire{EOS}moon{EOS}"
     assert len(example.input_ids) == len(example.labels)
     for i, label in enumerate(example.labels[:-1]):
@@ -102,7 +104,7 @@ def test_prompt_ids_are_the_beginning_of_the_training_ids(tokenizer):
     for name in ("tokenizer", "plain", "alpaca"):
         template = choose_template(name, tokenizer, "src_tgt")
         talk = conversation("Repeat the words", "water fire")
-        example = encode_conversation(talk, tokenizer, template, 500, 500).example()
+        example = encode_conversation(talk, tokenizer, template, 500, 500).to_example()
         prompt = encode_prompt(talk, tokenizer, template, 500)
         first = next(i for i, label in enumerate(example.labels) if label != IGNORE_INDEX)
         assert example.input_ids[: first + 1] == prompt.input_ids and prompt.answer == "water fire"
@@ -111,9 +113,9 @@ def test_prompt_ids_are_the_beginning_of_the_training_ids(tokenizer):
 def test_long_contexts_lose_their_beginning_and_long_answers_their_end(tokenizer):
     template = choose_template("plain", tokenizer, "src_tgt")
     talk = conversation("a b c d e f g h", "r s t u v w x y z")
-    whole = encode_conversation(talk, tokenizer, template, 500, 500).example()
+    whole = encode_conversation(talk, tokenizer, template, 500, 500).to_example()
     first = sum(label == IGNORE_INDEX for label in whole.labels) + 1
-    cut = encode_conversation(talk, tokenizer, template, 3, 4).example()
+    cut = encode_conversation(talk, tokenizer, template, 3, 4).to_example()
     assert cut.truncated and not whole.truncated
     assert cut.input_ids == whole.input_ids[first - 3 : first + 3]
     assert [label for label in cut.labels if label != IGNORE_INDEX] == whole.labels[first - 1 : first + 3]

@@ -21,8 +21,8 @@ from oarlock.data.embedded.tokenizer import ASSISTANT, EOS, USER
 from oarlock.data.examples import dataset
 from oarlock.data.examples.dataset import load_finetune_data
 from oarlock.data.examples.encode import ENCODING_VERSION, Counts, Row
-from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples, StoredPrompts, is_whole
-from oarlock.data.examples.labels import IGNORE_INDEX, Encoded, Prompt
+from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples, StoredPrompts, is_complete
+from oarlock.data.examples.labels import IGNORE_INDEX, Encoded, EvalPrompt
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.environment import signals
 from oarlock.errors import DataError
@@ -49,8 +49,10 @@ def data(tmp_path) -> FinetuneDataSection:
 def made(monkeypatch) -> list[str]:
     """The sides that were tokenised, as it happens."""
     sides: list[str] = []
-    really = dataset._make
-    monkeypatch.setattr(dataset, "_make", lambda folder, side, *rest: (sides.append(side), really(folder, side, *rest)))
+    really = dataset._write_examples
+    monkeypatch.setattr(
+        dataset, "_write_examples", lambda folder, side, *rest: (sides.append(side), really(folder, side, *rest))
+    )
     return sides
 
 
@@ -88,7 +90,7 @@ def test_what_is_written_is_read(tmp_path_factory, shapes):
         for flag in flags:
             runs += [0] if flag != (len(runs) % 2 == 0) else []
             runs[-1] += 1
-        prompt = Prompt(ids[:1], f"é{number}", "a") if number % 3 else None
+        prompt = EvalPrompt(ids[:1], f"é{number}", "a") if number % 3 else None
         rows.append(Row(Encoded(ids, runs, number, 2 * number, cut), 7 * number, prompt))
         expected.append((ids[:-1], [i if f else IGNORE_INDEX for i, f in zip(ids[1:], flags[1:], strict=True)], cut))
     with ExampleWriter(folder, vocab_size=70_000) as writer:
@@ -103,7 +105,7 @@ def test_what_is_written_is_read(tmp_path_factory, shapes):
         examples[i] for i in range(1, min(3, len(rows)))
     ]
     assert examples.lengths.tolist() == [len(ids) for ids, _, _ in expected]
-    assert [examples.where(i) for i in range(len(rows))] == [
+    assert [examples.locate(i) for i in range(len(rows))] == [
         f"{'a' if i < 3 else 'b'}:{7 * i}" for i in range(len(rows))
     ]
     assert list(StoredPrompts(examples)) == [row.prompt for row in rows if row.prompt]
@@ -172,7 +174,7 @@ def test_a_damaged_folder_is_made_again(data, tokenizer, made, tmp_path):
     tokens = tmp_path / "cache" / key / "tokens.bin"
     whole = tokens.read_bytes()
     tokens.write_bytes(whole[:-2])
-    assert not is_whole(tokens.parent)
+    assert not is_complete(tokens.parent)
     assert load_finetune_data(data, tokenizer).fingerprint == key
     assert made == ["train", "dev", "train"] and tokens.read_bytes() == whole
 
@@ -193,16 +195,16 @@ def test_notes_of_examples_that_are_not_ours_are_not_used(tmp_path, change):
         writer.begin_source()
         writer.finish(Counts())
     about = tmp_path / "x" / "about.json"
-    assert is_whole(tmp_path / "x")
+    assert is_complete(tmp_path / "x")
     noted = json.loads(about.read_text())
     del noted["sha256"]
     about.write_text(sealed_text(noted | change))
-    assert not is_whole(tmp_path / "x")
+    assert not is_complete(tmp_path / "x")
     with pytest.raises(DataError, match=r"about.json|damaged or incomplete"):
         StoredExamples(tmp_path / "x")
     about.unlink()
     os.mkfifo(about)
-    assert not is_whole(tmp_path / "x")
+    assert not is_complete(tmp_path / "x")
 
 
 def test_the_ids_of_this_version(data, tokenizer, tmp_path):
@@ -218,7 +220,7 @@ def test_a_data_folder_may_be_read_only_and_a_cache_that_may_not_is_named(data, 
     (tmp_path / "file").write_text("")
     wrong = dataclasses.replace(data, data_cache_dir=str(tmp_path / "file" / "cache"), src_length=7)
     with pytest.raises(
-        DataError, match=r"file/cache: tokenised data can't be kept here \(.*\); name a folder with --data_cache_dir"
+        DataError, match=r"file/cache: tokenised data can't be stored here \(.*\); choose another --data_cache_dir"
     ):
         load_finetune_data(wrong, tokenizer)
 
@@ -245,7 +247,7 @@ def test_hashes_are_noted_until_a_file_changes(tmp_path, monkeypatch):
 
 def test_nodes_with_other_data_are_found_out(data, tokenizer, monkeypatch):
     monkeypatch.setattr(dataset, "run_once_per_node", lambda action: (found := action(), [found, {"train": "other"}]))
-    with pytest.raises(DataError, match="nodes of this run hold different data"):
+    with pytest.raises(DataError, match="nodes have different data"):
         load_finetune_data(data, tokenizer)
 
 

@@ -52,7 +52,7 @@ def test_every_kind_of_file_gives_the_same_examples(tmp_path, tokenizer, ending)
     section = FinetuneDataSection(dataset_name_or_path=str(path), data_cache_dir=str(tmp_path / "cache"))
     examples = load_finetune_data(section, tokenizer).train.examples
     assert [marked(example, tokenizer, color=False) for example in examples] == expected
-    assert examples.where(2).endswith(":10" if is_list else ":3")
+    assert examples.locate(2).endswith(":10" if is_list else ":3")
 
 
 @settings(max_examples=30, deadline=None)
@@ -130,7 +130,7 @@ def test_a_saved_dataset_with_splits(tmp_path, tokenizer):
         "answer 7",
         "answer 8",
     ]
-    assert data.dev.examples.where(1) == f"{tmp_path}/saved[validation]:2"
+    assert data.dev.examples.locate(1) == f"{tmp_path}/saved[validation]:2"
     datasets.DatasetDict({"validation": sides["validation"]}).save_to_disk(tmp_path / "half")
     with pytest.raises(DataError, match=r"half: no train split \(it has validation\)"):
         find_records(str(tmp_path / "half"))

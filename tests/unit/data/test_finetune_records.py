@@ -68,7 +68,7 @@ def test_long_texts_are_cut_so_that_every_token_is_trained_once(tmp_path, tokeni
     whole = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]
     rows, counts = read(tmp_path / "a.txt", tokenizer, src_length=10, tgt_length=21)
     assert counts.records == 1 and counts.truncated == 0 and len(rows) > 10
-    examples = [row.encoded.example() for row in rows]
+    examples = [row.encoded.to_example() for row in rows]
     assert [label for example in examples for label in example.labels] == whole[1:]
     assert max(len(example.input_ids) for example in examples) == 30
 

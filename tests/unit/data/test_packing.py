@@ -15,7 +15,7 @@ from oarlock.config import FinetuneConfig, load_config
 from oarlock.data.examples.collate import FinetuneCollator, PackCollator
 from oarlock.data.examples.dataset import ExampleDataset
 from oarlock.data.examples.labels import IGNORE_INDEX, Example
-from oarlock.data.examples.packing import PackedDataset, make_packs, padded_fill
+from oarlock.data.examples.packing import PackedDataset, make_packs, measure_padded_fill
 from oarlock.errors import ConfigError, DataError
 from oarlock.models import packing
 from oarlock.models.packing import ENDS, adapt_attention_mask, check_packing, dense_mask, split_row
@@ -60,7 +60,7 @@ PINNED = [[5], [1, 8], [4, 7], [0, 2, 6], [3, 9]]
 def test_a_million_lengths_are_packed_almost_full():
     lengths = np.clip(np.random.RandomState(0).lognormal(4.5, 0.8, 300_000), 8, 512).astype(np.int64)
     packs = make_packs(lengths, 512, 0)
-    assert lengths.sum() / (len(packs) * 512) > 0.99 > 2 * padded_fill(lengths, 8, 0)
+    assert lengths.sum() / (len(packs) * 512) > 0.99 > 2 * measure_padded_fill(lengths, 8, 0)
 
 
 def example(first: int, length: int) -> Example:
@@ -120,11 +120,11 @@ def test_the_log_line_and_the_default_length():
     assert dataset.capacity == 10 and len(dataset) == 3
     assert sorted(len(pack) for pack in (dataset[i] for i in range(3))) == [1, 2, 3]
     assert dataset.describe() == (
-        "packing: 6 examples in 3 packs of 10 tokens, 2.0 a pack, 100.0% full (padded batches of 8: 50.0%); samples, "
+        "packing: 6 examples in 3 packs of 10 tokens, 2.0 per pack, 100.0% full (padded batches of 8: 50.0%); samples, "
         "steps and epochs count packs"
     )
     shorter = PackedDataset(dataset.examples, 6, seed=0)
-    assert "5 packs of 6 tokens, 1.2 a pack, 60.0% full" in shorter.describe()  # 10 | 5 | 5 | 4 | 3 + 3
+    assert "5 packs of 6 tokens, 1.2 per pack, 60.0% full" in shorter.describe()  # 10 | 5 | 5 | 4 | 3 + 3
     with pytest.raises(DataError, match="no example"):
         PackedDataset(ExampleDataset([]), None, seed=0)
 

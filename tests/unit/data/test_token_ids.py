@@ -15,9 +15,14 @@ from oarlock.data.corpus.notes import corpus_summary
 from oarlock.data.corpus.order import MOST_EPOCHS, SampleOrder, iterate_micro_batches
 from oarlock.data.examples.collate import check_ids
 from oarlock.data.examples.encode import Row
-from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples, is_whole
-from oarlock.data.examples.labels import Encoded, Prompt
-from oarlock.data.examples.worker_errors import TellingCollator, TellingDataset, TellingSampler, checked_batches
+from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples, is_complete
+from oarlock.data.examples.labels import Encoded, EvalPrompt
+from oarlock.data.examples.worker_errors import (
+    ErrorCatchingCollator,
+    ErrorCatchingDataset,
+    ErrorCatchingSampler,
+    raise_worker_errors,
+)
 from oarlock.data.records.counts import Counts
 from oarlock.data.tokenizers import token_ids as looked_at
 from oarlock.data.tokenizers.token_ids import check_range
@@ -33,7 +38,7 @@ def written(tmp_path_factory) -> Path:
         writer.finish({"tokenizer": "x", "tokenizer_fingerprint": "ids-0"})
     with ExampleWriter(folder / "examples", 100) as writer:
         writer.begin_source()
-        writer.add([Row(Encoded([1, 2, 3], [1, 2], 1, 2, False), 1, Prompt([1], "a", "b")) for _ in range(4)])
+        writer.add([Row(Encoded([1, 2, 3], [1, 2], 1, 2, False), 1, EvalPrompt([1], "a", "b")) for _ in range(4)])
         writer.finish(Counts(records=4))
     return folder
 
@@ -141,9 +146,9 @@ def test_a_loss_mask_of_another_length(data, size):
 def test_damaged_examples_are_made_again(data, name, change):
     """Ids above those that were written, places out of order, sizes that do not fit."""
     folder = data / "examples"
-    assert is_whole(folder) and not is_whole(data / "none")
+    assert is_complete(folder) and not is_complete(data / "none")
     (folder / name).write_bytes(change((folder / name).read_bytes()))
-    assert not is_whole(folder)
+    assert not is_complete(folder)
     with pytest.raises(DataError):
         StoredExamples(folder).check()
 
@@ -164,9 +169,9 @@ class Samples:
 
 
 def batches(*rows):
-    collate = TellingCollator(lambda samples: {"ids": np.asarray(samples) // (1 if 2 not in samples else 0)})
-    dataset = TellingDataset(Samples())
-    return checked_batches(collate([dataset[i] for i in row]) for row in TellingSampler(rows))
+    collate = ErrorCatchingCollator(lambda samples: {"ids": np.asarray(samples) // (1 if 2 not in samples else 0)})
+    dataset = ErrorCatchingDataset(Samples())
+    return raise_worker_errors(collate([dataset[i] for i in row]) for row in ErrorCatchingSampler(rows))
 
 
 def test_failures_of_a_reader_arrive_as_errors():
@@ -182,9 +187,11 @@ def test_failures_of_a_reader_arrive_as_errors():
 def test_a_sampler_that_fails_is_an_error_too():
     """In Paddle's own thread it would end in a wait without end."""
     order = SampleOrder(4, seed=0)
-    sampler = TellingSampler(iterate_micro_batches(order, 4 * MOST_EPOCHS - 2, 4 * MOST_EPOCHS + 2, 2, 1, 1, 0))
-    dataset = TellingDataset(list(range(4)))
-    found = checked_batches(TellingCollator(lambda rows: {"ids": rows})([dataset[i] for i in row]) for row in sampler)
+    sampler = ErrorCatchingSampler(iterate_micro_batches(order, 4 * MOST_EPOCHS - 2, 4 * MOST_EPOCHS + 2, 2, 1, 1, 0))
+    dataset = ErrorCatchingDataset(list(range(4)))
+    found = raise_worker_errors(
+        ErrorCatchingCollator(lambda rows: {"ids": rows})([dataset[i] for i in row]) for row in sampler
+    )
     assert len(next(found)["ids"]) == 2
     with pytest.raises(DataError, match=r"^the next samples can't be chosen: ValueError: Seed"):
         next(found)
@@ -196,4 +203,4 @@ def test_a_reader_that_died():
         raise SystemError("(Fatal) Blocking queue is killed because the data reader raises an exception.")
 
     with pytest.raises(TrainingError, match=r"a process that reads data .* ended unexpectedly"):
-        list(checked_batches(gone()))
+        list(raise_worker_errors(gone()))

@@ -66,7 +66,7 @@ def adapter(
         ({"format": "1"}, "format must be an integer"),
         ({"settings": None, "base": {"name": 5, "fingerprint": ""}}, "base.name must be a string"),
         ({"base": {"name": "x"}}, "fingerprint is missing"),
-        ({"tensor": np.zeros((32, 2), np.int32)}, "is stored in int32, which no weight of an adapter can be"),
+        ({"tensor": np.zeros((32, 2), np.int32)}, "is stored in int32, which is not a type of adapter weights"),
         ({"tensor": np.zeros(64, np.float32)}, r"is \[64\]"),
     ],
 )

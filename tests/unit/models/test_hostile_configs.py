@@ -98,15 +98,15 @@ def test_every_field_that_paddlenlp_is_given_has_a_type():
             {"num_attention_heads": 32, "num_key_value_heads": 32},
             "heads of size 1: the rotary embeddings of llama need a multiple of 2",
         ),
-        ({"num_hidden_layers": 4000}, "says 4,000 layers, and the weights beside it have 2"),
+        ({"num_hidden_layers": 4000}, "says 4,000 layers, and the weights next to it have 2"),
         ({"hidden_size": 2**20}, "a hidden size of 1,048,576, and .* has 512 rows of 32"),
         ({"vocab_size": 2**26}, "a vocabulary of 67,108,864"),
         ({"intermediate_size": 2**24}, "an? intermediate size of 16,777,216, and no tensor"),
         (
             {"max_position_embeddings": 2**31 - 1},
-            r"max_position_embeddings\) takes 274.9 GB, and its weights some 0.1 MB",
+            r"max_position_embeddings\) take 274.9 GB, and the weights only about 0.1 MB",
         ),
-        ({"max_position_embeddings": 25_699_999}, r"max_position_embeddings\) takes 3.3 GB"),
+        ({"max_position_embeddings": 25_699_999}, r"max_position_embeddings\) take 3.3 GB"),
         ({"intermediate_size": 65}, r"is \[64, 32\], the model expects \[65, 32\]"),
     ],
 )

@@ -139,7 +139,7 @@ def test_without_values_ends():
 
 
 def test_families_without_a_class_say_so():
-    with pytest.raises(ModelError, match="no pipeline form of OPTForCausalLM: use --pipeline_parallel_degree 1"):
+    with pytest.raises(ModelError, match="no pipeline class for OPTForCausalLM: use --pipeline_parallel_degree 1"):
         find_model_class(configuration("OPT"), pipeline=True)
     assert find_model_class(configuration("Llama"), pipeline=True) is families.LlamaForCausalLMPipe
     config = configuration("Llama")

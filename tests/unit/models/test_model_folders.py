@@ -84,7 +84,7 @@ def test_two_sets_are_refused_with_both_names(folder):
     for path in folder.glob("model-*-of-00002*"):
         path.unlink()
     (folder / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(ModelError, match="is one of 3 files, and there are 2 of them"):
+    with pytest.raises(ModelError, match="is one of 3 files, but 2 exist"):
         find_weights(folder)
 
 
@@ -99,7 +99,7 @@ def test_an_index_has_to_be_right(folder):
         (folder / INDEX_NAME).write_text(json.dumps({"weight_map": content["weight_map"] | changes}))
         find_weights(folder)
 
-    with pytest.raises(ModelError, match="should be in this file and is not"):
+    with pytest.raises(ModelError, match="is missing from this file"):
         changed(**{names[0]: content["weight_map"][names[1]]})
     with pytest.raises(ModelError, match=r"the name of a file next to it"):
         changed(**{names[0]: "../model.safetensors"})

@@ -59,7 +59,7 @@ def test_what_is_right_is_read_and_layers_without_tensors_are_said(tmp_path, cap
         write(tmp_path, target_modules=["q_proj", "self_attn.v_proj", "gate_proj"], layers_to_transform=[0, 1])
     )
     assert len(found.names) == 4 and found.settings["r"] == 4
-    assert "adapter_config.json names gate_proj, of which nothing is in it" in capsys.readouterr().out
+    assert "adapter_config.json names gate_proj, and the file has no tensor of it" in capsys.readouterr().out
 
 
 def test_values_that_are_no_numbers(tmp_path):

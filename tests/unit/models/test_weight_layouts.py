@@ -98,7 +98,7 @@ def test_wrong_weight_folders(tmp_path):
     LlamaForCausalLM(LlamaConfig(**(TINY_LLAMA | {"num_hidden_layers": 1}))).save_pretrained(
         str(other), safe_serialization=True
     )
-    with pytest.raises(ModelError, match=r"says 2 layers, and the weights beside it have 1"):
+    with pytest.raises(ModelError, match=r"says 2 layers, and the weights next to it have 1"):
         build_model(source(other, config))
     with pytest.raises(ModelError, match=r"vocabulary of 600 .* has 512 rows of 32"):
         build_model(source(other, LlamaConfig(**(TINY_LLAMA | {"num_hidden_layers": 1, "vocab_size": 600}))))

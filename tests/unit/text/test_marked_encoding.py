@@ -199,8 +199,8 @@ def test_texts_that_hold_the_private_characters_themselves() -> None:
     encoder = MarkedEncoder(tokenizer.backend_tokenizer)
     letters = "".join(chr(0xF0000 + i) for i in range(40))
     text = letters + "<s>"
-    (users,) = encoder.encode([MarkedText.of("<s>")])
-    (row,) = encoder.encode([MarkedText.of(text)])
+    (users,) = encoder.encode([MarkedText.mark_all("<s>")])
+    (row,) = encoder.encode([MarkedText.mark_all(text)])
     backend = tokenizer.backend_tokenizer
     assert row.ids == backend.encode(letters, add_special_tokens=False).ids + users.ids
     assert backend.decode(row.ids, skip_special_tokens=True) == text

@@ -125,7 +125,7 @@ def test_forms_may_be_mixed_and_long_prompts_lose_their_beginning(load):
         ('{"src": ["a", "b"]}', r"p.jsonl:1: 2 rounds in 'src' but 1 in 'tgt'"),
         (b'{"src": "a"}\n\xff\n', r"p.jsonl:2: not UTF-8"),
         ("[1, 2]", r"p.jsonl:1: unknown form of record"),
-        ("\n", "no prompt in this file"),
+        ("\n", "no prompts in this file"),
     ],
 )
 def test_wrong_files_are_named_with_their_line(load, content, expected):

@@ -1,7 +1,7 @@
-"""Samples -> batches of arrays: {"input_ids", "labels"} int64 [batch, tokens], and "num_tokens" int64 [batch].
+"""Collators from samples to batches: {"input_ids", "labels"} int64 [batch, tokens], and "num_tokens" int64 [batch].
 
-No attention mask: padding lies on the right, where causal attention never looks from a real token, and its labels are
-ignored. (DataCollatorForSeq2Seq pads where the tokenizer pads for generation, which is the left.)
+There is no attention mask. Padding is on the right, where causal attention never sees it from a real token, and its
+labels are ignored. (DataCollatorForSeq2Seq pads on the tokenizer's padding side, the left for generation.)
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ Arrays = dict[str, np.ndarray]
 
 
 class PretrainCollator:
-    """Samples of seq_length + 1 tokens -> inputs and the tokens after them."""
+    """Split samples of seq_length + 1 tokens into inputs and labels, shifted by one."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> Arrays:
-        """[batch, seq_length] inputs and labels."""
+        """Return inputs and labels, [batch, seq_length]."""
         tokens = np.stack([sample["text"] for sample in samples])
         check_ids(tokens, self.vocab_size)
         labels = tokens[:, 1:]
-        if "mask" in samples[0]:  # a .lsm file beside the corpus says which tokens count
+        if "mask" in samples[0]:  # from the corpus' .lsm file: the tokens with a loss
             labels = np.where(np.stack([sample["mask"] for sample in samples])[:, 1:] > 0, labels, IGNORE_INDEX)
         length = np.full([len(samples)], tokens.shape[1] - 1, np.int64)
         return {"input_ids": tokens[:, :-1], "labels": np.ascontiguousarray(labels), "num_tokens": length}
 
 
 class FinetuneCollator:
-    """Examples of any length -> padded to the longest of the batch.
+    """Pad examples to the longest of the batch.
 
     Args:
-        multiple_of: what the padded length must be divisible by (sequence parallel splits it).
+        multiple_of: divisor of the padded length (sequence parallelism splits it).
     """
 
     def __init__(self, vocab_size: int, pad_id: int, multiple_of: int = 1) -> None:
         self.vocab_size, self.pad_id, self.multiple_of = vocab_size, pad_id, multiple_of
 
     def __call__(self, examples: Sequence[Example]) -> Arrays:
-        """[batch, longest] inputs and labels."""
+        """Return inputs and labels, [batch, longest]."""
         lengths = np.asarray([len(example.input_ids) for example in examples], np.int64)
         longest = -(-int(lengths.max()) // self.multiple_of) * self.multiple_of
         input_ids = np.full([len(examples), longest], self.pad_id, np.int64)
@@ -59,21 +59,23 @@ class FinetuneCollator:
 
 
 class PackCollator(FinetuneCollator):
-    """The same for packs, which add what keeps their examples apart:
+    """Pad packs, and add the arrays that keep their examples apart.
 
-    - position_ids int64 [batch, longest], from 0 in every example;
-    - attn_mask_startend_row_indices int32 [batch, longest], the place at which a token's example ends: from there on
-      nothing sees the token (PaddleNLP's name, for flashmask; oarlock.models.packing makes a dense mask of it).
+    - position_ids int64 [batch, longest], starting at 0 in each example;
+    - attn_mask_startend_row_indices int32 [batch, longest], the end of each token's example: later tokens don't see
+      it (PaddleNLP's name, for flashmask; oarlock.models.packing makes a dense mask of it).
     """
 
     def __call__(self, rows: Sequence[Example] | Sequence[Pack]) -> Arrays:
-        """Single examples, as an evaluation has them, need nothing more."""
+        """Return the batch; without packs (in evaluation), only what FinetuneCollator returns."""
         packs = [row for row in rows if isinstance(row, tuple)]
-        arrays = super().__call__([row if isinstance(row, Example) else _joined(row) for row in rows])
+        arrays = super().__call__([row if isinstance(row, Example) else _join(row) for row in rows])
         if not packs:
             return arrays
         positions = np.zeros_like(arrays["input_ids"])
-        ends = np.tile(np.arange(1, positions.shape[1] + 1, dtype=np.int32), [len(packs), 1])  # padding is alone
+        ends = np.tile(
+            np.arange(1, positions.shape[1] + 1, dtype=np.int32), [len(packs), 1]
+        )  # padding sees itself only
         for row, pack in enumerate(packs):
             start = 0
             for example in pack:
@@ -84,7 +86,7 @@ class PackCollator(FinetuneCollator):
         return arrays | {"position_ids": positions, "attn_mask_startend_row_indices": ends}
 
 
-def _joined(pack: Pack) -> Example:
+def _join(pack: Pack) -> Example:
     return Example(
         [token for example in pack for token in example.input_ids],
         [label for example in pack for label in example.labels],
@@ -93,16 +95,18 @@ def _joined(pack: Pack) -> Example:
 
 
 def check_ids(ids: np.ndarray, vocab_size: int) -> None:
-    """Refuse ids without a row in the embedding (on a GPU they would crash the process without a message).
+    """Refuse ids without a row in the embedding. On a GPU, they would crash the process without a message.
 
     Raises:
-        DataError: naming the id.
+        DataError: with the id.
     """
     top, lowest = int(ids.max()), int(ids.min())
     if lowest < 0:
-        raise DataError(f"the data holds token id {lowest}, which no tokenizer gives: it is damaged, or no token ids")
+        raise DataError(
+            f"the data contains token id {lowest}, which is never valid: the data is damaged or not token ids"
+        )
     if top >= vocab_size:
         raise DataError(
-            f"the data holds token id {top:,}, but the model's vocabulary has {vocab_size:,} rows: the data was made "
-            "with another tokenizer"
+            f"the data contains token id {top:,}, but the model's vocabulary has {vocab_size:,} rows: the data was "
+            "made with another tokenizer"
         )

@@ -1,7 +1,7 @@
-"""Fine-tuning datasets: find the records, tokenise them once per node, hand out examples.
+"""Fine-tuning datasets: finding the records and tokenising them once per node.
 
-Examples lie in a folder named by the hash of the data files' content, the tokenizer, the template and the lengths, so
-that they are made once and a change of any of these makes others. Every rank maps that folder: memory stays flat.
+Examples are cached in a folder named by a hash of the data files, the tokenizer, the template and the lengths. So they
+are made once, and again when any of these changes. All ranks map the files, so memory does not grow with the data.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 import paddle
 
 from oarlock.data.corpus.blend import ConcatenatedDataset, shares_of
-from oarlock.data.examples.encode import ENCODING_VERSION, Recipe, encode_source, first_form
-from oarlock.data.examples.example_cache import ExampleWriter, JoinedPrompts, StoredExamples, StoredPrompts, is_whole
-from oarlock.data.examples.labels import Example, Prompt
+from oarlock.data.examples.encode import ENCODING_VERSION, Recipe, detect_first_form, encode_source
+from oarlock.data.examples.example_cache import ExampleWriter, JoinedPrompts, StoredExamples, StoredPrompts, is_complete
+from oarlock.data.examples.labels import EvalPrompt, Example
 from oarlock.data.records.counts import Counts
 from oarlock.data.records.dataset_resolver import RecordSources
 from oarlock.data.records.datasets import EMBEDDED, RecordSet, find_sets
@@ -47,7 +47,7 @@ class FinetuneSet:
     """The examples of one data set.
 
     Attributes:
-        dev: held-out examples, None where there are none.
+        dev: held-out examples, None if there are none.
     """
 
     name: str
@@ -58,30 +58,30 @@ class FinetuneSet:
 
 @dataclass
 class FinetuneData:
-    """Everything fine-tuning reads.
+    """The data of a fine-tuning run.
 
     Attributes:
-        sets: examples to learn from, and held-out ones.
-        dev_prompts: for do_generation.
-        template: what turned messages into text.
-        fingerprint: changes when the training examples do.
+        sets: training and held-out examples, by data set.
+        dev_prompts: prompts of the held-out examples, for do_generation.
+        template: the chat template of all examples.
+        fingerprint: changes with the training examples.
     """
 
     sets: list[FinetuneSet]
-    dev_prompts: Sequence[Prompt]
+    dev_prompts: Sequence[EvalPrompt]
     template: ChatTemplate
     fingerprint: str
 
     @property
     def train(self) -> ExampleDataset | ConcatenatedDataset:
-        """The training examples of all sets, one after the other."""
+        """The concatenated training examples of all sets."""
         if len(self.sets) == 1:
             return self.sets[0].train
         return ConcatenatedDataset([part.train for part in self.sets], [part.name for part in self.sets])
 
     @property
     def dev(self) -> ExampleDataset | ConcatenatedDataset | None:
-        """The held-out examples of all sets that have some; each counts as it is trained."""
+        """The concatenated held-out examples. Each set has the share that it has in training."""
         held_out = {part.name: part.dev for part in self.sets if part.dev is not None}
         if len(self.sets) == 1 or not held_out:
             return next(iter(held_out.values()), None)
@@ -92,7 +92,7 @@ class FinetuneData:
 
 
 class ExampleDataset(paddle.io.Dataset):
-    """Tokenised examples; item i is an Example."""
+    """Tokenised examples."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class ExampleDataset(paddle.io.Dataset):
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [examples], tokens of each."""
+        """Number of tokens of each example, int64 [examples]."""
         if isinstance(self.examples, (StoredExamples, ChosenExamples)):
             return self.examples.lengths
         return np.fromiter((len(example.input_ids) for example in self.examples), np.int64, len(self))
@@ -119,11 +119,11 @@ def load_finetune_data(
     seed: int = 42,
     need_prompts: bool = True,
 ) -> FinetuneData:
-    """Find, check and tokenise, or take what an earlier run tokenised; every rank has to call it at the same time.
+    """Load the fine-tuning data, from the cache if an earlier run tokenised it. All ranks must call it together.
 
     Args:
-        seed: of --validation_split.
-        need_prompts: whether the prompts of examples that are held out of training data are asked for.
+        seed: random seed of --validation_split.
+        need_prompts: whether to make the prompts of examples held out by --validation_split.
 
     Raises:
         DataError: for a missing file or a wrong record.
@@ -152,11 +152,12 @@ def _load_set(
     need_train: bool,
     seed: int,
     several: bool,
-) -> tuple[FinetuneSet, Sequence[Prompt], str]:
-    """The examples of one set, its prompts, and the fingerprint of what it is trained on.
+) -> tuple[FinetuneSet, Sequence[EvalPrompt], str]:
+    """Load one data set. Returns its examples, its held-out prompts, and the fingerprint of the training examples.
 
     Args:
-        recipes: without --validation_split, and with it.
+        recipes: the recipe without --validation_split, and the one with it.
+        several: whether there are other sets, so that log lines need its name.
     """
     sources, split = part.sources, section.validation_split
     prefix = f"{part.name}: " if several else ""
@@ -196,8 +197,8 @@ def _load_set(
 
 
 def make_recipe(section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase, sets: Sequence[RecordSet]) -> Recipe:
-    """How the records become tokens; the first training record (of the first set) decides what auto means."""
-    form = first_form(sets[0].sources.train, section.data_format)
+    """Make the recipe. `auto` is resolved by the first training record of the first set."""
+    form = detect_first_form(sets[0].sources.train, section.data_format)
     template = choose_template(
         section.chat_template,
         tokenizer,
@@ -212,45 +213,45 @@ def make_recipe(section: FinetuneDataSection, tokenizer: PretrainedTokenizerBase
 def store_examples(
     section: FinetuneDataSection, sources: RecordSources, recipe: Recipe, sides: Sequence[str]
 ) -> dict[str, StoredExamples]:
-    """The examples of each side that has records, tokenised by the first rank of each node if they are not there."""
+    """Return the examples of each side that has records. The first rank of each node tokenises what is not cached."""
     cache = Path(section.data_cache_dir) if section.data_cache_dir else cache_folder() / "finetune"
     parts = {"train": (sources.train, recipe), "dev": (sources.dev, replace(recipe, prompts=True))}
     wanted = {side: parts[side] for side in sides if parts[side][0]}
 
-    def keys_of_node() -> dict[str, str]:
+    def tokenize_missing() -> dict[str, str]:
         try:
-            return {side: _stored(cache, side, *wanted[side]) for side in wanted}
+            return {side: _ensure_examples(cache, side, *wanted[side]) for side in wanted}
         except OSError as error:
             raise DataError(
-                f"{cache}: tokenised data can't be kept here ({error.strerror}); name a folder with --data_cache_dir"
+                f"{cache}: tokenised data can't be stored here ({error.strerror}); choose another --data_cache_dir"
             ) from error
 
-    keys, of_all_nodes = run_once_per_node(keys_of_node)
+    keys, of_all_nodes = run_once_per_node(tokenize_missing)
     if any(other != keys for other in of_all_nodes):
         raise DataError(
-            f"{section.dataset_name_or_path}: the nodes of this run hold different data, tokenizers or templates; "
-            "copy the same files to all of them"
+            f"{section.dataset_name_or_path}: the nodes have different data, tokenizers or templates; copy the "
+            "same files to all nodes"
         )
     return {side: StoredExamples(cache / key, [s.name for s in wanted[side][0]]) for side, key in keys.items()}
 
 
-def _stored(cache: Path, side: str, sources: list[RecordSource], recipe: Recipe) -> str:
-    """The folder's name; makes it if it is not there."""
-    key = _key(cache, sources, recipe)
-    if not _usable(cache / key, recipe):
+def _ensure_examples(cache: Path, side: str, sources: list[RecordSource], recipe: Recipe) -> str:
+    """Return the name of the examples' folder. It is made if it is missing or unusable."""
+    key = _hash_inputs(cache, sources, recipe)
+    if not _is_usable(cache / key, recipe):
         with locked(cache / f".{key}.lock"):  # another run may be making it
-            if not _usable(cache / key, recipe):
-                _make(cache / key, side, sources, recipe)
+            if not _is_usable(cache / key, recipe):
+                _write_examples(cache / key, side, sources, recipe)
     return key
 
 
-def _usable(folder: Path, recipe: Recipe) -> bool:
-    """Whether the folder is there; one made with skip_bad serves others too if there was nothing to skip."""
-    return is_whole(folder) and (recipe.skip_bad or not StoredExamples(folder).counts.bad)
+def _is_usable(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder is complete. One made with skip_bad also serves other runs if nothing was skipped."""
+    return is_complete(folder) and (recipe.skip_bad or not StoredExamples(folder).counts.bad)
 
 
-def _key(cache: Path, sources: list[RecordSource], recipe: Recipe) -> str:
-    """A hash of all that the examples depend on."""
+def _hash_inputs(cache: Path, sources: list[RecordSource], recipe: Recipe) -> str:
+    """Return a hash of everything that the examples depend on."""
     content = {
         "version": ENCODING_VERSION,
         "sources": [source.digest(cache / "hashes") for source in sources],
@@ -261,7 +262,7 @@ def _key(cache: Path, sources: list[RecordSource], recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _make(folder: Path, side: str, sources: list[RecordSource], recipe: Recipe) -> None:
+def _write_examples(folder: Path, side: str, sources: list[RecordSource], recipe: Recipe) -> None:
     counts, size = Counts(), sum(source.size for source in sources)
     unit = sources[0].unit
     with (
@@ -274,15 +275,9 @@ def _make(folder: Path, side: str, sources: list[RecordSource], recipe: Recipe) 
                 stop_if_terminated()
                 writer.add(rows)
                 bar.update(consumed)
-        _check_counts(side, sources[0].name, counts, writer.num_examples)
+        if not counts.records:
+            first = f" ({counts.bad} bad ones, the first: {counts.first_bad[0]})" if counts.bad else ""
+            raise DataError(f"{sources[0].name}: no usable record{first}")
+        if not writer.num_examples:
+            raise DataError(f"{side}: truncated to --src_length and --tgt_length, no record has anything to train on")
         writer.finish(counts)
-
-
-def _check_counts(side: str, name: str, counts: Counts, num_examples: int) -> None:
-    if not counts.records:
-        raise DataError(
-            f"{name}: no usable record"
-            + (f" ({counts.bad} bad ones, the first: {counts.first_bad[0]})" if counts.bad else "")
-        )
-    if not num_examples:
-        raise DataError(f"{side}: no record has anything to train on after --src_length and --tgt_length")

@@ -1,4 +1,4 @@
-"""A stream of records -> a stream of tokenised examples, a batch at a time."""
+"""Tokenising a stream of records into examples, batch by batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from oarlock.data.examples.labels import Encoded, Prompt, encode_chat, encode_prompt
+from oarlock.data.examples.labels import Encoded, EvalPrompt, encode_chat, encode_prompt
 from oarlock.data.examples.marked_text import MarkedText
 from oarlock.data.examples.text_parts import cut_texts
 from oarlock.data.records.conversations import (
@@ -30,19 +30,19 @@ from oarlock.errors import DataError
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
 
-# Part of every cache key: raise it when the same records give other examples than before.
+# Part of every cache key. Increase it when the same records give different examples than before.
 ENCODING_VERSION = 2
-_UNREAD = 20
+_MAX_UNREAD = 20  # unused fields that are reported
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How records become tokens.
+    """The settings that determine the examples of a record.
 
     Attributes:
-        form: of the records, or auto: that of each file's first one.
-        skip_bad: leave wrong records out and count them.
-        prompts: also make what the model is asked in evaluation.
+        form: form of the records; auto detects it from the first record of each file.
+        skip_bad: skip wrong records and count them.
+        prompts: also make the prompts for evaluation.
     """
 
     tokenizer: PretrainedTokenizerBase
@@ -56,15 +56,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Row:
-    """An example, the line it came from, and its prompt where one was asked for."""
+    """An example, the line of its record, and its prompt if the recipe includes prompts."""
 
     encoded: Encoded
     line: int
-    prompt: Prompt | None = None
+    prompt: EvalPrompt | None = None
 
 
-def first_form(sources: list[RecordSource], form: str) -> str:
-    """The form of the first record that has a known one (auto where there is none)."""
+def detect_first_form(sources: list[RecordSource], form: str) -> str:
+    """Return the form of the first record whose form is known, or auto if there is none."""
     if form != "auto":
         return form
     for source in sources:
@@ -81,23 +81,23 @@ def first_form(sources: list[RecordSource], form: str) -> str:
 
 
 def encode_source(source: RecordSource, recipe: Recipe, counts: Counts) -> Iterator[tuple[list[Row], int]]:
-    """Examples of a source in order, with what was consumed of it; counts what became of the records.
+    """Yield the examples of a source in order, with the amount of the source that was consumed. Updates `counts`.
 
     Raises:
         DataError: for a wrong record (file:line, the field, what was expected), unless skip_bad.
     """
-    form, texts, told = recipe.form, _Texts(recipe), set[str]()
+    form, texts, reported = recipe.form, _TextSplitter(recipe), set[str]()
 
-    def ids_of(parts: Sequence[str]) -> list[list[int]]:
-        return [row.ids for row in tokenize(recipe.tokenizer, [_plain(part, recipe.template) for part in parts])]
+    def tokenize_texts(parts: Sequence[str]) -> list[list[int]]:
+        return [row.ids for row in tokenize(recipe.tokenizer, [_mark_text(part, recipe.template) for part in parts])]
 
-    for batch in cut_texts(source, ids_of):
+    for batch in cut_texts(source, tokenize_texts):
         jobs: list[_Job] = []
         for line, item in batch.items:
             where = f"{source.name}:{line}"
             try:
                 form = detect_form(item) if form == "auto" and not isinstance(item, (ValueError, PlainText)) else form
-                jobs.append(_job(item, form, where, line, recipe.template))
+                jobs.append(_make_job(item, form, where, line, recipe.template))
             except (ValueError, DataError) as error:
                 named = isinstance(error, DataError) and not isinstance(error, MessageError)
                 message = str(error) if named else f"{where}: {error}"
@@ -105,15 +105,15 @@ def encode_source(source: RecordSource, recipe: Recipe, counts: Counts) -> Itera
                     raise DataError(message) from error
                 counts.note_bad(message)
             for name in (*find_unread_fields(item, READ_FIELDS), *find_other_forms(item, form)):
-                if name not in told and len(counts.unread) < _UNREAD:
+                if name not in reported and len(counts.unread) < _MAX_UNREAD:
                     counts.unread.append(f"{where}: field {name!r}")
-                told.add(name)
+                reported.add(name)
         yield _encode(jobs, texts, recipe, counts, source.name), batch.consumed
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A record and the text of it that is tokenised; of a conversation, also what is trained on."""
+    """A record, its text to tokenise, and for a conversation the ranges to train on."""
 
     record: Conversation | PlainText
     text: MarkedText
@@ -121,25 +121,25 @@ class _Job:
     line: int
 
 
-def _job(item: Any, form: str, where: str, line: int, template: ChatTemplate) -> _Job:
+def _make_job(item: Any, form: str, where: str, line: int, template: ChatTemplate) -> _Job:
     if isinstance(item, ValueError):
         raise item
     record = item if isinstance(item, PlainText) else parse_record(item, form, where)
     if isinstance(record, PlainText):
-        return _Job(record, _plain(record.text, template), None, line)
+        return _Job(record, _mark_text(record.text, template), None, line)
     chat = render_chat_text(record, template)
     return _Job(record, chat.text, chat, line)
 
 
-def _plain(text: str, template: ChatTemplate) -> MarkedText:
-    """A text in which special tokens are text too."""
+def _mark_text(text: str, template: ChatTemplate) -> MarkedText:
+    """Mark a plain text, in which the spellings of special tokens are text unless parse_special_tokens is set."""
     if template.parse_special_tokens or not template.spellings:
         return MarkedText(text)
-    return MarkedText.of(text)
+    return MarkedText.mark_all(text)
 
 
-def _encode(jobs: list[_Job], texts: _Texts, recipe: Recipe, counts: Counts, name: str) -> list[Row]:
-    """Tokenise the texts of all jobs at once, and put the ids where they belong."""
+def _encode(jobs: list[_Job], texts: _TextSplitter, recipe: Recipe, counts: Counts, name: str) -> list[Row]:
+    """Tokenise the texts of all jobs in one call, and make their examples."""
     rows: list[Row] = []
     template = recipe.template
     cuts = [job.chat.cuts if job.chat else () for job in jobs]
@@ -158,20 +158,19 @@ def _encode(jobs: list[_Job], texts: _Texts, recipe: Recipe, counts: Counts, nam
         counts.joined += encoded.joined
         counts.forgotten += job.chat.forgotten
         if encoded.trains:
-            rows.append(Row(encoded, job.line, _prompt(job.record, recipe) if recipe.prompts else None))
+            prompt = None
+            if recipe.prompts:
+                prompt = encode_prompt(job.record, recipe.tokenizer, template, recipe.src_length)
+            rows.append(Row(encoded, job.line, prompt))
         else:
             counts.note_untrained(f"{name}:{job.line}")
     return rows
 
 
-def _prompt(conversation: Conversation, recipe: Recipe) -> Prompt:
-    return encode_prompt(conversation, recipe.tokenizer, recipe.template, recipe.src_length)
+class _TextSplitter:
+    """Splits plain texts into examples of src_length + tgt_length tokens.
 
-
-class _Texts:
-    """Plain text cut into examples of src_length + tgt_length tokens.
-
-    Each begins with the last token of the one before, which it only reads, so that every token is trained on once.
+    Each example starts with the last token of the previous one, as input only. So every token is trained on once.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -183,7 +182,7 @@ class _Texts:
         self._line = 0
 
     def add(self, ids: list[int], line: int, ends: bool) -> Iterator[Row]:
-        """The examples that are complete with this piece of a text."""
+        """Add a part of a text, and yield the examples that are now complete."""
         if not self._ids:
             self._ids, self._line = list(self._begin), line
         self._ids += ids

@@ -1,7 +1,7 @@
 """--eval_prompts FILE: fixed prompts that the model answers at every evaluation.
 
-Lines of a .jsonl file are records in the forms of oarlock.data.records.conversations, whose last answer may be
-missing; lines of any other file are texts, each what a user says.
+Each line of a .jsonl file is a record in a form of oarlock.data.records.conversations, whose last answer is optional.
+Each line of any other file is a user message.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oarlock.data.examples.labels import Prompt, encode_prompt
+from oarlock.data.examples.labels import EvalPrompt, encode_prompt
 from oarlock.data.files.byte_streams import decode_text
 from oarlock.data.files.text_readers import check_characters, parse_json_line
 from oarlock.data.records.conversations import ANSWERS, QUESTIONS, ROLES, PlainText, detect_form, parse_record
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
     from oarlock.data.templates.chat_template import ChatTemplate
 
-_LARGEST = 1 << 24  # bytes: more would take hours to answer
-_UNKNOWN = "?"  # stands for an answer that is not given, since a conversation ends with one
+_MAX_BYTES = 1 << 24  # answering more would take hours
+_UNKNOWN = "?"  # placeholder for a missing answer, because a conversation must end with one
 
 
 def load_eval_prompts(
     path: str | Path, tokenizer: PretrainedTokenizerBase, template: ChatTemplate, src_length: int
-) -> list[Prompt]:
-    """The prompts of a file, each with its file:line and, where it is given, the right answer.
+) -> list[EvalPrompt]:
+    """Load the prompts of a file, each with its file:line and its reference answer, if it has one.
 
     Raises:
-        DataError: naming file:line and what is wrong there.
+        DataError: with file:line and the reason.
     """
     path = Path(path)
     try:
-        lines = read_bytes(path, limit=_LARGEST, what="file of prompts", error=DataError).split(b"\n")
+        lines = read_bytes(path, limit=_MAX_BYTES, what="file of prompts", error=DataError).split(b"\n")
     except DataError as error:
         raise DataError(f"--eval_prompts {error}") from error
     prompts = []
@@ -43,38 +43,37 @@ def load_eval_prompts(
         if not line.strip():
             continue
         try:
-            item = parse_json_line(line) if path.suffix == ".jsonl" else _line_of_text(line)
+            if path.suffix == ".jsonl":
+                item = parse_json_line(line)
+            else:
+                item = decode_text(line).removeprefix("\ufeff").rstrip("\r")
             check_characters(item)
-            prompts.append(_prompt(item, f"{path.name}:{number}", tokenizer, template, src_length))
+            prompts.append(_make_prompt(item, f"{path.name}:{number}", tokenizer, template, src_length))
         except (ValueError, DataError) as error:
             raise DataError(f"--eval_prompts {path}:{number}: {error}") from error
     if not prompts:
-        raise DataError(f"--eval_prompts {path}: no prompt in this file")
+        raise DataError(f"--eval_prompts {path}: no prompts in this file")
     return prompts
 
 
-def _line_of_text(line: bytes) -> str:
-    return decode_text(line).removeprefix("\ufeff").rstrip("\r")
-
-
-def _prompt(
+def _make_prompt(
     item: Any, where: str, tokenizer: PretrainedTokenizerBase, template: ChatTemplate, src_length: int
-) -> Prompt:
+) -> EvalPrompt:
     if isinstance(item, dict) and isinstance(item.get("text"), str):
         item = item["text"]
     if isinstance(item, str):
         item = {"messages": [{"role": "user", "content": item}]}
-    filled = _with_answer(item)
+    filled = _add_missing_answer(item)
     conversation = parse_record(filled, detect_form(filled), where)
-    assert not isinstance(conversation, PlainText)  # a text is a question here
+    assert not isinstance(conversation, PlainText)  # texts became user messages above
     prompt = encode_prompt(conversation, tokenizer, template, src_length)
     if not prompt.input_ids:
         raise ValueError("the prompt is empty")
-    return Prompt(prompt.input_ids, prompt.text, prompt.answer if filled is item else "", where)
+    return EvalPrompt(prompt.input_ids, prompt.text, prompt.answer if filled is item else "", where)
 
 
-def _with_answer(item: Any) -> Any:
-    """The record itself, or one with a stand-in for its missing last answer."""
+def _add_missing_answer(item: Any) -> Any:
+    """Return the record with a placeholder for its last answer if that is missing, else the record itself."""
     if not isinstance(item, dict):
         return item
     for field in ("messages", "conversations", "conversation"):

@@ -1,8 +1,8 @@
-"""Tokenised examples on disk: written as a stream, mapped by every rank, in memory that does not grow with them.
+"""The cache of tokenised examples: written as a stream, memory-mapped by all ranks.
 
-A folder holds tokens.bin (ids), runs.bin (lengths of stretches read only and trained on, in turn), rows.bin (one row
-an example), prompts.jsonl (for evaluation) and about.json. It is written under another name and renamed when it is
-complete; its name is the hash of everything its content depends on.
+A folder contains tokens.bin (ids), runs.bin (alternating lengths of runs only read and runs trained on), rows.bin (one
+row per example), prompts.jsonl (for evaluation) and about.json. It is written under a temporary name and renamed when
+it is complete. Its name is a hash of everything that the content depends on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from oarlock.data.corpus.lazy_sequence import StoredSequence
 from oarlock.data.examples.encode import Counts, Row
-from oarlock.data.examples.labels import Encoded, Example, Prompt
+from oarlock.data.examples.labels import Encoded, EvalPrompt, Example
 from oarlock.data.tokenizers.token_ids import check_range
 from oarlock.errors import DataError
 from oarlock.files import sync_file, write_text_atomically
@@ -31,11 +31,11 @@ from oarlock.formats.sealed import read_sealed, sealed_text
 
 _ROW = np.dtype(
     [
-        ("tokens", "<i8"),  # where its ids end in tokens.bin, in tokens
-        ("runs", "<i8"),  # where its runs end in runs.bin
-        ("prompt", "<i8"),  # where its prompt ends in prompts.jsonl, in bytes
+        ("tokens", "<i8"),  # end of its ids in tokens.bin, in tokens
+        ("runs", "<i8"),  # end of its runs in runs.bin
+        ("prompt", "<i8"),  # end of its prompt in prompts.jsonl, in bytes
         ("line", "<i8"),
-        ("context", "<i4"),  # tokens before anything was cut
+        ("context", "<i4"),  # tokens before truncation
         ("answer", "<i4"),
         ("truncated", "?"),
     ]
@@ -43,11 +43,11 @@ _ROW = np.dtype(
 _FILES = ("tokens.bin", "runs.bin", "rows.bin", "prompts.jsonl")
 _ABOUT = "about.json"
 _RUNS = np.dtype("<i4")
-_LONGEST_PROMPT = 1 << 26  # bytes
+_MAX_PROMPT_BYTES = 1 << 26
 
 
 class _About(TypedDict):
-    """about.json."""
+    """The content of about.json."""
 
     dtype: Literal["<u2", "<i4"]
     num_examples: Annotated[int, Ge(0)]
@@ -59,7 +59,7 @@ class _About(TypedDict):
 
 
 class ExampleWriter:
-    """Write a folder of examples; it is there, whole, when `finish` returns, and nothing of it otherwise."""
+    """Writes a folder of examples. The folder appears, complete, when `finish` is called, and not before."""
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
         self.folder = folder
@@ -83,14 +83,17 @@ class ExampleWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def begin_source(self) -> None:
-        """What follows comes from the next source."""
+        """Start the next source. Examples added from now on belong to it."""
         self._sources.append(self.num_examples)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append examples."""
         if not rows:
             return
-        prompts = [_prompt_line(row.prompt) for row in rows]
+        prompts = [
+            (json.dumps(dataclasses.asdict(row.prompt), ensure_ascii=False) + "\n").encode() if row.prompt else b""
+            for row in rows
+        ]
         table = np.zeros(len(rows), _ROW)
         columns = (
             [len(row.encoded.ids) for row in rows],
@@ -112,7 +115,7 @@ class ExampleWriter:
         self.num_examples += len(rows)
 
     def finish(self, counts: Counts) -> None:
-        """Give the folder its name."""
+        """Complete the folder and rename it."""
         sizes = {}
         for name, file in self._files.items():
             file.flush()
@@ -128,17 +131,13 @@ class ExampleWriter:
             "largest_id": self._largest_id,
         }
         write_text_atomically(self._partial / _ABOUT, sealed_text(about))
-        shutil.rmtree(self.folder, ignore_errors=True)  # a damaged one
+        shutil.rmtree(self.folder, ignore_errors=True)  # damaged, if it exists
         os.replace(self._partial, self.folder)
         sync_file(self.folder.parent)
 
 
-def _prompt_line(prompt: Prompt | None) -> bytes:
-    return (json.dumps(dataclasses.asdict(prompt), ensure_ascii=False) + "\n").encode() if prompt is not None else b""
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a folder of examples is there with all its bytes, which are places and ids that can be."""
+def is_complete(folder: Path) -> bool:
+    """Whether a folder of examples exists, is complete, and has only valid offsets and ids."""
     if not (folder / _ABOUT).exists():
         return False
     try:
@@ -149,98 +148,97 @@ def is_whole(folder: Path) -> bool:
 
 
 class StoredExamples(StoredSequence[Example]):
-    """The examples of a folder; each is read when it is asked for.
+    """The examples of a folder, each read on access.
 
     Args:
-        names: of the sources they came from, for `where`.
+        names: names of the sources, for `locate`.
     """
 
     def __init__(self, folder: str | Path, names: Sequence[str] = ()) -> None:
         self.folder, self.names = Path(folder), tuple(names)
         self.about = read_sealed(self.folder / _ABOUT, _About, what="note of examples", error=DataError)
         self.counts = self.about["counts"]
-        self._tokens = self._mapped("tokens.bin", np.dtype(self.about["dtype"]))
-        self._runs = self._mapped("runs.bin", _RUNS)
-        self.rows = self._mapped("rows.bin", _ROW)
-        self._mapped("prompts.jsonl", np.dtype("u1"))
+        self._tokens = self._map("tokens.bin", np.dtype(self.about["dtype"]))
+        self._runs = self._map("runs.bin", _RUNS)
+        self.rows = self._map("rows.bin", _ROW)
+        self._map("prompts.jsonl", np.dtype("u1"))
         if len(self.rows) != self.about["num_examples"]:
-            raise self._damaged()
+            raise self._make_error()
 
     def check(self) -> None:
-        """Compare rows and ids with each other (a process that reads takes them as they are).
+        """Check the offsets in the rows, and the ids. Reading examples does not check them.
 
         Raises:
-            DataError: when places are out of order or range, or ids are not those that were written.
+            DataError: if offsets are out of order or range, or ids are larger than those written.
         """
-        most = {
+        sizes = {
             "tokens": len(self._tokens),
             "runs": len(self._runs),
             "prompt": self.about["bytes"]["prompts.jsonl"],
         }
-        for name in most:
+        for name in sizes:
             ends = np.asarray(self.rows[name])
-            if len(ends) and (int(ends[-1]) != most[name] or int(np.diff(ends, prepend=0).min()) < 0):
-                raise self._damaged()
+            if len(ends) and (int(ends[-1]) != sizes[name] or int(np.diff(ends, prepend=0).min()) < 0):
+                raise self._make_error()
         firsts = self.about["first_of_each_source"]
         if firsts != sorted(firsts) or (firsts and firsts[-1] > len(self)):
-            raise self._damaged()
+            raise self._make_error()
         check_range(self._tokens, self.about["largest_id"] + 1, str(self.folder / "tokens.bin"))
 
-    def _mapped(self, name: str, dtype: np.dtype) -> np.ndarray:
+    def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
         path, size = self.folder / name, self.about["bytes"].get(name)
         with open_regular(path, error=DataError) as file:
             if os.fstat(file.fileno()).st_size != size or size % dtype.itemsize:
-                raise self._damaged()
+                raise self._make_error()
         return np.memmap(path, dtype, "r") if size else np.zeros(0, dtype)
 
-    def _damaged(self) -> DataError:
-        return DataError(f"{self.folder}: damaged or incomplete examples; delete this folder, and they are made again")
+    def _make_error(self) -> DataError:
+        return DataError(f"{self.folder}: damaged or incomplete examples; delete this folder to make them again")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoredExamples, (self.folder, self.names)  # to another process goes the place, not the content
+        return StoredExamples, (self.folder, self.names)  # a worker process maps the files itself
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def element(self, index: int) -> Example:
-        """See StoredSequence."""
-        return self.encoded(index).example()
+        return self.read_encoded(index).to_example()
 
-    def encoded(self, index: int) -> Encoded:
-        """An example as it is kept."""
+    def read_encoded(self, index: int) -> Encoded:
+        """Read an example as it is stored."""
         row = self.rows[index]
-        ids, runs = self._part("tokens", self._tokens, index), self._part("runs", self._runs, index)
+        ids, runs = self._slice("tokens", self._tokens, index), self._slice("runs", self._runs, index)
         return Encoded(ids.tolist(), runs.tolist(), int(row["context"]), int(row["answer"]), bool(row["truncated"]))
 
-    def _part(self, name: str, values: np.ndarray, index: int) -> np.ndarray:
+    def _slice(self, name: str, values: np.ndarray, index: int) -> np.ndarray:
         index = range(len(self))[index]
         return values[self.rows[name][index - 1] if index else 0 : self.rows[name][index]]
 
     @property
     def lengths(self) -> np.ndarray:
-        """Input tokens of each example, int64 [examples]."""
+        """Number of input tokens of each example, int64 [examples]."""
         return np.diff(self.rows["tokens"], prepend=0) - 1
 
-    def where(self, index: int) -> str:
-        """file:line of the record behind an example."""
+    def locate(self, index: int) -> str:
+        """Return file:line of an example's record."""
         source = int(np.searchsorted(self.about["first_of_each_source"], index, side="right")) - 1
         return f"{self.names[source]}:{self.rows['line'][index]}"
 
-    def content_hashes(self) -> Iterator[bytes]:
-        """A short hash of the tokens and what is trained of each example, in order."""
+    def hash_contents(self) -> Iterator[bytes]:
+        """Yield a short hash of each example: of its tokens and of which are trained on."""
         import hashlib
 
         for i in range(len(self)):
-            digest = hashlib.blake2b(self._part("tokens", self._tokens, i).tobytes(), digest_size=8)
-            digest.update(b"|" + self._part("runs", self._runs, i).tobytes())
+            digest = hashlib.blake2b(self._slice("tokens", self._tokens, i).tobytes(), digest_size=8)
+            digest.update(b"|" + self._slice("runs", self._runs, i).tobytes())
             yield digest.digest()
 
 
-class StoredPrompts(StoredSequence[Prompt]):
-    """The prompts of a folder of examples, read when they are asked for.
+class StoredPrompts(StoredSequence[EvalPrompt]):
+    """The prompts of a folder of examples, each read on access.
 
     Args:
-        indices: of the examples whose prompts are wanted; None for all.
+        indices: the examples whose prompts are included, None for all.
     """
 
     def __init__(self, examples: StoredExamples, indices: np.ndarray | None = None) -> None:
@@ -253,25 +251,23 @@ class StoredPrompts(StoredSequence[Prompt]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    def element(self, index: int) -> Prompt:
-        """See StoredSequence."""
+    def element(self, index: int) -> EvalPrompt:
         with open(self._path, "rb") as file:
             file.seek(int(self._starts[index]))
-            line = file.readline(_LONGEST_PROMPT)
-            return parse_json(line, str(self._path), Prompt, error=DataError, limit=_LONGEST_PROMPT)
+            line = file.readline(_MAX_PROMPT_BYTES)
+            return parse_json(line, str(self._path), EvalPrompt, error=DataError, limit=_MAX_PROMPT_BYTES)
 
 
-class JoinedPrompts(StoredSequence[Prompt]):
-    """The prompts of several folders, one after the other."""
+class JoinedPrompts(StoredSequence[EvalPrompt]):
+    """The concatenated prompts of several folders."""
 
-    def __init__(self, parts: Sequence[Sequence[Prompt]]) -> None:
+    def __init__(self, parts: Sequence[Sequence[EvalPrompt]]) -> None:
         self._parts = parts
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
-    def element(self, index: int) -> Prompt:
-        """See StoredSequence."""
+    def element(self, index: int) -> EvalPrompt:
         for part in self._parts:
             if index < len(part):
                 return part[index]

@@ -67,7 +67,7 @@ def _about(side: str, examples: StoredExamples) -> Iterator[str]:
     for name, title in (("context", "  before the last answer   "), ("answer", "  of the last answer       ")):
         yield title + _percentiles(examples.rows[name]) + "  (before anything is cut)"
     longest = int(tokens.argmax())
-    yield f"  longest example          {examples.where(longest)}"
+    yield f"  longest example          {examples.locate(longest)}"
     cut = counts.truncated / max(1, counts.records)
     yield f"  cut by the lengths       {counts.truncated:,} ({cut:.1%})"
     yield f"  nothing to train on      {counts.untrained:,}{_list(counts.first_untrained)}"
@@ -100,16 +100,16 @@ def _duplicates(sides: dict[str, StoredExamples]) -> Iterator[str]:
         first, inverse = np.unique(values, return_index=True, return_inverse=True)[1:]
         repeats = np.flatnonzero(first[inverse] != np.arange(len(values)))
         examples = sides[side]
-        shown = [f"{examples.where(int(i))} repeats {examples.where(int(first[inverse[i]]))}" for i in repeats[:5]]
+        shown = [f"{examples.locate(int(i))} repeats {examples.locate(int(first[inverse[i]]))}" for i in repeats[:5]]
         yield f"\n{side}: {len(repeats):,} examples repeat an earlier one, token for token{_list(shown)}"
     if len(hashes) == 2:
         both = np.flatnonzero(np.isin(hashes["dev"], hashes["train"]))
-        shown = [sides["dev"].where(int(i)) for i in both[:5]]
+        shown = [sides["dev"].locate(int(i)) for i in both[:5]]
         yield f"dev: {len(both):,} examples stand in train too{_list(shown)}"
 
 
 def _hashes(examples: StoredExamples) -> np.ndarray:
-    return np.fromiter((int.from_bytes(h, "little") for h in examples.content_hashes()), np.uint64, len(examples))
+    return np.fromiter((int.from_bytes(h, "little") for h in examples.hash_contents()), np.uint64, len(examples))
 
 
 def draw_lengths(sides: dict[str, StoredExamples], src_length: int, tgt_length: int, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Conversations -> token ids and labels: what is read, and what is trained on."""
+"""Token ids and labels of conversations and prompts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
     from oarlock.data.examples.marked_encoding import TokenizedText
 
-IGNORE_INDEX = -100  # labels that no loss is computed for (paddle.nn.functional.cross_entropy's default)
+IGNORE_INDEX = -100  # label without a loss (the default of paddle.nn.functional.cross_entropy)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised conversation.
+    """One tokenised conversation, as inputs and labels.
 
     Attributes:
-        input_ids: [tokens - 1], without the last token, which is only predicted.
-        labels: [tokens - 1], labels[i] is the token after input_ids[i] where it is trained on, else IGNORE_INDEX
-            (PaddleNLP's models do not shift).
-        truncated: whether src_length or tgt_length cut something.
+        input_ids: [tokens - 1], all but the last token, which is only predicted.
+        labels: [tokens - 1], labels[i] is the token after input_ids[i] if it is trained on, else IGNORE_INDEX.
+            PaddleNLP's models do not shift.
+        truncated: whether src_length or tgt_length cut tokens off.
     """
 
     input_ids: list[int]
@@ -39,14 +39,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One tokenised example as it is kept.
+    """One tokenised example, as it is stored.
 
     Attributes:
-        ids: [tokens], the last one included.
-        runs: lengths of the stretches that are read only and trained on, in turn, beginning with read only.
-        context, answer: tokens before the last answer and from it on, before anything was cut.
-        truncated: whether src_length or tgt_length cut something.
-        joined: whether a token joins the prompt to the answer, so that the model is asked with another in its place.
+        ids: [tokens], including the last one.
+        runs: alternating run lengths of tokens that are only read and tokens that are trained on, the former first.
+        context, answer: number of tokens before the last answer and in it, before truncation.
+        truncated: whether src_length or tgt_length cut tokens off.
+        joined: whether one token spans the end of the prompt and the start of the answer. The tokens of the prompt
+            alone then end differently.
     """
 
     ids: Sequence[int]
@@ -58,11 +59,11 @@ class Encoded:
 
     @property
     def trains(self) -> bool:
-        """Whether any token is trained on (the first one of an example is never predicted)."""
+        """Whether any token is trained on. The first token of an example is never predicted."""
         return sum(self.runs[1::2]) > (self.runs[0] == 0)
 
-    def example(self) -> Example:
-        """Inputs and labels."""
+    def to_example(self) -> Example:
+        """Return inputs and labels."""
         labels = [IGNORE_INDEX] * len(self.ids)
         end = 0
         for i, length in enumerate(self.runs):
@@ -73,8 +74,13 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What a model is asked in evaluation, the right answer ("" where there is none), and file:line of fixed ones."""
+class EvalPrompt:
+    """A prompt for evaluation.
+
+    Attributes:
+        answer: the reference answer, "" if there is none.
+        where: file:line of a prompt from --eval_prompts.
+    """
 
     input_ids: list[int]
     text: str
@@ -83,11 +89,11 @@ class Prompt:
 
 
 def encode_chat(chat: ChatText, tokens: TokenizedText, src_length: int, tgt_length: int) -> Encoded:
-    """The tokens of a conversation as one example.
+    """Make one example from the tokens of a conversation.
 
-    A token is trained on where any of its characters is; so a token that joins the end of a prompt to the beginning of
-    its answer is the answer's, and the prompt ends before it. The context before the last answer keeps its last
-    src_length tokens, the last answer its first tgt_length.
+    A token is trained on if any of its characters is. A token that spans the end of a prompt and the start of its
+    answer therefore belongs to the answer. The context before the last answer keeps its last src_length tokens, and the
+    last answer keeps its first tgt_length.
     """
     starts = [start for start, _ in tokens.offsets]
     ends = [end for _, end in tokens.offsets]
@@ -108,8 +114,8 @@ def encode_chat(chat: ChatText, tokens: TokenizedText, src_length: int, tgt_leng
 
 def encode_prompt(
     conversation: Conversation, tokenizer: PretrainedTokenizerBase, template: ChatTemplate, src_length: int
-) -> Prompt:
-    """The prompt of a conversation's last answer, cut like the training context."""
+) -> EvalPrompt:
+    """Make the prompt of a conversation's last answer, truncated like the context in training."""
     *context, last = conversation.messages
     answer = last.get("content", "")
     whole = render_chat_text(conversation, template) if last.get("tool_calls") or not context else None
@@ -117,10 +123,10 @@ def encode_prompt(
         turn_end = template.find_turn_end()
         answer = whole.text.text[whole.answer : whole.answer_end].removesuffix(turn_end[1] if turn_end else "")
     if whole is not None and not context:
-        text = MarkedText(whole.text.text[: whole.answer])  # what comes before the first message
+        text = MarkedText(whole.text.text[: whole.answer])  # what the template puts before the first message
     else:
         text = template.render_chat(
             context, add_generation_prompt=True, tools=conversation.tools, variables=conversation.variables
         ).text
     (tokens,) = tokenize(tokenizer, [text])
-    return Prompt(tokens.ids[-src_length:], text.text, answer)
+    return EvalPrompt(tokens.ids[-src_length:], text.text, answer)

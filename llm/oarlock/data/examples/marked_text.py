@@ -1,4 +1,4 @@
-"""Text in which a template's own words and the words of users are told apart."""
+"""Text in which a template's own text and users' content are distinguished."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 from oarlock.errors import DataError
 
-# Private-use characters: planes 15 and 16, without their last two code points each, which are no characters.
+# Unicode's private-use planes 15 and 16. The last two code points of each plane are not characters.
 _PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 
 @dataclass(frozen=True)
 class MarkedText:
-    """A text, and where it is users' content.
+    """A text whose ranges of users' content are marked.
 
     Attributes:
-        text: the whole text, as a template renders it.
-        literal: ranges [start, end) of characters, in order and apart, in which the spelling of a special token is
-            ordinary text. Elsewhere, in the template's own words, special tokens are recognised.
+        text: the complete text, as the template renders it.
+        literal: sorted, disjoint ranges [start, end) of characters in which the spelling of a special token is ordinary
+            text. Outside of them, in the template's own text, special tokens are recognised.
     """
 
     text: str
@@ -35,25 +35,25 @@ class MarkedText:
             end = stop
 
     @classmethod
-    def of(cls, text: str) -> MarkedText:
-        """A text that is users' content from end to end."""
+    def mark_all(cls, text: str) -> MarkedText:
+        """Mark a complete text as users' content."""
         return cls(text, ((0, len(text)),) if text else ())
 
 
-def private_letters(texts: Iterable[str]) -> set[str]:
-    """The characters of Unicode's private use (planes 15 and 16) that texts hold."""
+def find_private_characters(texts: Iterable[str]) -> set[str]:
+    """Return the private-use characters (planes 15 and 16) in texts."""
     first = chr(_PRIVATE_USE[0].start)
     return {letter for text in texts if max(text, default="") >= first for letter in text if letter >= first}
 
 
-def free_letters(used: Collection[str], number: int) -> list[str]:
-    """So many characters of Unicode's private use that are not used.
+def choose_private_characters(used: Collection[str], number: int) -> list[str]:
+    """Choose `number` private-use characters that are not used.
 
     Raises:
-        DataError: when there are fewer.
+        DataError: if there are not enough.
     """
     free = (chr(code) for codes in _PRIVATE_USE for code in codes if chr(code) not in used)
     found = list(itertools.islice(free, number))
     if len(found) < number:
-        raise DataError("the text holds every character of Unicode's private use, which can't be right")
+        raise DataError("the text uses all private-use characters of Unicode, so special tokens can't be marked in it")
     return found

@@ -1,7 +1,7 @@
-"""Packing: several short examples in one row, so that a batch holds tokens in place of padding.
+"""Packing: several short examples share a row, which would otherwise be padded.
 
-Packs are made once, from the lengths and the seed alone: the same on every rank, under every plan and batch size, and
-after a resume. Training then counts packs as samples, and an epoch of packs holds each example once.
+Packs depend only on the lengths and the seed. So they are the same on every rank, with every plan and batch size, and
+after a resume. Training counts packs as samples. An epoch of packs contains each example once.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from oarlock.data.examples.labels import Example
 from oarlock.errors import DataError
 
 Pack = tuple[Example, ...]
-COMPARED_BATCH = 8  # not the run's: whether packing pays must not depend on how many ranks share a batch
+COMPARED_BATCH = 8  # fixed, so that the decision to pack does not depend on the number of ranks
 
 
 class Examples(Protocol):
-    """What packs are made of."""
+    """Examples that can be packed."""
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [examples], tokens of each."""
+        """Number of tokens of each example, int64 [examples]."""
 
     def __getitem__(self, index: int) -> Example: ...
 
 
 @dataclass(frozen=True)
 class Packs:
-    """Which examples lie together.
+    """The assignment of examples to packs.
 
     Attributes:
-        members: int64 [examples], indices of the examples, those of a pack side by side.
-        offsets: int64 [packs + 1], pack i is members[offsets[i] : offsets[i + 1]].
+        members: indices of the examples, ordered by pack, int64 [examples].
+        offsets: pack i is members[offsets[i] : offsets[i + 1]], int64 [packs + 1].
     """
 
     members: np.ndarray
@@ -49,14 +49,14 @@ class Packs:
 
 
 def make_packs(lengths: np.ndarray, capacity: int, seed: int) -> Packs:
-    """Best fit decreasing: the longest example first, each into the fullest pack that still has room for it.
+    """Assign examples to packs by best fit decreasing: longest first, each into the fullest pack it fits into.
 
-    Examples of equal length are interchangeable here, so whole runs of them are placed at once; which of them goes
-    where is drawn from the seed. Never needs more than 11/9 of the fewest possible packs (Johnson et al. 1974).
+    Examples of equal length are interchangeable, so they are placed together, in an order drawn from the seed. The
+    number of packs is asymptotically at most 11/9 of the optimum (Johnson et al. 1974).
 
     Args:
-        lengths: int64 [examples], tokens of each.
-        capacity: tokens of a pack; a longer example has a pack of its own.
+        lengths: number of tokens of each example, int64 [examples].
+        capacity: tokens of a pack. A longer example gets a pack of its own.
     """
     sizes = np.minimum(lengths, capacity)
     # RandomState's stream is frozen by NumPy's policy (NEP 19).
@@ -64,64 +64,64 @@ def make_packs(lengths: np.ndarray, capacity: int, seed: int) -> Packs:
     falling = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
     starts = np.flatnonzero(np.diff(sizes[falling], prepend=-1))
     pack_of = np.empty(len(sizes), np.int64)
-    room = _Room(capacity)
+    space = _FreeSpace(capacity)
     for run in np.split(falling, starts[1:]) if len(falling) else []:
-        pack_of[run] = room.place(int(sizes[run[0]]), len(run))
+        pack_of[run] = space.place(int(sizes[run[0]]), len(run))
     members = np.argsort(pack_of, kind="stable")
-    return Packs(members, np.concatenate([[0], np.bincount(pack_of, minlength=room.num_packs).cumsum()]))
+    return Packs(members, np.concatenate([[0], np.bincount(pack_of, minlength=space.num_packs).cumsum()]))
 
 
-class _Room:
-    """Packs by the room that is left in them."""
+class _FreeSpace:
+    """Packs by their free space, in tokens."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.num_packs = capacity, 0
-        self._counts = np.zeros(capacity + 1, np.int64)  # packs with so much room
+        self._counts = np.zeros(capacity + 1, np.int64)  # number of packs with this much space
         self._packs: list[list[np.ndarray]] = [[] for _ in range(capacity + 1)]
 
     def place(self, size: int, count: int) -> np.ndarray:
-        """int64 [count], the pack of each of so many examples of one size."""
+        """Place `count` examples of one size. Returns the pack of each, int64 [count]."""
         placed = []
         while count:
             found = np.flatnonzero(self._counts[size:])
-            room = size + int(found[0]) if len(found) else self.capacity
-            each = room // size  # once begun, a pack is the fullest with room until it has none
+            space = size + int(found[0]) if len(found) else self.capacity
+            each = space // size  # the pack chosen remains the best fit until it is full
             wanted = -(-count // each)
-            packs = self._take(room, wanted) if len(found) else self._open(wanted)
+            if len(found):
+                packs = self._take(space, wanted)
+            else:
+                packs = np.arange(self.num_packs, self.num_packs + wanted)
+                self.num_packs += wanted
             taken = np.repeat(packs, each)[:count]
             placed.append(taken)
             count -= len(taken)
             last = len(taken) - each * (len(packs) - 1)
-            self._give(room - each * size, packs[:-1])
-            self._give(room - last * size, packs[-1:])
+            self._return(space - each * size, packs[:-1])
+            self._return(space - last * size, packs[-1:])
         return np.concatenate(placed)
 
-    def _open(self, count: int) -> np.ndarray:
-        self.num_packs += count
-        return np.arange(self.num_packs - count, self.num_packs)
-
-    def _take(self, room: int, wanted: int) -> np.ndarray:
-        packs = np.concatenate(self._packs[room])
-        self._packs[room] = [packs[wanted:]]
+    def _take(self, space: int, wanted: int) -> np.ndarray:
+        packs = np.concatenate(self._packs[space])
+        self._packs[space] = [packs[wanted:]]
         taken = packs[:wanted]
-        self._counts[room] -= len(taken)
+        self._counts[space] -= len(taken)
         return taken
 
-    def _give(self, room: int, packs: np.ndarray) -> None:
+    def _return(self, space: int, packs: np.ndarray) -> None:
         if len(packs):
-            self._packs[room].append(packs)
-            self._counts[room] += len(packs)
+            self._packs[space].append(packs)
+            self._counts[space] += len(packs)
 
 
 class PackedDataset(paddle.io.Dataset):
-    """Item i is a Pack.
+    """A dataset of packs.
 
     Args:
         examples: not copied.
-        capacity: tokens of a pack; None for as many as the longest example has.
+        capacity: tokens of a pack; None for the length of the longest example.
 
-    Attributes:
-        capacity: of the packs.
+    Raises:
+        DataError: if there are no examples.
     """
 
     def __init__(self, examples: Examples, capacity: int | None, seed: int) -> None:
@@ -129,7 +129,7 @@ class PackedDataset(paddle.io.Dataset):
         self.examples = examples
         self._lengths = examples.lengths
         if not len(self._lengths):
-            raise DataError("--packing: there is no example to pack")
+            raise DataError("--packing: there are no examples to pack")
         self.capacity = capacity or int(self._lengths.max())
         self.packs = make_packs(self._lengths, self.capacity, seed)
 
@@ -139,24 +139,24 @@ class PackedDataset(paddle.io.Dataset):
     def __getitem__(self, index: int) -> Pack:
         return tuple(self.examples[int(member)] for member in self.packs[index])
 
-    def fill(self) -> tuple[float, float]:
-        """Share of real tokens in batches of COMPARED_BATCH packs, and in padded batches of as many examples."""
+    def measure_fill(self) -> tuple[float, float]:
+        """Return the fraction of real tokens in batches of COMPARED_BATCH packs, and in those of as many examples."""
         of_packs = np.add.reduceat(self._lengths[self.packs.members], self.packs.offsets[:-1])
-        return padded_fill(of_packs, COMPARED_BATCH, 0), padded_fill(self._lengths, COMPARED_BATCH, 0)
+        return measure_padded_fill(of_packs, COMPARED_BATCH, 0), measure_padded_fill(self._lengths, COMPARED_BATCH, 0)
 
     def describe(self) -> str:
-        """One line for the log: packs, how full batches of them are, and how full padded batches would be."""
-        packed, padded = self.fill()
+        """Return one line for the log: the packs, and how full batches are with and without packing."""
+        packed, padded = self.measure_fill()
         examples, count = len(self._lengths), len(self)
         return (
-            f"packing: {examples:,} examples in {count:,} packs of {self.capacity:,} tokens, {examples / count:.1f} a "
-            f"pack, {packed:.1%} full (padded batches of {COMPARED_BATCH}: {padded:.1%}); samples, steps and epochs "
-            "count packs"
+            f"packing: {examples:,} examples in {count:,} packs of {self.capacity:,} tokens, {examples / count:.1f} "
+            f"per pack, {packed:.1%} full (padded batches of {COMPARED_BATCH}: {padded:.1%}); samples, steps and "
+            "epochs count packs"
         )
 
 
-def padded_fill(lengths: np.ndarray, batch_size: int, seed: int) -> float:
-    """Share of real tokens in batches of rows of these lengths in random order, padded to the longest of each."""
+def measure_padded_fill(lengths: np.ndarray, batch_size: int, seed: int) -> float:
+    """Return the fraction of real tokens in batches in random order, each padded to its longest row."""
     order = np.random.RandomState(seed).permutation(len(lengths))
     heads = np.arange(0, len(lengths), batch_size)
     longest = np.maximum.reduceat(lengths[order], heads)

@@ -44,7 +44,7 @@ def show_data(section: FinetuneDataSection, tokenizer_name: str, num: int, max_s
         for row in part
     )
     for number, (name, row) in enumerate(itertools.islice(rows, num), 1):
-        example = row.encoded.example()
+        example = row.encoded.to_example()
         trained = sum(label != IGNORE_INDEX for label in example.labels)
         note = ", cut" if example.truncated else ""
         spelled = _spelled(row.encoded, tokenizer)
@@ -87,7 +87,7 @@ def marked(example: Encoded | Example, tokenizer: Any, color: bool) -> str:
     Of an Example the last token is not known where it is only read; it is left out then.
     """
     if isinstance(example, Encoded):
-        tokens, labels = list(example.ids), example.example().labels
+        tokens, labels = list(example.ids), example.to_example().labels
     else:
         known = [label for label in example.labels[-1:] if label != IGNORE_INDEX]
         tokens, labels = [*example.input_ids, *known], example.labels

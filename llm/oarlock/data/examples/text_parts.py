@@ -1,4 +1,4 @@
-"""Plain texts of fine-tuning data, cut where their ids are those of the whole text."""
+"""Splitting plain texts of fine-tuning data without changing their token ids."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ logger = get_logger(__name__)
 
 
 def cut_texts(source: RecordSource, encode: Encode) -> Iterator[ItemBatch]:
-    """The batches of a source, with the parts of its plain texts cut anew (see oarlock.data.corpus.text_chunks).
+    """Yield the batches of a source, with its plain texts split anew by oarlock.data.corpus.text_chunks.
 
     Args:
-        encode: of the tokenizer that the parts are for.
+        encode: tokenizes a list of texts.
     """
     cutter = Cutter(encode)
     text, first_line = "", 0
@@ -31,7 +31,11 @@ def cut_texts(source: RecordSource, encode: Encode) -> Iterator[ItemBatch]:
             if not text:
                 first_line = line
             text += item.text
-            done, rest = (text, "") if item.ends else _beginning(cutter, text)
+            done, rest = "", text
+            if item.ends:
+                done, rest = text, ""
+            elif len(text) > byte_streams.BLOCK_BYTES:
+                done, rest = cutter.split(text, byte_streams.BLOCK_BYTES)
             for piece in cutter.pieces(done) if done or item.ends else ():
                 items.append((first_line, PlainText(piece, item.where, ends=False)))
                 first_line += piece.count("\n")
@@ -42,9 +46,5 @@ def cut_texts(source: RecordSource, encode: Encode) -> Iterator[ItemBatch]:
     if cutter.unsure:
         logger.info(
             f"{source.name}: long texts without word boundaries were cut at {cutter.unsure:,} place(s), where the ids "
-            "may differ from those of the whole text"
+            "may differ from those of the complete text"
         )
-
-
-def _beginning(cutter: Cutter, text: str) -> tuple[str, str]:
-    return cutter.split(text, byte_streams.BLOCK_BYTES) if len(text) > byte_streams.BLOCK_BYTES else ("", text)

@@ -1,7 +1,7 @@
-"""Failures of reading a sample, passed from the process that reads to the one that trains.
+"""Errors of data-loading workers, passed to the training process.
 
-Paddle's DataLoader loses them: an exception in a worker kills the queue that the training waits at, which then hangs or
-dies without the message. Here a batch that could not be made is a batch that says so.
+Paddle's DataLoader loses them: an exception in a worker closes the queue on which training waits, so training hangs or
+dies without the message. Here, a failed sample becomes a batch that holds the error message.
 """
 
 from __future__ import annotations
@@ -15,22 +15,18 @@ import numpy as np
 
 from oarlock.errors import DataError, OarlockError, TrainingError
 
-_TOLD = "failure"  # a batch's only field, bytes of the message
+_FAILURE = "failure"  # the only field of a failed batch: the bytes of the message
 
 
 class _Failed:
-    """In place of a sample."""
+    """A failed sample."""
 
     def __init__(self, message: str) -> None:
         self.message = message
 
 
-class TellingDataset:
-    """A dataset whose samples may be failures, which TellingCollator knows.
-
-    Args:
-        dataset: whose samples are read by index.
-    """
+class ErrorCatchingDataset:
+    """A dataset that returns errors as failed samples, for ErrorCatchingCollator."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -44,15 +40,11 @@ class TellingDataset:
         try:
             return self.dataset[index]
         except Exception as error:
-            return _Failed(_text(error, f"sample {index:,} can't be read"))
+            return _Failed(_describe_error(error, f"sample {index:,} can't be read"))
 
 
-class TellingSampler:
-    """A batch sampler that ends with a batch that says why it can't go on, which TellingDataset knows.
-
-    Args:
-        sampler: of lists of indices.
-    """
+class ErrorCatchingSampler:
+    """A batch sampler that turns an error into a last batch with one failed sample, for ErrorCatchingDataset."""
 
     def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
@@ -64,32 +56,32 @@ class TellingSampler:
         try:
             yield from self.sampler
         except Exception as error:
-            yield [_Failed(_text(error, "the next samples can't be chosen"))]
+            yield [_Failed(_describe_error(error, "the next samples can't be chosen"))]
 
 
-class TellingCollator:
-    """A collator that makes a batch of a failure too."""
+class ErrorCatchingCollator:
+    """A collator that makes a failed batch of failed samples and of its own errors."""
 
     def __init__(self, collator: Callable[[Sequence[Any]], Mapping[str, np.ndarray]]) -> None:
         self.collator = collator
 
     def __call__(self, samples: Sequence[Any]) -> Mapping[str, np.ndarray]:
-        """The collator's batch, or one that says what went wrong."""
+        """Return the collator's batch, or one with the error message."""
         failed = next((sample for sample in samples if isinstance(sample, _Failed)), None)
         if failed is not None:
-            return _batch(failed.message)
+            return _make_failed_batch(failed.message)
         try:
             return self.collator(samples)
         except Exception as error:
-            return _batch(_text(error, "a batch can't be put together"))
+            return _make_failed_batch(_describe_error(error, "a batch can't be collated"))
 
 
-def checked_batches(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The batches of a loader, up to one that is a failure.
+def raise_worker_errors(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield the batches of a loader up to the first failed one.
 
     Raises:
-        DataError: with the message of the process that read it.
-        TrainingError: when such a process died.
+        DataError: with the message from the worker.
+        TrainingError: if a worker died.
     """
     iterator = iter(batches)
     while True:
@@ -97,26 +89,26 @@ def checked_batches(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[st
             batch = next(iterator)
         except StopIteration:
             return
-        except (SystemError, RuntimeError) as error:  # what Paddle raises when a worker is gone
-            raise reader_died() from error
-        if _TOLD in batch:
-            raise DataError(np.asarray(batch[_TOLD]).astype(np.uint8).tobytes().decode("utf-8", "replace"))
+        except (SystemError, RuntimeError) as error:  # raised by Paddle after a worker died
+            raise make_worker_error() from error
+        if _FAILURE in batch:
+            raise DataError(np.asarray(batch[_FAILURE]).astype(np.uint8).tobytes().decode("utf-8", "replace"))
         yield batch
 
 
-def reader_died() -> TrainingError:
-    """What to say when a process that reads data is gone (Paddle raises a SystemError, wherever the training is)."""
+def make_worker_error() -> TrainingError:
+    """Make the error for a dead worker. Paddle raises a SystemError for it, at any point of the training."""
     return TrainingError(
-        "a process that reads data (--dataloader_num_workers) ended unexpectedly: killed for its memory, or a data "
-        "file was cut while it was read. Earlier checkpoints are intact, and the same command goes on from the newest"
+        "a process that reads data (--dataloader_num_workers) ended unexpectedly: it ran out of memory, or a "
+        "data file was truncated while it was read. Checkpoints are intact; the same command resumes from the newest"
     )
 
 
-def _batch(message: str) -> dict[str, np.ndarray]:
-    return {_TOLD: np.frombuffer(message.encode("utf-8", "replace"), np.uint8).astype(np.int64)}
+def _make_failed_batch(message: str) -> dict[str, np.ndarray]:
+    return {_FAILURE: np.frombuffer(message.encode("utf-8", "replace"), np.uint8).astype(np.int64)}
 
 
-def _text(error: Exception, what: str) -> str:
+def _describe_error(error: Exception, what: str) -> str:
     if isinstance(error, OarlockError):
         return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]

@@ -32,7 +32,7 @@ def hold_out(examples: StoredExamples, amount: float, seed: int, name: str) -> t
     keys = np.fromiter(
         (
             int.from_bytes(hashlib.blake2b(content, key=salt, digest_size=8).digest(), "little")
-            for content in examples.content_hashes()
+            for content in examples.hash_contents()
         ),
         np.uint64,
         total,
@@ -64,6 +64,6 @@ class ChosenExamples(StoredSequence[Example]):
         """Input tokens of each example, int64 [examples]."""
         return self.examples.lengths[self.indices]
 
-    def where(self, index: int) -> str:
+    def locate(self, index: int) -> str:
         """Return the file:line of the record of an example."""
-        return self.examples.where(int(self.indices[index]))
+        return self.examples.locate(int(self.indices[index]))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from oarlock.data.examples.marked_text import MarkedText, free_letters, private_letters
+from oarlock.data.examples.marked_text import MarkedText, choose_private_characters, find_private_characters
 
 
 @lru_cache(maxsize=16)
@@ -54,7 +54,11 @@ class Words:
         self._letters: dict[str, str] = {}
         if self.spelled:
             self._letters = dict(
-                zip(spellings, free_letters(private_letters([source, *texts]), len(spellings)), strict=True)
+                zip(
+                    spellings,
+                    choose_private_characters(find_private_characters([source, *texts]), len(spellings)),
+                    strict=True,
+                )
             )
         self._spellings = {letter: spelling for spelling, letter in self._letters.items()}
         self._shown = re.compile(f"[{''.join(self._spellings)}]") if self._spellings else re.compile("(?!)")

@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from oarlock.data.examples.marked_encoding import TokenizedText, marked_encoder
-from oarlock.data.examples.marked_encoding_slow import encode_marked_slowly, slow_ids, slow_pattern, slow_spellings
+from oarlock.data.examples.marked_encoding import TokenizedText, get_marked_encoder
+from oarlock.data.examples.marked_encoding_slow import (
+    compile_slow_pattern,
+    encode_marked_slowly,
+    encode_slowly,
+    list_slow_spellings,
+)
 from oarlock.data.examples.marked_text import MarkedText
 from oarlock.data.tokenizers.fast_tokenizer import FastTokenizer
 from oarlock.data.tokenizers.fingerprint import ids_fingerprint
@@ -95,14 +100,14 @@ def encode_marked(
     """Ids and offsets of texts, without begin and end tokens added; special tokens only outside of literal ranges."""
     if not hasattr(tokenizer, "backend_tokenizer"):
         return encode_marked_slowly(tokenizer, texts)
-    return marked_encoder(tokenizer).encode(texts) if texts else []
+    return get_marked_encoder(tokenizer).encode(texts) if texts else []
 
 
 def special_spellings(tokenizer: FastTokenizer | PretrainedTokenizerBase) -> tuple[str, ...]:
     """The special tokens as they are written, the longest first."""
     if not hasattr(tokenizer, "backend_tokenizer"):
-        return slow_spellings(tokenizer)
-    return marked_encoder(tokenizer).spellings
+        return list_slow_spellings(tokenizer)
+    return get_marked_encoder(tokenizer).spellings
 
 
 def tokenizer_fingerprint(tokenizer: FastTokenizer | PretrainedTokenizerBase) -> str:
@@ -155,18 +160,18 @@ def load_encoder(name_or_path: str, parse_special_tokens: bool = False) -> Encod
             "its tokenizer_config.json"
         )
     if isinstance(tokenizer, FastTokenizer):
-        documents = marked_encoder(tokenizer)
+        documents = get_marked_encoder(tokenizer)
 
         def encode(texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]:
             rows, spelled = documents.encode_documents(texts, parse_special_tokens)
             return [np.asarray(row, dtype=np.int32) for row in rows], spelled
     else:
-        pattern = slow_pattern(tokenizer)
+        pattern = compile_slow_pattern(tokenizer)
 
         def encode(texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]:
             spelled = [bool(pattern.search(text)) for text in texts]
             literal = [told and not parse_special_tokens for told in spelled]
-            rows = [slow_ids(tokenizer, text, as_text)[1] for text, as_text in zip(texts, literal, strict=True)]
+            rows = [encode_slowly(tokenizer, text, as_text)[1] for text, as_text in zip(texts, literal, strict=True)]
             return [np.asarray(row, dtype=np.int32) for row in rows], spelled
 
     return Encoder(encode, len(tokenizer), int(tokenizer.eos_token_id), ids_fingerprint(tokenizer))

@@ -78,7 +78,7 @@ class ServedModel:
                 ids = self._tokenize(render_prompt(self.template, prompt.messages, prompt.tools))
             elif prompt.text is not None:
                 literal = self.parse_special_tokens == "none"
-                ids = self._tokenize(MarkedText.of(prompt.text) if literal else MarkedText(prompt.text))
+                ids = self._tokenize(MarkedText.mark_all(prompt.text) if literal else MarkedText(prompt.text))
                 if ids and tuple(ids[: len(self.begin)]) != self.begin:
                     ids = [*self.begin, *ids]
             else:

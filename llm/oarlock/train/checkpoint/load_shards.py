@@ -37,7 +37,7 @@ def reload_weights(shards: LocalShards, checkpoint: Path) -> None:
             parameter = shard.parameter
             values = store.read_slice(_choose_kind(parameter, store), parameter.name, parameter.slice, shard.flat)
             target = parameter.tensor if shard.flat is None else parameter.tensor.fw_storage
-            set_parameter(target, shard.padded(values))
+            set_parameter(target, shard.add_padding(values))
 
 
 def _choose_kind(parameter: ParameterShard, store: ShardedStore) -> str:
@@ -70,12 +70,12 @@ def load_training_state(shards: LocalShards, resume: ResumePoint, lr_scheduler: 
                 if store.shape(kind, parameter.name) != parameter.slice.shape:
                     values = store.read(parameter.name, kind)
                 else:
-                    values = shard.padded(store.read_slice(kind, parameter.name, parameter.slice, shard.flat))
+                    values = shard.add_padding(store.read_slice(kind, parameter.name, parameter.slice, shard.flat))
                 key = f"{name}{MASTER_NAME if multi_precision else ''}_{kind}_0"
                 state[key] = paddle.to_tensor(values)
             if multi_precision and f"{MASTER}/{parameter.name}" in store.where:
                 values = store.read_slice(MASTER, parameter.name, parameter.slice, shard.flat)
-                masters[name] = paddle.to_tensor(shard.padded(values))
+                masters[name] = paddle.to_tensor(shard.add_padding(values))
         if masters:
             state["master_weights"] = masters
         inner.set_state_dict(state)

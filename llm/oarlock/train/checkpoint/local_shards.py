@@ -52,12 +52,12 @@ class LocalShard:
         parameter = self.parameter.tensor
         return parameter if self.flat is None else parameter.fw_storage._slice(0, self.elements)
 
-    def unpadded(self, tensor: paddle.Tensor) -> paddle.Tensor:
-        """An optimizer state of this parameter, without the padding of stage 3."""
+    def remove_padding(self, tensor: paddle.Tensor) -> paddle.Tensor:
+        """Remove the padding of stage 3 from an optimizer state of this parameter."""
         return tensor if self.flat is None else tensor._slice(0, self.elements)
 
-    def padded(self, values: np.ndarray) -> np.ndarray:
-        """Values with the padding of stage 3, whose slices all have the same length."""
+    def add_padding(self, values: np.ndarray) -> np.ndarray:
+        """Add the padding of stage 3, whose slices all have the same length."""
         if self.flat is None:
             return values
         return np.pad(values, (0, self.parameter.tensor.fw_storage._numel() - len(values)))
@@ -161,7 +161,7 @@ class LocalShards:
                     if shard.flat is None or shard.flat[0] == 0:
                         yield StoredShard(kind, parameter.name, TensorSlice(tuple(tensor.shape))), tensor
                     continue
-                yield StoredShard(kind, parameter.name, parameter.slice, shard.flat), shard.unpadded(tensor)
+                yield StoredShard(kind, parameter.name, parameter.slice, shard.flat), shard.remove_padding(tensor)
             master = inner._master_weights.get(shard.optimizer_name)
             if master is not None:
-                yield StoredShard(MASTER, parameter.name, parameter.slice, shard.flat), shard.unpadded(master)
+                yield StoredShard(MASTER, parameter.name, parameter.slice, shard.flat), shard.remove_padding(master)

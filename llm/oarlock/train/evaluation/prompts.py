@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from oarlock.data.examples.labels import Prompt
+from oarlock.data.examples.labels import EvalPrompt
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class PromptSet:
         scored: compare the answers with the expected ones, and log only the first few; otherwise log all answers.
     """
 
-    prompts: Sequence[Prompt]
+    prompts: Sequence[EvalPrompt]
     max_new_tokens: int
     batch_size: int
     scored: bool = False
@@ -27,7 +27,7 @@ class PromptSet:
 class Answer:
     """A model's answer to a prompt."""
 
-    prompt: Prompt
+    prompt: EvalPrompt
     text: str
 
     def row(self) -> dict[str, str]:

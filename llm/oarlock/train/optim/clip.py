@@ -63,7 +63,7 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         self, params_grads: list[tuple[paddle.Tensor, paddle.Tensor | None]]
     ) -> list[tuple[paddle.Tensor, paddle.Tensor | None]]:
         clipped = [(p, g) for p, g in params_grads if g is not None and getattr(p, "need_clip", True)]
-        squares = [paddle._C_ops.squared_l2_norm(g).astype("float32") for p, g in clipped if self._counts(p)]
+        squares = [paddle._C_ops.squared_l2_norm(g).astype("float32") for p, g in clipped if self._is_counted(p)]
         total = paddle.stack(squares).sum() if squares else paddle.zeros([])
         for group in self._groups:
             paddle.distributed.all_reduce(total, group=group)
@@ -76,7 +76,7 @@ class GlobalNormClip(nn.clip.GradientClipBase):
             grad.multiply_(scale.astype(grad.dtype))
         return params_grads
 
-    def _counts(self, parameter: paddle.Tensor) -> bool:
+    def _is_counted(self, parameter: paddle.Tensor) -> bool:
         """True if this rank counts a parameter, of all ranks that have its reduced gradient."""
         if hasattr(parameter, "unslice") and not self._counts_unsliced:  # too small for stage 3 to slice
             return False

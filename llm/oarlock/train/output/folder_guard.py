@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from oarlock.data.examples.worker_errors import reader_died
+from oarlock.data.examples.worker_errors import make_worker_error
 from oarlock.environment.ranks import is_first_rank
 from oarlock.errors import OutputLost
 from oarlock.train.checkpoint.manifest import list_checkpoints, is_complete
@@ -85,7 +85,7 @@ def guard_run(output_dir: Path) -> Iterator[None]:
         except SystemError as error:
             if "DataLoader" not in str(error):
                 raise
-            raise reader_died() from error
+            raise make_worker_error() from error
         except OSError as error:
             path = None if error.filename is None else os.path.abspath(os.fsdecode(error.filename))
             inside = path is not None and Path(path).is_relative_to(os.path.abspath(output_dir))

@@ -117,7 +117,7 @@ def _claim_file(path: Path, descriptor: int, created: bool) -> Holder | None:
     if not _is_at(path, descriptor):
         return None
     found = None if created and free is not False else _read_settled(descriptor)
-    if found is None and (free is False or (free is None and not created and _age(path) <= STALE_AFTER_S)):
+    if found is None and (free is False or (free is None and not created and _seconds_since_heartbeat(path) <= STALE_AFTER_S)):
         _refuse(path, None)
     if found is not None:
         if _may_be_alive(found, path, free):
@@ -150,11 +150,11 @@ def _may_be_alive(holder: Holder, path: Path, free: bool | None) -> bool:
         free: whether the kernel granted its lock (it does once a holder on this machine has ended).
     """
     if not holder.is_of_this_machine:
-        return _age(path, holder) <= STALE_AFTER_S
+        return _seconds_since_heartbeat(path, holder) <= STALE_AFTER_S
     running = holder.is_running()
     if free is False or running:
         return True
-    return running is None and free is None and _age(path, holder) <= STALE_AFTER_S
+    return running is None and free is None and _seconds_since_heartbeat(path, holder) <= STALE_AFTER_S
 
 
 def _refuse(path: Path, holder: Holder | None) -> NoReturn:
@@ -162,7 +162,7 @@ def _refuse(path: Path, holder: Holder | None) -> NoReturn:
     if holder is not None:
         who = holder.in_words
         if not holder.is_of_this_machine:
-            who += f" (last heartbeat {_age(path, holder):,.0f} s ago)"
+            who += f" (last heartbeat {_seconds_since_heartbeat(path, holder):,.0f} s ago)"
             more = f" (the folder is released {STALE_AFTER_S:.0f} s after the last heartbeat)"
     raise EnvironmentProblem(
         f"--output_dir {path.parent}: {who} is running in this folder. Nothing was changed. Wait until it ends, stop "
@@ -247,7 +247,7 @@ def _file_system_time(descriptor: int) -> float:
     return os.fstat(descriptor).st_mtime
 
 
-def _age(path: Path, holder: Holder | None = None) -> float:
+def _seconds_since_heartbeat(path: Path, holder: Holder | None = None) -> float:
     """Seconds since the last heartbeat, by the file system's clock."""
     last = os.stat(path).st_mtime
     if holder is not None:

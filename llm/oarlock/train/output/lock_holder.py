@@ -26,8 +26,8 @@ class Holder:
         pid: its process id.
         host: the machine's host name.
         started, heartbeat: times of the lock and of the last heartbeat (ISO, UTC, by the file system's clock).
-        boot: boot id of the kernel, which tells apart two machines with the same name.
-        namespace: PID namespace, which tells apart containers on one machine.
+        boot: boot id of the kernel, which differs between machines with the same name.
+        namespace: PID namespace, which differs between containers on one machine.
         process_start: start of the process in kernel ticks since boot, because process ids are reused.
         token: random token, by which a process recognises its own lock.
     """
