@@ -26,7 +26,7 @@ from oarlock.data.records.datasets import EMBEDDED, RecordSet, find_sets
 from oarlock.data.records.record_stream import RecordSource
 from oarlock.data.records.validation_split import ChosenExamples, hold_out
 from oarlock.data.templates.chat_template import ChatTemplate, choose_template
-from oarlock.data.tokenizers.load import tokenizer_fingerprint
+from oarlock.data.tokenizers.load import compute_tokenizer_fingerprint
 from oarlock.environment.cache import cache_folder
 from oarlock.environment.console import get_logger, progress_bar
 from oarlock.environment.signals import stop_if_terminated
@@ -255,7 +255,7 @@ def _hash_inputs(cache: Path, sources: list[RecordSource], recipe: Recipe) -> st
     content = {
         "version": ENCODING_VERSION,
         "sources": [source.digest(cache / "hashes") for source in sources],
-        "tokenizer": tokenizer_fingerprint(recipe.tokenizer),
+        "tokenizer": compute_tokenizer_fingerprint(recipe.tokenizer),
         "template": recipe.template.identity,
         "recipe": [recipe.src_length, recipe.tgt_length, recipe.form, recipe.prompts],
     }

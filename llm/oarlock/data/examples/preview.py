@@ -17,7 +17,7 @@ from oarlock.data.examples.encode import Counts, encode_source
 from oarlock.data.examples.labels import IGNORE_INDEX, Encoded, Example
 from oarlock.data.records.datasets import find_sets
 from oarlock.data.templates.special_token_text import compile_spellings
-from oarlock.data.tokenizers.load import load_tokenizer, special_spellings
+from oarlock.data.tokenizers.load import list_special_spellings, load_tokenizer
 
 _GREEN, _DIM, _OFF = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
@@ -110,7 +110,7 @@ def marked(example: Encoded | Example, tokenizer: Any, color: bool) -> str:
 
 def _spelled(encoded: Encoded, tokenizer: Any) -> int:
     """How many special tokens stand in the text of an example as ordinary text."""
-    spellings = special_spellings(tokenizer)
+    spellings = list_special_spellings(tokenizer)
     if not spellings:
         return 0
     special = set(tokenizer.convert_tokens_to_ids(list(spellings)))
