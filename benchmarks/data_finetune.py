@@ -27,9 +27,9 @@ CHUNK = 700  # characters of a record, a third of them the question
 
 def write_records(path: Path, megabytes: int) -> int:
     """A .jsonl of src/tgt records; returns how many."""
-    from oarlock.data.embedded.stdlib_text import stdlib_texts
+    from oarlock.data.embedded.stdlib_text import read_stdlib_texts
 
-    texts = list(stdlib_texts())
+    texts = list(read_stdlib_texts())
     written = records = 0
     with open(path, "w", encoding="utf-8") as file:
         while written < megabytes * 1e6:

@@ -27,9 +27,9 @@ SAMPLE_MB = 60
 
 def write_input(path: Path, megabytes: int) -> list[str]:
     """A .jsonl of the standard library's files, again and again; returns the documents of the first SAMPLE_MB."""
-    from oarlock.data.embedded.stdlib_text import stdlib_texts
+    from oarlock.data.embedded.stdlib_text import read_stdlib_texts
 
-    texts = list(stdlib_texts())
+    texts = list(read_stdlib_texts())
     sample, written, taken = [], 0, 0
     with open(path, "w", encoding="utf-8") as file:
         while written < megabytes * 1e6:

@@ -73,7 +73,7 @@ def run(program: str, *words: Any) -> tuple[str, float]:
 
 def make_base(folder: Path) -> None:
     """Make tokenizer, instructions and the base; existing ones are kept."""
-    from oarlock.data.embedded.instructions import instruction_records
+    from oarlock.data.embedded.instructions import make_instruction_records
 
     if not (folder / "tokenizer").is_dir():
         run("oarlock", "data", "embedded", "--output", folder)
@@ -88,7 +88,9 @@ def make_base(folder: Path) -> None:
     (folder / "questions").mkdir(parents=True, exist_ok=True)
     for side in ("train", "dev"):
         rng = random.Random(side)
-        rows = [{"src": rng.choice(KNOWN_FORMS).format(**r), "tgt": r["output"]} for r in instruction_records(side)]
+        rows = [
+            {"src": rng.choice(KNOWN_FORMS).format(**r), "tgt": r["output"]} for r in make_instruction_records(side)
+        ]
         (folder / "questions" / f"{side}.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     run(
         "finetune_generation.py", ROOT / "configs/quickstart/finetune.yaml", "--chat_template", "plain",

@@ -35,7 +35,7 @@ def make_tiny_tokenizer(folder: str | Path, vocab_size: int = 512) -> Path:
     """A byte-level BPE tokenizer trained on a few of the embedded instructions (fractions of a second)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from oarlock.data.embedded.instructions import instruction_records
+    from oarlock.data.embedded.instructions import make_instruction_records
     from oarlock.data.embedded.tokenizer import ASSISTANT, EOS, USER, save_tokenizer
 
     tokenizer = Tokenizer(models.BPE())
@@ -47,7 +47,7 @@ def make_tiny_tokenizer(folder: str | Path, vocab_size: int = 512) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [" ".join((r["instruction"], r["input"], r["output"])) for r in instruction_records("train")[:500]]
+    texts = [" ".join((r["instruction"], r["input"], r["output"])) for r in make_instruction_records("train")[:500]]
     tokenizer.train_from_iterator(texts, trainer)
     save_tokenizer(folder, tokenizer.to_str())
     return Path(folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from oarlock.data.embedded.instructions import instruction_records
+from oarlock.data.embedded.instructions import make_instruction_records
 
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -38,7 +38,7 @@ TEXTS = [
 
 
 def texts() -> Iterator[str]:
-    for record in instruction_records("train")[:400]:
+    for record in make_instruction_records("train")[:400]:
         yield f"{record['instruction']} {record['input']}\n{record['output']}"
     yield from TEXTS * 5
 

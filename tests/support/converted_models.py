@@ -13,7 +13,7 @@ import paddle
 
 from families import family_model
 from helpers import logits_of, make_tiny_tokenizer
-from oarlock.data.embedded.instructions import instruction_records
+from oarlock.data.embedded.instructions import make_instruction_records
 from oarlock.export.convert import ConvertOptions, convert
 from oarlock.export.manifest import read_manifest
 from oarlock.export.peft import export_peft
@@ -115,7 +115,7 @@ def make_pieces(folder: Path) -> None:
     """A sentencepiece model as Llama's is made, under PaddleNLP's name and without a tokenizer.json."""
     import sentencepiece
 
-    texts = [record["instruction"] + " " + record["output"] for record in instruction_records("train")[:300]]
+    texts = [record["instruction"] + " " + record["output"] for record in make_instruction_records("train")[:300]]
     with open(folder / "sentencepiece.bpe.model", "wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts), model_writer=file, vocab_size=480, model_type="bpe", byte_fallback=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from oarlock.data.examples.encode import Counts, Recipe, encode_source
-from oarlock.data.examples.preview import marked
+from oarlock.data.examples.preview import mark_trained
 from oarlock.data.records.conversations import detect_form, parse_record
 from oarlock.data.records.record_stream import RowRecords
 from oarlock.data.templates.chat_template import choose_template
@@ -19,7 +19,7 @@ def read(records: list, tokenizer, template: str = QWEN, **more):
     chosen = choose_template(template, tokenizer, "messages")
     recipe = Recipe(tokenizer, chosen, 900, 900, **more)
     rows = [row for part, _ in encode_source(RowRecords("data", records), recipe, counts) for row in part]
-    return [marked(row.encoded, tokenizer, color=False) for row in rows], counts
+    return [mark_trained(row.encoded, tokenizer, color=False) for row in rows], counts
 
 
 def messages(record: dict) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from oarlock.data.corpus.dataset import (
 )
 from oarlock.data.corpus.documents import ends_with
 from oarlock.data.corpus.tokenizer_check import check_corpus_tokenizers
-from oarlock.data.embedded.prepare import embedded_corpus
+from oarlock.data.embedded.prepare import build_embedded_corpus
 from oarlock.data.examples.collate import PretrainCollator
 from oarlock.data.examples.eval_prompts import load_eval_prompts
 from oarlock.data.examples.labels import EvalPrompt
@@ -138,7 +138,7 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
 def _build_embedded_corpus(tokenizer_name: str) -> str:
     logger.info("no --input_dir: pretraining on the embedded text (the Python standard library)")
     try:
-        return str(embedded_corpus(cache_folder(), tokenizer_name))
+        return str(build_embedded_corpus(cache_folder(), tokenizer_name))
     except OSError as error:
         raise DataError(
             f"the embedded text can't be stored in {cache_folder()} ({error.strerror}); set XDG_CACHE_HOME to a "

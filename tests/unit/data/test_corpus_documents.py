@@ -17,8 +17,8 @@ from oarlock.data.corpus.dataset import Corpus, PretrainDataset
 from oarlock.data.corpus.documents import ends_with
 from oarlock.data.corpus.index_format import CorpusWriter
 from oarlock.data.corpus.notes import corpus_summary
-from oarlock.data.embedded.prepare import _remove_others
-from oarlock.data.embedded.stdlib_text import stdlib_sources
+from oarlock.data.embedded.prepare import _remove_other_corpora
+from oarlock.data.embedded.stdlib_text import find_stdlib_sources
 from oarlock.data.examples.collate import PretrainCollator
 from oarlock.data.files.find_files import LeftOut, find_sources
 from oarlock.data.tokenizers.load import load_encoder
@@ -30,7 +30,7 @@ END = 9
 
 def test_a_real_corpus_of_many_sizes(tmp_path, tiny_tokenizer):
     """Files of 0 bytes to 1.6 MB: ids of the whole, exactly one end token, in order, for PaddleNLP's reader too."""
-    library = stdlib_sources()[::12]
+    library = find_stdlib_sources()[::12]
     texts = [text for one in library if (text := one.path.read_bytes().decode("utf-8-sig"))]
     folder = tmp_path / "in"
     folder.mkdir()
@@ -111,7 +111,7 @@ def test_the_embedded_corpus_of_an_earlier_version_is_not_blended_with_the_new_o
         for end in (".bin", ".idx", ".json"):
             (tmp_path / f"{name}{end}").touch()
     (tmp_path / "stdlib-notes.txt").touch()
-    _remove_others(tmp_path / "stdlib-new")
+    _remove_other_corpora(tmp_path / "stdlib-new")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"stdlib-new.bin", "stdlib-new.idx", "stdlib-new.json", "stdlib-notes.txt"}
     assert "stdlib-old.bin: removed, of another tokenizer or an earlier version" in capsys.readouterr().out

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from oarlock.data.embedded.instructions import TASKS, instruction_records
-from oarlock.data.embedded.stdlib_text import MINIMUM_BYTES, stdlib_sources
+from oarlock.data.embedded.instructions import TASKS, make_instruction_records
+from oarlock.data.embedded.stdlib_text import MIN_BYTES, find_stdlib_sources
 from oarlock.data.embedded.tokenizer import EOS
 from oarlock.data.tokenizers.load import load_encoder, load_tokenizer
 from oarlock.errors import ModelError
@@ -16,19 +16,19 @@ from oarlock.errors import ModelError
 
 
 def test_embedded_tasks_have_one_right_answer_and_disjoint_sides():
-    train, dev = instruction_records("train"), instruction_records("dev")
+    train, dev = make_instruction_records("train"), make_instruction_records("dev")
     assert len(TASKS) >= 8 and {r["task"] for r in train} == {r["task"] for r in dev} == {t.name for t in TASKS}
     prompts = [{(r["instruction"], r["input"]) for r in side} for side in (train, dev)]
     assert not prompts[0] & prompts[1]
     assert len(prompts[0]) == len(train) and len(prompts[1]) == len(dev)
     answers = [r["output"] for r in train + dev]
     assert any(a.isascii() for a in answers) and any(not a.isascii() for a in answers)
-    assert instruction_records("train") == train
+    assert make_instruction_records("train") == train
 
 
 def test_embedded_text_is_large_and_real():
-    sources = stdlib_sources()
-    assert sum(source.size for source in sources) >= MINIMUM_BYTES
+    sources = find_stdlib_sources()
+    assert sum(source.size for source in sources) >= MIN_BYTES
     assert any(source.path.name == "argparse.py" for source in sources)
 
 

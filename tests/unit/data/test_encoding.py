@@ -11,7 +11,7 @@ from helpers import encode_conversation
 from oarlock.data.embedded.tokenizer import ASSISTANT, EOS, USER
 from oarlock.data.examples.collate import FinetuneCollator, PretrainCollator
 from oarlock.data.examples.labels import IGNORE_INDEX, Example, encode_prompt
-from oarlock.data.examples.preview import marked
+from oarlock.data.examples.preview import mark_trained
 from oarlock.data.records.conversations import Conversation
 from oarlock.data.templates.chat_template import BUILT_IN, ChatTemplate, choose_template, find_own_template
 from oarlock.data.tokenizers.load import load_tokenizer
@@ -96,7 +96,8 @@ def test_only_answers_and_their_end_are_trained(tokenizer):
     for i, label in enumerate(example.labels[:-1]):
         assert label in (IGNORE_INDEX, example.input_ids[i + 1])
     assert (
-        marked(example, tokenizer, color=False) == f"{USER}water{ASSISTANT}⟦fire{EOS}⟧{USER}sun{ASSISTANT}⟦moon{EOS}⟧"
+        mark_trained(example, tokenizer, color=False)
+        == f"{USER}water{ASSISTANT}⟦fire{EOS}⟧{USER}sun{ASSISTANT}⟦moon{EOS}⟧"
     )
 
 

@@ -261,7 +261,7 @@ def test_show_colours_what_is_trained_and_goes_past_wrong_records(tiny_tokenizer
         words = ["--tokenizer", str(tiny_tokenizer), "--num", "2", "--color", "always"]
         main(["data", "show", str(tmp_path / "a.jsonl"), *words])
     output = capsys.readouterr().out
-    assert stopped.value.code == 0 and "1 bad records on the way" in output
+    assert stopped.value.code == 0 and "1 bad records skipped" in output
     for line, question, answer in ((1, "q", "a"), (3, "r", "b")):
         shown = f"\x1b[2m{USER}{question}{ASSISTANT}\x1b[0m\x1b[32m{answer}{EOS}\x1b[0m"
         assert f"a.jsonl:{line}: 5 tokens, 2 trained on\n{shown}\n" in output
@@ -286,11 +286,11 @@ def test_check_reports_what_a_run_would_meet(tiny_tokenizer, tmp_path, capsys):
     for expected in (
         "train: 5 records, 4 examples",
         f"longest example          {folder}/train-1.jsonl:2",
-        "cut by the lengths       1 (20.0%)",
+        "truncated                1 (20.0%)",
         f"nothing to train on      1\n    {folder}/train-2.jsonl:1",
         f"wrong records            1\n    {folder}/train-1.jsonl:5: field 'tgt' is missing, expected a string",
         f"train: 1 examples repeat an earlier one, token for token\n    {folder}/train-1.jsonl:4 repeats {folder}/train-1.jsonl:1",
-        f"dev: 1 examples stand in train too\n    {folder}/dev.jsonl:1",
+        f"dev: 1 examples are also in train\n    {folder}/dev.jsonl:1",
     ):
         assert expected in output, output
     with Image.open(picture) as image:
@@ -304,4 +304,4 @@ def test_check_passes_right_data_and_names_wrong_flags(data, tiny_tokenizer, tmp
     assert stopped.value.code == 0 and "wrong records            0" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
         main(["data", "check", *words, "--histogram", str(Path("a.bmp"))])
-    assert stopped.value.code == 2 and "known kinds are .svg, .png, .pdf" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "supported formats are .svg, .png, .pdf" in capsys.readouterr().err

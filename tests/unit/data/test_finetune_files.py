@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from oarlock.config.finetune import FinetuneDataSection
 from oarlock.data.embedded.tokenizer import ASSISTANT, EOS, USER
 from oarlock.data.examples.dataset import load_finetune_data
-from oarlock.data.examples.preview import marked
+from oarlock.data.examples.preview import mark_trained
 from oarlock.data.files import byte_streams
 from oarlock.data.records.dataset_resolver import find_records
 from oarlock.data.records.record_stream import FileRecords
@@ -51,7 +51,7 @@ def test_every_kind_of_file_gives_the_same_examples(tmp_path, tokenizer, ending)
         path.write_bytes(packed(b"\xef\xbb\xbf" + text.encode(), ending))
     section = FinetuneDataSection(dataset_name_or_path=str(path), data_cache_dir=str(tmp_path / "cache"))
     examples = load_finetune_data(section, tokenizer).train.examples
-    assert [marked(example, tokenizer, color=False) for example in examples] == expected
+    assert [mark_trained(example, tokenizer, color=False) for example in examples] == expected
     assert examples.locate(2).endswith(":10" if is_list else ":3")
 
 

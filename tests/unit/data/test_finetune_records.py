@@ -8,7 +8,7 @@ import pytest
 
 from oarlock.data.embedded.tokenizer import ASSISTANT, EOS, USER
 from oarlock.data.examples.encode import Counts, Recipe, encode_source
-from oarlock.data.examples.preview import marked
+from oarlock.data.examples.preview import mark_trained
 from oarlock.data.records.conversations import parse_record
 from oarlock.data.records.record_stream import FileRecords
 from oarlock.data.templates.chat_template import choose_template
@@ -25,7 +25,7 @@ def read(path: Path, tokenizer, form="auto", skip_bad=False, name="tokenizer", s
 
 
 def shown(row, tokenizer) -> str:
-    return marked(row.encoded, tokenizer, color=False)
+    return mark_trained(row.encoded, tokenizer, color=False)
 
 
 # records

@@ -91,10 +91,10 @@ def test_show_and_check_tell_what_is_trained_and_what_is_text(tiny_tokenizer, to
     assert "assistant\n⟦It is <|endoftext|> here<|im_end|><|endoftext|>⟧\n" in said, (
         "the new line after it is not trained"
     )
-    assert "2 spelled special tokens are text" in said and "a.jsonl:1: field 'score' is ignored" in said
+    assert "2 special tokens spelled as text" in said and "a.jsonl:1: field 'score' is ignored" in said
     assert check_data(section, str(tiny_tokenizer), None) == 0
     said = capsys.readouterr().out
-    assert "spell a special token    1 (it is text there" in said and "fields that are not read 1" in said
+    assert "spell a special token    1 (as text" in said and "fields not read          1" in said
     file.write_text('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}]}\n')
     show_data(section, str(tiny_tokenizer), 3, 128, color=False)
     assert "1 conversations end with a question, which was dropped" in capsys.readouterr().out

@@ -1,1 +1,1 @@
-"""The embedded default: real text and instructions that every machine with Python has, no download."""
+"""The default data: real text and instructions that need no download, because Python comes with them."""

@@ -1,7 +1,7 @@
-"""Instruction data: small tasks with one right answer each, English and Chinese, made by rule.
+"""Generated instruction data: small tasks in English and Chinese, each with one right answer.
 
-Deterministic: the same records in the same order on every machine. A prompt belongs to train or dev by a hash of its
-own text, so that the two sides can't share one.
+The records and their order are the same on every machine. A hash of the prompt decides whether a record belongs to
+train or dev, so the two never share a prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from oarlock.data.embedded.words import (
     OPPOSITES_CHINESE,
 )
 
-_DEV_SHARE = 16  # one prompt in so many is held out
+_DEV_SHARE = 16  # one of this many prompts is held out
 _WORDS = list(ENGLISH_CHINESE)
 _WORDS_CHINESE = list(ENGLISH_CHINESE.values())
 
@@ -32,13 +32,13 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Task:
-    """A task: how it is asked, and what is asked.
+    """A task, its phrasings and its questions.
 
     Attributes:
-        name: for tables.
-        phrasings: instructions that mean the same.
-        pairs: every (input, answer), in a fixed order.
-        sampled: records to draw from the product of phrasings and pairs; None takes them all.
+        name: shown in tables.
+        phrasings: equivalent instructions.
+        pairs: returns all (input, answer) pairs, in a fixed order.
+        sampled: number of records drawn from the product of phrasings and pairs, None for all.
     """
 
     name: str
@@ -47,19 +47,19 @@ class Task:
     sampled: int | None = None
 
 
-def _translations() -> Pairs:
+def _pair_translations() -> Pairs:
     return list(ENGLISH_CHINESE.items())
 
 
-def _opposites(pairs: list[tuple[str, ...]]) -> Pairs:
+def _pair_opposites(pairs: list[tuple[str, ...]]) -> Pairs:
     return [(a, b) for a, b in pairs] + [(b, a) for a, b in pairs]
 
 
-def _following(names: list[str], step: int) -> Pairs:
+def _pair_neighbors(names: list[str], step: int) -> Pairs:
     return [(name, names[(i + step) % len(names)]) for i, name in enumerate(names)]
 
 
-def _word_rows(length: int, answer: Callable[[list[str]], str], words: list[str], join: str = " ") -> Pairs:
+def _make_word_rows(length: int, answer: Callable[[list[str]], str], words: list[str], join: str = " ") -> Pairs:
     rng = random.Random(f"{length}{words[0]}{join}")
     rows = [rng.sample(words, length) for _ in range(1200)]
     return [(join.join(row), answer(row)) for row in rows]
@@ -78,7 +78,7 @@ TASKS: tuple[Task, ...] = (
             "请翻译成中文。",
             "用中文怎么说？",
         ),
-        _translations,
+        _pair_translations,
     ),
     Task(
         "translate to English",
@@ -92,7 +92,7 @@ TASKS: tuple[Task, ...] = (
             "写出英文单词。",
             "这个词的英文是什么？",
         ),
-        lambda: [(b, a) for a, b in _translations()],
+        lambda: [(b, a) for a, b in _pair_translations()],
     ),
     Task(
         "opposite",
@@ -104,7 +104,7 @@ TASKS: tuple[Task, ...] = (
             "Which word means the opposite?",
             "Find the antonym.",
         ),
-        lambda: _opposites(OPPOSITES),
+        lambda: _pair_opposites(OPPOSITES),
     ),
     Task(
         "opposite, Chinese",
@@ -116,7 +116,7 @@ TASKS: tuple[Task, ...] = (
             "找出意思相反的字。",
             "相反的字是什么？",
         ),
-        lambda: _opposites(OPPOSITES_CHINESE),
+        lambda: _pair_opposites(OPPOSITES_CHINESE),
     ),
     Task(
         "capital",
@@ -141,7 +141,7 @@ TASKS: tuple[Task, ...] = (
             "Give the one that follows.",
             "Write what comes right after.",
         ),
-        lambda: _following(DAYS, 1) + _following(MONTHS, 1),
+        lambda: _pair_neighbors(DAYS, 1) + _pair_neighbors(MONTHS, 1),
     ),
     Task(
         "previous day or month",
@@ -153,7 +153,7 @@ TASKS: tuple[Task, ...] = (
             "What was before this?",
             "Write what comes just before.",
         ),
-        lambda: _following(DAYS, -1) + _following(MONTHS, -1),
+        lambda: _pair_neighbors(DAYS, -1) + _pair_neighbors(MONTHS, -1),
     ),
     Task(
         "next day, Chinese",
@@ -165,58 +165,58 @@ TASKS: tuple[Task, ...] = (
             "之后的一天是什么？",
             "明天是星期几？",
         ),
-        lambda: _following(DAYS_CHINESE, 1),
+        lambda: _pair_neighbors(DAYS_CHINESE, 1),
     ),
     Task(
         "repeat",
         ("Repeat the words.", "Copy this text.", "Say it again.", "Write the same words."),
-        lambda: _word_rows(2, " ".join, _WORDS),
+        lambda: _make_word_rows(2, " ".join, _WORDS),
         sampled=1600,
     ),
     Task(
         "first word",
         ("Give the first word.", "What is the first word?", "Write the first word.", "Which word comes first?"),
-        lambda: _word_rows(3, lambda row: row[0], _WORDS),
+        lambda: _make_word_rows(3, lambda row: row[0], _WORDS),
         sampled=1200,
     ),
     Task(
         "last word",
         ("Give the last word.", "What is the last word?", "Write the last word.", "Which word comes last?"),
-        lambda: _word_rows(3, lambda row: row[-1], _WORDS),
+        lambda: _make_word_rows(3, lambda row: row[-1], _WORDS),
         sampled=1200,
     ),
     Task(
         "repeat, Chinese",
         ("请重复。", "再说一遍。", "照样写一遍。", "抄写下面的词。"),
-        lambda: _word_rows(2, "、".join, _WORDS_CHINESE, "、"),
+        lambda: _make_word_rows(2, "、".join, _WORDS_CHINESE, "、"),
         sampled=1200,
     ),
 )
 
 
-def instruction_records(split: str) -> list[dict[str, str]]:
-    """The records of "train" or "dev", in Alpaca form (instruction, input, output), plus the task's name."""
+def make_instruction_records(split: str) -> list[dict[str, str]]:
+    """Make the records of "train" or "dev" in Alpaca form (instruction, input, output), with the task's name."""
     if split not in ("train", "dev"):
         raise ValueError(f"split must be train or dev, got {split!r}")
-    records = [r for task in TASKS for r in _records(task) if _held_out(r) == (split == "dev")]
+    records = [r for task in TASKS for r in _make_records(task) if _is_held_out(r) == (split == "dev")]
     random.Random(split).shuffle(records)
     return records
 
 
 def write_instructions(folder: str | Path) -> dict[str, int]:
-    """Write train.json and dev.json (lists of records); returns how many each holds."""
+    """Write train.json and dev.json, which are lists of records. Returns the number of records of each."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     counts = {}
     for split in ("train", "dev"):
-        records = instruction_records(split)
+        records = make_instruction_records(split)
         text = json.dumps(records, ensure_ascii=False, indent=1)
         (folder / f"{split}.json").write_text(text + "\n", encoding="utf-8")
         counts[split] = len(records)
     return counts
 
 
-def _records(task: Task) -> Iterator[dict[str, str]]:
+def _make_records(task: Task) -> Iterator[dict[str, str]]:
     grid = [
         {"instruction": phrasing, "input": question, "output": answer, "task": task.name}
         for question, answer in dict(task.pairs()).items()
@@ -227,6 +227,6 @@ def _records(task: Task) -> Iterator[dict[str, str]]:
     yield from grid
 
 
-def _held_out(record: dict[str, str]) -> bool:
+def _is_held_out(record: dict[str, str]) -> bool:
     prompt = f"{record['instruction']}\n{record['input']}".encode()
     return int.from_bytes(hashlib.sha256(prompt).digest()[:4], "big") % _DEV_SHARE == 0

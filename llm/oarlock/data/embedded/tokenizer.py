@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer trained on the embedded text, in a folder that PaddleNLP's AutoTokenizer loads."""
+"""Training a byte-level BPE tokenizer on the embedded text, in a folder that PaddleNLP's AutoTokenizer can load."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from oarlock.data.embedded.instructions import instruction_records
-from oarlock.data.embedded.stdlib_text import stdlib_texts
+from oarlock.data.embedded.instructions import make_instruction_records
+from oarlock.data.embedded.stdlib_text import read_stdlib_texts
 
 EOS = "<|endoftext|>"
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
@@ -21,13 +21,12 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-# Every eighth file of the library (over a megabyte) gives the same merges for a small vocabulary in a tenth of the
-# time.
+# For a small vocabulary, every eighth file (more than 1 MB) yields the same merges in a tenth of the time.
 _EVERY = 8
 
 
 def train_tokenizer(folder: str | Path, vocab_size: int = 4096) -> None:
-    """Train on the library's text and, for its Chinese, on the training side of the instructions; save to `folder`."""
+    """Train on the standard library, and for Chinese on the training instructions. Saves the tokenizer to `folder`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -39,19 +38,19 @@ def train_tokenizer(folder: str | Path, vocab_size: int = 4096) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_training_texts(), trainer)
+    tokenizer.train_from_iterator(_read_training_texts(), trainer)
     save_tokenizer(folder, tokenizer.to_str(pretty=False))
 
 
-def _training_texts() -> Iterable[str]:
-    yield from stdlib_texts(_EVERY)
-    for record in instruction_records("train"):
-        # Repeated, so that each character in use becomes one token although it is rare beside 1 MB of code.
+def _read_training_texts() -> Iterable[str]:
+    yield from read_stdlib_texts(_EVERY)
+    for record in make_instruction_records("train"):
+        # Repeated, so that each character becomes one token, although it is rare compared with 1 MB of code.
         yield from ["\n".join((record["instruction"], record["input"], record["output"]))] * 3
 
 
 def save_tokenizer(folder: str | Path, tokenizer_json: str) -> None:
-    """Write tokenizer.json and the two files that say what its special tokens are for."""
+    """Write tokenizer.json and the two files that assign the special tokens."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")

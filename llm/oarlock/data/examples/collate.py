@@ -73,9 +73,8 @@ class PackCollator(FinetuneCollator):
         if not packs:
             return arrays
         positions = np.zeros_like(arrays["input_ids"])
-        ends = np.tile(
-            np.arange(1, positions.shape[1] + 1, dtype=np.int32), [len(packs), 1]
-        )  # padding sees itself only
+        # Each padding token is an example of its own.
+        ends = np.tile(np.arange(1, positions.shape[1] + 1, dtype=np.int32), [len(packs), 1])
         for row, pack in enumerate(packs):
             start = 0
             for example in pack:

@@ -1,4 +1,4 @@
-"""`oarlock data check`: what fine-tuning data holds, and what a run with these lengths would make of it."""
+"""`oarlock data check`: statistics of fine-tuning data, and what truncation to the given lengths does to it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ logger = get_logger(__name__)
 
 _PERCENTILES = (50, 90, 99, 100)
 _BINS = 60
-_PICTURES = (".svg", ".png", ".pdf")
+_PICTURE_FORMATS = (".svg", ".png", ".pdf")
 
 
 def check_data(section: FinetuneDataSection, tokenizer_name: str, histogram: str | None) -> int:
-    """Print counts, lengths, duplicates and what is wrong; 1 where records are wrong, else 0.
+    """Print counts, lengths, duplicates and wrong records. Returns 1 if records are wrong, else 0.
 
     Raises:
-        DataError: when no record can be used.
-        ConfigError: for a picture of an unknown kind.
+        DataError: if no record is usable.
+        ConfigError: for an unsupported picture format.
     """
-    if histogram is not None and Path(histogram).suffix.lower() not in _PICTURES:
-        raise ConfigError(f"--histogram {histogram}: known kinds are {', '.join(_PICTURES)}")
+    if histogram is not None and Path(histogram).suffix.lower() not in _PICTURE_FORMATS:
+        raise ConfigError(f"--histogram {histogram}: supported formats are {', '.join(_PICTURE_FORMATS)}")
     tokenizer = load_tokenizer(tokenizer_name)
     sets = find_sets(section)
     recipe = make_recipe(section, tokenizer, sets)
@@ -44,76 +44,72 @@ def check_data(section: FinetuneDataSection, tokenizer_name: str, histogram: str
         if part.sources.left_out.count:
             print(f"{part.sources.left_out.text()}\n")
         sides = store_examples(section, part.sources, recipe, ("train", "dev"))
-        print("\n\n".join("\n".join(_about(side, examples)) for side, examples in sides.items()))
-        for line in _duplicates(sides):
+        print("\n\n".join("\n".join(_describe(side, examples)) for side, examples in sides.items()))
+        for line in _describe_duplicates(sides):
             print(line)
         if histogram is not None:
-            picture = _picture(Path(histogram), part.name if len(sets) > 1 else "")
+            picture = Path(histogram)
+            if len(sets) > 1:  # a picture per set
+                picture = picture.with_stem(f"{picture.stem}-{part.name.replace('/', '-')}")
             draw_lengths(sides, section.src_length, section.tgt_length, picture)
-            logger.info(f"lengths drawn: {picture}")
+            logger.info(f"histogram written: {picture}")
         wrong = wrong or any(examples.counts.bad for examples in sides.values())
     return int(wrong)
 
 
-def _picture(path: Path, name: str) -> Path:
-    """Of several sets each has its own."""
-    return path.with_stem(f"{path.stem}-{name.replace('/', '-')}") if name else path
-
-
-def _about(side: str, examples: StoredExamples) -> Iterator[str]:
+def _describe(side: str, examples: StoredExamples) -> Iterator[str]:
     counts, tokens = examples.counts, examples.lengths + 1
     yield f"{side}: {counts.records:,} records, {len(examples):,} examples, {int(tokens.sum()):,} tokens"
-    yield f"  tokens of an example     {_percentiles(tokens)}"
+    yield f"  tokens per example       {_format_percentiles(tokens)}"
     for name, title in (("context", "  before the last answer   "), ("answer", "  of the last answer       ")):
-        yield title + _percentiles(examples.rows[name]) + "  (before anything is cut)"
+        yield title + _format_percentiles(examples.rows[name]) + "  (before truncation)"
     longest = int(tokens.argmax())
     yield f"  longest example          {examples.locate(longest)}"
-    cut = counts.truncated / max(1, counts.records)
-    yield f"  cut by the lengths       {counts.truncated:,} ({cut:.1%})"
-    yield f"  nothing to train on      {counts.untrained:,}{_list(counts.first_untrained)}"
+    truncated = counts.truncated / max(1, counts.records)
+    yield f"  truncated                {counts.truncated:,} ({truncated:.1%})"
+    yield f"  nothing to train on      {counts.untrained:,}{_list_places(counts.first_untrained)}"
     if counts.unanswered:
-        yield f"  end with a question      {counts.unanswered:,} (it is left out)"
+        yield f"  end with a question      {counts.unanswered:,} (the question is dropped)"
     if counts.spelled:
-        yield f"  spell a special token    {counts.spelled:,} (it is text there, unless --parse-special-tokens)"
+        yield f"  spell a special token    {counts.spelled:,} (as text; as the token with --parse-special-tokens)"
     if counts.joined:
-        yield f"  prompt joins its answer  {counts.joined:,} (by one token, which is not part of the prompt)"
+        yield f"  prompt joins its answer  {counts.joined:,} (one token spans both; it is part of the answer)"
     if counts.forgotten:
-        yield f"  reasoning left out       {counts.forgotten:,} (of earlier answers, by the chat template)"
+        yield f"  reasoning dropped        {counts.forgotten:,} (from earlier answers, by the chat template)"
     if counts.unread:
-        yield f"  fields that are not read {len(counts.unread):,}{_list(counts.unread)}"
-    yield f"  wrong records            {counts.bad:,}{_list(counts.first_bad)}"
+        yield f"  fields not read          {len(counts.unread):,}{_list_places(counts.unread)}"
+    yield f"  wrong records            {counts.bad:,}{_list_places(counts.first_bad)}"
 
 
-def _percentiles(values: np.ndarray) -> str:
+def _format_percentiles(values: np.ndarray) -> str:
     found = np.percentile(values, _PERCENTILES, method="lower").astype(int)
     return "  ".join(f"{'max' if p == 100 else f'{p}%'} {v:,}" for p, v in zip(_PERCENTILES, found, strict=True))
 
 
-def _list(places: list[str]) -> str:
+def _list_places(places: list[str]) -> str:
     return "".join(f"\n    {place}" for place in places)
 
 
-def _duplicates(sides: dict[str, StoredExamples]) -> Iterator[str]:
-    """Examples that are the same, token for token, within a side and between them (eight bytes are held of each)."""
-    hashes = {side: _hashes(examples) for side, examples in sides.items()}
+def _describe_duplicates(sides: dict[str, StoredExamples]) -> Iterator[str]:
+    """List identical examples within each side and between them. Only a hash of 8 bytes per example is in memory."""
+    hashes = {
+        side: np.fromiter((int.from_bytes(h, "little") for h in examples.hash_contents()), np.uint64, len(examples))
+        for side, examples in sides.items()
+    }
     for side, values in hashes.items():
         first, inverse = np.unique(values, return_index=True, return_inverse=True)[1:]
         repeats = np.flatnonzero(first[inverse] != np.arange(len(values)))
         examples = sides[side]
         shown = [f"{examples.locate(int(i))} repeats {examples.locate(int(first[inverse[i]]))}" for i in repeats[:5]]
-        yield f"\n{side}: {len(repeats):,} examples repeat an earlier one, token for token{_list(shown)}"
+        yield f"\n{side}: {len(repeats):,} examples repeat an earlier one, token for token{_list_places(shown)}"
     if len(hashes) == 2:
         both = np.flatnonzero(np.isin(hashes["dev"], hashes["train"]))
         shown = [sides["dev"].locate(int(i)) for i in both[:5]]
-        yield f"dev: {len(both):,} examples stand in train too{_list(shown)}"
-
-
-def _hashes(examples: StoredExamples) -> np.ndarray:
-    return np.fromiter((int.from_bytes(h, "little") for h in examples.hash_contents()), np.uint64, len(examples))
+        yield f"dev: {len(both):,} examples are also in train{_list_places(shown)}"
 
 
 def draw_lengths(sides: dict[str, StoredExamples], src_length: int, tgt_length: int, path: Path) -> None:
-    """Histograms of prompt and answer lengths before anything is cut, with the limits."""
+    """Draw histograms of the prompt and answer lengths before truncation, with the limits."""
     from matplotlib.figure import Figure
 
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
@@ -123,10 +119,10 @@ def draw_lengths(sides: dict[str, StoredExamples], src_length: int, tgt_length: 
     for axes, (name, title, flag, limit) in zip(figure.subplots(1, 2), panels, strict=True):
         values = {side: np.asarray(examples.rows[name]) for side, examples in sides.items()}
         top = max(limit, *(int(v.max()) for v in values.values()))
-        # Whole tokens in every bin; beyond a hundred times the limit a few long records would hide the others.
+        # Bins have integer edges. The axis ends at 100 times the limit, or a few long records would hide the rest.
         edges = np.unique(np.linspace(0, min(top, 100 * limit) + 1, _BINS + 1).astype(int))
         for (side, lengths), color in zip(values.items(), ("#1864ab", "#d9480f"), strict=False):
-            beyond = int(((lengths > limit) & sides[side].rows["truncated"]).sum())  # plain text is never cut
+            beyond = int(((lengths > limit) & sides[side].rows["truncated"]).sum())  # plain text is never truncated
             label = f"{side}: {beyond:,} of {len(lengths):,} longer"
             kind = "stepfilled" if side == "train" else "step"
             shown = np.minimum(lengths, edges[-1] - 1)

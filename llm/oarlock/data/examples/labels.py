@@ -118,12 +118,12 @@ def encode_prompt(
     """Make the prompt of a conversation's last answer, truncated like the context in training."""
     *context, last = conversation.messages
     answer = last.get("content", "")
-    whole = render_chat_text(conversation, template) if last.get("tool_calls") or not context else None
-    if whole is not None and last.get("tool_calls"):
+    chat = render_chat_text(conversation, template) if last.get("tool_calls") or not context else None
+    if chat is not None and last.get("tool_calls"):
         turn_end = template.find_turn_end()
-        answer = whole.text.text[whole.answer : whole.answer_end].removesuffix(turn_end[1] if turn_end else "")
-    if whole is not None and not context:
-        text = MarkedText(whole.text.text[: whole.answer])  # what the template puts before the first message
+        answer = chat.text.text[chat.answer : chat.answer_end].removesuffix(turn_end[1] if turn_end else "")
+    if chat is not None and not context:
+        text = MarkedText(chat.text.text[: chat.answer])  # what the template puts before the first message
     else:
         text = template.render_chat(
             context, add_generation_prompt=True, tools=conversation.tools, variables=conversation.variables

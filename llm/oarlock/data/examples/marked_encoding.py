@@ -59,10 +59,11 @@ class MarkedEncoder:
         self._special_ids = {id_ for id_, token in added.items() if token.special and token.content != unknown}
         self._special = special
         # Added tokens that the library finds before it normalises the text, then those that it finds after.
-        self._patterns = [
-            _compile_pattern([token for token in added.values() if token.normalized is normalized])
-            for normalized in (False, True)
-        ]
+        self._patterns: list[re.Pattern[str] | None] = []
+        for normalized in (False, True):
+            contents = [token.content for token in added.values() if token.normalized is normalized]
+            longest_first = sorted(contents, key=len, reverse=True)
+            self._patterns.append(re.compile("|".join(map(re.escape, longest_first))) if contents else None)
         self._single_words = {token.content for token in added.values() if token.single_word}
         self._respelled: _Respelled | None = None
 
@@ -131,7 +132,7 @@ class MarkedEncoder:
         return "".join([*parts, text[done:]]), places
 
     def _find_own_tokens(self, marked: MarkedText) -> list[tuple[int, int]]:
-        """Find the template's own special tokens as the library does: leftmost and longest first."""
+        """Find the template's own special tokens as the library does: leftmost first, then longest."""
         before, after = self._patterns
         found, done = [], 0
         for start, end, own in [
@@ -208,11 +209,6 @@ def _load_bare(source: str) -> Tokenizer:
     content = json.loads(source)
     content.update(post_processor=None, truncation=None, padding=None)
     return Tokenizer.from_str(json.dumps(content))
-
-
-def _compile_pattern(tokens: list[AddedToken]) -> re.Pattern[str] | None:
-    ordered = sorted(tokens, key=lambda token: len(token.content), reverse=True)
-    return re.compile("|".join(re.escape(token.content) for token in ordered)) if ordered else None
 
 
 def _is_in_word(letter: str) -> bool:

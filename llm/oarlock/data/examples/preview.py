@@ -1,4 +1,4 @@
-"""`oarlock data show`: examples as the model sees them, with what is trained on marked."""
+"""`oarlock data show`: examples as the model sees them. Tokens that are trained on are marked."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def show_data(section: FinetuneDataSection, tokenizer_name: str, num: int, max_s
     for number, (name, row) in enumerate(itertools.islice(rows, num), 1):
         example = row.encoded.to_example()
         trained = sum(label != IGNORE_INDEX for label in example.labels)
-        note = ", cut" if example.truncated else ""
-        spelled = _spelled(row.encoded, tokenizer)
-        note += f", {spelled} spelled special tokens are text" if spelled > 0 else ""
+        note = ", truncated" if example.truncated else ""
+        spelled = _count_spelled(row.encoded, tokenizer)
+        note += f", {spelled} special tokens spelled as text" if spelled > 0 else ""
         print(f"--- example {number}, {name}:{row.line}: {len(row.encoded.ids)} tokens, {trained} trained on{note}")
-        print(marked(row.encoded, tokenizer, color) + "\n")
+        print(mark_trained(row.encoded, tokenizer, color) + "\n")
     if counts.bad:
-        print(f"{counts.bad:,} bad records on the way:" + "".join(f"\n  {line}" for line in counts.first_bad))
+        print(f"{counts.bad:,} bad records skipped:" + "".join(f"\n  {line}" for line in counts.first_bad))
     for line in replace(counts, bad=0, unread=[]).describe("so far"):
         print(line)
     if not counts.records + counts.bad:
@@ -78,13 +78,13 @@ def _show_corpus(prefix: str, tokenizer: Any, num: int, max_seq_length: int, col
     for number in range(min(num, len(dataset))):
         ids = dataset[number]["text"].tolist()
         print(f"--- sample {number + 1}: {len(ids)} tokens")
-        print(marked(Example(ids[:-1], ids[1:], False), tokenizer, color) + "\n")
+        print(mark_trained(Example(ids[:-1], ids[1:], False), tokenizer, color) + "\n")
 
 
-def marked(example: Encoded | Example, tokenizer: Any, color: bool) -> str:
-    """The text of an example with its trained stretches in green, or in ⟦ ⟧.
+def mark_trained(example: Encoded | Example, tokenizer: Any, color: bool) -> str:
+    """Return the text of an example with the ranges that are trained on in green, or in ⟦ ⟧.
 
-    Of an Example the last token is not known where it is only read; it is left out then.
+    The last token of an Example is omitted if it is not trained on, because its id is unknown.
     """
     if isinstance(example, Encoded):
         tokens, labels = list(example.ids), example.to_example().labels
@@ -95,11 +95,11 @@ def marked(example: Encoded | Example, tokenizer: Any, color: bool) -> str:
     parts, start, done = [], 0, ""
     for i in range(1, len(tokens) + 1):
         if i == len(tokens) or flags[i] != flags[start]:
-            # A tokenizer may write the beginning of a text in another way, so the text up to here is taken.
-            whole = tokenizer.decode(tokens[:i], skip_special_tokens=False)
-            joined = whole.startswith(done)
-            text = whole[len(done) :] if joined else tokenizer.decode(tokens[start:i], skip_special_tokens=False)
-            done, kept = whole, flags[start]
+            # Decode from the start, because some tokenizers decode the start of a text differently.
+            decoded = tokenizer.decode(tokens[:i], skip_special_tokens=False)
+            joined = decoded.startswith(done)
+            text = decoded[len(done) :] if joined else tokenizer.decode(tokens[start:i], skip_special_tokens=False)
+            done, kept = decoded, flags[start]
             if kept:
                 parts.append(f"{_GREEN}{text}{_OFF}" if color else f"⟦{text}⟧")
             else:
@@ -108,8 +108,8 @@ def marked(example: Encoded | Example, tokenizer: Any, color: bool) -> str:
     return "".join(parts)
 
 
-def _spelled(encoded: Encoded, tokenizer: Any) -> int:
-    """How many special tokens stand in the text of an example as ordinary text."""
+def _count_spelled(encoded: Encoded, tokenizer: Any) -> int:
+    """Count the special tokens that an example spells as ordinary text."""
     spellings = list_special_spellings(tokenizer)
     if not spellings:
         return 0

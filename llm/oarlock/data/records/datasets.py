@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oarlock.data.corpus.blend import parse_blend, short_names
-from oarlock.data.embedded.instructions import instruction_records
+from oarlock.data.embedded.instructions import make_instruction_records
 from oarlock.data.records.columns import Columns, MappedRecords
 from oarlock.data.records.dataset_resolver import RecordSources, find_records
 from oarlock.data.records.record_stream import RowRecords
@@ -41,7 +41,7 @@ def find_sets(section: FinetuneDataSection) -> list[RecordSet]:
         logger.info(
             "no --dataset_name_or_path: fine-tuning on the embedded instructions (small English and Chinese tasks)"
         )
-        train, dev = (RowRecords(f"{EMBEDDED}, {side}", instruction_records(side)) for side in ("train", "dev"))
+        train, dev = (RowRecords(f"{EMBEDDED}, {side}", make_instruction_records(side)) for side in ("train", "dev"))
         return [_apply_columns(RecordSet(EMBEDDED, 1.0, RecordSources([train], [dev])), section)]
     pairs = parse_blend(section.dataset_name_or_path, "--dataset_name_or_path", lambda name: Path(name).exists())
     names = short_names([name for _, name in pairs])
