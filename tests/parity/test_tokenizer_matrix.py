@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from oarlock.data.tokenizers.load import load_encoder, load_tokenizer, tokenizer_fingerprint
+from oarlock.data.tokenizers.load import compute_tokenizer_fingerprint, load_encoder, load_tokenizer
 from tokenizer_layouts import SHAPES, TEXTS, save, sentencepiece_model
 
 MESSAGES = [{"role": "user", "content": "How far?"}]
@@ -178,6 +178,6 @@ def test_the_same_tokenizer_has_the_same_fingerprint_whoever_saved_it(matrix):
         assert len(found) <= 1, f"{name} changed its fingerprint"
         assert not found & seen.keys(), f"{name} and {seen} can't be told apart"
         seen |= dict.fromkeys(found, name)
-        full = {tokenizer_fingerprint(load_tokenizer(str(folder))) for folder in folders[:2]}
+        full = {compute_tokenizer_fingerprint(load_tokenizer(str(folder))) for folder in folders[:2]}
         assert len(full) == 1
     assert len(seen) >= 5

@@ -83,7 +83,7 @@ def do_data(folder: Path, case: str) -> None:
     ):
         if case == "gone":
             shutil.rmtree(place / f"of-{rank()}")
-            expect_failure(lambda: dataset.load_finetune_data(section, tokenizer), "of-0: neither a file nor a folder")
+            expect_failure(lambda: dataset.load_finetune_data(section, tokenizer), "of-0: not a file or folder")
         elif case == "wrong":
             expect_failure(lambda: dataset.load_finetune_data(section, tokenizer), "of-0/train.jsonl:6: field 'tgt'")
         else:

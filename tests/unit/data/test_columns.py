@@ -38,9 +38,9 @@ def test_columns_of_every_kind_of_file(tmp_path, tokenizer, kind):
     plain = write(tmp_path / "plain.jsonl", [{"src": row["q"], "tgt": row["a"]} for row in rows])
     found = load_finetune_data(section(tmp_path, path, columns="prompt=q,response=a"), tokenizer).train
     assert list(found.examples) == list(load_finetune_data(section(tmp_path, plain), tokenizer).train.examples)
-    with pytest.raises(DataError, match=r"no column 'b' \(--columns\); there are 'q', 'a', 'text'"):
+    with pytest.raises(DataError, match=r"no column 'b' \(--columns\); the columns are 'q', 'a', 'text'"):
         load_finetune_data(section(tmp_path, path, columns="prompt=q,response=b"), tokenizer)
-    with pytest.raises(DataError, match=r"no record has 'c' \(--columns\); there are 'q', 'a', 'text'"):
+    with pytest.raises(DataError, match=r"no record has 'c' \(--columns\); the columns are 'q', 'a', 'text'"):
         load_finetune_data(section(tmp_path, path, columns="prompt=q,response=a,system=c"), tokenizer)
 
 
@@ -65,8 +65,8 @@ def test_what_columns_become(text, fields):
     [
         ("prompt", "'prompt' is not field=column"),
         ("promt=q,response=a", "unknown field 'promt'; known are prompt"),
-        ("prompt=q,instruction=b,response=a", "'instruction' is named already"),
-        ("prompt=q", "name what is asked and what is answered"),
+        ("prompt=q,instruction=b,response=a", "'instruction' is given twice"),
+        ("prompt=q", "name the columns of question and answer"),
     ],
 )
 def test_wrong_columns(text, message):
@@ -78,7 +78,7 @@ def test_marks_beside_the_columns_are_read_where_they_are_named_and_else_said(tm
     path = tmp_path / "d.csv"
     path.write_text("q,a,train\nx,yes,\ny,WRONG,false\nz,true,1\n")
     load_finetune_data(section(tmp_path, path, columns="prompt=q,response=a"), tokenizer)
-    assert "d.csv:2: column 'train' is not read: --columns does not name it" in capsys.readouterr().out
+    assert "d.csv:2: column 'train' is ignored: --columns does not name it" in capsys.readouterr().out
     data = load_finetune_data(section(tmp_path, path, columns="prompt=q,response=a,weight=train"), tokenizer)
     assert [data.train.examples.locate(i).rpartition(":")[2] for i in range(len(data.train.examples))] == ["2", "4"]
 

@@ -62,7 +62,7 @@ def test_tokens_that_are_not_special_are_found_in_text(tmp_path):
     """As in transformers: <tool_call> of Qwen2.5 is an added token and no special one."""
     tokenizer, config = SHAPES["qwen2"][0]()
     folder = save(tmp_path / "qwen2", tokenizer, config, "qwen2")
-    ((call, turn), (none, told)) = load_encoder(str(folder)).encode_and_tell(["<tool_call>\nx", "a<|im_end|>"])
+    ((call, turn), (none, told)) = load_encoder(str(folder)).encode_and_flag(["<tool_call>\nx", "a<|im_end|>"])
     assert tokenizer.token_to_id("<tool_call>") in call.tolist() and (none, told) == (False, True)
     assert tokenizer.token_to_id("<|im_end|>") not in turn.tolist() and tokenizer.decode(turn.tolist()) == "a<|im_end|>"
 

@@ -87,10 +87,10 @@ def test_files_of_records_that_are_not_read_are_named(tmp_path):
     found = find_records(str(tmp_path))
     assert sorted(found.left_out.named) == [
         f"{tmp_path}/.hidden.jsonl: hidden",
-        f"{tmp_path}/README.md: not a file of records",
-        f"{tmp_path}/more.jsonl: not named train... or dev..., as others here are",
+        f"{tmp_path}/README.md: not a data file",
+        f"{tmp_path}/more.jsonl: not named train... or dev..., unlike others here",
         f"{tmp_path}/old.jsonl.bz2: compressed as .bz2; gz and zst are read",
-        f"{tmp_path}/test.jsonl: dev... is held out already",
+        f"{tmp_path}/test.jsonl: dev... is the dev set already",
     ]
 
 
@@ -101,17 +101,17 @@ def test_the_side_is_told_by_the_names_people_have(tmp_path):
     found = find_records(str(tmp_path))
     assert [source.name for source in found.dev] == [str(tmp_path / "val/b.jsonl")]
     said = found.left_out.text()
-    assert "c.jsonl: val... is held out already" in said and "dataset_info.json: describes data" in said
+    assert "c.jsonl: val... is the dev set already" in said and "dataset_info.json: describes data" in said
 
 
 def test_packed_files_that_are_named(tmp_path):
     for name, reason in (("a.jsonl.bz2", "compressed as .bz2"), ("a.zip", "an archive; unpack it")):
         (tmp_path / name).write_bytes(b"x")
-        for attempt in (lambda path: find_sources([str(path)], LeftOut()), FileRecords.of):
+        for attempt in (lambda path: find_sources([str(path)], LeftOut()), FileRecords.detect):
             with pytest.raises(DataError, match=rf"{name}: .*{reason}"):
                 attempt(tmp_path / name)
     (tmp_path / "part-00000").write_text('{"text": "x"}\n')
-    assert FileRecords.of(tmp_path / "part-00000").source.format == "jsonl", "a file of records is told by its content"
+    assert FileRecords.detect(tmp_path / "part-00000").source.format == "jsonl", "the content decides"
 
 
 def test_a_folder_that_can_not_be_listed(tmp_path, monkeypatch):

@@ -193,7 +193,7 @@ def test_a_split_that_leaves_nothing(tmp_path, tokenizer, amount):
     with pytest.raises(DataError, match="leaves nothing to train on"):
         load_finetune_data(section(tmp_path, path, validation_split=amount), tokenizer)
     path = write(tmp_path / "b.jsonl", records(0, 1) * 4)
-    with pytest.raises(DataError, match="the 4 examples are all the same"):
+    with pytest.raises(DataError, match="all 4 examples are identical"):
         load_finetune_data(section(tmp_path, path, validation_split=1), tokenizer)
 
 

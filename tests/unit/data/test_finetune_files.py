@@ -69,8 +69,8 @@ def test_json_lists_are_read_in_pieces_of_any_size(records, indent, block, tmp_p
     path.write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(byte_streams, "BLOCK_BYTES", block)
-        items = [item for batch in FileRecords.of(path).batches() for item in batch.items]
-        consumed = sum(batch.consumed for batch in FileRecords.of(path).batches())
+        items = [item for batch in FileRecords.detect(path).batches() for item in batch.items]
+        consumed = sum(batch.consumed for batch in FileRecords.detect(path).batches())
     assert [item for _, item in items] == records and consumed == path.stat().st_size
     if indent:
         starts = [n for n, line in enumerate(text.split("\n"), 1) if line.startswith(" {")]
@@ -94,7 +94,7 @@ def test_other_wrong_files(tmp_path, tokenizer):
     (tmp_path / "a.json").write_text('{"q": 1}\n{"r": 1}')
     with pytest.raises(DataError, match=r"no usable record \(2 bad ones, the first: .*a.json:1: unknown form"):
         load_finetune_data(dataclasses.replace(section, skip_bad=True), tokenizer)
-    with pytest.raises(DataError, match="no hub gave it"):
+    with pytest.raises(DataError, match="not found on the hub"):
         load_finetune_data(FinetuneDataSection(dataset_name_or_path=str(tmp_path / "absent.json")), tokenizer)
 
 
@@ -139,7 +139,7 @@ def test_a_saved_dataset_with_splits(tmp_path, tokenizer):
 def test_the_same_data_in_two_forms_is_refused(tmp_path):
     for name in ("train.json", "train.jsonl"):
         (tmp_path / name).write_text('{"src": "a", "tgt": "b"}')
-    with pytest.raises(DataError, match="look like the same data in two forms"):
+    with pytest.raises(DataError, match="seem to be the same data in two formats"):
         find_records(str(tmp_path))
 
 

@@ -21,7 +21,7 @@ def read(path: Path, tokenizer, form="auto", skip_bad=False, name="tokenizer", s
     template = choose_template(name, tokenizer, "src_tgt")
     counts = Counts()
     recipe = Recipe(tokenizer, template, src_length, tgt_length, form, skip_bad)
-    return [row for rows, _ in encode_source(FileRecords.of(path), recipe, counts) for row in rows], counts
+    return [row for rows, _ in encode_source(FileRecords.detect(path), recipe, counts) for row in rows], counts
 
 
 def shown(row, tokenizer) -> str:
@@ -79,7 +79,7 @@ def test_long_texts_are_cut_so_that_every_token_is_trained_once(tmp_path, tokeni
         ('{"src": "a"}', "field 'tgt' is missing"),
         ('{"src": 1, "tgt": "b"}', "field 'src' holds int"),
         ('{"src": ["a", "b"], "tgt": ["c"]}', "2 rounds in 'src' but 1 in 'tgt'"),
-        ('{"src": [], "tgt": []}', "field 'src' must be text or a list of texts with at least one"),
+        ('{"src": [], "tgt": []}', "field 'src' must be a text or a non-empty list of texts"),
         ('{"src": "a", "tgt": "  "}', "the answer is empty"),
         ('{"src": "a", "tgt"', "not valid JSON"),
         ("[1]", "expected an object, got list"),
@@ -98,14 +98,14 @@ def test_wrong_records_name_file_line_and_field(tmp_path, tokenizer, line, expec
 @pytest.mark.parametrize(
     ("form", "record", "expected"),
     [
-        ("messages", {}, "field 'messages' is missing, expected a list"),
-        ("messages", {"messages": "x"}, "field 'messages' holds str, expected a list"),
+        ("messages", {}, "field 'messages' is missing, expected a non-empty list of messages"),
+        ("messages", {"messages": "x"}, "field 'messages' holds str, expected a non-empty list of messages"),
         ("messages", {"messages": ["x"]}, "field 'messages[0]' holds str, expected an object"),
         ("messages", {"messages": [{"role": "user", "content": 1}]}, "field 'messages[0].content' holds int, expected a string"),
-        ("messages", {"messages": [{"role": "assistant", "content": None}]}, "field 'messages[0].content' holds NoneType"),
+        ("messages", {"messages": [{"role": "assistant", "content": None}]}, "field 'messages[0].content' is null"),
         ("messages", {"messages": [{"role": "robot", "content": "x"}]}, "field 'messages[0].role' is 'robot'; known roles are"),
         ("messages", {"messages": [{"role": "user", "content": "x"}]}, "has no assistant message"),
-        ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "holds parts that are not text"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "has parts that are not text"),
         ("sharegpt", {"conversations": [{"from": "human"}]}, "field 'conversations[0].content' is missing"),
         ("alpaca", {"instruction": "x", "output": "y", "history": ["q"]}, "field 'history[0]' must be a pair"),
         ("text", {"text": ""}, "field 'text' is empty"),

@@ -90,7 +90,7 @@ def test_blocks_compressions_line_ends_and_marks_change_no_document(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(byte_streams, "BLOCK_BYTES", block)
         assert read(source(path)) == (texts, [])
-        records = [item for batch in FileRecords.of(path).batches() for _, item in batch.items]
+        records = [item for batch in FileRecords.detect(path).batches() for _, item in batch.items]
     assert [record["text"] for record in records] == texts
 
 
@@ -109,7 +109,7 @@ def test_a_text_file_is_its_text(tmp_path_factory, text, mark, compression, bloc
         patch.setattr(byte_streams, "BLOCK_BYTES", block)
         patch.setattr(text_readers, "LONGEST_TEXT_LINE", longest)
         assert read(source(path)) == ([text], [])
-        parts = [item for batch in FileRecords.of(path).batches() for _, item in batch.items]
+        parts = [item for batch in FileRecords.detect(path).batches() for _, item in batch.items]
         lines, _ = read(source(path), txt_document="line")
     assert "".join(part.text for part in parts) == text and [part.ends for part in parts].count(True) == 1
     assert lines == [line.removesuffix("\r") for line in text.split("\n") if line.encode().strip()]
@@ -129,7 +129,7 @@ def test_other_encodings_are_named(tmp_path, name, encoding):
     mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
     (tmp_path / name).write_bytes(mark + text.encode(encoding))
     kind = "UTF-32" if encoding == "utf-32" else "UTF-16"
-    for attempt in (lambda: read(source(tmp_path / name)), lambda: list(FileRecords.of(tmp_path / name).batches())):
+    for attempt in (lambda: read(source(tmp_path / name)), lambda: list(FileRecords.detect(tmp_path / name).batches())):
         with pytest.raises(
             DataError, match=rf"{name}:1: the text is {kind}, expected UTF-8; convert it: iconv -f {kind}"
         ):
@@ -174,7 +174,7 @@ def test_half_a_surrogate_pair_is_a_bad_line(tmp_path):
     for name, text in (("b.jsonl", '{"messages": [{"role": "user", "content": "\\ude00"}]}'),
                        ("b.json", '[\n{"messages": [{"role": "user", "content": "\\ude00"}]}]')):  # fmt: skip
         (tmp_path / name).write_text(text)
-        ((line, problem),) = [item for batch in FileRecords.of(tmp_path / name).batches() for item in batch.items]
+        ((line, problem),) = [item for batch in FileRecords.detect(tmp_path / name).batches() for item in batch.items]
         assert line == (1 if name == "b.jsonl" else 2)
         assert str(problem) == ("field 'messages[0].content' contains a lone surrogate (\\ude00)")
 

@@ -47,24 +47,24 @@ def test_names_that_people_have(record, expected):
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        ({"question": "q", "answer": "a", "response": "b"}, "fields 'answer' and 'response' both look like the answer; say which one with --columns"),
+        ({"question": "q", "answer": "a", "response": "b"}, "fields 'answer' and 'response' both look like the answer; choose one with --columns"),
         ({"prompt": "q", "query": "r", "answer": "a"}, "fields 'prompt' and 'query' both look like the question"),
         ({"instruction": "q", "input": "x", "context": "y", "output": "a"}, "fields 'input' and 'context' both look like the input"),
         ({"question": 1, "answer": "a"}, "field 'question' holds int, expected a string"),
         ({"question": "q", "answer": " "}, "the answer is empty"),
-        ({"messages": [{"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}], "system": "t"}, "field 'system' and messages[0] hold two system texts"),
+        ({"messages": [{"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}], "system": "t"}, "field 'system' and messages[0] hold different system prompts"),
         ({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "user", "content": "a"}]}, "has no assistant message"),
         ({"messages": [{"role": "assistant", "content": ""}]}, "the answer is empty"),
         ({"messages": [{"role": "assistant", "content": "a"}], "tools": "no JSON"}, "field 'tools' is not valid JSON"),
         ({"messages": [{"role": "assistant", "content": "a"}], "tools": [1]}, "field 'tools[0]' holds int"),
         ({"messages": [{"role": "assistant", "content": "a"}], "chat_template_kwargs": 1}, "field 'chat_template_kwargs' holds int"),
-        ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "weather()"}]}, "field 'conversations[1].value' is not the JSON of a call"),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "weather()"}]}, "field 'conversations[1].value' is not a tool call in JSON"),
         ({"messages": [{"role": "assistant", "content": "a"}], "tools": [{"name": "f"}], "functions": [{"name": "g"}]}, "'tools' and 'functions' describe different functions"),
-        ({"prompt": "q", "completion": "a", "label": False}, "field 'label' is false: an answer that is not wanted (KTO)"),
+        ({"prompt": "q", "completion": "a", "label": False}, "field 'label' is false: KTO marks this answer as rejected"),
         ({"instruction": "q", "output": "a", "kto_tag": False}, "field 'kto_tag' is false"),
-        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "answers to choose from (chosen, rejected) are not trained on here"),
-        ({"input_ids": [1], "labels": [1]}, "data that are tokenised already (input_ids) are not read"),
-        ({"version": "1", "data": [{"question": "q", "answer": "a"}]}, "if the records are those of the list 'data', the file has to hold this list alone"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preference data (chosen, rejected) are not supported"),
+        ({"input_ids": [1], "labels": [1]}, "tokenized data (input_ids) are not supported"),
+        ({"version": "1", "data": [{"question": "q", "answer": "a"}]}, "if the records are in the list 'data', the file must contain only this list"),
     ],
 )  # fmt: skip
 def test_records_that_are_not_clear_are_refused_by_field(record, expected):
@@ -91,13 +91,13 @@ def test_show_and_check_tell_what_is_trained_and_what_is_text(tiny_tokenizer, to
     assert "assistant\n⟦It is <|endoftext|> here<|im_end|><|endoftext|>⟧\n" in said, (
         "the new line after it is not trained"
     )
-    assert "2 special tokens spelled as text" in said and "a.jsonl:1: field 'score' is not read" in said
+    assert "2 special tokens spelled as text" in said and "a.jsonl:1: field 'score' is ignored" in said
     assert check_data(section, str(tiny_tokenizer), None) == 0
     said = capsys.readouterr().out
     assert "spell a special token    1 (as text" in said and "fields not read          1" in said
     file.write_text('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}]}\n')
     show_data(section, str(tiny_tokenizer), 3, 128, color=False)
-    assert "1 conversations end with a question; it was left out" in capsys.readouterr().out
+    assert "1 conversations end with a question, which was dropped" in capsys.readouterr().out
     file.write_text("")
     show_data(section, str(tiny_tokenizer), 3, 128, color=False)
     assert "no records" in capsys.readouterr().out

@@ -52,14 +52,14 @@ def test_marks_of_records_are_honoured(tokenizer, marks, trained):
 @pytest.mark.parametrize(
     ("message", "record", "expected"),
     [
-        ({"weight": 0.5}, {}, "field 'messages[1].weight' is 0.5; an answer is trained on (1, true) or only read"),
+        ({"weight": 0.5}, {}, "field 'messages[1].weight' is 0.5; an answer is trained on (1, true) or not"),
         ({"train": "maybe"}, {}, "field 'messages[1].train' is 'maybe'"),
         ({"loss": {"a": 1}}, {}, "field 'messages[1].loss' is {'a': 1}"),
         ({"train": True, "weight": 0}, {}, "contradicts another mark of the same message"),
         ({"train_detail": [{"begin": 0}]}, {}, "field 'messages[1].train_detail' marks parts of an answer"),
         ({}, {"weight": 2}, "field 'weight' is 2"),
-        ({}, {"loss_mask": [1, 0, 1]}, "field 'loss_mask' has 3 values for 2 messages, 1 of them an assistant's"),
-        ({}, {"loss_mask": [1, 1]}, "message 0 of 'messages' is marked as one to train on"),
+        ({}, {"loss_mask": [1, 0, 1]}, "field 'loss_mask' has 3 values for 2 messages, of which 1 are answers"),
+        ({}, {"loss_mask": [1, 1]}, "message 0 of 'messages' is marked to be trained on"),
         ({"weight": 1}, {"train": False}, "field 'train' contradicts another mark"),
     ],
 )  # fmt: skip

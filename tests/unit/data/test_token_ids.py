@@ -61,7 +61,7 @@ def test_a_corpus_with_foreign_ids(data, wrong):
 
 
 def test_of_a_large_file_places_from_all_over_it(monkeypatch):
-    monkeypatch.setattr(looked_at, "_LOOKED_AT", 1 << 12)
+    monkeypatch.setattr(looked_at, "_CHECKED_BYTES", 1 << 12)
     monkeypatch.setattr(looked_at, "_BLOCK", 1 << 8)
     ids = np.zeros(1 << 16, np.uint16)
     for at in (0, len(ids) - 1):

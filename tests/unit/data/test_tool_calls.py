@@ -122,7 +122,7 @@ def test_reasoning_that_a_template_leaves_out_is_never_silent(tokenizer, tmp_pat
     question = {"role": "user", "content": "q"}
     (shown,), counts = read([{"messages": [question, thinking, question, thinking]}], tokenizer)
     assert shown.count("hm") == 1 and "⟦<think>\nhm\n</think>\n\nYes<|im_end|>⟧" in shown and counts.forgotten == 1
-    assert "train: in 1 records the chat template leaves out the reasoning of earlier answers" in counts.notes("train")
+    assert "train: in 1 records the chat template drops the reasoning of earlier answers" in counts.describe("train")
     path = Path(__file__).parents[2] / "chat_templates" / "deepseek_r1.jinja"
     with pytest.raises(DataError, match=r"leaves out the reasoning in messages\[1\], which would be trained on"):
         read([{"messages": [question, thinking]}], tokenizer, str(path))

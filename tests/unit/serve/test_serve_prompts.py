@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from oarlock.data.templates.chat_template import ChatTemplate, choose_template
-from oarlock.data.tokenizers.load import encode_marked, load_tokenizer, special_spellings
+from oarlock.data.tokenizers.load import encode_marked, list_special_spellings, load_tokenizer
 from oarlock.errors import DataError, RequestRefused
 from oarlock.serve.engine.loading import ServedModel, find_begin_tokens, find_special_tokens, render_prompt
 from oarlock.serve.request import Prompt
@@ -78,7 +78,7 @@ def test_hidden_tokens_are_those_that_answers_do_not_show(tokenizer):
 
 def test_tools_reach_a_template_that_renders_them(tokenizer):
     made = tokenizer()
-    template = ChatTemplate("tools", TOOLS, {"eos_token": END}, special_spellings(made))
+    template = ChatTemplate("tools", TOOLS, {"eos_token": END}, list_special_spellings(made))
     call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"city": "<|endoftext|>"}'}}
     messages = [
         {"role": "user", "content": "Is it warm?"},

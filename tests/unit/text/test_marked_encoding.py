@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from oarlock.data.examples.marked_encoding import MarkedEncoder
 from oarlock.data.examples.marked_text import MarkedText
-from oarlock.data.tokenizers.load import encode_marked, special_spellings
+from oarlock.data.tokenizers.load import encode_marked, list_special_spellings
 
 _TEXTS = [
     "The quick brown fox jumps over the lazy dog. It's 1234 o'clock!\n\n  def f(x):\n    return x\n",
@@ -191,7 +191,7 @@ def test_users_spellings_in_every_place() -> None:
     # The template's words alone are a control token; an end in two halves, one the user's, is none.
     (halves,) = encode_marked(tokenizer, [MarkedText("a<|im_end|>", ((0, 6),))])
     assert token("<|im_end|>") not in halves.ids
-    assert special_spellings(tokenizer) == ("<|im_start|>", "<|im_end|>", "<unk>", "</s>", "<s>")
+    assert list_special_spellings(tokenizer) == ("<|im_start|>", "<|im_end|>", "<unk>", "</s>", "<s>")
 
 
 def test_texts_that_hold_the_private_characters_themselves() -> None:

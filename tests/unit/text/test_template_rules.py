@@ -87,7 +87,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_what_runs_for_ever_or_fills_the_memory_is_stopped(kind, monkeypatch):
-    monkeypatch.setattr(jinja_limits, "_STEPS", 100_000)  # as it would be at the real bound, sooner
+    monkeypatch.setattr(jinja_limits, "_MAX_STEPS", 100_000)  # as it would be at the real bound, sooner
     with pytest.raises(DataError, match=r"chat template mine.*(was stopped|fails: (OverflowError|RecursionError))"):
         template(ALL + ENDLESS[kind]).prepare(ROUND).run()
 
@@ -222,14 +222,14 @@ def test_what_it_renders_is_let_through():
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [
-        ([], "must be a list of messages with at least one"),
+        ([], "must be a non-empty list of messages"),
         ([{"role": "assitant", "content": "a"}], "field 'messages[0].role' is 'assitant' (did you mean 'assistant'?)"),
         ([{"role": "User", "content": "a"}], "field 'messages[0].role' is 'User' (did you mean 'user'?)"),
         ([{"content": "a"}], "field 'messages[0].role' is missing"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "field 'messages[0].content' holds parts that are not text"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "field 'messages[0].content' has parts that are not text"),
         ([{"role": "user", "content": "a", "tool_calls": [CALL]}], "only an assistant calls tools"),
         ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "messages[0].tool_calls[0].function.arguments' is not valid JSON"),
-        ([{"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}], "must hold the name of what is called"),
+        ([{"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}], "must have the name of the function"),
         ([{"role": "assistant", "content": "a", "reasoning_content": 1}], "field 'messages[0].reasoning_content' holds int"),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oarlock.data.examples.marked_text import MarkedText
-from oarlock.data.tokenizers.load import encode_marked, load_encoder, load_tokenizer, tokenizer_fingerprint
+from oarlock.data.tokenizers.load import compute_tokenizer_fingerprint, encode_marked, load_encoder, load_tokenizer
 from oarlock.data.tokenizers.offsets import tokenize
 from oarlock.errors import ModelError
 from oarlock.hub import downloads
@@ -107,24 +107,24 @@ def test_tokens_that_only_the_configuration_has(tmp_path):
 def test_an_added_token_with_another_id_is_told_of(tmp_path, capsys):
     folder = folder_of(tmp_path, "gpt2", added_tokens_decoder={"9000": {"content": "<|x|>", "special": True}})
     load_tokenizer(str(folder))
-    assert "'<|x|>' the id 9000, the vocabulary" in capsys.readouterr().out
+    assert "the added token '<|x|>' has the id 9000, but" in capsys.readouterr().out
 
 
 def test_the_end_token_of_the_model_where_the_tokenizer_names_none(tmp_path, capsys):
     folder = folder_of(tmp_path, "llama3")
     (folder / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="no end-of-sequence token"):
+    with pytest.raises(ModelError, match="no EOS token"):
         load_encoder(str(folder))
     (folder / "generation_config.json").write_text(
         json.dumps({"eos_token_id": [load_tokenizer(str(folder))("<|im_end|>")["input_ids"][-1]]})
     )
     assert load_tokenizer(str(folder)).eos_token == "<|im_end|>"
-    assert "names no eos_token; '<|im_end|>' is taken" in capsys.readouterr().out
+    assert "has no eos_token; using '<|im_end|>'" in capsys.readouterr().out
 
 
 def test_begin_tokens_that_the_file_does_not_add_are_told_of(tmp_path, capsys):
     load_tokenizer(str(folder_of(tmp_path, "gpt2", bos_token="<|endoftext|>", add_bos_token=True)))
-    assert "says add_bos_token True, tokenizer.json does not add it: the latter holds" in capsys.readouterr().out
+    assert "has add_bos_token True, but tokenizer.json does not add it" in capsys.readouterr().out
 
 
 def test_a_newer_tokenizer_json_is_named_with_what_it_needs(tmp_path):
@@ -132,7 +132,7 @@ def test_a_newer_tokenizer_json_is_named_with_what_it_needs(tmp_path):
     change(folder / "tokenizer.json", pre_tokenizer={"type": "FromTheFuture", "pattern": QWEN2_WORDS})
     with pytest.raises(
         ModelError,
-        match=r"tokenizer.json: its pre_tokenizer \(FromTheFuture\) can't be read by the `tokenizers` library",
+        match=r"tokenizer.json: its pre_tokenizer \(FromTheFuture\) is not supported by the installed version of the `tokenizers` library",
     ):
         load_tokenizer(str(folder))
 
@@ -141,10 +141,10 @@ def test_vocabularies_that_do_not_say_how_to_read_them_are_refused(tmp_path):
     tokenizer, _ = SHAPES["gpt2"][0]()
     folder = save(tmp_path / "bare", None, {}, "")
     tokenizer.model.save(str(folder))
-    with pytest.raises(ModelError, match=r"do not say how text is cut .* name the right one as tokenizer_class"):
+    with pytest.raises(ModelError, match=r"do not define how text is split .* Set tokenizer_class"):
         load_tokenizer(str(folder))
     (folder / "merges.txt").unlink()
-    with pytest.raises(ModelError, match=r"no tokenizer.json, and vocab.json without merges.txt"):
+    with pytest.raises(ModelError, match=r"no tokenizer.json, and no merges.txt for vocab.json"):
         load_tokenizer(str(folder))
 
 
@@ -259,7 +259,7 @@ def test_a_name_on_a_hub_goes_by_the_same_rule(tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "fetch", fetch)
     assert load_tokenizer("Qwen/mine").name_or_path == str(folder)
     assert "tokenizer.json" in asked and "tokenizer.model" not in asked
-    with pytest.raises(ModelError, match="no hub has a tokenizer under this name"):
+    with pytest.raises(ModelError, match="no hub has a tokenizer of this name"):
         load_tokenizer("Qwen/other")
     with pytest.raises(ModelError, match="no such folder"):
         load_tokenizer("./nowhere")
@@ -299,7 +299,7 @@ def test_glm_tells_text_from_special_tokens_too(tmp_path, name):
     rows = tokenize(found, [MarkedText(text), MarkedText(text, ((0, 16),))], [[16], [16]])
     assert [row.ids.count(end) for row in rows] == [2, 1] and rows[1].ids[-1] == end
     assert {span for row in rows for span in row.offsets} == {(0, 16), (16, len(text))}
-    ids, spelled = load_encoder(str(tmp_path)).encode_and_tell([text, "a b"])
+    ids, spelled = load_encoder(str(tmp_path)).encode_and_flag([text, "a b"])
     assert end not in ids[0].tolist() and spelled == [True, False]
 
 
@@ -308,4 +308,6 @@ def test_the_long_fingerprint_changes_with_what_stands_around_a_text(tmp_path):
     first = load_tokenizer(str(folder))
     change(folder / "tokenizer.json", post_processor=None)
     second = load_tokenizer(str(folder))
-    assert load_encoder(str(folder)).fingerprint and tokenizer_fingerprint(first) != tokenizer_fingerprint(second)
+    assert load_encoder(str(folder)).fingerprint and compute_tokenizer_fingerprint(
+        first
+    ) != compute_tokenizer_fingerprint(second)

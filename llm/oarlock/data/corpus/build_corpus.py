@@ -272,7 +272,7 @@ def _encode(batch: Batch, encoder: Encoder, options: BuildOptions) -> _Encoded:
     parts = [cutter.pieces(item.text) for item in found]
     where = f"{batch.source.path}: text from line {batch.first_line} on"
     try:
-        all_rows, all_told = encoder.encode_and_tell([text for texts in parts for text in texts])
+        all_rows, all_told = encoder.encode_and_flag([text for texts in parts for text in texts])
         rows, told = iter(all_rows), iter(all_told)
     except OarlockError:
         raise

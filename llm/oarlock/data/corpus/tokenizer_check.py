@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from oarlock.data.corpus.notes import corpus_summary
 from oarlock.data.tokenizers.fast_tokenizer import FastTokenizer
-from oarlock.data.tokenizers.fingerprint import ids_fingerprint, same_kind
+from oarlock.data.tokenizers.fingerprint import compute_ids_fingerprint, is_comparable
 from oarlock.data.tokenizers.load import load_tokenizer
 from oarlock.environment.console import log_once
 from oarlock.errors import DataError, OarlockError
@@ -35,14 +35,14 @@ def check_corpus_tokenizers(
     Raises:
         DataError: with the names of both tokenizers.
     """
-    own = ids_fingerprint(tokenizer)
+    own = compute_ids_fingerprint(tokenizer)
     for prefix in prefixes:
         notes = corpus_summary(prefix)
         theirs, made_with = str(notes.get("tokenizer_fingerprint") or ""), str(notes.get("tokenizer") or "")
         if not theirs:
             log_once(f"{prefix}: no note of the tokenizer that made it ({prefix}.json); {name} is taken to be the one")
             continue
-        if not same_kind(theirs):
+        if not is_comparable(theirs):
             if theirs in _earlier_fingerprints(tokenizer, name):
                 continue
             theirs = _of_earlier_versions(made_with, theirs)
@@ -83,4 +83,4 @@ def _of_earlier_versions(made_with: str, fingerprint: str) -> str:
         tokenizer = load_tokenizer(made_with)
     except OarlockError:
         return ""
-    return ids_fingerprint(tokenizer) if fingerprint in _earlier_fingerprints(tokenizer, made_with) else ""
+    return compute_ids_fingerprint(tokenizer) if fingerprint in _earlier_fingerprints(tokenizer, made_with) else ""

@@ -26,7 +26,7 @@ from oarlock.data.records.datasets import EMBEDDED, RecordSet, find_sets
 from oarlock.data.records.record_stream import RecordSource
 from oarlock.data.records.validation_split import ChosenExamples, hold_out
 from oarlock.data.templates.chat_template import ChatTemplate, choose_template
-from oarlock.data.tokenizers.load import tokenizer_fingerprint
+from oarlock.data.tokenizers.load import compute_tokenizer_fingerprint
 from oarlock.environment.cache import cache_folder
 from oarlock.environment.console import get_logger, progress_bar
 from oarlock.environment.signals import stop_if_terminated
@@ -173,7 +173,7 @@ def _load_set(
     sides = ("train", "dev") if need_train or split is not None else ("dev",)
     stored = store_examples(section, sources, recipe, sides)
     for side, examples in stored.items():
-        for note in examples.counts.notes(prefix + side):
+        for note in examples.counts.describe(prefix + side):
             logger.info(note)
     train, dev = stored.get("train"), stored.get("dev")
     fingerprint = train.folder.name if train is not None else ""
@@ -240,7 +240,7 @@ def _ensure_examples(cache: Path, side: str, sources: list[RecordSource], recipe
     inputs = {
         "version": ENCODING_VERSION,
         "sources": [source.digest(cache / "hashes") for source in sources],
-        "tokenizer": tokenizer_fingerprint(recipe.tokenizer),
+        "tokenizer": compute_tokenizer_fingerprint(recipe.tokenizer),
         "template": recipe.template.identity,
         "recipe": [recipe.src_length, recipe.tgt_length, recipe.form, recipe.prompts],
     }

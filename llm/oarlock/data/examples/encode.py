@@ -14,13 +14,13 @@ from oarlock.data.records.conversations import (
     Conversation,
     PlainText,
     detect_form,
-    other_forms,
+    find_other_forms,
     parse_record,
 )
 from oarlock.data.records.counts import Counts
 from oarlock.data.records.messages import MessageError
 from oarlock.data.records.record_stream import RecordSource
-from oarlock.data.records.training_marks import unread_fields
+from oarlock.data.records.training_marks import find_unread_fields
 from oarlock.data.templates.chat_template import ChatTemplate, adds_bos
 from oarlock.data.templates.special_token_text import compile_spellings
 from oarlock.data.templates.trained_spans import ChatText, render_chat_text
@@ -104,7 +104,7 @@ def encode_source(source: RecordSource, recipe: Recipe, counts: Counts) -> Itera
                 if not recipe.skip_bad:
                     raise DataError(message) from error
                 counts.note_bad(message)
-            for name in (*unread_fields(item, READ_FIELDS), *other_forms(item, form)):
+            for name in (*find_unread_fields(item, READ_FIELDS), *find_other_forms(item, form)):
                 if name not in reported and len(counts.unread) < _MAX_UNREAD:
                     counts.unread.append(f"{where}: field {name!r}")
                 reported.add(name)

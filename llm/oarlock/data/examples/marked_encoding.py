@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from tokenizers import AddedToken, Tokenizer
 
 from oarlock.data.examples.marked_text import MarkedText, choose_private_characters, find_private_characters
-from oarlock.data.tokenizers.library_errors import ON_A_TEXT, library_errors
+from oarlock.data.tokenizers.library_errors import ON_A_TEXT, convert_errors
 from oarlock.errors import DataError
 
 _IN_WORDS = ("Nd", "Nl", "Pc")  # Unicode categories of digits, letter numbers and underscores
@@ -69,7 +69,7 @@ class MarkedEncoder:
 
     def encode(self, texts: Sequence[MarkedText]) -> list[TokenizedText]:
         """Return ids and offsets of each text. No begin and end tokens are added."""
-        with library_errors(ON_A_TEXT):
+        with convert_errors(ON_A_TEXT):
             encoded = self._plain.encode_batch([text.text for text in texts], add_special_tokens=False)
         rows = [_sort_offsets(row.ids, row.offsets) for row in encoded]
         spelled = [i for i, (text, row) in enumerate(zip(texts, rows, strict=True)) if self._has_spelled(text, row)]
@@ -84,7 +84,7 @@ class MarkedEncoder:
         Args:
             parse_special_tokens: whether such a spelling becomes the token, not text.
         """
-        with library_errors(ON_A_TEXT):
+        with convert_errors(ON_A_TEXT):
             rows = [row.ids for row in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
         spelled = [not self._special_ids.isdisjoint(row) for row in rows]
         again = [] if parse_special_tokens else [i for i, found in enumerate(spelled) if found]
@@ -111,7 +111,7 @@ class MarkedEncoder:
             self._respelled = _respell_tokenizer(self._source, self._plain, spelling)
         respelled = self._respelled
         pieces = [self._respell(text, respelled.spelling) for text in texts]
-        with library_errors(ON_A_TEXT):
+        with convert_errors(ON_A_TEXT):
             rows = respelled.backend.encode_batch([text for text, _ in pieces], add_special_tokens=False)
         return [
             _sort_offsets(

@@ -17,7 +17,7 @@ from oarlock.data.examples.encode import Counts, encode_source
 from oarlock.data.examples.labels import IGNORE_INDEX, Encoded, Example
 from oarlock.data.records.datasets import find_sets
 from oarlock.data.templates.special_token_text import compile_spellings
-from oarlock.data.tokenizers.load import load_tokenizer, special_spellings
+from oarlock.data.tokenizers.load import list_special_spellings, load_tokenizer
 
 _GREEN, _DIM, _OFF = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
@@ -53,12 +53,12 @@ def show_data(section: FinetuneDataSection, tokenizer_name: str, num: int, max_s
         print(mark_trained(row.encoded, tokenizer, color) + "\n")
     if counts.bad:
         print(f"{counts.bad:,} bad records skipped:" + "".join(f"\n  {line}" for line in counts.first_bad))
-    for line in replace(counts, bad=0, unread=[]).notes("so far"):
+    for line in replace(counts, bad=0, unread=[]).describe("so far"):
         print(line)
     if not counts.records + counts.bad:
         print("no records")
     for field in counts.unread:
-        print(f"{field} is not read")
+        print(f"{field} is ignored")
 
 
 def _is_corpus(path: str) -> bool:
@@ -110,7 +110,7 @@ def mark_trained(example: Encoded | Example, tokenizer: Any, color: bool) -> str
 
 def _count_spelled(encoded: Encoded, tokenizer: Any) -> int:
     """Count the special tokens that an example spells as ordinary text."""
-    spellings = special_spellings(tokenizer)
+    spellings = list_special_spellings(tokenizer)
     if not spellings:
         return 0
     special = set(tokenizer.convert_tokens_to_ids(list(spellings)))

@@ -1,7 +1,7 @@
-"""--columns: which field or column of people's data holds what.
+"""--columns: which columns of the data hold the fields of a record.
 
-"prompt=question,response=answer" reads a question from the column `question` and its answer from `answer`. Columns that
-are not named are not read.
+"prompt=question,response=answer" reads the question from the column `question` and its answer from `answer`. Other
+columns are ignored.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 from oarlock.config.options import shown
 from oarlock.data.records.conversations import PlainText
 from oarlock.data.records.record_stream import ItemBatch, RecordSource, parse_cells
-from oarlock.data.records.training_marks import lost_marks
+from oarlock.data.records.training_marks import find_lost_marks
 from oarlock.environment.console import log_once
 from oarlock.errors import ConfigError, DataError
 
-# Names that may stand on the left, and what they mean. Those of one meaning are the words of different forms.
+# Field names that --columns accepts -> their meaning. Different record forms name the same field differently.
 _MEANINGS = {
     **dict.fromkeys(("prompt", "question", "instruction", "src"), "prompt"),
     **dict.fromkeys(("response", "answer", "completion", "output", "tgt"), "response"),
     **dict.fromkeys(("input", "query", "context"), "input"),
     **{name: name for name in ("system", "history", "messages", "conversations", "tools", "text", "weight")},
 }
-_WHOLE = ("messages", "conversations", "text")  # forms of one field
+_SINGLE_FIELDS = ("messages", "conversations", "text")  # forms of one field
 _OPTIONAL = ("input", "system", "history", "tools", "weight")
 _ALPACA = {"prompt": "instruction", "response": "output"}
 _SRC_TGT = {"prompt": "src", "response": "tgt"}
@@ -35,20 +35,20 @@ _QUESTION_ANSWER = {"prompt": "question", "response": "answer"}
 
 @dataclass(frozen=True)
 class Columns:
-    """A mapping.
+    """A mapping of columns to fields.
 
     Attributes:
-        column_of: field of a record form -> (column of the data, whether a record may lack it).
+        column_of: field of a record form -> (column of the data, whether it is optional).
     """
 
     column_of: dict[str, tuple[str, bool]]
 
     @classmethod
     def parse(cls, text: str, data_format: str = "auto") -> Columns:
-        """Of "field=column,..."; a part with a comma in it stands in double quotes.
+        """Parse "field=column,...". A part that contains a comma is put in double quotes.
 
         Raises:
-            ConfigError: for an unknown field, one named twice, or no field with an answer.
+            ConfigError: for an unknown or duplicate field, or if no field holds answers.
         """
         chosen: dict[str, str] = {}
         words: set[str] = set()
@@ -63,13 +63,13 @@ class Columns:
             if field not in _MEANINGS:
                 raise ConfigError(f"--columns {text}: unknown field {field!r}; known are {', '.join(_MEANINGS)}")
             if _MEANINGS[field] in chosen:
-                raise ConfigError(f"--columns {text}: {field!r} is named already (by it or another word for it)")
+                raise ConfigError(f"--columns {text}: {field!r} is given twice (maybe by another name)")
             chosen[_MEANINGS[field]] = column
             words.add(field)
-        if not (any(name in chosen for name in _WHOLE) or {"prompt", "response"} <= set(chosen)):
+        if not (any(name in chosen for name in _SINGLE_FIELDS) or {"prompt", "response"} <= set(chosen)):
             raise ConfigError(
-                f"--columns {text}: name what is asked and what is answered (prompt=...,response=...), or one of "
-                f"{', '.join(_WHOLE)}"
+                f"--columns {text}: name the columns of question and answer (prompt=...,response=...), or one of "
+                f"{', '.join(_SINGLE_FIELDS)}"
             )
         as_alpaca = data_format == "alpaca" or (
             data_format == "auto" and bool({"instruction", "output"} & words or {"input", "history"} & set(chosen))
@@ -77,48 +77,48 @@ class Columns:
         fields = _ALPACA if as_alpaca else _QUESTION_ANSWER if data_format == "question_answer" else _SRC_TGT
         return cls({fields.get(name, name): (column, name in _OPTIONAL) for name, column in chosen.items()})
 
-    def record(self, item: Any) -> dict[str, Any]:
-        """A record with the fields of a form.
+    def map_record(self, item: Any) -> dict[str, Any]:
+        """Rename the columns of a record to fields.
 
         Raises:
-            ValueError: naming the column that is missing, and those that exist.
+            ValueError: for a missing column, with the columns that exist.
         """
         if not isinstance(item, dict):
             raise ValueError(f"expected an object, got {type(item).__name__}")
         for column, optional in self.column_of.values():
             if column not in item and not optional:
                 have = ", ".join(map(repr, list(item)[:12])) or "none"
-                raise ValueError(f"no column {column!r} (--columns); there are {have}")
+                raise ValueError(f"no column {column!r} (--columns); the columns are {have}")
         return {field: item[column] for field, (column, _) in self.column_of.items() if column in item}
 
 
 @dataclass(frozen=True)
 class MappedRecords:
-    """A source whose records get the names of a form."""
+    """Another source, with --columns applied."""
 
     source: RecordSource
     columns: Columns
 
     @property
     def name(self) -> str:
-        """The source's."""
+        """Name of the source."""
         return self.source.name
 
     @property
     def size(self) -> int:
-        """The source's."""
+        """Size of the source."""
         return self.source.size
 
     @property
     def unit(self) -> str:
-        """The source's."""
+        """Unit of the size."""
         return self.source.unit
 
     def batches(self) -> Iterator[ItemBatch]:
-        """The source's, with other names.
+        """Read the batches of the source and rename their columns.
 
         Raises:
-            DataError: for a column that no record of the source has, and for plain text, which has none.
+            DataError: for an optional column that no record has, and for plain text, which has no columns.
         """
         named = {column for column, _ in self.columns.column_of.values()}
         never = {column for column, optional in self.columns.column_of.values() if optional}
@@ -127,27 +127,27 @@ class MappedRecords:
             items: list[tuple[int, Any]] = []
             for line, item in batch.items:
                 if isinstance(item, PlainText):
-                    raise DataError(f"{self.name}: plain text has no columns; leave --columns out, or this file")
+                    raise DataError(f"{self.name}: plain text has no columns; omit --columns, or this file")
                 if isinstance(item, dict):
-                    for lost in lost_marks(item.keys() - have.keys(), named):
-                        log_once(f"{self.name}:{line}: column {lost!r} is not read: --columns does not name it")
+                    for lost in find_lost_marks(item.keys() - have.keys(), named):
+                        log_once(f"{self.name}:{line}: column {lost!r} is ignored: --columns does not name it")
                     never -= item.keys()
                     have |= dict.fromkeys(item) if len(have) < 100 else {}
-                items.append((line, self._mapped(item)))
+                items.append((line, self._map_item(item)))
             yield ItemBatch(items, batch.consumed)
         if never and have:
             there = ", ".join(map(repr, list(have)[:12]))
             missing = ", ".join(map(repr, sorted(never)))
-            raise DataError(f"{self.name}: no record has {missing} (--columns); there are {there}")
+            raise DataError(f"{self.name}: no record has {missing} (--columns); the columns are {there}")
 
-    def _mapped(self, item: Any) -> Any:
+    def _map_item(self, item: Any) -> Any:
         if isinstance(item, ValueError):
             return item
         try:
-            return parse_cells(self.columns.record(item))
+            return parse_cells(self.columns.map_record(item))
         except ValueError as error:
             return error
 
     def digest(self, notes: Path) -> str:
-        """Of the source and the mapping."""
+        """Return a digest of the source and the mapping."""
         return f"{self.source.digest(notes)} {sorted(self.columns.column_of.items())}"

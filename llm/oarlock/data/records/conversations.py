@@ -1,9 +1,8 @@
-"""Fine-tuning records as people have them -> conversations, or plain text.
+"""Parsing the forms of fine-tuning records to conversations or plain text.
 
-Forms: src/tgt (strings, or lists of equal length for several rounds), Alpaca (instruction, input, output), a question
-and an answer under the names people have (question/answer, prompt/completion, query/response), ShareGPT (conversations
-of from/value), OpenAI messages (role/content), and plain text (text). Every record knows its file:line, so that a wrong
-one can be named.
+Forms: src/tgt (strings, or lists of equal length for several rounds), Alpaca (instruction, input, output), question and
+answer under their usual names (question/answer, prompt/completion, query/response), ShareGPT (conversations of
+from/value), OpenAI messages (role/content), and plain text (text). Each record has its file:line for messages.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from oarlock.data.records.fields import (
     SYSTEM,
     Conversation,
     PlainText,
-    answer_text,
-    one_of,
-    system_of,
-    text_in,
+    choose_field,
+    make_system_messages,
+    read_text_field,
+    require_answer,
 )
-from oarlock.data.records.message_records import ROLES, from_chat
+from oarlock.data.records.message_records import ROLES, parse_chat
 from oarlock.data.records.messages import Message, normalize_tools
-from oarlock.data.records.training_marks import not_trained
+from oarlock.data.records.training_marks import find_untrained
 
 __all__ = [
     "ANSWERS",
@@ -42,68 +41,60 @@ __all__ = [
 
 
 def parse_record(item: Any, form: str, where: str) -> Conversation | PlainText:
-    """A record of a known form.
+    """Parse a record of a known form.
 
     Raises:
-        ValueError: naming the field and what was expected there.
+        ValueError: with the invalid field and what was expected.
     """
     if not isinstance(item, dict):
         raise ValueError(f"expected an object, got {type(item).__name__}")
     if form != "text":
-        _check_wanted(item)
+        for name in ("label", "kto_tag"):
+            if item.get(name) is False:
+                raise ValueError(f"field {name!r} is false: KTO marks this answer as rejected; remove the record")
     record = _FORMS[form](item, where)
     if isinstance(record, PlainText):
-        if not_trained(item, [{}], [True], "text"):
-            raise ValueError("the text is marked as one that is not trained on; leave it out")
+        if find_untrained(item, [{}], [True], "text"):
+            raise ValueError("the text is marked as not trained on; remove the record")
         return record
     variables = item.get("chat_template_kwargs") or {}
     if not isinstance(variables, dict):
         raise ValueError(f"field 'chat_template_kwargs' holds {type(variables).__name__}, expected an object")
-    return replace(record, tools=_tools(item), variables=variables)
+    return replace(record, tools=_parse_tools(item), variables=variables)
 
 
-def _tools(item: dict[str, Any]) -> list[Message] | None:
+def _parse_tools(item: dict[str, Any]) -> list[Message] | None:
     found = [normalize_tools(item.get(name), name) for name in ("tools", "functions")]
     if all(found) and found[0] != found[1]:
-        raise ValueError("fields 'tools' and 'functions' describe different functions; leave one out")
+        raise ValueError("fields 'tools' and 'functions' describe different functions; remove one")
     return found[0] or found[1]
 
 
 def detect_form(item: Any) -> str:
-    """The form of a record, by its fields.
+    """Detect the form of a record from its fields.
 
     Raises:
-        ValueError: listing the fields it has and the forms that are known.
+        ValueError: for an unknown form, with the fields of the record and the supported forms.
     """
+    advice = ""
     if isinstance(item, dict):
         for form, fields in _FIELDS.items():
             if all(any(item.get(name) is not None for name in names) for names in fields):
                 return form
+        inside = next((k for k, v in item.items() if isinstance(v, list) and v and isinstance(v[0], dict)), None)
+        if "chosen" in item or "rejected" in item:
+            advice = "preference data (chosen, rejected) are not supported; "
+        elif "input_ids" in item:
+            advice = "tokenized data (input_ids) are not supported, use the text; "
+        elif inside:
+            advice = f"if the records are in the list {inside!r}, the file must contain only this list; "
     have = ", ".join(map(repr, list(item)[:8])) if isinstance(item, dict) else type(item).__name__
-    raise ValueError(f"unknown form of record ({have}); {_advice(item)}known are {_known()}")
+    known = ", ".join(f"{'/'.join(names[0] for names in fields)} ({form})" for form, fields in _FIELDS.items())
+    raise ValueError(f"unknown form of record ({have}); {advice}known are {known}")
 
 
-def _advice(item: Any) -> str:
-    """What a record of another kind seems to be."""
-    if not isinstance(item, dict):
-        return ""
-    if "chosen" in item or "rejected" in item:
-        return "answers to choose from (chosen, rejected) are not trained on here; "
-    if "input_ids" in item:
-        return "data that are tokenised already (input_ids) are not read, give the text; "
-    inside = next((k for k, v in item.items() if isinstance(v, list) and v and isinstance(v[0], dict)), None)
-    return f"if the records are those of the list {inside!r}, the file has to hold this list alone; " if inside else ""
-
-
-def _check_wanted(item: dict[str, Any]) -> None:
-    """Refuse an answer that data for KTO marks as a bad one."""
-    for name in ("label", "kto_tag"):
-        if item.get(name) is False:
-            raise ValueError(f"field {name!r} is false: an answer that is not wanted (KTO); leave the record out")
-
-
-def other_forms(item: Any, form: str) -> list[str]:
-    """Fields of a record that belong to other forms than the one it is read as, so that they are not read."""
+def find_other_forms(item: Any, form: str) -> list[str]:
+    """Return the non-empty fields of a record that only other forms than its own use, and that are ignored."""
     if not isinstance(item, dict) or form not in _READ:
         return []
     read = _READ[form]
@@ -112,114 +103,102 @@ def other_forms(item: Any, form: str) -> list[str]:
     return [name for name in _ANY_FORM if name not in read and item.get(name) not in (None, "", [])]
 
 
-def _known() -> str:
-    return ", ".join(f"{'/'.join(names[0] for names in fields)} ({form})" for form, fields in _FIELDS.items())
-
-
-def _marked(item: dict[str, Any], messages: list[Message], where: str) -> Conversation:
-    """A conversation of a form whose messages have no marks of their own."""
+def _add_marks(item: dict[str, Any], messages: list[Message], where: str) -> Conversation:
+    """Return the conversation of a record whose messages have no training marks of their own."""
     answers = [message["role"] == "assistant" for message in messages]
-    return Conversation(messages, where, frozenset(not_trained(item, [{}] * len(messages), answers, "messages")))
+    return Conversation(messages, where, frozenset(find_untrained(item, [{}] * len(messages), answers, "messages")))
 
 
-def _from_src_tgt(item: dict[str, Any], where: str) -> Conversation:
+def _parse_src_tgt(item: dict[str, Any], where: str) -> Conversation:
     sides = []
     for name in ("src", "tgt"):
         value = item.get(name)
         if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
             sides.append(value)
         elif isinstance(value, list):
-            raise ValueError(f"field {name!r} must be text or a list of texts with at least one")
+            raise ValueError(f"field {name!r} must be a text or a non-empty list of texts")
         else:
-            sides.append([text_in(item, name)])
+            sides.append([read_text_field(item, name)])
     sources, targets = sides
     if len(sources) != len(targets):
         raise ValueError(f"{len(sources)} rounds in 'src' but {len(targets)} in 'tgt'")
-    messages = system_of(item)
+    messages = make_system_messages(item)
     for source, target in zip(sources, targets, strict=True):
-        messages += [{"role": "user", "content": source}, {"role": "assistant", "content": answer_text(target)}]
-    return _marked(item, messages, where)
+        messages += [{"role": "user", "content": source}, {"role": "assistant", "content": require_answer(target)}]
+    return _add_marks(item, messages, where)
 
 
-def _from_alpaca(item: dict[str, Any], where: str) -> Conversation:
-    return _round(item, where, "instruction", MORE, ANSWERS[::-1])
-
-
-def _from_question_answer(item: dict[str, Any], where: str) -> Conversation:
-    question = one_of(item, QUESTIONS[:3])
+def _parse_question_answer(item: dict[str, Any], where: str) -> Conversation:
+    question = choose_field(item, QUESTIONS[:3])
     if item.get(question) is None:
-        question = one_of(item, QUESTIONS)
+        question = choose_field(item, QUESTIONS)
     if isinstance(item.get(question), list):
-        return _from_prompt_messages(item, question, where)
+        return _parse_prompt_messages(item, question, where)
     more = tuple(name for name in MORE if name != question)
-    return _round(item, where, question, more if len(more) == 1 else MORE, ANSWERS)
+    return _parse_round(item, where, question, more if len(more) == 1 else MORE, ANSWERS)
 
 
-def _round(
+def _parse_round(
     item: dict[str, Any], where: str, question: str, more_names: Sequence[str], answer_names: Sequence[str]
 ) -> Conversation:
-    """A system text, earlier rounds, a question with what it is about, and its answer."""
-    instruction = text_in(item, question)
-    more = text_in(item, one_of(item, more_names) if len(more_names) > 1 else more_names[0], required=False)
+    """Parse a system prompt, earlier rounds ([[question, answer], ...]), a question with its input, and its answer."""
+    instruction = read_text_field(item, question)
+    more = read_text_field(
+        item, choose_field(item, more_names) if len(more_names) > 1 else more_names[0], required=False
+    )
     content = f"{instruction}\n{more}" if more else instruction
     user = {"role": "user", "content": content, "instruction": instruction, "input": more}
-    answer = {"role": "assistant", "content": answer_text(text_in(item, one_of(item, answer_names)))}
-    return _marked(item, [*system_of(item), *_history(item), user, answer], where)
-
-
-def _history(item: dict[str, Any]) -> list[Message]:
-    """Earlier rounds of an Alpaca record: [[question, answer], ...]."""
-    rounds = item.get("history") or []
-    messages: list[Message] = []
+    answer = {"role": "assistant", "content": require_answer(read_text_field(item, choose_field(item, answer_names)))}
+    messages, rounds = make_system_messages(item), item.get("history") or []
     for i, pair in enumerate(rounds if isinstance(rounds, list) else [None]):
         if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise ValueError(f"field 'history[{i}]' must be a pair of texts (question, answer)")
-        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": answer_text(pair[1])}]
-    return messages
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": require_answer(pair[1])}]
+    return _add_marks(item, [*messages, user, answer], where)
 
 
-def _from_prompt_messages(item: dict[str, Any], prompt: str, where: str) -> Conversation:
-    """TRL's conversational prompt and completion: messages to read, then messages to train on."""
-    answer = one_of(item, ANSWERS)
+def _parse_prompt_messages(item: dict[str, Any], prompt: str, where: str) -> Conversation:
+    """Parse TRL's conversational prompt and completion: only the messages of the completion are trained on."""
+    answer = choose_field(item, ANSWERS)
     completion = item.get(answer)
     if not isinstance(completion, list):
-        completion = [{"role": "assistant", "content": text_in(item, answer)}]
-    whole = from_chat(
+        completion = [{"role": "assistant", "content": read_text_field(item, answer)}]
+    whole = parse_chat(
         {"messages": [*item[prompt], *completion], **{k: item[k] for k in SYSTEM if k in item}}, "messages", where
     )
     read = len(whole.messages) - len(completion)
     earlier = {i for i in range(read) if whole.messages[i]["role"] == "assistant"}
     if whole.unanswered:
-        raise ValueError(f"field {answer!r} must end with an assistant's message")
+        raise ValueError(f"field {answer!r} must end with an assistant message")
     return replace(whole, not_trained=whole.not_trained | earlier)
 
 
-def _chat(*list_fields: str) -> Callable[[dict[str, Any], str], Conversation]:
-    """ShareGPT and OpenAI messages: they differ in the names of fields and roles, and data mixes those."""
+def _make_chat_parser(*list_fields: str) -> Callable[[dict[str, Any], str], Conversation]:
+    """Return a parser for ShareGPT and OpenAI messages, whose field and role names may be mixed."""
 
     def parse(item: dict[str, Any], where: str) -> Conversation:
         name = next((name for name in list_fields if item.get(name) is not None), list_fields[0])
-        return from_chat(item, name, where)
+        return parse_chat(item, name, where)
 
     return parse
 
 
-def _from_text(item: dict[str, Any], where: str) -> PlainText:
-    text = text_in(item, "text")
+def _parse_text(item: dict[str, Any], where: str) -> PlainText:
+    text = read_text_field(item, "text")
     if not text.strip():
         raise ValueError("field 'text' is empty: there is nothing to train on")
     return PlainText(text, where)
 
 
 _FORMS: dict[str, Callable[[dict[str, Any], str], Conversation | PlainText]] = {
-    "src_tgt": _from_src_tgt,
-    "alpaca": _from_alpaca,
-    "sharegpt": _chat("conversations", "conversation"),
-    "messages": _chat("messages"),
-    "question_answer": _from_question_answer,
-    "text": _from_text,
+    "src_tgt": _parse_src_tgt,
+    "alpaca": lambda item, where: _parse_round(item, where, "instruction", MORE, ANSWERS[::-1]),
+    "sharegpt": _make_chat_parser("conversations", "conversation"),
+    "messages": _make_chat_parser("messages"),
+    "question_answer": _parse_question_answer,
+    "text": _parse_text,
 }
-# By which fields, one of each group, a form is told; the first that fits.
+# The form of a record is the first with a field of each group.
 _FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "src_tgt": (("src",), ("tgt",)),
     "alpaca": (("instruction",), ANSWERS[::-1]),
@@ -229,7 +208,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "text": (("text",),),
 }
 _ROUNDS = {"history", *SYSTEM}
-# What each form reads of the fields that any of them has; prompt is often beside messages, and is the first of them.
+# The fields that each form reads, of those that any form has. `prompt` often repeats the first of the messages.
 _READ: dict[str, set[str]] = {
     "src_tgt": {"src", "tgt", *SYSTEM},
     "alpaca": {"instruction", *MORE, *ANSWERS, *_ROUNDS},
@@ -242,7 +221,7 @@ _ANY_FORM = (
     *("src", "tgt", "instruction", "history", "conversations", "conversation", "messages", "text"),
     *SYSTEM, *QUESTIONS, *dict.fromkeys((*ANSWERS, "context")),
 )  # fmt: skip
-# Fields that one of the forms reads.
+# All fields that some form reads.
 READ_FIELDS = frozenset(
     (
         *("src", "tgt", "instruction", "history", "conversations", "conversation", "messages", "text", "tools"),

@@ -1,27 +1,27 @@
-"""What became of the records of fine-tuning data, in numbers and for people."""
+"""Counting the records of fine-tuning data: used, skipped, cut, ..."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-_NAMED = 5  # bad records are counted, so many of them named
+_MAX_NAMED = 5  # records that are named; the others are counted
 
 
 @dataclass
 class Counts:
-    """What became of the records.
+    """Numbers of records.
 
     Attributes:
-        records: that could be used (a plain text is one, however many examples it gives).
-        bad: left out because they are wrong; first_bad names some.
-        untrained: left out because nothing of them is trained on; first_untrained names some.
-        truncated: cut by src_length or tgt_length.
-        unanswered: a question at the end without an answer was left out.
-        spelled: hold text that spells a special token.
-        joined: a token joins the prompt to the answer.
-        forgotten: the template leaves the reasoning of an earlier answer out.
-        unread: fields that look as if they told the trainer something, each once a file, with the place.
+        records: usable records (a plain text is one, however many examples it gives).
+        bad: invalid records that were skipped; first_bad describes the first ones.
+        untrained: records that were skipped because no part is trained on; first_untrained names the first ones.
+        truncated: records cut by src_length or tgt_length.
+        unanswered: records whose last question had no answer and was dropped.
+        spelled: records whose text spells a special token.
+        joined: records with a token that spans the prompt and the answer.
+        forgotten: records whose template drops the reasoning of an earlier answer.
+        unread: ignored fields that look relevant to training, once per file, with file:line.
     """
 
     records: int = 0
@@ -37,35 +37,36 @@ class Counts:
     unread: list[str] = field(default_factory=list)
 
     def note_bad(self, what: str) -> None:
-        """Count a wrong record."""
+        """Count an invalid record."""
         self.bad += 1
-        self.first_bad += [what] if len(self.first_bad) < _NAMED else []
+        self.first_bad += [what] if len(self.first_bad) < _MAX_NAMED else []
 
     def note_untrained(self, where: str) -> None:
         """Count a record with nothing to train on."""
         self.untrained += 1
-        self.first_untrained += [where] if len(self.first_untrained) < _NAMED else []
+        self.first_untrained += [where] if len(self.first_untrained) < _MAX_NAMED else []
 
-    def notes(self, side: str) -> Iterator[str]:
-        """What whoever starts a run has to know, a line each."""
+    def describe(self, side: str) -> Iterator[str]:
+        """Yield a line for each count that users should know about."""
         if self.bad:
             shown = "".join(f"\n  {line}" for line in self.first_bad)
-            yield f"{self.bad:,} bad {side} records left out (--skip_bad):{shown}"
+            yield f"{self.bad:,} bad {side} records skipped (--skip_bad):{shown}"
         if self.truncated:
             yield f"{side}: {self.truncated:,} of {self.records:,} records were cut by --src_length or --tgt_length"
         if self.untrained:
             shown = ", ".join(self.first_untrained)
-            yield f"{side}: {self.untrained:,} records left out, nothing of them is trained on ({shown})"
+            yield f"{side}: {self.untrained:,} records skipped, because no part of them is trained on ({shown})"
         if self.unanswered:
-            yield f"{side}: {self.unanswered:,} conversations end with a question; it was left out"
+            yield f"{side}: {self.unanswered:,} conversations end with a question, which was dropped"
         if self.spelled:
-            yield f"{side}: {self.spelled:,} records spell a special token; it is text there (--parse_special_tokens)"
+            yield f"{side}: {self.spelled:,} records spell a special token; it is plain text (--parse_special_tokens)"
         if self.joined:
             yield (
-                f"{side}: in {self.joined:,} records one token spans the end of the prompt and the answer, and counts "
-                "as the answer's; let the chat template end a prompt with a special token or a new line"
+                f"{side}: in {self.joined:,} records a token spans the end of the prompt and the start of the answer. "
+                "It counts as part of the answer. To avoid this, let the chat template end prompts with a special "
+                "token or a newline"
             )
         if self.forgotten:
-            yield f"{side}: in {self.forgotten:,} records the chat template leaves out the reasoning of earlier answers"
+            yield f"{side}: in {self.forgotten:,} records the chat template drops the reasoning of earlier answers"
         for field_ in self.unread:
-            yield f"{side}: {field_} is not read"
+            yield f"{side}: {field_} is ignored"

@@ -1,7 +1,7 @@
-"""What --dataset_name_or_path names: a file, a folder, a dataset saved to disk, or one of a hub.
+"""Resolving --dataset_name_or_path: a file, a folder, a dataset saved to disk, or one of a hub.
 
-A folder's files are told apart by their names (train..., dev...); saved datasets and those of a hub are read by Hugging
-Face's `datasets`.
+The files of a folder are assigned to train and dev by their names. Saved datasets and those of a hub are read with the
+library `datasets` of Hugging Face.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from oarlock.formats.names import name_problem
 
 _TRAIN_NAMES = ("train", "training")
 _DEV_NAMES = ("dev", "validation", "valid", "val", "eval", "evaluation", "test")
-_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")  # of LLaMA-Factory and of Hugging Face
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")  # of LLaMA-Factory and Hugging Face
 
 
 @dataclass
 class RecordSources:
-    """What --dataset_name_or_path named.
+    """The sources of --dataset_name_or_path.
 
     Attributes:
-        dev: empty where there is none.
-        left_out: files of the folder that are not read.
+        dev: empty if there is none.
+        left_out: files of the folder that were skipped.
     """
 
     train: list[RecordSource]
@@ -40,59 +40,61 @@ class RecordSources:
 
 
 def find_records(name: str) -> RecordSources:
-    """The sources that --dataset_name_or_path names: a file, a folder, a dataset saved to disk, or a hub name.
+    """Find the sources of a file, a folder, a dataset saved to disk, or a dataset of a hub.
 
     Raises:
-        DataError: when nothing is there.
+        DataError: if there is none.
     """
     path = Path(name)
     if path.exists() and not path.is_dir():
-        return RecordSources([FileRecords.of(path)])
+        return RecordSources([FileRecords.detect(path)])
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _saved_dataset(path)
+        return _load_saved_dataset(path)
     if half := next((end for end in (".bin", ".idx") if path.with_name(path.name + end).is_file()), None):
-        raise DataError(f"{name}{half} is half of a corpus: {name}{'.idx' if half == '.bin' else '.bin'} is not there")
-    return _folder(path) if path.is_dir() else _hub(name)
+        raise DataError(f"{name}{half} is half of a corpus: {name}{'.idx' if half == '.bin' else '.bin'} is missing")
+    return _find_in_folder(path) if path.is_dir() else _load_hub_dataset(name)
 
 
-def _folder(folder: Path) -> RecordSources:
+def _find_in_folder(folder: Path) -> RecordSources:
     left_out = LeftOut()
     sides: dict[str, list[Path]] = {}
     for path in list_files(folder, left_out):
         problem = detect_source(path)
-        stem = _stem(path)
+        stem = _get_stem(path)
         if path.name in _DESCRIPTIONS:
-            left_out.add(path, "describes data, and holds no records")
+            left_out.add(path, "describes data, but contains no records")
         elif isinstance(problem, str) or stem is None:
-            left_out.add(path, problem if isinstance(problem, str) else "not a file of records")
+            left_out.add(path, problem if isinstance(problem, str) else "not a data file")
         else:
-            sides.setdefault(_side((*path.relative_to(folder).parts[:-1], stem)), []).append(path)
+            sides.setdefault(_detect_side((*path.relative_to(folder).parts[:-1], stem)), []).append(path)
     train_side = "train" if "train" in sides else ""
     dev_side = next((name for name in _DEV_NAMES if name in sides), None)
     train, dev = sides.pop(train_side, []), sides.pop(dev_side, []) if dev_side else []
     if not train:
-        told = f"\n{left_out.text()}" if left_out.count else ""
+        skipped = f"\n{left_out.text()}" if left_out.count else ""
         raise DataError(
             f"{folder}: no train.json or train.jsonl (or .csv, .tsv, .parquet, .txt, also as .gz or .zst) in this "
-            f"folder{told}"
+            f"folder{skipped}"
         )
     for side, paths in sides.items():
-        reason = f"{dev_side}... is held out already" if side else "not named train... or dev..., as others here are"
+        reason = f"{dev_side}... is the dev set already" if side else "not named train... or dev..., unlike others here"
         for path in paths:
             left_out.add(path, reason)
     for paths in (train, dev):
-        _one_file_each(paths)
-    return RecordSources([FileRecords.of(path) for path in train], [FileRecords.of(path) for path in dev], left_out)
+        _check_duplicates(paths)
+    return RecordSources(
+        [FileRecords.detect(path) for path in train], [FileRecords.detect(path) for path in dev], left_out
+    )
 
 
-def _stem(path: Path) -> str | None:
-    """The name without its endings; None for other files than data."""
+def _get_stem(path: Path) -> str | None:
+    """Return the file name without its endings, or None if it is not a data file."""
     match = re.fullmatch(r"(.+?)\.(jsonl?|ndjson|csv|tsv|parquet|txt)(\.gz|\.zst)?", path.name, re.IGNORECASE)
     return match[1] if match else None
 
 
-def _side(parts: Iterable[str]) -> str:
-    """train, one of the dev names, or "" where no part of the path says."""
+def _detect_side(parts: Iterable[str]) -> str:
+    """Return train, a dev name, or "" if no part of the path tells."""
     for part in parts:
         word = re.split(r"[-_. ]", part.lower())[0]
         if word in _TRAIN_NAMES:
@@ -102,24 +104,24 @@ def _side(parts: Iterable[str]) -> str:
     return ""
 
 
-def _one_file_each(paths: Sequence[Path]) -> None:
+def _check_duplicates(paths: Sequence[Path]) -> None:
     seen: dict[tuple[Path, str | None], Path] = {}
     for path in paths:
-        other = seen.setdefault((path.parent, _stem(path)), path)
+        other = seen.setdefault((path.parent, _get_stem(path)), path)
         if other != path:
-            raise DataError(f"{other} and {path.name} look like the same data in two forms: remove or name one of them")
+            raise DataError(f"{other} and {path.name} seem to be the same data in two formats: remove one, or name one")
 
 
-def _saved_dataset(folder: Path) -> RecordSources:
+def _load_saved_dataset(folder: Path) -> RecordSources:
     from datasets import DatasetDict, load_from_disk
 
     _check_saved(folder)
     try:
         found = load_from_disk(str(folder))
-    except Exception as error:  # Arrow's and the library's own classes
-        raise DataError(f"{folder}: a saved dataset that can't be read: {first_line(error)}") from error
+    except Exception as error:  # Arrow and the library raise many classes
+        raise DataError(f"{folder}: can't read this saved dataset: {first_line(error)}") from error
     return (
-        _splits(found, str(folder))
+        _choose_splits(found, str(folder))
         if isinstance(found, DatasetDict)
         else RecordSources([RowRecords(str(folder), found)])
     )
@@ -136,14 +138,14 @@ class _DataFile(TypedDict):
 
 
 class _State(TypedDict):
-    """state.json of a split, as far as it names files."""
+    """The part of a split's state.json that names files."""
 
     _data_files: list[_DataFile]
     _indices_data_files: NotRequired[list[_DataFile] | None]
 
 
 def _check_saved(folder: Path) -> None:
-    """A saved dataset says itself which files and folders are its own, and `datasets` joins any path."""
+    """Check that all files of a saved dataset are inside its folder. `datasets` itself would open any path."""
     about = folder / "dataset_dict.json"
     splits = read_json_if_there(about, _Splits, error=DataError)
     names = splits["splits"] if splits else []
@@ -160,37 +162,37 @@ def _check_names(names: list[str], where: Path) -> None:
             raise DataError(f"{where}: {name[:200]!r} is not the name of a file or folder of this dataset: {problem}")
 
 
-def _hub(name: str) -> RecordSources:
-    """A dataset of the Hugging Face hub (or one in its cache)."""
+def _load_hub_dataset(name: str) -> RecordSources:
+    """Load a dataset of the Hugging Face hub, or of its cache."""
     from datasets import load_dataset_builder
 
     try:
         builder = load_dataset_builder(name)
-        _check_places(builder, name)
+        _check_hub_files(builder, name)
         builder.download_and_prepare()
         found = builder.as_dataset()
     except DataError:
         raise
-    except Exception as error:  # the hub client raises everything from OSError to its own classes
+    except Exception as error:  # the hub client raises anything from OSError to its own classes
         raise DataError(
-            f"--dataset_name_or_path {name}: neither a file nor a folder here, and no hub gave it ({first_line(error)})"
+            f"--dataset_name_or_path {name}: not a file or folder, and not found on the hub ({first_line(error)})"
         ) from error
-    return _splits(found, name)
+    return _choose_splits(found, name)
 
 
-def _check_places(builder: Any, name: str) -> None:
-    """A dataset says itself which files it has, and `datasets` takes any: of this machine, or of any address."""
+def _check_hub_files(builder: Any, name: str) -> None:
+    """Check that all files of a hub dataset are its own. `datasets` would also open local files and other URLs."""
     own = f"hf://datasets/{builder.repo_id or name}@"
     for files in (builder.config.data_files or {}).values():
         for file in files:
             if not str(file).startswith(own):
                 raise DataError(
                     f"--dataset_name_or_path {name}: its description on the hub names {str(file)[:200]!r}, which is "
-                    "not one of its own files: it is not read"
+                    "not one of its own files; it was refused"
                 )
 
 
-def _splits(found: Any, name: str) -> RecordSources:
+def _choose_splits(found: Any, name: str) -> RecordSources:
     if "train" not in found:
         raise DataError(f"{name}: no train split (it has {', '.join(found)})")
     dev = next((split for split in _DEV_NAMES if split in found), None)

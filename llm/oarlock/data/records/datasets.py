@@ -1,4 +1,4 @@
-"""The data sets that --dataset_name_or_path names: where their records lie, their names and weights."""
+"""The datasets of --dataset_name_or_path: their sources, names and weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ EMBEDDED = "embedded instructions"
 
 @dataclass
 class RecordSet:
-    """One of the data sets that --dataset_name_or_path names.
+    """One of the datasets of --dataset_name_or_path.
 
     Attributes:
-        name: short, for figures and messages.
-        weight: None for as much as it holds.
+        name: short, for metrics and messages.
+        weight: None to use each record once per epoch.
     """
 
     name: str
@@ -36,23 +36,23 @@ class RecordSet:
 
 
 def find_sets(section: FinetuneDataSection) -> list[RecordSet]:
-    """Where --dataset_name_or_path points; without it the embedded instructions."""
+    """Find the datasets of --dataset_name_or_path. The default is the embedded instructions."""
     if section.dataset_name_or_path is None:
         logger.info(
             "no --dataset_name_or_path: fine-tuning on the embedded instructions (small English and Chinese tasks)"
         )
         train, dev = (RowRecords(f"{EMBEDDED}, {side}", make_instruction_records(side)) for side in ("train", "dev"))
-        return [_mapped(RecordSet(EMBEDDED, 1.0, RecordSources([train], [dev])), section)]
+        return [_apply_columns(RecordSet(EMBEDDED, 1.0, RecordSources([train], [dev])), section)]
     pairs = parse_blend(section.dataset_name_or_path, "--dataset_name_or_path", lambda name: Path(name).exists())
     names = short_names([name for _, name in pairs])
     return [
-        _mapped(RecordSet(short, weight, find_records(name)), section)
+        _apply_columns(RecordSet(short, weight, find_records(name)), section)
         for short, (weight, name) in zip(names, pairs, strict=True)
     ]
 
 
-def _mapped(part: RecordSet, section: FinetuneDataSection) -> RecordSet:
-    """The set with --columns in place."""
+def _apply_columns(part: RecordSet, section: FinetuneDataSection) -> RecordSet:
+    """Apply --columns to a dataset."""
     if section.columns is None:
         return part
     columns = Columns.parse(section.columns, section.data_format)

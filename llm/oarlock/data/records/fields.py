@@ -1,4 +1,4 @@
-"""Fields of fine-tuning records: what is read of them, under which names, and what they become."""
+"""Parsed fine-tuning records, and the fields they are read from."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ MORE = ("input", "context")
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages ({"role": system|user|assistant|tool, "content": text}, ...) that end with an assistant's.
+    """Messages ({"role": system|user|assistant|tool, "content": text}, ...), the last of which is an assistant's.
 
-    An Alpaca user message also holds "instruction" and "input", which the alpaca template puts in their places.
+    The user message of an Alpaca record also has "instruction" and "input", for the alpaca template.
 
     Attributes:
         where: file:line.
-        not_trained: positions of assistant messages that are read only.
-        unanswered: whether a question without an answer followed and was left out.
+        not_trained: indices of assistant messages that are not trained on.
+        unanswered: whether a last question without an answer was dropped.
         tools: descriptions of functions that the assistant may call.
-        variables: more that the template reads (the record's chat_template_kwargs).
+        variables: template variables (the record's chat_template_kwargs).
     """
 
     messages: list[Message]
@@ -38,18 +38,18 @@ class Conversation:
 
 @dataclass(frozen=True)
 class PlainText:
-    """Text that is trained on whole; a long one comes in pieces, the last of which ends it."""
+    """Text that is trained on completely. A long text comes in several parts; `ends` marks the last one."""
 
     text: str
     where: str
     ends: bool = True
 
 
-def text_in(item: dict[str, Any], name: str, required: bool = True, within: str = "") -> str:
-    """The text of a field; "" where it is absent and need not be there.
+def read_text_field(item: dict[str, Any], name: str, required: bool = True, within: str = "") -> str:
+    """Return the text of a field, or "" if it is optional and absent.
 
     Raises:
-        ValueError: naming the field and what it holds.
+        ValueError: for any other value, with the field.
     """
     value = item.get(name)
     if value is None and not required:
@@ -60,23 +60,23 @@ def text_in(item: dict[str, Any], name: str, required: bool = True, within: str 
     return value
 
 
-def one_of(item: dict[str, Any], names: Sequence[str]) -> str:
-    """Which of the names a record has; the first where it has none.
+def choose_field(item: dict[str, Any], names: Sequence[str]) -> str:
+    """Return the one of several names that a record has, or the first if it has none.
 
     Raises:
-        ValueError: where it has several, and they differ.
+        ValueError: if it has several with different values.
     """
     have = [name for name in names if item.get(name) not in (None, "")]
     if len(have) > 1 and any(item[name] != item[have[0]] for name in have):
         raise ValueError(
-            f"fields {' and '.join(map(repr, have))} both look like the {_MEANT[tuple(names)]}; "
-            "say which one with --columns, or leave one out"
+            f"fields {' and '.join(map(repr, have))} both look like the {_FIELD_TITLES[tuple(names)]}; "
+            "choose one with --columns, or remove one"
         )
     return next((name for name in (*have, *(n for n in names if item.get(n) is not None))), names[0])
 
 
-_MEANT = {
-    SYSTEM: "system text",
+_FIELD_TITLES = {
+    SYSTEM: "system prompt",
     QUESTIONS[:3]: "question",
     QUESTIONS: "question",
     ANSWERS: "answer",
@@ -85,14 +85,14 @@ _MEANT = {
 }
 
 
-def answer_text(text: str) -> str:
-    """The text itself, which may not be empty."""
+def require_answer(text: str) -> str:
+    """Return the text of an answer, which must not be empty."""
     if not text.strip():
         raise ValueError("the answer is empty: there is nothing to train on")
     return text
 
 
-def system_of(item: dict[str, Any]) -> list[Message]:
-    """The message of a record's system text, if it has one."""
-    text = text_in(item, one_of(item, SYSTEM), required=False)
+def make_system_messages(item: dict[str, Any]) -> list[Message]:
+    """Return the system message of a record as a list, empty if it has none."""
+    text = read_text_field(item, choose_field(item, SYSTEM), required=False)
     return [{"role": "system", "content": text}] if text else []

@@ -1,7 +1,7 @@
-"""Messages as people and clients send them -> messages as chat templates expect them.
+"""Converting messages of users and clients to those that chat templates expect.
 
-What transformers' templates read: role, content, tool_calls (with arguments as objects), tool_call_id, name,
-reasoning_content; fields that are null are absent. OpenAI's older names (functions, function_call) become the newer.
+The templates of transformers read role, content, tool_calls (with arguments as objects), tool_call_id, name and
+reasoning_content. Null fields are dropped. OpenAI's older names (functions, function_call) are converted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from oarlock.errors import DataError
 
 Message = dict[str, Any]
 
-# Roles of OpenAI's messages -> those that templates know.
+# Roles of OpenAI's messages -> roles of chat templates.
 CHAT_ROLES = {
     "system": "system",
     "developer": "system",
@@ -24,32 +24,32 @@ CHAT_ROLES = {
     "tool": "tool",
     "function": "tool",
 }
-# Names of what a model thought before it answered; templates read the first, and older ones the second.
+# Names of the field with the reasoning. Templates read the first; older ones read the second.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class MessageError(DataError, ValueError):
-    """A message that no template can be given; names messages[i].field."""
+    """An invalid message. The text names messages[i].field."""
 
 
 def normalize_messages(messages: Any, within: str = "messages") -> list[Message]:
-    """Messages for a template; the given ones are not changed.
+    """Convert messages for a template. The originals are not changed.
 
     Raises:
-        MessageError: naming the message and field, and what was expected there.
+        MessageError: with the message, the field, and what was expected.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise MessageError(f"field {within!r} must be a list of messages with at least one")
+        raise MessageError(f"field {within!r} must be a non-empty list of messages")
     return [normalize_message(message, f"{within}[{i}]") for i, message in enumerate(messages)]
 
 
 def normalize_message(message: Any, within: str) -> Message:
-    """One message; see normalize_messages."""
+    """Convert one message for a template."""
     if not isinstance(message, dict):
         raise MessageError(f"field {within!r} holds {type(message).__name__}, expected an object")
     given = {name: value for name, value in message.items() if value is not None}
-    given["role"] = _role(given, within)
-    calls = _calls(given, within)
+    given["role"] = _normalize_role(given, within)
+    calls = _take_calls(given, within)
     if calls:
         given["tool_calls"] = calls
     reasoning = next((name for name in REASONING if name in given), None)
@@ -60,14 +60,14 @@ def normalize_message(message: Any, within: str) -> Message:
             )
         given = {"thinking": given[reasoning], **given, "reasoning_content": given[reasoning]}
     if "content" in given:
-        given["content"] = text_of(given["content"], f"{within}.content")
+        given["content"] = join_text_parts(given["content"], f"{within}.content")
     elif not (calls and given["role"] == "assistant"):
-        got = "holds NoneType" if "content" in message else "is missing"
+        got = "is null" if "content" in message else "is missing"
         raise MessageError(f"field '{within}.content' {got}, expected a string")
     return given
 
 
-def _role(message: Message, within: str) -> str:
+def _normalize_role(message: Message, within: str) -> str:
     role = message.get("role")
     if not isinstance(role, str):
         got = f"holds {type(role).__name__}" if role is not None else "is missing"
@@ -79,8 +79,8 @@ def _role(message: Message, within: str) -> str:
     return CHAT_ROLES[role]
 
 
-def text_of(content: Any, within: str) -> str:
-    """Content that is text, or OpenAI's parts: [{"type": "text", "text": ...}, ...].
+def join_text_parts(content: Any, within: str) -> str:
+    """Return the text of a content: a string, or OpenAI's parts [{"type": "text", "text": ...}, ...].
 
     Raises:
         MessageError: for anything else.
@@ -91,34 +91,34 @@ def text_of(content: Any, within: str) -> str:
             for part in content
         ]
         if not all(isinstance(part, str) for part in parts):
-            raise MessageError(f"field {within!r} holds parts that are not text")
+            raise MessageError(f"field {within!r} has parts that are not text")
         return "".join(map(str, parts))
     if not isinstance(content, str):
         raise MessageError(f"field {within!r} holds {type(content).__name__}, expected a string")
     return content
 
 
-def _calls(message: Message, within: str) -> list[Message]:
-    """A message's tool calls in the newer form; function_call is taken out of it, and an empty list too."""
+def _take_calls(message: Message, within: str) -> list[Message]:
+    """Remove tool_calls and function_call from a message and return them in the newer form."""
     calls, old = message.pop("tool_calls", None) or [], message.pop("function_call", None)
     if not isinstance(calls, list):
         raise MessageError(f"field '{within}.tool_calls' holds {type(calls).__name__}, expected a list")
     if (calls or old) and message["role"] != "assistant":
-        raise MessageError(f"field '{within}' holds tool calls, but only an assistant calls tools")
-    found = [_call(call, f"{within}.tool_calls[{i}]") for i, call in enumerate(calls)]
+        raise MessageError(f"field '{within}' has tool calls, but only an assistant calls tools")
+    found = [_normalize_call(call, f"{within}.tool_calls[{i}]") for i, call in enumerate(calls)]
     if old:
-        found.append(_call(old, f"{within}.function_call"))
+        found.append(_normalize_call(old, f"{within}.function_call"))
     return found
 
 
-def _call(call: Any, within: str) -> Message:
+def _normalize_call(call: Any, within: str) -> Message:
     if not isinstance(call, dict):
         raise MessageError(f"field {within!r} holds {type(call).__name__}, expected an object")
     call = {name: value for name, value in call.items() if value is not None}
     bare = "function" not in call
     function, inside = (call, within) if bare else (call["function"], f"{within}.function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise MessageError(f"field '{inside}' must hold the name of what is called")
+        raise MessageError(f"field '{inside}' must have the name of the function")
     arguments = parse_object(function.get("arguments"), f"{inside}.arguments")
     if bare:
         rest = {name: value for name, value in call.items() if name in ("id", "index")}
@@ -126,8 +126,8 @@ def _call(call: Any, within: str) -> Message:
     return {"type": "function", **call, "function": {**function, "arguments": arguments}}
 
 
-def _parsed(value: Any, within: str) -> Any:
-    """A value, or what its JSON text says."""
+def _parse_json_text(value: Any, within: str) -> Any:
+    """Return a value, parsed if it is JSON text."""
     if not (isinstance(value, str) and value.strip()):
         return value
     try:
@@ -137,12 +137,12 @@ def _parsed(value: Any, within: str) -> Any:
 
 
 def parse_object(value: Any, within: str) -> dict[str, Any]:
-    """An object, or its JSON text; nothing is an empty one.
+    """Return an object, parsed if it is JSON text. Null and "" give an empty one.
 
     Raises:
         MessageError: for anything else.
     """
-    value = _parsed(value, within)
+    value = _parse_json_text(value, within)
     if value is None or value == "":
         return {}
     if not isinstance(value, dict):
@@ -151,15 +151,15 @@ def parse_object(value: Any, within: str) -> dict[str, Any]:
 
 
 def normalize_tools(tools: Any, within: str = "tools") -> list[Message] | None:
-    """Descriptions of functions in OpenAI's newer form, or None where there are none.
+    """Return function descriptions in OpenAI's newer form, or None if there are none.
 
     Args:
-        tools: a list, also as JSON text; a description of a function without {"type": "function"} around it gets it.
+        tools: a list, or its JSON text. Functions without {"type": "function"} around them are wrapped.
 
     Raises:
-        MessageError: naming the entry.
+        MessageError: with the invalid entry.
     """
-    tools = _parsed(tools, within)
+    tools = _parse_json_text(tools, within)
     if not tools:
         return None
     if not isinstance(tools, list):

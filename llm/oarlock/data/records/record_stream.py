@@ -1,7 +1,7 @@
-"""Where fine-tuning records lie -> a stream of records with their line numbers, in bounded memory.
+"""Reading fine-tuning records with their line numbers, in bounded memory.
 
-Files (.json lists, .jsonl, .csv, .tsv, .parquet, .txt, plain or as .gz/.zst) are told apart by what they hold, tables
-and plain text by their names; dataset_resolver.py says which files belong to what the user named.
+The format of a file (.json list, .jsonl, .csv, .tsv, .parquet, .txt, plain or as .gz/.zst) is detected from its
+content, or from its name for tables and plain text. dataset_resolver.py finds the files.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from oarlock.errors import DataError
 from oarlock.files import file_sha256_noted
 from oarlock.formats.files import open_regular
 
-# Fields that hold lists; tables have them as JSON text.
+# Fields that hold lists. In tables they are JSON text.
 _LISTS = ("messages", "conversations", "history", "tools")
-_ROWS = 1000  # read at once from a dataset
+_ROWS = 1000  # rows of a dataset per batch
 
-# A record as it was read: JSON content, a piece of plain text, or what is wrong with the line.
+# A line (or row) number from 1, and a record: JSON content, a part of a plain text, or a ValueError.
 Item = tuple[int, Any]
 
 
 @dataclass(frozen=True)
 class ItemBatch:
-    """Some records of a source: (line or row from 1, content); `consumed` in the source's unit."""
+    """Records of a source. `consumed` is in the unit of the source."""
 
     items: list[Item]
     consumed: int
@@ -59,25 +59,25 @@ class RecordSource(Protocol):
 
     @property
     def name(self) -> str:
-        """See above."""
+        """Name for messages."""
         ...
 
     @property
     def size(self) -> int:
-        """See above."""
+        """Size, for a progress bar."""
         ...
 
     @property
     def unit(self) -> str:
-        """See above."""
+        """Unit of the size."""
         ...
 
     def batches(self) -> Iterator[ItemBatch]:
-        """All records."""
+        """Read all records."""
         ...
 
     def digest(self, notes: Path) -> str:
-        """Changes when the records do; `notes` is a folder that remembers what takes long."""
+        """Return a digest of the records. Hashes of files are cached in the folder `notes`."""
         ...
 
 
@@ -86,16 +86,16 @@ class RecordSource(Protocol):
 
 @dataclass(frozen=True)
 class FileRecords:
-    """A file; `source.format` may also be "json", a list."""
+    """The records of a file. `source.format` may also be "json", a list."""
 
     source: Source
 
     @classmethod
-    def of(cls, path: Path) -> FileRecords:
-        """A file of any kind, by its first bytes and, for plain text, its name.
+    def detect(cls, path: Path) -> FileRecords:
+        """Open a file of any format, detected from its first bytes and, for plain text and tables, its name.
 
         Raises:
-            DataError: when it can't be read.
+            DataError: if it can't be read.
         """
         if packed := explain_packed_file(path):
             raise DataError(f"{path}: {packed}")
@@ -110,13 +110,13 @@ class FileRecords:
             raise DataError(f"{path}: {error.strerror}") from error
         if head == b"PAR1":
             return cls(replace(source, format="parquet"))
-        return cls(replace(source, format="json") if _first_character(source) == b"[" else source)
+        return cls(replace(source, format="json") if _read_first_character(source) == b"[" else source)
 
     unit = "B"
 
     @property
     def name(self) -> str:
-        """The path."""
+        """Path of the file."""
         return str(self.source.path)
 
     @property
@@ -125,26 +125,26 @@ class FileRecords:
         return self.source.size
 
     def batches(self) -> Iterator[ItemBatch]:
-        """Batches of about a megabyte."""
+        """Read batches of about a megabyte."""
         if self.source.format in ("json", "csv", "tsv"):
             read = read_json_list if self.source.format == "json" else read_table
             for records, consumed in read(self.source):
-                yield ItemBatch([(line, _record(record)) for line, record in records], consumed)
+                yield ItemBatch([(line, _try_record(record)) for line, record in records], consumed)
         elif self.source.format == "parquet":
             with name_errors(self.source):
                 for batch in read_parquet_batches(self.source):
-                    yield from _rows(batch)
+                    yield from _read_parquet_rows(batch)
         elif self.source.format == "txt":
-            yield from _texts(self.source)
+            yield from _read_text_parts(self.source)
         else:
-            yield from map(_json_lines, read_line_batches(self.source))
+            yield from map(_parse_lines, read_line_batches(self.source))
 
     def digest(self, notes: Path) -> str:
-        """Of the bytes, and of how they are read."""
+        """Return a digest of the bytes and of the format."""
         return f"{self.source.format} {file_sha256_noted(self.source.path, notes)}"
 
 
-def _first_character(source: Source) -> bytes:
+def _read_first_character(source: Source) -> bytes:
     with open_source(source) as stream:
         while block := stream.read(byte_streams.BLOCK_BYTES):
             if text := block.lstrip():
@@ -152,31 +152,31 @@ def _first_character(source: Source) -> bytes:
     return b""
 
 
-def _json_lines(batch: Batch) -> ItemBatch:
+def _parse_lines(batch: Batch) -> ItemBatch:
     lines = enumerate(batch.data.split(b"\n"), batch.first_line)
-    return ItemBatch([(number, _parsed(line)) for number, line in lines if line.strip()], batch.consumed)
+    return ItemBatch([(number, _parse_line(line)) for number, line in lines if line.strip()], batch.consumed)
 
 
-def _parsed(line: bytes) -> Any:
+def _parse_line(line: bytes) -> Any:
     try:
-        return _checked(parse_json_line(line)) if b"\\u" in line else parse_json_line(line)
+        return _check_record(parse_json_line(line)) if b"\\u" in line else parse_json_line(line)
     except ValueError as error:
         return error
 
 
-def _record(item: Any) -> Any:
-    """A record of a table or a list, or what is wrong with it."""
+def _try_record(item: Any) -> Any:
+    """Return a record of a table or list, or a ValueError that describes its problem."""
     try:
-        return _checked(parse_cells(item))
+        return _check_record(parse_cells(item))
     except ValueError as error:
         return error
 
 
 def parse_cells(item: Any) -> Any:
-    """The record with its lists, where they stand as JSON text in a cell of a table.
+    """Parse the lists of a record that a table holds as JSON text.
 
     Raises:
-        ValueError: naming the column.
+        ValueError: with the column.
     """
     if not isinstance(item, dict):
         return item
@@ -191,8 +191,8 @@ def parse_cells(item: Any) -> Any:
     return item | parsed if parsed else item
 
 
-def _checked(record: Any) -> Any:
-    """The record, or what is wrong with its characters."""
+def _check_record(record: Any) -> Any:
+    """Return the record, or a ValueError if its characters are invalid."""
     try:
         check_characters(record)
     except ValueError as error:
@@ -200,9 +200,8 @@ def _checked(record: Any) -> Any:
     return record
 
 
-def _texts(source: Source) -> Iterator[ItemBatch]:
-    """A .txt file is one document, in the parts it is read in; oarlock.data.examples.encode cuts it where its
-    ids allow."""
+def _read_text_parts(source: Source) -> Iterator[ItemBatch]:
+    """Read a .txt file as one document in parts. oarlock.data.examples.encode splits it where its tokens allow."""
     where, line, any_text = f"{source.path}:1", 1, False
     for batch in read_line_batches(source, cut_lines=True):
         items: list[Item] = []
@@ -217,7 +216,7 @@ def _texts(source: Source) -> Iterator[ItemBatch]:
         yield ItemBatch([(line, PlainText("", where, ends=True))], 0)
 
 
-def _rows(batch: Batch) -> Iterator[ItemBatch]:
+def _read_parquet_rows(batch: Batch) -> Iterator[ItemBatch]:
     import pyarrow.parquet as parquet
 
     row, left = batch.first_line, batch.consumed
@@ -232,7 +231,7 @@ def _rows(batch: Batch) -> Iterator[ItemBatch]:
 
 @dataclass(frozen=True)
 class RowRecords:
-    """Rows of a list, or of a `datasets.Dataset`, which lies in Arrow files."""
+    """Rows of a list, or of a `datasets.Dataset` (Arrow files)."""
 
     name: str
     rows: Any
@@ -241,11 +240,11 @@ class RowRecords:
 
     @property
     def size(self) -> int:
-        """How many."""
+        """Number of rows."""
         return len(self.rows)
 
     def batches(self) -> Iterator[ItemBatch]:
-        """A thousand at a time."""
+        """Read batches of 1,000 rows."""
         for first in range(0, len(self.rows), _ROWS):
             part = self.rows[first : first + _ROWS]
             if isinstance(part, dict):  # columns
@@ -253,7 +252,7 @@ class RowRecords:
             yield ItemBatch(list(enumerate(part, first + 1)), len(part))
 
     def digest(self, notes: Path) -> str:
-        """Of the Arrow files, or of the rows where there are none."""
+        """Return a digest of the Arrow files, or of the rows if there are none."""
         files = [Path(file["filename"]) for file in getattr(self.rows, "cache_files", [])]
         if files and getattr(self.rows, "_indices", None) is None:
             return "arrow " + " ".join(file_sha256_noted(file, notes) for file in files)

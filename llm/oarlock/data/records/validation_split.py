@@ -1,7 +1,7 @@
-"""--validation_split: examples that are held out of training data that has no dev file.
+"""--validation_split: holding out examples of training data that have no dev file.
 
-The choice depends on the content of the examples and the seed alone: it is the same after a resume, on every rank and
-under every plan, and examples that are equal, token for token, are held out together or not at all.
+The choice depends only on the content of the examples and the seed, so it is the same after a resume, on each rank and
+for each plan. Identical examples are held out together or not at all.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from oarlock.errors import DataError
 
 
 def hold_out(examples: StoredExamples, amount: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to train on and indices held out, both int64 and rising.
+    """Return the indices to train on and those held out, both int64 and ascending.
 
     Args:
-        amount: a share of the examples below 1, or how many of them.
-        name: of the set, for messages.
+        amount: a share of the examples (below 1), or their number.
+        name: of the dataset, for messages.
 
     Raises:
-        DataError: when nothing would be left to train on.
+        DataError: if nothing would be left to train on.
     """
     total = len(examples)
     wanted = max(1, round(amount * total)) if amount < 1 else int(amount)
@@ -40,14 +40,14 @@ def hold_out(examples: StoredExamples, amount: float, seed: int, name: str) -> t
     if wanted >= total:
         raise DataError(f"{name}: --validation_split {amount:g} of {total:,} example(s) leaves nothing to train on")
     threshold = np.sort(keys)[wanted - 1]
-    held = keys <= threshold  # equal ones have equal keys
+    held = keys <= threshold  # identical examples have the same key
     if held.all():
-        raise DataError(f"{name}: --validation_split {amount:g}: the {total:,} examples are all the same")
+        raise DataError(f"{name}: --validation_split {amount:g}: all {total:,} examples are identical")
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 class ChosenExamples(StoredSequence[Example]):
-    """Some of the examples of a folder, in their order."""
+    """A subset of the examples of a folder, in order."""
 
     def __init__(self, examples: StoredExamples, indices: np.ndarray) -> None:
         self.examples, self.indices = examples, indices
@@ -56,7 +56,7 @@ class ChosenExamples(StoredSequence[Example]):
         return len(self.indices)
 
     def element(self, index: int) -> Example:
-        """See StoredSequence."""
+        """Return an example."""
         return self.examples[int(self.indices[index])]
 
     @property
@@ -65,5 +65,5 @@ class ChosenExamples(StoredSequence[Example]):
         return self.examples.lengths[self.indices]
 
     def locate(self, index: int) -> str:
-        """file:line of the record behind an example."""
+        """Return the file:line of the record of an example."""
         return self.examples.locate(int(self.indices[index]))

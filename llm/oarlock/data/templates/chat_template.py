@@ -30,7 +30,7 @@ from oarlock.data.templates.template_files import (
     save_templates,
 )
 from oarlock.data.templates.unrendered import check_rendered
-from oarlock.data.tokenizers.load import special_spellings
+from oarlock.data.tokenizers.load import list_special_spellings
 from oarlock.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def choose_template(
         choice,
         source,
         get_special_tokens(tokenizer),
-        special_spellings(tokenizer),
+        list_special_spellings(tokenizer),
         parse_special_tokens,
         others,
         with_tools,

@@ -1,4 +1,4 @@
-"""Errors of the `tokenizers` library as Oarlock's: it raises plain Exception, and panics beyond `except Exception`."""
+"""Converting errors of the `tokenizers` library, which raises plain Exception and Rust panics."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ ON_A_TEXT = "the tokenizer fails on a text"
 
 
 @contextlib.contextmanager
-def library_errors(what: str) -> Iterator[None]:
-    """Errors of the library in here become a ModelError that begins with `what`.
+def convert_errors(what: str) -> Iterator[None]:
+    """Convert errors of the library to a ModelError that starts with `what`.
 
-    A panic of its Rust code arrives as pyo3's PanicException, which is no Exception, so that a thread or a program
-    would end by it.
+    A panic of its Rust code is a PanicException, which is not an Exception. It would end the thread or the program.
     """
     try:
         yield
@@ -28,5 +27,5 @@ def library_errors(what: str) -> Iterator[None]:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether it is a panic of an extension written in Rust (each of them has a class of its own for it)."""
+    """Return whether an error is a panic of a Rust extension. Each extension has its own class for it."""
     return type(error).__name__ == "PanicException"

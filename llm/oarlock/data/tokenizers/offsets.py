@@ -1,4 +1,4 @@
-"""Ids and offsets of fine-tuning texts, by whatever tokenizer a folder has."""
+"""Tokenizing fine-tuning texts with offsets, for any tokenizer."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 def tokenize(
     tokenizer: PretrainedTokenizerBase | Any, texts: Sequence[MarkedText], cuts: Sequence[Sequence[int]] = ()
 ) -> list[TokenizedText]:
-    """Each text as a whole, where the tokenizer tells offsets; else (ChatGLM, GLM) cut into stretches.
+    """Tokenize texts. Tokenizers without offsets (ChatGLM, GLM) get each text in segments.
 
     Args:
-        cuts: for each text, the characters where it may be cut.
+        cuts: for each text, the positions (characters) where it may be split.
     """
     if hasattr(tokenizer, "backend_tokenizer"):
         return encode_marked(tokenizer, texts)
-    stretches = [
+    segments = [
         list(itertools.pairwise((0, *(cut for cut in places if 0 < cut < len(text.text)), len(text.text))))
         for text, places in zip(texts, cuts or [()] * len(texts), strict=True)
     ]
-    marked = [_part(text, *span) for text, parts in zip(texts, stretches, strict=True) for span in parts]
+    marked = [_slice(text, *span) for text, parts in zip(texts, segments, strict=True) for span in parts]
     rows = iter(encode_marked(tokenizer, marked))
     found = []
-    for parts in stretches:
+    for parts in segments:
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         for first, last in parts:
@@ -42,6 +42,6 @@ def tokenize(
     return found
 
 
-def _part(text: MarkedText, first: int, last: int) -> MarkedText:
+def _slice(text: MarkedText, first: int, last: int) -> MarkedText:
     literal = [(max(start, first) - first, min(end, last) - first) for start, end in text.literal]
     return MarkedText(text.text[first:last], tuple((start, end) for start, end in literal if start < end))

@@ -1,9 +1,9 @@
-"""Tokenizers that only a class of PaddleNLP can read. It is given nothing but checked values.
+"""Loading tokenizers that only a class of PaddleNLP can read, from checked values.
 
-PaddleNLP's own from_pretrained goes by the files of a folder: any class of its namespace that tokenizer_config.json
-names, paths in it (vocab_file, sp_model_kwargs), a chat_template that is the name of a file, and every entry of
-special_tokens_map.json as an attribute of the tokenizer. Here the class is one of a table, its vocabulary is the file
-of its usual name in the folder, and its settings are those below.
+PaddleNLP's from_pretrained trusts the files of a folder. It uses any class of its namespace that tokenizer_config.json
+names, follows paths (vocab_file, sp_model_kwargs, a chat_template that is a file name), and sets each entry of
+special_tokens_map.json as an attribute. Here the class is one of a table, its vocabulary is the file of the usual name
+in the folder, and only the settings below are passed on.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from oarlock.formats.json_file import TOKENIZER_BYTES, check_content, read_json_
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedTokenizerBase
 
-# Beside PADDLENLP_ALONE: what people train from the start with.
+# PADDLENLP_ALONE and classes that are often used to train from scratch.
 _CLASSES = (*PADDLENLP_ALONE, "BertTokenizer", "ErnieTokenizer", "GPTChineseTokenizer")
 _SPECIAL = frozenset(SpecialTokens.__annotations__) - {"extra_special_tokens"} | {"end_token", "gmask_token"}
 
 
 class _Settings(TypedDict, total=False):
-    """What the classes take beside tokens."""
+    """Settings of the classes besides tokens."""
 
     added_tokens_decoder: dict[str, dict[str, Any]] | None
     padding_side: str | None
@@ -50,7 +50,7 @@ class _Settings(TypedDict, total=False):
     max_blank_length: Annotated[int, Ge(2), Le(1000)] | None
 
 
-# Notes of the programs that wrote a file, which no tokenizer goes by.
+# Notes of the program that wrote a file. They do not affect the tokenizer.
 _NOTES = frozenset(
     {
         "tokenizer_class", "init_class", "auto_map", "name_or_path", "chat_template", "clean_up_tokenization_spaces",
@@ -60,32 +60,32 @@ _NOTES = frozenset(
 )  # fmt: skip
 
 
-def paddlenlp_tokenizer(folder: Path, config: Mapping[str, Any]) -> PretrainedTokenizerBase:
-    """The tokenizer of a folder.
+def load_paddlenlp_tokenizer(folder: Path, config: Mapping[str, Any]) -> PretrainedTokenizerBase:
+    """Load the tokenizer of a folder.
 
     Args:
-        config: of tokenizer_config.json, checked.
+        config: checked content of tokenizer_config.json.
 
     Raises:
-        ModelError: for a class that is not in the table, and what can't be read.
+        ModelError: for an unsupported class, or files that can't be read.
     """
     import paddlenlp.transformers
 
-    name = _class_name(folder, config)
+    name = _choose_class(folder, config)
     found = getattr(paddlenlp.transformers, name)
     known = {**_Settings.__annotations__, **dict.fromkeys(_SPECIAL)}
     place = str(folder / "tokenizer_config.json")
     settings: dict[str, Any] = {key: value for key, value in config.items() if key in known and value is not None}
     check_content({key: value for key, value in settings.items() if key not in _SPECIAL}, place, _Settings)
     if left := sorted(set(config) - known.keys() - _NOTES):
-        log_once(f"{place}: not read for a {name}: {', '.join(left)[:200]}")
+        log_once(f"{place}: ignored for a {name}: {', '.join(left)[:200]}")
     special = read_special_tokens(folder / "special_tokens_map.json")
     if odd := next((key for key in special if key not in _SPECIAL), None):
         raise ModelError(f"{folder / 'special_tokens_map.json'}: {odd[:100]!r} is not a special token of a {name}")
     files = {}
     for argument, file in found.resource_files_names.items():
         if (folder / file).exists():
-            read_bytes(folder / file, limit=TOKENIZER_BYTES, what="vocabulary")  # a regular file, and not too large
+            read_bytes(folder / file, limit=TOKENIZER_BYTES, what="vocabulary")  # checks its type and size
             files[argument] = str(folder / file)
     try:
         with tempfile.TemporaryDirectory(prefix="oarlock-tokenizer-") as checked:
@@ -108,15 +108,15 @@ def paddlenlp_tokenizer(folder: Path, config: Mapping[str, Any]) -> PretrainedTo
     return tokenizer
 
 
-def _class_name(folder: Path, config: Mapping[str, Any]) -> str:
+def _choose_class(folder: Path, config: Mapping[str, Any]) -> str:
     model = read_json_if_there(folder / "config.json", dict[str, Any]) or {}
     named = config.get("tokenizer_class") or config.get("init_class")
     family = FAMILIES.get(str(model.get("model_type")))
     name = named or (family.paddlenlp_tokenizer if family is not None else "")
     if name in _CLASSES:
         return str(name)
-    what = f"its class {name!r} is not supported" if name else "nothing says which class reads it"
+    what = f"its class {name!r} is not supported" if name else "no class is given"
     raise ModelError(
         f"tokenizer {folder}: can't be loaded from this folder: no tokenizer.json, and {what} "
-        f"({', '.join(_CLASSES)}); transformers' save_pretrained writes a tokenizer.json"
+        f"({', '.join(_CLASSES)}). save_pretrained of transformers writes a tokenizer.json"
     )

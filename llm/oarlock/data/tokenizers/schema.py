@@ -1,7 +1,7 @@
-"""What the JSON files of a tokenizer may hold.
+"""Schemas and limits of a tokenizer's JSON files.
 
-Only the fields that are read here are described. Paths in them (vocab_file, tokenizer_file, ...) and names of code
-(auto_map) are never followed; a class is one of the tables of oarlock.data.tokenizers.folder or none.
+Only fields that are read here are declared. Paths in the files (vocab_file, tokenizer_file, ...) and code references
+(auto_map) are never followed. A class has to be in the tables of oarlock.data.tokenizers.folder.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from oarlock.data.tokenizers.growth_check import check_growth
 from oarlock.errors import ModelError
 from oarlock.formats.json_file import TOKENIZER_BYTES, check_content, read_json, read_json_if_there
 
-CONFIG_BYTES = 32 << 20  # of a tokenizer_config.json: some list 100,000 added tokens
-LARGEST_ID = 1 << 24
-MOST_UNNAMED = 1 << 16  # ids of special tokens without a name
-_LONGEST_TOKEN = 4096  # characters
-_LONGEST_PATTERN = 20_000
-_LONGEST_TEXT = 100_000  # of a list of characters, for example
-_LONGEST_TABLE = 16 << 20  # of a normaliser (sentencepiece's tables have 400 KB)
-_MOST_ADDED = 1 << 15  # added tokens; the `tokenizers` library takes seconds for so many
-_MOST_PARTS = 20_000  # values in a normaliser, a pre-tokenizer, ...
-_MOST_CUTS = 200_000_000  # sum of the squares of the lengths of all tokens; a vocabulary of 256,000 has 20,000,000
-_SPARE_IDS = 100_000  # that a vocabulary may leave out
-_LARGEST_NUMBER = 2**31 - 1
+CONFIG_BYTES = 32 << 20  # limit of a tokenizer_config.json; some list 100,000 added tokens
+MAX_ID = 1 << 24
+MAX_UNNAMED = 1 << 16  # ids of special tokens without a name
+_MAX_TOKEN_LENGTH = 4096  # characters
+_MAX_PATTERN_LENGTH = 20_000
+_MAX_TEXT_LENGTH = 100_000  # of a list of characters, for example
+_MAX_TABLE_LENGTH = 16 << 20  # of a normalizer (sentencepiece's tables have 400 KB)
+_MAX_ADDED = 1 << 15  # added tokens; adding so many takes the `tokenizers` library seconds
+_MAX_PARTS = 20_000  # values in a normalizer, a pre-tokenizer, ...
+_MAX_SPLITS = 200_000_000  # sum of the squared lengths of all tokens; a vocabulary of 256,000 has 20,000,000
+_SPARE_IDS = 100_000  # unused ids that any vocabulary may have
+_MAX_NUMBER = 2**31 - 1
 _TABLE = "precompiled_charsmap"
 
-_Id = Annotated[int, Ge(0), Le(LARGEST_ID)]
-_Token = Annotated[str, MaxLen(_LONGEST_TOKEN)]
+_Id = Annotated[int, Ge(0), Le(MAX_ID)]
+_Token = Annotated[str, MaxLen(_MAX_TOKEN_LENGTH)]
 _Name = Annotated[str, MaxLen(200)]
 
 
 class TokenObject(TypedDict):
-    """A token with its flags, as files write it."""
+    """A token with flags."""
 
     content: _Token
     lstrip: NotRequired[bool]
@@ -48,17 +48,17 @@ class TokenObject(TypedDict):
 
 
 class AddedTokenObject(TokenObject):
-    """One of the added_tokens of a tokenizer.json."""
+    """An entry of added_tokens in a tokenizer.json."""
 
     id: _Id
 
 
 _AnyToken = TokenObject | _Token | None
-_Tokens = Annotated[list[TokenObject | _Token], MaxLen(MOST_UNNAMED)]
+_Tokens = Annotated[list[TokenObject | _Token], MaxLen(MAX_UNNAMED)]
 
 
 class SpecialTokens(TypedDict, total=False):
-    """special_tokens_map.json, and the same names in tokenizer_config.json; others that end in _token are alike."""
+    """special_tokens_map.json, and its fields in tokenizer_config.json. Other names may end in _token(s), too."""
 
     bos_token: _AnyToken
     eos_token: _AnyToken
@@ -92,9 +92,9 @@ class TokenizerConfig(SpecialTokens, total=False):
 class TekkenSettings(TypedDict):
     """The config of a tekken.json."""
 
-    pattern: Annotated[str, MaxLen(_LONGEST_PATTERN)]
+    pattern: Annotated[str, MaxLen(_MAX_PATTERN_LENGTH)]
     default_vocab_size: NotRequired[_Id | None]
-    default_num_special_tokens: NotRequired[Annotated[int, Ge(0), Le(MOST_UNNAMED)] | None]
+    default_num_special_tokens: NotRequired[Annotated[int, Ge(0), Le(MAX_UNNAMED)] | None]
 
 
 class TekkenPiece(TypedDict):
@@ -111,7 +111,7 @@ class TekkenSpecial(TypedDict):
 
 
 class Tekken(TypedDict):
-    """What is read of Mistral's tekken.json."""
+    """The fields of Mistral's tekken.json that are read."""
 
     config: TekkenSettings
     vocab: list[TekkenPiece]
@@ -119,35 +119,42 @@ class Tekken(TypedDict):
 
 
 def read_tokenizer_config(path: Path) -> dict[str, Any]:
-    """tokenizer_config.json; {} where there is none.
+    """Read tokenizer_config.json, {} if there is none.
 
     Raises:
-        ModelError: naming the field that is wrong.
+        ModelError: with the invalid field.
     """
     content: dict[str, Any] = dict(read_json_if_there(path, TokenizerConfig, limit=CONFIG_BYTES, extra="allow") or {})
-    _check_names(content, path, all_of_them=False)
-    odd = next((id_ for id_ in content.get("added_tokens_decoder") or {} if not _is_id(id_)), None)
+    _check_names(content, path, tokens_only=False)
+    odd = next(
+        (
+            id_
+            for id_ in content.get("added_tokens_decoder") or {}
+            if not (id_.isascii() and id_.isdigit() and int(id_) <= MAX_ID)
+        ),
+        None,
+    )
     if odd is not None:
         raise ModelError(f"{path}: added_tokens_decoder: {odd!r} is not a token id")
     return content
 
 
 def read_special_tokens(path: Path) -> dict[str, Any]:
-    """special_tokens_map.json; {} where there is none.
+    """Read special_tokens_map.json, {} if there is none.
 
     Raises:
-        ModelError: naming the field that is wrong.
+        ModelError: with the invalid field.
     """
     content = dict(read_json_if_there(path, SpecialTokens, limit=CONFIG_BYTES, extra="allow") or {})
-    _check_names(content, path, all_of_them=True)
+    _check_names(content, path, tokens_only=True)
     return content
 
 
 def read_added_tokens(path: Path) -> dict[str, int]:
-    """added_tokens.json: token -> id; {} where there is none.
+    """Read added_tokens.json (token -> id), {} if there is none.
 
     Raises:
-        ModelError: for ids that are none, and for one that two tokens have.
+        ModelError: for an invalid or duplicate id.
     """
     tokens = read_json_if_there(path, dict[_Token, _Id], limit=CONFIG_BYTES) or {}
     if len(set(tokens.values())) != len(tokens):
@@ -156,10 +163,10 @@ def read_added_tokens(path: Path) -> dict[str, int]:
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """vocab.json: token -> id.
+    """Read vocab.json (token -> id).
 
     Raises:
-        ModelError: for ids that are none, that two tokens have, or that leave out most of those below them.
+        ModelError: for an invalid or duplicate id, or if most ids are unused.
     """
     vocabulary = read_json(path, dict[str, _Id], limit=TOKENIZER_BYTES)
     _check_ids(vocabulary, str(path))
@@ -167,21 +174,21 @@ def read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def read_tokenizer_object(path: Path) -> dict[str, Any]:
-    """tokenizer.json without its settings for padding and truncation, which nothing here goes by.
+    """Read tokenizer.json without its padding and truncation settings.
 
-    What of it the `tokenizers` library would take memory or time for unasked is bounded; whether it understands the
-    rest is for the library.
+    Everything that would cost the `tokenizers` library unbounded memory or time is limited here. The library itself
+    checks whether it understands the rest.
 
     Raises:
-        ModelError: naming the part that is wrong.
+        ModelError: with the invalid part.
     """
     content = read_json(path, dict[str, Any], limit=TOKENIZER_BYTES)
     content |= {"truncation": None, "padding": None}
     tokens = content.get("added_tokens") or []
     check_content({"added_tokens": tokens}, str(path), _AddedTokens, extra="allow")
-    if len(tokens) > _MOST_ADDED:
+    if len(tokens) > _MAX_ADDED:
         raise ModelError(
-            f"{path}: {len(tokens):,} added_tokens (at most {_MOST_ADDED:,}; the others are its vocabulary's)"
+            f"{path}: {len(tokens):,} added_tokens (at most {_MAX_ADDED:,}); put the others into its vocabulary"
         )
     check_lengths([token["content"] for token in tokens], f"{path}: added_tokens")
     if len({token["id"] for token in tokens}) != len(tokens):
@@ -204,33 +211,29 @@ class _AddedTokens(TypedDict):
     added_tokens: list[AddedTokenObject]
 
 
-def _is_id(text: str) -> bool:
-    return text.isascii() and text.isdigit() and int(text) <= LARGEST_ID
-
-
-def _check_names(content: Mapping[str, Any], path: Path, all_of_them: bool) -> None:
-    """Refuse names that programs reading the file would set as attributes of their tokenizer, and are none of tokens.
+def _check_names(content: Mapping[str, Any], path: Path, tokens_only: bool) -> None:
+    """Refuse names that are not special tokens. Programs that read the file would set them as attributes.
 
     Args:
-        all_of_them: the file holds tokens alone.
+        tokens_only: whether the file contains only tokens.
     """
     for name, value in content.items():
         token = name.endswith(("_token", "_tokens"))
-        if name.startswith("__") or (all_of_them and (not token or name.startswith("_"))):
+        if name.startswith("__") or (tokens_only and (not token or name.startswith("_"))):
             raise ModelError(f"{path}: {name[:100]!r} is not the name of a special token")
         if token and name not in TokenizerConfig.__annotations__ and not isinstance(value, (bool, int)):
             check_content({name: value}, str(path), dict[str, _AnyToken | _Tokens], extra="allow")
 
 
 def check_lengths(tokens: Iterable[str | bytes], place: str) -> None:
-    """Refuse tokens of which no vocabulary has so long ones: all the ways to cut each in two are looked at.
+    """Refuse vocabularies with extremely long tokens: the time to find merges grows with their squared lengths.
 
     Raises:
-        ModelError: naming the place.
+        ModelError: with the place.
     """
     lengths = [len(token) for token in tokens]
-    if max(lengths, default=0) > _LONGEST_TOKEN or sum(length**2 for length in lengths) > _MOST_CUTS:
-        raise ModelError(f"{place}: tokens of up to {max(lengths):,} characters, and too many of them")
+    if max(lengths, default=0) > _MAX_TOKEN_LENGTH or sum(length**2 for length in lengths) > _MAX_SPLITS:
+        raise ModelError(f"{place}: tokens of up to {max(lengths):,} characters, too long or too many")
 
 
 def _check_ids(vocabulary: Mapping[str, int], place: str) -> None:
@@ -242,29 +245,29 @@ def _check_ids(vocabulary: Mapping[str, int], place: str) -> None:
                 raise ModelError(f"{place}: {other[:100]!r} and {token[:100]!r} have the same id, {id_}")
     largest = max(ids, default=-1)
     if largest > 2 * len(ids) + _SPARE_IDS:
-        raise ModelError(f"{place}: an id of {largest:,} among {len(ids):,} tokens leaves out most of those below it")
+        raise ModelError(f"{place}: the largest id of {len(ids):,} tokens is {largest:,}, so most ids are unused")
 
 
 def _check_part(part: Any, place: str) -> None:
-    """Refuse sizes and texts beyond what any tokenizer has, and patterns that match nothing at every place."""
+    """Refuse sizes and texts that no tokenizer needs, and empty patterns, which match everywhere."""
     if part is not None and not isinstance(part, dict):
         raise ModelError(f"{place} must be an object or null")
-    for count, (name, value) in enumerate(_values(part)):
-        if count > _MOST_PARTS:
-            raise ModelError(f"{place} has more than {_MOST_PARTS:,} parts")
+    for count, (name, value) in enumerate(_walk_values(part)):
+        if count > _MAX_PARTS:
+            raise ModelError(f"{place} has more than {_MAX_PARTS:,} parts")
         if isinstance(value, str):
-            limits = {_TABLE: _LONGEST_TABLE, "Regex": _LONGEST_PATTERN, "content": _LONGEST_TOKEN}
-            limit = limits.get(name, _LONGEST_TOKEN if name == "prepend" else _LONGEST_TEXT)
+            limits = {_TABLE: _MAX_TABLE_LENGTH, "Regex": _MAX_PATTERN_LENGTH, "content": _MAX_TOKEN_LENGTH}
+            limit = limits.get(name, _MAX_TOKEN_LENGTH if name == "prepend" else _MAX_TEXT_LENGTH)
             if len(value) > limit:
                 raise ModelError(f"{place}: {name} is a text of {len(value):,} characters (at most {limit:,})")
             if name in ("Regex", "String") and not value:
                 raise ModelError(f"{place}: an empty pattern matches between all characters")
-        elif isinstance(value, (int, float)) and not abs(value) <= _LARGEST_NUMBER:
-            raise ModelError(f"{place}: {name} is {value!r}, larger than any number of a tokenizer")
+        elif isinstance(value, (int, float)) and not abs(value) <= _MAX_NUMBER:
+            raise ModelError(f"{place}: {name} is {value!r}, which is too large")
 
 
-def _values(part: Any) -> Iterator[tuple[str, Any]]:
-    """Every value in nested objects and lists, and the field that it (or its list) stands in."""
+def _walk_values(part: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every value in nested objects and lists, with the name of its field."""
     left = [("", part)]
     while left:
         name, value = left.pop()

@@ -1,7 +1,7 @@
-"""Read a sentencepiece model file (a protobuf message), without the Python module that sentencepiece generates for it.
+"""Reading a sentencepiece model file (protobuf) without the module that sentencepiece generates for it.
 
-That module refuses the protobuf of this environment (VisualDL needs one below 6). The fields used here are declared
-instead, with the numbers and defaults of sentencepiece_model.proto (https://github.com/google/sentencepiece, 0.2).
+That module does not work with the protobuf of this environment (VisualDL needs a version below 6). The fields used here
+are declared with the numbers and defaults of sentencepiece_model.proto (https://github.com/google/sentencepiece, 0.2).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from oarlock.formats.files import read_bytes
 from oarlock.formats.json_file import TOKENIZER_BYTES
 
 _PACKAGE = "oarlock.sentencepiece"
-# message -> (field, number, type, default); a type that begins with a capital is another message.
+# message -> (field, number, type, default). A capitalized type is another message.
 _MESSAGES: dict[str, list[tuple[str, int, str, str]]] = {
     "Piece": [("piece", 1, "string", ""), ("score", 2, "float", "0"), ("type", 3, "int32", "1")],
     "TrainerSpec": [
@@ -52,7 +52,7 @@ _MESSAGES: dict[str, list[tuple[str, int, str, str]]] = {
 
 
 class ModelType(IntEnum):
-    """Which algorithm a model is for."""
+    """The algorithm of a model."""
 
     UNIGRAM = 1
     BPE = 2
@@ -61,7 +61,7 @@ class ModelType(IntEnum):
 
 
 class PieceType(IntEnum):
-    """What a piece of the vocabulary is."""
+    """The type of a vocabulary entry."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -72,7 +72,7 @@ class PieceType(IntEnum):
 
 
 @cache
-def _message_class() -> Any:
+def _make_message_class() -> Any:
     file = descriptor_pb2.FileDescriptorProto(name=f"{_PACKAGE}.proto", package=_PACKAGE, syntax="proto2")
     kinds = descriptor_pb2.FieldDescriptorProto
     for name, fields in _MESSAGES.items():
@@ -101,20 +101,20 @@ def _message_class() -> Any:
 
 
 def read_sentencepiece(path: Path) -> Any:
-    """The model: `pieces` (piece, score, type), `trainer_spec` and `normalizer_spec`, as sentencepiece names them.
+    """Read a model: `pieces` (piece, score, type), `trainer_spec` and `normalizer_spec`, as sentencepiece names them.
 
     Raises:
-        ModelError: when the file is not a sentencepiece model.
+        ModelError: if the file is not a sentencepiece model.
     """
-    model = _message_class()()
+    model = _make_message_class()()
     try:
         model.ParseFromString(read_bytes(path, limit=TOKENIZER_BYTES, what="sentencepiece model"))
-        whole = bool(model.pieces)
+        valid = bool(model.pieces)
     except (DecodeError, UnicodeDecodeError):
-        whole = False
-    if not whole:
+        valid = False
+    if not valid:
         raise ModelError(f"{path}: not a sentencepiece model")
     check_lengths((piece.piece for piece in model.pieces), str(path))
     if not all(math.isfinite(piece.score) for piece in model.pieces):
-        raise ModelError(f"{path}: a piece has a score that is not a finite number")
+        raise ModelError(f"{path}: the score of a piece is not a finite number")
     return model

@@ -1,4 +1,4 @@
-"""Read a tokenizer.json, and say what of it can't be read."""
+"""Reading a tokenizer.json, with errors that name the part that can't be read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from oarlock.errors import ModelError, first_line
 
 
 def read_tokenizer_json(path: Path, special: set[str]) -> Tokenizer:
-    """A tokenizer.json, with the tokens that the configuration names as special marked so.
+    """Read a tokenizer.json and mark the tokens as special that the configuration calls special.
 
     Raises:
-        ModelError: naming the part that this version of the `tokenizers` library does not know.
+        ModelError: with the part that this version of the `tokenizers` library does not support.
     """
     content = read_tokenizer_object(path)
     for token in content.get("added_tokens") or []:
@@ -29,10 +29,10 @@ def read_tokenizer_json(path: Path, special: set[str]) -> Tokenizer:
     except BaseException as error:  # the library raises bare Exception, and panics
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
-        raise ModelError(f"{path}: {_what_is_wrong(content)}{first_line(error)}") from error
+        raise ModelError(f"{path}: {_find_unreadable_part(content)}{first_line(error)}") from error
 
 
-def _what_is_wrong(content: Mapping[str, Any]) -> str:
+def _find_unreadable_part(content: Mapping[str, Any]) -> str:
     bare: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
@@ -50,5 +50,7 @@ def _what_is_wrong(content: Mapping[str, Any]) -> str:
                 raise
             kind = content[part].get("type") if isinstance(content.get(part), dict) else content.get(part)
             here = version("tokenizers")
-            return f"its {part} ({kind}) can't be read by the `tokenizers` library of this environment ({here}): "
+            return (
+                f"its {part} ({kind}) is not supported by the installed version of the `tokenizers` library ({here}): "
+            )
     return "not a tokenizer: "

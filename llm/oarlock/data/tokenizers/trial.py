@@ -1,12 +1,12 @@
-"""A tokenizer is tried on a few texts when it is read, so that what is wrong with it is known before anything else."""
+"""Trying out a tokenizer on a few texts when it is read, so that errors are found early."""
 
 from __future__ import annotations
 
 from oarlock.data.tokenizers.fast_tokenizer import FastTokenizer
 from oarlock.errors import ModelError
 
-# Runs of one character are what patterns that match in too many ways fail at (the library gives up after a while).
-_TRIED = (
+# Long runs of one character make patterns with too many matches fail (the library gives up after a while).
+_TEXTS = (
     "a",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa! 111111111111111111111111111111.\n",
     "a              \u00e9\t\U0001f600 .",
@@ -14,20 +14,21 @@ _TRIED = (
 
 
 def try_tokenizer(tokenizer: FastTokenizer) -> None:
-    """Encode a few texts, so that what is wrong with a tokenizer is known when it is read.
+    """Encode a few texts.
 
     Raises:
-        ModelError: for ids that no token has. What the library raises.
+        ModelError: for ids without a token.
+        Exception: any error of the library.
     """
     size = len(tokenizer)
-    for text in _TRIED:
+    for text in _TEXTS:
         try:
             ids = tokenizer.backend_tokenizer.encode(text).ids
             tokenizer.backend_tokenizer.decode(ids)
-        except Exception:  # a character that is not in a vocabulary without an unknown token: of the text, not of it
-            if text == _TRIED[0]:
+        except Exception:  # maybe a character outside a vocabulary without an unknown token, which is not an error
+            if text == _TEXTS[0]:
                 raise
             continue
         odd = next((id_ for id_ in ids if id_ >= size), None)
         if odd is not None:
-            raise ModelError(f"{tokenizer.name_or_path}: the tokenizer makes the id {odd:,}, which no token has")
+            raise ModelError(f"{tokenizer.name_or_path}: the tokenizer produces the id {odd:,}, which has no token")
