@@ -198,7 +198,12 @@ def make_instruction_records(split: str) -> list[dict[str, str]]:
     """Make the records of "train" or "dev" in Alpaca form (instruction, input, output), with the task's name."""
     if split not in ("train", "dev"):
         raise ValueError(f"split must be train or dev, got {split!r}")
-    records = [r for task in TASKS for r in _make_records(task) if _is_held_out(r) == (split == "dev")]
+    records = []
+    for record in (record for task in TASKS for record in _make_records(task)):
+        prompt = f"{record['instruction']}\n{record['input']}".encode()
+        is_held_out = int.from_bytes(hashlib.sha256(prompt).digest()[:4], "big") % _DEV_SHARE == 0
+        if is_held_out == (split == "dev"):
+            records.append(record)
     random.Random(split).shuffle(records)
     return records
 
@@ -225,8 +230,3 @@ def _make_records(task: Task) -> Iterator[dict[str, str]]:
     if task.sampled is not None:
         grid = random.Random(task.name).sample(grid, min(task.sampled, len(grid)))
     yield from grid
-
-
-def _is_held_out(record: dict[str, str]) -> bool:
-    prompt = f"{record['instruction']}\n{record['input']}".encode()
-    return int.from_bytes(hashlib.sha256(prompt).digest()[:4], "big") % _DEV_SHARE == 0

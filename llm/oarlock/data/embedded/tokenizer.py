@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from oarlock.data.embedded.instructions import make_instruction_records
@@ -38,15 +38,14 @@ def train_tokenizer(folder: str | Path, vocab_size: int = 4096) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_read_training_texts(), trainer)
+    # Repeated, so that each character becomes one token, although it is rare compared with 1 MB of code.
+    instructions = (
+        "\n".join((record["instruction"], record["input"], record["output"]))
+        for record in make_instruction_records("train")
+        for _ in range(3)
+    )
+    tokenizer.train_from_iterator(chain(read_stdlib_texts(_EVERY), instructions), trainer)
     save_tokenizer(folder, tokenizer.to_str(pretty=False))
-
-
-def _read_training_texts() -> Iterable[str]:
-    yield from read_stdlib_texts(_EVERY)
-    for record in make_instruction_records("train"):
-        # Repeated, so that each character becomes one token, although it is rare compared with 1 MB of code.
-        yield from ["\n".join((record["instruction"], record["input"], record["output"]))] * 3
 
 
 def save_tokenizer(folder: str | Path, tokenizer_json: str) -> None:

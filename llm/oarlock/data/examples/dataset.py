@@ -237,7 +237,14 @@ def store_examples(
 
 def _ensure_examples(cache: Path, side: str, sources: list[RecordSource], recipe: Recipe) -> str:
     """Return the name of the examples' folder. It is made if it is missing or unusable."""
-    key = _hash_inputs(cache, sources, recipe)
+    inputs = {
+        "version": ENCODING_VERSION,
+        "sources": [source.digest(cache / "hashes") for source in sources],
+        "tokenizer": compute_tokenizer_fingerprint(recipe.tokenizer),
+        "template": recipe.template.identity,
+        "recipe": [recipe.src_length, recipe.tgt_length, recipe.form, recipe.prompts],
+    }
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
     if not _is_usable(cache / key, recipe):
         with locked(cache / f".{key}.lock"):  # another run may be making it
             if not _is_usable(cache / key, recipe):
@@ -248,18 +255,6 @@ def _ensure_examples(cache: Path, side: str, sources: list[RecordSource], recipe
 def _is_usable(folder: Path, recipe: Recipe) -> bool:
     """Whether the folder is complete. One made with skip_bad also serves other runs if nothing was skipped."""
     return is_complete(folder) and (recipe.skip_bad or not StoredExamples(folder).counts.bad)
-
-
-def _hash_inputs(cache: Path, sources: list[RecordSource], recipe: Recipe) -> str:
-    """Return a hash of everything that the examples depend on."""
-    content = {
-        "version": ENCODING_VERSION,
-        "sources": [source.digest(cache / "hashes") for source in sources],
-        "tokenizer": compute_tokenizer_fingerprint(recipe.tokenizer),
-        "template": recipe.template.identity,
-        "recipe": [recipe.src_length, recipe.tgt_length, recipe.form, recipe.prompts],
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _write_examples(folder: Path, side: str, sources: list[RecordSource], recipe: Recipe) -> None:
