@@ -101,13 +101,11 @@ class BlendedDataset(paddle.io.Dataset):
 
     def __getitem__(self, index: int) -> Any:
         if index >= len(self._which):
-            self._lengthen(max(index + 1, 2 * len(self._which), 1 << 16))
+            size = max(index + 1, 2 * len(self._which), 1 << 16)
+            self._which, self._item = np.zeros(size, np.int16), np.zeros(size, np.int64)
+            helpers.build_blending_indices(self._which, self._item, self._shares, len(self.datasets), size, False)
         which = self._which[index]
         return self.datasets[which][self._orders[which][int(self._item[index])]]
-
-    def _lengthen(self, size: int) -> None:
-        self._which, self._item = np.zeros(size, np.int16), np.zeros(size, np.int64)
-        helpers.build_blending_indices(self._which, self._item, self._shares, len(self.datasets), size, False)
 
 
 class ConcatenatedDataset(paddle.io.Dataset):

@@ -209,7 +209,12 @@ def find_sources(paths: tuple[str, ...] | list[str], left_out: LeftOut) -> list[
         path = Path(name)
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
-        found = list(_in_folder(path, left_out)) if path.is_dir() else [_named_file(path)]
+        if path.is_dir():
+            found = list(_find_in_folder(path, left_out))
+        elif isinstance(named := detect_source(path), Source):
+            found = [named]
+        else:
+            raise DataError(f"{path}: unsupported file: {named}")
         for source in found:
             place = source.path.stat()
             other = sources.setdefault((place.st_dev, place.st_ino), source)
@@ -218,14 +223,7 @@ def find_sources(paths: tuple[str, ...] | list[str], left_out: LeftOut) -> list[
     return list(sources.values())
 
 
-def _named_file(path: Path) -> Source:
-    source = detect_source(path)
-    if isinstance(source, str):
-        raise DataError(f"{path}: unsupported file: {source}")
-    return source
-
-
-def _in_folder(folder: Path, left_out: LeftOut) -> Iterator[Source]:
+def _find_in_folder(folder: Path, left_out: LeftOut) -> Iterator[Source]:
     any_read = False
     for path in list_files(folder, left_out):
         source = detect_source(path)
@@ -235,5 +233,5 @@ def _in_folder(folder: Path, left_out: LeftOut) -> Iterator[Source]:
             any_read = True
             yield source
     if not any_read:
-        told = f"\n{left_out.text()}" if left_out.count else ""
-        raise DataError(f"{folder}: no {', '.join(FORMATS)} files (or .gz, .zst of them) in this folder{told}")
+        skipped = f"\n{left_out.text()}" if left_out.count else ""
+        raise DataError(f"{folder}: no {', '.join(FORMATS)} files (or .gz, .zst of them) in this folder{skipped}")
