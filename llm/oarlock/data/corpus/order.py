@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-MOST_EPOCHS = 1 << 32  # the epoch is part of the seed of its order, and has 32 bits there
+MAX_EPOCHS = 1 << 32  # the epoch is part of the seed of its order, and has 32 bits there
 
 
 class SampleOrder:

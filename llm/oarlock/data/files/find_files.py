@@ -178,10 +178,10 @@ def detect_source(path: Path) -> Source | str:
         raise DataError(f"{path}: {error.strerror}") from error
     if kind == "parquet" and compression:
         return "a compressed parquet file; unpack it"
-    return _json_source(source) if kind == "json" and source.size else source
+    return _detect_json_source(source) if kind == "json" and source.size else source
 
 
-def _json_source(source: Source) -> Source | str:
+def _detect_json_source(source: Source) -> Source | str:
     """Detect what a .json file is: a list, JSON Lines (C4), or a single object, which is not data."""
     with name_errors(source), open_regular(source.path, error=DataError) as raw:
         head = decompress(raw, source.compression).read(_HEAD_BYTES)
