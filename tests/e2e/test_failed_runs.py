@@ -38,7 +38,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(tmp_path, tiny_config, tiny_to
     ("changes", "code", "expected"),
     [
         ({"vocab_size": 300}, 2, "tokenizer and model do not match"),
-        ({"max_seq_length": 512}, 2, "the model was made for 256"),
+        ({"max_seq_length": 512}, 2, "the model supports 256"),
         ({"device": "gpu"}, 1, "this is a CPU build of Paddle"),
         ({"model_name_or_path": "/nowhere/model"}, 1, "no such folder"),
         ({"model_name_or_path": "no-such/model"}, 1, "not a folder here"),

@@ -111,14 +111,14 @@ def longer(stage) -> Stage:
     for name in COMPLETE:
         said = stage.said(f"{name} again")
         found = re.search(
-            r"complete; to train longer, increase a larger (--\w+) \(now ([\d.]+)\) and (--\w+) (\S+);", said
+            r"complete; to train longer, increase (--\w+) \(now ([\d.]+)\) and (--\w+) (\S+);", said
         )
         assert found, said
         length, now, resume, checkpoint = found.groups()
         start = stage.words(name)
         commands[f"{name} longer"] = [*start, length, str(2 * int(now)), resume, checkpoint]
     found = re.search(
-        r"without an improvement; to train longer, increase a larger (--\w+) \(now 1\)", stage.said("patience again")
+        r"without an improvement; to train longer, increase (--\w+) \(now 1\)", stage.said("patience again")
     )
     assert found
     patience = stage.words("patience", early_stopping_threshold=100, eval_steps=1, max_steps=9)
