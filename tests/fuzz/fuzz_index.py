@@ -49,7 +49,7 @@ def target(data: bytes, folder: Path, hub: Hub) -> None:
     for path in sorted(cache.rglob("*"), reverse=True):  # rmtree names files by descriptors, which looks like elsewhere
         path.rmdir() if path.is_dir() else path.unlink()
     hub.parts = data.split(BETWEEN)[:40]
-    with mock.patch.object(downloads, "_cache", lambda: cache):
+    with mock.patch.object(downloads, "_find_cache", lambda: cache):
         found = find_model_folder("some/model", with_weights=True)
     assert found == cache / "some/model"
     for path in found.iterdir():
