@@ -70,7 +70,7 @@ def test_what_comes_along(tmp_path, capsys):
     assert (tmp_path / "grown" / "generation_config.json").read_text() == '{"eos_token_id": [0, 2]}'
     found = load_tokenizer(str(tmp_path / "grown"))
     assert found("<|call|>")["input_ids"] == [513] and found.init_kwargs["chat_template"]
-    assert "512 rows are 515 now (llama.embed_tokens.weight, lm_head.weight), for 515 tokens" in capsys.readouterr().out
+    assert "512 rows became 515 (llama.embed_tokens.weight, lm_head.weight), for 515 tokens" in capsys.readouterr().out
 
 
 def test_what_is_refused(tmp_path):
