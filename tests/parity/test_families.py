@@ -167,7 +167,7 @@ def test_positions_that_a_prefix_takes_are_counted(tmp_path):
     words = ("--prefix_tuning", "--num_prefix_tokens", "100", "--src_length", "100", "--tgt_length", "100")
     with pytest.raises(ConfigError, match=r"after the prefix asks for sequences of 300 tokens, .* supports 256"):
         find(tmp_path, content, *words, start=True)
-    with pytest.raises(ConfigError, match=r"made for 256 .max_sequence_length"):
+    with pytest.raises(ConfigError, match=r"supports 256 .max_sequence_length"):
         source = ModelSource(tmp_path, family_config("glm"), from_weights=False)
         check_lengths(source, 257, "--max_seq_length")
 
