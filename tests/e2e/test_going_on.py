@@ -110,16 +110,12 @@ def longer(stage) -> Stage:
     commands = {}
     for name in COMPLETE:
         said = stage.said(f"{name} again")
-        found = re.search(
-            r"complete; to train longer, increase (--\w+) \(now ([\d.]+)\) and (--\w+) (\S+);", said
-        )
+        found = re.search(r"complete; to train longer, increase (--\w+) \(now ([\d.]+)\) and add (--\w+) (\S+);", said)
         assert found, said
         length, now, resume, checkpoint = found.groups()
         start = stage.words(name)
         commands[f"{name} longer"] = [*start, length, str(2 * int(now)), resume, checkpoint]
-    found = re.search(
-        r"without an improvement; to train longer, increase (--\w+) \(now 1\)", stage.said("patience again")
-    )
+    found = re.search(r"without improvement; to train longer, increase (--\w+) \(now 1\)", stage.said("patience again"))
     assert found
     patience = stage.words("patience", early_stopping_threshold=100, eval_steps=1, max_steps=9)
     commands["patience longer"] = [*patience, found[1], "3"]
@@ -140,7 +136,7 @@ def test_a_complete_run_is_made_longer_as_it_says(longer, name):
     # The learning rate is that of the longer run from there on, and that is said with both figures.
     scheduler = make_scheduler(ScheduleSection(learning_rate=1e-2), steps)
     scheduler.step(steps // 2)
-    assert f"step {steps // 2 + 1} has {scheduler():.4g} in a run of {steps} steps, and had 0 in the run of" in said
+    assert f"step {steps // 2 + 1} has {scheduler():.4g} in a run of {steps} steps; it had 0 in" in said
     logged = {row["step"]: row["learning_rate"] for row in longer.rows(name, "loss")}
     for step in range(steps // 2, steps):
         assert logged[step + 1] == pytest.approx(scheduler(), rel=1e-12)
@@ -158,7 +154,7 @@ def test_a_run_of_another_configuration_is_gone_on_with_as_it_says(longer):
     assert "learning_rate was 0.01, is 0.003" in longer.said("another", code=1)
     said = longer.said("another all the same")
     assert "learning_rate was 0.01, is 0.003" in said and "resuming as requested" in said and "done: 6 steps" in said
-    assert "step 4 has 0.0015 in a run of 6 steps, and had 0 in the run of 3 steps" in said
+    assert "step 4 has 0.0015 in a run of 6 steps; it had 0 in the run of 3 steps" in said
 
 
 def test_default_lengths_fit_the_model(stage):

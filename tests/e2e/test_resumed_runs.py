@@ -45,7 +45,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, tiny_config, corpu
     process.send_signal(signal.SIGSTOP)  # it can't end before the second one was told
     second = run_program("run_pretrain.py", *words, env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert second.returncode == 1 and not second.stdout
-    assert f"process {process.pid} on" in second.stderr and "is running in this folder; nothing was" in second.stderr
+    assert f"process {process.pid} on" in second.stderr and "is running in this folder. Nothing was" in second.stderr
     imported = {line.rpartition("|")[2].strip() for line in second.stderr.splitlines()}
     assert "oarlock.train.output.lock" in imported and not imported & {"paddle", "paddlenlp", "transformers"}
     process.send_signal(signal.SIGCONT)

@@ -177,5 +177,7 @@ def test_weights_in_a_format_that_a_family_is_not_read_from_say_why(tmp_path):
         {"transformer.layers.1.x": np.zeros([1000], np.float32)}, tmp_path / "model.safetensors", {"format": "pt"}
     )
     source = ModelSource(tmp_path, family_config("glm"), from_weights=True)
-    with pytest.raises(ModelError, match=r"glm has none: its converter .* no longer exists; provide them in Paddle's format"):
+    with pytest.raises(
+        ModelError, match=r"glm has none: its converter .* no longer exists; provide them in Paddle's format"
+    ):
         build_model(source)

@@ -22,7 +22,7 @@ def _share_or_count(value: float) -> str | None:
 class FinetuneDataSection(DataSection):
     """Fine-tuning data"""
 
-    LENGTH_OPTIONS: ClassVar = ("src_length", "tgt_length")
+    LENGTH_OPTIONS: ClassVar[tuple[str, ...]] = ("src_length", "tgt_length")
 
     dataset_name_or_path: str | None = option(None, from_yaml=blend_text)
     """A file (.json, .jsonl, .csv, .tsv, .parquet, .txt, also .gz or .zst), a folder with train and dev files, a

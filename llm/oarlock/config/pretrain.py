@@ -51,7 +51,7 @@ class PretrainModelSection(ModelSection):
 class PretrainDataSection(DataSection):
     """Pretraining data"""
 
-    LENGTH_OPTIONS: ClassVar = ("max_seq_length",)
+    LENGTH_OPTIONS: ClassVar[tuple[str, ...]] = ("max_seq_length",)
 
     input_dir: str | None = option(None, from_yaml=blend_text)
     """Folder of .bin/.idx files (see `oarlock data pretrain`), one file prefix, or "w1 prefix1 w2 prefix2" to blend

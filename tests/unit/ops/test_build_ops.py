@@ -55,7 +55,7 @@ def test_a_library_for_another_paddle_or_device(tmp_path, monkeypatch):
     stamp = {"interface": library.INTERFACE, "paddle": library._paddle_version(), "cuda": "", "objects": []}
     (tmp_path / "oarlock_ops.stamp").write_text(json.dumps(stamp))
     assert library.why_missing() == ""
-    assert library.why_missing(on_gpu=True).startswith("the fused ops were built for the CPU alone")
+    assert library.why_missing(on_gpu=True).startswith("the fused ops were built for the CPU only")
     for damaged in ("{", json.dumps(stamp | {"paddle": 3}), "[]"):
         (tmp_path / "oarlock_ops.stamp").write_text(damaged)
         assert library.why_missing().startswith("the fused ops' build is damaged: ")
