@@ -60,6 +60,6 @@ def test_a_library_for_another_paddle_or_device(tmp_path, monkeypatch):
         (tmp_path / "oarlock_ops.stamp").write_text(damaged)
         assert library.why_missing().startswith("the fused ops' build is damaged: ")
     (tmp_path / "oarlock_ops.stamp").write_text(json.dumps(stamp | {"interface": 1}))
-    assert library.why_missing().startswith("the fused ops were built from other sources")
+    assert library.why_missing().startswith("the fused ops were built from the sources of another version")
     (tmp_path / "oarlock_ops.stamp").write_text(json.dumps(stamp | {"paddle": "3.2.0"}))
     assert library.why_missing().startswith("the fused ops were built for Paddle 3.2.0, this is 3.")
