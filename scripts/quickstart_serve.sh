@@ -18,7 +18,7 @@ print(*(probe.getsockname()[1] for probe in probes))')
   >"$log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
-until grep -q "oarlock: ready after" "$log"; do
+until grep -qs "oarlock: ready after" "$log"; do
   kill -0 "$server" 2>/dev/null || {
     cat "$log" >&2
     exit 1
