@@ -6,6 +6,7 @@ Web pages of others can send requests to servers on the user's machine. A browse
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import socket
@@ -97,8 +98,11 @@ class HeadRules:
             return
         # An address may be called by itself; only names can be made to point to another address.
         server = scope.get("server")
-        if self.is_everywhere and name and server and _is_same_address(name, server[0]):
-            return
+        if self.is_everywhere and name and server:
+            with contextlib.suppress(ValueError):  # of what is no address
+                called, own = ipaddress.ip_address(name), ipaddress.ip_address(server[0])
+                if called in (own, getattr(own, "ipv4_mapped", None)):
+                    return
         raise HttpRefusal(
             403,
             f"requests to {quote(text)} are not answered here; if that names this server, add it with --allowed-host",
@@ -130,11 +134,3 @@ def _read_headers(pairs: Collection[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
                 raise HttpRefusal(400, f"the header {name.decode('ascii')} is given twice")
             seen.add(name)
     return headers
-
-
-def _is_same_address(name: str, address: str) -> bool:
-    try:
-        one, other = ipaddress.ip_address(name), ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return one == getattr(other, "ipv4_mapped", None) or one == other
