@@ -80,31 +80,27 @@ def _fetch_from_store(name: str, files: Sequence[str], missing_ok: bool) -> Path
     found: list[tuple[str, RemoteFile]] = []
     for file in wanted:
         endpoint = os.environ.get("PPNLP_ENDPOINT", _ENDPOINT).rstrip("/")
-        remote = look_up_file(f"{endpoint}/models/community/{name}/{quote(file)}")
-        if remote is not None:
-            found.append((file, remote))
+        known = look_up_file(f"{endpoint}/models/community/{name}/{quote(file)}")
+        if known is not None:
+            found.append((file, known))
         elif missing_ok:
             return None
         else:
             raise ModelError(f"model {name}: the hub has no {file}, which its index names")
     try:
-        _download_into(name, found, place)
+        if found:
+            place.mkdir(parents=True, exist_ok=True)
+            check_sizes([remote for _, remote in found], place, lambda remote: _limit_bytes(remote.url))
+            with (
+                locked(place / ".download.lock"),
+                progress_bar(sum(remote.size or 0 for _, remote in found), name, "B", unit_scale=True) as bar,
+            ):
+                for file, remote in found:
+                    if not (place / file).is_file():  # another process downloaded it meanwhile
+                        download(remote, place / file, _limit_bytes(file), bar.update)
     except OSError as error:
         raise ModelError(f"{place}: the files can't be written there: {error.strerror or error}") from error
     return place / files[0]
-
-
-def _download_into(name: str, found: Sequence[tuple[str, RemoteFile]], place: Path) -> None:
-    if found:
-        place.mkdir(parents=True, exist_ok=True)
-        check_sizes([remote for _, remote in found], place, lambda remote: _limit_bytes(remote.url))
-        with (
-            locked(place / ".download.lock"),
-            progress_bar(sum(remote.size or 0 for _, remote in found), name, "B", unit_scale=True) as bar,
-        ):
-            for file, remote in found:
-                if not (place / file).is_file():  # another process downloaded it meanwhile
-                    download(remote, place / file, _limit_bytes(file), bar.update)
 
 
 def _limit_bytes(file: str) -> int:

@@ -119,11 +119,17 @@ def download(file: RemoteFile, target: Path, most: int, progress: Callable[[int]
     with os.fdopen(descriptor, "r+b") as place:
         progress(_count_bytes(place))
         _fill(file, place, limit, progress)
-        if file.checksum is not None and (found := _compute_digest(place, file.checksum[0])) != file.checksum[1]:
-            partial.unlink()
-            raise ModelError(
-                f"{file.url}: damaged in transit: its {file.checksum[0]} is {found}, the server says {file.checksum[1]}"
-            )
+        if file.checksum is not None:
+            algorithm, wanted = file.checksum
+            digest = hashlib.new(algorithm, usedforsecurity=False)
+            place.seek(0)
+            while block := place.read(_BLOCK):
+                digest.update(block)
+            if digest.hexdigest() != wanted:
+                partial.unlink()
+                raise ModelError(
+                    f"{file.url}: damaged in transit: its {algorithm} is {digest.hexdigest()}, the server says {wanted}"
+                )
     settle_file(partial)
     os.replace(partial, target)
 
@@ -235,11 +241,3 @@ def _open_response(method: str, url: str, headers: dict[str, str] | None = None)
 
 def _count_bytes(place: BinaryIO) -> int:
     return os.fstat(place.fileno()).st_size
-
-
-def _compute_digest(place: BinaryIO, algorithm: str) -> str:
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    place.seek(0)
-    while block := place.read(_BLOCK):
-        digest.update(block)
-    return digest.hexdigest()

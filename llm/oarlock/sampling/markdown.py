@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oarlock.config.options import section_specs
-from oarlock.sampling.params import MAX_STOP_LENGTH, MAX_STOP_TOKENS, MAX_STOPS, OPTIONS, SamplingOption, SamplingParams
+from oarlock.sampling.params import MAX_STOP_LENGTH, MAX_STOP_TOKENS, MAX_STOPS, OPTIONS, SamplingParams
 
 _LISTS = {
     "stop": f"{MAX_STOPS} texts of {MAX_STOP_LENGTH} characters",
@@ -22,19 +22,16 @@ def sampling_table() -> str:
     rows = [
         ("parameter", "Triton type", "FastDeploy", "range", "default", "meaning"),
         ("---",) * 6,
-        *(_row(option, help[option.name]) for option in OPTIONS.values()),
     ]
+    for name, option in OPTIONS.items():
+        allowed = option.range.words if option.range else _LISTS.get(name, "")
+        if option.openai and option.openai != option.range:
+            allowed += f" (OpenAI-compatible API: {option.openai.words})"
+        default = f"{option.default:g}" if option.range and option.default is not None else ""
+        datatype = f"{option.datatype}{' [n]' if option.is_list else ''}"
+        fastdeploy = option.fastdeploy and f"`{option.fastdeploy}`"
+        rows.append((f"`{name}`", datatype, fastdeploy, allowed, default, help[name]))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _row(option: SamplingOption, help: str) -> tuple[str, ...]:
-    datatype = option.datatype
-    allowed = option.range.words if option.range else _LISTS.get(option.name, "")
-    if option.openai and option.openai != option.range:
-        allowed += f" (OpenAI-compatible API: {option.openai.words})"
-    default = f"{option.default:g}" if option.range and option.default is not None else ""
-    fastdeploy = option.fastdeploy and f"`{option.fastdeploy}`"
-    return f"`{option.name}`", f"{datatype}{' [n]' if option.is_list else ''}", fastdeploy, allowed, default, help
 
 
 if __name__ == "__main__":

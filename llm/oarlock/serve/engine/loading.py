@@ -150,7 +150,11 @@ def open_served_model(
     set_paddlenlp_log_level("error")
     folder = find_model_folder(str(model), with_weights=True)
     config = read_config(folder)
-    context = _read_context(config)
+    context = next((int(value) for name in _CONTEXT if (value := getattr(config, name, None))), 2048)
+    window = find_window(config)
+    if window and window < context:  # beyond it the model was trained to forget, which PaddleNLP's does not
+        log_once(f"the model's context is cut from {context:,} to the {window:,} tokens of its sliding window")
+        context = window
     if context < _LEAST_CONTEXT:
         raise ModelError(
             f"{folder / 'config.json'}: {context} token(s) at a time are too few for a question and its answer"
@@ -158,7 +162,14 @@ def open_served_model(
     tokenizer = load_tokenizer(str(folder))
     generation = read_generation_config(folder)
     weights = read_adapters(adapters, folder, config)
-    built = build_model(ModelSource(folder, config, from_weights=True), dtype=_choose_dtype(config))
+    dtype = str(getattr(config, "dtype", None) or "float32")
+    if not paddle.device.get_device().startswith("gpu"):
+        if dtype in ("float16", "bfloat16"):
+            log_once(f"{dtype} on a CPU: answers are computed in float32")
+        dtype = "float32"
+    elif dtype not in ("float16", "bfloat16"):
+        dtype = "float32"
+    built = build_model(ModelSource(folder, config, from_weights=True), dtype=dtype)
     built.eval()
     return ServedModel(
         name=folder.resolve().name,
@@ -219,23 +230,3 @@ def find_special_tokens(tokenizer: Any) -> dict[int, str]:
     if backend is None:
         return dict(zip(tokenizer.all_special_ids, map(str, tokenizer.all_special_tokens), strict=True))
     return {token: added.content for token, added in backend.get_added_tokens_decoder().items() if added.special}
-
-
-def _read_context(config: Any) -> int:
-    """Read the number of tokens that the model was made for."""
-    context = next((int(value) for name in _CONTEXT if (value := getattr(config, name, None))), 2048)
-    window = find_window(config)
-    if window and window < context:  # beyond it the model was trained to forget, which PaddleNLP's does not
-        log_once(f"the model's context is cut from {context:,} to the {window:,} tokens of its sliding window")
-        return window
-    return context
-
-
-def _choose_dtype(config: Any) -> str:
-    """Choose the dtype of the weights on a GPU. A CPU computes in float32."""
-    stored = str(getattr(config, "dtype", None) or "float32")
-    if paddle.device.get_device().startswith("gpu"):
-        return stored if stored in ("float16", "bfloat16", "float32") else "float32"
-    if stored in ("float16", "bfloat16"):
-        log_once(f"{stored} on a CPU: answers are computed in float32")
-    return "float32"

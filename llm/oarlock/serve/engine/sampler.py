@@ -54,7 +54,18 @@ class Sampler:
         if self._seen:
             seen = np.fromiter(self._seen, np.int64)
             seen = seen[seen < logits.size]
-            logits = _penalize_repetition(logits, seen, params.repetition_penalty)
+            values, penalty = logits[seen], params.repetition_penalty
+            with np.errstate(all="ignore"):
+                changed = np.where(values > 0, values / penalty, values * penalty)
+            # With a penalty near 0 they are beyond float32, perhaps beyond float64.
+            if not np.isfinite(changed[np.isfinite(values)]).all():
+                logits = logits.astype(np.float64)
+                with np.errstate(all="ignore"):
+                    changed = np.where(values > 0, logits[seen] / penalty, logits[seen] * penalty)
+                limit = np.finfo(np.float64).max / 4  # differences of two must be finite too
+                changed = changed.clip(-limit, limit)
+            # -inf times a penalty that rounds to 0 is NaN.
+            logits[seen] = np.where(np.isfinite(values), changed, values)
         if self._counts and (params.frequency_penalty or params.presence_penalty):
             tokens = np.fromiter(self._counts, np.int64)
             counts = np.fromiter(self._counts.values(), np.float32)
@@ -73,21 +84,6 @@ class Sampler:
         sums = probabilities.cumsum()
         index = int(np.searchsorted(sums, self._random.random() * sums[-1], side="right"))
         return int(tokens[min(index, len(tokens) - 1)])
-
-
-def _penalize_repetition(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
-    """The logits of all tokens; those of `seen` are divided by the penalty if positive, else multiplied by it."""
-    values = logits[seen]
-    with np.errstate(all="ignore"):
-        changed = np.where(values > 0, values / penalty, values * penalty)
-    if not np.isfinite(changed[np.isfinite(values)]).all():  # a penalty near 0: beyond float32, perhaps beyond float64
-        logits = logits.astype(np.float64)
-        with np.errstate(all="ignore"):
-            changed = np.where(values > 0, logits[seen] / penalty, logits[seen] * penalty)
-        limit = np.finfo(np.float64).max / 4  # differences of two must be finite too
-        changed = changed.clip(-limit, limit)
-    logits[seen] = np.where(np.isfinite(values), changed, values)  # -inf times a penalty that rounds to 0 is NaN
-    return logits
 
 
 def filter_tokens(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:

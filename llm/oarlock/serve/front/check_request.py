@@ -175,8 +175,20 @@ def _check_shape(
 
 def _from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: bytes) -> np.ndarray:
     count = math.prod(shape)
-    if datatype == "BYTES":
-        return _as_array(_split_texts(name, raw, shape), shape)
+    if datatype == "BYTES":  # each element follows its length in 4 bytes
+        texts: list[bytes] = []
+        offset = 0
+        while offset < len(raw) and len(texts) <= count:
+            length = int.from_bytes(raw[offset : offset + 4], "little")
+            end = offset + 4 + length
+            if end > len(raw):
+                raise RequestRefused(f"{name}: malformed: element {len(texts)} is longer than the contents")
+            texts.append(raw[offset + 4 : end])
+            offset = end
+        if len(texts) != count:
+            found = f"more than {count:,}" if len(texts) > count else f"{len(texts):,}"
+            raise RequestRefused(f"{name}: malformed: shape {list(shape)} has {count:,} elements, got {found}")
+        return _as_array(texts, shape)
     numpy_type = np.dtype(_TYPES[datatype][0])
     if count * numpy_type.itemsize != len(raw):
         expected = count * numpy_type.itemsize
@@ -184,23 +196,6 @@ def _from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: bytes) ->
     if datatype == "BOOL" and raw.translate(None, b"\0\1"):
         raise RequestRefused(f"{name}: malformed: a BOOL is a byte 0 or 1")
     return np.frombuffer(raw, numpy_type).reshape(shape)
-
-
-def _split_texts(name: str, raw: bytes, shape: tuple[int, ...]) -> list[bytes]:
-    """The elements of a BYTES tensor, each of which follows its length in 4 bytes."""
-    texts: list[bytes] = []
-    offset, count = 0, math.prod(shape)
-    while offset < len(raw) and len(texts) <= count:
-        length = int.from_bytes(raw[offset : offset + 4], "little")
-        end = offset + 4 + length
-        if end > len(raw):
-            raise RequestRefused(f"{name}: malformed: element {len(texts)} is longer than the contents")
-        texts.append(raw[offset + 4 : end])
-        offset = end
-    if len(texts) != count:
-        found = f"more than {count:,}" if len(texts) > count else f"{len(texts):,}"
-        raise RequestRefused(f"{name}: malformed: shape {list(shape)} has {count:,} elements, got {found}")
-    return texts
 
 
 def _from_values(name: str, datatype: str, shape: tuple[int, ...], contents: Any) -> np.ndarray:

@@ -93,25 +93,24 @@ class ModelForms:
         Raises:
             TritonFailure: when Triton is away, and has not answered before.
         """
-        if time.monotonic() >= self._valid_until:
-            async with self._asking:
-                if time.monotonic() >= self._valid_until:
-                    await self._update()
-        return self._limits
-
-    async def _update(self) -> None:
-        found = {}
-        for name in self._models:
-            request = service_pb2.ModelConfigRequest(name=name)
-            try:
-                answer = await self._triton.call("ModelConfig", request, timeout=_CALL_SECONDS)
-            except TritonFailure as error:
-                if name in self._limits.models:  # its form is the same; Triton says itself whether it is there
-                    found[name] = self._limits.models[name]
-                elif error.code != grpc.StatusCode.NOT_FOUND:
-                    raise
-            else:
-                found[name] = ModelForm.from_config(answer.config)
-        self._limits = RequestLimits(found, self._limits.max_body)
-        if len(found) == len(self._models):  # one that is missing may be loaded at any time, and is asked for again
-            self._valid_until = time.monotonic() + _VALID_SECONDS
+        if time.monotonic() < self._valid_until:
+            return self._limits
+        async with self._asking:
+            if time.monotonic() < self._valid_until:  # another request has asked meanwhile
+                return self._limits
+            found = {}
+            for name in self._models:
+                request = service_pb2.ModelConfigRequest(name=name)
+                try:
+                    answer = await self._triton.call("ModelConfig", request, timeout=_CALL_SECONDS)
+                except TritonFailure as error:
+                    if name in self._limits.models:  # its form is the same; Triton says itself whether it is there
+                        found[name] = self._limits.models[name]
+                    elif error.code != grpc.StatusCode.NOT_FOUND:
+                        raise
+                else:
+                    found[name] = ModelForm.from_config(answer.config)
+            self._limits = RequestLimits(found, self._limits.max_body)
+            if len(found) == len(self._models):  # one that is missing may be loaded at any time, and is asked for again
+                self._valid_until = time.monotonic() + _VALID_SECONDS
+            return self._limits

@@ -21,7 +21,11 @@ def find_server(given: Path | None) -> Path:
     """
     if given is not None:
         return given
-    found = [path for path in find_admin_sockets() if _accepts(path)]
+    found = []
+    for path in find_admin_sockets():
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(str(path))
+            found.append(path)
     if not found:
         raise ConfigError("no server of this user runs here; --socket PATH names one (`oarlock serve` prints its path)")
     if len(found) > 1:
@@ -54,12 +58,3 @@ def send_order(path: Path, name: str, model: str = "") -> dict[str, Any]:
     if "error" in answer:
         raise OarlockError(str(answer["error"]))
     return answer
-
-
-def _accepts(path: Path) -> bool:
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.connect(str(path))
-            return True
-    except OSError:
-        return False

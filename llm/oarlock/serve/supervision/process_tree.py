@@ -93,7 +93,17 @@ class ProcessTree:
         while not self.is_up:
             if stopped:
                 return
-            self._check_first_start()
+            failure = self.models.read_failure()
+            if failure:
+                raise ModelError(f"the model does not load: {failure}")
+            for part in (self._triton, self._front):
+                if not part.runs:
+                    for thread in self._echo:
+                        thread.join(2)  # its last words come first
+                    raise OarlockError(f"{part.name} ended by itself ({part.describe_end()}); its output is above")
+            start_seconds = self._config.triton.start_seconds
+            if self._triton.seconds > start_seconds:
+                raise ModelError(f"the model was not loaded within {start_seconds:g} s (--start-seconds)")
             self._note_who_is_up()
             time.sleep(POLL_SECONDS)
         self._has_started = True
@@ -108,7 +118,14 @@ class ProcessTree:
                     logger.info(f"{part.name} does not answer {start_seconds:g} s after its start; it is ended")
                     part.kill()
             elif not part.waits:
-                self._clean_up_after(part)
+                assert part.process is not None
+                if part is self._triton:  # end its models, which may wait for ever, and remove its shared memory
+                    clean_up({part.process.pid}, self._config.triton.memory_prefix, ())
+                    forget_models(self._run)
+                    self._guard(0)
+                    self.models.watch_none()
+                if part.process.stdin is not None:
+                    part.process.stdin.close()
                 pause = part.note_end()
                 logger.info(f"{part.name} ended by itself ({part.describe_end()}); it is restarted in {pause:g} s")
             elif part.restart_if_due():
@@ -175,30 +192,6 @@ class ProcessTree:
     def _guard(self, session: int) -> None:
         if self._guardian.process is not None:
             guard_session(self._guardian.process, session)
-
-    def _clean_up_after(self, part: RestartingProcess) -> None:
-        """End the models of a Triton that is gone (they may wait for ever), and remove its shared memory."""
-        assert part.process is not None
-        if part is self._triton:
-            clean_up({part.process.pid}, self._config.triton.memory_prefix, ())
-            forget_models(self._run)
-            self._guard(0)
-            self.models.watch_none()
-        if part.process.stdin is not None:
-            part.process.stdin.close()
-
-    def _check_first_start(self) -> None:
-        failure = self.models.read_failure()
-        if failure:
-            raise ModelError(f"the model does not load: {failure}")
-        for part in (self._triton, self._front):
-            if not part.runs:
-                for thread in self._echo:
-                    thread.join(2)  # its last words come first
-                raise OarlockError(f"{part.name} ended by itself ({part.describe_end()}); its output is above")
-        start_seconds = self._config.triton.start_seconds
-        if self._triton.seconds > start_seconds:
-            raise ModelError(f"the model was not loaded within {start_seconds:g} s (--start-seconds)")
 
     def _note_who_is_up(self) -> None:
         if self._triton.runs and not self._triton.is_up and self.control.is_ready():

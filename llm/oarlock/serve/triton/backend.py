@@ -7,6 +7,7 @@ disconnected.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -143,7 +144,11 @@ class StreamingModel:
         next_poll = time.monotonic() + _POLL_SECONDS
         is_open = True
         while is_open:
-            items = self._wait_for_items(max(0.0, next_poll - time.monotonic()))
+            items = []
+            with contextlib.suppress(queue.Empty):
+                items.append(self._outbox.get(timeout=max(0.0, next_poll - time.monotonic())))
+            while items and not self._outbox.empty():  # this thread alone takes items out
+                items.append(self._outbox.get())
             is_open = None not in items
             try:
                 self._send_chunks([item for item in items if item is not None])
@@ -157,15 +162,6 @@ class StreamingModel:
                     next_poll = time.monotonic() + _POLL_SECONDS
             except Exception:  # whatever it is, the other requests need this thread
                 traceback.print_exc()
-
-    def _wait_for_items(self, seconds: float) -> list[tuple[_OpenRequest, TokenChunk] | None]:
-        try:
-            items = [self._outbox.get(timeout=seconds)]
-            while not self._outbox.empty():
-                items.append(self._outbox.get())
-        except queue.Empty:
-            return []
-        return items
 
     def _send_chunks(self, items: list[tuple[_OpenRequest, TokenChunk]]) -> None:
         for opened, chunk in items:
@@ -188,7 +184,15 @@ class StreamingModel:
                 _send_error(opened.sender, "CANCELLED", "the request was cancelled", opened.relayed)
             else:
                 flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if chunk.finish_reason else 0
-                opened.sender.send(pb_utils.InferenceResponse(_make_outputs(chunk, opened.outputs)), flags=flags)
+                values = {
+                    "text_output": np.array([chunk.text.encode("utf-8", "replace")], dtype=object),
+                    "token_ids": np.array(chunk.token_ids, dtype=np.int32),
+                    "finish_reason": np.array([(chunk.finish_reason or "").encode()], dtype=object),
+                    "prompt_tokens": np.array([chunk.prompt_tokens], dtype=np.int32),
+                    "completion_tokens": np.array([chunk.completion_tokens], dtype=np.int32),
+                }
+                outputs = [pb_utils.Tensor(name, value) for name, value in values.items() if name in opened.outputs]
+                opened.sender.send(pb_utils.InferenceResponse(outputs), flags=flags)
         except Exception as error:
             logger.info(f"a response could not be sent: {error}")
             if opened.running:
@@ -216,17 +220,6 @@ def _read_tensors(request: Any) -> dict[str, np.ndarray]:
         except Exception as error:  # its bytes are not what its type says
             raise RequestRefused(f"{tensor.name()}: malformed: {error}") from error
     return tensors
-
-
-def _make_outputs(chunk: TokenChunk, wanted: frozenset[str]) -> list[Any]:
-    values = {
-        "text_output": np.array([chunk.text.encode("utf-8", "replace")], dtype=object),
-        "token_ids": np.array(chunk.token_ids, dtype=np.int32),
-        "finish_reason": np.array([(chunk.finish_reason or "").encode()], dtype=object),
-        "prompt_tokens": np.array([chunk.prompt_tokens], dtype=np.int32),
-        "completion_tokens": np.array([chunk.completion_tokens], dtype=np.int32),
-    }
-    return [pb_utils.Tensor(name, value) for name, value in values.items() if name in wanted]
 
 
 def _send_error(sender: Any, code: str, message: str, relayed: str) -> None:

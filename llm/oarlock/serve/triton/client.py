@@ -145,7 +145,16 @@ class TritonClient:
             async for answer in answers:
                 if answer.error_message:
                     raise to_stream_failure(answer.error_message)
-                yield _read_chunk(answer.infer_response)
+                response = answer.infer_response
+                contents = zip(response.outputs, response.raw_output_contents, strict=True)
+                raw = {output.name: content for output, content in contents}
+                yield TokenChunk(
+                    text=raw["text_output"][4:].decode("utf-8"),
+                    token_ids=tuple(np.frombuffer(raw["token_ids"], "<i4").tolist()),
+                    finish_reason=cast(FinishReason, raw["finish_reason"][4:].decode("utf-8")) or None,
+                    prompt_tokens=int.from_bytes(raw["prompt_tokens"], "little"),
+                    completion_tokens=int.from_bytes(raw["completion_tokens"], "little"),
+                )
 
     async def list_adapters(self, model: str) -> list[str]:
         """List the LoRA adapters of a streaming model.
@@ -182,14 +191,3 @@ def to_stream_failure(text: str) -> TritonFailure:
 def _is_of_a_dead_process(text: str) -> bool:
     # The server restarts the process.
     return "stub process" in text.lower()
-
-
-def _read_chunk(response: service_pb2.ModelInferResponse) -> TokenChunk:
-    raw = {output.name: content for output, content in zip(response.outputs, response.raw_output_contents, strict=True)}
-    return TokenChunk(
-        text=raw["text_output"][4:].decode("utf-8"),
-        token_ids=tuple(np.frombuffer(raw["token_ids"], "<i4").tolist()),
-        finish_reason=cast(FinishReason, raw["finish_reason"][4:].decode("utf-8")) or None,
-        prompt_tokens=int.from_bytes(raw["prompt_tokens"], "little"),
-        completion_tokens=int.from_bytes(raw["completion_tokens"], "little"),
-    )

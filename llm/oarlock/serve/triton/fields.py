@@ -119,16 +119,13 @@ def _read_value(name: str, tensor: np.ndarray) -> Any:
     wanted = INPUTS[name]
     if tensor.ndim != 1 or (not wanted.is_list and tensor.size != 1):
         raise RequestRefused(f"{name}: shape {list(tensor.shape)}, it must be {'[n]' if wanted.is_list else '[1]'}")
-    values = tuple(_read_scalar(name, wanted.kind, value) for value in tensor.tolist())
-    return values if wanted.is_list else values[0]
-
-
-def _read_scalar(name: str, kind: type, value: Any) -> Any:
-    if kind is str and isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RequestRefused(f"{name}: not UTF-8: {error.reason} at byte {error.start}") from error
-    if type(value) is not kind:
-        raise RequestRefused(f"{name}: {type(value).__name__} in place of {kind.__name__}")
-    return value
+    values, kind = tensor.tolist(), wanted.kind
+    for i, value in enumerate(values):
+        if kind is str and isinstance(value, bytes):
+            try:
+                values[i] = value.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise RequestRefused(f"{name}: not UTF-8: {error.reason} at byte {error.start}") from error
+        elif type(value) is not kind:
+            raise RequestRefused(f"{name}: {type(value).__name__} in place of {kind.__name__}")
+    return tuple(values) if wanted.is_list else values[0]

@@ -83,20 +83,16 @@ class _Relay:
                     del self._open[relayed]
             for relayed in gone:
                 try:
-                    self._cancel(relayed)
+                    inner = pb_utils.InferenceRequest(
+                        model_name=self._engine,
+                        requested_output_names=list(OUTPUTS),
+                        inputs=[pb_utils.Tensor("text_input", np.array([b""], dtype=object))],
+                        parameters={CANCEL: relayed},
+                    )
+                    for _ in inner.exec(decoupled=True):
+                        pass
                 except Exception:  # the other requests need this thread
                     traceback.print_exc()
-
-    def _cancel(self, relayed: str) -> None:
-        nothing = pb_utils.Tensor("text_input", np.array([b""], dtype=object))
-        inner = pb_utils.InferenceRequest(
-            model_name=self._engine,
-            requested_output_names=list(OUTPUTS),
-            inputs=[nothing],
-            parameters={CANCEL: relayed},
-        )
-        for _ in inner.exec(decoupled=True):
-            pass
 
 
 class JsonModel(_Relay):
@@ -125,7 +121,11 @@ class JsonModel(_Relay):
                     if response.has_error():
                         failure = _convert_error(response.error(), coded, use_form_names)
                     elif response.output_tensors():
-                        sender.send(_write_chunk(response, req_id, send_idx))
+                        arrays = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+                        text, token_ids = arrays["text_output"][0].decode("utf-8"), arrays["token_ids"].tolist()
+                        out = write_form(text, token_ids, req_id, send_idx, bool(arrays["finish_reason"][0]))
+                        tensor = pb_utils.Tensor("OUT", np.array([out], dtype=object))
+                        sender.send(pb_utils.InferenceResponse([tensor]))
         except Exception as error:
             traceback.print_exc()
             failure = _make_error("INTERNAL", str(error), coded)
@@ -156,14 +156,6 @@ class InferModel(_Relay):
             return _make_failure(_convert_error(found[0].error(), coded))
         wanted = set(request.requested_output_names() or OUTPUTS)
         return pb_utils.InferenceResponse([t for t in found[0].output_tensors() if t.name() in wanted])
-
-
-def _write_chunk(response: Any, req_id: Any, send_idx: int) -> Any:
-    """Write a response of the engine in FastDeploy's form."""
-    arrays = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
-    text, token_ids = arrays["text_output"][0].decode("utf-8"), arrays["token_ids"].tolist()
-    out = write_form(text, token_ids, req_id, send_idx, bool(arrays["finish_reason"][0]))
-    return pb_utils.InferenceResponse([pb_utils.Tensor("OUT", np.array([out], dtype=object))])
 
 
 def _wants_codes(request: Any) -> bool:

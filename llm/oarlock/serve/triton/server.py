@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import secrets
@@ -66,23 +67,17 @@ class Installation:
                     f"{path} is missing: this nvidia-pytriton {wheel.version} has no Triton for Python {version} on "
                     "this platform (Linux on x86-64 or ARM-64 has one)"
                 )
-        found._check_libpython(version)
+        # The stub is linked to libpython, which Debian and others have in a package of its own.
+        library = f"libpython{version}.so.1.0"
+        if not any((folder / library).is_file() for folder in found.libraries):
+            try:
+                ctypes.CDLL(library)
+            except OSError as error:
+                raise EnvironmentProblem(
+                    f"{library} is missing, which Triton's Python models need (Debian, Ubuntu: apt-get install "
+                    f"libpython{version}; pyenv: a Python built with --enable-shared)"
+                ) from error
         return found
-
-    def _check_libpython(self, version: str) -> None:
-        """Check for libpython, to which the stub is linked. Debian and others have it in a package of its own."""
-        import ctypes
-
-        name = f"libpython{version}.so.1.0"
-        if any((folder / name).is_file() for folder in self.libraries):
-            return
-        try:
-            ctypes.CDLL(name)
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"{name} is missing, which Triton's Python models need (Debian, Ubuntu: apt-get install "
-                f"libpython{version}; pyenv: a Python built with --enable-shared)"
-            ) from error
 
 
 def start_triton(installation: Installation, config: ServeConfig, models: Sequence[str]) -> subprocess.Popen[str]:

@@ -129,32 +129,27 @@ class ClientFrames:
         if kind == _DATA:
             return self._read_data(whole, flags, stream)
         if kind in (_HEADERS, _CONTINUATION):
-            return iter((self._read_head(whole, kind, flags, stream),))
-        if kind == _RST_STREAM:
+            if kind == _CONTINUATION and not self._headers_of:
+                raise Violation("headers that never began")
+            if kind == _HEADERS:
+                if not stream:
+                    raise Violation("headers of no stream")
+                self._headers_size = 0
+            self._headers_size += len(whole) - _HEAD
+            if self._headers_size > _MAX_HEADERS:
+                raise Violation("headers without an end")
+            self._headers_of = 0 if flags & _END_HEADERS else stream
+            if flags & _END_HEADERS and stream not in self._streams:
+                if not flags & _END_STREAM:
+                    self._streams[stream] = _Messages()
+                return iter((make_frame(kind, flags, stream, whole[_HEAD:] + self._header),))
+        elif kind == _RST_STREAM:
             self._streams.pop(stream, None)
         elif kind in (_SETTINGS, _PING) and not flags & _ACK:
             self._num_unanswered += 1
             if self._num_unanswered > _MAX_UNANSWERED:
                 raise Violation("pings or settings without waiting for answers")
         return iter((whole,))
-
-    def _read_head(self, whole: bytes, kind: int, flags: int, stream: int) -> bytes:
-        if kind == _CONTINUATION and not self._headers_of:
-            raise Violation("headers that never began")
-        if kind == _HEADERS:
-            if not stream:
-                raise Violation("headers of no stream")
-            self._headers_size = 0
-        self._headers_size += len(whole) - _HEAD
-        if self._headers_size > _MAX_HEADERS:
-            raise Violation("headers without an end")
-        self._headers_of = 0 if flags & _END_HEADERS else stream
-        is_new = stream not in self._streams
-        if flags & _END_HEADERS and is_new:
-            if not flags & _END_STREAM:
-                self._streams[stream] = _Messages()
-            return make_frame(kind, flags, stream, whole[_HEAD:] + self._header)
-        return whole
 
     def _read_data(self, whole: bytes, flags: int, stream: int) -> Iterator[bytes]:
         if stream in self._streams:

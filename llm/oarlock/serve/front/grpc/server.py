@@ -44,9 +44,18 @@ class GrpcServer:
             ConfigError: when a file for TLS can't be used.
             EnvironmentProblem: when the port can't be opened.
         """
-        tls = make_tls_context(self._config) if self._config.has_tls else None
+        config, tls = self._config, None
+        if config.has_tls:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.minimum_version = ssl.TLSVersion.TLSv1_2
+            tls.set_alpn_protocols(["h2"])
+            try:
+                tls.load_cert_chain(config.tls_certificate, config.tls_key)
+            except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+                files = f"--tls-certificate {config.tls_certificate}, --tls-key {config.tls_key}"
+                raise ConfigError(f"{files}: {getattr(error, 'reason', None) or error}") from error
         if not sockets:
-            host, port = self._config.host, self._config.grpc_port
+            host, port = config.host, config.grpc_port
             try:
                 sockets = open_port(host, port)
             except OSError as error:
@@ -71,8 +80,24 @@ def make_grpc_server(
     """Make the gRPC port of a server."""
     header = f"oarlock-peer-{secrets.token_hex(8)}"
     service = GrpcService(config, triton, keys, admission, counts or FrontCounts(), header)
+    max_message = config.engine.max_body + _ENVELOPE
     server = grpc.aio.server(
-        options=_make_server_options(config.engine.max_body, config.max_open),
+        options=[
+            ("grpc.max_receive_message_length", max_message),
+            ("grpc.max_send_message_length", -1),
+            # A compressed message may grow to a thousand times its size before its size is checked.
+            ("grpc.compression_enabled_algorithms_bitset", 1),
+            ("grpc.max_concurrent_streams", config.max_open + 16),  # of one connection
+            ("grpc.max_metadata_size", 8192),
+            ("grpc.absolute_max_metadata_size", 16384),
+            ("grpc.http2.max_frame_size", MAX_FRAME),
+            ("grpc.http2.bdp_probe", 0),  # it would raise the size of frames
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 60_000),
+            ("grpc.http2.max_ping_strikes", 2),
+            ("grpc.max_connection_idle_ms", 600_000),
+        ],
         maximum_concurrent_rpcs=config.front.max_connections,
         handlers=[_Calls(service)],
     )
@@ -80,47 +105,11 @@ def make_grpc_server(
     server.add_insecure_port(f"unix:{path}")
     most = limit_connections(config.front.max_connections)
     gate = GrpcGate(
-        GateOptions(path, config.engine.max_body + _ENVELOPE, config.front.body_seconds, header),
+        GateOptions(path, max_message, config.front.body_seconds, header),
         Admission(most, max(1, most // 2), "connections"),
         count_handshakes(),
     )
     return GrpcServer(config.front, gate, server)
-
-
-def make_tls_context(config: FrontConfig) -> ssl.SSLContext:
-    """Make the TLS context of the port.
-
-    Raises:
-        ConfigError: when a file can't be used.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
-    try:
-        context.load_cert_chain(config.tls_certificate, config.tls_key)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        files = f"--tls-certificate {config.tls_certificate}, --tls-key {config.tls_key}"
-        raise ConfigError(f"{files}: {getattr(error, 'reason', None) or error}") from error
-    return context
-
-
-def _make_server_options(max_body: int, max_open: int) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", max_body + _ENVELOPE),
-        ("grpc.max_send_message_length", -1),
-        # A compressed message may grow to a thousand times its size before its size is checked.
-        ("grpc.compression_enabled_algorithms_bitset", 1),
-        ("grpc.max_concurrent_streams", max_open + 16),  # of one connection
-        ("grpc.max_metadata_size", 8192),
-        ("grpc.absolute_max_metadata_size", 16384),
-        ("grpc.http2.max_frame_size", MAX_FRAME),
-        ("grpc.http2.bdp_probe", 0),  # it would raise the size of frames
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 60_000),
-        ("grpc.http2.max_ping_strikes", 2),
-        ("grpc.max_connection_idle_ms", 600_000),
-    ]
 
 
 class _Calls(grpc.GenericRpcHandler):

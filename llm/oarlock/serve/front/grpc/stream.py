@@ -30,19 +30,19 @@ class Stream:
             in_order: send them after those of earlier requests that are in order too. Clients of models with one answer
                 expect that.
         """
-        before = self._last_in_order if in_order else None
-        send = self._send_in_order(answers, before) if in_order else self._send_as_they_come(answers)
-        task = asyncio.create_task(send)
+        task = asyncio.create_task(self._send_answers(answers, in_order, self._last_in_order))
         if in_order:
             self._last_in_order = task
         self._tasks.add(task)
 
-    async def _send_as_they_come(self, answers: AsyncGenerator[bytes, None]) -> None:
-        async with contextlib.aclosing(answers):
-            async for answer in answers:
-                await self.write(answer)
-
-    async def _send_in_order(self, answers: AsyncGenerator[bytes, None], before: asyncio.Task[Any] | None) -> None:
+    async def _send_answers(
+        self, answers: AsyncGenerator[bytes, None], in_order: bool, before: asyncio.Task[Any] | None
+    ) -> None:
+        if not in_order:
+            async with contextlib.aclosing(answers):
+                async for answer in answers:
+                    await self.write(answer)
+            return
         held = [answer async for answer in answers]
         if before is not None:
             await asyncio.wait((before,))

@@ -6,6 +6,7 @@ Web pages of others can send requests to servers on the user's machine. A browse
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import socket
@@ -63,7 +64,18 @@ class HeadRules:
         if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
             # If two programs disagree about the end of a body, a second request can be hidden in it.
             raise HttpRefusal(400, "Transfer-Encoding does not go with Content-Length, or with HTTP/1.0")
-        self._check_host(headers.get(b"host", b""), scope)
+        host = headers.get(b"host", b"").decode("latin-1")
+        found = _HOST.fullmatch(host)
+        name = (found[1] or found[2]).lower() if found else ""
+        is_own, server = name in self.names, scope.get("server")
+        if not is_own and self.is_everywhere and name and server:
+            # An address may be called by itself; only names can be made to point to another address.
+            with contextlib.suppress(ValueError):  # of what is no address
+                called, own = ipaddress.ip_address(name), ipaddress.ip_address(server[0])
+                is_own = called in (own, getattr(own, "ipv4_mapped", None))
+        if not is_own:
+            how = "if that names this server, add it with --allowed-host"
+            raise HttpRefusal(403, f"requests to {quote(host)} are not answered here; {how}")
         origin = headers.get(b"origin")
         if origin is not None:
             page = origin.decode("latin-1")
@@ -88,21 +100,6 @@ class HeadRules:
         if encoding not in (b"", b"identity", *self.encodings):
             given = quote(encoding.decode("latin-1"))
             raise HttpRefusal(415, f"Content-Encoding {given} is not read here; send the body as it is")
-
-    def _check_host(self, host: bytes, scope: Mapping[str, Any]) -> None:
-        text = host.decode("latin-1")
-        found = _HOST.fullmatch(text)
-        name = (found[1] or found[2]).lower() if found else ""
-        if name in self.names:
-            return
-        # An address may be called by itself; only names can be made to point to another address.
-        server = scope.get("server")
-        if self.is_everywhere and name and server and _is_same_address(name, server[0]):
-            return
-        raise HttpRefusal(
-            403,
-            f"requests to {quote(text)} are not answered here; if that names this server, add it with --allowed-host",
-        )
 
 
 def list_server_names(host: str, allowed: Iterable[str] = ()) -> frozenset[str]:
@@ -130,11 +127,3 @@ def _read_headers(pairs: Collection[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
                 raise HttpRefusal(400, f"the header {name.decode('ascii')} is given twice")
             seen.add(name)
     return headers
-
-
-def _is_same_address(name: str, address: str) -> bool:
-    try:
-        one, other = ipaddress.ip_address(name), ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return one == getattr(other, "ipv4_mapped", None) or one == other

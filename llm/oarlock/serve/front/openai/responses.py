@@ -115,8 +115,13 @@ async def respond(
     chunks, num_choices = _merge(answers), len(answers)
     async with EndsWithClient(request.receive):
         if not body.stream:
-            texts, usage = await _collect(chunks, num_choices, body.n or 1)
-            return form.make_whole(texts, usage)
+            texts, ends, counter = [""] * num_choices, [""] * num_choices, _UsageCounter(body.n or 1)
+            async with contextlib.aclosing(chunks):
+                async for i, chunk in chunks:
+                    texts[i] += chunk.text
+                    ends[i] = chunk.finish_reason or ends[i]
+                    counter.add(i, chunk)
+            return form.make_whole(list(zip(texts, ends, strict=True)), counter.usage())
         first = await anext(chunks)  # a refusal gets its status, not a broken stream
         return StreamingResponse(_events(first, chunks, num_choices, body, form), media_type="text/event-stream")
     raise HTTPException(503, "the client has disconnected")
@@ -174,18 +179,6 @@ class _UsageCounter:
     def usage(self) -> Usage:
         prompt, answer = sum(self._prompts.values()), sum(self._answers.values())
         return Usage(prompt_tokens=prompt, completion_tokens=answer, total_tokens=prompt + answer)
-
-
-async def _collect(
-    chunks: AsyncGenerator[tuple[int, TokenChunk], None], num_choices: int, per_prompt: int
-) -> tuple[list[tuple[str, str]], Usage]:
-    texts, ends, counter = [""] * num_choices, [""] * num_choices, _UsageCounter(per_prompt)
-    async with contextlib.aclosing(chunks):
-        async for i, chunk in chunks:
-            texts[i] += chunk.text
-            ends[i] = chunk.finish_reason or ends[i]
-            counter.add(i, chunk)
-    return list(zip(texts, ends, strict=True)), counter.usage()
 
 
 async def _events(

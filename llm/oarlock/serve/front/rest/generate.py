@@ -71,21 +71,13 @@ def _add_input(request: service_pb2.ModelInferRequest, name: str, value: Any, wa
     values = flatten(value)
     if len(values) != count:
         raise HttpRefusal(400, f"{name}: lists in lists can't be given here")
-    shape = _fit_shape(wanted.dims, count)
-    if shape is None:
+    fixed, shape = math.prod(size for size in wanted.dims if size != -1), list(wanted.dims)
+    fits, left = fixed > 0 and count % fixed == 0, count // max(fixed, 1)
+    for i in reversed(range(len(shape))):  # the last free dimension gets what the fixed ones leave; the others are 1
+        if shape[i] == -1:
+            shape[i], left = left, 1
+    if not fits or left != 1:
         dims = ", ".join("n" if size < 0 else str(size) for size in wanted.dims)
         raise HttpRefusal(400, f"{name}: {count:,} values; its shape must be [{dims}]")
     request.inputs.add(name=name, datatype=wanted.datatype, shape=shape)
     request.raw_input_contents.append(values_to_bytes(name, wanted.datatype, values))
-
-
-def _fit_shape(dims: tuple[int, ...], count: int) -> list[int] | None:
-    """The shape of so many values. The last free dimension gets what the fixed ones leave; the others are 1."""
-    fixed = math.prod(size for size in dims if size != -1)
-    if fixed < 1 or count % fixed:
-        return None
-    left, shape = count // fixed, list(dims)
-    for i in reversed(range(len(shape))):
-        if shape[i] == -1:
-            shape[i], left = left, 1
-    return shape if left == 1 else None

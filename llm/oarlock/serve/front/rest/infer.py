@@ -66,7 +66,15 @@ def read_infer(body: bytes, header_length: bytes | None, model: str, version: st
     Raises:
         HttpRefusal: naming what is wrong.
     """
-    head, tail = _split_body(body, header_length)
+    head, tail = body, b""
+    if header_length is not None:
+        if not header_length.isdigit() or len(header_length) > 12 or int(header_length) > len(body):
+            size = quote(header_length.decode("latin-1"))
+            raise HttpRefusal(400, f"inference header size should be in range (0, {len(body)}), got: {size}")
+        length = int(header_length)
+        if not length:
+            raise HttpRefusal(400, "a body of one raw tensor alone is not read here: send its name, shape and datatype")
+        head, tail = body[:length], body[length:]
     given = read_object(head)
     for name in given:
         if name not in _FIELDS:
@@ -144,18 +152,6 @@ def set_parameter(request: service_pb2.ModelInferRequest, name: str, value: Any)
         request.parameters[name].string_param = _check_text(f"parameter {quote(name)}", value)
     else:
         raise HttpRefusal(400, f"parameter {quote(name)}: it must be 'int', 'bool', 'double' or 'string'")
-
-
-def _split_body(body: bytes, header_length: bytes | None) -> tuple[bytes, bytes]:
-    if header_length is None:
-        return body, b""
-    if not header_length.isdigit() or len(header_length) > 12 or int(header_length) > len(body):
-        given = quote(header_length.decode("latin-1"))
-        raise HttpRefusal(400, f"inference header size should be in range (0, {len(body)}), got: {given}")
-    length = int(header_length)
-    if not length:
-        raise HttpRefusal(400, "a body of one raw tensor alone is not read here: send its name, shape and datatype")
-    return body[:length], body[length:]
 
 
 class _Tail:

@@ -127,9 +127,6 @@ class _Rest:
             _check_method(scope, "POST")
             return await self._generate(name, version, scope, receive, send, streams=kind == "generate_stream")
         _check_method(scope, "GET")
-        return await self._answer_about(kind, name, version)
-
-    async def _answer_about(self, kind: str, name: str, version: str) -> Response:
         if kind == "ready":
             ready = await self._call("ModelReady", service_pb2.ModelReadyRequest, name, version)
             return Response(b"", 200) if ready.ready else make_rest_error(400, _NOT_READY)

@@ -38,7 +38,16 @@ def values_to_bytes(name: str, datatype: str, values: Sequence[Any]) -> bytes:
         HttpRefusal: naming the input and the first value that does not fit it.
     """
     if datatype == "BYTES":
-        return b"".join(_encode_text(name, value) for value in values)
+        pieces = []
+        for value in values:
+            if type(value) is not str:
+                raise HttpRefusal(400, f"{name}: it must be a text; got {quote_json(value)}")
+            try:
+                text = value.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise HttpRefusal(400, f"{name}: not valid Unicode: {error.reason}") from error
+            pieces += [len(text).to_bytes(4, "little"), text]
+        return b"".join(pieces)
     if datatype in _ONLY_BINARY:
         raise HttpRefusal(400, f"{name}: {datatype} does not go through JSON; send it as binary data")
     if datatype not in NUMPY_TYPES:
@@ -85,13 +94,3 @@ def _check_kinds(name: str, values: Sequence[Any], kinds: tuple[type, ...], word
         return
     wrong = next(value for value in values if type(value) not in kinds)
     raise HttpRefusal(400, f"{name}: it must be {words}; got {quote_json(wrong)}")
-
-
-def _encode_text(name: str, value: Any) -> bytes:
-    if type(value) is not str:
-        raise HttpRefusal(400, f"{name}: it must be a text; got {quote_json(value)}")
-    try:
-        text = value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise HttpRefusal(400, f"{name}: not valid Unicode: {error.reason}") from error
-    return len(text).to_bytes(4, "little") + text
