@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -103,7 +103,13 @@ def _run(flags: ServeFlags) -> int:
 
 
 def _serve_folder(flags: ServeFlags) -> int:
-    folder, (config, keys), adapters = flags.folder, _configure(flags), _parse_adapters(flags.adapter)
+    folder, (config, keys) = flags.folder, _configure(flags)
+    adapters = {}
+    for word in flags.adapter:
+        name, equals, place = word.partition("=")
+        if not (name and equals and place):
+            raise ConfigError(f"--adapter {word}: must be NAME=DIR")
+        adapters[name] = Path(place)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder")
     if not adapters and holds_adapter(folder):
@@ -221,16 +227,6 @@ def _start(
     from oarlock.serve.run import serve
 
     return serve(config, keys, temporary, refresh)
-
-
-def _parse_adapters(words: Sequence[str]) -> dict[str, Path]:
-    found = {}
-    for word in words:
-        name, equals, folder = word.partition("=")
-        if not (name and equals and folder):
-            raise ConfigError(f"--adapter {word}: must be NAME=DIR")
-        found[name] = Path(folder)
-    return found
 
 
 COMMAND = Command("serve", "Serve a model with Triton: OpenAI's interface, REST and gRPC.", ServeFlags, _run, _REMOVED)
