@@ -66,7 +66,14 @@ def export(request: ExportRequest) -> None:
                     export_peft(adapter, result / ADAPTERS / adapter_name, str(base))
                 facts["source"]["adapters"] = [str(adapter) for adapter in request.adapters]
             _finish(request, result, facts)
-    logger.info(f"{request.output}: {_describe_use(request)}")
+    use = "exported"
+    if request.target in ("vllm", "fastdeploy"):
+        use = f"start it with `bash {shell_word(request.output / START_FILE)}`"
+    elif request.target == "triton":
+        use = f"start it with `oarlock serve {shell_word(request.output)}`"
+    elif request.target == "paddle-inference":
+        use = f"{GRAPH}.json and {GRAPH}.pdiparams for paddle.inference (call disable_mkldnn() on a CPU)"
+    logger.info(f"{request.output}: {use}")
 
 
 @contextmanager
@@ -129,13 +136,3 @@ def _finish(request: ExportRequest, result: Path, facts: dict[str, Any]) -> None
             raise ModelError(
                 f"{SERVERS[request.target].title} could not serve the result; nothing was written:\n{listed}"
             )
-
-
-def _describe_use(request: ExportRequest) -> str:
-    if request.target in ("vllm", "fastdeploy"):
-        return f"start it with `bash {shell_word(request.output / START_FILE)}`"
-    if request.target == "triton":
-        return f"start it with `oarlock serve {shell_word(request.output)}`"
-    if request.target == "paddle-inference":
-        return f"{GRAPH}.json and {GRAPH}.pdiparams for paddle.inference (call disable_mkldnn() on a CPU)"
-    return "exported"
