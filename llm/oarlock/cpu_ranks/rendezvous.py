@@ -80,8 +80,8 @@ class ConnectedRanks(FailureDetector):
         self._enter_name(name, offset, len(content))
         texts = []
         for rank, member in enumerate(self.members):
-            waits_for = "the start", [rank]
-            offset, nbytes = self._wait_for(rank, _digest(name), lambda found=waits_for: found, math.inf)  # type: ignore[misc]
+            at_start: Describe = lambda rank=rank: ("the start", [rank])  # type: ignore[misc]  # noqa: E731
+            offset, nbytes = self._wait_for(rank, _digest(name), at_start, math.inf)
             if nbytes > MAX_SHARED_BYTES:
                 raise self.fail(f"rank {rank} shares {nbytes:,} bytes; {MAX_SHARED_BYTES:,} fit")
             theirs = bytearray(nbytes)

@@ -56,7 +56,13 @@ def for_layer(original: Function) -> Function:
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs  # the attention has the same argument names
         norms = self.input_layernorm, self.post_attention_layernorm
-        if not _is_plain(self, given) or not given.keys() <= set(names) or not _fit(norms, hidden_states):
+        can_fuse = (
+            _is_plain(self, given)
+            and given.keys() <= set(names)
+            and all(is_as_made(norm) and hasattr(norm, "variance_epsilon") for norm in norms)
+            and fits(hidden_states, *(norm.weight for norm in norms))
+        )
+        if not can_fuse:
             return original(self, hidden_states, *args, **kwargs)
         first, second = norms
         whole = _whole(self, hidden_states)
@@ -97,9 +103,3 @@ def _is_plain(layer: Any, given: dict[str, Any]) -> bool:
     recomputes = layer.enable_recompute and layer.layerwise_recompute and layer.recompute_granularity == "full_attn"
     asks = given.get("output_attentions") or given.get("use_cache") or given.get("past_key_value") is not None
     return not (recomputes or asks)
-
-
-def _fit(norms: tuple[Any, Any], x: Tensor) -> bool:
-    if not all(is_as_made(norm) and hasattr(norm, "variance_epsilon") for norm in norms):
-        return False
-    return fits(x, *(norm.weight for norm in norms))

@@ -139,14 +139,14 @@ def _check_rope(config: dict[str, Any]) -> list[Finding]:
         if kind not in _ROPE_NEEDS:
             problem = f"rope_type {kind!r} is not one of {', '.join(_ROPE_NEEDS)}"
         else:
-            gone = [key for key in _ROPE_NEEDS[kind] if not _is_factor(rope.get(key))]
+            gone = []
+            for key in _ROPE_NEEDS[kind]:
+                value = rope.get(key)
+                factors = value if isinstance(value, list) and value else [value]
+                if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and n > 0 for n in factors):
+                    gone.append(key)
             problem = f"rope_type {kind!r} needs a number for {', '.join(gone)}" if gone else ""
     return [Finding("rope", "config.json, rope_scaling", problem, _EXPORT)] * bool(problem)
-
-
-def _is_factor(value: Any) -> bool:
-    numbers = value if isinstance(value, list) and value else [value]
-    return all(isinstance(number, (int, float)) and not isinstance(number, bool) and number > 0 for number in numbers)
 
 
 # tokenizer
