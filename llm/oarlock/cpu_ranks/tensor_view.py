@@ -66,7 +66,8 @@ class TensorView:
     __slots__ = ("_strided", "_tensor", "_whole", "array", "bytes", "kind", "nbytes", "shape")
 
     def __init__(self, tensor: Any, output: bool = False) -> None:
-        self._tensor, self._strided = tensor, None  # keeps the memory alive
+        self._tensor = tensor  # keeps the memory alive
+        self._strided: np.ndarray | None = None
         self.shape, self.kind = tuple(tensor.shape), find_element_type(tensor.dtype)
         self.nbytes = math.prod(self.shape) * self.kind.itemsize
         address = tensor.data_ptr() if self.nbytes else 0
