@@ -135,30 +135,25 @@ def check_matrix_products() -> Iterator[Diagnosis]:
 
 @_check
 def check_gpu() -> Iterator[Diagnosis]:
-    driver = _find_nvidia_driver()
+    report = ""
+    if shutil.which("nvidia-smi") is not None:
+        report = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=60, check=False).stdout
+    driver = re.search(r"Driver Version:\s*([\d.]+)", report)
     if driver is None:
         yield Diagnosis("no NVIDIA driver: training runs on the CPU")
         return
+    cuda = re.search(r"CUDA Version:\s*([\d.]+)", report)  # the highest that the driver supports
+    versions = f"{driver.group(1)} (CUDA {cuda.group(1) if cuda else '?'})"
     import paddle
 
     if not paddle.device.is_compiled_with_cuda():
         fix = "bash scripts/setup.sh installs paddlepaddle-gpu for it"
-        yield Diagnosis(f"NVIDIA driver {driver[0]} (CUDA {driver[1]}), but paddle is a CPU build", fix)
+        yield Diagnosis(f"NVIDIA driver {versions}, but paddle is a CPU build", fix)
         return
     count = paddle.device.cuda.device_count()
     names = ", ".join(sorted({paddle.device.cuda.get_device_name(i) for i in range(count)}))
     fix = "" if count else "paddle sees no GPU: check CUDA_VISIBLE_DEVICES and the wheel's CUDA version"
-    yield Diagnosis(f"{count} GPU(s): {names or 'none'}; driver {driver[0]} (CUDA {driver[1]})", fix)
-
-
-def _find_nvidia_driver() -> tuple[str, str] | None:
-    """Return the driver version and the highest CUDA version that nvidia-smi reports; None without a driver."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    result = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=60, check=False)
-    driver = re.search(r"Driver Version:\s*([\d.]+)", result.stdout)
-    cuda = re.search(r"CUDA Version:\s*([\d.]+)", result.stdout)
-    return (driver.group(1), cuda.group(1) if cuda else "?") if driver else None
+    yield Diagnosis(f"{count} GPU(s): {names or 'none'}; driver {versions}", fix)
 
 
 @_check

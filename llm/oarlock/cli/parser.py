@@ -113,7 +113,12 @@ def _add(parser: Any, spec: OptionSpec, form: Form) -> None:
     is_tuple = typing.get_origin(spec.type) is tuple
     if is_tuple:
         spec = dataclasses.replace(spec, type=typing.get_args(spec.type)[0])
-    settings: dict[str, Any] = {"help": _help_text(spec)}
+    text = spec.help.replace("%", "%%")
+    default = f"{spec.default:g}" if isinstance(spec.default, float) else spec.default
+    # The default is named where it is a value and the text does not name it.
+    if isinstance(default, (str, int)) and not isinstance(default, bool) and default != "" and "efault" not in text:
+        text = f"{text} Default: {default}."
+    settings: dict[str, Any] = {"help": text}
     if spec.type is bool:
         name, action = (f"no_{spec.name}", "store_false") if spec.default else (spec.name, "store_true")
         parser.add_argument(*_spellings((name, *spec.aliases)), dest=spec.name, action=action, **settings)
@@ -136,15 +141,6 @@ def _add(parser: Any, spec: OptionSpec, form: Form) -> None:
 
 def _spellings(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(f"--{spelling}" for name in names for spelling in (name.replace("_", "-"), name)))
-
-
-def _help_text(spec: OptionSpec) -> str:
-    """The text under the field, with the default where that is a value and the text does not name it."""
-    text = spec.help.replace("%", "%%")
-    default = f"{spec.default:g}" if isinstance(spec.default, float) else spec.default
-    if isinstance(default, (str, int)) and not isinstance(default, bool) and default != "" and "efault" not in text:
-        text = f"{text} Default: {default}."
-    return text
 
 
 def _read(spec: OptionSpec, word: str) -> Any:

@@ -57,7 +57,17 @@ def _load(
     problems = Problems()
     values = RecipeFiles(specs, problems).read(find_recipe(recipe)) if recipe is not None else {}
     values |= read_options(specs, problems)
-    converted, origins = _convert(values, specs, problems)
+    converted = {name: spec.default for name, spec in specs.items()}
+    origins = dict.fromkeys(specs, "default")
+    for name, (raw, origin) in values.items():
+        try:
+            value = specs[name].convert(raw)
+        except ValueError as error:
+            problems.append(f"{origin}: {name} {error}")
+            continue
+        if (problem := specs[name].problem(value)) is not None:
+            problems.append(f"{origin}: {name} {problem}; got {shown(value)}")
+        converted[name], origins[name] = value, origin
     if problems:
         raise WrongOptions(listing(problems))
     by_section: dict[str, dict[str, Any]] = {}
@@ -91,24 +101,6 @@ def is_default(config: RunConfig, origins: Mapping[str, str], name: str) -> bool
     if name in origins:
         return origins[name] == "default"
     return getattr(getattr(config, spec.section), name) == spec.default
-
-
-def _convert(
-    values: dict[str, tuple[Any, str]], specs: dict[str, OptionSpec], problems: Problems
-) -> tuple[dict[str, Any], dict[str, str]]:
-    converted = {name: spec.default for name, spec in specs.items()}
-    origins = dict.fromkeys(specs, "default")
-    for name, (raw, origin) in values.items():
-        spec = specs[name]
-        try:
-            value = spec.convert(raw)
-        except ValueError as error:
-            problems.append(f"{origin}: {name} {error}")
-            continue
-        if (problem := spec.problem(value)) is not None:
-            problems.append(f"{origin}: {name} {problem}; got {shown(value)}")
-        converted[name], origins[name] = value, origin
-    return converted, origins
 
 
 def _from_arguments(

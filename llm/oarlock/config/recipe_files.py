@@ -71,11 +71,16 @@ class RecipeFiles:
         for key, node in root.value:
             if key.value == "include":
                 named_at = f"{path}:{key.start_mark.line + 1}"
-                for entry in _file_names(value_of(node, str(path)), named_at):
-                    included |= self._included(path.parent / entry, (*parents, _real(path)), named_at)
+                value = value_of(node, str(path))
+                names = value if isinstance(value, list) else [value]
+                for name in names:
+                    if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_PATH:
+                        raise ConfigError(f"{named_at}: include expects file names; got {shown(name)}")
+                for name in names:
+                    included |= self._included(path.parent / name, (*parents, _real(path)), named_at)
             elif key.value in self._sections and isinstance(node, yaml.MappingNode):
-                for inner, value in node.value:
-                    self._add_value(inner, value, path, own, section=key.value)
+                for inner, inner_node in node.value:
+                    self._add_value(inner, inner_node, path, own, section=key.value)
             else:
                 self._add_value(key, node, path, own)
         return included | own
@@ -101,11 +106,3 @@ class RecipeFiles:
 
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve raises for circular links
-
-
-def _file_names(value: Any, named_at: str) -> list[str]:
-    names = value if isinstance(value, list) else [value]
-    for name in names:
-        if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_PATH:
-            raise ConfigError(f"{named_at}: include expects file names; got {shown(name)}")
-    return names

@@ -13,7 +13,6 @@ def cross_problems(config: RunConfig) -> list[str]:
     """Every conflict among the options of a configuration."""
     return [
         *_combination_problems(config),
-        *_schedule_problems(config),
         *_best_model_problems(config),
         *config.own_problems(),
     ]
@@ -36,9 +35,6 @@ def _combination_problems(config: RunConfig) -> Iterator[str]:
     checkpoint = config.checkpoint
     if checkpoint.overwrite_output_dir and checkpoint.resume_from_checkpoint:
         yield "--overwrite_output_dir starts from scratch and --resume_from_checkpoint resumes: give only one of them"
-
-
-def _schedule_problems(config: RunConfig) -> Iterator[str]:
     schedule = config.schedule
     if schedule.min_learning_rate > schedule.learning_rate:
         yield f"--min_learning_rate {schedule.min_learning_rate} is above --learning_rate {schedule.learning_rate}"
@@ -68,11 +64,7 @@ def _best_model_problems(config: RunConfig) -> Iterator[str]:
             yield f"{flag} is for training: add --do_train, or drop it"
     if evaluation.eval_prompts is not None and not evaluation.do_eval:
         yield "--eval_prompts are answered in evaluations: add --do_eval"
-    yield from _metric_problems(config)
-
-
-def _metric_problems(config: RunConfig) -> Iterator[str]:
-    evaluation, name = config.evaluation, best_metric(config)
+    name = best_metric(config)
     given = f"--metric_for_best_model {evaluation.metric_for_best_model}"
     metric = METRICS.get(name)
     if metric is None:

@@ -180,8 +180,13 @@ class SharedCollectives:
                 slots[self.me][position * window : position * window + len(part)] = part
             if k == 0:
                 total = self._open(call, rounds, [len(data) for _, data in writes] if check_lengths else None)
-                if check_lengths:
-                    self._check_lengths(reads)
+                for rank, _, out in reads if check_lengths else ():
+                    sent = int(self._lengths(rank)[self.me])
+                    if sent != len(out):
+                        raise self._run.fail(
+                            f"{self._what()}: rank {self.ranks[rank]} sends {sent:,} bytes to rank "
+                            f"{self.ranks[self.me]}, which expects {len(out):,}"
+                        )
             else:
                 self._barrier()
             for rank, position, out in reads:
@@ -190,15 +195,6 @@ class SharedCollectives:
             self._turn ^= 1
             k += 1
         self._calls += 1
-
-    def _check_lengths(self, reads: Reads) -> None:
-        for rank, _, out in reads:
-            sent = int(self._lengths(rank)[self.me])
-            if sent != len(out):
-                raise self._run.fail(
-                    f"{self._what()}: rank {self.ranks[rank]} sends {sent:,} bytes to rank {self.ranks[self.me]}, "
-                    f"which expects {len(out):,}"
-                )
 
     def reduce(self, call: CollectiveCall, source: np.ndarray, target: np.ndarray | None) -> None:
         """Reduce all ranks' sources, in rank order, into the target, on the ranks that have one.

@@ -117,8 +117,11 @@ class FirstRank:
                     self._accept()
                 elif key.data in self._candidates:
                     self._receive_from_candidate(key.data)
-                else:
-                    self._receive_from_member(key.data)
+                else:  # a rank that has ended, or that reports why it can't start
+                    try:
+                        self._members[key.data].receive()
+                    except (ConnectionClosed, UntrustedPeer) as problem:
+                        raise self._explain_loss(key.data, problem) from problem
 
     def _accept(self) -> None:
         assert self._place is not None
@@ -151,7 +154,15 @@ class FirstRank:
         try:
             frame, descriptor = candidate.channel.receive(FrameKind.PROOF if candidate.greeted else FrameKind.HELLO)
             if not candidate.greeted:
-                self._greet(candidate, frame)
+                if frame.kind != FrameKind.HELLO or not frame.rank or frame.world_size != self._world_size:
+                    raise UntrustedPeer(f"rank {frame.rank} of {frame.world_size}, in a launch of {self._world_size}")
+                if candidate.rank not in (None, frame.rank) or frame.rank in self._found:
+                    raise UntrustedPeer(f"a second rank {frame.rank} (pid {candidate.channel.pid})")
+                if not is_in_same_container(candidate.channel.pid):
+                    raise UntrustedPeer(f"process {candidate.channel.pid} of another container")
+                candidate.rank = frame.rank
+                candidate.channel.send(Frame(FrameKind.CHALLENGE, 0, self._world_size))
+                candidate.greeted = True
                 return
         except (UntrustedPeer, ConnectionClosed) as problem:
             if candidate.is_inherited:
@@ -162,17 +173,6 @@ class FirstRank:
             return
         assert descriptor is not None and candidate.rank is not None
         self._admit(candidate, candidate.rank, descriptor)
-
-    def _greet(self, candidate: _Candidate, frame: Frame) -> None:
-        if frame.kind != FrameKind.HELLO or not frame.rank or frame.world_size != self._world_size:
-            raise UntrustedPeer(f"rank {frame.rank} of {frame.world_size}, in a launch of {self._world_size}")
-        if candidate.rank not in (None, frame.rank) or frame.rank in self._found:
-            raise UntrustedPeer(f"a second rank {frame.rank} (pid {candidate.channel.pid})")
-        if not is_in_same_container(candidate.channel.pid):
-            raise UntrustedPeer(f"process {candidate.channel.pid} of another container")
-        candidate.rank = frame.rank
-        candidate.channel.send(Frame(FrameKind.CHALLENGE, 0, self._world_size))
-        candidate.greeted = True
 
     def _admit(self, candidate: _Candidate, rank: int, descriptor: int) -> None:
         """Accept a candidate that has sent its proof and its memory file."""
@@ -192,14 +192,6 @@ class FirstRank:
         if started is None:
             raise death_error(rank, pid)
         self._found[rank] = RankMemory(pid, started, memory)
-
-    def _receive_from_member(self, rank: int) -> None:
-        """Handle an unexpected message of a rank: it has ended, or reports why it can't start."""
-        channel = self._members[rank]
-        try:
-            channel.receive()
-        except (ConnectionClosed, UntrustedPeer) as problem:
-            raise self._explain_loss(rank, problem) from problem
 
     def _explain_loss(self, rank: int, problem: OarlockError) -> EnvironmentProblem:
         pid, started, _ = self._found[rank]

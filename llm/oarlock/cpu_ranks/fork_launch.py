@@ -42,7 +42,11 @@ def launch(
     """
     log_dir = Path(log_dir)
     log_dir.mkdir(parents=True, exist_ok=True)
-    endpoints = [f"127.0.0.1:{port}" for port in _free_ports(num_ranks + 1)]
+    with contextlib.ExitStack() as stack:  # finds ports on which no process listens
+        sockets = [stack.enter_context(socket.socket()) for _ in range(num_ranks + 1)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        endpoints = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
     key, pairs = os.urandom(32), connected_pairs(num_ranks)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -154,15 +158,3 @@ def _wait(children: dict[int, int], num_ranks: int, timeout_s: float | None) -> 
             deadline = None
         time.sleep(_POLL_S)
     return [codes[rank] for rank in range(num_ranks)]
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports on which no process listens."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

@@ -35,10 +35,6 @@ class MessageHeap:
         """The size of the block for a message of nbytes."""
         return max(PAGE, 1 << max(0, nbytes - 1).bit_length())
 
-    def is_full_for(self, nbytes: int) -> bool:
-        """Whether a message must wait for receivers. A single message may have any size."""
-        return self.outstanding > 0 and self.outstanding + self.size_of_block(nbytes) > OUTSTANDING_BYTES
-
     def receivers(self) -> list[int]:
         """Ranks that have not received all messages."""
         return sorted(set().union(*(messages.receivers() for messages in self.users)))
@@ -121,7 +117,10 @@ class PointToPoint:
     def _has_room(self, nbytes: int, to: int) -> bool:
         for messages in self._heap.users:
             messages.collect()
-        return len(self._unreceived[to]) < _RING and not self._heap.is_full_for(nbytes)
+        outstanding = self._heap.outstanding
+        is_full = outstanding + self._heap.size_of_block(nbytes) > OUTSTANDING_BYTES
+        # A single message may have any size.
+        return len(self._unreceived[to]) < _RING and not (outstanding > 0 and is_full)
 
     def receivers(self) -> set[int]:
         """Global ranks that have not received all messages."""

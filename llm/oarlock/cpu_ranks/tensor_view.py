@@ -66,14 +66,20 @@ class TensorView:
     __slots__ = ("_strided", "_tensor", "_whole", "array", "bytes", "kind", "nbytes", "shape")
 
     def __init__(self, tensor: Any, output: bool = False) -> None:
-        self._tensor, self._strided = tensor, None  # keeps the memory alive
+        self._tensor = tensor  # keeps the memory alive
+        self._strided: np.ndarray | None = None
         self.shape, self.kind = tuple(tensor.shape), find_element_type(tensor.dtype)
         self.nbytes = math.prod(self.shape) * self.kind.itemsize
         address = tensor.data_ptr() if self.nbytes else 0
         if not self.nbytes:
             self.array = np.empty(0, self.kind.array)
         elif not address:
-            address = _allocate(tensor, output)
+            if not output:
+                raise ValueError(f"can't send a tensor of shape {list(tensor.shape)} that has no data")
+            import paddle
+
+            paddle.empty(tensor.shape, dtype=tensor.dtype)._share_buffer_to(tensor)
+            address = int(tensor.data_ptr())
         if self.nbytes:
             if not tensor.place.is_cpu_place():
                 raise EnvironmentProblem(f"a tensor on {tensor.place} was given to a group of CPU ranks")
@@ -81,7 +87,10 @@ class TensorView:
                 memory = (ctypes.c_uint8 * self.nbytes).from_address(address)
                 self.array = np.frombuffer(memory, dtype=self.kind.array)
             else:
-                self._strided = _strided_view(address, self.shape, tensor.strides, self.kind)
+                size, strides = self.kind.itemsize, tensor.strides
+                last = sum((n - 1) * stride for n, stride in zip(self.shape, strides, strict=True))
+                area: Any = (ctypes.c_uint8 * ((last + 1) * size)).from_address(address)
+                self._strided = np.ndarray(self.shape, self.kind.array, area, strides=[each * size for each in strides])
                 self.array = np.ascontiguousarray(self._strided).reshape(-1)
         self._whole, self.bytes = self.array, self.array.view(np.uint8)
 
@@ -98,22 +107,6 @@ class TensorView:
         """Copy the array to the tensor, if they don't share memory."""
         if self._strided is not None:
             self._strided[...] = self._whole.reshape(self.shape)
-
-
-def _allocate(tensor: Any, output: bool) -> int:
-    """Allocate memory for an output tensor that has none."""
-    if not output:
-        raise ValueError(f"can't send a tensor of shape {list(tensor.shape)} that has no data")
-    import paddle
-
-    paddle.empty(tensor.shape, dtype=tensor.dtype)._share_buffer_to(tensor)
-    return int(tensor.data_ptr())
-
-
-def _strided_view(address: int, shape: tuple[int, ...], strides: Sequence[int], kind: ElementType) -> np.ndarray:
-    last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    memory: Any = (ctypes.c_uint8 * ((last + 1) * kind.itemsize)).from_address(address)
-    return np.ndarray(shape, kind.array, memory, strides=[stride * kind.itemsize for stride in strides])
 
 
 def reduce_arrays(out: np.ndarray, parts: Sequence[np.ndarray], kind: ElementType, reduction: int) -> None:
@@ -153,17 +146,15 @@ def _in_float32(out: np.ndarray, parts: Sequence[np.ndarray], kind: ElementType,
         _UFUNCS[reduction](total, _widened(part, kind), out=total)
     if reduction == 4:
         total /= len(parts)
-    out[...] = total.astype(np.float16) if kind.name == "float16" else _to_bfloat16(total)
+    if kind.name == "float16":
+        out[...] = total.astype(np.float16)
+        return
+    bits = total.view(np.uint32)  # to nearest, ties to even; NaN stays NaN
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+    out[...] = np.where(np.isnan(total), 0x7FC0, rounded).astype(np.uint16)
 
 
 def _widened(part: np.ndarray, kind: ElementType) -> np.ndarray:
     if kind.name == "float16":
         return part.astype(np.float32)
     return (part.astype(np.uint32) << 16).view(np.float32)
-
-
-def _to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """Round to nearest, ties to even. NaN stays NaN."""
-    bits = values.view(np.uint32)
-    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
-    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)

@@ -65,25 +65,21 @@ def use_library(library: str) -> str:
         if not LIBRARY.exists():
             return f"{LIBRARY.name} is not built (`bash scripts/setup.sh` builds it, with g++)"
         try:
-            _gemm = _load_before_mkl()
+            import paddle
+
+            # Paddle is pointed to oarlock_gemm.so. Paddle 3.3.1 loads MKL when its number of threads is set.
+            core = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libphi_core.so"))
+            handle = ctypes.c_void_p.in_dll(core, _HANDLE)
+            if not handle.value:
+                paddle.base.core.set_num_threads(paddle.base.core.get_num_threads())
+            gemm = ctypes.CDLL(str(LIBRARY))
+            gemm.oarlock_num_products.restype = ctypes.c_int64
+            handle.value = gemm._handle
+            _gemm = gemm
         except (OSError, ValueError, AttributeError) as error:
             return f"{LIBRARY.name} can't be loaded with this Paddle: {error}"
     _gemm.oarlock_multiply_by_mkl(library == MKL)
     return ""
-
-
-def _load_before_mkl() -> ctypes.CDLL:
-    """Point Paddle to oarlock_gemm.so. Paddle 3.3.1 loads MKL when its number of threads is set."""
-    import paddle
-
-    core = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libphi_core.so"))
-    handle = ctypes.c_void_p.in_dll(core, _HANDLE)
-    if not handle.value:
-        paddle.base.core.set_num_threads(paddle.base.core.get_num_threads())
-    gemm = ctypes.CDLL(str(LIBRARY))
-    gemm.oarlock_num_products.restype = ctypes.c_int64
-    handle.value = gemm._handle
-    return gemm
 
 
 def find_library_in_use() -> str:

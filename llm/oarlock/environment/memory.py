@@ -34,7 +34,14 @@ def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/c
 
     File caches and swap count as available. None if the system does not report it.
     """
-    rooms = [*_of_machine(proc), *_of_cgroups(proc, cgroups), *_of_limits(proc)]
+    rooms = []
+    with contextlib.suppress(OSError, ValueError):
+        lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
+        found = {words[0]: int(words[1]) * 1024 for words in lines if len(words) > 1}
+        if "MemAvailable:" in found:
+            left = found["MemAvailable:"] + found.get("SwapFree:", 0)
+            rooms.append(AvailableMemory(left, "free on this machine"))
+    rooms += [*_of_cgroups(proc, cgroups), *_of_limits(proc)]
     return min(rooms, key=lambda room: room.num_bytes, default=None)
 
 
@@ -84,14 +91,6 @@ def format_bytes(num_bytes: int) -> str:
         if num_bytes >= size:
             return f"{num_bytes / size:,.1f} {unit}"
     return f"{num_bytes / 1e6:,.1f} MB"
-
-
-def _of_machine(proc: Path) -> Iterator[AvailableMemory]:
-    with contextlib.suppress(OSError, ValueError):
-        lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
-        found = {words[0]: int(words[1]) * 1024 for words in lines if len(words) > 1}
-        if "MemAvailable:" in found:
-            yield AvailableMemory(found["MemAvailable:"] + found.get("SwapFree:", 0), "free on this machine")
 
 
 def _of_cgroups(proc: Path, root: Path) -> Iterator[AvailableMemory]:

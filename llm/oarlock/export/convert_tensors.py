@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 
 import numpy as np
 from paddle.base.framework import EagerParamBase
@@ -90,9 +91,7 @@ def split_fused_parameter(name: str, shape: tuple[int, ...], config: PretrainedC
     if last == "gate_up_fused_proj":  # [gate | up]
         for i, own in enumerate(("gate_proj", "up_proj")):
             half = slice(i * width // 2, (i + 1) * width // 2)
-            yield UnfusedParameter(
-                f"{path}.{own}.{kind}", (*shape[:-1], width // 2), name, partial(_slice_columns, half)
-            )
+            yield UnfusedParameter(f"{path}.{own}.{kind}", (*shape[:-1], width // 2), name, itemgetter((..., half)))
     elif last == "qkv_proj":  # per head of keys and values: [its queries, key, value]
         groups = config.num_key_value_heads
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -102,10 +101,6 @@ def split_fused_parameter(name: str, shape: tuple[int, ...], config: PretrainedC
             yield UnfusedParameter(f"{path}.{own}_proj.{kind}", (*shape[:-1], groups * size), name, cut)
     else:
         yield UnfusedParameter(name, shape, name)
-
-
-def _slice_columns(which: slice, values: np.ndarray) -> np.ndarray:
-    return values[..., which]
 
 
 def _slice_groups(groups: int, which: slice, values: np.ndarray) -> np.ndarray:

@@ -59,17 +59,21 @@ def export(request: ExportRequest) -> None:
             create_model_folder(output, "the export", (base, *request.adapters)) as result,
         ):
             facts |= {"target": request.target, "name": request.name}
-            if request.converts:
-                _write_converted(request, folder, result, facts)
-            else:
-                _write_graph(request, folder, result, facts)
+            _write_model(request, folder, result, facts)
             if mix is not None and not request.merges:
                 for adapter_name, adapter in name_adapters(request.adapters).items():
                     (result / ADAPTERS).mkdir(exist_ok=True)
                     export_peft(adapter, result / ADAPTERS / adapter_name, str(base))
                 facts["source"]["adapters"] = [str(adapter) for adapter in request.adapters]
             _finish(request, result, facts)
-    logger.info(f"{request.output}: {_describe_use(request)}")
+    use = "exported"
+    if request.target in ("vllm", "fastdeploy"):
+        use = f"start it with `bash {shell_word(request.output / START_FILE)}`"
+    elif request.target == "triton":
+        use = f"start it with `oarlock serve {shell_word(request.output)}`"
+    elif request.target == "paddle-inference":
+        use = f"{GRAPH}.json and {GRAPH}.pdiparams for paddle.inference (call disable_mkldnn() on a CPU)"
+    logger.info(f"{request.output}: {use}")
 
 
 @contextmanager
@@ -94,7 +98,15 @@ def _merge_adapters(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_converted(request: ExportRequest, folder: Path, result: Path, facts: dict[str, Any]) -> None:
+def _write_model(request: ExportRequest, folder: Path, result: Path, facts: dict[str, Any]) -> None:
+    if not request.converts:
+        config = read_config(folder)
+        proof = write_graph(ModelSource(folder, config, from_weights=True), result, request.allow_pickle)
+        save_config(config, result)
+        write_tokenizer_files(folder, "paddle", config, result)
+        facts["proof"]["graph"] = asdict(proof)
+        facts |= {"family": config.model_type, "dtype": "float32", "disable_mkldnn": True}
+        return
     options = ConvertOptions(
         request.dtype, request.max_shard_bytes, request.proof, request.allow_pickle, says_places=False
     )
@@ -102,15 +114,6 @@ def _write_converted(request: ExportRequest, folder: Path, result: Path, facts: 
     facts["proof"]["conversion"] = done.proof and asdict(done.proof)
     facts |= {"family": done.family, "dtype": done.dtype}
     logger.info(f"{done.family}, {len(done.names)} weights, {done.num_bytes / 1e6:,.1f} MB, {done.dtype}")
-
-
-def _write_graph(request: ExportRequest, folder: Path, result: Path, facts: dict[str, Any]) -> None:
-    config = read_config(folder)
-    proof = write_graph(ModelSource(folder, config, from_weights=True), result, request.allow_pickle)
-    save_config(config, result)
-    write_tokenizer_files(folder, "paddle", config, result)
-    facts["proof"]["graph"] = asdict(proof)
-    facts |= {"family": config.model_type, "dtype": "float32", "disable_mkldnn": True}
 
 
 def _finish(request: ExportRequest, result: Path, facts: dict[str, Any]) -> None:
@@ -133,13 +136,3 @@ def _finish(request: ExportRequest, result: Path, facts: dict[str, Any]) -> None
             raise ModelError(
                 f"{SERVERS[request.target].title} could not serve the result; nothing was written:\n{listed}"
             )
-
-
-def _describe_use(request: ExportRequest) -> str:
-    if request.target in ("vllm", "fastdeploy"):
-        return f"start it with `bash {shell_word(request.output / START_FILE)}`"
-    if request.target == "triton":
-        return f"start it with `oarlock serve {shell_word(request.output)}`"
-    if request.target == "paddle-inference":
-        return f"{GRAPH}.json and {GRAPH}.pdiparams for paddle.inference (call disable_mkldnn() on a CPU)"
-    return "exported"

@@ -112,28 +112,13 @@ def check_source(request: ExportRequest, folder: Path) -> None:
     if isinstance(config, str):
         raise ModelError(f"{folder / 'config.json'} {config}, so it is not a model")
     _check_family(request, detect_family(config, str(folder / "config.json")))
-    if request.target != "peft":
-        _check_tokenizer(request, folder)
-        _check_space(request, folder)
-
-
-def _check_family(request: ExportRequest, family: str) -> None:
-    if request.converts or request.target == "peft":
-        find_hf_config(family)
-    if request.converts:
-        check_architecture(request.target, FAMILIES[family].architecture)
-
-
-def _check_tokenizer(request: ExportRequest, folder: Path) -> None:
-    places = (*(request.adapters if request.merges else ()), folder)
-    if not any(map(has_tokenizer, places)):
+    if request.target == "peft":
+        return
+    if not any(map(has_tokenizer, (*(request.adapters if request.merges else ()), folder))):
         raise ModelError(
             f"{folder} has no tokenizer, which a server needs. Copy its files there, or use `oarlock convert`, "
             f"which doesn't need one"
         )
-
-
-def _check_space(request: ExportRequest, folder: Path) -> None:
     patterns = ("*.safetensors", *(("*.bin", "*.pdparams") if request.allow_pickle else ()))
     size = sum(path.stat().st_size for pattern in patterns for path in folder.glob(pattern))
     needed = size * (2 if request.merges else 1) + _SPARE_BYTES
@@ -145,6 +130,13 @@ def _check_space(request: ExportRequest, folder: Path) -> None:
             f"{request.output}: the export takes about {needed / 1e9:,.2f} GB{merged}, but only {free / 1e9:,.2f} GB "
             "are free there"
         )
+
+
+def _check_family(request: ExportRequest, family: str) -> None:
+    if request.converts or request.target == "peft":
+        find_hf_config(family)
+    if request.converts:
+        check_architecture(request.target, FAMILIES[family].architecture)
 
 
 def has_template(folder: Path) -> bool:

@@ -91,24 +91,18 @@ def format_start_script(
     dtype = str(config.get("torch_dtype", "auto"))
     if dtype not in _DTYPES:
         raise ModelError(f"config.json, torch_dtype: {shown_value(dtype)} is not one of {', '.join(_DTYPES)}")
+    field = next((key for key in LENGTHS if config.get(key) is not None), None)
+    length = _DEFAULT_LENGTH
+    if field is not None:
+        length = _check_whole_number(f"config.json, {field}", config[field], MOST_LENGTH)
     body = (_VLLM if target == "vllm" else _FASTDEPLOY).format(
         name=shell_word(name),
         dtype=shell_word(dtype),
-        length=shell_word(read_max_length(config) or _DEFAULT_LENGTH),
+        length=shell_word(length),
         lora=lora,
         lora_flags=flags,
     )
     return _HEAD.format(title=server.title, target=target, note=f"\n# {note}." if note else "") + body
-
-
-def read_max_length(config: Mapping[str, Any]) -> int | None:
-    """Read the largest number of tokens from a config.json; None if it has no such field.
-
-    Raises:
-        ModelError: when the field is malformed.
-    """
-    field = next((key for key in LENGTHS if config.get(key) is not None), None)
-    return None if field is None else _check_whole_number(f"config.json, {field}", config[field], MOST_LENGTH)
 
 
 def read_adapter_ranks(folder: Path) -> dict[str, int]:

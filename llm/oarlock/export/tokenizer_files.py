@@ -87,14 +87,10 @@ def write_tokenizer(source: Path, to: str, family: str, folder: Path) -> None:
     content.pop("chat_template", None)
     write_json(folder / _CONFIG, content)
     save_templates(folder, read_folder_templates(source))
-    if to == "hf" and FAMILIES[family].hf_resplits_text:
-        _warn_about_splitting(folder)
-
-
-def _warn_about_splitting(folder: Path) -> None:
-    """Warn if transformers 5 would tokenize differently: it splits text in Qwen2's way for every Qwen2 model."""
     path = folder / _TOKENIZER
-    if path.is_file() and _QWEN2_DIGITS not in json.dumps(read_json_object(path).get("pre_tokenizer")):
+    # transformers 5 splits text in Qwen2's way for every Qwen2 model.
+    resplits = to == "hf" and FAMILIES[family].hf_resplits_text and path.is_file()
+    if resplits and _QWEN2_DIGITS not in json.dumps(read_json_object(path).get("pre_tokenizer")):
         logger.info(
             "this tokenizer splits text differently from Qwen2's own. AutoTokenizer of transformers 5 ignores that and "
             "may return other ids. PreTrainedTokenizerFast.from_pretrained returns the right ones"

@@ -128,7 +128,24 @@ def parse_json(
         raise error(f"{name}: {len(content):,} bytes is too large for JSON of this kind (at most {limit:,} are read)")
     text = _decoded(content, name, error)
     _check_nesting(content, text, name, depth, containers, error)
-    found = _parsed(text, name, error)
+    try:
+        found = json.loads(
+            text, object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_no_number
+        )
+        if _ESCAPED_SURROGATE.search(text):
+            _check_characters(found)
+    except _Doubled as problem:
+        line = doubled_line(text)
+        raise error(f"{name}{f':{line}' if line else ''}: {problem} appears twice in one object") from problem
+    except _Refused as problem:
+        # The beginning of a long part is enough; a pattern of megabytes would take seconds.
+        place = re.search(re.escape(problem.args[1][: MAX_DIGITS + 1]), text, re.IGNORECASE)
+        line = text.count("\n", 0, place.start() if place else 0) + 1
+        raise error(f"{name}:{line}: {problem.args[0]}") from problem
+    except json.JSONDecodeError as problem:
+        raise error(f"{name}:{problem.lineno}: not valid JSON: {problem.msg} (column {problem.colno})") from problem
+    except (ValueError, RecursionError, MemoryError) as problem:
+        raise error(f"{name}: not readable as JSON: {problem}") from problem
     return found if schema is None else _checked(found, text, name, schema, error, extra)
 
 
@@ -161,33 +178,6 @@ def nesting(content: bytes) -> tuple[int, int]:
     brackets = _STRING.sub(b"", content).translate(None, _NOT_BRACKETS)
     levels = max(itertools.accumulate(map(_STEP.__getitem__, brackets)), default=0)
     return levels, brackets.count(b"[") + brackets.count(b"{")
-
-
-def _parsed(text: str, name: str, error: type[OarlockError]) -> Any:
-    try:
-        found = json.loads(
-            text, object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_no_number
-        )
-        if _ESCAPED_SURROGATE.search(text):
-            _check_characters(found)
-    except _Doubled as problem:
-        line = doubled_line(text)
-        raise error(f"{name}{f':{line}' if line else ''}: {problem} appears twice in one object") from problem
-    except _Refused as problem:
-        where = line_of_text(text, problem.args[1])
-        raise error(f"{name}:{where}: {problem.args[0]}") from problem
-    except json.JSONDecodeError as problem:
-        raise error(f"{name}:{problem.lineno}: not valid JSON: {problem.msg} (column {problem.colno})") from problem
-    except (ValueError, RecursionError, MemoryError) as problem:
-        raise error(f"{name}: not readable as JSON: {problem}") from problem
-    return found
-
-
-def line_of_text(text: str, part: str) -> int:
-    """Return the line on which `part` begins, ignoring case, or 1 if it is not found."""
-    # The beginning of a long part is enough; a pattern of megabytes would take seconds.
-    place = re.search(re.escape(part[: MAX_DIGITS + 1]), text, re.IGNORECASE)
-    return text.count("\n", 0, place.start() if place else 0) + 1
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

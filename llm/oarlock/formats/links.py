@@ -105,7 +105,10 @@ def open_inside(folder: str | Path, name: str | Path, *, error: type[OarlockErro
     """
     path = Path(folder) / name
     file = open_regular(path, error=error)
-    place = _place_of(file.fileno(), path)
+    try:
+        place = Path(os.readlink(f"/proc/self/fd/{file.fileno()}"))
+    except OSError:  # no /proc here
+        place = _real(path)
     if not _inside(place, _roots(Path(folder))):
         file.close()
         raise error(Foreign(path, f"a link that leads out of the folder, to {place}").text())
@@ -123,13 +126,6 @@ def _wrong_link(path: Path, roots: tuple[Path, ...]) -> str:
             "a link that leads to itself" if error.errno == errno.ELOOP else f"a link to {place}, which does not exist"
         )
     return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "a link to a pipe, a device or a socket"
-
-
-def _place_of(descriptor: int, path: Path) -> Path:
-    try:
-        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-    except OSError:  # no /proc here
-        return _real(path)
 
 
 def _roots(folder: Path) -> tuple[Path, ...]:

@@ -46,12 +46,18 @@ def what_is_right(problem: ValidationError, found: Any) -> tuple[Field, str, str
     alike = [error for error, place in zip(errors, fields, strict=True) if place == field]
     missing = [str(error["loc"][-1]) for error in alike if error["type"] in ("missing", "missing_argument")]
     if missing:
-        sentence = f"{_path(field) + ': ' if field else ''}{_listed(missing)} missing"
+        listed = f"{missing[0]} is" if len(missing) == 1 else f"{', '.join(missing[:-1])} and {missing[-1]} are"
+        sentence = f"{_path(field) + ': ' if field else ''}{listed} missing"
     else:
         wanted = list(dict.fromkeys(_words(error) for error in alike))
-        sentence = f"{_path(field) or 'the content'} {_joined(wanted)}"
+        if "must be a number" in wanted:  # covers integers
+            wanted = [words for words in wanted if words != "must be an integer"]
+        joined = " or ".join([wanted[0], *(words.removeprefix("must be ") for words in wanted[1:])])
+        sentence = f"{_path(field) or 'the content'} {joined}"
         if alike[0]["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
-            sentence += f"; got {_shown(_value(field, found))}"
+            for step in field:
+                found = found[step]
+            sentence += f"; got {_shown(found)}"
     others = len({place for place in fields if place != field})
     return field, sentence, f" (and {others} more fields)" if others else ""
 
@@ -63,17 +69,6 @@ def _words(error: Any) -> str:
     return _SHOULD.sub("must", message, count=1)
 
 
-def _joined(wanted: list[str]) -> str:
-    if "must be a number" in wanted:  # covers integers
-        wanted = [words for words in wanted if words != "must be an integer"]
-    first, *others = wanted
-    return " or ".join([first, *(words.removeprefix("must be ") for words in others)])
-
-
-def _listed(names: list[str]) -> str:
-    return f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} are"
-
-
 def _place(location: tuple[str | int, ...], found: Any) -> Field:
     """Return the part of a location that exists in the content. The rest names union members or a missing field."""
     place: list[str | int] = []
@@ -82,12 +77,6 @@ def _place(location: tuple[str | int, ...], found: Any) -> Field:
         if in_list or (isinstance(found, dict) and step in found):
             place, found = [*place, step], found[step]
     return tuple(place)
-
-
-def _value(field: Field, found: Any) -> Any:
-    for step in field:
-        found = found[step]
-    return found
 
 
 def _path(field: Field) -> str:

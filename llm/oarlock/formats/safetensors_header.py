@@ -87,7 +87,14 @@ def parse_header(text: bytes, data_bytes: int, name: str, *, error: type[Oarlock
         raise error(f"{name}: {_METADATA} of the header must be an object of strings")
     first = 8 + len(text)
     tensors = {key: _entry(key, entry, first, data_bytes, name, error) for key, entry in content.items()}
-    _check_order(tensors, first, data_bytes, name, error)
+    at, before = first, "the header"
+    for key, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != at:
+            what = "overlaps" if entry.start < at else "leaves a gap after"
+            raise error(f"{name}: tensor {key[:200]!r} {what} {before}")
+        at, before = entry.end, f"tensor {key[:200]!r}"
+    if at != first + data_bytes:
+        raise error(f"{name}: {first + data_bytes - at:,} bytes after {before} belong to no tensor")
     return Header(tensors, metadata)
 
 
@@ -117,16 +124,3 @@ def _entry(
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE
-
-
-def _check_order(
-    tensors: dict[str, TensorEntry], first: int, data_bytes: int, name: str, error: type[OarlockError]
-) -> None:
-    at, before = first, "the header"
-    for key, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
-        if entry.start != at:
-            what = "overlaps" if entry.start < at else "leaves a gap after"
-            raise error(f"{name}: tensor {key[:200]!r} {what} {before}")
-        at, before = entry.end, f"tensor {key[:200]!r}"
-    if at != first + data_bytes:
-        raise error(f"{name}: {first + data_bytes - at:,} bytes after {before} belong to no tensor")

@@ -55,19 +55,6 @@ class SlurmJob:
             nodelist=environment.get("SLURM_JOB_NODELIST", ""),
         )
 
-    def find_master(self) -> str:
-        """Return host:port of the first node.
-
-        The port follows from the job's number, so that two jobs on a node don't collide. It lies below 32768, where
-        Linux and Paddle's launcher begin to take ports of their own.
-        """
-        hosts = subprocess.run(
-            ["scontrol", "show", "hostnames", self.nodelist], stdout=subprocess.PIPE, text=True, check=False
-        )
-        if hosts.returncode or not hosts.stdout.strip():
-            raise ConfigError(f"scontrol can't list the nodes of this job ({self.nodelist})")
-        return f"{hosts.stdout.split()[0]}:{20000 + self.number % 12000}"
-
 
 class SlurmSupervisor:
     """Runs a script once on every node of a job, with srun.
@@ -87,7 +74,15 @@ class SlurmSupervisor:
         """
         if not Path(script).is_file():
             raise ConfigError(f"there is no script {script} in {Path.cwd()}")
-        job, master = self._job, self._job.find_master()
+        job = self._job
+        hosts = subprocess.run(
+            ["scontrol", "show", "hostnames", job.nodelist], stdout=subprocess.PIPE, text=True, check=False
+        )
+        if hosts.returncode or not hosts.stdout.strip():
+            raise ConfigError(f"scontrol can't list the nodes of this job ({job.nodelist})")
+        # The port follows from the job's number, so that two jobs on a node don't collide. It lies below 32768, where
+        # Linux and Paddle's launcher begin to take ports of their own.
+        master = f"{hosts.stdout.split()[0]}:{20000 + job.number % 12000}"
         environment = os.environ | {"MASTER": master, "NNODES": str(job.nodes)}
         words = " ".join([script, *arguments])
         _log(f"job {job.number} on {job.nodes} node(s), master {master}, start {job.restarts + 1}: {words}")

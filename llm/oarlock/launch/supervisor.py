@@ -87,26 +87,21 @@ class Supervisor:
         return 15 although they had.
         """
         assert self._process is not None
-        ranks = find_ranks(self._process.pid) if self._has_launcher else [self._process.pid]
+        launcher = self._process.pid
+        ranks = [] if self._has_launcher else [launcher]
+        for path in Path("/proc").glob("[0-9]*") if self._has_launcher else ():
+            fields = read_process_fields(int(path.name))  # state, parent, process group, session, ...
+            # A rank is a child that leads a session. The launcher's other children are helpers.
+            if fields and fields[1] == str(launcher) and fields[3] == path.name:
+                ranks.append(int(path.name))
         if not ranks:
             self._stopped_early = True  # still starting: there is nothing to save
-            number, ranks = signal.SIGTERM, [self._process.pid]
+            number, ranks = signal.SIGTERM, [launcher]
         else:
             log(f"passing {number.name} to {len(ranks)} trainer(s)")
         for pid in ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-
-
-def find_ranks(launcher: int) -> list[int]:
-    """Return the process ids of the ranks: children of the launcher that lead a session. Its others are helpers."""
-    ranks = []
-    for path in Path("/proc").glob("[0-9]*"):
-        pid = path.name
-        fields = read_process_fields(int(pid))  # state, parent, process group, session, ...
-        if fields and fields[1] == str(launcher) and fields[3] == pid:
-            ranks.append(int(pid))
-    return ranks
 
 
 @contextlib.contextmanager

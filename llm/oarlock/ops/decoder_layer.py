@@ -56,29 +56,28 @@ def for_layer(original: Function) -> Function:
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs  # the attention has the same argument names
         norms = self.input_layernorm, self.post_attention_layernorm
-        if not _is_plain(self, given) or not given.keys() <= set(names) or not _fit(norms, hidden_states):
+        can_fuse = (
+            _is_plain(self, given)
+            and given.keys() <= set(names)
+            and all(is_as_made(norm) and hasattr(norm, "variance_epsilon") for norm in norms)
+            and fits(hidden_states, *(norm.weight for norm in norms))
+        )
+        if not can_fuse:
             return original(self, hidden_states, *args, **kwargs)
+        first, second = norms
         whole = _whole(self, hidden_states)
-        return _in_two(self, whole, hidden_states, given) if whole else _with_sums(self, hidden_states, given)
+        if not whole:  # only the norms and the sums are fused
+            normed, kept = fused_rms_norm_kept(hidden_states, first.weight, first.variance_epsilon)
+            attended = _alone(self.self_attn(normed, **given))
+            normed, total, _ = fused_add_rms_norm(attended, kept, second.weight, second.variance_epsilon)
+            return total + self.mlp(normed)
+        query, key, value, output, gate, up, down = (linear.weight for linear in whole)
+        *made, kept, normed = fused_layer_start(hidden_states, first.weight, query, key, value, first.variance_epsilon)
+        with lora_linear.waiting(normed, whole[:3], made, left_out=whole[3]):
+            attended = _alone(self.self_attn(normed, **given))
+        return fused_layer_end(attended, kept, output, second.weight, gate, up, down, second.variance_epsilon)
 
     return forward
-
-
-def _in_two(layer: Any, linear: list[Any], x: Tensor, given: dict[str, Any]) -> Tensor:
-    first, second = layer.input_layernorm, layer.post_attention_layernorm
-    query, key, value, output, gate, up, down = (part.weight for part in linear)
-    *made, kept, normed = fused_layer_start(x, first.weight, query, key, value, first.variance_epsilon)
-    with lora_linear.waiting(normed, linear[:3], made, left_out=linear[3]):
-        attended = _alone(layer.self_attn(normed, **given))
-    return fused_layer_end(attended, kept, output, second.weight, gate, up, down, second.variance_epsilon)
-
-
-def _with_sums(layer: Any, x: Tensor, given: dict[str, Any]) -> Tensor:
-    first, second = layer.input_layernorm, layer.post_attention_layernorm
-    normed, kept = fused_rms_norm_kept(x, first.weight, first.variance_epsilon)
-    attended = _alone(layer.self_attn(normed, **given))
-    normed, total, _ = fused_add_rms_norm(attended, kept, second.weight, second.variance_epsilon)
-    return total + layer.mlp(normed)
 
 
 def _alone(outputs: Any) -> Tensor:
@@ -104,9 +103,3 @@ def _is_plain(layer: Any, given: dict[str, Any]) -> bool:
     recomputes = layer.enable_recompute and layer.layerwise_recompute and layer.recompute_granularity == "full_attn"
     asks = given.get("output_attentions") or given.get("use_cache") or given.get("past_key_value") is not None
     return not (recomputes or asks)
-
-
-def _fit(norms: tuple[Any, Any], x: Tensor) -> bool:
-    if not all(is_as_made(norm) and hasattr(norm, "variance_epsilon") for norm in norms):
-        return False
-    return fits(x, *(norm.weight for norm in norms))

@@ -57,7 +57,12 @@ def degree_problems(parallel: ParallelSection, tensor: int, pipeline: int, world
         degrees = (("--tensor_parallel_degree", tensor), ("--pipeline_parallel_degree", pipeline))
         asked = " x ".join(f"{flag} {degree}" for flag, degree in degrees if degree > 1)
         product = f" = {tensor * pipeline}" if min(tensor, pipeline) > 1 else ""
-        choices = _nearest_degrees(tensor, pipeline, world_size)
+        if min(tensor, pipeline) == 1:
+            choices = nearest(max(tensor, pipeline), divisors(world_size))
+        else:  # the two nearest pairs, by ratio
+            pairs = [(t, p) for t in divisors(world_size) for p in divisors(world_size // t)]
+            pairs.sort(key=lambda pair: abs(math.log(pair[0] / tensor)) + abs(math.log(pair[1] / pipeline)))
+            choices = " or ".join(f"{t} x {p}" for t, p in sorted(pairs[:2]))
         problems.append(f"{asked}{product} does not divide {world_size} ranks; nearest: {choices}")
     elif parallel.sharding and given > 1 and (left := world_size // (tensor * pipeline)) % given:
         problems.append(
@@ -65,15 +70,6 @@ def degree_problems(parallel: ParallelSection, tensor: int, pipeline: int, world
             f"{tensor} x pipeline {pipeline} leave of {world_size}; nearest: {nearest(given, divisors(left))}"
         )
     return problems
-
-
-def _nearest_degrees(tensor: int, pipeline: int, world_size: int) -> str:
-    """The nearest legal values of a single degree, or the two nearest pairs, by ratio, of two degrees."""
-    if min(tensor, pipeline) == 1:
-        return nearest(max(tensor, pipeline), divisors(world_size))
-    pairs = [(t, p) for t in divisors(world_size) for p in divisors(world_size // t)]
-    pairs.sort(key=lambda pair: abs(math.log(pair[0] / tensor)) + abs(math.log(pair[1] / pipeline)))
-    return " or ".join(f"{t} x {p}" for t, p in sorted(pairs[:2]))
 
 
 def option_problems(config: RunConfig, plan: ParallelPlan) -> Iterator[str]:

@@ -22,7 +22,20 @@ class DoctorOptions:
 
 def _run(options: DoctorOptions) -> int:
     if options.patches:
-        return _print_patches()
+        import_paddle()
+        import paddle
+
+        from oarlock.compat.patch import Machine
+        from oarlock.compat.report import patch_report
+        from oarlock.ops import library
+
+        machine = Machine(
+            device="gpu" if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() else "cpu",
+            has_fused_ops=library.usable() and library.has_products(),
+            has_slow_mkl=matmul_library.choose_library() == matmul_library.ONEDNN,
+        )
+        print(patch_report(machine))
+        return 0
     num_problems = 0
     for check in (*CHECKS, *([check_launch] if options.launch else [])):
         for diagnosis in check():
@@ -31,23 +44,6 @@ def _run(options: DoctorOptions) -> int:
             print(f"{mark}  {diagnosis.text}" + (f"\n      -> {diagnosis.fix}" if diagnosis.fix else ""), flush=True)
     print(f"{num_problems} problem(s) to fix" if num_problems else "no problems found")
     return 1 if num_problems else 0
-
-
-def _print_patches() -> int:
-    import_paddle()
-    import paddle
-
-    from oarlock.compat.patch import Machine
-    from oarlock.compat.report import patch_report
-    from oarlock.ops import library
-
-    machine = Machine(
-        device="gpu" if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() else "cpu",
-        has_fused_ops=library.usable() and library.has_products(),
-        has_slow_mkl=matmul_library.choose_library() == matmul_library.ONEDNN,
-    )
-    print(patch_report(machine))
-    return 0
 
 
 COMMAND = Command("doctor", "Check this environment and say what to fix.", DoctorOptions, _run)

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -103,11 +103,25 @@ def _run(flags: ServeFlags) -> int:
 
 
 def _serve_folder(flags: ServeFlags) -> int:
-    folder, (config, keys), adapters = flags.folder, _configure(flags), _parse_adapters(flags.adapter)
+    folder, (config, keys) = flags.folder, _configure(flags)
+    adapters = {}
+    for word in flags.adapter:
+        name, equals, place = word.partition("=")
+        if not (name and equals and place):
+            raise ConfigError(f"--adapter {word}: must be NAME=DIR")
+        adapters[name] = Path(place)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder")
     if not adapters and holds_adapter(folder):
-        return _serve_adapter(folder, config, keys)
+        # The adapter and its base both use the tokenizer and the chat template of the training.
+        from oarlock.peft.adapter_base import add_texts_of, find_base
+        from oarlock.peft.open_adapter import open_lora
+
+        found, name = open_lora(folder, "served"), folder.resolve().name
+        base = find_base(found, f"Name it: oarlock serve BASE --adapter {name}={folder}")
+        logger.info(f"{folder} is an adapter of {base}: exporting both for Triton first; ask for model {name!r}")
+        with tempfile.TemporaryDirectory(prefix="oarlock-serve-") as texts:
+            return _serve_model(add_texts_of(folder, base, Path(texts)), {name: folder}, config, keys, near=base)
     if not (folder / "config.json").is_file():
         if adapters:
             raise ConfigError("--adapter goes with a model folder; an export has its adapters inside")
@@ -149,18 +163,6 @@ def _configure(flags: ServeFlags) -> tuple[ServeConfig, KeySource]:
         drain_seconds=flags.drain_seconds,
     )
     return config, keys
-
-
-def _serve_adapter(folder: Path, config: ServeConfig, keys: KeySource) -> int:
-    """Serve an adapter with its base. Both use the tokenizer and the chat template of the training."""
-    from oarlock.peft.adapter_base import add_texts_of, find_base
-    from oarlock.peft.open_adapter import open_lora
-
-    found, name = open_lora(folder, "served"), folder.resolve().name
-    base = find_base(found, f"Name it: oarlock serve BASE --adapter {name}={folder}")
-    logger.info(f"{folder} is an adapter of {base}: exporting both for Triton first; ask for model {name!r}")
-    with tempfile.TemporaryDirectory(prefix="oarlock-serve-") as place:
-        return _serve_model(add_texts_of(folder, base, Path(place)), {name: folder}, config, keys, near=base)
 
 
 def _serve_model(
@@ -221,16 +223,6 @@ def _start(
     from oarlock.serve.run import serve
 
     return serve(config, keys, temporary, refresh)
-
-
-def _parse_adapters(words: Sequence[str]) -> dict[str, Path]:
-    found = {}
-    for word in words:
-        name, equals, folder = word.partition("=")
-        if not (name and equals and folder):
-            raise ConfigError(f"--adapter {word}: must be NAME=DIR")
-        found[name] = Path(folder)
-    return found
 
 
 COMMAND = Command("serve", "Serve a model with Triton: OpenAI's interface, REST and gRPC.", ServeFlags, _run, _REMOVED)

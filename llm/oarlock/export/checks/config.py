@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +139,14 @@ def _check_rope(config: dict[str, Any]) -> list[Finding]:
         if kind not in _ROPE_NEEDS:
             problem = f"rope_type {kind!r} is not one of {', '.join(_ROPE_NEEDS)}"
         else:
-            gone = [key for key in _ROPE_NEEDS[kind] if not _is_factor(rope.get(key))]
+            gone = []
+            for key in _ROPE_NEEDS[kind]:
+                value = rope.get(key)
+                factors = value if isinstance(value, list) and value else [value]
+                if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and n > 0 for n in factors):
+                    gone.append(key)
             problem = f"rope_type {kind!r} needs a number for {', '.join(gone)}" if gone else ""
     return [Finding("rope", "config.json, rope_scaling", problem, _EXPORT)] * bool(problem)
-
-
-def _is_factor(value: Any) -> bool:
-    numbers = value if isinstance(value, list) and value else [value]
-    return all(isinstance(number, (int, float)) and not isinstance(number, bool) and number > 0 for number in numbers)
 
 
 # tokenizer
@@ -233,28 +234,21 @@ def _check_template(folder: Path, about: dict[str, Any]) -> list[Finding]:
         return [Finding("template", "tokenizer_config.json", str(error), "Correct the template")]
     source, place = in_file or in_config, TEMPLATE_FILE if in_file else "tokenizer_config.json, chat_template"
     if source is None:
-        if _lacked_template(folder):
-            return []
+        with contextlib.suppress(ModelError):
+            if read_manifest(folder).get("template", "") is None:  # the source had none either
+                return []
         problem = "no chat template, so prompts would differ from those in training (or chat is refused)"
         return [Finding("template", TEMPLATE_FILE, problem, "Export from a folder that has the template")]
     if in_file and in_config and in_file.strip() != in_config.strip():
         problem = "differs from the template in tokenizer_config.json; the version of the server decides which is used"
         return [Finding("template", TEMPLATE_FILE, problem, "Keep the same template in both places")]
-    tokens = {key: _read_token(value) for key, value in about.items() if key.endswith("_token")}
+    tokens = {}
+    for key, value in about.items():
+        content = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(content, str):
+            tokens[key] = content
     try:
-        ChatTemplate(place, source, {key: token for key, token in tokens.items() if token is not None}).check()
+        ChatTemplate(place, source, tokens).check()
     except ConfigError as error:
         return [Finding("template", place, f"it fails: {error}", "Correct the template")]
     return []
-
-
-def _read_token(value: Any) -> str | None:
-    content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else None
-
-
-def _lacked_template(folder: Path) -> bool:
-    try:
-        return read_manifest(folder).get("template", "") is None
-    except ModelError:
-        return False

@@ -124,7 +124,12 @@ def _check_foreign(
 ) -> list[Finding]:
     """Find files that the manifest does not list, and code that no export has. Without a manifest, find code only."""
     own = {MANIFEST_FILE} if is_repository else {MANIFEST_FILE, START_FILE}
-    own |= {name for name in (manifest or {}).get("files", {}) if _is_trusted(name, is_repository)}
+    for name in (manifest or {}).get("files", {}):
+        # A manifest can't vouch for code that is not compared.
+        is_expected = not is_repository or _IN_REPOSITORY.fullmatch(name)
+        is_compared = is_repository and _COMPARED.fullmatch(name)
+        if is_expected and (is_compared or not _is_code(name.rpartition("/")[2])):
+            own.add(name)
     found = []
     for path in sorted(folder.rglob("*")):
         name, parts = path.relative_to(folder).as_posix(), path.relative_to(folder).parts
@@ -138,13 +143,6 @@ def _check_foreign(
         return []
     problem = "not a file of the export" if manifest is not None else "code, which is never part of a model"
     return [Finding("foreign", shown(found), f"{problem}; a program that reads the folder may use it", "Delete it")]
-
-
-def _is_trusted(name: str, is_repository: bool) -> bool:
-    """Return whether a manifest can vouch for a file. It can't for code that is not compared."""
-    if is_repository and not _IN_REPOSITORY.fullmatch(name):
-        return False
-    return not _is_code(name.rpartition("/")[2]) or (is_repository and _COMPARED.fullmatch(name) is not None)
 
 
 def _is_code(name: str) -> bool:

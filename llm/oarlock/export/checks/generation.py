@@ -56,21 +56,18 @@ def _find_problem(name: str, value: Any, rows: int | None) -> str:
     if name == "custom_generate":
         return "it names code, which servers that trust remote code run"
     if name in _TOKENS:
-        return _find_token_problem(value, rows, many=name == "eos_token_id")
+        many = name == "eos_token_id"
+        for token in value if many and isinstance(value, list) else [value]:
+            least = 0 if many else -1  # -1: there is none
+            if isinstance(token, bool) or not isinstance(token, int) or token < least:
+                return f"must be a token id{' or a list of token ids' * many}; it is {shown_value(value)}"
+            if rows is not None and token >= rows:
+                return f"token {token:,} is beyond the {rows:,} rows of the embedding (vocab_size)"
+        return ""
     if name in _FLAGS and not isinstance(value, bool):
         return f"must be true or false; it is {shown_value(value)}"
     about = _RANGES.get(name)
     if about is not None and not (about.is_number(value) and about.holds(value)):
         kind = "whole number" if about.is_whole else "number"
         return f"must be a {kind} {about.words}; it is {shown_value(value)}"
-    return ""
-
-
-def _find_token_problem(value: Any, rows: int | None, many: bool) -> str:
-    tokens = value if many and isinstance(value, list) else [value]
-    for token in tokens:
-        if isinstance(token, bool) or not isinstance(token, int) or token < (0 if many else -1):  # -1: there is none
-            return f"must be a token id{' or a list of token ids' * many}; it is {shown_value(value)}"
-        if rows is not None and token >= rows:
-            return f"token {token:,} is beyond the {rows:,} rows of the embedding (vocab_size)"
     return ""
