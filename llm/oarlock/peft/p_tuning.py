@@ -157,7 +157,14 @@ def _wrap_forward(forward: Callable[..., Any], number: int) -> Callable[..., Any
         if not starts:
             return forward(**named)
         named["input_ids"] = _insert(ids, first, paddle.full([number], _VIRTUAL, ids.dtype))
-        return _drop_first(forward(**named), number)
+        outputs = forward(**named)
+        # Drop the logits of the virtual tokens (and as many of the padding on the left).
+        if isinstance(outputs, paddle.Tensor):
+            return outputs[:, number:]
+        if isinstance(outputs, tuple):
+            return (outputs[0][:, number:], *outputs[1:])
+        outputs["logits"] = outputs["logits"][:, number:]
+        return outputs
 
     return prompted
 
@@ -170,13 +177,3 @@ def _insert(rows: paddle.Tensor, first: paddle.Tensor, new: paddle.Tensor) -> pa
     there = (index >= first) & (index < first + number)
     inserted = paddle.gather(new, (index - first).clip(0, number - 1).flatten()).reshape(index.shape)
     return paddle.where(there, inserted, paddle.take_along_axis(rows, old, axis=1))
-
-
-def _drop_first(outputs: Any, number: int) -> Any:
-    """Drop the logits of the virtual tokens (and as many of the padding on the left)."""
-    if isinstance(outputs, paddle.Tensor):
-        return outputs[:, number:]
-    if isinstance(outputs, tuple):
-        return (outputs[0][:, number:], *outputs[1:])
-    outputs["logits"] = outputs["logits"][:, number:]
-    return outputs
