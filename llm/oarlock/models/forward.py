@@ -120,7 +120,13 @@ def _complete_pairs(config: Any, named: NamedArguments, past: str) -> None:
     ids, mask = named["input_ids"], named.get("attention_mask")
     if mask is None or mask.ndim == 2:
         batch, queries = ids.shape
-        earlier = _count_cached_tokens(named.get(past)) if mask is None else mask.shape[1] - queries
+        if mask is not None:
+            earlier = mask.shape[1] - queries
+        elif not (cache := named.get(past)):
+            earlier = 0
+        else:  # ChatGLM keeps keys and values, [tokens, ...], and GLM [batch, tokens, hidden]
+            first = cache[0]
+            earlier = int(first[0].shape[0] if isinstance(first, (tuple, list)) else first.shape[1])
         seen = paddle.tril(paddle.ones([queries, earlier + queries], dtype="int64"), diagonal=earlier)
         seen = seen.expand([batch, 1, queries, earlier + queries])
         if mask is not None:
@@ -137,14 +143,6 @@ def _complete_pairs(config: Any, named: NamedArguments, past: str) -> None:
     if positions is None or positions.ndim == 2:
         own = mask[:, -ids.shape[1] :] if mask is not None and mask.ndim == 2 else None
         named["position_ids"] = make_position_pairs(config, ids, own)
-
-
-def _count_cached_tokens(past: Any) -> int:
-    """Count the tokens in the cache of ChatGLM (keys and values, [tokens, ...]) or GLM ([batch, tokens, hidden])."""
-    if not past:
-        return 0
-    first = past[0]
-    return int(first[0].shape[0] if isinstance(first, (tuple, list)) else first.shape[1])
 
 
 def _generate_with_pairs(model: nn.Layer, past: str) -> None:

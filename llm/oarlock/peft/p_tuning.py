@@ -41,7 +41,19 @@ class PTuning:
         width = embedding.weight.shape[1]
         with dtype_guard(model.config.dtype):
             model.prompt_encoder = PromptEncoder(self.num_tokens, width, self.encoder, self.hidden_size or width)
-        _embed_virtual_tokens(embedding, model.prompt_encoder)
+        plain, encoder = embedding.forward, model.prompt_encoder
+
+        def forward(ids: paddle.Tensor) -> paddle.Tensor:
+            virtual = ids == _VIRTUAL
+            words = plain(paddle.where(virtual, paddle.zeros_like(ids), ids))
+            if not bool(virtual.any()):
+                return words
+            # The encoder's rows, in their order.
+            order = (virtual.astype("int64").cumsum(axis=1) - 1).clip(min=0)
+            rows = F.embedding(order, encoder()).astype(words.dtype)
+            return paddle.where(virtual.unsqueeze(-1), rows, words)
+
+        embedding.forward = forward
         set_forward(model, _wrap_forward(model.forward, self.num_tokens))
 
     def check(self, family: str) -> None:
@@ -112,22 +124,6 @@ class _BidirectionalLSTM(nn.Layer):
 
 
 _VIRTUAL = -1  # the id of a virtual token
-
-
-def _embed_virtual_tokens(embedding: nn.Layer, encoder: nn.Layer) -> None:
-    """Make the embedding return the encoder's rows for ids equal to _VIRTUAL, in their order."""
-    plain = embedding.forward
-
-    def forward(ids: paddle.Tensor) -> paddle.Tensor:
-        virtual = ids == _VIRTUAL
-        words = plain(paddle.where(virtual, paddle.zeros_like(ids), ids))
-        if not bool(virtual.any()):
-            return words
-        order = (virtual.astype("int64").cumsum(axis=1) - 1).clip(min=0)
-        rows = F.embedding(order, encoder()).astype(words.dtype)
-        return paddle.where(virtual.unsqueeze(-1), rows, words)
-
-    embedding.forward = forward
 
 
 def _wrap_forward(forward: Callable[..., Any], number: int) -> Callable[..., Any]:

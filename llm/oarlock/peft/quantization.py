@@ -95,7 +95,16 @@ class QuantizedWeight:
             self.codes = paddle.concat([codes for codes, _ in parts])
             scales = paddle.concat([scales for _, scales in parts])
             self.offset = self.double_scales = None
-            self.scales = self._quantize_scales(scales) if how.double else scales
+            if how.double:  # the scales minus the mean of their row, in 8 bits
+                self.offset = scales.mean(axis=1, keepdim=True)
+                groups = _pad_columns(scales - self.offset, how.double_block_size)
+                groups = groups.reshape([rows, -1, how.double_block_size])
+                self.double_scales = groups.abs().max(axis=-1)
+                unit = groups / paddle.clip(self.double_scales, min=1e-30).unsqueeze(-1)
+                table = make_dynamic_table()
+                edges = paddle.to_tensor((table[:-1] + table[1:]) / 2)
+                scales = paddle.bucketize(unit, edges).reshape([rows, -1])[:, : scales.shape[1]].astype("uint8")
+            self.scales = scales
 
     @property
     def num_bytes(self) -> int:
@@ -122,17 +131,6 @@ class QuantizedWeight:
         if codes.shape[1] % 2:
             codes = paddle.concat([codes, paddle.zeros([count, 1], codes.dtype)], axis=1)
         return (codes[:, ::2] * 16 + codes[:, 1::2]).astype("uint8"), scales
-
-    def _quantize_scales(self, scales: paddle.Tensor) -> paddle.Tensor:
-        """Quantize scales minus the mean of their row to 8 bits. Keeps the factors, returns the codes."""
-        self.offset = scales.mean(axis=1, keepdim=True)
-        count, size = scales.shape[0], self.how.double_block_size
-        groups = _pad_columns(scales - self.offset, size).reshape([count, -1, size])
-        self.double_scales = groups.abs().max(axis=-1)
-        unit = groups / paddle.clip(self.double_scales, min=1e-30).unsqueeze(-1)
-        table = make_dynamic_table()
-        edges = paddle.to_tensor((table[:-1] + table[1:]) / 2)
-        return paddle.bucketize(unit, edges).reshape([count, -1])[:, : scales.shape[1]].astype("uint8")
 
     def _dequantize_rows(self) -> paddle.Tensor:
         scales, size = self.scales, self.how.block_size

@@ -224,7 +224,9 @@ def _detect_file_layout(path: Path, names: Iterable[str]) -> str:
             f"{path}: written for another framework (format {said!r} in its header): use the files for PyTorch or "
             "Paddle"
         )
-    by_name = _detect_layout_by_names(names)
+    # None where both layouts have such names.
+    telling = next((name for name in names if name.startswith((*_PADDLE_NAMES, "model."))), None)
+    by_name = None if telling is None else "np" if telling.startswith(_PADDLE_NAMES) else "pt"
     if said is None:
         return by_name or "pt"
     if by_name not in (None, _LAYOUTS[said]):
@@ -233,16 +235,6 @@ def _detect_file_layout(path: Path, names: Iterable[str]) -> str:
             f"{path}: its header says format {said!r}, and its tensors have names of the other layout ({example})"
         )
     return _LAYOUTS[said]
-
-
-def _detect_layout_by_names(names: Iterable[str]) -> str | None:
-    """Detect the layout from names. None where both layouts have such names."""
-    for name in names:
-        if name.startswith(_PADDLE_NAMES):
-            return "np"
-        if name.startswith("model."):
-            return "pt"
-    return None
 
 
 def _check_other_files(folder: Path, used: set[Path]) -> None:
