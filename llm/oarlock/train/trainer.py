@@ -211,8 +211,19 @@ class OarlockTrainer(Trainer):
         self._handled_step = self.state.global_step
         # Paddle's CPU kernel returns a finite cross entropy for NaN logits, but the gradient is NaN.
         check_finite("gradient", self.clip.last_norm(), self.state.global_step, self.args)
-        self._count_step(tr_loss.item())
+        assert self.order is not None
+        state, progress, before, epoch = self.state, self.progress, self.progress.samples, self.order.num_samples
+        progress.samples += samples_per_step(self.args)
+        progress.window_loss += tr_loss.item()
+        progress.window_steps += 1
         tr_loss.zero_()
+        state.consumed_samples, state.epoch = progress.samples, progress.samples / epoch
+        due = due_actions(
+            self.config, state.global_step, state.max_steps, before, progress.samples, epoch, self._stopping
+        )
+        due.apply(self.control)
+        progress.owes_evaluation = due.owed
+        self.control.should_training_stop = self.control.should_training_stop or self._stopping
         if self.control.should_log:
             loss = self.data_ranks.mean(self.progress.window_loss) / self.progress.window_steps
             row = {"loss": loss, "learning_rate": self._step_lr, "grad_norm": self.clip.last_norm()}
@@ -229,21 +240,6 @@ class OarlockTrainer(Trainer):
             self._save_checkpoint(model)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.meter.exclude(time.perf_counter() - started)
-
-    def _count_step(self, loss: float) -> None:
-        """Count a finished step, and set the actions that are due after it."""
-        assert self.order is not None
-        state, progress, before, epoch = self.state, self.progress, self.progress.samples, self.order.num_samples
-        progress.samples += samples_per_step(self.args)
-        progress.window_loss += loss
-        progress.window_steps += 1
-        state.consumed_samples, state.epoch = progress.samples, progress.samples / epoch
-        due = due_actions(
-            self.config, state.global_step, state.max_steps, before, progress.samples, epoch, self._stopping
-        )
-        due.apply(self.control)
-        progress.owes_evaluation = due.owed
-        self.control.should_training_stop = self.control.should_training_stop or self._stopping
 
     def log(self, logs: dict[str, float], **_: Any) -> None:
         """Hand a row to the callbacks (console, metrics.jsonl, VisualDL)."""
