@@ -16,7 +16,7 @@ from harness import Harness
 
 from helpers import write_checkpoint
 from oarlock.data.corpus.index_format import CorpusWriter, check_corpus, token_ids
-from oarlock.data.corpus.notes import corpus_summary
+from oarlock.data.corpus.notes import read_corpus_summary
 from oarlock.data.examples.encode import Row
 from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples
 from oarlock.data.examples.labels import Encoded, EvalPrompt
@@ -93,7 +93,7 @@ def target(data: bytes, folder: Path) -> None:
         assert all(type(row["step"]) is int for row in read_rows(folder / "metrics.jsonl"))
     elif kind in (b"notes", b"plain notes"):
         with _replaced((corpus.with_suffix(".json"), _sealed(body) if kind == b"notes" else body)):
-            assert isinstance(corpus_summary(corpus), dict)
+            assert isinstance(read_corpus_summary(corpus), dict)
     elif kind == b"idx":
         with _replaced((corpus.with_suffix(".idx"), body)):
             check_corpus(corpus)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from harness import Harness
 
-from oarlock.data.corpus.dataset import Corpus, PretrainDataset, largest_known_id
+from oarlock.data.corpus.dataset import Corpus, PretrainDataset, find_largest_known_id
 from oarlock.data.corpus.index_format import CorpusWriter
 
 _BETWEEN = b"\0\0==\0\0"  # the files of an input
@@ -25,7 +25,7 @@ def target(data: bytes, folder: Path) -> None:
     for end, content in zip(_NEW if len(parts) > len(_OLD) else _OLD, parts, strict=False):
         (folder / f"c{end}").write_bytes(content)
     corpus = Corpus.open(str(folder / "c"))
-    largest_known_id([corpus])
+    find_largest_known_id([corpus])
     for split in corpus.split((0.8, 0.1, 0.1)):
         dataset = PretrainDataset(corpus, split, 4, seed=1)
         for index in range(min(len(dataset), _MOST_ITEMS)):

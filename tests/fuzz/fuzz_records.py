@@ -9,7 +9,7 @@ from pathlib import Path
 import zstandard
 from harness import Harness
 
-from oarlock.data.corpus.text_chunks import Cutter
+from oarlock.data.corpus.text_chunks import TextSplitter
 from oarlock.data.files.find_files import LeftOut, find_sources
 from oarlock.data.files.text_readers import parse_batch, read_batches
 from oarlock.data.records.conversations import PlainText, detect_form, parse_record
@@ -45,7 +45,7 @@ def _read(read, path: Path) -> OarlockError | None:
 
 def _pretraining(path: Path) -> None:
     for source in find_sources([str(path)], LeftOut()):
-        for batch in read_batches(source, Cutter(lambda text: len(text))):
+        for batch in read_batches(source, TextSplitter(lambda text: len(text))):
             for piece in parse_batch(batch, "text", "line"):
                 str(getattr(piece, "text", piece)).encode()
 

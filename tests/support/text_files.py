@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from oarlock.data.corpus.text_chunks import Cutter
+from oarlock.data.corpus.text_chunks import TextSplitter
 from oarlock.data.files.byte_streams import Source
 from oarlock.data.files.find_files import LeftOut, find_sources
 from oarlock.data.files.text_readers import BadLine, parse_batch, read_batches
@@ -17,7 +17,7 @@ def letters(texts):
 def read(source: Source, text_key: str = "text", txt_document: str = "file") -> tuple[list[str], list[str]]:
     """Documents and bad lines."""
     documents, bad, parts = [], [], []
-    for batch in read_batches(source, Cutter(letters), text_key, txt_document):
+    for batch in read_batches(source, TextSplitter(letters), text_key, txt_document):
         for item in parse_batch(batch, text_key, txt_document):
             if isinstance(item, BadLine):
                 bad.append(str(item))

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oarlock.config.pretrain import parse_split
-from oarlock.data.corpus.blend import ConcatenatedDataset, blend, shares_of, short_names
+from oarlock.data.corpus.blend import ConcatenatedDataset, blend, compute_shares, make_short_names
 from oarlock.data.corpus.dataset import (
     SPLIT_NAMES,
     Corpus,
     PretrainDataset,
     check_token_ids,
-    largest_known_id,
+    find_largest_known_id,
     parse_input,
 )
 from oarlock.data.corpus.documents import ends_with
@@ -75,18 +75,18 @@ def _pretrain(loaded: LoadedConfig[PretrainConfig]) -> int:
     corpora = [Corpus.open(prefix) for _, prefix in inputs]
     prefixes = [corpus.prefix for corpus in corpora]
     check_corpus_tokenizers(prefixes, tokenizer, tokenizer_name, config.data.allow_other_tokenizer)
-    check_vocabulary(source, largest_known_id(corpora) + 1, f"the corpus {inputs[0][1]}")
+    check_vocabulary(source, find_largest_known_id(corpora) + 1, f"the corpus {inputs[0][1]}")
     run_on_all_ranks(lambda: check_token_ids(corpora, source.config.vocab_size), first_rank_only=True)
     for corpus in corpora:
         _report_missing_ends(corpus, tokenizer)
     weights = [weight for weight, _ in inputs]
     train_sets, eval_sets = _open_split(config, corpora, 0), _open_split(config, corpora, 1)
-    names = short_names([corpus.prefix for corpus in corpora])
+    names = make_short_names([corpus.prefix for corpus in corpora])
     # A held-out corpus has the weight of its training set; without training, weight `all` stands for its tokens.
     sizes = [len(dataset) for dataset in train_sets if dataset]
     if not sizes:
         sizes = [int(corpus.documents.sizes.sum(dtype=np.int64)) for corpus in corpora]
-    shares = shares_of(weights, sizes)
+    shares = compute_shares(weights, sizes)
 
     prompt_sets = _load_fixed_prompts(config, tokenizer)
     text = "".join(f"{corpus.fingerprint}{weight}" for corpus, weight in zip(corpora, weights, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from oarlock.data.corpus.order import MOST_EPOCHS, SampleOrder
+from oarlock.data.corpus.order import MAX_EPOCHS, SampleOrder
 from oarlock.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def plan_steps(config: RunConfig, args: Any, order: SampleOrder, resume: ResumeP
         CheckpointError: if the checkpoint claims more samples than any run consumes.
     """
     done, samples = (resume.manifest.step, resume.manifest.samples) if resume else (0, 0)
-    if resume and samples // order.num_samples >= MOST_EPOCHS:
+    if resume and samples // order.num_samples >= MAX_EPOCHS:
         raise CheckpointError(
             f"{resume.folder}: its manifest says {samples:,} samples, which is more epochs of the "
             f"{order.num_samples:,} training samples than a run can have"

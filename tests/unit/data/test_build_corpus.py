@@ -16,7 +16,7 @@ import zstandard
 
 from helpers import LLM, run_program
 from oarlock.data.corpus import text_chunks
-from oarlock.data.corpus.notes import corpus_summary
+from oarlock.data.corpus.notes import read_corpus_summary
 from oarlock.data.files import byte_streams, text_readers
 from oarlock.errors import DataError
 from support.corpora import TEXTS, build, documents, expected, sequences, write_jsonl
@@ -59,7 +59,7 @@ def test_a_txt_file_is_one_document_and_a_folder_is_read_in_order(tmp_path, tiny
 
 def test_long_files_are_one_sequence_with_the_ids_of_the_whole(tmp_path, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(byte_streams, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(text_chunks, "PIECE", 32)
+    monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 32)
     monkeypatch.setattr(text_chunks, "CONTEXT", 16)
     text = "".join(f"line {i} 星期\n" for i in range(50))
     (tmp_path / "long.txt").write_text(text, encoding="utf-8")
@@ -70,7 +70,7 @@ def test_long_files_are_one_sequence_with_the_ids_of_the_whole(tmp_path, tiny_to
 
 def test_a_text_without_line_ends_is_read_between_characters(tmp_path, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(byte_streams, "BLOCK_BYTES", 16)
-    monkeypatch.setattr(text_readers, "LONGEST_TEXT_LINE", 40)
+    monkeypatch.setattr(text_readers, "MAX_TEXT_LINE_LENGTH", 40)
     text = "星期一é" * 60
     (tmp_path / "one.txt").write_text(text, encoding="utf-8")
     prefix, report = build(tmp_path, tiny_tokenizer, tmp_path / "one.txt")
@@ -104,7 +104,7 @@ def test_skip_bad_counts_them(tmp_path, tiny_tokenizer):
     assert documents(prefix) == expected(tiny_tokenizer, ["good", "fine"])
     assert report.bad_lines == 5 and report.empty == 1
     assert [bad.line for bad in report.first_bad] == [2, 3, 4, 5, 7]
-    assert corpus_summary(prefix)["bad_lines_skipped"] == 5
+    assert read_corpus_summary(prefix)["bad_lines_skipped"] == 5
 
 
 @pytest.mark.parametrize(
@@ -143,26 +143,17 @@ def test_wrong_inputs(tmp_path, tiny_tokenizer, name, expected):
         build(tmp_path, tiny_tokenizer, tmp_path / name)
 
 
-def test_sigkill_leaves_no_file_that_looks_whole(tmp_path, tiny_tokenizer):
+def start_long_build(tmp_path, tiny_tokenizer) -> subprocess.Popen:
+    """Start to build the corpus `out/c` from 40 MB of text, which takes seconds."""
     path = write_jsonl(tmp_path / "data.jsonl", ["some words to encode " * 50] * 40_000)
-    prefix = tmp_path / "out" / "c"
-    words = [
-        "-m",
-        "oarlock",
-        "data",
-        "pretrain",
-        "--input",
-        path,
-        "--tokenizer",
-        tiny_tokenizer,
-        "--output-prefix",
-        prefix,
-    ]
-    process = subprocess.Popen(
-        [sys.executable, *map(str, words), "--workers", "2"],
-        env={**os.environ, "PYTHONPATH": str(LLM)},
-        stderr=subprocess.DEVNULL,
-    )
+    words = ["-m", "oarlock", "data", "pretrain", "--input", path, "--tokenizer", tiny_tokenizer]
+    words += ["--output-prefix", tmp_path / "out" / "c", "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(LLM)}
+    return subprocess.Popen([sys.executable, *map(str, words)], env=environment, stderr=subprocess.DEVNULL)
+
+
+def test_sigkill_leaves_no_file_that_looks_whole(tmp_path, tiny_tokenizer):
+    process = start_long_build(tmp_path, tiny_tokenizer)
     children: list[str] = []
     while not (children and any((tmp_path / "out").glob("*.partial"))) and process.poll() is None:
         words = ["pgrep", "-P", str(process.pid)]
@@ -170,7 +161,7 @@ def test_sigkill_leaves_no_file_that_looks_whole(tmp_path, tiny_tokenizer):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not Path(f"{prefix}.idx").exists() and not Path(f"{prefix}.bin").exists()
+    assert not any((tmp_path / "out" / f"c.{end}").exists() for end in ("idx", "bin"))
     assert children
     deadline = time.monotonic() + 300
     while any(is_running(pid) for pid in children):
@@ -185,25 +176,7 @@ def is_running(pid: str) -> bool:
 
 
 def test_sigterm_removes_the_partial_files(tmp_path, tiny_tokenizer):
-    path = write_jsonl(tmp_path / "data.jsonl", ["some words to encode " * 50] * 40_000)
-    prefix = tmp_path / "out" / "c"
-    words = [
-        "-m",
-        "oarlock",
-        "data",
-        "pretrain",
-        "--input",
-        path,
-        "--tokenizer",
-        tiny_tokenizer,
-        "--output-prefix",
-        prefix,
-    ]
-    process = subprocess.Popen(
-        [sys.executable, *map(str, words), "--workers", "2"],
-        env={**os.environ, "PYTHONPATH": str(LLM)},
-        stderr=subprocess.DEVNULL,
-    )
+    process = start_long_build(tmp_path, tiny_tokenizer)
     while not any((tmp_path / "out").glob("*.partial")) and process.poll() is None:
         time.sleep(0.05)
     process.terminate()

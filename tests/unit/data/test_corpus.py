@@ -15,8 +15,8 @@ from paddlenlp.data.causal_dataset import build_train_valid_test_datasets
 
 from oarlock.data.corpus.blend import BlendedDataset, ConcatenatedDataset
 from oarlock.data.corpus.dataset import Corpus, PretrainDataset, parse_input, sample_index
-from oarlock.data.corpus.index_format import CorpusWriter, check_corpus, token_dtype
-from oarlock.data.corpus.notes import corpus_summary
+from oarlock.data.corpus.index_format import CorpusWriter, check_corpus, choose_token_dtype
+from oarlock.data.corpus.notes import read_corpus_summary
 from oarlock.errors import DataError
 from support.corpora import TEXTS, build, documents, sequences, write_jsonl
 
@@ -46,11 +46,11 @@ def test_written_corpora_read_back_with_paddlenlp(tmp_path_factory, rows, wide):
             whole, parts = [*whole, parts], []
     check_corpus(prefix)
     assert sequences(prefix) == whole
-    assert corpus_summary(prefix)["largest_id"] == max(max(ids) for ids, _ in rows)
+    assert read_corpus_summary(prefix)["largest_id"] == max(max(ids) for ids, _ in rows)
 
 
 def test_dtype_follows_paddlenlps_rule():
-    assert token_dtype(65_499) == np.uint16 and token_dtype(65_500) == np.int32
+    assert choose_token_dtype(65_499) == np.uint16 and choose_token_dtype(65_500) == np.int32
 
 
 def make_corpus(prefix: Path, lengths: list[int], start: int = 0) -> Path:

@@ -16,7 +16,7 @@ from oarlock.data.corpus.build_corpus import BuildOptions, build_corpus, build_f
 from oarlock.data.corpus.dataset import Corpus, PretrainDataset
 from oarlock.data.corpus.documents import ends_with
 from oarlock.data.corpus.index_format import CorpusWriter
-from oarlock.data.corpus.notes import corpus_summary
+from oarlock.data.corpus.notes import read_corpus_summary
 from oarlock.data.embedded.prepare import _remove_other_corpora
 from oarlock.data.embedded.stdlib_text import find_stdlib_sources
 from oarlock.data.examples.collate import PretrainCollator
@@ -52,7 +52,7 @@ def test_a_real_corpus_of_many_sizes(tmp_path, tiny_tokenizer):
     assert np.array_equal(corpus.documents.sizes, data.sizes) and ends_with(corpus.documents, encoder.eos_id) == 1
     empty = sum(not one.size for one in sources) + 1  # c.txt and the library's among them, and the second row of d.csv
     assert (report.documents, report.tokens, report.empty) == (len(expected), int(data.sizes.sum()), empty)
-    about = corpus_summary(tmp_path / "c")
+    about = read_corpus_summary(tmp_path / "c")
     assert about["format"] == index_format.FORMAT and about["unsure_cuts"] == 0
     assert [about[name] for name in ("documents", "tokens", "files", "empty_texts", "bad_lines_skipped")] == [
         report.documents,
@@ -85,16 +85,16 @@ def test_files_left_out_are_counted_in_the_summary(tmp_path, tiny_tokenizer):
     for name in ("a.txt", "b.bz2", "c.bz2", ".d.txt"):
         (folder / name).write_text("text")
     report = build_corpus(BuildOptions((str(folder),), str(tiny_tokenizer), str(tmp_path / "c")))
-    assert corpus_summary(tmp_path / "c")["files_left_out"] == {
+    assert read_corpus_summary(tmp_path / "c")["files_left_out"] == {
         "compressed as .bz2; gz and zst are read": 2,
         "hidden": 1,
     }
-    said = "\n".join(report.lines("c"))
+    said = "\n".join(report.describe("c"))
     assert "1 documents" in said and "from 1 file(s)" in said and f"{folder}/b.bz2: compressed as .bz2" in said
 
 
 def test_a_document_of_more_tokens_than_an_index_can_say(tmp_path, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(index_format, "LARGEST_SEQUENCE", 20)
+    monkeypatch.setattr(index_format, "MAX_SEQUENCE_TOKENS", 20)
     (tmp_path / "a.txt").write_text("one two three " * 30)
     options = BuildOptions((str(tmp_path / "a.txt"),), str(tiny_tokenizer), str(tmp_path / "out" / "c"))
     with pytest.raises(DataError, match=r"a.txt: .*a document of more than 20 tokens can't be one sequence.*split the"):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oarlock.config import FinetuneConfig, PretrainConfig, load_config
-from oarlock.data.corpus.blend import ConcatenatedDataset, blend, parse_blend, short_names
+from oarlock.data.corpus.blend import ConcatenatedDataset, blend, make_short_names, parse_blend
 from oarlock.data.corpus.sampler import EvaluationBatchSampler
 from oarlock.data.examples.dataset import load_finetune_data
 from oarlock.data.examples.inspect import check_data
@@ -82,10 +82,10 @@ def test_lists_and_mappings_in_yaml_are_the_same_blend(tmp_path):
 
 
 def test_short_names_tell_paths_apart():
-    assert short_names(["x/a", "y/b"]) == ["a", "b"]
-    assert short_names(["x/a", "y/a"]) == ["x/a", "y/a"]
-    assert short_names(["a", "x/a"]) == ["a", "x/a"]
-    assert short_names(["a", "a"]) == ["a#1", "a#2"]
+    assert make_short_names(["x/a", "y/b"]) == ["a", "b"]
+    assert make_short_names(["x/a", "y/a"]) == ["x/a", "y/a"]
+    assert make_short_names(["a", "x/a"]) == ["a", "x/a"]
+    assert make_short_names(["a", "a"]) == ["a#1", "a#2"]
 
 
 def test_shares_are_said_and_kept(capsys):
@@ -220,7 +220,7 @@ def test_a_long_text_gives_the_ids_of_the_whole(tmp_path_factory, tokenizer, blo
     whole = load_finetune_data(section(tmp_path, tmp_path / "a.jsonl", **lengths), tokenizer).train.examples
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(byte_streams, "BLOCK_BYTES", block)
-        patch.setattr(text_chunks, "PIECE", 600)
+        patch.setattr(text_chunks, "CHUNK_LENGTH", 600)
         parts = load_finetune_data(section(tmp_path, tmp_path / "a.txt", **lengths), tokenizer).train.examples
     assert list(parts) == list(whole)
 

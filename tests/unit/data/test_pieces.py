@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from oarlock.data.corpus import text_chunks
-from oarlock.data.corpus.text_chunks import Cutter
+from oarlock.data.corpus.text_chunks import TextSplitter
 
 ROOT = Path(__file__).resolve().parents[3]
 CHINESE = "从前有座山，山里有座庙。庙里有个老和尚在讲故事！讲的是什么呢？从前有座山，山里有座庙。"
@@ -108,11 +108,11 @@ def _joined(rows) -> list[int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_give_the_ids_of_the_whole(encoders, kind, monkeypatch):
-    monkeypatch.setattr(text_chunks, "PIECE", 700)
+    monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 700)
     text, encode = _text(), encoders[kind]
-    cutter = Cutter(encode)
-    parts = cutter.pieces(text)
-    assert len(parts) > len(text) / 1500 and cutter.unsure == 0
+    splitter = TextSplitter(encode)
+    parts = splitter.split_text(text)
+    assert len(parts) > len(text) / 1500 and splitter.unsure == 0
     assert _joined(encode(parts)) == encode([text])[0]
 
 
@@ -122,44 +122,44 @@ def test_pieces_give_the_ids_of_the_whole(encoders, kind, monkeypatch):
 def test_a_text_that_comes_in_blocks_gives_the_ids_of_the_whole(encoders, kind, data):
     text, encode = _text()[: data.draw(st.integers(1, 20_000))], encoders[kind]
     block = data.draw(st.integers(100, 3000))
-    cutter, rest, parts = Cutter(encode), "", []
+    splitter, rest, parts = TextSplitter(encode), "", []
     for first in range(0, len(text), block):
         rest += text[first : first + block]
-        done, rest = cutter.split(rest, 500)
+        done, rest = splitter.split_start(rest, 500)
         assert rest
-        parts += cutter.pieces(done) if done else []
-    parts += cutter.pieces(rest)
-    assert _joined(encode(parts)) == encode([text])[0] and cutter.unsure == 0
+        parts += splitter.split_text(done) if done else []
+    parts += splitter.split_text(rest)
+    assert _joined(encode(parts)) == encode([text])[0] and splitter.unsure == 0
 
 
 def test_chinese_without_spaces_is_cut_too(encoders, monkeypatch):
-    monkeypatch.setattr(text_chunks, "PIECE", 1000)
+    monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 1000)
     text = CHINESE * 200
     for kind in ("gpt2", "llama3", "bert"):
-        cutter = Cutter(encoders[kind])
-        parts = cutter.pieces(text)
-        assert len(parts) > 5 and cutter.unsure == 0
+        splitter = TextSplitter(encoders[kind])
+        parts = splitter.split_text(text)
+        assert len(parts) > 5 and splitter.unsure == 0
         assert _joined(encoders[kind](parts)) == encoders[kind]([text])[0], kind
 
 
 def test_a_text_that_can_not_be_cut_stays_whole_up_to_a_limit_and_is_counted_beyond(encoders, monkeypatch):
-    monkeypatch.setattr(text_chunks, "PIECE", 1000)
-    runs = Cutter(lambda texts: [[len(text)] for text in texts])  # a tokenizer that takes any text for one token
+    monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 1000)
+    runs = TextSplitter(lambda texts: [[len(text)] for text in texts])  # a tokenizer that takes any text for one token
     text = "a b\n" * 5000
-    assert runs.pieces(text) == [text] and runs.unsure == 0
-    monkeypatch.setattr(text_chunks, "LONGEST_PIECE", 4000)
-    parts = runs.pieces(text)
+    assert runs.split_text(text) == [text] and runs.unsure == 0
+    monkeypatch.setattr(text_chunks, "MAX_CHUNK_LENGTH", 4000)
+    parts = runs.split_text(text)
     assert "".join(parts) == text and max(map(len, parts)) <= 8000 and runs.unsure == len(parts) - 1
-    done, rest = runs.split(text, 500)
+    done, rest = runs.split_start(text, 500)
     assert done + rest == text and rest and runs.unsure == len(parts)
 
 
 def test_long_runs_are_not_cut_where_only_chance_agrees(encoders, monkeypatch):
     """Groups of three digits, and pairs of letters, are counted from the beginning of a run."""
-    monkeypatch.setattr(text_chunks, "PIECE", 1000)
+    monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 1000)
     for kind, text in itertools.product(("gpt2", "llama3", "llama2"), ("1" * 5003, "number " + "7" * 5000, "z" * 5001)):
-        cutter = Cutter(encoders[kind])
-        assert _joined(encoders[kind](cutter.pieces(text))) == encoders[kind]([text])[0], (kind, text[:20])
+        splitter = TextSplitter(encoders[kind])
+        assert _joined(encoders[kind](splitter.split_text(text))) == encoders[kind]([text])[0], (kind, text[:20])
 
 
 def test_the_tokenizer_is_asked_little(encoders):
@@ -170,7 +170,7 @@ def test_the_tokenizer_is_asked_little(encoders):
         return encoders["llama2"](texts)
 
     text = _text() * (1 + 2_000_000 // len(_text()))
-    parts = Cutter(counting).pieces(text)
+    parts = TextSplitter(counting).split_text(text)
     assert len(parts) > 20 and sum(asked) < len(text) / 10
     assert np.array_equal(
         _joined(encoders["llama2"](parts[:3])),

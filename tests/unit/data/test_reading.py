@@ -107,7 +107,7 @@ def test_a_text_file_is_its_text(tmp_path_factory, text, mark, compression, bloc
     path.write_bytes(COMPRESSIONS[compression]((codecs.BOM_UTF8 if mark else b"") + text.encode()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(byte_streams, "BLOCK_BYTES", block)
-        patch.setattr(text_readers, "LONGEST_TEXT_LINE", longest)
+        patch.setattr(text_readers, "MAX_TEXT_LINE_LENGTH", longest)
         assert read(source(path)) == ([text], [])
         parts = [item for batch in FileRecords.detect(path).batches() for _, item in batch.items]
         lines, _ = read(source(path), txt_document="line")

@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from oarlock.data.corpus.dataset import Corpus
-from oarlock.data.corpus.text_chunks import Cutter
+from oarlock.data.corpus.text_chunks import TextSplitter
 from oarlock.data.examples.eval_prompts import load_eval_prompts
 from oarlock.data.files import json_lists, tables, text_readers
 from oarlock.data.files.byte_streams import open_source
@@ -35,7 +35,7 @@ def texts(path: Path) -> list[str]:
     return [
         str(piece) if isinstance(piece, BadLine) else piece.text
         for source in find_sources([str(path)], LeftOut())
-        for batch in read_batches(source, Cutter(lambda texts: [[] for _ in texts]))
+        for batch in read_batches(source, TextSplitter(lambda texts: [[] for _ in texts]))
         for piece in parse_batch(batch, "text", "line")
     ]
 
@@ -76,7 +76,7 @@ def test_a_list_that_is_too_deep_to_parse_ends_at_once(tmp_path):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
 def test_a_line_longer_than_any_record_is_refused(tmp_path, monkeypatch, name):
     for module in (json_lists, text_readers, tables):
-        monkeypatch.setattr(module, "LONGEST_RECORD", 1 << 21)
+        monkeypatch.setattr(module, "MAX_RECORD_LENGTH", 1 << 21)
     start = {"a.jsonl": '{"text": "x"}\n"', "a.json": '[{"text": "x"},\n"'}.get(name, "text\n")
     (tmp_path / name).write_text(start + "x" * (5 << 20))
     with pytest.raises(DataError, match=rf"{name}:2: "):

@@ -103,7 +103,7 @@ def test_show_and_check_tell_what_is_trained_and_what_is_text(tiny_tokenizer, to
     assert "no records" in capsys.readouterr().out
     Path(f"{file}.bin").write_bytes(b"")
     file.unlink()
-    with pytest.raises(DataError, match=r"a.jsonl.bin is half of a corpus: .*a.jsonl.idx is not there"):
+    with pytest.raises(DataError, match=r"a.jsonl.bin is half of a corpus: .*a.jsonl.idx is missing"):
         show_data(section, str(tiny_tokenizer), 3, 128, color=False)
 
 

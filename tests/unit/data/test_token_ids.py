@@ -11,8 +11,8 @@ import pytest
 
 from oarlock.data.corpus.dataset import Corpus, check_token_ids
 from oarlock.data.corpus.index_format import CorpusWriter, check_corpus, token_ids
-from oarlock.data.corpus.notes import corpus_summary
-from oarlock.data.corpus.order import MOST_EPOCHS, SampleOrder, iterate_micro_batches
+from oarlock.data.corpus.notes import read_corpus_summary
+from oarlock.data.corpus.order import MAX_EPOCHS, SampleOrder, iterate_micro_batches
 from oarlock.data.examples.collate import check_ids
 from oarlock.data.examples.encode import Row
 from oarlock.data.examples.example_cache import ExampleWriter, StoredExamples, is_complete
@@ -93,7 +93,7 @@ def test_the_first_id_that_is_wrong_is_named():
 )
 def test_notes_of_a_corpus_that_are_not_what_was_written(data, change, expected):
     path = data / "c.json"
-    assert corpus_summary(data / "c")["largest_id"] == 89
+    assert read_corpus_summary(data / "c")["largest_id"] == 89
     path.write_text(change(path.read_text()))
     with pytest.raises(DataError, match=expected):
         Corpus.open(str(data / "c"))
@@ -103,7 +103,7 @@ def test_notes_of_a_corpus_that_are_not_what_was_written(data, change, expected)
 def test_a_file_of_that_name_that_is_no_note(data, content):
     """The text that another program made the corpus of, for example."""
     (data / "c.json").write_text(content)
-    assert corpus_summary(data / "c") == {} and Corpus.open(str(data / "c")).num_documents == 2
+    assert read_corpus_summary(data / "c") == {} and Corpus.open(str(data / "c")).num_documents == 2
 
 
 def test_every_bit_of_an_index_is_found_or_reads_the_same(data):
@@ -187,7 +187,7 @@ def test_failures_of_a_reader_arrive_as_errors():
 def test_a_sampler_that_fails_is_an_error_too():
     """In Paddle's own thread it would end in a wait without end."""
     order = SampleOrder(4, seed=0)
-    sampler = ErrorCatchingSampler(iterate_micro_batches(order, 4 * MOST_EPOCHS - 2, 4 * MOST_EPOCHS + 2, 2, 1, 1, 0))
+    sampler = ErrorCatchingSampler(iterate_micro_batches(order, 4 * MAX_EPOCHS - 2, 4 * MAX_EPOCHS + 2, 2, 1, 1, 0))
     dataset = ErrorCatchingDataset(list(range(4)))
     found = raise_worker_errors(
         ErrorCatchingCollator(lambda rows: {"ids": rows})([dataset[i] for i in row]) for row in sampler

@@ -57,7 +57,7 @@ def _pretrain(options: PretrainDataOptions) -> int:
         overwrite=options.overwrite,
         parse_special_tokens=options.parse_special_tokens,
     )
-    for line in build_corpus(build).lines(options.output_prefix):
+    for line in build_corpus(build).describe(options.output_prefix):
         logger.info(line)
     return 0
 

@@ -48,13 +48,13 @@ def parse_blend(text: str, flag: str, is_there: Callable[[str], bool]) -> list[t
             f'{flag} {text}: it does not exist and is not a blend "weight1 name1 weight2 name2 ..." (quote '
             "names with spaces)"
         )
-    pairs = [(_weight(weight, name, flag), name) for weight, name in zip(words[::2], words[1::2], strict=True)]
+    pairs = [(_parse_weight(weight, name, flag), name) for weight, name in zip(words[::2], words[1::2], strict=True)]
     if len({weight is None for weight, _ in pairs}) > 1:
         raise DataError(f"{flag} {text}: give each set a weight, or each of them `{ALL}`")
     return pairs
 
 
-def _weight(text: str, name: str, flag: str) -> float | None:
+def _parse_weight(text: str, name: str, flag: str) -> float | None:
     if text == ALL:
         return None
     try:
@@ -66,7 +66,7 @@ def _weight(text: str, name: str, flag: str) -> float | None:
     return value
 
 
-def short_names(paths: Sequence[str]) -> list[str]:
+def make_short_names(paths: Sequence[str]) -> list[str]:
     """Return the shortest suffixes of paths that are distinct, for metrics and messages."""
     parts = [PurePath(path).parts or (path,) for path in paths]
     for length in range(1, max(map(len, parts), default=1) + 1):
@@ -76,7 +76,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return [f"{'/'.join(part)}#{i + 1}" for i, part in enumerate(parts)]  # one path appears twice
 
 
-def shares_of(weights: Sequence[float | None], sizes: Sequence[int]) -> list[float]:
+def compute_shares(weights: Sequence[float | None], sizes: Sequence[int]) -> list[float]:
     """Return the fraction of samples of each dataset (sum 1)."""
     given = [float(size) if weight is None else weight for weight, size in zip(weights, sizes, strict=True)]
     return [weight / sum(given) for weight in given]
@@ -101,13 +101,11 @@ class BlendedDataset(paddle.io.Dataset):
 
     def __getitem__(self, index: int) -> Any:
         if index >= len(self._which):
-            self._lengthen(max(index + 1, 2 * len(self._which), 1 << 16))
+            size = max(index + 1, 2 * len(self._which), 1 << 16)
+            self._which, self._item = np.zeros(size, np.int16), np.zeros(size, np.int64)
+            helpers.build_blending_indices(self._which, self._item, self._shares, len(self.datasets), size, False)
         which = self._which[index]
         return self.datasets[which][self._orders[which][int(self._item[index])]]
-
-    def _lengthen(self, size: int) -> None:
-        self._which, self._item = np.zeros(size, np.int16), np.zeros(size, np.int64)
-        helpers.build_blending_indices(self._which, self._item, self._shares, len(self.datasets), size, False)
 
 
 class ConcatenatedDataset(paddle.io.Dataset):
@@ -144,7 +142,7 @@ def blend(
     if len(datasets) == 1:
         return datasets[0], SampleOrder(len(datasets[0]), seed)
     sizes = [len(dataset) for dataset in datasets]
-    shares = shares_of(weights, sizes)
+    shares = compute_shares(weights, sizes)
     for name, share, size in zip(names, shares, sizes, strict=True):
         rounds = share * sum(sizes) / size
         logger.info(f"blend: {share:.1%} {name} ({size:,} samples, {rounds:.2f} times per epoch)")

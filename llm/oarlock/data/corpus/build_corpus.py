@@ -1,4 +1,4 @@
-"""`oarlock data pretrain`: text files -> .bin/.idx, in parallel, in memory that does not grow with the input."""
+"""`oarlock data pretrain`: tokenize text files to .bin/.idx, in parallel and in constant memory."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from oarlock.data.corpus.index_format import CorpusWriter, files_there
-from oarlock.data.corpus.text_chunks import Cutter
+from oarlock.data.corpus.index_format import CorpusWriter, list_existing_files
+from oarlock.data.corpus.text_chunks import TextSplitter
 from oarlock.data.files.byte_streams import Source
 from oarlock.data.files.find_files import LeftOut, find_sources
-from oarlock.data.files.text_readers import BadLine, Batch, Piece, parse_batch, read_batches
+from oarlock.data.files.text_readers import BadLine, Batch, TextChunk, parse_batch, read_batches
 from oarlock.data.tokenizers.load import Encoder, load_encoder
 from oarlock.environment.console import progress_bar
 from oarlock.environment.signals import defer_sigterm, die_with_parent, stop_if_terminated
 from oarlock.errors import DataError, OarlockError
 
-_SHOWN_BAD_LINES = 5
+_MAX_SHOWN_BAD_LINES = 5
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What `oarlock data pretrain` was asked for.
+    """Options of `oarlock data pretrain`.
 
     Attributes:
         inputs: files and folders.
         tokenizer: folder or hub name.
         output_prefix: the corpus is output_prefix.bin, .idx and .json.
-        workers: processes that encode.
+        workers: number of processes that encode.
         text_key: JSON field, or column of a table or parquet file, with the text.
-        txt_document: what a document of a .txt file is, "file" or "line".
-        skip_bad: leave bad lines out and count them, in place of stopping at the first.
-        overwrite: replace a corpus that lies at output_prefix.
-        parse_special_tokens: a special token that a text spells becomes that token; else it is text.
+        txt_document: the unit of a document in a .txt file, "file" or "line".
+        skip_bad: skip and count bad lines. By default the first one stops the build.
+        overwrite: replace an existing corpus at output_prefix.
+        parse_special_tokens: whether special tokens that a text spells become those tokens; if not, they are text.
     """
 
     inputs: tuple[str, ...]
@@ -59,16 +59,17 @@ class BuildOptions:
 
 @dataclass
 class BuildReport:
-    """What came of it.
+    """The result of a build.
 
     Attributes:
-        documents, tokens: in the corpus; each document's end token is one of its tokens.
-        files, bytes: that were read; bytes as they lie on disk.
-        bad_lines: left out because they are wrong (skip_bad); first_bad are some.
-        empty: texts, and whole files, without a character (or without a token).
-        unsure_cuts: places within long texts where ids may not be those of the whole (oarlock.data.corpus.text_chunks).
-        spelled: documents that spell special tokens, which became those tokens where `parsed`, else are text.
-        left_out: files of the folders that were not read.
+        documents, tokens: in the corpus. The tokens include one EOS per document.
+        files, bytes: of the input (bytes on disk).
+        bad_lines: invalid lines that were skipped (skip_bad); first_bad are the first ones.
+        empty: number of texts and files without a character (or without a token).
+        unsure_cuts: splits of long texts where ids may differ from those of the unsplit text
+            (oarlock.data.corpus.text_chunks).
+        spelled: documents that spell special tokens. With `parsed` they became those tokens, else they are text.
+        left_out: files of the folders that were skipped.
     """
 
     documents: int = 0
@@ -84,8 +85,8 @@ class BuildReport:
     first_bad: list[BadLine] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
 
-    def lines(self, prefix: str) -> Iterator[str]:
-        """In words, for the console."""
+    def describe(self, prefix: str) -> Iterator[str]:
+        """Yield lines for the console."""
         rate = self.bytes / 1e6 / max(1e-9, self.seconds)
         yield (
             f"{self.documents:,} documents, {self.tokens:,} tokens from {self.files:,} file(s), "
@@ -93,23 +94,23 @@ class BuildReport:
         )
         if self.bad_lines:
             shown = "".join(f"\n  {line}" for line in self.first_bad)
-            yield f"{self.bad_lines:,} bad line(s) left out:{shown}"
+            yield f"{self.bad_lines:,} bad line(s) skipped:{shown}"
         if self.empty:
-            yield f"{self.empty:,} empty text(s) left out"
+            yield f"{self.empty:,} empty text(s) skipped"
         if self.spelled:
             spell = "1 document spells" if self.spelled == 1 else f"{self.spelled:,} documents spell"
             became = "they became those tokens" if self.parsed else "they are text"
             yield f"{spell} special tokens; {became} (--parse-special-tokens)"
         if self.unsure_cuts:
             yield (
-                f"long texts without word boundaries were cut at {self.unsure_cuts:,} place(s), where the ids may "
-                "differ from those of the whole text"
+                f"long texts without word boundaries were split at {self.unsure_cuts:,} place(s), where the ids may "
+                "differ from those of the unsplit text"
             )
         if self.left_out.count:
             yield self.left_out.text()
 
-    def counts(self) -> dict[str, object]:
-        """What stands in the corpus' .json beside the counts of its writer."""
+    def to_json(self) -> dict[str, object]:
+        """Return the counts for the .json file of the corpus, besides those of its writer."""
         return {
             "files": self.files,
             "input_bytes": self.bytes,
@@ -137,44 +138,44 @@ class _Encoded:
 
 
 def build_corpus(options: BuildOptions) -> BuildReport:
-    """Tokenise the inputs and write the corpus.
+    """Tokenize the inputs and write the corpus.
 
     Raises:
-        DataError: for a bad line (file:line), unless skip_bad, or a corpus that is there already, unless overwrite;
-            nothing of the output remains then, and nothing of what was there is changed.
-        ModelError: when the tokenizer can't be loaded.
+        DataError: for a bad line (file:line) unless skip_bad is set, or an existing corpus unless overwrite is.
+            No output is left then, and existing files are unchanged.
+        ModelError: if the tokenizer can't be loaded.
     """
-    there = files_there(options.output_prefix)
+    there = list_existing_files(options.output_prefix)
     if there and not options.overwrite:
         raise DataError(
             f"{', '.join(map(str, there))}: already there; choose another --output-prefix, or replace "
-            "what is there with --overwrite"
+            "the corpus with --overwrite"
         )
     left_out = LeftOut()
     return build_from_sources(find_sources(options.inputs, left_out), options, left_out)
 
 
 def build_from_sources(sources: list[Source], options: BuildOptions, left_out: LeftOut | None = None) -> BuildReport:
-    """build_corpus for files already chosen (the embedded text is .py files)."""
+    """Build a corpus from chosen sources (the embedded text consists of .py files)."""
     started = time.monotonic()
     encoder = load_encoder(options.tokenizer, options.parse_special_tokens)
     size = sum(source.size for source in sources)
     report = BuildReport(files=len(sources), bytes=size, left_out=left_out or LeftOut())
     report.parsed = options.parse_special_tokens
     report.empty = sum(not source.size for source in sources)
-    cutter = Cutter(encoder.encode)
+    splitter = TextSplitter(encoder.encode)
     batches = (
         batch
         for source in sources
         if source.size
-        for batch in read_batches(source, cutter, options.text_key, options.txt_document)
+        for batch in read_batches(source, splitter, options.text_key, options.txt_document)
     )
     with (
         defer_sigterm(),
         CorpusWriter(options.output_prefix, encoder.vocab_size) as writer,
         progress_bar(report.bytes, "tokenise", "B", unit_scale=True) as bar,
     ):
-        of_this = False  # whether the document that is under way spells one
+        of_this = False  # whether the current document spells a special token
         for encoded in _encode_all(batches, encoder, options):
             stop_if_terminated()
             report.bad_lines += encoded.num_bad
@@ -184,26 +185,26 @@ def build_from_sources(sources: list[Source], options: BuildOptions, left_out: L
                 of_this |= spelled
                 report.spelled += of_this and bool(end)
                 of_this &= not end
-            report.first_bad += encoded.bad[: _SHOWN_BAD_LINES - len(report.first_bad)]
+            report.first_bad += encoded.bad[: _MAX_SHOWN_BAD_LINES - len(report.first_bad)]
             if encoded.num_bad and not options.skip_bad:
-                raise DataError(f"{encoded.bad[0]}\nNothing was written. With --skip-bad such lines are left out.")
-            with _named(encoded.where):
+                raise DataError(f"{encoded.bad[0]}\nNothing was written. Use --skip-bad to skip such lines.")
+            with _name_errors(encoded.where):
                 writer.add(encoded.ids, encoded.sizes, encoded.ends)
             bar.update(encoded.consumed)
-        report.unsure_cuts += cutter.unsure
+        report.unsure_cuts += splitter.unsure
         about = {
             "tokenizer": options.tokenizer,
             "tokenizer_fingerprint": encoder.fingerprint,
             "vocab_size": encoder.vocab_size,
         }
-        writer.finish(about | report.counts())
+        writer.finish(about | report.to_json())
         report.documents, report.tokens = writer.num_documents, writer.num_tokens
     report.seconds = time.monotonic() - started
     return report
 
 
 @contextlib.contextmanager
-def _named(where: str) -> Iterator[None]:
+def _name_errors(where: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
@@ -211,13 +212,13 @@ def _named(where: str) -> Iterator[None]:
 
 
 def _encode_all(batches: Iterable[Batch], encoder: Encoder, options: BuildOptions) -> Iterator[_Encoded]:
-    """Encode in order; at most two batches a worker are under way, so that memory stays flat."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core's worth, here and in the children
+    """Encode batches in order, with at most two in flight per worker, so that memory stays constant."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per worker
     if options.workers <= 1:
         for batch in batches:
             yield _encode(batch, encoder, options)
         return
-    # The parent's encoder reaches the workers by fork; where there is no fork they load their own.
+    # Workers inherit the encoder by fork. Without fork, each loads its own.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform == "linux" else "spawn"
     _Worker.encoder = encoder if method == "fork" else None
     context = multiprocessing.get_context(method)
@@ -244,7 +245,7 @@ class _Worker:
 
     @classmethod
     def start(cls, options: BuildOptions) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
         die_with_parent()
         cls.options = options
         cls.encoder = cls.encoder or load_encoder(options.tokenizer, options.parse_special_tokens)
@@ -256,34 +257,34 @@ class _Worker:
 
 
 def _encode(batch: Batch, encoder: Encoder, options: BuildOptions) -> _Encoded:
-    found: list[Piece] = []
+    found: list[TextChunk] = []
     bad: list[BadLine] = []
     num_bad = empty = 0
     for item in parse_batch(batch, options.text_key, options.txt_document):
         if isinstance(item, BadLine):
             num_bad += 1
-            if len(bad) < _SHOWN_BAD_LINES:
+            if len(bad) < _MAX_SHOWN_BAD_LINES:
                 bad.append(item)
         elif item.text:
             found.append(item)
         else:
             empty += 1
-    cutter = Cutter(encoder.encode)
-    parts = [cutter.pieces(item.text) for item in found]
+    splitter = TextSplitter(encoder.encode)
+    parts = [splitter.split_text(item.text) for item in found]
     where = f"{batch.source.path}: text from line {batch.first_line} on"
     try:
-        all_rows, all_told = encoder.encode_and_flag([text for texts in parts for text in texts])
-        rows, told = iter(all_rows), iter(all_told)
+        all_rows, all_spelled = encoder.encode_and_flag([text for texts in parts for text in texts])
+        rows, spells_special = iter(all_rows), iter(all_spelled)
     except OarlockError:
         raise
-    except Exception as error:  # tokenizers raise bare Exception; say where in the data it was
+    except Exception as error:  # tokenizers raise plain Exception
         raise DataError(f"{where}: the tokenizer failed: {type(error).__name__}: {error}") from error
     eos = np.asarray([encoder.eos_id], dtype=np.int32)
     ids: list[np.ndarray] = []
     sizes, ends, spelled = [], [], []
     for item, texts in zip(found, parts, strict=True):
         row = np.concatenate(list(itertools.islice(rows, len(texts))))
-        spells = any(list(itertools.islice(told, len(texts))))
+        spells = any(list(itertools.islice(spells_special, len(texts))))
         if not len(row) and item.begins_document and item.ends_document:
             empty += 1
             continue
@@ -301,7 +302,7 @@ def _encode(batch: Batch, encoder: Encoder, options: BuildOptions) -> _Encoded:
         bad,
         num_bad,
         empty,
-        cutter.unsure,
+        splitter.unsure,
         where,
         batch.consumed,
     )

@@ -24,7 +24,7 @@ from oarlock.data.corpus.blend import parse_blend
 from oarlock.data.corpus.documents import Documents, check_summary, remarks
 from oarlock.data.corpus.index_format import check_corpus, corpus_exists, is_legacy, token_ids
 from oarlock.data.corpus.legacy_format import read_ids, read_index
-from oarlock.data.corpus.notes import corpus_summary
+from oarlock.data.corpus.notes import read_corpus_summary
 from oarlock.data.tokenizers.token_ids import check_range
 from oarlock.environment.console import log_once
 from oarlock.errors import DataError
@@ -168,6 +168,6 @@ def check_token_ids(corpora: list[Corpus], vocab_size: int) -> None:
         check_range(token_ids(prefix), vocab_size, name)
 
 
-def largest_known_id(corpora: list[Corpus]) -> int:
+def find_largest_known_id(corpora: list[Corpus]) -> int:
     """Return the largest token id recorded for the corpora, or -1 if none is recorded."""
-    return max((int(corpus_summary(corpus.prefix).get("largest_id", -1)) for corpus in corpora), default=-1)
+    return max((int(read_corpus_summary(corpus.prefix).get("largest_id", -1)) for corpus in corpora), default=-1)

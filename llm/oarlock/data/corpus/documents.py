@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from oarlock.data.corpus.notes import WHOLE_DOCUMENTS, corpus_summary
+from oarlock.data.corpus.notes import WHOLE_DOCUMENTS, read_corpus_summary
 from oarlock.errors import DataError
 
 
@@ -68,7 +68,7 @@ class Documents:
 
 def remarks(prefix: str, documents: Documents, num_sequences: int) -> list[str]:
     """List remarks on a corpus that this version would have written differently, with what to do."""
-    summary = corpus_summary(prefix)
+    summary = read_corpus_summary(prefix)
     again = "rebuild it with `oarlock data pretrain --overwrite` to avoid this"
     if "tokenizer_fingerprint" in summary and summary.get("format", 1) < WHOLE_DOCUMENTS:
         joined = f"{len(documents):,} documents were joined from {num_sequences:,} parts; "
@@ -87,7 +87,7 @@ def check_summary(prefix: str, documents: Documents) -> None:
     Raises:
         DataError: with both numbers.
     """
-    summary = corpus_summary(prefix)
+    summary = read_corpus_summary(prefix)
     if summary.get("format", 1) < WHOLE_DOCUMENTS:
         return
     for name, there in (("documents", len(documents)), ("tokens", int(documents.sizes.sum(dtype=np.int64)))):

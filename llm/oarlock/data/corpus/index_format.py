@@ -28,11 +28,11 @@ _DTYPES = {
 }
 _HEADER = struct.Struct("<9sQBQQ")
 _CHUNK = 1 << 20  # sizes converted at a time
-LARGEST_SEQUENCE = (1 << 31) - 1  # the sizes of an .idx are int32
+MAX_SEQUENCE_TOKENS = (1 << 31) - 1  # the sizes of an .idx are int32
 FORMAT = 3  # of prefix.json (see oarlock.data.corpus.notes)
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
+def choose_token_dtype(vocab_size: int) -> np.dtype:
     """uint16 where every id fits (PaddleNLP's rule: fewer than 65,500 tokens), else int32."""
     return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
 
@@ -47,7 +47,7 @@ class CorpusWriter:
 
     def __init__(self, prefix: str | Path, vocab_size: int) -> None:
         self.prefix = Path(prefix)
-        self.dtype = token_dtype(vocab_size)
+        self.dtype = choose_token_dtype(vocab_size)
         self.num_documents = self.num_tokens = 0
         self.largest_id = -1
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -80,10 +80,10 @@ class CorpusWriter:
         at_ends = before[np.flatnonzero(ends)] + self._open_tokens
         documents = np.diff(at_ends, prepend=0)
         self._open_tokens += int(before[-1]) - (int(at_ends[-1]) if len(at_ends) else 0)
-        if max(documents.max(initial=0), self._open_tokens) > LARGEST_SEQUENCE:
+        if max(documents.max(initial=0), self._open_tokens) > MAX_SEQUENCE_TOKENS:
             raise DataError(
-                f"a document of more than {LARGEST_SEQUENCE:,} tokens can't be one sequence of a corpus (the sizes of "
-                "an .idx are 32 bits wide); split the file, or take each line for a document (--txt-document line)"
+                f"a document of more than {MAX_SEQUENCE_TOKENS:,} tokens can't be one sequence of a corpus (an .idx "
+                "stores sizes in 32 bits); split the file, or make each line a document (--txt-document line)"
             )
         self._files["bin"].write(ids.astype(self.dtype).tobytes())
         self._files["sizes"].write(documents.astype(np.int32).tobytes())
@@ -108,7 +108,7 @@ class CorpusWriter:
             **about,
         }
         self._partial("json").write_text(sealed_text(summary), encoding="utf-8")
-        # An index of an older corpus must never stand beside the new data.
+        # An index of an older corpus must never be combined with the new data.
         for kind in ("idx", "json"):
             self._final(kind).unlink(missing_ok=True)
         for kind in ("bin", "json", "idx"):
@@ -159,7 +159,7 @@ def is_legacy(prefix: str | Path) -> bool:
     return all(Path(f"{prefix}{end}").is_file() for end in ("_ids.npy", "_idx.npz"))
 
 
-def files_there(prefix: str | Path) -> list[Path]:
+def list_existing_files(prefix: str | Path) -> list[Path]:
     """Files of a corpus under this prefix, whole or not."""
     ends = (".bin", ".idx", ".json", "_ids.npy", "_idx.npz")
     return [path for end in ends if (path := Path(f"{prefix}{end}")).exists()]

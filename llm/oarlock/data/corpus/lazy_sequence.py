@@ -1,4 +1,4 @@
-"""A sequence whose elements are read when they are asked for."""
+"""A sequence whose elements are read on access."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ Element = TypeVar("Element", covariant=True)
 
 
 class StoredSequence(Sequence[Element]):
-    """Indices from either end, and slices, over element(), which knows neither."""
+    """A sequence with negative indices and slices, implemented by read_element()."""
 
     @abstractmethod
-    def element(self, index: int) -> Element:
-        """That at 0 <= index < len(self)."""
+    def read_element(self, index: int) -> Element:
+        """Read the element at 0 <= index < len(self)."""
 
     @overload
     def __getitem__(self, index: int) -> Element: ...
@@ -22,4 +22,4 @@ class StoredSequence(Sequence[Element]):
     def __getitem__(self, index: slice) -> list[Element]: ...
     def __getitem__(self, index: int | slice) -> Element | list[Element]:
         found = range(len(self))[index]  # raises IndexError
-        return [self.element(i) for i in found] if isinstance(found, range) else self.element(found)
+        return [self.read_element(i) for i in found] if isinstance(found, range) else self.read_element(found)

@@ -32,8 +32,8 @@ class _Notes(TypedDict):
     tokenizer_fingerprint: NotRequired[str | None]
 
 
-def corpus_summary(prefix: str | Path) -> dict[str, Any]:
-    """Read the summary of a corpus (largest_id, tokenizer, ...). Returns {} if there is none of ours.
+def read_corpus_summary(prefix: str | Path) -> dict[str, Any]:
+    """Read the summary of a corpus (largest_id, tokenizer, ...). Returns {} if there is none.
 
     Raises:
         DataError: if the summary was changed after it was written.
@@ -43,7 +43,7 @@ def corpus_summary(prefix: str | Path) -> dict[str, Any]:
         return {}
     with open_regular(path, error=DataError) as file:
         content = file.read(CONFIG_BYTES + 1)
-    if len(content) > CONFIG_BYTES:  # an input file of that name
+    if len(content) > CONFIG_BYTES:  # not a summary, but an input file of that name
         return {}
     sealed = is_sealed(content)
     if sealed or content.startswith(f'{{\n "format": {FORMAT},'.encode()):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-MOST_EPOCHS = 1 << 32  # the epoch is part of the seed of its order, and has 32 bits there
+MAX_EPOCHS = 1 << 32  # the epoch is part of the seed of its order, and has 32 bits there
 
 
 class SampleOrder:
@@ -29,12 +29,10 @@ class SampleOrder:
         """Return the sample at a position of the stream."""
         epoch, place = divmod(position, self.num_samples)
         if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, self._permuted(epoch)
+            # NumPy guarantees the stream of RandomState (NEP 19). That of default_rng may change between releases.
+            permutation = np.random.RandomState([self.seed, epoch]).permutation(self.num_samples)
+            self._epoch, self._permutation = epoch, permutation
         return int(self._permutation[place])
-
-    def _permuted(self, epoch: int) -> np.ndarray:
-        # NumPy guarantees the stream of RandomState (NEP 19). That of default_rng may change between releases.
-        return np.random.RandomState([self.seed, epoch]).permutation(self.num_samples)
 
 
 class StreamOrder(SampleOrder):

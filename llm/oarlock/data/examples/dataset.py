@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import paddle
 
-from oarlock.data.corpus.blend import ConcatenatedDataset, shares_of
+from oarlock.data.corpus.blend import ConcatenatedDataset, compute_shares
 from oarlock.data.examples.encode import ENCODING_VERSION, Recipe, detect_first_form, encode_source
 from oarlock.data.examples.example_cache import ExampleWriter, JoinedPrompts, StoredExamples, StoredPrompts, is_complete
 from oarlock.data.examples.labels import EvalPrompt, Example
@@ -87,7 +87,7 @@ class FinetuneData:
             return next(iter(held_out.values()), None)
         parts = [part for part in self.sets if part.name in held_out]
         sizes = [len(part.train) or len(held_out[part.name]) for part in parts]
-        shares = shares_of([part.weight for part in parts], sizes)
+        shares = compute_shares([part.weight for part in parts], sizes)
         return ConcatenatedDataset(list(held_out.values()), list(held_out), shares)
 
 

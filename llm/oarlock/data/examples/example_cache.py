@@ -201,7 +201,7 @@ class StoredExamples(StoredSequence[Example]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def element(self, index: int) -> Example:
+    def read_element(self, index: int) -> Example:
         return self.read_encoded(index).to_example()
 
     def read_encoded(self, index: int) -> Encoded:
@@ -251,7 +251,7 @@ class StoredPrompts(StoredSequence[EvalPrompt]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    def element(self, index: int) -> EvalPrompt:
+    def read_element(self, index: int) -> EvalPrompt:
         with open(self._path, "rb") as file:
             file.seek(int(self._starts[index]))
             line = file.readline(_MAX_PROMPT_BYTES)
@@ -267,7 +267,7 @@ class JoinedPrompts(StoredSequence[EvalPrompt]):
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
-    def element(self, index: int) -> EvalPrompt:
+    def read_element(self, index: int) -> EvalPrompt:
         for part in self._parts:
             if index < len(part):
                 return part[index]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from oarlock.data.corpus.text_chunks import Cutter, Encode
+from oarlock.data.corpus.text_chunks import Encode, TextSplitter
 from oarlock.data.files import byte_streams
 from oarlock.data.records.conversations import PlainText
 from oarlock.data.records.record_stream import ItemBatch, RecordSource
@@ -20,7 +20,7 @@ def cut_texts(source: RecordSource, encode: Encode) -> Iterator[ItemBatch]:
     Args:
         encode: tokenizes a list of texts.
     """
-    cutter = Cutter(encode)
+    splitter = TextSplitter(encode)
     text, first_line = "", 0
     for batch in source.batches():
         items: list[tuple[int, Any]] = []
@@ -35,16 +35,16 @@ def cut_texts(source: RecordSource, encode: Encode) -> Iterator[ItemBatch]:
             if item.ends:
                 done, rest = text, ""
             elif len(text) > byte_streams.BLOCK_BYTES:
-                done, rest = cutter.split(text, byte_streams.BLOCK_BYTES)
-            for piece in cutter.pieces(done) if done or item.ends else ():
-                items.append((first_line, PlainText(piece, item.where, ends=False)))
-                first_line += piece.count("\n")
+                done, rest = splitter.split_start(text, byte_streams.BLOCK_BYTES)
+            for chunk in splitter.split_text(done) if done or item.ends else ():
+                items.append((first_line, PlainText(chunk, item.where, ends=False)))
+                first_line += chunk.count("\n")
             if item.ends:
                 items[-1] = (items[-1][0], PlainText(items[-1][1].text, item.where, ends=True))
             text = rest
         yield ItemBatch(items, batch.consumed)
-    if cutter.unsure:
+    if splitter.unsure:
         logger.info(
-            f"{source.name}: long texts without word boundaries were cut at {cutter.unsure:,} place(s), where the ids "
-            "may differ from those of the complete text"
+            f"{source.name}: long texts without word boundaries were split at {splitter.unsure:,} place(s), where the "
+            "ids may differ from those of the unsplit text"
         )

@@ -96,8 +96,13 @@ class SourceStream:
             self._begun = True
             while len(block) < 4 and (more := self._stream.read(size)):
                 block += more
-            block = self._without_mark(block)
-            return block or self._stream.read(size)
+            for mark, name in _OTHER_ENCODINGS.items():
+                if block.startswith(mark):
+                    raise DataError(
+                        f"{self._source.path}:1: the text is {name}, expected UTF-8; convert it: iconv -f {name} "
+                        "-t UTF-8"
+                    )
+            return block.removeprefix(codecs.BOM_UTF8) or self._stream.read(size)
         return block
 
     def consumed(self) -> int:
@@ -105,14 +110,6 @@ class SourceStream:
         position = min(self._raw.tell(), self._source.size)
         before, self._read_before = self._read_before, position
         return position - before
-
-    def _without_mark(self, block: bytes) -> bytes:
-        for mark, name in _OTHER_ENCODINGS.items():
-            if block.startswith(mark):
-                raise DataError(
-                    f"{self._source.path}:1: the text is {name}, expected UTF-8; convert it: iconv -f {name} -t UTF-8"
-                )
-        return block.removeprefix(codecs.BOM_UTF8)
 
 
 @contextlib.contextmanager

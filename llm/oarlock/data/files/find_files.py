@@ -178,10 +178,10 @@ def detect_source(path: Path) -> Source | str:
         raise DataError(f"{path}: {error.strerror}") from error
     if kind == "parquet" and compression:
         return "a compressed parquet file; unpack it"
-    return _json_source(source) if kind == "json" and source.size else source
+    return _detect_json_source(source) if kind == "json" and source.size else source
 
 
-def _json_source(source: Source) -> Source | str:
+def _detect_json_source(source: Source) -> Source | str:
     """Detect what a .json file is: a list, JSON Lines (C4), or a single object, which is not data."""
     with name_errors(source), open_regular(source.path, error=DataError) as raw:
         head = decompress(raw, source.compression).read(_HEAD_BYTES)
@@ -209,7 +209,12 @@ def find_sources(paths: tuple[str, ...] | list[str], left_out: LeftOut) -> list[
         path = Path(name)
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
-        found = list(_in_folder(path, left_out)) if path.is_dir() else [_named_file(path)]
+        if path.is_dir():
+            found = list(_find_in_folder(path, left_out))
+        elif isinstance(named := detect_source(path), Source):
+            found = [named]
+        else:
+            raise DataError(f"{path}: unsupported file: {named}")
         for source in found:
             place = source.path.stat()
             other = sources.setdefault((place.st_dev, place.st_ino), source)
@@ -218,14 +223,7 @@ def find_sources(paths: tuple[str, ...] | list[str], left_out: LeftOut) -> list[
     return list(sources.values())
 
 
-def _named_file(path: Path) -> Source:
-    source = detect_source(path)
-    if isinstance(source, str):
-        raise DataError(f"{path}: unsupported file: {source}")
-    return source
-
-
-def _in_folder(folder: Path, left_out: LeftOut) -> Iterator[Source]:
+def _find_in_folder(folder: Path, left_out: LeftOut) -> Iterator[Source]:
     any_read = False
     for path in list_files(folder, left_out):
         source = detect_source(path)
@@ -235,5 +233,5 @@ def _in_folder(folder: Path, left_out: LeftOut) -> Iterator[Source]:
             any_read = True
             yield source
     if not any_read:
-        told = f"\n{left_out.text()}" if left_out.count else ""
-        raise DataError(f"{folder}: no {', '.join(FORMATS)} files (or .gz, .zst of them) in this folder{told}")
+        skipped = f"\n{left_out.text()}" if left_out.count else ""
+        raise DataError(f"{folder}: no {', '.join(FORMATS)} files (or .gz, .zst of them) in this folder{skipped}")

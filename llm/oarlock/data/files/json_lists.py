@@ -13,7 +13,7 @@ from oarlock.data.files.json_text import DECODER, Unusable, check_nesting
 from oarlock.errors import DataError
 
 _ANYTHING = json.JSONDecoder(parse_int=len)  # finds the end of any element
-LONGEST_RECORD = 1 << 26  # characters; a longer record means that the file is damaged
+MAX_RECORD_LENGTH = 1 << 26  # characters; a longer record means that the file is damaged
 
 
 class _Window:
@@ -40,7 +40,7 @@ class _Window:
         self.line += self.text.count("\n", self.position, position)
         self.position = position
 
-    def next_character(self) -> str:
+    def peek_character(self) -> str:
         """Move to the next character that is neither whitespace nor a comma, and return it, or "" at the end."""
         while True:
             place = self.position
@@ -60,26 +60,26 @@ def read_json_list(source: Source) -> Iterator[tuple[list[tuple[int, Any]], int]
     """
     with open_source(source) as stream:
         window = _Window(source, stream)
-        window.next_character()
+        window.peek_character()
         window.advance(window.position + 1)  # the opening bracket
         items: list[tuple[int, Any]] = []
         size = 0
-        while (first := window.next_character()) != "]":
+        while (first := window.peek_character()) != "]":
             if not first:
                 raise DataError(f"{source.path}:{window.line}: the list is not closed (the file ends in the middle)")
-            line, (item, length) = window.line, _element(window, source)
+            line, (item, length) = window.line, _read_element(window, source)
             items.append((line, item))
             size += length
             if size > byte_streams.BLOCK_BYTES:
                 yield items, stream.consumed()
                 items, size = [], 0
         window.advance(window.position + 1)
-        if window.next_character():
+        if window.peek_character():
             raise DataError(f"{source.path}:{window.line}: more text after the end of the list")
         yield items, stream.consumed()
 
 
-def _decoded(window: _Window) -> tuple[Any, int]:
+def _decode_element(window: _Window) -> tuple[Any, int]:
     """Parse the element at the position. Returns it, or the error, and its end."""
     try:
         return DECODER.raw_decode(window.text, window.position)
@@ -87,11 +87,11 @@ def _decoded(window: _Window) -> tuple[Any, int]:
         return error, _ANYTHING.raw_decode(window.text, window.position)[1]
 
 
-def _element(window: _Window, source: Source) -> tuple[Any, int]:
+def _read_element(window: _Window, source: Source) -> tuple[Any, int]:
     """Return one element and its length. Reads more while the element may continue after the window."""
     while True:
         try:
-            item, end = _decoded(window)
+            item, end = _decode_element(window)
             if end < len(window.text) or window.ended:
                 length = end - window.position
                 try:
@@ -104,7 +104,7 @@ def _element(window: _Window, source: Source) -> tuple[Any, int]:
             raise DataError(f"{source.path}:{window.line}: objects and lists nested too deeply") from error
         except ValueError as error:
             # The next element can't be found, so reading ends even with --skip-bad.
-            if window.ended or len(window.text) - window.position > LONGEST_RECORD:
+            if window.ended or len(window.text) - window.position > MAX_RECORD_LENGTH:
                 raise DataError(f"{source.path}:{window.line}: not valid JSON: {error}") from error
         # Doubles the window each time.
         for _ in range(max(1, (len(window.text) - window.position) // byte_streams.BLOCK_BYTES)):

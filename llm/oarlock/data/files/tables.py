@@ -14,7 +14,7 @@ from typing import Any
 
 from oarlock.data.files import byte_streams
 from oarlock.data.files.byte_streams import Source, SourceStream, decode_text, open_source
-from oarlock.data.files.json_lists import LONGEST_RECORD
+from oarlock.data.files.json_lists import MAX_RECORD_LENGTH
 from oarlock.errors import DataError
 
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
@@ -29,9 +29,9 @@ def read_table(source: Source) -> Iterator[tuple[list[tuple[int, Any]], int]]:
     separator = _SEPARATORS[source.format]
     with open_source(source) as stream:
         lines = _Lines(source, stream)
-        csv.field_size_limit(max(csv.field_size_limit(), LONGEST_RECORD))
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_LENGTH))
         rows = csv.reader(lines, delimiter=separator, strict=True)
-        columns = _header(source, rows, separator)
+        columns = _read_header(source, rows, separator)
         items: list[tuple[int, Any]] = []
         while True:
             line = lines.number + 1
@@ -40,7 +40,7 @@ def read_table(source: Source) -> Iterator[tuple[list[tuple[int, Any]], int]]:
             except StopIteration:
                 break
             except (csv.Error, ValueError) as error:
-                items.append((line, _wrong_row(source, line, lines.number, error)))
+                items.append((line, _describe_wrong_row(source, line, lines.number, error)))
                 continue
             if row:
                 items.append((line, _record(columns, row)))
@@ -50,7 +50,7 @@ def read_table(source: Source) -> Iterator[tuple[list[tuple[int, Any]], int]]:
         yield items, stream.consumed()
 
 
-def _header(source: Source, rows: Any, separator: str) -> list[str]:
+def _read_header(source: Source, rows: Any, separator: str) -> list[str]:
     try:
         columns = next((row for row in rows if row), None)
     except (csv.Error, ValueError) as error:
@@ -70,7 +70,7 @@ def _header(source: Source, rows: Any, separator: str) -> list[str]:
     return names
 
 
-def _wrong_row(source: Source, first: int, last: int, error: Exception) -> ValueError:
+def _describe_wrong_row(source: Source, first: int, last: int, error: Exception) -> ValueError:
     """Describe what is wrong with a row that begins on line `first`.
 
     Raises:
@@ -98,12 +98,12 @@ class _Lines(Iterator[str]):
         self.number = self.size = 0
 
     def __next__(self) -> str:
-        line = self._buffer.readline(LONGEST_RECORD + 1)
+        line = self._buffer.readline(MAX_RECORD_LENGTH + 1)
         if not line:
             raise StopIteration
-        if len(line) > LONGEST_RECORD:
+        if len(line) > MAX_RECORD_LENGTH:
             raise DataError(
-                f"{self._source.path}:{self.number + 1}: a line of more than {LONGEST_RECORD:,} bytes; is the file "
+                f"{self._source.path}:{self.number + 1}: a line of more than {MAX_RECORD_LENGTH:,} bytes; is the file "
                 "damaged?"
             )
         self.number += 1

@@ -12,20 +12,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from oarlock.data.corpus.text_chunks import Cutter
+from oarlock.data.corpus.text_chunks import TextSplitter
 from oarlock.data.files import byte_streams
 from oarlock.data.files.byte_streams import Source, decode_text, name_errors, open_source
-from oarlock.data.files.json_lists import LONGEST_RECORD, read_json_list
+from oarlock.data.files.json_lists import MAX_RECORD_LENGTH, read_json_list
 from oarlock.data.files.json_text import parse_line
 from oarlock.data.files.tables import read_table
 from oarlock.errors import DataError
 
 # A line that is longer is split between characters, so that memory stays bounded.
-LONGEST_TEXT_LINE = 1 << 24
+MAX_TEXT_LINE_LENGTH = 1 << 24
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextChunk:
     """Text to tokenize: a document, or a chunk of a document that is too long for memory.
 
     Attributes:
@@ -68,14 +68,16 @@ class Batch:
     consumed: int
     data: bytes = b""
     row_group: int = -1
-    items: tuple[Piece | BadLine, ...] = ()
+    items: tuple[TextChunk | BadLine, ...] = ()
 
 
-def read_batches(source: Source, cutter: Cutter, text_key: str = "text", txt_document: str = "file") -> Iterator[Batch]:
+def read_batches(
+    source: Source, splitter: TextSplitter, text_key: str = "text", txt_document: str = "file"
+) -> Iterator[Batch]:
     """Split a source into batches.
 
     Args:
-        cutter: finds the positions at which a .txt document may be split.
+        splitter: finds the positions at which a .txt document may be split.
         text_key, txt_document: see parse_batch.
 
     Raises:
@@ -86,18 +88,18 @@ def read_batches(source: Source, cutter: Cutter, text_key: str = "text", txt_doc
             yield from read_parquet_batches(source)
     elif source.format == "json":
         for elements, consumed in read_json_list(source):
-            yield _of_records(source, elements, consumed, text_key, "field")
+            yield _make_batch(source, elements, consumed, text_key, "field")
     elif source.format in ("csv", "tsv"):
         for rows, consumed in read_table(source):
-            yield _of_records(source, rows, consumed, text_key, "column")
+            yield _make_batch(source, rows, consumed, text_key, "column")
     elif source.format == "txt" and txt_document == "file":
-        yield from _text_batches(source, cutter)
+        yield from _read_text_batches(source, splitter)
     else:
         yield from read_line_batches(source)
 
 
 def read_line_batches(source: Source, cut_lines: bool = False) -> Iterator[Batch]:
-    """Yield batches of complete lines as bytes. With `cut_lines`, lines above LONGEST_TEXT_LINE are split.
+    """Yield batches of complete lines as bytes. With `cut_lines`, lines above MAX_TEXT_LINE_LENGTH are split.
 
     Raises:
         DataError: for a line that is longer than any record, unless `cut_lines` (file:line).
@@ -108,8 +110,11 @@ def read_line_batches(source: Source, cut_lines: bool = False) -> Iterator[Batch
         while True:
             block = stream.read(byte_streams.BLOCK_BYTES)
             cut = block.rfind(b"\n") + 1
-            if not cut and cut_lines and pending > LONGEST_TEXT_LINE:
-                cut = _character_boundary(block)
+            if not cut and cut_lines and pending > MAX_TEXT_LINE_LENGTH:
+                cut = len(block)  # the end of the last complete UTF-8 character (continuation bytes are 10xxxxxx)
+                while cut > 0 and len(block) - cut < 4 and block[cut - 1] & 0xC0 == 0x80:
+                    cut -= 1
+                cut -= cut > 0 and block[cut - 1] >= 0xC0
             if cut or not block:
                 data = b"".join((*parts, block[:cut]))
                 parts, pending = [block[cut:]], len(block) - cut
@@ -119,20 +124,12 @@ def read_line_batches(source: Source, cut_lines: bool = False) -> Iterator[Batch
             else:
                 parts.append(block)
                 pending += len(block)
-                if pending > LONGEST_RECORD:
+                if pending > MAX_RECORD_LENGTH:
                     raise DataError(
-                        f"{source.path}:{line}: a line of more than {LONGEST_RECORD:,} bytes; is the file damaged?"
+                        f"{source.path}:{line}: a line of more than {MAX_RECORD_LENGTH:,} bytes; is the file damaged?"
                     )
             if not block:
                 return
-
-
-def _character_boundary(block: bytes) -> int:
-    """Return the end of the last complete UTF-8 character of a block (continuation bytes are 10xxxxxx)."""
-    cut = len(block)
-    while cut > 0 and len(block) - cut < 4 and block[cut - 1] & 0xC0 == 0x80:
-        cut -= 1
-    return cut - 1 if cut > 0 and block[cut - 1] >= 0xC0 else cut
 
 
 def read_parquet_batches(source: Source) -> Iterator[Batch]:
@@ -148,7 +145,7 @@ def read_parquet_batches(source: Source) -> Iterator[Batch]:
             rows += file.metadata.row_group(group).num_rows
 
 
-def _text_batches(source: Source, cutter: Cutter) -> Iterator[Batch]:
+def _read_text_batches(source: Source, splitter: TextSplitter) -> Iterator[Batch]:
     """Yield the chunks of a file that is one document. Lines that can't be decoded are reported and skipped."""
     text, begins, first_line, consumed = "", True, 1, 0
     for batch in read_line_batches(source, cut_lines=True):
@@ -159,13 +156,13 @@ def _text_batches(source: Source, cutter: Cutter) -> Iterator[Batch]:
             parts += [item] if isinstance(item, str) else []
         text, consumed = "".join(parts), consumed + batch.consumed
         done, text = (
-            cutter.split(text, byte_streams.BLOCK_BYTES) if len(text) > byte_streams.BLOCK_BYTES else ("", text)
+            splitter.split_start(text, byte_streams.BLOCK_BYTES) if len(text) > byte_streams.BLOCK_BYTES else ("", text)
         )
         if done or bad:
-            pieces = (Piece(done, begins, False, first_line),) if done else ()
-            yield Batch(source, batch.first_line, consumed, items=(*bad, *pieces))
+            chunks = (TextChunk(done, begins, False, first_line),) if done else ()
+            yield Batch(source, batch.first_line, consumed, items=(*bad, *chunks))
             begins, first_line, consumed = begins and not done, first_line + done.count("\n"), 0
-    yield Batch(source, first_line, consumed, items=(Piece(text, begins, True, first_line),))
+    yield Batch(source, first_line, consumed, items=(TextChunk(text, begins, True, first_line),))
 
 
 def decode_lines(batch: Batch) -> Iterator[str | BadLine]:
@@ -182,12 +179,12 @@ def decode_lines(batch: Batch) -> Iterator[str | BadLine]:
             yield BadLine(str(batch.source.path), number, str(error))
 
 
-def _of_records(source: Source, records: Iterable[tuple[int, Any]], consumed: int, text_key: str, field: str) -> Batch:
-    items = tuple(_text_of(record, str(source.path), line, text_key, field) for line, record in records)
+def _make_batch(source: Source, records: Iterable[tuple[int, Any]], consumed: int, text_key: str, field: str) -> Batch:
+    items = tuple(_get_text(record, str(source.path), line, text_key, field) for line, record in records)
     return Batch(source, items[0].line if items else 1, consumed, items=items)
 
 
-def parse_batch(batch: Batch, text_key: str, txt_document: str) -> Iterator[Piece | BadLine]:
+def parse_batch(batch: Batch, text_key: str, txt_document: str) -> Iterator[TextChunk | BadLine]:
     """Yield the texts of a batch, and the lines that can't be used.
 
     Args:
@@ -203,9 +200,9 @@ def parse_batch(batch: Batch, text_key: str, txt_document: str) -> Iterator[Piec
             continue
         try:
             if batch.source.format == "txt":
-                yield Piece(decode_text(line.removesuffix(b"\r")).removeprefix("\ufeff"), line=number)
+                yield TextChunk(decode_text(line.removesuffix(b"\r")).removeprefix("\ufeff"), line=number)
             else:
-                yield _text_of(parse_json_line(line), path, number, text_key, "field")
+                yield _get_text(parse_json_line(line), path, number, text_key, "field")
         except ValueError as error:
             yield BadLine(path, number, str(error))
 
@@ -245,7 +242,7 @@ def check_characters(value: Any, name: str = "") -> None:
             check_characters(inner, f"{name}[{i}]")
 
 
-def _text_of(record: Any, path: str, line: int, text_key: str, field: str) -> Piece | BadLine:
+def _get_text(record: Any, path: str, line: int, text_key: str, field: str) -> TextChunk | BadLine:
     """Return the text of a record, or the reason why it can't be used."""
     if isinstance(record, ValueError):
         return BadLine(path, line, str(record))
@@ -260,10 +257,10 @@ def _text_of(record: Any, path: str, line: int, text_key: str, field: str) -> Pi
         check_characters(text, text_key)
     except ValueError as error:
         return BadLine(path, line, str(error))
-    return Piece(text, line=line)
+    return TextChunk(text, line=line)
 
 
-def _parse_parquet(batch: Batch, text_key: str) -> Iterator[Piece | BadLine]:
+def _parse_parquet(batch: Batch, text_key: str) -> Iterator[TextChunk | BadLine]:
     import pyarrow.parquet as parquet
 
     path = str(batch.source.path)
@@ -276,7 +273,7 @@ def _parse_parquet(batch: Batch, text_key: str) -> Iterator[Piece | BadLine]:
         for part in file.iter_batches(batch_size=1024, row_groups=[batch.row_group], columns=[text_key]):
             for text in part.column(0).to_pylist():
                 if isinstance(text, str):
-                    yield Piece(text, line=row)
+                    yield TextChunk(text, line=row)
                 else:
                     yield BadLine(path, row, f"column {text_key!r} holds {type(text).__name__}, expected a string")
                 row += 1

@@ -133,20 +133,18 @@ class MappedRecords:
                         log_once(f"{self.name}:{line}: column {lost!r} is ignored: --columns does not name it")
                     never -= item.keys()
                     have |= dict.fromkeys(item) if len(have) < 100 else {}
-                items.append((line, self._map_item(item)))
+                if isinstance(item, ValueError):
+                    items.append((line, item))
+                    continue
+                try:
+                    items.append((line, parse_cells(self.columns.map_record(item))))
+                except ValueError as error:
+                    items.append((line, error))
             yield ItemBatch(items, batch.consumed)
         if never and have:
             there = ", ".join(map(repr, list(have)[:12]))
             missing = ", ".join(map(repr, sorted(never)))
             raise DataError(f"{self.name}: no record has {missing} (--columns); the columns are {there}")
-
-    def _map_item(self, item: Any) -> Any:
-        if isinstance(item, ValueError):
-            return item
-        try:
-            return parse_cells(self.columns.map_record(item))
-        except ValueError as error:
-            return error
 
     def digest(self, notes: Path) -> str:
         """Return a digest of the source and the mapping."""

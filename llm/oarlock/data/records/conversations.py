@@ -60,14 +60,10 @@ def parse_record(item: Any, form: str, where: str) -> Conversation | PlainText:
     variables = item.get("chat_template_kwargs") or {}
     if not isinstance(variables, dict):
         raise ValueError(f"field 'chat_template_kwargs' holds {type(variables).__name__}, expected an object")
-    return replace(record, tools=_parse_tools(item), variables=variables)
-
-
-def _parse_tools(item: dict[str, Any]) -> list[Message] | None:
-    found = [normalize_tools(item.get(name), name) for name in ("tools", "functions")]
-    if all(found) and found[0] != found[1]:
+    tools, functions = (normalize_tools(item.get(name), name) for name in ("tools", "functions"))
+    if tools and functions and tools != functions:
         raise ValueError("fields 'tools' and 'functions' describe different functions; remove one")
-    return found[0] or found[1]
+    return replace(record, tools=tools or functions, variables=variables)
 
 
 def detect_form(item: Any) -> str:

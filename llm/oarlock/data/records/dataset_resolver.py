@@ -6,8 +6,9 @@ library `datasets` of Hugging Face.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,10 @@ def _find_in_folder(folder: Path) -> RecordSources:
         reason = f"{dev_side}... is the dev set already" if side else "not named train... or dev..., unlike others here"
         for path in paths:
             left_out.add(path, reason)
-    for paths in (train, dev):
-        _check_duplicates(paths)
+    seen: dict[tuple[Path, str | None], Path] = {}
+    for path in (*train, *dev):
+        if (other := seen.setdefault((path.parent, _get_stem(path)), path)) != path:
+            raise DataError(f"{other} and {path.name} seem to be the same data in two formats: remove one, or name one")
     return RecordSources(
         [FileRecords.detect(path) for path in train], [FileRecords.detect(path) for path in dev], left_out
     )
@@ -94,7 +97,7 @@ def _get_stem(path: Path) -> str | None:
 
 
 def _detect_side(parts: Iterable[str]) -> str:
-    """Return train, a dev name, or "" if no part of the path tells."""
+    """Return train, a dev name, or "" if no part of the path starts with one."""
     for part in parts:
         word = re.split(r"[-_. ]", part.lower())[0]
         if word in _TRAIN_NAMES:
@@ -102,14 +105,6 @@ def _detect_side(parts: Iterable[str]) -> str:
         if word in _DEV_NAMES:
             return word
     return ""
-
-
-def _check_duplicates(paths: Sequence[Path]) -> None:
-    seen: dict[tuple[Path, str | None], Path] = {}
-    for path in paths:
-        other = seen.setdefault((path.parent, _get_stem(path)), path)
-        if other != path:
-            raise DataError(f"{other} and {path.name} seem to be the same data in two formats: remove one, or name one")
 
 
 def _load_saved_dataset(folder: Path) -> RecordSources:
@@ -168,7 +163,14 @@ def _load_hub_dataset(name: str) -> RecordSources:
 
     try:
         builder = load_dataset_builder(name)
-        _check_hub_files(builder, name)
+        # A dataset may name local files and any URL, and `datasets` would open them.
+        own = f"hf://datasets/{builder.repo_id or name}@"
+        for file in itertools.chain.from_iterable((builder.config.data_files or {}).values()):
+            if not str(file).startswith(own):
+                raise DataError(
+                    f"--dataset_name_or_path {name}: its description on the hub names {str(file)[:200]!r}, which is "
+                    "not one of its own files; it was refused"
+                )
         builder.download_and_prepare()
         found = builder.as_dataset()
     except DataError:
@@ -178,18 +180,6 @@ def _load_hub_dataset(name: str) -> RecordSources:
             f"--dataset_name_or_path {name}: not a file or folder, and not found on the hub ({first_line(error)})"
         ) from error
     return _choose_splits(found, name)
-
-
-def _check_hub_files(builder: Any, name: str) -> None:
-    """Check that all files of a hub dataset are its own. `datasets` would also open local files and other URLs."""
-    own = f"hf://datasets/{builder.repo_id or name}@"
-    for files in (builder.config.data_files or {}).values():
-        for file in files:
-            if not str(file).startswith(own):
-                raise DataError(
-                    f"--dataset_name_or_path {name}: its description on the hub names {str(file)[:200]!r}, which is "
-                    "not one of its own files; it was refused"
-                )
 
 
 def _choose_splits(found: Any, name: str) -> RecordSources:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oarlock.data.corpus.blend import parse_blend, short_names
+from oarlock.data.corpus.blend import make_short_names, parse_blend
 from oarlock.data.embedded.instructions import make_instruction_records
 from oarlock.data.records.columns import Columns, MappedRecords
 from oarlock.data.records.dataset_resolver import RecordSources, find_records
@@ -44,7 +44,7 @@ def find_sets(section: FinetuneDataSection) -> list[RecordSet]:
         train, dev = (RowRecords(f"{EMBEDDED}, {side}", make_instruction_records(side)) for side in ("train", "dev"))
         return [_apply_columns(RecordSet(EMBEDDED, 1.0, RecordSources([train], [dev])), section)]
     pairs = parse_blend(section.dataset_name_or_path, "--dataset_name_or_path", lambda name: Path(name).exists())
-    names = short_names([name for _, name in pairs])
+    names = make_short_names([name for _, name in pairs])
     return [
         _apply_columns(RecordSet(short, weight, find_records(name)), section)
         for short, (weight, name) in zip(names, pairs, strict=True)

@@ -75,23 +75,16 @@ def _parse_message(row: Any, within: str) -> Message:
         known = ", ".join((*ROLES, *_CALLS))
         raise ValueError(f"field '{within}.{role_field}' is {role!r}; known roles are {known}")
     given = {name: value for name, value in row.items() if name not in ("from", "value")}
-    if role in _CALLS:
-        return normalize_message(
-            {**given, "role": "assistant", "content": None, "tool_calls": _parse_calls(row, text_field, within)}, within
-        )
+    if role in _CALLS:  # {"name": ..., "arguments": ...}, or a list of them
+        try:
+            calls = parse_line(row[text_field]) if isinstance(row.get(text_field), str) else row.get(text_field)
+        except ValueError as error:
+            raise MessageError(f"field '{within}.{text_field}' is not a tool call in JSON: {error}") from error
+        calls = calls if isinstance(calls, list) else [calls]
+        return normalize_message({**given, "role": "assistant", "content": None, "tool_calls": calls}, within)
     if text_field == "value":
         given["content"] = join_text_parts(row["value"], f"{within}.value")
     message = normalize_message({**given, "role": ROLES[role]}, within)
     if message["role"] == "assistant" and not message.get("tool_calls") and not message.get("reasoning_content"):
         require_answer(message["content"])
     return message
-
-
-def _parse_calls(row: dict[str, Any], text_field: str, within: str) -> list[Any]:
-    """Parse the tool calls in the text of a message: {"name": ..., "arguments": ...}, or a list of them."""
-    text = row.get(text_field)
-    try:
-        calls = parse_line(text) if isinstance(text, str) else text
-    except ValueError as error:
-        raise MessageError(f"field '{within}.{text_field}' is not a tool call in JSON: {error}") from error
-    return calls if isinstance(calls, list) else [calls]

@@ -48,7 +48,15 @@ def normalize_message(message: Any, within: str) -> Message:
     if not isinstance(message, dict):
         raise MessageError(f"field {within!r} holds {type(message).__name__}, expected an object")
     given = {name: value for name, value in message.items() if value is not None}
-    given["role"] = _normalize_role(given, within)
+    role = given.get("role")
+    if not isinstance(role, str):
+        got = f"holds {type(role).__name__}" if role is not None else "is missing"
+        raise MessageError(f"field '{within}.role' {got}, expected a string")
+    if role not in CHAT_ROLES:
+        near = difflib.get_close_matches(role.lower(), CHAT_ROLES, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise MessageError(f"field '{within}.role' is {role!r}{hint}; known roles are {', '.join(CHAT_ROLES)}")
+    given["role"] = CHAT_ROLES[role]
     calls = _take_calls(given, within)
     if calls:
         given["tool_calls"] = calls
@@ -65,18 +73,6 @@ def normalize_message(message: Any, within: str) -> Message:
         got = "is null" if "content" in message else "is missing"
         raise MessageError(f"field '{within}.content' {got}, expected a string")
     return given
-
-
-def _normalize_role(message: Message, within: str) -> str:
-    role = message.get("role")
-    if not isinstance(role, str):
-        got = f"holds {type(role).__name__}" if role is not None else "is missing"
-        raise MessageError(f"field '{within}.role' {got}, expected a string")
-    if role not in CHAT_ROLES:
-        near = difflib.get_close_matches(role.lower(), CHAT_ROLES, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise MessageError(f"field '{within}.role' is {role!r}{hint}; known roles are {', '.join(CHAT_ROLES)}")
-    return CHAT_ROLES[role]
 
 
 def join_text_parts(content: Any, within: str) -> str:
@@ -119,7 +115,12 @@ def _normalize_call(call: Any, within: str) -> Message:
     function, inside = (call, within) if bare else (call["function"], f"{within}.function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise MessageError(f"field '{inside}' must have the name of the function")
-    arguments = parse_object(function.get("arguments"), f"{inside}.arguments")
+    arguments = _parse_json_text(function.get("arguments"), f"{inside}.arguments")
+    arguments = {} if arguments is None or arguments == "" else arguments
+    if not isinstance(arguments, dict):
+        raise MessageError(
+            f"field '{inside}.arguments' holds {type(arguments).__name__}, expected an object or its JSON text"
+        )
     if bare:
         rest = {name: value for name, value in call.items() if name in ("id", "index")}
         return {"type": "function", **rest, "function": {"name": call["name"], "arguments": arguments}}
@@ -134,20 +135,6 @@ def _parse_json_text(value: Any, within: str) -> Any:
         return parse_line(value)
     except ValueError as error:
         raise MessageError(f"field {within!r}{': ' if isinstance(error, Unusable) else ' is '}{error}") from error
-
-
-def parse_object(value: Any, within: str) -> dict[str, Any]:
-    """Return an object, parsed if it is JSON text. Null and "" give an empty one.
-
-    Raises:
-        MessageError: for anything else.
-    """
-    value = _parse_json_text(value, within)
-    if value is None or value == "":
-        return {}
-    if not isinstance(value, dict):
-        raise MessageError(f"field {within!r} holds {type(value).__name__}, expected an object or its JSON text")
-    return value
 
 
 def normalize_tools(tools: Any, within: str = "tools") -> list[Message] | None:

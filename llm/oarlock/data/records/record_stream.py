@@ -153,15 +153,15 @@ def _read_first_character(source: Source) -> bytes:
 
 
 def _parse_lines(batch: Batch) -> ItemBatch:
-    lines = enumerate(batch.data.split(b"\n"), batch.first_line)
-    return ItemBatch([(number, _parse_line(line)) for number, line in lines if line.strip()], batch.consumed)
-
-
-def _parse_line(line: bytes) -> Any:
-    try:
-        return _check_record(parse_json_line(line)) if b"\\u" in line else parse_json_line(line)
-    except ValueError as error:
-        return error
+    items: list[Item] = []
+    for number, line in enumerate(batch.data.split(b"\n"), batch.first_line):
+        if line.strip():
+            try:
+                record = parse_json_line(line)
+                items.append((number, _check_record(record) if b"\\u" in line else record))
+            except ValueError as error:
+                items.append((number, error))
+    return ItemBatch(items, batch.consumed)
 
 
 def _try_record(item: Any) -> Any:

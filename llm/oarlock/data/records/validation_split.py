@@ -55,7 +55,7 @@ class ChosenExamples(StoredSequence[Example]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def element(self, index: int) -> Example:
+    def read_element(self, index: int) -> Example:
         """Return an example."""
         return self.examples[int(self.indices[index])]
 

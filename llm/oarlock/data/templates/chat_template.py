@@ -260,7 +260,7 @@ def choose_template(
     template = ChatTemplate(
         choice,
         source,
-        get_special_tokens(tokenizer),
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
         list_special_spellings(tokenizer),
         parse_special_tokens,
         others,
@@ -290,11 +290,6 @@ def find_own_template(tokenizer: PretrainedTokenizerBase) -> str | None:
     """Return the tokenizer's own Jinja template, if any (its default, if there are several)."""
     own = load_own_templates(tokenizer)
     return own.get(DEFAULT) or next(iter(own.values()), None)
-
-
-def get_special_tokens(tokenizer: PretrainedTokenizerBase) -> dict[str, str]:
-    """Return bos_token, eos_token, ... as text."""
-    return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
 
 
 def adds_bos(tokenizer: PretrainedTokenizerBase) -> bool:

@@ -92,15 +92,10 @@ class Steps:
         return len(self._items)
 
     def __iter__(self) -> Iterator[Any]:
-        items = iter(self._items)
         run = get_budget()
-
-        def iterate() -> Iterator[Any]:
-            for item in items:
-                run.step()
-                yield item
-
-        return iterate()
+        for item in self._items:
+            run.step()
+            yield item
 
 
 def charge_value(value: Any) -> Any:

@@ -112,22 +112,18 @@ def _select_marked(
 
 def _find_answer(chat: PreparedChat, i: int, whole: str) -> tuple[int, int]:
     """Return the [start, end) of the answer in message i."""
-    prompt = _render_prompt(chat, i)
+    prompt = None
+    try:
+        prompt = chat.run(chat.messages[:i], add_generation_prompt=True)[0]
+    except DataError:
+        if i:  # many templates can't render an empty conversation
+            raise
     beginning = whole if i == len(chat.messages) - 1 else chat.run(chat.messages[: i + 1])[0]
     if prompt is not None and whole.startswith(prompt) and beginning.startswith(prompt):
         end = _find_end(chat, beginning, len(prompt))
         if whole.startswith(beginning[:end]):
             return len(prompt), end
     return _find_changed_answer(chat, i, whole, prompt)
-
-
-def _render_prompt(chat: PreparedChat, i: int) -> str | None:
-    try:
-        return chat.run(chat.messages[:i], add_generation_prompt=True)[0]
-    except DataError:
-        if i:
-            raise
-        return None  # many templates can't render an empty conversation
 
 
 def _find_end(chat: PreparedChat, text: str, start: int) -> int:

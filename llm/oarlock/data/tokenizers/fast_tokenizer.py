@@ -106,7 +106,12 @@ class FastTokenizer:
         if clean_up_tokenization_spaces is None:
             asked = bool(self.init_kwargs.get("clean_up_tokenization_spaces", False))
             clean_up_tokenization_spaces = asked and type(self.backend_tokenizer.model).__name__ != "BPE"
-        return _clean_up_spaces(text) if clean_up_tokenization_spaces else text
+        if clean_up_tokenization_spaces:  # the replacements of transformers' clean_up_tokenization, in its order
+            for before, after in ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't")):
+                text = text.replace(before, after)
+            for before, after in ((" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")):
+                text = text.replace(before, after)
+        return text
 
     def batch_decode(self, rows: Iterable[Iterable[int]], skip_special_tokens: bool = False) -> list[str]:
         """Decode rows of token ids."""
@@ -222,12 +227,3 @@ class FastTokenizer:
         return tuple(
             str(folder / name) for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
         )
-
-
-def _clean_up_spaces(text: str) -> str:
-    """Make the replacements of transformers' clean_up_tokenization, in its order."""
-    for before, after in ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't")):
-        text = text.replace(before, after)
-    for before, after in ((" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")):
-        text = text.replace(before, after)
-    return text
