@@ -36,19 +36,16 @@ class DequantizedBase:
     def read(self, name: str, into: np.ndarray | None = None) -> np.ndarray:
         if self._how is None or name not in self._quantized:
             return self._source.read(name, into)
-        return _round_trip(self._source.read(name), block_axis(name), self._how)
+        weight = self._source.read(name)
+        found = np.empty(weight.shape, np.float32)
+        # In chunks of lines, as no scale covers several lines.
+        lines, values = (found.T, weight.T) if block_axis(name) == 0 else (found, weight)
+        for begin, end in row_ranges(lines.shape, 4, _CHUNK_BYTES):
+            lines[begin:end] = self._how.round_trip(np.ascontiguousarray(values[begin:end]), 1)
+        return found
 
     def in_place(self, name: str, into: np.ndarray) -> bool:
         return (self._how is None or name not in self._quantized) and self._source.in_place(name, into)
 
     def close(self) -> None:
         self._source.close()
-
-
-def _round_trip(weight: np.ndarray, axis: int, how: Quantization) -> np.ndarray:
-    """Quantize and dequantize a weight, float32, in chunks of lines, as no scale covers several lines."""
-    found = np.empty(weight.shape, np.float32)
-    lines, values = (found.T, weight.T) if axis == 0 else (found, weight)
-    for begin, end in row_ranges(lines.shape, 4, _CHUNK_BYTES):
-        lines[begin:end] = how.round_trip(np.ascontiguousarray(values[begin:end]), 1)
-    return found

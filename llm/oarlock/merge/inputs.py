@@ -58,7 +58,19 @@ class AdapterMix:
         )
         first = parts[0].adapter
         for part in parts:
-            _check_same_base(part.adapter, first)
+            adapter = part.adapter
+            prints = {adapter.base.fingerprint, first.base.fingerprint}
+            if len(prints) > 1 and UNKNOWN_BASE not in prints:
+                raise ModelError(
+                    f"{adapter.folder} and {first.folder} have different bases ({adapter.base.name} and "
+                    f"{first.base.name}): only adapters of one base can be merged together"
+                )
+            how = adapter.settings.get("quantization")
+            if how != first.settings.get("quantization") or (how and _list_layers(adapter) != _list_layers(first)):
+                raise ModelError(
+                    f"{adapter.folder} and {first.folder} were trained on differently quantized weights of "
+                    f"{first.base.name}: merge them one by one"
+                )
         known = next((part.adapter.base for part in parts if part.adapter.base.fingerprint != UNKNOWN_BASE), first.base)
         return cls(parts, known, first.settings.get("quantization"))
 
@@ -71,21 +83,6 @@ class AdapterMix:
     def layers(self) -> set[str]:
         """Names of the layers with LoRA."""
         return {layer for part in self.parts for layer in _list_layers(part.adapter)}
-
-
-def _check_same_base(adapter: AdapterFolder, first: AdapterFolder) -> None:
-    prints = {adapter.base.fingerprint, first.base.fingerprint}
-    if len(prints) > 1 and UNKNOWN_BASE not in prints:
-        raise ModelError(
-            f"{adapter.folder} and {first.folder} have different bases ({adapter.base.name} and {first.base.name}): "
-            "only adapters of one base can be merged together"
-        )
-    how = adapter.settings.get("quantization")
-    if how != first.settings.get("quantization") or (how and _list_layers(adapter) != _list_layers(first)):
-        raise ModelError(
-            f"{adapter.folder} and {first.folder} were trained on differently quantized weights of {first.base.name}: "
-            "merge them one by one"
-        )
 
 
 def _list_layers(adapter: AdapterFolder) -> set[str]:

@@ -11,7 +11,7 @@ from paddlenlp.transformers import PretrainedConfig
 
 from oarlock.errors import ModelError
 from oarlock.merge.deltas import restore_lora
-from oarlock.merge.inputs import AdapterMix, WeightedAdapter
+from oarlock.merge.inputs import AdapterMix
 from oarlock.model_config.load import find_model_class
 from oarlock.models.layer_offload import make_empty_model, stream_logits
 from oarlock.models.proof import TOLERANCES, Proof, coarsest_dtype, compare_logits, require_equal
@@ -132,13 +132,14 @@ class _BaseWithAdapters:
         is_b = name.endswith(".lora_B")
         if is_b and self.off:
             return np.zeros(shape, np.float32)
-        return np.concatenate([self._read_matrix(part, name, shape, is_b) for part in self._parts], 0 if is_b else 1)
-
-    def _read_matrix(self, part: WeightedAdapter, name: str, shape: tuple[int, ...], is_b: bool) -> np.ndarray:
-        adapter, rank = part.adapter, part.adapter.settings["r"]
-        own = (rank, shape[1]) if is_b else (shape[0], rank)
-        if name not in adapter.names:  # this adapter has fewer layers
-            return np.zeros(own, np.float32)
-        # PaddleNLP's layer scales a single adapter. Several are scaled here, each by the factor of its run.
-        factor = part.weight * (1.0 if self._alone else adapter.settings["scaling"]) if is_b else 1.0
-        return adapter.value(name, own).astype(np.float32) * np.float32(factor)
+        matrices = []
+        for part in self._parts:
+            adapter, rank = part.adapter, part.adapter.settings["r"]
+            own = (rank, shape[1]) if is_b else (shape[0], rank)
+            if name not in adapter.names:  # this adapter has fewer layers
+                matrices.append(np.zeros(own, np.float32))
+                continue
+            # PaddleNLP's layer scales a single adapter. Several are scaled here, each by the factor of its run.
+            factor = part.weight * (1.0 if self._alone else adapter.settings["scaling"]) if is_b else 1.0
+            matrices.append(adapter.value(name, own).astype(np.float32) * np.float32(factor))
+        return np.concatenate(matrices, 0 if is_b else 1)

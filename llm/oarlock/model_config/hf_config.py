@@ -64,8 +64,17 @@ def make_arguments(content: Mapping[str, Any], place: str, own: Collection[str])
     else:
         found = _convert_paddle_family(family, content, place, own)
     found["architectures"] = [FAMILIES[family].architecture]
-    if (dtype := _read_dtype(content, place)) is not None:
-        found["dtype"] = dtype
+    dtypes: dict[str, str] = {}
+    for name in ("torch_dtype", "dtype"):
+        if name in content and content[name] != "auto":
+            dtype = DTYPES.get(str(content[name]).removeprefix("torch."))
+            if dtype is None:
+                raise ModelError(f"{place}: {name} is {content[name]!r}, not one of float32, float16, bfloat16")
+            dtypes[name] = dtype
+    if len(set(dtypes.values())) > 1:
+        raise ModelError(f"{place}: torch_dtype is {dtypes['torch_dtype']} and dtype is {dtypes['dtype']}")
+    if dtypes:
+        found["dtype"] = next(iter(dtypes.values()))
     return found
 
 
@@ -189,19 +198,6 @@ def _check_token_id(name: str, value: Any, place: str) -> Any:
     return value
 
 
-def _read_dtype(content: Mapping[str, Any], place: str) -> str | None:
-    found: dict[str, str] = {}
-    for name in ("torch_dtype", "dtype"):
-        if name in content and content[name] != "auto":
-            dtype = DTYPES.get(str(content[name]).removeprefix("torch."))
-            if dtype is None:
-                raise ModelError(f"{place}: {name} is {content[name]!r}, not one of float32, float16, bfloat16")
-            found[name] = dtype
-    if len(set(found.values())) > 1:
-        raise ModelError(f"{place}: torch_dtype is {found['torch_dtype']} and dtype is {found['dtype']}")
-    return next(iter(found.values()), None)
-
-
 def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
     """Make the content of Hugging Face's config.json.
 
@@ -240,7 +236,20 @@ def to_hugging_face(config: Any, dtype: str, place: str) -> dict[str, Any]:
 
 def _convert_activation(family: str, content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
     if HF_CONFIGS[family].gelu_is_approximate:
-        return _convert_gelu(family, content, place, writer)
+        # The first Gemmas were published with "gelu", which means the approximation (as transformers notes).
+        act, newer = content.get("hidden_act"), content.get("hidden_activation")
+        approximate = ("gelu", "gelu_pytorch_tanh", "gelu_new", None)
+        if writer == "np" and act in ("gelu", None) and newer in ("gelu", None):
+            return {"hidden_act": "gelu"}  # PaddleNLP's word for the exact one
+        if act == "gelu_python" and newer in ("gelu", None):
+            return {"hidden_act": "gelu"}
+        if act in approximate and newer in approximate[1:]:
+            return {"hidden_act": "gelu_pytorch_tanh"}
+        named = f"hidden_act is {act!r}" + (f" and hidden_activation {newer!r}" if newer is not None else "")
+        raise ModelError(
+            f"{place}: {named}, but PaddleNLP's {family} only computes with gelu_pytorch_tanh, or with gelu_python and "
+            "gelu"
+        )
     name = HF_CONFIGS[family].activation
     if not name or name not in content:
         return {}
@@ -250,22 +259,6 @@ def _convert_activation(family: str, content: Mapping[str, Any], place: str, wri
             f"one of {', '.join(ACTIVATIONS)}"
         )
     return {name: ACTIVATIONS[content[name]]}
-
-
-def _convert_gelu(family: str, content: Mapping[str, Any], place: str, writer: str) -> dict[str, Any]:
-    """The first Gemmas were published with "gelu", which means the approximation (as transformers notes)."""
-    act, newer = content.get("hidden_act"), content.get("hidden_activation")
-    approximate = ("gelu", "gelu_pytorch_tanh", "gelu_new", None)
-    if writer == "np" and act in ("gelu", None) and newer in ("gelu", None):
-        return {"hidden_act": "gelu"}  # PaddleNLP's word for the exact one
-    if act == "gelu_python" and newer in ("gelu", None):
-        return {"hidden_act": "gelu"}
-    if act in approximate and newer in approximate[1:]:
-        return {"hidden_act": "gelu_pytorch_tanh"}
-    named = f"hidden_act is {act!r}" + (f" and hidden_activation {newer!r}" if newer is not None else "")
-    raise ModelError(
-        f"{place}: {named}, but PaddleNLP's {family} only computes with gelu_pytorch_tanh, or with gelu_python and gelu"
-    )
 
 
 def _check_equal(family: str, content: Mapping[str, Any], name: str, other: str, place: str) -> None:

@@ -36,8 +36,8 @@ def convert_rope_from_hf(content: Mapping[str, Any], scaled: bool, who: str) -> 
     Raises:
         ModelError: for a scaling that PaddleNLP does not compute.
     """
-    rope = _merge_parameters(content, who)
-    kind, factor = _find_kind(rope, who), rope.get("factor", 1.0)
+    kind, rope = _read_parameters(content, who)
+    factor = rope.get("factor", 1.0)
     if {"rope_theta"} <= content.keys() & rope.keys() and content["rope_theta"] != rope["rope_theta"]:
         raise ModelError(
             f"{who}: rope_theta is {content['rope_theta']!r}, and {rope['rope_theta']!r} among the rope parameters: "
@@ -73,11 +73,11 @@ def convert_rope_from_hf(content: Mapping[str, Any], scaled: bool, who: str) -> 
     return found | {"rope_scaling_type": _KINDS[kind], "rope_scaling_factor": _check_number(factor, "factor", who)}
 
 
-def _merge_parameters(content: Mapping[str, Any], who: str) -> dict[str, Any]:
-    """Return rope_parameters or rope_scaling without nulls.
+def _read_parameters(content: Mapping[str, Any], who: str) -> tuple[str, dict[str, Any]]:
+    """Return the kind (rope_type, or type as in older files), and rope_parameters or rope_scaling without nulls.
 
     Raises:
-        ModelError: when it is not an object, the two differ, or it differs by kind of layer.
+        ModelError: when it is not an object, the two differ, it differs by kind of layer, or the kind is not clear.
     """
     given = {}
     for name in ("rope_parameters", "rope_scaling"):
@@ -91,17 +91,13 @@ def _merge_parameters(content: Mapping[str, Any], who: str) -> dict[str, Any]:
     differing = [name for name in older if name in newer and newer[name] != older[name]]
     if newer and older and (differing or set(older) - set(newer) - {"type", "rope_type"}):
         raise ModelError(f"{who}: rope_scaling and rope_parameters say different things: keep one of them")
-    return newer or older
-
-
-def _find_kind(rope: Mapping[str, Any], who: str) -> str:
-    """Return rope_type, or type as in older files."""
+    rope = newer or older
     kinds = [rope[name] for name in ("rope_type", "type") if name in rope]
     if not all(isinstance(kind, str) for kind in kinds) or len(set(kinds)) > 1:
         raise ModelError(f"{who}: rope_scaling has to be of one type; it names {' and '.join(map(repr, kinds))}")
     if not kinds and rope.get("factor", 1.0) != 1.0:
         raise ModelError(f"{who}: rope_scaling with factor {rope['factor']!r} does not say its type (rope_type)")
-    return kinds[0] if kinds else "default"
+    return kinds[0] if kinds else "default", rope
 
 
 def _check_number(value: Any, name: str, who: str) -> Any:

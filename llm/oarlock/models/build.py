@@ -74,7 +74,17 @@ def find_model(config: RunConfig, from_weights: bool) -> ModelSource:
     if config.model.model_type and family != config.model.model_type:
         raise ModelError(f"--model_type {config.model.model_type}, but {folder / 'config.json'} is of type {family}")
     if not from_weights:
-        _apply_sizes(config, model_config)
+        sizes = config.model.sizes
+        for name, value in sizes.items():
+            setattr(model_config, name, value)
+        if "num_attention_heads" in sizes and "num_key_value_heads" not in sizes:
+            model_config.num_key_value_heads = sizes["num_attention_heads"]
+        hidden, heads = model_config.hidden_size, model_config.num_attention_heads
+        kv_heads = getattr(model_config, "num_key_value_heads", None) or heads
+        if hidden % heads:
+            raise ConfigError(f"hidden_size {hidden} is not divisible by num_attention_heads {heads}")
+        if heads % kv_heads:
+            raise ConfigError(f"num_attention_heads {heads} is not divisible by num_key_value_heads {kv_heads}")
     _apply_kernels(config, model_config)
     return ModelSource(folder, model_config, from_weights)
 
@@ -89,20 +99,6 @@ def set_parallel_fields(config: PretrainedConfig, plan: ParallelPlan, rank: int)
     config.tensor_parallel_output = plan.tensor > 1
     config.sequence_parallel = plan.sequence_parallel
     config.virtual_pp_degree = plan.virtual_pipeline
-
-
-def _apply_sizes(config: RunConfig, model_config: PretrainedConfig) -> None:
-    sizes = config.model.sizes
-    for name, value in sizes.items():
-        setattr(model_config, name, value)
-    if "num_attention_heads" in sizes and "num_key_value_heads" not in sizes:
-        model_config.num_key_value_heads = sizes["num_attention_heads"]
-    hidden, heads = model_config.hidden_size, model_config.num_attention_heads
-    kv_heads = getattr(model_config, "num_key_value_heads", None) or heads
-    if hidden % heads:
-        raise ConfigError(f"hidden_size {hidden} is not divisible by num_attention_heads {heads}")
-    if heads % kv_heads:
-        raise ConfigError(f"num_attention_heads {heads} is not divisible by num_key_value_heads {kv_heads}")
 
 
 def _apply_kernels(config: RunConfig, model_config: PretrainedConfig) -> None:

@@ -71,28 +71,6 @@ def adapt_inputs(model: nn.Layer) -> None:
         object.__setattr__(model, "extra_parameters", ())  # GroupShardedStage3 lists them if a layer has the attribute
 
 
-# masks
-
-
-def make_mask(ids: paddle.Tensor, mask: paddle.Tensor | None, num_keys: int) -> paddle.Tensor:
-    """Make a causal mask [batch, 1, queries, keys], int64: 1 for keys up to the query's own that are text.
-
-    Args:
-        ids: of the queries, [batch, queries], the last of the keys.
-        mask: [batch, keys]; None if all are text.
-    """
-    batch, queries = ids.shape
-    seen = paddle.tril(paddle.ones([queries, num_keys], dtype="int64"), diagonal=num_keys - queries)
-    seen = seen.expand([batch, 1, queries, num_keys])
-    return seen if mask is None else seen * mask.astype("int64").unsqueeze([1, 2])
-
-
-def _make_positions(ids: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor:
-    """Positions of tokens in the text, from 0. Padding on the left has 0 too."""
-    counted = paddle.ones_like(ids) if mask is None else mask.astype("int64")
-    return (counted.cumsum(axis=1) - 1).clip(min=0)
-
-
 # ChatGLM and GLM
 
 
@@ -125,7 +103,8 @@ def make_position_pairs(config: Any, ids: paddle.Tensor, mask: paddle.Tensor | N
     2103.10360,
     section 2.1).
     """
-    place = _make_positions(ids, mask)
+    counted = paddle.ones_like(ids) if mask is None else mask.astype("int64")
+    place = (counted.cumsum(axis=1) - 1).clip(min=0)  # padding on the left has 0 too
     if not (getattr(config, "block_position_encoding", False) or getattr(config, "position_encoding_2d", False)):
         return place
     start, asked = _find_answer_start(config, ids)
@@ -137,30 +116,33 @@ def make_position_pairs(config: Any, ids: paddle.Tensor, mask: paddle.Tensor | N
 
 
 def _complete_pairs(config: Any, named: NamedArguments, past: str) -> None:
+    """Add the causal mask [batch, 1, queries, keys], and pairs of positions."""
     ids, mask = named["input_ids"], named.get("attention_mask")
     if mask is None or mask.ndim == 2:
-        earlier = _count_cached_tokens(named.get(past)) if mask is None else mask.shape[1] - ids.shape[1]
-        seen = make_mask(ids, mask, earlier + ids.shape[1])
-        if ids.shape[1] > 1:  # the question is visible in both directions
+        batch, queries = ids.shape
+        if mask is not None:
+            earlier = mask.shape[1] - queries
+        elif not (cache := named.get(past)):
+            earlier = 0
+        else:  # ChatGLM keeps keys and values, [tokens, ...], and GLM [batch, tokens, hidden]
+            first = cache[0]
+            earlier = int(first[0].shape[0] if isinstance(first, (tuple, list)) else first.shape[1])
+        seen = paddle.tril(paddle.ones([queries, earlier + queries], dtype="int64"), diagonal=earlier)
+        seen = seen.expand([batch, 1, queries, earlier + queries])
+        if mask is not None:
+            seen = seen * mask.astype("int64").unsqueeze([1, 2])
+        if queries > 1:  # the question is visible in both directions
             start, _ = _find_answer_start(config, ids)
-            question = (paddle.arange(ids.shape[1]).unsqueeze(0) < start) & (start < ids.shape[1])
+            question = (paddle.arange(queries).unsqueeze(0) < start) & (start < queries)
             if mask is not None:
                 question = question & mask[:, earlier:].astype("bool")
-            question = paddle.concat([paddle.zeros([ids.shape[0], earlier], "bool"), question], axis=1)
+            question = paddle.concat([paddle.zeros([batch, earlier], "bool"), question], axis=1)
             seen = paddle.maximum(seen, question.astype("int64").unsqueeze([1, 2]).expand_as(seen))
         named["attention_mask"] = seen
     positions = named.get("position_ids")
     if positions is None or positions.ndim == 2:
         own = mask[:, -ids.shape[1] :] if mask is not None and mask.ndim == 2 else None
         named["position_ids"] = make_position_pairs(config, ids, own)
-
-
-def _count_cached_tokens(past: Any) -> int:
-    """Count the tokens in the cache of ChatGLM (keys and values, [tokens, ...]) or GLM ([batch, tokens, hidden])."""
-    if not past:
-        return 0
-    first = past[0]
-    return int(first[0].shape[0] if isinstance(first, (tuple, list)) else first.shape[1])
 
 
 def _generate_with_pairs(model: nn.Layer, past: str) -> None:

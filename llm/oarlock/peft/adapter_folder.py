@@ -205,8 +205,21 @@ def write_adapter_weights(
     weight_map = {tensor.name: WEIGHTS_FILE for tensor in tensors}
     write_json(folder / f"{WEIGHTS_FILE}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
     if content["method"] == "lora":
-        settings, name = content["settings"], content["base"]["name"]
-        write_json(folder / LORA_FILE, _make_lora_config(settings, name, list(weight_map), find_main_dtype(tensors)))
+        settings = content["settings"]
+        targets = sorted({name.split(".")[-2] for name in weight_map})
+        lora_config = {
+            "r": settings["r"],
+            "lora_alpha": settings["alpha"],
+            "lora_dropout": settings["dropout"],
+            "rslora": settings["rslora"],
+            "lora_plus_scale": settings["plus_scale"],
+            "scaling": settings["scaling"],
+            "target_modules": [rf"(.*\.)?{target}" for target in targets],
+            "base_model_name_or_path": content["base"]["name"],
+            "dtype": find_main_dtype(tensors),
+            "tensor_parallel_degree": -1,
+        }
+        write_json(folder / LORA_FILE, lora_config)
 
 
 def save_adapter(
@@ -237,20 +250,3 @@ def save_adapter(
             (folder / LORA_FILE).unlink(missing_ok=True)  # left over from an adapter of another kind
     except Exception as error:
         raise ModelError(f"{folder}: the adapter could not be written: {error}") from error
-
-
-def _make_lora_config(settings: dict[str, Any], base: str, names: Sequence[str], dtype: str) -> dict[str, Any]:
-    """Make paddlenlp.peft.LoRAConfig as JSON."""
-    targets = sorted({name.split(".")[-2] for name in names})
-    return {
-        "r": settings["r"],
-        "lora_alpha": settings["alpha"],
-        "lora_dropout": settings["dropout"],
-        "rslora": settings["rslora"],
-        "lora_plus_scale": settings["plus_scale"],
-        "scaling": settings["scaling"],
-        "target_modules": [rf"(.*\.)?{target}" for target in targets],
-        "base_model_name_or_path": base,
-        "dtype": dtype,
-        "tensor_parallel_degree": -1,
-    }

@@ -21,7 +21,7 @@ from oarlock.files import PEFT_FILE, PEFT_WEIGHTS
 from oarlock.formats.json_file import read_json
 from oarlock.peft.adapter_folder import UNKNOWN_BASE, AdapterFolder, Base
 from oarlock.peft.adapter_schema import PeftFields
-from oarlock.peft.hf_peft_tensors import check_tensors
+from oarlock.peft.hf_peft_tensors import check_tensors, find_by_pattern
 from oarlock.weights.buffers import all_finite
 from oarlock.weights.safetensors_file import SafetensorsFile
 
@@ -95,7 +95,8 @@ class PeftFolder(AdapterFolder):
                 )
             factor = 1.0
             if which == "B":
-                factor = _compute_scaling(self._find_alpha(layer), shape[1], settings["rslora"]) / settings["scaling"]
+                alpha = find_by_pattern(self.alphas, layer, float(settings["alpha"]))
+                factor = _compute_scaling(alpha, shape[1], settings["rslora"]) / settings["scaling"]
             places[f"{here}.lora_{which}"] = (stored, factor)
             targets.add(here.rpartition(".")[2])
         settings["targets"] = sorted(targets)
@@ -146,14 +147,6 @@ class PeftFolder(AdapterFolder):
             padding = [(0, missing if i == axis else 0) for i in range(2)]
             found = np.pad(found, padding)
         return np.ascontiguousarray(found if factor == 1.0 else found.astype(np.float32) * np.float32(factor))
-
-    def _find_alpha(self, layer: str) -> float:
-        """Find lora_alpha of a layer: that of the first pattern its name ends with (as PEFT's get_pattern_key)."""
-        for pattern, alpha in self.alphas.items():
-            wanted = pattern.removeprefix("^")
-            if layer == wanted or (layer.endswith(f".{wanted}") and not pattern.startswith("^")):
-                return alpha
-        return float(self.settings["alpha"])
 
 
 def _compute_scaling(alpha: float, rank: int, rslora: bool) -> float:

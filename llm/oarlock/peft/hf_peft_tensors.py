@@ -41,7 +41,7 @@ def check_tensors(path: Path, content: Mapping[str, Any], parts: Mapping[str, tu
             if len(about.shape) != 2 or about.dtype.kind in "iub":
                 raise ModelError(f"{path}: {stored} is {about.dtype} {list(about.shape)}, not a LoRA matrix")
             rank = about.shape[0 if which == "A" else 1]
-            said = _find_rank(layer, content)
+            said = find_by_pattern(content.get("rank_pattern") or {}, layer, content.get("r", 8))
             if rank != said:
                 raise ModelError(
                     f"{path}: {stored} has rank {rank}, adapter_config.json says {said} (r, rank_pattern): one of "
@@ -57,14 +57,13 @@ def check_tensors(path: Path, content: Mapping[str, Any], parts: Mapping[str, tu
         log_once(f"{path}: adapter_config.json names {', '.join(map(str, absent))}, and the file has no tensor of it")
 
 
-def _find_rank(layer: str, content: Mapping[str, Any]) -> Any:
-    """Find the rank of a layer: r, or that of the first pattern its name ends with (PEFT's get_pattern_key)."""
-    patterns = content.get("rank_pattern") or {}
-    for pattern, rank in patterns.items():
+def find_by_pattern(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
+    """Find the rank or alpha of a layer: that of the first pattern its name ends with (as PEFT's get_pattern_key)."""
+    for pattern, value in patterns.items():
         wanted = pattern.removeprefix("^")
         if layer == wanted or (wanted == pattern and _matches(layer, pattern)):
-            return rank
-    return content.get("r", 8)
+            return value
+    return default
 
 
 def _find_mismatch(layer: str, content: Mapping[str, Any]) -> str:

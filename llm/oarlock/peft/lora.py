@@ -85,15 +85,24 @@ class LoRA:
         if isinstance(model, PipelineLayer):
             model._single_to_pp_mapping = None  # it lacks the names of the new parameters
         for layer in model.sublayers():
-            if hasattr(layer, _MATRIX_A):
-                layer.lora_A.tensor_slice, layer.lora_B.tensor_slice = self._slice_matrices(before[id(layer.weight)])
+            if hasattr(layer, _MATRIX_A):  # [in, r], and B [r, out]: one of them is split where the weight is
+                weight = before[id(layer.weight)]
+                rows, columns = weight.shape
+                axis, runs = weight.axis, weight.runs
+                first, second = (rows, self.r), (self.r, columns)
+                layer.lora_A.tensor_slice = TensorSlice(first, 0, runs) if axis == 0 else TensorSlice(first)
+                layer.lora_B.tensor_slice = TensorSlice(second, 1, runs) if axis == 1 else TensorSlice(second)
         if self.quantization is not None:
             quantize_base(model, held, self.quantization)
 
     def _make_patterns(self, model: nn.Layer) -> list[str]:
         family = model.config.model_type
         targets = self.targets or FAMILIES[family].lora_targets
-        found = {path.rsplit(".", 1)[-1] for path, layer in model.named_sublayers() if _is_linear(layer)}
+        found: set[str] = set()
+        for path, layer in model.named_sublayers():
+            weight = getattr(layer, "weight", None)
+            if "Linear" in type(layer).__name__ and weight is not None and len(weight.shape) == 2:
+                found.add(path.rsplit(".", 1)[-1])
         if isinstance(model, PipelineLayer):  # stages have different layers
             found = set().union(*all_gather_objects(found))
         unknown = [target for target in self.targets if target not in found]
@@ -105,16 +114,6 @@ class LoRA:
         if not self.targets and not found & set(targets):
             raise ModelError(f"LoRA: none of {', '.join(targets)} is a linear layer of this {family} model")
         return [rf"(.*\.)?{re.escape(target)}" for target in targets]
-
-    def _slice_matrices(self, weight: TensorSlice) -> tuple[TensorSlice, TensorSlice]:
-        """The slices of A [in, r] and B [r, out] that belong to a slice of the weight [in, out]."""
-        rows, columns = weight.shape
-        first, second = TensorSlice((rows, self.r)), TensorSlice((self.r, columns))
-        if weight.axis == 0:
-            first = TensorSlice(first.shape, 0, weight.runs)
-        elif weight.axis == 1:
-            second = TensorSlice(second.shape, 1, weight.runs)
-        return first, second
 
     def check(self, family: str) -> None:
         """Every family supports it."""
@@ -139,8 +138,3 @@ class LoRA:
         how = known.get("quantization")
         known["quantization"] = Quantization(**how) if how else None
         return cls(**known | {"targets": tuple(known["targets"])})
-
-
-def _is_linear(layer: nn.Layer) -> bool:
-    weight = getattr(layer, "weight", None)
-    return "Linear" in type(layer).__name__ and weight is not None and len(weight.shape) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from oarlock.errors import ModelError, OarlockError
@@ -12,7 +11,7 @@ from oarlock.formats.links import check_links
 from oarlock.peft.adapter_folder import FORMAT, WEIGHTS_FILE, AdapterFolder, Base
 from oarlock.peft.adapter_schema import SETTINGS, AdapterFields, QuantizationFields
 from oarlock.peft.hf_peft_folder import open_peft
-from oarlock.weights.safetensors_file import SafetensorsFile, StoredTensor
+from oarlock.weights.safetensors_file import SafetensorsFile
 from oarlock.weights.shard_index import INDEX
 
 
@@ -34,9 +33,16 @@ def open_adapter(folder: str | Path) -> AdapterFolder:
             how = ""
         raise ModelError(f"{folder}: not an adapter folder: {missing} is missing{how}")
     content = read_adapter_file(path)
-    settings = content["settings"]
-    with SafetensorsFile(folder / WEIGHTS_FILE) as file:
-        _check_tensors(folder / WEIGHTS_FILE, file.tensors, settings.get("r"))
+    settings, weights = content["settings"], folder / WEIGHTS_FILE
+    rank = settings.get("r")
+    with SafetensorsFile(weights) as file:
+        for name, about in file.tensors.items():
+            if about.dtype.kind in "iub":
+                kind = about.dtype.name
+                raise ModelError(f"{weights}: {name} is stored in {kind}, which is not a type of adapter weights")
+            axis = 1 if name.endswith(".lora_A") else 0
+            if rank is not None and (len(about.shape) != 2 or about.shape[axis] != rank):
+                raise ModelError(f"{weights}: {name} is {list(about.shape)}, and {ADAPTER_FILE} says a rank of {rank}")
         names = tuple(file.tensors)
     return AdapterFolder(folder, content["method"], settings, Base(**content["base"]), names)
 
@@ -55,16 +61,6 @@ def read_adapter_file(path: Path, error: type[OarlockError] = ModelError) -> Ada
     if (how := content["settings"].get("quantization")) is not None:
         check_content(how, f"{name}.quantization", QuantizationFields, error=error, extra="forbid")
     return content
-
-
-def _check_tensors(path: Path, tensors: Mapping[str, StoredTensor], rank: int | None) -> None:
-    """Refuse types that no weight has, and LoRA matrices of another rank than in the settings."""
-    for name, about in tensors.items():
-        if about.dtype.kind in "iub":
-            raise ModelError(f"{path}: {name} is stored in {about.dtype.name}, which is not a type of adapter weights")
-        axis = 1 if name.endswith(".lora_A") else 0
-        if rank is not None and (len(about.shape) != 2 or about.shape[axis] != rank):
-            raise ModelError(f"{path}: {name} is {list(about.shape)}, and {ADAPTER_FILE} says a rank of {rank}")
 
 
 def open_lora(folder: str | Path, what: str) -> AdapterFolder:

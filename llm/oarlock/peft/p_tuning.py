@@ -41,7 +41,19 @@ class PTuning:
         width = embedding.weight.shape[1]
         with dtype_guard(model.config.dtype):
             model.prompt_encoder = PromptEncoder(self.num_tokens, width, self.encoder, self.hidden_size or width)
-        _embed_virtual_tokens(embedding, model.prompt_encoder)
+        plain, encoder = embedding.forward, model.prompt_encoder
+
+        def forward(ids: paddle.Tensor) -> paddle.Tensor:
+            virtual = ids == _VIRTUAL
+            words = plain(paddle.where(virtual, paddle.zeros_like(ids), ids))
+            if not bool(virtual.any()):
+                return words
+            # The encoder's rows, in their order.
+            order = (virtual.astype("int64").cumsum(axis=1) - 1).clip(min=0)
+            rows = F.embedding(order, encoder()).astype(words.dtype)
+            return paddle.where(virtual.unsqueeze(-1), rows, words)
+
+        embedding.forward = forward
         set_forward(model, _wrap_forward(model.forward, self.num_tokens))
 
     def check(self, family: str) -> None:
@@ -114,22 +126,6 @@ class _BidirectionalLSTM(nn.Layer):
 _VIRTUAL = -1  # the id of a virtual token
 
 
-def _embed_virtual_tokens(embedding: nn.Layer, encoder: nn.Layer) -> None:
-    """Make the embedding return the encoder's rows for ids equal to _VIRTUAL, in their order."""
-    plain = embedding.forward
-
-    def forward(ids: paddle.Tensor) -> paddle.Tensor:
-        virtual = ids == _VIRTUAL
-        words = plain(paddle.where(virtual, paddle.zeros_like(ids), ids))
-        if not bool(virtual.any()):
-            return words
-        order = (virtual.astype("int64").cumsum(axis=1) - 1).clip(min=0)
-        rows = F.embedding(order, encoder()).astype(words.dtype)
-        return paddle.where(virtual.unsqueeze(-1), rows, words)
-
-    embedding.forward = forward
-
-
 def _wrap_forward(forward: Callable[..., Any], number: int) -> Callable[..., Any]:
     """Wrap a model's forward: insert virtual tokens before a text that starts, and count their keys where it continues.
 
@@ -157,7 +153,14 @@ def _wrap_forward(forward: Callable[..., Any], number: int) -> Callable[..., Any
         if not starts:
             return forward(**named)
         named["input_ids"] = _insert(ids, first, paddle.full([number], _VIRTUAL, ids.dtype))
-        return _drop_first(forward(**named), number)
+        outputs = forward(**named)
+        # Drop the logits of the virtual tokens (and as many of the padding on the left).
+        if isinstance(outputs, paddle.Tensor):
+            return outputs[:, number:]
+        if isinstance(outputs, tuple):
+            return (outputs[0][:, number:], *outputs[1:])
+        outputs["logits"] = outputs["logits"][:, number:]
+        return outputs
 
     return prompted
 
@@ -170,13 +173,3 @@ def _insert(rows: paddle.Tensor, first: paddle.Tensor, new: paddle.Tensor) -> pa
     there = (index >= first) & (index < first + number)
     inserted = paddle.gather(new, (index - first).clip(0, number - 1).flatten()).reshape(index.shape)
     return paddle.where(there, inserted, paddle.take_along_axis(rows, old, axis=1))
-
-
-def _drop_first(outputs: Any, number: int) -> Any:
-    """Drop the logits of the virtual tokens (and as many of the padding on the left)."""
-    if isinstance(outputs, paddle.Tensor):
-        return outputs[:, number:]
-    if isinstance(outputs, tuple):
-        return (outputs[0][:, number:], *outputs[1:])
-    outputs["logits"] = outputs["logits"][:, number:]
-    return outputs

@@ -118,20 +118,12 @@ def _wrap_forward(model: nn.Layer, forward: Callable[..., Any], num_tokens: int)
             if named.get("position_ids") is None:
                 named["position_ids"] = paddle.arange(ids.shape[1]).unsqueeze(0).expand(ids.shape)
         if mask is not None:
-            named["attention_mask"] = extend_mask(mask, num_tokens)
+            # [batch, keys] or [batch, 1 or heads, queries, keys]: 1 or True for visible keys, or floats that are added
+            # to attention scores. All tokens attend to the prefix.
+            added_to_scores = mask.ndim > 2 and mask.dtype in (paddle.float32, paddle.float16, paddle.bfloat16)
+            seen = paddle.zeros if added_to_scores else paddle.ones
+            visible = seen([*mask.shape[:-1], num_tokens], dtype=mask.dtype)
+            named["attention_mask"] = paddle.concat([visible, mask], axis=-1)
         return forward(**named)
 
     return prefixed
-
-
-def extend_mask(mask: paddle.Tensor, num_tokens: int) -> paddle.Tensor:
-    """Extend a mask by columns on the left, for tokens that all others attend to.
-
-    Args:
-        mask: [batch, keys] or [batch, 1 or heads, queries, keys]; 1 or True for visible keys, or floats that are added
-            to
-            attention scores.
-    """
-    added_to_scores = mask.ndim > 2 and mask.dtype in (paddle.float32, paddle.float16, paddle.bfloat16)
-    seen = paddle.zeros if added_to_scores else paddle.ones
-    return paddle.concat([seen([*mask.shape[:-1], num_tokens], dtype=mask.dtype), mask], axis=-1)

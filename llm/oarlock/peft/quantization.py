@@ -88,11 +88,23 @@ class QuantizedWeight:
         rows = self.shape[1 - axis]
         step = max(1, _CHUNK // self.columns)
         with paddle.no_grad():
-            parts = [self._quantize(_take_rows(weight, axis, i, min(i + step, rows))) for i in range(0, rows, step)]
+            parts = []
+            for i in range(0, rows, step):
+                end = min(i + step, rows)
+                parts.append(self._quantize(weight[:, i:end].transpose([1, 0]) if axis == 0 else weight[i:end]))
             self.codes = paddle.concat([codes for codes, _ in parts])
             scales = paddle.concat([scales for _, scales in parts])
             self.offset = self.double_scales = None
-            self.scales = self._quantize_scales(scales) if how.double else scales
+            if how.double:  # the scales minus the mean of their row, in 8 bits
+                self.offset = scales.mean(axis=1, keepdim=True)
+                groups = _pad_columns(scales - self.offset, how.double_block_size)
+                groups = groups.reshape([rows, -1, how.double_block_size])
+                self.double_scales = groups.abs().max(axis=-1)
+                unit = groups / paddle.clip(self.double_scales, min=1e-30).unsqueeze(-1)
+                table = make_dynamic_table()
+                edges = paddle.to_tensor((table[:-1] + table[1:]) / 2)
+                scales = paddle.bucketize(unit, edges).reshape([rows, -1])[:, : scales.shape[1]].astype("uint8")
+            self.scales = scales
 
     @property
     def num_bytes(self) -> int:
@@ -120,38 +132,18 @@ class QuantizedWeight:
             codes = paddle.concat([codes, paddle.zeros([count, 1], codes.dtype)], axis=1)
         return (codes[:, ::2] * 16 + codes[:, 1::2]).astype("uint8"), scales
 
-    def _quantize_scales(self, scales: paddle.Tensor) -> paddle.Tensor:
-        """Quantize scales minus the mean of their row to 8 bits. Keeps the factors, returns the codes."""
-        self.offset = scales.mean(axis=1, keepdim=True)
-        count, size = scales.shape[0], self.how.double_block_size
-        groups = _pad_columns(scales - self.offset, size).reshape([count, -1, size])
-        self.double_scales = groups.abs().max(axis=-1)
-        unit = groups / paddle.clip(self.double_scales, min=1e-30).unsqueeze(-1)
-        table = make_dynamic_table()
-        edges = paddle.to_tensor((table[:-1] + table[1:]) / 2)
-        return paddle.bucketize(unit, edges).reshape([count, -1])[:, : scales.shape[1]].astype("uint8")
-
-    def _block_scales(self) -> paddle.Tensor:
-        """float32 [rows, blocks]."""
-        if self.double_scales is None:
-            return self.scales
-        unit = paddle.gather(paddle.to_tensor(make_dynamic_table()), self.scales.astype("int64").flatten())
-        wide = self.double_scales.repeat_interleave(self.how.double_block_size, axis=1)[:, : self.scales.shape[1]]
-        return unit.reshape(self.scales.shape) * wide + self.offset
-
     def _dequantize_rows(self) -> paddle.Tensor:
-        scales, size = self._block_scales(), self.how.block_size
+        scales, size = self.scales, self.how.block_size
+        if self.double_scales is not None:
+            unit = paddle.gather(paddle.to_tensor(make_dynamic_table()), scales.astype("int64").flatten())
+            wide = self.double_scales.repeat_interleave(self.how.double_block_size, axis=1)[:, : scales.shape[1]]
+            scales = unit.reshape(scales.shape) * wide + self.offset
         kernel = _find_kernel(self.how.algorithm) if self.columns % size == 0 else None
         if kernel is not None:
             return kernel(self.codes, scales, size).reshape([-1, self.columns])
         pairs = paddle.nn.functional.embedding(self.codes.astype("int32"), _make_pairs(self.how.algorithm))
         unit = pairs.reshape([self.codes.shape[0], -1])[:, : self.columns]
         return unit * scales.repeat_interleave(size, axis=1)[:, : self.columns]
-
-
-def _take_rows(weight: paddle.Tensor, axis: int, begin: int, end: int) -> paddle.Tensor:
-    """Rows of the stored matrix."""
-    return weight[:, begin:end].transpose([1, 0]) if axis == 0 else weight[begin:end]
 
 
 def _pad_columns(rows: paddle.Tensor, multiple: int) -> paddle.Tensor:

@@ -35,12 +35,6 @@ class Progress:
         loss, steps = manifest.loss_window
         return cls(manifest.samples, math.nan if loss is None else loss, steps, manifest.owes_evaluation)
 
-    def add_step(self, loss: float, samples: int) -> None:
-        """Count a step that is done."""
-        self.samples += samples
-        self.window_loss += loss
-        self.window_steps += 1
-
 
 @dataclass(frozen=True)
 class DueActions:

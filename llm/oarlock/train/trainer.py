@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import paddle
@@ -135,13 +134,6 @@ class OarlockTrainer(Trainer):
         self.shards.bind(wrapped, self.optimizer)
         return wrapped
 
-    @property
-    def pipeline_model(self) -> Any:
-        """The model in its PipelineParallel wrapper, also for an evaluation without training."""
-        if self.model_wrapped is self.model:
-            self.model_wrapped = wrap_pipeline(self.model)
-        return self.model_wrapped
-
     # data
 
     def get_train_dataloader(self) -> Any:
@@ -170,20 +162,7 @@ class OarlockTrainer(Trainer):
         if len(self._micro_batches) < self.args.gradient_accumulation_steps:
             return paddle.zeros([])
         micro_batches, self._micro_batches = self._micro_batches, []
-        self._begin_step(micro_batches)
-        model.train()
-        if self.plan.pipeline > 1:
-            schedule, scaler = self.lr_scheduler, self.grad_scaler
-            loss = run_pipeline_step(model, micro_batches, self.forward_context, self.optimizer, schedule, scaler)
-        else:
-            loss = accumulate_gradients(model, micro_batches, self._forward_backward)
-        if self.sharded_gradients is not None:
-            self.sharded_gradients.finish()
-        self.data_ranks.reduce_gradients(model)
-        return loss
-
-    def _begin_step(self, micro_batches: Sequence[Batch]) -> None:
-        """Agree with all ranks on the loss normalizer and on stopping, and seed the generators."""
+        # Agree with all ranks on the loss normalizer and on stopping, and seed the generators.
         tokens = sum(int(batch.pop("num_tokens").sum()) for batch in micro_batches)
         trained = sum(count_trained_tokens(batch["labels"]) for batch in micro_batches)
         *numbers, stopping = self.data_ranks.sum([trained, tokens, self.stop.requested])
@@ -197,6 +176,16 @@ class OarlockTrainer(Trainer):
         self.meter.count(tokens)
         at = self.plan.coordinates(rank())
         seed_step(self.config.runtime.seed, self.state.global_step, self.data_ranks.replica, at.tensor, at.pipeline)
+        model.train()
+        if self.plan.pipeline > 1:
+            schedule, scaler = self.lr_scheduler, self.grad_scaler
+            loss = run_pipeline_step(model, micro_batches, self.forward_context, self.optimizer, schedule, scaler)
+        else:
+            loss = accumulate_gradients(model, micro_batches, self._forward_backward)
+        if self.sharded_gradients is not None:
+            self.sharded_gradients.finish()
+        self.data_ranks.reduce_gradients(model)
+        return loss
 
     def _forward_backward(self, model: nn.Layer, batch: Batch) -> paddle.Tensor:
         with self.autocast_smart_context_manager():
@@ -222,8 +211,19 @@ class OarlockTrainer(Trainer):
         self._handled_step = self.state.global_step
         # Paddle's CPU kernel returns a finite cross entropy for NaN logits, but the gradient is NaN.
         check_finite("gradient", self.clip.last_norm(), self.state.global_step, self.args)
-        self._count_step(tr_loss.item())
+        assert self.order is not None
+        state, progress, before, epoch = self.state, self.progress, self.progress.samples, self.order.num_samples
+        progress.samples += samples_per_step(self.args)
+        progress.window_loss += tr_loss.item()
+        progress.window_steps += 1
         tr_loss.zero_()
+        state.consumed_samples, state.epoch = progress.samples, progress.samples / epoch
+        due = due_actions(
+            self.config, state.global_step, state.max_steps, before, progress.samples, epoch, self._stopping
+        )
+        due.apply(self.control)
+        progress.owes_evaluation = due.owed
+        self.control.should_training_stop = self.control.should_training_stop or self._stopping
         if self.control.should_log:
             loss = self.data_ranks.mean(self.progress.window_loss) / self.progress.window_steps
             row = {"loss": loss, "learning_rate": self._step_lr, "grad_norm": self.clip.last_norm()}
@@ -240,19 +240,6 @@ class OarlockTrainer(Trainer):
             self._save_checkpoint(model)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.meter.exclude(time.perf_counter() - started)
-
-    def _count_step(self, loss: float) -> None:
-        """Count a finished step, and set the actions that are due after it."""
-        assert self.order is not None
-        state, progress, before, epoch = self.state, self.progress, self.progress.samples, self.order.num_samples
-        progress.add_step(loss, samples_per_step(self.args))
-        state.consumed_samples, state.epoch = progress.samples, progress.samples / epoch
-        due = due_actions(
-            self.config, state.global_step, state.max_steps, before, progress.samples, epoch, self._stopping
-        )
-        due.apply(self.control)
-        progress.owes_evaluation = due.owed
-        self.control.should_training_stop = self.control.should_training_stop or self._stopping
 
     def log(self, logs: dict[str, float], **_: Any) -> None:
         """Hand a row to the callbacks (console, metrics.jsonl, VisualDL)."""
@@ -273,7 +260,11 @@ class OarlockTrainer(Trainer):
     def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **kwargs: Any) -> EvalLoopOutput:
         """Compute the held-out loss, and answer the prompts."""
         self.callback_handler.eval_dataloader = dataloader
-        pipeline = self.pipeline_model if self.plan.pipeline > 1 else None
+        pipeline = None
+        if self.plan.pipeline > 1:
+            if self.model_wrapped is self.model:  # an evaluation without training
+                self.model_wrapped = wrap_pipeline(self.model)
+            pipeline = self.model_wrapped
         kind, model = (ModelLoss, self.model) if pipeline is None else (PipelineLoss, pipeline)
         loss = kind(model, self.criterion, self.forward_context)
         stop, on_batch = self._any_rank_stopping, self._on_prediction_step

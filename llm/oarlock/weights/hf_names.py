@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from oarlock.errors import ModelError
-from oarlock.families.family import HFName
 from oarlock.families.model_sizes import ModelSizes
 from oarlock.families.registry import FAMILIES, explain_missing
 
@@ -70,24 +69,20 @@ def list_hf_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], 
     family = FAMILIES.get(config.model_type)
     if family is None or not family.hf_prefix:
         return _list_paddlenlp_names(model_class, config)
+    from paddlenlp.transformers.conversion_utils import StateDictNameMapping
+
     own = family.hf_names if config.tie_word_embeddings else family.hf_untied_names or family.hf_names
-    found = _list_registered_names(own, config) if own else _list_paddlenlp_names(model_class, config)
+    found: list[tuple[tuple[str, ...], Any]] = []
+    for tensor in own:
+        for layer in range(ModelSizes.from_config(config).num_layers) if ".N." in tensor.hf else (0,):
+            hf, paddle = (text.replace(".N.", f".{layer}.") for text in (tensor.hf, tensor.paddle))
+            found.append(((hf,), StateDictNameMapping(hf, paddle, "transpose" if tensor.transposed else None)))
+    found = found or _list_paddlenlp_names(model_class, config)
     prefix = family.hf_prefix
     return [
         ((name, name.removeprefix(prefix)) if name.startswith(prefix) else (name,), mapping)
         for (name, *_), mapping in found
     ]
-
-
-def _list_registered_names(names: Iterable[HFName], config: Any) -> list[tuple[tuple[str, ...], Any]]:
-    from paddlenlp.transformers.conversion_utils import StateDictNameMapping
-
-    found: list[tuple[tuple[str, ...], Any]] = []
-    for name in names:
-        for layer in range(ModelSizes.from_config(config).num_layers) if ".N." in name.hf else (0,):
-            hf, paddle = (text.replace(".N.", f".{layer}.") for text in (name.hf, name.paddle))
-            found.append(((hf,), StateDictNameMapping(hf, paddle, "transpose" if name.transposed else None)))
-    return found
 
 
 def _list_paddlenlp_names(model_class: Any, config: Any) -> list[tuple[tuple[str, ...], Any]]:

@@ -6,7 +6,7 @@ PaddleNLP knows how a tensor is split (`_get_tensor_parallel_mappings`); here th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,11 @@ def parameter_shards(model: nn.Layer) -> list[ParameterShard]:
     """List all parameters of this rank's unwrapped model in the model's order, each once."""
     state = model.state_dict()
     degree = max(1, getattr(model.config, "tensor_parallel_degree", 1) or 1)
-    actions = split_actions(model, state) if degree > 1 else {}
+    actions: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+    if degree > 1:  # PaddleNLP's functions that cut this rank's slice out of a whole tensor
+        actions = type(model).get_tensor_parallel_convert_actions(
+            model.config, list(state), is_split=True, ignore_error=True
+        )
     found, seen = [], set()
     rename = _full_names(model, state)
     for name, tensor in state.items():
@@ -91,11 +95,6 @@ def shared_between_stages(model: nn.Layer) -> dict[str, bool]:
                 parameter = getattr(shared["layer"], attribute)
                 found[parameter.name] = model.global_rank == min(shared["ranks"])
     return found
-
-
-def split_actions(model: nn.Layer, names: Iterable[str]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Map the name of a whole tensor to PaddleNLP's function that cuts out this rank's slice."""
-    return type(model).get_tensor_parallel_convert_actions(model.config, list(names), is_split=True, ignore_error=True)
 
 
 def _find_slice(

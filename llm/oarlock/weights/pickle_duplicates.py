@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +41,18 @@ def _are_same(used: Sequence[Path], files: Sequence[Path]) -> bool:
         size = sum(path.stat().st_size for path in files)
         return abs(size - total) <= max(1 << 20, total * _SLACK)
     stored: dict[int, set[int]] = {}  # bytes -> checksums
-    for size, crc in _list_entries(files):
-        stored.setdefault(size, set()).add(crc)
+    for path in files:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = [about for about in archive.infolist() if "/data/" in about.filename]
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ModelError(f"{path}: not a readable archive of weights: {error}") from error
+        for about in entries:
+            stored.setdefault(about.file_size, set()).add(about.CRC)
     own: dict[int, set[int]] = {}
-    checked = _choose_tensors(used, total)
+    # All tensors of a small model are read, every n-th of a large one.
+    every = max(1, -(-total // _READ_BYTES))
+    checked = set([(path, name) for path in used for name, _ in sorted(_list_sizes(path))][::every])
     for path in used:
         for name, size in _list_sizes(path):
             if size not in stored:
@@ -58,30 +66,12 @@ def _are_same(used: Sequence[Path], files: Sequence[Path]) -> bool:
     return all(size in known or size <= _BUFFER_BYTES for size in stored)
 
 
-def _list_entries(files: Iterable[Path]) -> Iterable[tuple[int, int]]:
-    for path in files:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                for about in archive.infolist():
-                    if "/data/" in about.filename:
-                        yield about.file_size, about.CRC
-        except (OSError, zipfile.BadZipFile) as error:
-            raise ModelError(f"{path}: not a readable archive of weights: {error}") from error
-
-
 def _list_sizes(path: Path) -> list[tuple[str, int]]:
     try:
         with SafetensorsFile(path) as file:
             return [(name, about.num_bytes) for name, about in file.tensors.items()]
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
-
-
-def _choose_tensors(used: Sequence[Path], total: int) -> set[tuple[Path, str]]:
-    """Choose tensors to read: all of a small model, every n-th of a large one."""
-    every = max(1, -(-total // _READ_BYTES))
-    names = [(path, name) for path in used for name, _ in sorted(_list_sizes(path))]
-    return set(names[::every])
 
 
 def _compute_crc(path: Path, name: str) -> int:

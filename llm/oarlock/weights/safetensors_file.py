@@ -24,7 +24,7 @@ import numpy as np
 
 from oarlock.errors import ModelError, OarlockError
 from oarlock.formats.files import open_regular
-from oarlock.formats.safetensors_header import Header, read_header
+from oarlock.formats.safetensors_header import read_header
 from oarlock.weights.buffers import array_type, copy_array, row_ranges
 
 _DTYPES = {
@@ -238,7 +238,13 @@ class SafetensorsFile:
         self._file = open_regular(path, error=error)
         self._prefetched = 0  # end of the range that the kernel was asked to prefetch
         try:
-            self.tensors = list_stored_tensors(read_header(self._file, name=str(path), error=error), str(path), error)
+            entries = read_header(self._file, name=str(path), error=error).tensors
+            odd = next((name for name, entry in entries.items() if entry.dtype not in _NUMPY), None)
+            if odd is not None:
+                raise error(f"{path}: {odd} is of type {entries[odd].dtype}, which is not supported")
+            self.tensors = {
+                name: StoredTensor(_NUMPY[entry.dtype], entry.shape, entry.start) for name, entry in entries.items()
+            }
         except BaseException:
             self._file.close()
             raise
@@ -263,17 +269,14 @@ class SafetensorsFile:
         rest = into.reshape(-1).view(np.uint8).data
         ranges = [(offset + at, rest[at : at + _READ_BYTES]) for at in range(0, len(rest), _READ_BYTES)]
         if threads is not None:
-            self._prefetch(offset + len(rest), threads)
+            # Prefetch beyond the end: to the kernel, several readers at once look like random access.
+            end = offset + len(rest)
+            if self._prefetched < end + _PREFETCH_BYTES // 2:
+                begin = max(end, self._prefetched)
+                self._prefetched = end + _PREFETCH_BYTES
+                size = self._prefetched - begin
+                threads.submit(os.posix_fadvise, self._file.fileno(), begin, size, os.POSIX_FADV_WILLNEED)
         list((map if threads is None or len(ranges) == 1 else threads.map)(self._read_range, ranges))
-
-    def _prefetch(self, end: int, threads: Executor) -> None:
-        """Prefetch beyond `end`. To the kernel, several readers at once look like random access."""
-        if self._prefetched < end + _PREFETCH_BYTES // 2:
-            begin = max(end, self._prefetched)
-            self._prefetched = end + _PREFETCH_BYTES
-            threads.submit(
-                os.posix_fadvise, self._file.fileno(), begin, self._prefetched - begin, os.POSIX_FADV_WILLNEED
-            )
 
     def _read_range(self, byte_range: tuple[int, memoryview]) -> None:
         offset, rest = byte_range
@@ -282,15 +285,3 @@ class SafetensorsFile:
             if not done:
                 raise ValueError("the file ends too early")
             rest, offset = rest[done:], offset + done
-
-
-def list_stored_tensors(header: Header, place: str, error: type[OarlockError] = ModelError) -> dict[str, StoredTensor]:
-    """Return the tensors of a header with NumPy's types.
-
-    Raises:
-        OarlockError: of the given class, naming a tensor of a type that NumPy lacks.
-    """
-    odd = next((name for name, entry in header.tensors.items() if entry.dtype not in _NUMPY), None)
-    if odd is not None:
-        raise error(f"{place}: {odd} is of type {header.tensors[odd].dtype}, which is not supported")
-    return {name: StoredTensor(_NUMPY[entry.dtype], entry.shape, entry.start) for name, entry in header.tensors.items()}

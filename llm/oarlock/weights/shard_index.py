@@ -137,18 +137,13 @@ def read_index(folder: Path) -> dict[str, list[tuple[Path, StoredShard]]]:
                 raise CheckpointError(f"{index}: {key} in {file} {problem}")
             where.setdefault(key, []).append((folder / file, shard))
     for key, stored in where.items():
-        _check_together(index, key, [shard for _, shard in stored])
+        shape = stored[0][1].slice.shape
+        other = next((shard.slice.shape for _, shard in stored if shard.slice.shape != shape), None)
+        if other is not None:
+            raise CheckpointError(f"{index}: {key} is {list(shape)} in one shard and {list(other)} in another")
+        count = sum(stop - start for start, stop in (shard.range for _, shard in stored))
+        if count < math.prod(shape):
+            raise CheckpointError(
+                f"{index}: {key} is incomplete: {count:,} of the {math.prod(shape):,} elements of {list(shape)}"
+            )
     return where
-
-
-def _check_together(index: Path, key: str, shards: list[StoredShard]) -> None:
-    """Refuse shards of tensors of different shapes, or with fewer elements than the tensor has."""
-    shape = shards[0].slice.shape
-    other = next((shard.slice.shape for shard in shards if shard.slice.shape != shape), None)
-    if other is not None:
-        raise CheckpointError(f"{index}: {key} is {list(shape)} in one shard and {list(other)} in another")
-    stored = sum(stop - start for start, stop in (shard.range for shard in shards))
-    if stored < math.prod(shape):
-        raise CheckpointError(
-            f"{index}: {key} is incomplete: {stored:,} of the {math.prod(shape):,} elements of {list(shape)}"
-        )

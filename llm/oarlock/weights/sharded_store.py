@@ -77,10 +77,7 @@ class ShardedStore:
             if len(types) > 1:
                 path, shard = stored[-1]
                 raise CheckpointError(f"{path}: {shard.key} differs in type from its other shards")
-        self._check_states()
-
-    def _check_states(self) -> None:
-        """Check that each state of the optimizer covers the same weights, in their shape or as one number."""
+        # Each state of the optimizer covers the same weights, in their shape or as one number.
         names = {kind: set(self.names(kind)) for kind in self.kinds}
         weights = names.pop(WEIGHTS, set())
         names.pop(MASTER, None)

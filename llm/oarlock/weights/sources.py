@@ -102,7 +102,12 @@ class SafetensorsSource:
         self._tensors = {name: found[name] for name in in_file_order} | {
             name: MappedTensor(name) for name in self.left_over
         }
-        self.shapes: dict[str, tuple[int, ...] | None] = {name: self._shape(name) for name in in_file_order}
+        self.shapes: dict[str, tuple[int, ...] | None] = {}
+        for name in in_file_order:
+            tensor = self._tensors[name]
+            shape = self._about(tensor).shape
+            # Convert a broadcast array, which takes one byte, to learn the shape.
+            self.shapes[name] = shape if tensor.as_stored else tensor.convert(np.broadcast_to(np.uint8(0), shape)).shape
         self._buffers = [np.empty(0, np.uint8) for _ in range(2 if read_ahead else 1)]
         name = max(self.shapes, key=lambda name: self._about(self._tensors[name]).num_bytes, default="")
         if name:  # one tensor at a time has to fit
@@ -147,12 +152,6 @@ class SafetensorsSource:
 
     def _about(self, tensor: MappedTensor) -> StoredTensor:
         return self._files[self._paths[tensor.stored]].tensors[tensor.stored]
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        tensor = self._tensors[name]
-        shape = self._about(tensor).shape
-        # Convert a broadcast array, which takes one byte, to learn the shape.
-        return shape if tensor.as_stored else tensor.convert(np.broadcast_to(np.uint8(0), shape)).shape
 
 
 def check_stored(config: Any, shapes: Mapping[str, tuple[int, ...]], place: str) -> None:

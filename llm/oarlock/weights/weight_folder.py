@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -208,41 +208,28 @@ def _detect_layout(files: Mapping[str, Path]) -> str:
     found: dict[str, Path] = {}
     for path in sorted(set(files.values())):
         names = [name for name, place in files.items() if place == path]
-        found.setdefault(_detect_file_layout(path, names), path)
+        said = read_header_of(path).metadata.get("format")
+        if said is not None and said not in _LAYOUTS:
+            raise ModelError(
+                f"{path}: written for another framework (format {said!r} in its header): use the files for PyTorch or "
+                "Paddle"
+            )
+        # None where both layouts have such names.
+        telling = next((name for name in names if name.startswith((*_PADDLE_NAMES, "model."))), None)
+        by_name = None if telling is None else "np" if telling.startswith(_PADDLE_NAMES) else "pt"
+        layout = by_name or "pt" if said is None else _LAYOUTS[said]
+        if by_name not in (None, layout):
+            example = min(names)
+            raise ModelError(
+                f"{path}: its header says format {said!r}, and its tensors have names of the other layout ({example})"
+            )
+        found.setdefault(layout, path)
     if len(found) > 1:
         one, other = found.values()
         raise ModelError(
             f"{one} and {other}: one is in Paddle's layout, the other in Hugging Face's: two sets of weights"
         )
     return next(iter(found), "pt")
-
-
-def _detect_file_layout(path: Path, names: Iterable[str]) -> str:
-    said = read_header_of(path).metadata.get("format")
-    if said is not None and said not in _LAYOUTS:
-        raise ModelError(
-            f"{path}: written for another framework (format {said!r} in its header): use the files for PyTorch or "
-            "Paddle"
-        )
-    by_name = _detect_layout_by_names(names)
-    if said is None:
-        return by_name or "pt"
-    if by_name not in (None, _LAYOUTS[said]):
-        example = min(names)
-        raise ModelError(
-            f"{path}: its header says format {said!r}, and its tensors have names of the other layout ({example})"
-        )
-    return _LAYOUTS[said]
-
-
-def _detect_layout_by_names(names: Iterable[str]) -> str | None:
-    """Detect the layout from names. None where both layouts have such names."""
-    for name in names:
-        if name.startswith(_PADDLE_NAMES):
-            return "np"
-        if name.startswith("model."):
-            return "pt"
-    return None
 
 
 def _check_other_files(folder: Path, used: set[Path]) -> None:

@@ -113,7 +113,11 @@ class LocalShards:
     def __iter__(self) -> Iterator[LocalShard]:
         plan = self._plan
         at = plan.coordinates(rank())
-        owners = self._find_owners()
+        owners: dict[str, int] = {}  # parameter -> sharding rank that updates it; empty if all ranks update all
+        if plan.sharding_strategy == "gradients":
+            owners = dict(self._optimizer.param2rank)
+        elif plan.sharding_strategy in ("optimizer", "gradients_hooked"):
+            owners = dict(self._optimizer._inner_opt._param2rank)
         for i, shard in enumerate(self.parameters):
             parameter = shard.tensor
             once = (
@@ -127,16 +131,6 @@ class LocalShards:
             owner = owners.get(parameter.name, i % plan.sharding)
             owned = at.sharding == owner if parameter.name in owners else True
             yield LocalShard(shard, None, parameter.name, owned, once and at.sharding == owner)
-
-    def _find_owners(self) -> dict[str, int]:
-        """Map a parameter to the sharding rank that updates it; empty if all ranks update all parameters."""
-        match self._plan.sharding_strategy:
-            case "none" | "parameters":
-                return {}
-            case "gradients":
-                return dict(self._optimizer.param2rank)
-            case "optimizer" | "gradients_hooked":
-                return dict(self._optimizer._inner_opt._param2rank)
 
     def _find_slice(self, parameter: Any) -> tuple[int, int]:
         """This rank's range of a flattened parameter, without the padding that Fleet appends."""

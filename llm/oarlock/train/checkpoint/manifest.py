@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from oarlock.config.finetune import FinetuneConfig
 from oarlock.config.options import OptionSpec, option_specs
@@ -146,7 +145,17 @@ def read_manifest(folder: str | Path) -> Manifest:
     if manifest.samples > manifest.step * _LARGEST_BATCH:
         raise CheckpointError(f"{path}: {manifest.step:,} steps can't consume {manifest.samples:,} samples")
     _check_names(manifest, path)
-    manifest.config = _convert_options(manifest, path)
+    # Options that this version does not know are kept unchanged.
+    specs: dict[str, OptionSpec] = {**option_specs(PretrainConfig), **option_specs(FinetuneConfig)}
+    for name, value in manifest.config.items():
+        if (spec := specs.get(name)) is None:
+            continue
+        try:
+            manifest.config[name] = spec.convert(value)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: config.{name} {error}") from error
+        if (problem := spec.problem(manifest.config[name])) is not None:
+            raise CheckpointError(f"{path}: config.{name} {problem}; got {value!r}")
     return manifest
 
 
@@ -162,22 +171,6 @@ def _check_names(manifest: Manifest, path: Path) -> None:
     best = manifest.best["name"] if manifest.best else None
     if best is not None and not _NAME.fullmatch(best):
         raise CheckpointError(f"{path}: {best!r} is not a valid name of the best checkpoint")
-
-
-def _convert_options(manifest: Manifest, path: Path) -> dict[str, Any]:
-    """The run's options, converted and checked. Options that this version does not know are kept unchanged."""
-    specs: dict[str, OptionSpec] = {**option_specs(PretrainConfig), **option_specs(FinetuneConfig)}
-    values: dict[str, Any] = dict(manifest.config)
-    for name, value in manifest.config.items():
-        if (spec := specs.get(name)) is None:
-            continue
-        try:
-            values[name] = spec.convert(value)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: config.{name} {error}") from error
-        if (problem := spec.problem(values[name])) is not None:
-            raise CheckpointError(f"{path}: config.{name} {problem}; got {value!r}")
-    return values
 
 
 def verify(folder: str | Path) -> Manifest:

@@ -24,28 +24,22 @@ def compute_answer_metrics(answers: Sequence[str], references: Sequence[str]) ->
     Returns:
         exact_match (fraction), bleu (corpus BLEU, 0 to 100), rouge_1, rouge_2 and rouge_l (mean F1, 0 to 1).
     """
-    answers, references = [text.strip() for text in answers], [text.strip() for text in references]
-    right = sum(answer == reference for answer, reference in zip(answers, references, strict=True))
-    return {
-        "exact_match": right / max(1, len(answers)),
-        "bleu": _compute_bleu(answers, references),
-        **_compute_rouge(answers, references),
-    }
-
-
-def _compute_bleu(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU-4 with sacreBLEU's tokenizer for the language: zh if a reference contains Chinese, else 13a.
-
-    zh separates Chinese characters, and treats the rest as 13a does. Orders without any n-gram in the corpus are left
-    out (effective order): otherwise correct answers of one or two words would score 0.
-    """
+    from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
 
+    answers, references = [text.strip() for text in answers], [text.strip() for text in references]
+    right = sum(answer == reference for answer, reference in zip(answers, references, strict=True))
+    # zh separates Chinese characters, and treats the rest as 13a does. Orders without any n-gram in the corpus are left
+    # out (effective order): otherwise correct answers of one or two words would score 0.
     tokenizer = "zh" if any(_IS_CHINESE.search(text) for text in references) else "13a"
     bleu = BLEU(tokenize=tokenizer, effective_order=True, force=True)
-    score = bleu.corpus_score(list(answers), [list(references)]).score
+    bleu_score = float(bleu.corpus_score(answers, [references]).score)
     log_once(f"BLEU signature: {bleu.get_signature()}")
-    return float(score)
+    kinds = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+    scorer = RougeScorer(list(kinds.values()), tokenizer=_RougeTokenizer())
+    scores = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
+    rouge = {name: sum(s[kind].fmeasure for s in scores) / max(1, len(scores)) for name, kind in kinds.items()}
+    return {"exact_match": right / max(1, len(answers)), "bleu": bleu_score, **rouge}
 
 
 class _RougeTokenizer:
@@ -56,12 +50,3 @@ class _RougeTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         return _ROUGE_TOKEN.findall(text.lower())
-
-
-def _compute_rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    kinds = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-    scorer = RougeScorer(list(kinds.values()), tokenizer=_RougeTokenizer())
-    scores = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
-    return {name: sum(s[kind].fmeasure for s in scores) / max(1, len(scores)) for name, kind in kinds.items()}

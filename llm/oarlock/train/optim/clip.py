@@ -63,7 +63,11 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         self, params_grads: list[tuple[paddle.Tensor, paddle.Tensor | None]]
     ) -> list[tuple[paddle.Tensor, paddle.Tensor | None]]:
         clipped = [(p, g) for p, g in params_grads if g is not None and getattr(p, "need_clip", True)]
-        squares = [paddle._C_ops.squared_l2_norm(g).astype("float32") for p, g in clipped if self._is_counted(p)]
+        squares = []
+        for p, g in clipped:  # one of the ranks that have the reduced gradient of a parameter counts it
+            unsliced = hasattr(p, "unslice")  # too small for stage 3 to slice
+            if (self._counts_unsliced or not unsliced) and p.name.removeprefix(SLICE) not in self._counted_elsewhere:
+                squares.append(paddle._C_ops.squared_l2_norm(g).astype("float32"))
         total = paddle.stack(squares).sum() if squares else paddle.zeros([])
         for group in self._groups:
             paddle.distributed.all_reduce(total, group=group)
@@ -75,9 +79,3 @@ class GlobalNormClip(nn.clip.GradientClipBase):
         for _, grad in clipped:
             grad.multiply_(scale.astype(grad.dtype))
         return params_grads
-
-    def _is_counted(self, parameter: paddle.Tensor) -> bool:
-        """True if this rank counts a parameter, of all ranks that have its reduced gradient."""
-        if hasattr(parameter, "unslice") and not self._counts_unsliced:  # too small for stage 3 to slice
-            return False
-        return parameter.name.removeprefix(SLICE) not in self._counted_elsewhere

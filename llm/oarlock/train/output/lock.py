@@ -116,7 +116,11 @@ def _claim_file(path: Path, descriptor: int, created: bool) -> Holder | None:
     free = _try_kernel_lock(descriptor)
     if not _is_at(path, descriptor):
         return None
-    found = None if created and free is not False else _read_settled(descriptor)
+    found = None
+    if not created or free is False:  # its creator may still be about to write it, or was killed in between
+        deadline = time.monotonic() + _SETTLED_S
+        while (found := _read(descriptor)) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
     if found is None and (
         free is False or (free is None and not created and _seconds_since_heartbeat(path) <= STALE_AFTER_S)
     ):
@@ -233,14 +237,6 @@ def _read_at(path: Path) -> Holder | None:
         return _read(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _read_settled(descriptor: int) -> Holder | None:
-    """Read the holder, waiting until it is written; None if it is not (its creator was killed in between)."""
-    deadline = time.monotonic() + _SETTLED_S
-    while (holder := _read(descriptor)) is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return holder
 
 
 def _file_system_time(descriptor: int) -> float:

@@ -193,7 +193,12 @@ class _Recorder(TrainerCallback):
         self._for_each_group(reset=True)
 
     def on_optimizer_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.report.gradient_bytes = _count_gradient_bytes(self.model)
+        self.report.gradient_bytes = 0
+        for parameter in self.model.parameters():
+            sliced = getattr(parameter, "bw_storage", None)  # GroupShardedStage3
+            grad = sliced if sliced is not None else parameter._grad_ivar()
+            if grad is not None and grad._is_initialized():
+                self.report.gradient_bytes += _count_bytes(grad)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         report = self.report
@@ -254,17 +259,6 @@ class _StopAfter(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.step - 1:  # the request is noticed in the step after it
             self.stop.requested = True
-
-
-def _count_gradient_bytes(model: Any) -> int:
-    """Count the bytes of gradients before the optimizer step."""
-    total = 0
-    for parameter in model.parameters():
-        sliced = getattr(parameter, "bw_storage", None)  # GroupShardedStage3
-        grad = sliced if sliced is not None else parameter._grad_ivar()
-        if grad is not None and grad._is_initialized():
-            total += _count_bytes(grad)
-    return total
 
 
 def _count_bytes(tensor: paddle.Tensor) -> int:

@@ -133,22 +133,6 @@ def shrink_config(config: RunConfig, plan: ParallelPlan, model: Path, output_dir
     return config_from_flat(type(config), flat | {name: value for name, value in changes.items() if name in flat})
 
 
-def to_single_process(config: RunConfig, plan: ParallelPlan) -> RunConfig:
-    """Change a configuration to a single process with the same global batch."""
-    flat = flatten(config)
-    changes = {
-        "sharding": "",
-        "sharding_parallel_degree": -1,
-        "tensor_parallel_degree": -1,
-        "pipeline_parallel_degree": -1,
-        "virtual_pp_degree": 1,
-        "sequence_parallel": False,
-        "recompute": False,
-        "gradient_accumulation_steps": flat["gradient_accumulation_steps"] * plan.replicas,
-    }
-    return config_from_flat(type(config), flat | changes)
-
-
 def rehearse(command: TrainingCommand, steps: int = 5, folder: Path | None = None) -> Verdict:
     """Rehearse the plan of a command.
 
@@ -192,7 +176,18 @@ def _run(command: TrainingCommand, plan: ParallelPlan, content: dict[str, Any], 
     _refuse_failure(
         launch(1, lambda: make_model(content, model), folder / "log-model", quiet=True), folder / "log-model"
     )
-    alone = to_single_process(small, plan)
+    flat = flatten(small)
+    single = {  # a single process with the same global batch
+        "sharding": "",
+        "sharding_parallel_degree": -1,
+        "tensor_parallel_degree": -1,
+        "pipeline_parallel_degree": -1,
+        "virtual_pp_degree": 1,
+        "sequence_parallel": False,
+        "recompute": False,
+        "gradient_accumulation_steps": flat["gradient_accumulation_steps"] * plan.replicas,
+    }
+    alone = config_from_flat(type(small), flat | single)
     codes = launch(1, lambda: run_rank(alone, one, None, TOLERANCE), folder / "log-one", quiet=True)
     _refuse_failure(codes, folder / "log-one")
     reference = RankReport.read(one, 0)

@@ -15,7 +15,13 @@ def format_report(verdict: Verdict) -> str:
     if verdict.reports:
         lines += _format_ranks(verdict)
         lines += ["", *_format_traffic(verdict), ""]
-        lines += _format_losses(verdict)
+        rows = [("step", "loss, these ranks", "loss, one process", "gradient norm")]
+        first = verdict.reports[0]
+        for step, (loss, expected, norm) in enumerate(
+            zip(first.losses, verdict.reference.losses, first.grad_norms, strict=False), start=1
+        ):
+            rows.append((str(step), f"{loss:.7f}", f"{expected:.7f}", f"{norm:.6f}"))
+        lines += [*_align_columns(rows), ""]
     if verdict.problem:
         lines.append(f"DIFFERS from one process: {verdict.problem}")
     else:
@@ -73,16 +79,6 @@ def _format_traffic(verdict: Verdict) -> list[str]:
         for (kind, operation), (calls, num_bytes) in sorted(found.items())
     ]
     return _align_columns(rows)
-
-
-def _format_losses(verdict: Verdict) -> list[str]:
-    rows = [("step", "loss, these ranks", "loss, one process", "gradient norm")]
-    first = verdict.reports[0]
-    for step, (loss, expected, norm) in enumerate(
-        zip(first.losses, verdict.reference.losses, first.grad_norms, strict=False), start=1
-    ):
-        rows.append((str(step), f"{loss:.7f}", f"{expected:.7f}", f"{norm:.6f}"))
-    return [*_align_columns(rows), ""]
 
 
 def _align_columns(rows: Sequence[Sequence[str]]) -> list[str]:

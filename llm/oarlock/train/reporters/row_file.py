@@ -33,7 +33,11 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")
-            end = _drop_partial_line(descriptor)
+            end = os.fstat(descriptor).st_size
+            if end and os.pread(descriptor, 1, end - 1) != b"\n":  # remove the incomplete last line of a killed process
+                start = max(0, end - _LONGEST_ROW)
+                end = start + os.pread(descriptor, end - start, start).rfind(b"\n") + 1
+                os.ftruncate(descriptor, end)
             left = memoryview(text)
             try:
                 while left:
@@ -43,17 +47,6 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
                 raise
         finally:
             os.close(descriptor)
-
-
-def _drop_partial_line(descriptor: int) -> int:
-    """Remove an incomplete last line of a killed process; returns the size of the file."""
-    size = os.fstat(descriptor).st_size
-    if not size or os.pread(descriptor, 1, size - 1) == b"\n":
-        return size
-    start = max(0, size - _LONGEST_ROW)
-    end = start + os.pread(descriptor, size - start, start).rfind(b"\n") + 1
-    os.ftruncate(descriptor, end)
-    return end
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import paddle
@@ -43,15 +41,6 @@ class TokenCrossEntropy(nn.Layer):
         if isinstance(scores, DeferredLogits):
             return scores.cross_entropy(labels, 1 / self.normalizer, IGNORE_INDEX)
         return self.token_losses(logits, labels).sum() / self.normalizer
-
-    @contextlib.contextmanager
-    def normalized_by(self, normalizer: float) -> Iterator[None]:
-        """Use another normalizer within the context."""
-        before, self.normalizer = self.normalizer, normalizer
-        try:
-            yield
-        finally:
-            self.normalizer = before
 
     def token_losses(self, logits: paddle.Tensor | tuple[paddle.Tensor, ...], labels: paddle.Tensor) -> paddle.Tensor:
         """Compute the loss of every token: float32 [batch, tokens], 0 for tokens that are not trained."""

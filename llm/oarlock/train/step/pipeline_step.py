@@ -93,8 +93,12 @@ def sum_pipeline_losses(
         empty["labels"] = paddle.full_like(empty["labels"], IGNORE_INDEX)
         filled.append(empty)
     data = model._prepare_pipeline_inputs_func([context.prepare(batch) for batch in filled])
-    with criterion.normalized_by(1.0 / count), _without_shape_cache(model), context.autocast():
-        return float(model.eval_batch(data, compute_loss=True))
+    before, criterion.normalizer = criterion.normalizer, 1.0 / count
+    try:
+        with _without_shape_cache(model), context.autocast():
+            return float(model.eval_batch(data, compute_loss=True))
+    finally:
+        criterion.normalizer = before
 
 
 def predict_next_ids(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> list[int]:
