@@ -117,7 +117,9 @@ def _claim_file(path: Path, descriptor: int, created: bool) -> Holder | None:
     if not _is_at(path, descriptor):
         return None
     found = None if created and free is not False else _read_settled(descriptor)
-    if found is None and (free is False or (free is None and not created and _seconds_since_heartbeat(path) <= STALE_AFTER_S)):
+    if found is None and (
+        free is False or (free is None and not created and _seconds_since_heartbeat(path) <= STALE_AFTER_S)
+    ):
         _refuse(path, None)
     if found is not None:
         if _may_be_alive(found, path, free):
