@@ -143,26 +143,17 @@ def test_wrong_inputs(tmp_path, tiny_tokenizer, name, expected):
         build(tmp_path, tiny_tokenizer, tmp_path / name)
 
 
-def test_sigkill_leaves_no_file_that_looks_whole(tmp_path, tiny_tokenizer):
+def start_long_build(tmp_path, tiny_tokenizer) -> subprocess.Popen:
+    """Start to build the corpus `out/c` from 40 MB of text, which takes seconds."""
     path = write_jsonl(tmp_path / "data.jsonl", ["some words to encode " * 50] * 40_000)
-    prefix = tmp_path / "out" / "c"
-    words = [
-        "-m",
-        "oarlock",
-        "data",
-        "pretrain",
-        "--input",
-        path,
-        "--tokenizer",
-        tiny_tokenizer,
-        "--output-prefix",
-        prefix,
-    ]
-    process = subprocess.Popen(
-        [sys.executable, *map(str, words), "--workers", "2"],
-        env={**os.environ, "PYTHONPATH": str(LLM)},
-        stderr=subprocess.DEVNULL,
-    )
+    words = ["-m", "oarlock", "data", "pretrain", "--input", path, "--tokenizer", tiny_tokenizer]
+    words += ["--output-prefix", tmp_path / "out" / "c", "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(LLM)}
+    return subprocess.Popen([sys.executable, *map(str, words)], env=environment, stderr=subprocess.DEVNULL)
+
+
+def test_sigkill_leaves_no_file_that_looks_whole(tmp_path, tiny_tokenizer):
+    process = start_long_build(tmp_path, tiny_tokenizer)
     children: list[str] = []
     while not (children and any((tmp_path / "out").glob("*.partial"))) and process.poll() is None:
         words = ["pgrep", "-P", str(process.pid)]
@@ -170,7 +161,7 @@ def test_sigkill_leaves_no_file_that_looks_whole(tmp_path, tiny_tokenizer):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not Path(f"{prefix}.idx").exists() and not Path(f"{prefix}.bin").exists()
+    assert not any((tmp_path / "out" / f"c.{end}").exists() for end in ("idx", "bin"))
     assert children
     deadline = time.monotonic() + 300
     while any(is_running(pid) for pid in children):
@@ -185,25 +176,7 @@ def is_running(pid: str) -> bool:
 
 
 def test_sigterm_removes_the_partial_files(tmp_path, tiny_tokenizer):
-    path = write_jsonl(tmp_path / "data.jsonl", ["some words to encode " * 50] * 40_000)
-    prefix = tmp_path / "out" / "c"
-    words = [
-        "-m",
-        "oarlock",
-        "data",
-        "pretrain",
-        "--input",
-        path,
-        "--tokenizer",
-        tiny_tokenizer,
-        "--output-prefix",
-        prefix,
-    ]
-    process = subprocess.Popen(
-        [sys.executable, *map(str, words), "--workers", "2"],
-        env={**os.environ, "PYTHONPATH": str(LLM)},
-        stderr=subprocess.DEVNULL,
-    )
+    process = start_long_build(tmp_path, tiny_tokenizer)
     while not any((tmp_path / "out").glob("*.partial")) and process.poll() is None:
         time.sleep(0.05)
     process.terminate()

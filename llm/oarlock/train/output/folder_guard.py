@@ -12,7 +12,7 @@ from pathlib import Path
 from oarlock.data.examples.worker_errors import make_worker_error
 from oarlock.environment.ranks import is_first_rank
 from oarlock.errors import OutputLost
-from oarlock.train.checkpoint.manifest import list_checkpoints, is_complete
+from oarlock.train.checkpoint.manifest import is_complete, list_checkpoints
 from oarlock.train.output.lock import current_lock, hold_output_lock
 
 RUN_FILE = "run.json"  # written at the start of a run; missing if somebody empties the folder

@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from oarlock.environment.ranks import is_first_rank
 from oarlock.environment.console import get_logger
+from oarlock.environment.ranks import is_first_rank
 from oarlock.errors import EnvironmentProblem
 from oarlock.train.output.lock_holder import LARGEST, Holder
 

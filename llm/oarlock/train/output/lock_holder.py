@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from oarlock.environment.processes import process_start_time
 from oarlock.errors import EnvironmentProblem
 from oarlock.formats.json_file import parse_json
-from oarlock.environment.processes import process_start_time
 
 LARGEST = 4096  # bytes
 
