@@ -179,9 +179,9 @@ def _peft() -> dict[str, Any]:
 
 
 def _sentencepiece() -> bytes:
-    from oarlock.data.tokenizers.sentencepiece_file import _message_class
+    from oarlock.data.tokenizers.sentencepiece_file import _make_message_class
 
-    model = _message_class()()
+    model = _make_message_class()()
     pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("\u2581", 1), ("H", 1), ("e", 1), ("He", 1)]
     for i, (piece, kind) in enumerate(pieces):
         model.pieces.add(piece=piece, type=kind, score=-float(i))
