@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import multiprocessing
 import os
@@ -188,8 +187,10 @@ def build_from_sources(sources: list[Source], options: BuildOptions, left_out: L
             report.first_bad += encoded.bad[: _MAX_SHOWN_BAD_LINES - len(report.first_bad)]
             if encoded.num_bad and not options.skip_bad:
                 raise DataError(f"{encoded.bad[0]}\nNothing was written. Use --skip-bad to skip such lines.")
-            with _name_errors(encoded.where):
+            try:
                 writer.add(encoded.ids, encoded.sizes, encoded.ends)
+            except DataError as error:
+                raise DataError(f"{encoded.where}: {error}") from error
             bar.update(encoded.consumed)
         report.unsure_cuts += splitter.unsure
         about = {
@@ -201,14 +202,6 @@ def build_from_sources(sources: list[Source], options: BuildOptions, left_out: L
         report.documents, report.tokens = writer.num_documents, writer.num_tokens
     report.seconds = time.monotonic() - started
     return report
-
-
-@contextlib.contextmanager
-def _name_errors(where: str) -> Iterator[None]:
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
 
 
 def _encode_all(batches: Iterable[Batch], encoder: Encoder, options: BuildOptions) -> Iterator[_Encoded]:

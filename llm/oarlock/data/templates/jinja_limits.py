@@ -30,7 +30,7 @@ class OverBudget(Exception):
     """A template exceeds its limits."""
 
 
-class Budget:
+class RenderBudget:
     """The remaining budget of one rendering.
 
     Args:
@@ -64,18 +64,18 @@ class Budget:
             raise OverBudget("it makes too much text")
 
 
-_BUDGET: ContextVar[Budget | None] = ContextVar("template_budget", default=None)
+_BUDGET: ContextVar[RenderBudget | None] = ContextVar("template_budget", default=None)
 
 
-def get_budget() -> Budget:
+def get_budget() -> RenderBudget:
     """Return the budget of the current rendering. At compile time, each constant expression gets a new one."""
-    return _BUDGET.get() or Budget(0)
+    return _BUDGET.get() or RenderBudget(0)
 
 
 @contextmanager
-def start_budget(given: int) -> Iterator[Budget]:
+def start_budget(given: int) -> Iterator[RenderBudget]:
     """Set the budget for rendering messages of `given` characters."""
-    token = _BUDGET.set(Budget(given))
+    token = _BUDGET.set(RenderBudget(given))
     try:
         yield get_budget()
     finally:

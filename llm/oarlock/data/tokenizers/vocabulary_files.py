@@ -226,7 +226,14 @@ def make_tekken_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, str]]:
     try:
         content = read_json(path, Tekken, limit=TOKENIZER_BYTES)
         config = content["config"]
-        special = _list_tekken_special(content)
+        special = list(_TEKKEN_SPECIAL)
+        if (listed := content.get("special_tokens")) is not None:
+            listed = sorted(listed, key=lambda item: item["rank"])
+            if [item["rank"] for item in listed] != list(range(len(listed))):
+                raise ValueError("its special tokens do not have consecutive ranks from 0")
+            special = [item["token_str"] for item in listed]
+        num_special = config.get("default_num_special_tokens") or len(special)
+        special += [f"<SPECIAL_{i}>" for i in range(len(special), num_special)]
         ranks = [base64.b64decode(item["token_bytes"], validate=True) for item in content["vocab"]]
         if (size := config.get("default_vocab_size")) is not None:  # entries after it are padding
             ranks = ranks[: max(0, size - len(special))]
@@ -240,20 +247,6 @@ def make_tekken_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, str]]:
     found.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     return found, {name: token for name, token in names.items() if token in special}
-
-
-def _list_tekken_special(content: Tekken) -> list[str]:
-    """Return the special tokens in order of their ids, which start at 0."""
-    listed = content.get("special_tokens")
-    if listed is None:
-        names = list(_TEKKEN_SPECIAL)
-    else:
-        ordered = sorted(listed, key=lambda item: item["rank"])
-        if [item["rank"] for item in ordered] != list(range(len(ordered))):
-            raise ValueError("its special tokens do not have consecutive ranks from 0")
-        names = [item["token_str"] for item in ordered]
-    size = content["config"].get("default_num_special_tokens") or len(names)
-    return names + [f"<SPECIAL_{i}>" for i in range(len(names), size)]
 
 
 def make_tiktoken_tokenizer(path: Path, special: list[str]) -> Tokenizer:
