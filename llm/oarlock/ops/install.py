@@ -143,12 +143,14 @@ def install() -> bool:
     check_attention()
     keep_freed_memory()
     _applied.apply(PATCHES)
+    library.enable(True)
     return True
 
 
 def uninstall() -> None:
     """Put the originals back."""
     _applied.restore()
+    library.enable(False)
 
 
 @contextlib.contextmanager
