@@ -45,6 +45,7 @@ class AttentionMask:
     _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
+    @paddle.jit.not_to_static
     def make(cls, mask: Tensor | None = None, ends: Tensor | None = None, flash: bool = False) -> AttentionMask:
         """Make a mask from what a model gets.
 
@@ -89,6 +90,7 @@ class AttentionMask:
         return self._made[name]
 
 
+@paddle.jit.not_to_static  # there is nothing to translate: no control flow depends on a tensor's values
 def attend(
     query: Tensor,
     key: Tensor,
@@ -169,7 +171,7 @@ def _list_unsupported(found: dict[str, bool]) -> str:
 
 def _size(tensor: Tensor, axis: int) -> Any:
     """A number, or a scalar tensor in a static graph."""
-    return tensor.shape[axis] if paddle.in_dynamic_mode() else paddle.shape(tensor)[axis]
+    return tensor.shape[axis] if paddle.in_dynamic_mode() else paddle.shape(tensor)[axis].astype("int32")
 
 
 def _check_shapes(
