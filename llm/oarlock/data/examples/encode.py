@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from oarlock.data.examples.labels import Encoded, EvalPrompt, encode_chat, encode_prompt
 from oarlock.data.examples.marked_text import MarkedText
@@ -98,8 +98,18 @@ def encode_source(source: RecordSource, settings: EncodingSettings, counts: Coun
         for line, item in batch.items:
             where = f"{source.name}:{line}"
             try:
-                form = detect_form(item) if form == "auto" and not isinstance(item, (ValueError, PlainText)) else form
-                jobs.append(_make_job(item, form, where, line, settings.template))
+                if isinstance(item, ValueError):
+                    raise item
+                if isinstance(item, PlainText):
+                    record: Conversation | PlainText = item
+                else:
+                    form = detect_form(item) if form == "auto" else form
+                    record = parse_record(item, form, where)
+                if isinstance(record, PlainText):
+                    jobs.append(_Job(record, _mark_text(record.text, settings.template), None, line))
+                else:
+                    chat = render_chat_text(record, settings.template)
+                    jobs.append(_Job(record, chat.text, chat, line))
             except (ValueError, DataError) as error:
                 named = isinstance(error, DataError) and not isinstance(error, MessageError)
                 message = str(error) if named else f"{where}: {error}"
@@ -121,16 +131,6 @@ class _Job:
     text: MarkedText
     chat: ChatText | None
     line: int
-
-
-def _make_job(item: Any, form: str, where: str, line: int, template: ChatTemplate) -> _Job:
-    if isinstance(item, ValueError):
-        raise item
-    record = item if isinstance(item, PlainText) else parse_record(item, form, where)
-    if isinstance(record, PlainText):
-        return _Job(record, _mark_text(record.text, template), None, line)
-    chat = render_chat_text(record, template)
-    return _Job(record, chat.text, chat, line)
 
 
 def _mark_text(text: str, template: ChatTemplate) -> MarkedText:
