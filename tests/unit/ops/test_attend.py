@@ -9,8 +9,8 @@ import pytest
 
 from exact_attention import KINDS, exact_attention, make_ends, make_seen
 from oarlock.environment.paddle_import import import_paddle
-from oarlock.ops import attention, library
-from oarlock.ops.attention import AttentionMask, attend
+from oarlock.ops import attention, library, patch
+from oarlock.ops.attention import AttentionMask, attend, make_mask
 
 import_paddle()
 import paddle  # noqa: E402
@@ -27,7 +27,7 @@ def backend(request, monkeypatch):
     is_fused = request.param == "fused"
     if is_fused and library.why_missing():
         pytest.skip(library.why_missing())
-    monkeypatch.setattr(library, "_is_enabled", is_fused)
+    monkeypatch.setattr(patch, "_is_enabled", is_fused)
     others = ("reference_attention", "attend_in_blocks") if is_fused else ("fused_attention",)
     for name in others:
         monkeypatch.setattr(attention, name, None)
@@ -66,10 +66,10 @@ def test_everything_together(backend, kind, window, soft_cap, has_sinks):
             of_window = make_seen(queries, keys, window=window) | ~make_seen(queries, keys)
             seen = random.random((2, 1, queries, keys)) < 0.5
             seen[0, 0, 1] = False
-            mask, seen = AttentionMask.make(paddle.to_tensor(seen)), seen & of_window
+            mask, seen = make_mask(paddle.to_tensor(seen)), seen & of_window
         else:
             ends = make_ends(random, kind, 2, keys)
-            mask = AttentionMask.make(ends=None if kind == "causal" else paddle.to_tensor(ends))
+            mask = make_mask(ends=None if kind == "causal" else paddle.to_tensor(ends))
             seen = make_seen(queries, keys, ends, window)
         found = run(arrays, mask, sinks, window=window, soft_cap=soft_cap)
         require_close(found, exact_attention(*arrays, seen, SCALE, soft_cap=soft_cap, sinks=sinks))
@@ -93,7 +93,7 @@ def test_a_query_without_keys_gives_0(backend, has_sinks):
     text[1, :4] = 0
     sinks = np.zeros(4, np.float32) if has_sinks else None
     for mask in (text, make_seen(9, 9, text.astype(np.int32) * 9)):
-        output, of_query, *_ = run(arrays, AttentionMask.make(paddle.to_tensor(mask)), sinks)
+        output, of_query, *_ = run(arrays, make_mask(paddle.to_tensor(mask)), sinks)
         assert not output[1, :4].any() and not of_query[1, :4].any()
         assert output[0].any(axis=[1, 2]).all() and output[1, 4:].any(axis=[1, 2]).all()
 
@@ -162,7 +162,7 @@ class Attending(paddle.nn.Layer):
 
     def forward(self, query, key, value, mask):
         """Computes it."""
-        mask = AttentionMask.make(mask)
+        mask = make_mask(mask)
         return attend(query, key, value, mask=mask, scale=SCALE, sinks=self.sinks, **self.features)
 
 
@@ -188,12 +188,12 @@ def test_static_graph(tmp_path, features, is_dense):
 
 def test_masks_that_models_get():
     text = paddle.to_tensor([[0, 1, 1], [1, 1, 1]])
-    assert AttentionMask.make(text).ends.tolist() == [[0, 3, 3], [3, 3, 3]]
-    assert AttentionMask.make(text.astype("float32")).ends.dtype == paddle.int32
+    assert make_mask(text).ends.tolist() == [[0, 3, 3], [3, 3, 3]]
+    assert make_mask(text.astype("float32")).ends.dtype == paddle.int32
     ends = paddle.to_tensor([[2, 2, 3], [3, 3, 3]], dtype="int32")
     for form in (ends, ends.unsqueeze(1), ends.reshape([2, 1, 3, 1])):
-        assert AttentionMask.make(ends=form).ends.tolist() == ends.tolist()
-    assert AttentionMask.make(text, ends).ends.tolist() == [[0, 2, 3], [3, 3, 3]]
+        assert make_mask(ends=form).ends.tolist() == ends.tolist()
+    assert make_mask(text, ends).ends.tolist() == [[0, 2, 3], [3, 3, 3]]
     seen = paddle.to_tensor(make_seen(3, 3))
     lowest = paddle.finfo(paddle.float32).min
     for form in (
@@ -203,9 +203,9 @@ def test_masks_that_models_get():
         paddle.where(seen, 0.0, lowest),
         paddle.where(seen, 0.0, -np.inf),
     ):
-        made = AttentionMask.make(form)
+        made = make_mask(form)
         assert made.ends is None and made.seen.dtype == paddle.bool and (made.seen == seen).all()
-    assert AttentionMask.make() == AttentionMask()
+    assert make_mask() == AttentionMask()
 
 
 def test_refusals():
@@ -219,7 +219,7 @@ def test_refusals():
         "got 5 queries and 3 keys": (query, key[:, :3], value[:, :3], mask, {}),
         r"ends has to be \[2, 5\]; got \[2, 4\]": (query, key, value, AttentionMask(ends), {}),
         r"the mask has to be \[2, 1, 5, 5\]; got \[2, 1, 4, 4\]":
-            (query, key, value, AttentionMask.make(paddle.ones([2, 4, 4], "bool")), {}),
+            (query, key, value, make_mask(paddle.ones([2, 4, 4], "bool")), {}),
         "a window has to be at least 1; got 0": (query, key, value, mask, {"window": 0}),
         r"sinks has to be \[4\]; got \[2\]": (query, key, value, mask, {"sinks": paddle.zeros([2])}),
         r"\[batch, tokens, heads, head_dim\]; got \[5, 4, 8\]": (query[0], key, value, mask, {}),
@@ -228,6 +228,6 @@ def test_refusals():
         with pytest.raises(ValueError, match=text):
             attend(*tensors, mask=given, scale=1.0, **features)
     with pytest.raises(ValueError, match="0 or below -1e4"):
-        AttentionMask.make(paddle.ones([2, 1, 5, 5]))
+        make_mask(paddle.ones([2, 1, 5, 5]))
     with pytest.raises(ValueError, match="only the first together with the ends"):
-        AttentionMask.make(paddle.ones([2, 5, 5], "bool"), ends)
+        make_mask(paddle.ones([2, 5, 5], "bool"), ends)
