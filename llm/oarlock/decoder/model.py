@@ -24,7 +24,7 @@ from oarlock.decoder.linear import find_runs
 from oarlock.decoder.norm import RMSNorm
 from oarlock.families.architecture import Architecture
 from oarlock.families.family import Family
-from oarlock.ops.attention import make_mask
+from oarlock.ops.attention import AttentionMask, make_mask
 from oarlock.ops.linear_cross_entropy import DeferredLogits
 from oarlock.ops.patch import can_fuse
 from oarlock.typing import Tensor
