@@ -12,9 +12,11 @@ from typing import Any
 
 from oarlock.environment.console import log_once
 from oarlock.errors import ModelError
+from oarlock.families.family import HFConfig
 
 _KINDS = {"linear": "linear", "dynamic": "dynamic_ntk"}  # Hugging Face's name -> PaddleNLP's
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+LENGTH = "original_max_position_embeddings"  # in the parameters; Phi-3 has it beside them, which counts more
 _ANY = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 # The keys that each kind reads.
 _READ: dict[str, tuple[str, ...]] = {
@@ -23,6 +25,48 @@ _READ: dict[str, tuple[str, ...]] = {
     "dynamic": (*_ANY, "factor", "original_max_position_embeddings"),
     "llama3": (*_ANY, *_LLAMA3),
 }
+
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+_KINDS_WITH_LENGTH = ("llama3", "yarn", "longrope")
+
+
+def read_rope_fields(content: Mapping[str, Any], words: HFConfig, who: str) -> dict[str, Any]:
+    """Make the fields of our own configurations: rope_theta, rope_scaling and partial_rotary_factor, as transformers 4.
+
+    families.rope.read_rope() checks what each kind of scaling needs.
+
+    Args:
+        content: of config.json, without nulls.
+        words: of the family.
+        who: file and family, for messages.
+
+    Raises:
+        ModelError: for parameters that contradict each other, or of single layers where the family has none.
+    """
+    found, nested = {}, content.get("rope_parameters")
+    if words.local_theta and nested:
+        if not isinstance(nested, Mapping) or set(nested) - {_SLIDING, _FULL}:
+            raise ModelError(f"{who}: rope_parameters has to have {_FULL} and {_SLIDING}; it is {nested!r}")
+        local = dict(nested.get(_SLIDING) or {})
+        theta, kind = local.pop("rope_theta", None), local.pop("rope_type", "default")
+        if kind != "default" or local:
+            raise ModelError(f"{who} has no scaled rotary embeddings in its sliding layers (rope_parameters)")
+        found = {words.local_theta: theta} if theta is not None else {}
+        content = {**content, "rope_parameters": nested.get(_FULL)}
+    kind, rope = _read_parameters(content, who)
+    for name, default in (("rope_theta", words.rope_theta), ("partial_rotary_factor", words.partial_rotary_factor)):
+        if {name} <= content.keys() & rope.keys() and content[name] != rope[name]:
+            raise ModelError(f"{who}: {name} is {content[name]!r}, and {rope[name]!r} among the rope parameters")
+        value = rope.get(name, content.get(name, default))
+        found[name] = None if value is None else _check_number(value, name, who)
+    if kind != "default":
+        scaling = {key: value for key, value in rope.items() if key not in ("type", *found)}
+        length = content.get(LENGTH, words.fields.get(LENGTH))
+        if length is not None and kind in _KINDS_WITH_LENGTH:
+            scaling[LENGTH] = length
+        found["rope_scaling"] = {**scaling, "rope_type": kind}
+    return found
 
 
 def convert_rope_from_hf(content: Mapping[str, Any], scaled: bool, who: str) -> dict[str, Any]:
