@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,10 @@ def compute_frequencies(rope: Rope, length: int) -> tuple[np.ndarray, float]:
         float32 [dim / 2], and the factor, which is 1 except for yarn and longrope.
     """
     scaling, base = rope.scaling, rope.theta
-    if rope.kind == "ntk" or is_long(rope, length) and rope.kind == "dynamic":
+    if rope.kind in ("ntk", "dynamic"):
         factor = scaling["factor"]
         if rope.kind == "dynamic":
-            factor = factor * length / rope.max_positions - (factor - 1)
+            factor = factor * max(length, original_length(rope)) / original_length(rope) - (factor - 1)
         base = base * factor ** (rope.dim / (rope.dim - 2))
     powers = _compute_powers(base, rope.dim)
     if rope.kind == "yarn":
@@ -52,22 +53,19 @@ def compute_frequencies(rope: Rope, length: int) -> tuple[np.ndarray, float]:
     return inverse, 1.0
 
 
-def is_long(rope: Rope, length: Any) -> Any:
-    """Whether a text of this length (an int, or a tensor) is longer than those before the scaling."""
-    before = rope.max_positions
-    if rope.kind == "longrope":
-        before = rope.scaling.get("original_max_position_embeddings", before)
-    return length > before
+def original_length(rope: Rope) -> int:
+    """Tokens of the longest texts that the model computes as before the scaling."""
+    return rope.scaling.get("original_max_position_embeddings", rope.max_positions)
 
 
 @functools.lru_cache(maxsize=64)
 def _compute_powers(base: float, dim: int) -> np.ndarray:
-    """base ** (2i / dim), float32 [dim / 2], rounded as by Paddle on a CPU, whose pow differs from NumPy's in last bits."""
+    """base ** (2i / dim), float32 [dim / 2], as Paddle rounds it on a CPU (NumPy rounds differently)."""
     with paddle.base.dygraph.guard(paddle.CPUPlace()):  # also while a static graph is made
         return (base ** (paddle.arange(0, dim, 2).astype("float32") / dim)).numpy()
 
 
-def _scale_llama3(scaling: Any, inverse: np.ndarray) -> np.ndarray:
+def _scale_llama3(scaling: Mapping[str, Any], inverse: np.ndarray) -> np.ndarray:
     """Divide low frequencies by factor, keep high ones, and blend those between."""
     original, factor = np.float32(scaling["original_max_position_embeddings"]), np.float32(scaling["factor"])
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
@@ -83,8 +81,7 @@ def _scale_yarn(rope: Rope, powers: np.ndarray) -> tuple[np.ndarray, float]:
 
     DeepSeek divides two attention factors (mscale, mscale_all_dim). gpt-oss does not round the ramp's ends (truncate).
     """
-    scaling, half = rope.scaling, rope.dim // 2
-    original = scaling.get("original_max_position_embeddings", rope.max_positions)
+    scaling, original = rope.scaling, original_length(rope)
     factor = scaling.get("factor", rope.max_positions / original)
 
     def find_component(rotations: float) -> float:
@@ -95,7 +92,7 @@ def _scale_yarn(rope: Rope, powers: np.ndarray) -> tuple[np.ndarray, float]:
     if scaling.get("truncate", True):
         start, end = math.floor(start), math.ceil(end)
     start, end = max(start, 0), min(end, rope.dim - 1)
-    ramp = (np.arange(half, dtype=np.float32) - np.float32(start)) / np.float32(end - start or 0.001)
+    ramp = (np.arange(rope.dim // 2, dtype=np.float32) - np.float32(start)) / np.float32(end - start or 0.001)
     kept = 1 - np.clip(ramp, 0, 1)
     inverse = 1 / (np.float32(factor) * powers) * (1 - kept) + 1 / powers * kept
 
@@ -111,9 +108,8 @@ def _scale_yarn(rope: Rope, powers: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _scale_longrope(rope: Rope, powers: np.ndarray, length: int) -> tuple[np.ndarray, float]:
-    scaling = rope.scaling
-    original = scaling.get("original_max_position_embeddings", rope.max_positions)
+    scaling, original = rope.scaling, original_length(rope)
     factor = scaling.get("factor", rope.max_positions / original)
     attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    factors = np.asarray(scaling["long_factor" if is_long(rope, length) else "short_factor"], np.float32)
+    factors = np.asarray(scaling["long_factor" if length > original else "short_factor"], np.float32)
     return np.float32(1) / (factors * powers), float(scaling.get("attention_factor", attention))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
+import numpy as np
 import paddle
 from paddle.incubate.nn.functional import fused_rotary_position_embedding
 
-from oarlock.decoder.frequencies import compute_frequencies, is_long
+from oarlock.decoder.frequencies import compute_frequencies, original_length
 from oarlock.families.architecture import Rope
 from oarlock.ops.patch import can_fuse
 from oarlock.ops.rotary import fused_rotary
@@ -18,9 +18,8 @@ _MOST_TABLES = 8
 _FEWEST_ROWS = 256
 
 
-def rotate(
-    query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, length: int
-) -> tuple[Tensor, Tensor]:
+@paddle.jit.not_to_static
+def rotate(query: Tensor, key: Tensor, rope: Rope, positions: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
     """Rotate pairs of components by angles that grow with the position; components after rope.dim stay as they are.
 
     Args:
@@ -79,27 +78,31 @@ _tables: tuple[_Table, ...] = ()  # the last ones used
 
 
 def _find_table(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of at least `length` positions. A table is replaced by one of twice the length as texts grow."""
+    """Return cos and sin of at least `length` positions. Tables double as texts grow."""
     global _tables
-    about = rope, paddle.get_device(), is_long(rope, length)
+    about = rope, paddle.get_device(), rope.kind in ("dynamic", "longrope") and length > original_length(rope)
     changes = about[2] and rope.kind == "dynamic"  # with every length
     found = next((table for table in _tables if (table.rope, table.device, table.is_long) == about), None)
     if found is None or found.length < length or (changes and found.length != length):
         rows = length if changes else max(_FEWEST_ROWS, 1 << (length - 1).bit_length())
         if length <= rope.max_positions:
             rows = min(rows, rope.max_positions)
-        cos, sin = _compute_cos_and_sin(rope, paddle.arange(rows), compute_frequencies(rope, length))
+        inverse, factor = compute_frequencies(rope, length)
+        cos, sin = _compute_cos_and_sin(rope, paddle.arange(rows), paddle.to_tensor(inverse), factor)
         others = tuple(table for table in _tables if table is not found)
         found = _Table(*about, rows, cos, sin)
         _tables = (found, *others[: _MOST_TABLES - 1])
     return found.cos, found.sin
 
 
-def _compute_cos_and_sin(rope: Rope, positions: Tensor, frequencies: tuple[Any, float]) -> tuple[Tensor, Tensor]:
+def _compute_cos_and_sin(rope: Rope, positions: Tensor, inverse: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """[...] -> float32 [..., dim]."""
-    inverse, factor = frequencies
     with paddle.no_grad(), paddle.amp.auto_cast(False):
-        angles = positions.astype("float32").unsqueeze(-1) * paddle.assign(inverse)
+        steps = positions.astype("float32")
+        if rope.kind == "linear":  # to round as PaddleNLP, which divides positions instead of frequencies
+            steps = steps / rope.scaling["factor"]
+            inverse = paddle.assign(compute_frequencies(replace(rope, kind="default"), 1)[0])
+        angles = steps.unsqueeze(-1) * inverse
         angles = paddle.concat([angles, angles], -1)
         cos, sin = angles.cos(), angles.sin()
         return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
@@ -109,14 +112,16 @@ def _rotate_in_graph(query: Tensor, key: Tensor, rope: Rope, positions: Tensor |
     """Angles are computed in the graph: its file has no tables, and the length of texts no limit."""
     if positions is None:
         positions = paddle.arange(paddle.shape(query)[1], dtype="int64").unsqueeze(0)
-    length = positions.max() + 1
-    inverse, factor = compute_frequencies(rope, 1)
+    length, original = positions.max() + 1, original_length(rope)
+    before, factor = compute_frequencies(rope, original)
+    inverse = paddle.assign(before)
     if rope.kind == "longrope":
-        longer, _ = compute_frequencies(rope, 1 + rope.max_positions)
-        inverse = paddle.where(is_long(rope, length), paddle.assign(longer), paddle.assign(inverse))
+        longer, _ = compute_frequencies(rope, original + 1)
+        inverse = paddle.where(length > original, paddle.assign(longer), inverse)
     elif rope.kind == "dynamic":
-        ...
-    cos, sin = _compute_cos_and_sin(rope, positions, (inverse, factor))
+        stretched = paddle.clip(rope.scaling["factor"] * (length.astype("float32") / original - 1) + 1, min=1.0)
+        inverse = inverse * stretched ** paddle.assign(np.arange(0, -rope.dim, -2, np.float32) / (rope.dim - 2))
+    cos, sin = _compute_cos_and_sin(rope, positions, inverse, factor)
     cos, sin = cos.unsqueeze(2).astype(query.dtype), sin.unsqueeze(2).astype(query.dtype)
     return _turn(query, cos, sin), _turn(key, cos, sin)
 
