@@ -1,6 +1,7 @@
 """Llama."""
 
 from oarlock.families.family import Family, FusedDecoderSpec, HFConfig, Packing
+from oarlock.families.rope import SCALED_ROTARY
 from oarlock.families.shared import (
     BATCH_FIRST,
     FUSED_PROJECTIONS,
@@ -38,7 +39,7 @@ FAMILY = Family(
         supported={"hidden_act": ("silu", "swish"), "attention_bias": (False,), "mlp_bias": (False,)},
         required={"alibi": False, "use_long_sequence_strategies": False},
         dropouts=frozenset({"attention_dropout"}),
-        scaled_rotary=True,
+        scaled_rotary=SCALED_ROTARY | {"ntk"},
     ),
     packing=Packing(takes_ends=True),
     fused_decoder=FusedDecoderSpec(),
