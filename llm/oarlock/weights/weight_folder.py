@@ -238,7 +238,8 @@ def _detect_layout(files: Mapping[str, Path]) -> str:
         if by_name not in (None, layout):
             example = min(names)
             raise ModelError(
-                f"{path}: its header says format {said!r}, and its tensors have names or shapes of the other layout ({example})"
+                f"{path}: its header says format {said!r}, and its tensors have names or shapes of the other layout "
+                f"({example})"
             )
         found.setdefault(layout, path)
     if len(found) > 1:

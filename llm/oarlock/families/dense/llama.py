@@ -8,6 +8,7 @@ from oarlock.errors import ModelError
 from oarlock.families.architecture import Architecture
 from oarlock.families.config_reading import make_blocks, read_architecture, read_attention, read_mlp, read_partial_rope
 from oarlock.families.family import Family, FusedDecoderSpec, HFConfig, Packing
+from oarlock.families.rope import SCALED_ROTARY
 from oarlock.families.shared import (
     BATCH_FIRST,
     FUSED_PROJECTIONS,
@@ -65,7 +66,7 @@ FAMILY = Family(
         },
         required={"alibi": False, "use_long_sequence_strategies": False},
         activation="hidden_act",
-        scaled_rotary=True,
+        scaled_rotary=SCALED_ROTARY | {"ntk"},
     ),
     packing=Packing(takes_ends=True),
     fused_decoder=FusedDecoderSpec(),

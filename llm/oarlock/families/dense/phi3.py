@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from oarlock.errors import ModelError
 from oarlock.families.architecture import Architecture
 from oarlock.families.config_reading import make_blocks, read_architecture, read_attention, read_mlp, read_partial_rope
 from oarlock.families.family import HFConfig
@@ -12,15 +11,8 @@ from oarlock.families.shared import make_decoder_family
 
 
 def make_architecture(config: Any) -> Architecture:
-    """Make the architecture of Phi-3, whose files have packed matrices.
-
-    Raises:
-        ModelError: for another scaling of rotary embeddings than longrope.
-    """
-    rope = read_partial_rope(config)
-    if rope.kind not in ("default", "longrope"):
-        raise ModelError(f"rope_scaling: Phi-3 has only longrope, and this is {rope.kind}")
-    attention = read_attention(config, rope, window=config.sliding_window, packed="blocks")
+    """Make the architecture of Phi-3, whose files have packed matrices."""
+    attention = read_attention(config, read_partial_rope(config), window=config.sliding_window, packed="blocks")
     mlp = read_mlp(config, packed=True, names=("gate_up_proj", "", "down_proj"))
     return read_architecture(config, make_blocks([attention] * config.num_hidden_layers, mlp))
 
@@ -50,6 +42,7 @@ FAMILY = make_decoder_family(
         ignored=frozenset({"interpolate_factor", "full_attn_mod"}),
         dropouts=frozenset({"resid_pdrop", "embd_pdrop"}),
         activation="hidden_act",
+        scaled_rotary=frozenset({"longrope"}),
     ),
     make_architecture,
     lora_targets=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
