@@ -16,20 +16,16 @@ from structure.walks import WALKS
 
 ROOT = Path(__file__).resolve().parents[2]
 ALWAYS = [
-    "lines_max", "files_too_long", "folder_max", "file_circles", "package_circles", "family_tests", "sharding_decisions",
-    "mocks", "sentence_words",
+    "lines_max", "files_too_long", "others_too_long", "folder_max", "file_circles", "package_circles", "used_once",
+    "repeated_classes", "fragments", "family_tests", "sharding_decisions", "mocks", "sentence_words", "dialect_docs",
+    "dialect_code",
 ]  # fmt: skip
-# Figures that are still above their limit, or have none, and what they may be today: lower these, never raise one.
+# Figures without a limit of their own, and what they may be today: lower these, never raise one.
 ALLOWED: dict[str, float] = {
-    "others_too_long": 2,
-    "used_once": 0.25,
-    "one_statement": 0.29,
-    "long_functions": 2,
-    "without_verb": 717,
-    "repeated_classes": 3,
-    "fragments": 112,
-    "dialect_docs": 10,
-    "dialect_code": 108,
+    "inlinable": 0,
+    "one_statement": 0.284,
+    "long_functions": 1,
+    "without_verb": 455,
 }
 
 
