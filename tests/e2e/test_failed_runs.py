@@ -49,7 +49,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(tmp_path, tiny_config, tiny_to
         ({"output_dir": "/proc/none"}, 1, "can't be written"),
     ],
 )
-def test_problems_are_told_in_a_sentence(tmp_path, tiny_config, corpus, changes, code, expected):
+def test_problems_are_reported_in_one_sentence(tmp_path, tiny_config, corpus, changes, code, expected):
     words = pretrain_flags(tiny_config, corpus, tmp_path / "out", **changes)
     result = run_program("run_pretrain.py", *words)
     assert result.returncode == code, result.stderr
@@ -134,7 +134,7 @@ def test_data_errors_of_finetuning(tmp_path, tiny_model):
     assert result.returncode == 1 and "has no dev file" in result.stderr
 
 
-def test_wrong_flags_answer_at_once():
+def test_wrong_flags_fail_before_paddle_is_imported():
     """Before the seconds that importing Paddle takes."""
     result = run_program("finetune_generation.py", "--do_trian", env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert result.returncode == 2 and "did you mean --do_train" in result.stderr

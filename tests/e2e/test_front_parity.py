@@ -65,7 +65,7 @@ def tensors(**more):
     return [{"name": name, "datatype": kinds[name], "shape": [1], "data": [value]} for name, value in question(**more).items()]  # fmt: skip
 
 
-def test_what_is_told_of_the_models(addresses):
+def test_model_metadata(addresses):
     for path in (*(f"/v2/models/{model}{what}" for model in MODELS for what in ("", "/versions/1", "/config")),
                  "/v2/models/nobody", "/v2/models/oarlock/versions/7", "/v2/models/nobody/config"):  # fmt: skip
         assert ask(addresses[0], path) == ask(addresses[1], path), path

@@ -52,7 +52,7 @@ def settings(folder: Path) -> dict:
     return json.loads((folder / "generation_config.json").read_text())
 
 
-def test_asked_and_served(base):
+def test_generation_settings_apply_to_ask_and_serve(base):
     tokenizer = load_tokenizer(str(base))
     assert load_finetuned(str(base)).ends == (0, 1, 302)
     said = tokenizer.decode([300, 301]).strip()

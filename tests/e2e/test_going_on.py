@@ -128,7 +128,7 @@ def longer(stage) -> Stage:
 
 
 @pytest.mark.parametrize("name", COMPLETE)
-def test_a_complete_run_is_made_longer_as_it_says(longer, name):
+def test_following_the_printed_advice_extends_a_complete_run(longer, name):
     said = longer.said(f"{name} longer")
     steps = 6 if name == "epochs" else 4
     assert f"resuming from out/{name.replace(' ', '-')}/checkpoint-{steps // 2} (step {steps // 2}, " in said
@@ -143,13 +143,13 @@ def test_a_complete_run_is_made_longer_as_it_says(longer, name):
         scheduler.step()
 
 
-def test_a_run_that_stopped_early_trains_on_as_it_says(longer):
+def test_following_the_printed_advice_continues_an_early_stopped_run(longer):
     assert "step 2: eval_loss" in longer.said("patience") and "step 3: " not in longer.said("patience")
     assert "resuming from out/patience/checkpoint-2" in longer.said("patience longer")
     assert longer.rows("patience", "eval_loss")[-1]["step"] == 4
 
 
-def test_a_run_of_another_configuration_is_gone_on_with_as_it_says(longer):
+def test_following_the_printed_advice_resumes_with_another_configuration(longer):
     """The third way that the refusal names; the first two are other runs."""
     assert "learning_rate was 0.01, is 0.003" in longer.said("another", code=1)
     said = longer.said("another all the same")
@@ -189,7 +189,7 @@ def alone(stage) -> Stage:
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_an_adapter_folder_alone_is_evaluated_and_trained_further(alone, name):
+def test_an_adapter_folder_is_enough_to_evaluate_and_train_further(alone, name):
     said = alone.said(f"{name} alone")
     assert f"../out/{name} is an adapter" in said and f"its base {BASE} is taken from {alone.folder / BASE}" in said
     last = alone.rows(name, "eval_loss")

@@ -45,7 +45,7 @@ def installed(wheel, tmp_path_factory) -> Path:
     return site
 
 
-def test_it_holds_every_module_recipe_and_script(wheel):
+def test_the_wheel_contains_every_module_recipe_and_script(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(ROOT / "llm").as_posix() for path in (ROOT / "llm" / "oarlock").rglob("*.py")}
     configs = {f"oarlock/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*") if path.is_file()}
@@ -53,7 +53,7 @@ def test_it_holds_every_module_recipe_and_script(wheel):
     assert sorted((modules | configs | scripts) - held) == []
 
 
-def test_it_trains_outside_the_repository(installed, tiny_model, tmp_path):
+def test_the_wheel_trains_outside_the_repository(installed, tiny_model, tmp_path):
     """The console script as two ranks of Paddle's launcher, and the packaged script that `oarlock launch` starts."""
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     oarlock, recipe = installed / "bin" / "oarlock", ("finetune", "lora_7b", "--model_name_or_path", tiny_model, *SHORT)

@@ -56,7 +56,7 @@ def kernel_environment(tmp_path, monkeypatch) -> Path:
     return tmp_path / "out"
 
 
-def test_it_runs(kernel_environment):
+def test_the_notebook_runs(kernel_environment):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     execute(notebook)  # an error of a cell is raised
     check_outputs(notebook)
@@ -67,7 +67,7 @@ def test_it_runs(kernel_environment):
     assert list((kernel_environment / "lora" / "visualdl").iterdir())
 
 
-def test_the_saved_outputs_are_of_a_whole_run():
+def test_the_saved_outputs_are_of_a_complete_run():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
@@ -76,7 +76,7 @@ def test_the_saved_outputs_are_of_a_whole_run():
     assert "A: 山\n" in text_of(asked), "a run long enough to learn"
 
 
-def test_the_notebook_is_small_and_names_no_machine():
+def test_the_notebook_is_small_and_contains_no_machine_paths():
     assert NOTEBOOK.stat().st_size < 200_000
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in notebook.cells:
@@ -89,7 +89,7 @@ def test_the_notebook_is_small_and_names_no_machine():
     ]
 
 
-def test_the_installation_is_left_out_where_there_is_one():
+def test_installation_is_skipped_if_oarlock_is_installed():
     """Its cell, with a Python that has no oarlock and a pip that writes down what it is asked for."""
     (cell,) = [cell for cell in code_cells(nbformat.read(NOTEBOOK, as_version=4)) if "pip install" in cell.source]
     script = cell.source.removeprefix("%%bash\n")
@@ -124,7 +124,7 @@ _INTERFACE_CELLS = (
 )
 
 
-def test_the_python_interface_in_cells(tiny_model, tmp_path, monkeypatch):
+def test_the_python_api_works_in_cells(tiny_model, tmp_path, monkeypatch):
     """Runs one after the other in one kernel; a failure is an exception of the cell, and the kernel stays."""
     monkeypatch.setenv("PYTHONPATH", str(LLM))
     notebook = nbformat.v4.new_notebook()

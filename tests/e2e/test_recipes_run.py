@@ -119,7 +119,7 @@ def test_a_script_trains_on_the_cpu(results, folder, name):
         assert "chat template: alpaca" in result["said"]
 
 
-def test_every_script_is_tried():
+def test_every_script_is_tested():
     assert {path.name for path in (ROOT / "scripts").glob("finetune_*.sh")} == set(SCRIPTS)
 
 

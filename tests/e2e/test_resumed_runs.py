@@ -24,7 +24,7 @@ from support.training_runs import pretrain_flags, wait_for_rows
 # resume
 
 
-def test_killed_at_random_moments_and_resumed_bit_for_bit(monkeypatch, capsys):
+def test_a_run_killed_at_random_moments_resumes_bit_for_bit(monkeypatch, capsys):
     """The short form of tests/kill_and_resume.py (20 kills are run by hand)."""
     monkeypatch.setattr(sys, "argv", ["kill_and_resume.py", "--kills", "3", "--steps", "200", "--seed", "5"])
     code = kill_and_resume.main()
@@ -33,7 +33,7 @@ def test_killed_at_random_moments_and_resumed_bit_for_bit(monkeypatch, capsys):
     assert summary["kills"] == 3 and code == 0
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, tiny_config, corpus):
+def test_sigterm_saves_and_the_same_command_resumes(tmp_path, tiny_config, corpus):
     words = pretrain_flags(tiny_config, corpus, tmp_path / "cut", max_steps=200, save_steps=1000)
     process = subprocess.Popen(
         [sys.executable, str(LLM / "run_pretrain.py"), *words],
@@ -63,7 +63,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, tiny_config, corpu
     assert all(np.array_equal(weights[0][key], weights[1][key]) for key in weights[1])
 
 
-def test_a_changed_batch_size_goes_on_at_the_right_sample(tmp_path, tiny_config, corpus):
+def test_a_changed_batch_size_resumes_at_the_right_sample(tmp_path, tiny_config, corpus):
     run_program("run_pretrain.py", *pretrain_flags(tiny_config, corpus, tmp_path, num_train_epochs=1, max_steps=4))
     words = pretrain_flags(
         tiny_config, corpus, tmp_path, max_steps=6, per_device_train_batch_size=2, gradient_accumulation_steps=3,
@@ -75,7 +75,7 @@ def test_a_changed_batch_size_goes_on_at_the_right_sample(tmp_path, tiny_config,
     assert [row["samples"] for row in rows(tmp_path / "metrics.jsonl")][-2:] == [22, 28]
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, tiny_config, corpus):
+def test_a_damaged_checkpoint_is_skipped(tmp_path, tiny_config, corpus):
     words = pretrain_flags(tiny_config, corpus, tmp_path)
     assert run_program("run_pretrain.py", *words).returncode == 0
     weights = tmp_path / "checkpoint-6" / "rank-00000.safetensors"
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, tiny_config, corpus):
 
 
 @pytest.mark.skipif(not matmul_library.LIBRARY.exists(), reason=f"{matmul_library.LIBRARY.name} is not built")
-def test_a_resumed_run_keeps_the_library_of_its_matrix_products(tmp_path, tiny_config, corpus):
+def test_a_resumed_run_keeps_its_matmul_library(tmp_path, tiny_config, corpus):
     """As when it began on a machine with another processor."""
     other = next(library for library in matmul_library.TITLES if library != matmul_library.choose_library())
     words = pretrain_flags(tiny_config, corpus, tmp_path / "out")

@@ -18,7 +18,7 @@ from helpers import ROOT, run_program
 from serving import GUARD_S, KEY, QUESTION, TOKENS, chat_tensors, tensor
 
 
-def test_the_same_tokens_by_every_way(server, client, stream, served_model):
+def test_every_protocol_returns_the_same_tokens(server, client, stream, served_model):
     """Beside them all: the model as `oarlock ask` runs it, one prompt at a time, without the engine."""
     from oarlock.models.generate import generate_ids
     from oarlock.models.load_finetuned import load_finetuned
@@ -79,7 +79,7 @@ def test_the_same_tokens_by_every_way(server, client, stream, served_model):
     assert plain.choices[0].text == text
 
 
-def test_text_that_spells_special_tokens(server, client, served_model):
+def test_special_tokens_spelled_in_text(server, client, served_model):
     """In a message it is text; in a raw prompt, which is a template's text by nature, a special token."""
     from oarlock.data.examples.marked_text import MarkedText
     from oarlock.data.templates.chat_template import choose_template
@@ -160,7 +160,7 @@ def test_special_tokens_as_stop_texts(server, client, stream, served_model):
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
-def test_curl(server):
+def test_the_printed_curl_command(server):
     """The command that the server shows, and Triton's health route."""
     (line,) = [line for line in server.said().splitlines() if line.strip().startswith("try ")]
     line = line.replace('{"model"', '{"max_tokens": 4, "model"')  # which has no end of its own here
@@ -176,7 +176,7 @@ def test_curl(server):
     assert parts[-1]["completion_tokens"] == 4 and parts[-1]["finish_reason"] == "length"
 
 
-def test_the_clients_of_deploy(server, client):
+def test_the_example_clients(server, client):
     """Each of them prints the answer alone."""
     expected = (
         client.chat.completions.create(
@@ -201,7 +201,7 @@ def test_the_clients_of_deploy(server, client):
         assert done.stdout.strip() == expected.strip(), (words, done.stderr)
 
 
-def test_answers_in_a_batch_equal_answers_alone(server, client):
+def test_batched_answers_equal_single_answers(server, client):
     questions = [f"Repeat the words.\n{word}" for word in ("river", "window tea", "sheep", "a b c d e f", "x", "大")]
 
     def ask(question):

@@ -81,7 +81,7 @@ def wild_tensors(draw):
     return request
 
 
-def test_any_tensors_are_refused_as_invalid(server):
+def test_arbitrary_tensors_are_refused_as_invalid(server):
     """Over gRPC, by all three models; the server is as it was afterwards."""
     channel = grpc.insecure_channel(server.grpc_url)
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -135,7 +135,7 @@ def test_any_tensors_are_refused_as_invalid(server):
     assert "Traceback" not in server.said()
 
 
-def test_any_number_is_answered_or_refused(server, client):
+def test_every_number_is_accepted_or_refused(server, client):
     """By every way that a number comes in; none of them ends in the server's fault."""
     over_grpc = InferenceServerClient(server.grpc_url)
     address, answered = f"{server.rest_url}/v2/models/oarlock/generate", 0
@@ -169,7 +169,7 @@ def test_any_number_is_answered_or_refused(server, client):
     over_grpc.close()
 
 
-def test_invalid_requests_name_what_is_wrong(server):
+def test_errors_name_the_invalid_field(server):
     for fields, words in (
         ({}, "give one of text_input, messages and input_ids; got none"),
         ({"text_input": "x", "messages": "[]"}, "got text_input, messages"),
@@ -203,7 +203,7 @@ def test_schemathesis(server, tmp_path):
     assert httpx.get(f"{server.url}/health").status_code == 200 and "Traceback" not in server.said()
 
 
-def test_a_client_that_goes_away_frees_its_place(server, client):
+def test_a_disconnected_client_frees_its_slot(server, client):
     """By every way in. The answers have no end, so that a place that is not freed stays taken."""
     server.wait_open(0)
     stream = client.completions.create(
@@ -253,7 +253,7 @@ def test_a_client_that_goes_away_frees_its_place(server, client):
         server.wait_open(0)
 
 
-def test_a_full_queue_says_so(server, client):
+def test_a_full_queue_is_reported(server, client):
     """4 places and a queue of 40, all taken by answers without an end."""
     server.wait_open(0)
     streams = [GrpcStream(server) for _ in range(2)]

@@ -11,7 +11,7 @@ import pytest
 from serving import ENDLESS, KEY, QUESTION, GrpcStream, chat_tensors
 
 
-def test_openai_streams(client):
+def test_openai_streaming(client):
     messages = [{"role": "user", "content": QUESTION}]
     whole = client.chat.completions.create(model="oarlock", messages=messages, max_completion_tokens=9, temperature=0)
     chunks = list(
@@ -32,7 +32,7 @@ def test_openai_streams(client):
     assert any(c.choices[0].text for c in plain) and plain[-1].choices[0].finish_reason == "length"
 
 
-def test_pieces_come_before_the_end(server, client):
+def test_chunks_arrive_before_the_answer_ends(server, client):
     """By all ways that stream: of an answer without an end."""
     over_grpc = GrpcStream(server)
     pieces = over_grpc.ask("oarlock", chat_tensors("x", ENDLESS["max_tokens"], stream=True, ignore_eos=True))
@@ -72,12 +72,12 @@ def test_openai_options(client):
     assert say(prompt=[5, 6, 7]).usage.prompt_tokens == 3
 
 
-def test_answers_without_a_length(client):
+def test_answers_without_max_tokens(client):
     made = client.completions.create(model="oarlock", prompt="river", extra_body={"ignore_eos": True})
     assert made.usage.completion_tokens == 16 and made.choices[0].finish_reason == "length"  # OpenAI's
 
 
-def test_adapters_have_names(client, server):
+def test_adapters_are_selected_by_name(client, server):
     assert [card.id for card in client.models.list()] == ["oarlock", "pirate"]
     assert client.models.retrieve("pirate").id == "pirate"
     base, lora = (

@@ -81,7 +81,7 @@ def all_routes_answer(server, client):
     return False
 
 
-def test_many_requests_some_hostile_leave_nothing_behind(server, monkeypatch):
+def test_hostile_and_valid_requests_leak_nothing(server, monkeypatch):
     """The load test in small: every kind of request is answered as it should be; no thread, no open file is left."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "serving"))
     from load import run_load
@@ -98,7 +98,7 @@ def test_many_requests_some_hostile_leave_nothing_behind(server, monkeypatch):
         assert threads <= outcome.begin[name][0] + spare and files <= outcome.begin[name][1], (name, outcome)
 
 
-def test_sigkill_of_every_process_one_at_a_time(server, client):
+def test_recovery_from_sigkill_of_each_process(server, client):
     """All routes answer again; requests meanwhile get 503 with Retry-After, streams end with an error."""
     kinds = {"oarlock.serve.supervision.guardian": 1, "front.process": 1, "/oarlock_infer/": 8, "/oarlock_json/": 1, "/oarlock/1/": 1,
              "tritonserver": 1}  # fmt: skip

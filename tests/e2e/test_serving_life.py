@@ -35,7 +35,7 @@ from serving import (
 )
 
 
-def test_reload_under_load_loses_nothing(server, client):
+def test_reload_under_load_loses_no_request(server, client):
     """200 requests from 16 clients, while the model is loaded again in the place of the old one."""
     expected = server.generate(text_input="river", max_tokens=16)["text_output"]
     before = set(server.processes())
@@ -71,7 +71,7 @@ def test_reload_under_load_loses_nothing(server, client):
     assert len(set(server.processes()) - before) == 1  # the model's new process
 
 
-def test_administration(server):
+def test_admin_commands(server):
     """By its own user alone, and only what is served."""
     socket_file = Path(server.admin_socket)
     assert (
@@ -93,7 +93,7 @@ def test_administration(server):
     assert json.loads(part.as_numpy("OUT")[0])["is_end"] == 1
 
 
-def test_keys_are_replaced_by_sighup_and_seen_by_nobody(server):
+def test_sighup_replaces_keys_and_no_process_shows_them(server):
     """A file without a key leaves the old ones; no process shows one."""
     file = server.log.parent / "keys"
     whole = file.read_text()
@@ -128,7 +128,7 @@ def test_keys_are_replaced_by_sighup_and_seen_by_nobody(server):
     assert KEY not in server.said() and "a-second-key" not in server.said()
 
 
-def test_files_and_shared_memory_are_its_users_alone(server):
+def test_files_and_shared_memory_are_private(server):
     run = Path(server.admin_socket).parent
     found = [*run.rglob("*"), *(Path("/dev/shm") / name for name in server.memory())]
     assert len(server.memory()) >= 3 and len(found) > 20
@@ -136,7 +136,7 @@ def test_files_and_shared_memory_are_its_users_alone(server):
     assert not [path for path in own if path.lstat().st_mode & 0o077]
 
 
-def test_sigterm_answers_what_is_open_and_leaves_nothing(server, client):
+def test_sigterm_finishes_open_requests_and_leaves_nothing(server, client):
     """The last test of this server."""
     processes = server.processes()
     assert len(processes) > 3 and server.memory()
@@ -182,7 +182,7 @@ def test_sigterm_answers_what_is_open_and_leaves_nothing(server, client):
     assert "Traceback" not in server.said()
 
 
-def test_an_open_host_and_an_end_by_sigkill(served_model, tmp_path):
+def test_serving_on_all_interfaces_and_sigkill(served_model, tmp_path):
     """Keys of the environment open all doors; then SIGKILL of the first process alone.
 
     Started on a model folder, which is exported by the way, and again when it has changed.
@@ -236,7 +236,7 @@ def test_an_open_host_and_an_end_by_sigkill(served_model, tmp_path):
     assert not Path(running.admin_socket).parent.exists()
 
 
-def test_a_model_that_does_not_load_says_why_once(repository, tmp_path):
+def test_a_load_failure_is_reported_once(repository, tmp_path):
     broken = tmp_path / "repository"
     shutil.copytree(repository, broken)
     (broken / "oarlock" / "1" / "model" / "config.json").write_text("{")
@@ -246,7 +246,7 @@ def test_a_model_that_does_not_load_says_why_once(repository, tmp_path):
     assert "oarlock: error: the model does not load:" in running.said() and not running.memory()
 
 
-def test_a_taken_port_is_said_before_the_start(repository, tmp_path):
+def test_a_port_in_use_is_reported_before_the_start(repository, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -259,7 +259,7 @@ def test_a_taken_port_is_said_before_the_start(repository, tmp_path):
     assert "--metrics-port" in running.said() and "the port is taken" in running.said()
 
 
-def test_the_configurations_are_what_the_models_read(repository):
+def test_triton_parses_the_model_configurations(repository):
     """Triton's own protobuf reads them, and the fields in code are those of the configuration."""
     from tritonclient.grpc.model_config_pb2 import DataType
 
@@ -277,7 +277,7 @@ def test_the_configurations_are_what_the_models_read(repository):
     assert manifest["proof"] == {"same_files": len(copied)} and manifest["source"]["adapters"]
 
 
-def test_documents_name_every_limit():
+def test_the_documentation_lists_every_limit():
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     for flag in (
         "--max-batch",

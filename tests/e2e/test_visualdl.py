@@ -114,7 +114,7 @@ def typed(window, text: str) -> bool:
     return False
 
 
-def test_the_page_draws_the_loss_curve(logdir, tmp_path):
+def test_the_page_shows_the_loss_curve(logdir, tmp_path):
     with server(logdir) as address, browser(tmp_path / "profile") as window:
         window.get(f"{address}/app/scalar")
         deadline = time.monotonic() + 180
@@ -141,7 +141,7 @@ def ask(address: str, path: str):
         return json.loads(answer.read())["data"]
 
 
-def test_scalars_texts_and_hyper_parameters_are_there(logdir):
+def test_scalars_texts_and_hyperparameters_are_logged(logdir):
     with server(logdir) as address:
         (run,) = ask(address, "runs")
         (scalars,) = ask(address, "scalar/tags")["tags"]

@@ -29,7 +29,7 @@ ENGINES = ["hypothesis", *(["atheris"] if importlib.util.find_spec("atheris") el
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
-def test_no_input_does_harm(name):
+def test_no_input_causes_a_finding(name):
     harness = importlib.import_module(TABLE[name].module).HARNESS
     with judging(dataclasses.replace(harness, seconds=harness.seconds * PATIENCE)) as judge:
         with_hypothesis(judge, SECONDS, fixed=True)
@@ -38,7 +38,7 @@ def test_no_input_does_harm(name):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_long_form_counts(engine):
+def test_the_long_form_counts_executions(engine):
     counts = run.run("safetensors", 2, engine)
     assert counts["findings"] == []
     assert counts["executions"] > counts["refused"] > 0
@@ -75,7 +75,7 @@ def _burn(data: bytes, folder: Path) -> None:
         (_burn, "slow: 0."),
     ],
 )
-def test_the_judge_finds(target, what):
+def test_the_judge_finds_faults(target, what):
     with judging(Harness(target, list, seconds=0.1)) as judge:
         finding = judge(b"x")
         assert finding is not None
@@ -84,7 +84,7 @@ def test_the_judge_finds(target, what):
     assert len(judge.findings) == 1, "the same place is told once"
 
 
-def test_the_judge_finds_memory(monkeypatch):
+def test_the_judge_finds_memory_use(monkeypatch):
     peaks = iter([1000.0, 1290.0, 1290.0, 1600.0])
     monkeypatch.setattr(harness_module, "_peak", lambda: next(peaks))
     with judging(Harness(lambda data, folder: None, list)) as judge:
@@ -93,20 +93,20 @@ def test_the_judge_finds_memory(monkeypatch):
     assert finding is not None and finding.what == "large: 310 MB"
 
 
-def test_the_judge_finds_processes_that_are_left(tmp_path):
+def test_the_judge_finds_leftover_processes(tmp_path):
     with judging(Harness(lambda data, folder: None, list)) as judge:
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     child.communicate(b"\n")
     assert [finding.what.split(":")[0] for finding in judge.findings.values()] == ["a process is left"]
 
 
-def test_what_an_import_reads_is_no_finding(monkeypatch):
+def test_files_read_by_an_import_are_not_a_finding(monkeypatch):
     monkeypatch.delitem(sys.modules, "plistlib", raising=False)
     with judging(Harness(lambda data, folder: importlib.import_module("plistlib"), list)) as judge:
         assert judge(b"x") is None
 
 
-def test_the_judge_takes_refusals_and_files_of_its_folder(tmp_path):
+def test_the_judge_accepts_refusals_and_files_in_its_folder(tmp_path):
     def target(data: bytes, folder: Path) -> None:
         (folder / "a").write_bytes(data)
         (folder / "a").rename(folder / "b")

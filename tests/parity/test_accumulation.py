@@ -56,7 +56,7 @@ def gradients(uneven, tmp_path, batch: int, accumulation: int) -> tuple[float, d
     return sum(float(loss) for loss in losses), {n: p.grad.numpy() for n, p in model.named_parameters()}
 
 
-def test_accumulated_gradient_is_that_of_the_whole_batch(uneven, tmp_path):
+def test_the_accumulated_gradient_equals_that_of_the_global_batch(uneven, tmp_path):
     whole_loss, whole = gradients(uneven, tmp_path, 8, 1)
     for batch, accumulation in ((2, 4), (1, 8), (4, 2)):
         loss, parts = gradients(uneven, tmp_path, batch, accumulation)
@@ -66,7 +66,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(uneven, tmp_path):
             assert np.abs(parts[name] - gradient).max() <= 1e-5 * scale, name
 
 
-def test_a_mean_of_means_would_weigh_tokens_unevenly():
+def test_a_mean_of_means_weights_tokens_unevenly():
     """Why the loss is not PaddleNLP's own: micro-batches of 1 and 60 tokens count the same there."""
     criterion = LlamaPretrainingCriterion(LlamaConfig(vocab_size=8))
     logits, labels = paddle.randn([2, 60, 8]), paddle.randint(0, 8, [2, 60])

@@ -119,7 +119,7 @@ def stored_types(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(("base", "method"), CASES)
-def test_an_adapter_trains_as_on_the_same_values_in_float32(folders, tmp_path, base, method):
+def test_an_adapter_on_half_precision_weights_trains_as_on_float32(folders, tmp_path, base, method):
     options = METHODS[method]
     found = folders.train(folders.root / base, tmp_path / "half", **options)
     wide = folders.train(folders.root / f"{base} wide", tmp_path / "wide", **options)
@@ -134,7 +134,7 @@ def test_an_adapter_trains_as_on_the_same_values_in_float32(folders, tmp_path, b
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_an_adapter_goes_on_and_is_merged(folders, tmp_path, base):
+def test_an_adapter_is_resumed_and_merged(folders, tmp_path, base):
     folders.train(folders.root / base, tmp_path / "first", lora=1, r=4)
     more = folders.train(folders.root / base, tmp_path / "more", lora=1, r=4, adapter_name_or_path=tmp_path / "first")
     assert all(map(math.isfinite, more))
@@ -148,7 +148,7 @@ def test_an_adapter_goes_on_and_is_merged(folders, tmp_path, base):
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_full_training_says_that_its_weights_are_float32(folders, tmp_path, base):
+def test_full_training_declares_float32_weights(folders, tmp_path, base):
     """In the final folder, and in one made of a checkpoint."""
     found = folders.train(folders.root / base, tmp_path / "full")
     assert found == folders.train(folders.root / f"{base} wide", tmp_path / "wide")
@@ -167,7 +167,7 @@ def test_full_training_says_that_its_weights_are_float32(folders, tmp_path, base
     [LoRA(2, 4.0), LoRA(2, 4.0, quantization=Quantization(block_size=16)), Prefix(3), PTuning(3, "lstm")],
     ids=METHODS,
 )
-def test_an_adapter_has_the_type_of_the_run(family, method, dtype):
+def test_an_adapter_has_the_dtype_of_the_run(family, method, dtype):
     """That of --bf16 or --fp16 with O2 (whose optimizer keeps float32 master weights), whatever the checkpoint's is."""
     for stored, of_run in (("float32", dtype), (dtype, "float32")):
         config = family_config(family, dtype=stored)

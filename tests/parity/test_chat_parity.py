@@ -155,7 +155,7 @@ RULES = [
 ]  # fmt: skip
 
 
-def test_templates_run_by_the_same_rules(peer):
+def test_templates_follow_the_rules_of_transformers(peer):
     tokenizer = load_tokenizer(str(peer["folder"] / "chatml"))
     base = choose_template("auto", tokenizer, "messages")
     for source, theirs in zip(RULES, peer["rules"], strict=True):
@@ -170,7 +170,7 @@ def mask_of(chat: Any, tokens: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_ids_prompts_and_trained_tokens_are_those_of_transformers(name, peer):
+def test_ids_prompts_and_trained_tokens_equal_transformers(name, peer):
     tokenizer = load_tokenizer(str(peer["folder"] / name))
     marked = choose_template("auto", tokenizer, "messages")
     plain = ChatTemplate(marked.name, unmarked(marked.source), marked.special_tokens, marked.spellings)
@@ -218,7 +218,7 @@ def refused(name: str, kind: str, theirs: dict[str, Any], problem: str) -> None:
         assert "TemplateError" in theirs["error"]
 
 
-def test_a_text_of_users_that_spells_a_special_token_changes_nothing_else(peer):
+def test_a_special_token_spelled_in_user_text_changes_nothing_else(peer):
     for name in FAMILIES:
         tokenizer = load_tokenizer(str(peer["folder"] / name))
         spelled = FAMILIES[name][1] + "".join(FAMILIES[name][2])
@@ -245,7 +245,7 @@ def test_a_text_of_users_that_spells_a_special_token_changes_nothing_else(peer):
         assert sum(token in special for token in row.encoded.ids) > len(ours), "one option brings it back"
 
 
-def test_an_earlier_answer_that_is_only_read(peer):
+def test_an_earlier_answer_can_be_untrained(peer):
     for name in FAMILIES:
         tokenizer = load_tokenizer(str(peer["folder"] / name))
         marked = choose_template("auto", tokenizer, "messages")

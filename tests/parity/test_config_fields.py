@@ -132,7 +132,7 @@ def outcome(folder: Path) -> np.ndarray | str:
 
 
 @pytest.mark.parametrize("family", BASES)
-def test_every_declared_field_is_followed_or_refused_by_name(result, family):
+def test_every_declared_field_is_honoured_or_refused_by_name(result, family):
     assert not set(result["declared"][family]) - set(VALUES) - NOT_CHANGED, "fields that this test does not change"
     wrong, followed, refused = [], 0, set()
     for case in (case for case in result["cases"] if case["family"] == family and "folder" in case):

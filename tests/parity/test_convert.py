@@ -48,7 +48,7 @@ def bits(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_models_in_transformers(world, name):
+def test_our_models_run_in_transformers(world, name):
     found, said = world.theirs(f"ours {name}")
     np.testing.assert_allclose(found, world.scores[name], atol=1e-4, rtol=0)
     assert until_end(said["answer"]) == world.answers[name]
@@ -59,7 +59,7 @@ def test_our_models_in_transformers(world, name):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "gemma", "opt", "bloom", "gptj"])
-def test_the_tokenizer_and_template_come_along(world, name):
+def test_the_tokenizer_and_template_are_copied(world, name):
     said = world.theirs(f"ours {name}")[1]
     here = load_tokenizer(str(world.root / "ours" / name))
     assert said["token_ids"] == [list(here(text)["input_ids"]) for text in TEXTS]
@@ -67,7 +67,7 @@ def test_the_tokenizer_and_template_come_along(world, name):
     assert said["prompt"] == "<|user|>How far?<|assistant|>"
 
 
-def test_a_sentencepiece_model_alone(world):
+def test_a_folder_with_only_a_sentencepiece_model(world):
     said = world.theirs(f"ours {PIECES}")[1]
     here = load_tokenizer(str(world.root / "ours" / PIECES))
     assert said["token_ids"] == [list(here(text)["input_ids"]) for text in TEXTS]
@@ -75,7 +75,7 @@ def test_a_sentencepiece_model_alone(world):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_there_and_back_every_bit_is_the_same(world, name, tmp_path):
+def test_a_round_trip_preserves_every_bit(world, name, tmp_path):
     back = tmp_path / "back"
     convert(world.root / "hf" / name, back, "paddle", ConvertOptions(proof=False))
     before, after = bits(world.root / "ours" / name), bits(back)
@@ -90,7 +90,7 @@ def test_there_and_back_every_bit_is_the_same(world, name, tmp_path):
     assert all(before[key] == value for key, value in after.items())
 
 
-def test_what_is_written(world):
+def test_contents_of_the_converted_folder(world):
     folder = world.root / "hf" / "llama"
     content = json.loads((folder / "config.json").read_text())
     assert content["architectures"] == ["LlamaForCausalLM"] and content["torch_dtype"] == "float32"
@@ -117,7 +117,7 @@ def test_what_is_written(world):
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_their_models_in_paddle(world, name, tmp_path):
+def test_transformers_models_run_in_paddle(world, name, tmp_path):
     source = world.root / "theirs" / name
     options = ConvertOptions(allow_pickle="pickle" in name)
     proof = convert(source, tmp_path / "paddle", "paddle", options).proof
@@ -152,7 +152,7 @@ def test_peft_reads_our_adapters(world, name):
         assert {"q_proj", "v_proj", "up_proj"} <= set(content["target_modules"])
 
 
-def test_an_adapter_that_adds_something_else_is_not_written(world, monkeypatch, tmp_path):
+def test_an_unsupported_adapter_is_not_converted(world, monkeypatch, tmp_path):
     name = next(iter(ADAPTERS))
     own = peft._make_config
     monkeypatch.setattr(peft, "_make_config", lambda *about: own(*about) | {"r": 2 * own(*about)["r"]})

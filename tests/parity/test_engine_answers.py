@@ -61,7 +61,7 @@ WAYS = [(family, "generic") for family in FAMILIES] + [(f, "fused") for f in ("l
 
 
 @pytest.mark.parametrize(("family", "way"), WAYS)
-def test_answers_are_those_of_generate(family, way, tokenizer):
+def test_answers_equal_generate(family, way, tokenizer):
     model = stirred(family)
     wanted = [generate_ids(model, TOKENIZER, [row], 12)[0] for row in PROMPTS]
     decoder = GenericDecoder(model, {}) if way == "generic" else FusedDecoder(model, {}, 256)
@@ -79,7 +79,7 @@ def test_answers_are_those_of_generate(family, way, tokenizer):
 
 
 @pytest.mark.parametrize(("family", "way"), WAYS)
-def test_adapters_of_every_family(family, way, tokenizer):
+def test_adapters_are_served_in_every_family(family, way, tokenizer):
     """Rows of an adapter, beside rows of another and of the base, are answered as by a model that it is added to."""
     random = np.random.default_rng(3)
     targets = REGISTRY[family].lora_targets
@@ -109,7 +109,7 @@ def test_adapters_of_every_family(family, way, tokenizer):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
-def test_the_fused_decoder_gives_the_same_bits_in_any_company(family):
+def test_the_fused_decoder_is_bit_identical_in_any_batch(family):
     """Alone or in a batch, at once or in parts, token by token."""
     decoder = FusedDecoder(stirred(family), {}, 256)
     random = np.random.default_rng(0)
@@ -131,7 +131,7 @@ def test_the_fused_decoder_gives_the_same_bits_in_any_company(family):
     assert np.array_equal(scores([[[token] for token in row] for row in rows]), alone)
 
 
-def test_a_fused_decoder_that_differs_is_refused(monkeypatch):
+def test_an_inaccurate_fused_decoder_is_refused(monkeypatch):
     monkeypatch.setattr(
         "oarlock.serve.engine.fused_decoder._read_norm", lambda layer, offset: layer.weight.numpy() * 1.01
     )
@@ -139,7 +139,7 @@ def test_a_fused_decoder_that_differs_is_refused(monkeypatch):
         load_fused_decoder(stirred("llama"), {}, 64)
 
 
-def test_which_models_the_fused_decoder_is_for(monkeypatch):
+def test_which_models_use_the_fused_decoder(monkeypatch):
     def reason(family, **changes):
         class Model:
             config = family_config(family, **changes)
@@ -204,7 +204,7 @@ def test_a_seed_gives_the_same_answer_in_any_batch(engine):
     assert unseeded[0].token_ids != unseeded[1].token_ids
 
 
-def test_messages_are_asked_as_oarlock_ask_does(engine, tiny_model):
+def test_messages_are_rendered_as_by_oarlock_ask(engine, tiny_model):
     question = "Repeat the words. / river"
     ((_, wanted),) = ask_model(str(tiny_model), [question], 12)
     text = "".join(
@@ -216,7 +216,7 @@ def test_messages_are_asked_as_oarlock_ask_does(engine, tiny_model):
     assert text.strip() == wanted and wanted
 
 
-def test_what_is_refused(engine):
+def test_refusals(engine):
     def refusal(prompt, **how):
         with pytest.raises(RequestRefused) as caught:
             next(engine.stream(prompt, SamplingParams(**how)))
@@ -236,7 +236,7 @@ def test_what_is_refused(engine):
     assert "not valid text" in refusal(Prompt(text="half \ud83d"))
 
 
-def test_adapters_that_can_not_be_served(tiny_model, tmp_path):
+def test_unservable_adapters_are_refused(tiny_model, tmp_path):
     prefix = make_adapter(tiny_model, tmp_path / "prefix", Prefix(4))
     with pytest.raises(ModelError, match="only LoRA adapters"):
         Engine.load(tiny_model, {"p": prefix})

@@ -58,7 +58,7 @@ def scores(folder: Path, **about) -> np.ndarray:
 
 
 @pytest.mark.parametrize("target", ["hf", "fastdeploy"])
-def test_a_merged_model_is_exported_and_passes_the_check(tiny_model, lora, tmp_path, target):
+def test_an_exported_merged_model_passes_the_check(tiny_model, lora, tmp_path, target):
     output = tmp_path / "out"
     export(ExportRequest(target, "", output, (lora,)))  # the base is where the adapter says
     expected = scores(tiny_model, method=LoRA(r=4, alpha=6.0), adapter=lora)
@@ -73,7 +73,7 @@ def test_a_merged_model_is_exported_and_passes_the_check(tiny_model, lora, tmp_p
 
 
 @pytest.mark.parametrize("family", HF_CONFIGS)
-def test_the_checker_knows_the_weights_of_every_family(family, tiny_tokenizer, tmp_path):
+def test_the_checker_accepts_the_weights_of_every_family(family, tiny_tokenizer, tmp_path):
     folder = tmp_path / "model"
     tied = {"tie_word_embeddings": True} if family in ("qwen2", "opt") else {}
     family_model(family, **tied).save_pretrained(str(folder), safe_serialization=True)
@@ -107,7 +107,7 @@ def after(words: list[str], flag: str) -> str:
     return words[words.index(flag) + 1]
 
 
-def test_vllm_starts_with_an_adapter_beside_the_model(tiny_model, lora, tmp_path):
+def test_vllm_starts_with_an_adapter(tiny_model, lora, tmp_path):
     output = tmp_path / "a model"
     export(ExportRequest("vllm", str(tiny_model), output, (lora,), name="chat", dtype="bfloat16", keep_adapters=True))
     assert os.access(output / "start.sh", os.X_OK)
@@ -135,7 +135,7 @@ def test_vllm_starts_with_an_adapter_beside_the_model(tiny_model, lora, tmp_path
     assert check_model(output, "vllm") == [] and find_changed_files(output) == []
 
 
-def test_fastdeploy_starts_as_it_says(tiny_model, tmp_path):
+def test_the_printed_fastdeploy_command_starts(tiny_model, tmp_path):
     output = tmp_path / "out"
     export(ExportRequest("fastdeploy", str(tiny_model), output))
     script = output / "start.sh"
@@ -146,7 +146,7 @@ def test_fastdeploy_starts_as_it_says(tiny_model, tmp_path):
     assert ports == ["8180", "8181", "7000"] and after(words, "--load-choices") == "default_v1"
 
 
-def test_peft_takes_the_adapter_alone(tiny_model, lora, tmp_path):
+def test_a_peft_export_contains_the_adapter_only(tiny_model, lora, tmp_path):
     export(ExportRequest("peft", str(tiny_model), tmp_path / "out", (lora,)))
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files >= {"adapter_config.json", "adapter_model.safetensors", "oarlock_export.json"}
@@ -155,7 +155,7 @@ def test_peft_takes_the_adapter_alone(tiny_model, lora, tmp_path):
 # whole or not there
 
 
-def test_nothing_is_left_of_an_export_that_fails(tiny_model, lora, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_nothing(tiny_model, lora, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
@@ -165,7 +165,7 @@ def test_nothing_is_left_of_an_export_that_fails(tiny_model, lora, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_checker_finds_is_not_handed_over(tiny_model, tmp_path, monkeypatch):
+def test_an_export_that_fails_the_check_is_discarded(tiny_model, tmp_path, monkeypatch):
     broken = shutil.copytree(tiny_model, tmp_path / "model")
     about = json.loads((broken / "tokenizer.json").read_text())
     about["added_tokens"].append({**about["added_tokens"][0], "id": 600, "content": "<new>"})
@@ -189,12 +189,12 @@ def test_what_the_checker_finds_is_not_handed_over(tiny_model, tmp_path, monkeyp
         ({"target": "triton", "adapters": (Path("a/x"), Path("b/x"))}, "have the name x"),
     ],
 )
-def test_options_that_do_not_go_together(changes, message, tmp_path):
+def test_incompatible_options_are_refused(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         check_options(ExportRequest(**({"target": "hf", "model": "m", "output": tmp_path / "out"} | changes)))
 
 
-def test_models_that_a_server_does_not_run(tiny_model, tmp_path, monkeypatch):
+def test_models_that_a_server_lacks_are_refused(tiny_model, tmp_path, monkeypatch):
     def source(name: str, family: str = "") -> Path:
         folder = shutil.copytree(tiny_model, tmp_path / name)
         (folder / "config.json").write_text(json.dumps({"model_type": family or name, "architectures": []}))
@@ -217,7 +217,7 @@ def test_models_that_a_server_does_not_run(tiny_model, tmp_path, monkeypatch):
         check_source(ExportRequest("hf", "m", tmp_path / "out"), tiny_model)
 
 
-def test_a_wrong_command_costs_no_import_of_paddle(tiny_model, tmp_path):
+def test_a_wrong_command_does_not_import_paddle(tiny_model, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
     words = ["export", "--model", str(tiny_model), "--target", "vllm", "--output", str(tmp_path / "full")]
@@ -235,7 +235,7 @@ def test_a_wrong_command_costs_no_import_of_paddle(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.usefixtures("fused_ops")
-def test_every_family_becomes_a_static_graph(family, tmp_path):
+def test_every_family_is_exported_as_a_static_graph(family, tmp_path):
     model = family_model(family)
     model.save_pretrained(str(tmp_path / "weights"), safe_serialization=True)
     proof = write_graph(ModelSource(tmp_path / "weights", family_config(family), from_weights=True), tmp_path)
@@ -254,7 +254,7 @@ def test_every_family_becomes_a_static_graph(family, tmp_path):
     assert np.abs(found - expected)[mask.astype(bool)].max() < 1e-5 * np.abs(expected).max()
 
 
-def test_a_graph_folder_has_what_asking_needs(tiny_model, tmp_path):
+def test_a_graph_folder_has_everything_needed_for_inference(tiny_model, tmp_path):
     export(ExportRequest("paddle-inference", str(tiny_model), tmp_path / "out"))
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files >= {"model.json", "model.pdiparams", "config.json", "tokenizer.json", "chat_template.jinja"}
@@ -263,7 +263,7 @@ def test_a_graph_folder_has_what_asking_needs(tiny_model, tmp_path):
     assert manifest["disable_mkldnn"] and find_changed_files(tmp_path / "out") == []
 
 
-def test_a_graph_with_other_scores_is_not_handed_over(tiny_model, tmp_path, monkeypatch):
+def test_a_graph_with_other_logits_is_discarded(tiny_model, tmp_path, monkeypatch):
     run = static_graph._run_graph
     monkeypatch.setattr(static_graph, "_run_graph", lambda *args: run(*args) * 1.001)
     with pytest.raises(ModelError, match="differs from the model"):

@@ -28,7 +28,7 @@ from support.family_checks import (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_lora_is_beside_every_linear_layer_and_equals_its_sum(name):
+def test_lora_covers_every_linear_layer_and_equals_its_sum(name):
     method = LoRA(2, 4)
     model = with_method(name, method)
     linear = {path for path, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
@@ -64,7 +64,7 @@ def remembered(model, name: str, ids: list[list[int]]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", WITH_PREFIX)
-def test_a_prefix_of_the_keys_and_values_of_a_text_is_that_text(name):
+def test_a_prefix_with_the_keys_and_values_of_a_text_acts_as_that_text(name):
     first, plain = [50, 60, 70], with_method(name)
     plain.eval()
     model = with_method(name, Prefix(3))
@@ -91,7 +91,7 @@ def test_prefix_tuning(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WITH_PREFIX])
-def test_families_without_prefix_tuning_say_why(name):
+def test_families_without_prefix_tuning_give_the_reason(name):
     with pytest.raises(ModelError, match=rf"--prefix_tuning: {name} has none: .*; use --lora or --p_tuning$"):
         with_method(name, Prefix(3))
 
@@ -100,7 +100,7 @@ def test_families_without_prefix_tuning_say_why(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_virtual_tokens_with_the_embeddings_of_words_are_those_words(name):
+def test_virtual_tokens_with_word_embeddings_act_as_those_words(name):
     first, plain = [50, 60, 70], with_method(name)
     plain.eval()
     model = with_method(name, PTuning(3, "mlp"))

@@ -67,7 +67,7 @@ def check_adapter(model) -> None:
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize(("name", "method"), CASES)
-def test_adapters_have_the_gradients_of_a_base_that_is_not_frozen(name, method, fused):
+def test_freezing_the_base_does_not_change_adapter_gradients(name, method, fused):
     install.use(fused)
     check_adapter(shaken(name, method))
 
@@ -82,7 +82,7 @@ def test_adapters_with_recomputation(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_tiny_models_hide_nothing(name):
+def test_tiny_models_have_norms_and_biases_that_matter(name):
     """Norms that are not 1 and biases that are not 0, or a test on them could not see a fault."""
     vectors = {key: p.numpy() for key, p in family_model(name).named_parameters() if len(p.shape) == 1}
     assert vectors

@@ -222,17 +222,17 @@ def check_operator(operator: Operator) -> None:
 
 
 @pytest.mark.parametrize("name", PADDLES)
-def test_an_operator_of_paddles(name):
+def test_paddle_operators(name):
     check_operator(PADDLES[name])
 
 
 @built
 @pytest.mark.parametrize("name", OURS)
-def test_an_operator_of_ours(name):
+def test_oarlock_operators(name):
     check_operator(OURS[name])
 
 
-def test_the_product_with_a_quantised_weight():
+def test_matmul_with_a_quantized_weight():
     weight = QuantizedWeight(paddle.to_tensor(SQUARE[0].astype("float32")), 0, Quantization(block_size=16))
     wide = weight.value().numpy().astype("float64")
     check_operator(
@@ -241,7 +241,7 @@ def test_the_product_with_a_quantised_weight():
 
 
 @pytest.mark.parametrize("correction", corrections.CORRECTIONS, ids=lambda patch: patch.name)
-def test_a_correction_is_needed(correction):
+def test_each_correction_is_needed(correction):
     corrections.uninstall()
     try:
         check_operator(PADDLES[correction.name])
@@ -251,7 +251,7 @@ def test_a_correction_is_needed(correction):
         pytest.fail(f"Paddle no longer needs this correction: remove it ({correction.name} in ops/corrections.py)")
 
 
-def test_every_name_of_layer_norm_is_corrected():
+def test_every_alias_of_layer_norm_is_corrected():
     """The layer, its subclasses and the function, with recomputation too."""
     layer = nn.LayerNorm(16)
     layer.weight.set_value(SCALE.astype("float32"))
@@ -266,7 +266,7 @@ def test_every_name_of_layer_norm_is_corrected():
         np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_without_gradients_nothing_is_changed():
+def test_nothing_changes_without_gradients():
     """The norm's weight has no gradient where it is frozen, and the forward has the same bits."""
     weight, bias = (paddle.to_tensor(values.astype("float32")) for values in (SCALE, BIAS))
     found = []

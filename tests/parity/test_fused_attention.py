@@ -117,7 +117,7 @@ def test_answers(kind, fused):
     assert {query.shape[1] for query, *_ in calls} >= {11, 1}
 
 
-def test_what_it_does_not_do_goes_through_paddle(fused, capsys):
+def test_unsupported_inputs_use_paddle(fused, capsys):
     arrays = {name: paddle.to_tensor(array) for name, array in batches()["padded on the right"].items()}
     asked = {name: arrays[name] for name in ("input_ids", "attention_mask")} | {"output_attentions": True}
     expected = made("llama-grouped")(**asked)
@@ -129,7 +129,7 @@ def test_what_it_does_not_do_goes_through_paddle(fused, capsys):
         assert float((one - other).abs().max()) <= 1e-6
 
 
-def test_uninstall_puts_everything_back(fused):
+def test_uninstall_restores_everything(fused):
     owners = [(patch.owners()[0], patch.name) for patch in ATTENTION]
     before = [getattr(owner, name) for owner, name in owners]
     fused()

@@ -67,12 +67,12 @@ def difference(variant: str) -> float:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_scores_are_those_of_the_model(variant):
+def test_logits_equal_the_model(variant):
     assert difference(variant) < 5e-5
 
 
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
-def test_with_fewer_instructions(isa):
+def test_lower_instruction_sets(isa):
     code = (
         "from oarlock.environment.paddle_import import import_paddle; import_paddle(1); import test_fused_decoder as t; "
         "print(max(t.difference(v) for v in ('llama', 'gemma, approximate')))"
@@ -106,7 +106,7 @@ def call(tokens=(1, 2), runs=((0, 2, 0, 16, -1, 1),), cache=None, adapters=None,
     return decoder_pass(sizes, weights, paddle.to_tensor(np.array(tokens)), paddle.to_tensor(np.array(runs)), caches)
 
 
-def test_a_step_leaves_nothing_behind():
+def test_a_step_leaks_no_objects():
     """No object for each step (as paddle.to_tensor leaves one): a server makes millions of them."""
     decoder = FusedDecoder(family_model("llama"), {}, 256)
     sequence = decoder.start(200, None)
@@ -121,7 +121,7 @@ def test_a_step_leaves_nothing_behind():
     assert steps(100) < before + 50
 
 
-def test_what_the_operator_refuses():
+def test_unsupported_inputs_are_refused():
     assert call().shape == [1, 10]
     assert call(runs=((0, 2, 0, 16, 0, 0), (0, 1, 3, 16, -1, 1))).shape == [1, 10]
     for wrong, message in [

@@ -49,7 +49,7 @@ def test_same_loss_and_gradients(config, model, recompute):
 
 
 @built
-def test_the_module_that_paddlenlp_imports():
+def test_paddlenlp_imports_the_fused_module():
     import fused_ln
 
     x, scale = paddle.randn([3, 8]), paddle.ones([8])

@@ -78,7 +78,7 @@ def losses(family, lora=(), recompute=False, fuse=False):
     ],
     ids=str,
 )
-def test_losses_are_the_same(family, settings):
+def test_losses_do_not_change(family, settings):
     install.use(False)
     plain, scores = losses(family, **settings)
     assert isinstance(scores, paddle.Tensor) and len({round(value, 4) for value in plain}) == 4
@@ -88,7 +88,7 @@ def test_losses_are_the_same(family, settings):
     assert isinstance(held, DeferredLogits) == (family in ("Llama", "Qwen2"))
 
 
-def test_scores_are_made_where_they_are_wanted():
+def test_logits_are_computed_where_they_are_used():
     """In evaluation, without gradients, and by a model whose loss does not know HeldScores."""
     install.use(True)
     config = paddlenlp.transformers.LlamaConfig(**SIZES)

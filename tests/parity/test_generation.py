@@ -50,7 +50,7 @@ def next_ids(model, rows: list[list[int]]) -> list[int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_batches_answer_as_one_at_a_time(family):
+def test_batched_answers_equal_single_answers(family):
     model = stirred(family)
     rows = [[*row, OPEN, ANSWER, row[0]] for row in ROWS]
     together = generate_ids(model, TOKENIZER, rows, 8)
@@ -63,7 +63,7 @@ def test_batches_answer_as_one_at_a_time(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_token_sees_those_it_is_to_predict(family):
+def test_no_token_attends_to_later_tokens(family):
     """In the pass that training makes; the last token is another, all scores before it are the same."""
     model = stirred(family)
     ids = np.array([[5, 9, OPEN, ANSWER, 30, 40], [7, OPEN, ANSWER, 8, 6, 5]])
@@ -77,7 +77,7 @@ def test_no_token_sees_those_it_is_to_predict(family):
     assert not np.allclose(scores[0][:, -1], scores[1][:, -1])
 
 
-def test_answers_come_in_the_order_of_the_prompts(tiny_model):
+def test_answers_are_in_the_order_of_the_prompts(tiny_model):
     model = build_model(ModelSource(tiny_model, AutoConfig.from_pretrained(str(tiny_model)), from_weights=True))
     model.eval()
     tokenizer = load_tokenizer(str(tiny_model))

@@ -41,7 +41,7 @@ def close(one: np.ndarray, other: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-tied", "llama-hf", "qwen2-hf"])
-def test_merged_weights_and_scores(bases, tmp_path, name):
+def test_merged_weights_and_logits(bases, tmp_path, name):
     base, adapter = bases[name], make_adapter(bases[name], tmp_path / "adapter")
     proof = merge(base, AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions(max_shard_bytes=40_000))
     half = name.endswith("hf")
@@ -91,7 +91,7 @@ def test_several_adapters_are_added_with_their_weights(bases, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.usefixtures("fused_ops")
-def test_another_type(bases, adapter, tmp_path, dtype, capsys):
+def test_another_dtype(bases, adapter, tmp_path, dtype, capsys):
     proof = merge(bases["llama"], AdapterMix.open([adapter]), tmp_path / "merged", MergeOptions(dtype))
     assert 1e-5 < proof.difference < proof.allowed == TOLERANCES[dtype]
     merged = load_file(tmp_path / "merged" / "model.safetensors")
@@ -100,7 +100,7 @@ def test_another_type(bases, adapter, tmp_path, dtype, capsys):
     assert f"allowed for {dtype}" in capsys.readouterr().out
 
 
-def test_tokenizer_and_generation_settings_come_along(bases, tmp_path):
+def test_tokenizer_and_generation_settings_are_copied(bases, tmp_path):
     base, adapter = bases["llama"], make_adapter(bases["llama"], tmp_path / "adapter")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (base / name).exists():
@@ -124,7 +124,7 @@ def test_paddlenlp_reads_our_adapters(bases, adapter):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-hf"])
-def test_qlora_is_merged_with_the_base_as_it_was_in_training(bases, tmp_path, capsys, monkeypatch, name):
+def test_qlora_is_merged_with_the_dequantized_base(bases, tmp_path, capsys, monkeypatch, name):
     """Equal to the model with 4-bit weights, not to the one with exact weights; rounded in parts as in one piece."""
     monkeypatch.setattr(dequantized_base, "_CHUNK_BYTES", 1000)
     how = Quantization("nf4", 16, double=True)

@@ -124,7 +124,7 @@ def difference(found: dict[int, np.ndarray], expected: dict[int, np.ndarray]) ->
     return max(float(np.abs(found[i] - expected[i]).max()) for i in expected)
 
 
-def test_packed_equals_unpacked(model):
+def test_packed_examples_equal_unpacked_ones(model):
     arrays = packed_arrays()
     assert max(len(PACKED[i]) for i in range(len(PACKED))) > 2
     filled = [row[:count] for row, count in zip(arrays[ENDS], arrays["num_tokens"], strict=True)]
@@ -138,7 +138,7 @@ def test_packed_equals_unpacked(model):
         assert np.abs(gradients[name] - expected).max() <= 1e-5 * np.abs(expected).max(), name
 
 
-def test_a_leak_would_be_seen(model):
+def test_the_comparison_detects_leaks_between_examples(model):
     """The same comparison with one thing wrong each time."""
     expected = alone(model)[0]
     arrays = packed_arrays()
@@ -209,7 +209,7 @@ def test_a_packed_run_resumes_exactly(tmp_path, tiny_model, short_answers, capsy
     assert ours[-1]["eval_loss"] == pytest.approx(unpacked[-1]["eval_loss"], rel=1e-6)
 
 
-def test_an_epoch_of_packs_is_an_epoch_of_examples(tmp_path, tiny_model, short_answers):
+def test_an_epoch_of_packs_equals_an_epoch_of_examples(tmp_path, tiny_model, short_answers):
     """The whole data in one step: loss and gradient norm of the packed step are those of the unpacked one."""
     common = {"max_steps": 1, "gradient_accumulation_steps": 1, "save_strategy": "no", "do_eval": 0}
     plain = tuned(tiny_model, short_answers, tmp_path / "a", packing=0, per_device_train_batch_size=90, **common)
@@ -225,7 +225,7 @@ def test_an_epoch_of_packs_is_an_epoch_of_examples(tmp_path, tiny_model, short_a
         assert found[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-5), name
 
 
-def test_where_no_two_fit_nothing_is_packed(tmp_path, tiny_model, short_answers, capsys):
+def test_nothing_is_packed_if_no_two_examples_fit(tmp_path, tiny_model, short_answers, capsys):
     common = {"max_steps": 2, "save_strategy": "no", "do_eval": 0}
     packed_run = tuned(tiny_model, short_answers, tmp_path / "a", packing_length=1, **common)
     assert "packs of 1 tokens would be " in capsys.readouterr().out
@@ -233,7 +233,7 @@ def test_where_no_two_fit_nothing_is_packed(tmp_path, tiny_model, short_answers,
     assert numbers(packed_run) == numbers(plain)
 
 
-def test_a_model_that_would_mix_examples_is_refused_before_the_data_is_read(tmp_path, tiny_model):
+def test_a_model_that_mixes_packed_examples_is_refused_before_the_data_is_read(tmp_path, tiny_model):
     folder = tmp_path / "opt"
     folder.mkdir()
     content = {

@@ -103,7 +103,7 @@ def scores(model) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", READ)
-def test_asked_gone_on_with_merged_and_served(world, name, tmp_path):
+def test_a_peft_adapter_can_be_asked_trained_merged_and_served(world, name, tmp_path):
     wanted, base, adapter = world.scores[name], world.base(name), world.adapter(name)
     assert np.abs(wanted - world.scores[ADAPTERS[name][0]]).max() > 0.05
     tuned = load_finetuned(str(adapter), str(base))
@@ -123,7 +123,7 @@ def test_asked_gone_on_with_merged_and_served(world, name, tmp_path):
         np.testing.assert_allclose(plain[f"{layer}.weight"] + a @ b, together[f"{layer}.weight"], atol=1e-5)
 
 
-def test_written_for_peft_again(world, tmp_path):
+def test_adapters_are_converted_back_to_peft(world, tmp_path):
     made = export_peft(world.adapter("two"), tmp_path / "again", str(world.base("two")))
     before = load_file(world.adapter("two") / "adapter_model.safetensors")
     after = load_file(tmp_path / "again" / "adapter_model.safetensors")
@@ -132,7 +132,7 @@ def test_written_for_peft_again(world, tmp_path):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_more_than_a_and_b_is_refused_by_name(world, name):
+def test_tensors_other_than_a_and_b_are_refused_by_name(world, name):
     with pytest.raises(ModelError, match=REFUSED[name]):
         load_finetuned(str(world.adapter(name)), str(world.base(name)))
     with pytest.raises(ModelError, match=REFUSED[name]):
@@ -152,7 +152,7 @@ def test_what_is_more_than_a_and_b_is_refused_by_name(world, name):
         ({"r": 0}, "r must be greater than or equal to 1; got 0"),
     ],
 )
-def test_fields_that_are_not_honoured(world, tmp_path, fields, words):
+def test_unsupported_fields_are_refused(world, tmp_path, fields, words):
     folder = shutil.copytree(world.adapter("two"), tmp_path / "a")
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
@@ -160,7 +160,7 @@ def test_fields_that_are_not_honoured(world, tmp_path, fields, words):
         open_adapter(folder)
 
 
-def test_a_base_that_is_gone_or_another_one(world, tmp_path):
+def test_a_missing_or_different_base_is_refused(world, tmp_path):
     folder = shutil.copytree(world.adapter("two"), tmp_path / "a")
     path = folder / "adapter_config.json"
     for recorded, why in (("/gone/model", "without a fingerprint"), ("gone/model", "there is no such folder")):

@@ -27,7 +27,7 @@ def theirs(model) -> PrefixModelForCausalLM:
     return PrefixModelForCausalLM(model, config, postprocess_past_key_value=llama_postprocess_past_key_value)
 
 
-def test_paddlenlp_gives_grouped_heads_the_shape_of_full_ones():
+def test_paddlenlp_sizes_the_prefix_for_ungrouped_heads():
     ids = paddle.to_tensor(IDS)
     grouped = theirs(family_model("llama"))  # 4 heads, 2 for keys and values
     assert grouped._get_past_key_values(1)[0][0].shape == [1, 3, 4, 8]

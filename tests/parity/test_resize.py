@@ -47,7 +47,7 @@ def scores(folder: Path, ids: np.ndarray) -> np.ndarray:
     ],
     ids=str,
 )
-def test_old_tokens_score_as_before(tmp_path, family, changes):
+def test_logits_of_old_tokens_do_not_change(tmp_path, family, changes):
     model, tokenizer = a_model(tmp_path / "model", family, **changes)
     assert resize_embedding(model, str(tokenizer), tmp_path / "grown") == 576
     ids = np.random.default_rng(0).integers(0, 512, [2, 12])
@@ -58,7 +58,7 @@ def test_old_tokens_score_as_before(tmp_path, family, changes):
     assert np.isfinite(scores(tmp_path / "grown", np.full([1, 4], 514))).all()
 
 
-def test_what_comes_along(tmp_path, capsys):
+def test_files_copied_by_resize(tmp_path, capsys):
     model, tokenizer = a_model(tmp_path / "model", "llama")
     resize_embedding(model, str(tokenizer), tmp_path / "grown", multiple_of=1)
     weights, old = (load_file(tmp_path / name / "model.safetensors") for name in ("grown", "model"))
@@ -73,7 +73,7 @@ def test_what_comes_along(tmp_path, capsys):
     assert "512 rows became 515 (llama.embed_tokens.weight, lm_head.weight), for 515 tokens" in capsys.readouterr().out
 
 
-def test_what_is_refused(tmp_path):
+def test_refusals(tmp_path):
     model, tokenizer = a_model(tmp_path / "model", "llama")
     source = ModelSource(model, read_config(model), from_weights=True)
     with pytest.raises(

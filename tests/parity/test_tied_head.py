@@ -52,7 +52,7 @@ def opt(tmp_path_factory) -> Path:
     return folder
 
 
-def test_two_that_differ_are_two_as_transformers_has_it(tmp_path, parity_python, capsys):
+def test_different_matrices_stay_untied_as_in_transformers(tmp_path, parity_python, capsys):
     jobs = []
     for family in BOTH:
         family_model(family, tie_word_embeddings=False).save_pretrained(
@@ -81,7 +81,7 @@ def test_paddlenlps_own_opt_keeps_its_output_layer(opt, tmp_path):
     assert not json.loads((tmp_path / "there" / "config.json").read_text())["tie_word_embeddings"]
 
 
-def test_equal_ones_are_one(opt, tmp_path):
+def test_equal_matrices_are_tied(opt, tmp_path):
     folder = shutil.copytree(opt, tmp_path / "equal")
     arrays = load_file(folder / "model.safetensors")
     save_file(arrays | {HEAD: arrays[EMBEDDING]}, folder / "model.safetensors", {"format": "np"})
@@ -91,7 +91,7 @@ def test_equal_ones_are_one(opt, tmp_path):
     assert count_parameters(loaded(opt))[0] - count_parameters(model)[0] == arrays[HEAD].size
 
 
-def test_a_pickled_one_that_differs_is_refused(opt, tmp_path):
+def test_a_pickled_head_that_differs_is_refused(opt, tmp_path):
     folder = tmp_path / "pickled"
     folder.mkdir()
     shutil.copy(opt / "config.json", folder)
@@ -104,7 +104,7 @@ def test_a_pickled_one_that_differs_is_refused(opt, tmp_path):
     assert np.array_equal(scores(build_model(source, allow_pickle=True)), scores(loaded(opt)))
 
 
-def test_a_tied_opt_is_trained_saved_and_asked_as_one(tmp_path):
+def test_a_tied_opt_stays_tied_in_training_saving_and_inference(tmp_path):
     model = family_model("opt")
     before = model.lm_head.decoder_weight.numpy()
     model.save_pretrained(str(tmp_path / "model"), safe_serialization=True)
@@ -127,7 +127,7 @@ def test_a_tied_opt_is_trained_saved_and_asked_as_one(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", BOTH)
-def test_the_configuration_decides_for_random_weights(family, tied):
+def test_the_configuration_decides_tying_of_random_weights(family, tied):
     assert "tie_word_embeddings" not in FAMILIES[family]
     config = family_config(family, tie_word_embeddings=tied)
     model = build_model(ModelSource(Path(family), config, from_weights=False))

@@ -133,7 +133,7 @@ DEPARTS = {"llama2 prepend", "llama2 always, saved by transformers"}
 
 
 @pytest.mark.parametrize("name", [*TRAINED, *VOCABULARIES])
-def test_every_text_has_the_ids_of_transformers(matrix, name):
+def test_ids_equal_transformers_for_every_text(matrix, name):
     if name not in matrix.folders:
         pytest.skip("mistral-common wants Python 3.11")
     theirs, ours = matrix.theirs(name), load_tokenizer(str(matrix.folders[name]))
@@ -153,7 +153,7 @@ def test_every_text_has_the_ids_of_transformers(matrix, name):
 
 # (transformers names none of a tekken.json, which is the fourth.)
 @pytest.mark.parametrize("name", [name for name in (*TRAINED, *VOCABULARIES) if name != "mistral 4"])
-def test_every_special_token_has_its_name(matrix, name):
+def test_special_tokens_equal_transformers(matrix, name):
     if name not in matrix.folders:
         pytest.skip("mistral-common wants Python 3.11")
     found = load_tokenizer(str(matrix.folders[name]))
@@ -161,7 +161,7 @@ def test_every_special_token_has_its_name(matrix, name):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_what_we_save_is_read_there_as_it_was(matrix, name):
+def test_transformers_reads_saved_tokenizers_unchanged(matrix, name):
     before, after = matrix.theirs(name), matrix.theirs(f"{name}, saved by us")
     assert after["ids"] == before["as it stands"]["ids"] and after["whole"] == before["as it stands"]["whole"]
     assert after["special"] == before["special"] and after.get("prompt") == before.get("prompt")
@@ -170,7 +170,7 @@ def test_what_we_save_is_read_there_as_it_was(matrix, name):
     )
 
 
-def test_the_same_tokenizer_has_the_same_fingerprint_whoever_saved_it(matrix):
+def test_the_fingerprint_does_not_depend_on_who_saved_the_tokenizer(matrix):
     seen: dict[str, str] = {}
     for name in set(SHAPES) - DEPARTS - {"llama2 always"}:
         folders = [matrix.folders[key] for key in (name, f"{name}, saved by us", f"{name}, saved by transformers")]

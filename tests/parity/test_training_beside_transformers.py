@@ -196,7 +196,7 @@ def relative(found: Any, wanted: Any) -> float:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_steps_are_those_of_transformers(peers, run):
+def test_losses_and_gradient_norms_equal_transformers(peers, run):
     log, theirs = peers.log(run), peers.theirs[run]
     assert relative(log["loss"], theirs["losses"]) <= 1e-6
     np.testing.assert_allclose(log["learning_rate"], theirs["rates"], rtol=1e-12, atol=0)
@@ -207,7 +207,7 @@ def test_steps_are_those_of_transformers(peers, run):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_final_weights_are_those_of_transformers(peers, run):
+def test_final_weights_equal_transformers(peers, run):
     begin, ours, theirs = peers.weights(run)
     assert ours.keys() == theirs.keys()
     for key, wanted in theirs.items():
@@ -218,7 +218,7 @@ def test_final_weights_are_those_of_transformers(peers, run):
     assert f" {peers.theirs[run]['trained']:,} of them trainable" in said
 
 
-def test_rates_of_every_schedule_are_those_of_transformers(peers):
+def test_learning_rates_of_every_schedule_equal_transformers(peers):
     for case, wanted in zip(SCHEDULE_CASES, peers.theirs["schedules"], strict=True):
         warmup, steps = case["warmup_steps"], case["steps"]
         given = {"warmup_steps": warmup} if isinstance(warmup, int) else {"warmup_ratio": warmup}
@@ -234,7 +234,7 @@ def test_rates_of_every_schedule_are_those_of_transformers(peers):
             assert [(constant(), constant.step())[0] for _ in range(steps)] == rates
 
 
-def test_the_table(peers, capsys):
+def test_the_documented_table(peers, capsys):
     """The figures of docs/benchmarks.md, to look at with `pytest -s`; the documents name every model that is compared."""
     with capsys.disabled():
         print("\n| model | method | loss | weights |\n|---|---|---|---|")

@@ -92,7 +92,7 @@ class Trained:
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_as_transformers_decays(name, theirs, tmp_path):
+def test_decayed_parameters_equal_transformers(name, theirs, tmp_path):
     found = Trained(name, tmp_path)
     names = {
         mapping.target_name: there
@@ -102,7 +102,7 @@ def test_as_transformers_decays(name, theirs, tmp_path):
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_as_many_parameters_as_transformers_trains(name, theirs):
+def test_the_number_of_trained_parameters_equals_transformers(name, theirs):
     config = config_of(name)
     model = build_model(ModelSource(Path(name), config, from_weights=False))
     names = {mapping.target_name: there for (there, *_), mapping in list_hf_names(find_model_class(config), config)}
@@ -114,7 +114,7 @@ def test_as_many_parameters_as_transformers_trains(name, theirs):
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in HF_CONFIGS])
-def test_families_that_transformers_has_not(name, tmp_path):
+def test_families_that_transformers_lacks(name, tmp_path):
     """Matrices and tables decay; norms and biases, all that have one axis, do not."""
     found = Trained(name, tmp_path, fused_ops="false")
     assert found.decayed == {key for key, tensor in found.tensors.items() if len(tensor.shape) > 1}
@@ -124,7 +124,7 @@ def test_families_that_transformers_has_not(name, tmp_path):
     ("name", "method"),
     [(n, m) for n in ("llama", "opt", "bloom", "gptj") for m in METHODS if m != "prefix" or REGISTRY[n].kv_axes],
 )
-def test_adapters_decay_but_for_their_biases(name, method, tmp_path):
+def test_adapters_decay_except_their_biases(name, method, tmp_path):
     """As PEFT's under transformers' Trainer."""
     found = Trained(name, tmp_path, METHODS[method])
     assert found.decayed == {key for key in found.tensors if not key.endswith(".bias")}

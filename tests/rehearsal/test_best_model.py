@@ -77,7 +77,7 @@ def best_of(runs: Path, name: str) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_training_stops_when_nothing_gets_better(runs, name):
+def test_training_stops_without_improvement(runs, name):
     found, (best, value) = evaluations(runs, name), best_of(runs, name)
     assert 2 < best < found[-1][0] < 40 and found[-1][0] == best + 2 * PATIENCE
     newest, *others = list_checkpoints(runs / name)
@@ -103,7 +103,7 @@ def test_the_final_model_is_the_best_one(runs, name):
     assert f"done: {best + 2 * PATIENCE} steps" in said and "stopping early" in said
 
 
-def test_a_resumed_run_decides_as_the_uninterrupted_one(runs):
+def test_a_resumed_run_decides_as_an_uninterrupted_one(runs):
     """SIGTERM came at the step of an evaluation: the resumed run starts with it, also if SIGTERM interrupts it again."""
     for name in ("cut", "interrupted"):
         assert "stopped by SIGTERM at step 4" in log(runs, name)
@@ -120,7 +120,7 @@ def test_a_run_that_stopped_early_is_complete(runs):
     assert "this run is complete" in said and "is the final model" in said and "oarlock: step" not in said
 
 
-def test_scores_of_the_answers(runs):
+def test_metrics_of_the_answers(runs):
     row = [row for row in rows(runs / "one" / "metrics.jsonl") if "eval_bleu" in row][-1]
     assert {"eval_exact_match", "eval_rouge_1", "eval_rouge_2", "eval_rouge_l"} <= set(row)
     assert 0 < row["eval_rouge_1"] < 1 and 0 <= row["eval_bleu"] < 100

@@ -76,12 +76,12 @@ def copy(runs, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["split", "stage3", "background", "resumed"])
-def test_runs_that_end_well(runs, name):
+def test_all_runs_succeed(runs, name):
     assert not any(codes(runs, name)), log(runs, name)
 
 
 @pytest.mark.parametrize("name", ["split", "stage3"])
-def test_every_rank_writes_its_own_part(runs, name):
+def test_every_rank_writes_its_own_shards(runs, name):
     """Every element is written once, by all ranks about the same, and next to nothing is sent for it."""
     ranks, folder = RUNS[name][0], runs / name / "checkpoint-4"
     sizes = [(folder / shard_file_name(rank)).stat().st_size for rank in range(ranks)]
@@ -95,7 +95,7 @@ def test_every_rank_writes_its_own_part(runs, name):
         assert 0 < save["bytes"] < 0.1 * sum(sizes), save
 
 
-def test_inspect(runs, command):
+def test_inspect_lists_the_checkpoint(runs, command):
     folder = runs / "split" / "checkpoint-4"
     code, text = command("inspect", folder)
     manifest = read_manifest(folder)
@@ -109,7 +109,7 @@ def test_inspect(runs, command):
     assert "not a checkpoint" in command("inspect", runs / "data")[1]
 
 
-def test_verify(runs, command, copy):
+def test_verify_finds_damage(runs, command, copy):
     code, text = command("verify", copy)
     assert code == 0 and f"{copy}: complete (" in text and "step 4" in text
     for name in (shard_file_name(2), "tensors.json", "tokenizer.json", "config.json"):
@@ -128,7 +128,7 @@ def test_verify(runs, command, copy):
 
 
 @pytest.mark.parametrize("name", ["split", "stage3"])
-def test_consolidated_is_the_final_model(runs, command, tmp_path, name):
+def test_a_consolidated_checkpoint_equals_the_final_model(runs, command, tmp_path, name):
     code, text = command("consolidate", runs / name / "checkpoint-4", tmp_path / "one")
     assert code == 0, text
     written = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
@@ -143,7 +143,7 @@ def test_consolidated_is_the_final_model(runs, command, tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
-def test_consolidated_loads_with_paddlenlp(runs, command, tmp_path):
+def test_a_consolidated_checkpoint_loads_with_paddlenlp(runs, command, tmp_path):
     from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle()
@@ -160,7 +160,7 @@ def test_consolidated_loads_with_paddlenlp(runs, command, tmp_path):
     assert AutoTokenizer.from_pretrained(str(tmp_path / "one")).vocab_size == 512
 
 
-def test_consolidate_refuses(runs, command, copy, tmp_path):
+def test_consolidate_refuses_bad_input(runs, command, copy, tmp_path):
     (tmp_path / "file").write_text("something")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "model.safetensors").write_text("somebody's")
@@ -176,7 +176,7 @@ def test_consolidate_refuses(runs, command, copy, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "file", "full"]
 
 
-def test_a_checkpoint_written_in_the_background_is_the_same(runs):
+def test_a_checkpoint_written_in_the_background_is_identical(runs):
     """Although training had gone on when it was written."""
     one, other = (read_manifest(runs / name / "checkpoint-2").files for name in ("stage3", "background"))
     assert one.keys() == other.keys()
@@ -193,7 +193,7 @@ def test_save_total_limit(runs):
 
 
 @pytest.mark.parametrize("name", ["full", "full_background"])
-def test_a_full_disk_leaves_the_checkpoint_before(runs, name):
+def test_a_full_disk_leaves_the_previous_checkpoint(runs, name):
     """The second save of rank 1 finds no space."""
     assert codes(runs, name) == [1, 1]
     console = log(runs, name, 0)
@@ -217,7 +217,7 @@ def test_a_rank_killed_while_it_saves(runs):
 
 
 @pytest.mark.parametrize("name", ["removed", "removed_background"])
-def test_an_output_folder_that_is_removed(runs, name):
+def test_a_removed_output_folder_stops_all_ranks(runs, name):
     """Before the second save: one sentence, and all ranks end."""
     assert codes(runs, name) == [1, 1]
     console = log(runs, name, 0)
@@ -226,7 +226,7 @@ def test_an_output_folder_that_is_removed(runs, name):
 
 
 @pytest.mark.parametrize("name", ["ids", "ids_at_opening"])
-def test_ids_that_the_model_has_no_row_for(runs, name):
+def test_ids_beyond_the_vocabulary_are_reported(runs, name):
     """Found when the corpus is opened; in what was not looked at then, by the process that reads the sample."""
     assert codes(runs, name) == [1, 1]
     said = {rank: log(runs, name, rank) for rank in (0, 1)}

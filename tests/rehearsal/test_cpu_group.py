@@ -14,19 +14,19 @@ def run():
         yield started
 
 
-def test_operations_against_numpy(run):
+def test_operations_equal_numpy(run):
     result = run("operations")
     assert result["codes"] == [0] * RANKS, result["stderr"]
     assert result["stdout"][0].splitlines()[-1] == "all operations are right"
 
 
-def test_fleet_starts_on_it(run):
+def test_fleet_starts_on_the_cpu_group(run):
     result = run("fleet")
     assert result["codes"] == [0] * RANKS, result["stderr"]
 
 
 @pytest.mark.parametrize("what", ["waiting", "computing"])
-def test_a_killed_rank_stops_all(run, what):
+def test_a_killed_rank_stops_all_ranks(run, what):
     result = run(f"killed_while_{what}")
     assert result["codes"] == [1, 1, -signal.SIGKILL, 1]
     found = errors(result)
@@ -48,7 +48,7 @@ def test_an_announced_failure_is_shown_once(run):
     assert errors(result) == ["oarlock: error (rank 3): no such corpus"]
 
 
-def test_failure_inside_a_backward_pass(run):
+def test_a_failure_in_a_backward_pass_stops_all_ranks(run):
     result = run("fails_in_backward")
     assert result["codes"] == [1] * RANKS
     found = errors(result)

@@ -70,7 +70,7 @@ def runs(tmp_path_factory, tiny_model):
         ("stage3", 2, {"sharding": "stage3", "stage3_min_elements": 256, "async_save": 1}),
     ],
 )
-def test_two_processes_equal_one(runs, name, micro, options):
+def test_two_processes_equal_one_process(runs, name, micro, options):
     one, two = runs("one", 1, 4), runs(name, 2, micro, **options)
     alone, together = rows(one / "metrics.jsonl"), rows(two / "metrics.jsonl")
     assert len(alone) == len(together) == 7

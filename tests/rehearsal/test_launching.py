@@ -73,7 +73,7 @@ def ranks_of(folder: Path) -> list[int]:
     return [found[number] for number in sorted(found)]
 
 
-def test_a_killed_rank_comes_back_to_the_same_losses(tmp_path, tiny_model, corpus):
+def test_a_restarted_rank_continues_with_the_same_losses(tmp_path, tiny_model, corpus):
     flags = {"sharding": "stage1", "tensor_parallel_degree": 1}
     finish(start(tmp_path, "whole", tiny_model, corpus, flags, GPUS=2))
     process = start(tmp_path, "killed", tiny_model, corpus, flags, GPUS=2, MAX_RESTART=2)
@@ -88,7 +88,7 @@ def test_a_killed_rank_comes_back_to_the_same_losses(tmp_path, tiny_model, corpu
 
 
 @pytest.mark.parametrize("flags", [{"sharding": "", "tensor_parallel_degree": 2}], ids=["tensor"])
-def test_two_launchers_are_two_nodes(tmp_path, tiny_model, corpus, flags):
+def test_two_launchers_act_as_two_nodes(tmp_path, tiny_model, corpus, flags):
     flags = flags | {"max_steps": 5}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -30,12 +30,12 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("scenario", [*BEFORE_CONNECTING, *SCENARIOS])
-def test_loading(results, scenario):
+def test_every_loading_scenario_passes(results, scenario):
     for rank, result in enumerate(results):
         assert result.get(scenario, "not reached") == "", f"rank {rank}: {result.get(scenario)}"
 
 
-def test_the_reader_reads_and_the_others_do_not(results):
+def test_only_one_rank_reads_each_file(results):
     opened = [result["opened"] for result in results]
     assert opened[0] > 0 and opened[1:] == [0, opened[2], 0]
     assert opened[2] == 2, "only where ranks 2 and 3 were a node of their own"

@@ -79,7 +79,7 @@ def test_a_method_under_a_plan_equals_one_process(results, group, position, link
     assert result["num_losses"] == last - result["steps_before"]
 
 
-def test_only_what_is_trained_is_kept_in_optimizer_and_gradients(results):
+def test_only_trained_parameters_have_gradients_and_optimizer_state(results):
     """LoRA of rank 4 on two layers of width 32: the frozen model has no gradients and no states."""
     matrices = 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))  # q, o; k, v (grouped); gate, up, down
     data_parallel = results[0, 0, 0]

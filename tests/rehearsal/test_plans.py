@@ -152,7 +152,7 @@ def test_stage_2_under_a_pipeline_keeps_half_of_the_gradients(results):
     assert first["gradient_bytes"] == first["parameter_bytes"]  # stage 1 keeps them all
 
 
-def test_stage_3_keeps_a_share_of_everything(results):
+def test_stage_3_keeps_a_shard_of_everything(results):
     result = results[1, UP_TO_4.index(plan(4, 4, sharding="stage3")), 0]
     whole = results[1, UP_TO_4.index(plan(4, 4)), 0]
     for name in ("parameter_bytes", "gradient_bytes", "optimizer_bytes"):

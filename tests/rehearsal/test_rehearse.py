@@ -73,7 +73,7 @@ def test_published_commands_are_rehearsed(tmp_path, command, ranks, steps):
         assert rank["collectives"]
 
 
-def test_a_plan_that_does_not_fit_the_real_model_is_refused(tmp_path):
+def test_a_plan_that_does_not_fit_the_full_size_model_is_refused(tmp_path):
     words = ["--ranks", "8", "--", "run_pretrain.py", "--model_name_or_path", "facebook/llama-7b", "--do_train"]
     result = run_program("oarlock", "rehearse", *words, "--sharding", "stage3", "--pipeline_parallel_degree", "2")
     assert (
@@ -82,7 +82,7 @@ def test_a_plan_that_does_not_fit_the_real_model_is_refused(tmp_path):
     )
 
 
-def test_a_difference_is_named(tmp_path):
+def test_a_difference_is_reported_with_step_rank_and_tensor(tmp_path):
     """Rank 1 is given another weight to compare with: the verdict names step, rank and tensor, and the code is 1."""
     code = """
 import sys
@@ -125,12 +125,12 @@ main(sys.argv[2:])
         ("lora_7b", 5, FinetuneConfig),
     ],
 )
-def test_launch_commands_are_understood(words, ranks, kind):
+def test_launch_commands_are_parsed(words, ranks, kind):
     command = parse_command(shlex.split(words), None if "-m paddle" in words or "torchrun" in words else 5)
     assert command.num_ranks == ranks and isinstance(command.config, kind)
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_missing_inputs_are_reported(tmp_path):
     with pytest.raises(ConfigError, match="how many ranks"):
         parse_command(["run_pretrain.py", "--do_train"], None)
     with pytest.raises(ConfigError, match="oarlock launch --dry_run"):

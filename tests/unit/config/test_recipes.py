@@ -57,7 +57,7 @@ def values(config: RunConfig) -> dict[str, object]:
     return {name: value for name, value in flatten(config).items() if name not in PLACES}
 
 
-def test_every_job_has_every_size():
+def test_every_job_has_recipes_for_every_size():
     assert {f"{job}_{size}" for job in JOBS for size in SIZES} <= {recipe.stem for recipe in RECIPES}
 
 
@@ -82,7 +82,7 @@ def test_a_recipe_fits_its_model_and_gpus(recipe):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_numbers(name):
+def test_recipes_have_the_published_numbers(name):
     recipe = CONFIGS / "recipes" / f"{name}.yaml"
     kind = PretrainConfig if name == "pretrain_7b" else FinetuneConfig
     found, published = values(load(recipe)), values(load_config(kind, shlex.split(PUBLISHED[name])).config)
@@ -91,7 +91,7 @@ def test_published_numbers(name):
     assert found == published
 
 
-def test_the_peers_run_of_70b():
+def test_the_published_70b_run():
     """500 steps on 16 GPUs are the 16,384,000 tokens that were published."""
     config, plan = load(CONFIGS / "recipes/full_70b.yaml"), planned(CONFIGS / "recipes/full_70b.yaml", 16)
     assert (plan.tensor, plan.pipeline, plan.global_batch) == (8, 2, 16)
@@ -103,7 +103,7 @@ def test_the_peers_run_of_70b():
     assert config.optimizer.weight_decay == 0.01 and config.data.packing
 
 
-def test_all_of_a_kind_share_their_numbers():
+def test_recipes_of_one_method_share_their_numbers():
     """Sizes of a method differ in nothing but what their files say: a change of a part reaches them all."""
     for job, own in {
         "qlora": {"bf16", "fp16", "learning_rate"},
@@ -128,7 +128,7 @@ def test_every_part_is_used():
     }
 
 
-def test_the_documents_name_every_recipe_and_script():
+def test_the_documentation_names_every_recipe_and_script():
     page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     rows = {row[0]: row[1] for row in re.findall(r"^\|[^|]*\| `(\w+)` \| (\d+) \|", page, re.M)}
     assert rows == {recipe.stem: str(num_gpus(recipe)) for recipe in RECIPES}
@@ -136,7 +136,7 @@ def test_the_documents_name_every_recipe_and_script():
         assert f"`{script.name}`" in page, script
 
 
-def test_the_recipe_of_the_documents_is_one(tmp_path):
+def test_the_recipe_in_the_documentation_is_valid(tmp_path):
     page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
     (tmp_path / "my_lora.yaml").write_text(text)

@@ -26,14 +26,14 @@ def point() -> MeetingPoint:
 
 
 @pytest.mark.parametrize("world_size", [2, 5])
-def test_all_get_the_memory_of_all(point, world_size):
+def test_every_rank_gets_the_memory_of_every_rank(point, world_size):
     meeting = SharedCollectives()
     for rank in reversed(range(world_size)):
         meeting.come(point, rank, world_size)
     assert meeting.all_met(world_size)
 
 
-def test_forked_ranks_need_no_place():
+def test_forked_ranks_need_no_meeting_point():
     pairs, key = connected_pairs(3), os.urandom(32)
     points = [
         MeetingPoint(key, {1: pairs[0][0], 2: pairs[1][0]}),
@@ -118,7 +118,7 @@ def many_descriptors(point: MeetingPoint) -> list[socket.socket]:
 @pytest.mark.parametrize(
     "stranger", [rubbish, silence, thousands, another_key, a_greeting_heard_elsewhere, many_descriptors]
 )
-def test_strangers_do_the_members_no_harm(point, stranger):
+def test_strangers_do_not_disturb_the_ranks(point, stranger):
     before = len(os.listdir("/proc/self/fd"))
     meeting = SharedCollectives()
     meeting.come(point, 0, 2)
@@ -131,7 +131,7 @@ def test_strangers_do_the_members_no_harm(point, stranger):
     assert len(os.listdir("/proc/self/fd")) <= before + 4
 
 
-def test_a_process_of_another_user_is_turned_away_before_it_can_speak(point, monkeypatch):
+def test_a_process_of_another_user_is_rejected_at_once(point, monkeypatch):
     meeting = SharedCollectives()
     user = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)  # seen from rank 0, everybody is another user
@@ -154,7 +154,7 @@ def test_a_process_of_another_user_is_turned_away_before_it_can_speak(point, mon
     assert f"a process of user {user} has taken the meeting point" in str(meeting.problems[1])
 
 
-def test_a_place_that_is_taken_is_an_error(point, monkeypatch):
+def test_an_occupied_meeting_point_is_an_error(point, monkeypatch):
     monkeypatch.setattr(meeting_point, "_TAKEN_S", 0.1)
     with contextlib.closing(point.listen()):
         meeting = SharedCollectives()
@@ -166,7 +166,7 @@ def test_a_place_that_is_taken_is_an_error(point, monkeypatch):
 # Members that do something else than they should.
 
 
-def test_a_member_that_hands_over_a_file_ends_the_launch_by_name(point, tmp_path):
+def test_a_rank_that_sends_a_file_fails_the_launch_by_name(point, tmp_path):
     victim = tmp_path / "victim"
     victim.write_bytes(b"V" * 100_000)
     meeting = SharedCollectives()
@@ -185,7 +185,7 @@ def test_a_member_that_hands_over_a_file_ends_the_launch_by_name(point, tmp_path
     assert victim.read_bytes() == b"V" * 100_000
 
 
-def test_a_member_that_goes_before_all_are_there_ends_the_launch_by_name(point):
+def test_a_rank_that_leaves_early_fails_the_launch_by_name(point):
     meeting = SharedCollectives()
     meeting.come(point, 0, 4)
     other = admitted(point, 1, 4)
@@ -197,7 +197,7 @@ def test_a_member_that_goes_before_all_are_there_ends_the_launch_by_name(point):
     other.close()
 
 
-def test_a_second_rank_of_a_number_is_turned_away(point):
+def test_a_duplicate_rank_is_rejected(point):
     meeting = SharedCollectives()
     meeting.come(point, 0, 3)
     first = admitted(point, 1, 3)
@@ -213,7 +213,7 @@ def test_a_second_rank_of_a_number_is_turned_away(point):
     first.close()
 
 
-def test_a_missing_rank_is_named_by_rank_0_alone(point):
+def test_only_rank_0_names_a_missing_rank(point):
     meeting = SharedCollectives()
     meeting.come(point, 0, 4, wait_s=1.0)
     other = admitted(point, 2, 4)
@@ -264,7 +264,7 @@ def end(channel: Channel, file: int) -> None:
         (end, "rank 0 ended before the other ranks could start (a rank has closed its connection)"),
     ],
 )
-def test_what_a_false_rank_0_hands_over_is_checked(point, tmp_path, act, words):
+def test_descriptors_from_a_false_rank_0_are_checked(point, tmp_path, act, words):
     victim = tmp_path / "victim"
     victim.write_bytes(b"V" * 100_000)
     meeting = SharedCollectives()
@@ -298,7 +298,7 @@ def test_a_rank_0_without_the_key_gets_nothing(point):
     )
 
 
-def test_a_silent_guest_is_turned_away_in_time(point, monkeypatch):
+def test_a_silent_connection_is_closed_in_time(point, monkeypatch):
     monkeypatch.setattr(first_rank, "PROOF_TIMEOUT_S", 0.2)
     meeting = SharedCollectives()
     meeting.come(point, 0, 2)

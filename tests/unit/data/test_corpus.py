@@ -49,7 +49,7 @@ def test_written_corpora_read_back_with_paddlenlp(tmp_path_factory, rows, wide):
     assert read_corpus_summary(prefix)["largest_id"] == max(max(ids) for ids, _ in rows)
 
 
-def test_dtype_follows_paddlenlps_rule():
+def test_dtype_follows_paddlenlp():
     assert choose_token_dtype(65_499) == np.uint16 and choose_token_dtype(65_500) == np.int32
 
 
@@ -81,7 +81,7 @@ def test_damaged_corpora_are_refused(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=40), seq_length=st.integers(1, 40))
-def test_sample_index_equals_fast_dataindex(sizes, seq_length):
+def test_the_sample_index_equals_fast_dataindex(sizes, seq_length):
     array = np.asarray(sizes, np.int32)
     total = int(array.sum())
     theirs = helpers.build_sample_idx(array, np.arange(len(sizes), dtype=np.int32), seq_length, 1, total)
@@ -110,7 +110,7 @@ def test_paddlenlps_own_dataset_reads_our_corpus(tmp_path, tiny_tokenizer):
     assert len(train[0]["text"]) == 17 and set(train[0]["text"].tolist()) <= ours and len(valid) >= 2
 
 
-def test_splits_are_paddlenlps(tmp_path):
+def test_splits_equal_paddlenlp(tmp_path):
     from paddlenlp.data.causal_dataset import get_train_valid_test_split_
 
     corpus = Corpus.open(str(make_corpus(tmp_path / "c", [3] * 37)))
@@ -124,7 +124,7 @@ def test_splits_are_paddlenlps(tmp_path):
         assert [ours[0].start, *(part.stop for part in ours)] == theirs
 
 
-def test_a_changed_corpus_is_another_one(tmp_path):
+def test_a_rebuilt_corpus_gets_a_new_index(tmp_path):
     """PaddleNLP caches the index under the prefix; a rebuilt corpus then trains on the old one's positions."""
     first = Corpus.open(str(make_corpus(tmp_path / "c", [5, 6])))
     again = Corpus.open(str(make_corpus(tmp_path / "c", [5, 6])))

@@ -63,7 +63,7 @@ def test_a_real_corpus_of_many_sizes(tmp_path, tiny_tokenizer):
     ]
 
 
-def test_an_existing_corpus_is_not_overwritten_in_silence(tmp_path, tiny_tokenizer):
+def test_an_existing_corpus_is_not_overwritten(tmp_path, tiny_tokenizer):
     (tmp_path / "a.txt").write_text("one two")
     options = BuildOptions((str(tmp_path / "a.txt"),), str(tiny_tokenizer), str(tmp_path / "c"))
     build_corpus(options)
@@ -79,7 +79,7 @@ def test_an_existing_corpus_is_not_overwritten_in_silence(tmp_path, tiny_tokeniz
     assert (tmp_path / "c.bin").read_bytes() != before and Corpus.open(str(tmp_path / "c")).num_documents == 1
 
 
-def test_files_left_out_are_counted_in_the_summary(tmp_path, tiny_tokenizer):
+def test_skipped_files_are_counted_in_the_summary(tmp_path, tiny_tokenizer):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a.txt", "b.bz2", "c.bz2", ".d.txt"):
@@ -93,7 +93,7 @@ def test_files_left_out_are_counted_in_the_summary(tmp_path, tiny_tokenizer):
     assert "1 documents" in said and "from 1 file(s)" in said and f"{folder}/b.bz2: compressed as .bz2" in said
 
 
-def test_a_document_of_more_tokens_than_an_index_can_say(tmp_path, tiny_tokenizer, monkeypatch):
+def test_a_document_too_long_for_the_index_is_refused(tmp_path, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(index_format, "MAX_SEQUENCE_TOKENS", 20)
     (tmp_path / "a.txt").write_text("one two three " * 30)
     options = BuildOptions((str(tmp_path / "a.txt"),), str(tiny_tokenizer), str(tmp_path / "out" / "c"))
@@ -117,7 +117,7 @@ def test_the_embedded_corpus_of_an_earlier_version_is_not_blended_with_the_new_o
     assert "stdlib-old.bin: removed, of another tokenizer or an earlier version" in capsys.readouterr().out
 
 
-def test_ids_below_zero_are_no_tokens(tmp_path):
+def test_negative_ids_are_refused(tmp_path):
     dataset = PretrainDataset(Corpus.open(str(sequences(tmp_path / "c", [[[1, -2, 3, 4]]], np.int16))), range(1), 2, 0)
     with pytest.raises(DataError, match="token id -2, which is never valid"):
         PretrainCollator(10)([dataset[0]])
@@ -142,7 +142,7 @@ WHOLE = [[1, 2, 3, 4, END], [5, END], [6, 7, 8, END], [9, 9, END]]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.int64])
-def test_documents_in_several_sequences_are_put_together(tmp_path, dtype, capsys):
+def test_documents_of_several_sequences_are_joined(tmp_path, dtype, capsys):
     corpus = Corpus.open(str(sequences(tmp_path / "c", ROWS, dtype)))
     assert [corpus.documents[i].tolist() for i in range(corpus.num_documents)] == WHOLE
     assert corpus.documents.get(0, offset=2, length=2)[0].tolist() == [3, 4]
@@ -158,7 +158,7 @@ def test_documents_in_several_sequences_are_put_together(tmp_path, dtype, capsys
     assert flat.fingerprint != corpus.fingerprint, "a run that began with the sequences does not go on in silence"
 
 
-def test_a_corpus_of_the_earlier_builder_is_told(tmp_path, capsys):
+def test_a_corpus_of_the_earlier_builder_is_reported(tmp_path, capsys):
     prefix = sequences(tmp_path / "c", [[[1, 2], [END]], [[3, 4, END]]])
     (tmp_path / "c.json").write_text(json.dumps({"documents": 2, "tokens": 6, "tokenizer_fingerprint": "abc"}))
     corpus = Corpus.open(str(prefix))
@@ -167,7 +167,7 @@ def test_a_corpus_of_the_earlier_builder_is_told(tmp_path, capsys):
     assert "built by an earlier version" in said and "joined from 3 parts" in said and "--overwrite" in said
 
 
-def test_indices_without_bounds_and_with_wrong_ones(tmp_path):
+def test_an_index_with_missing_or_wrong_document_bounds_is_refused(tmp_path):
     prefix = sequences(tmp_path / "c", [[[1, 2]], [[3]], [[4, 5]]])
     index = bytearray((tmp_path / "c.idx").read_bytes())
     bounds = 4 * 8
@@ -181,7 +181,7 @@ def test_indices_without_bounds_and_with_wrong_ones(tmp_path):
     assert Corpus.open(str(prefix)).num_documents == 3
 
 
-def test_other_indices_are_named(tmp_path):
+def test_unsupported_indices_are_named(tmp_path):
     prefix = sequences(tmp_path / "c", [[[1, 2]], [[3]]])
     index = (tmp_path / "c.idx").read_bytes()
     for content, message in (
@@ -194,7 +194,7 @@ def test_other_indices_are_named(tmp_path):
             Corpus.open(str(prefix))
 
 
-def test_files_of_two_builds(tmp_path):
+def test_files_of_two_builds_are_refused(tmp_path):
     with CorpusWriter(tmp_path / "c", 100) as writer:
         writer.add(np.arange(15), np.asarray([5, 10]), np.asarray([True, True]))
         writer.finish({})

@@ -107,7 +107,7 @@ def _joined(rows) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pieces_give_the_ids_of_the_whole(encoders, kind, monkeypatch):
+def test_pieces_give_the_ids_of_the_full_text(encoders, kind, monkeypatch):
     monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 700)
     text, encode = _text(), encoders[kind]
     splitter = TextSplitter(encode)
@@ -119,7 +119,7 @@ def test_pieces_give_the_ids_of_the_whole(encoders, kind, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_a_text_that_comes_in_blocks_gives_the_ids_of_the_whole(encoders, kind, data):
+def test_a_text_read_in_blocks_gives_the_ids_of_the_full_text(encoders, kind, data):
     text, encode = _text()[: data.draw(st.integers(1, 20_000))], encoders[kind]
     block = data.draw(st.integers(100, 3000))
     splitter, rest, parts = TextSplitter(encode), "", []
@@ -142,7 +142,7 @@ def test_chinese_without_spaces_is_cut_too(encoders, monkeypatch):
         assert _joined(encoders[kind](parts)) == encoders[kind]([text])[0], kind
 
 
-def test_a_text_that_can_not_be_cut_stays_whole_up_to_a_limit_and_is_counted_beyond(encoders, monkeypatch):
+def test_uncuttable_text_stays_whole_up_to_a_limit_and_is_then_counted(encoders, monkeypatch):
     monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 1000)
     runs = TextSplitter(lambda texts: [[len(text)] for text in texts])  # a tokenizer that takes any text for one token
     text = "a b\n" * 5000
@@ -154,7 +154,7 @@ def test_a_text_that_can_not_be_cut_stays_whole_up_to_a_limit_and_is_counted_bey
     assert done + rest == text and rest and runs.unsure == len(parts)
 
 
-def test_long_runs_are_not_cut_where_only_chance_agrees(encoders, monkeypatch):
+def test_long_runs_are_not_cut_at_coincidental_boundaries(encoders, monkeypatch):
     """Groups of three digits, and pairs of letters, are counted from the beginning of a run."""
     monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 1000)
     for kind, text in itertools.product(("gpt2", "llama3", "llama2"), ("1" * 5003, "number " + "7" * 5000, "z" * 5001)):
@@ -162,7 +162,7 @@ def test_long_runs_are_not_cut_where_only_chance_agrees(encoders, monkeypatch):
         assert _joined(encoders[kind](splitter.split_text(text))) == encoders[kind]([text])[0], (kind, text[:20])
 
 
-def test_the_tokenizer_is_asked_little(encoders):
+def test_the_tokenizer_is_called_rarely(encoders):
     asked = []
 
     def counting(texts):

@@ -40,7 +40,7 @@ def repository(tmp_path) -> Path:
     return folder
 
 
-def test_nothing_is_found_in_a_good_repository(repository):
+def test_a_valid_repository_has_no_findings(repository):
     assert guess_server(repository) == "triton" and check_folder(repository, "triton") == []
 
 
@@ -68,7 +68,7 @@ def test_nothing_is_found_in_a_good_repository(repository):
         ("max_batch_size: 0", "#" * (1 << 18), "pbtxt", "too large"),
     ],
 )
-def test_configurations(repository, old, new, kind, says):
+def test_broken_configurations_are_found(repository, old, new, kind, says):
     assert old in CONFIG
     (repository / "chat" / "config.pbtxt").write_text(CONFIG.replace(old, new))
     (finding,) = check_folder(repository, "triton")
@@ -116,7 +116,7 @@ def lose_requirements(folder: Path) -> None:
         (lose_requirements, "requirements"),
     ],
 )
-def test_files(repository, way, kind):
+def test_missing_and_unexpected_files_are_found(repository, way, kind):
     way(repository)
     assert [finding.kind for finding in check_folder(repository, "triton")] == [kind]
 
@@ -136,7 +136,7 @@ def test_without_tritonclient_the_rest_is_checked(repository, monkeypatch, capsy
     assert capsys.readouterr().out.count("pip install 'oarlock[serve]'") == 1
 
 
-def test_code_that_is_not_of_this_version_is_found(tiny_model, tmp_path):
+def test_code_of_another_version_is_found(tiny_model, tmp_path):
     from oarlock.export.manifest import MANIFEST_FILE, write_manifest
     from oarlock.export.triton import export_triton
 

@@ -35,7 +35,7 @@ def changed(change, **tensors):
     return request
 
 
-def test_what_is_let_through():
+def test_valid_requests_pass():
     for request in (
         question(),
         question("oarlock", stream=("BOOL", [1], b"\1"), max_tokens=("INT32", [1], INT)),
@@ -59,7 +59,7 @@ def test_what_is_let_through():
 @pytest.mark.parametrize(
     "shape", [[2**62], [2**31, 2**31], [2**63 - 1], [-1], [-(2**63)], [], [1, 1], [2], [0], [1] * 70_000]
 )
-def test_shapes_that_end_triton(shape):
+def test_shapes_that_crash_triton_are_refused(shape):
     refused(question(max_tokens=("INT32", shape, INT)), "max_tokens: shape ")
     if shape not in ([2], [0]):
         refused(question(stop_token_ids=("INT32", shape, INT)), "stop_token_ids: ")
@@ -105,11 +105,11 @@ def test_shapes_that_end_triton(shape):
         (changed(lambda r: r.parameters["priority"]), "parameter priority: it must be int64 or uint64"),
     ],
 )  # fmt: skip
-def test_what_is_refused(request_, words):
+def test_refusals(request_, words):
     refused(request_, words)
 
 
-def test_parameters_that_are_for_inside_alone():
+def test_internal_parameters_are_refused():
     for name in (CANCEL, RELAYED, DEFAULT_TOKENS, "binary_data_output", "xla"):
         request = question("oarlock")
         request.parameters[name].string_param = "x"
@@ -128,7 +128,7 @@ def test_typed_contents():
     refused(request, "input_ids: fp32_contents for INT32; it must be int_contents")
 
 
-def test_a_model_of_somebody_elses():
+def test_models_of_other_vendors_are_checked_by_their_configuration():
     """Its own configuration is what counts; values are its own business."""
     config = ModelConfig(name="m", backend="onnxruntime", max_batch_size=4)
     config.input.add(name="x", data_type=11, dims=[-1, 3])
@@ -180,7 +180,7 @@ def wild(draw):
 
 @given(wild())
 @settings(max_examples=400, deadline=None)
-def test_what_passes_has_the_bytes_that_its_shape_says(request):
+def test_passed_requests_have_as_many_bytes_as_their_shape(request):
     try:
         check_infer_request(request, LIMITS)
     except RequestRefused as error:
@@ -205,7 +205,7 @@ def test_what_passes_has_the_bytes_that_its_shape_says(request):
         ('[{"role": "user", "content": "x", "name": ' + "[" * 70 + "]" * 70 + "}]", "64 levels|name|deep"),
     ],
 )
-def test_json_inside_a_text_is_read_strictly(text, words):
+def test_json_inside_a_text_is_parsed_strictly(text, words):
     content = text.encode()
     request = service_pb2.ModelInferRequest(model_name="oarlock_infer")
     request.inputs.add(name="messages", datatype="BYTES", shape=[1])

@@ -44,7 +44,7 @@ def client_of(path, counts=None, restarts=None):
     return TestClient(make_metrics_app(path, counts))
 
 
-def test_both_are_there(triton, tmp_path):
+def test_metrics_of_triton_and_the_front_are_served(triton, tmp_path):
     counts = FrontCounts()
     counts.add_request("grpc", "ModelInfer", "OK")
     counts.add_refusal("grpc", "size")
@@ -58,14 +58,14 @@ def test_both_are_there(triton, tmp_path):
     assert away.status_code == 200 and "oarlock_triton_up 0\n" in away.text and "nv_x" not in away.text
 
 
-def test_nothing_else_is_there(triton):
+def test_no_other_path_is_served(triton):
     client = client_of(triton)
     assert client.get("/").status_code == client.get("/metrics/x").status_code == client.get("/v2").status_code == 404
     assert client.post("/metrics").status_code == 405
     assert client.head("/metrics").content == b""
 
 
-def test_routes_are_few():
+def test_unknown_paths_add_no_metrics():
     """Whatever clients ask for, the metrics do not grow by it."""
     assert name_route("/v2/models/anything/infer") == "/v2/models/NAME/infer"
     assert name_route("/v2/models/x/versions/7/generate_stream") == "/v2/models/NAME/generate_stream"

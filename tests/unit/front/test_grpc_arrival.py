@@ -15,7 +15,7 @@ from oarlock.serve.front.grpc.http2_frames import PREFACE, make_frame
 from scripted_triton import front_of_triton, question
 
 
-def test_a_message_is_refused_by_its_length(tmp_path):
+def test_a_message_is_refused_for_its_length(tmp_path):
     """And before the rest of it is sent; the connection is good for others."""
 
     async def work():
@@ -52,7 +52,7 @@ async def connected(channel, name):
     return reader, writer
 
 
-def test_a_long_message_is_refused_when_it_has_just_begun(tmp_path):
+def test_a_long_message_is_refused_at_its_start(tmp_path):
     async def work():
         async with front_of_triton(tmp_path) as (_, triton, _, channel):
             reader, writer = await connected(channel, "ModelInfer")
@@ -68,7 +68,7 @@ def test_a_long_message_is_refused_when_it_has_just_begun(tmp_path):
     run(work())
 
 
-def test_a_message_that_stops_in_the_middle_ends_its_connection(tmp_path, monkeypatch):
+def test_an_incomplete_message_closes_its_connection(tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "_POLL_SECONDS", 0.05)
     monkeypatch.setattr(gate, "_BEGIN_SECONDS", 0.3)
 
@@ -88,7 +88,7 @@ def test_a_message_that_stops_in_the_middle_ends_its_connection(tmp_path, monkey
     run(work())
 
 
-def test_a_flood_of_pings_ends_its_connection(tmp_path):
+def test_a_ping_flood_closes_its_connection(tmp_path):
     """The server would keep an answer to each for as long as nobody reads them."""
 
     async def work():
@@ -104,7 +104,7 @@ def test_a_flood_of_pings_ends_its_connection(tmp_path):
     run(work())
 
 
-def test_a_request_that_does_not_arrive(tmp_path):
+def test_a_request_that_never_completes_times_out(tmp_path):
     """Of a call, and of a connection that sends no HTTP/2 to the end."""
 
     async def work():

@@ -17,7 +17,7 @@ from scripted_triton import ScriptedTriton, front_of_triton, question, start_tri
 UNAVAILABLE, INVALID = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_requests_and_answers_go_through(tmp_path):
+def test_requests_and_answers_are_forwarded(tmp_path):
     async def work():
         async with front_of_triton(tmp_path) as (stub, triton, counts, _):
             asked = question(text="大".encode())
@@ -72,7 +72,7 @@ def test_several_requests_of_a_stream_and_their_errors(tmp_path):
     run(work())
 
 
-def test_a_client_that_goes_away_is_cancelled(tmp_path):
+def test_a_disconnected_client_cancels_its_request(tmp_path):
     async def work():
         async with front_of_triton(tmp_path) as (stub, triton, counts, _):
             triton.gate.clear()
@@ -92,7 +92,7 @@ def test_a_client_that_goes_away_is_cancelled(tmp_path):
     run(work())  # front_of_triton() looks whether a place is left over
 
 
-def test_what_is_not_there(tmp_path):
+def test_unknown_models_and_methods_are_refused(tmp_path):
     async def work():
         async with front_of_triton(tmp_path) as (stub, triton, _, channel):
             for name in ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings",
@@ -114,7 +114,7 @@ def test_what_is_not_there(tmp_path):
     run(work())
 
 
-def test_keys(tmp_path):
+def test_a_key_is_required(tmp_path):
     async def work():
         async with front_of_triton(tmp_path, keys=["one", "two"]) as (stub, triton, counts, _):
             for metadata in ((), (("authorization", "Bearer no"),), (("authorization", "two"),)):
@@ -131,7 +131,7 @@ def test_keys(tmp_path):
     run(work())
 
 
-def test_places(tmp_path):
+def test_the_number_of_open_requests_is_limited(tmp_path):
     """Of one client, and in all; a client on the same machine is one."""
 
     async def work():
@@ -153,7 +153,7 @@ async def _waited(call):
     return await call
 
 
-def test_triton_goes_away_and_comes_back(tmp_path):
+def test_triton_restarts(tmp_path):
     async def work():
         path, triton = tmp_path / "grpc:1", ScriptedTriton()
         upstream = TritonClient(f"unix:{path}")
@@ -183,7 +183,7 @@ def test_triton_goes_away_and_comes_back(tmp_path):
     run(work())
 
 
-def test_probes_while_triton_is_away(tmp_path):
+def test_probes_while_triton_is_down(tmp_path):
     async def work():
         async with front_of_triton(tmp_path) as (stub, triton, _, channel):
             await triton.server.stop(0)
@@ -197,7 +197,7 @@ def test_probes_while_triton_is_away(tmp_path):
     run(work())
 
 
-def test_a_port_that_is_taken_is_said(tmp_path):
+def test_a_port_in_use_is_reported(tmp_path):
     from oarlock.errors import EnvironmentProblem
     from oarlock.serve.config import FrontConfig, ServeConfig, TritonConfig
     from oarlock.serve.front.grpc.server import make_grpc_server
@@ -219,7 +219,7 @@ def test_a_port_that_is_taken_is_said(tmp_path):
     run(work())
 
 
-def test_the_stub_of_triton_is_all_that_the_scripted_one_has():
+def test_the_scripted_triton_implements_only_methods_of_the_stub():
     """A name that is written wrongly there would make a test of nothing."""
     known = set(vars(service_pb2_grpc.GRPCInferenceServiceServicer))
     assert {name for name in vars(ScriptedTriton) if name[0].isupper()} <= known

@@ -16,7 +16,7 @@ from support.guarded_echo import BODY, ask, error
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "LocalHost", "localhost:9", "127.0.0.1:65535"])
-def test_names_of_the_server(port, host):
+def test_host_names_of_the_server_are_accepted(port, host):
     assert ask(port, host=host) == (200, {"size": len(BODY)})
 
 
@@ -25,14 +25,14 @@ def test_names_of_the_server(port, host):
     ["evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example", "10.1.2.3", "", "localhost:",
      "localhost:8080:1", "[::2]", "localhost/", "a@localhost", "localhost ,evil", "xn--lcalhost-d6a", "0.0.0.0"],
 )  # fmt: skip
-def test_other_names(echo, port, host):
+def test_other_host_names_are_refused(echo, port, host):
     """As after DNS rebinding."""
     before = len(echo.asked)
     code, told = ask(port, host=host)
     assert code == 403 and "--allowed-host" in told["error"] and len(echo.asked) == before
 
 
-def test_names_that_are_allowed_and_addresses_of_an_open_port(echo):
+def test_allowed_host_names_and_addresses_are_accepted(echo):
     config = configure(host="0.0.0.0", allowed_hosts=("Models.Example",))
     with running(guard_app(echo, config, Keys(), Admission(8, 8), error), config) as port:
         for host, code in (("models.example:80", 200), (socket.gethostname(), 200), ("127.0.0.1", 200), ("10.9.8.7", 403), ("a.models.example", 403)):  # fmt: skip
@@ -45,14 +45,14 @@ def test_names_that_are_allowed_and_addresses_of_an_open_port(echo):
      {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}, {"Sec_Fetch_Site": "hm"}],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
-def test_pages_of_others(echo, port, headers, method):
+def test_cross_origin_requests_are_refused(echo, port, headers, method):
     before = len(echo.asked)
     answer = speak(port, head(method=method, Access_Control_Request_Method="POST", **headers))
     assert status(answer) == 403 and b"access-control-allow-origin" not in answer.lower()
     assert len(echo.asked) == before
 
 
-def test_a_page_that_is_allowed(echo):
+def test_an_allowed_origin_is_accepted(echo):
     page = "https://app.example"
     config = configure(cors_origins=(page,))
     with running(guard_app(echo, config, Keys(["key"]), Admission(8, 8), error), config) as port:
@@ -71,20 +71,20 @@ def test_a_page_that_is_allowed(echo):
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/json", "json",
      "application/jsonp", "text/plain; application/json", "application/octet-stream", "application/json/x"],
 )  # fmt: skip
-def test_bodies_of_other_kinds(echo, port, kind):
+def test_other_content_types_are_refused(echo, port, kind):
     before = len(echo.asked)
     code, told = ask(port, Content_Type=kind)
     assert code == 415 and kind in told["error"] and len(echo.asked) == before
 
 
-def test_bodies_of_json(port):
+def test_json_bodies_are_accepted(port):
     for kind in ("application/json", "Application/JSON; charset=utf-8", "application/problem+json"):
         assert ask(port, Content_Type=kind)[0] == 200
     assert status(speak(port, head(Content_Length=2) + b"{}")) == 200  # as tritonclient sends it
     assert ask(port, Content_Encoding="gzip")[0] == 415 and ask(port, Content_Encoding="identity")[0] == 200
 
 
-def test_places(echo, port):
+def test_the_number_of_open_requests_is_limited(echo, port):
     """Four of a client; a further one is told to come back, and finds a place when one has gone."""
     echo.go.clear()
     clients = []
@@ -102,7 +102,7 @@ def test_places(echo, port):
     assert ask(port)[0] == 200
 
 
-def test_keys(echo):
+def test_a_key_is_required(echo):
     with running(
         guard_app(echo, OPTIONS, Keys(["one", "two"]), Admission(8, 8), error, open_paths=("/probe",))
     ) as port:
@@ -113,7 +113,7 @@ def test_keys(echo):
         assert status(speak(port, head("/probe"))) == 200
 
 
-def test_answers_are_sent_at_once(echo, monkeypatch):
+def test_answers_are_sent_without_delay(echo, monkeypatch):
     """Also behind a listening socket that does not name its protocol, as that of these tests."""
     seen = []
 
@@ -127,7 +127,7 @@ def test_answers_are_sent_at_once(echo, monkeypatch):
     assert seen == [1]
 
 
-def test_whose_a_request_is():
+def test_requests_are_counted_per_client():
     assert identify_client("10.0.0.1") == "10.0.0.1" == identify_client("::ffff:10.0.0.1")
     assert (
         identify_client("2001:db8:1:2:3::4")
@@ -142,7 +142,7 @@ def test_whose_a_request_is():
     assert "Bearer" not in identify_client("", b"Bearer k") and identify_client("nonsense:") == "nonsense:"
 
 
-def test_admission():
+def test_admission_control():
     places = Admission(3, 2)
     places.acquire("a")
     places.acquire("a")

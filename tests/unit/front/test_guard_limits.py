@@ -16,7 +16,7 @@ from oarlock.serve.front.keys import Keys
 from support.guarded_echo import BODY, ask, error, wait_until
 
 
-def test_a_body_that_is_too_large(echo, port):
+def test_a_too_large_body_is_refused(echo, port):
     before = len(echo.asked)
     assert ask(port, body=b"x" * 10_000)[0] == 200
     code, told = ask(port, body=b"x" * 10_001)
@@ -28,7 +28,7 @@ def test_a_body_that_is_too_large(echo, port):
     assert status(answer) == 413 and len(echo.asked) == before + 1
 
 
-def test_a_client_that_looks_after_it_has_sent_all_hears_why(port):
+def test_a_client_that_reads_after_sending_gets_the_error(port):
     """http.client does not look at the answer before."""
     client = http.client.HTTPConnection("localhost", port, timeout=GUARD_S)
     client.request("POST", "/x", b"x" * 5_000_000, {"Content-Type": "application/json"})
@@ -47,7 +47,7 @@ def test_gigabytes_take_no_memory(port, framing):
     assert ask(port)[0] == 200
 
 
-def test_many_small_chunks(echo, port):
+def test_many_small_chunks_are_cheap(echo, port):
     """A body of a few KB may not cost seconds."""
     before = len(echo.asked)
     answer = speak(
@@ -60,7 +60,7 @@ def test_many_small_chunks(echo, port):
     assert status(some) == 200 and content(some) == {"size": 500}
 
 
-def test_slow_bodies_are_cut(echo):
+def test_slow_bodies_time_out(echo):
     config = configure(body_seconds=0.05)
     with running(guard_app(echo, config, Keys(), Admission(8, 8), error), config) as port:
         for framing in ({"Content_Length": 100}, {"Transfer_Encoding": "chunked"}):
@@ -68,7 +68,7 @@ def test_slow_bodies_are_cut(echo):
             assert status(answer) == 408 and "0.05 s" in content(answer)["error"]
 
 
-def test_slow_heads_are_cut(echo):
+def test_slow_headers_time_out(echo):
     with running(guard_app(echo, OPTIONS, Keys(), Admission(8, 8), error), head_seconds=0.05) as port:
         assert status(speak(port)) == 408  # nothing at all
         assert status(speak(port, b"POST / HTTP/1.1\r\nHost: loc")) == 408
@@ -78,7 +78,7 @@ def test_slow_heads_are_cut(echo):
         assert answer.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 408" in answer
 
 
-def test_clients_that_take_nothing_are_let_go(echo):
+def test_clients_that_do_not_read_are_disconnected(echo):
     """An answer of many megabytes to a client that does not read."""
 
     async def flood(scope, receive, send):
@@ -98,7 +98,7 @@ def test_clients_that_take_nothing_are_let_go(echo):
         wait_until(lambda: places.num_open == 0)
 
 
-def test_connections_are_counted(echo):
+def test_the_number_of_connections_is_limited(echo):
     config = configure(max_connections=4)  # so that a client may have 2
     with running(guard_app(echo, config, Keys(), Admission(8, 8), error), config) as port:
         idle = [socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) for _ in range(2)]
@@ -152,20 +152,20 @@ def test_connections_are_counted(echo):
         (head(Transfer_Encoding="chunked", Content_Type="application/json") + b"-1\r\n", 400),
     ],
 )  # fmt: skip
-def test_what_is_no_request(echo, port, request_bytes, code):
+def test_malformed_requests_are_refused(echo, port, request_bytes, code):
     before = len(echo.asked)
     answer = speak(port, request_bytes, end=True)
     assert status(answer) == code and content(answer)["error"] and len(echo.asked) == before
     assert ask(port)[0] == 200  # and the next request gets its answer
 
 
-def test_a_client_that_goes_away_while_it_sends(echo, port):
+def test_a_client_that_disconnects_while_sending(echo, port):
     before = len(echo.asked)
     assert speak(port, head(Content_Type="application/json", Content_Length=100), b"{", end=True) == b""
     assert ask(port)[0] == 200 and len(echo.asked) == before + 1
 
 
-def test_several_requests_of_a_connection(port):
+def test_several_requests_on_one_connection(port):
     client = http.client.HTTPConnection("localhost", port, timeout=GUARD_S)
     for body in (BODY, b"{}"):
         client.request("POST", "/x", body, {"Content-Type": "application/json"})

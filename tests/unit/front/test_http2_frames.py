@@ -61,7 +61,7 @@ PLACES = st.lists(st.integers(0, 1 << 16), max_size=20)
     places=PLACES,
 )
 @settings(max_examples=200, deadline=None)
-def test_what_is_right_goes_through(sizes, pieces, places):
+def test_valid_frames_pass(sizes, pieces, places):
     """Messages of several streams, cut into DATA frames anywhere, and these into pieces anywhere."""
     sent, wanted, queues = [PREFACE, make_frame(SETTINGS, 0, 0)], {}, []
     for i, lengths in enumerate(sizes):
@@ -92,7 +92,7 @@ def test_what_is_right_goes_through(sizes, pieces, places):
 @given(before=st.lists(st.integers(0, MOST), max_size=3), length=st.integers(MOST + 1, 2**32 - 1), places=PLACES,
        after=st.integers(0, 4 * MAX_FRAME), pieces=PLACES)  # fmt: skip
 @settings(max_examples=200, deadline=None)
-def test_a_long_message_never_goes_through(before, length, after, places, pieces):
+def test_a_too_long_message_never_passes(before, length, after, places, pieces):
     """The server gets those before it, then the mark; the client's window is given back, byte for byte."""
     whole = b"".join(message(size) for size in before)
     content = whole + message(after, length)
@@ -114,7 +114,7 @@ def test_a_long_message_never_goes_through(before, length, after, places, pieces
     assert fed(client, make_frame(RST, 0, 1, b"\0" * 4))
 
 
-def test_what_no_client_sends():
+def test_invalid_frames_are_refused():
     for pieces in (
         [b"GET / HTTP/1.1\r\n"],
         [PREFACE[:-1] + b"x"],
@@ -134,12 +134,12 @@ def test_what_no_client_sends():
             fed(made(), *pieces)
 
 
-def test_headers_in_two_frames():
+def test_headers_split_over_two_frames():
     out = fed(made(), PREFACE, make_frame(HEADERS, 0, 1, b"\x82"), make_frame(CONTINUATION, 4, 1, b"\x84"))
     assert frames(out[len(PREFACE) :]) == [(HEADERS, 0, 1, b"\x82"), (CONTINUATION, 4, 1, b"\x84" + HEADER)]
 
 
-def test_how_long_a_message_is_on_its_way():
+def test_the_transfer_time_of_a_message_is_measured():
     now = 5.0
     client = ClientFrames(MOST, ("x-who", "9.9"), lambda: now)
     fed(
@@ -165,7 +165,7 @@ def test_how_long_a_message_is_on_its_way():
 @given(payloads=st.lists(st.tuples(st.sampled_from([DATA, HEADERS, SETTINGS, CONTINUATION, RST]), st.binary(max_size=40)),
                          max_size=12), places=PLACES)  # fmt: skip
 @settings(max_examples=100, deadline=None)
-def test_the_servers_frames_pass_whole(payloads, places):
+def test_server_frames_pass_unchanged(payloads, places):
     sent = b"".join(
         make_frame(kind, 4 if kind in (HEADERS, CONTINUATION) else 0, 1, payload) for kind, payload in payloads
     )
@@ -178,7 +178,7 @@ def test_the_servers_frames_pass_whole(payloads, places):
     assert out == sent
 
 
-def test_nothing_comes_between_headers():
+def test_no_frame_is_inserted_between_header_frames():
     server = ServerFrames()
     begun = make_frame(SETTINGS, 0, 0) + make_frame(HEADERS, 1, 1, b"x")
     assert server.feed(begun) == (make_frame(SETTINGS, 0, 0), [])
@@ -187,7 +187,7 @@ def test_nothing_comes_between_headers():
     assert frames(make_window_update(7)) == [(8, 0, 0, b"\0\0\0\7")]
 
 
-def test_pings_and_settings_wait_for_answers():
+def test_pings_and_settings_are_acknowledged():
     client, server = made(), ServerFrames()
     client.feed(PREFACE)
     for kind in (PING, SETTINGS) * 500:  # each is answered before the next

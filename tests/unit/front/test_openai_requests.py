@@ -53,13 +53,13 @@ def test_empty_defaults_are_absent(api):
         {"tool_calls": [], "name": None},
     ],
 )
-def test_an_answer_is_sent_back_as_it_came(api, extra):
+def test_an_answer_can_be_sent_back_as_history(api, extra):
     back = ChatCompletionMessage.model_validate({"role": "assistant", "content": "ho", **extra})
     asked = chat(api, messages=[*HI, back.model_dump(), {"role": "user", "content": "again"}])
     assert json.loads(asked["messages"])[1] == {"role": "assistant", "content": "ho"}
 
 
-def test_what_this_server_answers_goes_back_through_the_client(api):
+def test_answers_of_this_server_pass_through_the_openai_client(api):
     client = openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=api, max_retries=0)
     said = client.chat.completions.create(model="oarlock", messages=HI).choices[0].message
     Recorder.asked.clear()
@@ -143,7 +143,7 @@ def test_what_this_server_answers_goes_back_through_the_client(api):
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_refused_is_named(api, fields, param, words):
+def test_refusals_name_the_field(api, fields, param, words):
     error = chat(api, **fields)
     assert error["param"] == param and words in error["message"], error
 
@@ -167,6 +167,6 @@ def test_what_is_refused_is_named(api, fields, param, words):
     ],
     ids=str,
 )
-def test_what_is_refused_of_a_completion_is_named(api, fields, param, words):
+def test_refusals_of_a_completion_name_the_field(api, fields, param, words):
     error = complete(api, **fields)
     assert error["param"] == param and words in error["message"], error

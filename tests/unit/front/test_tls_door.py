@@ -40,7 +40,7 @@ def run(work):
     asyncio.run(asyncio.wait_for(work, GUARD_S))
 
 
-def test_the_silent_are_counted_and_cut(tmp_path):
+def test_silent_connections_are_counted_and_closed(tmp_path):
     async def work():
         async with served(tmp_path, most=3, seconds=0.5) as (port, handshakes, context):
             silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
@@ -57,7 +57,7 @@ def test_the_silent_are_counted_and_cut(tmp_path):
     run(work())
 
 
-def test_no_tls_at_all(tmp_path):
+def test_plain_connections_are_refused(tmp_path):
     async def work():
         async with served(tmp_path, most=3, seconds=GUARD_S) as (port, handshakes, _):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -71,7 +71,7 @@ def test_no_tls_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_what_comes_with_the_end_of_the_handshake(tmp_path, version):
+def test_data_in_the_last_handshake_packet_is_kept(tmp_path, version):
     """One packet with a client's last word of the handshake and its request."""
 
     async def work():

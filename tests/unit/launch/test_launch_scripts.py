@@ -53,7 +53,7 @@ def split(words: list[str]) -> tuple[dict[str, str], PretrainConfig]:
 
 
 @pytest.mark.parametrize("path", [*sorted(SCRIPTS.glob("*.sh")), SCRIPTS / "launch.slurm"], ids=lambda path: path.name)
-def test_bash_can_read_it(path):
+def test_scripts_are_valid_bash(path):
     subprocess.run(["bash", "-n", str(path)], check=True)
     if path.name.startswith(("run_", "finetune", "pretrain")):
         assert os.access(path, os.X_OK)
@@ -66,7 +66,7 @@ def test_bash_can_read_it(path):
         ("run_trainer_tp4pp2.sh", TP4_PP2, "output/llama_4d_log"),
     ],
 )
-def test_on_8_gpus_it_is_the_published_command(tmp_path, script, published, log):
+def test_on_8_gpus_the_script_runs_the_published_command(tmp_path, script, published, log):
     launcher, config = split(printed_command(script, tmp_path, CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7"))
     assert launcher == {"gpus": "0,1,2,3,4,5,6,7", "log_dir": log}
     expected = load_config(PretrainConfig, shlex.split(published)).config
@@ -75,7 +75,7 @@ def test_on_8_gpus_it_is_the_published_command(tmp_path, script, published, log)
     assert config == dataclasses.replace(expected, model=model)
 
 
-def test_32_gpus_on_4_nodes_are_4d(tmp_path):
+def test_32_gpus_on_4_nodes_use_the_4d_plan(tmp_path):
     variables = {"NNODES": "4", "MASTER": "10.0.0.1:29500"}
     launcher, config = split(printed_command("run_trainer_tp4pp2.sh", tmp_path, NODE_RANK="0", **variables))
     assert launcher == {
@@ -101,7 +101,7 @@ def test_the_degrees_are_variables(tmp_path):
 
 
 @pytest.mark.parametrize("script", PRETRAIN)
-def test_variables_and_flags_win_over_the_recipe(tmp_path, script):
+def test_variables_and_flags_override_the_recipe(tmp_path, script):
     launcher, config = split(
         printed_command(
             script, tmp_path, "--max_steps", "20", "--learning_rate=3e-4", "--no_do_eval", "--seed", "7",
@@ -139,7 +139,7 @@ def test_another_recipe_of_pretraining(tmp_path):
 
 
 @pytest.mark.parametrize("script", PRETRAIN)
-def test_without_a_gpu_the_command_for_the_cpu_is_told(tmp_path, script):
+def test_without_a_gpu_the_cpu_command_is_suggested(tmp_path, script):
     result = run_script(script, tmp_path)
     assert result.returncode == 2 and not result.stdout
     assert "no NVIDIA GPU here (CUDA_VISIBLE_DEVICES is empty)" in result.stderr
@@ -168,7 +168,7 @@ def test_wrong_variables_are_named(tmp_path, variables, expected):
 
 @pytest.mark.parametrize("script", [*PRETRAIN, "finetune_lora.sh"])
 @pytest.mark.parametrize("value", HOSTILE)
-def test_values_are_handed_on_as_they_are(tmp_path, script, value):
+def test_values_are_passed_verbatim(tmp_path, script, value):
     names = ("MODEL", "DATA", "OUTPUT", "TOKENIZER", "LOG_DIR", "MODEL_TYPE")
     words = printed_command(
         script, tmp_path, "--note", value, DEVICE="cpu", GPUS="2", TP="1", PP="2", **dict.fromkeys(names, value)
@@ -177,7 +177,7 @@ def test_values_are_handed_on_as_they_are(tmp_path, script, value):
     assert not list(tmp_path.rglob("RUN"))
 
 
-def test_the_python_is_the_repositorys_where_there_is_one(tmp_path):
+def test_the_python_of_the_repository_is_preferred(tmp_path):
     copied = tmp_path / "a copy"
     for folder in ("scripts", "configs"):
         shutil.copytree(ROOT / folder, copied / folder)

@@ -69,7 +69,7 @@ def job(tmp_path):
             process.kill()
 
 
-def test_a_script_runs_on_every_node_with_its_place(job):
+def test_a_script_runs_on_every_node_with_its_node_rank(job):
     code, output = job.run("my script.sh", "a b", "", "$HOME", CODES="0")
     assert code == 0, output
     for node in range(2):
@@ -88,7 +88,7 @@ def test_the_4d_script_is_the_default(job):
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_before_the_time_limit_all_save_and_the_job_is_requeued_once(job, signals):
+def test_before_the_time_limit_all_ranks_save_and_the_job_is_requeued_once(job, signals):
     process = job.start("my script.sh")
     wait_until(lambda: len(names(job.folder, "ranks-*/ready-*")) == 4, "four ranks")
     for _ in range(signals):
@@ -110,7 +110,7 @@ def test_a_job_stopped_while_it_starts_is_requeued(job):
     assert process.returncode == 0 and job.requeued, output
 
 
-def test_a_cancelled_job_saves_and_stays_away(job):
+def test_a_cancelled_job_saves_and_is_not_requeued(job):
     process = job.start("my script.sh")
     wait_until(lambda: len(names(job.folder, "ranks-*/ready-*")) == 4, "four ranks")
     process.terminate()
@@ -119,12 +119,12 @@ def test_a_cancelled_job_saves_and_stays_away(job):
     assert len(names(job.folder, "ranks-*/saved-*")) == 4 and not job.requeued
 
 
-def test_a_failed_job_stays_away(job):
+def test_a_failed_job_is_not_requeued(job):
     code, output = job.run("my script.sh", CODES="2")
     assert code == 2 and not job.requeued and "slurm: ended with code 2" in output
 
 
-def test_a_job_that_fails_while_it_saves_stays_away(job):
+def test_a_job_that_fails_while_saving_is_not_requeued(job):
     job.script.write_text('trap "kill \\$!; exit 3" TERM; touch ready-$NODE_RANK; sleep 60 & wait\n')
     process = job.start("my script.sh")
     wait_until(lambda: len(names(job.folder / "work", "ready-*")) == 2, "two nodes")
@@ -158,17 +158,17 @@ def test_a_copy_outside_the_repository_needs_the_installed_command(job):
 
 @pytest.mark.parametrize("name", ["SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_RESTART_COUNT"])
 @pytest.mark.parametrize("value", ["a[$(touch RUN)]", "-1", "1.5", "9" * 13])
-def test_numbers_of_slurm_are_numbers(name, value):
+def test_slurm_variables_must_be_numbers(name, value):
     with pytest.raises(ConfigError, match=f"{name} must be a number"):
         SlurmJob.from_environment({"SLURM_JOB_ID": "7", name: value})
 
 
-def test_what_slurm_says_of_a_job():
+def test_slurm_job_records_are_parsed():
     found = SlurmJob.from_environment({"SLURM_JOB_ID": "12007", "SLURM_JOB_NUM_NODES": "4", "SLURM_RESTART_COUNT": "2"})
     assert found == SlurmJob(number=12007, nodes=4, restarts=2, nodelist="")
 
 
-def test_directives():
+def test_sbatch_directives():
     lines = [line.split(" ", 1)[1] for line in (SCRIPTS / "launch.slurm").read_text().splitlines() if "#SBATCH" in line]
     given = dict(line.removeprefix("--").partition("=")[::2] for line in lines if line.startswith("--"))
     assert given["ntasks-per-node"] == "1" and given["output"] == "%x-%j.log" and given["open-mode"] == "append"

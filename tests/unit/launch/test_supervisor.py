@@ -48,7 +48,7 @@ def supervise(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     ("codes", "max_restart", "expected", "num_starts"),
     [("0", 3, 0, 1), ("1", 0, 1, 1), ("1 247 0", 3, 0, 3), ("241", 2, 241, 3), ("2", 3, 2, 1)],
 )
-def test_failed_ranks_start_again(folder, capfd, codes, max_restart, expected, num_starts):
+def test_failed_ranks_are_restarted(folder, capfd, codes, max_restart, expected, num_starts):
     words = [sys.executable, LAUNCHER, str(folder), "2", *codes.split()]
     command = LaunchCommand(words, has_launcher=True, log_dir="logs", num_ranks=2, degrees=None)
     assert Supervisor(command, os.environ, max_restart).run() == expected
@@ -59,7 +59,7 @@ def test_failed_ranks_start_again(folder, capfd, codes, max_restart, expected, n
     assert errors.count("their output is in logs/workerlog.*") == (expected != 0)
 
 
-def test_a_rank_that_a_signal_ended_has_the_code_of_a_shell(capfd):
+def test_a_rank_killed_by_a_signal_has_the_exit_code_of_a_shell(capfd):
     words = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     command = LaunchCommand(words, has_launcher=False, log_dir="logs", num_ranks=1, degrees=None)
     assert Supervisor(command, os.environ, 0).run() == 137
@@ -95,7 +95,7 @@ def test_a_second_ctrl_c_stops_the_ranks_without_saving(folder, supervise):
     assert process.returncode != 0 and not left_behind(folder)
 
 
-def test_a_signal_before_there_are_ranks_ends_the_launch(folder, supervise):
+def test_a_signal_before_ranks_exist_ends_the_launch(folder, supervise):
     process = supervise("launcher", LAUNCHER, str(folder), "0")
     wait_until((folder / "ready-launcher").exists, "the launcher")
     process.terminate()
@@ -103,7 +103,7 @@ def test_a_signal_before_there_are_ranks_ends_the_launch(folder, supervise):
     assert process.returncode == 143 and len(starts(folder)) == 1 and not left_behind(folder)
 
 
-def test_one_process_gets_the_signal_itself(folder, supervise):
+def test_a_single_process_gets_the_signal_itself(folder, supervise):
     """The code is its own, 1 for this one, and it is not started again."""
     process = supervise("alone", LAUNCHER, str(folder), "0")
     wait_until((folder / "ready-launcher").exists, "the process")
@@ -127,7 +127,7 @@ def test_an_ignored_signal_stays_ignored(folder, supervise):
         process.kill()
 
 
-def test_with_paddles_launcher_the_code_is_the_failed_ranks_and_nothing_is_left(folder):
+def test_paddles_launcher_returns_the_code_of_the_failed_rank_and_leaves_nothing(folder):
     """Rank 0 fails while rank 1 would run for minutes."""
     script = folder / "train.py"
     script.write_text("import os, sys, time\nif os.environ['PADDLE_TRAINER_ID'] == '0': sys.exit(7)\ntime.sleep(300)\n")

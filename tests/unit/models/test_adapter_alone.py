@@ -52,7 +52,7 @@ def started(*words: str, **options: object) -> FinetuneConfig:
     return start_from_adapter(found.config, found.origins)
 
 
-def test_the_base_is_found_from_anywhere_and_asked_for_when_it_is_gone(place, monkeypatch, capsys):
+def test_the_base_is_found_from_any_folder_and_requested_if_missing(place, monkeypatch, capsys):
     adapter = open_adapter("out/lora")
     assert find_base(adapter, "") == Path("models/a/base") and capsys.readouterr().out == ""
     (place / "elsewhere").mkdir()
@@ -74,7 +74,7 @@ def test_the_base_is_found_from_anywhere_and_asked_for_when_it_is_gone(place, mo
     assert load_finetuned("../out/lora", "../moved/a/base").template.source == TEMPLATE
 
 
-def test_the_options_are_the_adapters_where_they_are_not_given(place, capsys):
+def test_omitted_options_come_from_the_adapter(place, capsys):
     config = started(model_name_or_path="out/lora")
     method, model = config.method, config.model
     assert (method.lora, method.r, method.lora_alpha, method.lora_target_modules) == (True, 3, 5.0, "q_proj")
@@ -90,7 +90,7 @@ def test_the_options_are_the_adapters_where_they_are_not_given(place, capsys):
     assert "--r, --num_prefix_tokens: not used, because no method is chosen" in capsys.readouterr().out
 
 
-def test_what_does_not_go_together_is_refused(place):
+def test_incompatible_options_are_refused(place):
     make_adapter("models/a/base", Path("out/prefix"), Prefix(4))
     with pytest.raises(ConfigError, match="--adapter_name_or_path out/prefix is another"):
         started(model_name_or_path="out/lora", adapter_name_or_path="out/prefix")
@@ -104,7 +104,7 @@ def test_what_does_not_go_together_is_refused(place):
         chat._find_folders("out/prefix", None, place)
 
 
-def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
+def test_chat_and_serve_use_the_tokenizer_of_the_adapter(place, monkeypatch):
     tools = Path("additional_chat_templates/tool_use.jinja")
     (Path("out/lora") / tools).parent.mkdir()
     (Path("out/lora") / tools).write_text(TEMPLATE + "{{ tools }}")
@@ -133,7 +133,7 @@ def test_chat_and_serve_take_the_texts_of_the_adapter(place, monkeypatch):
     assert not any(path.name.startswith(".oarlock-serve") for path in Path("models/a").iterdir())
 
 
-def test_a_checkpoint_is_told_apart_from_an_adapter(place):
+def test_a_checkpoint_is_distinguished_from_an_adapter(place):
     """The way from a checkpoint to an adapter is named where there is one."""
     checkpoint = Path("out/checkpoint-1")
     checkpoint.mkdir()
@@ -187,7 +187,7 @@ def test_a_corpus_is_cut_to_the_context_too():
     assert fit_lengths(other, source(512), {}) is other
 
 
-def test_a_question_that_is_no_text(tiny_model):
+def test_a_question_that_is_not_text_is_refused(tiny_model):
     with pytest.raises(ConfigError, match="is not valid text"):
         list(ask_model(str(tiny_model), ["caf\udce9"], 2))
 

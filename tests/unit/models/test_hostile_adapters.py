@@ -25,7 +25,7 @@ from oarlock.peft.open_adapter import open_adapter
         ({"do_sample": "__class__"}, "do_sample must be true or false"),
     ],
 )
-def test_generation_settings_are_typed(tmp_path, content, words):
+def test_generation_settings_are_type_checked(tmp_path, content, words):
     (tmp_path / "generation_config.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match=words):
         read_generation_config(tmp_path)
@@ -70,19 +70,19 @@ def adapter(
         ({"tensor": np.zeros(64, np.float32)}, r"is \[64\]"),
     ],
 )
-def test_adapters_made_to_harm_are_refused(tmp_path, arguments, words):
+def test_hostile_adapters_are_refused(tmp_path, arguments, words):
     with pytest.raises(ModelError, match=words) as error:
         open_adapter(adapter(tmp_path / "a", **arguments))
     assert str(tmp_path) in str(error.value)
 
 
-def test_values_of_an_adapter_that_are_no_numbers_are_named(tmp_path):
+def test_adapter_values_that_are_not_finite_are_named(tmp_path):
     found = open_adapter(adapter(tmp_path / "a", np.full((32, 2), np.nan, np.float32)))
     with pytest.raises(ModelError, match="lora_A holds values that are not finite numbers"):
         found.value(_A, (32, 2))
 
 
-def test_an_adapter_opens_no_folder_and_no_hub_of_its_own_choice(folders, tmp_path, monkeypatch):
+def test_an_adapter_can_not_choose_folders_or_hubs(folders, tmp_path, monkeypatch):
     def never(*_: Any) -> None:
         raise AssertionError("a hub was asked")
 

@@ -25,7 +25,7 @@ def kurtosis(values: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_distributions_are_paddlenlps(name):
+def test_distributions_equal_paddlenlp(name):
     config = configuration(name)
     paddle.seed(4)
     whole = find_model_class(config)
@@ -52,7 +52,7 @@ def test_distributions_are_paddlenlps(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_family_comes_back_from_its_files(tmp_path, name):
+def test_a_family_is_restored_from_its_files(tmp_path, name):
     config = configuration(name)
     model = ordinary(find_model_class(config)._from_config(config, dtype="float32"))
     model.save_pretrained(str(tmp_path), safe_serialization=True)
@@ -90,7 +90,7 @@ def test_the_seed_alone_decides():
     assert not any(np.array_equal(one[name], other[name]) for name in drawn)
 
 
-def test_layers_differ_and_do_not_depend_on_how_many_follow():
+def test_layers_differ_and_do_not_depend_on_the_depth():
     two, three = arrays(llama()), arrays(llama(num_hidden_layers=3))
     assert not np.array_equal(two["llama.layers.0.mlp.up_proj.weight"], two["llama.layers.1.mlp.up_proj.weight"])
     for part in ("self_attn.q_proj", "mlp.up_proj"):  # down_proj and o_proj are scaled by the number of layers
@@ -130,7 +130,7 @@ def test_the_built_model_learns():
     assert losses[-1] < losses[0]
 
 
-def test_without_values_ends():
+def test_skipping_initialization_ends_with_its_block():
     config = families.LlamaConfig(**TINY_LLAMA)
     with without_values():
         empty = families.LlamaForCausalLM(config)
@@ -138,7 +138,7 @@ def test_without_values_ends():
     assert all(parameter._is_initialized() for parameter in families.LlamaForCausalLM(config).parameters())
 
 
-def test_families_without_a_class_say_so():
+def test_families_without_a_class_are_refused():
     with pytest.raises(ModelError, match="no pipeline class for OPTForCausalLM: use --pipeline_parallel_degree 1"):
         find_model_class(configuration("OPT"), pipeline=True)
     assert find_model_class(configuration("Llama"), pipeline=True) is families.LlamaForCausalLMPipe

@@ -39,7 +39,7 @@ def plain_umask(monkeypatch):
 
 
 @pytest.mark.usefixtures("plain_umask")
-def test_what_is_made_of_private_files_is_private(model, tmp_path, capsys):
+def test_outputs_of_private_files_are_private(model, tmp_path, capsys):
     adapter = make_adapter(model, tmp_path / "adapter")
     for path in model.iterdir():
         path.chmod(0o644)
@@ -71,7 +71,7 @@ def test_what_is_made_of_private_files_is_private(model, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("plain_umask")
-def test_a_folder_is_its_users_alone_while_it_is_written(tmp_path):
+def test_a_folder_is_private_while_it_is_written(tmp_path):
     with new_folder(tmp_path / "out") as folder:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         (folder / "a").write_text("x")

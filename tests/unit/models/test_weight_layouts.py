@@ -68,7 +68,7 @@ def test_weights_load_from_either_layout(tmp_path, layout, shards, bf16):
         assert np.array_equal(loaded.state_dict()[name].numpy(), expected), name
 
 
-def test_half_precision_parameters_take_any_array():
+def test_half_precision_parameters_accept_any_array():
     import paddle
 
     values = np.asarray([[1.5, -2.25]], np.float32)
@@ -81,7 +81,7 @@ def test_half_precision_parameters_take_any_array():
         assert number.astype("float32").item() == 1.5
 
 
-def test_wrong_weight_folders(tmp_path):
+def test_invalid_weight_folders_are_refused(tmp_path):
     config = LlamaConfig(**TINY_LLAMA)
     with pytest.raises(ModelError, match=r"no model.safetensors"):
         WeightFolder.open(tmp_path)

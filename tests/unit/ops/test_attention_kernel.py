@@ -159,7 +159,7 @@ def test_same_bits_for_any_number_of_threads():
         assert all((a == b).all() for a, b in zip(results[0], other, strict=True))
 
 
-def test_a_packed_example_is_what_it_is_alone():
+def test_a_packed_example_equals_the_example_alone():
     """To the bit, whatever its neighbour in the tile is."""
     tensors = some((1, 256, 4, 32))
     ends = paddle.concat([paddle.full([1, 100], 100, "int32"), paddle.full([1, 156], 256, "int32")], axis=1)
@@ -171,7 +171,7 @@ def test_a_packed_example_is_what_it_is_alone():
         assert (found[:, :100] == wanted).all()
 
 
-def test_nan_and_large_scores():
+def test_nan_and_large_logits():
     query, key, value = some((1, 70, 2, 32))
     output = attention.fused_attention(query * 1e4, key, value)
     assert paddle.isfinite(output).all()
@@ -181,7 +181,7 @@ def test_nan_and_large_scores():
     assert paddle.isnan(found[0, 3, 0]).all() and int(paddle.isnan(found).sum()) == 32
 
 
-def test_not_contiguous():
+def test_non_contiguous_inputs():
     tensors = some()
     turned = [tensor.transpose([0, 2, 1, 3]).contiguous().transpose([0, 2, 1, 3]) for tensor in tensors]
     assert not turned[0].is_contiguous()
@@ -189,12 +189,12 @@ def test_not_contiguous():
         assert (found == wanted).all()
 
 
-def test_empty():
+def test_empty_inputs():
     for shape in ((0, 5, 2, 8), (2, 0, 2, 8)):
         assert [list(t.shape) for t in with_gradients(some(shape, 2))] == [list(shape)] * 4
 
 
-def test_refuses():
+def test_refusals():
     query, key, value = some()
     ends = paddle.full([2, 300], 300, "int32")
     wrong = {

@@ -24,7 +24,7 @@ sys.modules[spec.name] = build
 spec.loader.exec_module(build)
 
 
-def test_there_is_a_compiler():
+def test_a_cuda_compiler_is_installed():
     assert Path(NVCC).exists(), "no nvcc: pip install -c constraints.txt -e '.[nvcc]', or the CUDA toolkit"
 
 
@@ -90,7 +90,7 @@ def run_on_cpu(python, folder, *changes):
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
-def test_they_are_right_on_a_cpu(parity_python, tmp_path):
+def test_kernels_are_correct_when_emulated_on_a_cpu(parity_python, tmp_path):
     """Every kernel, by shapes, types and kinds of norm: values, bounds, barriers; the order of threads changes no bit."""
     result = run_on_cpu(parity_python, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -111,6 +111,6 @@ def test_they_are_right_on_a_cpu(parity_python, tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_a_wrong_kernel_is_found_on_a_cpu(parity_python, tmp_path, change, words):
+def test_a_wrong_kernel_is_detected_on_a_cpu(parity_python, tmp_path, change, words):
     result = run_on_cpu(parity_python, tmp_path, change)
     assert result.returncode and words in result.stdout + result.stderr

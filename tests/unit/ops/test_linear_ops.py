@@ -44,7 +44,7 @@ def check_layer(rows):
     same(lambda *given: decoder_layer.fused_layer_end(*given, 1e-6), end, [attended, kept, *weights])
 
 
-def test_a_start_of_a_layer_of_which_not_all_is_used():
+def test_a_partly_used_fused_projection():
     x, scale, weights = normal(2, 9, 33), normal(33), [normal(33, 16, seed=seed) for seed in range(3)]
     query, _, value, kept, _ = decoder_layer.fused_layer_start(x, scale, *weights, 1e-6)
     gradients = paddle.grad([query + value], [x, *weights], [normal(2, 9, 16)], retain_graph=True)
@@ -89,12 +89,12 @@ def check_lora(rows):
 
 
 @pytest.mark.parametrize("rows", [(2, 9), (300,), (0, 4), (1, 1)])
-def test_linears(rows):
+def test_fused_linears(rows):
     check_lora(rows)
     check_layer(rows)
 
 
-def test_a_lora_projection_that_nobody_uses():
+def test_an_unused_lora_projection():
     x, (weights, a, b, scalings) = normal(2, 9, 33), lora_of(*[(33, 16)] * 3)
     made = lora_linear.fused_lora_projections(x, lora_linear.LoraTriple(weights, a, b, scalings))
     gradients = paddle.grad([made[1]], [x, a[0], b[0], b[1]], [normal(2, 9, 16)])
@@ -127,7 +127,7 @@ def layer_and_its_use(operators):
     return layer, used
 
 
-def test_layers_that_are_made_together(operators):
+def test_projections_are_fused(operators):
     """Plain trained ones, and only where nobody looks into one of them."""
     assert install.install()
     layer, used = layer_and_its_use(operators)
@@ -153,7 +153,7 @@ def test_layers_that_are_made_together(operators):
     assert used() == apart
 
 
-def test_layers_with_lora_that_are_made_together(operators):
+def test_lora_projections_are_fused(operators):
     assert install.install()
     layer, used = layer_and_its_use(operators)
     names = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")

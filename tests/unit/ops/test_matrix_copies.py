@@ -71,7 +71,7 @@ def test_lower_instruction_sets(isa):
 
 
 @pytest.mark.parametrize("built", [True, False])
-def test_what_the_library_does_not_copy_is_copied_all_the_same(built, monkeypatch):
+def test_unsupported_copies_fall_back_to_numpy(built, monkeypatch):
     if not built:
         monkeypatch.setattr(copy_matrix, "_function", lambda: None)
     values = np.arange(3 * 200 * 100, dtype=np.float32).reshape(3, 200, 100)
@@ -88,7 +88,7 @@ def test_what_the_library_does_not_copy_is_copied_all_the_same(built, monkeypatc
             assert np.array_equal(to, source.astype(target))
 
 
-def test_populated_pages_keep_what_is_in_them():
+def test_populated_pages_keep_their_content():
     memory = np.arange(3 << 20, dtype=np.uint8)
     populate(memory[5:-7])
     assert np.array_equal(memory, np.arange(3 << 20, dtype=np.uint8))

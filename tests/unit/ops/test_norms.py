@@ -102,7 +102,7 @@ def check_all(shape, x_type, scale_type, seed=0):
 
 
 @pytest.mark.parametrize("used", [0, 1, 2])
-def test_outputs_that_nobody_uses_give_no_gradient(used):
+def test_unused_outputs_have_no_gradient(used):
     x, residual, scale, *_ = tensors((3, 5))
     rms_norm.fused_add_rms_norm(x, residual, scale, EPSILON)[used].sum().backward()
     wanted = paddle.grad([rms_norm.reference_rms_norm(x + residual, scale, EPSILON).sum()], [x, scale])
@@ -115,12 +115,12 @@ def test_outputs_that_nobody_uses_give_no_gradient(used):
 
 @pytest.mark.parametrize("scale_type", ROUNDING)
 @pytest.mark.parametrize("x_type", ROUNDING)
-def test_types(x_type, scale_type):
+def test_every_dtype(x_type, scale_type):
     check_all((3, 5, 67), x_type, scale_type)
 
 
 @pytest.mark.parametrize("shape", [(9,), (1, 1), (7, 16), (2, 3, 4, 37), (100, 1003), (4, 8192), (2100, 48)])
-def test_shapes(shape):
+def test_every_shape(shape):
     check_all(shape, "float32", "float32")
 
 
@@ -130,7 +130,7 @@ def test_any_rows_and_width(rows, cols, x_type, seed):
     check_all((rows, cols), x_type, "float32", seed)
 
 
-def test_outputs_beyond_the_caches():
+def test_outputs_larger_than_the_caches():
     """From 16 MB on they are written around the caches, by other instructions."""
     x, _, scale, _, grad_y, _ = tensors((4100, 1024))
     y, _ = rms_norm.fused_rms_norm(x, scale, EPSILON)
@@ -146,7 +146,7 @@ def test_lower_instruction_sets(isa):
 import test_norms
 test_norms.check_all((3, 5, 67), "float16", "float16")
 test_norms.check_all((40, 1003), "bfloat16", "float32")
-test_norms.test_outputs_beyond_the_caches()
+test_norms.test_outputs_larger_than_the_caches()
 """
     environment = {
         **os.environ,
@@ -201,7 +201,7 @@ def test_same_bits_for_any_number_of_threads():
         assert all((a == b).all() for a, b in zip(results[0], other, strict=True))
 
 
-def test_not_contiguous():
+def test_non_contiguous_inputs():
     x, _, scale, bias, grad_y, _ = tensors((6, 40))
     turned, strided = x.transpose([1, 0]).contiguous().transpose([1, 0]), paddle.stack([scale, bias], axis=1)[:, 0]
     assert not turned.is_contiguous() and not strided.is_contiguous()
@@ -215,7 +215,7 @@ def test_not_contiguous():
         assert (found == wanted).all()
 
 
-def test_twice_in_recompute():
+def test_recomputation():
     from paddle.distributed.fleet.utils import recompute
 
     x, _, scale, _, grad_y, _ = tensors((5, 33))
@@ -252,7 +252,7 @@ def test_refusals():
             call()
 
 
-def test_a_wrong_library_refuses_to_train(monkeypatch):
+def test_training_with_a_wrong_library_is_refused(monkeypatch):
     right = rms_norm.fused_rms_norm
     monkeypatch.setattr(self_check, "fused_rms_norm", lambda x, scale, epsilon: [right(x, scale, epsilon)[0] * 1.01])
     with pytest.raises(EnvironmentProblem, match="fused RMSNorm gives wrong results on this machine"):
@@ -260,7 +260,7 @@ def test_a_wrong_library_refuses_to_train(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 33), (3, 640), (0, 8)])
-def test_a_norm_whose_input_goes_on(shape):
+def test_a_norm_with_a_residual_input(shape):
     """One gradient for both uses of x, also where there is only one of them."""
     x, _, scale, _, grad_y, grad_kept = tensors(shape)
     y, kept = rms_norm.fused_rms_norm_kept(x, scale, EPSILON)

@@ -41,13 +41,13 @@ def run(code: str, **environment: str) -> str:
         ("AuthenticAMD", "MKL", matmul_library.MKL),
     ],
 )
-def test_the_library_goes_by_the_processor(monkeypatch, maker, asked, library):
+def test_the_processor_decides_the_library(monkeypatch, maker, asked, library):
     monkeypatch.setattr(matmul_library, "processor_vendor", lambda: maker)
     monkeypatch.setenv(matmul_library.VARIABLE, asked)
     assert matmul_library.choose_library() == library
 
 
-def test_a_wrong_word_is_refused(monkeypatch):
+def test_an_unknown_library_is_refused(monkeypatch):
     monkeypatch.setenv(matmul_library.VARIABLE, "openblas")
     with pytest.raises(EnvironmentProblem, match="OARLOCK_GEMM=openblas: must be mkl or onednn"):
         matmul_library.choose_library()
@@ -89,7 +89,7 @@ print(json.dumps(found))
         ("AuthenticAMD", {"OARLOCK_GEMM": "mkl"}, {"2-D": 0, "fused": 0, "in use": "mkl", "in memory": False}),
     ],
 )
-def test_who_multiplies(maker, environment, expected):
+def test_which_library_multiplies(maker, environment, expected):
     found = json.loads(run(_DISPATCH.replace("MAKER", repr(maker)), **{"OARLOCK_GEMM": "", **environment}))
     assert {name: found[name] for name in expected} == expected
 
@@ -125,12 +125,12 @@ for library in ("onednn", "mkl", "onednn"):
 
 @needs_library
 @pytest.mark.parametrize("threads", ["1", "2"])
-def test_products_are_right_and_the_same_every_time(threads):
+def test_products_are_correct_and_deterministic(threads):
     run(_VALUES.replace("import_paddle(2)", f"import_paddle({threads})"), OARLOCK_GEMM="onednn")
 
 
 @needs_library
-def test_after_a_product_of_paddles_it_is_said_which_it_is():
+def test_a_product_before_the_choice_is_reported():
     """A program that imported and used paddle before Oarlock: Paddle's own products stay MKL's."""
     code = (
         "import paddle; paddle.matmul(paddle.ones([2, 2]), paddle.ones([2, 2])); from oarlock.environment import matmul_library; "
@@ -139,7 +139,7 @@ def test_after_a_product_of_paddles_it_is_said_which_it_is():
     assert run(code).strip() == "mkl"
 
 
-def test_what_is_not_built_is_left(tmp_path, monkeypatch):
+def test_a_library_that_is_not_built_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(matmul_library, "LIBRARY", tmp_path / "oarlock_gemm.so")
     monkeypatch.setattr(matmul_library, "_gemm", None)
     assert "is not built (`bash scripts/setup.sh`" in matmul_library.use_library(matmul_library.ONEDNN)
@@ -191,7 +191,7 @@ def libraries(monkeypatch):
         ("blis", {}, "onednn", "with blis, this run multiplies with oneDNN: results may differ in the last bits"),
     ],
 )
-def test_a_resumed_run_keeps_its_library_or_says_so(libraries, capsys, recorded, state, used, said):
+def test_a_resumed_run_keeps_its_library_or_reports_the_change(libraries, capsys, recorded, state, used, said):
     from oarlock.train.setup import choose_matmul_library
 
     libraries |= state
@@ -201,7 +201,7 @@ def test_a_resumed_run_keeps_its_library_or_says_so(libraries, capsys, recorded,
     assert said in heard if said else not heard
 
 
-def test_the_word_is_read_from_the_checkpoint_that_will_be_resumed(tmp_path):
+def test_the_library_is_read_from_the_resumed_checkpoint(tmp_path):
     from oarlock.train.checkpoint.resume import read_recorded_matmul_library
 
     checkpoint = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None, overwrite_output_dir=False)

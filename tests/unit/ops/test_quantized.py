@@ -31,7 +31,7 @@ def nearest(weight: np.ndarray, axis: int, table: np.ndarray, block: int) -> np.
     return found.T if axis == 0 else found
 
 
-def test_nf4_is_the_published_construction():
+def test_nf4_follows_the_published_construction():
     """Appendix E: 8 quantiles below zero, zero, 7 above, of a normal distribution cut at 0.9677083, scaled to 1."""
     quantile = NormalDist().inv_cdf
     below = [quantile(p) for p in np.linspace(0.9677083, 0.5, 8)[:-1]]
@@ -50,7 +50,7 @@ def test_fp4_and_the_8_bit_table_are_symmetric_and_complete():
 @pytest.mark.parametrize("algorithm", ["nf4", "fp4"])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("shape", [(200, 131), (64, 64), (7, 1)])
-def test_every_weight_becomes_the_nearest_value_of_its_block(algorithm, axis, shape):
+def test_every_weight_is_rounded_to_the_nearest_value(algorithm, axis, shape):
     weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     weight[: shape[0] // 3] = 0.0  # blocks of zeros have no scale
     stored = QuantizedWeight(paddle.to_tensor(weight), axis, Quantization(algorithm, 64, double=False))
@@ -59,7 +59,7 @@ def test_every_weight_becomes_the_nearest_value_of_its_block(algorithm, axis, sh
     )
 
 
-def test_scales_in_8_bits_take_less_and_change_little():
+def test_8_bit_scales_are_smaller_and_accurate():
     weight = np.random.default_rng(1).standard_normal((4096, 64)).astype(np.float32)
     single = QuantizedWeight(paddle.to_tensor(weight), 0, Quantization(double=False))
     double = QuantizedWeight(paddle.to_tensor(weight), 0, Quantization())
@@ -70,7 +70,7 @@ def test_scales_in_8_bits_take_less_and_change_little():
 
 
 @pytest.mark.parametrize("name", ["llama.layers.0.self_attn.o_proj.weight", "llama.layers.0.mlp.gate_proj.weight"])
-def test_a_part_is_rounded_as_the_whole(name):
+def test_a_slice_is_quantized_as_in_the_full_tensor(name):
     """Tensor parallel cuts across the blocks, never through them."""
     axis = block_axis(name)
     assert axis == (1 if "o_proj" in name else 0)

@@ -54,7 +54,7 @@ def test_swiglu(shape):
     check_swiglu(shape)
 
 
-def test_swiglu_far_out():
+def test_swiglu_of_large_inputs():
     gate = paddle.to_tensor([-1e30, -200.0, -87.5, 0.0, 87.5, 88.5, 200.0, 1e30, float("nan")] * 4)
     y, wanted = swiglu.fused_swiglu(gate, paddle.ones_like(gate)), paddle.nn.functional.silu(gate)
     np.testing.assert_allclose(y.numpy(), wanted.numpy(), rtol=1e-6, atol=1e-36)
@@ -81,7 +81,7 @@ def test_cross_entropy(monkeypatch, transposed, scores):
     check_cross_entropy(transposed)
 
 
-def test_cross_entropy_makes_what_is_asked_for():
+def test_cross_entropy_computes_only_requested_outputs():
     hidden, weight, labels = normal(6, 8), normal(8, 20), paddle.arange(6)
 
     def loss():
@@ -98,7 +98,7 @@ def test_cross_entropy_makes_what_is_asked_for():
         assert loss().stop_gradient and abs(float(loss()) - float(whole)) < 1e-5
 
 
-def test_cross_entropy_of_large_scores():
+def test_cross_entropy_of_large_logits():
     """The largest score is taken off before exp."""
     hidden, weight = paddle.to_tensor([[1e4, -1e4]]), paddle.eye(2)
     for label, wanted in ((0, 0.0), (1, 2e4)):
@@ -200,7 +200,7 @@ def test_refusals():
             call()
 
 
-def test_a_wrong_library_refuses_to_train(monkeypatch):
+def test_training_with_a_wrong_library_is_refused(monkeypatch):
     self_check.check_training_ops.__wrapped__()
     right = swiglu.fused_swiglu
     monkeypatch.setattr(self_check, "fused_swiglu", lambda gate, up: right(gate, up) * 1.01)
@@ -229,7 +229,7 @@ ops.check_adamw()
     assert result.returncode == 0, result.stderr[-3000:]
 
 
-def test_names_are_put_back():
+def test_patched_names_are_restored():
     before = [getattr(patch.owners()[0], patch.name) for patch in install.PATCHES]
     assert install.install() and install.install()
     assert all(

@@ -113,7 +113,7 @@ def test_micro_batches_of_the_interleaved_schedule(steps):
 
 
 @pytest.mark.parametrize("degrees", [{"stage": 2}, {"stage": 3}, {"stage": 3, "tensor": 2}, {"stage": 2, "tensor": 2}])
-def test_sharding_with_data_and_tensor_is_fine(degrees):
+def test_sharding_with_data_and_tensor_parallel_is_accepted(degrees):
     assert check_plan(plan_of(data=2, sharding=2, **degrees), LLAMA, 2048) == []
 
 
@@ -215,7 +215,7 @@ def test_all_problems_with_a_model_are_listed():
     groups=st.sampled_from([1, 2, 4]),
     intermediate=st.integers(32, 200),
 )
-def test_the_nearest_degree_named_is_legal(tensor, others, heads, groups, intermediate):
+def test_the_suggested_degree_is_valid(tensor, others, heads, groups, intermediate):
     world_size = tensor * others
     sizes = ModelSizes("llama", 4, 16 * heads, intermediate, heads, max(1, heads // groups), 240)
     try:

@@ -39,7 +39,7 @@ def defined_names(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.rglob("*.py")), ids=lambda path: path.name)
-def test_what_a_benchmark_imports_exists(path):
+def test_imports_of_benchmarks_exist(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and (module := find_module(node.module, path)):
             missing = {alias.name for alias in node.names} - defined_names(module)

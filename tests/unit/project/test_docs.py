@@ -72,7 +72,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_links_lead_somewhere():
+def test_links_resolve():
     for path in DOCUMENTS:
         for target in re.findall(r"\]\(([^):]+)\)", path.read_text(encoding="utf-8").replace("\n", " ")):
             name, _, anchor = target.partition("#")
@@ -81,7 +81,7 @@ def test_links_lead_somewhere():
             assert not anchor or anchor in anchors(page), f"{path.name}: {target}"
 
 
-def test_the_python_of_the_documents_imports_what_there_is():
+def test_python_examples_import_existing_names():
     for path in DOCUMENTS:
         for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
             for node in ast.walk(ast.parse(block)):
@@ -90,7 +90,7 @@ def test_the_python_of_the_documents_imports_what_there_is():
                     assert all(hasattr(module, alias.name) for alias in node.names), f"{path.name}: {node.module}"
 
 
-def test_every_pin_that_looks_odd_says_why():
+def test_every_unusual_pin_has_a_reason():
     odd = ("aistudio-sdk", "numpy", "protobuf", "pyarrow", "pandas", "datasets", "setuptools")
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     for name in odd:
@@ -98,7 +98,7 @@ def test_every_pin_that_looks_odd_says_why():
         assert "  # " in line, name
 
 
-def test_no_page_has_marks_of_a_merge_or_a_lone_mark_of_bold():
+def test_no_page_has_merge_markers_or_unbalanced_bold():
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"^(<{7}|>{7}|={7})( |$)", text, re.M), path.name

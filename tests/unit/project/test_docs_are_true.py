@@ -58,7 +58,7 @@ OPTION_ROWS = [
 
 
 @pytest.mark.parametrize(("section", "theirs", "ours"), OPTION_ROWS, ids=lambda text: text[:40])
-def test_an_option_of_another_suite_is_answered_with_the_one_of_the_table(section, theirs, ours):
+def test_the_documented_option_names_match_the_hints(section, theirs, ours):
     config_class = PretrainConfig if section == "Megatron-LM" else FinetuneConfig
     for name in quoted(theirs):
         name, _, value = name.partition(":")
@@ -97,7 +97,7 @@ def test_a_combination_that_is_not_supported_is_refused(cell):
         make_plan(load_config(config_class, ["--do_train", *flags]).config, 8)
 
 
-def test_without_them_the_same_plan_is_accepted():
+def test_the_same_plan_without_the_combination_is_accepted():
     for config_class in (PretrainConfig, FinetuneConfig):
         make_plan(load_config(config_class, ["--do_train"]).config, 8)
 
@@ -123,7 +123,7 @@ def every_message() -> str:
     return "\n".join([*(text for source in sources for text in messages_of(ast.parse(source))), *shell])
 
 
-def test_the_messages_of_the_page_on_troubleshooting_are_those_of_the_program(every_message):
+def test_troubleshooting_quotes_real_messages(every_message):
     ours = ("Starting", "Options", "Data", "Models and tokenizers", "Training", "Exporting and serving")
     given = [message for section in ours for cell, _ in rows("troubleshooting.md", section) for message in quoted(cell)]
     assert len(given) > 40
@@ -147,7 +147,7 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_paths_that_a_page_names_exist(page):
+def test_paths_in_the_documentation_exist(page):
     named = re.findall(
         r"(?<![\w/])(?:tests|scripts|configs|benchmarks|deploy|notebooks|custom_ops)/[\w/.-]*\w",
         page.read_text(encoding="utf-8"),

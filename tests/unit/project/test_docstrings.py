@@ -58,7 +58,7 @@ def test_a_docstring_describes_what_exists(path):
     assert not list(wrong_names(ast.parse(path.read_text(encoding="utf-8")))), path
 
 
-def test_what_does_not_exist_is_found():
+def test_undefined_names_in_docstrings_are_found():
     source = 'def f(a, *b):\n    """Do.\n\n    Args:\n        a: one.\n        c: two.\n    """\n'
     source += 'class C:\n    """Hold.\n\n    Attributes:\n        x: one.\n        y: two.\n    """\n\n    x: int\n'
     assert sorted(wrong_names(ast.parse(source))) == ["1: f has no argument c", "8: C has no attribute y"]

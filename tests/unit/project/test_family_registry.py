@@ -31,7 +31,7 @@ def test_no_file_outside_the_registry_names_a_family():
     assert found.keys() == ELSEWHERE.keys(), f"what is special about a family belongs into oarlock/families: {found}"
 
 
-def test_every_family_has_a_file_of_its_name():
+def test_every_family_has_a_file_with_its_name():
     files = {path.stem for path in (PACKAGE / "families").glob("*.py")}
     assert files - set(FAMILIES) == {"__init__", "family", "registry", "model_sizes", "shared"}
     assert set(FAMILIES) <= files

@@ -43,22 +43,22 @@ LINE = "| NVIDIA-SMI 550.54.15    Driver Version: 550.54.15    CUDA Version: {} 
         ("11.8", "cu118"),
     ],
 )
-def test_the_newest_wheel_the_driver_runs(tmp_path, cuda, wheel):
+def test_the_newest_wheel_that_the_driver_runs_is_chosen(tmp_path, cuda, wheel):
     result = choose(tmp_path, LINE.format(cuda))
     assert result.stdout.strip() == wheel, result.stderr
 
 
-def test_without_a_driver_it_is_the_cpu(tmp_path):
+def test_without_a_driver_the_cpu_wheel_is_chosen(tmp_path):
     assert choose(tmp_path, None).stdout.strip() == "cpu"
     (tmp_path / "bin").rmdir()
     assert choose(tmp_path, "NVIDIA-SMI has failed").stdout.strip() == "cpu"
 
 
-def test_the_users_word_goes_first(tmp_path):
+def test_the_choice_of_the_user_takes_precedence(tmp_path):
     assert choose(tmp_path, LINE.format("12.6"), PADDLE="cu118").stdout.strip() == "cu118"
 
 
-def test_an_old_driver_is_told_so(tmp_path):
+def test_an_old_driver_is_reported(tmp_path):
     result = choose(tmp_path, LINE.format("11.2"))
     assert result.returncode == 1 and "needs 11.8 or newer" in result.stderr
 
@@ -107,13 +107,13 @@ def shell(tmp_path: Path, code: str, script: str = "setup.sh", **environment: st
         ({"python3_13": "3.13", "python3": "3.13", "python": "3.10"}, "python"),
     ],
 )
-def test_the_newest_supported_python(tmp_path, found, taken):
+def test_the_newest_supported_python_is_chosen(tmp_path, found, taken):
     pythons(tmp_path / "bin", **found)
     result = shell(tmp_path, "find_python")
     assert result.stdout.strip() == str(tmp_path / "bin" / taken), result.stderr
 
 
-def test_without_a_supported_python_it_says_what_to_install(tmp_path):
+def test_without_a_supported_python_the_error_says_what_to_install(tmp_path):
     pythons(tmp_path / "bin", python3="3.13")
     result = shell(tmp_path, "find_python")
     assert result.returncode == 1
@@ -122,7 +122,7 @@ def test_without_a_supported_python_it_says_what_to_install(tmp_path):
     assert result.returncode == 1 and "python3 is 3.13" in result.stderr
 
 
-def test_an_environment_keeps_its_python_until_another_is_asked_for(tmp_path):
+def test_an_environment_keeps_its_python_until_another_is_requested(tmp_path):
     folder = pythons(tmp_path / "bin", python3_12="3.12", python3_11="3.11")
     made = "python=$(find_python); make_venv $python; version_of $VENV/bin/python"
     assert shell(tmp_path, made, PYTHON=str(folder / "python3.11")).stdout.splitlines()[-1] == "3.11"
@@ -134,7 +134,7 @@ def test_an_environment_keeps_its_python_until_another_is_asked_for(tmp_path):
     assert "has Python 3.9, so it is rebuilt" in again and again.splitlines()[-1] == "3.12"
 
 
-def test_the_smoke_test_goes_over_the_other_pythons(tmp_path):
+def test_the_smoke_test_runs_on_the_other_pythons(tmp_path):
     pythons(tmp_path / "venv" / "bin", python="3.12")
     pythons(tmp_path / "bin", python3_10="3.10", python3_11="")
     pythons(tmp_path / "home" / ".pyenv" / "versions" / "3.11.9" / "bin", python3_11="3.11")

@@ -75,7 +75,7 @@ def test_every_package_is_in_the_order():
     assert found - {"__init__"} == set(ORDER)
 
 
-def test_only_one_file_knows_training_arguments():
+def test_only_one_file_uses_training_arguments():
     users = [p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if "TrainingArguments(" in p.read_text()]
     assert users == ["parallel/training_args.py"]
 
@@ -136,7 +136,7 @@ def parses(path: Path) -> bool:
     )
 
 
-def test_only_formats_reads_json_and_yaml_of_others():
+def test_only_formats_parses_json_and_yaml():
     users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if parses(path)}
     assert {name for name in users if not name.startswith("formats/")} == set(OWN_JSON)
 

@@ -55,14 +55,14 @@ def test_a_conversation_is_kept_and_reset(engine):
     assert [message["role"] for message in chat.messages] == ["system"]
 
 
-def test_white_space_around_an_answer_is_left_out(engine):
+def test_whitespace_around_an_answer_is_stripped(engine):
     sampling = SamplingParams(max_tokens=6, min_tokens=6)
     chat = Chat(engine(), sampling)
     chat._stream_texts = lambda question: iter([" ", "\n a", " ", "b", " \n", " "])
     assert "".join(chat.ask("x")) == "a b" and chat.messages[-1]["content"] == "a b"
 
 
-def test_the_oldest_rounds_go_when_the_context_is_full(engine):
+def test_the_oldest_turns_are_dropped_when_the_context_is_full(engine):
     chat = Chat(engine(context=24), SamplingParams(max_tokens=4))
     for i in range(6):
         "".join(chat.ask(f"word{i}"))
@@ -92,7 +92,7 @@ def test_lines_of_a_pipe(engine, monkeypatch, capsys):
     assert out == "=>\n" * 3 and "may have 40" in err and "/quit leaves" in err and "new conversation" in err
 
 
-def test_ctrl_c_ends_an_answer_and_not_the_program(engine, monkeypatch, capsys):
+def test_ctrl_c_ends_an_answer_but_not_the_program(engine, monkeypatch, capsys):
     chat = Chat(engine(), SamplingParams(max_tokens=4))
 
     def pieces(question):
@@ -113,7 +113,7 @@ def test_the_program_in_a_pipe(tiny_model):
     assert "decoder" not in result.stdout and "fused decoder" in result.stderr
 
 
-def test_wrong_words_are_refused(tiny_model):
+def test_wrong_arguments_are_refused(tiny_model):
     result = run_program("oarlock", "chat", str(tiny_model), "--temperature", "-1", input="")
     assert result.returncode == 2 and "temperature must be from 0 to 100" in result.stderr
 

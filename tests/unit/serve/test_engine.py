@@ -49,7 +49,7 @@ def test_requests_join_and_leave_between_steps(make_engine):
     assert len(decoder.steps) <= 8 + 1
 
 
-def test_long_prompts_are_read_in_parts_beside_answers(make_engine):
+def test_long_prompts_are_prefilled_in_parts_between_decode_steps(make_engine):
     decoder = Script(chunk=10)
     engine = make_engine(decoder, context=200)
     decoder.gate.clear()
@@ -61,7 +61,7 @@ def test_long_prompts_are_read_in_parts_beside_answers(make_engine):
     assert any(1 in step and max(step) > 1 for step in decoder.steps), "answers go on while a prompt is read"
 
 
-def test_a_cancelled_request_frees_its_place(make_engine):
+def test_a_cancelled_request_frees_its_slot(make_engine):
     decoder = Script()
     engine = make_engine(decoder, context=ENDLESS, max_batch=1, max_tokens=ENDLESS)
     first, answer = submit(engine, [1], ignore_eos=True)
@@ -82,7 +82,7 @@ def test_a_cancelled_request_frees_its_place(make_engine):
     assert chunk.token_ids == (2,) and submit(engine, [5], max_tokens=1)[0].wait(GUARD_S)
 
 
-def test_a_waiting_request_can_be_cancelled_and_runs_out_of_time(make_engine):
+def test_a_waiting_request_can_be_cancelled_and_times_out(make_engine):
     decoder = Script()
     engine = make_engine(decoder, max_batch=1, timeout=0.3)
     decoder.gate.clear()
@@ -97,7 +97,7 @@ def test_a_waiting_request_can_be_cancelled_and_runs_out_of_time(make_engine):
     assert running.finish_reason == "error"
 
 
-def test_an_error_ends_only_the_request_it_belongs_to(make_engine):
+def test_an_error_ends_only_its_own_request(make_engine):
     decoder = Script()
 
     def fails(tokens):
@@ -118,7 +118,7 @@ def test_an_error_ends_only_the_request_it_belongs_to(make_engine):
     assert request.wait(GUARD_S) and answer.token_ids == [51] and not decoder.alive
 
 
-def test_a_failure_of_the_engine_leaves_nobody_waiting(make_engine, monkeypatch, capsys):
+def test_an_engine_failure_ends_all_requests(make_engine, monkeypatch, capsys):
     decoder = Script()
     engine = make_engine(decoder)
     schedule = engine._schedule
@@ -135,7 +135,7 @@ def test_a_failure_of_the_engine_leaves_nobody_waiting(make_engine, monkeypatch,
     assert "could not be dropped" in capsys.readouterr().out
 
 
-def test_a_client_that_fails_is_cancelled(make_engine, capsys):
+def test_a_request_whose_callback_fails_is_cancelled(make_engine, capsys):
     decoder = Script()
     engine = make_engine(decoder, context=ENDLESS, max_tokens=ENDLESS)
 
@@ -148,7 +148,7 @@ def test_a_client_that_fails_is_cancelled(make_engine, capsys):
     assert "ConnectionError: gone" in capsys.readouterr().out
 
 
-def test_the_queue_has_an_end(make_engine):
+def test_the_queue_is_bounded(make_engine):
     decoder = Script()
     decoder.gate.clear()
     engine = make_engine(decoder, max_batch=1, max_queue=2)
@@ -164,7 +164,7 @@ def test_the_queue_has_an_end(make_engine):
 
 
 @pytest.mark.parametrize("drain", [True, False])
-def test_closing(make_engine, drain):
+def test_closing_the_engine_ends_all_requests(make_engine, drain):
     decoder = Script()
     decoder.gate.clear()
     engine = make_engine(decoder, max_batch=1)
@@ -183,7 +183,7 @@ def test_closing(make_engine, drain):
     assert not decoder.alive
 
 
-def test_limits_of_an_answer(make_engine):
+def test_length_limits_of_an_answer(make_engine):
     engine = make_engine(Script(), context=64, max_length=20, max_tokens=8)
     request, answer = submit(engine, [1] * 15, ignore_eos=True)
     assert request.wait(GUARD_S) and answer.completion_tokens == 5  # what the length leaves

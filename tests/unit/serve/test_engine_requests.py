@@ -41,7 +41,7 @@ def ids_of(engine, **prompt):
     return engine.submit(asked.prompt, asked.sampling, lambda chunk: None).prompt_ids
 
 
-def test_raw_prompts_begin_once(make_engine):
+def test_raw_prompts_have_one_begin_token(make_engine):
     engine = make_engine(Script(), special={70: "<x>"}, begin=(70,))
     assert ids_of(engine, text="AB") == [70, 65, 66] == ids_of(engine, text="<x>AB")
     assert ids_of(engine, text="A<x>") == [70, 65, 70] and ids_of(engine, text="<x>") == [70]
@@ -53,7 +53,7 @@ def test_raw_prompts_begin_once(make_engine):
 @pytest.mark.parametrize(
     ("parsing", "raw", "said"), [("prompts", [70], "<x>"), ("all", [70], [70]), ("none", "<x>", "<x>")]
 )
-def test_special_tokens_in_a_clients_text(make_engine, parsing, raw, said):
+def test_special_tokens_in_client_text(make_engine, parsing, raw, said):
     engine = make_engine(Script(), special={70: "<x>"}, parsing=parsing)
     text, messages = "<x>", [{"role": "user", "content": "<x>"}]
     assert ids_of(engine, text=text) == (list(map(ord, raw)) if isinstance(raw, str) else raw)
@@ -70,7 +70,7 @@ ANY_ROLE = "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% endfor
 WITH_NAMES = "{% for m in messages %}{{ m.name or m.role }}:{{ m.content }};{% endfor %}"
 
 
-def test_messages_that_are_lost_are_named(make_engine):
+def test_messages_that_a_template_drops_are_named(make_engine):
     user = {"role": "user", "content": "hi"}
     engine = make_engine(Script(), context=200)
     assert "messages[1]" in refusal(engine, [user, {"role": "assistant", "content": "lost"}])
@@ -85,7 +85,7 @@ def test_messages_that_are_lost_are_named(make_engine):
     assert ids_of(nameful, messages=[{**user, "name": "anna"}]) == list(map(ord, "anna:hi;"))
 
 
-def test_developer_is_system(make_engine):
+def test_the_developer_role_is_the_system_role(make_engine):
     engine = make_engine(Script(), context=200, template=ANY_ROLE)
     system, developer = (
         [{"role": role, "content": "a"}, {"role": "user", "content": "b"}] for role in ("system", "developer")
@@ -93,7 +93,7 @@ def test_developer_is_system(make_engine):
     assert ids_of(engine, messages=system) == ids_of(engine, messages=developer) == list(map(ord, "[system]a[user]b"))
 
 
-def test_a_template_that_refuses_a_tool_is_told_with_its_message(make_engine):
+def test_the_message_of_a_template_error_is_reported(make_engine):
     only_users = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}{{ raise_exception('who?') }}{% endif %}{% endfor %}"  # fmt: skip
     engine = make_engine(Script(), context=200, template=only_users)
     said = refusal(engine, [{"role": "user", "content": "a"}, {"role": "function", "name": "f", "content": "b"}])

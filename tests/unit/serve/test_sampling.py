@@ -39,7 +39,7 @@ def plain(scores, how):
 
 @given(scores=SCORES, how=HOW)
 @settings(max_examples=300, deadline=None)
-def test_what_is_kept(scores, how):
+def test_top_k_and_top_p_candidates(scores, how):
     tokens, masses = filter_tokens(scores, how)
     wanted = plain(scores, how)
     near = abs(
@@ -52,7 +52,7 @@ def test_what_is_kept(scores, how):
     np.testing.assert_allclose(masses, [wanted[token] for token in tokens.tolist()], rtol=1e-9)
 
 
-def test_more_candidates_than_are_looked_at_first():
+def test_more_candidates_than_the_first_selection():
     scores = np.random.default_rng(0).normal(0, 0.01, 5000).astype(np.float32)
     how = SamplingParams(temperature=1.0, top_p=0.9)
     assert (
@@ -104,7 +104,7 @@ EXTREMES = st.one_of(
 )
 @settings(max_examples=600, deadline=None)
 @pytest.mark.filterwarnings("error")
-def test_any_number_is_refused_or_chosen_by(scores, fields, top_k, hidden):
+def test_every_number_is_refused_or_honoured(scores, fields, top_k, hidden):
     """As requests bring them (float32) and as JSON has them (float64)."""
     if hidden and len(scores) > 1:
         scores[-1] = -np.inf
@@ -120,7 +120,7 @@ def test_any_number_is_refused_or_chosen_by(scores, fields, top_k, hidden):
         assert 0 <= token < len(scores) and scores[token] > -np.inf
 
 
-def test_a_penalty_near_nothing_keeps_the_order():
+def test_a_penalty_near_zero_keeps_the_order():
     """Of tokens whose scores leave float32 by it."""
     scores = np.array([2, 7, 5, 30], np.float32)
     for penalty in (1e-38, 1e-30, 1e-45, 5e-324):
@@ -132,7 +132,7 @@ def test_a_penalty_near_nothing_keeps_the_order():
         ) in (0, 2)
 
 
-def test_frequencies_of_samples():
+def test_sample_frequencies_match_the_distribution():
     scores = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampler = Sampler(SamplingParams(temperature=1.0, top_p=0.9, seed=5), [])
     found = np.bincount([sampler.choose(scores) for _ in range(4000)], minlength=4) / 4000
@@ -141,13 +141,13 @@ def test_frequencies_of_samples():
     assert [again[0].choose(scores) for _ in range(50)] == [again[1].choose(scores) for _ in range(50)]
 
 
-def test_ends_are_hidden_until_there_are_enough_tokens():
+def test_end_tokens_are_suppressed_until_min_tokens():
     scores = np.array([3, 2, 1], np.float32)
     sampler = Sampler(SamplingParams(min_tokens=2), [], ends=[0])
     assert [sampler.choose(scores) for _ in range(4)] == [1, 1, 0, 0]
 
 
-def test_scores_that_are_no_numbers():
+def test_non_finite_logits_are_an_error():
     with pytest.raises(ArithmeticError, match="not finite"):
         Sampler(SamplingParams(), []).choose(np.array([1, np.nan, 2], np.float32))
     with pytest.raises(ArithmeticError, match="not finite"):
@@ -170,7 +170,7 @@ def cut(text, places):
     places=st.lists(st.integers(0, 30), max_size=12),
 )
 @settings(max_examples=500, deadline=None)
-def test_stop_texts_however_the_text_is_cut(text, stops, places):
+def test_stop_texts_are_found_across_chunks(text, stops, places):
     """X is hidden: found, and not shown."""
     ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
     wanted = (text[: min(ends)[1]] if ends else text).replace("X", "")
@@ -194,7 +194,7 @@ WORDS = "naïve 山 river 👩‍👩‍👧 🇫🇷"
 @given(data=st.one_of(st.text(max_size=20), st.text(WORDS, max_size=20)).map(lambda t: t.encode("utf-8", "ignore")),
        wild=st.binary(max_size=4), places=st.lists(st.integers(0, 60), max_size=40))  # fmt: skip
 @settings(max_examples=300, deadline=None)
-def test_characters_come_whole(data, wild, places):
+def test_characters_are_never_split(data, wild, places):
     """Tokens that are bytes, one or several each, as byte-level tokenizers have them; also such as are no text."""
     tokens = [piece for piece in cut(data + wild, places) if piece]
     detokenizer = Detokenizer(lambda ids: b"".join(tokens[i] for i in ids).decode("utf-8", "replace"))
@@ -206,13 +206,13 @@ def test_characters_come_whole(data, wild, places):
     assert detokenizer.flush() == ""
 
 
-def test_a_space_that_begins_a_text_is_not_lost_in_the_middle():
+def test_a_leading_space_is_kept_in_the_middle_of_a_text():
     words = ["▁Hello", "▁world", "", "▁!"]  # as SentencePiece has them; the third is a special token
     detokenizer = Detokenizer(lambda ids: "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" "))
     assert [detokenizer.add(i) for i in range(4)] == ["Hello", " world", "", " !"]
 
 
-def test_a_token_that_the_model_rules_out_stays_so():
+def test_a_token_with_logit_minus_infinity_stays_excluded():
     """A penalty that float32 rounds to 0, by which minus infinity would become NaN."""
     logits = np.array([0, -np.inf, 1], np.float32)
     assert Sampler(SamplingParams(repetition_penalty=1e-50), [0, 1]).choose(logits) == 2

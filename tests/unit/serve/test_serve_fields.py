@@ -22,7 +22,7 @@ def asked(form):
     return read_request(tensors, 10_000)
 
 
-def test_a_form_whose_fields_say_nothing():
+def test_the_json_form_with_empty_fields():
     empty = {
         "topp": None,
         "max_dec_len": None,
@@ -37,7 +37,7 @@ def test_a_form_whose_fields_say_nothing():
     assert found.prompt.tools is None and found.prompt.adapter is None
 
 
-def test_numbers_that_do_not_fit_are_no_others():
+def test_numbers_out_of_range_are_refused():
     for form in (
         {"max_dec_len": 99_999_999_999},
         {"eos_token_ids": [5, 2**31]},
@@ -52,19 +52,19 @@ def test_numbers_that_do_not_fit_are_no_others():
         asked({"text": "x", "temperature": 1e300}).sampling.check()
 
 
-def test_a_form_with_messages_and_tools():
+def test_the_json_form_with_messages_and_tools():
     found = asked({"messages": HI, "tools": TOOLS, "stop": ["<|x|>"]})
     assert (found.prompt.messages, found.prompt.tools, found.sampling.stop) == (HI, TOOLS, ("<|x|>",))
     with pytest.raises(RequestRefused, match="tools go with messages"):
         asked({"text": "x", "tools": TOOLS}).prompt.check()
 
 
-def test_refusals_name_the_fields_of_the_form():
+def test_refusals_name_the_fields_of_the_json_form():
     said = "max_tokens 9 is too many; give one of text_input, messages and input_ids"
     assert use_form_names(said) == "max_dec_len 9 is too many; give one of text, messages and input_ids"
 
 
-def test_a_default_length_is_no_length():
+def test_a_default_length_counts_as_omitted():
     sampling = read_request({"text_input": make_tensor("text_input", ["x"])}, 100, 16).sampling
     assert (sampling.max_tokens, sampling.default_tokens) == (None, 16)
     sampling.check()
@@ -78,7 +78,7 @@ def test_tools_are_json():
         read_request(text | {"tools": make_tensor("tools", ["["])}, 1000)
 
 
-def test_where_special_tokens_are_read():
+def test_special_tokens_are_parsed_in_raw_prompts_only():
     assert EngineConfig.from_parameters({}, {}).parse_special_tokens == "prompts"
     found = EngineConfig.from_parameters(
         {"parse_special_tokens": "none", "timeout": "2"}, {"parse_special_tokens": "all"}

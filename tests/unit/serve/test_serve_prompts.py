@@ -54,7 +54,7 @@ def tokenizer(tiny_tokenizer, tmp_path):
     ("before", "after"),
     [((), ()), ((END,), ()), ((END,), (END,)), ((), (END,)), ((USER, END), ()), ((END,), (USER, END))],
 )
-def test_a_prompt_begins_once_and_does_not_end(tokenizer, before, after):
+def test_a_prompt_has_one_begin_token_and_no_end_token(tokenizer, before, after):
     made = tokenizer(before, after)
     begin = find_begin_tokens(made)
     assert begin == tuple(made.convert_tokens_to_ids(list(before)))
@@ -68,7 +68,7 @@ def test_a_prompt_begins_once_and_does_not_end(tokenizer, before, after):
     assert ids("river" + END) == [*begin, *plain, made.convert_tokens_to_ids(END)]  # the client's own
 
 
-def test_hidden_tokens_are_those_that_answers_do_not_show(tokenizer):
+def test_hidden_tokens_are_not_shown_in_answers(tokenizer):
     made = tokenizer()
     hidden = find_special_tokens(made)
     assert {END, USER} <= set(hidden.values())

@@ -35,7 +35,7 @@ def add(repository, model, text):
         file.write(text)
 
 
-def test_triton_is_shown_our_code_and_their_data(repository, tmp_path):
+def test_the_repository_combines_oarlock_code_with_exported_data(repository, tmp_path):
     add(repository, "oarlock", 'parameters { key: "max_batch" value { string_value: "3" } }\n')
     add(repository, "oarlock", 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/tmp/evil.tar.gz" } }\n')
     tree = make_served_tree(repository, tmp_path / "shown")

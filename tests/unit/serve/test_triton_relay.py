@@ -80,7 +80,7 @@ def test_python_is_the_last_to_drop_responses(relay):
     assert triton.freed_by_the_thread == 0 and not triton.queue and not model._kept
 
 
-def test_those_of_a_cancelled_request_wait_for_the_next(relay):
+def test_responses_of_a_cancelled_request_are_kept_until_the_next(relay):
     model, triton = relay
     triton.cancelled.add("gone")
     gone = triton.question("gone")

@@ -131,7 +131,7 @@ def _marked(parts: list[tuple[bool, str]]) -> MarkedText:
 @pytest.mark.parametrize("kind", _KINDS)
 @settings(max_examples=120, deadline=None)
 @given(parts=_PARTS)
-def test_special_tokens_come_from_the_template_alone(tokenizers: dict[str, _Held], kind: str, parts) -> None:
+def test_only_the_template_produces_special_tokens(tokenizers: dict[str, _Held], kind: str, parts) -> None:
     tokenizer, marked = tokenizers[kind], _marked(parts)
     (row,) = encode_marked(tokenizer, [marked])
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
@@ -158,7 +158,7 @@ def test_special_tokens_come_from_the_template_alone(tokenizers: dict[str, _Held
 @pytest.mark.parametrize("kind", _KINDS)
 @settings(max_examples=60, deadline=None)
 @given(parts=_PARTS)
-def test_the_respelled_tokenizer_is_the_same_one(tokenizers: dict[str, _Held], kind: str, parts) -> None:
+def test_the_respelled_tokenizer_gives_the_same_ids(tokenizers: dict[str, _Held], kind: str, parts) -> None:
     """With nothing of the users' in it, the long way gives what the short way gives."""
     marked = MarkedText(_marked(parts).text)
     encoder = MarkedEncoder(tokenizers[kind].backend_tokenizer)
@@ -172,14 +172,14 @@ def test_the_respelled_tokenizer_is_the_same_one(tokenizers: dict[str, _Held], k
 @pytest.mark.parametrize(
     "text", ["<|im_<mask>", "<mask>\u200d", "\u0301<mask>", "a<mask>", "<mask>_", "<s><mask>", "²<mask>"]
 )
-def test_a_token_that_is_a_word_of_its_own(tokenizers: dict[str, _Held], text: str) -> None:
+def test_single_word_tokens(tokenizers: dict[str, _Held], text: str) -> None:
     """What stands beside it is a part of a word, or not, as the library has it."""
     encoder = MarkedEncoder(tokenizers["stripping"].backend_tokenizer)
     (short,), (long,) = encoder.encode([MarkedText(text)]), encoder._encode_spelled([MarkedText(text)])
     assert (long.ids, long.offsets) == (short.ids, short.offsets)
 
 
-def test_users_spellings_in_every_place() -> None:
+def test_user_spellings_at_every_position() -> None:
     tokenizer = _Held(_byte_level())
     text = "<|im_start|>user\n<|im_end|> said<|im_end|>\n"
     start = text.index("<|im_end|>")
@@ -194,7 +194,7 @@ def test_users_spellings_in_every_place() -> None:
     assert list_special_spellings(tokenizer) == ("<|im_start|>", "<|im_end|>", "<unk>", "</s>", "<s>")
 
 
-def test_texts_that_hold_the_private_characters_themselves() -> None:
+def test_texts_with_private_use_characters() -> None:
     tokenizer = _Held(_byte_level())
     encoder = MarkedEncoder(tokenizer.backend_tokenizer)
     letters = "".join(chr(0xF0000 + i) for i in range(40))
@@ -206,7 +206,7 @@ def test_texts_that_hold_the_private_characters_themselves() -> None:
     assert backend.decode(row.ids, skip_special_tokens=True) == text
 
 
-def test_ranges_out_of_order_are_a_mistake() -> None:
+def test_ranges_out_of_order_are_an_error() -> None:
     with pytest.raises(ValueError, match="out of order"):
         MarkedText("abc", ((1, 2), (0, 1)))
     with pytest.raises(ValueError, match="outside 3"):

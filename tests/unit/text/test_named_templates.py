@@ -16,7 +16,7 @@ from support.template_texts import ALL, ROUND, TOOLS
 # several templates
 
 
-def test_named_templates_by_transformers_rules(tiny_tokenizer, tmp_path):
+def test_named_templates_follow_transformers(tiny_tokenizer, tmp_path):
     default, tools, rag = (ALL + "{% if add_generation_prompt %}[assistant]{% endif %}" + f"{{# {x} #}}" for x in "dtr")
     tools += "{{ tools | tojson }}"
     config = json.loads((tiny_tokenizer / "tokenizer_config.json").read_text())

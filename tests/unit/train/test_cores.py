@@ -29,7 +29,7 @@ def test_container_quota(tmp_path, text, expected):
     assert _cgroup_quota(tmp_path) == expected
 
 
-def test_training_uses_the_threads(tmp_path):
+def test_training_uses_its_share_of_threads(tmp_path):
     """Plain paddle leaves one thread in use; ours gives the process its share."""
     import subprocess
     import sys

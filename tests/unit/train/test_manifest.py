@@ -83,7 +83,7 @@ def refused(folder: Path, expected: str, capsys) -> None:
         oarlock(["checkpoint", "verify", str(folder)])
 
 
-def test_bits_of_every_file(folder):
+def test_a_bit_flip_in_any_file_is_detected(folder):
     counts = flip_bits(folder, 150)
     assert counts["found"] == 150 and counts["files"] == 4
 
@@ -101,7 +101,7 @@ def test_bits_of_every_file(folder):
         lambda text: "",
     ],
 )
-def test_a_manifest_is_what_was_written(folder, rewrite, capsys):
+def test_the_manifest_reads_back_unchanged(folder, rewrite, capsys):
     path = folder / MANIFEST
     before = path.read_bytes()
     path.write_bytes(rewrite(before.decode()).encode())
@@ -112,7 +112,7 @@ def test_a_manifest_is_what_was_written(folder, rewrite, capsys):
 
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.integers() | st.text(max_size=9)))
-def test_a_seal_covers_every_byte(content):
+def test_the_seal_covers_every_byte(content):
     text = sealed_text({"first": 1} | content).encode()
     check_seal(text, "x")
     for i in range(0, len(text), 7):
@@ -152,7 +152,7 @@ def test_a_seal_covers_every_byte(content):
         (lambda c: c.update(other=1), "other is not a known field here"),
     ],
 )  # fmt: skip
-def test_a_manifest_that_lies(folder, change, expected, capsys):
+def test_a_false_manifest_is_refused(folder, change, expected, capsys):
     reseal(folder, change)
     refused(folder, expected, capsys)
 
@@ -204,13 +204,13 @@ def test_a_manifest_that_lies(folder, change, expected, capsys):
         ),
     ],
 )
-def test_files_that_lie_with_right_checksums(folder, name, change, expected, capsys):
+def test_false_files_with_valid_checksums_are_refused(folder, name, change, expected, capsys):
     edit(folder / name, change)
     reseal(folder)
     refused(folder, expected, capsys)
 
 
-def test_no_memory_is_taken_for_what_an_index_says_alone(folder):
+def test_an_index_alone_allocates_no_memory(folder):
     edit(folder / INDEX, lambda c: c[shard_file_name(0)]["model/head.weight"].update(LESS))
     with pytest.raises(CheckpointError, match="is incomplete"):
         ShardedStore.open(folder)
@@ -218,7 +218,7 @@ def test_no_memory_is_taken_for_what_an_index_says_alone(folder):
 
 @pytest.mark.parametrize("name", [MANIFEST, INDEX, TRAINER_STATE, shard_file_name(0)])
 @pytest.mark.parametrize("kind", ["pipe", "link out", "link inside", "folder", "nothing"])
-def test_something_else_in_place_of_a_file(folder, name, kind, capsys):
+def test_something_else_in_place_of_a_file_is_refused(folder, name, kind, capsys):
     path = folder / name
     content = path.read_bytes()
     path.unlink()
@@ -237,7 +237,7 @@ def test_something_else_in_place_of_a_file(folder, name, kind, capsys):
     refused(folder, "pipe|link|not a regular file|a folder|missing|no manifest.json", capsys)
 
 
-def test_files_that_no_manifest_lists_are_named(folder, capsys):
+def test_unlisted_files_are_named(folder, capsys):
     (folder / "added_tokens.json").write_text("{}")
     (folder / "more").mkdir()
     (folder / "more" / "x").write_text("")
@@ -252,14 +252,14 @@ def test_files_that_no_manifest_lists_are_named(folder, capsys):
     assert sorted(path.name for path in (folder.parent / "one").iterdir()) == ["model.safetensors"]
 
 
-def test_numbers_that_json_has_not(tmp_path):
+def test_non_finite_numbers_in_a_manifest(tmp_path):
     """A loss of fp16 may be infinite."""
     for loss in (float("inf"), float("nan")):
         folder = write_checkpoint(tmp_path / f"{loss}", 2, loss_window=(loss, 3))
         assert read_manifest(folder).loss_window == (None, 3)
 
 
-def test_a_damaged_checkpoint_ahead_does_not_cost_the_new_one(tmp_path):
+def test_a_later_damaged_checkpoint_does_not_delete_the_new_one(tmp_path):
     """A run that goes on from step 2 writes step 3 while a damaged one of step 9 lies there."""
     for step in (1, 2, 3, 9):
         write_checkpoint(tmp_path / f"checkpoint-{step}", step)

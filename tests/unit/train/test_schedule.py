@@ -40,7 +40,7 @@ def test_linear_and_constant():
 
 
 @given(samples=st.integers(1, 1000), epochs=st.floats(0.1, 5), batch=st.integers(1, 64), steps=st.integers(0, 20))
-def test_every_epoch_is_trained_whole(samples, epochs, batch, steps):
+def test_every_epoch_is_trained_completely(samples, epochs, batch, steps):
     total = count_total_steps(ScheduleSection(num_train_epochs=epochs), samples, batch, 0, 0)
     assert (total - 1) * batch < samples * epochs + 1e-3 <= total * batch + 2e-3
     done = min(steps, total)
@@ -48,13 +48,13 @@ def test_every_epoch_is_trained_whole(samples, epochs, batch, steps):
     assert count_total_steps(ScheduleSection(max_steps=7), samples, batch, 3, 3) == 7
 
 
-def test_a_share_of_the_steps_is_rounded_up():
+def test_a_warmup_ratio_is_rounded_up():
     found = [warmup_steps(ScheduleSection(warmup_ratio=0.03), steps) for steps in (1, 33, 34, 100, 101)]
     assert found == [1, 1, 2, 3, 4]
     assert warmup_steps(ScheduleSection(warmup_ratio=0.03, warmup_steps=7), 100) == 7
 
 
-def test_a_warm_up_without_a_step_after_it(capsys):
+def test_a_warmup_as_long_as_the_run(capsys):
     """In steps it is refused, whatever the length of the run comes from; as a share it is said."""
     for steps in (5, 6):
         with pytest.raises(ConfigError, match=f"--warmup_steps 6 leaves no step of this run, which has {steps}"):
@@ -68,7 +68,7 @@ def test_a_warm_up_without_a_step_after_it(capsys):
     assert "is 1 of this run's 1 step(s): the learning rate never reaches 0.0002" in capsys.readouterr().out
 
 
-def test_an_extended_run_says_what_its_rate_becomes():
+def test_an_extended_run_reports_its_learning_rate():
     before = ScheduleSection(learning_rate=1e-3, max_steps=10)
     said = describe_rate_change(replace(before, max_steps=20), 20, vars(before), 10, 10)
     assert said.startswith("the learning rate changes: step 11 has 0.0005 in a run of 20 steps; it had 0 in")
