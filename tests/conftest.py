@@ -30,7 +30,7 @@ settings.load_profile("untimed")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory):
-    """What programs keep between runs is kept between the tests of a session, and no longer."""
+    """Give the session its own cache folder, shared by all its tests and deleted at the end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -53,7 +53,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fused_ops():
-    """In place (where they are built) for a test, as in a program that has trained before."""
+    """Install the fused ops, if they are built, as in a program that has trained before."""
     from oarlock.ops import install
 
     install.use(True)
@@ -63,7 +63,7 @@ def fused_ops():
 
 @pytest.fixture
 def paddles_own_ops():
-    """In their places when a test begins, and again when it ends, for a test that puts the fused ones there."""
+    """Restore Paddle's own ops before and after a test that installs the fused ones."""
     from oarlock.ops import install
 
     install.use(False)

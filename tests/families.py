@@ -41,7 +41,7 @@ _NAMES = {
 
 
 def family_config(family: str, **changes: Any) -> Any:
-    """PaddleNLP's configuration of a tiny model."""
+    """The PaddleNLP configuration of a tiny model."""
     import paddlenlp.transformers
 
     name = _NAMES.get(family, family.capitalize())
@@ -51,7 +51,7 @@ def family_config(family: str, **changes: Any) -> Any:
 
 
 def family_model(family: str, seed: int = 0, method: Any = None, **changes: Any) -> Any:
-    """It, with random weights and ordinary norms and biases (under a path that does not exist: nothing is read).
+    """A tiny model with random weights and with norms and biases as in a trained model.
 
     Args:
         method: that trains few parameters beside it.

@@ -1,4 +1,4 @@
-"""HTTP ports of the front in this process, with clients that speak over a socket as they like."""
+"""HTTP ports of the front in this process, and clients that write arbitrary bytes to a socket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GUARD_S = 60  # against a test that hangs; nothing is decided by it
 
 
 def configure(max_body=EngineConfig.max_body, **front) -> ServeConfig:
-    """A configuration of fields of the front, and one of the engine."""
+    """A configuration with fields of the front and of the engine."""
     return ServeConfig(EngineConfig(max_body=max_body), front=FrontConfig(**front))
 
 
@@ -25,7 +25,7 @@ OPTIONS = configure()
 
 @contextlib.contextmanager
 def running(app, options=OPTIONS, **limits) -> Iterator[int]:
-    """An application behind a port of this machine."""
+    """Serve an application on a port of this machine."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         server = make_http_server(app, options, 0, **limits)
@@ -40,7 +40,7 @@ def running(app, options=OPTIONS, **limits) -> Iterator[int]:
 
 
 def speak(port: int, *pieces: bytes, end: bool = False) -> bytes:
-    """All that the server says to these bytes, until it closes the connection."""
+    """Send bytes, and return everything the server sends until it closes the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as client:
         for piece in pieces:
             try:
@@ -53,7 +53,7 @@ def speak(port: int, *pieces: bytes, end: bool = False) -> bytes:
 
 
 def heard(client: socket.socket) -> bytes:
-    """Until the end of the connection."""
+    """Read until the connection is closed."""
     found = b""
     with contextlib.suppress(ConnectionResetError):
         while piece := client.recv(65536):
@@ -62,7 +62,7 @@ def heard(client: socket.socket) -> bytes:
 
 
 def head(path="/x", method="POST", host="localhost", version="1.1", **headers) -> bytes:
-    """The head of a request, after which the connection ends."""
+    """The headers of a request that closes the connection."""
     lines = [f"{method} {path} HTTP/{version}", f"Host: {host}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")

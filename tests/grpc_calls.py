@@ -1,4 +1,4 @@
-"""Calls of tests to the gRPC port, and what they wait for."""
+"""Calls of the gRPC port, and helpers that wait."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from scripted_triton import GUARD_S
 
 
 def run(work):
-    """Run a coroutine, for at most GUARD_S seconds."""
+    """Run a coroutine for at most GUARD_S seconds."""
     return asyncio.run(asyncio.wait_for(work, GUARD_S))
 
 
 async def failure(call):
-    """(code, details) of a call that has to fail."""
+    """(code, details) of a call that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value.code(), caught.value.details()
 
 
 async def until(is_so):
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     while not is_so():
         await asyncio.sleep(0.01)
 

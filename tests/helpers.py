@@ -54,7 +54,7 @@ def make_tiny_tokenizer(folder: str | Path, vocab_size: int = 512) -> Path:
 
 
 def make_tiny_model(folder: str | Path, **changes: Any) -> Path:
-    """A random Llama with its tokenizer, saved as people have them (safetensors)."""
+    """Save a random Llama with its tokenizer, as published models are (safetensors)."""
     from oarlock.environment.paddle_import import import_paddle, set_paddlenlp_log_level
 
     import_paddle()
@@ -132,7 +132,7 @@ def make_adapter(
 
 
 def make_tiny_config(folder: str | Path, **changes: Any) -> Path:
-    """config.json and tokenizer alone, for training from scratch."""
+    """Write config.json and the tokenizer only, for training from scratch."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = {"model_type": "llama", **TINY_LLAMA, **changes}
@@ -142,7 +142,7 @@ def make_tiny_config(folder: str | Path, **changes: Any) -> Path:
 
 
 def encode_conversation(conversation: Any, tokenizer: Any, template: Any, src_length: int, tgt_length: int) -> Any:
-    """A conversation as oarlock.data.examples.encode makes an example of it."""
+    """Encode a conversation as oarlock.data.examples.encode does."""
     from oarlock.data.examples.labels import encode_chat
     from oarlock.data.templates.trained_spans import render_chat_text
     from oarlock.data.tokenizers.load import encode_marked
@@ -153,7 +153,7 @@ def encode_conversation(conversation: Any, tokenizer: Any, template: Any, src_le
 
 
 def write_checkpoint(folder: Path, step: int, **changes: Any) -> Path:
-    """A small whole checkpoint, as a run of one process writes it.
+    """Write a small complete checkpoint, as a run of one process does.
 
     Args:
         changes: fields of its manifest.
@@ -188,7 +188,7 @@ def flags(**options: Any) -> list[str]:
 def run_program(
     program: str | Path, *words: str, cwd: Path | None = None, timeout: int = 300, **kwargs: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of the entrypoints (a path below llm/) or "oarlock" in a process of its own."""
+    """Run an entrypoint (a path below llm/) or "oarlock" in a separate process."""
     start = ["-m", "oarlock"] if program == "oarlock" else [str(LLM / program)]
     environment = {**os.environ, "PYTHONPATH": str(LLM), **kwargs.pop("env", {})}
     return subprocess.run(

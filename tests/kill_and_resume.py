@@ -24,7 +24,7 @@ COMPARED = ("step", "epoch", "loss", "learning_rate", "grad_norm", "samples", "e
 
 
 def make_model(folder: Path) -> None:
-    """A tiny random Llama with the embedded tokenizer, in its own process (paddle stays out of this one)."""
+    """Save a tiny random Llama with the embedded tokenizer from another process (this one must not import paddle)."""
     code = (
         "import sys; sys.path[:0] = [sys.argv[1] + '/llm', sys.argv[1] + '/tests']\n"
         "from helpers import make_tiny_model; make_tiny_model(sys.argv[2])"
@@ -33,7 +33,7 @@ def make_model(folder: Path) -> None:
 
 
 def command(model: Path, output: Path, steps: int) -> list[str]:
-    """A fine-tuning run with dropout-free but shuffled data, accumulation, and log rows that span checkpoints."""
+    """A fine-tuning run without dropout, with shuffled data, gradient accumulation, and log rows that span checkpoints."""
     flags = {
         "model_name_or_path": model, "output_dir": output, "max_steps": steps, "src_length": 32, "tgt_length": 16,
         "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-3,
@@ -56,7 +56,7 @@ def digest(path: Path) -> str:
 
 
 def rows_written(output: Path) -> int:
-    """How far a run is, in rows of its metrics."""
+    """The progress of a run in rows of its metrics."""
     path = output / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -95,7 +95,7 @@ def run_killed(words: list[str], output: Path, kills: int, most_rows: int, rng: 
 
 
 def main() -> int:
-    """See the module."""
+    """Run the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=None, help="default: enough for the kills")

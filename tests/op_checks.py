@@ -1,4 +1,4 @@
-"""What the tests of fused operators share."""
+"""Helpers for the tests of fused operators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def normal(*shape, seed=0):
 
 
 def same(fused, reference, inputs, rtol=1e-5):
-    """Both functions of the inputs have the same outputs, and gradients for uneven ones of the outputs."""
+    """Check that two functions have equal outputs, and equal gradients for non-uniform output gradients."""
     results = []
     for function in (fused, reference):
         outputs = function(*inputs)

@@ -1,4 +1,4 @@
-"""What has to work on every Python: train some steps, save, resume bit for bit, ask, serve.
+"""Must work on every Python: train some steps, save, resume bit for bit, ask, serve.
 
     python tests/smoke.py
 
@@ -19,7 +19,7 @@ STEPS = 4  # warm-up takes three
 
 
 def run(*words: str | Path) -> str:
-    """What it prints; ends the smoke test when it fails."""
+    """Run a command and return its output; a failure ends the smoke test."""
     result = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
     if result.returncode:
         sys.exit(f"{' '.join(map(str, words))}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
@@ -27,7 +27,7 @@ def run(*words: str | Path) -> str:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command line."""
     with tempfile.TemporaryDirectory(prefix="oarlock-smoke-") as name:
         folder = Path(name)
         model, trained = folder / "model", folder / "trained"

@@ -1,4 +1,4 @@
-"""Tokenizer folders in the layouts that people have, small ones trained here in the shapes of known families."""
+"""Tokenizer folders in common layouts; small ones are trained here in the form of known families."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def llama3() -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def pieces(scheme: str) -> tuple[Tokenizer, dict[str, Any]]:
-    """A sentencepiece-like BPE with bytes to fall back to: Llama 2's (old and new way) and Gemma's."""
+    """A sentencepiece-like BPE with byte fallback: Llama 2's (old and new form) and Gemma's."""
     special = ["<unk>", "<s>", "</s>"] if scheme != "gemma" else ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
     found = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
@@ -153,7 +153,7 @@ def gpt2() -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def phi() -> tuple[Tokenizer, dict[str, Any]]:
-    """Runs of spaces as added tokens that are not special; a special one that takes the spaces beside it."""
+    """Runs of spaces as non-special added tokens, and a special token that absorbs adjacent spaces."""
     found, config = gpt2()
     found.add_tokens([AddedToken(" " * n, normalized=True) for n in range(8, 1, -1)])
     found.add_special_tokens(
@@ -199,7 +199,7 @@ SHAPES: dict[str, tuple[Callable[[], tuple[Tokenizer, dict[str, Any]]], str]] = 
 
 
 def sentencepiece_model(folder: Path, kind: str, **more: Any) -> Path:
-    """tokenizer.model, trained by sentencepiece itself."""
+    """Train a tokenizer.model with sentencepiece."""
     import sentencepiece
 
     settings = {"character_coverage": 0.99, "byte_fallback": True, "normalization_rule_name": "identity"}

@@ -1,4 +1,4 @@
-"""Adapters as users meet them: published commands, evaluation, questions, resume, another base."""
+"""Adapters as users use them: published commands, evaluation, questions, resume, another base."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def words(folder: Path, base: Path, **more) -> list[str]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_published_commands(tmp_path, folder, name):
-    """Started as published; stopped by SIGTERM after a log row."""
+    """The commands start as published; SIGTERM stops them after a log row."""
     command = shlex.split(COMMANDS[name].replace("facebook/llama-7b", str(folder / "long")))
     command[command.index("./checkpoints/")] = str(tmp_path / "out")
     process = subprocess.Popen(
@@ -122,7 +122,7 @@ def test_from_training_to_answers(tmp_path, folder, tiny_model, name):
 
 
 def test_another_base_is_refused(tmp_path, folder, tiny_model):
-    """When a run goes on, and when an adapter is asked."""
+    """Both on resume and when a question is asked."""
     out, other = tmp_path / "out", make_tiny_model(tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     weights["llama.norm.weight"][-1] += 1

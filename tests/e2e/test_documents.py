@@ -1,4 +1,4 @@
-"""Every command of the documents, run as it is written, in reading order, in one folder that begins with the quickstart.
+"""Every command of the documentation runs as written, in reading order, in one folder that begins with the quickstart.
 
 Each page goes on where the one before it ended, as a reader does. A command may only be left out for a reason below; what
 needs GPUs has to say so on a machine without.
@@ -53,7 +53,7 @@ TIMEOUT_S = 600  # of a command; a guard against a hang, far above what any take
 
 
 def blocks(page: str) -> list[list[str]]:
-    """The commands of each ```bash block, comments removed; a ```python block of the Python API is a program."""
+    """The commands of each ```bash block, without comments; a ```python block of the Python API is one program."""
     found = []
     for language, block in re.findall(r"```(bash|python)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S):
         if language == "python":
@@ -66,7 +66,7 @@ def blocks(page: str) -> list[list[str]]:
 
 @dataclass
 class Reader:
-    """Someone who types what they read, in `folder`."""
+    """A reader who types the commands in `folder`."""
 
     folder: Path
     failed: str = ""
@@ -94,7 +94,7 @@ class Reader:
             )  # fmt: skip
 
     def type(self, line: str) -> tuple[int, str]:
-        """Exit code and what was said; a server is left running."""
+        """Run a command and return its exit code and output; a server is left running."""
         log = self.folder / "said.log"
         server = next((ready for start, ready in SERVERS.items() if line.startswith(start)), None)
         if server is not None:
@@ -130,7 +130,7 @@ class Reader:
                     process.wait()
 
     def check(self, line: str) -> None:
-        """Type a line, and see that it does what the page says."""
+        """Type a line and check that it does what the page says."""
         gpus = next((said for start, said in FOR_GPUS.items() if line.startswith(start)), "")
         code, said = self.type(line)
         report = f"$ {line}\n{said[-4000:]}\nexit code {code}"

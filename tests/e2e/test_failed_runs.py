@@ -1,4 +1,4 @@
-"""Everything that can go wrong in a run of pretraining."""
+"""Failures of pretraining runs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_nan_loss_stops_and_names_the_newest_checkpoint(tmp_path, tiny_config,
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, tiny_config, corpus):
-    """The kernel's limit on a file's size stands in for the full disk: writing fails in the middle of the save."""
+    """A limit on the file size (RLIMIT_FSIZE) simulates the full disk: writing fails in the middle of a save."""
     words = pretrain_flags(tiny_config, corpus, tmp_path)
     assert run_program("run_pretrain.py", *words).returncode == 0
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "checkpoint-6").iterdir()}
@@ -135,7 +135,7 @@ def test_data_errors_of_finetuning(tmp_path, tiny_model):
 
 
 def test_wrong_flags_fail_before_paddle_is_imported():
-    """Before the seconds that importing Paddle takes."""
+    """Importing Paddle takes seconds."""
     result = run_program("finetune_generation.py", "--do_trian", env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert result.returncode == 2 and "did you mean --do_train" in result.stderr
     imported = {

@@ -1,4 +1,4 @@
-"""The front's REST beside the HTTP of the same Triton: the same bytes, for whatever Triton answers."""
+"""The REST port of the front returns the same bytes as the HTTP port of the same Triton."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GENERATE, STREAM, INFER = "/v2/models/oarlock/generate", "/v2/models/oarlock/gen
 
 @pytest.fixture(scope="module")
 def addresses(repository, tmp_path_factory):
-    """(Triton's own, the front's), both HOST:PORT."""
+    """HOST:PORT of Triton's own port and of the front."""
     with direct_triton(repository, tmp_path_factory.mktemp("direct") / "run") as triton:
         config = ServeConfig(triton=TritonConfig(models=MODELS, run=triton.run))
         apps = []
@@ -44,7 +44,7 @@ def addresses(repository, tmp_path_factory):
 
 
 def ask(address, path, body=None, **headers):
-    """(status, content type, bytes of JSON before binary tensors, body) of an answer."""
+    """Return (status, content type, number of JSON bytes before binary tensors, body)."""
     with contextlib.closing(http.client.HTTPConnection(address, timeout=GUARD_S)) as client:
         given = {
             "Content-Type": "application/json",
@@ -124,7 +124,7 @@ def test_infer(addresses):
 
 
 def test_wrong_requests(addresses):
-    """They are refused by both, though not always in the same words; a client's mistake is never a 500 here."""
+    """Both refuse them, though not always with the same message; the front never answers a client's mistake with 500."""
     wrong = [
         *((GENERATE, given) for given in ({}, [], question(temperature=-1), question(text_input=5), question(text_input=["a", "b"]),
           question(max_tokens="4"), question(max_tokens=True), question(parameters=5), question(adapter="nobody"), question(messages="[]"))),

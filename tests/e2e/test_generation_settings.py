@@ -1,4 +1,4 @@
-"""generation_config.json and lists of end tokens: carried by every step, obeyed by all that answer."""
+"""generation_config.json and lists of end tokens are carried through every step and honoured in every answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RECORDS = [{"instruction": "Say it.", "input": word, "output": word} for word in
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A model that says 300 301 302 303 ... to everything."""
+    """A model that answers 300 301 302 303 ... to everything."""
     folder = make_tiny_model(tmp_path_factory.mktemp("chain"), eos_token_id=[0, 1])
     arrays, random = load_file(folder / "model.safetensors"), np.random.default_rng(0)
     embedding = random.normal(size=arrays["llama.embed_tokens.weight"].shape).astype("f4")

@@ -54,7 +54,7 @@ def test_the_wheel_contains_every_module_recipe_and_script(wheel):
 
 
 def test_the_wheel_trains_outside_the_repository(installed, tiny_model, tmp_path):
-    """The console script as two ranks of Paddle's launcher, and the packaged script that `oarlock launch` starts."""
+    """Both with the console script on two ranks of Paddle's launcher, and with the packaged script of `oarlock launch`."""
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     oarlock, recipe = installed / "bin" / "oarlock", ("finetune", "lora_7b", "--model_name_or_path", tiny_model, *SHORT)
     launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", "log"]

@@ -22,7 +22,7 @@ STEPS, EPOCHS = 4, "0.05"
 
 
 def text_of(cell: Any) -> str:
-    """What a code cell printed."""
+    """The output of a code cell."""
     return "".join(output.text for output in cell.outputs if output.output_type == "stream")
 
 
@@ -35,7 +35,7 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def check_outputs(notebook: Any) -> None:
-    """A loss curve, an evaluation, and the three answers, whatever they say."""
+    """Check for a loss curve, an evaluation and three answers of any content."""
     *_, tuning, curve, asked = code_cells(notebook)
     assert "eval_exact_match" in text_of(tuning)
     assert len(pictures_of(curve)) == 1
@@ -47,7 +47,7 @@ def check_outputs(notebook: Any) -> None:
 
 @pytest.fixture
 def kernel_environment(tmp_path, monkeypatch) -> Path:
-    """Short runs into a folder of the test, with this checkout's package, which counts as installed."""
+    """Environment for short runs in a folder of the test; the package of this checkout counts as installed."""
     monkeypatch.setenv("PYTHONPATH", str(LLM))
     monkeypatch.setenv("OUTPUT", str(tmp_path / "out"))
     monkeypatch.setenv("PRETRAIN_STEPS", str(STEPS))
@@ -90,7 +90,7 @@ def test_the_notebook_is_small_and_contains_no_machine_paths():
 
 
 def test_installation_is_skipped_if_oarlock_is_installed():
-    """Its cell, with a Python that has no oarlock and a pip that writes down what it is asked for."""
+    """Runs the cell also with a Python that has no oarlock and a pip that records its arguments."""
     (cell,) = [cell for cell in code_cells(nbformat.read(NOTEBOOK, as_version=4)) if "pip install" in cell.source]
     script = cell.source.removeprefix("%%bash\n")
 
@@ -125,7 +125,7 @@ _INTERFACE_CELLS = (
 
 
 def test_the_python_api_works_in_cells(tiny_model, tmp_path, monkeypatch):
-    """Runs one after the other in one kernel; a failure is an exception of the cell, and the kernel stays."""
+    """The runs follow one another in one kernel; a failure raises an exception in its cell and the kernel survives."""
     monkeypatch.setenv("PYTHONPATH", str(LLM))
     notebook = nbformat.v4.new_notebook()
     sources = (f"MODEL = {str(tiny_model)!r}", *_INTERFACE_CELLS)

@@ -59,7 +59,7 @@ def recipe_command(recipe: Path, folder: Path, corpus: Path, output: Path) -> li
 
 
 def script_command(name: str, folder: Path, output: Path) -> list[str]:
-    """What a script starts on a machine without GPUs."""
+    """The command that a script starts on a machine without GPUs."""
     variables = {"DEVICE": "cpu", "MODEL": str(folder / "model"), "DATA": str(folder / "data"), "OUTPUT": str(output)}
     return printed_command(name, folder, *flags(**SMALLER_TUNING), **variables)[1:]
 
@@ -87,7 +87,7 @@ def results(folder, corpus) -> dict[str, dict[str, Any]]:
 
 
 def check_trained(out: Path, name: str) -> None:
-    """Two finite losses, an evaluation, and a model or an adapter of the method that the name says."""
+    """Check for two finite losses, an evaluation, and a model or an adapter of the method in the name."""
     found = rows(out / "metrics.jsonl")
     losses = [row["loss"] for row in found if "loss" in row]
     assert len(losses) == 2 and np.isfinite(losses).all()
@@ -124,7 +124,7 @@ def test_every_script_is_tested():
 
 
 def test_a_script_as_users_start_it(tmp_path, folder):
-    """One process, without a launcher; it ends as the trainer does."""
+    """One process without a launcher; its exit code is that of the trainer."""
     variables = {
         "DEVICE": "cpu", "MODEL": str(folder / "model"), "DATA": str(folder / "data"), "OUTPUT": "out here",
         "PYTHON": sys.executable,

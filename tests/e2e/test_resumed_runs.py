@@ -1,4 +1,4 @@
-"""Runs that are killed or stopped, and go on."""
+"""Runs that are killed or stopped, and then resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support.training_runs import pretrain_flags, wait_for_rows
 
 
 def test_a_run_killed_at_random_moments_resumes_bit_for_bit(monkeypatch, capsys):
-    """The short form of tests/kill_and_resume.py (20 kills are run by hand)."""
+    """The short form of tests/kill_and_resume.py; 20 kills are run by hand."""
     monkeypatch.setattr(sys, "argv", ["kill_and_resume.py", "--kills", "3", "--steps", "200", "--seed", "5"])
     code = kill_and_resume.main()
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path, tiny_config, corpus):
 
 @pytest.mark.skipif(not matmul_library.LIBRARY.exists(), reason=f"{matmul_library.LIBRARY.name} is not built")
 def test_a_resumed_run_keeps_its_matmul_library(tmp_path, tiny_config, corpus):
-    """As when it began on a machine with another processor."""
+    """Even on a machine with another processor."""
     other = next(library for library in matmul_library.TITLES if library != matmul_library.choose_library())
     words = pretrain_flags(tiny_config, corpus, tmp_path / "out")
     first = run_program("run_pretrain.py", *words, env={matmul_library.VARIABLE: other})

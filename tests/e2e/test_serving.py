@@ -1,4 +1,4 @@
-"""A served model, asked by every protocol."""
+"""A served model, queried through every protocol."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serving import GUARD_S, KEY, QUESTION, TOKENS, chat_tensors, tensor
 
 
 def test_every_protocol_returns_the_same_tokens(server, client, stream, served_model):
-    """Beside them all: the model as `oarlock ask` runs it, one prompt at a time, without the engine."""
+    """The reference is `oarlock ask`, which runs one prompt at a time without the engine."""
     from oarlock.models.generate import generate_ids
     from oarlock.models.load_finetuned import load_finetuned
 
@@ -80,7 +80,7 @@ def test_every_protocol_returns_the_same_tokens(server, client, stream, served_m
 
 
 def test_special_tokens_spelled_in_text(server, client, served_model):
-    """In a message it is text; in a raw prompt, which is a template's text by nature, a special token."""
+    """In a message the spelling is text; in a raw prompt, which a template would produce, it is a special token."""
     from oarlock.data.examples.marked_text import MarkedText
     from oarlock.data.templates.chat_template import choose_template
     from oarlock.data.tokenizers.load import encode_marked, load_tokenizer
@@ -104,7 +104,7 @@ def test_special_tokens_spelled_in_text(server, client, served_model):
 
 
 def test_special_tokens_as_stop_texts(server, client, stream, served_model):
-    """By every way, streamed and not: the text hides the token, the stop text finds it."""
+    """In every protocol, streamed and not: the special token is hidden from the text, but the stop text finds it."""
     from oarlock.data.tokenizers.load import load_tokenizer
     from oarlock.serve.engine.loading import find_special_tokens
 
@@ -161,7 +161,7 @@ def test_special_tokens_as_stop_texts(server, client, stream, served_model):
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
 def test_the_printed_curl_command(server):
-    """The command that the server shows, and Triton's health route."""
+    """The command that the server prints, and Triton's health route."""
     (line,) = [line for line in server.said().splitlines() if line.strip().startswith("try ")]
     line = line.replace('{"model"', '{"max_tokens": 4, "model"')  # which has no end of its own here
     shown = subprocess.run(["bash", "-c", line.strip().removeprefix("try").strip() + " -s"], env={"KEY": KEY, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True)  # fmt: skip
@@ -177,7 +177,7 @@ def test_the_printed_curl_command(server):
 
 
 def test_the_example_clients(server, client):
-    """Each of them prints the answer alone."""
+    """Each client prints only the answer."""
     expected = (
         client.chat.completions.create(
             model="oarlock", messages=[{"role": "user", "content": QUESTION}], max_tokens=TOKENS, temperature=0

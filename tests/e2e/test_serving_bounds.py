@@ -1,4 +1,4 @@
-"""What a server refuses, and that it is there afterwards: fuzz over gRPC and HTTP, full queues, clients that go away."""
+"""What a server refuses without failing: fuzzing over gRPC and HTTP, full queues, disconnecting clients."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TYPES = {
 
 @st.composite
 def wild_tensors(draw):
-    """A request with anything in it: names, types, shapes, sizes, contents that fit and that do not."""
+    """A request with arbitrary names, dtypes, shapes and sizes, and with contents that may not fit them."""
     request = service_pb2.ModelInferRequest()
     for name in draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True)):
         made = request.inputs.add()
@@ -82,7 +82,7 @@ def wild_tensors(draw):
 
 
 def test_arbitrary_tensors_are_refused_as_invalid(server):
-    """Over gRPC, by all three models; the server is as it was afterwards."""
+    """Over gRPC, for all three models; the server works afterwards."""
     channel = grpc.insecure_channel(server.grpc_url)
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     metadata = tuple(server.headers.items())
@@ -90,7 +90,7 @@ def test_arbitrary_tensors_are_refused_as_invalid(server):
     counts = {"refused": 0, "answered": 0}
 
     def ask_once(request):
-        """What it is refused with; "" for an answer."""
+        """Return the error, or "" for an answer."""
         request.model_name = "oarlock_infer"
         try:
             stub.ModelInfer(request, timeout=GUARD_S, metadata=metadata)
@@ -102,7 +102,7 @@ def test_arbitrary_tensors_are_refused_as_invalid(server):
             return error.details()
 
     def ask_stream(request, model):
-        """A stream's errors are messages."""
+        """Return the error; in a stream, errors are messages."""
         request.model_name = model
         answers = list(stub.ModelStreamInfer(iter([request]), timeout=GUARD_S, metadata=metadata))
         return next((answer.error_message for answer in answers if answer.error_message), "")
@@ -136,7 +136,7 @@ def test_arbitrary_tensors_are_refused_as_invalid(server):
 
 
 def test_every_number_is_accepted_or_refused(server, client):
-    """By every way that a number comes in; none of them ends in the server's fault."""
+    """In every protocol; no number causes a server error."""
     over_grpc = InferenceServerClient(server.grpc_url)
     address, answered = f"{server.rest_url}/v2/models/oarlock/generate", 0
 
@@ -191,7 +191,7 @@ def test_errors_name_the_invalid_field(server):
 
 
 def test_schemathesis(server, tmp_path):
-    """Every route of the OpenAPI description, with what fits it and what does not: nothing but what is described."""
+    """Every route of the OpenAPI description, with valid and invalid input: only documented responses are returned."""
     done = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "-H", f"Authorization: Bearer {KEY}",
          "--max-examples", "25", "--phases", "examples,coverage,fuzzing", "--seed", "1", "--request-timeout", str(GUARD_S), "--generation-database", "none",
@@ -204,7 +204,7 @@ def test_schemathesis(server, tmp_path):
 
 
 def test_a_disconnected_client_frees_its_slot(server, client):
-    """By every way in. The answers have no end, so that a place that is not freed stays taken."""
+    """In every protocol. The answers are endless, so a slot that is not freed stays taken."""
     server.wait_open(0)
     stream = client.completions.create(
         model="oarlock", prompt="x", stream=True, max_tokens=ENDLESS["max_tokens"], extra_body={"ignore_eos": True}
@@ -254,7 +254,7 @@ def test_a_disconnected_client_frees_its_slot(server, client):
 
 
 def test_a_full_queue_is_reported(server, client):
-    """4 places and a queue of 40, all taken by answers without an end."""
+    """Endless answers fill 4 slots and a queue of 40."""
     server.wait_open(0)
     streams = [GrpcStream(server) for _ in range(2)]
     tensors = chat_tensors("x", ENDLESS["max_tokens"], stream=True, ignore_eos=True)

@@ -1,4 +1,4 @@
-"""A served model, asked by the OpenAI client."""
+"""A served model, queried with the OpenAI client."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_openai_streaming(client):
 
 
 def test_chunks_arrive_before_the_answer_ends(server, client):
-    """By all ways that stream: of an answer without an end."""
+    """In every protocol that streams; the answer is endless."""
     over_grpc = GrpcStream(server)
     pieces = over_grpc.ask("oarlock", chat_tensors("x", ENDLESS["max_tokens"], stream=True, ignore_eos=True))
     assert [next(pieces).as_numpy("completion_tokens")[0] for _ in range(2)][1] > 1

@@ -1,4 +1,6 @@
-"""A server under load, and one whose processes are killed. Runs before test_serving_life.py, which stops the server."""
+"""A server under load, and a server whose processes are killed. Runs before test_serving_life.py, which stops the
+server.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,7 @@ class _Ending(threading.Thread):
 
 @contextlib.contextmanager
 def open_streams(server):
-    """Answers without an end, by every way that streams."""
+    """Open streams of endless answers in every protocol that streams."""
     where = ((f"{server.url}/v1/completions", {"model": "oarlock", "prompt": "x", "stream": True, **ENDLESS}),
              (f"{server.rest_url}/v2/models/oarlock/generate_stream", {"text_input": "x", "stream": True, **ENDLESS}))  # fmt: skip
     over_grpc = GrpcStream(server)
@@ -82,7 +84,7 @@ def all_routes_answer(server, client):
 
 
 def test_hostile_and_valid_requests_leak_nothing(server, monkeypatch):
-    """The load test in small: every kind of request is answered as it should be; no thread, no open file is left."""
+    """The load test in small: every request gets the expected answer, and no thread or open file remains."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "serving"))
     from load import run_load
     from load_outcome import Target
@@ -99,7 +101,7 @@ def test_hostile_and_valid_requests_leak_nothing(server, monkeypatch):
 
 
 def test_recovery_from_sigkill_of_each_process(server, client):
-    """All routes answer again; requests meanwhile get 503 with Retry-After, streams end with an error."""
+    """All routes recover; requests in between get 503 with Retry-After, and streams end with an error."""
     kinds = {"oarlock.serve.supervision.guardian": 1, "front.process": 1, "/oarlock_infer/": 8, "/oarlock_json/": 1, "/oarlock/1/": 1,
              "tritonserver": 1}  # fmt: skip
     for word, count in kinds.items():

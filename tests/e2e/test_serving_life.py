@@ -1,4 +1,4 @@
-"""How a server begins, goes on with another model, and ends."""
+"""How a server starts, reloads its model, and stops."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from serving import (
 
 
 def test_reload_under_load_loses_no_request(server, client):
-    """200 requests from 16 clients, while the model is loaded again in the place of the old one."""
+    """200 requests from 16 clients while the model is reloaded."""
     expected = server.generate(text_input="river", max_tokens=16)["text_output"]
     before = set(server.processes())
     reloaded = threading.Event()
@@ -72,7 +72,7 @@ def test_reload_under_load_loses_no_request(server, client):
 
 
 def test_admin_commands(server):
-    """By its own user alone, and only what is served."""
+    """Only the user of the server may send them, and only served names are accepted."""
     socket_file = Path(server.admin_socket)
     assert (
         stat.S_IMODE(socket_file.stat().st_mode) == 0o600 and stat.S_IMODE(socket_file.parent.stat().st_mode) == 0o700
@@ -94,7 +94,7 @@ def test_admin_commands(server):
 
 
 def test_sighup_replaces_keys_and_no_process_shows_them(server):
-    """A file without a key leaves the old ones; no process shows one."""
+    """A file without a key keeps the old ones."""
     file = server.log.parent / "keys"
     whole = file.read_text()
 
@@ -183,7 +183,7 @@ def test_sigterm_finishes_open_requests_and_leaves_nothing(server, client):
 
 
 def test_serving_on_all_interfaces_and_sigkill(served_model, tmp_path):
-    """Keys of the environment open all doors; then SIGKILL of the first process alone.
+    """Keys from the environment work on all ports; then the first process alone gets SIGKILL.
 
     Started on a model folder, which is exported by the way, and again when it has changed.
     """
@@ -260,7 +260,7 @@ def test_a_port_in_use_is_reported_before_the_start(repository, tmp_path):
 
 
 def test_triton_parses_the_model_configurations(repository):
-    """Triton's own protobuf reads them, and the fields in code are those of the configuration."""
+    """Triton's own protobuf parses them, and the fields in the code match the configuration."""
     from tritonclient.grpc.model_config_pb2 import DataType
 
     from oarlock.triton_repository.inputs import INPUTS, OUTPUTS

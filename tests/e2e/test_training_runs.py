@@ -1,4 +1,4 @@
-"""Training runs in processes of their own: published commands, pretraining and fine-tuning."""
+"""Training runs in separate processes: published commands, pretraining and fine-tuning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.training_runs import pretrain_flags, wait_for_rows
 
 @pytest.fixture(scope="module")
 def long_model(tmp_path_factory) -> Path:
-    """Positions enough for the published lengths."""
+    """A model with enough positions for the published lengths."""
     return make_tiny_model(tmp_path_factory.mktemp("long"), max_position_embeddings=2048)
 
 
@@ -33,7 +33,9 @@ def published(text: str, model: Path) -> list[str]:
 
 @pytest.mark.parametrize("where", ["llm", "root"])
 def test_published_pretraining_command(tmp_path, long_model, corpus, where):
-    """Started as published but for a row every second step; stopped by SIGTERM after one (it asks for 10,000 steps)."""
+    """Runs as published except for a log row every second step; SIGTERM stops it after one row (it asks for 10,000
+    steps).
+    """
     words = published(COMMAND_1, long_model)
     words[words.index("./data")] = str(corpus)
     words[words.index("output/llama_hybid")] = str(tmp_path / "out")
@@ -59,7 +61,7 @@ def test_published_pretraining_command(tmp_path, long_model, corpus, where):
 
 
 def test_published_finetuning_command(tmp_path, long_model):
-    """On the embedded instructions, as it names no data."""
+    """Runs on the embedded instructions, since it names no data."""
     words = published(COMMAND_2, long_model)
     words[words.index("./checkpoints/")] = str(tmp_path / "out")
     result = run_program("finetune_generation.py", *words, "--device", "cpu", timeout=600)

@@ -1,4 +1,4 @@
-"""The VisualDL page opens with our pins and draws the loss of a run."""
+"""The VisualDL page opens with our pinned versions and draws the loss of a run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def logdir(tmp_path_factory, tiny_model) -> Path:
 
 @contextlib.contextmanager
 def server(logdir: Path) -> Iterator[str]:
-    """visualdl --logdir on a free port of this machine."""
+    """Run visualdl --logdir on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -102,7 +102,7 @@ def screenshot(window) -> np.ndarray:
 
 
 def typed(window, text: str) -> bool:
-    """Have the text in the box for tags; False while the page is not there, or is drawing itself anew."""
+    """Type the text into the tag filter; False while the page is missing or redrawing."""
     try:
         for box in window.find_elements("css selector", "input[placeholder*='Search tags']"):
             if box.get_attribute("value") != text:

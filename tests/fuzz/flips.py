@@ -1,4 +1,4 @@
-"""Flip single bits in all files of a checkpoint: each has to be found, or leave the weights as they are.
+"""Flip single bits in all files of a checkpoint: each flip must be detected or leave the weights unchanged.
 
     python tests/fuzz/flips.py --flips 3000
 
@@ -28,7 +28,7 @@ from oarlock.weights.sharded_store import ShardedStore  # noqa: E402
 
 
 def digest(checkpoint: Path) -> str:
-    """Of all tensors, as a run that goes on reads them, and of the manifest's fields."""
+    """Hash of all tensors as a resumed run reads them, and of the fields of the manifest."""
     found = hashlib.sha256(repr(verify(checkpoint)).encode())
     with ShardedStore.open(checkpoint) as pieces:
         for key in sorted(pieces.where):
@@ -38,7 +38,7 @@ def digest(checkpoint: Path) -> str:
 
 
 def flip_bits(checkpoint: Path, flips: int, seed: int = 0) -> dict[str, object]:
-    """Flip one bit at a time in a copy: how many were found, were harmless, or did harm unseen (by file)."""
+    """Flip one bit at a time in a copy, and count by file how many flips were detected, harmless or undetected."""
     chance = random.Random(seed)
     found: Counter[str] = Counter()
     harmless: Counter[str] = Counter()
@@ -80,7 +80,7 @@ def trained(folder: Path) -> Path:
 
 
 def main() -> int:
-    """See above."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flips", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""The administration socket with whatever a process of the same user writes to it: an answer, and no order but real ones."""
+"""The admin socket with arbitrary bytes from a process of the same user: it always answers and runs only valid actions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
 
 
 class Orders:
-    """Administration of a server that does nothing but check names, as the real one does."""
+    """Administration of a server that only checks names, as the real one does."""
 
     def __init__(self) -> None:
         self.done: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""The HTTP ports with whatever bytes a client sends: uvicorn's parser, the guard and the applications, without a socket.
+"""The HTTP ports with arbitrary bytes: uvicorn's parser, the guard and the applications, without a socket.
 
 Triton is scripted. Every answer is one of HTTP, an error has its message, nothing ends in 500, Triton is asked nothing
 that its check would refuse, and no place, connection or task is left.
@@ -41,7 +41,7 @@ INPUTS = [
 
 
 class Fake(asyncio.Transport):
-    """A connection whose other end is this program."""
+    """A connection whose other end is this process."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("127.0.0.1", 5), "sockname": ("127.0.0.1", 80)})
@@ -66,7 +66,7 @@ class Fake(asyncio.Transport):
 
 
 class Ports:
-    """Both HTTP ports with a Triton that says the same to everybody."""
+    """Both HTTP ports with a Triton that always gives the same answer."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -93,7 +93,7 @@ class Ports:
         self.complaints: list[str] = []
 
     async def say(self, server: HttpServer, data: bytes) -> bytes:
-        """All that a port answers to these bytes and the end of the connection."""
+        """Everything a port answers to these bytes followed by the end of the connection."""
         transport = Fake()
         protocol = server.config.http_protocol_class(server.config, server.server_state, {})
         protocol.connection_made(transport)
@@ -115,7 +115,7 @@ class Ports:
 
 
 def check_answers(heard: bytes, data: bytes) -> None:
-    """As a client reads them, one after the other."""
+    """Read the answers one after another, as a client does."""
     while heard:
         client = h11.Connection(h11.CLIENT)
         method = "HEAD" if data.startswith(b"HEAD") else "GET"

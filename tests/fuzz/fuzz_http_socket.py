@@ -1,4 +1,4 @@
-"""The same bytes as in fuzz_http.py over a socket to the ports, in pieces; afterwards a plain request has its answer."""
+"""The inputs of fuzz_http.py over a socket, in pieces; afterwards a plain request must be answered."""
 
 from __future__ import annotations
 

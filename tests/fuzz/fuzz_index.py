@@ -1,4 +1,4 @@
-"""Downloads from a hub that answers with the input: a file in the cache, whole, or an error for people."""
+"""Downloads from a hub that answers with the input: a complete file in the cache, or an OarlockError."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class Hub(socketserver.ThreadingTCPServer):
-    """Answers each request with the next part of the input, as it stands, and closes the connection."""
+    """Answers each request with the next part of the input, verbatim, and closes the connection."""
 
     allow_reuse_address, daemon_threads = True, True
 
@@ -57,7 +57,7 @@ def target(data: bytes, folder: Path, hub: Hub) -> None:
 
 
 def only_here(host: Any, *arguments: Any, **named: Any) -> Any:
-    """Names lead nowhere: a redirection of an input must not ask the network."""
+    """Block name resolution: a redirect in an input must not use the network."""
     if host != "127.0.0.1":
         raise socket.gaierror(f"no {host!r} here")
     return real_addresses(host, *arguments, **named)

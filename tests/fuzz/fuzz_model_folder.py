@@ -1,4 +1,4 @@
-"""Model, tokenizer and adapter folders in which one file is the input: an error that names the folder, or a small model.
+"""Model, tokenizer and adapter folders with one fuzzed file: a small model, or an error that names the folder.
 
 An input is the name of a file, a line end, and its content; everything else in the folder is as it should be.
 """
@@ -114,7 +114,7 @@ def around() -> Iterator[Path]:
 
 
 def folders() -> dict[str, dict[str, bytes]]:
-    """Every kind of folder as it should be: name -> content."""
+    """A valid folder of every kind: name -> content."""
     from families import family_model
     from helpers import make_tiny_tokenizer
 

@@ -68,7 +68,7 @@ def _descriptor(which: int, victim: Path) -> int | None:
 
 
 def _send(channel: Channel, content: bytes, victim: Path) -> None:
-    """Send a row of records, each a frame; then say nothing more."""
+    """Send a sequence of records, each in a frame, and then nothing more."""
     while len(content) >= _RECORD.size:
         how, kind, rank, world_size, process, which = _RECORD.unpack(content[: _RECORD.size])
         content = content[_RECORD.size :]

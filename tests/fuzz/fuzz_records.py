@@ -1,4 +1,4 @@
-"""Files of users' data: JSON Lines, lists, tables and text, plain or packed, read for pretraining and for fine-tuning."""
+"""Data files of users: JSON Lines, lists, tables and text, plain or compressed, read for pretraining and fine-tuning."""
 
 from __future__ import annotations
 

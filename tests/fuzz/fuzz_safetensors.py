@@ -1,4 +1,4 @@
-"""Headers of safetensors files: what is taken lies in the file, and the safetensors library takes it too."""
+"""Headers of safetensors files: accepted tensors are inside the file, and the safetensors library accepts them too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates, which come with a model from anybody: compiled and rendered within their bounds, or refused."""
+"""Chat templates from untrusted models: compiled and rendered within the limits, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every harness promises of the reader or front door that it feeds, and how one input is judged.
+"""Describes the reader or port that a harness feeds, and judges one input.
 
 An input ends in a result or in an OarlockError, within two seconds and 300 MB, and leaves no file outside the folder it
 was given, no process and no connection. Anything else is a finding.
@@ -54,7 +54,7 @@ _CODE = {"pickle.find_class", "marshal.loads", "ctypes.dlopen"}
 
 @dataclass(frozen=True)
 class Harness:
-    """A reader or front door and how it is fed.
+    """A reader or port and its inputs.
 
     Attributes:
         target: is given the bytes and an empty folder, which is its own for the whole run.
@@ -78,7 +78,7 @@ class Harness:
 
 @dataclass
 class Finding:
-    """What an input did that it must not."""
+    """A forbidden effect of an input."""
 
     what: str
     data: bytes
@@ -86,7 +86,7 @@ class Finding:
 
     @property
     def key(self) -> str:
-        """The same for inputs that go wrong in the same place."""
+        """A key that inputs with the same source location of the fault share."""
         return (
             self.what.split(":")[0]
             + "".join(line for line in self.trace.splitlines() if line.startswith("  File"))[-300:]
@@ -95,7 +95,7 @@ class Finding:
 
 @dataclass
 class Judge:
-    """Runs a harness on one input after the other and keeps what it finds, once for each place."""
+    """Runs a harness on one input after another and keeps one finding per source location."""
 
     harness: Harness
     folder: Path
@@ -129,7 +129,7 @@ class Judge:
         return found
 
     def seeds(self) -> list[bytes]:
-        """The seeds, each run once; so that what the first reading imports is not taken for its doing."""
+        """Run each seed once, so that imports on first use are not attributed to an input; return the seeds."""
         seeds = list(self.harness.seeds())
         for seed in seeds:
             with contextlib.suppress(Exception):
@@ -141,7 +141,7 @@ class Judge:
 
 @contextlib.contextmanager
 def judging(harness: Harness) -> Iterator[Judge]:
-    """A judge with a folder of its own and what the harness needs around it; looks for processes left at the end."""
+    """A judge with its own folder and the environment of the harness; looks for leftover processes at the end."""
     before = _children()
     _watch.others = {thread.ident or 0 for thread in threading.enumerate()} - {threading.get_ident()}
     with tempfile.TemporaryDirectory(prefix="oarlock-fuzz-") as folder:
@@ -153,7 +153,7 @@ def judging(harness: Harness) -> Iterator[Judge]:
 
 
 def keep(findings: Sequence[Finding], folder: Path) -> list[str]:
-    """Write the inputs of findings into a folder; a sentence for each."""
+    """Write the inputs of findings into a folder, and return a sentence about each."""
     folder.mkdir(parents=True, exist_ok=True)
     said = []
     for finding in findings:
@@ -164,7 +164,7 @@ def keep(findings: Sequence[Finding], folder: Path) -> list[str]:
 
 
 class _Watch:
-    """Sees what Python's audit events tell of the running input."""
+    """Records Python's audit events of the running input."""
 
     def __init__(self) -> None:
         self._on, self._folder, self._connects = False, "", False
@@ -211,7 +211,7 @@ _watch = _Watch()
 
 
 def _importing() -> bool:
-    """Whether an import statement is under way, which reads code of installed packages."""
+    """Whether an import statement is running, which reads code of installed packages."""
     frame = sys._getframe(2)
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
@@ -221,7 +221,7 @@ def _importing() -> bool:
 
 
 def _peak() -> float:
-    """Megabytes that this process had at most so far."""
+    """Peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -41,7 +41,7 @@ def _harness(name: str, engine: str):
 
 
 def _fuzz(name: str, engine: str, seconds: float, results: Path) -> None:
-    """In a process of its own: libFuzzer ends the one that it runs in."""
+    """Fuzz in a separate process: libFuzzer ends the one that it runs in."""
     harness = _harness(name, engine)
     from engines import with_atheris, with_hypothesis
     from harness import judging, keep
@@ -67,7 +67,7 @@ def _fuzz(name: str, engine: str, seconds: float, results: Path) -> None:
 
 
 def run(name: str, seconds: float, engine: str = "") -> dict:
-    """Fuzz in a child; what it counted. A child that died is a finding too."""
+    """Fuzz in a child process and return its counts. A crashed child is a finding too."""
     engine = _choose(engine)
     with tempfile.TemporaryDirectory(prefix="oarlock-fuzz-run-") as folder:
         command = [sys.executable, __file__, name, "--seconds", str(seconds), "--engine", engine, "--results", folder]
@@ -94,7 +94,7 @@ def _replay(name: str, path: Path) -> int:
 
 
 def main() -> int:
-    """See above."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=sorted(TABLE))
     parser.add_argument("--seconds", type=float, default=20)

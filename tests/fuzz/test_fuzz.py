@@ -1,4 +1,4 @@
-"""Each harness for a few seconds, and the judge itself: what it must find, it finds.
+"""Runs each harness for a few seconds, and checks that the judge finds known faults.
 
 OARLOCK_FUZZ_SECONDS=600 makes them longer.
 """

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 
 def made(config: Any) -> Any:
-    """With weights large enough that its answers hang on all that it reads."""
+    """A model with weights so large that its logits depend on the whole input."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -34,7 +34,7 @@ def made(config: Any) -> Any:
 
 
 def save(config: Any, folder: Path, ids: torch.Tensor, base: dict[str, Any] | None) -> Any:
-    """The model of a configuration, with the base's weights where they fit; its state is returned."""
+    """Save the model of a configuration with the weights of the base where they fit, and return its state."""
     model = made(config)
     if base is not None and {k: v.shape for k, v in base.items()} == {
         k: v.shape for k, v in model.state_dict().items()

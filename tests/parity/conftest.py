@@ -30,5 +30,5 @@ def bases(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def adapter(bases, tmp_path_factory) -> Path:
-    """Of the Llama; only ever read."""
+    """An adapter of the Llama; read-only."""
     return make_adapter(bases["llama"], tmp_path_factory.mktemp("adapter") / "lora")

@@ -1,4 +1,4 @@
-"""Accumulation 4 x batch 2 is batch 8: the same gradient, however uneven the lengths."""
+"""4 accumulation steps with batch size 2 give the gradient of batch size 8, however uneven the lengths."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from oarlock.train.setup import connect_ranks, start_run
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory) -> tuple[Path, Path]:
-    """A model, and eight records whose answers are 1 to 60 words long."""
+    """A model, and eight records whose answers have 1 to 60 words."""
     folder = tmp_path_factory.mktemp("uneven")
     records = [{"src": f"count to {n}", "tgt": " ".join(["word"] * n)} for n in (1, 60, 2, 1, 45, 3, 1, 30)]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, records)))
@@ -32,7 +32,7 @@ def uneven(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def gradients(uneven, tmp_path, batch: int, accumulation: int) -> tuple[float, dict[str, np.ndarray]]:
-    """Loss and gradient of the first step."""
+    """Loss and gradients of the first step."""
     model_folder, data_file = uneven
     words = flags(
         do_train=1, model_name_or_path=model_folder, dataset_name_or_path=data_file, output_dir=tmp_path / f"{batch}x{accumulation}",
@@ -67,7 +67,7 @@ def test_the_accumulated_gradient_equals_that_of_the_global_batch(uneven, tmp_pa
 
 
 def test_a_mean_of_means_weights_tokens_unevenly():
-    """Why the loss is not PaddleNLP's own: micro-batches of 1 and 60 tokens count the same there."""
+    """Why PaddleNLP's loss is not used: micro-batches of 1 and 60 tokens have equal weight in it."""
     criterion = LlamaPretrainingCriterion(LlamaConfig(vocab_size=8))
     logits, labels = paddle.randn([2, 60, 8]), paddle.randint(0, 8, [2, 60])
     labels[0, 1:] = -100

@@ -1,4 +1,4 @@
-"""Adapters on checkpoints in bfloat16 and float16, as nearly all are published, in either layout.
+"""Adapters on bfloat16 and float16 checkpoints, the usual published form, in either layout.
 
 They train in float32 (as the precision flags say) and equal those on the same values in float32; what is written says
 of which type it is.
@@ -56,7 +56,7 @@ CASES = [(base, method) for base in BASES for method in METHODS]
 
 
 class Folders:
-    """Bases, the same in float32, and records to train on."""
+    """Bases, the same bases in float32, and records to train on."""
 
     def __init__(self, root: Path, parity_python: str) -> None:
         self.root, self.data = root, root / "train.jsonl"
@@ -149,7 +149,7 @@ def test_an_adapter_is_resumed_and_merged(folders, tmp_path, base):
 
 @pytest.mark.parametrize("base", BASES)
 def test_full_training_declares_float32_weights(folders, tmp_path, base):
-    """In the final folder, and in one made of a checkpoint."""
+    """In the final folder, and in one made from a checkpoint."""
     found = folders.train(folders.root / base, tmp_path / "full")
     assert found == folders.train(folders.root / f"{base} wide", tmp_path / "wide")
     consolidate(tmp_path / "full" / "checkpoint-3", tmp_path / "whole", 1 << 30)
@@ -168,7 +168,7 @@ def test_full_training_declares_float32_weights(folders, tmp_path, base):
     ids=METHODS,
 )
 def test_an_adapter_has_the_dtype_of_the_run(family, method, dtype):
-    """That of --bf16 or --fp16 with O2 (whose optimizer keeps float32 master weights), whatever the checkpoint's is."""
+    """The dtype of --bf16 or --fp16 with O2 (the optimizer keeps float32 master weights), not that of the checkpoint."""
     for stored, of_run in (("float32", dtype), (dtype, "float32")):
         config = family_config(family, dtype=stored)
         model = build_model(ModelSource(Path(family), config, from_weights=False), of_run, method=method)

@@ -1,4 +1,4 @@
-"""Conversations beside transformers' apply_chat_template: the same ids, the same prompts, the same trained tokens.
+"""Conversations compared with transformers' apply_chat_template: the same ids, prompts and trained tokens.
 
 The templates of tests/chat_templates/ are the published ones' forms (Qwen, Llama, Mistral, Gemma, Phi, ChatML,
 DeepSeek) with {% generation %} put in; transformers tells by it what the assistant says. Oarlock has to find the same
@@ -115,7 +115,7 @@ def unmarked(template: str) -> str:
 
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory, parity_python) -> dict[str, dict[str, Any]]:
-    """What transformers gives for each family and conversation."""
+    """What transformers returns for each family and conversation."""
     folder = tmp_path_factory.mktemp("chat")
     for name in FAMILIES:
         make_tokenizer(folder / name, name, (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"))

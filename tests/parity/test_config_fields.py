@@ -1,4 +1,5 @@
-"""Every field that transformers' configuration class of a family declares, changed: ours follows, or refuses it by name.
+"""Every field declared by transformers' configuration class of a family: a changed value is honoured or refused by
+name.
 
 What changes nothing there changes nothing here. transformers runs in the Python of scripts/parity_env.sh, in one
 process for all models (config_fields_peer.py).
@@ -113,7 +114,7 @@ def scores(folder: Path) -> np.ndarray:
 
 
 def without_stamp(folder: Path) -> None:
-    """As a program writes it that names neither itself nor the type of the weights."""
+    """Remove the fields that name the writing program and the dtype of the weights."""
     content = json.loads((folder / "config.json").read_text())
     for name in ("transformers_version", "dtype", "torch_dtype", "architectures"):
         content.pop(name, None)

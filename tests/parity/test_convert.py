@@ -1,4 +1,4 @@
-"""Converted models in transformers, transformers' models in Paddle: the same scores, answers, ids, and the same bits.
+"""Converted models in transformers, and transformers' models in Paddle: the same logits, answers, ids and bits.
 
 transformers runs in the Python of scripts/parity_env.sh, in one process for all models (transformers_peer.py).
 """
@@ -33,7 +33,7 @@ def until_end(ids: list[int]) -> list[int]:
 
 
 def bits(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Every stored tensor: type, shape, bytes."""
+    """The dtype, shape and bytes of every stored tensor."""
     found = {}
     for path in folder.glob("model*.safetensors"):
         with SafetensorsFile(path) as file:
@@ -152,7 +152,7 @@ def test_peft_reads_our_adapters(world, name):
         assert {"q_proj", "v_proj", "up_proj"} <= set(content["target_modules"])
 
 
-def test_an_unsupported_adapter_is_not_converted(world, monkeypatch, tmp_path):
+def test_an_adapter_that_converts_to_other_values_is_not_written(world, monkeypatch, tmp_path):
     name = next(iter(ADAPTERS))
     own = peft._make_config
     monkeypatch.setattr(peft, "_make_config", lambda *about: own(*about) | {"r": 2 * own(*about)["r"]})

@@ -1,4 +1,4 @@
-"""The engine's answers are those of models/generate, whatever else is in the batch."""
+"""The answers of the engine equal those of models/generate, whatever else is in the batch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def served(decoder, tokenizer, ends=(0,), adapters=()):
 
 
 def ask(engine, prompts, sampling, adapters=None):
-    """Answers to all, asked at once."""
+    """Send all requests at once and return the answers."""
     answers = [Answer() for _ in prompts]
     asked = [
         engine.submit(Prompt(token_ids=list(prompt), adapter=adapters[i] if adapters else None),
@@ -80,7 +80,7 @@ def test_answers_equal_generate(family, way, tokenizer):
 
 @pytest.mark.parametrize(("family", "way"), WAYS)
 def test_adapters_are_served_in_every_family(family, way, tokenizer):
-    """Rows of an adapter, beside rows of another and of the base, are answered as by a model that it is added to."""
+    """Rows of one adapter, batched with rows of another and of the base, are answered as by a merged model."""
     random = np.random.default_rng(3)
     targets = REGISTRY[family].lora_targets
     adapters, wanted = {}, {None: stirred(family)}
@@ -110,7 +110,7 @@ def test_adapters_are_served_in_every_family(family, way, tokenizer):
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 def test_the_fused_decoder_is_bit_identical_in_any_batch(family):
-    """Alone or in a batch, at once or in parts, token by token."""
+    """Alone or in a batch, with the prompt at once, in parts, or token by token."""
     decoder = FusedDecoder(stirred(family), {}, 256)
     random = np.random.default_rng(0)
     rows = [random.integers(0, 512, length).tolist() for length in (37, 5, 100, 18, 1, 64, 33, 16, 17)]

@@ -1,4 +1,4 @@
-"""Exported directories: what is in them, that they are proven, and every reason not to export."""
+"""Exported directories: their content, their verification, and every reason not to export."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ IDS = np.random.default_rng(3).integers(0, 512, (2, 9))
 
 @pytest.fixture(scope="module")
 def lora(tiny_model, tmp_path_factory) -> Path:
-    """Random matrices beside the tiny Llama."""
+    """A LoRA adapter with random matrices for the tiny Llama."""
     folder, method = tmp_path_factory.mktemp("adapters") / "tone", LoRA(r=4, alpha=6.0)
     random, config, tensors = np.random.default_rng(0), read_config(tiny_model), []
     for parameter in trainable_parameters(make_empty_model(find_model_class(config), config, method)):
@@ -93,7 +93,7 @@ def test_the_checker_accepts_the_weights_of_every_family(family, tiny_tokenizer,
 
 
 def started(script: Path, program: str, folder: Path, **variables: str) -> list[str]:
-    """The words that a start script runs its server with."""
+    """The command line with which a start script runs its server."""
     fake = folder / program
     fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Every family: the registry, full training, generation, refusals at the start."""
+"""Every family: registry, full training, generation, early refusals."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_registry_is_correct(name):
 
 
 def readable_from_hugging_face(found, model) -> bool:
-    """Whether PaddleNLP has a name there for every parameter."""
+    """Whether PaddleNLP has a Hugging Face name for every parameter."""
     try:
         names = {mapping.target_name for _, mapping in list_hf_names(found, model.config)}
     except ModelError:
@@ -116,7 +116,7 @@ def test_chatglm_attends_to_its_prompt_bidirectionally():
 
 
 def test_chatglm_masks_and_positions_equal_paddlenlp():
-    """As its tokenizer and get_position_ids make them for one row."""
+    """As its tokenizer and get_position_ids compute them for one row."""
     model = with_method("chatglm")
     row = paddle.to_tensor(TWO_PART[:1])
     mask = np.tril(np.ones([8, 8], np.int64))

@@ -1,4 +1,4 @@
-"""What is frozen changes no gradient of what is trained: adapters, in every family. (Operators: test_frozen_operators.)"""
+"""Freezing parameters does not change the gradients of the trained ones, with adapters, in every family."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CASES = [(name, method) for name in FAMILIES for method in METHODS if method != 
 
 
 def gradients(model) -> dict[str, np.ndarray]:
-    """Of what is trained, for uneven gradients of the scores."""
+    """Gradients of the trained parameters for non-uniform gradients of the logits."""
     model.train()
     outputs = model(input_ids=paddle.to_tensor(TEXT))
     scores = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
@@ -83,7 +83,7 @@ def test_adapters_with_recomputation(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tiny_models_have_norms_and_biases_that_matter(name):
-    """Norms that are not 1 and biases that are not 0, or a test on them could not see a fault."""
+    """With norms of 1 and biases of 0, the tests could not detect a fault."""
     vectors = {key: p.numpy() for key, p in family_model(name).named_parameters() if len(p.shape) == 1}
     assert vectors
     for key, values in vectors.items():

@@ -1,4 +1,4 @@
-"""Operator by operator: what is frozen of the inputs changes no gradient of the others."""
+"""Operator by operator: freezing some inputs does not change the gradients of the others."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ OURS = {
 
 
 def combinations(operator: Operator) -> list[tuple[bool, ...]]:
-    """Which inputs are frozen, of all ways but the one in which all are; some of them where there are many."""
+    """The ways to freeze some inputs but not all; a sample of them if there are many."""
     free = [i for i in range(len(operator.inputs)) if i not in operator.always]
     found = []
     for trained in itertools.product((False, True), repeat=len(free)):
@@ -177,7 +177,7 @@ def as_list(outputs) -> list:
 
 
 def true_slopes(operator: Operator, weights: list[np.ndarray]) -> list[float]:
-    """How fast sum(weights * outputs) grows along a random direction of each input, by differences in float64."""
+    """Slopes of sum(weights * outputs) along a random direction of each input, by finite differences in float64."""
     run, size, found = operator.reference or operator.run, 1e-6, []
     for i in range(len(operator.inputs)):
         sums = []
@@ -252,7 +252,7 @@ def test_each_correction_is_needed(correction):
 
 
 def test_every_alias_of_layer_norm_is_corrected():
-    """The layer, its subclasses and the function, with recomputation too."""
+    """The layer, its subclasses and the function, also with recomputation."""
     layer = nn.LayerNorm(16)
     layer.weight.set_value(SCALE.astype("float32"))
     expected = None
@@ -267,7 +267,7 @@ def test_every_alias_of_layer_norm_is_corrected():
 
 
 def test_nothing_changes_without_gradients():
-    """The norm's weight has no gradient where it is frozen, and the forward has the same bits."""
+    """A frozen norm weight has no gradient, and the forward pass is bit-identical."""
     weight, bias = (paddle.to_tensor(values.astype("float32")) for values in (SCALE, BIAS))
     found = []
     for stop in (True, False):

@@ -1,4 +1,4 @@
-"""PaddleNLP's models give the same with the fused attention and without: logits, gradients and answers."""
+"""PaddleNLP's models have the same logits, gradients and answers with and without the fused attention."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ATTENTION = [patch for patch in install.PATCHES if patch.replacement.startswith(
 
 @pytest.fixture
 def fused(monkeypatch):
-    """Puts the attention, and nothing else, in place; gives the calls of the operator."""
+    """Install only the fused attention, and record the calls of the operator."""
     calls = []
     operator = attention.fused_attention
 
@@ -109,7 +109,7 @@ def test_recompute(granularity, fused):
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_answers(kind, fused):
-    """Prompts of several lengths, padded on the left; keys and values of earlier tokens are remembered."""
+    """Prompts of several lengths, padded on the left, with a KV cache."""
     rows = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [3, 90, 12, 14]]
     expected = generate_ids(made(kind), TOKENIZER, rows, 12)
     calls = fused()

@@ -1,4 +1,4 @@
-"""Scores of the fused decoder beside those of PaddleNLP's forward, and what its operator refuses."""
+"""Logits of the fused decoder compared with PaddleNLP's forward, and inputs that its operator refuses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VARIANTS = {
 
 
 def difference(variant: str) -> float:
-    """Largest of all scores of three texts, read in parts, relative to the largest score."""
+    """Largest difference over all logits of three texts, read in parts, relative to the largest logit."""
     family, changes = VARIANTS[variant]
     model = family_model(family, **changes)
     model.eval()
@@ -107,7 +107,7 @@ def call(tokens=(1, 2), runs=((0, 2, 0, 16, -1, 1),), cache=None, adapters=None,
 
 
 def test_a_step_leaks_no_objects():
-    """No object for each step (as paddle.to_tensor leaves one): a server makes millions of them."""
+    """A server makes millions of steps, and paddle.to_tensor leaks an object per call."""
     decoder = FusedDecoder(family_model("llama"), {}, 256)
     sequence = decoder.start(200, None)
 

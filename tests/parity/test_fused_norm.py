@@ -1,4 +1,4 @@
-"""--use_fused_rms_norm: PaddleNLP's models with the fused op and without train alike; without the op they say so."""
+"""--use_fused_rms_norm: PaddleNLP's models train alike with and without the fused op; its absence is reported."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_paddlenlp_imports_the_fused_module():
 
 @built
 def test_the_published_command_with_and_without_the_op(tmp_path, corpus, tiny_config):
-    """The same losses; a tree in which the op is not built says so once."""
+    """The losses are equal; a checkout in which the op is not built reports it once."""
     bare = tmp_path / "llm"
     shutil.copytree(LLM, bare, ignore=shutil.ignore_patterns("*.so", "*.stamp", "__pycache__", "*.egg-info"))
     losses, outputs = [], []

@@ -1,4 +1,4 @@
-"""Training with the fused ops has the losses of training without, whatever else is on."""
+"""Training with the fused ops has the losses of training without them, with any other options."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FAMILIES = {
 
 
 def losses(family, lora=(), recompute=False, fuse=False):
-    """Of four steps, each on another padded batch; and what the head of the model gave last."""
+    """Losses of four steps, each on another padded batch, and the last output of the model's head."""
     more = {"fuse_attention_qkv": True, "fuse_attention_ffn": True} if fuse else {}
     config = getattr(paddlenlp.transformers, f"{family}Config")(
         **SIZES, **FAMILIES[family], **more, recompute=recompute
@@ -89,7 +89,7 @@ def test_losses_do_not_change(family, settings):
 
 
 def test_logits_are_computed_where_they_are_used():
-    """In evaluation, without gradients, and by a model whose loss does not know HeldScores."""
+    """In evaluation, without gradients, and in a model whose loss function needs plain logits."""
     install.use(True)
     config = paddlenlp.transformers.LlamaConfig(**SIZES)
     model, ids = paddlenlp.transformers.LlamaForCausalLM(config), paddle.arange(20).reshape([2, 10])

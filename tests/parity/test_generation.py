@@ -1,4 +1,4 @@
-"""Answers in a batch are the answers alone, for every family, and those that the training pass gives."""
+"""Batched answers equal single answers in every family, and equal greedy decoding with the training forward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPEN, ANSWER = 1, 2  # see families.py
 
 
 def stirred(family: str):
-    """A model whose answers hang on all that it reads.
+    """A model whose answers depend on the whole prompt.
 
     (Fresh layers are so weak beside the embeddings that tied models repeat their last token whatever stands before.)
     """
@@ -41,7 +41,7 @@ def stirred(family: str):
 
 
 def next_ids(model, rows: list[list[int]]) -> list[int]:
-    """The likeliest ones by a whole forward pass, without a cache."""
+    """The most likely ids from a full forward pass without a cache."""
     ids, lengths = pad_right(rows, 0)
     with paddle.no_grad():
         outputs = model(input_ids=paddle.to_tensor(ids))
@@ -64,7 +64,7 @@ def test_batched_answers_equal_single_answers(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_token_attends_to_later_tokens(family):
-    """In the pass that training makes; the last token is another, all scores before it are the same."""
+    """In the training forward: changing the last token leaves all earlier logits unchanged."""
     model = stirred(family)
     ids = np.array([[5, 9, OPEN, ANSWER, 30, 40], [7, OPEN, ANSWER, 8, 6, 5]])
     other = ids.copy()

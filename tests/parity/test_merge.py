@@ -71,7 +71,7 @@ def test_merged_weights_and_logits(bases, tmp_path, name):
 
 
 def test_several_adapters_are_added_with_their_weights(bases, tmp_path):
-    """One of them on two kinds of layers only, with another rank and rsLoRA."""
+    """One of them covers only two kinds of layers, with another rank and rsLoRA."""
     base = bases["llama"]
     first = make_adapter(base, tmp_path / "first")
     second = make_adapter(base, tmp_path / "second", LoRA(2, 4.0, targets=("q_proj", "down_proj"), rslora=True), seed=1)
@@ -125,7 +125,7 @@ def test_paddlenlp_reads_our_adapters(bases, adapter):
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-hf"])
 def test_qlora_is_merged_with_the_dequantized_base(bases, tmp_path, capsys, monkeypatch, name):
-    """Equal to the model with 4-bit weights, not to the one with exact weights; rounded in parts as in one piece."""
+    """Equal to the model with 4-bit weights, not to the one with exact weights; identical in parts and in one piece."""
     monkeypatch.setattr(dequantized_base, "_CHUNK_BYTES", 1000)
     how = Quantization("nf4", 16, double=True)
     adapter = make_adapter(bases[name], tmp_path / "adapter", LoRA(4, 6.0), method_saved=LoRA(4, 6.0, quantization=how))
@@ -144,7 +144,7 @@ def test_qlora_is_merged_with_the_dequantized_base(bases, tmp_path, capsys, monk
 
 
 def test_the_command(bases, adapter, tmp_path):
-    """The base from where it was in training; the answer of the merged model is a model's."""
+    """The base is found from the training run; the merged model can answer."""
     words = ("--adapter", str(adapter), "--weight", "0.5", "--output", str(tmp_path / "merged"), "--dtype", "float16")
     done = run_program("oarlock", "merge", *words)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The check of a merge."""
+"""The verification of a merge."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_a_checkpoint_is_refused_with_the_command_that_makes_an_adapter(adapter,
 
 
 def test_another_base_is_refused(bases, adapter, tmp_path):
-    """Other values, and (where there is no fingerprint) other shapes."""
+    """Other values, and other shapes if there is no fingerprint."""
     other = make_tiny_model(tmp_path / "other", initializer_range=0.2)
     mix = AdapterMix.open([adapter])
     with pytest.raises(ModelError, match="is not the base of this adapter"):

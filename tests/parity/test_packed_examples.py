@@ -1,4 +1,4 @@
-"""Packed examples have the logits, the loss and the gradients they have alone; and a packed run resumes exactly."""
+"""Packed examples have the same logits, loss and gradients as alone; a packed run resumes exactly."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ PACKED = PackedDataset(ExampleDataset(EXAMPLES), 30, seed=1)
 
 @pytest.fixture(scope="module", params=[*MODELS, "llama-grouped in blocks", "qwen2 in blocks"])
 def model(request) -> Any:
-    """In blocks: of at most BLOCK tokens where no example is longer."""
+    """A model with attention in blocks of at most BLOCK tokens; no example is longer."""
     kind, _, blocks = request.param.partition(" ")
     name, changes = MODELS[kind]
     paddle.seed(11)
@@ -139,7 +139,7 @@ def test_packed_examples_equal_unpacked_ones(model):
 
 
 def test_the_comparison_detects_leaks_between_examples(model):
-    """The same comparison with one thing wrong each time."""
+    """The same comparison with one fault at a time."""
     expected = alone(model)[0]
     arrays = packed_arrays()
     one_late = arrays[ENDS].copy()
@@ -210,7 +210,7 @@ def test_a_packed_run_resumes_exactly(tmp_path, tiny_model, short_answers, capsy
 
 
 def test_an_epoch_of_packs_equals_an_epoch_of_examples(tmp_path, tiny_model, short_answers):
-    """The whole data in one step: loss and gradient norm of the packed step are those of the unpacked one."""
+    """With the whole data in one step: loss and gradient norm equal those of the unpacked step."""
     common = {"max_steps": 1, "gradient_accumulation_steps": 1, "save_strategy": "no", "do_eval": 0}
     plain = tuned(tiny_model, short_answers, tmp_path / "a", packing=0, per_device_train_batch_size=90, **common)
     section = FinetuneDataSection(dataset_name_or_path=str(short_answers), src_length=32, tgt_length=64)

@@ -1,4 +1,4 @@
-"""Adapters that PEFT saved, read as they stand wherever an adapter is taken: the scores are PEFT's.
+"""Adapters saved by PEFT are accepted wherever an adapter is, with PEFT's logits.
 
 PEFT and transformers run in the Python of scripts/parity_env.sh, in one process (transformers_peer.py).
 """

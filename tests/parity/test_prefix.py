@@ -1,4 +1,4 @@
-"""Why PaddleNLP's own prefix tuning is not used; see oarlock.peft.prefix_tuning."""
+"""Why PaddleNLP's prefix tuning is not used; see oarlock.peft.prefix_tuning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IDS = [[9, 30, 41, 100]]
 
 
 def theirs(model) -> PrefixModelForCausalLM:
-    """As PaddleNLP's fine-tuning script makes it."""
+    """Prefix tuning as PaddleNLP's fine-tuning script makes it."""
     known = get_prefix_tuning_params(model)
     config = PrefixConfig(
         num_prefix_tokens=3,

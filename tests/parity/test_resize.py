@@ -1,4 +1,4 @@
-"""A grown embedding: what was there gives the same scores, what is new is the mean of it."""
+"""A grown embedding: old tokens keep their logits, new rows are the mean of the old ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEW = ["<|tool|>", "<|call|>", "<|end|>"]
 
 
 def a_model(folder: Path, family: str, **changes) -> tuple[Path, Path]:
-    """A model folder, and a tokenizer with three tokens more than its own."""
+    """A model folder, and a tokenizer with three more tokens than its own."""
     model = family_model(family, **changes)
     model.save_pretrained(str(folder), safe_serialization=True)
     make_tiny_tokenizer(folder)

@@ -1,4 +1,4 @@
-"""An output layer that is stored beside the embedding it is tied to: one matrix where they are equal, two where not."""
+"""An output layer stored in addition to its tied embedding: one matrix if they are equal, two if not."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def set_tied(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def opt(tmp_path_factory) -> Path:
-    """As PaddleNLP saves one that it has trained: two matrices, and a configuration that says nothing of them."""
+    """A trained OPT as PaddleNLP saves it: two matrices, and a configuration that does not mention tying."""
     folder = tmp_path_factory.mktemp("opt") / "model"
     family_model("opt", tie_word_embeddings=False).save_pretrained(str(folder), safe_serialization=True)
     set_tied(folder)
@@ -136,7 +136,7 @@ def test_the_configuration_decides_tying_of_random_weights(family, tied):
 
 
 def test_a_checkpoint_with_more_weights_than_the_model_is_refused(opt, tmp_path):
-    """Of a run whose output layer was a matrix of its own: it would be lost without a word."""
+    """A checkpoint with an untied output layer, which would be lost."""
     folder = shutil.copytree(opt, tmp_path / "model")
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"src": f"{n}", "tgt": "yes"}) for n in range(8)))
     options = {

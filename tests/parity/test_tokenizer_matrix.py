@@ -1,4 +1,4 @@
-"""One rule for every folder: a text has the ids that transformers 5 gives it, with the tokenizer of that folder."""
+"""For every folder, a text has the ids that transformers 5 gives it with the tokenizer of that folder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Matrix:
         return self.found[str(self.folders[name])]
 
     def vocabularies(self) -> None:
-        """Without a tokenizer.json."""
+        """Folders without a tokenizer.json."""
         root = self.root
         for name, config, family in (
             ("qwen2", None, "qwen2"),
@@ -96,7 +96,7 @@ class Matrix:
             self.add(folder.name, folder)
 
     def real(self, environment: Path) -> None:
-        """What mistral-common ships: the sentencepiece models and the tekken.json of Mistral."""
+        """The files in mistral-common: the sentencepiece models and the tekken.json of Mistral."""
         data = next(environment.glob("lib/python3*/site-packages/mistral_common/data"), None)
         if data is None:
             return

@@ -1,4 +1,4 @@
-"""Twenty steps beside transformers' Trainer and PEFT: losses, learning rates, gradient norms and final weights.
+"""Twenty steps compared with transformers' Trainer and PEFT: losses, learning rates, gradient norms and final weights.
 
 transformers makes the models (norms not 1, biases not 0) and trains them in one process (trainer_peer.py); the real
 command trains the same folders on the same samples in the same order, all runs in one process (e2e/warm_runs.py).
@@ -82,7 +82,7 @@ NO_GRADIENT = {"opt": ("k_proj.bias",), "bloom": ("query_key_value.bias",)}
 
 
 class Peers:
-    """What both sides gave, by run."""
+    """The results of both sides, by run."""
 
     def __init__(self, folder: Path, parity_python: str) -> None:
         self.folder, self.python = folder, parity_python
@@ -112,14 +112,14 @@ class Peers:
         return self.folder / "models" / name.replace(" ", "-")
 
     def adapter(self, name: str) -> Path:
-        """PEFT's, which both sides begin with."""
+        """The PEFT adapter that both sides start from."""
         return self.folder / "adapters" / name.replace(" ", "-")
 
     def out(self, run: str, side: str) -> Path:
         return self.folder / side / run.replace(" ", "-").replace("/", "-")
 
     def words(self, run: str) -> list[str]:
-        """Of our command."""
+        """Arguments of our command."""
         name, method = run.split("/")
         options: dict[str, Any] = {
             "model_name_or_path": self.model(name), "dataset_name_or_path": self.data, "src_length": 64,
@@ -161,13 +161,13 @@ class Peers:
         return json.loads(answered.read_text())
 
     def log(self, run: str) -> dict[str, np.ndarray]:
-        """Of our steps: loss, learning_rate, grad_norm."""
+        """loss, learning_rate and grad_norm of our steps."""
         assert self.ours[run]["codes"] == [0], self.ours[run]["said"][-4000:]
         found = [row for row in rows(self.out(run, "ours") / "metrics.jsonl") if "loss" in row]
         return {key: np.asarray([row[key] for row in found]) for key in ("loss", "learning_rate", "grad_norm")}
 
     def weights(self, run: str) -> tuple[Weights, Weights, Weights]:
-        """Of the beginning, of our end and of theirs, by transformers' names."""
+        """Initial weights, our final weights and those of transformers, by transformers' names."""
         name, method = run.split("/")
         file = "model.safetensors" if method == "full" else "adapter_model.safetensors"
         begin = self.model(name) if method == "full" else self.adapter(name)
@@ -180,7 +180,7 @@ class Peers:
         return load_file(begin / file), load_file(converted / file), load_file(self.out(run, "theirs") / file)
 
     def difference(self, run: str) -> float:
-        """The largest of all weights that have a gradient."""
+        """The largest difference over all weights that have a gradient."""
         _, ours, theirs = self.weights(run)
         without = NO_GRADIENT.get(run.split("/")[0], ())
         return max(float(np.abs(ours[key] - theirs[key]).max()) for key in theirs if not key.endswith(without))
@@ -235,7 +235,7 @@ def test_learning_rates_of_every_schedule_equal_transformers(peers):
 
 
 def test_the_documented_table(peers, capsys):
-    """The figures of docs/benchmarks.md, to look at with `pytest -s`; the documents name every model that is compared."""
+    """The figures of docs/benchmarks.md (print them with `pytest -s`); the page names every model that is compared."""
     with capsys.disabled():
         print("\n| model | method | loss | weights |\n|---|---|---|---|")
         for run in RUNS:

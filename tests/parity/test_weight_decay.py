@@ -1,4 +1,4 @@
-"""What is trained, and what of it decays: what transformers' Trainer trains and decays, in every family it has."""
+"""The trained and the decayed parameters are those of transformers' Trainer, in every family that it has."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def theirs(tmp_path_factory, parity_python) -> dict[str, dict[str, Any]]:
 
 
 class Trained:
-    """A trainer's model before and after a step in which all gradients are 0: only the decay changes anything."""
+    """A trainer's model before and after a step with zero gradients, so that only the decay changes it."""
 
     def __init__(self, name: str, folder: Path, method: Any = None, **options: Any) -> None:
         words = flags(
@@ -115,7 +115,7 @@ def test_the_number_of_trained_parameters_equals_transformers(name, theirs):
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in HF_CONFIGS])
 def test_families_that_transformers_lacks(name, tmp_path):
-    """Matrices and tables decay; norms and biases, all that have one axis, do not."""
+    """Matrices and embeddings decay; norms and biases, which have one axis, do not."""
     found = Trained(name, tmp_path, fused_ops="false")
     assert found.decayed == {key for key, tensor in found.tensors.items() if len(tensor.shape) > 1}
 
@@ -125,7 +125,7 @@ def test_families_that_transformers_lacks(name, tmp_path):
     [(n, m) for n in ("llama", "opt", "bloom", "gptj") for m in METHODS if m != "prefix" or REGISTRY[n].kv_axes],
 )
 def test_adapters_decay_except_their_biases(name, method, tmp_path):
-    """As PEFT's under transformers' Trainer."""
+    """As with PEFT under transformers' Trainer."""
     found = Trained(name, tmp_path, METHODS[method])
     assert found.decayed == {key for key in found.tensors if not key.endswith(".bias")}
     assert all("lora" in key or "prefix" in key or "prompt" in key for key in found.tensors)

@@ -1,4 +1,4 @@
-"""Scenarios of cpu_ranks.py in which a rank fails, dies, hangs, or does something else than the others."""
+"""Scenarios of cpu_ranks.py in which a rank fails, dies, hangs, or calls another operation than the others."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def fails_in_backward(rank: int) -> None:
 
 
 def wait_for_a_complaint() -> None:
-    """Until another rank has said what is wrong (standard error is a file beside those of the others)."""
+    """Wait until another rank reports an error (each rank writes standard error to its own file)."""
     folder = Path(os.readlink("/proc/self/fd/2")).parent
     while not any("oarlock: error" in path.read_text() for path in folder.glob("*.err")):
         time.sleep(0.02)
@@ -191,7 +191,7 @@ several_machines.environment = addresses_on_two_machines
 
 
 def patient(seconds: float, *scenarios):
-    """Scenarios in which ranks wait so long for each other."""
+    """Scenarios with a long timeout."""
     for each in scenarios:
         each.patience_s = seconds
     return scenarios

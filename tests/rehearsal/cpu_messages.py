@@ -1,4 +1,4 @@
-"""What cpu_operations.py checks beside collectives: messages, sub-groups, and what Fleet calls on a group itself."""
+"""Checks of cpu_operations.py other than collectives: messages, sub-groups, and Fleet's direct calls of a group."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_messages(rank: int, rng) -> None:
 
 
 def check_batches(rank: int, rng) -> None:
-    """Receives before sends, as pipelines do it in one batch."""
+    """Receives are posted before sends, as in the batches of a pipeline."""
     import paddle
     import paddle.distributed as dist
     from paddle.distributed.communication.batch_isend_irecv import P2POp, batch_isend_irecv
@@ -85,7 +85,7 @@ def check_batches(rank: int, rng) -> None:
 
 
 def check_too_many_messages(rank: int, rng) -> None:
-    """Senders wait when too much lies unreceived, and memory is used again."""
+    """Senders wait while too much is unreceived, and memory is reused."""
     import paddle
     import paddle.distributed as dist
 
@@ -149,7 +149,7 @@ def check_sub_groups(rank: int, rng) -> None:
 
 
 def check_direct_calls(rank: int, rng) -> None:
-    """What Fleet calls on the group itself."""
+    """Check what Fleet calls on the group itself."""
     import paddle
     import paddle.distributed as dist
     from paddle.base import core

@@ -1,4 +1,4 @@
-"""Scenarios of cpu_ranks.py in which every operation does what it should; expected values are NumPy's."""
+"""Scenarios of cpu_ranks.py in which every operation succeeds; expected values come from NumPy."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ SHORT_S = 4  # until a rank that is late is complained of, where that is what a 
 
 
 class Driver:
-    """This program, with a line in and a line out for each scenario."""
+    """This program, with a line of input and a line of output for each scenario."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(LLM), "OMP_NUM_THREADS": "1", "GLOG_minloglevel": "2"}
@@ -53,7 +53,7 @@ class Driver:
 
 @contextlib.contextmanager
 def driver() -> Iterator[Driver]:
-    """One that leaves nothing behind in shared memory."""
+    """A driver; it must leave nothing in shared memory."""
     before = set(os.listdir("/dev/shm"))
     started = Driver()
     try:
@@ -66,7 +66,7 @@ def driver() -> Iterator[Driver]:
 
 
 def errors(result: dict) -> list[str]:
-    """What people would see: lines on stderr that tell of an error, of all ranks."""
+    """The error lines of all ranks on stderr, as users see them."""
     return [
         line
         for text in result["stderr"]
@@ -79,7 +79,7 @@ def errors(result: dict) -> list[str]:
 
 
 def drive() -> None:
-    """Read scenarios, run each, write what became of it."""
+    """Read scenarios, run each, and write its result."""
     from oarlock.environment.paddle_import import import_paddle
 
     import_paddle(1)
@@ -130,7 +130,7 @@ def run_ranks(scenario) -> dict:
 
 
 def users_of_memory() -> list[str]:
-    """Processes of ours that still hold ranks' memory (this program itself never does)."""
+    """Our processes that still hold rank memory (this program itself never does)."""
     found = []
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
@@ -180,7 +180,7 @@ def start(scenario) -> None:
 
 
 def show(kind, error, trace) -> None:
-    """What exit_with and Python do with an error."""
+    """Print an error as exit_with and Python do."""
     from oarlock.cpu_ranks.process_group import announce_failure
     from oarlock.errors import OarlockError, report
 

@@ -58,7 +58,9 @@ def main(folder: Path) -> int:
 
 
 def one_rank(words: list[str], disturbance: str) -> int:
-    """Pretraining as it is, with the second save disturbed on rank 1, and notes of what a save sends."""
+    """Unmodified pretraining, except that the second save is disturbed on rank 1 and messages during a save are
+    counted.
+    """
     from oarlock.config.load import load_config
     from oarlock.config.pretrain import PretrainConfig
     from oarlock.cpu_ranks import process_group

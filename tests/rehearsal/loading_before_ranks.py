@@ -1,4 +1,4 @@
-"""Models and data that are looked for before there are process groups: do_hub(folder, case), do_data(folder, case)."""
+"""Models and data that are read before process groups exist: do_hub(folder, case), do_data(folder, case)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BEFORE_CONNECTING = [
 
 
 def do_hub(folder: Path, case: str) -> None:
-    """Names and folders of models, before there are groups."""
+    """Resolve names and folders of models before there are groups."""
     import time
     from unittest import mock
 
@@ -54,7 +54,7 @@ def do_hub(folder: Path, case: str) -> None:
 
 
 def do_data(folder: Path, case: str) -> None:
-    """Fine-tuning data is tokenised by the first rank of each node; a wrong record stops all and is told by one."""
+    """The first rank of each node tokenizes fine-tuning data; a wrong record stops all ranks and is reported by one."""
     from unittest import mock
 
     from helpers import make_tiny_tokenizer

@@ -35,7 +35,7 @@ def main(folder: Path) -> int:
 
 
 def all_scenarios(folder: Path) -> int:
-    """In a rank."""
+    """Run all scenarios on a rank."""
     from paddle.distributed import barrier
 
     from oarlock.cpu_ranks import process_group

@@ -58,7 +58,7 @@ def make_config(kind: str, model: Path, output: Path, steps: int, flags: dict[st
 
 
 def make_ordinary_model(content: dict[str, Any], folder: Path) -> int:
-    """A random model whose norms and biases are those of a trained one."""
+    """Save a random model whose norms and biases look trained."""
     from oarlock.train.rehearsal.rehearse import make_model
 
     code = make_model(content, folder)

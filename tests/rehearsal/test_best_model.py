@@ -104,7 +104,7 @@ def test_the_final_model_is_the_best_one(runs, name):
 
 
 def test_a_resumed_run_decides_as_an_uninterrupted_one(runs):
-    """SIGTERM came at the step of an evaluation: the resumed run starts with it, also if SIGTERM interrupts it again."""
+    """SIGTERM arrives at an evaluation step: the resumed run begins with it, even if SIGTERM interrupts it again."""
     for name in ("cut", "interrupted"):
         assert "stopped by SIGTERM at step 4" in log(runs, name)
     assert "oarlock: step" not in log(runs, "interrupted")
@@ -176,7 +176,7 @@ def main(folder: Path, model: Path) -> int:
 
 
 def run(words: list[str], stop_at: int, folder: Path) -> int:
-    """In a rank: a whole fine-tuning run."""
+    """A complete fine-tuning run on one rank."""
     from paddlenlp.trainer import TrainerCallback
 
     from oarlock.config import FinetuneConfig, load_config

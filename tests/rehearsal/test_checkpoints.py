@@ -56,7 +56,7 @@ def log(runs: Path, name: str, rank: int = 0) -> str:
 
 @pytest.fixture
 def command(capsys):
-    """Runs `oarlock checkpoint ...`: (exit code, what it printed)."""
+    """Run `oarlock checkpoint ...` and return (exit code, output)."""
     before = signal.getsignal(signal.SIGTERM)
 
     def run(*words) -> tuple[int, str]:
@@ -71,7 +71,7 @@ def command(capsys):
 
 @pytest.fixture
 def copy(runs, tmp_path):
-    """A checkpoint to be damaged."""
+    """A copy of a checkpoint that a test may damage."""
     return shutil.copytree(runs / "split" / "checkpoint-4", tmp_path / "checkpoint-4")
 
 
@@ -82,7 +82,7 @@ def test_all_runs_succeed(runs, name):
 
 @pytest.mark.parametrize("name", ["split", "stage3"])
 def test_every_rank_writes_its_own_shards(runs, name):
-    """Every element is written once, by all ranks about the same, and next to nothing is sent for it."""
+    """Every element is written once, the ranks write equal amounts, and almost nothing is sent."""
     ranks, folder = RUNS[name][0], runs / name / "checkpoint-4"
     sizes = [(folder / shard_file_name(rank)).stat().st_size for rank in range(ranks)]
     model = load_file(runs / name / "model.safetensors")
@@ -177,7 +177,7 @@ def test_consolidate_refuses_bad_input(runs, command, copy, tmp_path):
 
 
 def test_a_checkpoint_written_in_the_background_is_identical(runs):
-    """Although training had gone on when it was written."""
+    """Training continues while it is written."""
     one, other = (read_manifest(runs / name / "checkpoint-2").files for name in ("stage3", "background"))
     assert one.keys() == other.keys()
     assert all(
@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(runs, name):
 
 
 def test_a_rank_killed_while_it_saves(runs):
-    """The ranks stop, the checkpoint before is whole, and the same command resumes from it to the same end."""
+    """All ranks stop, the previous checkpoint is complete, and the same command resumes from it with the same result."""
     assert codes(runs, "killed") == [1, -signal.SIGKILL]
     assert "rank 1 (pid" in log(runs, "killed") and "died without an error message" in log(runs, "killed")
     assert "checkpoint-2 is complete; the same command resumes from it" in log(runs, "killed")
@@ -218,7 +218,7 @@ def test_a_rank_killed_while_it_saves(runs):
 
 @pytest.mark.parametrize("name", ["removed", "removed_background"])
 def test_a_removed_output_folder_stops_all_ranks(runs, name):
-    """Before the second save: one sentence, and all ranks end."""
+    """It is removed before the second save: one error message, and all ranks exit."""
     assert codes(runs, name) == [1, 1]
     console = log(runs, name, 0)
     assert console.count("oarlock: error") == 1 and "was removed during the run. There is no earlier" in console
@@ -227,7 +227,7 @@ def test_a_removed_output_folder_stops_all_ranks(runs, name):
 
 @pytest.mark.parametrize("name", ["ids", "ids_at_opening"])
 def test_ids_beyond_the_vocabulary_are_reported(runs, name):
-    """Found when the corpus is opened; in what was not looked at then, by the process that reads the sample."""
+    """When the corpus is opened, or by the process that reads the sample if it was not checked then."""
     assert codes(runs, name) == [1, 1]
     said = {rank: log(runs, name, rank) for rank in (0, 1)}
     place = "c.bin: token 0 is id 600" if name == "ids_at_opening" else "the data contains token id 600"

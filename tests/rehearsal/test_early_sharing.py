@@ -1,5 +1,6 @@
-"""Where no CPU group is installed, as on GPUs, ranks of one machine share values in memory and those of others by Paddle's
-store; what comes from there chooses nothing."""
+"""Without a CPU group, as on GPUs, ranks share values in memory on one machine and through Paddle's store between
+machines.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every family under the plans it has, with every method it has, against one process: a few steps each."""
+"""Every family under its supported plans, with every supported method, equals one process for a few steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def ways(name: str, method: str) -> list[str]:
-    """The plans of two ranks that a family has for a method."""
+    """The plans of two ranks that a family supports with a method."""
     family = FAMILIES[name]
     if method == "prefix" and not family.kv_axes:
         return []

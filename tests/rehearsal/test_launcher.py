@@ -41,7 +41,7 @@ def run(words, processes: int, folder, module: str = "launch") -> subprocess.Com
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_model):
-    """plan name -> its folder; run when first asked for."""
+    """Plan name -> its folder; each runs on first use."""
     done: dict[str, Any] = {}
 
     def get(name: str, processes: int, micro: int, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The launch scripts with Paddle's real launcher: a killed rank comes back, and two launchers are two nodes."""
+"""The launch scripts with Paddle's real launcher: a killed rank is restarted, and two launchers act as two nodes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FLAGS = {
 def start(
     tmp_path: Path, name: str, model: Path, data: Path, flags: dict, **variables: object
 ) -> subprocess.Popen[str]:
-    """run_trainer.sh on CPU ranks."""
+    """Start run_trainer.sh on CPU ranks."""
     environment = os.environ | {
         "DEVICE": "cpu", "MODEL": str(model), "TOKENIZER": str(model), "DATA": str(data), "PYTHON": sys.executable,
         "OUTPUT": str(tmp_path / name), "LOG_DIR": str(tmp_path / f"{name}-log"),
@@ -39,7 +39,7 @@ def start(
 
 
 def finish(*processes: subprocess.Popen[str]) -> None:
-    """Wait for launches to end well; no process of theirs listens on a port."""
+    """Wait until launches succeed; none of their processes may listen on a port."""
     try:
         with contextlib.ExitStack() as stack:
             watches = [stack.enter_context(PortWatch(process.pid)) for process in processes]

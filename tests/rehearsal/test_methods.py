@@ -1,4 +1,4 @@
-"""LoRA, QLoRA, prefix tuning and p-tuning under the plans, against one process; and adapters that change plans.
+"""LoRA, QLoRA, prefix tuning and p-tuning under the plans equal one process; adapters change plans.
 
 Losses and gradient norms of every step to 1e-5 relative, and every trained weight after every step (see runs.py).
 """
@@ -80,7 +80,7 @@ def test_a_method_under_a_plan_equals_one_process(results, group, position, link
 
 
 def test_only_trained_parameters_have_gradients_and_optimizer_state(results):
-    """LoRA of rank 4 on two layers of width 32: the frozen model has no gradients and no states."""
+    """LoRA of rank 4 on two layers of width 32: the frozen model has no gradients and no optimizer state."""
     matrices = 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))  # q, o; k, v (grouped); gate, up, down
     data_parallel = results[0, 0, 0]
     for rank in range(2):

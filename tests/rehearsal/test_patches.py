@@ -1,4 +1,4 @@
-"""The table of what Oarlock changes in Paddle and PaddleNLP: each patch is needed, and with it the results are right.
+"""The table of patches to Paddle and PaddleNLP: each patch is needed, and with it the results are correct.
 
 patched_layers.py tries those that Fleet needs on CPUs, in processes of its own. For the others SHOWN_BY names a test, or
 NOT_SHOWN says why there is none.
@@ -156,7 +156,7 @@ def test_targets_and_replacements_exist(patch):
 
 
 def sets_other_objects(path: Path) -> bool:
-    """Whether a file replaces attributes of objects that are not its own."""
+    """Whether a file replaces attributes of objects that it does not define."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)

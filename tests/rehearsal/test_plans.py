@@ -1,4 +1,4 @@
-"""Every plan of up to 4 ranks, and tp2 x pp2 x sharding2 (x dp2), against one process on the same global batch.
+"""Every plan of up to 4 ranks, and tp2 x pp2 x sharding2 (x dp2), equals one process on the same global batch.
 
 Losses and gradient norms of 10 steps to 1e-5 relative with clipping on, every weight after every step to 1e-5,
 evaluation after them; and runs that go on from each other's checkpoints under other plans.
@@ -25,7 +25,7 @@ BATCH, STEPS = 8, 10
 
 
 def plan(ranks: int, replicas: int = 1, micro: int = 2, **flags: Any) -> dict[str, Any]:
-    """replicas: ranks that see different data."""
+    """replicas: ranks that read different data."""
     batch = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": BATCH // (micro * replicas)}
     return {"ranks": ranks, "flags": batch | flags}
 

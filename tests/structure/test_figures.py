@@ -1,4 +1,4 @@
-"""The figures of this source tree stay within their limits, and each is measured as it says."""
+"""The figures of this source tree are within their limits, and each is measured as documented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which words in a function's name say an action or ask a question."""
+"""Words in a function's name that denote an action or a question."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def dialect_of_code(tree: SourceTree) -> list[str]:
 
 
 def _texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """String literals that hold several words, docstrings among them."""
+    """String literals of several words, including docstrings."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
             for offset, line in enumerate(node.value.splitlines()):

@@ -1,4 +1,4 @@
-"""Ways to break an exported directory: (folder, choose) -> the kind that has to be found; choose(list) picks one."""
+"""Ways to break an exported directory: (folder, choose) -> the expected kind of finding; choose(list) picks one."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def no_size(folder, choose):
 
 
 def few_bytes_of_another_type(folder, choose):
-    """The norms as config.json says, and the matrices as something else."""
+    """The norms have the dtype of config.json, and the matrices another one."""
 
     def edit(shard):
         for name, values in shard.items():

@@ -1,4 +1,4 @@
-"""Models of ours and of transformers, converted both ways and asked on both sides, once for all tests."""
+"""Our models and transformers' models, converted both ways and run on both sides, once for all tests."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def make_tokenizer(folder: Path, family: str) -> None:
 
 
 def make_pieces(folder: Path) -> None:
-    """A sentencepiece model as Llama's is made, under PaddleNLP's name and without a tokenizer.json."""
+    """Write a sentencepiece model like Llama's under PaddleNLP's name, without a tokenizer.json."""
     import sentencepiece
 
     texts = [record["instruction"] + " " + record["output"] for record in make_instruction_records("train")[:300]]
@@ -125,7 +125,7 @@ def make_pieces(folder: Path) -> None:
 
 
 def stirred(name: str):
-    """A model whose answers hang on all that it reads."""
+    """A model whose logits depend on the whole input."""
     family, changes = OURS[name]
     model = family_model(family, **changes)
     random = np.random.default_rng(5)

@@ -23,7 +23,7 @@ def build(tmp_path: Path, tokenizer: Path, *inputs: Path, name: str = "c", **opt
 
 
 def documents(prefix: Path) -> list[list[int]]:
-    """Token ids of every document, as PaddleNLP's own reader sees them."""
+    """Token ids of every document, as read by PaddleNLP."""
     data = MMapIndexedDataset(str(prefix), skip_warmup=True)
     bounds = data.doc_idx
     return [
@@ -33,7 +33,7 @@ def documents(prefix: Path) -> list[list[int]]:
 
 
 def sequences(prefix: Path) -> list[list[int]]:
-    """Every sequence of the index, by the same reader; each has to be a document."""
+    """Every sequence of the index, as read by PaddleNLP; each must be a document."""
     data = MMapIndexedDataset(str(prefix), skip_warmup=True)
     assert data.doc_idx.tolist() == list(range(len(data) + 1))
     return [data[i].tolist() for i in range(len(data))]

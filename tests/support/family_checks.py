@@ -24,13 +24,13 @@ def with_method(name: str, method=None, **changes):
 
 
 def scores(model, ids, **kwargs) -> paddle.Tensor:
-    """[batch, tokens, vocabulary], as the trainer takes them."""
+    """Logits [batch, tokens, vocabulary], as the trainer computes them."""
     outputs = model(input_ids=paddle.to_tensor(ids), **kwargs)
     return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
 
 
 def by_hand(model, row: list[int], count: int) -> list[int]:
-    """Greedy ids of one row, each from a whole forward pass without a cache."""
+    """Greedy ids of one row, each from a full forward pass without a cache."""
     found: list[int] = []
     with paddle.no_grad():
         while len(found) < count:
@@ -39,7 +39,7 @@ def by_hand(model, row: list[int], count: int) -> list[int]:
 
 
 def check_generation(model, rows=ROWS) -> None:
-    """A padded batch with cache answers what each row gets alone and without."""
+    """A padded batch with a cache gives each row the ids of a single row without one."""
     model.eval()
     expected = [by_hand(model, row, 6) for row in rows]
     assert generate_ids(model, TOKENIZER, rows, 6) == expected
@@ -47,7 +47,7 @@ def check_generation(model, rows=ROWS) -> None:
 
 
 def shake(model, keep: str = "") -> None:
-    """Random values for what is trained: a fresh adapter may change nothing."""
+    """Set trained parameters to random values: a fresh adapter may have no effect."""
     paddle.seed(5)
     for name, parameter in model.named_parameters():
         if not parameter.stop_gradient and keep not in name.split("."):

@@ -21,7 +21,7 @@ IDS = np.random.default_rng(5).integers(0, 128, (2, 9))
 
 
 def as_hugging_face(folder: Path, output: Path, prefix: str) -> Path:
-    """The same model with transposed matrices, other names, bfloat16, in two files."""
+    """Save the same model with transposed matrices, other names, in bfloat16 and in two files."""
     output.mkdir()
     shutil.copy(folder / "config.json", output)
     arrays = {}

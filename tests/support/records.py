@@ -14,7 +14,7 @@ QWEN = str(Path(__file__).parents[1] / "chat_templates" / "qwen3.jinja")
 
 
 def read(records: list, tokenizer, template: str = QWEN, **more):
-    """What is shown of each record, and the counts."""
+    """The displayed text of each record, and the counts."""
     counts = Counts()
     chosen = choose_template(template, tokenizer, "messages")
     recipe = Recipe(tokenizer, chosen, 900, 900, **more)

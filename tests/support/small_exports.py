@@ -1,4 +1,4 @@
-"""A small exported directory, and how a test changes its files."""
+"""A small exported directory, and helpers that change its files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEMPLATE = (
 
 
 def llama_shapes() -> dict[str, tuple[int, ...]]:
-    """As in the files that transformers 4 writes."""
+    """Parameter shapes as in files written by transformers 4."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (96, 16), "model.norm.weight": (16,)}
     for i in range(2):
         layer = f"model.layers.{i}"

@@ -1,4 +1,4 @@
-"""Flags of small runs, and waiting for their metrics."""
+"""Flags of small runs, and a helper that waits for their metrics."""
 
 from __future__ import annotations
 

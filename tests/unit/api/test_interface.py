@@ -1,4 +1,4 @@
-"""from oarlock import ...: what is there, what it refuses, and that nothing of it imports Paddle before it has to."""
+"""The public API `from oarlock import ...`: its names, its refusals, and that it imports Paddle only when needed."""
 
 from __future__ import annotations
 

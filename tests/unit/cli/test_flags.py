@@ -1,4 +1,4 @@
-"""Flags of commands are the fields of a dataclass: spellings, defaults, checks and help come from their declaration."""
+"""Command flags are dataclass fields: spellings, defaults, checks and help follow from the declaration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from oarlock.config.recipes import list_recipes
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Of every kind."""
+    """Options of every kind."""
 
     folder: Path = positional(metavar="DIR")
     """Where it is."""

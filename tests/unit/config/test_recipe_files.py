@@ -1,4 +1,4 @@
-"""Recipes from strangers: each refused in one sentence with file and line, or read; nothing but regular files opened."""
+"""Untrusted recipes: each is read, or refused in one sentence with file and line; only regular files are opened."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_paths_that_are_not_regular_files_are_refused(tmp_path):
 
 
 def test_each_include_is_read_once(tmp_path, monkeypatch):
-    """3^13 readings of the last file would not end; what stands in it wrongly is said once."""
+    """Reading the last file 3^13 times would take forever; its fault is reported once."""
     for i in range(1, 14):
         (tmp_path / f"e{i}.yaml").write_text(f"include: [e{i + 1}.yaml, ./e{i + 1}.yaml, e{i + 1}.yaml]\nseed: {i}\n")
     (tmp_path / "e14.yaml").write_text("max_steps: 3\nsed: 1\n")
@@ -152,7 +152,7 @@ def test_thousands_of_problems_end_early(tmp_path):
     ],
 )
 def test_long_values_are_read_in_linear_time(tmp_path, text):
-    """Each took the square of its length, or more."""
+    """Each once took time quadratic in its length, or worse."""
     assert load(tmp_path, text, FinetuneConfig).config
 
 

@@ -38,7 +38,7 @@ def load(recipe: Path, *words: str) -> RunConfig:
 
 
 def num_gpus(recipe: Path) -> int:
-    """The first line says it: "# LoRA of a 7B model, 1 GPU: ..."."""
+    """The number of GPUs in the first line: "# LoRA of a 7B model, 1 GPU: ..."."""
     found = re.match(r"# .*? of a \d+B model.*?, (\d+) GPUs?[:.]", recipe.read_text(encoding="utf-8"))
     assert found, recipe
     return int(found[1])
@@ -63,7 +63,7 @@ def test_every_job_has_recipes_for_every_size():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_fits_its_model_and_gpus(recipe):
-    """Nothing is refused, nothing set aside, no stage is fuller than another, no sequence is too long."""
+    """Nothing is refused or ignored, all stages are equally full, and no sequence is too long."""
     config = load(recipe)
     plan = planned(recipe, num_gpus(recipe))
     positions = read_config_by_name(config.model.model_name_or_path)["max_position_embeddings"]
@@ -92,7 +92,7 @@ def test_recipes_have_the_published_numbers(name):
 
 
 def test_the_published_70b_run():
-    """500 steps on 16 GPUs are the 16,384,000 tokens that were published."""
+    """500 steps on 16 GPUs are the published 16,384,000 tokens."""
     config, plan = load(CONFIGS / "recipes/full_70b.yaml"), planned(CONFIGS / "recipes/full_70b.yaml", 16)
     assert (plan.tensor, plan.pipeline, plan.global_batch) == (8, 2, 16)
     assert config.schedule.max_steps * plan.global_batch * config.sequence_length == 16_384_000
@@ -104,7 +104,7 @@ def test_the_published_70b_run():
 
 
 def test_recipes_of_one_method_share_their_numbers():
-    """Sizes of a method differ in nothing but what their files say: a change of a part reaches them all."""
+    """Sizes of a method differ only in what their files set: a change of a part reaches all of them."""
     for job, own in {
         "qlora": {"bf16", "fp16", "learning_rate"},
         "prefix": {"bf16", "fp16", "tensor_parallel_degree"},

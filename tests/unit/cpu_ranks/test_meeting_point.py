@@ -1,4 +1,4 @@
-"""Which stores a rank believes (none of others'), and the key that the ranks of a launch share."""
+"""Which stores a rank trusts, and the key that the ranks of a launch share."""
 
 from __future__ import annotations
 

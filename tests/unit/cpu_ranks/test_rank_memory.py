@@ -1,4 +1,4 @@
-"""What a rank takes for another rank's memory, and what it reads from it."""
+"""What a rank accepts as another rank's memory, and what it reads from it."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def describe() -> tuple[str, list[int]]:
 
 
 def enter(ranks: ConnectedRanks, number: int, offset: int, nbytes: int) -> None:
-    """What offer() writes, with what another process chose."""
+    """Write a directory entry as offer() does, with values chosen by another process."""
     from oarlock.cpu_ranks import rendezvous
 
     at = rendezvous._FIRST_ENTRY + number * rendezvous._ENTRY

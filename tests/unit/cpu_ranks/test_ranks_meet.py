@@ -1,4 +1,4 @@
-"""How the ranks of a launch meet: who is let in, what strangers and broken members do to the others (nothing)."""
+"""How the ranks of a launch meet: who is admitted, and that strangers and broken members can't harm the others."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def silence(point: MeetingPoint) -> list[socket.socket]:
 
 
 def thousands(point: MeetingPoint) -> list[socket.socket]:
-    """More than the place takes at once; some stay, most go."""
+    """More connections than the meeting point accepts at once; some stay, most leave."""
     kept = []
     for i in range(2000):
         made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -94,7 +94,7 @@ def another_key(point: MeetingPoint) -> list[socket.socket]:
 
 
 def a_greeting_heard_elsewhere(point: MeetingPoint) -> list[socket.socket]:
-    """A greeting is signed, so that it can be repeated; what must follow can't."""
+    """A signed greeting can be replayed; the next message can't."""
     recorded: list[bytes] = []
     first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     channel = Channel(first, point.key, is_first=False)

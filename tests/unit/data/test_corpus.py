@@ -1,4 +1,4 @@
-"""The format of a corpus, its samples and splits, and blends of several."""
+"""The format of a corpus, its samples and splits, and blends."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_splits_equal_paddlenlp(tmp_path):
 
 
 def test_a_rebuilt_corpus_gets_a_new_index(tmp_path):
-    """PaddleNLP caches the index under the prefix; a rebuilt corpus then trains on the old one's positions."""
+    """PaddleNLP caches the index by prefix, and would train a rebuilt corpus with the positions of the old one."""
     first = Corpus.open(str(make_corpus(tmp_path / "c", [5, 6])))
     again = Corpus.open(str(make_corpus(tmp_path / "c", [5, 6])))
     other = Corpus.open(str(make_corpus(tmp_path / "c", [6, 5])))

@@ -1,4 +1,4 @@
-"""A document is one sequence of a corpus, its end token with it; corpora of other makers are read by documents."""
+"""A document is one sequence of a corpus including its end token; corpora of other tools are read by documents."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ END = 9
 
 
 def test_a_real_corpus_of_many_sizes(tmp_path, tiny_tokenizer):
-    """Files of 0 bytes to 1.6 MB: ids of the whole, exactly one end token, in order, for PaddleNLP's reader too."""
+    """Files of 0 bytes to 1.6 MB: the ids of the full text, exactly one end token, in order, also for PaddleNLP's
+    reader.
+    """
     library = find_stdlib_sources()[::12]
     texts = [text for one in library if (text := one.path.read_bytes().decode("utf-8-sig"))]
     folder = tmp_path / "in"
@@ -127,7 +129,7 @@ def test_negative_ids_are_refused(tmp_path):
 
 
 def sequences(prefix: Path, rows: list[list[list[int]]], dtype=np.int32) -> Path:
-    """PaddleNLP's own builder: documents of several sequences."""
+    """A corpus in which documents have several sequences, as PaddleNLP's own builder writes it."""
     builder = MMapIndexedDatasetBuilder(f"{prefix}.bin", dtype)
     for document in rows:
         for ids in document:

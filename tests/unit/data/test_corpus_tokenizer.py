@@ -1,4 +1,4 @@
-"""A corpus holds its documents' text as text, and remembers the tokenizer that made it."""
+"""A corpus stores its documents as text without special tokens, and records its tokenizer."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_an_option_allows_special_tokens(tiny_tokenizer, text, tmp_path, capsys)
 
 
 def test_tokens_that_are_not_special_are_found_in_text(tmp_path):
-    """As in transformers: <tool_call> of Qwen2.5 is an added token and no special one."""
+    """As in transformers: <tool_call> of Qwen2.5 is an added token but not a special one."""
     tokenizer, config = SHAPES["qwen2"][0]()
     folder = save(tmp_path / "qwen2", tokenizer, config, "qwen2")
     ((call, turn), (none, told)) = load_encoder(str(folder)).encode_and_flag(["<tool_call>\nx", "a<|im_end|>"])
@@ -69,7 +69,7 @@ def test_tokens_that_are_not_special_are_found_in_text(tmp_path):
 
 @pytest.fixture
 def other(tiny_tokenizer, tmp_path) -> Path:
-    """Other merges, the same number of tokens."""
+    """A tokenizer with other merges and the same number of tokens."""
     folder = shutil.copytree(tiny_tokenizer, tmp_path / "other")
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["merges"].reverse()

@@ -1,4 +1,4 @@
-"""Folders of data files: which are read, which are named."""
+"""Folders of data files: which files are read, and which are reported as skipped."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_folder_with_everything_in_it(tmp_path):
 
 
 class _All(list):
-    """A list that LeftOut takes for a short one."""
+    """A list that LeftOut treats as short."""
 
     def __len__(self) -> int:
         return 0

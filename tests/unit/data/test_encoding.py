@@ -1,4 +1,4 @@
-"""From conversations to token ids, labels and batches."""
+"""Encoding conversations into token ids, labels and batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenised examples on disk: what they hold, when they are made again, who makes them; and `oarlock data check`."""
+"""The cache of tokenized examples: its content, when it is rebuilt and by whom; and `oarlock data check`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def data(tmp_path) -> FinetuneDataSection:
 
 @pytest.fixture
 def made(monkeypatch) -> list[str]:
-    """The sides that were tokenised, as it happens."""
+    """The splits in the order in which they are tokenized."""
     sides: list[str] = []
     really = dataset._write_examples
     monkeypatch.setattr(
@@ -208,7 +208,7 @@ def test_caches_with_foreign_notes_are_not_used(tmp_path, change):
 
 
 def test_ids_match_the_encoding_version(data, tokenizer, tmp_path):
-    """When this changes for the same tokenizer and records, raise ENCODING_VERSION: caches hold the old ids."""
+    """If this changes for the same tokenizer and records, raise ENCODING_VERSION: caches hold the old ids."""
     folder = tmp_path / "cache" / load_finetune_data(data, tokenizer).fingerprint
     stored = [file_sha256(folder / name)[:8] for name in ("tokens.bin", "runs.bin", "rows.bin")]
     assert (ENCODING_VERSION, stored) == (2, ["18b38779", "1f322736", "f0333e52"])

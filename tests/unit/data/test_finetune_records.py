@@ -1,4 +1,4 @@
-"""Records of fine-tuning data in each form, and records that are refused."""
+"""Fine-tuning records in each form, and records that are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.finetune_files import write
 
 
 def read(path: Path, tokenizer, form="auto", skip_bad=False, name="tokenizer", src_length=400, tgt_length=400):
-    """Rows and counts of a file; a tokenizer's own template writes <|user|>q<|assistant|>a<|endoftext|>."""
+    """Rows and counts of a file; the tokenizer's template renders <|user|>q<|assistant|>a<|endoftext|>."""
     template = choose_template(name, tokenizer, "src_tgt")
     counts = Counts()
     recipe = Recipe(tokenizer, template, src_length, tgt_length, form, skip_bad)

@@ -22,7 +22,7 @@ def test_epochs_and_seeds_have_different_orders():
 
 
 def test_the_order_does_not_change_between_versions():
-    """A change of these numbers changes what a resumed run trains on."""
+    """If these numbers change, resumed runs train on other samples."""
     order = SampleOrder(10, 42)
     assert [order[i] for i in range(10)] == [5, 0, 6, 4, 2, 7, 3, 1, 8, 9]
 

@@ -1,4 +1,4 @@
-"""Packs: every example once, none too long, the same every time; and the arrays made of them."""
+"""Packs hold every example once, none is too long, and packing is deterministic; and the arrays of packed rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from oarlock.train.finetune import _pack
 
 
 def best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
-    """The room left in each pack, item by item, as in the textbook."""
+    """The space left in each pack after each item, by the textbook algorithm."""
     rooms: list[int] = []
     for length in sorted((min(length, capacity) for length in lengths), reverse=True):
         fitting = [room for room in rooms if room >= length]

@@ -1,4 +1,4 @@
-"""Long texts in pieces: the ids of the pieces are those of the whole, for every kind of tokenizer."""
+"""Long texts are tokenized in pieces with the ids of the full text, for every kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def llama3() -> Tokenizer:
 
 
 def llama2() -> Tokenizer:
-    """SentencePiece as transformers converts it: a space put before every text, and no pre-tokenizer."""
+    """SentencePiece as converted by transformers: a space before every text, and no pre-tokenizer."""
     trained = _bpe(pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="always"))
     trained.pre_tokenizer = pre_tokenizers.Sequence([])
     trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -155,7 +155,7 @@ def test_uncuttable_text_stays_whole_up_to_a_limit_and_is_then_counted(encoders,
 
 
 def test_long_runs_are_not_cut_at_coincidental_boundaries(encoders, monkeypatch):
-    """Groups of three digits, and pairs of letters, are counted from the beginning of a run."""
+    """Groups of three digits and pairs of letters are counted from the start of a run."""
     monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 1000)
     for kind, text in itertools.product(("gpt2", "llama3", "llama2"), ("1" * 5003, "number " + "7" * 5000, "z" * 5001)):
         splitter = TextSplitter(encoders[kind])

@@ -1,4 +1,4 @@
-"""Text files as people have them."""
+"""Text files in the formats that users have."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SKIPPABLE = b"\x5a\x2a\x4d\x18" + (7).to_bytes(4, "little") + b"\x28\xb5\x2f\xfd
 
 
 def long_window(data: bytes) -> bytes:
-    """As `zstd --long=31` writes it: the size is not said, the window is 2 GB."""
+    """Compress as `zstd --long=31` does: no size in the header, and a window of 2 GB."""
     parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=31, enable_ldm=True, hash_log=12, chain_log=12, ldm_hash_log=12)  # fmt: skip
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     return compressor.compress(data) + compressor.flush()

@@ -1,4 +1,6 @@
-"""Data of strangers: what is too deep, too long, or no file at all is named with its line, and costs little."""
+"""Untrusted data: records that are too deep or too long and files that are not regular are named with their line,
+cheaply.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ DEEP = "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)
 
 
 def texts(path: Path) -> list[str]:
-    """Texts of a file, and what is said of the others."""
+    """Texts of a file, and the messages about the others."""
     return [
         str(piece) if isinstance(piece, BadLine) else piece.text
         for source in find_sources([str(path)], LeftOut())
@@ -134,13 +136,13 @@ def test_unsplittable_csv_columns_are_refused(text):
         csv.field_size_limit(limit)
 
 
-def test_lists_of_numbers_only_are_refused(tmp_path):
+def test_nesting_up_to_the_limit_and_brackets_in_strings_are_accepted(tmp_path):
     assert parse_line("[" * MAX_DEPTH + "]" * MAX_DEPTH) is not None
     assert parse_line(json.dumps({"a": "[{" * 500})) == {"a": "[{" * 500}
 
 
 def saved(folder: Path, splits: dict[str, str]) -> None:
-    """A saved dataset whose state.json names files."""
+    """A saved dataset whose state.json lists these files."""
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
     for name, file in splits.items():
         (folder / name).mkdir(parents=True, exist_ok=True)

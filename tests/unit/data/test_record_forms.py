@@ -1,4 +1,4 @@
-"""Names and forms of records as people have them, and the reports on them."""
+"""Common field names and forms of records, and the reports on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Marks that say what is trained."""
+"""Marks that select what is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids that a model has no row for: found when data is opened, and told by whichever process reads them."""
+"""Ids beyond the vocabulary are found when data is opened, or reported by the process that reads them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from oarlock.errors import DataError, TrainingError
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
-    """A corpus and a folder of examples, both of ids below 100."""
+    """A corpus and a folder of examples, both with ids below 100."""
     folder = tmp_path_factory.mktemp("data")
     with CorpusWriter(folder / "c", 100_000) as writer:
         writer.add(np.arange(90), np.asarray([40, 50]), np.asarray([True, True]))
@@ -101,13 +101,13 @@ def test_altered_notes_of_a_corpus_are_ignored(data, change, expected):
 
 @pytest.mark.parametrize("content", ['{"text": "x"}\n{"text": "y"}\n', '{"format": "text"}', "[1]", "\0"])
 def test_another_file_with_the_name_of_a_note_is_ignored(data, content):
-    """The text that another program made the corpus of, for example."""
+    """For example the text from which another program built the corpus."""
     (data / "c.json").write_text(content)
     assert read_corpus_summary(data / "c") == {} and Corpus.open(str(data / "c")).num_documents == 2
 
 
 def test_every_bit_flip_of_an_index_is_detected_or_harmless(data):
-    """The sizes and places of all sequences; what the documents are is checked when they are put together."""
+    """Sizes and offsets of all sequences are checked; documents are checked when they are joined."""
     path, expected = data / "c.idx", token_ids(data / "c").tolist()
     content = path.read_bytes()
     found = 0
@@ -144,7 +144,7 @@ def test_a_loss_mask_of_the_wrong_length_is_refused(data, size):
     ],
 )
 def test_damaged_examples_are_rebuilt(data, name, change):
-    """Ids above those that were written, places out of order, sizes that do not fit."""
+    """Ids above the recorded maximum, offsets out of order, sizes that do not fit."""
     folder = data / "examples"
     assert is_complete(folder) and not is_complete(data / "none")
     (folder / name).write_bytes(change((folder / name).read_bytes()))
@@ -157,7 +157,7 @@ def test_damaged_examples_are_rebuilt(data, name, change):
 
 
 class Samples:
-    """Numbers; of 3 and 4 something is wrong."""
+    """Numbers; samples 3 and 4 are faulty."""
 
     def __len__(self) -> int:
         return 6
@@ -185,7 +185,7 @@ def test_reader_failures_are_raised_as_errors():
 
 
 def test_a_failing_sampler_raises_an_error():
-    """In Paddle's own thread it would end in a wait without end."""
+    """In Paddle's own thread it would hang."""
     order = SampleOrder(4, seed=0)
     sampler = ErrorCatchingSampler(iterate_micro_batches(order, 4 * MAX_EPOCHS - 2, 4 * MAX_EPOCHS + 2, 2, 1, 1, 0))
     dataset = ErrorCatchingDataset(list(range(4)))

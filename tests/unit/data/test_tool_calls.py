@@ -128,7 +128,7 @@ def test_reasoning_that_a_template_drops_is_reported(tokenizer, tmp_path):
         read([{"messages": [question, thinking]}], tokenizer, str(path))
 
 
-def test_evaluation_compares_tool_calls(tokenizer):
+def test_the_reference_answer_contains_the_tool_call(tokenizer):
     record = {
         "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [CALL]}],
         "tools": [TOOL],

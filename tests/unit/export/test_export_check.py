@@ -1,4 +1,4 @@
-"""A directory broken in one of many ways: the checker finds that, and only that."""
+"""For a directory broken in one way, the checker finds exactly that fault."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_each_fault_is_the_only_finding(way, good, tmp_path, data):
 
 
 def test_dtype_keys_of_each_server(good, tmp_path):
-    """Newer transformers write `dtype`, which means Paddle's layout to FastDeploy."""
+    """Newer transformers write `dtype`, which FastDeploy takes as a sign of Paddle's layout."""
     folder = shutil.copytree(good[1], tmp_path / "model")
     for keys, servers in (
         ({"torch_dtype": "gone", "dtype": "float32"}, {"fastdeploy"}),

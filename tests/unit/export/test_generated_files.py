@@ -1,4 +1,4 @@
-"""Files that Oarlock writes for shells and servers: no value of a model, a name or a folder is run in them."""
+"""Files written for shells and servers: no value of a model, a name or a folder is executed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FAKE = '#!/bin/bash\nprintf "%s\\0" "$@" >"$RECORD"\n'
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with stand-ins for the servers, which record their words."""
+    """A folder with stand-ins for the servers that record their arguments."""
     folder = tmp_path_factory.mktemp("generated")
     (folder / "bin").mkdir()
     for name in ("vllm", "python"):
@@ -45,7 +45,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def run(script: Path, place: Path, *words: str, cwd: Path | None = None, **variables: str) -> list[str]:
-    """The words that the server is started with."""
+    """The arguments that the server is started with."""
     environment = {"PATH": f"{place / 'bin'}:/usr/bin:/bin", "RECORD": str(place / "record"), **variables}
     (place / "record").unlink(missing_ok=True)
     for start in (["bash", "-n"], ["bash"]):
@@ -77,7 +77,7 @@ def test_a_quoted_shell_word_is_exactly_the_value(place, value):
 )
 @pytest.mark.parametrize("target", ["vllm", "fastdeploy"])
 def test_start_scripts_work_with_special_characters(place, target, folder, extra, name):
-    """Of their folder, of what the user adds, and of what clients call the model (from the environment)."""
+    """In the folder, in arguments of the user, and in the served model name (from the environment)."""
     model = place / "models" / folder
     shutil.rmtree(place / "models", ignore_errors=True)
     model.mkdir(parents=True)

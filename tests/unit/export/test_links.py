@@ -1,4 +1,6 @@
-"""Links in folders of others: none leads a reader or an export out of the folder, and no output is written through one."""
+"""Links in untrusted folders never lead a reader or an export out of the folder, and outputs are never written through
+one.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,7 @@ def of_the_weights(folder: Path, secret: Path) -> str:
 
 
 def not_of_a_cache(folder: Path, secret: Path) -> str:
-    """A folder that looks like a cache, whose blobs are a link."""
+    """A folder that looks like a cache, but whose blobs folder is a link."""
     cache = folder.parent / "models--a--b"
     (cache / "snapshots").mkdir(parents=True)
     shutil.move(folder, cache / "snapshots" / "rev")
@@ -176,7 +178,7 @@ def test_hidden_files_are_ignored(model, secret):
 
 
 def in_a_cache(model: Path, place: Path) -> Path:
-    """As huggingface_hub keeps a model."""
+    """A model as huggingface_hub stores it."""
     snapshot, blobs = place / "models--some--model/snapshots/0a1b", place / "models--some--model/blobs"
     blobs.mkdir(parents=True)
     for number, path in enumerate(sorted(path for path in model.rglob("*") if path.is_file())):

@@ -1,4 +1,4 @@
-"""A Triton repository broken in one way: the checker finds that, and only that."""
+"""For a Triton repository broken in one way, the checker finds exactly that fault."""
 
 from __future__ import annotations
 

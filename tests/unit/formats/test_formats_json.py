@@ -1,4 +1,4 @@
-"""JSON of others: what is refused, in which words, and that everything else is what the json module reads."""
+"""Untrusted JSON: what is refused and with which message; everything else is read as by the json module."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_plain_types(tmp_path):
 
 
 def test_paths_that_are_not_regular_files_are_refused(tmp_path):
-    """None of them is waited for, and none is taken for a missing one."""
+    """The reader never waits for them, and never reports them as missing."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "nowhere").symlink_to("missing")
     (tmp_path / "circle").symlink_to("circle")

@@ -1,4 +1,4 @@
-"""Headers of safetensors files: read as the safetensors library reads them, and what it refuses is refused by name."""
+"""Headers of safetensors files are read as by the safetensors library; invalid ones are refused by name."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_header_written_by_the_library_is_read(tmp_path):
     st.lists(st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 5), max_size=3)), max_size=5), st.data()
 )
 def test_the_reader_accepts_what_the_library_accepts(tensors, data):
-    """Entries that follow one another, some of them bent: both read it or both refuse it."""
+    """Contiguous entries, some of them altered: both accept them or both refuse them."""
     entries, at = {}, 0
     for i, (dtype, shape) in enumerate(tensors):
         size = -(-int(np.prod(shape)) * DTYPES[dtype] // 8)

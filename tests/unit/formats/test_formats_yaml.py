@@ -1,4 +1,4 @@
-"""YAML of others: what is refused, with its line, and that the rest is what PyYAML reads."""
+"""Untrusted YAML: what is refused, with its line; everything else is read as by PyYAML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Triton is asked, and what it never sees: requests of every shape, in bytes and in typed contents."""
+"""Which requests reach Triton and which never do: requests of every shape, as bytes and as typed contents."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_typed_contents():
     refused(request, "input_ids: fp32_contents for INT32; it must be int_contents")
 
 
-def test_models_of_other_vendors_are_checked_by_their_configuration():
+def test_a_custom_model_is_checked_by_its_configuration():
     """Its own configuration is what counts; values are its own business."""
     config = ModelConfig(name="m", backend="onnxruntime", max_batch_size=4)
     config.input.add(name="x", data_type=11, dims=[-1, 3])
@@ -160,7 +160,7 @@ KINDS = {"BYTES": "", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "BOOL": "|b
 
 @st.composite
 def wild(draw):
-    """Mostly right: so that what is let through is looked at too."""
+    """Mostly valid requests, so that accepted ones are tested too."""
     request = service_pb2.ModelInferRequest(model_name=draw(st.sampled_from(["oarlock", "oarlock_infer"])))
     for name in draw(st.lists(st.sampled_from(sorted(INPUTS)), min_size=1, max_size=4, unique=True)):
         is_list, right = INPUTS[name].is_list, INPUTS[name].datatype.replace("STRING", "BYTES")

@@ -1,4 +1,4 @@
-"""The metrics port: Triton's text through its Unix socket, the front's own beside it, and nothing else."""
+"""The metrics port returns Triton's text, fetched through its Unix socket, and that of the front, and nothing else."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_no_other_path_is_served(triton):
 
 
 def test_unknown_paths_add_no_metrics():
-    """Whatever clients ask for, the metrics do not grow by it."""
+    """The number of metrics does not depend on the paths that clients request."""
     assert name_route("/v2/models/anything/infer") == "/v2/models/NAME/infer"
     assert name_route("/v2/models/x/versions/7/generate_stream") == "/v2/models/NAME/generate_stream"
     assert name_route("/v2/models/x") == "/v2/models/NAME" and name_route("/v1/models/x") == "/v1/models/NAME"

@@ -1,4 +1,4 @@
-"""The front as a process of its own, with no Triton behind it: what it is told, its ports, keys, encryption and end."""
+"""The front as a separate process without Triton: its updates, ports, keys, encryption and exit."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_front_accepts_updates_while_it_runs(front):
 
 
 def test_the_front_stops_on_request(front):
-    """A connection and a stream without a request are not waited for."""
+    """It does not wait for idle connections and streams."""
     process, config, certificate = front
     credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
     with grpc.secure_channel(f"localhost:{config.grpc_port}", credentials) as channel:

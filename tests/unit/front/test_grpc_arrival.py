@@ -1,4 +1,4 @@
-"""How requests arrive at the gRPC port: too long, in part, too slowly, or not at all."""
+"""How requests arrive at the gRPC port: too long, incomplete, too slowly, or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scripted_triton import front_of_triton, question
 
 
 def test_a_message_is_refused_for_its_length(tmp_path):
-    """And before the rest of it is sent; the connection is good for others."""
+    """Before the rest of it is sent; the connection can be used for other calls."""
 
     async def work():
         async with front_of_triton(tmp_path) as (stub, _, counts, channel):
@@ -41,7 +41,7 @@ def test_a_message_is_refused_for_its_length(tmp_path):
 
 
 async def connected(channel, name):
-    """A connection of its own, and the beginning of a call on it, by hand."""
+    """A raw connection, and the beginning of a call on it."""
     host, _, port = channel.address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     path = f"/inference.GRPCInferenceService/{name}".encode()
@@ -89,7 +89,7 @@ def test_an_incomplete_message_closes_its_connection(tmp_path, monkeypatch):
 
 
 def test_a_ping_flood_closes_its_connection(tmp_path):
-    """The server would keep an answer to each for as long as nobody reads them."""
+    """The server would keep a reply to each ping for as long as the client does not read."""
 
     async def work():
         async with front_of_triton(tmp_path) as (stub, _, _, channel):
@@ -105,7 +105,7 @@ def test_a_ping_flood_closes_its_connection(tmp_path):
 
 
 def test_a_request_that_never_completes_times_out(tmp_path):
-    """Of a call, and of a connection that sends no HTTP/2 to the end."""
+    """An incomplete call, and a connection with incomplete HTTP/2."""
 
     async def work():
         async with front_of_triton(tmp_path, body_seconds=0.2) as (stub, _, _, channel):

@@ -1,4 +1,4 @@
-"""The gRPC port around a scripted Triton: what goes through, what does not, and what is left afterwards."""
+"""The gRPC port in front of a scripted Triton: what is forwarded, what is refused, and that nothing leaks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_requests_and_answers_are_forwarded(tmp_path):
 
 
 def test_several_requests_of_a_stream_and_their_errors(tmp_path):
-    """Decoupled answers come as they are made; those of a model with one answer in the order of the requests."""
+    """Decoupled responses arrive as they are made; those of other models in the order of the requests."""
 
     async def work():
         async with front_of_triton(tmp_path) as (stub, triton, _, _):
@@ -132,7 +132,7 @@ def test_a_key_is_required(tmp_path):
 
 
 def test_the_number_of_open_requests_is_limited(tmp_path):
-    """Of one client, and in all; a client on the same machine is one."""
+    """Per client, and in total; all clients on this machine count as one."""
 
     async def work():
         async with front_of_triton(tmp_path, max_open_per_client=2) as (stub, triton, _, _):
@@ -220,6 +220,6 @@ def test_a_port_in_use_is_reported(tmp_path):
 
 
 def test_the_scripted_triton_implements_only_methods_of_the_stub():
-    """A name that is written wrongly there would make a test of nothing."""
+    """A misspelled method would make a test meaningless."""
     known = set(vars(service_pb2_grpc.GRPCInferenceServiceServicer))
     assert {name for name in vars(ScriptedTriton) if name[0].isupper()} <= known

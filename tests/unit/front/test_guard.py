@@ -1,4 +1,4 @@
-"""What the guard of the HTTP ports lets through: over a socket, with an application that says what it was asked."""
+"""Which requests the guard of the HTTP ports lets through to an application, over a socket."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_json_bodies_are_accepted(port):
 
 
 def test_the_number_of_open_requests_is_limited(echo, port):
-    """Four of a client; a further one is told to come back, and finds a place when one has gone."""
+    """Four per client; a fifth is asked to retry, and succeeds when one has ended."""
     echo.go.clear()
     clients = []
     for _ in range(4):
@@ -114,7 +114,7 @@ def test_a_key_is_required(echo):
 
 
 def test_answers_are_sent_without_delay(echo, monkeypatch):
-    """Also behind a listening socket that does not name its protocol, as that of these tests."""
+    """Even behind a listening socket that does not name its protocol, as in these tests."""
     seen = []
 
     def noted(connection):
@@ -127,7 +127,7 @@ def test_answers_are_sent_without_delay(echo, monkeypatch):
     assert seen == [1]
 
 
-def test_requests_are_counted_per_client():
+def test_clients_are_identified_by_address_or_key():
     assert identify_client("10.0.0.1") == "10.0.0.1" == identify_client("::ffff:10.0.0.1")
     assert (
         identify_client("2001:db8:1:2:3::4")

@@ -1,4 +1,4 @@
-"""Limits of the HTTP ports: sizes, pieces, times, connections, and bytes that are no request."""
+"""Limits of the HTTP ports: sizes, chunks, times, connections, and malformed requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_too_large_body_is_refused(echo, port):
 
 
 def test_a_client_that_reads_after_sending_gets_the_error(port):
-    """http.client does not look at the answer before."""
+    """http.client does not read before it has sent everything."""
     client = http.client.HTTPConnection("localhost", port, timeout=GUARD_S)
     client.request("POST", "/x", b"x" * 5_000_000, {"Content-Type": "application/json"})
     assert client.getresponse().status == 413
@@ -38,7 +38,7 @@ def test_a_client_that_reads_after_sending_gets_the_error(port):
 
 @pytest.mark.parametrize("framing", [{"Transfer_Encoding": "chunked"}, {"Content_Length": 200 << 20}])
 def test_gigabytes_take_no_memory(port, framing):
-    """Whether the client says how much it sends or not."""
+    """With and without a declared length."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
     answer = speak(port, head(Content_Type="application/json", **framing), *[piece] * 3200)
@@ -48,7 +48,7 @@ def test_gigabytes_take_no_memory(port, framing):
 
 
 def test_many_small_chunks_are_cheap(echo, port):
-    """A body of a few KB may not cost seconds."""
+    """A body of a few KB must not cost seconds."""
     before = len(echo.asked)
     answer = speak(
         port, head(Content_Type="application/json", Transfer_Encoding="chunked"), b"1\r\nx\r\n" * 5000, b"0\r\n\r\n"

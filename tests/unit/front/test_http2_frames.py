@@ -1,4 +1,4 @@
-"""What passes between gRPC's clients and its server, frame by frame: however it is cut, the same; long messages never."""
+"""The frames between gRPC clients and the server: independent of how they are cut, and never with too long a message."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_valid_frames_pass(sizes, pieces, places):
        after=st.integers(0, 4 * MAX_FRAME), pieces=PLACES)  # fmt: skip
 @settings(max_examples=200, deadline=None)
 def test_a_too_long_message_never_passes(before, length, after, places, pieces):
-    """The server gets those before it, then the mark; the client's window is given back, byte for byte."""
+    """The server gets the messages before it, then the mark; the client's window is restored exactly."""
     whole = b"".join(message(size) for size in before)
     content = whole + message(after, length)
     sent = [PREFACE, make_frame(HEADERS, 4, 1, b"\x82")]
@@ -187,7 +187,7 @@ def test_no_frame_is_inserted_between_header_frames():
     assert frames(make_window_update(7)) == [(8, 0, 0, b"\0\0\0\7")]
 
 
-def test_pings_and_settings_are_acknowledged():
+def test_the_number_of_unacknowledged_pings_and_settings_is_limited():
     client, server = made(), ServerFrames()
     client.feed(PREFACE)
     for kind in (PING, SETTINGS) * 500:  # each is answered before the next

@@ -1,4 +1,4 @@
-"""Bodies and addresses of OpenAI's requests, and what a model is asked by those that are as they should be."""
+"""Bodies and paths of OpenAI requests, and the model inputs made from valid ones."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_tools_and_tool_calls_reach_the_template(api):
 
 
 def test_nesting_is_bounded(api):
-    """A template that walks through them must not run out of stack."""
+    """A template that walks through nested objects must not exhaust the stack."""
     deep: dict = {}
     for _ in range(80):
         deep = {"type": "object", "properties": deep}

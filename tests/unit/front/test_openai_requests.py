@@ -1,4 +1,4 @@
-"""Requests as OpenAI's clients write them, before a model sees them: what is absent, and what is refused in which words."""
+"""Requests as OpenAI clients write them: what counts as omitted, and the error messages of refusals."""
 
 from __future__ import annotations
 

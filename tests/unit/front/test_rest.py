@@ -1,4 +1,4 @@
-"""The front's REST: what Triton is asked by a request, and what comes of its answers."""
+"""The REST port: the Triton request made from each HTTP request, and the response made from its answers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_generate_stream_sends_events(ask_rest, upstream):
 
 
 def test_errors_of_a_stream(ask_rest, upstream):
-    """The first event decides the status, as with Triton; afterwards an event says it."""
+    """The first event decides the status, as with Triton; later errors are events."""
     for failure, code in (("INVALID_ARG: top_k", 400), ("UNAVAILABLE: 40 requests wait", 503), ("INTERNAL: x", 500),
                           ("CANCELLED: the request was cancelled", 503),
                           (TritonFailure(grpc.StatusCode.UNAVAILABLE, "being started"), 503)):  # fmt: skip
@@ -126,7 +126,7 @@ def test_invalid_json_is_refused(ask_rest, upstream, path, body):
     ids=lambda body: body[:16].decode(),
 )  # fmt: skip
 def test_large_bodies_are_cheap(ask_rest, upstream, body):
-    """In processor time, a hundredth of what is allowed here."""
+    """A hundredth of the largest body must take little processor time."""
     ask_rest(GENERATE, {"text_input": "hi"})  # what is imported first
     start = time.process_time()
     assert ask_rest(GENERATE, body).status_code == 400

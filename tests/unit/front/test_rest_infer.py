@@ -1,4 +1,4 @@
-"""REST's infer: tensors as JSON and in binary form, and what it refuses."""
+"""infer over REST: tensors as JSON and in binary form, and refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_infer(ask_rest, upstream):
 @pytest.mark.parametrize("outputs", [None, {"text_output": True, "token_ids": False}, {"token_ids": False}])
 @pytest.mark.parametrize("encoding", [None, "gzip", "deflate"])
 def test_infer_with_tritonclient(ask_rest, upstream, binary_in, outputs, encoding):
-    """With its own writer and reader of bodies."""
+    """Bodies are written and read by tritonclient."""
     made = [triton.InferInput("text_input", [1], "BYTES"), triton.InferInput("max_tokens", [1], "INT32")]
     made[0].set_data_from_numpy(np.array(["hé".encode()], object), binary_data=binary_in)
     made[1].set_data_from_numpy(np.array([4], np.int32), binary_data=True)
@@ -128,7 +128,7 @@ def test_binary_tensors_of_wrong_size_are_refused(ask_rest, upstream):
 
 
 def test_compressed_bodies_are_bounded(ask_rest, upstream):
-    """A bomb is never unpacked: 1 GB of zeros in a body of 1 MB."""
+    """A compression bomb is never unpacked: 1 GB of zeros in a body of 1 MB."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
     import tracemalloc

@@ -1,4 +1,4 @@
-"""API keys and the certificate of a server: what is taken, what is refused in which words, what is never said."""
+"""API keys and certificates of a server: what is accepted, the messages of refusals, and that keys are never printed."""
 
 from __future__ import annotations
 

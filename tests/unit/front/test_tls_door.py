@@ -1,4 +1,4 @@
-"""Connections with TLS are counted from their first moment, and are given seconds for their encryption."""
+"""TLS connections are counted from the start and have seconds for the handshake."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_plain_connections_are_refused(tmp_path):
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_data_in_the_last_handshake_packet_is_kept(tmp_path, version):
-    """One packet with a client's last word of the handshake and its request."""
+    """One packet with the client's last handshake message and its request."""
 
     async def work():
         async with served(tmp_path, most=3, seconds=GUARD_S) as (port, handshakes, context):

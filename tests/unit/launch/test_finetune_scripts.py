@@ -1,4 +1,4 @@
-"""The fine-tuning scripts: the published commands, and variables over the recipes."""
+"""The fine-tuning scripts: published commands, and variables that override recipes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCRIPTS = {
 
 
 def dry_run(folder: Path, script: str, *words: str, **variables: str) -> tuple[Any, FinetuneConfig]:
-    """Flags of Paddle's launcher, or None without it, and the configuration (the recipes name the family)."""
+    """Flags of Paddle's launcher (None without it), and the configuration."""
     found = printed_command(script, folder, *words, **variables)
     assert found[:2] == [sys.executable, "-u"]
     position = found.index(ENTRYPOINT)

@@ -1,4 +1,4 @@
-"""The command of `oarlock launch`: devices, nodes, degrees, and what is refused."""
+"""The command of `oarlock launch`: devices, nodes, degrees, and refusals."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_a_requeued_job_resumes(machine, monkeypatch):
 
 
 def environment(machine: Machine, **options: Any) -> tuple[dict[str, str], bytes, Path]:
-    """The environment of ranks, and the secret that it names with its file."""
+    """The environment of the ranks, and the path and content of the secret file."""
     checked = LaunchOptions(**options)
     with make_environment(checked, build_command(checked, str(machine.script), [])) as found:
         file = Path(found.get("OARLOCK_LAUNCH_SECRET_FILE", "/nowhere"))
@@ -252,7 +252,7 @@ def test_cpu_ranks_see_no_gpu_and_share_a_secret(machine, monkeypatch, tmp_path)
     assert not list((tmp_path / "temporary").iterdir())
 
 
-def test_gpu_ranks_get_no_secret(machine, monkeypatch):
+def test_other_launches_get_no_secret(machine, monkeypatch):
     several = {"nnodes": 2, "master": "127.0.0.1:1", "node_rank": 0}
     for options in ({"device": "cpu", "gpus": "1"}, {"gpus": "2"}, {"device": "cpu", "gpus": "2", **several}):
         found, _, _ = environment(machine, **options)

@@ -1,4 +1,4 @@
-"""The scripts of pretraining, and what all launch scripts do with their variables."""
+"""The pretraining scripts, and how all launch scripts treat their variables."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ TP4_PP2 = f"""{SHARED} --output_dir output/llama_4d --gradient_accumulation_step
 
 
 def split(words: list[str]) -> tuple[dict[str, str], PretrainConfig]:
-    """Flags of Paddle's launcher, and the configuration that the ranks get."""
+    """Flags of Paddle's launcher, and the configuration of the ranks."""
     assert words[:4] == [sys.executable, "-u", "-m", "paddle.distributed.launch"]
     position = words.index(ENTRYPOINT)
     return parse_flags(words[4:position]), load_config(PretrainConfig, words[position + 1 :]).config

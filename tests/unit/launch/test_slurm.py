@@ -21,7 +21,7 @@ PROGRAMS = ROOT / "tests" / "support" / "slurm_programs.py"
 
 
 class Job:
-    """launch.slurm as slurmd runs it: a copy in a spool folder, started in the folder of submission."""
+    """launch.slurm as slurmd runs it: a copy in a spool folder, started in the submission folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -141,7 +141,7 @@ def test_a_job_that_fails_while_saving_is_not_requeued(job):
         (["absent.sh"], {}, "there is no script absent.sh"),
     ],
 )
-def test_mistakes_are_named(job, words, environment, expected):
+def test_invalid_options_are_named(job, words, environment, expected):
     code, output = job.run(*words, **environment)
     assert code == 2 and expected in output
     assert not (job.folder / "srun").exists(), "started all the same"

@@ -1,4 +1,4 @@
-"""The supervisor of `oarlock launch` with real processes: restarts, exit codes, signals, and nothing left behind."""
+"""The supervisor of `oarlock launch` with real processes: restarts, exit codes, signals, no leftover processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def supervise(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a supervisor in a process of its own, as a terminal or Slurm does."""
+    """Start a supervisor in a separate process, as a terminal or Slurm does."""
     started = []
 
     def start(kind: str, *words: str) -> subprocess.Popen[str]:
@@ -104,7 +104,7 @@ def test_a_signal_before_ranks_exist_ends_the_launch(folder, supervise):
 
 
 def test_a_single_process_gets_the_signal_itself(folder, supervise):
-    """The code is its own, 1 for this one, and it is not started again."""
+    """Its exit code is passed on (1 here), and it is not restarted."""
     process = supervise("alone", LAUNCHER, str(folder), "0")
     wait_until((folder / "ready-launcher").exists, "the process")
     process.terminate()

@@ -1,4 +1,4 @@
-"""An adapter folder in the place of a model: its base is found and compared, its texts are its own; lengths that fit."""
+"""An adapter folder in place of a model: its base is found and compared, its tokenizer is used; default lengths fit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor 
 
 @pytest.fixture
 def place(tmp_path, tiny_model, monkeypatch) -> Path:
-    """models/a/base and out/lora (with a template of its own), as a run that was started here leaves them."""
+    """models/a/base and out/lora (with its own template), as a run started here leaves them."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_model, "models/a/base")
     Path("out").mkdir()
@@ -134,7 +134,7 @@ def test_chat_and_serve_use_the_tokenizer_of_the_adapter(place, monkeypatch):
 
 
 def test_a_checkpoint_is_distinguished_from_an_adapter(place):
-    """The way from a checkpoint to an adapter is named where there is one."""
+    """The error says how to make an adapter from a checkpoint where that is possible."""
     checkpoint = Path("out/checkpoint-1")
     checkpoint.mkdir()
     (checkpoint / INDEX).write_text("{}")

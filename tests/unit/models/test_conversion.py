@@ -1,4 +1,4 @@
-"""What a conversion refuses, what it leaves behind, and the tables of words and names, both ways."""
+"""What a conversion refuses and omits, and the tables of fields and names in both directions."""
 
 from __future__ import annotations
 

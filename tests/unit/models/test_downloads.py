@@ -1,4 +1,4 @@
-"""Downloads from hubs that lie, break off and lead astray: whole and in the cache, or not at all."""
+"""Downloads from faulty or malicious hubs: complete and in the cache, or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class Hub:
-    """A store on loopback.
+    """A hub on loopback.
 
     Attributes:
         files: of the model some/model.

@@ -1,4 +1,4 @@
-"""Which families can be split how, and the sizes of their models."""
+"""Which families support which kinds of parallelism, and the sizes of their models."""
 
 from __future__ import annotations
 

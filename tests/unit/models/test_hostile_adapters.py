@@ -1,4 +1,4 @@
-"""Adapters and generation settings that were made to harm, or damaged."""
+"""Hostile or damaged adapters and generation settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""config.json files that were made to harm, or damaged: an error that names what is wrong, before anything is taken."""
+"""Hostile or damaged config.json files: the error names the fault before anything is allocated."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_values_that_paddle_rejects_are_reported_first(folders, tmp_path, family
         build(folders.copy(tmp_path, family, **fields))
 
 
-def test_a_context_of_zero_tokens_is_refused(folders, tmp_path):
+def test_a_too_short_context_is_refused(folders, tmp_path):
     folder = folders.copy(tmp_path, max_position_embeddings=4)
     with pytest.raises(ModelError, match=r"config.json: 4 token\(s\) at a time are too few for a question"):
         open_served_model(folder, {})

@@ -1,4 +1,4 @@
-"""Weight files that were made to harm, or damaged."""
+"""Hostile or damaged weight files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.family_folders import build
 
 
 def rewritten(folder: Path, change: Any) -> Path:
-    """A folder whose header was changed; the data stay."""
+    """A folder with a changed header and the same data."""
     path = folder / "model.safetensors"
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]

@@ -1,4 +1,6 @@
-"""Random starts: PaddleNLP's distributions for every family, from the seed and names alone; and families' files."""
+"""Random initialization: PaddleNLP's distributions for every family, from the seed and the names only; and family
+files.
+"""
 
 from __future__ import annotations
 

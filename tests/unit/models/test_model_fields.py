@@ -1,4 +1,4 @@
-"""Families, fields and generation settings of model folders as people have them, and what is refused."""
+"""Families, fields and generation settings of published model folders, and what is refused."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_damaged_generation_settings_are_reported(tmp_path):
 
 
 def test_configurations_from_paddlenlp_are_read():
-    """Those of the hub names in its code, older nested ones too."""
+    """The configurations of models listed in its code, including older nested ones."""
     from oarlock.model_config.load import find_config_class
 
     read = 0

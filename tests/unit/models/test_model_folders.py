@@ -1,4 +1,4 @@
-"""Model folders as people have them: which files hold the weights, their headers and tensors, and what is refused."""
+"""Published model folders: which files hold the weights, their headers and tensors, and what is refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def put_shards(folder: Path, arrays: dict[str, np.ndarray], parts: int, index: b
 
 
 def put_torch(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """What torch.save's archive shows without unpickling."""
+    """Write the parts of a torch.save archive that are visible without unpickling."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"never read")
         for i, values in enumerate(arrays.values()):
@@ -166,7 +166,7 @@ def test_a_pickle_of_two_formats_is_refused(folder):
         build_model(ModelSource(folder, read_config(folder), True), allow_pickle=True)
 
 
-def test_a_full_model_next_to_an_adapter(folder):
+def test_a_full_model_next_to_an_adapter_is_refused(folder):
     put(folder, "adapter_model.safetensors", {"x": np.zeros(1, "f4")})
     with pytest.raises(ModelError, match=r"two sets of weights: model.safetensors and adapter_model.safetensors"):
         find_weights(folder)

@@ -1,4 +1,4 @@
-"""PEFT folders whose tensors are not those that adapter_config.json describes."""
+"""PEFT folders whose tensors do not match adapter_config.json."""
 
 from __future__ import annotations
 

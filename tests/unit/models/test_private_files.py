@@ -1,4 +1,4 @@
-"""File modes: what is made of private files is private, and a folder is private while it is written."""
+"""File modes: outputs of private files are private, and a folder is private while it is written."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from oarlock.weights.weight_folder import WeightFolder
 
 
 def save_as_hugging_face(model, folder: Path, shards: int = 1, bf16: bool = False) -> None:
-    """The same weights as transformers would write them: [out, in], model.* names, format pt."""
+    """Save the same weights as transformers would: [out, in], model.* names, format pt."""
     import ml_dtypes
     from safetensors.numpy import save_file
 

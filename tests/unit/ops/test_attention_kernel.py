@@ -1,4 +1,4 @@
-"""The fused attention beside float64: values, gradients, masks, shapes, and what it refuses."""
+"""The fused attention compared with float64: values, gradients, masks, shapes, and refusals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MASKS = ("causal", "packed", "left padding", "right padding", "holes", "dense", 
 
 
 def exact(query, key, value, grad, ends, bias):
-    """float64: the output, and the gradients of query, key and value."""
+    """The output and the gradients of query, key and value in float64."""
     query, key, value, grad = (array.astype(np.float64) for array in (query, key, value, grad))
     batch, queries, heads, dim = query.shape
     keys, groups, scale = key.shape[1], heads // key.shape[2], dim**-0.5
@@ -101,7 +101,7 @@ def test_head_sizes(dim):
 
 @pytest.mark.parametrize(("heads", "groups", "length"), [(1, 1, 700), (1, 4, 700), (3, 1, 540), (20, 1, 270)])
 def test_few_and_many_heads(heads, groups, length):
-    """Few: the backward splits keys, and adds the queries' gradients of the parts."""
+    """With few heads, the backward pass splits the keys and adds up the partial query gradients."""
     check(1, length, length, heads, groups, 16, "packed")
 
 
@@ -120,7 +120,7 @@ def test_one_query_after_a_cache():
 
 
 def test_lower_instruction_sets():
-    """What CPUs without AVX-512 run; the choice is made once in a process."""
+    """The code for CPUs without AVX-512; it is chosen once per process."""
     code = """
 import test_attention_kernel as tests
 for mask in tests.MASKS:
@@ -160,7 +160,7 @@ def test_same_bits_for_any_number_of_threads():
 
 
 def test_a_packed_example_equals_the_example_alone():
-    """To the bit, whatever its neighbour in the tile is."""
+    """Bit for bit, whatever its neighbour in the tile is."""
     tensors = some((1, 256, 4, 32))
     ends = paddle.concat([paddle.full([1, 100], 100, "int32"), paddle.full([1, 156], 256, "int32")], axis=1)
     others = [paddle.concat([t[:, :100], t[:, 100:] * 50 + 3], axis=1).detach() for t in tensors]

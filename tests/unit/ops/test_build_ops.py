@@ -1,4 +1,4 @@
-"""custom_ops/build.py: it says what is missing, compiles nothing twice, and its library is for one Paddle."""
+"""custom_ops/build.py reports what is missing, compiles nothing twice, and builds for one Paddle."""
 
 from __future__ import annotations
 

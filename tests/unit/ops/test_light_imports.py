@@ -1,4 +1,4 @@
-"""paddlenlp without the parts that training does not use, and with them when they are asked for."""
+"""paddlenlp without the parts that training does not use; they are imported on access."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linear layers that are made together, beside the same one by one."""
+"""Fused linear layers compared with separate ones."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_partly_used_fused_projection():
 
 
 def lora_of(*shapes):
-    """Weights of the shapes, their matrices of rank 8, and scalings."""
+    """Weights of these shapes, their LoRA matrices of rank 8, and the scaling."""
     weights = [normal(*shape).detach() for shape in shapes]
     a = [normal(shape[0], 8, seed=seed) for seed, shape in enumerate(shapes)]
     b = [normal(8, shape[1], seed=seed) for seed, shape in enumerate(shapes)]
@@ -113,7 +113,7 @@ def operators(monkeypatch):
 
 
 def layer_and_its_use(operators):
-    """A layer of a small Llama; a function that runs it and tells which operators it called."""
+    """A layer of a small Llama, and a function that runs it and returns the operators it called."""
     layer = llama.LlamaDecoderLayer(
         llama.LlamaConfig(hidden_size=32, num_attention_heads=4, intermediate_size=48, use_flash_attention=False)
     )
@@ -128,7 +128,7 @@ def layer_and_its_use(operators):
 
 
 def test_projections_are_fused(operators):
-    """Plain trained ones, and only where nobody looks into one of them."""
+    """Only plain trained layers without hooks."""
     assert install.install()
     layer, used = layer_and_its_use(operators)
     assert used() == ["fused_layer_start", "fused_layer_end"]
@@ -189,7 +189,7 @@ def test_lora_linear(turned):
 
 
 def test_lora_of_an_input_without_a_gradient(monkeypatch):
-    """A first layer's: half of the backward is left out, the others' gradients are the same."""
+    """As in a first layer: half of the backward pass is skipped, and the other gradients are unchanged."""
     x, weight, asked = normal(2, 9, 33).detach(), normal(33, 21).detach(), []
     run = library.run
     monkeypatch.setattr(library, "run", lambda *arguments: asked.append(arguments[-1]) or run(*arguments))

@@ -1,4 +1,4 @@
-"""The fused norms beside float64: values, gradients, types, shapes, and what they refuse."""
+"""The fused norms compared with float64: values, gradients, dtypes, shapes, and refusals."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def wide(tensor):
 
 
 def added(a, b):
-    """a + b, rounded once (Paddle's CPU has no sum of half types)."""
+    """a + b, rounded once (Paddle's CPU has no addition of half types)."""
     return (a.astype("float32") + b.astype("float32")).astype(a.dtype)
 
 
@@ -66,7 +66,7 @@ def close(found, wanted, dtype, scale=1.0):
 
 
 def check_all(shape, x_type, scale_type, seed=0):
-    """The three operators, values and gradients."""
+    """Check values and gradients of the three operators."""
     x, residual, scale, bias, grad_y, grad_sum = tensors(shape, x_type, scale_type, seed)
     rows = max(1, int(np.prod(shape[:-1])))
     worst = max(ROUNDING[x_type], ROUNDING[scale_type])
@@ -131,7 +131,7 @@ def test_any_rows_and_width(rows, cols, x_type, seed):
 
 
 def test_outputs_larger_than_the_caches():
-    """From 16 MB on they are written around the caches, by other instructions."""
+    """From 16 MB on they are written with non-temporal stores."""
     x, _, scale, _, grad_y, _ = tensors((4100, 1024))
     y, _ = rms_norm.fused_rms_norm(x, scale, EPSILON)
     wanted = exact(wide(x), wide(scale), None, wide(grad_y))
@@ -141,7 +141,7 @@ def test_outputs_larger_than_the_caches():
 
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
 def test_lower_instruction_sets(isa):
-    """What CPUs without AVX-512 run; the choice is made once in a process."""
+    """The code for CPUs without AVX-512; it is chosen once per process."""
     code = """
 import test_norms
 test_norms.check_all((3, 5, 67), "float16", "float16")
@@ -160,7 +160,7 @@ test_norms.test_outputs_larger_than_the_caches()
 
 
 def test_rounding_of_half_types():
-    """Every float16 and bfloat16 goes in and out as it is, infinities, subnormal numbers and NaN included."""
+    """Every float16 and bfloat16 value passes unchanged, including infinities, subnormal numbers and NaN."""
     bits = np.arange(65536, dtype=np.uint16)
     as_bfloat16 = paddle.to_tensor((bits.astype(np.uint32) << 16).view(np.float32)).astype("bfloat16")
     for x in (paddle.to_tensor(bits.view(np.float16)), as_bfloat16):
@@ -172,7 +172,7 @@ def test_rounding_of_half_types():
 
 
 def test_rounding_to_half_types():
-    """To the nearest, ties to even, beyond the largest to infinity: as numpy does (float16) and Paddle (bfloat16)."""
+    """To nearest, ties to even, overflow to infinity: as in numpy (float16) and Paddle (bfloat16)."""
     numbers = np.random.default_rng(0).integers(0, 2**32, 1 << 15, dtype=np.uint32).view(np.float32)
     near = np.float32([65519, 65520, 2**-24, 2**-25, 1.5 * 2**-24, 2**-14, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8])
     numbers = np.concatenate([numbers[np.isfinite(numbers)], near, -near])
@@ -215,7 +215,7 @@ def test_non_contiguous_inputs():
         assert (found == wanted).all()
 
 
-def test_recomputation():
+def test_norms_under_recomputation():
     from paddle.distributed.fleet.utils import recompute
 
     x, _, scale, _, grad_y, _ = tensors((5, 33))
@@ -260,8 +260,8 @@ def test_training_with_a_wrong_library_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 33), (3, 640), (0, 8)])
-def test_a_norm_with_a_residual_input(shape):
-    """One gradient for both uses of x, also where there is only one of them."""
+def test_a_norm_that_also_returns_its_input(shape):
+    """x has one gradient for both of its uses, also if only one of them is used."""
     x, _, scale, _, grad_y, grad_kept = tensors(shape)
     y, kept = rms_norm.fused_rms_norm_kept(x, scale, EPSILON)
     np.testing.assert_array_equal(kept.numpy(), x.numpy())

@@ -1,4 +1,4 @@
-"""Which library multiplies matrices on a CPU: chosen by processor, the same for all, and kept by a resumed run."""
+"""Which library multiplies matrices on a CPU: chosen by processor, the same on all ranks, and kept by a resumed run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ needs_library = pytest.mark.skipif(
 
 
 def run(code: str, **environment: str) -> str:
-    """In a process of its own: Paddle looks for its library once."""
+    """Run code in a separate process: Paddle chooses its library once."""
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False,
         env={**os.environ, "PYTHONPATH": f"{LLM}:{LLM.parent}/tests", **environment},
@@ -131,7 +131,7 @@ def test_products_are_correct_and_deterministic(threads):
 
 @needs_library
 def test_a_product_before_the_choice_is_reported():
-    """A program that imported and used paddle before Oarlock: Paddle's own products stay MKL's."""
+    """A program that used paddle before Oarlock was imported keeps MKL for Paddle's own products."""
     code = (
         "import paddle; paddle.matmul(paddle.ones([2, 2]), paddle.ones([2, 2])); from oarlock.environment import matmul_library; "
         "assert matmul_library.use_library('onednn') == ''; print(matmul_library.find_library_in_use())"
@@ -150,7 +150,7 @@ def test_a_library_that_is_not_built_is_not_used(tmp_path, monkeypatch):
 
 @pytest.fixture
 def libraries(monkeypatch):
-    """setup.choose_matmul_library with libraries that only remember; gives what is in use and what this processor takes."""
+    """setup.choose_matmul_library with stub libraries; returns the one in use and the default of this processor."""
     state = {"used": matmul_library.MKL, "best": matmul_library.ONEDNN, "asked": "", "problem": ""}
 
     def use(library):

@@ -1,4 +1,4 @@
-"""Weights in 4 bits: the published tables, blocks, scales in 8 bits, memory, and the product with its gradient."""
+"""Weights in 4 bits: the published tables, blocks, 8-bit scales, memory, and the product with its gradient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from oarlock.peft.quantization import (
 
 
 def nearest(weight: np.ndarray, axis: int, table: np.ndarray, block: int) -> np.ndarray:
-    """Quantised and back, one block after the other, scales in float32."""
+    """Quantize and dequantize one block after another, with float32 scales."""
     rows = weight.T if axis == 0 else weight
     found = np.zeros_like(rows)
     for i, row in enumerate(rows):
@@ -71,7 +71,7 @@ def test_8_bit_scales_are_smaller_and_accurate():
 
 @pytest.mark.parametrize("name", ["llama.layers.0.self_attn.o_proj.weight", "llama.layers.0.mlp.gate_proj.weight"])
 def test_a_slice_is_quantized_as_in_the_full_tensor(name):
-    """Tensor parallel cuts across the blocks, never through them."""
+    """Tensor parallelism splits tensors between blocks, never inside one."""
     axis = block_axis(name)
     assert axis == (1 if "o_proj" in name else 0)
     weight = np.random.default_rng(2).standard_normal((96, 160)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The fused parts of a training step beside Paddle's and PaddleNLP's own: values, gradients, and what they refuse."""
+"""The fused parts of a training step compared with Paddle's and PaddleNLP's: values, gradients, and refusals."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def check_cross_entropy(transposed, classes=77, rows=(4, 50)):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("scores", [1, 77 * 7, 2**25])
 def test_cross_entropy(monkeypatch, transposed, scores):
-    """In pieces of one row, of seven (the last has less), and in one."""
+    """In chunks of one row, of seven (the last is shorter), and in one chunk."""
     monkeypatch.setattr(linear_cross_entropy, "MAX_LOGITS", scores)
     check_cross_entropy(transposed)
 
@@ -99,7 +99,7 @@ def test_cross_entropy_computes_only_requested_outputs():
 
 
 def test_cross_entropy_of_large_logits():
-    """The largest score is taken off before exp."""
+    """The largest logit is subtracted before exp."""
     hidden, weight = paddle.to_tensor([[1e4, -1e4]]), paddle.eye(2)
     for label, wanted in ((0, 0.0), (1, 2e4)):
         loss = linear_cross_entropy.fused_linear_cross_entropy(
@@ -127,7 +127,7 @@ def optimizers(count=5):
 
 
 def check_adamw():
-    """Five steps of Paddle's and five of ours: parameters and all that a checkpoint keeps."""
+    """Five steps of Paddle's optimizer and of ours: parameters, and everything a checkpoint stores."""
     states = []
     for fused, (parameters, rate, optimizer) in zip((False, True), optimizers(), strict=True):
         install.use(fused)
@@ -150,7 +150,7 @@ def test_adamw():
 
 
 def test_adamw_leaves_other_optimizers_alone(monkeypatch):
-    """A subclass, groups, and gradients that are not float32 go Paddle's way."""
+    """A subclass, parameter groups, and gradients other than float32 use Paddle's code."""
     install.install()
     monkeypatch.setattr(install, "fused_adamw", lambda *_: pytest.fail("the fused step was taken"))
     parameter = paddle.create_parameter([4], "float32")
@@ -210,7 +210,7 @@ def test_training_with_a_wrong_library_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
 def test_lower_instruction_sets(isa):
-    """What CPUs without AVX-512 run; the choice is made once in a process."""
+    """The code for CPUs without AVX-512; it is chosen once per process."""
     code = """
 import test_step_ops as ops
 import test_linear_ops

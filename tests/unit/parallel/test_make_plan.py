@@ -1,4 +1,4 @@
-"""From a configuration to a plan, and the notes on what is not in effect."""
+"""Making a plan from a configuration, and the notes on options without effect."""
 
 from __future__ import annotations
 

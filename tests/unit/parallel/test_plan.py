@@ -112,7 +112,7 @@ def test_stage_and_pipeline_decide_the_sharding_strategy(degrees, strategy):
 
 
 def paddle_cut(num_layers: int, pipeline: int, virtual: int) -> list[list[int]] | None:
-    """The layers of each piece as PaddleNLP's pipe classes and SegmentLayers cut them; None where they refuse."""
+    """The layers of each chunk as split by PaddleNLP's pipe classes and SegmentLayers; None where they refuse."""
     from paddle import nn
     from paddle.distributed.fleet.meta_parallel.parallel_layers.pp_layers import LayerDesc, SegmentLayers
 

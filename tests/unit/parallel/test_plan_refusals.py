@@ -1,4 +1,4 @@
-"""Plans that are refused, without a model and for one, and the degrees that are named instead."""
+"""Plans that are refused, with and without a model, and the degrees that are suggested instead."""
 
 from __future__ import annotations
 

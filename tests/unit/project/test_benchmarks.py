@@ -13,7 +13,7 @@ BENCHMARKS = ROOT / "benchmarks"
 
 
 def find_module(name: str, importer: Path) -> Path | None:
-    """The file of a module of ours; None for another's."""
+    """The file of an Oarlock module; None for any other module."""
     roots = [LLM] if name.split(".")[0] == "oarlock" else [importer.parent, BENCHMARKS]
     for root in roots:
         base = root / name.replace(".", "/")

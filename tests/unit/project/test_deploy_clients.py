@@ -91,7 +91,7 @@ def test_clients_ask_and_print_the_answer(server, client):
 
 
 def test_the_grpc_client_sends_what_the_model_declares():
-    """Names and types of its tensors, read from its code, are those of the model's inputs."""
+    """The names and dtypes of its tensors, read from its code, are those of the model's inputs."""
     tree = ast.parse((DEPLOY / "clients/grpc_client.py").read_text())
     sent = {
         call.args[0].value: call.args[1].value

@@ -1,4 +1,4 @@
-"""Every command in the documents is one that the programs accept."""
+"""Every command in the documentation is accepted by the programs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_table_of_families_is_the_registry():
 
 
 def anchors(page: Path) -> set[str]:
-    """The names that headings get on a page."""
+    """The anchors that the headings of a page get."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
     headings = re.findall(r"^#+ (.*)$", text, re.M)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -1,4 +1,4 @@
-"""What the documents claim about options, messages and combinations is what the program does."""
+"""The claims of the documentation about options, messages and combinations are true."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_documented_option_names_match_the_hints(section, theirs, ours):
 
 
 def combination(cell: str) -> tuple[type, list[str]]:
-    """The flags that a row combines, and the entrypoint that it is about."""
+    """The flags that a row combines, and its entrypoint."""
     asked = re.split(r" without ", cell)[0]
     flags = [word for flag in quoted(asked) for word in flag.split() if not flag.startswith("run_")]
     return (PretrainConfig if "pretraining" in cell else FinetuneConfig), flags
@@ -106,7 +106,7 @@ def test_the_same_plan_without_the_combination_is_accepted():
 
 
 def messages_of(tree: ast.AST) -> Iterator[str]:
-    """Every text of a module but its docstrings; what is filled in is "…"."""
+    """Every text of a module except docstrings; "…" stands for inserted values."""
     nodes = list(ast.walk(tree))
     docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     for node in nodes:

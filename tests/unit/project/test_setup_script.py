@@ -13,7 +13,7 @@ from helpers import ROOT
 
 
 def choose(tmp_path: Path, smi: str | None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """choose_paddle with an nvidia-smi that prints `smi` (None: there is none)."""
+    """Run choose_paddle with an nvidia-smi that prints `smi` (None: no nvidia-smi)."""
     binaries = tmp_path / "bin"
     binaries.mkdir()
     if smi is not None:
@@ -75,7 +75,7 @@ esac
 
 
 def pythons(folder: Path, **versions: str) -> Path:
-    """Programs of these names (an underscore for the dot); an empty version is one that does not start."""
+    """Make programs with these names (an underscore for the dot); an empty version is one that does not start."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, version in versions.items():
         program = folder / name.replace("_", ".")
@@ -85,7 +85,7 @@ def pythons(folder: Path, **versions: str) -> Path:
 
 
 def shell(tmp_path: Path, code: str, script: str = "setup.sh", **environment: str) -> subprocess.CompletedProcess[str]:
-    """With the functions of a script, tmp_path/bin before all else, and the environment tmp_path/venv."""
+    """Run bash with the functions of a script, tmp_path/bin first in PATH, and the environment tmp_path/venv."""
     tools = tmp_path / "tools"  # no Python of this machine
     tools.mkdir(exist_ok=True)
     for name in ("bash", "cat", "cp", "mkdir", "rm", "dirname", "basename", "id", "env"):

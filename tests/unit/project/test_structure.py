@@ -1,4 +1,4 @@
-"""The house's rules: nobody imports upstream, and asking for help does not import paddle."""
+"""Rules of the source tree: packages import in one order, and asking for help does not import paddle."""
 
 from __future__ import annotations
 

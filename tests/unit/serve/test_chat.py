@@ -1,4 +1,4 @@
-"""oarlock chat: what is kept of a conversation, and the program as it is used in a pipe and in a terminal."""
+"""oarlock chat: which turns of a conversation are kept, and the program in a pipe and in a terminal."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_wrong_arguments_are_refused(tiny_model):
 
 
 def test_the_program_in_a_terminal(tiny_model):
-    """A person types, presses Ctrl-C at the prompt, and leaves."""
+    """A user types, presses Ctrl-C at the prompt, and leaves."""
     ours, theirs = pty.openpty()
     words = [sys.executable, "-m", "oarlock", "chat", str(tiny_model), "--max-tokens", "5"]
     environment = {**os.environ, "PYTHONPATH": str(LLM), "TERM": "dumb"}

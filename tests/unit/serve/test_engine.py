@@ -1,4 +1,4 @@
-"""The engine around a scripted decoder: who gets a place, who loses it, and what an error does to the others."""
+"""The engine with a scripted decoder: which requests run, which are cancelled, and how errors affect the others."""
 
 from __future__ import annotations
 

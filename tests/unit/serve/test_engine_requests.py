@@ -1,4 +1,4 @@
-"""What the engine reads of a request: stop texts in special tokens, begin tokens, text that spells them, messages."""
+"""How the engine reads a request: stop texts in special tokens, begin tokens, spelled special tokens, messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choice of a token beside the plainest code for it, and the text that comes of tokens, however it is cut."""
+"""Sampling compared with a naive implementation, and detokenization across chunk boundaries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOW = st.builds(
 
 
 def plain(scores, how):
-    """{token: mass} by sorting all tokens."""
+    """{token: probability} by sorting all tokens."""
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     masses = np.exp(np.asarray(scores, np.float64) / how.temperature - max(scores) / how.temperature)
     order = order[: how.top_k or None]
@@ -105,7 +105,7 @@ EXTREMES = st.one_of(
 @settings(max_examples=600, deadline=None)
 @pytest.mark.filterwarnings("error")
 def test_every_number_is_refused_or_honoured(scores, fields, top_k, hidden):
-    """As requests bring them (float32) and as JSON has them (float64)."""
+    """As in requests (float32) and as in JSON (float64)."""
     if hidden and len(scores) > 1:
         scores[-1] = -np.inf
     how = SamplingParams(**fields, top_k=top_k, seed=1)
@@ -121,7 +121,7 @@ def test_every_number_is_refused_or_honoured(scores, fields, top_k, hidden):
 
 
 def test_a_penalty_near_zero_keeps_the_order():
-    """Of tokens whose scores leave float32 by it."""
+    """Of tokens whose logits overflow float32 because of it."""
     scores = np.array([2, 7, 5, 30], np.float32)
     for penalty in (1e-38, 1e-30, 1e-45, 5e-324):
         assert Sampler(SamplingParams(repetition_penalty=penalty), [0, 2]).choose(scores) in (
@@ -171,7 +171,7 @@ def cut(text, places):
 )
 @settings(max_examples=500, deadline=None)
 def test_stop_texts_are_found_across_chunks(text, stops, places):
-    """X is hidden: found, and not shown."""
+    """X is a hidden token: found, but not shown."""
     ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
     wanted = (text[: min(ends)[1]] if ends else text).replace("X", "")
     finder, shown = StopFinder(stops), ""
@@ -195,7 +195,7 @@ WORDS = "naïve 山 river 👩‍👩‍👧 🇫🇷"
        wild=st.binary(max_size=4), places=st.lists(st.integers(0, 60), max_size=40))  # fmt: skip
 @settings(max_examples=300, deadline=None)
 def test_characters_are_never_split(data, wild, places):
-    """Tokens that are bytes, one or several each, as byte-level tokenizers have them; also such as are no text."""
+    """Tokens of one or several bytes, as in byte-level tokenizers, including invalid UTF-8."""
     tokens = [piece for piece in cut(data + wild, places) if piece]
     detokenizer = Detokenizer(lambda ids: b"".join(tokens[i] for i in ids).decode("utf-8", "replace"))
     pieces = [detokenizer.add(i) for i in range(len(tokens))]
@@ -213,6 +213,6 @@ def test_a_leading_space_is_kept_in_the_middle_of_a_text():
 
 
 def test_a_token_with_logit_minus_infinity_stays_excluded():
-    """A penalty that float32 rounds to 0, by which minus infinity would become NaN."""
+    """A penalty that float32 rounds to 0 would turn minus infinity into NaN."""
     logits = np.array([0, -np.inf, 1], np.float32)
     assert Sampler(SamplingParams(repetition_penalty=1e-50), [0, 1]).choose(logits) == 2

@@ -1,4 +1,4 @@
-"""What is made of the one declaration of the sampling parameters."""
+"""Everything that is generated from the one declaration of the sampling parameters."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_documented_table_matches_the_declaration():
 
 
 def test_one_line_adds_a_parameter(monkeypatch):
-    """All that is made of the declaration has it."""
+    """Everything generated from the declaration has it."""
 
     @dataclass(frozen=True)
     class More(SamplingParams):
@@ -111,7 +111,7 @@ def test_a_request_is_the_same_behind_triton(request_):
 
 
 def test_a_number_that_triton_rounds_to_zero_is_refused():
-    """Triton's tensors have 32 bits, and the engine trusts what the front has checked."""
+    """Triton's tensors have 32 bits, and the engine trusts the check of the front."""
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "top_p": 1e-50}
     with pytest.raises(RequestRefused, match="top_p must be above 0"):
         ChatRequest.model_validate(body).make_requests(1.0, None)

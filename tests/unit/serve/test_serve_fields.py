@@ -1,4 +1,4 @@
-"""What requests to Triton's models may hold, and what the server is told, without a server."""
+"""Fields of requests to the Triton models, and settings of the server, without a server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
 def asked(form):
-    """As the streaming model reads what the JSON form asks."""
+    """The streaming model's request made from a JSON form."""
     tensors, _ = read_form(json.dumps(form).encode())
     return read_request(tensors, 10_000)
 
@@ -78,7 +78,7 @@ def test_tools_are_json():
         read_request(text | {"tools": make_tensor("tools", ["["])}, 1000)
 
 
-def test_special_tokens_are_parsed_in_raw_prompts_only():
+def test_the_option_parse_special_tokens():
     assert EngineConfig.from_parameters({}, {}).parse_special_tokens == "prompts"
     found = EngineConfig.from_parameters(
         {"parse_special_tokens": "none", "timeout": "2"}, {"parse_special_tokens": "all"}

@@ -1,4 +1,4 @@
-"""What a server puts before a raw prompt, and how tools get into one, with tokenizers as folders have them."""
+"""What a server adds to a raw prompt, and how tools are rendered, with tokenizers from folders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WEATHER = [{"type": "function", "function": {"name": "weather", "parameters": {"
 
 @pytest.fixture
 def tokenizer(tiny_tokenizer, tmp_path):
-    """Of a folder whose tokenizer puts these tokens before a text, and these behind it."""
+    """A folder whose tokenizer adds these tokens before and after a text."""
 
     def make(before=(), after=()):
         folder = tmp_path / "tokenizer"

@@ -1,4 +1,4 @@
-"""The repository that Triton is given: our code, and the data of an exported directory."""
+"""The repository passed to Triton: our code with the data of an exported directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEMPLATES = Path(part_module.__file__).parents[2] / "triton_repository" / "model
 
 @pytest.fixture
 def repository(tmp_path):
-    """As `oarlock export` writes it, with code that must not run."""
+    """A repository as `oarlock export` writes it, with code that must not run."""
     for kind in ("oarlock", "oarlock_infer", "oarlock_json"):
         version = tmp_path / "repository" / kind / "1"
         version.mkdir(parents=True)

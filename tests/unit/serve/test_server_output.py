@@ -1,4 +1,4 @@
-"""A server whose output can't be written goes on, and so do the threads that read its children's."""
+"""A server whose output can't be written continues, and so do the threads that read its children's output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes of Triton's models that do not end when their model was loaded anew."""
+"""Processes of Triton's models that do not exit after a reload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supervision without a Triton: pauses before restarts, ports, folders, administration, flags."""
+"""Supervision without a Triton: restart delays, ports, folders, administration, flags."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_guardian_ends_the_last_registered_session():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a filter of Linux")
 def test_boost_can_not_make_shared_memory_public():
-    """The calls that Boost makes, in a process with the filter; other modes and calls go on working."""
+    """The system calls that Boost makes, in a process with the filter; other modes and calls keep working."""
     name = f"oarlock-test-{os.getpid()}-b"
     code = f"""
 import os
@@ -151,7 +151,7 @@ def test_the_server_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def admin():
-    """A server that keeps the orders it carries out."""
+    """A server that records the actions it carries out."""
     done = []
 
     def fail(model):

@@ -1,4 +1,4 @@
-"""Tokenizers and vocabularies that were made to harm, or damaged: an error that names what is wrong."""
+"""Hostile or damaged tokenizers and vocabularies: the error names the fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Special tokens are special where the template put them and nowhere else, for every way of cutting text."""
+"""Special tokens occur only where the template puts them, for every kind of pre-tokenization."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def _without_special_bytes(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _unigram() -> Tokenizer:
-    """Whose vocabulary holds its special tokens, as sentencepiece writes it: the search alone would find them."""
+    """A tokenizer whose vocabulary holds its special tokens, as sentencepiece writes it: the search alone would find
+    them.
+    """
     letters = [*sorted(set("".join(_TEXTS)) - {" "}), "▁"]
     pieces = [(token, 0.0) for token in _SPECIAL] + [(letter, -10.0) for letter in letters] + [("▁the", -4.0)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
@@ -80,7 +82,7 @@ def _unigram() -> Tokenizer:
 
 
 def _stripping() -> Tokenizer:
-    """Added tokens with spaces of theirs, one that is not special, one found after the text is in small letters."""
+    """Added tokens that strip spaces, one that is not special, and one that matches after lower-casing."""
     tokenizer = _bpe([AddedToken(text, special=True, lstrip=True, rstrip=True) for text in _SPECIAL])
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.add_tokens([AddedToken("<think>", normalized=True), AddedToken("<|im_", normalized=False)])
@@ -100,7 +102,7 @@ _KINDS: dict[str, Callable[[], Tokenizer]] = {
 
 
 class _Held:
-    """What encode_marked asks of a tokenizer."""
+    """The part of a tokenizer that encode_marked uses."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self.backend_tokenizer = backend
@@ -159,7 +161,7 @@ def test_only_the_template_produces_special_tokens(tokenizers: dict[str, _Held],
 @settings(max_examples=60, deadline=None)
 @given(parts=_PARTS)
 def test_the_respelled_tokenizer_gives_the_same_ids(tokenizers: dict[str, _Held], kind: str, parts) -> None:
-    """With nothing of the users' in it, the long way gives what the short way gives."""
+    """Without user text, the slow path gives the ids of the fast one."""
     marked = MarkedText(_marked(parts).text)
     encoder = MarkedEncoder(tokenizers[kind].backend_tokenizer)
     (short,) = encoder.encode([marked])
@@ -172,8 +174,8 @@ def test_the_respelled_tokenizer_gives_the_same_ids(tokenizers: dict[str, _Held]
 @pytest.mark.parametrize(
     "text", ["<|im_<mask>", "<mask>\u200d", "\u0301<mask>", "a<mask>", "<mask>_", "<s><mask>", "²<mask>"]
 )
-def test_single_word_tokens(tokenizers: dict[str, _Held], text: str) -> None:
-    """What stands beside it is a part of a word, or not, as the library has it."""
+def test_tokens_that_match_whole_words_only(tokenizers: dict[str, _Held], text: str) -> None:
+    """The library decides whether the neighbouring text is part of the word."""
     encoder = MarkedEncoder(tokenizers["stripping"].backend_tokenizer)
     (short,), (long,) = encoder.encode([MarkedText(text)]), encoder._encode_spelled([MarkedText(text)])
     assert (long.ids, long.offsets) == (short.ids, short.offsets)

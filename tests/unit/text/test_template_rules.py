@@ -1,4 +1,4 @@
-"""What chat templates may do."""
+"""What chat templates are allowed to do."""
 
 from __future__ import annotations
 

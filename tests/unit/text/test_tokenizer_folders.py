@@ -1,4 +1,4 @@
-"""Tokenizers as they lie in folders: what is read, what is refused by name, what is written again."""
+"""Tokenizer folders: what is read, what is refused by name, and what is written again."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_paddlenlps_sentencepiece_layout_equals_sentencepiece(tmp_path, kind, se
 
 
 def test_spaces_around_special_tokens_are_kept(tmp_path):
-    """PaddleNLP's own class for Qwen2 loses the newline that every template puts behind <|im_end|>."""
+    """PaddleNLP's Qwen2 class loses the newline that every template puts after <|im_end|>."""
     ours = load_tokenizer(str(folder_of(tmp_path, "qwen2")))
     text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|> a "
     assert ours.decode(ours(text)["input_ids"]) == text
@@ -89,7 +89,7 @@ def test_a_missing_padding_token_is_accepted(tmp_path):
 
 
 def test_tokens_declared_only_in_the_configuration(tmp_path):
-    """added_tokens_decoder, the older files, and extra special tokens in a list or by name."""
+    """added_tokens_decoder, the older files, and extra special tokens as a list or by name."""
     folder = folder_of(tmp_path, "gpt2", eos_token="<|end|>", extra_special_tokens={"image_token": "<image>"})
     size = load_tokenizer(str(folder)).vocab_size
     change(folder / "tokenizer_config.json", added_tokens_decoder={str(size): {"content": "<|end|>", "special": False}})
@@ -174,7 +174,7 @@ def test_sentencepiece_models_without_an_equivalent_are_refused(tmp_path, kind):
 
 
 def test_tiktoken_ranks(tmp_path):
-    """Llama 3's tokenizer.model as Meta gives it out."""
+    """Llama 3's tokenizer.model as Meta publishes it."""
     import base64
 
     import tiktoken

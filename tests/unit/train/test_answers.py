@@ -1,4 +1,4 @@
-"""Scores of answers, and files of fixed prompts."""
+"""Metrics of answers, and files of fixed prompts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_correct_answers_score_1_at_any_length():
 
 
 def test_metrics_computed_by_hand():
-    """Three of four words, all three in order; two of three pairs."""
+    """Three of four words match, all three in order; two of three pairs."""
     found = compute_answer_metrics(["the cat sat on"], ["the cat sat down"])
     assert found["rouge_1"] == found["rouge_l"] == 0.75 and found["rouge_2"] == pytest.approx(2 / 3)
     assert compute_answer_metrics(["a b c"], ["c b a"])["rouge_l"] == pytest.approx(1 / 3)

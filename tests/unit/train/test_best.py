@@ -42,7 +42,7 @@ def test_patience_counts_evaluations_in_a_row():
 
 
 def test_the_threshold_affects_patience_only():
-    """As PaddleNLP's EarlyStoppingCallback: compared with the newest best, however small its step was."""
+    """As in PaddleNLP's EarlyStoppingCallback: compared with the newest best value, however small its improvement."""
     state = best("--early_stopping_patience", "3", "--early_stopping_threshold", "0.5", "--load_best_model_at_end")
     assert seen(state, 3.0, 2.6, 2.2, 1.8) == [True] * 4
     assert state.exhausted and state.value == 1.8 and state.folder == Path("checkpoint-40")

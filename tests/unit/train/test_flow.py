@@ -1,4 +1,4 @@
-"""When to log, evaluate and save; evaluation batches; what the quickstart reports; errors of several ranks."""
+"""When to log, evaluate and save; evaluation batches; the quickstart report; errors of several ranks."""
 
 from __future__ import annotations
 

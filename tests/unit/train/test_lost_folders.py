@@ -1,4 +1,4 @@
-"""What happens to the folder of a run while it runs."""
+"""Losing the folder of a run while it runs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_lost_folder_is_reported(run, what, expected, left):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_full_disk_is_reported(run, monkeypatch, number):
-    """A row is written whole or not at all, and the sentence names what is left."""
+    """A row is written completely or not at all, and the error names what remains."""
     append_rows(run / "metrics.jsonl", [{"step": 1}])
     really = os.write
 

@@ -1,4 +1,4 @@
-"""Checkpoints that were hit, or lie: a manifest is byte for byte what was written, and fits the folder, or is refused."""
+"""Damaged or forged checkpoints: a manifest is exactly what was written and fits its folder, or is refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def folder(written, tmp_path) -> Path:
 
 
 def reseal(folder: Path, change=lambda content: None) -> None:
-    """Write a manifest with other content and right checksums, of itself and of all files."""
+    """Write a manifest with other content and valid checksums of itself and of all files."""
     content = json.loads((folder / MANIFEST).read_text())
     for name in content["files"]:
         path = folder / name
@@ -66,7 +66,7 @@ def edit(path: Path, change) -> None:
 
 
 def refused(folder: Path, expected: str, capsys) -> None:
-    """By verify, in a run's choice of its checkpoint, and by consolidate, each with the same reason."""
+    """Check that verify, resume and consolidate refuse a checkpoint, each with the same reason."""
     with pytest.raises(CheckpointError, match=expected) as error:
         verify(folder)
     assert "\n" not in str(error.value)
@@ -253,14 +253,14 @@ def test_unlisted_files_are_named(folder, capsys):
 
 
 def test_non_finite_numbers_in_a_manifest(tmp_path):
-    """A loss of fp16 may be infinite."""
+    """A loss in fp16 may be infinite."""
     for loss in (float("inf"), float("nan")):
         folder = write_checkpoint(tmp_path / f"{loss}", 2, loss_window=(loss, 3))
         assert read_manifest(folder).loss_window == (None, 3)
 
 
 def test_a_later_damaged_checkpoint_does_not_delete_the_new_one(tmp_path):
-    """A run that goes on from step 2 writes step 3 while a damaged one of step 9 lies there."""
+    """A run resumed from step 2 writes step 3 while a damaged checkpoint of step 9 exists."""
     for step in (1, 2, 3, 9):
         write_checkpoint(tmp_path / f"checkpoint-{step}", step)
     rotate(tmp_path, 1, newest=3)

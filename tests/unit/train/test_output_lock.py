@@ -32,7 +32,7 @@ time.sleep(600)
 
 @pytest.fixture
 def other(tmp_path):
-    """Another process that has the folder."""
+    """Another process that holds the folder."""
     environment = {**os.environ, "PYTHONPATH": str(LLM)}
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True, env=environment
@@ -52,7 +52,7 @@ def test_invalid_times_hold_no_lock(tmp_path, time):
 
 @pytest.fixture
 def without_kernel_locks(monkeypatch):
-    """A file system that has none."""
+    """A file system without locks."""
 
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -89,7 +89,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(other, tmp_path, capsys, ker
 
 
 def test_a_reused_process_id_is_not_the_holder(tmp_path, without_kernel_locks):
-    """The number of a living process (the parent of this one), which began at another time."""
+    """The id of a living process (the parent of this one), which started at another time."""
     me = Holder.this_process(0)
     write_lock(tmp_path, host=me.host, pid=os.getppid(), process_start=1)
     acquire_lock(tmp_path).release()
@@ -99,7 +99,7 @@ def test_a_reused_process_id_is_not_the_holder(tmp_path, without_kernel_locks):
 
 
 def test_the_lock_of_another_user(other, tmp_path, monkeypatch):
-    """In a folder that both may write into: it can be read, and removed when its process is gone."""
+    """In a folder that both may write: it can be read, and removed when its process is gone."""
     really, path = os.open, tmp_path / "out" / LOCK_FILE
     theirs = path.stat().st_ino
 
@@ -140,7 +140,7 @@ def test_clock_differences_are_harmless(tmp_path, monkeypatch):
 
 
 def test_a_lock_that_a_server_keeps_for_a_dead_host(other, tmp_path):
-    """As NFS does for a client that is gone: the kernel's lock is there, a sign of life is not."""
+    """As NFS does for a dead client: the kernel lock exists, but the heartbeat has stopped."""
     path = tmp_path / "out" / LOCK_FILE
     stored = json.loads(path.read_text()) | {"host": "elsewhere", "heartbeat": "2001-01-01T00:00:00+00:00"}
     path.write_text(json.dumps(stored))
@@ -168,7 +168,7 @@ def test_something_else_in_place_of_the_lock_is_refused(tmp_path, kind):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 300, b'{"pid": "one"}', b"[" * 3000])
 def test_an_empty_lock_is_taken_over(tmp_path, content, monkeypatch):
-    """Its maker was killed before it wrote its name."""
+    """Its process was killed before it wrote its name."""
     monkeypatch.setattr(lock, "_SETTLED_S", 0.05)
     (tmp_path / LOCK_FILE).write_bytes(content)
     taken = acquire_lock(tmp_path)

@@ -55,7 +55,7 @@ def test_a_warmup_ratio_is_rounded_up():
 
 
 def test_a_warmup_as_long_as_the_run(capsys):
-    """In steps it is refused, whatever the length of the run comes from; as a share it is said."""
+    """Given in steps, it is refused wherever the length of the run comes from; given as a ratio, it is reported."""
     for steps in (5, 6):
         with pytest.raises(ConfigError, match=f"--warmup_steps 6 leaves no step of this run, which has {steps}"):
             check_warmup(ScheduleSection(warmup_steps=6), steps)
