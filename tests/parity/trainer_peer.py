@@ -1,4 +1,4 @@
-"""The other side of tests/parity/test_training_beside_transformers.py: transformers' Trainer and PEFT.
+"""The other side of tests/parity/test_training_parity.py: transformers' Trainer and PEFT.
 
     python trainer_peer.py JOBS.json
 

@@ -45,7 +45,7 @@ FAILURES = {
 # Replacements of the table, without "oarlock.", and the test that fails without them. Of those that are there for speed
 # it shows that the results are the same.
 SHOWN_BY = {
-    "compat.lazy_imports:*": "unit/ops/test_light_imports.py::test_unused_parts_are_not_imported",
+    "compat.lazy_imports:*": "unit/ops/test_lazy_imports.py::test_unused_parts_are_not_imported",
     "environment.matmul_library:*": "unit/ops/test_products.py::test_which_library_multiplies",
     "cpu_ranks.process_group:current_run": "rehearsal/test_launching.py::ports",
     "ops.corrections:*": "parity/test_frozen_operators.py::test_each_correction_is_needed",
