@@ -16,14 +16,14 @@ sys.path[:0] = [str(ROOT / "llm"), str(ROOT / "tests")]
 from oarlock.compat import lazy_imports  # noqa: E402
 from oarlock.environment import matmul_library  # noqa: E402
 
-# As every program of ours does: before it imports paddlenlp, and before anything is multiplied.
+# As in every program of the project: before paddlenlp is imported and before any matrix product.
 lazy_imports.install()
 matmul_library.use_library(matmul_library.choose_library())
 
 from helpers import make_tiny_config, make_tiny_model, make_tiny_tokenizer  # noqa: E402
 from oarlock.data.corpus.build_corpus import BuildOptions, build_corpus  # noqa: E402
 
-# How long an example takes decides no test.
+# No deadline: tests must not depend on how long an example takes.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
@@ -75,7 +75,7 @@ def paddles_own_ops():
 def parity_python() -> str:
     """The Python that has torch, transformers and peft (scripts/parity_env.sh, or $OARLOCK_PARITY_PYTHON)."""
     python = Path(os.environ.get("OARLOCK_PARITY_PYTHON") or ROOT / ".venv-parity" / "bin" / "python")
-    assert python.exists(), f"{python} is not there: run `bash scripts/parity_env.sh`, which makes it"
+    assert python.exists(), f"{python} is missing: run `bash scripts/parity_env.sh` to create it"
     return str(python)
 
 

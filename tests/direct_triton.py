@@ -45,7 +45,7 @@ def direct_triton(repository: Path, run: Path) -> Iterator[DirectTriton]:
         ]
 
     said: list[str] = []
-    # Its models are not told of a folder of `oarlock serve`, where they would leave the checks of requests to the front.
+    # Without a server folder its models check requests themselves; under `oarlock serve` the front checks them.
     with mock.patch.object(server, "_flags", with_http), mock.patch.object(server, "RUN_VARIABLE", "OARLOCK_TESTS_RUN"):
         process = server.start_triton(server.Installation.find(), ServeConfig(triton=triton, drain_seconds=1), MODELS)
     reader = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)

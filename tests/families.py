@@ -54,7 +54,7 @@ def family_model(family: str, seed: int = 0, method: Any = None, **changes: Any)
     """A tiny model with random weights and with norms and biases as in a trained model.
 
     Args:
-        method: that trains few parameters beside it.
+        method: a PEFT method to attach, or None.
     """
     from oarlock.models.build import ModelSource, build_model
 

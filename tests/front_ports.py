@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from oarlock.serve.config import EngineConfig, FrontConfig, ServeConfig
 from oarlock.serve.front.http.server import make_http_server
 
-GUARD_S = 60  # against a test that hangs; nothing is decided by it
+GUARD_S = 60  # only guards against hanging
 
 
 def configure(max_body=EngineConfig.max_body, **front) -> ServeConfig:

@@ -21,7 +21,7 @@ from serving import free_ports
 
 MODELS = ("oarlock", "oarlock_infer", "oarlock_json")
 CONFIGS = {name: make_template_config(name) for name in MODELS}
-GUARD_S = 60  # against a test that hangs
+GUARD_S = 60  # only guards against hanging
 
 
 def limits(max_body=100_000):

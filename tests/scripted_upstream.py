@@ -26,7 +26,7 @@ class ScriptedUpstream(TritonClient):
 
     def __init__(self):
         self.asked, self.script, self.is_away = [], [], False
-        self.to_one = None  # what a call with one answer gets, where that is not the first of the script
+        self.to_one = None  # the response to a unary call, if it is not the first of the script
         self.going, self.cancelled = asyncio.Event(), 0  # a script that ends with ... waits for the client to leave
 
     async def is_server_ready(self):

@@ -25,10 +25,10 @@ from helpers import LLM, free_ports
 
 KEY = "a-key-for-the-tests"
 QUESTION = "Repeat the words: river window"
-# An answer that no machine gets to the end of while a test looks: the tests end it.
+# An answer so long that no machine finishes it during a test: the tests end it.
 CONTEXT = 1 << 17
 ENDLESS = {"ignore_eos": True, "max_tokens": 120_000}
-GUARD_S = 600  # against a test that hangs; nothing is decided by it
+GUARD_S = 600  # only guards against hanging
 TOKENS = 12
 
 
@@ -39,7 +39,7 @@ class Server:
     folder: Path
     log: Path
     words: tuple[str, ...] = ()
-    key: str = ""  # that requests bring
+    key: str = ""  # sent with requests
     environment: dict[str, str] = field(default_factory=dict)
     ports: list[int] = field(default_factory=lambda: free_ports(4))
 

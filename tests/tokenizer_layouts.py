@@ -18,7 +18,7 @@ LLAMA3_WORDS = QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 )
-# What people's data and templates hold. {begin}, {end}: the tokenizer's own turn tokens, as a template puts them.
+# Text as in real data and templates. {begin}, {end}: the tokenizer's own turn tokens, as a template writes them.
 TEXTS = [
     "Hello, world! It's 12345 o'clock.",
     " leading space",

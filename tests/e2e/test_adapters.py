@@ -98,7 +98,7 @@ def test_from_training_to_answers(tmp_path, folder, tiny_model, name):
     assert {"adapter.json", "peft_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= saved
     assert not any(path.startswith("model") for path in saved)  # the base is not saved again
 
-    # The adapter alone, in evaluation, gives what training saw at its end.
+    # Evaluating the adapter alone gives the loss at the end of training.
     evaluated = run_program(
         "finetune_generation.py",
         *words(folder, tiny_model, do_train=0, output_dir=tmp_path / "eval", adapter_name_or_path=out, **METHODS[name]),

@@ -1,4 +1,4 @@
-"""What to do after a run: the printed advice works as printed, an adapter folder stands for a model of its own.
+"""After a run: the printed advice works as printed, and an adapter folder can be used in place of a model.
 
 All training runs of a stage run in one process (warm_runs.py), from a folder in which the base is a relative path.
 """
@@ -133,7 +133,7 @@ def test_following_the_printed_advice_extends_a_complete_run(longer, name):
     steps = 6 if name == "epochs" else 4
     assert f"resuming from out/{name.replace(' ', '-')}/checkpoint-{steps // 2} (step {steps // 2}, " in said
     assert f"{steps} steps of" in said and f"done: {steps} steps; " in said
-    # The learning rate is that of the longer run from there on, and that is said with both figures.
+    # From there on the learning rate is that of the longer run, and the log gives both values.
     scheduler = make_scheduler(ScheduleSection(learning_rate=1e-2), steps)
     scheduler.step(steps // 2)
     assert f"step {steps // 2 + 1} has {scheduler():.4g} in a run of {steps} steps; it had 0 in" in said
@@ -165,7 +165,9 @@ def test_default_lengths_fit_the_model(stage):
     assert "--src_length 111 (default 128) and --tgt_length 139 (default 160)" in stage.said(
         "p_tuning"
     )  # 6 are virtual
-    assert "--src_length + --tgt_length asks for sequences of 257" in stage.said("too long", code=2)  # it was asked for
+    assert "--src_length + --tgt_length asks for sequences of 257" in stage.said(
+        "too long", code=2
+    )  # a length was requested
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +195,9 @@ def test_an_adapter_folder_is_enough_to_evaluate_and_train_further(alone, name):
     said = alone.said(f"{name} alone")
     assert f"../out/{name} is an adapter" in said and f"its base {BASE} is taken from {alone.folder / BASE}" in said
     last = alone.rows(name, "eval_loss")
-    trained = next(row for row in last if row["step"] == 2)  # of its own training (it may have been made longer since)
+    trained = next(
+        row for row in last if row["step"] == 2
+    )  # of its own training (the run may have been extended since)
     final = last[-1]
     found = alone.rows(f"{name}-alone", "eval_loss")[-1]["eval_loss"]
     assert found == pytest.approx((final if final["step"] > 2 else trained)["eval_loss"], rel=1e-6)

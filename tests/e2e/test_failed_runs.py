@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support.training_runs import pretrain_flags
 
-# what can go wrong
+# possible failures
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(tmp_path, tiny_config, tiny_tokenizer, corpus):

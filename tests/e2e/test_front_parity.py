@@ -33,7 +33,7 @@ def addresses(repository, tmp_path_factory):
         apps = []
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if not apps:  # grpcio wants to be in the loop that it is used in
+            if not apps:  # grpcio must be created in the event loop that uses it
                 rest = make_rest_app(config, TritonClient(f"unix:{config.triton.grpc_socket}"))
                 apps.append(guard_app(rest, config, Keys(), Admission(99, 99), make_rest_error, open_paths=HEALTH_PATHS,
                                     takes_binary=True, encodings=(b"gzip", b"deflate")))  # fmt: skip
@@ -90,7 +90,7 @@ def test_generate(addresses, path):
         (status, *more), own = (ask(address, path, body) for address in addresses)
         assert own == (status, *more) and status == 200 and b'"completion_tokens":' in more[-1], given
     form = {"text": "river", "max_dec_len": 3, "min_dec_len": 3, "temperature": 0, "req_id": "7"}
-    if path == STREAM:  # pieces may be joined in other ways
+    if path == STREAM:  # chunks may be joined differently
         parts = []
         for address in addresses:
             events = ask(

@@ -58,7 +58,7 @@ def kernel_environment(tmp_path, monkeypatch) -> Path:
 
 def test_the_notebook_runs(kernel_environment):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    execute(notebook)  # an error of a cell is raised
+    execute(notebook)  # errors of cells are raised
     check_outputs(notebook)
     base, lora = (rows(kernel_environment / run / "metrics.jsonl") for run in ("base", "lora"))
     assert max(row["step"] for row in base) == STEPS and any("eval_perplexity" in row for row in base)

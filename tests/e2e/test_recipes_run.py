@@ -21,12 +21,12 @@ from oarlock.config import FinetuneConfig, load_config
 from support.launch_scripts import printed_command
 
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
-# name -> processes; as on the GPUs of the published commands
+# name -> number of processes, as with the GPUs of the published commands
 SCRIPTS = {
     "finetune_full_tp4.sh": 4, "finetune_lora.sh": 1, "finetune_qlora.sh": 1, "finetune_prefix.sh": 1,
     "finetune_p_tuning.sh": 1, "finetune_pp.sh": 4, "finetune_instruction.sh": 4,
 }  # fmt: skip
-# As they stand in the names of recipes and of adapters; all others train every weight.
+# As in the names of recipes and of adapters; all others train every weight.
 METHODS = {"qlora": "lora", "lora": "lora", "prefix": "prefix", "p_tuning": "p_tuning"}
 RECORDS = [{"instruction": "Say it.", "input": word, "output": word} for word in ("water", "fire", "sun", "moon")]
 SMALLER = {

@@ -42,7 +42,7 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path, tiny_config, corpu
         text=True,
     )
     wait_for_rows(tmp_path / "cut" / "metrics.jsonl", 1, process)
-    process.send_signal(signal.SIGSTOP)  # it can't end before the second one was told
+    process.send_signal(signal.SIGSTOP)  # it can't end before the second one is reported
     second = run_program("run_pretrain.py", *words, env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert second.returncode == 1 and not second.stdout
     assert f"process {process.pid} on" in second.stderr and "is running in this folder. Nothing was" in second.stderr

@@ -62,7 +62,7 @@ def test_reload_under_load_loses_no_request(server, client):
     loader.start()
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(ask, range(200)))
-        while not reloaded.is_set():  # some of them after the change, too
+        while not reloaded.is_set():  # some of them also after the reload
             answers += pool.map(ask, range(16))
         answers += pool.map(ask, range(32))
     loader.join()
@@ -143,7 +143,7 @@ def test_sigterm_finishes_open_requests_and_leaves_nothing(server, client):
     answers = []
 
     began = threading.Barrier(3, timeout=GUARD_S)
-    tokens = 4000  # which no machine makes between the first of them and the signal
+    tokens = 4000  # more than any machine generates before the signal
 
     def ask():
         content = {"text_input": "x", "max_tokens": tokens, "ignore_eos": True, "stream": True}

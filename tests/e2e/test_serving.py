@@ -26,11 +26,11 @@ def test_every_protocol_returns_the_same_tokens(server, client, stream, served_m
     tuned = load_finetuned(str(served_model))
     messages = [{"role": "user", "content": QUESTION}]
     prompt = tuned.template.render(messages, add_generation_prompt=True)
-    ids = tuned.tokenizer(prompt, add_special_tokens=False)["input_ids"]  # the template has put the special tokens
+    ids = tuned.tokenizer(prompt, add_special_tokens=False)["input_ids"]  # the template added the special tokens
     (expected,) = generate_ids(tuned.model, tuned.tokenizer, [ids], TOKENS)
     expected = [int(token) for token in expected]
     text = tuned.tokenizer.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    assert len(set(expected)) > 3  # says something
+    assert len(set(expected)) > 3  # the answer is not empty
 
     rest = server.generate(messages=json.dumps(messages), max_tokens=TOKENS)
     assert rest["token_ids"] == expected
@@ -163,7 +163,7 @@ def test_special_tokens_as_stop_texts(server, client, stream, served_model):
 def test_the_printed_curl_command(server):
     """The command that the server prints, and Triton's health route."""
     (line,) = [line for line in server.said().splitlines() if line.strip().startswith("try ")]
-    line = line.replace('{"model"', '{"max_tokens": 4, "model"')  # which has no end of its own here
+    line = line.replace('{"model"', '{"max_tokens": 4, "model"')  # which does not end by itself here
     shown = subprocess.run(["bash", "-c", line.strip().removeprefix("try").strip() + " -s"], env={"KEY": KEY, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True)  # fmt: skip
     assert json.loads(shown.stdout)["choices"][0]["message"]["content"]
     status = subprocess.run(["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"{server.rest_url}/v2/health/ready"], capture_output=True, text=True, check=True)  # fmt: skip

@@ -57,7 +57,7 @@ def wild_tensors(draw):
     for name in draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True)):
         made = request.inputs.add()
         made.name = name
-        if name == "text_input" and draw(st.integers(0, 3)):  # most have a prompt that is as it should be
+        if name == "text_input" and draw(st.integers(0, 3)):  # most have a valid prompt
             made.datatype = "BYTES"
             made.shape.append(1)
             request.raw_input_contents.append(b"\x01\0\0\0x")
@@ -215,14 +215,14 @@ def test_a_disconnected_client_frees_its_slot(server, client):
     server.wait_open(0)
 
     with server.asked(server.openai, "/v1/completions", {"model": "oarlock", "prompt": "x", **ENDLESS}):
-        server.wait_open(1)  # one that waits for the whole answer
+        server.wait_open(1)  # a client that does not stream
     server.wait_open(0)
 
     tensors = chat_tensors("x", ENDLESS["max_tokens"], ignore_eos=True)
     form = json.dumps({"text": "x", "max_dec_len": ENDLESS["max_tokens"], "min_dec_len": ENDLESS["max_tokens"]})
     for model, inputs in (
         ("oarlock", [*tensors, tensor("stream", [True], "BOOL")]),
-        # Through the model beside it, where Triton has no cancellation of its own.
+        # Through the other model, in which Triton can't cancel requests.
         ("oarlock_json", [tensor("IN", [form], "BYTES")]),
     ):
         over_grpc = GrpcStream(server)
@@ -231,7 +231,7 @@ def test_a_disconnected_client_frees_its_slot(server, client):
         over_grpc.close()
         server.wait_open(0)
 
-    with InferenceServerClient(server.grpc_url) as waiting:  # for the whole answer
+    with InferenceServerClient(server.grpc_url) as waiting:  # not streamed
         call = waiting.async_infer("oarlock_infer", tensors, lambda result, error: None, headers=server.headers)
         server.wait_open(1)
         call.cancel()
@@ -245,7 +245,7 @@ def test_a_disconnected_client_frees_its_slot(server, client):
     ]
     for way, asked in (
         ("oarlock/generate_stream", {"stream": True, **content}),
-        ("oarlock/generate", content),  # waits for the whole answer, which Triton's own HTTP makes to its end
+        ("oarlock/generate", content),  # not streamed; Triton's own HTTP would generate it to the end
         ("oarlock_infer/infer", {"inputs": inputs}),
     ):
         with server.asked(server.rest, f"/v2/models/{way}", asked):

@@ -110,8 +110,8 @@ def test_openai_errors(client, server):
     with pytest.raises(openai.APIStatusError) as large:
         client.completions.create(model="oarlock", prompt="x" * 100_001)
     assert large.value.status_code == 413
-    chunks = (b"x" * 60_000 for _ in range(2))  # no length is announced
+    chunks = (b"x" * 60_000 for _ in range(2))  # no content length
     kind = {"Content-Type": "application/json"}
     got = httpx.post(f"{server.url}/v1/completions", content=chunks, headers=server.headers | kind)
     assert got.status_code == 413, got.text
-    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}  # for probes, which have no key
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}  # for probes, which send no key

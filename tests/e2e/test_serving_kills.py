@@ -96,7 +96,7 @@ def test_hostile_and_valid_requests_leak_nothing(server, monkeypatch):
     assert len(outcome.answers) == len(Load(target).good) + len(Load(target).hostile)
     assert outcome.end.keys() == outcome.begin.keys()
     for name, (threads, files) in outcome.end.items():
-        spare = 10 if name == "triton" else 2  # pools that grow as far as they are made to
+        spare = 10 if name == "triton" else 2  # pools that grow up to their limit
         assert threads <= outcome.begin[name][0] + spare and files <= outcome.begin[name][1], (name, outcome)
 
 

@@ -23,7 +23,7 @@ def long_model(tmp_path_factory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("long"), max_position_embeddings=2048)
 
 
-# the published commands, word for word but for the model, the data's place and the device
+# the published commands verbatim, except for the model, the data path and the device
 
 
 def published(text: str, model: Path) -> list[str]:

@@ -61,7 +61,7 @@ def with_hypothesis(judge: Judge, seconds: float, fixed: bool = False, stop: Cal
             max_examples=300,
             database=None,
             deadline=None,
-            phases=[Phase.generate],  # findings are kept by the judge, as they are
+            phases=[Phase.generate],  # the judge keeps the inputs of findings
             suppress_health_check=list(HealthCheck),
         )
         @given(mutated(seeds, judge.harness.tokens))

@@ -2,8 +2,8 @@
 
     python tests/fuzz/flips.py --flips 3000
 
-Of a checkpoint that a short training wrote, or of --checkpoint DIR. A file is chosen first and then a byte of it, so
-that small files are hit as often as large ones. Prints a JSON summary; leaves with 1 when a flip did harm unseen.
+The checkpoint comes from a short training run, or is --checkpoint DIR. A file is chosen first and then a byte of it, so
+that small files are hit as often as large ones. Prints a JSON summary; exits with 1 if a harmful flip was not detected.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def target(data: bytes, folder: Path, served: tuple[AdminServer, Orders]) -> Non
     server, orders = served
     orders.done.clear()
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    assert server._places.acquire(timeout=5)  # as for one that was accepted
+    assert server._places.acquire(timeout=5)  # as for an accepted action
     with here:
         sender = threading.Thread(target=_send, args=(here, data))
         sender.start()

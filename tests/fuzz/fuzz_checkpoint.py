@@ -1,7 +1,7 @@
 """The files that a run reads of its own: manifest, tensors.json, trainer state, weights, lock, log rows, notes of data.
 
-An input is a line that names the file and its content. The checksums around it are made right, so that the readers
-behind them see it too; "raw" alone is a manifest as it stands.
+An input is a line that names the file and its content. The checksums are recomputed, so that the readers
+behind them get it too; only "raw" is a manifest taken verbatim.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The gRPC port with arbitrary input: messages of calls and streams, and raw HTTP/2 frames.
 
-Triton is scripted, and is asked nothing that the check would refuse. A call ends in an answer or in a status that is the
-client's fault; a connection ends; the next client is served.
+Triton is scripted, and no request reaches it that the check would refuse. A call ends with an answer or with a status
+that blames the client; the connection ends; the next client is served.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DECENT = {
 }
 SERVICE = "/inference.GRPCInferenceService"
 ABOUT = ("ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
-# Of a request's headers, by RFC 7541: POST, http, a path of a literal, "te: trailers" and the content type.
+# The headers of a request by RFC 7541: POST, http, a literal path, "te: trailers" and the content type.
 HEADERS = (
     b"\x83\x86\x44"
     + bytes((len(f"{SERVICE}/ModelInfer"),))
@@ -137,7 +137,7 @@ def target(data: bytes, folder: Path, port: Port) -> None:
         port.raw(PREFACE + make_frame(4, 0, 0) + make_frame(1, 4, 1, HEADERS) + data)
     for request in port.triton.seen:
         check_infer_request(request, LIMITS)
-    port.call("ModelInfer", REQUESTS.seeds()[0])  # whose client did nothing wrong
+    port.call("ModelInfer", REQUESTS.seeds()[0])  # although its client did nothing wrong
     assert port.triton.seen
 
 

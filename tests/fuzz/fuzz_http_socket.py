@@ -16,7 +16,7 @@ from front_ports import heard, running
 def target(data: bytes, folder: Path, ports: list[int]) -> None:
     for port in ports:
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
-            with contextlib.suppress(OSError):  # it was answered before its end
+            with contextlib.suppress(OSError):  # it was answered before it was complete
                 for begin in range(0, len(data), 3000):
                     client.sendall(data[begin : begin + 3000])
                 client.shutdown(socket.SHUT_WR)

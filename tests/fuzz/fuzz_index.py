@@ -18,7 +18,7 @@ from harness import Harness
 from oarlock.hub import downloads, http_download
 from oarlock.model_config.model_folder import find_model_folder
 
-BETWEEN = b"\n==\n"  # the answers of an input, in the order of the requests; the last one answers all that follow
+BETWEEN = b"\n==\n"  # the answers in an input, in the order of the requests; the last one is repeated
 INDEX = "model.safetensors.index.json"
 
 
@@ -46,7 +46,9 @@ class Answer(socketserver.StreamRequestHandler):
 
 def target(data: bytes, folder: Path, hub: Hub) -> None:
     cache = folder / "cache"
-    for path in sorted(cache.rglob("*"), reverse=True):  # rmtree names files by descriptors, which looks like elsewhere
+    for path in sorted(
+        cache.rglob("*"), reverse=True
+    ):  # rmtree names files relative to descriptors, which looks like a path outside
         path.rmdir() if path.is_dir() else path.unlink()
     hub.parts = data.split(BETWEEN)[:40]
     with mock.patch.object(downloads, "_find_cache", lambda: cache):
@@ -94,7 +96,7 @@ def seeds() -> list[bytes]:
     config, gone = answer(b'{"model_type": "llama"}'), answer(b"", status="404 Not Found")
     weights = answer(b"weights", 'ETag: "0"')
     index = answer(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode())
-    start = [config, config, gone]  # config.json asked for and got; no generation settings
+    start = [config, config, gone]  # config.json was requested and found; there are no generation settings
     moved = answer(b"", "Location: /elsewhere", status="302 Found")
     cut = weights[:-3]
     rest = answer(b"hts", "Content-Range: bytes 4-6/7", status="206 Partial Content")

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from oarlock.errors import OarlockError
 
-os.environ["RUST_BACKTRACE"] = "0"  # else every panic of the tokenizers library takes a second to print
+os.environ["RUST_BACKTRACE"] = "0"  # otherwise every panic of the tokenizers library takes a second to print
 MODEL, TOKENIZER, ADAPTER, PEFT = "model", "tokenizer", "adapter", "peft"
 FILES = {
     "config.json": MODEL,
@@ -55,7 +55,7 @@ def target(data: bytes, folder: Path, good: Path) -> None:
     kind = FILES[file]
     place = folder / kind
     place.mkdir(exist_ok=True)
-    for path in place.iterdir():  # rmtree names files by descriptors, which looks like elsewhere
+    for path in place.iterdir():  # rmtree names files relative to descriptors, which looks like a path outside
         path.unlink()
     for path in (good / kind).iterdir():
         shutil.copyfile(path, place / path.name)

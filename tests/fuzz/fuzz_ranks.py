@@ -1,7 +1,7 @@
-"""What one rank makes of the bytes of another: cards in a store, messages at the start (also signed ones, with every kind
-of descriptor), values that ranks share, directories and boards in a rank's memory.
+"""How a rank handles bytes of another: cards in a store, messages at the start (also signed ones, with every kind of
+descriptor), values that ranks share, directories and boards in a rank's memory.
 
-The first byte of an input says which; the rest is the content, for messages a row of records (see _send).
+The first byte of an input selects one; the rest is the content, for messages a sequence of records (see _send).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from oarlock.parallel import nodes
 KEY, NONCE = b"k" * 32, b"n" * 32
 CONTENT = b"V" * 10_000
 _RECORD = struct.Struct("<BBBBBB")  # how, kind, rank, ranks in all, process, whose descriptor
-_RAW = 1  # the record is followed by a whole frame, sent as it is
+_RAW = 1  # a complete frame follows the record and is sent verbatim
 _UNSIGNED = 2
 
 
@@ -113,7 +113,7 @@ def _memory(content: bytes) -> None:
         known.clear()
     second._read = [0, 0]
     second.failure()
-    board.bytes[:] = 0  # else what fails now would wait for the rank that tells of the first failure
+    board.bytes[:] = 0  # otherwise the failure would wait for the rank that reported the first one
     for name in list(second._known[0]) or [b"x" * 16]:
         second._look(0, name)
     for offset, nbytes in second._known[0].values():
@@ -139,7 +139,7 @@ def _target(data: bytes, folder: Path) -> None:
         else:
             _memory(content)
     finally:
-        for left in set(os.listdir("/proc/self/fd")) - before:  # what a rank holds for its life
+        for left in set(os.listdir("/proc/self/fd")) - before:  # what a rank holds until it exits
             with contextlib.suppress(OSError):
                 os.close(int(left))
         assert victim.read_bytes() == CONTENT

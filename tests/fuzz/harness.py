@@ -23,7 +23,7 @@ from typing import Any
 
 from oarlock.errors import OarlockError
 
-SECONDS = 2.0  # of this thread's CPU, so that a busy machine is not a finding
+SECONDS = 2.0  # CPU time of this thread, so that a busy machine is not a finding
 MEGABYTES = 300
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {
@@ -57,13 +57,13 @@ class Harness:
     """A reader or port and its inputs.
 
     Attributes:
-        target: is given the bytes and an empty folder, which is its own for the whole run.
+        target: called with the bytes and a folder, which is empty at first and its own for the whole run.
         seeds: real inputs, made by code.
-        tokens: pieces that mean something there ("*a", "\\ud800"); they are put into inputs.
-        around: what has to be there during the run, a server for instance; its value goes to `target` as a third
-            argument where it is not None.
-        refusals: exceptions besides OarlockError that are a decent answer (those of a client that was told no).
-        connects: whether the target speaks to a server, so that connections are no finding.
+        tokens: pieces that have a meaning in this format ("*a", "\\ud800"); they are put into inputs.
+        around: a context for the run, for instance a server; if its value is not None, it is the third argument of
+            `target`.
+        refusals: acceptable exceptions other than OarlockError (such as those of a refused client).
+        connects: whether the target connects to a server, so that connections are not a finding.
         seconds: CPU seconds of one input.
     """
 
@@ -170,11 +170,13 @@ class _Watch:
         self._on, self._folder, self._connects = False, "", False
         self._seen: list[str] = []
         self._hooked = False
-        self.others: set[int] = set()  # threads that were there before and have their own business
+        self.others: set[int] = set()  # unrelated threads that existed before
 
     def start(self, folder: Path, connects: bool) -> None:
         if not self._hooked:
-            sys.addaudithook(self._event)  # can't be taken away again, so it is there once and off between inputs
+            sys.addaudithook(
+                self._event
+            )  # audit hooks can't be removed, so it is added once and switched off between inputs
             self._hooked = True
         self._folder, self._connects, self._seen, self._on = str(folder), connects, [], True
 
@@ -190,7 +192,9 @@ class _Watch:
             if isinstance(path, (str, bytes)) and isinstance(flags, int) and flags & _WRITING:
                 self._path(event, path)
         elif event in _CHANGES:
-            beside = arguments[-1] if event in _BESIDE else -1  # a descriptor of the folder that the path begins in
+            beside = (
+                arguments[-1] if event in _BESIDE else -1
+            )  # a descriptor of the folder that the path is relative to
             for path in arguments[:2]:
                 if isinstance(path, (str, bytes)):
                     self._path(event, path, beside)

@@ -24,7 +24,7 @@ from table import TABLE
 from oarlock.errors import DataError
 
 SECONDS = float(os.environ.get("OARLOCK_FUZZ_SECONDS", "20"))
-PATIENCE = 10  # a slow machine is no finding here
+PATIENCE = 10  # a slow machine is not a finding here
 ENGINES = ["hypothesis", *(["atheris"] if importlib.util.find_spec("atheris") else [])]
 
 
@@ -81,7 +81,7 @@ def test_the_judge_finds_faults(target, what):
         assert finding is not None
         assert finding.what.startswith(what)
         judge(b"x")
-    assert len(judge.findings) == 1, "the same place is told once"
+    assert len(judge.findings) == 1, "the same place is reported once"
 
 
 def test_the_judge_finds_memory_use(monkeypatch):

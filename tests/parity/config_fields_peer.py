@@ -5,7 +5,7 @@
 For every field that a family's configuration class declares, and every value that the job has for it, a model is
 made, saved and run. result.json has the declared fields of each family, and each model's folder, or why transformers
 makes none.
-Knows nothing of oarlock.
+Does not import oarlock.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
                 try:
                     save(AutoConfig.for_model(family, **{**base, field: value}), folder, ids, state)
                     cases.append({**case, "folder": str(folder)})
-                except Exception as error:  # it is that side's to say
+                except Exception as error:  # transformers decides
                     cases.append({**case, "error": f"{type(error).__name__}: {error}"})
     for i, (family, fields) in enumerate(job["together"]):
         folder = root / family / f"together-{i}"

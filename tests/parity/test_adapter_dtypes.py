@@ -1,7 +1,7 @@
 """Adapters on bfloat16 and float16 checkpoints, the usual published form, in either layout.
 
-They train in float32 (as the precision flags say) and equal those on the same values in float32; what is written says
-of which type it is.
+They train in float32 (as the precision flags say) and equal adapters trained on the same values in float32; the saved
+folders declare their dtype.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from oarlock.train.finetune import finetune
 
 _TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _HEADS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-# Saved by transformers: name -> what the peer is asked to make.
+# Saved by transformers: name -> job for the peer.
 THEIRS = {
     "llama bfloat16": _TOKENS | _HEADS | {"model_type": "llama", "intermediate_size": 64, "num_key_value_heads": 2},
     "opt float16": _TOKENS | _HEADS | {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32},

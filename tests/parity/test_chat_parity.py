@@ -1,8 +1,8 @@
 """Conversations compared with transformers' apply_chat_template: the same ids, prompts and trained tokens.
 
-The templates of tests/chat_templates/ are the published ones' forms (Qwen, Llama, Mistral, Gemma, Phi, ChatML,
-DeepSeek) with {% generation %} put in; transformers tells by it what the assistant says. Oarlock has to find the same
-with these marks and without them. transformers runs in its own Python, once for all (chat_peer.py).
+The templates of tests/chat_templates/ are modelled on published ones (Qwen, Llama, Mistral, Gemma, Phi, ChatML,
+DeepSeek) with {% generation %} added; transformers uses it to find the text of the assistant. Oarlock must find the same
+with and without these marks. transformers runs in its own Python, once for all tests (chat_peer.py).
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def peer(tmp_path_factory, parity_python) -> dict[str, dict[str, Any]]:
     return {"folder": folder, "rules": found[-1], **answers}
 
 
-# What a template may be made of; SAY_ALL before it, so that nothing is left out.
+# Building blocks of templates; SAY_ALL comes first, so that nothing is dropped.
 SAY_ALL = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\n"
 RULES = [
     "{{ tools is none }} {{ documents is none }} {{ tools }} {{ add_generation_prompt }} {{ nothing is defined }}{{ nothing }}",
@@ -193,19 +193,19 @@ def test_ids_prompts_and_trained_tokens_equal_transformers(name, peer):
         assert masks[1] == theirs["mask"], f"{kind}: without marks"
         prompt = encode_prompt(talk, tokenizer, plain, 10_000).input_ids
         assert prompt == theirs["prompt"], kind
-        if name != "deepseek_r1":  # it asks with <think>, which its whole conversations do not have
+        if name != "deepseek_r1":  # its generation prompt ends with <think>, which full conversations lack
             answer = encode_chat(chats[1], tokens[1], 10_000, 10_000)
             assert prompt == list(answer.ids[: answer.context]), kind
         compared += 1
     assert compared >= 4
 
 
-# What a template leaves out or refuses: by our word.
+# What our docs say a template drops or refuses.
 REFUSED = {
     "tools": ("does not render 'tools'", "refuses these messages"),
     "a call beside words": ("does not render 'tools'", "refuses these messages", "next to its tool calls"),
     "a call at the end": ("does not render 'tools'", "refuses these messages"),
-    # Mistral's writes it into the last question alone, and only where that ends the conversation.
+    # Mistral's template writes it only into the last question, and only if that ends the conversation.
     "a system text": ("refuses these messages: System role not supported", "leaves out messages[0] (role system)"),
     "thoughts": ("does not render messages[1].reasoning_content",),
     "thoughts of two rounds": ("does not render messages[1].reasoning_content",),

@@ -70,7 +70,7 @@ VALUES: dict[str, list[Any]] = {
         {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
     ],
 }  # fmt: skip
-# Fields that one alone does not show.
+# Fields that need a second field to have an effect.
 TOGETHER: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}),
@@ -95,7 +95,7 @@ NOT_CHANGED = {"architectures", "label2id", "transformers_version"}  # written b
 @pytest.fixture(scope="module")
 def result(tmp_path_factory, parity_python) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("fields")
-    # A window counts in Qwen2 where it is used.
+    # Qwen2 uses a window only if use_sliding_window is set.
     values = VALUES | {"qwen2.sliding_window": [64, None]}
     job = {"root": str(root), "ids": IDS.tolist(), "families": BASES, "values": values, "together": TOGETHER}
     (root / "job.json").write_text(json.dumps(job))
@@ -118,7 +118,7 @@ def without_stamp(folder: Path) -> None:
     content = json.loads((folder / "config.json").read_text())
     for name in ("transformers_version", "dtype", "torch_dtype", "architectures"):
         content.pop(name, None)
-    if "rope_parameters" in content:  # in the words that came before transformers 5
+    if "rope_parameters" in content:  # with the field names before transformers 5
         rope = dict(content.pop("rope_parameters") or {})
         content["rope_theta"] = rope.pop("rope_theta", 1e4)
         content["rope_scaling"] = rope if rope.get("rope_type") != "default" or len(rope) > 1 else None

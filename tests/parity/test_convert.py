@@ -52,7 +52,7 @@ def test_our_models_run_in_transformers(world, name):
     found, said = world.theirs(f"ours {name}")
     np.testing.assert_allclose(found, world.scores[name], atol=1e-4, rtol=0)
     assert until_end(said["answer"]) == world.answers[name]
-    assert len(set(world.answers[name])) > 1 or name == "opt norms after"  # without a last norm it repeats itself
+    assert len(set(world.answers[name])) > 1 or name == "opt norms after"  # without a final norm it repeats itself
     assert said["class"] == find_model_class(read_config(world.root / "ours" / name)).__name__
     assert said["dtype"] == "torch.float32"
     assert world.proofs[name].difference < 1e-6
@@ -129,7 +129,7 @@ def test_transformers_models_run_in_paddle(world, name, tmp_path):
     if "pickle" not in name:
         convert(tmp_path / "paddle", tmp_path / "hf", "hf", ConvertOptions(proof=False))
         assert bits(tmp_path / "hf") == bits(source)
-        if "bfloat16" not in name:  # and as it stands, without conversion
+        if "bfloat16" not in name:  # and without conversion
             np.testing.assert_allclose(scores(loaded(source)), found, atol=1e-4, rtol=0)
     dtype = "bfloat16" if "bfloat16" in name else "float32"
     assert {kind for kind, _, _ in bits(tmp_path / "paddle").values()} == {dtype}

@@ -67,7 +67,7 @@ def test_answers_equal_generate(family, way, tokenizer):
     decoder = GenericDecoder(model, {}) if way == "generic" else FusedDecoder(model, {}, 256)
     engine = Engine(served(decoder, tokenizer), EngineConfig(max_batch=3))
     try:
-        # four requests of different lengths for three places: the last one joins when another is done
+        # four requests of different lengths for three slots: the last one joins when another is done
         sampling = [SamplingParams(max_tokens=count) for count in (12, 3, 12, 7)]
         answers = ask(engine, PROMPTS, sampling)
         for answer, tokens, how in zip(answers, wanted, sampling, strict=True):

@@ -152,7 +152,7 @@ def test_a_peft_export_contains_the_adapter_only(tiny_model, lora, tmp_path):
     assert files >= {"adapter_config.json", "adapter_model.safetensors", "oarlock_export.json"}
 
 
-# whole or not there
+# complete or absent
 
 
 def test_a_failed_export_leaves_nothing(tiny_model, lora, tmp_path, monkeypatch):
@@ -240,7 +240,7 @@ def test_every_family_is_exported_as_a_static_graph(family, tmp_path):
     model.save_pretrained(str(tmp_path / "weights"), safe_serialization=True)
     proof = write_graph(ModelSource(tmp_path / "weights", family_config(family), from_weights=True), tmp_path)
     assert proof.difference < 1e-5 and len({tokens for _, tokens in proof.shapes}) == 4
-    # Not only the proof's own word: loaded by Paddle's other reader, beside a second model of the same weights.
+    # Checked not only by the export itself: loaded by Paddle's other reader, next to a second model of the same weights.
     ids = np.random.default_rng(8).integers(4, 512, (2, 11))
     mask = np.ones_like(ids)
     mask[0, :4] = 0

@@ -32,7 +32,7 @@ from support.family_checks import (
     with_method,
 )
 
-# ChatGLM's own form: a question, [gMASK] (1), the beginning of the answer (2), the answer.
+# ChatGLM's prompt format: a question, [gMASK] (1), the beginning of the answer (2), the answer.
 TWO_PART = [[9, 30, 41, 1, 2, 88, 33, 12], [400, 5, 1, 2, 310, 6, 44, 219]]
 
 
@@ -87,7 +87,7 @@ def test_logits_do_not_depend_on_other_rows_or_on_padding_ids(name):
     alone = [scores(model, [row]).numpy()[0] for row in ([9, 0, 41, 0, 7], [0, 5, 0, 0, 6])]
     assert np.allclose(both, alone, atol=1e-5)
     changed = scores(model, [[9, 1, 41, 0, 7], [0, 5, 0, 0, 6]]).numpy()
-    assert np.abs(changed - both)[0, 2].max() > 1e-4  # token 0 is a token like others
+    assert np.abs(changed - both)[0, 2].max() > 1e-4  # token 0 is an ordinary token
     scores(model, [[9, 0, 41]])[:, :, 5].sum().backward()
     assert float(model.get_input_embeddings().weight.grad[0].abs().sum()) > 0
 
@@ -133,7 +133,7 @@ def test_chatglm_answers_prompts_in_its_own_format(method):
     check_generation(model, [[9, 30, 41, 1, 2], [400, 5, 1, 2], [7, 1, 2, 50]])
 
 
-# refusals at the start
+# early refusals
 
 
 def find(folder, content, *words: str, start=False):

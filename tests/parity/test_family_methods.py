@@ -70,7 +70,7 @@ def test_a_prefix_with_the_keys_and_values_of_a_text_acts_as_that_text(name):
     model = with_method(name, Prefix(3))
     model.eval()
     model.prefix_encoder.weight.set_value(remembered(plain, name, [first]))
-    # Positions start anew after a prefix, but where the model counts them itself.
+    # Positions restart after a prefix unless the model counts them itself.
     places = paddle.to_tensor([[*range(3), *range(len(TEXT[0]))]] * 2)
     if name == "chatglm":
         places = paddle.stack([places, paddle.zeros_like(places)], axis=1)

@@ -79,7 +79,7 @@ def test_logits_and_gradients(kind, fused):
     for name, arrays in batches().items():
         calls.clear()
         logits, loss, gradients = run(model, arrays)
-        assert len(calls) == 2, name  # a layer each
+        assert len(calls) == 2, name  # one per layer
         query, key, _, ends, bias = calls[0]
         assert key.shape[2] == model.config.num_key_value_heads and query.shape[2] == 4
         dense = name == "a mask of its own" or (kind == "gemma" and name == "packed")

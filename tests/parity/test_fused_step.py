@@ -23,7 +23,7 @@ SIZES = {
     "use_fast_layer_norm": False, "seq_length": 48,
 }  # fmt: skip
 SOME = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
-ALL = (*SOME, "k_proj", "up_proj")  # made together
+ALL = (*SOME, "k_proj", "up_proj")  # fused
 FAMILIES = {
     "Llama": {"num_key_value_heads": 2},
     "Qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},  # with biases

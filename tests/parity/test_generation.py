@@ -26,7 +26,7 @@ OPEN, ANSWER = 1, 2  # see families.py
 def stirred(family: str):
     """A model whose answers depend on the whole prompt.
 
-    (Fresh layers are so weak beside the embeddings that tied models repeat their last token whatever stands before.)
+    (Fresh layers are so weak compared with the embeddings that tied models repeat their last token whatever precedes it.)
     """
     model = family_model(family)
     random = np.random.default_rng(5)
@@ -55,7 +55,7 @@ def test_batched_answers_equal_single_answers(family):
     rows = [[*row, OPEN, ANSWER, row[0]] for row in ROWS]
     together = generate_ids(model, TOKENIZER, rows, 8)
     assert together == [generate_ids(model, TOKENIZER, [row], 8)[0] for row in rows]
-    # ... which are those of the pass that training makes, token by token
+    # ... which equal the forward of training, token by token
     assert together == generate_without_cache(partial(next_ids, model), rows, (0,), 8)
     assert len({tuple(row) for row in together}) == 4 and max(len(set(row)) for row in together) > 2
     without_first = generate_ids(model, TOKENIZER, [row[1:] for row in rows], 8)

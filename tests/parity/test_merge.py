@@ -37,7 +37,7 @@ def close(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one - other).max() / np.abs(other).max())
 
 
-# what is merged
+# merging
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-tied", "llama-hf", "qwen2-hf"])

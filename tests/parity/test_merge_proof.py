@@ -17,7 +17,7 @@ from oarlock.models import layer_offload
 from oarlock.models.layer_offload import make_empty_model
 from support.merge_models import IDS, scores, whole_model
 
-# the proof
+# verification
 
 
 def test_layer_by_layer_logits_equal_the_full_model(bases):
@@ -33,7 +33,7 @@ def test_layer_by_layer_logits_equal_the_full_model(bases):
 
     found = layer_offload.stream_logits(model, read, set(arrays), IDS)
     assert np.array_equal(found, scores(whole_model(bases["llama"])))
-    assert most == 1  # the one that is being read
+    assert most == 1  # the layer being read
     assert not any(parameter._is_initialized() for parameter in model.parameters())
 
 

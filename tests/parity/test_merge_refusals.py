@@ -49,7 +49,7 @@ def test_an_adapter_of_another_model_is_refused(bases, tmp_path, change, message
 def test_a_checkpoint_is_refused_with_the_command_that_makes_an_adapter(adapter, tmp_path):
     with pytest.raises(ModelError, match=r"not an adapter folder: adapter\.json is missing$"):
         open_adapter(tmp_path)
-    (tmp_path / INDEX).write_text("{}")  # as in a checkpoint of all weights, which holds no adapter
+    (tmp_path / INDEX).write_text("{}")  # as in a checkpoint of full training, which holds no adapter
     with pytest.raises(ModelError, match=r"not an adapter folder: adapter\.json is missing$"):
         open_adapter(tmp_path)
     shutil.copyfile(adapter / ADAPTER_FILE, tmp_path / ADAPTER_FILE)

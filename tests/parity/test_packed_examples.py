@@ -144,11 +144,11 @@ def test_the_comparison_detects_leaks_between_examples(model):
     arrays = packed_arrays()
     one_late = arrays[ENDS].copy()
     starts = (arrays["position_ids"] == 0).nonzero()
-    one_late[one_late < 32] += 1  # the first token of an example sees the one before it
+    one_late[one_late < 32] += 1  # the first token of an example attends to the one before it
     assert len(starts[0]) > len(arrays[ENDS])
     mistakes = [
         {ENDS: np.full_like(arrays[ENDS], 32)},
-        {"position_ids": arrays["position_ids"] // 2},  # (a shift is no change under rotary positions)
+        {"position_ids": arrays["position_ids"] // 2},  # (a shift changes nothing under rotary positions)
     ]
     if not getattr(model, "attends_in_blocks", False):  # blocks are cut where the ends change
         mistakes.append({ENDS: one_late})

@@ -43,7 +43,7 @@ def scores(folder: Path, ids: np.ndarray) -> np.ndarray:
     [
         *((family, {}) for family in FAMILIES if family not in ("chatglm", "glm")),
         ("llama", {"tie_word_embeddings": True}),
-        ("llama", {"intermediate_size": 512}),  # another size that is the vocabulary's
+        ("llama", {"intermediate_size": 512}),  # another dimension of the size of the vocabulary
     ],
     ids=str,
 )

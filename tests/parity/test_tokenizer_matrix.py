@@ -126,9 +126,9 @@ VOCABULARIES = [
     ),
     *(f"mistral {number}" for number in (1, 2, 3, 4)),
 ]
-# Folders that AutoTokenizer of transformers 5 reads otherwise than their tokenizer.json says: its LlamaTokenizer puts no
+# Folders for which AutoTokenizer of transformers 5 differs from their tokenizer.json: its LlamaTokenizer adds no
 # space before a text that begins with one, nor (without "legacy", which its own save_pretrained loses) after a special
-# token. The file goes first here, as in transformers 4 and in the servers.
+# token. The file takes precedence here, as in transformers 4 and in the servers.
 DEPARTS = {"llama2 prepend", "llama2 always, saved by transformers"}
 
 
@@ -144,7 +144,7 @@ def test_ids_equal_transformers_for_every_text(matrix, name):
     assert bare == ours(CASES, add_special_tokens=False)["input_ids"] == theirs["ids"]
     begin = [ours.bos_token_id]
     for text, own, whole in zip(CASES, bare, theirs["whole"], strict=True):
-        # A text that begins with the begin token gets no second one here.
+        # A text that begins with the begin token does not get a second one here.
         expected = whole[1:] if whole[:2] == 2 * begin and own[:1] == begin else whole
         assert ours(text)["input_ids"] == expected
     assert [ours.decode(row) for row in theirs["whole"]] == theirs["decoded"]

@@ -56,7 +56,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 RUNS = [f"{name}/{method}" for name in MODELS for method in ("full", "lora")]
 RATE, CLIP = 1e-3, 0.25
-# Ours (two options) and theirs (one: a share below 1, else steps).
+# Ours (two options) and theirs (one: a ratio below 1, otherwise steps).
 SCHEDULES = {
     "full": ({"lr_scheduler_type": "cosine", "warmup_ratio": 0.17}, {"lr_scheduler_type": "cosine", "warmup_steps": 0.17}),
     "lora": ({"lr_scheduler_type": "linear", "warmup_steps": 3}, {"lr_scheduler_type": "linear", "warmup_steps": 3}),
@@ -76,8 +76,8 @@ SCHEDULE_CASES: list[dict[str, Any]] = [
 # Weights are float32 numbers of about 1 after twenty steps, each rounded to 6e-8 of its size and summed in another
 # order: their difference is a few such roundings. The measured largest is 4e-7.
 WEIGHTS = 2e-6
-# A bias of the keys adds the same to all scores of a query where no rotation stands between: softmax takes it out
-# again, its gradient is rounding alone, and Adam makes steps of the full rate out of that. It changes no answer.
+# A bias of the keys adds the same to all scores of a query if there is no rotary embedding: softmax cancels it,
+# its gradient is only rounding, and Adam makes full-size steps of that. It changes no output.
 NO_GRADIENT = {"opt": ("k_proj.bias",), "bloom": ("query_key_value.bias",)}
 
 
@@ -137,7 +137,7 @@ class Peers:
         order, samples = SampleOrder(len(examples), config.runtime.seed), []
         for position in range(STEPS * BATCH * MICRO):
             example = examples[order[position]]
-            last = example.labels[-1]  # where it is not trained it is not read either
+            last = example.labels[-1]  # if it is not trained, it is not read either
             samples.append({"input_ids": [*example.input_ids, max(0, last)], "labels": [-100, *example.labels]})
         data = self.folder / "samples" / f"{name}.json"
         data.parent.mkdir(exist_ok=True)
@@ -201,7 +201,7 @@ def test_losses_and_gradient_norms_equal_transformers(peers, run):
     assert relative(log["loss"], theirs["losses"]) <= 1e-6
     np.testing.assert_allclose(log["learning_rate"], theirs["rates"], rtol=1e-12, atol=0)
     assert relative(log["grad_norm"], theirs["norms"]) <= 1e-5
-    # Nothing of this would be seen if the steps did nothing: clipped all along, a rate that rises and falls.
+    # Guards the test itself: clipping is always active, and the rate rises and falls.
     assert min(theirs["norms"]) > CLIP and len(theirs["losses"]) == STEPS
     assert log["learning_rate"][0] == 0 and 0 < log["learning_rate"][-1] < max(log["learning_rate"]) == RATE
 
@@ -229,7 +229,7 @@ def test_learning_rates_of_every_schedule_equal_transformers(peers):
             rates.append(scheduler())
             scheduler.step()
         np.testing.assert_allclose(rates, wanted, rtol=1e-12, atol=3e-4 * 1e-15, err_msg=str(case))
-        if shape == "constant_with_warmup":  # ours warms a plain constant up too, where that is asked for
+        if shape == "constant_with_warmup":  # ours warms up a plain constant schedule too, if requested
             constant = make_scheduler(replace(schedule, lr_scheduler_type="constant"), steps)
             assert [(constant(), constant.step())[0] for _ in range(steps)] == rates
 

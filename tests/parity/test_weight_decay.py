@@ -75,7 +75,7 @@ class Trained:
         trainer.create_optimizer_and_scheduler(1)
         self.tensors = {h.name: h.tensor for h in parameter_shards(self.model) if not h.tensor.stop_gradient}
         for key, tensor in self.tensors.items():
-            if key.endswith("lora_B"):  # starts as 0, on which no decay would be seen
+            if key.endswith("lora_B"):  # starts at 0, where decay has no effect
                 tensor.set_value(paddle.full_like(tensor, 0.5))
         before = {key: tensor.numpy() for key, tensor in self.tensors.items()}
         for tensor in self.tensors.values():

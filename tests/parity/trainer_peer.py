@@ -2,7 +2,7 @@
 
     python trainer_peer.py JOBS.json
 
-Each job is a dictionary; see make() and train(). Knows nothing of oarlock.
+Each job is a dictionary; see make() and train(). Does not import oarlock.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python transformers_peer.py JOBS.json
 
-Each job is a dictionary: "make" writes a random model of a configuration; "adapter" puts a LoRA adapter beside the
-model, which "peft" makes before; every model is then run, and its scores, its greedy continuation and its tokenizer's ids go to OUT.npz/.json.
-Knows nothing of oarlock.
+Each job is a dictionary: "make" writes a random model of a configuration; "adapter" adds a LoRA adapter to the
+model, which "peft" makes first; every model is then run, and its logits, its greedy continuation and its tokenizer's ids
+are written to OUT.npz/.json. Does not import oarlock.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def killed_while_waiting(rank: int) -> None:
 def killed_while_computing(rank: int) -> None:
     from oarlock.cpu_ranks import failure_detector
 
-    failure_detector._GRACE_S = 2.0  # nothing here would end by itself
+    failure_detector._GRACE_S = 2.0  # nothing here ends by itself
     if rank == 2:
         die()
     matrix = np.ones((200, 200))

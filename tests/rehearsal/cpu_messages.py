@@ -21,7 +21,7 @@ def check_messages(rank: int, rng) -> None:
         out = tensor_of(np.zeros_like(values[rank]), kind)
         dist.recv(out, src=left)
         same(out, values[left], kind, f"ring {shape}")
-    # Both directions between all pairs, in random order and sizes; order between a pair is kept.
+    # Both directions between all pairs, in random order and sizes; the order within a pair is kept.
     plan = np.random.default_rng(11).integers(1, 200_000, (RANKS, RANKS, 12))
     tasks, received = [], []
     for i, other in itertools.product(range(12), (j for j in range(RANKS) if j != rank)):
@@ -71,7 +71,7 @@ def check_batches(rank: int, rng) -> None:
         ]
     )
     assert [float(out[0]) for out in outs[:2]] == [left * 10 + 3, right * 10]
-    # Parts, and putting them together.
+    # Splitting and joining.
     values = rng.standard_normal((RANKS, 8), dtype=np.float32)
     for part in range(2):
         pp._send_on_calc_stream(paddle.to_tensor(values[rank]), world, right, nranks=2, rank_id=part)
@@ -135,7 +135,7 @@ def check_sub_groups(rank: int, rng) -> None:
             tensor = paddle.full([3], rank + 100 * number)
             dist.broadcast(tensor, src=group.ranks[turn], group=group)
             assert int(tensor[0]) == group.ranks[turn] + 100 * number
-    # Several groups of one pair: each has its own order.
+    # Several groups of one pair: each keeps its own order.
     both = [group for group in pairs if group.ranks == [0, 3]]
     if rank == 0:
         for i, group in enumerate(both):

@@ -64,7 +64,7 @@ def check_reductions(rank: int, rng) -> None:
                 continue
             op, expected = getattr(dist.ReduceOp, operation), reduced(values, operation, kind)
             tensor = tensor_of(values[rank], kind)
-            dist.stream.all_reduce(tensor, op=op)  # dist.all_reduce asks for NCCL's version when it is AVG
+            dist.stream.all_reduce(tensor, op=op)  # dist.all_reduce queries NCCL's version for AVG
             same(tensor, expected, kind, f"all_reduce {operation} {shape}")
             tensor, root = tensor_of(values[rank], kind), number % RANKS
             dist.stream.reduce(tensor, dst=root, op=op)
@@ -78,7 +78,7 @@ def check_reductions(rank: int, rng) -> None:
             whole = tensor_of(rows[rank], kind)
             dist.stream.reduce_scatter(out, whole, use_calc_stream=True)
             same(out, expected, kind, f"reduce_scatter of one tensor {shape}")
-            if shape[0]:  # into a part of the input, as Fleet's fused buffers have it
+            if shape[0]:  # into a slice of the input, as in Fleet's fused buffers
                 part = whole._slice(rank * shape[0], (rank + 1) * shape[0])
                 dist.stream.reduce_scatter(part, whole)
                 same(part, expected, kind, f"reduce_scatter in place {shape}")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 LLM = Path(__file__).resolve().parents[2] / "llm"
 RANKS = 4
-# Ranks that are still there by then are killed and the test fails; those that wait for one that never comes wait longer.
+# Ranks that still run by then are killed and the test fails; ranks that wait for a missing one have a longer timeout.
 LIMIT_S, PATIENCE_S = 300.0, 900.0
 SHORT_S = 4  # until a rank that is late is complained of, where that is what a scenario is about
 

@@ -29,7 +29,7 @@ def do_hub(folder: Path, case: str) -> None:
     cache = folder / f"cache-{case}-{rank() // 2 if case == 'two_nodes' else 0}"
 
     def fake(name, files):
-        if (cache / files[0]).is_file():  # where the others look after the reader
+        if (cache / files[0]).is_file():  # where the other ranks look after the reader
             return cache / files[0]
         with open(calls, "a") as file:
             file.write(f"{rank()} {files[0]}\n")
@@ -67,7 +67,7 @@ def do_data(folder: Path, case: str) -> None:
     records = [{"src": f"q{i}", "tgt": f"a{i}"} for i in range(5)] + [{"src": "q"}] * (case == "wrong")
     text = "\n".join(map(json.dumps, records))
     (place / f"of-{rank()}").mkdir(parents=True)
-    (place / f"of-{rank()}" / "train.jsonl").write_text(text)  # the content counts, not the place
+    (place / f"of-{rank()}" / "train.jsonl").write_text(text)  # the content counts, not the path
     tokenizer = load_tokenizer(str(make_tiny_tokenizer(place / f"of-{rank()}")))
     cache = place / (f"cache-{rank() // 2}" if case == "two_nodes" else "cache")
     section = FinetuneDataSection(dataset_name_or_path=str(place / f"of-{rank()}"), data_cache_dir=str(cache))

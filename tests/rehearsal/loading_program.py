@@ -42,7 +42,7 @@ def all_scenarios(folder: Path) -> int:
     from oarlock.environment.ranks import rank
     from oarlock.models import build
 
-    process_group.install(60.0)  # as a run does at its start
+    process_group.install(60.0)  # as at the start of a run
     result: dict[str, object] = {}
     for scenario in BEFORE_CONNECTING:
         try:

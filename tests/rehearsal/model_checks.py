@@ -93,7 +93,7 @@ def reseeded_tracker() -> None:
     expected = draw()
     seed_step(1, 5)
     numbers()
-    assert draw() == expected  # the default one is left alone
+    assert draw() == expected  # the default one is unchanged
 
 
 def tied_embeddings_on_two_stages() -> None:

@@ -133,7 +133,7 @@ def read(path: Path, code: int) -> str:
     return json.loads(path.read_text()) if path.exists() else f"exit code {code}"
 
 
-# In a rank.
+# On a rank.
 
 
 def run_check(name: str) -> None:
@@ -175,7 +175,7 @@ def all_checks(folder: Path) -> int:
             barrier()
         except BaseException:
             result[name] = traceback.format_exc()
-            break  # the ranks are no longer at the same place
+            break  # the ranks are no longer in step
         result[name] = ""
     (folder / f"checks-{rank()}.json").write_text(json.dumps(result))
     return 0

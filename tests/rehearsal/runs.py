@@ -1,8 +1,8 @@
 """Run many small plans from one warm process and say how each compares with one process: python runs.py SPEC OUT.
 
 SPEC (JSON): a list of groups {"model", "kind", "batch", "steps", "plans": [...]}, perhaps with "flags" for all runs;
-"model" is what differs from SMALL, or all of config.json where "whole" is true. A plan is {"ranks", "flags", ...} and
-may be a chain [{...}, {...}] of plans that go on from each other's checkpoints. OUT gets one entry a plan.
+"model" has the fields that differ from SMALL, or is a full config.json if "whole" is true. A plan is {"ranks", "flags",
+...}, or a chain [{...}, {...}] of plans that resume from each other's checkpoints. OUT gets one entry per plan.
 """
 
 from __future__ import annotations

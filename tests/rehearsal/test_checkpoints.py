@@ -35,7 +35,7 @@ def runs(tmp_path_factory, tiny_config) -> Path:
     shutil.copytree(tiny_config, folder / "model")
     shutil.copytree(folder / "data", folder / "foreign")
     ids = np.fromfile(folder / "foreign" / "c.bin", np.uint16)
-    ids[::50] = 600  # the model has 512, and the notes beside the corpus say nothing of it
+    ids[::50] = 600  # the model has 512 rows, and the notes of the corpus do not mention it
     ids.tofile(folder / "foreign" / "c.bin")
     program = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("disturbed_saves.py")), str(folder)],
@@ -189,7 +189,7 @@ def test_a_checkpoint_written_in_the_background_is_identical(runs):
 def test_save_total_limit(runs):
     assert [path.name for path in list_checkpoints(runs / "stage3")] == ["checkpoint-4", "checkpoint-2"]
     assert [path.name for path in list_checkpoints(runs / "split")] == ["checkpoint-4"]
-    assert [path.name for path in list_checkpoints(runs / "killed")] == ["checkpoint-4"]  # by the run that went on
+    assert [path.name for path in list_checkpoints(runs / "killed")] == ["checkpoint-4"]  # by the resumed run
 
 
 @pytest.mark.parametrize("name", ["full", "full_background"])

@@ -32,7 +32,7 @@ def ways(name: str, method: str) -> list[str]:
     if method == "prefix" and not family.kv_axes:
         return []
     found = ["tensor"] if family.tensor_parallel else ["data"]
-    if name == "opt" and method in ("full", "lora"):  # tied, and read by Fleet for what it has not
+    if name == "opt" and method in ("full", "lora"):  # tied, and Fleet reads an attribute that it lacks
         found.append("slices")
     if family.sequence_parallel and method in ("full", "lora"):
         found.append("sequence")

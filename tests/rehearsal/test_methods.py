@@ -27,7 +27,7 @@ STAGED = [
     plan(4, **{TP: 2, PP: 2, "recompute": 1}),
     plan(4, 2, micro=1, sharding="stage2", **{PP: 2}),
 ]
-# An adapter goes on under other plans from where the one before it stopped.
+# Each adapter continues under another plan where the previous one stopped.
 CHAIN = [until(3, plan(4, **{TP: 2, PP: 2})), until(6, plan(2, 2, sharding="stage3")), plan(1)]
 STEPS = 4
 

@@ -42,8 +42,8 @@ FAILURES = {
     "ParamStorage.add_rank_params": "Tensor not initialized yet",
 }
 
-# Replacements of the table, without "oarlock.", and the test that fails without them. Of those that are there for speed
-# it shows that the results are the same.
+# Replacements of the table, without "oarlock.", and the test that fails without them. For those that only make things
+# faster, it shows that the results are the same.
 SHOWN_BY = {
     "compat.lazy_imports:*": "unit/ops/test_lazy_imports.py::test_unused_parts_are_not_imported",
     "environment.matmul_library:*": "unit/ops/test_products.py::test_which_library_multiplies",
@@ -71,7 +71,7 @@ NOT_SHOWN = {
     "ops.malloc:*": "changes the speed only: benchmarks/rms_norm.py",
     "train.data_loading:*": "Paddle's loader hangs without it",
 }
-# Files that set attributes of other objects which are no patches of Paddle or PaddleNLP.
+# Files that set attributes of other objects, but do not patch Paddle or PaddleNLP.
 OTHER_OBJECTS = {
     "models/build.py": "fields of a model's configuration",
     "export/convert_tensors.py": "fields of a model's configuration",

@@ -84,7 +84,7 @@ def repeated_classes(tree: SourceTree) -> dict[str, list[str]]:
     return {name: places for name, places in sorted(found.items()) if len(places) > 1}
 
 
-# A relative clause or an indirect question, whatever follows; a preposition without a main clause; a bare reference.
+# Relative clauses, indirect questions, prepositions without a main clause, and bare references.
 # Noun phrases ("The number of ranks.", "Whether the run has ended.") are usual for properties and questions, and pass.
 _FRAGMENT = re.compile(
     r"(That|Which|Who|Whose|Whom|Where|What|How)\b"

@@ -21,7 +21,7 @@ class Echo:
 
     async def __call__(self, scope, receive, send):
         message = await receive()
-        assert not message.get("more_body", False)  # it comes in one piece
+        assert not message.get("more_body", False)  # it arrives in one piece
         self.asked.append(scope["path"])
         if scope["path"] == "/wait":
             self.waits.release()

@@ -17,8 +17,8 @@ from oarlock.serve.request import GenerationRequest, Prompt, join_chunks
 
 VOCABULARY = 300
 END = 0
-GUARD_S = 300  # against a test that hangs
-ENDLESS = 10**9  # tokens of an answer that a test ends
+GUARD_S = 300  # only guards against hanging
+ENDLESS = 10**9  # tokens of an answer that the test ends
 FIRST = "{{ messages[0]['content'] }}"
 
 
@@ -43,7 +43,7 @@ class Script:
 
     def __init__(self, chunk=None):
         self.chunk = chunk
-        self.steps = []  # lengths of what was fed
+        self.steps = []  # lengths of the inputs
         self.alive = {}
         self.gate = threading.Event()
         self.gate.set()

@@ -172,7 +172,7 @@ def test_printed_config_reads_back_to_the_same(tmp_path_factory, data):
     try:
         config = load_config(PretrainConfig, words).config
     except ConfigError:
-        return  # values that don't fit together; what they say is tested above
+        return  # values that don't fit together; their messages are tested above
     path = tmp_path_factory.mktemp("yaml") / "c.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     assert load_config(PretrainConfig, [str(path)]).config == config

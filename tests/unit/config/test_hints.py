@@ -18,7 +18,7 @@ from oarlock.config.options import option_specs
 PACKAGE = Path(__file__).resolve().parents[3] / "llm" / "oarlock"
 _FLAG = re.compile(r"(?<![\w-])--([a-zA-Z][\w-]*)")
 _COMMAND = re.compile(r"`oarlock ([^`]*)`")
-# Of other programs: launchers, compilers, servers, pip.
+# Flags of other programs: launchers, compilers, servers, pip.
 FOREIGN_FILES = {
     *("launch/command.py", "launch/slurm.py"),
     *("export/start_scripts.py", "export/servers.py", "config/synonyms.py", "parallel/launch_command.py"),

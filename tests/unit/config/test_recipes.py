@@ -26,7 +26,7 @@ RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
 JOBS = ("pretrain", "full", "lora", "qlora", "prefix", "p_tuning")
 SIZES = ("7b", "13b", "70b")
 
-# Where a run is, and from which model: not what a recipe is about.
+# Output folders and models, which a recipe does not decide.
 PLACES = {
     "model_name_or_path", "tokenizer_name_or_path", "model_type", "output_dir", "overwrite_output_dir", "device",
 }  # fmt: skip
@@ -86,7 +86,7 @@ def test_recipes_have_the_published_numbers(name):
     recipe = CONFIGS / "recipes" / f"{name}.yaml"
     kind = PretrainConfig if name == "pretrain_7b" else FinetuneConfig
     found, published = values(load(recipe)), values(load_config(kind, shlex.split(PUBLISHED[name])).config)
-    # The published commands give a dev file, which goes before a split of the recipes.
+    # The published commands give a dev file, which takes precedence over a split in the recipes.
     assert found.pop("validation_split", 0.02) == 0.02 and published.pop("validation_split", None) is None
     assert found == published
 

@@ -100,7 +100,7 @@ def test_a_limit_of_file_sizes_bounds_the_memory(monkeypatch):
         memory.reserve(2 * PAGE)
 
 
-# What another rank's memory says.
+# Values in another rank's memory.
 
 
 @pytest.fixture

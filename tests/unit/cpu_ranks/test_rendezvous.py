@@ -127,14 +127,14 @@ def test_strangers_do_not_disturb_the_ranks(point, stranger):
     assert meeting.all_met(2)
     for each in left:
         each.close()
-    # Each of the two holds its own memory and the other's, for as long as it lives.
+    # Each of the two holds its own memory and the other's until it exits.
     assert len(os.listdir("/proc/self/fd")) <= before + 4
 
 
 def test_a_process_of_another_user_is_rejected_at_once(point, monkeypatch):
     meeting = SharedCollectives()
     user = os.geteuid()
-    monkeypatch.setattr(os, "geteuid", lambda: user + 1)  # seen from rank 0, everybody is another user
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)  # to rank 0, everyone is another user
     meeting.come(point, 0, 2, wait_s=1.0)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     while made.connect_ex(point.address):
@@ -163,7 +163,7 @@ def test_an_occupied_meeting_point_is_an_error(point, monkeypatch):
     assert "Start again with another port" in str(meeting.problems[0])
 
 
-# Members that do something else than they should.
+# Members that break the protocol.
 
 
 def test_a_rank_that_sends_a_file_fails_the_launch_by_name(point, tmp_path):
@@ -178,7 +178,7 @@ def test_a_rank_that_sends_a_file_fails_the_launch_by_name(point, tmp_path):
         meeting.end()
     expected = f"rank 2 (pid {os.getpid()}): the descriptor of a rank's memory is not a memory"
     assert str(meeting.problems[0]).startswith(expected)
-    with pytest.raises(StoppedWithOthers):  # rank 1 ends without a word
+    with pytest.raises(StoppedWithOthers):  # rank 1 exits silently
         other.receive(FrameKind.MEMBER)
     channel.close()
     other.close()
@@ -224,7 +224,7 @@ def test_only_rank_0_names_a_missing_rank(point):
     other.close()
 
 
-# Something else in rank 0's place.
+# Something else in place of rank 0.
 
 
 def hand_a_file(channel: Channel, file: int) -> None:
@@ -291,7 +291,7 @@ def test_a_rank_0_without_the_key_gets_nothing(point):
         made.recv(1000)
         Channel(made, b"another", is_first=True).send(Frame(FrameKind.CHALLENGE, 0, 2))
         meeting.end()
-        assert made.recv(1000) == b""  # no memory came
+        assert made.recv(1000) == b""  # no memory arrived
         made.close()
     assert f"the process at rank 0's meeting point (pid {os.getpid()}) is not of this launch" in str(
         meeting.problems[1]

@@ -165,7 +165,7 @@ def test_sigkill_leaves_no_file_that_looks_complete(tmp_path, tiny_tokenizer):
     assert children
     deadline = time.monotonic() + 300
     while any(is_running(pid) for pid in children):
-        assert time.monotonic() < deadline, "its workers go on"
+        assert time.monotonic() < deadline, "its workers are still running"
         time.sleep(0.05)
 
 

@@ -52,7 +52,7 @@ def test_a_real_corpus_of_many_sizes(tmp_path, tiny_tokenizer):
         assert np.array_equal(data[i][:-1], ids) and data[i][-1] == encoder.eos_id, i
     corpus = Corpus.open(str(tmp_path / "c"))
     assert np.array_equal(corpus.documents.sizes, data.sizes) and ends_with(corpus.documents, encoder.eos_id) == 1
-    empty = sum(not one.size for one in sources) + 1  # c.txt and the library's among them, and the second row of d.csv
+    empty = sum(not one.size for one in sources) + 1  # including c.txt, the library's file, and the second row of d.csv
     assert (report.documents, report.tokens, report.empty) == (len(expected), int(data.sizes.sum()), empty)
     about = read_corpus_summary(tmp_path / "c")
     assert about["format"] == index_format.FORMAT and about["unsure_cuts"] == 0
@@ -73,7 +73,7 @@ def test_an_existing_corpus_is_not_overwritten(tmp_path, tiny_tokenizer):
     (tmp_path / "a.txt").write_text("three")
     with pytest.raises(DataError, match=r"c.bin, .*c.idx, .*c.json: already there.*--overwrite"):
         build_corpus(options)
-    (tmp_path / "c.idx").unlink()  # half of one is one too
+    (tmp_path / "c.idx").unlink()  # half of a document is one too
     with pytest.raises(DataError, match="already there"):
         build_corpus(options)
     assert (tmp_path / "c.bin").read_bytes() == before
@@ -125,7 +125,7 @@ def test_negative_ids_are_refused(tmp_path):
         PretrainCollator(10)([dataset[0]])
 
 
-# other makers
+# corpora of other tools
 
 
 def sequences(prefix: Path, rows: list[list[list[int]]], dtype=np.int32) -> Path:
@@ -157,7 +157,7 @@ def test_documents_of_several_sequences_are_joined(tmp_path, dtype, capsys):
         joined[i : i + 4].tolist() for i in range(0, len(joined) - 3, 3)
     ]
     flat = Corpus.open(str(sequences(tmp_path / "flat", [[row] for row in WHOLE])))
-    assert flat.fingerprint != corpus.fingerprint, "a run that began with the sequences does not go on in silence"
+    assert flat.fingerprint != corpus.fingerprint, "a run that started with sequences must not resume silently"
 
 
 def test_a_corpus_of_the_earlier_builder_is_reported(tmp_path, capsys):
@@ -177,7 +177,7 @@ def test_an_index_with_missing_or_wrong_document_bounds_is_refused(tmp_path):
     (tmp_path / "c.idx").write_bytes(wrong)
     with pytest.raises(DataError, match=r"documents end at sequence 2 of 3"):
         Corpus.open(str(prefix))
-    none = index[:-bounds] + struct.pack("<q", 0)  # nothing but the first: never ended a document
+    none = index[:-bounds] + struct.pack("<q", 0)  # only the first: no document ever ended
     struct.pack_into("<Q", none, 26, 1)
     (tmp_path / "c.idx").write_bytes(none)
     assert Corpus.open(str(prefix)).num_documents == 3

@@ -126,9 +126,9 @@ def test_every_corpus_of_a_blend_is_checked(corpus, text, other, tiny_tokenizer,
 def test_corpora_of_earlier_versions(corpus, tiny_tokenizer, other, tmp_path, capsys):
     earlier = hashlib.sha256((tiny_tokenizer / "tokenizer.json").read_bytes()).hexdigest()[:16]
     note(corpus, tokenizer_fingerprint=earlier)
-    check(corpus, tiny_tokenizer)  # the very file
+    check(corpus, tiny_tokenizer)  # the same file
     load_tokenizer(str(tiny_tokenizer)).save_pretrained(tmp_path / "saved")
-    check(corpus, tmp_path / "saved")  # found again by the name that was noted
+    check(corpus, tmp_path / "saved")  # found again by its recorded name
     assert capsys.readouterr().out == ""
     with pytest.raises(DataError, match="which gives other ids"):
         check(corpus, other)

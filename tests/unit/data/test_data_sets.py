@@ -152,7 +152,7 @@ def test_sets_are_loaded_by_name(tmp_path, tokenizer):
 
 
 def test_held_out_examples_are_never_trained_on_and_always_the_same(tmp_path, tokenizer):
-    rows = records(0, 90) + records(0, 30)  # thirty stand there twice
+    rows = records(0, 90) + records(0, 30)  # thirty occur twice
     path = write(tmp_path / "a.jsonl", rows)
     for amount, wanted in ((0.1, 12), (20, 20)):
         data = load_finetune_data(section(tmp_path, path, validation_split=amount), tokenizer)

@@ -229,7 +229,7 @@ def test_hashes_are_noted_until_a_file_changes(tmp_path, monkeypatch):
     file, taken = tmp_path / "file", []
     monkeypatch.setattr("oarlock.files.file_sha256", lambda path: (taken.append(path), file_sha256(path))[1])
     file.write_text("one")
-    for _ in range(2):  # just written: not noted
+    for _ in range(2):  # just written: not recorded
         assert file_sha256_noted(file, tmp_path / "notes") == file_sha256(file)
     assert len(taken) == 2
     monkeypatch.setattr("oarlock.files.time.time_ns", lambda: file.stat().st_ctime_ns + 3_000_000_000)
@@ -238,7 +238,7 @@ def test_hashes_are_noted_until_a_file_changes(tmp_path, monkeypatch):
     assert len(taken) == 3
     times = file.stat()
     file.write_text("two")
-    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # the same size and time of change
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # the same size and modification time
     assert file_sha256_noted(file, tmp_path / "notes") == file_sha256(file)
 
 

@@ -128,4 +128,4 @@ def test_a_template_that_refuses_a_record_names_it(tmp_path, tokenizer):
     ):
         read(path, tokenizer, name="llama2")
     rows, counts = read(path, tokenizer, name="llama2", skip_bad=True)
-    assert (len(rows), counts.bad) == (0, 2)  # the second is not of the first one's form
+    assert (len(rows), counts.bad) == (0, 2)  # the second one has another form

@@ -81,7 +81,7 @@ def test_packed_rows_restart_positions_and_mark_where_examples_end():
     for start, stop in ((0, 3), (3, 5), (5, 6)):
         blocks[start:stop, start:stop] = np.tri(stop - start, dtype=bool)
     assert (seen[0] == blocks).all()
-    assert seen.any(axis=2).all()  # a row that sees nothing is NaN in some kernels
+    assert seen.any(axis=2).all()  # a row that attends to nothing is NaN in some kernels
 
 
 @settings(max_examples=200, deadline=None)
@@ -133,7 +133,7 @@ def test_the_log_line_and_the_default_length():
     ("lengths", "packs"),
     [
         ([12] * 200 + [20] * 8, None),  # no two fit
-        ([9] * 3 + [12] * 200 + [20] * 8, None),  # some do, but rows of 12 in 20 are emptier than padded ones
+        ([9] * 3 + [12] * 200 + [20] * 8, None),  # some do, but rows of 12 in 20 waste more than padded ones
         ([5] * 100 + [20] * 8, 33),
     ],
 )
@@ -148,7 +148,7 @@ def test_nothing_is_packed_without_a_gain(lengths, packs, capsys):
         assert len(rows) == packs and "full (padded batches of 8: " in said
 
 
-# what can't be packed
+# cases that can't be packed
 
 
 class FakeConfig:

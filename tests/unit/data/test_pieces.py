@@ -16,7 +16,7 @@ from oarlock.data.corpus.text_chunks import TextSplitter
 
 ROOT = Path(__file__).resolve().parents[3]
 CHINESE = "从前有座山，山里有座庙。庙里有个老和尚在讲故事！讲的是什么呢？从前有座山，山里有座庙。"
-# Llama 3's; GPT-4's differs in nothing that matters here.
+# Llama 3's; GPT-4's has no relevant difference.
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -46,7 +46,7 @@ def _bpe(normalizer=None, pre_tokenizer=None, alphabet=(), **trainer) -> Tokeniz
 
 
 def _trained(tokenizer: Tokenizer, trainer) -> Tokenizer:
-    # Lines for those that would take a whole text for one word.
+    # Lines, for tokenizers that treat a text without them as one word.
     tokenizer.train_from_iterator([line for line in _text().split("\n") if line], trainer)
     return tokenizer
 
@@ -144,7 +144,7 @@ def test_chinese_without_spaces_is_cut_too(encoders, monkeypatch):
 
 def test_uncuttable_text_stays_whole_up_to_a_limit_and_is_then_counted(encoders, monkeypatch):
     monkeypatch.setattr(text_chunks, "CHUNK_LENGTH", 1000)
-    runs = TextSplitter(lambda texts: [[len(text)] for text in texts])  # a tokenizer that takes any text for one token
+    runs = TextSplitter(lambda texts: [[len(text)] for text in texts])  # a tokenizer that makes any text a single token
     text = "a b\n" * 5000
     assert runs.split_text(text) == [text] and runs.unsure == 0
     monkeypatch.setattr(text_chunks, "MAX_CHUNK_LENGTH", 4000)

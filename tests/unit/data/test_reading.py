@@ -62,7 +62,7 @@ FORMS = {
     "csv": lambda texts, end: _table(texts, end, ","),
     "tsv": lambda texts, end: _table(texts, end, "\t"),
 }
-# Every character that UTF-8 has but NUL, which no text holds, and a lone CR, at which spreadsheets end a line.
+# Every UTF-8 character except NUL, which is not text, and a lone CR, which ends a line in spreadsheets.
 TEXTS = st.lists(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\ufeff"), max_size=40).map(
         lambda text: text.replace("@", "\r\n")

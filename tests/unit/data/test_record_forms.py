@@ -77,7 +77,7 @@ def test_equal_answers_under_two_names_count_once():
     assert messages({"question": "q", "answer": "a", "response": "a"}) == QA
 
 
-# what is said
+# reports
 
 
 def test_show_and_check_report_trained_tokens_and_text(tiny_tokenizer, tokenizer, tmp_path, capsys):

@@ -153,7 +153,7 @@ def test_damaged_examples_are_rebuilt(data, name, change):
         StoredExamples(folder).check()
 
 
-# what processes that read tell
+# errors in worker processes
 
 
 class Samples:

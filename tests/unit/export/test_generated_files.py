@@ -157,7 +157,7 @@ def test_a_modified_start_script_is_found(exported, tmp_path, old, new, line):
     assert old in text
     (folder / "start.sh").write_text(text.replace(old, new, 1))
     assert kinds(folder) == {"start": f"start.sh:{line}"}
-    for manifest in ({**read_manifest(folder), "name": None}, None):  # as an older version wrote it; and without one
+    for manifest in ({**read_manifest(folder), "name": None}, None):  # as written by an older version, and without one
         (folder / MANIFEST_FILE).unlink()
         if manifest is not None:
             del manifest["name"]
@@ -176,7 +176,7 @@ def test_unexpected_files_in_an_export_are_found(exported, tmp_path):
         (folder / name).write_text("")
         assert kinds(folder) == {"foreign": name}
         (folder / name).unlink()
-    for name in ("sitecustomize.py", "Dockerfile", "x.ipynb"):  # the manifest's word is not taken for code
+    for name in ("sitecustomize.py", "Dockerfile", "x.ipynb"):  # values of the manifest are not executed
         (folder / name).write_text("")
         content = read_manifest(folder)
         content["files"][name] = {"bytes": 0, "sha256": "0" * 64}

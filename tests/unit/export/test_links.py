@@ -48,7 +48,7 @@ def secret(tmp_path) -> Path:
     return path
 
 
-# every way to lead out of a folder: (folder, secret) -> the name that has to be told
+# every way to lead out of a folder: (folder, secret) -> the name in the error
 
 
 def plain(folder: Path, secret: Path) -> str:

@@ -147,12 +147,12 @@ def test_code_of_another_version_is_found(tiny_model, tmp_path):
     (library / "errors.py").write_text((library / "errors.py").read_text() + "import os\n")
     (finding,) = check_folder(folder, "triton")
     assert finding.kind == "code" and finding.place == "oarlock_infer/1/lib/oarlock/errors.py"
-    write_manifest(folder, target="triton")  # it lies beside the code, so it proves nothing
+    write_manifest(folder, target="triton")  # it is in the code folder, so it proves nothing
     assert [finding.kind for finding in check_folder(folder, "triton", hashes=True)] == ["code"]
     shutil.copy(Path(errors.__file__), library / "errors.py")
     for name, content, kind in (
         ("oarlock/1/model.py", MODEL, "code"),
-        ("oarlock/1/lib/paddle.py", "", "foreign"),  # found before the package of that name
+        ("oarlock/1/lib/paddle.py", "", "foreign"),  # shadows the package of that name
         ("oarlock/2/model.py", "import os", "foreign"),
         ("oarlock/1/model/modeling.py", "", "foreign"),
         ("start.sh", "", "foreign"),

@@ -224,5 +224,5 @@ def test_a_file_is_read_up_to_its_limit(tmp_path):
     assert read_bytes(tmp_path / "a.json", limit=100) == b"x" * 100
     with pytest.raises(ModelError, match="100 bytes is too large for a recipe"):
         read_bytes(tmp_path / "a.json", limit=99, what="recipe")
-    with pytest.raises(ModelError, match="too large"):  # its size is 0, what comes out of it is not
+    with pytest.raises(ModelError, match="too large"):  # its size is 0, its content is not
         read_bytes(Path("/proc/self/status"), limit=50)

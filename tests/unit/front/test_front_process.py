@@ -19,7 +19,7 @@ from oarlock.serve.config import FrontConfig, ServeConfig, TritonConfig
 from oarlock.serve.front.start import front_mark, start_front, tell_front
 from oarlock.serve.supervision.listening import Listening
 
-GUARD_S = 120  # against a test that hangs; nothing is decided by it
+GUARD_S = 120  # only guards against hanging
 
 
 def configure(run, drain_seconds, **front):

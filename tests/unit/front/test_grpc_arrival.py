@@ -31,7 +31,7 @@ def test_a_message_is_refused_for_its_length(tmp_path):
             with contextlib.suppress(asyncio.InvalidStateError):  # it may have ended already
                 await call.write(question("oarlock", bytes(5 << 20)))
             with pytest.raises(grpc.aio.AioRpcError, match=r"larger than the 100,000 bytes"):
-                while await call.read() is not grpc.aio.EOF:  # what was asked before is answered
+                while await call.read() is not grpc.aio.EOF:  # earlier requests are answered
                     pass
             await stub.ModelInfer(question(text=b"x" * 99_990))
             assert 'refused_total{door="grpc",reason="size"} 4' in counts.to_text(True)
@@ -56,7 +56,7 @@ def test_a_long_message_is_refused_at_its_start(tmp_path):
     async def work():
         async with front_of_triton(tmp_path) as (_, triton, _, channel):
             reader, writer = await connected(channel, "ModelInfer")
-            writer.write(make_frame(0, 0, 1, b"\0\x7f\xff\xff\xff"))  # 2 GiB, of which nothing comes
+            writer.write(make_frame(0, 0, 1, b"\0\x7f\xff\xff\xff"))  # 2 GiB, of which nothing is sent
             while True:
                 head = await reader.readexactly(9)
                 await reader.readexactly(int.from_bytes(head[:3], "big"))

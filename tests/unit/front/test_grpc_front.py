@@ -89,7 +89,7 @@ def test_a_disconnected_client_cancels_its_request(tmp_path):
             assert (await failure(late))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
             await until(lambda: triton.cancelled == 3)
 
-    run(work())  # front_of_triton() looks whether a place is left over
+    run(work())  # front_of_triton() checks that no slot leaks
 
 
 def test_unknown_models_and_methods_are_refused(tmp_path):
@@ -107,7 +107,7 @@ def test_unknown_models_and_methods_are_refused(tmp_path):
             broken = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(b"\xff\xff")
             assert await failure(broken) == (INVALID, "the request is not a valid ModelInferRequest")
             unknown = question()
-            data = unknown.SerializeToString() + b"\xfa\x3f\x01x"  # a field that nobody knows
+            data = unknown.SerializeToString() + b"\xfa\x3f\x01x"  # an unknown field
             await channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(data)
             assert triton.seen == [unknown]
 

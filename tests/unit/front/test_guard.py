@@ -60,7 +60,7 @@ def test_an_allowed_origin_is_accepted(echo):
         preflight = speak(port, head(method="OPTIONS", Access_Control_Request_Method="POST", Access_Control_Request_Headers="authorization, x-stainless-os", **asked))  # fmt: skip
         assert status(preflight) == 200 and f"access-control-allow-origin: {page}".encode() in preflight.lower()
         assert b"access-control-allow-headers: authorization, x-stainless-os" in preflight.lower()
-        for key, code in (("key", 200), ("no", 401)):  # an error can be read by the page, too
+        for key, code in (("key", 200), ("no", 401)):  # the page can read errors, too
             answer = speak(port, head(Content_Type="application/json", Content_Length=2, Authorization=f"Bearer {key}", **asked) + b"{}")  # fmt: skip
             assert status(answer) == code and f"access-control-allow-origin: {page}".encode() in answer.lower()
         assert status(speak(port, head(method="GET", Origin="https://other.example"))) == 403
@@ -155,7 +155,7 @@ def test_admission_control():
     places.acquire("c")
     for client in "abc":
         places.release(client)
-    assert places.num_open == 0 and not places._open  # nothing is kept of clients that are gone
+    assert places.num_open == 0 and not places._open  # nothing is kept about clients that are gone
     places.close()
     with pytest.raises(AdmissionRefused, match="shutting down") as refused:
         places.acquire("a")

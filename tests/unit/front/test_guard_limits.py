@@ -21,7 +21,7 @@ def test_a_too_large_body_is_refused(echo, port):
     assert ask(port, body=b"x" * 10_000)[0] == 200
     code, told = ask(port, body=b"x" * 10_001)
     assert code == 413 and "10,000 bytes" in told["error"]
-    # What announces gigabytes is refused before a byte of it; what announces nothing, at the first byte too many.
+    # A declared length of gigabytes is refused before the first byte; without one, at the first byte above the limit.
     assert status(speak(port, head(Content_Type="application/json", Content_Length=1 << 40), end=True)) == 413
     chunks = (b"2000\r\n" + b"x" * 8192 + b"\r\n") * 2
     answer = speak(port, head(Content_Type="application/json", Transfer_Encoding="chunked"), chunks, b"0\r\n\r\n")
@@ -42,7 +42,7 @@ def test_gigabytes_take_no_memory(port, framing):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
     answer = speak(port, head(Content_Type="application/json", **framing), *[piece] * 3200)
-    assert not answer or status(answer) == 413  # none where the client was cut off before it looked
+    assert not answer or status(answer) == 413  # none if the connection was closed before the client read
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30 << 10  # KB
     assert ask(port)[0] == 200
 
@@ -102,7 +102,7 @@ def test_the_number_of_connections_is_limited(echo):
     config = configure(max_connections=4)  # so that a client may have 2
     with running(guard_app(echo, config, Keys(), Admission(8, 8), error), config) as port:
         idle = [socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) for _ in range(2)]
-        for client in idle:  # it is known to the server when it has answered
+        for client in idle:  # the server knows it once it has answered
             client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert client.recv(100)
         answer = speak(port)

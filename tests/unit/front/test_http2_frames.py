@@ -194,7 +194,7 @@ def test_the_number_of_unacknowledged_pings_and_settings_is_limited():
         assert client.feed(make_frame(kind, 0, 0, bytes(8))) == make_frame(kind, 0, 0, bytes(8))
         server.feed(make_frame(kind, 1, 0, bytes(8)))
         client.count_answers(server.pop_answers())
-    client.feed(make_frame(PING, 1, 0, bytes(8)) * 5000)  # answers to the server's own
+    client.feed(make_frame(PING, 1, 0, bytes(8)) * 5000)  # replies to the server's own
     assert not server.pop_answers()
     with pytest.raises(Violation, match="without waiting"):
         client.feed(make_frame(PING, 0, 0, bytes(8)) * 101)

@@ -110,9 +110,9 @@ def test_max_tokens_and_its_default(api):
     assert chat(api, max_tokens=9, max_completion_tokens=None)["max_tokens"] == 9
     assert chat(api, max_tokens=9.0)["max_tokens"] == 9
     chat(api)
-    assert Recorder.asked[0][1] is None  # as many as there is room for
+    assert Recorder.asked[0][1] is None  # as many as fit
     complete(api)
-    assert Recorder.asked[0][1] == 16 and "max_tokens" not in Recorder.asked[0][0]  # OpenAI's, as far as there is room
+    assert Recorder.asked[0][1] == 16 and "max_tokens" not in Recorder.asked[0][0]  # OpenAI's, as far as it fits
 
 
 def test_every_prompt_format_is_accepted(api):

@@ -127,7 +127,7 @@ def test_invalid_json_is_refused(ask_rest, upstream, path, body):
 )  # fmt: skip
 def test_large_bodies_are_cheap(ask_rest, upstream, body):
     """A hundredth of the largest body must take little processor time."""
-    ask_rest(GENERATE, {"text_input": "hi"})  # what is imported first
+    ask_rest(GENERATE, {"text_input": "hi"})  # first imports
     start = time.process_time()
     assert ask_rest(GENERATE, body).status_code == 400
     assert time.process_time() - start < 2 and len(upstream.asked) == 1

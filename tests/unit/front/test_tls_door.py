@@ -44,7 +44,7 @@ def test_silent_connections_are_counted_and_closed(tmp_path):
     async def work():
         async with served(tmp_path, most=3, seconds=0.5) as (port, handshakes, context):
             silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
-            for reader, _ in silent:  # five at once, three when their time is over
+            for reader, _ in silent:  # five at once, three after their time is up
                 with contextlib.suppress(ConnectionError):
                     assert await reader.read() == b""
             while handshakes.num_open:

@@ -18,7 +18,7 @@ from support.launch_scripts import SCRIPTS, parse_flags, printed_command, run_sc
 
 ENTRYPOINT = str(ROOT / "llm" / "run_pretrain.py")
 PRETRAIN = ("run_trainer.sh", "run_trainer_tp4pp2.sh")
-# More words of a shell than a value may ever run.
+# Shell syntax that must never be executed.
 HOSTILE = (
     'it\'s $(touch RUN) "x"',
     "`touch RUN`; touch RUN\n&& touch RUN",
@@ -27,7 +27,7 @@ HOSTILE = (
     "a}b{a,b}~!x\\#",
 )
 
-# The published commands: with sharding stage 2, and the 4D one, which shares what was not published of it.
+# The published commands: with sharding stage 2, and the 4D one, which shares the values that were not published.
 SHARED = """
 --model_type llama --model_name_or_path facebook/llama-7b --tokenizer_name_or_path facebook/llama-7b
 --input_dir ./data --split 949,50,1 --max_seq_length 2048 --per_device_train_batch_size 1

@@ -30,7 +30,7 @@ class Job:
         for name in ("srun", "scontrol", "scancel"):
             (folder / "bin" / name).write_text(f"#!{sys.executable}\n{PROGRAMS.read_text()}")
             (folder / "bin" / name).chmod(0o755)
-        # What every node runs in these tests: two ranks that wait for a signal, or end with the codes given.
+        # The program on every node in these tests: two ranks that wait for a signal, or exit with the given codes.
         self.script = folder / "work" / "my script.sh"
         self.script.write_text(
             f'printf "%s|" "$NODE_RANK" "$NNODES" "$MASTER" "$GPUS" "$@" >"{folder}/node-$NODE_RANK"\n'

@@ -52,7 +52,7 @@ def test_failed_ranks_are_restarted(folder, capfd, codes, max_restart, expected,
     words = [sys.executable, LAUNCHER, str(folder), "2", *codes.split()]
     command = LaunchCommand(words, has_launcher=True, log_dir="logs", num_ranks=2, degrees=None)
     assert Supervisor(command, os.environ, max_restart).run() == expected
-    # To start anew a second time would delete the checkpoints.
+    # Starting from scratch a second time would delete the checkpoints.
     assert [start[-1] == RESUME_FLAG for start in starts(folder)] == [i > 0 for i in range(num_starts)]
     errors = capfd.readouterr().err
     assert errors.count("launch: the trainers ended with code") == num_starts - (expected == 0)

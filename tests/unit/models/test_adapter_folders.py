@@ -114,7 +114,7 @@ def test_chat_and_serve_use_the_tokenizer_of_the_adapter(place, monkeypatch):
     assert (Path(view) / tools).read_text() == TEMPLATE + "{{ tools }}"
     assert (Path(view) / "model.safetensors").samefile("models/a/base/model.safetensors")
     assert Base.from_folder("", Path(view)).fingerprint == Base.from_folder("", Path("models/a/base")).fingerprint
-    assert add_texts_of(place, Path("models/a/base"), place) == Path("models/a/base")  # one without texts of its own
+    assert add_texts_of(place, Path("models/a/base"), place) == Path("models/a/base")  # one without its own tokenizer
     served = {}
 
     def run(config: ServeConfig, *_: object) -> int:
@@ -139,7 +139,7 @@ def test_a_checkpoint_is_distinguished_from_an_adapter(place):
     checkpoint.mkdir()
     (checkpoint / INDEX).write_text("{}")
     assert not holds_adapter(checkpoint)
-    with pytest.raises(ModelError, match=r"adapter.json is missing$"):  # of a run that trained all weights
+    with pytest.raises(ModelError, match=r"adapter.json is missing$"):  # of full training
         open_adapter(checkpoint)
     shutil.copy("out/lora/adapter.json", checkpoint)
     with pytest.raises(ModelError, match="`oarlock checkpoint consolidate out/checkpoint-1 ADAPTER`"):
@@ -160,8 +160,8 @@ def source(positions: int):
         (256, {"src_length": 200}, 0, (200, 56)),
         (256, {"tgt_length": 250}, 0, (6, 250)),
         (256, {"src_length": 10}, 0, (10, 160)),
-        (256, {"src_length": 255}, 0, (255, 160)),  # no room for an answer: refused by check_lengths
-        (256, {"src_length": 128, "tgt_length": 160}, 0, (128, 160)),  # given, though they are the defaults
+        (256, {"src_length": 255}, 0, (255, 160)),  # no space for an answer: refused by check_lengths
+        (256, {"src_length": 128, "tgt_length": 160}, 0, (128, 160)),  # given, although equal to the defaults
         (256, {"p_tuning": 1, "num_virtual_tokens": 16}, 0, (106, 134)),
         (0, {}, 0, (128, 160)),
     ],
@@ -182,7 +182,7 @@ def test_a_corpus_is_cut_to_the_context_too():
     assert fit_lengths(found.config, source(4096), found.origins) is found.config
     given = load_config(PretrainConfig, ["--do_train", "--max_seq_length", "1024"])
     assert fit_lengths(given.config, source(512), given.origins) is given.config
-    # Where nobody knows where the values are from, one that is not the default was given.
+    # If the origin of the values is unknown, a value other than the default counts as given.
     other = replace(found.config, data=replace(found.config.data, max_seq_length=600))
     assert fit_lengths(other, source(512), {}) is other
 

@@ -56,7 +56,7 @@ def without(*names):
     return lambda arrays: {name: array for name, array in arrays.items() if name not in names}
 
 
-# what is refused
+# refusals
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_families_that_transformers_lacks(family, tmp_path):
         convert(tmp_path, tmp_path / "out", "hf")
 
 
-# what is written
+# contents
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -212,7 +212,7 @@ def test_writing_transposes_and_rounds_any_shape(data, tmp_path_factory):
     assert found.shape == turned.shape and np.array_equal(found, turned.astype(kind))
 
 
-# words
+# fields
 
 
 FACTORS = st.floats(1.1, 64, allow_nan=False)

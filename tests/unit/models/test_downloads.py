@@ -168,7 +168,7 @@ def test_model_names_resolve_to_the_cache(hub, name):
     assert not hub.asked
 
 
-# cuts
+# interruptions
 
 
 def test_an_interrupted_download_is_resumed(hub, tmp_path):
@@ -194,7 +194,7 @@ def test_a_later_process_resumes_an_interrupted_download(hub, tmp_path):
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS and hub.asked[-1][2] == "bytes=500000-"
 
 
-# lies
+# false answers
 
 
 def fails(hub: Hub, tmp_path: Path, match: str) -> None:

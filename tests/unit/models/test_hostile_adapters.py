@@ -97,7 +97,7 @@ def test_an_adapter_can_not_choose_folders_or_hubs(folders, tmp_path, monkeypatc
         with pytest.raises(ModelError, match=r"not opened because an adapter names it\. Name it"):
             find_base(found, "Name it")
     found = open_adapter(adapter(tmp_path / "a", base={"name": elsewhere, "fingerprint": "0" * 64}))
-    assert find_base(found, "Name it") == Path(elsewhere)  # whoever loads it compares the fingerprint
+    assert find_base(found, "Name it") == Path(elsewhere)  # the loader compares the fingerprint
     with pytest.raises((ModelError, ConfigError), match="not the base of this adapter"):
         from oarlock.models.load_finetuned import load_finetuned
 

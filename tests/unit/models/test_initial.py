@@ -33,7 +33,7 @@ def test_distributions_equal_paddlenlp(name):
     whole = find_model_class(config)
     reference = whole._from_config(config, dtype="float32")
     expected = {h.name: h.tensor.numpy() for h in parameter_shards(reference) if hasattr(h.tensor, "trainable")}
-    if name == "OPT":  # PaddleNLP's has an output layer of its own all the same
+    if name == "OPT":  # PaddleNLP's has its own output layer anyway
         del expected["lm_head.decoder_weight"]
     weights = RandomWeights(whole, config, seed=3)
     assert set(weights.shapes) == set(expected)
@@ -41,7 +41,7 @@ def test_distributions_equal_paddlenlp(name):
         ours = weights.read(key)
         assert ours.shape == theirs.shape == weights.shapes[key] and ours.dtype == np.float32
         spread = theirs.std()
-        if name == "Bloom" and spread == 0 and len(theirs.shape) == 2:  # its initialiser's mistake; see init_weights.py
+        if name == "Bloom" and spread == 0 and len(theirs.shape) == 2:  # a bug of its initializer; see init_weights.py
             assert abs(ours.std() / config.initializer_range - 1) < 5 * ours.size**-0.5, key
             continue
         if spread == 0:
@@ -58,7 +58,7 @@ def test_a_family_is_restored_from_its_files(tmp_path, name):
     config = configuration(name)
     model = ordinary(find_model_class(config)._from_config(config, dtype="float32"))
     model.save_pretrained(str(tmp_path), safe_serialization=True)
-    if config.model_type in FAMILIES:  # PaddleNLP's OPT stores an output layer of its own; read_config() sees it
+    if config.model_type in FAMILIES:  # PaddleNLP's OPT stores its own output layer; read_config() reads it
         config = read_config(tmp_path)
     loaded = build_model(ModelSource(tmp_path, config, from_weights=True)).state_dict()
     state = model.state_dict()

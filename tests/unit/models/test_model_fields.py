@@ -173,8 +173,8 @@ def test_sampling_defaults_apply_only_to_omitted_fields():
     assert defaults == {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}
     asked = SamplingParams(temperature=0.2, given=frozenset({"temperature"})).with_defaults(defaults)
     assert (asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty) == (0.2, 0.9, 0, 1.1)
-    assert SamplingParams().with_defaults(defaults) == SamplingParams()  # of a program: all of it is meant
-    assert read_sampling_defaults({"temperature": 0.6}) == {}  # the likeliest token, without do_sample
+    assert SamplingParams().with_defaults(defaults) == SamplingParams()  # written by a program: all of it counts
+    assert read_sampling_defaults({"temperature": 0.6}) == {}  # the most likely token, without do_sample
     assert read_sampling_defaults({"decode_strategy": "sampling"}) == {"temperature": 1.0}
     with pytest.raises(ModelError, match="top_p is 3"):
         read_sampling_defaults({"top_p": 3})

@@ -133,7 +133,7 @@ def test_pickles_next_to_safetensors_are_ignored(folder, capsys):
         find_weights(folder)
     (folder / "pytorch_model.bin").unlink()
     size = sum(values.nbytes for values in arrays.values())
-    (folder / "model_state.pdparams").write_bytes(b"\x80" * (size + 2000))  # sizes are all that it shows
+    (folder / "model_state.pdparams").write_bytes(b"\x80" * (size + 2000))  # only its sizes are visible
     find_weights(folder)
     (folder / "model_state.pdparams").write_bytes(b"\x80" * (3 * size + (4 << 20)))
     with pytest.raises(ModelError, match=r"two sets of weights: model.safetensors and model_state.pdparams"):

@@ -76,7 +76,7 @@ def test_half_precision_parameters_accept_any_array():
         parameter = paddle.zeros([1, 2], dtype)
         set_parameter(parameter, values)
         assert parameter.astype("float32").tolist() == values.tolist()
-        number = paddle.zeros([], dtype)  # GPT-J keeps its scale so
+        number = paddle.zeros([], dtype)  # GPT-J stores its scale like this
         set_parameter(number, np.asarray(1.5, np.float32))
         assert number.astype("float32").item() == 1.5
 

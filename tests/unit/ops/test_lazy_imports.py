@@ -25,7 +25,7 @@ HEAVY = (
 SAY = """
 import json, sys
 rooms = (paddlenlp, paddlenlp.transformers, paddlenlp.trainer, paddlenlp.peft, paddlenlp.data, paddlenlp.generation)
-names = sorted(f"{room.__name__}.{name}" for room in rooms for name in dir(room) if not name.startswith("_"))
+names = sorted(f"{package.__name__}.{name}" for package in packages for name in dir(package) if not name.startswith("_"))
 library = sorted(m.__name__ for m in sys.modules.values() if type(vars(m).get("datasets")).__name__ == "_Library")
 print(json.dumps({"modules": sorted(sys.modules), "names": names, "library": library}))
 """
@@ -69,7 +69,7 @@ def test_unused_parts_are_not_imported(light):
 
 def test_nothing_else_is_left_out(plain, light):
     lost = {name.removeprefix("paddlenlp.") for name in set(plain["names"]) - set(light["names"])}
-    # The last is a module of its, which is there once trl has imported it.
+    # The last one is a submodule that exists once trl has imported it.
     assert lost == {*lazy_imports._PARTS, *lazy_imports._CLASSES, "transformers.kto_criterion"}
 
 

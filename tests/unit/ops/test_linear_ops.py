@@ -165,7 +165,7 @@ def test_lora_projections_are_fused(operators):
     norms = "fused_rms_norm_kept", "fused_add_rms_norm"
     assert used() == [norms[0], "fused_lora_projections", "fused_lora_linear", norms[1], "fused_lora_mlp"]
     up = layer.mlp.up_proj
-    up.forward = lambda x: x @ normal(32, 48).detach()  # as QLoRA does it, which has no weight any more
+    up.forward = lambda x: x @ normal(32, 48).detach()  # as in QLoRA, which no longer has a weight
     weight = up._parameters.pop("weight")
     assert used() == [norms[0], "fused_lora_projections", "fused_lora_linear", norms[1], *["fused_lora_linear"] * 2]
     del up.forward

@@ -50,7 +50,7 @@ def check(rows: int, columns: int, source: np.dtype, target: np.dtype, turned: b
 def test_any_matrix(rows, columns, source, target, turned, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(copy_matrix, "_MIN_SIZE", 0)
-        if rows > 1 and columns > 1:  # a single row or column lies both ways
+        if rows > 1 and columns > 1:  # a single row or column is contiguous both ways
             check(rows, columns, source, target, turned, seed)
 
 

@@ -109,7 +109,7 @@ def test_unused_outputs_have_no_gradient(used):
     if used == 0:
         close(x.grad, wide(wanted[0]), "float32", 4)
         close(scale.grad, wide(wanted[1]), "float32", 4)
-    else:  # the sum itself; 1/rms, through which nothing flows
+    else:  # the sum itself; 1/rms, which has no gradient
         assert (x.grad.numpy() == (used == 1)).all() and not scale.grad.numpy().any()
 
 
@@ -164,7 +164,7 @@ def test_rounding_of_half_types():
     bits = np.arange(65536, dtype=np.uint16)
     as_bfloat16 = paddle.to_tensor((bits.astype(np.uint32) << 16).view(np.float32)).astype("bfloat16")
     for x in (paddle.to_tensor(bits.view(np.float16)), as_bfloat16):
-        for cols in (64, 1):  # vectors, and one by one
+        for cols in (64, 1):  # vectorised, and one by one
             rows = x.reshape([-1, cols])
             nothing = paddle.zeros([*rows.shape], "float32").astype(x.dtype)
             _, total, _ = rms_norm.fused_add_rms_norm(rows, nothing, paddle.ones([cols]), EPSILON)
@@ -180,8 +180,8 @@ def test_rounding_to_half_types():
         wanted = {"float16": numbers.astype(np.float16).astype(np.float64)}
     wanted["bfloat16"] = wide(paddle.to_tensor(numbers).astype("bfloat16"))
     for dtype, values in wanted.items():
-        for cols in (numbers.size, 1):  # vectors, and one by one
-            # With x = 0 and epsilon = 1, x's gradient is y's, rounded to x's type.
+        for cols in (numbers.size, 1):  # vectorised, and one by one
+            # With x = 0 and epsilon = 1, the gradient of x is that of y, rounded to x's dtype.
             x = paddle.zeros([1, cols]).astype(dtype)
             x.stop_gradient = False
             y, _ = rms_norm.fused_rms_norm(x, paddle.ones([cols]), 1.0)

@@ -53,8 +53,8 @@ def test_an_unknown_library_is_refused(monkeypatch):
         matmul_library.choose_library()
 
 
-# What a processor's maker comes to, in a program: the libraries in memory, and who is asked for Paddle's own products and
-# for those of the fused operators.
+# The effect of the processor's vendor: which libraries are loaded, and which one computes Paddle's own products and
+# those of the fused operators.
 _DISPATCH = """
 import ctypes, json, os, sys
 from pathlib import Path
@@ -83,7 +83,7 @@ print(json.dumps(found))
 @pytest.mark.parametrize(
     ("maker", "environment", "expected"),
     [
-        # The library before MKL is not even loaded: the way is Paddle's own, as it was.
+        # The library that preempts MKL is not even loaded: Paddle's own products are unchanged.
         ("GenuineIntel", {}, {"2-D": 0, "batched": 0, "fused": 0, "in use": "mkl", "in memory": False}),
         ("AuthenticAMD", {}, {"2-D": 1, "batched": 1, "fused": 3, "in use": "onednn", "in memory": True}),
         ("AuthenticAMD", {"OARLOCK_GEMM": "mkl"}, {"2-D": 0, "fused": 0, "in use": "mkl", "in memory": False}),
@@ -210,7 +210,7 @@ def test_the_library_is_read_from_the_resumed_checkpoint(tmp_path):
     for step, library in ((2, "mkl"), (10, "onednn")):
         _write_checkpoint(tmp_path / f"checkpoint-{step}", step, library)
     assert read_recorded_matmul_library(config) == "onednn"
-    (tmp_path / "checkpoint-10" / "manifest.json").write_text("{")  # damaged: the one before it will be taken
+    (tmp_path / "checkpoint-10" / "manifest.json").write_text("{")  # damaged: the previous one will be used
     assert read_recorded_matmul_library(config) == "mkl"
     checkpoint.resume_from_checkpoint = str(tmp_path / "checkpoint-2")
     (tmp_path / "checkpoint-10" / "manifest.json").unlink()

@@ -59,7 +59,7 @@ def test_sequence_parallel_pads_to_the_length_the_model_is_built_for():
     assert planned(2, "--tensor_parallel_degree", "2", kind=FinetuneConfig)[0].length_multiple == 1
 
 
-# said at the start
+# notes at the start
 
 
 def test_one_process_ignores_degrees_and_reports_it():

@@ -18,7 +18,7 @@ from oarlock.config import FinetuneConfig, load_config
 from oarlock.triton_repository.inputs import INPUTS
 from support.deploy_folder import DEPLOY
 
-# clients, with a server that answers as Triton and OpenAI do (the real ones: tests of oarlock serve)
+# clients, with a server that answers as Triton and OpenAI do (tests of oarlock serve use the real ones)
 
 
 class Answers(BaseHTTPRequestHandler):

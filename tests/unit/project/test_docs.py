@@ -47,7 +47,7 @@ def test_commands_are_accepted(document, line, monkeypatch):
         kind = PretrainConfig if "pretrain" in words[1] else FinetuneConfig
         rest = [word for word in words[2:] if word != "--print_config"]
         assert "--help" in rest or load_config(kind, rest)
-    elif words[0] == "curl":  # tests/e2e asks a server at these addresses
+    elif words[0] == "curl":  # tests/e2e uses a server at these addresses
         (address,) = [word for word in words if word.startswith("http://127.0.0.1:")]
         assert address.split("/", 3)[3].startswith(("v1/chat/completions", "v2/models/", "v2/repository/models/"))
         assert all(json.loads(given) for option, given in pairwise(words) if option in ("-d", "--data"))

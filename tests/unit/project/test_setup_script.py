@@ -63,7 +63,7 @@ def test_an_old_driver_is_reported(tmp_path):
     assert result.returncode == 1 and "needs 11.8 or newer" in result.stderr
 
 
-# A Python that knows its version, and can make environments of its kind.
+# A Python that reports its version and creates environments with it.
 PYTHON = """#!/bin/bash
 case "$1 $2" in
   "-c "*) echo VERSION ;;
@@ -103,7 +103,7 @@ def shell(tmp_path: Path, code: str, script: str = "setup.sh", **environment: st
     [
         ({"python3_10": "3.10", "python3_11": "3.11", "python3_12": "3.12", "python3": "3.11"}, "python3.12"),
         ({"python3": "3.12"}, "python3"),  # Ubuntu 24.04
-        ({"python3_12": "", "python3_11": "3.11"}, "python3.11"),  # pyenv's shim of a version that is not switched on
+        ({"python3_12": "", "python3_11": "3.11"}, "python3.11"),  # pyenv's shim of a version that is not active
         ({"python3_13": "3.13", "python3": "3.13", "python": "3.10"}, "python"),
     ],
 )
@@ -126,10 +126,10 @@ def test_an_environment_keeps_its_python_until_another_is_requested(tmp_path):
     folder = pythons(tmp_path / "bin", python3_12="3.12", python3_11="3.11")
     made = "python=$(find_python); make_venv $python; version_of $VENV/bin/python"
     assert shell(tmp_path, made, PYTHON=str(folder / "python3.11")).stdout.splitlines()[-1] == "3.11"
-    assert shell(tmp_path, made).stdout.splitlines() == ["3.11"]  # nothing is made
+    assert shell(tmp_path, made).stdout.splitlines() == ["3.11"]  # nothing is created
     asked = shell(tmp_path, made, PYTHON="python3.12").stdout
     assert "has Python 3.11, so it is rebuilt" in asked and asked.splitlines()[-1] == "3.12"
-    pythons(tmp_path / "venv" / "bin", python="3.9")  # from a time when that was supported
+    pythons(tmp_path / "venv" / "bin", python="3.9")  # from when that version was supported
     again = shell(tmp_path, made).stdout
     assert "has Python 3.9, so it is rebuilt" in again and again.splitlines()[-1] == "3.12"
 
@@ -145,7 +145,7 @@ def test_the_smoke_test_runs_on_the_other_pythons(tmp_path):
         "/home/.pyenv/versions/3.11.9/bin/python3.11",
         "/bin/python3.10",
     ]
-    # Those that it would set up: bash runs setup.sh, and what it made runs the test.
+    # The versions it would set up: bash runs setup.sh, and the environment runs the test.
     said = shell(tmp_path, "bash() { echo set up $PYTHON; exit 0; }; main_smoke", "smoke.sh").stdout
     assert "3.12" not in said and "python3.11" in said
 

@@ -42,7 +42,7 @@ ORDER = (
     ),
     *("export", "serve", "api", "cli", "__main__"),
 )
-# An exported folder does not depend on training, and a server depends on nothing but the folders it is given.
+# An exported folder does not depend on training, and a server depends only on the folders it is given.
 NEVER = {"export": {"train"}, "serve": {"train", "export"}}
 
 
@@ -61,7 +61,7 @@ def imported_packages(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_follow_the_order_of_packages(path):
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    # Templates of model.py are copied into repositories, where they import what has been copied with them.
+    # Templates of model.py are copied into repositories, and import what is copied with them.
     is_template = path.is_relative_to(PACKAGE / "triton_repository" / "models")
     if own == "__init__" or is_template:
         return
@@ -102,9 +102,9 @@ def test_light_commands_do_not_import_paddle(words):
     assert result.returncode == 0, result.stderr
 
 
-# What parses JSON beside oarlock.formats, and why that may.
+# Files outside oarlock.formats that parse JSON, and why they may.
 OWN_JSON = {
-    "data/files/json_text.py": "records of data, as strict as formats but for what stands beside the text",
+    "data/files/json_text.py": "records of data; as strict as formats, except for the text around them",
     "data/files/json_lists.py": "finds the end of a record that json_text has refused",
     "data/tokenizers/fast_tokenizer.py": "what the tokenizers library says of a tokenizer in memory",
     "data/examples/marked_encoding.py": "the same",
@@ -112,7 +112,7 @@ OWN_JSON = {
     "weights/save.py": "what save_pretrained wrote a moment before",
     "parallel/nodes.py": "what a rank of this launch put into its memory, which only such ranks reach",
     "serve/supervision/admin_client.py": "its answer",
-    "serve/front/process.py": "what `oarlock serve` tells the front on its input",
+    "serve/front/process.py": "messages of `oarlock serve` to the front",
     "serve/triton/fastdeploy_json.py": "a request that the front has bounded; checked field by field behind it",
     "serve/triton/fields.py": "the same",
     "serve/triton/relay.py": "the model's configuration, which `oarlock serve` wrote, from Triton",

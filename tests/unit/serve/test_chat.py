@@ -146,7 +146,7 @@ def test_the_program_in_a_terminal(tiny_model):
             until("\r\n> ", 1)
             os.write(ours, b"hello\n")
             until("\r\n> ", 2)
-            # Nothing but a hint. (Between readline's prompt and its wait for a key, Python keeps a signal for later.)
+            # Only a hint. (Between readline's prompt and its wait for a key, Python defers signals.)
             press_ctrl_c()
             until("/quit leaves", 2, remind=press_ctrl_c)
             os.write(ours, b"/quit\n")

@@ -13,10 +13,10 @@ from support.scripted_engine import GUARD_S, Script, submit
 @pytest.mark.parametrize(
     ("stop", "text", "tokens"),
     [
-        (("<x>",), "BCDE", 5),  # hidden in the text all the same
-        (("DE<x>G",), "BC", 6),  # with what stands around it
+        (("<x>",), "BCDE", 5),  # hidden in the text nevertheless
+        (("DE<x>G",), "BC", 6),  # with the text around it
         (("E<x>",), "BCD", 5),
-        (("<x>H",), "BCDEG", 6),  # is not said
+        (("<x>H",), "BCDEG", 6),  # is not reported
         ((">",), "BCDE", 5),
     ],
 )

@@ -47,7 +47,7 @@ def test_top_k_and_top_p_candidates(scores, how):
         - how.top_p
     )
     if how.top_p < 1 and near.min() < 1e-9:
-        return  # on the edge rounding decides
+        return  # at the boundary, rounding decides
     assert set(tokens.tolist()) == set(wanted)
     np.testing.assert_allclose(masses, [wanted[token] for token in tokens.tolist()], rtol=1e-9)
 
@@ -207,7 +207,7 @@ def test_characters_are_never_split(data, wild, places):
 
 
 def test_a_leading_space_is_kept_in_the_middle_of_a_text():
-    words = ["▁Hello", "▁world", "", "▁!"]  # as SentencePiece has them; the third is a special token
+    words = ["▁Hello", "▁world", "", "▁!"]  # as in SentencePiece; the third is a special token
     detokenizer = Detokenizer(lambda ids: "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" "))
     assert [detokenizer.add(i) for i in range(4)] == ["Hello", " world", "", " !"]
 

@@ -16,7 +16,7 @@ from oarlock.serve.engine.loading import ServedModel, find_begin_tokens, find_sp
 from oarlock.serve.request import Prompt
 
 END, USER = "<|endoftext|>", "<|user|>"
-# In the manner of Hermes and Qwen.
+# In the style of Hermes and Qwen.
 TOOLS = (
     "{% if tools %}<|user|>tools:{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|endoftext|>{% endif %}"
     "{% for m in messages %}{{ '<|assistant|>' if m.role == 'assistant' else '<|user|>' }}"
@@ -89,7 +89,7 @@ def test_tools_reach_a_template_that_renders_them(tokenizer):
     assert '<tool_call>{"name": "weather", "arguments": {"city": "<|endoftext|>"}}</tool_call>' in text.text
     assert text.text.startswith('<|user|>tools:{"type": "function"') and text.text.endswith("<|assistant|>")
     (encoded,) = encode_marked(made, [text])
-    # One end for the tools and for each message, none for those that a client spelled.
+    # One end token for the tools and for each message, none for those spelled by a client.
     assert encoded.ids.count(made.convert_tokens_to_ids(END)) == 4
     own = choose_template("auto", made, "src_tgt")
     for asked, tools, words in (

@@ -14,7 +14,7 @@ from oarlock.triton_repository.config_pbtxt import read_triton_config
 TEMPLATES = Path(part_module.__file__).parents[2] / "triton_repository" / "models"
 
 
-# what Triton is shown
+# Triton's repository
 
 
 @pytest.fixture

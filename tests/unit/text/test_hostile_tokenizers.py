@@ -190,7 +190,7 @@ def test_paddlenlp_tokenizers_get_only_checked_values(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="'my_token' is not a special token of a BertTokenizer"):
         load_tokenizer(str(folder))
     (folder / "special_tokens_map.json").unlink()
-    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\nb\n")  # its ids lie beyond its size
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\nb\n")  # its ids exceed its size
     with pytest.raises(ModelError, match=r"a token appears twice in vocab\.txt"):
         load_tokenizer(str(folder))
 

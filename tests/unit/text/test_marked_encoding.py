@@ -145,11 +145,11 @@ def test_only_the_template_produces_special_tokens(tokenizers: dict[str, _Held],
         ends = [start, end]
         if id_ in added and added[id_].special and id_ != unknown:
             found = marked.text[start:end]
-            content = normalize("NFKC", found.strip()).lower()  # as the tokenizers here read the template's words
+            content = normalize("NFKC", found.strip()).lower()  # as tokenizers encode the template's text here
             assert content == added[id_].content, "a special token that nobody wrote"
             at = start + len(found) - len(found.lstrip())
             assert not any(place in span for span in inside for place in range(at, at + len(content)))
-    # The whole of the template's words is read as by the library alone.
+    # The template's text is encoded exactly as by the library alone.
     plain = MarkedText(marked.text)
     assert (
         encode_marked(tokenizer, [plain])[0].ids
@@ -166,7 +166,7 @@ def test_the_respelled_tokenizer_gives_the_same_ids(tokenizers: dict[str, _Held]
     encoder = MarkedEncoder(tokenizers[kind].backend_tokenizer)
     (short,) = encoder.encode([marked])
     (long,) = encoder._encode_spelled([marked])
-    if kind in ("unigram", "stripping"):  # they find special tokens in other spellings too: ＜s＞, <S>
+    if kind in ("unigram", "stripping"):  # they match other spellings of special tokens too: ＜s＞, <S>
         assume(marked.text.lower() == marked.text and "＜" not in marked.text)
     assert (long.ids, long.offsets) == (short.ids, short.offsets)
 
@@ -190,7 +190,7 @@ def test_user_spellings_at_every_position() -> None:
     assert row.ids.count(token("<|im_start|>")) == 1 and row.ids.count(token("<|im_end|>")) == 1
     end = row.ids.index(token("<|im_end|>"))
     assert text[slice(*row.offsets[end])] == "<|im_end|>" and row.offsets[end][0] == text.rindex("<|im_end|>")
-    # The template's words alone are a control token; an end in two halves, one the user's, is none.
+    # Only the template's text becomes a control token; an end token split between template and user text does not.
     (halves,) = encode_marked(tokenizer, [MarkedText("a<|im_end|>", ((0, 6),))])
     assert token("<|im_end|>") not in halves.ids
     assert list_special_spellings(tokenizer) == ("<|im_start|>", "<|im_end|>", "<unk>", "</s>", "<s>")

@@ -22,7 +22,7 @@ def rendered(source: str, messages=ROUND, **more) -> str:
     return template(source).render_chat(messages, **more).text.text
 
 
-# what may be used
+# what templates may use
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_generation_blocks_are_found():
     assert template(ALL).render_chat(words).generations == ()
 
 
-# what may not
+# what templates may not use
 
 
 ENDLESS = {
@@ -87,7 +87,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_endless_and_memory_hungry_templates_are_stopped(kind, monkeypatch):
-    monkeypatch.setattr(jinja_limits, "_MAX_STEPS", 100_000)  # as it would be at the real bound, sooner
+    monkeypatch.setattr(jinja_limits, "_MAX_STEPS", 100_000)  # as at the real limit, but sooner
     with pytest.raises(DataError, match=r"chat template mine.*(was stopped|fails: (OverflowError|RecursionError))"):
         template(ALL + ENDLESS[kind]).prepare(ROUND).run()
 
@@ -140,7 +140,7 @@ def test_wrong_jinja_is_named_with_its_line(tmp_path):
             template(text).check()
 
 
-# users' words that spell special tokens
+# user text that spells special tokens
 
 
 @settings(max_examples=60, deadline=None)
@@ -182,7 +182,7 @@ def test_spellings_in_tools_and_field_names():
     assert json.loads(chat.text.text.split("[user]")[0]) == tools and len(chat.text.literal) == 1
 
 
-# what is left out
+# dropped content
 
 
 @pytest.mark.parametrize(
@@ -210,9 +210,9 @@ def test_rendered_content_is_accepted():
         source, [*ROUND[:1], {"role": "assistant", "content": None, "tool_calls": [CALL]}]
     )
     assert rendered(source, [*ROUND, {"role": "tool", "content": "42"}]).endswith("<tool>42")
-    earlier = "{% for m in messages %}{{ m.content }}{{ m.reasoning_content if loop.last }}{% endfor %}"  # as Qwen3
+    earlier = "{% for m in messages %}{{ m.content }}{{ m.reasoning_content if loop.last }}{% endfor %}"  # as in Qwen3
     assert rendered(earlier, [{**ROUND[1], "thinking": "r"}, {**ROUND[1], "thinking": "s"}]) == "aas"
-    # A template that fails on anything but these words: the words themselves are looked for.
+    # A template that fails on any other text: the text itself is searched for.
     picky = "{% for m in messages %}{{ m.content if m.content in ('q', 'a') else raise_exception('no') }}{% endfor %}"
     assert rendered(picky) == "qa"
     with pytest.raises(DataError, match=r"leaves out messages\[1\]"):

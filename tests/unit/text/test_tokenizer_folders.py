@@ -40,10 +40,13 @@ def test_paddlenlps_sentencepiece_layout_equals_sentencepiece(tmp_path, kind, se
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     theirs, ours = sentencepiece.SentencePieceProcessor(model_file=str(model)), load_tokenizer(str(tmp_path))
     for text in PLAIN:
-        if kind == "unigram" and text == "x" * 40:  # several ways to cut it have the same score
+        if kind == "unigram" and text == "x" * 40:  # several segmentations have the same score
             continue
         assert ours(text, add_special_tokens=False)["input_ids"] == theirs.encode(text)
-        assert ours(text)["input_ids"] == [1, *theirs.encode(text)]  # PaddleNLP's Llama begins every text
+        assert ours(text)["input_ids"] == [
+            1,
+            *theirs.encode(text),
+        ]  # PaddleNLP's Llama adds a begin token to every text
     assert (ours.bos_token, ours.eos_token, ours.unk_token) == ("<s>", "</s>", "<unk>")
 
 

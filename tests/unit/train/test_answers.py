@@ -35,7 +35,7 @@ def test_metrics_computed_by_hand():
     assert compute_answer_metrics(["a b c"], ["c b a"])["rouge_l"] == pytest.approx(1 / 3)
     chinese = compute_answer_metrics(["今天下雨"], ["今天下雪"])
     assert chinese["rouge_1"] == chinese["rouge_l"] == 0.75 and chinese["rouge_2"] == pytest.approx(2 / 3)
-    # BLEU: 3/4 words, 2/3 pairs, 1/2 triples, and no quadruple, which sacreBLEU smooths to 1/2 of one
+    # BLEU: 3/4 words, 2/3 pairs, 1/2 triples, and no quadruple, which sacreBLEU smooths to half a match
     assert chinese["bleu"] == found["bleu"] == pytest.approx(100 * (3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** 0.25)
 
 

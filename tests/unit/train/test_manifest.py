@@ -30,7 +30,7 @@ from oarlock.train.checkpoint.writer import rotate
 from oarlock.weights.shard_index import INDEX, shard_file_name
 from oarlock.weights.sharded_store import ShardedStore
 
-LESS = {"shape": [1 << 40, 25], "axis": 0, "runs": [[0, 20]]}  # a piece that is there, of a tensor that is not
+LESS = {"shape": [1 << 40, 25], "axis": 0, "runs": [[0, 20]]}  # an existing shard of a tensor that is missing
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def refused(folder: Path, expected: str, capsys) -> None:
         except CheckpointError as problem:
             assert not check or str(problem) == str(error.value)
         else:
-            assert not check  # without the checksums of the files only the manifest is looked at
+            assert not check  # without the checksums of the files only the manifest is checked
     with pytest.raises(SystemExit, match="1"):
         oarlock(["checkpoint", "verify", str(folder)])
 
@@ -233,7 +233,7 @@ def test_something_else_in_place_of_a_file_is_refused(folder, name, kind, capsys
     elif kind == "folder":
         path.mkdir()
     if kind == "link inside" and name == MANIFEST:
-        return  # the bytes that were written, in the folder: nothing to refuse
+        return  # the bytes in the folder are those that were written: nothing to refuse
     refused(folder, "pipe|link|not a regular file|a folder|missing|no manifest.json", capsys)
 
 

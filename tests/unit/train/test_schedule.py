@@ -60,7 +60,7 @@ def test_a_warmup_as_long_as_the_run(capsys):
         with pytest.raises(ConfigError, match=f"--warmup_steps 6 leaves no step of this run, which has {steps}"):
             check_warmup(ScheduleSection(warmup_steps=6), steps)
     check_warmup(ScheduleSection(warmup_steps=6), 7)
-    check_warmup(ScheduleSection(warmup_steps=6), 5, done=5)  # a run that is complete has nothing to complain of
+    check_warmup(ScheduleSection(warmup_steps=6), 5, done=5)  # a complete run has no problem
     with pytest.raises(ConfigError, match="--decay_steps 10 must be above the 20 steps"):
         check_warmup(ScheduleSection(warmup_ratio=0.2, decay_steps=10), 100)
     assert capsys.readouterr().out == ""
