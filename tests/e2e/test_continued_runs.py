@@ -165,9 +165,8 @@ def test_default_lengths_fit_the_model(stage):
     assert "--src_length 111 (default 128) and --tgt_length 139 (default 160)" in stage.said(
         "p_tuning"
     )  # 6 are virtual
-    assert "--src_length + --tgt_length asks for sequences of 257" in stage.said(
-        "too long", code=2
-    )  # a length was requested
+    # A length was requested.
+    assert "--src_length + --tgt_length asks for sequences of 257" in stage.said("too long", code=2)
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +194,8 @@ def test_an_adapter_folder_is_enough_to_evaluate_and_train_further(alone, name):
     said = alone.said(f"{name} alone")
     assert f"../out/{name} is an adapter" in said and f"its base {BASE} is taken from {alone.folder / BASE}" in said
     last = alone.rows(name, "eval_loss")
-    trained = next(
-        row for row in last if row["step"] == 2
-    )  # of its own training (the run may have been extended since)
+    # Of its own training: the run may have been extended since.
+    trained = next(row for row in last if row["step"] == 2)
     final = last[-1]
     found = alone.rows(f"{name}-alone", "eval_loss")[-1]["eval_loss"]
     assert found == pytest.approx((final if final["step"] > 2 else trained)["eval_loss"], rel=1e-6)

@@ -46,9 +46,8 @@ class Answer(socketserver.StreamRequestHandler):
 
 def target(data: bytes, folder: Path, hub: Hub) -> None:
     cache = folder / "cache"
-    for path in sorted(
-        cache.rglob("*"), reverse=True
-    ):  # rmtree names files relative to descriptors, which looks like a path outside
+    # Not rmtree: it names files relative to descriptors, which looks like a path outside.
+    for path in sorted(cache.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     hub.parts = data.split(BETWEEN)[:40]
     with mock.patch.object(downloads, "_find_cache", lambda: cache):

@@ -37,7 +37,7 @@ _CHANGES = {
     "os.link",
     "os.rename",
 }
-_BESIDE = {"os.mkdir", "os.remove", "os.rmdir"}
+_RELATIVE = {"os.mkdir", "os.remove", "os.rmdir"}
 _PROCESSES = {
     "subprocess.Popen",
     "os.system",
@@ -174,9 +174,8 @@ class _Watch:
 
     def start(self, folder: Path, connects: bool) -> None:
         if not self._hooked:
-            sys.addaudithook(
-                self._event
-            )  # audit hooks can't be removed, so it is added once and switched off between inputs
+            # Audit hooks can't be removed, so it is added once and switched off between inputs.
+            sys.addaudithook(self._event)
             self._hooked = True
         self._folder, self._connects, self._seen, self._on = str(folder), connects, [], True
 
@@ -192,20 +191,19 @@ class _Watch:
             if isinstance(path, (str, bytes)) and isinstance(flags, int) and flags & _WRITING:
                 self._path(event, path)
         elif event in _CHANGES:
-            beside = (
-                arguments[-1] if event in _BESIDE else -1
-            )  # a descriptor of the folder that the path is relative to
+            # A descriptor of the folder that the path is relative to.
+            folder = arguments[-1] if event in _RELATIVE else -1
             for path in arguments[:2]:
                 if isinstance(path, (str, bytes)):
-                    self._path(event, path, beside)
+                    self._path(event, path, folder)
         elif event in _CODE:
             if not _importing():
                 self._seen.append(f"{event} {arguments!r:.200}")
         elif event in _PROCESSES or (event in _CONNECTIONS and not self._connects):
             self._seen.append(f"{event} {arguments!r:.200}")
 
-    def _path(self, event: str, path: str | bytes, beside: int = -1) -> None:
-        base = os.readlink(f"/proc/self/fd/{beside}") if beside >= 0 else ""
+    def _path(self, event: str, path: str | bytes, folder: int = -1) -> None:
+        base = os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else ""
         absolute = os.path.realpath(os.path.join(base, os.fsdecode(path)))
         if not absolute.startswith(f"{self._folder}/") and absolute != "/dev/null" and "__pycache__" not in absolute:
             self._seen.append(f"{event} outside of its folder: {absolute}")

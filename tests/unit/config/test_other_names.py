@@ -76,7 +76,7 @@ def test_option_names_of_other_suites_get_a_hint(tmp_path, words):
 
 
 def test_every_hint_names_an_existing_option():
-    """Each hint names an existing option with a valid value, and no option of ours is shadowed by a foreign name."""
+    """Each hint names an existing option with a valid value, and none of our options is shadowed by a foreign name."""
     classes = [option_specs(kind) for kind in (FinetuneConfig, PretrainConfig)]
     for options, names in SAME.items():
         assert any(all(option in specs for option in options.split()) for specs in classes), options

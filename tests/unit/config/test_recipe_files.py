@@ -112,10 +112,8 @@ def test_each_include_is_read_once(tmp_path, monkeypatch):
     assert str(caught.value).endswith("e14.yaml:2: unknown key sed; did you mean seed?")
     (tmp_path / "e14.yaml").write_text("max_steps: 3\n")
     loaded = load(tmp_path, "include: [e1.yaml, e2.yaml]\n")
-    assert (loaded.config.schedule.max_steps, loaded.config.runtime.seed) == (
-        3,
-        2,
-    )  # the later include takes precedence
+    # The later include takes precedence.
+    assert (loaded.config.schedule.max_steps, loaded.config.runtime.seed) == (3, 2)
     assert loaded.origins["seed"].endswith("e2.yaml:2")
 
 

@@ -24,7 +24,7 @@ HEAVY = (
 )
 SAY = """
 import json, sys
-rooms = (paddlenlp, paddlenlp.transformers, paddlenlp.trainer, paddlenlp.peft, paddlenlp.data, paddlenlp.generation)
+packages = (paddlenlp, paddlenlp.transformers, paddlenlp.trainer, paddlenlp.peft, paddlenlp.data, paddlenlp.generation)
 names = sorted(f"{package.__name__}.{name}" for package in packages for name in dir(package) if not name.startswith("_"))
 library = sorted(m.__name__ for m in sys.modules.values() if type(vars(m).get("datasets")).__name__ == "_Library")
 print(json.dumps({"modules": sorted(sys.modules), "names": names, "library": library}))

@@ -127,7 +127,7 @@ def optimizers(count=5):
 
 
 def check_adamw():
-    """Five steps of Paddle's optimizer and of ours: parameters, and everything a checkpoint stores."""
+    """Five steps of Paddle's and of our optimizer: parameters, and everything a checkpoint stores."""
     states = []
     for fused, (parameters, rate, optimizer) in zip((False, True), optimizers(), strict=True):
         install.use(fused)

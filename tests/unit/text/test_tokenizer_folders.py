@@ -43,10 +43,8 @@ def test_paddlenlps_sentencepiece_layout_equals_sentencepiece(tmp_path, kind, se
         if kind == "unigram" and text == "x" * 40:  # several segmentations have the same score
             continue
         assert ours(text, add_special_tokens=False)["input_ids"] == theirs.encode(text)
-        assert ours(text)["input_ids"] == [
-            1,
-            *theirs.encode(text),
-        ]  # PaddleNLP's Llama adds a begin token to every text
+        # PaddleNLP's Llama adds a begin token to every text.
+        assert ours(text)["input_ids"] == [1, *theirs.encode(text)]
     assert (ours.bos_token, ours.eos_token, ours.unk_token) == ("<s>", "</s>", "<unk>")
 
 
